@@ -1,0 +1,1 @@
+"""The agent: train, privatize, mask, refuse."""

@@ -1,0 +1,7 @@
+"""fedsys: federated learning that nobody has to take on trust."""
+
+from __future__ import annotations
+
+__all__ = ["__version__"]
+
+__version__ = "0.1.0"

@@ -1,0 +1,66 @@
+"""One base for every error that a user can act on; leaves are named by cause.
+
+The command line prints ``str(error)`` on one line and exits with ``error.exit_code``.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AuditInputError",
+    "BudgetExceeded",
+    "ConfigError",
+    "DataError",
+    "FedsysError",
+    "LedgerError",
+    "MechanismError",
+    "PolicyRefusal",
+    "ProtocolError",
+    "RunFolderError",
+    "TrainingError",
+]
+
+
+class FedsysError(Exception):
+    """Base class. The message names the thing, its value and the fix, on one line."""
+
+    exit_code: int = 2
+
+
+class ConfigError(FedsysError):
+    """A key, type or combination in a configuration that cannot run."""
+
+
+class DataError(FedsysError):
+    """Data that is missing, unreadable or unusable."""
+
+
+class MechanismError(FedsysError):
+    """Parameters of a privacy mechanism or accountant outside what its proof covers."""
+
+
+class LedgerError(FedsysError):
+    """A privacy ledger that cannot be read, verified or written."""
+
+
+class BudgetExceeded(FedsysError):
+    """A round whose cost would exceed the privacy budget; nothing was asked of any client."""
+
+
+class PolicyRefusal(FedsysError):
+    """An agent declines what it was asked; the message is its reason."""
+
+
+class ProtocolError(FedsysError):
+    """A message that does not fit the state of the round."""
+
+
+class TrainingError(FedsysError):
+    """Local training failed; the message names the client, the cause and the remedy."""
+
+
+class RunFolderError(FedsysError):
+    """A run's folder that cannot be created, read or resumed."""
+
+
+class AuditInputError(FedsysError):
+    """What was handed to the audit is not a run that it can read."""

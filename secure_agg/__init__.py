@@ -1,0 +1,1 @@
+"""The sum of many vectors, and nothing else about them."""

@@ -1,0 +1,1 @@
+"""The coordinator: cohorts, rounds, strategies, durable state."""
