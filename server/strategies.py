@@ -286,7 +286,7 @@ def build_strategy(
         name: one of `STRATEGIES`, or ``"package.module:Attr"``: a callable that takes
             `StrategyOptions` and returns a `Strategy`.
         learning_rate: the server's η.
-        momentum: β of FedAvgM; only it takes one.
+        momentum: β of FedAvgM; the others do not read it.
         beta1: decay of the first moment; None is the paper's choice (.9, and 0 for FedAdagrad).
         beta2: decay of the second moment (FedAdam, FedYogi).
         tau: adaptivity, the smallest scale that counts as signal (FedAdagrad, FedAdam, FedYogi).
@@ -305,11 +305,6 @@ def build_strategy(
         raise ConfigError(
             f"server.strategy = '{name}' is unknown: use one of {', '.join(STRATEGIES)}, "
             f'or "package.module:Attr" for your own{hint}'
-        )
-    if momentum and name != "fedavgm":
-        raise ConfigError(
-            f"server.momentum = {momentum:g} has no effect with strategy '{name}': "
-            "set it to 0 or choose 'fedavgm'"
         )
     return STRATEGIES[name](options)
 

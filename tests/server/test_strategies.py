@@ -207,11 +207,6 @@ def test_numbers_out_of_range_are_named(options: dict[str, float]) -> None:
         build_strategy("fedavgm", **options)
 
 
-def test_a_momentum_that_would_be_ignored_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"server\.momentum = 0.9 .*'fedavgm'"):
-        build_strategy("fedavg", momentum=0.9)
-
-
 OWN = """
 class Own:
     def __init__(self, options):
