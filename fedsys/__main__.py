@@ -1,0 +1,6 @@
+"""``python -m fedsys`` is ``fedsys``."""
+
+from fedsys.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Every command. Modules here import what they need when they run, so that help is instant."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Entry point of ``fedsys``: runs a command, turns known errors into one line and exit 2."""
+    from fedsys.cli.shadowing import check_own_packages
+    from fedsys.errors import FedsysError
+
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        check_own_packages()
+        from fedsys.cli.app import app
+
+        app(prog_name="fedsys", standalone_mode=True)
+    except FedsysError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

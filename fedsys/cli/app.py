@@ -1,0 +1,43 @@
+"""The tree of commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fedsys import __version__
+from fedsys.cli import audit, doctor, init, privacy, publish, simulate
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Federated learning with secure aggregation and privacy that anybody can check.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedsys {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and exit.")
+    ] = False,
+) -> None:
+    """Federated learning with secure aggregation and privacy that anybody can check."""
+
+
+app.command("simulate")(simulate.simulate)
+app.command("audit")(audit.audit)
+app.command("publish")(publish.publish)
+app.command("init")(init.init)
+app.command("doctor")(doctor.doctor)
+app.add_typer(privacy.app, name="privacy")

@@ -1,0 +1,86 @@
+"""``fedsys simulate``: train over virtual clients, then audit and report what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from simulations.harness import RunResult
+
+__all__ = ["simulate"]
+
+
+def simulate(
+    config: Annotated[
+        str | None,
+        typer.Argument(help="A TOML file or a shipped recipe's name.", show_default="quickstart"),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace one key, e.g. rounds.count=10."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The run's folder; it must be new or empty.", show_default="runs/<name>"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Same as --set job.seed=N.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with data files.", show_default="$FEDSYS_DATA"),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Continue an interrupted run.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print summary.json at the end.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")] = False,
+) -> None:
+    """Train one model over many virtual clients and report what it cost in privacy."""
+    from fedsys.config import load
+    from fedsys.errors import ConfigError
+    from simulations import harness
+
+    settings = list(overrides or [])
+    if seed is not None:
+        settings.append(f"job.seed={seed}")
+    if resume is not None and (config is not None or out is not None or settings):
+        raise ConfigError(
+            f"--resume {resume} continues with the configuration stored there; leave out CONFIG, "
+            f"--set, --seed and --out"
+        )
+    from fedsys.cli.progress import observer
+
+    with observer(quiet=quiet or json) as watch:
+        if resume is not None:
+            result = harness.resume(resume, data=data, device=device, observer=watch)
+        else:
+            result = harness.run(
+                load(config, settings), out=out, data=data, device=device, observer=watch
+            )
+    _finish(result, json=json, quiet=quiet)
+
+
+def _finish(result: RunResult, *, json: bool, quiet: bool) -> None:
+    from fedsys.cli.finish import audit_and_report
+
+    checked = audit_and_report(result.folder)
+    if json:
+        typer.echo(result.folder.joinpath("summary.json").read_text(encoding="utf-8"), nl=False)
+    elif not quiet:
+        from fedsys.report.terminal import print_run
+
+        print_run(result.folder, checked)
+    if result.interrupted:
+        typer.echo(
+            f"interrupted after round {result.rounds}; continue with "
+            f"`fedsys simulate --resume {result.folder}`",
+            err=True,
+        )
+        raise typer.Exit(130)
+    if not checked.passed:
+        failed = ", ".join(claim.name for claim in checked.claims if claim.holds is False)
+        typer.echo(f"error: the run's own audit failed: {failed}", err=True)
+        raise typer.Exit(1)

@@ -1,0 +1,117 @@
+"""Weights on disk: checkpoints that a run resumes from, and the model that it releases.
+
+A checkpoint is an ``.npz`` without pickles (weights, the strategy's state, the round); the model
+is a torch ``state_dict``. Both appear under their name only once they are whole and on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsys.errors import RunFolderError
+
+__all__ = [
+    "Checkpoint",
+    "latest_checkpoint",
+    "model_bytes",
+    "save_checkpoint",
+    "sha256_of_weights",
+    "write_atomically",
+]
+
+KEEP = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The state after round `round`; `weights` is (d,) float32."""
+
+    round: int
+    weights: NDArray[np.float32]
+    strategy: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` so that `path` holds either what it held before or all of it."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def sha256_of_weights(weights: NDArray[np.float32]) -> str:
+    """SHA-256 of the flat weights as little-endian float32."""
+    return hashlib.sha256(np.ascontiguousarray(weights, dtype="<f4").tobytes()).hexdigest()
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write ``round-000042.npz`` into `folder` and drop all but the newest few."""
+    folder.mkdir(exist_ok=True)
+    buffer = io.BytesIO()
+    state = {f"strategy.{name}": value for name, value in checkpoint.strategy.items()}
+    np.savez(
+        buffer,
+        allow_pickle=False,
+        round=np.int64(checkpoint.round),
+        weights=checkpoint.weights,
+        **state,
+    )
+    path = folder / f"round-{checkpoint.round:06d}.npz"
+    write_atomically(path, buffer.getvalue())
+    for old in sorted(folder.glob("round-*.npz"))[:-KEEP]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint in `folder`, or None.
+
+    Raises:
+        RunFolderError: a checkpoint that does not read back.
+    """
+    paths = sorted(folder.glob("round-*.npz"))
+    if not paths:
+        return None
+    path = paths[-1]
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            prefix = "strategy."
+            return Checkpoint(
+                round=int(arrays["round"]),
+                weights=arrays["weights"].astype(np.float32, copy=False),
+                strategy={
+                    name.removeprefix(prefix): arrays[name]
+                    for name in arrays.files
+                    if name.startswith(prefix)
+                },
+            )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise RunFolderError(
+            f"{path}: checkpoint does not read back ({error}); delete it to resume from the one "
+            f"before"
+        ) from None
+
+
+def model_bytes(state: Mapping[str, object]) -> bytes:
+    """A ``state_dict`` as the bytes of ``model.pt``; equal tensors give equal bytes."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()

@@ -1,0 +1,180 @@
+"""A run's folder: the product's file format, written here and nowhere else.
+
+::
+
+    config.toml    the resolved configuration, exactly what ran
+    ledger.jsonl   hash-chained, signed privacy events (written by `fedsys.privacy.ledger`)
+    private.jsonl  server-side secrets: cohorts, survivors, diagnostics, salts
+    metrics.jsonl  one line a round: evaluation only
+    model.pt       final weights (a state_dict), and checkpoints/
+    report.html    self-contained page
+    summary.json   machine-readable result
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsys.config import Config, dump, load
+from fedsys.errors import RunFolderError
+from server.checkpoint import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["FORMAT_VERSION", "RunFolder", "disk_errors", "free_name"]
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run, and the writes that are not the ledger's."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.jsonl"
+
+    @property
+    def private(self) -> Path:
+        return self.path / "private.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.pt"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """Make the folder. An empty one is taken as it is.
+
+        Raises:
+            RunFolderError: it holds something, or cannot be made.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            occupied = any(path.iterdir())
+        except OSError as error:
+            raise RunFolderError(f"{path}: {_reason(error)}; choose another --out") from None
+        if occupied:
+            raise RunFolderError(
+                f"{path}: the folder is not empty; continue that run with --resume {path}, or "
+                f"choose another --out"
+            )
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run, to be resumed.
+
+        Raises:
+            RunFolderError: there is no run here.
+        """
+        folder = cls(path)
+        for needed in (folder.config, folder.ledger):
+            if not needed.is_file():
+                raise RunFolderError(f"{path}: no run to resume here ({needed.name} is missing)")
+        return folder
+
+    def write_config(self, config: Config) -> None:
+        """Store the resolved configuration."""
+        write_atomically(self.config, dump(config).encode())
+
+    def read_config(self) -> Config:
+        """The stored configuration."""
+        return load(self.config)
+
+    def append_metrics(self, round_number: int, metrics: Mapping[str, float]) -> None:
+        """Add one line to ``metrics.jsonl``; a torn last line is cut off first."""
+        line = json.dumps({"round": round_number, **_plain(metrics)}) + "\n"
+        with self.metrics.open("ab+") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size:
+                file.seek(size - 1)
+                if file.read(1) != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def last_metrics(self) -> dict[str, float]:
+        """The newest whole line of ``metrics.jsonl`` without its round; empty where none is."""
+        if not self.metrics.is_file():
+            return {}
+        for line in reversed(self.metrics.read_text(encoding="utf-8").splitlines()):
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue
+            values.pop("round", None)
+            return {str(key): float(value) for key, value in values.items()}
+        return {}
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Store ``summary.json``; an infinite number is written as the string "inf"."""
+        text = json.dumps(_plain(summary), indent=2, allow_nan=False)
+        write_atomically(self.summary, text.encode() + b"\n")
+
+
+def free_name(parent: Path, name: str) -> Path:
+    """``parent/name``, or the first ``parent/name-2``, ``-3``, ... that does not exist."""
+    candidate, number = parent / name, 1
+    while candidate.exists():
+        number += 1
+        candidate = parent / f"{name}-{number}"
+    return candidate
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError while writing a run into one line that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"{path}: {_reason(error)}; what was written is whole: mend that, then continue with "
+            f"--resume {path}"
+        ) from error
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    return value
