@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Chart", "Series", "draw", "swatch"]
+__all__ = ["Chart", "Series", "draw", "reference_swatch", "swatch"]
 
 MAX_POINTS = 400
-SIZES = {"phone": (322, 196), "desktop": (508, 250)}
+SIZES = {"phone": (322, 200), "desktop": (478, 240)}
+WIDE = {"phone": (322, 220), "desktop": (860, 290)}
 FONT_PX = 11.0
 
 # Placeholder -> CSS variable. The names are roles; the style sheet gives them colours.
@@ -46,6 +47,7 @@ _PALETTE = {
 _COLOURS = tuple(_PALETTE)[:6]
 _GRID, _AXIS, _TEXT, _REFERENCE = tuple(_PALETTE)[6:]
 _DASHES: tuple[tuple[float, ...], ...] = ((), (6, 2.5), (1.5, 2), (8, 2, 1.5, 2), (3, 3), (10, 4))
+_STEPS = [1, 2, 5, 10]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,23 +90,38 @@ class Chart:
     note: str = ""
 
 
-def draw(chart: Chart, prefix: str) -> dict[str, Markup]:
-    """Draws a chart in every size of `SIZES`.
+def draw(chart: Chart, prefix: str, *, wide: bool = False) -> dict[str, Markup]:
+    """Draws a chart in every size of `SIZES`, or of `WIDE`.
 
     Args:
         chart: at most six series, finite reference.
         prefix: unique on the page; starts every identifier inside the SVG.
+        wide: whether the chart has the page's width to itself.
     """
-    return {size: Markup(_svg(chart, pixels, f"{prefix}-{size}")) for size, pixels in SIZES.items()}
+    return {
+        size: Markup(_svg(chart, pixels, f"{prefix}-{size}"))
+        for size, pixels in (WIDE if wide else SIZES).items()
+    }
 
 
-def swatch(index: int) -> Markup:
-    """The legend's sample of the line or layer ``index``."""
-    dashes = " ".join(str(length) for length in _DASHES[index % 6])
-    return Markup(
-        '<svg class="swatch" viewBox="0 0 22 8" aria-hidden="true"><line x1="1" y1="4" x2="21" '
-        'y2="4" style="stroke: var({}); stroke-dasharray: {}"/></svg>'
-    ).format(_PALETTE[_COLOURS[index % 6]], dashes or "none")
+def swatch(index: int, kind: str) -> Markup:
+    """The legend's sample of the line or layer ``index`` of a chart of that kind."""
+    colour = _PALETTE[_COLOURS[index % 6]]
+    if kind == "bars":
+        shape = Markup('<rect x="6" y="0" width="10" height="8" rx="2" style="fill: var({})"/>')
+        return _SWATCH.format(shape.format(colour))
+    dashes = " ".join(str(length) for length in _DASHES[index % 6]) or "none"
+    line = Markup('<path d="M1 4H21" style="stroke: var({}); stroke-dasharray: {}"/>')
+    return _SWATCH.format(line.format(colour, dashes))
+
+
+def reference_swatch() -> Markup:
+    """The legend's sample of the reference line."""
+    line = Markup('<path d="M1 4H21" style="stroke: var({}); stroke-dasharray: 2 3"/>')
+    return _SWATCH.format(line.format(_PALETTE[_REFERENCE]))
+
+
+_SWATCH = Markup('<svg class="swatch" viewBox="0 0 22 8" aria-hidden="true">{}</svg>')
 
 
 def _svg(chart: Chart, pixels: tuple[int, int], prefix: str) -> str:
@@ -173,7 +190,9 @@ def _plot(chart: Chart, axes: Axes, *, narrow: bool) -> None:
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.margins(x=0.02)
-    axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 7, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(
+        MaxNLocator(5 if narrow else 9, integer=True, min_n_ticks=1, steps=_STEPS)
+    )
     _scale(chart, axes, narrow=narrow)
     axes.set_xlabel("round", color=_TEXT, labelpad=3)
 
@@ -209,7 +228,7 @@ def _scale(chart: Chart, axes: Axes, *, narrow: bool) -> None:
     else:
         axes.yaxis.set_major_formatter(FuncFormatter(_number))
     whole = chart.kind == "bars"
-    axes.yaxis.set_major_locator(MaxNLocator(4 if narrow else 5, integer=whole))
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=whole, steps=_STEPS))
     axes.set_ylim(bottom, top)
 
 

@@ -14,7 +14,7 @@ from fedsys.records import AuditResult, Epsilons
 from fedsys.report import figures
 from fedsys.report.folder import RunFolder, printable
 
-__all__ = ["Banner", "Facts", "Statement", "View", "gather", "state"]
+__all__ = ["Banner", "Facts", "Statement", "View", "disclosable", "gather", "state"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,14 +135,14 @@ def gather(folder: RunFolder, audit: AuditResult, *, private: bool) -> Facts:
         colluders=colluders if isinstance(colluders, int) else 0,
         delta=audit.delta if audit.delta is not None else summary.privacy.delta,
         budget=summary.privacy.budget,
-        spent=_disclosable(audit.curve[-1].spent, private) if audit.curve else None,
+        spent=disclosable(audit.curve[-1].spent, private) if audit.curve else None,
         reproducible=summary.reproducible,
         private=private,
     )
 
 
-def _disclosable(spent: Epsilons, private: bool) -> Epsilons:
-    """In a public report, finite figures that follow the secret cohorts are left out."""
+def disclosable(spent: Epsilons, private: bool) -> Epsilons:
+    """Leaves out of a public report the finite figures that follow the secret cohorts."""
     if private:
         return spent
     return Epsilons(
@@ -225,7 +225,7 @@ def _banners(folder: RunFolder, facts: Facts) -> tuple[Banner, ...]:
             Banner(
                 tone="note",
                 title="Private copy",
-                text="This page shows who took part in figures that the outsider's ε assumes to "
+                text="This page shows cohort sizes and dropouts, which the outsider's ε assumes to "
                 "be secret. Keep it with the server; “fedsys publish” writes one to share.",
             )
         )
@@ -337,8 +337,12 @@ def _views(facts: Facts) -> tuple[View, ...]:
             title="A participant",
             epsilon=spent.participant if spent else None,
             withheld=withheld,
-            who=f"{_clients(curious)} that also look at what their own devices are sent: every "
-            "round's model.",
+            who=(
+                "Another client that also looks at what its own device is sent"
+                if curious == 1
+                else f"{_clients(curious)} that also look at what their own devices are sent"
+            )
+            + ": the model in each of its rounds.",
             neighbours=added,
             amplification="none in a round that one of them shares with the client in question",
             noise="nobody's"
@@ -355,8 +359,10 @@ def _views(facts: Facts) -> tuple[View, ...]:
             who="Whoever runs the coordinator by the rules and looks at all it receives"
             + (f", with {_clients(facts.colluders).lower()}" if facts.colluders else "")
             + "; and whoever holds private.jsonl.",
-            neighbours="one client's update is replaced by zero; it takes part either way (half "
-            "the change of replacing it by another)",
+            neighbours=added
+            if facts.unit == "example"
+            else "one client's update is replaced by zero; it takes part either way (half the "
+            "change of replacing it by another)",
             amplification="none: it knows who was asked"
             if facts.participation >= 1
             else f"each client's own secret coin (p = {figures.plain(facts.participation)})",

@@ -1,0 +1,178 @@
+"""Which charts a report shows, and what each says in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from fedsys.records import EpsilonPoint
+from fedsys.report import figures
+from fedsys.report.folder import RoundDiagnostics, RunFolder
+from fedsys.report.plots import Chart, Series
+from fedsys.report.statement import Facts
+
+__all__ = ["diagnostic_charts", "epsilon_chart", "metric_charts"]
+
+VIEWS = ("outsider", "participant", "server")
+
+
+def metric_charts(folder: RunFolder) -> list[Chart]:
+    """One chart a metric over the rounds."""
+    charts = []
+    for name, (rounds, values) in folder.metrics.items():
+        fraction = "accuracy" in name and all(0 <= value <= 1 for value in values)
+        last = figures.metric(name, values[-1])
+        title = name.replace("_", " ").capitalize()
+        charts.append(
+            Chart(
+                title=title,
+                summary=f"{title} over rounds {rounds[0]} to {rounds[-1]}, ending at {last}.",
+                series=(Series(label="test data", value=last, x=rounds, y=values),),
+                scale="percent" if fraction else "linear",
+                floor=0.0 if not fraction and min(values) >= 0 else None,
+            )
+        )
+    return charts
+
+
+def epsilon_chart(curve: Sequence[EpsilonPoint], facts: Facts) -> list[Chart]:
+    """Privacy spent against the budget; none where nothing finite was derived."""
+    series, endless = [], []
+    for view in VIEWS:
+        values = [getattr(point.spent, view) for point in curve]
+        drawn = [
+            value if value is not None and math.isfinite(value) else math.nan for value in values
+        ]
+        if any(not math.isnan(value) for value in drawn):
+            series.append(
+                Series(
+                    label=view,
+                    value=figures.epsilon(values[-1]),
+                    x=[point.round for point in curve],
+                    y=drawn,
+                )
+            )
+        elif values and values[-1] is not None:
+            endless.append(view)
+    if not series:
+        return []
+    budget = facts.budget if facts.budget is not None and math.isfinite(facts.budget) else None
+    highest = max(value for one in series for value in one.y if not math.isnan(value))
+    outsider = [value for value in series[0].y if not math.isnan(value)]
+    scale = "log" if min(outsider) > 0 and highest > 5 * max(outsider) else "linear"
+    ends = ", ".join(f"{one.label} {one.value}" for one in series)
+    notes = ["Logarithmic scale."] if scale == "log" else []
+    if endless:
+        notes.append(f"Not drawn, because it is infinite: {' and '.join(endless)}.")
+    return [
+        Chart(
+            title="Privacy spent (ε), by who looks",
+            summary=f"Privacy spent over {len(curve)} rounds, ending at {ends}.",
+            series=tuple(series),
+            scale=scale,
+            floor=0.0,
+            reference=None
+            if budget is None
+            else (budget, f"budget ({facts.guarantee}) {figures.epsilon(budget)}"),
+            note=" ".join(notes),
+        )
+    ]
+
+
+def diagnostic_charts(folder: RunFolder) -> list[Chart]:
+    """What only the server may see: cohorts, dropouts, clipping, noise."""
+    rounds = folder.diagnostics
+    if not rounds:
+        return []
+    charts = [
+        _chart(
+            "Cohort",
+            "clients asked, and those that stayed to the end",
+            rounds,
+            (
+                ("sampled", lambda each: each.sampled),
+                ("survived", lambda each: each.survivors),
+            ),
+            floor=0.0,
+        ),
+        _dropouts(rounds),
+        _chart(
+            "Updates clipped",
+            "share of updates longer than the clipping norm",
+            rounds,
+            (("clipped", lambda each: each.clipped_fraction),),
+            scale="percent",
+            floor=0.0,
+        ),
+        _chart(
+            "Noise to signal",
+            "length of the noise over that of the summed updates",
+            rounds,
+            (("noise / signal", lambda each: each.noise_to_signal),),
+            floor=0.0,
+        ),
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def _chart(
+    title: str,
+    note: str,
+    rounds: Sequence[RoundDiagnostics],
+    lines: tuple[tuple[str, Callable[[RoundDiagnostics], float | None]], ...],
+    *,
+    scale: str = "linear",
+    floor: float | None = None,
+) -> Chart | None:
+    series = []
+    for label, pick in lines:
+        known = [(each.round, value) for each in rounds if (value := pick(each)) is not None]
+        if known:
+            values = [value for _, value in known]
+            mean = math.fsum(values) / len(values)
+            shown = figures.percent(mean) if scale == "percent" else f"{mean:,.3g}"
+            series.append(
+                Series(label=label, value=f"mean {shown}", x=[each for each, _ in known], y=values)
+            )
+    if not series:
+        return None
+    ends = ", ".join(f"{one.label} {one.value}" for one in series)
+    return Chart(
+        title=title,
+        summary=f"{title} over {len(rounds)} rounds: {ends}.",
+        series=tuple(series),
+        scale=scale,
+        floor=floor,
+        note=note,
+    )
+
+
+def _dropouts(rounds: Sequence[RoundDiagnostics]) -> Chart | None:
+    stages = list(dict.fromkeys(stage for each in rounds for stage in each.dropped))
+    if not stages:
+        return None
+    kept, rest = stages[:5], set(stages[5:])
+    named = [(stage, {stage}) for stage in kept] + ([("other", rest)] if rest else [])
+    series = []
+    for label, members in named:
+        counts = [
+            sum(count for stage, count in each.dropped.items() if stage in members)
+            for each in rounds
+        ]
+        series.append(
+            Series(
+                label=label,
+                value=f"{figures.count(sum(counts))} in all",
+                x=[each.round for each in rounds],
+                y=counts,
+            )
+        )
+    total = sum(sum(each.dropped.values()) for each in rounds)
+    return Chart(
+        title="Dropouts by stage",
+        summary=f"Clients lost over {len(rounds)} rounds: {figures.count(total)}, by the stage of "
+        "the protocol that they did not answer.",
+        series=tuple(series),
+        kind="bars",
+        note="clients that did not answer, by protocol stage",
+    )

@@ -1,0 +1,231 @@
+"""``report.html``: one self-contained page that states what a run reached and what it cost.
+
+Nothing on it is fetched, scripted or unescaped: everything from the folder passes through
+`fedsys.report.folder` (bounded, printable) and jinja2's autoescape, and the page forbids itself
+every external resource. Every ε on it was derived by the audit.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from fedsys import __version__
+from fedsys.errors import RunFolderError
+from fedsys.records import AuditResult, EpsilonPoint
+from fedsys.report import figures, plots
+from fedsys.report.charts import diagnostic_charts, epsilon_chart, metric_charts
+from fedsys.report.folder import RunFolder, printable, read
+from fedsys.report.statement import Facts, disclosable, gather, mechanism_title, state
+
+__all__ = ["build"]
+
+MAX_CLAIMS = 200
+
+
+def build(run: Path, audit: AuditResult, *, private: bool) -> Path:
+    """Writes ``report.html`` into a run's folder.
+
+    Args:
+        run: the folder; whatever cannot be read in it is named on the page.
+        audit: the audit of that same folder. For a public report, the audit of the published
+            folder: this function cannot tell which of the claims' words follow secret cohorts.
+        private: whether the page may show realised cohorts and the figures that follow them.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        RunFolderError: there is no such folder, or it cannot be written to.
+    """
+    folder = read(run, private=private)
+    facts = gather(folder, audit, private=private)
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            version=__version__,
+            private=private,
+            folder=folder,
+            summary=folder.summary,
+            facts=facts,
+            title=folder.name,
+            verdict=_verdict(audit),
+            intro=_intro(folder, facts),
+            headline=_headline(folder),
+            statement=state(folder, audit, facts),
+            training=[_set(chart, f"m{i}") for i, chart in enumerate(metric_charts(folder))],
+            spending=[
+                _set(chart, f"e{i}", wide=True)
+                for i, chart in enumerate(epsilon_chart(_shown(audit, private), facts))
+            ],
+            diagnostics=[_set(chart, f"d{i}") for i, chart in enumerate(diagnostic_charts(folder))],
+            claims=[
+                (
+                    {None: "open", True: "holds", False: "fails"}[claim.holds],
+                    [printable(text) for text in (claim.name, claim.claimed, claim.rederived)],
+                    printable(claim.by),
+                    printable(claim.rests_on),
+                )
+                for claim in sorted(
+                    audit.claims[:MAX_CLAIMS], key=lambda claim: claim.holds is not False
+                )
+            ],
+            more_claims=max(0, len(audit.claims) - MAX_CLAIMS),
+            notes=[printable(note) for note in audit.notes[:MAX_CLAIMS]],
+            provenance=_provenance(folder, audit),
+        )
+    )
+    return _write(run / "report.html", page)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Figure:
+    """A chart, drawn, with its legend: (swatch, label, value) each."""
+
+    chart: plots.Chart
+    drawings: dict[str, Markup]
+    legend: Sequence[tuple[Markup, str, str]]
+
+
+def _set(chart: plots.Chart, prefix: str, *, wide: bool = False) -> _Figure:
+    legend = [
+        (plots.swatch(index, chart.kind), series.label, series.value)
+        for index, series in enumerate(chart.series)
+    ]
+    if chart.reference is not None:
+        legend.append((plots.reference_swatch(), chart.reference[1], ""))
+    return _Figure(chart=chart, drawings=plots.draw(chart, prefix, wide=wide), legend=legend)
+
+
+def _shown(audit: AuditResult, private: bool) -> Sequence[EpsilonPoint]:
+    """The curve; in a public report without what follows secret cohorts."""
+    return [
+        EpsilonPoint(round=point.round, spent=disclosable(point.spent, private))
+        for point in audit.curve
+    ]
+
+
+def _verdict(audit: AuditResult) -> tuple[str, str, str]:
+    """Tone, words and fine print of the audit's outcome."""
+    held = sum(claim.holds is True for claim in audit.claims)
+    failed = sum(claim.holds is False for claim in audit.claims)
+    unsettled = sum(claim.holds is None for claim in audit.claims)
+    word = (
+        ""
+        if not unsettled
+        else f"{unsettled} {'rests' if unsettled == 1 else 'rest'} on somebody's word"
+    )
+    if failed:
+        checked = held + failed
+        return "danger", f"{failed} of {checked} checked claims failed", word
+    if not held:
+        return "unknown", "Nothing could be checked", word
+    claims = "The one checked claim holds" if held == 1 else f"All {held} checked claims hold"
+    return "good", claims, word
+
+
+def _intro(folder: RunFolder, facts: Facts) -> str:
+    """One sentence on what was run."""
+    summary = folder.summary
+    parts = []
+    if summary.rounds is not None:
+        parts.append(f"{figures.count(summary.rounds)} round{'' if summary.rounds == 1 else 's'}")
+    clients = folder.setting("population", "clients")
+    if isinstance(clients, int):
+        parts.append(f"over {figures.count(clients)} clients")
+    task = folder.setting("task", "name")
+    if isinstance(task, str):
+        parts.append(f"on {printable(task, 60)}")
+    noise = (
+        "no privacy mechanism" if facts.noiseless else f"{mechanism_title(facts.mechanism)} noise"
+    )
+    aggregation = {
+        "secure": "secure aggregation",
+        "ideal": "ideal aggregation (no masks)",
+        "float": "floating-point sums",
+    }.get(facts.protocol)
+    with_what = " and ".join(word for word in (noise, aggregation) if word)
+    return f"{' '.join(parts) or 'A run'}, with {with_what}."
+
+
+def _headline(folder: RunFolder) -> list[tuple[str, str, str]]:
+    """Label, figure and fine print of what the run reached."""
+    summary = folder.summary
+    cards = [
+        (name.replace("_", " "), figures.metric(name, value), "test data, last round")
+        for name, value in summary.metrics.items()
+        if name in ("accuracy", "loss")
+    ]
+    if not cards:
+        cards = [
+            (name.replace("_", " "), figures.metric(name, value), "test data, last round")
+            for name, value in list(summary.metrics.items())[:2]
+        ]
+    if summary.clients_trained is not None:
+        speed = summary.clients_per_second
+        cards.append(
+            (
+                "clients trained",
+                figures.count(summary.clients_trained),
+                f"{figures.plain(speed)} a second" if speed is not None else "over all rounds",
+            )
+        )
+    if summary.train_seconds is not None:
+        cards.append(("training time", figures.duration(summary.train_seconds), "all rounds"))
+    return cards
+
+
+def _provenance(folder: RunFolder, audit: AuditResult) -> list[tuple[str, str]]:
+    summary = folder.summary
+    rows = [
+        ("Ledger head", audit.ledger_head or summary.ledger_head),
+        ("Signer", audit.signer or summary.signer),
+        ("Model (SHA-256)", summary.model_sha256),
+    ]
+    return [(label, printable(value)) for label, value in rows if value]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("fedsys.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters.update(
+        epsilon=figures.epsilon,
+        small=figures.small,
+        plain=figures.plain,
+        count=figures.count,
+    )
+    environment.globals["stylesheet"] = Markup(
+        (Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
+    )
+    return environment
+
+
+def _write(path: Path, page: str) -> Path:
+    """Replaces the page at once; a link in its place is replaced, not followed."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(page)
+            os.replace(draft, path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise RunFolderError(
+            f"{path}: the report cannot be written: {error.strerror or error}"
+        ) from error
+    return path
