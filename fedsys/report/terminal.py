@@ -1,0 +1,194 @@
+"""What a command prints when it is done: results with all three ε, and the table of claims.
+
+On a terminal these are aligned, coloured tables; anywhere else plain lines of text without boxes,
+colours or width limits, so that a log keeps every word.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedsys.records import AuditResult, Claim
+from fedsys.report import figures
+from fedsys.report.folder import RunFolder, printable, read
+from fedsys.report.statement import Facts, gather, mechanism_title, tier
+
+__all__ = ["print_audit", "print_run"]
+
+_VIEWS = (
+    ("outsider", "sees the released models and nothing else"),
+    ("participant", "takes part as well, and looks at what it is sent"),
+    ("server", "runs the coordinator honestly, and looks at everything"),
+)
+_STYLE = {"good": "green", "warning": "yellow", "danger": "bold red", "unknown": "dim"}
+_VERDICT = {True: ("holds", "green"), False: ("FAILS", "bold red"), None: ("open", "dim")}
+PLAIN_WIDTH = 100_000
+
+
+def print_run(run: Path, audit: AuditResult, *, file: IO[str] | None = None) -> None:
+    """Prints what a run reached, what it cost in every view, and where it lies.
+
+    Args:
+        run: its folder.
+        audit: the audit of that folder; every ε printed is from there.
+        file: standard output if None.
+
+    Raises:
+        RunFolderError: there is no such folder.
+    """
+    console = _console(file)
+    folder = read(run, private=False)
+    facts = gather(folder, audit, private=True)
+    rows = _results(folder)
+    rows += [("mechanism", mechanism_title(facts.mechanism), _protocol(facts), "")]
+    for view, explanation in _VIEWS:
+        value = getattr(facts.spent, view) if facts.spent is not None else None
+        word, tone = tier(value)
+        shown = figures.epsilon(value)
+        rows.append((f"ε {view}", shown, f"{word}: {explanation}", _STYLE[tone]))
+    if facts.budget is not None:
+        rows.append(("budget", figures.epsilon(facts.budget), f"for the {facts.guarantee}", ""))
+    rows.append(("δ", figures.small(facts.delta), "the chance that the bounds do not hold", ""))
+    rows.append(_outcome(audit))
+    rows.append(("run folder", str(run), "", "bold"))
+    _print_rows(console, rows)
+    if facts.noiseless:
+        console.print(
+            Text("No differential privacy: mechanism “none” adds no noise.", style="bold red")
+        )
+    if facts.reproducible:
+        console.print(
+            Text("Reproducible, not private: its noise follows from a seed.", style="bold red")
+        )
+    if facts.protocol == "float":
+        console.print(
+            Text("Not a release: updates were summed without secure aggregation.", style="bold red")
+        )
+
+
+def print_audit(audit: AuditResult, *, file: IO[str] | None = None) -> None:
+    """Prints every claim with what became of it, failures first, and the verdict last."""
+    console = _console(file)
+    claims = sorted(audit.claims, key=lambda claim: claim.holds is not False)
+    if console.is_terminal:
+        console.print(_claims_table(claims))
+    else:
+        for claim in claims:
+            name, claimed, rederived, by, rests_on = _words(claim)
+            console.print(
+                f"{_VERDICT[claim.holds][0]:5}  {name}: claimed {claimed}, derived {rederived} "
+                f"({by}); rests on {rests_on}",
+                markup=False,
+                highlight=False,
+            )
+    for note in audit.notes:
+        console.print(Text(f"note: {printable(note)}", style="dim"))
+    _, words, detail, style = _outcome(audit)
+    console.print(Text(f"{words}; {detail}" if detail else words, style=style))
+
+
+def _console(file: IO[str] | None) -> Console:
+    target = file if file is not None else sys.stdout
+    console = Console(file=target, highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console = Console(file=target, highlight=False, width=PLAIN_WIDTH, no_color=True)
+    return console
+
+
+def _print_rows(console: Console, rows: Sequence[tuple[str, str, str, str]]) -> None:
+    if console.is_terminal:
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        table.add_column(style="dim")
+        for label, value, explanation, style in rows:
+            table.add_row(label, Text(value, style=style), explanation)
+        console.print(table)
+        return
+    spelled = {"ε": "epsilon", "δ": "delta"}
+    rows = [
+        (" ".join(spelled.get(word, word) for word in label.split()), *rest)
+        for label, *rest in rows
+    ]
+    width = max(len(label) for label, *_ in rows)
+    for label, value, explanation, _ in rows:
+        line = f"{label:{width}}  {value}" + (f"  ({explanation})" if explanation else "")
+        console.print(line, markup=False)
+
+
+def _results(folder: RunFolder) -> list[tuple[str, str, str, str]]:
+    summary = folder.summary
+    status = (summary.status or "").replace("-", " ")
+    rows = [("rounds", figures.count(summary.rounds), status, "")]
+    rows += [
+        (name, figures.metric(name, value), "test data, last round", "bold")
+        for name, value in list(summary.metrics.items())[:8]
+    ]
+    if summary.clients_trained is not None:
+        speed = summary.clients_per_second
+        rows.append(
+            (
+                "clients trained",
+                figures.count(summary.clients_trained),
+                f"{figures.plain(speed)} a second" if speed is not None else "",
+                "",
+            )
+        )
+    if summary.train_seconds is not None:
+        rows.append(("training time", figures.duration(summary.train_seconds), "", ""))
+    return rows
+
+
+def _protocol(facts: Facts) -> str:
+    return {
+        "secure": "through secure aggregation",
+        "ideal": "ideal aggregation: updates added without masks",
+        "float": "floating-point sums: not a release",
+    }.get(facts.protocol, "")
+
+
+def _outcome(audit: AuditResult) -> tuple[str, str, str, str]:
+    held = sum(claim.holds is True for claim in audit.claims)
+    failed = [claim for claim in audit.claims if claim.holds is False]
+    unsettled = len(audit.claims) - held - len(failed)
+    detail = f"{unsettled} more on somebody's word" if unsettled else ""
+    if failed:
+        names = ", ".join(printable(claim.name, 60) for claim in failed[:5])
+        return "audit", f"{len(failed)} of {held + len(failed)} claims FAIL", names, "bold red"
+    if not held:
+        return "audit", "nothing could be checked", detail, "yellow"
+    noun = "claim holds" if held == 1 else "claims hold"
+    return "audit", f"{held} checked {noun}", detail, "green"
+
+
+def _words(claim: Claim) -> tuple[str, str, str, str, str]:
+    name, claimed, rederived, by, rests_on = (
+        printable(text)
+        for text in (claim.name, claim.claimed, claim.rederived, claim.by, claim.rests_on)
+    )
+    return name, claimed, rederived, by, rests_on
+
+
+def _claims_table(claims: Sequence[Claim]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("verdict", "claim", "claimed", "derived again", "by", "rests on"):
+        table.add_column(heading, overflow="fold")
+    for claim in claims:
+        word, style = _VERDICT[claim.holds]
+        name, claimed, rederived, by, rests_on = _words(claim)
+        table.add_row(
+            Text(word, style=style),
+            Text(name, style="bold"),
+            Text(claimed),
+            Text(rederived),
+            Text(by, style="dim"),
+            Text(rests_on, style="dim"),
+        )
+    return table
