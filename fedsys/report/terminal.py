@@ -113,13 +113,10 @@ def _print_rows(console: Console, rows: Sequence[tuple[str, str, str, str]]) -> 
         console.print(table)
         return
     spelled = {"ε": "epsilon", "δ": "delta"}
-    rows = [
-        (" ".join(spelled.get(word, word) for word in label.split()), *rest)
-        for label, *rest in rows
-    ]
-    width = max(len(label) for label, *_ in rows)
-    for label, value, explanation, _ in rows:
-        line = f"{label:{width}}  {value}" + (f"  ({explanation})" if explanation else "")
+    labels = [" ".join(spelled.get(word, word) for word in label.split()) for label, *_ in rows]
+    width = max(map(len, labels))
+    for plain, (_, value, explanation, _) in zip(labels, rows, strict=True):
+        line = f"{plain:{width}}  {value}" + (f"  ({explanation})" if explanation else "")
         console.print(line, markup=False)
 
 
