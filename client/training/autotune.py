@@ -1,0 +1,77 @@
+"""Chooses a path and a chunk by a short measurement, once per model, hyper-parameters and device.
+
+The choice changes speed and the last bits of floating point, nothing else; it belongs into the
+resolved configuration's ``[engine]``, so that a run can be repeated exactly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["Choice", "candidates", "measure"]
+
+CHUNKS = (8, 32, 128, 512)
+_ENOUGH = 0.05
+_TOO_LONG = 0.75
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """How clients are trained.
+
+    Attributes:
+        path: ``"dual"``, ``"batched"`` or ``"loop"``.
+        chunk: How many clients at once.
+        refused: Each path that cannot be used, and why.
+        clients_per_second: What was measured for each (path, chunk); empty where nothing was.
+    """
+
+    path: str
+    chunk: int
+    refused: Mapping[str, str] = field(default_factory=dict)
+    clients_per_second: Mapping[tuple[str, int], float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = [f"path {self.path}, chunk {self.chunk}"]
+        if self.clients_per_second:
+            shown = ", ".join(
+                f"{path}/{chunk} {rate:.3g}"
+                for (path, chunk), rate in self.clients_per_second.items()
+            )
+            parts.append(f"measured clients/s: {shown}")
+        parts.extend(f"{path} refused: {why}" for path, why in self.refused.items())
+        return "; ".join(parts)
+
+
+def candidates(paths: Sequence[str], clients: int, most: int) -> list[tuple[str, int]]:
+    """What is worth measuring for a cohort of `clients`, with at most `most` at once."""
+    fitting = [chunk for chunk in CHUNKS if chunk <= most] or [max(1, most)]
+    enough = next((at for at, chunk in enumerate(fitting) if chunk >= clients), len(fitting))
+    chunks = fitting[: enough + 1]
+    return [(path, chunk) for path in paths for chunk in ([1] if path == "loop" else chunks)]
+
+
+def measure(
+    tried: Sequence[tuple[str, int]], train: Callable[[str, int], int]
+) -> dict[tuple[str, int], float]:
+    """Clients a second of each (path, chunk); `train(path, clients)` says how many it trained.
+
+    A path whose small chunk already takes long is not measured with larger ones.
+    """
+    rates: dict[tuple[str, int], float] = {}
+    slow: set[str] = set()
+    for path, chunk in tried:
+        if path in slow:
+            continue
+        best = spent = 0.0
+        while spent < _ENOUGH:
+            start = time.perf_counter()
+            trained = train(path, chunk)
+            seconds = max(time.perf_counter() - start, 1e-9)
+            best, spent = max(best, trained / seconds), spent + seconds
+        rates[path, chunk] = best
+        if spent > _TOO_LONG:
+            slow.add(path)
+    return rates

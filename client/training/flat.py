@@ -1,0 +1,90 @@
+"""A model's weights as one flat vector, and back.
+
+The order is that of ``named_parameters()``: trainable parameters only, each in row-major order, one
+after the other. Buffers and frozen parameters are not in it; they come from ``Task.init_model``.
+
+>>> layout = FlatLayout.of(torch.nn.Linear(3, 2))
+>>> layout.dimension, layout.names
+(8, ('weight', 'bias'))
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedsys.errors import TrainingError
+
+__all__ = ["FlatLayout"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatLayout:
+    """Where each parameter lies in the flat vector.
+
+    Attributes:
+        names: Trainable parameters in the order of ``named_parameters()``.
+        shapes: Their shapes.
+        offsets: Where each starts; one more at the end, which is the dimension.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    offsets: tuple[int, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> FlatLayout:
+        """The layout of `model`'s trainable parameters.
+
+        Raises:
+            TrainingError: the model has none.
+        """
+        trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        if not trainable:
+            raise TrainingError("the model has no trainable parameter; there is nothing to learn")
+        offsets = [0]
+        for parameter in trainable.values():
+            offsets.append(offsets[-1] + parameter.numel())
+        return cls(
+            names=tuple(trainable),
+            shapes=tuple(tuple(parameter.shape) for parameter in trainable.values()),
+            offsets=tuple(offsets),
+        )
+
+    @property
+    def dimension(self) -> int:
+        """The length d of the flat vector."""
+        return self.offsets[-1]
+
+    def slice_of(self, name: str) -> slice:
+        """Where `name` lies."""
+        at = self.names.index(name)
+        return slice(self.offsets[at], self.offsets[at + 1])
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Each parameter as a view of `flat`: (d,) gives (*shape), (K, d) gives (K, *shape)."""
+        lead = tuple(flat.shape[:-1])
+        return {
+            name: flat[..., start : start + math.prod(shape)].view(*lead, *shape)
+            for name, shape, start in zip(self.names, self.shapes, self.offsets, strict=False)
+        }
+
+    def read(self, model: nn.Module) -> Tensor:
+        """(d,) a copy of `model`'s weights."""
+        parameters = dict(model.named_parameters())
+        return torch.cat([parameters[name].detach().reshape(-1) for name in self.names])
+
+    def write(self, model: nn.Module, flat: Tensor) -> None:
+        """Sets `model`'s weights, in place, to `flat` (d,)."""
+        if flat.shape != (self.dimension,):
+            raise TrainingError(
+                f"a weight vector of shape {tuple(flat.shape)} does not fit a model of "
+                f"{self.dimension} parameters"
+            )
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, view in self.views(flat).items():
+                parameters[name].copy_(view)

@@ -1,0 +1,77 @@
+"""The loop path: one client after the other, for any module and for large convolutions on a CPU.
+
+The weights live in the module itself and are set back between clients; gradients come straight
+from autograd, without an optimizer object, ``zero_grad`` or ``state_dict`` copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from client.training.flat import FlatLayout
+from client.training.local import LocalConfig
+from client.training.optimizer import Stepper
+from client.training.schedule import Schedule
+from fedsys.tasks import Examples, Task, seeded
+
+__all__ = ["LoopPath"]
+
+
+class LoopPath:
+    """Trains clients one by one on one model.
+
+    Args:
+        task: For its loss.
+        model: Is trained in place; what it holds before and after is of no meaning.
+        local: Hyper-parameters.
+    """
+
+    name = "loop"
+
+    def __init__(self, task: Task, model: nn.Module, local: LocalConfig) -> None:
+        self._task, self._model, self._local = task, model, local
+        self._layout = FlatLayout.of(model)
+        parameters = dict(model.named_parameters())
+        self._params = [parameters[name] for name in self._layout.names]
+
+    def updates(
+        self, start: Tensor, examples: Examples, schedule: Schedule, seeds: Sequence[int]
+    ) -> Tensor:
+        """(K, d) each client's w_local - w_global; zeros for a client without examples."""
+        updates = start.new_zeros((schedule.clients, self._layout.dimension))
+        begin = list(self._layout.views(start).values())
+        rows = [torch.from_numpy(step.rows) for step in schedule.steps]
+        self._model.train()
+        for client, length in enumerate(schedule.lengths.tolist()):
+            if not length:
+                continue
+            with torch.no_grad():
+                for param, view in zip(self._params, begin, strict=True):
+                    param.copy_(view)
+            stepper = Stepper(self._local, begin, [param.detach() for param in self._params])
+            with seeded(seeds[client]):
+                for number in range(length):
+                    real = int(schedule.steps[number].counts[client])
+                    self._step(examples, rows[number][client, :real], stepper)
+            for param, view in zip(
+                self._params, self._layout.views(updates[client]).values(), strict=True
+            ):
+                view.copy_(param.detach())
+            updates[client] -= start
+        return updates
+
+    def _step(self, examples: Examples, rows: Tensor, stepper: Stepper) -> None:
+        rows = rows.to(examples.x.device)
+        x, y = examples.x.index_select(0, rows), examples.y.index_select(0, rows)
+        loss = self._task.loss(self._model(x), y).mean()
+        grads = torch.autograd.grad(loss, self._params, allow_unused=True)
+        with torch.no_grad():
+            stepper.step(
+                [
+                    torch.zeros_like(param) if grad is None else grad
+                    for param, grad in zip(self._params, grads, strict=True)
+                ]
+            )

@@ -1,0 +1,60 @@
+"""SGD and Adam, the same code for one client's tensors and for K clients' stacked tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from client.training.local import LocalConfig
+
+__all__ = ["Stepper"]
+
+_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
+
+
+class Stepper:
+    """Updates parameters in place, torch's formulas (``torch.optim.SGD``, ``torch.optim.Adam``).
+
+    Args:
+        local: The hyper-parameters.
+        start: Where the clients started (w_global), one tensor a parameter; FedProx pulls there.
+        params: What is trained: each shaped like its start, or with a leading client axis.
+    """
+
+    def __init__(self, local: LocalConfig, start: Sequence[Tensor], params: Sequence[Tensor]):
+        self._local, self._start, self._params = local, list(start), list(params)
+        self._steps = 0
+        adam = local.optimizer == "adam"
+        states = 2 if adam else int(local.momentum > 0)
+        self._state = [[torch.zeros_like(p) for p in params] for _ in range(states)]
+
+    def step(self, grads: Sequence[Tensor], active: int | None = None) -> None:
+        """One step. With `active`, only the first so many clients take part in it."""
+        self._steps += 1
+        for at, grad in enumerate(grads):
+            param = self._params[at] if active is None else self._params[at][:active]
+            state = [s[at] if active is None else s[at][:active] for s in self._state]
+            self._update(param, self._direction(param, self._start[at], grad), state)
+
+    def _direction(self, param: Tensor, start: Tensor, grad: Tensor) -> Tensor:
+        if self._local.weight_decay:
+            grad = grad.add(param, alpha=self._local.weight_decay)
+        if self._local.proximal_mu:
+            grad = grad.add(param - start, alpha=self._local.proximal_mu)
+        return grad
+
+    def _update(self, param: Tensor, grad: Tensor, state: list[Tensor]) -> None:
+        rate = self._local.learning_rate
+        if self._local.optimizer == "adam":
+            first, second = state
+            first.lerp_(grad, 1 - _BETA1)
+            second.mul_(_BETA2).addcmul_(grad, grad, value=1 - _BETA2)
+            scale = (second / (1 - _BETA2**self._steps)).sqrt_().add_(_EPSILON)
+            param.addcdiv_(first, scale, value=-rate / (1 - _BETA1**self._steps))
+        elif state:
+            state[0].mul_(self._local.momentum).add_(grad)
+            param.add_(state[0], alpha=-rate)
+        else:
+            param.add_(grad, alpha=-rate)

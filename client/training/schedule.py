@@ -1,0 +1,130 @@
+"""Which rows a client visits in which step: a pure function of its seed.
+
+Clients of one chunk are sorted by their number of steps, longest first, so that those still
+training at step t are the first ``active[t]`` of the chunk: nothing is masked for finished ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.training.local import LocalConfig
+
+__all__ = ["Schedule", "Step", "batches", "build"]
+
+Indices = NDArray[np.int64]
+_WORD = np.uint64
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = 0xFFFFFFFFFFFFFFFF
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of the clients that still train.
+
+    Attributes:
+        rows: (A, B) rows of the examples; padding repeats a row of the same client.
+        counts: (A,) how many of the B are real; they come first.
+    """
+
+    rows: Indices
+    counts: Indices
+
+    @property
+    def full(self) -> bool:
+        """Whether no row is padding."""
+        return bool((self.counts == self.rows.shape[1]).all())
+
+    def weights(self) -> NDArray[np.float64]:
+        """(A, B) what each example's loss counts in its client's mean: 1 / count, padding 0."""
+        real = np.arange(self.rows.shape[1]) < self.counts[:, None]
+        return real / self.counts[:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The steps of one chunk of clients.
+
+    Attributes:
+        steps: In order; the number of clients never grows.
+        lengths: (K,) how many steps each client takes, not increasing.
+    """
+
+    steps: tuple[Step, ...]
+    lengths: Indices
+
+    @property
+    def clients(self) -> int:
+        """K, clients without a single example included."""
+        return len(self.lengths)
+
+
+def build(rows: Sequence[Indices], seeds: Sequence[int], local: LocalConfig) -> Schedule:
+    """The schedule of clients that are already sorted by number of steps, longest first."""
+    sizes = np.array([len(each) for each in rows], dtype=np.int64)
+    a_pass = -(-sizes // local.batch_size)
+    lengths = a_pass * local.epochs
+    if not len(sizes) or not sizes.max():
+        return Schedule(steps=(), lengths=lengths)
+    width = int(sizes.max())
+    held = np.zeros((len(rows), width), dtype=np.int64)
+    for row, each in zip(held, rows, strict=True):
+        row[: len(each)] = each
+        if len(each):
+            row[len(each) :] = each[0]
+    steps: list[Step] = []
+    orders: dict[int, Indices] = {}
+    for number in range(int(lengths.max())):
+        active = int(np.count_nonzero(lengths > number))
+        epoch, batch = np.divmod(number, a_pass[:active])
+        start = batch * local.batch_size
+        counts = np.minimum(sizes[:active] - start, local.batch_size)
+        columns = np.minimum(start[:, None] + np.arange(int(counts.max())), width - 1)
+        visited = np.empty_like(columns)
+        for each in np.unique(epoch).tolist():
+            if each not in orders:
+                orders[each] = _orders(seeds, each, sizes, width)
+            here = epoch == each
+            visited[here] = np.take_along_axis(orders[each][:active][here], columns[here], axis=1)
+        for done in [each for each in orders if each < int(epoch.min())]:
+            del orders[done]
+        taken = np.take_along_axis(held[:active], visited, axis=1)
+        steps.append(Step(rows=taken, counts=counts))
+    return Schedule(steps=tuple(steps), lengths=lengths)
+
+
+def batches(rows: Indices, seed: int, local: LocalConfig) -> list[Indices]:
+    """One client's batches in order: what a plain loop over its data visits."""
+    schedule = build([rows], [seed], local)
+    return [step.rows[0, : step.counts[0]] for step in schedule.steps]
+
+
+def _orders(seeds: Sequence[int], epoch: int, sizes: Indices, width: int) -> Indices:
+    """(K, width) each client's order of its own examples in `epoch`, padding last.
+
+    A permutation by sorting keys, the SplitMix64 stream (Steele, Lea, Flood 2014, figure 13) of
+    (seed, epoch): computed for all clients at once, and equal for a client alone.
+    """
+    words = [_finalise_int((seed & _MASK) ^ _finalise_int(epoch + 1)) for seed in seeds]
+    state = np.array(words, dtype=_WORD)[:, None]
+    with np.errstate(over="ignore"):
+        keys = _finalise(state + _WORD(_GOLDEN) * np.arange(1, width + 1, dtype=_WORD))
+    keys >>= _WORD(1)
+    keys[np.arange(width) >= sizes[:, None]] = _WORD(_MASK)
+    return np.argsort(keys, axis=1, kind="stable").astype(np.int64, copy=False)
+
+
+def _finalise(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> _WORD(30))) * _WORD(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> _WORD(27))) * _WORD(0x94D049BB133111EB)
+    return z ^ (z >> _WORD(31))
+
+
+def _finalise_int(z: int) -> int:
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)

@@ -1,0 +1,128 @@
+"""Does a fast path compute what a plain training loop computes? Asked once, in float64.
+
+Three ragged clients (several steps with a partial last batch, exactly one batch, one example) are
+trained by the path and by a loop over ``torch.optim``; the updates have to agree to 1e-9 relative.
+Dropout is switched off for the comparison: its masks are drawn differently by each path.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from client.training.flat import FlatLayout
+from client.training.local import LocalConfig
+from client.training.schedule import Schedule, batches, build
+from fedsys.tasks import Examples, Task
+
+__all__ = ["LocalPath", "PathFactory", "plain_loop", "reason_to_refuse"]
+
+TOLERANCE = 1e-9
+_ROWS = 64
+
+
+class LocalPath(Protocol):
+    """One way to train the clients of a chunk."""
+
+    @property
+    def name(self) -> str:
+        """What ``[engine] path`` calls it."""
+        ...
+
+    def updates(
+        self, start: Tensor, examples: Examples, schedule: Schedule, seeds: Sequence[int]
+    ) -> Tensor:
+        """(K, d) updates."""
+        ...
+
+
+PathFactory = Callable[[Task, nn.Module, LocalConfig], LocalPath]
+
+
+def plain_loop(
+    task: Task,
+    model: nn.Module,
+    local: LocalConfig,
+    start: Tensor,
+    examples: Examples,
+    client_rows: Sequence[NDArray[np.int64]],
+    seeds: Sequence[int],
+) -> Tensor:
+    """(K, d) updates by the textbook: ``zero_grad``, ``backward``, ``torch.optim``'s step."""
+    layout = FlatLayout.of(model)
+    updates = []
+    for rows, seed in zip(client_rows, seeds, strict=True):
+        own = copy.deepcopy(model).train()
+        layout.write(own, start)
+        trainable = [p for p in own.parameters() if p.requires_grad]
+        begin = [p.detach().clone() for p in trainable]
+        optimizer: torch.optim.Optimizer
+        if local.optimizer == "adam":
+            optimizer = torch.optim.Adam(trainable, lr=local.learning_rate)
+        else:
+            optimizer = torch.optim.SGD(trainable, lr=local.learning_rate, momentum=local.momentum)
+        for batch in batches(rows, seed, local):
+            at = torch.from_numpy(batch).to(examples.x.device)
+            optimizer.zero_grad()
+            loss = task.loss(own(examples.x[at]), examples.y[at]).mean()
+            for param, first in zip(trainable, begin, strict=True):
+                loss = loss + local.weight_decay / 2 * param.square().sum()
+                loss = loss + local.proximal_mu / 2 * (param - first).square().sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        updates.append(layout.read(own) - start)
+    return torch.stack(updates)
+
+
+def reason_to_refuse(
+    factory: PathFactory, task: Task, model: nn.Module, local: LocalConfig, examples: Examples
+) -> str | None:
+    """None where the path is right, else one line that says why it is not."""
+    twin = without_dropout(copy.deepcopy(model)).double()
+    some = Examples(x=_as_double(examples.x[:_ROWS]), y=_as_double(examples.y[:_ROWS]))
+    size = min(local.batch_size, _ROWS // 2)
+    short = LocalConfig(**{**vars(local), "batch_size": size, "epochs": min(local.epochs, 2)})
+    there = np.arange(len(some), dtype=np.int64)
+    rows = [there[: size + max(1, size // 2)], there[-size:], there[:1]]
+    rows.sort(key=lambda each: -short.steps(len(each)))
+    seeds = [11, 12, 13]
+    start = FlatLayout.of(twin).read(twin)
+    try:
+        found = factory(task, twin, short).updates(start, some, build(rows, seeds, short), seeds)
+    except Exception as error:
+        return f"{type(error).__name__}: {_first_line(error)}"
+    expected = plain_loop(task, twin, short, start, some, rows, seeds)
+    scale = float(expected.abs().max())
+    worst = float((found - expected).abs().max())
+    if not worst <= TOLERANCE * max(scale, 1e-3):
+        return (
+            f"its updates differ from a plain loop's by {worst:.1e} (updates are up to "
+            f"{scale:.1e}): does an example's output depend on other examples of the batch?"
+        )
+    return None
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """The same model with every dropout probability 0."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        elif isinstance(module, nn.RNNBase):
+            module.dropout = 0.0
+    return model
+
+
+def _as_double(values: Tensor) -> Tensor:
+    return values.double() if values.is_floating_point() else values
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    line = text[0] if text else "no message"
+    return line if len(line) <= 160 else line[:157] + "..."

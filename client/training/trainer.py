@@ -1,0 +1,304 @@
+"""Batch-first local training: K clients at once, a device being a cohort of one.
+
+>>> from fedsys.tasks import DataSource, load, split
+>>> task = load("digits")
+>>> data = task.clients(DataSource())
+>>> trainer = Trainer(task, LocalConfig(learning_rate=0.5), path="batched", chunk=64)
+>>> rows = split(data, "one-each", clients=None, seed=0)
+>>> updates = trainer.train(
+...     trainer.initial_weights(), data.train, [rows.indices_of(k) for k in (3, 5)], seeds=[1, 2]
+... )
+>>> updates.shape
+(2, 650)
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from client.training.autotune import Choice, candidates, measure
+from client.training.batched import BatchedPath
+from client.training.evaluation import evaluate
+from client.training.flat import FlatLayout
+from client.training.local import LocalConfig
+from client.training.loop import LoopPath
+from client.training.schedule import build
+from client.training.selfcheck import LocalPath, PathFactory, reason_to_refuse
+from fedsys.errors import ConfigError, TrainingError
+from fedsys.tasks import Examples, Task
+
+__all__ = ["Trainer"]
+
+Weights = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+PATHS: dict[str, PathFactory] = {"batched": BatchedPath, "loop": LoopPath}
+_MEMORY = 1 << 30
+_log = logging.getLogger(__name__)
+_choices: dict[tuple[object, ...], Choice] = {}
+
+
+class Trainer:
+    """Trains clients of one task, and evaluates.
+
+    Args:
+        task: Model, loss and metrics.
+        local: Local hyper-parameters.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``...
+        path: ``"dual"``, ``"batched"``, ``"loop"`` or ``"auto"``: measure and choose at the
+            first call.
+        chunk: Clients at once; None or 0 leaves it to the measurement.
+        seed: Of the initial weights.
+
+    Raises:
+        ConfigError: an unknown path, or one that cannot train this model, and why.
+        TrainingError: a model that federated training cannot carry.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        local: LocalConfig,
+        device: str | torch.device = "cpu",
+        path: str = "auto",
+        chunk: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if path not in (*PATHS, "auto"):
+            raise ConfigError(f"engine.path = {path!r}: allowed are auto, {', '.join(PATHS)}")
+        if chunk is not None and chunk < 0:
+            raise ConfigError(f"engine.chunk = {chunk}: must not be negative")
+        self._task, self._local, self._device = task, local, torch.device(device)
+        self._asked_path, self._asked_chunk = path, chunk or 0
+        self._model = task.init_model(seed).to(self._device)
+        _refuse_running_statistics(self._model)
+        self._layout = FlatLayout.of(self._model)
+        self._initial = self._layout.read(self._model)
+        self._paths: dict[str, LocalPath] = {}
+        self._choice: Choice | None = None
+        self._placed: tuple[Examples, Examples] | None = None
+
+    @property
+    def dimension(self) -> int:
+        """d, the length of the flat weight vector."""
+        return self._layout.dimension
+
+    @property
+    def layout(self) -> FlatLayout:
+        """Where each parameter lies in the flat vector."""
+        return self._layout
+
+    @property
+    def choice(self) -> Choice | None:
+        """The path and chunk in use; None before the first call."""
+        return self._choice
+
+    def initial_weights(self) -> Weights:
+        """(d,) the weights of ``task.init_model(seed)``."""
+        weights: Weights = self._initial.cpu().numpy().astype(np.float32)
+        return weights
+
+    def state_dict(self, weights: Weights) -> dict[str, Tensor]:
+        """The model's ``state_dict`` with `weights` in it, on the CPU."""
+        self._layout.write(self._model, self._tensor(weights))
+        state = self._model.state_dict()
+        return {name: value.detach().cpu().clone() for name, value in state.items()}
+
+    def evaluate(self, weights: Weights, examples: Examples) -> dict[str, float]:
+        """Mean loss and metrics of `weights` over `examples`."""
+        self._layout.write(self._model, self._tensor(weights))
+        return evaluate(self._task, self._model, examples.to(self._device))
+
+    def choose(self, weights: Weights, examples: Examples, client_rows: Sequence[Rows]) -> Choice:
+        """The path and chunk for such clients; measured at the first call, then remembered."""
+        if self._choice is None:
+            usual = sorted(client_rows, key=len)[len(client_rows) // 4 :]
+            self._choice = self._decide(self._tensor(weights), self._place(examples), usual)
+            _log.info("local training: %s", self._choice)
+        return self._choice
+
+    def train(
+        self,
+        weights: Weights,
+        examples: Examples,
+        client_rows: Sequence[Rows],
+        seeds: Sequence[int],
+        *,
+        names: Sequence[object] | None = None,
+    ) -> Weights:
+        """Trains every client from the same weights.
+
+        Args:
+            weights: (d,) where they start.
+            examples: The pool of training examples.
+            client_rows: Each client's rows of it; a client without rows gets a zero update.
+            seeds: Each client's seed for its batch order: the batches are a pure function of it.
+                Dropout masks too, but they depend on path and chunk besides.
+            names: What an error calls the clients; their positions by default.
+
+        Returns:
+            (K, d) w_local - w_global. A client whose training diverged has NaN or infinity in its
+            row: what to do with it is the privacy mechanism's business.
+
+        Raises:
+            TrainingError: names the client, the cause and the remedy.
+        """
+        if len(client_rows) != len(seeds):
+            raise TrainingError(f"{len(client_rows)} clients but {len(seeds)} seeds")
+        updates = np.zeros((len(client_rows), self.dimension), dtype=np.float32)
+        if not len(client_rows):
+            return updates
+        start, pool = self._tensor(weights), self._place(examples)
+        choice = self.choose(weights, examples, client_rows)
+        lengths = np.array([self._local.steps(len(rows)) for rows in client_rows])
+        order = np.argsort(-lengths, kind="stable")
+        for at in range(0, len(order), choice.chunk):
+            chunk = order[at : at + choice.chunk].tolist()
+            rows, own = [client_rows[k] for k in chunk], [seeds[k] for k in chunk]
+            try:
+                trained = self._run(choice.path, start, pool, rows, own)
+            except Exception as error:
+                called = names if names is not None else range(len(client_rows))
+                raise self._blame(
+                    error, start, pool, rows, own, [called[k] for k in chunk]
+                ) from error
+            updates[chunk] = trained.cpu().numpy()
+        return updates
+
+    def _run(
+        self, path: str, start: Tensor, pool: Examples, rows: Sequence[Rows], seeds: Sequence[int]
+    ) -> Tensor:
+        return self._path(path).updates(start, pool, build(rows, seeds, self._local), seeds)
+
+    def _path(self, name: str) -> LocalPath:
+        if name not in self._paths:
+            self._paths[name] = PATHS[name](self._task, copy.deepcopy(self._model), self._local)
+        return self._paths[name]
+
+    def _decide(self, start: Tensor, pool: Examples, rows: Sequence[Rows]) -> Choice:
+        asked = [self._asked_path] if self._asked_path != "auto" else list(PATHS)
+        refused = {}
+        for name in asked:
+            if name != "loop":
+                why = reason_to_refuse(PATHS[name], self._task, self._model, self._local, pool)
+                if why is not None:
+                    refused[name] = why
+        usable = [name for name in asked if name not in refused]
+        if not usable:
+            raise ConfigError(
+                f"engine.path = {self._asked_path!r} cannot train task {self._task.name}: "
+                f"{refused[self._asked_path]}; use path = 'auto' or 'loop'"
+            )
+        most = max(1, _MEMORY // (16 * self.dimension))
+        if self._asked_chunk:
+            tried = [(name, self._asked_chunk) for name in usable]
+        else:
+            tried = candidates(usable, len(rows), most)
+        if len(tried) == 1:
+            return Choice(path=tried[0][0], chunk=tried[0][1], refused=refused)
+        key = self._signature(pool, rows, tried)
+        if key not in _choices:
+            rates = measure(
+                tried,
+                lambda name, clients: _finished(
+                    self._run(name, start, pool, *_sorted(rows, clients, self._local))
+                ),
+            )
+            path, chunk = max(rates, key=lambda each: rates[each])
+            _choices[key] = Choice(
+                path=path, chunk=chunk, refused=refused, clients_per_second=rates
+            )
+        return _choices[key]
+
+    def _signature(
+        self, pool: Examples, rows: Sequence[Rows], tried: Sequence[tuple[str, int]]
+    ) -> tuple[object, ...]:
+        size = int(np.median([len(each) for each in rows])).bit_length()
+        return (
+            self._task.name,
+            repr(self._model),
+            self._local,
+            str(self._device),
+            torch.get_num_threads(),
+            pool.x.shape[1:],
+            size,
+            tuple(tried),
+        )
+
+    def _blame(
+        self,
+        error: Exception,
+        start: Tensor,
+        pool: Examples,
+        rows: Sequence[Rows],
+        seeds: Sequence[int],
+        names: Sequence[object],
+    ) -> TrainingError:
+        """Trains the chunk's clients one by one to find whose data fails."""
+        for client, name in enumerate(names):
+            try:
+                _check_rows(rows[client], len(pool))
+                self._run("loop", start, pool, rows[client : client + 1], seeds[client:])
+            except Exception as own:
+                return TrainingError(
+                    f"client {name}: training on its {len(rows[client])} examples failed: "
+                    f"{type(own).__name__}: {_one_line(own)}; check its data and the task's "
+                    f"model and loss"
+                )
+        return TrainingError(
+            f"clients {names[0]} to {names[-1]}: training {len(names)} at once failed though each "
+            f"alone succeeds: {type(error).__name__}: {_one_line(error)}; set engine.path = 'loop' "
+            f"or a smaller engine.chunk"
+        )
+
+    def _tensor(self, weights: Weights) -> Tensor:
+        flat = torch.from_numpy(np.array(weights, dtype=np.float32, copy=True))
+        if flat.shape != (self.dimension,):
+            raise TrainingError(
+                f"a weight vector of shape {tuple(flat.shape)} does not fit the model of task "
+                f"{self._task.name}, which has {self.dimension} parameters"
+            )
+        return flat.to(self._device)
+
+    def _place(self, examples: Examples) -> Examples:
+        """`examples` on the device; the last pool is kept there."""
+        if self._placed is None or self._placed[0] is not examples:
+            self._placed = (examples, examples.to(self._device))
+        return self._placed[1]
+
+
+def _sorted(rows: Sequence[Rows], clients: int, local: LocalConfig) -> tuple[list[Rows], list[int]]:
+    chosen = sorted(rows[:clients], key=lambda each: -local.steps(len(each)))
+    return chosen, list(range(len(chosen)))
+
+
+def _finished(updates: Tensor) -> int:
+    if updates.is_cuda:
+        torch.cuda.synchronize(updates.device)
+    return len(updates)
+
+
+def _check_rows(rows: Rows, examples: int) -> None:
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < examples:
+        raise IndexError(f"rows {rows.min()} to {rows.max()} of a pool of {examples}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _refuse_running_statistics(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if getattr(module, "track_running_stats", False):
+            raise TrainingError(
+                f"the model's {type(module).__name__} {name!r} keeps running statistics, which "
+                f"are no parameters: clients would not send them and evaluation would use the "
+                f"initial ones; use GroupNorm, or track_running_stats=False"
+            )

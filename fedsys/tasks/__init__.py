@@ -1,0 +1,17 @@
+"""Tasks: model, data, loss and metrics, built in or the user's own."""
+
+from fedsys.tasks.base import DataSource, Examples, FederatedData, Task, seeded
+from fedsys.tasks.loading import builtin_names, load
+from fedsys.tasks.partition import Partition, split
+
+__all__ = [
+    "DataSource",
+    "Examples",
+    "FederatedData",
+    "Partition",
+    "Task",
+    "builtin_names",
+    "load",
+    "seeded",
+    "split",
+]

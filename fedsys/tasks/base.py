@@ -1,0 +1,165 @@
+"""What a task is: a model, data, a loss and metrics.
+
+A task of one's own is a small class with the four methods of `Task`; name it in the configuration
+as ``"package.module:Attr"``::
+
+    class Mine:
+        name = "mine"
+
+        def init_model(self, seed):                 # the same seed gives the same weights
+            with seeded(seed):
+                return torch.nn.Linear(4, 3)
+
+        def loss(self, outputs, targets):           # (B,) one value an example
+            return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+        def metrics(self, outputs, targets):        # name -> (B,) one value an example
+            return {"accuracy": (outputs.argmax(1) == targets).float()}
+
+        def clients(self, source):                  # where the examples are
+            return FederatedData(train=Examples(x=..., y=...), test=Examples(x=..., y=...))
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from fedsys.errors import DataError
+
+__all__ = ["DataSource", "Examples", "FederatedData", "Task", "seeded"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Inputs and targets, row by row, resident once.
+
+    Attributes:
+        x: (M, ...) inputs in whatever type the model takes; bytes stay bytes (``uint8``) and the
+            model converts them, so that a data set takes no more memory than its file.
+        y: (M, ...) targets; class indices are ``int64``.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y):
+            raise DataError(f"{len(self.x)} inputs but {len(self.y)} targets; they go in pairs")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to(self, device: torch.device) -> Examples:
+        """The same examples on `device`; self when they are there."""
+        if self.x.device == device and self.y.device == device:
+            return self
+        return Examples(x=self.x.to(device), y=self.y.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederatedData:
+    """All examples of a task; who holds which is a partition's business.
+
+    Attributes:
+        train: What clients train on.
+        test: What the server evaluates on.
+        natural: (M,) ``int64`` client of each training example, numbered from 0 without gaps,
+            or None where the data names no clients.
+        client_names: What the natural clients are called, by number; may be empty.
+    """
+
+    train: Examples
+    test: Examples
+    natural: Tensor | None = None
+    client_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not len(self.train):
+            raise DataError("no training example is left; check the data file and its options")
+        if not len(self.test):
+            raise DataError("no test example is left; check the data file and its options")
+        if self.natural is not None and len(self.natural) != len(self.train):
+            raise DataError(
+                f"{len(self.natural)} client ids for {len(self.train)} training examples; "
+                f"one each is needed"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """Where data files may lie, in the order in which they are looked for.
+
+    Attributes:
+        folders: Each folder with what named it, e.g. ``("--data", Path("data"))``.
+    """
+
+    folders: tuple[tuple[str, Path], ...] = ()
+
+    @classmethod
+    def locate(
+        cls, given: Path | None = None, environment: Mapping[str, str] = os.environ
+    ) -> DataSource:
+        """``--data DIR`` where given, then ``$FEDSYS_DATA``."""
+        folders = [] if given is None else [("--data", given)]
+        if environment.get("FEDSYS_DATA"):
+            folders.append(("FEDSYS_DATA", Path(environment["FEDSYS_DATA"])))
+        return cls(folders=tuple(folders))
+
+    def find(self, name: str, how_to_get: str) -> Path:
+        """The first folder's file called `name`.
+
+        Raises:
+            DataError: says where it was looked for and `how_to_get` it.
+        """
+        for _, folder in self.folders:
+            if (folder / name).is_file():
+                return folder / name
+        looked = ", ".join(f"{label}={folder}" for label, folder in self.folders)
+        where = f"looked in {looked}" if looked else "neither --data nor FEDSYS_DATA is set"
+        raise DataError(f"{name} not found ({where}); {how_to_get}")
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What the clients learn together."""
+
+    name: str
+
+    def init_model(self, seed: int) -> nn.Module:
+        """A fresh model whose weights are a function of `seed` alone."""
+        ...
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """(B,) the training loss, one value an example."""
+        ...
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Each (B,): one value an example; the evaluator averages over examples."""
+        ...
+
+    def clients(self, source: DataSource) -> FederatedData:
+        """Reads the data; raises DataError where it is missing or unusable."""
+        ...
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's global generator starts from `seed` inside, and is as it was afterwards.
+
+    >>> with seeded(1):
+    ...     a = torch.rand(1)
+    >>> with seeded(1):
+    ...     bool((torch.rand(1) == a).item())
+    True
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

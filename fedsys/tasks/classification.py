@@ -1,0 +1,37 @@
+"""Cross-entropy and accuracy, shared by every task that predicts one of several classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["Classification", "Rescale"]
+
+
+class Classification:
+    """Loss and metrics for outputs (B, classes) or (B, classes, ...) and ``int64`` targets."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """(B,) cross-entropy in nats."""
+        return functional.cross_entropy(outputs, targets, reduction="none")
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """``accuracy``: (B,) one where the largest output is the target's."""
+        return {"accuracy": (outputs.argmax(1) == targets).to(torch.float32)}
+
+
+class Rescale(nn.Module):
+    """(x - mean) / std in the model's floating type; lets data stay bytes until it is used."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: float, std: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape; integers become floating point."""
+        return (x.to(self.mean.dtype) - self.mean) / self.std

@@ -1,0 +1,105 @@
+"""From a name in the configuration to a `Task`: built in, or the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedsys.errors import ConfigError
+from fedsys.tasks.base import Task
+from fedsys.tasks.options import nearest
+
+__all__ = ["builtin_names", "load"]
+
+_BUILTIN = {
+    "digits": ("fedsys.tasks.digits", "Digits"),
+}
+_MEMBERS = ("name", "init_model", "loss", "metrics", "clients")
+
+
+def builtin_names() -> tuple[str, ...]:
+    """The tasks that ship with the product."""
+    return tuple(_BUILTIN)
+
+
+def load(name: str, options: Mapping[str, Any] | None = None) -> Task:
+    """Finds and builds a task.
+
+    >>> load("digits").name
+    'digits'
+
+    Args:
+        name: A built-in task's name, or ``"package.module:Attr"``. The module is looked for in
+            the current folder too. `Attr` is a class or a function that makes a task (it is
+            called with the options as keyword arguments), or a task.
+        options: The table ``[task] options``.
+
+    Raises:
+        ConfigError: nothing of that name; the message has the nearest names.
+    """
+    options = dict(options or {})
+    if name in _BUILTIN:
+        module, attribute = _BUILTIN[name]
+        built: Task = getattr(importlib.import_module(module), attribute)(options)
+        return built
+    if ":" not in name:
+        raise ConfigError(
+            f"task.name = {name!r}: no such task{nearest(name, _BUILTIN)}; built in are "
+            f'{", ".join(_BUILTIN)}; your own is written "package.module:Attr"'
+        )
+    return _build(name, _resolve(name), options)
+
+
+def _resolve(name: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        files = [path.stem for path in Path(here).glob("*.py")]
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module_name
+        hint = nearest(module_name, files) if missing else ""
+        raise ConfigError(
+            f"task.name = {name!r}: importing {module_name} failed: "
+            f"{type(error).__name__}: {error}{hint} (looked in {here} and the installed packages)"
+        ) from error
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        public = [each for each in vars(module) if not each.startswith("_")]
+        raise ConfigError(
+            f"task.name = {name!r}: {module_name} ({module.__file__}) has no "
+            f"{attribute!r}{nearest(attribute, public)}"
+        ) from None
+
+
+def _build(name: str, found: Any, options: dict[str, Any]) -> Task:
+    if isinstance(found, type) or not all(hasattr(found, member) for member in _MEMBERS):
+        if not callable(found):
+            raise ConfigError(f"task.name = {name!r}: neither a task nor something that makes one")
+        try:
+            found = found(**options)
+        except TypeError as error:
+            raise ConfigError(
+                f"task.name = {name!r}: cannot be built with options {options}: {error}"
+            ) from error
+    elif options:
+        raise ConfigError(
+            f"task.options: {name!r} is a finished task and takes none; name its class instead"
+        )
+    lacking = [member for member in _MEMBERS if not hasattr(found, member)]
+    if lacking:
+        raise ConfigError(
+            f"task.name = {name!r}: lacks {', '.join(lacking)}; a task has {', '.join(_MEMBERS)}"
+        )
+    task: Task = found
+    return task
