@@ -16,6 +16,11 @@ __all__ = ["builtin_names", "load"]
 
 _BUILTIN = {
     "digits": ("fedsys.tasks.digits", "Digits"),
+    "mnist": ("fedsys.tasks.mnist", "Mnist"),
+    "cifar10": ("fedsys.tasks.cifar10", "Cifar10"),
+    "shakespeare": ("fedsys.tasks.shakespeare", "Shakespeare"),
+    "tabular": ("fedsys.tasks.tabular", "Tabular"),
+    "synthetic": ("fedsys.tasks.synthetic", "Synthetic"),
 }
 _MEMBERS = ("name", "init_model", "loss", "metrics", "clients")
 

@@ -65,6 +65,20 @@ class Options:
             raise ConfigError(f"task.options.{key} = {value}: allowed are {low} to {high}")
         return value
 
+    def fraction(self, key: str, default: float) -> float:
+        """A number strictly between 0 and 1."""
+        value = self.get(key, default)
+        if not 0 < value < 1:
+            raise ConfigError(f"task.options.{key} = {value}: must lie between 0 and 1")
+        return value
+
+    def names(self, key: str) -> tuple[str, ...]:
+        """A list of strings, empty by default."""
+        value = self._given.get(key, [])
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            raise ConfigError(f"task.options.{key} = {value!r}: must be a list of strings")
+        return tuple(value)
+
     def choice(self, key: str, default: str, allowed: tuple[str, ...]) -> str:
         """One of `allowed`."""
         value = self.get(key, default)

@@ -1,0 +1,103 @@
+"""Reads data files strictly: bounded, never unpickled, every problem one clear line."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsys.errors import DataError
+
+__all__ = ["check_labels", "read_npz", "read_table"]
+
+MAX_BYTES = 4 << 30
+MAX_ROWS = 50_000_000
+
+
+def read_npz(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> dict[str, NDArray[Any]]:
+    """The named ``uint8`` arrays of an ``.npz`` file.
+
+    Args:
+        path: The file.
+        shapes: For each array the shape that it must have; None is any length.
+
+    Raises:
+        DataError: not such a file, an array missing or of another shape or type.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > MAX_BYTES:
+            raise DataError(f"{path}: unpacks to {unpacked} bytes; at most {MAX_BYTES} are read")
+        with np.load(path, allow_pickle=False) as arrays:
+            there = set(arrays.files)
+            missing = [name for name in shapes if name not in there]
+            if missing:
+                raise DataError(f"{path}: has no array {missing[0]!r}; it has {sorted(there)}")
+            found = {name: np.asarray(arrays[name]) for name in shapes}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path}: not a readable .npz file: {error}") from None
+    for name, shape in shapes.items():
+        array = found[name]
+        fits = array.ndim == len(shape) and all(
+            want is None or want == have for want, have in zip(shape, array.shape, strict=True)
+        )
+        if not fits or array.dtype != np.uint8:
+            raise DataError(
+                f"{path}: array {name!r} is {array.dtype} {array.shape}; expected uint8 "
+                f"{tuple('any' if n is None else n for n in shape)}"
+            )
+    return found
+
+
+def read_table(path: Path, columns: tuple[str, ...] | None = None) -> Any:
+    """A ``pyarrow.Table`` from a ``.parquet`` or ``.csv`` file, all or only some columns.
+
+    Raises:
+        DataError: unreadable, too large, or a column missing.
+    """
+    import pyarrow
+    from pyarrow import csv, parquet
+
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path}: larger than {MAX_BYTES} bytes; split it")
+        if path.suffix == ".parquet":
+            metadata = parquet.read_metadata(path)
+            if metadata.num_rows > MAX_ROWS:
+                raise DataError(f"{path}: {metadata.num_rows} rows; at most {MAX_ROWS} are read")
+            names = metadata.schema.to_arrow_schema().names
+            _all_there(path, columns or (), names)
+            return parquet.read_table(path, columns=None if columns is None else list(columns))
+        if path.suffix == ".csv":
+            table = csv.read_csv(path)
+            _all_there(path, columns or (), table.column_names)
+            return table if columns is None else table.select(list(columns))
+    except (OSError, pyarrow.ArrowException) as error:
+        text = " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {text}") from None
+    raise DataError(f"{path}: the name must end in .parquet or .csv")
+
+
+def check_labels(path: Path, labels: NDArray[Any], classes: int) -> NDArray[np.int64]:
+    """(M,) class indices as ``int64``.
+
+    Raises:
+        DataError: names the first row whose label is not in [0, classes).
+    """
+    wide = labels.astype(np.int64)
+    outside = np.flatnonzero((wide < 0) | (wide >= classes))
+    if len(outside):
+        row = int(outside[0])
+        raise DataError(f"{path}: row {row}: label {wide[row]} is not in 0 to {classes - 1}")
+    return wide
+
+
+def _all_there(path: Path, wanted: tuple[str, ...], there: list[str]) -> None:
+    for name in wanted:
+        if name not in there:
+            raise DataError(f"{path}: has no column {name!r}; it has {', '.join(there)}")

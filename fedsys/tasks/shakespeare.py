@@ -1,0 +1,184 @@
+"""The next character of Shakespeare; every speaking role is a natural client.
+
+The federated text task of McMahan et al. 2017 (section 3) and LEAF (Caldas et al. 2018): a role's
+speeches, in order, are cut into sequences; the last of each role are for testing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsys.errors import DataError
+from fedsys.tasks.base import DataSource, Examples, FederatedData, seeded
+from fedsys.tasks.files import read_table
+from fedsys.tasks.options import Options
+
+__all__ = ["CharacterModel", "Shakespeare", "encode"]
+
+FILE = "shakespeare.parquet"
+HOW = (
+    "it is a parquet file with the text columns client_id (the speaking role) and text (one "
+    "speech a row), e.g. tinyshakespeare split at each speaker's name"
+)
+PADDING = -100
+# Printable ASCII and the line break; 0 stands for everything else. Fixed, not counted from data:
+# a vocabulary drawn from clients' text would say something about it.
+SYMBOLS = "\n" + "".join(chr(code) for code in range(32, 127))
+VOCABULARY = len(SYMBOLS) + 1
+
+
+def encode(text: str) -> NDArray[np.uint8]:
+    """(len,) symbol numbers.
+
+    >>> encode("a\\n\\u00e9").tolist()
+    [67, 1, 0]
+    """
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    table = np.zeros(128, dtype=np.uint8)
+    table[[ord(symbol) for symbol in SYMBOLS]] = np.arange(1, VOCABULARY, dtype=np.uint8)
+    found: NDArray[np.uint8] = np.where(codes < 128, table[np.minimum(codes, 127)], 0).astype(
+        np.uint8
+    )
+    return found
+
+
+class CharacterModel(nn.Module):
+    """Embedding, recurrent layers, linear read-out: (B, T) symbols to (B, VOCABULARY, T).
+
+    The recurrence is written out over time from plain linear maps, which trains many clients at
+    once cleanly where ``nn.LSTM`` does not. Gates are in torch's order, (r, z, n) for a GRU
+    (Cho et al. 2014) and (i, f, g, o) for an LSTM (Hochreiter and Schmidhuber 1997).
+    """
+
+    def __init__(self, cell: str, embedding: int, hidden: int, layers: int) -> None:
+        super().__init__()
+        self._cell, self._hidden = cell, hidden
+        gates = 3 if cell == "gru" else 4
+        self.embedding = nn.Embedding(VOCABULARY, embedding)
+        self.inputs = nn.ModuleList(
+            nn.Linear(embedding if layer == 0 else hidden, gates * hidden)
+            for layer in range(layers)
+        )
+        self.recurrent = nn.ModuleList(nn.Linear(hidden, gates * hidden) for _ in range(layers))
+        self.readout = nn.Linear(hidden, VOCABULARY)
+        for map_ in (*self.inputs, *self.recurrent):
+            for parameter in map_.parameters():
+                nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        """(B, T) to (B, VOCABULARY, T)."""
+        sequence = self.embedding(symbols.long())
+        for inputs, recurrent in zip(self.inputs, self.recurrent, strict=True):
+            sequence = self._layer(inputs(sequence), recurrent)
+        outputs: Tensor = self.readout(sequence)
+        return outputs.transpose(-1, -2)
+
+    def _layer(self, driven: Tensor, recurrent: nn.Module) -> Tensor:
+        state = driven.new_zeros((*driven.shape[:-2], self._hidden))
+        memory = state
+        states = []
+        for now in driven.unbind(-2):
+            if self._cell == "gru":
+                state = _gru(now, recurrent(state), state)
+            else:
+                state, memory = _lstm(now + recurrent(state), memory)
+            states.append(state)
+        return torch.stack(states, dim=-2)
+
+
+def _gru(driven: Tensor, fed_back: Tensor, state: Tensor) -> Tensor:
+    reset_in, update_in, new_in = driven.chunk(3, dim=-1)
+    reset_back, update_back, new_back = fed_back.chunk(3, dim=-1)
+    update = torch.sigmoid(update_in + update_back)
+    new = torch.tanh(new_in + torch.sigmoid(reset_in + reset_back) * new_back)
+    return new + update * (state - new)
+
+
+def _lstm(gates: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    enter, forget, candidate, leave = gates.chunk(4, dim=-1)
+    memory = torch.sigmoid(forget) * memory + torch.sigmoid(enter) * torch.tanh(candidate)
+    return torch.sigmoid(leave) * torch.tanh(memory), memory
+
+
+class Shakespeare:
+    """Options: ``cell`` (gru | lstm), ``hidden``, ``layers``, ``embedding``, ``sequence``,
+    ``test_fraction``."""
+
+    name = "shakespeare"
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        known = ("cell", "hidden", "layers", "embedding", "sequence", "test_fraction")
+        given = Options(self.name, options, known)
+        self._cell = given.choice("cell", "gru", ("gru", "lstm"))
+        self._hidden = given.count("hidden", 256, high=8192)
+        self._layers = given.count("layers", 2, high=16)
+        self._embedding = given.count("embedding", 32, high=4096)
+        self._sequence = given.count("sequence", 80, low=2, high=10_000)
+        self._test_fraction = given.fraction("test_fraction", 0.1)
+
+    def init_model(self, seed: int) -> nn.Module:
+        """A `CharacterModel`."""
+        with seeded(seed):
+            return CharacterModel(self._cell, self._embedding, self._hidden, self._layers)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """(B,) mean cross-entropy in nats over a sequence's real characters."""
+        each = functional.cross_entropy(outputs, targets, reduction="none", ignore_index=PADDING)
+        return each.sum(-1) / (targets != PADDING).sum(-1)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """``accuracy``: (B,) the share of a sequence's characters that were foreseen."""
+        right = (outputs.argmax(-2) == targets).sum(-1)
+        return {"accuracy": right / (targets != PADDING).sum(-1)}
+
+    def clients(self, source: DataSource) -> FederatedData:
+        """x (M, T) bytes, y (M, T) ``int64`` the characters one later, `PADDING` past the end."""
+        path = source.find(FILE, HOW)
+        table = read_table(path, ("client_id", "text"))
+        speeches: dict[str, list[str]] = {}
+        roles, texts = table.column("client_id").to_pylist(), table.column("text").to_pylist()
+        for row, (role, text) in enumerate(zip(roles, texts, strict=True)):
+            if not isinstance(role, str) or not isinstance(text, str):
+                raise DataError(f"{path}: row {row}: client_id and text must both be text")
+            speeches.setdefault(role, []).append(text)
+        train: list[NDArray[np.uint8]] = []
+        test: list[NDArray[np.uint8]] = []
+        natural: list[int] = []
+        names: list[str] = []
+        for role in sorted(speeches):
+            pieces = self._cut(encode("\n".join(speeches[role])))
+            # A role with a single sequence trains; it has nothing left to test on.
+            held_out = min(int(np.ceil(len(pieces) * self._test_fraction)), len(pieces) - 1)
+            if len(pieces) - held_out < 1:
+                continue
+            train.extend(pieces[: len(pieces) - held_out])
+            test.extend(pieces[len(pieces) - held_out :])
+            natural.extend([len(names)] * (len(pieces) - held_out))
+            names.append(role)
+        return FederatedData(
+            train=self._examples(train),
+            test=self._examples(test),
+            natural=torch.tensor(natural, dtype=torch.int64),
+            client_names=tuple(names),
+        )
+
+    def _cut(self, symbols: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        """Pieces of sequence + 1 characters, the next starting where one ends; a rest of at
+        least two characters stays."""
+        starts = range(0, max(len(symbols) - 1, 0), self._sequence)
+        return [symbols[start : start + self._sequence + 1] for start in starts]
+
+    def _examples(self, pieces: list[NDArray[np.uint8]]) -> Examples:
+        x = np.zeros((len(pieces), self._sequence), dtype=np.uint8)
+        y = np.full((len(pieces), self._sequence), PADDING, dtype=np.int64)
+        for row, piece in enumerate(pieces):
+            x[row, : len(piece) - 1] = piece[:-1]
+            y[row, : len(piece) - 1] = piece[1:]
+        return Examples(x=torch.from_numpy(x), y=torch.from_numpy(y))

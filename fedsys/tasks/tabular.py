@@ -1,0 +1,205 @@
+"""Any table with a label column: CSV or parquet, with a client-id column where it has one.
+
+Numeric columns are standardised, string columns with few values are one-hot encoded. Means,
+deviations, values and classes are read off all rows: in a private run that makes them public
+knowledge, which the guarantee does not cover; ``scaling = "none"`` leaves numbers as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fedsys.errors import DataError
+from fedsys.tasks.base import DataSource, Examples, FederatedData, seeded
+from fedsys.tasks.classification import Classification
+from fedsys.tasks.files import read_table
+from fedsys.tasks.options import Options
+
+__all__ = ["Tabular"]
+
+MAX_CATEGORIES = 64
+MAX_CLASSES = 1000
+_SPLIT_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoded:
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    classes: int
+    natural: NDArray[np.int64] | None
+    clients: tuple[str, ...]
+
+
+class Tabular(Classification):
+    """Options: ``path`` and ``label`` (needed), ``client``, ``ignore`` (columns to leave out),
+    ``test_fraction``, ``model`` (``logistic`` | ``mlp``), ``hidden``, ``scaling``."""
+
+    name = "tabular"
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        known = (
+            "path",
+            "label",
+            "client",
+            "ignore",
+            "test_fraction",
+            "model",
+            "hidden",
+            "scaling",
+        )
+        given = Options(self.name, options, known)
+        self._file = given.required("path", "the table's file")
+        self._label = given.required("label", "the label column's name")
+        self._client = given.get("client", "")
+        self._ignore = given.names("ignore")
+        self._test_fraction = given.fraction("test_fraction", 0.2)
+        self._kind = given.choice("model", "logistic", ("logistic", "mlp"))
+        self._hidden = given.count("hidden", 64, high=65536)
+        self._scaled = given.choice("scaling", "standard", ("standard", "none")) == "standard"
+        self._encoded: _Encoded | None = None
+
+    def init_model(self, seed: int) -> nn.Module:
+        """Logistic regression from zero, or an MLP. Its width is the table's, which is read (from
+        the current folder or FEDSYS_DATA) where `clients` was not called before."""
+        table = self._read(DataSource.locate())
+        width = table.features.shape[1]
+        with seeded(seed):
+            if self._kind == "mlp":
+                return nn.Sequential(
+                    nn.Linear(width, self._hidden),
+                    nn.ReLU(),
+                    nn.Linear(self._hidden, table.classes),
+                )
+            model = nn.Linear(width, table.classes)
+            nn.init.zeros_(model.weight)
+            nn.init.zeros_(model.bias)
+            return model
+
+    def clients(self, source: DataSource) -> FederatedData:
+        """A fixed random split; with a client column, within each client."""
+        table = self._read(source)
+        rows = len(table.labels)
+        order = np.random.default_rng(_SPLIT_SEED).permutation(rows)
+        if table.natural is None:
+            held_out = round(rows * self._test_fraction)
+            test, train = order[:held_out], order[held_out:]
+        else:
+            test, train = _split_within(order, table.natural, self._test_fraction)
+        return FederatedData(
+            train=_examples(table, train),
+            test=_examples(table, test),
+            natural=None if table.natural is None else torch.from_numpy(table.natural[train]),
+            client_names=table.clients,
+        )
+
+    def _read(self, source: DataSource) -> _Encoded:
+        if self._encoded is None:
+            given = Path(self._file)
+            how = "task.options.path names a .csv or .parquet file there, or by its full path"
+            path = given if given.is_file() else source.find(self._file, how)
+            self._encoded = self._encode(path, read_table(path))
+        return self._encoded
+
+    def _encode(self, path: Path, table: Any) -> _Encoded:
+        if table.num_rows < 2:
+            raise DataError(f"{path}: {table.num_rows} rows; at least 2 are needed")
+        special = [self._label, *([self._client] if self._client else []), *self._ignore]
+        for name in special:
+            if name not in table.column_names:
+                there = ", ".join(table.column_names)
+                raise DataError(f"{path}: has no column {name!r}; it has {there}")
+        columns = [name for name in table.column_names if name not in special]
+        if not columns:
+            raise DataError(f"{path}: no column is left to learn from besides {special}")
+        parts = [_column(path, name, table.column(name), self._scaled) for name in columns]
+        values, labels = _numbered(path, self._label, table.column(self._label))
+        if len(values) < 2:
+            raise DataError(f"{path}: column {self._label!r} holds one class only: {values[0]!r}")
+        if len(values) > MAX_CLASSES:
+            raise DataError(
+                f"{path}: column {self._label!r} has {len(values)} different values, more than "
+                f"{MAX_CLASSES}: is it a class?"
+            )
+        names: tuple[str, ...] = ()
+        natural = None
+        if self._client:
+            names, natural = _numbered(path, self._client, table.column(self._client))
+        return _Encoded(
+            features=np.concatenate(parts, axis=1),
+            labels=labels,
+            classes=len(values),
+            natural=natural,
+            clients=names,
+        )
+
+
+def _column(path: Path, name: str, column: Any, scaled: bool) -> NDArray[np.float32]:
+    """(M, 1) a number, or (M, values) one-hot."""
+    from pyarrow import types
+
+    kind = column.type
+    if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind):
+        numbers = column.cast("float64").to_numpy().astype(np.float64)
+        bad = np.flatnonzero(~np.isfinite(numbers))
+        if len(bad):
+            raise DataError(
+                f"{path}: row {int(bad[0])}, column {name!r}: {numbers[bad[0]]} is not a finite "
+                f"number ({len(bad)} such rows); fill it in, or leave the column out with "
+                f"task.options.ignore"
+            )
+        if scaled:
+            spread = numbers.std()
+            numbers = (numbers - numbers.mean()) / (spread if spread > 0 else 1.0)
+        return numbers.astype(np.float32)[:, None]
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind):
+        values, numbered = _numbered(path, name, column)
+        if len(values) > MAX_CATEGORIES:
+            raise DataError(
+                f"{path}: column {name!r} has {len(values)} different texts, more than "
+                f"{MAX_CATEGORIES}; leave it out with task.options.ignore"
+            )
+        one_hot: NDArray[np.float32] = np.eye(len(values), dtype=np.float32)[numbered]
+        return one_hot
+    raise DataError(
+        f"{path}: column {name!r} is {kind}; only numbers and text are understood: leave it out "
+        f"with task.options.ignore"
+    )
+
+
+def _numbered(path: Path, name: str, column: Any) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """The sorted different values as text, and each row's place among them."""
+    values = column.to_pylist()
+    for row, value in enumerate(values):
+        if value is None or value != value:
+            raise DataError(f"{path}: row {row}, column {name!r}: empty; fill it in")
+    different = sorted(set(values))
+    place = {value: at for at, value in enumerate(different)}
+    numbers = np.fromiter((place[value] for value in values), dtype=np.int64, count=len(values))
+    return tuple(str(value) for value in different), numbers
+
+
+def _split_within(
+    order: NDArray[np.int64], natural: NDArray[np.int64], fraction: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(test, train): of each client the same fraction; one with a single row keeps it to train."""
+    grouped = order[np.argsort(natural[order], kind="stable")]
+    _, sizes = np.unique(natural, return_counts=True)
+    place = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    held_out = np.minimum(np.round(sizes * fraction), sizes - 1)
+    testing = place < np.repeat(held_out, sizes)
+    return grouped[testing], grouped[~testing]
+
+
+def _examples(table: _Encoded, rows: NDArray[np.int64]) -> Examples:
+    return Examples(
+        x=torch.from_numpy(table.features[rows]), y=torch.from_numpy(table.labels[rows])
+    )
