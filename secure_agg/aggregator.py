@@ -1,0 +1,565 @@
+"""The server's side of a round: collects, adds as it goes, and finds out who cheated.
+
+The machine does no input or output and keeps no clock: the host delivers messages with `receive`
+and says with `close_stage` that a stage's deadline has come. A member that sent nothing, or
+something wrong, by then is out; the round goes on while enough are left.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from secure_agg import checks, keys
+from secure_agg.errors import (
+    MessageError,
+    NonceWithheld,
+    ParameterError,
+    QuorumNotMet,
+    SecureAggError,
+    StageError,
+    StateError,
+)
+from secure_agg.messages import (
+    COMMITMENTS_SIZE,
+    DEALT_ROW,
+    Begin,
+    Kind,
+    Limits,
+    Release,
+    Unmask,
+    frame,
+    kind_of,
+    pack_ids,
+    take_count,
+    unframe,
+    unpack_ids,
+)
+from secure_agg.params import SecAggParams
+from secure_agg.prg import add_masks
+from secure_agg.recovery import Recovery
+from secure_agg.ring import Vector, ring
+from secure_agg.roster import Roster
+from secure_agg.shared import Shared
+from secure_agg.store import pack_fields, present, unpack_fields
+from secure_agg.transcript import (
+    Cohort,
+    Dealt,
+    RoundContext,
+    View,
+    advert_digest,
+    alive_digest,
+    dealt_digest,
+    nonce_commitment,
+    session_hash,
+)
+
+__all__ = ["Aggregator", "AggregatorStage", "SumResult"]
+
+_MAGIC = b"secure_agg aggregator 1\n"
+_PART = b"part\n"
+_SHARES_HEAD = 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumResult:
+    """What a round found.
+
+    Attributes:
+        total: Sum modulo 2^modulus_bits of the included inputs; shape (length,).
+        included: Increasing ids of those whose inputs are in the sum.
+        blamed: Why, for each member that was caught cheating; exclude them next time.
+        dropped: Ids that vanished, by the stage whose message they did not send.
+    """
+
+    total: Vector
+    included: tuple[int, ...]
+    blamed: Mapping[int, str] = field(default_factory=dict)
+    dropped: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+class AggregatorStage(enum.IntEnum):
+    """Which message the server waits for."""
+
+    IDLE = 0
+    ADVERTISE = 1
+    REVEAL = 2
+    SHARE_KEYS = 3
+    MASKED_INPUT = 4
+    CONSISTENCY = 5
+    UNMASK = 6
+    DONE = 7
+
+
+_Stage = AggregatorStage
+_STAGE_OF = {
+    Kind.ADVERT: _Stage.ADVERTISE,
+    Kind.REVEAL: _Stage.REVEAL,
+    Kind.SHARES: _Stage.SHARE_KEYS,
+    Kind.MASKED: _Stage.MASKED_INPUT,
+    Kind.CONSISTENCY: _Stage.CONSISTENCY,
+    Kind.RELEASE: _Stage.UNMASK,
+}
+
+
+class Aggregator:
+    """One round.
+
+    Args:
+        roster: The list of members.
+        params: As for every participant; ``params.n`` members are invited.
+        context: As for every participant.
+        length: Elements of a vector, d.
+        cohort: Ids of those invited.
+        shared: Work shared with a virtual cohort in this process.
+        threads: For mask expansion when the sum is unmasked.
+
+    Attributes:
+        stage: Which message the server waits for.
+        blamed: Why, for each member caught cheating so far.
+
+    Raises:
+        ParameterError: When the cohort is not ``params.n`` distinct members.
+        RosterError: When one of them is not in the roster.
+    """
+
+    def __init__(
+        self,
+        *,
+        roster: Roster,
+        params: SecAggParams,
+        context: RoundContext,
+        length: int,
+        cohort: Iterable[int],
+        shared: Shared | None = None,
+        threads: int = 1,
+    ) -> None:
+        invited = sorted(cohort)
+        if len(set(invited)) != len(invited) or len(invited) != params.n:
+            raise ParameterError(
+                f"a cohort of {len(set(invited))} distinct members: params.n is {params.n}"
+            )
+        for member in invited:
+            checks.enrolled(roster, member)
+        self.params = params
+        self.context = context
+        self.length = length
+        self.blamed: dict[int, str] = {}
+        self.stage = _Stage.IDLE
+        self._roster = roster
+        self._shared = shared
+        self._threads = threads
+        self._ring = ring(params.modulus_bits)
+        self._limits = Limits(params, length)
+        self._invited = invited
+        self._attempt = 0
+        self._session = bytes(32)
+        self._expected: dict[int, None] = {}
+        self._answers: dict[_Stage, dict[int, bytes]] = {stage: {} for stage in _Stage}
+        self._public_keys: set[bytes] = set()
+        self._dropped: dict[str, tuple[int, ...]] = {}
+        self._cohort: Cohort | None = None
+        self._view: View | None = None
+        self._dealt: Dealt | None = None
+        self._recovery: Recovery | None = None
+        self._alive: list[int] = []
+        self._total = self._ring.zeros(0)
+
+    # -- the outside -----------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> frozenset[int]:
+        """Members whose message for this stage has not come; none: the stage can be closed."""
+        answered = self._answers[self.stage]
+        return frozenset(m for m in self._expected if m not in answered and m not in self.blamed)
+
+    @property
+    def dropped(self) -> Mapping[str, tuple[int, ...]]:
+        """Ids that vanished so far, by the stage whose message they did not send."""
+        return dict(self._dropped)
+
+    @property
+    def result(self) -> SumResult:
+        """The sum.
+
+        Raises:
+            StageError: Before the round is over.
+        """
+        if self.stage is not _Stage.DONE:
+            raise StageError(f"no result in stage {self.stage.name}: the round is not over")
+        return SumResult(
+            total=self._total,
+            included=tuple(self._alive),
+            blamed=dict(self.blamed),
+            dropped=self.dropped,
+        )
+
+    def begin(self) -> dict[int, bytes]:
+        """Open the round: the first message to everybody invited."""
+        checks.stage(self.stage.name, _Stage.IDLE.name, Kind.BEGIN.name)
+        return self._open(self._invited, 0)
+
+    def receive(self, sender: int, message: bytes) -> None:
+        """Take a member's message; the host has authenticated ``sender``.
+
+        An upload is added to the running sum at once and not kept.
+
+        Raises:
+            LateMessage: The stage is closed; the message is discarded.
+            SecureAggError: The message is wrong. Where that can only be the sender's doing, it is
+                now in `blamed`, and out of the round; the round goes on.
+        """
+        kind = kind_of(message)
+        stage = _STAGE_OF.get(kind)
+        if stage is None:
+            raise MessageError(f"a {kind.name} message, which servers send and never receive")
+        checks.in_time(stage, self.stage, sender)
+        checks.stage(self.stage.name, stage.name, kind.name)
+        if sender not in self._expected or sender in self.blamed:
+            raise StageError(f"member {sender} is not in this stage of the round")
+        if sender in self._answers[stage]:
+            raise StageError(f"member {sender} has sent its {kind.name} message already")
+        take = {
+            _Stage.ADVERTISE: self._take_advert,
+            _Stage.REVEAL: self._take_nonce,
+            _Stage.SHARE_KEYS: self._take_shares,
+            _Stage.MASKED_INPUT: self._take_masked,
+            _Stage.CONSISTENCY: self._take_signature,
+            _Stage.UNMASK: self._take_release,
+        }[stage]
+        try:
+            body = unframe(message, kind, self._session, self._limits)
+            self._answers[stage][sender] = take(sender, body)
+        except SecureAggError as error:
+            self.blamed[sender] = str(error)
+            raise
+
+    def close_stage(self) -> dict[int, bytes]:
+        """Go on with whoever answered.
+
+        Returns:
+            The messages of the next stage, by receiver; empty when the round is over.
+
+        Raises:
+            ThresholdNotMet: Too few answered, so that the round is over; `QuorumNotMet` is one.
+            NonceWithheld: The graph cannot be drawn again within the allowed attempts.
+            DealerFault: Dealt shares do not determine a secret; its `blamed` are to be excluded
+                from the next round.
+        """
+        go_on = {
+            _Stage.ADVERTISE: self._send_cohort,
+            _Stage.REVEAL: self._send_nonces,
+            _Stage.SHARE_KEYS: self._send_delivery,
+            _Stage.MASKED_INPUT: self._send_alive,
+            _Stage.CONSISTENCY: self._send_unmask,
+            _Stage.UNMASK: self._finish,
+        }.get(self.stage)
+        if go_on is None:
+            raise StageError(f"no stage to close: the round is in stage {self.stage.name}")
+        answers = self._answers[self.stage]
+        missing = {m for m in self._expected if m not in answers}
+        if missing:
+            name = self.stage.name.lower()
+            self._dropped[name] = tuple(sorted(missing.union(self._dropped.get(name, ()))))
+            self._expected = {m: None for m in self._expected if m in answers}
+        return go_on()
+
+    # -- what members send -----------------------------------------------------------------------
+
+    def _take_advert(self, sender: int, body: bytes) -> bytes:
+        cipher, mask, fields, signature = body[:32], body[32:64], body[:96], body[96:]
+        message = advert_digest(self._session, sender, fields)
+        self._verify(sender, signature, message, "advert")
+        for public in (cipher, mask):
+            checks.high_order(keys.is_low_order(public), sender)
+        known = (*self._public_keys, cipher, mask)
+        checks.distinct(known, len(self._public_keys) + 2, "public key")
+        self._public_keys |= {cipher, mask}
+        return body
+
+    def _take_nonce(self, sender: int, body: bytes) -> bytes:
+        cohort = present(self._cohort)
+        found = nonce_commitment(self._session, sender, body)
+        checks.nonce(cohort.commitments[cohort.index[sender]], found, sender)
+        return body
+
+    def _take_shares(self, sender: int, body: bytes) -> bytes:
+        view = present(self._view)
+        count = len(view.graph.neighbours[view.cohort.index[sender]])
+        size = _SHARES_HEAD + count * (COMMITMENTS_SIZE + keys.SEALED_SIZE)
+        checks.size(len(body), size, size, Kind.SHARES.name)
+        commitments = body[_SHARES_HEAD : _SHARES_HEAD + count * COMMITMENTS_SIZE]
+        hashed = hashlib.sha256(commitments).digest()
+        message = dealt_digest(view.hash, sender, body[:32], hashed)
+        self._verify(sender, body[32:96], message, "shares")
+        return body
+
+    def _take_masked(self, sender: int, body: bytes) -> bytes:
+        view, dealt = present(self._view), present(self._dealt)
+        _, end = take_count(body, 0, 2, 4, "complaints")
+        complaints = unpack_ids(body[2:end], "complaints")
+        neighbours = view.neighbour_ids(view.cohort.index[sender])
+        if not set(complaints) <= set(neighbours).intersection(dealt.ids):
+            raise MessageError(f"member {sender} complains about one that dealt it no share")
+        upload = self._ring.unpack(memoryview(body)[end:], self.length)
+        np.add(self._total, upload, out=self._total)
+        return body[2:end]
+
+    def _take_signature(self, sender: int, body: bytes) -> bytes:
+        self._verify(sender, body, self._alive_digest(), "alive set")
+        return body
+
+    def _take_release(self, sender: int, body: bytes) -> bytes:
+        present(self._recovery).take(sender, Release.parse(body))
+        return body
+
+    # -- what the server sends -------------------------------------------------------------------
+
+    def _open(self, members: Iterable[int], attempt: int) -> dict[int, bytes]:
+        self._attempt = attempt
+        begin = self.context.begin(self.params, self._roster, self.length, attempt)
+        self._session = session_hash(begin)
+        self._expected = dict.fromkeys(members)
+        self._answers[_Stage.ADVERTISE] = {}
+        self._answers[_Stage.REVEAL] = {}
+        self._public_keys = set()
+        self.stage = _Stage.ADVERTISE
+        return self._to_all(Kind.BEGIN, begin.body())
+
+    def _send_cohort(self) -> dict[int, bytes]:
+        checks.enough_members(len(self._expected), self.params, "advertised")
+        adverts = self._answers[_Stage.ADVERTISE]
+        body = b"".join(m.to_bytes(4, "little") + adverts[m] for m in self._expected)
+        self._cohort = Cohort.read(self._roster, self.params, self._session, body, self._shared)
+        self.stage = _Stage.REVEAL
+        return self._to_all(Kind.COHORT, body)
+
+    def _send_nonces(self) -> dict[int, bytes]:
+        cohort = present(self._cohort)
+        if len(self._expected) < len(cohort.ids):
+            checks.enough_members(len(self._expected), self.params, "revealed their nonces")
+            if self._attempt + 1 >= self.params.attempts:
+                raise NonceWithheld(
+                    f"{len(cohort.ids) - len(self._expected)} graph nonces were withheld in "
+                    f"attempt {self._attempt + 1} of {self.params.attempts}; start another round"
+                )
+            return self._open(self._expected, self._attempt + 1)
+        revealed = self._answers[_Stage.REVEAL]
+        nonces = b"".join(revealed[m] for m in cohort.ids)
+        view = self._view = View.read(cohort, self.params, nonces, self._shared)
+        self.stage = _Stage.SHARE_KEYS
+        head = len(cohort.ids).to_bytes(4, "little") + nonces
+        return {
+            member: frame(Kind.NONCES, self._session, head, pack_ids(view.neighbour_ids(i)))
+            for i, member in enumerate(cohort.ids)
+        }
+
+    def _send_delivery(self) -> dict[int, bytes]:
+        view, answers = present(self._view), self._answers[_Stage.SHARE_KEYS]
+        checks.enough_members(len(self._expected), self.params, "dealt shares")
+        ids, neighbours = view.cohort.ids, view.graph.neighbours
+        rows, commitments = [], {}
+        for member in self._expected:
+            body = answers[member]
+            end = _SHARES_HEAD + len(neighbours[view.cohort.index[member]]) * COMMITMENTS_SIZE
+            dealt = body[_SHARES_HEAD:end]
+            hashed = hashlib.sha256(dealt).digest()
+            rows.append(DEALT_ROW.pack(member, body[:32], hashed, body[32:96]))
+            commitments[member] = (len(dealt) // COMMITMENTS_SIZE).to_bytes(2, "little") + dealt
+        broadcast = b"".join(rows)
+        self._dealt = Dealt.read(view, self.params, broadcast, self._shared)
+        head = len(rows).to_bytes(4, "little") + broadcast
+        messages = {}
+        for member in self._expected:
+            own = view.cohort.index[member]
+            parts: list[bytes] = []
+            for index, place in zip(neighbours[own], view.graph.places[own], strict=True):
+                dealer = ids[index]
+                if dealer in self._expected:
+                    sealed = len(neighbours[index]) * COMMITMENTS_SIZE + place * keys.SEALED_SIZE
+                    at = _SHARES_HEAD + sealed
+                    parts += (answers[dealer][at : at + keys.SEALED_SIZE], commitments[dealer])
+            messages[member] = frame(Kind.DELIVERY, self._session, head, *parts)
+        for member in self._expected:  # the sealed shares have been passed on; keep the rest
+            answers[member] = answers[member][:_SHARES_HEAD] + commitments[member][2:]
+        self._total = self._ring.zeros(self.length)
+        self.stage = _Stage.MASKED_INPUT
+        return messages
+
+    def _send_alive(self) -> dict[int, bytes]:
+        checks.enough_members(len(self._expected), self.params, "uploaded")
+        self._alive = list(self._expected)
+        against: dict[int, int] = {}
+        for raw in self._answers[_Stage.MASKED_INPUT].values():
+            for dealer in unpack_ids(raw, "complaints"):
+                against[dealer] = against.get(dealer, 0) + 1
+        for dealer, count in against.items():
+            if count > self.params.colluders:  # one of them is honest
+                self.blamed.setdefault(dealer, f"{count} holders complain about its shares")
+        self.stage = _Stage.CONSISTENCY
+        return self._to_all(Kind.ALIVE, pack_ids(self._alive))
+
+    def _send_unmask(self) -> dict[int, bytes]:
+        if len(self._expected) < self.params.quorum:
+            raise QuorumNotMet(
+                f"{len(self._expected)} members signed the alive set: a quorum of "
+                f"{self.params.quorum} is needed"
+            )
+        signatures = self._answers[_Stage.CONSISTENCY]
+        alive = set(self._alive)
+        unmask = Unmask(
+            signers=list(self._expected),
+            signatures=[signatures[m] for m in self._expected],
+            dropped=[m for m in present(self._dealt).ids if m not in alive],
+        )
+        self._start_recovery()
+        self.stage = _Stage.UNMASK
+        return self._to_all(Kind.UNMASK, unmask.body())
+
+    def _finish(self) -> dict[int, bytes]:
+        recovery, dealt = present(self._recovery), present(self._dealt)
+        try:
+            seeds, mask_keys = recovery.recover()
+        finally:
+            self.blamed.update(recovery.blamed)
+        plus: list[bytes] = []
+        minus = [keys.self_mask_key(seed, dealt.transcript) for seed in seeds.values()]
+        cohort, alive = dealt.view.cohort, set(self._alive)
+        for member, secret in mask_keys.items():
+            private = X25519PrivateKey.from_private_bytes(secret)
+            index = cohort.index[member]
+            for other in dealt.view.neighbour_ids(index):
+                if other in alive:
+                    key = keys.pair_key(
+                        "mask",
+                        private,
+                        cohort.masks[index],
+                        cohort.masks[cohort.index[other]],
+                        dealt.transcript,
+                        self._shared,
+                    )
+                    # The one that is alive added it if its id is the lower, else subtracted it.
+                    (minus if other < member else plus).append(key)
+        add_masks(self._total, plus, minus, threads=self._threads)
+        self._ring.reduce(self._total)
+        self._recovery = None
+        self._answers[_Stage.UNMASK] = {}
+        self.stage = _Stage.DONE
+        return {}
+
+    # -- the inside ------------------------------------------------------------------------------
+
+    def _to_all(self, kind: Kind, body: bytes) -> dict[int, bytes]:
+        return dict.fromkeys(self._expected, frame(kind, self._session, body))
+
+    def _verify(self, member: int, signature: bytes, message: bytes, what: str) -> None:
+        public = checks.enrolled(self._roster, member)
+        checks.signature(keys.verifies(public, signature, message, self._shared), member, what)
+
+    def _alive_digest(self) -> bytes:
+        return alive_digest(present(self._dealt).transcript, self._alive)
+
+    def _start_recovery(self) -> None:
+        answers = self._answers
+        dealt = present(self._dealt)
+        self._recovery = Recovery(
+            dealt=dealt,
+            commitments={m: answers[_Stage.SHARE_KEYS][m][_SHARES_HEAD:] for m in dealt.ids},
+            complaints={
+                m: frozenset(unpack_ids(raw, "complaints"))
+                for m, raw in answers[_Stage.MASKED_INPUT].items()
+            },
+            alive=self._alive,
+            threshold=self.params.threshold,
+        )
+
+    def to_bytes(self) -> bytes:
+        """Serialise the whole machine; it holds nothing that the server does not know anyway."""
+        begin = self.context.begin(self.params, self._roster, self.length, self._attempt)
+        cohort, view, dealt = self._cohort, self._view, self._dealt
+        blamed = [m.to_bytes(4, "little") + why.encode() for m, why in self.blamed.items()]
+        dropped = [x for name, ids in self._dropped.items() for x in (name.encode(), pack_ids(ids))]
+        return pack_fields(
+            _MAGIC,
+            (
+                begin.body(),
+                bytes((self.stage,)),
+                pack_ids(self._invited),
+                pack_ids(self._expected),
+                pack_ids(self._alive),
+                b"" if cohort is None else cohort.body,
+                b"" if view is None else view.nonces,
+                b"" if dealt is None else dealt.body,
+                self._total.tobytes(),
+                pack_fields(_PART, blamed),
+                pack_fields(_PART, dropped),
+                *(
+                    pack_fields(_PART, (pack_ids(self._answers[s]), *self._answers[s].values()))
+                    for s in _Stage
+                ),
+            ),
+        )
+
+    @classmethod
+    def from_bytes(
+        cls, data: bytes, *, roster: Roster, shared: Shared | None = None, threads: int = 1
+    ) -> Aggregator:
+        """Restore a machine that `to_bytes` wrote.
+
+        Raises:
+            StateError: On a damaged state, or one of another roster.
+        """
+        fields = unpack_fields(_MAGIC, data)
+        try:
+            body, stage, invited, expected, alive, cohort, nonces, dealt, *rest = fields
+            total, blamed, dropped, *answers = rest
+            begin = Begin.parse(body)
+            if begin.roster_hash != roster.hash:
+                raise StateError("a stored state that belongs to another roster")
+            self = cls(
+                roster=roster,
+                params=begin.params,
+                context=RoundContext.of(begin),
+                length=begin.length,
+                cohort=unpack_ids(invited, "stored cohort"),
+                shared=shared,
+                threads=threads,
+            )
+            self.stage = _Stage(stage[0])
+            self._attempt = begin.attempt
+            self._session = session_hash(begin)
+            self._expected = dict.fromkeys(unpack_ids(expected, "stored members"))
+            self._alive = unpack_ids(alive, "stored alive set")
+            if cohort:
+                self._cohort = Cohort.read(roster, self.params, self._session, cohort, shared)
+            if nonces:
+                self._view = View.read(present(self._cohort), self.params, nonces, shared)
+            if dealt:
+                self._dealt = Dealt.read(present(self._view), self.params, dealt, shared)
+            self._total = np.frombuffer(total, self._ring.dtype).copy()
+            for entry in unpack_fields(_PART, blamed):
+                self.blamed[int.from_bytes(entry[:4], "little")] = entry[4:].decode()
+            pairs = unpack_fields(_PART, dropped)
+            for name, ids in zip(pairs[::2], pairs[1::2], strict=True):
+                self._dropped[name.decode()] = tuple(unpack_ids(ids, "stored dropouts"))
+            for of_stage, raw in zip(_Stage, answers, strict=True):
+                ids, *bodies = unpack_fields(_PART, raw)
+                order = [int.from_bytes(ids[i : i + 4], "little") for i in range(0, len(ids), 4)]
+                self._answers[of_stage] = dict(zip(order, bodies, strict=True))
+        except (MessageError, ParameterError, ValueError, IndexError) as error:
+            raise StateError(f"a stored state that does not fit: {error}") from None
+        for advert in self._answers[_Stage.ADVERTISE].values():
+            self._public_keys |= {advert[:32], advert[32:64]}
+        if self.stage is _Stage.UNMASK:
+            self._start_recovery()
+            for member, released in self._answers[_Stage.UNMASK].items():
+                present(self._recovery).take(member, Release.parse(released))
+        return self
+
+    def __repr__(self) -> str:
+        return f"Aggregator(round={self.context.round}, stage={self.stage.name})"

@@ -1,0 +1,604 @@
+"""A member's side of a round: one reply for one server message, or a refusal that says why.
+
+The machine does no input or output. Every secret of a round grows from 32 bytes of entropy, so that
+a restarted participant repeats its messages to the bit; what must never happen twice (a signature
+over another alive set, a release) is written to the store before it is returned.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+from collections.abc import Callable
+
+import numpy.typing as npt
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from secure_agg import checks, keys
+from secure_agg.errors import InputError, MessageError, ShareError, StateError
+from secure_agg.floor import Floor
+from secure_agg.messages import (
+    COMMITMENTS_SIZE,
+    DEALT_ROW,
+    HEADER_SIZE,
+    Begin,
+    Kind,
+    Limits,
+    Release,
+    Unmask,
+    frame,
+    kind_of,
+    pack_ids,
+    take_count,
+    unframe,
+    unpack_ids,
+)
+from secure_agg.params import SecAggParams
+from secure_agg.prg import add_masks
+from secure_agg.ring import Vector, ring
+from secure_agg.roster import Entropy, Identity, Roster
+from secure_agg.shamir import split
+from secure_agg.shared import Shared
+from secure_agg.store import Store, pack_fields, present, unpack_fields
+from secure_agg.transcript import (
+    Cohort,
+    Dealt,
+    RoundContext,
+    View,
+    advert_digest,
+    alive_digest,
+    commitment_at,
+    dealt_digest,
+    nonce_commitment,
+    session_hash,
+)
+
+__all__ = ["Participant", "ParticipantStage"]
+
+_MAGIC = b"secure_agg participant 1\n"
+_SHARE = keys.SECRET_SIZE + keys.OPENING_SIZE
+
+Marks = dict[bytes, tuple[int, int]]
+
+
+class ParticipantStage(enum.Enum):
+    """What a participant sent last."""
+
+    IDLE = 0
+    ADVERTISED = 1
+    REVEALED = 2
+    SHARED = 3
+    MASKED = 4
+    SIGNED = 5
+    RELEASED = 6
+
+
+_Stage = ParticipantStage
+_BEFORE = {
+    Kind.COHORT: _Stage.ADVERTISED,
+    Kind.NONCES: _Stage.REVEALED,
+    Kind.DELIVERY: _Stage.SHARED,
+    Kind.ALIVE: _Stage.MASKED,
+    Kind.UNMASK: _Stage.SIGNED,
+}
+
+
+class Participant:
+    """One member in one round.
+
+    Args:
+        identity: The member's long-term key.
+        id: The member's id in the roster.
+        roster: The pinned list of members.
+        params: The round's parameters as agreed upon outside; the server's must equal them.
+        context: The round's job, number, model and policy; the server's must equal them.
+        length: Elements of the vector, d.
+        floor: What this member insists upon whatever was agreed.
+        entropy: Asked once for 32 bytes for each attempt.
+        store: Survives crashes and holds the high-water mark; without one, nothing stops a
+            process that was restarted from joining a round again.
+        shared: Work shared with the other members of a virtual cohort in this process.
+        threads: For mask expansion.
+
+    Raises:
+        ParameterError: On values that cannot work.
+        RosterError: When the roster holds another key, or none, for this member.
+        StateError: When the store's content cannot be read.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        id: int,
+        roster: Roster,
+        params: SecAggParams,
+        context: RoundContext,
+        length: int,
+        floor: Floor | None = None,
+        entropy: Entropy = os.urandom,
+        store: Store | None = None,
+        shared: Shared | None = None,
+        threads: int = 1,
+    ) -> None:
+        public = checks.enrolled(roster, id)
+        checks.own_entry(identity.public_bytes, public, "identity")
+        self.id = id
+        self.params = params
+        self.context = context
+        self.length = length
+        self._identity = identity
+        self._roster = roster
+        self._floor = Floor() if floor is None else floor
+        self._entropy = entropy
+        self._store = store
+        self._shared = shared
+        self._threads = threads
+        self._ring = ring(params.modulus_bits)
+        self._limits = Limits(params, length)
+        self._marks: Marks = {}
+        self._participations = 0
+        self._stage = _Stage.IDLE
+        self._attempt = 0
+        self._secrets: keys.RoundSecrets | None = None
+        self._mask_private: X25519PrivateKey | None = None
+        self._session = bytes(32)
+        self._cohort: Cohort | None = None
+        self._view: View | None = None
+        self._own_dealt = b""
+        self._seal_keys: dict[int, bytes] = {}
+        self._dealt: Dealt | None = None
+        self._held: dict[int, bytes] = {}
+        self._alive: list[int] = []
+        self._signed: bytes | None = None
+        self._vector: Vector | None = None
+        self._last: tuple[bytes, bytes] | None = None
+        previous = None if store is None else store.load()
+        if previous is not None:
+            self._marks, self._participations = _read_marks(unpack_fields(_MAGIC, previous))
+
+    # -- the outside -----------------------------------------------------------------------------
+
+    @property
+    def stage(self) -> ParticipantStage:
+        """What this participant sent last."""
+        return self._stage
+
+    @property
+    def participations(self) -> int:
+        """Rounds, of all jobs, in which this member uploaded; kept in the store."""
+        return self._participations
+
+    def provide(self, vector: npt.ArrayLike) -> None:
+        """Hand over the input, before the message that asks for the masked one arrives.
+
+        Args:
+            vector: Shape (length,), unsigned integers below 2^modulus_bits; it is copied.
+
+        Raises:
+            InputError: On anything else.
+            StageError: After an input was uploaded.
+        """
+        if self._stage.value >= _Stage.MASKED.value:
+            raise InputError("an input was uploaded in this round already; there is one a round")
+        self._vector = self._ring.take(vector, self.length)
+
+    def handle(self, message: bytes) -> bytes:
+        """Answer one server message.
+
+        Returns:
+            The reply, which the host sends to the server. With a store, the state is durable.
+
+        Raises:
+            SecureAggError: A refusal, named by its cause. The state is as before, and nothing was
+                revealed; the host tells the server no more than that this member is gone.
+        """
+        kind = kind_of(message)
+        if self._last is not None and self._last[0] == hashlib.sha256(message).digest():
+            return self._last[1]  # the same question again: the same answer, to the bit
+        if kind is Kind.BEGIN:
+            self._limits.check(kind, len(message) - HEADER_SIZE)
+            handler: Callable[[bytes], bytes] = self._begin
+            body = message
+        else:
+            handler = {
+                Kind.COHORT: self._reveal,
+                Kind.NONCES: self._share,
+                Kind.DELIVERY: self._mask,
+                Kind.ALIVE: self._sign,
+                Kind.UNMASK: self._release,
+            }.get(kind, self._not_for_clients)
+            body = unframe(message, kind, self._session, self._limits)
+            if kind is Kind.UNMASK:
+                checks.not_released(self._stage is _Stage.RELEASED)
+            if kind is not Kind.ALIVE or self._signed is None:
+                expected = _BEFORE.get(kind, _Stage.IDLE)
+                checks.stage(self._stage.name, expected.name, kind.name)
+        reply = handler(body)
+        if self._store is not None:
+            keep = self._stage is not _Stage.RELEASED
+            self._last = (hashlib.sha256(message).digest(), reply) if keep else None
+            try:
+                self._persist()
+            except BaseException:
+                self._last = None  # nothing is said that is not written down
+                raise
+        return reply
+
+    def to_bytes(self) -> bytes:
+        """Serialise the whole machine. The bytes are secret until the round is over."""
+        secrets, cohort, view, dealt = self._secrets, self._cohort, self._view, self._dealt
+        marks = b"".join(
+            job + round_.to_bytes(8, "little") + bytes((attempt,))
+            for job, (round_, attempt) in sorted(self._marks.items())
+        )
+        body = self.context.begin(self.params, self._roster, self.length, self._attempt).body()
+        return pack_fields(
+            _MAGIC,
+            (
+                marks,
+                self._participations.to_bytes(8, "little"),
+                self.id.to_bytes(4, "little"),
+                body,
+                bytes((self._stage.value,)),
+                b"" if secrets is None else secrets.seed,
+                b"" if cohort is None else cohort.body,
+                b"" if view is None else view.nonces,
+                self._own_dealt,
+                b"" if dealt is None else dealt.body,
+                b"".join(id_.to_bytes(4, "little") + self._held[id_] for id_ in self._held),
+                pack_ids(self._alive),
+                self._signed or b"",
+                b"" if self._vector is None else b"\1" + self._ring.pack(self._vector),
+                b"" if self._last is None else self._last[0] + self._last[1],
+            ),
+        )
+
+    @classmethod
+    def from_bytes(
+        cls,
+        data: bytes,
+        *,
+        identity: Identity,
+        roster: Roster,
+        floor: Floor | None = None,
+        entropy: Entropy = os.urandom,
+        store: Store | None = None,
+        shared: Shared | None = None,
+        threads: int = 1,
+    ) -> Participant:
+        """Restore a machine; after a crash, from the content of its store.
+
+        Raises:
+            StateError: On a damaged state, or one of another roster.
+        """
+        fields = unpack_fields(_MAGIC, data)
+        try:
+            marks, participations = _read_marks(fields)
+            _, _, id_, body, stage, seed, cohort, nonces, own_dealt, dealt, *rest = fields
+            held, alive, signed, vector, last = rest
+            begin = Begin.parse(body)
+            if begin.roster_hash != roster.hash:
+                raise StateError("a stored state that belongs to another roster")
+            self = cls(
+                identity=identity,
+                id=int.from_bytes(id_, "little"),
+                roster=roster,
+                params=begin.params,
+                context=RoundContext.of(begin),
+                length=begin.length,
+                floor=floor,
+                entropy=entropy,
+                shared=shared,
+                threads=threads,
+            )
+            self._marks, self._participations = marks, participations
+            self._stage = _Stage(stage[0])
+            self._attempt = begin.attempt
+            self._session = session_hash(begin)
+            if seed:
+                self._adopt(keys.RoundSecrets(seed))
+            if cohort:
+                self._cohort = Cohort.read(roster, self.params, self._session, cohort, shared)
+            if nonces and self._cohort is not None:
+                self._view = View.read(self._cohort, self.params, nonces, shared)
+            if dealt and self._view is not None:
+                self._dealt = Dealt.read(self._view, self.params, dealt, shared)
+            self._own_dealt = own_dealt
+            step = 4 + 2 * _SHARE
+            for at in range(0, len(held), step):
+                dealer = int.from_bytes(held[at : at + 4], "little")
+                self._held[dealer] = held[at + 4 : at + step]
+            self._alive = unpack_ids(alive, "stored alive set")
+            self._signed = signed or None
+            if vector:
+                self._vector = self._ring.unpack(vector[1:], self.length).copy()
+            if last:
+                self._last = last[:32], last[32:]
+        except (MessageError, ValueError, IndexError) as error:
+            raise StateError(f"a stored state that does not fit: {error}") from None
+        self._store = store
+        return self
+
+    def __repr__(self) -> str:
+        return f"Participant(id={self.id}, round={self.context.round}, stage={self._stage.name})"
+
+    # -- the stages ------------------------------------------------------------------------------
+
+    def _begin(self, message: bytes) -> bytes:
+        """Stage 0: advertise two fresh keys and a commitment to a graph nonce."""
+        begin = Begin.parse(message[HEADER_SIZE:])
+        session = session_hash(begin)
+        if message[2:HEADER_SIZE] != session:
+            raise MessageError("a BEGIN message whose session is not the hash of its content")
+        if self._stage.value >= _Stage.SHARED.value:
+            checks.stage(self._stage.name, _Stage.IDLE.name, Kind.BEGIN.name)
+        params = begin.params
+        checks.floor_members(params, self._floor)
+        checks.floor_threshold(params, self._floor)
+        checks.floor_quorum(params, self._floor)
+        checks.floor_modulus(params, self._floor)
+        checks.floor_roster(params, self._roster.corrupt)
+        own = self.context.begin(self.params, self._roster, self.length, begin.attempt)
+        checks.context(vars(own), vars(begin))
+        checks.attempts(begin.attempt, params)
+        job = hashlib.sha256(begin.job).digest()
+        checks.fresh(self._marks.get(job), begin.round, begin.attempt)
+        self._marks = {**self._marks, job: (begin.round, begin.attempt)}
+        self._attempt = begin.attempt
+        self._session = session
+        self._cohort = self._view = None
+        self._adopt(keys.RoundSecrets(self._entropy(32)))
+        self._stage = _Stage.ADVERTISED
+        fields = self._advert_fields()
+        signature = self._identity.sign(advert_digest(session, self.id, fields))
+        return frame(Kind.ADVERT, session, fields, signature)
+
+    def _reveal(self, body: bytes) -> bytes:
+        """Stage 0b: reveal the graph nonce, now that all commitments are fixed."""
+        cohort = Cohort.read(self._roster, self.params, self._session, body, self._shared)
+        index = cohort.index.get(self.id)
+        found = None if index is None else cohort.fields(index)
+        checks.own_entry(self._advert_fields(), found, "advert")
+        self._cohort = cohort
+        self._stage = _Stage.REVEALED
+        return frame(Kind.REVEAL, self._session, self._own.nonce)
+
+    def _share(self, body: bytes) -> bytes:
+        """Stage 1: deal shares of both secrets to the neighbours that the nonces determine."""
+        _, end = take_count(body, 0, 4, 32, "nonces")
+        cohort = present(self._cohort)
+        view = View.read(cohort, self.params, body[4:end], self._shared)
+        own = cohort.index[self.id]
+        neighbours = unpack_ids(body[end:], "neighbours")
+        checks.graph(view.neighbour_ids(own), neighbours)
+        checks.enough_shares(len(neighbours), self.params.threshold)
+        seed_hash, commitments, sealed, seal_keys = self._deal(view, neighbours)
+        commitments_hash = hashlib.sha256(commitments).digest()
+        signature = self._identity.sign(
+            dealt_digest(view.hash, self.id, seed_hash, commitments_hash)
+        )
+        self._view = view
+        self._own_dealt = seed_hash + commitments_hash + signature
+        self._seal_keys = seal_keys
+        self._stage = _Stage.SHARED
+        return frame(Kind.SHARES, self._session, seed_hash, signature, commitments, sealed)
+
+    def _deal(
+        self, view: View, neighbours: list[int]
+    ) -> tuple[bytes, bytes, bytes, dict[int, bytes]]:
+        """Return H(b), all commitments, all sealed shares, and the sealing keys."""
+        own, me, threshold = self._own, self.id, self.params.threshold
+        secret = own.self_seed + own.mask
+        count = len(neighbours)
+        polynomials = (threshold - 1) * len(secret)
+        each = 2 * keys.OPENING_SIZE + keys.NONCE_SIZE
+        randomness = own.shares_entropy(polynomials + count * each)
+        shares = split(secret, count, threshold, lambda size: randomness[:size])
+        cohort = view.cohort
+        commitments, sealed, seal_keys = [], [], {}
+        at = polynomials
+        for holder, share in zip(neighbours, shares, strict=True):
+            openings = randomness[at : at + 32], randomness[at + 32 : at + 64]
+            nonce = randomness[at + 64 : at + each]
+            at += each
+            halves = share[:32], share[32:]
+            commitments += [
+                keys.commit_share(kind, me, holder, halves[kind], openings[kind]) for kind in (0, 1)
+            ]
+            key = keys.pair_key(
+                "seal",
+                own.cipher,
+                own.cipher_public,
+                cohort.ciphers[cohort.index[holder]],
+                self._session,
+                self._shared,
+            )
+            seal_keys[holder] = key
+            plain = halves[0] + openings[0] + halves[1] + openings[1]
+            sealed.append(keys.seal(key, nonce, plain, view.hash, me, holder))
+        seed_hash = keys.seed_hash(view.hash, me, own.self_seed)
+        return seed_hash, b"".join(commitments), b"".join(sealed), seal_keys
+
+    def _mask(self, body: bytes) -> bytes:
+        """Stage 2: open the shares, mask the input with keys bound to the whole transcript."""
+        if self._vector is None:
+            raise InputError("no input was provided: call provide() before this message")
+        view = present(self._view)
+        _, end = take_count(body, 0, 4, DEALT_ROW.size, "dealt shares")
+        dealt = Dealt.read(view, self.params, body[4:end], self._shared)
+        mine = b"".join(dealt.row(self.id)) if self.id in dealt else None
+        checks.own_entry(self._own_dealt, mine, "dealt shares")
+        held, complaints = self._open_all(view, dealt, body[end:])
+        checks.enough_shares(len(held), self.params.threshold)
+        own, cohort = self._own, view.cohort
+        plus = [keys.self_mask_key(own.self_seed, dealt.transcript)]
+        minus: list[bytes] = []
+        for other in view.neighbour_ids(cohort.index[self.id]):
+            if other in dealt:
+                key = keys.pair_key(
+                    "mask",
+                    present(self._mask_private),
+                    own.mask_public,
+                    cohort.masks[cohort.index[other]],
+                    dealt.transcript,
+                    self._shared,
+                )
+                (plus if self.id < other else minus).append(key)
+        vector = self._vector
+        add_masks(vector, plus, minus, threads=self._threads)
+        self._ring.reduce(vector)
+        self._vector = None
+        self._dealt, self._held, self._seal_keys = dealt, held, {}
+        self._participations += 1
+        self._stage = _Stage.MASKED
+        count = len(complaints).to_bytes(2, "little")
+        packed = self._ring.pack(vector)
+        return frame(Kind.MASKED, self._session, count, pack_ids(complaints), packed)
+
+    def _open_all(
+        self, view: View, dealt: Dealt, personal: bytes
+    ) -> tuple[dict[int, bytes], list[int]]:
+        """Return the authentic shares by dealer, and the dealers whose shares are not."""
+        held, complaints = {}, []
+        cohort, own = view.cohort, view.cohort.index[self.id]
+        at = 0
+        for j, index in enumerate(view.graph.neighbours[own]):
+            dealer = cohort.ids[index]
+            if dealer not in dealt:
+                continue
+            sealed = personal[at : at + keys.SEALED_SIZE]
+            count, end = take_count(
+                personal, at + keys.SEALED_SIZE, 2, COMMITMENTS_SIZE, "commitments"
+            )
+            commitments = personal[at + keys.SEALED_SIZE + 2 : end]
+            at = end
+            if count != len(view.graph.neighbours[index]):
+                raise MessageError(f"member {dealer} has {count} commitments: one a neighbour")
+            dealt.verify(self._roster, dealer, commitments, self._shared)
+            place = view.graph.places[own][j]
+            try:
+                held[dealer] = self._open(view, dealer, index, sealed, commitments, place)
+            except ShareError:
+                complaints.append(dealer)
+        if at != len(personal):
+            raise MessageError("a DELIVERY message with bytes left over")
+        return held, complaints
+
+    def _open(
+        self, view: View, dealer: int, index: int, sealed: bytes, commitments: bytes, place: int
+    ) -> bytes:
+        """Open one share and compare both halves with the dealer's commitments."""
+        key = self._seal_keys.get(dealer)
+        if key is None:
+            own = self._own
+            other = view.cohort.ciphers[index]
+            key = keys.pair_key(
+                "seal", own.cipher, own.cipher_public, other, self._session, self._shared
+            )
+        plain = keys.unseal(key, sealed, view.hash, dealer, self.id)
+        for kind in (0, 1):
+            share, opening = _half(plain, kind)
+            found = keys.commit_share(kind, dealer, self.id, share, opening)
+            checks.share_fits(commitment_at(commitments, place, kind), found, dealer)
+        return plain
+
+    def _sign(self, body: bytes) -> bytes:
+        """Stage 3: sign the transcript and one alive set, once."""
+        dealt = present(self._dealt)
+        alive = unpack_ids(body, "alive set")
+        asked = alive_digest(dealt.transcript, alive)
+        checks.signs_once(self._signed, asked)
+        if self._stage is not _Stage.SIGNED:
+            checks.stage(self._stage.name, _Stage.MASKED.name, Kind.ALIVE.name)
+        checks.alive_subset(alive, dealt.ids)
+        checks.self_alive(self.id, alive)
+        checks.enough_members(len(alive), self.params, "alive")
+        self._alive = alive
+        self._signed = asked
+        self._stage = _Stage.SIGNED
+        return frame(Kind.CONSISTENCY, self._session, self._identity.sign(asked))
+
+    def _release(self, body: bytes) -> bytes:
+        """Stage 4: with a quorum over the alive set, release one share of each neighbour."""
+        unmask = Unmask.parse(body)
+        dealt, asked = present(self._dealt), present(self._signed)
+        checks.distinct_signers(unmask.signers)
+        checks.signers_alive(unmask.signers, self._alive)
+        verify_quorum(self._roster, unmask, asked, self._shared)
+        checks.quorum(len(unmask.signers), self.params)
+        dropped = checks.partition(dealt.ids, self._alive, unmask.dropped)
+        alive = frozenset(self._alive)
+        rows = []
+        for dealer in sorted(self._held):
+            for kind, members in ((0, alive), (1, dropped)):
+                if dealer in members:
+                    rows.append((dealer, kind, *_half(self._held[dealer], kind)))
+        seed = self._own.self_seed
+        self._stage = _Stage.RELEASED
+        self._secrets = self._mask_private = None
+        self._held, self._seal_keys = {}, {}
+        return frame(Kind.RELEASE, self._session, Release(own_seed=seed, rows=rows).body())
+
+    # -- the inside ------------------------------------------------------------------------------
+
+    def _not_for_clients(self, body: bytes) -> bytes:
+        raise MessageError(f"a message of {len(body)} bytes that clients send and never receive")
+
+    def _persist(self) -> None:
+        """Write ahead: what is about to be sent is durable before it is."""
+        if self._store is not None:
+            self._store.save(self.to_bytes())
+
+    def _adopt(self, secrets: keys.RoundSecrets) -> None:
+        self._secrets = secrets
+        self._mask_private = X25519PrivateKey.from_private_bytes(secrets.mask)
+
+    @property
+    def _own(self) -> keys.RoundSecrets:
+        return present(self._secrets)
+
+    def _advert_fields(self) -> bytes:
+        own = self._own
+        commitment = nonce_commitment(self._session, self.id, own.nonce)
+        return own.cipher_public + own.mask_public + commitment
+
+
+def verify_quorum(
+    roster: Roster, unmask: Unmask, asked: bytes, shared: Shared | None = None
+) -> None:
+    """Check every signature of a quorum over the digest of one alive set.
+
+    Raises:
+        SignatureMismatch: When one does not verify.
+    """
+
+    def verify() -> bool:
+        for signer, signature in zip(unmask.signers, unmask.signatures, strict=True):
+            valid = keys.verifies(checks.enrolled(roster, signer), signature, asked, shared)
+            checks.signature(valid, signer, "alive set")
+        return True
+
+    if shared is None:
+        verify()
+    else:
+        everything = (roster.hash, asked, tuple(unmask.signers), tuple(unmask.signatures))
+        shared.get(("quorum", everything), verify)
+
+
+def _half(plain: bytes, kind: int) -> tuple[bytes, bytes]:
+    """Return share and opening of one kind from an opened pair."""
+    half = plain[kind * _SHARE : (kind + 1) * _SHARE]
+    return half[: keys.SECRET_SIZE], half[keys.SECRET_SIZE :]
+
+
+def _read_marks(fields: list[bytes]) -> tuple[Marks, int]:
+    """Return the high-water mark of each job, and how often this member took part."""
+    if len(fields) < 2 or len(fields[0]) % 41 or len(fields[1]) != 8:
+        raise StateError("a stored state without its high-water marks")
+    marks = {}
+    for at in range(0, len(fields[0]), 41):
+        entry = fields[0][at : at + 41]
+        marks[entry[:32]] = int.from_bytes(entry[32:40], "little"), entry[40]
+    return marks, int.from_bytes(fields[1], "little")

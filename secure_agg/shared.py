@@ -1,0 +1,40 @@
+"""Work that many participants of one process would do alike, done once.
+
+A virtual cohort's members all verify the same signatures and every pair computes the same agreed
+secret twice. `Shared` keeps results by their *complete* inputs, so that a hit proves what a fresh
+computation would. Use one object for one round, in a process that holds all members' secrets
+anyway: a simulation. A device has no use for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+__all__ = ["Shared"]
+
+T = TypeVar("T")
+
+
+class Shared:
+    """A memo of pure computations; failures are never kept."""
+
+    __slots__ = ("_results",)
+
+    def __init__(self) -> None:
+        self._results: dict[Hashable, Any] = {}
+
+    def get(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return the result under ``key``, computing it on first use."""
+        try:
+            result: T = self._results[key]
+        except KeyError:
+            result = self._results[key] = compute()
+        return result
+
+    def clear(self) -> None:
+        """Forget everything; call it between rounds."""
+        self._results.clear()
+
+    def __len__(self) -> int:
+        return len(self._results)

@@ -1,0 +1,121 @@
+"""Where a machine's state survives a crash: written before the message that it stands for is sent.
+
+A store holds one blob. Its bytes are secret: they contain the round's keys until the round ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+from secure_agg.errors import StateError
+
+__all__ = ["FileStore", "MemoryStore", "Store", "pack_fields", "present", "unpack_fields"]
+
+_CHECKSUM: Final = 32
+T = TypeVar("T")
+
+
+class Store(Protocol):
+    """One durable blob."""
+
+    def load(self) -> bytes | None:
+        """Return the blob, or None before the first `save`."""
+
+    def save(self, data: bytes) -> None:
+        """Replace the blob; it is durable, wholly or not at all, when this returns."""
+
+
+class MemoryStore:
+    """A store for tests and for hosts with their own database."""
+
+    def __init__(self, data: bytes | None = None) -> None:
+        self.data = data
+
+    def load(self) -> bytes | None:
+        """Return the blob."""
+        return self.data
+
+    def save(self, data: bytes) -> None:
+        """Replace the blob."""
+        self.data = data
+
+
+class FileStore:
+    """One file, mode 0600, replaced atomically and flushed to the disk with its folder."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def load(self) -> bytes | None:
+        """Return the file's content, or None where there is no file."""
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StateError(f"{self.path}: cannot be read: {error.strerror}") from error
+
+    def save(self, data: bytes) -> None:
+        """Write, flush, rename, flush the folder."""
+        fresh = self.path.with_name(self.path.name + ".new")
+        try:
+            handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(fresh, self.path)
+            folder = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise StateError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+
+def pack_fields(magic: bytes, fields: Sequence[bytes]) -> bytes:
+    """Join fields with their lengths, under a name and a checksum."""
+    parts = [magic, len(fields).to_bytes(4, "little")]
+    for field in fields:
+        parts += (len(field).to_bytes(8, "little"), field)
+    data = b"".join(parts)
+    return data + hashlib.sha256(data).digest()
+
+
+def unpack_fields(magic: bytes, data: bytes) -> list[bytes]:
+    """Split what `pack_fields` joined.
+
+    Raises:
+        StateError: On another name, a damaged or a truncated blob.
+    """
+    body, found = data[:-_CHECKSUM], data[-_CHECKSUM:]
+    if not body.startswith(magic) or hashlib.sha256(body).digest() != found:
+        raise StateError("a stored state that is damaged or of another kind")
+    at = len(magic)
+    count = int.from_bytes(body[at : at + 4], "little")
+    at += 4
+    fields = []
+    for _ in range(count):
+        size = int.from_bytes(body[at : at + 8], "little")
+        at += 8
+        fields.append(body[at : at + size])
+        at += size
+    if at != len(body):
+        raise StateError("a stored state whose fields do not fill it")
+    return fields
+
+
+def present(value: T | None) -> T:
+    """Return what a machine's stage guarantees to be there.
+
+    Raises:
+        StateError: When it is not: the state was put together by hand.
+    """
+    if value is None:
+        raise StateError("a state that lacks what its stage requires")
+    return value

@@ -1,0 +1,239 @@
+"""What everybody in a round must see alike: the session, the cohort, the graph, the dealt shares.
+
+Each object here is a pure function of bytes that the server sends to everybody and that the
+members' signatures cover; both machines build them with the same code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from secure_agg import checks, keys
+from secure_agg.digests import SUITE, digest
+from secure_agg.errors import MessageError, ParameterError
+from secure_agg.graph import Graph
+from secure_agg.messages import (
+    ADVERT_ROW,
+    COMMITMENTS_SIZE,
+    DEALT_ROW,
+    MAX_NAME,
+    Begin,
+    pack_ids,
+    rows,
+)
+from secure_agg.params import SecAggParams
+from secure_agg.roster import Roster
+from secure_agg.shared import Shared
+
+__all__ = ["Cohort", "Dealt", "RoundContext", "View", "session_hash"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundContext:
+    """What a round is about; hashed into every signature and every key.
+
+    Attributes:
+        job: Names the training job, at most 255 bytes.
+        round: The round's number, from 0; a participant's rounds increase.
+        model_hash: Of what the participants compute their inputs from, so that a server that gives
+            them different models gets garbage.
+        policy: Anything else they must agree upon (a clipping norm's encoding, say), opaque here.
+    """
+
+    job: bytes
+    round: int
+    model_hash: bytes = b""
+    policy: bytes = b""
+
+    def __post_init__(self) -> None:
+        for name in ("job", "model_hash", "policy"):
+            value = getattr(self, name)
+            if not isinstance(value, bytes) or len(value) > MAX_NAME:
+                raise ParameterError(f"{name}: at most {MAX_NAME} bytes are needed")
+        if not 0 <= self.round < 2**64:
+            raise ParameterError(f"round is {self.round}: from 0 to 2^64 - 1")
+
+    @staticmethod
+    def of(begin: Begin) -> RoundContext:
+        """Return the context that an opening message announces."""
+        return RoundContext(
+            job=begin.job,
+            round=begin.round,
+            model_hash=begin.model_hash,
+            policy=begin.policy,
+        )
+
+    def begin(self, params: SecAggParams, roster: Roster, length: int, attempt: int) -> Begin:
+        """Return the opening message's content."""
+        return Begin(
+            job=self.job,
+            round=self.round,
+            attempt=attempt,
+            model_hash=self.model_hash,
+            policy=self.policy,
+            roster_hash=roster.hash,
+            params=params,
+            length=length,
+        )
+
+
+def session_hash(begin: Begin) -> bytes:
+    """Return the 32 bytes that stand for everything agreed upon before the first message."""
+    return digest("session", SUITE, begin.body())
+
+
+def advert_digest(session: bytes, member: int, fields: bytes) -> bytes:
+    """Return what a member signs at stage 0; ``fields`` are its two keys and its commitment."""
+    return digest("advert", session, member.to_bytes(4, "little"), fields)
+
+
+def nonce_commitment(session: bytes, member: int, nonce: bytes) -> bytes:
+    """Return the commitment to a graph nonce."""
+    return digest("graph nonce", session, member.to_bytes(4, "little"), nonce)
+
+
+def dealt_digest(view: bytes, member: int, seed_hash: bytes, commitments_hash: bytes) -> bytes:
+    """Return what a member signs at stage 1."""
+    return digest("dealt", view, member.to_bytes(4, "little"), seed_hash, commitments_hash)
+
+
+def alive_digest(transcript: bytes, alive: list[int]) -> bytes:
+    """Return what a member signs at stage 3: the transcript so far and one alive set."""
+    return digest("alive", transcript, pack_ids(alive))
+
+
+class Cohort:
+    """The adverts of stage 0, every one signed by a member of the roster for this session."""
+
+    __slots__ = ("body", "ciphers", "commitments", "ids", "index", "masks", "session")
+
+    def __init__(
+        self, roster: Roster, params: SecAggParams, session: bytes, body: bytes,
+        shared: Shared | None,
+    ) -> None:  # fmt: skip
+        found = rows(body, ADVERT_ROW, "cohort")
+        checks.enough_members(len(found), params, "advertised")
+        self.body = body
+        self.session = session
+        self.ids = [row[0] for row in found]
+        checks.distinct(self.ids, len(found), "id")
+        self.ciphers = [row[1] for row in found]
+        self.masks = [row[2] for row in found]
+        checks.distinct((*self.ciphers, *self.masks), 2 * len(found), "public key")
+        self.commitments = [row[3] for row in found]
+        for id_, cipher, mask, commitment, signature in found:
+            message = advert_digest(session, id_, cipher + mask + commitment)
+            public = checks.enrolled(roster, id_)
+            checks.signature(keys.verifies(public, signature, message, shared), id_, "advert")
+        self.index = {id_: i for i, id_ in enumerate(self.ids)}
+
+    def fields(self, index: int) -> bytes:
+        """Return a member's two keys and its commitment."""
+        return b"".join((self.ciphers[index], self.masks[index], self.commitments[index]))
+
+    @staticmethod
+    def read(
+        roster: Roster, params: SecAggParams, session: bytes, body: bytes, shared: Shared | None
+    ) -> Cohort:
+        """Build and check, once for each complete input where ``shared`` is given."""
+        if shared is None:
+            return Cohort(roster, params, session, body, None)
+        key = ("cohort", roster.hash, session, body)
+        return shared.get(key, lambda: Cohort(roster, params, session, body, shared))
+
+
+class View:
+    """The cohort and its graph, after all nonces are revealed."""
+
+    __slots__ = ("cohort", "graph", "hash", "nonces")
+
+    def __init__(self, cohort: Cohort, params: SecAggParams, nonces: bytes) -> None:
+        if len(nonces) != 32 * len(cohort.ids):
+            raise MessageError(f"{len(nonces) // 32} nonces for {len(cohort.ids)} members")
+        for i, id_ in enumerate(cohort.ids):
+            found = nonce_commitment(cohort.session, id_, nonces[32 * i : 32 * i + 32])
+            checks.nonce(cohort.commitments[i], found, id_)
+        self.cohort = cohort
+        self.nonces = nonces
+        self.hash = digest("view", cohort.session, cohort.body, nonces)
+        self.graph = Graph(
+            slots=params.n,
+            degree=params.degree,
+            members=len(cohort.ids),
+            seed=digest("graph seed", self.hash),
+        )
+
+    @staticmethod
+    def read(cohort: Cohort, params: SecAggParams, nonces: bytes, shared: Shared | None) -> View:
+        """Build and check, once for each complete input where ``shared`` is given."""
+        if shared is None:
+            return View(cohort, params, nonces)
+        key = ("view", cohort.session, cohort.body, nonces)
+        return shared.get(key, lambda: View(cohort, params, nonces))
+
+    def neighbour_ids(self, index: int) -> list[int]:
+        """Return the increasing ids of a member's neighbours."""
+        ids = self.cohort.ids
+        return [ids[j] for j in self.graph.neighbours[index]]
+
+
+class Dealt:
+    """Stage 1's set: who dealt shares, with everybody's signed H(b) and commitments.
+
+    Attributes:
+        ids: Increasing ids of those who dealt.
+        transcript: Hash of everything so far; mask keys and the stage-3 signature contain it.
+    """
+
+    __slots__ = ("_checked", "_rows", "body", "ids", "transcript", "view")
+
+    def __init__(self, view: View, params: SecAggParams, body: bytes) -> None:
+        found = rows(body, DEALT_ROW, "dealt shares")
+        checks.enough_members(len(found), params, "dealt shares")
+        self.ids = [row[0] for row in found]
+        checks.distinct(self.ids, len(found), "id")
+        if not all(id_ in view.cohort.index for id_ in self.ids):
+            raise MessageError("dealt shares: a member outside the cohort")
+        self.view = view
+        self.body = body
+        self._rows = {row[0]: (row[1], row[2], row[3]) for row in found}
+        self._checked: dict[int, bytes] = {}
+        self.transcript = digest("transcript", view.hash, body)
+
+    @staticmethod
+    def read(view: View, params: SecAggParams, body: bytes, shared: Shared | None) -> Dealt:
+        """Build and check, once for each complete input where ``shared`` is given."""
+        if shared is None:
+            return Dealt(view, params, body)
+        return shared.get(("dealt", view.hash, body), lambda: Dealt(view, params, body))
+
+    def __contains__(self, id_: int) -> bool:
+        return id_ in self._rows
+
+    def row(self, id_: int) -> tuple[bytes, bytes, bytes]:
+        """Return a dealer's H(b), hash of commitments, and signature."""
+        return self._rows[id_]
+
+    def verify(self, roster: Roster, id_: int, commitments: bytes, shared: Shared | None) -> None:
+        """Check that a dealer signed its H(b) and these commitments.
+
+        Raises:
+            SignatureMismatch: When it did not.
+        """
+        if self._checked.get(id_) == commitments:
+            return
+        seed_hash, commitments_hash, signature = self._rows[id_]
+        found = hashlib.sha256(commitments).digest()
+        message = dealt_digest(self.view.hash, id_, seed_hash, found)
+        valid = found == commitments_hash and keys.verifies(
+            checks.enrolled(roster, id_), signature, message, shared
+        )
+        checks.signature(valid, id_, "shares")
+        self._checked[id_] = commitments
+
+
+def commitment_at(commitments: bytes, place: int, kind: int) -> bytes:
+    """Return the commitment to the share of ``kind`` for the holder in ``place``."""
+    at = place * COMMITMENTS_SIZE + 32 * kind
+    return commitments[at : at + 32]
