@@ -147,7 +147,7 @@ def audit(*, failed: bool = False, private: bool = True) -> AuditResult:
         ),
         Claim(
             name="epsilon, participant",
-            claimed=f"{last.participant:.4f}",
+            claimed=f"{last.participant:.4f}" if private else "withheld",
             rederived=f"{last.participant:.4f}" if private else "–",
             by="RDP over the worst co-participation",
             rests_on="private.jsonl" if private else "needs private.jsonl",
@@ -155,7 +155,7 @@ def audit(*, failed: bool = False, private: bool = True) -> AuditResult:
         ),
         Claim(
             name="epsilon, server",
-            claimed=f"{last.server:.4f}",
+            claimed=f"{last.server:.4f}" if private else "withheld",
             rederived=server,
             by="RDP filter at m survivors",
             rests_on="private.jsonl" if private else "needs private.jsonl",
@@ -271,13 +271,19 @@ def run_folder(tmp_path: Path) -> Path:
     return write(tmp_path / "quickstart")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def write_run() -> Callable[[Path], Path]:
+    """Writes a finished run into a folder."""
+    return write
+
+
+@pytest.fixture(scope="session")
 def make_audit() -> Callable[..., AuditResult]:
     """Builds the audit of `run_folder`: ``make_audit(failed=..., private=...)``."""
     return audit
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_summary() -> Callable[[], dict[str, Any]]:
     """Builds the content of ``summary.json``."""
     return summary
