@@ -15,8 +15,6 @@ OPTIONAL = {
     "flwr": "the Flower host",
     "grpcio": "the gRPC host",
     "ray": "the Ray backend",
-    "tensorboard": "TensorBoard logs",
-    "mlflow": "MLflow logs",
 }
 DATA_FILES = {
     "mnist.npz": "mnist",

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from fedsys.records import EpsilonPoint
 from fedsys.report import figures
+from fedsys.report.facts import Facts
 from fedsys.report.folder import RoundDiagnostics, RunFolder
 from fedsys.report.plots import Chart, Series
-from fedsys.report.statement import Facts
 
 __all__ = ["diagnostic_charts", "epsilon_chart", "metric_charts"]
 

@@ -21,8 +21,9 @@ from fedsys.errors import RunFolderError
 from fedsys.records import AuditResult, EpsilonPoint
 from fedsys.report import figures, plots
 from fedsys.report.charts import diagnostic_charts, epsilon_chart, metric_charts
+from fedsys.report.facts import Facts, disclosable, gather, mechanism_title
 from fedsys.report.folder import RunFolder, printable, read
-from fedsys.report.statement import Facts, disclosable, gather, mechanism_title, state
+from fedsys.report.statement import state
 
 __all__ = ["build"]
 
@@ -58,7 +59,7 @@ def build(run: Path, audit: AuditResult, *, private: bool) -> Path:
             title=folder.name,
             verdict=_verdict(audit),
             intro=_intro(folder, facts),
-            headline=_headline(folder),
+            headline=_headline(folder, private=private),
             statement=state(folder, audit, facts),
             training=[_set(chart, f"m{i}") for i, chart in enumerate(metric_charts(folder))],
             spending=[
@@ -155,8 +156,8 @@ def _intro(folder: RunFolder, facts: Facts) -> str:
     return f"{' '.join(parts) or 'A run'}, with {with_what}."
 
 
-def _headline(folder: RunFolder) -> list[tuple[str, str, str]]:
-    """Label, figure and fine print of what the run reached."""
+def _headline(folder: RunFolder, *, private: bool) -> list[tuple[str, str, str]]:
+    """Label, figure and fine print of what the run reached; counts and times tell cohorts."""
     summary = folder.summary
     cards = [
         (name.replace("_", " "), figures.metric(name, value), "test data, last round")
@@ -168,7 +169,7 @@ def _headline(folder: RunFolder) -> list[tuple[str, str, str]]:
             (name.replace("_", " "), figures.metric(name, value), "test data, last round")
             for name, value in list(summary.metrics.items())[:2]
         ]
-    if summary.clients_trained is not None:
+    if private and summary.clients_trained is not None:
         speed = summary.clients_per_second
         cards.append(
             (
@@ -177,7 +178,7 @@ def _headline(folder: RunFolder) -> list[tuple[str, str, str]]:
                 f"{figures.plain(speed)} a second" if speed is not None else "over all rounds",
             )
         )
-    if summary.train_seconds is not None:
+    if private and summary.train_seconds is not None:
         cards.append(("training time", figures.duration(summary.train_seconds), "all rounds"))
     return cards
 

@@ -17,8 +17,9 @@ from rich.text import Text
 
 from fedsys.records import AuditResult, Claim
 from fedsys.report import figures
+from fedsys.report.facts import Facts, gather, mechanism_title
 from fedsys.report.folder import RunFolder, printable, read
-from fedsys.report.statement import Facts, gather, mechanism_title, tier
+from fedsys.report.views import tier
 
 __all__ = ["print_audit", "print_run"]
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsys.report import figures
-from fedsys.report.statement import meaning, tier
+from fedsys.report.views import meaning, tier
 
 
 @given(st.floats(min_value=1e-4, max_value=9e5))

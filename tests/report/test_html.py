@@ -199,7 +199,16 @@ class TestPublicReport:
         page = _page(run_folder, audit, private=False)
         assert "Inside the rounds" not in page.text
         assert "Private copy" not in page.text
-        for secret in ("clients asked", "survived", "Noise to signal", "12.5", "37.7", "in all"):
+        for secret in (
+            "3,811",
+            "41.3 s",
+            "clients asked",
+            "survived",
+            "Noise to signal",
+            "12.5",
+            "37.7",
+            "in all",
+        ):
             assert secret not in page.text
         assert "ε 8.59" in page.text
         assert "stays with the server" in page.text
@@ -246,6 +255,8 @@ class TestWarnings:
         _edit(run_folder, reproducible=True, protocol="float")
         text = _page(run_folder, make_audit(), private=False).text
         assert "Reproducible, not private." in text
+        assert "operating system's random numbers" not in text
+        assert "here the simulation added it, without masks" in text
         assert "Not a release." in text
         _edit(run_folder, reproducible=False, protocol="secure")
         path = run_folder / "config.toml"

@@ -12,8 +12,8 @@ import pytest
 import fedsys.report
 from fedsys.records import EpsilonPoint, Epsilons
 from fedsys.report.charts import epsilon_chart
+from fedsys.report.facts import Facts
 from fedsys.report.plots import MAX_POINTS, SIZES, WIDE, Chart, Series, draw
-from fedsys.report.statement import Facts
 
 STYLE = (Path(fedsys.report.__file__).parent / "templates" / "report.css").read_text()
 

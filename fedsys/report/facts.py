@@ -1,0 +1,120 @@
+"""What the privacy statement depends on: from the audit, then the summary, then the config."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fedsys.records import AuditResult, Epsilons
+from fedsys.report.folder import RunFolder, printable
+
+__all__ = ["SERVER_SEES_SUMS", "Facts", "disclosable", "explain", "gather", "mechanism_title"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What the statement depends on, taken from the audit, then the summary, then the config."""
+
+    mechanism: str
+    unit: str
+    protocol: str
+    sampling: str
+    participation: float
+    guarantee: str
+    colluders: int
+    delta: float | None
+    budget: float | None
+    spent: Epsilons | None
+    reproducible: bool
+    private: bool
+
+    @property
+    def noiseless(self) -> bool:
+        """Whether the run protects nobody."""
+        return self.mechanism == "none"
+
+
+_MECHANISMS = {
+    "distributed-skellam": (
+        "distributed Skellam",
+        "Every client adds its share of integer noise before its update is masked, so that only "
+        "a noisy total ever exists anywhere.",
+    ),
+    "central-gaussian": (
+        "central Gaussian",
+        "The server adds the noise to the sum of the updates. Whoever runs the server can see "
+        "that sum without noise.",
+    ),
+    "banded-mf": (
+        "banded matrix factorization (DP-FTRL)",
+        "The server adds noise that is correlated over the rounds. Whoever runs the server can "
+        "see every sum without noise.",
+    ),
+    "local-gaussian": (
+        "local Gaussian",
+        "Every client adds all of the noise itself; nobody else needs to be trusted.",
+    ),
+    "example-gaussian": (
+        "per-example Gaussian (DP-SGD in each client)",
+        "Every client adds noise to each of its own training steps, which protects single "
+        "examples inside it.",
+    ),
+    "none": ("none", "Nobody adds noise."),
+}
+
+SERVER_SEES_SUMS = {"central-gaussian", "banded-mf", "none"}
+
+
+def mechanism_title(name: str) -> str:
+    """The mechanism's name for people."""
+    return _MECHANISMS.get(name, (printable(name, 60), ""))[0]
+
+
+def explain(facts: Facts) -> str:
+    """Who adds the noise, in one sentence or two."""
+    said = _MECHANISMS.get(facts.mechanism, ("", ""))[1]
+    if facts.mechanism == "distributed-skellam" and facts.protocol in ("ideal", "float"):
+        return (
+            "In a deployment every client adds its share of integer noise before its update is "
+            "masked; here the simulation added it, without masks."
+        )
+    return said
+
+
+def gather(folder: RunFolder, audit: AuditResult, *, private: bool) -> Facts:
+    """Collects what the statement depends on; the gloomier word wins where sources differ."""
+    summary = folder.summary
+    mechanisms = [summary.privacy.mechanism, folder.setting("privacy", "mechanism")]
+    protocols = [summary.protocol, folder.setting("aggregation", "protocol")]
+    named = [printable(name, 60) for name in mechanisms if name]
+    protocol_names = [printable(name, 60) for name in protocols if name]
+    participation = folder.setting("cohort", "participation")
+    colluders = folder.setting("privacy", "max_colluders")
+    return Facts(
+        mechanism="none" if "none" in named else named[0] if named else "unknown",
+        unit=summary.privacy.unit,
+        protocol=next(
+            (name for name in ("float", "ideal") if name in protocol_names),
+            protocol_names[0] if protocol_names else "unknown",
+        ),
+        sampling=printable(folder.setting("cohort", "sampling") or "unknown", 60),
+        participation=participation if isinstance(participation, float) else 1.0,
+        guarantee=summary.privacy.guarantee,
+        colluders=colluders if isinstance(colluders, int) else 0,
+        delta=audit.delta if audit.delta is not None else summary.privacy.delta,
+        budget=summary.privacy.budget,
+        spent=disclosable(audit.curve[-1].spent, private) if audit.curve else None,
+        reproducible=summary.reproducible,
+        private=private,
+    )
+
+
+def disclosable(spent: Epsilons, private: bool) -> Epsilons:
+    """Leaves out of a public report the finite figures that follow the secret cohorts."""
+    if private:
+        return spent
+    return Epsilons(
+        outsider=spent.outsider,
+        participant=spent.participant if spent.participant == math.inf else None,
+        server=spent.server if spent.server == math.inf else None,
+    )
