@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from client.training.autotune import Choice, candidates, measure
 from client.training.batched import BatchedPath
+from client.training.dual import DualPath
 from client.training.evaluation import evaluate
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
@@ -39,7 +40,7 @@ __all__ = ["Trainer"]
 Weights = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
-PATHS: dict[str, PathFactory] = {"batched": BatchedPath, "loop": LoopPath}
+PATHS: dict[str, PathFactory] = {"dual": DualPath, "batched": BatchedPath, "loop": LoopPath}
 _MEMORY = 1 << 30
 _log = logging.getLogger(__name__)
 _choices: dict[tuple[object, ...], Choice] = {}

@@ -159,7 +159,8 @@ def _column(path: Path, name: str, column: Any, scaled: bool) -> NDArray[np.floa
         if scaled:
             spread = numbers.std()
             numbers = (numbers - numbers.mean()) / (spread if spread > 0 else 1.0)
-        return numbers.astype(np.float32)[:, None]
+        single: NDArray[np.float32] = numbers.astype(np.float32)[:, None]
+        return single
     if types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind):
         values, numbered = _numbered(path, name, column)
         if len(values) > MAX_CATEGORIES:

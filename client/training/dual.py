@@ -1,0 +1,163 @@
+"""The dual path: linear layers in dual form, everything else once for all clients of the chunk.
+
+Each Linear and Conv2d of the model is replaced by its twin of K clients (`client_layers`); the
+clients' examples then pass through the model as one long batch. That is right for any model that
+treats the examples of a batch independently, which the self-check finds out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from client.training.batched import gather
+from client.training.client_layers import ClientConv2d, Cohort, DualLinear, UnsupportedLayerError
+from client.training.coefficients import combination
+from client.training.flat import FlatLayout
+from client.training.local import LocalConfig
+from client.training.schedule import Schedule
+from fedsys.tasks import Examples, Task, seeded
+
+__all__ = ["DualPath"]
+
+
+class DualPath:
+    """Trains K clients at once without building their linear weights.
+
+    Args:
+        task: For its loss.
+        model: A model whose trainable parameters all belong to Linear and Conv2d layers, each
+            used once; it is copied.
+        local: Hyper-parameters; the optimizer must be SGD.
+
+    Raises:
+        UnsupportedLayerError: another layer has parameters, or another optimizer is asked for.
+    """
+
+    name = "dual"
+
+    def __init__(self, task: Task, model: nn.Module, local: LocalConfig) -> None:
+        if local.optimizer != "sgd":
+            raise UnsupportedLayerError(f"optimizer {local.optimizer!r} has no dual form")
+        self._task, self._local = task, local
+        self._layout = FlatLayout.of(model)
+        model = copy.deepcopy(model)
+        self._linear: dict[str, DualLinear] = {}
+        self._conv: dict[str, ClientConv2d] = {}
+        self._model = self._swap(model, "")
+        self._model.train()
+        if any(name.rpartition(".")[0] not in self._linear for name in self._layout.names):
+            self._check_all_known()
+
+    def _check_all_known(self) -> None:
+        known = {*self._linear, *self._conv}
+        for name in self._layout.names:
+            owner = name.rpartition(".")[0]
+            if owner not in known:
+                raise UnsupportedLayerError(f"parameter {name!r} is not of a Linear or Conv2d")
+
+    def _swap(self, module: nn.Module, prefix: str) -> nn.Module:
+        if type(module) is nn.Linear:
+            return self._linear.setdefault(prefix, DualLinear(module))
+        if type(module) is nn.Conv2d:
+            return self._conv.setdefault(prefix, ClientConv2d(module))
+        if any(True for _ in module.parameters(recurse=False)):
+            raise UnsupportedLayerError(f"{type(module).__name__} has parameters of its own")
+        for name, child in list(module.named_children()):
+            setattr(module, name, self._swap(child, f"{prefix}.{name}" if prefix else name))
+        return module
+
+    def updates(
+        self, start: Tensor, examples: Examples, schedule: Schedule, seeds: Sequence[int]
+    ) -> Tensor:
+        """(K, d) each client's w_local - w_global; zeros for a client without examples."""
+        updates = start.new_empty((schedule.clients, self._layout.dimension))
+        if not schedule.steps:
+            return updates.zero_()
+        self._train(start, examples, schedule, seeds)
+        into = self._layout.views(updates)
+        for prefix, layer in self._layers():
+            name = f"{prefix}." if prefix else ""
+            layer.write_updates(into[f"{name}weight"], into.get(f"{name}bias"))
+        return updates
+
+    def clipped_sum(
+        self,
+        start: Tensor,
+        examples: Examples,
+        schedule: Schedule,
+        seeds: Sequence[int],
+        clip: float,
+    ) -> tuple[Tensor, Tensor]:
+        """(d,) the sum of the updates scaled down to norm `clip`, and (K,) their norms."""
+        total = start.new_zeros(self._layout.dimension)
+        if not schedule.steps:
+            return total, start.new_zeros(schedule.clients)
+        self._train(start, examples, schedule, seeds)
+        squares = sum(
+            (layer.squared_norms() for _, layer in self._layers()),
+            start=start.new_zeros(schedule.clients),
+        )
+        norms = squares.clamp_(min=0).sqrt_()
+        factors = (clip / norms).clamp_(max=1.0)
+        finite = torch.isfinite(norms)
+        factors = torch.where(finite, factors, 0.0)
+        into = self._layout.views(total)
+        for prefix, layer in self._layers():
+            name = f"{prefix}." if prefix else ""
+            layer.add_weighted_sum(factors, into[f"{name}weight"], into.get(f"{name}bias"))
+        return total, norms
+
+    def _layers(self) -> list[tuple[str, DualLinear | ClientConv2d]]:
+        return [*self._linear.items(), *self._conv.items()]
+
+    def _train(
+        self, start: Tensor, examples: Examples, schedule: Schedule, seeds: Sequence[int]
+    ) -> None:
+        cohort = self._begin(start, schedule)
+        convolutions = list(self._conv.values())
+        with seeded(seeds[0] if seeds else 0):
+            for number, step in enumerate(schedule.steps):
+                cohort.begin(number, len(step.counts))
+                leaves = [layer.begin_step() for layer in convolutions]
+                x, y, weight = gather(examples, step, start.dtype)
+                outputs = self._model(x.flatten(0, 1))
+                losses = self._task.loss(outputs, y.flatten(0, 1))
+                wanted = [leaf for each in leaves for leaf in each]
+                grads = torch.autograd.grad(
+                    torch.dot(losses, weight.flatten()),
+                    [cohort.anchor, *wanted],
+                    allow_unused=True,
+                )
+                rest = iter(grads[1:])
+                with torch.no_grad():
+                    for layer, own in zip(convolutions, leaves, strict=True):
+                        layer.end_step([_or_zero(next(rest), leaf) for leaf in own])
+
+    def _begin(self, start: Tensor, schedule: Schedule) -> Cohort:
+        alpha, combine = combination(self._local, len(schedule.steps))
+        first = schedule.steps[0]
+        cohort = Cohort(
+            widths=[step.rows.shape[1] for step in schedule.steps],
+            lengths=schedule.lengths,
+            ragged=any(len(step.counts) < schedule.clients for step in schedule.steps),
+            alpha=alpha,
+            combine=combine,
+            like=start,
+        )
+        cohort.begin(0, len(first.counts))
+        views = self._layout.views(start)
+        for prefix, linear in self._linear.items():
+            name = f"{prefix}." if prefix else ""
+            linear.start(cohort, views[f"{name}weight"], views.get(f"{name}bias"))
+        for prefix, conv in self._conv.items():
+            name = f"{prefix}." if prefix else ""
+            conv.start(cohort, self._local, views[f"{name}weight"], views.get(f"{name}bias"))
+        return cohort
+
+
+def _or_zero(grad: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if grad is None else grad
