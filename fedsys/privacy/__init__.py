@@ -1,0 +1,64 @@
+"""What privacy costs, and the noise that pays for it: mechanisms, accounting, calibration, ledger.
+
+>>> plan = make_plan(mechanism="distributed-skellam", population=1000, expected_cohort=50,
+...     rounds=200, dimension=60_000, clip=1.0, delta=1e-5, noise_multiplier=1.0)
+>>> mechanism = plan.build_mechanism()
+>>> accountant = ViewAccountant(plan)
+"""
+
+from fedsys.privacy.aborts import AbortBounds, abort_delta, choose_cap_and_min_survivors
+from fedsys.privacy.accounting import ViewAccountant
+from fedsys.privacy.calibration import calibrate, guaranteed_epsilon, planned_outsider
+from fedsys.privacy.events import Event, Sampling, event_from_json
+from fedsys.privacy.ledger import Ledger, LedgerView, Signer, load_public_key, read_ledger
+from fedsys.privacy.mechanisms import (
+    MECHANISMS,
+    Encoded,
+    Mechanism,
+    add_noise,
+    build_mechanism,
+    mechanism_for,
+)
+from fedsys.privacy.plan import PrivacyPlan, make_plan
+from fedsys.privacy.randomness import AesCtrStream, Entropy
+from fedsys.privacy.replay import charge_rounds, ledger_header, plan_of, replay
+from fedsys.privacy.rings import from_ring, ring_dtype, to_ring
+from fedsys.privacy.views import VIEWS, Epsilons, View
+
+__all__ = [
+    "MECHANISMS",
+    "VIEWS",
+    "AbortBounds",
+    "AesCtrStream",
+    "Encoded",
+    "Entropy",
+    "Epsilons",
+    "Event",
+    "Ledger",
+    "LedgerView",
+    "Mechanism",
+    "PrivacyPlan",
+    "Sampling",
+    "Signer",
+    "View",
+    "ViewAccountant",
+    "abort_delta",
+    "add_noise",
+    "build_mechanism",
+    "calibrate",
+    "charge_rounds",
+    "choose_cap_and_min_survivors",
+    "event_from_json",
+    "from_ring",
+    "guaranteed_epsilon",
+    "ledger_header",
+    "load_public_key",
+    "make_plan",
+    "mechanism_for",
+    "plan_of",
+    "planned_outsider",
+    "read_ledger",
+    "replay",
+    "ring_dtype",
+    "to_ring",
+]

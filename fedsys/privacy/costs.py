@@ -1,0 +1,132 @@
+"""What one round costs in each view: the interpretation of an event. Unknown events are refused.
+
+The noise that counts differs by view, and so does what amplifies:
+
+- outsider: all of V*; Poisson sampling (and secret participation) amplifies.
+- participant: V* less the shares of the c curious clients; rounds in which one of them was in the
+  cohort are unamplified.
+- server: the shares of honest survivors only; nothing amplifies but secret participation.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from fedsys.errors import MechanismError
+from fedsys.privacy.events import Event, GaussianEvent, SkellamEvent, UnprotectedEvent
+from fedsys.privacy.rdp import (
+    ORDERS,
+    Vector,
+    amplify,
+    curve_of,
+    gaussian_loss,
+    replacement_sampled,
+    skellam_loss,
+)
+
+__all__ = ["apart_cost", "outsider_cost", "server_cost", "together_cost"]
+
+_CACHE = 512
+
+
+@lru_cache(maxsize=_CACHE)
+def _loss(kind: str, l2: float, l1: float, variance: float) -> Vector:
+    if kind == "skellam":
+        loss = skellam_loss(l2, l1, variance)
+    else:
+        loss = gaussian_loss(math.sqrt(variance) / l2 if variance > 0 else 0.0)
+    loss.setflags(write=False)
+    return loss
+
+
+@lru_cache(maxsize=_CACHE)
+def _amplified(kind: str, l2: float, l1: float, variance: float, rate: float) -> Vector:
+    curve = amplify(_loss(kind, l2, l1, variance), rate)
+    curve.setflags(write=False)
+    return curve
+
+
+@lru_cache(maxsize=_CACHE)
+def _replaced(kind: str, l2: float, l1: float, variance: float, rate: float) -> Vector:
+    curve = replacement_sampled(_loss(kind, 2 * l2, 2 * l1, variance), rate)
+    curve.setflags(write=False)
+    return curve
+
+
+def _infinite() -> Vector:
+    return np.full_like(ORDERS, math.inf)
+
+
+def _noise_of(event: Event) -> tuple[str, float, float]:
+    """(kind, D2, D1) of a protected event."""
+    if isinstance(event, SkellamEvent):
+        return "skellam", event.l2, event.l1
+    if isinstance(event, GaussianEvent):
+        return "gaussian", event.l2, 0.0
+    raise MechanismError(f"no accountant interprets the event {type(event).__name__}")
+
+
+def outsider_cost(event: Event) -> Vector:
+    """The curve of one round for someone who sees releases only.
+
+    Under min-separation sampling: of one round *in which the client takes part*.
+    """
+    if isinstance(event, UnprotectedEvent):
+        return _infinite()
+    kind, l2, l1 = _noise_of(event)
+    how = event.sampling
+    if how.kind == "poisson":
+        return _amplified(kind, l2, l1, event.total_variance, how.rate * how.participation)
+    if how.participation < 1:
+        # a public cohort of constant size; the coin amplifies, the subset is not counted on
+        return _amplified(kind, l2, l1, event.total_variance, how.participation)
+    if how.kind == "fixed":
+        return _replaced(kind, l2, l1, event.total_variance, how.rate)
+    return curve_of(_loss(kind, l2, l1, event.total_variance))
+
+
+def _left_by_colluders(event: SkellamEvent | GaussianEvent) -> float:
+    """V* less the shares of the curious clients (one at least: the participant itself)."""
+    curious = min(max(event.colluders, 1), event.cap - 1)
+    return event.total_variance - curious * event.share_variance
+
+
+def together_cost(event: Event) -> Vector:
+    """The curve of a round that a curious client shares with its target."""
+    if isinstance(event, UnprotectedEvent):
+        return _infinite()
+    kind, l2, l1 = _noise_of(event)
+    variance = _left_by_colluders(event)
+    if event.sampling.kind == "fixed" and event.sampling.participation == 1:
+        return curve_of(_loss(kind, 2 * l2, 2 * l1, variance))  # neighbours by replacement
+    return _amplified(kind, l2, l1, variance, event.sampling.participation)
+
+
+def apart_cost(event: Event) -> Vector:
+    """The curve of a round without any curious client, in the participant view."""
+    return outsider_cost(event)
+
+
+def server_cost(event: Event, survivors: int | None = None) -> Vector:
+    """The curve of a round in which the client's update was summed, for the server.
+
+    Args:
+        event: of the round.
+        survivors: clients in the sum; None for the fewest that may be released.
+    """
+    if isinstance(event, UnprotectedEvent):
+        return _infinite()
+    kind, l2, l1 = _noise_of(event)
+    if isinstance(event, GaussianEvent):
+        honest = 1 if event.local else 0  # each client stands alone, or the server adds it all
+    elif survivors is None:
+        honest = event.worst_honest_shares
+    else:
+        honest = max(survivors - event.colluders, 1)
+    variance = honest * event.share_variance
+    if variance == 0:
+        return _infinite()
+    return _amplified(kind, l2, l1, variance, event.sampling.participation)

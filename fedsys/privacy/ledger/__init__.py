@@ -1,0 +1,23 @@
+"""The privacy ledger: a hash-chained, signed record of every round, written before it is spent.
+
+``LEDGER.md`` in the parent package describes the format for people who write their own verifier.
+"""
+
+from fedsys.privacy.ledger.lines import GENESIS, Line, canonical, commitment
+from fedsys.privacy.ledger.reader import LedgerView, RoundRecord, read_ledger, read_private
+from fedsys.privacy.ledger.signer import Signer, load_public_key
+from fedsys.privacy.ledger.writer import Ledger
+
+__all__ = [
+    "GENESIS",
+    "Ledger",
+    "LedgerView",
+    "Line",
+    "RoundRecord",
+    "Signer",
+    "canonical",
+    "commitment",
+    "load_public_key",
+    "read_ledger",
+    "read_private",
+]

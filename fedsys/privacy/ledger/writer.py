@@ -1,0 +1,377 @@
+"""The ledger's one writer: every call is on disk when it returns.
+
+Order of a round: ``reserve`` before clients are invited, ``commit`` before the model is released;
+``abort`` before the first unmask request if it is to refund the server view. A round that is
+reserved and neither committed nor aborted counts as spent, for everybody and at the worst case.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from fedsys.errors import LedgerError
+from fedsys.privacy.ledger.lines import FORMAT, GENESIS, Line, canonical, commitment
+from fedsys.privacy.ledger.reader import (
+    LedgerView,
+    check_commitments,
+    read_ledger,
+    read_private,
+)
+from fedsys.privacy.ledger.signer import Signer
+from fedsys.privacy.randomness import Entropy
+
+__all__ = ["Ledger"]
+
+_SALT_BYTES = 32
+
+
+class Ledger:
+    """Appends to ``ledger.jsonl`` and ``private.jsonl`` of one run; exclusive while it is open.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> signer = Signer.generate()
+        >>> with Ledger.create(folder / "ledger.jsonl", folder / "private.jsonl", signer=signer,
+        ...                    header={"plan": {}}) as ledger:
+        ...     ledger.reserve(1, {"event": {}})
+        ...     ledger.commit(1, {"aggregate": "00" * 32}, sampled=[3, 1], survivors=[3])
+        ...     ledger.close("completed")
+        >>> read_ledger(folder / "ledger.jsonl").rounds[0].outcome
+        'commit'
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: _DurableFile,
+        private: _DurableFile,
+        signer: Signer,
+        entropy: Entropy,
+    ) -> None:
+        self._ledger = ledger
+        self._private = private
+        self._signer = signer
+        self._entropy = entropy
+        self._seq = 0
+        self._link = GENESIS
+        self._head = GENESIS
+        self._last_round = 0
+        self._open_round: int | None = None
+        self._finished = False
+        self._participations: Counter[int] = Counter()
+        self.view: LedgerView | None = None
+        """What was on disk when the ledger was opened (None for a new one)."""
+        self.private_rounds: dict[int, dict[str, Any]] = {}
+        """Private lines that were on disk when the ledger was opened, by round."""
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        private_path: Path,
+        *,
+        signer: Signer,
+        header: Mapping[str, Any],
+        entropy: Entropy = os.urandom,
+    ) -> Ledger:
+        """Starts a ledger with its header line.
+
+        Args:
+            path: of ``ledger.jsonl``; must not exist.
+            private_path: of ``private.jsonl``; must not exist; made readable by its owner alone.
+            signer: signs every line.
+            header: the body of the first line; ``format`` and ``signer`` are added.
+            entropy: salts of the commitments.
+
+        Raises:
+            LedgerError: a file exists or cannot be written.
+        """
+        ledger = _DurableFile(path, create=True, mode=0o644)
+        try:
+            private = _DurableFile(private_path, create=True, mode=0o600)
+        except LedgerError:
+            ledger.close()
+            path.unlink(missing_ok=True)
+            raise
+        self = cls(ledger=ledger, private=private, signer=signer, entropy=entropy)
+        self._append("header", {**header, "format": FORMAT, "signer": signer.public_hex})
+        return self
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        private_path: Path,
+        *,
+        signer: Signer,
+        entropy: Entropy = os.urandom,
+    ) -> Ledger:
+        """Takes up an interrupted ledger: verifies it, cuts off a torn last line, notes that.
+
+        ``view`` and ``private_rounds`` hold what was found, for the accountant to charge again.
+
+        Raises:
+            LedgerError: it is closed, locked by another process, signed by another key, or
+                anything in it does not hold.
+        """
+        ledger = _DurableFile(path, create=False, mode=0o644)
+        try:
+            private = _DurableFile(private_path, create=False, mode=0o600)
+        except LedgerError:
+            ledger.close()
+            raise
+        self = cls(ledger=ledger, private=private, signer=signer, entropy=entropy)
+        try:
+            self._take_up(path, private_path, signer.public_key)
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def _take_up(self, path: Path, private_path: Path, key: Ed25519PublicKey) -> None:
+        view = read_ledger(path, key=key, allow_torn=True)
+        if view.closed is not None:
+            raise LedgerError(f"{path.name} is closed: start a new run")
+        rounds, torn = read_private(private_path)
+        for record in view.rounds:
+            self._last_round = record.round
+            if record.outcome is None:
+                continue
+            if record.round not in rounds:
+                raise LedgerError(
+                    f"{private_path.name} lacks round {record.round}, which {path.name} records"
+                )
+            check_commitments(record, rounds[record.round])
+            self._participations.update(rounds[record.round]["survivors"])
+        # A private line whose ledger line was never written belongs to a round that counts as
+        # spent at the worst case; its number is not used again.
+        self._last_round = max((self._last_round, *rounds))
+        self.view, self.private_rounds = view, rounds
+        self._seq, self._link, self._head = view.lines, view.link, view.head
+        if view.tail:
+            self._ledger.cut(len(view.tail))
+        if torn:
+            self._private.cut(len(torn))
+        self._append(
+            "resume", {"torn_ledger_bytes": len(view.tail), "torn_private_bytes": len(torn)}
+        )
+
+    @property
+    def head(self) -> str:
+        """Hash of the newest line: print it, anchor it elsewhere."""
+        return self._head
+
+    @property
+    def next_round(self) -> int:
+        """The smallest round number that was never used."""
+        return self._last_round + 1
+
+    @property
+    def participations(self) -> Mapping[int, int]:
+        """In how many committed rounds each client's update was summed."""
+        return self._participations
+
+    def reserve(self, round: int, body: Mapping[str, Any]) -> None:
+        """Records a round's cost before anybody is invited.
+
+        Args:
+            round: above every number used before.
+            body: the event, as JSON.
+
+        Raises:
+            LedgerError: the number was used, or another round is still open.
+        """
+        self._check_writable()
+        if self._open_round is not None:
+            raise LedgerError(
+                f"round {self._open_round} is still open: commit or abort it before {round}"
+            )
+        if round < self.next_round:
+            raise LedgerError(
+                f"round {round} was used before: a repeated round takes a new number and cohort"
+            )
+        self._last_round = round
+        self._open_round = round
+        self._append("reserve", {**body, "round": round})
+
+    def commit(
+        self,
+        round: int,
+        body: Mapping[str, Any],
+        *,
+        sampled: Sequence[int],
+        survivors: Sequence[int],
+        private: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Records a round's outcome before its model is released.
+
+        Args:
+            round: the open one.
+            body: public facts (the aggregate's hash).
+            sampled: the cohort; goes to the private file, a salted commitment to the ledger.
+            survivors: whose updates were summed; likewise.
+            private: diagnostics for the private file.
+
+        Raises:
+            LedgerError: the round is not open, or survivors are not among the sampled.
+        """
+        self._conclude("commit", round, body, sampled, survivors, private)
+
+    def abort(
+        self,
+        round: int,
+        body: Mapping[str, Any],
+        *,
+        sampled: Sequence[int],
+        before_unmask: bool,
+        private: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Records that a round releases nothing.
+
+        Args:
+            round: the open one.
+            body: public facts (the reason).
+            sampled: the cohort that was invited.
+            before_unmask: whether nobody had been asked to unmask yet: only then the server
+                cannot have seen the sum.
+            private: diagnostics for the private file.
+
+        Raises:
+            LedgerError: the round is not open.
+        """
+        outcome = {**body, "before_unmask": before_unmask}
+        survivors = [] if before_unmask else sampled
+        self._conclude("abort", round, outcome, sampled, survivors, private)
+
+    def _conclude(
+        self,
+        kind: str,
+        round: int,
+        body: Mapping[str, Any],
+        sampled: Sequence[int],
+        survivors: Sequence[int],
+        private: Mapping[str, Any] | None,
+    ) -> None:
+        self._check_writable()
+        if round != self._open_round:
+            raise LedgerError(f"round {round} is not open: reserve it first")
+        cohort, summed = sorted(map(int, sampled)), sorted(map(int, survivors))
+        if len(set(cohort)) != len(cohort) or not set(summed) <= set(cohort):
+            raise LedgerError(f"round {round}: survivors must be distinct and among the sampled")
+        salt = self._entropy(_SALT_BYTES)
+        hidden: dict[str, Any] = {
+            "sampled": cohort,
+            "survivors": summed,
+            "participations": [self._participations[client] + 1 for client in summed],
+        }
+        commitments = {name: commitment(name, value, salt) for name, value in hidden.items()}
+        line = {**(private or {}), **hidden, "round": round, "salt": salt.hex()}
+        self._private.append(canonical(line) + b"\n")
+        self._append(kind, {**body, "round": round, "commitments": commitments})
+        self._participations.update(summed)
+        self._open_round = None
+
+    def close(self, reason: str) -> None:
+        """Writes the closing line, after which truncation shows, and releases the files.
+
+        Raises:
+            LedgerError: a round is still open.
+        """
+        self._check_writable()
+        if self._open_round is not None:
+            raise LedgerError(f"round {self._open_round} is still open: commit or abort it first")
+        self._append("closed", {"reason": reason, "lines": self._seq + 1})
+        self._release()
+
+    def _append(self, kind: str, body: Mapping[str, Any]) -> None:
+        content = dict(body)
+        digest = Line.hash_of(seq=self._seq, prev_hash=self._link, kind=kind, body=content)
+        raw = Line.encode(
+            seq=self._seq,
+            prev_hash=self._link,
+            kind=kind,
+            body=content,
+            digest=digest,
+            signature=self._signer.sign(digest),
+        )
+        line = Line.parse(raw, self._seq + 1)  # what cannot be read back is never written
+        self._ledger.append(raw + b"\n")
+        self._seq += 1
+        self._link, self._head = line.link, line.hash
+
+    def _check_writable(self) -> None:
+        if self._finished:
+            raise LedgerError("the ledger is closed")
+
+    def _release(self) -> None:
+        self._finished = True
+        self._ledger.close()
+        self._private.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Releases the files; without ``close`` the ledger stays resumable."""
+        if not self._finished:
+            self._release()
+
+
+class _DurableFile:
+    """A file that only grows, exclusively locked; ``append`` returns when the bytes are on disk."""
+
+    def __init__(self, path: Path, *, create: bool, mode: int) -> None:
+        self._name = path.name
+        flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags |= os.O_CREAT | os.O_EXCL if create else 0
+        try:
+            self._descriptor = os.open(path, flags, mode)
+        except OSError as error:
+            raise LedgerError(f"cannot write {path}: {error.strerror}") from None
+        self._failed = False
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._descriptor)
+            raise LedgerError(f"{path} is in use by another process") from None
+        if create:
+            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+
+    def append(self, data: bytes) -> None:
+        if self._failed:
+            raise LedgerError(f"{self._name} could not be written before: resume the run")
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(self._descriptor, data[written:])
+            os.fsync(self._descriptor)
+        except OSError as error:
+            # The state of the file is unknown: whatever was written is cut off on resuming.
+            self._failed = True
+            raise LedgerError(f"cannot write {self._name}: {error.strerror}") from None
+
+    def cut(self, count: int) -> None:
+        """Removes the last ``count`` bytes."""
+        os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - count)
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)

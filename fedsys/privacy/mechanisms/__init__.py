@@ -1,0 +1,183 @@
+"""The mechanisms, by the names that a configuration uses.
+
+>>> import os
+>>> import numpy as np
+>>> mechanism = build_mechanism("distributed-skellam", dimension=650, clip=0.3,
+...     noise_multiplier=0.7, expected_cohort=100, population=1437, cap=159, min_survivors=47)
+>>> encoded = mechanism.encode(np.zeros((2, 650), dtype=np.float32))
+>>> vector = add_noise(encoded.values, mechanism.noise_shares(2, os.urandom), bits=32)
+>>> total = add_noise(vector.sum(axis=0, dtype=np.uint32), mechanism.top_up(2, os.urandom), bits=32)
+>>> mechanism.decode(total).shape
+(650,)
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from fedsys.errors import MechanismError
+from fedsys.privacy import validation
+from fedsys.privacy.events import (
+    Encoding,
+    Event,
+    GaussianEvent,
+    Guarantee,
+    Sampling,
+    SamplingKind,
+    SkellamEvent,
+    UnprotectedEvent,
+    gaussian_event,
+    skellam_event,
+    unprotected_event,
+)
+from fedsys.privacy.mechanisms.base import Encoded, Mechanism, add_noise
+from fedsys.privacy.mechanisms.gaussian import CentralGaussian, LocalGaussian
+from fedsys.privacy.mechanisms.skellam import DistributedSkellam
+from fedsys.privacy.mechanisms.unprotected import Unprotected
+
+__all__ = [
+    "MECHANISMS",
+    "Encoded",
+    "Mechanism",
+    "add_noise",
+    "build_event",
+    "build_mechanism",
+    "mechanism_for",
+]
+
+MECHANISMS = ("distributed-skellam", "central-gaussian", "local-gaussian", "none")
+
+
+def build_event(
+    name: str,
+    *,
+    dimension: int,
+    clip: float,
+    noise_multiplier: float,
+    expected_cohort: float,
+    population: int,
+    cap: int,
+    min_survivors: int,
+    encoding: Encoding = "wide",
+    modulus_bits: int = 32,
+    sampling: SamplingKind = "poisson",
+    participation: float = 1.0,
+    guarantee: Guarantee = "outsider",
+    colluders: int = 0,
+) -> Event:
+    """The event of one round under the mechanism of this name.
+
+    Raises:
+        MechanismError: the name or a value is not usable.
+    """
+    validation.one_of("mechanism", name, MECHANISMS)
+    validation.one_of("encoding", encoding, get_args(Encoding))
+    validation.integer("population", population)
+    if validation.positive("expected_cohort", expected_cohort) > population:
+        raise MechanismError(
+            f"expected_cohort={expected_cohort:g} exceeds population={population}: lower the cohort"
+        )
+    how = Sampling(kind=sampling, rate=expected_cohort / population, participation=participation)
+    shared = {
+        "dimension": dimension,
+        "clip": clip,
+        "modulus_bits": modulus_bits,
+        "cap": cap,
+        "min_survivors": min_survivors,
+        "expected_cohort": expected_cohort,
+        "sampling": how,
+        "colluders": colluders,
+    }
+    if name == "none":
+        return unprotected_event(**shared)  # type: ignore[arg-type]
+    if name == "distributed-skellam":
+        return skellam_event(
+            **shared,  # type: ignore[arg-type]
+            noise_multiplier=noise_multiplier,
+            guarantee=guarantee,
+            encoding=encoding,
+        )
+    if encoding != "wide":
+        raise MechanismError(
+            f"encoding='narrow' is for distributed-skellam; use encoding='wide' with {name}"
+        )
+    return gaussian_event(
+        **shared,  # type: ignore[arg-type]
+        noise_multiplier=noise_multiplier,
+        guarantee=guarantee,
+        local=name == "local-gaussian",
+    )
+
+
+def mechanism_for(event: Event) -> Mechanism:
+    """The mechanism whose rounds cost this event.
+
+    Raises:
+        MechanismError: there is none.
+    """
+    if isinstance(event, SkellamEvent):
+        if event.encoding == "wide":
+            return DistributedSkellam(event)
+        raise MechanismError("encoding='narrow' has no encoder")
+    if isinstance(event, GaussianEvent):
+        return LocalGaussian(event) if event.local else CentralGaussian(event)
+    if isinstance(event, UnprotectedEvent):
+        return Unprotected(event)
+    raise MechanismError(f"no mechanism draws the noise of {type(event).__name__}")
+
+
+def build_mechanism(
+    name: str,
+    *,
+    dimension: int,
+    clip: float,
+    noise_multiplier: float,
+    expected_cohort: float,
+    population: int,
+    cap: int,
+    min_survivors: int,
+    encoding: Encoding = "wide",
+    modulus_bits: int = 32,
+    sampling: SamplingKind = "poisson",
+    participation: float = 1.0,
+    guarantee: Guarantee = "outsider",
+    colluders: int = 0,
+) -> Mechanism:
+    """The mechanism of this name, its parameters checked.
+
+    Args:
+        name: one of ``MECHANISMS``.
+        dimension: d, coordinates of an update.
+        clip: C, l2 norm to which updates are clipped.
+        noise_multiplier: z; ignored under ``none``.
+        expected_cohort: n = q N, constant denominator of the mean.
+        population: N.
+        cap: n_cap, largest cohort that is not aborted.
+        min_survivors: m, fewest survivors that are released.
+        encoding: ``wide``, or ``narrow`` under distributed-skellam.
+        modulus_bits: b.
+        sampling: how cohorts come about.
+        participation: p of secret participation.
+        guarantee: the view for which z was chosen.
+        colluders: c, curious clients beside the server.
+
+    Raises:
+        MechanismError: the name or a value is not usable.
+    """
+    event = build_event(
+        name,
+        dimension=dimension,
+        clip=clip,
+        noise_multiplier=noise_multiplier,
+        expected_cohort=expected_cohort,
+        population=population,
+        cap=cap,
+        min_survivors=min_survivors,
+        encoding=encoding,
+        modulus_bits=modulus_bits,
+        sampling=sampling,
+        participation=participation,
+        guarantee=guarantee,
+        colluders=colluders,
+    )
+    return mechanism_for(event)

@@ -1,0 +1,55 @@
+"""How often curious clients were in one cohort with the client they are curious about."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["EXACT_POPULATION", "Meetings"]
+
+EXACT_POPULATION = 4096
+"""Largest population whose pairs are counted one by one (64 MiB at most)."""
+
+
+class Meetings:
+    """The most rounds that any client shared with any of its c most frequent companions.
+
+    Exact for c = 1 in populations up to ``EXACT_POPULATION``; for more colluders the sum over the c
+    most frequent companions bounds the union of their rounds. In a larger population the count of
+    the client's own rounds is the bound. Never more than the client's own rounds.
+
+    >>> meetings = Meetings(population=10, colluders=1, rounds=3)
+    >>> for cohort in ([0, 1, 2], [0, 1], [1, 2]):
+    ...     meetings.add(np.array(cohort))
+    >>> meetings.most
+    2
+    """
+
+    def __init__(self, *, population: int, colluders: int, rounds: int) -> None:
+        self._colluders = colluders
+        self._own = np.zeros(population, dtype=np.int64)
+        self.exact = population <= EXACT_POPULATION
+        """Whether pairs are counted one by one."""
+        self._pairs = np.zeros((population, population) if self.exact else (0, 0), dtype=np.uint32)
+        self.most = 0
+        """Rounds of the worst client so far."""
+
+    def add(self, cohort: NDArray[np.int64]) -> None:
+        """Counts one cohort of distinct clients."""
+        self._own[cohort] += 1
+        if cohort.size < 2:
+            return
+        if not self.exact:
+            self.most = max(self.most, int(self._own[cohort].max()))
+            return
+        block = np.ix_(cohort, cohort)
+        met = self._pairs[block] + np.uint32(1)
+        np.fill_diagonal(met, 0)
+        self._pairs[block] = met
+        if self._colluders == 1:
+            self.most = max(self.most, int(met.max()))
+            return
+        rows = self._pairs[cohort]
+        count = min(self._colluders, rows.shape[1])
+        top = np.partition(rows, rows.shape[1] - count, axis=1)[:, -count:].sum(axis=1)
+        self.most = max(self.most, int(np.minimum(top, self._own[cohort]).max()))

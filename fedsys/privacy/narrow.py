@@ -1,0 +1,83 @@
+"""The narrow encoding for thin uplinks: rotate, scale, round at random, within 20 bits and less.
+
+Kairouz, Liu and Steinke, "The Distributed Discrete Gaussian Mechanism for Federated Learning with
+Secure Aggregation" (ICML 2021), Algorithm 1 and Section 4; with Skellam noise as in Agarwal,
+Kairouz and Liu, "The Skellam Mechanism for Differentially Private Federated Learning" (2021).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fedsys.errors import MechanismError
+
+__all__ = ["MAX_BITS", "NarrowGeometry", "geometry", "padded_dimension"]
+
+MAX_BITS = 20
+_DEVIATIONS = 4  # k: the sum fits into the ring up to k standard deviations
+_LOG_INVERSE_BETA = 0.5  # beta = exp(-1/2): a rounding is accepted with at least 1 - beta
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NarrowGeometry:
+    """What the narrow encoding's parameters give.
+
+    Attributes:
+        padded_dimension: the next power of two above the dimension.
+        scale: s, integers per unit of the update.
+        l2: D2, largest l2 norm of a rounded update.
+        l1: D1, largest l1 norm.
+    """
+
+    padded_dimension: int
+    scale: float
+    l2: float
+    l1: float
+
+
+def padded_dimension(dimension: int) -> int:
+    """The smallest power of two that is at least ``dimension``."""
+    return 1 << max(dimension - 1, 0).bit_length()
+
+
+def geometry(
+    *,
+    dimension: int,
+    clip: float,
+    noise_multiplier: float,
+    cohort: float,
+    modulus_bits: int,
+) -> NarrowGeometry:
+    """Scale and sensitivities, Kairouz et al. 2021, Section 4 with k = 4, beta = exp(-1/2).
+
+    s^2 = (4^b - n k^2) / (4 k^2 (C^2 n^2 / d + n sigma_loc^2)), n sigma_loc^2 = z^2 C^2.
+
+    Raises:
+        MechanismError: ``modulus_bits`` exceeds 20 or leaves no room for the cohort.
+    """
+    if not 2 <= modulus_bits <= MAX_BITS:
+        raise MechanismError(
+            f"encoding='narrow' needs modulus_bits from 2 to {MAX_BITS}, got {modulus_bits}"
+        )
+    padded = padded_dimension(dimension)
+    room = 4.0**modulus_bits - cohort * _DEVIATIONS**2
+    if room <= 0:
+        raise MechanismError(
+            f"modulus_bits={modulus_bits} is too small for a cohort of {cohort:g}: rounding alone "
+            "overflows the ring"
+        )
+    spread = clip**2 * (cohort**2 / padded + noise_multiplier**2)
+    scale = math.sqrt(room / (4 * _DEVIATIONS**2 * spread))
+    length = scale * clip
+    l2 = min(
+        length + math.sqrt(padded),
+        math.sqrt(
+            length**2
+            + padded / 4
+            + math.sqrt(2 * _LOG_INVERSE_BETA) * (length + math.sqrt(padded) / 2)
+        ),
+    )
+    return NarrowGeometry(
+        padded_dimension=padded, scale=scale, l2=l2, l1=l2 * min(math.sqrt(padded), l2)
+    )

@@ -1,0 +1,156 @@
+"""From a ledger back to the privacy loss: what a resumed run and an auditor both need.
+
+>>> from fedsys.privacy.plan import make_plan
+>>> plan = make_plan(mechanism="distributed-skellam", population=1437, expected_cohort=100,
+...     rounds=40, dimension=650, clip=0.3, delta=1e-5, noise_multiplier=0.7)
+>>> header = ledger_header(plan, code_hash="00" * 32)
+>>> sorted(header["delta_parts"])
+['aborts', 'released', 'sampler', 'server']
+>>> plan_of(header) == plan
+True
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fedsys.errors import LedgerError, MechanismError
+from fedsys.privacy.accounting import ViewAccountant
+from fedsys.privacy.events import event_from_json
+from fedsys.privacy.ledger import LedgerView
+from fedsys.privacy.plan import PrivacyPlan
+from fedsys.privacy.pld import DISCRETIZATION
+from fedsys.privacy.rdp import ORDERS
+from fedsys.privacy.views import Epsilons
+
+__all__ = ["accountant_versions", "charge_rounds", "ledger_header", "plan_of", "replay"]
+
+_NEIGHBOURS = {
+    "outsider": "add or remove one client",
+    "participant": "add or remove one client",
+    "server": "one client's update or zero; it takes part either way (half of replacement)",
+}
+_NOT_COVERED = ["metrics", "evaluation", "timing", "traffic observers", "tuning on the same data"]
+
+
+def accountant_versions() -> dict[str, str]:
+    """Versions of what computes epsilon."""
+    return {
+        "fedsys-rdp": "1",
+        "dp-accounting": importlib.metadata.version("dp-accounting"),
+        "numpy": importlib.metadata.version("numpy"),
+        "scipy": importlib.metadata.version("scipy"),
+    }
+
+
+def ledger_header(plan: PrivacyPlan, **facts: Any) -> dict[str, Any]:
+    """The body of a ledger's first line.
+
+    Args:
+        plan: constants of the job.
+        **facts: what the caller knows beside them: trust (authority of the roster, quorum, c,
+            gamma), hashes of code, config and initial model, tuning runs before this one, how N is
+            known, the protocol.
+    """
+    neighbours = dict(_NEIGHBOURS)
+    if plan.sampling == "fixed" and plan.participation == 1:
+        neighbours["outsider"] = neighbours["participant"] = "replace one client's update"
+    return {
+        **facts,
+        "plan": plan.to_json(),
+        "unit": plan.unit,
+        "neighbours": neighbours,
+        "delta": plan.delta,
+        "delta_parts": {
+            "aborts": plan.delta_abort,
+            "sampler": plan.delta_sampler,
+            "released": plan.delta_released,
+            "server": plan.delta_server,
+        },
+        "budget": plan.budget,
+        "accountants": {
+            "reported": plan.accountant,
+            "versions": accountant_versions(),
+            "rdp_orders": [float(order) for order in ORDERS],
+            "pld_discretization": DISCRETIZATION,
+        },
+        "rng": "operating system entropy; AES-256-CTR expansion; inversion of a 128-bit table",
+        "not_covered": list(_NOT_COVERED),
+    }
+
+
+def plan_of(header: Mapping[str, Any]) -> PrivacyPlan:
+    """The plan that a header states, its parts of delta checked.
+
+    Raises:
+        LedgerError: there is none, or what is stated beside it disagrees.
+    """
+    body = header.get("plan")
+    if not isinstance(body, dict):
+        raise LedgerError("the ledger's header holds no privacy plan")
+    try:
+        plan = PrivacyPlan.from_json(body)
+    except (MechanismError, TypeError) as error:
+        raise LedgerError(f"the ledger's header holds no usable privacy plan: {error}") from None
+    if header.get("delta") != plan.delta or header.get("budget") != plan.budget:
+        raise LedgerError("the ledger's header states another delta or budget than its plan")
+    if header.get("unit") != plan.unit:
+        raise LedgerError("the ledger's header states another unit than its plan")
+    return plan
+
+
+def charge_rounds(
+    accountant: ViewAccountant,
+    view: LedgerView,
+    private: Mapping[int, Mapping[str, Any]] | None,
+) -> Iterator[int]:
+    """Charges a ledger's rounds one by one and yields each number once it is charged.
+
+    Args:
+        accountant: of the ledger's plan.
+        view: the ledger.
+        private: private lines by round, already checked against their commitments; None charges
+            cohorts as unknown (only the outsider's epsilon then means anything).
+
+    Raises:
+        LedgerError: a reserve holds an event that the plan does not cover.
+    """
+    for record in view.rounds:
+        body = {key: value for key, value in record.reserve.items() if key != "round"}
+        event_body = body.get("event")
+        if not isinstance(event_body, dict):
+            raise LedgerError(f"round {record.round} reserves no event")
+        try:
+            event = event_from_json(event_body)
+            if not accountant.plan.covers(event):
+                raise LedgerError(
+                    f"round {record.round} reserves an event that is not of the header's plan"
+                )
+            line = None if private is None else private.get(record.round)
+            if record.outcome is None or line is None:
+                accountant.charge(event)
+            elif record.outcome == "abort" and not record.refunds_server:
+                accountant.charge(event, line["sampled"])
+            else:
+                accountant.charge(event, line["sampled"], line["survivors"])
+        except (MechanismError, TypeError, ValueError, OverflowError, KeyError) as error:
+            raise LedgerError(f"round {record.round} cannot be accounted: {error}") from None
+        yield record.round
+
+
+def replay(
+    view: LedgerView, private: Mapping[int, Mapping[str, Any]] | None
+) -> tuple[ViewAccountant, Epsilons]:
+    """The accountant after all of a ledger's rounds, and what they cost.
+
+    Without private lines only the outsider's epsilon is known.
+    """
+    accountant = ViewAccountant(plan_of(view.header))
+    for _ in charge_rounds(accountant, view, private):
+        pass
+    if private is None:
+        spent = Epsilons(outsider=accountant.outsider.epsilon(), participant=None, server=None)
+        return accountant, spent
+    return accountant, accountant.spent()

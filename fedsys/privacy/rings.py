@@ -1,0 +1,65 @@
+"""Integers mod 2^b: the ring in which clients' vectors are added.
+
+>>> to_ring(np.array([-1, 5]), bits=12)
+array([4095,    5], dtype=uint16)
+>>> from_ring(np.array([4095, 5], dtype=np.uint16), bits=12)
+array([-1,  5])
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsys.errors import MechanismError
+
+__all__ = ["MAX_BITS", "check_bits", "from_ring", "ring_dtype", "to_ring"]
+
+MAX_BITS = 64
+
+
+def check_bits(bits: int) -> int:
+    """``bits`` if it is a supported modulus 2^bits.
+
+    Raises:
+        MechanismError: it is not an integer from 2 to 64.
+    """
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= MAX_BITS:
+        raise MechanismError(f"modulus_bits must be an integer from 2 to {MAX_BITS}, got {bits!r}")
+    return bits
+
+
+def ring_dtype(bits: int) -> np.dtype[Any]:
+    """The unsigned dtype that holds integers mod 2^bits: uint16, uint32 or uint64."""
+    check_bits(bits)
+    return np.dtype(np.uint16 if bits <= 16 else np.uint32 if bits <= 32 else np.uint64)
+
+
+def to_ring(values: NDArray[np.signedinteger[Any]], *, bits: int) -> NDArray[Any]:
+    """Signed integers reduced mod 2^bits, in ``ring_dtype(bits)``."""
+    dtype = ring_dtype(bits)
+    ring = values.astype(dtype)
+    if bits != 8 * dtype.itemsize:
+        ring &= dtype.type((1 << bits) - 1)
+    return ring
+
+
+def from_ring(values: NDArray[Any], *, bits: int) -> NDArray[np.int64]:
+    """The representative of each element in [-2^(bits-1), 2^(bits-1)), as int64.
+
+    Raises:
+        MechanismError: an element is outside the ring.
+    """
+    dtype = ring_dtype(bits)
+    if values.dtype.kind not in "iu":
+        raise MechanismError(f"ring elements must be integers, got dtype {values.dtype}")
+    if values.size and (int(values.min()) < 0 or int(values.max()) >> bits):
+        raise MechanismError(f"ring element outside [0, 2^{bits}): the sum is not reduced")
+    unsigned = values.astype(dtype)
+    shift = 8 * dtype.itemsize - bits
+    signed = np.dtype(f"i{dtype.itemsize}")
+    lifted = (unsigned << dtype.type(shift)).view(signed) >> signed.type(shift)
+    result: NDArray[np.int64] = lifted.astype(np.int64)
+    return result
