@@ -77,9 +77,12 @@ class Population(Section):
     """Who could be asked; `clients` None takes what the partition yields."""
 
     clients: Count | None = None
-    partition: Literal["one-each", "iid", "dirichlet", "shards", "by-column"] = "one-each"
+    partition: Literal["one-each", "iid", "dirichlet", "shards", "by-column", "resampled"] = (
+        "one-each"
+    )
     alpha: Positive = 0.5
     shards: Count = 2
+    examples: Count = 10
 
 
 class Cohort(Section):

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["AuditResult", "Claim", "Entropy", "EpsilonPoint", "Epsilons"]
+from fedsys.privacy.views import Epsilons
 
-Entropy = Callable[[int], bytes]
-"""``entropy(n)`` returns n unpredictable bytes; ``os.urandom`` is one."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Epsilons:
-    """What a run cost at its delta, by view (``math.inf``: no protection in that view).
-
-    ``participant`` and ``server`` are None where the evidence at hand (a published folder
-    without ``private.jsonl``) cannot tell them.
-    """
-
-    outsider: float
-    participant: float | None
-    server: float | None
-
+__all__ = ["AuditResult", "Claim", "EpsilonPoint", "Epsilons"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpsilonPoint:

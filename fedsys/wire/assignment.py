@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from secure_agg import RoundContext
+
 __all__ = ["Assignment"]
 
 
@@ -61,3 +63,8 @@ class Assignment:
         digest.update(head)
         digest.update(np.ascontiguousarray(self.weights, dtype="<f4").tobytes())
         return digest.digest()
+
+    @property
+    def context(self) -> RoundContext:
+        """What secure aggregation binds into every signature and every mask of this round."""
+        return RoundContext(job=self.job, round=self.round, model_hash=self.digest)

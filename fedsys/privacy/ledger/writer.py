@@ -280,8 +280,12 @@ class Ledger:
         self._participations.update(summed)
         self._open_round = None
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: str, body: Mapping[str, Any] | None = None) -> None:
         """Writes the closing line, after which truncation shows, and releases the files.
+
+        Args:
+            reason: how the job ended.
+            body: further public facts (the released model's hash).
 
         Raises:
             LedgerError: a round is still open.
@@ -289,7 +293,7 @@ class Ledger:
         self._check_writable()
         if self._open_round is not None:
             raise LedgerError(f"round {self._open_round} is still open: commit or abort it first")
-        self._append("closed", {"reason": reason, "lines": self._seq + 1})
+        self._append("closed", {**(body or {}), "reason": reason, "lines": self._seq + 1})
         self._release()
 
     def _append(self, kind: str, body: Mapping[str, Any]) -> None:

@@ -1,0 +1,133 @@
+"""One client: checks what it is asked, says what to compute, masks the result; sans-IO.
+
+::
+
+    work = agent.accept(assignment, params)      # PolicyRefusal, or what is to be computed
+    reply = agent.handle(opening)                # the aggregator's messages, one reply each
+    ...
+    agent.provide(vector)                        # trained and privatized, by whoever hosts it
+    reply = agent.handle(message)
+
+Training lies outside so that its host can do it for one client or for many at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+from numpy.typing import NDArray
+
+from client.policy import Policy
+from fedsys.errors import ProtocolError
+from fedsys.privacy import Entropy, Event, Mechanism, event_from_json, mechanism_for
+from fedsys.wire import Assignment
+from secure_agg import (
+    Floor,
+    Identity,
+    Participant,
+    Roster,
+    SecAggParams,
+    Shared,
+    Store,
+)
+
+__all__ = ["Agent", "mechanism_of"]
+
+
+@functools.lru_cache(maxsize=8)
+def _mechanism(event: Event) -> Mechanism:
+    return mechanism_for(event)
+
+
+def mechanism_of(assignment: Assignment) -> Mechanism:
+    """The mechanism that an assignment prescribes, its numbers checked against one another.
+
+    Raises:
+        MechanismError: they do not fit.
+    """
+    return _mechanism(event_from_json(assignment.mechanism))
+
+
+class Agent:
+    """One client through many rounds.
+
+    Args:
+        id: in the roster.
+        identity: its signing key.
+        roster: the pinned population.
+        policy: what its owner allows.
+        floor: what it insists upon in secure aggregation.
+        entropy: for keys and shares.
+        store: keeps secure aggregation's state over a crash.
+        shared: work shared with other virtual clients of the same process.
+    """
+
+    def __init__(
+        self,
+        *,
+        id: int,
+        identity: Identity,
+        roster: Roster,
+        policy: Policy | None = None,
+        floor: Floor | None = None,
+        entropy: Entropy = os.urandom,
+        store: Store | None = None,
+        shared: Shared | None = None,
+    ) -> None:
+        self.id = id
+        self._identity = identity
+        self._roster = roster
+        self._policy = policy or Policy()
+        self._floor = floor
+        self._entropy = entropy
+        self._store = store
+        self._shared = shared
+        self._participant: Participant | None = None
+        self._participations = 0
+
+    def accept(self, assignment: Assignment, params: SecAggParams) -> Mechanism:
+        """Check an assignment and get ready for its round.
+
+        Returns:
+            The mechanism with which the host is to privatize the update.
+
+        Raises:
+            PolicyRefusal: the owner does not allow it.
+            MechanismError: the mechanism's numbers do not fit one another.
+        """
+        self._policy.check(assignment, participations=self._participations)
+        mechanism = mechanism_of(assignment)
+        self._participant = Participant(
+            identity=self._identity,
+            id=self.id,
+            roster=self._roster,
+            params=params,
+            context=assignment.context,
+            length=mechanism.length,
+            floor=self._floor,
+            entropy=self._entropy,
+            store=self._store,
+            shared=self._shared,
+        )
+        self._participations += 1
+        return mechanism
+
+    def provide(self, vector: NDArray[Any]) -> None:
+        """Hand over the privatized vector (length,), before the masked input is asked for."""
+        self._current().provide(vector)
+
+    def handle(self, message: bytes) -> bytes:
+        """Answer one message of the aggregator.
+
+        Raises:
+            SecureAggError: a refusal, named by its cause.
+            ProtocolError: no assignment was accepted.
+        """
+        return self._current().handle(message)
+
+    def _current(self) -> Participant:
+        if self._participant is None:
+            raise ProtocolError(f"client {self.id}: no assignment was accepted in this round")
+        return self._participant

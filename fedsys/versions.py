@@ -1,0 +1,41 @@
+"""What exactly ran: versions of everything that touches numbers, and a hash of our own code."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import fedsys
+
+__all__ = ["code_hash", "versions"]
+
+_DISTRIBUTIONS = ("torch", "numpy", "scipy", "cryptography", "dp-accounting", "opacus")
+_PACKAGES = ("fedsys", "server", "client", "secure_agg", "simulations")
+
+
+def versions() -> dict[str, str]:
+    """Python, fedsys and the libraries whose numbers end in a run."""
+    found = {"python": platform.python_version(), "fedsys": fedsys.__version__}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@functools.cache
+def code_hash() -> str:
+    """SHA-256 over the Python sources of the five packages, by path: the same tree, the same hash."""
+    root = Path(fedsys.__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for package in _PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            name = path.relative_to(root).as_posix().encode()
+            content = path.read_bytes()
+            digest.update(len(name).to_bytes(4, "big") + name)
+            digest.update(len(content).to_bytes(8, "big") + content)
+    return digest.hexdigest()

@@ -1,0 +1,203 @@
+"""The coordinator of one job: reserve, sample, release, commit; sans-IO.
+
+The order is the point. A round's cost is durable in the ledger *before* its cohort is drawn or
+anybody is invited; the commit is durable *before* the new model is handed to anybody. A crash in
+between costs the round's epsilon and nothing else: a round number, a cohort, a noise draw is never
+used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsys.errors import BudgetExceeded, ProtocolError, TrainingError
+from fedsys.privacy import (
+    Entropy,
+    Epsilons,
+    Ledger,
+    PrivacyPlan,
+    ViewAccountant,
+    add_noise,
+)
+from fedsys.wire import Assignment
+from server.checkpoint import sha256_of_weights
+from server.cohorts import CohortSampler
+from server.strategies import Strategy
+
+__all__ = ["Coordinator", "JobTerms", "OpenRound"]
+
+Weights = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobTerms:
+    """What every round of a job has in common.
+
+    Attributes:
+        job: 32 bytes that name the job.
+        task: name of the task.
+        local: local training, by field name.
+        plan: the privacy parameters.
+        seed: from which clients derive their batch order.
+    """
+
+    job: bytes
+    task: str
+    local: Mapping[str, Any]
+    plan: PrivacyPlan
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenRound:
+    """A round whose cost is reserved.
+
+    Attributes:
+        number: 1-based, never used before in this job.
+        cohort: increasing ids of those to invite; realised cohorts are server-side secrets.
+        assignment: what they are all asked.
+    """
+
+    number: int
+    cohort: tuple[int, ...]
+    assignment: Assignment
+
+
+class Coordinator:
+    """One job's rounds, one after the other.
+
+    Args:
+        terms: of the job.
+        ledger: durable; this coordinator is its one writer.
+        accountant: charged with every round that the ledger already holds.
+        strategy: makes a new model of a mean update.
+        sampler: draws the cohorts, and knows who took part when.
+        weights: (d,) the current model.
+    """
+
+    def __init__(
+        self,
+        *,
+        terms: JobTerms,
+        ledger: Ledger,
+        accountant: ViewAccountant,
+        strategy: Strategy,
+        sampler: CohortSampler,
+        weights: Weights,
+    ) -> None:
+        self.terms = terms
+        self.mechanism = terms.plan.build_mechanism()
+        self.strategy = strategy
+        self.weights = weights
+        self._ledger = ledger
+        self._accountant = accountant
+        self._sampler = sampler
+        self._open: OpenRound | None = None
+
+    @property
+    def spent(self) -> Epsilons:
+        """Epsilon so far, by view; rounds that were lost count."""
+        return self._accountant.spent()
+
+    @property
+    def reserved(self) -> int:
+        """Rounds paid for so far."""
+        return self._ledger.next_round - 1
+
+    def begin_round(self, sampling_entropy: Entropy) -> OpenRound:
+        """Reserve the next round durably, then draw its cohort.
+
+        Raises:
+            BudgetExceeded: the round would not fit; nothing was written and nobody is asked.
+        """
+        if self._open is not None:
+            raise ProtocolError(f"round {self._open.number} is still open")
+        event, rounds = self.mechanism.event, self.terms.plan.rounds
+        if self.reserved >= rounds:
+            raise BudgetExceeded(f"all {rounds} rounds of this job are paid for already")
+        self._accountant.require_budget(event)
+        number = self._ledger.next_round
+        self._ledger.reserve(number, {"event": event.to_json()})
+        cohort = self._sampler.draw(number, sampling_entropy)
+        self._open = OpenRound(
+            number=number,
+            cohort=cohort,
+            assignment=Assignment(
+                job=self.terms.job,
+                round=number,
+                task=self.terms.task,
+                weights=self.weights,
+                local=self.terms.local,
+                mechanism=event.to_json(),
+                seed=self.terms.seed,
+            ),
+        )
+        return self._open
+
+    def finish_round(
+        self,
+        total: NDArray[Any],
+        survivors: Sequence[int],
+        *,
+        noise_entropy: Entropy,
+        diagnostics: Mapping[str, Any],
+    ) -> Weights:
+        """Top the noise up, decode, step, commit; returns the model that may now be released.
+
+        Args:
+            total: (length,) the survivors' sum mod 2^b.
+            survivors: whose vectors are in it.
+            noise_entropy: of the coordinator's own noise.
+            diagnostics: for ``private.jsonl``.
+
+        Raises:
+            TrainingError: the step left the numbers that a model can hold; the round is spent.
+        """
+        open_ = self._current()
+        mechanism = self.mechanism
+        noise = mechanism.top_up(len(survivors), noise_entropy)
+        topped = add_noise(total.copy(), noise, bits=mechanism.modulus_bits)
+        mean = mechanism.decode(topped, seed=open_.assignment.digest)
+        weights = self.strategy.apply(self.weights, mean).astype(np.float32)
+        if not np.isfinite(weights).all():
+            self.abort_round("the model diverged", before_unmask=False)
+            raise TrainingError(
+                f"round {open_.number}: the model diverged to infinity; lower "
+                f"server.learning_rate or local.learning_rate"
+            )
+        self._ledger.commit(
+            open_.number,
+            {"weights_sha256": sha256_of_weights(weights)},
+            sampled=open_.cohort,
+            survivors=survivors,
+            private=diagnostics,
+        )
+        self._accountant.charge(mechanism.event, open_.cohort, survivors)
+        self._open = None
+        self.weights = weights
+        return weights
+
+    def abort_round(self, reason: str, *, before_unmask: bool) -> None:
+        """Give the open round up. Its cost stays spent; the server's view alone may be refunded.
+
+        Args:
+            reason: for the ledger; it names no client.
+            before_unmask: nobody had been asked to unmask, so that no sum ever existed.
+        """
+        open_ = self._current()
+        self._ledger.abort(
+            open_.number, {"reason": reason}, sampled=open_.cohort, before_unmask=before_unmask
+        )
+        survivors = () if before_unmask else None
+        self._accountant.charge(self.mechanism.event, open_.cohort, survivors)
+        self._open = None
+
+    def _current(self) -> OpenRound:
+        if self._open is None:
+            raise ProtocolError("no round is open")
+        return self._open

@@ -1,0 +1,227 @@
+"""The whole system in one process: from a configuration to a run's folder.
+
+`run` is the specification of a job: reserve, sample, train, privatize, sum, top up, step, commit,
+checkpoint, evaluate. It drives the same `server.Coordinator` and `client.Agent` that a deployment
+runs, for many virtual clients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedsys.config import Config
+from fedsys.errors import BudgetExceeded
+from server.checkpoint import Checkpoint, model_bytes, save_checkpoint, write_atomically
+from server.rounds import RoundAborted
+from server.run_folder import RunFolder, disk_errors, free_name
+from simulations.job import Job, prepare
+from simulations.randomness import Randomness
+from simulations.summation import Cohort, Summed, summation
+from simulations.summary import summarize
+
+__all__ = ["RoundReport", "RunResult", "resume", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundReport:
+    """What an observer is told after each round.
+
+    Attributes:
+        number: of the round, and `of` how many.
+        metrics: the newest evaluation.
+        epsilon: spent in the guaranteed view; None under mechanism ``none``.
+        budget: what it may reach.
+        clients_per_second: of this round.
+    """
+
+    number: int
+    of: int
+    metrics: dict[str, float]
+    epsilon: float | None
+    budget: float | None
+    clients_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """Where a run ended."""
+
+    folder: Path
+    rounds: int
+    interrupted: bool
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+Observer = Callable[[RoundReport | str], None]
+
+
+def run(
+    config: Config,
+    *,
+    out: Path | None = None,
+    data: Path | None = None,
+    device: str = "auto",
+    observer: Observer | None = None,
+    randomness: Randomness | None = None,
+) -> RunResult:
+    """Simulate a job in a new folder.
+
+    Args:
+        config: as `fedsys.config.load` gives it.
+        out: the run's folder; by default the first free ``runs/<name>``.
+        data: folder with data files, looked in before ``$FEDSYS_DATA``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        observer: told of each round, and of notices.
+        randomness: for tests only; a seeded one makes the run reproducible and *not private*,
+            which the ledger states and the audit refuses.
+
+    Raises:
+        FedsysError: bad configuration, data or folder, with one line that says which.
+    """
+    job = prepare(config, data=data, device=device, randomness=randomness)
+    folder = RunFolder.create(out or free_name(Path("runs"), config.job.name))
+    with disk_errors(folder.path):
+        job.start(folder)
+    return _rounds(job, folder, observer or _ignore)
+
+
+def resume(
+    path: Path,
+    *,
+    data: Path | None = None,
+    device: str = "auto",
+    observer: Observer | None = None,
+) -> RunResult:
+    """Continue an interrupted run with fresh rounds; what was reserved stays spent.
+
+    Raises:
+        FedsysError: no run there, a damaged one, or one that cannot go on.
+    """
+    folder = RunFolder.open(path)
+    job = prepare(folder.read_config(), data=data, device=device)
+    with disk_errors(path):
+        job.restore(folder)
+    return _rounds(job, folder, observer or _ignore)
+
+
+def _ignore(_event: RoundReport | str) -> None:
+    return None
+
+
+@dataclass
+class _Clock:
+    """Seconds and clients of this process's rounds; evaluation is not in them."""
+
+    seconds: list[float] = field(default_factory=list)
+    clients: list[int] = field(default_factory=list)
+
+
+def _rounds(job: Job, folder: RunFolder, observer: Observer) -> RunResult:
+    coordinator, clock = job.coordinator, _Clock()
+    metrics = folder.last_metrics()
+    status = "completed"
+    try:
+        while coordinator.reserved < job.config.rounds.count:
+            started = time.monotonic()
+            with disk_errors(folder.path):
+                trained = _one_round(job, folder, observer)
+            clock.seconds.append(time.monotonic() - started)
+            clock.clients.append(trained)
+            if job.due(coordinator.reserved):
+                metrics = job.evaluate()
+                with disk_errors(folder.path):
+                    folder.append_metrics(coordinator.reserved, metrics)
+            observer(_report(job, metrics, clock))
+    except BudgetExceeded as reason:
+        observer(str(reason))
+        status = "budget-exhausted"
+    except KeyboardInterrupt:
+        status = "interrupted"
+    model_sha256 = None
+    with disk_errors(folder.path):
+        if status != "interrupted":
+            model = model_bytes(job.population.trainer.state_dict(coordinator.weights))
+            write_atomically(folder.model, model)
+            model_sha256 = hashlib.sha256(model).hexdigest()
+        job.close(status, model_sha256=model_sha256)
+        folder.write_summary(
+            summarize(
+                job,
+                status=status,
+                model_sha256=model_sha256,
+                metrics=metrics,
+                seconds=clock.seconds,
+                clients=clock.clients,
+            )
+        )
+    return RunResult(
+        folder=folder.path,
+        rounds=coordinator.reserved,
+        interrupted=status == "interrupted",
+        metrics=metrics,
+    )
+
+
+def _one_round(job: Job, folder: RunFolder, observer: Observer) -> int:
+    """One round to its commit and checkpoint; returns how many clients trained."""
+    coordinator, randomness = job.coordinator, job.randomness
+    open_ = coordinator.begin_round(randomness.sampling(coordinator.reserved + 1))
+    cohort = Cohort(
+        round=open_,
+        mechanism=coordinator.mechanism,
+        population=job.population,
+        faults=job.faults,
+        randomness=randomness,
+    )
+    try:
+        summed = _sum(job, cohort)
+    except RoundAborted as abort:
+        coordinator.abort_round(str(abort), before_unmask=abort.nothing_summed)
+        observer(f"round {open_.number} gave no model: {abort}")
+        return 0
+    weights = coordinator.finish_round(
+        summed.total,
+        summed.survivors,
+        noise_entropy=randomness.top_up(open_.number),
+        diagnostics=_diagnostics(summed, coordinator.mechanism.noise_deviation),
+    )
+    save_checkpoint(
+        folder.checkpoints,
+        Checkpoint(round=open_.number, weights=weights, strategy=coordinator.strategy.state()),
+    )
+    return summed.trained
+
+
+def _sum(job: Job, cohort: Cohort) -> Summed:
+    event = cohort.mechanism.event
+    if len(cohort.round.cohort) > event.cap:
+        raise RoundAborted("the cohort exceeds the cap", nothing_summed=True)
+    summed = summation(job.config.aggregation, cohort)
+    if len(summed.survivors) < event.min_survivors:
+        raise RoundAborted("fewer clients than min_survivors were left", nothing_summed=False)
+    return summed
+
+
+def _diagnostics(summed: Summed, noise_deviation: float) -> dict[str, Any]:
+    return {
+        "dropped": summed.dropped,
+        "clipped_fraction": summed.clipped / max(summed.trained, 1),
+        "noise_deviation": noise_deviation,
+    }
+
+
+def _report(job: Job, metrics: dict[str, float], clock: _Clock) -> RoundReport:
+    plan = job.plan
+    return RoundReport(
+        number=job.coordinator.reserved,
+        of=job.config.rounds.count,
+        metrics=metrics,
+        epsilon=job.spent_in(plan.guarantee) if plan.protected else None,
+        budget=job.budget,
+        clients_per_second=clock.clients[-1] / max(clock.seconds[-1], 1e-9),
+    )

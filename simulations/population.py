@@ -1,0 +1,72 @@
+"""The virtual population: who holds which examples, and who signs with which key."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.training import Trainer
+from fedsys.tasks import FederatedData, Partition
+from secure_agg import Identity, Roster
+from simulations.randomness import derived_key
+
+__all__ = ["Population"]
+
+
+@dataclass
+class Population:
+    """N virtual clients over one resident data set; memory does not grow with N.
+
+    Identities exist only where `roster` is asked for, that is, under protocol ``secure``.
+    """
+
+    data: FederatedData
+    partition: Partition
+    trainer: Trainer
+    seed: int
+    _identities: dict[int, Identity] = field(default_factory=dict, repr=False)
+    _roster: Roster | None = field(default=None, repr=False)
+
+    @property
+    def size(self) -> int:
+        """N."""
+        return self.partition.clients
+
+    @property
+    def roster(self) -> Roster:
+        """The pinned public keys of all N clients; keys are drawn at the first call."""
+        if self._roster is None:
+            self._identities = {id: Identity.generate(os.urandom) for id in range(self.size)}
+            self._roster = Roster({id: it.public_bytes for id, it in self._identities.items()})
+        return self._roster
+
+    def identity(self, client: int) -> Identity:
+        """The signing key of one client."""
+        if self._roster is None:
+            self._roster = self.roster
+        return self._identities[client]
+
+    def train(
+        self, weights: NDArray[np.float32], clients: Sequence[int], *, round: int
+    ) -> NDArray[np.float32]:
+        """(K, d) updates of these clients from the same `weights`.
+
+        A client's batch order depends on the job's seed, the round and the client, nothing else.
+        """
+        return self.trainer.train(
+            weights,
+            self.data.train,
+            [self.partition.indices_of(client) for client in clients],
+            [batch_seed(self.seed, round, client) for client in clients],
+            names=list(clients),
+        )
+
+
+def batch_seed(seed: int, round: int, client: int) -> int:
+    """Seed of one client's batch order in one round."""
+    key = derived_key(seed.to_bytes(8, "big"), "batches", round, client)
+    return int.from_bytes(key[:8], "big")

@@ -1,0 +1,95 @@
+"""Where a simulation's secrets come from: the operating system, or, for tests, a stated key."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Protocol
+
+from fedsys.privacy import AesCtrStream, Entropy
+
+__all__ = ["Randomness", "SeededRandomness", "SystemRandomness", "derived_key"]
+
+
+class Randomness(Protocol):
+    """Sources of entropy, one a purpose, so that no two purposes share a stream.
+
+    Attributes:
+        name: as the ledger states it.
+        reproducible: whether somebody could draw the same again; then nothing is private.
+    """
+
+    name: str
+    reproducible: bool
+
+    def sampling(self, round: int) -> Entropy:
+        """Who is in a round's cohort."""
+        ...
+
+    def noise(self, round: int, client: int) -> Entropy:
+        """A client's noise share."""
+        ...
+
+    def top_up(self, round: int) -> Entropy:
+        """The coordinator's noise."""
+        ...
+
+    def keys(self, round: int, client: int) -> Entropy:
+        """A client's keys and shares in secure aggregation."""
+        ...
+
+
+class SystemRandomness:
+    """The operating system's entropy for everything."""
+
+    name = "os.urandom; noise by AES-256-CTR"
+    reproducible = False
+
+    def sampling(self, round: int) -> Entropy:
+        return os.urandom
+
+    def noise(self, round: int, client: int) -> Entropy:
+        return os.urandom
+
+    def top_up(self, round: int) -> Entropy:
+        return os.urandom
+
+    def keys(self, round: int, client: int) -> Entropy:
+        return os.urandom
+
+
+class SeededRandomness:
+    """AES-256-CTR streams derived from one seed: reproducible, so *not private*.
+
+    Args:
+        seed: at least one byte.
+        everything: False leaves noise and keys to the operating system, which is what a run
+            without privacy does to be repeatable in its cohorts alone.
+    """
+
+    def __init__(self, seed: bytes, *, everything: bool = True) -> None:
+        self._seed = seed
+        self._everything = everything
+        self.reproducible = True
+        self.name = "seeded: reproducible, not private"
+
+    def sampling(self, round: int) -> Entropy:
+        return self._stream("sampling", round, 0)
+
+    def noise(self, round: int, client: int) -> Entropy:
+        return self._stream("noise", round, client) if self._everything else os.urandom
+
+    def top_up(self, round: int) -> Entropy:
+        return self._stream("top-up", round, 0) if self._everything else os.urandom
+
+    def keys(self, round: int, client: int) -> Entropy:
+        return self._stream("keys", round, client) if self._everything else os.urandom
+
+    def _stream(self, purpose: str, round: int, client: int) -> Entropy:
+        return AesCtrStream(derived_key(self._seed, purpose, round, client))
+
+
+def derived_key(seed: bytes, purpose: str, *numbers: int) -> bytes:
+    """32 bytes that depend on all arguments."""
+    text = " ".join([purpose, *map(str, numbers)]).encode()
+    return hashlib.sha256(b"fedsys\x00" + len(seed).to_bytes(4, "big") + seed + text).digest()

@@ -1,0 +1,182 @@
+"""How a virtual cohort's updates become one sum: three protocols behind one call.
+
+``secure`` runs every virtual client through the real protocol: keys, shares, masks, dropouts.
+``ideal`` adds the same integers mod 2^b without masks: equal to ``secure`` to the bit.
+``float`` adds clipped updates in floating point and rounds once; it is not a release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.agent import Agent
+from client.privatize import Privatized, privatize
+from fedsys.config import Aggregation
+from fedsys.privacy import Entropy, Mechanism
+from secure_agg import Floor, SecAggParams, SecureAggError, Shared
+from server.coordinator import OpenRound
+from server.rounds import RoundAborted, SecureRound
+from simulations.faults import FaultPlan
+from simulations.population import Population
+from simulations.randomness import Randomness
+
+__all__ = ["CHUNK", "Cohort", "Summed", "ideal_sum", "secure_sum", "summation"]
+
+CHUNK = 64
+"""Clients whose updates exist at once."""
+
+
+@dataclass(kw_only=True)
+class Summed:
+    """A round's sum and what the simulation saw on the way.
+
+    Attributes:
+        total: (length,) integers mod 2^b.
+        survivors: increasing ids of those in the sum.
+        dropped: how many vanished, by stage.
+        trained: clients that trained.
+        clipped: of them, whose update the clipping norm cut.
+        refusals: why, for each client that refused to go on.
+    """
+
+    total: NDArray[Any]
+    survivors: tuple[int, ...]
+    dropped: dict[str, int] = field(default_factory=dict)
+    trained: int = 0
+    clipped: int = 0
+    refusals: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """Everything that a summation needs of its round."""
+
+    round: OpenRound
+    mechanism: Mechanism
+    population: Population
+    faults: FaultPlan
+    randomness: Randomness
+
+    def privatized(self, clients: Sequence[int]) -> Iterator[tuple[Sequence[int], Privatized]]:
+        """Train and privatize clients, `CHUNK` at once."""
+        number = self.round.number
+        for start in range(0, len(clients), CHUNK):
+            chunk = clients[start : start + CHUNK]
+            updates = self.population.train(self.round.assignment.weights, chunk, round=number)
+            yield (
+                chunk,
+                privatize(
+                    self.mechanism,
+                    updates,
+                    seed=self.round.assignment.digest,
+                    entropy=self._noise(chunk),
+                ),
+            )
+
+    def lost(self, client: int) -> str | None:
+        """The stage at which the fault plan takes this client away."""
+        return self.faults.lost(round=self.round.number, client=client)
+
+    def _noise(self, clients: Sequence[int]) -> Entropy | list[Entropy]:
+        number = self.round.number
+        sources = [self.randomness.noise(number, client) for client in clients]
+        if all(source is sources[0] for source in sources):
+            return sources[0]
+        return sources
+
+
+def summation(aggregation: Aggregation, cohort: Cohort) -> Summed:
+    """The round's sum, by the protocol that the configuration names.
+
+    Raises:
+        RoundAborted: no sum came about.
+    """
+    if aggregation.protocol == "secure":
+        return secure_sum(cohort, aggregation)
+    return ideal_sum(cohort)
+
+
+def ideal_sum(cohort: Cohort) -> Summed:
+    """The sum mod 2^b of those who live to send their input."""
+    lost = {client: cohort.lost(client) for client in cohort.round.cohort}
+    alive = tuple(c for c, at in lost.items() if at in (None, "consistency", "unmask"))
+    stages = [at for at in lost.values() if at is not None]
+    total: NDArray[Any] | None = None
+    clipped = 0
+    bits = cohort.mechanism.modulus_bits
+    for _, privatized in cohort.privatized(alive):
+        part = privatized.vectors.sum(axis=0, dtype=privatized.vectors.dtype)
+        total = part if total is None else total + part
+        clipped += int(privatized.clipped.sum())
+    if total is None:
+        raise RoundAborted("nobody was left to send an input", nothing_summed=True)
+    if bits != 8 * total.dtype.itemsize:
+        total &= total.dtype.type((1 << bits) - 1)
+    return Summed(
+        total=total,
+        survivors=alive,
+        dropped={stage: stages.count(stage) for stage in dict.fromkeys(stages)},
+        trained=len(alive),
+        clipped=clipped,
+    )
+
+
+def secure_sum(cohort: Cohort, aggregation: Aggregation) -> Summed:
+    """The same sum by the real protocol, every virtual client an `Agent` of its own."""
+    shared = Shared()
+    round_ = SecureRound(
+        open=cohort.round,
+        mechanism=cohort.mechanism,
+        roster=cohort.population.roster,
+        corrupt=aggregation.corrupt,
+        dropout=aggregation.dropout,
+        shared=shared,
+    )
+    agents = {id: _agent(cohort, round_.params, id, shared) for id in cohort.round.cohort}
+    lost = {id: cohort.lost(id) for id in agents}
+    summed = Summed(total=np.zeros(0, dtype=np.uint32), survivors=())
+    messages = round_.begin()
+    while messages:
+        stage = round_.stage
+        for id in [id for id in agents if lost[id] == stage]:
+            del agents[id]
+        present = [id for id in messages if id in agents]
+        if stage == "masked_input":
+            for chunk, privatized in cohort.privatized(present):
+                summed.trained += len(chunk)
+                summed.clipped += int(privatized.clipped.sum())
+                for row, id in enumerate(chunk):
+                    agents[id].provide(privatized.vectors[row])
+                    round_.receive(id, agents[id].handle(messages[id]))
+        else:
+            for id in present:
+                try:
+                    reply = agents[id].handle(messages[id])
+                except SecureAggError as refusal:
+                    summed.refusals[id] = f"{stage}: {refusal}"
+                    del agents[id]
+                    continue
+                round_.receive(id, reply)
+        messages = round_.close_stage()
+    result = round_.result
+    summed.total, summed.survivors = result.total, result.included
+    summed.dropped = {stage: len(ids) for stage, ids in result.dropped.items()}
+    return summed
+
+
+def _agent(cohort: Cohort, params: SecAggParams, id: int, shared: Shared) -> Agent:
+    agent = Agent(
+        id=id,
+        identity=cohort.population.identity(id),
+        roster=cohort.population.roster,
+        floor=Floor(min_alive=params.min_alive, modulus_bits=params.modulus_bits),
+        entropy=cohort.randomness.keys(cohort.round.number, id),
+        shared=shared,
+    )
+    agent.accept(cohort.round.assignment, params)
+    return agent
