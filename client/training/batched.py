@@ -40,9 +40,14 @@ class BatchedPath:
         self._gradients = vmap(grad(loss_of), randomness="different")
 
     def updates(
-        self, start: Tensor, examples: Examples, schedule: Schedule, seeds: Sequence[int]
-    ) -> Tensor:
-        """(K, d) each client's w_local - w_global; zeros for a client without examples."""
+        self,
+        start: Tensor,
+        examples: Examples,
+        schedule: Schedule,
+        seeds: Sequence[int],
+        out: Tensor,
+    ) -> None:
+        """Each client's w_local - w_global into `out` (K, d); zeros where it has no examples."""
         clients = schedule.clients
         begin = self._layout.views(start)
         params = {name: view.expand(clients, *view.shape).clone() for name, view in begin.items()}
@@ -56,8 +61,8 @@ class BatchedPath:
                 now = {name: param[:active] for name, param in params.items()}
                 grads = self._gradients(now, x, y, weight)
                 stepper.step([grads[name] for name in params], active)
-            updates = torch.cat([param.reshape(clients, -1) for param in params.values()], dim=1)
-            return updates.sub_(start)
+            torch.cat([param.reshape(clients, -1) for param in params.values()], dim=1, out=out)
+            out -= start
 
 
 def gather(examples: Examples, step: Step, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

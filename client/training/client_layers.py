@@ -6,6 +6,7 @@ first. Layers without parameters need no twin: they treat every example alike.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,26 @@ from torch.nn import functional
 from client.training.local import LocalConfig
 from client.training.optimizer import Stepper
 
-__all__ = ["ClientConv2d", "Cohort", "DualLinear", "UnsupportedLayerError"]
+__all__ = ["ClientConv2d", "Cohort", "DualLinear", "Room", "UnsupportedLayerError"]
 
 
 class UnsupportedLayerError(Exception):
     """A model, or a use of a layer, that this path cannot carry; the message says which."""
+
+
+class Room:
+    """Buffers that are used again for every chunk: fresh memory costs a page fault a page."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """An uninitialised tensor, valid until `name` is taken again."""
+        size = math.prod(shape)
+        held = self._held.get(name)
+        if held is None or len(held) < size or held.dtype != like.dtype:
+            held = self._held[name] = like.new_empty(size)
+        return held[:size].view(shape)
 
 
 class Cohort:
@@ -101,13 +117,15 @@ class DualLinear(nn.Module):
         self._cohort: Cohort
         self._history: Tensor
         self._gradients: Tensor
+        self._room = Room()
         self._calls = -1
 
     def start(self, cohort: Cohort, weight: Tensor, bias: Tensor | None) -> None:
         """All clients have the weights W_0 = `weight` (out, in) and `bias` (out,)."""
         self._weight, self._bias, self._cohort, self._calls = weight, bias, cohort, -1
-        self._history = weight.new_empty((cohort.clients, cohort.total, self.inputs))
-        self._gradients = weight.new_empty((cohort.clients, cohort.total, self.outputs))
+        rows = (cohort.clients, cohort.total)
+        self._history = self._room.take("history", (*rows, self.inputs), weight)
+        self._gradients = self._room.take("gradients", (*rows, self.outputs), weight)
         if cohort.ragged:
             self._history.zero_()
             self._gradients.zero_()
@@ -170,7 +188,7 @@ class DualLinear(nn.Module):
         """Each client's W_T - W_0 into `weight` (K, out, in), b_T - b_0 into `bias` (K, out)."""
         cohort = self._cohort
         scaled = self._gradients * cohort.final().unsqueeze(-1)
-        weight.copy_(torch.bmm(scaled.transpose(1, 2), self._history))
+        _product(scaled, self._history, weight)
         share = cohort.start_share()
         decayed = bool((share != 0).any())
         if decayed:
@@ -195,6 +213,11 @@ class DualLinear(nn.Module):
         weight.addmm_(rows.T, self._history.view(-1, self.inputs))
         if bias is not None and self._bias is not None:
             bias += rows.sum(0)
+
+
+def _product(left: Tensor, right: Tensor, into: Tensor) -> None:
+    """``into[k] = left[k].T @ right[k]``; `into` is (K, out, in), a slice of a wider matrix."""
+    torch.bmm(left.transpose(1, 2), right, out=into)
 
 
 class _DualLinear(torch.autograd.Function):

@@ -71,18 +71,22 @@ class DualPath:
         return module
 
     def updates(
-        self, start: Tensor, examples: Examples, schedule: Schedule, seeds: Sequence[int]
-    ) -> Tensor:
-        """(K, d) each client's w_local - w_global; zeros for a client without examples."""
-        updates = start.new_empty((schedule.clients, self._layout.dimension))
+        self,
+        start: Tensor,
+        examples: Examples,
+        schedule: Schedule,
+        seeds: Sequence[int],
+        out: Tensor,
+    ) -> None:
+        """Each client's w_local - w_global into `out` (K, d); zeros where it has no examples."""
         if not schedule.steps:
-            return updates.zero_()
+            out.zero_()
+            return
         self._train(start, examples, schedule, seeds)
-        into = self._layout.views(updates)
+        into = self._layout.views(out)
         for prefix, layer in self._layers():
             name = f"{prefix}." if prefix else ""
             layer.write_updates(into[f"{name}weight"], into.get(f"{name}bias"))
-        return updates
 
     def clipped_sum(
         self,

@@ -38,15 +38,20 @@ class LoopPath:
         self._params = [parameters[name] for name in self._layout.names]
 
     def updates(
-        self, start: Tensor, examples: Examples, schedule: Schedule, seeds: Sequence[int]
-    ) -> Tensor:
-        """(K, d) each client's w_local - w_global; zeros for a client without examples."""
-        updates = start.new_zeros((schedule.clients, self._layout.dimension))
+        self,
+        start: Tensor,
+        examples: Examples,
+        schedule: Schedule,
+        seeds: Sequence[int],
+        out: Tensor,
+    ) -> None:
+        """Each client's w_local - w_global into `out` (K, d); zeros where it has no examples."""
         begin = list(self._layout.views(start).values())
         rows = [torch.from_numpy(step.rows) for step in schedule.steps]
         self._model.train()
         for client, length in enumerate(schedule.lengths.tolist()):
             if not length:
+                out[client] = 0
                 continue
             with torch.no_grad():
                 for param, view in zip(self._params, begin, strict=True):
@@ -57,11 +62,10 @@ class LoopPath:
                     real = int(schedule.steps[number].counts[client])
                     self._step(examples, rows[number][client, :real], stepper)
             for param, view in zip(
-                self._params, self._layout.views(updates[client]).values(), strict=True
+                self._params, self._layout.views(out[client]).values(), strict=True
             ):
                 view.copy_(param.detach())
-            updates[client] -= start
-        return updates
+            out[client] -= start
 
     def _step(self, examples: Examples, rows: Tensor, stepper: Stepper) -> None:
         rows = rows.to(examples.x.device)

@@ -36,9 +36,14 @@ class LocalPath(Protocol):
         ...
 
     def updates(
-        self, start: Tensor, examples: Examples, schedule: Schedule, seeds: Sequence[int]
-    ) -> Tensor:
-        """(K, d) updates."""
+        self,
+        start: Tensor,
+        examples: Examples,
+        schedule: Schedule,
+        seeds: Sequence[int],
+        out: Tensor,
+    ) -> None:
+        """(K, d) updates into `out`."""
         ...
 
 
@@ -93,8 +98,9 @@ def reason_to_refuse(
     rows.sort(key=lambda each: -short.steps(len(each)))
     seeds = [11, 12, 13]
     start = FlatLayout.of(twin).read(twin)
+    found = start.new_empty((len(rows), len(start)))
     try:
-        found = factory(task, twin, short).updates(start, some, build(rows, seeds, short), seeds)
+        factory(task, twin, short).updates(start, some, build(rows, seeds, short), seeds, found)
     except Exception as error:
         return f"{type(error).__name__}: {_first_line(error)}"
     expected = plain_loop(task, twin, short, start, some, rows, seeds)

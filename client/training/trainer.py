@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from client.training.autotune import Choice, candidates, measure
 from client.training.batched import BatchedPath
+from client.training.client_layers import Room
 from client.training.dual import DualPath
 from client.training.evaluation import evaluate
 from client.training.flat import FlatLayout
@@ -83,6 +84,7 @@ class Trainer:
         self._layout = FlatLayout.of(self._model)
         self._initial = self._layout.read(self._model)
         self._paths: dict[str, LocalPath] = {}
+        self._room = Room()
         self._choice: Choice | None = None
         self._placed: tuple[Examples, Examples] | None = None
 
@@ -133,6 +135,7 @@ class Trainer:
         seeds: Sequence[int],
         *,
         names: Sequence[object] | None = None,
+        out: Weights | None = None,
     ) -> Weights:
         """Trains every client from the same weights.
 
@@ -143,6 +146,7 @@ class Trainer:
             seeds: Each client's seed for its batch order: the batches are a pure function of it.
                 Dropout masks too, but they depend on path and chunk besides.
             names: What an error calls the clients; their positions by default.
+            out: (K, d) float32 to write into; using one again saves the cost of fresh memory.
 
         Returns:
             (K, d) w_local - w_global. A client whose training diverged has NaN or infinity in its
@@ -153,9 +157,13 @@ class Trainer:
         """
         if len(client_rows) != len(seeds):
             raise TrainingError(f"{len(client_rows)} clients but {len(seeds)} seeds")
-        updates = np.zeros((len(client_rows), self.dimension), dtype=np.float32)
+        shape = (len(client_rows), self.dimension)
+        if out is None:
+            out = np.empty(shape, dtype=np.float32)
+        elif out.shape != shape or out.dtype != np.float32:
+            raise TrainingError(f"out is {out.dtype} {out.shape}; expected float32 {shape}")
         if not len(client_rows):
-            return updates
+            return out
         start, pool = self._tensor(weights), self._place(examples)
         choice = self.choose(weights, examples, client_rows)
         lengths = np.array([self._local.steps(len(rows)) for rows in client_rows])
@@ -163,20 +171,33 @@ class Trainer:
         for at in range(0, len(order), choice.chunk):
             chunk = order[at : at + choice.chunk].tolist()
             rows, own = [client_rows[k] for k in chunk], [seeds[k] for k in chunk]
+            in_order = chunk == list(range(chunk[0], chunk[0] + len(chunk)))
+            direct = in_order and self._device.type == "cpu"
+            into = torch.from_numpy(out[chunk[0] : chunk[0] + len(chunk)]) if direct else None
             try:
-                trained = self._run(choice.path, start, pool, rows, own)
+                trained = self._run(choice.path, start, pool, rows, own, into)
             except Exception as error:
                 called = names if names is not None else range(len(client_rows))
                 raise self._blame(
                     error, start, pool, rows, own, [called[k] for k in chunk]
                 ) from error
-            updates[chunk] = trained.cpu().numpy()
-        return updates
+            if not direct:
+                out[chunk] = trained.cpu().numpy()
+        return out
 
     def _run(
-        self, path: str, start: Tensor, pool: Examples, rows: Sequence[Rows], seeds: Sequence[int]
+        self,
+        path: str,
+        start: Tensor,
+        pool: Examples,
+        rows: Sequence[Rows],
+        seeds: Sequence[int],
+        into: Tensor | None = None,
     ) -> Tensor:
-        return self._path(path).updates(start, pool, build(rows, seeds, self._local), seeds)
+        if into is None:
+            into = self._room.take("updates", (len(rows), self.dimension), start)
+        self._path(path).updates(start, pool, build(rows, seeds, self._local), seeds, into)
+        return into
 
     def _path(self, name: str) -> LocalPath:
         if name not in self._paths:
