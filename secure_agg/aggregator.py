@@ -161,6 +161,7 @@ class Aggregator:
         self._session = bytes(32)
         self._expected: dict[int, None] = {}
         self._answers: dict[_Stage, dict[int, bytes]] = {stage: {} for stage in _Stage}
+        self._out: set[int] = set()  # sent something wrong in this stage
         self._public_keys: set[bytes] = set()
         self._dropped: dict[str, tuple[int, ...]] = {}
         self._cohort: Cohort | None = None
@@ -176,7 +177,7 @@ class Aggregator:
     def waiting(self) -> frozenset[int]:
         """Members whose message for this stage has not come; none: the stage can be closed."""
         answered = self._answers[self.stage]
-        return frozenset(m for m in self._expected if m not in answered and m not in self.blamed)
+        return frozenset(m for m in self._expected if m not in answered and m not in self._out)
 
     @property
     def dropped(self) -> Mapping[str, tuple[int, ...]]:
@@ -218,10 +219,8 @@ class Aggregator:
         stage = _STAGE_OF.get(kind)
         if stage is None:
             raise MessageError(f"a {kind.name} message, which servers send and never receive")
-        checks.in_time(stage, self.stage, sender)
-        checks.stage(self.stage.name, stage.name, kind.name)
-        if sender not in self._expected or sender in self.blamed:
-            raise StageError(f"member {sender} is not in this stage of the round")
+        expected = sender in self._expected and sender not in self._out
+        checks.awaited(stage, self.stage, sender, expected)
         if sender in self._answers[stage]:
             raise StageError(f"member {sender} has sent its {kind.name} message already")
         take = {
@@ -237,6 +236,7 @@ class Aggregator:
             self._answers[stage][sender] = take(sender, body)
         except SecureAggError as error:
             self.blamed[sender] = str(error)
+            self._out.add(sender)
             raise
 
     def close_stage(self) -> dict[int, bytes]:
@@ -267,6 +267,7 @@ class Aggregator:
             name = self.stage.name.lower()
             self._dropped[name] = tuple(sorted(missing.union(self._dropped.get(name, ()))))
             self._expected = {m: None for m in self._expected if m in answers}
+            self._out.clear()
         return go_on()
 
     # -- what members send -----------------------------------------------------------------------
@@ -492,6 +493,7 @@ class Aggregator:
                 pack_ids(self._invited),
                 pack_ids(self._expected),
                 pack_ids(self._alive),
+                pack_ids(sorted(self._out)),
                 b"" if cohort is None else cohort.body,
                 b"" if view is None else view.nonces,
                 b"" if dealt is None else dealt.body,
@@ -516,7 +518,7 @@ class Aggregator:
         """
         fields = unpack_fields(_MAGIC, data)
         try:
-            body, stage, invited, expected, alive, cohort, nonces, dealt, *rest = fields
+            body, stage, invited, expected, alive, out, cohort, nonces, dealt, *rest = fields
             total, blamed, dropped, *answers = rest
             begin = Begin.parse(body)
             if begin.roster_hash != roster.hash:
@@ -535,6 +537,7 @@ class Aggregator:
             self._session = session_hash(begin)
             self._expected = dict.fromkeys(unpack_ids(expected, "stored members"))
             self._alive = unpack_ids(alive, "stored alive set")
+            self._out = set(unpack_ids(out, "stored offenders"))
             if cohort:
                 self._cohort = Cohort.read(roster, self.params, self._session, cohort, shared)
             if nonces:

@@ -24,6 +24,7 @@ from secure_agg.errors import (
     LowOrderPoint,
     MessageError,
     NonceMismatch,
+    NonceWithheld,
     OwnKeyChanged,
     PolicyViolation,
     QuorumNotMet,
@@ -52,10 +53,16 @@ def stage(found: str, expected: str, what: str) -> None:
         raise StageError(f"a {what} message in stage {found}: it belongs to stage {expected}")
 
 
-def in_time(stage_of_message: int, stage_now: int, sender: int) -> None:
-    """A client's message arrives before its stage was closed."""
+def awaited(stage_of_message: int, stage_now: int, sender: int, expected: bool) -> None:
+    """A client's message arrives while the server waits for it; a late upload is discarded.
+
+    A member that was declared dropped has had its mask key reconstructed: its upload must not
+    enter anything any more.
+    """
     if stage_of_message < stage_now:
         raise LateMessage(f"member {sender}: the stage is closed; the message is discarded")
+    if stage_of_message > stage_now or not expected:
+        raise StageError(f"member {sender}: the server does not wait for this message")
 
 
 # -- round and policy ---------------------------------------------------------------------------
@@ -185,6 +192,12 @@ def enough_members(count: int, params: SecAggParams, what: str) -> None:
         raise ThresholdNotMet(f"{count} members {what}: at least {params.min_alive} are needed")
     if count > params.n:
         raise AliveSetError(f"{count} members {what}: {params.n} were invited")
+
+
+def nonces_revealed(count: int, members: int) -> None:
+    """Every committed nonce was revealed."""
+    if count != members:
+        raise NonceWithheld(f"{count} graph nonces for {members} members: each must be revealed")
 
 
 def nonce(commitment: bytes, found: bytes, member: int) -> None:

@@ -149,8 +149,7 @@ class View:
     __slots__ = ("cohort", "graph", "hash", "nonces")
 
     def __init__(self, cohort: Cohort, params: SecAggParams, nonces: bytes) -> None:
-        if len(nonces) != 32 * len(cohort.ids):
-            raise MessageError(f"{len(nonces) // 32} nonces for {len(cohort.ids)} members")
+        checks.nonces_revealed(len(nonces) // 32, len(cohort.ids))
         for i, id_ in enumerate(cohort.ids):
             found = nonce_commitment(cohort.session, id_, nonces[32 * i : 32 * i + 32])
             checks.nonce(cohort.commitments[i], found, id_)

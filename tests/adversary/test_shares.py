@@ -1,0 +1,353 @@
+"""Attacks 11 to 14, 25 and 26: the shares, on their way out and on their way back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from secure_agg import SecAggParams, keys, participant, shamir
+from secure_agg.errors import (
+    DealerFault,
+    MessageError,
+    ShareError,
+    ShareMismatch,
+    ThresholdNotMet,
+)
+from secure_agg.messages import (
+    COMMITMENTS_SIZE,
+    DEALT_ROW,
+    HEADER_SIZE,
+    Kind,
+    Release,
+    frame,
+    take_count,
+    unpack_ids,
+)
+from secure_agg.store import present
+from tests.secure_agg.world import World, exact_sum, fixed_entropy, released, without
+
+VICTIM = 0
+PARAMS = SecAggParams.derive(n=5, corrupt=0.2, dropout=0.2)
+
+
+def sealed_at(world: World, holder: int, dealer: int, message: bytes) -> int:
+    """Where in a DELIVERY message to ``holder`` the share from ``dealer`` starts."""
+    _, end = take_count(message[HEADER_SIZE:], 0, 4, DEALT_ROW.size, "dealt")
+    others = [i for i in world.ids if i != holder]
+    step = keys.SEALED_SIZE + 2 + (len(world.ids) - 1) * COMMITMENTS_SIZE
+    return HEADER_SIZE + end + others.index(dealer) * step
+
+
+def replaced(message: bytes, at: int, data: bytes) -> bytes:
+    return message[:at] + data + message[at + len(data) :]
+
+
+def complaints(reply: bytes) -> list[int]:
+    body = reply[HEADER_SIZE:]
+    _, end = take_count(body, 0, 2, 4, "complaints")
+    return unpack_ids(body[2:end], "complaints")
+
+
+def unauthenticated(key: bytes, sealed: bytes, view: bytes, sender: int, receiver: int) -> bytes:
+    """AES-256-GCM's decryption without its check: counter mode from block 2."""
+    counter = sealed[: keys.NONCE_SIZE] + (2).to_bytes(4, "big")
+    plain = Cipher(algorithms.AES(key), modes.CTR(counter)).decryptor()
+    return plain.update(sealed[keys.NONCE_SIZE : -16])
+
+
+def test_11_ciphertext_modified() -> None:
+    """One flipped bit in a sealed share."""
+
+    def attack() -> tuple[bytes, World]:
+        world = World(PARAMS)
+        message = world.until(Kind.DELIVERY)[VICTIM]
+        at = sealed_at(world, VICTIM, 3, message) + keys.NONCE_SIZE
+        tampered = replaced(message, at, bytes([message[at] ^ 1]))
+        return world.members[VICTIM].handle(tampered), world
+
+    reply, world = attack()
+    assert complaints(reply) == [3]
+    assert 3 not in world.members[VICTIM]._held
+
+    opened: list[bytes] = []
+
+    def lenient(*args: bytes | int) -> bytes:
+        opened.append(unauthenticated(*args))  # type: ignore[arg-type]
+        return opened[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys, "unseal", lenient)
+        reply, _ = attack()
+        assert len(opened) == 4  # the modified one opens too; only its commitment is left
+        assert complaints(reply) == [3]
+        with without("share_fits"):
+            reply, world = attack()
+    assert complaints(reply) == []
+    share = world.members[VICTIM]._held[3][:32]
+    dealt = world.members[3]
+    assert share != dealt_share(world, 3, VICTIM)
+    assert dealt.stage.name == "SHARED"
+
+
+def dealt_share(world: World, dealer: int, holder: int) -> bytes:
+    """The share of its seed that an honest dealer dealt."""
+    own = world.secrets(dealer)
+    secret = own.self_seed + own.mask
+    randomness = own.shares_entropy((PARAMS.threshold - 1) * 64)
+    shares = shamir.split(secret, 4, PARAMS.threshold, lambda size: randomness[:size])
+    return shares[world.place(dealer, holder)][:32]
+
+
+def bare(view: bytes, sender: int, receiver: int) -> bytes:
+    """Associated data that binds nothing."""
+    return b""
+
+
+def test_12_share_redirected() -> None:
+    """The victim's own share for member 3 comes back to it as if member 3 had dealt it."""
+
+    def attack() -> bytes:
+        world = World(PARAMS)
+        messages = world.until(Kind.DELIVERY)
+        at = sealed_at(world, 3, VICTIM, messages[3])
+        own = messages[3][at : at + keys.SEALED_SIZE]
+        to = sealed_at(world, VICTIM, 3, messages[VICTIM])
+        reflected = replaced(messages[VICTIM], to, own)
+        assert complaints(world.members[VICTIM].handle(reflected)) == [3]
+        victim, other = world.secrets(VICTIM), world.secrets(3)
+        session = messages[3][2:HEADER_SIZE]
+        key = keys.pair_key(
+            "seal", victim.cipher, victim.cipher_public, other.cipher_public, session
+        )
+        return keys.unseal(key, own, world.dealt.view.hash, 3, VICTIM)
+
+    with pytest.raises(ShareError, match="from member 3 does not authenticate"):
+        attack()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys, "associated_data", bare)
+        assert len(attack()) == keys.PLAIN_SIZE  # it opens, and only its commitment is left
+
+
+def test_13_share_replayed() -> None:
+    """A share sealed under one view of the cohort is delivered under another."""
+    key, nonce, plain = b"k" * 32, b"n" * 12, bytes(keys.PLAIN_SIZE)
+
+    def attack() -> bytes:
+        sealed = keys.seal(key, nonce, plain, b"round 1".ljust(32), 3, VICTIM)
+        return keys.unseal(key, sealed, b"round 2".ljust(32), 3, VICTIM)
+
+    with pytest.raises(ShareError, match="does not authenticate"):
+        attack()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys, "associated_data", bare)
+        assert attack() == plain
+
+
+def test_13_view_hash_differs_between_rounds() -> None:
+    hashes = set()
+    for seed in ("a", "b"):
+        world = World(PARAMS, seed=seed)
+        world.until(Kind.DELIVERY)
+        hashes.add(present(world.members[VICTIM]._view).hash)
+    assert len(hashes) == 2
+
+
+def test_14_too_few_shares() -> None:
+    """The server spoils the victim's shares and waits for its input all the same."""
+
+    def attack() -> bytes:
+        world = World(PARAMS)
+        message = world.until(Kind.DELIVERY)[VICTIM]
+        for dealer in (2, 3):
+            at = sealed_at(world, VICTIM, dealer, message)
+            message = replaced(message, at, bytes(keys.SEALED_SIZE))
+        return world.members[VICTIM].handle(message)
+
+    with pytest.raises(ThresholdNotMet, match="2 authentic shares received: 3 are needed"):
+        attack()
+    with without("enough_shares"):
+        assert complaints(attack()) == [2, 3]
+
+
+def lying_holder(world: World, holder: int, change: Callable[[bytes], bytes]) -> None:
+    """Run to the end; ``holder`` changes the first share that it releases."""
+    messages = world.until(Kind.UNMASK, {Kind.DELIVERY: [VICTIM]})
+    for i, reply in world.deliver(messages).items():
+        if i == holder:
+            answer = released(reply)
+            dealer, kind, share, opening = answer.rows[0]
+            assert dealer == VICTIM
+            rows = [(dealer, kind, change(share), opening), *answer.rows[1:]]
+            lie = Release(own_seed=answer.own_seed, rows=rows)
+            reply = frame(Kind.RELEASE, reply[2:HEADER_SIZE], lie.body())
+            try:
+                world.server.receive(i, reply)
+            except ShareMismatch:
+                continue
+        else:
+            world.server.receive(i, reply)
+    world.server.close_stage()
+
+
+def test_25_bad_share_of_a_holder() -> None:
+    """A holder releases another share than it was dealt, and would have the dealer blamed."""
+
+    def attack() -> World:
+        world = World(PARAMS)
+        lying_holder(world, 1, lambda share: share[:8] + bytes([share[8] ^ 1]) + share[9:])
+        return world
+
+    world = attack()
+    assert list(world.server.result.blamed) == [1]
+    assert "a share dealt by member 0" in world.server.result.blamed[1]
+    assert world.server.result.included == (1, 2, 3, 4)
+    assert world.server.result.total.tolist() == exact_sum(world.inputs, [1, 2, 3, 4], 32)
+    with without("share_fits"), pytest.raises(DealerFault) as error:
+        attack()
+    assert error.value.blamed == {VICTIM}  # framed
+
+
+def dealing(world: World, dealer: int, wrong: int, holders: int) -> None:
+    """Make ``dealer`` commit to ``wrong`` shares off its polynomial."""
+    honest = shamir.split
+
+    def crooked(secret: bytes, count: int, threshold: int, entropy: object) -> list[bytes]:
+        shares = honest(secret, count, threshold, entropy)  # type: ignore[arg-type]
+        if secret[:32] == world.secrets(dealer).self_seed:
+            for i in range(wrong):
+                shares[i] = bytes(b ^ (17, 90, 211)[i] for b in shares[i])
+        return shares
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(participant, "split", crooked)
+        messages = world.until(Kind.DELIVERY)
+    messages = world.step(messages, absent=[dealer])
+    while messages:
+        messages = world.step(messages)
+
+
+def test_25_inconsistent_dealer() -> None:
+    """A dealer commits to shares of nothing, then vanishes."""
+
+    def attack() -> World:
+        world = World(PARAMS)
+        dealing(world, VICTIM, wrong=2, holders=4)
+        return world
+
+    with pytest.raises(DealerFault, match=r"members \[0\] do not determine") as error:
+        attack()
+    assert error.value.blamed == {VICTIM}
+    with without("key_matches"):
+        world = attack()  # silently wrong
+    assert world.server.result.total.tolist() != exact_sum(world.inputs, [1, 2, 3, 4], 32)
+
+
+@pytest.mark.parametrize(("threshold", "wrong"), [(3, 1), (3, 2), (2, 2)])
+def test_25_inconsistent_shares_are_corrected_up_to_the_bound(threshold: int, wrong: int) -> None:
+    """Floor((m - t) / 2) of m shares: the round ends well, and the dealer is blamed."""
+    params = SecAggParams(
+        n=7, degree=6, threshold=threshold, quorum=5, min_alive=5, colluders=1, dropouts=2,
+        modulus_bits=32,
+    )  # fmt: skip
+    world = World(params)
+    assert shamir.correctable(6, 3) == 1
+    assert shamir.correctable(6, 2) == 2
+    if wrong > shamir.correctable(6, threshold):
+        with pytest.raises(DealerFault):
+            dealing(world, VICTIM, wrong, 6)
+        assert list(world.server.blamed) == [VICTIM]
+        return
+    dealing(world, VICTIM, wrong, 6)
+    result = world.server.result
+    assert list(result.blamed) == [VICTIM]
+    assert "inconsistent shares" in result.blamed[VICTIM]
+    assert result.total.tolist() == exact_sum(world.inputs, range(1, 7), 32)
+
+
+def test_25_complaints_frame_nobody_until_an_honest_member_complains() -> None:
+    """Colluders complain falsely about the victim: blame needs one complaint more than them."""
+
+    def attack(liars: list[int]) -> World:
+        world = World(PARAMS)
+        messages = world.until(Kind.DELIVERY)
+        for liar in liars:
+            at = sealed_at(world, liar, VICTIM, messages[liar])
+            messages[liar] = replaced(messages[liar], at, bytes(keys.SEALED_SIZE))
+        messages = world.step(messages)
+        while messages:
+            messages = world.step(messages)
+        return world
+
+    world = attack([4])
+    assert world.server.result.blamed == {}
+    assert world.server.result.total.tolist() == exact_sum(world.inputs, world.ids, 32)
+    world = attack([3, 4])
+    assert list(world.server.result.blamed) == [VICTIM]
+
+
+def test_25_complaint_about_a_stranger_is_refused() -> None:
+    world = World(PARAMS)
+    messages = world.until(Kind.DELIVERY, {Kind.NONCES: [4]})
+    reply = world.deliver(messages)[1]
+    body = reply[HEADER_SIZE + 2 :]
+    lie = frame(Kind.MASKED, reply[2:HEADER_SIZE], b"\1\0", (4).to_bytes(4, "little"), body)
+    with pytest.raises(MessageError, match="member 1 complains about one that dealt it no share"):
+        world.server.receive(1, lie)
+    assert list(world.server.blamed) == [1]
+
+
+def test_25_holder_releases_more_than_it_was_asked_for() -> None:
+    world = World(PARAMS)
+    replies = world.deliver(world.until(Kind.UNMASK))
+    answer = released(replies[1])
+    fewer = Release(own_seed=answer.own_seed, rows=answer.rows[1:])
+    session = replies[1][2:HEADER_SIZE]
+    with pytest.raises(ShareError, match="member 1 released other shares"):
+        world.server.receive(1, frame(Kind.RELEASE, session, fewer.body()))
+    assert list(world.server.blamed) == [1]
+
+
+def test_26_wrong_reconstructed_key() -> None:
+    """A dealer deals good shares of a key that is not its advertised one, then vanishes."""
+
+    def attack() -> World:
+        world = World(PARAMS)
+        honest = shamir.split
+
+        def crooked(secret: bytes, count: int, threshold: int, entropy: object) -> list[bytes]:
+            if secret[:32] == world.secrets(VICTIM).self_seed:
+                secret = secret[:32] + fixed_entropy("other")(32)
+            return honest(secret, count, threshold, entropy)  # type: ignore[arg-type]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(participant, "split", crooked)
+            messages = world.until(Kind.DELIVERY)
+        messages = world.step(messages, absent=[VICTIM])
+        while messages:
+            messages = world.step(messages)
+        return world
+
+    with pytest.raises(DealerFault, match="members") as error:
+        attack()
+    assert error.value.blamed == {VICTIM}
+    with without("key_matches"):
+        world = attack()
+    assert world.server.result.total.tolist() != exact_sum(world.inputs, [1, 2, 3, 4], 32)
+
+
+def test_26_blames_the_holder_of_a_wrong_own_seed() -> None:
+    world = World(PARAMS)
+    replies = world.deliver(world.until(Kind.UNMASK))
+    for i, reply in replies.items():
+        if i == 1:
+            lie = dataclasses.replace(released(reply), own_seed=bytes(32))
+            with pytest.raises(Exception, match="self-mask seed of member 1 does not fit"):
+                world.server.receive(1, frame(Kind.RELEASE, reply[2:HEADER_SIZE], lie.body()))
+        else:
+            world.server.receive(i, reply)
+    world.server.close_stage()
+    assert list(world.server.result.blamed) == [1]
+    assert world.server.result.total.tolist() == exact_sum(world.inputs, world.ids, 32)
