@@ -29,7 +29,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def code_hash() -> str:
-    """SHA-256 over the Python sources of the five packages, by path: the same tree, the same hash."""
+    """SHA-256 over the five packages' Python sources by path: the same tree, the same hash."""
     root = Path(fedsys.__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for package in _PACKAGES:

@@ -8,6 +8,7 @@ used again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from fedsys.privacy import (
     Entropy,
     Epsilons,
     Ledger,
+    Mechanism,
     PrivacyPlan,
     ViewAccountant,
     add_noise,
@@ -175,7 +177,7 @@ class Coordinator:
             {"weights_sha256": sha256_of_weights(weights)},
             sampled=open_.cohort,
             survivors=survivors,
-            private=diagnostics,
+            private={**diagnostics, **_strength(mean, mechanism)},
         )
         self._accountant.charge(mechanism.event, open_.cohort, survivors)
         self._open = None
@@ -201,3 +203,10 @@ class Coordinator:
         if self._open is None:
             raise ProtocolError("no round is open")
         return self._open
+
+
+def _strength(mean: NDArray[np.float64], mechanism: Mechanism) -> dict[str, float]:
+    """Norms of the released mean's noise, and of its signal as far as the release tells it."""
+    noise = mechanism.noise_deviation * math.sqrt(len(mean))
+    released = float(np.linalg.norm(mean))
+    return {"signal_norm": math.sqrt(max(released**2 - noise**2, 0.0)), "noise_norm": noise}

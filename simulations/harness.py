@@ -12,17 +12,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fedsys.config import Config
 from fedsys.errors import BudgetExceeded
-from server.checkpoint import Checkpoint, model_bytes, save_checkpoint, write_atomically
+from server.checkpoint import model_bytes, write_atomically
+from server.job import Job
 from server.rounds import RoundAborted
 from server.run_folder import RunFolder, disk_errors, free_name
-from simulations.job import Job, prepare
+from server.summary import summarize
 from simulations.randomness import Randomness
+from simulations.setting import Setting, prepare
 from simulations.summation import Cohort, Summed, summation
-from simulations.summary import summarize
 
 __all__ = ["RoundReport", "RunResult", "resume", "run"]
 
@@ -83,11 +83,17 @@ def run(
     Raises:
         FedsysError: bad configuration, data or folder, with one line that says which.
     """
-    job = prepare(config, data=data, device=device, randomness=randomness)
+    setting = prepare(config, data=data, device=device, randomness=randomness)
     folder = RunFolder.create(out or free_name(Path("runs"), config.job.name))
     with disk_errors(folder.path):
-        job.start(folder)
-    return _rounds(job, folder, observer or _ignore)
+        job = Job.start(
+            folder,
+            config=setting.config,
+            plan=setting.plan,
+            weights=setting.population.trainer.initial_weights(),
+            facts=setting.facts,
+        )
+    return _rounds(setting, job, observer or _ignore)
 
 
 def resume(
@@ -103,10 +109,16 @@ def resume(
         FedsysError: no run there, a damaged one, or one that cannot go on.
     """
     folder = RunFolder.open(path)
-    job = prepare(folder.read_config(), data=data, device=device)
+    setting = prepare(folder.read_config(), data=data, device=device)
     with disk_errors(path):
-        job.restore(folder)
-    return _rounds(job, folder, observer or _ignore)
+        job = Job.restore(
+            folder,
+            config=setting.config,
+            plan=setting.plan,
+            weights=setting.population.trainer.initial_weights(),
+            facts=setting.facts,
+        )
+    return _rounds(setting, job, observer or _ignore)
 
 
 def _ignore(_event: RoundReport | str) -> None:
@@ -121,19 +133,20 @@ class _Clock:
     clients: list[int] = field(default_factory=list)
 
 
-def _rounds(job: Job, folder: RunFolder, observer: Observer) -> RunResult:
-    coordinator, clock = job.coordinator, _Clock()
+def _rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
+    coordinator, folder, clock = job.coordinator, job.folder, _Clock()
     metrics = folder.last_metrics()
-    status = "completed"
+    status, model_sha256 = "completed", None
     try:
-        while coordinator.reserved < job.config.rounds.count:
+        while coordinator.reserved < job.plan.rounds:
             started = time.monotonic()
             with disk_errors(folder.path):
-                trained = _one_round(job, folder, observer)
+                trained = _one_round(setting, job, observer)
             clock.seconds.append(time.monotonic() - started)
             clock.clients.append(trained)
-            if job.due(coordinator.reserved):
-                metrics = job.evaluate()
+            if _evaluation_due(job):
+                population = setting.population
+                metrics = population.trainer.evaluate(coordinator.weights, population.data.test)
                 with disk_errors(folder.path):
                     folder.append_metrics(coordinator.reserved, metrics)
             observer(_report(job, metrics, clock))
@@ -142,13 +155,12 @@ def _rounds(job: Job, folder: RunFolder, observer: Observer) -> RunResult:
         status = "budget-exhausted"
     except KeyboardInterrupt:
         status = "interrupted"
-    model_sha256 = None
     with disk_errors(folder.path):
         if status != "interrupted":
-            model = model_bytes(job.population.trainer.state_dict(coordinator.weights))
+            model = model_bytes(setting.population.trainer.state_dict(coordinator.weights))
             write_atomically(folder.model, model)
             model_sha256 = hashlib.sha256(model).hexdigest()
-        job.close(status, model_sha256=model_sha256)
+            job.close(status, model_sha256=model_sha256)
         folder.write_summary(
             summarize(
                 job,
@@ -167,61 +179,57 @@ def _rounds(job: Job, folder: RunFolder, observer: Observer) -> RunResult:
     )
 
 
-def _one_round(job: Job, folder: RunFolder, observer: Observer) -> int:
+def _one_round(setting: Setting, job: Job, observer: Observer) -> int:
     """One round to its commit and checkpoint; returns how many clients trained."""
-    coordinator, randomness = job.coordinator, job.randomness
+    coordinator, randomness = job.coordinator, setting.randomness
     open_ = coordinator.begin_round(randomness.sampling(coordinator.reserved + 1))
     cohort = Cohort(
         round=open_,
         mechanism=coordinator.mechanism,
-        population=job.population,
-        faults=job.faults,
+        population=setting.population,
+        faults=setting.faults,
         randomness=randomness,
     )
     try:
-        summed = _sum(job, cohort)
+        summed = _sum(setting, cohort)
     except RoundAborted as abort:
         coordinator.abort_round(str(abort), before_unmask=abort.nothing_summed)
         observer(f"round {open_.number} gave no model: {abort}")
         return 0
-    weights = coordinator.finish_round(
+    coordinator.finish_round(
         summed.total,
         summed.survivors,
         noise_entropy=randomness.top_up(open_.number),
-        diagnostics=_diagnostics(summed, coordinator.mechanism.noise_deviation),
+        diagnostics={
+            "dropped": summed.dropped,
+            "clipped_fraction": summed.clipped / max(summed.trained, 1),
+        },
     )
-    save_checkpoint(
-        folder.checkpoints,
-        Checkpoint(round=open_.number, weights=weights, strategy=coordinator.strategy.state()),
-    )
+    job.checkpoint()
     return summed.trained
 
 
-def _sum(job: Job, cohort: Cohort) -> Summed:
+def _sum(setting: Setting, cohort: Cohort) -> Summed:
     event = cohort.mechanism.event
     if len(cohort.round.cohort) > event.cap:
         raise RoundAborted("the cohort exceeds the cap", nothing_summed=True)
-    summed = summation(job.config.aggregation, cohort)
+    summed = summation(setting.config.aggregation, cohort)
     if len(summed.survivors) < event.min_survivors:
         raise RoundAborted("fewer clients than min_survivors were left", nothing_summed=False)
     return summed
 
 
-def _diagnostics(summed: Summed, noise_deviation: float) -> dict[str, Any]:
-    return {
-        "dropped": summed.dropped,
-        "clipped_fraction": summed.clipped / max(summed.trained, 1),
-        "noise_deviation": noise_deviation,
-    }
+def _evaluation_due(job: Job) -> bool:
+    evaluation, round = job.config.evaluation, job.coordinator.reserved
+    return evaluation.data != "none" and (round % evaluation.every == 0 or round >= job.plan.rounds)
 
 
 def _report(job: Job, metrics: dict[str, float], clock: _Clock) -> RoundReport:
-    plan = job.plan
     return RoundReport(
         number=job.coordinator.reserved,
-        of=job.config.rounds.count,
+        of=job.plan.rounds,
         metrics=metrics,
-        epsilon=job.spent_in(plan.guarantee) if plan.protected else None,
+        epsilon=job.epsilon,
         budget=job.budget,
         clients_per_second=clock.clients[-1] / max(clock.seconds[-1], 1e-9),
     )

@@ -18,7 +18,7 @@ def audit(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print audit.json.")] = False,
 ) -> None:
-    """Check a run: exit 0 if every claim holds, 1 if any does not, 2 if there is nothing to read."""
+    """Check a run: exit 0 if every claim holds, 1 if one does not, 2 if nothing is there."""
     from fedsys.audit import audit_run, to_json
 
     result = audit_run(run, key=key)

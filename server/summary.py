@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedsys.versions import versions
+from server.job import Job
 from server.run_folder import FORMAT_VERSION
-from simulations.job import Job
 
 __all__ = ["summarize"]
 
@@ -31,7 +31,7 @@ def summarize(
         seconds: of each round, evaluation left out; after a resume, of the rounds since.
         clients: that trained in each of those rounds.
     """
-    privacy, spent = job.config.privacy, job.coordinator.spent
+    privacy, spent = job.config.privacy, job.recorded()
     steady_seconds, steady_clients = sum(seconds[1:]), sum(clients[1:])
     return {
         "version": FORMAT_VERSION,
@@ -61,6 +61,5 @@ def summarize(
         "signer": job.signer.public_hex,
         "protocol": job.config.aggregation.protocol,
         "versions": versions(),
-        "reproducible": job.randomness.reproducible,
+        "reproducible": job.facts.reproducible,
     }
-

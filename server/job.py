@@ -1,0 +1,325 @@
+"""A job and its run's folder: started, taken up again after a crash, closed.
+
+Every host (the simulator in process, gRPC, Flower) runs its rounds on the `Coordinator` that it
+gets here, so that all of them keep the same ledger in the same order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsys.config import Config
+from fedsys.errors import RunFolderError
+from fedsys.privacy import (
+    Epsilons,
+    Ledger,
+    LedgerView,
+    PrivacyPlan,
+    Signer,
+    ViewAccountant,
+    charge_rounds,
+    guaranteed_epsilon,
+    ledger_header,
+    make_plan,
+    read_ledger,
+    replay,
+)
+from fedsys.privacy.ledger import read_private
+from fedsys.versions import code_hash, versions
+from server.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, sha256_of_weights
+from server.cohorts import CohortSampler
+from server.coordinator import Coordinator, JobTerms
+from server.run_folder import RunFolder
+from server.strategies import Strategy, build_strategy
+
+__all__ = ["Job", "JobFacts", "plan_for"]
+
+Weights = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFacts:
+    """What the ledger's header says beside the privacy plan.
+
+    Attributes:
+        population_known: how N is known.
+        roster: whose word the list of members is.
+        randomness: where secrets come from.
+        reproducible: whether somebody could draw them again; then nothing is private.
+    """
+
+    population_known: str
+    roster: str
+    randomness: str
+    reproducible: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A job whose folder exists.
+
+    Attributes:
+        config: resolved; what ``config.toml`` holds.
+        plan: its privacy parameters.
+        folder: of the run.
+        ledger: open for writing.
+        coordinator: ready for its next round.
+        signer: of the ledger.
+        facts: as the ledger's header has them.
+    """
+
+    config: Config
+    plan: PrivacyPlan
+    folder: RunFolder
+    ledger: Ledger
+    coordinator: Coordinator
+    signer: Signer
+    facts: JobFacts
+
+    @classmethod
+    def start(
+        cls,
+        folder: RunFolder,
+        *,
+        config: Config,
+        plan: PrivacyPlan,
+        weights: Weights,
+        facts: JobFacts,
+    ) -> Job:
+        """Write configuration and ledger header into an empty folder.
+
+        Args:
+            folder: of the run.
+            config: resolved.
+            plan: as `plan_for` gives it.
+            weights: (d,) of the initial model.
+            facts: for the header.
+        """
+        signer, name = Signer.load_or_create(), os.urandom(32)
+        folder.write_config(config)
+        header = ledger_header(
+            plan,
+            job=name.hex(),
+            name=config.job.name,
+            protocol=config.aggregation.protocol,
+            population={"clients": plan.population, "known": facts.population_known},
+            trust={
+                "roster": facts.roster,
+                "corrupt": config.aggregation.corrupt,
+                "dropout": config.aggregation.dropout,
+            },
+            randomness=facts.randomness,
+            reproducible=facts.reproducible,
+            config_sha256=hashlib.sha256(folder.config.read_bytes()).hexdigest(),
+            code_sha256=code_hash(),
+            initial_weights_sha256=sha256_of_weights(weights),
+            versions=versions(),
+        )
+        ledger = Ledger.create(folder.ledger, folder.private, signer=signer, header=header)
+        strategy = strategy_of(config)
+        coordinator = _coordinator(
+            config, name, ledger, ViewAccountant(plan), strategy, weights, _sampler(config, plan)
+        )
+        return cls(
+            config=config,
+            plan=plan,
+            folder=folder,
+            ledger=ledger,
+            coordinator=coordinator,
+            signer=signer,
+            facts=facts,
+        )
+
+    @classmethod
+    def restore(
+        cls,
+        folder: RunFolder,
+        *,
+        config: Config,
+        plan: PrivacyPlan,
+        weights: Weights,
+        facts: JobFacts,
+    ) -> Job:
+        """Take an interrupted job up again: charge what its ledger holds, load its newest model.
+
+        Args:
+            folder: of the run.
+            config: as stored there.
+            plan: that it means.
+            weights: (d,) of the initial model, for a job without a checkpoint.
+            facts: must be those that the job was started with.
+
+        Raises:
+            LedgerError: the ledger is closed, locked or does not hold.
+            RunFolderError: it belongs to another configuration, or a checkpoint does not fit.
+        """
+        signer = Signer.load_or_create()
+        ledger = Ledger.open(folder.ledger, folder.private, signer=signer)
+        view = ledger.view
+        if view is None or view.header.get("plan") != plan.to_json():
+            raise RunFolderError(
+                f"{folder.config}: gives another privacy plan than {folder.ledger.name} was "
+                f"started with; restore the file, or start a new run"
+            )
+        if view.header.get("randomness") != facts.randomness:
+            raise RunFolderError(f"{folder.path}: a seeded test run is not resumed; start anew")
+        strategy = strategy_of(config)
+        checkpoint = latest_checkpoint(folder.checkpoints)
+        if checkpoint is not None:
+            if checkpoint.weights.shape != weights.shape:
+                raise RunFolderError(
+                    f"{folder.checkpoints}: holds {len(checkpoint.weights)} weights, the task has "
+                    f"{len(weights)}; is this the task that the run was started with?"
+                )
+            weights = checkpoint.weights
+            strategy.load(checkpoint.strategy)
+        accountant = ViewAccountant(plan)
+        for _ in charge_rounds(accountant, view, ledger.private_rounds):
+            pass
+        sampler = _sampler(config, plan)
+        _recall(sampler, view, ledger)
+        name = bytes.fromhex(view.header["job"])
+        return cls(
+            config=config,
+            plan=plan,
+            folder=folder,
+            ledger=ledger,
+            coordinator=_coordinator(config, name, ledger, accountant, strategy, weights, sampler),
+            signer=signer,
+            facts=facts,
+        )
+
+    @property
+    def budget(self) -> float | None:
+        """What epsilon may reach in the guaranteed view; None where nothing is promised."""
+        if not self.plan.protected:
+            return None
+        return self.plan.budget if self.plan.budget is not None else guaranteed_epsilon(self.plan)
+
+    @property
+    def epsilon(self) -> float | None:
+        """Spent so far in the guaranteed view; None where nothing is promised."""
+        return self.coordinator.spent.of(self.plan.guarantee) if self.plan.protected else None
+
+    def recorded(self) -> Epsilons:
+        """What the ledger on disk says was spent; a round that was cut off counts at its worst."""
+        view = read_ledger(self.folder.ledger, allow_torn=True)
+        private, _torn = read_private(self.folder.private)
+        return replay(view, private)[1]
+
+    def checkpoint(self) -> None:
+        """Store the current model, once its round is committed."""
+        coordinator = self.coordinator
+        save_checkpoint(
+            self.folder.checkpoints,
+            Checkpoint(
+                round=coordinator.reserved,
+                weights=coordinator.weights,
+                strategy=coordinator.strategy.state(),
+            ),
+        )
+
+    def close(self, status: str, *, model_sha256: str) -> None:
+        """End the ledger; the job takes no further round."""
+        self.ledger.close(status, {"model_sha256": model_sha256})
+
+
+def plan_for(config: Config, *, population: int, dimension: int) -> PrivacyPlan:
+    """The privacy plan that a configuration means for this population and model.
+
+    Args:
+        config: `privacy.noise_multiplier` is derived where only `privacy.epsilon` is given.
+        population: N.
+        dimension: d.
+
+    Raises:
+        MechanismError: its numbers do not fit one another.
+    """
+    privacy, cohort, aggregation = config.privacy, config.cohort, config.aggregation
+    cap, least = cohort.cap, cohort.min_survivors
+    if privacy.mechanism == "none":
+        cap, least = cap or population, least or 1
+    return make_plan(
+        mechanism=privacy.mechanism,
+        population=population,
+        expected_cohort=float(cohort.expected),
+        rounds=config.rounds.count,
+        dimension=dimension,
+        clip=privacy.clip,
+        delta=privacy.delta,
+        noise_multiplier=privacy.noise_multiplier,
+        epsilon=privacy.epsilon if privacy.noise_multiplier is None else None,
+        budget=privacy.epsilon,
+        cap=cap,
+        min_survivors=least,
+        encoding=aggregation.encoding,
+        modulus_bits=aggregation.modulus_bits,
+        sampling=cohort.sampling,
+        participation=cohort.participation,
+        guarantee=privacy.guarantee,
+        colluders=privacy.max_colluders,
+        dropout=aggregation.dropout,
+        max_participations=privacy.max_participations,
+        unit=privacy.unit,
+    )
+
+
+def strategy_of(config: Config) -> Strategy:
+    """The strategy that a configuration names, fresh.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    server = config.server
+    return build_strategy(
+        server.strategy,
+        learning_rate=server.learning_rate,
+        momentum=server.momentum,
+        beta1=server.beta1,
+        beta2=server.beta2,
+        tau=server.tau,
+    )
+
+
+def _coordinator(
+    config: Config,
+    name: bytes,
+    ledger: Ledger,
+    accountant: ViewAccountant,
+    strategy: Strategy,
+    weights: Weights,
+    sampler: CohortSampler,
+) -> Coordinator:
+    return Coordinator(
+        terms=JobTerms(
+            job=name,
+            task=config.task.name,
+            local=config.local.model_dump(),
+            plan=accountant.plan,
+            seed=config.job.seed,
+        ),
+        ledger=ledger,
+        accountant=accountant,
+        strategy=strategy,
+        sampler=sampler,
+        weights=weights,
+    )
+
+
+def _sampler(config: Config, plan: PrivacyPlan) -> CohortSampler:
+    return CohortSampler(plan, min_separation=config.cohort.min_separation)
+
+
+def _recall(sampler: CohortSampler, view: LedgerView, ledger: Ledger) -> None:
+    """Tell the sampler of the rounds that are over; one whose cohort a crash lost had everybody."""
+    for record in view.rounds:
+        line: Mapping[str, Any] | None = ledger.private_rounds.get(record.round)
+        known = record.outcome is not None and line is not None
+        sampler.note(record.round, line["sampled"] if known and line is not None else None)

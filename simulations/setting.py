@@ -1,0 +1,172 @@
+"""A simulation made ready: task, data, virtual population, privacy plan; nothing is written yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from client.training import LocalConfig, Trainer
+from fedsys import tasks
+from fedsys.config import Config
+from fedsys.errors import ConfigError
+from fedsys.privacy import PrivacyPlan
+from server.job import JobFacts, plan_for, strategy_of
+from server.rounds import RoundAborted, round_params
+from simulations.faults import FaultPlan
+from simulations.population import Population
+from simulations.randomness import Randomness, SeededRandomness, SystemRandomness, derived_key
+
+__all__ = ["Setting", "prepare"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a simulated job runs on.
+
+    Attributes:
+        config: resolved: everything derived or measured is written into it.
+        plan: the privacy parameters.
+        population: virtual clients, their data and their trainer.
+        randomness: where secrets come from.
+        faults: who vanishes when.
+    """
+
+    config: Config
+    plan: PrivacyPlan
+    population: Population
+    randomness: Randomness
+    faults: FaultPlan
+
+    @property
+    def facts(self) -> JobFacts:
+        """For the ledger's header."""
+        return JobFacts(
+            population_known="simulated: exact",
+            roster="made by this simulation: the server is honest but curious",
+            randomness=self.randomness.name,
+            reproducible=self.randomness.reproducible,
+        )
+
+
+def prepare(
+    config: Config,
+    *,
+    data: Path | None = None,
+    device: str = "auto",
+    randomness: Randomness | None = None,
+) -> Setting:
+    """Resolve every name and number of a configuration, before anything is written.
+
+    Raises:
+        FedsysError: with one line that says what does not fit.
+    """
+    task = tasks.load(config.task.name, config.task.options)
+    strategy_of(config)
+    examples = task.clients(tasks.DataSource.locate(data))
+    section = config.population
+    partition = tasks.split(
+        examples,
+        section.partition,
+        section.clients,
+        config.job.seed,
+        alpha=section.alpha,
+        shards=section.shards,
+        examples=section.examples,
+    )
+    if config.cohort.expected > partition.clients:
+        raise ConfigError(
+            f"cohort.expected = {config.cohort.expected} is more than the population of "
+            f"{partition.clients} clients that partition '{section.partition}' yields; ask for at "
+            f"most {partition.clients}"
+        )
+    trainer = Trainer(
+        task,
+        LocalConfig(**config.local.model_dump()),
+        device=device_for(device),
+        path=config.engine.path,
+        chunk=config.engine.chunk or None,
+        seed=config.job.seed,
+    )
+    population = Population(
+        data=examples, partition=partition, trainer=trainer, seed=config.job.seed
+    )
+    plan = plan_for(config, population=partition.clients, dimension=trainer.dimension)
+    _check_secure(config, plan)
+    return Setting(
+        config=_resolved(config, plan, population),
+        plan=plan,
+        population=population,
+        randomness=randomness or _randomness(config),
+        faults=FaultPlan(dropout=config.faults.dropout, seed=config.job.seed),
+    )
+
+
+def device_for(asked: str) -> str:
+    """``auto`` becomes ``cuda`` where there is one.
+
+    Raises:
+        ConfigError: a device that is not there.
+    """
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise ConfigError(f"--device {asked}: allowed are auto, cpu, cuda and cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {asked}: allowed are auto, cpu, cuda and cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {asked}: {torch.cuda.device_count()} CUDA devices are here; use --device cpu"
+        )
+    return asked
+
+
+def _resolved(config: Config, plan: PrivacyPlan, population: Population) -> Config:
+    """The configuration with everything that was derived or measured written into it."""
+    trainer = population.trainer
+    probe = [population.partition.indices_of(id) for id in range(min(population.size, 64))]
+    choice = trainer.choose(trainer.initial_weights(), population.data.train, probe)
+    update: dict[str, Any] = {
+        "population": config.population.model_copy(update={"clients": population.size}),
+        "cohort": config.cohort.model_copy(
+            update={"cap": plan.cap, "min_survivors": plan.min_survivors}
+        ),
+        "engine": config.engine.model_copy(update={"path": choice.path, "chunk": choice.chunk}),
+    }
+    if plan.protected:
+        update["privacy"] = config.privacy.model_copy(
+            update={"noise_multiplier": plan.noise_multiplier}
+        )
+    return config.model_copy(update=update)
+
+
+def _randomness(config: Config) -> Randomness:
+    """Without privacy the cohorts follow the seed too, so that a run can be repeated."""
+    if config.privacy.mechanism != "none":
+        return SystemRandomness()
+    seed = derived_key(config.job.seed.to_bytes(8, "big"), "cohorts")
+    return SeededRandomness(seed, everything=False)
+
+
+def _check_secure(config: Config, plan: PrivacyPlan) -> None:
+    """A cohort of the expected size must be one that secure aggregation can serve."""
+    aggregation = config.aggregation
+    if aggregation.protocol != "secure":
+        return
+    try:
+        round_params(
+            n=config.cohort.expected,
+            corrupt=aggregation.corrupt,
+            dropout=aggregation.dropout,
+            modulus_bits=aggregation.modulus_bits,
+            min_survivors=plan.min_survivors,
+        )
+    except RoundAborted as error:
+        raise ConfigError(
+            f"cohort.expected = {config.cohort.expected} with aggregation.corrupt = "
+            f"{aggregation.corrupt:g} and dropout = {aggregation.dropout:g}: {error}"
+        ) from None
