@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fedsys import __version__
-from fedsys.cli import audit, doctor, init, privacy, publish, simulate
+from fedsys.cli import audit, doctor, init, publish, simulate
 
 __all__ = ["app"]
 
@@ -40,4 +40,3 @@ app.command("audit")(audit.audit)
 app.command("publish")(publish.publish)
 app.command("init")(init.init)
 app.command("doctor")(doctor.doctor)
-app.add_typer(privacy.app, name="privacy")
