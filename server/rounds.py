@@ -26,11 +26,13 @@ class RoundAborted(FedsysError):
 
     Attributes:
         nothing_summed: it ended before anybody was asked to unmask, so that no sum ever existed.
+        refusals: why, by client, for the operator's eyes; the message itself names no client.
     """
 
     def __init__(self, reason: str, *, nothing_summed: bool) -> None:
         super().__init__(reason)
         self.nothing_summed = nothing_summed
+        self.refusals: dict[int, str] = {}
 
 
 class SecureRound:
@@ -117,6 +119,8 @@ def round_params(
 ) -> SecAggParams:
     """Parameters for a cohort of `n`, requiring `min_survivors` inputs in the sum.
 
+    More are required where `corrupt` of the cohort would otherwise be able to fill a sum alone.
+
     Raises:
         RoundAborted: nothing fits.
     """
@@ -124,6 +128,7 @@ def round_params(
         params = SecAggParams.derive(
             n=n, corrupt=corrupt, dropout=dropout, modulus_bits=modulus_bits
         )
-        return dataclasses.replace(params, min_alive=max(2, min(min_survivors, n)))
+        least = max(2, params.colluders + 1, min(min_survivors, n))
+        return dataclasses.replace(params, min_alive=least)
     except ParameterError as error:
         raise RoundAborted(f"secure aggregation: {error}", nothing_summed=True) from error

@@ -195,6 +195,8 @@ def _one_round(setting: Setting, job: Job, observer: Observer) -> int:
     except RoundAborted as abort:
         coordinator.abort_round(str(abort), before_unmask=abort.nothing_summed)
         observer(f"round {open_.number} gave no model: {abort}")
+        for client, reason in list(abort.refusals.items())[:1]:
+            observer(f"  client {client} (one of {len(abort.refusals)}) refused at {reason}")
         return 0
     coordinator.finish_round(
         summed.total,

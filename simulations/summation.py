@@ -162,7 +162,11 @@ def secure_sum(cohort: Cohort, aggregation: Aggregation) -> Summed:
                     del agents[id]
                     continue
                 round_.receive(id, reply)
-        messages = round_.close_stage()
+        try:
+            messages = round_.close_stage()
+        except RoundAborted as abort:
+            abort.refusals = summed.refusals
+            raise
     result = round_.result
     summed.total, summed.survivors = result.total, result.included
     summed.dropped = {stage: len(ids) for stage, ids in result.dropped.items()}
