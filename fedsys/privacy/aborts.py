@@ -75,6 +75,7 @@ def abort_delta(
     min_survivors: int,
     dropout: float,
     sampling: SamplingKind = "poisson",
+    groups: int = 1,
 ) -> float:
     """delta_abort: the probability that some round's abort depends on one client, by a union bound.
 
@@ -86,10 +87,12 @@ def abort_delta(
         min_survivors: m.
         dropout: the assumed probability that a sampled client drops out; stated in the ledger.
         sampling: a cohort of constant size cannot exceed a cap.
+        groups: cyclic groups that take turns, each sampled at ``groups`` times the rate.
     """
     validation.integer("rounds", rounds)
     validation.fraction("dropout", dropout, zero=True)
-    rate = expected_cohort / population
+    smallest, largest = population // groups, -(-population // groups)
+    rate = min(1.0, groups * expected_cohort / population)
     if sampling != "poisson":
         others = round(expected_cohort) - 1
         return min(
@@ -98,9 +101,9 @@ def abort_delta(
         )
     return min(
         1.0,
-        _overflow(population=population, rate=rate, rounds=rounds, cap=cap)
+        _overflow(population=largest, rate=rate, rounds=rounds, cap=cap)
         + _shortfall(
-            others=population - 1,
+            others=smallest - 1,
             rate=rate * (1 - dropout),
             rounds=rounds,
             min_survivors=min_survivors,
@@ -118,6 +121,7 @@ def choose_cap_and_min_survivors(
     sampling: SamplingKind = "poisson",
     colluders: int = 0,
     for_quorum: bool = False,
+    groups: int = 1,
 ) -> AbortBounds:
     """Smallest n_cap and largest m whose aborts together cost at most a hundredth of delta.
 
@@ -130,6 +134,7 @@ def choose_cap_and_min_survivors(
         sampling: how cohorts come about.
         colluders: c; m exceeds it where ``for_quorum``.
         for_quorum: m need not exceed floor((n + c) / 2) + 1 (server guarantee).
+        groups: cyclic groups that take turns.
 
     Raises:
         MechanismError: no m >= 1 (above c, for the server guarantee) keeps aborts that rare.
@@ -144,14 +149,15 @@ def choose_cap_and_min_survivors(
             f"expected_cohort={expected_cohort:g} exceeds population={population}: lower the cohort"
         )
     each = delta * _CHOSEN_SHARE / 2
-    rate = expected_cohort / population
+    smallest, largest = population // groups, -(-population // groups)
+    rate = min(1.0, groups * expected_cohort / population)
     if sampling == "poisson":
         cap = _least(
-            lambda c: _overflow(population=population, rate=rate, rounds=rounds, cap=c) <= each,
+            lambda c: _overflow(population=largest, rate=rate, rounds=rounds, cap=c) <= each,
             low=1,
             high=population,
         )
-        others, alive = population - 1, rate * (1 - dropout)
+        others, alive = smallest - 1, rate * (1 - dropout)
     else:
         cap = round(expected_cohort)
         others, alive = cap - 1, 1 - dropout
@@ -181,6 +187,7 @@ def choose_cap_and_min_survivors(
             min_survivors=survivors,
             dropout=dropout,
             sampling=sampling,
+            groups=groups,
         ),
     )
 

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
 from fedsys.privacy.costs import outsider_cost, server_cost
-from fedsys.privacy.events import GaussianEvent
+from fedsys.privacy.exact_gaussian import gaussian_epsilon
+from fedsys.privacy.losses.outsider import gaussian_steps
 from fedsys.privacy.plan import PrivacyPlan
 from fedsys.privacy.pld import gaussian_pld_epsilon
 from fedsys.privacy.rdp import ORDERS, SERVER_ORDERS, epsilon_of
@@ -29,21 +30,18 @@ _RELATIVE = 1e-6
 
 def planned_outsider(plan: PrivacyPlan) -> float:
     """The outsider's epsilon once all T rounds are done, by the reported accountant."""
-    event = plan.event()
-    if plan.accountant == "pld" and isinstance(event, GaussianEvent):
-        key = (
-            float(f"{math.sqrt(event.total_variance) / event.l2:.12g}"),
-            event.sampling.rate * event.sampling.participation,
-        )
-        return gaussian_pld_epsilon({key: plan.rounds}, plan.delta_released)
-    rounds = plan.rounds
-    if plan.sampling == "min-separation":
-        rounds = min(rounds, plan.max_participations or rounds)
-    return epsilon_of(rounds * outsider_cost(event), plan.delta_released)
+    event, turns = plan.event(), plan.turns(plan.rounds)
+    if plan.accountant == "rdp":
+        return epsilon_of(turns * outsider_cost(event), plan.delta_released)
+    key, steps = gaussian_steps(event)
+    if plan.accountant == "gaussian":
+        return gaussian_epsilon(plan.delta_released, key[0] / math.sqrt(turns * steps))
+    return gaussian_pld_epsilon({key: turns * steps}, plan.delta_released)
 
 
 def _rdp_outsider(plan: PrivacyPlan) -> float:
-    return epsilon_of(plan.rounds * outsider_cost(plan.event()), plan.delta_released)
+    turns = plan.turns(plan.rounds)
+    return epsilon_of(turns * outsider_cost(plan.event()), plan.delta_released)
 
 
 def guaranteed_epsilon(plan: PrivacyPlan) -> float:
@@ -110,7 +108,7 @@ def calibrate(target_epsilon: float, plan: PrivacyPlan) -> float:
     def epsilon_at(multiplier: float) -> float:
         return guaranteed_epsilon(dataclasses.replace(plan, noise_multiplier=multiplier))
 
-    if plan.guarantee == "server" or plan.accountant == "rdp":
+    if plan.guarantee == "server" or plan.accountant != "pld":
         return bisect_noise(epsilon_at, target_epsilon)
     # A loss distribution is dear where there is little noise: come from the Rényi answer, which
     # needs a little more noise, and look below it only as far as it takes.

@@ -16,7 +16,14 @@ from functools import lru_cache
 import numpy as np
 
 from fedsys.errors import MechanismError
-from fedsys.privacy.events import Event, GaussianEvent, SkellamEvent, UnprotectedEvent
+from fedsys.privacy.events import (
+    BandedEvent,
+    Event,
+    ExampleEvent,
+    GaussianEvent,
+    SkellamEvent,
+    UnprotectedEvent,
+)
 from fedsys.privacy.rdp import (
     ORDERS,
     Vector,
@@ -72,10 +79,16 @@ def _noise_of(event: Event) -> tuple[str, float, float]:
 def outsider_cost(event: Event) -> Vector:
     """The curve of one round for someone who sees releases only.
 
-    Under min-separation sampling: of one round *in which the client takes part*.
+    Under min-separation sampling: of one round *in which the client takes part*; under banded-mf
+    with Poisson sampling: of one round of the client's own group.
     """
     if isinstance(event, UnprotectedEvent):
         return _infinite()
+    if isinstance(event, ExampleEvent):
+        return _local_steps(event)
+    if isinstance(event, BandedEvent):
+        rate = event.turn_rate if event.sampling.kind == "poisson" else 1.0
+        return _amplified("gaussian", 1.0, 0.0, event.noise_multiplier**2, rate)
     kind, l2, l1 = _noise_of(event)
     how = event.sampling
     if how.kind == "poisson":
@@ -88,6 +101,12 @@ def outsider_cost(event: Event) -> Vector:
     return curve_of(_loss(kind, l2, l1, event.total_variance))
 
 
+def _local_steps(event: ExampleEvent) -> Vector:
+    """Poisson-sampled Gaussian steps inside one client, composed over one round."""
+    step = _amplified("gaussian", 1.0, 0.0, event.noise_multiplier**2, event.example_rate)
+    return event.steps * step
+
+
 def _left_by_colluders(event: SkellamEvent | GaussianEvent) -> float:
     """V* less the shares of the curious clients (one at least: the participant itself)."""
     curious = min(max(event.colluders, 1), event.cap - 1)
@@ -98,6 +117,10 @@ def together_cost(event: Event) -> Vector:
     """The curve of a round that a curious client shares with its target."""
     if isinstance(event, UnprotectedEvent):
         return _infinite()
+    if isinstance(event, ExampleEvent):
+        return _local_steps(event)
+    if isinstance(event, BandedEvent):
+        return _amplified("gaussian", 1.0, 0.0, event.noise_multiplier**2, 1.0)
     kind, l2, l1 = _noise_of(event)
     variance = _left_by_colluders(event)
     if event.sampling.kind == "fixed" and event.sampling.participation == 1:
@@ -117,8 +140,10 @@ def server_cost(event: Event, survivors: int | None = None) -> Vector:
         event: of the round.
         survivors: clients in the sum; None for the fewest that may be released.
     """
-    if isinstance(event, UnprotectedEvent):
-        return _infinite()
+    if isinstance(event, (UnprotectedEvent, BandedEvent)):
+        return _infinite()  # the server sees the sum before any noise
+    if isinstance(event, ExampleEvent):
+        return _local_steps(event)
     kind, l2, l1 = _noise_of(event)
     if isinstance(event, GaussianEvent):
         honest = 1 if event.local else 0  # each client stands alone, or the server adds it all

@@ -13,24 +13,28 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
 from fedsys.privacy.aborts import ABORT_SHARE, abort_delta, choose_cap_and_min_survivors
 from fedsys.privacy.events import (
+    BandedEvent,
     Encoding,
     Event,
+    ExampleEvent,
     GaussianEvent,
     Guarantee,
     SamplingKind,
-    SkellamEvent,
+    UnprotectedEvent,
 )
 from fedsys.privacy.mechanisms import Mechanism, build_event, mechanism_for
 
-__all__ = ["PrivacyPlan", "Unit", "make_plan"]
+__all__ = ["Accountant", "PrivacyPlan", "Unit", "make_plan"]
 
 Unit = Literal["client", "example"]
+Accountant = Literal["pld", "gaussian", "rdp"]
 
 _SAMPLER_DISTANCE = 2.0**-96
 """Total variation of one draw of noise from its true distribution; tables reach 2^-100."""
@@ -61,6 +65,10 @@ class PrivacyPlan:
         max_participations: rounds in which any client takes part at most, where that is enforced.
         budget: epsilon not to be exceeded in the guaranteed view; None for no limit.
         unit: whose contribution is protected.
+        min_separation: rounds between two participations of one client, where that is enforced;
+            under banded-mf with Poisson sampling the number of groups that take turns.
+        example_rate: largest probability of an example being in a local batch (unit ``example``).
+        steps: local steps in a round, at most (unit ``example``).
     """
 
     mechanism: str
@@ -83,6 +91,9 @@ class PrivacyPlan:
     max_participations: int | None = None
     budget: float | None = None
     unit: Unit = "client"
+    min_separation: int | None = None
+    example_rate: float | None = None
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         validation.integer("rounds", self.rounds)
@@ -98,9 +109,19 @@ class PrivacyPlan:
                 "guarantee='server' needs max_participations: its epsilon is composed over the "
                 "rounds in which one client takes part; set privacy.max_participations"
             )
-        if self.sampling == "min-separation" and self.max_participations is None:
+        if self.sampling == "min-separation" and (
+            self.max_participations is None or self.min_separation is None
+        ):
             raise MechanismError(
-                "sampling='min-separation' needs max_participations: set it in [privacy]"
+                "sampling='min-separation' needs min_separation and max_participations, got "
+                f"{self.min_separation} and {self.max_participations}"
+            )
+        if self.min_separation is not None:
+            validation.integer("min_separation", self.min_separation)
+        if (self.unit == "example") != (self.mechanism == "example-gaussian"):
+            raise MechanismError(
+                f"unit={self.unit!r} does not go with mechanism={self.mechanism!r}: "
+                "example-gaussian protects examples, the others protect clients"
             )
         event = self.event()
         if self.mechanism != "none" and self.delta_abort > self.delta * ABORT_SHARE:
@@ -126,6 +147,7 @@ class PrivacyPlan:
             min_survivors=self.min_survivors,
             dropout=self.dropout,
             sampling=self.sampling,
+            groups=_groups(self.mechanism, self.sampling, self.min_separation),
         )
 
     @property
@@ -145,22 +167,7 @@ class PrivacyPlan:
 
     def event(self, *, clip: float | None = None) -> Event:
         """The event of one round, at another clipping norm if it has adapted."""
-        return build_event(
-            self.mechanism,
-            dimension=self.dimension,
-            clip=self.clip if clip is None else clip,
-            noise_multiplier=self.noise_multiplier,
-            expected_cohort=self.expected_cohort,
-            population=self.population,
-            cap=self.cap,
-            min_survivors=self.min_survivors,
-            encoding=self.encoding,
-            modulus_bits=self.modulus_bits,
-            sampling=self.sampling,
-            participation=self.participation,
-            guarantee=self.guarantee,
-            colluders=self.colluders,
-        )
+        return _event_of(self, self.clip if clip is None else clip)
 
     def build_mechanism(self, *, clip: float | None = None) -> Mechanism:
         """The mechanism of one round, at another clipping norm if it has adapted."""
@@ -173,11 +180,39 @@ class PrivacyPlan:
         return self.event(clip=event.clip).to_json() == event.to_json()
 
     @property
-    def accountant(self) -> Literal["pld", "rdp"]:
-        """The accountant whose outsider epsilon is reported."""
+    def accountant(self) -> Accountant:
+        """The accountant whose outsider epsilon is reported.
+
+        ``pld`` for Gaussian noise under Poisson sampling, ``gaussian`` (exact) where the whole job
+        is one Gaussian mechanism, ``rdp`` otherwise.
+        """
         event = self.event()
-        gaussian = isinstance(event, GaussianEvent) and not event.local
-        return "pld" if gaussian and event.sampling.kind == "poisson" else "rdp"
+        if isinstance(event, ExampleEvent):
+            return "pld"
+        if not isinstance(event, BandedEvent) and (
+            not isinstance(event, GaussianEvent) or event.local
+        ):
+            return "rdp"
+        if event.sampling.kind == "poisson":
+            return "pld"
+        whole = event.sampling.kind == "min-separation" and event.sampling.participation == 1
+        return "gaussian" if whole else "rdp"
+
+    def turns(self, rounds: int) -> int:
+        """In how many of the first ``rounds`` rounds one client can have taken part, at most.
+
+        Those are the rounds that an outsider counts: all of them under Poisson or fixed sampling,
+        one in b where participations are b rounds apart.
+        """
+        apart = 1
+        if self.sampling == "min-separation" and self.min_separation is not None:
+            apart = self.min_separation
+        apart = max(apart, _groups(self.mechanism, self.sampling, self.min_separation))
+        turns = -(-rounds // apart)
+        limited = self.sampling == "min-separation" or self.unit == "example"
+        if limited and self.max_participations is not None:
+            turns = min(turns, self.max_participations)
+        return turns
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object for the ledger's header; ``from_json`` restores the plan."""
@@ -199,7 +234,37 @@ class PrivacyPlan:
     @property
     def protected(self) -> bool:
         """Whether any noise is added at all."""
-        return isinstance(self.event(), (SkellamEvent, GaussianEvent))
+        return not isinstance(self.event(), UnprotectedEvent)
+
+
+@lru_cache(maxsize=256)
+def _event_of(plan: PrivacyPlan, clip: float) -> Event:
+    return build_event(
+        plan.mechanism,
+        dimension=plan.dimension,
+        clip=clip,
+        noise_multiplier=plan.noise_multiplier,
+        expected_cohort=plan.expected_cohort,
+        population=plan.population,
+        cap=plan.cap,
+        min_survivors=plan.min_survivors,
+        encoding=plan.encoding,
+        modulus_bits=plan.modulus_bits,
+        sampling=plan.sampling,
+        participation=plan.participation,
+        guarantee=plan.guarantee,
+        colluders=plan.colluders,
+        horizon=plan.rounds,
+        min_separation=plan.min_separation,
+        example_rate=plan.example_rate,
+        steps=plan.steps,
+    )
+
+
+def _groups(mechanism: str, sampling: str, min_separation: int | None) -> int:
+    """Cyclic groups that take turns: under banded-mf with Poisson sampling only."""
+    cyclic = mechanism == "banded-mf" and sampling == "poisson"
+    return min_separation if cyclic and min_separation is not None else 1
 
 
 def make_plan(
@@ -224,7 +289,10 @@ def make_plan(
     dropout: float = 0.05,
     max_participations: int | None = None,
     budget: float | None = None,
-    unit: Unit = "client",
+    unit: Unit | None = None,
+    min_separation: int | None = None,
+    example_rate: float | None = None,
+    steps: int | None = None,
 ) -> PrivacyPlan:
     """A plan with everything derived that was left out.
 
@@ -245,9 +313,12 @@ def make_plan(
             sampling=sampling,
             colluders=colluders,
             for_quorum=guarantee == "server",
+            groups=_groups(mechanism, sampling, min_separation),
         )
         cap = bounds.cap if cap is None else cap
         min_survivors = bounds.min_survivors if min_survivors is None else min_survivors
+    if unit is None:
+        unit = "example" if mechanism == "example-gaussian" else "client"
     if mechanism == "none":
         noise_multiplier = 0.0
     elif (noise_multiplier is None) == (epsilon is None):
@@ -276,15 +347,16 @@ def make_plan(
         max_participations=max_participations,
         budget=budget,
         unit=unit,
+        min_separation=min_separation,
+        example_rate=example_rate,
+        steps=steps,
     )
     if noise_multiplier is not None:
         return plan
     from fedsys.privacy.calibration import calibrate
 
-    assert_target = validation.positive("epsilon", epsilon if epsilon is not None else 0.0)
-    multiplier = calibrate(assert_target, plan)
+    target = validation.positive("epsilon", 0.0 if epsilon is None else epsilon)
+    multiplier = calibrate(target, plan)
     return dataclasses.replace(
-        plan,
-        noise_multiplier=multiplier,
-        budget=assert_target if budget is None else budget,
+        plan, noise_multiplier=multiplier, budget=target if budget is None else budget
     )

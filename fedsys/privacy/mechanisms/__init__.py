@@ -13,30 +13,38 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
 from fedsys.privacy.events import (
+    BandedEvent,
     Encoding,
     Event,
+    ExampleEvent,
     GaussianEvent,
     Guarantee,
     Sampling,
     SamplingKind,
     SkellamEvent,
     UnprotectedEvent,
+    banded_event,
+    example_event,
     gaussian_event,
     skellam_event,
     unprotected_event,
 )
+from fedsys.privacy.mechanisms.banded import BandedGaussian
 from fedsys.privacy.mechanisms.base import Encoded, Mechanism, add_noise
+from fedsys.privacy.mechanisms.example import ExampleGaussian
 from fedsys.privacy.mechanisms.gaussian import CentralGaussian, LocalGaussian
+from fedsys.privacy.mechanisms.narrow_skellam import NarrowSkellam
 from fedsys.privacy.mechanisms.skellam import DistributedSkellam
 from fedsys.privacy.mechanisms.unprotected import Unprotected
 
 __all__ = [
     "MECHANISMS",
+    "BandedGaussian",
     "Encoded",
     "Mechanism",
     "add_noise",
@@ -45,7 +53,14 @@ __all__ = [
     "mechanism_for",
 ]
 
-MECHANISMS = ("distributed-skellam", "central-gaussian", "local-gaussian", "none")
+MECHANISMS = (
+    "distributed-skellam",
+    "central-gaussian",
+    "local-gaussian",
+    "banded-mf",
+    "example-gaussian",
+    "none",
+)
 
 
 def build_event(
@@ -64,86 +79,12 @@ def build_event(
     participation: float = 1.0,
     guarantee: Guarantee = "outsider",
     colluders: int = 0,
+    horizon: int | None = None,
+    min_separation: int | None = None,
+    example_rate: float | None = None,
+    steps: int | None = None,
 ) -> Event:
     """The event of one round under the mechanism of this name.
-
-    Raises:
-        MechanismError: the name or a value is not usable.
-    """
-    validation.one_of("mechanism", name, MECHANISMS)
-    validation.one_of("encoding", encoding, get_args(Encoding))
-    validation.integer("population", population)
-    if validation.positive("expected_cohort", expected_cohort) > population:
-        raise MechanismError(
-            f"expected_cohort={expected_cohort:g} exceeds population={population}: lower the cohort"
-        )
-    how = Sampling(kind=sampling, rate=expected_cohort / population, participation=participation)
-    shared = {
-        "dimension": dimension,
-        "clip": clip,
-        "modulus_bits": modulus_bits,
-        "cap": cap,
-        "min_survivors": min_survivors,
-        "expected_cohort": expected_cohort,
-        "sampling": how,
-        "colluders": colluders,
-    }
-    if name == "none":
-        return unprotected_event(**shared)  # type: ignore[arg-type]
-    if name == "distributed-skellam":
-        return skellam_event(
-            **shared,  # type: ignore[arg-type]
-            noise_multiplier=noise_multiplier,
-            guarantee=guarantee,
-            encoding=encoding,
-        )
-    if encoding != "wide":
-        raise MechanismError(
-            f"encoding='narrow' is for distributed-skellam; use encoding='wide' with {name}"
-        )
-    return gaussian_event(
-        **shared,  # type: ignore[arg-type]
-        noise_multiplier=noise_multiplier,
-        guarantee=guarantee,
-        local=name == "local-gaussian",
-    )
-
-
-def mechanism_for(event: Event) -> Mechanism:
-    """The mechanism whose rounds cost this event.
-
-    Raises:
-        MechanismError: there is none.
-    """
-    if isinstance(event, SkellamEvent):
-        if event.encoding == "wide":
-            return DistributedSkellam(event)
-        raise MechanismError("encoding='narrow' has no encoder")
-    if isinstance(event, GaussianEvent):
-        return LocalGaussian(event) if event.local else CentralGaussian(event)
-    if isinstance(event, UnprotectedEvent):
-        return Unprotected(event)
-    raise MechanismError(f"no mechanism draws the noise of {type(event).__name__}")
-
-
-def build_mechanism(
-    name: str,
-    *,
-    dimension: int,
-    clip: float,
-    noise_multiplier: float,
-    expected_cohort: float,
-    population: int,
-    cap: int,
-    min_survivors: int,
-    encoding: Encoding = "wide",
-    modulus_bits: int = 32,
-    sampling: SamplingKind = "poisson",
-    participation: float = 1.0,
-    guarantee: Guarantee = "outsider",
-    colluders: int = 0,
-) -> Mechanism:
-    """The mechanism of this name, its parameters checked.
 
     Args:
         name: one of ``MECHANISMS``.
@@ -160,24 +101,85 @@ def build_mechanism(
         participation: p of secret participation.
         guarantee: the view for which z was chosen.
         colluders: c, curious clients beside the server.
+        horizon: rounds of the job (banded-mf).
+        min_separation: rounds between two participations of a client (banded-mf).
+        example_rate: probability of an example being in a local batch (example-gaussian).
+        steps: local steps a round (example-gaussian).
 
     Raises:
         MechanismError: the name or a value is not usable.
     """
-    event = build_event(
-        name,
-        dimension=dimension,
-        clip=clip,
-        noise_multiplier=noise_multiplier,
-        expected_cohort=expected_cohort,
-        population=population,
-        cap=cap,
-        min_survivors=min_survivors,
-        encoding=encoding,
-        modulus_bits=modulus_bits,
-        sampling=sampling,
-        participation=participation,
-        guarantee=guarantee,
-        colluders=colluders,
-    )
-    return mechanism_for(event)
+    validation.one_of("mechanism", name, MECHANISMS)
+    validation.one_of("encoding", encoding, get_args(Encoding))
+    validation.integer("population", population)
+    if validation.positive("expected_cohort", expected_cohort) > population:
+        raise MechanismError(
+            f"expected_cohort={expected_cohort:g} exceeds population={population}: lower the cohort"
+        )
+    if encoding != "wide" and name != "distributed-skellam":
+        raise MechanismError(
+            f"encoding='narrow' is for distributed-skellam; use encoding='wide' with {name}"
+        )
+    how = Sampling(kind=sampling, rate=expected_cohort / population, participation=participation)
+    shared: dict[str, Any] = {
+        "dimension": dimension,
+        "clip": clip,
+        "modulus_bits": modulus_bits,
+        "cap": cap,
+        "min_survivors": min_survivors,
+        "expected_cohort": expected_cohort,
+        "sampling": how,
+        "colluders": colluders,
+    }
+    if name == "none":
+        return unprotected_event(**shared)
+    shared |= {"noise_multiplier": noise_multiplier, "guarantee": guarantee}
+    if name == "distributed-skellam":
+        return skellam_event(**shared, encoding=encoding)
+    if name == "banded-mf":
+        return banded_event(
+            **shared,
+            horizon=_needed(name, "rounds", horizon),
+            min_separation=_needed(name, "min_separation", min_separation),
+        )
+    if name == "example-gaussian":
+        return example_event(
+            **shared,
+            example_rate=_needed(name, "example_rate", example_rate),
+            steps=_needed(name, "steps", steps),
+        )
+    return gaussian_event(**shared, local=name == "local-gaussian")
+
+
+def _needed(mechanism: str, name: str, value: Any) -> Any:
+    if value is None:
+        raise MechanismError(f"mechanism={mechanism!r} needs {name}")
+    return value
+
+
+def mechanism_for(event: Event) -> Mechanism:
+    """The mechanism whose rounds cost this event.
+
+    Raises:
+        MechanismError: there is none.
+    """
+    if isinstance(event, SkellamEvent):
+        return DistributedSkellam(event) if event.encoding == "wide" else NarrowSkellam(event)
+    if isinstance(event, GaussianEvent):
+        return LocalGaussian(event) if event.local else CentralGaussian(event)
+    if isinstance(event, BandedEvent):
+        return BandedGaussian(event)
+    if isinstance(event, ExampleEvent):
+        return ExampleGaussian(event)
+    if isinstance(event, UnprotectedEvent):
+        return Unprotected(event)
+    raise MechanismError(f"no mechanism draws the noise of {type(event).__name__}")
+
+
+def build_mechanism(name: str, **parameters: Any) -> Mechanism:
+    """The mechanism of this name; ``parameters`` are those of ``build_event``.
+
+    Raises:
+        MechanismError: the name or a value is not usable.
+    """
+    return mechanism_for(build_event(name, **parameters))

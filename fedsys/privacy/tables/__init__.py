@@ -1,0 +1,1 @@
+"""Tables computed at build time by ``python -m fedsys.privacy.tables.build`` and shipped."""
