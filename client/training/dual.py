@@ -1,8 +1,8 @@
 """The dual path: linear layers in dual form, everything else once for all clients of the chunk.
 
-Each Linear and Conv2d of the model is replaced by its twin of K clients (`client_layers`); the
-clients' examples then pass through the model as one long batch. That is right for any model that
-treats the examples of a batch independently, which the self-check finds out.
+Each Linear and Conv2d of the model is replaced by its twin of K clients (`dual_linear`,
+`convolution`); the clients' examples then pass through the model as one long batch. That is right
+for any model that treats the examples of a batch independently, which the self-check finds out.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from client.training.batched import gather
-from client.training.client_layers import ClientConv2d, Cohort, DualLinear, UnsupportedLayerError
 from client.training.coefficients import combination
+from client.training.cohort import Cohort, UnsupportedLayerError
+from client.training.convolution import ClientConv2d
+from client.training.dual_linear import DualLinear
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
+from client.training.parameter_free import BitDropout, replacement, swap_relu_and_pool
 from client.training.schedule import Schedule
 from fedsys.tasks import Examples, Task, seeded
 
@@ -47,17 +50,10 @@ class DualPath:
         model = copy.deepcopy(model)
         self._linear: dict[str, DualLinear] = {}
         self._conv: dict[str, ClientConv2d] = {}
+        self._dropouts: list[BitDropout] = []
         self._model = self._swap(model, "")
+        swap_relu_and_pool(self._model)
         self._model.train()
-        if any(name.rpartition(".")[0] not in self._linear for name in self._layout.names):
-            self._check_all_known()
-
-    def _check_all_known(self) -> None:
-        known = {*self._linear, *self._conv}
-        for name in self._layout.names:
-            owner = name.rpartition(".")[0]
-            if owner not in known:
-                raise UnsupportedLayerError(f"parameter {name!r} is not of a Linear or Conv2d")
 
     def _swap(self, module: nn.Module, prefix: str) -> nn.Module:
         if type(module) is nn.Linear:
@@ -66,6 +62,11 @@ class DualPath:
             return self._conv.setdefault(prefix, ClientConv2d(module))
         if any(True for _ in module.parameters(recurse=False)):
             raise UnsupportedLayerError(f"{type(module).__name__} has parameters of its own")
+        faster = replacement(module)
+        if isinstance(faster, BitDropout):
+            self._dropouts.append(faster)
+        if faster is not None:
+            return faster
         for name, child in list(module.named_children()):
             setattr(module, name, self._swap(child, f"{prefix}.{name}" if prefix else name))
         return module
@@ -122,24 +123,17 @@ class DualPath:
         self, start: Tensor, examples: Examples, schedule: Schedule, seeds: Sequence[int]
     ) -> None:
         cohort = self._begin(start, schedule)
-        convolutions = list(self._conv.values())
-        with seeded(seeds[0] if seeds else 0):
+        seed = seeds[0] & 0xFFFFFFFFFFFFFFFF
+        for number, dropout in enumerate(self._dropouts):
+            dropout.reseed((seed << 16) + number)
+        with seeded(seed):
             for number, step in enumerate(schedule.steps):
                 cohort.begin(number, len(step.counts))
-                leaves = [layer.begin_step() for layer in convolutions]
                 x, y, weight = gather(examples, step, start.dtype)
                 outputs = self._model(x.flatten(0, 1))
                 losses = self._task.loss(outputs, y.flatten(0, 1))
-                wanted = [leaf for each in leaves for leaf in each]
-                grads = torch.autograd.grad(
-                    torch.dot(losses, weight.flatten()),
-                    [cohort.anchor, *wanted],
-                    allow_unused=True,
-                )
-                rest = iter(grads[1:])
-                with torch.no_grad():
-                    for layer, own in zip(convolutions, leaves, strict=True):
-                        layer.end_step([_or_zero(next(rest), leaf) for leaf in own])
+                # The layers take their steps in the backward pass.
+                torch.dot(losses, weight.flatten()).backward()  # type: ignore[no-untyped-call]
 
     def _begin(self, start: Tensor, schedule: Schedule) -> Cohort:
         alpha, combine = combination(self._local, len(schedule.steps))
@@ -161,7 +155,3 @@ class DualPath:
             name = f"{prefix}." if prefix else ""
             conv.start(cohort, self._local, views[f"{name}weight"], views.get(f"{name}bias"))
         return cohort
-
-
-def _or_zero(grad: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if grad is None else grad

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from client.training.autotune import Choice, candidates, measure
 from client.training.batched import BatchedPath
-from client.training.client_layers import Room
+from client.training.cohort import Room
 from client.training.dual import DualPath
 from client.training.evaluation import evaluate
 from client.training.flat import FlatLayout
