@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 from collections.abc import Iterator
@@ -105,7 +104,7 @@ def open_regular(path: Path) -> BinaryIO:
         raise LedgerError(
             f"{path.name} is not a regular file of at most {MAX_FILE_BYTES >> 20} MiB"
         )
-    return io.FileIO(descriptor, closefd=True)
+    return os.fdopen(descriptor, "rb", buffering=1 << 16)
 
 
 def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[bytes, bool]]:
@@ -114,10 +113,9 @@ def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[bytes, bool]]:
     Raises:
         LedgerError: a line exceeds ``MAX_LINE_BYTES``.
     """
-    buffered = io.BufferedReader(file, 1 << 16)  # type: ignore[type-var]
     number = 0
     while True:
-        raw = buffered.readline(MAX_LINE_BYTES + 1)
+        raw = file.readline(MAX_LINE_BYTES + 1)
         if not raw:
             return
         number += 1
