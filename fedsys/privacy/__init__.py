@@ -8,7 +8,15 @@
 
 from fedsys.privacy.aborts import AbortBounds, abort_delta, choose_cap_and_min_survivors
 from fedsys.privacy.accounting import ViewAccountant
+from fedsys.privacy.adaptive import AdaptiveClipping, default_bit_fraction
 from fedsys.privacy.calibration import calibrate, guaranteed_epsilon, planned_outsider
+from fedsys.privacy.cohorts import (
+    MinSeparation,
+    cyclic_group,
+    fixed_cohort,
+    poisson_cohort,
+    secret_coin,
+)
 from fedsys.privacy.events import Event, Sampling, event_from_json
 from fedsys.privacy.ledger import Ledger, LedgerView, Signer, load_public_key, read_ledger
 from fedsys.privacy.mechanisms import (
@@ -29,6 +37,7 @@ __all__ = [
     "MECHANISMS",
     "VIEWS",
     "AbortBounds",
+    "AdaptiveClipping",
     "AesCtrStream",
     "Encoded",
     "Entropy",
@@ -37,6 +46,7 @@ __all__ = [
     "Ledger",
     "LedgerView",
     "Mechanism",
+    "MinSeparation",
     "PrivacyPlan",
     "Sampling",
     "Signer",
@@ -48,7 +58,10 @@ __all__ = [
     "calibrate",
     "charge_rounds",
     "choose_cap_and_min_survivors",
+    "cyclic_group",
+    "default_bit_fraction",
     "event_from_json",
+    "fixed_cohort",
     "from_ring",
     "guaranteed_epsilon",
     "ledger_header",
@@ -57,8 +70,10 @@ __all__ = [
     "mechanism_for",
     "plan_of",
     "planned_outsider",
+    "poisson_cohort",
     "read_ledger",
     "replay",
     "ring_dtype",
+    "secret_coin",
     "to_ring",
 ]
