@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,37 +162,41 @@ class Job:
             RunFolderError: it belongs to another configuration, or a checkpoint does not fit.
         """
         signer = Signer.load_or_create()
-        ledger = Ledger.open(folder.ledger, folder.private, signer=signer)
-        view = ledger.view
-        if view is None or view.header.get("plan") != plan.to_json():
-            raise RunFolderError(
-                f"{folder.config}: gives another privacy plan than {folder.ledger.name} was "
-                f"started with; restore the file, or start a new run"
-            )
-        if view.header.get("randomness") != facts.randomness:
-            raise RunFolderError(f"{folder.path}: a seeded test run is not resumed; start anew")
-        strategy = strategy_of(config)
-        checkpoint = latest_checkpoint(folder.checkpoints)
-        if checkpoint is not None:
-            if checkpoint.weights.shape != weights.shape:
+        with ExitStack() as held:
+            ledger = Ledger.open(folder.ledger, folder.private, signer=signer)
+            held.enter_context(ledger)
+            view = ledger.view
+            if view is None or view.header.get("plan") != plan.to_json():
                 raise RunFolderError(
-                    f"{folder.checkpoints}: holds {len(checkpoint.weights)} weights, the task has "
-                    f"{len(weights)}; is this the task that the run was started with?"
+                    f"{folder.config}: gives another privacy plan than {folder.ledger.name} was "
+                    f"started with; restore the file, or start a new run"
                 )
-            weights = checkpoint.weights
-            strategy.load(checkpoint.strategy)
-        accountant = ViewAccountant(plan)
-        for _ in charge_rounds(accountant, view, ledger.private_rounds):
-            pass
-        sampler = _sampler(config, plan)
-        _recall(sampler, view, ledger)
-        name = bytes.fromhex(view.header["job"])
+            if view.header.get("randomness") != facts.randomness:
+                raise RunFolderError(f"{folder.path}: a seeded test run is not resumed; start anew")
+            strategy = strategy_of(config)
+            checkpoint = latest_checkpoint(folder.checkpoints)
+            if checkpoint is not None:
+                if checkpoint.weights.shape != weights.shape:
+                    raise RunFolderError(
+                        f"{folder.checkpoints}: holds {len(checkpoint.weights)} weights, the task "
+                        f"has {len(weights)}; is this the task that the run was started with?"
+                    )
+                weights = checkpoint.weights
+                strategy.load(checkpoint.strategy)
+            accountant = ViewAccountant(plan)
+            for _ in charge_rounds(accountant, view, ledger.private_rounds):
+                pass
+            sampler = _sampler(config, plan)
+            _recall(sampler, view, ledger)
+            name = bytes.fromhex(view.header["job"])
+            coordinator = _coordinator(config, name, ledger, accountant, strategy, weights, sampler)
+            held.pop_all()
         return cls(
             config=config,
             plan=plan,
             folder=folder,
             ledger=ledger,
-            coordinator=_coordinator(config, name, ledger, accountant, strategy, weights, sampler),
+            coordinator=coordinator,
             signer=signer,
             facts=facts,
         )

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsys.config import Config, dump, load
-from fedsys.errors import RunFolderError
+from fedsys.errors import LedgerError, RunFolderError
 from server.checkpoint import write_atomically
 
 if TYPE_CHECKING:
@@ -156,12 +156,13 @@ def free_name(parent: Path, name: str) -> Path:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError while writing a run into one line that says how to go on."""
+    """Turn a failure to write a run into one line that says how to go on."""
     try:
         yield
-    except OSError as error:
+    except (OSError, LedgerError) as error:
+        reason = _reason(error) if isinstance(error, OSError) else str(error)
         raise RunFolderError(
-            f"{path}: {_reason(error)}; what was written is whole: mend that, then continue with "
+            f"{path}: {reason}; what was written is whole: mend that, then continue with "
             f"--resume {path}"
         ) from error
 

@@ -93,7 +93,8 @@ def run(
             weights=setting.population.trainer.initial_weights(),
             facts=setting.facts,
         )
-    return _rounds(setting, job, observer or _ignore)
+    with job.ledger:
+        return _rounds(setting, job, observer or _ignore)
 
 
 def resume(
@@ -110,15 +111,15 @@ def resume(
     """
     folder = RunFolder.open(path)
     setting = prepare(folder.read_config(), data=data, device=device)
-    with disk_errors(path):
-        job = Job.restore(
-            folder,
-            config=setting.config,
-            plan=setting.plan,
-            weights=setting.population.trainer.initial_weights(),
-            facts=setting.facts,
-        )
-    return _rounds(setting, job, observer or _ignore)
+    job = Job.restore(
+        folder,
+        config=setting.config,
+        plan=setting.plan,
+        weights=setting.population.trainer.initial_weights(),
+        facts=setting.facts,
+    )
+    with job.ledger:
+        return _rounds(setting, job, observer or _ignore)
 
 
 def _ignore(_event: RoundReport | str) -> None:
