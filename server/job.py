@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.config import Config
-from fedsys.errors import RunFolderError
+from fedsys.errors import MechanismError, RunFolderError
 from fedsys.privacy import (
     Epsilons,
     Ledger,
@@ -110,6 +110,7 @@ class Job:
             job=name.hex(),
             name=config.job.name,
             protocol=config.aggregation.protocol,
+            release=config.aggregation.protocol != "float",
             population={"clients": plan.population, "known": facts.population_known},
             trust={
                 "roster": facts.roster,
@@ -251,29 +252,35 @@ def plan_for(config: Config, *, population: int, dimension: int) -> PrivacyPlan:
     cap, least = cohort.cap, cohort.min_survivors
     if privacy.mechanism == "none":
         cap, least = cap or population, least or 1
-    return make_plan(
-        mechanism=privacy.mechanism,
-        population=population,
-        expected_cohort=float(cohort.expected),
-        rounds=config.rounds.count,
-        dimension=dimension,
-        clip=privacy.clip,
-        delta=privacy.delta,
-        noise_multiplier=privacy.noise_multiplier,
-        epsilon=privacy.epsilon if privacy.noise_multiplier is None else None,
-        budget=privacy.epsilon,
-        cap=cap,
-        min_survivors=least,
-        encoding=aggregation.encoding,
-        modulus_bits=aggregation.modulus_bits,
-        sampling=cohort.sampling,
-        participation=cohort.participation,
-        guarantee=privacy.guarantee,
-        colluders=privacy.max_colluders,
-        dropout=aggregation.dropout,
-        max_participations=privacy.max_participations,
-        unit=privacy.unit,
-    )
+    try:
+        return make_plan(
+            mechanism=privacy.mechanism,
+            population=population,
+            expected_cohort=float(cohort.expected),
+            rounds=config.rounds.count,
+            dimension=dimension,
+            clip=privacy.clip,
+            delta=privacy.delta,
+            noise_multiplier=privacy.noise_multiplier,
+            epsilon=privacy.epsilon if privacy.noise_multiplier is None else None,
+            budget=privacy.epsilon,
+            cap=cap,
+            min_survivors=least,
+            encoding="float" if aggregation.protocol == "float" else aggregation.encoding,
+            noise=aggregation.noise,
+            modulus_bits=aggregation.modulus_bits,
+            sampling=cohort.sampling,
+            participation=cohort.participation,
+            guarantee=privacy.guarantee,
+            colluders=privacy.max_colluders,
+            dropout=aggregation.dropout,
+            max_participations=privacy.max_participations,
+            unit=privacy.unit,
+        )
+    except MechanismError as error:
+        if privacy.noise_multiplier is None and privacy.epsilon is not None:
+            raise MechanismError(f"privacy.epsilon = {privacy.epsilon:g}: {error}") from None
+        raise
 
 
 def strategy_of(config: Config) -> Strategy:

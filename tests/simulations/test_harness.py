@@ -1,0 +1,325 @@
+"""One job in process: what repeats, what never does, and what a crash costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import server.coordinator
+import server.job
+from fedsys.config import Config
+from fedsys.errors import ConfigError, RunFolderError
+from fedsys.privacy import Ledger, read_ledger, replay
+from fedsys.privacy.ledger import read_private
+from secure_agg import Aggregator, Participant
+from server.coordinator import Coordinator
+from server.job import Job
+from server.run_folder import RunFolder
+from simulations import harness
+from simulations.harness import RunResult
+from simulations.population import Population
+
+Configure = Callable[..., Config]
+
+
+class Crash(BaseException):
+    """What ``kill -9`` leaves behind: nothing after this point runs."""
+
+
+def summary(run: RunResult | Path) -> dict[str, Any]:
+    folder = run if isinstance(run, Path) else run.folder
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return found
+
+
+def cohorts(folder: Path) -> list[tuple[int, ...]]:
+    rounds, _ = read_private(folder / "private.jsonl")
+    return [tuple(line["sampled"]) for _, line in sorted(rounds.items())]
+
+
+def test_a_run_without_privacy_repeats_to_the_bit(configure: Configure, tmp_path: Path) -> None:
+    config = configure("privacy.mechanism=none", "aggregation.protocol=secure")
+    first = harness.run(config, out=tmp_path / "a")
+    second = harness.run(config, out=tmp_path / "b")
+    other = harness.run(
+        configure("privacy.mechanism=none", "aggregation.protocol=secure", "job.seed=1"),
+        out=tmp_path / "c",
+    )
+    assert summary(first)["model_sha256"] == summary(second)["model_sha256"]
+    assert summary(first)["model_sha256"] != summary(other)["model_sha256"]
+    assert summary(first)["privacy"]["epsilon"] == dict.fromkeys(
+        ("outsider", "participant", "server"), "inf"
+    )
+
+
+def test_the_stored_configuration_gives_the_same_run(configure: Configure, tmp_path: Path) -> None:
+    first = harness.run(configure("privacy.mechanism=none"), out=tmp_path / "a")
+    stored = RunFolder(tmp_path / "a").read_config()
+    assert stored.engine.path == "batched"
+    assert stored.population.clients == 1437
+    second = harness.run(stored, out=tmp_path / "b")
+    assert summary(first)["model_sha256"] == summary(second)["model_sha256"]
+
+
+def test_with_a_mechanism_nothing_secret_follows_the_seed(
+    configure: Configure, tmp_path: Path
+) -> None:
+    config = configure("job.seed=5")
+    first = harness.run(config, out=tmp_path / "a")
+    second = harness.run(config, out=tmp_path / "b")
+    assert cohorts(first.folder) != cohorts(second.folder)
+    assert summary(first)["model_sha256"] != summary(second)["model_sha256"]
+
+
+def test_a_tampered_upload_changes_the_sum(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure("privacy.mechanism=none", "aggregation.protocol=secure", "rounds.count=1")
+    totals: list[np.ndarray[Any, Any]] = []
+    finish = Coordinator.finish_round
+
+    def spy(self: Coordinator, total: Any, survivors: Any, **rest: Any) -> Any:
+        totals.append(total.copy())
+        return finish(self, total, survivors, **rest)
+
+    monkeypatch.setattr(Coordinator, "finish_round", spy)
+    harness.run(config, out=tmp_path / "honest")
+    receive, tampered = Aggregator.receive, []
+
+    def flip(self: Aggregator, sender: int, message: bytes) -> None:
+        if self.stage.name == "MASKED_INPUT" and not tampered:
+            tampered.append(sender)
+            message = message[:-4] + bytes([message[-4] ^ 1]) + message[-3:]
+        receive(self, sender, message)
+
+    monkeypatch.setattr(Aggregator, "receive", flip)
+    harness.run(config, out=tmp_path / "tampered")
+    difference = totals[0] - totals[1]
+    assert tampered
+    assert np.count_nonzero(difference) == 1
+    assert int(difference[-1]) in (1, 2**32 - 1)
+
+
+def test_masked_uploads_look_nothing_like_inputs(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure("privacy.mechanism=none", "aggregation.protocol=secure", "rounds.count=1")
+    inputs: dict[int, bytes] = {}
+    provide = Participant.provide
+
+    def keep(self: Participant, vector: Any) -> None:
+        inputs[self.id] = np.ascontiguousarray(vector).tobytes()
+        provide(self, vector)
+
+    uploads: dict[int, bytes] = {}
+    receive = Aggregator.receive
+
+    def watch(self: Aggregator, sender: int, message: bytes) -> None:
+        if self.stage.name == "MASKED_INPUT":
+            uploads[sender] = message
+        receive(self, sender, message)
+
+    monkeypatch.setattr(Participant, "provide", keep)
+    monkeypatch.setattr(Aggregator, "receive", watch)
+    harness.run(config, out=tmp_path / "run")
+    assert len(uploads) > 20
+    for client, upload in uploads.items():
+        vector = np.frombuffer(inputs[client], dtype=np.uint32)
+        sent = np.frombuffer(upload[-4 * len(vector) :], dtype="<u4")
+        assert np.count_nonzero(vector == sent) < 5
+        # uniform words: the top bit of 650 is set 325 times, 8 deviations are 102
+        assert abs(int((sent >> 31).sum()) - 325) < 102
+
+
+def _crash(*_: object, **__: object) -> None:
+    raise Crash
+
+
+def _crash_after(function: Callable[..., Any], calls: int) -> Callable[..., Any]:
+    made = []
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        made.append(1)
+        if len(made) == calls:
+            raise Crash
+        return result
+
+    return wrapped
+
+
+CRASH_POINTS = [
+    pytest.param(Ledger, "reserve", id="after the reserve"),
+    pytest.param(Population, "train", id="in training"),
+    pytest.param(Coordinator, "begin_round", id="after the invitations"),
+    pytest.param(Ledger, "commit", id="after the commit"),
+    pytest.param(Coordinator, "finish_round", id="before the checkpoint"),
+    pytest.param(Job, "checkpoint", id="after the checkpoint"),
+    pytest.param(RunFolder, "append_metrics", id="after the evaluation"),
+]
+
+
+@pytest.mark.parametrize(("owner", "name"), CRASH_POINTS)
+def test_a_crash_costs_a_round_and_nothing_else(
+    owner: type, name: str, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, _crash_after(getattr(owner, name), 2))
+        with pytest.raises(Crash):
+            harness.run(configure("rounds.count=5"), out=out)
+    before = read_ledger(out / "ledger.jsonl", allow_torn=True)
+    cohorts_before = cohorts(out)
+    result = harness.resume(out)
+    view = read_ledger(out / "ledger.jsonl")
+    numbers = [record.round for record in view.rounds]
+    assert numbers == [1, 2, 3, 4, 5]
+    assert [r.round for r in before.rounds] == numbers[: len(before.rounds)]
+    assert cohorts(out)[: len(cohorts_before)] == cohorts_before
+    drawn = cohorts(out)
+    assert len(set(drawn)) == len(drawn), "a cohort was sampled again"
+    assert view.closed is not None
+    spent = summary(result)["privacy"]["epsilon"]
+    private, _ = read_private(out / "private.jsonl")
+    again = replay(view, private)[1]
+    assert spent == again.to_json()
+    whole = harness.run(configure("rounds.count=5"), out=tmp_path / "whole")
+    assert spent["outsider"] == summary(whole)["privacy"]["epsilon"]["outsider"]
+
+
+def test_a_crash_in_the_middle_of_a_ledger_line(configure: Configure, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Job, "checkpoint", _crash_after(Job.checkpoint, 2))
+        with pytest.raises(Crash):
+            harness.run(configure("rounds.count=4"), out=out)
+    ledger = out / "ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(b"".join(lines[:-1]) + lines[-1][:100])
+    harness.resume(out)
+    view = read_ledger(ledger)
+    assert [record.outcome for record in view.rounds] == ["commit", None, "commit", "commit"]
+    assert view.resumes[0]["torn_ledger_bytes"] == 100
+
+
+def test_interrupt_leaves_a_resumable_run(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(Population, "train", interrupt)
+        result = harness.run(configure(), out=out)
+    assert result.interrupted
+    assert summary(result)["status"] == "interrupted"
+    assert summary(result)["rounds"] == 1
+    assert not (out / "model.pt").exists()
+    resumed = harness.resume(out)
+    assert not resumed.interrupted
+    assert summary(resumed)["status"] == "completed"
+
+
+def test_a_budget_ends_the_run_with_its_model(configure: Configure, tmp_path: Path) -> None:
+    full = harness.run(configure("rounds.count=6"), out=tmp_path / "full")
+    total = summary(full)["privacy"]["epsilon"]["outsider"]
+    notices: list[str] = []
+    budget = 0.9 * total
+    run = harness.run(
+        configure("rounds.count=6", f"privacy.epsilon={budget}", "privacy.noise_multiplier=0.7"),
+        out=tmp_path / "budget",
+        observer=lambda event: notices.append(event) if isinstance(event, str) else None,
+    )
+    found = summary(run)
+    assert found["status"] == "budget-exhausted"
+    assert 0 < found["rounds"] < 6
+    assert found["privacy"]["epsilon"]["outsider"] <= budget
+    assert (run.folder / "model.pt").is_file()
+    assert any("budget" in notice for notice in notices)
+
+
+def test_epsilon_alone_derives_the_noise(configure: Configure, tmp_path: Path) -> None:
+    run = harness.run(configure("privacy.epsilon=5"), out=tmp_path / "run")
+    privacy = summary(run)["privacy"]
+    assert privacy["epsilon"]["outsider"] == pytest.approx(5, rel=1e-4)
+    assert privacy["epsilon"]["outsider"] <= 5
+    assert RunFolder(run.folder).read_config().privacy.noise_multiplier == pytest.approx(
+        privacy["noise_multiplier"]
+    )
+
+
+def test_folders_are_never_overwritten(configure: Configure, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    harness.run(configure("rounds.count=1"), out=out)
+    content = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(RunFolderError, match="not empty; continue that run with --resume"):
+        harness.run(configure(), out=out)
+    with pytest.raises(Exception, match="closed"):
+        harness.resume(out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == content
+
+
+def test_resume_needs_the_run_that_was_started(configure: Configure, tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="no run to resume here"):
+        harness.resume(tmp_path)
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Job, "checkpoint", _crash)
+        with pytest.raises(Crash):
+            harness.run(configure(), out=out)
+    config = out / "config.toml"
+    config.write_text(config.read_text().replace("clip = 0.3", "clip = 0.4"))
+    with pytest.raises(RunFolderError, match="another privacy plan"):
+        harness.resume(out)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("cohort.expected=2000", "more than the population of 1437"),
+        ("task.name=digit", "no such task"),
+        ("server.strategy=fedavgg", "fedavg"),
+        ("cohort.expected=1", "a cohort of 1"),
+        ("privacy.epsilon=1e-9", "privacy.epsilon = 1e-09"),
+    ],
+)
+def test_what_cannot_run_is_said_before_anything_is_written(
+    setting: str, message: str, configure: Configure, tmp_path: Path
+) -> None:
+    with pytest.raises(Exception, match=message) as caught:
+        harness.run(configure(setting, "aggregation.protocol=secure"), out=tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_that_is_not_there(configure: Configure, tmp_path: Path) -> None:
+    for device in ("cuda:99", "tpu", "mps"):
+        with pytest.raises(ConfigError, match=f"--device {device}"):
+            harness.run(configure(), out=tmp_path / "run", device=device)
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    save, calls = server.job.save_checkpoint, []
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return save(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(server.job, "save_checkpoint", full)
+        with pytest.raises(RunFolderError, match=r"no space left on device.*--resume"):
+            harness.run(configure(), out=out)
+    resumed = harness.resume(out)
+    assert summary(resumed)["status"] == "completed"
+    assert [r.round for r in read_ledger(out / "ledger.jsonl").rounds] == [1, 2, 3]
