@@ -329,6 +329,7 @@ class Aggregator:
         self._answers[_Stage.ADVERTISE] = {}
         self._answers[_Stage.REVEAL] = {}
         self._public_keys = set()
+        self._cohort = self._view = None
         self.stage = _Stage.ADVERTISE
         return self._to_all(Kind.BEGIN, begin.body())
 

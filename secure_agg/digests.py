@@ -12,7 +12,7 @@ import hashlib
 
 __all__ = ["SUITE", "digest", "tag"]
 
-SUITE = b"fedsys/secure_agg/1 X25519 Ed25519 HKDF-SHA256 AES-256-GCM AES-256-CTR GF(2^16)"
+SUITE = b"fedsys/secure_agg/1 X25519 Ed25519 HKDF-SHA256 ChaCha20-Poly1305 AES-256-CTR GF(2^16)"
 """What a session runs, hashed into everything it signs."""
 
 

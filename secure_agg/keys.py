@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from secure_agg import checks
@@ -53,8 +53,12 @@ _SHARE_TAGS: Final = (tag("share of self-mask seed"), tag("share of mask key"))
 
 
 def derive_key(secret: bytes, purpose: str, *context: bytes) -> bytes:
-    """Return 32 bytes by HKDF-SHA256 without salt, ``info`` being the purpose and the context."""
-    info = tag(purpose) + b"".join(context)
+    """Return a key; ``info`` is the purpose and the context, which has a fixed length in each."""
+    return hkdf(secret, tag(purpose) + b"".join(context))
+
+
+def hkdf(secret: bytes, info: bytes) -> bytes:
+    """Return 32 bytes by HKDF-SHA256 without salt (RFC 5869)."""
     return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(secret)
 
 
@@ -151,8 +155,10 @@ def associated_data(view: bytes, sender: int, receiver: int) -> bytes:
 
 
 def seal(key: bytes, nonce: bytes, plain: bytes, view: bytes, sender: int, receiver: int) -> bytes:
-    """Encrypt with AES-256-GCM; ``nonce || ciphertext || tag``."""
-    return nonce + AESGCM(key).encrypt(nonce, plain, associated_data(view, sender, receiver))
+    """Encrypt with ChaCha20-Poly1305 (RFC 8439); ``nonce || ciphertext || tag``."""
+    return nonce + ChaCha20Poly1305(key).encrypt(
+        nonce, plain, associated_data(view, sender, receiver)
+    )
 
 
 def unseal(key: bytes, sealed: bytes, view: bytes, sender: int, receiver: int) -> bytes:
@@ -163,7 +169,7 @@ def unseal(key: bytes, sealed: bytes, view: bytes, sender: int, receiver: int) -
     """
     ad = associated_data(view, sender, receiver)
     try:
-        return AESGCM(key).decrypt(sealed[:NONCE_SIZE], sealed[NONCE_SIZE:], ad)
+        return ChaCha20Poly1305(key).decrypt(sealed[:NONCE_SIZE], sealed[NONCE_SIZE:], ad)
     except InvalidTag:
         raise ShareError(f"the share from member {sender} does not authenticate") from None
 
@@ -171,13 +177,14 @@ def unseal(key: bytes, sealed: bytes, view: bytes, sender: int, receiver: int) -
 def verifies(public: bytes, signature: bytes, message: bytes, shared: Shared | None = None) -> bool:
     """Whether an Ed25519 signature is valid (RFC 8032)."""
 
-    def compute() -> bool:
-        try:
-            Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
-        except (InvalidSignature, ValueError):
-            return False
-        return True
+    def verify() -> None:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
 
-    if shared is None:
-        return compute()
-    return shared.get((public, signature, message), compute)
+    try:
+        if shared is None:
+            verify()
+        else:
+            shared.get((public, signature, message), verify)
+    except (InvalidSignature, ValueError):
+        return False
+    return True

@@ -94,7 +94,7 @@ class SecAggParams:
         where A is `attempts`: a coalition that withholds a nonce has the graph drawn again.
         One alive set for everybody is enforced by the quorum ``q > (n+c)/2``, which is what lets
         secrecy ask for ``X >= t`` only. Where no sparse graph fits, the complete one:
-        ``c < t <= n - dropouts - c``.
+        ``c < t <= n - dropouts - max(c, 1)``.
 
         Args:
             n: Members invited to this round.
@@ -211,7 +211,7 @@ def _derive(
             chosen = degree, threshold
             break
     if chosen is None:
-        threshold = min(n - 1, live - colluders)
+        threshold = min(live - 1, live - colluders)
         if threshold <= colluders:
             raise ParameterError(
                 f"{what}: no threshold above {colluders} colluders can be met by "

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 from secure_agg import SecAggParams, keys, participant, shamir
 from secure_agg.errors import (
@@ -52,9 +52,9 @@ def complaints(reply: bytes) -> list[int]:
 
 
 def unauthenticated(key: bytes, sealed: bytes, view: bytes, sender: int, receiver: int) -> bytes:
-    """AES-256-GCM's decryption without its check: counter mode from block 2."""
-    counter = sealed[: keys.NONCE_SIZE] + (2).to_bytes(4, "big")
-    plain = Cipher(algorithms.AES(key), modes.CTR(counter)).decryptor()
+    """The decryption of RFC 8439 without its check: ChaCha20 from block 1."""
+    counter = (1).to_bytes(4, "little") + sealed[: keys.NONCE_SIZE]
+    plain = Cipher(algorithms.ChaCha20(key, counter), None).decryptor()
     return plain.update(sealed[keys.NONCE_SIZE : -16])
 
 
