@@ -27,6 +27,7 @@ from secure_agg import (
     Floor,
     Identity,
     Participant,
+    ParticipantStage,
     Roster,
     SecAggParams,
     Shared,
@@ -113,6 +114,38 @@ class Agent:
         )
         self._participations += 1
         return mechanism
+
+    def resume(self, assignment: Assignment) -> Mechanism | None:
+        """Take a round up again from the store, in a process that did not `accept` it.
+
+        Returns:
+            The mechanism, as `accept` gives it; None where the store holds no such round.
+
+        Raises:
+            StateError: the store cannot be read, or holds the state of another roster.
+        """
+        stored = None if self._store is None else self._store.load()
+        if stored is None:
+            return None
+        participant = Participant.from_bytes(
+            stored,
+            identity=self._identity,
+            roster=self._roster,
+            floor=self._floor,
+            entropy=self._entropy,
+            store=self._store,
+            shared=self._shared,
+        )
+        if participant.context != assignment.context:
+            return None
+        self._participant = participant
+        return mechanism_of(assignment)
+
+    @property
+    def masked(self) -> bool:
+        """Whether this round's vector was handed out already, so that none is needed any more."""
+        stage = self._current().stage
+        return stage.value >= ParticipantStage.MASKED.value
 
     def provide(self, vector: NDArray[Any]) -> None:
         """Hand over the privatized vector (length,), before the masked input is asked for."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fedsys.config import Config
 from fedsys.errors import MechanismError, RunFolderError
 from fedsys.privacy import (
+    Entropy,
     Epsilons,
     Ledger,
     LedgerView,
@@ -93,6 +94,8 @@ class Job:
         plan: PrivacyPlan,
         weights: Weights,
         facts: JobFacts,
+        signer: Signer | None = None,
+        entropy: Entropy = os.urandom,
     ) -> Job:
         """Write configuration and ledger header into an empty folder.
 
@@ -102,8 +105,10 @@ class Job:
             plan: as `plan_for` gives it.
             weights: (d,) of the initial model.
             facts: for the header.
+            signer: of the ledger; by default the coordinator's own.
+            entropy: of the job's name and the ledger's salts.
         """
-        signer, name = Signer.load_or_create(), os.urandom(32)
+        signer, name = signer or Signer.load_or_create(), entropy(32)
         folder.write_config(config)
         header = ledger_header(
             plan,
@@ -124,7 +129,9 @@ class Job:
             initial_weights_sha256=sha256_of_weights(weights),
             versions=versions(),
         )
-        ledger = Ledger.create(folder.ledger, folder.private, signer=signer, header=header)
+        ledger = Ledger.create(
+            folder.ledger, folder.private, signer=signer, header=header, entropy=entropy
+        )
         strategy = strategy_of(config)
         coordinator = _coordinator(
             config, name, ledger, ViewAccountant(plan), strategy, weights, _sampler(config, plan)
@@ -148,6 +155,8 @@ class Job:
         plan: PrivacyPlan,
         weights: Weights,
         facts: JobFacts,
+        signer: Signer | None = None,
+        entropy: Entropy = os.urandom,
     ) -> Job:
         """Take an interrupted job up again: charge what its ledger holds, load its newest model.
 
@@ -157,14 +166,16 @@ class Job:
             plan: that it means.
             weights: (d,) of the initial model, for a job without a checkpoint.
             facts: must be those that the job was started with.
+            signer: of the ledger; by default the coordinator's own.
+            entropy: of the ledger's salts.
 
         Raises:
             LedgerError: the ledger is closed, locked or does not hold.
             RunFolderError: it belongs to another configuration, or a checkpoint does not fit.
         """
-        signer = Signer.load_or_create()
+        signer = signer or Signer.load_or_create()
         with ExitStack() as held:
-            ledger = Ledger.open(folder.ledger, folder.private, signer=signer)
+            ledger = Ledger.open(folder.ledger, folder.private, signer=signer, entropy=entropy)
             held.enter_context(ledger)
             view = ledger.view
             if view is None or view.header.get("plan") != plan.to_json():
@@ -267,7 +278,7 @@ def plan_for(config: Config, *, population: int, dimension: int) -> PrivacyPlan:
             cap=cap,
             min_survivors=least,
             encoding="float" if aggregation.protocol == "float" else aggregation.encoding,
-            noise=aggregation.noise,
+            noise="once" if aggregation.protocol == "float" else aggregation.noise,
             modulus_bits=aggregation.modulus_bits,
             sampling=cohort.sampling,
             participation=cohort.participation,

@@ -1,0 +1,93 @@
+"""What one seed means: the job, the weather, who dies how often, and until when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulations.deterministic.dice import Dice
+from simulations.deterministic.network import Partition, Weather
+
+__all__ = ["Schedule"]
+
+CALM = Weather(delay=0.2, straggling=0.0, late=1.0, loss=0.0, doubling=0.0)
+DIMENSION = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """A pure function of its seed.
+
+    Attributes:
+        seed: names it; the same seed replays the same schedule, to the byte.
+        population: agents.
+        expected: of them in a cohort, on average.
+        rounds: of the job.
+        dropout: fraction of a cohort that secure aggregation is to withstand losing.
+        corrupt: fraction of it that may collude.
+        budget: whether the job has an epsilon that does not suffice for all its rounds.
+        weather: of the network.
+        calm_at: second from which nothing goes wrong any more, so that the job can end.
+        agent_crash: probability that an agent dies at a flush, and before or after an event.
+        server_crash: likewise the coordinator.
+        power_loss: probability that a crash takes the machine, not the process alone.
+        disk_failure: probability that a flush fails.
+        outage: longest time in seconds for which a dead party stays down.
+    """
+
+    seed: int
+    population: int
+    expected: int
+    rounds: int
+    dropout: float
+    corrupt: float
+    budget: bool
+    weather: Weather
+    calm_at: float
+    agent_crash: float
+    server_crash: float
+    power_loss: float
+    disk_failure: float
+    outage: float
+
+    @classmethod
+    def of(cls, seed: int) -> Schedule:
+        """The schedule that this seed stands for."""
+        dice = Dice(seed, "schedule")
+        population, expected = dice.one_of(((4, 4), (5, 4), (5, 5), (6, 5), (7, 5), (8, 5)))
+        corrupt, dropout = dice.one_of(((0.0, 0.25), (0.0, 0.25), (0.1, 0.1)))
+        calm_at = dice.uniform(5.0, 60.0)
+        swarm = [dice.chance(0.6) for _ in range(7)]  # a fault that is off lets others go further
+        parts = tuple(_partition(dice, population, calm_at) for _ in range(dice.below(4)))
+        return cls(
+            seed=seed,
+            population=population,
+            expected=expected,
+            rounds=2 + dice.below(2),
+            dropout=dropout,
+            corrupt=corrupt,
+            budget=dice.chance(0.2),
+            weather=Weather(
+                delay=dice.uniform(0.05, 1.0),
+                straggling=dice.uniform(0.0, 0.15) if swarm[0] else 0.0,
+                late=dice.uniform(1.0, 30.0),
+                loss=dice.uniform(0.0, 0.2) if swarm[1] else 0.0,
+                doubling=dice.uniform(0.0, 0.3) if swarm[2] else 0.0,
+                partitions=parts if swarm[3] else (),
+            ),
+            calm_at=calm_at,
+            agent_crash=dice.uniform(0.0, 0.06) if swarm[4] else 0.0,
+            server_crash=dice.uniform(0.0, 0.08) if swarm[5] else 0.0,
+            power_loss=dice.one_of((0.0, 0.5, 1.0)),
+            disk_failure=dice.uniform(0.0, 0.03) if swarm[6] else 0.0,
+            outage=dice.uniform(0.1, 8.0),
+        )
+
+
+def _partition(dice: Dice, population: int, calm_at: float) -> Partition:
+    start = dice.uniform(0.0, calm_at)
+    return Partition(
+        start=start,
+        end=start + dice.uniform(0.5, 20.0),
+        agents=frozenset(agent for agent in range(population) if dice.chance(0.4)),
+        inbound=dice.one_of((None, None, True, False)),
+    )
