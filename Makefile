@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: setup demo test test-all bench lint clean
+.PHONY: setup demo test test-all bench lint proto clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
+
+proto: $(VENV)/.dev
+	$(BIN)/python -m grpc_tools.protoc -I fedsys/wire/proto --python_out=fedsys/wire --pyi_out=fedsys/wire fleet.proto
 
 clean:
 	rm -rf $(VENV) build dist

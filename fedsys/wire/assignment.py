@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsys.errors import ProtocolError
+from fedsys.wire.canonical import decode_object, encode_object
 from secure_agg import RoundContext
 
 __all__ = ["Assignment"]
+
+_KEYS = frozenset({"job", "round", "task", "local", "mechanism", "seed", "terms"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,7 @@ class Assignment:
         local: local training (see `client.training.LocalConfig`), by field name.
         mechanism: arguments of `fedsys.privacy.build_mechanism`, by name.
         seed: from which each client derives its batch order.
+        terms: digest of the job's `Terms`, where the host has agents agree to them beforehand.
     """
 
     job: bytes
@@ -38,6 +42,22 @@ class Assignment:
     local: Mapping[str, Any]
     mechanism: Mapping[str, Any]
     seed: int
+    terms: bytes = b""
+
+    @cached_property
+    def head(self) -> bytes:
+        """Everything but the weights, as canonical bytes."""
+        return encode_object(
+            {
+                "job": self.job.hex(),
+                "round": self.round,
+                "task": self.task,
+                "local": dict(self.local),
+                "mechanism": dict(self.mechanism),
+                "seed": self.seed,
+                "terms": self.terms.hex(),
+            }
+        )
 
     @cached_property
     def digest(self) -> bytes:
@@ -46,23 +66,62 @@ class Assignment:
         It is bound into the mask keys (the model hash of secure aggregation), so a coordinator
         that hands out different models or parameters gets masks that do not cancel.
         """
-        head = json.dumps(
-            {
-                "job": self.job.hex(),
-                "round": self.round,
-                "task": self.task,
-                "local": dict(self.local),
-                "mechanism": dict(self.mechanism),
-                "seed": self.seed,
-            },
-            sort_keys=True,
-            separators=(",", ":"),
-        ).encode()
+        head = self.head
         digest = hashlib.sha256(b"fedsys assignment v1\x00")
         digest.update(len(head).to_bytes(8, "big"))
         digest.update(head)
-        digest.update(np.ascontiguousarray(self.weights, dtype="<f4").tobytes())
+        digest.update(self.weights_bytes)
         return digest.digest()
+
+    @cached_property
+    def weights_bytes(self) -> bytes:
+        """The weights as little-endian float32."""
+        return np.ascontiguousarray(self.weights, dtype="<f4").tobytes()
+
+    def batch_seed(self, client: int) -> int:
+        """Seed of one client's batch order: a function of the job's seed, the round, the client."""
+        text = f"batches {self.round} {client}".encode()
+        seed = self.seed.to_bytes(8, "big")
+        digest = hashlib.sha256(b"fedsys\x00" + len(seed).to_bytes(4, "big") + seed + text)
+        return int.from_bytes(digest.digest()[:8], "big")
+
+    @classmethod
+    def decode(cls, head: bytes, weights: bytes) -> Assignment:
+        """The assignment that `head` and `weights_bytes` of another party are.
+
+        Raises:
+            ProtocolError: they are none.
+        """
+        body = decode_object(head, "an assignment", _KEYS)
+        try:
+            job, terms = bytes.fromhex(body["job"]), bytes.fromhex(body["terms"])
+        except (TypeError, ValueError):
+            raise ProtocolError("an assignment whose job or terms are not hexadecimal") from None
+        number, seed = body["round"], body["seed"]
+        if (
+            len(job) != 32
+            or len(terms) not in (0, 32)
+            or type(number) is not int
+            or not 1 <= number < 2**31
+            or type(seed) is not int
+            or not 0 <= seed < 2**63
+            or type(body["task"]) is not str
+            or type(body["local"]) is not dict
+            or type(body["mechanism"]) is not dict
+        ):
+            raise ProtocolError("an assignment with a value of the wrong type")
+        if len(weights) % 4:
+            raise ProtocolError(f"weights of {len(weights)} bytes are no float32 vector")
+        return cls(
+            job=job,
+            round=number,
+            task=body["task"],
+            weights=np.frombuffer(weights, dtype="<f4").astype(np.float32),
+            local=body["local"],
+            mechanism=body["mechanism"],
+            seed=seed,
+            terms=terms,
+        )
 
     @property
     def context(self) -> RoundContext:

@@ -1,0 +1,191 @@
+"""Who may take part: a chain of lists, each signed by the roster's authority.
+
+Whoever holds the authority's key decides who is a member. An agent pins that key when it joins and
+takes a new list only as the signed successor of the one that it holds, so that members who were
+added leave a trace on every device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from fedsys.errors import ProtocolError
+from fedsys.wire.canonical import decode_object, encode_object
+from secure_agg import Roster
+
+__all__ = ["RosterChain", "RosterStatement", "SignedStatement", "signed_message"]
+
+_KEYS = frozenset({"version", "previous", "members"})
+_DOMAIN = b"fedsys roster v1\x00"
+MAX_MEMBERS = 1_000_000
+
+
+def signed_message(statement: bytes) -> bytes:
+    """What the authority signs."""
+    return _DOMAIN + statement
+
+
+@dataclass(frozen=True, kw_only=True)
+class RosterStatement:
+    """One version of the list.
+
+    Attributes:
+        version: 1, 2, 3, ...
+        previous: SHA-256 of the statement before; empty for the first.
+        members: Ed25519 public key of each node id.
+    """
+
+    version: int
+    previous: bytes
+    members: Mapping[int, bytes]
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """Canonical bytes."""
+        return encode_object(
+            {
+                "version": self.version,
+                "previous": self.previous.hex(),
+                "members": [[node, self.members[node].hex()] for node in sorted(self.members)],
+            }
+        )
+
+    @cached_property
+    def hash(self) -> bytes:
+        """SHA-256 of the canonical bytes."""
+        return hashlib.sha256(self.encoded).digest()
+
+    @cached_property
+    def nodes(self) -> tuple[int, ...]:
+        """Increasing node ids; a job's client k is the k-th of them."""
+        return tuple(sorted(self.members))
+
+    @cached_property
+    def roster(self) -> Roster:
+        """The list as secure aggregation takes it, by client number."""
+        return Roster({k: self.members[node] for k, node in enumerate(self.nodes)})
+
+    @classmethod
+    def decode(cls, data: bytes) -> RosterStatement:
+        """The statement that these bytes are.
+
+        Raises:
+            ProtocolError: they are none.
+        """
+        body = decode_object(data, "a roster", _KEYS)
+        try:
+            version, members = body["version"], body["members"]
+            if type(version) is not int or version < 1 or len(members) > MAX_MEMBERS:
+                raise ValueError("version or size")
+            previous = bytes.fromhex(body["previous"])
+            if len(previous) != (0 if version == 1 else 32):
+                raise ValueError("previous")
+            found: dict[int, bytes] = {}
+            for node, text in members:
+                key = bytes.fromhex(text)
+                if type(node) is not int or not 0 <= node < 2**31 or len(key) != 32:
+                    raise ValueError(f"member {node}")
+                found[node] = key
+            if len(found) != len(members) or len(set(found.values())) != len(found):
+                raise ValueError("a member is listed twice")
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ProtocolError(f"a roster with a wrong {error}") from None
+        return cls(version=version, previous=previous, members=found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignedStatement:
+    """A statement's bytes with the authority's signature over `signed_message` of them."""
+
+    statement: bytes
+    signature: bytes
+
+
+@dataclass
+class RosterChain:
+    """The versions that one party accepts, each the signed successor of the one before.
+
+    Attributes:
+        key: the authority's pinned Ed25519 public key.
+        versions: oldest first.
+    """
+
+    key: bytes
+    versions: list[RosterStatement] = field(default_factory=list)
+
+    @property
+    def newest(self) -> RosterStatement | None:
+        """The list in force."""
+        return self.versions[-1] if self.versions else None
+
+    @property
+    def version(self) -> int:
+        """Number of the newest list; 0 before the first."""
+        return self.versions[-1].version if self.versions else 0
+
+    def find(self, version: int) -> RosterStatement | None:
+        """The list of that number."""
+        if 1 <= version <= len(self.versions):
+            return self.versions[version - 1]
+        return None
+
+    def extend(self, news: Iterable[SignedStatement]) -> list[RosterStatement]:
+        """Accept further versions; those already held must be the same.
+
+        Returns:
+            The versions that are new.
+
+        Raises:
+            ProtocolError: a signature, the chain or a version does not fit; nothing is accepted
+                from there on.
+        """
+        added = []
+        for signed in news:
+            statement = RosterStatement.decode(signed.statement)
+            held = self.find(statement.version)
+            if held is not None:
+                if held.hash != statement.hash:
+                    raise ProtocolError(
+                        f"roster version {statement.version} differs from the one accepted before"
+                    )
+                continue
+            self._check(statement, signed)
+            self.versions.append(statement)
+            added.append(statement)
+        return added
+
+    def _check(self, statement: RosterStatement, signed: SignedStatement) -> None:
+        version = statement.version
+        if version != self.version + 1:
+            raise ProtocolError(f"roster version {version} does not follow {self.version}")
+        newest = self.newest
+        if newest is not None and statement.previous != newest.hash:
+            raise ProtocolError(
+                f"roster version {version} is no successor of version {version - 1}"
+            )
+        if newest is not None:
+            for node, key in statement.members.items():
+                if newest.members.get(node, key) != key:
+                    raise ProtocolError(f"roster version {version} gives node {node} another key")
+        try:
+            Ed25519PublicKey.from_public_bytes(self.key).verify(
+                signed.signature, signed_message(signed.statement)
+            )
+        except InvalidSignature:
+            raise ProtocolError(
+                f"roster version {version} is not signed by the authority that was pinned"
+            ) from None
+
+
+def changes(before: RosterStatement | None, after: RosterStatement) -> dict[str, Any]:
+    """Who came and who went, for logs."""
+    old = set() if before is None else set(before.members)
+    new = set(after.members)
+    return {"version": after.version, "added": sorted(new - old), "removed": sorted(old - new)}

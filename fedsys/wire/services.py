@@ -1,0 +1,35 @@
+"""Names and limits of the gRPC services; the messages are in ``proto/fleet.proto``."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = [
+    "ENROLLMENT",
+    "FLEET",
+    "MAX_PARCEL",
+    "MAX_SMALL_PARCEL",
+    "OPERATOR",
+    "PROTOCOL",
+    "PROTOCOL_MIN",
+    "SERVER_NAME_AGENT",
+    "method",
+]
+
+PROTOCOL: Final = 1
+"""Newest protocol that this version speaks."""
+PROTOCOL_MIN: Final = 1
+"""Oldest that it still speaks."""
+ENROLLMENT: Final = "fedsys.v1.Enrollment"
+FLEET: Final = "fedsys.v1.Fleet"
+OPERATOR: Final = "fedsys.v1.Operator"
+MAX_SMALL_PARCEL: Final = 1 << 20
+"""What an agent may send where no round gives it reason for more."""
+MAX_PARCEL: Final = 1 << 32
+"""What an agent accepts at all: a model of a billion float32 weights."""
+SERVER_NAME_AGENT: Final = "fedsys-agent"
+
+
+def method(service: str, name: str) -> str:
+    """Path of an RPC."""
+    return f"/{service}/{name}"

@@ -1,0 +1,107 @@
+"""A job in all its constants: what an agent's owner agrees to before anything is spent."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from fedsys.errors import MechanismError, ProtocolError
+from fedsys.privacy import PrivacyPlan
+from fedsys.wire.canonical import decode_object, encode_object
+from secure_agg import SecAggParams
+from secure_agg.errors import ParameterError
+
+__all__ = ["Terms", "decode_params", "encode_params"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """Constants of a job; an assignment names them by their digest.
+
+    Attributes:
+        job: 32 bytes that name the job.
+        name: what people call it.
+        task: the task's name, which the agent must have installed.
+        options: of the task.
+        task_sha256: of the coordinator's copy of the task's code, as hex.
+        local: local training, by field name.
+        path: of the training engine.
+        plan: the privacy parameters.
+        seed: from which clients derive their batch order.
+        roster_version: of the list of members from which cohorts are drawn.
+        roster_hash: of that list, as hex.
+    """
+
+    job: bytes
+    name: str
+    task: str
+    options: Mapping[str, Any]
+    task_sha256: str
+    local: Mapping[str, Any]
+    path: str
+    plan: PrivacyPlan
+    seed: int
+    roster_version: int
+    roster_hash: str
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """Canonical bytes."""
+        body = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return encode_object({**body, "job": self.job.hex(), "plan": self.plan.to_json()})
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the canonical bytes."""
+        return hashlib.sha256(b"fedsys terms v1\x00" + self.encoded).digest()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Terms:
+        """The terms that these bytes are.
+
+        Raises:
+            ProtocolError: they are none, or of a job that cannot be.
+        """
+        keys = frozenset(item.name for item in dataclasses.fields(cls))
+        body = decode_object(data, "a job's terms", keys)
+        try:
+            job = bytes.fromhex(body["job"])
+            texts = [body[key] for key in ("name", "task", "task_sha256", "path", "roster_hash")]
+            numbers = [body[key] for key in ("seed", "roster_version")]
+            tables = [body[key] for key in ("options", "local")]
+            if (
+                len(job) != 32
+                or not all(type(each) is str for each in texts)
+                or not all(type(each) is int and 0 <= each < 2**63 for each in numbers)
+                or not all(type(each) is dict for each in tables)
+            ):
+                raise ValueError("a value of the wrong type")
+            plan = PrivacyPlan.from_json(body["plan"])
+        except (MechanismError, TypeError, ValueError) as error:
+            raise ProtocolError(f"a job's terms: {error}") from None
+        return cls(**{**body, "job": job, "plan": plan})
+
+
+def encode_params(params: SecAggParams) -> bytes:
+    """Parameters of a round's secure aggregation as canonical bytes."""
+    return encode_object(dataclasses.asdict(params))
+
+
+def decode_params(data: bytes) -> SecAggParams:
+    """The parameters that `encode_params` wrote.
+
+    Raises:
+        ProtocolError: they are none.
+    """
+    keys = frozenset(item.name for item in dataclasses.fields(SecAggParams))
+    body = decode_object(data, "secure aggregation's parameters", keys)
+    if not all(type(value) is int for value in body.values()):
+        raise ProtocolError("secure aggregation's parameters: not all are integers")
+    try:
+        return SecAggParams(**body)
+    except ParameterError as error:
+        raise ProtocolError(f"secure aggregation's parameters: {error}") from None
