@@ -148,9 +148,13 @@ class Privacy(Section):
 
 
 class Aggregation(Section):
-    """How updates become a sum; `dropout` and `corrupt` are the fractions that it withstands."""
+    """How updates become a sum; `dropout` and `corrupt` are the fractions that it withstands.
+
+    `noise` "once" draws a simulated sum's noise at a stroke: the same distribution, less time.
+    """
 
     protocol: Literal["secure", "ideal", "float"] = "secure"
+    noise: Literal["per-client", "once"] = "per-client"
     encoding: Literal["wide", "narrow"] = "wide"
     modulus_bits: Annotated[int, Field(ge=8, le=64)] = 32
     dropout: Fraction = 0.1
@@ -165,11 +169,16 @@ class Evaluation(Section):
 
 
 class Engine(Section):
-    """Speed only. Zero means "measure and choose"; the choice is stored with the run."""
+    """Speed only. Zero means "measure and choose"; the choice is stored with the run.
+
+    `deadline` is how many seconds a chunk of clients may take before the run gives up.
+    """
 
     path: Literal["auto", "dual", "batched", "loop"] = "auto"
     chunk: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=0)] = 0
+    processes: Annotated[int, Field(ge=0, le=1024)] = 0
+    deadline: Positive = 900.0
 
 
 class Faults(Section):
@@ -255,7 +264,23 @@ def _narrow_fits(config: Config) -> None:
         )
 
 
-_COMBINATIONS = (_needs_noise, _cohort_fits, _narrow_fits)
+def _summed_fits(config: Config) -> None:
+    aggregation = config.aggregation
+    if aggregation.protocol == "secure" and aggregation.noise == "once":
+        raise ConfigError(
+            "aggregation.noise = 'once' with protocol 'secure': there every client adds its own "
+            "share; use noise = 'per-client', or protocol = 'ideal'"
+        )
+    if aggregation.protocol != "float":
+        return
+    if aggregation.encoding != "wide" or aggregation.modulus_bits > 40:
+        raise ConfigError(
+            f"aggregation.encoding = '{aggregation.encoding}', modulus_bits = "
+            f"{aggregation.modulus_bits} with protocol 'float': allowed are 'wide' and at most 40"
+        )
+
+
+_COMBINATIONS = (_needs_noise, _cohort_fits, _narrow_fits, _summed_fits)
 
 
 def recipes() -> dict[str, str]:

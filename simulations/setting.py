@@ -135,6 +135,7 @@ def _resolved(config: Config, plan: PrivacyPlan, population: Population) -> Conf
         "cohort": config.cohort.model_copy(
             update={"cap": plan.cap, "min_survivors": plan.min_survivors}
         ),
+        "aggregation": config.aggregation.model_copy(update={"noise": plan.noise}),
         "engine": config.engine.model_copy(update={"path": choice.path, "chunk": choice.chunk}),
     }
     if plan.protected:

@@ -29,7 +29,13 @@ from fedsys.privacy.events import (
     SamplingKind,
     UnprotectedEvent,
 )
-from fedsys.privacy.mechanisms import Mechanism, build_event, mechanism_for
+from fedsys.privacy.mechanisms import (
+    SUMMED_ONCE,
+    Mechanism,
+    Noise,
+    build_event,
+    mechanism_for,
+)
 
 __all__ = ["Accountant", "PrivacyPlan", "Unit", "make_plan"]
 
@@ -55,7 +61,7 @@ class PrivacyPlan:
         delta: of the job, in every view.
         cap: n_cap.
         min_survivors: m.
-        encoding: ``wide`` or ``narrow``.
+        encoding: ``wide``, ``narrow``, or ``float`` (see `fedsys.privacy.float_sums`).
         modulus_bits: b.
         sampling: how cohorts come about.
         participation: p of secret participation.
@@ -69,6 +75,7 @@ class PrivacyPlan:
             under banded-mf with Poisson sampling the number of groups that take turns.
         example_rate: largest probability of an example being in a local batch (unit ``example``).
         steps: local steps in a round, at most (unit ``example``).
+        noise: ``per-client``, or ``once`` where a simulation draws the noise of the whole sum.
     """
 
     mechanism: str
@@ -94,6 +101,7 @@ class PrivacyPlan:
     min_separation: int | None = None
     example_rate: float | None = None
     steps: int | None = None
+    noise: Noise = "per-client"
 
     def __post_init__(self) -> None:
         validation.integer("rounds", self.rounds)
@@ -118,6 +126,14 @@ class PrivacyPlan:
             )
         if self.min_separation is not None:
             validation.integer("min_separation", self.min_separation)
+        validation.one_of("noise", self.noise, get_args(Noise))
+        if self.noise == "once" and self.mechanism not in SUMMED_ONCE:
+            raise MechanismError(
+                f"noise='once' is for {', '.join(SUMMED_ONCE)}; {self.mechanism} adds noise to "
+                "each client's update"
+            )
+        if self.encoding == "float" and self.noise != "once":
+            raise MechanismError("a sum in floating point has no shares of noise: noise='once'")
         if (self.unit == "example") != (self.mechanism == "example-gaussian"):
             raise MechanismError(
                 f"unit={self.unit!r} does not go with mechanism={self.mechanism!r}: "
@@ -171,7 +187,7 @@ class PrivacyPlan:
 
     def build_mechanism(self, *, clip: float | None = None) -> Mechanism:
         """The mechanism of one round, at another clipping norm if it has adapted."""
-        return mechanism_for(self.event(clip=clip))
+        return mechanism_for(self.event(clip=clip), self.noise)
 
     def covers(self, event: Event) -> bool:
         """Whether an event is one of this plan's rounds (at whatever clipping norm)."""
@@ -293,6 +309,7 @@ def make_plan(
     min_separation: int | None = None,
     example_rate: float | None = None,
     steps: int | None = None,
+    noise: Noise | None = None,
 ) -> PrivacyPlan:
     """A plan with everything derived that was left out.
 
@@ -350,6 +367,7 @@ def make_plan(
         min_separation=min_separation,
         example_rate=example_rate,
         steps=steps,
+        noise=noise or ("once" if encoding == "float" else "per-client"),
     )
     if noise_multiplier is not None:
         return plan

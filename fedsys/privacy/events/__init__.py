@@ -88,6 +88,7 @@ def event_from_json(body: Mapping[str, Any]) -> Event:
                 noise_multiplier=body["noise_multiplier"],
                 guarantee=body["guarantee"],
                 local=mechanism == "local-gaussian",
+                encoding=body["encoding"],
             )
         elif mechanism == "banded-mf":
             event = banded_event(

@@ -12,7 +12,7 @@ from fedsys.privacy import validation
 
 __all__ = ["Encoding", "Guarantee", "Sampling", "SamplingKind", "SumEvent", "check_ring"]
 
-Encoding = Literal["wide", "narrow"]
+Encoding = Literal["wide", "narrow", "float"]
 Guarantee = Literal["outsider", "server"]
 SamplingKind = Literal["poisson", "fixed", "min-separation"]
 

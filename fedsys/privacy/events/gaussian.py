@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
-from fedsys.privacy.clipping import squared_norm_limit, wide_scale
-from fedsys.privacy.events.base import Guarantee, Sampling, SumEvent, check_ring
+from fedsys.privacy.clipping import wide_scale
+from fedsys.privacy.events.base import Encoding, Guarantee, Sampling, SumEvent, check_ring
+from fedsys.privacy.float_sums import encoded_norm
 from fedsys.privacy.rings import check_bits
 
 __all__ = ["GaussianEvent", "gaussian_event"]
@@ -24,6 +25,7 @@ class GaussianEvent(SumEvent):
         modulus_bits: b; the sum is taken mod 2^b.
         scale: s, integers per unit of the update.
         l2: D2, largest l2 norm of one client's integers.
+        encoding: ``wide``, or ``float`` (see `fedsys.privacy.float_sums`).
         share_variance: of the noise that each client adds (0 if the server adds it).
         total_variance: V*, of the noise in every release.
     """
@@ -36,6 +38,7 @@ class GaussianEvent(SumEvent):
     l2: float
     share_variance: float
     total_variance: float
+    encoding: Encoding = "wide"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that ``event_from_json`` turns back into this event."""
@@ -58,6 +61,7 @@ def gaussian_event(
     sampling: Sampling,
     guarantee: Guarantee = "outsider",
     colluders: int = 0,
+    encoding: Encoding = "wide",
 ) -> GaussianEvent:
     """The event of a round with Gaussian noise, the server's or (``local``) each client's.
 
@@ -68,6 +72,7 @@ def gaussian_event(
     validation.positive("clip", clip)
     validation.positive("noise_multiplier", noise_multiplier)
     validation.integer("cap", cap)
+    validation.one_of("encoding", encoding, ("wide",) if local else ("wide", "float"))
     check_bits(modulus_bits)
     if guarantee == "server" and not local:
         raise MechanismError(
@@ -75,7 +80,7 @@ def gaussian_event(
             "the noise; use distributed-skellam or local-gaussian"
         )
     scale = wide_scale(dimension, clip)
-    l2 = math.sqrt(squared_norm_limit(dimension))
+    l2 = encoded_norm(dimension, encoding)
     unit = (noise_multiplier * l2) ** 2
     total = cap * unit if local else unit
     check_ring(modulus_bits, cap=cap, l2=l2, deviation=math.sqrt(total))
@@ -95,4 +100,5 @@ def gaussian_event(
         l2=l2,
         share_variance=unit if local else 0.0,
         total_variance=total,
+        encoding=encoding,
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from fedsys.privacy import narrow, validation
-from fedsys.privacy.clipping import squared_norm_limit, wide_scale
+from fedsys.privacy.clipping import wide_scale
 from fedsys.privacy.events.base import Encoding, Guarantee, Sampling, SumEvent, check_ring
+from fedsys.privacy.float_sums import encoded_norm
 from fedsys.privacy.rings import check_bits
 
 __all__ = ["SkellamEvent", "skellam_event"]
@@ -19,7 +20,7 @@ class SkellamEvent(SumEvent):
     """Integers of bounded norm plus one Skellam share from each client, topped up to a constant.
 
     Attributes:
-        encoding: ``wide`` or ``narrow``.
+        encoding: ``wide``, ``narrow``, or ``float`` (see `fedsys.privacy.float_sums`).
         modulus_bits: b; the sum is taken mod 2^b.
         padded_dimension: coordinates of the encoded vector.
         scale: s, integers per unit of the update.
@@ -77,16 +78,16 @@ def skellam_event(
     validation.integer("dimension", dimension, most=1 << 36)
     validation.positive("clip", clip)
     validation.positive("noise_multiplier", noise_multiplier)
-    validation.one_of("encoding", encoding, ("wide", "narrow"))
+    validation.one_of("encoding", encoding, get_args(Encoding))
     validation.integer("cap", cap)
     check_bits(modulus_bits)
     unit_share, unit_total = _noise_variance(
         cap=cap, min_survivors=min_survivors, colluders=colluders, guarantee=guarantee
     )
-    if encoding == "wide":
+    if encoding != "narrow":
         padded = dimension
         scale = wide_scale(dimension, clip)
-        l2 = math.sqrt(squared_norm_limit(dimension))
+        l2 = encoded_norm(dimension, encoding)
         l1 = math.sqrt(dimension) * l2
     else:
         geometry = narrow.geometry(
@@ -100,7 +101,7 @@ def skellam_event(
         l2, l1 = geometry.l2, geometry.l1
     unit = (noise_multiplier * scale * clip) ** 2
     share, total = unit * unit_share, unit * unit_total
-    if encoding == "wide":
+    if encoding != "narrow":
         check_ring(modulus_bits, cap=cap, l2=l2, deviation=math.sqrt(total))
     return SkellamEvent(
         dimension=dimension,

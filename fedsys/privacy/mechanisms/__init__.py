@@ -40,13 +40,16 @@ from fedsys.privacy.mechanisms.example import ExampleGaussian
 from fedsys.privacy.mechanisms.gaussian import CentralGaussian, LocalGaussian
 from fedsys.privacy.mechanisms.narrow_skellam import NarrowSkellam
 from fedsys.privacy.mechanisms.skellam import DistributedSkellam
+from fedsys.privacy.mechanisms.summed_once import SUMMED_ONCE, Noise, summed_once
 from fedsys.privacy.mechanisms.unprotected import Unprotected
 
 __all__ = [
     "MECHANISMS",
+    "SUMMED_ONCE",
     "BandedGaussian",
     "Encoded",
     "Mechanism",
+    "Noise",
     "add_noise",
     "build_event",
     "build_mechanism",
@@ -95,7 +98,8 @@ def build_event(
         population: N.
         cap: n_cap, largest cohort that is not aborted.
         min_survivors: m, fewest survivors that are released.
-        encoding: ``wide``, or ``narrow`` under distributed-skellam.
+        encoding: ``wide``; ``narrow`` under distributed-skellam; ``float`` for sums that are
+            rounded once.
         modulus_bits: b.
         sampling: how cohorts come about.
         participation: p of secret participation.
@@ -116,9 +120,14 @@ def build_event(
         raise MechanismError(
             f"expected_cohort={expected_cohort:g} exceeds population={population}: lower the cohort"
         )
-    if encoding != "wide" and name != "distributed-skellam":
+    if encoding == "narrow" and name != "distributed-skellam":
         raise MechanismError(
             f"encoding='narrow' is for distributed-skellam; use encoding='wide' with {name}"
+        )
+    if encoding == "float" and name not in SUMMED_ONCE:
+        raise MechanismError(
+            f"mechanism={name!r} adds noise to each client's update, and sums in floating point "
+            f"have no single updates; they allow {', '.join(SUMMED_ONCE)}"
         )
     how = Sampling(kind=sampling, rate=expected_cohort / population, participation=participation)
     shared: dict[str, Any] = {
@@ -148,7 +157,7 @@ def build_event(
             example_rate=_needed(name, "example_rate", example_rate),
             steps=_needed(name, "steps", steps),
         )
-    return gaussian_event(**shared, local=name == "local-gaussian")
+    return gaussian_event(**shared, local=name == "local-gaussian", encoding=encoding)
 
 
 def _needed(mechanism: str, name: str, value: Any) -> Any:
@@ -157,14 +166,20 @@ def _needed(mechanism: str, name: str, value: Any) -> Any:
     return value
 
 
-def mechanism_for(event: Event) -> Mechanism:
+def mechanism_for(event: Event, noise: Noise = "per-client") -> Mechanism:
     """The mechanism whose rounds cost this event.
+
+    Args:
+        event: of one round.
+        noise: ``once`` draws the noise of a whole sum at a stroke.
 
     Raises:
         MechanismError: there is none.
     """
+    if noise == "once":
+        return summed_once(event)
     if isinstance(event, SkellamEvent):
-        return DistributedSkellam(event) if event.encoding == "wide" else NarrowSkellam(event)
+        return NarrowSkellam(event) if event.encoding == "narrow" else DistributedSkellam(event)
     if isinstance(event, GaussianEvent):
         return LocalGaussian(event) if event.local else CentralGaussian(event)
     if isinstance(event, BandedEvent):
