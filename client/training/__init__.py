@@ -3,6 +3,7 @@
 from client.training.autotune import Choice
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
-from client.training.trainer import Trainer
+from client.training.memory import keep_freed_memory
+from client.training.trainer import ClippedSum, Trainer
 
-__all__ = ["Choice", "FlatLayout", "LocalConfig", "Trainer"]
+__all__ = ["Choice", "ClippedSum", "FlatLayout", "LocalConfig", "Trainer", "keep_freed_memory"]

@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Choice", "candidates", "measure"]
+import torch
+
+__all__ = ["Choice", "candidates", "measure", "most_at_once"]
 
 CHUNKS = (8, 32, 128, 512)
 _ENOUGH = 0.05
 _TOO_LONG = 0.75
+_HOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +48,21 @@ class Choice:
         return "; ".join(parts)
 
 
+def most_at_once(dimension: int, device: torch.device) -> int:
+    """How many clients' weights, gradients and two optimizer states fit: in half of a GPU's free
+    memory, or in 1 GiB of the host's."""
+    free = _HOST_BYTES
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0] // 2
+    return max(1, free // (16 * dimension))
+
+
 def candidates(paths: Sequence[str], clients: int, most: int) -> list[tuple[str, int]]:
-    """What is worth measuring for a cohort of `clients`, with at most `most` at once."""
+    """What is worth measuring for a cohort of `clients`, with at most `most` at once.
+
+    >>> candidates(["dual", "loop"], clients=20, most=1000)
+    [('dual', 8), ('dual', 32), ('loop', 1)]
+    """
     fitting = [chunk for chunk in CHUNKS if chunk <= most] or [max(1, most)]
     enough = next((at for at, chunk in enumerate(fitting) if chunk >= clients), len(fitting))
     chunks = fitting[: enough + 1]

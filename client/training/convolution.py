@@ -77,20 +77,6 @@ class ClientConv2d(nn.Module):
             if into is not None:
                 torch.sub(end, start, out=into)
 
-    def squared_norms(self) -> Tensor:
-        """(K,) the squared norm of each client's update."""
-        norms = [
-            (end - start).flatten(1).square().sum(1)
-            for end, start in zip(self._params, self._start, strict=True)
-        ]
-        return torch.stack(norms).sum(0)
-
-    def add_weighted_sum(self, factors: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-        """sum_k factors_k times client k's update, onto `weight` and `bias`."""
-        for into, end, start in zip([weight, bias], self._params, self._start, strict=False):
-            if into is not None:
-                into += torch.tensordot(factors, end - start, dims=1)
-
 
 class _ClientConv2d(torch.autograd.Function):
     """Weights take their optimizer step inside the backward pass: nothing else reads them."""

@@ -89,33 +89,6 @@ class DualPath:
             name = f"{prefix}." if prefix else ""
             layer.write_updates(into[f"{name}weight"], into.get(f"{name}bias"))
 
-    def clipped_sum(
-        self,
-        start: Tensor,
-        examples: Examples,
-        schedule: Schedule,
-        seeds: Sequence[int],
-        clip: float,
-    ) -> tuple[Tensor, Tensor]:
-        """(d,) the sum of the updates scaled down to norm `clip`, and (K,) their norms."""
-        total = start.new_zeros(self._layout.dimension)
-        if not schedule.steps:
-            return total, start.new_zeros(schedule.clients)
-        self._train(start, examples, schedule, seeds)
-        squares = sum(
-            (layer.squared_norms() for _, layer in self._layers()),
-            start=start.new_zeros(schedule.clients),
-        )
-        norms = squares.clamp_(min=0).sqrt_()
-        factors = (clip / norms).clamp_(max=1.0)
-        finite = torch.isfinite(norms)
-        factors = torch.where(finite, factors, 0.0)
-        into = self._layout.views(total)
-        for prefix, layer in self._layers():
-            name = f"{prefix}." if prefix else ""
-            layer.add_weighted_sum(factors, into[f"{name}weight"], into.get(f"{name}bias"))
-        return total, norms
-
     def _layers(self) -> list[tuple[str, DualLinear | ClientConv2d]]:
         return [*self._linear.items(), *self._conv.items()]
 

@@ -112,22 +112,6 @@ class DualLinear(nn.Module):
             if decayed:
                 bias += share[:, None] * self._bias
 
-    def squared_norms(self) -> Tensor:
-        """(K,) ||W_T - W_0||^2 + ||b_T - b_0||^2, from Gram matrices; needs alpha_T = 1."""
-        scaled = self._gradients * self._cohort.final().unsqueeze(-1)
-        gram = torch.bmm(self._history, self._history.transpose(1, 2))
-        if self._bias is not None:
-            gram += 1.0
-        return (gram * torch.bmm(scaled, scaled.transpose(1, 2))).sum((1, 2))
-
-    def add_weighted_sum(self, factors: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-        """sum_k factors_k (W_T - W_0) onto `weight` (out, in): one matrix product."""
-        scaled = self._gradients * (self._cohort.final() * factors[:, None]).unsqueeze(-1)
-        rows = scaled.view(-1, self.outputs)
-        weight.addmm_(rows.T, self._history.view(-1, self.inputs))
-        if bias is not None and self._bias is not None:
-            bias += rows.sum(0)
-
 
 def _product(left: Tensor, right: Tensor, into: Tensor) -> None:
     """``into[k] = left[k].T @ right[k]``; `into` is (K, out, in), a slice of a wider matrix."""

@@ -14,37 +14,49 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client.training.autotune import Choice, candidates, measure
+from client.training.autotune import Choice, candidates, measure, most_at_once
 from client.training.batched import BatchedPath
-from client.training.cohort import Room
+from client.training.chunks import ChunkRunner, Clients
 from client.training.dual import DualPath
 from client.training.evaluation import evaluate
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
 from client.training.loop import LoopPath
-from client.training.schedule import build
-from client.training.selfcheck import LocalPath, PathFactory, reason_to_refuse
+from client.training.selfcheck import PathFactory, reason_to_refuse
 from fedsys.errors import ConfigError, TrainingError
 from fedsys.tasks import Examples, Task
 
-__all__ = ["Trainer"]
+__all__ = ["ClippedSum", "Trainer"]
 
 Weights = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
 PATHS: dict[str, PathFactory] = {"dual": DualPath, "batched": BatchedPath, "loop": LoopPath}
-_MEMORY = 1 << 30
 _log = logging.getLogger(__name__)
 _choices: dict[tuple[object, ...], Choice] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippedSum:
+    """What `Trainer.clipped_sum` returns.
+
+    Attributes:
+        total: (d,) float64 the sum of the clipped updates.
+        norms: (K,) each update's norm before clipping; NaN for one that is not finite, which
+            added zeros.
+    """
+
+    total: NDArray[np.float64]
+    norms: NDArray[np.float32]
 
 
 class Trainer:
@@ -83,8 +95,7 @@ class Trainer:
         _refuse_running_statistics(self._model)
         self._layout = FlatLayout.of(self._model)
         self._initial = self._layout.read(self._model)
-        self._paths: dict[str, LocalPath] = {}
-        self._room = Room()
+        self._runner = ChunkRunner(task, self._model, local, PATHS)
         self._choice: Choice | None = None
         self._placed: tuple[Examples, Examples] | None = None
 
@@ -155,54 +166,68 @@ class Trainer:
         Raises:
             TrainingError: names the client, the cause and the remedy.
         """
-        if len(client_rows) != len(seeds):
-            raise TrainingError(f"{len(client_rows)} clients but {len(seeds)} seeds")
         shape = (len(client_rows), self.dimension)
         if out is None:
             out = np.empty(shape, dtype=np.float32)
         elif out.shape != shape or out.dtype != np.float32:
             raise TrainingError(f"out is {out.dtype} {out.shape}; expected float32 {shape}")
-        if not len(client_rows):
-            return out
         start, pool = self._tensor(weights), self._place(examples)
-        choice = self.choose(weights, examples, client_rows)
-        lengths = np.array([self._local.steps(len(rows)) for rows in client_rows])
-        order = np.argsort(-lengths, kind="stable")
-        for at in range(0, len(order), choice.chunk):
-            chunk = order[at : at + choice.chunk].tolist()
-            rows, own = [client_rows[k] for k in chunk], [seeds[k] for k in chunk]
-            in_order = chunk == list(range(chunk[0], chunk[0] + len(chunk)))
-            direct = in_order and self._device.type == "cpu"
-            into = torch.from_numpy(out[chunk[0] : chunk[0] + len(chunk)]) if direct else None
-            try:
-                trained = self._run(choice.path, start, pool, rows, own, into)
-            except Exception as error:
-                called = names if names is not None else range(len(client_rows))
-                raise self._blame(
-                    error, start, pool, rows, own, [called[k] for k in chunk]
-                ) from error
-            if not direct:
-                out[chunk] = trained.cpu().numpy()
+        for path, which, clients in self._chunks(weights, examples, client_rows, seeds, names):
+            in_order = which == list(range(which[0], which[0] + len(which)))
+            if in_order and self._device.type == "cpu":
+                into = torch.from_numpy(out[which[0] : which[0] + len(which)])
+                self._runner.updates(path, start, pool, clients, into)
+            else:
+                trained = self._runner.updates(path, start, pool, clients)
+                out[which] = trained.cpu().numpy()
         return out
 
-    def _run(
+    def clipped_sum(
         self,
-        path: str,
-        start: Tensor,
-        pool: Examples,
-        rows: Sequence[Rows],
+        weights: Weights,
+        examples: Examples,
+        client_rows: Sequence[Rows],
         seeds: Sequence[int],
-        into: Tensor | None = None,
-    ) -> Tensor:
-        if into is None:
-            into = self._room.take("updates", (len(rows), self.dimension), start)
-        self._path(path).updates(start, pool, build(rows, seeds, self._local), seeds, into)
-        return into
+        *,
+        clip: float,
+        names: Sequence[object] | None = None,
+    ) -> ClippedSum:
+        """Trains every client and adds the updates, each scaled down to norm `clip`, in floating
+        point: for simulations that need no single update. Arguments and errors as `train`."""
+        if not clip > 0:
+            raise TrainingError(f"clip = {clip}: must be positive")
+        total = np.zeros(self.dimension, dtype=np.float64)
+        norms = np.zeros(len(client_rows), dtype=np.float32)
+        start, pool = self._tensor(weights), self._place(examples)
+        for path, which, clients in self._chunks(weights, examples, client_rows, seeds, names):
+            part, own = self._runner.clipped_sum(path, start, pool, clients, clip)
+            total += part.cpu().numpy()
+            norms[which] = own.cpu().numpy()
+        return ClippedSum(total=total, norms=norms)
 
-    def _path(self, name: str) -> LocalPath:
-        if name not in self._paths:
-            self._paths[name] = PATHS[name](self._task, copy.deepcopy(self._model), self._local)
-        return self._paths[name]
+    def _chunks(
+        self,
+        weights: Weights,
+        examples: Examples,
+        client_rows: Sequence[Rows],
+        seeds: Sequence[int],
+        names: Sequence[object] | None,
+    ) -> Iterator[tuple[str, list[int], Clients]]:
+        """The path, the positions and the clients of each chunk, most steps first."""
+        called = names if names is not None else range(len(client_rows))
+        clients = Clients(client_rows, seeds, called)
+        if not len(clients):
+            return
+        choice = self.choose(weights, examples, client_rows)
+        order = self._longest_first(client_rows)
+        for at in range(0, len(order), choice.chunk):
+            which = order[at : at + choice.chunk]
+            yield choice.path, which, clients.take(which)
+
+    def _longest_first(self, rows: Sequence[Rows]) -> list[int]:
+        lengths = np.array([self._local.steps(len(each)) for each in rows])
+        order: list[int] = np.argsort(-lengths, kind="stable").tolist()
+        return order
 
     def _decide(self, start: Tensor, pool: Examples, rows: Sequence[Rows]) -> Choice:
         asked = [self._asked_path] if self._asked_path != "auto" else list(PATHS)
@@ -218,26 +243,33 @@ class Trainer:
                 f"engine.path = {self._asked_path!r} cannot train task {self._task.name}: "
                 f"{refused[self._asked_path]}; use path = 'auto' or 'loop'"
             )
-        most = max(1, _MEMORY // (16 * self.dimension))
         if self._asked_chunk:
             tried = [(name, self._asked_chunk) for name in usable]
         else:
+            most = most_at_once(self.dimension, self._device)
             tried = candidates(usable, len(rows), most)
         if len(tried) == 1:
             return Choice(path=tried[0][0], chunk=tried[0][1], refused=refused)
         key = self._signature(pool, rows, tried)
         if key not in _choices:
             rates = measure(
-                tried,
-                lambda name, clients: _finished(
-                    self._run(name, start, pool, *_sorted(rows, clients, self._local))
-                ),
+                tried, lambda path, clients: self._measured(path, clients, start, pool, rows)
             )
             path, chunk = max(rates, key=lambda each: rates[each])
             _choices[key] = Choice(
                 path=path, chunk=chunk, refused=refused, clients_per_second=rates
             )
         return _choices[key]
+
+    def _measured(
+        self, path: str, clients: int, start: Tensor, pool: Examples, rows: Sequence[Rows]
+    ) -> int:
+        some = [rows[k] for k in self._longest_first(rows[:clients])]
+        numbers = range(len(some))
+        self._runner.updates(path, start, pool, Clients(some, numbers, numbers))
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return len(some)
 
     def _signature(
         self, pool: Examples, rows: Sequence[Rows], tried: Sequence[tuple[str, int]]
@@ -254,32 +286,6 @@ class Trainer:
             tuple(tried),
         )
 
-    def _blame(
-        self,
-        error: Exception,
-        start: Tensor,
-        pool: Examples,
-        rows: Sequence[Rows],
-        seeds: Sequence[int],
-        names: Sequence[object],
-    ) -> TrainingError:
-        """Trains the chunk's clients one by one to find whose data fails."""
-        for client, name in enumerate(names):
-            try:
-                _check_rows(rows[client], len(pool))
-                self._run("loop", start, pool, rows[client : client + 1], seeds[client:])
-            except Exception as own:
-                return TrainingError(
-                    f"client {name}: training on its {len(rows[client])} examples failed: "
-                    f"{type(own).__name__}: {_one_line(own)}; check its data and the task's "
-                    f"model and loss"
-                )
-        return TrainingError(
-            f"clients {names[0]} to {names[-1]}: training {len(names)} at once failed though each "
-            f"alone succeeds: {type(error).__name__}: {_one_line(error)}; set engine.path = 'loop' "
-            f"or a smaller engine.chunk"
-        )
-
     def _tensor(self, weights: Weights) -> Tensor:
         flat = torch.from_numpy(np.array(weights, dtype=np.float32, copy=True))
         if flat.shape != (self.dimension,):
@@ -294,26 +300,6 @@ class Trainer:
         if self._placed is None or self._placed[0] is not examples:
             self._placed = (examples, examples.to(self._device))
         return self._placed[1]
-
-
-def _sorted(rows: Sequence[Rows], clients: int, local: LocalConfig) -> tuple[list[Rows], list[int]]:
-    chosen = sorted(rows[:clients], key=lambda each: -local.steps(len(each)))
-    return chosen, list(range(len(chosen)))
-
-
-def _finished(updates: Tensor) -> int:
-    if updates.is_cuda:
-        torch.cuda.synchronize(updates.device)
-    return len(updates)
-
-
-def _check_rows(rows: Rows, examples: int) -> None:
-    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < examples:
-        raise IndexError(f"rows {rows.min()} to {rows.max()} of a pool of {examples}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _refuse_running_statistics(model: nn.Module) -> None:

@@ -1,0 +1,180 @@
+"""Runs one chunk of clients on a path: out of memory halves it, a failure names its client."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from client.training.cohort import Room
+from client.training.local import LocalConfig
+from client.training.schedule import Schedule, build
+from client.training.selfcheck import LocalPath, PathFactory
+from fedsys.errors import FedsysError, TrainingError
+from fedsys.tasks import Examples, Task
+
+__all__ = ["ChunkRunner", "Clients", "clip_factors"]
+
+Rows = NDArray[np.int64]
+_log = logging.getLogger(__name__)
+
+
+class Clients:
+    """Some clients of a cohort: their rows, seeds and names, in one order."""
+
+    def __init__(self, rows: Sequence[Rows], seeds: Sequence[int], names: Sequence[object]) -> None:
+        if not len(rows) == len(seeds) == len(names):
+            raise TrainingError(
+                f"{len(rows)} clients' rows, {len(seeds)} seeds and {len(names)} names: there "
+                f"must be as many of each"
+            )
+        self.rows, self.seeds, self.names = rows, seeds, names
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, which: Sequence[int]) -> Clients:
+        """Those clients, in that order."""
+        return Clients(
+            [self.rows[k] for k in which],
+            [self.seeds[k] for k in which],
+            [self.names[k] for k in which],
+        )
+
+    def halves(self) -> tuple[Clients, Clients]:
+        """The first half and the rest."""
+        middle = len(self) // 2
+        return self.take(range(middle)), self.take(range(middle, len(self)))
+
+
+class ChunkRunner:
+    """Trains chunks of clients; builds each path when it is first used.
+
+    Args:
+        task: For its loss.
+        model: Is copied for each path.
+        local: Hyper-parameters.
+        paths: Path factories by name; ``"loop"`` among them.
+    """
+
+    def __init__(
+        self, task: Task, model: nn.Module, local: LocalConfig, paths: Mapping[str, PathFactory]
+    ) -> None:
+        self._task, self._model, self._local, self._factories = task, model, local, paths
+        self._paths: dict[str, LocalPath] = {}
+        self._room = Room()
+
+    def updates(
+        self,
+        path: str,
+        start: Tensor,
+        pool: Examples,
+        clients: Clients,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """(K, d) the updates of a chunk, in `out` or in a buffer that the next call uses again.
+
+        The clients must be sorted by number of steps, longest first.
+
+        Raises:
+            TrainingError: names the client whose training failed, the cause and the remedy.
+        """
+        if out is None:
+            out = self._room.take("updates", (len(clients), len(start)), start)
+        try:
+            schedule = self._schedule(clients, pool)
+            self._path(path).updates(start, pool, schedule, clients.seeds, out)
+        except Exception as error:
+            if _out_of_memory(error) and len(clients) > 1:
+                _log.warning(
+                    "out of memory with %d clients at once: going on with half; set engine.chunk "
+                    "to at most %d",
+                    len(clients),
+                    len(clients) // 2,
+                )
+                middle = len(clients) // 2
+                for part, into in zip(clients.halves(), (out[:middle], out[middle:]), strict=True):
+                    self.updates(path, start, pool, part, into)
+            else:
+                raise self._blame(error, start, pool, clients) from error
+        return out
+
+    def clipped_sum(
+        self, path: str, start: Tensor, pool: Examples, clients: Clients, clip: float
+    ) -> tuple[Tensor, Tensor]:
+        """(d,) the sum of a chunk's updates, each scaled down to norm `clip`, and (K,) the norms.
+
+        A client whose update is not finite adds zeros and has the norm NaN.
+        """
+        updates = self.updates(path, start, pool, clients)
+        norms = torch.linalg.vector_norm(updates, dim=1)
+        factors, norms = clip_factors(norms, clip)
+        lost = torch.isnan(norms)
+        if bool(lost.any()):
+            updates[lost] = 0
+        return factors @ updates, norms
+
+    def _schedule(self, clients: Clients, pool: Examples) -> Schedule:
+        for rows in clients.rows:
+            if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(pool):
+                raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(pool)} examples")
+        return build(clients.rows, clients.seeds, self._local)
+
+    def _path(self, name: str) -> LocalPath:
+        if name not in self._paths:
+            factory = self._factories[name]
+            self._paths[name] = factory(self._task, copy.deepcopy(self._model), self._local)
+        return self._paths[name]
+
+    def _blame(
+        self, error: Exception, start: Tensor, pool: Examples, clients: Clients
+    ) -> FedsysError:
+        """Trains the clients one by one to find whose data fails."""
+        if isinstance(error, FedsysError):
+            return error
+        for client in range(len(clients)):
+            alone = clients.take([client])
+            try:
+                self._path("loop").updates(
+                    start,
+                    pool,
+                    self._schedule(alone, pool),
+                    alone.seeds,
+                    start.new_empty((1, len(start))),
+                )
+            except Exception as own:
+                return TrainingError(
+                    f"client {alone.names[0]}: training on its {len(alone.rows[0])} examples "
+                    f"failed: {type(own).__name__}: {_one_line(own)}; check its data and the "
+                    f"task's model and loss"
+                )
+        return TrainingError(
+            f"clients {clients.names[0]} to {clients.names[-1]}: training {len(clients)} at once "
+            f"failed though each alone succeeds: {type(error).__name__}: {_one_line(error)}; set "
+            f"engine.path = 'loop' or a smaller engine.chunk"
+        )
+
+
+def clip_factors(norms: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """(K,) min(1, clip / norm), 0 where the norm is not finite; and the norms, NaN there."""
+    finite = torch.isfinite(norms)
+    factors = torch.where(norms > clip, clip / norms, 1.0)
+    return torch.where(finite, factors, 0.0), torch.where(finite, norms, torch.nan)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "not enough memory" in text or "can't allocate memory" in text
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
