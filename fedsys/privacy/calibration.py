@@ -15,11 +15,8 @@ from collections.abc import Callable
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
-from fedsys.privacy.costs import outsider_cost, server_cost
-from fedsys.privacy.exact_gaussian import gaussian_epsilon
-from fedsys.privacy.losses.outsider import gaussian_steps
+from fedsys.privacy.costs import outsider_cost, reported_outsider, server_cost
 from fedsys.privacy.plan import PrivacyPlan
-from fedsys.privacy.pld import gaussian_pld_epsilon
 from fedsys.privacy.rdp import ORDERS, SERVER_ORDERS, epsilon_of
 
 __all__ = ["bisect_noise", "calibrate", "guaranteed_epsilon", "planned_outsider"]
@@ -31,12 +28,7 @@ _RELATIVE = 1e-6
 def planned_outsider(plan: PrivacyPlan) -> float:
     """The outsider's epsilon once all T rounds are done, by the reported accountant."""
     event, turns = plan.event(), plan.turns(plan.rounds)
-    if plan.accountant == "rdp":
-        return epsilon_of(turns * outsider_cost(event), plan.delta_released)
-    key, steps = gaussian_steps(event)
-    if plan.accountant == "gaussian":
-        return gaussian_epsilon(plan.delta_released, key[0] / math.sqrt(turns * steps))
-    return gaussian_pld_epsilon({key: turns * steps}, plan.delta_released)
+    return reported_outsider(event, turns, plan.delta_released)
 
 
 def _rdp_outsider(plan: PrivacyPlan) -> float:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
@@ -24,17 +25,35 @@ from fedsys.privacy.events import (
     SkellamEvent,
     UnprotectedEvent,
 )
+from fedsys.privacy.exact_gaussian import gaussian_epsilon
+from fedsys.privacy.pld import dp_accounting_rdp, gaussian_pld_epsilon
 from fedsys.privacy.rdp import (
     ORDERS,
     Vector,
     amplify,
     curve_of,
+    epsilon_of,
     gaussian_loss,
     replacement_sampled,
     skellam_loss,
 )
 
-__all__ = ["apart_cost", "outsider_cost", "server_cost", "together_cost"]
+__all__ = [
+    "Accountant",
+    "GaussianKey",
+    "accountant_of",
+    "apart_cost",
+    "gaussian_steps",
+    "outsider_cost",
+    "outsider_epsilons",
+    "reported_outsider",
+    "server_cost",
+    "together_cost",
+]
+
+Accountant = Literal["pld", "gaussian", "rdp"]
+GaussianKey = tuple[float, float]
+"""(noise multiplier, Poisson sampling rate)."""
 
 _CACHE = 512
 
@@ -155,3 +174,59 @@ def server_cost(event: Event, survivors: int | None = None) -> Vector:
     if variance == 0:
         return _infinite()
     return _amplified(kind, l2, l1, variance, event.sampling.participation)
+
+
+def gaussian_steps(event: Event) -> tuple[GaussianKey, int]:
+    """A round as so many sampled Gaussian steps: ((multiplier, rate), steps).
+
+    Raises:
+        MechanismError: it is none.
+    """
+    if isinstance(event, ExampleEvent):
+        return (event.noise_multiplier, event.example_rate), event.steps
+    if isinstance(event, BandedEvent):
+        rate = event.turn_rate if event.sampling.kind == "poisson" else 1.0
+        return (event.noise_multiplier, rate), 1
+    if isinstance(event, GaussianEvent) and not event.local:
+        # the clipping norm cancels: rounds at adapted norms are alike
+        multiplier = float(f"{math.sqrt(event.total_variance) / event.l2:.12g}")
+        rate = event.sampling.rate * event.sampling.participation
+        return (multiplier, rate if event.sampling.kind == "poisson" else 1.0), 1
+    raise MechanismError(f"a {event.mechanism} round is no Gaussian mechanism")
+
+
+def accountant_of(event: Event) -> Accountant:
+    """The accountant whose outsider epsilon is reported.
+
+    ``pld`` for Gaussian noise under Poisson sampling, ``gaussian`` (exact) where the whole job is
+    one Gaussian mechanism, ``rdp`` otherwise.
+    """
+    if isinstance(event, ExampleEvent):
+        return "pld"
+    if not isinstance(event, BandedEvent) and (not isinstance(event, GaussianEvent) or event.local):
+        return "rdp"
+    if event.sampling.kind == "poisson":
+        return "pld"
+    whole = event.sampling.kind == "min-separation" and event.sampling.participation == 1
+    return "gaussian" if whole else "rdp"
+
+
+def reported_outsider(event: Event, turns: int, delta: float) -> float:
+    """The outsider's epsilon after so many turns, by the reported accountant."""
+    accountant = accountant_of(event)
+    if accountant == "rdp":
+        return epsilon_of(turns * outsider_cost(event), delta)
+    key, steps = gaussian_steps(event)
+    if accountant == "gaussian":
+        return gaussian_epsilon(delta, key[0] / math.sqrt(turns * steps))
+    return gaussian_pld_epsilon({key: turns * steps}, delta)
+
+
+def outsider_epsilons(event: Event, turns: int, delta: float) -> dict[str, float]:
+    """The outsider's epsilon after so many turns: the reported accountant's first, then a check."""
+    accountant = accountant_of(event)
+    values: dict[str, float] = {accountant: reported_outsider(event, turns, delta)}
+    if accountant != "rdp":
+        key, steps = gaussian_steps(event)
+        values["rdp"] = dp_accounting_rdp({key: turns * steps}, delta)
+    return values

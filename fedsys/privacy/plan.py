@@ -19,12 +19,10 @@ from typing import Any, Literal, get_args
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
 from fedsys.privacy.aborts import ABORT_SHARE, abort_delta, choose_cap_and_min_survivors
+from fedsys.privacy.costs import Accountant, accountant_of
 from fedsys.privacy.events import (
-    BandedEvent,
     Encoding,
     Event,
-    ExampleEvent,
-    GaussianEvent,
     Guarantee,
     SamplingKind,
     UnprotectedEvent,
@@ -37,10 +35,9 @@ from fedsys.privacy.mechanisms import (
     mechanism_for,
 )
 
-__all__ = ["Accountant", "PrivacyPlan", "Unit", "make_plan"]
+__all__ = ["PrivacyPlan", "Unit", "make_plan"]
 
 Unit = Literal["client", "example"]
-Accountant = Literal["pld", "gaussian", "rdp"]
 
 _SAMPLER_DISTANCE = 2.0**-96
 """Total variation of one draw of noise from its true distribution; tables reach 2^-100."""
@@ -197,22 +194,8 @@ class PrivacyPlan:
 
     @property
     def accountant(self) -> Accountant:
-        """The accountant whose outsider epsilon is reported.
-
-        ``pld`` for Gaussian noise under Poisson sampling, ``gaussian`` (exact) where the whole job
-        is one Gaussian mechanism, ``rdp`` otherwise.
-        """
-        event = self.event()
-        if isinstance(event, ExampleEvent):
-            return "pld"
-        if not isinstance(event, BandedEvent) and (
-            not isinstance(event, GaussianEvent) or event.local
-        ):
-            return "rdp"
-        if event.sampling.kind == "poisson":
-            return "pld"
-        whole = event.sampling.kind == "min-separation" and event.sampling.participation == 1
-        return "gaussian" if whole else "rdp"
+        """The accountant whose outsider epsilon is reported."""
+        return accountant_of(self.event())
 
     def turns(self, rounds: int) -> int:
         """In how many of the first ``rounds`` rounds one client can have taken part, at most.

@@ -7,36 +7,14 @@ from collections import Counter
 
 import numpy as np
 
-from fedsys.errors import MechanismError
-from fedsys.privacy.costs import outsider_cost
-from fedsys.privacy.events import BandedEvent, Event, ExampleEvent, GaussianEvent
+from fedsys.privacy.costs import GaussianKey, gaussian_steps, outsider_cost
+from fedsys.privacy.events import Event
 from fedsys.privacy.exact_gaussian import gaussian_epsilon
 from fedsys.privacy.plan import PrivacyPlan
 from fedsys.privacy.pld import gaussian_pld_epsilon
 from fedsys.privacy.rdp import ORDERS, Vector, epsilon_of
 
-__all__ = ["OutsiderLoss", "gaussian_steps"]
-
-GaussianKey = tuple[float, float]
-
-
-def gaussian_steps(event: Event) -> tuple[GaussianKey, int]:
-    """A round as so many sampled Gaussian steps: ((multiplier, rate), steps).
-
-    Raises:
-        MechanismError: it is none.
-    """
-    if isinstance(event, ExampleEvent):
-        return (event.noise_multiplier, event.example_rate), event.steps
-    if isinstance(event, BandedEvent):
-        rate = event.turn_rate if event.sampling.kind == "poisson" else 1.0
-        return (event.noise_multiplier, rate), 1
-    if isinstance(event, GaussianEvent) and not event.local:
-        # the clipping norm cancels: rounds at adapted norms are alike
-        multiplier = float(f"{math.sqrt(event.total_variance) / event.l2:.12g}")
-        rate = event.sampling.rate * event.sampling.participation
-        return (multiplier, rate if event.sampling.kind == "poisson" else 1.0), 1
-    raise MechanismError(f"a {event.mechanism} round is no Gaussian mechanism")
+__all__ = ["OutsiderLoss"]
 
 
 class OutsiderLoss:
