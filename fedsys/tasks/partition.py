@@ -215,13 +215,13 @@ def _dirichlet(classes: Indices, clients: int, seed: int, alpha: float) -> Compr
     sizes = _sizes(len(classes), clients)
     taken: list[Indices] = []
     for size in sizes.tolist():
-        mix = _mix(rng, alpha * prior)
+        odds = _mix(rng, alpha * prior) / prior
         want = size
         while want:
-            # A class that has run out leaves the mix; what is left of it is scaled up.
-            weights = np.where(left > 0, mix, 0.0)
+            # In proportion to what is left, so that the last client is served like the first.
+            weights = odds * left
             if weights.sum() <= 0:
-                weights = left / left.sum()
+                weights = left.astype(np.float64)
             drawn = np.minimum(rng.multinomial(want, weights / weights.sum()), left)
             taken.extend(
                 pools[label][left[label] - drawn[label] : left[label]]

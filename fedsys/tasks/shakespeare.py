@@ -154,10 +154,10 @@ class Shakespeare:
         names: list[str] = []
         for role in sorted(speeches):
             pieces = self._cut(encode("\n".join(speeches[role])))
+            if not pieces:
+                continue
             # A role with a single sequence trains; it has nothing left to test on.
             held_out = min(int(np.ceil(len(pieces) * self._test_fraction)), len(pieces) - 1)
-            if len(pieces) - held_out < 1:
-                continue
             train.extend(pieces[: len(pieces) - held_out])
             test.extend(pieces[len(pieces) - held_out :])
             natural.extend([len(names)] * (len(pieces) - held_out))
