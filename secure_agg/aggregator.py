@@ -153,6 +153,7 @@ class Aggregator:
         self.stage = _Stage.IDLE
         self._roster = roster
         self._shared = shared
+        self._verified = Shared() if shared is None else shared  # adverts are read twice
         self._threads = threads
         self._ring = ring(params.modulus_bits)
         self._limits = Limits(params, length)
@@ -337,7 +338,7 @@ class Aggregator:
         checks.enough_members(len(self._expected), self.params, "advertised")
         adverts = self._answers[_Stage.ADVERTISE]
         body = b"".join(m.to_bytes(4, "little") + adverts[m] for m in self._expected)
-        self._cohort = Cohort.read(self._roster, self.params, self._session, body, self._shared)
+        self._cohort = Cohort.read(self._roster, self.params, self._session, body, self._verified)
         self.stage = _Stage.REVEAL
         return self._to_all(Kind.COHORT, body)
 
@@ -435,16 +436,12 @@ class Aggregator:
         for member, secret in mask_keys.items():
             private = X25519PrivateKey.from_private_bytes(secret)
             index = cohort.index[member]
+            own = cohort.masks[index]
             for other in dealt.view.neighbour_ids(index):
                 if other in alive:
-                    key = keys.pair_key(
-                        "mask",
-                        private,
-                        cohort.masks[index],
-                        cohort.masks[cohort.index[other]],
-                        dealt.transcript,
-                        self._shared,
-                    )
+                    public = cohort.masks[cohort.index[other]]
+                    agreed = keys.agreed(private, own, public, self._shared)
+                    key = keys.pair_key("mask", agreed, own, public, dealt.transcript, self._shared)
                     # The one that is alive added it if its id is the lower, else subtracted it.
                     (minus if other < member else plus).append(key)
         add_masks(self._total, plus, minus, threads=self._threads)
@@ -461,7 +458,7 @@ class Aggregator:
 
     def _verify(self, member: int, signature: bytes, message: bytes, what: str) -> None:
         public = checks.enrolled(self._roster, member)
-        checks.signature(keys.verifies(public, signature, message, self._shared), member, what)
+        checks.signature(keys.verifies(public, signature, message, self._verified), member, what)
 
     def _alive_digest(self) -> bytes:
         return alive_digest(present(self._dealt).transcript, self._alive)

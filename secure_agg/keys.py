@@ -26,6 +26,7 @@ from secure_agg.shared import Shared
 __all__ = [
     "RoundSecrets",
     "agree",
+    "agreed",
     "commit_share",
     "derive_key",
     "pair_key",
@@ -111,21 +112,31 @@ def agree(private: X25519PrivateKey, public: bytes) -> bytes:
     return secret
 
 
+def agreed(
+    private: X25519PrivateKey, own: bytes, other: bytes, shared: Shared | None = None
+) -> bytes:
+    """Return `agree`'s secret; computed once for each pair of public keys under ``shared``."""
+    if shared is None:
+        return agree(private, other)
+    pair = own + other if own < other else other + own
+    return shared.get(("agreed", pair), lambda: agree(private, other))
+
+
 def pair_key(
     purpose: str,
-    private: X25519PrivateKey,
+    secret: bytes,
     own: bytes,
     other: bytes,
     context: bytes,
     shared: Shared | None = None,
 ) -> bytes:
-    """Return the key that the owners of two public keys share for ``purpose`` in ``context``."""
+    """Return the key for ``purpose`` in ``context`` of a pair that agreed on ``secret``."""
     pair = own + other if own < other else other + own
 
     def compute() -> bytes:
-        return derive_key(agree(private, other), purpose, context, pair)
+        return derive_key(secret, purpose, context, pair)
 
-    return compute() if shared is None else shared.get((purpose, context, pair), compute)
+    return compute() if shared is None else shared.get((purpose, context, secret, pair), compute)
 
 
 def self_mask_key(seed: bytes, transcript: bytes) -> bytes:
@@ -149,25 +160,26 @@ def commit_share(kind: int, dealer: int, holder: int, share: bytes, opening: byt
     ).digest()
 
 
-def associated_data(view: bytes, sender: int, receiver: int) -> bytes:
-    """Return what a sealed share is bound to: the round, the view of it, from and to."""
-    return view + sender.to_bytes(4, "little") + receiver.to_bytes(4, "little")
+def associated_data(context: bytes, sender: int, receiver: int) -> bytes:
+    """Return what a sealed share is bound to: what it was dealt in, from and to."""
+    return context + sender.to_bytes(4, "little") + receiver.to_bytes(4, "little")
 
 
-def seal(key: bytes, nonce: bytes, plain: bytes, view: bytes, sender: int, receiver: int) -> bytes:
+def seal(
+    key: bytes, nonce: bytes, plain: bytes, context: bytes, sender: int, receiver: int
+) -> bytes:
     """Encrypt with ChaCha20-Poly1305 (RFC 8439); ``nonce || ciphertext || tag``."""
-    return nonce + ChaCha20Poly1305(key).encrypt(
-        nonce, plain, associated_data(view, sender, receiver)
-    )
+    ad = associated_data(context, sender, receiver)
+    return nonce + ChaCha20Poly1305(key).encrypt(nonce, plain, ad)
 
 
-def unseal(key: bytes, sealed: bytes, view: bytes, sender: int, receiver: int) -> bytes:
+def unseal(key: bytes, sealed: bytes, context: bytes, sender: int, receiver: int) -> bytes:
     """Decrypt what `seal` made.
 
     Raises:
         ShareError: When anything differs from what was sealed.
     """
-    ad = associated_data(view, sender, receiver)
+    ad = associated_data(context, sender, receiver)
     try:
         return ChaCha20Poly1305(key).decrypt(sealed[:NONCE_SIZE], sealed[NONCE_SIZE:], ad)
     except InvalidTag:

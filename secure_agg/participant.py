@@ -148,6 +148,7 @@ class Participant:
         self._view: View | None = None
         self._own_dealt = b""
         self._seal_keys: dict[int, bytes] = {}
+        self._mask_secrets: dict[int, bytes] = {}
         self._dealt: Dealt | None = None
         self._held: dict[int, bytes] = {}
         self._alive: list[int] = []
@@ -374,21 +375,21 @@ class Participant:
         neighbours = unpack_ids(body[end:], "neighbours")
         checks.graph(view.neighbour_ids(own), neighbours)
         checks.enough_shares(len(neighbours), self.params.threshold)
-        seed_hash, commitments, sealed, seal_keys = self._deal(view, neighbours)
+        self._seal_keys, self._mask_secrets = {}, {}
+        seed_hash, commitments, sealed = self._deal(view, neighbours)
         commitments_hash = hashlib.sha256(commitments).digest()
         signature = self._identity.sign(
             dealt_digest(view.hash, self.id, seed_hash, commitments_hash)
         )
         self._view = view
         self._own_dealt = seed_hash + commitments_hash + signature
-        self._seal_keys = seal_keys
+        for other in neighbours:  # while the others deal, so that uploads need not wait for it
+            self._mask_secret(view, other)
         self._stage = _Stage.SHARED
         return frame(Kind.SHARES, self._session, seed_hash, signature, commitments, sealed)
 
-    def _deal(
-        self, view: View, neighbours: list[int]
-    ) -> tuple[bytes, bytes, bytes, dict[int, bytes]]:
-        """Return H(b), all commitments, all sealed shares, and the sealing keys."""
+    def _deal(self, view: View, neighbours: list[int]) -> tuple[bytes, bytes, bytes]:
+        """Return H(b), all commitments, and all sealed shares."""
         own, me, threshold = self._own, self.id, self.params.threshold
         secret = own.self_seed + own.mask
         count = len(neighbours)
@@ -396,30 +397,50 @@ class Participant:
         each = 2 * keys.OPENING_SIZE + keys.NONCE_SIZE
         randomness = own.shares_entropy(polynomials + count * each)
         shares = split(secret, count, threshold, lambda size: randomness[:size])
-        cohort = view.cohort
-        commitments, sealed, seal_keys = [], [], {}
+        commitments: list[bytes] = []
+        plains, nonces = [], []
         at = polynomials
         for holder, share in zip(neighbours, shares, strict=True):
-            openings = randomness[at : at + 32], randomness[at + 32 : at + 64]
-            nonce = randomness[at + 64 : at + each]
+            first, second = randomness[at : at + 32], randomness[at + 32 : at + 64]
+            nonces.append(randomness[at + 64 : at + each])
             at += each
-            halves = share[:32], share[32:]
-            commitments += [
-                keys.commit_share(kind, me, holder, halves[kind], openings[kind]) for kind in (0, 1)
-            ]
-            key = keys.pair_key(
-                "seal",
-                own.cipher,
-                own.cipher_public,
-                cohort.ciphers[cohort.index[holder]],
-                self._session,
-                self._shared,
+            commitments += (
+                keys.commit_share(0, me, holder, share[:32], first),
+                keys.commit_share(1, me, holder, share[32:], second),
             )
-            seal_keys[holder] = key
-            plain = halves[0] + openings[0] + halves[1] + openings[1]
-            sealed.append(keys.seal(key, nonce, plain, view.hash, me, holder))
+            plains.append(b"".join((share[:32], first, share[32:], second)))
+        together = b"".join(commitments)
         seed_hash = keys.seed_hash(view.hash, me, own.self_seed)
-        return seed_hash, b"".join(commitments), b"".join(sealed), seal_keys
+        context = dealt_digest(view.hash, me, seed_hash, hashlib.sha256(together).digest())
+        sealed = [
+            keys.seal(self._seal_key(view, holder), nonce, plain, context, me, holder)
+            for holder, nonce, plain in zip(neighbours, nonces, plains, strict=True)
+        ]
+        return seed_hash, together, b"".join(sealed)
+
+    def _seal_key(self, view: View, other: int) -> bytes:
+        """Return the key under which this member and a neighbour pass each other shares."""
+        key = self._seal_keys.get(other)
+        if key is None:
+            own, cohort = self._own, view.cohort
+            public = cohort.ciphers[cohort.index[other]]
+            secret = keys.agreed(own.cipher, own.cipher_public, public, self._shared)
+            key = keys.pair_key(
+                "seal", secret, own.cipher_public, public, self._session, self._shared
+            )
+            self._seal_keys[other] = key
+        return key
+
+    def _mask_secret(self, view: View, other: int) -> bytes:
+        """Return the secret that the masks with a neighbour are derived from."""
+        secret = self._mask_secrets.get(other)
+        if secret is None:
+            own, cohort = self._own, view.cohort
+            public = cohort.masks[cohort.index[other]]
+            private = present(self._mask_private)
+            secret = keys.agreed(private, own.mask_public, public, self._shared)
+            self._mask_secrets[other] = secret
+        return secret
 
     def _mask(self, body: bytes) -> bytes:
         """Stage 2: open the shares, mask the input with keys bound to the whole transcript."""
@@ -439,7 +460,7 @@ class Participant:
             if other in dealt:
                 key = keys.pair_key(
                     "mask",
-                    present(self._mask_private),
+                    self._mask_secret(view, other),
                     own.mask_public,
                     cohort.masks[cohort.index[other]],
                     dealt.transcript,
@@ -450,7 +471,8 @@ class Participant:
         add_masks(vector, plus, minus, threads=self._threads)
         self._ring.reduce(vector)
         self._vector = None
-        self._dealt, self._held, self._seal_keys = dealt, held, {}
+        self._dealt, self._held = dealt, held
+        self._seal_keys, self._mask_secrets = {}, {}
         self._participations += 1
         self._stage = _Stage.MASKED
         count = len(complaints).to_bytes(2, "little")
@@ -476,10 +498,10 @@ class Participant:
             at = end
             if count != len(view.graph.neighbours[index]):
                 raise MessageError(f"member {dealer} has {count} commitments: one a neighbour")
-            dealt.verify(self._roster, dealer, commitments, self._shared)
+            context = dealt.context(dealer, commitments)
             place = view.graph.places[own][j]
             try:
-                held[dealer] = self._open(view, dealer, index, sealed, commitments, place)
+                held[dealer] = self._open(view, dealer, sealed, context, commitments, place)
             except ShareError:
                 complaints.append(dealer)
         if at != len(personal):
@@ -487,17 +509,16 @@ class Participant:
         return held, complaints
 
     def _open(
-        self, view: View, dealer: int, index: int, sealed: bytes, commitments: bytes, place: int
+        self,
+        view: View,
+        dealer: int,
+        sealed: bytes,
+        context: bytes,
+        commitments: bytes,
+        place: int,
     ) -> bytes:
         """Open one share and compare both halves with the dealer's commitments."""
-        key = self._seal_keys.get(dealer)
-        if key is None:
-            own = self._own
-            other = view.cohort.ciphers[index]
-            key = keys.pair_key(
-                "seal", own.cipher, own.cipher_public, other, self._session, self._shared
-            )
-        plain = keys.unseal(key, sealed, view.hash, dealer, self.id)
+        plain = keys.unseal(self._seal_key(view, dealer), sealed, context, dealer, self.id)
         for kind in (0, 1):
             share, opening = _half(plain, kind)
             found = keys.commit_share(kind, dealer, self.id, share, opening)
@@ -538,7 +559,7 @@ class Participant:
         seed = self._own.self_seed
         self._stage = _Stage.RELEASED
         self._secrets = self._mask_private = None
-        self._held, self._seal_keys = {}, {}
+        self._held, self._seal_keys, self._mask_secrets = {}, {}, {}
         return frame(Kind.RELEASE, self._session, Release(own_seed=seed, rows=rows).body())
 
     # -- the inside ------------------------------------------------------------------------------

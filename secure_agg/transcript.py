@@ -185,7 +185,7 @@ class Dealt:
         transcript: Hash of everything so far; mask keys and the stage-3 signature contain it.
     """
 
-    __slots__ = ("_checked", "_rows", "body", "ids", "transcript", "view")
+    __slots__ = ("_contexts", "_rows", "body", "ids", "transcript", "view")
 
     def __init__(self, view: View, params: SecAggParams, body: bytes) -> None:
         found = rows(body, DEALT_ROW, "dealt shares")
@@ -197,7 +197,7 @@ class Dealt:
         self.view = view
         self.body = body
         self._rows = {row[0]: (row[1], row[2], row[3]) for row in found}
-        self._checked: dict[int, bytes] = {}
+        self._contexts: dict[int, tuple[bytes, bytes]] = {}
         self.transcript = digest("transcript", view.hash, body)
 
     @staticmethod
@@ -214,22 +214,25 @@ class Dealt:
         """Return a dealer's H(b), hash of commitments, and signature."""
         return self._rows[id_]
 
-    def verify(self, roster: Roster, id_: int, commitments: bytes, shared: Shared | None) -> None:
-        """Check that a dealer signed its H(b) and these commitments.
+    def context(self, id_: int, commitments: bytes) -> bytes:
+        """Return what a dealer signed, and sealed its shares to: its H(b) and these commitments.
+
+        Whoever opens a share under it knows the dealer's row to be the dealer's, so that members
+        need not verify each other's stage-1 signatures; those are evidence, which the server
+        verifies.
 
         Raises:
-            SignatureMismatch: When it did not.
+            MessageError: When the commitments are not those of the dealer's row.
         """
-        if self._checked.get(id_) == commitments:
-            return
-        seed_hash, commitments_hash, signature = self._rows[id_]
-        found = hashlib.sha256(commitments).digest()
-        message = dealt_digest(self.view.hash, id_, seed_hash, found)
-        valid = found == commitments_hash and keys.verifies(
-            checks.enrolled(roster, id_), signature, message, shared
-        )
-        checks.signature(valid, id_, "shares")
-        self._checked[id_] = commitments
+        known = self._contexts.get(id_)
+        if known is not None and known[0] == commitments:
+            return known[1]
+        seed_hash, commitments_hash, _ = self._rows[id_]
+        if hashlib.sha256(commitments).digest() != commitments_hash:
+            raise MessageError(f"the commitments of member {id_} are not those that it signed")
+        context = dealt_digest(self.view.hash, id_, seed_hash, commitments_hash)
+        self._contexts[id_] = commitments, context
+        return context
 
 
 def commitment_at(commitments: bytes, place: int, kind: int) -> bytes:

@@ -79,18 +79,27 @@ def nonces_for(
     return frame(Kind.NONCES, session, head, pack_ids(neighbours))
 
 
+def context_of(view: bytes, reply: bytes, holders: int) -> bytes:
+    """What the victim sealed its shares to, read from its SHARES message."""
+    body = reply[HEADER_SIZE:]
+    commitments = body[96 : 96 + holders * COMMITMENTS_SIZE]
+    hashed = hashlib.sha256(commitments).digest()
+    return transcripts.dealt_digest(view, VICTIM, body[:32], hashed)
+
+
 def open_as(
     private: X25519PrivateKey,
     victim_key: bytes,
     session: bytes,
-    view: bytes,
+    context: bytes,
     sealed: bytes,
     to: int,
 ) -> bytes:
     """Open a share that the victim sealed, with whatever private key fits."""
     own = private.public_key().public_bytes_raw()
-    key = keys.pair_key("seal", private, own, victim_key, session)
-    return keys.unseal(key, sealed, view, VICTIM, to)
+    secret = keys.agree(private, victim_key)
+    key = keys.pair_key("seal", secret, own, victim_key, session)
+    return keys.unseal(key, sealed, context, VICTIM, to)
 
 
 def test_01_swapped_key() -> None:
@@ -110,7 +119,7 @@ def test_01_swapped_key() -> None:
         world.members[VICTIM].handle(cohort)
         nonces = [world.secrets(i).nonce for i in world.ids]
         reply = world.members[VICTIM].handle(nonces_for(world, cohort, nonces))
-        view = present(world.members[VICTIM]._view).hash
+        view = context_of(present(world.members[VICTIM]._view).hash, reply, 4)
         session, key = session_of(message), world.secrets(VICTIM).cipher_public
         shares = {}
         for place, (i, sealed) in enumerate(
@@ -150,7 +159,7 @@ def test_02_sybil() -> None:
         world.members[VICTIM].handle(cohort)
         nonces = [*(world.secrets(i).nonce for i in (0, 1, 2, 3)), nonce]
         reply = world.members[VICTIM].handle(nonces_for(world, cohort, nonces))
-        view = present(world.members[VICTIM]._view).hash
+        view = context_of(present(world.members[VICTIM]._view).hash, reply, 4)
         key = world.secrets(VICTIM).cipher_public
         return open_as(private, key, session, view, sealed_shares(reply, 4)[3], 99), world
 
@@ -208,7 +217,7 @@ def test_04_duplicate_id_or_key() -> None:
         world.members[VICTIM].handle(cohort)
         nonces = [world.secrets(i).nonce for i in world.ids]
         reply = world.members[VICTIM].handle(nonces_for(world, cohort, nonces))
-        view = present(world.members[VICTIM]._view).hash
+        view = context_of(present(world.members[VICTIM]._view).hash, reply, 4)
         sealed, opened = sealed_shares(reply, 4), 0
         for place, holder in ((2, 3), (3, 4)):
             key = world.secrets(VICTIM).cipher_public
@@ -243,7 +252,7 @@ def test_05_low_order_point(u: int) -> None:
         world.members[VICTIM].handle(cohort)
         nonces = [world.secrets(i).nonce for i in world.ids]
         reply = world.members[VICTIM].handle(nonces_for(world, cohort, nonces))
-        view = present(world.members[VICTIM]._view).hash
+        view = context_of(present(world.members[VICTIM]._view).hash, reply, 4)
         pair = b"".join(sorted((point, world.secrets(VICTIM).cipher_public)))
         key = keys.derive_key(bytes(32), "seal", session, pair)
         return keys.unseal(key, sealed_shares(reply, 4)[3], view, VICTIM, 4), world
@@ -352,7 +361,7 @@ def test_09_server_chosen_graph() -> None:
         world.deliver(dict.fromkeys(world.ids, cohort))
         nonces = [world.secrets(i).nonce for i in world.ids]
         reply = world.members[VICTIM].handle(nonces_for(world, cohort, nonces, colluders))
-        view = present(world.members[VICTIM]._view).hash
+        view = context_of(present(world.members[VICTIM]._view).hash, reply, 4)
         key = world.secrets(VICTIM).cipher_public
         shares = {}
         for place, (i, sealed) in enumerate(zip(colluders, sealed_shares(reply, 4), strict=True)):
@@ -486,9 +495,12 @@ def test_15_different_models() -> None:
 def test_15_masks_of_different_views_do_not_cancel() -> None:
     a, b = (X25519PrivateKey.from_private_bytes(bytes([i]) * 32) for i in (1, 2))
     publics = [k.public_key().public_bytes_raw() for k in (a, b)]
-    mine = keys.pair_key("mask", a, publics[0], publics[1], b"one transcript".ljust(32))
-    theirs = keys.pair_key("mask", b, publics[1], publics[0], b"one transcript".ljust(32))
-    other = keys.pair_key("mask", b, publics[1], publics[0], b"another".ljust(32))
+    secret = keys.agree(a, publics[1])
+    assert secret == keys.agree(b, publics[0])
+    one, another = b"one transcript".ljust(32), b"another".ljust(32)
+    mine = keys.pair_key("mask", secret, publics[0], publics[1], one)
+    theirs = keys.pair_key("mask", secret, publics[1], publics[0], one)
+    other = keys.pair_key("mask", secret, publics[1], publics[0], another)
     assert mine == theirs != other
 
 

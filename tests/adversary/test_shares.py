@@ -27,6 +27,7 @@ from secure_agg.messages import (
     unpack_ids,
 )
 from secure_agg.store import present
+from secure_agg.transcript import dealt_digest
 from tests.secure_agg.world import World, exact_sum, fixed_entropy, released, without
 
 VICTIM = 0
@@ -51,7 +52,7 @@ def complaints(reply: bytes) -> list[int]:
     return unpack_ids(body[2:end], "complaints")
 
 
-def unauthenticated(key: bytes, sealed: bytes, view: bytes, sender: int, receiver: int) -> bytes:
+def unauthenticated(key: bytes, sealed: bytes, context: bytes, sender: int, receiver: int) -> bytes:
     """The decryption of RFC 8439 without its check: ChaCha20 from block 1."""
     counter = (1).to_bytes(4, "little") + sealed[: keys.NONCE_SIZE]
     plain = Cipher(algorithms.ChaCha20(key, counter), None).decryptor()
@@ -101,7 +102,7 @@ def dealt_share(world: World, dealer: int, holder: int) -> bytes:
     return shares[world.place(dealer, holder)][:32]
 
 
-def bare(view: bytes, sender: int, receiver: int) -> bytes:
+def bare(context: bytes, sender: int, receiver: int) -> bytes:
     """Associated data that binds nothing."""
     return b""
 
@@ -119,10 +120,11 @@ def test_12_share_redirected() -> None:
         assert complaints(world.members[VICTIM].handle(reflected)) == [3]
         victim, other = world.secrets(VICTIM), world.secrets(3)
         session = messages[3][2:HEADER_SIZE]
-        key = keys.pair_key(
-            "seal", victim.cipher, victim.cipher_public, other.cipher_public, session
-        )
-        return keys.unseal(key, own, world.dealt.view.hash, 3, VICTIM)
+        secret = keys.agree(victim.cipher, other.cipher_public)
+        key = keys.pair_key("seal", secret, victim.cipher_public, other.cipher_public, session)
+        seed_hash, commitments_hash, _ = world.dealt.row(VICTIM)
+        context = dealt_digest(world.dealt.view.hash, VICTIM, seed_hash, commitments_hash)
+        return keys.unseal(key, own, context, 3, VICTIM)
 
     with pytest.raises(ShareError, match="from member 3 does not authenticate"):
         attack()
@@ -351,3 +353,21 @@ def test_26_blames_the_holder_of_a_wrong_own_seed() -> None:
     world.server.close_stage()
     assert list(world.server.result.blamed) == [1]
     assert world.server.result.total.tolist() == exact_sum(world.inputs, world.ids, 32)
+
+
+def test_11_dealer_row_altered() -> None:
+    """Another H(b) in a dealer's broadcast row: its shares, sealed to the row, do not open."""
+
+    def attack() -> tuple[bytes, World]:
+        world = World(PARAMS)
+        message = world.until(Kind.DELIVERY)[VICTIM]
+        at = HEADER_SIZE + 4 + 3 * DEALT_ROW.size + 4
+        return world.members[VICTIM].handle(replaced(message, at, bytes([message[at] ^ 1]))), world
+
+    reply, world = attack()
+    assert complaints(reply) == [3]
+    assert present(world.members[VICTIM]._dealt).transcript != world.dealt.transcript
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys, "associated_data", bare)
+        reply, _ = attack()
+    assert complaints(reply) == []

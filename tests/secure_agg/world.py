@@ -195,13 +195,9 @@ class World:
         minus = [keys.self_mask_key(seed, dealt.transcript)]
         for other in dealt.view.neighbour_ids(index):
             if other in dealt:
-                key = keys.pair_key(
-                    "mask",
-                    X25519PrivateKey.from_private_bytes(mask_key),
-                    cohort.masks[index],
-                    cohort.masks[cohort.index[other]],
-                    dealt.transcript,
-                )
+                public = cohort.masks[cohort.index[other]]
+                secret = keys.agree(X25519PrivateKey.from_private_bytes(mask_key), public)
+                key = keys.pair_key("mask", secret, cohort.masks[index], public, dealt.transcript)
                 (minus if victim < other else plus).append(key)
         add_masks(vector, plus, minus)
         of.reduce(vector)
