@@ -1,0 +1,11 @@
+"""Re-derives every claim of a run from its folder, which may have been made by an enemy.
+
+>>> from fedsys.audit import audit_run, to_json
+"""
+
+from __future__ import annotations
+
+from fedsys.audit.document import to_json, write
+from fedsys.audit.rederive import audit_run
+
+__all__ = ["audit_run", "to_json", "write"]

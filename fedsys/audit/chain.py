@@ -1,0 +1,136 @@
+"""Claims about the ledger itself: chain, signatures, signer, completeness, private commitments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from fedsys.audit.cohorts import Cohorts
+from fedsys.audit.evidence import Evidence
+from fedsys.audit.wording import claim, value_text
+from fedsys.privacy import LedgerView, PrivacyPlan
+from fedsys.records import Claim
+
+__all__ = ["UNPINNED", "chain_claim", "cohort_claims", "ledger_claims", "signer_claim"]
+
+UNPINNED = "signer not pinned: re-signing is undetectable"
+
+_COORDINATOR = "the coordinator's word"
+
+
+def chain_claim(evidence: Evidence) -> Claim:
+    """Whether every line follows from the one before it and is signed."""
+    view = evidence.ledger.value
+    problem = evidence.ledger.problem
+    if evidence.ledger.missing:
+        problem = "ledger.jsonl is missing"
+    elif view is not None and view.tail:
+        problem = f"it ends in an unfinished line of {len(view.tail)} bytes: interrupted, or cut"
+    return claim(
+        "Ledger chain and signatures",
+        problem is None,
+        claimed="unaltered since it was written",
+        rederived=problem or f"{view.lines if view else 0} lines chained and signed",
+        by="SHA-256 chain, Ed25519",
+        rests_on="the signing key staying with the coordinator",
+    )
+
+
+def signer_claim(view: LedgerView, key: Ed25519PublicKey | None) -> Claim:
+    """Whether the signer is the one that the auditor knows."""
+    if key is None:
+        return claim(
+            "Signer",
+            None,
+            claimed=view.signer,
+            rederived=UNPINNED,
+            by="give its public key with --key",
+            rests_on="the header's own word",
+        )
+    pinned = key.public_bytes_raw().hex()
+    return claim(
+        "Signer",
+        pinned == view.signer,
+        claimed=view.signer,
+        rederived=pinned,
+        by="the key given with --key",
+        rests_on="where that key came from",
+    )
+
+
+def ledger_claims(view: LedgerView, plan: PrivacyPlan | None) -> Iterator[Claim]:
+    """Completeness, and the number of rounds against the plan."""
+    if view.closed is None:
+        yield claim(
+            "Ledger is complete",
+            None,
+            claimed=f"{view.lines} lines, no closing line",
+            rederived="the job was interrupted, or later lines were cut off",
+            by="the closing line",
+            rests_on="whoever handed over the folder",
+        )
+    else:
+        stated = view.closed.get("lines")
+        yield claim(
+            "Ledger is complete",
+            stated == view.lines and type(stated) is int,
+            claimed=f"closed after {value_text(stated)} lines",
+            rederived=f"{view.lines} lines, the last one closes it",
+            by="the closing line",
+        )
+    if plan is None:
+        return
+    numbers = [record.round for record in view.rounds]
+    gap = next((n for n, found in enumerate(numbers, start=1) if n != found), None)
+    over = len(numbers) > plan.rounds
+    words = f"{len(numbers)} reserved"
+    if gap is not None:
+        words = f"round {gap} is missing"
+    elif over:
+        words += f", {len(numbers) - plan.rounds} more than delta was split for"
+    yield claim(
+        "Rounds within the plan",
+        gap is None and not over,
+        claimed=f"at most {plan.rounds}",
+        rederived=words,
+        by="counting reserve lines",
+    )
+
+
+def cohort_claims(cohorts: Cohorts | None, view: LedgerView, plan: PrivacyPlan) -> Iterator[Claim]:
+    """Who was asked and summed, against the salted commitments and the plan's limits."""
+    concluded = sum(record.outcome is not None for record in view.rounds)
+    name = "Private commitments (sampled, survivors, participations)"
+    if cohorts is None:
+        yield claim(
+            name,
+            None,
+            claimed=f"commitments to {concluded} rounds",
+            rederived="private.jsonl is not here",
+            by="salted SHA-256",
+            rests_on=_COORDINATOR,
+        )
+        return
+    yield claim(
+        name,
+        not cohorts.problems,
+        claimed=f"{concluded} rounds as the ledger committed to them",
+        rederived="; ".join(cohorts.problems) or f"{len(cohorts.rounds)} rounds opened",
+        by="salted SHA-256",
+        rests_on=f"the lists being true: {_COORDINATOR}",
+    )
+    if cohorts.problems:
+        return
+    limits = f"cap {plan.cap}, at least {plan.min_survivors} survivors"
+    if plan.max_participations is not None:
+        limits += f", a client in at most {plan.max_participations} rounds"
+    yield claim(
+        "Cohort limits",
+        not cohorts.broken,
+        claimed=limits,
+        rederived="; ".join(cohorts.broken)
+        or f"kept in every committed round; a client in {cohorts.most_participations} at most",
+        by="private.jsonl",
+        rests_on=f"the lists being true: {_COORDINATOR}",
+    )

@@ -1,0 +1,182 @@
+"""Claims about what was spent: each view's epsilon, its budget, and other accountants' figures."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fedsys.audit.evidence import Evidence
+from fedsys.audit.spending import Spending
+from fedsys.audit.wording import claim, epsilon_text, value_text
+from fedsys.errors import MechanismError
+from fedsys.privacy import VIEWS, Event, PrivacyPlan, View, guaranteed_epsilon
+from fedsys.records import Claim
+
+__all__ = ["epsilon_claims", "event_claim", "underivable_claims"]
+
+_RELATIVE = 1e-6
+"""Agreement of two derivations by one accountant."""
+
+_RESTS_ON: dict[View, str] = {
+    "outsider": "noise really added, sampling really random, N: the coordinator's word",
+    "participant": "the lists of private.jsonl and the noise: the coordinator's word",
+    "server": "survivors having added their shares: the clients' and the coordinator's word",
+}
+
+
+def event_claim(problem: str | None, events: Counter[Event], plan: PrivacyPlan) -> Claim:
+    """Whether every reserve holds an event of the plan, at a clipping norm that may be."""
+    rounds = sum(events.values())
+    norms = sorted({event.clip for event in events})
+    words = problem or f"{rounds} rounds, each at C={value_text(plan.clip)}"
+    if problem is None and norms and norms != [plan.clip]:
+        words = f"{rounds} rounds at C from {norms[0]:.6g} to {norms[-1]:.6g}"
+    return claim(
+        "Reserved events",
+        problem is None,
+        claimed="every round costs what the plan says",
+        rederived=words,
+        by="deriving scale, sensitivities and variances of each round again",
+        rests_on="the noise really being added: the coordinator's and the clients' word",
+    )
+
+
+def epsilon_claims(
+    evidence: Evidence, plan: PrivacyPlan, spending: Spending, *, cohorts_failed: bool
+) -> Iterator[Claim]:
+    """Each view's claimed epsilon against what the ledger's rounds cost, then the budget."""
+    privacy = (evidence.summary.value or {}).get("privacy")
+    stated = privacy.get("epsilon") if isinstance(privacy, dict) else None
+    claimed: Mapping[str, Any] = stated if isinstance(stated, dict) else {}
+    for view in VIEWS:
+        yield _view_claim(
+            view,
+            claimed.get(view),
+            plan,
+            spending,
+            states_epsilon=evidence.summary.value is not None,
+            cohorts_failed=cohorts_failed,
+        )
+    extra = sorted(set(claimed) - set(VIEWS))
+    if extra:
+        yield claim(
+            "Epsilon of other views",
+            False,
+            claimed=", ".join(map(str, extra[:4])),
+            rederived="no such view",
+            by="the ledger",
+        )
+    if evidence.summary.value is not None and isinstance(privacy, dict):
+        yield _promise_claim(privacy.get("budget"), plan)
+    if plan.budget is not None:
+        yield _budget_claim(plan, spending)
+
+
+def underivable_claims(reason: str) -> Iterator[Claim]:
+    """For a ledger whose rounds cannot be accounted for at all."""
+    for view in VIEWS:
+        yield claim(
+            f"Epsilon, {view} view",
+            None,
+            claimed="whatever the summary says",
+            rederived=reason,
+            by="the ledger",
+            rests_on="nothing",
+        )
+
+
+def _view_claim(
+    view: View,
+    claimed: Any,
+    plan: PrivacyPlan,
+    spending: Spending,
+    *,
+    states_epsilon: bool,
+    cohorts_failed: bool,
+) -> Claim:
+    derived = spending.spent.of(view)
+    number = math.inf if claimed == "inf" else claimed
+    usable = isinstance(number, (int, float)) and not isinstance(number, bool)
+    words, rests_on = epsilon_text(derived), _RESTS_ON[view]
+    holds: bool | None
+    if derived is None:
+        words = "needs private.jsonl"
+        if cohorts_failed:
+            words = "private.jsonl is not what the ledger committed to"
+        elif not states_epsilon:
+            words = "needs summary.json and private.jsonl"
+        holds, rests_on = None, "the coordinator's word"
+        if usable and view == "participant" and number < spending.spent.outsider * (1 - _RELATIVE):
+            holds, words = False, f"at least the outsider's {epsilon_text(spending.spent.outsider)}"
+        elif claimed is not None and (not usable or number < 0):
+            holds, words = False, "not a number"
+    elif claimed is None:
+        # A published summary leaves participant and server out; the outsider's is its headline.
+        missing = view == "outsider" and states_epsilon
+        holds = False if missing else None if not states_epsilon else True
+    elif not usable:
+        holds = False
+    else:
+        holds = number == derived or abs(number - derived) <= _RELATIVE * derived
+        if not holds:
+            words += ": understated" if number < derived else ": overstated"
+    return claim(
+        f"Epsilon, {view} view",
+        holds,
+        claimed=epsilon_text(number),
+        rederived=words,
+        by=_accountant(view, plan),
+        rests_on=rests_on,
+    )
+
+
+def _accountant(view: View, plan: PrivacyPlan) -> str:
+    if not plan.protected:
+        return "no noise, no bound"
+    if view == "server":
+        return "RDP of each client's own rounds, no amplification"
+    if view == "outsider":
+        return {
+            "pld": "privacy loss distributions (dp-accounting)",
+            "gaussian": "exact Gaussian (Balle and Wang)",
+            "rdp": "RDP, tight Poisson amplification"
+            if plan.sampling == "poisson"
+            else "RDP of each round",
+        }[plan.accountant]
+    return "RDP; rounds shared with a curious client count unamplified"
+
+
+def _promise_claim(stated: Any, plan: PrivacyPlan) -> Claim:
+    """What the summary says epsilon could have reached."""
+    wanted: float | None = None
+    if plan.protected:
+        try:
+            wanted = plan.budget if plan.budget is not None else guaranteed_epsilon(plan)
+        except (MechanismError, ValueError, OverflowError, MemoryError):
+            wanted = None
+    number = math.inf if stated == "inf" else stated
+    same = number is None and wanted is None
+    if isinstance(number, (int, float)) and not isinstance(number, bool) and wanted is not None:
+        same = number == wanted or abs(number - wanted) <= _RELATIVE * wanted
+    return claim(
+        "Budget in the summary",
+        same,
+        claimed=epsilon_text(number),
+        rederived=epsilon_text(wanted),
+        by="the plan's budget, or the cost of all its rounds",
+    )
+
+
+def _budget_claim(plan: PrivacyPlan, spending: Spending) -> Claim:
+    budget = plan.budget or 0.0
+    spent = spending.spent.of(plan.guarantee)
+    return claim(
+        "Budget kept",
+        None if spent is None else spent <= budget * (1 + _RELATIVE),
+        claimed=f"at most {epsilon_text(budget)} for the {plan.guarantee}",
+        rederived=f"{epsilon_text(spent)} spent" if spent is not None else "needs private.jsonl",
+        by="the ledger",
+        rests_on=_RESTS_ON[plan.guarantee],
+    )

@@ -1,0 +1,134 @@
+"""Claims about what came out: ``summary.json``, ``model.pt`` and ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+from fedsys.audit.evidence import Evidence
+from fedsys.audit.wording import claim, value_text
+from fedsys.privacy import LedgerView
+from fedsys.records import Claim
+
+__all__ = ["outcome_claims"]
+
+_STATUSES = ("completed", "budget-exhausted", "interrupted")
+
+
+def outcome_claims(evidence: Evidence, view: LedgerView) -> Iterator[Claim]:
+    """Everything in the folder beside the ledger that states a result."""
+    summary = evidence.summary.value
+    if summary is None:
+        missing = evidence.summary.missing
+        yield claim(
+            "Summary",
+            None if missing else False,
+            claimed="nothing" if missing else "unreadable",
+            rederived="summary.json is missing: the run was cut off, or somebody removed it"
+            if missing
+            else evidence.summary.problem,
+            by="reading summary.json",
+        )
+    else:
+        yield from _summary_claims(summary, view)
+    yield _model_claim(evidence, view)
+    yield _metrics_claim(evidence, view)
+
+
+def _summary_claims(summary: dict[str, Any], view: LedgerView) -> Iterator[Claim]:
+    head = summary.get("ledger_head")
+    yield claim(
+        "Ledger head",
+        head == view.head,
+        claimed=value_text(head),
+        rederived=view.head
+        + ("" if head == view.head else ": lines were added, cut off or changed since"),
+        by="summary.json against the last line's hash",
+    )
+    signer = summary.get("signer")
+    yield claim(
+        "Signer in the summary",
+        signer == view.signer,
+        claimed=value_text(signer),
+        rederived=view.signer,
+        by="summary.json against the header",
+    )
+    last = view.rounds[-1].round if view.rounds else 0
+    rounds = summary.get("rounds")
+    yield claim(
+        "Rounds",
+        type(rounds) is int and rounds == last,
+        claimed=value_text(rounds),
+        rederived=last,
+        by="summary.json against the ledger",
+    )
+    status = summary.get("status")
+    closed = None if view.closed is None else view.closed.get("reason")
+    expected = "interrupted" if view.closed is None else closed
+    yield claim(
+        "Status",
+        status == expected and status in _STATUSES,
+        claimed=value_text(status),
+        rederived=f"closed: {value_text(closed)}" if view.closed is not None else "not closed",
+        by="summary.json against the closing line",
+    )
+
+
+def _model_claim(evidence: Evidence, view: LedgerView) -> Claim:
+    summary = evidence.summary.value
+    stated = {}
+    if summary is not None:
+        stated["summary.json"] = summary.get("model_sha256")
+    if view.closed is not None:
+        stated["closing line"] = view.closed.get("model_sha256")
+    found = evidence.model.value
+    words = found or evidence.model.problem or "model.pt is not here"
+    agreed = len(set(map(value_text, stated.values()))) <= 1
+    holds: bool | None = agreed and all(digest == found for digest in stated.values())
+    if evidence.model.missing:
+        # An interrupted run has none yet; without it the statements can still contradict.
+        holds = None if agreed else False
+    elif not stated:
+        holds = None
+    return claim(
+        "Model file",
+        holds,
+        claimed=", ".join(f"{value_text(v)} in {where}" for where, v in stated.items())
+        or "nothing",
+        rederived=words,
+        by="SHA-256 of model.pt, which is not opened",
+        rests_on="this model being the last release: the coordinator's word",
+    )
+
+
+def _metrics_claim(evidence: Evidence, view: LedgerView) -> Claim:
+    metrics, problem = evidence.metrics.value, evidence.metrics.problem
+    lines = metrics.lines if metrics is not None else []
+    last = view.rounds[-1].round if view.rounds else 0
+    summary = evidence.summary.value
+    holds: bool | None = problem is None
+    words = problem or "no metrics.jsonl"
+    if metrics is not None:
+        rounds = [line["round"] for line in lines]
+        words = f"{len(rounds)} evaluations"
+        if metrics.torn:
+            holds = None if view.closed is None else False
+            words += " and an unfinished line"
+        if any(after <= before for before, after in pairwise(rounds)):
+            holds, words = False, "rounds are repeated or out of order"
+        elif rounds and not (rounds[0] >= 1 and rounds[-1] <= last):
+            holds, words = False, f"evaluates round {value_text(rounds[-1])}; the ledger has {last}"
+    if holds and summary is not None:
+        newest = dict(lines[-1]) if lines else {}
+        newest.pop("round", None)
+        if summary.get("metrics") != newest:
+            holds, words = False, "summary.json states other metrics than the last evaluation"
+    return claim(
+        "Metrics",
+        holds,
+        claimed=f"evaluations of rounds 1 to {last}",
+        rederived=words,
+        by="metrics.jsonl against the ledger and summary.json",
+        rests_on="the evaluation itself: the coordinator's word",
+    )

@@ -1,0 +1,197 @@
+"""The audit of one run: every claim that its folder can support, derived again.
+
+>>> from pathlib import Path
+>>> from fedsys.audit import audit_run
+>>> audit_run(Path("runs/quickstart"), key="9f86…").passed  # doctest: +SKIP
+True
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from fedsys.audit.accountants import cross_checks
+from fedsys.audit.chain import UNPINNED, chain_claim, cohort_claims, ledger_claims, signer_claim
+from fedsys.audit.cohorts import Cohorts, read_cohorts
+from fedsys.audit.epsilons import epsilon_claims, event_claim, underivable_claims
+from fedsys.audit.evidence import Evidence, gather
+from fedsys.audit.outcome import outcome_claims
+from fedsys.audit.settings import config_claims, header_claims, origin_claims, plan_claim
+from fedsys.audit.spending import LARGEST_POPULATION, Spending, derive, reserved_events
+from fedsys.audit.wording import plain
+from fedsys.errors import LedgerError, MechanismError
+from fedsys.privacy import Event, LedgerView, PrivacyPlan, load_public_key, plan_of
+from fedsys.records import AuditResult, Claim
+
+__all__ = ["Audit", "audit_run", "examine"]
+
+_WORD = (
+    "on the coordinator's word: that the noise was really added, that sampling was really random, "
+    "that the population was really as large as stated"
+)
+_NO_PRIVACY = "MECHANISM NONE: no noise was added; epsilon is infinite and nothing is private"
+_INTERRUPTED = (
+    "the run is not finished: epsilon is what was spent so far, and lines cut off the ledger's end "
+    "would not show"
+)
+_NO_MASKS = (
+    "protocol {}: updates were summed without masks; the participant's and the server's epsilon "
+    "hold for the same job under protocol secure"
+)
+
+
+@dataclass(kw_only=True, slots=True)
+class Audit:
+    """What was found in one folder, in the terms of the other modules here.
+
+    Attributes:
+        evidence: what was read.
+        claims: as they were examined.
+        plan: of the header, if usable.
+        events: how often each was reserved.
+        cohorts: of ``private.jsonl``; None if it is absent or not what was committed to.
+        spending: None if it cannot be derived.
+    """
+
+    evidence: Evidence
+    claims: list[Claim] = field(default_factory=list)
+    plan: PrivacyPlan | None = None
+    events: Counter[Event] = field(default_factory=Counter)
+    cohorts: Cohorts | None = None
+    spending: Spending | None = None
+
+
+def audit_run(run: Path, *, key: str | None = None) -> AuditResult:
+    """Checks every claim of a run that its folder can support.
+
+    Whatever is wrong inside the folder becomes a failed claim.
+
+    Args:
+        run: the folder, private or published; it may have been made by an enemy.
+        key: the signer's public key, as 64 hexadecimal digits or a file that holds them.
+
+    Raises:
+        AuditInputError: there is no such run, or its version is not supported.
+        LedgerError: ``key`` is not a public key.
+    """
+    pinned = None if key is None else load_public_key(key)
+    audit = examine(run, pinned)
+    view, plan, spending = audit.evidence.ledger.value, audit.plan, audit.spending
+    return AuditResult(
+        run=plain(run.resolve().name or run, 100),
+        claims=tuple(audit.claims),
+        curve=spending.curve if spending is not None else (),
+        delta=plan.delta if plan is not None else None,
+        ledger_head=view.head if view is not None else None,
+        signer=view.signer if view is not None else None,
+        notes=tuple(plain(note) for note in _notes(audit, pinned)),
+        details=_details(audit),
+    )
+
+
+def examine(run: Path, key: Ed25519PublicKey | None) -> Audit:
+    """The audit with everything it derived, for whoever goes on from there."""
+    audit = Audit(evidence=gather(run))
+    view = audit.evidence.ledger.value
+    audit.claims.append(chain_claim(audit.evidence))
+    if view is None:
+        audit.claims.extend(underivable_claims("the ledger does not verify"))
+        return audit
+    audit.claims.append(signer_claim(view, key))
+    problem = _read_plan(audit, view)
+    audit.claims.extend(ledger_claims(view, audit.plan))
+    audit.claims.append(plan_claim(problem, audit.plan))
+    if audit.plan is not None:
+        _examine_privacy(audit, view, audit.plan)
+    else:
+        audit.claims.extend(underivable_claims("the header holds no usable plan"))
+    audit.claims.extend(outcome_claims(audit.evidence, view))
+    return audit
+
+
+def _read_plan(audit: Audit, view: LedgerView) -> str | None:
+    try:
+        plan = plan_of(view.header)
+        if plan.population > LARGEST_POPULATION:
+            raise LedgerError(f"a population of {plan.population} is more than this audit holds")
+    except (LedgerError, MechanismError, TypeError, ValueError, ArithmeticError) as error:
+        return str(error)
+    audit.plan = plan
+    return None
+
+
+def _examine_privacy(audit: Audit, view: LedgerView, plan: PrivacyPlan) -> None:
+    evidence, claims = audit.evidence, audit.claims
+    claims.extend(header_claims(view.header, plan))
+    claims.extend(config_claims(evidence, view, plan))
+    claims.extend(origin_claims(evidence, view, plan))
+    found = None
+    if evidence.has_private:
+        found = read_cohorts(evidence.run / "private.jsonl", view, plan)
+        audit.cohorts = None if found.problems else found
+    claims.extend(cohort_claims(found, view, plan))
+    problem = None
+    try:
+        audit.events = reserved_events(view, plan)
+    except LedgerError as error:
+        problem = str(error)
+    claims.append(event_claim(problem, audit.events, plan))
+    if problem is None:
+        try:
+            audit.spending = derive(view, plan, audit.cohorts)
+        except LedgerError as error:
+            problem = str(error)
+    if audit.spending is None:
+        claims.extend(underivable_claims(problem or "not derived"))
+        return
+    failed = found is not None and bool(found.problems)
+    claims.extend(epsilon_claims(evidence, plan, audit.spending, cohorts_failed=failed))
+    if plan.protected:
+        claims.extend(cross_checks(plan, audit.events, audit.spending))
+
+
+def _notes(audit: Audit, key: Ed25519PublicKey | None) -> Iterator[str]:
+    view, plan = audit.evidence.ledger.value, audit.plan
+    if view is None:
+        return
+    if plan is not None and not plan.protected:
+        yield _NO_PRIVACY
+    if key is None:
+        yield UNPINNED
+    if view.closed is None:
+        yield _INTERRUPTED
+    lost = sum(record.outcome is None for record in view.rounds)
+    if lost:
+        yield f"{lost} rounds were reserved and never concluded: spent, and at their worst"
+    if plan is not None and plan.protected:
+        yield _WORD
+    protocol = view.header.get("protocol")
+    if protocol != "secure" and plan is not None and plan.protected:
+        yield _NO_MASKS.format(plain(protocol, 20))
+    if not audit.evidence.has_private:
+        yield (
+            "private.jsonl is not here: the outsider's epsilon is derived; the participant's and "
+            "the server's follow from who took part when"
+        )
+    yield f"ledger head {view.head}: compare it with one that was anchored elsewhere"
+
+
+def _details(audit: Audit) -> dict[str, Any]:
+    details: dict[str, Any] = {"private": audit.cohorts is not None}
+    view, plan = audit.evidence.ledger.value, audit.plan
+    if view is not None:
+        details["rounds"] = len(view.rounds)
+        details["closed"] = view.closed is not None
+    if plan is not None:
+        details["mechanism"] = plan.mechanism
+        details["population"] = plan.population
+        details["protected"] = plan.protected
+    if audit.spending is not None:
+        details["outsider_by_rdp"] = audit.spending.rdp_outsider
+    return details

@@ -1,0 +1,131 @@
+"""What a ledger's rounds cost, charged again from the first line on."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from fedsys.audit.cohorts import Cohorts
+from fedsys.errors import LedgerError, MechanismError
+from fedsys.privacy import (
+    Epsilons,
+    Event,
+    LedgerView,
+    PrivacyPlan,
+    ViewAccountant,
+    charge_rounds,
+    event_from_json,
+)
+from fedsys.privacy.ledger import canonical
+from fedsys.records import EpsilonPoint
+
+__all__ = ["LARGEST_POPULATION", "Spending", "derive", "reserved_events"]
+
+LARGEST_POPULATION = 1 << 27
+"""Clients beyond which the accountants' tables are not allocated for somebody else's folder."""
+
+_CURVE_POINTS = 400
+_DEAR_CURVE_POINTS = 40
+_HOPELESS = 500.0
+"""Epsilon by Rényi orders above which no loss distribution is computed: its grid would be huge."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spending:
+    """Privacy spent by all reserved rounds.
+
+    Attributes:
+        spent: at the end; participant and server are None where cohorts are not known.
+        curve: over the rounds: all of them, or evenly spaced ones of a long job.
+        rdp_outsider: the outsider's epsilon by Rényi orders alone.
+    """
+
+    spent: Epsilons
+    curve: tuple[EpsilonPoint, ...]
+    rdp_outsider: float
+
+
+def reserved_events(view: LedgerView, plan: PrivacyPlan) -> Counter[Event]:
+    """How often each event was reserved.
+
+    Raises:
+        LedgerError: a reserve holds none, or one that the plan does not cover; it names the round.
+    """
+    counts: Counter[Event] = Counter()
+    known: dict[bytes, Event] = {}
+    for record in view.rounds:
+        body = record.reserve.get("event")
+        if not isinstance(body, dict):
+            raise LedgerError(f"round {record.round} reserves no event")
+        text = canonical(body)
+        event = known.get(text)
+        if event is None:
+            try:
+                event = event_from_json(body)
+                covered = plan.covers(event)
+            except (MechanismError, TypeError, ValueError, OverflowError) as error:
+                raise LedgerError(f"round {record.round}: {error}") from None
+            if not covered:
+                raise LedgerError(
+                    f"round {record.round} reserves an event that is not of the header's plan"
+                )
+            if len(known) < 4096:
+                known[text] = event
+        counts[event] += 1
+    return counts
+
+
+def derive(view: LedgerView, plan: PrivacyPlan, cohorts: Cohorts | None) -> Spending:
+    """Charges every round.
+
+    Args:
+        view: verified.
+        plan: of its header.
+        cohorts: verified, or None where they are not known.
+
+    Raises:
+        LedgerError: the rounds cannot be accounted for.
+    """
+    if plan.population > LARGEST_POPULATION:
+        raise LedgerError(f"a population of {plan.population} is more than this audit allocates")
+    accountant = ViewAccountant(plan)
+    private = None if cohorts is None else cohorts.as_private()
+    points = _CURVE_POINTS if plan.accountant == "rdp" else _DEAR_CURVE_POINTS
+    wanted = _spaced(len(view.rounds), points)
+    curve: list[EpsilonPoint] = []
+    try:
+        for count, number in enumerate(charge_rounds(accountant, view, private), start=1):
+            if count in wanted:
+                spent = _spent(accountant, known=cohorts is not None)
+                curve.append(EpsilonPoint(round=number, spent=spent))
+        spent = curve[-1].spent if curve else _spent(accountant, known=cohorts is not None)
+        return Spending(
+            spent=spent, curve=tuple(curve), rdp_outsider=accountant.outsider.rdp_epsilon()
+        )
+    except (MechanismError, ValueError, OverflowError, MemoryError) as error:
+        raise LedgerError(f"the rounds cannot be accounted for: {error}") from None
+
+
+def _spaced(rounds: int, points: int) -> set[int]:
+    if rounds <= points:
+        return set(range(1, rounds + 1))
+    return {round(1 + step * (rounds - 1) / (points - 1)) for step in range(points)}
+
+
+def _spent(accountant: ViewAccountant, *, known: bool) -> Epsilons:
+    dear = accountant.plan.accountant == "pld" and accountant.rounds
+    if dear and _HOPELESS < accountant.outsider.rdp_epsilon() < math.inf:
+        raise LedgerError(
+            f"so little noise that epsilon exceeds {_HOPELESS:g}: not worth a loss distribution"
+        )
+    if known:
+        return accountant.spent()
+    # With unknown cohorts the other views are charged at their worst, which tells nothing unless
+    # that is infinite: then no cohort would have made it finite.
+    participant, server = accountant.participant.epsilon(), accountant.server.epsilon()
+    return Epsilons(
+        outsider=accountant.outsider.epsilon(),
+        participant=math.inf if math.isinf(participant) else None,
+        server=math.inf if math.isinf(server) else None,
+    )
