@@ -10,6 +10,7 @@ __all__ = [
     "BudgetExceeded",
     "ConfigError",
     "DataError",
+    "EnrollmentError",
     "FedsysError",
     "LedgerError",
     "MechanismError",
@@ -32,6 +33,10 @@ class ConfigError(FedsysError):
 
 class DataError(FedsysError):
     """Data that is missing, unreadable or unusable."""
+
+
+class EnrollmentError(FedsysError):
+    """A device that may not join or may not act: unknown, revoked, expired or somebody else's."""
 
 
 class MechanismError(FedsysError):

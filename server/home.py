@@ -1,0 +1,221 @@
+"""A coordinator's folder: authority, keys, database, settings, jobs.
+
+::
+
+    coordinator.toml      settings (see `Settings`)
+    ca.key ca.pem         certificate authority
+    server.key server.pem what the devices' port presents
+    coordinator.ed25519   signs the ledgers
+    roster.ed25519        signs the roster, unless its authority is somebody else
+    roster.pub            the authority's public key, as hex
+    state.sqlite          nodes, tokens, rosters, jobs
+    operator.sock         where the operator's commands go; on this machine only
+    jobs/ID/              a run's folder each
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tomli_w
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedsys.errors import ConfigError
+from fedsys.privacy import Signer
+from fedsys.secret_files import read_secret, write_secret
+from server.enrollment import Registry
+from server.pki import Authority, ServerIdentity
+from server.state import State
+
+__all__ = ["Home", "Settings"]
+
+_RENEW = dt.timedelta(days=30)
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class Settings(BaseModel):
+    """``coordinator.toml``; nothing in it is part of a job, so it may change between two starts.
+
+    Attributes:
+        hosts: names and addresses under which devices reach this coordinator.
+        epsilon: budget of the population over all jobs; none is set by default.
+        patience: how long a job waits for enough agents before it is given up.
+        reconnect: how long a stage waits for an agent that lost its connection.
+        stage: deadline of a stage that takes no training.
+        training: deadline of the stage in which agents train and upload.
+        metrics: ``HOST:PORT`` of the Prometheus page; empty for none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hosts: list[str]
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    patience: Seconds = 600.0
+    reconnect: Seconds = 20.0
+    stage: Seconds = 30.0
+    training: Seconds = 600.0
+    metrics: str = ""
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths and keys of one coordinator."""
+
+    path: Path
+
+    @property
+    def socket(self) -> Path:
+        """Where the operator's commands go."""
+        return self.path / "operator.sock"
+
+    @property
+    def jobs(self) -> Path:
+        """Folder of the runs' folders."""
+        return self.path / "jobs"
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        hosts: Sequence[str],
+        roster_key: bytes | None = None,
+        epsilon: float | None = None,
+    ) -> Home:
+        """Make the folder with all keys.
+
+        Args:
+            path: new, or empty.
+            hosts: for the server certificate.
+            roster_key: public key of an authority that the operator is not; None makes a key here.
+            epsilon: budget of the population.
+
+        Raises:
+            ConfigError: something is there already, or the folder cannot be written.
+        """
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise ConfigError(f"{path}: not empty; give a new folder")
+            path.chmod(0o700)
+        except OSError as error:
+            raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        home = cls(path)
+        authority = Authority.create(path)
+        home._store_server(authority.issue_server(hosts))
+        Signer.load_or_create(path)
+        if roster_key is None:
+            private = Ed25519PrivateKey.generate()
+            write_secret(path / "roster.ed25519", private.private_bytes_raw())
+            roster_key = private.public_key().public_bytes_raw()
+        (path / "roster.pub").write_text(roster_key.hex() + "\n", encoding="ascii")
+        settings = Settings(hosts=list(hosts), epsilon=epsilon)
+        home.settings_file.write_text(
+            tomli_w.dumps(settings.model_dump(exclude_none=True)), encoding="utf-8"
+        )
+        home.jobs.mkdir()
+        State.open(path).close()
+        return home
+
+    @classmethod
+    def open(cls, path: Path) -> Home:
+        """An existing folder.
+
+        Raises:
+            ConfigError: there is no coordinator.
+        """
+        home = cls(path)
+        if not home.settings_file.is_file():
+            raise ConfigError(
+                f"{path}: no coordinator here; make one with `fedsys coordinator init {path}`"
+            )
+        return home
+
+    @property
+    def settings_file(self) -> Path:
+        """``coordinator.toml``."""
+        return self.path / "coordinator.toml"
+
+    def settings(self) -> Settings:
+        """What ``coordinator.toml`` says.
+
+        Raises:
+            ConfigError: it does not read; the line says where.
+        """
+        try:
+            return Settings.model_validate(tomllib.loads(self.settings_file.read_text("utf-8")))
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{self.settings_file}: {error}") from None
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            raise ConfigError(f"{self.settings_file}: {where}: {problem['msg']}") from None
+
+    @property
+    def authority(self) -> Authority:
+        """Issues certificates."""
+        return Authority.load(self.path)
+
+    @property
+    def signer(self) -> Signer:
+        """Signs ledgers."""
+        return Signer.load_or_create(self.path)
+
+    @property
+    def roster_key(self) -> bytes:
+        """Public key of the roster's authority."""
+        try:
+            key = bytes.fromhex((self.path / "roster.pub").read_text("ascii").strip())
+            if len(key) == 32:
+                return key
+        except (OSError, ValueError):
+            pass
+        raise ConfigError(f"{self.path / 'roster.pub'}: not a public key of 64 hexadecimal digits")
+
+    @property
+    def operator_signs_roster(self) -> bool:
+        """Whether the roster's private key lies here."""
+        return (self.path / "roster.ed25519").exists()
+
+    def registry(self, state: State) -> Registry:
+        """The list of nodes, able to sign where this operator is the roster's authority."""
+        private = None
+        if self.operator_signs_roster:
+            secret = read_secret(self.path / "roster.ed25519")
+            private = Ed25519PrivateKey.from_private_bytes(secret)
+        return Registry(
+            state=state,
+            authority=self.authority,
+            roster_key=self.roster_key,
+            roster_signer=private,
+        )
+
+    def server_identity(self, *, now: dt.datetime | None = None) -> ServerIdentity:
+        """Key and certificate of the devices' port; issued anew a month before they expire."""
+        present = now or dt.datetime.now(dt.UTC)
+        try:
+            certificate = (self.path / "server.pem").read_bytes()
+            expires = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+        except (OSError, ValueError):
+            expires = present
+        if expires - present < _RENEW:
+            self.rotate_server()
+            certificate = (self.path / "server.pem").read_bytes()
+        key = read_secret(self.path / "server.key")
+        return ServerIdentity(private_key=key, certificate=certificate)
+
+    def rotate_server(self) -> None:
+        """A new key and certificate for the devices' port, under the settings' host names."""
+        self._store_server(self.authority.issue_server(self.settings().hosts))
+
+    def _store_server(self, identity: ServerIdentity) -> None:
+        write_secret(self.path / "server.key", identity.private_key)
+        (self.path / "server.pem").write_bytes(identity.certificate)

@@ -1,0 +1,226 @@
+"""What a coordinator must remember over a crash: nodes, tokens, rosters, jobs; SQLite in WAL mode.
+
+Every change is committed, and flushed to the disk, before the message that announces it is sent.
+The privacy ledger of each job is not here but in the job's folder, in the form that auditors read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, ForeignKey, create_engine, event, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from fedsys.errors import ConfigError
+
+__all__ = [
+    "ACTIVE_JOB",
+    "CertificateRow",
+    "CountersignatureRow",
+    "JobRow",
+    "NodeRow",
+    "RefusalRow",
+    "RosterRow",
+    "State",
+    "TokenRow",
+]
+
+ACTIVE_JOB = ("submitted", "waiting", "running")
+"""Statuses of jobs that are not over."""
+_SCHEMA = 1
+
+
+class Base(DeclarativeBase):
+    """Tables."""
+
+
+class NodeRow(Base):
+    """A device that enrolled; `status` is ``pending`` (not in the roster yet), ``active`` or
+    ``revoked``."""
+
+    __tablename__ = "nodes"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    identity: Mapped[bytes] = mapped_column(unique=True)
+    status: Mapped[str]
+    enrolled_at: Mapped[float]
+    last_seen: Mapped[float | None] = mapped_column(default=None)
+    version: Mapped[str] = mapped_column(default="")
+
+
+class CertificateRow(Base):
+    """A certificate that a node holds or held."""
+
+    __tablename__ = "certificates"
+    serial: Mapped[str] = mapped_column(primary_key=True)
+    node: Mapped[int] = mapped_column(ForeignKey("nodes.id"))
+    der: Mapped[bytes]
+    expires_at: Mapped[float]
+    revoked: Mapped[bool] = mapped_column(default=False)
+
+
+class TokenRow(Base):
+    """A one-time token, by the serial number of its credential."""
+
+    __tablename__ = "tokens"
+    serial: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    expires_at: Mapped[float]
+    node: Mapped[int | None] = mapped_column(default=None)
+    csr: Mapped[bytes | None] = mapped_column(default=None)
+
+
+class RosterRow(Base):
+    """One version of the roster, as the authority signed it."""
+
+    __tablename__ = "rosters"
+    version: Mapped[int] = mapped_column(primary_key=True)
+    statement: Mapped[bytes]
+    signature: Mapped[bytes]
+
+
+class JobRow(Base):
+    """A job; `number` gives the order in which jobs run."""
+
+    __tablename__ = "jobs"
+    number: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    config: Mapped[str]
+    status: Mapped[str]
+    reason: Mapped[str] = mapped_column(default="")
+    roster_version: Mapped[int | None] = mapped_column(default=None)
+    promised: Mapped[float | None] = mapped_column(default=None)
+    spent: Mapped[float | None] = mapped_column(default=None)
+    rounds: Mapped[int] = mapped_column(default=0)
+    round: Mapped[int] = mapped_column(default=0)
+    stage: Mapped[str] = mapped_column(default="")
+    cancelled: Mapped[bool] = mapped_column(default=False)
+    submitted_at: Mapped[float]
+    started_at: Mapped[float | None] = mapped_column(default=None)
+    ended_at: Mapped[float | None] = mapped_column(default=None)
+
+
+class RefusalRow(Base):
+    """Why a node declined; `round` 0 is the whole job."""
+
+    __tablename__ = "refusals"
+    number: Mapped[int] = mapped_column(primary_key=True)
+    job: Mapped[str]
+    round: Mapped[int]
+    node: Mapped[int]
+    reason: Mapped[str]
+    at: Mapped[float]
+
+
+class CountersignatureRow(Base):
+    """A node's word that it took part in a round."""
+
+    __tablename__ = "countersignatures"
+    job: Mapped[str] = mapped_column(primary_key=True)
+    round: Mapped[int] = mapped_column(primary_key=True)
+    node: Mapped[int] = mapped_column(primary_key=True)
+    ledger_head: Mapped[bytes]
+    participations: Mapped[int]
+    signature: Mapped[bytes]
+
+
+class State:
+    """The database.
+
+    Args:
+        url: for SQLAlchemy; ``sqlite:///PATH`` unless a larger one is wanted.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine: Engine = create_engine(url)
+        if self._engine.dialect.name == "sqlite":
+            event.listen(self._engine, "connect", _configure_sqlite)
+            event.listen(self._engine, "begin", _begin_immediate)
+        try:
+            Base.metadata.create_all(self._engine)
+        except DBAPIError as error:
+            raise ConfigError(f"{url}: the database cannot be used: {error.orig}") from None
+
+    @classmethod
+    def open(cls, folder: Path) -> State:
+        """The database in a coordinator's folder."""
+        return cls(f"sqlite:///{folder / 'state.sqlite'}")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._engine.dispose()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A session whose changes are durable when the block ends, or undone if it raises."""
+        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def nodes(self) -> list[NodeRow]:
+        """All nodes by id."""
+        with self.transaction() as session:
+            return list(session.scalars(select(NodeRow).order_by(NodeRow.id)))
+
+    def rosters(self, after: int = 0) -> list[RosterRow]:
+        """Roster versions after that one, oldest first."""
+        query = select(RosterRow).where(RosterRow.version > after).order_by(RosterRow.version)
+        with self.transaction() as session:
+            return list(session.scalars(query))
+
+    def jobs(self) -> list[JobRow]:
+        """All jobs in the order of their submission."""
+        with self.transaction() as session:
+            return list(session.scalars(select(JobRow).order_by(JobRow.number)))
+
+    def job(self, id: str) -> JobRow:
+        """One job.
+
+        Raises:
+            ConfigError: there is none of that id.
+        """
+        with self.transaction() as session:
+            row = session.scalar(select(JobRow).where(JobRow.id == id))
+        if row is None:
+            raise ConfigError(f"job {id}: there is none; see `fedsys job list`")
+        return row
+
+    def update_job(self, id: str, **values: Any) -> JobRow:
+        """Change columns of a job; durable when this returns."""
+        with self.transaction() as session:
+            row = session.scalar(select(JobRow).where(JobRow.id == id))
+            if row is None:
+                raise ConfigError(f"job {id}: there is none; see `fedsys job list`")
+            for name, value in values.items():
+                setattr(row, name, value)
+        return row
+
+    def refuse(self, *, job: str, round: int, node: int, reason: str) -> None:
+        """Note that a node declined."""
+        with self.transaction() as session:
+            session.add(
+                RefusalRow(job=job, round=round, node=node, reason=reason[:500], at=time.time())
+            )
+
+    def refusals(self, job: str) -> list[RefusalRow]:
+        """Who declined a job or one of its rounds, and why."""
+        query = select(RefusalRow).where(RefusalRow.job == job).order_by(RefusalRow.number)
+        with self.transaction() as session:
+            return list(session.scalars(query))
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # transactions begin where we say so
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_immediate(connection: Any) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
