@@ -22,6 +22,7 @@ from fedsys.errors import RunFolderError
 __all__ = [
     "Checkpoint",
     "latest_checkpoint",
+    "make_folder",
     "model_bytes",
     "save_checkpoint",
     "sha256_of_weights",
@@ -48,7 +49,19 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
+    _flush_names(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents so that a loss of power does not take them with their files."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        _flush_names(folder.parent)
+
+
+def _flush_names(folder: Path) -> None:
+    directory = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
@@ -62,7 +75,7 @@ def sha256_of_weights(weights: NDArray[np.float32]) -> str:
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write ``round-000042.npz`` into `folder` and drop all but the newest few."""
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     buffer = io.BytesIO()
     state = {f"strategy.{name}": value for name, value in checkpoint.strategy.items()}
     np.savez(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from fedsys.errors import FedsysError
 from fedsys.privacy import Mechanism
@@ -85,6 +86,11 @@ class SecureRound:
     def waiting(self) -> frozenset[int]:
         """Who has not answered; empty: the stage can be closed before its deadline."""
         return self._aggregator.waiting
+
+    @property
+    def blamed(self) -> Mapping[int, str]:
+        """Why, for each member caught cheating so far."""
+        return self._aggregator.blamed
 
     @property
     def result(self) -> SumResult:

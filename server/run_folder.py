@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedsys.config import Config, dump, load
 from fedsys.errors import LedgerError, RunFolderError
-from server.checkpoint import write_atomically
+from server.checkpoint import make_folder, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +72,16 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def begun(self) -> bool:
+        """Whether the ledger's header is whole. Before that nobody can have been asked anything,
+        so that a start that a crash cut off may be thrown away and made again."""
+        try:
+            with self.ledger.open("rb") as file:
+                return file.readline().endswith(b"\n")
+        except FileNotFoundError:
+            return False
+
     @classmethod
     def create(cls, path: Path) -> RunFolder:
         """Make the folder. An empty one is taken as it is.
@@ -80,7 +90,7 @@ class RunFolder:
             RunFolderError: it holds something, or cannot be made.
         """
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             occupied = any(path.iterdir())
         except OSError as error:
             raise RunFolderError(f"{path}: {_reason(error)}; choose another --out") from None
