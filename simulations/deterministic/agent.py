@@ -107,9 +107,7 @@ class AgentParty:
     def _provide(self, agent: Agent, assignment: Assignment, mechanism: Mechanism) -> None:
         raw = np.frombuffer(self._dice.bytes(2 * len(assignment.weights)), "<i2")
         update = (raw / 32768.0).astype(np.float32)[np.newaxis]
-        privatized = privatize(
-            mechanism, update, seed=assignment.digest, entropy=self._dice.bytes
-        )
+        privatized = privatize(mechanism, update, seed=assignment.digest, entropy=self._dice.bytes)
         vector = privatized.vectors[0]
         self._witness.provides(self.id, assignment.round, vector)
         agent.provide(vector)

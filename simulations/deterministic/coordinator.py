@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.config import Config, validate
-from fedsys.errors import BudgetExceeded
+from fedsys.errors import BudgetExceeded, LedgerError
 from fedsys.privacy import PrivacyPlan, Signer, read_ledger
 from secure_agg import Roster, SecureAggError, Shared
 from server.checkpoint import sha256_of_weights, write_atomically
@@ -149,19 +149,22 @@ class CoordinatorParty:
             )
         else:
             self._witness.survives(recorded(folder.ledger, folder.private))
-            closed = read_ledger(folder.ledger, allow_torn=True).closed
-            if closed is not None:
+            try:
+                self._job = Job.restore(
+                    folder,
+                    config=folder.read_config(),
+                    plan=description.plan,
+                    weights=description.weights,
+                    facts=_FACTS,
+                    signer=signer,
+                    entropy=self._dice.bytes,
+                )
+            except LedgerError:
+                closed = read_ledger(folder.ledger, allow_torn=True).closed
+                if closed is None:
+                    raise
                 self._ended(str(closed["reason"]))
                 return
-            self._job = Job.restore(
-                folder,
-                config=folder.read_config(),
-                plan=description.plan,
-                weights=description.weights,
-                facts=_FACTS,
-                signer=signer,
-                entropy=self._dice.bytes,
-            )
             self._witness.restarted(self._job.coordinator.weights, self._job.ledger.view)
         self._later(0.0, self._next_round)
 
@@ -225,9 +228,7 @@ class CoordinatorParty:
         for agent in sorted(self._sum.waiting):
             message = self._outbox[agent]
             self._witness.asks(assignment, self._open.cohort, message, ledger)
-            self._send(
-                agent, Ask(assignment=assignment, params=self._sum.params, message=message)
-            )
+            self._send(agent, Ask(assignment=assignment, params=self._sum.params, message=message))
         self._later(RETRY, lambda: self._offer(stage))
 
     def _close_stage(self, stage: int) -> None:

@@ -50,7 +50,7 @@ _VIEWS = ("outsider", "participant", "server")
 _SLACK = 1e-9
 
 
-class Violation(Exception):  # noqa: N818  (what it is, not what the program did wrong)
+class Violation(Exception):
     """A schedule broke an invariant; the message says which and how."""
 
 
@@ -145,7 +145,9 @@ class Witness:
         """The coordinator goes on after a crash."""
         newest = self._initial if view is None else _committed(view) or self._initial
         if sha256_of_weights(weights) != newest:
-            raise Violation("after a restart the job does not go on from the newest committed model")
+            raise Violation(
+                "after a restart the job does not go on from the newest committed model"
+            )
 
     def survives(self, found: Epsilons) -> None:
         """What the surviving ledger charges, compared with what was, or may have been, learnt."""
@@ -199,7 +201,9 @@ class Witness:
         rows = [(dealer, half) for dealer, half, _, _ in release.rows]
         for dealer, half in [(agent, 0), *rows]:
             if self._released.setdefault((session, dealer), half) != half:
-                raise Violation(f"both halves of the shares that agent {dealer} dealt were released")
+                raise Violation(
+                    f"both halves of the shares that agent {dealer} dealt were released"
+                )
 
 
 def recorded(ledger: Path, private: Path) -> Epsilons:

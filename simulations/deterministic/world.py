@@ -129,9 +129,7 @@ class World:
             *((agent, schedule.agent_crash) for agent in self._agents.values()),
         ):
             name = party.disk.name
-            self._lives[name] = _Life(
-                name=name, disk=party.disk, boot=party.boot, crash_rate=rate
-            )
+            self._lives[name] = _Life(name=name, disk=party.disk, boot=party.boot, crash_rate=rate)
 
     def run(self) -> None:
         """Until the job has ended.

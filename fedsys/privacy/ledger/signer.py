@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -58,6 +59,7 @@ class Signer:
         try:
             if not path.exists():
                 _create(path, entropy(_KEY_BYTES))
+            _flush_names(path.parent)
             mode = stat.S_IMODE(path.stat().st_mode)
             if mode & 0o077:
                 raise LedgerError(
@@ -93,20 +95,32 @@ class Signer:
 
 def _create(path: Path, raw: bytes) -> None:
     """Writes a key so that no other user and no second process ever sees half of it."""
+    missing = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    for folder in missing:
+        _flush_names(folder.parent)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        os.write(descriptor, raw)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    try:
+        try:
+            os.write(descriptor, raw)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         os.link(temporary, path)
     except FileExistsError:
         pass  # another process was first: its key counts
     finally:
         os.unlink(temporary)
+
+
+def _flush_names(folder: Path) -> None:
+    """Makes a folder's entries durable, by whichever process they were made: a key that signed
+    a ledger must not go with the power."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load_public_key(text: str) -> Ed25519PublicKey:

@@ -352,12 +352,16 @@ class _DurableFile:
         except OSError:
             os.close(self._descriptor)
             raise LedgerError(f"{path} is in use by another process") from None
-        if create:
-            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+        try:
+            if create:
+                _flush_names(path.parent)
+            else:
+                # A process that was killed may have written more than it flushed: before anything
+                # is built upon that, a loss of power must not be able to take it.
+                os.fsync(self._descriptor)
+        except OSError as error:
+            os.close(self._descriptor)
+            raise LedgerError(f"cannot write {path}: {error.strerror}") from None
 
     def append(self, data: bytes) -> None:
         if self._failed:
@@ -379,3 +383,11 @@ class _DurableFile:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+def _flush_names(folder: Path) -> None:
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
