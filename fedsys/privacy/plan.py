@@ -152,6 +152,8 @@ class PrivacyPlan:
     @property
     def delta_abort(self) -> float:
         """Part of delta for aborts that an outsider or participant can see."""
+        if self.mechanism == "none":
+            return 0.0  # nothing is promised, so nothing is paid
         return abort_delta(
             population=self.population,
             expected_cohort=self.expected_cohort,
