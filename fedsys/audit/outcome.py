@@ -76,26 +76,21 @@ def _summary_claims(summary: dict[str, Any], view: LedgerView) -> Iterator[Claim
 
 
 def _model_claim(evidence: Evidence, view: LedgerView) -> Claim:
-    summary = evidence.summary.value
-    stated = {}
+    summary, found = evidence.summary.value, evidence.model.value
+    named = None if view.closed is None else view.closed.get("model_sha256")
+    stated = {"the ledger": named}
     if summary is not None:
         stated["summary.json"] = summary.get("model_sha256")
-    if view.closed is not None:
-        stated["closing line"] = view.closed.get("model_sha256")
-    found = evidence.model.value
     words = found or evidence.model.problem or "model.pt is not here"
-    agreed = len(set(map(value_text, stated.values()))) <= 1
-    holds: bool | None = agreed and all(digest == found for digest in stated.values())
-    if evidence.model.missing:
-        # An interrupted run has none yet; without it the statements can still contradict.
-        holds = None if agreed else False
-    elif not stated:
-        holds = None
+    holds: bool | None = found is not None and found == named
+    if summary is not None and stated["summary.json"] != named:
+        holds = False
+    elif evidence.model.missing or (named is None and found is not None):
+        holds = None  # an interrupted run may have none, or one that it has not named yet
     return claim(
         "Model file",
         holds,
-        claimed=", ".join(f"{value_text(v)} in {where}" for where, v in stated.items())
-        or "nothing",
+        claimed=", ".join(f"{value_text(v)} in {where}" for where, v in stated.items()),
         rederived=words,
         by="SHA-256 of model.pt, which is not opened",
         rests_on="this model being the last release: the coordinator's word",
