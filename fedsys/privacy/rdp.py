@@ -46,6 +46,7 @@ __all__ = [
     "amplify",
     "curve_of",
     "epsilon_of",
+    "epsilons_of",
     "gaussian_loss",
     "replacement_sampled",
     "skellam_loss",
@@ -76,7 +77,7 @@ def skellam_loss(l2: float, l1: float, variance: float) -> Vector:
     eps(a) = a D2^2 / (2 mu) + min{ ((2a - 1) D2^2 + 6 D1) / (4 mu^2), 3 D1 / (2 mu) }.
     """
     if variance <= 0:
-        return np.full_like(INTEGER_GRID, np.inf)
+        return _without_low_orders(np.full_like(INTEGER_GRID, np.inf))
     a = INTEGER_GRID
     second = np.minimum(((2 * a - 1) * l2**2 + 6 * l1) / (4 * variance**2), 3 * l1 / (2 * variance))
     return _without_low_orders(a * l2**2 / (2 * variance) + second)
@@ -85,7 +86,7 @@ def skellam_loss(l2: float, l1: float, variance: float) -> Vector:
 def gaussian_loss(noise_multiplier: float) -> Vector:
     """eps(l) = l / (2 z^2) of Gaussian noise of z sensitivities, at l = 0..MAX_ORDER."""
     if noise_multiplier <= 0:
-        return np.full_like(INTEGER_GRID, np.inf)
+        return _without_low_orders(np.full_like(INTEGER_GRID, np.inf))
     return _without_low_orders(INTEGER_GRID / (2 * noise_multiplier**2))
 
 
