@@ -12,6 +12,7 @@ __all__ = [
     "DataError",
     "EnrollmentError",
     "FedsysError",
+    "LedgerClosed",
     "LedgerError",
     "MechanismError",
     "PolicyRefusal",
@@ -45,6 +46,14 @@ class MechanismError(FedsysError):
 
 class LedgerError(FedsysError):
     """A privacy ledger that cannot be read, verified or written."""
+
+
+class LedgerClosed(LedgerError):
+    """A ledger whose job is over; `reason` is what its closing line gives."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class BudgetExceeded(FedsysError):

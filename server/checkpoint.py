@@ -21,7 +21,7 @@ from fedsys.errors import RunFolderError
 
 __all__ = [
     "Checkpoint",
-    "latest_checkpoint",
+    "committed_checkpoint",
     "make_folder",
     "model_bytes",
     "save_checkpoint",
@@ -54,9 +54,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder and its parents so that a loss of power does not take them with their files."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    missing = [folder for folder in path.parents if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
+    for folder in (path, *missing):  # the first even if it is there: whoever made it may have died
         _flush_names(folder.parent)
 
 
@@ -92,16 +92,35 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     return path
 
 
-def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint in `folder`, or None.
+def committed_checkpoint(folder: Path, committed: Mapping[int, str]) -> Checkpoint | None:
+    """The checkpoint of the newest committed round that has one, or None.
+
+    A checkpoint is written before its round is committed. One whose commit never followed is of
+    a model that was never released; it is removed.
+
+    Args:
+        folder: of the checkpoints.
+        committed: SHA-256 of its weights, by committed round.
 
     Raises:
-        RunFolderError: a checkpoint that does not read back.
+        RunFolderError: a checkpoint that does not read back, or is not what was committed.
     """
-    paths = sorted(folder.glob("round-*.npz"))
-    if not paths:
-        return None
-    path = paths[-1]
+    paths = {int(path.stem.removeprefix("round-")): path for path in folder.glob("round-*.npz")}
+    for number in sorted(paths, reverse=True):
+        if number not in committed:
+            paths[number].unlink()
+            continue
+        checkpoint = _read(paths[number])
+        if sha256_of_weights(checkpoint.weights) != committed[number]:
+            raise RunFolderError(
+                f"{paths[number]}: not the model that the ledger committed in round {number}; "
+                f"delete it to resume from the one before"
+            )
+        return checkpoint
+    return None
+
+
+def _read(path: Path) -> Checkpoint:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             prefix = "strategy."

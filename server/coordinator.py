@@ -9,7 +9,7 @@ used again.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from fedsys.privacy import (
     add_noise,
 )
 from fedsys.wire import Assignment
-from server.checkpoint import sha256_of_weights
+from server.checkpoint import Checkpoint, sha256_of_weights
 from server.cohorts import CohortSampler
 from server.strategies import Strategy
 
@@ -80,6 +80,8 @@ class Coordinator:
         strategy: makes a new model of a mean update.
         sampler: draws the cohorts, and knows who took part when.
         weights: (d,) the current model.
+        keep: makes a checkpoint durable; called before the commit, so that a committed model is
+            never lost.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Coordinator:
         strategy: Strategy,
         sampler: CohortSampler,
         weights: Weights,
+        keep: Callable[[Checkpoint], object],
     ) -> None:
         self.terms = terms
         self.mechanism = terms.plan.build_mechanism()
@@ -99,6 +102,7 @@ class Coordinator:
         self._ledger = ledger
         self._accountant = accountant
         self._sampler = sampler
+        self._keep = keep
         self._open: OpenRound | None = None
 
     @property
@@ -149,7 +153,7 @@ class Coordinator:
         noise_entropy: Entropy,
         diagnostics: Mapping[str, Any],
     ) -> Weights:
-        """Top the noise up, decode, step, commit; returns the model that may now be released.
+        """Top the noise up, decode, step, keep, commit; returns the model that may now be released.
 
         Args:
             total: (length,) the survivors' sum mod 2^b.
@@ -172,6 +176,7 @@ class Coordinator:
                 f"round {open_.number}: the model diverged to infinity; lower "
                 f"server.learning_rate or local.learning_rate"
             )
+        self._keep(Checkpoint(round=open_.number, weights=weights, strategy=self.strategy.state()))
         self._ledger.commit(
             open_.number,
             {"weights_sha256": sha256_of_weights(weights)},

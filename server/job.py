@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,11 @@ from fedsys.privacy import (
 )
 from fedsys.privacy.ledger import read_private
 from fedsys.versions import code_hash, versions
-from server.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, sha256_of_weights
+from server.checkpoint import (
+    committed_checkpoint,
+    save_checkpoint,
+    sha256_of_weights,
+)
 from server.cohorts import CohortSampler
 from server.coordinator import Coordinator, JobTerms
 from server.run_folder import RunFolder
@@ -134,7 +139,14 @@ class Job:
         )
         strategy = strategy_of(config)
         coordinator = _coordinator(
-            config, name, ledger, ViewAccountant(plan), strategy, weights, _sampler(config, plan)
+            config,
+            name,
+            ledger,
+            ViewAccountant(plan),
+            strategy,
+            weights,
+            _sampler(config, plan),
+            folder.checkpoints,
         )
         return cls(
             config=config,
@@ -158,7 +170,7 @@ class Job:
         signer: Signer | None = None,
         entropy: Entropy = os.urandom,
     ) -> Job:
-        """Take an interrupted job up again: charge what its ledger holds, load its newest model.
+        """Take an interrupted job up again: charge its ledger's rounds, load its committed model.
 
         Args:
             folder: of the run.
@@ -186,7 +198,7 @@ class Job:
             if view.header.get("randomness") != facts.randomness:
                 raise RunFolderError(f"{folder.path}: a seeded test run is not resumed; start anew")
             strategy = strategy_of(config)
-            checkpoint = latest_checkpoint(folder.checkpoints)
+            checkpoint = committed_checkpoint(folder.checkpoints, _committed(view))
             if checkpoint is not None:
                 if checkpoint.weights.shape != weights.shape:
                     raise RunFolderError(
@@ -201,7 +213,16 @@ class Job:
             sampler = _sampler(config, plan)
             _recall(sampler, view, ledger)
             name = bytes.fromhex(view.header["job"])
-            coordinator = _coordinator(config, name, ledger, accountant, strategy, weights, sampler)
+            coordinator = _coordinator(
+                config,
+                name,
+                ledger,
+                accountant,
+                strategy,
+                weights,
+                sampler,
+                folder.checkpoints,
+            )
             held.pop_all()
         return cls(
             config=config,
@@ -230,18 +251,6 @@ class Job:
         view = read_ledger(self.folder.ledger, allow_torn=True)
         private, _torn = read_private(self.folder.private)
         return replay(view, private)[1]
-
-    def checkpoint(self) -> None:
-        """Store the current model, once its round is committed."""
-        coordinator = self.coordinator
-        save_checkpoint(
-            self.folder.checkpoints,
-            Checkpoint(
-                round=coordinator.reserved,
-                weights=coordinator.weights,
-                strategy=coordinator.strategy.state(),
-            ),
-        )
 
     def close(self, status: str, *, model_sha256: str) -> None:
         """End the ledger; the job takes no further round."""
@@ -319,6 +328,7 @@ def _coordinator(
     strategy: Strategy,
     weights: Weights,
     sampler: CohortSampler,
+    checkpoints: Path,
 ) -> Coordinator:
     return Coordinator(
         terms=JobTerms(
@@ -333,11 +343,21 @@ def _coordinator(
         strategy=strategy,
         sampler=sampler,
         weights=weights,
+        keep=lambda checkpoint: save_checkpoint(checkpoints, checkpoint),
     )
 
 
 def _sampler(config: Config, plan: PrivacyPlan) -> CohortSampler:
     return CohortSampler(plan, min_separation=config.cohort.min_separation)
+
+
+def _committed(view: LedgerView) -> dict[int, str]:
+    """SHA-256 of the model of each committed round, as the ledger has it."""
+    return {
+        record.round: str(record.body.get("weights_sha256"))
+        for record in view.rounds
+        if record.outcome == "commit"
+    }
 
 
 def _recall(sampler: CohortSampler, view: LedgerView, ledger: Ledger) -> None:

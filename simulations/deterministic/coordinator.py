@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.config import Config, validate
-from fedsys.errors import BudgetExceeded, LedgerError
-from fedsys.privacy import PrivacyPlan, Signer, read_ledger
+from fedsys.errors import BudgetExceeded, LedgerClosed
+from fedsys.privacy import PrivacyPlan, Signer
 from secure_agg import Roster, SecureAggError, Shared
 from server.checkpoint import sha256_of_weights, write_atomically
 from server.coordinator import OpenRound
@@ -114,7 +114,7 @@ class CoordinatorParty:
         ended: Callable[[str], None],
     ) -> None:
         self.disk = disk
-        self.folder = RunFolder(disk.root / "runs" / "job")
+        self.folder = RunFolder(disk.root / "job")
         self._description = job
         self._roster = roster
         self._dice = dice
@@ -159,11 +159,8 @@ class CoordinatorParty:
                     signer=signer,
                     entropy=self._dice.bytes,
                 )
-            except LedgerError:
-                closed = read_ledger(folder.ledger, allow_torn=True).closed
-                if closed is None:
-                    raise
-                self._ended(str(closed["reason"]))
+            except LedgerClosed as closed:
+                self._ended(closed.reason)
                 return
             self._witness.restarted(self._job.coordinator.weights, self._job.ledger.view)
         self._later(0.0, self._next_round)
@@ -260,7 +257,6 @@ class CoordinatorParty:
             noise_entropy=self._dice.bytes,
             diagnostics={"dropped": {name: len(ids) for name, ids in result.dropped.items()}},
         )
-        job.checkpoint()
         self._over()
 
     def _abort(self, abort: RoundAborted) -> None:

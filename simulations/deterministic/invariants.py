@@ -145,9 +145,7 @@ class Witness:
         """The coordinator goes on after a crash."""
         newest = self._initial if view is None else _committed(view) or self._initial
         if sha256_of_weights(weights) != newest:
-            raise Violation(
-                "after a restart the job does not go on from the newest committed model"
-            )
+            raise Violation("a restarted job does not go on from the newest committed model")
 
     def survives(self, found: Epsilons) -> None:
         """What the surviving ledger charges, compared with what was, or may have been, learnt."""
@@ -201,9 +199,7 @@ class Witness:
         rows = [(dealer, half) for dealer, half, _, _ in release.rows]
         for dealer, half in [(agent, 0), *rows]:
             if self._released.setdefault((session, dealer), half) != half:
-                raise Violation(
-                    f"both halves of the shares that agent {dealer} dealt were released"
-                )
+                raise Violation(f"both kinds of shares that agent {dealer} dealt were released")
 
 
 def recorded(ledger: Path, private: Path) -> Epsilons:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from fedsys.errors import FedsysError
 from fedsys.privacy import read_ledger
@@ -58,6 +59,14 @@ class Outcome:
     def digest(self) -> str:
         """SHA-256 of the trace: equal for two runs of one seed."""
         return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()
+
+
+class _Party(Protocol):
+    """What has a disk and starts."""
+
+    disk: Disk
+
+    def boot(self) -> None: ...
 
 
 @dataclass
@@ -124,10 +133,9 @@ class World:
             ended=self._end,
         )
         self._lives: dict[str, _Life] = {}
-        for party, rate in (
-            (self.coordinator, schedule.server_crash),
-            *((agent, schedule.agent_crash) for agent in self._agents.values()),
-        ):
+        parties: list[tuple[_Party, float]] = [(self.coordinator, schedule.server_crash)]
+        parties += [(agent, schedule.agent_crash) for agent in self._agents.values()]
+        for party, rate in parties:
             name = party.disk.name
             self._lives[name] = _Life(name=name, disk=party.disk, boot=party.boot, crash_rate=rate)
 
@@ -218,11 +226,11 @@ class World:
             self._maybe_die(life)
         except Crashed as crash:
             self._bury(life, power_lost=crash.power_lost)
-        except (FedsysError, OSError) as error:
-            if not life.disk_failed:
-                raise Violation(
-                    f"the {life.name} failed: {type(error).__name__}: {error}"
-                ) from error
+        except Violation:
+            raise
+        except Exception as error:
+            if not life.disk_failed or not isinstance(error, (FedsysError, OSError)):
+                raise Violation(f"{life.name} failed: {type(error).__name__}: {error}") from error
             # A process whose disk failed stops, as the product tells its host to.
             life.disk.die(power_lost=False)
             self._bury(life, power_lost=False)

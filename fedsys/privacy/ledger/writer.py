@@ -17,7 +17,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from fedsys.errors import LedgerError
+from fedsys.errors import LedgerClosed, LedgerError
 from fedsys.privacy.ledger.lines import FORMAT, GENESIS, Line, canonical, commitment
 from fedsys.privacy.ledger.reader import (
     LedgerView,
@@ -140,7 +140,9 @@ class Ledger:
     def _take_up(self, path: Path, private_path: Path, key: Ed25519PublicKey) -> None:
         view = read_ledger(path, key=key, allow_torn=True)
         if view.closed is not None:
-            raise LedgerError(f"{path.name} is closed: start a new run")
+            raise LedgerClosed(
+                f"{path.name} is closed: start a new run", reason=str(view.closed.get("reason"))
+            )
         rounds, torn = read_private(private_path)
         for record in view.rounds:
             self._last_round = record.round
