@@ -36,7 +36,7 @@ class Up(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., consent: _Optional[_Union[Consent, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., countersignature: _Optional[_Union[Countersignature, _Mapping]] = ...) -> None: ...
 
 class Down(_message.Message):
-    __slots__ = ("welcome", "roster", "offer", "invitation", "stage", "outcome", "goodbye")
+    __slots__ = ("welcome", "roster", "offer", "invitation", "stage", "outcome", "goodbye", "model")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +44,7 @@ class Down(_message.Message):
     STAGE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     roster: RosterNews
     offer: Offer
@@ -51,7 +52,8 @@ class Down(_message.Message):
     stage: Stage
     outcome: Outcome
     goodbye: Goodbye
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., roster: _Optional[_Union[RosterNews, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., invitation: _Optional[_Union[Invitation, _Mapping]] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
+    model: Model
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., roster: _Optional[_Union[RosterNews, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., invitation: _Optional[_Union[Invitation, _Mapping]] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol_min", "protocol_max", "node", "version", "roster_version")
@@ -115,21 +117,29 @@ class Refusal(_message.Message):
     passing: bool
     def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., reason: _Optional[str] = ..., passing: _Optional[bool] = ...) -> None: ...
 
+class Model(_message.Message):
+    __slots__ = ("job", "round", "weights")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    job: bytes
+    round: int
+    weights: bytes
+    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., weights: _Optional[bytes] = ...) -> None: ...
+
 class Invitation(_message.Message):
-    __slots__ = ("job", "round", "assignment", "weights", "params", "stage")
+    __slots__ = ("job", "round", "assignment", "params", "stage")
     JOB_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
-    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     job: bytes
     round: int
     assignment: bytes
-    weights: bytes
     params: bytes
     stage: Stage
-    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., assignment: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., params: _Optional[bytes] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ...) -> None: ...
+    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., assignment: _Optional[bytes] = ..., params: _Optional[bytes] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ...) -> None: ...
 
 class Stage(_message.Message):
     __slots__ = ("job", "round", "step", "message", "milliseconds")

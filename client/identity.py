@@ -1,0 +1,226 @@
+"""Who this device is: keys that were made here and never leave, a certificate, a pinned roster.
+
+::
+
+    agent.toml        node number, name, coordinator's address, pinned keys
+    identity.ed25519  signs this device's part in secure aggregation
+    tls.pem           P-256 key and certificate for the connection
+    ca.pem            the coordinator's authority
+    roster.jsonl      every roster that was accepted, in order
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fedsys.errors import ConfigError, ProtocolError
+from fedsys.secret_files import read_secret, write_secret
+from fedsys.wire.roster import RosterChain, RosterStatement, SignedStatement
+from secure_agg import Identity
+
+__all__ = ["Credentials", "TlsKey", "pem_of"]
+
+
+@dataclass(frozen=True, repr=False)
+class TlsKey:
+    """A P-256 key of this device, and the request for its certificate."""
+
+    private: ec.EllipticCurvePrivateKey
+
+    @classmethod
+    def generate(cls) -> TlsKey:
+        """A fresh key from the operating system's entropy."""
+        return cls(ec.generate_private_key(ec.SECP256R1()))
+
+    @classmethod
+    def of_scalar(cls, scalar: bytes) -> TlsKey:
+        """The key of a token's credential.
+
+        Raises:
+            ConfigError: it is no P-256 scalar.
+        """
+        try:
+            return cls(ec.derive_private_key(int.from_bytes(scalar, "big"), ec.SECP256R1()))
+        except ValueError:
+            raise ConfigError("the token is damaged: it holds no key") from None
+
+    @property
+    def pem(self) -> bytes:
+        """The private key; a secret."""
+        return self.private.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+
+    @property
+    def csr(self) -> bytes:
+        """A certificate request (DER) for this key; the authority chooses the name."""
+        request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+        return request.sign(self.private, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+    def check(self, certificate: bytes, ca: bytes) -> None:
+        """Raise ProtocolError unless `certificate` (DER) is for this key and from that CA (PEM)."""
+        try:
+            found = x509.load_der_x509_certificate(certificate)
+            found.verify_directly_issued_by(x509.load_pem_x509_certificate(ca))
+        except (ValueError, TypeError, InvalidSignature):
+            raise ProtocolError("the coordinator sent a certificate of another authority") from None
+        own = self.private.public_key().public_numbers()
+        public = found.public_key()
+        if not isinstance(public, ec.EllipticCurvePublicKey) or public.public_numbers() != own:
+            raise ProtocolError("the coordinator sent a certificate for another key")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Credentials:
+    """What a device's folder holds.
+
+    Attributes:
+        folder: mode 0700.
+        node: number in the roster.
+        name: what the operator calls it.
+        coordinator: ``HOST:PORT``.
+        identity: signing key.
+        ca: PEM.
+        roster_key: of the roster's authority, pinned when this device joined.
+        signer: signs the coordinator's ledgers.
+    """
+
+    folder: Path
+    node: int
+    name: str
+    coordinator: str
+    identity: Identity
+    ca: bytes
+    roster_key: bytes
+    signer: bytes
+
+    def __repr__(self) -> str:
+        return f"Credentials(node={self.node}, name={self.name!r}, folder={str(self.folder)!r})"
+
+    @classmethod
+    def load(cls, folder: Path) -> Credentials:
+        """Read a device's folder.
+
+        Raises:
+            ConfigError: this device has not joined, or a file is damaged or open to others.
+        """
+        if not (folder / "agent.toml").is_file():
+            raise ConfigError(
+                f"{folder}: this device has not joined; run `fedsys agent join HOST:PORT "
+                f"--token TOKEN {folder}`"
+            )
+        try:
+            table = tomllib.loads((folder / "agent.toml").read_text("utf-8"))
+            return cls(
+                folder=folder,
+                node=int(table["node"]),
+                name=str(table["name"]),
+                coordinator=str(table["coordinator"]),
+                identity=Identity(read_secret(folder / "identity.ed25519")),
+                ca=(folder / "ca.pem").read_bytes(),
+                roster_key=bytes.fromhex(table["roster_key"]),
+                signer=bytes.fromhex(table["signer"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{folder / 'agent.toml'}: does not read: {error}") from None
+
+    def store(self) -> None:
+        """Write ``agent.toml`` and ``ca.pem``; the keys are there before."""
+        (self.folder / "ca.pem").write_bytes(self.ca)
+        table = {
+            "node": self.node,
+            "name": self.name,
+            "coordinator": self.coordinator,
+            "roster_key": self.roster_key.hex(),
+            "signer": self.signer.hex(),
+        }
+        write_secret(self.folder / "agent.toml", tomli_w.dumps(table).encode())
+
+    # -- the connection's key ----------------------------------------------------------------------
+
+    def store_tls(self, key: TlsKey, certificate: bytes) -> None:
+        """Replace the connection's key and certificate (DER) together."""
+        write_secret(self.folder / "tls.pem", key.pem + pem_of(certificate))
+
+    def tls(self) -> tuple[bytes, bytes]:
+        """The connection's key and certificate, both PEM."""
+        whole = read_secret(self.folder / "tls.pem")
+        at = whole.find(b"-----BEGIN CERTIFICATE")
+        if at <= 0:
+            raise ConfigError(f"{self.folder / 'tls.pem'}: damaged; let this device join again")
+        return whole[:at], whole[at:]
+
+    @property
+    def certificate(self) -> x509.Certificate:
+        """The connection's certificate."""
+        return x509.load_pem_x509_certificate(self.tls()[1])
+
+    def renewal_due(self, now: dt.datetime) -> bool:
+        """Whether less than a third of the certificate's life is left."""
+        found = self.certificate
+        life = found.not_valid_after_utc - found.not_valid_before_utc
+        return found.not_valid_after_utc - now < life / 3
+
+    # -- the roster --------------------------------------------------------------------------------
+
+    def roster_chain(self) -> RosterChain:
+        """Every roster accepted so far, verified again.
+
+        Raises:
+            ProtocolError: the file was changed.
+        """
+        chain = RosterChain(key=self.roster_key)
+        path = self.folder / "roster.jsonl"
+        if path.exists():
+            lines = path.read_bytes().split(b"\n")
+            for line in lines[:-1]:  # what follows the last newline was torn off by a crash
+                body = json.loads(line)
+                chain.extend(
+                    [
+                        SignedStatement(
+                            statement=body["statement"].encode(),
+                            signature=bytes.fromhex(body["signature"]),
+                        )
+                    ]
+                )
+        return chain
+
+    def append_roster(
+        self, news: Iterable[SignedStatement], accepted: Iterable[RosterStatement]
+    ) -> None:
+        """Make newly accepted rosters durable."""
+        versions = {statement.version for statement in accepted}
+        with (self.folder / "roster.jsonl").open("ab+") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size:
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+            for signed in news:
+                if RosterStatement.decode(signed.statement).version in versions:
+                    line = {
+                        "statement": signed.statement.decode(),
+                        "signature": signed.signature.hex(),
+                    }
+                    file.write(json.dumps(line).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def pem_of(certificate: bytes) -> bytes:
+    """DER to PEM."""
+    found = x509.load_der_x509_certificate(certificate)
+    return found.public_bytes(serialization.Encoding.PEM)

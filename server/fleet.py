@@ -1,0 +1,133 @@
+"""Who is connected, and the two queues between them and whoever runs the job; no sockets.
+
+A host makes a `Link` for each open session and feeds the fleet's events; the runner of jobs sends
+through the fleet and reads the events. Everything lives on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fedsys.wire import fleet_pb2
+from fedsys.wire.services import MAX_SMALL_PARCEL
+from server.pki import Peer
+
+__all__ = ["Arrived", "Event", "Fleet", "Left", "Link", "Said"]
+
+
+@dataclass(eq=False)
+class Link:
+    """One agent's open session.
+
+    Attributes:
+        node: whose certificate it was opened with.
+        version: of the agent's software.
+        peer: its certificate.
+        outgoing: serialised `Down` messages; None ends the session.
+        limit: bytes of the largest message that is taken from this agent now.
+    """
+
+    node: int
+    version: str = ""
+    peer: Peer | None = None
+    outgoing: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
+    limit: int = MAX_SMALL_PARCEL
+
+    def send(self, message: fleet_pb2.Down) -> None:
+        """Queue a message."""
+        self.outgoing.put_nowait(message.SerializeToString())
+
+    def close(self, reason: fleet_pb2.Goodbye.Reason, text: str) -> None:
+        """Say why, then end the session."""
+        self.send(fleet_pb2.Down(goodbye=fleet_pb2.Goodbye(reason=reason, text=text)))
+        self.outgoing.put_nowait(None)
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A node opened a session."""
+
+    node: int
+
+
+@dataclass(frozen=True)
+class Left:
+    """A node's session ended."""
+
+    node: int
+
+
+@dataclass(frozen=True)
+class Said:
+    """A node sent a message."""
+
+    node: int
+    message: fleet_pb2.Up
+
+
+Event = Arrived | Left | Said
+
+
+class Fleet:
+    """All sessions.
+
+    Args:
+        clock: monotonic seconds.
+
+    Attributes:
+        events: what happened, in order.
+        links: open sessions by node.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self.links: dict[int, Link] = {}
+        self._clock = clock
+        self._start = clock()
+        self._gone: dict[int, float] = {}
+
+    def open(self, link: Link) -> None:
+        """Register a session; an older one of the same node is ended."""
+        older = self.links.get(link.node)
+        if older is not None:
+            older.close(fleet_pb2.Goodbye.REPLACED, "another session of this node was opened")
+        self.links[link.node] = link
+        self._gone.pop(link.node, None)
+        self.events.put_nowait(Arrived(link.node))
+
+    def closed(self, link: Link) -> None:
+        """A session ended."""
+        if self.links.get(link.node) is link:
+            del self.links[link.node]
+            self._gone[link.node] = self._clock()
+            self.events.put_nowait(Left(link.node))
+
+    def send(self, node: int, message: fleet_pb2.Down) -> bool:
+        """Queue a message for a node; False where it is not connected."""
+        link = self.links.get(node)
+        if link is None:
+            return False
+        link.send(message)
+        return True
+
+    def send_bytes(self, node: int, message: bytes) -> bool:
+        """Queue a serialised message, which many nodes may share."""
+        link = self.links.get(node)
+        if link is None:
+            return False
+        link.outgoing.put_nowait(message)
+        return True
+
+    def absent_since(self, node: int) -> float | None:
+        """When a node was seen last by this clock; None while it is connected."""
+        if node in self.links:
+            return None
+        return self._gone.get(node, self._start)
+
+    def allow(self, bytes_each: int) -> None:
+        """Set what every agent may send as one message."""
+        for link in self.links.values():
+            link.limit = max(MAX_SMALL_PARCEL, bytes_each)

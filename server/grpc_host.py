@@ -1,0 +1,309 @@
+"""The devices' port: mutual TLS, one long-lived stream for each agent, enrolment, health.
+
+Certificates are checked by TLS against our authority and then, at every call and every minute of an
+open session, against the registry: a revoked or expired one is shut out at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from fedsys.errors import EnrollmentError, FedsysError, ProtocolError
+from fedsys.wire import fleet_pb2
+from fedsys.wire.frames import MAX_FRAME, Assembler, split
+from fedsys.wire.services import ENROLLMENT, FLEET, PROTOCOL, PROTOCOL_MIN
+from server.enrollment import Registry
+from server.fleet import Fleet, Link, Said
+from server.pki import Authority, Peer, ServerIdentity, pem
+
+__all__ = ["DevicePort"]
+
+_log = logging.getLogger(__name__)
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_FRAME),
+    ("grpc.max_send_message_length", MAX_FRAME),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.so_reuseport", 0),
+)
+_HELLO_SECONDS = 20.0
+_WATCH_SECONDS = 60.0
+
+
+class DevicePort:
+    """The gRPC server that agents dial.
+
+    Args:
+        identity: what it presents.
+        authority: whose client certificates it takes.
+        registry: who is admitted.
+        fleet: where sessions are registered.
+        signer_key: Ed25519 public key under which ledgers are signed.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: ServerIdentity,
+        authority: Authority,
+        registry: Registry,
+        fleet: Fleet,
+        signer_key: bytes,
+    ) -> None:
+        self._credentials = grpc.ssl_server_credentials(
+            [(identity.private_key, identity.certificate)],
+            root_certificates=pem(authority.certificate),
+            require_client_auth=True,
+        )
+        self._registry = registry
+        self._fleet = fleet
+        self._signer_key = signer_key
+        self._server: Any = None
+        self._health: Any = None
+
+    async def start(self, address: str) -> int:
+        """Listen; returns the port, which is chosen where `address` ends in ``:0``."""
+        server = grpc.aio.server(options=_OPTIONS)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        server.add_generic_rpc_handlers((self._enrollment(), self._sessions()))
+        try:
+            port = int(server.add_secure_port(address, self._credentials))
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise ProtocolError(f"--listen {address}: cannot listen there; is the port taken?")
+        await server.start()
+        for name in ("", FLEET, ENROLLMENT):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._server = server
+        return port
+
+    async def stop(self, grace: float = 2.0) -> None:
+        """Say goodbye to every agent, then close."""
+        if self._server is None:
+            return
+        await self._health.enter_graceful_shutdown()
+        for link in list(self._fleet.links.values()):
+            link.close(fleet_pb2.Goodbye.SHUTTING_DOWN, "the coordinator is shutting down")
+        await self._server.stop(grace)
+
+    async def evict(self) -> None:
+        """End the sessions of nodes that were revoked or whose certificate expired meanwhile."""
+        for link in list(self._fleet.links.values()):
+            peer = link.peer
+            try:
+                if peer is not None:
+                    self._registry.admit(peer)
+            except EnrollmentError as error:
+                link.close(fleet_pb2.Goodbye.REVOKED, str(error))
+
+    # -- enrolment --------------------------------------------------------------------------------
+
+    def _enrollment(self) -> Any:
+        return grpc.method_handlers_generic_handler(
+            ENROLLMENT,
+            {"Enroll": _unary(self._enroll, fleet_pb2.EnrollRequest.FromString)},
+        )
+
+    async def _enroll(self, request: fleet_pb2.EnrollRequest, context: Any) -> Any:
+        peer = await _peer(context)
+        enrolled = self._registry.enroll(
+            peer, csr=request.csr, identity=request.identity, proof=request.proof
+        )
+        _log.info("node %d (%s) enrolled", enrolled.node, enrolled.name)
+        self.announce_roster()
+        return fleet_pb2.EnrollReply(
+            node=enrolled.node,
+            name=enrolled.name,
+            certificate=enrolled.certificate,
+            roster=self._roster_news(0),
+            signer=self._signer_key,
+        )
+
+    def announce_roster(self) -> None:
+        """Tell every connected agent of the newest roster."""
+        statements = self._registry.statements()
+        if statements:
+            news = fleet_pb2.RosterNews(
+                roster=[
+                    fleet_pb2.SignedRoster(statement=s.statement, signature=s.signature)
+                    for s in statements[-1:]
+                ]
+            )
+            for link in self._fleet.links.values():
+                link.send(fleet_pb2.Down(roster=news))
+
+    def _roster_news(self, after: int) -> list[fleet_pb2.SignedRoster]:
+        return [
+            fleet_pb2.SignedRoster(statement=each.statement, signature=each.signature)
+            for each in self._registry.statements(after)
+        ]
+
+    # -- sessions ---------------------------------------------------------------------------------
+
+    def _sessions(self) -> Any:
+        handlers = {
+            "Session": grpc.stream_stream_rpc_method_handler(
+                self._session,
+                request_deserializer=fleet_pb2.Frame.FromString,
+                response_serializer=_as_it_is,
+            ),
+            "Renew": _unary(self._renew, fleet_pb2.RenewRequest.FromString),
+            "Leave": _unary(self._leave, fleet_pb2.Nothing.FromString),
+        }
+        return grpc.method_handlers_generic_handler(FLEET, handlers)
+
+    async def _renew(self, request: fleet_pb2.RenewRequest, context: Any) -> Any:
+        peer = await _peer(context)
+        certificate = self._registry.renew(peer, csr=request.csr, proof=request.proof)
+        return fleet_pb2.RenewReply(certificate=certificate)
+
+    async def _leave(self, _request: fleet_pb2.Nothing, context: Any) -> Any:
+        node = self._registry.admit(await _peer(context))
+        self._registry.revoke(node.name)
+        _log.info("node %d (%s) left", node.id, node.name)
+        self.announce_roster()
+        return fleet_pb2.Nothing()
+
+    async def _session(self, frames: AsyncIterator[fleet_pb2.Frame], context: Any) -> None:
+        try:
+            peer = await _peer(context)
+            self._registry.admit(peer)
+        except FedsysError as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        link = Link(node=peer.node)
+        assembler = Assembler(limit=link.limit)
+        writer = asyncio.create_task(_write(link, context))
+        reader = asyncio.create_task(self._read(link, peer, frames, assembler))
+        watcher = asyncio.create_task(self._watch(link, peer))
+        try:
+            await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
+            if reader.done() and not writer.done():
+                link.outgoing.put_nowait(None)
+                await asyncio.wait({writer}, timeout=5.0)
+        finally:
+            self._fleet.closed(link)
+            for task in (writer, reader, watcher):
+                task.cancel()
+            await asyncio.gather(writer, reader, watcher, return_exceptions=True)
+
+    async def _watch(self, link: Link, peer: Peer) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            try:
+                self._registry.admit(peer)
+            except EnrollmentError as error:
+                link.close(fleet_pb2.Goodbye.REVOKED, str(error))
+                return
+
+    async def _read(
+        self,
+        link: Link,
+        peer: Peer,
+        frames: AsyncIterator[fleet_pb2.Frame],
+        assembler: Assembler,
+    ) -> None:
+        """Read one session to its end; whatever is wrong ends it with a reason."""
+        greeted = False
+        stream = aiter(frames)
+        try:
+            while True:
+                if greeted:
+                    frame = await anext(stream)
+                else:
+                    frame = await asyncio.wait_for(anext(stream), _HELLO_SECONDS)
+                assembler.limit = link.limit
+                whole = assembler.add(frame)
+                if whole is None:
+                    continue
+                message = fleet_pb2.Up.FromString(whole)
+                kind = message.WhichOneof("content")
+                if not greeted:
+                    if kind != "hello":
+                        raise ProtocolError("the first message is not a greeting")
+                    if not self._greet(link, peer, message.hello):
+                        return
+                    greeted = True
+                elif kind in ("consent", "refusal", "answer", "countersignature"):
+                    self._fleet.events.put_nowait(Said(link.node, message))
+                else:
+                    raise ProtocolError(f"an unexpected message: {kind}")
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            link.close(fleet_pb2.Goodbye.MISBEHAVED, "no greeting came")
+        except (ProtocolError, DecodeError) as error:
+            _log.warning("node %d: session ended: %s", link.node, error)
+            link.close(fleet_pb2.Goodbye.MISBEHAVED, str(error))
+
+    def _greet(self, link: Link, peer: Peer, hello: fleet_pb2.Hello) -> bool:
+        if hello.node != peer.node:
+            raise ProtocolError(
+                f"the greeting is of node {hello.node}, the certificate of node {peer.node}"
+            )
+        protocol = min(PROTOCOL, hello.protocol_max)
+        if protocol < max(PROTOCOL_MIN, hello.protocol_min):
+            link.close(
+                fleet_pb2.Goodbye.OUTDATED,
+                f"this coordinator speaks protocol {PROTOCOL_MIN} to {PROTOCOL}, the agent "
+                f"{hello.protocol_min} to {hello.protocol_max}: update the older one",
+            )
+            return False
+        link.version = hello.version[:64]
+        link.peer = peer
+        welcome = fleet_pb2.Welcome(
+            protocol=protocol, roster=self._roster_news(hello.roster_version)
+        )
+        link.send(fleet_pb2.Down(welcome=welcome))
+        self._fleet.open(link)
+        return True
+
+
+async def _write(link: Link, context: Any) -> None:
+    """Send what is queued; flow control holds us back where the agent is slow."""
+    parcel = 0
+    while True:
+        message = await link.outgoing.get()
+        if message is None:
+            return
+        for frame in split(parcel, message):
+            await context.write(frame)
+        parcel += 1
+
+
+async def _peer(context: Any) -> Peer:
+    certificates = context.auth_context().get("x509_pem_cert", ())
+    if len(certificates) != 1:
+        raise EnrollmentError("no client certificate")
+    return Peer.of(certificates[0])
+
+
+def _as_it_is(frame: bytes) -> bytes:
+    return frame
+
+
+def _unary(function: Callable[[Any, Any], Awaitable[Any]], request: Callable[[bytes], Any]) -> Any:
+    """A handler that turns our errors into a status with one line."""
+
+    async def handle(message: Any, context: Any) -> Any:
+        try:
+            return await function(message, context)
+        except EnrollmentError as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        except FedsysError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+    return grpc.unary_unary_rpc_method_handler(
+        handle,
+        request_deserializer=request,
+        response_serializer=lambda reply: reply.SerializeToString(),
+    )

@@ -1,0 +1,363 @@
+"""Who gets in at the devices' port, and who is refused."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from grpc_health.v1 import health_pb2
+
+from client.grpc_channel import call, join, leave, open_channel, renew
+from client.identity import Credentials, TlsKey, pem_of
+from fedsys.errors import ConfigError, EnrollmentError, FedsysError, ProtocolError
+from fedsys.wire import fleet_pb2
+from fedsys.wire.frames import split
+from fedsys.wire.roster import RosterStatement, SignedStatement, signed_message
+from fedsys.wire.services import FLEET, OPERATOR, PROTOCOL, method
+from fedsys.wire.token import JoinToken
+from server.home import Home
+from server.pki import Authority, pem
+from tests.e2e.deployment import Port, running_port
+
+
+@pytest.fixture
+def port(tmp_path: Path) -> Iterator[Port]:
+    with running_port(tmp_path / "coordinator") as running:
+        yield running
+
+
+def channel_of(credentials: Credentials) -> grpc.Channel:
+    key, certificate = credentials.tls()
+    return open_channel(
+        credentials.coordinator, ca=credentials.ca, key=key, certificate=certificate
+    )
+
+
+def converse(channel: grpc.Channel, frames: list[bytes]) -> list[fleet_pb2.Down]:
+    """Send these frames in one session and read to its end."""
+    stub = channel.stream_stream(
+        method(FLEET, "Session"), response_deserializer=fleet_pb2.Frame.FromString
+    )
+    return [fleet_pb2.Down.FromString(frame.data) for frame in stub(iter(frames), timeout=10)]
+
+
+def hello(node: int, *, protocol: int = PROTOCOL) -> list[bytes]:
+    greeting = fleet_pb2.Hello(protocol_min=protocol, protocol_max=protocol, node=node)
+    return list(split(0, fleet_pb2.Up(hello=greeting).SerializeToString()))
+
+
+def test_a_device_joins_and_is_greeted(port: Port, tmp_path: Path) -> None:
+    credentials = port.enroll("ward-1", tmp_path / "agent")
+    assert Credentials.load(tmp_path / "agent").node == credentials.node == 1
+    assert (tmp_path / "agent" / "identity.ed25519").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "agent" / "tls.pem").stat().st_mode & 0o077 == 0
+    newest = credentials.roster_chain().newest
+    assert newest is not None
+    assert newest.members == {1: credentials.identity.public_bytes}
+    with channel_of(credentials) as channel:
+        answers = converse(channel, hello(credentials.node))
+    assert answers[0].welcome.protocol == PROTOCOL
+    assert len(answers[0].welcome.roster) == 1
+
+
+def test_health_is_served(port: Port, tmp_path: Path) -> None:
+    credentials = port.enroll("a", tmp_path / "a")
+    with channel_of(credentials) as channel:
+        reply = call(
+            channel,
+            "/grpc.health.v1.Health/Check",
+            health_pb2.HealthCheckRequest(service=FLEET),
+            health_pb2.HealthCheckResponse.FromString,
+        )
+    assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_an_interrupted_join_may_be_repeated_by_the_same_device(
+    port: Port, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = port.registry.issue_token("a")
+
+    def crash(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Credentials, "store_tls", crash)
+        with pytest.raises(KeyboardInterrupt):
+            join(port.address, token, tmp_path / "a")
+    credentials = join(port.address, token, tmp_path / "a")
+    assert credentials.node == 1
+    assert len(port.state.nodes()) == 1
+
+
+def test_a_replayed_token_is_refused(port: Port, tmp_path: Path) -> None:
+    token = port.registry.issue_token("a")
+    join(port.address, token, tmp_path / "a")
+    with pytest.raises(EnrollmentError, match="used already"):
+        join(port.address, token, tmp_path / "thief")
+    assert len(port.state.nodes()) == 1
+
+
+def test_an_expired_token_is_refused(port: Port, tmp_path: Path) -> None:
+    token = port.registry.issue_token("a", hours=1e-6)
+    with pytest.raises(FedsysError, match=r"expired"):
+        join(port.address, token, tmp_path / "a")
+
+
+def test_a_damaged_token_is_one_line(port: Port) -> None:
+    text = port.registry.issue_token("a").encode()
+    assert JoinToken.decode(text) == JoinToken.decode(f"  {text}\n")
+    for wrong in (text[:-3], text[:40] + "x" + text[41:], "hello", ""):
+        with pytest.raises(ConfigError, match="damaged or incomplete"):
+            JoinToken.decode(wrong)
+    assert text not in repr(JoinToken.decode(text))
+
+
+def test_no_certificate_is_refused(port: Port, tmp_path: Path) -> None:
+    credentials = port.enroll("a", tmp_path / "a")
+    anonymous = grpc.ssl_channel_credentials(root_certificates=credentials.ca)
+    with (
+        grpc.secure_channel(port.address, anonymous) as channel,
+        pytest.raises(grpc.RpcError) as refusal,
+    ):
+        converse(channel, hello(1))
+    assert refusal.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_plain_text_is_refused(port: Port) -> None:
+    with (
+        grpc.insecure_channel(port.address) as channel,
+        pytest.raises(grpc.RpcError) as refusal,
+    ):
+        converse(channel, hello(1))
+    assert refusal.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_another_authoritys_certificate_is_refused(port: Port, tmp_path: Path) -> None:
+    credentials = port.enroll("a", tmp_path / "a")
+    (tmp_path / "other").mkdir()
+    other, key = Authority.create(tmp_path / "other"), TlsKey.generate()
+    certificate = pem(other.issue_agent(key.csr, node=1))
+    with (
+        open_channel(
+            port.address, ca=credentials.ca, key=key.pem, certificate=certificate
+        ) as channel,
+        pytest.raises(grpc.RpcError) as refusal,
+    ):
+        converse(channel, hello(1))
+    assert refusal.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_another_authoritys_server_is_refused(port: Port, tmp_path: Path) -> None:
+    token = port.registry.issue_token("a")
+    (tmp_path / "other").mkdir()
+    other = Authority.create(tmp_path / "other")
+    forged = JoinToken(
+        ca=other.der,
+        certificate=token.certificate,
+        private_key=token.private_key,
+        roster_key=token.roster_key,
+    )
+    with pytest.raises(ConfigError, match="not reached"):
+        join(port.address, forged, tmp_path / "a")
+
+
+def test_an_expired_certificate_is_refused(port: Port, tmp_path: Path) -> None:
+    credentials = port.enroll("a", tmp_path / "a")
+    key, long_ago = TlsKey.generate(), dt.datetime.now(dt.UTC) - dt.timedelta(days=200)
+    stale = pem(port.home.authority.issue_agent(key.csr, node=1, now=long_ago))
+    with (
+        open_channel(port.address, ca=credentials.ca, key=key.pem, certificate=stale) as channel,
+        pytest.raises(grpc.RpcError) as refusal,
+    ):
+        converse(channel, hello(1))
+    assert refusal.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_certificate_that_was_never_given_out_is_refused(port: Port, tmp_path: Path) -> None:
+    credentials = port.enroll("a", tmp_path / "a")
+    key = TlsKey.generate()
+    stray = pem(port.home.authority.issue_agent(key.csr, node=1))
+    with (
+        open_channel(port.address, ca=credentials.ca, key=key.pem, certificate=stray) as channel,
+        pytest.raises(grpc.RpcError) as refusal,
+    ):
+        converse(channel, hello(1))
+    assert refusal.value.code() == grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_a_revoked_certificate_is_refused(port: Port, tmp_path: Path) -> None:
+    credentials = port.enroll("a", tmp_path / "a")
+    port.registry.revoke("a")
+    with channel_of(credentials) as channel, pytest.raises(grpc.RpcError) as refusal:
+        converse(channel, hello(1))
+    assert refusal.value.code() == grpc.StatusCode.PERMISSION_DENIED
+    assert "revoked" in refusal.value.details()
+    newest = port.registry.chain().newest
+    assert newest is not None
+    assert newest.members == {}
+
+
+def test_revocation_ends_an_open_session(port: Port, tmp_path: Path) -> None:
+    credentials = port.enroll("a", tmp_path / "a")
+    stub_frames = iter_forever(hello(1))
+    with channel_of(credentials) as channel:
+        stub = channel.stream_stream(
+            method(FLEET, "Session"), response_deserializer=fleet_pb2.Frame.FromString
+        )
+        stream = stub(stub_frames, timeout=20)
+        next(stream)
+        port.registry.revoke("a")
+        assert port.host is not None
+        port.run(port.host.evict())
+        last = [fleet_pb2.Down.FromString(frame.data) for frame in stream][-1]
+    assert last.goodbye.reason == fleet_pb2.Goodbye.REVOKED
+
+
+def iter_forever(frames: list[bytes]) -> Iterator[bytes]:
+    """Frames, then a stream that stays open for as long as the test needs it."""
+    import threading
+
+    yield from frames
+    threading.Event().wait(5)
+
+
+def test_another_agents_id_is_refused(port: Port, tmp_path: Path) -> None:
+    port.enroll("a", tmp_path / "a")
+    second = port.enroll("b", tmp_path / "b")
+    with channel_of(second) as channel:
+        last = converse(channel, hello(1))[-1]
+    assert last.goodbye.reason == fleet_pb2.Goodbye.MISBEHAVED
+    assert "certificate of node 2" in last.goodbye.text
+
+
+def test_an_enrol_only_credential_opens_no_session(port: Port, tmp_path: Path) -> None:
+    token = port.registry.issue_token("a")
+    with (
+        open_channel(
+            port.address,
+            ca=pem_of(token.ca),
+            key=TlsKey.of_scalar(token.private_key).pem,
+            certificate=pem_of(token.certificate),
+        ) as channel,
+        pytest.raises(grpc.RpcError) as refusal,
+    ):
+        converse(channel, hello(1))
+    assert refusal.value.code() == grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_an_operators_call_on_the_devices_port_is_unknown(port: Port, tmp_path: Path) -> None:
+    credentials = port.enroll("a", tmp_path / "a")
+    with channel_of(credentials) as channel, pytest.raises(ConfigError, match="unimplemented"):
+        call(
+            channel,
+            method(OPERATOR, "List"),
+            fleet_pb2.Nothing(),
+            fleet_pb2.JobList.FromString,
+        )
+
+
+def test_an_oversized_message_ends_the_session(port: Port, tmp_path: Path) -> None:
+    credentials = port.enroll("a", tmp_path / "a")
+    huge = fleet_pb2.Frame(parcel=1, size=1 << 40, offset=0, data=b"x").SerializeToString()
+    with channel_of(credentials) as channel:
+        last = converse(channel, [*hello(1), huge])[-1]
+    assert last.goodbye.reason == fleet_pb2.Goodbye.MISBEHAVED
+    assert "at most" in last.goodbye.text
+
+
+def test_an_oversized_frame_is_refused_by_the_transport(port: Port, tmp_path: Path) -> None:
+    credentials = port.enroll("a", tmp_path / "a")
+    key, certificate = credentials.tls()
+    unlimited = grpc.secure_channel(
+        port.address,
+        grpc.ssl_channel_credentials(credentials.ca, key, certificate),
+        options=[("grpc.max_send_message_length", -1)],
+    )
+    big = fleet_pb2.Frame(parcel=0, size=5 << 20, data=bytes(5 << 20)).SerializeToString()
+    with unlimited, pytest.raises(grpc.RpcError) as refusal:
+        converse(unlimited, [big])
+    assert refusal.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_an_old_agent_is_told(port: Port, tmp_path: Path) -> None:
+    credentials = port.enroll("a", tmp_path / "a")
+    with channel_of(credentials) as channel:
+        last = converse(channel, hello(1, protocol=0))[-1]
+    assert last.goodbye.reason == fleet_pb2.Goodbye.OUTDATED
+    assert "update" in last.goodbye.text
+
+
+def test_a_certificate_is_renewed_under_a_new_key(port: Port, tmp_path: Path) -> None:
+    credentials = port.enroll("a", tmp_path / "a")
+    before = credentials.tls()
+    with channel_of(credentials) as channel:
+        renew(credentials, channel)
+    after = credentials.tls()
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+    with channel_of(credentials) as channel:
+        assert converse(channel, hello(1))[0].welcome.protocol == PROTOCOL
+
+
+def test_a_device_leaves(port: Port, tmp_path: Path) -> None:
+    credentials = port.enroll("a", tmp_path / "a")
+    leave(credentials)
+    assert [row.status for row in port.state.nodes()] == ["revoked"]
+
+
+def test_the_rosters_authority_may_be_somebody_else(tmp_path: Path) -> None:
+    authority = Ed25519PrivateKey.generate()
+    public = authority.public_key().public_bytes_raw()
+    with running_port(tmp_path / "coordinator", roster_key=public) as port:
+        assert not port.home.operator_signs_roster
+        credentials = port.enroll("a", tmp_path / "a")
+        assert credentials.roster_key == public
+        assert [row.status for row in port.state.nodes()] == ["pending"]
+        statement = port.registry.propose()
+        forged = SignedStatement(
+            statement=statement.encoded,
+            signature=Ed25519PrivateKey.generate().sign(signed_message(statement.encoded)),
+        )
+        with pytest.raises(ProtocolError, match="not signed by the authority"):
+            port.registry.accept(forged)
+        stranger = RosterStatement(
+            version=1, previous=b"", members={**statement.members, 9: bytes(32)}
+        )
+        with pytest.raises(ConfigError, match="never enrolled"):
+            port.registry.accept(
+                SignedStatement(
+                    statement=stranger.encoded,
+                    signature=authority.sign(signed_message(stranger.encoded)),
+                )
+            )
+        port.registry.accept(
+            SignedStatement(
+                statement=statement.encoded,
+                signature=authority.sign(signed_message(statement.encoded)),
+            )
+        )
+        assert [row.status for row in port.state.nodes()] == ["active"]
+
+
+def test_server_certificate_is_renewed_before_it_expires(tmp_path: Path) -> None:
+    home = Home.create(tmp_path / "c", hosts=["localhost"])
+    first = home.server_identity()
+    assert home.server_identity().certificate == first.certificate
+    later = dt.datetime.now(dt.UTC) + dt.timedelta(days=350)
+    assert home.server_identity(now=later).certificate != first.certificate
+
+
+def test_keys_that_others_can_read_are_refused(tmp_path: Path) -> None:
+    home = Home.create(tmp_path / "c", hosts=["localhost"])
+    (home.path / "ca.key").chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        _ = home.authority
+    secret = serialization.load_pem_private_key(
+        (home.path / "server.key").read_bytes(), password=None
+    )
+    assert secret is not None
