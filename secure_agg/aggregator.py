@@ -8,6 +8,7 @@ something wrong, by then is out; the round goes on while enough are left.
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -440,7 +441,7 @@ class Aggregator:
             for other in dealt.view.neighbour_ids(index):
                 if other in alive:
                     public = cohort.masks[cohort.index[other]]
-                    agreed = keys.agreed(private, own, public, self._shared)
+                    agreed = functools.partial(keys.agree, private, public)
                     key = keys.pair_key("mask", agreed, own, public, dealt.transcript, self._shared)
                     # The one that is alive added it if its id is the lower, else subtracted it.
                     (minus if other < member else plus).append(key)

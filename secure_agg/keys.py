@@ -7,7 +7,10 @@ members reconstruct when its owner vanishes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import struct
+from collections.abc import Callable
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -26,7 +29,6 @@ from secure_agg.shared import Shared
 __all__ = [
     "RoundSecrets",
     "agree",
-    "agreed",
     "commit_share",
     "derive_key",
     "pair_key",
@@ -40,7 +42,8 @@ __all__ = [
 
 SECRET_SIZE: Final = 32
 OPENING_SIZE: Final = 32
-PLAIN_SIZE: Final = 2 * (SECRET_SIZE + OPENING_SIZE)
+HALF_SIZE: Final = SECRET_SIZE + OPENING_SIZE
+PLAIN_SIZE: Final = 2 * HALF_SIZE
 NONCE_SIZE: Final = 12
 SEALED_SIZE: Final = NONCE_SIZE + PLAIN_SIZE + 16
 
@@ -50,6 +53,7 @@ _ORDER_8: Final = (
     39382357235489614581723060781553021112529911719440698176882885853963445705823,
 )
 _LOW_ORDER: Final = frozenset((0, 1, _PRIME - 1, *_ORDER_8))
+_EDGE: Final = struct.Struct("<II")
 _SHARE_TAGS: Final = (tag("share of self-mask seed"), tag("share of mask key"))
 
 
@@ -92,6 +96,11 @@ def public_of(private: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
+@functools.lru_cache(maxsize=4096)
+def _public_key(public: bytes) -> X25519PublicKey:
+    return X25519PublicKey.from_public_bytes(public)
+
+
 def is_low_order(public: bytes) -> bool:
     """Whether an X25519 public key lies in the small subgroup, in any encoding."""
     u = int.from_bytes(public, "little") & (2**255 - 1)
@@ -105,38 +114,37 @@ def agree(private: X25519PrivateKey, public: bytes) -> bytes:
         LowOrderPoint: When the other's key is of low order, and the secret therefore zero.
     """
     try:
-        secret = private.exchange(X25519PublicKey.from_public_bytes(public))
+        secret = private.exchange(_public_key(public))
     except ValueError:  # OpenSSL's word for an all-zero secret
         secret = bytes(32)
     checks.contributory(secret)
     return secret
 
 
-def agreed(
-    private: X25519PrivateKey, own: bytes, other: bytes, shared: Shared | None = None
-) -> bytes:
-    """Return `agree`'s secret; computed once for each pair of public keys under ``shared``."""
-    if shared is None:
-        return agree(private, other)
-    pair = own + other if own < other else other + own
-    return shared.get(("agreed", pair), lambda: agree(private, other))
-
-
 def pair_key(
     purpose: str,
-    secret: bytes,
+    agreed: Callable[[], bytes],
     own: bytes,
     other: bytes,
     context: bytes,
     shared: Shared | None = None,
 ) -> bytes:
-    """Return the key for ``purpose`` in ``context`` of a pair that agreed on ``secret``."""
+    """Return the key for ``purpose`` in ``context`` of the owners of two public keys.
+
+    Args:
+        purpose: What the key is for.
+        agreed: Gives their X25519 secret, which the two public keys determine.
+        own: One's public key.
+        other: The other's.
+        context: What else the key is bound to.
+        shared: Where both owners live in one process, the key is derived once.
+    """
     pair = own + other if own < other else other + own
 
     def compute() -> bytes:
-        return derive_key(secret, purpose, context, pair)
+        return derive_key(agreed(), purpose, context, pair)
 
-    return compute() if shared is None else shared.get((purpose, context, secret, pair), compute)
+    return compute() if shared is None else shared.get((purpose, context, pair), compute)
 
 
 def self_mask_key(seed: bytes, transcript: bytes) -> bytes:
@@ -149,15 +157,12 @@ def seed_hash(view: bytes, id_: int, seed: bytes) -> bytes:
     return hashlib.sha256(tag("self-mask seed") + view + id_.to_bytes(4, "little") + seed).digest()
 
 
-def commit_share(kind: int, dealer: int, holder: int, share: bytes, opening: bytes) -> bytes:
-    """Return SHA-256(domain, from, to, share, opening); ``kind`` 0 is b's share, 1 is s's."""
-    return hashlib.sha256(
-        _SHARE_TAGS[kind]
-        + dealer.to_bytes(4, "little")
-        + holder.to_bytes(4, "little")
-        + share
-        + opening
-    ).digest()
+def commit_share(kind: int, dealer: int, holder: int, half: bytes) -> bytes:
+    """Return SHA-256(domain, from, to, share, opening).
+
+    ``kind`` 0 is b's share, 1 is s's; ``half`` is the share and its opening, 64 bytes.
+    """
+    return hashlib.sha256(_SHARE_TAGS[kind] + _EDGE.pack(dealer, holder) + half).digest()
 
 
 def associated_data(context: bytes, sender: int, receiver: int) -> bytes:

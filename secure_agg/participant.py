@@ -8,6 +8,7 @@ over another alive set, a release) is written to the store before it is returned
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -57,7 +58,6 @@ from secure_agg.transcript import (
 __all__ = ["Participant", "ParticipantStage"]
 
 _MAGIC = b"secure_agg participant 1\n"
-_SHARE = keys.SECRET_SIZE + keys.OPENING_SIZE
 
 Marks = dict[bytes, tuple[int, int]]
 
@@ -307,7 +307,7 @@ class Participant:
             if dealt and self._view is not None:
                 self._dealt = Dealt.read(self._view, self.params, dealt, shared)
             self._own_dealt = own_dealt
-            step = 4 + 2 * _SHARE
+            step = 4 + keys.PLAIN_SIZE
             for at in range(0, len(held), step):
                 dealer = int.from_bytes(held[at : at + 4], "little")
                 self._held[dealer] = held[at + 4 : at + step]
@@ -383,8 +383,9 @@ class Participant:
         )
         self._view = view
         self._own_dealt = seed_hash + commitments_hash + signature
-        for other in neighbours:  # while the others deal, so that uploads need not wait for it
-            self._mask_secret(view, other)
+        if self._shared is None:
+            for other in neighbours:  # while the others deal: the upload need not wait for it
+                self._mask_secret(view, other)
         self._stage = _Stage.SHARED
         return frame(Kind.SHARES, self._session, seed_hash, signature, commitments, sealed)
 
@@ -401,14 +402,15 @@ class Participant:
         plains, nonces = [], []
         at = polynomials
         for holder, share in zip(neighbours, shares, strict=True):
-            first, second = randomness[at : at + 32], randomness[at + 32 : at + 64]
+            first = share[:32] + randomness[at : at + 32]
+            second = share[32:] + randomness[at + 32 : at + 64]
             nonces.append(randomness[at + 64 : at + each])
             at += each
             commitments += (
-                keys.commit_share(0, me, holder, share[:32], first),
-                keys.commit_share(1, me, holder, share[32:], second),
+                keys.commit_share(0, me, holder, first),
+                keys.commit_share(1, me, holder, second),
             )
-            plains.append(b"".join((share[:32], first, share[32:], second)))
+            plains.append(first + second)
         together = b"".join(commitments)
         seed_hash = keys.seed_hash(view.hash, me, own.self_seed)
         context = dealt_digest(view.hash, me, seed_hash, hashlib.sha256(together).digest())
@@ -424,22 +426,22 @@ class Participant:
         if key is None:
             own, cohort = self._own, view.cohort
             public = cohort.ciphers[cohort.index[other]]
-            secret = keys.agreed(own.cipher, own.cipher_public, public, self._shared)
-            key = keys.pair_key(
-                "seal", secret, own.cipher_public, public, self._session, self._shared
+            key = self._seal_keys[other] = keys.pair_key(
+                "seal",
+                functools.partial(keys.agree, own.cipher, public),
+                own.cipher_public,
+                public,
+                self._session,
+                self._shared,
             )
-            self._seal_keys[other] = key
         return key
 
     def _mask_secret(self, view: View, other: int) -> bytes:
         """Return the secret that the masks with a neighbour are derived from."""
         secret = self._mask_secrets.get(other)
         if secret is None:
-            own, cohort = self._own, view.cohort
-            public = cohort.masks[cohort.index[other]]
-            private = present(self._mask_private)
-            secret = keys.agreed(private, own.mask_public, public, self._shared)
-            self._mask_secrets[other] = secret
+            public = view.cohort.masks[view.cohort.index[other]]
+            secret = self._mask_secrets[other] = keys.agree(present(self._mask_private), public)
         return secret
 
     def _mask(self, body: bytes) -> bytes:
@@ -460,7 +462,7 @@ class Participant:
             if other in dealt:
                 key = keys.pair_key(
                     "mask",
-                    self._mask_secret(view, other),
+                    functools.partial(self._mask_secret, view, other),
                     own.mask_public,
                     cohort.masks[cohort.index[other]],
                     dealt.transcript,
@@ -520,8 +522,7 @@ class Participant:
         """Open one share and compare both halves with the dealer's commitments."""
         plain = keys.unseal(self._seal_key(view, dealer), sealed, context, dealer, self.id)
         for kind in (0, 1):
-            share, opening = _half(plain, kind)
-            found = keys.commit_share(kind, dealer, self.id, share, opening)
+            found = keys.commit_share(kind, dealer, self.id, _half(plain, kind))
             checks.share_fits(commitment_at(commitments, place, kind), found, dealer)
         return plain
 
@@ -555,7 +556,8 @@ class Participant:
         for dealer in sorted(self._held):
             for kind, members in ((0, alive), (1, dropped)):
                 if dealer in members:
-                    rows.append((dealer, kind, *_half(self._held[dealer], kind)))
+                    half = _half(self._held[dealer], kind)
+                    rows.append((dealer, kind, half[: keys.SECRET_SIZE], half[keys.SECRET_SIZE :]))
         seed = self._own.self_seed
         self._stage = _Stage.RELEASED
         self._secrets = self._mask_private = None
@@ -608,10 +610,9 @@ def verify_quorum(
         shared.get(("quorum", everything), verify)
 
 
-def _half(plain: bytes, kind: int) -> tuple[bytes, bytes]:
+def _half(plain: bytes, kind: int) -> bytes:
     """Return share and opening of one kind from an opened pair."""
-    half = plain[kind * _SHARE : (kind + 1) * _SHARE]
-    return half[: keys.SECRET_SIZE], half[keys.SECRET_SIZE :]
+    return plain[keys.HALF_SIZE :] if kind else plain[: keys.HALF_SIZE]
 
 
 def _read_marks(fields: list[bytes]) -> tuple[Marks, int]:

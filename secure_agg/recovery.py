@@ -71,7 +71,7 @@ class Recovery:
         ]:
             raise ShareError(f"member {holder} released other shares than it was asked for")
         for dealer, kind, share, opening in release.rows:
-            found = keys.commit_share(kind, dealer, holder, share, opening)
+            found = keys.commit_share(kind, dealer, holder, share + opening)
             wanted = commitment_at(self._commitments[dealer], expected[dealer], kind)
             checks.share_fits(wanted, found, dealer)
         for dealer, _, share, _ in release.rows:

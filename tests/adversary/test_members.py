@@ -98,7 +98,7 @@ def open_as(
     """Open a share that the victim sealed, with whatever private key fits."""
     own = private.public_key().public_bytes_raw()
     secret = keys.agree(private, victim_key)
-    key = keys.pair_key("seal", secret, own, victim_key, session)
+    key = keys.derive_key(secret, "seal", session, *sorted((own, victim_key)))
     return keys.unseal(key, sealed, context, VICTIM, to)
 
 
@@ -498,9 +498,9 @@ def test_15_masks_of_different_views_do_not_cancel() -> None:
     secret = keys.agree(a, publics[1])
     assert secret == keys.agree(b, publics[0])
     one, another = b"one transcript".ljust(32), b"another".ljust(32)
-    mine = keys.pair_key("mask", secret, publics[0], publics[1], one)
-    theirs = keys.pair_key("mask", secret, publics[1], publics[0], one)
-    other = keys.pair_key("mask", secret, publics[1], publics[0], another)
+    mine = keys.pair_key("mask", lambda: secret, publics[0], publics[1], one)
+    theirs = keys.pair_key("mask", lambda: secret, publics[1], publics[0], one)
+    other = keys.pair_key("mask", lambda: secret, publics[1], publics[0], another)
     assert mine == theirs != other
 
 

@@ -121,7 +121,8 @@ def test_12_share_redirected() -> None:
         victim, other = world.secrets(VICTIM), world.secrets(3)
         session = messages[3][2:HEADER_SIZE]
         secret = keys.agree(victim.cipher, other.cipher_public)
-        key = keys.pair_key("seal", secret, victim.cipher_public, other.cipher_public, session)
+        pair = sorted((victim.cipher_public, other.cipher_public))
+        key = keys.derive_key(secret, "seal", session, *pair)
         seed_hash, commitments_hash, _ = world.dealt.row(VICTIM)
         context = dealt_digest(world.dealt.view.hash, VICTIM, seed_hash, commitments_hash)
         return keys.unseal(key, own, context, 3, VICTIM)

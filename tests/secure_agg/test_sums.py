@@ -23,6 +23,7 @@ from secure_agg import (
 )
 from secure_agg.errors import (
     LateMessage,
+    NonceWithheld,
     ParameterError,
     QuorumNotMet,
     SecureAggError,
@@ -155,7 +156,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_random_schedules(data: st.DataObject) -> None:
     """Any dropouts, orders, repetitions, late comers and restarts: the exact sum, or none."""
@@ -203,7 +204,7 @@ def test_random_schedules(data: st.DataObject) -> None:
                     with pytest.raises(LateMessage):
                         world.server.receive(i, late)
             old.clear()
-    except ThresholdNotMet:
+    except (ThresholdNotMet, NonceWithheld):
         assert gone  # nothing fails while everybody is there
         return
     result = world.server.result

@@ -197,7 +197,8 @@ class World:
             if other in dealt:
                 public = cohort.masks[cohort.index[other]]
                 secret = keys.agree(X25519PrivateKey.from_private_bytes(mask_key), public)
-                key = keys.pair_key("mask", secret, cohort.masks[index], public, dealt.transcript)
+                pair = sorted((cohort.masks[index], public))
+                key = keys.derive_key(secret, "mask", dealt.transcript, *pair)
                 (minus if victim < other else plus).append(key)
         add_masks(vector, plus, minus)
         of.reduce(vector)
