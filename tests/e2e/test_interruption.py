@@ -11,7 +11,7 @@ from fedsys.privacy import read_ledger, replay
 from fedsys.privacy.ledger import read_private
 from tests.e2e.conftest import CommandLine
 
-SMALL = ("--set", "rounds.count=8", "--set", "cohort.expected=40")
+SMALL = ("--set", "rounds.count=5", "--set", "cohort.expected=40")
 
 
 def reserved(run: Path) -> int:
@@ -22,7 +22,7 @@ def reserved(run: Path) -> int:
 def test_ctrl_c_leaves_a_run_that_goes_on(fedsys: CommandLine) -> None:
     run = fedsys.folder / "ctrl-c"
     stopped = fedsys.run_until(
-        lambda: reserved(run) >= 3, signal.SIGINT, "simulate", *SMALL, "--out", run
+        lambda: reserved(run) >= 2, signal.SIGINT, "simulate", *SMALL, "--out", run
     )
     assert stopped.returncode == 130, stopped.stderr
     assert f"--resume {run}" in stopped.stderr
@@ -45,7 +45,7 @@ def test_kill_at_any_moment(fedsys: CommandLine) -> None:
             signal.SIGKILL,
             *(again if reserved(run) else first),
         )
-        if finished.returncode == 0 or reserved(run) >= 8:
+        if finished.returncode == 0 or reserved(run) >= 5:
             break
         assert finished.returncode == -signal.SIGKILL, finished.stderr
     if read_ledger(run / "ledger.jsonl", allow_torn=True).closed is None:
@@ -56,7 +56,7 @@ def test_kill_at_any_moment(fedsys: CommandLine) -> None:
 
 def check(run: Path) -> None:
     view = read_ledger(run / "ledger.jsonl")
-    assert [record.round for record in view.rounds] == list(range(1, 9))
+    assert [record.round for record in view.rounds] == list(range(1, 6))
     private, torn = read_private(run / "private.jsonl")
     assert not torn
     summary = json.loads((run / "summary.json").read_text())
