@@ -20,6 +20,7 @@ from server.job import Job
 from server.rounds import RoundAborted
 from server.run_folder import RunFolder, disk_errors, free_name
 from server.summary import summarize
+from simulations.interrupts import uninterrupted
 from simulations.randomness import Randomness
 from simulations.setting import Setting, prepare
 from simulations.summation import Cohort, Summed, summation
@@ -84,17 +85,18 @@ def run(
         FedsysError: bad configuration, data or folder, with one line that says which.
     """
     setting = prepare(config, data=data, device=device, randomness=randomness)
-    folder = RunFolder.create(out or free_name(Path("runs"), config.job.name))
-    with disk_errors(folder.path):
-        job = Job.start(
-            folder,
-            config=setting.config,
-            plan=setting.plan,
-            weights=setting.population.trainer.initial_weights(),
-            facts=setting.facts,
-        )
-    with job.ledger:
-        return _rounds(setting, job, observer or _ignore)
+    with setting.engine:
+        folder = RunFolder.create(out or free_name(Path("runs"), config.job.name))
+        with disk_errors(folder.path):
+            job = Job.start(
+                folder,
+                config=setting.config,
+                plan=setting.plan,
+                weights=setting.population.trainer.initial_weights(),
+                facts=setting.facts,
+            )
+        with job.ledger:
+            return _rounds(setting, job, observer or _ignore)
 
 
 def resume(
@@ -111,15 +113,16 @@ def resume(
     """
     folder = RunFolder.open(path)
     setting = prepare(folder.read_config(), data=data, device=device)
-    job = Job.restore(
-        folder,
-        config=setting.config,
-        plan=setting.plan,
-        weights=setting.population.trainer.initial_weights(),
-        facts=setting.facts,
-    )
-    with job.ledger:
-        return _rounds(setting, job, observer or _ignore)
+    with setting.engine:
+        job = Job.restore(
+            folder,
+            config=setting.config,
+            plan=setting.plan,
+            weights=setting.population.trainer.initial_weights(),
+            facts=setting.facts,
+        )
+        with job.ledger:
+            return _rounds(setting, job, observer or _ignore)
 
 
 def _ignore(_event: RoundReport | str) -> None:
@@ -147,8 +150,8 @@ def _rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
             clock.clients.append(trained)
             if _evaluation_due(job):
                 population = setting.population
-                metrics = population.trainer.evaluate(coordinator.weights, population.data.test)
-                with disk_errors(folder.path):
+                metrics = population.trainer.evaluate(coordinator.weights, setting.test)
+                with disk_errors(folder.path), uninterrupted():
                     folder.append_metrics(coordinator.reserved, metrics)
             observer(_report(job, metrics, clock))
     except BudgetExceeded as reason:
@@ -156,7 +159,7 @@ def _rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
         status = "budget-exhausted"
     except KeyboardInterrupt:
         status = "interrupted"
-    with disk_errors(folder.path):
+    with disk_errors(folder.path), uninterrupted():
         if status != "interrupted":
             model = model_bytes(setting.population.trainer.state_dict(coordinator.weights))
             write_atomically(folder.model, model)
@@ -183,32 +186,37 @@ def _rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
 def _one_round(setting: Setting, job: Job, observer: Observer) -> int:
     """One round to its commit and checkpoint; returns how many clients trained."""
     coordinator, randomness = job.coordinator, setting.randomness
-    open_ = coordinator.begin_round(randomness.sampling(coordinator.reserved + 1))
+    with uninterrupted():
+        open_ = coordinator.begin_round(randomness.sampling(coordinator.reserved + 1))
     cohort = Cohort(
         round=open_,
         mechanism=coordinator.mechanism,
+        aggregation=setting.config.aggregation,
         population=setting.population,
+        engine=setting.engine,
+        chunk=setting.chunk,
         faults=setting.faults,
         randomness=randomness,
     )
     try:
         summed = _sum(setting, cohort)
     except RoundAborted as abort:
-        coordinator.abort_round(str(abort), before_unmask=abort.nothing_summed)
+        with uninterrupted():
+            coordinator.abort_round(str(abort), before_unmask=abort.nothing_summed)
         observer(f"round {open_.number} gave no model: {abort}")
         for client, reason in list(abort.refusals.items())[:1]:
             observer(f"  client {client} (one of {len(abort.refusals)}) refused at {reason}")
         return 0
-    coordinator.finish_round(
-        summed.total,
-        summed.survivors,
-        noise_entropy=randomness.top_up(open_.number),
-        diagnostics={
-            "dropped": summed.dropped,
-            "clipped_fraction": summed.clipped / max(summed.trained, 1),
-        },
-    )
-    job.checkpoint()
+    with uninterrupted():
+        coordinator.finish_round(
+            summed.total,
+            summed.survivors,
+            noise_entropy=randomness.top_up(open_.number),
+            diagnostics={
+                "dropped": summed.dropped,
+                "clipped_fraction": summed.clipped / max(summed.trained, 1),
+            },
+        )
     return summed.trained
 
 
@@ -216,7 +224,7 @@ def _sum(setting: Setting, cohort: Cohort) -> Summed:
     event = cohort.mechanism.event
     if len(cohort.round.cohort) > event.cap:
         raise RoundAborted("the cohort exceeds the cap", nothing_summed=True)
-    summed = summation(setting.config.aggregation, cohort)
+    summed = summation(cohort)
     if len(summed.survivors) < event.min_survivors:
         raise RoundAborted("fewer clients than min_survivors were left", nothing_summed=False)
     return summed

@@ -18,7 +18,6 @@ from fedsys.privacy import Ledger, read_ledger, replay
 from fedsys.privacy.ledger import read_private
 from secure_agg import Aggregator, Participant
 from server.coordinator import Coordinator
-from server.job import Job
 from server.run_folder import RunFolder
 from simulations import harness
 from simulations.harness import RunResult
@@ -159,14 +158,14 @@ CRASH_POINTS = [
     pytest.param(Coordinator, "begin_round", id="after the invitations"),
     pytest.param(Ledger, "commit", id="after the commit"),
     pytest.param(Coordinator, "finish_round", id="before the checkpoint"),
-    pytest.param(Job, "checkpoint", id="after the checkpoint"),
+    pytest.param(server.job, "save_checkpoint", id="between checkpoint and commit"),
     pytest.param(RunFolder, "append_metrics", id="after the evaluation"),
 ]
 
 
 @pytest.mark.parametrize(("owner", "name"), CRASH_POINTS)
 def test_a_crash_costs_a_round_and_nothing_else(
-    owner: type, name: str, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    owner: Any, name: str, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
@@ -195,7 +194,8 @@ def test_a_crash_costs_a_round_and_nothing_else(
 def test_a_crash_in_the_middle_of_a_ledger_line(configure: Configure, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Job, "checkpoint", _crash_after(Job.checkpoint, 2))
+        crash = _crash_after(Coordinator.finish_round, 2)
+        patched.setattr(Coordinator, "finish_round", crash)
         with pytest.raises(Crash):
             harness.run(configure("rounds.count=4"), out=out)
     ledger = out / "ledger.jsonl"
@@ -270,7 +270,7 @@ def test_resume_needs_the_run_that_was_started(configure: Configure, tmp_path: P
         harness.resume(tmp_path)
     out = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Job, "checkpoint", _crash)
+        patched.setattr(server.job, "save_checkpoint", _crash)
         with pytest.raises(Crash):
             harness.run(configure(), out=out)
     config = out / "config.toml"
