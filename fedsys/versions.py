@@ -18,6 +18,11 @@ _PACKAGES = ("fedsys", "server", "client", "secure_agg", "simulations")
 
 def versions() -> dict[str, str]:
     """Python, fedsys and the libraries whose numbers end in a run."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "fedsys": fedsys.__version__}
     for name in _DISTRIBUTIONS:
         try:

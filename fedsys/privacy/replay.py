@@ -12,6 +12,7 @@ True
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -37,6 +38,11 @@ _NOT_COVERED = ["metrics", "evaluation", "timing", "traffic observers", "tuning 
 
 def accountant_versions() -> dict[str, str]:
     """Versions of what computes epsilon."""
+    return dict(_accountant_versions())
+
+
+@functools.cache
+def _accountant_versions() -> dict[str, str]:
     return {
         "fedsys-rdp": "1",
         "dp-accounting": importlib.metadata.version("dp-accounting"),
