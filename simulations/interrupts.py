@@ -1,4 +1,4 @@
-"""Ctrl-C waits while a round is reserved, committed or stored, so that no file is left half said."""
+"""Ctrl-C waits while a round is reserved, committed or stored: no file is left half written."""
 
 from __future__ import annotations
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from client.training import Trainer
-from fedsys.tasks import FederatedData, Partition
+from client.training import ClippedSum, Trainer
+from fedsys.tasks import Examples, Partition
+from fedsys.tasks.partition import Compressed, Resampled
 from secure_agg import Identity, Roster
 from simulations.randomness import derived_key
 
-__all__ = ["Population"]
+__all__ = ["Population", "batch_seed"]
 
 
 @dataclass
@@ -22,9 +23,15 @@ class Population:
     """N virtual clients over one resident data set; memory does not grow with N.
 
     Identities exist only where `roster` is asked for, that is, under protocol ``secure``.
+
+    Attributes:
+        train_set: the pool of training examples.
+        partition: which of them each client holds.
+        trainer: of the job's model.
+        seed: of the clients' batch orders.
     """
 
-    data: FederatedData
+    train_set: Examples
     partition: Partition
     trainer: Trainer
     seed: int
@@ -59,11 +66,43 @@ class Population:
         """
         return self.trainer.train(
             weights,
-            self.data.train,
+            self.train_set,
             [self.partition.indices_of(client) for client in clients],
             [batch_seed(self.seed, round, client) for client in clients],
             names=list(clients),
         )
+
+    def clipped_sum(
+        self, weights: NDArray[np.float32], clients: Sequence[int], *, round: int, clip: float
+    ) -> ClippedSum:
+        """The same clients' updates, each scaled down to norm `clip`, summed in floating point."""
+        return self.trainer.clipped_sum(
+            weights,
+            self.train_set,
+            [self.partition.indices_of(client) for client in clients],
+            [batch_seed(self.seed, round, client) for client in clients],
+            clip=clip,
+            names=list(clients),
+        )
+
+    def chunks(self, clients: Sequence[int], size: int) -> list[tuple[int, ...]]:
+        """Clients in chunks of about equal work: those with most examples first.
+
+        The same clients give the same chunks, whoever trains them.
+        """
+        order = np.argsort(-self._examples(clients), kind="stable")
+        ordered = [clients[at] for at in order.tolist()]
+        return [tuple(ordered[at : at + size]) for at in range(0, len(ordered), size)]
+
+    def _examples(self, clients: Sequence[int]) -> NDArray[np.int64]:
+        """(K,) how many examples each client holds."""
+        if isinstance(self.partition, Compressed):
+            which = np.asarray(clients, dtype=np.int64)
+            return self.partition.offsets[which + 1] - self.partition.offsets[which]
+        if isinstance(self.partition, Resampled):
+            return np.full(len(clients), self.partition.size, dtype=np.int64)
+        sizes = [len(self.partition.indices_of(client)) for client in clients]
+        return np.array(sizes, dtype=np.int64)
 
 
 def batch_seed(seed: int, round: int, client: int) -> int:

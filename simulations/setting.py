@@ -11,13 +11,17 @@ from fedsys import tasks
 from fedsys.config import Config
 from fedsys.errors import ConfigError
 from fedsys.privacy import PrivacyPlan
+from fedsys.tasks import Examples
 from server.job import JobFacts, plan_for, strategy_of
 from server.rounds import RoundAborted, round_params
+from simulations.engine import Engine, InProcess
 from simulations.faults import FaultPlan
 from simulations.population import Population
 from simulations.randomness import Randomness, SeededRandomness, SystemRandomness, derived_key
 
 __all__ = ["Setting", "prepare"]
+
+_FEWEST = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,8 @@ class Setting:
         config: resolved: everything derived or measured is written into it.
         plan: the privacy parameters.
         population: virtual clients, their data and their trainer.
+        engine: where its clients train; to be closed.
+        test: examples for evaluation.
         randomness: where secrets come from.
         faults: who vanishes when.
     """
@@ -35,8 +41,16 @@ class Setting:
     config: Config
     plan: PrivacyPlan
     population: Population
+    engine: Engine
+    test: Examples
     randomness: Randomness
     faults: FaultPlan
+
+    @property
+    def chunk(self) -> int:
+        """Clients that the engine takes at once: a few where the trainer takes them singly."""
+        chunk = self.config.engine.chunk
+        return chunk * -(-_FEWEST // chunk)
 
     @property
     def facts(self) -> JobFacts:
@@ -89,15 +103,18 @@ def prepare(
         seed=config.job.seed,
     )
     population = Population(
-        data=examples, partition=partition, trainer=trainer, seed=config.job.seed
+        train_set=examples.train, partition=partition, trainer=trainer, seed=config.job.seed
     )
     plan = plan_for(config, population=partition.clients, dimension=trainer.dimension)
     _check_secure(config, plan)
+    sources = randomness or _randomness(config)
     return Setting(
         config=_resolved(config, plan, population),
         plan=plan,
         population=population,
-        randomness=randomness or _randomness(config),
+        engine=InProcess(population, sources),
+        test=examples.test,
+        randomness=sources,
         faults=FaultPlan(dropout=config.faults.dropout, seed=config.job.seed),
     )
 
@@ -129,7 +146,7 @@ def _resolved(config: Config, plan: PrivacyPlan, population: Population) -> Conf
     """The configuration with everything that was derived or measured written into it."""
     trainer = population.trainer
     probe = [population.partition.indices_of(id) for id in range(min(population.size, 64))]
-    choice = trainer.choose(trainer.initial_weights(), population.data.train, probe)
+    choice = trainer.choose(trainer.initial_weights(), population.train_set, probe)
     update: dict[str, Any] = {
         "population": config.population.model_copy(update={"clients": population.size}),
         "cohort": config.cohort.model_copy(

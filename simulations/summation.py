@@ -1,8 +1,9 @@
 """How a virtual cohort's updates become one sum: three protocols behind one call.
 
 ``secure`` runs every virtual client through the real protocol: keys, shares, masks, dropouts.
-``ideal`` adds the same integers mod 2^b without masks: equal to ``secure`` to the bit.
-``float`` adds clipped updates in floating point and rounds once; it is not a release.
+``ideal`` adds the same integers mod 2^b without masks: equal to ``secure`` to the bit where each
+client draws its own noise, and in distribution where one draw serves the sum. ``float`` adds
+clipped updates in floating point and rounds once; it is not a release.
 """
 
 from __future__ import annotations
@@ -15,20 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.agent import Agent
-from client.privatize import Privatized, privatize
+from client.privatize import Privatized
 from fedsys.config import Aggregation
-from fedsys.privacy import Entropy, Mechanism
+from fedsys.privacy import Mechanism
 from secure_agg import Floor, SecAggParams, SecureAggError, Shared
 from server.coordinator import OpenRound
 from server.rounds import RoundAborted, SecureRound
+from simulations.chunk import RoundWork, in_ring
+from simulations.engine import Chunk, Engine
 from simulations.faults import FaultPlan
 from simulations.population import Population
 from simulations.randomness import Randomness
 
-__all__ = ["CHUNK", "Cohort", "Summed", "ideal_sum", "secure_sum", "summation"]
-
-CHUNK = 64
-"""Clients whose updates exist at once."""
+__all__ = ["Cohort", "Summed", "plain_sum", "secure_sum", "summation"]
 
 
 @dataclass(kw_only=True)
@@ -54,81 +54,86 @@ class Summed:
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
-    """Everything that a summation needs of its round."""
+    """Everything that a summation needs of its round.
+
+    Attributes:
+        round: whose cost is reserved.
+        mechanism: of the round.
+        aggregation: the configuration's section.
+        population: the virtual clients.
+        engine: where they train.
+        chunk: how many at once.
+        faults: who vanishes when.
+        randomness: of keys.
+    """
 
     round: OpenRound
     mechanism: Mechanism
+    aggregation: Aggregation
     population: Population
+    engine: Engine
+    chunk: int
     faults: FaultPlan
     randomness: Randomness
 
-    def privatized(self, clients: Sequence[int]) -> Iterator[tuple[Sequence[int], Privatized]]:
-        """Train and privatize clients, `CHUNK` at once."""
-        number = self.round.number
-        for start in range(0, len(clients), CHUNK):
-            chunk = clients[start : start + CHUNK]
-            updates = self.population.train(self.round.assignment.weights, chunk, round=number)
-            yield (
-                chunk,
-                privatize(
-                    self.mechanism,
-                    updates,
-                    seed=self.round.assignment.digest,
-                    entropy=self._noise(chunk),
-                ),
-            )
+    @property
+    def work(self) -> RoundWork:
+        """What all chunks of the round share."""
+        assignment = self.round.assignment
+        return RoundWork(
+            number=self.round.number,
+            weights=assignment.weights,
+            seed=assignment.digest,
+            mechanism=self.mechanism.event.to_json(),
+            noise=self.aggregation.noise,
+            protocol=self.aggregation.protocol,
+        )
+
+    def chunks(self, clients: Sequence[int]) -> list[Chunk]:
+        """The clients, those with most examples first."""
+        return self.population.chunks(clients, self.chunk)
+
+    def privatized(self, clients: Sequence[int]) -> Iterator[tuple[Chunk, Privatized]]:
+        """Train and privatize clients, one chunk after the other."""
+        return self.engine.vectors(self.work, self.chunks(clients))
 
     def lost(self, client: int) -> str | None:
         """The stage at which the fault plan takes this client away."""
         return self.faults.lost(round=self.round.number, client=client)
 
-    def _noise(self, clients: Sequence[int]) -> Entropy | list[Entropy]:
-        number = self.round.number
-        sources = [self.randomness.noise(number, client) for client in clients]
-        if all(source is sources[0] for source in sources):
-            return sources[0]
-        return sources
 
-
-def summation(aggregation: Aggregation, cohort: Cohort) -> Summed:
+def summation(cohort: Cohort) -> Summed:
     """The round's sum, by the protocol that the configuration names.
 
     Raises:
         RoundAborted: no sum came about.
+        TrainingError: a client could not train; names it, the cause and the remedy.
     """
-    if aggregation.protocol == "secure":
-        return secure_sum(cohort, aggregation)
-    return ideal_sum(cohort)
+    if cohort.aggregation.protocol == "secure":
+        return secure_sum(cohort)
+    return plain_sum(cohort)
 
 
-def ideal_sum(cohort: Cohort) -> Summed:
-    """The sum mod 2^b of those who live to send their input."""
+def plain_sum(cohort: Cohort) -> Summed:
+    """The sum, without masks, of those who live to send their input."""
     lost = {client: cohort.lost(client) for client in cohort.round.cohort}
     alive = tuple(c for c, at in lost.items() if at in (None, "consistency", "unmask"))
     stages = [at for at in lost.values() if at is not None]
-    total: NDArray[Any] | None = None
-    clipped = 0
-    bits = cohort.mechanism.modulus_bits
-    for _, privatized in cohort.privatized(alive):
-        part = privatized.vectors.sum(axis=0, dtype=privatized.vectors.dtype)
-        total = part if total is None else total + part
-        clipped += int(privatized.clipped.sum())
-    if total is None:
+    if not alive:
         raise RoundAborted("nobody was left to send an input", nothing_summed=True)
-    if bits != 8 * total.dtype.itemsize:
-        total &= total.dtype.type((1 << bits) - 1)
+    flat, tally = cohort.engine.total(cohort.work, cohort.chunks(alive), cohort.mechanism.length)
     return Summed(
-        total=total,
+        total=in_ring(flat, cohort.mechanism, cohort.aggregation.protocol),
         survivors=alive,
         dropped={stage: stages.count(stage) for stage in dict.fromkeys(stages)},
-        trained=len(alive),
-        clipped=clipped,
+        trained=tally.trained,
+        clipped=tally.clipped,
     )
 
 
-def secure_sum(cohort: Cohort, aggregation: Aggregation) -> Summed:
+def secure_sum(cohort: Cohort) -> Summed:
     """The same sum by the real protocol, every virtual client an `Agent` of its own."""
-    shared = Shared()
+    aggregation, shared = cohort.aggregation, Shared()
     round_ = SecureRound(
         open=cohort.round,
         mechanism=cohort.mechanism,

@@ -1,0 +1,169 @@
+"""One chunk of virtual clients, trained and added: what every process of the engine does.
+
+Three ways, by the round's protocol. ``float``: clipped updates are summed in floating point.
+``ideal``: clipped in the integers, encoded, noised and summed mod 2^b, in place. ``secure``: the
+same vectors, one by one, for agents to mask. The first two add into a flat sum of int64, so that
+the order of chunks and the number of processes do not change a bit of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.privatize import Privatized, privatize
+from client.privatize.integers import add_clipped_integers
+from fedsys.privacy import Entropy, Mechanism, event_from_json, mechanism_for
+from fedsys.privacy.clipping import wide_scale
+from fedsys.privacy.events import GaussianEvent, SkellamEvent
+from fedsys.privacy.float_sums import FixedPoint
+from fedsys.privacy.mechanisms import Noise
+from fedsys.privacy.rings import to_ring
+from simulations.population import Population
+from simulations.randomness import Randomness
+
+__all__ = ["ChunkTrainer", "RoundWork", "Tally", "in_ring"]
+
+Protocol = Literal["secure", "ideal", "float"]
+Total = NDArray[np.int64]
+
+_SHARES = 1 << 21  # coordinates of noise at once: 16 MiB
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundWork:
+    """What the chunks of one round have in common.
+
+    Attributes:
+        number: of the round.
+        weights: (d,) the model that clients start from.
+        seed: public, equal for all clients of the round.
+        mechanism: its event as JSON.
+        noise: whether clients add shares, or one draw serves the sum.
+        protocol: how updates become a sum.
+    """
+
+    number: int
+    weights: NDArray[np.float32]
+    seed: bytes
+    mechanism: dict[str, Any]
+    noise: Noise
+    protocol: Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """What a sum saw.
+
+    Attributes:
+        trained: clients.
+        clipped: of them, whose update the clipping norm cut.
+    """
+
+    trained: int = 0
+    clipped: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(trained=self.trained + other.trained, clipped=self.clipped + other.clipped)
+
+
+class ChunkTrainer:
+    """Trains and adds chunks of one population.
+
+    Args:
+        population: the virtual clients.
+        randomness: of their noise.
+    """
+
+    def __init__(self, population: Population, randomness: Randomness) -> None:
+        self._population, self._randomness = population, randomness
+        self._work: RoundWork
+        self._mechanism: Mechanism
+        self._floating: torch.Tensor | None = None
+
+    def begin(self, work: RoundWork) -> None:
+        """The chunks that follow are of this round."""
+        self._work = work
+        self._mechanism = mechanism_for(event_from_json(work.mechanism), work.noise)
+
+    @property
+    def length(self) -> int:
+        """Coordinates of the round's sum."""
+        return self._mechanism.length
+
+    def add(self, clients: Sequence[int], total: Total) -> Tally:
+        """Train clients and add what they contribute to `total` (length,).
+
+        Under ``float``, `total` counts in units of `fedsys.privacy.float_sums.FixedPoint`.
+
+        Raises:
+            TrainingError: names the client, the cause and the remedy.
+        """
+        if self._work.protocol == "float":
+            return self._add_floating(clients, total)
+        event = self._mechanism.event
+        narrow = isinstance(event, SkellamEvent) and event.encoding == "narrow"
+        if narrow:
+            privatized = self.vectors(clients)
+            total += privatized.vectors.sum(axis=0, dtype=np.uint64).view(np.int64)
+            return Tally(trained=len(clients), clipped=int(privatized.clipped.sum()))
+        updates = torch.from_numpy(self._updates(clients))
+        if self._floating is None or len(self._floating) != self.length:
+            self._floating = torch.empty(self.length, dtype=torch.float64)
+        found = add_clipped_integers(self._floating.zero_(), updates, clip=event.clip)
+        np.add(total, self._floating.numpy(), out=total, casting="unsafe")
+        self._add_shares(clients, total)
+        return Tally(trained=len(clients), clipped=int(found.clipped.sum()))
+
+    def vectors(self, clients: Sequence[int]) -> Privatized:
+        """Train clients and privatize each of them."""
+        return privatize(
+            self._mechanism,
+            self._updates(clients),
+            seed=self._work.seed,
+            entropy=self._noise(clients),
+        )
+
+    def _updates(self, clients: Sequence[int]) -> NDArray[np.float32]:
+        return self._population.train(self._work.weights, clients, round=self._work.number)
+
+    def _add_floating(self, clients: Sequence[int], total: Total) -> Tally:
+        event, work = self._mechanism.event, self._work
+        summed = self._population.clipped_sum(
+            work.weights, clients, round=work.number, clip=event.clip
+        )
+        FixedPoint(wide_scale(event.dimension, event.clip)).add(total, summed.total)
+        return Tally(trained=len(clients), clipped=int((summed.norms > event.clip).sum()))
+
+    def _add_shares(self, clients: Sequence[int], total: Total) -> None:
+        """The clients' shares of noise, some clients at once."""
+        event = self._mechanism.event
+        noised = isinstance(event, SkellamEvent | GaussianEvent) and event.share_variance > 0
+        if not noised or self._work.noise == "once":
+            return
+        at_once = max(1, _SHARES // self.length)
+        for start in range(0, len(clients), at_once):
+            some = clients[start : start + at_once]
+            shares = self._mechanism.noise_shares(len(some), self._noise(some))
+            for share in shares:
+                total += share
+
+    def _noise(self, clients: Sequence[int]) -> Entropy | list[Entropy]:
+        number = self._work.number
+        sources = [self._randomness.noise(number, client) for client in clients]
+        if all(source is sources[0] for source in sources):
+            return sources[0]
+        return sources
+
+
+def in_ring(total: Total, mechanism: Mechanism, protocol: Protocol) -> NDArray[Any]:
+    """A round's flat sum as integers mod 2^b (length,)."""
+    bits, event = mechanism.modulus_bits, mechanism.event
+    if protocol == "float":
+        return FixedPoint(wide_scale(event.dimension, event.clip)).round(total, bits=bits)
+    return to_ring(total, bits=bits)
