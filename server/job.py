@@ -145,7 +145,7 @@ class Job:
             ViewAccountant(plan),
             strategy,
             weights,
-            _sampler(config, plan),
+            CohortSampler(plan),
             folder.checkpoints,
         )
         return cls(
@@ -210,7 +210,7 @@ class Job:
             accountant = ViewAccountant(plan)
             for _ in charge_rounds(accountant, view, ledger.private_rounds):
                 pass
-            sampler = _sampler(config, plan)
+            sampler = CohortSampler(plan)
             _recall(sampler, view, ledger)
             name = bytes.fromhex(view.header["job"])
             coordinator = _coordinator(
@@ -295,6 +295,7 @@ def plan_for(config: Config, *, population: int, dimension: int) -> PrivacyPlan:
             colluders=privacy.max_colluders,
             dropout=aggregation.dropout,
             max_participations=privacy.max_participations,
+            min_separation=cohort.min_separation,
             unit=privacy.unit,
         )
     except MechanismError as error:
@@ -345,10 +346,6 @@ def _coordinator(
         weights=weights,
         keep=lambda checkpoint: save_checkpoint(checkpoints, checkpoint),
     )
-
-
-def _sampler(config: Config, plan: PrivacyPlan) -> CohortSampler:
-    return CohortSampler(plan, min_separation=config.cohort.min_separation)
 
 
 def _committed(view: LedgerView) -> dict[int, str]:

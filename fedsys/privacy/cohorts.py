@@ -122,6 +122,11 @@ class MinSeparation:
         self._last[ids] = round
         self._count[ids] += 1
 
+    def record_lost(self, round: int) -> None:
+        """Notes a round whose cohort a crash lost: anybody may have been in it."""
+        self._last[:] = round
+        self._count += 1
+
     def draw(self, round: int, entropy: Entropy) -> NDArray[np.int64]:
         """A uniform cohort of those who may take part in this round, recorded.
 
