@@ -9,6 +9,7 @@ from fedsys.privacy.views import Epsilons
 
 __all__ = ["AuditResult", "Claim", "EpsilonPoint", "Epsilons"]
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpsilonPoint:
     """Privacy spent once round ``round`` (1-based) was reserved."""
