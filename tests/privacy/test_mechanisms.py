@@ -1,0 +1,300 @@
+"""One contract for every mechanism: sums come out right, and the noise tells nothing."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from fedsys.errors import MechanismError
+from fedsys.privacy import AesCtrStream, Mechanism, add_noise, build_mechanism
+from fedsys.privacy.events import SkellamEvent
+from fedsys.privacy.mechanisms import BandedGaussian
+from fedsys.privacy.mechanisms.narrow_skellam import round_at_random
+
+D = 3000
+CAP = 24
+FALSE_ALARM = 1e-7
+SEED = b"job 1 round 7"
+
+CASES: dict[str, dict[str, Any]] = {
+    "skellam wide": {"name": "distributed-skellam"},
+    "skellam 16 bits": {"name": "distributed-skellam", "encoding": "narrow", "modulus_bits": 16},
+    "skellam 18 bits": {"name": "distributed-skellam", "encoding": "narrow", "modulus_bits": 18},
+    "skellam for the server": {
+        "name": "distributed-skellam",
+        "guarantee": "server",
+        "colluders": 2,
+        "min_survivors": 7,
+    },
+    "central": {"name": "central-gaussian"},
+    "local": {"name": "local-gaussian", "noise_multiplier": 0.3},
+    "banded": {
+        "name": "banded-mf",
+        "sampling": "min-separation",
+        "min_separation": 8,
+        "horizon": 64,
+    },
+    "example": {"name": "example-gaussian", "example_rate": 0.1, "steps": 3},
+    "none": {"name": "none"},
+}
+NOISY = [case for case in CASES if case not in ("example", "none")]
+
+
+def _build(case: str, **changes: Any) -> Mechanism:
+    parameters: dict[str, Any] = {
+        "dimension": D,
+        "clip": 2.0,
+        "noise_multiplier": 1.0,
+        "expected_cohort": 15.0,
+        "population": 300,
+        "cap": CAP,
+        "min_survivors": 3,
+    }
+    parameters |= CASES[case] | changes
+    return build_mechanism(parameters.pop("name"), **parameters)
+
+
+def _stream(number: int) -> AesCtrStream:
+    return AesCtrStream(number.to_bytes(32, "big"))
+
+
+def _updates(count: int, seed: int = 0) -> NDArray[np.float32]:
+    rows = np.random.default_rng(seed).standard_normal((count, D)).astype(np.float32)
+    rows *= np.linspace(0.2, 1.9, count)[:, None] / np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows
+
+
+def _round(mechanism: Mechanism, updates: NDArray[Any], number: int) -> NDArray[np.float64]:
+    """The whole way of a sum: encode, share, add mod 2^b, top up, decode."""
+    count, bits = len(updates), mechanism.modulus_bits
+    encoded = mechanism.encode(updates, seed=SEED, entropy=_stream(number))
+    shares = mechanism.noise_shares(count, [_stream(1000 * number + k) for k in range(count)])
+    sent = add_noise(encoded.values, shares, bits=bits)
+    total = np.zeros(mechanism.length, dtype=sent.dtype)
+    for row in sent:
+        total = add_noise(total, row.astype(np.int64), bits=bits)
+    total = add_noise(total, mechanism.top_up(count, _stream(7000 + number)), bits=bits)
+    return mechanism.decode(total, seed=SEED)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_mean_comes_out_with_the_stated_noise(case: str) -> None:
+    mechanism = _build(case)
+    updates = _updates(12)
+    error = _round(mechanism, updates, 1) - updates.sum(axis=0, dtype=np.float64) / 15.0
+    rounding = 0.02 * 2.0 / math.sqrt(D)
+    assert abs(error.mean()) < 6 * (mechanism.noise_deviation + rounding) / math.sqrt(D)
+    if case in NOISY and case != "banded":
+        assert error.std() == pytest.approx(mechanism.noise_deviation, rel=0.08)
+    else:
+        assert error.std() < mechanism.noise_deviation + rounding
+
+
+@pytest.mark.parametrize("case", [case for case in NOISY if case != "banded"])
+def test_the_noise_does_not_tell_how_many_took_part(case: str) -> None:
+    """The same variance and distribution for every number of survivors, chi-square at 1e-7."""
+    mechanism = _build(case)
+    nothing = np.zeros(mechanism.length, dtype=np.int64)
+    deviation = math.sqrt(float(mechanism.event.total_variance))  # type: ignore[union-attr]
+    edges = stats.norm.ppf(np.linspace(0.02, 0.98, 49)) * deviation
+    for survivors in (1, 3, 10, 23, CAP):
+        noise = np.concatenate(
+            [
+                nothing
+                + mechanism.noise_shares(survivors, _stream(100 * survivors + k)).sum(axis=0)
+                + mechanism.top_up(survivors, _stream(100 * survivors + 50 + k))
+                for k in range(4)
+            ]
+        )
+        counts = np.bincount(np.searchsorted(edges, noise), minlength=50)
+        expected = noise.size * np.diff(np.concatenate(([0.0], np.linspace(0.02, 0.98, 49), [1.0])))
+        assert stats.chisquare(counts, expected).pvalue > FALSE_ALARM
+
+
+@pytest.mark.parametrize("case", NOISY)
+def test_variances_add_up_to_the_constant(case: str) -> None:
+    event = _build(case).event
+    share = float(getattr(event, "share_variance", 0.0))
+    total = float(event.total_variance)  # type: ignore[union-attr]
+    unit = (event.noise_multiplier * float(event.scale) * event.clip) ** 2  # type: ignore[union-attr]
+    if case == "skellam for the server":
+        assert share == pytest.approx(unit / (7 - 2))
+        assert total == pytest.approx(CAP * share)
+    elif case.startswith("skellam"):
+        assert total == pytest.approx(unit)
+        assert share == pytest.approx(unit / CAP)
+    elif case == "local":
+        assert share == pytest.approx(unit)
+        assert total == pytest.approx(CAP * unit)
+    elif case == "central":
+        assert share == 0.0
+        assert total == pytest.approx(unit)
+    else:
+        assert total >= unit  # correlated noise: the last round's is the largest
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_updates_become_zeros_and_good_ones_stay(case: str) -> None:
+    mechanism = _build(case)
+    updates = _updates(3)
+    updates[1, 5] = np.nan
+    encoded = mechanism.encode(updates, seed=SEED, entropy=_stream(1))
+    assert encoded.finite.tolist() == [True, False, True]
+    assert not encoded.values[1].any()
+    assert encoded.values[0].any()
+    infinite = np.full((1, D), np.inf, dtype=np.float32)
+    assert not mechanism.encode(infinite, seed=SEED, entropy=_stream(1)).values.any()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_encoded_norm_is_within_the_events_sensitivity(case: str) -> None:
+    from fedsys.privacy import from_ring
+
+    mechanism = _build(case)
+    updates = _updates(6) * np.array([[1e-6], [1.0], [1.05], [3.0], [1e6], [0.0]], dtype=np.float32)
+    encoded = mechanism.encode(updates, seed=SEED, entropy=_stream(2))
+    norms = np.linalg.norm(from_ring(encoded.values, bits=mechanism.modulus_bits), axis=1)
+    l2 = float(getattr(mechanism.event, "l2", 64 * math.sqrt(D)))
+    assert (norms <= l2).all()
+    assert norms[3] == pytest.approx(l2, rel=0.02)
+    assert encoded.clipped.tolist() == [bool(n > 2.0) for n in np.linalg.norm(updates, axis=1)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_row_of_noise_depends_on_its_own_source(case: str) -> None:
+    mechanism = _build(case)
+    together = mechanism.noise_shares(4, [_stream(k) for k in range(4)])
+    alone = mechanism.noise_shares(1, [_stream(2)])
+    np.testing.assert_array_equal(together[2], alone[0])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cohorts_above_the_cap_and_foreign_shapes_are_refused(case: str) -> None:
+    mechanism = _build(case)
+    for survivors in (0, -1, CAP + 1):
+        with pytest.raises(MechanismError, match="survivors"):
+            mechanism.top_up(survivors, os.urandom)
+    with pytest.raises(MechanismError, match="shape"):
+        mechanism.decode(np.zeros(mechanism.length + 1, dtype=np.uint32), seed=SEED)
+    with pytest.raises(MechanismError, match="shape"):
+        mechanism.encode(np.zeros((2, D + 1)), seed=SEED)
+    with pytest.raises(MechanismError, match="float"):
+        mechanism.encode(np.zeros((2, D), dtype=np.int32), seed=SEED)
+
+
+def test_sums_wrap_nowhere_at_the_caps_extreme() -> None:
+    """All clients at full norm in one direction, the worst case that the ring is checked for."""
+    mechanism = _build("skellam wide")
+    one = np.zeros((CAP, D), dtype=np.float32)
+    one[:, 3] = 2.0
+    mean = _round(mechanism, one, 3)
+    assert mean[3] == pytest.approx(CAP * 2.0 / 15.0, rel=0.1)
+
+
+def test_narrow_rounding_is_unbiased_and_obeys_its_limit() -> None:
+    row = np.array([0.25, -0.75, 3.5, 0.0, -2.0])
+    draws = np.stack([round_at_random(row, 1e9, _stream(k)) for k in range(4000)])
+    np.testing.assert_allclose(draws.mean(axis=0), row, atol=6 * 0.5 / math.sqrt(4000))
+    assert set(np.unique(draws[:, 3])) == {0}
+    assert set(np.unique(draws[:, 0])) == {0, 1}
+    for k in range(200):
+        rounded = round_at_random(np.full(40, 0.5), 20.0, _stream(k))
+        assert rounded @ rounded <= 20
+    # a limit that cannot be met by chance: truncation towards zero
+    assert not round_at_random(np.full(4000, 0.999), 1.0, _stream(1)).any()
+
+
+def test_narrow_encoding_needs_the_rounds_seed_and_its_own() -> None:
+    mechanism = _build("skellam 16 bits")
+    with pytest.raises(MechanismError, match="seed"):
+        mechanism.encode(_updates(1))
+    encoded = mechanism.encode(_updates(1), seed=b"a", entropy=_stream(1)).values[0]
+    right = mechanism.decode(encoded, seed=b"a")
+    wrong = mechanism.decode(encoded, seed=b"b")
+    truth = _updates(1)[0]
+    assert np.linalg.norm(right * 15 - truth) < 0.2 * np.linalg.norm(truth)
+    assert np.linalg.norm(wrong * 15 - truth) > 0.9 * np.linalg.norm(truth)
+
+
+def test_secret_randomness_is_not_shared_between_calls() -> None:
+    mechanism = _build("skellam wide")
+    first = mechanism.noise_shares(2, os.urandom)
+    assert not np.array_equal(first, mechanism.noise_shares(2, os.urandom))
+    assert not np.array_equal(first[0], first[1])
+
+
+class TestBanded:
+    def test_noise_is_the_strategys_inverse_applied_to_white_noise(self) -> None:
+        """Dense check: C n is white, up to the rounding of each release."""
+        mechanism = _build("banded")
+        assert isinstance(mechanism, BandedGaussian)
+        rounds = [mechanism.top_up(5, _stream(k)) for k in range(20)]
+        numerators = mechanism._numerators
+        matrix = np.zeros((20, 20))
+        for j, numerator in enumerate(numerators):
+            matrix += np.diag([numerator / 2**20] * (20 - j), -j)
+        white = matrix @ np.stack(rounds)
+        deviation = float(mechanism.event.white_deviation)  # type: ignore[union-attr]
+        assert white.std() == pytest.approx(deviation, rel=0.01)
+        correlation = np.asarray(np.corrcoef(white)) - np.eye(20)
+        assert np.abs(correlation).max() < 6 / math.sqrt(D)
+        plain = np.asarray(np.corrcoef(np.stack(rounds))) - np.eye(20)
+        assert np.abs(plain).max() > 0.2  # the releases themselves are correlated
+
+    def test_prefix_sums_are_much_less_noisy_than_independent_noise(self) -> None:
+        mechanism = _build("banded")
+        independent = _build("central")
+        ours = np.cumsum([mechanism.top_up(5, _stream(k)) for k in range(64)], axis=0)
+        theirs = np.cumsum([independent.top_up(5, _stream(k)) for k in range(64)], axis=0)
+        assert np.sqrt((ours**2).mean()) < 0.6 * np.sqrt((theirs.astype(float) ** 2).mean())
+
+    def test_state_survives_a_restart(self) -> None:
+        first, second = _build("banded"), _build("banded")
+        assert isinstance(first, BandedGaussian)
+        assert isinstance(second, BandedGaussian)
+        for k in range(11):
+            first.top_up(5, _stream(k))
+        second.restore(first.state_bytes())
+        assert second.position == 11
+        np.testing.assert_array_equal(first.top_up(5, _stream(77)), second.top_up(5, _stream(77)))
+
+    def test_foreign_and_damaged_states_are_refused(self) -> None:
+        mechanism, other = _build("banded"), _build("banded", dimension=D + 1)
+        assert isinstance(mechanism, BandedGaussian)
+        assert isinstance(other, BandedGaussian)
+        mechanism.top_up(5, _stream(1))
+        state = mechanism.state_bytes()
+        for damaged in (b"", state[:-1], state + b"\0", b"x" + state):
+            with pytest.raises(MechanismError, match="state"):
+                mechanism.restore(damaged)
+        with pytest.raises(MechanismError, match="another model"):
+            other.restore(state)
+
+    def test_the_horizon_ends_the_job(self) -> None:
+        mechanism = _build("banded", horizon=8)
+        for k in range(8):
+            mechanism.top_up(5, _stream(k))
+        with pytest.raises(MechanismError, match="planned for 8 rounds"):
+            mechanism.top_up(5, _stream(9))
+
+
+def test_ring_too_small_is_refused_with_the_bits_that_would_do() -> None:
+    with pytest.raises(MechanismError, match=r"modulus_bits=16 is too small.*needs \d+ bits"):
+        _build("skellam wide", modulus_bits=16)
+    with pytest.raises(MechanismError, match="from 2 to 20"):
+        _build("skellam 16 bits", modulus_bits=24)
+    with pytest.raises(MechanismError, match="overflows"):
+        _build("skellam 16 bits", modulus_bits=3)
+
+
+def test_events_carry_what_the_encoder_does() -> None:
+    event = _build("skellam 16 bits").event
+    assert isinstance(event, SkellamEvent)
+    assert event.padded_dimension == 4096
+    assert event.l2 >= event.scale * event.clip
