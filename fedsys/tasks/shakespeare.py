@@ -19,6 +19,7 @@ from fedsys.errors import DataError
 from fedsys.tasks.base import DataSource, Examples, FederatedData, seeded
 from fedsys.tasks.files import read_table
 from fedsys.tasks.options import Options
+from fedsys.tasks.recurrence import gru, lstm
 
 __all__ = ["CharacterModel", "Shakespeare", "encode"]
 
@@ -52,14 +53,12 @@ def encode(text: str) -> NDArray[np.uint8]:
 class CharacterModel(nn.Module):
     """Embedding, recurrent layers, linear read-out: (B, T) symbols to (B, VOCABULARY, T).
 
-    The recurrence is written out over time from plain linear maps, which trains many clients at
-    once cleanly where ``nn.LSTM`` does not. Gates are in torch's order, (r, z, n) for a GRU
-    (Cho et al. 2014) and (i, f, g, o) for an LSTM (Hochreiter and Schmidhuber 1997).
+    Gates are in torch's order, (r, z, n) for a GRU and (i, f, g, o) for an LSTM.
     """
 
     def __init__(self, cell: str, embedding: int, hidden: int, layers: int) -> None:
         super().__init__()
-        self._cell, self._hidden = cell, hidden
+        self._cell = cell
         gates = 3 if cell == "gru" else 4
         self.embedding = nn.Embedding(VOCABULARY, embedding)
         self.inputs = nn.ModuleList(
@@ -75,36 +74,12 @@ class CharacterModel(nn.Module):
     def forward(self, symbols: Tensor) -> Tensor:
         """(B, T) to (B, VOCABULARY, T)."""
         sequence = self.embedding(symbols.long())
+        layer = gru if self._cell == "gru" else lstm
         for inputs, recurrent in zip(self.inputs, self.recurrent, strict=True):
-            sequence = self._layer(inputs(sequence), recurrent)
+            weight, bias = recurrent.parameters()
+            sequence = layer(inputs(sequence), weight, bias)
         outputs: Tensor = self.readout(sequence)
         return outputs.transpose(-1, -2)
-
-    def _layer(self, driven: Tensor, recurrent: nn.Module) -> Tensor:
-        state = driven.new_zeros((*driven.shape[:-2], self._hidden))
-        memory = state
-        states = []
-        for now in driven.unbind(-2):
-            if self._cell == "gru":
-                state = _gru(now, recurrent(state), state)
-            else:
-                state, memory = _lstm(now + recurrent(state), memory)
-            states.append(state)
-        return torch.stack(states, dim=-2)
-
-
-def _gru(driven: Tensor, fed_back: Tensor, state: Tensor) -> Tensor:
-    reset_in, update_in, new_in = driven.chunk(3, dim=-1)
-    reset_back, update_back, new_back = fed_back.chunk(3, dim=-1)
-    update = torch.sigmoid(update_in + update_back)
-    new = torch.tanh(new_in + torch.sigmoid(reset_in + reset_back) * new_back)
-    return new + update * (state - new)
-
-
-def _lstm(gates: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-    enter, forget, candidate, leave = gates.chunk(4, dim=-1)
-    memory = torch.sigmoid(forget) * memory + torch.sigmoid(enter) * torch.tanh(candidate)
-    return torch.sigmoid(leave) * torch.tanh(memory), memory
 
 
 class Shakespeare:
