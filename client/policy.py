@@ -1,31 +1,128 @@
-"""What the owner of the data lets a coordinator ask; a refusal says why."""
+"""What the owner of the data lets a coordinator ask; a refusal says why.
+
+``policy.toml`` in the device's folder is a `Policy`, key by key; it is read again before every job
+and every round, so that a change counts at once.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
-from fedsys.errors import PolicyRefusal
+import tomli_w
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from fedsys.errors import ConfigError, PolicyRefusal
 from fedsys.wire import Assignment
+from secure_agg import Floor, SecAggParams
 
-__all__ = ["Policy"]
+__all__ = ["ApprovedTask", "Policy", "own_noise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApprovedTask:
+    """A task whose code the owner has installed and approved.
+
+    Attributes:
+        sha256: of its code, as `client.worker.code_sha256` gives it.
+        options: with which it may run, exactly.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    sha256: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
     """Limits that an agent checks before it computes anything.
 
+    The defaults limit nothing, which is what a simulation's virtual clients want; `fresh` is what
+    a device starts with.
+
     Attributes:
-        tasks: names of tasks that may run; None allows every installed one.
+        tasks: what may run, by name; None allows every installed one.
+        min_cohort: members that a round must have invited.
+        min_threshold: shares needed to recover a secret of this device.
+        corrupt: least fraction of colluding members that secure aggregation must withstand.
         max_clip: the largest clipping norm, or infinity.
         min_noise_multiplier: the least noise the whole cohort must add; 0 allows none at all.
+        min_own_noise: the least standard deviation of this device's own noise, in clipping norms.
         max_participations: how many rounds of one job this client takes part in.
+        epsilon: what it will spend in total, over all jobs, by its own count.
+        epsilon_view: whose epsilon that is; ``guarantee`` is the view that each job promises.
+        max_roster_version: the newest list of members that counts; None for every announced one.
+        hours: local times at which it works, ``"22:00-06:00"`` each; empty for always.
+        only_idle: only while the processors are mostly idle.
+        only_on_mains: never on battery.
+        when_unknown: what is done where the device cannot tell.
+        threads: processor threads for training.
+        nice: added to the process's niceness.
+        min_free_memory_mb: not below that much free memory.
+        gpu: whether a GPU may be used.
     """
 
-    tasks: frozenset[str] | None = None
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    tasks: Mapping[str, ApprovedTask] | None = None
+    min_cohort: int = 2
+    min_threshold: int = 1
+    corrupt: float = 0.0
     max_clip: float = math.inf
     min_noise_multiplier: float = 0.0
+    min_own_noise: float = 0.0
     max_participations: int | None = None
+    epsilon: float = math.inf
+    epsilon_view: Literal["guarantee", "outsider", "server"] = "guarantee"
+    max_roster_version: int | None = None
+    hours: tuple[str, ...] = ()
+    only_idle: bool = False
+    only_on_mains: bool = False
+    when_unknown: Literal["allow", "refuse"] = "refuse"
+    threads: int = 1
+    nice: int = 10
+    min_free_memory_mb: int = 0
+    gpu: bool = False
+
+    @classmethod
+    def fresh(cls, task: str, approved: ApprovedTask) -> Policy:
+        """What a device starts with: one task, three members, two shares, epsilon 10 in total."""
+        return cls(tasks={task: approved}, min_cohort=3, min_threshold=2, epsilon=10.0)
+
+    @classmethod
+    def load(cls, path: Path) -> Policy:
+        """Read ``policy.toml``.
+
+        Raises:
+            ConfigError: it does not read; the line says which key.
+        """
+        try:
+            return _ADAPTER.validate_python(tomllib.loads(path.read_text("utf-8")))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{path}: {error}") from None
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            raise ConfigError(f"{path}: {where}: {problem['msg'].lower()}") from None
+
+    def dump(self) -> str:
+        """As TOML."""
+        tree = _ADAPTER.dump_python(self, mode="python", exclude_none=True)
+        return _HEADER + tomli_w.dumps(tree)
+
+    @property
+    def floor(self) -> Floor:
+        """What this device insists upon in secure aggregation."""
+        return Floor(
+            members=max(2, self.min_cohort),
+            threshold=max(1, self.min_threshold),
+            corrupt=self.corrupt,
+        )
 
     def check(self, assignment: Assignment, *, participations: int) -> None:
         """Raise unless the assignment is within these limits.
@@ -37,22 +134,104 @@ class Policy:
         Raises:
             PolicyRefusal: the message names the limit, its value and what was asked.
         """
-        if self.tasks is not None and assignment.task not in self.tasks:
-            raise PolicyRefusal(
-                f"task '{assignment.task}' is not on the owner's list "
-                f"({', '.join(sorted(self.tasks)) or 'empty'})"
-            )
-        clip = float(assignment.mechanism.get("clip", math.inf))
-        if clip > self.max_clip:
-            raise PolicyRefusal(f"clip {clip:g} is above the owner's max_clip {self.max_clip:g}")
-        noise = float(assignment.mechanism.get("noise_multiplier") or 0.0)
-        if noise < self.min_noise_multiplier:
-            raise PolicyRefusal(
-                f"noise multiplier {noise:g} is below the owner's min_noise_multiplier "
-                f"{self.min_noise_multiplier:g}"
-            )
+        self.check_task(assignment.task)
+        self.check_mechanism(assignment.mechanism)
         if self.max_participations is not None and participations >= self.max_participations:
             raise PolicyRefusal(
                 f"already took part in {participations} rounds of this job, the owner's "
                 f"max_participations"
             )
+
+    def check_task(
+        self,
+        task: str,
+        options: Mapping[str, Any] | None = None,
+        sha256: str | None = None,
+    ) -> None:
+        """Raise PolicyRefusal unless this task, with these options and this code, may run."""
+        if self.tasks is None:
+            return
+        approved = self.tasks.get(task)
+        if approved is None:
+            raise PolicyRefusal(
+                f"task '{task}' is not on the owner's list "
+                f"({', '.join(sorted(self.tasks)) or 'empty'})"
+            )
+        if options is not None and dict(options) != dict(approved.options):
+            raise PolicyRefusal(
+                f"task '{task}' is approved with options {dict(approved.options)}, asked for with "
+                f"{dict(options)}"
+            )
+        if sha256 is not None and sha256 != approved.sha256:
+            raise PolicyRefusal(
+                f"the code of task '{task}' installed here ({sha256[:16]}...) is not what the "
+                f"owner approved ({approved.sha256[:16]}...); its owner has to approve it again"
+            )
+
+    def check_mechanism(self, mechanism: Mapping[str, Any]) -> None:
+        """Raise PolicyRefusal unless clipping norm and noise are within the limits."""
+        clip = float(mechanism.get("clip", math.inf))
+        if clip > self.max_clip:
+            raise PolicyRefusal(f"clip {clip:g} is above the owner's max_clip {self.max_clip:g}")
+        noise = float(mechanism.get("noise_multiplier") or 0.0)
+        if noise < self.min_noise_multiplier:
+            raise PolicyRefusal(
+                f"noise multiplier {noise:g} is below the owner's min_noise_multiplier "
+                f"{self.min_noise_multiplier:g}"
+            )
+        own = own_noise(mechanism)
+        if own < self.min_own_noise:
+            raise PolicyRefusal(
+                f"this device's own noise would be {own:.3g} clipping norms, below the owner's "
+                f"min_own_noise {self.min_own_noise:g}"
+            )
+
+    def check_cohort(self, params: SecAggParams) -> None:
+        """Raise PolicyRefusal for a round with too few members or too low a threshold."""
+        if params.n < self.min_cohort:
+            raise PolicyRefusal(
+                f"a cohort of {params.n} is below the owner's min_cohort {self.min_cohort}"
+            )
+        if params.threshold < self.min_threshold:
+            raise PolicyRefusal(
+                f"a threshold of {params.threshold} is below the owner's min_threshold "
+                f"{self.min_threshold}"
+            )
+
+    def check_epsilon(self, *, others: float, after: float) -> None:
+        """Raise PolicyRefusal if a job would bring the device's total over its limit.
+
+        Args:
+            others: spent in other jobs.
+            after: of this job, once what is asked is done.
+        """
+        total = others + after
+        if total > self.epsilon * (1 + 1e-9):
+            raise PolicyRefusal(
+                f"epsilon would reach {total:.4g} ({others:.4g} of it in other jobs), over the "
+                f"owner's total of {self.epsilon:g}"
+            )
+
+
+def own_noise(mechanism: Mapping[str, Any]) -> float:
+    """Standard deviation of one client's own noise in clipping norms."""
+    kind, noise = mechanism.get("mechanism"), float(mechanism.get("noise_multiplier") or 0.0)
+    if kind == "local-gaussian":
+        return noise
+    if kind == "distributed-skellam":
+        sharers = int(mechanism.get("cap", 0))
+        if mechanism.get("guarantee") == "server":
+            sharers = int(mechanism["min_survivors"]) - int(mechanism.get("colluders", 0))
+        return noise / math.sqrt(sharers) if sharers > 0 else 0.0
+    return 0.0
+
+
+_ADAPTER = TypeAdapter(Policy)
+_HEADER = """\
+# What the owner of this device allows. Read again before every job and every round.
+# tasks:         what may run, with the SHA-256 of the code that was approved
+# min_cohort, min_threshold: members of a round, shares that recover a secret
+# epsilon:       privacy spent in total over all jobs, by this device's own count;
+#                epsilon_view says whose: guarantee (what the job promises), outsider or server
+# hours:         e.g. ["22:00-06:00"]; only_idle, only_on_mains; when_unknown: allow or refuse
+"""

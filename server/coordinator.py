@@ -46,6 +46,7 @@ class JobTerms:
         local: local training, by field name.
         plan: the privacy parameters.
         seed: from which clients derive their batch order.
+        agreed: digest of the terms that agents consented to, where the host asks for consent.
     """
 
     job: bytes
@@ -53,6 +54,7 @@ class JobTerms:
     local: Mapping[str, Any]
     plan: PrivacyPlan
     seed: int
+    agreed: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +143,7 @@ class Coordinator:
                 local=self.terms.local,
                 mechanism=event.to_json(),
                 seed=self.terms.seed,
+                terms=self.terms.agreed,
             ),
         )
         return self._open

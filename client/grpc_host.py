@@ -1,0 +1,186 @@
+"""A device's connection: dials out, holds one stream open, comes back for ever.
+
+The stream is read in the calling thread; training happens there too, while gRPC's own threads keep
+the connection alive.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+import os
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from client.grpc_channel import open_channel, renew
+from client.session import Dismissed, Session
+from fedsys.errors import FedsysError, ProtocolError
+from fedsys.secret_files import write_secret
+from fedsys.wire import fleet_pb2
+from fedsys.wire.frames import Assembler, split
+from fedsys.wire.services import FLEET, MAX_PARCEL, method
+
+__all__ = ["Backoff", "ConnectionHost"]
+
+_log = logging.getLogger(__name__)
+_DAY = 86_400.0
+_FINAL_SECONDS = 3600.0
+
+
+class Backoff:
+    """Waiting times that double up to a limit, with full jitter, so that a fleet does not return
+    all at once.
+
+    Args:
+        first: upper bound of the first wait, in seconds.
+        most: upper bound of any.
+        draw: a number in [0, 1).
+    """
+
+    def __init__(
+        self,
+        *,
+        first: float = 0.5,
+        most: float = 60.0,
+        draw: Callable[[], float] = secrets.SystemRandom().random,
+    ) -> None:
+        self._first, self._most, self._draw = first, most, draw
+        self._tries = 0
+
+    def reset(self) -> None:
+        """A session was opened."""
+        self._tries = 0
+
+    def next(self) -> float:
+        """Seconds to wait now."""
+        bound = min(self._most, self._first * 2 ** min(self._tries, 30))
+        self._tries += 1
+        return bound * (0.1 + 0.9 * self._draw())
+
+
+class ConnectionHost:
+    """Keeps a `Session` connected until told to stop.
+
+    Args:
+        session: answers what is asked.
+        backoff: between attempts.
+    """
+
+    def __init__(self, session: Session, *, backoff: Backoff | None = None) -> None:
+        self._session = session
+        self._backoff = backoff or Backoff()
+        self._stop = threading.Event()
+        self._stream: Any = None
+        self._renewed = 0.0
+
+    def stop(self) -> None:
+        """End `run` soon; for another thread or a signal handler."""
+        self._stop.set()
+        stream = self._stream
+        if stream is not None:
+            stream.cancel()
+
+    def run(self) -> None:
+        """Connect, serve, reconnect; returns after `stop`."""
+        while not self._stop.is_set():
+            wait = self._attempt()
+            if wait > 0 and not self._stop.is_set():
+                self._status("disconnected")
+                self._stop.wait(wait)
+        self._status("stopped")
+
+    def _attempt(self) -> float:
+        """One session, from dialling to its end; seconds to wait before the next."""
+        credentials = self._session.credentials
+        self._status("connecting")
+        key, certificate = credentials.tls()
+        try:
+            with open_channel(
+                credentials.coordinator, ca=credentials.ca, key=key, certificate=certificate
+            ) as channel:
+                if self._renew(channel):
+                    return 0.0
+                self._serve(channel)
+        except Dismissed as farewell:
+            _log.warning("the coordinator ended the session: %s", farewell)
+            if farewell.final:
+                return _FINAL_SECONDS
+        except grpc.RpcError as error:
+            if not self._stop.is_set():
+                code = error.code().name.lower()
+                _log.warning("no session: %s: %s", code, error.details())
+                if error.code() is grpc.StatusCode.PERMISSION_DENIED:
+                    return self._backoff.next() + 30.0
+        except (ProtocolError, DecodeError) as error:
+            _log.error("the session is given up: %s", error)
+        return self._backoff.next()
+
+    def _renew(self, channel: grpc.Channel) -> bool:
+        """Renew the certificate where that is due; at most once a day where it fails."""
+        credentials = self._session.credentials
+        due = credentials.renewal_due(dt.datetime.now(dt.UTC))
+        if not due or (self._renewed and time.monotonic() - self._renewed < _DAY):
+            return False
+        self._renewed = time.monotonic()
+        try:
+            renew(credentials, channel)
+        except FedsysError as error:
+            _log.warning("the certificate was not renewed: %s", error)
+            return False
+        _log.info("the certificate was renewed")
+        return True
+
+    def _serve(self, channel: grpc.Channel) -> None:
+        outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        outgoing.put(self._session.hello().SerializeToString())
+        stub = channel.stream_stream(
+            method(FLEET, "Session"), response_deserializer=fleet_pb2.Frame.FromString
+        )
+        self._stream = stream = stub(_frames(outgoing))
+        assembler = Assembler(limit=MAX_PARCEL)
+        try:
+            for frame in stream:
+                whole = assembler.add(frame)
+                if whole is None:
+                    continue
+                message = fleet_pb2.Down.FromString(whole)
+                if message.WhichOneof("content") == "welcome":
+                    self._backoff.reset()
+                    _log.info("connected to %s", self._session.credentials.coordinator)
+                reply = self._session.handle(message)
+                self._status("connected")
+                if reply is not None:
+                    outgoing.put(reply.SerializeToString())
+        finally:
+            self._stream = None
+            outgoing.put(None)
+            stream.cancel()
+
+    def _status(self, connection: str) -> None:
+        """What ``fedsys agent status`` reads."""
+        body = {
+            "pid": os.getpid(),
+            "connection": connection,
+            "activity": self._session.activity,
+            "roster_version": self._session.chain.version,
+            "at": time.time(),
+        }
+        write_secret(self._session.credentials.folder / "status.json", json.dumps(body).encode())
+
+
+def _frames(outgoing: queue.SimpleQueue[bytes | None]) -> Iterator[bytes]:
+    parcel = 0
+    while True:
+        message = outgoing.get()
+        if message is None:
+            return
+        yield from split(parcel, message)
+        parcel += 1

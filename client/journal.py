@@ -1,0 +1,160 @@
+"""What this device agreed to and has spent, by its own count; durable before it answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedsys.errors import ConfigError, PolicyRefusal
+from fedsys.privacy import PrivacyPlan, ViewAccountant
+from fedsys.secret_files import write_secret
+from fedsys.wire.terms import Terms
+
+__all__ = ["JobRecord", "Journal"]
+
+_VERSION = 1
+
+
+@dataclass
+class JobRecord:
+    """One job, as this device saw it.
+
+    Attributes:
+        job: hex name.
+        name: what people call it.
+        terms: digest of what was agreed, as hex.
+        plan: its privacy parameters.
+        joined: rounds whose assignment was accepted; each counts as spent.
+        highest: highest round number seen.
+        uploaded: rounds in which a masked vector left this device.
+    """
+
+    job: str
+    name: str
+    terms: str
+    plan: PrivacyPlan
+    joined: list[int] = field(default_factory=list)
+    highest: int = 0
+    uploaded: list[int] = field(default_factory=list)
+    _accountant: ViewAccountant | None = field(default=None, repr=False)
+    _charged: int = field(default=0, repr=False)
+
+    def view(self, wanted: str) -> str:
+        """The view whose epsilon is counted."""
+        return self.plan.guarantee if wanted == "guarantee" else wanted
+
+    def spent(self, wanted: str) -> float:
+        """Epsilon of this job so far; others' rounds count in the outsider's view."""
+        if not self.joined:
+            return 0.0
+        if not self.plan.protected:
+            return float("inf")
+        value = self._up_to(self.highest).spent().of(self.view(wanted))  # type: ignore[arg-type]
+        return float("inf") if value is None else value
+
+    def after(self, round: int, wanted: str) -> float:
+        """Epsilon of this job once this device has taken part in that round too."""
+        if not self.plan.protected:
+            return float("inf")
+        accountant = self._up_to(round - 1)
+        value = accountant.after_next(self.plan.event()).of(self.view(wanted))  # type: ignore[arg-type]
+        return float("inf") if value is None else value
+
+    def _up_to(self, round: int) -> ViewAccountant:
+        if self._accountant is None or self._charged > round:
+            self._accountant, self._charged = ViewAccountant(self.plan), 0
+        event, joined = self.plan.event(), set(self.joined)
+        for number in range(self._charged + 1, round + 1):
+            if number in joined:
+                self._accountant.charge(event)  # at worst: cohort and survivors are not known here
+            else:
+                self._accountant.charge(event, (), ())
+        self._charged = round
+        return self._accountant
+
+    def to_json(self) -> dict[str, Any]:
+        """For the file."""
+        return {
+            "job": self.job,
+            "name": self.name,
+            "terms": self.terms,
+            "plan": self.plan.to_json(),
+            "joined": self.joined,
+            "highest": self.highest,
+            "uploaded": self.uploaded,
+        }
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> JobRecord:
+        """What `to_json` wrote."""
+        return cls(**{**body, "plan": PrivacyPlan.from_json(body["plan"])})
+
+
+class Journal:
+    """All jobs of this device.
+
+    Args:
+        path: ``journal.json``, mode 0600.
+
+    Raises:
+        ConfigError: the file is damaged; without it the device cannot know what it has spent.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.jobs: dict[str, JobRecord] = {}
+        if not path.exists():
+            return
+        try:
+            body = json.loads(path.read_text("utf-8"))
+            if body["version"] != _VERSION:
+                raise ValueError(f"version {body['version']}")
+            self.jobs = {each["job"]: JobRecord.from_json(each) for each in body["jobs"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path}: damaged ({error}); it counts what this device has spent, so restore it "
+                f"from a backup"
+            ) from None
+
+    def agree(self, terms: Terms) -> JobRecord:
+        """Pin a job's terms; the same terms may be agreed to again.
+
+        Raises:
+            PolicyRefusal: other terms were agreed to for this job.
+        """
+        job, digest = terms.job.hex(), terms.digest.hex()
+        record = self.jobs.get(job)
+        if record is None:
+            record = JobRecord(job=job, name=terms.name, terms=digest, plan=terms.plan)
+            self.jobs[job] = record
+            self._save()
+        elif record.terms != digest:
+            raise PolicyRefusal("the terms of this job differ from those agreed to before")
+        return record
+
+    def join(self, record: JobRecord, round: int) -> None:
+        """Count a round as spent; durable when this returns."""
+        if round not in record.joined:
+            record.joined.append(round)
+            record.highest = max(record.highest, round)
+            self._save()
+
+    def upload(self, record: JobRecord, round: int) -> None:
+        """Note that a masked vector is about to leave."""
+        if round not in record.uploaded:
+            record.uploaded.append(round)
+            self._save()
+
+    def spent(self, wanted: str, *, without: JobRecord | None = None) -> float:
+        """Epsilon over all jobs: they add up."""
+        return sum(record.spent(wanted) for record in self.jobs.values() if record is not without)
+
+    def _save(self) -> None:
+        body = {
+            "version": _VERSION,
+            "jobs": [record.to_json() for record in self.jobs.values()],
+        }
+        write_secret(self._path, json.dumps(body).encode())
