@@ -26,18 +26,28 @@ _RESTS_ON: dict[View, str] = {
 }
 
 
-def event_claim(problem: str | None, events: Counter[Event], plan: PrivacyPlan) -> Claim:
-    """Whether every reserve holds an event of the plan, at a clipping norm that may be."""
-    rounds = sum(events.values())
-    norms = sorted({event.clip for event in events})
-    words = problem or f"{rounds} rounds, each at C={value_text(plan.clip)}"
-    if problem is None and norms and norms != [plan.clip]:
-        words = f"{rounds} rounds at C from {norms[0]:.6g} to {norms[-1]:.6g}"
+def event_claim(
+    problem: str | None, events: Counter[Event], plan: PrivacyPlan, *, adaptive: bool
+) -> Claim:
+    """Whether every reserve holds an event of the plan, at a clipping norm that may be.
+
+    Args:
+        problem: why the events could not be read, if so.
+        events: how often each was reserved, in the order of their first rounds.
+        plan: of the header.
+        adaptive: whether the header says that the norm adapts; else each round has the plan's.
+    """
+    rounds, norms = sum(events.values()), [event.clip for event in events]
+    words = f"{rounds} rounds, each at C={value_text(plan.clip)}"
+    if set(norms) - {plan.clip}:
+        words = f"{rounds} rounds at C from {min(norms):.6g} to {max(norms):.6g}"
+        if not adaptive or norms[0] != plan.clip:
+            problem = problem or f"{words}, while the plan has {plan.clip:.6g}"
     return claim(
         "Reserved events",
         problem is None,
         claimed="every round costs what the plan says",
-        rederived=words,
+        rederived=problem or words,
         by="deriving scale, sensitivities and variances of each round again",
         rests_on="the noise really being added: the coordinator's and the clients' word",
     )

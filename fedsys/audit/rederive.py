@@ -141,7 +141,8 @@ def _examine_privacy(audit: Audit, view: LedgerView, plan: PrivacyPlan) -> None:
         audit.events = reserved_events(view, plan)
     except LedgerError as error:
         problem = str(error)
-    claims.append(event_claim(problem, audit.events, plan))
+    adaptive = isinstance(view.header.get("adaptive_clipping"), dict)
+    claims.append(event_claim(problem, audit.events, plan, adaptive=adaptive))
     if problem is None:
         try:
             audit.spending = derive(view, plan, audit.cohorts)

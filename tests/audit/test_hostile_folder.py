@@ -1,0 +1,220 @@
+"""A folder made to harm whoever audits it does not."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsys.audit import audit_run, to_json
+from fedsys.audit.wording import plain
+from fedsys.errors import MechanismError
+from fedsys.privacy import PrivacyPlan, Signer
+from tests.audit.conftest import failed
+from tests.audit.forge import edit_json, entries, replace_text, sign_again, sparse
+
+TEN_GIGABYTES = 10 << 30
+FILES = ["ledger.jsonl", "private.jsonl", "summary.json", "config.toml", "metrics.jsonl"]
+SCRIPT = "<script>alert(1)</script>\x1b[31m\u202e\x00\x07\u2028"
+
+
+class Trap:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return Path.write_text, (self.path, "caught")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_ten_gigabyte_line_is_refused_unread(run: Path, name: str) -> None:
+    sparse(run / name, TEN_GIGABYTES)
+    started = time.monotonic()
+    assert failed(run)
+    assert time.monotonic() - started < 5
+
+
+def test_a_ten_gigabyte_model_is_refused_unread(run: Path) -> None:
+    sparse(run / "model.pt", TEN_GIGABYTES)
+    started = time.monotonic()
+    assert failed(run) == {"Model file"}
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith("l")])
+def test_a_long_line_within_the_file_s_limit_is_refused(run: Path, name: str) -> None:
+    with (run / name).open("ab") as file:
+        file.write(b"[" * (3 << 20))
+    assert failed(run)
+
+
+@pytest.mark.parametrize("name", [*FILES, "model.pt"])
+def test_links_are_not_followed(run: Path, tmp_path: Path, name: str) -> None:
+    """Even to the very file that belongs there."""
+    target = tmp_path / "elsewhere"
+    (run / name).rename(target)
+    (run / name).symlink_to(target)
+    named = failed(run)
+    assert named
+    said = to_json(audit_run(run))
+    assert "symbolic link" in said or name == "ledger.jsonl"
+
+
+@pytest.mark.parametrize("name", [*FILES, "model.pt"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_what_is_no_file_is_neither_waited_for_nor_read(run: Path, name: str, kind: str) -> None:
+    (run / name).unlink()
+    if kind == "pipe":
+        os.mkfifo(run / name)
+    elif kind == "folder":
+        (run / name).mkdir()
+    else:
+        (run / name).symlink_to("/dev/zero")
+    assert failed(run)
+
+
+def test_a_pickle_is_never_opened(run: Path, signer: Signer, tmp_path: Path) -> None:
+    """Not even one whose hash the ledger and the summary state."""
+    trap = tmp_path / "trap"
+    content = pickle.dumps(Trap(trap))
+    (run / "model.pt").write_bytes(content)
+    assert failed(run) == {"Model file"}
+    digest = hashlib.sha256(content).hexdigest()
+    lines = entries(run)
+    lines[-1][1]["model_sha256"] = digest
+    head = sign_again(run, lines, signer)
+    edit_json(run, lambda body: body.update(ledger_head=head, model_sha256=digest))
+    assert failed(run) == set()
+    assert not trap.exists()
+    pickle.loads(content)  # noqa: S301  the trap is one
+    assert trap.exists()
+
+
+def test_no_name_in_the_folder_is_imported(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "booby.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    replace_text(run / "config.toml", 'name = "digits"', 'name = "booby:Task"')
+    replace_text(run / "config.toml", 'strategy = "fedavgm"', 'strategy = "booby:Strategy"')
+    assert failed(run) == {"Configuration file"}
+    assert "booby" not in sys.modules
+
+
+def test_words_from_the_folder_cannot_steer_a_terminal(run: Path, signer: Signer) -> None:
+    lines = entries(run)
+    lines[0][1].update(name=SCRIPT, randomness=SCRIPT, protocol=SCRIPT, config_sha256=SCRIPT)
+    lines[0][1]["not_covered"] = [SCRIPT]
+    lines[-1][1]["reason"] = SCRIPT
+    head = sign_again(run, lines, signer)
+
+    def spoil(body: dict[str, Any]) -> None:
+        body.update(ledger_head=head, name=SCRIPT, status=SCRIPT, signer=SCRIPT)
+        body["privacy"].update(mechanism=SCRIPT, clip=SCRIPT, unit=SCRIPT)
+        body["privacy"]["epsilon"] = {SCRIPT: 1, "server": SCRIPT}
+
+    edit_json(run, spoil)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"round": 5, SCRIPT: SCRIPT}) + "\n")
+    result = audit_run(run)
+    words = [result.run, *result.notes]
+    for claim in result.claims:
+        words += [claim.name, claim.claimed, claim.rederived, claim.by, claim.rests_on]
+    assert any("<script>" in word for word in words)
+    for word in words:
+        assert word.isprintable(), word
+        assert len(word) <= 400
+    body = json.loads(to_json(result))
+    assert all(text.isprintable() for text in body["notes"])
+
+
+def test_printable_words() -> None:
+    assert plain(SCRIPT) == "<script>alert(1)</script>�[31m" + 4 * "�"
+    assert len(plain("x" * 10_000)) == 301
+    assert plain("naïve 50 % ≤ ε") == "naïve 50 % ≤ ε"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b'{"version": 1, "rounds": ' + b"9" * 5000 + b"}",
+        b'{"version": 1, "privacy": {"epsilon": {"outsider": 1e400}}}',
+        b'{"version": 1, "privacy": {"epsilon": {"outsider": -1e400, "server": NaN}}}',
+        b'{"version": 1, "rounds": ' + b"9" * 4000 + b', "metrics": ' + b"9" * 4000 + b"}",
+        b"\xff\xfe{}",
+        b"null",
+        b"",
+    ],
+    ids=["deep", "digits", "huge", "nan", "numbers", "utf16", "null", "empty"],
+)
+def test_poisoned_summaries_are_refused(run: Path, content: bytes) -> None:
+    (run / "summary.json").write_bytes(content)
+    assert failed(run)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"x = " + b"[" * 50_000,
+        b"x = " + b"{a=" * 50_000,
+        b"\xff",
+        b"a = 1\na = 2",
+        b"privacy = 3\ncohort = [1]\n",
+        b"x = 1e400\nprivacy.clip = inf\nprivacy.delta = nan\n",
+    ],
+    ids=["arrays", "tables", "bytes", "twice", "types", "numbers"],
+)
+def test_poisoned_configurations_are_refused(run: Path, content: bytes) -> None:
+    (run / "config.toml").write_bytes(content)
+    assert "Configuration file" in failed(run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"population": 10**9, "expected_cohort": 100.0},
+        {"noise_multiplier": 1e-9},
+        {"noise_multiplier": 1e300},
+        {"rounds": 10**9},
+        {"dimension": 1 << 36, "modulus_bits": 64},
+        {"colluders": 10**9},
+        {"max_participations": 10**18},
+        {"mechanism": "central-gaussian", "noise_multiplier": 1e-3},
+        {"mechanism": "banded-mf", "rounds": 10**9, "min_separation": 5},
+        {"mechanism": "example-gaussian", "unit": "example", "steps": 10**9, "example_rate": 0.5},
+        {"delta": 5e-324},
+        {"clip": 5e-324},
+        {"clip": 1e308},
+        {"budget": 5e-324},
+    ],
+    ids=lambda change: "-".join(map(str, change.values())),
+)
+def test_plans_made_to_be_dear_cost_nothing(
+    run: Path, signer: Signer, change: dict[str, Any]
+) -> None:
+    """Numbers at which accountants would take hours, or all of the memory."""
+    lines = entries(run)
+    header = lines[0][1]
+    header["plan"].update(change)
+    header.update({k: change[k] for k in ("delta", "budget", "unit") if k in change})
+    event = lines[1][1]["event"]
+    with contextlib.suppress(MechanismError):  # else a plan that cannot be, which has to be said
+        event = PrivacyPlan.from_json(header["plan"]).event().to_json()
+    for kind, body in lines:
+        if kind == "reserve":
+            body["event"] = event
+    sign_again(run, lines, signer)
+    started = time.monotonic()
+    assert failed(run)
+    assert time.monotonic() - started < 20
