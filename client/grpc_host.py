@@ -42,7 +42,7 @@ class Backoff:
     Args:
         first: upper bound of the first wait, in seconds.
         most: upper bound of any.
-        draw: a number in [0, 1).
+        draw: a number in [0, 1); by default the operating system's.
     """
 
     def __init__(
@@ -50,9 +50,10 @@ class Backoff:
         *,
         first: float = 0.5,
         most: float = 60.0,
-        draw: Callable[[], float] = secrets.SystemRandom().random,
+        draw: Callable[[], float] | None = None,
     ) -> None:
-        self._first, self._most, self._draw = first, most, draw
+        self._first, self._most = first, most
+        self._draw = draw or secrets.SystemRandom().random
         self._tries = 0
 
     def reset(self) -> None:
@@ -61,7 +62,7 @@ class Backoff:
 
     def next(self) -> float:
         """Seconds to wait now."""
-        bound = min(self._most, self._first * 2 ** min(self._tries, 30))
+        bound = min(self._most, self._first * float(1 << min(self._tries, 30)))
         self._tries += 1
         return bound * (0.1 + 0.9 * self._draw())
 
@@ -80,6 +81,7 @@ class ConnectionHost:
         self._stop = threading.Event()
         self._stream: Any = None
         self._renewed = 0.0
+        self._shown = ("", "")
 
     def stop(self) -> None:
         """End `run` soon; for another thread or a signal handler."""
@@ -165,7 +167,11 @@ class ConnectionHost:
             stream.cancel()
 
     def _status(self, connection: str) -> None:
-        """What ``fedsys agent status`` reads."""
+        """Write what ``fedsys agent status`` reads, where it changed."""
+        shown = (connection, self._session.activity)
+        if shown == self._shown:
+            return
+        self._shown = shown
         body = {
             "pid": os.getpid(),
             "connection": connection,
