@@ -1,0 +1,1 @@
+"""Measurements that anybody can repeat: each module is a command."""
