@@ -1,0 +1,279 @@
+"""Several processes, one thread each: data in shared memory, each adds into one flat sum.
+
+A chunk is handed to whoever is free. A process that dies takes its sum with it: what it had added
+in this round is done again by the others and by its successor, so the result is the same to the
+bit. Every wait has a deadline, and whatever fails is said with the clients that it concerns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.privatize import Privatized
+from fedsys.errors import TrainingError
+from fedsys.privacy import Mechanism, ring_dtype
+from simulations.arena import Arena
+from simulations.chunk import RoundWork, Tally
+from simulations.engine import Chunk
+from simulations.population import Population
+from simulations.worker import PopulationSpec, WorkerSpec, pool_arrays
+
+__all__ = ["Processes"]
+
+_DEATHS = 3
+"""A chunk that outlives so many processes is given up."""
+
+_FAREWELL = 2.0
+
+
+@dataclass(eq=False)
+class _Member:
+    """One worker process and what it is doing."""
+
+    process: subprocess.Popen[bytes]
+    link: Connection
+    row: int
+    ready: bool = False
+    chunk: int | None = None
+    since: float = 0.0
+    done: list[int] = field(default_factory=list)
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        with contextlib.suppress(OSError):  # it is dead; the next wait finds out
+            self.link.send(message)
+
+    def stop(self) -> None:
+        self.link.close()
+        if self.chunk is not None:
+            self.process.kill()
+        try:
+            self.process.wait(_FAREWELL)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Processes:
+    """An engine of `processes` workers; see `simulations.engine.Engine`.
+
+    Args:
+        population: the virtual clients.
+        spec: how a worker rebuilds them.
+        mechanism: of the job, for the sizes of its vectors.
+        processes: how many workers.
+        chunk: clients of the largest chunk.
+        singly: whether vectors of single clients will be asked for, which takes room.
+        deadline: seconds that a chunk, or a worker's start, may take.
+    """
+
+    def __init__(
+        self,
+        population: Population,
+        spec: PopulationSpec,
+        *,
+        mechanism: Mechanism,
+        processes: int,
+        chunk: int,
+        singly: bool,
+        deadline: float,
+    ) -> None:
+        self._deadline = deadline
+        pickled, buffers = pool_arrays(population)
+        raws = [buffer.raw() for buffer in buffers]
+        names = tuple(f"pool {at}" for at in range(len(raws)))
+        width = mechanism.length
+        dtype = ring_dtype(mechanism.modulus_bits).name
+        self._arena = Arena.of(
+            {
+                "weights": ((population.trainer.dimension,), "float32"),
+                "totals": ((processes, width), "int64"),
+                "vectors": ((processes, chunk if singly else 0, width), dtype),
+                **{name: ((raw.nbytes,), "uint8") for name, raw in zip(names, raws, strict=True)},
+            }
+        )
+        for name, raw in zip(names, raws, strict=True):
+            self._arena.array(name)[:] = np.frombuffer(raw, dtype=np.uint8)
+        self._spec = WorkerSpec(
+            population=spec, pool=pickled, buffers=names, places=self._arena.places, row=0
+        )
+        self._members: list[_Member] = []
+        try:
+            for row in range(processes):
+                self._members.append(self._hire(row))
+        except OSError as error:
+            self.close()
+            raise TrainingError(
+                f"engine.processes = {processes}: a worker could not be started: {error}; set it "
+                f"to 1"
+            ) from None
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The workers' process ids."""
+        return tuple(member.process.pid for member in self._members)
+
+    def total(
+        self, work: RoundWork, chunks: Sequence[Chunk], length: int
+    ) -> tuple[NDArray[np.int64], Tally]:
+        """See `Engine`."""
+        tallies: dict[int, Tally] = {}
+        for at, reply, _member in self._run(work, chunks, "add"):
+            tallies[at] = reply[1]
+        totals = self._arena.array("totals")
+        total = np.zeros(length, dtype=np.int64)
+        for member in self._members:
+            if member.done:
+                total += totals[member.row]
+        return total, sum(tallies.values(), start=Tally())
+
+    def vectors(
+        self, work: RoundWork, chunks: Sequence[Chunk]
+    ) -> Iterator[tuple[Chunk, Privatized]]:
+        """See `Engine`."""
+        slots = self._arena.array("vectors")
+        for at, reply, member in self._run(work, chunks, "vectors"):
+            vectors = slots[member.row, : len(chunks[at])].copy()
+            yield chunks[at], Privatized(vectors=vectors, clipped=reply[1], finite=reply[2])
+
+    def close(self) -> None:
+        """See `Engine`."""
+        for member in self._members:
+            member.stop()
+        self._members = []
+        self._arena.close()
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _run(
+        self, work: RoundWork, chunks: Sequence[Chunk], verb: str
+    ) -> Iterator[tuple[int, tuple[Any, ...], _Member]]:
+        """Each chunk's number and reply; a number comes again where its sum was lost."""
+        if not self._members:
+            raise TrainingError("the engine's processes have ended; start the run anew")
+        self._arena.array("weights")[:] = work.weights
+        begin = ("begin", replace(work, weights=np.zeros(0, dtype=np.float32)))
+        waiting, deaths = deque(range(len(chunks))), Counter[object]()
+        for member in list(self._members):
+            if member.chunk is not None:  # of a round that was given up
+                member.stop()
+                member = self._members[member.row] = self._hire(member.row)
+            member.done.clear()
+            member.send(begin)
+        while waiting or any(member.chunk is not None for member in self._members):
+            for member in self._members:
+                if waiting and member.ready and member.chunk is None:
+                    member.chunk, member.since = waiting.popleft(), time.monotonic()
+                    member.send((verb, chunks[member.chunk]))
+            for member in self._heard_of(chunks):
+                try:
+                    reply = member.link.recv()
+                except (EOFError, OSError):
+                    self._mourn(member, chunks, deaths)
+                    lost = [] if member.chunk is None else [member.chunk]
+                    waiting.extendleft(lost + (member.done if verb == "add" else []))
+                    heir = self._members[member.row] = self._hire(member.row)
+                    heir.send(begin)
+                    continue
+                if reply[0] == "failed":
+                    self.close()
+                    raise TrainingError(reply[1])
+                if reply[0] == "ready":
+                    member.ready = True
+                    continue
+                done, member.chunk = member.chunk, None
+                if done is not None:
+                    member.done.append(done)
+                    yield done, reply, member
+
+    def _heard_of(self, chunks: Sequence[Chunk]) -> list[_Member]:
+        """Members with something to say, or dead; waits for one, until the first deadline."""
+        awaited = [m for m in self._members if m.chunk is not None or not m.ready]
+        first = min(awaited, key=lambda member: member.since)
+        left = first.since + self._deadline - time.monotonic()
+        links = {member.link: member for member in awaited}
+        found = [links[link] for link in wait(list(links), max(left, 0.0))]  # type: ignore[index]
+        if found or left > 0:
+            return found
+        doing = "starting" if first.chunk is None else _named(chunks[first.chunk])
+        self.close()
+        raise TrainingError(
+            f"{doing}: a worker process gave no answer for {self._deadline:g} s; raise "
+            f"engine.deadline, or lower engine.chunk"
+        )
+
+    def _mourn(self, member: _Member, chunks: Sequence[Chunk], deaths: Counter[object]) -> None:
+        """Count a death; too many at one chunk end the run."""
+        member.stop()
+        deaths[member.chunk] += 1
+        if deaths[member.chunk] < _DEATHS:
+            return
+        self.close()
+        doing = "starting" if member.chunk is None else _named(chunks[member.chunk])
+        raise TrainingError(
+            f"{doing}: {_DEATHS} worker processes died, the last {_cause(member.process)}; lower "
+            f"engine.processes or engine.chunk if memory ran out"
+        )
+
+    def _hire(self, row: int) -> _Member:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            descriptors = (theirs.fileno(), self._arena.descriptor)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "simulations.worker", *map(str, descriptors)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=descriptors,
+                env=_environment(self._spec.population.threads),
+            )
+        link = Connection(ours.detach())
+        link.send(replace(self._spec, row=row))
+        return _Member(process=process, link=link, row=row, since=time.monotonic())
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """The parent's, with its import path, and with as many threads as asked for."""
+    paths = [path or os.getcwd() for path in sys.path]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+    }
+
+
+def _named(chunk: Chunk) -> str:
+    shown = ", ".join(map(str, chunk[:8]))
+    return f"clients {shown}{', ...' if len(chunk) > 8 else ''} ({len(chunk)} at once)"
+
+
+def _cause(process: subprocess.Popen[bytes]) -> str:
+    code = process.returncode
+    if code is not None and code < 0:
+        try:
+            return f"by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"by signal {-code}"
+    return f"with status {code}"
