@@ -3,9 +3,9 @@
     python -m simulations.benchmarks.secure_aggregation [--quick] [--json FILE]
 
 Both sides run the same n, k, t, d and dropouts on one core of the same process, alternating
-(A B A B ...), and medians of CPU time are compared, so that a busy machine changes little. Flower's
-stage functions are called directly, without its messages, processes or state files: what is left is the
-cryptography. Where flwr is not installed only ours is timed.
+(A B A B ...), and medians of CPU time are compared, so that a busy machine changes little.
+Flower's stage functions are called directly, without its messages, processes or state files: what
+is left is the cryptography. Where flwr is not installed only ours is timed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from secure_agg import (
@@ -191,7 +193,7 @@ def expansion_bounds(length: int, masks: int, repeats: int) -> list[Bound]:
     out = []
     aes_median = 0.0
     for dtype in (np.uint32, np.uint16):
-        total = np.ones(length, dtype)
+        total: npt.NDArray[np.unsignedinteger[Any]] = np.ones(length, dtype)
         add_masks(total, seeds)  # touch the memory
         ours, aes = [], []
         for _ in range(3 * repeats):
