@@ -273,7 +273,7 @@ def plan_for(config: Config, *, population: int, dimension: int) -> PrivacyPlan:
     if privacy.mechanism == "none":
         cap, least = cap or population, least or 1
     try:
-        return make_plan(
+        plan = make_plan(
             mechanism=privacy.mechanism,
             population=population,
             expected_cohort=float(cohort.expected),
@@ -298,10 +298,12 @@ def plan_for(config: Config, *, population: int, dimension: int) -> PrivacyPlan:
             min_separation=cohort.min_separation,
             unit=privacy.unit,
         )
+        plan.build_mechanism()
     except MechanismError as error:
         if privacy.noise_multiplier is None and privacy.epsilon is not None:
             raise MechanismError(f"privacy.epsilon = {privacy.epsilon:g}: {error}") from None
         raise
+    return plan
 
 
 def strategy_of(config: Config) -> Strategy:

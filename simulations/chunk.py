@@ -63,13 +63,19 @@ class Tally:
     Attributes:
         trained: clients.
         clipped: of them, whose update the clipping norm cut.
+        unusable: of them, whose update was not finite and counted as zero.
     """
 
     trained: int = 0
     clipped: int = 0
+    unusable: int = 0
 
     def __add__(self, other: Tally) -> Tally:
-        return Tally(trained=self.trained + other.trained, clipped=self.clipped + other.clipped)
+        return Tally(
+            trained=self.trained + other.trained,
+            clipped=self.clipped + other.clipped,
+            unusable=self.unusable + other.unusable,
+        )
 
 
 class ChunkTrainer:
@@ -111,14 +117,22 @@ class ChunkTrainer:
         if narrow:
             privatized = self.vectors(clients)
             total += privatized.vectors.sum(axis=0, dtype=np.uint64).view(np.int64)
-            return Tally(trained=len(clients), clipped=int(privatized.clipped.sum()))
+            return Tally(
+                trained=len(clients),
+                clipped=int(privatized.clipped.sum()),
+                unusable=int((~privatized.finite).sum()),
+            )
         updates = torch.from_numpy(self._updates(clients))
         if self._floating is None or len(self._floating) != self.length:
             self._floating = torch.empty(self.length, dtype=torch.float64)
         found = add_clipped_integers(self._floating.zero_(), updates, clip=event.clip)
         np.add(total, self._floating.numpy(), out=total, casting="unsafe")
         self._add_shares(clients, total)
-        return Tally(trained=len(clients), clipped=int(found.clipped.sum()))
+        return Tally(
+            trained=len(clients),
+            clipped=int(found.clipped.sum()),
+            unusable=int((~found.finite).sum()),
+        )
 
     def vectors(self, clients: Sequence[int]) -> Privatized:
         """Train clients and privatize each of them."""
@@ -138,7 +152,11 @@ class ChunkTrainer:
             work.weights, clients, round=work.number, clip=event.clip
         )
         FixedPoint(wide_scale(event.dimension, event.clip)).add(total, summed.total)
-        return Tally(trained=len(clients), clipped=int((summed.norms > event.clip).sum()))
+        return Tally(
+            trained=len(clients),
+            clipped=int((summed.norms > event.clip).sum()),
+            unusable=int((~np.isfinite(summed.norms)).sum()),
+        )
 
     def _add_shares(self, clients: Sequence[int], total: Total) -> None:
         """The clients' shares of noise, some clients at once."""

@@ -217,6 +217,11 @@ def _one_round(setting: Setting, job: Job, observer: Observer) -> int:
                 "clipped_fraction": summed.clipped / max(summed.trained, 1),
             },
         )
+    if summed.unusable:
+        observer(
+            f"round {open_.number}: updates of {summed.unusable} clients were not finite and "
+            f"counted as zero; check their data and local.learning_rate"
+        )
     return summed.trained
 
 

@@ -41,6 +41,7 @@ class Summed:
         dropped: how many vanished, by stage.
         trained: clients that trained.
         clipped: of them, whose update the clipping norm cut.
+        unusable: of them, whose update was not finite and counted as zero.
         refusals: why, for each client that refused to go on.
     """
 
@@ -49,6 +50,7 @@ class Summed:
     dropped: dict[str, int] = field(default_factory=dict)
     trained: int = 0
     clipped: int = 0
+    unusable: int = 0
     refusals: dict[int, str] = field(default_factory=dict)
 
 
@@ -128,6 +130,7 @@ def plain_sum(cohort: Cohort) -> Summed:
         dropped={stage: stages.count(stage) for stage in dict.fromkeys(stages)},
         trained=tally.trained,
         clipped=tally.clipped,
+        unusable=tally.unusable,
     )
 
 
@@ -155,6 +158,7 @@ def secure_sum(cohort: Cohort) -> Summed:
             for chunk, privatized in cohort.privatized(present):
                 summed.trained += len(chunk)
                 summed.clipped += int(privatized.clipped.sum())
+                summed.unusable += int((~privatized.finite).sum())
                 for row, id in enumerate(chunk):
                     agents[id].provide(privatized.vectors[row])
                     round_.receive(id, agents[id].handle(messages[id]))

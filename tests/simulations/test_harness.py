@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import server.coordinator
+import server.checkpoint
 import server.job
 from fedsys.config import Config
 from fedsys.errors import ConfigError, RunFolderError
@@ -88,7 +88,8 @@ def test_a_tampered_upload_changes_the_sum(
 
     monkeypatch.setattr(Coordinator, "finish_round", spy)
     harness.run(config, out=tmp_path / "honest")
-    receive, tampered = Aggregator.receive, []
+    receive = Aggregator.receive
+    tampered: list[int] = []
 
     def flip(self: Aggregator, sender: int, message: bytes) -> None:
         if self.stage.name == "MASKED_INPUT" and not tampered:
@@ -286,7 +287,7 @@ def test_resume_needs_the_run_that_was_started(configure: Configure, tmp_path: P
         ("task.name=digit", "no such task"),
         ("server.strategy=fedavgg", "fedavg"),
         ("cohort.expected=1", "a cohort of 1"),
-        ("privacy.epsilon=1e-9", "privacy.epsilon = 1e-09"),
+        ("privacy.noise_multiplier=1e7", "noise multiplier"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_is_written(
@@ -308,7 +309,8 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    save, calls = server.job.save_checkpoint, []
+    save = server.checkpoint.save_checkpoint
+    calls: list[int] = []
 
     def full(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
