@@ -43,6 +43,10 @@ _SAMPLER_DISTANCE = 2.0**-96
 """Total variation of one draw of noise from its true distribution; tables reach 2^-100."""
 
 
+_LARGEST_POPULATION = 1 << 28
+"""The accountant keeps an index of every client."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrivacyPlan:
     """Everything that the accountant of a job needs to know beside its rounds.
@@ -101,6 +105,7 @@ class PrivacyPlan:
     noise: Noise = "per-client"
 
     def __post_init__(self) -> None:
+        validation.integer("population", self.population, most=_LARGEST_POPULATION)
         validation.integer("rounds", self.rounds)
         validation.fraction("delta", self.delta)
         validation.fraction("dropout", self.dropout, zero=True)

@@ -66,10 +66,14 @@ class Projection:
 def typical_maximum(*, trials: int, probability: float, candidates: float) -> int:
     """The smallest k that all of ``candidates`` Bin(trials, probability) stay within, more often
     than not (by a union bound)."""
-    for count in range(trials):
-        if candidates * float(bdtrc(count, trials, probability)) <= 0.5:
-            return count
-    return trials
+    low, high = 0, trials
+    while low < high:
+        middle = (low + high) // 2
+        if candidates * float(bdtrc(middle, trials, probability)) <= 0.5:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 def project(plan: PrivacyPlan) -> Projection:

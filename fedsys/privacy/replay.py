@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -69,12 +70,7 @@ def ledger_header(plan: PrivacyPlan, **facts: Any) -> dict[str, Any]:
         "unit": plan.unit,
         "neighbours": neighbours,
         "delta": plan.delta,
-        "delta_parts": {
-            "aborts": plan.delta_abort,
-            "sampler": plan.delta_sampler,
-            "released": plan.delta_released,
-            "server": plan.delta_server,
-        },
+        "delta_parts": _delta_parts(plan),
         "budget": plan.budget,
         "accountants": {
             "reported": plan.accountant,
@@ -82,8 +78,17 @@ def ledger_header(plan: PrivacyPlan, **facts: Any) -> dict[str, Any]:
             "rdp_orders": [float(order) for order in ORDERS],
             "pld_discretization": DISCRETIZATION,
         },
-        "rng": "operating system entropy; AES-256-CTR expansion; inversion of a 128-bit table",
+        "samplers": "AES-256-CTR expansion; inversion of a 128-bit table; exact rounding",
         "not_covered": list(_NOT_COVERED),
+    }
+
+
+def _delta_parts(plan: PrivacyPlan) -> dict[str, float]:
+    return {
+        "aborts": plan.delta_abort,
+        "sampler": plan.delta_sampler,
+        "released": plan.delta_released,
+        "server": plan.delta_server,
     }
 
 
@@ -104,7 +109,25 @@ def plan_of(header: Mapping[str, Any]) -> PrivacyPlan:
         raise LedgerError("the ledger's header states another delta or budget than its plan")
     if header.get("unit") != plan.unit:
         raise LedgerError("the ledger's header states another unit than its plan")
+    stated, derived = header.get("delta_parts"), _delta_parts(plan)
+    if not isinstance(stated, dict) or set(stated) != set(derived):
+        raise LedgerError("the ledger's header does not say what its delta is made of")
+    for name, value in derived.items():
+        if not _close(stated[name], value):
+            raise LedgerError(
+                f"the ledger's header states delta_parts.{name}={stated[name]!r}, its plan gives "
+                f"{value!r}"
+            )
     return plan
+
+
+def _close(stated: object, derived: float) -> bool:
+    """Equality up to what another version of scipy may change."""
+    return (
+        isinstance(stated, (int, float))
+        and not isinstance(stated, bool)
+        and math.isclose(stated, derived, rel_tol=1e-6)
+    )
 
 
 def charge_rounds(

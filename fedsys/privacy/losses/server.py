@@ -19,7 +19,8 @@ class ServerLoss:
     def __init__(self, plan: PrivacyPlan) -> None:
         self._plan = plan
         self._orders = ORDERS[SERVER_ORDERS]
-        self._row_of = np.full(plan.population, -1, dtype=np.int32)
+        # row + 1 of each client, 0 for none: untouched pages of zeros cost no memory
+        self._row_of = np.zeros(plan.population, dtype=np.int32)
         self._rows: Vector = np.zeros((0, len(self._orders)))
         self._used = 0
         self._unknown: Vector = np.zeros_like(self._orders)
@@ -52,7 +53,7 @@ class ServerLoss:
         self._worst_epsilon = max(self._worst_epsilon, float(epsilons.max()))
 
     def _rows_of(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
-        fresh = clients[self._row_of[clients] < 0]
+        fresh = clients[self._row_of[clients] == 0]
         if fresh.size:
             needed = self._used + fresh.size
             if needed > len(self._rows):
@@ -62,13 +63,13 @@ class ServerLoss:
                 counts = np.zeros(room, dtype=np.int64)
                 counts[: self._used] = self._counts[: self._used]
                 self._rows, self._counts = grown, counts
-            self._row_of[fresh] = np.arange(self._used, needed, dtype=np.int32)
+            self._row_of[fresh] = np.arange(self._used + 1, needed + 1, dtype=np.int32)
             self._used = needed
-        return self._row_of[clients].astype(np.int64)
+        return self._row_of[clients].astype(np.int64) - 1
 
     def participations(self, client: int) -> int:
         """Rounds in which a client's update was, or may have been, summed."""
-        row = int(self._row_of[client])
+        row = int(self._row_of[client]) - 1
         return 0 if row < 0 else int(self._counts[row])
 
     def epsilon(self, next_event: Event | None = None) -> float:
