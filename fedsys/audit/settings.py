@@ -73,8 +73,8 @@ def header_claims(header: Mapping[str, Any], plan: PrivacyPlan) -> Iterator[Clai
     )
     wrong = [
         key
-        for key in ("unit", "neighbours", "budget", "rng", "not_covered")
-        if header.get(key) != again[key]
+        for key in ("unit", "neighbours", "budget", "not_covered")
+        if header.get(key) != again.get(key)
     ]
     accountants = _table(header, "accountants")
     wrong += [
