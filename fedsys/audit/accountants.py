@@ -23,7 +23,9 @@ from dp_accounting.rdp import rdp_privacy_accountant
 
 from fedsys.audit.spending import Spending
 from fedsys.audit.wording import claim, epsilon_text
+from fedsys.errors import MechanismError
 from fedsys.privacy import Event, PrivacyPlan
+from fedsys.privacy.costs import gaussian_steps
 from fedsys.privacy.events import GaussianEvent, SkellamEvent
 from fedsys.privacy.pld import DISCRETIZATION, gaussian_pld_epsilon
 from fedsys.privacy.rdp import ORDERS
@@ -46,45 +48,55 @@ class GaussianRounds:
     """A job as Gaussian mechanisms, for accountants that know nothing else.
 
     Attributes:
-        steps: how many rounds at each noise multiplier; under min-separation only those in which
-            one client can take part.
-        rate: by which they are Poisson-sampled; 1 for none.
+        steps: (noise multiplier, Poisson sampling rate, how often); only those in which one client
+            can take part.
         subset: (population, cohort) where cohorts have a fixed size, else None.
         exact: whether the mechanism is Gaussian, so that figures must agree; otherwise they are
             bounds from below.
     """
 
-    steps: tuple[tuple[float, int], ...]
-    rate: float
+    steps: tuple[tuple[float, float, int], ...]
     subset: tuple[int, int] | None
     exact: bool
+
+    @property
+    def sampled(self) -> bool:
+        """Whether every step is Poisson-sampled."""
+        return self.subset is None and all(rate < 1 for _, rate, _ in self.steps)
 
 
 def gaussian_rounds(plan: PrivacyPlan, events: Counter[Event]) -> GaussianRounds | None:
     """The job as Gaussian rounds; None where a mechanism's cost is of another kind."""
-    steps: Counter[float] = Counter()
+    counts: Counter[tuple[float, float]] = Counter()
     for event, count in events.items():
-        if not isinstance(event, (GaussianEvent, SkellamEvent)) or event.total_variance <= 0:
+        found = _steps_of(event)
+        if found is None:
             return None
-        steps[float(f"{math.sqrt(event.total_variance) / event.l2:.12g}")] += count
-    how = plan.event().sampling
-    rate, subset = 1.0, None
-    if how.kind == "poisson":
-        rate = how.rate * how.participation
-    elif how.participation < 1:
-        rate = how.participation
-    elif how.kind == "fixed":
-        subset = plan.population, round(plan.expected_cohort)
-    rounds = sum(steps.values())
+        key, steps = found
+        counts[key] += steps * count
+    rounds = sum(events.values())
     turns = plan.turns(rounds)
-    if turns < rounds:
-        steps = Counter({min(steps): turns})  # at worst all of them at the least noise
+    if turns < rounds:  # at worst all of them at the least noise
+        worst = min(multiplier for multiplier, _ in counts), max(rate for _, rate in counts)
+        counts = Counter({worst: -(-counts.total() * turns // rounds)})
+    fixed = plan.sampling == "fixed" and plan.participation == 1
     return GaussianRounds(
-        steps=tuple(sorted(steps.items())),
-        rate=rate,
-        subset=subset,
-        exact=isinstance(plan.event(), GaussianEvent),
+        steps=tuple(sorted((*key, count) for key, count in counts.items())),
+        subset=(plan.population, round(plan.expected_cohort)) if fixed else None,
+        exact=not any(isinstance(event, SkellamEvent) for event in events),
     )
+
+
+def _steps_of(event: Event) -> tuple[tuple[float, float], int] | None:
+    """((noise multiplier, sampling rate), steps) of one round; None if it is no Gaussian one."""
+    if not isinstance(event, (GaussianEvent, SkellamEvent)):
+        try:
+            return gaussian_steps(event)
+        except MechanismError:
+            return None
+    how = event.sampling
+    rate = how.participation * (how.rate if how.kind == "poisson" else 1.0)
+    return (float(f"{math.sqrt(event.total_variance) / event.l2:.12g}"), rate), 1
 
 
 def cross_checks(plan: PrivacyPlan, events: Counter[Event], spending: Spending) -> Iterator[Claim]:
@@ -113,9 +125,9 @@ def cross_checks(plan: PrivacyPlan, events: Counter[Event], spending: Spending) 
             rederived=f"at least {epsilon_text(by_rdp)}",
             by=f"dp-accounting {_VERSION} RDP on Gaussian rounds, a bound from below",
         )
-    if rounds.exact and rounds.subset is None and plan.accountant == "rdp":
+    if rounds.exact and rounds.subset is None and plan.accountant != "pld":
         yield _loss_distribution(rounds, delta, reported)
-    if rounds.exact and rounds.subset is None and 0 < rounds.rate < 1 and reported < _WIDEST_GRID:
+    if rounds.exact and rounds.sampled and reported < _WIDEST_GRID:
         yield _opacus(rounds, delta, reported, plan.accountant == "pld")
 
 
@@ -130,11 +142,11 @@ def _dp_accounting_rdp(rounds: GaussianRounds, delta: float) -> float:
         ORDERS.tolist(),
         relation.ADD_OR_REMOVE_ONE if rounds.subset is None else relation.REPLACE_ONE,
     )
-    for multiplier, count in rounds.steps:
+    for multiplier, rate, count in rounds.steps:
         if rounds.subset is None:
             event = dp_accounting.GaussianDpEvent(multiplier)
-            if rounds.rate < 1:
-                event = dp_accounting.PoissonSampledDpEvent(rounds.rate, event)
+            if rate < 1:
+                event = dp_accounting.PoissonSampledDpEvent(rate, event)
         else:
             event = dp_accounting.SampledWithoutReplacementDpEvent(
                 *rounds.subset, dp_accounting.GaussianDpEvent(multiplier / 2)
@@ -169,7 +181,7 @@ def _loss_distribution(rounds: GaussianRounds, delta: float, reported: float) ->
             rederived="too little noise to be worth one",
             by=by,
         )
-    steps = {(multiplier, rounds.rate): count for multiplier, count in rounds.steps}
+    steps = {(multiplier, rate): count for multiplier, rate, count in rounds.steps}
     tight = gaussian_pld_epsilon(steps, delta)
     return claim(
         "Epsilon cross-check: loss distribution",
@@ -194,9 +206,7 @@ def _opacus(rounds: GaussianRounds, delta: float, reported: float, tight: bool) 
             rests_on="dp-accounting",
         )
     try:
-        opinion = prv_epsilon(
-            [(multiplier, rounds.rate, count) for multiplier, count in rounds.steps], delta
-        )
+        opinion = prv_epsilon(rounds.steps, delta)
     except (ValueError, RuntimeError, ArithmeticError) as error:
         return claim(
             name,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from fedsys.audit.cohorts import Cohorts
+from fedsys.audit.cohorts import Cohorts, unlikely
 from fedsys.audit.evidence import Evidence
 from fedsys.audit.wording import claim, value_text
 from fedsys.privacy import LedgerView, PrivacyPlan
@@ -134,3 +134,13 @@ def cohort_claims(cohorts: Cohorts | None, view: LedgerView, plan: PrivacyPlan) 
         by="private.jsonl",
         rests_on=f"the lists being true: {_COORDINATOR}",
     )
+    if plan.sampling == "poisson" and plan.mechanism != "banded-mf" and cohorts.rounds:
+        reason = unlikely(cohorts, plan)
+        yield claim(
+            "Cohorts look sampled",
+            reason is None,
+            claimed=f"each client with probability {plan.rate:.6g}, anew each round",
+            rederived=reason or "nothing against it",
+            by="binomial test of their sizes, repeated cohorts (false alarm 2e-9)",
+            rests_on=f"the lists being true: {_COORDINATOR}",
+        )

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binom
 
 from fedsys.audit.evidence import open_bounded
 from fedsys.errors import LedgerError
@@ -20,10 +21,11 @@ from fedsys.privacy import PrivacyPlan
 from fedsys.privacy.ledger.lines import parse_object
 from fedsys.privacy.ledger.reader import LedgerView, RoundRecord, check_commitments, read_lines
 
-__all__ = ["Cohorts", "Round", "read_cohorts"]
+__all__ = ["Cohorts", "Round", "read_cohorts", "unlikely"]
 
 _PRIVATE_BYTES = 1 << 30
 _MOST_PROBLEMS = 3
+_UNLIKELY = 1e-9
 
 Ids = NDArray[np.int64]
 
@@ -101,6 +103,27 @@ def read_cohorts(path: Path, ledger: LedgerView, plan: PrivacyPlan) -> Cohorts:
             f"a client took part in {cohorts.most_participations} rounds, over the limit {most}"
         )
     return cohorts
+
+
+def unlikely(cohorts: Cohorts, plan: PrivacyPlan) -> str | None:
+    """Why these cohorts were hardly drawn by Poisson sampling; None if they may have been.
+
+    Two tests that honest sampling fails with a probability of at most 2e-9 together: the number of
+    all who were asked is Binomial(N R, q) over R rounds, whatever became of them; and no two
+    cohorts are the same, which they are by chance with probability (q^2 + (1 - q)^2)^N a pair.
+    """
+    rounds = list(cohorts.rounds.values())
+    asked = sum(line.sampled.size for line in rounds)
+    draws = plan.population * len(rounds)
+    tail = min(binom.cdf(asked, draws, plan.rate), binom.sf(asked - 1, draws, plan.rate))
+    if 2 * float(tail) < _UNLIKELY:
+        return f"{asked} were asked in {len(rounds)} rounds, {draws * plan.rate:.0f} expected"
+    distinct = {line.sampled.tobytes() for line in rounds}
+    pairs = len(rounds) * (len(rounds) - 1) / 2
+    chance = pairs * ((plan.rate**2 + (1 - plan.rate) ** 2) ** plan.population)
+    if len(distinct) < len(rounds) and chance < _UNLIKELY:
+        return "two rounds have the same cohort: one was used again"
+    return None
 
 
 def _number(body: dict[str, Any], last: int, where: str) -> int:

@@ -38,12 +38,17 @@ class Spending:
     Attributes:
         spent: at the end; participant and server are None where cohorts are not known.
         curve: over the rounds: all of them, or evenly spaced ones of a long job.
-        rdp_outsider: the outsider's epsilon by Rényi orders alone.
+        accountant: charged with all of them.
     """
 
     spent: Epsilons
     curve: tuple[EpsilonPoint, ...]
-    rdp_outsider: float
+    accountant: ViewAccountant
+
+    @property
+    def rdp_outsider(self) -> float:
+        """The outsider's epsilon by Rényi orders alone."""
+        return self.accountant.outsider.rdp_epsilon()
 
 
 def reserved_events(view: LedgerView, plan: PrivacyPlan) -> Counter[Event]:
@@ -100,9 +105,7 @@ def derive(view: LedgerView, plan: PrivacyPlan, cohorts: Cohorts | None) -> Spen
                 spent = _spent(accountant, known=cohorts is not None)
                 curve.append(EpsilonPoint(round=number, spent=spent))
         spent = curve[-1].spent if curve else _spent(accountant, known=cohorts is not None)
-        return Spending(
-            spent=spent, curve=tuple(curve), rdp_outsider=accountant.outsider.rdp_epsilon()
-        )
+        return Spending(spent=spent, curve=tuple(curve), accountant=accountant)
     except (MechanismError, ValueError, OverflowError, MemoryError) as error:
         raise LedgerError(f"the rounds cannot be accounted for: {error}") from None
 
