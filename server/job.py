@@ -60,12 +60,14 @@ class JobFacts:
         roster: whose word the list of members is.
         randomness: where secrets come from.
         reproducible: whether somebody could draw them again; then nothing is private.
+        roster_version: of the signed list of members, in a deployment.
     """
 
     population_known: str
     roster: str
     randomness: str
     reproducible: bool = False
+    roster_version: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,7 @@ class Job:
             name=config.job.name,
             protocol=config.aggregation.protocol,
             release=config.aggregation.protocol != "float",
-            population={"clients": plan.population, "known": facts.population_known},
+            population=_population(plan, facts),
             trust={
                 "roster": facts.roster,
                 "corrupt": config.aggregation.corrupt,
@@ -348,6 +350,13 @@ def _coordinator(
         weights=weights,
         keep=lambda checkpoint: save_checkpoint(checkpoints, checkpoint),
     )
+
+
+def _population(plan: PrivacyPlan, facts: JobFacts) -> dict[str, Any]:
+    known: dict[str, Any] = {"clients": plan.population, "known": facts.population_known}
+    if facts.roster_version is not None:
+        known["roster_version"] = facts.roster_version
+    return known
 
 
 def _committed(view: LedgerView) -> dict[int, str]:

@@ -1,0 +1,184 @@
+"""The operator's commands: gRPC on a Unix socket in the coordinator's folder, mode 0600.
+
+Whoever can open the socket is the operator; the devices' port knows none of these calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from fedsys.errors import ConfigError, FedsysError
+from fedsys.wire import fleet_pb2
+from fedsys.wire.services import OPERATOR
+from server.deployment import Deployment, submit
+from server.fleet import Fleet
+from server.home import Home
+from server.run_folder import RunFolder
+from server.state import ACTIVE_JOB, CertificateRow, JobRow, State
+
+__all__ = ["OperatorSocket", "job_status"]
+
+_POLL = 0.3
+
+
+class OperatorSocket:
+    """The operator's server.
+
+    Args:
+        home: where the socket lies.
+        state: the database.
+        fleet: the sessions.
+        deployment: woken when a job comes in.
+    """
+
+    def __init__(self, *, home: Home, state: State, fleet: Fleet, deployment: Deployment) -> None:
+        self._home = home
+        self._state = state
+        self._fleet = fleet
+        self._deployment = deployment
+        self._server: Any = None
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            ConfigError: the folder's path is too long for a socket.
+        """
+        path = self._home.socket.resolve()
+        if len(os.fsencode(path)) > 100:
+            raise ConfigError(f"{path}: too long for a socket's name; use a shorter folder")
+        path.unlink(missing_ok=True)
+        server = grpc.aio.server()
+        handlers = {
+            "Submit": _unary(self._submit, fleet_pb2.SubmitRequest.FromString),
+            "List": _unary(self._list, fleet_pb2.Nothing.FromString),
+            "Show": _unary(self._show, fleet_pb2.JobName.FromString),
+            "Cancel": _unary(self._cancel, fleet_pb2.JobName.FromString),
+            "Fleet": _unary(self._nodes, fleet_pb2.Nothing.FromString),
+            "Watch": grpc.unary_stream_rpc_method_handler(
+                self._watch,
+                request_deserializer=fleet_pb2.JobName.FromString,
+                response_serializer=lambda reply: reply.SerializeToString(),
+            ),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(OPERATOR, handlers),))
+        before = os.umask(0o177)
+        try:
+            server.add_insecure_port(f"unix:{path}")
+            await server.start()
+        finally:
+            os.umask(before)
+        path.chmod(0o600)
+        self._server = server
+
+    async def stop(self) -> None:
+        """Close and remove the socket."""
+        if self._server is not None:
+            await self._server.stop(0.5)
+            self._home.socket.unlink(missing_ok=True)
+
+    async def _submit(self, request: fleet_pb2.SubmitRequest) -> fleet_pb2.JobStatus:
+        row = submit(self._state, request.config)
+        self._deployment.wake.set()
+        return job_status(self._home, self._state, row)
+
+    async def _list(self, _request: fleet_pb2.Nothing) -> fleet_pb2.JobList:
+        jobs = [job_status(self._home, self._state, row) for row in self._state.jobs()]
+        return fleet_pb2.JobList(jobs=jobs)
+
+    async def _show(self, request: fleet_pb2.JobName) -> fleet_pb2.JobStatus:
+        return job_status(self._home, self._state, self._state.job(request.id))
+
+    async def _cancel(self, request: fleet_pb2.JobName) -> fleet_pb2.JobStatus:
+        row = self._state.job(request.id)
+        if row.status not in ACTIVE_JOB:
+            raise ConfigError(f"job {request.id}: is over already ({row.status})")
+        row = self._state.update_job(request.id, cancelled=True)
+        if row.status == "submitted":
+            row = self._state.update_job(request.id, status="cancelled")
+        return job_status(self._home, self._state, row)
+
+    async def _watch(
+        self, request: fleet_pb2.JobName, context: Any
+    ) -> AsyncIterator[fleet_pb2.JobStatus]:
+        last = None
+        while True:
+            try:
+                row = self._state.job(request.id)
+            except FedsysError as error:
+                await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+            status = job_status(self._home, self._state, row)
+            if status != last:
+                last = status
+                yield status
+            if row.status not in ACTIVE_JOB:
+                return
+            await asyncio.sleep(_POLL)
+
+    async def _nodes(self, _request: fleet_pb2.Nothing) -> fleet_pb2.FleetStatus:
+        expiry: dict[int, float] = {}
+        with self._state.transaction() as session:
+            for certificate in session.query(CertificateRow):
+                latest = expiry.get(certificate.node, 0.0)
+                expiry[certificate.node] = max(latest, certificate.expires_at)
+        nodes = [
+            fleet_pb2.NodeStatus(
+                id=row.id,
+                name=row.name,
+                status=row.status,
+                connected=row.id in self._fleet.links,
+                version=self._fleet.links[row.id].version if row.id in self._fleet.links else "",
+                expires=int(expiry.get(row.id, 0.0)),
+            )
+            for row in self._state.nodes()
+        ]
+        rosters = self._state.rosters()
+        spent = [row.spent for row in self._state.jobs() if row.started_at is not None]
+        return fleet_pb2.FleetStatus(
+            nodes=nodes,
+            roster_version=rosters[-1].version if rosters else 0,
+            budget=self._home.settings().epsilon,
+            spent=sum(float("inf") if value is None else value for value in spent),
+        )
+
+
+def job_status(home: Home, state: State, row: JobRow) -> fleet_pb2.JobStatus:
+    """A job as the operator sees it."""
+    folder = RunFolder(home.jobs / row.id)
+    names = {node.id: node.name for node in state.nodes()}
+    refusals = []
+    for refusal in state.refusals(row.id)[-20:]:
+        where = f"round {refusal.round}" if refusal.round else "the job"
+        refusals.append(f"{names.get(refusal.node, refusal.node)} ({where}): {refusal.reason}")
+    return fleet_pb2.JobStatus(
+        id=row.id,
+        name=row.name,
+        status=row.status,
+        reason=row.reason,
+        round=row.round,
+        rounds=row.rounds,
+        stage=row.stage,
+        epsilon=row.spent,
+        budget=row.promised,
+        metrics=folder.last_metrics(),
+        refusals=refusals,
+    )
+
+
+def _unary(function: Callable[[Any], Awaitable[Any]], request: Callable[[bytes], Any]) -> Any:
+    async def handle(message: Any, context: Any) -> Any:
+        try:
+            return await function(message)
+        except FedsysError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+
+    return grpc.unary_unary_rpc_method_handler(
+        handle,
+        request_deserializer=request,
+        response_serializer=lambda reply: reply.SerializeToString(),
+    )

@@ -1,0 +1,128 @@
+"""A coordinator's whole process: devices' port, operator's socket, jobs, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+from collections.abc import Callable
+
+from fedsys.errors import ConfigError
+from server.deployment import Deployment, Randomness
+from server.fleet import Fleet
+from server.grpc_host import DevicePort
+from server.grpc_operator import OperatorSocket
+from server.home import Home
+from server.job_model import ModelSource
+from server.metrics import Metrics
+from server.state import State
+
+__all__ = ["run_coordinator"]
+
+_log = logging.getLogger(__name__)
+_REVOCATION_SECONDS = 2.0
+
+
+async def run_coordinator(
+    home: Home,
+    *,
+    listen: str,
+    models: ModelSource,
+    ready: Callable[[int], None],
+    stop: asyncio.Event | None = None,
+    randomness: Randomness | None = None,
+) -> None:
+    """Serve until SIGTERM, SIGINT or `stop`; jobs that are running go on at the next start.
+
+    Args:
+        home: the coordinator's folder.
+        listen: ``HOST:PORT`` of the devices' port.
+        models: makes the model of a configuration.
+        ready: called with the port once everything listens.
+        stop: ends it; signals are then left alone.
+        randomness: for tests.
+
+    Raises:
+        ConfigError: another coordinator runs on this folder.
+    """
+    handle = os.open(home.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"{home.path}: another coordinator is running on it") from None
+        await _serve(home, listen, models, ready, stop, randomness)
+    finally:
+        os.close(handle)
+
+
+async def _serve(
+    home: Home,
+    listen: str,
+    models: ModelSource,
+    ready: Callable[[int], None],
+    stop: asyncio.Event | None,
+    randomness: Randomness | None,
+) -> None:
+    if stop is None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+    state, fleet, metrics = State.open(home.path), Fleet(), Metrics()
+    registry = home.registry(state)
+    deployment = Deployment(
+        home=home,
+        state=state,
+        registry=registry,
+        fleet=fleet,
+        models=models,
+        metrics=metrics,
+        randomness=randomness,
+    )
+    devices = DevicePort(
+        identity=home.server_identity(),
+        authority=home.authority,
+        registry=registry,
+        fleet=fleet,
+        signer_key=bytes.fromhex(home.signer.public_hex),
+    )
+    operator = OperatorSocket(home=home, state=state, fleet=fleet, deployment=deployment)
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        port = await devices.start(listen)
+        await operator.start()
+        address = home.settings().metrics
+        if address:
+            metrics.serve(address)
+        tasks = [
+            asyncio.create_task(deployment.serve()),
+            asyncio.create_task(_follow_registry(devices, state)),
+        ]
+        ready(port)
+        waiter = asyncio.create_task(stop.wait())
+        done, _ = await asyncio.wait({waiter, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        waiter.cancel()
+        for task in done - {waiter}:
+            task.result()
+    finally:
+        _log.info("shutting down")
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await operator.stop()
+        await devices.stop()
+        state.close()
+
+
+async def _follow_registry(devices: DevicePort, state: State) -> None:
+    """Revocations and rosters may be written by another process; act on them at once."""
+    version = len(state.rosters())
+    while True:
+        await asyncio.sleep(_REVOCATION_SECONDS)
+        await devices.evict()
+        newest = len(state.rosters())
+        if newest != version:
+            version = newest
+            devices.announce_roster()

@@ -1,0 +1,43 @@
+"""What a coordinator needs of a job's model; who joins server and client provides it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsys.config import Config
+
+__all__ = ["JobModel", "ModelSource"]
+
+
+class JobModel(Protocol):
+    """A task's model as flat weights, and the coordinator's own test data."""
+
+    @property
+    def dimension(self) -> int:
+        """d."""
+        ...
+
+    @property
+    def task_sha256(self) -> str:
+        """Of the installed task's code, as devices compute it."""
+        ...
+
+    def initial_weights(self) -> NDArray[np.float32]:
+        """(d,)."""
+        ...
+
+    def evaluate(self, weights: NDArray[np.float32]) -> dict[str, float] | None:
+        """Metrics on the coordinator's test data; None where it has none."""
+        ...
+
+    def state_dict(self, weights: NDArray[np.float32]) -> dict[str, Any]:
+        """For ``model.pt``."""
+        ...
+
+
+ModelSource = Callable[[Config], JobModel]
+"""Raises FedsysError where the configuration names something that is not here."""
