@@ -77,6 +77,7 @@ class PrivacyPlan:
         example_rate: largest probability of an example being in a local batch (unit ``example``).
         steps: local steps in a round, at most (unit ``example``).
         noise: ``per-client``, or ``once`` where a simulation draws the noise of the whole sum.
+        adaptive_clip: whether rounds may clip at other norms than ``clip``; the cost is the same.
     """
 
     mechanism: str
@@ -103,6 +104,7 @@ class PrivacyPlan:
     example_rate: float | None = None
     steps: int | None = None
     noise: Noise = "per-client"
+    adaptive_clip: bool = False
 
     def __post_init__(self) -> None:
         validation.integer("population", self.population, most=_LARGEST_POPULATION)
@@ -194,7 +196,9 @@ class PrivacyPlan:
         return mechanism_for(self.event(clip=clip), self.noise)
 
     def covers(self, event: Event) -> bool:
-        """Whether an event is one of this plan's rounds (at whatever clipping norm)."""
+        """Whether an event is one of this plan's rounds (at whatever norm, where it adapts)."""
+        if not self.adaptive_clip and event.clip != self.clip:
+            return False
         if self.event(clip=event.clip) == event:
             return True
         return self.event(clip=event.clip).to_json() == event.to_json()
@@ -300,6 +304,7 @@ def make_plan(
     example_rate: float | None = None,
     steps: int | None = None,
     noise: Noise | None = None,
+    adaptive_clip: bool = False,
 ) -> PrivacyPlan:
     """A plan with everything derived that was left out.
 
@@ -358,6 +363,7 @@ def make_plan(
         example_rate=example_rate,
         steps=steps,
         noise=noise or ("once" if encoding == "float" else "per-client"),
+        adaptive_clip=adaptive_clip,
     )
     if noise_multiplier is not None:
         return plan

@@ -326,7 +326,8 @@ def test_views_without_protection_are_infinite(mechanism: str) -> None:
 
 
 def test_a_clipping_norm_that_adapts_costs_the_same() -> None:
-    plan = _plan()
+    plan = _plan(adaptive_clip=True)
+    assert not _plan().covers(plan.event(clip=0.6))
     steady, moving = ViewAccountant(plan), ViewAccountant(plan)
     for number in range(10):
         steady.charge(plan.event(), range(9), range(9))

@@ -201,9 +201,8 @@ class Ledger:
             raise LedgerError(
                 f"round {round} was used before: a repeated round takes a new number and cohort"
             )
-        self._last_round = round
-        self._open_round = round
         self._append("reserve", {**body, "round": round})
+        self._last_round = self._open_round = round
 
     def commit(
         self,
