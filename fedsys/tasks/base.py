@@ -161,5 +161,10 @@ def seeded(seed: int) -> Iterator[None]:
     True
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.manual_seed(seed)
+        else:
+            # torch.manual_seed would keep a stack trace for each device that might come to be:
+            # slow, and memory that grows with every call.
+            torch.default_generator.manual_seed(seed)
         yield
