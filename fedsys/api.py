@@ -3,7 +3,7 @@
 >>> import fedsys
 >>> run = fedsys.simulate("quickstart", {"rounds.count": 3}, out="run")     # doctest: +SKIP
 >>> run.metrics["accuracy"], run.epsilon.outsider                            # doctest: +SKIP
->>> fedsys.audit_run(run.folder).passed                                              # doctest: +SKIP
+>>> fedsys.audit_run(run.folder).passed                                    # doctest: +SKIP
 True
 """
 
@@ -49,7 +49,9 @@ class Run:
     def report(self) -> Path:
         """The page, made on the first call."""
         page = self.folder / "report.html"
-        return page if page.exists() else report.build(self.folder, audit_run(self.folder), private=True)
+        if page.exists():
+            return page
+        return report.build(self.folder, audit_run(self.folder), private=True)
 
 
 def simulate(
