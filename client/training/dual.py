@@ -24,7 +24,14 @@ from client.training.parameter_free import BitDropout, replacement, swap_relu_an
 from client.training.schedule import Schedule
 from fedsys.tasks import Examples, Task, seeded
 
-__all__ = ["DualPath"]
+__all__ = ["DualPath", "pays"]
+
+
+def pays(model: nn.Module, rows: int) -> bool:
+    """Whether a history of so many rows a client is shorter than the widest layer is wide: then
+    Gram matrices are smaller than the weights that they stand for."""
+    widths = [each.in_features for each in model.modules() if isinstance(each, nn.Linear)]
+    return rows <= max(widths, default=0)
 
 
 class DualPath:

@@ -1,7 +1,7 @@
-"""Does a fast path compute what a plain training loop computes? Asked once, in float64.
+"""Does a fast path compute what a loop over clients computes? Asked once, in float64.
 
 Three ragged clients (several steps with a partial last batch, exactly one batch, one example) are
-trained by the path and by a loop over ``torch.optim``; the updates have to agree to 1e-9 relative.
+trained by the path and one by one; the updates have to agree to 1e-9 relative.
 Dropout is switched off for the comparison: its masks are drawn differently by each path.
 """
 
@@ -14,15 +14,15 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
-from client.training.schedule import Schedule, batches, build
+from client.training.loop import LoopPath
+from client.training.schedule import Schedule, build
 from fedsys.tasks import Examples, Task
 
-__all__ = ["LocalPath", "PathFactory", "plain_loop", "reason_to_refuse"]
+__all__ = ["LocalPath", "PathFactory", "reason_to_refuse"]
 
 TOLERANCE = 1e-9
 _ROWS = 64
@@ -52,41 +52,6 @@ class LocalPath(Protocol):
 PathFactory = Callable[[Task, nn.Module, LocalConfig], LocalPath]
 
 
-def plain_loop(
-    task: Task,
-    model: nn.Module,
-    local: LocalConfig,
-    start: Tensor,
-    examples: Examples,
-    client_rows: Sequence[NDArray[np.int64]],
-    seeds: Sequence[int],
-) -> Tensor:
-    """(K, d) updates by the textbook: ``zero_grad``, ``backward``, ``torch.optim``'s step."""
-    layout = FlatLayout.of(model)
-    updates = []
-    for rows, seed in zip(client_rows, seeds, strict=True):
-        own = copy.deepcopy(model).train()
-        layout.write(own, start)
-        trainable = [p for p in own.parameters() if p.requires_grad]
-        begin = [p.detach().clone() for p in trainable]
-        optimizer: torch.optim.Optimizer
-        if local.optimizer == "adam":
-            optimizer = torch.optim.Adam(trainable, lr=local.learning_rate)
-        else:
-            optimizer = torch.optim.SGD(trainable, lr=local.learning_rate, momentum=local.momentum)
-        for batch in batches(rows, seed, local):
-            at = torch.from_numpy(batch).to(examples.x.device)
-            optimizer.zero_grad()
-            loss = task.loss(own(examples.x[at]), examples.y[at]).mean()
-            for param, first in zip(trainable, begin, strict=True):
-                loss = loss + local.weight_decay / 2 * param.square().sum()
-                loss = loss + local.proximal_mu / 2 * (param - first).square().sum()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        updates.append(layout.read(own) - start)
-    return torch.stack(updates)
-
-
 def reason_to_refuse(
     factory: PathFactory, task: Task, model: nn.Module, local: LocalConfig, examples: Examples
 ) -> str | None:
@@ -106,11 +71,13 @@ def reason_to_refuse(
     seeds = [11, 12, 13]
     start = FlatLayout.of(twin).read(twin)
     found = start.new_empty((len(rows), len(start)))
+    schedule = build(rows, seeds, short)
     try:
-        factory(task, twin, short).updates(start, some, build(rows, seeds, short), seeds, found)
+        factory(task, twin, short).updates(start, some, schedule, seeds, found)
     except Exception as error:
         return f"{type(error).__name__}: {_first_line(error)}"
-    expected = plain_loop(task, twin, short, start, some, rows, seeds)
+    expected = torch.empty_like(found)
+    LoopPath(task, twin, short).updates(start, some, schedule, seeds, expected)
     scale = float(expected.abs().max())
     worst = float((found - expected).abs().max())
     if not worst <= TOLERANCE * max(scale, 1e-3):

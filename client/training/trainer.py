@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from client.training.autotune import Choice, candidates, measure, most_at_once
 from client.training.batched import BatchedPath
 from client.training.chunks import ChunkRunner, Clients
-from client.training.dual import DualPath
+from client.training.dual import DualPath, pays
 from client.training.evaluation import evaluate
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
@@ -230,19 +230,7 @@ class Trainer:
         return order
 
     def _decide(self, start: Tensor, pool: Examples, rows: Sequence[Rows]) -> Choice:
-        asked = [self._asked_path] if self._asked_path != "auto" else list(PATHS)
-        refused = {}
-        for name in asked:
-            if name != "loop":
-                why = reason_to_refuse(PATHS[name], self._task, self._model, self._local, pool)
-                if why is not None:
-                    refused[name] = why
-        usable = [name for name in asked if name not in refused]
-        if not usable:
-            raise ConfigError(
-                f"engine.path = {self._asked_path!r} cannot train task {self._task.name}: "
-                f"{refused[self._asked_path]}; use path = 'auto' or 'loop'"
-            )
+        usable, refused = self._usable(pool, rows)
         if self._asked_chunk:
             tried = [(name, self._asked_chunk) for name in usable]
         else:
@@ -260,6 +248,30 @@ class Trainer:
                 path=path, chunk=chunk, refused=refused, clients_per_second=rates
             )
         return _choices[key]
+
+    def _usable(self, pool: Examples, rows: Sequence[Rows]) -> tuple[list[str], dict[str, str]]:
+        """The paths worth measuring, and why others cannot be used."""
+        asked = [self._asked_path] if self._asked_path != "auto" else list(PATHS)
+        usable: list[str] = []
+        refused: dict[str, str] = {}
+        for name in asked:
+            why = None
+            if name != "loop":
+                why = reason_to_refuse(PATHS[name], self._task, self._model, self._local, pool)
+            if why is not None:
+                refused[name] = why
+                continue
+            usable.append(name)
+            history = self._local.epochs * int(np.median([len(each) for each in rows]))
+            if name == "dual" and self._device.type == "cpu" and pays(self._model, history):
+                # It has beaten the others wherever this holds; not asking saves a second.
+                break
+        if not usable:
+            raise ConfigError(
+                f"engine.path = {self._asked_path!r} cannot train task {self._task.name}: "
+                f"{refused[self._asked_path]}; use path = 'auto' or 'loop'"
+            )
+        return usable, refused
 
     def _measured(
         self, path: str, clients: int, start: Tensor, pool: Examples, rows: Sequence[Rows]

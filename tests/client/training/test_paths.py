@@ -15,8 +15,9 @@ from client.training.dual import DualPath
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
 from client.training.loop import LoopPath
+from client.training.reference import plain_loop
 from client.training.schedule import build
-from client.training.selfcheck import PathFactory, plain_loop
+from client.training.selfcheck import PathFactory
 from fedsys.tasks import DataSource, Examples, FederatedData, seeded
 from fedsys.tasks.classification import Classification
 

@@ -239,8 +239,8 @@ def test_auto_measures_once_and_then_remembers(data: FederatedData) -> None:
     task: Task = load("digits", {"hidden": 5})
     trainer = Trainer(task, LOCAL)
     assert trainer.choice is None
-    weights, rows = trainer.initial_weights(), some_clients([5] * 6)
-    trainer.train(weights, data.train, rows, range(6))
+    weights, rows = trainer.initial_weights(), some_clients([5] * 20)
+    trainer.train(weights, data.train, rows, range(20))
     choice = trainer.choice
     assert choice is not None
     assert choice.clients_per_second[choice.path, choice.chunk] == max(
