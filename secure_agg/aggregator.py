@@ -21,24 +21,25 @@ from secure_agg.errors import (
     MessageError,
     NonceWithheld,
     ParameterError,
-    QuorumNotMet,
     SecureAggError,
+    SignatureMismatch,
     StageError,
     StateError,
 )
 from secure_agg.messages import (
     COMMITMENTS_SIZE,
     DEALT_ROW,
+    HEADER_SIZE,
     Begin,
     Kind,
     Limits,
     Release,
     Unmask,
+    check_frame,
     frame,
     kind_of,
     pack_ids,
     take_count,
-    unframe,
     unpack_ids,
 )
 from secure_agg.params import SecAggParams
@@ -225,17 +226,20 @@ class Aggregator:
         checks.awaited(stage, self.stage, sender, expected)
         if sender in self._answers[stage]:
             raise StageError(f"member {sender} has sent its {kind.name} message already")
-        take = {
-            _Stage.ADVERTISE: self._take_advert,
-            _Stage.REVEAL: self._take_nonce,
-            _Stage.SHARE_KEYS: self._take_shares,
-            _Stage.MASKED_INPUT: self._take_masked,
-            _Stage.CONSISTENCY: self._take_signature,
-            _Stage.UNMASK: self._take_release,
-        }[stage]
         try:
-            body = unframe(message, kind, self._session, self._limits)
-            self._answers[stage][sender] = take(sender, body)
+            check_frame(message, kind, self._session, self._limits)
+            if stage is _Stage.MASKED_INPUT:  # large, and not kept: not copied either
+                answer = self._take_masked(sender, memoryview(message)[HEADER_SIZE:])
+            else:
+                take = {
+                    _Stage.ADVERTISE: self._take_advert,
+                    _Stage.REVEAL: self._take_nonce,
+                    _Stage.SHARE_KEYS: self._take_shares,
+                    _Stage.CONSISTENCY: self._take_signature,
+                    _Stage.UNMASK: self._take_release,
+                }[stage]
+                answer = take(sender, message[HEADER_SIZE:])
+            self._answers[stage][sender] = answer
         except SecureAggError as error:
             self.blamed[sender] = str(error)
             self._out.add(sender)
@@ -280,8 +284,8 @@ class Aggregator:
         self._verify(sender, signature, message, "advert")
         for public in (cipher, mask):
             checks.high_order(keys.is_low_order(public), sender)
-        known = (*self._public_keys, cipher, mask)
-        checks.distinct(known, len(self._public_keys) + 2, "public key")
+        again = self._public_keys.intersection((cipher, mask))
+        checks.distinct((cipher, mask), 2 + len(again), "public key")
         self._public_keys |= {cipher, mask}
         return body
 
@@ -302,20 +306,19 @@ class Aggregator:
         self._verify(sender, body[32:96], message, "shares")
         return body
 
-    def _take_masked(self, sender: int, body: bytes) -> bytes:
+    def _take_masked(self, sender: int, body: memoryview) -> bytes:
         view, dealt = present(self._view), present(self._dealt)
         _, end = take_count(body, 0, 2, 4, "complaints")
         complaints = unpack_ids(body[2:end], "complaints")
         neighbours = view.neighbour_ids(view.cohort.index[sender])
         if not set(complaints) <= set(neighbours).intersection(dealt.ids):
             raise MessageError(f"member {sender} complains about one that dealt it no share")
-        upload = self._ring.unpack(memoryview(body)[end:], self.length)
+        upload = self._ring.unpack(body[end:], self.length)
         np.add(self._total, upload, out=self._total)
-        return body[2:end]
+        return bytes(body[2:end])
 
     def _take_signature(self, sender: int, body: bytes) -> bytes:
-        self._verify(sender, body, self._alive_digest(), "alive set")
-        return body
+        return body  # verified when the stage closes, and only as many as a quorum takes
 
     def _take_release(self, sender: int, body: bytes) -> bytes:
         present(self._recovery).take(sender, Release.parse(body))
@@ -409,16 +412,24 @@ class Aggregator:
         return self._to_all(Kind.ALIVE, pack_ids(self._alive))
 
     def _send_unmask(self) -> dict[int, bytes]:
-        if len(self._expected) < self.params.quorum:
-            raise QuorumNotMet(
-                f"{len(self._expected)} members signed the alive set: a quorum of "
-                f"{self.params.quorum} is needed"
-            )
         signatures = self._answers[_Stage.CONSISTENCY]
+        asked = self._alive_digest()
+        signers: list[int] = []
+        for member in list(self._expected):
+            if len(signers) == self.params.quorum:
+                break
+            try:
+                self._verify(member, signatures[member], asked, "alive set")
+            except SignatureMismatch as error:
+                self.blamed[member] = str(error)
+                del self._expected[member]
+            else:
+                signers.append(member)
+        checks.quorum(len(signers), self.params)
         alive = set(self._alive)
         unmask = Unmask(
-            signers=list(self._expected),
-            signatures=[signatures[m] for m in self._expected],
+            signers=signers,
+            signatures=[signatures[m] for m in signers],
             dropped=[m for m in present(self._dealt).ids if m not in alive],
         )
         self._start_recovery()

@@ -28,6 +28,7 @@ __all__ = [
     "Limits",
     "Release",
     "Unmask",
+    "check_frame",
     "frame",
     "kind_of",
     "unframe",
@@ -119,8 +120,8 @@ def kind_of(message: bytes) -> Kind:
         raise MessageError(f"a message of unknown kind {message[1]}") from None
 
 
-def unframe(message: bytes, kind: Kind, session: bytes, limits: Limits) -> bytes:
-    """Return the body of a message of this kind and session.
+def check_frame(message: bytes, kind: Kind, session: bytes, limits: Limits) -> None:
+    """Check that a message is of this kind, session and an allowed size.
 
     Raises:
         MessageError: On another kind, session or size.
@@ -131,6 +132,11 @@ def unframe(message: bytes, kind: Kind, session: bytes, limits: Limits) -> bytes
     limits.check(kind, len(message) - HEADER_SIZE)
     if message[2:HEADER_SIZE] != session:
         raise MessageError(f"a {kind.name} message of another session")
+
+
+def unframe(message: bytes, kind: Kind, session: bytes, limits: Limits) -> bytes:
+    """Return the body of a message that `check_frame` accepts."""
+    check_frame(message, kind, session, limits)
     return message[HEADER_SIZE:]
 
 
@@ -151,7 +157,7 @@ def pack_ids(ids: Iterable[int]) -> bytes:
     return struct.pack(f"<{len(ids)}I", *ids)
 
 
-def unpack_ids(body: bytes, what: str) -> list[int]:
+def unpack_ids(body: bytes | memoryview, what: str) -> list[int]:
     """Decode what `pack_ids` wrote; ids must increase strictly."""
     if len(body) % 4:
         raise MessageError(f"{what}: {len(body)} bytes are not a whole number of ids")
@@ -161,7 +167,9 @@ def unpack_ids(body: bytes, what: str) -> list[int]:
     return ids
 
 
-def take_count(body: bytes, at: int, width: int, size: int, what: str) -> tuple[int, int]:
+def take_count(
+    body: bytes | memoryview, at: int, width: int, size: int, what: str
+) -> tuple[int, int]:
     """Read a count of ``width`` bytes at ``at``; return it and where its ``size``-byte rows end."""
     start = at + width
     if start > len(body):

@@ -322,3 +322,16 @@ def test_28_every_stage_waits_for_the_one_before(asked: Kind) -> None:
     fresh.members[VICTIM].handle(fresh.server.begin()[VICTIM])
     with pytest.raises(StageError, match=f"a {asked.name} message in stage ADVERTISED"):
         fresh.members[VICTIM].handle(message)
+
+
+def test_21_a_bad_signature_is_pinned_on_its_sender_and_the_round_goes_on() -> None:
+    world = World(PARAMS)
+    replies = world.deliver(world.until(Kind.ALIVE))
+    for i, reply in replies.items():
+        forged = reply[:-1] + bytes([reply[-1] ^ 1])
+        world.server.receive(i, forged if i == 1 else reply)
+    messages = world.server.close_stage()
+    assert list(world.server.blamed) == [1]
+    assert sorted(messages) == [0, 2, 3, 4]
+    world.step(messages)
+    assert world.server.result.total.tolist() == exact_sum(world.inputs, world.ids, 32)

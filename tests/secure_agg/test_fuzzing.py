@@ -101,7 +101,8 @@ def test_the_aggregator_survives_mutated_messages(kind: Kind, count: int) -> Non
         server._out.clear()
         server._public_keys.clear()
         server.blamed.clear()
-    assert refused > 0.9 * count or kind is Kind.MASKED
+    # An upload may be any vector, and signatures are verified when the stage closes.
+    assert refused > 0.9 * count or kind in (Kind.MASKED, Kind.CONSISTENCY)
     server.receive(ME, good)
     assert peak() - at_start < 64 * 1024
 
