@@ -7,10 +7,12 @@ adds does not depend on the engine, so for the same chunks all of them give the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from client.privatize import Privatized
@@ -18,13 +20,18 @@ from simulations.chunk import ChunkTrainer, RoundWork, Tally
 from simulations.population import Population
 from simulations.randomness import Randomness
 
-__all__ = ["Chunk", "Engine", "InProcess"]
+__all__ = ["Chunk", "Engine", "InProcess", "using_threads"]
 
 Chunk = tuple[int, ...]
 
 
 class Engine(Protocol):
     """Trains the chunks of one round after the other."""
+
+    @property
+    def processes(self) -> int:
+        """How many train side by side."""
+        ...
 
     def total(
         self, work: RoundWork, chunks: Sequence[Chunk], length: int
@@ -57,10 +64,24 @@ class Engine(Protocol):
 
 
 class InProcess:
-    """One process, one chunk after the other."""
+    """This process, one chunk after the other.
 
-    def __init__(self, population: Population, randomness: Randomness) -> None:
+    Args:
+        population: the virtual clients.
+        randomness: of their noise.
+        threads: of torch until `close`; 0 leaves them as they are.
+    """
+
+    def __init__(self, population: Population, randomness: Randomness, *, threads: int = 0) -> None:
         self._trainer = ChunkTrainer(population, randomness)
+        self._threads_before = torch.get_num_threads()
+        if threads:
+            torch.set_num_threads(threads)
+
+    @property
+    def processes(self) -> int:
+        """One."""
+        return 1
 
     def total(
         self, work: RoundWork, chunks: Sequence[Chunk], length: int
@@ -82,6 +103,7 @@ class InProcess:
 
     def close(self) -> None:
         """See `Engine`."""
+        torch.set_num_threads(self._threads_before)
 
     def __enter__(self) -> InProcess:
         return self
@@ -93,3 +115,15 @@ class InProcess:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@contextmanager
+def using_threads(threads: int) -> Iterator[None]:
+    """Torch computes with so many threads inside; 0 changes nothing."""
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

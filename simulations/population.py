@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,14 +86,22 @@ class Population:
             names=list(clients),
         )
 
-    def chunks(self, clients: Sequence[int], size: int) -> list[tuple[int, ...]]:
-        """Clients in chunks of about equal work: those with most examples first.
+    def chunks(
+        self, clients: Sequence[int], most: int, *, processes: int = 1
+    ) -> list[tuple[int, ...]]:
+        """Clients in chunks of equal size, those with most examples first.
 
-        The same clients give the same chunks, whoever trains them.
+        Args:
+            clients: to train.
+            most: clients a chunk.
+            processes: the number of chunks is a multiple of it, so that all end together.
         """
         order = np.argsort(-self._examples(clients), kind="stable")
         ordered = [clients[at] for at in order.tolist()]
-        return [tuple(ordered[at : at + size]) for at in range(0, len(ordered), size)]
+        parts = -(-len(ordered) // (most * processes)) * processes
+        bounds = np.linspace(0, len(ordered), parts + 1).round().astype(int).tolist()
+        cut = [tuple(ordered[a:b]) for a, b in pairwise(bounds)]
+        return [chunk for chunk in cut if chunk]
 
     def _examples(self, clients: Sequence[int]) -> NDArray[np.int64]:
         """(K,) how many examples each client holds."""

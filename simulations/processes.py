@@ -123,6 +123,11 @@ class Processes:
             ) from None
 
     @property
+    def processes(self) -> int:
+        """How many workers there are."""
+        return len(self._members)
+
+    @property
     def pids(self) -> tuple[int, ...]:
         """The workers' process ids."""
         return tuple(member.process.pid for member in self._members)

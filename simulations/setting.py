@@ -14,8 +14,9 @@ from fedsys.privacy import PrivacyPlan
 from fedsys.tasks import Examples
 from server.job import JobFacts, plan_for, strategy_of
 from server.rounds import RoundAborted, round_params
-from simulations.engine import Engine, InProcess
+from simulations.engine import Engine, using_threads
 from simulations.faults import FaultPlan
+from simulations.layout import lay_out
 from simulations.population import Population
 from simulations.randomness import Randomness, SeededRandomness, SystemRandomness, derived_key
 
@@ -48,9 +49,8 @@ class Setting:
 
     @property
     def chunk(self) -> int:
-        """Clients that the engine takes at once: a few where the trainer takes them singly."""
-        chunk = self.config.engine.chunk
-        return chunk * -(-_FEWEST // chunk)
+        """Clients that the engine takes at once."""
+        return _at_once(self.config.engine.chunk)
 
     @property
     def facts(self) -> JobFacts:
@@ -108,15 +108,23 @@ def prepare(
     plan = plan_for(config, population=partition.clients, dimension=trainer.dimension)
     _check_secure(config, plan)
     sources = randomness or _randomness(config)
+    config = _resolved(config, plan, population)
+    layout = lay_out(config, plan, population, sources, _at_once(config.engine.chunk))
+    used = {"processes": layout.processes, "threads": layout.threads}
     return Setting(
-        config=_resolved(config, plan, population),
+        config=config.model_copy(update={"engine": config.engine.model_copy(update=used)}),
         plan=plan,
         population=population,
-        engine=InProcess(population, sources),
+        engine=layout.engine,
         test=examples.test,
         randomness=sources,
         faults=FaultPlan(dropout=config.faults.dropout, seed=config.job.seed),
     )
+
+
+def _at_once(chunk: int) -> int:
+    """A few clients where the trainer takes them singly."""
+    return chunk * -(-_FEWEST // chunk)
 
 
 def device_for(asked: str) -> str:
@@ -146,7 +154,8 @@ def _resolved(config: Config, plan: PrivacyPlan, population: Population) -> Conf
     """The configuration with everything that was derived or measured written into it."""
     trainer = population.trainer
     probe = [population.partition.indices_of(id) for id in range(min(population.size, 64))]
-    choice = trainer.choose(trainer.initial_weights(), population.train_set, probe)
+    with using_threads(config.engine.threads or int(trainer.device.type == "cpu")):
+        choice = trainer.choose(trainer.initial_weights(), population.train_set, probe)
     update: dict[str, Any] = {
         "population": config.population.model_copy(update={"clients": population.size}),
         "cohort": config.cohort.model_copy(

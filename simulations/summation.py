@@ -64,7 +64,7 @@ class Cohort:
         aggregation: the configuration's section.
         population: the virtual clients.
         engine: where they train.
-        chunk: how many at once.
+        chunk: how many at once, at most.
         faults: who vanishes when.
         randomness: of keys.
     """
@@ -93,7 +93,7 @@ class Cohort:
 
     def chunks(self, clients: Sequence[int]) -> list[Chunk]:
         """The clients, those with most examples first."""
-        return self.population.chunks(clients, self.chunk)
+        return self.population.chunks(clients, self.chunk, processes=self.engine.processes)
 
     def privatized(self, clients: Sequence[int]) -> Iterator[tuple[Chunk, Privatized]]:
         """Train and privatize clients, one chunk after the other."""

@@ -105,6 +105,11 @@ class Trainer:
         return self._layout.dimension
 
     @property
+    def device(self) -> torch.device:
+        """Where clients train."""
+        return self._device
+
+    @property
     def layout(self) -> FlatLayout:
         """Where each parameter lies in the flat vector."""
         return self._layout
@@ -275,13 +280,15 @@ class Trainer:
 
     def _measured(
         self, path: str, clients: int, start: Tensor, pool: Examples, rows: Sequence[Rows]
-    ) -> int:
+    ) -> float:
+        """Trains so many clients; how many of average size that was."""
         some = [rows[k] for k in self._longest_first(rows[:clients])]
         numbers = range(len(some))
         self._runner.updates(path, start, pool, Clients(some, numbers, numbers))
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        return len(some)
+        average = sum(len(each) for each in rows) / len(rows)
+        return sum(len(each) for each in some) / max(average, 1.0)
 
     def _signature(
         self, pool: Examples, rows: Sequence[Rows], tried: Sequence[tuple[str, int]]

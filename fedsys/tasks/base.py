@@ -161,7 +161,7 @@ def seeded(seed: int) -> Iterator[None]:
     True
     """
     with torch.random.fork_rng(devices=[]):
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.manual_seed(seed)
         else:
             # torch.manual_seed would keep a stack trace for each device that might come to be:

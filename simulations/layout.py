@@ -1,0 +1,171 @@
+"""How many processes and threads train: measured once, where the job is long enough to repay it.
+
+On a CPU one thread a process is the usual winner: threads of one small matrix product spend their
+time waiting for each other. Starting a process takes seconds, so short jobs stay in this one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedsys.config import Config
+from fedsys.privacy import PrivacyPlan
+from simulations.chunk import RoundWork
+from simulations.engine import Chunk, Engine, InProcess
+from simulations.population import Population
+from simulations.processes import Processes
+from simulations.randomness import Randomness
+from simulations.worker import PopulationSpec
+
+__all__ = ["Layout", "cores", "lay_out"]
+
+_LONG = 20.0
+"""Seconds of training from which on further processes are tried."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where clients train.
+
+    Attributes:
+        engine: open.
+        processes: how many; 1 is this one.
+        threads: of each.
+        clients_per_second: measured by number of processes; empty where nothing was.
+    """
+
+    engine: Engine
+    processes: int
+    threads: int
+    clients_per_second: dict[int, float]
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def lay_out(
+    config: Config, plan: PrivacyPlan, population: Population, randomness: Randomness, chunk: int
+) -> Layout:
+    """The engine that the configuration asks for, or the faster one by a short measurement.
+
+    Args:
+        config: with path and chunk chosen.
+        plan: of the job.
+        population: the virtual clients.
+        randomness: of their noise.
+        chunk: clients that the engine takes at once.
+
+    Raises:
+        TrainingError: a worker process could not be started.
+    """
+    engine = config.engine
+    threads = engine.threads or 1
+    if population.trainer.device.type != "cpu":
+        return _alone(population, randomness, engine.threads)
+    if engine.processes == 1:
+        return _alone(population, randomness, threads)
+    if engine.processes > 1:
+        several = _several(config, plan, population, randomness, chunk, engine.processes, threads)
+        return Layout(
+            engine=several, processes=engine.processes, threads=threads, clients_per_second={}
+        )
+    alone = _alone(population, randomness, threads)
+    work = _probe_work(config, plan, population)
+    chunks = _probe(population, config.cohort.expected, chunk)
+    length = plan.build_mechanism().length
+    rate = _rate(alone.engine, work, chunks[:1], length)
+    clients = config.rounds.count * config.cohort.expected
+    workers = min(cores(), config.cohort.expected)
+    if workers == 1 or clients / rate < _LONG:
+        return alone
+    several = _several(config, plan, population, randomness, chunk, workers, threads)
+    shared = _probe(population, config.cohort.expected, chunk, processes=workers)
+    rates = {
+        workers: _rate(several, work, shared, length),
+        1: _rate(alone.engine, work, chunks, length),
+    }
+    _log.info("engine: clients/s by processes: %s", rates)
+    if rates[workers] > rates[1]:
+        return Layout(engine=several, processes=workers, threads=threads, clients_per_second=rates)
+    several.close()
+    return Layout(engine=alone.engine, processes=1, threads=threads, clients_per_second=rates)
+
+
+def _alone(population: Population, randomness: Randomness, threads: int) -> Layout:
+    return Layout(
+        engine=InProcess(population, randomness, threads=threads),
+        processes=1,
+        threads=threads,
+        clients_per_second={},
+    )
+
+
+def _several(
+    config: Config,
+    plan: PrivacyPlan,
+    population: Population,
+    randomness: Randomness,
+    chunk: int,
+    processes: int,
+    threads: int,
+) -> Processes:
+    return Processes(
+        population,
+        population_spec(config, randomness, threads=threads),
+        mechanism=plan.build_mechanism(),
+        processes=processes,
+        chunk=chunk,
+        singly=config.aggregation.protocol == "secure",
+        deadline=config.engine.deadline,
+    )
+
+
+def population_spec(config: Config, randomness: Randomness, *, threads: int) -> PopulationSpec:
+    """How a resolved configuration's population is built in another process."""
+    return PopulationSpec(
+        task=config.task.name,
+        options=config.task.options,
+        local=config.local.model_dump(),
+        device="cpu",
+        path=config.engine.path,
+        chunk=config.engine.chunk,
+        seed=config.job.seed,
+        randomness=randomness,
+        threads=threads,
+    )
+
+
+def _probe_work(config: Config, plan: PrivacyPlan, population: Population) -> RoundWork:
+    protocol = config.aggregation.protocol
+    return RoundWork(
+        number=0,
+        weights=population.trainer.initial_weights(),
+        seed=bytes(32),
+        mechanism=plan.event().to_json(),
+        noise=plan.noise,
+        protocol="ideal" if protocol == "secure" else protocol,
+    )
+
+
+def _probe(population: Population, expected: int, chunk: int, *, processes: int = 1) -> list[Chunk]:
+    """Chunks of as many clients as a round expects."""
+    return population.chunks(range(min(expected, population.size)), chunk, processes=processes)
+
+
+def _rate(engine: Engine, work: RoundWork, chunks: Sequence[Chunk], length: int) -> float:
+    """Clients a second, after one warm-up."""
+    engine.total(work, chunks[:1], length)
+    started, trained = time.perf_counter(), 0
+    while time.perf_counter() - started < 0.5:
+        trained += engine.total(work, chunks, length)[1].trained
+    return trained / (time.perf_counter() - started)
