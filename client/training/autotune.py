@@ -70,7 +70,7 @@ def candidates(paths: Sequence[str], clients: int, most: int) -> list[tuple[str,
 
 
 def measure(
-    tried: Sequence[tuple[str, int]], train: Callable[[str, int], int]
+    tried: Sequence[tuple[str, int]], train: Callable[[str, int], float]
 ) -> dict[tuple[str, int], float]:
     """Clients a second of each (path, chunk); `train(path, clients)` says how many it trained.
 

@@ -18,8 +18,9 @@ from client.training.loop import LoopPath
 from client.training.reference import plain_loop
 from client.training.schedule import build
 from client.training.selfcheck import PathFactory
-from fedsys.tasks import DataSource, Examples, FederatedData, seeded
+from fedsys.tasks import DataSource, Examples, FederatedData, load, seeded
 from fedsys.tasks.classification import Classification
+from fedsys.tasks.shakespeare import PADDING, VOCABULARY, CharacterModel
 
 PATHS: dict[str, PathFactory] = {"dual": DualPath, "batched": BatchedPath, "loop": LoopPath}
 RAGGED = (23, 20, 11, 10, 9, 3, 1, 0)
@@ -130,3 +131,50 @@ def test_one_client_full_batches_single_examples_and_none(
     found, expected = both(path, "mlp", CONFIGS["sgd"], sizes)
     assert found.shape == expected.shape
     assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("path", ["batched", "loop"])
+def test_recurrent_models_train_in_batches_of_clients(cell: str, path: str) -> None:
+    """Ragged clients and sequences of unequal length; the reference uses torch's own layers."""
+    task = load("shakespeare", {"cell": cell, "hidden": 5, "embedding": 4, "sequence": 6})
+    with seeded(2):
+        model = task.init_model(2).double()
+        x = torch.randint(0, VOCABULARY, (20, 6), dtype=torch.uint8)
+        y = torch.randint(0, VOCABULARY, (20, 6))
+    y[3, 2:] = PADDING
+    pool, local = Examples(x=x, y=y), LocalConfig(batch_size=4, learning_rate=0.5)
+    rows, seeds = [np.arange(11), np.arange(9, 12), np.arange(3, 4)], [1, 2, 3]
+    start = FlatLayout.of(model).read(model)
+    expected = plain_loop(task, Torchs(model), local, start, pool, rows, seeds)
+    found = torch.full_like(expected, torch.nan)
+    PATHS[path](task, model, local).updates(start, pool, build(rows, seeds, local), seeds, found)
+    assert expected.abs().max() > 1e-2
+    assert (found - expected).abs().max() < 1e-10
+
+
+class Torchs(nn.Module):
+    """The same parameters in the same order, run by torch's own recurrent layers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(model, CharacterModel)
+        self.embedding, self.inputs = model.embedding, model.inputs
+        self.recurrent, self.readout = model.recurrent, model.readout
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        sequence = self.embedding(symbols.long())
+        for inputs, recurrent in zip(self.inputs, self.recurrent, strict=True):
+            assert isinstance(recurrent, nn.Linear)
+            hidden = recurrent.in_features
+            of_inputs, input_bias = inputs.parameters()
+            flat: list[Tensor] = [of_inputs, recurrent.weight, input_bias, recurrent.bias]
+            zero = sequence.new_zeros(1, len(sequence), hidden)
+            if recurrent.out_features == 3 * hidden:
+                sequence, _ = torch.gru(sequence, zero, flat, True, 1, 0.0, True, False, True)
+            else:
+                sequence, _, _ = torch.lstm(
+                    sequence, (zero, zero), flat, True, 1, 0.0, True, False, True
+                )
+        outputs: Tensor = self.readout(sequence)
+        return outputs.transpose(1, 2)

@@ -265,7 +265,7 @@ def test_a_slow_path_is_not_measured_with_larger_chunks(monkeypatch: pytest.Monk
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     seen: list[tuple[str, int]] = []
 
-    def train(path: str, clients: int) -> int:
+    def train(path: str, clients: int) -> float:
         seen.append((path, clients))
         now[0] += 1.0
         return clients
