@@ -16,7 +16,7 @@ import time
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -45,6 +45,7 @@ __all__ = ["Deployment", "Randomness", "submit"]
 
 _log = logging.getLogger(__name__)
 _POLL = 0.5
+T = TypeVar("T")
 
 
 class JobFailed(FedsysError):
@@ -169,7 +170,7 @@ class Deployment:
                 status, reason = "cancelled", str(error)
             except JobFailed as error:
                 status, reason = "failed", str(error)
-            await asyncio.to_thread(self._finish, running, status)
+            await _to_its_end(self._finish, running, status)
         self._end(row, status, reason)
 
     def _prepare(self, row: JobRow) -> _Running | None:
@@ -368,7 +369,7 @@ class Deployment:
             trained = await self._one_round(running)
             running.seconds.append(time.monotonic() - started)
             running.clients.append(trained)
-            await asyncio.to_thread(self._evaluate, running)
+            await _to_its_end(self._evaluate, running)
             self._state.update_job(
                 running.row.id, round=job.coordinator.reserved, stage="", spent=job.epsilon
             )
@@ -403,13 +404,17 @@ class Deployment:
                 raise RoundAborted(
                     "fewer clients than min_survivors were left", nothing_summed=False
                 )
+        except asyncio.CancelledError:
+            before = round_ is None or secure.stage not in ("unmask", "done")
+            coordinator.abort_round("the coordinator was shut down", before_unmask=before)
+            raise
         except RoundAborted as abort:
             coordinator.abort_round(str(abort), before_unmask=abort.nothing_summed)
             _log.warning("job %s: round %d gave no model: %s", id, number, abort)
             self._metrics.round_aborted()
             self._close_round(running, open_, round_, committed=False)
             return 0
-        await asyncio.to_thread(
+        await _to_its_end(
             lambda: coordinator.finish_round(
                 result.total,
                 result.included,
@@ -574,6 +579,16 @@ class Deployment:
                     signature=given.signature,
                 )
             )
+
+
+async def _to_its_end(function: Callable[..., T], *arguments: Any) -> T:
+    """Run what writes to the disk in a thread; cancelled, wait for it all the same."""
+    task = asyncio.create_task(asyncio.to_thread(function, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def _resolved(config: Config, plan: PrivacyPlan) -> Config:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from fedsys.errors import ConfigError, EnrollmentError
@@ -177,6 +177,12 @@ class Registry:
             if self._roster_signer is not None:
                 self._sign_roster(session, self._proposal(session))
 
+    def shut_out(self) -> frozenset[str]:
+        """Serial numbers of all revoked certificates."""
+        query = select(CertificateRow.serial).where(CertificateRow.revoked)
+        with self._state.transaction() as session:
+            return frozenset(session.scalars(query))
+
     # -- the roster -------------------------------------------------------------------------------
 
     def chain(self) -> RosterChain:
@@ -191,6 +197,11 @@ class Registry:
             SignedStatement(statement=row.statement, signature=row.signature)
             for row in self._state.rosters(after)
         ]
+
+    def roster_version(self) -> int:
+        """Number of the newest version; 0 before the first."""
+        with self._state.transaction() as session:
+            return session.scalar(select(func.max(RosterRow.version))) or 0
 
     def propose(self) -> RosterStatement:
         """The list that the authority is to sign next: everybody enrolled and not revoked."""

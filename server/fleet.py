@@ -26,6 +26,7 @@ class Link:
         node: whose certificate it was opened with.
         version: of the agent's software.
         peer: its certificate.
+        roster: newest version of the roster that was sent to it.
         outgoing: serialised `Down` messages; None ends the session.
         limit: bytes of the largest message that is taken from this agent now.
     """
@@ -33,6 +34,7 @@ class Link:
     node: int
     version: str = ""
     peer: Peer | None = None
+    roster: int = 0
     outgoing: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
     limit: int = MAX_SMALL_PARCEL
 

@@ -1,12 +1,13 @@
 """The devices' port: mutual TLS, one long-lived stream for each agent, enrolment, health.
 
-Certificates are checked by TLS against our authority and then, at every call and every minute of an
-open session, against the registry: a revoked or expired one is shut out at once.
+Certificates are checked by TLS against our authority and then, at every call, against the registry;
+`DevicePort.evict`, called every few seconds, ends the open sessions of those revoked meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -35,7 +36,6 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
 )
 _HELLO_SECONDS = 20.0
-_WATCH_SECONDS = 60.0
 
 
 class DevicePort:
@@ -98,13 +98,14 @@ class DevicePort:
 
     async def evict(self) -> None:
         """End the sessions of nodes that were revoked or whose certificate expired meanwhile."""
+        shut_out, now = self._registry.shut_out(), dt.datetime.now(dt.UTC)
         for link in list(self._fleet.links.values()):
-            peer = link.peer
-            try:
-                if peer is not None:
-                    self._registry.admit(peer)
-            except EnrollmentError as error:
-                link.close(fleet_pb2.Goodbye.REVOKED, str(error))
+            if link.peer is None:
+                continue
+            if link.peer.serial in shut_out:
+                link.close(fleet_pb2.Goodbye.REVOKED, "this node was revoked")
+            elif link.peer.expires < now:
+                link.close(fleet_pb2.Goodbye.REVOKED, "the certificate has expired")
 
     # -- enrolment --------------------------------------------------------------------------------
 
@@ -130,17 +131,13 @@ class DevicePort:
         )
 
     def announce_roster(self) -> None:
-        """Tell every connected agent of the newest roster."""
-        statements = self._registry.statements()
-        if statements:
-            news = fleet_pb2.RosterNews(
-                roster=[
-                    fleet_pb2.SignedRoster(statement=s.statement, signature=s.signature)
-                    for s in statements[-1:]
-                ]
-            )
-            for link in self._fleet.links.values():
+        """Tell every connected agent of the rosters that it has not seen."""
+        newest = self._registry.roster_version()
+        for link in self._fleet.links.values():
+            if link.roster < newest:
+                news = fleet_pb2.RosterNews(roster=self._roster_news(link.roster))
                 link.send(fleet_pb2.Down(roster=news))
+                link.roster = newest
 
     def _roster_news(self, after: int) -> list[fleet_pb2.SignedRoster]:
         return [
@@ -184,7 +181,6 @@ class DevicePort:
         assembler = Assembler(limit=link.limit)
         writer = asyncio.create_task(_write(link, context))
         reader = asyncio.create_task(self._read(link, peer, frames, assembler))
-        watcher = asyncio.create_task(self._watch(link, peer))
         try:
             await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
             if reader.done() and not writer.done():
@@ -192,18 +188,9 @@ class DevicePort:
                 await asyncio.wait({writer}, timeout=5.0)
         finally:
             self._fleet.closed(link)
-            for task in (writer, reader, watcher):
+            for task in (writer, reader):
                 task.cancel()
-            await asyncio.gather(writer, reader, watcher, return_exceptions=True)
-
-    async def _watch(self, link: Link, peer: Peer) -> None:
-        while True:
-            await asyncio.sleep(_WATCH_SECONDS)
-            try:
-                self._registry.admit(peer)
-            except EnrollmentError as error:
-                link.close(fleet_pb2.Goodbye.REVOKED, str(error))
-                return
+            await asyncio.gather(writer, reader, return_exceptions=True)
 
     async def _read(
         self,
@@ -264,6 +251,7 @@ class DevicePort:
             protocol=protocol, roster=self._roster_news(hello.roster_version)
         )
         link.send(fleet_pb2.Down(welcome=welcome))
+        link.roster = hello.roster_version + len(welcome.roster)
         self._fleet.open(link)
         return True
 

@@ -98,7 +98,7 @@ async def _serve(
             metrics.serve(address)
         tasks = [
             asyncio.create_task(deployment.serve()),
-            asyncio.create_task(_follow_registry(devices, state)),
+            asyncio.create_task(_follow_registry(devices)),
         ]
         ready(port)
         waiter = asyncio.create_task(stop.wait())
@@ -116,13 +116,9 @@ async def _serve(
         state.close()
 
 
-async def _follow_registry(devices: DevicePort, state: State) -> None:
-    """Revocations and rosters may be written by another process; act on them at once."""
-    version = len(state.rosters())
+async def _follow_registry(devices: DevicePort) -> None:
+    """Revocations and rosters may be written by another process; act on them soon."""
     while True:
         await asyncio.sleep(_REVOCATION_SECONDS)
         await devices.evict()
-        newest = len(state.rosters())
-        if newest != version:
-            version = newest
-            devices.announce_roster()
+        devices.announce_roster()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fedsys import __version__
-from fedsys.cli import audit, doctor, init, publish, simulate
+from fedsys.cli import agent, audit, coordinator, doctor, init, job, publish, simulate
 
 __all__ = ["app"]
 
@@ -40,3 +40,6 @@ app.command("audit")(audit.audit)
 app.command("publish")(publish.publish)
 app.command("init")(init.init)
 app.command("doctor")(doctor.doctor)
+app.add_typer(coordinator.app, name="coordinator")
+app.add_typer(job.app, name="job")
+app.add_typer(agent.app, name="agent")

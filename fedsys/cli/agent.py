@@ -1,0 +1,232 @@
+"""``fedsys agent``: the data owner's side of a deployment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedsys.cli.extras import require_deploy
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Take part with the data of this device.", no_args_is_help=True)
+app.callback()(require_deploy)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The device's folder.")]
+
+
+@app.command()
+def join(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The coordinator.")],
+    folder: Folder,
+    token: Annotated[
+        str, typer.Option(help="What `fedsys coordinator enroll` printed; - reads it from stdin.")
+    ],
+) -> None:
+    """Make this device's keys, get a certificate, pin the roster."""
+    import sys
+
+    from client.grpc_channel import join as join_
+    from fedsys.wire.token import JoinToken
+
+    text = sys.stdin.readline() if token == "-" else token
+    credentials = join_(address, JoinToken.decode(text), folder)
+    typer.echo(f"joined as {credentials.name}, node {credentials.node}")
+    typer.echo(f"next: fedsys agent run {folder} --data TASK")
+
+
+@app.command()
+def run(
+    folder: Folder,
+    data: Annotated[
+        str, typer.Option(metavar="SOURCE", help="TASK, or TASK=FOLDER with its files.")
+    ],
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Part I (from 0) of N, for trying out.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="An option of the task; repeatable."),
+    ] = None,
+    log: Annotated[str, typer.Option(help="text or json.")] = "text",
+) -> None:
+    """Stay connected and take part in what policy.toml allows, until stopped."""
+    import os
+
+    import torch
+
+    from client.grpc_host import ConnectionHost
+    from client.identity import Credentials
+    from client.policy import ApprovedTask, Policy
+    from client.session import Session
+    from client.worker import DataSpec, LocalData
+    from fedsys.logs import configure
+    from fedsys.secret_files import write_secret
+
+    configure(log)
+    credentials = Credentials.load(folder)
+    options = _options(option or [])
+    path = folder / "policy.toml"
+    policy = Policy.load(path) if path.exists() else None
+    torch.set_num_threads(policy.threads if policy is not None else 1)
+    gpu = policy is not None and policy.gpu and torch.cuda.is_available()
+    worker = LocalData(
+        DataSpec.parse(data, shard), options=options, device="cuda" if gpu else "cpu"
+    )
+    if policy is None:
+        approved = ApprovedTask(sha256=worker.sha256, options=options)
+        policy = Policy.fresh(worker.spec.task, approved)
+        write_secret(path, policy.dump().encode())
+        typer.echo(f"wrote {path}: it allows task {worker.spec.task} alone", err=True)
+    if policy.nice:
+        os.nice(policy.nice)
+    session = Session(credentials=credentials, worker=worker, policy=lambda: Policy.load(path))
+    host = ConnectionHost(session)
+    try:
+        host.run()
+    except KeyboardInterrupt:
+        host.stop()
+        typer.echo("stopped", err=True)
+
+
+@app.command()
+def status(folder: Folder) -> None:
+    """What the agent is doing, and what it has spent by its own count."""
+    import json
+
+    import psutil
+
+    from client.identity import Credentials
+    from client.journal import Journal
+    from client.policy import Policy
+
+    credentials = Credentials.load(folder)
+    typer.echo(f"{credentials.name}, node {credentials.node}, at {credentials.coordinator}")
+    try:
+        shown = json.loads((folder / "status.json").read_text("utf-8"))
+        alive = psutil.pid_exists(int(shown["pid"])) and shown["connection"] != "stopped"
+        state = f"{shown['connection']}, {shown['activity']}" if alive else "not running"
+    except (OSError, ValueError, KeyError):
+        state = "not running"
+    typer.echo(state + (", paused" if (folder / "paused").exists() else ""))
+    expires = credentials.certificate.not_valid_after_utc
+    typer.echo(f"certificate until {expires:%Y-%m-%d}")
+    path = folder / "policy.toml"
+    if path.exists():
+        policy = Policy.load(path)
+        journal = Journal(folder / "journal.json")
+        spent = journal.spent(policy.epsilon_view)
+        typer.echo(f"epsilon {spent:.4g} of {policy.epsilon:g} ({policy.epsilon_view})")
+        for record in journal.jobs.values():
+            typer.echo(
+                f"  {record.name}: {len(record.joined)} rounds, epsilon "
+                f"{record.spent(policy.epsilon_view):.4g}"
+            )
+
+
+@app.command()
+def pause(folder: Folder) -> None:
+    """Take part in no further round until resumed."""
+    from client.identity import Credentials
+
+    Credentials.load(folder)
+    (folder / "paused").touch()
+    typer.echo("paused")
+
+
+@app.command()
+def resume(folder: Folder) -> None:
+    """Take part again."""
+    from client.identity import Credentials
+
+    Credentials.load(folder)
+    (folder / "paused").unlink(missing_ok=True)
+    typer.echo("resumed")
+
+
+@app.command()
+def leave(
+    folder: Folder,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Delete the keys here without telling anybody.")
+    ] = False,
+) -> None:
+    """Leave the federation: have this device revoked, and delete its keys."""
+    from client.grpc_channel import leave as leave_
+    from client.identity import Credentials
+
+    credentials = Credentials.load(folder)
+    if not offline:
+        leave_(credentials)
+    for name in ("identity.ed25519", "tls.pem", "round.state", "agent.toml", "status.json"):
+        (folder / name).unlink(missing_ok=True)
+    typer.echo(f"{credentials.name} has left; policy and journal are kept in {folder}")
+
+
+@app.command()
+def doctor(folder: Folder) -> None:
+    """Check keys, certificate, policy, conditions and the way to the coordinator."""
+    import datetime as dt
+    import socket
+
+    from client.conditions import conditions, obstacle
+    from client.identity import Credentials
+    from client.policy import Policy
+    from fedsys.errors import FedsysError
+
+    failed = False
+
+    def line(good: bool | None, what: str) -> None:
+        nonlocal failed
+        failed |= good is False
+        typer.echo(f"{ {True: 'ok', False: 'FAIL', None: 'unknown'}[good]:8s}{what}")
+
+    credentials = Credentials.load(folder)
+    line(True, f"{credentials.name}, node {credentials.node}")
+    left = credentials.certificate.not_valid_after_utc - dt.datetime.now(dt.UTC)
+    line(left.days >= 0, f"certificate good for {left.days} days")
+    try:
+        chain = credentials.roster_chain()
+        line(True, f"roster version {chain.version}, signatures hold")
+    except FedsysError as error:
+        line(False, str(error))
+    host, _, port = credentials.coordinator.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+            line(True, f"{credentials.coordinator} answers")
+    except (OSError, ValueError) as error:
+        line(False, f"{credentials.coordinator}: {error}")
+    path = folder / "policy.toml"
+    if not path.exists():
+        line(None, "no policy.toml yet; the first run writes one")
+    else:
+        try:
+            policy = Policy.load(path)
+            found = conditions(policy)
+            for condition in found:
+                line(condition.holds, f"{condition.name}: {condition.text}")
+            why = obstacle(policy, found)
+            line(why is None, why or "the policy lets this device work now")
+        except FedsysError as error:
+            line(False, str(error))
+    if failed:
+        raise typer.Exit(1)
+
+
+def _options(given: list[str]) -> dict[str, object]:
+    import tomllib
+
+    from fedsys.errors import ConfigError
+
+    found: dict[str, object] = {}
+    for each in given:
+        key, equals, text = each.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--option {each}: expected KEY=VALUE")
+        try:
+            found[key] = tomllib.loads(f"v = {text}")["v"]
+        except tomllib.TOMLDecodeError:
+            found[key] = text
+    return found

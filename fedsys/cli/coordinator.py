@@ -1,0 +1,281 @@
+"""``fedsys coordinator``: the operator's side of a deployment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedsys.cli.extras import require_deploy
+
+if TYPE_CHECKING:
+    from fedsys.config import Config
+    from server.job_model import JobModel
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Run a coordinator; let devices join it.", no_args_is_help=True)
+app.callback()(require_deploy)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The coordinator's folder.")]
+
+
+@app.command()
+def init(
+    folder: Folder,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name or address under which devices reach this coordinator; repeatable.",
+            show_default="localhost, 127.0.0.1, ::1 and this host's name",
+        ),
+    ] = None,
+    roster_key: Annotated[
+        str | None,
+        typer.Option(
+            help="Public key (64 hex digits, or a file) of a roster authority that is not you."
+        ),
+    ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(min=0, help="Privacy budget of the population over all jobs.")
+    ] = None,
+) -> None:
+    """Make a certificate authority, a server certificate, keys and a database."""
+    from fedsys.privacy import load_public_key
+    from server.home import Home
+    from server.pki import default_hosts
+
+    public = None if roster_key is None else load_public_key(roster_key).public_bytes_raw()
+    home = Home.create(
+        folder, hosts=host or default_hosts(), roster_key=public, epsilon=epsilon or None
+    )
+    typer.echo(f"coordinator in {folder}")
+    typer.echo(f"authority's fingerprint  {home.authority.fingerprint}")
+    typer.echo(f"ledgers are signed by    {home.signer.public_hex}")
+    typer.echo(f"roster is signed by      {home.roster_key.hex()}")
+    if home.operator_signs_roster:
+        typer.echo(
+            "You hold the roster's key: against you as an active attacker, devices have only the "
+            "trace that roster changes leave. Give --roster-key to let somebody else decide."
+        )
+
+
+@app.command()
+def enroll(
+    folder: Folder,
+    name: Annotated[str, typer.Argument(help="What to call the device.")],
+    hours: Annotated[float, typer.Option(min=0.01, help="How long the token is good.")] = 24.0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the token alone.")] = False,
+) -> None:
+    """Print a one-time token with which one device can join."""
+    from server.home import Home
+    from server.state import State
+
+    home = Home.open(folder)
+    state = State.open(folder)
+    try:
+        token = home.registry(state).issue_token(name, hours=hours)
+    finally:
+        state.close()
+    if quiet:
+        typer.echo(token.encode())
+        return
+    typer.echo(f"Token for {name}, good once within {hours:g} hours; it is a secret:\n")
+    typer.echo(token.encode())
+    typer.echo(f"\nauthority's fingerprint  {token.fingerprint}")
+    typer.echo("On the device: fedsys agent join HOST:PORT --token TOKEN DIR")
+
+
+@app.command()
+def run(
+    folder: Folder,
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where devices connect; port 0 picks one.")
+    ] = "0.0.0.0:7443",
+    log: Annotated[str, typer.Option(help="text or json.")] = "text",
+) -> None:
+    """Serve devices and run jobs until stopped; a job that was cut off goes on."""
+    import asyncio
+    import sys
+
+    from fedsys.logs import configure
+    from server.grpc_service import run_coordinator
+    from server.home import Home
+
+    configure(log)
+
+    def ready(port: int) -> None:
+        typer.echo(f"listening on {listen.rpartition(':')[0]}:{port}")
+        sys.stdout.flush()
+
+    asyncio.run(run_coordinator(Home.open(folder), listen=listen, models=model_of, ready=ready))
+
+
+@app.command()
+def nodes(folder: Folder) -> None:
+    """List the devices that joined."""
+    import datetime as dt
+
+    from fedsys.cli.grpc_operator import operator
+
+    with operator(folder) as calls:
+        fleet = calls.fleet()
+    for node in fleet.nodes:
+        connected = "connected" if node.connected else "away"
+        expires = dt.datetime.fromtimestamp(node.expires, dt.UTC).date()
+        typer.echo(f"{node.id:5d}  {node.name:24s} {node.status:8s} {connected:9s} until {expires}")
+    budget = f" of {fleet.budget:g}" if fleet.HasField("budget") else ", no budget set"
+    typer.echo(f"roster version {fleet.roster_version}; epsilon spent {fleet.spent:.4g}{budget}")
+
+
+@app.command()
+def revoke(folder: Folder, name: Annotated[str, typer.Argument()]) -> None:
+    """Shut a device out for good."""
+    from server.home import Home
+    from server.state import State
+
+    home, state = Home.open(folder), State.open(folder)
+    try:
+        home.registry(state).revoke(name)
+    finally:
+        state.close()
+    typer.echo(f"{name} is revoked")
+    if not home.operator_signs_roster:
+        typer.echo("The roster's authority has to sign the next list: fedsys coordinator roster")
+
+
+@app.command()
+def rotate(folder: Folder) -> None:
+    """Issue a new server certificate, for the hosts in coordinator.toml; then restart."""
+    from server.home import Home
+
+    Home.open(folder).rotate_server()
+    typer.echo("a new server certificate is in place; restart the coordinator")
+
+
+@app.command()
+def roster(
+    folder: Folder,
+    propose: Annotated[
+        Path | None, typer.Option(help="Write the next list, for the authority to sign.")
+    ] = None,
+    accept: Annotated[
+        Path | None, typer.Option(help="Put a list in force that the authority signed.")
+    ] = None,
+) -> None:
+    """Show the signed roster, propose the next, or put a signed one in force."""
+    import json
+
+    from fedsys.errors import ConfigError
+    from fedsys.wire.roster import SignedStatement
+    from server.home import Home
+    from server.state import State
+
+    home, state = Home.open(folder), State.open(folder)
+    try:
+        registry = home.registry(state)
+        if propose is not None:
+            statement = registry.propose()
+            propose.write_bytes(statement.encoded)
+            typer.echo(
+                f"version {statement.version} with {len(statement.members)} members is in "
+                f"{propose}; the authority runs: fedsys coordinator sign-roster KEY {propose}"
+            )
+        elif accept is not None:
+            try:
+                body = json.loads(accept.read_text("utf-8"))
+                signed = SignedStatement(
+                    statement=body["statement"].encode(),
+                    signature=bytes.fromhex(body["signature"]),
+                )
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                raise ConfigError(f"{accept}: not a signed roster") from None
+            typer.echo(f"roster version {registry.accept(signed).version} is in force")
+        else:
+            for each in registry.chain().versions:
+                members = ", ".join(map(str, each.nodes))
+                typer.echo(f"version {each.version}  {each.hash.hex()[:16]}  nodes {members}")
+    finally:
+        state.close()
+
+
+@app.command("sign-roster")
+def sign_roster(
+    key: Annotated[Path, typer.Argument(help="The authority's key file; made if missing.")],
+    statement: Annotated[
+        Path | None, typer.Argument(help="What the operator proposed.", show_default="none")
+    ] = None,
+) -> None:
+    """For the roster's authority, on its own machine: make a key, or sign a proposed list."""
+    import json
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from fedsys.secret_files import read_secret, write_secret
+    from fedsys.wire.roster import RosterStatement, signed_message
+
+    if not key.exists():
+        write_secret(key, Ed25519PrivateKey.generate().private_bytes_raw())
+    private = Ed25519PrivateKey.from_private_bytes(read_secret(key))
+    if statement is None:
+        typer.echo(private.public_key().public_bytes_raw().hex())
+        return
+    found = RosterStatement.decode(statement.read_bytes())
+    signed = statement.with_suffix(".signed")
+    body = {
+        "statement": found.encoded.decode(),
+        "signature": private.sign(signed_message(found.encoded)).hex(),
+    }
+    signed.write_text(json.dumps(body), encoding="utf-8")
+    typer.echo(f"version {found.version}: nodes {', '.join(map(str, found.nodes))}")
+    typer.echo(f"signed in {signed}")
+
+
+class _Model:
+    """A task's model through the same trainer that devices and simulations use."""
+
+    def __init__(self, config: Config) -> None:
+        from client.training import LocalConfig, Trainer
+        from client.worker import code_sha256
+        from fedsys import tasks
+
+        self._task = tasks.load(config.task.name, config.task.options)
+        self.task_sha256 = code_sha256(self._task)
+        self._trainer = Trainer(
+            self._task,
+            LocalConfig(**config.local.model_dump()),
+            "cpu",
+            "loop" if config.engine.path == "auto" else config.engine.path,
+            1,
+            config.job.seed,
+        )
+        self.dimension = self._trainer.dimension
+        self._data: Any = None
+
+    def initial_weights(self) -> Any:
+        return self._trainer.initial_weights()
+
+    def state_dict(self, weights: Any) -> dict[str, Any]:
+        return self._trainer.state_dict(weights)
+
+    def evaluate(self, weights: Any) -> dict[str, float] | None:
+        import logging
+
+        from fedsys import tasks
+        from fedsys.errors import DataError
+
+        if self._data is None:
+            try:
+                self._data = self._task.clients(tasks.DataSource.locate(None))
+            except DataError as error:
+                logging.getLogger(__name__).warning("no evaluation: %s", error)
+                self._data = False
+        if self._data is False:
+            return None
+        return self._trainer.evaluate(weights, self._data.test)
+
+
+def model_of(config: Config) -> JobModel:
+    """The model that a configuration names."""
+    return _Model(config)

@@ -1,0 +1,151 @@
+"""``fedsys job``: what a coordinator's devices are to learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedsys.cli.extras import require_deploy
+
+if TYPE_CHECKING:
+    from fedsys.wire import fleet_pb2
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Submit jobs to a running coordinator.", no_args_is_help=True)
+app.callback()(require_deploy)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The coordinator's folder.")]
+Id = Annotated[str | None, typer.Argument(metavar="[ID]", show_default="the newest job")]
+
+
+@app.command()
+def submit(
+    folder: Folder,
+    config: Annotated[str, typer.Argument(help="A TOML file or a shipped recipe's name.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace one key, e.g. rounds.count=10."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the job's id alone.")] = False,
+) -> None:
+    """Queue a job; jobs run one after the other."""
+    from fedsys.cli.grpc_operator import operator
+    from fedsys.config import dump, load
+
+    with operator(folder) as calls:
+        status = calls.submit(dump(load(config, overrides or [])))
+    if quiet:
+        typer.echo(status.id)
+    else:
+        typer.echo(f"job {status.id} ({status.name}) is submitted")
+        typer.echo(f"watch it with: fedsys job watch {folder} {status.id}")
+
+
+@app.command("list")
+def list_(folder: Folder) -> None:
+    """All jobs in the order of their submission."""
+    from fedsys.cli.grpc_operator import operator
+
+    with operator(folder) as calls:
+        for status in calls.list():
+            typer.echo(describe(status))
+
+
+@app.command()
+def show(folder: Folder, id: Id = None) -> None:
+    """One job with its refusals."""
+    from fedsys.cli.grpc_operator import operator
+
+    with operator(folder) as calls:
+        status = calls.show(_id(calls.list(), id))
+    typer.echo(describe(status))
+    if status.reason:
+        typer.echo(f"  {status.reason}")
+    for refusal in status.refusals:
+        typer.echo(f"  refused: {refusal}")
+
+
+@app.command()
+def watch(folder: Folder, id: Id = None) -> None:
+    """Follow a job to its end; exit 0 only if it completed."""
+    from fedsys.cli.grpc_operator import operator
+
+    with operator(folder) as calls:
+        status = None
+        for status in calls.watch(_id(calls.list(), id)):
+            typer.echo(describe(status))
+    if status is None or status.status != "completed":
+        if status is not None:
+            for refusal in status.refusals:
+                typer.echo(f"  refused: {refusal}", err=True)
+            if status.reason:
+                typer.echo(f"error: {status.reason}", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def cancel(folder: Folder, id: Id = None) -> None:
+    """Stop a job after the round in hand; what it spent stays spent."""
+    from fedsys.cli.grpc_operator import operator
+
+    with operator(folder) as calls:
+        typer.echo(describe(calls.cancel(_id(calls.list(), id))))
+
+
+@app.command()
+def fetch(
+    folder: Folder,
+    id: Annotated[str, typer.Argument(metavar="ID")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+) -> None:
+    """Copy a finished job's run folder for `fedsys audit`; it holds server-side secrets."""
+    import shutil
+
+    from fedsys.cli.finish import audit_and_report
+    from fedsys.errors import ConfigError
+    from server.home import Home
+    from server.run_folder import RunFolder, disk_errors
+    from server.state import ACTIVE_JOB, State
+
+    home, state = Home.open(folder), State.open(folder)
+    try:
+        row = state.job(id)
+    finally:
+        state.close()
+    source = RunFolder(home.jobs / row.id)
+    if row.status in ACTIVE_JOB or not source.summary.exists():
+        raise ConfigError(f"job {id}: has no result ({row.status}); see `fedsys job show`")
+    target = RunFolder.create(out)
+    with disk_errors(out):
+        shutil.copytree(source.path, target.path, dirs_exist_ok=True)
+    checked = audit_and_report(out)
+    typer.echo(f"{out}: {row.status}, audit {'passes' if checked.passed else 'FAILS'}")
+    if not checked.passed:
+        raise typer.Exit(1)
+
+
+def describe(status: fleet_pb2.JobStatus) -> str:
+    """One job in one line."""
+    parts = [status.id, status.name, status.status]
+    if status.rounds:
+        parts.append(f"round {status.round}/{status.rounds}")
+    if status.stage:
+        parts.append(status.stage)
+    if status.HasField("epsilon"):
+        budget = f" of {status.budget:.2f}" if status.HasField("budget") else ""
+        parts.append(f"epsilon {status.epsilon:.2f}{budget}")
+    parts += [f"{name} {value:.4f}" for name, value in sorted(status.metrics.items())]
+    return "  ".join(parts)
+
+
+def _id(jobs: list[fleet_pb2.JobStatus], id: str | None) -> str:
+    from fedsys.errors import ConfigError
+
+    if id is not None:
+        return id
+    if not jobs:
+        raise ConfigError("there is no job yet; submit one with `fedsys job submit`")
+    return str(jobs[-1].id)
