@@ -34,17 +34,27 @@ KEEP = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The state after round `round`; `weights` is (d,) float32."""
+    """The state after a round.
+
+    Attributes:
+        round: its number.
+        weights: (d,) the model.
+        strategy: the server optimizer's state.
+        mechanism: of a mechanism that remembers its noise; as secret as that noise.
+    """
 
     round: int
     weights: NDArray[np.float32]
     strategy: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    mechanism: bytes = b""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Write `content` so that `path` holds either what it held before or all of it."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -83,10 +93,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         allow_pickle=False,
         round=np.int64(checkpoint.round),
         weights=checkpoint.weights,
+        mechanism=np.frombuffer(checkpoint.mechanism, dtype=np.uint8),
         **state,
     )
     path = folder / f"round-{checkpoint.round:06d}.npz"
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue(), mode=0o600)
     for old in sorted(folder.glob("round-*.npz"))[:-KEEP]:
         old.unlink(missing_ok=True)
     return path
@@ -127,6 +138,7 @@ def _read(path: Path) -> Checkpoint:
             return Checkpoint(
                 round=int(arrays["round"]),
                 weights=arrays["weights"].astype(np.float32, copy=False),
+                mechanism=arrays["mechanism"].tobytes(),
                 strategy={
                     name.removeprefix(prefix): arrays[name]
                     for name in arrays.files

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from server.checkpoint import Checkpoint, sha256_of_weights
 from server.cohorts import CohortSampler
 from server.strategies import Strategy
 
-__all__ = ["Coordinator", "JobTerms", "OpenRound"]
+__all__ = ["Coordinator", "JobTerms", "OpenRound", "RemembersNoise"]
 
 Weights = NDArray[np.float32]
 
@@ -72,6 +72,28 @@ class OpenRound:
     assignment: Assignment
 
 
+@runtime_checkable
+class RemembersNoise(Protocol):
+    """A mechanism whose noise is correlated over rounds: each reserved round has its position."""
+
+    @property
+    def position(self) -> int:
+        """Rounds whose noise was drawn."""
+        ...
+
+    def skip(self, entropy: Entropy) -> object:
+        """Draw the noise of a round that released nothing."""
+        ...
+
+    def state_bytes(self) -> bytes:
+        """To be durable before a round that used it is committed."""
+        ...
+
+    def restore(self, state: bytes) -> None:
+        """Go on from stored bytes."""
+        ...
+
+
 class Coordinator:
     """One job's rounds, one after the other.
 
@@ -82,6 +104,7 @@ class Coordinator:
         strategy: makes a new model of a mean update.
         sampler: draws the cohorts, and knows who took part when.
         weights: (d,) the current model.
+        noise: what a mechanism that remembers its noise remembered at the last checkpoint.
         keep: makes a checkpoint durable; called before the commit, so that a committed model is
             never lost.
     """
@@ -96,9 +119,12 @@ class Coordinator:
         sampler: CohortSampler,
         weights: Weights,
         keep: Callable[[Checkpoint], object],
+        noise: bytes = b"",
     ) -> None:
         self.terms = terms
         self.mechanism = terms.plan.build_mechanism()
+        if noise and isinstance(self.mechanism, RemembersNoise):
+            self.mechanism.restore(noise)
         self.strategy = strategy
         self.weights = weights
         self._ledger = ledger
@@ -169,6 +195,7 @@ class Coordinator:
         """
         open_ = self._current()
         mechanism = self.mechanism
+        state = self._at_this_position(open_.number, noise_entropy)
         noise = mechanism.top_up(len(survivors), noise_entropy)
         topped = add_noise(total.copy(), noise, bits=mechanism.modulus_bits)
         mean = mechanism.decode(topped, seed=open_.assignment.digest)
@@ -179,7 +206,14 @@ class Coordinator:
                 f"round {open_.number}: the model diverged to infinity; lower "
                 f"server.learning_rate or local.learning_rate"
             )
-        self._keep(Checkpoint(round=open_.number, weights=weights, strategy=self.strategy.state()))
+        self._keep(
+            Checkpoint(
+                round=open_.number,
+                weights=weights,
+                strategy=self.strategy.state(),
+                mechanism=b"" if state is None else state.state_bytes(),
+            )
+        )
         self._ledger.commit(
             open_.number,
             {"weights_sha256": sha256_of_weights(weights)},
@@ -206,6 +240,15 @@ class Coordinator:
         survivors = () if before_unmask else None
         self._accountant.charge(self.mechanism.event, open_.cohort, survivors)
         self._open = None
+
+    def _at_this_position(self, number: int, entropy: Entropy) -> RemembersNoise | None:
+        """Draws past the rounds that released nothing, where the mechanism counts them."""
+        mechanism = self.mechanism
+        if not isinstance(mechanism, RemembersNoise):
+            return None
+        while mechanism.position < number - 1:
+            mechanism.skip(entropy)
+        return mechanism
 
     def _current(self) -> OpenRound:
         if self._open is None:

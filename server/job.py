@@ -37,6 +37,7 @@ from fedsys.privacy import (
 from fedsys.privacy.ledger import read_private
 from fedsys.versions import code_hash, versions
 from server.checkpoint import (
+    Checkpoint,
     committed_checkpoint,
     save_checkpoint,
     sha256_of_weights,
@@ -146,7 +147,7 @@ class Job:
             ledger,
             ViewAccountant(plan),
             strategy,
-            weights,
+            Checkpoint(round=0, weights=weights),
             CohortSampler(plan),
             folder.checkpoints,
         )
@@ -207,7 +208,6 @@ class Job:
                         f"{folder.checkpoints}: holds {len(checkpoint.weights)} weights, the task "
                         f"has {len(weights)}; is this the task that the run was started with?"
                     )
-                weights = checkpoint.weights
                 strategy.load(checkpoint.strategy)
             accountant = ViewAccountant(plan)
             for _ in charge_rounds(accountant, view, ledger.private_rounds):
@@ -221,7 +221,7 @@ class Job:
                 ledger,
                 accountant,
                 strategy,
-                weights,
+                checkpoint or Checkpoint(round=0, weights=weights),
                 sampler,
                 folder.checkpoints,
             )
@@ -331,7 +331,7 @@ def _coordinator(
     ledger: Ledger,
     accountant: ViewAccountant,
     strategy: Strategy,
-    weights: Weights,
+    checkpoint: Checkpoint,
     sampler: CohortSampler,
     checkpoints: Path,
 ) -> Coordinator:
@@ -347,8 +347,9 @@ def _coordinator(
         accountant=accountant,
         strategy=strategy,
         sampler=sampler,
-        weights=weights,
-        keep=lambda checkpoint: save_checkpoint(checkpoints, checkpoint),
+        weights=checkpoint.weights,
+        noise=checkpoint.mechanism,
+        keep=lambda newer: save_checkpoint(checkpoints, newer),
     )
 
 
