@@ -8,19 +8,17 @@ over another alive set, a release) is written to the store before it is returned
 from __future__ import annotations
 
 import enum
-import functools
 import hashlib
 import os
 from collections.abc import Callable
 
 import numpy.typing as npt
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from secure_agg import checks, keys
-from secure_agg.errors import InputError, MessageError, ShareError, StateError
+from secure_agg.dealing import Dealing, half
+from secure_agg.errors import InputError, MessageError, StateError
 from secure_agg.floor import Floor
 from secure_agg.messages import (
-    COMMITMENTS_SIZE,
     DEALT_ROW,
     HEADER_SIZE,
     Begin,
@@ -39,7 +37,6 @@ from secure_agg.params import SecAggParams
 from secure_agg.prg import add_masks
 from secure_agg.ring import Vector, ring
 from secure_agg.roster import Entropy, Identity, Roster
-from secure_agg.shamir import split
 from secure_agg.shared import Shared
 from secure_agg.store import Store, pack_fields, present, unpack_fields
 from secure_agg.transcript import (
@@ -49,7 +46,6 @@ from secure_agg.transcript import (
     View,
     advert_digest,
     alive_digest,
-    commitment_at,
     dealt_digest,
     nonce_commitment,
     session_hash,
@@ -142,13 +138,11 @@ class Participant:
         self._stage = _Stage.IDLE
         self._attempt = 0
         self._secrets: keys.RoundSecrets | None = None
-        self._mask_private: X25519PrivateKey | None = None
         self._session = bytes(32)
         self._cohort: Cohort | None = None
         self._view: View | None = None
         self._own_dealt = b""
-        self._seal_keys: dict[int, bytes] = {}
-        self._mask_secrets: dict[int, bytes] = {}
+        self._dealing: Dealing | None = None
         self._dealt: Dealt | None = None
         self._held: dict[int, bytes] = {}
         self._alive: list[int] = []
@@ -299,11 +293,13 @@ class Participant:
             self._attempt = begin.attempt
             self._session = session_hash(begin)
             if seed:
-                self._adopt(keys.RoundSecrets(seed))
+                self._secrets = keys.RoundSecrets(seed)
             if cohort:
                 self._cohort = Cohort.read(roster, self.params, self._session, cohort, shared)
             if nonces and self._cohort is not None:
                 self._view = View.read(self._cohort, self.params, nonces, shared)
+                if seed:
+                    self._dealing = self._dealing_in(self._view)
             if dealt and self._view is not None:
                 self._dealt = Dealt.read(self._view, self.params, dealt, shared)
             self._own_dealt = own_dealt
@@ -349,8 +345,8 @@ class Participant:
         self._marks = {**self._marks, job: (begin.round, begin.attempt)}
         self._attempt = begin.attempt
         self._session = session
-        self._cohort = self._view = None
-        self._adopt(keys.RoundSecrets(self._entropy(32)))
+        self._cohort = self._view = self._dealing = None
+        self._secrets = keys.RoundSecrets(self._entropy(32))
         self._stage = _Stage.ADVERTISED
         fields = self._advert_fields()
         signature = self._identity.sign(advert_digest(session, self.id, fields))
@@ -369,162 +365,45 @@ class Participant:
     def _share(self, body: bytes) -> bytes:
         """Stage 1: deal shares of both secrets to the neighbours that the nonces determine."""
         _, end = take_count(body, 0, 4, 32, "nonces")
-        cohort = present(self._cohort)
-        view = View.read(cohort, self.params, body[4:end], self._shared)
-        own = cohort.index[self.id]
-        neighbours = unpack_ids(body[end:], "neighbours")
-        checks.graph(view.neighbour_ids(own), neighbours)
-        checks.enough_shares(len(neighbours), self.params.threshold)
-        self._seal_keys, self._mask_secrets = {}, {}
-        seed_hash, commitments, sealed = self._deal(view, neighbours)
+        view = View.read(present(self._cohort), self.params, body[4:end], self._shared)
+        dealing = self._dealing_in(view)
+        announced = unpack_ids(body[end:], "neighbours")
+        checks.graph(dealing.neighbours, announced)
+        dealing.neighbours = announced
+        checks.enough_shares(len(announced), self.params.threshold)
+        seed_hash, commitments, sealed = dealing.deal()
+        dealing.agree()
         commitments_hash = hashlib.sha256(commitments).digest()
         signature = self._identity.sign(
             dealt_digest(view.hash, self.id, seed_hash, commitments_hash)
         )
-        self._view = view
+        self._view, self._dealing = view, dealing
         self._own_dealt = seed_hash + commitments_hash + signature
-        if self._shared is None:
-            for other in neighbours:  # while the others deal: the upload need not wait for it
-                self._mask_secret(view, other)
         self._stage = _Stage.SHARED
         return frame(Kind.SHARES, self._session, seed_hash, signature, commitments, sealed)
-
-    def _deal(self, view: View, neighbours: list[int]) -> tuple[bytes, bytes, bytes]:
-        """Return H(b), all commitments, and all sealed shares."""
-        own, me, threshold = self._own, self.id, self.params.threshold
-        secret = own.self_seed + own.mask
-        count = len(neighbours)
-        polynomials = (threshold - 1) * len(secret)
-        each = 2 * keys.OPENING_SIZE + keys.NONCE_SIZE
-        randomness = own.shares_entropy(polynomials + count * each)
-        shares = split(secret, count, threshold, lambda size: randomness[:size])
-        commitments: list[bytes] = []
-        plains, nonces = [], []
-        at = polynomials
-        for holder, share in zip(neighbours, shares, strict=True):
-            first = share[:32] + randomness[at : at + 32]
-            second = share[32:] + randomness[at + 32 : at + 64]
-            nonces.append(randomness[at + 64 : at + each])
-            at += each
-            commitments += (
-                keys.commit_share(0, me, holder, first),
-                keys.commit_share(1, me, holder, second),
-            )
-            plains.append(first + second)
-        together = b"".join(commitments)
-        seed_hash = keys.seed_hash(view.hash, me, own.self_seed)
-        context = dealt_digest(view.hash, me, seed_hash, hashlib.sha256(together).digest())
-        sealed = [
-            keys.seal(self._seal_key(view, holder), nonce, plain, context, me, holder)
-            for holder, nonce, plain in zip(neighbours, nonces, plains, strict=True)
-        ]
-        return seed_hash, together, b"".join(sealed)
-
-    def _seal_key(self, view: View, other: int) -> bytes:
-        """Return the key under which this member and a neighbour pass each other shares."""
-        key = self._seal_keys.get(other)
-        if key is None:
-            own, cohort = self._own, view.cohort
-            public = cohort.ciphers[cohort.index[other]]
-            key = self._seal_keys[other] = keys.pair_key(
-                "seal",
-                functools.partial(keys.agree, own.cipher, public),
-                own.cipher_public,
-                public,
-                self._session,
-                self._shared,
-            )
-        return key
-
-    def _mask_secret(self, view: View, other: int) -> bytes:
-        """Return the secret that the masks with a neighbour are derived from."""
-        secret = self._mask_secrets.get(other)
-        if secret is None:
-            public = view.cohort.masks[view.cohort.index[other]]
-            secret = self._mask_secrets[other] = keys.agree(present(self._mask_private), public)
-        return secret
 
     def _mask(self, body: bytes) -> bytes:
         """Stage 2: open the shares, mask the input with keys bound to the whole transcript."""
         if self._vector is None:
             raise InputError("no input was provided: call provide() before this message")
-        view = present(self._view)
+        view, dealing = present(self._view), present(self._dealing)
         _, end = take_count(body, 0, 4, DEALT_ROW.size, "dealt shares")
         dealt = Dealt.read(view, self.params, body[4:end], self._shared)
         mine = b"".join(dealt.row(self.id)) if self.id in dealt else None
         checks.own_entry(self._own_dealt, mine, "dealt shares")
-        held, complaints = self._open_all(view, dealt, body[end:])
+        held, complaints = dealing.open(dealt, body[end:])
         checks.enough_shares(len(held), self.params.threshold)
-        own, cohort = self._own, view.cohort
-        plus = [keys.self_mask_key(own.self_seed, dealt.transcript)]
-        minus: list[bytes] = []
-        for other in view.neighbour_ids(cohort.index[self.id]):
-            if other in dealt:
-                key = keys.pair_key(
-                    "mask",
-                    functools.partial(self._mask_secret, view, other),
-                    own.mask_public,
-                    cohort.masks[cohort.index[other]],
-                    dealt.transcript,
-                    self._shared,
-                )
-                (plus if self.id < other else minus).append(key)
+        plus, minus = dealing.masks(dealt)
         vector = self._vector
         add_masks(vector, plus, minus, threads=self._threads)
         self._ring.reduce(vector)
         self._vector = None
-        self._dealt, self._held = dealt, held
-        self._seal_keys, self._mask_secrets = {}, {}
+        self._dealt, self._held, self._dealing = dealt, held, None
         self._participations += 1
         self._stage = _Stage.MASKED
         count = len(complaints).to_bytes(2, "little")
         packed = self._ring.pack(vector)
         return frame(Kind.MASKED, self._session, count, pack_ids(complaints), packed)
-
-    def _open_all(
-        self, view: View, dealt: Dealt, personal: bytes
-    ) -> tuple[dict[int, bytes], list[int]]:
-        """Return the authentic shares by dealer, and the dealers whose shares are not."""
-        held, complaints = {}, []
-        cohort, own = view.cohort, view.cohort.index[self.id]
-        at = 0
-        for j, index in enumerate(view.graph.neighbours[own]):
-            dealer = cohort.ids[index]
-            if dealer not in dealt:
-                continue
-            sealed = personal[at : at + keys.SEALED_SIZE]
-            count, end = take_count(
-                personal, at + keys.SEALED_SIZE, 2, COMMITMENTS_SIZE, "commitments"
-            )
-            commitments = personal[at + keys.SEALED_SIZE + 2 : end]
-            at = end
-            if count != len(view.graph.neighbours[index]):
-                raise MessageError(f"member {dealer} has {count} commitments: one a neighbour")
-            context = dealt.context(dealer, commitments)
-            place = view.graph.places[own][j]
-            try:
-                held[dealer] = self._open(view, dealer, sealed, context, commitments, place)
-            except ShareError:
-                complaints.append(dealer)
-        if at != len(personal):
-            raise MessageError("a DELIVERY message with bytes left over")
-        return held, complaints
-
-    def _open(
-        self,
-        view: View,
-        dealer: int,
-        sealed: bytes,
-        context: bytes,
-        commitments: bytes,
-        place: int,
-    ) -> bytes:
-        """Open one share and compare both halves with the dealer's commitments."""
-        plain = keys.unseal(self._seal_key(view, dealer), sealed, context, dealer, self.id)
-        for kind in (0, 1):
-            found = keys.commit_share(kind, dealer, self.id, _half(plain, kind))
-            checks.share_fits(commitment_at(commitments, place, kind), found, dealer)
-        return plain
 
     def _sign(self, body: bytes) -> bytes:
         """Stage 3: sign the transcript and one alive set, once."""
@@ -556,12 +435,13 @@ class Participant:
         for dealer in sorted(self._held):
             for kind, members in ((0, alive), (1, dropped)):
                 if dealer in members:
-                    half = _half(self._held[dealer], kind)
-                    rows.append((dealer, kind, half[: keys.SECRET_SIZE], half[keys.SECRET_SIZE :]))
+                    opened = half(self._held[dealer], kind)
+                    share, opening = opened[: keys.SECRET_SIZE], opened[keys.SECRET_SIZE :]
+                    rows.append((dealer, kind, share, opening))
         seed = self._own.self_seed
         self._stage = _Stage.RELEASED
-        self._secrets = self._mask_private = None
-        self._held, self._seal_keys, self._mask_secrets = {}, {}, {}
+        self._secrets = self._dealing = None
+        self._held = {}
         return frame(Kind.RELEASE, self._session, Release(own_seed=seed, rows=rows).body())
 
     # -- the inside ------------------------------------------------------------------------------
@@ -574,9 +454,14 @@ class Participant:
         if self._store is not None:
             self._store.save(self.to_bytes())
 
-    def _adopt(self, secrets: keys.RoundSecrets) -> None:
-        self._secrets = secrets
-        self._mask_private = X25519PrivateKey.from_private_bytes(secrets.mask)
+    def _dealing_in(self, view: View) -> Dealing:
+        return Dealing(
+            me=self.id,
+            own=self._own,
+            view=view,
+            threshold=self.params.threshold,
+            shared=self._shared,
+        )
 
     @property
     def _own(self) -> keys.RoundSecrets:
@@ -608,11 +493,6 @@ def verify_quorum(
     else:
         everything = (roster.hash, asked, tuple(unmask.signers), tuple(unmask.signatures))
         shared.get(("quorum", everything), verify)
-
-
-def _half(plain: bytes, kind: int) -> bytes:
-    """Return share and opening of one kind from an opened pair."""
-    return plain[keys.HALF_SIZE :] if kind else plain[: keys.HALF_SIZE]
 
 
 def _read_marks(fields: list[bytes]) -> tuple[Marks, int]:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
-from secure_agg import SecAggParams, keys, participant, shamir
+from secure_agg import SecAggParams, keys, shamir
+from secure_agg import dealing as dealing_module
 from secure_agg.errors import (
     DealerFault,
     MessageError,
@@ -225,7 +226,7 @@ def dealing(world: World, dealer: int, wrong: int, holders: int) -> None:
         return shares
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(participant, "split", crooked)
+        patch.setattr(dealing_module, "split", crooked)
         messages = world.until(Kind.DELIVERY)
     messages = world.step(messages, absent=[dealer])
     while messages:
@@ -326,7 +327,7 @@ def test_26_wrong_reconstructed_key() -> None:
             return honest(secret, count, threshold, entropy)  # type: ignore[arg-type]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(participant, "split", crooked)
+            patch.setattr(dealing_module, "split", crooked)
             messages = world.until(Kind.DELIVERY)
         messages = world.step(messages, absent=[VICTIM])
         while messages:
