@@ -2,7 +2,7 @@
 
 The slots 0..n-1 are put in an order drawn from the revealed nonces; a slot's neighbours are the
 k/2 before it and the k/2 after it in that circle (a Harary graph under a random permutation, Bell
-et al., CCS 2020, section 3.1). The members that advertised take the first slots by increasing id;
+et al., CCS 2020, section 3). The members that advertised take the first slots by increasing id;
 empty slots stand for those that never answered, so that the hypergeometric bounds hold for n
 itself however many that are.
 """

@@ -89,7 +89,7 @@ class SecAggParams:
         """Choose the sparsest graph and the largest threshold that are secure and correct.
 
         With X ~ Hypergeometric(n-1, c, k) corrupt and Y ~ Hypergeometric(n-1, n-dropouts, k) live
-        neighbours (Bell et al., CCS 2020, section 4): ``n P[Y < t] <= 2^-correctness_bits``,
+        neighbours (Bell et al., CCS 2020, sections 3 and 4): ``n P[Y < t] <= 2^-correctness_bits``,
         ``A n P[X >= t] <= 2^-secrecy_bits`` and ``A n ((c+dropouts)/n)^(k/2) <= 2^-secrecy_bits``,
         where A is `attempts`: a coalition that withholds a nonce has the graph drawn again.
         One alive set for everybody is enforced by the quorum ``q > (n+c)/2``, which is what lets

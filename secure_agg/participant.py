@@ -394,10 +394,9 @@ class Participant:
         held, complaints = dealing.open(dealt, body[end:])
         checks.enough_shares(len(held), self.params.threshold)
         plus, minus = dealing.masks(dealt)
-        vector = self._vector
+        vector, self._vector = self._vector, None  # never masked twice, whatever fails below
         add_masks(vector, plus, minus, threads=self._threads)
         self._ring.reduce(vector)
-        self._vector = None
         self._dealt, self._held, self._dealing = dealt, held, None
         self._participations += 1
         self._stage = _Stage.MASKED
