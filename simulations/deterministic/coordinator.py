@@ -76,7 +76,7 @@ def _describe(
     )
     return JobDescription(
         config=config,
-        plan=plan_for(config, population=population, dimension=DIMENSION),
+        plan=plan_for(config, population=population, layers=(DIMENSION,)),
         weights=np.zeros(DIMENSION, dtype=np.float32),
     )
 

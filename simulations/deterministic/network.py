@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from simulations.deterministic.clock import Clock
 from simulations.deterministic.dice import Dice
 
-__all__ = ["Network", "Partition", "Weather"]
+__all__ = ["Ambush", "Network", "Partition", "Weather"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,25 @@ class Partition:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ambush:
+    """Something that happens at the worst moment: when a stage of a round opens.
+
+    Attributes:
+        round: of the job.
+        kind: name of the coordinator's message that opens the stage.
+        agents: whom it befalls.
+        hold: seconds by which what they send is late, or None: they are cut off.
+        seconds: how long it lasts.
+    """
+
+    round: int
+    kind: str
+    agents: frozenset[int]
+    hold: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Weather:
     """How bad the network is.
 
@@ -43,6 +62,7 @@ class Weather:
         loss: probability that a message is lost.
         doubling: probability that it arrives twice.
         partitions: who is cut off when.
+        ambushes: who is cut off, or held up, at a certain stage.
     """
 
     delay: float
@@ -51,6 +71,7 @@ class Weather:
     loss: float
     doubling: float
     partitions: tuple[Partition, ...] = ()
+    ambushes: tuple[Ambush, ...] = ()
 
 
 class Network:
@@ -68,6 +89,20 @@ class Network:
         self._weather = weather
         self._calm_at = calm_at
         self._dice = dice
+        self._partitions = list(weather.partitions)
+        self._held: dict[int, tuple[float, float]] = {}
+        self._ambushes = {(it.round, it.kind): it for it in weather.ambushes}
+
+    def opens(self, round: int, kind: str) -> None:
+        """A stage opens: the moment of its ambush, if there is one."""
+        ambush, now = self._ambushes.pop((round, kind), None), self._clock.now
+        if ambush is None:
+            return
+        end = now + ambush.seconds
+        if ambush.hold is None:
+            self._partitions.append(Partition(start=now, end=end, agents=ambush.agents))
+        else:
+            self._held.update(dict.fromkeys(ambush.agents, (end, ambush.hold)))
 
     def carry(self, agent: int, *, inbound: bool, arrive: Callable[[], None]) -> str:
         """Let a message arrive once, twice or never; says which, for the trace.
@@ -81,9 +116,13 @@ class Network:
         if now >= self._calm_at:
             self._clock.after(dice.uniform(0.0, 0.05), arrive)
             return "sent"
-        cut = any(part.cuts(now, agent, inbound=inbound) for part in weather.partitions)
+        cut = any(part.cuts(now, agent, inbound=inbound) for part in self._partitions)
         if cut or dice.chance(weather.loss):
             return "cut off" if cut else "lost"
+        until, hold = self._held.get(agent, (0.0, 0.0)) if inbound else (0.0, 0.0)
+        if now < until:
+            self._clock.after(hold + dice.uniform(0.0, 1.5), arrive)
+            return "held up"
         copies = 2 if dice.chance(weather.doubling) else 1
         for _ in range(copies):
             late = dice.chance(weather.straggling)

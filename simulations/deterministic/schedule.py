@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from simulations.deterministic.dice import Dice
-from simulations.deterministic.network import Partition, Weather
+from simulations.deterministic.network import Ambush, Partition, Weather
 
 __all__ = ["Schedule"]
 
-CALM = Weather(delay=0.2, straggling=0.0, late=1.0, loss=0.0, doubling=0.0)
+STAGES = ("BEGIN", "COHORT", "NONCES", "DELIVERY", "ALIVE", "UNMASK")
 DIMENSION = 8
 
 
@@ -28,6 +28,7 @@ class Schedule:
         weather: of the network.
         calm_at: second from which nothing goes wrong any more, so that the job can end.
         agent_crash: probability that an agent dies at a flush, and before or after an event.
+        sick: agents that die at every fourth flush or so.
         server_crash: likewise the coordinator.
         power_loss: probability that a crash takes the machine, not the process alone.
         disk_failure: probability that a flush fails.
@@ -44,6 +45,7 @@ class Schedule:
     weather: Weather
     calm_at: float
     agent_crash: float
+    sick: frozenset[int]
     server_crash: float
     power_loss: float
     disk_failure: float
@@ -73,9 +75,11 @@ class Schedule:
                 loss=dice.uniform(0.0, 0.2) if swarm[1] else 0.0,
                 doubling=dice.uniform(0.0, 0.3) if swarm[2] else 0.0,
                 partitions=parts if swarm[3] else (),
+                ambushes=tuple(_ambush(dice, population) for _ in range(dice.below(3))),
             ),
             calm_at=calm_at,
             agent_crash=dice.uniform(0.0, 0.06) if swarm[4] else 0.0,
+            sick=frozenset({dice.below(population)} if dice.chance(0.4) else ()),
             server_crash=dice.uniform(0.0, 0.08) if swarm[5] else 0.0,
             power_loss=dice.one_of((0.0, 0.5, 1.0)),
             disk_failure=dice.uniform(0.0, 0.03) if swarm[6] else 0.0,
@@ -90,4 +94,15 @@ def _partition(dice: Dice, population: int, calm_at: float) -> Partition:
         end=start + dice.uniform(0.5, 20.0),
         agents=frozenset(agent for agent in range(population) if dice.chance(0.4)),
         inbound=dice.one_of((None, None, True, False)),
+    )
+
+
+def _ambush(dice: Dice, population: int) -> Ambush:
+    share = dice.uniform(0.2, 1.0)
+    return Ambush(
+        round=1 + dice.below(3),
+        kind=dice.one_of(STAGES),
+        agents=frozenset(agent for agent in range(population) if dice.chance(share)),
+        hold=dice.one_of((None, 5.5)),
+        seconds=dice.uniform(1.0, 15.0),
     )

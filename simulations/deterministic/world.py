@@ -28,6 +28,7 @@ __all__ = ["Outcome", "World", "run"]
 COORDINATOR = "coordinator"
 EVENTS = 20_000
 _FRAGILE = 6.0
+_SICK = 0.12
 _CALM = FlushFate()
 
 
@@ -39,8 +40,8 @@ class Outcome:
         seed: of it.
         status: how its job ended; None where an invariant broke.
         violation: which invariant broke, and how.
-        rounds: reserved by the end.
-        commits: rounds that gave a model.
+        rounds: reserved by the end; 0 where an invariant broke.
+        commits: of them, those that gave a model.
         crashes: of any party.
         seconds: of virtual time.
         trace: what happened, a line an event.
@@ -96,6 +97,7 @@ class World:
         self.trace: list[str] = []
         self.crashes = 0
         self.status: str | None = None
+        self._root = str(root)
         seed = schedule.seed
         self._clock = Clock()
         self._dice = Dice(seed, "faults")
@@ -134,7 +136,10 @@ class World:
         )
         self._lives: dict[str, _Life] = {}
         parties: list[tuple[_Party, float]] = [(self.coordinator, schedule.server_crash)]
-        parties += [(agent, schedule.agent_crash) for agent in self._agents.values()]
+        parties += [
+            (agent, _SICK if id in schedule.sick else schedule.agent_crash)
+            for id, agent in self._agents.items()
+        ]
         for party, rate in parties:
             name = party.disk.name
             self._lives[name] = _Life(name=name, disk=party.disk, boot=party.boot, crash_rate=rate)
@@ -155,6 +160,11 @@ class World:
             raise Violation(f"the job has not ended after {self._clock.now:.0f} s")
         self._check_end()
 
+    @property
+    def seconds(self) -> float:
+        """Virtual time since the start."""
+        return self._clock.now
+
     def _check_end(self) -> None:
         """What was closed must have been certain, not merely written."""
         folder, disk = self.coordinator.folder, self.coordinator.disk
@@ -169,7 +179,9 @@ class World:
     # -- events ----------------------------------------------------------------------------------
 
     def _ask(self, agent: int, ask: Ask) -> None:
-        what = f"round {ask.assignment.round} {kind_of(ask.message).name} to agent {agent}"
+        round, kind = ask.assignment.round, kind_of(ask.message).name
+        self._network.opens(round, kind)
+        what = f"round {round} {kind} to agent {agent}"
         fate = self._network.carry(
             agent, inbound=False, arrive=lambda: self._at_agent(agent, ask, what)
         )
@@ -263,7 +275,7 @@ class World:
         if self._clock.now >= self.schedule.calm_at:
             return 0.0
         recent = self._clock.now - life.died < 2 * self.schedule.outage
-        return min(life.crash_rate * (_FRAGILE if recent else 1.0), 0.5)
+        return min(life.crash_rate * (_FRAGILE if recent else 1.0), 0.25)
 
     def _bury(self, life: _Life, *, power_lost: bool) -> None:
         life.up, life.died = False, self._clock.now
@@ -280,7 +292,7 @@ class World:
         self._act(life, life.boot)
 
     def _note(self, line: str) -> None:
-        self.trace.append(f"{self._clock.now:9.3f} {line}")
+        self.trace.append(f"{self._clock.now:9.3f} {line}".replace(self._root, ""))
 
 
 def run(seed: int, *, root: Path | None = None) -> Outcome:
@@ -297,9 +309,9 @@ def run(seed: int, *, root: Path | None = None) -> Outcome:
         try:
             world.run()
         except Violation as error:
-            violation = str(error)
-        ledger = world.coordinator.folder
-        rounds = read_ledger(ledger.ledger, allow_torn=True).rounds if ledger.begun else ()
+            violation = str(error).replace(folder, "")
+        ledger = world.coordinator.folder.ledger
+        rounds = () if violation else read_ledger(ledger).rounds
         return Outcome(
             seed=seed,
             status=None if violation else world.status,
@@ -307,6 +319,6 @@ def run(seed: int, *, root: Path | None = None) -> Outcome:
             rounds=len(rounds),
             commits=sum(record.outcome == "commit" for record in rounds),
             crashes=world.crashes,
-            seconds=world._clock.now,
+            seconds=world.seconds,
             trace=tuple(world.trace),
         )

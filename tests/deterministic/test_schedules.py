@@ -1,0 +1,72 @@
+"""No schedule breaks an invariant: some hundreds always, ten thousand in the long run."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from simulations.deterministic import Schedule, run
+
+BLOCK = 50
+
+
+def _all_hold(first: int, count: int) -> list[str | None]:
+    outcomes = [run(seed) for seed in range(first, first + count)]
+    broken = [f"seed {o.seed}: {o.violation}" for o in outcomes if o.violation is not None]
+    assert not broken, "\n".join(broken)
+    return [outcome.status for outcome in outcomes]
+
+
+@pytest.mark.parametrize("block", range(5))
+def test_every_schedule_holds(block: int) -> None:
+    statuses = _all_hold(block * BLOCK, BLOCK)
+    assert set(statuses) <= {"completed", "budget-exhausted"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(200))
+def test_ten_thousand_schedules_hold(block: int) -> None:
+    _all_hold(1_000 + block * BLOCK, BLOCK)
+
+
+def test_schedules_reach_what_they_are_meant_to_test() -> None:
+    outcomes = [run(seed) for seed in range(40)]
+    lines = "\n".join(line for outcome in outcomes for line in outcome.trace)
+    assert sum(outcome.commits for outcome in outcomes) > 20
+    assert sum(outcome.rounds - outcome.commits for outcome in outcomes) > 20
+    assert sum(outcome.crashes for outcome in outcomes) > 100
+    for happening in (
+        "coordinator lost power",
+        "coordinator was killed",
+        "agent-1 lost power",
+        "the disk failed",
+        ": lost",
+        ": cut off",
+        ": sent twice",
+        "LateMessage",
+        "StaleRound",
+        "UNMASK",
+    ):
+        assert happening in lines, happening
+    ends = Counter(outcome.status for outcome in outcomes)
+    assert ends["completed"] > 20
+
+
+def test_a_seed_replays_to_the_byte() -> None:
+    for seed in (3, 38, 77):
+        first, second = run(seed), run(seed)
+        assert first.trace == second.trace
+        assert first.digest == second.digest
+        assert (first.status, first.seconds) == (second.status, second.seconds)
+    assert run(3).digest != run(4).digest
+
+
+def test_schedules_differ() -> None:
+    schedules = [Schedule.of(seed) for seed in range(200)]
+    assert {s.population for s in schedules} == {4, 5, 6, 7, 8}
+    assert {s.corrupt for s in schedules} == {0.0, 0.1}
+    assert any(s.budget for s in schedules)
+    assert any(s.weather.loss == 0 for s in schedules)
+    assert len({s.calm_at for s in schedules}) == 200
+    assert Schedule.of(5) == schedules[5]
