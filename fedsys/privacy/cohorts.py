@@ -128,7 +128,11 @@ class MinSeparation:
         self._count += 1
 
     def draw(self, round: int, entropy: Entropy) -> NDArray[np.int64]:
-        """A uniform cohort of those who may take part in this round, recorded.
+        """A cohort of those who may take part in this round, recorded.
+
+        Those who took part least come first, at random among equals: a purely random choice would
+        leave too few with turns to spare long before the population's turns are used up. Nothing is
+        lost: no randomness of this sampling counts in the accounting.
 
         Raises:
             MechanismError: fewer than a cohort may.
@@ -140,6 +144,10 @@ class MinSeparation:
                 f"round {round}: {clients.size} clients may take part, {self._size} are needed; "
                 "raise the population or max_participations, or lower min_separation or the cohort"
             )
-        cohort = _uniform_subset(clients, self._size, entropy)
+        counts = self._count[clients]
+        level = np.partition(counts, self._size - 1)[self._size - 1]
+        certain, drawn = clients[counts < level], clients[counts == level]
+        rest = _uniform_subset(drawn, self._size - certain.size, entropy)
+        cohort = np.sort(np.concatenate([certain, rest]))
         self.record(round, cohort.tolist())
         return cohort
