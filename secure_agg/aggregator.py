@@ -370,14 +370,17 @@ class Aggregator:
         view, answers = present(self._view), self._answers[_Stage.SHARE_KEYS]
         checks.enough_members(len(self._expected), self.params, "dealt shares")
         ids, neighbours = view.cohort.ids, view.graph.neighbours
-        rows, commitments = [], {}
+        rows: list[bytes] = []
+        # By index, None for those that dealt nothing: body, its commitments, start of its shares.
+        dealings: list[tuple[bytes, bytes, int] | None] = [None] * len(ids)
         for member in self._expected:
-            body = answers[member]
-            end = _SHARES_HEAD + len(neighbours[view.cohort.index[member]]) * COMMITMENTS_SIZE
-            dealt = body[_SHARES_HEAD:end]
-            hashed = hashlib.sha256(dealt).digest()
-            rows.append(DEALT_ROW.pack(member, body[:32], hashed, body[32:96]))
-            commitments[member] = (len(dealt) // COMMITMENTS_SIZE).to_bytes(2, "little") + dealt
+            index, body = view.cohort.index[member], answers[member]
+            count = len(neighbours[index])
+            start = _SHARES_HEAD + count * COMMITMENTS_SIZE
+            commitments = body[_SHARES_HEAD:start]
+            hashed = hashlib.sha256(commitments).digest()
+            rows.append(DEALT_ROW.pack(member, body[:32], hashed, body[32:_SHARES_HEAD]))
+            dealings[index] = body, count.to_bytes(2, "little") + commitments, start
         broadcast = b"".join(rows)
         self._dealt = Dealt.read(view, self.params, broadcast, self._shared)
         head = len(rows).to_bytes(4, "little") + broadcast
@@ -386,14 +389,15 @@ class Aggregator:
             own = view.cohort.index[member]
             parts: list[bytes] = []
             for index, place in zip(neighbours[own], view.graph.places[own], strict=True):
-                dealer = ids[index]
-                if dealer in self._expected:
-                    sealed = len(neighbours[index]) * COMMITMENTS_SIZE + place * keys.SEALED_SIZE
-                    at = _SHARES_HEAD + sealed
-                    parts += (answers[dealer][at : at + keys.SEALED_SIZE], commitments[dealer])
+                dealing = dealings[index]
+                if dealing is not None:
+                    body, commitments, start = dealing
+                    at = start + place * keys.SEALED_SIZE
+                    parts += (body[at : at + keys.SEALED_SIZE], commitments)
             messages[member] = frame(Kind.DELIVERY, self._session, head, *parts)
         for member in self._expected:  # the sealed shares have been passed on; keep the rest
-            answers[member] = answers[member][:_SHARES_HEAD] + commitments[member][2:]
+            _, _, start = present(dealings[view.cohort.index[member]])
+            answers[member] = answers[member][:start]
         self._total = self._ring.zeros(self.length)
         self.stage = _Stage.MASKED_INPUT
         return messages

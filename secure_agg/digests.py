@@ -24,8 +24,7 @@ def tag(name: str) -> bytes:
 
 def digest(name: str, *parts: bytes) -> bytes:
     """Hash ``parts`` injectively under the domain ``name``; 32 bytes."""
-    state = hashlib.sha256(tag(name))
+    pieces = [tag(name)]
     for part in parts:
-        state.update(len(part).to_bytes(8, "little"))
-        state.update(part)
-    return state.digest()
+        pieces += (len(part).to_bytes(8, "little"), part)
+    return hashlib.sha256(b"".join(pieces)).digest()

@@ -63,6 +63,9 @@ class Kind(enum.IntEnum):
     RELEASE = 12
 
 
+_KINDS: Final = {int(kind): kind for kind in Kind}
+
+
 class Limits:
     """Least and most bytes of each kind of body in a round, known before a byte is parsed."""
 
@@ -114,10 +117,10 @@ def kind_of(message: bytes) -> Kind:
         raise MessageError(f"a message of {len(message)} bytes: the header takes {HEADER_SIZE}")
     if message[0] != VERSION:
         raise MessageError(f"a message of version {message[0]}: this is version {VERSION}")
-    try:
-        return Kind(message[1])
-    except ValueError:
-        raise MessageError(f"a message of unknown kind {message[1]}") from None
+    kind = _KINDS.get(message[1])
+    if kind is None:
+        raise MessageError(f"a message of unknown kind {message[1]}")
+    return kind
 
 
 def check_frame(message: bytes, kind: Kind, session: bytes, limits: Limits) -> None:

@@ -19,6 +19,7 @@ __all__ = ["SEED", "Recovery"]
 
 SEED = 0
 MASK_KEY = 1
+_NOTHING = (-1, -1, b"", b"")
 
 
 class Recovery:
@@ -61,21 +62,25 @@ class Recovery:
         view = self._dealt.view
         own = view.cohort.index[holder]
         check_seed(self._dealt, holder, release.own_seed)
-        expected = {}
+        complaints, ids = self._complaints[holder], view.cohort.ids
+        rows = iter(release.rows)
+        accepted = []
         for index, place in zip(view.graph.neighbours[own], view.graph.places[own], strict=True):
-            dealer = view.cohort.ids[index]
-            if dealer in self._dealt and dealer not in self._complaints[holder]:
-                expected[dealer] = place
-        if [(row[0], row[1]) for row in release.rows] != [
-            (dealer, SEED if dealer in self._alive else MASK_KEY) for dealer in expected
-        ]:
+            dealer = ids[index]
+            if dealer not in self._commitments or dealer in complaints:
+                continue
+            kind = SEED if dealer in self._alive else MASK_KEY
+            found, found_kind, share, opening = next(rows, _NOTHING)
+            if found != dealer or found_kind != kind:
+                raise ShareError(f"member {holder} released other shares than it was asked for")
+            wanted = commitment_at(self._commitments[dealer], place, kind)
+            hashed = keys.commit_share(kind, dealer, holder, share + opening)
+            checks.share_fits(wanted, hashed, dealer)
+            accepted.append((dealer, place, share))
+        if next(rows, None) is not None:
             raise ShareError(f"member {holder} released other shares than it was asked for")
-        for dealer, kind, share, opening in release.rows:
-            found = keys.commit_share(kind, dealer, holder, share + opening)
-            wanted = commitment_at(self._commitments[dealer], expected[dealer], kind)
-            checks.share_fits(wanted, found, dealer)
-        for dealer, _, share, _ in release.rows:
-            self._shares.setdefault(dealer, {})[expected[dealer]] = share
+        for dealer, place, share in accepted:
+            self._shares.setdefault(dealer, {})[place] = share
         self._seeds[holder] = release.own_seed
 
     def recover(self) -> tuple[dict[int, bytes], dict[int, bytes]]:
