@@ -145,6 +145,9 @@ class Privacy(Section):
     guarantee: Literal["outsider", "server"] = "outsider"
     max_colluders: Annotated[int, Field(ge=0)] = 0
     max_participations: Count | None = None
+    adaptive_quantile: Annotated[Finite, Field(gt=0, lt=1)] | None = None
+    adaptive_rate: Positive = 0.2
+    adaptive_layers: Literal["flat", "per-layer"] = "flat"
 
 
 class Aggregation(Section):
@@ -280,7 +283,37 @@ def _summed_fits(config: Config) -> None:
         )
 
 
-_COMBINATIONS = (_needs_noise, _cohort_fits, _narrow_fits, _summed_fits)
+def _adapts(config: Config) -> None:
+    privacy = config.privacy
+    if privacy.adaptive_quantile is None:
+        return
+    where = f"privacy.adaptive_quantile = {privacy.adaptive_quantile:g}"
+    if privacy.mechanism not in ("distributed-skellam", "central-gaussian", "local-gaussian"):
+        raise ConfigError(
+            f"{where}: mechanism '{privacy.mechanism}' has no noise to hide the clipping bits in, "
+            f"or noise that fixes the norm; use distributed-skellam, central-gaussian or "
+            f"local-gaussian"
+        )
+    if config.aggregation.protocol == "float":
+        raise ConfigError(f"{where} with aggregation.protocol = 'float': use 'ideal' or 'secure'")
+
+
+def _coin_is_added(config: Config) -> None:
+    if config.cohort.participation < 1 and config.aggregation.protocol == "float":
+        raise ConfigError(
+            f"cohort.participation = {config.cohort.participation:g} with aggregation.protocol = "
+            f"'float': use 'ideal' or 'secure'"
+        )
+
+
+_COMBINATIONS = (
+    _needs_noise,
+    _cohort_fits,
+    _narrow_fits,
+    _summed_fits,
+    _adapts,
+    _coin_is_added,
+)
 
 
 def recipes() -> dict[str, str]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +42,14 @@ class Checkpoint:
         round: its number.
         weights: (d,) the model.
         strategy: the server optimizer's state.
+        clipping: the next round's norms, where they adapt.
         mechanism: of a mechanism that remembers its noise; as secret as that noise.
     """
 
     round: int
     weights: NDArray[np.float32]
     strategy: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    clipping: dict[str, Any] | None = None
     mechanism: bytes = b""
 
 
@@ -93,6 +97,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         allow_pickle=False,
         round=np.int64(checkpoint.round),
         weights=checkpoint.weights,
+        clipping=np.frombuffer(json.dumps(checkpoint.clipping).encode(), dtype=np.uint8),
         mechanism=np.frombuffer(checkpoint.mechanism, dtype=np.uint8),
         **state,
     )
@@ -138,6 +143,7 @@ def _read(path: Path) -> Checkpoint:
             return Checkpoint(
                 round=int(arrays["round"]),
                 weights=arrays["weights"].astype(np.float32, copy=False),
+                clipping=json.loads(arrays["clipping"].tobytes()),
                 mechanism=arrays["mechanism"].tobytes(),
                 strategy={
                     name.removeprefix(prefix): arrays[name]

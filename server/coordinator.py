@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fedsys.errors import BudgetExceeded, ProtocolError, TrainingError
 from fedsys.privacy import (
+    AdaptiveClipping,
     Entropy,
     Epsilons,
     Ledger,
@@ -104,6 +105,7 @@ class Coordinator:
         strategy: makes a new model of a mean update.
         sampler: draws the cohorts, and knows who took part when.
         weights: (d,) the current model.
+        clipping: norms of the next round, where they adapt.
         noise: what a mechanism that remembers its noise remembered at the last checkpoint.
         keep: makes a checkpoint durable; called before the commit, so that a committed model is
             never lost.
@@ -119,6 +121,7 @@ class Coordinator:
         sampler: CohortSampler,
         weights: Weights,
         keep: Callable[[Checkpoint], object],
+        clipping: AdaptiveClipping | None = None,
         noise: bytes = b"",
     ) -> None:
         self.terms = terms
@@ -127,6 +130,7 @@ class Coordinator:
             self.mechanism.restore(noise)
         self.strategy = strategy
         self.weights = weights
+        self.clipping = clipping
         self._ledger = ledger
         self._accountant = accountant
         self._sampler = sampler
@@ -151,6 +155,8 @@ class Coordinator:
         """
         if self._open is not None:
             raise ProtocolError(f"round {self._open.number} is still open")
+        if self.clipping is not None:
+            self.mechanism = self.terms.plan.build_mechanism(clip=self.clipping.clip)
         event, rounds = self.mechanism.event, self.terms.plan.rounds
         if self.reserved >= rounds:
             raise BudgetExceeded(f"all {rounds} rounds of this job are paid for already")
@@ -169,6 +175,7 @@ class Coordinator:
                 local=self.terms.local,
                 mechanism=event.to_json(),
                 seed=self.terms.seed,
+                clipping=None if self.clipping is None else self.clipping.to_json(),
                 terms=self.terms.agreed,
             ),
         )
@@ -199,6 +206,10 @@ class Coordinator:
         noise = mechanism.top_up(len(survivors), noise_entropy)
         topped = add_noise(total.copy(), noise, bits=mechanism.modulus_bits)
         mean = mechanism.decode(topped, seed=open_.assignment.digest)
+        strength, clipping = _strength(mean, mechanism), self.clipping
+        if clipping is not None:
+            mean, fractions = clipping.split(mean)
+            clipping = clipping.updated(fractions)
         weights = self.strategy.apply(self.weights, mean).astype(np.float32)
         if not np.isfinite(weights).all():
             self.abort_round("the model diverged", before_unmask=False)
@@ -212,6 +223,7 @@ class Coordinator:
                 weights=weights,
                 strategy=self.strategy.state(),
                 mechanism=b"" if state is None else state.state_bytes(),
+                clipping=None if clipping is None else clipping.to_json(),
             )
         )
         self._ledger.commit(
@@ -219,11 +231,11 @@ class Coordinator:
             {"weights_sha256": sha256_of_weights(weights)},
             sampled=open_.cohort,
             survivors=survivors,
-            private={**diagnostics, **_strength(mean, mechanism)},
+            private={**diagnostics, **strength},
         )
         self._accountant.charge(mechanism.event, open_.cohort, survivors)
         self._open = None
-        self.weights = weights
+        self.weights, self.clipping = weights, clipping
         return weights
 
     def abort_round(self, reason: str, *, before_unmask: bool) -> None:

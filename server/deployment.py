@@ -202,7 +202,7 @@ class Deployment:
                 f"devices take part in 'secure' only"
             )
         model = self._models(config)
-        plan = plan_for(config, population=population, dimension=model.dimension)
+        plan = plan_for(config, population=population, layers=(model.dimension,))
         round_params(
             n=config.cohort.expected,
             corrupt=config.aggregation.corrupt,
@@ -244,7 +244,7 @@ class Deployment:
         job = Job.restore(
             folder,
             config=config,
-            plan=plan_for(config, population=len(roster.members), dimension=model.dimension),
+            plan=plan_for(config, population=len(roster.members), layers=(model.dimension,)),
             weights=model.initial_weights(),
             facts=self._facts(roster),
             signer=self._home.signer,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from fedsys.config import Config
 from fedsys.errors import MechanismError, RunFolderError
 from fedsys.privacy import (
+    AdaptiveClipping,
     Entropy,
     Epsilons,
     Ledger,
@@ -28,6 +29,7 @@ from fedsys.privacy import (
     Signer,
     ViewAccountant,
     charge_rounds,
+    default_bit_fraction,
     guaranteed_epsilon,
     ledger_header,
     make_plan,
@@ -47,7 +49,7 @@ from server.coordinator import Coordinator, JobTerms
 from server.run_folder import RunFolder
 from server.strategies import Strategy, build_strategy
 
-__all__ = ["Job", "JobFacts", "plan_for"]
+__all__ = ["Job", "JobFacts", "clipping_for", "plan_for"]
 
 Weights = NDArray[np.float32]
 
@@ -102,6 +104,7 @@ class Job:
         plan: PrivacyPlan,
         weights: Weights,
         facts: JobFacts,
+        clipping: AdaptiveClipping | None = None,
         signer: Signer | None = None,
         entropy: Entropy = os.urandom,
     ) -> Job:
@@ -113,6 +116,7 @@ class Job:
             plan: as `plan_for` gives it.
             weights: (d,) of the initial model.
             facts: for the header.
+            clipping: as `clipping_for` gives it.
             signer: of the ledger; by default the coordinator's own.
             entropy: of the job's name and the ledger's salts.
         """
@@ -150,6 +154,7 @@ class Job:
             Checkpoint(round=0, weights=weights),
             CohortSampler(plan),
             folder.checkpoints,
+            clipping,
         )
         return cls(
             config=config,
@@ -170,6 +175,7 @@ class Job:
         plan: PrivacyPlan,
         weights: Weights,
         facts: JobFacts,
+        clipping: AdaptiveClipping | None = None,
         signer: Signer | None = None,
         entropy: Entropy = os.urandom,
     ) -> Job:
@@ -181,6 +187,7 @@ class Job:
             plan: that it means.
             weights: (d,) of the initial model, for a job without a checkpoint.
             facts: must be those that the job was started with.
+            clipping: as `clipping_for` gives it.
             signer: of the ledger; by default the coordinator's own.
             entropy: of the ledger's salts.
 
@@ -224,6 +231,7 @@ class Job:
                 checkpoint or Checkpoint(round=0, weights=weights),
                 sampler,
                 folder.checkpoints,
+                clipping,
             )
             held.pop_all()
         return cls(
@@ -259,18 +267,49 @@ class Job:
         self.ledger.close(status, {"model_sha256": model_sha256})
 
 
-def plan_for(config: Config, *, population: int, dimension: int) -> PrivacyPlan:
+def clipping_for(
+    config: Config, plan: PrivacyPlan, layers: Sequence[int]
+) -> AdaptiveClipping | None:
+    """The first round's clipping norms, where they adapt.
+
+    Args:
+        config: of the job.
+        plan: that it means.
+        layers: sizes of the model's parameters, in the order of the flat vector.
+    """
+    privacy = config.privacy
+    if privacy.adaptive_quantile is None:
+        return None
+    return AdaptiveClipping.start(
+        layers=_clipped_apart(config, layers),
+        clip=privacy.clip,
+        quantile=privacy.adaptive_quantile,
+        learning_rate=privacy.adaptive_rate,
+        bit_fraction=default_bit_fraction(plan.noise_multiplier, plan.expected_cohort),
+        survival=1 - config.aggregation.dropout,
+    )
+
+
+def _clipped_apart(config: Config, layers: Sequence[int]) -> tuple[int, ...]:
+    per_layer = config.privacy.adaptive_layers == "per-layer"
+    return tuple(layers) if per_layer else (sum(layers),)
+
+
+def plan_for(config: Config, *, population: int, layers: Sequence[int]) -> PrivacyPlan:
     """The privacy plan that a configuration means for this population and model.
 
     Args:
         config: `privacy.noise_multiplier` is derived where only `privacy.epsilon` is given.
         population: N.
-        dimension: d.
+        layers: sizes of the model's parameters; d in all. Adaptive clipping adds a bit for each
+            group of them that is clipped apart.
 
     Raises:
         MechanismError: its numbers do not fit one another.
     """
     privacy, cohort, aggregation = config.privacy, config.cohort, config.aggregation
+    adaptive = privacy.adaptive_quantile is not None
+    bits = len(_clipped_apart(config, layers)) if adaptive else 0
     cap, least = cohort.cap, cohort.min_survivors
     if privacy.mechanism == "none":
         cap, least = cap or population, least or 1
@@ -280,7 +319,8 @@ def plan_for(config: Config, *, population: int, dimension: int) -> PrivacyPlan:
             population=population,
             expected_cohort=float(cohort.expected),
             rounds=config.rounds.count,
-            dimension=dimension,
+            dimension=sum(layers) + bits,
+            adaptive_clip=adaptive,
             clip=privacy.clip,
             delta=privacy.delta,
             noise_multiplier=privacy.noise_multiplier,
@@ -334,6 +374,7 @@ def _coordinator(
     checkpoint: Checkpoint,
     sampler: CohortSampler,
     checkpoints: Path,
+    clipping: AdaptiveClipping | None,
 ) -> Coordinator:
     return Coordinator(
         terms=JobTerms(
@@ -348,9 +389,17 @@ def _coordinator(
         strategy=strategy,
         sampler=sampler,
         weights=checkpoint.weights,
+        clipping=_at(checkpoint, clipping),
         noise=checkpoint.mechanism,
         keep=lambda newer: save_checkpoint(checkpoints, newer),
     )
+
+
+def _at(checkpoint: Checkpoint, start: AdaptiveClipping | None) -> AdaptiveClipping | None:
+    """The clipping of the round after a checkpoint."""
+    if start is None or checkpoint.clipping is None:
+        return start
+    return AdaptiveClipping.from_json(checkpoint.clipping)
 
 
 def _population(plan: PrivacyPlan, facts: JobFacts) -> dict[str, Any]:

@@ -8,7 +8,7 @@ the order of chunks and the number of processes do not change a bit of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.privatize import Privatized, privatize
+from client.privatize.contribution import contribution
 from client.privatize.integers import add_clipped_integers
 from fedsys.privacy import Entropy, Mechanism, event_from_json, mechanism_for
 from fedsys.privacy.clipping import wide_scale
@@ -46,6 +47,7 @@ class RoundWork:
         mechanism: its event as JSON.
         noise: whether clients add shares, or one draw serves the sum.
         protocol: how updates become a sum.
+        clipping: state of adaptive clipping, or None.
     """
 
     number: int
@@ -54,6 +56,7 @@ class RoundWork:
     mechanism: dict[str, Any]
     noise: Noise
     protocol: Protocol
+    clipping: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +147,13 @@ class ChunkTrainer:
         )
 
     def _updates(self, clients: Sequence[int]) -> NDArray[np.float32]:
-        return self._population.train(self._work.weights, clients, round=self._work.number)
+        work = self._work
+        return contribution(
+            self._population.train(work.weights, clients, round=work.number),
+            participation=self._mechanism.event.sampling.participation,
+            clipping=work.clipping,
+            entropy=self._noise(clients),
+        )
 
     def _add_floating(self, clients: Sequence[int], total: Total) -> Tally:
         event, work = self._mechanism.event, self._work

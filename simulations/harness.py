@@ -94,6 +94,7 @@ def run(
                 plan=setting.plan,
                 weights=setting.population.trainer.initial_weights(),
                 facts=setting.facts,
+            clipping=setting.clipping,
             )
         with job.ledger:
             return _rounds(setting, job, observer or _ignore)
@@ -120,6 +121,7 @@ def resume(
             plan=setting.plan,
             weights=setting.population.trainer.initial_weights(),
             facts=setting.facts,
+            clipping=setting.clipping,
         )
         with job.ledger:
             return _rounds(setting, job, observer or _ignore)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from fedsys.config import Config
 from fedsys.privacy import PrivacyPlan
+from server.job import clipping_for
 from simulations.chunk import RoundWork
 from simulations.engine import Chunk, Engine, InProcess
 from simulations.population import Population
@@ -147,6 +148,7 @@ def population_spec(config: Config, randomness: Randomness, *, threads: int) -> 
 
 def _probe_work(config: Config, plan: PrivacyPlan, population: Population) -> RoundWork:
     protocol = config.aggregation.protocol
+    clipping = clipping_for(config, plan, population.trainer.layout.sizes)
     return RoundWork(
         number=0,
         weights=population.trainer.initial_weights(),
@@ -154,6 +156,7 @@ def _probe_work(config: Config, plan: PrivacyPlan, population: Population) -> Ro
         mechanism=plan.event().to_json(),
         noise=plan.noise,
         protocol="ideal" if protocol == "secure" else protocol,
+        clipping=None if clipping is None else clipping.to_json(),
     )
 
 

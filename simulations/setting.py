@@ -10,9 +10,9 @@ from client.training import LocalConfig, Trainer
 from fedsys import tasks
 from fedsys.config import Config
 from fedsys.errors import ConfigError
-from fedsys.privacy import PrivacyPlan
+from fedsys.privacy import AdaptiveClipping, PrivacyPlan
 from fedsys.tasks import Examples
-from server.job import JobFacts, plan_for, strategy_of
+from server.job import JobFacts, clipping_for, plan_for, strategy_of
 from server.rounds import RoundAborted, round_params
 from simulations.engine import Engine, using_threads
 from simulations.faults import FaultPlan
@@ -37,6 +37,7 @@ class Setting:
         test: examples for evaluation.
         randomness: where secrets come from.
         faults: who vanishes when.
+        clipping: the first round's norms, where they adapt.
     """
 
     config: Config
@@ -46,6 +47,7 @@ class Setting:
     test: Examples
     randomness: Randomness
     faults: FaultPlan
+    clipping: AdaptiveClipping | None = None
 
     @property
     def chunk(self) -> int:
@@ -105,7 +107,8 @@ def prepare(
     population = Population(
         train_set=examples.train, partition=partition, trainer=trainer, seed=config.job.seed
     )
-    plan = plan_for(config, population=partition.clients, dimension=trainer.dimension)
+    sizes = trainer.layout.sizes
+    plan = plan_for(config, population=partition.clients, layers=sizes)
     _check_secure(config, plan)
     sources = randomness or _randomness(config)
     config = _resolved(config, plan, population)
@@ -119,6 +122,7 @@ def prepare(
         test=examples.test,
         randomness=sources,
         faults=FaultPlan(dropout=config.faults.dropout, seed=config.job.seed),
+        clipping=clipping_for(config, plan, sizes),
     )
 
 

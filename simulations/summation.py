@@ -89,6 +89,7 @@ class Cohort:
             mechanism=self.mechanism.event.to_json(),
             noise=self.aggregation.noise,
             protocol=self.aggregation.protocol,
+            clipping=assignment.clipping,
         )
 
     def chunks(self, clients: Sequence[int]) -> list[Chunk]:

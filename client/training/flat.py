@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,11 @@ class FlatLayout:
     def dimension(self) -> int:
         """The length d of the flat vector."""
         return self.offsets[-1]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many weights each parameter has."""
+        return tuple(b - a for a, b in pairwise(self.offsets))
 
     def slice_of(self, name: str) -> slice:
         """Where `name` lies."""

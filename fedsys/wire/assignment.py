@@ -17,7 +17,7 @@ from secure_agg import RoundContext
 
 __all__ = ["Assignment"]
 
-_KEYS = frozenset({"job", "round", "task", "local", "mechanism", "seed", "terms"})
+_KEYS = frozenset({"job", "round", "task", "local", "mechanism", "seed", "terms", "clipping"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class Assignment:
         local: local training (see `client.training.LocalConfig`), by field name.
         mechanism: arguments of `fedsys.privacy.build_mechanism`, by name.
         seed: from which each client derives its batch order.
+        clipping: state of `fedsys.privacy.AdaptiveClipping`, where the norm adapts.
         terms: digest of the job's `Terms`, where the host has agents agree to them beforehand.
     """
 
@@ -42,6 +43,7 @@ class Assignment:
     local: Mapping[str, Any]
     mechanism: Mapping[str, Any]
     seed: int
+    clipping: Mapping[str, Any] | None = None
     terms: bytes = b""
 
     @cached_property
@@ -55,6 +57,7 @@ class Assignment:
                 "local": dict(self.local),
                 "mechanism": dict(self.mechanism),
                 "seed": self.seed,
+                "clipping": None if self.clipping is None else dict(self.clipping),
                 "terms": self.terms.hex(),
             }
         )
@@ -108,6 +111,7 @@ class Assignment:
             or type(body["task"]) is not str
             or type(body["local"]) is not dict
             or type(body["mechanism"]) is not dict
+            or not (body["clipping"] is None or type(body["clipping"]) is dict)
         ):
             raise ProtocolError("an assignment with a value of the wrong type")
         if len(weights) % 4:
@@ -120,6 +124,7 @@ class Assignment:
             local=body["local"],
             mechanism=body["mechanism"],
             seed=seed,
+            clipping=body["clipping"],
             terms=terms,
         )
 

@@ -29,7 +29,7 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def open_job(folder: Path, *, start: bool) -> Job:
     config = load("quickstart", SETTINGS)
-    plan = plan_for(config, population=100, dimension=D)
+    plan = plan_for(config, population=100, layers=(D,))
     make = Job.start if start else Job.restore
     run = RunFolder.create(folder) if start else RunFolder.open(folder)
     weights = np.zeros(D, dtype=np.float32)
