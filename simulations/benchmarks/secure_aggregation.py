@@ -18,10 +18,12 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +38,7 @@ from secure_agg import (
     RoundContext,
     SecAggParams,
     Shared,
+    keys,
     shamir,
 )
 from secure_agg.prg import add_masks
@@ -136,7 +139,7 @@ class Round:
         vector = np.arange(length, dtype=np.uint32)
         for member in self.members.values():
             member.provide(vector)
-        self.seconds = {"server": 0.0, "fresh": 0.0, "all": 0.0, "upload": 0.0}
+        self.seconds = {"server": 0.0, "checks": 0.0, "fresh": 0.0, "all": 0.0, "upload": 0.0}
         self.fresh = frozenset(fresh)
 
     def play(self, dropped: frozenset[int] = frozenset()) -> None:
@@ -156,16 +159,32 @@ class Round:
                     self.seconds["fresh"] += took
                     if uploading:
                         self.seconds["upload"] = took
-            start = time.process_time()
-            for i, reply in replies.items():
-                self.server.receive(i, reply)
-            messages = self.server.close_stage()
-            self.seconds["server"] += time.process_time() - start
+            with verifying_timed(self.seconds):
+                start = time.process_time()
+                for i, reply in replies.items():
+                    self.server.receive(i, reply)
+                messages = self.server.close_stage()
+                self.seconds["server"] += time.process_time() - start
         self.seconds["all"] = time.process_time() - began
         expected = np.arange(len(self.server.result.total), dtype=np.uint32)
         expected *= np.uint32(len(self.server.result.included))
         if not np.array_equal(self.server.result.total, expected):
             raise RuntimeError("the sum is wrong: nothing that follows would mean anything")
+
+
+@contextmanager
+def verifying_timed(seconds: dict[str, float]) -> Iterator[None]:
+    """Add the time of signature checks to ``seconds["checks"]``: Flower has none to compare."""
+    verify = keys.verifies
+
+    def timed_verify(*arguments: Any) -> bool:
+        start = time.process_time()
+        valid = verify(*arguments)
+        seconds["checks"] += time.process_time() - start
+        return valid
+
+    with mock.patch.object(keys, "verifies", timed_verify):
+        yield
 
 
 def aes_rate(size: int = 1 << 17, blocks: int = 512) -> float:
@@ -268,21 +287,24 @@ def round_rows(
     params = raw(n, degree, degree // 2 + 1, dropped)
     gone = frozenset(range(dropped))
     fresh = [n - 1]
-    ours: dict[str, list[float]] = {"server": [], "client": [], "all": []}
-    theirs: dict[str, list[float]] = {"server": [], "client": [], "all": []}
+    ours: dict[str, list[float]] = {"server": [], "bare": [], "client": [], "all": []}
+    theirs: dict[str, list[float]] = {"server": [], "bare": [], "client": [], "all": []}
     for _ in range(repeats):
         played = Round(params, length, fresh)
         played.play(gone)
         ours["server"].append(played.seconds["server"])
+        ours["bare"].append(played.seconds["server"] - played.seconds["checks"])
         ours["client"].append(played.seconds["fresh"])
         ours["all"].append(played.seconds["all"] - played.seconds["fresh"])
         if with_flower:
             other = flower_secagg.whole_round(n, length, degree, gone)
+            other["bare"] = other["server"]
             for part, values in theirs.items():
                 values.append(other[part])
     setting = f"n={n}, d={length}, k={degree}, {dropped} dropped"
     names = {
         "server": ("server, whole round", 100.0),
+        "bare": ("... less its signatures", 100.0),
         "client": ("one client, whole round", None),
         "all": ("all parties, one process", None),
     }
