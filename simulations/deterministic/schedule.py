@@ -79,7 +79,7 @@ class Schedule:
             ),
             calm_at=calm_at,
             agent_crash=dice.uniform(0.0, 0.06) if swarm[4] else 0.0,
-            sick=frozenset({dice.below(population)} if dice.chance(0.4) else ()),
+            sick=frozenset({dice.below(population)} if dice.chance(0.5) else ()),
             server_crash=dice.uniform(0.0, 0.08) if swarm[5] else 0.0,
             power_loss=dice.one_of((0.0, 0.5, 1.0)),
             disk_failure=dice.uniform(0.0, 0.03) if swarm[6] else 0.0,

@@ -29,6 +29,7 @@ COORDINATOR = "coordinator"
 EVENTS = 20_000
 _FRAGILE = 6.0
 _SICK = 0.12
+_NAP = 0.6
 _CALM = FlushFate()
 
 
@@ -251,7 +252,7 @@ class World:
 
     def _maybe_die(self, life: _Life) -> None:
         if self.status is None and self._dice.chance(self._rate(life)):
-            power_lost = self._dice.chance(self.schedule.power_loss)
+            power_lost = self._takes_power(life)
             life.disk.die(power_lost=power_lost)
             raise Crashed(life.disk, power_lost=power_lost)
 
@@ -266,9 +267,13 @@ class World:
         if dice.chance(self._rate(life)):
             return FlushFate(
                 dies=dice.one_of(("before", "after")),
-                power_lost=dice.chance(self.schedule.power_loss),
+                power_lost=self._takes_power(life),
             )
         return _CALM
+
+    def _takes_power(self, life: _Life) -> bool:
+        sick = life.crash_rate >= _SICK
+        return self._dice.chance(0.5 if sick else self.schedule.power_loss)
 
     def _rate(self, life: _Life) -> float:
         """Misfortunes come in groups: one that has just restarted dies more easily."""
@@ -282,7 +287,8 @@ class World:
         life.life += 1
         self.crashes += 1
         self._note(f"{life.name} {'lost power' if power_lost else 'was killed'}")
-        outage = self._dice.uniform(0.05, self.schedule.outage)
+        longest = _NAP if life.crash_rate >= _SICK else self.schedule.outage
+        outage = self._dice.uniform(0.05, longest)
         self._clock.after(outage, lambda: self._boot(life))
 
     def _boot(self, life: _Life) -> None:
