@@ -16,6 +16,7 @@ from torch import Tensor, nn
 __all__ = ["BitDropout", "ImageFlatten", "replacement", "swap_relu_and_pool"]
 
 _LEVELS = 1 << 16
+_BLOCKWISE = 3600  # elements from which torch copies a transposed matrix in blocks
 
 
 def replacement(module: nn.Module) -> nn.Module | None:
@@ -97,9 +98,11 @@ class _ImageFlatten(torch.autograd.Function):
 
 
 def _transposed(matrices: Tensor) -> Tensor:
-    """(N, P, Q) to (N, Q, P), contiguous: torch copies a single transposed matrix in blocks, a
+    """(N, P, Q) to (N, Q, P), contiguous: torch copies one large transposed matrix in blocks, a
     stack of them element by element."""
     count, rows, columns = matrices.shape
+    if rows * columns < _BLOCKWISE:
+        return matrices.transpose(1, 2).contiguous()
     out = matrices.new_empty((count, columns, rows))
     for into, matrix in zip(out.unbind(0), matrices.unbind(0), strict=True):
         into.copy_(matrix.T)
