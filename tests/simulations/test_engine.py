@@ -1,0 +1,249 @@
+"""One process or several: the same bits; a death, a failure or a hang ends no run silently."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedsys.config import Config
+from fedsys.errors import TrainingError
+from simulations import harness
+from simulations.chunk import RoundWork, in_ring
+from simulations.engine import InProcess
+from simulations.layout import population_spec
+from simulations.processes import Processes
+from simulations.randomness import SeededRandomness
+from simulations.setting import Setting, prepare
+
+Configure = Callable[..., Config]
+
+TASK = '''
+import os, signal, time
+import torch
+from fedsys.tasks.digits import Digits
+
+class Fragile(Digits):
+    """Misbehaves once or always, in the process that trains; see `how`."""
+
+    def __init__(self, how, flag):
+        super().__init__({})
+        self.how, self.flag = how, flag
+
+    def loss(self, outputs, targets):
+        first = not os.path.exists(self.flag)
+        if first:
+            open(self.flag, "w").close()
+        if self.how == "killed-once" and first or self.how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "hangs":
+            time.sleep(60)
+        if self.how == "raises":
+            raise ValueError("the label is a cat")
+        return super().loss(outputs, targets)
+'''
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "fragile_task.py").write_text(TASK)
+    monkeypatch.syspath_prepend(str(folder))
+
+    def settings(how: str) -> list[str]:
+        options = f'task.options={{how="{how}", flag="{tmp_path / "flag"}"}}'
+        return ["task.name=fragile_task:Fragile", options, "engine.path=loop", "engine.chunk=1"]
+
+    return settings
+
+
+def work_of(setting: Setting) -> RoundWork:
+    return RoundWork(
+        number=1,
+        weights=setting.population.trainer.initial_weights(),
+        seed=b"s" * 32,
+        mechanism=setting.plan.event().to_json(),
+        noise=setting.plan.noise,
+        protocol=setting.config.aggregation.protocol,
+    )
+
+
+@contextmanager
+def several(setting: Setting, processes: int = 2, deadline: float = 120.0) -> Iterator[Processes]:
+    with Processes(
+        setting.population,
+        population_spec(setting.config, setting.randomness, threads=1),
+        mechanism=setting.plan.build_mechanism(),
+        processes=processes,
+        chunk=setting.chunk,
+        singly=True,
+        deadline=deadline,
+    ) as engine:
+        yield engine
+
+
+@pytest.fixture
+def alone(configure: Configure) -> Callable[..., Setting]:
+    def make(*settings: str) -> Setting:
+        config = configure("engine.processes=1", "engine.chunk=16", *settings)
+        return prepare(config, randomness=SeededRandomness(b"engine"))
+
+    return make
+
+
+def test_one_process_and_several_give_the_same_bits(alone: Callable[..., Setting]) -> None:
+    setting = alone()
+    length = setting.plan.build_mechanism().length
+    chunks = setting.population.chunks(range(100), 16)
+    with setting.engine, several(setting) as pool:
+        shares = work_of(setting)
+        once = dataclasses.replace(shares, noise="once")
+        for work in (shares, once, dataclasses.replace(once, protocol="float")):
+            expected, seen = setting.engine.total(work, chunks, length)
+            found, counted = pool.total(work, chunks, length)
+            np.testing.assert_array_equal(found, expected)
+            assert counted == seen
+            assert seen.trained == 100
+        apart = dict(pool.vectors(work_of(setting), chunks))
+        assert set(apart) == set(chunks)
+        for chunk, privatized in setting.engine.vectors(work_of(setting), chunks):
+            np.testing.assert_array_equal(apart[chunk].vectors, privatized.vectors)
+            np.testing.assert_array_equal(apart[chunk].clipped, privatized.clipped)
+
+
+def test_an_ideal_sum_is_the_sum_of_the_vectors(alone: Callable[..., Setting]) -> None:
+    setting = alone()
+    mechanism, work = setting.plan.build_mechanism(), work_of(setting)
+    chunks = setting.population.chunks(range(40), 16)
+    with setting.engine as engine:
+        flat, _ = engine.total(work, chunks, mechanism.length)
+        singles = [privatized.vectors for _, privatized in engine.vectors(work, chunks)]
+    expected = np.concatenate(singles).sum(axis=0, dtype=np.uint32)
+    np.testing.assert_array_equal(in_ring(flat, mechanism, "ideal"), expected)
+
+
+@pytest.mark.slow
+def test_a_round_that_was_given_up_leaves_nothing_behind(alone: Callable[..., Setting]) -> None:
+    setting = alone()
+    work, length = work_of(setting), setting.plan.build_mechanism().length
+    chunks = setting.population.chunks(range(64), 8)
+    with setting.engine, several(setting) as pool:
+        next(iter(pool.vectors(work, chunks)))
+        found, _ = pool.total(work, chunks, length)
+        np.testing.assert_array_equal(found, setting.engine.total(work, chunks, length)[0])
+
+
+def test_a_killed_process_costs_no_bit(
+    alone: Callable[..., Setting], task: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    setting = alone(*task("killed-once"))
+    work, length = work_of(setting), setting.plan.build_mechanism().length
+    chunks = setting.population.chunks(range(24), 4)
+    with setting.engine, several(setting) as pool:
+        before = set(pool.pids)
+        found, tally = pool.total(work, chunks, length)
+        assert tally.trained == 24
+        assert len(set(pool.pids) - before) == 1
+        np.testing.assert_array_equal(found, setting.engine.total(work, chunks, length)[0])
+
+
+@pytest.mark.slow
+def test_a_process_killed_from_outside_between_rounds(alone: Callable[..., Setting]) -> None:
+    setting = alone()
+    work, length = work_of(setting), setting.plan.build_mechanism().length
+    chunks = setting.population.chunks(range(64), 16)
+    with setting.engine, several(setting) as pool:
+        pool.total(work, chunks, length)
+        os.kill(pool.pids[0], signal.SIGKILL)
+        found, _ = pool.total(work, chunks, length)
+        np.testing.assert_array_equal(found, setting.engine.total(work, chunks, length)[0])
+
+
+@pytest.mark.slow
+def test_a_chunk_that_kills_every_process_is_named(
+    alone: Callable[..., Setting], task: Callable[[str], list[str]]
+) -> None:
+    setting = alone(*task("killed"))
+    with setting.engine, several(setting, processes=1) as pool:
+        with pytest.raises(TrainingError, match=r"clients 3, 4 .*3 worker .* died.*SIGKILL"):
+            pool.total(work_of(setting), [(3, 4)], setting.plan.build_mechanism().length)
+        with pytest.raises(TrainingError, match="have ended"):
+            pool.total(work_of(setting), [(3, 4)], setting.plan.build_mechanism().length)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_failing_client_is_named(
+    processes: int, configure: Configure, task: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    config = configure(*task("raises"), f"engine.processes={processes}")
+    with pytest.raises(TrainingError, match=r"client \d+: .*the label is a cat.*check its data"):
+        harness.run(config, out=tmp_path / "run")
+
+
+def test_a_process_that_hangs_meets_its_deadline(
+    alone: Callable[..., Setting], task: Callable[[str], list[str]]
+) -> None:
+    setting = alone(*task("hangs"))
+    length = setting.plan.build_mechanism().length
+    with setting.engine, several(setting, processes=1) as pool:
+        pids = pool.pids
+        while not pool._members[0].ready:  # its start is not what is timed here
+            pool._members[0].ready = pool._members[0].link.recv() == ("ready",)
+        pool._deadline = 1.0
+        started = time.monotonic()
+        with pytest.raises(TrainingError, match=r"clients 7 .*no answer for 1 s.*engine.deadline"):
+            pool.total(work_of(setting), [(7,)], length)
+        assert time.monotonic() - started < 20
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_threads_are_given_back(configure: Configure) -> None:
+    before = torch.get_num_threads()
+    setting = prepare(configure("engine.threads=1"))
+    setting.engine.close()
+    assert torch.get_num_threads() == before
+    assert setting.config.engine.threads == 1
+
+
+def test_short_jobs_stay_in_one_process(configure: Configure) -> None:
+    setting = prepare(configure())
+    with setting.engine:
+        assert isinstance(setting.engine, InProcess)
+    assert setting.config.engine.processes == 1
+
+
+def test_chunks_are_even_and_hold_everybody_once(alone: Callable[..., Setting]) -> None:
+    population = alone().population
+    for clients in (1, 5, 37, 100):
+        for processes in (1, 2, 3):
+            chunks = population.chunks(range(clients), 16, processes=processes)
+            sizes = [len(chunk) for chunk in chunks]
+            assert sorted(client for chunk in chunks for client in chunk) == list(range(clients))
+            assert max(sizes) <= 16
+            assert max(sizes) - min(sizes) <= 1
+            assert clients < processes or len(chunks) % processes == 0
+
+
+@pytest.mark.slow
+def test_a_run_over_processes_stores_its_layout(configure: Configure, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {}
+    for processes in (1, 2):
+        run = harness.run(
+            configure("privacy.mechanism=none", f"engine.processes={processes}", "engine.chunk=8"),
+            out=tmp_path / str(processes),
+        )
+        assert run.rounds == 3
+        settings[str(processes)] = (run.folder / "config.toml").read_text()
+    assert "processes = 2" in settings["2"]
