@@ -5,7 +5,7 @@
 ...     rounds=200, dimension=60_000, clip=1.0, delta=1e-5, noise_multiplier=1.0)
 >>> projection = project(plan)
 >>> round(projection.reported, 2), projection.participations, projection.meetings
-(5.37, 22, 6)
+(5.37, 21, 6)
 """
 
 from __future__ import annotations
