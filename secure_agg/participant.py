@@ -35,10 +35,11 @@ from secure_agg.messages import (
 )
 from secure_agg.params import SecAggParams
 from secure_agg.prg import add_masks
+from secure_agg.record import Record
 from secure_agg.ring import Vector, ring
 from secure_agg.roster import Entropy, Identity, Roster
 from secure_agg.shared import Shared
-from secure_agg.store import Store, pack_fields, present, unpack_fields
+from secure_agg.store import Store, present
 from secure_agg.transcript import (
     Cohort,
     Dealt,
@@ -52,10 +53,6 @@ from secure_agg.transcript import (
 )
 
 __all__ = ["Participant", "ParticipantStage"]
-
-_MAGIC = b"secure_agg participant 1\n"
-
-Marks = dict[bytes, tuple[int, int]]
 
 
 class ParticipantStage(enum.Enum):
@@ -133,7 +130,7 @@ class Participant:
         self._threads = threads
         self._ring = ring(params.modulus_bits)
         self._limits = Limits(params, length)
-        self._marks: Marks = {}
+        self._marks: dict[bytes, tuple[int, int]] = {}
         self._participations = 0
         self._stage = _Stage.IDLE
         self._attempt = 0
@@ -151,7 +148,8 @@ class Participant:
         self._last: tuple[bytes, bytes] | None = None
         previous = None if store is None else store.load()
         if previous is not None:
-            self._marks, self._participations = _read_marks(unpack_fields(_MAGIC, previous))
+            record = Record.unpack(previous)
+            self._marks, self._participations = dict(record.marks), record.participations
 
     # -- the outside -----------------------------------------------------------------------------
 
@@ -224,31 +222,23 @@ class Participant:
     def to_bytes(self) -> bytes:
         """Serialise the whole machine. The bytes are secret until the round is over."""
         secrets, cohort, view, dealt = self._secrets, self._cohort, self._view, self._dealt
-        marks = b"".join(
-            job + round_.to_bytes(8, "little") + bytes((attempt,))
-            for job, (round_, attempt) in sorted(self._marks.items())
-        )
-        body = self.context.begin(self.params, self._roster, self.length, self._attempt).body()
-        return pack_fields(
-            _MAGIC,
-            (
-                marks,
-                self._participations.to_bytes(8, "little"),
-                self.id.to_bytes(4, "little"),
-                body,
-                bytes((self._stage.value,)),
-                b"" if secrets is None else secrets.seed,
-                b"" if cohort is None else cohort.body,
-                b"" if view is None else view.nonces,
-                self._own_dealt,
-                b"" if dealt is None else dealt.body,
-                b"".join(id_.to_bytes(4, "little") + self._held[id_] for id_ in self._held),
-                pack_ids(self._alive),
-                self._signed or b"",
-                b"" if self._vector is None else b"\1" + self._ring.pack(self._vector),
-                b"" if self._last is None else self._last[0] + self._last[1],
-            ),
-        )
+        return Record(
+            marks=self._marks,
+            participations=self._participations,
+            id=self.id,
+            begin=self.context.begin(self.params, self._roster, self.length, self._attempt),
+            stage=self._stage.value,
+            seed=b"" if secrets is None else secrets.seed,
+            cohort=b"" if cohort is None else cohort.body,
+            nonces=b"" if view is None else view.nonces,
+            own_dealt=self._own_dealt,
+            dealt=b"" if dealt is None else dealt.body,
+            held=self._held,
+            alive=self._alive,
+            signed=self._signed or b"",
+            vector=None if self._vector is None else self._ring.pack(self._vector),
+            last=self._last,
+        ).pack()
 
     @classmethod
     def from_bytes(
@@ -268,55 +258,54 @@ class Participant:
         Raises:
             StateError: On a damaged state, or one of another roster.
         """
-        fields = unpack_fields(_MAGIC, data)
+        record = Record.unpack(data)
+        begin = record.begin
+        if begin.roster_hash != roster.hash:
+            raise StateError("a stored state that belongs to another roster")
+        self = cls(
+            identity=identity,
+            id=record.id,
+            roster=roster,
+            params=begin.params,
+            context=RoundContext.of(begin),
+            length=begin.length,
+            floor=floor,
+            entropy=entropy,
+            shared=shared,
+            threads=threads,
+        )
         try:
-            marks, participations = _read_marks(fields)
-            _, _, id_, body, stage, seed, cohort, nonces, own_dealt, dealt, *rest = fields
-            held, alive, signed, vector, last = rest
-            begin = Begin.parse(body)
-            if begin.roster_hash != roster.hash:
-                raise StateError("a stored state that belongs to another roster")
-            self = cls(
-                identity=identity,
-                id=int.from_bytes(id_, "little"),
-                roster=roster,
-                params=begin.params,
-                context=RoundContext.of(begin),
-                length=begin.length,
-                floor=floor,
-                entropy=entropy,
-                shared=shared,
-                threads=threads,
-            )
-            self._marks, self._participations = marks, participations
-            self._stage = _Stage(stage[0])
-            self._attempt = begin.attempt
-            self._session = session_hash(begin)
-            if seed:
-                self._secrets = keys.RoundSecrets(seed)
-            if cohort:
-                self._cohort = Cohort.read(roster, self.params, self._session, cohort, shared)
-            if nonces and self._cohort is not None:
-                self._view = View.read(self._cohort, self.params, nonces, shared)
-                if seed:
-                    self._dealing = self._dealing_in(self._view)
-            if dealt and self._view is not None:
-                self._dealt = Dealt.read(self._view, self.params, dealt, shared)
-            self._own_dealt = own_dealt
-            step = 4 + keys.PLAIN_SIZE
-            for at in range(0, len(held), step):
-                dealer = int.from_bytes(held[at : at + 4], "little")
-                self._held[dealer] = held[at + 4 : at + step]
-            self._alive = unpack_ids(alive, "stored alive set")
-            self._signed = signed or None
-            if vector:
-                self._vector = self._ring.unpack(vector[1:], self.length).copy()
-            if last:
-                self._last = last[:32], last[32:]
-        except (MessageError, ValueError, IndexError) as error:
+            self._adopt(record)
+        except (MessageError, ValueError) as error:
             raise StateError(f"a stored state that does not fit: {error}") from None
         self._store = store
         return self
+
+    def _adopt(self, record: Record) -> None:
+        """Take over everything that a record holds of a round."""
+        self._marks, self._participations = dict(record.marks), record.participations
+        self._stage = ParticipantStage(record.stage)
+        self._attempt = record.begin.attempt
+        self._session = session_hash(record.begin)
+        if record.seed:
+            self._secrets = keys.RoundSecrets(record.seed)
+        if record.cohort:
+            self._cohort = Cohort.read(
+                self._roster, self.params, self._session, record.cohort, self._shared
+            )
+        if record.nonces:
+            self._view = View.read(present(self._cohort), self.params, record.nonces, self._shared)
+        if record.dealt:
+            self._dealt = Dealt.read(present(self._view), self.params, record.dealt, self._shared)
+        elif self._view is not None:
+            self._dealing = self._dealing_in(self._view)
+        self._own_dealt = record.own_dealt
+        self._held = dict(record.held)
+        self._alive = record.alive
+        self._signed = record.signed or None
+        if record.vector is not None:
+            self._vector = self._ring.unpack(record.vector, self.length).copy()
+        self._last = record.last
 
     def __repr__(self) -> str:
         return f"Participant(id={self.id}, round={self.context.round}, stage={self._stage.name})"
@@ -492,14 +481,3 @@ def verify_quorum(
     else:
         everything = (roster.hash, asked, tuple(unmask.signers), tuple(unmask.signatures))
         shared.get(("quorum", everything), verify)
-
-
-def _read_marks(fields: list[bytes]) -> tuple[Marks, int]:
-    """Return the high-water mark of each job, and how often this member took part."""
-    if len(fields) < 2 or len(fields[0]) % 41 or len(fields[1]) != 8:
-        raise StateError("a stored state without its high-water marks")
-    marks = {}
-    for at in range(0, len(fields[0]), 41):
-        entry = fields[0][at : at + 41]
-        marks[entry[:32]] = int.from_bytes(entry[32:40], "little"), entry[40]
-    return marks, int.from_bytes(fields[1], "little")
