@@ -26,23 +26,20 @@ _RESTS_ON: dict[View, str] = {
 }
 
 
-def event_claim(
-    problem: str | None, events: Counter[Event], plan: PrivacyPlan, *, adaptive: bool
-) -> Claim:
+def event_claim(problem: str | None, events: Counter[Event], plan: PrivacyPlan) -> Claim:
     """Whether every reserve holds an event of the plan, at a clipping norm that may be.
 
     Args:
         problem: why the events could not be read, if so.
         events: how often each was reserved, in the order of their first rounds.
         plan: of the header.
-        adaptive: whether the header says that the norm adapts; else each round has the plan's.
     """
     rounds, norms = sum(events.values()), [event.clip for event in events]
     words = f"{rounds} rounds, each at C={value_text(plan.clip)}"
     if set(norms) - {plan.clip}:
         words = f"{rounds} rounds at C from {min(norms):.6g} to {max(norms):.6g}"
-        if not adaptive or norms[0] != plan.clip:
-            problem = problem or f"{words}, while the plan has {plan.clip:.6g}"
+        if not math.isclose(norms[0], plan.clip, rel_tol=1e-9):
+            problem = problem or f"{words}, while the plan starts at {plan.clip:.6g}"
     return claim(
         "Reserved events",
         problem is None,

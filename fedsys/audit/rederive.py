@@ -29,7 +29,7 @@ from fedsys.errors import LedgerError, MechanismError
 from fedsys.privacy import Event, LedgerView, PrivacyPlan, load_public_key, plan_of
 from fedsys.records import AuditResult, Claim
 
-__all__ = ["Audit", "audit_run", "examine"]
+__all__ = ["Audit", "audit_run", "examine", "result_of"]
 
 _WORD = (
     "on the coordinator's word: that the noise was really added, that sampling was really random, "
@@ -81,7 +81,11 @@ def audit_run(run: Path, *, key: str | None = None) -> AuditResult:
         LedgerError: ``key`` is not a public key.
     """
     pinned = None if key is None else load_public_key(key)
-    audit = examine(run, pinned)
+    return result_of(run, examine(run, pinned), pinned)
+
+
+def result_of(run: Path, audit: Audit, key: Ed25519PublicKey | None) -> AuditResult:
+    """What was found, as plain values."""
     view, plan, spending = audit.evidence.ledger.value, audit.plan, audit.spending
     return AuditResult(
         run=plain(run.resolve().name or run, 100),
@@ -90,7 +94,7 @@ def audit_run(run: Path, *, key: str | None = None) -> AuditResult:
         delta=plan.delta if plan is not None else None,
         ledger_head=view.head if view is not None else None,
         signer=view.signer if view is not None else None,
-        notes=tuple(plain(note) for note in _notes(audit, pinned)),
+        notes=tuple(plain(note) for note in _notes(audit, key)),
         details=_details(audit),
     )
 
@@ -141,8 +145,7 @@ def _examine_privacy(audit: Audit, view: LedgerView, plan: PrivacyPlan) -> None:
         audit.events = reserved_events(view, plan)
     except LedgerError as error:
         problem = str(error)
-    adaptive = isinstance(view.header.get("adaptive_clipping"), dict)
-    claims.append(event_claim(problem, audit.events, plan, adaptive=adaptive))
+    claims.append(event_claim(problem, audit.events, plan))
     if problem is None:
         try:
             audit.spending = derive(view, plan, audit.cohorts)

@@ -73,8 +73,8 @@ def header_claims(header: Mapping[str, Any], plan: PrivacyPlan) -> Iterator[Clai
     )
     wrong = [
         key
-        for key in ("unit", "neighbours", "budget", "not_covered")
-        if header.get(key) != again.get(key)
+        for key in ("unit", "neighbours", "budget", "samplers", "not_covered")
+        if header.get(key) != again[key]
     ]
     accountants = _table(header, "accountants")
     wrong += [

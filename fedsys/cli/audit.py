@@ -3,31 +3,69 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from fedsys.records import AuditResult
 
 __all__ = ["audit"]
 
 
 def audit(
-    run: Annotated[Path, typer.Argument(help="A run's folder, private or published.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="A run's folder, private or published.")
+    ],
     key: Annotated[
         str | None,
         typer.Option(help="The signer's public key (64 hex digits) or a file that holds it."),
     ] = None,
+    compose: Annotated[
+        bool, typer.Option("--compose", help="Add up several runs on one population.")
+    ] = False,
+    empirical: Annotated[
+        bool, typer.Option("--empirical", help="Attack the run through its planted canaries.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print audit.json.")] = False,
 ) -> None:
     """Check a run: exit 0 if every claim holds, 1 if one does not, 2 if nothing is there."""
-    from fedsys.audit import audit_run, to_json
+    from fedsys.audit import to_json
+    from fedsys.errors import AuditInputError
 
-    result = audit_run(run, key=key)
-    text = to_json(result)
+    if compose and empirical:
+        raise AuditInputError("--compose adds up accounted runs; leave out --empirical")
+    if len(runs) > 1 and not compose:
+        raise AuditInputError(f"{len(runs)} runs given: audit one at a time, or add --compose")
+    result = _audited(runs, key, compose=compose, empirical=empirical)
+    if not compose:
+        _store(runs[0], result)
     if json:
-        typer.echo(text)
+        typer.echo(to_json(result), nl=False)
     else:
         from fedsys.report.terminal import print_audit
 
         print_audit(result)
     if not result.passed:
         raise typer.Exit(1)
+
+
+def _audited(runs: list[Path], key: str | None, *, compose: bool, empirical: bool) -> AuditResult:
+    from fedsys import audit as audits
+
+    if compose:
+        return audits.compose(runs, key=key)
+    if empirical:
+        return audits.audit_canaries(runs[0], key=key)
+    return audits.audit_run(runs[0], key=key)
+
+
+def _store(run: Path, result: AuditResult) -> None:
+    """Leaves ``audit.json`` in the folder where that is possible."""
+    from fedsys.audit import write
+
+    try:
+        write(run, result)
+    except OSError as error:
+        reason = (error.strerror or "not writable").lower()
+        typer.echo(f"note: audit.json was not written: {reason}", err=True)

@@ -303,14 +303,13 @@ class TestTheKeyHolderLies:
 
     @pytest.mark.parametrize("adaptive", [False, True])
     def test_about_every_round_s_clip(self, run: Path, signer: Signer, adaptive: bool) -> None:
-        """A norm of its own from round 2 on is for jobs whose header says that it adapts."""
+        """A norm of its own from round 2 on is for jobs whose plan says that it adapts."""
         lines = entries(run)
+        lines[0][1]["plan"]["adaptive_clip"] = adaptive
         event = plan_of(lines[0][1]).event(clip=0.1).to_json()
         for kind, body in lines:
             if kind == "reserve" and body["round"] > 1:
                 body["event"] = event
-        if adaptive:
-            lines[0][1]["adaptive_clipping"] = {"quantile": 0.5}
         assert self.sign(run, signer, lines) == (set() if adaptive else {"Reserved events"})
         lines[1][1]["event"] = event
         assert self.sign(run, signer, lines) == {"Reserved events"}
@@ -345,8 +344,8 @@ class TestTheKeyHolderLies:
     @pytest.mark.parametrize(
         ("change", "named"),
         [
-            (lambda header: header["delta_parts"].update(aborts=0.0), "Delta and its parts"),
-            (lambda header: header.pop("delta_parts"), "Delta and its parts"),
+            (lambda header: header["delta_parts"].update(aborts=0.0), "Privacy plan"),
+            (lambda header: header.pop("delta_parts"), "Privacy plan"),
             (lambda header: header["neighbours"].update(server="nobody"), "Header"),
             (lambda header: header["not_covered"].clear(), "Header"),
             (lambda header: header["accountants"].update(reported="clt"), "Header"),

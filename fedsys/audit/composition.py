@@ -1,0 +1,196 @@
+"""What several runs on one population cost together: ``fedsys audit A B ... --compose``.
+
+The outsider's losses are added as Rényi divergences at each order, or as privacy loss distributions
+where all runs allow it, and stated at the largest of the runs' deltas. The participant's and the
+server's epsilons are added up, since the worst client of each run may be the same, and so are their
+deltas. All of it holds for a client that is in every run's population, and for a second run whose
+settings were not chosen by what the first one showed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fedsys.audit.accountants import gaussian_rounds
+from fedsys.audit.rederive import Audit, examine
+from fedsys.audit.wording import claim, epsilon_text, plain
+from fedsys.errors import AuditInputError
+from fedsys.privacy import Epsilons, load_public_key
+from fedsys.privacy.pld import gaussian_pld_epsilon
+from fedsys.privacy.rdp import ORDERS, epsilon_of
+from fedsys.records import AuditResult, Claim, EpsilonPoint
+
+__all__ = ["compose"]
+
+_NEEDED = 2
+
+
+def compose(runs: Sequence[Path], *, key: str | None = None) -> AuditResult:
+    """The total epsilon of several runs, each audited first.
+
+    The result's claims are one a run (its audit) and one a view (the total); its curve holds the
+    totals alone, by number of runs.
+
+    Args:
+        runs: their folders.
+        key: the one signer of them all, as for `audit_run`.
+
+    Raises:
+        AuditInputError: fewer than two runs, one of them twice, units or neighbours that do not
+            add up, or a folder that holds no run or no plan.
+        LedgerError: ``key`` is not a public key.
+    """
+    if len(runs) < _NEEDED:
+        raise AuditInputError("--compose needs at least two runs")
+    pinned = None if key is None else load_public_key(key)
+    audits = [examine(run, pinned) for run in runs]
+    names = [plain(run.resolve().name or run, 60) for run in runs]
+    _require_comparable(audits, names)
+    curve = [
+        EpsilonPoint(round=count, spent=_total(audits[:count]))
+        for count in range(1, len(audits) + 1)
+    ]
+    total, deltas = curve[-1].spent, [_delta(audit) for audit in audits]
+    return AuditResult(
+        run=plain(" + ".join(names), 200),
+        claims=(*map(_audit_claim, audits, names), *_total_claims(audits, total)),
+        curve=tuple(curve),
+        delta=max(deltas),
+        notes=tuple(_notes(audits)),
+        details={
+            "runs": names,
+            "heads": [_head(audit) for audit in audits],
+            "delta": {"outsider": max(deltas), "others": math.fsum(deltas)},
+        },
+    )
+
+
+def _require_comparable(audits: Sequence[Audit], names: Sequence[str]) -> None:
+    jobs: dict[object, str] = {}
+    for audit, name in zip(audits, names, strict=True):
+        if audit.plan is None or audit.spending is None or audit.evidence.ledger.value is None:
+            raise AuditInputError(f"{name}: its rounds cannot be accounted for; audit it alone")
+        job = plain(audit.evidence.ledger.value.header.get("job"), 100)
+        if job in jobs:
+            raise AuditInputError(f"{name} and {jobs[job]} are the same run: give each run once")
+        jobs[job] = name
+    first = audits[0].plan
+    for audit, name in zip(audits, names, strict=True):
+        plan = audit.plan
+        if plan is None or first is None or plan.unit != first.unit:
+            raise AuditInputError(
+                f"{name} protects another unit than {names[0]}: their epsilons do not add up"
+            )
+        if _replaces(audit) != _replaces(audits[0]):
+            raise AuditInputError(
+                f"{name} has other neighbours (replace against add or remove) than {names[0]}: "
+                "their epsilons do not add up"
+            )
+
+
+def _replaces(audit: Audit) -> bool:
+    plan = audit.plan
+    return plan is not None and plan.sampling == "fixed" and plan.participation == 1
+
+
+def _delta(audit: Audit) -> float:
+    return audit.plan.delta if audit.plan is not None else 1.0
+
+
+def _head(audit: Audit) -> str | None:
+    view = audit.evidence.ledger.value
+    return view.head if view is not None else None
+
+
+def _total(audits: Sequence[Audit]) -> Epsilons:
+    parts = [audit.spending.spent for audit in audits if audit.spending is not None]
+    participant = [part.participant for part in parts]
+    server = [part.server for part in parts]
+    return Epsilons(
+        outsider=_outsider(audits),
+        participant=_sum(participant),
+        server=_sum(server),
+    )
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    """None if the sum is not known: any part is missing and none is infinite."""
+    if math.inf in values:
+        return math.inf
+    known = [value for value in values if value is not None]
+    return math.fsum(known) if len(known) == len(values) else None
+
+
+def _outsider(audits: Sequence[Audit]) -> float:
+    """The outsider's total at the largest delta, of which every run's other parts are taken."""
+    curve, delta = np.zeros_like(ORDERS), max(_delta(audit) for audit in audits)
+    steps: Counter[tuple[float, float]] | None = Counter()
+    for audit in audits:
+        if audit.plan is None or audit.spending is None:
+            return math.inf
+        curve = curve + audit.spending.accountant.outsider.curve()
+        delta -= audit.plan.delta - audit.plan.delta_released
+        rounds = gaussian_rounds(audit.plan, audit.events)
+        if audit.plan.accountant == "rdp" or rounds is None:
+            steps = None
+        elif steps is not None:
+            for multiplier, rate, count in rounds.steps:
+                steps[multiplier, rate] += count
+    if delta <= 0:
+        return math.inf
+    by_rdp = epsilon_of(curve, delta)
+    return by_rdp if steps is None else min(by_rdp, gaussian_pld_epsilon(steps, delta))
+
+
+def _audit_claim(audit: Audit, name: str) -> Claim:
+    failed = [found.name for found in audit.claims if found.holds is False]
+    spent = audit.spending.spent.outsider if audit.spending is not None else None
+    return claim(
+        f"Run {name}",
+        not failed,
+        claimed="its own audit holds",
+        rederived=", ".join(failed) or f"epsilon {epsilon_text(spent)} for the outsider",
+        by="auditing it alone",
+        rests_on="see its own audit",
+    )
+
+
+def _total_claims(audits: Sequence[Audit], total: Epsilons) -> list[Claim]:
+    parts = [audit.spending.spent for audit in audits if audit.spending is not None]
+    deltas = [_delta(audit) for audit in audits]
+    return [
+        claim(
+            f"Total epsilon, {view} view",
+            None,
+            claimed=" and ".join(epsilon_text(part.of(view)) for part in parts),
+            rederived=epsilon_text(total.of(view)) if total.of(view) is not None else "not known",
+            by=f"all rounds together, at delta = {max(deltas):g}"
+            if view == "outsider"
+            else f"adding up, at delta = {math.fsum(deltas):g}",
+            rests_on="no further run on this population: the coordinator's word",
+        )
+        for view in ("outsider", "participant", "server")
+    ]
+
+
+def _notes(audits: Sequence[Audit]) -> list[str]:
+    notes = [
+        "the total holds for a client that is in every run's population, and for settings that "
+        "were not chosen by what an earlier run showed"
+    ]
+    sizes = sorted({audit.plan.population for audit in audits if audit.plan is not None})
+    if len(sizes) > 1:
+        notes.append(f"the populations differ in size: {', '.join(map(str, sizes))}")
+    signers = {
+        audit.evidence.ledger.value.signer
+        for audit in audits
+        if audit.evidence.ledger.value is not None
+    }
+    if len(signers) > 1:
+        notes.append("the runs have different signers")
+    return notes
