@@ -321,11 +321,16 @@ class Deployment:
         Raises:
             JobFailed: too few did.
         """
-        closes = time.monotonic() + self._settings.patience
-        while not self._enough(running, at_best=False):
+        started = time.monotonic()
+        closes = started + self._settings.patience
+        settled = started + self._settings.reconnect
+        while True:
+            enough = self._enough(running, at_best=False)
+            if enough and (time.monotonic() > settled or not self._undecided(running)):
+                return
             self._stop_if_cancelled(running)
             enough_may_come = self._enough(running, at_best=True)
-            if not enough_may_come or time.monotonic() > closes:
+            if not enough and (not enough_may_come or time.monotonic() > closes):
                 reasons = "; ".join(
                     f"node {running.roster.nodes[client]}: {reason}"
                     for client, reason in sorted(running.declined.items())
@@ -337,6 +342,14 @@ class Deployment:
                     + (f". Refused: {reasons}" if reasons else "")
                 )
             await self._next_event(_POLL)
+
+    def _undecided(self, running: _Running) -> bool:
+        """Whether an agent that is connected has not answered the offer yet."""
+        answered = running.consenting | running.declined.keys()
+        return any(
+            node in self._fleet.links and client not in answered
+            for client, node in enumerate(running.roster.nodes)
+        )
 
     def _enough(self, running: _Running, *, at_best: bool) -> bool:
         """Whether a typical cohort would have its survivors.

@@ -223,6 +223,22 @@ class Federation:
         process.start()
         self.agents[number] = process
 
+    def wait_connected(self, *, seconds: float = 60) -> None:
+        """Wait until every started agent has been greeted."""
+        end = time.monotonic() + seconds
+        for number in self.agents:
+            path = self.root / f"a{number}" / "status.json"
+            while not path.exists() or json.loads(path.read_text())["connection"] != "connected":
+                if time.monotonic() > end:
+                    raise TimeoutError(self.log(f"a{number}"))
+                time.sleep(0.05)
+
+    def allow_anything(self, number: int) -> None:
+        """Write a policy without limits for one device."""
+        from client.policy import Policy
+
+        (self.root / f"a{number}" / "policy.toml").write_text(Policy().dump())
+
     def submit(self, config: Config) -> str:
         """Queue a job; its id."""
         return submit(self.state, dump(config)).id

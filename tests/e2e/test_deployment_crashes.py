@@ -1,0 +1,113 @@
+"""``kill -9`` of either side at every stage of a round: the job ends, and its ledger is right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedsys.audit import audit_run
+from fedsys.config import Config, load
+from fedsys.privacy import read_ledger
+from tests.e2e.processes import Federation, federation
+
+STAGES = ("advertise", "reveal", "share_keys", "masked_input", "consistency", "unmask")
+MESSAGES = ("BEGIN", "COHORT", "NONCES", "DELIVERY", "ALIVE", "UNMASK")
+
+
+def job_of(*settings: str) -> Config:
+    noise = [] if "privacy.mechanism=none" in settings else ["privacy.noise_multiplier=20"]
+    return load("silo", [*noise, "evaluation.data=none", *settings])
+
+
+def survivors(fed: Federation, job: str) -> dict[int, list[int]]:
+    lines = (fed.home.jobs / job / "private.jsonl").read_text().splitlines()
+    found: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    return {line["round"]: line["survivors"] for line in found}
+
+
+def test_the_coordinator_is_killed_in_every_stage_of_a_round(tmp_path: Path) -> None:
+    points = [("reserved", "after"), *((stage, "after") for stage in STAGES), ("", "before")]
+    with federation(tmp_path, 3) as fed:
+        for number in range(3):
+            fed.start_agent(number, 3)
+        assert fed.coordinator is not None
+        fed.coordinator.kill()
+        fed.coordinator.join(10)
+        rounds = len(points) + 1
+        job = fed.submit(job_of(f"rounds.count={rounds}"))
+        for number, (stage, when) in enumerate(points, start=1):
+            fed.start_coordinator(crash=(stage, number, when))
+            fed.wait_for_death(fed.coordinator)
+        fed.start_coordinator()
+        row = fed.wait(job)
+        assert row.status == "completed", row.reason
+        # the last crash came after its round's commit: nothing of it was lost
+        assert sorted(fed.commits(job)) == [rounds - 1, rounds]
+        run = fed.home.jobs / job
+        view = read_ledger(run / "ledger.jsonl")
+        assert [each.round for each in view.rounds] == list(range(1, rounds + 1))
+        assert [each.outcome for each in view.rounds] == [None] * 7 + ["commit"] * 2
+        assert audit_run(run).passed
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary["rounds"] == rounds
+        # every round counts, the lost ones too: as much as if all had been released
+        again = fed.submit(job_of(f"rounds.count={rounds}", "job.name=whole"))
+        assert fed.wait(again).status == "completed"
+        whole = json.loads((fed.home.jobs / again / "summary.json").read_text())
+        lost, kept = (each["privacy"]["epsilon"]["outsider"] for each in (summary, whole))
+        assert lost == kept
+
+
+def test_an_agent_is_killed_at_every_message_and_misses_no_round(tmp_path: Path) -> None:
+    points = [(kind, when) for kind in MESSAGES for when in ("before", "after")]
+    with federation(tmp_path, 3) as fed:
+        job = fed.submit(job_of(f"rounds.count={len(points)}"))
+        for number in (1, 2):
+            fed.start_agent(number, 3)
+        for number, (kind, when) in enumerate(points, start=1):
+            fed.start_agent(0, 3, crash=(kind, number, when))
+            fed.wait_for_death(fed.agents[0])
+        fed.start_agent(0, 3)
+        row = fed.wait(job)
+        assert row.status == "completed", row.reason
+        found = survivors(fed, job)
+        assert sorted(fed.commits(job)) == list(range(1, len(points) + 1))
+        # the answer to BEGIN and the shares may be lost with the agent; from then on it resumes
+        assert found == {number: [0, 1, 2] for number in range(1, len(points) + 1)}
+        assert audit_run(fed.home.jobs / job).passed
+
+
+def test_an_agent_that_never_returns_costs_itself_alone(tmp_path: Path) -> None:
+    config = job_of(
+        "population.clients=5",
+        "cohort.expected=5",
+        "cohort.cap=5",
+        "cohort.min_survivors=3",
+        "aggregation.dropout=0.2",
+        "privacy.mechanism=none",
+        "rounds.count=3",
+    )
+    with federation(tmp_path, 5) as fed:
+        fed.configure(reconnect=1.0)
+        fed.restart_coordinator()
+        for number in range(5):
+            crash = ("DELIVERY", 2, "before") if number == 4 else None
+            fed.allow_anything(number)
+            fed.start_agent(number, 5, crash=crash)
+        fed.wait_connected()
+        job = fed.submit(config)
+        row = fed.wait(job)
+        assert row.status == "completed", row.reason
+        assert survivors(fed, job) == {1: [0, 1, 2, 3, 4], 2: [0, 1, 2, 3], 3: [0, 1, 2, 3]}
+
+
+def test_a_graceful_stop_keeps_the_job(tmp_path: Path) -> None:
+    with federation(tmp_path, 3) as fed:
+        for number in range(3):
+            fed.start_agent(number, 3)
+        job = fed.submit(job_of("rounds.count=20"))
+        fed.wait(job, until="running")
+        fed.restart_coordinator()
+        assert fed.wait(job).status == "completed"
+        assert audit_run(fed.home.jobs / job).passed
