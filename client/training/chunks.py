@@ -120,9 +120,9 @@ class ChunkRunner:
         return factors @ updates, norms
 
     def _schedule(self, clients: Clients, pool: Examples) -> Schedule:
-        for rows in clients.rows:
-            if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(pool):
-                raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(pool)} examples")
+        rows = np.concatenate(clients.rows)
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(pool):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(pool)} examples")
         return build(clients.rows, clients.seeds, self._local)
 
     def _path(self, name: str) -> LocalPath:
