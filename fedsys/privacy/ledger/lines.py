@@ -199,9 +199,12 @@ class Line:
         )
         if not well_formed:
             raise LedgerError(f"{what} has a field of the wrong type or form")
-        if canonical(value) != raw:
+        text = canonical(body)  # serialised once: the line's and the hash's text share it
+        rest = f'"kind":"{kind}","prev_hash":"{prev_hash}","seq":{seq}'.encode()
+        hash_and_rest = b',"hash":"%s",%s' % (digest.encode(), rest)
+        if raw != b'{"body":%s%s,"signature":"%s"}' % (text, hash_and_rest, signature.encode()):
             raise LedgerError(f"{what} is not in canonical form")
-        if cls.hash_of(seq=seq, prev_hash=prev_hash, kind=kind, body=body) != digest:
+        if hashlib.sha256(b'{"body":%s,%s}' % (text, rest)).hexdigest() != digest:
             raise LedgerError(f"{what} does not have the hash that it states: it was edited")
         return cls(
             seq=seq,
