@@ -300,11 +300,7 @@ class Aggregator:
         count = len(view.graph.neighbours[view.cohort.index[sender]])
         size = _SHARES_HEAD + count * (COMMITMENTS_SIZE + keys.SEALED_SIZE)
         checks.size(len(body), size, size, Kind.SHARES.name)
-        commitments = body[_SHARES_HEAD : _SHARES_HEAD + count * COMMITMENTS_SIZE]
-        hashed = hashlib.sha256(commitments).digest()
-        message = dealt_digest(view.hash, sender, body[:32], hashed)
-        self._verify(sender, body[32:96], message, "shares")
-        return body
+        return body  # its signature is evidence, verified before its shares are ever combined
 
     def _take_masked(self, sender: int, body: memoryview) -> bytes:
         view, dealt = present(self._view), present(self._dealt)
@@ -491,7 +487,15 @@ class Aggregator:
             },
             alive=self._alive,
             threshold=self.params.threshold,
+            verify=self._verify_dealt,
         )
+
+    def _verify_dealt(self, dealer: int) -> None:
+        """Verify a dealer's signature on its row of stage 1."""
+        dealt = present(self._dealt)
+        seed_hash, commitments_hash, signature = dealt.row(dealer)
+        message = dealt_digest(dealt.view.hash, dealer, seed_hash, commitments_hash)
+        self._verify(dealer, signature, message, "shares")
 
     def to_bytes(self) -> bytes:
         """Serialise the whole machine; it holds nothing that the server does not know anyway."""

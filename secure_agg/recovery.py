@@ -9,8 +9,16 @@ that dealer again; beyond, it aborts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from secure_agg import checks, keys
-from secure_agg.errors import DealerFault, KeyMismatch, ShareError, ThresholdNotMet
+from secure_agg.errors import (
+    DealerFault,
+    KeyMismatch,
+    ShareError,
+    SignatureMismatch,
+    ThresholdNotMet,
+)
 from secure_agg.messages import Release
 from secure_agg.shamir import combine, decode
 from secure_agg.transcript import Dealt, commitment_at
@@ -31,6 +39,8 @@ class Recovery:
         complaints: For each holder, the dealers whose shares did not reach it.
         alive: Those whose inputs are in the sum.
         threshold: t.
+        verify: Raises `SignatureMismatch` when a dealer's row is not signed by it. Called before a
+            dealer's shares are combined, so that whoever may be blamed for them signed them.
     """
 
     def __init__(
@@ -41,12 +51,14 @@ class Recovery:
         complaints: dict[int, frozenset[int]],
         alive: list[int],
         threshold: int,
+        verify: Callable[[int], None],
     ) -> None:
         self._dealt = dealt
         self._commitments = commitments
         self._complaints = complaints
         self._alive = frozenset(alive)
         self._threshold = threshold
+        self._verify = verify
         self._seeds: dict[int, bytes] = {}
         self._shares: dict[int, dict[int, bytes]] = {}
         self.blamed: dict[int, str] = {}
@@ -118,6 +130,10 @@ class Recovery:
                 f"{len(shares)} shares of member {dealer}'s secret were released: "
                 f"{self._threshold} are needed"
             )
+        try:
+            self._verify(dealer)
+        except SignatureMismatch as error:
+            self.blamed[dealer] = str(error)
         secret = combine(shares, self._threshold)
         try:
             self._check(dealer, kind, secret)

@@ -219,7 +219,7 @@ class Dealt:
 
         Whoever opens a share under it knows the dealer's row to be the dealer's, so that members
         need not verify each other's stage-1 signatures; those are evidence, which the server
-        verifies.
+        verifies before it combines a dealer's shares.
 
         Raises:
             MessageError: When the commitments are not those of the dealer's row.

@@ -373,3 +373,20 @@ def test_11_dealer_row_altered() -> None:
         patch.setattr(keys, "associated_data", bare)
         reply, _ = attack()
     assert complaints(reply) == []
+
+
+def test_25_unsigned_dealing_is_pinned_on_the_dealer() -> None:
+    """A dealer withholds the evidence, deals well and vanishes: named, and the sum is exact."""
+    world = World(PARAMS)
+    replies = world.deliver(world.until(Kind.NONCES))
+    for i, reply in replies.items():
+        at = HEADER_SIZE + 32
+        unsigned = replaced(reply, at, bytes(64))
+        world.server.receive(i, unsigned if i == VICTIM else reply)
+    messages = world.server.close_stage()
+    messages = world.step(messages, absent=[VICTIM])
+    while messages:
+        messages = world.step(messages)
+    assert list(world.server.result.blamed) == [VICTIM]
+    assert "on its shares does not verify" in world.server.result.blamed[VICTIM]
+    assert world.server.result.total.tolist() == exact_sum(world.inputs, [1, 2, 3, 4], 32)
