@@ -145,6 +145,8 @@ class Privacy(Section):
     guarantee: Literal["outsider", "server"] = "outsider"
     max_colluders: Annotated[int, Field(ge=0)] = 0
     max_participations: Count | None = None
+    example_clip: Positive = 1.0
+    example_rate: Probability | None = None
     adaptive_quantile: Annotated[Finite, Field(gt=0, lt=1)] | None = None
     adaptive_rate: Positive = 0.2
     adaptive_layers: Literal["flat", "per-layer"] = "flat"
@@ -283,6 +285,23 @@ def _summed_fits(config: Config) -> None:
         )
 
 
+def _protects_examples(config: Config) -> None:
+    privacy = config.privacy
+    if privacy.mechanism == "none" or (privacy.unit == "example") == (
+        privacy.mechanism == "example-gaussian"
+    ):
+        if privacy.mechanism == "example-gaussian" and config.aggregation.protocol == "float":
+            raise ConfigError(
+                "aggregation.protocol = 'float' with privacy.mechanism = 'example-gaussian': use "
+                "'ideal' or 'secure'"
+            )
+        return
+    raise ConfigError(
+        f"privacy.unit = '{privacy.unit}' with privacy.mechanism = '{privacy.mechanism}': "
+        f"example-gaussian protects examples (unit = 'example'), the others protect clients"
+    )
+
+
 def _adapts(config: Config) -> None:
     privacy = config.privacy
     if privacy.adaptive_quantile is None:
@@ -311,6 +330,7 @@ _COMBINATIONS = (
     _cohort_fits,
     _narrow_fits,
     _summed_fits,
+    _protects_examples,
     _adapts,
     _coin_is_added,
 )

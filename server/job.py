@@ -7,6 +7,7 @@ gets here, so that all of them keep the same ledger in the same order.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -49,7 +50,7 @@ from server.coordinator import Coordinator, JobTerms
 from server.run_folder import RunFolder
 from server.strategies import Strategy, build_strategy
 
-__all__ = ["Job", "JobFacts", "clipping_for", "plan_for"]
+__all__ = ["Job", "JobFacts", "clipping_for", "example_steps", "plan_for"]
 
 Weights = NDArray[np.float32]
 
@@ -339,6 +340,8 @@ def plan_for(config: Config, *, population: int, layers: Sequence[int]) -> Priva
             max_participations=privacy.max_participations,
             min_separation=cohort.min_separation,
             unit=privacy.unit,
+            example_rate=privacy.example_rate,
+            steps=None if privacy.example_rate is None else example_steps(config),
         )
         plan.build_mechanism()
     except MechanismError as error:
@@ -346,6 +349,12 @@ def plan_for(config: Config, *, population: int, layers: Sequence[int]) -> Priva
             raise MechanismError(f"privacy.epsilon = {privacy.epsilon:g}: {error}") from None
         raise
     return plan
+
+
+def example_steps(config: Config) -> int:
+    """Local steps of DP-SGD in a round: as many as pass over a client's examples `epochs` times."""
+    rate = config.privacy.example_rate or 1.0
+    return config.local.epochs * math.ceil(1 / rate - 1e-9)
 
 
 def strategy_of(config: Config) -> Strategy:

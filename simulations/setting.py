@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from client.training import LocalConfig, Trainer
+from client.training import ExamplePrivacy, ExampleTrainer, LocalConfig, Trainer
 from fedsys import tasks
 from fedsys.config import Config
 from fedsys.errors import ConfigError
 from fedsys.privacy import AdaptiveClipping, PrivacyPlan
 from fedsys.tasks import Examples
-from server.job import JobFacts, clipping_for, plan_for, strategy_of
+from server.job import JobFacts, clipping_for, example_steps, plan_for, strategy_of
 from server.rounds import RoundAborted, round_params
 from simulations.engine import Engine, using_threads
 from simulations.faults import FaultPlan
@@ -96,21 +96,15 @@ def prepare(
             f"{partition.clients} clients that partition '{section.partition}' yields; ask for at "
             f"most {partition.clients}"
         )
-    trainer = Trainer(
-        task,
-        LocalConfig(**config.local.model_dump()),
-        device=device_for(device),
-        path=config.engine.path,
-        chunk=config.engine.chunk or None,
-        seed=config.job.seed,
-    )
+    config = _with_example_rate(config, partition)
+    sources = randomness or _randomness(config)
+    trainer = trainer_for(config, task, device_for(device), sources)
     population = Population(
         train_set=examples.train, partition=partition, trainer=trainer, seed=config.job.seed
     )
     sizes = trainer.layout.sizes
     plan = plan_for(config, population=partition.clients, layers=sizes)
     _check_secure(config, plan)
-    sources = randomness or _randomness(config)
     config = _resolved(config, plan, population)
     layout = lay_out(config, plan, population, sources, _at_once(config.engine.chunk))
     used = {"processes": layout.processes, "threads": layout.threads}
@@ -129,6 +123,47 @@ def prepare(
 def _at_once(chunk: int) -> int:
     """A few clients where the trainer takes them singly."""
     return chunk * -(-_FEWEST // chunk)
+
+
+def trainer_for(config: Config, task: tasks.Task, device: str, randomness: Randomness) -> Trainer:
+    """What trains this configuration's clients."""
+    local, privacy = LocalConfig(**config.local.model_dump()), config.privacy
+    if privacy.mechanism == "example-gaussian":
+        if privacy.noise_multiplier is None or privacy.example_rate is None:
+            raise ConfigError(
+                "privacy.mechanism = 'example-gaussian' needs privacy.noise_multiplier (find it "
+                "with `fedsys privacy calibrate`)"
+            )
+        return ExampleTrainer(
+            task,
+            local,
+            ExamplePrivacy(
+                clip=privacy.example_clip,
+                noise_multiplier=privacy.noise_multiplier,
+                example_rate=privacy.example_rate,
+                steps=example_steps(config),
+            ),
+            device,
+            seed=config.job.seed,
+            entropy=randomness.noise(0, 0),
+        )
+    engine = config.engine
+    return Trainer(task, local, device, engine.path, engine.chunk or None, config.job.seed)
+
+
+def _with_example_rate(config: Config, partition: tasks.Partition) -> Config:
+    """Batches of `local.batch_size` examples on average, where the mechanism samples examples."""
+    privacy = config.privacy
+    if privacy.mechanism != "example-gaussian":
+        return config
+    update: dict[str, Any] = {
+        "engine": config.engine.model_copy(update={"path": "loop", "chunk": 1, "processes": 1})
+    }
+    if privacy.example_rate is None:
+        sizes = [len(partition.indices_of(id)) for id in range(partition.clients)]
+        rate = min(1.0, config.local.batch_size * len(sizes) / max(sum(sizes), 1))
+        update["privacy"] = privacy.model_copy(update={"example_rate": rate})
+    return config.model_copy(update=update)
 
 
 def device_for(asked: str) -> str:
