@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fedsys import __version__
-from fedsys.cli import agent, audit, coordinator, doctor, init, job, publish, simulate
+from fedsys.cli import agent, audit, coordinator, doctor, init, job, privacy, publish, simulate
 
 __all__ = ["app"]
 
