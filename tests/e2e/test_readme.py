@@ -1,0 +1,110 @@
+"""Every command that the README shows is run, in its order, and does what the text says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKE = {"demo", "test", "test-all", "bench", "lint", "setup"}
+SHORTER = ["--set", "rounds.count=3"]
+"""The commands are run as they stand, but with few rounds: the whole job has tests of its own."""
+
+
+def commands() -> list[list[str]]:
+    blocks = re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    return [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = [words[1] for words in commands() if words[0] == "make"]
+    assert {"demo", "test"} <= set(named)
+    for target in named:
+        assert target in MAKE
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_linked_files_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "LANG": "C.UTF-8",
+        **{key: value for key, value in os.environ.items() if key == "FEDSYS_DATA"},
+    }
+
+
+def run(words: list[str], folder: Path, here: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "fedsys", *words[1:]],
+        cwd=here,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+
+
+def test_commands_run_in_their_order(tmp_path: Path) -> None:
+    here, ran = tmp_path, 0
+    data = os.environ.get("FEDSYS_DATA", "")
+    for words in commands():
+        if words[0] == "cd":
+            here = here / words[1]
+            continue
+        if words[0] != "fedsys" or words[1] in ("coordinator", "job", "agent"):
+            continue
+        if "DIR" in words:
+            if not data:
+                continue
+            words = [data if word == "DIR" else word for word in words]
+        training = words[1] == "simulate" and "--resume" not in words
+        if "--resume" in words:
+            finished = run(words, tmp_path, here)
+            assert finished.returncode == 2, "a finished run is not resumed"
+            assert "closed" in finished.stderr
+            continue
+        finished = run([*words, *SHORTER] if training else words, tmp_path, here)
+        assert finished.returncode == 0, (words, finished.stderr)
+        assert "Traceback" not in finished.stderr
+        ran += 1
+    assert ran >= 8
+
+
+def test_the_notebook_example_runs(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    finished = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    accuracy, epsilon = map(float, finished.stdout.split())
+    assert 0 < accuracy <= 1
+    assert epsilon > 0
+
+
+@pytest.mark.parametrize("word", ["TODO", "FIXME", "/tmp", "/home"])
+def test_nothing_unfinished_or_private_is_in_it(word: str) -> None:
+    assert word not in README
