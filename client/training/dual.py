@@ -54,6 +54,7 @@ class DualPath:
             raise UnsupportedLayerError(f"optimizer {local.optimizer!r} has no dual form")
         self._task, self._local = task, local
         self._layout = FlatLayout.of(model)
+        _check_trainable_once(model, self._layout)
         model = copy.deepcopy(model)
         self._linear: dict[str, DualLinear] = {}
         self._conv: dict[str, ClientConv2d] = {}
@@ -135,3 +136,11 @@ class DualPath:
             name = f"{prefix}." if prefix else ""
             conv.start(cohort, self._local, views[f"{name}weight"], views.get(f"{name}bias"))
         return cohort
+
+
+def _check_trainable_once(model: nn.Module, layout: FlatLayout) -> None:
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        if name not in layout.names:
+            raise UnsupportedLayerError(
+                f"parameter {name!r} is frozen or shared with another layer"
+            )

@@ -188,6 +188,26 @@ def test_a_path_that_cannot_train_the_model_is_refused_with_the_reason(
         trainer.train(trainer.initial_weights(), data.train, some_clients([3]), [1])
 
 
+def test_frozen_and_shared_weights_train_on_another_path(data: FederatedData) -> None:
+    with seeded(0):
+        frozen = nn.Sequential(nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10))
+        shared = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Linear(64, 10))
+    frozen[0].requires_grad_(False)
+    shared[2].weight = shared[0].weight
+    for model, dimension in ((frozen, 90), (shared, 64 * 64 + 64 + 64 + 650)):
+        trainer = Trainer(Custom(model), LOCAL)
+        weights, rows = trainer.initial_weights(), some_clients([9, 4])
+        assert trainer.dimension == dimension
+        choice = trainer.choose(weights, data.train, rows)
+        assert "is frozen or shared with another layer" in choice.refused["dual"]
+        loop = Trainer(Custom(model), LOCAL, path="loop").train(weights, data.train, rows, [1, 2])
+        found = Trainer(Custom(model), LOCAL, path="batched").train(
+            weights, data.train, rows, [1, 2]
+        )
+        np.testing.assert_allclose(found, loop, atol=2e-6)
+        assert np.abs(loop).max() > 0.01
+
+
 class AcrossExamples(nn.Module):
     """Subtracts the batch's mean: right alone, wrong when clients share a batch."""
 
