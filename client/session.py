@@ -23,6 +23,7 @@ from client.identity import Credentials
 from client.journal import JobRecord, Journal
 from client.policy import Policy
 from client.privatize import privatize
+from client.privatize.contribution import contribution
 from fedsys.errors import FedsysError, PolicyRefusal, ProtocolError, TrainingError
 from fedsys.privacy import Entropy, Mechanism, event_from_json, guaranteed_epsilon
 from fedsys.wire import Assignment, countersign, fleet_pb2
@@ -49,7 +50,9 @@ class Worker(Protocol):
         """Raise PolicyRefusal where these terms cannot be trained here."""
         ...
 
-    def train(self, terms: Terms, assignment: Assignment, client: int) -> NDArray[np.float32]:
+    def train(
+        self, terms: Terms, assignment: Assignment, client: int, entropy: Entropy
+    ) -> NDArray[np.float32]:
         """(1, d) this client's update."""
         ...
 
@@ -359,12 +362,16 @@ class Session:
 
     def _provide(self, current: _Round) -> None:
         assignment = current.assignment
-        update = self._worker.train(current.terms, assignment, current.client)
-        privatized = privatize(
-            current.mechanism,
+        entropy = self._noise(assignment.round)
+        update = self._worker.train(current.terms, assignment, current.client, entropy)
+        contributed = contribution(
             update,
-            seed=assignment.digest,
-            entropy=self._noise(assignment.round),
+            participation=current.mechanism.event.sampling.participation,
+            clipping=assignment.clipping,
+            entropy=entropy,
+        )
+        privatized = privatize(
+            current.mechanism, contributed, seed=assignment.digest, entropy=entropy
         )
         if not privatized.finite.all():
             _log.error(
@@ -412,10 +419,12 @@ def _fits(assignment: Assignment, message: fleet_pb2.Invitation, terms: Terms) -
     )
     if not same:
         raise PolicyRefusal("the round's assignment is not of the terms that were agreed to")
-    if len(assignment.weights) != terms.plan.dimension:
+    if len(assignment.weights) != terms.dimension:
         raise PolicyRefusal(
-            f"a model of {len(assignment.weights)} weights, {terms.plan.dimension} were agreed to"
+            f"a model of {len(assignment.weights)} weights, {terms.dimension} were agreed to"
         )
+    if (assignment.clipping is not None) != terms.plan.adaptive_clip:
+        raise PolicyRefusal("adaptive clipping is not as it was agreed to")
 
 
 def _refusal(job: bytes, round: int, reason: str, *, passing: bool = False) -> fleet_pb2.Up:

@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.training import LocalConfig, Trainer
+from client.training.example_privacy import ExamplePrivacy, ExamplePrivateTrainer
 from fedsys import tasks
 from fedsys.errors import ConfigError, PolicyRefusal
+from fedsys.privacy import Entropy
 from fedsys.wire import Assignment
 from fedsys.wire.terms import Terms
 
@@ -124,10 +126,10 @@ class LocalData:
             except (ConfigError, TypeError) as error:
                 raise PolicyRefusal(f"training as asked is not possible here: {error}") from None
         trainer = self._trainers[terms.digest]
-        if trainer.dimension != terms.plan.dimension:
+        if trainer.dimension != terms.dimension:
             raise PolicyRefusal(
                 f"the model of task '{self.task.name}' has {trainer.dimension} weights here, "
-                f"{terms.plan.dimension} are asked for"
+                f"{terms.dimension} are asked for"
             )
         return trainer
 
@@ -139,13 +141,36 @@ class LocalData:
             )
         self.trainer(terms)
 
-    def train(self, terms: Terms, assignment: Assignment, client: int) -> NDArray[np.float32]:
-        """(1, d) this client's update."""
-        trainer = self.trainer(terms)
-        return trainer.train(
+    def train(
+        self, terms: Terms, assignment: Assignment, client: int, entropy: Entropy
+    ) -> NDArray[np.float32]:
+        """(1, d) this client's update; by DP-SGD where the unit of privacy is the example."""
+        rows = [self.rows(terms.seed)]
+        if terms.plan.unit == "example":
+            return self._example_trainer(terms).train(
+                assignment.weights, self.data.train, rows, entropy, names=["this device"]
+            )
+        return self.trainer(terms).train(
             assignment.weights,
             self.data.train,
-            [self.rows(terms.seed)],
+            rows,
             [assignment.batch_seed(client)],
             names=["this device"],
+        )
+
+    def _example_trainer(self, terms: Terms) -> ExamplePrivateTrainer:
+        plan = terms.plan
+        if plan.example_rate is None or plan.steps is None:
+            raise PolicyRefusal("the unit is the example, but rate and steps are not given")
+        return ExamplePrivateTrainer(
+            self.task,
+            LocalConfig(**terms.local),
+            ExamplePrivacy(
+                clip=terms.example_clip,
+                noise_multiplier=plan.noise_multiplier,
+                example_rate=plan.example_rate,
+                steps=plan.steps,
+            ),
+            self.device,
+            terms.seed,
         )

@@ -33,7 +33,7 @@ from server.deployed_round import Deadlines, DeployedRound
 from server.enrollment import Registry
 from server.fleet import Arrived, Event, Fleet, Said
 from server.home import Home
-from server.job import Job, JobFacts, plan_for
+from server.job import Job, JobFacts, clipping_for, plan_for
 from server.job_model import JobModel, ModelSource
 from server.metrics import Metrics
 from server.rounds import RoundAborted, SecureRound, round_params
@@ -202,7 +202,7 @@ class Deployment:
                 f"devices take part in 'secure' only"
             )
         model = self._models(config)
-        plan = plan_for(config, population=population, layers=(model.dimension,))
+        plan = plan_for(config, population=population, layers=model.layers)
         round_params(
             n=config.cohort.expected,
             corrupt=config.aggregation.corrupt,
@@ -219,6 +219,7 @@ class Deployment:
             plan=plan,
             weights=model.initial_weights(),
             facts=self._facts(roster),
+            clipping=clipping_for(resolved, plan, model.layers),
             signer=self._home.signer,
         )
         self._state.update_job(
@@ -241,12 +242,14 @@ class Deployment:
         if roster is None:
             raise JobFailed(f"roster version {version} is gone")
         model = self._models(config)
+        plan = plan_for(config, population=len(roster.members), layers=model.layers)
         job = Job.restore(
             folder,
             config=config,
-            plan=plan_for(config, population=len(roster.members), layers=(model.dimension,)),
+            plan=plan,
             weights=model.initial_weights(),
             facts=self._facts(roster),
+            clipping=clipping_for(config, plan, model.layers),
             signer=self._home.signer,
         )
         _log.info("job %s: resumed after %d rounds", row.id, job.coordinator.reserved)
@@ -264,6 +267,8 @@ class Deployment:
             task_sha256=model.task_sha256,
             local=coordinator.terms.local,
             path=job.config.engine.path,
+            dimension=sum(model.layers),
+            example_clip=job.config.privacy.example_clip,
             plan=job.plan,
             seed=coordinator.terms.seed,
             roster_version=roster.version,

@@ -17,8 +17,8 @@ class JobModel(Protocol):
     """A task's model as flat weights, and the coordinator's own test data."""
 
     @property
-    def dimension(self) -> int:
-        """d."""
+    def layers(self) -> tuple[int, ...]:
+        """Sizes of the parameters, in the order of the flat vector; d in all."""
         ...
 
     @property

@@ -250,7 +250,7 @@ class _Model:
             1,
             config.job.seed,
         )
-        self.dimension = self._trainer.dimension
+        self.layers = self._trainer.layout.sizes
         self._data: Any = None
 
     def initial_weights(self) -> Any:

@@ -30,6 +30,8 @@ class Terms:
         task_sha256: of the coordinator's copy of the task's code, as hex.
         local: local training, by field name.
         path: of the training engine.
+        dimension: d, weights of the model; adaptive clipping adds to the vectors of the plan.
+        example_clip: norm of one example's gradient, where examples are the unit.
         plan: the privacy parameters.
         seed: from which clients derive their batch order.
         roster_version: of the list of members from which cohorts are drawn.
@@ -43,6 +45,8 @@ class Terms:
     task_sha256: str
     local: Mapping[str, Any]
     path: str
+    dimension: int
+    example_clip: float
     plan: PrivacyPlan
     seed: int
     roster_version: int
@@ -71,13 +75,15 @@ class Terms:
         try:
             job = bytes.fromhex(body["job"])
             texts = [body[key] for key in ("name", "task", "task_sha256", "path", "roster_hash")]
-            numbers = [body[key] for key in ("seed", "roster_version")]
+            numbers = [body[key] for key in ("seed", "roster_version", "dimension")]
             tables = [body[key] for key in ("options", "local")]
             if (
                 len(job) != 32
                 or not all(type(each) is str for each in texts)
                 or not all(type(each) is int and 0 <= each < 2**63 for each in numbers)
                 or not all(type(each) is dict for each in tables)
+                or type(body["example_clip"]) is not float
+                or not body["example_clip"] > 0
             ):
                 raise ValueError("a value of the wrong type")
             plan = PrivacyPlan.from_json(body["plan"])

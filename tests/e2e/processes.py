@@ -21,7 +21,7 @@ from typing import Any
 
 import tomli_w
 
-from fedsys.config import Config, dump
+from fedsys.config import Config, dump, load
 from fedsys.wire import fleet_pb2
 from server.deployment import submit
 from server.home import Home
@@ -29,6 +29,11 @@ from server.state import ACTIVE_JOB, JobRow, State
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.e2e.processes", "tests.e2e.preloaded"])
+
+
+def silos(*settings: str) -> Config:
+    """The configuration beside this file, with some keys replaced."""
+    return load(Path(__file__).with_name("silos.toml"), settings)
 
 
 def coordinator_main(

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fedsys.audit import audit_run
-from fedsys.config import Config, load
+from fedsys.config import Config
 from fedsys.privacy import read_ledger
-from tests.e2e.processes import Federation, federation
+from tests.e2e.processes import Federation, federation, silos
 
 STAGES = ("advertise", "reveal", "share_keys", "masked_input", "consistency", "unmask")
 MESSAGES = ("BEGIN", "COHORT", "NONCES", "DELIVERY", "ALIVE", "UNMASK")
@@ -17,7 +17,7 @@ MESSAGES = ("BEGIN", "COHORT", "NONCES", "DELIVERY", "ALIVE", "UNMASK")
 
 def job_of(*settings: str) -> Config:
     noise = [] if "privacy.mechanism=none" in settings else ["privacy.noise_multiplier=20"]
-    return load("silo", [*noise, "evaluation.data=none", *settings])
+    return silos(*noise, "evaluation.data=none", *settings)
 
 
 def survivors(fed: Federation, job: str) -> dict[int, list[int]]:

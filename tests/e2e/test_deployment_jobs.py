@@ -8,40 +8,37 @@ from pathlib import Path
 import pytest
 
 from fedsys.audit import audit_run
-from fedsys.config import Config, load
+from fedsys.config import load
 from fedsys.privacy import read_ledger
 from server.run_folder import RunFolder
 from simulations import harness
 from simulations.randomness import SeededRandomness
-from tests.e2e.processes import federation
-
-
-def silo(*settings: str) -> Config:
-    return load("silo", ["engine.path=loop", "engine.chunk=1", *settings])
+from tests.e2e.processes import federation, silos
 
 
 def test_the_silo_job_passes_fresh_policies_and_its_audit(tmp_path: Path) -> None:
     with federation(tmp_path, 3) as fed:
         for number in range(3):
             fed.start_agent(number, 3)
-        job = fed.submit(silo())
+        job = fed.submit(load("silo"))
         row = fed.wait(job)
         assert row.status == "completed", row.reason
         run = fed.home.jobs / job
         assert audit_run(run).passed
         summary = json.loads((run / "summary.json").read_text())
         assert summary["status"] == "completed"
-        assert summary["rounds"] == 3
-        assert summary["metrics"]["accuracy"] > 0.15
+        assert summary["rounds"] == 5
+        assert summary["privacy"]["unit"] == "example"
+        assert summary["metrics"]["accuracy"] > 0.85
         assert row.spent == pytest.approx(summary["privacy"]["epsilon"]["outsider"], rel=1e-6)
         assert row.spent is not None
-        assert row.spent <= 9.0 + 1e-6
-        assert sorted(fed.commits(job)) == [1, 2, 3]
+        assert row.spent <= 8.0 + 1e-6
+        assert sorted(fed.commits(job)) == [1, 2, 3, 4, 5]
 
 
 def test_in_process_and_over_grpc_every_round_gives_the_same_model(tmp_path: Path) -> None:
     seed = b"equal hosts"
-    config = silo("rounds.count=3", "privacy.epsilon=9")
+    config = silos("rounds.count=3", "privacy.epsilon=9")
     simulated = harness.run(config, out=tmp_path / "run", randomness=SeededRandomness(seed))
     view = read_ledger(simulated.folder / "ledger.jsonl")
     expected = {each.round: each.body["weights_sha256"] for each in view.rounds}
@@ -56,7 +53,7 @@ def test_in_process_and_over_grpc_every_round_gives_the_same_model(tmp_path: Pat
 
 
 def test_without_noise_the_model_is_the_simulators_to_the_bit(tmp_path: Path) -> None:
-    config = silo("privacy.mechanism=none", "cohort.min_survivors=2")
+    config = silos("privacy.mechanism=none", "cohort.min_survivors=2")
     simulated = harness.run(config, out=tmp_path / "run")
     with federation(tmp_path / "fed", 3) as fed:
         for number in range(3):
@@ -78,15 +75,15 @@ def test_a_job_over_the_owners_budget_is_refused_with_its_reason(tmp_path: Path)
     with federation(tmp_path, 3) as fed:
         for number in range(3):
             fed.start_agent(number, 3)
-        first = fed.submit(silo("privacy.epsilon=6"))
+        first = fed.submit(silos("privacy.epsilon=6"))
         assert fed.wait(first).status == "completed"
-        second = fed.submit(silo("privacy.epsilon=5"))
+        second = fed.submit(silos("privacy.epsilon=5"))
         row = fed.wait(second)
         assert row.status == "failed"
         assert "over the owner's total of 10" in row.reason
         assert not fed.commits(second)
         assert [line["kind"] for line in fed.ledger(second)] == ["header", "closed"]
-        third = fed.submit(silo("privacy.epsilon=3"))
+        third = fed.submit(silos("privacy.epsilon=3"))
         assert fed.wait(third).status == "completed"
 
 
@@ -94,13 +91,13 @@ def test_a_job_over_the_populations_budget_never_starts(tmp_path: Path) -> None:
     with federation(tmp_path, 3, epsilon=8.0) as fed:
         for number in range(3):
             fed.start_agent(number, 3)
-        first = fed.submit(silo("privacy.epsilon=6"))
+        first = fed.submit(silos("privacy.epsilon=6"))
         assert fed.wait(first).status == "completed"
-        row = fed.wait(fed.submit(silo("privacy.epsilon=3")))
+        row = fed.wait(fed.submit(silos("privacy.epsilon=3")))
         assert row.status == "failed"
         assert "population's budget is epsilon 8" in row.reason
         assert not (fed.home.jobs / row.id).exists()
-        none = fed.wait(fed.submit(silo("privacy.mechanism=none")))
+        none = fed.wait(fed.submit(silos("privacy.mechanism=none")))
         assert "no limit" in none.reason
 
 
@@ -108,7 +105,7 @@ def test_a_task_that_is_not_on_the_list_is_refused(tmp_path: Path) -> None:
     with federation(tmp_path, 3) as fed:
         for number in range(3):
             fed.start_agent(number, 3)
-        row = fed.wait(fed.submit(silo("task.name=synthetic")))
+        row = fed.wait(fed.submit(silos("task.name=synthetic")))
         assert row.status == "failed"
         assert "not on the owner's list (digits)" in row.reason
 
@@ -118,7 +115,7 @@ def test_a_job_without_enough_agents_ends(tmp_path: Path) -> None:
         fed.configure(patience=1.0)
         fed.restart_coordinator()
         fed.start_agent(0, 3)
-        row = fed.wait(fed.submit(silo()))
+        row = fed.wait(fed.submit(silos()))
         assert row.status == "failed"
         assert "too few" in row.reason
         assert RunFolder(fed.home.jobs / row.id).summary.exists()
@@ -130,7 +127,7 @@ def test_agents_countersign_the_rounds_that_they_took_part_in(tmp_path: Path) ->
     with federation(tmp_path, 3) as fed:
         for number in range(3):
             fed.start_agent(number, 3)
-        job = fed.submit(silo("rounds.count=2"))
+        job = fed.submit(silos("rounds.count=2"))
         assert fed.wait(job).status == "completed"
         heads = {
             line["body"]["round"]: line["hash"]
