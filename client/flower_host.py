@@ -1,0 +1,137 @@
+"""A device behind a Flower SuperNode: the same `Session` as over gRPC, one message at a time.
+
+::
+
+    flower-supernode --superlink HOST:PORT --node-config \\
+        'fedsys-agent="/var/lib/fedsys" fedsys-data="digits" fedsys-shard="0/3"'
+
+The folder is one that `fedsys agent join` made: keys, roster, policy and counts are the owner's and
+stay there. Flower carries bytes; it can neither read an update nor change a round unnoticed.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.identity import Credentials
+from client.policy import ApprovedTask, Policy
+from client.session import Dismissed, Session
+from client.worker import DataSpec, LocalData
+from fedsys.errors import ConfigError, ProtocolError
+from fedsys.secret_files import write_secret
+from fedsys.wire import fleet_pb2
+from fedsys.wire.flower import CHALLENGE, DOWN, NODE, PROOF, QUERY, RECORD, UP, hello_message
+
+__all__ = ["answer", "app", "open_session"]
+
+_log = logging.getLogger(__name__)
+_MODEL = "model"
+
+
+@functools.lru_cache(maxsize=4)
+def open_session(folder: str, data: str, shard: str) -> Session:
+    """The device's session; in a process that Flower keeps for long, there is one.
+
+    Args:
+        folder: that `fedsys agent join` made.
+        data: ``TASK`` or ``TASK=FOLDER``.
+        shard: ``I/N``, or nothing.
+
+    Raises:
+        ConfigError: the device has not joined, or its data is not there.
+    """
+    credentials = Credentials.load(Path(folder))
+    worker = LocalData(DataSpec.parse(data, shard or None))
+    path = Path(folder) / "policy.toml"
+    if not path.exists():
+        approved = ApprovedTask(sha256=worker.sha256, options={})
+        write_secret(path, Policy.fresh(worker.spec.task, approved).dump().encode())
+    return Session(credentials=credentials, worker=worker, policy=lambda: Policy.load(path))
+
+
+def answer(
+    message: Message,
+    context: Context,
+    *,
+    sessions: Callable[[str, str, str], Session] = open_session,
+) -> Message:
+    """Answer one message of the coordinator.
+
+    Args:
+        message: with the record of `fedsys.wire.flower`.
+        context: Flower's; its node configuration names the device's folder and data, its state
+            keeps the round's model.
+        sessions: opens the device's session.
+    """
+    session = sessions(
+        _setting(context, "fedsys-agent"),
+        _setting(context, "fedsys-data"),
+        str(context.node_config.get("fedsys-shard", "")),
+    )
+    asked = message.content.config_records[RECORD]
+    reply = ConfigRecord()
+    challenge = asked.get(CHALLENGE)
+    if isinstance(challenge, bytes):
+        signed = hello_message(challenge, message.metadata.dst_node_id)
+        reply[NODE] = session.credentials.node
+        reply[PROOF] = session.credentials.identity.sign(signed)
+        reply[UP] = [session.hello().SerializeToString()]
+    else:
+        reply[UP] = _handle(session, asked, context.state)
+    return Message(RecordDict({RECORD: reply}), reply_to=message)
+
+
+def _setting(context: Context, key: str) -> str:
+    value = context.node_config.get(key)
+    if not value:
+        raise ConfigError(
+            f"the SuperNode's --node-config lacks {key}; give "
+            f'\'fedsys-agent="DIR" fedsys-data="TASK"\''
+        )
+    return str(value)
+
+
+def _handle(session: Session, asked: ConfigRecord, state: RecordDict) -> list[bytes]:
+    answers: list[bytes] = []
+    downs = asked.get(DOWN)
+    for raw in downs if isinstance(downs, list) else []:
+        if not isinstance(raw, bytes):
+            raise ProtocolError("a message that is no bytes")
+        down = fleet_pb2.Down.FromString(raw)
+        kind = down.WhichOneof("content")
+        if kind == "model":
+            state[RECORD] = ConfigRecord({_MODEL: raw})
+        elif kind == "invitation":
+            _restore_model(session, down.invitation, state)
+        try:
+            up = session.handle(down)
+        except Dismissed as farewell:
+            _log.warning("the coordinator says goodbye: %s", farewell)
+            continue
+        if up is not None:
+            answers.append(up.SerializeToString())
+    return answers
+
+
+def _restore_model(session: Session, invitation: fleet_pb2.Invitation, state: RecordDict) -> None:
+    """Give a session that has lost it the model that this node keeps of the round."""
+    kept = state.config_records.get(RECORD)
+    raw = None if kept is None else kept.get(_MODEL)
+    if isinstance(raw, bytes):
+        down = fleet_pb2.Down.FromString(raw)
+        if (down.model.job, down.model.round) == (invitation.job, invitation.round):
+            session.handle(down)
+
+
+app = ClientApp()
+
+
+@app.query(QUERY)  # type: ignore[untyped-decorator, unused-ignore]
+def _query(message: Message, context: Context) -> Message:
+    return answer(message, context)

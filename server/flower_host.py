@@ -1,0 +1,373 @@
+"""The coordinator as a Flower ServerApp: the same deployment, with Flower's Grid for a wire.
+
+::
+
+    flwr run . --run-config 'fedsys-home="DIR" fedsys-job="silo"'
+
+DIR is a coordinator's folder (`fedsys coordinator init`), whose devices have joined it; jobs,
+ledgers and results lie where they do over gRPC. Secure aggregation is ours: SuperLink and nodes
+pass on messages that they cannot open. A run that Flower loses is resumed by the next run of the
+same job, from the coordinator's own ledger and checkpoint.
+
+Flower's nodes are polled every few seconds, so a stage takes that long; nothing is waited for
+without a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import pkgutil
+import time
+from collections.abc import AsyncIterator, Collection, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+from google.protobuf.message import DecodeError
+
+from fedsys.config import dump, load
+from fedsys.errors import ConfigError, FedsysError
+from fedsys.wire import fleet_pb2
+from fedsys.wire.flower import CHALLENGE, DOWN, NODE, PROOF, QUERY, RECORD, UP, hello_message
+from server.deployment import Deployment, Randomness, submit
+from server.enrollment import Registry
+from server.fleet import Fleet, Link, Said
+from server.home import Home
+from server.job_model import ModelSource
+from server.state import ACTIVE_JOB, JobRow, State
+
+__all__ = ["GridFleet", "app", "run_job"]
+
+_log = logging.getLogger(__name__)
+_FAREWELL = 20.0
+
+
+@dataclass(eq=False)
+class _Relay:
+    """One Flower node, and the device that proved to be behind it.
+
+    Attributes:
+        id: Flower's.
+        challenge: sent to it, unpredictable.
+        link: of the device, once it is recognised.
+        pending: Flower's id of the message that is not answered yet.
+        since: when that was sent, or when the node last failed.
+        offer: of the job, as it was last sent.
+        invitation: of the round, as it was last sent.
+    """
+
+    id: int
+    challenge: bytes = field(default_factory=lambda: os.urandom(32))
+    link: Link | None = None
+    pending: str | None = None
+    since: float = float("-inf")
+    offer: bytes | None = None
+    invitation: fleet_pb2.Invitation | None = None
+
+
+class GridFleet:
+    """Carries a fleet's messages over Flower's Grid: one open message for each node at a time.
+
+    Args:
+        grid: Flower's.
+        fleet: whose links these become.
+        registry: who may take part.
+        poll: seconds between two looks at the Grid.
+        patience: seconds after which an unanswered message means that its node is gone.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        fleet: Fleet,
+        registry: Registry,
+        *,
+        poll: float = 1.0,
+        patience: float = 900.0,
+    ) -> None:
+        self._grid = grid
+        self._fleet = fleet
+        self._registry = registry
+        self._poll = poll
+        self._patience = patience
+        self._relays: dict[int, _Relay] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is on its way to a device that is connected."""
+        relays = (relay for relay in self._relays.values() if relay.link is not None)
+        return any(r.pending or (r.link and not r.link.outgoing.empty()) for r in relays)
+
+    async def serve(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self.step()
+            await asyncio.sleep(self._poll)
+
+    async def step(self) -> None:
+        """Look once: who is there, what is to be sent, what came back."""
+        present = set(await asyncio.to_thread(lambda: list(self._grid.get_node_ids())))
+        for gone in self._relays.keys() - present:
+            self._lost(self._relays.pop(gone))
+        for id in sorted(present - self._relays.keys()):
+            self._relays[id] = _Relay(id=id)
+        self._follow_registry()
+        now = time.monotonic()
+        for relay in self._relays.values():
+            if relay.pending is not None and now - relay.since > self._patience:
+                self._lost(relay)
+        await self._push(now)
+        await self._pull()
+
+    # -- to the devices ---------------------------------------------------------------------------
+
+    async def _push(self, now: float) -> None:
+        ready: list[tuple[_Relay, Message]] = []
+        for relay in self._relays.values():
+            if relay.pending is not None:
+                continue
+            record = self._batch(relay, now)
+            if record is not None:
+                content = RecordDict({RECORD: record})
+                ready.append((relay, self._message(content, relay.id)))
+        if not ready:
+            return
+        messages = [message for _, message in ready]
+        ids = await asyncio.to_thread(lambda: list(self._grid.push_messages(messages)))
+        for (relay, _), id in zip(ready, ids, strict=True):
+            if id:
+                relay.pending, relay.since = id, now
+            else:
+                self._lost(relay)
+
+    def _message(self, content: RecordDict, node: int) -> Message:
+        return Message(
+            content, dst_node_id=node, message_type=f"query.{QUERY}", ttl=2 * self._patience
+        )
+
+    def _batch(self, relay: _Relay, now: float) -> ConfigRecord | None:
+        if relay.link is None:
+            if now - relay.since < 5 * self._poll:
+                return None
+            return ConfigRecord({CHALLENGE: relay.challenge})
+        downs: list[bytes] = []
+        while not relay.link.outgoing.empty():
+            raw = relay.link.outgoing.get_nowait()
+            if raw is None:  # another node proved to be the same device
+                self._lost(relay)
+                return None
+            downs += self._for_one_that_forgets(relay, raw)
+        return ConfigRecord({DOWN: downs}) if downs else None
+
+    def _for_one_that_forgets(self, relay: _Relay, raw: bytes) -> Iterable[bytes]:
+        """A message with all that a fresh process needs to understand it."""
+        down = fleet_pb2.Down.FromString(raw)
+        kind = down.WhichOneof("content")
+        if kind == "offer":
+            relay.offer = raw
+        elif kind == "invitation":
+            relay.invitation = down.invitation
+        elif kind == "stage" and relay.invitation is not None:
+            relay.invitation.stage.CopyFrom(down.stage)
+        if kind not in ("invitation", "stage") or relay.invitation is None:
+            return [raw]
+        again = fleet_pb2.Down(invitation=relay.invitation).SerializeToString()
+        return [again] if relay.offer is None else [relay.offer, again]
+
+    # -- from the devices -------------------------------------------------------------------------
+
+    async def _pull(self) -> None:
+        pending = {r.pending: r for r in self._relays.values() if r.pending is not None}
+        if not pending:
+            return
+        replies = await asyncio.to_thread(lambda: list(self._grid.pull_messages(list(pending))))
+        for reply in replies:
+            relay = pending.get(reply.metadata.reply_to_message_id)
+            if relay is None or relay.pending != reply.metadata.reply_to_message_id:
+                continue
+            relay.pending = None
+            try:
+                self._take(relay, reply)
+            except (FedsysError, DecodeError, InvalidSignature, KeyError, TypeError) as error:
+                _log.warning("Flower node %d: %s", relay.id, error or type(error).__name__)
+                self._lost(relay)
+
+    def _take(self, relay: _Relay, reply: Message) -> None:
+        if reply.has_error():
+            _log.warning("Flower node %d: %s", relay.id, reply.error.reason)
+            self._lost(relay)
+            return
+        record = reply.content.config_records[RECORD]
+        ups = record[UP]
+        if not isinstance(ups, list):
+            raise TypeError("an answer without its list")
+        if relay.link is None:
+            self._recognise(relay, record)
+        link = relay.link
+        for raw in ups:
+            if link is None or not isinstance(raw, bytes) or len(raw) > link.limit:
+                raise TypeError("an answer that is too large, or no bytes")
+            up = fleet_pb2.Up.FromString(raw)
+            if up.HasField("hello"):
+                self._greet(link, up.hello)
+            else:
+                self._fleet.events.put_nowait(Said(link.node, up))
+
+    def _recognise(self, relay: _Relay, record: ConfigRecord) -> None:
+        """Find the device whose roster identity signed the challenge.
+
+        Raises:
+            FedsysError: it is not on the roster.
+            InvalidSignature: it is not who it says.
+        """
+        node, proof = record[NODE], record[PROOF]
+        roster = self._registry.chain().newest
+        if not isinstance(node, int) or not isinstance(proof, bytes):
+            raise TypeError("a greeting without its proof")
+        if roster is None or node not in roster.members:
+            raise ConfigError(f"node {node} is not on the roster")
+        public = Ed25519PublicKey.from_public_bytes(roster.members[node])
+        public.verify(proof, hello_message(relay.challenge, relay.id))
+        relay.link = Link(node=node)
+
+    def _greet(self, link: Link, hello: fleet_pb2.Hello) -> None:
+        link.version = hello.version[:64]
+        link.roster = hello.roster_version
+        if self._fleet.links.get(link.node) is not link:
+            self._announce(link)
+            self._fleet.open(link)
+
+    def _announce(self, link: Link) -> None:
+        news = [
+            fleet_pb2.SignedRoster(statement=each.statement, signature=each.signature)
+            for each in self._registry.statements(link.roster)
+        ]
+        link.send(fleet_pb2.Down(roster=fleet_pb2.RosterNews(roster=news)))
+        link.roster = self._registry.roster_version()
+
+    def _follow_registry(self) -> None:
+        """Tell of a new roster; whoever is no longer on it is out."""
+        newest = self._registry.roster_version()
+        behind = [link for link in self._fleet.links.values() if link.roster < newest]
+        roster = self._registry.chain().newest if behind else None
+        for relay in self._relays.values():
+            if relay.link in behind and roster is not None and relay.link is not None:
+                if relay.link.node in roster.members:
+                    self._announce(relay.link)
+                else:
+                    self._lost(relay)
+
+    def _lost(self, relay: _Relay) -> None:
+        """The device behind this node is gone until it answers a fresh challenge."""
+        link, relay.link, relay.pending = relay.link, None, None
+        relay.challenge, relay.since = os.urandom(32), time.monotonic()
+        relay.offer = relay.invitation = None
+        if link is not None:
+            self._fleet.closed(link)
+
+
+async def run_job(
+    grid: Grid,
+    home: Home,
+    text: str,
+    *,
+    models: ModelSource,
+    poll: float = 1.0,
+    randomness: Randomness | None = None,
+) -> JobRow:
+    """Run one job over the Grid to its end; one that was cut off goes on.
+
+    Args:
+        grid: Flower's.
+        home: the coordinator's folder.
+        text: the job's configuration, TOML.
+        models: makes the model of a configuration.
+        poll: seconds between two looks at the Grid.
+        randomness: for tests.
+
+    Raises:
+        ConfigError: another coordinator runs on this folder.
+    """
+    async with _alone(home):
+        state, fleet = State.open(home.path), Fleet()
+        registry, settings = home.registry(state), home.settings()
+        deployment = Deployment(
+            home=home,
+            state=state,
+            registry=registry,
+            fleet=fleet,
+            models=models,
+            randomness=randomness,
+        )
+        carrier = GridFleet(
+            grid, fleet, registry, poll=poll, patience=settings.training + settings.stage
+        )
+        active = [row for row in state.jobs() if row.status in ACTIVE_JOB and row.config == text]
+        id = (active[0] if active else submit(state, text)).id
+        tasks = [asyncio.create_task(deployment.serve()), asyncio.create_task(carrier.serve())]
+        try:
+            while state.job(id).status in ACTIVE_JOB:
+                done, _ = await asyncio.wait(
+                    tasks, timeout=poll, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    task.result()
+            ends = time.monotonic() + min(_FAREWELL, 20 * poll)
+            while carrier.busy and time.monotonic() < ends:
+                await asyncio.sleep(poll)
+            return state.job(id)
+        finally:
+            await _cancelled(tasks)
+            state.close()
+
+
+@asynccontextmanager
+async def _alone(home: Home) -> AsyncIterator[None]:
+    """Hold the folder against another coordinator, whatever its host."""
+    handle = os.open(home.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"{home.path}: another coordinator is running on it") from None
+        yield
+    finally:
+        with suppress(OSError):
+            os.close(handle)
+
+
+async def _cancelled(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they end: before Python 3.12 a `wait_for` may swallow a cancellation
+    that comes together with its result."""
+    waiting = set(tasks)
+    while waiting:
+        for task in waiting:
+            task.cancel()
+        _, waiting = await asyncio.wait(waiting, timeout=1.0)
+
+
+app = ServerApp()
+
+
+@app.main()  # type: ignore[untyped-decorator, unused-ignore]
+def _main(grid: Grid, context: Context) -> None:
+    settings = context.run_config
+    if not settings.get("fedsys-home"):
+        raise ConfigError(
+            "the run lacks fedsys-home; give --run-config 'fedsys-home=\"DIR\"', a folder that "
+            "`fedsys coordinator init` made"
+        )
+    config = load(str(settings.get("fedsys-job", "silo")))
+    models: ModelSource = pkgutil.resolve_name(str(settings["fedsys-models"]))
+    home = Home.open(Path(str(settings["fedsys-home"])))
+    row = asyncio.run(run_job(grid, home, dump(config), models=models))
+    _log.info("job %s: %s", row.id, row.status)
+    if row.status not in ("completed", "budget-exhausted"):
+        raise FedsysError(f"job {row.id}: {row.status}: {row.reason}")

@@ -1,0 +1,265 @@
+"""Coordinator and device over Flower's Grid and ClientApp, in one process and without sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("flwr")
+
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+
+from client import flower_host as device
+from client.session import Session
+from fedsys.audit import audit_run
+from fedsys.cli.coordinator import model_of
+from fedsys.config import Config, dump, validate
+from fedsys.errors import ConfigError
+from fedsys.privacy import read_ledger
+from fedsys.wire.flower import NODE, PROOF, QUERY, RECORD, hello_message
+from server.deployment import Randomness
+from server.flower_host import GridFleet, run_job
+from server.home import Home
+from server.state import JobRow, State
+from simulations import harness
+from simulations.randomness import SeededRandomness
+from tests.e2e.deployment import running_port
+from tests.flower.grid import InProcessGrid, Node, Tamper, identity
+
+SILOS = 3
+
+
+@pytest.fixture(autouse=True)
+def task_identity() -> Iterator[None]:
+    with identity():
+        yield
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """A coordinator's folder, which three devices have joined over its own port."""
+    with running_port(tmp_path / "coordinator") as port:
+        for number in range(SILOS):
+            port.enroll(f"silo-{number}", tmp_path / f"a{number}")
+        return port.home
+
+
+def silo(rounds: int = 3) -> Config:
+    """Three devices, each in every round."""
+    return validate(
+        {
+            "job": {"name": "over-flower"},
+            "task": {"name": "digits"},
+            "population": {"partition": "iid", "clients": SILOS},
+            "cohort": {"expected": SILOS, "cap": SILOS, "min_survivors": 2},
+            "rounds": {"count": rounds},
+            "local": {"batch_size": 32, "learning_rate": 0.5},
+            "server": {"strategy": "fedavg"},
+            "privacy": {"epsilon": 9.0, "delta": 1e-5, "clip": 1.0},
+            "aggregation": {"dropout": 0.0, "corrupt": 0.0},
+            "engine": {"path": "loop", "chunk": 1},
+        }
+    )
+
+
+def seeded(seed: bytes) -> Callable[[str, str, str], Session]:
+    """Sessions that draw their noise from a seed, fresh for every message."""
+    source = SeededRandomness(seed)
+
+    def open_session(folder: str, data: str, shard: str) -> Session:
+        session = device.open_session.__wrapped__(folder, data, shard)
+        client = int(shard.partition("/")[0])
+        session._noise = lambda round: source.noise(round, client)
+        return session
+
+    return open_session
+
+
+def nodes(tmp_path: Path, seed: bytes | None = None) -> dict[int, Node]:
+    def handle(message: Message, context: Context) -> Message:
+        if seed is None:
+            return device.app(message, context)
+        return device.answer(message, context, sessions=seeded(seed))
+
+    return {
+        1000 + number: Node(
+            handler=handle,
+            config={
+                "fedsys-agent": str(tmp_path / f"a{number}"),
+                "fedsys-data": "digits",
+                "fedsys-shard": f"{number}/{SILOS}",
+            },
+        )
+        for number in range(SILOS)
+    }
+
+
+def over_flower(
+    home: Home,
+    config: Config,
+    present: dict[int, Node],
+    *,
+    tamper: Tamper | None = None,
+    randomness: Randomness | None = None,
+) -> JobRow:
+    grid = InProcessGrid(present, tamper)
+    job = run_job(grid, home, dump(config), models=model_of, poll=0.02, randomness=randomness)
+    return asyncio.run(asyncio.wait_for(job, 120))
+
+
+def commits(home: Home, job: str) -> dict[int, str]:
+    view = read_ledger(home.jobs / job / "ledger.jsonl")
+    return {each.round: each.body["weights_sha256"] for each in view.rounds}
+
+
+def test_in_process_and_over_flower_every_round_gives_the_same_model(
+    home: Home, tmp_path: Path
+) -> None:
+    seed = b"equal hosts"
+    config = silo()
+    simulated = harness.run(config, out=tmp_path / "run", randomness=SeededRandomness(seed))
+    view = read_ledger(simulated.folder / "ledger.jsonl")
+    expected = {each.round: each.body["weights_sha256"] for each in view.rounds}
+    source = SeededRandomness(seed)
+    randomness = Randomness(sampling=source.sampling, top_up=source.top_up)
+    row = over_flower(home, config, nodes(tmp_path, seed), randomness=randomness)
+    assert row.status == "completed", row.reason
+    assert len(expected) == 3
+    assert commits(home, row.id) == expected
+    assert audit_run(home.jobs / row.id).passed
+
+
+def test_flowers_own_client_app_answers_in_its_resident_process(home: Home, tmp_path: Path) -> None:
+    present = nodes(tmp_path)
+    row = over_flower(home, silo(rounds=1), present)
+    assert row.status == "completed", row.reason
+    for node in present.values():
+        assert 6 <= node.asked <= 12, "a message for each stage, and few besides"
+        assert RECORD in node.state.config_records
+
+
+def test_a_device_that_vanishes_costs_a_round_not_the_job(home: Home, tmp_path: Path) -> None:
+    settings = home.settings_file.read_text()
+    settings = settings.replace("stage = 30.0", "stage = 2.0")
+    home.settings_file.write_text(settings.replace("reconnect = 20.0", "reconnect = 1.0"))
+    fails = {1001: 5}  # its fifth message: in the middle of the first round
+
+    def tamper(node: int, reply: Message) -> Message | None:
+        if present[node].asked != fails.get(node):
+            return reply
+        del fails[node]
+        request = Message(RecordDict(), dst_node_id=node, message_type=f"query.{QUERY}")
+        lost = Message(Error(code=3, reason="node unavailable"), reply_to=request)
+        answered = reply.metadata.reply_to_message_id
+        lost.metadata.__dict__["_reply_to_message_id"] = answered
+        return lost
+
+    present = nodes(tmp_path)
+    row = over_flower(home, silo(rounds=2), present, tamper=tamper)
+    assert not fails
+    assert row.status == "completed", row.reason
+    outcomes = [r.outcome for r in read_ledger(home.jobs / row.id / "ledger.jsonl").rounds]
+    assert len(outcomes) == 2
+    assert "commit" in outcomes
+
+
+def test_a_lost_run_is_resumed_by_the_next(home: Home, tmp_path: Path) -> None:
+    config = silo(rounds=2)
+    state = State.open(home.path)
+
+    async def until_first_commit() -> str:
+        grid = InProcessGrid(nodes(tmp_path))
+        job = asyncio.create_task(run_job(grid, home, dump(config), models=model_of, poll=0.02))
+        while not (rows := state.jobs()) or rows[0].round < 2:
+            await asyncio.sleep(0.02)
+            assert not job.done(), job.result()
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        return rows[0].id
+
+    id = asyncio.run(asyncio.wait_for(until_first_commit(), 60))
+    row = over_flower(home, config, nodes(tmp_path))
+    state.close()
+    assert (row.id, row.status) == (id, "completed"), row.reason
+    rounds = read_ledger(home.jobs / id / "ledger.jsonl").rounds
+    assert [each.round for each in rounds] == [1, 2]
+    assert rounds[0].outcome == "commit"
+
+
+def test_one_coordinator_runs_on_a_folder(home: Home, tmp_path: Path) -> None:
+    import fcntl
+    import os
+
+    handle = os.open(home.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(ConfigError, match="another coordinator is running"):
+            over_flower(home, silo(), nodes(tmp_path))
+    finally:
+        os.close(handle)
+
+
+@pytest.mark.parametrize("forgery", ["signature", "another node", "a stranger", "nothing"])
+def test_who_cannot_prove_which_device_it_is_gets_no_link(
+    forgery: str, home: Home, tmp_path: Path
+) -> None:
+    def forge(node: int, reply: Message) -> Message | None:
+        record = reply.content.config_records[RECORD]
+        if forgery == "signature":
+            record[PROOF] = bytes(64)
+        elif forgery == "another node":
+            record[NODE] = int(str(record[NODE])) % SILOS + 1
+        elif forgery == "a stranger":
+            record[NODE] = 77
+        else:
+            reply.content[RECORD] = ConfigRecord({"x": 1})
+        return reply
+
+    fleet, steps = linked(home, InProcessGrid(nodes(tmp_path), forge))
+    assert steps == 3
+    assert not fleet
+
+
+def test_devices_that_prove_themselves_get_their_links(home: Home, tmp_path: Path) -> None:
+    found, _ = linked(home, InProcessGrid(nodes(tmp_path)))
+    assert found == [1, 2, 3]
+
+
+def linked(home: Home, grid: InProcessGrid) -> tuple[list[int], int]:
+    from server.fleet import Fleet
+
+    async def look() -> tuple[list[int], int]:
+        state, fleet = State.open(home.path), Fleet()
+        carrier = GridFleet(grid, fleet, home.registry(state), poll=0.0)
+        steps = 0
+        for _ in range(3):
+            await carrier.step()
+            steps += 1
+        state.close()
+        return sorted(fleet.links), steps
+
+    return asyncio.run(look())
+
+
+def test_a_proof_is_for_one_challenge_and_one_flower_node() -> None:
+    messages = {
+        hello_message(challenge, node)
+        for challenge in (bytes(32), b"\1" * 32)
+        for node in (0, 1, 2**64 - 1)
+    }
+    assert len(messages) == 6
+
+
+def test_a_node_without_its_configuration_says_what_is_missing() -> None:
+    request = Message(
+        RecordDict({RECORD: ConfigRecord({})}), dst_node_id=5, message_type=f"query.{QUERY}"
+    )
+    config: dict[str, Any] = {"fedsys-agent": "somewhere"}
+    context = Context(run_id=1, node_id=5, node_config=config, state=RecordDict(), run_config={})
+    with pytest.raises(ConfigError, match="node-config lacks fedsys-data"):
+        device.answer(request, context)
