@@ -36,5 +36,15 @@ test-all: lint
 proto: $(VENV)/.dev
 	$(BIN)/python -m grpc_tools.protoc -I fedsys/wire/proto --python_out=fedsys/wire --pyi_out=fedsys/wire fleet.proto
 
+# The peers of simulations/benchmarks, in an environment of their own (their requirements clash).
+.venv-bench/.made: constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip --disable-pip-version-check --quiet install \
+		torch==2.13.0 'flwr[simulation]==1.41.0' pfl==0.6.0
+	@touch $@
+
+bench: $(VENV)/.dev .venv-bench/.made
+	$(BIN)/python -m simulations.benchmarks.clients_per_second --work W2 --out build/bench
+
 clean:
 	rm -rf $(VENV) build dist

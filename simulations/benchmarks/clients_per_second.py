@@ -1,0 +1,331 @@
+"""Virtual clients a second: fedsys beside pfl-research, Flower, a plain loop and the bound.
+
+    python -m simulations.benchmarks.clients_per_second --work W2 --engines fedsys,pfl,flwr,loop
+
+Every engine gets the same model, initial weights, data, batches and hyper-parameters, and the same
+cores. They take turns (A B A B ...), each turn in a fresh process; a turn's first round, which
+holds set-up and caches, is told apart. fedsys clips and adds the noise of differential privacy, the
+others train plainly. ``bound`` is what the matrix products alone would take at this machine's
+measured rate. Equality of one client's update with a plain loop in float64 stands beside the speed.
+The peers live in an environment of their own: ``make bench``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
+
+from client.training import LocalConfig, Trainer
+from client.training.schedule import batches
+from fedsys import config, tasks
+from fedsys.config import Config
+from simulations.benchmarks.peers.work import Work, delta_of, train_client
+from simulations.population import batch_seed
+
+__all__ = ["main"]
+
+ENGINES = ("fedsys", "ideal", "engine", "pfl", "flwr", "loop", "bound")
+MEANING = {
+    "fedsys": "fedsys, whole job, protocol float, clipping and noise",
+    "ideal": "fedsys, whole job, integers mod 2^32 (ideal), clipping and noise",
+    "engine": "fedsys, engine alone, protocol float, clipping and noise",
+    "pfl": "pfl-research 0.6, plain training",
+    "flwr": "Flower 1.41 on Ray, plain training",
+    "loop": "plain loop",
+    "bound": "matrix products at the measured rate",
+}
+_ROOT = Path(__file__).parents[2]
+_PEERS = Path(__file__).parent / "peers"
+_TIMEOUT = 1800.0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    options = _parser().parse_args(arguments)
+    engines = options.engines.split(",")
+    if unknown := sorted(set(engines) - set(ENGINES)):
+        raise SystemExit(f"--engines: unknown {', '.join(unknown)}; there are {', '.join(ENGINES)}")
+    results = [measure(work.lower(), engines, options) for work in options.work.split(",")]
+    options.out.mkdir(parents=True, exist_ok=True)
+    for result in results:
+        name = f"clients_per_second_{result['work']}"
+        (options.out / f"{name}.json").write_text(json.dumps(result, indent=1))
+        plot(result, options.out / f"{name}.png")
+        print(table(result))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--work", default="W2", help="W1 to W5, separated by commas")
+    parser.add_argument("--engines", default=",".join(ENGINES))
+    parser.add_argument("--rounds", type=int, default=6, help="a turn, the first round included")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("FEDSYS_DATA", "data")))
+    parser.add_argument("--peers", type=Path, default=_ROOT / ".venv-bench" / "bin" / "python")
+    parser.add_argument("--out", type=Path, default=Path("build"))
+    return parser
+
+
+def measure(work: str, engines: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    """All turns of one work."""
+    settings = [f"rounds.count={options.rounds}", "evaluation.data=none"]
+    job = config.load(work, settings)
+    found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        facts = write_work(job, options.data, folder)
+        for protocol in ("float", "ideal"):
+            chosen = config.load(work, [*settings, f"aggregation.protocol={protocol}"])
+            (folder / f"{protocol}.toml").write_text(config.dump(chosen))
+        threads = _threads(folder, engines, options)
+        for _ in range(options.turns):
+            for engine in engines:
+                if engine == "bound":
+                    found[engine].append(_bound(facts["flops"]))
+                else:
+                    command = _command(engine, folder, options, threads.get(engine, 1))
+                    found[engine].append(_turn(command, folder))
+        equal = _equality(folder, engines, facts)
+    return {
+        "work": work,
+        "engines": {engine: _summary(turns) for engine, turns in found.items()},
+        "equality": equal,
+        "flops_per_client": facts["flops"],
+        "threads": threads,
+        "machine": _machine(),
+        "command": " ".join(["python -m simulations.benchmarks.clients_per_second", *sys.argv[1:]]),
+    }
+
+
+def write_work(job: Config, data: Path, folder: Path) -> dict[str, Any]:
+    """The work as files that every engine reads; what a client costs, and its update in float64."""
+    task = tasks.load(job.task.name, job.task.options)
+    held = task.clients(tasks.DataSource.locate(data))
+    section = job.population
+    count = min(section.clients or 10**9, 2000) if section.partition != "by-column" else None
+    partition = tasks.split(held, section.partition, count, job.job.seed, examples=section.examples)
+    local = LocalConfig(**job.local.model_dump())
+    order, offsets = [], [0]
+    for client in range(partition.clients):
+        rows = partition.indices_of(client)
+        order.extend(batches(rows, batch_seed(job.job.seed, 1, client), local))
+        offsets.append(offsets[-1] + len(rows))
+    index = torch.from_numpy(np.concatenate(order))
+    np.save(folder / "x.npy", held.train.x[index].numpy())
+    np.save(folder / "y.npy", held.train.y[index].numpy())
+    np.save(folder / "offsets.npy", np.array(offsets, dtype=np.int64))
+    options = dict(job.task.options)
+    check = {**options, "dropout": False} if job.task.name == "cifar10" else options
+    description = {
+        "task": job.task.name,
+        "options": options,
+        "check_options": check,
+        "seed": job.job.seed,
+        "cohort": min(job.cohort.expected, partition.clients),
+        "batch_size": job.local.batch_size,
+        "learning_rate": job.local.learning_rate,
+    }
+    (folder / "work.json").write_text(json.dumps(description))
+    made = Work.read(folder).for_check()
+    model = made.task.init_model(made.seed).train().double()
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    train_client(made, model, 0)
+    exact = delta_of(before, model)
+    trained = Trainer(made.task, local, path="auto", seed=made.seed)
+    updates = trained.train(
+        trained.initial_weights(),
+        held.train,
+        [partition.indices_of(client) for client in range(4)],
+        [batch_seed(job.job.seed, 1, client) for client in range(4)],
+    )
+    return {"flops": _flops(made), "exact": exact, "own": updates[0]}
+
+
+def _flops(work: Work) -> float:
+    """Floating-point operations of one client's local training, forward and backward."""
+    model = work.task.init_model(work.seed).train()
+    with FlopCounterMode(display=False) as counter:
+        train_client(work, model, 0)
+    return float(counter.get_total_flops())
+
+
+def _command(engine: str, folder: Path, options: argparse.Namespace, threads: int) -> list[str]:
+    if engine in ("fedsys", "ideal", "engine"):
+        how = "engine" if engine == "engine" else "job"
+        toml = folder / ("ideal.toml" if engine == "ideal" else "float.toml")
+        return [sys.executable, str(_PEERS / "own.py"), how, str(toml), str(options.data)]
+    script = {"pfl": "pfl_rounds.py", "flwr": "flower_rounds.py", "loop": "loop.py"}[engine]
+    python = sys.executable if engine == "loop" else str(options.peers)
+    return [python, str(_PEERS / script), str(folder), str(options.rounds), "OUT", str(threads)]
+
+
+def _turn(command: Sequence[str], folder: Path) -> dict[str, Any]:
+    """One process, its rounds and what they took."""
+    out = folder / f"{Path(command[1]).stem}.json"
+    out.unlink(missing_ok=True)
+    full = [str(out) if part == "OUT" else part for part in command]
+    if "OUT" not in command:
+        full.append(str(out))
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "FLWR_TELEMETRY_ENABLED": "0"}
+    environment.pop("OMP_NUM_THREADS", None)
+    done = subprocess.run(
+        full, env=environment, capture_output=True, text=True, timeout=_TIMEOUT, check=False
+    )
+    if done.returncode or not out.exists():
+        raise SystemExit(f"{' '.join(full)} failed:\n{done.stderr[-4000:]}")
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def _threads(folder: Path, engines: Sequence[str], options: argparse.Namespace) -> dict[str, int]:
+    """For single processes, the number of threads that is faster for them on this work."""
+    best = {}
+    for engine in set(engines) & {"pfl", "loop"}:
+        rates = {}
+        for threads in {1, _cores()}:
+            short = argparse.Namespace(**{**vars(options), "rounds": 2})
+            rates[threads] = _steady(_turn(_command(engine, folder, short, threads), folder))
+        best[engine] = max(rates, key=lambda threads: rates[threads])
+    return best
+
+
+def _steady(turn: Mapping[str, Any]) -> float:
+    """Clients a second after the first round."""
+    return float(sum(turn["clients"][1:]) / sum(turn["seconds"][1:]))
+
+
+def _summary(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    rates = [_steady(turn) for turn in turns]
+    return {
+        "clients_per_second": statistics.median(rates),
+        "turns": rates,
+        "first_round_seconds": statistics.median(turn["seconds"][0] for turn in turns),
+        "cpu_ms_per_client": statistics.median(
+            1000 * (turn["cpu"][-1] - turn["cpu"][0]) / sum(turn["clients"][1:]) for turn in turns
+        ),
+        "memory": max(turn["memory"] for turn in turns),
+        "engine": turns[-1].get("engine"),
+    }
+
+
+def _bound(flops: float) -> dict[str, Any]:
+    """What large matrix products reach on all cores, in clients."""
+    size = 1024
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    torch.mm(a, b)
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < 1.0:
+        torch.mm(a, b)
+        done += 1
+    seconds = time.perf_counter() - started
+    rate = done * 2.0 * size**3 / seconds
+    return {
+        "seconds": [0.0, 1.0],
+        "clients": [0, rate / flops],
+        "cpu": [0.0, float(_cores())],
+        "memory": 0,
+        "engine": {"gigaflops": rate / 1e9},
+    }
+
+
+def _equality(folder: Path, engines: Sequence[str], facts: Mapping[str, Any]) -> dict[str, float]:
+    """Largest difference of client 0's update from the plain loop in float64, relative."""
+    exact: NDArray[np.float64] = facts["exact"]
+    found = {"fedsys": facts["own"]}
+    for engine, stem in (("pfl", "pfl_rounds"), ("flwr", "flower_rounds"), ("loop", "loop")):
+        if engine in engines:
+            found[engine] = np.load(folder / f"{stem}.npy")
+    scale = float(np.abs(exact).max())
+    return {name: float(np.abs(delta - exact).max() / scale) for name, delta in found.items()}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cores": _cores(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "load": os.getloadavg()[0],
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result for people, as Markdown."""
+    rates = {name: found["clients_per_second"] for name, found in result["engines"].items()}
+    base = rates.get("fedsys") or rates.get("engine")
+    lines = [
+        f"### {result['work'].upper()}",
+        "",
+        "| engine | clients/s | turns | fedsys is | first round s | CPU ms/client | memory MB | "
+        "update differs by |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, found in result["engines"].items():
+        turns = " ".join(f"{rate:.3g}" for rate in found["turns"])
+        ratio = f"{base / rates[name]:.2f}x" if base else ""
+        differs = result["equality"].get(name)
+        lines.append(
+            f"| {MEANING[name]} | {rates[name]:.4g} | {turns} | {ratio} | "
+            f"{found['first_round_seconds']:.2f} | {found['cpu_ms_per_client']:.3g} | "
+            f"{found['memory'] / 1e6:.0f} | {'' if differs is None else f'{differs:.1e}'} |"
+        )
+    machine = result["machine"]
+    lines += [
+        "",
+        f"{machine['processor']}, {machine['cores']} cores, load {machine['load']:.1f}, torch "
+        f"{machine['torch']}; `{result['command']}`",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def plot(result: Mapping[str, Any], path: Path) -> None:
+    """Bars on a logarithmic scale."""
+    from matplotlib.figure import Figure
+
+    names = list(result["engines"])
+    rates = [result["engines"][name]["clients_per_second"] for name in names]
+    figure = Figure(figsize=(7, 0.5 * len(names) + 1.2), layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.barh(
+        names, rates, color=["#2563eb" if n in ENGINES[:3] else "#94a3b8" for n in names]
+    )
+    axes.bar_label(bars, labels=[f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}" for rate in rates])
+    axes.set_xscale("log")
+    axes.invert_yaxis()
+    axes.set_xlabel("virtual clients a second")
+    axes.set_title(result["work"].upper())
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
