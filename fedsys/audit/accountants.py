@@ -79,7 +79,7 @@ def gaussian_rounds(plan: PrivacyPlan, events: Counter[Event]) -> GaussianRounds
     if turns < rounds:  # at worst all of them at the least noise
         worst = min(multiplier for multiplier, _ in counts), max(rate for _, rate in counts)
         counts = Counter({worst: -(-counts.total() * turns // rounds)})
-    fixed = plan.sampling == "fixed" and plan.participation == 1
+    fixed = plan.unit == "client" and plan.sampling == "fixed" and plan.participation == 1
     return GaussianRounds(
         steps=tuple(sorted((*key, count) for key, count in counts.items())),
         subset=(plan.population, round(plan.expected_cohort)) if fixed else None,
