@@ -1,7 +1,7 @@
 """How much of a claimed epsilon canaries refute: two statistics over planted updates.
 
-**One-run** (Steinke, Nasr and Jagielski, "Privacy Auditing with One (1) Training Run", NeurIPS 2023):
-each of m canaries is in the job or not by a fair coin; after it, r guesses are made, and
+**One-run** (Steinke, Nasr and Jagielski, "Privacy Auditing with One (1) Training Run", NeurIPS
+2023): each of m canaries is in the job or not by a fair coin; after it, r guesses are made, and
 (epsilon, delta)-differential privacy bounds how many can be right (Theorem 5.2):
 
     p = beta + 2 m delta max_i (P[B >= c - i] - beta) / i,   beta = P[B >= c],
@@ -201,10 +201,9 @@ def detection_power(
     caught = 0
     for _ in range(runs):
         included = generator.random(canaries) < 0.5
-        scores = included * generator.binomial(rounds, rate, canaries)
-        scores = scores + generator.normal(
-            scale=noise_multiplier * math.sqrt(rounds), size=canaries
-        )
+        times = generator.binomial(rounds, rate, canaries).astype(np.float64)
+        noise = generator.normal(scale=noise_multiplier * math.sqrt(rounds), size=canaries)
+        scores: Vector = np.where(included, times, 0.0) + noise
         caught += correct_guesses(scores, included, guesses) >= least
     return caught / runs
 
@@ -223,8 +222,8 @@ def one_shot_estimate(cosines: Vector, *, dimension: int, delta: float) -> float
     Raises:
         AuditInputError: fewer than two cosines, or one that is none.
     """
-    if len(cosines) < 2 or not np.isfinite(cosines).all() or (np.abs(cosines) > 1 + 1e-6).any():
-        raise AuditInputError("one-shot audit: it needs at least two cosines from -1 to 1")
+    if len(cosines) < 2 or not np.isfinite(cosines).all():
+        raise AuditInputError("one-shot audit: it needs at least two finite cosines")
     scale = math.sqrt(dimension)
     mean, deviation = float(cosines.mean()) * scale, float(cosines.std(ddof=1)) * scale
     if deviation == 0:

@@ -29,8 +29,10 @@ def test_two_runs_of_skellam_add_up_at_each_order(run: Path, second: Path) -> No
     result = compose([run, second])
     assert result.passed
     plans = [plan_of(entries(folder)[0][1]) for folder in (run, second)]
-    curve = sum(plan.rounds * outsider_cost(plan.event()) for plan in plans)
-    expected = epsilon_of(curve, 1e-5 - sum(1e-5 - plan.delta_released for plan in plans))
+    curves = [plan.rounds * outsider_cost(plan.event()) for plan in plans]
+    expected = epsilon_of(
+        curves[0] + curves[1], 1e-5 - sum(1e-5 - plan.delta_released for plan in plans)
+    )
     total = result.curve[-1].spent
     alone = [audit_run(folder).curve[-1].spent for folder in (run, second)]
     assert total.outsider == pytest.approx(expected)
