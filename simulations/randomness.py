@@ -70,8 +70,12 @@ class SeededRandomness:
     def __init__(self, seed: bytes, *, everything: bool = True) -> None:
         self._seed = seed
         self._everything = everything
-        self.reproducible = True
-        self.name = "seeded: reproducible, not private"
+        self.reproducible = everything
+        self.name = (
+            "seeded: reproducible, not private"
+            if everything
+            else "cohorts from the job's seed; keys from os.urandom"
+        )
 
     def sampling(self, round: int) -> Entropy:
         return self._stream("sampling", round, 0)
