@@ -121,7 +121,7 @@ class ConnectionHost:
                 _log.warning("no session: %s: %s", code, error.details())
                 if error.code() is grpc.StatusCode.PERMISSION_DENIED:
                     return self._backoff.next() + 30.0
-        except (ProtocolError, DecodeError) as error:
+        except (ProtocolError, DecodeError, OSError) as error:
             _log.error("the session is given up: %s", error)
         return self._backoff.next()
 
@@ -171,7 +171,6 @@ class ConnectionHost:
         shown = (connection, self._session.activity)
         if shown == self._shown:
             return
-        self._shown = shown
         body = {
             "pid": os.getpid(),
             "connection": connection,
@@ -179,7 +178,12 @@ class ConnectionHost:
             "roster_version": self._session.chain.version,
             "at": time.time(),
         }
-        write_secret(self._session.credentials.folder / "status.json", json.dumps(body).encode())
+        try:
+            path = self._session.credentials.folder / "status.json"
+            write_secret(path, json.dumps(body).encode())
+            self._shown = shown
+        except OSError as error:
+            _log.warning("status.json: %s", error.strerror)
 
 
 def _frames(outgoing: queue.SimpleQueue[bytes | None]) -> Iterator[bytes]:

@@ -363,7 +363,17 @@ class Session:
     def _provide(self, current: _Round) -> None:
         assignment = current.assignment
         entropy = self._noise(assignment.round)
-        update = self._worker.train(current.terms, assignment, current.client, entropy)
+        try:
+            update = self._worker.train(current.terms, assignment, current.client, entropy)
+        except (
+            ArithmeticError,
+            LookupError,
+            MemoryError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as e:
+            raise TrainingError(f"training failed: {type(e).__name__}: {e}") from e
         contributed = contribution(
             update,
             participation=current.mechanism.event.sampling.participation,

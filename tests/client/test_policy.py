@@ -1,0 +1,103 @@
+"""policy.toml, conditions, back-off."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import pytest
+
+from client.conditions import conditions, obstacle
+from client.grpc_host import Backoff
+from client.policy import ApprovedTask, Policy, own_noise
+from fedsys.errors import ConfigError
+
+
+def test_a_fresh_policy_reads_back(tmp_path: Path) -> None:
+    fresh = Policy.fresh("digits", ApprovedTask(sha256="ab", options={"hidden": 4}))
+    assert (fresh.min_cohort, fresh.min_threshold, fresh.epsilon) == (3, 2, 10.0)
+    path = tmp_path / "policy.toml"
+    path.write_text(fresh.dump())
+    assert Policy.load(path) == fresh
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epsilon = 'x'", "epsilon"),
+        ("epsilom = 3.0", "epsilom"),
+        ("when_unknown = 'perhaps'", "when_unknown"),
+        ("[tasks.digits]\nsha = '1'", "tasks.digits"),
+        ("epsilon =", "policy.toml"),
+    ],
+)
+def test_a_wrong_policy_is_one_line_that_names_the_key(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        Policy.load(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("hours", "at", "holds"),
+    [
+        (("09:00-17:00",), "12:00", True),
+        (("09:00-17:00",), "17:00", False),
+        (("22:00-06:00",), "23:30", True),
+        (("22:00-06:00",), "05:59", True),
+        (("22:00-06:00",), "12:00", False),
+        (("00:00-01:00", "12:00-13:00"), "12:30", True),
+    ],
+)
+def test_hours(hours: tuple[str, ...], at: str, holds: bool) -> None:
+    now = dt.datetime.combine(dt.date(2026, 1, 1), dt.time.fromisoformat(at))
+    policy = Policy(hours=hours)
+    found = conditions(policy, now=lambda: now)
+    assert found[0].holds is holds
+    assert (obstacle(policy, found) is None) is holds
+
+
+def test_hours_that_are_none_are_refused() -> None:
+    with pytest.raises(ConfigError, match="expected a span"):
+        conditions(Policy(hours=("nine to five",)))
+
+
+@pytest.mark.parametrize("plugged", [True, False, None])
+@pytest.mark.parametrize("unknown", ["allow", "refuse"])
+def test_mains_may_be_unknown(plugged: bool | None, unknown: str) -> None:
+    policy = Policy(only_on_mains=True, when_unknown=unknown)  # type: ignore[arg-type]
+    found = conditions(policy, mains=lambda: plugged)
+    allowed = plugged is True or (plugged is None and unknown == "allow")
+    why = obstacle(policy, found)
+    assert (why is None) is allowed
+    if plugged is None and why is not None:
+        assert "cannot tell" in why
+
+
+@pytest.mark.parametrize(("busy", "allowed"), [(5.0, True), (80.0, False), (None, False)])
+def test_idle(busy: float | None, allowed: bool) -> None:
+    policy = Policy(only_idle=True)
+    assert (obstacle(policy, conditions(policy, busy=lambda: busy)) is None) is allowed
+
+
+def test_own_noise() -> None:
+    skellam = {"mechanism": "distributed-skellam", "noise_multiplier": 2.0, "cap": 16}
+    assert own_noise(skellam) == 0.5
+    server = {**skellam, "guarantee": "server", "min_survivors": 9, "colluders": 5}
+    assert own_noise(server) == 1.0
+    assert own_noise({"mechanism": "local-gaussian", "noise_multiplier": 3.0}) == 3.0
+    assert own_noise({"mechanism": "central-gaussian", "noise_multiplier": 3.0}) == 0.0
+
+
+def test_waits_double_up_to_a_limit_with_jitter() -> None:
+    longest = Backoff(first=1.0, most=10.0, draw=lambda: 1.0)
+    assert [longest.next() for _ in range(6)] == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    longest.reset()
+    assert longest.next() == 1.0
+    shortest = Backoff(first=1.0, most=10.0, draw=lambda: 0.0)
+    assert [round(shortest.next(), 3) for _ in range(3)] == [0.1, 0.2, 0.4]
+    drawn = Backoff()
+    assert all(0 < drawn.next() <= 60 for _ in range(100))

@@ -1,0 +1,310 @@
+"""What a device answers, and what it refuses with its reason; no sockets."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+
+from client.journal import Journal
+from client.policy import Policy
+from client.session import Dismissed
+from fedsys.errors import PolicyRefusal, ProtocolError
+from fedsys.privacy import from_ring
+from fedsys.wire import countersign, fleet_pb2
+from fedsys.wire.roster import RosterStatement, signed_message
+from secure_agg import Identity
+from tests.client.devices import PLAN, Conversation, D, Device, Devices, offer
+
+NO_NOISE: dict[str, Any] = {"mechanism": "none", "noise_multiplier": 0.0}
+
+
+@pytest.fixture
+def devices(tmp_path: Path) -> Devices:
+    return Devices(tmp_path)
+
+
+def agree(devices: Devices, **change: Any) -> Conversation:
+    terms = devices.terms(**change)
+    for device in devices.all:
+        answer = device.handle(offer(terms))
+        assert answer.consent.terms == terms.digest, answer
+    return Conversation(terms, devices.roster)
+
+
+def refusal(answer: fleet_pb2.Up) -> str:
+    assert answer.HasField("refusal"), answer
+    return str(answer.refusal.reason)
+
+
+def run(talk: Conversation, devices: list[Device]) -> None:
+    talk.close({k: talk.invite(device, k) for k, device in enumerate(devices)})
+    while talk.messages:
+        stages = {k: fleet_pb2.Down(stage=talk.stage(k)) for k in talk.messages}
+        talk.close({k: devices[k].handle(stage) for k, stage in stages.items()})
+
+
+def test_a_round_sums_what_the_devices_hold(devices: Devices) -> None:
+    talk = agree(devices)
+    run(talk, devices.all)
+    result = talk.aggregator.result
+    assert result.included == (0, 1, 2)
+    mechanism = PLAN.build_mechanism()
+    mean = mechanism.decode(result.total)
+    spread = mechanism.noise_deviation
+    assert np.abs(mean - 0.1).max() < 7 * spread  # six Gaussian draws: 2e-11
+    assert from_ring(result.total, bits=32).any()
+    assert [device.worker.trained for device in devices.all] == [1, 1, 1]
+
+
+def test_a_device_countersigns_only_what_it_uploaded_to(devices: Devices) -> None:
+    talk = agree(devices)
+    head, device = b"h" * 32, devices.all[0]
+    assert device.session.handle(talk.outcome(head)) is None
+    run(talk, devices.all)
+    given = device.handle(talk.outcome(head)).countersignature
+    assert given.participations == 1
+    Ed25519PublicKey.from_public_bytes(devices.roster.members[1]).verify(
+        given.signature,
+        countersign.message(job=talk.terms.job, round=1, ledger_head=head, participations=1),
+    )
+
+
+def test_a_restarted_device_goes_on_where_it_was(devices: Devices) -> None:
+    talk = agree(devices)
+    talk.close({k: talk.invite(device, k) for k, device in enumerate(devices.all)})
+    while talk.messages:
+        answers = {}
+        for k in talk.messages:
+            devices.all[k] = devices.start(k)  # every process dies before every stage
+            devices.all[k].handle(offer(talk.terms))
+            answers[k] = talk.invite(devices.all[k], k)
+        talk.close(answers)
+    assert talk.aggregator.result.included == (0, 1, 2)
+    assert Journal(devices.root / "device0" / "journal.json").jobs[("6a" * 32)].joined == [1]
+
+
+def test_a_replayed_round_is_refused(devices: Devices) -> None:
+    talk = agree(devices)
+    run(talk, devices.all)
+    device = devices.start(0)
+    device.handle(offer(talk.terms))
+    again = Conversation(talk.terms, devices.roster)
+    assert "stage RELEASED" in refusal(again.invite(device, 0))
+    # nor with another model: the round's number is used up
+    again.assignment = dataclasses.replace(again.assignment, weights=np.ones(D, np.float32))
+    assert refusal(again.invite(device, 0))
+    assert device.worker.trained == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"task": "mnist"}, "not on the owner's list"),
+        ({"options": {"hidden": 5}}, "approved with options"),
+        ({"task_sha256": "bad"}, "coordinator's code of task"),
+        ({"roster_version": 2}, "was not announced"),
+        ({"roster_hash": "00"}, "was not announced"),
+        (
+            {"plan": dataclasses.replace(PLAN, population=4, expected_cohort=4.0, cap=4)},
+            "its roster has 3",
+        ),
+        ({"plan": dataclasses.replace(PLAN, noise_multiplier=0.5)}, "over the owner's total"),
+        (
+            {"plan": dataclasses.replace(PLAN, expected_cohort=2.0, **NO_NOISE)},
+            "below the owner's min_cohort",
+        ),
+    ],
+)
+def test_a_job_that_the_owner_does_not_allow_is_refused(
+    devices: Devices, change: dict[str, Any], reason: str
+) -> None:
+    answer = devices.all[0].handle(offer(devices.terms(**change)))
+    assert reason in refusal(answer)
+    assert answer.refusal.round == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"max_clip": 0.5}, "above the owner's max_clip"),
+        ({"min_noise_multiplier": 6.0}, "min_noise_multiplier"),
+        ({"min_own_noise": 3.0}, "min_own_noise"),
+        ({"epsilon": 0.1}, "over the owner's total of 0.1"),
+        ({"epsilon_view": "server", "epsilon": 0.5}, "over the owner's total of 0.5"),
+        ({"max_roster_version": 0}, "max_roster_version"),
+    ],
+)
+def test_each_limit_is_enforced_before_anything_is_spent(
+    devices: Devices, limits: dict[str, Any], reason: str
+) -> None:
+    device = devices.all[0]
+    device.policy[0] = dataclasses.replace(device.policy[0], **limits)
+    assert reason in refusal(device.handle(offer(devices.terms())))
+    assert not device.session.journal.jobs
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"min_cohort": 4}, "min_cohort"),
+        ({"min_threshold": 3}, "min_threshold"),
+        ({"max_clip": 0.5}, "max_clip"),
+        ({"max_participations": 0}, "max_participations"),
+        ({"tasks": {}}, "not on the owner's list"),
+    ],
+)
+def test_a_limit_tightened_later_counts_in_the_next_round(
+    devices: Devices, limits: dict[str, Any], reason: str
+) -> None:
+    talk, device = agree(devices), devices.all[0]
+    device.policy[0] = dataclasses.replace(device.policy[0], **limits)
+    assert reason in refusal(talk.invite(device, 0))
+    assert not device.session.journal.jobs[talk.terms.job.hex()].joined
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"seed": 1}, "not of the terms"),
+        ({"local": {"epochs": 50}}, "not of the terms"),
+        ({"task": "mnist"}, "not of the terms"),
+        ({"terms": b"x" * 32}, "not of the terms"),
+        ({"weights": np.zeros(7, dtype=np.float32)}, "7 weights"),
+        ({"clipping": {}}, "adaptive clipping"),
+        ({"round": 6}, "round"),
+        (
+            {"mechanism": dataclasses.replace(PLAN, noise_multiplier=4.0).event().to_json()},
+            "not the one agreed to",
+        ),
+    ],
+)
+def test_a_round_that_is_not_of_the_terms_is_refused(
+    devices: Devices, change: dict[str, Any], reason: str
+) -> None:
+    talk = agree(devices)
+    talk.assignment = dataclasses.replace(talk.assignment, **change)
+    talk.number = talk.assignment.round
+    assert reason in refusal(talk.invite(devices.all[0], 0))
+    assert devices.all[0].worker.trained == 0
+
+
+def test_other_terms_for_a_job_agreed_to_are_refused(devices: Devices) -> None:
+    agree(devices)
+    other = devices.terms(seed=9)
+    assert "differ from those agreed to" in refusal(devices.all[0].handle(offer(other)))
+
+
+def test_an_invitation_without_terms_or_model_is_refused(devices: Devices) -> None:
+    talk = Conversation(devices.terms(), devices.roster)
+    assert "has not agreed" in refusal(devices.all[0].handle(talk.invitation(0)))
+    agree(devices)
+    assert "without its model" in refusal(devices.all[0].handle(talk.invitation(0)))
+
+
+def test_a_roster_that_grew_unannounced_is_refused(devices: Devices) -> None:
+    stranger = {**devices.roster.members, 9: Identity.generate().public_bytes}
+    grown = RosterStatement(version=2, previous=devices.roster.hash, members=stranger)
+    forged = fleet_pb2.SignedRoster(
+        statement=grown.encoded,
+        signature=Ed25519PrivateKey.generate().sign(signed_message(grown.encoded)),
+    )
+    device = devices.all[0]
+    news = fleet_pb2.Down(roster=fleet_pb2.RosterNews(roster=[forged]))
+    assert "not signed by the authority" in refusal(device.handle(news))
+    plan = dataclasses.replace(PLAN, population=4, expected_cohort=4.0, cap=4)
+    terms = devices.terms(roster_version=2, roster_hash=grown.hash.hex(), plan=plan)
+    assert "was not announced" in refusal(device.handle(offer(terms)))
+    # announced under the authority's signature, it counts, and is still held after a restart
+    assert device.session.handle(devices.welcome(grown)) is None
+    assert device.handle(offer(terms)).HasField("consent")
+    assert devices.start(0).session.chain.version == 2
+
+
+def test_a_paused_device_declines_for_the_time_being(devices: Devices) -> None:
+    talk, device = agree(devices), devices.all[0]
+    device.session.paused.touch()
+    answer = talk.invite(device, 0)
+    assert answer.refusal.passing
+    assert "paused" in refusal(answer)
+    device.session.paused.unlink()
+    assert talk.invite(device, 0).HasField("answer")
+
+
+def test_conditions_are_checked_at_each_round(devices: Devices) -> None:
+    talk, device = agree(devices), devices.all[0]
+    device.policy[0] = dataclasses.replace(device.policy[0], min_free_memory_mb=1 << 30)
+    answer = talk.invite(device, 0)
+    assert answer.refusal.passing
+    assert "min_free_memory_mb" in refusal(answer)
+
+
+@pytest.mark.parametrize("error", [ValueError("record 17: secret"), MemoryError("secret")])
+def test_what_training_says_stays_on_the_device(devices: Devices, error: Exception) -> None:
+    talk = agree(devices)
+    devices.all[0].worker.error = error
+    answers = {k: talk.invite(device, k) for k, device in enumerate(devices.all)}
+    for _ in range(2):
+        talk.close(answers)
+        answers = {
+            k: device.handle(fleet_pb2.Down(stage=talk.stage(k)))
+            for k, device in enumerate(devices.all)
+        }
+    talk.close(answers)
+    answer = devices.all[0].handle(fleet_pb2.Down(stage=talk.stage(0)))
+    assert "training failed" in refusal(answer)
+    assert "secret" not in refusal(answer)
+
+
+def test_an_update_that_is_not_finite_is_sent_as_zeros(devices: Devices) -> None:
+    talk = agree(devices)
+    devices.all[2].worker.update[0, 3] = np.nan
+    run(talk, devices.all)
+    mechanism = PLAN.build_mechanism()
+    mean = mechanism.decode(talk.aggregator.result.total)
+    assert np.abs(mean - 0.2 / 3).max() < 7 * mechanism.noise_deviation
+
+
+def test_what_was_spent_survives_a_restart(devices: Devices) -> None:
+    talk = agree(devices)
+    run(talk, devices.all)
+    spent = devices.all[0].session.journal.spent("guarantee")
+    assert 0 < spent < 10
+    assert devices.start(0).session.journal.spent("guarantee") == spent
+    server = devices.start(0).session.journal.spent("server")
+    assert server > 0
+
+
+def test_a_damaged_journal_stops_the_device(devices: Devices, tmp_path: Path) -> None:
+    agree(devices)
+    (tmp_path / "device0" / "journal.json").write_text("{")
+    with pytest.raises(Exception, match="restore it from a backup"):
+        devices.start(0)
+
+
+def test_farewells(devices: Devices) -> None:
+    def goodbye(reason: fleet_pb2.Goodbye.Reason) -> fleet_pb2.Down:
+        return fleet_pb2.Down(goodbye=fleet_pb2.Goodbye(reason=reason, text="why"))
+
+    session = devices.all[0].session
+    with pytest.raises(Dismissed, match="why") as farewell:
+        session.handle(goodbye(fleet_pb2.Goodbye.SHUTTING_DOWN))
+    assert not farewell.value.final
+    with pytest.raises(Dismissed) as farewell:
+        session.handle(goodbye(fleet_pb2.Goodbye.REVOKED))
+    assert farewell.value.final
+    with pytest.raises(ProtocolError):
+        session.handle(fleet_pb2.Down())
+
+
+def test_a_mechanism_without_noise_needs_an_owner_who_says_so(devices: Devices) -> None:
+    with pytest.raises(PolicyRefusal, match="epsilon would reach inf"):
+        Policy(epsilon=10.0).check_epsilon(others=0.0, after=float("inf"))
+    Policy().check_epsilon(others=0.0, after=float("inf"))
