@@ -176,7 +176,8 @@ class Evaluation(Section):
 class Engine(Section):
     """Speed only. Zero means "measure and choose"; the choice is stored with the run.
 
-    `deadline` is how many seconds a chunk of clients may take before the run gives up.
+    `deadline` is how many seconds a chunk of clients may take before the run gives up. `backend`
+    "ray" trains on a cluster, `address` says where it is (empty: one on this machine).
     """
 
     path: Literal["auto", "dual", "batched", "loop"] = "auto"
@@ -184,12 +185,23 @@ class Engine(Section):
     threads: Annotated[int, Field(ge=0)] = 0
     processes: Annotated[int, Field(ge=0, le=1024)] = 0
     deadline: Positive = 900.0
+    backend: Literal["local", "ray"] = "local"
+    address: str = ""
 
 
 class Faults(Section):
-    """What a simulation does to its virtual clients: `dropout` of each cohort vanishes."""
+    """What a simulation does to its virtual clients, see `simulations.faults.FaultPlan`.
+
+    `dropout` of each cohort vanishes; `availability` and `diurnal` say who is reachable;
+    `speed_spread`, `seconds_per_example` and `deadline` drive a simulated clock.
+    """
 
     dropout: Fraction = 0.0
+    availability: Probability = 1.0
+    diurnal: Annotated[Finite, Field(ge=0, le=1)] = 0.0
+    speed_spread: Annotated[Finite, Field(ge=0, le=5)] = 0.0
+    seconds_per_example: NonNegative = 0.0
+    deadline: NonNegative = 0.0
 
 
 class Config(Section):

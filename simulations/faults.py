@@ -1,40 +1,123 @@
-"""What goes wrong on purpose: which virtual client vanishes, in which round, at which stage."""
+"""What goes wrong on purpose: who is away, who is slow, who vanishes at which stage.
+
+Everything is a pure function of (seed, round, client), so a plan replays to the letter. Time is
+simulated: rounds start when the one before has ended, and a client's time is its work over its
+speed.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 
-__all__ = ["STAGES", "FaultPlan"]
+__all__ = ["DAY", "STAGES", "FaultPlan", "SimulatedClock"]
 
 STAGES = ("advertise", "share_keys", "masked_input", "consistency", "unmask")
 """A client lost at a stage vanishes before it sends that stage's message."""
 
+DAY = 86_400.0
+"""Seconds."""
+
 _SCALE = 1 << 64
+_NORMAL = NormalDist()
+_LATE = "masked_input"  # a straggler is given up before its input arrives
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaultPlan:
-    """A pure function of (seed, round, client): the same plan replays the same losses.
+    """Losses, availability and speeds of virtual clients.
 
     >>> plan = FaultPlan(dropout=0.5, seed=7)
     >>> plan.lost(round=1, client=3) == plan.lost(round=1, client=3)
     True
+
+    Attributes:
+        dropout: of each cohort, the share that vanishes at some stage.
+        seed: of all draws.
+        availability: share of clients reachable at their best hour; 1 for always.
+        diurnal: how deep reachability falls at their worst hour, from 0 (not) to 1 (to nothing);
+            each client has an hour of its own.
+        speed_spread: sigma of the log-normal factor by which clients are slower or faster.
+        seconds_per_example: of a client of middling speed, for each example and epoch.
+        deadline: simulated seconds after which a round goes on without its stragglers; 0 waits.
     """
 
     dropout: float = 0.0
     seed: int = 0
+    availability: float = 1.0
+    diurnal: float = 0.0
+    speed_spread: float = 0.0
+    seconds_per_example: float = 0.0
+    deadline: float = 0.0
 
-    def lost(self, *, round: int, client: int) -> str | None:
-        """The stage at which `client` vanishes in `round`, or None."""
-        if self.dropout == 0:
-            return None
-        text = f"fedsys fault {self.seed} {round} {client}".encode()
-        digest = hashlib.sha256(text).digest()
-        if int.from_bytes(digest[:8], "big") >= int(self.dropout * _SCALE):
-            return None
-        return STAGES[int.from_bytes(digest[8:16], "big") % len(STAGES)]
+    def lost(self, *, round: int, client: int, now: float = 0.0, examples: int = 0) -> str | None:
+        """The stage at which `client` vanishes in `round`, or None.
+
+        Args:
+            round: its number.
+            client: its id.
+            now: simulated seconds since the job began.
+            examples: that the client works through in this round.
+        """
+        if not self.reachable(round=round, client=client, now=now):
+            return STAGES[0]
+        first, second = self._draws("fault", round, client)
+        if self.dropout and first < self.dropout:
+            return STAGES[int(second * len(STAGES))]
+        if self.deadline and self.seconds(client=client, examples=examples) > self.deadline:
+            return _LATE
+        return None
 
     def sends_input(self, *, round: int, client: int) -> bool:
         """Whether the client lives long enough to be part of the round's sum."""
         return self.lost(round=round, client=client) in (None, "consistency", "unmask")
+
+    def reachable(self, *, round: int, client: int, now: float) -> bool:
+        """Whether the client checks in when the round begins."""
+        if self.availability >= 1 and not self.diurnal:
+            return True
+        hour, _ = self._draws("hour", 0, client)
+        wave = (1 + math.cos(2 * math.pi * (now / DAY - hour))) / 2
+        chance = self.availability * (1 - self.diurnal * (1 - wave))
+        return self._draws("check-in", round, client)[0] < chance
+
+    def seconds(self, *, client: int, examples: int) -> float:
+        """Simulated seconds that a client trains."""
+        if not self.seconds_per_example:
+            return 0.0
+        middle, _ = self._draws("speed", 0, client)
+        factor = math.exp(self.speed_spread * _NORMAL.inv_cdf(min(max(middle, 1e-12), 1 - 1e-12)))
+        return examples * self.seconds_per_example * factor
+
+    def _draws(self, purpose: str, round: int, client: int) -> tuple[float, float]:
+        """Two numbers in [0, 1)."""
+        text = f"fedsys {purpose} {self.seed} {round} {client}".encode()
+        digest = hashlib.sha256(text).digest()
+        first, second = (int.from_bytes(digest[at : at + 8], "big") for at in (0, 8))
+        return (first >> 11) / (_SCALE >> 11), (second >> 11) / (_SCALE >> 11)
+
+
+@dataclass
+class SimulatedClock:
+    """Simulated seconds since the job began.
+
+    A synchronous round lasts as long as its slowest client, at most until the deadline.
+
+    >>> clock = SimulatedClock()
+    >>> clock.advance(FaultPlan(seconds_per_example=2.0), {1: 10, 2: 30})
+    60.0
+    """
+
+    now: float = 0.0
+
+    def advance(self, plan: FaultPlan, examples: Mapping[int, int]) -> float:
+        """A round of these clients ends; `examples` that each works through."""
+        slowest = max(
+            (plan.seconds(client=client, examples=count) for client, count in examples.items()),
+            default=0.0,
+        )
+        self.now += min(slowest, plan.deadline) if plan.deadline else slowest
+        return self.now

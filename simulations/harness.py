@@ -94,7 +94,7 @@ def run(
                 plan=setting.plan,
                 weights=setting.population.trainer.initial_weights(),
                 facts=setting.facts,
-            clipping=setting.clipping,
+                clipping=setting.clipping,
             )
         with job.ledger:
             return _rounds(setting, job, observer or _ignore)
@@ -124,6 +124,8 @@ def resume(
             clipping=setting.clipping,
         )
         with job.ledger:
+            lines = job.ledger.private_rounds.values()
+            setting.clock.now = max((it.get("simulated_seconds", 0.0) for it in lines), default=0.0)
             return _rounds(setting, job, observer or _ignore)
 
 
@@ -199,6 +201,7 @@ def _one_round(setting: Setting, job: Job, observer: Observer) -> int:
         chunk=setting.chunk,
         faults=setting.faults,
         randomness=randomness,
+        now=setting.clock.now,
     )
     try:
         summed = _sum(setting, cohort)
@@ -217,6 +220,7 @@ def _one_round(setting: Setting, job: Job, observer: Observer) -> int:
             diagnostics={
                 "dropped": summed.dropped,
                 "clipped_fraction": summed.clipped / max(summed.trained, 1),
+                **_simulated(setting, cohort),
             },
         )
     if summed.unusable:
@@ -225,6 +229,20 @@ def _one_round(setting: Setting, job: Job, observer: Observer) -> int:
             f"counted as zero; check their data and local.learning_rate"
         )
     return summed.trained
+
+
+def _simulated(setting: Setting, cohort: Cohort) -> dict[str, float]:
+    """The simulated clock at the end of a round, where there is one."""
+    if not setting.faults.seconds_per_example:
+        return {}
+    number, now = cohort.round.number, cohort.now
+    present = [
+        client
+        for client in cohort.round.cohort
+        if setting.faults.reachable(round=number, client=client, now=now)
+    ]
+    work = {client: cohort.work_of(client) for client in present}
+    return {"simulated_seconds": setting.clock.advance(setting.faults, work)}
 
 
 def _sum(setting: Setting, cohort: Cohort) -> Summed:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedsys.config import Config
+from fedsys.errors import ConfigError
 from fedsys.privacy import PrivacyPlan
 from server.job import clipping_for
 from simulations.chunk import RoundWork
@@ -71,6 +72,8 @@ def lay_out(
     """
     engine = config.engine
     threads = engine.threads or 1
+    if engine.backend == "ray":
+        return _on_ray(config, population, randomness, threads)
     if population.trainer.device.type != "cpu":
         return _alone(population, randomness, engine.threads)
     if engine.processes == 1:
@@ -108,6 +111,27 @@ def _alone(population: Population, randomness: Randomness, threads: int) -> Layo
         processes=1,
         threads=threads,
         clients_per_second={},
+    )
+
+
+def _on_ray(config: Config, population: Population, randomness: Randomness, threads: int) -> Layout:
+    try:
+        from simulations.ray_backend import RayEngine
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "ray":
+            raise
+        raise ConfigError(
+            "engine.backend = 'ray': Ray is not installed; pip install 'fedsys[ray]'"
+        ) from None
+    cluster = RayEngine(
+        population,
+        population_spec(config, randomness, threads=threads),
+        address=config.engine.address,
+        actors=config.engine.processes,
+        deadline=config.engine.deadline,
+    )
+    return Layout(
+        engine=cluster, processes=cluster.processes, threads=threads, clients_per_second={}
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from fedsys.tasks import Examples
 from server.job import JobFacts, clipping_for, example_steps, plan_for, strategy_of
 from server.rounds import RoundAborted, round_params
 from simulations.engine import Engine, using_threads
-from simulations.faults import FaultPlan
+from simulations.faults import FaultPlan, SimulatedClock
 from simulations.layout import lay_out
 from simulations.population import Population
 from simulations.randomness import Randomness, SeededRandomness, SystemRandomness, derived_key
@@ -38,6 +38,7 @@ class Setting:
         randomness: where secrets come from.
         faults: who vanishes when.
         clipping: the first round's norms, where they adapt.
+        clock: simulated seconds since the job began.
     """
 
     config: Config
@@ -48,6 +49,7 @@ class Setting:
     randomness: Randomness
     faults: FaultPlan
     clipping: AdaptiveClipping | None = None
+    clock: SimulatedClock = field(default_factory=SimulatedClock)
 
     @property
     def chunk(self) -> int:
@@ -115,7 +117,7 @@ def prepare(
         engine=layout.engine,
         test=examples.test,
         randomness=sources,
-        faults=FaultPlan(dropout=config.faults.dropout, seed=config.job.seed),
+        faults=FaultPlan(seed=config.job.seed, **config.faults.model_dump()),
         clipping=clipping_for(config, plan, sizes),
     )
 

@@ -67,6 +67,7 @@ class Cohort:
         chunk: how many at once, at most.
         faults: who vanishes when.
         randomness: of keys.
+        now: simulated seconds since the job began.
     """
 
     round: OpenRound
@@ -77,6 +78,7 @@ class Cohort:
     chunk: int
     faults: FaultPlan
     randomness: Randomness
+    now: float = 0.0
 
     @property
     def work(self) -> RoundWork:
@@ -102,7 +104,16 @@ class Cohort:
 
     def lost(self, client: int) -> str | None:
         """The stage at which the fault plan takes this client away."""
-        return self.faults.lost(round=self.round.number, client=client)
+        return self.faults.lost(
+            round=self.round.number, client=client, now=self.now, examples=self.work_of(client)
+        )
+
+    def work_of(self, client: int) -> int:
+        """Examples that a client works through in a round."""
+        if not self.faults.seconds_per_example:
+            return 0
+        epochs = int(self.round.assignment.local["epochs"])
+        return epochs * len(self.population.partition.indices_of(client))
 
 
 def summation(cohort: Cohort) -> Summed:

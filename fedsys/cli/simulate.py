@@ -32,6 +32,9 @@ def simulate(
         Path | None,
         typer.Option(help="Folder with data files.", show_default="$FEDSYS_DATA"),
     ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="local, ray, or a cluster: ray://HOST:PORT.")
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Continue an interrupted run.")
     ] = None,
@@ -46,10 +49,15 @@ def simulate(
     settings = list(overrides or [])
     if seed is not None:
         settings.append(f"job.seed={seed}")
+    if backend is not None:
+        name, _, host = backend.partition("://")
+        settings.append(f"engine.backend={name}")
+        if host:
+            settings.append(f'engine.address="{backend}"')
     if resume is not None and (config is not None or out is not None or settings):
         raise ConfigError(
             f"--resume {resume} continues with the configuration stored there; leave out CONFIG, "
-            f"--set, --seed and --out"
+            f"--set, --seed, --backend and --out"
         )
     from fedsys.cli.progress import observer
 

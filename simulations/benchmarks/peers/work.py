@@ -148,7 +148,7 @@ class Clock:
 
 
 def _process_tree() -> tuple[float, int]:
-    """CPU seconds and proportional set size in bytes of this process and its descendants (Linux)."""
+    """CPU seconds and memory in bytes (its proportional share) of this process and all below it."""
     parents, ticks = {}, {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
