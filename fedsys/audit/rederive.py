@@ -22,6 +22,7 @@ from fedsys.audit.cohorts import Cohorts, read_cohorts
 from fedsys.audit.epsilons import epsilon_claims, event_claim, underivable_claims
 from fedsys.audit.evidence import Evidence, gather
 from fedsys.audit.outcome import outcome_claims
+from fedsys.audit.page import page_claim
 from fedsys.audit.settings import config_claims, header_claims, origin_claims, plan_claim
 from fedsys.audit.spending import LARGEST_POPULATION, Spending, derive, reserved_events
 from fedsys.audit.wording import plain
@@ -67,7 +68,7 @@ class Audit:
     spending: Spending | None = None
 
 
-def audit_run(run: Path, *, key: str | None = None) -> AuditResult:
+def audit_run(run: Path, *, key: str | None = None, page: bool = False) -> AuditResult:
     """Checks every claim of a run that its folder can support.
 
     Whatever is wrong inside the folder becomes a failed claim.
@@ -75,13 +76,19 @@ def audit_run(run: Path, *, key: str | None = None) -> AuditResult:
     Args:
         run: the folder, private or published; it may have been made by an enemy.
         key: the signer's public key, as 64 hexadecimal digits or a file that holds them.
+        page: whether ``report.html``, which is made from an audit, is checked too.
 
     Raises:
         AuditInputError: there is no such run, or its version is not supported.
         LedgerError: ``key`` is not a public key.
     """
     pinned = None if key is None else load_public_key(key)
-    return result_of(run, examine(run, pinned), pinned)
+    audit = examine(run, pinned)
+    view = audit.evidence.ledger.value
+    if page and view is not None and audit.spending is not None:
+        said = page_claim(run / "report.html", head=view.head, spent=audit.spending.spent)
+        audit.claims.extend([said] if said is not None else [])
+    return result_of(run, audit, pinned)
 
 
 def result_of(run: Path, audit: Audit, key: Ed25519PublicKey | None) -> AuditResult:

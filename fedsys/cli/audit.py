@@ -57,7 +57,7 @@ def _audited(runs: list[Path], key: str | None, *, compose: bool, empirical: boo
         return audits.compose(runs, key=key)
     if empirical:
         return audits.audit_canaries(runs[0], key=key)
-    return audits.audit_run(runs[0], key=key)
+    return audits.audit_run(runs[0], key=key, page=True)
 
 
 def _store(run: Path, result: AuditResult) -> None:
