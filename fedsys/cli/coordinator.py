@@ -232,6 +232,30 @@ def sign_roster(
     typer.echo(f"signed in {signed}")
 
 
+@app.command()
+def templates(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder; made if missing.")],
+) -> None:
+    """Write systemd units for coordinator and agent, a Containerfile and a compose file."""
+    from importlib import resources
+
+    from fedsys.errors import ConfigError
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for entry in sorted(
+            (resources.files("fedsys") / "templates" / "deploy").iterdir(),
+            key=lambda each: each.name,
+        ):
+            target = out / entry.name
+            if target.exists():
+                raise ConfigError(f"{target}: exists already; give another folder")
+            target.write_text(entry.read_text(encoding="utf-8"), encoding="utf-8")
+            typer.echo(str(target))
+    except OSError as error:
+        raise ConfigError(f"{out}: {(error.strerror or str(error)).lower()}") from None
+
+
 class _Model:
     """A task's model through the same trainer that devices and simulations use."""
 
