@@ -15,6 +15,7 @@ import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -22,20 +23,27 @@ from flwr.clientapp import ClientApp
 from client.identity import Credentials
 from client.policy import ApprovedTask, Policy
 from client.session import Dismissed, Session
-from client.worker import DataSpec, LocalData
 from fedsys.errors import ConfigError, ProtocolError
+from fedsys.privacy import Entropy
 from fedsys.secret_files import write_secret
-from fedsys.wire import fleet_pb2
+from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.flower import CHALLENGE, DOWN, NODE, PROOF, QUERY, RECORD, UP, hello_message
+from fedsys.wire.terms import Terms
 
-__all__ = ["answer", "app", "open_session"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from client.worker import LocalData
+
+__all__ = ["RelaySession", "answer", "app", "open_session"]
 
 _log = logging.getLogger(__name__)
 _MODEL = "model"
 
 
 @functools.lru_cache(maxsize=4)
-def open_session(folder: str, data: str, shard: str) -> Session:
+def open_session(folder: str, data: str, shard: str) -> RelaySession:
     """The device's session; in a process that Flower keeps for long, there is one.
 
     Args:
@@ -47,19 +55,72 @@ def open_session(folder: str, data: str, shard: str) -> Session:
         ConfigError: the device has not joined, or its data is not there.
     """
     credentials = Credentials.load(Path(folder))
-    worker = LocalData(DataSpec.parse(data, shard or None))
+    worker = _LateWorker(data, shard)
     path = Path(folder) / "policy.toml"
     if not path.exists():
         approved = ApprovedTask(sha256=worker.sha256, options={})
-        write_secret(path, Policy.fresh(worker.spec.task, approved).dump().encode())
-    return Session(credentials=credentials, worker=worker, policy=lambda: Policy.load(path))
+        fresh = Policy.fresh(data.partition("=")[0], approved)
+        write_secret(path, fresh.dump().encode())
+    return RelaySession(credentials=credentials, worker=worker, policy=lambda: Policy.load(path))
+
+
+class _LateWorker:
+    """The owner's data, loaded where a message needs it: most need neither data nor torch."""
+
+    def __init__(self, data: str, shard: str) -> None:
+        self._source = data, shard
+
+    @functools.cached_property
+    def _data(self) -> LocalData:
+        from client.worker import DataSpec, LocalData
+
+        data, shard = self._source
+        return LocalData(DataSpec.parse(data, shard or None))
+
+    @property
+    def sha256(self) -> str:
+        """See `client.session.Worker`."""
+        return self._data.sha256
+
+    def check(self, terms: Terms) -> None:
+        """See `client.session.Worker`."""
+        self._data.check(terms)
+
+    def train(
+        self, terms: Terms, assignment: Assignment, client: int, entropy: Entropy
+    ) -> NDArray[np.float32]:
+        """See `client.session.Worker`."""
+        return self._data.train(terms, assignment, client, entropy)
+
+
+class RelaySession(Session):
+    """A session whose process may not have seen the message before."""
+
+    def recall(self, encoded: bytes) -> bool:
+        """Take up terms to which this device agreed in an earlier process, without another check.
+
+        A round's invitation is checked against the owner's policy all the same.
+
+        Returns:
+            Whether it did agree to them.
+        """
+        terms = Terms.decode(encoded)
+        record = self.journal.jobs.get(terms.job.hex())
+        roster = self.chain.find(terms.roster_version)
+        node = self.credentials.node
+        if record is None or record.terms != terms.digest.hex():
+            return False
+        if roster is None or roster.hash.hex() != terms.roster_hash or node not in roster.members:
+            return False
+        self._terms[terms.job] = (terms, roster.nodes.index(node))
+        return True
 
 
 def answer(
     message: Message,
     context: Context,
     *,
-    sessions: Callable[[str, str, str], Session] = open_session,
+    sessions: Callable[[str, str, str], RelaySession] = open_session,
 ) -> Message:
     """Answer one message of the coordinator.
 
@@ -97,18 +158,22 @@ def _setting(context: Context, key: str) -> str:
     return str(value)
 
 
-def _handle(session: Session, asked: ConfigRecord, state: RecordDict) -> list[bytes]:
+def _handle(session: RelaySession, asked: ConfigRecord, state: RecordDict) -> list[bytes]:
     answers: list[bytes] = []
-    downs = asked.get(DOWN)
-    for raw in downs if isinstance(downs, list) else []:
-        if not isinstance(raw, bytes):
-            raise ProtocolError("a message that is no bytes")
-        down = fleet_pb2.Down.FromString(raw)
+    found = asked.get(DOWN)
+    raws = found if isinstance(found, list) else []
+    if not all(isinstance(raw, bytes) for raw in raws):
+        raise ProtocolError("a message that is no bytes")
+    downs = [(raw, fleet_pb2.Down.FromString(raw)) for raw in raws if isinstance(raw, bytes)]
+    in_round = any(down.HasField("invitation") for _, down in downs)
+    for raw, down in downs:
         kind = down.WhichOneof("content")
         if kind == "model":
             state[RECORD] = ConfigRecord({_MODEL: raw})
         elif kind == "invitation":
             _restore_model(session, down.invitation, state)
+        elif kind == "offer" and in_round and session.recall(down.offer.terms):
+            continue
         try:
             up = session.handle(down)
         except Dismissed as farewell:

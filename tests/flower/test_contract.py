@@ -14,7 +14,6 @@ pytest.importorskip("flwr")
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 
 from client import flower_host as device
-from client.session import Session
 from fedsys.audit import audit_run
 from fedsys.cli.coordinator import model_of
 from fedsys.config import Config, dump, validate
@@ -66,11 +65,11 @@ def silo(rounds: int = 3) -> Config:
     )
 
 
-def seeded(seed: bytes) -> Callable[[str, str, str], Session]:
+def seeded(seed: bytes) -> Callable[[str, str, str], device.RelaySession]:
     """Sessions that draw their noise from a seed, fresh for every message."""
     source = SeededRandomness(seed)
 
-    def open_session(folder: str, data: str, shard: str) -> Session:
+    def open_session(folder: str, data: str, shard: str) -> device.RelaySession:
         session = device.open_session.__wrapped__(folder, data, shard)
         client = int(shard.partition("/")[0])
         session._noise = lambda round: source.noise(round, client)
