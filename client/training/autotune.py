@@ -70,9 +70,14 @@ def candidates(paths: Sequence[str], clients: int, most: int) -> list[tuple[str,
 
 
 def measure(
-    tried: Sequence[tuple[str, int]], train: Callable[[str, int], float]
+    tried: Sequence[tuple[str, int]],
+    train: Callable[[str, int], float],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[tuple[str, int], float]:
     """Clients a second of each (path, chunk); `train(path, clients)` says how many it trained.
+
+    `clock` may be ``time.process_time`` where one thread does all the work: what else runs on the
+    machine then disturbs the choice less.
 
     A path whose small chunk already takes long is not measured with larger ones.
     """
@@ -83,9 +88,9 @@ def measure(
             continue
         best = spent = 0.0
         while spent < _ENOUGH:
-            start = time.perf_counter()
+            start = clock()
             trained = train(path, chunk)
-            seconds = max(time.perf_counter() - start, 1e-9)
+            seconds = max(clock() - start, 1e-9)
             best, spent = max(best, trained / seconds), spent + seconds
         rates[path, chunk] = best
         if spent > _TOO_LONG:

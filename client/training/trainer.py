@@ -15,7 +15,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -246,7 +247,9 @@ class Trainer:
         key = self._signature(pool, rows, tried)
         if key not in _choices:
             rates = measure(
-                tried, lambda path, clients: self._measured(path, clients, start, pool, rows)
+                tried,
+                lambda path, clients: self._measured(path, clients, start, pool, rows),
+                self._clock(),
             )
             path, chunk = max(rates, key=lambda each: rates[each])
             _choices[key] = Choice(
@@ -277,6 +280,10 @@ class Trainer:
                 f"{refused[self._asked_path]}; use path = 'auto' or 'loop'"
             )
         return usable, refused
+
+    def _clock(self) -> Callable[[], float]:
+        alone = self._device.type == "cpu" and torch.get_num_threads() == 1
+        return time.process_time if alone else time.perf_counter
 
     def _measured(
         self, path: str, clients: int, start: Tensor, pool: Examples, rows: Sequence[Rows]
