@@ -72,7 +72,7 @@ def candidates(paths: Sequence[str], clients: int, most: int) -> list[tuple[str,
 def measure(
     tried: Sequence[tuple[str, int]],
     train: Callable[[str, int], float],
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> dict[tuple[str, int], float]:
     """Clients a second of each (path, chunk); `train(path, clients)` says how many it trained.
 
@@ -81,6 +81,7 @@ def measure(
 
     A path whose small chunk already takes long is not measured with larger ones.
     """
+    clock = clock or time.perf_counter
     rates: dict[tuple[str, int], float] = {}
     slow: set[str] = set()
     for path, chunk in tried:
