@@ -21,9 +21,9 @@ from fedsys.wire.services import ENROLLMENT, FLEET, method
 from fedsys.wire.token import JoinToken, enrollment_proof
 from secure_agg import Identity
 
-__all__ = ["call", "join", "leave", "open_channel", "renew"]
+__all__ = ["CHANNEL_OPTIONS", "call", "join", "leave", "open_channel", "renew"]
 
-_OPTIONS = (
+CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_FRAME),
     ("grpc.max_send_message_length", MAX_FRAME),
     ("grpc.keepalive_time_ms", 30_000),
@@ -45,7 +45,7 @@ def open_channel(address: str, *, ca: bytes, key: bytes, certificate: bytes) -> 
     credentials = grpc.ssl_channel_credentials(
         root_certificates=ca, private_key=key, certificate_chain=certificate
     )
-    return grpc.secure_channel(address, credentials, options=_OPTIONS)
+    return grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
 
 
 def call(channel: grpc.Channel, path: str, request: Any, reply: Callable[[bytes], Any]) -> Any:
