@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
+
+import numpy as np
+from scipy.stats import binom
 
 from fedsys.errors import FedsysError
 from fedsys.privacy import Mechanism
@@ -20,7 +24,7 @@ from secure_agg.errors import LateMessage, ParameterError
 from secure_agg.messages import HEADER_SIZE
 from server.coordinator import OpenRound
 
-__all__ = ["RoundAborted", "SecureRound"]
+__all__ = ["RoundAborted", "SecureRound", "quorum_missed", "round_params"]
 
 
 class RoundAborted(FedsysError):
@@ -161,3 +165,22 @@ def round_params(
         return dataclasses.replace(params, min_alive=least)
     except ParameterError as error:
         raise RoundAborted(f"secure aggregation: {error}", nothing_summed=True) from error
+
+
+def quorum_missed(
+    *, population: int, expected: int, rounds: int, corrupt: float, dropout: float
+) -> float:
+    """T P[fewer than the quorum survive]: cohorts Bin(N, q), each member lost with `dropout`.
+
+    Args:
+        population: N.
+        expected: q N.
+        rounds: T.
+        corrupt: fraction of a cohort; the quorum is floor((n + corrupt n) / 2) + 1 of n.
+        dropout: assumed probability that a member of the cohort is lost.
+    """
+    widest = min(population, math.ceil(expected + 12 * math.sqrt(expected) + 20))
+    n = np.arange(2, widest + 1)
+    quorum = (n + np.ceil(corrupt * n - 1e-9)) // 2 + 1
+    chance = binom.pmf(n, population, expected / population)
+    return rounds * float(np.sum(chance * binom.cdf(quorum - 1, n, 1 - dropout)))

@@ -13,7 +13,7 @@ from fedsys.errors import ConfigError
 from fedsys.privacy import AdaptiveClipping, PrivacyPlan
 from fedsys.tasks import Examples
 from server.job import JobFacts, clipping_for, example_steps, plan_for, strategy_of
-from server.rounds import RoundAborted, round_params
+from server.rounds import RoundAborted, quorum_missed, round_params
 from simulations.engine import Engine, using_threads
 from simulations.faults import FaultPlan, SimulatedClock
 from simulations.layout import lay_out
@@ -221,20 +221,35 @@ def _randomness(config: Config) -> Randomness:
 
 
 def _check_secure(config: Config, plan: PrivacyPlan) -> None:
-    """A cohort of the expected size must be one that secure aggregation can serve."""
-    aggregation = config.aggregation
+    """Cohorts must be such that secure aggregation can serve them, and rarely gives a round up.
+
+    A round that misses the quorum is aborted for all to see. delta pays for aborts by cap and
+    `min_survivors`; a job whose quorum would add more than a hundredth of delta is refused.
+    """
+    aggregation, expected = config.aggregation, config.cohort.expected
     if aggregation.protocol != "secure":
         return
+    assumed = f"aggregation.corrupt = {aggregation.corrupt:g} and dropout = {aggregation.dropout:g}"
     try:
         round_params(
-            n=config.cohort.expected,
+            n=expected,
             corrupt=aggregation.corrupt,
             dropout=aggregation.dropout,
             modulus_bits=aggregation.modulus_bits,
             min_survivors=plan.min_survivors,
         )
     except RoundAborted as error:
+        raise ConfigError(f"cohort.expected = {expected} with {assumed}: {error}") from None
+    missed = quorum_missed(
+        population=plan.population,
+        expected=expected,
+        rounds=plan.rounds,
+        corrupt=aggregation.corrupt,
+        dropout=aggregation.dropout,
+    )
+    if plan.protected and plan.sampling == "poisson" and missed > plan.delta / 100:
         raise ConfigError(
-            f"cohort.expected = {config.cohort.expected} with aggregation.corrupt = "
-            f"{aggregation.corrupt:g} and dropout = {aggregation.dropout:g}: {error}"
-        ) from None
+            f"cohort.expected = {expected} with {assumed}: some round misses the quorum of secure "
+            f"aggregation with probability {missed:.2g}, more than a hundredth of privacy.delta = "
+            f"{plan.delta:g}; raise cohort.expected, or assume fewer dropouts"
+        )

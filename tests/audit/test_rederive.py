@@ -93,7 +93,7 @@ def test_without_private_lines_a_participant_below_the_outsider_is_refused(run: 
         ("privacy.epsilon=6.0",),
         ("evaluation.data=none",),
         ("evaluation.every=3",),
-        ("aggregation.protocol=secure",),
+        ("aggregation.protocol=secure", "cohort.expected=70"),
     ],
     ids=" ".join,
 )

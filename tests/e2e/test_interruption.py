@@ -11,7 +11,7 @@ from fedsys.privacy import read_ledger, replay
 from fedsys.privacy.ledger import read_private
 from tests.e2e.conftest import CommandLine
 
-SMALL = ("--set", "rounds.count=5", "--set", "cohort.expected=40")
+SMALL = ("--set", "rounds.count=5", "--set", "cohort.expected=70")
 
 
 def reserved(run: Path) -> int:

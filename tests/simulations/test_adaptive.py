@@ -33,7 +33,8 @@ def clips(run: Path) -> list[float]:
 def test_a_norm_moves_towards_the_quantile(
     protocol: str, start: float, direction: int, configure: Configure, tmp_path: Path
 ) -> None:
-    settings = (*ADAPTIVE, f"aggregation.protocol={protocol}", "rounds.count=6")
+    cohort = "cohort.expected=70"
+    settings = (*ADAPTIVE, cohort, f"aggregation.protocol={protocol}", "rounds.count=6")
     harness.run(configure(*settings, f"privacy.clip={start}"), out=tmp_path / "run")
     norms = clips(tmp_path / "run")
     assert norms[0] == pytest.approx(start)

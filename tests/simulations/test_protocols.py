@@ -37,7 +37,7 @@ def test_secure_and_ideal_give_the_same_model_to_the_bit(
     found: list[Any] = []
     for protocol in ("secure", "ideal"):
         settings = [f"privacy.mechanism={mechanism}", f"aggregation.protocol={protocol}"]
-        config = configure(*settings, "rounds.count=2", "aggregation.dropout=0.2")
+        config = configure(*settings, "rounds.count=2", "cohort.expected=70")
         run = harness.run(config, out=tmp_path / protocol, randomness=SeededRandomness(b"test"))
         found.append(digests(run.folder))
         private, _ = read_private(run.folder / "private.jsonl")
