@@ -136,8 +136,12 @@ class Agent:
             store=self._store,
             shared=self._shared,
         )
-        if participant.context != assignment.context:
+        if self._store is None or participant.context != assignment.context:
             return None
+        # A process that was killed may have written this without making it durable. Before
+        # anything is said on the strength of it, a loss of power must not be able to take it:
+        # the state before would mask another vector, or sign, again.
+        self._store.save(stored)
         self._participant = participant
         return mechanism_of(assignment)
 

@@ -9,7 +9,7 @@ from simulations.deterministic.network import Ambush, Partition, Weather
 
 __all__ = ["Schedule"]
 
-STAGES = ("BEGIN", "COHORT", "NONCES", "DELIVERY", "ALIVE", "UNMASK")
+STAGES = ("BEGIN", "COHORT", "NONCES", *("DELIVERY", "ALIVE", "UNMASK") * 2)
 DIMENSION = 8
 
 
@@ -75,7 +75,7 @@ class Schedule:
                 loss=dice.uniform(0.0, 0.2) if swarm[1] else 0.0,
                 doubling=dice.uniform(0.0, 0.3) if swarm[2] else 0.0,
                 partitions=parts if swarm[3] else (),
-                ambushes=tuple(_ambush(dice, population) for _ in range(dice.below(3))),
+                ambushes=tuple(_ambush(dice, population) for _ in range(dice.below(4))),
             ),
             calm_at=calm_at,
             agent_crash=dice.uniform(0.0, 0.06) if swarm[4] else 0.0,
