@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedsys.errors import ConfigError
 from fedsys.privacy import Signer
 from fedsys.secret_files import read_secret, write_secret
+from fedsys.wire.services import OPERATOR_SOCKET
 from server.enrollment import Registry
 from server.pki import Authority, ServerIdentity
 from server.state import State
@@ -74,7 +75,7 @@ class Home:
     @property
     def socket(self) -> Path:
         """Where the operator's commands go."""
-        return self.path / "operator.sock"
+        return self.path / OPERATOR_SOCKET
 
     @property
     def jobs(self) -> Path:

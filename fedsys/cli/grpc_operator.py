@@ -11,7 +11,7 @@ import grpc
 
 from fedsys.errors import ConfigError
 from fedsys.wire import fleet_pb2
-from fedsys.wire.services import OPERATOR, method
+from fedsys.wire.services import OPERATOR, OPERATOR_SOCKET, method
 
 __all__ = ["Calls", "operator"]
 
@@ -86,9 +86,11 @@ def operator(folder: Path) -> Iterator[Calls]:
     Raises:
         ConfigError: it is not running, or this is not its folder.
     """
-    from server.home import Home
-
-    socket = Home.open(folder).socket.resolve()
+    if not (folder / "coordinator.toml").is_file():
+        raise ConfigError(
+            f"{folder}: no coordinator here; make one with `fedsys coordinator init {folder}`"
+        )
+    socket = (folder / OPERATOR_SOCKET).resolve()
     if not socket.exists():
         raise ConfigError(
             f"{folder}: no coordinator answers; start it with `fedsys coordinator run {folder}`"

@@ -10,9 +10,9 @@ __all__ = [
     "MAX_PARCEL",
     "MAX_SMALL_PARCEL",
     "OPERATOR",
+    "OPERATOR_SOCKET",
     "PROTOCOL",
     "PROTOCOL_MIN",
-    "SERVER_NAME_AGENT",
     "method",
 ]
 
@@ -27,7 +27,8 @@ MAX_SMALL_PARCEL: Final = 1 << 20
 """What an agent may send where no round gives it reason for more."""
 MAX_PARCEL: Final = 1 << 32
 """What an agent accepts at all: a model of a billion float32 weights."""
-SERVER_NAME_AGENT: Final = "fedsys-agent"
+OPERATOR_SOCKET: Final = "operator.sock"
+"""In the coordinator's folder."""
 
 
 def method(service: str, name: str) -> str:
