@@ -60,9 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     engines = options.engines.split(",")
     if unknown := sorted(set(engines) - set(ENGINES)):
         raise SystemExit(f"--engines: unknown {', '.join(unknown)}; there are {', '.join(ENGINES)}")
-    results = [measure(work.lower(), engines, options) for work in options.work.split(",")]
     options.out.mkdir(parents=True, exist_ok=True)
-    for result in results:
+    for work in options.work.split(","):
+        result = measure(work.lower(), engines, options)
         name = f"clients_per_second_{result['work']}"
         (options.out / f"{name}.json").write_text(json.dumps(result, indent=1))
         plot(result, options.out / f"{name}.png")
@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--rounds", type=int, default=6, help="a turn, the first round included")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=0, help="of pfl and loop; 0 measures")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("FEDSYS_DATA", "data")))
     parser.add_argument("--peers", type=Path, default=_ROOT / ".venv-bench" / "bin" / "python")
     parser.add_argument("--out", type=Path, default=Path("build"))
@@ -100,6 +101,7 @@ def measure(work: str, engines: Sequence[str], options: argparse.Namespace) -> d
                 else:
                     command = _command(engine, folder, options, threads.get(engine, 1))
                     found[engine].append(_turn(command, folder))
+                _say(work, engine, found[engine][-1])
         equal = _equality(folder, engines, facts)
     return {
         "work": work,
@@ -194,8 +196,10 @@ def _turn(command: Sequence[str], folder: Path) -> dict[str, Any]:
 
 def _threads(folder: Path, engines: Sequence[str], options: argparse.Namespace) -> dict[str, int]:
     """For single processes, the number of threads that is faster for them on this work."""
+    if options.threads:
+        return dict.fromkeys(("pfl", "loop"), options.threads)
     best = {}
-    for engine in set(engines) & {"pfl", "loop"}:
+    for engine in sorted(set(engines) & {"pfl", "loop"}):
         rates = {}
         for threads in {1, _cores()}:
             short = argparse.Namespace(**{**vars(options), "rounds": 2})
