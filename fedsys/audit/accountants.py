@@ -107,7 +107,7 @@ def cross_checks(plan: PrivacyPlan, events: Counter[Event], spending: Spending) 
     delta, reported = plan.delta_released, spending.spent.outsider
     by_rdp = _dp_accounting_rdp(rounds, delta)
     if rounds.exact:
-        ours = spending.rdp_outsider
+        ours = reported if plan.accountant == "rdp" else spending.rdp_outsider
         yield claim(
             "Epsilon cross-check: Rényi orders",
             reported <= ours + _SLACK

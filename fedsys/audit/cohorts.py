@@ -73,6 +73,7 @@ def read_cohorts(path: Path, ledger: LedgerView, plan: PrivacyPlan) -> Cohorts:
     cohorts = Cohorts()
     records = {record.round: record for record in ledger.rounds}
     counts = np.zeros(plan.population, dtype=np.int64)
+    separation = _Separation(plan)
     last = 0
     try:
         with open_bounded(path, _PRIVATE_BYTES) as file:
@@ -90,6 +91,11 @@ def read_cohorts(path: Path, ledger: LedgerView, plan: PrivacyPlan) -> Cohorts:
                 if record.outcome is not None:
                     cohorts.rounds[last] = _checked(body, record, plan, counts)
                     _check_limits(cohorts, record, plan)
+                    if not separation.kept(last, cohorts.rounds[last].sampled):
+                        cohorts.broken.append(
+                            f"round {last}: a client was asked again within "
+                            f"{plan.min_separation} rounds"
+                        )
     except LedgerError as error:
         cohorts.problems.append(str(error))
         return cohorts
@@ -124,6 +130,23 @@ def unlikely(cohorts: Cohorts, plan: PrivacyPlan) -> str | None:
     if len(distinct) < len(rounds) and chance < _UNLIKELY:
         return "two rounds have the same cohort: one was used again"
     return None
+
+
+class _Separation:
+    """When each client was asked last, where rounds between two turns are promised."""
+
+    def __init__(self, plan: PrivacyPlan) -> None:
+        apart = plan.min_separation if plan.sampling == "min-separation" else None
+        self._apart = apart or 0
+        self._last = np.full(plan.population if apart else 0, -self._apart, dtype=np.int64)
+
+    def kept(self, round: int, sampled: Ids) -> bool:
+        """Whether nobody is asked too early; notes the round."""
+        if not self._apart:
+            return True
+        kept = not (round - self._last[sampled] < self._apart).any()
+        self._last[sampled] = round
+        return kept
 
 
 def _number(body: dict[str, Any], last: int, where: str) -> int:

@@ -41,6 +41,10 @@ _INTERRUPTED = (
     "the run is not finished: epsilon is what was spent so far, and lines cut off the ledger's end "
     "would not show"
 )
+_NO_RELEASE = (
+    "NOT A RELEASE: sums were taken in floating point, which no secure sum can carry; epsilon is "
+    "that of the same job under protocol secure"
+)
 _NO_MASKS = (
     "protocol {}: updates were summed without masks; the participant's and the server's epsilon "
     "hold for the same job under protocol secure"
@@ -183,7 +187,9 @@ def _notes(audit: Audit, key: Ed25519PublicKey | None) -> Iterator[str]:
     if plan is not None and plan.protected:
         yield _WORD
     protocol = view.header.get("protocol")
-    if protocol != "secure" and plan is not None and plan.protected:
+    if protocol == "float":
+        yield _NO_RELEASE
+    elif protocol != "secure" and plan is not None and plan.protected:
         yield _NO_MASKS.format(plain(protocol, 20))
     if not audit.evidence.has_private:
         yield (

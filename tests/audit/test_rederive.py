@@ -91,6 +91,13 @@ def test_without_private_lines_a_participant_below_the_outsider_is_refused(run: 
         ("privacy.mechanism=local-gaussian", "privacy.noise_multiplier=2.0"),
         ("privacy.noise_multiplier=1.0", "cohort.sampling=fixed"),
         ("privacy.epsilon=6.0",),
+        (
+            "privacy.mechanism=banded-mf",
+            "cohort.sampling=min-separation",
+            "cohort.min_separation=2",
+            "privacy.max_participations=2",
+            "privacy.noise_multiplier=2.0",
+        ),
         ("evaluation.data=none",),
         ("evaluation.every=3",),
         ("aggregation.protocol=secure", "cohort.expected=70"),
@@ -116,6 +123,13 @@ def test_no_mechanism_claims_nothing_and_says_so_loudly(tmp_path: Path) -> None:
     published = publish_run(tmp_path / "run", tmp_path / "out").path
     spent = audit_run(published).curve[-1].spent
     assert (spent.participant, spent.server) == (math.inf, math.inf)
+
+
+def test_a_sum_in_floating_point_is_no_release(tmp_path: Path) -> None:
+    folder = harness.run(job("aggregation.protocol=float"), out=tmp_path / "run").folder
+    result = audit_run(folder)
+    assert failures(result) == set()
+    assert any("NOT A RELEASE" in note for note in result.notes)
 
 
 def test_a_seeded_run_is_reproducible_so_not_private(tmp_path: Path) -> None:

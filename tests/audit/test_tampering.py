@@ -17,7 +17,8 @@ from fedsys.errors import AuditInputError
 from fedsys.privacy import Ledger, Signer
 from fedsys.privacy.ledger import read_private
 from fedsys.privacy.replay import plan_of
-from tests.audit.conftest import failed
+from simulations import harness
+from tests.audit.conftest import failed, job
 from tests.audit.forge import edit_json, edit_private, entries, replace_text, sign_again
 
 CHAIN = "Ledger chain and signatures"
@@ -391,23 +392,52 @@ class TestTheKeyHolderLies:
         lines[2][1]["commitments"]["survivors"] = "ab" * 32
         assert self.sign(run, signer, lines) == {COMMITMENTS}
 
-    def test_a_cohort_beyond_the_limits(self, finished: Path, tmp_path: Path) -> None:
-        """Honest commitments to a cohort above the cap and to survivors below the least."""
+    def forge(self, finished: Path, run: Path, cohorts: list[tuple[range, range]]) -> set[str]:
+        """Honest commitments to cohorts and survivors of the key holder's own choosing."""
         signer = Signer.generate()
         lines = entries(finished)
-        plan = lines[0][1]["plan"]
-        run = tmp_path / "forged"
         run.mkdir()
         with Ledger.create(
             run / "ledger.jsonl", run / "private.jsonl", signer=signer, header=lines[0][1]
         ) as ledger:
-            everybody = range(plan["cap"] + 1)
-            for number, survivors in ((1, everybody), (2, range(plan["min_survivors"] - 1))):
+            for number, (sampled, survivors) in enumerate(cohorts, start=1):
                 ledger.reserve(number, {"event": lines[1][1]["event"]})
-                ledger.commit(number, {}, sampled=everybody, survivors=survivors)
+                ledger.commit(number, {}, sampled=sampled, survivors=survivors)
             ledger.close("completed")
-        assert "Cohort limits" in failed(run)
-        assert read_private(run / "private.jsonl")[0][1]["sampled"] == list(everybody)
+        assert read_private(run / "private.jsonl")[0][1]["sampled"] == list(cohorts[0][0])
+        return failed(run)
+
+    def test_a_cohort_beyond_the_limits(self, finished: Path, tmp_path: Path) -> None:
+        plan = entries(finished)[0][1]["plan"]
+        usual = range(40)
+        most, least = range(plan["cap"] + 1), range(plan["min_survivors"] - 1)
+        assert "Cohort limits" in self.forge(finished, tmp_path / "a", [(most, most)])
+        assert "Cohort limits" in self.forge(finished, tmp_path / "b", [(usual, least)])
+        assert "Cohort limits" not in self.forge(finished, tmp_path / "c", [(usual, usual)])
+
+    def test_a_client_that_comes_back_too_early(self, tmp_path: Path) -> None:
+        config = job(
+            "cohort.sampling=min-separation",
+            "cohort.min_separation=3",
+            "privacy.max_participations=2",
+        )
+        honest = harness.run(config, out=tmp_path / "run").folder
+        early = [(range(40), range(40)), (range(40, 80), range(40, 80)), (range(40), range(40))]
+        late = [*early[:2], (range(80, 120), range(80, 120)), early[0]]
+        assert "Cohort limits" in self.forge(honest, tmp_path / "early", early)
+        assert "Cohort limits" not in self.forge(honest, tmp_path / "late", late)
+
+    def test_cohorts_that_were_not_sampled(self, finished: Path, tmp_path: Path) -> None:
+        """The same clients again, or many more than the sampling rate gives."""
+        again = [(range(40), range(40))] * 2
+        many = [(range(start, start + 75), range(start, start + 75)) for start in range(4)]
+        few = [(range(start, start + 20), range(start, start + 20)) for start in range(4)]
+        fair = [(range(start, start + 40), range(start, start + 40)) for start in range(4)]
+        name = "Cohorts look sampled"
+        assert name in self.forge(finished, tmp_path / "again", again)
+        assert name in self.forge(finished, tmp_path / "many", many)
+        assert name in self.forge(finished, tmp_path / "few", few)
+        assert name not in self.forge(finished, tmp_path / "fair", fair)
 
 
 @given(data=st.data())
