@@ -194,6 +194,11 @@ def _turn(command: Sequence[str], folder: Path) -> dict[str, Any]:
     return found
 
 
+def _say(work: str, engine: str, turn: Mapping[str, Any]) -> None:
+    """One line a turn, so that what was measured is not lost if the run is cut short."""
+    print(f"{work} {engine}: {_steady(turn):.4g} clients/s", file=sys.stderr, flush=True)
+
+
 def _threads(folder: Path, engines: Sequence[str], options: argparse.Namespace) -> dict[str, int]:
     """For single processes, the number of threads that is faster for them on this work."""
     if options.threads:
