@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import json
 import logging
 import os
 import time
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedsys.config import Config, validate
 from fedsys.errors import BudgetExceeded, ConfigError, FedsysError
-from fedsys.privacy import Entropy, PrivacyPlan, guaranteed_epsilon, read_ledger
+from fedsys.privacy import Entropy, PrivacyPlan, plan_of, read_ledger
 from fedsys.wire import countersign, fleet_pb2
 from fedsys.wire.roster import RosterStatement
 from fedsys.wire.terms import Terms
@@ -33,13 +34,13 @@ from server.deployed_round import Deadlines, DeployedRound
 from server.enrollment import Registry
 from server.fleet import Arrived, Event, Fleet, Said
 from server.home import Home
-from server.job import Job, JobFacts, clipping_for, plan_for
+from server.job import Job, JobFacts, budget_of, clipping_for, plan_for
 from server.job_model import JobModel, ModelSource
 from server.metrics import Metrics
 from server.rounds import RoundAborted, SecureRound, round_params
 from server.run_folder import RunFolder
 from server.state import ACTIVE_JOB, CountersignatureRow, JobRow, State
-from server.summary import summarize
+from server.summary import summarize, summarize_closed
 
 __all__ = ["Deployment", "Randomness", "submit"]
 
@@ -234,6 +235,13 @@ class Deployment:
     def _restore(self, row: JobRow, folder: RunFolder) -> _Running | None:
         view = read_ledger(folder.ledger, allow_torn=True)
         if view.closed is not None:
+            if not folder.summary.exists():
+                folder.write_summary(summarize_closed(folder, view))
+            summary = json.loads(folder.summary.read_text("utf-8"))
+            plan = plan_of(view.header)
+            stated = summary["privacy"]["epsilon"][plan.guarantee]
+            spent = float(stated) if plan.protected else None
+            self._state.update_job(row.id, round=len(view.rounds), spent=spent)
             self._end(row, str(view.closed.get("reason", "completed")), "")
             return None
         config = folder.read_config()
@@ -299,9 +307,7 @@ class Deployment:
         Raises:
             JobFailed: all jobs together would exceed it.
         """
-        promised = None
-        if plan.protected:
-            promised = plan.budget if plan.budget is not None else guaranteed_epsilon(plan)
+        promised = budget_of(plan)
         budget = self._settings.epsilon
         if budget is None:
             return promised

@@ -50,7 +50,7 @@ from server.coordinator import Coordinator, JobTerms
 from server.run_folder import RunFolder
 from server.strategies import Strategy, build_strategy
 
-__all__ = ["Job", "JobFacts", "clipping_for", "example_steps", "plan_for"]
+__all__ = ["Job", "JobFacts", "budget_of", "clipping_for", "example_steps", "plan_for"]
 
 Weights = NDArray[np.float32]
 
@@ -248,9 +248,7 @@ class Job:
     @property
     def budget(self) -> float | None:
         """What epsilon may reach in the guaranteed view; None where nothing is promised."""
-        if not self.plan.protected:
-            return None
-        return self.plan.budget if self.plan.budget is not None else guaranteed_epsilon(self.plan)
+        return budget_of(self.plan)
 
     @property
     def epsilon(self) -> float | None:
@@ -266,6 +264,13 @@ class Job:
     def close(self, status: str, *, model_sha256: str) -> None:
         """End the ledger; the job takes no further round."""
         self.ledger.close(status, {"model_sha256": model_sha256})
+
+
+def budget_of(plan: PrivacyPlan) -> float | None:
+    """What epsilon may reach in a plan's guaranteed view; None where nothing is promised."""
+    if not plan.protected:
+        return None
+    return plan.budget if plan.budget is not None else guaranteed_epsilon(plan)
 
 
 def clipping_for(

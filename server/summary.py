@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fedsys.config import Config
+from fedsys.privacy import Epsilons, LedgerView, PrivacyPlan, plan_of, replay
+from fedsys.privacy.ledger import read_private
 from fedsys.versions import versions
-from server.job import Job
-from server.run_folder import FORMAT_VERSION
+from server.job import Job, budget_of
+from server.run_folder import FORMAT_VERSION, RunFolder
 
-__all__ = ["summarize"]
+__all__ = ["summarize", "summarize_closed"]
 
 
 def summarize(
@@ -31,19 +34,77 @@ def summarize(
         seconds: of each round, evaluation left out; after a resume, of the rounds since.
         clients: that trained in each of those rounds.
     """
-    privacy, spent = job.config.privacy, job.recorded()
+    return _content(
+        config=job.config,
+        plan=job.plan,
+        spent=job.recorded(),
+        rounds=job.coordinator.reserved,
+        status=status,
+        model_sha256=model_sha256,
+        metrics=metrics,
+        seconds=seconds,
+        clients=clients,
+        ledger_head=job.ledger.head,
+        signer=job.signer.public_hex,
+        reproducible=job.facts.reproducible,
+    )
+
+
+def summarize_closed(folder: RunFolder, view: LedgerView) -> dict[str, Any]:
+    """The same for a job whose process died between closing the ledger and writing the summary.
+
+    What nobody remembers any more, the clients and seconds of its rounds, counts as zero.
+
+    Args:
+        folder: of the run.
+        view: its closed ledger.
+    """
+    closed = view.closed or {}
+    private, _torn = read_private(folder.private)
+    return _content(
+        config=folder.read_config(),
+        plan=plan_of(view.header),
+        spent=replay(view, private)[1],
+        rounds=len(view.rounds),
+        status=str(closed.get("reason")),
+        model_sha256=closed.get("model_sha256"),
+        metrics=folder.last_metrics(),
+        seconds=(),
+        clients=(),
+        ledger_head=view.head,
+        signer=view.signer,
+        reproducible=bool(view.header.get("reproducible")),
+    )
+
+
+def _content(
+    *,
+    config: Config,
+    plan: PrivacyPlan,
+    spent: Epsilons,
+    rounds: int,
+    status: str,
+    model_sha256: str | None,
+    metrics: dict[str, float],
+    seconds: Sequence[float],
+    clients: Sequence[int],
+    ledger_head: str,
+    signer: str,
+    reproducible: bool,
+) -> dict[str, Any]:
+    privacy = config.privacy
     steady_seconds, steady_clients = sum(seconds[1:]), sum(clients[1:])
     return {
         "version": FORMAT_VERSION,
-        "name": job.config.job.name,
+        "name": config.job.name,
         "status": status,
-        "rounds": job.coordinator.reserved,
+        "rounds": rounds,
         "metrics": metrics,
         "privacy": {
             "mechanism": privacy.mechanism,
             "unit": privacy.unit,
-            "delta": job.plan.delta,
-            "noise_multiplier": job.plan.noise_multiplier,
+            "delta": plan.delta,
+            "noise_multiplier": plan.noise_multiplier,
             "clip": privacy.clip,
             "guarantee": privacy.guarantee,
             "epsilon": {
@@ -51,15 +112,15 @@ def summarize(
                 "participant": spent.participant,
                 "server": spent.server,
             },
-            "budget": job.budget,
+            "budget": budget_of(plan),
         },
         "clients_trained": sum(clients),
         "train_seconds": round(sum(seconds), 3),
         "clients_per_second": round(steady_clients / steady_seconds, 1) if steady_seconds else None,
         "model_sha256": model_sha256,
-        "ledger_head": job.ledger.head,
-        "signer": job.signer.public_hex,
-        "protocol": job.config.aggregation.protocol,
+        "ledger_head": ledger_head,
+        "signer": signer,
+        "protocol": config.aggregation.protocol,
         "versions": versions(),
-        "reproducible": job.facts.reproducible,
+        "reproducible": reproducible,
     }

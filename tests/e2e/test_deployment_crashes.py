@@ -59,6 +59,33 @@ def test_the_coordinator_is_killed_in_every_stage_of_a_round(tmp_path: Path) -> 
         assert lost == kept
 
 
+def test_a_coordinator_killed_while_it_closes_the_job_ends_it_at_its_next_start(
+    tmp_path: Path,
+) -> None:
+    with federation(tmp_path, 3) as fed:
+        for number in range(3):
+            fed.start_agent(number, 3)
+        job = fed.submit(job_of("rounds.count=1"))
+        whole = fed.wait(job)
+        run = fed.home.jobs / job
+        before = json.loads((run / "summary.json").read_text())
+        # as if it had died after closing the ledger
+        assert fed.coordinator is not None
+        fed.coordinator.kill()
+        fed.coordinator.join(10)
+        (run / "summary.json").unlink()
+        fed.state.update_job(job, status="running", spent=None)
+        fed.start_coordinator()
+        again = fed.wait(job)
+        assert (again.status, again.spent) == (whole.status, whole.spent)
+        after = json.loads((run / "summary.json").read_text())
+        forgotten = {"clients_trained", "train_seconds", "clients_per_second"}
+        assert {key: after[key] for key in before.keys() - forgotten} == {
+            key: before[key] for key in before.keys() - forgotten
+        }
+        assert audit_run(run).passed
+
+
 def test_an_agent_is_killed_at_every_message_and_misses_no_round(tmp_path: Path) -> None:
     points = [(kind, when) for kind in MESSAGES for when in ("before", "after")]
     with federation(tmp_path, 3) as fed:
