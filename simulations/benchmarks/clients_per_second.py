@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=6, help="a turn, the first round included")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="of pfl and loop; 0 measures")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("FEDSYS_DATA", "data")))
     parser.add_argument("--peers", type=Path, default=_ROOT / ".venv-bench" / "bin" / "python")
     parser.add_argument("--out", type=Path, default=Path("build"))
@@ -84,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def measure(work: str, engines: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     """All turns of one work."""
-    settings = [f"rounds.count={options.rounds}", "evaluation.data=none"]
+    settings = [f"rounds.count={options.rounds}", "evaluation.data=none", *options.set]
     job = config.load(work, settings)
     found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
     with tempfile.TemporaryDirectory() as name:
@@ -170,7 +171,7 @@ def _command(engine: str, folder: Path, options: argparse.Namespace, threads: in
     if engine in ("fedsys", "ideal", "engine"):
         how = "engine" if engine == "engine" else "job"
         toml = folder / ("ideal.toml" if engine == "ideal" else "float.toml")
-        return [sys.executable, str(_PEERS / "own.py"), how, str(toml), str(options.data)]
+        return [sys.executable, str(_PEERS / "own.py"), how, str(toml), str(options.data), "OUT"]
     script = {"pfl": "pfl_rounds.py", "flwr": "flower_rounds.py", "loop": "loop.py"}[engine]
     python = sys.executable if engine == "loop" else str(options.peers)
     return [python, str(_PEERS / script), str(folder), str(options.rounds), "OUT", str(threads)]
@@ -181,8 +182,6 @@ def _turn(command: Sequence[str], folder: Path) -> dict[str, Any]:
     out = folder / f"{Path(command[1]).stem}.json"
     out.unlink(missing_ok=True)
     full = [str(out) if part == "OUT" else part for part in command]
-    if "OUT" not in command:
-        full.append(str(out))
     environment = {**os.environ, "PYTHONPATH": str(_ROOT), "FLWR_TELEMETRY_ENABLED": "0"}
     environment.pop("OMP_NUM_THREADS", None)
     done = subprocess.run(

@@ -1,0 +1,52 @@
+"""The benchmark runs: every engine of this environment, and the equality of its updates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from simulations.benchmarks import clients_per_second
+
+
+@pytest.mark.slow
+def test_a_small_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clients_per_second.main(
+        [
+            "--work",
+            "W5",
+            "--engines",
+            "fedsys,ideal,engine,loop,bound",
+            "--rounds",
+            "2",
+            "--turns",
+            "1",
+            "--threads",
+            "1",
+            "--out",
+            str(tmp_path),
+            "--set",
+            "population.clients=200",
+            "--set",
+            "cohort.expected=20",
+            "--set",
+            "engine.processes=1",
+        ]
+    )
+    result = json.loads((tmp_path / "clients_per_second_w5.json").read_text())
+    assert set(result["engines"]) == {"fedsys", "ideal", "engine", "loop", "bound"}
+    for found in result["engines"].values():
+        assert found["clients_per_second"] > 0
+    assert result["engines"]["engine"]["memory"] > 50e6
+    # 3 x 2 x (784 x 64 + 64 x 10) x 50 examples, less the first layer's input gradient
+    assert result["flops_per_client"] == 50 * 2 * (2 * 784 * 64 + 3 * 64 * 10)
+    assert all(difference < 1e-4 for difference in result["equality"].values())
+    assert set(result["equality"]) == {"fedsys", "loop"}
+    assert (tmp_path / "clients_per_second_w5.png").stat().st_size > 5000
+    assert "| plain loop |" in capsys.readouterr().out
+
+
+def test_an_unknown_engine_is_named() -> None:
+    with pytest.raises(SystemExit, match="unknown tff"):
+        clients_per_second.main(["--engines", "fedsys,tff"])
