@@ -25,6 +25,7 @@ from client.policy import Policy
 from client.privatize import privatize
 from client.privatize.contribution import contribution
 from fedsys.errors import FedsysError, PolicyRefusal, ProtocolError, TrainingError
+from fedsys.logs import readable
 from fedsys.privacy import Entropy, Mechanism, event_from_json, guaranteed_epsilon
 from fedsys.wire import Assignment, countersign, fleet_pb2
 from fedsys.wire.roster import SignedStatement, changes
@@ -167,7 +168,7 @@ class Session:
                 fleet_pb2.Goodbye.REVOKED,
                 fleet_pb2.Goodbye.REPLACED,
             )
-            raise Dismissed(message.goodbye.text[:500], final=final)
+            raise Dismissed(readable(message.goodbye.text), final=final)
         raise ProtocolError("a message of a kind that this version does not know")
 
     # -- the roster -------------------------------------------------------------------------------
@@ -196,10 +197,10 @@ class Session:
         try:
             client = self._agree(terms, self._policy())
         except FedsysError as error:
-            _log.warning("job %s is refused: %s", terms.name, error)
+            _log.warning("job %s is refused: %s", readable(terms.name), error)
             return _refusal(terms.job, 0, str(error))
         self._terms[terms.job] = (terms, client)
-        _log.info("agreed to job %s", terms.name)
+        _log.info("agreed to job %s", readable(terms.name))
         return fleet_pb2.Up(consent=fleet_pb2.Consent(job=terms.job, terms=terms.digest))
 
     def _agree(self, terms: Terms, policy: Policy) -> int:

@@ -139,6 +139,11 @@ class LocalData:
             raise PolicyRefusal(
                 f"task '{terms.task}' is asked for, this device holds data of '{self.spec.task}'"
             )
+        if dict(terms.options) != dict(self.options):
+            raise PolicyRefusal(
+                f"task '{terms.task}' runs here with options {dict(self.options)}, "
+                f"{dict(terms.options)} are asked for; see `fedsys agent run --option`"
+            )
         self.trainer(terms)
 
     def train(

@@ -8,7 +8,16 @@ import sys
 
 from fedsys.errors import ConfigError
 
-__all__ = ["configure"]
+__all__ = ["configure", "readable"]
+
+
+def readable(text: str, most: int = 500) -> str:
+    """What another party wrote, fit for a log or a terminal: one line, no control characters.
+
+    >>> readable("paused\\n\\x1b[2J")
+    'paused??[2J'
+    """
+    return "".join(each if each.isprintable() else "?" for each in text[:most])
 
 
 class _Json(logging.Formatter):

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedsys.errors import EnrollmentError, FedsysError, ProtocolError
+from fedsys.logs import readable
 from fedsys.wire import fleet_pb2
 from fedsys.wire.frames import MAX_FRAME, Assembler, split
 from fedsys.wire.services import ENROLLMENT, FLEET, PROTOCOL, PROTOCOL_MIN
@@ -221,6 +222,8 @@ class DevicePort:
                         return
                     greeted = True
                 elif kind in ("consent", "refusal", "answer", "countersignature"):
+                    if kind == "refusal":
+                        message.refusal.reason = readable(message.refusal.reason)
                     self._fleet.events.put_nowait(Said(link.node, message))
                 else:
                     raise ProtocolError(f"an unexpected message: {kind}")
@@ -245,7 +248,7 @@ class DevicePort:
                 f"{hello.protocol_min} to {hello.protocol_max}: update the older one",
             )
             return False
-        link.version = hello.version[:64]
+        link.version = readable(hello.version, 64)
         link.peer = peer
         welcome = fleet_pb2.Welcome(
             protocol=protocol, roster=self._roster_news(hello.roster_version)
