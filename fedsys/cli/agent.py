@@ -54,6 +54,7 @@ def run(
 ) -> None:
     """Stay connected and take part in what policy.toml allows, until stopped."""
     import os
+    import signal
 
     import torch
 
@@ -84,11 +85,10 @@ def run(
         os.nice(policy.nice)
     session = Session(credentials=credentials, worker=worker, policy=lambda: Policy.load(path))
     host = ConnectionHost(session)
-    try:
-        host.run()
-    except KeyboardInterrupt:
-        host.stop()
-        typer.echo("stopped", err=True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: host.stop())
+    host.run()
+    typer.echo("stopped", err=True)
 
 
 @app.command()
