@@ -27,6 +27,7 @@ __all__ = [
     "make_folder",
     "model_bytes",
     "save_checkpoint",
+    "sha256_of_aggregate",
     "sha256_of_weights",
     "write_atomically",
 ]
@@ -85,6 +86,11 @@ def _flush_names(folder: Path) -> None:
 def sha256_of_weights(weights: NDArray[np.float32]) -> str:
     """SHA-256 of the flat weights as little-endian float32."""
     return hashlib.sha256(np.ascontiguousarray(weights, dtype="<f4").tobytes()).hexdigest()
+
+
+def sha256_of_aggregate(total: NDArray[Any]) -> str:
+    """SHA-256 of a round's noised sum mod 2^b as little-endian integers of 64 bits."""
+    return hashlib.sha256(total.astype("<u8").tobytes()).hexdigest()
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:

@@ -28,7 +28,7 @@ from fedsys.privacy import (
     add_noise,
 )
 from fedsys.wire import Assignment
-from server.checkpoint import Checkpoint, sha256_of_weights
+from server.checkpoint import Checkpoint, sha256_of_aggregate, sha256_of_weights
 from server.cohorts import CohortSampler
 from server.strategies import Strategy
 
@@ -228,7 +228,10 @@ class Coordinator:
         )
         self._ledger.commit(
             open_.number,
-            {"weights_sha256": sha256_of_weights(weights)},
+            {
+                "aggregate_sha256": sha256_of_aggregate(topped),
+                "weights_sha256": sha256_of_weights(weights),
+            },
             sampled=open_.cohort,
             survivors=survivors,
             private={**diagnostics, **strength},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,18 +38,23 @@ def test_the_silo_job_passes_fresh_policies_and_its_audit(tmp_path: Path) -> Non
         assert sorted(fed.commits(job)) == [1, 2, 3, 4, 5]
 
 
-def test_in_process_and_over_grpc_every_round_gives_the_same_model(tmp_path: Path) -> None:
+def digests(commit: Mapping[str, Any]) -> tuple[str, str]:
+    """Of a round's aggregate, and of the model that it led to."""
+    return commit["aggregate_sha256"], commit["weights_sha256"]
+
+
+def test_in_process_and_over_grpc_every_round_gives_the_same_aggregate(tmp_path: Path) -> None:
     seed = b"equal hosts"
     config = silos("rounds.count=3", "privacy.epsilon=9")
     simulated = harness.run(config, out=tmp_path / "run", randomness=SeededRandomness(seed))
     view = read_ledger(simulated.folder / "ledger.jsonl")
-    expected = {each.round: each.body["weights_sha256"] for each in view.rounds}
+    expected = {each.round: digests(each.body) for each in view.rounds}
     with federation(tmp_path / "fed", 3, seed=seed) as fed:
         for number in range(3):
             fed.start_agent(number, 3)
         job = fed.submit(config)
         assert fed.wait(job).status == "completed"
-        deployed = {round: body["weights_sha256"] for round, body in fed.commits(job).items()}
+        deployed = {round: digests(body) for round, body in fed.commits(job).items()}
     assert len(expected) == 3
     assert deployed == expected
 
