@@ -23,6 +23,9 @@ def configure() -> Configure:
 
     def make(*settings: str) -> Config:
         usual = ["rounds.count=3", "cohort.expected=40", "aggregation.protocol=ideal"]
-        return load("quickstart", [*usual, "engine.path=batched", "engine.chunk=64", *settings])
+        return load(
+            "quickstart",
+            [*usual, "engine.path=batched", "engine.chunk=64", "engine.processes=1", *settings],
+        )
 
     return make

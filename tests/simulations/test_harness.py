@@ -287,7 +287,7 @@ def test_resume_needs_the_run_that_was_started(configure: Configure, tmp_path: P
         ("task.name=digit", "no such task"),
         ("server.strategy=fedavgg", "fedavg"),
         ("cohort.expected=1", "a cohort of 1"),
-        ("privacy.noise_multiplier=1e7", "noise multiplier"),
+        ("privacy.noise_multiplier=1e7", "modulus_bits=32 is too small"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_is_written(
