@@ -197,7 +197,7 @@ class Federation:
         )
         process.start()
         theirs.close()
-        if not ours.poll(60):
+        if not ours.poll(120):
             raise TimeoutError(self.log("coordinator"))
         self.port = int(ours.recv())
         self.coordinator = process
@@ -228,7 +228,7 @@ class Federation:
         process.start()
         self.agents[number] = process
 
-    def wait_connected(self, *, seconds: float = 60) -> None:
+    def wait_connected(self, *, seconds: float = 120) -> None:
         """Wait until every started agent has been greeted."""
         end = time.monotonic() + seconds
         for number in self.agents:
@@ -248,7 +248,7 @@ class Federation:
         """Queue a job; its id."""
         return submit(self.state, dump(config)).id
 
-    def wait(self, job: str, *, seconds: float = 60, until: str | None = None) -> JobRow:
+    def wait(self, job: str, *, seconds: float = 120, until: str | None = None) -> JobRow:
         """Wait until a job is over, or has this status."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -258,7 +258,7 @@ class Federation:
             time.sleep(0.05)
         raise TimeoutError(f"job {self.state.job(job).status}: {self.log('coordinator')}")
 
-    def wait_for_death(self, process: ForkServerProcess | None, *, seconds: float = 60) -> None:
+    def wait_for_death(self, process: ForkServerProcess | None, *, seconds: float = 120) -> None:
         """Wait until a party has killed itself."""
         assert process is not None
         process.join(seconds)
@@ -287,7 +287,7 @@ def federation(
     """A coordinator that runs, and devices that joined but do not run yet."""
     home = Home.create(root / "c", hosts=["127.0.0.1"], epsilon=epsilon)
     found = Federation(root=root, home=home, state=State.open(home.path), seed=seed)
-    found.configure(patience=30.0, reconnect=5.0, stage=20.0, training=30.0)
+    found.configure(patience=60.0, reconnect=8.0, stage=30.0, training=60.0)
     try:
         found.start_coordinator()
         found.join(agents)
