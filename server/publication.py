@@ -29,6 +29,10 @@ def publish_run(run: Path, out: Path) -> RunFolder:
                 f"{run}: not a finished run ({needed.name} is missing); finish it with "
                 f"`fedsys simulate --resume {run}`"
             )
+    if (run / "canaries.jsonl").exists():
+        raise RunFolderError(
+            f"{run}: a run with canaries is for its audit alone; publish one without --canaries"
+        )
     summary = json.loads(source.summary.read_text(encoding="utf-8"))
     for key in _COHORT_SECRETS:
         summary.pop(key, None)

@@ -232,7 +232,7 @@ def run(
                 folder, config=setting.config, plan=setting.plan, weights=initial, facts=facts
             )
         with job.ledger:
-            result = harness._rounds(setting, job, observer or _ignore)
+            result = harness.run_rounds(setting, job, observer or _ignore)
         if not result.interrupted:
             _store(folder, job, population, initial)
     return result

@@ -25,7 +25,7 @@ from simulations.randomness import Randomness
 from simulations.setting import Setting, prepare
 from simulations.summation import Cohort, Summed, summation
 
-__all__ = ["RoundReport", "RunResult", "resume", "run"]
+__all__ = ["RoundReport", "RunResult", "resume", "run", "run_rounds"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def run(
                 clipping=setting.clipping,
             )
         with job.ledger:
-            return _rounds(setting, job, observer or _ignore)
+            return run_rounds(setting, job, observer or _ignore)
 
 
 def resume(
@@ -126,7 +126,7 @@ def resume(
         with job.ledger:
             lines = job.ledger.private_rounds.values()
             setting.clock.now = max((it.get("simulated_seconds", 0.0) for it in lines), default=0.0)
-            return _rounds(setting, job, observer or _ignore)
+            return run_rounds(setting, job, observer or _ignore)
 
 
 def _ignore(_event: RoundReport | str) -> None:
@@ -141,7 +141,8 @@ class _Clock:
     clients: list[int] = field(default_factory=list)
 
 
-def _rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
+def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
+    """All rounds that are left, then the model and the summary."""
     coordinator, folder, clock = job.coordinator, job.folder, _Clock()
     metrics = folder.last_metrics()
     status, model_sha256 = "completed", None

@@ -12,8 +12,9 @@ __all__ = ["audit_and_report"]
 def audit_and_report(run: Path, *, private: bool = True) -> AuditResult:
     """Audit `run` and write its ``report.html`` from what the audit re-derived."""
     from fedsys import report
-    from fedsys.audit import audit_run
+    from fedsys.audit import audit_run, write
 
     checked = audit_run(run)
+    write(run, checked)
     report.build(run, checked, private=private)
     return checked

@@ -38,6 +38,10 @@ def simulate(
     resume: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Continue an interrupted run.")
     ] = None,
+    canaries: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="M", help="Plant M canaries, for `fedsys audit --empirical`."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print summary.json at the end.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")] = False,
 ) -> None:
@@ -59,11 +63,24 @@ def simulate(
             f"--resume {resume} continues with the configuration stored there; leave out CONFIG, "
             f"--set, --seed, --backend and --out"
         )
+    if resume is not None and canaries is not None:
+        raise ConfigError("--canaries plants them in a run of their own; leave out --resume")
     from fedsys.cli.progress import observer
 
     with observer(quiet=quiet or json) as watch:
         if resume is not None:
             result = harness.resume(resume, data=data, device=device, observer=watch)
+        elif canaries is not None:
+            from simulations import canaries as planted
+
+            result = planted.run(
+                load(config, settings),
+                canaries=canaries,
+                out=out,
+                data=data,
+                device=device,
+                observer=watch,
+            )
         else:
             result = harness.run(
                 load(config, settings), out=out, data=data, device=device, observer=watch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -361,3 +362,21 @@ def test_keys_that_others_can_read_are_refused(tmp_path: Path) -> None:
         (home.path / "server.key").read_bytes(), password=None
     )
     assert secret is not None
+
+
+def test_a_flood_is_held_back(port: Port, tmp_path: Path) -> None:
+    credentials = port.enroll("a", tmp_path / "a")
+    answer = fleet_pb2.Up(answer=fleet_pb2.Answer(job=bytes(32), message=bytes(500_000)))
+    flood = [
+        frame for number in range(1, 61) for frame in split(number, answer.SerializeToString())
+    ]
+    with channel_of(credentials) as channel:
+        stub = channel.stream_stream(
+            method(FLEET, "Session"), response_deserializer=fleet_pb2.Frame.FromString
+        )
+        stream = stub(iter_forever([*hello(1), *flood]), timeout=20)
+        next(stream)
+        time.sleep(1.0)  # nobody takes anything
+        assert 1 < port.fleet.events.qsize() < 10
+        assert len(flood) == 60
+        stream.cancel()

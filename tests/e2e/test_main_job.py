@@ -48,6 +48,7 @@ def test_it_reaches_its_accuracy_within_its_privacy(run: Path) -> None:
 
 def test_the_folder_holds_what_it_should(run: Path) -> None:
     assert sorted(path.name for path in run.iterdir() if not path.name.startswith(".")) == [
+        "audit.json",
         "checkpoints",
         "config.toml",
         "ledger.jsonl",

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKE = {"demo", "test", "test-all", "bench", "lint", "setup"}
 SHORTER = ["--set", "rounds.count=3"]
 """The commands are run as they stand, but with few rounds: the whole job has tests of its own."""
+
+
+DEPLOYMENT = ("coordinator", "job", "agent")
 
 
 def commands() -> list[list[str]]:
@@ -69,7 +76,7 @@ def test_commands_run_in_their_order(tmp_path: Path) -> None:
         if words[0] == "cd":
             here = here / words[1]
             continue
-        if words[0] != "fedsys" or words[1] in ("coordinator", "job", "agent"):
+        if words[0] != "fedsys" or words[1] in DEPLOYMENT or "runs/silo" in words:
             continue
         if "DIR" in words:
             if not data:
@@ -86,6 +93,68 @@ def test_commands_run_in_their_order(tmp_path: Path) -> None:
         assert "Traceback" not in finished.stderr
         ran += 1
     assert ran >= 8
+
+
+@contextmanager
+def background(words: list[str], folder: Path) -> Iterator[None]:
+    with (folder / "background.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "fedsys", *words[1:]],
+            cwd=folder,
+            env=environment(folder),
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(60)
+                raise
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return int(listener.getsockname()[1])
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as caller:
+        return caller.connect_ex(("localhost", port)) == 0
+
+
+def test_the_deployment_runs_as_it_is_written(tmp_path: Path) -> None:
+    port, last = free_port(), ""
+    steps = [words for words in commands() if words[1] in DEPLOYMENT or "runs/silo" in words]
+    device = [words for words in steps if "enroll" in words or words[1] == "agent"]
+    first = steps.index(device[0])
+    each = [
+        [word.replace("silo-0", f"silo-{n}").replace("0/3", f"{n}/3") for word in words]
+        for n in range(3)
+        for words in device
+    ]
+    steps[first : first + len(device)] = each
+    with ExitStack() as running:
+        for words in steps:
+            words = [word.replace("localhost:7443", f"localhost:{port}") for word in words]
+            words = [last if word in ("TOKEN", "ID") else word for word in words]
+            if words[2] == "run":
+                running.enter_context(background(words, tmp_path))
+                deadline = time.monotonic() + 60
+                while not listening(port) and time.monotonic() < deadline:
+                    time.sleep(0.1)
+                continue
+            finished = run(words, tmp_path, tmp_path)
+            log = (tmp_path / "background.log").read_text() if words[2] != "init" else ""
+            assert finished.returncode == 0, (words, finished.stderr, log[-2000:])
+            if "--quiet" in words:
+                last = finished.stdout.strip()
+    assert (tmp_path / "runs" / "silo" / "report.html").is_file()
 
 
 def test_the_notebook_example_runs(tmp_path: Path) -> None:
