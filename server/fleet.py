@@ -29,6 +29,7 @@ class Link:
         roster: newest version of the roster that was sent to it.
         outgoing: serialised `Down` messages; None ends the session.
         limit: bytes of the largest message that is taken from this agent now.
+        pending: messages from this agent that nobody has taken out of the events yet.
     """
 
     node: int
@@ -37,6 +38,7 @@ class Link:
     roster: int = 0
     outgoing: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
     limit: int = MAX_SMALL_PARCEL
+    pending: int = 0
 
     def send(self, message: fleet_pb2.Down) -> None:
         """Queue a message."""
@@ -64,13 +66,24 @@ class Left:
 
 @dataclass(frozen=True)
 class Said:
-    """A node sent a message."""
+    """A node sent a message; `link` is where its host counts what is pending."""
 
     node: int
     message: fleet_pb2.Up
+    link: Link | None = field(default=None, compare=False, repr=False)
 
 
 Event = Arrived | Left | Said
+
+
+class _Events(asyncio.Queue[Event]):
+    """Counts down what a link has pending when its message is taken."""
+
+    def _get(self) -> Event:
+        event = super()._get()
+        if isinstance(event, Said) and event.link is not None:
+            event.link.pending -= 1
+        return event
 
 
 class Fleet:
@@ -85,7 +98,7 @@ class Fleet:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self.events: asyncio.Queue[Event] = _Events()
         self.links: dict[int, Link] = {}
         self._clock = clock
         self._start = clock()

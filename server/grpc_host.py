@@ -37,6 +37,7 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
 )
 _HELLO_SECONDS = 20.0
+_PENDING = 4
 
 
 class DevicePort:
@@ -224,7 +225,10 @@ class DevicePort:
                 elif kind in ("consent", "refusal", "answer", "countersignature"):
                     if kind == "refusal":
                         message.refusal.reason = readable(message.refusal.reason)
-                    self._fleet.events.put_nowait(Said(link.node, message))
+                    link.pending += 1
+                    self._fleet.events.put_nowait(Said(link.node, message, link))
+                    while link.pending >= _PENDING:  # flow control then holds the agent back
+                        await asyncio.sleep(0.01)
                 else:
                     raise ProtocolError(f"an unexpected message: {kind}")
         except StopAsyncIteration:

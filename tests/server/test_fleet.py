@@ -1,0 +1,55 @@
+"""Sessions and their queues."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fedsys.wire import fleet_pb2
+from server.fleet import Arrived, Fleet, Left, Link, Said
+
+
+def test_a_second_session_of_a_node_ends_the_first() -> None:
+    async def scene() -> None:
+        fleet = Fleet()
+        first, second = Link(node=1), Link(node=1)
+        fleet.open(first)
+        fleet.open(second)
+        farewell = fleet_pb2.Down.FromString(first.outgoing.get_nowait() or b"")
+        assert farewell.goodbye.reason == fleet_pb2.Goodbye.REPLACED
+        assert first.outgoing.get_nowait() is None
+        fleet.closed(first)  # late: the second stays
+        assert fleet.links == {1: second}
+        fleet.closed(second)
+        events = [fleet.events.get_nowait() for _ in range(fleet.events.qsize())]
+        assert events == [Arrived(1), Arrived(1), Left(1)]
+
+    asyncio.run(scene())
+
+
+def test_absence_is_counted_from_the_end_of_the_session() -> None:
+    async def scene() -> None:
+        now = [100.0]
+        fleet = Fleet(clock=lambda: now[0])
+        assert fleet.absent_since(1) == 100.0
+        link = Link(node=1)
+        fleet.open(link)
+        assert fleet.absent_since(1) is None
+        now[0] = 200.0
+        fleet.closed(link)
+        assert fleet.absent_since(1) == 200.0
+        assert not fleet.send(1, fleet_pb2.Down())
+
+    asyncio.run(scene())
+
+
+def test_what_is_pending_is_counted_down_when_it_is_taken() -> None:
+    async def scene() -> None:
+        fleet, link = Fleet(), Link(node=1)
+        for _ in range(3):
+            link.pending += 1
+            fleet.events.put_nowait(Said(1, fleet_pb2.Up(), link))
+        await fleet.events.get()
+        fleet.events.get_nowait()
+        assert link.pending == 1
+
+    asyncio.run(scene())
