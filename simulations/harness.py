@@ -15,11 +15,12 @@ from pathlib import Path
 
 from fedsys.config import Config
 from fedsys.errors import BudgetExceeded
+from fedsys.privacy import LedgerView, read_ledger
 from server.checkpoint import model_bytes, write_atomically
 from server.job import Job
 from server.rounds import RoundAborted
 from server.run_folder import RunFolder, disk_errors, free_name
-from server.summary import summarize
+from server.summary import summarize, summarize_closed
 from simulations.interrupts import uninterrupted
 from simulations.randomness import Randomness
 from simulations.setting import Setting, prepare
@@ -113,6 +114,11 @@ def resume(
         FedsysError: no run there, a damaged one, or one that cannot go on.
     """
     folder = RunFolder.open(path)
+    if not folder.summary.is_file() and (view := _closed(folder)) is not None:
+        with disk_errors(path), uninterrupted():
+            folder.write_summary(summarize_closed(folder, view))
+        metrics = folder.last_metrics()
+        return RunResult(folder=path, rounds=len(view.rounds), interrupted=False, metrics=metrics)
     setting = prepare(folder.read_config(), data=data, device=device)
     with setting.engine:
         job = Job.restore(
@@ -127,6 +133,12 @@ def resume(
             lines = job.ledger.private_rounds.values()
             setting.clock.now = max((it.get("simulated_seconds", 0.0) for it in lines), default=0.0)
             return run_rounds(setting, job, observer or _ignore)
+
+
+def _closed(folder: RunFolder) -> LedgerView | None:
+    """The ledger of a job that ended; None where rounds may be left."""
+    view = read_ledger(folder.ledger, allow_torn=True)
+    return None if view.closed is None else view
 
 
 def _ignore(_event: RoundReport | str) -> None:

@@ -12,12 +12,14 @@ import pytest
 
 import server.checkpoint
 import server.job
+from fedsys.audit import audit_run
 from fedsys.config import Config
 from fedsys.errors import ConfigError, RunFolderError
 from fedsys.privacy import Ledger, read_ledger, replay
 from fedsys.privacy.ledger import read_private
 from secure_agg import Aggregator, Participant
 from server.coordinator import Coordinator
+from server.job import Job
 from server.run_folder import RunFolder
 from simulations import harness
 from simulations.harness import RunResult
@@ -206,6 +208,21 @@ def test_a_crash_in_the_middle_of_a_ledger_line(configure: Configure, tmp_path: 
     view = read_ledger(ledger)
     assert [record.outcome for record in view.rounds] == ["commit", None, "commit", "commit"]
     assert view.resumes[0]["torn_ledger_bytes"] == 100
+
+
+def test_a_crash_between_the_closing_line_and_the_summary(
+    configure: Configure, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Job, "close", _crash_after(Job.close, 1))
+        with pytest.raises(Crash):
+            harness.run(configure(), out=out)
+    assert not (out / "summary.json").exists()
+    result = harness.resume(out)
+    assert not result.interrupted
+    assert summary(result)["status"] == "completed"
+    assert audit_run(out).passed
 
 
 def test_interrupt_leaves_a_resumable_run(
