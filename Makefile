@@ -44,6 +44,7 @@ proto: $(VENV)/.dev
 	@touch $@
 
 bench: $(VENV)/.dev .venv-bench/.made
+	$(BIN)/python -m simulations.benchmarks.secure_aggregation
 	$(BIN)/python -m simulations.benchmarks.clients_per_second --work W2 --out build/bench
 
 clean:
