@@ -17,6 +17,11 @@ ROOT = Path(__file__).resolve().parents[2]
 Completed = subprocess.CompletedProcess[str]
 
 
+def _hear_ctrl_c() -> None:
+    """A shell's background job ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class CommandLine:
     """``fedsys`` as a user has it."""
 
@@ -55,6 +60,7 @@ class CommandLine:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=_hear_ctrl_c,
         )
         deadline = time.monotonic() + 120
         while process.poll() is None and not happens() and time.monotonic() < deadline:

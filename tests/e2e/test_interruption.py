@@ -66,7 +66,9 @@ def check(run: Path) -> None:
 
 
 def test_a_finished_run_is_not_resumed(fedsys: CommandLine) -> None:
-    run = fedsys.folder / "ctrl-c"
+    run = fedsys.folder / "finished"
+    first = fedsys.run("simulate", *SMALL, "--set", "rounds.count=1", "--out", run)
+    assert first.returncode == 0, first.stderr
     finished = fedsys.run("simulate", "--resume", run)
     assert finished.returncode == 2
     assert "closed" in finished.stderr
