@@ -126,8 +126,8 @@ def build_event(
         )
     if encoding == "float" and name not in SUMMED_ONCE:
         raise MechanismError(
-            f"mechanism={name!r} adds noise to each client's update, and sums in floating point "
-            f"have no single updates; they allow {', '.join(SUMMED_ONCE)}"
+            f"mechanism={name!r} cannot draw its noise for a whole sum in floating point; "
+            f"encoding='float' allows {', '.join(SUMMED_ONCE)}"
         )
     how = Sampling(kind=sampling, rate=expected_cohort / population, participation=participation)
     shared: dict[str, Any] = {

@@ -80,6 +80,6 @@ def summed_once(event: Event) -> Mechanism:
     if isinstance(event, UnprotectedEvent):
         return Unprotected(event)
     raise MechanismError(
-        f"noise='once' is for {', '.join(SUMMED_ONCE)}; {event.mechanism} adds noise to each "
-        "client's update"
+        f"noise='once' is for {', '.join(SUMMED_ONCE)}; {event.mechanism} draws its noise in a way "
+        "of its own: use noise='per-client'"
     )
