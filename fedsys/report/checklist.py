@@ -26,8 +26,9 @@ def checklist(folder: RunFolder, audit: AuditResult, facts: Facts) -> tuple[tupl
         setting += " Simulated without masks."
     private = facts.private
     adjacency = (
-        "Outsider and participant: add or remove "
-        + ("one example" if facts.unit == "example" else "one client")
+        "Outsider and participant: "
+        + ("replace one client's update" if facts.replaces else "add or remove ")
+        + ("" if facts.replaces else "one example" if facts.unit == "example" else "one client")
         + ". Server: one client's update or zero."
     )
     spent = facts.spent

@@ -33,6 +33,11 @@ class Facts:
         """Whether the run protects nobody."""
         return self.mechanism == "none"
 
+    @property
+    def replaces(self) -> bool:
+        """Whether neighbours differ by a replaced update: cohorts of a fixed, known size."""
+        return self.unit == "client" and self.sampling == "fixed" and self.participation == 1
+
 
 _MECHANISMS = {
     "distributed-skellam": (

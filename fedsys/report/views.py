@@ -92,6 +92,8 @@ def views(facts: Facts) -> tuple[View, ...]:
     added = (
         "one example of one client is added or removed"
         if facts.unit == "example"
+        else "one client's update is replaced by another"
+        if facts.replaces
         else "one client is added or removed"
     )
     server_noise = {

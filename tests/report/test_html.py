@@ -433,3 +433,14 @@ def test_no_folder_and_a_page_that_cannot_be_written_are_one_line(
         build(run_folder, make_audit(), private=False)
     assert "\n" not in str(caught.value)
     assert [each.name for each in run_folder.iterdir() if each.name.startswith(".")] == []
+
+
+def test_cohorts_of_a_fixed_size_are_compared_by_replacement(
+    run_folder: Path, make_audit: MakeAudit
+) -> None:
+    config = run_folder / "config.toml"
+    assert "add or remove one client" in build(run_folder, make_audit(), private=True).read_text()
+    config.write_text(config.read_text().replace('sampling = "poisson"', 'sampling = "fixed"'))
+    page = build(run_folder, make_audit(), private=True).read_text()
+    assert "replace one client&#39;s update" in page
+    assert "add or remove one client" not in page
