@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from client.training import ClippedSum, Trainer
 from fedsys.tasks import Examples, Partition
 from fedsys.tasks.partition import Compressed, Resampled
+from fedsys.wire.assignment import batch_seed
 from secure_agg import Identity, Roster
-from simulations.randomness import derived_key
 
-__all__ = ["Population", "batch_seed"]
+__all__ = ["Population"]
 
 
 @dataclass
@@ -112,9 +112,3 @@ class Population:
             return np.full(len(clients), self.partition.size, dtype=np.int64)
         sizes = [len(self.partition.indices_of(client)) for client in clients]
         return np.array(sizes, dtype=np.int64)
-
-
-def batch_seed(seed: int, round: int, client: int) -> int:
-    """Seed of one client's batch order in one round."""
-    key = derived_key(seed.to_bytes(8, "big"), "batches", round, client)
-    return int.from_bytes(key[:8], "big")

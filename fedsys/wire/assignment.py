@@ -15,7 +15,7 @@ from fedsys.errors import ProtocolError
 from fedsys.wire.canonical import decode_object, encode_object
 from secure_agg import RoundContext
 
-__all__ = ["Assignment"]
+__all__ = ["Assignment", "batch_seed"]
 
 _KEYS = frozenset({"job", "round", "task", "local", "mechanism", "seed", "terms", "clipping"})
 
@@ -82,11 +82,8 @@ class Assignment:
         return np.ascontiguousarray(self.weights, dtype="<f4").tobytes()
 
     def batch_seed(self, client: int) -> int:
-        """Seed of one client's batch order: a function of the job's seed, the round, the client."""
-        text = f"batches {self.round} {client}".encode()
-        seed = self.seed.to_bytes(8, "big")
-        digest = hashlib.sha256(b"fedsys\x00" + len(seed).to_bytes(4, "big") + seed + text)
-        return int.from_bytes(digest.digest()[:8], "big")
+        """Seed of one client's batch order in this round."""
+        return batch_seed(self.seed, self.round, client)
 
     @classmethod
     def decode(cls, head: bytes, weights: bytes) -> Assignment:
@@ -132,3 +129,14 @@ class Assignment:
     def context(self) -> RoundContext:
         """What secure aggregation binds into every signature and every mask of this round."""
         return RoundContext(job=self.job, round=self.round, model_hash=self.digest)
+
+
+def batch_seed(seed: int, round: int, client: int) -> int:
+    """Seed of one client's batch order: a function of the job's seed, the round, the client.
+
+    Simulated and deployed clients call this one function, so that they train on the same batches.
+    """
+    key = seed.to_bytes(8, "big")
+    text = f"batches {round} {client}".encode()
+    digest = hashlib.sha256(b"fedsys\x00" + len(key).to_bytes(4, "big") + key + text)
+    return int.from_bytes(digest.digest()[:8], "big")

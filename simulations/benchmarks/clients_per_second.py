@@ -34,8 +34,8 @@ from client.training import LocalConfig, Trainer
 from client.training.schedule import batches
 from fedsys import config, tasks
 from fedsys.config import Config
+from fedsys.wire.assignment import batch_seed
 from simulations.benchmarks.peers.work import Work, delta_of, train_client
-from simulations.population import batch_seed
 
 __all__ = ["main"]
 
