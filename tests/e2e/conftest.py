@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,18 @@ ROOT = Path(__file__).resolve().parents[2]
 Completed = subprocess.CompletedProcess[str]
 
 
-def _hear_ctrl_c() -> None:
-    """A shell's background job ignores SIGINT, and so would its children."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+@contextlib.contextmanager
+def _hearing_ctrl_c() -> Iterator[None]:
+    """A shell's background job ignores SIGINT, and so would the children that it starts here.
+
+    Set in this process, not by ``preexec_fn``: that makes ``subprocess`` fork, and a fork of a
+    process in which gRPC runs threads may abort before it becomes the command.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class CommandLine:
@@ -53,15 +63,15 @@ class CommandLine:
         self, happens: Callable[[], bool], send: signal.Signals, *arguments: str | Path
     ) -> Completed:
         """Run a command, and send it a signal as soon as something is the case."""
-        process = subprocess.Popen(
-            self._command(arguments),
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=_hear_ctrl_c,
-        )
+        with _hearing_ctrl_c():
+            process = subprocess.Popen(
+                self._command(arguments),
+                cwd=self.folder,
+                env=self.environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         deadline = time.monotonic() + 120
         while process.poll() is None and not happens() and time.monotonic() < deadline:
             time.sleep(0.005)
