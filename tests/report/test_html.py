@@ -395,9 +395,9 @@ class TestHostileFolder:
         monkeypatch.setattr(folder, "MAX_LINE_BYTES", 1000)
         with (run_folder / "metrics.jsonl").open("wb") as file:
             file.truncate(1 << 34)  # sparse
-        start = time.monotonic()
+        start = time.process_time()
         text = _page(run_folder, make_audit(), private=False).text
-        assert time.monotonic() - start < 30
+        assert time.process_time() - start < 30
         assert "line 1 or the file as a whole is too long" in text
 
     def test_an_empty_folder_still_gets_a_page(self, tmp_path: Path, make_audit: MakeAudit) -> None:
