@@ -36,12 +36,14 @@ from fedsys.config import dump, load
 from fedsys.errors import ConfigError, FedsysError
 from fedsys.wire import fleet_pb2
 from fedsys.wire.flower import CHALLENGE, DOWN, NODE, PROOF, QUERY, RECORD, UP, hello_message
-from server.deployment import Deployment, Randomness, submit
+from server.deployment import Deployment
 from server.enrollment import Registry
 from server.fleet import Fleet, Link, Said
 from server.home import Home
 from server.job_model import ModelSource
+from server.round_cycle import Randomness
 from server.state import ACTIVE_JOB, JobRow, State
+from server.submission import submit
 
 __all__ = ["GridFleet", "app", "run_job"]
 

@@ -15,11 +15,12 @@ import grpc
 from fedsys.errors import ConfigError, FedsysError
 from fedsys.wire import fleet_pb2
 from fedsys.wire.services import OPERATOR
-from server.deployment import Deployment, submit
+from server.deployment import Deployment
 from server.fleet import Fleet
 from server.home import Home
 from server.run_folder import RunFolder
 from server.state import ACTIVE_JOB, CertificateRow, JobRow, State
+from server.submission import submit
 
 __all__ = ["OperatorSocket", "job_status"]
 

@@ -10,13 +10,14 @@ import signal
 from collections.abc import Callable
 
 from fedsys.errors import ConfigError
-from server.deployment import Deployment, Randomness
+from server.deployment import Deployment
 from server.fleet import Fleet
 from server.grpc_host import DevicePort
 from server.grpc_operator import OperatorSocket
 from server.home import Home
 from server.job_model import ModelSource
 from server.metrics import Metrics
+from server.round_cycle import Randomness
 from server.state import State
 
 __all__ = ["run_coordinator"]

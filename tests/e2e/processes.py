@@ -23,9 +23,9 @@ import tomli_w
 
 from fedsys.config import Config, dump, load
 from fedsys.wire import fleet_pb2
-from server.deployment import submit
 from server.home import Home
 from server.state import ACTIVE_JOB, JobRow, State
+from server.submission import submit
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.e2e.processes", "tests.e2e.preloaded"])
@@ -50,8 +50,8 @@ def coordinator_main(
     """
     from fedsys.cli.coordinator import model_of
     from fedsys.logs import configure
-    from server.deployment import Randomness
     from server.grpc_service import run_coordinator
+    from server.round_cycle import Randomness
     from simulations.randomness import SeededRandomness
 
     _log_to(folder.parent / "coordinator.log")

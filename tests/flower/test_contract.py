@@ -20,9 +20,9 @@ from fedsys.config import Config, dump, validate
 from fedsys.errors import ConfigError
 from fedsys.privacy import read_ledger
 from fedsys.wire.flower import NODE, PROOF, QUERY, RECORD, hello_message
-from server.deployment import Randomness
 from server.flower_host import GridFleet, run_job
 from server.home import Home
+from server.round_cycle import Randomness
 from server.state import JobRow, State
 from simulations import harness
 from simulations.randomness import SeededRandomness

@@ -1,0 +1,207 @@
+"""A prepared job over the fleet: consent, rounds, evaluation, result."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+
+from fedsys.errors import BudgetExceeded, FedsysError
+from fedsys.wire import fleet_pb2
+from server.checkpoint import model_bytes, write_atomically
+from server.consent import Consent
+from server.countersignatures import Countersignatures
+from server.deployed_round import Deadlines
+from server.disk_work import to_its_end
+from server.fleet import Arrived, Event, Fleet, Said
+from server.home import Settings
+from server.metrics import Metrics
+from server.preparation import JobFailed, PreparedJob
+from server.round_cycle import Randomness, RoundCycle
+from server.state import State
+from server.summary import summarize
+
+__all__ = ["JobRun"]
+
+_POLL = 0.5
+
+
+class JobCancelled(FedsysError):
+    """The operator cancelled it."""
+
+
+class JobRun:
+    """One job until it is over.
+
+    Args:
+        prepared: the job.
+        state: the database.
+        fleet: the sessions.
+        settings: how long to wait for whom.
+        metrics: counted into.
+        randomness: for tests.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedJob,
+        *,
+        state: State,
+        fleet: Fleet,
+        settings: Settings,
+        metrics: Metrics,
+        randomness: Randomness,
+    ) -> None:
+        self._id = prepared.id
+        self._job = prepared.job
+        self._model = prepared.model
+        self._terms = prepared.terms
+        self._roster = prepared.roster
+        self._state = state
+        self._fleet = fleet
+        self._settings = settings
+        self._metrics = metrics
+        self._evaluated = prepared.job.folder.last_metrics()
+        self._seconds: list[float] = []
+        self._clients: list[int] = []
+        self._consent = Consent(prepared, fleet)
+        self._countersignatures = Countersignatures(
+            state=state, id=prepared.id, job=prepared.terms.job, roster=prepared.roster
+        )
+        self._cycle = RoundCycle(
+            prepared,
+            consenting=lambda: frozenset(self._consent.given),
+            fleet=fleet,
+            state=state,
+            deadlines=Deadlines(
+                stage=settings.stage, training=settings.training, reconnect=settings.reconnect
+            ),
+            metrics=metrics,
+            randomness=randomness,
+            elsewhere=self.take,
+            refused=self._refused,
+        )
+
+    async def run(self) -> tuple[str, str]:
+        """To the job's end; its status and, unless it completed, the reason."""
+        status, reason = "completed", ""
+        with self._job.ledger:
+            try:
+                self._consent.offer_all()
+                await self._check_in()
+                self._state.update_job(self._id, status="running", started_at=time.time())
+                await self._rounds()
+            except BudgetExceeded as error:
+                status, reason = "budget-exhausted", str(error)
+            except JobCancelled as error:
+                status, reason = "cancelled", str(error)
+            except JobFailed as error:
+                status, reason = "failed", str(error)
+            await to_its_end(self._finish, status)
+        return status, reason
+
+    def take(self, event: Event) -> None:
+        """Whatever is no answer in an open round."""
+        self._metrics.connected(len(self._fleet.links))
+        if isinstance(event, Arrived):
+            if event.node in self._roster.members:
+                self._consent.offer(event.node)
+        elif isinstance(event, Said) and event.node in self._roster.members:
+            self._said(event.node, event.message)
+
+    def _said(self, node: int, message: fleet_pb2.Up) -> None:
+        client = self._roster.nodes.index(node)
+        kind = message.WhichOneof("content")
+        if kind == "consent":
+            self._consent.agree(client, message.consent)
+        elif kind == "refusal":
+            refusal = message.refusal
+            if refusal.job in (self._terms.job, b"") and refusal.round == 0:
+                if refusal.job:
+                    self._consent.decline(client, refusal.reason)
+                self._refused(0, node, refusal.reason)
+        elif kind == "countersignature":
+            self._countersignatures.take(node, message.countersignature)
+
+    async def _check_in(self) -> None:
+        """Wait, not for ever, until enough have agreed and are connected.
+
+        Raises:
+            JobCancelled: the operator did not want to wait.
+            JobFailed: too few did.
+        """
+        started = time.monotonic()
+        closes = started + self._settings.patience
+        settled = started + self._settings.reconnect
+        while True:
+            enough = self._consent.enough(at_best=False)
+            if enough and (time.monotonic() > settled or not self._consent.undecided):
+                return
+            self._stop_if_cancelled()
+            enough_may_come = self._consent.enough(at_best=True)
+            if not enough and (not enough_may_come or time.monotonic() > closes):
+                waited = f" within {self._settings.patience:g} s" if enough_may_come else ""
+                raise JobFailed(self._consent.shortage(waited))
+            await self._next_event()
+
+    async def _next_event(self) -> None:
+        try:
+            event = await asyncio.wait_for(self._fleet.events.get(), _POLL)
+        except TimeoutError:
+            return
+        self.take(event)
+
+    async def _rounds(self) -> None:
+        coordinator = self._job.coordinator
+        while coordinator.reserved < self._job.plan.rounds:
+            await self._check_in()
+            self._stop_if_cancelled()
+            started = time.monotonic()
+            trained = await self._cycle.run()
+            self._seconds.append(time.monotonic() - started)
+            self._clients.append(trained)
+            await to_its_end(self._evaluate)
+            self._state.update_job(
+                self._id, round=coordinator.reserved, stage="", spent=self._job.epsilon
+            )
+
+    def _evaluate(self) -> None:
+        job, number = self._job, self._job.coordinator.reserved
+        evaluation = job.config.evaluation
+        due = number % evaluation.every == 0 or number >= job.plan.rounds
+        if evaluation.data == "none" or not due:
+            return
+        metrics = self._model.evaluate(job.coordinator.weights)
+        if metrics is not None:
+            self._evaluated = metrics
+            job.folder.append_metrics(number, metrics)
+
+    def _finish(self, status: str) -> None:
+        """Model, closed ledger, summary; the job takes no further round."""
+        job = self._job
+        outcome = status if status in ("completed", "budget-exhausted") else "interrupted"
+        model = model_bytes(self._model.state_dict(job.coordinator.weights))
+        write_atomically(job.folder.model, model)
+        sha256 = hashlib.sha256(model).hexdigest()
+        job.close(outcome, model_sha256=sha256)
+        job.folder.write_summary(
+            summarize(
+                job,
+                status=outcome,
+                model_sha256=sha256,
+                metrics=self._evaluated,
+                seconds=self._seconds,
+                clients=self._clients,
+            )
+        )
+        self._state.update_job(
+            self._id, round=job.coordinator.reserved, stage="", spent=job.epsilon
+        )
+
+    def _stop_if_cancelled(self) -> None:
+        if self._state.job(self._id).cancelled:
+            raise JobCancelled("cancelled by the operator")
+
+    def _refused(self, round: int, node: int, reason: str) -> None:
+        self._metrics.refused()
+        self._state.refuse(job=self._id, round=round, node=node, reason=reason)
