@@ -11,7 +11,7 @@ from client.training.local import LocalConfig
 
 __all__ = ["Stepper"]
 
-_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
 class Stepper:
@@ -49,10 +49,10 @@ class Stepper:
         rate = self._local.learning_rate
         if self._local.optimizer == "adam":
             first, second = state
-            first.lerp_(grad, 1 - _BETA1)
-            second.mul_(_BETA2).addcmul_(grad, grad, value=1 - _BETA2)
-            scale = (second / (1 - _BETA2**self._steps)).sqrt_().add_(_EPSILON)
-            param.addcdiv_(first, scale, value=-rate / (1 - _BETA1**self._steps))
+            first.lerp_(grad, 1 - BETA1)
+            second.mul_(BETA2).addcmul_(grad, grad, value=1 - BETA2)
+            scale = (second / (1 - BETA2**self._steps)).sqrt_().add_(EPSILON)
+            param.addcdiv_(first, scale, value=-rate / (1 - BETA1**self._steps))
         elif state:
             state[0].mul_(self._local.momentum).add_(grad)
             param.add_(state[0], alpha=-rate)

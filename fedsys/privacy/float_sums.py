@@ -52,6 +52,11 @@ class FixedPoint:
     def __init__(self, scale: float) -> None:
         self._scale = math.ldexp(scale, _FRACTION_BITS)
 
+    @property
+    def units(self) -> float:
+        """s 2^20, integers of a partial sum per unit of the update."""
+        return self._scale
+
     def add(self, total: NDArray[np.int64], part: NDArray[Any]) -> None:
         """Adds a partial sum (d,) of clipped updates, in the update's units, to `total` (d,)."""
         scaled = part.astype(np.float64)

@@ -14,6 +14,7 @@ from client.training.batched import BatchedPath
 from client.training.cohort import UnsupportedLayerError
 from client.training.dual import DualPath
 from client.training.flat import FlatLayout
+from client.training.graphed import GraphPath
 from client.training.local import LocalConfig
 from client.training.loop import LoopPath
 from client.training.reference import plain_loop
@@ -23,7 +24,12 @@ from fedsys.tasks import DataSource, Examples, FederatedData, load, seeded
 from fedsys.tasks.classification import Classification
 from fedsys.tasks.shakespeare import PADDING, VOCABULARY, CharacterModel
 
-PATHS: dict[str, PathFactory] = {"dual": DualPath, "batched": BatchedPath, "loop": LoopPath}
+PATHS: dict[str, PathFactory] = {
+    "dual": DualPath,
+    "batched": BatchedPath,
+    "graph": GraphPath,
+    "loop": LoopPath,
+}
 RAGGED = (23, 20, 11, 10, 9, 3, 1, 0)
 
 
@@ -137,7 +143,7 @@ def test_one_client_full_batches_single_examples_and_none(
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-@pytest.mark.parametrize("path", ["batched", "loop"])
+@pytest.mark.parametrize("path", ["batched", "graph", "loop"])
 def test_recurrent_models_train_in_batches_of_clients(cell: str, path: str) -> None:
     """Ragged clients and sequences of unequal length; the reference uses torch's own layers."""
     task = load("shakespeare", {"cell": cell, "hidden": 5, "embedding": 4, "sequence": 6})
