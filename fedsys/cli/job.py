@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedsys.cli.extras import require_deploy
+from fedsys.cli.tracking import TRACK_HELP, send_to, trackers_of
 
 if TYPE_CHECKING:
     from fedsys.wire import fleet_pb2
@@ -100,6 +101,9 @@ def fetch(
     folder: Folder,
     id: Annotated[str, typer.Argument(metavar="ID")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    track: Annotated[
+        list[str] | None, typer.Option("--track", metavar="TRACKER", help=TRACK_HELP)
+    ] = None,
 ) -> None:
     """Copy a finished job's run folder for `fedsys audit`; it holds server-side secrets."""
     import shutil
@@ -110,6 +114,7 @@ def fetch(
     from server.run_folder import RunFolder, disk_errors
     from server.state import ACTIVE_JOB, State
 
+    trackers = trackers_of(track)
     home, state = Home.open(folder), State.open(folder)
     try:
         row = state.job(id)
@@ -122,6 +127,7 @@ def fetch(
     with disk_errors(out):
         shutil.copytree(source.path, target.path, dirs_exist_ok=True)
     checked = audit_and_report(out)
+    send_to(trackers, out)
     typer.echo(f"{out}: {row.status}, audit {'passes' if checked.passed else 'FAILS'}")
     if not checked.passed:
         raise typer.Exit(1)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedsys.cli.tracking import TRACK_HELP
+
 if TYPE_CHECKING:
     from simulations.harness import RunResult
 
@@ -38,9 +40,24 @@ def simulate(
     resume: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Continue an interrupted run.")
     ] = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Compute a run without noise again; exit 0 if equal."),
+    ] = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N,...",
+            help="With --replay: each device's --shard, in the order of joining.",
+            show_default="0/N,1/N,...",
+        ),
+    ] = None,
     canaries: Annotated[
         int | None,
         typer.Option(min=1, metavar="M", help="Plant M canaries, for `fedsys audit --empirical`."),
+    ] = None,
+    track: Annotated[
+        list[str] | None, typer.Option("--track", metavar="TRACKER", help=TRACK_HELP)
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print summary.json at the end.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")] = False,
@@ -63,11 +80,32 @@ def simulate(
             f"--resume {resume} continues with the configuration stored there; leave out CONFIG, "
             f"--set, --seed, --backend and --out"
         )
+    if replay is not None:
+        if config is not None or settings or resume or out or canaries:
+            raise ConfigError(
+                f"--replay {replay} takes its configuration from there and writes nothing; it goes "
+                f"with --data, --device, --shards, --json and --quiet alone"
+            )
+        from fedsys.cli.replay import replay_run
+
+        replay_run(replay, data=data, device=device, shards=shards, as_json=json, quiet=quiet)
+        return
+    if shards is not None:
+        raise ConfigError("--shards says what devices held; it goes with --replay RUN")
     if resume is not None and canaries is not None:
         raise ConfigError("--canaries plants them in a run of their own; leave out --resume")
+    if track and canaries is not None:
+        raise ConfigError("--canaries makes a run for its audit alone; leave out --track")
     from fedsys.cli.progress import observer
+    from fedsys.cli.tracking import tracked
+    from server.run_folder import free_name
 
-    with observer(quiet=quiet or json) as watch:
+    if track and resume is None and out is None:
+        out = free_name(Path("runs"), load(config, settings).job.name)
+    with (
+        observer(quiet=quiet or json) as shown,
+        tracked(track, resume or out, shown, quiet=quiet or json) as watch,
+    ):
         if resume is not None:
             result = harness.resume(resume, data=data, device=device, observer=watch)
         elif canaries is not None:

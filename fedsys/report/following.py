@@ -1,0 +1,272 @@
+"""Tells trackers how a run goes, from the files that `fedsys publish` would copy and no others.
+
+``config.toml``, ``ledger.jsonl``, ``metrics.jsonl`` and the public part of ``summary.json`` are
+read as they grow. Neither ``private.jsonl`` nor the process that runs the job is asked, so nothing
+can go out which the outsider's epsilon does not cover.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import queue
+import re
+import threading
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedsys.errors import FedsysError, RunFolderError
+from fedsys.privacy import plan_of
+from fedsys.privacy.events import event_from_json
+from fedsys.privacy.losses import OutsiderLoss
+from fedsys.report.trackers import TrackedRun, Tracker, Value, shown
+
+__all__ = ["Feed", "Following", "send"]
+
+PATIENCE = 30.0
+"""Seconds that the end of a run waits for a tracker."""
+
+MAX_LINE_BYTES = 16 << 20
+
+_RESULT = ("status", "rounds", "model_sha256", "ledger_head", "signer", "protocol", "reproducible")
+
+
+class Feed:
+    """The public files of one run, read as far as they go.
+
+    Args:
+        folder: of the run, private or published; it may not exist yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ledger = _Lines(folder / "ledger.jsonl")
+        self._metrics = _Lines(folder / "metrics.jsonl")
+        self._spent: OutsiderLoss | None = None
+        self._private = False
+
+    def start(self) -> TrackedRun | None:
+        """What is known before the first round; None until the ledger has its header."""
+        for line in self._ledger.new(1):
+            plan = plan_of(line["body"])
+            self._spent, self._private = OutsiderLoss(plan), plan.protected
+            text = (self._folder / "config.toml").read_text(encoding="utf-8")
+            return TrackedRun(
+                name=str(line["body"]["name"]),
+                job=str(line["body"]["job"]),
+                settings=dict(_flat(tomllib.loads(text))),
+            )
+        return None
+
+    def rounds(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """New rounds with their evaluation and epsilon.
+
+        A round without an evaluation is left out if a later one is there already.
+        """
+        evaluated: dict[int, dict[str, float]] = {}
+        for line in self._metrics.new():
+            number = int(line.pop("round"))
+            evaluated[number] = _finite(line)
+        reserved = [line["body"] for line in self._ledger.new() if line["kind"] == "reserve"]
+        for at, body in enumerate(reserved, start=1):
+            number, spent = int(body["round"]), self._spent
+            values = evaluated.pop(number, {})
+            if spent is not None:
+                spent.add(event_from_json(body["event"]))
+                if self._private and (values or at == len(reserved)):
+                    values["epsilon.outsider"] = spent.epsilon()
+            if values:
+                yield number, _finite(values)
+        yield from evaluated.items()
+
+    def result(self) -> dict[str, Value] | None:
+        """The public part of the summary; None while there is none."""
+        try:
+            summary = json.loads((self._folder / "summary.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return {key: summary[key] for key in _RESULT if summary.get(key) is not None}
+
+
+class _Lines:
+    """The whole lines of a file that grows, each once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._at = path, 0
+
+    def new(self, most: int | None = None) -> Iterator[dict[str, Any]]:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._at)
+                while most != 0 and (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
+                    self._at += len(line)
+                    most = None if most is None else most - 1
+                    yield json.loads(line)
+        except FileNotFoundError:
+            return
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Value]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, (str, int, float)):
+            yield prefix + key, value
+        else:
+            yield prefix + key, json.dumps(value, default=str)
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and math.isfinite(value)
+    }
+
+
+Call = Callable[[Tracker], None]
+
+
+@dataclass(eq=False)
+class _Courier:
+    """One tracker in a thread of its own, so that the run waits for none."""
+
+    spec: str
+    tracker: Tracker
+    problem: str | None = None
+    told: bool = False
+    _calls: queue.SimpleQueue[Call | None] = field(default_factory=queue.SimpleQueue)
+    _thread: threading.Thread | None = None
+
+    def open(self) -> None:
+        self._thread = threading.Thread(target=self._deliver, name="tracker", daemon=True)
+        self._thread.start()
+
+    def hand(self, call: Call | None) -> None:
+        self._calls.put(call)
+
+    def wait(self, seconds: float) -> None:
+        if self._thread is None:
+            return
+        self._thread.join(max(seconds, 0.0))
+        if self._thread.is_alive() and self.problem is None:
+            self.problem = "did not answer in time; what it had not taken is lost to it"
+
+    def _deliver(self) -> None:
+        while (call := self._calls.get()) is not None:
+            if self.problem is None:
+                try:
+                    call(self.tracker)
+                except Exception as error:  # whatever a tracker does, the run goes on
+                    self.problem = _reason(error, self.spec)
+
+
+def _reason(error: Exception, spec: str) -> str:
+    """One line without the credentials that an address may hold."""
+    text = " ".join(str(error).split())[:200]
+    for secret in re.findall(r"//([^/@\s]*)@", spec):
+        for part in {secret, *secret.split(":")} - {""}:
+            text = text.replace(part, "***")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+class Following:
+    """Follows one run for some trackers; as a context, until the run has ended.
+
+    Args:
+        folder: of the run.
+        trackers: by the name that the user gave.
+        say: is told, in one line each, of trackers that fail; they are told nothing more.
+        patience: seconds to wait for all of them at the end.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        trackers: Mapping[str, Tracker],
+        *,
+        say: Callable[[str], None],
+        patience: float = PATIENCE,
+    ) -> None:
+        self._feed, self._say, self._patience = Feed(folder), say, patience
+        self._couriers = [_Courier(spec, tracker) for spec, tracker in trackers.items()]
+        self._begun = False
+        self._broken = False
+
+    def __enter__(self) -> Following:
+        for courier in self._couriers:
+            courier.open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._begun or kind is None:  # else what lies in the folder may be another run
+            self._read(self._end)
+        for courier in self._couriers:
+            courier.hand(None)
+        deadline = time.monotonic() + self._patience
+        for courier in self._couriers:
+            courier.wait(deadline - time.monotonic())
+        self._complain()
+
+    def look(self) -> None:
+        """Tell what is new; raises nothing."""
+        self._read(self._rounds)
+        self._complain()
+
+    def _read(self, what: Callable[[], None]) -> None:
+        """A folder that does not read back ends the following, not the run."""
+        if self._broken:
+            return
+        try:
+            what()
+        except (OSError, ValueError, KeyError, TypeError, FedsysError) as error:
+            self._broken = True
+            self._say(f"tracking stopped: {type(error).__name__}: {error}; the run goes on")
+
+    def _rounds(self) -> None:
+        if not self._begun:
+            run = self._feed.start()
+            if run is None:
+                return
+            self._begun = True
+            self._tell(lambda tracker: tracker.started(run))
+        for number, values in self._feed.rounds():
+            self._tell(_round(number, values))
+
+    def _end(self) -> None:
+        self._rounds()
+        if self._begun:
+            result = self._feed.result() or {"status": "interrupted"}
+            self._tell(lambda tracker: tracker.finished(result))
+
+    def _tell(self, call: Call) -> None:
+        for courier in self._couriers:
+            courier.hand(call)
+
+    def _complain(self) -> None:
+        for courier in self._couriers:
+            if courier.problem is not None and not courier.told:
+                courier.told = True
+                self._say(
+                    f"tracker {shown(courier.spec)}: {courier.problem}; the run goes on without it"
+                )
+
+
+def _round(number: int, values: Mapping[str, float]) -> Call:
+    return lambda tracker: tracker.round(number, values)
+
+
+def send(folder: Path, trackers: Mapping[str, Tracker], *, say: Callable[[str], None]) -> None:
+    """Tell trackers of a run that has ended.
+
+    Raises:
+        RunFolderError: there is no run.
+    """
+    if not (folder / "ledger.jsonl").is_file():
+        raise RunFolderError(f"{folder}: no run to track here (ledger.jsonl is missing)")
+    with Following(folder, trackers, say=say):
+        pass
