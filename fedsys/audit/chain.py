@@ -116,7 +116,7 @@ def cohort_claims(cohorts: Cohorts | None, view: LedgerView, plan: PrivacyPlan) 
         name,
         not cohorts.problems,
         claimed=f"{concluded} rounds as the ledger committed to them",
-        rederived="; ".join(cohorts.problems) or f"{len(cohorts.rounds)} rounds opened",
+        rederived="; ".join(cohorts.problems) or f"{cohorts.opened} rounds opened",
         by="salted SHA-256",
         rests_on=f"the lists being true: {_COORDINATOR}",
     )
@@ -134,7 +134,7 @@ def cohort_claims(cohorts: Cohorts | None, view: LedgerView, plan: PrivacyPlan) 
         by="private.jsonl",
         rests_on=f"the lists being true: {_COORDINATOR}",
     )
-    if plan.sampling == "poisson" and plan.mechanism != "banded-mf" and cohorts.rounds:
+    if plan.sampling == "poisson" and cohorts.opened:
         reason = unlikely(cohorts, plan)
         yield claim(
             "Cohorts look sampled",

@@ -1,13 +1,14 @@
-"""``private.jsonl`` against the ledger's salted commitments, one line at a time.
+"""``private.jsonl`` against the ledger's salted commitments, read once, beside the accounting.
 
-Lines are reduced to two integer arrays each as they are read, so that a large private file costs
-no more memory than its ids.
+No line is kept: each round's cohort is checked, handed to the accountant and forgotten, so that a
+private file of any length costs the memory of one line and of a count a client.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from fedsys.audit.evidence import open_bounded
 from fedsys.errors import LedgerError
 from fedsys.privacy import PrivacyPlan
-from fedsys.privacy.ledger.lines import parse_object
-from fedsys.privacy.ledger.reader import LedgerView, RoundRecord, check_commitments, read_lines
+from fedsys.privacy.ledger.files import open_regular, read_lines
+from fedsys.privacy.ledger.private import (
+    MAX_PRIVATE_LINE_BYTES,
+    check_commitments,
+    parse_private,
+)
+from fedsys.privacy.ledger.reader import LedgerView, RoundRecord
 
-__all__ = ["Cohorts", "Round", "read_cohorts", "unlikely"]
+__all__ = ["Cohorts", "Round", "unlikely"]
 
-_PRIVATE_BYTES = 1 << 30
 _MOST_PROBLEMS = 3
 _UNLIKELY = 1e-9
 
@@ -34,139 +38,204 @@ Ids = NDArray[np.int64]
 class Round:
     """Who was asked in one round and whose update was summed; increasing ids."""
 
+    round: int
     sampled: Ids
     survivors: Ids
 
 
-@dataclass(kw_only=True, slots=True)
 class Cohorts:
-    """What ``private.jsonl`` proves.
-
-    Attributes:
-        rounds: by number; only rounds whose outcome the ledger holds.
-        problems: ways in which the file is not what the ledger committed to.
-        broken: limits of the plan that a round did not keep.
-        most_participations: of any client.
-    """
-
-    rounds: dict[int, Round] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)
-    most_participations: int = 0
-
-    def as_private(self) -> Mapping[int, Mapping[str, Any]]:
-        """The form in which rounds are charged."""
-        return {
-            number: {"sampled": line.sampled, "survivors": line.survivors}
-            for number, line in self.rounds.items()
-        }
-
-
-def read_cohorts(path: Path, ledger: LedgerView, plan: PrivacyPlan) -> Cohorts:
-    """Reads and checks ``private.jsonl``; never raises for its content.
+    """What ``private.jsonl`` proves; rounds are asked for in their order, then `finish` is called.
 
     Args:
         path: of the file.
         ledger: verified.
         plan: of its header.
+
+    Attributes:
+        opened: rounds whose lists are those that the ledger committed to.
+        asked: clients in all of their cohorts together.
+        eligible: clients that might have been drawn, all those rounds together.
+        distinct: digests of their cohorts.
+        problems: ways in which the file is not what the ledger committed to.
+        broken: limits of the plan that a round did not keep.
+        participations: rounds in which each client's update was summed.
     """
-    cohorts = Cohorts()
-    records = {record.round: record for record in ledger.rounds}
-    counts = np.zeros(plan.population, dtype=np.int64)
-    separation = _Separation(plan)
-    last = 0
-    try:
-        with open_bounded(path, _PRIVATE_BYTES) as file:
-            for number, (raw, ended) in enumerate(read_lines(file, path.name), start=1):
+
+    def __init__(self, path: Path, ledger: LedgerView, plan: PrivacyPlan) -> None:
+        self.opened = 0
+        self.asked = 0
+        self.eligible = 0
+        self.distinct: set[bytes] = set()
+        self.problems: list[str] = []
+        self.broken: list[str] = []
+        self.participations = np.zeros(plan.population, dtype=np.int64)
+        self._path = path
+        self._plan = plan
+        self._closed = ledger.closed is not None
+        self._records = {record.round: record for record in ledger.rounds}
+        self._separation = _Separation(plan)
+        self._todo = iter(ledger.rounds)
+        self._rounds = self._read()
+        self._ahead: Round | None = None
+        self._missing: list[int] = []
+
+    @property
+    def most_participations(self) -> int:
+        """Of any client."""
+        return int(self.participations.max(initial=0))
+
+    def get(self, round: int, /) -> dict[str, Ids] | None:
+        """A concluded round's cohort, as rounds are charged; None if the file has no line of it.
+
+        Raises:
+            LedgerError: the next line is not what the ledger committed to; so say ``problems``.
+        """
+        for record in self._todo:
+            found = self._take(record)
+            if record.round == round:
+                if found is not None:
+                    return {"sampled": found.sampled, "survivors": found.survivors}
+                break
+        return None
+
+    def finish(self) -> None:
+        """Checks whatever was not asked for, and that nothing is missing or too much."""
+        try:
+            for record in self._todo:
+                self._take(record)
+            for _ in self._rounds:
+                pass
+        except LedgerError:
+            return
+        if self._missing:
+            self.problems.append(
+                f"{self._path.name} lacks round {self._missing[0]} ({len(self._missing)} in all)"
+            )
+        most = self._plan.max_participations
+        if most is not None and self.most_participations > most:
+            self.broken.append(
+                f"a client took part in {self.most_participations} rounds, over the limit {most}"
+            )
+
+    def _take(self, record: RoundRecord) -> Round | None:
+        if record.outcome is None or self.problems:
+            return None
+        if self._ahead is None:
+            self._ahead = next(self._rounds, None)
+        if self._ahead is None or self._ahead.round != record.round:
+            self._missing.append(record.round)
+            return None
+        found, self._ahead = self._ahead, None
+        return found
+
+    def _read(self) -> Iterator[Round]:
+        """The concluded rounds' lines, each checked."""
+        try:
+            yield from self._lines()
+        except LedgerError as error:
+            self.problems.append(str(error))
+            raise
+
+    def _lines(self) -> Iterator[Round]:
+        last, name = 0, self._path.name
+        with open_regular(self._path) as file:
+            lines = read_lines(file, name, limit=MAX_PRIVATE_LINE_BYTES)
+            for number, (raw, ended) in enumerate(lines, start=1):
                 if not ended:
-                    if ledger.closed is not None:
-                        raise LedgerError(f"{path.name} ends in an unfinished line")
-                    break
-                where = f"{path.name} line {number}"
-                body = parse_object(raw, where)
-                last = _number(body, last, where)
-                record = records.get(last)
+                    if self._closed:
+                        raise LedgerError(f"{name} ends in an unfinished line")
+                    return
+                where = f"{name} line {number}"
+                body = parse_private(raw, where)
+                if body["round"] <= last:
+                    raise LedgerError(
+                        f"{where} is of round {body['round']} after round {last}: lines were moved"
+                    )
+                last = body["round"]
+                record = self._records.get(last)
                 if record is None:
                     raise LedgerError(f"{where} is of round {last}, which the ledger lacks")
                 if record.outcome is not None:
-                    cohorts.rounds[last] = _checked(body, record, plan, counts)
-                    _check_limits(cohorts, record, plan)
-                    if not separation.kept(last, cohorts.rounds[last].sampled):
-                        cohorts.broken.append(
-                            f"round {last}: a client was asked again within "
-                            f"{plan.min_separation} rounds"
-                        )
-    except LedgerError as error:
-        cohorts.problems.append(str(error))
-        return cohorts
-    missing = [n for n, r in records.items() if r.outcome is not None and n not in cohorts.rounds]
-    if missing:
-        cohorts.problems.append(f"{path.name} lacks round {missing[0]} ({len(missing)} in all)")
-    cohorts.most_participations = int(counts.max())
-    most = plan.max_participations
-    if most is not None and cohorts.most_participations > most:
-        cohorts.broken.append(
-            f"a client took part in {cohorts.most_participations} rounds, over the limit {most}"
-        )
-    return cohorts
+                    found = _checked(body, record, self._plan, self.participations)
+                    self._note(found, record)
+                    yield found
+
+    def _note(self, found: Round, record: RoundRecord) -> None:
+        self.opened += 1
+        self.asked += found.sampled.size
+        groups = _cyclic_groups(self._plan)
+        self.eligible += -(-(self._plan.population - (found.round - 1) % groups) // groups)
+        self.distinct.add(hashlib.blake2b(found.sampled.tobytes(), digest_size=16).digest())
+        wrong = _over_limits(found, record, self._plan) or self._separation.broken_by(found)
+        if wrong is not None and len(self.broken) < _MOST_PROBLEMS:
+            self.broken.append(f"round {found.round}: {wrong}")
 
 
 def unlikely(cohorts: Cohorts, plan: PrivacyPlan) -> str | None:
     """Why these cohorts were hardly drawn by Poisson sampling; None if they may have been.
 
-    Two tests that honest sampling fails with a probability of at most 2e-9 together: the number of
-    all who were asked is Binomial(N R, q) over R rounds, whatever became of them; and no two
-    cohorts are the same, which they are by chance with probability (q^2 + (1 - q)^2)^N a pair.
+    Two tests that honest sampling fails with a probability of at most 2e-9 together: of those who
+    might have been drawn, M in all rounds together, Binomial(M, q) were, whatever became of them;
+    and no two cohorts are the same, which they are by chance with probability
+    (q^2 + (1 - q)^2)^N a pair. Under banded-mf q and N are those of a cyclic group.
     """
-    rounds = list(cohorts.rounds.values())
-    asked = sum(line.sampled.size for line in rounds)
-    draws = plan.population * len(rounds)
-    tail = min(binom.cdf(asked, draws, plan.rate), binom.sf(asked - 1, draws, plan.rate))
+    rounds, asked, groups = cohorts.opened, cohorts.asked, _cyclic_groups(plan)
+    rate = min(1.0, plan.rate * groups)
+    tail = min(
+        binom.cdf(asked, cohorts.eligible, rate), binom.sf(asked - 1, cohorts.eligible, rate)
+    )
     if 2 * float(tail) < _UNLIKELY:
-        return f"{asked} were asked in {len(rounds)} rounds, {draws * plan.rate:.0f} expected"
-    distinct = {line.sampled.tobytes() for line in rounds}
-    pairs = len(rounds) * (len(rounds) - 1) / 2
-    chance = pairs * ((plan.rate**2 + (1 - plan.rate) ** 2) ** plan.population)
-    if len(distinct) < len(rounds) and chance < _UNLIKELY:
+        return f"{asked} were asked in {rounds} rounds, {cohorts.eligible * rate:.0f} expected"
+    pairs = rounds * (rounds - 1) / 2
+    chance = pairs * ((rate**2 + (1 - rate) ** 2) ** (plan.population // groups))
+    if len(cohorts.distinct) < rounds and chance < _UNLIKELY:
         return "two rounds have the same cohort: one was used again"
     return None
 
 
+def _cyclic_groups(plan: PrivacyPlan) -> int:
+    """Groups of clients that take turns: more than one under banded-mf with Poisson sampling."""
+    cyclic = plan.mechanism == "banded-mf" and plan.sampling == "poisson"
+    return plan.min_separation or 1 if cyclic else 1
+
+
 class _Separation:
-    """When each client was asked last, where rounds between two turns are promised."""
+    """How far apart a client's rounds are, where the plan's accounting rests on it.
+
+    Under min-separation sampling two rounds in which a client is asked differ by b or more; under
+    banded-mf with Poisson sampling only the clients of the round's own cyclic group may be drawn.
+    """
 
     def __init__(self, plan: PrivacyPlan) -> None:
-        apart = plan.min_separation if plan.sampling == "min-separation" else None
-        self._apart = apart or 0
-        self._last = np.full(plan.population if apart else 0, -self._apart, dtype=np.int64)
+        self._apart = plan.min_separation or 0
+        self._groups = _cyclic_groups(plan)
+        remembers = self._apart and plan.sampling == "min-separation"
+        self._last = np.full(plan.population if remembers else 0, -self._apart, dtype=np.int64)
 
-    def kept(self, round: int, sampled: Ids) -> bool:
-        """Whether nobody is asked too early; notes the round."""
-        if not self._apart:
-            return True
-        kept = not (round - self._last[sampled] < self._apart).any()
-        self._last[sampled] = round
-        return kept
-
-
-def _number(body: dict[str, Any], last: int, where: str) -> int:
-    number = body.get("round")
-    if type(number) is not int:
-        raise LedgerError(f"{where} has no round number")
-    if number <= last:
-        raise LedgerError(f"{where} is of round {number} after round {last}: lines were moved")
-    return number
+    def broken_by(self, found: Round) -> str | None:
+        """Why nobody could be asked like this; notes the round."""
+        turn = (found.round - 1) % self._groups
+        strangers = int(np.count_nonzero(found.sampled % self._groups != turn))
+        if strangers:
+            return f"{strangers} clients were asked out of turn: not of the round's cyclic group"
+        if self._last.size:
+            early = (found.round - self._last[found.sampled] < self._apart).any()
+            self._last[found.sampled] = found.round
+            if early:
+                return f"a client was asked again within {self._apart} rounds"
+        return None
 
 
-def _checked(
-    body: dict[str, Any], record: RoundRecord, plan: PrivacyPlan, counts: NDArray[np.int64]
-) -> Round:
+def _checked(body: dict[str, Any], record: RoundRecord, plan: PrivacyPlan, counts: Ids) -> Round:
     """One round's line, as committed to and in order; ``counts`` is brought up to date."""
     check_commitments(record, body)
     where = f"round {record.round}"
     sampled = _ids(body["sampled"], plan.population, f"{where}: sampled")
     survivors = _ids(body["survivors"], plan.population, f"{where}: survivors")
-    if np.setdiff1d(survivors, sampled, assume_unique=True).size:
+    place = np.searchsorted(sampled, survivors)
+    if survivors.size and not (
+        place[-1] < sampled.size and np.array_equal(sampled[place], survivors)
+    ):
         raise LedgerError(f"{where}: a survivor was not sampled")
     if record.outcome == "abort":
         expected = sampled[:0] if record.refunds_server else sampled
@@ -175,11 +244,11 @@ def _checked(
     counts[survivors] += 1
     if body["participations"] != counts[survivors].tolist():
         raise LedgerError(f"{where}: participations are not what the rounds before it add up to")
-    return Round(sampled=sampled, survivors=survivors)
+    return Round(round=record.round, sampled=sampled, survivors=survivors)
 
 
 def _ids(value: object, population: int, where: str) -> Ids:
-    if not isinstance(value, list) or any(type(client) is not int for client in value):
+    if not isinstance(value, list) or set(map(type, value)) - {int}:
         raise LedgerError(f"{where} is not a list of client numbers")
     try:
         ids = np.array(value, dtype=np.int64)
@@ -190,16 +259,11 @@ def _ids(value: object, population: int, where: str) -> Ids:
     return ids
 
 
-def _check_limits(cohorts: Cohorts, record: RoundRecord, plan: PrivacyPlan) -> None:
-    if record.outcome != "commit" or len(cohorts.broken) >= _MOST_PROBLEMS:
-        return
-    line = cohorts.rounds[record.round]
-    if line.sampled.size > plan.cap:
-        cohorts.broken.append(
-            f"round {record.round}: {line.sampled.size} clients over the cap {plan.cap}"
-        )
-    if line.survivors.size < plan.min_survivors:
-        cohorts.broken.append(
-            f"round {record.round}: {line.survivors.size} survivors, fewer than "
-            f"{plan.min_survivors}"
-        )
+def _over_limits(found: Round, record: RoundRecord, plan: PrivacyPlan) -> str | None:
+    if record.outcome != "commit":
+        return None
+    if found.sampled.size > plan.cap:
+        return f"{found.sampled.size} clients over the cap {plan.cap}"
+    if found.survivors.size < plan.min_survivors:
+        return f"{found.survivors.size} survivors, fewer than {plan.min_survivors}"
+    return None

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 
 from fedsys.audit.accountants import gaussian_rounds
 from fedsys.audit.canaries import CONFIDENCE, detection_power, one_run, one_shot_estimate
-from fedsys.audit.evidence import open_bounded
 from fedsys.audit.rederive import Audit, examine, result_of
 from fedsys.audit.wording import claim, epsilon_text, plain, value_text
 from fedsys.errors import AuditInputError, LedgerError
 from fedsys.privacy import load_public_key
+from fedsys.privacy.ledger.files import open_regular, read_lines
 from fedsys.privacy.ledger.lines import parse_object
-from fedsys.privacy.ledger.reader import read_lines
 from fedsys.records import AuditResult, Claim
 
 __all__ = ["CANARIES", "CanaryOutcome", "audit_canaries", "read_canaries"]
@@ -95,7 +94,7 @@ def read_canaries(path: Path) -> CanaryOutcome:
     Raises:
         LedgerError: it is not one.
     """
-    with open_bounded(path, _FILE_BYTES) as file:
+    with open_regular(path, _FILE_BYTES) as file:
         lines = read_lines(file, path.name)
         raw, _ = next(lines, (b"", False))
         head = parse_object(raw, f"{path.name} line 1")

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fedsys.audit.wording import plain, value_text
 from fedsys.errors import AuditInputError, LedgerError
+from fedsys.privacy.ledger.files import open_regular, read_lines
 from fedsys.privacy.ledger.lines import FORMAT, MAX_LINE_BYTES, parse_object
-from fedsys.privacy.ledger.reader import LedgerView, read_ledger, read_lines
+from fedsys.privacy.ledger.reader import LedgerView, read_ledger
 
-__all__ = ["SUMMARY_VERSION", "Config", "Evidence", "Metrics", "Piece", "gather", "open_bounded"]
+__all__ = ["SUMMARY_VERSION", "Config", "Evidence", "Metrics", "Piece", "gather"]
 
 SUMMARY_VERSION = 1
 """The run folder's version that this audit reads."""
@@ -130,29 +130,6 @@ def gather(run: Path) -> Evidence:
     return evidence
 
 
-def open_bounded(path: Path, limit: int) -> BinaryIO:
-    """Opens a regular file of at most ``limit`` bytes; follows no link and waits for nothing.
-
-    Raises:
-        LedgerError: it is something else, or cannot be read.
-    """
-    try:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(path, flags)
-    except OSError as error:
-        if path.is_symlink():
-            raise LedgerError(f"{path.name} is a symbolic link, which is not followed") from None
-        raise LedgerError(f"{path.name} cannot be read: {error.strerror}") from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise LedgerError(f"{path.name} is not a regular file")
-    if status.st_size > limit:
-        os.close(descriptor)
-        raise LedgerError(f"{path.name} has more than {limit >> 20} MiB")
-    return os.fdopen(descriptor, "rb")
-
-
 def _exists(path: Path) -> bool:
     return os.path.lexists(path)
 
@@ -171,7 +148,7 @@ def _require_known_ledger(path: Path) -> None:
     if not _exists(path):
         return
     try:
-        with open_bounded(path, _LINES_BYTES << 2) as file:
+        with open_regular(path, _LINES_BYTES << 2) as file:
             first = file.readline(MAX_LINE_BYTES + 1)
         body = parse_object(first.rstrip(b"\n"), "ledger line 1").get("body")
     except LedgerError:
@@ -186,7 +163,7 @@ def _require_known_ledger(path: Path) -> None:
 
 
 def _document(path: Path) -> bytes:
-    with open_bounded(path, _DOCUMENT_BYTES) as file:
+    with open_regular(path, _DOCUMENT_BYTES) as file:
         return file.read(_DOCUMENT_BYTES + 1)
 
 
@@ -207,7 +184,7 @@ def _toml(path: Path) -> Config:
 
 def _metrics(path: Path) -> Metrics:
     found: list[dict[str, Any]] = []
-    with open_bounded(path, _LINES_BYTES) as file:
+    with open_regular(path, _LINES_BYTES) as file:
         for number, (raw, ended) in enumerate(read_lines(file, path.name), start=1):
             if not ended:
                 return Metrics(lines=found, torn=True)
@@ -222,7 +199,7 @@ def _metrics(path: Path) -> Metrics:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with open_bounded(path, _MODEL_BYTES) as file:
+    with open_regular(path, _MODEL_BYTES) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -10,10 +10,10 @@ import math
 import re
 from pathlib import Path
 
-from fedsys.audit.evidence import open_bounded
 from fedsys.audit.wording import claim, epsilon_text, plain
 from fedsys.errors import LedgerError
 from fedsys.privacy import VIEWS, Epsilons
+from fedsys.privacy.ledger.files import open_regular
 from fedsys.records import Claim
 
 __all__ = ["page_claim"]
@@ -36,7 +36,7 @@ def page_claim(path: Path, *, head: str, spent: Epsilons) -> Claim | None:
     if not path.exists() and not path.is_symlink():
         return None
     try:
-        with open_bounded(path, _PAGE_BYTES) as file:
+        with open_regular(path, _PAGE_BYTES) as file:
             text = file.read().decode("utf-8")
         wrong = _differences(text, head, spent)
     except (LedgerError, UnicodeDecodeError) as error:

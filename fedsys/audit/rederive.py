@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedsys.audit.accountants import cross_checks
 from fedsys.audit.chain import UNPINNED, chain_claim, cohort_claims, ledger_claims, signer_claim
-from fedsys.audit.cohorts import Cohorts, read_cohorts
+from fedsys.audit.cohorts import Cohorts
 from fedsys.audit.epsilons import epsilon_claims, event_claim, underivable_claims
 from fedsys.audit.evidence import Evidence, gather
 from fedsys.audit.outcome import outcome_claims
@@ -148,27 +148,37 @@ def _examine_privacy(audit: Audit, view: LedgerView, plan: PrivacyPlan) -> None:
     claims.extend(origin_claims(evidence, view, plan))
     found = None
     if evidence.has_private:
-        found = read_cohorts(evidence.run / "private.jsonl", view, plan)
-        audit.cohorts = None if found.problems else found
-    claims.extend(cohort_claims(found, view, plan))
-    problem = None
+        found = Cohorts(evidence.run / "private.jsonl", view, plan)
+    problem, unread = None, None
     try:
         audit.events = reserved_events(view, plan)
+        audit.spending = derive(view, plan, found)
     except LedgerError as error:
-        problem = str(error)
+        unread = str(error)
+        problem = unread if not audit.events else None
+    if found is not None:
+        found.finish()
+        if not found.problems:
+            audit.cohorts = found
+        elif audit.events:
+            audit.spending, unread = _without_cohorts(view, plan)
+    claims.extend(cohort_claims(found, view, plan))
     claims.append(event_claim(problem, audit.events, plan))
-    if problem is None:
-        try:
-            audit.spending = derive(view, plan, audit.cohorts)
-        except LedgerError as error:
-            problem = str(error)
     if audit.spending is None:
-        claims.extend(underivable_claims(problem or "not derived"))
+        claims.extend(underivable_claims(unread or "not derived"))
         return
     failed = found is not None and bool(found.problems)
     claims.extend(epsilon_claims(evidence, plan, audit.spending, cohorts_failed=failed))
     if plan.protected:
         claims.extend(cross_checks(plan, audit.events, audit.spending))
+
+
+def _without_cohorts(view: LedgerView, plan: PrivacyPlan) -> tuple[Spending | None, str | None]:
+    """What the ledger alone supports, or why it supports nothing."""
+    try:
+        return derive(view, plan, None), None
+    except LedgerError as error:
+        return None, str(error)
 
 
 def _notes(audit: Audit, key: Ed25519PublicKey | None) -> Iterator[str]:

@@ -15,9 +15,8 @@ from fedsys.privacy import (
     PrivacyPlan,
     ViewAccountant,
     charge_rounds,
-    event_from_json,
+    events_of,
 )
-from fedsys.privacy.ledger import canonical
 from fedsys.records import EpsilonPoint
 
 __all__ = ["LARGEST_POPULATION", "Spending", "derive", "reserved_events"]
@@ -58,25 +57,7 @@ def reserved_events(view: LedgerView, plan: PrivacyPlan) -> Counter[Event]:
         LedgerError: a reserve holds none, or one that the plan does not cover; it names the round.
     """
     counts: Counter[Event] = Counter()
-    known: dict[bytes, Event] = {}
-    for record in view.rounds:
-        body = record.reserve.get("event")
-        if not isinstance(body, dict):
-            raise LedgerError(f"round {record.round} reserves no event")
-        text = canonical(body)
-        event = known.get(text)
-        if event is None:
-            try:
-                event = event_from_json(body)
-                covered = plan.covers(event)
-            except (MechanismError, TypeError, ValueError, OverflowError) as error:
-                raise LedgerError(f"round {record.round}: {error}") from None
-            if not covered:
-                raise LedgerError(
-                    f"round {record.round} reserves an event that is not of the header's plan"
-                )
-            if len(known) < 4096:
-                known[text] = event
+    for _, event in events_of(view, plan):
         counts[event] += 1
     return counts
 
@@ -87,7 +68,7 @@ def derive(view: LedgerView, plan: PrivacyPlan, cohorts: Cohorts | None) -> Spen
     Args:
         view: verified.
         plan: of its header.
-        cohorts: verified, or None where they are not known.
+        cohorts: read here as the rounds are charged, or None where they are not known.
 
     Raises:
         LedgerError: the rounds cannot be accounted for.
@@ -95,12 +76,11 @@ def derive(view: LedgerView, plan: PrivacyPlan, cohorts: Cohorts | None) -> Spen
     if plan.population > LARGEST_POPULATION:
         raise LedgerError(f"a population of {plan.population} is more than this audit allocates")
     accountant = ViewAccountant(plan)
-    private = None if cohorts is None else cohorts.as_private()
     points = _CURVE_POINTS if plan.accountant == "rdp" else _DEAR_CURVE_POINTS
     wanted = _spaced(len(view.rounds), points)
     curve: list[EpsilonPoint] = []
     try:
-        for count, number in enumerate(charge_rounds(accountant, view, private), start=1):
+        for count, number in enumerate(charge_rounds(accountant, view, cohorts), start=1):
             if count in wanted:
                 spent = _spent(accountant, known=cohorts is not None)
                 curve.append(EpsilonPoint(round=number, spent=spent))

@@ -29,7 +29,7 @@ from fedsys.privacy.mechanisms import (
 )
 from fedsys.privacy.plan import PrivacyPlan, make_plan
 from fedsys.privacy.randomness import AesCtrStream, Entropy
-from fedsys.privacy.replay import charge_rounds, ledger_header, plan_of, replay
+from fedsys.privacy.replay import charge_rounds, events_of, ledger_header, plan_of, replay
 from fedsys.privacy.rings import from_ring, ring_dtype, to_ring
 from fedsys.privacy.views import VIEWS, Epsilons, View
 
@@ -61,6 +61,7 @@ __all__ = [
     "cyclic_group",
     "default_bit_fraction",
     "event_from_json",
+    "events_of",
     "fixed_cohort",
     "from_ring",
     "guaranteed_epsilon",

@@ -16,18 +16,28 @@ import functools
 import importlib.metadata
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from fedsys.errors import LedgerError, MechanismError
 from fedsys.privacy.accounting import ViewAccountant
-from fedsys.privacy.events import event_from_json
-from fedsys.privacy.ledger import LedgerView
+from fedsys.privacy.events import Event, event_from_json
+from fedsys.privacy.ledger import LedgerView, RoundRecord
 from fedsys.privacy.plan import PrivacyPlan
 from fedsys.privacy.pld import DISCRETIZATION
 from fedsys.privacy.rdp import ORDERS
 from fedsys.privacy.views import Epsilons
 
-__all__ = ["accountant_versions", "charge_rounds", "ledger_header", "plan_of", "replay"]
+__all__ = [
+    "CohortSource",
+    "accountant_versions",
+    "charge_rounds",
+    "events_of",
+    "ledger_header",
+    "plan_of",
+    "replay",
+]
+
+_EVENTS_AT_ONCE = 4096
 
 _NEIGHBOURS = {
     "outsider": "add or remove one client",
@@ -130,34 +140,60 @@ def _close(stated: object, derived: float) -> bool:
     )
 
 
+class CohortSource(Protocol):
+    """Private lines by round: a mapping, or a file that is read as its rounds are charged."""
+
+    def get(self, round: int, /) -> Mapping[str, Any] | None:
+        """``sampled`` and ``survivors`` of a round, or None; rounds are asked for in order."""
+
+
+def events_of(view: LedgerView, plan: PrivacyPlan) -> Iterator[tuple[RoundRecord, Event]]:
+    """Each round's event, derived again once for all rounds of equal cost.
+
+    Raises:
+        LedgerError: a reserve holds no event, or one that the plan does not cover.
+    """
+    known: dict[int, tuple[object, Event]] = {}  # by identity: the ledger's rounds share events
+    for record in view.rounds:
+        body = record.reserve.get("event")
+        if not isinstance(body, dict):
+            raise LedgerError(f"round {record.round} reserves no event")
+        found = known.get(id(body))
+        if found is None:
+            if len(known) >= _EVENTS_AT_ONCE:
+                known.clear()
+            found = known[id(body)] = body, _event_of(record.round, body, plan)
+        yield record, found[1]
+
+
+def _event_of(round: int, body: Mapping[str, Any], plan: PrivacyPlan) -> Event:
+    try:
+        event = event_from_json(body)
+        covered = plan.covers(event)
+    except (MechanismError, TypeError, ValueError, OverflowError) as error:
+        raise LedgerError(f"round {round} cannot be accounted: {error}") from None
+    if not covered:
+        raise LedgerError(f"round {round} reserves an event that is not of the header's plan")
+    return event
+
+
 def charge_rounds(
-    accountant: ViewAccountant,
-    view: LedgerView,
-    private: Mapping[int, Mapping[str, Any]] | None,
+    accountant: ViewAccountant, view: LedgerView, private: CohortSource | None
 ) -> Iterator[int]:
     """Charges a ledger's rounds one by one and yields each number once it is charged.
 
     Args:
         accountant: of the ledger's plan.
         view: the ledger.
-        private: private lines by round, already checked against their commitments; None charges
-            cohorts as unknown (only the outsider's epsilon then means anything).
+        private: private lines by round, checked against their commitments; None charges cohorts
+            as unknown (only the outsider's epsilon then means anything).
 
     Raises:
         LedgerError: a reserve holds an event that the plan does not cover.
     """
-    for record in view.rounds:
-        body = {key: value for key, value in record.reserve.items() if key != "round"}
-        event_body = body.get("event")
-        if not isinstance(event_body, dict):
-            raise LedgerError(f"round {record.round} reserves no event")
+    for record, event in events_of(view, accountant.plan):
+        line = None if private is None else private.get(record.round)
         try:
-            event = event_from_json(event_body)
-            if not accountant.plan.covers(event):
-                raise LedgerError(
-                    f"round {record.round} reserves an event that is not of the header's plan"
-                )
-            line = None if private is None else private.get(record.round)
             if record.outcome is None or line is None:
                 accountant.charge(event)
             elif record.outcome == "abort" and not record.refunds_server:
@@ -169,9 +205,7 @@ def charge_rounds(
         yield record.round
 
 
-def replay(
-    view: LedgerView, private: Mapping[int, Mapping[str, Any]] | None
-) -> tuple[ViewAccountant, Epsilons]:
+def replay(view: LedgerView, private: CohortSource | None) -> tuple[ViewAccountant, Epsilons]:
     """The accountant after all of a ledger's rounds, and what they cost.
 
     Without private lines only the outsider's epsilon is known.

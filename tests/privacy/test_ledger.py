@@ -28,7 +28,8 @@ from fedsys.privacy import (
     replay,
 )
 from fedsys.privacy.ledger import Line, canonical, read_private
-from fedsys.privacy.ledger.reader import MAX_FILE_BYTES, check_commitments
+from fedsys.privacy.ledger.files import MAX_FILE_BYTES
+from fedsys.privacy.ledger.private import check_commitments
 from fedsys.privacy.plan import PrivacyPlan
 
 

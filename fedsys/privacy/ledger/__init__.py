@@ -4,7 +4,8 @@
 """
 
 from fedsys.privacy.ledger.lines import GENESIS, Line, canonical, commitment
-from fedsys.privacy.ledger.reader import LedgerView, RoundRecord, read_ledger, read_private
+from fedsys.privacy.ledger.private import PrivateRounds, read_private
+from fedsys.privacy.ledger.reader import LedgerView, RoundRecord, read_ledger
 from fedsys.privacy.ledger.signer import Signer, load_public_key
 from fedsys.privacy.ledger.writer import Ledger
 
@@ -13,6 +14,7 @@ __all__ = [
     "Ledger",
     "LedgerView",
     "Line",
+    "PrivateRounds",
     "RoundRecord",
     "Signer",
     "canonical",

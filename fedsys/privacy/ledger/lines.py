@@ -22,6 +22,7 @@ __all__ = [
     "GENESIS",
     "KINDS",
     "MAX_LINE_BYTES",
+    "KnownEvents",
     "Line",
     "canonical",
     "commitment",
@@ -42,6 +43,22 @@ _HEX64 = re.compile(r"[0-9a-f]{64}")
 _HEX128 = re.compile(r"[0-9a-f]{128}")
 _KEYS = {"seq", "prev_hash", "kind", "body", "hash", "signature"}
 _MAX_DEPTH = 12
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+"""A JSON string, or the rest of a text in which none ends: each byte is looked at once."""
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+)
+_CANONICAL = re.compile(
+    rb'\{"body":(\{.*\})'
+    rb',"hash":"([0-9a-f]{64})"'
+    rb',"kind":"([a-z]+)"'
+    rb',"prev_hash":"([0-9a-f]{64})"'
+    rb',"seq":(0|[1-9][0-9]{0,17})'
+    rb',"signature":"([0-9a-f]{128})"\}',
+    re.DOTALL,
+)
+"""A whole line in canonical form, if its body is."""
 
 
 def canonical(value: Any) -> bytes:
@@ -53,9 +70,7 @@ def canonical(value: Any) -> bytes:
         LedgerError: the value is not JSON.
     """
     try:
-        text = json.dumps(
-            value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-        )
+        text = _ENCODER.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise LedgerError(f"a ledger body must be plain finite JSON: {error}") from None
     return text.encode("ascii")
@@ -72,18 +87,28 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def parse_object(raw: bytes, what: str) -> dict[str, Any]:
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique)
+
+
+def parse_object(raw: bytes, what: str, *, limit: int = MAX_LINE_BYTES) -> dict[str, Any]:
     """A JSON object of bounded size and depth, without duplicate keys, NaN or infinity.
 
+    Args:
+        raw: UTF-8 text.
+        what: the message's first words.
+        limit: bytes beyond which it is refused unread.
+
     Raises:
-        LedgerError: it is not one; the message starts with ``what``.
+        LedgerError: it is not one.
     """
-    if len(raw) > MAX_LINE_BYTES:
-        raise LedgerError(f"{what} is longer than {MAX_LINE_BYTES} bytes")
-    if _depth(raw) > _MAX_DEPTH:
-        raise LedgerError(f"{what} is nested deeper than {_MAX_DEPTH}")
+    if len(raw) > limit:
+        raise LedgerError(f"{what} is longer than {limit} bytes")
+    if not _is_shallow(raw):
+        raise LedgerError(
+            f"{what} is nested deeper than {_MAX_DEPTH}, or its brackets do not match"
+        )
     try:
-        value = json.loads(raw, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        value = _DECODER.decode(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise LedgerError(f"{what} is not strict JSON: {error}") from None
     if not isinstance(value, dict):
@@ -91,26 +116,17 @@ def parse_object(raw: bytes, what: str) -> dict[str, Any]:
     return value
 
 
-def _depth(raw: bytes) -> int:
-    """An upper bound on nesting that no string content can hide: opening brackets minus closing."""
+def _is_shallow(raw: bytes) -> bool:
+    """Whether JSON is nested at most ``_MAX_DEPTH`` deep, in time linear in its size.
+
+    Brackets outside strings are peeled from within, one level at a time.
+    """
     if raw.count(b"{") + raw.count(b"[") <= _MAX_DEPTH:
-        return 0
-    deepest = depth = 0
-    quoted = escaped = False
-    for byte in raw:
-        if escaped:
-            escaped = False
-        elif quoted:
-            escaped = byte == 0x5C
-            quoted = byte != 0x22
-        elif byte == 0x22:
-            quoted = True
-        elif byte in b"{[":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in b"}]":
-            depth -= 1
-    return deepest
+        return True
+    brackets = _STRING.sub(b"", raw).translate(None, _NOT_BRACKETS)
+    for _ in range(_MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    return not brackets
 
 
 def signed_message(digest: str) -> bytes:
@@ -136,7 +152,8 @@ class Line:
         seq: position, from 0.
         prev_hash: SHA-256 of the whole previous line, its signature included.
         kind: one of ``KINDS``.
-        body: what is recorded.
+        body: what is recorded; lines with equal events may share one object.
+        text: the body's canonical JSON.
         hash: SHA-256 of the canonical JSON of the four above.
         signature: Ed25519 by the coordinator over the hash, as hex.
         link: SHA-256 of this whole line: the next line's ``prev_hash``.
@@ -146,6 +163,7 @@ class Line:
     prev_hash: str
     kind: str
     body: dict[str, Any]
+    text: bytes
     hash: str
     signature: str
     link: str
@@ -173,46 +191,43 @@ class Line:
         )
 
     @classmethod
-    def parse(cls, raw: bytes, number: int) -> Line:
+    def parse(cls, raw: bytes, number: int, *, known: KnownEvents | None = None) -> Line:
         """Reads a line strictly: exact keys, canonical bytes, fitting hash.
 
+        Args:
+            raw: without the newline.
+            number: of the line, from 1.
+            known: events of the lines before.
+
         Raises:
-            LedgerError: it is anything else; the message says line ``number`` (from 1) and why.
+            LedgerError: it is anything else; the message says line ``number`` and why.
         """
         what = f"ledger line {number}"
-        value = parse_object(raw, what)
-        if set(value) != _KEYS:
-            raise LedgerError(f"{what} has other keys than {', '.join(sorted(_KEYS))}")
-        seq, prev_hash, kind = value["seq"], value["prev_hash"], value["kind"]
-        body, digest, signature = value["body"], value["hash"], value["signature"]
-        well_formed = (
-            isinstance(seq, int)
-            and not isinstance(seq, bool)
-            and isinstance(body, dict)
-            and kind in KINDS
-            and isinstance(prev_hash, str)
-            and _HEX64.fullmatch(prev_hash)
-            and isinstance(digest, str)
-            and _HEX64.fullmatch(digest)
-            and isinstance(signature, str)
-            and _HEX128.fullmatch(signature)
-        )
-        if not well_formed:
-            raise LedgerError(f"{what} has a field of the wrong type or form")
-        text = canonical(body)  # serialised once: the line's and the hash's text share it
-        rest = f'"kind":"{kind}","prev_hash":"{prev_hash}","seq":{seq}'.encode()
-        hash_and_rest = b',"hash":"%s",%s' % (digest.encode(), rest)
-        if raw != b'{"body":%s%s,"signature":"%s"}' % (text, hash_and_rest, signature.encode()):
-            raise LedgerError(f"{what} is not in canonical form")
-        if hashlib.sha256(b'{"body":%s,%s}' % (text, rest)).hexdigest() != digest:
+        found = _CANONICAL.fullmatch(raw) if len(raw) <= MAX_LINE_BYTES else None
+        if found is None or found[3].decode() not in KINDS:
+            raise _complaint(raw, what)
+        text = found[1]
+        body = None if known is None else known.reserve(text)
+        if body is None:
+            if not _is_shallow(raw):
+                raise _complaint(raw, what)
+            body = parse_object(text, what)
+            if canonical(body) != text:
+                raise LedgerError(f"{what} is not in canonical form")
+            if known is not None:
+                known.learn(body)
+        content = b'{"body":%s,%s}' % (text, raw[found.start(3) - 8 : found.end(5)])
+        digest = found[2].decode()
+        if hashlib.sha256(content).hexdigest() != digest:
             raise LedgerError(f"{what} does not have the hash that it states: it was edited")
         return cls(
-            seq=seq,
-            prev_hash=prev_hash,
-            kind=kind,
+            seq=int(found[5]),
+            prev_hash=found[4].decode(),
+            kind=found[3].decode(),
             body=body,
+            text=text,
             hash=digest,
-            signature=signature,
+            signature=found[6].decode(),
             link=hashlib.sha256(raw).hexdigest(),
         )
 
@@ -223,3 +238,56 @@ class Line:
         except InvalidSignature:
             return False
         return True
+
+
+def _complaint(raw: bytes, what: str) -> LedgerError:
+    """Why a line is not in canonical form."""
+    try:
+        value = parse_object(raw, what)
+    except LedgerError as error:
+        return error
+    if set(value) != _KEYS:
+        return LedgerError(f"{what} has other keys than {', '.join(sorted(_KEYS))}")
+    seq, prev_hash, kind = value["seq"], value["prev_hash"], value["kind"]
+    well_formed = (
+        isinstance(seq, int)
+        and not isinstance(seq, bool)
+        and isinstance(value["body"], dict)
+        and kind in KINDS
+        and all(isinstance(each, str) for each in (prev_hash, value["hash"], value["signature"]))
+        and _HEX64.fullmatch(prev_hash)
+        and _HEX64.fullmatch(value["hash"])
+        and _HEX128.fullmatch(value["signature"])
+    )
+    if not well_formed:
+        return LedgerError(f"{what} has a field of the wrong type or form")
+    return LedgerError(f"{what} is not in canonical form")
+
+
+class KnownEvents:
+    """Events that were read before: a job's rounds mostly reserve the same one.
+
+    The body ``{"event":E,"round":N}`` is canonical if E and N are, and E's text was found to be.
+    """
+
+    __slots__ = ("_known",)
+
+    _RESERVE = re.compile(rb'\{"event":(\{.*\}),"round":([1-9][0-9]{0,17})\}', re.DOTALL)
+    _MOST = 64
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, dict[str, Any]] = {}
+
+    def learn(self, body: dict[str, Any]) -> None:
+        """Keeps the event of a canonical body, if there is one."""
+        event = body.get("event")
+        if isinstance(event, dict):
+            if len(self._known) >= self._MOST:
+                self._known.clear()
+            self._known[canonical(event)] = event
+
+    def reserve(self, text: bytes) -> dict[str, Any] | None:
+        """The body of this text, if it is a round's number beside a known event."""
+        found = self._RESERVE.fullmatch(text)
+        event = None if found is None else self._known.get(found[1])
+        return None if found is None or event is None else {"event": event, "round": int(found[2])}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import stat
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,31 +11,13 @@ from typing import Any, BinaryIO
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedsys.errors import LedgerError
-from fedsys.privacy.ledger.lines import (
-    FORMAT,
-    GENESIS,
-    MAX_LINE_BYTES,
-    Line,
-    commitment,
-    parse_object,
-)
+from fedsys.privacy.ledger.files import open_regular, read_lines
+from fedsys.privacy.ledger.lines import FORMAT, GENESIS, KnownEvents, Line, parse_object
 
-__all__ = [
-    "MAX_FILE_BYTES",
-    "LedgerView",
-    "RoundRecord",
-    "build_view",
-    "check_commitments",
-    "open_regular",
-    "read_ledger",
-    "read_lines",
-    "read_private",
-]
+__all__ = ["LedgerView", "RoundRecord", "build_view", "read_ledger"]
 
-MAX_FILE_BYTES = 1 << 30
 _NEWEST_SIGNATURES = 4096
-_SALT_BYTES = 32
-_PRIVATE_LISTS = ("sampled", "survivors", "participations")
+_MAX_RESUMES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,15 +26,20 @@ class RoundRecord:
 
     Attributes:
         round: its number; never used twice.
-        reserve: body of the reserve line: the event.
+        reserve: body of the reserve line: the event, which rounds of equal cost share.
         outcome: ``commit``, ``abort``, or None where neither was written: it counts as spent.
-        body: body of the commit or abort line.
+        text: canonical JSON of the commit's or abort's body.
     """
 
     round: int
     reserve: dict[str, Any]
-    outcome: str | None
-    body: dict[str, Any]
+    outcome: str | None = None
+    text: bytes = b"{}"
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """Body of the commit or abort line, parsed anew: 10^5 rounds are kept as text."""
+        return parse_object(self.text, f"round {self.round}")
 
     @property
     def refunds_server(self) -> bool:
@@ -88,45 +74,6 @@ class LedgerView:
     link: str
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Opens a regular file for reading: no symbolic link, no device, no pipe, of bounded size.
-
-    Raises:
-        LedgerError: it is something else, or cannot be read.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise LedgerError(f"cannot read {path.name}: {error.strerror}") from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-        os.close(descriptor)
-        raise LedgerError(
-            f"{path.name} is not a regular file of at most {MAX_FILE_BYTES >> 20} MiB"
-        )
-    return os.fdopen(descriptor, "rb", buffering=1 << 16)
-
-
-def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[bytes, bool]]:
-    """Lines without their newline, and whether they had one; a longer one than allowed is refused.
-
-    Raises:
-        LedgerError: a line exceeds ``MAX_LINE_BYTES``.
-    """
-    number = 0
-    while True:
-        raw = file.readline(MAX_LINE_BYTES + 1)
-        if not raw:
-            return
-        number += 1
-        if raw.endswith(b"\n"):
-            yield raw[:-1], True
-        elif len(raw) > MAX_LINE_BYTES:
-            raise LedgerError(f"{name} line {number} is longer than {MAX_LINE_BYTES} bytes")
-        else:
-            yield raw, False
-
-
 def read_ledger(
     path: Path,
     *,
@@ -149,50 +96,92 @@ def read_ledger(
     Raises:
         LedgerError: anything does not hold; the message names the line.
     """
-    parsed: list[Line] = []
-    tail = b""
+    tail = bytearray()
     with open_regular(path) as file:
-        for raw, ended in read_lines(file, path.name):
-            if not ended:
-                tail = raw
-                break
-            parsed.append(Line.parse(raw, len(parsed) + 1))
-    if tail and not allow_torn:
-        raise LedgerError(
-            f"{path.name} ends in an unfinished line ({len(tail)} bytes): the job was interrupted; "
-            "resume it or it was truncated"
+        return build_view(
+            _lines(file, path.name, tail, allow_torn=allow_torn),
+            tail=tail,
+            key=key,
+            newest_signatures=newest_signatures,
         )
-    return build_view(parsed, tail=tail, key=key, newest_signatures=newest_signatures)
+
+
+def _lines(file: BinaryIO, name: str, tail: bytearray, *, allow_torn: bool) -> Iterator[Line]:
+    """The file's whole lines; what follows the last of them is put into ``tail``."""
+    known = KnownEvents()
+    for number, (raw, ended) in enumerate(read_lines(file, name), start=1):
+        if ended:
+            yield Line.parse(raw, number, known=known)
+        elif not allow_torn:
+            raise LedgerError(
+                f"{name} ends in an unfinished line ({len(raw)} bytes): the job was interrupted; "
+                "resume it or it was truncated"
+            )
+        else:
+            tail.extend(raw)
 
 
 def build_view(
-    lines: list[Line],
+    lines: Iterable[Line],
     *,
-    tail: bytes = b"",
+    tail: bytes | bytearray = b"",
     key: Ed25519PublicKey | None = None,
     newest_signatures: int = _NEWEST_SIGNATURES,
 ) -> LedgerView:
-    """Checks chain, signatures and grammar of parsed lines.
+    """Checks chain, signatures and grammar of parsed lines, one after the other.
+
+    Args:
+        lines: in their order; none is kept.
+        tail: what follows them; read when they are used up.
+        key: the signer to insist on; None takes the header's word for it.
+        newest_signatures: how many to verify from the end.
 
     Raises:
         LedgerError: one of them does not hold.
     """
-    if not lines:
+    rest = iter(lines)
+    first = next(rest, None)
+    if first is None:
         raise LedgerError("the ledger is empty: not even its header was written")
-    link = GENESIS
-    for number, line in enumerate(lines):
-        if line.seq != number:
-            raise LedgerError(
-                f"ledger line {number + 1} has sequence number {line.seq} instead of {number}: "
-                "lines were dropped, swapped or inserted"
-            )
-        if line.prev_hash != link:
-            raise LedgerError(f"ledger line {number + 1} does not follow from the line before it")
-        link = line.link
-    header = lines[0].body
-    if lines[0].kind != "header" or header.get("format") != FORMAT:
+    _check_place(first, 0, GENESIS)
+    stated = _signer_of(first, key)
+    grammar, newest = _Grammar(), deque[Line]([first], maxlen=max(newest_signatures, 1))
+    last, count = first, 1
+    for line in rest:
+        _check_place(line, count, last.link)
+        grammar.take(line)
+        newest.append(line)
+        last, count = line, count + 1
+    for line in newest:
+        _check_signature(line, stated)
+    return LedgerView(
+        header=first.body,
+        signer=str(first.body.get("signer")),
+        rounds=tuple(grammar.rounds),
+        head=last.hash,
+        lines=count,
+        closed=grammar.closed,
+        resumes=tuple(grammar.resumes),
+        tail=bytes(tail),
+        link=last.link,
+    )
+
+
+def _check_place(line: Line, seq: int, link: str) -> None:
+    if line.seq != seq:
+        raise LedgerError(
+            f"ledger line {seq + 1} has sequence number {line.seq} instead of {seq}: "
+            "lines were dropped, swapped or inserted"
+        )
+    if line.prev_hash != link:
+        raise LedgerError(f"ledger line {seq + 1} does not follow from the line before it")
+
+
+def _signer_of(first: Line, key: Ed25519PublicKey | None) -> Ed25519PublicKey:
+    """The key that the header names, its own signature by that key checked."""
+    if first.kind != "header" or first.body.get("format") != FORMAT:
         raise LedgerError(f"the ledger does not start with a header of format {FORMAT}")
-    signer = header.get("signer")
+    signer = first.body.get("signer")
     try:
         stated = Ed25519PublicKey.from_public_bytes(bytes.fromhex(str(signer)))
     except ValueError:
@@ -201,103 +190,56 @@ def build_view(
         raise LedgerError(
             f"the ledger is signed by {signer}, not by {key.public_bytes_raw().hex()}"
         )
-    first_checked = max(1, len(lines) - max(newest_signatures, 1))
-    for line in (lines[0], *lines[first_checked:]):
-        if not line.signed_by(stated):
-            raise LedgerError(f"ledger line {line.seq + 1} has a signature that is not {signer}'s")
-    rounds, resumes, closed = _grammar(lines[1:])
-    return LedgerView(
-        header=header,
-        signer=str(signer),
-        rounds=rounds,
-        head=lines[-1].hash,
-        lines=len(lines),
-        closed=closed,
-        resumes=resumes,
-        tail=tail,
-        link=link,
-    )
+    _check_signature(first, stated)
+    return stated
 
 
-def _grammar(
-    lines: list[Line],
-) -> tuple[tuple[RoundRecord, ...], tuple[dict[str, Any], ...], dict[str, Any] | None]:
-    """Rounds from (reserve (commit | abort)?)*, with strictly rising numbers; closed is last."""
-    rounds: list[RoundRecord] = []
-    resumes: list[dict[str, Any]] = []
-    closed: dict[str, Any] | None = None
-    open_round = False
-    for line in lines:
+def _check_signature(line: Line, key: Ed25519PublicKey) -> None:
+    if not line.signed_by(key):
+        signer = key.public_bytes_raw().hex()
+        raise LedgerError(f"ledger line {line.seq + 1} has a signature that is not {signer}'s")
+
+
+class _Grammar:
+    """(resume | reserve (commit | abort)?)* closed?, the reserved rounds' numbers rising."""
+
+    __slots__ = ("_open", "closed", "resumes", "rounds")
+
+    def __init__(self) -> None:
+        self.rounds: list[RoundRecord] = []
+        self.resumes: list[dict[str, Any]] = []
+        self.closed: dict[str, Any] | None = None
+        self._open = False
+
+    def take(self, line: Line) -> None:
+        """Takes the next line after the header."""
         where = f"ledger line {line.seq + 1}"
-        if closed is not None:
+        if self.closed is not None:
             raise LedgerError(f"{where} comes after the closing line")
         if line.kind == "closed":
-            closed, open_round = line.body, False
+            self.closed, self._open = line.body, False
         elif line.kind == "resume":
-            resumes.append(line.body)
-            open_round = False
+            if len(self.resumes) >= _MAX_RESUMES:
+                raise LedgerError(f"{where} resumes the job for the {_MAX_RESUMES + 1}th time")
+            self.resumes.append(line.body)
+            self._open = False
         elif line.kind == "header":
             raise LedgerError(f"{where} is a second header")
         else:
-            number = line.body.get("round")
-            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise LedgerError(f"{where} has no round number")
-            if line.kind == "reserve":
-                if rounds and number <= rounds[-1].round:
-                    raise LedgerError(f"{where} reserves round {number} again")
-                rounds.append(RoundRecord(round=number, reserve=line.body, outcome=None, body={}))
-                open_round = True
-            else:
-                if not open_round or number != rounds[-1].round:
-                    raise LedgerError(
-                        f"{where} is a {line.kind} of round {number}, which is not open"
-                    )
-                rounds[-1] = RoundRecord(
-                    round=number, reserve=rounds[-1].reserve, outcome=line.kind, body=line.body
-                )
-                open_round = False
-    return tuple(rounds), tuple(resumes), closed
+            self._take_round(line, where)
 
-
-def read_private(path: Path) -> tuple[dict[int, dict[str, Any]], bytes]:
-    """The private lines by round number, and the bytes of a torn last line.
-
-    Raises:
-        LedgerError: a line is not strict JSON, has no round number, or repeats one.
-    """
-    rounds: dict[int, dict[str, Any]] = {}
-    with open_regular(path) as file:
-        for number, (raw, ended) in enumerate(read_lines(file, path.name), start=1):
-            if not ended:
-                return rounds, raw
-            body = parse_object(raw, f"{path.name} line {number}")
-            round_number = body.get("round")
-            if not isinstance(round_number, int) or isinstance(round_number, bool):
-                raise LedgerError(f"{path.name} line {number} has no round number")
-            if round_number in rounds:
-                raise LedgerError(f"{path.name} line {number} repeats round {round_number}")
-            rounds[round_number] = body
-    return rounds, b""
-
-
-def check_commitments(record: RoundRecord, private: dict[str, Any]) -> None:
-    """Checks a round's private line against the salted commitments in the ledger.
-
-    Raises:
-        LedgerError: the salt is malformed or a list is not the one that was committed to.
-    """
-    stated = record.body.get("commitments")
-    where = f"round {record.round}"
-    if not isinstance(stated, dict):
-        raise LedgerError(f"{where}: the ledger holds no commitments")
-    try:
-        salt = bytes.fromhex(str(private.get("salt")))
-    except ValueError:
-        salt = b""
-    if len(salt) != _SALT_BYTES:
-        raise LedgerError(f"{where}: the private line's salt is not {_SALT_BYTES} bytes of hex")
-    for name in _PRIVATE_LISTS:
-        if name not in stated or name not in private:
-            raise LedgerError(f"{where}: {name} is missing from the ledger or the private line")
-        if commitment(name, private[name], salt) != stated[name]:
-            raise LedgerError(f"{where}: {name} is not what the ledger committed to")
+    def _take_round(self, line: Line, where: str) -> None:
+        number, rounds = line.body.get("round"), self.rounds
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise LedgerError(f"{where} has no round number")
+        if line.kind == "reserve":
+            if rounds and number <= rounds[-1].round:
+                raise LedgerError(f"{where} reserves round {number} again")
+            rounds.append(RoundRecord(round=number, reserve=line.body))
+        elif not self._open or number != rounds[-1].round:
+            raise LedgerError(f"{where} is a {line.kind} of round {number}, which is not open")
+        else:
+            rounds[-1] = RoundRecord(
+                round=number, reserve=rounds[-1].reserve, outcome=line.kind, text=line.text
+            )
+        self._open = line.kind == "reserve"

@@ -18,19 +18,19 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedsys.errors import LedgerClosed, LedgerError
-from fedsys.privacy.ledger.lines import FORMAT, GENESIS, Line, canonical, commitment
-from fedsys.privacy.ledger.reader import (
-    LedgerView,
+from fedsys.privacy.ledger.lines import FORMAT, GENESIS, Line, commitment
+from fedsys.privacy.ledger.private import (
+    SALT_BYTES,
+    PrivateRounds,
     check_commitments,
-    read_ledger,
+    encode_private,
     read_private,
 )
+from fedsys.privacy.ledger.reader import LedgerView, read_ledger
 from fedsys.privacy.ledger.signer import Signer
 from fedsys.privacy.randomness import Entropy
 
 __all__ = ["Ledger"]
-
-_SALT_BYTES = 32
 
 
 class Ledger:
@@ -70,7 +70,7 @@ class Ledger:
         self._participations: Counter[int] = Counter()
         self.view: LedgerView | None = None
         """What was on disk when the ledger was opened (None for a new one)."""
-        self.private_rounds: dict[int, dict[str, Any]] = {}
+        self.private_rounds: Mapping[int, Mapping[str, Any]] = PrivateRounds({})
         """Private lines that were on disk when the ledger was opened, by round."""
 
     @classmethod
@@ -152,8 +152,9 @@ class Ledger:
                 raise LedgerError(
                     f"{private_path.name} lacks round {record.round}, which {path.name} records"
                 )
-            check_commitments(record, rounds[record.round])
-            self._participations.update(rounds[record.round]["survivors"])
+            line = rounds[record.round]
+            check_commitments(record, line)
+            self._participations.update(line["survivors"])
         # A private line whose ledger line was never written belongs to a round that counts as
         # spent at the worst case; its number is not used again.
         self._last_round = max((self._last_round, *rounds))
@@ -268,7 +269,7 @@ class Ledger:
         cohort, summed = sorted(map(int, sampled)), sorted(map(int, survivors))
         if len(set(cohort)) != len(cohort) or not set(summed) <= set(cohort):
             raise LedgerError(f"round {round}: survivors must be distinct and among the sampled")
-        salt = self._entropy(_SALT_BYTES)
+        salt = self._entropy(SALT_BYTES)
         hidden: dict[str, Any] = {
             "sampled": cohort,
             "survivors": summed,
@@ -276,7 +277,7 @@ class Ledger:
         }
         commitments = {name: commitment(name, value, salt) for name, value in hidden.items()}
         line = {**(private or {}), **hidden, "round": round, "salt": salt.hex()}
-        self._private.append(canonical(line) + b"\n")
+        self._private.append(encode_private(line))
         self._append(kind, {**body, "round": round, "commitments": commitments})
         self._participations.update(summed)
         self._open_round = None

@@ -1,0 +1,143 @@
+"""``private.jsonl``: who was asked and summed in each round, and the salts of the commitments.
+
+Whoever holds it is in the server's view. Cohorts of more than ``LISTED`` clients are packed, so
+that a line stays short; the commitments are to the lists, whichever way they are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedsys.errors import LedgerError
+from fedsys.privacy.ledger.files import open_regular, read_lines
+from fedsys.privacy.ledger.lines import canonical, commitment, parse_object
+from fedsys.privacy.ledger.packing import pack, pack_increasing, unpack, unpack_increasing
+from fedsys.privacy.ledger.reader import RoundRecord
+
+__all__ = [
+    "LISTED",
+    "MAX_PRIVATE_LINE_BYTES",
+    "PRIVATE_LISTS",
+    "SALT_BYTES",
+    "PrivateRounds",
+    "check_commitments",
+    "encode_private",
+    "parse_private",
+    "read_private",
+]
+
+LISTED = 1024
+"""Clients up to which a cohort is written as a list that people can read."""
+MAX_PRIVATE_LINE_BYTES = 8 << 20
+"""Of one round: enough for a cohort of a million clients."""
+SALT_BYTES = 32
+PRIVATE_LISTS = ("sampled", "survivors", "participations")
+
+_INCREASING = ("sampled", "survivors")
+
+
+def encode_private(body: Mapping[str, Any]) -> bytes:
+    """A round's line with its newline.
+
+    Args:
+        body: with ``PRIVATE_LISTS`` as lists.
+
+    Raises:
+        LedgerError: it is not JSON, or longer than can be read back.
+    """
+    line = dict(body)
+    if len(line["sampled"]) > LISTED:
+        for name in PRIVATE_LISTS:
+            line[name] = (pack_increasing if name in _INCREASING else pack)(line[name])
+    raw = canonical(line)
+    if len(raw) > MAX_PRIVATE_LINE_BYTES:
+        raise LedgerError(
+            f"round {line.get('round')}: its private line has {len(raw)} bytes, at most "
+            f"{MAX_PRIVATE_LINE_BYTES} can be read back: the cohort is too large"
+        )
+    return raw + b"\n"
+
+
+def parse_private(raw: bytes, where: str) -> dict[str, Any]:
+    """A round's line, its lists unpacked; what is in them is not checked.
+
+    Raises:
+        LedgerError: it is not strict JSON, has no round number, or a packed list is malformed; the
+            message starts with ``where``.
+    """
+    body = parse_object(raw, where, limit=MAX_PRIVATE_LINE_BYTES)
+    number = body.get("round")
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise LedgerError(f"{where} has no round number")
+    for name in PRIVATE_LISTS:
+        packed = body.get(name)
+        if isinstance(packed, str):
+            try:
+                read = unpack_increasing if name in _INCREASING else unpack
+                body[name] = read(packed).tolist()
+            except LedgerError as error:
+                raise LedgerError(f"{where}: {name}: {error}") from None
+    return body
+
+
+class PrivateRounds(Mapping[int, dict[str, Any]]):
+    """Private lines by round, in the file's order; kept as text and parsed whenever asked for."""
+
+    def __init__(self, lines: Mapping[int, bytes], name: str = "private.jsonl") -> None:
+        self._lines = lines
+        self._name = name
+
+    def __getitem__(self, round: int) -> dict[str, Any]:
+        return parse_private(self._lines[round], f"{self._name}, round {round}")
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+
+def read_private(path: Path) -> tuple[PrivateRounds, bytes]:
+    """The private lines by round number, and the bytes of a torn last line.
+
+    Raises:
+        LedgerError: a line is not strict JSON, has no round number, or repeats one.
+    """
+    rounds: dict[int, bytes] = {}
+    torn = b""
+    with open_regular(path) as file:
+        lines = read_lines(file, path.name, limit=MAX_PRIVATE_LINE_BYTES)
+        for number, (raw, ended) in enumerate(lines, start=1):
+            if not ended:
+                torn = raw
+                break
+            found = parse_private(raw, f"{path.name} line {number}")["round"]
+            if found in rounds:
+                raise LedgerError(f"{path.name} line {number} repeats round {found}")
+            rounds[found] = raw
+    return PrivateRounds(rounds, path.name), torn
+
+
+def check_commitments(record: RoundRecord, private: Mapping[str, Any]) -> None:
+    """Checks a round's private line against the salted commitments in the ledger.
+
+    Raises:
+        LedgerError: the salt is malformed or a list is not the one that was committed to.
+    """
+    stated = record.body.get("commitments")
+    where = f"round {record.round}"
+    if not isinstance(stated, dict):
+        raise LedgerError(f"{where}: the ledger holds no commitments")
+    try:
+        salt = bytes.fromhex(str(private.get("salt")))
+    except ValueError:
+        salt = b""
+    if len(salt) != SALT_BYTES:
+        raise LedgerError(f"{where}: the private line's salt is not {SALT_BYTES} bytes of hex")
+    for name in PRIVATE_LISTS:
+        if name not in stated or name not in private:
+            raise LedgerError(f"{where}: {name} is missing from the ledger or the private line")
+        if commitment(name, private[name], salt) != stated[name]:
+            raise LedgerError(f"{where}: {name} is not what the ledger committed to")
