@@ -204,6 +204,26 @@ class Faults(Section):
     deadline: NonNegative = 0.0
 
 
+class Tuning(Section):
+    """Runs on the same clients whose results chose these settings; `fedsys tune` fills it in.
+
+    `epsilon` is what the outsider learned from all of them together, at `delta`; `heads` are those
+    of their ledgers. The header of the ledger repeats it: it adds to what this run costs.
+    """
+
+    runs: Annotated[int, Field(ge=0)] = 0
+    epsilon: Annotated[float, Field(ge=0)] | None = None
+    delta: Annotated[Finite, Field(gt=0, lt=1)] | None = None
+    heads: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
+        default_factory=list, max_length=10_000
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        """For the ledger; an infinite epsilon is the string "inf"."""
+        facts = self.model_dump(exclude_none=True)
+        return facts | ({"epsilon": "inf"} if self.epsilon == math.inf else {})
+
+
 class Config(Section):
     """A whole job. Immutable; `model_copy(update=...)` makes a variant."""
 
@@ -219,6 +239,7 @@ class Config(Section):
     evaluation: Evaluation = Field(default_factory=Evaluation)
     engine: Engine = Field(default_factory=Engine)
     faults: Faults = Field(default_factory=Faults)
+    tuning: Tuning = Field(default_factory=Tuning)
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:

@@ -137,6 +137,7 @@ class Job:
             },
             randomness=facts.randomness,
             reproducible=facts.reproducible,
+            tuning=config.tuning.to_json(),
             config_sha256=hashlib.sha256(folder.config.read_bytes()).hexdigest(),
             code_sha256=code_hash(),
             initial_weights_sha256=sha256_of_weights(weights),
