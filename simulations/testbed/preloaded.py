@@ -1,0 +1,14 @@
+"""What the parties of a testbed share: imported once, before they are forked."""
+
+import client.grpc_host
+import client.session
+import client.worker
+import fedsys.config
+import fedsys.tasks.digits
+import server.grpc_service
+from fedsys.tasks import DataSource
+
+# reads the data set once, which imports scikit-learn
+fedsys.tasks.digits.Digits({}).clients(DataSource())
+
+__all__ = ["client", "fedsys", "server"]

@@ -1,0 +1,25 @@
+"""A process whose wall clock is wrong."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+
+__all__ = ["shift_wall_clock"]
+
+
+def shift_wall_clock(seconds: float) -> None:
+    """Let this process's ``time.time`` and ``datetime.now`` be wrong by so much from now on.
+
+    The monotonic clock stays right, as it does on a machine whose wall clock is set. What reads
+    the system's clock without Python does not notice: TLS checks validity by the true time.
+    """
+    true_time, shift = time.time, dt.timedelta(seconds=seconds)
+
+    class Shifted(dt.datetime):
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> Shifted:
+            return super().now(tz) + shift
+
+    time.time = lambda: true_time() + seconds
+    dt.datetime = Shifted  # type: ignore[misc]

@@ -1,0 +1,31 @@
+"""A job under every fault of the testbed: real processes, the real commands, real sockets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from simulations.testbed.faults import FAULTS
+from simulations.testbed.federation import Federation
+from simulations.testbed.trial import Report, Trial
+
+
+def trial(root: Path, *names: str, agents: int, strikes: int, seed: int = 1) -> Report:
+    faults = [FAULTS[name] for name in names]
+    proxied = any(fault.network for fault in faults)
+    with Federation.make(root, agents, proxied=proxied, seed=seed) as federation:
+        return Trial(federation, faults, seed=seed).run(strikes=strikes)
+
+
+def test_nothing_is_believed_of_what_was_changed_or_sent_again(tmp_path: Path) -> None:
+    report = trial(tmp_path, "corrupt", "replay", agents=3, strikes=2)
+    assert report.passed, report.broken
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_job_survives(name: str, tmp_path: Path) -> None:
+    report = trial(tmp_path, name, agents=5, strikes=6, seed=2)
+    assert report.passed, report.broken
