@@ -23,7 +23,7 @@ from fedsys.privacy import Entropy
 from fedsys.wire import Assignment
 from fedsys.wire.terms import Terms
 
-__all__ = ["DataSpec", "LocalData", "code_sha256"]
+__all__ = ["DataSpec", "LocalData", "code_sha256", "shard_rows"]
 
 _log = logging.getLogger(__name__)
 _SHARD = re.compile(r"(\d+)/(\d+)")
@@ -42,6 +42,22 @@ def code_sha256(task: tasks.Task) -> str:
     digest = hashlib.sha256(b"fedsys task v1\x00")
     digest.update(task.name.encode() + b"\x00" + source.encode())
     return digest.hexdigest()
+
+
+def shard_rows(
+    data: tasks.FederatedData, shard: tuple[int, int] | None, seed: int
+) -> NDArray[np.int64]:
+    """The rows of a device's training examples.
+
+    Args:
+        data: of the task.
+        shard: part and number of parts of the simulator's ``iid`` partition; None for all rows.
+        seed: of the job.
+    """
+    if shard is None:
+        return np.arange(len(data.train))
+    part, parts = shard
+    return tasks.split(data, "iid", parts, seed).indices_of(part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +118,8 @@ class LocalData:
         return code_sha256(self.task)
 
     def rows(self, seed: int) -> NDArray[np.int64]:
-        """This device's training examples; a shard is the simulator's ``iid`` partition."""
-        if self.spec.shard is None:
-            return np.arange(len(self.data.train))
-        part, parts = self.spec.shard
-        return tasks.split(self.data, "iid", parts, seed).indices_of(part)
+        """This device's training examples."""
+        return shard_rows(self.data, self.spec.shard, seed)
 
     def trainer(self, terms: Terms) -> Trainer:
         """The trainer of a job; the newest few are kept.

@@ -28,7 +28,7 @@ from fedsys.privacy.rings import to_ring
 from simulations.population import Population
 from simulations.randomness import Randomness
 
-__all__ = ["ChunkTrainer", "RoundWork", "Tally", "in_ring"]
+__all__ = ["ChunkTrainer", "Protocol", "RoundWork", "Tally", "in_ring"]
 
 Protocol = Literal["secure", "ideal", "float"]
 Total = NDArray[np.int64]
@@ -130,7 +130,7 @@ class ChunkTrainer:
             self._floating = torch.empty(self.length, dtype=torch.float64)
         found = add_clipped_integers(self._floating.zero_(), updates, clip=event.clip)
         np.add(total, self._floating.numpy(), out=total, casting="unsafe")
-        self._add_shares(clients, total)
+        self.add_shares(clients, total)
         return Tally(
             trained=len(clients),
             clipped=int(found.clipped.sum()),
@@ -167,8 +167,8 @@ class ChunkTrainer:
             unusable=int((~np.isfinite(summed.norms)).sum()),
         )
 
-    def _add_shares(self, clients: Sequence[int], total: Total) -> None:
-        """The clients' shares of noise, some clients at once."""
+    def add_shares(self, clients: Sequence[int], total: Total) -> None:
+        """Add the clients' shares of noise, some clients at once, where they add any."""
         event = self._mechanism.event
         noised = isinstance(event, SkellamEvent | GaussianEvent) and event.share_variance > 0
         if not noised or self._work.noise == "once":

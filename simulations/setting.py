@@ -20,7 +20,7 @@ from simulations.layout import lay_out
 from simulations.population import Population
 from simulations.randomness import Randomness, SeededRandomness, SystemRandomness, derived_key
 
-__all__ = ["Setting", "prepare"]
+__all__ = ["Setting", "clients_at_once", "device_for", "prepare", "trainer_for"]
 
 _FEWEST = 4
 
@@ -54,7 +54,7 @@ class Setting:
     @property
     def chunk(self) -> int:
         """Clients that the engine takes at once."""
-        return _at_once(self.config.engine.chunk)
+        return clients_at_once(self.config.engine.chunk)
 
     @property
     def facts(self) -> JobFacts:
@@ -108,7 +108,7 @@ def prepare(
     plan = plan_for(config, population=partition.clients, layers=sizes)
     _check_secure(config, plan)
     config = _resolved(config, plan, population)
-    layout = lay_out(config, plan, population, sources, _at_once(config.engine.chunk))
+    layout = lay_out(config, plan, population, sources, clients_at_once(config.engine.chunk))
     used = {"processes": layout.processes, "threads": layout.threads}
     return Setting(
         config=config.model_copy(update={"engine": config.engine.model_copy(update=used)}),
@@ -122,7 +122,7 @@ def prepare(
     )
 
 
-def _at_once(chunk: int) -> int:
+def clients_at_once(chunk: int) -> int:
     """A few clients where the trainer takes them singly."""
     return chunk * -(-_FEWEST // chunk)
 

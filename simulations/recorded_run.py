@@ -1,0 +1,114 @@
+"""A run's folder, read as far as it takes to compute the run again; what cannot be is refused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsys.audit.empirical import CANARIES
+from fedsys.config import Config
+from fedsys.errors import LedgerError, RunFolderError
+from fedsys.privacy import LedgerView, PrivacyPlan, plan_of, read_ledger
+from fedsys.privacy.ledger import read_private
+from server.run_folder import RunFolder
+
+__all__ = ["RecordedRun"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedRun:
+    """A run's folder as far as a replay needs it.
+
+    Attributes:
+        path: of the folder.
+        config: as it was signed.
+        plan: as it was signed.
+        view: of the ledger.
+        survivors: whose updates are in the sum, by committed round.
+        model_sha256: of ``model.pt`` as it is; None where there is none.
+    """
+
+    path: Path
+    config: Config
+    plan: PrivacyPlan
+    view: LedgerView
+    survivors: Mapping[int, tuple[int, ...]]
+    model_sha256: str | None
+
+    @classmethod
+    def read(cls, path: Path) -> RecordedRun:
+        """Read a run's folder, and refuse one that cannot be computed again.
+
+        Raises:
+            RunFolderError: no run, or not one that can be replayed; the message says why.
+            LedgerError: its ledger does not hold.
+        """
+        folder = RunFolder(path)
+        for needed in (folder.config, folder.ledger):
+            if not needed.is_file():
+                raise RunFolderError(f"{path}: no run to replay here ({needed.name} is missing)")
+        view = read_ledger(folder.ledger, allow_torn=True)
+        plan = plan_of(view.header)
+        _refuse_secrets(path, plan)
+        if hashlib.sha256(folder.config.read_bytes()).hexdigest() != view.header["config_sha256"]:
+            raise RunFolderError(
+                f"{path}: config.toml is not the one that the ledger was signed for"
+            )
+        config = folder.read_config()
+        if config.engine.path == "auto" or not config.engine.chunk:
+            raise RunFolderError(
+                f"{path}: config.toml does not say which [engine] path and chunk ran, so floating "
+                f"point cannot be repeated"
+            )
+        model = folder.model.read_bytes() if folder.model.is_file() else None
+        return cls(
+            path=path,
+            config=config,
+            plan=plan,
+            view=view,
+            survivors=dict(_survivors(folder, view)),
+            model_sha256=None if model is None else hashlib.sha256(model).hexdigest(),
+        )
+
+    @property
+    def deployed(self) -> bool:
+        """Whether devices ran it; their clients are numbered by the roster."""
+        return "roster_version" in self.view.header["population"]
+
+
+def _refuse_secrets(path: Path, plan: PrivacyPlan) -> None:
+    if plan.mechanism != "none":
+        raise RunFolderError(
+            f"{path}: mechanism '{plan.mechanism}' drew noise that nobody kept, so no second run "
+            f"gives the same sums; only a run with privacy.mechanism = 'none' can be replayed"
+        )
+    if plan.participation < 1 or plan.adaptive_clip:
+        which = "cohort.participation" if plan.participation < 1 else "privacy.adaptive_quantile"
+        raise RunFolderError(
+            f"{path}: with {which} clients draw secret coins that nobody kept, so no second run "
+            f"gives the same sums"
+        )
+    if (path / CANARIES).exists():
+        raise RunFolderError(
+            f"{path}: the updates of planted canaries were not kept; replay a run without them"
+        )
+
+
+def _survivors(folder: RunFolder, view: LedgerView) -> Iterator[tuple[int, tuple[int, ...]]]:
+    if not folder.private.is_file():
+        raise RunFolderError(
+            f"{folder.path}: private.jsonl is missing, which says whose updates each round summed; "
+            f"a published run lacks it, replay the coordinator's own folder"
+        )
+    private, _torn = read_private(folder.private)
+    for record in view.rounds:
+        if record.outcome != "commit":
+            continue
+        found = private[record.round].get("survivors") if record.round in private else None
+        if not isinstance(found, list) or not all(isinstance(id, int) for id in found):
+            raise LedgerError(
+                f"{folder.private}: whose updates round {record.round} summed is missing"
+            )
+        yield record.round, tuple(found)

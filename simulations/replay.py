@@ -1,0 +1,267 @@
+"""A run without noise, computed a second time: the same survivors must give the same model.
+
+Every round's sum is trained and added anew, from the weights that the replay itself reached, and
+its digest is compared with the one that the ledger committed; at the end the model is. Sums are
+integers mod 2^b, so that masks, stages, crashes and the host leave no trace in them: a run of
+devices is replayed as one of virtual clients, and ``secure`` as ``ideal``. Floating point is only
+in the training, which depends on the ``[engine]`` that ``config.toml`` states.
+
+Nothing is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.worker import shard_rows
+from fedsys import tasks
+from fedsys.errors import ConfigError, LedgerError
+from fedsys.tasks.partition import Compressed
+from fedsys.versions import versions
+from server.checkpoint import model_bytes, sha256_of_aggregate, sha256_of_weights
+from server.job import strategy_of
+from simulations.chunk import Protocol, RoundWork, in_ring
+from simulations.engine import Engine
+from simulations.layout import cores, lay_out
+from simulations.population import Population
+from simulations.randomness import SystemRandomness
+from simulations.recorded_run import RecordedRun
+from simulations.setting import clients_at_once, device_for, trainer_for
+
+__all__ = ["Difference", "Replay", "replay"]
+
+Weights = NDArray[np.float32]
+_SHARD = re.compile(r"(\d+)/(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The first thing that did not come out as it was recorded.
+
+    Attributes:
+        what: names it, with its round.
+        recorded: its SHA-256 as the ledger has it.
+        replayed: as it came out now.
+    """
+
+    what: str
+    recorded: str
+    replayed: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What a replay found.
+
+    Attributes:
+        deployed: whether devices ran it.
+        clients: of the population.
+        committed: rounds that gave a model.
+        lost: rounds that gave none.
+        replayed: committed rounds that came out equal.
+        trained: updates that were computed for them.
+        model_sha256: of the model that came out equal; None where the run has not ended, or
+            something differs.
+        difference: the first; None where everything is equal.
+        other_versions: libraries that are not those of the run, as "torch 2.13.0 for 2.12.1".
+    """
+
+    deployed: bool
+    clients: int
+    committed: int
+    lost: int
+    replayed: int
+    trained: int
+    model_sha256: str | None
+    difference: Difference | None
+    other_versions: tuple[str, ...]
+
+
+def replay(
+    path: Path,
+    *,
+    data: Path | None = None,
+    device: str = "auto",
+    shards: Sequence[str] | None = None,
+    observer: Callable[[int, int], None] | None = None,
+) -> Replay:
+    """Compute a run without noise again, and compare; stops at the first difference.
+
+    Args:
+        path: of the run's folder: a simulation's, or one that `fedsys job fetch` made.
+        data: folder with data files, looked in before ``$FEDSYS_DATA``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is the CPU for a run of
+            devices.
+        shards: what each device's ``--shard`` was, in the order in which they joined; by default
+            device i of N had ``i/N``. For a run of devices only.
+        observer: told of each round that came out equal, and of how many there are.
+
+    Raises:
+        FedsysError: the run cannot be replayed, or not with this data; the message says why.
+    """
+    recorded = RecordedRun.read(path)
+    if shards is not None and not recorded.deployed:
+        raise ConfigError(
+            f"--shards says what each device held; {path} is a simulation, whose partition is in "
+            f"its config.toml"
+        )
+    if device == "auto" and recorded.deployed:
+        device = "cpu"
+    config, randomness = recorded.config, SystemRandomness()
+    task = tasks.load(config.task.name, config.task.options)
+    examples = task.clients(tasks.DataSource.locate(data))
+    population = Population(
+        train_set=examples.train,
+        partition=_partition(recorded, examples, shards),
+        trainer=trainer_for(config, task, device_for(device), randomness),
+        seed=config.job.seed,
+    )
+    processes = min(max(1, config.engine.processes), cores())
+    local = {"backend": "local", "processes": processes}
+    here = config.model_copy(update={"engine": config.engine.model_copy(update=local)})
+    at_once = clients_at_once(config.engine.chunk)
+    with lay_out(here, recorded.plan, population, randomness, at_once).engine as engine:
+        return _replay(recorded, population, engine, observer or _ignore)
+
+
+def _ignore(_number: int, _of: int) -> None:
+    return None
+
+
+def _partition(
+    recorded: RecordedRun, examples: tasks.FederatedData, shards: Sequence[str] | None
+) -> tasks.Partition:
+    """Who held what: by the configuration, or by the devices' ``--shard``.
+
+    Raises:
+        ConfigError: that is another population than the run's.
+    """
+    section, seed, clients = recorded.config.population, recorded.config.job.seed, 0
+    if recorded.deployed:
+        clients = recorded.plan.population
+        given = shards or [f"{client}/{clients}" for client in range(clients)]
+        rows = [shard_rows(examples, _shard(each), seed) for each in given]
+        sizes = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        partition: tasks.Partition = Compressed(offsets=sizes, indices=np.concatenate(rows))
+    else:
+        partition = tasks.split(
+            examples,
+            section.partition,
+            section.clients,
+            seed,
+            alpha=section.alpha,
+            shards=section.shards,
+            examples=section.examples,
+        )
+    if partition.clients != recorded.plan.population:
+        source = "--shards names" if recorded.deployed else "this data yields"
+        raise ConfigError(
+            f"{recorded.path}: the run counts {recorded.plan.population} clients, {source} "
+            f"{partition.clients}"
+        )
+    return partition
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = _SHARD.fullmatch(text.strip())
+    if found is None or not int(found[1]) < int(found[2]):
+        raise ConfigError(f"--shards: '{text}' is not I/N with I from 0 to N-1, e.g. 0/3,1/3,2/3")
+    return int(found[1]), int(found[2])
+
+
+def _replay(
+    recorded: RecordedRun,
+    population: Population,
+    engine: Engine,
+    observer: Callable[[int, int], None],
+) -> Replay:
+    view, mechanism = recorded.view, recorded.plan.build_mechanism()
+    strategy, weights = strategy_of(recorded.config), population.trainer.initial_weights()
+    stated = {record.round: record.body for record in view.rounds if record.outcome == "commit"}
+    difference = _compared(
+        "the initial model", view.header.get("initial_weights_sha256"), sha256_of_weights(weights)
+    )
+    replayed = trained = 0
+    for number, survivors in recorded.survivors.items():
+        if difference is not None:
+            break
+        total = _total(recorded, population, engine, number, weights)
+        body = stated[number]
+        difference = _compared(
+            f"round {number}'s aggregate", body.get("aggregate_sha256"), sha256_of_aggregate(total)
+        )
+        weights = strategy.apply(weights, mechanism.decode(total)).astype(np.float32)
+        difference = difference or _compared(
+            f"round {number}'s model", body.get("weights_sha256"), sha256_of_weights(weights)
+        )
+        if difference is None:
+            replayed, trained = replayed + 1, trained + len(survivors)
+            observer(replayed, len(stated))
+    model = None
+    if difference is None and view.closed is not None and "model_sha256" in view.closed:
+        content = model_bytes(population.trainer.state_dict(weights))
+        model = hashlib.sha256(content).hexdigest()
+        difference = _compared("the model", view.closed["model_sha256"], model) or _compared(
+            "the file model.pt", recorded.model_sha256, model
+        )
+    return Replay(
+        deployed=recorded.deployed,
+        clients=population.size,
+        committed=len(stated),
+        lost=len(view.rounds) - len(stated),
+        replayed=replayed,
+        trained=trained,
+        model_sha256=model if difference is None else None,
+        difference=difference,
+        other_versions=_other_versions(view.header),
+    )
+
+
+def _total(
+    recorded: RecordedRun, population: Population, engine: Engine, number: int, weights: Weights
+) -> NDArray[Any]:
+    """The sum mod 2^b of a round's survivors, in the chunks of the run."""
+    config, mechanism = recorded.config, recorded.plan.build_mechanism()
+    survivors = recorded.survivors[number]
+    if not all(0 <= client < population.size for client in survivors):
+        raise LedgerError(f"round {number} summed a client that the population does not have")
+    protocol: Protocol = "float" if config.aggregation.protocol == "float" else "ideal"
+    work = RoundWork(
+        number=number,
+        weights=weights,
+        seed=bytes(32),
+        mechanism=mechanism.event.to_json(),
+        noise=recorded.plan.noise,
+        protocol=protocol,
+    )
+    chunks = population.chunks(
+        survivors,
+        clients_at_once(config.engine.chunk),
+        processes=max(1, config.engine.processes),
+    )
+    flat, _tally = engine.total(work, chunks, mechanism.length)
+    return in_ring(flat, mechanism, protocol)
+
+
+def _compared(what: str, recorded: object, replayed: str) -> Difference | None:
+    if recorded == replayed:
+        return None
+    return Difference(what=what, recorded=str(recorded), replayed=replayed)
+
+
+def _other_versions(header: Mapping[str, Any]) -> tuple[str, ...]:
+    then = header.get("versions")
+    stated = then if isinstance(then, dict) else {}
+    return tuple(
+        f"{name} {now} for {stated.get(name, 'none')}"
+        for name, now in versions().items()
+        if stated.get(name) != now
+    )
