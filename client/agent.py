@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Any
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
@@ -34,7 +34,7 @@ from secure_agg import (
     Store,
 )
 
-__all__ = ["Agent", "mechanism_of"]
+__all__ = ["Agent", "Participations", "mechanism_of"]
 
 
 @functools.lru_cache(maxsize=8)
@@ -51,6 +51,31 @@ def mechanism_of(assignment: Assignment) -> Mechanism:
     return _mechanism(event_from_json(assignment.mechanism))
 
 
+class Participations(Protocol):
+    """One client's own count of the rounds that it took part in."""
+
+    def others(self, job: bytes, round: int) -> int:
+        """How many rounds of a job were joined beside this one."""
+        ...
+
+    def join(self, job: bytes, round: int) -> None:
+        """Count a round, once; nothing is answered in it before this has returned."""
+        ...
+
+
+class _Remembered:
+    """A count that ends with its process."""
+
+    def __init__(self) -> None:
+        self._joined: dict[bytes, set[int]] = {}
+
+    def others(self, job: bytes, round: int) -> int:
+        return len(self._joined.get(job, set()) - {round})
+
+    def join(self, job: bytes, round: int) -> None:
+        self._joined.setdefault(job, set()).add(round)
+
+
 class Agent:
     """One client through many rounds.
 
@@ -62,6 +87,8 @@ class Agent:
         floor: what it insists upon in secure aggregation.
         entropy: for keys and shares.
         store: keeps secure aggregation's state over a crash.
+        counted: counts the rounds taken part in; by default in memory, which does for virtual
+            clients. A device's count is durable: see `client.journal.Journal`.
         shared: work shared with other virtual clients of the same process.
     """
 
@@ -75,6 +102,7 @@ class Agent:
         floor: Floor | None = None,
         entropy: Entropy = os.urandom,
         store: Store | None = None,
+        counted: Participations | None = None,
         shared: Shared | None = None,
     ) -> None:
         self.id = id
@@ -86,10 +114,10 @@ class Agent:
         self._store = store
         self._shared = shared
         self._participant: Participant | None = None
-        self._participations = 0
+        self._counted: Participations = _Remembered() if counted is None else counted
 
     def accept(self, assignment: Assignment, params: SecAggParams) -> Mechanism:
-        """Check an assignment and get ready for its round.
+        """Check an assignment and get ready for its round, which counts as taken part in from here.
 
         Returns:
             The mechanism with which the host is to privatize the update.
@@ -98,8 +126,10 @@ class Agent:
             PolicyRefusal: the owner does not allow it.
             MechanismError: the mechanism's numbers do not fit one another.
         """
-        self._policy.check(assignment, participations=self._participations)
+        job, number = assignment.job, assignment.round
+        self._policy.check(assignment, participations=self._counted.others(job, number))
         mechanism = mechanism_of(assignment)
+        self._counted.join(job, number)
         self._participant = Participant(
             identity=self._identity,
             id=self.id,
@@ -112,7 +142,6 @@ class Agent:
             store=self._store,
             shared=self._shared,
         )
-        self._participations += 1
         return mechanism
 
     def resume(self, assignment: Assignment) -> Mechanism | None:
@@ -122,12 +151,13 @@ class Agent:
             The mechanism, as `accept` gives it; None where the store holds no such round.
 
         Raises:
-            StateError: the store cannot be read, or holds the state of another roster.
+            StateError: the store cannot be read or written, or the round is of another roster.
         """
         stored = None if self._store is None else self._store.load()
-        if stored is None:
+        if stored is None or Participant.round_of(stored) != assignment.context:
             return None
-        participant = Participant.from_bytes(
+        self._counted.join(assignment.job, assignment.round)
+        self._participant = Participant.from_bytes(
             stored,
             identity=self._identity,
             roster=self._roster,
@@ -136,13 +166,6 @@ class Agent:
             store=self._store,
             shared=self._shared,
         )
-        if self._store is None or participant.context != assignment.context:
-            return None
-        # A process that was killed may have written this without making it durable. Before
-        # anything is said on the strength of it, a loss of power must not be able to take it:
-        # the state before would mask another vector, or sign, again.
-        self._store.save(stored)
-        self._participant = participant
         return mechanism_of(assignment)
 
     @property

@@ -106,6 +106,9 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.jobs: dict[str, JobRecord] = {}
+        # A process that was killed may have written the file without its being durable; what it
+        # says is relied upon only once this process has written it again.
+        self._certain = False
         if not path.exists():
             return
         try:
@@ -124,29 +127,58 @@ class Journal:
 
         Raises:
             PolicyRefusal: other terms were agreed to for this job.
+            ConfigError: it cannot be written.
         """
         job, digest = terms.job.hex(), terms.digest.hex()
         record = self.jobs.get(job)
         if record is None:
             record = JobRecord(job=job, name=terms.name, terms=digest, plan=terms.plan)
             self.jobs[job] = record
-            self._save()
+            try:
+                self._save()
+            except BaseException:
+                del self.jobs[job]
+                raise
         elif record.terms != digest:
             raise PolicyRefusal("the terms of this job differ from those agreed to before")
         return record
 
-    def join(self, record: JobRecord, round: int) -> None:
-        """Count a round as spent; durable when this returns."""
-        if round not in record.joined:
-            record.joined.append(round)
-            record.highest = max(record.highest, round)
-            self._save()
+    def others(self, job: bytes, round: int) -> int:
+        """How many rounds of an agreed job were joined beside this one."""
+        return len(set(self.jobs[job.hex()].joined) - {round})
 
-    def upload(self, record: JobRecord, round: int) -> None:
-        """Note that a masked vector is about to leave."""
-        if round not in record.uploaded:
-            record.uploaded.append(round)
+    def join(self, job: bytes, round: int) -> None:
+        """Count a round of an agreed job as spent; durable when this returns.
+
+        Raises:
+            ConfigError: it cannot be written; nothing is counted, and nothing may be said.
+        """
+        record = self.jobs[job.hex()]
+        if round not in record.joined or not self._certain:
+            joined = sorted({*record.joined, round})
+            self._change(record, joined=joined, highest=max(record.highest, round))
+
+    def upload(self, job: bytes, round: int) -> None:
+        """Note that a masked vector is about to leave; durable when this returns.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        record = self.jobs[job.hex()]
+        if round not in record.uploaded or not self._certain:
+            self._change(record, uploaded=sorted({*record.uploaded, round}))
+
+    def _change(self, record: JobRecord, **values: Any) -> None:
+        """All or nothing: what is not written did not happen."""
+        before = {name: getattr(record, name) for name in values}
+        for name, value in values.items():
+            setattr(record, name, value)
+        try:
             self._save()
+        except BaseException:
+            for name, value in before.items():
+                setattr(record, name, value)
+            raise
 
     def spent(self, wanted: str, *, without: JobRecord | None = None) -> float:
         """Epsilon over all jobs: they add up."""
@@ -157,4 +189,10 @@ class Journal:
             "version": _VERSION,
             "jobs": [record.to_json() for record in self.jobs.values()],
         }
-        write_secret(self._path, json.dumps(body).encode())
+        try:
+            write_secret(self._path, json.dumps(body).encode())
+        except OSError as error:
+            self._certain = False
+            reason = (error.strerror or str(error)).lower()
+            raise ConfigError(f"{self._path.name}: cannot be written: {reason}") from error
+        self._certain = True

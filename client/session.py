@@ -292,13 +292,13 @@ class Session:
             floor=policy.floor,
             entropy=self._keys,
             store=self._store,
+            counted=self.journal,
         )
         record = self.journal.jobs[terms.job.hex()]
-        mechanism = agent.resume(assignment)
-        if mechanism is None or assignment.round not in record.joined:
+        mechanism = agent.resume(assignment) if assignment.round in record.joined else None
+        if mechanism is None:
             self._check_round(assignment, params, terms, record, policy)
-            self.journal.join(record, assignment.round)
-            mechanism = agent.accept(assignment, params)
+            mechanism = agent.accept(assignment, params)  # counted as spent, durably, from here
         self._round = _Round(
             terms=terms, client=client, assignment=assignment, mechanism=mechanism, agent=agent
         )
@@ -312,7 +312,11 @@ class Session:
         policy: Policy,
     ) -> None:
         plan, number = terms.plan, assignment.round
-        policy.check(assignment, participations=len(record.joined))
+        before = [joined for joined in record.joined if joined != number]
+        if number < record.highest:
+            raise PolicyRefusal(f"round {number} comes after round {record.highest}")
+        if number in record.uploaded:
+            raise PolicyRefusal(f"a vector has left this device in round {number} already")
         policy.check_cohort(params)
         if not plan.covers(event_from_json(assignment.mechanism)):
             raise PolicyRefusal("the round's mechanism is not the one agreed to")
@@ -324,11 +328,11 @@ class Session:
                 f"{plan.cap} and at least {plan.min_survivors} were agreed to"
             )
         most, apart = plan.max_participations, plan.min_separation
-        if most is not None and len(record.joined) >= most:
+        if most is not None and len(before) >= most:
             raise PolicyRefusal(f"{most} participations were agreed to, and took place")
         if plan.sampling != "min-separation":
             apart = None
-        if apart is not None and record.joined and number - max(record.joined) < apart:
+        if apart is not None and before and number - max(before) < apart:
             raise PolicyRefusal(f"asked again after less than {apart} rounds")
         wanted = policy.epsilon_view
         others = self.journal.spent(wanted, without=record)
@@ -346,7 +350,7 @@ class Session:
             if kind_of(stage.message) is Kind.DELIVERY:
                 if not current.agent.masked:
                     self._provide(current)
-                self.journal.upload(self.journal.jobs[stage.job.hex()], stage.round)
+                self.journal.upload(stage.job, stage.round)
             reply = current.agent.handle(stage.message)
         except TrainingError as error:
             # what training said may quote the data

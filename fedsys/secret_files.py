@@ -12,7 +12,7 @@ __all__ = ["read_secret", "write_secret"]
 
 
 def write_secret(path: Path, content: bytes) -> None:
-    """Write a new file that only its owner can read, whole or not at all."""
+    """Write a new file that only its owner can read; whole or not at all, durable on return."""
     partial = path.with_name(path.name + ".partial")
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "wb") as file:
@@ -21,6 +21,11 @@ def write_secret(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(handle)
     partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def read_secret(path: Path) -> bytes:

@@ -214,7 +214,8 @@ class Aggregator:
         An upload is added to the running sum at once and not kept.
 
         Raises:
-            LateMessage: The stage is closed; the message is discarded.
+            LateMessage: The stage is closed, or the message is of another session; it is
+                discarded, and nobody is to blame.
             SecureAggError: The message is wrong. Where that can only be the sender's doing, it is
                 now in `blamed`, and out of the round; the round goes on.
         """
@@ -222,6 +223,7 @@ class Aggregator:
         stage = _STAGE_OF.get(kind)
         if stage is None:
             raise MessageError(f"a {kind.name} message, which servers send and never receive")
+        checks.same_session(message[2:HEADER_SIZE], self._session, sender)
         expected = sender in self._expected and sender not in self._out
         checks.awaited(stage, self.stage, sender, expected)
         if sender in self._answers[stage]:

@@ -65,6 +65,16 @@ def awaited(stage_of_message: int, stage_now: int, sender: int, expected: bool) 
         raise StageError(f"member {sender}: the server does not wait for this message")
 
 
+def same_session(found: bytes, session: bytes, sender: int) -> None:
+    """A client's message is of the session that is open now.
+
+    One of another session proves nothing against its sender: it said so when it was asked, and the
+    network kept it back while the round's graph was drawn again, or a replay brought it here.
+    """
+    if found != session:
+        raise LateMessage(f"member {sender}: a message of another session is discarded")
+
+
 # -- round and policy ---------------------------------------------------------------------------
 
 

@@ -67,7 +67,7 @@ class StageError(SecureAggError):
 
 
 class LateMessage(StageError):
-    """A client's message for a stage that is already closed; it is discarded."""
+    """A client's message for a stage already closed or for another session; it is discarded."""
 
 
 class RosterError(SecureAggError):

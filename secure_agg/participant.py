@@ -7,14 +7,13 @@ over another alive set, a release) is written to the store before it is returned
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import os
 from collections.abc import Callable
 
 import numpy.typing as npt
 
-from secure_agg import checks, keys
+from secure_agg import checks, keys, quorum
 from secure_agg.dealing import Dealing, half
 from secure_agg.errors import InputError, MessageError, StateError
 from secure_agg.floor import Floor
@@ -35,8 +34,9 @@ from secure_agg.messages import (
 )
 from secure_agg.params import SecAggParams
 from secure_agg.prg import add_masks
+from secure_agg.progress import ParticipantStage, Progress
 from secure_agg.record import Record
-from secure_agg.ring import Vector, ring
+from secure_agg.ring import ring
 from secure_agg.roster import Entropy, Identity, Roster
 from secure_agg.shared import Shared
 from secure_agg.store import Store, present
@@ -53,18 +53,6 @@ from secure_agg.transcript import (
 )
 
 __all__ = ["Participant", "ParticipantStage"]
-
-
-class ParticipantStage(enum.Enum):
-    """What a participant sent last."""
-
-    IDLE = 0
-    ADVERTISED = 1
-    REVEALED = 2
-    SHARED = 3
-    MASKED = 4
-    SIGNED = 5
-    RELEASED = 6
 
 
 _Stage = ParticipantStage
@@ -130,38 +118,23 @@ class Participant:
         self._threads = threads
         self._ring = ring(params.modulus_bits)
         self._limits = Limits(params, length)
-        self._marks: dict[bytes, tuple[int, int]] = {}
-        self._participations = 0
-        self._stage = _Stage.IDLE
-        self._attempt = 0
-        self._secrets: keys.RoundSecrets | None = None
-        self._session = bytes(32)
-        self._cohort: Cohort | None = None
-        self._view: View | None = None
-        self._own_dealt = b""
-        self._dealing: Dealing | None = None
-        self._dealt: Dealt | None = None
-        self._held: dict[int, bytes] = {}
-        self._alive: list[int] = []
-        self._signed: bytes | None = None
-        self._vector: Vector | None = None
-        self._last: tuple[bytes, bytes] | None = None
+        self._now = Progress()
         previous = None if store is None else store.load()
         if previous is not None:
             record = Record.unpack(previous)
-            self._marks, self._participations = dict(record.marks), record.participations
+            self._now = Progress(marks=dict(record.marks), participations=record.participations)
 
     # -- the outside -----------------------------------------------------------------------------
 
     @property
     def stage(self) -> ParticipantStage:
         """What this participant sent last."""
-        return self._stage
+        return self._now.stage
 
     @property
     def participations(self) -> int:
         """Rounds, of all jobs, in which this member uploaded; kept in the store."""
-        return self._participations
+        return self._now.participations
 
     def provide(self, vector: npt.ArrayLike) -> None:
         """Hand over the input, before the message that asks for the masked one arrives.
@@ -171,11 +144,11 @@ class Participant:
 
         Raises:
             InputError: On anything else.
-            StageError: After an input was uploaded.
+            InputError: After an input was uploaded, too.
         """
-        if self._stage.value >= _Stage.MASKED.value:
+        if self._now.stage.value >= _Stage.MASKED.value:
             raise InputError("an input was uploaded in this round already; there is one a round")
-        self._vector = self._ring.take(vector, self.length)
+        self._now.vector = self._ring.take(vector, self.length)
 
     def handle(self, message: bytes) -> bytes:
         """Answer one server message.
@@ -184,61 +157,63 @@ class Participant:
             The reply, which the host sends to the server. With a store, the state is durable.
 
         Raises:
-            SecureAggError: A refusal, named by its cause. The state is as before, and nothing was
-                revealed; the host tells the server no more than that this member is gone.
+            SecureAggError: A refusal, named by its cause; or the store could not be written. The
+                state is as before, and nothing was revealed; the host tells the server no more
+                than that this member is gone, or asks again.
         """
-        kind = kind_of(message)
-        if self._last is not None and self._last[0] == hashlib.sha256(message).digest():
-            return self._last[1]  # the same question again: the same answer, to the bit
+        before = self._now
+        repeats = self._store is not None or before.last is not None
+        question = hashlib.sha256(message).digest() if repeats else b""
+        if before.last is not None and before.last[0] == question:
+            return before.last[1]  # the same question again: the same answer, to the bit
+        handler, body = self._admit(message)
+        self._now = before.copy()
+        try:
+            reply = handler(body)
+            if self._store is not None:
+                keep = self._now.stage is not _Stage.RELEASED
+                self._now.last = (question, reply) if keep else None
+                self._persist(self._store)
+        except BaseException:
+            self._now = before
+            raise
+        return reply
+
+    def _admit(self, message: bytes) -> tuple[Callable[[bytes], bytes], bytes]:
+        """Return who answers a message and what of it, if it belongs to this round and stage."""
+        kind, now = kind_of(message), self._now
         if kind is Kind.BEGIN:
             self._limits.check(kind, len(message) - HEADER_SIZE)
-            handler: Callable[[bytes], bytes] = self._begin
-            body = message
-        else:
-            handler = {
-                Kind.COHORT: self._reveal,
-                Kind.NONCES: self._share,
-                Kind.DELIVERY: self._mask,
-                Kind.ALIVE: self._sign,
-                Kind.UNMASK: self._release,
-            }.get(kind, self._not_for_clients)
-            body = unframe(message, kind, self._session, self._limits)
-            if kind is Kind.UNMASK:
-                checks.not_released(self._stage is _Stage.RELEASED)
-            if kind is not Kind.ALIVE or self._signed is None:
-                expected = _BEFORE.get(kind, _Stage.IDLE)
-                checks.stage(self._stage.name, expected.name, kind.name)
-        reply = handler(body)
-        if self._store is not None:
-            keep = self._stage is not _Stage.RELEASED
-            self._last = (hashlib.sha256(message).digest(), reply) if keep else None
-            try:
-                self._persist()
-            except BaseException:
-                self._last = None  # nothing is said that is not written down
-                raise
-        return reply
+            return self._begin, message
+        handler = {
+            Kind.COHORT: self._reveal,
+            Kind.NONCES: self._share,
+            Kind.DELIVERY: self._mask,
+            Kind.ALIVE: self._sign,
+            Kind.UNMASK: self._release,
+        }.get(kind, self._not_for_clients)
+        body = unframe(message, kind, now.session, self._limits)
+        if kind is Kind.UNMASK:
+            checks.not_released(now.stage is _Stage.RELEASED)
+        if kind is not Kind.ALIVE or now.signed is None:
+            expected = _BEFORE.get(kind, _Stage.IDLE)
+            checks.stage(now.stage.name, expected.name, kind.name)
+        return handler, body
 
     def to_bytes(self) -> bytes:
         """Serialise the whole machine. The bytes are secret until the round is over."""
-        secrets, cohort, view, dealt = self._secrets, self._cohort, self._view, self._dealt
-        return Record(
-            marks=self._marks,
-            participations=self._participations,
-            id=self.id,
-            begin=self.context.begin(self.params, self._roster, self.length, self._attempt),
-            stage=self._stage.value,
-            seed=b"" if secrets is None else secrets.seed,
-            cohort=b"" if cohort is None else cohort.body,
-            nonces=b"" if view is None else view.nonces,
-            own_dealt=self._own_dealt,
-            dealt=b"" if dealt is None else dealt.body,
-            held=self._held,
-            alive=self._alive,
-            signed=self._signed or b"",
-            vector=None if self._vector is None else self._ring.pack(self._vector),
-            last=self._last,
-        ).pack()
+        now = self._now
+        begin = self.context.begin(self.params, self._roster, self.length, now.attempt)
+        return now.record(id=self.id, begin=begin, ring=self._ring).pack()
+
+    @staticmethod
+    def round_of(data: bytes) -> RoundContext:
+        """Return which round a serialised machine is in.
+
+        Raises:
+            StateError: On a damaged state.
+        """
+        return RoundContext.of(Record.unpack(data).begin)
 
     @classmethod
     def from_bytes(
@@ -255,8 +230,23 @@ class Participant:
     ) -> Participant:
         """Restore a machine; after a crash, from the content of its store.
 
+        The store is written before this returns: the process that died may have saved these bytes
+        without their being durable, and nothing may be said on the strength of a state that a loss
+        of power can still take.
+
+        Args:
+            data: What `to_bytes` gave; the content of ``store``, where that has any.
+            identity: As before, like all that follow.
+            roster: The pinned list of members.
+            floor: What this member insists upon.
+            entropy: Asked for 32 bytes for each further attempt.
+            store: Goes on surviving crashes.
+            shared: Work shared with a virtual cohort in this process.
+            threads: For mask expansion.
+
         Raises:
-            StateError: On a damaged state, or one of another roster.
+            StateError: On a damaged state, one of another roster, or one that the store has left
+                behind; or when the store cannot be written.
         """
         record = Record.unpack(data)
         begin = record.begin
@@ -275,40 +265,26 @@ class Participant:
             threads=threads,
         )
         try:
-            self._adopt(record)
+            self._now = Progress.of(
+                record,
+                roster=roster,
+                params=self.params,
+                length=self.length,
+                ring=self._ring,
+                shared=shared,
+            )
         except (MessageError, ValueError) as error:
             raise StateError(f"a stored state that does not fit: {error}") from None
-        self._store = store
+        if store is not None:
+            kept = store.load()
+            if kept is not None and kept != data:
+                raise StateError("a state that is not the one in the store: the store's is newer")
+            store.save(data)
+            self._store = store
         return self
 
-    def _adopt(self, record: Record) -> None:
-        """Take over everything that a record holds of a round."""
-        self._marks, self._participations = dict(record.marks), record.participations
-        self._stage = ParticipantStage(record.stage)
-        self._attempt = record.begin.attempt
-        self._session = session_hash(record.begin)
-        if record.seed:
-            self._secrets = keys.RoundSecrets(record.seed)
-        if record.cohort:
-            self._cohort = Cohort.read(
-                self._roster, self.params, self._session, record.cohort, self._shared
-            )
-        if record.nonces:
-            self._view = View.read(present(self._cohort), self.params, record.nonces, self._shared)
-        if record.dealt:
-            self._dealt = Dealt.read(present(self._view), self.params, record.dealt, self._shared)
-        elif self._view is not None:
-            self._dealing = self._dealing_in(self._view)
-        self._own_dealt = record.own_dealt
-        self._held = dict(record.held)
-        self._alive = record.alive
-        self._signed = record.signed or None
-        if record.vector is not None:
-            self._vector = self._ring.unpack(record.vector, self.length).copy()
-        self._last = record.last
-
     def __repr__(self) -> str:
-        return f"Participant(id={self.id}, round={self.context.round}, stage={self._stage.name})"
+        return f"Participant(id={self.id}, round={self.context.round}, stage={self.stage.name})"
 
     # -- the stages ------------------------------------------------------------------------------
 
@@ -318,8 +294,9 @@ class Participant:
         session = session_hash(begin)
         if message[2:HEADER_SIZE] != session:
             raise MessageError("a BEGIN message whose session is not the hash of its content")
-        if self._stage.value >= _Stage.SHARED.value:
-            checks.stage(self._stage.name, _Stage.IDLE.name, Kind.BEGIN.name)
+        now = self._now
+        if now.stage.value >= _Stage.SHARED.value:
+            checks.stage(now.stage.name, _Stage.IDLE.name, Kind.BEGIN.name)
         params = begin.params
         checks.floor_members(params, self._floor)
         checks.floor_threshold(params, self._floor)
@@ -330,31 +307,31 @@ class Participant:
         checks.context(vars(own), vars(begin))
         checks.attempts(begin.attempt, params)
         job = hashlib.sha256(begin.job).digest()
-        checks.fresh(self._marks.get(job), begin.round, begin.attempt)
-        self._marks = {**self._marks, job: (begin.round, begin.attempt)}
-        self._attempt = begin.attempt
-        self._session = session
-        self._cohort = self._view = self._dealing = None
-        self._secrets = keys.RoundSecrets(self._entropy(32))
-        self._stage = _Stage.ADVERTISED
+        checks.fresh(now.marks.get(job), begin.round, begin.attempt)
+        now.marks = {**now.marks, job: (begin.round, begin.attempt)}
+        now.attempt = begin.attempt
+        now.session = session
+        now.cohort = now.view = now.dealing = None
+        now.secrets = keys.RoundSecrets(self._entropy(32))
+        now.stage = _Stage.ADVERTISED
         fields = self._advert_fields()
         signature = self._identity.sign(advert_digest(session, self.id, fields))
         return frame(Kind.ADVERT, session, fields, signature)
 
     def _reveal(self, body: bytes) -> bytes:
         """Stage 0b: reveal the graph nonce, now that all commitments are fixed."""
-        cohort = Cohort.read(self._roster, self.params, self._session, body, self._shared)
+        cohort = Cohort.read(self._roster, self.params, self._now.session, body, self._shared)
         index = cohort.index.get(self.id)
         found = None if index is None else cohort.fields(index)
         checks.own_entry(self._advert_fields(), found, "advert")
-        self._cohort = cohort
-        self._stage = _Stage.REVEALED
-        return frame(Kind.REVEAL, self._session, self._own.nonce)
+        self._now.cohort = cohort
+        self._now.stage = _Stage.REVEALED
+        return frame(Kind.REVEAL, self._now.session, self._own.nonce)
 
     def _share(self, body: bytes) -> bytes:
         """Stage 1: deal shares of both secrets to the neighbours that the nonces determine."""
         _, end = take_count(body, 0, 4, 32, "nonces")
-        view = View.read(present(self._cohort), self.params, body[4:end], self._shared)
+        view = View.read(present(self._now.cohort), self.params, body[4:end], self._shared)
         dealing = self._dealing_in(view)
         announced = unpack_ids(body[end:], "neighbours")
         checks.graph(dealing.neighbours, announced)
@@ -366,81 +343,82 @@ class Participant:
         signature = self._identity.sign(
             dealt_digest(view.hash, self.id, seed_hash, commitments_hash)
         )
-        self._view, self._dealing = view, dealing
-        self._own_dealt = seed_hash + commitments_hash + signature
-        self._stage = _Stage.SHARED
-        return frame(Kind.SHARES, self._session, seed_hash, signature, commitments, sealed)
+        self._now.view, self._now.dealing = view, dealing
+        self._now.own_dealt = seed_hash + commitments_hash + signature
+        self._now.stage = _Stage.SHARED
+        return frame(Kind.SHARES, self._now.session, seed_hash, signature, commitments, sealed)
 
     def _mask(self, body: bytes) -> bytes:
         """Stage 2: open the shares, mask the input with keys bound to the whole transcript."""
-        if self._vector is None:
+        now = self._now
+        if now.vector is None:
             raise InputError("no input was provided: call provide() before this message")
-        view, dealing = present(self._view), present(self._dealing)
+        view, dealing = present(now.view), present(now.dealing)
         _, end = take_count(body, 0, 4, DEALT_ROW.size, "dealt shares")
         dealt = Dealt.read(view, self.params, body[4:end], self._shared)
         mine = b"".join(dealt.row(self.id)) if self.id in dealt else None
-        checks.own_entry(self._own_dealt, mine, "dealt shares")
+        checks.own_entry(self._now.own_dealt, mine, "dealt shares")
         held, complaints = dealing.open(dealt, body[end:])
         checks.enough_shares(len(held), self.params.threshold)
         plus, minus = dealing.masks(dealt)
-        vector, self._vector = self._vector, None  # never masked twice, whatever fails below
+        vector = now.vector.copy()  # the input stays whole until its upload is certain
         add_masks(vector, plus, minus, threads=self._threads)
         self._ring.reduce(vector)
-        self._dealt, self._held, self._dealing = dealt, held, None
-        self._participations += 1
-        self._stage = _Stage.MASKED
+        now.vector, now.dealing = None, None
+        now.dealt, now.held = dealt, held
+        now.participations += 1
+        now.stage = _Stage.MASKED
         count = len(complaints).to_bytes(2, "little")
         packed = self._ring.pack(vector)
-        return frame(Kind.MASKED, self._session, count, pack_ids(complaints), packed)
+        return frame(Kind.MASKED, self._now.session, count, pack_ids(complaints), packed)
 
     def _sign(self, body: bytes) -> bytes:
         """Stage 3: sign the transcript and one alive set, once."""
-        dealt = present(self._dealt)
+        dealt = present(self._now.dealt)
         alive = unpack_ids(body, "alive set")
         asked = alive_digest(dealt.transcript, alive)
-        checks.signs_once(self._signed, asked)
-        if self._stage is not _Stage.SIGNED:
-            checks.stage(self._stage.name, _Stage.MASKED.name, Kind.ALIVE.name)
+        checks.signs_once(self._now.signed, asked)
+        if self._now.stage is not _Stage.SIGNED:
+            checks.stage(self._now.stage.name, _Stage.MASKED.name, Kind.ALIVE.name)
         checks.alive_subset(alive, dealt.ids)
         checks.self_alive(self.id, alive)
         checks.enough_members(len(alive), self.params, "alive")
-        self._alive = alive
-        self._signed = asked
-        self._stage = _Stage.SIGNED
-        return frame(Kind.CONSISTENCY, self._session, self._identity.sign(asked))
+        self._now.alive = alive
+        self._now.signed = asked
+        self._now.stage = _Stage.SIGNED
+        return frame(Kind.CONSISTENCY, self._now.session, self._identity.sign(asked))
 
     def _release(self, body: bytes) -> bytes:
         """Stage 4: with a quorum over the alive set, release one share of each neighbour."""
         unmask = Unmask.parse(body)
-        dealt, asked = present(self._dealt), present(self._signed)
+        dealt, asked = present(self._now.dealt), present(self._now.signed)
         checks.distinct_signers(unmask.signers)
-        checks.signers_alive(unmask.signers, self._alive)
-        verify_quorum(self._roster, unmask, asked, self._shared)
+        checks.signers_alive(unmask.signers, self._now.alive)
+        quorum.verify(self._roster, unmask, asked, self._shared)
         checks.quorum(len(unmask.signers), self.params)
-        dropped = checks.partition(dealt.ids, self._alive, unmask.dropped)
-        alive = frozenset(self._alive)
+        dropped = checks.partition(dealt.ids, self._now.alive, unmask.dropped)
+        alive = frozenset(self._now.alive)
         rows = []
-        for dealer in sorted(self._held):
+        for dealer in sorted(self._now.held):
             for kind, members in ((0, alive), (1, dropped)):
                 if dealer in members:
-                    opened = half(self._held[dealer], kind)
+                    opened = half(self._now.held[dealer], kind)
                     share, opening = opened[: keys.SECRET_SIZE], opened[keys.SECRET_SIZE :]
                     rows.append((dealer, kind, share, opening))
         seed = self._own.self_seed
-        self._stage = _Stage.RELEASED
-        self._secrets = self._dealing = None
-        self._held = {}
-        return frame(Kind.RELEASE, self._session, Release(own_seed=seed, rows=rows).body())
+        self._now.stage = _Stage.RELEASED
+        self._now.secrets = self._now.dealing = None
+        self._now.held = {}
+        return frame(Kind.RELEASE, self._now.session, Release(own_seed=seed, rows=rows).body())
 
     # -- the inside ------------------------------------------------------------------------------
 
     def _not_for_clients(self, body: bytes) -> bytes:
         raise MessageError(f"a message of {len(body)} bytes that clients send and never receive")
 
-    def _persist(self) -> None:
-        """Write ahead: what is about to be sent is durable before it is."""
-        if self._store is not None:
-            self._store.save(self.to_bytes())
+    def _persist(self, store: Store) -> None:
+        """Write ahead: what is about to be said is durable before it is."""
+        store.save(self.to_bytes())
 
     def _dealing_in(self, view: View) -> Dealing:
         return Dealing(
@@ -453,31 +431,9 @@ class Participant:
 
     @property
     def _own(self) -> keys.RoundSecrets:
-        return present(self._secrets)
+        return present(self._now.secrets)
 
     def _advert_fields(self) -> bytes:
         own = self._own
-        commitment = nonce_commitment(self._session, self.id, own.nonce)
+        commitment = nonce_commitment(self._now.session, self.id, own.nonce)
         return own.cipher_public + own.mask_public + commitment
-
-
-def verify_quorum(
-    roster: Roster, unmask: Unmask, asked: bytes, shared: Shared | None = None
-) -> None:
-    """Check every signature of a quorum over the digest of one alive set.
-
-    Raises:
-        SignatureMismatch: When one does not verify.
-    """
-
-    def verify() -> bool:
-        for signer, signature in zip(unmask.signers, unmask.signatures, strict=True):
-            valid = keys.verifies(checks.enrolled(roster, signer), signature, asked, shared)
-            checks.signature(valid, signer, "alive set")
-        return True
-
-    if shared is None:
-        verify()
-    else:
-        everything = (roster.hash, asked, tuple(unmask.signers), tuple(unmask.signatures))
-        shared.get(("quorum", everything), verify)

@@ -20,8 +20,7 @@ from secure_agg import (
     Shared,
     SumResult,
 )
-from secure_agg.errors import LateMessage, ParameterError
-from secure_agg.messages import HEADER_SIZE
+from secure_agg.errors import ParameterError
 from server.coordinator import OpenRound
 
 __all__ = ["RoundAborted", "SecureRound", "quorum_missed", "round_params"]
@@ -81,7 +80,6 @@ class SecureRound:
             cohort=open.cohort,
             shared=shared,
         )
-        self._session = b""
 
     @property
     def stage(self) -> str:
@@ -105,20 +103,15 @@ class SecureRound:
 
     def begin(self) -> dict[int, bytes]:
         """The first message to each member of the cohort."""
-        return self._asked(self._aggregator.begin())
+        return self._aggregator.begin()
 
     def receive(self, sender: int, message: bytes) -> None:
         """Take a message; a wrong one excludes its sender and raises SecureAggError.
 
-        One of another session is no fault of its sender: the network kept it back while the
-        round's graph was drawn again.
-
         Raises:
-            LateMessage: it came too late, and is discarded.
+            LateMessage: it came too late, or is of another session, and is discarded.
             SecureAggError: it is wrong.
         """
-        if _session_of(message) != self._session:
-            raise LateMessage(f"member {sender}: a message of another session is discarded")
         self._aggregator.receive(sender, message)
 
     def close_stage(self) -> dict[int, bytes]:
@@ -129,22 +122,11 @@ class SecureRound:
         """
         nothing_summed = self._aggregator.stage < AggregatorStage.UNMASK
         try:
-            return self._asked(self._aggregator.close_stage())
+            return self._aggregator.close_stage()
         except SecureAggError as error:
             raise RoundAborted(
                 f"secure aggregation: {error}", nothing_summed=nothing_summed
             ) from error
-
-    def _asked(self, messages: dict[int, bytes]) -> dict[int, bytes]:
-        for message in messages.values():
-            self._session = _session_of(message)
-            break
-        return messages
-
-
-def _session_of(message: bytes) -> bytes:
-    """Version and kind take two bytes of the header, the session the rest."""
-    return message[2:HEADER_SIZE]
 
 
 def round_params(

@@ -196,7 +196,7 @@ def test_21_signer_outside_the_alive_set() -> None:
         world = World(SPLIT)
         messages = world.until(Kind.ALIVE, {Kind.DELIVERY: [6]})
         signed = {i: signature(r) for i, r in world.deliver(messages).items()}
-        asked = world.members[1]._signed
+        asked = world.members[1]._now.signed
         assert asked is not None
         signed[6] = world.identities[6].sign(asked)
         return world.members[1].handle(unmask_message(messages[1], signed, [6]))
@@ -212,7 +212,7 @@ def after_release(world: World, lose_the_record: bool) -> bytes:
     messages = world.until(Kind.UNMASK)
     with pytest.MonkeyPatch.context() as patch:
         if lose_the_record:
-            patch.setattr(Participant, "_persist", lambda self: None)
+            patch.setattr(Participant, "_persist", lambda self, store: None)
         world.members[1].handle(messages[1])
     return world.restart(1).handle(messages[1])
 
@@ -224,8 +224,8 @@ def test_22_second_unmask() -> None:
     world.members[1].handle(messages[1])
     with pytest.raises(AlreadyReleased):
         world.members[1].handle(messages[1])
-    assert world.members[1]._secrets is None  # erased: there is nothing left to release
-    assert world.members[1]._held == {}
+    assert world.members[1]._now.secrets is None  # erased: there is nothing left to release
+    assert world.members[1]._now.held == {}
 
     with pytest.raises(AlreadyReleased):
         after_release(World(PARAMS, stores=True), lose_the_record=False)
@@ -245,7 +245,7 @@ def after_signing(world: World, lose_the_record: bool) -> bytes:
     messages = world.until(Kind.ALIVE)
     with pytest.MonkeyPatch.context() as patch:
         if lose_the_record:
-            patch.setattr(Participant, "_persist", lambda self: None)
+            patch.setattr(Participant, "_persist", lambda self, store: None)
         world.members[1].handle(messages[1])
     return world.restart(1).handle(alive_message(messages[1], [1, 2, 3, 4]))
 

@@ -58,7 +58,7 @@ def test_27_no_input_then_one() -> None:
     world = World(PARAMS)
     message = world.until(Kind.DELIVERY)[VICTIM]
     member = world.members[VICTIM]
-    member._vector = None
+    member._now.vector = None
     with pytest.raises(InputError, match="call provide"):
         member.handle(message)
     member.provide(world.inputs[VICTIM])

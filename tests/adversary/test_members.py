@@ -20,7 +20,9 @@ from secure_agg.errors import (
     ContextMismatch,
     DuplicateMember,
     GraphMismatch,
+    LateMessage,
     LowOrderPoint,
+    MessageError,
     NonceMismatch,
     NonceWithheld,
     ParameterError,
@@ -119,7 +121,7 @@ def test_01_swapped_key() -> None:
         world.members[VICTIM].handle(cohort)
         nonces = [world.secrets(i).nonce for i in world.ids]
         reply = world.members[VICTIM].handle(nonces_for(world, cohort, nonces))
-        view = context_of(present(world.members[VICTIM]._view).hash, reply, 4)
+        view = context_of(present(world.members[VICTIM]._now.view).hash, reply, 4)
         session, key = session_of(message), world.secrets(VICTIM).cipher_public
         shares = {}
         for place, (i, sealed) in enumerate(
@@ -159,7 +161,7 @@ def test_02_sybil() -> None:
         world.members[VICTIM].handle(cohort)
         nonces = [*(world.secrets(i).nonce for i in (0, 1, 2, 3)), nonce]
         reply = world.members[VICTIM].handle(nonces_for(world, cohort, nonces))
-        view = context_of(present(world.members[VICTIM]._view).hash, reply, 4)
+        view = context_of(present(world.members[VICTIM]._now.view).hash, reply, 4)
         key = world.secrets(VICTIM).cipher_public
         return open_as(private, key, session, view, sealed_shares(reply, 4)[3], 99), world
 
@@ -217,7 +219,7 @@ def test_04_duplicate_id_or_key() -> None:
         world.members[VICTIM].handle(cohort)
         nonces = [world.secrets(i).nonce for i in world.ids]
         reply = world.members[VICTIM].handle(nonces_for(world, cohort, nonces))
-        view = context_of(present(world.members[VICTIM]._view).hash, reply, 4)
+        view = context_of(present(world.members[VICTIM]._now.view).hash, reply, 4)
         sealed, opened = sealed_shares(reply, 4), 0
         for place, holder in ((2, 3), (3, 4)):
             key = world.secrets(VICTIM).cipher_public
@@ -252,7 +254,7 @@ def test_05_low_order_point(u: int) -> None:
         world.members[VICTIM].handle(cohort)
         nonces = [world.secrets(i).nonce for i in world.ids]
         reply = world.members[VICTIM].handle(nonces_for(world, cohort, nonces))
-        view = context_of(present(world.members[VICTIM]._view).hash, reply, 4)
+        view = context_of(present(world.members[VICTIM]._now.view).hash, reply, 4)
         pair = b"".join(sorted((point, world.secrets(VICTIM).cipher_public)))
         key = keys.derive_key(bytes(32), "seal", session, pair)
         return keys.unseal(key, sealed_shares(reply, 4)[3], view, VICTIM, 4), world
@@ -291,7 +293,7 @@ def test_06_threshold_outside_its_bounds() -> None:
         attack()
     with without("floor_threshold"):
         world = attack()
-    share = world.members[4]._held[VICTIM][:32]  # one colluder's share is the secret
+    share = world.members[4]._now.held[VICTIM][:32]  # one colluder's share is the secret
     assert combine({world.place(VICTIM, 4): share}, 1) == world.secrets(VICTIM).self_seed
 
 
@@ -361,7 +363,7 @@ def test_09_server_chosen_graph() -> None:
         world.deliver(dict.fromkeys(world.ids, cohort))
         nonces = [world.secrets(i).nonce for i in world.ids]
         reply = world.members[VICTIM].handle(nonces_for(world, cohort, nonces, colluders))
-        view = context_of(present(world.members[VICTIM]._view).hash, reply, 4)
+        view = context_of(present(world.members[VICTIM]._now.view).hash, reply, 4)
         key = world.secrets(VICTIM).cipher_public
         shares = {}
         for place, (i, sealed) in enumerate(zip(colluders, sealed_shares(reply, 4), strict=True)):
@@ -396,7 +398,7 @@ def test_10_nonce_differs_from_its_commitment() -> None:
                 break
         message = nonces_for(world, cohort, nonces, sorted(colluders))
         world.members[VICTIM].handle(message)
-        return present(world.members[VICTIM]._view).neighbour_ids(VICTIM)
+        return present(world.members[VICTIM]._now.view).neighbour_ids(VICTIM)
 
     with pytest.raises(NonceMismatch, match="member 7"):
         attack()
@@ -472,7 +474,7 @@ def test_15_different_models() -> None:
                 world.server.receive(i, reply[:2] + world.server._session + reply[HEADER_SIZE:])
             messages = world.server.close_stage()
             if messages:
-                session = world.members[VICTIM]._session
+                session = world.members[VICTIM]._now.session
                 message = messages[VICTIM]
                 messages[VICTIM] = message[:2] + session + message[HEADER_SIZE:]
         return world
@@ -490,6 +492,52 @@ def test_15_different_models() -> None:
         world = attack()
     total = world.server.result.total.tolist()
     assert total == exact_sum(world.inputs, world.ids, 32)  # over two different models
+
+
+def test_31_a_message_of_another_session_frames_nobody() -> None:
+    """The network keeps an honest advert back until the graph is drawn again, to frame its sender.
+
+    The same holds for a message of a whole other round that somebody recorded.
+    """
+
+    def attack() -> World:
+        world = World(
+            SecAggParams(
+                n=8, degree=2, threshold=1, quorum=5, min_alive=5, colluders=0, dropouts=3,
+                modulus_bits=32, attempts=2,
+            ),
+            floor=Floor(secrecy_bits=0),
+        )  # fmt: skip
+        first = world.deliver(world.server.begin())
+        for i, advert in first.items():
+            world.server.receive(i, advert)
+        again = world.step(world.server.close_stage(), absent=[7])  # withholds its nonce
+        assert Kind(again[VICTIM][1]) is Kind.BEGIN
+        with pytest.raises(LateMessage, match="member 0: a message of another session"):
+            world.server.receive(VICTIM, first[VICTIM])
+        assert VICTIM in world.server.waiting
+        messages = world.step(again)
+        while messages:
+            messages = world.step(messages)
+        return world
+
+    world = attack()
+    assert world.server.result.blamed == {}
+    assert world.server.result.included == (0, 1, 2, 3, 4, 5, 6)
+    assert world.server.result.total.tolist() == exact_sum(world.inputs, range(7), 32)
+    with without("same_session"), pytest.raises(MessageError, match="of another session"):
+        attack()  # and that error means blame:
+    world = World(PARAMS)
+    stranger = World(PARAMS, context=RoundContext(job=b"job", round=2))
+    replies = world.deliver(world.server.begin())
+    recorded = stranger.deliver(stranger.server.begin())[VICTIM]
+    with pytest.raises(LateMessage):
+        world.server.receive(VICTIM, recorded)
+    assert world.server.blamed == {}
+    world.server.receive(VICTIM, replies[VICTIM])  # the member's own word still counts
+    with without("same_session"), pytest.raises(MessageError):
+        world.server.receive(1, recorded)
+    assert list(world.server.blamed) == [1]
 
 
 def test_15_masks_of_different_views_do_not_cancel() -> None:

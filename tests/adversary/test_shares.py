@@ -72,7 +72,7 @@ def test_11_ciphertext_modified() -> None:
 
     reply, world = attack()
     assert complaints(reply) == [3]
-    assert 3 not in world.members[VICTIM]._held
+    assert 3 not in world.members[VICTIM]._now.held
 
     opened: list[bytes] = []
 
@@ -88,7 +88,7 @@ def test_11_ciphertext_modified() -> None:
         with without("share_fits"):
             reply, world = attack()
     assert complaints(reply) == []
-    share = world.members[VICTIM]._held[3][:32]
+    share = world.members[VICTIM]._now.held[3][:32]
     dealt = world.members[3]
     assert share != dealt_share(world, 3, VICTIM)
     assert dealt.stage.name == "SHARED"
@@ -155,7 +155,7 @@ def test_13_view_hash_differs_between_rounds() -> None:
     for seed in ("a", "b"):
         world = World(PARAMS, seed=seed)
         world.until(Kind.DELIVERY)
-        hashes.add(present(world.members[VICTIM]._view).hash)
+        hashes.add(present(world.members[VICTIM]._now.view).hash)
     assert len(hashes) == 2
 
 
@@ -368,7 +368,7 @@ def test_11_dealer_row_altered() -> None:
 
     reply, world = attack()
     assert complaints(reply) == [3]
-    assert present(world.members[VICTIM]._dealt).transcript != world.dealt.transcript
+    assert present(world.members[VICTIM]._now.dealt).transcript != world.dealt.transcript
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keys, "associated_data", bare)
         reply, _ = attack()

@@ -108,7 +108,7 @@ def test_a_restart_after_any_stage_repeats_the_reply_and_goes_on(kind: Kind) -> 
     if kind is Kind.UNMASK:
         with pytest.raises(AlreadyReleased):
             again.handle(message)
-        assert again._secrets is None
+        assert again._now.secrets is None
         return
     assert again.handle(message) == reply
     world.server.receive(ME, reply)
@@ -120,12 +120,101 @@ def test_a_restart_after_any_stage_repeats_the_reply_and_goes_on(kind: Kind) -> 
     assert world.server.result.total.tolist() == exact_sum(world.inputs, world.ids, 20)
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_failed_save_is_as_if_nothing_had_happened(kind: Kind, when: str) -> None:
+    """The process lives on: state, counts and answers are as before, and it may be asked again."""
+    world = World(PARAMS, stores=True)
+    store = world.stores[ME] = Failing()
+    world.members[ME] = world.member(ME)
+    messages = world.until(kind)
+    member = world.members[ME]
+    before, count = member.to_bytes(), member.participations
+    for _ in range(2):
+        store.fail = when
+        with pytest.raises(Crash):
+            member.handle(messages[ME])
+        assert member.to_bytes() == before
+        assert member.participations == count
+    while messages:
+        messages = world.step(messages)
+    assert world.server.result.blamed == {}
+    assert world.server.result.total.tolist() == exact_sum(world.inputs, world.ids, 20)
+    assert member.participations == 1
+
+
+def test_a_signature_that_was_never_said_binds_nobody() -> None:
+    """The store failed, so that no signature left: another alive set may be signed, once."""
+    world = World(PARAMS, stores=True)
+    store = world.stores[ME] = Failing()
+    world.members[ME] = world.member(ME)
+    message = world.until(Kind.ALIVE)[ME]
+    member = world.members[ME]
+    store.fail = "before"
+    with pytest.raises(Crash):
+        member.handle(message)
+    other = frame(Kind.ALIVE, message[2:HEADER_SIZE], pack_ids([0, 1, 2, 3]))
+    member.handle(other)
+    for machine in (member, world.restart(ME)):
+        with pytest.raises(AlreadySigned):
+            machine.handle(message)
+
+
+def test_a_masked_input_that_was_never_said_is_masked_again_the_same() -> None:
+    world = World(PARAMS, stores=True)
+    store = world.stores[ME] = Failing()
+    world.members[ME] = world.member(ME)
+    message = world.until(Kind.DELIVERY)[ME]
+    member = world.members[ME]
+    store.fail = "after"
+    with pytest.raises(Crash):
+        member.handle(message)
+    written = member.from_bytes(
+        store.data or b"", identity=world.identities[ME], roster=world.roster
+    )
+    assert member.handle(message) == written.handle(message)
+
+
+def test_a_restored_machine_is_written_down_before_it_says_anything() -> None:
+    """What the dead process saved may not have been durable; its successor makes it so."""
+    world = World(PARAMS, stores=True)
+    message = world.until(Kind.ALIVE)[ME]
+    world.members[ME].handle(message)
+    saved: list[bytes] = []
+
+    class Counting(MemoryStore):
+        def save(self, data: bytes) -> None:
+            saved.append(data)
+            super().save(data)
+
+    blob = world.stores[ME].data
+    assert blob is not None
+    world.stores[ME] = Counting(blob)
+    world.restart(ME)
+    assert saved == [blob]
+    store = world.stores[ME] = Failing()
+    store.fail = "before"
+    with pytest.raises(Crash):
+        world.restart(ME, blob)
+
+
+def test_a_state_that_the_store_has_left_behind_is_refused() -> None:
+    """A backup restored over a newer store could sign, or mask, again."""
+    world = World(PARAMS, stores=True)
+    messages = world.until(Kind.DELIVERY)
+    backup = world.stores[ME].data
+    world.members[ME].handle(messages[ME])
+    with pytest.raises(StateError, match="not the one in the store"):
+        world.restart(ME, backup)
+    assert world.restart(ME).stage.name == "MASKED"
+
+
 def test_no_state_survives_a_release() -> None:
     """What a thief finds after the round opens nothing."""
     world = World(PARAMS, stores=True)
     messages = world.until(Kind.UNMASK)
     own = world.secrets(ME)
-    secrets = [own.seed, own.self_seed, own.mask, *world.members[ME]._held.values()]
+    secrets = [own.seed, own.self_seed, own.mask, *world.members[ME]._now.held.values()]
     assert own.seed in (world.stores[ME].data or b"")
     world.members[ME].handle(messages[ME])
     data = world.stores[ME].data or b""

@@ -177,7 +177,7 @@ class World:
 
     def secrets(self, id_: int) -> keys.RoundSecrets:
         """A participant's secrets, as its colluders would share them."""
-        return present(self.members[id_]._secrets)
+        return present(self.members[id_]._now.secrets)
 
     def place(self, dealer: int, holder: int) -> int:
         """The holder's place among the dealer's neighbours."""

@@ -1,0 +1,137 @@
+"""What a device has spent is on its disk before it answers, whatever fails in between."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.journal import Journal
+from client.policy import Policy
+from fedsys.errors import ConfigError
+from fedsys.wire import fleet_pb2
+from tests.client.devices import Conversation, Devices, offer
+
+JOB = b"j" * 32
+
+
+@pytest.fixture
+def devices(tmp_path: Path) -> Devices:
+    return Devices(tmp_path)
+
+
+def full(_descriptor: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def agreed(devices: Devices) -> Conversation:
+    talk = Conversation(devices.terms(), devices.roster)
+    for device in devices.all:
+        assert device.handle(offer(talk.terms)).HasField("consent")
+    return talk
+
+
+def another(talk: Conversation, number: int) -> Conversation:
+    return Conversation(talk.terms, talk.roster, number)
+
+
+def test_a_round_that_cannot_be_counted_is_not_answered(
+    devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk, device = agreed(devices), devices.all[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        for _ in range(2):  # the second time, too: what failed was not remembered as done
+            answer = talk.invite(device, 0)
+            assert "journal.json: cannot be written: no space" in answer.refusal.reason
+        assert device.session.journal.jobs[JOB.hex()].joined == []
+    assert talk.invite(device, 0).HasField("answer")
+    assert Journal(devices.root / "device0" / "journal.json").jobs[JOB.hex()].joined == [1]
+
+
+def test_terms_that_cannot_be_written_are_not_agreed_to(
+    devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, terms = devices.all[0], devices.terms()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert device.handle(offer(terms)).HasField("refusal")
+        assert not device.session.journal.jobs
+    assert device.handle(offer(terms)).HasField("consent")
+
+
+def test_participations_are_limited_across_restarts(devices: Devices) -> None:
+    """Two rounds are the owner's limit; a device that forgets at every restart would join all."""
+    talk = agreed(devices)
+    accepted = []
+    for number in range(1, 6):
+        device = devices.all[0] = devices.start(0)
+        device.policy[0] = dataclasses.replace(device.policy[0], max_participations=2)
+        device.handle(offer(talk.terms))
+        accepted.append(another(talk, number).invite(device, 0).HasField("answer"))
+    assert accepted == [True, True, False, False, False]
+
+
+def test_the_count_is_of_other_rounds(devices: Devices) -> None:
+    """A device that died between its count and its first answer may still take part."""
+    talk, device = agreed(devices), devices.all[0]
+    device.session.journal.join(JOB, 1)
+    again = devices.start(0)
+    again.policy[0] = Policy(max_participations=1, epsilon=10.0)
+    again.handle(offer(talk.terms))
+    assert talk.invite(again, 0).HasField("answer")
+    assert again.session.journal.others(JOB, 1) == 0
+    assert again.session.journal.others(JOB, 2) == 1
+
+
+def test_a_lost_store_does_not_open_a_round_again(devices: Devices) -> None:
+    """The vector left; a store that somebody deleted must not let another one follow."""
+    talk = agreed(devices)
+    answers = {k: talk.invite(device, k) for k, device in enumerate(devices.all)}
+    while talk.step < 4:
+        talk.close(answers)
+        answers = {
+            k: device.handle(fleet_pb2.Down(stage=talk.stage(k)))
+            for k, device in enumerate(devices.all)
+        }
+    (devices.root / "device0" / "round.state").unlink()
+    device = devices.start(0)
+    device.handle(offer(talk.terms))
+    fresh = another(talk, 1)
+    assert "a vector has left this device" in fresh.invite(device, 0).refusal.reason
+    for number, expected in ((3, True), (2, False)):
+        other = another(talk, number)
+        other.assignment = dataclasses.replace(
+            other.assignment, weights=np.zeros(len(other.assignment.weights), np.float32)
+        )
+        assert other.invite(device, 0).HasField("answer") is expected
+
+
+def test_what_a_killed_process_wrote_is_made_certain_before_it_is_relied_upon(
+    devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = agreed(devices)
+    talk.invite(devices.all[0], 0)
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    device = devices.start(0)
+    device.handle(offer(talk.terms))
+    monkeypatch.setattr(os, "fsync", noted)
+    assert talk.invite(device, 0).HasField("answer")
+    assert any("journal.json" in name for name in flushed)
+    assert str(devices.root / "device0") in flushed  # the folder: its new name is durable
+
+
+def test_a_journal_that_cannot_be_written_says_so(tmp_path: Path, devices: Devices) -> None:
+    journal = Journal(tmp_path / "missing" / "journal.json")
+    with pytest.raises(ConfigError, match=r"journal\.json: cannot be written"):
+        journal.agree(devices.terms())
+    assert not journal.jobs
