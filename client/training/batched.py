@@ -15,7 +15,7 @@ from client.training.optimizer import Stepper
 from client.training.schedule import Schedule, Step
 from fedsys.tasks import Examples, Task, seeded
 
-__all__ = ["BatchedPath", "gather"]
+__all__ = ["BatchedPath", "examples_of", "gather", "loss_weights"]
 
 
 class BatchedPath:
@@ -67,10 +67,16 @@ class BatchedPath:
 
 def gather(examples: Examples, step: Step, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """One step's inputs (A, B, ...), targets (A, B, ...) and loss weights (A, B)."""
-    device = examples.x.device
-    rows = torch.from_numpy(step.rows).to(device)
-    flat = rows.reshape(-1)
-    x = examples.x.index_select(0, flat).view(*rows.shape, *examples.x.shape[1:])
-    y = examples.y.index_select(0, flat).view(*rows.shape, *examples.y.shape[1:])
-    weight = torch.from_numpy(step.weights()).to(device=device, dtype=dtype)
-    return x, y, weight
+    x, y = examples_of(examples.x, step), examples_of(examples.y, step)
+    return x, y, loss_weights(step, dtype, x.device)
+
+
+def examples_of(values: Tensor, step: Step) -> Tensor:
+    """(A, B, ...) one step's rows of all examples' inputs or targets (M, ...)."""
+    rows = torch.from_numpy(step.rows).to(values.device)
+    return values.index_select(0, rows.reshape(-1)).view(*rows.shape, *values.shape[1:])
+
+
+def loss_weights(step: Step, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(A, B) what each example's loss counts in its client's mean."""
+    return torch.from_numpy(step.weights()).to(device=device, dtype=dtype)

@@ -11,14 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from client.training.clipping import clipped_sum_of
 from client.training.cohort import Room
 from client.training.local import LocalConfig
 from client.training.schedule import Schedule, build
-from client.training.selfcheck import LocalPath, PathFactory
+from client.training.selfcheck import LocalPath, PathFactory, SummingPath
 from fedsys.errors import FedsysError, TrainingError
 from fedsys.tasks import Examples, Task
 
-__all__ = ["ChunkRunner", "Clients", "clip_factors"]
+__all__ = ["ChunkRunner", "Clients"]
 
 Rows = NDArray[np.int64]
 _log = logging.getLogger(__name__)
@@ -90,18 +91,10 @@ class ChunkRunner:
             schedule = self._schedule(clients, pool)
             self._path(path).updates(start, pool, schedule, clients.seeds, out)
         except Exception as error:
-            if _out_of_memory(error) and len(clients) > 1:
-                _log.warning(
-                    "out of memory with %d clients at once: going on with half; set engine.chunk "
-                    "to at most %d",
-                    len(clients),
-                    len(clients) // 2,
-                )
-                middle = len(clients) // 2
-                for part, into in zip(clients.halves(), (out[:middle], out[middle:]), strict=True):
-                    self.updates(path, start, pool, part, into)
-            else:
-                raise self._blame(error, start, pool, clients) from error
+            halves = self._halves(error, start, pool, clients)
+            middle = len(halves[0])
+            for part, into in zip(halves, (out[:middle], out[middle:]), strict=True):
+                self.updates(path, start, pool, part, into)
         return out
 
     def clipped_sum(
@@ -109,15 +102,37 @@ class ChunkRunner:
     ) -> tuple[Tensor, Tensor]:
         """(d,) the sum of a chunk's updates, each scaled down to norm `clip`, and (K,) the norms.
 
-        A client whose update is not finite adds zeros and has the norm NaN.
+        A client whose update is not finite adds zeros and has the norm NaN. Clients and errors as
+        in `updates`.
         """
-        updates = self.updates(path, start, pool, clients)
-        norms = torch.linalg.vector_norm(updates, dim=1)
-        factors, norms = clip_factors(norms, clip)
-        lost = torch.isnan(norms)
-        if bool(lost.any()):
-            updates[lost] = 0
-        return factors @ updates, norms
+        try:
+            local = self._path(path)
+            if isinstance(local, SummingPath):
+                schedule = self._schedule(clients, pool)
+                return local.clipped_sum(start, pool, schedule, clients.seeds, clip)
+        except Exception as error:
+            halves = self._halves(error, start, pool, clients)
+            parts = [self.clipped_sum(path, start, pool, part, clip) for part in halves]
+            return parts[0][0] + parts[1][0], torch.cat([norms for _, norms in parts])
+        return clipped_sum_of(self.updates(path, start, pool, clients), clip)
+
+    def _halves(
+        self, error: Exception, start: Tensor, pool: Examples, clients: Clients
+    ) -> tuple[Clients, Clients]:
+        """What to train instead where memory ran out.
+
+        Raises:
+            TrainingError: whatever else it was, with the client that it concerns.
+        """
+        if not _out_of_memory(error) or len(clients) == 1:
+            raise self._blame(error, start, pool, clients) from error
+        _log.warning(
+            "out of memory with %d clients at once: going on with half; set engine.chunk to at "
+            "most %d",
+            len(clients),
+            len(clients) // 2,
+        )
+        return clients.halves()
 
     def _schedule(self, clients: Clients, pool: Examples) -> Schedule:
         rows = np.concatenate(clients.rows)
@@ -158,13 +173,6 @@ class ChunkRunner:
             f"failed though each alone succeeds: {type(error).__name__}: {_one_line(error)}; set "
             f"engine.path = 'loop' or a smaller engine.chunk"
         )
-
-
-def clip_factors(norms: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """(K,) min(1, clip / norm), 0 where the norm is not finite; and the norms, NaN there."""
-    finite = torch.isfinite(norms)
-    factors = torch.where(norms > clip, clip / norms, 1.0)
-    return torch.where(finite, factors, 0.0), torch.where(finite, norms, torch.nan)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -67,20 +67,55 @@ class Cohort:
         self._step_of_row = np.repeat(np.arange(len(widths)), widths)
         self.total = sum(widths)
         self.anchor = like.new_zeros((), requires_grad=True)
-        self._now: Tensor | None = None
+        self._rate: float | None = None
+        self._now = like
 
     def begin(self, step: int, active: int) -> None:
         """`step` starts, with the first `active` clients."""
         self.step, self.active = step, active
         self.batch = self._widths[step]
         self.past = sum(self._widths[:step])
-        self._now = None
+        past = self.combine[step, :step]
+        # With plain SGD every past gradient counts alike.
+        alike = bool(step) and bool((past == past[0]).all())
+        self._rate = float(past[0]) if alike else None
+        if not alike:
+            self._now = self._tensor(self.combine[step, self._step_of_row[: self.past]])
 
-    def now(self) -> Tensor:
-        """(past,) c_{t,s} of each row of history, for the current step t."""
-        if self._now is None:
-            self._now = self._tensor(self.combine[self.step, self._step_of_row[: self.past]])
-        return self._now
+    def current(self, history: Tensor) -> Tensor:
+        """(A, B, ...) the current step's rows of a history (K, total, ...)."""
+        return history[: self.active, self.past : self.past + self.batch]
+
+    def earlier(self, history: Tensor) -> Tensor:
+        """(A, past, ...) the rows of a history (K, total, ...) before the current step."""
+        return history[: self.active, : self.past]
+
+    def combined(self, base: Tensor, gram: Tensor, history: Tensor, *, inside: bool) -> Tensor:
+        """(A, B, n) alpha_t base + sum_s c_{t,s} gram_s history_s at the current step t.
+
+        Args:
+            base: (A, B, n) what W_0 gives.
+            gram: (A, B, past).
+            history: (K, total, n).
+            inside: whether `base` may be written over.
+        """
+        share = float(self.alpha[self.step])
+        if not self.past:
+            return base if share == 1.0 else base * share
+        rate = self._rate
+        if rate is None:
+            gram, rate = gram * self._now, 1.0
+        past = self.earlier(history)
+        if inside:
+            return base.baddbmm_(gram, past, beta=share, alpha=rate)
+        return torch.baddbmm(base, gram, past, beta=share, alpha=rate)
+
+    def pairs(self) -> Tensor:
+        """(total, total) how often the product of two rows counts in a norm whose Gram matrix was
+        kept up to each step's own rows: 2 for a row of an earlier step, 1 in the step, else 0."""
+        step = self._step_of_row
+        weights = 2.0 * (step[:, None] > step) + 1.0 * (step[:, None] == step)
+        return self._tensor(weights)
 
     def final(self) -> Tensor:
         """(K, total) c_{T,s} of each row of history, T being where its client ended."""

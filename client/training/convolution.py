@@ -71,6 +71,19 @@ class ClientConv2d(nn.Module):
         """One optimizer step of the active clients."""
         self._stepper.step(grads[: len(self._params)], self._cohort.active)
 
+    def squared_norms(self) -> Tensor:
+        """(K,) float64 the sum of squares of each client's update."""
+        total = self._params[0].new_zeros(len(self._params[0]), dtype=torch.float64)
+        for end, start in zip(self._params, self._start, strict=True):
+            total += torch.linalg.vector_norm((end - start).flatten(1), dim=1).double().square_()
+        return total
+
+    def write_sum(self, factors: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        """sum_k f_k update_k into `weight` (out, in, h, w), likewise into `bias` (out,)."""
+        for into, end, start in zip([weight, bias], self._params, self._start, strict=False):
+            if into is not None:
+                into.copy_(torch.tensordot(factors, end - start, dims=1))
+
     def write_updates(self, weight: Tensor, bias: Tensor | None) -> None:
         """Each client's update into `weight` (K, out, in, h, w) and `bias` (K, out)."""
         for into, end, start in zip([weight, bias], self._params, self._start, strict=False):

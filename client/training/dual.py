@@ -8,14 +8,16 @@ for any model that treats the examples of a batch independently, which the self-
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.training.batched import gather
+from client.training.batched import examples_of, loss_weights
+from client.training.clipping import clip_factors, clipped_sum_of
 from client.training.coefficients import combination
-from client.training.cohort import Cohort, UnsupportedLayerError
+from client.training.cohort import Cohort, Room, UnsupportedLayerError
 from client.training.convolution import ClientConv2d
 from client.training.dual_linear import DualLinear
 from client.training.flat import FlatLayout
@@ -62,6 +64,8 @@ class DualPath:
         self._model = self._swap(model, "")
         swap_relu_and_pool(self._model)
         self._model.train()
+        self._data = _DataLayers.of(self._model)
+        self._room = Room()
 
     def _swap(self, module: nn.Module, prefix: str) -> nn.Module:
         if type(module) is nn.Linear:
@@ -92,6 +96,43 @@ class DualPath:
             out.zero_()
             return
         self._train(start, examples, schedule, seeds)
+        self._write(out)
+
+    def clipped_sum(
+        self,
+        start: Tensor,
+        examples: Examples,
+        schedule: Schedule,
+        seeds: Sequence[int],
+        clip: float,
+    ) -> tuple[Tensor, Tensor]:
+        """(d,) the sum of updates, each scaled down to norm `clip`, and (K,) the norms; a client
+        whose update is not finite adds zeros and has the norm NaN.
+
+        The clients' linear updates are not built: sum_k f_k dW_k is one matrix product, and the
+        norms come from Gram matrices.
+        """
+        if not schedule.steps:
+            return torch.zeros_like(start), start.new_zeros(schedule.clients)
+        summing = not (self._local.weight_decay or self._local.proximal_mu)
+        cohort = self._train(start, examples, schedule, seeds, summing=summing)
+        if summing:
+            squares = start.new_zeros(cohort.clients, dtype=torch.float64)
+            for _, layer in self._layers():
+                squares += layer.squared_norms()
+            if bool(torch.isfinite(squares).all()):
+                factors, norms = clip_factors(squares.sqrt_().to(start.dtype), clip)
+                total = torch.empty_like(start)
+                into = self._layout.views(total)
+                for prefix, layer in self._layers():
+                    name = f"{prefix}." if prefix else ""
+                    layer.write_sum(factors, into[f"{name}weight"], into.get(f"{name}bias"))
+                return total, norms
+        updates = self._room.take("updates", (cohort.clients, len(start)), start)
+        self._write(updates)
+        return clipped_sum_of(updates, clip)
+
+    def _write(self, out: Tensor) -> None:
         into = self._layout.views(out)
         for prefix, layer in self._layers():
             name = f"{prefix}." if prefix else ""
@@ -101,22 +142,36 @@ class DualPath:
         return [*self._linear.items(), *self._conv.items()]
 
     def _train(
-        self, start: Tensor, examples: Examples, schedule: Schedule, seeds: Sequence[int]
-    ) -> None:
-        cohort = self._begin(start, schedule)
+        self,
+        start: Tensor,
+        examples: Examples,
+        schedule: Schedule,
+        seeds: Sequence[int],
+        *,
+        summing: bool = False,
+    ) -> Cohort:
+        data = None if self._data is None else self._data.inputs(examples, schedule)
+        cohort = self._begin(start, schedule, data, summing)
         seed = seeds[0] & 0xFFFFFFFFFFFFFFFF
         for number, dropout in enumerate(self._dropouts):
             dropout.reseed((seed << 16) + number)
         with seeded(seed):
             for number, step in enumerate(schedule.steps):
                 cohort.begin(number, len(step.counts))
-                x, y, weight = gather(examples, step, start.dtype)
-                outputs = self._model(x.flatten(0, 1))
-                losses = self._task.loss(outputs, y.flatten(0, 1))
+                if self._data is None:
+                    outputs = self._model(examples_of(examples.x, step).flatten(0, 1))
+                else:
+                    outputs = self._data.after(self._data.layer(None))
+                targets = examples_of(examples.y, step).flatten(0, 1)
+                losses = self._task.loss(outputs, targets)
+                weight = loss_weights(step, start.dtype, start.device)
                 # The layers take their steps in the backward pass.
                 torch.dot(losses, weight.flatten()).backward()  # type: ignore[no-untyped-call]
+        return cohort
 
-    def _begin(self, start: Tensor, schedule: Schedule) -> Cohort:
+    def _begin(
+        self, start: Tensor, schedule: Schedule, data: Tensor | None, summing: bool
+    ) -> Cohort:
         alpha, combine = combination(self._local, len(schedule.steps))
         first = schedule.steps[0]
         cohort = Cohort(
@@ -129,13 +184,72 @@ class DualPath:
         )
         cohort.begin(0, len(first.counts))
         views = self._layout.views(start)
+        fed = None if self._data is None else self._data.layer
         for prefix, linear in self._linear.items():
             name = f"{prefix}." if prefix else ""
-            linear.start(cohort, views[f"{name}weight"], views.get(f"{name}bias"))
+            weight, bias = views[f"{name}weight"], views.get(f"{name}bias")
+            known = data if linear is fed else None
+            linear.start(cohort, weight, bias, summing=summing, data=known)
         for prefix, conv in self._conv.items():
             name = f"{prefix}." if prefix else ""
             conv.start(cohort, self._local, views[f"{name}weight"], views.get(f"{name}bias"))
         return cohort
+
+
+class _DataLayers:
+    """A model that begins with a linear layer fed with data, cut in three.
+
+    Attributes:
+        layer: the linear layer.
+        after: the rest.
+    """
+
+    def __init__(self, before: nn.Module, layer: DualLinear, after: nn.Module) -> None:
+        self._before, self.layer, self.after = before, layer, after
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _DataLayers | None:
+        """None where another layer comes first, or one whose output chance decides."""
+        layers = list(_in_sequence(model))
+        for at, layer in enumerate(layers):
+            if isinstance(layer, DualLinear):
+                before, after = nn.Sequential(*layers[:at]), nn.Sequential(*layers[at + 1 :])
+                return cls(before, layer, after)
+            if any(isinstance(part, _NO_DATA) for part in layer.modules()):
+                return None
+        return None
+
+    @torch.no_grad()
+    def inputs(self, examples: Examples, schedule: Schedule) -> Tensor:
+        """(K, total, in) the layer's inputs in all steps; zeros where a client takes no step."""
+        rows = np.zeros((schedule.clients, sum(s.rows.shape[1] for s in schedule.steps)), np.int64)
+        at, missing = 0, []
+        for step in schedule.steps:
+            active, width = step.rows.shape
+            rows[:active, at : at + width] = step.rows
+            if active < schedule.clients:
+                missing.append((slice(active, None), slice(at, at + width)))
+            at += width
+        which = torch.from_numpy(rows.reshape(-1)).to(examples.x.device)
+        found: Tensor = self._before(examples.x.index_select(0, which))
+        if found.dim() != 2:
+            raise UnsupportedLayerError(f"a Linear layer is fed {found.dim() - 1}-dimensional rows")
+        inputs = found.reshape(*rows.shape, -1)
+        for absent in missing:
+            inputs[absent] = 0
+        return inputs
+
+
+_NO_DATA = (DualLinear, ClientConv2d, BitDropout, nn.modules.dropout._DropoutNd)
+
+
+def _in_sequence(model: nn.Module) -> Iterator[nn.Module]:
+    """The layers of nested Sequentials, one after the other."""
+    if type(model) is not nn.Sequential:
+        yield model
+        return
+    for layer in model:
+        yield from _in_sequence(layer)
 
 
 def _check_trainable_once(model: nn.Module, layout: FlatLayout) -> None:

@@ -12,6 +12,10 @@ from client.training.cohort import Cohort, Room, UnsupportedLayerError
 
 __all__ = ["DualLinear"]
 
+_CANCELLED = 1e-3
+"""Below this share of what its terms could reach, a squared norm is not taken of Gram matrices: the
+error, some 1e-7 of that reach, would near the 1e-4 that `fedsys.privacy.float_sums` allows for."""
+
 
 class DualLinear(nn.Module):
     """A linear layer whose K weight matrices are never built.
@@ -20,6 +24,9 @@ class DualLinear(nn.Module):
     so X W_t^T = alpha_t X W_0^T + sum_s c_{t,s} (X X_s^T) G_s: one matrix product with W_0 that
     all clients share, and products with the small Gram matrix X X_s^T. The inputs' gradient
     expands alike. A bias is a column of ones appended to the inputs: 1 is added to the Gram.
+
+    A layer that is fed with data knows the inputs of all steps beforehand: one product with W_0
+    serves them all, and nothing is copied into a history.
     """
 
     def __init__(self, like: nn.Linear) -> None:
@@ -31,22 +38,50 @@ class DualLinear(nn.Module):
         self._cohort: Cohort
         self._history: Tensor
         self._gradients: Tensor
+        self._base: Tensor | None = None
+        self._grams: Tensor | None = None
         self._room = Room()
         self._calls = -1
 
-    def start(self, cohort: Cohort, weight: Tensor, bias: Tensor | None) -> None:
-        """All clients have the weights W_0 = `weight` (out, in) and `bias` (out,)."""
+    def start(
+        self,
+        cohort: Cohort,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        summing: bool = False,
+        data: Tensor | None = None,
+    ) -> None:
+        """All clients have the weights W_0 = `weight` (out, in) and `bias` (out,).
+
+        Args:
+            cohort: who trains.
+            weight: of the start.
+            bias: of the start.
+            summing: whether norms and a sum will be asked for instead of single updates.
+            data: (K, total, in) the inputs of all steps, where they are known; zeros where a
+                client does not take part.
+        """
         self._weight, self._bias, self._cohort, self._calls = weight, bias, cohort, -1
         rows = (cohort.clients, cohort.total)
-        self._history = self._room.take("history", (*rows, self.inputs), weight)
+        self._base = None
+        if data is None:
+            self._history = self._room.take("history", (*rows, self.inputs), weight)
+        else:
+            self._history = data
+            self._base = functional.linear(data.view(-1, self.inputs), weight, bias).view(*rows, -1)
         self._gradients = self._room.take("gradients", (*rows, self.outputs), weight)
+        self._grams = None
+        if summing and cohort.total**2 <= self.inputs * self.outputs:
+            self._grams = self._room.take("grams", (*rows, cohort.total), weight).zero_()
         if cohort.ragged:
-            self._history.zero_()
             self._gradients.zero_()
+            if data is None:
+                self._history.zero_()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(A B, in) to (A B, out)."""
-        if x.dim() != 2:
+    def forward(self, x: Tensor | None) -> Tensor:
+        """(A B, in) to (A B, out); None stands for the data that the layer was started with."""
+        if x is not None and x.dim() != 2:
             raise UnsupportedLayerError(f"a Linear layer is fed {x.dim() - 1}-dimensional examples")
         if self._calls == self._cohort.step:
             raise UnsupportedLayerError("a Linear layer is used more than once in a forward pass")
@@ -54,55 +89,53 @@ class DualLinear(nn.Module):
         outputs: Tensor = _DualLinear.apply(x, self._cohort.anchor, self)  # type: ignore[no-untyped-call]
         return outputs
 
-    def _own(self, rows: Tensor) -> Tensor:
-        return rows.view(self._cohort.active, self._cohort.batch, -1)
-
-    def _past(self, history: Tensor) -> Tensor:
-        return history[: self._cohort.active, : self._cohort.past]
-
-    def _record(self, history: Tensor, rows: Tensor) -> None:
-        now = slice(self._cohort.past, self._cohort.past + self._cohort.batch)
-        history[: self._cohort.active, now] = rows
-
-    def output(self, x: Tensor) -> Tensor:
+    def output(self, x: Tensor | None) -> Tensor:
         """(A B, out) X W_t^T + b_t."""
+        cohort, fed = self._cohort, self._base is not None
+        own = cohort.current(self._history)
+        if x is not None:
+            own.copy_(x.view(own.shape))
+            base = functional.linear(x, self._weight, self._bias).view(*own.shape[:2], -1)
+        elif self._base is not None:
+            base = cohort.current(self._base)
+        gram = self._gram(own)
+        return cohort.combined(base, gram, self._gradients, inside=not fed).reshape(
+            -1, self.outputs
+        )
+
+    def _gram(self, own: Tensor) -> Tensor:
+        """(A, B, past) X X_s^T; kept, up to the current rows, where norms will be asked for."""
         cohort = self._cohort
-        share = float(cohort.alpha[cohort.step])
-        own = self._own(x)
-        self._record(self._history, own)
-        y = functional.linear(x, self._weight, self._bias)
-        if share != 1.0:
-            y *= share
-        if cohort.past:
-            gram = torch.bmm(own, self._past(self._history).transpose(1, 2))
-            if self._bias is not None:
-                gram += 1.0
-            gram *= cohort.now()
-            self._own(y).baddbmm_(gram, self._past(self._gradients))
-        return y
+        past = cohort.past
+        if self._grams is None and not past:
+            return own[..., :0]
+        until = past if self._grams is None else past + cohort.batch
+        gram = torch.bmm(own, self._history[: cohort.active, :until].transpose(1, 2))
+        if self._bias is not None:
+            gram += 1.0
+        if self._grams is not None:
+            cohort.current(self._grams)[..., :until] = gram
+        return gram[..., :past]
 
     def input_gradient(self, dy: Tensor, wanted: bool) -> Tensor | None:
         """(A B, in) dY W_t, where wanted; dY is kept in any case."""
         cohort = self._cohort
-        own = self._own(dy)
-        self._record(self._gradients, own)
+        kept = cohort.current(self._gradients)
+        own = dy.view(kept.shape)
+        kept.copy_(own)
         if not wanted:
             return None
-        dx = dy @ self._weight
-        share = float(cohort.alpha[cohort.step])
-        if share != 1.0:
-            dx *= share
+        dx = (dy @ self._weight).view(*own.shape[:2], -1)
+        gram = own[..., :0]
         if cohort.past:
-            gram = torch.bmm(own, self._past(self._gradients).transpose(1, 2))
-            gram *= cohort.now()
-            self._own(dx).baddbmm_(gram, self._past(self._history))
-        return dx
+            gram = torch.bmm(own, cohort.earlier(self._gradients).transpose(1, 2))
+        return cohort.combined(dx, gram, self._history, inside=True).view(-1, self.inputs)
 
     def write_updates(self, weight: Tensor, bias: Tensor | None) -> None:
         """Each client's W_T - W_0 into `weight` (K, out, in), b_T - b_0 into `bias` (K, out)."""
         cohort = self._cohort
-        scaled = self._gradients * cohort.final().unsqueeze(-1)
-        _product(scaled, self._history, weight)
+        scaled = self._scaled()
+        torch.bmm(scaled.transpose(1, 2), self._history, out=weight)
         share = cohort.start_share()
         decayed = bool((share != 0).any())
         if decayed:
@@ -112,16 +145,53 @@ class DualLinear(nn.Module):
             if decayed:
                 bias += share[:, None] * self._bias
 
+    def squared_norms(self) -> Tensor:
+        """(K,) float64 |W_T - W_0|^2 + |b_T - b_0|^2, where nothing of W_0 decayed.
 
-def _product(left: Tensor, right: Tensor, into: Tensor) -> None:
-    """``into[k] = left[k].T @ right[k]``; `into` is (K, out, in), a slice of a wider matrix."""
-    torch.bmm(left.transpose(1, 2), right, out=into)
+        |sum_s c_s G_s^T X_s|^2 = sum_{s,r} <X_s, X_r> <c_s G_s, c_r G_r>: small products, unless
+        the history is longer than the weights are wide. NaN where the terms cancel so much that
+        rounding would show.
+        """
+        scaled = self._scaled()
+        if self._grams is None:
+            weight = torch.bmm(scaled.transpose(1, 2), self._history)
+            squares = _squares(weight)
+            return squares if self._bias is None else squares + _squares(scaled.sum(1))
+        products = torch.bmm(scaled, scaled.transpose(1, 2)).mul_(self._grams).flatten(1).double()
+        pairs = self._cohort.pairs().flatten().double()
+        squares = products @ pairs
+        lengths = torch.linalg.vector_norm(scaled, dim=2).double()
+        lengths *= self._grams.diagonal(dim1=1, dim2=2).double().sqrt_()
+        return torch.where(squares >= _CANCELLED * lengths.sum(1).square_(), squares, torch.nan)
+
+    def write_sum(self, factors: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        """sum_k f_k (W_T - W_0)_k into `weight` (out, in), likewise into `bias` (out,).
+
+        Args:
+            factors: (K,); 0 does not remove a client whose numbers are not finite.
+            weight: written.
+            bias: written.
+        """
+        scaled = (self._scaled() * factors[:, None, None]).view(-1, self.outputs)
+        torch.mm(scaled.T, self._history.view(-1, self.inputs), out=weight)
+        if bias is not None:
+            torch.sum(scaled, dim=0, out=bias)
+
+    def _scaled(self) -> Tensor:
+        """(K, total, out) c_{T,s} G_s."""
+        return self._gradients * self._cohort.final().unsqueeze(-1)
+
+
+def _squares(rows: Tensor) -> Tensor:
+    """(K,) sums of squares of (K, ...)."""
+    norms: Tensor = torch.linalg.vector_norm(rows.flatten(1), dim=1)
+    return norms.double().square_()
 
 
 class _DualLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: DualLinear) -> Tensor:
-        ctx.layer, ctx.wanted = layer, x.requires_grad
+    def forward(ctx: Any, x: Tensor | None, anchor: Tensor, layer: DualLinear) -> Tensor:
+        ctx.layer, ctx.wanted = layer, x is not None and x.requires_grad
         return layer.output(x)
 
     @staticmethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from client.training.loop import LoopPath
 from client.training.schedule import Schedule, build
 from fedsys.tasks import Examples, Task
 
-__all__ = ["LocalPath", "PathFactory", "reason_to_refuse"]
+__all__ = ["LocalPath", "PathFactory", "SummingPath", "reason_to_refuse"]
 
 TOLERANCE = 1e-9
 _ROWS = 64
@@ -46,6 +46,23 @@ class LocalPath(Protocol):
         out: Tensor,
     ) -> None:
         """(K, d) updates into `out`."""
+        ...
+
+
+@runtime_checkable
+class SummingPath(Protocol):
+    """A path that adds clipped updates without building them."""
+
+    def clipped_sum(
+        self,
+        start: Tensor,
+        examples: Examples,
+        schedule: Schedule,
+        seeds: Sequence[int],
+        clip: float,
+    ) -> tuple[Tensor, Tensor]:
+        """(d,) the sum of updates, each scaled down to norm `clip`, and (K,) the norms; a client
+        whose update is not finite adds zeros and has the norm NaN."""
         ...
 
 

@@ -187,3 +187,83 @@ class Torchs(nn.Module):
                 )
         outputs: Tensor = self.readout(sequence)
         return outputs.transpose(1, 2)
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+@pytest.mark.parametrize("config", [name for name in CONFIGS if name != "adam"])
+def test_a_dual_sum_is_the_sum_of_its_clipped_updates(model_name: str, config: str) -> None:
+    local = CONFIGS[config]
+    _, expected = both("dual", model_name, local, RAGGED)
+    lengths = expected.norm(dim=1)
+    clip = float(lengths[lengths > 0].median())
+    factors = (clip / lengths).clamp(max=1.0)
+    factors[lengths == 0] = 0.0
+    model, rows = model_of(model_name), clients(RAGGED)
+    seeds = list(range(100, 100 + len(RAGGED)))
+    start = FlatLayout.of(model).read(model)
+    path = DualPath(Toy(model), model, local)
+    schedule = build(rows, seeds, local)
+    total, norms = path.clipped_sum(start, examples(), schedule, seeds, clip)
+    assert (norms - lengths).abs().max() < 1e-9
+    assert (total - factors @ expected).abs().max() < 1e-10
+
+
+def test_norms_that_rounding_would_spoil_are_taken_of_the_updates_themselves() -> None:
+    """Two examples whose gradients all but cancel: the Gram form has no digits left."""
+    model = nn.Linear(40, 40, bias=False)
+    with torch.no_grad():
+        model.weight.zero_()
+    x = torch.ones(2, 40) * 100
+    x[1, 0] += 0.01
+
+    class Opposed(Toy):
+        def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return (outputs * (1.0 - 2.0 * targets.unsqueeze(1))).sum(1)
+
+    pool, rows = Examples(x=x, y=torch.tensor([0, 1])), [np.array([0, 1])]
+    local = LocalConfig(batch_size=2, learning_rate=0.1)
+    start, schedule = torch.zeros(1600), build(rows, [1], local)
+    path = DualPath(Opposed(model), model, local)
+    found = torch.empty(1, 1600)
+    path.updates(start, pool, schedule, [1], found)
+    total, norms = path.clipped_sum(start, pool, schedule, [1], 1.0)
+    assert 0 < float(norms[0]) == pytest.approx(float(found.norm()), rel=1e-6)
+    assert torch.allclose(total, found[0], rtol=1e-6, atol=0)
+
+
+def test_a_client_with_numbers_that_are_not_finite_adds_nothing_to_a_dual_sum() -> None:
+    model, local = model_of("mlp"), CONFIGS["sgd"]
+    pool, rows, seeds = examples(), [np.arange(10), np.arange(20, 30)], [1, 2]
+    pool.x[3] = torch.inf
+    start = FlatLayout.of(model).read(model)
+    path = DualPath(Toy(model), model, local)
+    total, norms = path.clipped_sum(start, pool, build(rows, seeds, local), seeds, 1e-3)
+    alone, norm = path.clipped_sum(start, pool, build(rows[1:], seeds[1:], local), seeds[1:], 1e-3)
+    assert torch.isnan(norms).tolist() == [True, False]
+    assert norms[1] == pytest.approx(float(norm[0]), rel=1e-9)
+    assert torch.allclose(total, alone, rtol=1e-9, atol=1e-15)
+    assert total.norm() == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("front", ["flatten", "dropout", "nested"])
+def test_layers_before_the_first_linear_one_are_computed_once_where_they_may(front: str) -> None:
+    seen: list[int] = []
+
+    class Counted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return x
+
+    layers: dict[str, list[nn.Module]] = {
+        "flatten": [Counted(), nn.Flatten()],
+        "dropout": [nn.Dropout(0.5), Counted()],
+        "nested": [nn.Sequential(Counted(), nn.Flatten()), nn.Identity()],
+    }
+    model = nn.Sequential(*layers[front], nn.Linear(12, 3)).double()
+    local, rows, seeds = CONFIGS["sgd"], clients((10, 10)), [1, 2]
+    path = DualPath(Toy(model), model, local)
+    out = torch.empty(2, 39, dtype=torch.float64)
+    path.updates(
+        FlatLayout.of(model).read(model), examples(), build(rows, seeds, local), seeds, out
+    )
+    assert seen == ([10, 10] if front == "dropout" else [20])
