@@ -177,10 +177,11 @@ class Engine(Section):
     """Speed only. Zero means "measure and choose"; the choice is stored with the run.
 
     `deadline` is how many seconds a chunk of clients may take before the run gives up. `backend`
-    "ray" trains on a cluster, `address` says where it is (empty: one on this machine).
+    "ray" trains on a cluster, `address` says where it is (empty: one on this machine). Path "graph"
+    is for GPUs.
     """
 
-    path: Literal["auto", "dual", "batched", "loop"] = "auto"
+    path: Literal["auto", "graph", "dual", "batched", "loop"] = "auto"
     chunk: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=0)] = 0
     processes: Annotated[int, Field(ge=0, le=1024)] = 0

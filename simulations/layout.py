@@ -10,13 +10,14 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedsys.config import Config
 from fedsys.errors import ConfigError
 from fedsys.privacy import PrivacyPlan
 from server.job import clipping_for
 from simulations.chunk import RoundWork
+from simulations.devices import Devices, device_names
 from simulations.engine import Chunk, Engine, InProcess
 from simulations.population import Population
 from simulations.processes import Processes
@@ -75,7 +76,7 @@ def lay_out(
     if engine.backend == "ray":
         return _on_ray(config, population, randomness, threads)
     if population.trainer.device.type != "cpu":
-        return _alone(population, randomness, engine.threads)
+        return _on_devices(config, population, randomness)
     if engine.processes == 1:
         return _alone(population, randomness, threads)
     if engine.processes > 1:
@@ -112,6 +113,26 @@ def _alone(population: Population, randomness: Randomness, threads: int) -> Layo
         threads=threads,
         clients_per_second={},
     )
+
+
+def _on_devices(config: Config, population: Population, randomness: Randomness) -> Layout:
+    """GPUs: all of them, or the one that was asked for."""
+    if config.privacy.mechanism == "example-gaussian":
+        return _alone(population, randomness, config.engine.threads)
+    spec = population_spec(config, randomness, threads=config.engine.threads)
+    pool = population.train_set
+    x, y = pool.x.cpu().numpy(), pool.y.cpu().numpy()
+    others = [
+        replace(spec, device=name).build(x, y, population.partition)
+        for name in device_names(population.trainer.device)[1:]
+    ]
+    engine = Devices(
+        [population, *others],
+        randomness,
+        path=config.engine.path,
+        deadline=config.engine.deadline,
+    )
+    return Layout(engine=engine, processes=1, threads=config.engine.threads, clients_per_second={})
 
 
 def _on_ray(config: Config, population: Population, randomness: Randomness, threads: int) -> Layout:

@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 __all__ = ["Choice", "candidates", "measure", "most_at_once"]
 
 CHUNKS = (8, 32, 128, 512)
@@ -25,7 +23,7 @@ class Choice:
     """How clients are trained.
 
     Attributes:
-        path: ``"dual"``, ``"batched"`` or ``"loop"``.
+        path: ``"graph"``, ``"dual"``, ``"batched"`` or ``"loop"``.
         chunk: How many clients at once.
         refused: Each path that cannot be used, and why.
         clients_per_second: What was measured for each (path, chunk); empty where nothing was.
@@ -48,13 +46,10 @@ class Choice:
         return "; ".join(parts)
 
 
-def most_at_once(dimension: int, device: torch.device) -> int:
-    """How many clients' weights, gradients and two optimizer states fit: in half of a GPU's free
-    memory, or in 1 GiB of the host's."""
-    free = _HOST_BYTES
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0] // 2
-    return max(1, free // (16 * dimension))
+def most_at_once(dimension: int) -> int:
+    """How many clients' weights, gradients and two optimizer states fit in 1 GiB of the host's
+    memory."""
+    return max(1, _HOST_BYTES // (16 * dimension))
 
 
 def candidates(paths: Sequence[str], clients: int, most: int) -> list[tuple[str, int]]:

@@ -198,8 +198,8 @@ class GraphPath:
         self._local = local
         self._layout = FlatLayout.of(model)
         model.train()
-        device = next(model.parameters()).device
-        self._recorder = recorder or recorder_for(device)
+        self._device = next(model.parameters()).device
+        self._recorder = recorder or recorder_for(self._device)
         self._examples: Examples | None = None
         self._epochs: list[tuple[Finish | None, Epoch]] = []
 
@@ -238,14 +238,20 @@ class GraphPath:
         with seeded(seeds[0]), warnings.catch_warnings(), torch.no_grad():
             # vmap warns where it falls back to a loop over clients: slow, never wrong.
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            epoch = self._epoch(start, examples, schedule, finish)
-            epoch.run(start, schedule, self._local)
+            try:
+                epoch = self._epoch(start, examples, schedule, finish)
+                epoch.run(start, schedule, self._local)
+            except torch.OutOfMemoryError:
+                self.release()
+                raise
         return epoch
 
     def release(self) -> None:
         """Lets go of all graphs and their memory."""
         self._epochs = []
         self._examples = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _epoch(
         self, start: Tensor, examples: Examples, schedule: Schedule, finish: Finish | None
@@ -271,7 +277,7 @@ class GraphPath:
             if fits:
                 self._epochs.append(self._epochs.pop(at))
                 return epoch
-        del self._epochs[: len(self._epochs) - _KEPT + 1]
+        del self._epochs[: max(len(self._epochs) - _KEPT + 1, 0)]
         made = Epoch(
             self._gradients,
             self._layout,

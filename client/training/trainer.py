@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,11 +28,14 @@ from torch import Tensor, nn
 from client.training.autotune import Choice, candidates, measure, most_at_once
 from client.training.batched import BatchedPath
 from client.training.chunks import ChunkRunner, Clients
+from client.training.device_memory import CudaMemory, clients_that_fit
 from client.training.dual import DualPath, pays
 from client.training.evaluation import evaluate
 from client.training.flat import FlatLayout
+from client.training.graphed import GraphPath
 from client.training.local import LocalConfig
 from client.training.loop import LoopPath
+from client.training.resident import Resident
 from client.training.selfcheck import PathFactory, reason_to_refuse
 from fedsys.errors import ConfigError, TrainingError
 from fedsys.tasks import Examples, Task
@@ -41,7 +45,13 @@ __all__ = ["ClippedSum", "Trainer"]
 Weights = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
-PATHS: dict[str, PathFactory] = {"dual": DualPath, "batched": BatchedPath, "loop": LoopPath}
+PATHS: dict[str, PathFactory] = {
+    "graph": GraphPath,
+    "dual": DualPath,
+    "batched": BatchedPath,
+    "loop": LoopPath,
+}
+MOST_ON_GPU = 512
 _log = logging.getLogger(__name__)
 _choices: dict[tuple[object, ...], Choice] = {}
 
@@ -67,8 +77,8 @@ class Trainer:
         task: Model, loss and metrics.
         local: Local hyper-parameters.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``...
-        path: ``"dual"``, ``"batched"``, ``"loop"`` or ``"auto"``: measure and choose at the
-            first call.
+        path: ``"graph"``, ``"dual"``, ``"batched"``, ``"loop"`` or ``"auto"``: measure and choose
+            at the first call.
         chunk: Clients at once; None or 0 leaves it to the measurement.
         seed: Of the initial weights.
 
@@ -143,6 +153,11 @@ class Trainer:
             self._choice = self._decide(self._tensor(weights), self._place(examples), usual)
             _log.info("local training: %s", self._choice)
         return self._choice
+
+    def resident(self, examples: Examples) -> Resident:
+        """`examples` on the device, and graphs of this model that train from them."""
+        path = GraphPath(self._task, copy.deepcopy(self._model), self._local)
+        return Resident(path, self._local, self._place(examples), self.dimension)
 
     def train(
         self,
@@ -239,8 +254,13 @@ class Trainer:
         usable, refused = self._usable(pool, rows)
         if self._asked_chunk:
             tried = [(name, self._asked_chunk) for name in usable]
+        elif self._device.type == "cuda":
+            tried = [
+                (name, 1 if name == "loop" else self._fitting(name, start, pool, rows))
+                for name in usable
+            ]
         else:
-            most = most_at_once(self.dimension, self._device)
+            most = most_at_once(self.dimension)
             tried = candidates(usable, len(rows), most)
         if len(tried) == 1:
             return Choice(path=tried[0][0], chunk=tried[0][1], refused=refused)
@@ -259,7 +279,10 @@ class Trainer:
 
     def _usable(self, pool: Examples, rows: Sequence[Rows]) -> tuple[list[str], dict[str, str]]:
         """The paths worth measuring, and why others cannot be used."""
-        asked = [self._asked_path] if self._asked_path != "auto" else list(PATHS)
+        asked = [self._asked_path]
+        if self._asked_path == "auto":
+            # Graphs are for GPUs; without one they are the batched path with more padding.
+            asked = [name for name in PATHS if name != "graph" or self._device.type == "cuda"]
         usable: list[str] = []
         refused: dict[str, str] = {}
         for name in asked:
@@ -270,6 +293,8 @@ class Trainer:
                 refused[name] = why
                 continue
             usable.append(name)
+            if name == "graph":
+                break
             history = self._local.epochs * int(np.median([len(each) for each in rows]))
             if name == "dual" and self._device.type == "cpu" and pays(self._model, history):
                 # It has beaten the others wherever this holds; not asking saves a second.
@@ -280,6 +305,18 @@ class Trainer:
                 f"{refused[self._asked_path]}; use path = 'auto' or 'loop'"
             )
         return usable, refused
+
+    def _fitting(self, path: str, start: Tensor, pool: Examples, rows: Sequence[Rows]) -> int:
+        """Clients that fit into the GPU at once."""
+
+        def train(clients: int) -> None:
+            many = (list(rows) * -(-clients // len(rows)))[:clients]
+            runner = ChunkRunner(self._task, self._model, self._local, PATHS)
+            some = [many[k] for k in self._longest_first(many)]
+            numbers = range(len(some))
+            runner.updates(path, start, pool, Clients(some, numbers, numbers))
+
+        return clients_that_fit(CudaMemory(self._device), train, MOST_ON_GPU)
 
     def _clock(self) -> Callable[[], float]:
         alone = self._device.type == "cpu" and torch.get_num_threads() == 1

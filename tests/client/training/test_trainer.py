@@ -320,7 +320,7 @@ def test_weights_round_trip_and_evaluation(data: FederatedData) -> None:
 
 def test_wrong_arguments_are_one_clear_line(data: FederatedData) -> None:
     task = load("digits")
-    with pytest.raises(ConfigError, match=r"engine\.path = 'fast': allowed are auto, dual"):
+    with pytest.raises(ConfigError, match=r"engine\.path = 'fast': allowed are auto, graph, dual"):
         Trainer(task, LOCAL, path="fast")
     with pytest.raises(ConfigError, match=r"engine\.chunk = -1"):
         Trainer(task, LOCAL, chunk=-1)

@@ -1,0 +1,76 @@
+"""How many clients fit into a GPU at once: free memory over measured bytes a client.
+
+Tested with a made-up memory; unmeasured on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+__all__ = ["CudaMemory", "DeviceMemory", "clients_that_fit"]
+
+_FEW, _MORE = 2, 8
+_SHARE = 0.75
+"""Of what is free: evaluation, other shapes of chunk and the allocator's rounding need some too."""
+
+
+class DeviceMemory(Protocol):
+    """The memory of one device."""
+
+    def free(self) -> int:
+        """Bytes that nobody holds."""
+        ...
+
+    def peak(self, work: Callable[[], object]) -> int:
+        """Bytes that `work` holds at most, beyond those held before it."""
+        ...
+
+
+class CudaMemory:
+    """What the driver and PyTorch's allocator say.
+
+    Args:
+        device: a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def free(self) -> int:
+        """See `DeviceMemory`; other programs' memory is not free."""
+        torch.cuda.empty_cache()
+        free: int = torch.cuda.mem_get_info(self._device)[0]
+        return free
+
+    def peak(self, work: Callable[[], object]) -> int:
+        """See `DeviceMemory`."""
+        torch.cuda.synchronize(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        work()
+        torch.cuda.synchronize(self._device)
+        return int(torch.cuda.max_memory_allocated(self._device)) - before
+
+
+def clients_that_fit(memory: DeviceMemory, train: Callable[[int], object], most: int) -> int:
+    """K: how many clients to train at once.
+
+    Args:
+        memory: of the device.
+        train: trains so many clients and lets go of what it needed.
+        most: K at most.
+
+    Returns:
+        From 1 to `most`. An estimate: whoever trains still has to halve it when memory runs out.
+    """
+    try:
+        small = memory.peak(lambda: train(_FEW))
+        large = memory.peak(lambda: train(_MORE))
+    except torch.OutOfMemoryError:
+        return 1
+    each = max((large - small) / (_MORE - _FEW), 1.0)
+    fixed = max(small - _FEW * each, 0.0)
+    return max(1, min(most, int((_SHARE * memory.free() - fixed) / each)))
