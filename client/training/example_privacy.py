@@ -1,37 +1,36 @@
-"""DP-SGD inside each client: what leaves it hides every single example of its data.
+"""DP-SGD inside each client, by Opacus: what leaves it hides every single example of its data.
 
-Abadi et al. 2016 (arXiv:1607.00133), algorithm 1, as Opacus does it, with two differences. Batches
-and noise come from AES-CTR streams keyed by the caller's entropy. Each example's clipped gradient
-is truncated to integers (units of clip / 2^20), so that their sum is exact, its sensitivity is at
-most the clip, and the noise is round(sigma N): floating point gives nothing away.
+Abadi et al. 2016 (arXiv:1607.00133), algorithm 1. Opacus puts it together (`EntropyEngine`): its
+clipping, ghost clipping where that serves (`example_gradients`), its optimizer. Batches and noise
+come from AES-CTR streams keyed by the caller's entropy; clipped gradients are added as integers and
+the noise is round(sigma N) (`example_optimizer`).
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
-from client.training.optimizer import Stepper
 from fedsys.errors import ConfigError, TrainingError
 from fedsys.privacy.randomness import AesCtrStream, Entropy
-from fedsys.privacy.samplers.gaussian import RoundedGaussian
 from fedsys.tasks import Examples, Task, seeded
 
 __all__ = ["ExamplePrivacy", "ExamplePrivateTrainer"]
 
-_UNITS = float(1 << 20)
-# Float32 norms of millions of coordinates are off by less; clipping to a hair less makes up for it.
-_SLACK = 1.0 - 1e-5
+_log = logging.getLogger(__name__)
+_GHOST_BATCH = 256
+_TRIED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +70,13 @@ class ExamplePrivateTrainer:
         privacy: What is guaranteed.
         device: Where gradients are computed; noise is drawn on the host.
         seed: Of the initial weights.
+        mode: Opacus' way to an example's gradient, ``"ghost"`` or ``"no_op"`` (torch.func); chosen
+            for the model at the first call by default.
 
     A client's number of examples is taken to be public: it divides the summed gradients.
+
+    Raises:
+        TrainingError: the model has a layer without gradients of single examples.
     """
 
     def __init__(
@@ -82,23 +86,32 @@ class ExamplePrivateTrainer:
         privacy: ExamplePrivacy,
         device: str | torch.device = "cpu",
         seed: int = 0,
+        *,
+        mode: str | None = None,
     ) -> None:
-        self._local, self._privacy, self._device = local, privacy, torch.device(device)
-        self._model = task.init_model(seed).to(self._device).train()
+        from client.training.example_engine import EntropyEngine
+        from client.training.example_gradients import refuse_mixing
+
+        self._task, self._local, self._privacy = task, local, privacy
+        self._device, self._seed, self._mode = torch.device(device), seed, mode
+        self._renew()
+        refuse_mixing(self._model)
         self._layout = FlatLayout.of(self._model)
-        self._noise = RoundedGaussian(float(privacy.noise_multiplier * _UNITS))
-        model: nn.Module = self._model
-
-        def loss_of(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            outputs = functional_call(model, params, (x.unsqueeze(0),))
-            return task.loss(outputs, y.unsqueeze(0)).sum()
-
-        self._gradients = vmap(grad(loss_of), in_dims=(None, 0, 0), randomness="different")
+        self._engine = EntropyEngine(privacy.noise_multiplier)
 
     @property
     def dimension(self) -> int:
         """d, the length of the flat weight vector."""
         return self._layout.dimension
+
+    @property
+    def mode(self) -> str | None:
+        """Opacus' grad_sample_mode; None before the first call."""
+        return self._mode
+
+    def opacus_epsilon(self, delta: float) -> float:
+        """Epsilon by Opacus' own accountant, of the steps of all clients as if they were one."""
+        return float(self._engine.get_epsilon(delta))
 
     def train(
         self,
@@ -126,60 +139,116 @@ class ExamplePrivateTrainer:
         for client, rows in enumerate(client_rows):
             if not len(rows):
                 continue
+            name = client if names is None else names[client]
             stream = AesCtrStream.from_entropy(entropy)
             try:
                 trained = self._train_one(start, examples, rows, stream)
+            except TrainingError as error:
+                self._renew()
+                raise TrainingError(f"client {name}: {error}") from error
             except (RuntimeError, IndexError, ValueError, TypeError) as error:
-                name = client if names is None else names[client]
+                self._renew()
                 text = " ".join(str(error).split())[:300]
                 raise TrainingError(
                     f"client {name}: example-private training failed: {type(error).__name__}: "
-                    f"{text}; the model must run under torch.func.vmap"
+                    f"{text}"
                 ) from error
             updates[client] = (trained - start).cpu().numpy()
         return updates
 
+    def _renew(self) -> None:
+        """A model that bears no trace of Opacus."""
+        self._model: nn.Module = self._task.init_model(self._seed).to(self._device).train()
+        self._private: nn.Module = self._model
+
     def _train_one(
         self, start: Tensor, examples: Examples, rows: NDArray[np.int64], stream: AesCtrStream
     ) -> Tensor:
-        flat = start.clone()
-        stepper = Stepper(self._local, [start], [flat])
-        expected = self._privacy.example_rate * len(rows)
+        from client.training.example_engine import PoissonBatches
+        from client.training.example_gradients import PerExampleLoss, step_of
+        from client.training.example_optimizer import proximal_hook
+
+        privacy = self._privacy
+        self._layout.write(self._model, start)
         # A dropout mask may follow a fixed seed: privacy rests on batches and noise alone.
-        with seeded(0), torch.no_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="There is a performance drop")
-            for _ in range(self._privacy.steps):
-                batch = rows[_chosen(stream, len(rows), self._privacy.example_rate)]
-                total = self._clipped_sum(flat, examples, batch)
-                total += self._noise.draw(total.shape, stream)
-                gradient = total * (self._privacy.clip / _UNITS / expected)
-                stepper.step([torch.from_numpy(gradient).to(flat)])
-        return flat
+        with seeded(0), _without_hints():
+            mode = self._choose(examples, rows)
+            params = [p for p in self._model.parameters() if p.requires_grad]
+            made = self._engine.make_private(
+                module=self._private,
+                optimizer=self._optimizer(params),
+                criterion=PerExampleLoss(self._task),
+                data_loader=PoissonBatches(
+                    rows, rate=privacy.example_rate, steps=privacy.steps, stream=stream
+                ),
+                noise_multiplier=privacy.noise_multiplier,
+                max_grad_norm=privacy.clip,
+                grad_sample_mode=mode,
+                stream=stream,
+                examples=privacy.example_rate * len(rows),
+            )
+            self._private, optimizer, batches = made[0], made[1], made[-1]
+            count = self._engine.accountant.get_optimizer_hook_fn(sample_rate=batches.rate)
+            pull = proximal_hook(
+                params, [p.detach().clone() for p in params], self._local.proximal_mu
+            )
+            optimizer.attach_step_hook(lambda o: (count(o), pull(o)))
+            gradients = step_of(mode, self._task, self._model, self._private, made[2], optimizer)
+            for batch in batches:
+                for x, y, last in self._physical(examples, batch):
+                    optimizer.signal_skip_step(not last)
+                    optimizer.zero_grad()
+                    gradients(x, y)
+                    optimizer.step()
+        return self._layout.read(self._model)
 
-    def _clipped_sum(
-        self, flat: Tensor, examples: Examples, batch: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """(d,) the sum of the batch's clipped gradients, in units of clip / 2^20."""
-        total = np.zeros(self.dimension, dtype=np.int64)
+    def _optimizer(self, params: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        local = self._local
+        if local.optimizer == "adam":
+            return torch.optim.Adam(params, lr=local.learning_rate, weight_decay=local.weight_decay)
+        return torch.optim.SGD(
+            params,
+            lr=local.learning_rate,
+            momentum=local.momentum,
+            weight_decay=local.weight_decay,
+        )
+
+    def _physical(
+        self, examples: Examples, batch: NDArray[np.int64]
+    ) -> Iterator[tuple[Tensor, Tensor, bool]]:
+        """A Poisson batch in parts that fit into memory; the last is marked."""
         most = max(1, (256 << 20) // (4 * self.dimension))
-        for at in range(0, len(batch), most):
-            rows = torch.from_numpy(batch[at : at + most]).to(examples.x.device)
-            x = examples.x.index_select(0, rows).to(self._device)
-            y = examples.y.index_select(0, rows).to(self._device)
-            grads = self._gradients(self._layout.views(flat), x, y)
-            each = torch.cat([grads[name].flatten(1) for name in self._layout.names], dim=1)
-            norms = torch.linalg.vector_norm(each, dim=1)
-            # A gradient that is not finite counts as zero: refusing would tell of its example.
-            each[~torch.isfinite(norms)] = 0
-            norms = torch.nan_to_num(norms, nan=0.0, posinf=0.0)
-            factors = (self._privacy.clip / norms.clamp_min(1e-30)).clamp_max(1.0)
-            each *= (factors * (_SLACK * _UNITS / self._privacy.clip)).unsqueeze(1)
-            total += each.trunc_().sum(0, dtype=torch.float64).cpu().numpy().astype(np.int64)
-        return total
+        if self._mode == "ghost":
+            most = _GHOST_BATCH
+        for at in range(0, max(len(batch), 1), most):
+            yield *self._take(examples, batch[at : at + most]), at + most >= len(batch)
+
+    def _take(self, examples: Examples, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        which = torch.from_numpy(np.ascontiguousarray(rows)).to(examples.x.device)
+        x, y = examples.x.index_select(0, which), examples.y.index_select(0, which)
+        return x.to(self._device), y.to(self._device)
+
+    def _choose(self, examples: Examples, rows: NDArray[np.int64]) -> str:
+        """Opacus' mode for this model, tried on the first finite examples; kept."""
+        if self._mode is None:
+            from client.training.example_gradients import form_for
+
+            x, y = self._take(examples, rows[: 64 * _TRIED])
+            finite = torch.isfinite(x.flatten(1)).all(1) if x.is_floating_point() else slice(None)
+            x, y = x[finite][:_TRIED], y[finite][:_TRIED]
+            if not len(x):
+                self._private = self._model
+                return "no_op"
+            self._private = self._model
+            self._mode, why = form_for(self._task, self._model, x, y)
+            _log.info("gradients of examples: %s, %s", self._mode, why)
+        return self._mode
 
 
-def _chosen(stream: AesCtrStream, count: int, rate: float) -> NDArray[np.bool_]:
-    """(count,) independent coins that are true with probability `rate` to within 2^-64."""
-    if rate >= 1:
-        return np.ones(count, dtype=np.bool_)
-    return stream.words(count) < np.uint64(math.floor(rate * 2.0**64))
+@contextmanager
+def _without_hints() -> Iterator[None]:
+    """torch's remarks on how Opacus uses it say nothing to who runs a job."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        yield

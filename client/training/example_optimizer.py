@@ -1,0 +1,133 @@
+"""Opacus' optimizers with integer sums and noise from AES-CTR.
+
+`DPOptimizer` clips, adds, noises, scales, steps. Two of its five are replaced here. What is added
+are integers, units of C / 2^20, so physical batches add up exactly; and the noise is
+round(sigma N) on that integer sum, from a stream that the operating system's entropy keys: neither
+torch's generator nor the low bits of a floating-point sum have a say in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
+from torch import Tensor, nn
+
+from fedsys.privacy.randomness import AesCtrStream
+from fedsys.privacy.samplers.gaussian import RoundedGaussian
+
+__all__ = ["UNITS", "GhostLatticeOptimizer", "LatticeOptimizer", "proximal_hook"]
+
+UNITS = float(1 << 20)
+# Float32 norms of millions of coordinates are off by less; clipping to a hair less makes up for it.
+_SLACK = 1.0 - 1e-5
+# Ghost clipping adds in float32 besides: off by 1.3e-5 C at most with 256 examples, as measured.
+_GHOST_SLACK = 1.0 - 1e-4
+
+
+class _Noise:
+    """round(sigma N), sigma = z 2^20 units, onto each parameter's integer sum."""
+
+    def __init__(self, sampler: RoundedGaussian, stream: AesCtrStream, clip: float) -> None:
+        self._sampler, self._stream, self._unit = sampler, stream, clip / UNITS
+
+    def onto(self, params: Sequence[nn.Parameter]) -> None:
+        """``grad`` becomes ``summed_grad`` (int64 units) plus noise, in the gradient's units."""
+        for param in params:
+            noise = torch.from_numpy(self._sampler.draw(tuple(param.shape), self._stream))
+            noisy = param.summed_grad.cpu() + noise  # type: ignore[attr-defined]
+            param.grad = (noisy.double() * self._unit).to(param)
+            param.summed_grad = None  # type: ignore[attr-defined]
+
+
+class LatticeOptimizer(DPOptimizer):  # type: ignore[misc]
+    """Adds whole clipped gradients, each truncated to the lattice: the sum's sensitivity is C.
+
+    Args:
+        optimizer: What steps, e.g. ``torch.optim.SGD``.
+        sampler: Of the noise, in units; its sigma is z 2^20.
+        stream: What the noise is drawn from.
+        settings: Of `DPOptimizer`.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        sampler: RoundedGaussian,
+        stream: AesCtrStream,
+        **settings: Any,
+    ) -> None:
+        super().__init__(optimizer, **settings)
+        self._noise = _Noise(sampler, stream, self.max_grad_norm)
+
+    def clip_and_accumulate(self) -> None:
+        """Adds the physical batch's clipped gradients to ``summed_grad``, in integer units."""
+        params: list[nn.Parameter] = self.params
+        each = torch.cat([grads.flatten(1) for grads in self.grad_samples], dim=1)
+        norms = torch.linalg.vector_norm(each, dim=1)
+        # A gradient that is not finite counts as zero: refusing would tell of its example.
+        each[~torch.isfinite(norms)] = 0
+        norms = torch.nan_to_num(norms, nan=0.0, posinf=0.0)
+        factors = (self.max_grad_norm / norms.clamp_min(1e-30)).clamp_max(1.0)
+        each *= (factors * (_SLACK * UNITS / self.max_grad_norm)).unsqueeze(1)
+        total = each.trunc_().sum(0, dtype=torch.float64).to(torch.int64)
+        for param, part in zip(
+            params, torch.split(total, [p.numel() for p in params]), strict=True
+        ):
+            _add(param, part.view_as(param))
+
+    def add_noise(self) -> None:
+        """Exact noise onto the exact sum."""
+        self._noise.onto(self.params)
+
+
+class GhostLatticeOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
+    """The same where Opacus' ghost clipping has added already: rounds a physical batch's sum.
+
+    No example's gradient is ever built, so a physical batch is added in float32; clipping to a
+    ten-thousandth less makes up for what that is off by.
+
+    Args: as `LatticeOptimizer`.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        sampler: RoundedGaussian,
+        stream: AesCtrStream,
+        **settings: Any,
+    ) -> None:
+        super().__init__(optimizer, **settings)
+        self._noise = _Noise(sampler, stream, self.max_grad_norm)
+
+    def accumulate(self) -> None:
+        """Adds the physical batch's sum to ``summed_grad``, in integer units."""
+        scale = _GHOST_SLACK * UNITS / self.max_grad_norm
+        for param in self.params:
+            _add(param, (param.grad.double() * scale).round_().to(torch.int64))
+
+    def add_noise(self) -> None:
+        """Exact noise onto the integer sum."""
+        self._noise.onto(self.params)
+
+
+def proximal_hook(
+    params: Sequence[nn.Parameter], start: Sequence[Tensor], weight: float
+) -> Callable[[DPOptimizer], None]:
+    """A step hook that adds FedProx's ``weight (w - w_global)`` once the noise is in."""
+
+    def pull(_: DPOptimizer) -> None:
+        for param, origin in zip(params, start, strict=True):
+            if param.grad is not None:
+                param.grad.add_(param.detach() - origin, alpha=weight)
+
+    return pull
+
+
+def _add(param: nn.Parameter, part: Tensor) -> None:
+    already = param.summed_grad  # type: ignore[attr-defined]
+    param.summed_grad = part if already is None else already + part  # type: ignore[attr-defined]
