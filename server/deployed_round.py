@@ -165,11 +165,9 @@ class DeployedRound:
             wait = self._patience()
             if wait <= 0:
                 return
-            try:
-                event = await asyncio.wait_for(self._fleet.events.get(), wait)
-            except TimeoutError:
-                continue
-            await self._take(event)
+            event = await self._fleet.next_event(wait)
+            if event is not None:
+                await self._take(event)
 
     async def _drain(self) -> None:
         """Hand on what arrived while the round was ending."""

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 
 from fedsys.errors import FedsysError
+from server.disk_work import to_its_end
 from server.enrollment import Registry
 from server.fleet import Fleet
 from server.home import Home
@@ -87,13 +89,12 @@ class Deployment:
             self._fleet.events.get_nowait()
         self._metrics.connected(len(self._fleet.links))
         self.wake.clear()
-        try:
-            await asyncio.wait_for(self.wake.wait(), _POLL)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_POLL):  # `wait_for` may swallow a cancellation
+                await self.wake.wait()
 
     async def _run(self, row: JobRow) -> tuple[str, str]:
-        prepared = await asyncio.to_thread(self._preparation.prepare, row)
+        prepared = await to_its_end(self._preparation.prepare, row)
         if isinstance(prepared, AlreadyOver):
             return prepared.status, ""
         run = JobRun(

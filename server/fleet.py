@@ -120,6 +120,18 @@ class Fleet:
             self._gone[link.node] = self._clock()
             self.events.put_nowait(Left(link.node))
 
+    async def next_event(self, seconds: float) -> Event | None:
+        """Take the next event; None where there was none in time.
+
+        Not `asyncio.wait_for`: before Python 3.12 that swallows a cancellation which comes together
+        with an event, and whoever was to stop waits on.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.events.get()
+        except TimeoutError:
+            return None
+
     def send(self, node: int, message: fleet_pb2.Down) -> bool:
         """Queue a message for a node; False where it is not connected."""
         link = self.links.get(node)

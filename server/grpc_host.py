@@ -209,7 +209,8 @@ class DevicePort:
                 if greeted:
                     frame = await anext(stream)
                 else:
-                    frame = await asyncio.wait_for(anext(stream), _HELLO_SECONDS)
+                    async with asyncio.timeout(_HELLO_SECONDS):
+                        frame = await anext(stream)
                 assembler.limit = link.limit
                 whole = assembler.add(frame)
                 if whole is None:

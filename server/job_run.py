@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
 
@@ -142,14 +141,9 @@ class JobRun:
             if not enough and (not enough_may_come or time.monotonic() > closes):
                 waited = f" within {self._settings.patience:g} s" if enough_may_come else ""
                 raise JobFailed(self._consent.shortage(waited))
-            await self._next_event()
-
-    async def _next_event(self) -> None:
-        try:
-            event = await asyncio.wait_for(self._fleet.events.get(), _POLL)
-        except TimeoutError:
-            return
-        self.take(event)
+            event = await self._fleet.next_event(_POLL)
+            if event is not None:
+                self.take(event)
 
     async def _rounds(self) -> None:
         coordinator = self._job.coordinator

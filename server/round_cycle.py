@@ -85,7 +85,7 @@ class RoundCycle:
         """
         coordinator = self._job.coordinator
         number = coordinator.reserved + 1
-        open_ = await asyncio.to_thread(coordinator.begin_round, self._randomness.sampling(number))
+        open_ = await to_its_end(coordinator.begin_round, self._randomness.sampling(number))
         self._state.update_job(self._id, round=number, stage="reserved", spent=self._job.epsilon)
         round_: DeployedRound | None = None
         try:
