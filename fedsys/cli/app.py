@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from fedsys import __version__
-from fedsys.cli import agent, audit, coordinator, doctor, init, job, privacy, publish, simulate
+from fedsys.cli import (
+    agent,
+    audit,
+    coordinator,
+    doctor,
+    init,
+    job,
+    privacy,
+    publish,
+    simulate,
+    tune,
+)
 
 __all__ = ["app"]
 
@@ -38,6 +49,7 @@ def root(
 app.command("simulate")(simulate.simulate)
 app.command("audit")(audit.audit)
 app.command("publish")(publish.publish)
+app.command("tune")(tune.tune)
 app.command("init")(init.init)
 app.command("doctor")(doctor.doctor)
 app.add_typer(coordinator.app, name="coordinator")

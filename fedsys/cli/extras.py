@@ -6,18 +6,26 @@ from importlib.util import find_spec
 
 from fedsys.errors import ConfigError
 
-__all__ = ["require_deploy"]
+__all__ = ["require", "require_deploy"]
 
 
-def require_deploy() -> None:
-    """Raise ConfigError where the packages of a deployment are not installed."""
-    for package in ("grpc", "grpc_health", "google.protobuf", "sqlalchemy", "prometheus_client"):
+def require(*packages: str, extra: str) -> None:
+    """Raise ConfigError where one of the packages of an extra is not installed."""
+    for package in packages:
         try:
             found = find_spec(package)
-        except ModuleNotFoundError:
+        except (ModuleNotFoundError, ValueError):
             found = None
         if found is None:
             raise ConfigError(
                 f"this command needs the package {package}; install it with: pip install "
-                f"'fedsys[deploy]'"
+                f"'fedsys[{extra}]'"
             )
+
+
+def require_deploy() -> None:
+    """Raise ConfigError where the packages of a deployment are not installed."""
+    require(
+        *("grpc", "grpc_health", "google.protobuf", "sqlalchemy", "prometheus_client"),
+        extra="deploy",
+    )

@@ -1,0 +1,267 @@
+"""What a search varies, and between what: ``local.learning_rate=log:0.01..1``.
+
+>>> from fedsys.config import load
+>>> space = parse("server.momentum=0..0.95", load("quickstart"))
+>>> space.low, space.high, space.log
+(0.0, 0.95, False)
+>>> parse("local.optimizer=sgd,adam", load("quickstart")).choices
+('sgd', 'adam')
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsys.config import Config, dump, load, validate
+from fedsys.errors import ConfigError, RunFolderError
+from server.checkpoint import make_folder, write_atomically
+from server.run_folder import disk_errors
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+__all__ = ["Search", "Space", "Value", "parse", "setting", "with_settings"]
+
+VERSION = 1
+"""Of ``search.json``."""
+
+Value = bool | int | float | str
+
+_FREE = ("local.", "server.", "job.seed", "privacy.clip", "privacy.adaptive_", "engine.")
+_FALLING = ("loss", "error", "perplexity")
+_MOST_BYTES = 1 << 16
+_EXAMPLE_COST = ("local.epochs", "local.batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """The values that one key may take: a range, or `choices`.
+
+    Attributes:
+        key: ``section.name``.
+        text: as it was written.
+        low: least value; an int where the key takes whole numbers.
+        high: greatest value, itself allowed.
+        log: whether orders of magnitude count alike.
+        choices: the values, where there is no range.
+    """
+
+    key: str
+    text: str
+    low: float = 0
+    high: float = 0
+    log: bool = False
+    choices: tuple[Value, ...] = ()
+
+    def distribution(self) -> BaseDistribution:
+        """For Optuna."""
+        from optuna.distributions import (
+            CategoricalDistribution,
+            FloatDistribution,
+            IntDistribution,
+        )
+
+        if self.choices:
+            return CategoricalDistribution(self.choices)
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return IntDistribution(self.low, self.high, log=self.log)
+        return FloatDistribution(self.low, self.high, log=self.log)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What is sought, and where.
+
+    Attributes:
+        base: the configuration that is varied.
+        spaces: the values of each key.
+        metric: of a trial's last evaluation.
+        minimize: whether less of it is better.
+    """
+
+    base: Config
+    spaces: tuple[Space, ...]
+    metric: str
+    minimize: bool
+
+    @classmethod
+    def of(cls, base: Config, over: Sequence[str], metric: str) -> Search:
+        """Read ``--over`` and ``--metric``.
+
+        Raises:
+            ConfigError: they do not fit the configuration, or would make the trials' costs not
+                add up.
+        """
+        if not over:
+            raise ConfigError(
+                "--over is missing: say what to vary, local.learning_rate=log:0.01..1"
+            )
+        if base.evaluation.data == "none":
+            raise ConfigError("evaluation.data = 'none': a search needs evaluations to compare")
+        spaces = tuple(parse(text, base) for text in over)
+        keys = [space.key for space in spaces]
+        if len(set(keys)) < len(keys):
+            raise ConfigError(f"--over names a key twice: {', '.join(keys)}")
+        _require_same_cost(spaces, base)
+        return cls(base=base, spaces=spaces, metric=metric, minimize=metric.endswith(_FALLING))
+
+    @property
+    def over(self) -> list[str]:
+        """As it was written."""
+        return [f"{space.key}={space.text}" for space in self.spaces]
+
+    def store(self, folder: Path) -> None:
+        """Write ``config.toml`` and ``search.json`` into a new or empty folder.
+
+        Raises:
+            RunFolderError: it holds something, or cannot be written.
+        """
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunFolderError(
+                f"{folder}: is there already; go on with that search with --resume, or choose "
+                f"another --out"
+            )
+        with disk_errors(folder):
+            make_folder(folder)
+            write_atomically(folder / "config.toml", dump(self.base).encode())
+            words = {"version": VERSION, "over": self.over, "metric": self.metric}
+            write_atomically(folder / "search.json", json.dumps(words, indent=2).encode() + b"\n")
+
+    @classmethod
+    def stored(cls, folder: Path) -> Search:
+        """What `store` wrote.
+
+        Raises:
+            RunFolderError: there is nothing, or it does not read back.
+        """
+        try:
+            with (folder / "search.json").open(encoding="utf-8") as file:
+                words = json.loads(file.read(_MOST_BYTES))
+            if words["version"] != VERSION:
+                raise ValueError(f"version {words['version']} instead of {VERSION}")
+            return cls.of(load(folder / "config.toml"), list(words["over"]), str(words["metric"]))
+        except FileNotFoundError:
+            raise RunFolderError(
+                f"{folder}: no search to go on with here (search.json is missing)"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(f"{folder}: search.json does not read back: {error}") from None
+
+
+def parse(text: str, base: Config) -> Space:
+    """Read ``KEY=LOW..HIGH``, ``KEY=log:LOW..HIGH`` or ``KEY=A,B,...``.
+
+    Args:
+        text: as given to ``--over``.
+        base: the configuration that is varied; both ends of the range must fit it.
+
+    Raises:
+        ConfigError: with the key, its value and what is allowed.
+    """
+    key, equals, written = text.partition("=")
+    key, written = key.strip(), written.strip()
+    if not equals or "." not in key:
+        raise ConfigError(f"--over {text}: expected section.key=LOW..HIGH or section.key=A,B")
+    log = written.startswith("log:")
+    low, dots, high = written.removeprefix("log:").partition("..")
+    if dots:
+        return _range(text, key, (_value(low), _value(high)), log, base)
+    choices = tuple(_value(part) for part in written.split(","))
+    if log or len(choices) < 2 or len(set(choices)) < len(choices):
+        raise ConfigError(
+            f"--over {text}: expected a range, {key}=0.1..1 or {key}=log:0.001..1, or two or more "
+            f"different values, {key}=A,B"
+        )
+    for choice in choices:
+        with_settings(base, {key: choice})
+    return Space(key=key, text=written, choices=choices)
+
+
+def _range(text: str, key: str, ends: tuple[Value, Value], log: bool, base: Config) -> Space:
+    taken = [_taken(with_settings(base, {key: end}), key) for end in ends]
+    numbers = [end for end in taken if isinstance(end, (int, float)) and not isinstance(end, bool)]
+    if len(numbers) < 2 or not all(map(math.isfinite, numbers)):
+        raise ConfigError(f"--over {text}: the ends of a range are numbers")
+    low, high = numbers
+    if not low < high:
+        raise ConfigError(f"--over {text}: the range is empty; write {key}=LOW..HIGH")
+    if log and low <= 0:
+        raise ConfigError(f"--over {text}: log: needs a lower end above 0, not {low:g}")
+    if isinstance(low, float) or isinstance(high, float):
+        low, high = float(low), float(high)
+    return Space(key=key, text=text.partition("=")[2].strip(), low=low, high=high, log=log)
+
+
+def _value(text: str) -> Value:
+    """As TOML reads it; a bare string where it is not TOML."""
+    try:
+        value = tomllib.loads(f"v = {text.strip()}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+    return value if isinstance(value, (bool, int, float, str)) else text.strip()
+
+
+def _taken(config: Config, key: str) -> Any:
+    """What the configuration holds at a key, once loaded."""
+    node: Any = config.model_dump()
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def with_settings(base: Config, settings: dict[str, Value]) -> Config:
+    """`base` with some keys replaced.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    tree = tomllib.loads(dump(base))
+    for key, value in settings.items():
+        *sections, name = key.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{key}: {section} is a value, not a section")
+        node[name] = value
+    return validate(tree)
+
+
+def setting(key: str, value: Value) -> str:
+    """``key=value`` for people and for ``--set``.
+
+    >>> setting("local.learning_rate", 0.1), setting("local.optimizer", "sgd")
+    ('local.learning_rate=0.1', 'local.optimizer="sgd"')
+    """
+    return f"{key}={json.dumps(value)}"
+
+
+def _require_same_cost(spaces: Sequence[Space], base: Config) -> None:
+    """Refuses to vary what privacy costs.
+
+    The total of trials is their composition. Which settings a trial has depends on what the trials
+    before it showed, and Rényi divergences add up under that only if the cost of each was fixed
+    beforehand (Mironov 2017, Proposition 1; Feldman and Zrnic 2021).
+
+    Raises:
+        ConfigError: a key changes the cost of a trial.
+    """
+    privacy = base.privacy
+    if privacy.mechanism == "none":
+        return
+    for space in spaces:
+        free = space.key.startswith(_FREE)
+        if privacy.unit == "example" and space.key in _EXAMPLE_COST:
+            free = False
+        if not free:
+            raise ConfigError(
+                f"--over {space.key}={space.text}: would make what a trial costs in privacy depend "
+                f"on the trials before it, and then costs do not add up; fix it with --set, or "
+                f"tune it with --set privacy.mechanism=none on data that need no protection"
+            )

@@ -1,0 +1,308 @@
+"""Many trials of one job: which settings do best, and what finding out cost in privacy.
+
+Every trial is a whole run with a folder of its own, its ledger included, below the study's folder::
+
+    config.toml    what is varied
+    search.json    the keys, their ranges and the metric
+    study.sqlite   Optuna's: which settings were tried, and their results
+    trial-0001/    a run's folder
+    total.json     what all trials together cost
+    best.toml      the best trial's configuration, for the final run
+
+Trials on one population add up: whoever saw the results saw all of them. ``best.toml`` says what
+was spent before it, and the final run's ledger repeats that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedsys import tasks
+from fedsys.audit import audit_run, compose, to_json
+from fedsys.config import Tuning, dump
+from fedsys.errors import ConfigError, MechanismError, RunFolderError, TrainingError
+from fedsys.records import AuditResult
+from fedsys.tasks.options import nearest
+from server.checkpoint import write_atomically
+from server.run_folder import RunFolder, disk_errors
+from simulations import harness
+from simulations.search import Search, Value, setting, with_settings
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+__all__ = ["Trial", "Tuned", "tune"]
+
+Observer = Callable[["harness.RoundReport | str"], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One trial that has ended.
+
+    Attributes:
+        number: from 1.
+        settings: of the keys that are varied.
+        value: of the metric; None if it failed.
+        folder: of its run.
+    """
+
+    number: int
+    settings: Mapping[str, Value]
+    value: float | None
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """Where a search stands.
+
+    Attributes:
+        folder: of the study.
+        metric: that was sought.
+        trials: in their order.
+        best: of those that did not fail; None if all did.
+        total: of every run that was begun, failed ones included; None where no run was.
+        protected: whether the runs had privacy at all.
+    """
+
+    folder: Path
+    metric: str
+    trials: tuple[Trial, ...]
+    best: Trial | None
+    total: AuditResult | None
+    protected: bool
+
+
+def tune(
+    search: Search | None,
+    folder: Path,
+    *,
+    trials: int,
+    data: Path | None = None,
+    device: str = "auto",
+    observer: Observer = lambda _event: None,
+    finish: Callable[[Path], object] = lambda _run: None,
+) -> Tuned:
+    """Search in a new folder, or go on in one.
+
+    Args:
+        search: what to seek; None goes on with what `folder` says.
+        folder: of the study.
+        trials: how many in all, earlier ones included.
+        data: folder with data files.
+        device: as for `harness.run`.
+        observer: told of trials and of their rounds.
+        finish: called with the folder of each run that has ended, to audit and report it.
+
+    Raises:
+        FedsysError: bad settings, data or folder, with one line that says which.
+        KeyboardInterrupt: broken off; the search can be gone on with.
+    """
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if search is None:
+        search = Search.stored(folder)
+        _check_metric(search, data)
+    else:
+        _check_metric(search, data)
+        search.store(folder)
+    runner = _Runner(
+        search=search, folder=folder, data=data, device=device, observer=observer, finish=finish
+    )
+    try:
+        with disk_errors(folder), _study(search, folder) as study:
+            runner.run_trials(study, trials)
+            return _conclude(study, search, folder)
+    except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise RunFolderError(
+            f"{folder / 'study.sqlite'}: {reason}; mend that, then go on with --resume"
+        ) from error
+
+
+def _check_metric(search: Search, data: Path | None) -> None:
+    """Evaluates an untrained model on one example, so that a wrong name costs no trial."""
+    import torch
+
+    config = search.base
+    task = tasks.load(config.task.name, config.task.options)
+    test = task.clients(tasks.DataSource.locate(data)).test
+    model = task.init_model(config.job.seed).eval()
+    with torch.inference_mode():
+        names = ["loss", *task.metrics(model(test.x[:1]), test.y[:1])]
+    if search.metric not in names:
+        raise ConfigError(
+            f"--metric {search.metric}: task {config.task.name} has no such metric"
+            f"{nearest(search.metric, names)}; it has {', '.join(names)}"
+        )
+
+
+@contextmanager
+def _study(search: Search, folder: Path) -> Iterator[Study]:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / 'study.sqlite').resolve()}")
+    try:
+        study = optuna.create_study(
+            storage=storage,
+            study_name="fedsys",
+            direction="minimize" if search.minimize else "maximize",
+            load_if_exists=True,
+        )
+        seed = (search.base.job.seed * 1_000_003 + len(study.trials)) % 2**32
+        study.sampler = optuna.samplers.TPESampler(seed=seed)  # another one after a resume
+        yield study
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Runner:
+    """Runs trials, one after the other."""
+
+    search: Search
+    folder: Path
+    data: Path | None
+    device: str
+    observer: Observer
+    finish: Callable[[Path], object]
+
+    def run_trials(self, study: Study, trials: int) -> None:
+        """Trials that were broken off first, then new ones until there are so many."""
+        from optuna.trial import TrialState
+
+        distributions = {space.key: space.distribution() for space in self.search.spaces}
+        begun = [trial for trial in study.trials if trial.state == TrialState.RUNNING]
+        while begun or len(study.trials) < trials:
+            if begun:
+                number, settings = begun[0].number, dict(begun.pop(0).params)
+            else:
+                asked = study.ask(distributions)
+                number, settings = asked.number, dict(asked.params)
+            if set(settings) != set(distributions):
+                study.tell(number, state=TrialState.FAIL)  # killed while they were written
+                continue
+            words = "  ".join(setting(key, value) for key, value in settings.items())
+            self.observer(f"trial {number + 1} of {max(trials, number + 1)}  {words}")
+            value, problem = self._value_of(number, settings)
+            run = _folder(self.folder, number)
+            if RunFolder(run).begun:
+                self.finish(run)
+            if value is None:
+                self.observer(f"trial {number + 1} failed: {problem}")
+                study.tell(number, state=TrialState.FAIL)
+            else:
+                study.tell(number, value)
+
+    def _value_of(self, number: int, settings: dict[str, Value]) -> tuple[float | None, str]:
+        """What a trial reached, or None and why it reached nothing."""
+        try:
+            metrics = self._metrics_of(RunFolder(_folder(self.folder, number)), number, settings)
+        except (ConfigError, MechanismError, TrainingError) as error:
+            return None, str(error)
+        value = metrics.get(self.search.metric, math.nan)
+        if not math.isfinite(value):
+            return None, f"its {self.search.metric} is {value}: training diverged"
+        return value, ""
+
+    def _metrics_of(
+        self, run: RunFolder, number: int, settings: dict[str, Value]
+    ) -> dict[str, float]:
+        """Runs the trial, or what is left of it."""
+        if run.summary.is_file() and _ended(run):
+            return run.last_metrics()
+        if run.begun:
+            result = harness.resume(
+                run.path, data=self.data, device=self.device, observer=self.observer
+            )
+        else:
+            if run.path.exists():
+                shutil.rmtree(run.path)  # nobody was asked anything yet
+            config = with_settings(self.search.base, settings)
+            job = config.job.model_copy(
+                update={"name": f"{config.job.name[:80]}-trial-{number + 1}"}
+            )
+            result = harness.run(
+                config.model_copy(update={"job": job}),
+                out=run.path,
+                data=self.data,
+                device=self.device,
+                observer=self.observer,
+            )
+        if result.interrupted:
+            raise KeyboardInterrupt
+        return result.metrics
+
+
+def _ended(run: RunFolder) -> bool:
+    status = json.loads(run.summary.read_text(encoding="utf-8")).get("status")
+    return status in ("completed", "budget-exhausted")
+
+
+def _folder(folder: Path, number: int) -> Path:
+    return folder / f"trial-{number + 1:04d}"
+
+
+def _conclude(study: Study, search: Search, folder: Path) -> Tuned:
+    """The total and the best configuration, on disk."""
+    found = tuple(_outcome(trial, folder) for trial in study.trials)
+    begun = [trial.folder for trial in found if RunFolder(trial.folder).begun]
+    total = None
+    if begun:
+        total = compose(begun) if len(begun) > 1 else audit_run(begun[0])
+        write_atomically(folder / "total.json", to_json(total).encode())
+    sign = -1 if search.minimize else 1
+    sound = [trial for trial in found if trial.value is not None]
+    best = max(sound, key=lambda trial: sign * (trial.value or 0.0), default=None)
+    if best is not None and total is not None:
+        chosen = with_settings(search.base, dict(best.settings))
+        spent = chosen.model_copy(update={"tuning": _spent(search.base.tuning, total, len(begun))})
+        write_atomically(folder / "best.toml", dump(spent).encode())
+    return Tuned(
+        folder=folder,
+        metric=search.metric,
+        trials=found,
+        best=best,
+        total=total,
+        protected=search.base.privacy.mechanism != "none",
+    )
+
+
+def _outcome(trial: FrozenTrial, folder: Path) -> Trial:
+    return Trial(
+        number=trial.number + 1,
+        settings=dict(trial.params),
+        value=trial.value,
+        folder=_folder(folder, trial.number),
+    )
+
+
+def _spent(before: Tuning, total: AuditResult, runs: int) -> Tuning:
+    """What the ledger of the final run says was spent before it.
+
+    An earlier search that `before` tells of has its epsilon added, which is always sound.
+    """
+    heads = total.details.get("heads", [total.ledger_head])
+    spent = total.curve[-1].spent.outsider if total.curve else 0.0
+    delta = total.delta
+    if before.runs:
+        spent += math.inf if before.epsilon is None else before.epsilon
+        delta = (before.delta or 0.0) + (delta or 0.0)
+    return Tuning(
+        runs=before.runs + runs,
+        epsilon=spent,
+        delta=delta,
+        heads=[*before.heads, *(str(head) for head in heads if head)],
+    )

@@ -1,0 +1,170 @@
+"""A search: trials that are runs, a total that is their composition, and no run paid twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fedsys.audit import audit_run, compose
+from fedsys.cli import extras
+from fedsys.cli.app import app
+from fedsys.config import Config, load
+from fedsys.errors import ConfigError
+from fedsys.privacy import read_ledger
+from simulations import harness
+from simulations.search import Search
+from simulations.tuning import tune
+
+SMALL = ["rounds.count=2", "cohort.expected=30", "aggregation.protocol=ideal"]
+FAST = [*SMALL, "engine.path=batched", "engine.chunk=64", "engine.processes=1"]
+OVER = ["local.learning_rate=log:0.01..1", "server.momentum=0..0.9"]
+
+
+def search_of(*settings: str, metric: str = "accuracy") -> Search:
+    return Search.of(load("quickstart", [*FAST, *settings]), OVER, metric)
+
+
+def summary(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return content
+
+
+def test_trials_are_runs_whose_cost_the_final_run_states(tmp_path: Path) -> None:
+    folder = tmp_path / "tuned"
+    tuned = tune(search_of(), folder, trials=2)
+    assert [trial.number for trial in tuned.trials] == [1, 2]
+    values = [summary(trial.folder)["metrics"]["accuracy"] for trial in tuned.trials]
+    assert [trial.value for trial in tuned.trials] == values
+    assert tuned.best is not None
+    assert tuned.best.value == max(values)
+
+    assert tuned.total is not None
+    folders = [trial.folder for trial in tuned.trials]
+    spent = tuned.total.curve[-1].spent.outsider
+    each = [summary(run)["privacy"]["epsilon"]["outsider"] for run in folders]
+    assert max(each) < spent < sum(each)
+    assert json.loads((folder / "total.json").read_text())["epsilon"]["outsider"] == spent
+
+    best = load(folder / "best.toml")
+    assert best.local.learning_rate == tuned.best.settings["local.learning_rate"]
+    assert best.job.name == "quickstart"
+    assert best.tuning.runs == 2
+    assert best.tuning.heads == [summary(run)["ledger_head"] for run in folders]
+
+    final = harness.run(best, out=tmp_path / "final").folder
+    stated = read_ledger(final / "ledger.jsonl").header["tuning"]
+    assert stated == {"runs": 2, "epsilon": spent, "delta": 1e-5, "heads": best.tuning.heads}
+    assert audit_run(final).passed
+    totals = [point.spent.outsider for point in compose([*folders, final]).curve]
+    assert totals[1] == spent < totals[2]
+
+
+def test_a_search_that_is_broken_off_goes_on_where_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "tuned"
+
+    def in_the_second_trial(event: object) -> None:
+        if isinstance(event, harness.RoundReport) and (folder / "trial-0002").exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(search_of(), folder, trials=2, observer=in_the_second_trial)
+    first = (folder / "trial-0001" / "ledger.jsonl").read_bytes()
+    assert summary(folder / "trial-0002")["status"] == "interrupted"
+    assert not (folder / "best.toml").exists()
+    begun = load(folder / "trial-0002" / "config.toml")
+
+    tuned = tune(None, folder, trials=2)
+    assert [trial.number for trial in tuned.trials] == [1, 2]
+    assert (folder / "trial-0001" / "ledger.jsonl").read_bytes() == first
+    assert tuned.trials[1].settings["local.learning_rate"] == begun.local.learning_rate
+    view = read_ledger(folder / "trial-0002" / "ledger.jsonl")
+    assert view.resumes
+    assert len(view.rounds) == 2
+    assert load(folder / "best.toml").tuning.runs == 2
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_trial_is_run_once_whenever_the_process_died(
+    tmp_path: Path, started: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its ledger was there, and after it ended but before its value was noted."""
+    folder = tmp_path / "tuned"
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if not started:
+            patch.setattr(harness, "run", die)
+        with pytest.raises(KeyboardInterrupt):
+            tune(search_of(), folder, trials=1, finish=die)
+    run = folder / "trial-0001"
+    assert run.exists() == started
+    if not started:
+        run.mkdir()
+        (run / "config.toml").write_text("cut o")
+    before = (run / "ledger.jsonl").read_bytes() if started else b""
+    tuned = tune(None, folder, trials=1)
+    assert [trial.number for trial in tuned.trials] == [1]
+    assert tuned.best is not None
+    assert (run / "ledger.jsonl").read_bytes().startswith(before)
+    assert len(read_ledger(run / "ledger.jsonl").rounds) == 2
+    assert load(folder / "best.toml").tuning.heads == [summary(run)["ledger_head"]]
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")
+def test_without_privacy_the_total_is_infinite_and_failed_trials_count(tmp_path: Path) -> None:
+    base = load("quickstart", [*FAST, "privacy.mechanism=none"])
+    search = Search.of(base, ["server.learning_rate=1e40..1e41"], "loss")
+    notices = list[object]()
+    tuned = tune(search, tmp_path / "tuned", trials=2, observer=notices.append)
+    assert [trial.value for trial in tuned.trials] == [None, None]
+    assert tuned.best is None
+    assert sum("failed: " in str(notice) for notice in notices) == 2
+    assert not (tmp_path / "tuned" / "best.toml").exists()
+    total = json.loads((tmp_path / "tuned" / "total.json").read_text())
+    assert total["epsilon"]["outsider"] == "inf"
+
+
+def test_an_unknown_metric_costs_no_trial(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"did you mean accuracy\?\); it has loss, accuracy"):
+        tune(search_of(metric="acuracy"), tmp_path / "tuned", trials=1)
+    assert not (tmp_path / "tuned").exists()
+
+
+def invoke(*words: str) -> Any:
+    return CliRunner().invoke(app, ["tune", *words])
+
+
+def test_the_command_prints_the_total_and_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configure: Callable[..., Config]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = [word for each in FAST for word in ("--set", each)]
+    result = invoke(*settings, "--trials", "1", "--over", OVER[0], "--out", "tuned")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["trial", "accuracy", "local.learning_rate"]
+    assert lines[1].split()[0] == "1"
+    assert lines[2].startswith("1 run cost epsilon outsider ")
+    assert "fedsys simulate tuned/best.toml" in result.stdout
+    assert (tmp_path / "tuned" / "trial-0001" / "report.html").is_file()
+    again = invoke("--resume", "--out", "tuned", "--trials", "1")
+    assert again.exit_code == 0, again.output
+    assert again.stdout == result.stdout
+    refused = invoke("--resume", "--out", "tuned", "--over", OVER[0])
+    assert isinstance(refused.exception, ConfigError)
+    assert "leave out CONFIG, --over" in str(refused.exception)
+
+
+def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda _name: None)
+    result = invoke("--over", OVER[0])
+    assert isinstance(result.exception, ConfigError)
+    assert result.exception.exit_code == 2
+    assert str(result.exception).endswith("pip install 'fedsys[tune]'")
