@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +24,7 @@ DATA_FILES = {
     "shakespeare.parquet": "shakespeare",
 }
 AES_SECONDS = 0.2
+DEFAULT = "quickstart"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,10 +51,21 @@ class Diagnosis:
 
 
 def doctor(
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            help="Say what the engine would choose for this TOML file or recipe.",
+            show_default="quickstart",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with data files.", show_default="$FEDSYS_DATA")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show versions, hardware, data and what would run; exit 1 if something needed is missing."""
-    diagnosis = diagnose()
+    diagnosis = diagnose(config=config or DEFAULT, data=data, device=device)
     if json:
         from json import dumps
 
@@ -68,11 +81,23 @@ def doctor(
         raise typer.Exit(1)
 
 
-def diagnose(environment: Mapping[str, str] | None = None) -> Diagnosis:
+def diagnose(
+    environment: Mapping[str, str] | None = None,
+    *,
+    config: str = DEFAULT,
+    data: Path | None = None,
+    device: str = "auto",
+) -> Diagnosis:
     """Looks at this machine; missing optional parts are findings, not errors.
 
     Args:
         environment: where ``FEDSYS_DATA`` is looked up; the process's if None.
+        config: for which the engine's choice is measured.
+        data: folder with its data files.
+        device: where it would train.
+
+    Raises:
+        ConfigError: `config` is none.
     """
     import os
 
@@ -86,6 +111,7 @@ def diagnose(environment: Mapping[str, str] | None = None) -> Diagnosis:
     )
     lines += _data(os.environ if environment is None else environment)
     lines.append(_choice(figures))
+    lines += _engine(config, data, device, figures)
     return Diagnosis(lines=tuple(lines), figures=figures)
 
 
@@ -187,6 +213,32 @@ def _hardware() -> tuple[list[Line], dict[str, Any]]:
 def _choice(figures: Mapping[str, Any]) -> Line:
     chosen = "the first GPU" if figures["gpus"] else f"{figures['cores']} cores"
     return Line(topic="would run", name="--device auto", value=f"{figures['device']} ({chosen})")
+
+
+def _engine(name: str, data: Path | None, device: str, figures: dict[str, Any]) -> list[Line]:
+    """What the engine would choose for a configuration, and which paths it cannot use."""
+    from fedsys.cli.would_run import choose_engine
+    from fedsys.config import load
+    from fedsys.errors import FedsysError
+
+    config = load(name)
+    try:
+        choice = choose_engine(config, data=data, device=device)
+    except Exception as error:  # a broken driver or build must not stop the diagnosis
+        said = " ".join(str(error).split())
+        if not isinstance(error, FedsysError):
+            said = f"{type(error).__name__}: {said}"
+        return [Line(topic="would run", name=name, value=said, state="problem")]
+    figures["engine"] = {"config": name, **choice.facts}
+    lines = [Line(topic="would run", name=name, value=str(choice))]
+    if choice.clients_per_second:
+        rates = ", ".join(f"{at} {rate:.3g}" for at, rate in choice.clients_per_second.items())
+        lines.append(Line(topic="would run", name="measured clients/s", value=rates))
+    lines += [
+        Line(topic="would run", name=f"not path {path}", value=why, state="absent")
+        for path, why in choice.refused.items()
+    ]
+    return lines
 
 
 def _gpus(figures: dict[str, Any]) -> list[Line]:

@@ -102,6 +102,40 @@ def test_missing_optional_packages_are_harmless_and_missing_needed_ones_are_not(
     assert result.output.splitlines()[-1] == "something needed is missing"
 
 
+def test_the_engines_choice_and_what_it_refuses_are_told(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(
+        '[job]\nname = "own"\n[cohort]\nexpected = 20\n[rounds]\ncount = 2\n'
+        '[local]\noptimizer = "adam"\nlearning_rate = 0.01\n'
+        "[engine]\nprocesses = 1\nthreads = 1\nchunk = 8\n"
+        '[privacy]\nmechanism = "none"\n[aggregation]\nprotocol = "ideal"\n'
+    )
+    result = _run(str(own), "--device", "cpu", "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.output)
+    engine = document["engine"]
+    assert engine["config"] == str(own)
+    assert engine["path"] in ("batched", "loop")
+    assert (engine["processes"], engine["threads"], engine["device"]) == (1, 1, "cpu")
+    assert "'adam' has no dual form" in engine["refused"]["dual"]
+    assert set(engine["clients_per_second"]) == {"batched/8", "loop/8"}
+    findings = {each["name"]: each for each in document["findings"]}
+    assert findings["not path dual"]["state"] == "absent"
+    assert findings[str(own)]["value"] == (
+        f"path {engine['path']}, {engine['chunk']} clients at once, 1 process x 1 thread, on cpu"
+    )
+
+
+def test_a_configuration_that_cannot_run_is_a_problem_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("FEDSYS_DATA", raising=False)
+    result = _run("w4")
+    assert result.exit_code == 1
+    assert "would run" in result.output
+    assert "shakespeare.parquet not found" in result.output
+
+
 def test_a_broken_driver_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
