@@ -1,16 +1,22 @@
-"""An agent of a schedule: the product's `Agent` and `FileStore`, on a disk that may fail."""
+"""An agent of a schedule: the product's `Agent`, `Journal` and `FileStore`, on failing disks."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.agent import Agent
+from client.journal import Journal
+from client.policy import Policy
 from client.privatize import privatize
 from fedsys.errors import FedsysError
-from fedsys.privacy import Mechanism
+from fedsys.privacy import Mechanism, PrivacyPlan
 from fedsys.wire import Assignment
+from fedsys.wire.terms import Terms
 from secure_agg import (
     FileStore,
     Floor,
@@ -26,6 +32,8 @@ from simulations.deterministic.invariants import Witness
 from simulations.deterministic.storage import Disk
 
 __all__ = ["AgentParty", "Ask"]
+
+JOURNAL = "journal.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +52,9 @@ class AgentParty:
         id: in the roster.
         identity: its key, which no crash takes.
         roster: the population.
-        disk: keeps its store.
+        plan: of the job.
+        most: rounds in which its owner lets it take part.
+        disk: keeps its store and its journal.
         dice: for its updates and all its secrets.
         shared: work shared within this process; it holds no state of a protocol.
         witness: sees its inputs.
@@ -56,6 +66,8 @@ class AgentParty:
         id: int,
         identity: Identity,
         roster: Roster,
+        plan: PrivacyPlan,
+        most: int | None,
         disk: Disk,
         dice: Dice,
         shared: Shared,
@@ -65,25 +77,40 @@ class AgentParty:
         self.disk = disk
         self._identity = identity
         self._roster = roster
+        self._plan = plan
+        self._policy = Policy(max_participations=most)
         self._dice = dice
         self._shared = shared
         self._witness = witness
         self._agent: Agent | None = None
         self._round = 0
         self._mechanism: Mechanism | None = None
+        self._journal: Journal | None = None
+        self._vector: tuple[int, NDArray[Any]] | None = None
 
     def boot(self) -> None:
-        """A fresh process: nothing is left but the store."""
+        """A fresh process: nothing is left but the store and the journal."""
+        journal = self._journal = Journal(self.disk.root / JOURNAL)
         self._agent = Agent(
             id=self.id,
             identity=self._identity,
             roster=self._roster,
+            policy=self._policy,
             floor=Floor(modulus_bits=32),
             entropy=self._dice.bytes,
             store=FileStore(self.disk.root / "round.state"),
+            counted=journal,
             shared=self._shared,
         )
-        self._round, self._mechanism = 0, None
+        self._round, self._mechanism, self._vector = 0, None, None
+
+    @property
+    def counted(self) -> frozenset[int]:
+        """Rounds that a loss of power could not make this agent forget."""
+        content = self.disk.durable(self.disk.root / JOURNAL)
+        if content is None:
+            return frozenset()
+        return frozenset(n for job in json.loads(content)["jobs"] for n in job["joined"])
 
     def answer(self, ask: Ask) -> bytes | str:
         """The reply, or why there is none."""
@@ -93,6 +120,7 @@ class AgentParty:
         kind = kind_of(ask.message)
         try:
             if assignment.round > self._round:
+                self._agree(assignment.job)
                 mechanism = agent.resume(assignment)
                 if mechanism is None and kind is not Kind.BEGIN:
                     return "of a round that it never joined"
@@ -104,10 +132,34 @@ class AgentParty:
         except (SecureAggError, FedsysError) as refusal:
             return f"{type(refusal).__name__}: {refusal}"
 
+    def _agree(self, job: bytes) -> None:
+        if self._journal is not None:
+            self._journal.agree(
+                Terms(
+                    job=job,
+                    name="schedule",
+                    task="none",
+                    options={},
+                    task_sha256="",
+                    local={},
+                    path="loop",
+                    dimension=self._plan.dimension,
+                    example_clip=1.0,
+                    plan=self._plan,
+                    seed=0,
+                    roster_version=1,
+                    roster_hash=self._roster.hash.hex(),
+                )
+            )
+
     def _provide(self, agent: Agent, assignment: Assignment, mechanism: Mechanism) -> None:
-        raw = np.frombuffer(self._dice.bytes(2 * len(assignment.weights)), "<i2")
-        update = (raw / 32768.0).astype(np.float32)[np.newaxis]
-        privatized = privatize(mechanism, update, seed=assignment.digest, entropy=self._dice.bytes)
-        vector = privatized.vectors[0]
-        self._witness.provides(self.id, assignment.round, vector)
-        agent.provide(vector)
+        """One vector a process and round, so that the witness knows which one was masked."""
+        if self._vector is None or self._vector[0] != assignment.round:
+            raw = np.frombuffer(self._dice.bytes(2 * len(assignment.weights)), "<i2")
+            update = (raw / 32768.0).astype(np.float32)[np.newaxis]
+            privatized = privatize(
+                mechanism, update, seed=assignment.digest, entropy=self._dice.bytes
+            )
+            self._vector = assignment.round, privatized.vectors[0]
+        self._witness.provides(self.id, assignment.round, self._vector[1])
+        agent.provide(self._vector[1])

@@ -10,11 +10,13 @@
 7. The budget of the guaranteed view is never exceeded.
 8. Nobody is blamed: every party here is honest.
 9. Every job ends, and its end survives.
+10. Nothing leaves an agent in a round that a loss of power could make it forget, and no agent takes
+    part in more rounds than its owner allows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,11 +72,14 @@ class Witness:
     Args:
         plan: of the job.
         initial: sha256 of the initial weights.
+        most: rounds that an agent's owner allows, where there is a limit.
     """
 
-    def __init__(self, plan: PrivacyPlan, initial: str) -> None:
+    def __init__(self, plan: PrivacyPlan, initial: str, most: Mapping[int, int]) -> None:
         self._plan = plan
         self._initial = initial
+        self._most = most
+        self._spoke: dict[int, set[int]] = {}
         self._rounds: dict[int, _Round] = {}
         self._drawn: set[int] = set()
         self._said: dict[tuple[int, bytes, Kind], bytes] = {}
@@ -177,8 +182,21 @@ class Witness:
         """An agent hands its vector to be masked; the last one before it uploads counts."""
         self._inputs[agent, round] = vector.copy()
 
-    def says(self, agent: int, round: int, message: bytes) -> None:
-        """An agent sends a message."""
+    def says(self, agent: int, round: int, message: bytes, counted: Collection[int]) -> None:
+        """An agent sends a message.
+
+        Args:
+            agent: which.
+            round: it belongs to.
+            message: about to leave.
+            counted: rounds in this agent's journal that a loss of power cannot take from it.
+        """
+        if round not in counted:
+            raise Violation(f"agent {agent} spoke in round {round} before it was certain to count")
+        spoke = self._spoke.setdefault(agent, set())
+        spoke.add(round)
+        if len(spoke) > self._most.get(agent, len(spoke)):
+            raise Violation(f"agent {agent} took part in rounds {sorted(spoke)}: too many")
         kind, session, body = kind_of(message), message[2:HEADER_SIZE], message[HEADER_SIZE:]
         if kind in _ONCE:
             before = self._said.setdefault((agent, session, kind), message)

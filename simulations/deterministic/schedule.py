@@ -33,6 +33,7 @@ class Schedule:
         power_loss: probability that a crash takes the machine, not the process alone.
         disk_failure: probability that a flush fails.
         outage: longest time in seconds for which a dead party stays down.
+        frugal: agents whose owner lets them take part in one round alone.
     """
 
     seed: int
@@ -50,6 +51,7 @@ class Schedule:
     power_loss: float
     disk_failure: float
     outage: float
+    frugal: frozenset[int]
 
     @classmethod
     def of(cls, seed: int) -> Schedule:
@@ -84,6 +86,7 @@ class Schedule:
             power_loss=dice.one_of((0.0, 0.5, 1.0)),
             disk_failure=dice.uniform(0.0, 0.03) if swarm[6] else 0.0,
             outage=dice.uniform(0.1, 8.0),
+            frugal=frozenset({dice.below(population)} if dice.chance(0.4) else ()),
         )
 
 

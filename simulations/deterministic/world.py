@@ -107,7 +107,9 @@ class World:
             self._clock, schedule.weather, schedule.calm_at, Dice(seed, "network")
         )
         job = describe(schedule)
-        self.witness = Witness(job.plan, sha256_of_weights(job.weights))
+        self.witness = Witness(
+            job.plan, sha256_of_weights(job.weights), dict.fromkeys(schedule.frugal, 1)
+        )
         keys = Dice(seed, "identities")
         identities = {id: Identity.generate(keys.bytes) for id in range(schedule.population)}
         roster = Roster({id: it.public_bytes for id, it in identities.items()})
@@ -117,6 +119,8 @@ class World:
                 id=id,
                 identity=identity,
                 roster=roster,
+                plan=job.plan,
+                most=1 if id in schedule.frugal else None,
                 disk=self._storage.disk(f"agent-{id}"),
                 dice=Dice(seed, f"agent {id}"),
                 shared=shared,
@@ -194,7 +198,7 @@ class World:
             if isinstance(reply, str):
                 self._note(f"{what}: not answered ({reply})")
                 return
-            self.witness.says(agent, ask.assignment.round, reply)
+            self.witness.says(agent, ask.assignment.round, reply, party.counted)
             self._reply(agent, ask.assignment.round, reply)
 
         party = self._agents[agent]
