@@ -217,12 +217,14 @@ class Federation:
         of: int,
         *,
         data: str = "digits",
+        shard: int | None = None,
         crash: tuple[str, int, str] | None = None,
     ) -> None:
-        """Start one device."""
+        """Start one device; its shard has its number unless another is given."""
+        part = f"{number if shard is None else shard}/{of}"
         process = _CONTEXT.Process(
             target=agent_main,
-            args=(self.root / f"a{number}", data, f"{number}/{of}", self.seed, crash),
+            args=(self.root / f"a{number}", data, part, self.seed, crash),
             daemon=True,
         )
         process.start()

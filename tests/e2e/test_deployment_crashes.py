@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fedsys.audit import audit_run
 from fedsys.config import Config
+from fedsys.errors import ConfigError
 from fedsys.privacy import read_ledger
+from simulations.replay import replay
 from tests.e2e.processes import Federation, federation, silos
 
 STAGES = ("advertise", "reveal", "share_keys", "masked_input", "consistency", "unmask")
@@ -20,10 +24,12 @@ def job_of(*settings: str) -> Config:
     return silos(*noise, "evaluation.data=none", *settings)
 
 
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "private.jsonl").read_text().splitlines()]
+
+
 def survivors(fed: Federation, job: str) -> dict[int, list[int]]:
-    lines = (fed.home.jobs / job / "private.jsonl").read_text().splitlines()
-    found: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    return {line["round"]: line["survivors"] for line in found}
+    return {line["round"]: line["survivors"] for line in lines_of(fed.home.jobs / job)}
 
 
 def test_the_coordinator_is_killed_in_every_stage_of_a_round(tmp_path: Path) -> None:
@@ -103,6 +109,40 @@ def test_an_agent_is_killed_at_every_message_and_misses_no_round(tmp_path: Path)
         # the answer to BEGIN and the shares may be lost with the agent; from then on it resumes
         assert found == {number: [0, 1, 2] for number in range(1, len(points) + 1)}
         assert audit_run(fed.home.jobs / job).passed
+
+
+def test_what_a_crash_interrupted_is_replayed_to_the_bit(tmp_path: Path) -> None:
+    with federation(tmp_path, 3) as fed:
+        for number in range(3):
+            fed.allow_anything(number)
+            fed.start_agent(number, 3, shard=2 - number)
+        job = fed.submit(job_of("privacy.mechanism=none", "rounds.count=4"))
+        fed.wait(job, until="running")
+        assert fed.coordinator is not None
+        fed.coordinator.kill()
+        fed.coordinator.join(10)
+        fed.start_coordinator(crash=("masked_input", 3, "after"))
+        fed.wait_for_death(fed.coordinator)
+        fed.start_coordinator()
+        row = fed.wait(job)
+        assert row.status == "completed", row.reason
+        run = fed.home.jobs / job
+    found = replay(run, shards=["2/3", "1/3", "0/3"])
+    assert found.difference is None
+    assert found.deployed
+    assert found.committed == found.replayed
+    assert found.committed + found.lost == 4
+    assert found.lost >= 1
+    assert found.model_sha256 == json.loads((run / "summary.json").read_text())["model_sha256"]
+    # other devices' data, or devices that were not there, are found out
+    other = replay(run)
+    assert other.difference is not None
+    first = min(fed.commits(job))
+    assert other.difference.what == f"round {first}'s aggregate"
+    with pytest.raises(ConfigError, match="the run counts 3 clients, --shards names 2"):
+        replay(run, shards=["2/3", "1/3"])
+    with pytest.raises(ConfigError, match="'3/3' is not I/N"):
+        replay(run, shards=["2/3", "1/3", "3/3"])
 
 
 def test_an_agent_that_never_returns_costs_itself_alone(tmp_path: Path) -> None:
