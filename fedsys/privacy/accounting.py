@@ -55,7 +55,7 @@ class ViewAccountant:
         """
         cohort = self._ids("sampled", sampled)
         summed = self._ids("survivors", survivors)
-        if cohort is not None and summed is not None and np.setdiff1d(summed, cohort).size:
+        if cohort is not None and summed is not None and not _is_subset(summed, cohort):
             raise MechanismError("survivors must be a subset of the sampled clients")
         self.rounds += 1
         self.outsider.add(event)
@@ -68,7 +68,13 @@ class ViewAccountant:
     def _ids(self, name: str, ids: Iterable[int] | None) -> NDArray[np.int64] | None:
         if ids is None:
             return None
-        found = np.unique(np.fromiter(ids, dtype=np.int64))
+        found = (
+            ids.astype(np.int64, copy=False)
+            if isinstance(ids, np.ndarray)
+            else np.fromiter(ids, dtype=np.int64)
+        )
+        if not (found[1:] > found[:-1]).all():
+            found = np.unique(found)
         if found.size and not (found[0] >= 0 and found[-1] < self.plan.population):
             raise MechanismError(
                 f"{name} has a client outside 0..{self.plan.population - 1}: "
@@ -108,3 +114,11 @@ class ViewAccountant:
                 f"round {self.rounds + 1} would bring the {view}'s epsilon to {after:.4g}, over "
                 f"the budget {budget:g}: the job ends after {self.rounds} rounds"
             )
+
+
+def _is_subset(some: NDArray[np.int64], ids: NDArray[np.int64]) -> bool:
+    """Whether increasing numbers are all among others."""
+    places = np.searchsorted(ids, some)
+    if not some.size:
+        return True
+    return bool(places[-1] < ids.size and (ids[places] == some).all())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,14 @@ __all__ = ["EXACT_POPULATION", "Meetings"]
 
 EXACT_POPULATION = 4096
 """Largest population whose pairs are counted one by one (64 MiB at most)."""
+
+_SMALL = 512
+"""Cohorts up to this size are counted pair by pair, in one half of the table."""
+
+
+@lru_cache(maxsize=64)
+def _pairs_of(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    return np.triu_indices(size, k=1)
 
 
 class Meetings:
@@ -41,6 +51,14 @@ class Meetings:
             return
         if not self.exact:
             self.most = max(self.most, int(self._own[cohort].max()))
+            return
+        if self._colluders == 1 and cohort.size <= _SMALL:
+            low, high = _pairs_of(cohort.size)
+            places = cohort[low] * len(self._own) + cohort[high]
+            flat = self._pairs.reshape(-1)
+            counts = flat[places] + np.uint32(1)
+            flat[places] = counts
+            self.most = max(self.most, int(counts.max()))
             return
         block = np.ix_(cohort, cohort)
         met = self._pairs[block] + np.uint32(1)

@@ -12,6 +12,8 @@ from fedsys.privacy.rdp import ORDERS, SERVER_ORDERS, Vector, epsilon_of, epsilo
 
 __all__ = ["ServerLoss"]
 
+_ROWS_AT_ONCE = 1 << 14
+
 
 class ServerLoss:
     """The server: each client's own rounds at the noise that honest survivors really added."""
@@ -27,6 +29,8 @@ class ServerLoss:
         self._envelope: Vector = np.zeros_like(self._orders)
         self._most = 0
         self._counts = np.zeros(0, dtype=np.int64)
+        self._changed = np.zeros(0, dtype=np.bool_)
+        self._all_changed = False
         self._worst_epsilon = 0.0
 
     def add(self, event: Event, clients: NDArray[np.int64] | None, survivors: int | None) -> None:
@@ -37,18 +41,29 @@ class ServerLoss:
         cost = server_cost(event, survivors)[SERVER_ORDERS]
         if clients is None:
             self._unknown = self._unknown + cost
-            everybody = np.vstack([self._rows[: self._used], np.zeros_like(self._unknown)])
-            self._refresh(everybody)
+            self._all_changed = True
             return
         if not clients.size:
             return
         rows = self._rows_of(clients)
         self._rows[rows] += cost
         self._counts[rows] += 1
+        self._changed[rows] = True
         self._envelope = np.maximum(self._envelope, self._rows[rows].max(axis=0))
-        self._refresh(self._rows[rows])
 
-    def _refresh(self, rows: Vector) -> None:
+    def _worst(self) -> float:
+        """Epsilon of the worst client: losses only grow, so those that grew are looked at."""
+        changed = np.flatnonzero(self._changed[: self._used])
+        if self._all_changed:
+            changed = np.arange(self._used)
+            self._look(np.zeros((1, len(self._orders))))
+        for start in range(0, len(changed), _ROWS_AT_ONCE):
+            self._look(self._rows[changed[start : start + _ROWS_AT_ONCE]])
+        self._changed[:] = False
+        self._all_changed = False
+        return self._worst_epsilon
+
+    def _look(self, rows: Vector) -> None:
         epsilons = epsilons_of(rows + self._unknown, self._plan.delta_server, self._orders)
         self._worst_epsilon = max(self._worst_epsilon, float(epsilons.max()))
 
@@ -62,7 +77,9 @@ class ServerLoss:
                 grown[: self._used] = self._rows[: self._used]
                 counts = np.zeros(room, dtype=np.int64)
                 counts[: self._used] = self._counts[: self._used]
-                self._rows, self._counts = grown, counts
+                changed = np.zeros(room, dtype=np.bool_)
+                changed[: self._used] = self._changed[: self._used]
+                self._rows, self._counts, self._changed = grown, counts, changed
             self._row_of[fresh] = np.arange(self._used + 1, needed + 1, dtype=np.int32)
             self._used = needed
         return self._row_of[clients].astype(np.int64) - 1
@@ -79,11 +96,11 @@ class ServerLoss:
         round's worst case, and by the limit on participations where there is one.
         """
         if next_event is None:
-            return self._worst_epsilon
+            return self._worst()
         delta = self._plan.delta_server
         worst = server_cost(next_event)[SERVER_ORDERS]
         after = epsilon_of(self._envelope + self._unknown + worst, delta, self._orders)
         if self._plan.max_participations is not None and not self._unknown.any():
             limit = epsilon_of(self._plan.max_participations * worst, delta, self._orders)
             after = min(after, limit)
-        return max(after, self._worst_epsilon)
+        return max(after, self._worst())
