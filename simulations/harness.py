@@ -96,6 +96,7 @@ def run(
                 weights=setting.population.trainer.initial_weights(),
                 facts=setting.facts,
                 clipping=setting.clipping,
+                entropy=setting.randomness.job(),
             )
         with job.ledger:
             return run_rounds(setting, job, observer or _ignore)

@@ -22,6 +22,10 @@ class Randomness(Protocol):
     name: str
     reproducible: bool
 
+    def job(self) -> Entropy:
+        """The job's name, which rounds derive their public seeds from, and the ledger's salts."""
+        ...
+
     def sampling(self, round: int) -> Entropy:
         """Who is in a round's cohort."""
         ...
@@ -44,6 +48,9 @@ class SystemRandomness:
 
     name = "os.urandom; noise by AES-256-CTR"
     reproducible = False
+
+    def job(self) -> Entropy:
+        return os.urandom
 
     def sampling(self, round: int) -> Entropy:
         return os.urandom
@@ -76,6 +83,9 @@ class SeededRandomness:
             if everything
             else "cohorts from the job's seed; keys from os.urandom"
         )
+
+    def job(self) -> Entropy:
+        return self._stream("job", 0, 0) if self._everything else os.urandom
 
     def sampling(self, round: int) -> Entropy:
         return self._stream("sampling", round, 0)

@@ -47,9 +47,9 @@ def privatize(
         updates: (K, d), one row a client. A row that is not finite becomes zeros plus noise:
             refusing would tell.
         seed: public, equal for all clients of a round.
-        entropy: of the noise; one source for all rows, or one a row.
+        entropy: of rounding at random, then of the noise; one source for all rows, or one a row.
     """
-    encoded = mechanism.encode(updates, seed=seed)
+    encoded = mechanism.encode(updates, seed=seed, entropy=entropy)
     noise = mechanism.noise_shares(len(updates), entropy)
     vectors = add_noise(encoded.values, noise, bits=mechanism.modulus_bits)
     return Privatized(vectors=vectors, clipped=encoded.clipped, finite=encoded.finite)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from fedsys.errors import MechanismError
 from fedsys.privacy.randomness import AesCtrStream
 
 __all__ = ["hadamard_transform", "public_signs", "rotate", "unrotate"]
+
+Real = TypeVar("Real", np.float32, np.float64)
 
 _DOMAIN = b"fedsys narrow encoding signs v1\x00"
 
@@ -40,37 +43,61 @@ def public_signs(dimension: int, seed: bytes) -> NDArray[np.float64]:
     return 1.0 - 2.0 * bits.astype(np.float64)
 
 
-def hadamard_transform(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The unnormalised Walsh-Hadamard transform of each row (K, 2^m), in place and returned.
+def hadamard_transform(rows: NDArray[Real]) -> NDArray[Real]:
+    """The unnormalised Walsh-Hadamard transform of each row (K, 2^m); overwrites its argument.
 
-    Butterflies of growing span, in this order: another backend that keeps the order gets the same
-    bits.
+    A row is a matrix of 2^(m - m // 2) by 2^(m // 2). Butterflies of growing span go down its
+    columns, then along its rows, so that every one adds long stretches of memory. Sums of two in a
+    fixed order: another backend that keeps it gets the same bits.
+
+    Args:
+        rows: float32 or float64.
 
     Raises:
         MechanismError: the width is not a power of two.
     """
-    width = rows.shape[1]
+    count, width = rows.shape
     if width < 1 or width & (width - 1):
         raise MechanismError(f"the transform needs a width that is a power of two, got {width}")
-    for row in rows:  # one row at a time stays in cache
-        span = 1
-        while span < width:
-            pairs = row.reshape(-1, 2, span)
-            lower = pairs[:, 1].copy()
-            np.subtract(pairs[:, 0], lower, out=pairs[:, 1])
-            pairs[:, 0] += lower
-            span *= 2
-    return rows
+    inner = 1 << (width.bit_length() - 1) // 2
+    outer = width // inner
+    upright = (count, outer, inner)
+    lying = (count, inner, outer)
+    down, free = _butterflies(rows.reshape(upright), np.empty(upright, dtype=rows.dtype))
+    turned = free.reshape(lying)
+    np.copyto(turned, down.transpose(0, 2, 1))
+    across, free = _butterflies(turned, down.reshape(lying))
+    result = free.reshape(upright)
+    np.copyto(result, across.transpose(0, 2, 1))
+    return result.reshape(count, width)
 
 
-def rotate(rows: NDArray[np.float64], seed: bytes) -> NDArray[np.float64]:
+def _butterflies(rows: NDArray[Real], spare: NDArray[Real]) -> tuple[NDArray[Real], NDArray[Real]]:
+    """The transform of (K, n, w) along its middle axis: the result, and the other array."""
+    count, length, width = rows.shape
+    span = 1
+    while span < length:
+        pairs = (count, length // (2 * span), 2, span * width)
+        source, target = rows.reshape(pairs), spare.reshape(pairs)
+        np.add(source[:, :, 0], source[:, :, 1], out=target[:, :, 0])
+        np.subtract(source[:, :, 0], source[:, :, 1], out=target[:, :, 1])
+        rows, spare = spare, rows
+        span *= 2
+    return rows, spare
+
+
+def rotate(rows: NDArray[Real], seed: bytes) -> NDArray[Real]:
     """H diag(signs) x / sqrt(d) for each row (K, d), d a power of two."""
     width = rows.shape[1]
-    return hadamard_transform(rows * public_signs(width, seed)) / math.sqrt(width)
+    turned = hadamard_transform(rows * public_signs(width, seed).astype(rows.dtype))
+    turned *= rows.dtype.type(1 / math.sqrt(width))
+    return turned
 
 
-def unrotate(rows: NDArray[np.float64], seed: bytes) -> NDArray[np.float64]:
+def unrotate(rows: NDArray[Real], seed: bytes) -> NDArray[Real]:
     """The inverse of ``rotate``."""
     width = rows.shape[1]
-    turned = hadamard_transform(np.array(rows, dtype=np.float64)) / math.sqrt(width)
-    return turned * public_signs(width, seed)
+    turned = hadamard_transform(rows.copy())
+    turned *= rows.dtype.type(1 / math.sqrt(width))
+    turned *= public_signs(width, seed).astype(rows.dtype)
+    return turned

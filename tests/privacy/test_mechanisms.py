@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import linalg, stats
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import AesCtrStream, Mechanism, add_noise, build_mechanism
 from fedsys.privacy.events import SkellamEvent
+from fedsys.privacy.hadamard import hadamard_transform
 from fedsys.privacy.mechanisms import BandedGaussian
 from fedsys.privacy.mechanisms.narrow_skellam import round_at_random
 
@@ -198,16 +199,49 @@ def test_sums_wrap_nowhere_at_the_caps_extreme() -> None:
 
 
 def test_narrow_rounding_is_unbiased_and_obeys_its_limit() -> None:
-    row = np.array([0.25, -0.75, 3.5, 0.0, -2.0])
-    draws = np.stack([round_at_random(row, 1e9, _stream(k)) for k in range(4000)])
-    np.testing.assert_allclose(draws.mean(axis=0), row, atol=6 * 0.5 / math.sqrt(4000))
+    values = np.array([0.25, -0.75, 3.5, 0.0, -2.0], dtype=np.float32)
+    rows = np.repeat(values[None], 4000, axis=0)
+    draws = round_at_random(rows.copy(), 1e9, [_stream(k) for k in range(4000)])
+    assert draws.dtype == np.int32
+    np.testing.assert_allclose(draws.mean(axis=0), values, atol=6 * 0.5 / math.sqrt(4000))
     assert set(np.unique(draws[:, 3])) == {0}
     assert set(np.unique(draws[:, 0])) == {0, 1}
-    for k in range(200):
-        rounded = round_at_random(np.full(40, 0.5), 20.0, _stream(k))
+    halves = np.full((200, 40), 0.5, dtype=np.float32)
+    for rounded in round_at_random(halves, 20.0, [_stream(k) for k in range(200)]):
         assert rounded @ rounded <= 20
     # a limit that cannot be met by chance: truncation towards zero
-    assert not round_at_random(np.full(4000, 0.999), 1.0, _stream(1)).any()
+    ones = np.full((1, 4000), 0.999, dtype=np.float32)
+    assert not round_at_random(ones, 1.0, [_stream(1)]).any()
+
+
+def test_narrow_rounding_of_large_values_does_not_wrap() -> None:
+    """2^16 in units of 2^-16 does not fit into 32 bits: a wrapped norm would pass for a small."""
+    rows = np.array([[65536.25, -65536.5, 0.0, 1.0]], dtype=np.float32)
+    rounded = round_at_random(rows.copy(), 1e10, [_stream(1)])[0]
+    assert np.abs(rounded - rows[0]).max() < 1
+    assert not round_at_random(rows.copy(), 4.0, [_stream(1)])[0].any()
+
+
+def test_narrow_rows_depend_on_their_own_entropy_alone() -> None:
+    """So that clients encode alike in whatever chunks they come."""
+    mechanism = _build("skellam 16 bits")
+    updates = _updates(7)
+    together = mechanism.encode(updates, seed=b"a", entropy=[_stream(k) for k in range(7)]).values
+    for k in range(7):
+        alone = mechanism.encode(updates[k : k + 1], seed=b"a", entropy=[_stream(k)]).values[0]
+        np.testing.assert_array_equal(alone, together[k])
+    other = mechanism.encode(updates, seed=b"a", entropy=[_stream(k + 1) for k in range(7)]).values
+    assert (other != together).any(axis=1).all()
+    with pytest.raises(MechanismError, match="7 clients need as many sources, got 2"):
+        mechanism.encode(updates, seed=b"a", entropy=[_stream(1), _stream(2)])
+
+
+@pytest.mark.parametrize("width", [1, 2, 8, 32, 512])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_the_transform_is_hadamards(width: int, kind: type[np.float64]) -> None:
+    matrix = linalg.hadamard(width)
+    rows = np.random.default_rng(1).integers(-99, 99, (3, width)).astype(kind)
+    np.testing.assert_array_equal(hadamard_transform(rows.copy()), rows @ matrix)
 
 
 def test_narrow_encoding_needs_the_rounds_seed_and_its_own() -> None:

@@ -30,20 +30,46 @@ def header(folder: Path) -> dict[str, Any]:
     return dict(read_ledger(folder / "ledger.jsonl").header)
 
 
-@pytest.mark.parametrize("mechanism", ["distributed-skellam", "central-gaussian", "none"])
+NARROW = ("aggregation.encoding=narrow", "aggregation.modulus_bits=16")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        NARROW,
+        ("privacy.mechanism=central-gaussian",),
+        ("privacy.mechanism=none",),
+    ],
+    ids=["wide", "narrow", "central", "none"],
+)
 def test_secure_and_ideal_give_the_same_model_to_the_bit(
-    mechanism: str, configure: Configure, tmp_path: Path
+    settings: tuple[str, ...], configure: Configure, tmp_path: Path
 ) -> None:
     found: list[Any] = []
-    for protocol in ("secure", "ideal"):
-        settings = [f"privacy.mechanism={mechanism}", f"aggregation.protocol={protocol}"]
-        config = configure(*settings, "rounds.count=2", "cohort.expected=70")
+    # in other chunks too: a client's bits depend on nobody else
+    for protocol, chunk in (("secure", 64), ("ideal", 11)):
+        asked = [f"aggregation.protocol={protocol}", f"engine.chunk={chunk}", "engine.path=loop"]
+        config = configure(*settings, *asked, "rounds.count=2", "cohort.expected=70")
         run = harness.run(config, out=tmp_path / protocol, randomness=SeededRandomness(b"test"))
         found.append(digests(run.folder))
         private, _ = read_private(run.folder / "private.jsonl")
         found.append([(line["sampled"], line["survivors"]) for line in private.values()])
     assert len(found[0]) == 2
     assert found[:2] == found[2:]
+
+
+def test_a_narrow_run_from_one_seed_comes_out_the_same(
+    configure: Configure, tmp_path: Path
+) -> None:
+    """Rounding at random included."""
+    found: list[Any] = []
+    for seed in (b"one", b"one", b"two"):
+        folder = tmp_path / str(len(found))
+        run = harness.run(configure(*NARROW), out=folder, randomness=SeededRandomness(seed))
+        found.append((digests(run.folder), (run.folder / "model.pt").read_bytes()))
+    assert found[0] == found[1]
+    assert found[0][0][0] != found[2][0][0]
 
 
 def test_the_same_seed_without_the_noise_gives_another_model(

@@ -67,14 +67,19 @@ class Mechanism(Protocol):
         ...
 
     def encode(
-        self, updates: NDArray[Any], *, seed: bytes = b"", entropy: Entropy = os.urandom
+        self,
+        updates: NDArray[Any],
+        *,
+        seed: bytes = b"",
+        entropy: Entropy | Sequence[Entropy] = os.urandom,
     ) -> Encoded:
         """Clips and encodes K updates (K, d), float32 or float64; never refuses their values.
 
         Args:
             updates: one row a client.
             seed: public, the same for all clients of a round and fresh each round.
-            entropy: for encodings that round at random.
+            entropy: for encodings that round at random; with one source a client, row k depends
+                on the k-th alone.
         """
         ...
 
@@ -140,7 +145,11 @@ class WideEncoding:
         return clip_to_integers(updates, clip=self._event.clip)
 
     def encode(
-        self, updates: NDArray[Any], *, seed: bytes = b"", entropy: Entropy = os.urandom
+        self,
+        updates: NDArray[Any],
+        *,
+        seed: bytes = b"",
+        entropy: Entropy | Sequence[Entropy] = os.urandom,
     ) -> Encoded:
         """Clips and encodes K updates; deterministic, ``seed`` and ``entropy`` are not used."""
         integers = self.clip(updates)

@@ -7,6 +7,7 @@ is checked; rotation and wrap-around concern accuracy only.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -17,39 +18,66 @@ from numpy.typing import NDArray
 from fedsys.errors import MechanismError
 from fedsys.privacy.clipping import check_updates, clipping_factors, finite_norms
 from fedsys.privacy.events import SkellamEvent
-from fedsys.privacy.hadamard import rotate, unrotate
+from fedsys.privacy.hadamard import hadamard_transform, public_signs, unrotate
 from fedsys.privacy.mechanisms.base import Encoded
 from fedsys.privacy.mechanisms.skellam import SkellamNoise
 from fedsys.privacy.randomness import AesCtrStream, Entropy
-from fedsys.privacy.rings import from_ring, to_ring
+from fedsys.privacy.rings import from_ring, ring_dtype, to_ring
 
 __all__ = ["NarrowSkellam", "round_at_random"]
 
 _TRIES = 200
 """A try is accepted with probability 0.39 at least: all fail with probability 1e-43."""
 
-_ROWS = 8  # encoded at once
+_FRACTION_BITS = 16
+_BLOCK = 1 << 16  # coordinates at once: 256 KiB of float32 stay in the second-level cache
 
 
 def round_at_random(
-    row: NDArray[np.float64], squared_limit: float, stream: AesCtrStream
-) -> NDArray[np.int64]:
-    """Rounds each coordinate (d,) up with the probability of its fraction, until sum r^2 <= limit.
+    rows: NDArray[np.float32], squared_limit: float, streams: Sequence[AesCtrStream]
+) -> NDArray[np.signedinteger[Any]]:
+    """Rounds each coordinate up with the probability of its fraction, until sum r^2 <= limit.
 
-    After ``_TRIES`` failures the row is truncated towards zero, which cannot lift its norm.
+    In fixed point: the value in units of 2^-16, to the nearest, plus 16 random bits, shifted down.
+    So P[up] is the fraction to within 2^-17. After ``_TRIES`` failures a row is truncated towards
+    zero, which cannot lift its norm.
+
+    Args:
+        rows: (K, d) of norms at most sqrt(squared_limit) or so; scaled in place.
+        squared_limit: of each row's squared norm after rounding.
+        streams: K sources, row k's bits come from the k-th alone.
+
+    Returns:
+        (K, d) int32 where fixed point fits into it, else int64.
     """
-    floor = np.floor(row)
-    # u < fraction with u of 53 bits; the fraction is exact, so P[up] is within 2^-53 of it
-    fraction = row - floor
+    rows *= np.float32(1 << _FRACTION_BITS)
+    np.rint(rows, out=rows)
+    small = max(float(rows.max(initial=0)), -float(rows.min(initial=0))) < 2.0**30
+    fixed = rows.astype(np.int32 if small else np.int64)
+    rounded = np.empty_like(fixed)
+    bits = np.empty(rows.shape, dtype=np.uint16)
+    which = np.arange(len(rows))
+    tried: slice | NDArray[np.intp] = slice(None)
     for _ in range(_TRIES):
-        uniform = (stream.words(row.size) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        rounded: NDArray[np.int64] = (floor + (uniform < fraction)).astype(np.int64)
-        if float(rounded @ rounded) <= squared_limit:
+        for row in which.tolist():
+            streams[row].fill(bits[row])
+        up = np.add(fixed[tried], bits[tried], dtype=fixed.dtype)
+        rounded[tried] = np.right_shift(up, _FRACTION_BITS, out=up)
+        over = _squares(up) > squared_limit
+        if not over.any():
             return rounded
-    truncated: NDArray[np.int64] = np.trunc(row * (1 - 2.0**-20)).astype(np.int64)
-    if float(truncated @ truncated) <= squared_limit:
-        return truncated
-    return np.zeros_like(truncated)  # unreachable; the bound must not rest on that
+        which = tried = which[over]
+    kept = np.sign(fixed[which]) * (np.abs(fixed[which]) >> _FRACTION_BITS)
+    kept[_squares(kept) > squared_limit] = 0  # unreachable; the bound must not rest on that
+    rounded[which] = kept
+    return rounded
+
+
+def _squares(rows: NDArray[np.signedinteger[Any]]) -> NDArray[np.float64]:
+    """(K,) sums of squares, exact below 2^53."""
+    wide = rows.astype(np.float64)
+    found: NDArray[np.float64] = np.vecdot(wide, wide)
+    return found
 
 
 class NarrowSkellam:
@@ -84,7 +112,11 @@ class NarrowSkellam:
         return float(np.sqrt(event.total_variance) / (event.scale * event.expected_cohort))
 
     def encode(
-        self, updates: NDArray[Any], *, seed: bytes = b"", entropy: Entropy = os.urandom
+        self,
+        updates: NDArray[Any],
+        *,
+        seed: bytes = b"",
+        entropy: Entropy | Sequence[Entropy] = os.urandom,
     ) -> Encoded:
         """Clips, rotates and rounds K updates (K, d) to (K, length) integers mod 2^b.
 
@@ -98,26 +130,23 @@ class NarrowSkellam:
         count = updates.shape[0]
         norms = np.empty(count, dtype=np.float64)
         finite = np.empty(count, dtype=np.bool_)
-        values = np.empty((count, self.length), dtype=np.int64)
-        stream = AesCtrStream.from_entropy(entropy)
+        values = np.empty((count, self.length), dtype=ring_dtype(event.modulus_bits))
+        streams = _streams(entropy, count)
         limit = event.l2 * event.l2 * (1 - 2.0**-50)
-        for start in range(0, count, _ROWS):
-            part = slice(start, min(start + _ROWS, count))
-            rows = np.zeros((part.stop - start, self.length), dtype=np.float64)
+        at_once = max(1, _BLOCK // self.length)
+        signs = public_signs(self.length, seed).astype(np.float32) / math.sqrt(self.length)
+        for start in range(0, count, at_once):
+            part = slice(start, min(start + at_once, count))
             with np.errstate(over="ignore", invalid="ignore"):
-                rows[:, : event.dimension] = updates[part]
-                norms[part], finite[part] = finite_norms(rows)
-            rows[~finite[part]] = 0.0
-            factors = clipping_factors(norms[part], clip=event.clip, scale=event.scale)
-            turned = rotate(rows * factors[:, None], seed)
-            for offset, row in enumerate(turned):
-                values[start + offset] = round_at_random(row, limit, stream)
-        return Encoded(
-            values=to_ring(values, bits=event.modulus_bits),
-            clipped=norms > event.clip,
-            finite=finite,
-            norms=norms,
-        )
+                own = updates[part].astype(np.float64)
+                norms[part], finite[part] = finite_norms(own)
+            own[~finite[part]] = 0.0
+            own *= clipping_factors(norms[part], clip=event.clip, scale=event.scale)[:, None]
+            rows = np.zeros((len(own), self.length), dtype=np.float32)
+            np.multiply(own, signs[: event.dimension], out=rows[:, : event.dimension])
+            rounded = round_at_random(hadamard_transform(rows), limit, streams[part])
+            values[part] = to_ring(rounded, bits=event.modulus_bits)
+        return Encoded(values=values, clipped=norms > event.clip, finite=finite, norms=norms)
 
     def noise_shares(self, clients: int, entropy: Entropy | Sequence[Entropy]) -> NDArray[np.int64]:
         """(clients, length) independent shares of variance V* / n_cap."""
@@ -135,3 +164,12 @@ class NarrowSkellam:
         straight = unrotate(signed[None, :], seed)[0, : self._event.dimension]
         mean: NDArray[np.float64] = straight / (self._event.scale * self._event.expected_cohort)
         return mean
+
+
+def _streams(entropy: Entropy | Sequence[Entropy], count: int) -> list[AesCtrStream]:
+    """A stream a row; one for all where there is one source."""
+    if callable(entropy):
+        return [AesCtrStream.from_entropy(entropy)] * count
+    if len(entropy) != count:
+        raise MechanismError(f"{count} clients need as many sources, got {len(entropy)}")
+    return [AesCtrStream.from_entropy(source) for source in entropy]
