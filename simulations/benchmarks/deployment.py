@@ -1,235 +1,138 @@
-"""What the wire costs: an empty stage, large models, a thousand agents held by one coordinator.
+"""What a deployment costs, beside Flower's: stages, models, a thousand agents, a secure round.
 
-One process is the coordinator's devices' port, with real mutual TLS, registry and sessions; another
-holds all agents, each with a certificate and a connection of its own, which answer and compute
-nothing. So the figures are of the transport; on one machine they include both ends' work.
+    python -m simulations.benchmarks.deployment --out build/deployment
 
-    python -m simulations.benchmarks.deployment --agents 3 20 200 --megabytes 10 100 --held 1000
+fedsys runs with mutual TLS (`simulations.benchmarks.wire`); flwr 1.41, where the extra `flower` is
+installed, on a SuperLink without TLS (`simulations.benchmarks.flower_superlink`). They take turns,
+so that what the machine does besides falls on both; every turn is a fresh start, and medians of the
+turns count. Prints a table, and writes ``deployment.json`` with every turn.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import importlib.util
 import json
-import multiprocessing
 import os
+import platform
 import statistics
-import sys
-import tempfile
-import time
-from collections.abc import AsyncIterator
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import grpc
-import psutil
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509 import load_der_x509_certificate
+from simulations.benchmarks import flower_superlink, secure_round, wire
 
-from client.grpc_channel import CHANNEL_OPTIONS
-from client.identity import TlsKey, pem_of
-from fedsys.wire import fleet_pb2
-from fedsys.wire.frames import Assembler, split
-from fedsys.wire.services import FLEET, MAX_PARCEL, PROTOCOL, method
-from fedsys.wire.token import enrollment_proof
-from secure_agg import Identity
-from server.fleet import Fleet, Said
-from server.grpc_host import DevicePort
-from server.home import Home
-from server.pki import Peer
-from server.state import State
+__all__ = ["compare", "table"]
 
-__all__ = ["measure"]
-
-_JOB = b"b" * 32
-Agent = tuple[int, bytes, bytes]
+Figures = dict[str, Any]
+Measure = Callable[..., Figures]
+_ROWS = (
+    ("empty_stage_ms", "empty stage, median, ms"),
+    ("empty_stage_worst_ms", "empty stage, worst, ms"),
+    ("10_mb_down_s", "10 MB to one agent, s"),
+    ("10_mb_down_and_up_s", "10 MB to one agent and back, s"),
+    ("100_mb_down_s", "100 MB to one agent, s"),
+    ("100_mb_down_and_up_s", "100 MB to one agent and back, s"),
+    ("rss_mb", "memory of the server, MB"),
+    ("rss_of_an_agent_mb", "memory of a SuperNode, MB"),
+    ("rss_of_all_at_most_mb", "memory of all of Flower, at most, MB"),
+    ("idle_cpu_percent", "server's CPU when idle, % of a core"),
+    ("connect_seconds", "until all are connected, s"),
+)
 
 
-def measure(agents: int, *, stages: int, megabytes: list[int]) -> dict[str, Any]:
-    """Figures with so many agents.
+def compare(
+    engines: dict[str, Measure], agents: Sequence[int], *, turns: int, megabytes: list[int]
+) -> list[Figures]:
+    """Every engine with every number of agents, in turns.
 
     Args:
-        agents: sessions held at once.
-        stages: empty stages to time, after a warm-up.
-        megabytes: sizes of models to send down to, and up from, the first agent.
+        engines: by name.
+        agents: numbers of agents; models are sent with the first.
+        turns: of each.
+        megabytes: sizes of models.
+
+    Returns:
+        A line for every turn: its engine, its turn, its figures, the load of the machine.
     """
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        home = Home.create(
-            Path(folder) / "c",
-            hosts=["127.0.0.1"],
-            roster_key=Ed25519PrivateKey.generate().public_key().public_bytes_raw(),
-        )
-        devices = _enroll(home, agents)
-        ours, theirs = context.Pipe()
-        coordinator = context.Process(target=_coordinator, args=(home.path, theirs), daemon=True)
-        coordinator.start()
-        port = ours.recv()
-        fleet = context.Process(
-            target=_agents, args=(port, home.authority.der, devices), daemon=True
-        )
-        fleet.start()
-        try:
-            ours.send((agents, stages, megabytes))
-            found: dict[str, Any] = ours.recv()
-        finally:
-            fleet.kill()
-            coordinator.kill()
-            fleet.join()
-            coordinator.join()
+    found = []
+    for turn in range(turns):
+        for number in agents:
+            sizes = megabytes if number == agents[0] else []
+            for name, measure in engines.items():
+                figures = measure(number, megabytes=sizes)
+                found.append(
+                    {
+                        "engine": name,
+                        "turn": turn,
+                        "load": round(os.getloadavg()[0], 1),
+                        **figures,
+                    }
+                )
+                print(json.dumps(found[-1]), flush=True)
     return found
 
 
-def _enroll(home: Home, agents: int) -> list[Agent]:
-    state = State.open(home.path)
-    registry, found = home.registry(state), []
-    for number in range(agents):
-        token = registry.issue_token(f"n{number}")
-        certificate = load_der_x509_certificate(token.certificate).public_bytes(Encoding.PEM)
-        key, identity = TlsKey.generate(), Identity.generate()
-        csr = key.csr
-        enrolled = registry.enroll(
-            Peer.of(certificate),
-            csr=csr,
-            identity=identity.public_bytes,
-            proof=identity.sign(enrollment_proof(token.certificate, csr)),
-        )
-        found.append((enrolled.node, key.pem, pem_of(enrolled.certificate)))
-    state.close()
-    return found
+def table(lines: Sequence[Figures]) -> str:
+    """Medians of the turns, as Markdown."""
+    columns = sorted({(line["agents"], line["engine"]) for line in lines})
+    heads = [f"{engine}, {agents} agents" for agents, engine in columns]
+    found = ["| | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(heads)]
+    for key, title in _ROWS:
+        cells = []
+        for agents, engine in columns:
+            values = [
+                line[key]
+                for line in lines
+                if (line["agents"], line["engine"]) == (agents, engine) and key in line
+            ]
+            cells.append(_readable(statistics.median(values)) if values else "")
+        if any(cells):
+            found.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(found)
 
 
-# -- the coordinator's process -------------------------------------------------------------------
-
-
-def _coordinator(path: Path, pipe: Connection) -> None:
-    asyncio.run(_measure(Home.open(path), pipe))
-
-
-async def _measure(home: Home, pipe: Connection) -> None:
-    state, fleet = State.open(home.path), Fleet()
-    port = DevicePort(
-        identity=home.server_identity(),
-        authority=home.authority,
-        registry=home.registry(state),
-        fleet=fleet,
-        signer_key=bytes(32),
-    )
-    pipe.send(await port.start("127.0.0.1:0"))
-    agents, stages, megabytes = await asyncio.to_thread(pipe.recv)
-    started = time.monotonic()
-    while len(fleet.links) < agents:
-        await asyncio.sleep(0.01)
-    found: dict[str, Any] = {
-        "agents": agents,
-        "connect_seconds": round(time.monotonic() - started, 2),
-    }
-    nodes = sorted(fleet.links)
-    times = [await _stage(fleet, nodes, b"x" * 64) for _ in range(stages + 3)][3:]
-    found["empty_stage_ms"] = round(1000 * statistics.median(times), 2)
-    found["empty_stage_worst_ms"] = round(1000 * max(times), 2)
-    fleet.allow(1 << 31)
-    for size in megabytes:
-        bytes_ = b"\0" * (size * 1_000_000)
-        down = min([await _stage(fleet, nodes[:1], bytes_) for _ in range(3)])
-        both = min([await _stage(fleet, nodes[:1], bytes_, echo=True) for _ in range(3)])
-        found[f"{size}_mb_down_s"] = round(down, 3)
-        found[f"{size}_mb_down_and_up_s"] = round(both, 3)
-    process = psutil.Process()
-    before, start = process.cpu_times(), time.monotonic()
-    await asyncio.sleep(3)
-    after, seconds = process.cpu_times(), time.monotonic() - start
-    busy = after.user + after.system - before.user - before.system
-    found["idle_cpu_percent"] = round(100 * busy / seconds, 1)
-    found["rss_mb"] = round(process.memory_info().rss / 1e6, 1)
-    found["descriptors"] = process.num_fds()
-    pipe.send(found)
-    await asyncio.sleep(60)
-
-
-async def _stage(fleet: Fleet, nodes: list[int], message: bytes, *, echo: bool = False) -> float:
-    """Seconds until all these nodes have answered; `echo` has them send the message back."""
-    while not fleet.events.empty():
-        fleet.events.get_nowait()
-    stage = fleet_pb2.Stage(job=_JOB, round=1, step=int(echo), message=message)
-    data = fleet_pb2.Down(stage=stage).SerializeToString()
-    started, waiting = time.monotonic(), set(nodes)
-    for node in nodes:
-        fleet.send_bytes(node, data)
-    while waiting:
-        event = await fleet.events.get()
-        if isinstance(event, Said):
-            waiting.discard(event.node)
-    return time.monotonic() - started
-
-
-# -- the agents' process -------------------------------------------------------------------------
-
-
-def _agents(port: int, ca: bytes, devices: list[Agent]) -> None:
-    asyncio.run(_hold(port, ca, devices))
-
-
-async def _hold(port: int, ca: bytes, devices: list[Agent]) -> None:
-    gate = asyncio.Semaphore(32)
-    root = pem_of(ca)
-    await asyncio.gather(*(_answer(port, root, device, gate) for device in devices))
-
-
-async def _answer(port: int, ca: bytes, device: Agent, gate: asyncio.Semaphore) -> None:
-    node, key, certificate = device
-    outgoing: asyncio.Queue[bytes] = asyncio.Queue()
-    hello = fleet_pb2.Hello(protocol_min=PROTOCOL, protocol_max=PROTOCOL, node=node)
-    outgoing.put_nowait(fleet_pb2.Up(hello=hello).SerializeToString())
-
-    async def frames() -> AsyncIterator[bytes]:
-        parcel = 0
-        while True:
-            for frame in split(parcel, await outgoing.get()):
-                yield frame
-            parcel += 1
-
-    credentials = grpc.ssl_channel_credentials(ca, key, certificate)
-    async with grpc.aio.secure_channel(
-        f"127.0.0.1:{port}", credentials, options=CHANNEL_OPTIONS
-    ) as channel:
-        stub = channel.stream_stream(
-            method(FLEET, "Session"), response_deserializer=fleet_pb2.Frame.FromString
-        )
-        await gate.acquire()
-        held, assembler = True, Assembler(limit=MAX_PARCEL)
-        async for frame in stub(frames()):
-            if held:
-                gate.release()
-                held = False
-            whole = assembler.add(frame)
-            if whole is None:
-                continue
-            down = fleet_pb2.Down.FromString(whole)
-            if down.HasField("stage"):
-                reply = down.stage.message if down.stage.step else b"y" * 64
-                answer = fleet_pb2.Answer(job=_JOB, round=1, step=0, message=reply)
-                outgoing.put_nowait(fleet_pb2.Up(answer=answer).SerializeToString())
+def _readable(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def main() -> None:
-    """Print one JSON line for each number of agents."""
+    """Measure everything; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--agents", type=int, nargs="*", default=[3, 20, 200])
+    parser.add_argument("--agents", type=int, nargs="*", default=[3, 20], help="beside Flower")
+    parser.add_argument("--alone", type=int, nargs="*", default=[200, 1000])
     parser.add_argument("--megabytes", type=int, nargs="*", default=[10, 100])
-    parser.add_argument("--held", type=int, nargs="*", default=[1000])
     parser.add_argument("--stages", type=int, default=20)
+    parser.add_argument("--flower-stages", type=int, default=3, help="they take seconds each")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--secure", type=int, default=100, help="agents in the secure round; or 0")
+    parser.add_argument("--dimension", type=int, default=1_000_000)
+    parser.add_argument("--out", type=Path, default=Path("build/deployment"))
     given = parser.parse_args()
-    for number in given.agents:
-        sizes = given.megabytes if number == given.agents[0] else []
-        print(json.dumps(measure(number, stages=given.stages, megabytes=sizes)), flush=True)
-    for number in given.held:
-        print(json.dumps(measure(number, stages=3, megabytes=[])), flush=True)
-    load = os.getloadavg()[0]
-    print(f"load of the machine meanwhile: {load:.1f}", file=sys.stderr)
+
+    def ours(agents: int, *, megabytes: list[int]) -> Figures:
+        return wire.measure(agents, stages=given.stages, megabytes=megabytes)
+
+    def flower(agents: int, *, megabytes: list[int]) -> Figures:
+        return flower_superlink.measure(agents, stages=given.flower_stages, megabytes=megabytes)
+
+    engines: dict[str, Measure] = {"fedsys": ours}
+    if importlib.util.find_spec("flwr") is not None:
+        engines["flwr"] = flower
+    else:
+        print("flwr is not installed: fedsys alone (pip install 'fedsys[flower]')")
+    lines = compare(engines, given.agents, turns=given.turns, megabytes=given.megabytes)
+    lines += compare({"fedsys": ours}, given.alone, turns=given.turns, megabytes=[])
+    secure = None
+    if given.secure:
+        secure = secure_round.measure(given.secure, dimension=given.dimension)
+        print(json.dumps(secure), flush=True)
+    given.out.mkdir(parents=True, exist_ok=True)
+    body = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    path = given.out / "deployment.json"
+    path.write_text(json.dumps({**body, "turns": lines, "secure_round": secure}, indent=1))
+    print("\n" + table(lines))
+    print(f"\n{path}")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
 
+from simulations.testbed.crowd import survive
 from simulations.testbed.faults import FAULTS
 from simulations.testbed.federation import Federation
 from simulations.testbed.trial import Trial
@@ -21,7 +23,17 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--agents", type=int, default=5)
     parser.add_argument("--keep", type=Path, help="a new folder for everything that was written")
+    parser.add_argument(
+        "--crowd",
+        type=int,
+        metavar="N",
+        help="instead: hold N light agents, kill the coordinator under their job, say what it took",
+    )
     given = parser.parse_args()
+    if given.crowd is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(survive(given.keep or Path(folder), given.crowd)))
+        return 0
     unknown = [name for name in given.fault.split(",") if name not in FAULTS]
     if unknown:
         parser.error(f"--fault {','.join(unknown)}: allowed are {', '.join(FAULTS)}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from simulations.testbed.crowd import survive
 from simulations.testbed.faults import FAULTS
 from simulations.testbed.federation import Federation
 from simulations.testbed.trial import Report, Trial
@@ -29,3 +30,12 @@ def test_nothing_is_believed_of_what_was_changed_or_sent_again(tmp_path: Path) -
 def test_a_job_survives(name: str, tmp_path: Path) -> None:
     report = trial(tmp_path, name, agents=5, strikes=6, seed=2)
     assert report.passed, report.broken
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_crowd_comes_back_to_a_coordinator_that_was_killed(tmp_path: Path) -> None:
+    found = survive(tmp_path, 100, cohort=10)
+    assert found["rounds"] == 6
+    # two descriptors an agent would be one too many
+    assert found["descriptors"] < 100 + 60
