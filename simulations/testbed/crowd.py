@@ -1,0 +1,370 @@
+"""Very many agents on one machine: real sessions and secure aggregation, no data.
+
+::
+
+    python -m simulations.testbed --crowd 1000
+
+Each agent has its keys, folder, journal, certificate and connection, and answers as the real one
+does; its update is zeros, so that what is seen is the coordinator's work. Hundreds share a process,
+a thread each. The coordinator is the real one; its model is as long as wanted and is never trained.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import tomli_w
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import load_der_x509_certificate
+from numpy.typing import NDArray
+
+from client.grpc_host import Backoff, ConnectionHost
+from client.identity import Credentials, TlsKey, pem_of
+from client.policy import Policy
+from client.session import Session
+from fedsys.config import Config, dump, validate
+from fedsys.logs import configure
+from fedsys.privacy import Entropy
+from fedsys.secret_files import write_secret
+from fedsys.wire import Assignment
+from fedsys.wire.roster import SignedStatement, signed_message
+from fedsys.wire.terms import Terms
+from fedsys.wire.token import enrollment_proof
+from secure_agg import Identity
+from server.enrollment import Registry
+from server.grpc_service import run_coordinator
+from server.home import Home
+from server.pki import Peer
+from server.state import ACTIVE_JOB, JobRow, State
+from server.submission import submit
+from simulations.testbed.federation import TestbedError
+
+__all__ = ["Crowd", "Flat", "crowd_job", "survive"]
+
+_CODE = "00" * 32
+_CONTEXT = multiprocessing.get_context("spawn")
+_PATIENCE = 600.0
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A model of so many weights, all zeros, without a task."""
+
+    dimension: int
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """One parameter."""
+        return (self.dimension,)
+
+    @property
+    def task_sha256(self) -> str:
+        """What the agents' `Still` has too."""
+        return _CODE
+
+    def initial_weights(self) -> NDArray[np.float32]:
+        """(d,) zeros."""
+        return np.zeros(self.dimension, np.float32)
+
+    def evaluate(self, weights: NDArray[np.float32]) -> dict[str, float] | None:
+        """Nothing to evaluate on."""
+        return None
+
+    def state_dict(self, weights: NDArray[np.float32]) -> dict[str, Any]:
+        """For ``model.pt``."""
+        import torch
+
+        return {"weights": torch.from_numpy(weights)}
+
+
+class Still:
+    """A worker whose update is zero."""
+
+    sha256 = _CODE
+
+    def check(self, terms: Terms) -> None:
+        """Everything can be left as it is."""
+
+    def train(
+        self, terms: Terms, assignment: Assignment, client: int, entropy: Entropy
+    ) -> NDArray[np.float32]:
+        """(1, d) zeros."""
+        return np.zeros((1, terms.dimension), np.float32)
+
+
+def crowd_job(agents: int, cohort: int, *, rounds: int) -> Config:
+    """A job for a crowd: cohorts of so many, of whom a tenth may be lost, without noise."""
+    return validate(
+        {
+            "job": {"name": "crowd"},
+            "task": {"name": "digits"},
+            "population": {"clients": agents},
+            "cohort": {
+                "expected": cohort,
+                "cap": min(agents, 2 * cohort),
+                "min_survivors": max(2, cohort // 2),
+            },
+            "rounds": {"count": rounds},
+            "server": {"strategy": "fedavg"},
+            "privacy": {"mechanism": "none"},
+            "aggregation": {"dropout": 0.1, "corrupt": 0.1},
+            "engine": {"path": "loop", "chunk": 1},
+            "evaluation": {"data": "none"},
+        }
+    )
+
+
+@dataclass
+class Crowd:
+    """A coordinator and many agents.
+
+    Attributes:
+        root: holds the coordinator's folder ``c`` and the agents' ``a0``, ``a1``, ...
+        size: how many agents.
+        dimension: of the model.
+        home: the coordinator's folder.
+        state: its database.
+        port: where it listens.
+        coordinator: its process.
+        holders: processes that hold the agents.
+    """
+
+    root: Path
+    size: int
+    dimension: int
+    home: Home
+    state: State
+    port: int
+    coordinator: SpawnProcess
+    holders: list[SpawnProcess]
+
+    @classmethod
+    @contextmanager
+    def make(cls, root: Path, size: int, *, dimension: int, processes: int = 2) -> Iterator[Crowd]:
+        """Everybody enrolled and running; all die at the end."""
+        authority = Ed25519PrivateKey.generate()
+        home = Home.create(
+            root / "c",
+            hosts=["127.0.0.1"],
+            roster_key=authority.public_key().public_bytes_raw(),
+        )
+        patient = {"patience": _PATIENCE, "stage": 120.0, "training": 600.0, "reconnect": 60.0}
+        settings = home.settings().model_copy(update=patient)
+        home.settings_file.write_text(tomli_w.dumps(settings.model_dump(exclude_none=True)))
+        coordinator, port = _start_coordinator(home, 0, dimension)
+        crowd = cls(
+            root=root,
+            size=size,
+            dimension=dimension,
+            home=home,
+            state=State.open(home.path),
+            port=port,
+            coordinator=coordinator,
+            holders=[],
+        )
+        try:
+            folders = crowd._enroll(authority)
+            for number in range(processes):
+                holder = _CONTEXT.Process(
+                    target=_hold, args=(folders[number::processes], root / "crowd.log"), daemon=True
+                )
+                holder.start()
+                crowd.holders.append(holder)
+            yield crowd
+        finally:
+            for process in [*crowd.holders, crowd.coordinator]:
+                process.kill()
+                process.join()
+            crowd.state.close()
+
+    def restart_coordinator(self) -> None:
+        """``kill -9``, and start it again at the same port."""
+        self.coordinator.kill()
+        self.coordinator.join()
+        self.coordinator, _ = _start_coordinator(self.home, self.port, self.dimension)
+
+    def wait_connected(self, *, seconds: float = _PATIENCE) -> float:
+        """Wait until every agent says that it is connected to the running coordinator.
+
+        Returns:
+            The seconds it took.
+
+        Raises:
+            TestbedError: it takes too long.
+        """
+        started, waiting = time.monotonic(), set(range(self.size))
+        since = psutil.Process(self.coordinator.pid).create_time()
+        while waiting:
+            waiting = {each for each in waiting if not self._connected(each, since)}
+            if time.monotonic() - started > seconds:
+                raise TestbedError(f"{len(waiting)} of {self.size} agents do not connect")
+            time.sleep(0.1)
+        return time.monotonic() - started
+
+    def run(self, config: Config, *, seconds: float = 3600) -> JobRow:
+        """Submit a job and wait until it is over."""
+        row = submit(self.state, dump(config))
+        return self.wait(row.id, seconds=seconds)
+
+    def wait(self, job: str, *, seconds: float = 3600, round: int | None = None) -> JobRow:
+        """Wait until a job is over, or in that round."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            row = self.state.job(job)
+            if row.status not in ACTIVE_JOB or (round is not None and row.round >= round):
+                return row
+            time.sleep(0.05)
+        raise TestbedError(f"job {self.state.job(job).status} after {seconds:g} s")
+
+    def seconds(self, job: str) -> list[dict[str, float]]:
+        """Of each committed round, what each stage took by the coordinator's clock."""
+        lines = (self.home.jobs / job / "private.jsonl").read_bytes().splitlines()
+        bodies: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        return [body["seconds"] for body in bodies if "seconds" in body]
+
+    def _connected(self, number: int, since: float) -> bool:
+        path = self.root / f"a{number}" / "status.json"
+        try:
+            body = json.loads(path.read_bytes())
+        except OSError:
+            return False
+        return bool(body["connection"] == "connected" and body["at"] > since)
+
+    def _enroll(self, authority: Ed25519PrivateKey) -> list[Path]:
+        """Let everybody join, as `client.grpc_channel.join` does; sign one roster of all."""
+        registry = self.home.registry(self.state)
+        found = [self._join(registry, number) for number in range(self.size)]
+        statement = registry.propose().encoded
+        signature = authority.sign(signed_message(statement))
+        registry.accept(SignedStatement(statement=statement, signature=signature))
+        return found
+
+    def _join(self, registry: Registry, number: int) -> Path:
+        folder = self.root / f"a{number}"
+        folder.mkdir(mode=0o700)
+        token = registry.issue_token(f"n{number}")
+        credential = load_der_x509_certificate(token.certificate).public_bytes(Encoding.PEM)
+        key, identity = TlsKey.generate(), Identity.generate()
+        csr = key.csr
+        enrolled = registry.enroll(
+            Peer.of(credential),
+            csr=csr,
+            identity=identity.public_bytes,
+            proof=identity.sign(enrollment_proof(token.certificate, csr)),
+        )
+        credentials = Credentials(
+            folder=folder,
+            node=enrolled.node,
+            name=enrolled.name,
+            coordinator=f"127.0.0.1:{self.port}",
+            identity=identity,
+            ca=pem_of(token.ca),
+            roster_key=token.roster_key,
+            signer=bytes.fromhex(self.home.signer.public_hex),
+        )
+        write_secret(folder / "identity.ed25519", identity.private_bytes())
+        credentials.store_tls(key, enrolled.certificate)
+        credentials.store()
+        return folder
+
+
+def survive(root: Path, agents: int, *, cohort: int = 20, rounds: int = 6) -> dict[str, float]:
+    """A crowd's job while the coordinator is killed: everybody comes back, the job completes.
+
+    Returns:
+        Seconds until all were connected, at first and again; the coordinator's memory and share
+        of a processor's time when nothing is to be done.
+
+    Raises:
+        TestbedError: it does not hold.
+    """
+    with Crowd.make(root, agents, dimension=1000) as crowd:
+        found = {"agents": float(agents), "connect_seconds": crowd.wait_connected()}
+        found |= idle(crowd)
+        job = submit(crowd.state, dump(crowd_job(agents, cohort, rounds=rounds))).id
+        crowd.wait(job, round=rounds // 2)
+        crowd.restart_coordinator()
+        found["reconnect_seconds"] = crowd.wait_connected()
+        row = crowd.wait(job)
+        if row.status != "completed":
+            raise TestbedError(f"the crowd's job {row.status}: {row.reason}")
+        found["rounds"] = row.round
+        return {key: round(value, 2) for key, value in found.items()}
+
+
+def idle(crowd: Crowd, *, seconds: float = 5.0) -> dict[str, float]:
+    """What a coordinator takes that holds everybody and does nothing else."""
+    process = psutil.Process(crowd.coordinator.pid)
+    before, start = process.cpu_times(), time.monotonic()
+    time.sleep(seconds)
+    after = process.cpu_times()
+    busy = after.user + after.system - before.user - before.system
+    return {
+        "idle_cpu_percent": 100 * busy / (time.monotonic() - start),
+        "rss_mb": process.memory_info().rss / 1e6,
+        "descriptors": process.num_fds(),
+        "threads": process.num_threads(),
+    }
+
+
+# -- the processes ---------------------------------------------------------------------------------
+
+
+def _start_coordinator(home: Home, port: int, dimension: int) -> tuple[SpawnProcess, int]:
+    ours, theirs = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(
+        target=_coordinate, args=(home.path, port, dimension, theirs), daemon=True
+    )
+    process.start()
+    theirs.close()
+    if not ours.poll(_PATIENCE):
+        raise TestbedError("the crowd's coordinator does not start")
+    return process, int(ours.recv())
+
+
+def _coordinate(folder: Path, port: int, dimension: int, ready: Connection) -> None:
+    _log_to(folder.parent / "coordinator.log")
+    asyncio.run(
+        run_coordinator(
+            Home.open(folder),
+            listen=f"127.0.0.1:{port}",
+            models=lambda _config: Flat(dimension),
+            ready=ready.send,
+        )
+    )
+
+
+def _hold(folders: list[Path], log: Path) -> None:
+    _log_to(log)
+    policy, worker = Policy(), Still()
+    for folder in folders:
+        session = Session(
+            credentials=Credentials.load(folder), worker=worker, policy=lambda: policy
+        )
+        host = ConnectionHost(session, backoff=Backoff(first=1.0, most=10.0))
+        threading.Thread(target=host.run, daemon=True).start()
+    signal.pause()
+
+
+def _log_to(path: Path) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    os.close(handle)
+    configure("text")
