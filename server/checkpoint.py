@@ -1,7 +1,8 @@
 """Weights on disk: checkpoints that a run resumes from, and the model that it releases.
 
 A checkpoint is an ``.npz`` without pickles (weights, the strategy's state, the round); the model
-is a torch ``state_dict``. Both appear under their name only once they are whole and on disk.
+is a torch ``state_dict``. The model appears under its name only once it is whole and on disk; a
+checkpoint is read only if the ledger holds the commit that was written after it.
 """
 
 from __future__ import annotations
@@ -57,14 +58,20 @@ class Checkpoint:
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Write `content` so that `path` holds either what it held before or all of it."""
     partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    _write_flushed(partial, content, mode)
     partial.replace(path)
     _flush_names(path.parent)
+
+
+def _write_flushed(path: Path, content: bytes | memoryview, mode: int) -> None:
+    """A new file with its content on disk; its name is not yet."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb", buffering=0) as file:
+        written = 0
+        while written < len(content):
+            written += file.write(content[written:])
+        os.fsync(descriptor)
 
 
 def make_folder(path: Path) -> None:
@@ -94,8 +101,16 @@ def sha256_of_aggregate(total: NDArray[Any]) -> str:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``round-000042.npz`` into `folder` and drop all but the newest few."""
-    make_folder(folder)
+    """Write ``round-000042.npz`` into `folder` and drop all but the newest few.
+
+    It is on disk, name and content, when this returns; only then may its round be committed. One
+    that a crash tears is of a round without a commit, which `committed_checkpoint` removes, so
+    that it needs no other name until it is whole.
+
+    Args:
+        folder: as `make_folder` made it.
+        checkpoint: of a round that has none yet.
+    """
     buffer = io.BytesIO()
     state = {f"strategy.{name}": value for name, value in checkpoint.strategy.items()}
     np.savez(
@@ -108,7 +123,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         **state,
     )
     path = folder / f"round-{checkpoint.round:06d}.npz"
-    write_atomically(path, buffer.getvalue(), mode=0o600)
+    _write_flushed(path, buffer.getbuffer(), 0o600)
+    _flush_names(folder)
     for old in sorted(folder.glob("round-*.npz"))[:-KEEP]:
         old.unlink(missing_ok=True)
     return path

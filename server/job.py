@@ -42,6 +42,7 @@ from fedsys.versions import code_hash, versions
 from server.checkpoint import (
     Checkpoint,
     committed_checkpoint,
+    make_folder,
     save_checkpoint,
     sha256_of_weights,
 )
@@ -391,6 +392,7 @@ def _coordinator(
     checkpoints: Path,
     clipping: AdaptiveClipping | None,
 ) -> Coordinator:
+    make_folder(checkpoints)
     return Coordinator(
         terms=JobTerms(
             job=name,
