@@ -22,6 +22,7 @@ from server.job_run import JobRun
 from server.metrics import Metrics
 from server.preparation import AlreadyOver, Preparation
 from server.round_cycle import Randomness
+from server.spending import Spending
 from server.state import ACTIVE_JOB, JobRow, State
 
 __all__ = ["Deployment"]
@@ -65,11 +66,13 @@ class Deployment:
             budget=self._settings.epsilon,
         )
         self._metrics = metrics or Metrics()
+        self._spending = Spending(home, state)
         self._randomness = randomness or Randomness()
         self.wake = asyncio.Event()
 
     async def serve(self) -> None:
         """Until cancelled."""
+        await to_its_end(self._show_spent)
         while True:
             row = next((row for row in self._state.jobs() if row.status in ACTIVE_JOB), None)
             if row is None:
@@ -103,6 +106,7 @@ class Deployment:
             fleet=self._fleet,
             settings=self._settings,
             metrics=self._metrics,
+            spending=self._spending,
             randomness=self._randomness,
         )
         return await run.run()
@@ -112,4 +116,8 @@ class Deployment:
             row.id, status=status, reason=reason[:2000], stage="", ended_at=time.time()
         )
         self._metrics.job_ended(status)
+        self._show_spent()
         _log.info("job %s: %s %s", row.id, status, reason)
+
+    def _show_spent(self) -> None:
+        self._metrics.spent(self._spending.population, self._spending.total())

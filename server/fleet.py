@@ -18,6 +18,10 @@ from server.pki import Peer
 __all__ = ["Arrived", "Event", "Fleet", "Left", "Link", "Said"]
 
 
+Counted = Callable[[str, str, int], None]
+_KINDS = {each.number: each.name for each in fleet_pb2.Down.DESCRIPTOR.fields}
+
+
 @dataclass(eq=False)
 class Link:
     """One agent's open session.
@@ -30,6 +34,7 @@ class Link:
         outgoing: serialised `Down` messages; None ends the session.
         limit: bytes of the largest message that is taken from this agent now.
         pending: messages from this agent that nobody has taken out of the events yet.
+        counted: told of every message: its direction (``in``, ``out``), kind and bytes.
     """
 
     node: int
@@ -39,10 +44,16 @@ class Link:
     outgoing: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
     limit: int = MAX_SMALL_PARCEL
     pending: int = 0
+    counted: Counted = field(default=lambda _direction, _kind, _size: None, repr=False)
 
     def send(self, message: fleet_pb2.Down) -> None:
         """Queue a message."""
-        self.outgoing.put_nowait(message.SerializeToString())
+        self.send_bytes(message.SerializeToString())
+
+    def send_bytes(self, message: bytes) -> None:
+        """Queue a serialised message."""
+        self.counted("out", _kind(message), len(message))
+        self.outgoing.put_nowait(message)
 
     def close(self, reason: fleet_pb2.Goodbye.Reason, text: str) -> None:
         """Say why, then end the session."""
@@ -76,6 +87,11 @@ class Said:
 Event = Arrived | Left | Said
 
 
+def _kind(message: bytes) -> str:
+    """The kind of a serialised `Down`, whose one field begins it; not parsed, for it may be big."""
+    return _KINDS.get(message[0] >> 3, "unknown") if message else "unknown"
+
+
 class _Events(asyncio.Queue[Event]):
     """Counts down what a link has pending when its message is taken."""
 
@@ -91,13 +107,19 @@ class Fleet:
 
     Args:
         clock: monotonic seconds.
+        counted: told of every message that passes.
 
     Attributes:
         events: what happened, in order.
         links: open sessions by node.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        counted: Counted = lambda _direction, _kind, _size: None,
+    ) -> None:
+        self.counted = counted
         self.events: asyncio.Queue[Event] = _Events()
         self.links: dict[int, Link] = {}
         self._clock = clock
@@ -145,7 +167,7 @@ class Fleet:
         link = self.links.get(node)
         if link is None:
             return False
-        link.outgoing.put_nowait(message)
+        link.send_bytes(message)
         return True
 
     def absent_since(self, node: int) -> float | None:

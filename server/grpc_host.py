@@ -179,7 +179,7 @@ class DevicePort:
             self._registry.admit(peer)
         except FedsysError as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
-        link = Link(node=peer.node)
+        link = Link(node=peer.node, counted=self._fleet.counted)
         assembler = Assembler(limit=link.limit)
         writer = asyncio.create_task(_write(link, context))
         reader = asyncio.create_task(self._read(link, peer, frames, assembler))
@@ -217,6 +217,7 @@ class DevicePort:
                     continue
                 message = fleet_pb2.Up.FromString(whole)
                 kind = message.WhichOneof("content")
+                link.counted("in", kind or "unknown", len(whole))
                 if not greeted:
                     if kind != "hello":
                         raise ProtocolError("the first message is not a greeting")

@@ -71,7 +71,8 @@ async def _serve(
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-    state, fleet, metrics = State.open(home.path), Fleet(), Metrics()
+    state, metrics = State.open(home.path), Metrics()
+    fleet = Fleet(counted=metrics.passed)
     registry = home.registry(state)
     deployment = Deployment(
         home=home,
@@ -96,7 +97,7 @@ async def _serve(
         await operator.start()
         address = home.settings().metrics
         if address:
-            metrics.serve(address)
+            _log.info("metrics at port %d", metrics.serve(address))
         tasks = [
             asyncio.create_task(deployment.serve()),
             asyncio.create_task(_follow_registry(devices)),
@@ -114,6 +115,7 @@ async def _serve(
         await asyncio.gather(*tasks, return_exceptions=True)
         await operator.stop()
         await devices.stop()
+        metrics.close()
         state.close()
 
 

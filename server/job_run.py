@@ -17,6 +17,7 @@ from server.home import Settings
 from server.metrics import Metrics
 from server.preparation import JobFailed, PreparedJob
 from server.round_cycle import Randomness, RoundCycle
+from server.spending import Spending
 from server.state import State
 from server.summary import summarize
 
@@ -38,6 +39,7 @@ class JobRun:
         fleet: the sessions.
         settings: how long to wait for whom.
         metrics: counted into.
+        spending: of all jobs before.
         randomness: for tests.
     """
 
@@ -49,6 +51,7 @@ class JobRun:
         fleet: Fleet,
         settings: Settings,
         metrics: Metrics,
+        spending: Spending,
         randomness: Randomness,
     ) -> None:
         self._id = prepared.id
@@ -60,6 +63,7 @@ class JobRun:
         self._fleet = fleet
         self._settings = settings
         self._metrics = metrics
+        self._spending = spending
         self._evaluated = prepared.job.folder.last_metrics()
         self._seconds: list[float] = []
         self._clients: list[int] = []
@@ -89,6 +93,7 @@ class JobRun:
                 self._consent.offer_all()
                 await self._check_in()
                 self._state.update_job(self._id, status="running", started_at=time.time())
+                self._show_spent()
                 await self._rounds()
             except BudgetExceeded as error:
                 status, reason = "budget-exhausted", str(error)
@@ -158,6 +163,11 @@ class JobRun:
             self._state.update_job(
                 self._id, round=coordinator.reserved, stage="", spent=self._job.epsilon
             )
+            self._show_spent()
+
+    def _show_spent(self) -> None:
+        spent = self._job.coordinator.spent
+        self._metrics.spent(self._spending.population, self._spending.total(spent))
 
     def _evaluate(self) -> None:
         job, number = self._job, self._job.coordinator.reserved
@@ -197,5 +207,5 @@ class JobRun:
             raise JobCancelled("cancelled by the operator")
 
     def _refused(self, round: int, node: int, reason: str) -> None:
-        self._metrics.refused()
+        self._metrics.refused(round)
         self._state.refuse(job=self._id, round=round, node=node, reason=reason)

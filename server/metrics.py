@@ -1,10 +1,21 @@
-"""Counters for Prometheus. Nothing here tells a realised cohort but what is marked so."""
+"""What Prometheus may scrape; ``METRICS.md`` beside this file lists it.
+
+Whatever tells of a realised cohort, of who took part or how long it took, is named
+``fedsys_serverside_...``: whoever reads it is in the server's view. The rest is no more than what
+the published ledger holds, so that one rule of a scraper (drop ``fedsys_serverside_.*``) makes
+a page for everybody.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from fedsys.errors import ConfigError
+from fedsys.privacy import Epsilons
 
 __all__ = ["Metrics"]
 
@@ -15,27 +26,68 @@ class Metrics:
     """What an operator watches; each coordinator has a registry of its own."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = registry = CollectorRegistry()
+        self._server: Any = None
+        self._jobs = Counter(
+            "fedsys_jobs", "Jobs that ended, by status.", ["status"], registry=registry
+        )
         self._rounds = Counter(
-            "fedsys_rounds", "Rounds by outcome.", ["outcome"], registry=self.registry
+            "fedsys_rounds", "Rounds that ended, by outcome.", ["outcome"], registry=registry
+        )
+        self._connected = Gauge("fedsys_connected_agents", "Open sessions.", registry=registry)
+        self._epsilon = Gauge(
+            "fedsys_epsilon",
+            "Epsilon spent over all jobs by population and view; +Inf without protection.",
+            ["population", "view"],
+            registry=registry,
+        )
+        self._server_epsilon = Gauge(
+            "fedsys_serverside_epsilon",
+            "The same in the server's view, which depends on the realised cohorts.",
+            ["population"],
+            registry=registry,
         )
         self._stages = Histogram(
-            "fedsys_stage_seconds",
-            "Duration of the stages of committed rounds. Server-side: tells of stragglers.",
+            "fedsys_serverside_stage_seconds",
+            "Duration of the stages of committed rounds; tells of stragglers.",
             ["stage"],
             buckets=_SECONDS,
-            registry=self.registry,
+            registry=registry,
         )
         self._refusals = Counter(
-            "fedsys_refusals", "Jobs and rounds that agents declined.", registry=self.registry
+            "fedsys_serverside_refusals",
+            "What agents declined, a whole job or one round of it.",
+            ["of"],
+            registry=registry,
         )
-        self._connected = Gauge("fedsys_connected_agents", "Open sessions.", registry=self.registry)
-        self._jobs = Counter("fedsys_jobs", "Jobs by status.", ["status"], registry=self.registry)
+        self._bytes = Counter(
+            "fedsys_serverside_bytes",
+            "Messages' bytes before framing and encryption, by direction and kind.",
+            ["direction", "kind"],
+            registry=registry,
+        )
 
-    def serve(self, address: str) -> None:
-        """Answer ``/metrics`` at ``HOST:PORT``."""
+    def serve(self, address: str) -> int:
+        """Answer ``/metrics`` at ``HOST:PORT``; returns the port, chosen where it is 0.
+
+        Raises:
+            ConfigError: it is no address, or cannot be listened at.
+        """
         host, _, port = address.rpartition(":")
-        start_http_server(int(port), addr=host or "127.0.0.1", registry=self.registry)
+        try:
+            self._server, _thread = start_http_server(
+                int(port), addr=host.strip("[]") or "127.0.0.1", registry=self.registry
+            )
+        except (ValueError, OverflowError, OSError) as error:
+            raise ConfigError(f"metrics = '{address}': cannot listen there: {error}") from None
+        return int(self._server.server_port)
+
+    def close(self) -> None:
+        """Answer no more."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
 
     def round_committed(self, seconds: Mapping[str, float]) -> None:
         """A round ended with a model."""
@@ -47,9 +99,9 @@ class Metrics:
         """A round ended without one."""
         self._rounds.labels("aborted").inc()
 
-    def refused(self) -> None:
-        """An agent declined."""
-        self._refusals.inc()
+    def refused(self, round: int) -> None:
+        """An agent declined a round, or for 0 the job."""
+        self._refusals.labels("round" if round else "job").inc()
 
     def connected(self, agents: int) -> None:
         """So many sessions are open."""
@@ -58,3 +110,17 @@ class Metrics:
     def job_ended(self, status: str) -> None:
         """A job is over."""
         self._jobs.labels(status).inc()
+
+    def spent(self, population: str, epsilons: Epsilons) -> None:
+        """So much was spent over all jobs; a view that cannot be told counts as unprotected."""
+        for view in ("outsider", "participant"):
+            self._epsilon.labels(population, view).set(_or_infinite(getattr(epsilons, view)))
+        self._server_epsilon.labels(population).set(_or_infinite(epsilons.server))
+
+    def passed(self, direction: str, kind: str, size: int) -> None:
+        """A message came ``in`` or went ``out``."""
+        self._bytes.labels(direction, kind).inc(size)
+
+
+def _or_infinite(value: float | None) -> float:
+    return math.inf if value is None else value

@@ -108,9 +108,11 @@ class AgentParty:
     def counted(self) -> frozenset[int]:
         """Rounds that a loss of power could not make this agent forget."""
         content = self.disk.durable(self.disk.root / JOURNAL)
-        if content is None:
+        try:
+            jobs = json.loads(content or b"")["jobs"]
+        except ValueError:
             return frozenset()
-        return frozenset(n for job in json.loads(content)["jobs"] for n in job["joined"])
+        return frozenset(number for job in jobs for number in job["joined"])
 
     def answer(self, ask: Ask) -> bytes | str:
         """The reply, or why there is none."""

@@ -1,0 +1,193 @@
+"""The metrics page: scraped, equal to its list, and safe to show without its server-side part."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from fedsys.errors import ConfigError
+from fedsys.privacy import Epsilons
+from fedsys.wire import fleet_pb2
+from server.fleet import Fleet, Link
+from server.home import Home
+from server.metrics import Metrics
+from server.spending import NOTHING, Spending
+from server.state import JobRow, State
+from tests.e2e.processes import federation, silos
+
+LIST = Path(__file__).parents[2] / "server" / "METRICS.md"
+
+Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def scrape(port: int) -> Series:
+    """All samples of the page by name and labels."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as page:
+        text = page.read().decode()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+
+
+def listed() -> dict[str, set[str]]:
+    """Names and labels that the documentation lists."""
+    rows = re.findall(r"^\| `(fedsys_\w+)` \| \w+ \|([^|]*)\|", LIST.read_text(), re.M)
+    return {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
+
+
+def plain(name: str) -> str:
+    return re.sub(r"_(bucket|sum|count)$", "", name)
+
+
+def everything() -> Metrics:
+    metrics = Metrics()
+    metrics.round_committed({"advertise": 0.1, "unmask": 0.2})
+    metrics.round_aborted()
+    metrics.refused(0)
+    metrics.refused(3)
+    metrics.connected(3)
+    metrics.job_ended("completed")
+    metrics.spent("ab" * 8, Epsilons(outsider=1.5, participant=None, server=2.5))
+    metrics.passed("in", "answer", 100)
+    metrics.passed("in", "answer", 23)
+    return metrics
+
+
+def test_the_page_is_what_the_list_says() -> None:
+    metrics = everything()
+    port = metrics.serve("127.0.0.1:0")
+    try:
+        found = scrape(port)
+    finally:
+        metrics.close()
+    names = {plain(name): {key for key, _ in labels} - {"le"} for name, labels in found}
+    assert names == listed()
+    assert found["fedsys_jobs_total", (("status", "completed"),)] == 1
+    assert found["fedsys_rounds_total", (("outcome", "aborted"),)] == 1
+    population = ("population", "ab" * 8)
+    assert found["fedsys_epsilon", (population, ("view", "outsider"))] == 1.5
+    assert found["fedsys_epsilon", (population, ("view", "participant"))] == math.inf
+    assert found["fedsys_serverside_epsilon", (population,)] == 2.5
+    passed = found["fedsys_serverside_bytes_total", (("direction", "in"), ("kind", "answer"))]
+    assert passed == 123
+    assert found["fedsys_serverside_refusals_total", (("of", "round"),)] == 1
+
+
+def test_what_is_not_server_side_tells_no_cohort() -> None:
+    """Two coordinators whose rounds had other members show the same to everybody else."""
+
+    def page(members: int) -> str:
+        metrics = Metrics()
+        fleet = Fleet(counted=metrics.passed)
+        for node in range(members):
+            link = Link(node=node, counted=fleet.counted)
+            fleet.open(link)
+            fleet.send(node, fleet_pb2.Down(outcome=fleet_pb2.Outcome(round=1)))
+            metrics.refused(1)
+        metrics.round_committed({"advertise": 0.1 * members})
+        metrics.spent("p", Epsilons(outsider=1.0, participant=2.0, server=0.5 * members))
+        metrics.connected(9)
+        port = metrics.serve("127.0.0.1:0")
+        try:
+            found = scrape(port)
+        finally:
+            metrics.close()
+        assert any("serverside" in name for name, _ in found)
+        return repr(sorted(item for item in found.items() if "serverside" not in item[0][0]))
+
+    assert page(3) == page(5)
+
+
+def test_messages_are_counted_by_kind_without_being_parsed() -> None:
+    seen: list[tuple[str, str, int]] = []
+    fleet = Fleet(counted=lambda *each: seen.append(each))
+    link = Link(node=1, counted=fleet.counted)
+    fleet.open(link)
+    for field in fleet_pb2.Down.DESCRIPTOR.fields:
+        message = fleet_pb2.Down()
+        getattr(message, field.name).SetInParent()
+        raw = message.SerializeToString()
+        fleet.send_bytes(1, raw)
+        assert seen[-1] == ("out", field.name, len(raw))
+
+
+@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:99999999", "127.0.0.1:x", "256.1.1.1:1"])
+def test_an_address_that_does_not_work_is_named(address: str) -> None:
+    with pytest.raises(ConfigError, match=f"metrics = '{address}'"):
+        Metrics().serve(address)
+
+
+def test_what_was_spent_adds_up_over_jobs(tmp_path: Path) -> None:
+    home = Home.create(tmp_path / "home", hosts=["localhost"])
+    rows: list[Any] = []
+    state: Any = SimpleNamespace(jobs=lambda: rows)
+
+    def job(id: str, status: str, summary: str | None) -> None:
+        folder = home.jobs / id
+        folder.mkdir(parents=True)
+        (folder / "ledger.jsonl").write_text("{}\n")
+        if summary is not None:
+            (folder / "summary.json").write_text(summary)
+        rows.append(SimpleNamespace(id=id, status=status))
+
+    epsilon = '{"privacy": {"epsilon": {"outsider": %s, "participant": %s, "server": %s}}}'
+    job("a", "completed", epsilon % (1.0, 2.0, '"inf"'))
+    job("b", "running", epsilon % (50.0, 50.0, 50.0))
+    spending = Spending(home, state)
+    assert spending.total() == Epsilons(outsider=1.0, participant=2.0, server=math.inf)
+    job("c", "cancelled", epsilon % (0.5, "null", 1.0))
+    assert spending.total() == Epsilons(outsider=1.5, participant=None, server=math.inf)
+    current = Epsilons(outsider=0.25, participant=1.0, server=1.0)
+    assert spending.total(current).outsider == 1.75
+    rows.append(SimpleNamespace(id="never began", status="failed"))
+    assert spending.total().outsider == 1.5
+    job("d", "failed", None)  # a ledger that cannot be read: nobody can say
+    assert spending.total().outsider == math.inf
+    assert NOTHING.outsider == 0
+    assert len(spending.population) == 16
+
+
+def test_a_deployment_is_scraped(tmp_path: Path) -> None:
+    """After a job over real sockets: its rounds, its epsilon, and every kind of message."""
+    with federation(tmp_path, 3) as fed:
+        settings = fed.home.settings_file
+        text = settings.read_text("utf-8")
+        assert 'metrics = ""' in text
+        settings.write_text(text.replace('metrics = ""', 'metrics = "127.0.0.1:0"'), "utf-8")
+        fed.restart_coordinator()
+        for number in range(3):
+            fed.start_agent(number, 3)
+        job = fed.submit(silos("rounds.count=2", "privacy.epsilon=9"))
+        row: JobRow = fed.wait(job)
+        assert row.status == "completed", row.reason
+        port = int(re.findall(r"metrics at port (\d+)", fed.log("coordinator"))[-1])
+        end, found = time.monotonic() + 60, scrape(port)
+        while found.get(("fedsys_jobs_total", (("status", "completed"),))) != 1:
+            assert time.monotonic() < end
+            found = scrape(port)
+        population = ("population", fed.home.roster_key.hex()[:16])
+        shown = found["fedsys_epsilon", (population, ("view", "outsider"))]
+        state = State.open(fed.home.path)
+        assert shown == pytest.approx(state.job(job).spent, rel=1e-6)
+        state.close()
+    assert found["fedsys_rounds_total", (("outcome", "committed"),)] == 2
+    assert found["fedsys_serverside_stage_seconds_count", (("stage", "masked_input"),)] == 2
+    kinds = {
+        (dict(labels)["direction"], dict(labels)["kind"])
+        for name, labels in found
+        if name == "fedsys_serverside_bytes_total"
+    }
+    assert kinds >= {("out", "model"), ("out", "invitation"), ("out", "stage"), ("out", "offer")}
+    assert kinds >= {("in", "hello"), ("in", "consent"), ("in", "answer")}
+    assert {plain(name) for name, _ in found} <= set(listed())
