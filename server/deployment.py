@@ -13,9 +13,10 @@ import time
 from contextlib import suppress
 
 from fedsys.errors import FedsysError
+from server.countersignatures import Countersignatures
 from server.disk_work import to_its_end
 from server.enrollment import Registry
-from server.fleet import Fleet
+from server.fleet import Fleet, Said
 from server.home import Home
 from server.job_model import ModelSource
 from server.job_run import JobRun
@@ -67,6 +68,7 @@ class Deployment:
         )
         self._metrics = metrics or Metrics()
         self._spending = Spending(home, state)
+        self._countersignatures = Countersignatures(state)
         self._randomness = randomness or Randomness()
         self.wake = asyncio.Event()
 
@@ -87,9 +89,15 @@ class Deployment:
                 status, reason = "failed", "an unexpected error; see the coordinator's log"
             self._end(row, status, reason)
 
-    async def _idle(self) -> None:
+    def take_late(self) -> None:
+        """Between two jobs: the last round's countersignatures count, and nothing else does."""
         while not self._fleet.events.empty():
-            self._fleet.events.get_nowait()
+            event = self._fleet.events.get_nowait()
+            if isinstance(event, Said) and event.message.HasField("countersignature"):
+                self._countersignatures.take(event.node, event.message.countersignature)
+
+    async def _idle(self) -> None:
+        self.take_late()
         self._metrics.connected(len(self._fleet.links))
         self.wake.clear()
         with suppress(TimeoutError):
@@ -107,6 +115,7 @@ class Deployment:
             settings=self._settings,
             metrics=self._metrics,
             spending=self._spending,
+            countersignatures=self._countersignatures,
             randomness=self._randomness,
         )
         return await run.run()

@@ -324,6 +324,7 @@ async def run_job(
             ends = time.monotonic() + min(_FAREWELL, 20 * poll)
             while carrier.busy and time.monotonic() < ends:
                 await asyncio.sleep(poll)
+            deployment.take_late()
             return state.job(id)
         finally:
             await _cancelled(tasks)

@@ -40,6 +40,7 @@ class JobRun:
         settings: how long to wait for whom.
         metrics: counted into.
         spending: of all jobs before.
+        countersignatures: takes those of its rounds.
         randomness: for tests.
     """
 
@@ -52,6 +53,7 @@ class JobRun:
         settings: Settings,
         metrics: Metrics,
         spending: Spending,
+        countersignatures: Countersignatures,
         randomness: Randomness,
     ) -> None:
         self._id = prepared.id
@@ -68,8 +70,12 @@ class JobRun:
         self._seconds: list[float] = []
         self._clients: list[int] = []
         self._consent = Consent(prepared, fleet)
-        self._countersignatures = Countersignatures(
-            state=state, id=prepared.id, job=prepared.terms.job, roster=prepared.roster
+        self._countersignatures = countersignatures
+        countersignatures.expect(
+            prepared.terms.job,
+            id=prepared.id,
+            roster=prepared.roster,
+            rounds=prepared.terms.plan.rounds,
         )
         self._cycle = RoundCycle(
             prepared,

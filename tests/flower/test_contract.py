@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from client import flower_host as device
 from fedsys.audit import audit_run
 from fedsys.cli.coordinator import model_of
-from fedsys.config import Config, dump, validate
+from fedsys.config import Config, dump, load, validate
 from fedsys.errors import ConfigError
 from fedsys.privacy import read_ledger
 from fedsys.wire.flower import NODE, PROOF, QUERY, RECORD, hello_message
 from server.flower_host import GridFleet, run_job
 from server.home import Home
 from server.round_cycle import Randomness
-from server.state import JobRow, State
+from server.state import CountersignatureRow, JobRow, State
 from simulations import harness
 from simulations.randomness import SeededRandomness
 from tests.e2e.deployment import running_port
@@ -130,6 +131,23 @@ def test_in_process_and_over_flower_every_round_gives_the_same_model(
     assert len(expected) == 3
     assert commits(home, row.id) == expected
     assert audit_run(home.jobs / row.id).passed
+
+
+def test_the_silo_recipe_passes_fresh_policies_and_every_round_is_countersigned(
+    home: Home, tmp_path: Path
+) -> None:
+    row = over_flower(home, load("silo"), nodes(tmp_path))
+    assert row.status == "completed", row.reason
+    run = home.jobs / row.id
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["privacy"]["unit"] == "example"
+    assert summary["metrics"]["accuracy"] > 0.85
+    assert audit_run(run).passed
+    state = State.open(home.path)
+    with state.transaction() as session:
+        signed = {(each.round, each.node) for each in session.query(CountersignatureRow).all()}
+    state.close()
+    assert signed == {(round, node) for round in range(1, 6) for node in (1, 2, 3)}
 
 
 def test_flowers_own_client_app_answers_in_its_resident_process(home: Home, tmp_path: Path) -> None:
