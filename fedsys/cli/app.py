@@ -12,6 +12,7 @@ from fedsys.cli import (
     audit,
     coordinator,
     doctor,
+    export,
     init,
     job,
     privacy,
@@ -50,6 +51,7 @@ app.command("simulate")(simulate.simulate)
 app.command("audit")(audit.audit)
 app.command("publish")(publish.publish)
 app.command("tune")(tune.tune)
+app.command("export")(export.export)
 app.command("init")(init.init)
 app.command("doctor")(doctor.doctor)
 app.add_typer(coordinator.app, name="coordinator")

@@ -1,0 +1,88 @@
+"""``fedsys export``: a run's model for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from server.released_model import ReleasedModel
+
+__all__ = ["export"]
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder, private or published.")],
+    out: Annotated[
+        Path, typer.Argument(help="A new file: .onnx, .pt2 (torch.export) or .safetensors.")
+    ],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:ATTR",
+            help="Import this task, which the run names; only if you trust it.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with data files.", show_default="$FEDSYS_DATA"),
+    ] = None,
+) -> None:
+    """Write a model that carries its epsilon, delta and ledger head; the run is audited first."""
+    from fedsys.cli.extras import require
+    from fedsys.errors import ConfigError
+    from server.checkpoint import write_atomically
+    from server.model_export import FORMATS, as_safetensors
+    from server.released_model import ReleasedModel
+
+    kind = out.suffix
+    if kind not in FORMATS:
+        raise ConfigError(f"{out}: the ending says the format; allowed are {', '.join(FORMATS)}")
+    if out.exists():
+        raise ConfigError(f"{out}: is there already; give another file")
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out}: there is no folder {out.parent}")
+    require(*_PACKAGES[kind], extra="export")
+    released = ReleasedModel.of(run)
+    if kind == ".safetensors":
+        content = as_safetensors(released.state, released.facts)
+    else:
+        content = _traced(released, kind, task, data)
+    try:
+        write_atomically(out, content)
+    except OSError as error:
+        raise ConfigError(f"{out}: {(error.strerror or str(error)).lower()}") from None
+    facts = released.facts
+    typer.echo(
+        f"{out}: {len(content):,} bytes; outsider's epsilon {float(facts['fedsys.epsilon']):.4f} "
+        f"at delta {facts['fedsys.delta']}; ledger head {facts['fedsys.ledger_head'][:16]}"
+    )
+
+
+_PACKAGES: dict[str, tuple[str, ...]] = {
+    ".onnx": ("onnx", "onnxscript"),
+    ".pt2": (),
+    ".safetensors": ("safetensors",),
+}
+
+
+def _traced(released: ReleasedModel, kind: str, named: str | None, data: Path | None) -> bytes:
+    import torch
+
+    from fedsys import tasks
+    from fedsys.errors import ConfigError
+    from server.model_export import as_onnx, as_pt2
+
+    config = released.config
+    if ":" in config.task.name and named != config.task.name:
+        raise ConfigError(
+            f"task.name = {config.task.name!r} in the run names code of its own; if you trust it, "
+            f"add --task {config.task.name}, or export the weights as .safetensors"
+        )
+    task = tasks.load(config.task.name, config.task.options)
+    example = task.clients(tasks.DataSource.locate(data)).test.x[:1]
+    model = released.fill(task.init_model(config.job.seed))
+    write = as_onnx if kind == ".onnx" else as_pt2
+    return write(model, torch.cat([example, example, example]), released.facts)

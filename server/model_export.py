@@ -1,0 +1,109 @@
+"""A model in the formats that other programs read; each carries what its training cost.
+
+``.safetensors`` holds the weights, ``.pt2`` and ``.onnx`` the whole computation with any number of
+examples at once.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from fedsys.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["FORMATS", "METADATA_FILE", "as_onnx", "as_pt2", "as_safetensors"]
+
+FORMATS = (".onnx", ".pt2", ".safetensors")
+METADATA_FILE = "fedsys.json"
+"""The extra file in a ``.pt2`` that holds the facts."""
+
+
+def as_safetensors(state: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
+    """Weights by name; `facts` are the file's metadata."""
+    import safetensors.torch
+
+    return bytes(safetensors.torch.save(dict(state), metadata=dict(facts)))
+
+
+def as_pt2(model: nn.Module, example: Tensor, facts: Mapping[str, str]) -> bytes:
+    """A program for ``torch.export.load``; `facts` are its extra file ``fedsys.json``.
+
+    Args:
+        model: in evaluation mode.
+        example: (B, ...) an input, B at least 2.
+        facts: to carry.
+
+    Raises:
+        ConfigError: torch cannot trace the model.
+    """
+    import torch
+
+    with _quiet("torch.export"):
+        program = torch.export.export(model, (example,), dynamic_shapes=(_any_number(),))
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(dict(facts))})
+    return buffer.getvalue()
+
+
+def as_onnx(model: nn.Module, example: Tensor, facts: Mapping[str, str]) -> bytes:
+    """An ONNX model from ``input`` to ``output``; `facts` are its metadata properties.
+
+    Args:
+        model: in evaluation mode.
+        example: (B, ...) an input, B at least 2.
+        facts: to carry.
+
+    Raises:
+        ConfigError: torch cannot trace the model.
+    """
+    import torch
+
+    with _quiet("torch.onnx"):
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=(_any_number(),),
+            input_names=["input"],
+            output_names=["output"],
+            verbose=False,
+        )
+        if program is None:
+            raise RuntimeError("torch.onnx gave no program")
+        program.model.metadata_props.update(facts)
+        return bytes(program.model_proto.SerializeToString())
+
+
+def _any_number() -> dict[int, object]:
+    from torch.export import Dim
+
+    return {0: Dim("batch", min=1, max=1 << 20)}
+
+
+@contextmanager
+def _quiet(what: str) -> Iterator[None]:
+    """Torch's exporters warn of their own insides, and raise much for one cause."""
+    noisy = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        lines = [line.strip() for line in str(error.__cause__ or error).splitlines()]
+        reason = next(filter(None, lines), "")[:200]
+        raise ConfigError(
+            f"{what} cannot trace this model ({type(error).__name__}: {reason}); export its "
+            f"weights as .safetensors"
+        ) from error
+    finally:
+        noisy.setLevel(level)
