@@ -11,6 +11,8 @@ hyper-parameters alone, so they are the same for every client and every layer.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +21,7 @@ from client.training.local import LocalConfig
 __all__ = ["combination"]
 
 
+@lru_cache(maxsize=64)
 def combination(local: LocalConfig, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(steps + 1,) alpha_t and (steps + 1, steps) c_{t,s} of SGD, W_0 first and last W last."""
     weights = np.zeros((steps + 1, steps + 1))
@@ -30,4 +33,5 @@ def combination(local: LocalConfig, steps: int) -> tuple[NDArray[np.float64], ND
         gradient[t + 1] += 1.0
         velocity = local.momentum * velocity + gradient
         weights[t + 1] = weights[t] - local.learning_rate * velocity
+    weights.setflags(write=False)
     return weights[:, 0], weights[:, 1:]

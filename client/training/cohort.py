@@ -6,6 +6,7 @@ first. Layers without parameters need no twin: they treat every example alike.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -65,16 +66,19 @@ class Cohort:
         self.step = self.active = self.batch = self.past = 0
         self._widths, self._lengths, self._like = widths, lengths, like
         self._step_of_row = np.repeat(np.arange(len(widths)), widths)
-        self.total = sum(widths)
+        self._starts = [0, *itertools.accumulate(widths)]
+        self.total = self._starts[-1]
         self.anchor = like.new_zeros((), requires_grad=True)
         self._rate: float | None = None
         self._now = like
+        self._final: Tensor | None = None
+        self._pairs: Tensor | None = None
 
     def begin(self, step: int, active: int) -> None:
         """`step` starts, with the first `active` clients."""
         self.step, self.active = step, active
         self.batch = self._widths[step]
-        self.past = sum(self._widths[:step])
+        self.past = self._starts[step]
         past = self.combine[step, :step]
         # With plain SGD every past gradient counts alike.
         alike = bool(step) and bool((past == past[0]).all())
@@ -113,13 +117,17 @@ class Cohort:
     def pairs(self) -> Tensor:
         """(total, total) how often the product of two rows counts in a norm whose Gram matrix was
         kept up to each step's own rows: 2 for a row of an earlier step, 1 in the step, else 0."""
-        step = self._step_of_row
-        weights = 2.0 * (step[:, None] > step) + 1.0 * (step[:, None] == step)
-        return self._tensor(weights)
+        if self._pairs is None:
+            step = self._step_of_row
+            weights = 2.0 * (step[:, None] > step) + 1.0 * (step[:, None] == step)
+            self._pairs = self._tensor(weights)
+        return self._pairs
 
     def final(self) -> Tensor:
         """(K, total) c_{T,s} of each row of history, T being where its client ended."""
-        return self._tensor(self.combine[self._lengths][:, self._step_of_row])
+        if self._final is None:
+            self._final = self._tensor(self.combine[self._lengths][:, self._step_of_row])
+        return self._final
 
     def start_share(self) -> Tensor:
         """(K,) alpha_T - 1: what remains of W_0 in a client's update."""

@@ -152,6 +152,7 @@ class DualPath:
     ) -> Cohort:
         data = None if self._data is None else self._data.inputs(examples, schedule)
         cohort = self._begin(start, schedule, data, summing)
+        even: dict[tuple[int, ...], Tensor] = {}
         seed = seeds[0] & 0xFFFFFFFFFFFFFFFF
         for number, dropout in enumerate(self._dropouts):
             dropout.reseed((seed << 16) + number)
@@ -164,9 +165,13 @@ class DualPath:
                     outputs = self._data.after(self._data.layer(None))
                 targets = examples_of(examples.y, step).flatten(0, 1)
                 losses = self._task.loss(outputs, targets)
-                weight = loss_weights(step, start.dtype, start.device)
+                weight = even.get(step.rows.shape) if step.full else None
+                if weight is None:
+                    weight = loss_weights(step, start.dtype, start.device).flatten()
+                    if step.full:
+                        even[step.rows.shape] = weight
                 # The layers take their steps in the backward pass.
-                torch.dot(losses, weight.flatten()).backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(torch.dot(losses, weight))
         return cohort
 
     def _begin(

@@ -43,6 +43,10 @@ class DualLinear(nn.Module):
         self._room = Room()
         self._calls = -1
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # There are no parameters and no layers inside, which nn.Module would look for each time.
+        object.__setattr__(self, name, value)
+
     def start(
         self,
         cohort: Cohort,

@@ -71,6 +71,8 @@ def build(rows: Sequence[Indices], seeds: Sequence[int], local: LocalConfig) -> 
     if not len(sizes) or not sizes.max():
         return Schedule(steps=(), lengths=lengths)
     width = int(sizes.max())
+    if int(sizes.min()) == width:
+        return _even(np.stack(rows), seeds, local, lengths)
     held = np.zeros((len(rows), width), dtype=np.int64)
     for row, each in zip(held, rows, strict=True):
         row[: len(each)] = each
@@ -97,6 +99,19 @@ def build(rows: Sequence[Indices], seeds: Sequence[int], local: LocalConfig) -> 
     return Schedule(steps=tuple(steps), lengths=lengths)
 
 
+def _even(held: Indices, seeds: Sequence[int], local: LocalConfig, lengths: Indices) -> Schedule:
+    """The schedule of clients (K, size) that hold equally many examples: no row is padding."""
+    clients, size = held.shape
+    sizes = np.full(clients, size, dtype=np.int64)
+    steps: list[Step] = []
+    for epoch in range(local.epochs):
+        visited = np.take_along_axis(held, _orders(seeds, epoch, sizes, size), axis=1)
+        for start in range(0, size, local.batch_size):
+            rows = visited[:, start : start + local.batch_size]
+            steps.append(Step(rows=rows, counts=np.full(clients, rows.shape[1], dtype=np.int64)))
+    return Schedule(steps=tuple(steps), lengths=lengths)
+
+
 def batches(rows: Indices, seed: int, local: LocalConfig) -> list[Indices]:
     """One client's batches in order: what a plain loop over its data visits."""
     schedule = build([rows], [seed], local)
@@ -109,12 +124,12 @@ def _orders(seeds: Sequence[int], epoch: int, sizes: Indices, width: int) -> Ind
     A permutation by sorting keys, the SplitMix64 stream (Steele, Lea, Flood 2014, figure 13) of
     (seed, epoch): computed for all clients at once, and equal for a client alone.
     """
-    words = [_finalise_int((seed & _MASK) ^ _finalise_int(epoch + 1)) for seed in seeds]
-    state = np.array(words, dtype=_WORD)[:, None]
-    with np.errstate(over="ignore"):
-        keys = _finalise(state + _WORD(_GOLDEN) * np.arange(1, width + 1, dtype=_WORD))
+    words = np.array([seed & _MASK for seed in seeds], dtype=_WORD)
+    state = _finalise(words ^ _WORD(_finalise_int(epoch + 1)))[:, None]
+    keys = _finalise(state + _WORD(_GOLDEN) * np.arange(1, width + 1, dtype=_WORD))
     keys >>= _WORD(1)
-    keys[np.arange(width) >= sizes[:, None]] = _WORD(_MASK)
+    if int(sizes.min()) < width:
+        keys[np.arange(width) >= sizes[:, None]] = _WORD(_MASK)
     return np.argsort(keys, axis=1, kind="stable").astype(np.int64, copy=False)
 
 
