@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 from secure_agg import SecAggParams, keys, shamir
@@ -28,7 +31,8 @@ from secure_agg.messages import (
     unpack_ids,
 )
 from secure_agg.store import present
-from secure_agg.transcript import dealt_digest
+from secure_agg.transcript import advert_digest, nonce_commitment
+from tests.adversary.test_members import cohort_body, nonces_for, rows_of, session_of
 from tests.secure_agg.world import World, exact_sum, fixed_entropy, released, without
 
 VICTIM = 0
@@ -60,8 +64,26 @@ def unauthenticated(key: bytes, sealed: bytes, context: bytes, sender: int, rece
     return plain.update(sealed[keys.NONCE_SIZE : -16])
 
 
+@contextmanager
+def only(*checks_left: str) -> Iterator[None]:
+    """Of the two that guard a share on its way, the seal and the commitment, leave these.
+
+    Either refuses attacks 11 and 12 alone. To see one work, and to see the attack succeed once
+    that one is gone too, the other has to be out of the way.
+    """
+    with ExitStack() as stack:
+        if "commitment" not in checks_left:
+            stack.enter_context(without("share_fits"))
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        if "authentication" not in checks_left:
+            patch.setattr(keys, "unseal", unauthenticated)
+        if "binding" not in checks_left:
+            patch.setattr(keys, "associated_data", bare)
+        yield
+
+
 def test_11_ciphertext_modified() -> None:
-    """One flipped bit in a sealed share."""
+    """One flipped bit in a sealed share: a holder would release a share that nobody dealt."""
 
     def attack() -> tuple[bytes, World]:
         world = World(PARAMS)
@@ -70,28 +92,18 @@ def test_11_ciphertext_modified() -> None:
         tampered = replaced(message, at, bytes([message[at] ^ 1]))
         return world.members[VICTIM].handle(tampered), world
 
-    reply, world = attack()
-    assert complaints(reply) == [3]
-    assert 3 not in world.members[VICTIM]._now.held
-
-    opened: list[bytes] = []
-
-    def lenient(*args: bytes | int) -> bytes:
-        opened.append(unauthenticated(*args))  # type: ignore[arg-type]
-        return opened[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keys, "unseal", lenient)
-        reply, _ = attack()
-        assert len(opened) == 4  # the modified one opens too; only its commitment is left
-        assert complaints(reply) == [3]
-        with without("share_fits"):
+    for left in (("authentication", "binding", "commitment"), ("authentication", "binding"),
+                 ("commitment",)):  # fmt: skip
+        with only(*left):
             reply, world = attack()
+        assert complaints(reply) == [3], left
+        assert 3 not in world.members[VICTIM]._now.held
+    with only("binding"):
+        reply, world = attack()
     assert complaints(reply) == []
     share = world.members[VICTIM]._now.held[3][:32]
-    dealt = world.members[3]
     assert share != dealt_share(world, 3, VICTIM)
-    assert dealt.stage.name == "SHARED"
+    assert share[1:] == dealt_share(world, 3, VICTIM)[1:]
 
 
 def dealt_share(world: World, dealer: int, holder: int) -> bytes:
@@ -111,52 +123,81 @@ def bare(context: bytes, sender: int, receiver: int) -> bytes:
 def test_12_share_redirected() -> None:
     """The victim's own share for member 3 comes back to it as if member 3 had dealt it."""
 
-    def attack() -> bytes:
+    def attack() -> tuple[bytes, World, bytes]:
         world = World(PARAMS)
         messages = world.until(Kind.DELIVERY)
         at = sealed_at(world, 3, VICTIM, messages[3])
         own = messages[3][at : at + keys.SEALED_SIZE]
         to = sealed_at(world, VICTIM, 3, messages[VICTIM])
         reflected = replaced(messages[VICTIM], to, own)
-        assert complaints(world.members[VICTIM].handle(reflected)) == [3]
-        victim, other = world.secrets(VICTIM), world.secrets(3)
-        session = messages[3][2:HEADER_SIZE]
-        secret = keys.agree(victim.cipher, other.cipher_public)
-        pair = sorted((victim.cipher_public, other.cipher_public))
-        key = keys.derive_key(secret, "seal", session, *pair)
-        seed_hash, commitments_hash, _ = world.dealt.row(VICTIM)
-        context = dealt_digest(world.dealt.view.hash, VICTIM, seed_hash, commitments_hash)
-        return keys.unseal(key, own, context, 3, VICTIM)
+        mine = dealt_share(world, VICTIM, 3)
+        return world.members[VICTIM].handle(reflected), world, mine
 
-    with pytest.raises(ShareError, match="from member 3 does not authenticate"):
-        attack()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keys, "associated_data", bare)
-        assert len(attack()) == keys.PLAIN_SIZE  # it opens, and only its commitment is left
+    for left in (("authentication", "binding", "commitment"), ("authentication", "binding"),
+                 ("authentication", "commitment")):  # fmt: skip
+        with only(*left):
+            reply, world, _ = attack()
+        assert complaints(reply) == [3], left
+        assert 3 not in world.members[VICTIM]._now.held
+    with only("authentication"):
+        reply, world, mine = attack()
+    assert complaints(reply) == []
+    assert world.members[VICTIM]._now.held[3][:32] == mine  # its own share, in another's name
 
 
 def test_13_share_replayed() -> None:
-    """A share sealed under one view of the cohort is delivered under another."""
-    key, nonce, plain = b"k" * 32, b"n" * 12, bytes(keys.PLAIN_SIZE)
+    """Shares dealt under one view of the cohort are delivered under another.
+
+    A colluder signs two adverts, so that the victim sees another cohort than everybody else; the
+    shares that the others dealt in theirs are replayed to it. Commitments do not name the view:
+    what binds a share to it is its associated data alone.
+    """
 
     def attack() -> bytes:
-        sealed = keys.seal(key, nonce, plain, b"round 1".ljust(32), 3, VICTIM)
-        return keys.unseal(key, sealed, b"round 2".ljust(32), 3, VICTIM)
+        world = World(PARAMS)
+        honest = world.until(Kind.COHORT)
+        session, rows = session_of(honest[VICTIM]), rows_of(honest[VICTIM])
+        nonce = b"n" * 32
+        second = [
+            X25519PrivateKey.from_private_bytes(bytes([i]) * 32).public_key().public_bytes_raw()
+            for i in (1, 2)
+        ]
+        fields = b"".join(second) + nonce_commitment(session, 4, nonce)
+        signature = world.identities[4].sign(advert_digest(session, 4, fields))
+        rows[4] = (4, *second, fields[64:], signature)
+        other = frame(Kind.COHORT, session, cohort_body(rows))
+        # everybody else, in the cohort as it is
+        for i, reply in world.deliver(honest, absent=[VICTIM]).items():
+            world.server.receive(i, reply)
+        victim = world.members[VICTIM]
+        reveal = frame(Kind.REVEAL, session, world.secrets(VICTIM).nonce)
+        world.server.receive(VICTIM, reveal)
+        dealt = world.deliver(world.server.close_stage(), absent=[VICTIM])
+        # the victim, in the other
+        victim.handle(other)
+        nonces = [world.secrets(i).nonce for i in world.ids[:-1]]
+        own = victim.handle(nonces_for(world, other, [*nonces, nonce]))[HEADER_SIZE:]
+        bodies = {VICTIM: own} | {i: dealt[i][HEADER_SIZE:] for i in (1, 2, 3)}
+        size = 4 * COMMITMENTS_SIZE
+        broadcast = b"".join(
+            DEALT_ROW.pack(i, body[:32], hashlib.sha256(body[96 : 96 + size]).digest(), body[32:96])
+            for i, body in bodies.items()
+        )
+        personal = b"".join(
+            body[96 + size :][: keys.SEALED_SIZE] + b"\x04\x00" + body[96 : 96 + size]
+            for i, body in bodies.items()
+            if i != VICTIM  # whose place among everybody's neighbours is the first
+        )
+        count = len(bodies).to_bytes(4, "little")
+        return victim.handle(frame(Kind.DELIVERY, session, count, broadcast, personal))
 
-    with pytest.raises(ShareError, match="does not authenticate"):
+    with pytest.raises(ThresholdNotMet, match="0 "):
         attack()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keys, "associated_data", bare)
-        assert attack() == plain
-
-
-def test_13_view_hash_differs_between_rounds() -> None:
-    hashes = set()
-    for seed in ("a", "b"):
-        world = World(PARAMS, seed=seed)
-        world.until(Kind.DELIVERY)
-        hashes.add(present(world.members[VICTIM]._now.view).hash)
-    assert len(hashes) == 2
+        reply = attack()
+    assert reply[1] == Kind.MASKED
+    assert complaints(reply) == []
 
 
 def test_14_too_few_shares() -> None:
