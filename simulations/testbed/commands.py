@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import runpy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -30,6 +30,7 @@ def start(
     folder: Path,
     environment: Mapping[str, str],
     clock: float = 0.0,
+    before: Callable[[], object] | None = None,
 ) -> ForkServerProcess:
     """Start a command.
 
@@ -39,9 +40,12 @@ def start(
         folder: in which it works.
         environment: changes to this process's.
         clock: seconds by which its wall clock is wrong.
+        before: called in its process before the command; can be pickled.
     """
     process = _CONTEXT.Process(
-        target=_main, args=(list(words), output, folder, dict(environment), clock), daemon=True
+        target=_main,
+        args=(list(words), output, folder, dict(environment), clock, before),
+        daemon=True,
     )
     process.start()
     return process
@@ -63,7 +67,12 @@ def run(
 
 
 def _main(
-    words: list[str], output: Path, folder: Path, environment: dict[str, str], clock: float
+    words: list[str],
+    output: Path,
+    folder: Path,
+    environment: dict[str, str],
+    clock: float,
+    before: Callable[[], object] | None,
 ) -> None:
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for stream in (1, 2):
@@ -73,5 +82,7 @@ def _main(
     os.chdir(folder)
     if clock:
         shift_wall_clock(clock)
+    if before is not None:
+        before()
     sys.argv = ["fedsys", *words]
     runpy.run_module("fedsys", run_name="__main__")

@@ -183,8 +183,8 @@ FAULTS = {
 
 def _victim(federation: Federation, dice: random.Random) -> str:
     """Mostly an agent; the coordinator in one of four."""
-    everybody = [COORDINATOR, *federation.agents]
-    weights = [len(federation.agents) / 3, *(1.0 for _ in federation.agents)]
+    everybody = [COORDINATOR, *federation.names]
+    weights = [len(federation.names) / 3, *(1.0 for _ in federation.names)]
     while True:
         found = dice.choices(everybody, weights)[0]
         if found not in federation.spared:

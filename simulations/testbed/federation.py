@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
@@ -89,16 +89,20 @@ class Federation:
                 found._join(number)
             yield found
         finally:
-            for process in found.parties.values():
-                process.kill()
-                process.join(10)
-            if found.proxy is not None:
-                found.proxy.__exit__()
-            found.state.close()
+            found.close()
+
+    def close(self) -> None:
+        """Kill everybody."""
+        for process in self.parties.values():
+            process.kill()
+            process.join()
+        if self.proxy is not None:
+            self.proxy.__exit__()
+        self.state.close()
 
     @property
-    def agents(self) -> list[str]:
-        """Names of all agents."""
+    def names(self) -> list[str]:
+        """Of all agents."""
         return [f"a{number}" for number in range(self.size)]
 
     def configure(self, **values: float) -> None:
@@ -124,8 +128,23 @@ class Federation:
             raise TestbedError(f"fedsys {' '.join(map(str, words))}: exit {code}: {text[-2000:]}")
         return text
 
-    def start(self, name: str, *, clock: float = 0.0) -> None:
-        """Start a party; its wall clock is wrong by `clock` seconds.
+    def start(
+        self,
+        name: str,
+        *,
+        clock: float = 0.0,
+        data: str = "digits",
+        shard: str | None = None,
+        before: Callable[[], object] | None = None,
+    ) -> None:
+        """Start a party.
+
+        Args:
+            name: of the coordinator or an agent.
+            clock: seconds by which its wall clock is wrong.
+            data: of an agent.
+            shard: of an agent; by default its number, of all.
+            before: called in its process before the command; for tests.
 
         Raises:
             TestbedError: the coordinator does not listen.
@@ -134,20 +153,25 @@ class Federation:
         if name == COORDINATOR:
             words = ["coordinator", "run", COORDINATOR, "--listen", f"127.0.0.1:{self.port}"]
         else:
-            shard = f"{name[1:]}/{self.size}"
-            words = ["agent", "run", name, "--data", "digits", "--shard", shard]
-        before = log.stat().st_size if log.exists() else 0
+            part = f"{name[1:]}/{self.size}" if shard is None else shard
+            words = ["agent", "run", name, "--data", data, "--shard", part]
+        written = log.stat().st_size if log.exists() else 0
         process = commands.start(
-            words, output=log, environment=self._environment, clock=clock, folder=self.root
+            words,
+            output=log,
+            folder=self.root,
+            environment=self._environment,
+            clock=clock,
+            before=before,
         )
         self.parties[name] = process
         if name != COORDINATOR:
             return
-        found = self._wait_for(log, rb"listening on \S+:(\d+)\n", before, process)
+        found = self._wait_for(log, rb"listening on \S+:(\d+)\n", written, process)
         self.port = int(found)
 
-    def stop(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """End a party by a signal, and wait until it is gone."""
+    def stop(self, name: str, number: signal.Signals = signal.SIGKILL) -> int | None:
+        """End a party by a signal, and wait until it is gone; its exit code."""
         process = self.parties.pop(name)
         if process.pid is not None and process.is_alive():
             os.kill(process.pid, number)
@@ -156,6 +180,7 @@ class Federation:
             self.overstayed.append(name)
             process.kill()
             process.join()
+        return process.exitcode
 
     def signal(self, name: str, number: signal.Signals) -> None:
         """Send a signal to a party."""
@@ -182,7 +207,7 @@ class Federation:
         port = self.port if self.proxy is None else self.proxy.port
         token = self.command("coordinator", "enroll", COORDINATOR, f"silo-{number}", "--quiet")
         self.command("agent", "join", f"127.0.0.1:{port}", "--token", token.strip(), name)
-        (self.root / name / "policy.toml").write_text(Policy().dump())
+        (self.root / name / "policy.toml").write_text(Policy(nice=0).dump())
 
     def _wait_for(
         self, log: Path, pattern: bytes, offset: int, process: ForkServerProcess
@@ -201,7 +226,7 @@ class Federation:
     def wait_connected(self, *, seconds: float = 120) -> None:
         """Wait until every started agent has been greeted."""
         end = time.monotonic() + seconds
-        for name in self.agents:
+        for name in self.parties.keys() - {COORDINATOR}:
             path = self.root / name / "status.json"
             while not path.exists() or json.loads(path.read_text())["connection"] != "connected":
                 if time.monotonic() > end:

@@ -152,7 +152,7 @@ class Trial:
         measured in seconds: their memory is watched.
         """
         federation, report = self._federation, self._report
-        for name in federation.agents:
+        for name in federation.names:
             federation.start(name)
         federation.wait_connected()
         self._job = federation.submit(endless(federation.size))
@@ -160,7 +160,7 @@ class Trial:
         started = time.monotonic()
         looked = -_LOOK
         while (now := time.monotonic() - started) < seconds or len(report.strikes) < strikes:
-            veterans = {federation.agents[-1]}
+            veterans = {federation.names[-1]}
             if now < seconds / 2:
                 veterans.add(COORDINATOR)
             federation.spared = frozenset(veterans)
@@ -242,7 +242,7 @@ class Trial:
         """Each device's own count covers what the ledger's private part says of it."""
         federation, job = self._federation, self._job
         counted = [
-            _uploaded(federation.root / name, self._job_of(job)) for name in federation.agents
+            _uploaded(federation.root / name, self._job_of(job)) for name in federation.names
         ]
         missing = [
             (number, client)
