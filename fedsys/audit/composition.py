@@ -3,12 +3,15 @@
 The outsider's losses are added as Rényi divergences at each order, or as privacy loss distributions
 where all runs allow it, and stated at the largest of the runs' deltas. The participant's and the
 server's epsilons are added up, since the worst client of each run may be the same, and so are their
-deltas. All of it holds for a client that is in every run's population, and for a second run whose
-settings were not chosen by what the first one showed.
+deltas. Where client numbers mean the same clients in every run, the server's losses are also added
+client by client, and the worst client's total is smaller. All of it holds for a client that is in
+every run's population, and for a second run whose settings were not chosen by what the first one
+showed.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -22,12 +25,13 @@ from fedsys.audit.wording import claim, epsilon_text, plain
 from fedsys.errors import AuditInputError
 from fedsys.privacy import Epsilons, load_public_key
 from fedsys.privacy.pld import gaussian_pld_epsilon
-from fedsys.privacy.rdp import ORDERS, epsilon_of
+from fedsys.privacy.rdp import ORDERS, SERVER_ORDERS, epsilon_of, epsilons_of
 from fedsys.records import AuditResult, Claim, EpsilonPoint
 
 __all__ = ["compose"]
 
 _NEEDED = 2
+_CLIENTS_AT_ONCE = 1 << 14
 
 
 def compose(runs: Sequence[Path], *, key: str | None = None) -> AuditResult:
@@ -66,6 +70,7 @@ def compose(runs: Sequence[Path], *, key: str | None = None) -> AuditResult:
             "runs": names,
             "heads": [_head(audit) for audit in audits],
             "delta": {"outsider": max(deltas), "others": math.fsum(deltas)},
+            "server_by_client": _server_by_client(audits),
         },
     )
 
@@ -147,6 +152,32 @@ def _outsider(audits: Sequence[Audit]) -> float:
     return by_rdp if steps is None else min(by_rdp, gaussian_pld_epsilon(steps, delta))
 
 
+def _server_by_client(audits: Sequence[Audit]) -> float | None:
+    """The server's total for the worst client, if a number means one client in all runs.
+
+    Each client's Rényi divergences are added up at each order and stated at the largest of the
+    runs' deltas, less what the samplers of all of them take. None where cohorts are not known, or
+    the populations differ in size, so that numbers cannot mean the same clients.
+    """
+    losses, delta = [], max(_delta(audit) for audit in audits)
+    for audit in audits:
+        if audit.plan is None or audit.spending is None or audit.cohorts is None:
+            return None
+        losses.append(audit.spending.accountant.server)
+        delta -= audit.plan.delta - audit.plan.delta_server
+    if len({audit.plan.population for audit in audits if audit.plan is not None}) > 1:
+        return None
+    if delta <= 0:
+        return math.inf
+    orders, worst = ORDERS[SERVER_ORDERS], 0.0
+    clients = functools.reduce(np.union1d, (loss.clients for loss in losses))
+    for start in range(0, len(clients), _CLIENTS_AT_ONCE):
+        some = clients[start : start + _CLIENTS_AT_ONCE]
+        total = sum((loss.curves(some) for loss in losses), np.zeros((len(some), len(orders))))
+        worst = max(worst, float(epsilons_of(total, delta, orders).max()))
+    return worst
+
+
 def _audit_claim(audit: Audit, name: str) -> Claim:
     failed = [found.name for found in audit.claims if found.holds is False]
     spent = audit.spending.spent.outsider if audit.spending is not None else None
@@ -163,7 +194,8 @@ def _audit_claim(audit: Audit, name: str) -> Claim:
 def _total_claims(audits: Sequence[Audit], total: Epsilons) -> list[Claim]:
     parts = [audit.spending.spent for audit in audits if audit.spending is not None]
     deltas = [_delta(audit) for audit in audits]
-    return [
+    by_client = _server_by_client(audits)
+    claims = [
         claim(
             f"Total epsilon, {view} view",
             None,
@@ -176,6 +208,19 @@ def _total_claims(audits: Sequence[Audit], total: Epsilons) -> list[Claim]:
         )
         for view in ("outsider", "participant", "server")
     ]
+    if by_client is not None:
+        claims.append(
+            claim(
+                "Total epsilon, server view, client by client",
+                None,
+                claimed=epsilon_text(total.server),
+                rederived=f"{epsilon_text(by_client)} for the worst client",
+                by=f"each client's own rounds in all runs, at delta = {max(deltas):g}",
+                rests_on="a number meaning the same client in every run, and no further run: the "
+                "coordinator's word",
+            )
+        )
+    return claims
 
 
 def _notes(audits: Sequence[Audit]) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from fedsys.audit.evidence import Evidence
 from fedsys.audit.wording import claim, value_text
-from fedsys.privacy import LedgerView
+from fedsys.errors import LedgerError
+from fedsys.privacy import LedgerView, PrivacyPlan
 from fedsys.records import Claim
 
 __all__ = ["outcome_claims"]
@@ -16,7 +17,9 @@ __all__ = ["outcome_claims"]
 _STATUSES = ("completed", "budget-exhausted", "interrupted")
 
 
-def outcome_claims(evidence: Evidence, view: LedgerView) -> Iterator[Claim]:
+def outcome_claims(
+    evidence: Evidence, view: LedgerView, plan: PrivacyPlan | None
+) -> Iterator[Claim]:
     """Everything in the folder beside the ledger that states a result."""
     summary = evidence.summary.value
     if summary is None:
@@ -33,6 +36,8 @@ def outcome_claims(evidence: Evidence, view: LedgerView) -> Iterator[Claim]:
     else:
         yield from _summary_claims(summary, view)
     yield _model_claim(evidence, view)
+    if evidence.model.value is not None and plan is not None:
+        yield _weights_claim(evidence, view, plan)
     yield _metrics_claim(evidence, view)
 
 
@@ -92,8 +97,40 @@ def _model_claim(evidence: Evidence, view: LedgerView) -> Claim:
         holds,
         claimed=", ".join(f"{value_text(v)} in {where}" for where, v in stated.items()),
         rederived=words,
-        by="SHA-256 of model.pt, which is not opened",
+        by="SHA-256 of model.pt as it lies there",
         rests_on="this model being the last release: the coordinator's word",
+    )
+
+
+def _weights_claim(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> Claim:
+    """The weights in the file against those that the newest commit, or the header, states."""
+    committed = [record for record in view.rounds if record.outcome == "commit"]
+    stated = view.header.get("initial_weights_sha256")
+    where = "the header: no round was committed"
+    if committed:
+        stated = committed[-1].body.get("weights_sha256")
+        where = f"the commit of round {committed[-1].round}"
+    found, count, problem = None, 0, None
+    try:
+        from fedsys.audit.weights import weights_digest
+
+        found, count = weights_digest(evidence.run / "model.pt", most=2 * plan.dimension)
+    except ImportError:
+        problem = "torch is not installed: the file was not opened"
+    except LedgerError as error:
+        problem = str(error)
+    holds: bool | None = found == stated
+    if found is None:
+        holds = None if "not installed" in (problem or "") else False
+    elif not holds and count > plan.dimension:
+        holds, problem = None, f"{count} numbers, of which {plan.dimension} were trained"
+    return claim(
+        "Model weights",
+        holds,
+        claimed=f"{value_text(stated)} in {where}",
+        rederived=problem or f"{found} of {count} weights",
+        by="reading tensors from model.pt and nothing else",
+        rests_on="these weights being what the rounds gave: the coordinator's word",
     )
 
 

@@ -71,7 +71,7 @@ def _agrees(shown: str, derived: float | None) -> bool:
     if derived is None or value is None or math.isinf(derived) or math.isinf(value):
         return value is not None and value == derived
     if value >= 1e6:
-        return math.isclose(value, derived, rel_tol=0.01)
+        return derived * (1 - 1e-9) <= value <= derived * 1.0101
     step = 1.0 if value >= 100 else 0.1 if value >= 10 else 0.01 if value >= 0.1 else 0.0001
     return derived - 1e-9 <= value <= derived + step + 1e-9
 

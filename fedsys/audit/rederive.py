@@ -126,7 +126,7 @@ def examine(run: Path, key: Ed25519PublicKey | None) -> Audit:
         _examine_privacy(audit, view, audit.plan)
     else:
         audit.claims.extend(underivable_claims("the header holds no usable plan"))
-    audit.claims.extend(outcome_claims(audit.evidence, view))
+    audit.claims.extend(outcome_claims(audit.evidence, view, audit.plan))
     return audit
 
 

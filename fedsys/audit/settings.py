@@ -190,6 +190,7 @@ def origin_claims(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> It
         by="SHA-256 of the installed packages against the header",
         rests_on=_WRITER,
     )
+    yield from _resumed_claims(view)
     if summary is not None:
         versions = header.get("versions")
         same = summary.get("versions") == versions
@@ -206,6 +207,32 @@ def origin_claims(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> It
             rests_on=_WRITER,
         )
     yield _randomness(header, summary, plan)
+
+
+def _resumed_claims(view: LedgerView) -> Iterator[Claim]:
+    """Whether the job was taken up with the code and versions that began it."""
+    if not view.resumes:
+        return
+    began, versions = view.header.get("code_sha256"), view.header.get("versions")
+    other = [
+        (place, line["code_sha256"])
+        for place, line in enumerate(view.resumes, start=1)
+        if "code_sha256" in line and line["code_sha256"] != began
+    ]
+    silent = sum("code_sha256" not in line for line in view.resumes)
+    moved = sum("versions" in line and line["versions"] != versions for line in view.resumes)
+    said = [f"resumption {place} ran other code: {value_text(code)}" for place, code in other[:3]]
+    said += [f"{moved} ran under other versions"] if moved else []
+    said += [f"{silent} do not say what they ran"] if silent else []
+    malformed = any(not isinstance(code, str) or len(code) != 64 for _, code in other)
+    yield claim(
+        "Code after resuming",
+        False if malformed else None if said else True,
+        claimed=value_text(began),
+        rederived="; ".join(said) or f"the same in all {len(view.resumes)} resumptions",
+        by="the resume lines against the header",
+        rests_on=_WRITER,
+    )
 
 
 def _randomness(

@@ -4,6 +4,8 @@ A privacy cost is always rounded up, because rounding it down would promise more
 
 >>> epsilon(8.5912), epsilon(51.237), epsilon(math.inf), epsilon(None)
 ('8.60', '51.3', '∞', '–')
+>>> epsilon(1.2301e9)
+'1.24 × 10⁹'
 >>> small(1e-5), small(2.94e-4), percent(0.92034), count(1437)
 ('10⁻⁵', '2.94 × 10⁻⁴', '92.0 %', '1,437')
 """
@@ -26,7 +28,8 @@ def epsilon(value: float | None) -> str:
     if math.isinf(value):
         return "∞"
     if value >= 1e6:
-        return small(value)
+        exact = Decimal(repr(value))
+        return small(float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - 2), ROUND_CEILING)))
     step = "1" if value >= 100 else "0.1" if value >= 10 else "0.01" if value >= 0.1 else "0.0001"
     return f"{Decimal(repr(value)).quantize(Decimal(step), rounding=ROUND_CEILING):,}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import dp_accounting
 import pytest
@@ -11,8 +12,9 @@ from dp_accounting.pld import pld_privacy_accountant
 
 from fedsys.audit import audit_run, compose
 from fedsys.errors import AuditInputError
-from fedsys.privacy.costs import outsider_cost
-from fedsys.privacy.rdp import epsilon_of
+from fedsys.privacy.costs import outsider_cost, server_cost
+from fedsys.privacy.ledger import read_private
+from fedsys.privacy.rdp import ORDERS, SERVER_ORDERS, epsilon_of
 from fedsys.privacy.replay import plan_of
 from server.publication import publish_run
 from simulations import harness
@@ -42,6 +44,31 @@ def test_two_runs_of_skellam_add_up_at_each_order(run: Path, second: Path) -> No
     assert total.participant == pytest.approx(sum(part.participant or 0.0 for part in alone))
     assert result.delta == pytest.approx(1e-5)
     assert result.details["delta"]["others"] == pytest.approx(2e-5)
+
+
+def test_the_server_s_total_is_also_that_of_the_worst_client_over_all_runs(
+    run: Path, second: Path
+) -> None:
+    """Against adding up each client's rounds by hand."""
+    result = compose([run, second])
+    total = result.details["server_by_client"]
+    losses: dict[int, Any] = {}
+    delta = 1e-5
+    for folder in (run, second):
+        plan = plan_of(entries(folder)[0][1])
+        delta -= plan.delta - plan.delta_server
+        private, _ = read_private(folder / "private.jsonl")
+        for line in private.values():
+            cost = server_cost(plan.event(), len(line["survivors"]))[SERVER_ORDERS]
+            for client in line["survivors"]:
+                losses[client] = losses.get(client, 0.0) + cost
+    worst = max(epsilon_of(curve, delta, ORDERS[SERVER_ORDERS]) for curve in losses.values())
+    assert total == pytest.approx(worst)
+    assert total < (result.curve[-1].spent.server or 0.0)
+    said = {claim.name: claim for claim in result.claims}
+    assert (
+        "same client in every run" in said["Total epsilon, server view, client by client"].rests_on
+    )
 
 
 def test_gaussian_runs_compose_as_loss_distributions(tmp_path: Path) -> None:

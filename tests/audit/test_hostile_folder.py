@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import pickle
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedsys.audit import audit_run, to_json
 from fedsys.audit.wording import plain
@@ -49,6 +52,65 @@ def test_a_ten_gigabyte_model_is_refused_unread(run: Path) -> None:
     started = time.process_time()
     assert failed(run) == {"Model file"}
     assert time.process_time() - started < 20
+
+
+def state_as(run: Path, signer: Signer, content: bytes) -> set[str]:
+    """What an audit refuses where the coordinator itself signed these bytes as its model."""
+    (run / "model.pt").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    lines = entries(run)
+    lines[-1][1]["model_sha256"] = digest
+    head = sign_again(run, lines, signer)
+    edit_json(run, lambda body: body.update(ledger_head=head, model_sha256=digest))
+    return failed(run)
+
+
+def bomb(content: bytes, *, compressed: bool) -> bytes:
+    """The same archive with a gigabyte of zeros in a record, or compressed as it is."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
+        for entry in old.infolist():
+            zeros = compressed and entry.filename.endswith("data/0")
+            data = bytes(64 << 20) if zeros else old.read(entry)
+            new.writestr(entry.filename, data, zipfile.ZIP_DEFLATED if zeros else None)
+    return made.getvalue()
+
+
+def test_a_model_made_to_be_opened_is_not(run: Path, signer: Signer, tmp_path: Path) -> None:
+    """Bombs, traps and impostors of tensors, each signed as the run's own model."""
+    whole = (run / "model.pt").read_bytes()
+    assert state_as(run, signer, whole) == set()
+    assert state_as(run, signer, bomb(whole, compressed=False)) == set()
+    trap = tmp_path / "trap"
+    unsafe = io.BytesIO()
+    torch.save({"weight": Trap(trap)}, unsafe)
+    wide = io.BytesIO()
+    torch.save({"weight": torch.zeros(1).expand(1 << 40)}, wide)
+    spoiled: dict[str, bytes] = {
+        "bomb": bomb(whole, compressed=True),
+        "trap": unsafe.getvalue(),
+        "wide": wide.getvalue(),
+        "cut": whole[: len(whole) // 2],
+        "list": _saved([torch.zeros(3)]),
+        "other": _saved({name: tensor + 1 for name, tensor in _state(whole).items()}),
+        "sparse": _saved({"weight": torch.zeros(5, 5).to_sparse()}),
+        "large": _saved({"weight": torch.zeros(10_000_000)}),
+        "nothing": b"",
+    }
+    for name, content in spoiled.items():
+        assert state_as(run, signer, content) == {"Model weights"}, name
+    assert not trap.exists()
+
+
+def _state(content: bytes) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(io.BytesIO(content), weights_only=True)
+    return state
+
+
+def _saved(value: object) -> bytes:
+    made = io.BytesIO()
+    torch.save(value, made)
+    return made.getvalue()
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith("l")])
@@ -88,13 +150,13 @@ def test_a_pickle_is_never_opened(run: Path, signer: Signer, tmp_path: Path) -> 
     trap = tmp_path / "trap"
     content = pickle.dumps(Trap(trap))
     (run / "model.pt").write_bytes(content)
-    assert failed(run) == {"Model file"}
+    assert failed(run) == {"Model file", "Model weights"}
     digest = hashlib.sha256(content).hexdigest()
     lines = entries(run)
     lines[-1][1]["model_sha256"] = digest
     head = sign_again(run, lines, signer)
     edit_json(run, lambda body: body.update(ledger_head=head, model_sha256=digest))
-    assert failed(run) == set()
+    assert failed(run) == {"Model weights"}
     assert not trap.exists()
     pickle.loads(content)  # noqa: S301  the trap is one
     assert trap.exists()

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,6 +114,35 @@ def test_other_honest_jobs_pass(settings: tuple[str, ...], tmp_path: Path) -> No
         assert math.isinf(result.curve[-1].spent.server or 0.0)
         assert verdict(result, "Epsilon cross-check: second opinion") is True
         assert verdict(audit_run(folder), "Epsilon cross-check: Rényi orders") is True
+
+
+@pytest.mark.parametrize(
+    ("code", "holds", "words"),
+    [
+        (None, None, "1 do not say what they ran"),
+        ("same", True, "the same in all 1 resumptions"),
+        ("ab" * 32, None, "resumption 1 ran other code: abab"),
+        ("x", False, "resumption 1 ran other code: x"),
+    ],
+)
+def test_a_run_resumed_with_other_code_is_named(
+    run: Path, signer: Signer, code: str | None, holds: bool | None, words: str
+) -> None:
+    lines = entries(run)
+    header = lines[0][1]
+    body: dict[str, Any] = {"torn_ledger_bytes": 0, "torn_private_bytes": 0}
+    if code is not None:
+        body["versions"] = header["versions"]
+        body["code_sha256"] = header["code_sha256"] if code == "same" else code
+    lines.insert(3, ("resume", body))
+    lines[-1][1]["lines"] += 1
+    head = sign_again(run, lines, signer)
+    edit_json(run, lambda body: body.update(ledger_head=head))
+    result = audit_run(run)
+    claim = next(claim for claim in result.claims if claim.name == "Code after resuming")
+    assert claim.holds is holds
+    assert words in claim.rederived
+    assert failures(result) == ({"Code after resuming"} if holds is False else set())
 
 
 def test_no_mechanism_claims_nothing_and_says_so_loudly(tmp_path: Path) -> None:

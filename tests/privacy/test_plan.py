@@ -81,6 +81,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         ({"cap": 90, "min_survivors": 95}, "every round aborts|delta_abort"),
         ({"expected_cohort": 3}, "too small"),
         ({"modulus_bits": 16}, r"too small.*needs \d+ bits"),
+        ({"noise_multiplier": 1e300}, "noise_multiplier=1e.300 with clip=.* beyond what a float"),
+        ({"noise_multiplier": 1e140}, "modulus_bits=32 is too small"),
         ({"modulus_bits": 65}, "modulus_bits must be an integer from 2 to 64"),
         ({"encoding": "tiny"}, "encoding must be one of wide, narrow"),
         ({"mechanism": "magic"}, "mechanism must be one of distributed-skellam"),

@@ -13,6 +13,16 @@ from fedsys.report import figures
 from fedsys.report.views import meaning, tier
 
 
+@given(st.floats(min_value=1e6, max_value=1e300))
+def test_a_huge_epsilon_is_rounded_up_too(value: float) -> None:
+    mantissa, _, power = figures.epsilon(value).partition(" × 10")
+    if not power:
+        mantissa, power = "1", mantissa.removeprefix("10")
+    exponent = int(power.translate(str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")))
+    shown = Decimal(mantissa) * Decimal(10) ** exponent
+    assert Decimal(value) * (1 - Decimal("1e-15")) <= shown <= Decimal(value) * Decimal("1.0101")
+
+
 @given(st.floats(min_value=1e-4, max_value=9e5))
 def test_epsilon_is_rounded_up_and_not_by_much(value: float) -> None:
     shown = float(Decimal(figures.epsilon(value).replace(",", "")))

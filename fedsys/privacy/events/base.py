@@ -115,8 +115,14 @@ def check_ring(bits: int, *, cap: int, l2: float, deviation: float) -> None:
     """
     largest = cap * l2 + _NOISE_TAIL * deviation
     if not largest < 2.0 ** (bits - 1):
-        needed = math.ceil(math.log2(largest)) + 1
+        remedy = "no ring holds that: lower the noise multiplier or the clipping norm"
+        if math.isfinite(largest):
+            needed = math.ceil(math.log2(largest)) + 1
+            remedy = (
+                f"which needs {needed} bits; raise aggregation.modulus_bits or use "
+                "encoding='narrow'"
+            )
         raise MechanismError(
             f"modulus_bits={bits} is too small: {cap} clients and the noise reach {largest:.3g}, "
-            f"which needs {needed} bits; raise aggregation.modulus_bits or use encoding='narrow'"
+            f"{remedy}"
         )

@@ -29,12 +29,14 @@ class RoundRecord:
         reserve: body of the reserve line: the event, which rounds of equal cost share.
         outcome: ``commit``, ``abort``, or None where neither was written: it counts as spent.
         text: canonical JSON of the commit's or abort's body.
+        hash: of that line: what agents countersign.
     """
 
     round: int
     reserve: dict[str, Any]
     outcome: str | None = None
     text: bytes = b"{}"
+    hash: str = ""
 
     @property
     def body(self) -> dict[str, Any]:
@@ -240,6 +242,10 @@ class _Grammar:
             raise LedgerError(f"{where} is a {line.kind} of round {number}, which is not open")
         else:
             rounds[-1] = RoundRecord(
-                round=number, reserve=rounds[-1].reserve, outcome=line.kind, text=line.text
+                round=number,
+                reserve=rounds[-1].reserve,
+                outcome=line.kind,
+                text=line.text,
+                hash=line.hash,
             )
         self._open = line.kind == "reserve"

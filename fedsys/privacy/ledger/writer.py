@@ -68,6 +68,7 @@ class Ledger:
         self._open_round: int | None = None
         self._finished = False
         self._participations: Counter[int] = Counter()
+        self._committed: dict[int, str] = {}
         self.view: LedgerView | None = None
         """What was on disk when the ledger was opened (None for a new one)."""
         self.private_rounds: Mapping[int, Mapping[str, Any]] = PrivateRounds({})
@@ -113,11 +114,19 @@ class Ledger:
         private_path: Path,
         *,
         signer: Signer,
+        facts: Mapping[str, Any] | None = None,
         entropy: Entropy = os.urandom,
     ) -> Ledger:
         """Takes up an interrupted ledger: verifies it, cuts off a torn last line, notes that.
 
         ``view`` and ``private_rounds`` hold what was found, for the accountant to charge again.
+
+        Args:
+            path: of ``ledger.jsonl``.
+            private_path: of ``private.jsonl``.
+            signer: the one that began it.
+            facts: what else its line says: hash of the code that goes on, and versions.
+            entropy: salts of the commitments.
 
         Raises:
             LedgerError: it is closed, locked by another process, signed by another key, or
@@ -131,13 +140,15 @@ class Ledger:
             raise
         self = cls(ledger=ledger, private=private, signer=signer, entropy=entropy)
         try:
-            self._take_up(path, private_path, signer.public_key)
+            self._take_up(path, private_path, signer.public_key, facts or {})
         except BaseException:
             self._release()
             raise
         return self
 
-    def _take_up(self, path: Path, private_path: Path, key: Ed25519PublicKey) -> None:
+    def _take_up(
+        self, path: Path, private_path: Path, key: Ed25519PublicKey, facts: Mapping[str, Any]
+    ) -> None:
         view = read_ledger(path, key=key, allow_torn=True)
         if view.closed is not None:
             raise LedgerClosed(
@@ -148,6 +159,8 @@ class Ledger:
             self._last_round = record.round
             if record.outcome is None:
                 continue
+            if record.outcome == "commit":
+                self._committed[record.round] = record.hash
             if record.round not in rounds:
                 raise LedgerError(
                     f"{private_path.name} lacks round {record.round}, which {path.name} records"
@@ -164,9 +177,8 @@ class Ledger:
             self._ledger.cut(len(view.tail))
         if torn:
             self._private.cut(len(torn))
-        self._append(
-            "resume", {"torn_ledger_bytes": len(view.tail), "torn_private_bytes": len(torn)}
-        )
+        torn_bytes = {"torn_ledger_bytes": len(view.tail), "torn_private_bytes": len(torn)}
+        self._append("resume", {**facts, **torn_bytes})
 
     @property
     def head(self) -> str:
@@ -182,6 +194,11 @@ class Ledger:
     def participations(self) -> Mapping[int, int]:
         """In how many committed rounds each client's update was summed."""
         return self._participations
+
+    @property
+    def committed(self) -> Mapping[int, str]:
+        """Hash of each committed round's line: what agents countersign."""
+        return self._committed
 
     def reserve(self, round: int, body: Mapping[str, Any]) -> None:
         """Records a round's cost before anybody is invited.
@@ -279,6 +296,8 @@ class Ledger:
         line = {**(private or {}), **hidden, "round": round, "salt": salt.hex()}
         self._private.append(encode_private(line))
         self._append(kind, {**body, "round": round, "commitments": commitments})
+        if kind == "commit":
+            self._committed[round] = self._head
         self._participations.update(summed)
         self._open_round = None
 

@@ -89,6 +89,19 @@ class ServerLoss:
         row = int(self._row_of[client]) - 1
         return 0 if row < 0 else int(self._counts[row])
 
+    @property
+    def clients(self) -> NDArray[np.int64]:
+        """Those whose updates were, or may have been, summed in a round with a known cohort."""
+        return np.flatnonzero(self._row_of)
+
+    def curves(self, clients: NDArray[np.int64]) -> Vector:
+        """(n, orders) Rényi divergence at ``ORDERS[SERVER_ORDERS]`` of each of n clients."""
+        rows = self._row_of[clients]
+        known = rows > 0
+        curves = np.tile(self._unknown, (len(clients), 1))
+        curves[known] += self._rows[rows[known] - 1]
+        return curves
+
     def epsilon(self, next_event: Event | None = None) -> float:
         """Of the worst client so far, or at worst once ``next_event`` is charged too.
 

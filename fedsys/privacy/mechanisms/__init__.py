@@ -143,21 +143,27 @@ def build_event(
     if name == "none":
         return unprotected_event(**shared)
     shared |= {"noise_multiplier": noise_multiplier, "guarantee": guarantee}
-    if name == "distributed-skellam":
-        return skellam_event(**shared, encoding=encoding)
-    if name == "banded-mf":
-        return banded_event(
-            **shared,
-            horizon=_needed(name, "rounds", horizon),
-            min_separation=_needed(name, "min_separation", min_separation),
-        )
-    if name == "example-gaussian":
-        return example_event(
-            **shared,
-            example_rate=_needed(name, "example_rate", example_rate),
-            steps=_needed(name, "steps", steps),
-        )
-    return gaussian_event(**shared, local=name == "local-gaussian", encoding=encoding)
+    try:
+        if name == "distributed-skellam":
+            return skellam_event(**shared, encoding=encoding)
+        if name == "banded-mf":
+            return banded_event(
+                **shared,
+                horizon=_needed(name, "rounds", horizon),
+                min_separation=_needed(name, "min_separation", min_separation),
+            )
+        if name == "example-gaussian":
+            return example_event(
+                **shared,
+                example_rate=_needed(name, "example_rate", example_rate),
+                steps=_needed(name, "steps", steps),
+            )
+        return gaussian_event(**shared, local=name == "local-gaussian", encoding=encoding)
+    except ArithmeticError:
+        raise MechanismError(
+            f"noise_multiplier={noise_multiplier:g} with clip={clip:g} and dimension={dimension} "
+            "gives noise beyond what a float can hold: choose a sensible noise_multiplier and clip"
+        ) from None
 
 
 def _needed(mechanism: str, name: str, value: Any) -> Any:
