@@ -11,6 +11,7 @@ from simulations.testbed.federation import Federation
 __all__ = ["Sample", "leaks", "longest_lives", "look"]
 
 _GROWTH = 24e6
+_YOUNG = 60.0
 _MORE_THREADS = 6
 _MORE_DESCRIPTORS = 6
 
@@ -61,11 +62,15 @@ def look(federation: Federation, now: float) -> list[Sample]:
 def leaks(samples: list[Sample]) -> list[str]:
     """Processes that grew in the last two thirds of their lives: the first third warms up.
 
+    A process younger than a minute only warms up.
+
     Args:
         samples: of all parties in order of time.
     """
     found = []
     for life in _lives(samples):
+        if life[-1].age < _YOUNG:
+            continue
         warm = [sample for sample in life if sample.age >= life[-1].age / 3]
         first, last = warm[0], warm[-1]
         grown = (
