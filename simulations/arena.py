@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Arena", "Place"]
+__all__ = ["Arena", "Place", "anonymous_file"]
 
 _ALIGNMENT = 4096
 
@@ -56,14 +56,22 @@ class Arena:
         self._memory = mmap.mmap(descriptor, size)
 
     @classmethod
-    def of(cls, arrays: Mapping[str, tuple[tuple[int, ...], str]]) -> Arena:
-        """A new arena of zeros: shape and dtype by name."""
+    def of(
+        cls, arrays: Mapping[str, tuple[tuple[int, ...], str]], descriptor: int | None = None
+    ) -> Arena:
+        """A new arena of zeros: shape and dtype by name.
+
+        Args:
+            arrays: what it holds.
+            descriptor: of an empty `anonymous_file`; a new one by default.
+        """
         places, size = {}, 0
         for name, (shape, dtype) in arrays.items():
             places[name] = Place(offset=size, shape=tuple(shape), dtype=dtype)
             used = math.prod(shape) * np.dtype(dtype).itemsize
             size += -(-max(used, 1) // _ALIGNMENT) * _ALIGNMENT
-        descriptor = _anonymous_file()
+        if descriptor is None:
+            descriptor = anonymous_file()
         os.ftruncate(descriptor, size)
         return cls(descriptor, places, size)
 
@@ -84,7 +92,8 @@ class Arena:
             self.descriptor = -1
 
 
-def _anonymous_file() -> int:
+def anonymous_file() -> int:
+    """Descriptor of an empty file without a name."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("fedsys", 0)
     with tempfile.TemporaryFile() as file:

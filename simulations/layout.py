@@ -1,7 +1,8 @@
 """How many processes and threads train: measured once, where the job is long enough to repay it.
 
 On a CPU one thread a process is the usual winner: threads of one small matrix product spend their
-time waiting for each other. Starting a process takes seconds, so short jobs stay in this one.
+time waiting for each other. Starting a process takes seconds, so short jobs stay in this one, and
+the processes of others are started early: they import while the job is being planned.
 """
 
 from __future__ import annotations
@@ -20,14 +21,20 @@ from simulations.chunk import RoundWork
 from simulations.devices import Devices, device_names
 from simulations.engine import Chunk, Engine, InProcess
 from simulations.population import Population
-from simulations.processes import Processes
+from simulations.processes import Processes, Recruits
 from simulations.randomness import Randomness
 from simulations.worker import PopulationSpec
 
-__all__ = ["Layout", "cores", "lay_out"]
+__all__ = ["Layout", "cores", "lay_out", "recruits_for"]
+
+_WORTHWHILE = 1.0
+"""Seconds of training from which on further processes serve."""
 
 _LONG = 20.0
-"""Seconds of training from which on further processes are tried."""
+"""From here on it is measured whether they do."""
+
+_SLOWEST = 5e9
+"""Floating-point operations a second that any path surely reaches on one core."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,8 +63,35 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def recruits_for(config: Config, population: Population) -> Recruits | None:
+    """Workers for a job that will or may use them, started before it is planned; to be closed.
+
+    Args:
+        config: before anything is derived.
+        population: the virtual clients.
+
+    Raises:
+        TrainingError: a worker process could not be started.
+    """
+    engine, trainer = config.engine, population.trainer
+    if engine.backend == "ray" or trainer.device.type != "cpu" or engine.processes == 1:
+        return None
+    count = engine.processes or min(cores(), config.cohort.expected)
+    if not engine.processes:
+        trained = config.rounds.count * config.cohort.expected * config.local.epochs
+        held = len(population.train_set) / population.size
+        if count == 1 or trained * held * 6 * trainer.dimension < _WORTHWHILE * _SLOWEST:
+            return None
+    return Recruits(count, threads=engine.threads or 1)
+
+
 def lay_out(
-    config: Config, plan: PrivacyPlan, population: Population, randomness: Randomness, chunk: int
+    config: Config,
+    plan: PrivacyPlan,
+    population: Population,
+    randomness: Randomness,
+    chunk: int,
+    recruits: Recruits | None = None,
 ) -> Layout:
     """The engine that the configuration asks for, or the faster one by a short measurement.
 
@@ -67,10 +101,25 @@ def lay_out(
         population: the virtual clients.
         randomness: of their noise.
         chunk: clients that the engine takes at once.
+        recruits: of `recruits_for`; the engine closes them, or they are closed before this returns.
 
     Raises:
         TrainingError: a worker process could not be started.
     """
+    layout = _laid_out(config, plan, population, randomness, chunk, recruits)
+    if recruits is not None and layout.processes == 1:
+        recruits.close()
+    return layout
+
+
+def _laid_out(
+    config: Config,
+    plan: PrivacyPlan,
+    population: Population,
+    randomness: Randomness,
+    chunk: int,
+    recruits: Recruits | None,
+) -> Layout:
     engine = config.engine
     threads = engine.threads or 1
     if engine.backend == "ray":
@@ -79,31 +128,45 @@ def lay_out(
         return _on_devices(config, population, randomness)
     if engine.processes == 1:
         return _alone(population, randomness, threads)
-    if engine.processes > 1:
-        several = _several(config, plan, population, randomness, chunk, engine.processes, threads)
-        return Layout(
-            engine=several, processes=engine.processes, threads=threads, clients_per_second={}
+
+    def several(processes: int) -> Layout:
+        crew = Processes(
+            population,
+            population_spec(config, randomness, threads=threads),
+            mechanism=plan.build_mechanism(),
+            processes=processes,
+            chunk=chunk,
+            singly=config.aggregation.protocol == "secure",
+            deadline=engine.deadline,
+            recruits=recruits,
         )
+        return Layout(engine=crew, processes=processes, threads=threads, clients_per_second={})
+
+    if engine.processes > 1:
+        return several(engine.processes)
     alone = _alone(population, randomness, threads)
     work = _probe_work(config, plan, population)
     chunks = _probe(population, config.cohort.expected, chunk)
     length = plan.build_mechanism().length
     rate = _rate(alone.engine, work, chunks[:1], length)
-    clients = config.rounds.count * config.cohort.expected
+    seconds = config.rounds.count * config.cohort.expected / rate
     workers = min(cores(), config.cohort.expected)
-    if workers == 1 or clients / rate < _LONG:
+    # Whether the machine is busy does not make a small job large.
+    if workers == 1 or seconds < (_LONG if recruits is None else _WORTHWHILE):
         return alone
-    several = _several(config, plan, population, randomness, chunk, workers, threads)
-    shared = _probe(population, config.cohort.expected, chunk, processes=workers)
+    shared = several(workers)
+    if seconds < _LONG:
+        alone.engine.close()
+        return shared
+    parts = _probe(population, config.cohort.expected, chunk, processes=workers)
     rates = {
-        workers: _rate(several, work, shared, length),
+        workers: _rate(shared.engine, work, parts, length),
         1: _rate(alone.engine, work, chunks, length),
     }
     _log.info("engine: clients/s by processes: %s", rates)
-    if rates[workers] > rates[1]:
-        return Layout(engine=several, processes=workers, threads=threads, clients_per_second=rates)
-    several.close()
-    return Layout(engine=alone.engine, processes=1, threads=threads, clients_per_second=rates)
+    slower = alone if rates[workers] > rates[1] else shared
+    slower.engine.close()
+    return replace(shared if slower is alone else alone, clients_per_second=rates)
 
 
 def _alone(population: Population, randomness: Randomness, threads: int) -> Layout:
@@ -153,26 +216,6 @@ def _on_ray(config: Config, population: Population, randomness: Randomness, thre
     )
     return Layout(
         engine=cluster, processes=cluster.processes, threads=threads, clients_per_second={}
-    )
-
-
-def _several(
-    config: Config,
-    plan: PrivacyPlan,
-    population: Population,
-    randomness: Randomness,
-    chunk: int,
-    processes: int,
-    threads: int,
-) -> Processes:
-    return Processes(
-        population,
-        population_spec(config, randomness, threads=threads),
-        mechanism=plan.build_mechanism(),
-        processes=processes,
-        chunk=chunk,
-        singly=config.aggregation.protocol == "secure",
-        deadline=config.engine.deadline,
     )
 
 

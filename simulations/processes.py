@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 from client.privatize import Privatized
 from fedsys.errors import TrainingError
 from fedsys.privacy import Mechanism, ring_dtype
-from simulations.arena import Arena
+from simulations.arena import Arena, anonymous_file
 from simulations.chunk import RoundWork, Tally
 from simulations.engine import Chunk
 from simulations.population import Population
 from simulations.worker import PopulationSpec, WorkerSpec, pool_arrays
 
-__all__ = ["Processes"]
+__all__ = ["Processes", "Recruits"]
 
 _DEATHS = 3
 """A chunk that outlives so many processes is given up."""
@@ -68,6 +68,61 @@ class _Member:
             self.process.wait()
 
 
+class Recruits:
+    """Worker processes that start, and import what they need, before their work is known.
+
+    Args:
+        count: how many.
+        threads: of torch in each.
+
+    Attributes:
+        descriptor: of the empty file that will be their shared memory.
+
+    Raises:
+        TrainingError: the operating system starts no more processes.
+    """
+
+    def __init__(self, count: int, *, threads: int) -> None:
+        self.descriptor = anonymous_file()
+        self._threads = threads
+        self._waiting: deque[tuple[subprocess.Popen[bytes], Connection]] = deque()
+        try:
+            for _ in range(count):
+                self._waiting.append(self._started())
+        except OSError as error:
+            self.close()
+            raise TrainingError(
+                f"engine.processes = {count}: a worker could not be started: {error}; set it to 1"
+            ) from None
+
+    def next(self) -> tuple[subprocess.Popen[bytes], Connection]:
+        """One that waits for its work, or a new one."""
+        return self._waiting.popleft() if self._waiting else self._started()
+
+    def close(self) -> None:
+        """Sends those home that were never asked for, and closes the file."""
+        for process, link in self._waiting:
+            link.close()
+            process.kill()
+            process.wait()
+        self._waiting.clear()
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def _started(self) -> tuple[subprocess.Popen[bytes], Connection]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            descriptors = (theirs.fileno(), self.descriptor)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "simulations.worker", *map(str, descriptors)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=descriptors,
+                env=_environment(self._threads),
+            )
+        return process, Connection(ours.detach())
+
+
 class Processes:
     """An engine of `processes` workers; see `simulations.engine.Engine`.
 
@@ -79,6 +134,7 @@ class Processes:
         chunk: clients of the largest chunk.
         singly: whether vectors of single clients will be asked for, which takes room.
         deadline: seconds that a chunk, or a worker's start, may take.
+        recruits: processes that were started beforehand; this engine closes them.
     """
 
     def __init__(
@@ -91,8 +147,10 @@ class Processes:
         chunk: int,
         singly: bool,
         deadline: float,
+        recruits: Recruits | None = None,
     ) -> None:
         self._deadline = deadline
+        self._recruits = recruits or Recruits(processes, threads=spec.threads)
         pickled, buffers = pool_arrays(population)
         raws = [buffer.raw() for buffer in buffers]
         names = tuple(f"pool {at}" for at in range(len(raws)))
@@ -104,7 +162,8 @@ class Processes:
                 "totals": ((processes, width), "int64"),
                 "vectors": ((processes, chunk if singly else 0, width), dtype),
                 **{name: ((raw.nbytes,), "uint8") for name, raw in zip(names, raws, strict=True)},
-            }
+            },
+            os.dup(self._recruits.descriptor),
         )
         for name, raw in zip(names, raws, strict=True):
             self._arena.array(name)[:] = np.frombuffer(raw, dtype=np.uint8)
@@ -160,6 +219,7 @@ class Processes:
         for member in self._members:
             member.stop()
         self._members = []
+        self._recruits.close()
         self._arena.close()
 
     def __enter__(self) -> Processes:
@@ -244,18 +304,10 @@ class Processes:
         )
 
     def _hire(self, row: int) -> _Member:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            descriptors = (theirs.fileno(), self._arena.descriptor)
-            process = subprocess.Popen(
-                [sys.executable, "-m", "simulations.worker", *map(str, descriptors)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=descriptors,
-                env=_environment(self._spec.population.threads),
-            )
-        link = Connection(ours.detach())
+        process, link = self._recruits.next()
+        member = _Member(process=process, link=link, row=row, since=time.monotonic())
         link.send(replace(self._spec, row=row))
-        return _Member(process=process, link=link, row=row, since=time.monotonic())
+        return member
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from fedsys.errors import ConfigError
 from fedsys.privacy import AdaptiveClipping, PrivacyPlan
 from fedsys.tasks import Examples
 from server.job import JobFacts, clipping_for, example_steps, plan_for, strategy_of
-from server.rounds import RoundAborted, quorum_missed, round_params
+from server.rounds import RoundAborted, round_params
 from simulations.engine import Engine, using_threads
 from simulations.faults import FaultPlan, SimulatedClock
-from simulations.layout import lay_out
+from simulations.layout import lay_out, recruits_for
 from simulations.population import Population
 from simulations.randomness import Randomness, SeededRandomness, SystemRandomness, derived_key
 
@@ -105,10 +106,16 @@ def prepare(
         train_set=examples.train, partition=partition, trainer=trainer, seed=config.job.seed
     )
     sizes = trainer.layout.sizes
-    plan = plan_for(config, population=partition.clients, layers=sizes)
-    _check_secure(config, plan)
-    config = _resolved(config, plan, population)
-    layout = lay_out(config, plan, population, sources, clients_at_once(config.engine.chunk))
+    with ExitStack() as held:
+        recruits = recruits_for(config, population)
+        if recruits is not None:
+            held.callback(recruits.close)
+        plan = plan_for(config, population=partition.clients, layers=sizes)
+        _check_secure(config, plan)
+        config = _resolved(config, plan, population)
+        at_once = clients_at_once(config.engine.chunk)
+        layout = lay_out(config, plan, population, sources, at_once, recruits)
+        held.pop_all()
     used = {"processes": layout.processes, "threads": layout.threads}
     return Setting(
         config=config.model_copy(update={"engine": config.engine.model_copy(update=used)}),
@@ -221,11 +228,7 @@ def _randomness(config: Config) -> Randomness:
 
 
 def _check_secure(config: Config, plan: PrivacyPlan) -> None:
-    """Cohorts must be such that secure aggregation can serve them, and rarely gives a round up.
-
-    A round that misses the quorum is aborted for all to see. delta pays for aborts by cap and
-    `min_survivors`; a job whose quorum would add more than a hundredth of delta is refused.
-    """
+    """Cohorts must be such that secure aggregation can serve them; the plan pays for misses."""
     aggregation, expected = config.aggregation, config.cohort.expected
     if aggregation.protocol != "secure":
         return
@@ -240,16 +243,3 @@ def _check_secure(config: Config, plan: PrivacyPlan) -> None:
         )
     except RoundAborted as error:
         raise ConfigError(f"cohort.expected = {expected} with {assumed}: {error}") from None
-    missed = quorum_missed(
-        population=plan.population,
-        expected=expected,
-        rounds=plan.rounds,
-        corrupt=aggregation.corrupt,
-        dropout=aggregation.dropout,
-    )
-    if plan.protected and plan.sampling == "poisson" and missed > plan.delta / 100:
-        raise ConfigError(
-            f"cohort.expected = {expected} with {assumed}: some round misses the quorum of secure "
-            f"aggregation with probability {missed:.2g}, more than a hundredth of privacy.delta = "
-            f"{plan.delta:g}; raise cohort.expected, or assume fewer dropouts"
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,12 +17,12 @@ import pytest
 import torch
 
 from fedsys.config import Config
-from fedsys.errors import TrainingError
-from simulations import harness
+from fedsys.errors import FedsysError, TrainingError
+from simulations import harness, layout
 from simulations.chunk import RoundWork, in_ring
 from simulations.engine import InProcess
 from simulations.layout import population_spec
-from simulations.processes import Processes
+from simulations.processes import Processes, Recruits
 from simulations.randomness import SeededRandomness
 from simulations.setting import Setting, prepare
 
@@ -217,11 +218,55 @@ def test_threads_are_given_back(configure: Configure) -> None:
     assert setting.config.engine.threads == 1
 
 
-def test_short_jobs_stay_in_one_process(configure: Configure) -> None:
-    setting = prepare(configure())
+def test_short_jobs_stay_in_one_process(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "_LONG", 1e9)
+    setting = prepare(configure("engine.processes=0"))
     with setting.engine:
         assert isinstance(setting.engine, InProcess)
     assert setting.config.engine.processes == 1
+
+
+def test_a_job_that_is_worth_it_has_its_processes_started_early(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "cores", lambda: 2)
+    monkeypatch.setattr(layout, "_WORTHWHILE", 0.0)
+    monkeypatch.setattr(layout, "_LONG", 1e9)
+    spawned: list[Recruits] = []
+
+    def noted(count: int, *, threads: int) -> Recruits:
+        spawned.append(Recruits(count, threads=threads))
+        return spawned[-1]
+
+    monkeypatch.setattr(layout, "Recruits", noted)
+    setting = prepare(configure("engine.processes=0", "engine.chunk=8"))
+    with setting.engine:
+        assert isinstance(setting.engine, Processes)
+        assert len(spawned) == 1
+        assert setting.engine._recruits is spawned[0]
+        assert len(setting.engine.pids) == setting.config.engine.processes == 2
+    assert spawned[0].descriptor < 0
+
+
+def test_a_job_that_cannot_be_planned_leaves_no_process_behind(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, spawn = [], Recruits._started
+
+    def noted(self: Recruits) -> tuple[subprocess.Popen[bytes], Any]:
+        process, link = spawn(self)
+        started.append(process.pid)
+        return process, link
+
+    monkeypatch.setattr(Recruits, "_started", noted)
+    with pytest.raises(FedsysError):
+        prepare(configure("engine.processes=2", "privacy.noise_multiplier=1e12"))
+    assert len(started) == 2
+    for pid in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_chunks_are_even_and_hold_everybody_once(alone: Callable[..., Setting]) -> None:
