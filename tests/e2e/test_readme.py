@@ -23,6 +23,8 @@ SHORTER = ["--set", "rounds.count=3"]
 
 
 DEPLOYMENT = ("coordinator", "job", "agent")
+EXTRAS = ("runs/tuned", "runs/tuned/best.toml", "runs/best")
+"""What the commands of extras read and write; they need none of the others."""
 
 
 def commands() -> list[list[str]]:
@@ -78,6 +80,8 @@ def test_commands_run_in_their_order(tmp_path: Path) -> None:
             continue
         if words[0] != "fedsys" or words[1] in DEPLOYMENT or "runs/silo" in words:
             continue
+        if not set(words).isdisjoint(EXTRAS):
+            continue
         if "DIR" in words:
             if not data:
                 continue
@@ -93,6 +97,19 @@ def test_commands_run_in_their_order(tmp_path: Path) -> None:
         assert "Traceback" not in finished.stderr
         ran += 1
     assert ran >= 8
+
+
+@pytest.mark.timeout(900)
+def test_tuning_tracking_and_export_run_in_their_order(tmp_path: Path) -> None:
+    steps = [words for words in commands() if not set(words).isdisjoint(EXTRAS)]
+    assert [words[1] for words in steps] == ["tune", "simulate", "export"]
+    for words in steps:
+        finished = run([*words, *SHORTER] if words[1] != "export" else words, tmp_path, tmp_path)
+        assert finished.returncode == 0, (words, finished.stderr)
+        assert "Traceback" not in finished.stderr
+    assert list((tmp_path / "runs" / "tensorboard").rglob("events.out.tfevents.*"))
+    ledger = (tmp_path / "runs" / "best" / "ledger.jsonl").read_text(encoding="utf-8")
+    assert '"runs":2' in ledger.splitlines()[0]
 
 
 @contextmanager

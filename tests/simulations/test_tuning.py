@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from fedsys.audit import audit_run, compose
+from fedsys.audit import compose
 from fedsys.cli import extras
 from fedsys.cli.app import app
-from fedsys.config import Config, load
+from fedsys.config import load
 from fedsys.errors import ConfigError
 from fedsys.privacy import read_ledger
 from simulations import harness
@@ -59,8 +58,9 @@ def test_trials_are_runs_whose_cost_the_final_run_states(tmp_path: Path) -> None
     final = harness.run(best, out=tmp_path / "final").folder
     stated = read_ledger(final / "ledger.jsonl").header["tuning"]
     assert stated == {"runs": 2, "epsilon": spent, "delta": 1e-5, "heads": best.tuning.heads}
-    assert audit_run(final).passed
-    totals = [point.spent.outsider for point in compose([*folders, final]).curve]
+    everything = compose([*folders, final])
+    assert everything.passed
+    totals = [point.spent.outsider for point in everything.curve]
     assert totals[1] == spent < totals[2]
 
 
@@ -141,8 +141,9 @@ def invoke(*words: str) -> Any:
     return CliRunner().invoke(app, ["tune", *words])
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_total_and_the_best(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configure: Callable[..., Config]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = [word for each in FAST for word in ("--set", each)]
