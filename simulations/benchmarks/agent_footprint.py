@@ -4,7 +4,7 @@
 
 Makes an environment with ``fedsys[deploy]`` alone (no ray, no flwr, no extra for tracking, tuning
 or export) unless it is there already, and in it runs a coordinator and three agents with a short
-job on the digits. Memory counts shared pages too (RSS), so agents of one machine share some.
+job on the digits. Memory is resident, shared pages included; "own" is what no other process shares.
 """
 
 from __future__ import annotations
@@ -95,14 +95,15 @@ def measure(python: Path) -> dict[str, Any]:
             _found(r"(connected to)", root / f"a{number}.log")
         connected = time.monotonic()
         time.sleep(2.0)
-        waiting = [agent.memory_info().rss for agent in agents]
+        waiting = [agent.memory_full_info() for agent in agents]
         job = run("job", "submit", "hq", "silo", "--quiet")
         run("job", "watch", "hq", job)
         after = [agent.memory_info().rss for agent in agents]
         return {
             "join_seconds": round((joined - began) / _SILOS, 1),
             "connect_seconds": round(connected - joined, 1),
-            "waiting_mb": round(max(waiting) / 1e6, 1),
+            "waiting_mb": round(max(each.rss for each in waiting) / 1e6, 1),
+            "waiting_own_mb": round(max(each.uss for each in waiting) / 1e6, 1),
             "after_a_job_mb": round(max(after) / 1e6, 1),
             "threads": agents[0].num_threads(),
             "descriptors": agents[0].num_fds(),
