@@ -12,7 +12,7 @@ from server.run_folder import RunFolder, disk_errors
 __all__ = ["publish_run"]
 
 _COPIED = ("config.toml", "ledger.jsonl", "metrics.jsonl", "model.pt")
-_COHORT_SECRETS = ("clients_trained", "train_seconds", "clients_per_second")
+_COHORT_SECRETS = ("clients_trained", "train_seconds", "clients_per_second", "simulated")
 """Counts and times tell realised cohort sizes, which no noise covers."""
 
 

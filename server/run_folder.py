@@ -5,6 +5,7 @@
     config.toml    the resolved configuration, exactly what ran
     ledger.jsonl   hash-chained, signed privacy events (written by `fedsys.privacy.ledger`)
     private.jsonl  server-side secrets: cohorts, survivors, diagnostics, salts
+    countersignatures.jsonl  server-side, of a deployment: agents' word on the ledger
     metrics.jsonl  one line a round: evaluation only
     model.pt       final weights (a state_dict), and checkpoints/
     report.html    self-contained page
@@ -13,6 +14,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -51,6 +53,10 @@ class RunFolder:
     @property
     def private(self) -> Path:
         return self.path / "private.jsonl"
+
+    @property
+    def countersignatures(self) -> Path:
+        return self.path / "countersignatures.jsonl"
 
     @property
     def metrics(self) -> Path:
@@ -138,16 +144,20 @@ class RunFolder:
 
     def last_metrics(self) -> dict[str, float]:
         """The newest whole line of ``metrics.jsonl`` without its round; empty where none is."""
-        if not self.metrics.is_file():
-            return {}
-        for line in reversed(self.metrics.read_text(encoding="utf-8").splitlines()):
-            try:
-                values = json.loads(line)
-            except ValueError:
-                continue
+        for values in reversed(self.evaluations()):
             values.pop("round", None)
             return {str(key): float(value) for key, value in values.items()}
         return {}
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The whole lines of ``metrics.jsonl``."""
+        if not self.metrics.is_file():
+            return []
+        found = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        return found
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Store ``summary.json``; an infinite number is written as the string "inf"."""

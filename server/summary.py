@@ -11,6 +11,7 @@ from fedsys.privacy.ledger import read_private
 from fedsys.versions import versions
 from server.job import Job, budget_of
 from server.run_folder import FORMAT_VERSION, RunFolder
+from server.simulated_time import simulated_time
 
 __all__ = ["summarize", "summarize_closed"]
 
@@ -47,6 +48,7 @@ def summarize(
         ledger_head=job.ledger.head,
         signer=job.signer.public_hex,
         reproducible=job.facts.reproducible,
+        simulated=_simulated(job.config, job.folder),
     )
 
 
@@ -74,7 +76,14 @@ def summarize_closed(folder: RunFolder, view: LedgerView) -> dict[str, Any]:
         ledger_head=view.head,
         signer=view.signer,
         reproducible=bool(view.header.get("reproducible")),
+        simulated=_simulated(folder.read_config(), folder),
     )
+
+
+def _simulated(config: Config, folder: RunFolder) -> dict[str, Any] | None:
+    if not config.faults.seconds_per_example:
+        return None
+    return simulated_time(folder.evaluations(), read_private(folder.private)[0])
 
 
 def _content(
@@ -91,6 +100,7 @@ def _content(
     ledger_head: str,
     signer: str,
     reproducible: bool,
+    simulated: dict[str, Any] | None,
 ) -> dict[str, Any]:
     privacy = config.privacy
     steady_seconds, steady_clients = sum(seconds[1:]), sum(clients[1:])
@@ -123,4 +133,5 @@ def _content(
         "protocol": config.aggregation.protocol,
         "versions": versions(),
         "reproducible": reproducible,
+        **({} if simulated is None else {"simulated": simulated}),
     }

@@ -85,6 +85,7 @@ def diagnostic_charts(folder: RunFolder) -> list[Chart]:
     if not rounds:
         return []
     charts = [
+        _time_to_accuracy(folder, rounds),
         _chart(
             "Cohort",
             "clients asked, and those that stayed to the end",
@@ -113,6 +114,39 @@ def diagnostic_charts(folder: RunFolder) -> list[Chart]:
         ),
     ]
     return [chart for chart in charts if chart is not None]
+
+
+_UNITS = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
+
+
+def _time_to_accuracy(folder: RunFolder, rounds: Sequence[RoundDiagnostics]) -> Chart | None:
+    """Accuracy over the simulated clock, where there is one."""
+    ends = {each.round: each.simulated_seconds for each in rounds}
+    evaluated, values = folder.metrics.get("accuracy", ([], []))
+    points = [
+        (end, value)
+        for number, value in zip(evaluated, values, strict=True)
+        if (end := ends.get(number)) is not None
+    ]
+    if not points:
+        return None
+    total = points[-1][0]
+    size, unit = next((one for one in _UNITS if total >= 10 * one[0]), _UNITS[-1])
+    last = figures.metric("accuracy", points[-1][1])
+    return Chart(
+        title="Accuracy over simulated time",
+        summary=f"Accuracy over {figures.duration(total)} of simulated time, ending at {last}.",
+        series=(
+            Series(
+                label="test data",
+                value=last,
+                x=[round(end / size) for end, _ in points],
+                y=[value for _, value in points],
+            ),
+        ),
+        scale="percent",
+        note=f"over {unit} of the simulated clock, stragglers and deadline included",
+    )
 
 
 def _chart(

@@ -73,6 +73,13 @@ class PrivacySummary(_Tolerant):
     budget: Number | None = None
 
 
+class SimulatedTime(_Tolerant):
+    """``summary.json``'s ``simulated``: the clock of a simulated federation."""
+
+    seconds: FiniteNumber | None = None
+    to_accuracy: dict[Text, FiniteNumber] = Field(default_factory=dict)
+
+
 class Summary(_Tolerant):
     """``summary.json``; every field may be absent."""
 
@@ -90,6 +97,7 @@ class Summary(_Tolerant):
     protocol: Text | None = None
     versions: dict[Text, Text] = Field(default_factory=dict)
     reproducible: bool = False
+    simulated: SimulatedTime | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +110,7 @@ class RoundDiagnostics:
     dropped: Mapping[str, int]
     clipped_fraction: float | None
     noise_to_signal: float | None
+    simulated_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -275,6 +284,7 @@ def _diagnostics(path: Path, problems: list[str]) -> tuple[RoundDiagnostics, ...
                 },
                 clipped_fraction=_finite(record.get("clipped_fraction")),
                 noise_to_signal=noise / signal if signal and noise is not None else None,
+                simulated_seconds=_finite(record.get("simulated_seconds")),
             )
         )
     return tuple(found)

@@ -141,6 +141,16 @@ def _results(folder: RunFolder) -> list[tuple[str, str, str, str]]:
         )
     if summary.train_seconds is not None:
         rows.append(("training time", figures.duration(summary.train_seconds), "", ""))
+    if summary.simulated is not None and summary.simulated.seconds is not None:
+        reached = list(summary.simulated.to_accuracy.items())[-1:]
+        rows.append(
+            (
+                "simulated time",
+                figures.duration(summary.simulated.seconds),
+                "".join(f"accuracy {at} after {figures.duration(end)}" for at, end in reached),
+                "",
+            )
+        )
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections import Counter
@@ -11,8 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedsys.audit import audit_run
 from fedsys.config import Config
 from fedsys.privacy.ledger import read_private
+from fedsys.report import build
+from fedsys.report.terminal import print_run
+from server.publication import publish_run
 from simulations import harness
 from simulations.faults import DAY, STAGES, FaultPlan, SimulatedClock
 
@@ -105,6 +110,19 @@ def test_a_run_with_stragglers_keeps_simulated_time(
     times = [rounds[number]["simulated_seconds"] for number in sorted(rounds)]
     assert times == [10.0, 20.0, 30.0]
     assert all(rounds[number]["dropped"]["masked_input"] > 0 for number in rounds)
+    simulated = json.loads((run.folder / "summary.json").read_text())["simulated"]
+    assert simulated["seconds"] == 30.0
+    assert simulated["to_accuracy"]["0.1"] in (10.0, 20.0, 30.0)
+    assert list(simulated["to_accuracy"].values()) == sorted(simulated["to_accuracy"].values())
+    audit = audit_run(run.folder)
+    page = build(run.folder, audit, private=True).read_text()
+    assert "Accuracy over simulated time" in page
+    assert "Dropouts by stage" in page
+    told = io.StringIO()
+    print_run(run.folder, audit, file=told)
+    assert "simulated time       30.0 s" in told.getvalue()
+    published = publish_run(run.folder, tmp_path / "published")
+    assert "simulated" not in published.summary.read_text()
     assert "simulated_seconds" not in json.dumps(
         (run.folder / "metrics.jsonl").read_text() + (run.folder / "ledger.jsonl").read_text()
     )
