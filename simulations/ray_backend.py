@@ -13,6 +13,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from client.privatize import Privatized
 from client.training import keep_freed_memory
@@ -34,6 +35,7 @@ from simulations.worker import PopulationSpec
 __all__ = ["RayEngine"]
 
 _DEATHS = 3
+_log = logging.getLogger(__name__)
 
 
 class _Actor:
@@ -52,14 +54,33 @@ class _Actor:
         self._total = np.zeros(self._trainer.length, dtype=np.int64)
         return True
 
-    def add(self, clients: Chunk) -> Tally:
-        return self._trainer.add(clients, self._total)
+    def add(self, clients: Chunk) -> tuple[Tally, list[str]]:
+        with _heard() as warnings:
+            return self._trainer.add(clients, self._total), warnings
 
     def total(self) -> NDArray[np.int64]:
         return self._total
 
-    def vectors(self, clients: Chunk) -> Privatized:
-        return self._trainer.vectors(clients)
+    def vectors(self, clients: Chunk) -> tuple[Privatized, list[str]]:
+        with _heard() as warnings:
+            return self._trainer.vectors(clients), warnings
+
+
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """What training warns of inside: an actor's log is on another machine."""
+    lines: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    ear, training = Ear(logging.WARNING), logging.getLogger("client.training")
+    training.addHandler(ear)
+    try:
+        yield lines
+    finally:
+        training.removeHandler(ear)
 
 
 def _added(left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -200,22 +221,30 @@ class RayEngine:
             if done is None:
                 continue
             try:
-                reply = ray.get(ready[0])
-            except RayActorError as lost:
+                reply, warnings = ray.get(ready[0])
+            except RayTaskError as error:
+                raise _explained(error, chunks, done) from None
+            except RayError as lost:  # whatever it was, the actor's sum is not to be trusted
                 self._count(chunks, done, deaths, lost)
-                waiting.append(done)
+                waiting.appendleft(done)  # first, so that what kills actors is known soon
                 if verb == "add":
                     waiting.extend(member.done)
                 self._replace(member, shared)
                 continue
-            except RayTaskError as error:
-                raise _explained(error, chunks, done) from None
+            for line in warnings:
+                _log.warning("%s", line)
             member.done.append(done)
             yield done, reply, member
 
     def _count(
-        self, chunks: Sequence[Chunk], done: int, deaths: Counter[int], lost: RayActorError
+        self, chunks: Sequence[Chunk], done: int, deaths: Counter[int], lost: RayError
     ) -> None:
+        if "creation task" in str(lost):
+            said = [line.strip() for line in str(lost).splitlines() if line.strip()]
+            raise TrainingError(
+                f"a Ray actor could not start: {said[-1]}; every machine of the cluster needs "
+                f"fedsys and the task's module, in the same versions"
+            ) from None
         deaths[done] += 1
         if deaths[done] >= _DEATHS:
             raise TrainingError(
@@ -224,6 +253,7 @@ class RayEngine:
             ) from None
 
     def _replace(self, member: _Member, shared: Any) -> None:
+        ray.kill(member.actor)
         member.actor = self._hire()
         member.done.clear()
         member.actor.begin.remote(shared)
@@ -236,7 +266,9 @@ class RayEngine:
                 continue
             try:
                 ray.get(member.actor.total.remote(), timeout=self._deadline)
-            except RayActorError as error:
+            except GetTimeoutError:
+                raise self._late() from None
+            except RayError as error:
                 self._count(chunks, member.done[-1], deaths, error)
                 lost.extend(member.done)
                 self._replace(member, shared)
@@ -250,13 +282,15 @@ class RayEngine:
         try:
             total: NDArray[np.int64] = np.array(ray.get(parts[0], timeout=self._deadline))
         except GetTimeoutError:
-            raise TrainingError(
-                f"the partial sums were not added within {self._deadline:g} s; raise "
-                f"engine.deadline"
-            ) from None
+            raise self._late() from None
         except RayError:
             return None
         return total
+
+    def _late(self) -> TrainingError:
+        return TrainingError(
+            f"the partial sums were not added within {self._deadline:g} s; raise engine.deadline"
+        )
 
 
 def _connect(address: str, actors: int) -> None:
