@@ -108,6 +108,12 @@ class Cohort:
             round=self.round.number, client=client, now=self.now, examples=self.work_of(client)
         )
 
+    def losses(self) -> dict[int, str | None]:
+        """Of each of the round's clients."""
+        if self.faults == FaultPlan(seed=self.faults.seed):  # nothing ever goes wrong
+            return dict.fromkeys(self.round.cohort)
+        return {client: self.lost(client) for client in self.round.cohort}
+
     def work_of(self, client: int) -> int:
         """Examples that a client works through in a round."""
         if not self.faults.seconds_per_example:
@@ -130,7 +136,7 @@ def summation(cohort: Cohort) -> Summed:
 
 def plain_sum(cohort: Cohort) -> Summed:
     """The sum, without masks, of those who live to send their input."""
-    lost = {client: cohort.lost(client) for client in cohort.round.cohort}
+    lost = cohort.losses()
     alive = tuple(c for c, at in lost.items() if at in (None, "consistency", "unmask"))
     stages = [at for at in lost.values() if at is not None]
     if not alive:

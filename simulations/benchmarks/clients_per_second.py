@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from client.training.schedule import batches
 from fedsys import config, tasks
 from fedsys.config import Config
 from fedsys.wire.assignment import batch_seed
+from simulations.benchmarks.machine import cores, machine
 from simulations.benchmarks.peers.work import Work, delta_of, train_client
 
 __all__ = ["main"]
@@ -85,7 +85,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def measure(work: str, engines: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     """All turns of one work."""
-    settings = [f"rounds.count={options.rounds}", "evaluation.data=none", *options.set]
+    settings = [
+        f"rounds.count={options.rounds}",
+        "evaluation.data=none",
+        f"engine.processes={cores()}",  # as a job of more rounds would choose by itself
+        *options.set,
+    ]
     job = config.load(work, settings)
     found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
     with tempfile.TemporaryDirectory() as name:
@@ -110,7 +115,7 @@ def measure(work: str, engines: Sequence[str], options: argparse.Namespace) -> d
         "equality": equal,
         "flops_per_client": facts["flops"],
         "threads": threads,
-        "machine": _machine(),
+        "machine": machine(),
         "command": " ".join(["python -m simulations.benchmarks.clients_per_second", *sys.argv[1:]]),
     }
 
@@ -205,7 +210,7 @@ def _threads(folder: Path, engines: Sequence[str], options: argparse.Namespace) 
     best = {}
     for engine in sorted(set(engines) & {"pfl", "loop"}):
         rates = {}
-        for threads in {1, _cores()}:
+        for threads in {1, cores()}:
             short = argparse.Namespace(**{**vars(options), "rounds": 2})
             rates[threads] = _steady(_turn(_command(engine, folder, short, threads), folder))
         best[engine] = max(rates, key=lambda threads: rates[threads])
@@ -245,7 +250,7 @@ def _bound(flops: float) -> dict[str, Any]:
     return {
         "seconds": [0.0, 1.0],
         "clients": [0, rate / flops],
-        "cpu": [0.0, float(_cores())],
+        "cpu": [0.0, float(cores())],
         "memory": 0,
         "engine": {"gigaflops": rate / 1e9},
     }
@@ -260,29 +265,6 @@ def _equality(folder: Path, engines: Sequence[str], facts: Mapping[str, Any]) ->
             found[engine] = np.load(folder / f"{stem}.npy")
     scale = float(np.abs(exact).max())
     return {name: float(np.abs(delta - exact).max() / scale) for name, delta in found.items()}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cores": _cores(),
-        "processor": _processor(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "load": os.getloadavg()[0],
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -305,11 +287,11 @@ def table(result: Mapping[str, Any]) -> str:
             f"{found['first_round_seconds']:.2f} | {found['cpu_ms_per_client']:.3g} | "
             f"{found['memory'] / 1e6:.0f} | {'' if differs is None else f'{differs:.1e}'} |"
         )
-    machine = result["machine"]
+    where = result["machine"]
     lines += [
         "",
-        f"{machine['processor']}, {machine['cores']} cores, load {machine['load']:.1f}, torch "
-        f"{machine['torch']}; `{result['command']}`",
+        f"{where['processor']}, {where['cores']} cores, load {where['load']:.1f}, torch "
+        f"{where['torch']}; `{result['command']}`",
         "",
     ]
     return "\n".join(lines)

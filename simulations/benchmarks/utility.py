@@ -18,7 +18,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -31,8 +30,8 @@ from fedsys import config
 from fedsys.config import Config
 from fedsys.errors import FedsysError
 from fedsys.privacy import PrivacyPlan, read_ledger
-from fedsys.versions import versions
 from simulations import harness
+from simulations.benchmarks.machine import machine
 from simulations.benchmarks.utility_curves import (
     CEILING,
     CURVES,
@@ -184,7 +183,7 @@ def measure(
         results = json.loads(path.read_text())
         if results.get("base") != grid.base():
             raise FedsysError(f"{path}: holds runs of other settings; give another --out")
-    results |= {"command": command, "machine": _machine()}
+    results |= {"command": command, "machine": machine()}
     held = {key_of(run) for run in results["runs"]}
     for mechanism, epsilon, seed in grid.cells:
         if (mechanism, written(epsilon), seed) in held:
@@ -236,20 +235,6 @@ def _cpu() -> float:
     """Seconds of CPU of this process and of those that it has waited for."""
     spent = os.times()
     return spent.user + spent.system + spent.children_user + spent.children_system
-
-
-def _machine() -> dict[str, Any]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": _processor(), "cores": cores, "torch": versions()["torch"]}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
 
 
 def _json_number(value: float | str | None) -> float | None:

@@ -114,6 +114,7 @@ class Clock:
         self._clients: list[int] = []
         self._cpu: list[float] = []
         self._memory = 0
+        self._looking = 0.0
         self._last = time.perf_counter()
         self.facts: dict[str, Any] = {}
 
@@ -122,11 +123,13 @@ class Clock:
         self._last = time.perf_counter()
 
     def lap(self, clients: int) -> None:
-        """A round has ended; what is looked up here is in no round's seconds."""
+        """A round has ended; what is looked up here is in no round's seconds, of CPU neither."""
         self._seconds.append(time.perf_counter() - self._last)
         self._clients.append(clients)
+        began = time.process_time()
         cpu, memory = _process_tree()
-        self._cpu.append(cpu)
+        self._cpu.append(cpu - self._looking)
+        self._looking += time.process_time() - began
         self._memory = max(self._memory, memory)
         self._last = time.perf_counter()
 
