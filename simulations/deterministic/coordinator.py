@@ -74,9 +74,13 @@ def _describe(
             "aggregation": {"dropout": dropout, "corrupt": corrupt},
         }
     )
+    # a plan that pays for a missed quorum exists for no cohort this small: it is made as if sums
+    # came about without one, and what is charged for a round does not depend on that
+    ideal = config.aggregation.model_copy(update={"protocol": "ideal"})
+    unpaid = config.model_copy(update={"aggregation": ideal})
     return JobDescription(
         config=config,
-        plan=plan_for(config, population=population, layers=(DIMENSION,)),
+        plan=plan_for(unpaid, population=population, layers=(DIMENSION,)),
         weights=np.zeros(DIMENSION, dtype=np.float32),
     )
 
