@@ -25,15 +25,15 @@ from server.enrollment import Registry
 from server.fleet import Fleet, Link, Said
 from server.pki import Authority, Peer, ServerIdentity, pem
 
-__all__ = ["DevicePort"]
+__all__ = ["SERVER_OPTIONS", "DevicePort"]
 
 _log = logging.getLogger(__name__)
-_OPTIONS = (
+SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_FRAME),
     ("grpc.max_send_message_length", MAX_FRAME),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.so_reuseport", 0),
 )
 _HELLO_SECONDS = 20.0
@@ -73,7 +73,7 @@ class DevicePort:
 
     async def start(self, address: str) -> int:
         """Listen; returns the port, which is chosen where `address` ends in ``:0``."""
-        server = grpc.aio.server(options=_OPTIONS)
+        server = grpc.aio.server(options=SERVER_OPTIONS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         server.add_generic_rpc_handlers((self._enrollment(), self._sessions()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,10 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from grpc._cython import cygrpc
 from grpc_health.v1 import health_pb2
 
-from client.grpc_channel import call, join, leave, open_channel, renew
+from client.grpc_channel import CHANNEL_OPTIONS, call, join, leave, open_channel, renew
 from client.identity import Credentials, TlsKey, pem_of
 from fedsys.errors import ConfigError, EnrollmentError, FedsysError, ProtocolError
 from fedsys.wire import fleet_pb2
@@ -21,6 +23,7 @@ from fedsys.wire.frames import split
 from fedsys.wire.roster import RosterStatement, SignedStatement, signed_message
 from fedsys.wire.services import FLEET, OPERATOR, PROTOCOL, method
 from fedsys.wire.token import JoinToken
+from server.grpc_host import SERVER_OPTIONS
 from server.home import Home
 from server.pki import Authority, pem
 from tests.e2e.deployment import Port, running_port
@@ -219,12 +222,12 @@ def test_revocation_ends_an_open_session(port: Port, tmp_path: Path) -> None:
     assert last.goodbye.reason == fleet_pb2.Goodbye.REVOKED
 
 
-def iter_forever(frames: list[bytes]) -> Iterator[bytes]:
+def iter_forever(
+    frames: list[bytes], end: threading.Event | None = None, *, seconds: float = 5
+) -> Iterator[bytes]:
     """Frames, then a stream that stays open for as long as the test needs it."""
-    import threading
-
     yield from frames
-    threading.Event().wait(5)
+    (end or threading.Event()).wait(seconds)
 
 
 def test_another_agents_id_is_refused(port: Port, tmp_path: Path) -> None:
@@ -362,6 +365,28 @@ def test_keys_that_others_can_read_are_refused(tmp_path: Path) -> None:
         (home.path / "server.key").read_bytes(), password=None
     )
     assert secret is not None
+
+
+def test_grpc_knows_every_option_by_its_name() -> None:
+    """It ignores one that it does not know, without a word."""
+    library = Path(cygrpc.__file__).read_bytes()
+    for name, _value in (*CHANNEL_OPTIONS, *SERVER_OPTIONS):
+        assert name.encode() in library, name
+
+
+@pytest.mark.slow
+def test_an_idle_device_stays_connected(port: Port, tmp_path: Path) -> None:
+    credentials, end = port.enroll("a", tmp_path / "a"), threading.Event()
+    with channel_of(credentials) as channel:
+        stub = channel.stream_stream(
+            method(FLEET, "Session"), response_deserializer=fleet_pb2.Frame.FromString
+        )
+        stream = stub(iter_forever(hello(1), end, seconds=250), timeout=250)
+        next(stream)
+        time.sleep(180)  # six pings, each of which the server must want
+        assert list(port.fleet.links) == [1]
+        assert stream.is_active()
+        end.set()
 
 
 def test_a_flood_is_held_back(port: Port, tmp_path: Path) -> None:
