@@ -20,7 +20,7 @@ __all__ = ["run", "start"]
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["simulations.testbed.preloaded"])
-_SECONDS = 120.0
+_SECONDS = 900.0
 
 
 def start(

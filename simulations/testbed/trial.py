@@ -257,13 +257,17 @@ class Trial:
         )
 
     def _check_result(self) -> None:
-        federation, report = self._federation, self._report
-        try:
-            federation.command("job", "fetch", COORDINATOR, self._job, "result")
-            federation.command("audit", "result")
-            report.claim("`fedsys audit` passes", True)
-        except TestbedError as error:
-            report.claim("`fedsys audit` passes", False, str(error))
+        """What the operator fetches holds, and is what the same survivors give in a simulation."""
+        fetch = ("job", "fetch", COORDINATOR, self._job, "result")
+        for text, words in (
+            ("the run is fetched, and its audit passes", fetch),
+            ("a simulation of it is equal to the bit", ("simulate", "--replay", "result")),
+        ):
+            try:
+                self._federation.command(*words)
+                self._report.claim(text, True)
+            except TestbedError as error:
+                self._report.claim(text, False, str(error))
 
     def _check_next_job(self) -> None:
         federation = self._federation
