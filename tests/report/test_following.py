@@ -211,6 +211,7 @@ def test_a_damaged_folder_ends_the_following_in_one_line(
         send(tmp_path / "nowhere", {}, say=notices.append)
 
 
+@pytest.mark.slow
 def test_the_command_follows_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSYS_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)

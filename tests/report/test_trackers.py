@@ -215,6 +215,21 @@ def test_what_is_no_tracker_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_ones_own_is_made_from_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_tracker.py").write_text(
+        "class Mine:\n"
+        "    def started(self, run): self.run = run\n"
+        "    def round(self, number, values): pass\n"
+        "    def finished(self, facts): self.facts = facts\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    tracker = build_tracker("my_tracker:Mine")
+    monkeypatch.delitem(sys.modules, "my_tracker")
+    tell(tracker, rounds=1)
+    assert vars(tracker) == {"run": RUN, "facts": FACTS}
+    assert str(tmp_path) not in sys.path
+
+
 def test_credentials_are_not_shown() -> None:
     assert shown("mlflow:https://me:pass@host:5000/x") == "mlflow:https://***@host:5000/x"
     assert shown("tensorboard:runs/tb") == "tensorboard:runs/tb"
