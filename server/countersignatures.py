@@ -1,15 +1,14 @@
-"""Agents' word that they took part in a round: checked against the roster, then kept."""
+"""Agents' word that they took part in a round: checked against roster and ledger, then kept."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+import os
 
 from fedsys.wire import countersign, fleet_pb2
+from fedsys.wire.countersign import Countersignature
 from fedsys.wire.roster import RosterStatement
+from server.job import Job
 from server.state import CountersignatureRow, State
 
 __all__ = ["Countersignatures"]
@@ -17,17 +16,10 @@ __all__ = ["Countersignatures"]
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Expected:
-    """A job whose rounds may be countersigned."""
-
-    id: str
-    roster: RosterStatement
-    rounds: int
-
-
 class Countersignatures:
     """Those of this process's jobs; the last round's come when its job is over.
+
+    They are kept in the database, and beside the ledger in ``countersignatures.jsonl``.
 
     Args:
         state: where they are kept.
@@ -35,51 +27,101 @@ class Countersignatures:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._jobs: dict[bytes, _Expected] = {}
+        self._jobs: dict[bytes, _Book] = {}
 
-    def expect(self, job: bytes, *, id: str, roster: RosterStatement, rounds: int) -> None:
+    def expect(self, name: bytes, *, id: str, roster: RosterStatement, job: Job) -> None:
         """Take those of a job from now on.
 
         Args:
-            job: its 32 bytes, which are signed.
+            name: the job's 32 bytes, which are signed.
             id: the job's in the database.
             roster: whose keys count.
-            rounds: how many it has at most.
+            job: whose ledger is countersigned.
         """
-        self._jobs[job] = _Expected(id=id, roster=roster, rounds=rounds)
+        self._jobs[name] = _Book(state=self._state, id=id, roster=roster, job=job)
 
     def take(self, node: int, given: fleet_pb2.Countersignature) -> None:
-        """Keep a node's signature if it holds; durable when this returns.
+        """Keep a node's signature if it holds and is of our ledger; durable when this returns.
 
         Args:
             node: whose certificate the session was opened with.
             given: as it came.
         """
-        job = self._jobs.get(given.job)
-        if job is None or node not in job.roster.members or not 1 <= given.round <= job.rounds:
-            _log.info("node %d: a countersignature of no round that was asked for", node)
+        book = self._jobs.get(given.job)
+        if book is None or node not in book.roster.members:
+            _log.info("node %d: a countersignature of no job that was asked for", node)
             return
-        message = countersign.message(
-            job=given.job,
+        row = CountersignatureRow(
+            job=book.id,
             round=given.round,
+            node=node,
             ledger_head=given.ledger_head,
             participations=given.participations,
+            signature=given.signature,
         )
-        try:
-            public = Ed25519PublicKey.from_public_bytes(job.roster.members[node])
-            public.verify(given.signature, message)
-        except InvalidSignature:
-            client = job.roster.nodes.index(node)
-            _log.warning("client %d: a countersignature that does not hold", client)
-            return
-        with self._state.transaction() as session:
-            session.merge(
-                CountersignatureRow(
-                    job=job.id,
-                    round=given.round,
-                    node=node,
-                    ledger_head=given.ledger_head,
-                    participations=given.participations,
-                    signature=given.signature,
-                )
+        found = book.of_row(row)
+        if book.committed(given.round) != given.ledger_head:
+            _log.warning(
+                "client %d: a countersignature of no commit of round %d", found.client, given.round
             )
+        elif not found.holds(given.job):
+            _log.warning("client %d: a countersignature that does not hold", found.client)
+        elif not book.holds(found):
+            with self._state.transaction() as session:
+                session.merge(row)
+            book.add([found])
+
+
+class _Book:
+    """One job's file; what the database has and it lacks, because of a crash, is added first."""
+
+    def __init__(self, *, state: State, id: str, roster: RosterStatement, job: Job) -> None:
+        self.id = id
+        self.roster = roster
+        self._ledger = job.ledger
+        self._path = job.folder.path / countersign.FILE
+        self._kept: set[tuple[int, int]] = set()
+        if self._path.exists():
+            self._read()
+        with state.transaction() as session:
+            rows = session.query(CountersignatureRow).filter_by(job=id).all()
+            stored = [self.of_row(row) for row in rows]
+        self.add([each for each in stored if not self.holds(each)])
+
+    def committed(self, round: int) -> bytes:
+        """Hash of the line that commits a round; empty if none does."""
+        return bytes.fromhex(self._ledger.committed.get(round, ""))
+
+    def holds(self, found: Countersignature) -> bool:
+        """Whether this client's word on this round is kept."""
+        return (found.round, found.client) in self._kept
+
+    def of_row(self, row: CountersignatureRow) -> Countersignature:
+        return Countersignature(
+            round=row.round,
+            client=self.roster.nodes.index(row.node),
+            key=self.roster.members[row.node],
+            ledger_head=row.ledger_head,
+            participations=row.participations,
+            signature=row.signature,
+        )
+
+    def add(self, found: list[Countersignature]) -> None:
+        """Appends lines; on disk when this returns."""
+        if not found:
+            return
+        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(b"".join(each.encode() + b"\n" for each in found))
+            file.flush()
+            os.fsync(handle)
+        self._kept.update((each.round, each.client) for each in found)
+
+    def _read(self) -> None:
+        """Notes what is there, and cuts off a line that a crash tore."""
+        with self._path.open("rb+") as file:
+            content = file.read()
+            file.truncate(content.rfind(b"\n") + 1)
+        for number, raw in enumerate(content.split(b"\n")[:-1], start=1):
+            each = Countersignature.parse(raw, f"{countersign.FILE} line {number}")
+            self._kept.add((each.round, each.client))

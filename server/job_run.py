@@ -75,7 +75,7 @@ class JobRun:
             prepared.terms.job,
             id=prepared.id,
             roster=prepared.roster,
-            rounds=prepared.terms.plan.rounds,
+            job=prepared.job,
         )
         self._cycle = RoundCycle(
             prepared,

@@ -98,8 +98,20 @@ def ledger_claims(view: LedgerView, plan: PrivacyPlan | None) -> Iterator[Claim]
     )
 
 
-def cohort_claims(cohorts: Cohorts | None, view: LedgerView, plan: PrivacyPlan) -> Iterator[Claim]:
-    """Who was asked and summed, against the salted commitments and the plan's limits."""
+def cohort_claims(
+    cohorts: Cohorts | None, view: LedgerView, plan: PrivacyPlan, countersigned: str | None = None
+) -> Iterator[Claim]:
+    """Who was asked and summed, against the salted commitments and the plan's limits.
+
+    Args:
+        cohorts: of ``private.jsonl``, if it is here.
+        view: the ledger.
+        plan: of its header.
+        countersigned: what agents' own signatures cover, if anything.
+    """
+    word = _COORDINATOR
+    if countersigned is not None:
+        word += f", and the agents' for their own part ({countersigned})"
     concluded = sum(record.outcome is not None for record in view.rounds)
     name = "Private commitments (sampled, survivors, participations)"
     if cohorts is None:
@@ -118,7 +130,7 @@ def cohort_claims(cohorts: Cohorts | None, view: LedgerView, plan: PrivacyPlan) 
         claimed=f"{concluded} rounds as the ledger committed to them",
         rederived="; ".join(cohorts.problems) or f"{cohorts.opened} rounds opened",
         by="salted SHA-256",
-        rests_on=f"the lists being true: {_COORDINATOR}",
+        rests_on=f"the lists being true: {word}",
     )
     if cohorts.problems:
         return
@@ -132,7 +144,7 @@ def cohort_claims(cohorts: Cohorts | None, view: LedgerView, plan: PrivacyPlan) 
         rederived="; ".join(cohorts.broken)
         or f"kept in every committed round; a client in {cohorts.most_participations} at most",
         by="private.jsonl",
-        rests_on=f"the lists being true: {_COORDINATOR}",
+        rests_on=f"the lists being true: {word}",
     )
     if plan.sampling == "poisson" and cohorts.opened:
         reason = unlikely(cohorts, plan)
@@ -142,5 +154,5 @@ def cohort_claims(cohorts: Cohorts | None, view: LedgerView, plan: PrivacyPlan) 
             claimed=f"each client with probability {plan.rate:.6g}, anew each round",
             rederived=reason or "nothing against it",
             by="binomial test of their sizes, repeated cohorts (false alarm 2e-9)",
-            rests_on=f"the lists being true: {_COORDINATOR}",
+            rests_on=f"the lists being true: {word}",
         )

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from fedsys.audit.countersigned import Countersigned
 from fedsys.errors import LedgerError
 from fedsys.privacy import PrivacyPlan
 from fedsys.privacy.ledger.files import open_regular, read_lines
@@ -50,6 +51,7 @@ class Cohorts:
         path: of the file.
         ledger: verified.
         plan: of its header.
+        countersigned: by whom; they have to be in the cohorts.
 
     Attributes:
         opened: rounds whose lists are those that the ledger committed to.
@@ -61,8 +63,15 @@ class Cohorts:
         participations: rounds in which each client's update was summed.
     """
 
-    def __init__(self, path: Path, ledger: LedgerView, plan: PrivacyPlan) -> None:
+    def __init__(
+        self,
+        path: Path,
+        ledger: LedgerView,
+        plan: PrivacyPlan,
+        countersigned: Countersigned | None = None,
+    ) -> None:
         self.opened = 0
+        self._countersigned = countersigned
         self.asked = 0
         self.eligible = 0
         self.distinct: set[bytes] = set()
@@ -166,6 +175,13 @@ class Cohorts:
         groups = _cyclic_groups(self._plan)
         self.eligible += -(-(self._plan.population - (found.round - 1) % groups) // groups)
         self.distinct.add(hashlib.blake2b(found.sampled.tobytes(), digest_size=16).digest())
+        if self._countersigned is not None and self._countersigned.problem is None:
+            strangers = self._countersigned.strangers(found.round, found.sampled)
+            if strangers:
+                self._countersigned.problem = (
+                    f"client {strangers[0]} countersigned round {found.round}, in which "
+                    f"{self._path.name} has nobody of that number"
+                )
         wrong = _over_limits(found, record, self._plan) or self._separation.broken_by(found)
         if wrong is not None and len(self.broken) < _MOST_PROBLEMS:
             self.broken.append(f"round {found.round}: {wrong}")

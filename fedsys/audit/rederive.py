@@ -8,6 +8,7 @@ True
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fedsys.audit.accountants import cross_checks
 from fedsys.audit.chain import UNPINNED, chain_claim, cohort_claims, ledger_claims, signer_claim
 from fedsys.audit.cohorts import Cohorts
+from fedsys.audit.countersigned import (
+    Countersigned,
+    countersigned_claims,
+    read_countersignatures,
+)
 from fedsys.audit.epsilons import epsilon_claims, event_claim, underivable_claims
 from fedsys.audit.evidence import Evidence, gather
 from fedsys.audit.outcome import outcome_claims
@@ -36,6 +42,7 @@ _WORD = (
     "on the coordinator's word: that the noise was really added, that sampling was really random, "
     "that the population was really as large as stated"
 )
+_NOT_COVERED = "they vouch for their own part, not for noise, sampling or anybody else"
 _NO_PRIVACY = "MECHANISM NONE: no noise was added; epsilon is infinite and nothing is private"
 _INTERRUPTED = (
     "the run is not finished: epsilon is what was spent so far, and lines cut off the ledger's end "
@@ -60,6 +67,7 @@ class Audit:
         claims: as they were examined.
         plan: of the header, if usable.
         events: how often each was reserved.
+        countersigned: by agents; None if there is no such file.
         cohorts: of ``private.jsonl``; None if it is absent or not what was committed to.
         spending: None if it cannot be derived.
     """
@@ -69,6 +77,7 @@ class Audit:
     plan: PrivacyPlan | None = None
     events: Counter[Event] = field(default_factory=Counter)
     cohorts: Cohorts | None = None
+    countersigned: Countersigned | None = None
     spending: Spending | None = None
 
 
@@ -146,9 +155,10 @@ def _examine_privacy(audit: Audit, view: LedgerView, plan: PrivacyPlan) -> None:
     claims.extend(header_claims(view.header, plan))
     claims.extend(config_claims(evidence, view, plan))
     claims.extend(origin_claims(evidence, view, plan))
+    audit.countersigned = read_countersignatures(evidence.run, view, plan)
     found = None
     if evidence.has_private:
-        found = Cohorts(evidence.run / "private.jsonl", view, plan)
+        found = Cohorts(evidence.run / "private.jsonl", view, plan, audit.countersigned)
     problem, unread = None, None
     try:
         audit.events = reserved_events(view, plan)
@@ -162,7 +172,11 @@ def _examine_privacy(audit: Audit, view: LedgerView, plan: PrivacyPlan) -> None:
             audit.cohorts = found
         elif audit.events:
             audit.spending, unread = _without_cohorts(view, plan)
-    claims.extend(cohort_claims(found, view, plan))
+    claims.extend(countersigned_claims(audit.countersigned, view))
+    covered = audit.countersigned.covers if audit.countersigned is not None else None
+    claims.extend(cohort_claims(found, view, plan, covered))
+    if covered is not None:
+        claims[0] = dataclasses.replace(claims[0], rests_on=f"{claims[0].rests_on}; {covered}")
     claims.append(event_claim(problem, audit.events, plan))
     if audit.spending is None:
         claims.extend(underivable_claims(unread or "not derived"))
@@ -191,6 +205,12 @@ def _notes(audit: Audit, key: Ed25519PublicKey | None) -> Iterator[str]:
         yield UNPINNED
     if view.closed is None:
         yield _INTERRUPTED
+    covered = audit.countersigned.covers if audit.countersigned is not None else None
+    if covered is not None:
+        yield (
+            f"ledger {covered}: its lines up to there cannot be written anew without them; "
+            f"{_NOT_COVERED}"
+        )
     lost = sum(record.outcome is None for record in view.rounds)
     if lost:
         yield f"{lost} rounds were reserved and never concluded: spent, and at their worst"

@@ -155,3 +155,11 @@ def test_agents_countersign_every_round_the_last_one_too(tmp_path: Path) -> None
         assert found == {
             (round, node): (heads[round], round) for round in (1, 2) for node in (1, 2, 3)
         }
+        run = fed.home.jobs / job
+        while len((run / "countersignatures.jsonl").read_bytes().splitlines()) < 6:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        result = audit_run(run)
+        assert result.passed
+        said = next(claim for claim in result.claims if claim.name == "Countersignatures")
+        assert "3 agents on 2 of 2 committed rounds" in said.rederived
