@@ -55,10 +55,6 @@ class RunFolder:
         return self.path / "private.jsonl"
 
     @property
-    def countersignatures(self) -> Path:
-        return self.path / "countersignatures.jsonl"
-
-    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
