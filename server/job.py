@@ -200,7 +200,13 @@ class Job:
         """
         signer = signer or Signer.load_or_create()
         with ExitStack() as held:
-            ledger = Ledger.open(folder.ledger, folder.private, signer=signer, entropy=entropy)
+            ledger = Ledger.open(
+                folder.ledger,
+                folder.private,
+                signer=signer,
+                facts={"code_sha256": code_hash(), "versions": versions()},
+                entropy=entropy,
+            )
             held.enter_context(ledger)
             view = ledger.view
             if view is None or view.header.get("plan") != plan.to_json():
