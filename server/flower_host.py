@@ -48,7 +48,6 @@ from server.submission import submit
 __all__ = ["GridFleet", "app", "run_job"]
 
 _log = logging.getLogger(__name__)
-_FAREWELL = 20.0
 
 
 @dataclass(eq=False)
@@ -321,7 +320,7 @@ async def run_job(
                 )
                 for task in done:
                     task.result()
-            ends = time.monotonic() + min(_FAREWELL, 20 * poll)
+            ends = time.monotonic() + settings.stage  # for the last round's countersignatures
             while carrier.busy and time.monotonic() < ends:
                 await asyncio.sleep(poll)
             deployment.take_late()

@@ -61,7 +61,7 @@ def test_every_host_gives_the_same_aggregates(tmp_path: Path) -> None:
         for number in range(SILOS)
     }
     job = run_job(InProcessGrid(nodes), fed.home, dump(config), models=model_of, poll=0.02)
-    again = asyncio.run(asyncio.wait_for(job, 120))
+    again = asyncio.run(asyncio.wait_for(job, 200))
     assert again.status == "completed", again.reason
     over_grpc, over_flower = (fed.home.jobs / each.id for each in (row, again))
     expected = digests(simulated)

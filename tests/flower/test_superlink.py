@@ -20,12 +20,14 @@ import fedsys
 from client.policy import ApprovedTask, Policy
 from client.worker import DataSpec, LocalData
 from fedsys.audit import audit_run
-from fedsys.config import Config, dump, validate
+from fedsys.config import Config, dump, load, validate
 from fedsys.privacy import read_ledger
+from server.state import CountersignatureRow, State
 from simulations import harness
+from simulations.replay import replay
 from tests.e2e.deployment import running_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = Path(fedsys.__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -177,17 +179,46 @@ def prepare(root: Path, config: Config) -> Path:
     return home
 
 
-def test_a_job_over_superlink_and_supernodes_gives_the_simulators_model(tmp_path: Path) -> None:
-    config = job()
-    home = prepare(tmp_path, config)
-    with flower(tmp_path) as federation:
-        settings = f'fedsys-home="{home}" fedsys-job="{tmp_path / "job.toml"}"'
-        status = federation.run(settings, seconds=540)
-        log = (tmp_path / "superlink.log").read_text()[-3000:]
+def completed(federation: Flower, home: Path, job: Path) -> Path:
+    """Run a job as a Flower run to its end; the folder of its run."""
+    before = set((home / "jobs").glob("*"))
+    settings = f'fedsys-home="{home}" fedsys-job="{job}"'
+    status = federation.run(settings, seconds=800)
+    log = (federation.root / "superlink.log").read_text()[-3000:]
     assert status == "finished:completed", log
-    run = next((home / "jobs").iterdir())
-    rounds = read_ledger(run / "ledger.jsonl").rounds
-    assert [each.outcome for each in rounds] == ["commit", "commit"]
+    (run,) = set((home / "jobs").glob("*")) - before
     assert audit_run(run).passed
-    simulated = harness.run(config, out=tmp_path / "simulated")
-    assert (run / "model.pt").read_bytes() == (simulated.folder / "model.pt").read_bytes()
+    return run
+
+
+def countersigned(home: Path, run: Path) -> set[tuple[int, int]]:
+    """Round and node."""
+    state = State.open(home)
+    with state.transaction() as session:
+        rows = session.query(CountersignatureRow).filter_by(job=run.name).all()
+    state.close()
+    return {(row.round, row.node) for row in rows}
+
+
+def digests(run: Path) -> list[str]:
+    """Of each round's aggregate."""
+    return [each.body["aggregate_sha256"] for each in read_ledger(run / "ledger.jsonl").rounds]
+
+
+def test_jobs_over_superlink_and_supernodes(tmp_path: Path) -> None:
+    config, everybody = job(), {(round, node) for round in (1, 2) for node in (1, 2, 3)}
+    home = prepare(tmp_path, config)
+    simulated = harness.run(config, out=tmp_path / "simulated").folder
+    silo = tmp_path / "silo.toml"
+    silo.write_text(dump(load("silo", ["rounds.count=2"])))
+    with flower(tmp_path) as federation:
+        plain = completed(federation, home, tmp_path / "job.toml")
+        protected = completed(federation, home, silo)
+    assert digests(plain) == digests(simulated)
+    assert (plain / "model.pt").read_bytes() == (simulated / "model.pt").read_bytes()
+    assert replay(plain).difference is None
+    summary = json.loads((protected / "summary.json").read_text())
+    assert summary["privacy"]["unit"] == "example"
+    assert summary["rounds"] == 2
+    for run in (plain, protected):
+        assert countersigned(home, run) == everybody
