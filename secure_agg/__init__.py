@@ -18,14 +18,15 @@ their messages. `secure_sum` drives both in one process and is the specification
 
 from __future__ import annotations
 
-from secure_agg.aggregator import Aggregator, AggregatorStage, SumResult
+from secure_agg.aggregator import Aggregator, SumResult
 from secure_agg.errors import SecureAggError
 from secure_agg.floor import Floor
 from secure_agg.params import SecAggParams
-from secure_agg.participant import Participant, ParticipantStage
+from secure_agg.participant import Participant
 from secure_agg.reference import STAGES, secure_sum
 from secure_agg.roster import Entropy, Identity, Roster
 from secure_agg.shared import Shared
+from secure_agg.stages import AggregatorStage, ParticipantStage
 from secure_agg.store import FileStore, MemoryStore, Store
 from secure_agg.transcript import RoundContext
 

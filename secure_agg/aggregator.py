@@ -7,16 +7,13 @@ something wrong, by then is out; the round goes on while enough are left.
 
 from __future__ import annotations
 
-import enum
-import functools
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from secure_agg import checks, keys
+from secure_agg.delivery import HEAD, Delivery, check_upload
 from secure_agg.errors import (
     MessageError,
     NonceWithheld,
@@ -27,10 +24,7 @@ from secure_agg.errors import (
     StateError,
 )
 from secure_agg.messages import (
-    COMMITMENTS_SIZE,
-    DEALT_ROW,
     HEADER_SIZE,
-    Begin,
     Kind,
     Limits,
     Release,
@@ -42,13 +36,15 @@ from secure_agg.messages import (
     take_count,
     unpack_ids,
 )
+from secure_agg.minutes import Minutes
 from secure_agg.params import SecAggParams
 from secure_agg.prg import add_masks
 from secure_agg.recovery import Recovery
 from secure_agg.ring import Vector, ring
 from secure_agg.roster import Roster
 from secure_agg.shared import Shared
-from secure_agg.store import pack_fields, present, unpack_fields
+from secure_agg.stages import AggregatorStage
+from secure_agg.store import present
 from secure_agg.transcript import (
     Cohort,
     Dealt,
@@ -60,12 +56,9 @@ from secure_agg.transcript import (
     nonce_commitment,
     session_hash,
 )
+from secure_agg.unmasking import masks_left
 
-__all__ = ["Aggregator", "AggregatorStage", "SumResult"]
-
-_MAGIC = b"secure_agg aggregator 1\n"
-_PART = b"part\n"
-_SHARES_HEAD = 96
+__all__ = ["Aggregator", "SumResult"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +76,6 @@ class SumResult:
     included: tuple[int, ...]
     blamed: Mapping[int, str] = field(default_factory=dict)
     dropped: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-
-
-class AggregatorStage(enum.IntEnum):
-    """Which message the server waits for."""
-
-    IDLE = 0
-    ADVERTISE = 1
-    REVEAL = 2
-    SHARE_KEYS = 3
-    MASKED_INPUT = 4
-    CONSISTENCY = 5
-    UNMASK = 6
-    DONE = 7
 
 
 _Stage = AggregatorStage
@@ -298,11 +278,8 @@ class Aggregator:
         return body
 
     def _take_shares(self, sender: int, body: bytes) -> bytes:
-        view = present(self._view)
-        count = len(view.graph.neighbours[view.cohort.index[sender]])
-        size = _SHARES_HEAD + count * (COMMITMENTS_SIZE + keys.SEALED_SIZE)
-        checks.size(len(body), size, size, Kind.SHARES.name)
-        return body  # its signature is evidence, verified before its shares are ever combined
+        check_upload(present(self._view), sender, body)
+        return body
 
     def _take_masked(self, sender: int, body: memoryview) -> bytes:
         view, dealt = present(self._view), present(self._dealt)
@@ -367,35 +344,15 @@ class Aggregator:
     def _send_delivery(self) -> dict[int, bytes]:
         view, answers = present(self._view), self._answers[_Stage.SHARE_KEYS]
         checks.enough_members(len(self._expected), self.params, "dealt shares")
-        ids, neighbours = view.cohort.ids, view.graph.neighbours
-        rows: list[bytes] = []
-        # By index, None for those that dealt nothing: body, its commitments, start of its shares.
-        dealings: list[tuple[bytes, bytes, int] | None] = [None] * len(ids)
-        for member in self._expected:
-            index, body = view.cohort.index[member], answers[member]
-            count = len(neighbours[index])
-            start = _SHARES_HEAD + count * COMMITMENTS_SIZE
-            commitments = body[_SHARES_HEAD:start]
-            hashed = hashlib.sha256(commitments).digest()
-            rows.append(DEALT_ROW.pack(member, body[:32], hashed, body[32:_SHARES_HEAD]))
-            dealings[index] = body, count.to_bytes(2, "little") + commitments, start
-        broadcast = b"".join(rows)
-        self._dealt = Dealt.read(view, self.params, broadcast, self._shared)
-        head = len(rows).to_bytes(4, "little") + broadcast
-        messages = {}
-        for member in self._expected:
-            own = view.cohort.index[member]
-            parts: list[bytes] = []
-            for index, place in zip(neighbours[own], view.graph.places[own], strict=True):
-                dealing = dealings[index]
-                if dealing is not None:
-                    body, commitments, start = dealing
-                    at = start + place * keys.SEALED_SIZE
-                    parts += (body[at : at + keys.SEALED_SIZE], commitments)
-            messages[member] = frame(Kind.DELIVERY, self._session, head, *parts)
+        delivery = Delivery(view, {member: answers[member] for member in self._expected})
+        self._dealt = Dealt.read(view, self.params, delivery.rows, self._shared)
+        head = delivery.count.to_bytes(4, "little") + delivery.rows
+        messages = {
+            member: frame(Kind.DELIVERY, self._session, head, *delivery.to(member))
+            for member in self._expected
+        }
         for member in self._expected:  # the sealed shares have been passed on; keep the rest
-            _, _, start = present(dealings[view.cohort.index[member]])
-            answers[member] = answers[member][:start]
+            answers[member] = delivery.evidence(member)
         self._total = self._ring.zeros(self.length)
         self.stage = _Stage.MASKED_INPUT
         return messages
@@ -444,20 +401,7 @@ class Aggregator:
             seeds, mask_keys = recovery.recover()
         finally:
             self.blamed.update(recovery.blamed)
-        plus: list[bytes] = []
-        minus = [keys.self_mask_key(seed, dealt.transcript) for seed in seeds.values()]
-        cohort, alive = dealt.view.cohort, set(self._alive)
-        for member, secret in mask_keys.items():
-            private = X25519PrivateKey.from_private_bytes(secret)
-            index = cohort.index[member]
-            own = cohort.masks[index]
-            for other in dealt.view.neighbour_ids(index):
-                if other in alive:
-                    public = cohort.masks[cohort.index[other]]
-                    agreed = functools.partial(keys.agree, private, public)
-                    key = keys.pair_key("mask", agreed, own, public, dealt.transcript, self._shared)
-                    # The one that is alive added it if its id is the lower, else subtracted it.
-                    (minus if other < member else plus).append(key)
+        plus, minus = masks_left(dealt, self._alive, seeds, mask_keys, self._shared)
         add_masks(self._total, plus, minus, threads=self._threads)
         self._ring.reduce(self._total)
         self._recovery = None
@@ -482,7 +426,7 @@ class Aggregator:
         dealt = present(self._dealt)
         self._recovery = Recovery(
             dealt=dealt,
-            commitments={m: answers[_Stage.SHARE_KEYS][m][_SHARES_HEAD:] for m in dealt.ids},
+            commitments={m: answers[_Stage.SHARE_KEYS][m][HEAD:] for m in dealt.ids},
             complaints={
                 m: frozenset(unpack_ids(raw, "complaints"))
                 for m, raw in answers[_Stage.MASKED_INPUT].items()
@@ -501,31 +445,22 @@ class Aggregator:
 
     def to_bytes(self) -> bytes:
         """Serialise the whole machine; it holds nothing that the server does not know anyway."""
-        begin = self.context.begin(self.params, self._roster, self.length, self._attempt)
         cohort, view, dealt = self._cohort, self._view, self._dealt
-        blamed = [m.to_bytes(4, "little") + why.encode() for m, why in self.blamed.items()]
-        dropped = [x for name, ids in self._dropped.items() for x in (name.encode(), pack_ids(ids))]
-        return pack_fields(
-            _MAGIC,
-            (
-                begin.body(),
-                bytes((self.stage,)),
-                pack_ids(self._invited),
-                pack_ids(self._expected),
-                pack_ids(self._alive),
-                pack_ids(sorted(self._out)),
-                b"" if cohort is None else cohort.body,
-                b"" if view is None else view.nonces,
-                b"" if dealt is None else dealt.body,
-                self._total.tobytes(),
-                pack_fields(_PART, blamed),
-                pack_fields(_PART, dropped),
-                *(
-                    pack_fields(_PART, (pack_ids(self._answers[s]), *self._answers[s].values()))
-                    for s in _Stage
-                ),
-            ),
-        )
+        return Minutes(
+            begin=self.context.begin(self.params, self._roster, self.length, self._attempt),
+            stage=self.stage,
+            invited=self._invited,
+            expected=list(self._expected),
+            alive=self._alive,
+            out=sorted(self._out),
+            cohort=b"" if cohort is None else cohort.body,
+            nonces=b"" if view is None else view.nonces,
+            dealt=b"" if dealt is None else dealt.body,
+            total=self._total.tobytes(),
+            blamed=self.blamed,
+            dropped=self._dropped,
+            answers=self._answers,
+        ).pack()
 
     @classmethod
     def from_bytes(
@@ -536,46 +471,40 @@ class Aggregator:
         Raises:
             StateError: On a damaged state, or one of another roster.
         """
-        fields = unpack_fields(_MAGIC, data)
+        minutes = Minutes.unpack(data)
+        begin = minutes.begin
+        if begin.roster_hash != roster.hash:
+            raise StateError("a stored state that belongs to another roster")
         try:
-            body, stage, invited, expected, alive, out, cohort, nonces, dealt, *rest = fields
-            total, blamed, dropped, *answers = rest
-            begin = Begin.parse(body)
-            if begin.roster_hash != roster.hash:
-                raise StateError("a stored state that belongs to another roster")
             self = cls(
                 roster=roster,
                 params=begin.params,
                 context=RoundContext.of(begin),
                 length=begin.length,
-                cohort=unpack_ids(invited, "stored cohort"),
+                cohort=minutes.invited,
                 shared=shared,
                 threads=threads,
             )
-            self.stage = _Stage(stage[0])
+            self.stage = minutes.stage
             self._attempt = begin.attempt
             self._session = session_hash(begin)
-            self._expected = dict.fromkeys(unpack_ids(expected, "stored members"))
-            self._alive = unpack_ids(alive, "stored alive set")
-            self._out = set(unpack_ids(out, "stored offenders"))
-            if cohort:
-                self._cohort = Cohort.read(roster, self.params, self._session, cohort, shared)
-            if nonces:
-                self._view = View.read(present(self._cohort), self.params, nonces, shared)
-            if dealt:
-                self._dealt = Dealt.read(present(self._view), self.params, dealt, shared)
-            self._total = np.frombuffer(total, self._ring.dtype).copy()
-            for entry in unpack_fields(_PART, blamed):
-                self.blamed[int.from_bytes(entry[:4], "little")] = entry[4:].decode()
-            pairs = unpack_fields(_PART, dropped)
-            for name, ids in zip(pairs[::2], pairs[1::2], strict=True):
-                self._dropped[name.decode()] = tuple(unpack_ids(ids, "stored dropouts"))
-            for of_stage, raw in zip(_Stage, answers, strict=True):
-                ids, *bodies = unpack_fields(_PART, raw)
-                order = [int.from_bytes(ids[i : i + 4], "little") for i in range(0, len(ids), 4)]
-                self._answers[of_stage] = dict(zip(order, bodies, strict=True))
-        except (MessageError, ParameterError, ValueError, IndexError) as error:
+            self._expected = dict.fromkeys(minutes.expected)
+            self._alive = minutes.alive
+            self._out = set(minutes.out)
+            if minutes.cohort:
+                self._cohort = Cohort.read(
+                    roster, self.params, self._session, minutes.cohort, shared
+                )
+            if minutes.nonces:
+                self._view = View.read(present(self._cohort), self.params, minutes.nonces, shared)
+            if minutes.dealt:
+                self._dealt = Dealt.read(present(self._view), self.params, minutes.dealt, shared)
+            self._total = np.frombuffer(minutes.total, self._ring.dtype).copy()
+        except (MessageError, ParameterError, ValueError) as error:
             raise StateError(f"a stored state that does not fit: {error}") from None
+        self.blamed.update(minutes.blamed)
+        self._dropped.update(minutes.dropped)
+        self._answers = {of: dict(sent) for of, sent in minutes.answers.items()}
         for advert in self._answers[_Stage.ADVERTISE].values():
             self._public_keys |= {advert[:32], advert[32:64]}
         if self.stage is _Stage.UNMASK:

@@ -34,11 +34,12 @@ from secure_agg.messages import (
 )
 from secure_agg.params import SecAggParams
 from secure_agg.prg import add_masks
-from secure_agg.progress import ParticipantStage, Progress
+from secure_agg.progress import Progress
 from secure_agg.record import Record
 from secure_agg.ring import ring
 from secure_agg.roster import Entropy, Identity, Roster
 from secure_agg.shared import Shared
+from secure_agg.stages import ParticipantStage
 from secure_agg.store import Store, present
 from secure_agg.transcript import (
     Cohort,
@@ -52,7 +53,7 @@ from secure_agg.transcript import (
     session_hash,
 )
 
-__all__ = ["Participant", "ParticipantStage"]
+__all__ = ["Participant"]
 
 
 _Stage = ParticipantStage

@@ -7,7 +7,6 @@ a refusal or a store that fails leaves what was there before.
 from __future__ import annotations
 
 import dataclasses
-import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from secure_agg import keys
 from secure_agg.dealing import Dealing
 from secure_agg.record import Marks, Record
 from secure_agg.ring import Ring, Vector
+from secure_agg.stages import ParticipantStage
 from secure_agg.store import present
 from secure_agg.transcript import Cohort, Dealt, View, session_hash
 
@@ -24,19 +24,7 @@ if TYPE_CHECKING:
     from secure_agg.roster import Roster
     from secure_agg.shared import Shared
 
-__all__ = ["ParticipantStage", "Progress"]
-
-
-class ParticipantStage(enum.Enum):
-    """What a participant sent last."""
-
-    IDLE = 0
-    ADVERTISED = 1
-    REVEALED = 2
-    SHARED = 3
-    MASKED = 4
-    SIGNED = 5
-    RELEASED = 6
+__all__ = ["Progress"]
 
 
 @dataclass(kw_only=True, slots=True, repr=False)
