@@ -109,6 +109,7 @@ class RayEngine:
 
     Raises:
         ConfigError: no cluster at that address.
+        TrainingError: Ray does not start on this machine.
     """
 
     def __init__(
@@ -307,9 +308,15 @@ def _connect(address: str, actors: int) -> None:
         options = {"address": address}
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises whatever it likes, a bare Exception among them
+        said = " ".join(str(error).split())[:300]
+        if not address:
+            raise TrainingError(
+                f"engine.backend = 'ray': Ray did not start on this machine: {said}; free memory "
+                f"or processors, or use --backend local"
+            ) from None
         raise ConfigError(
-            f"engine.address = '{address}': no Ray cluster answers there ({error}); give "
+            f"engine.address = '{address}': no Ray cluster answers there ({said}); give "
             f"ray://HOST:10001, or leave it out for one on this machine"
         ) from None
 

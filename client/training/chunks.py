@@ -69,6 +69,7 @@ class ChunkRunner:
         self._task, self._model, self._local, self._factories = task, model, local, paths
         self._paths: dict[str, LocalPath] = {}
         self._room = Room()
+        self._most: dict[str, int] = {}
 
     def updates(
         self,
@@ -88,10 +89,11 @@ class ChunkRunner:
         if out is None:
             out = self._room.take("updates", (len(clients), len(start)), start)
         try:
+            self._check_fits(path, clients)
             schedule = self._schedule(clients, pool)
             self._path(path).updates(start, pool, schedule, clients.seeds, out)
         except Exception as error:
-            halves = self._halves(error, start, pool, clients)
+            halves = self._halves(path, error, start, pool, clients)
             middle = len(halves[0])
             for part, into in zip(halves, (out[:middle], out[middle:]), strict=True):
                 self.updates(path, start, pool, part, into)
@@ -106,26 +108,35 @@ class ChunkRunner:
         in `updates`.
         """
         try:
+            self._check_fits(path, clients)
             local = self._path(path)
             if isinstance(local, SummingPath):
                 schedule = self._schedule(clients, pool)
                 return local.clipped_sum(start, pool, schedule, clients.seeds, clip)
         except Exception as error:
-            halves = self._halves(error, start, pool, clients)
+            halves = self._halves(path, error, start, pool, clients)
             parts = [self.clipped_sum(path, start, pool, part, clip) for part in halves]
             return parts[0][0] + parts[1][0], torch.cat([norms for _, norms in parts])
         return clipped_sum_of(self.updates(path, start, pool, clients), clip)
 
+    def _check_fits(self, path: str, clients: Clients) -> None:
+        """Clients for which memory ran out once are not tried again at once."""
+        if len(clients) > self._most.get(path, len(clients)):
+            raise _TooManyError
+
     def _halves(
-        self, error: Exception, start: Tensor, pool: Examples, clients: Clients
+        self, path: str, error: Exception, start: Tensor, pool: Examples, clients: Clients
     ) -> tuple[Clients, Clients]:
-        """What to train instead where memory ran out.
+        """What to train instead where memory ran out; said once.
 
         Raises:
             TrainingError: whatever else it was, with the client that it concerns.
         """
+        if isinstance(error, _TooManyError):
+            return clients.halves()
         if not _out_of_memory(error) or len(clients) == 1:
             raise self._blame(error, start, pool, clients) from error
+        self._most[path] = len(clients) // 2
         _log.warning(
             "out of memory with %d clients at once: going on with half; set engine.chunk to at "
             "most %d",
@@ -163,6 +174,12 @@ class ChunkRunner:
                     start.new_empty((1, len(start))),
                 )
             except Exception as own:
+                if _out_of_memory(own):
+                    return TrainingError(
+                        f"client {alone.names[0]}: out of memory with this client alone, of "
+                        f"{len(alone.rows[0])} examples; use a smaller local.batch_size or model, "
+                        f"fewer engine.processes, or a machine with more memory"
+                    )
                 return TrainingError(
                     f"client {alone.names[0]}: training on its {len(alone.rows[0])} examples "
                     f"failed: {type(own).__name__}: {_one_line(own)}; check its data and the "
@@ -173,6 +190,10 @@ class ChunkRunner:
             f"failed though each alone succeeds: {type(error).__name__}: {_one_line(error)}; set "
             f"engine.path = 'loop' or a smaller engine.chunk"
         )
+
+
+class _TooManyError(Exception):
+    """More clients than memory was found to hold."""
 
 
 def _out_of_memory(error: Exception) -> bool:
