@@ -3,7 +3,7 @@
 # coordinator, five devices with a fifth of the data each, a job without noise. One device is killed
 # in the middle of a round and started again; the coordinator is killed (kill -9) in every stage of
 # a round and started again. The job ends all the same; its model is computed again to the bit, and
-# its audit passes. Takes one to two minutes.
+# its audit passes. Takes about a minute of processor time.
 #
 #   bash deployment.sh                          on handwritten digits, in a folder of its own
 #   FEDSYS_DATA=DIR TASK=mnist bash deployment.sh FOLDER          (DIR holds mnist.npz)

@@ -86,7 +86,7 @@ def test_commands_run_in_their_order(tmp_path: Path) -> None:
             if not data:
                 continue
             words = [data if word == "DIR" else word for word in words]
-        training = words[1] == "simulate" and "--resume" not in words
+        training = words[1] == "simulate" and not {"--resume", "--replay"} & {*words}
         if "--resume" in words:
             finished = run(words, tmp_path, here)
             assert finished.returncode == 2, "a finished run is not resumed"
