@@ -59,9 +59,8 @@ def simulate(fedsys: CommandLine, how: str, backend: str, *settings: str) -> tup
     options = f'task.options={{how="{how}", flag="{flag}"}}'
     given = [part for setting in (options, *settings) for part in ("--set", setting)]
     path = f"{fedsys.environment['PYTHONPATH']}:{Path(__file__).parent}"
-    done = fedsys.run(
-        *("simulate", job, "--quiet", "--backend", backend, "--out", run, *given), PYTHONPATH=path
-    )
+    where: list[str | Path] = ["simulate", job, "--quiet", "--backend", backend, "--out", run]
+    done = fedsys.run(*where, *given, PYTHONPATH=path)
     assert "Traceback" not in done.stderr
     left = [
         process.pid
