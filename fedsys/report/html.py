@@ -7,22 +7,16 @@ every external resource. Every ε on it was derived by the audit.
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from fedsys import __version__
-from fedsys.errors import RunFolderError
 from fedsys.records import AuditResult, EpsilonPoint
-from fedsys.report import figures, plots
+from fedsys.report import figures
 from fedsys.report.charts import diagnostic_charts, epsilon_chart, metric_charts
 from fedsys.report.facts import Facts, disclosable, gather, mechanism_title
 from fedsys.report.folder import RunFolder, printable, read
+from fedsys.report.pages import environment, figure, write
 from fedsys.report.statement import state
 
 __all__ = ["build"]
@@ -48,7 +42,7 @@ def build(run: Path, audit: AuditResult, *, private: bool) -> Path:
     folder = read(run, private=private)
     facts = gather(folder, audit, private=private)
     page = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             version=__version__,
@@ -61,12 +55,14 @@ def build(run: Path, audit: AuditResult, *, private: bool) -> Path:
             intro=_intro(folder, facts),
             headline=_headline(folder, private=private),
             statement=state(folder, audit, facts),
-            training=[_set(chart, f"m{i}") for i, chart in enumerate(metric_charts(folder))],
+            training=[figure(chart, f"m{i}") for i, chart in enumerate(metric_charts(folder))],
             spending=[
-                _set(chart, f"e{i}", wide=True)
+                figure(chart, f"e{i}", wide=True)
                 for i, chart in enumerate(epsilon_chart(_shown(audit, private), facts))
             ],
-            diagnostics=[_set(chart, f"d{i}") for i, chart in enumerate(diagnostic_charts(folder))],
+            diagnostics=[
+                figure(chart, f"d{i}") for i, chart in enumerate(diagnostic_charts(folder))
+            ],
             claims=[
                 (
                     {None: "open", True: "holds", False: "fails"}[claim.holds],
@@ -83,26 +79,7 @@ def build(run: Path, audit: AuditResult, *, private: bool) -> Path:
             provenance=_provenance(folder, audit),
         )
     )
-    return _write(run / "report.html", page)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Figure:
-    """A chart, drawn, with its legend: (swatch, label, value) each."""
-
-    chart: plots.Chart
-    drawings: dict[str, Markup]
-    legend: Sequence[tuple[Markup, str, str]]
-
-
-def _set(chart: plots.Chart, prefix: str, *, wide: bool = False) -> _Figure:
-    legend = [
-        (plots.swatch(index, chart.kind), series.label, series.value)
-        for index, series in enumerate(chart.series)
-    ]
-    if chart.reference is not None:
-        legend.append((plots.reference_swatch(), chart.reference[1], ""))
-    return _Figure(chart=chart, drawings=plots.draw(chart, prefix, wide=wide), legend=legend)
+    return write(run / "report.html", page)
 
 
 def _shown(audit: AuditResult, private: bool) -> Sequence[EpsilonPoint]:
@@ -191,42 +168,3 @@ def _provenance(folder: RunFolder, audit: AuditResult) -> list[tuple[str, str]]:
         ("Model (SHA-256)", summary.model_sha256),
     ]
     return [(label, printable(value)) for label, value in rows if value]
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("fedsys.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters.update(
-        epsilon=figures.epsilon,
-        small=figures.small,
-        plain=figures.plain,
-        count=figures.count,
-    )
-    environment.globals["stylesheet"] = Markup(
-        (Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
-    )
-    return environment
-
-
-def _write(path: Path, page: str) -> Path:
-    """Replaces the page at once; a link in its place is replaced, not followed."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(page)
-            os.replace(draft, path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise RunFolderError(
-            f"{path}: the report cannot be written: {error.strerror or error}"
-        ) from error
-    return path

@@ -57,14 +57,18 @@ class Series:
     Attributes:
         label: for the legend, plain text.
         value: the figure beside the label, usually the last one, already formatted.
-        x: rounds.
+        x: rounds, or whatever the chart's axis counts.
         y: values, NaN where there is none.
+        low: the lower edge of a band around the line; none where empty.
+        high: its upper edge.
     """
 
     label: str
     value: str
-    x: Sequence[int]
+    x: Sequence[float]
     y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +82,8 @@ class Chart:
         scale: "linear", "percent" (0 to 1 shown as 0 to 100 %) or "log".
         reference: a level to compare with, and its label.
         floor: the lowest value that the axis must include.
+        axis: what x counts.
+        ticks: where x is marked, on a logarithmic axis then; whole numbers where empty.
     """
 
     title: str
@@ -88,6 +94,8 @@ class Chart:
     reference: tuple[float, str] | None = None
     floor: float | None = None
     note: str = ""
+    axis: str = "round"
+    ticks: tuple[float, ...] = ()
 
 
 def draw(chart: Chart, prefix: str, *, wide: bool = False) -> dict[str, Markup]:
@@ -164,21 +172,26 @@ def _svg(chart: Chart, pixels: tuple[int, int], prefix: str) -> str:
 
 
 def _plot(chart: Chart, axes: Axes, *, narrow: bool) -> None:
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, NullLocator
 
     thinned = [_thin(series) for series in chart.series]
     if chart.kind == "bars":
         _stack(axes, thinned)
     else:
         for index, (x, y) in enumerate(thinned):
+            band = chart.series[index]
+            if band.low:
+                axes.fill_between(
+                    band.x, band.low, band.high, color=_COLOURS[index % 6], alpha=0.07, linewidth=0
+                )
             axes.plot(
                 x,
                 y,
                 color=_COLOURS[index % 6],
                 linewidth=1.9,
                 dashes=_DASHES[index % 6] or (None, None),
-                marker="o" if len(x) == 1 else None,
-                markersize=5,
+                marker="o" if len(x) == 1 or chart.ticks else None,
+                markersize=5 if len(x) == 1 else 4,
                 solid_capstyle="round",
             )
     if chart.reference is not None:
@@ -190,11 +203,16 @@ def _plot(chart: Chart, axes: Axes, *, narrow: bool) -> None:
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.margins(x=0.02)
-    axes.xaxis.set_major_locator(
-        MaxNLocator(5 if narrow else 9, integer=True, min_n_ticks=1, steps=_STEPS)
-    )
+    if chart.ticks:
+        axes.set_xscale("log")
+        axes.set_xticks(chart.ticks, [_number(tick) for tick in chart.ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(
+            MaxNLocator(5 if narrow else 9, integer=True, min_n_ticks=1, steps=_STEPS)
+        )
     _scale(chart, axes, narrow=narrow)
-    axes.set_xlabel("round", color=_TEXT, labelpad=3)
+    axes.set_xlabel(chart.axis, color=_TEXT, labelpad=3)
 
 
 def _scale(chart: Chart, axes: Axes, *, narrow: bool) -> None:
@@ -245,7 +263,8 @@ def _extent(chart: Chart) -> tuple[float, float]:
     if chart.kind == "bars":
         totals = np.sum([series.y for series in chart.series], axis=0)
         return 0.0, float(max(np.max(totals, initial=0.0), 1.0))
-    values = np.concatenate([np.asarray(series.y, dtype=float) for series in chart.series])
+    drawn = [edge for series in chart.series for edge in (series.y, series.low, series.high)]
+    values = np.concatenate([np.asarray(edge, dtype=float) for edge in drawn])
     values = values[np.isfinite(values)]
     if chart.reference is not None:
         values = np.append(values, chart.reference[0])

@@ -10,6 +10,7 @@ back after the same number of rounds. ``inf`` clips and adds no noise: one level
 those of protocol ``ideal``, equal to secure aggregation's. A seed decides initial weights and
 partition; cohorts and noise come from the operating system, so runs never repeat.
 Runs that the output folder already holds are kept, so a grid can be made in several sittings.
+Written there: ``utility.json``, ``utility.md`` (a table), plots, ``report.html`` (all on a page).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from fedsys import config
 from fedsys.config import Config
 from fedsys.errors import FedsysError
 from fedsys.privacy import PrivacyPlan, read_ledger
+from fedsys.report.comparison import build_comparison
 from simulations import harness
 from simulations.benchmarks.machine import machine
 from simulations.benchmarks.utility_curves import (
@@ -43,6 +45,7 @@ from simulations.benchmarks.utility_curves import (
     table,
     written,
 )
+from simulations.benchmarks.utility_page import page_of
 
 __all__ = ["Grid", "job_of", "main", "measure"]
 
@@ -138,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (options.out / "utility.md").write_text(text)
     for kind in ("png", "svg"):
         plot(results, options.out / f"utility.{kind}")
+    build_comparison(options.out / "report.html", page_of(results))
     print(text)
 
 

@@ -14,10 +14,13 @@ __all__ = [
     "NO_NOISE",
     "Curve",
     "Run",
+    "accuracies",
     "gaps",
     "key_of",
     "plot",
     "table",
+    "targets_of",
+    "worst",
     "written",
 ]
 
@@ -91,11 +94,13 @@ def written(epsilon: float) -> str:
     return f"{epsilon:g}"
 
 
-def _accuracies(runs: Sequence[Run], mechanism: str, target: str) -> list[float]:
+def accuracies(runs: Sequence[Run], mechanism: str, target: str) -> list[float]:
+    """Of every seed of one cell."""
     return [run["accuracy"] for run in runs if key_of(run)[:2] == (mechanism, target)]
 
 
-def _targets(runs: Sequence[Run]) -> list[str]:
+def targets_of(runs: Sequence[Run]) -> list[str]:
+    """The finite epsilons that runs were made for, increasing."""
     return sorted({run["target"] for run in runs} - {"inf"}, key=float)
 
 
@@ -103,9 +108,9 @@ def gaps(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
     """Mean accuracy less that of central noise, in points, by mechanism and epsilon."""
     found: dict[str, dict[str, float]] = {}
     for mechanism in CURVES:
-        for target in _targets(runs):
-            own = _accuracies(runs, mechanism, target)
-            central = _accuracies(runs, "central-gaussian", target)
+        for target in targets_of(runs):
+            own = accuracies(runs, mechanism, target)
+            central = accuracies(runs, "central-gaussian", target)
             if mechanism != "central-gaussian" and own and central:
                 points = 100 * (statistics.mean(own) - statistics.mean(central))
                 found.setdefault(mechanism, {})[target] = round(points, 3)
@@ -115,16 +120,16 @@ def gaps(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
 def table(results: Mapping[str, Any]) -> str:
     """The result for people, as Markdown: accuracy, then what each run cost in every view."""
     runs: list[Run] = results["runs"]
-    targets = _targets(runs)
+    targets = targets_of(runs)
     lines = [
         "Test accuracy in %, mean of the seeds (lowest to highest), by the outsider's ε:",
         "",
         "| mechanism | seeds | " + " | ".join(targets) + " | inf |",
         "| --- | ---: |" + " ---: |" * (len(targets) + 1),
     ]
-    ceiling = _spread(_accuracies(runs, NO_NOISE, "inf"))
+    ceiling = _spread(accuracies(runs, NO_NOISE, "inf"))
     for name, curve in CURVES.items():
-        cells = [_spread(_accuracies(runs, name, target)) for target in targets]
+        cells = [_spread(accuracies(runs, name, target)) for target in targets]
         if any(cells):
             seeds = len({run["seed"] for run in runs if run["mechanism"] == name})
             lines.append(f"| {curve.label} | {seeds} | " + " | ".join(cells) + f" | {ceiling} |")
@@ -162,7 +167,7 @@ def _costs(runs: Sequence[Run], targets: Sequence[str]) -> list[str]:
             cell = [run for run in runs if key_of(run)[:2] == (name, target)]
             if cell:
                 views = [
-                    _worst([run["epsilon"][view] for run in cell])
+                    worst([run["epsilon"][view] for run in cell])
                     for view in ("outsider", "participant", "server")
                 ]
                 lines.append(
@@ -173,7 +178,8 @@ def _costs(runs: Sequence[Run], targets: Sequence[str]) -> list[str]:
     return lines
 
 
-def _worst(values: Sequence[float | None]) -> str:
+def worst(values: Sequence[float | None]) -> str:
+    """The largest for people; infinity where one is None."""
     known = [value for value in values if value is not None]
     return f"{max(known):.3g}" if len(known) == len(values) else "∞"
 
@@ -197,7 +203,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     runs: list[Run] = results["runs"]
-    targets = _targets(runs)
+    targets = targets_of(runs)
     text, axis, grid = "#5b626b", "#b9bdc1", "#e9eae8"
     style: Any = {
         "font.size": 10,
@@ -215,7 +221,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for name, curve in CURVES.items():
-            held = [(float(target), _accuracies(runs, name, target)) for target in targets]
+            held = [(float(target), accuracies(runs, name, target)) for target in targets]
             held = [(x, found) for x, found in held if found]
             if not held:
                 continue
@@ -232,7 +238,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
                 markersize=4,
                 label=curve.label,
             )
-        if ceiling := _accuracies(runs, NO_NOISE, "inf"):
+        if ceiling := accuracies(runs, NO_NOISE, "inf"):
             level = 100 * statistics.mean(ceiling)
             axes.axhline(
                 level, color=CEILING.colour, dashes=CEILING.dashes, linewidth=1.2, zorder=1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 
 from fedsys.config import Config, load
 from fedsys.errors import FedsysError
+from fedsys.report.comparison import build_comparison
 from simulations import harness
 from simulations.benchmarks import utility
 from simulations.benchmarks.utility import Grid, job_of, measure
 from simulations.benchmarks.utility_curves import CURVES, NO_NOISE, gaps, plot, table
+from simulations.benchmarks.utility_page import page_of
 from simulations.randomness import SeededRandomness
 
 DATA = os.environ.get("FEDSYS_DATA", "")
@@ -126,6 +129,32 @@ def test_a_gap_is_told_and_judged() -> None:
     assert "distributed, wide: at most 0.25 points from central (ε = 4, +0.25): within" in text
     assert "banded-mf, unamplified: at most 2.00 points from central (ε = 4, -2.00): not" in text
     assert "| central Gaussian | RDP | 4 | 9 | ∞ | 1 |" in text
+
+
+def test_the_page_shows_what_the_table_says(tmp_path: Path) -> None:
+    """Chart, findings and both tables; nothing on it is fetched, and names are escaped."""
+    runs = made_up(
+        none=(95, 96), central_gaussian=(94, 95), distributed_skellam=(92, 93), narrow_16=(94, 94.5)
+    )
+    results: dict[str, Any] = {
+        "runs": runs,
+        "base": "[job]\nname = '<script>'",
+        "command": "python -m simulations.benchmarks.utility --data DIR",
+        "machine": {"processor": "a <b>chip</b>", "cores": 2, "torch": "2"},
+    }
+    page = build_comparison(tmp_path / "report.html", page_of(results)).read_text()
+    assert results["command"] in page
+    assert "&lt;script&gt;" in page
+    assert "a &lt;b&gt;chip" in page
+    assert "<script" not in page
+    assert not re.search(r"""(?:src|href)=["'](?!#)""", page)
+    assert "94.5" in page
+    assert "94.0–95.0" in page
+    assert "distributed, wide: at most 2.00 points from central noise (at ε = 4, −2.00)" in page
+    assert page.count("within 1 point") == 1
+    assert page.count('<svg class="chart"') == 2
+    assert "∞" in page
+    assert "prefers-color-scheme: dark" in page
 
 
 @pytest.mark.parametrize(("kind", "magic"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
