@@ -178,6 +178,58 @@ def test_out_of_memory_halves_the_chunk_and_says_so(
     assert "out of memory with 5 clients at once" in caplog.text
 
 
+def test_what_did_not_fit_once_is_not_tried_again(
+    data: FederatedData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[int] = []
+
+    class Small(LoopPath):
+        def updates(
+            self,
+            start: Tensor,
+            examples: Examples,
+            schedule: Schedule,
+            seeds: Sequence[int],
+            out: Tensor,
+        ) -> None:
+            tried.append(schedule.clients)
+            if schedule.clients > 2:
+                raise torch.OutOfMemoryError("no room")
+            super().updates(start, examples, schedule, seeds, out)
+
+    monkeypatch.setitem(PATHS, "loop", Small)
+    task, rows = load("digits"), some_clients([9, 9, 9, 9])
+    trainer = Trainer(task, LOCAL, path="loop", chunk=4)
+    weights = trainer.initial_weights()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            trainer.train(weights, data.train, rows, [1, 2, 3, 4])
+            trainer.clipped_sum(weights, data.train, rows, [1, 2, 3, 4], clip=1.0)
+    assert tried == [4] + [2] * 8
+    assert len(caplog.records) == 1
+
+
+def test_a_client_too_large_for_the_memory_is_named(
+    data: FederatedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(LoopPath):
+        def updates(self, *_arguments: object) -> None:
+            raise MemoryError
+
+    monkeypatch.setitem(PATHS, "loop", Full)
+    trainer = Trainer(load("digits"), LOCAL, path="loop", chunk=2)
+    with pytest.raises(
+        TrainingError, match=r"client a: out of memory .* 6 examples; use a smaller"
+    ):
+        trainer.train(
+            trainer.initial_weights(),
+            data.train,
+            some_clients([6, 7]),
+            [1, 2],
+            names=["a", "b"],
+        )
+
+
 def test_a_path_that_cannot_train_the_model_is_refused_with_the_reason(
     data: FederatedData,
 ) -> None:
