@@ -11,51 +11,30 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 import fedsys
+from client.admission import check_assignment, check_job, check_round
 from client.agent import Agent
 from client.conditions import conditions, obstacle
 from client.identity import Credentials
-from client.journal import JobRecord, Journal
+from client.journal import Journal
 from client.policy import Policy
 from client.privatize import privatize
 from client.privatize.contribution import contribution
+from client.work import Worker
 from fedsys.errors import FedsysError, PolicyRefusal, ProtocolError, TrainingError
 from fedsys.logs import readable
-from fedsys.privacy import Entropy, Mechanism, event_from_json, guaranteed_epsilon
+from fedsys.privacy import Entropy, Mechanism
 from fedsys.wire import Assignment, countersign, fleet_pb2
 from fedsys.wire.roster import SignedStatement, changes
 from fedsys.wire.services import PROTOCOL, PROTOCOL_MIN
 from fedsys.wire.terms import Terms, decode_params
-from secure_agg import FileStore, SecAggParams, SecureAggError, Store
+from secure_agg import FileStore, SecureAggError, Store
 from secure_agg.messages import Kind, kind_of
 
-__all__ = ["Dismissed", "Session", "Worker"]
+__all__ = ["Dismissed", "Session"]
 
 _log = logging.getLogger(__name__)
-
-
-class Worker(Protocol):
-    """The owner's data and code."""
-
-    @property
-    def sha256(self) -> str:
-        """Of the installed task's code."""
-        ...
-
-    def check(self, terms: Terms) -> None:
-        """Raise PolicyRefusal where these terms cannot be trained here."""
-        ...
-
-    def train(
-        self, terms: Terms, assignment: Assignment, client: int, entropy: Entropy
-    ) -> NDArray[np.float32]:
-        """(1, d) this client's update."""
-        ...
 
 
 class Dismissed(FedsysError):
@@ -195,61 +174,21 @@ class Session:
     def _offer(self, offer: fleet_pb2.Offer) -> fleet_pb2.Up:
         terms = Terms.decode(offer.terms)
         try:
-            client = self._agree(terms, self._policy())
+            client = check_job(
+                terms,
+                node=self.credentials.node,
+                chain=self.chain,
+                policy=self._policy(),
+                worker=self._worker,
+                journal=self.journal,
+            )
+            self.journal.agree(terms)
         except FedsysError as error:
             _log.warning("job %s is refused: %s", readable(terms.name), error)
             return _refusal(terms.job, 0, str(error))
         self._terms[terms.job] = (terms, client)
         _log.info("agreed to job %s", readable(terms.name))
         return fleet_pb2.Up(consent=fleet_pb2.Consent(job=terms.job, terms=terms.digest))
-
-    def _agree(self, terms: Terms, policy: Policy) -> int:
-        """Check a job against roster, policy and data; this device's client number in it."""
-        roster = self.chain.find(terms.roster_version)
-        if roster is None or roster.hash.hex() != terms.roster_hash:
-            raise PolicyRefusal(
-                f"the job uses roster version {terms.roster_version}, which was not announced to "
-                f"this device (it holds up to version {self.chain.version})"
-            )
-        newest = policy.max_roster_version
-        if newest is not None and roster.version > newest:
-            raise PolicyRefusal(
-                f"the job uses roster version {roster.version}, the owner's max_roster_version "
-                f"is {newest}"
-            )
-        if self.credentials.node not in roster.members:
-            raise PolicyRefusal("this device is not on the job's roster")
-        plan = terms.plan
-        if plan.population != len(roster.members):
-            raise PolicyRefusal(
-                f"the job counts {plan.population} clients, its roster has {len(roster.members)}"
-            )
-        policy.check_task(terms.task, terms.options, self._worker.sha256)
-        if terms.task_sha256 != self._worker.sha256:
-            raise PolicyRefusal(
-                f"the coordinator's code of task '{terms.task}' ({terms.task_sha256[:16]}...) is "
-                f"not the one installed here ({self._worker.sha256[:16]}...)"
-            )
-        if plan.expected_cohort < policy.min_cohort:
-            raise PolicyRefusal(
-                f"cohorts of {plan.expected_cohort:g} are below the owner's min_cohort "
-                f"{policy.min_cohort}"
-            )
-        policy.check_mechanism(plan.event().to_json())
-        self._worker.check(terms)
-        known = self.journal.jobs.get(terms.job.hex())
-        wanted = policy.epsilon_view
-        promised = float("inf")
-        if plan.protected:
-            fresh = JobRecord(job="", name="", terms="", plan=plan)
-            promised = fresh.after(1, wanted)
-            if fresh.view(wanted) == plan.guarantee:
-                promised = max(promised, guaranteed_epsilon(plan))
-                if plan.budget is not None:
-                    promised = min(promised, plan.budget)
-        policy.check_epsilon(others=self.journal.spent(wanted, without=known), after=promised)
-        self.journal.agree(terms)
-        return roster.nodes.index(self.credentials.node)
 
     # -- a round ----------------------------------------------------------------------------------
 
@@ -276,7 +215,7 @@ class Session:
         terms, client = agreed
         assignment = Assignment.decode(message.assignment, model.weights)
         self._model = None
-        _fits(assignment, message, terms)
+        check_assignment(assignment, message, terms)
         params = decode_params(message.params)
         current = self._round
         if current is not None and current.assignment.digest == assignment.digest:
@@ -297,46 +236,11 @@ class Session:
         record = self.journal.jobs[terms.job.hex()]
         mechanism = agent.resume(assignment) if assignment.round in record.joined else None
         if mechanism is None:
-            self._check_round(assignment, params, terms, record, policy)
+            check_round(assignment, params, terms, policy=policy, journal=self.journal)
             mechanism = agent.accept(assignment, params)  # counted as spent, durably, from here
         self._round = _Round(
             terms=terms, client=client, assignment=assignment, mechanism=mechanism, agent=agent
         )
-
-    def _check_round(
-        self,
-        assignment: Assignment,
-        params: SecAggParams,
-        terms: Terms,
-        record: JobRecord,
-        policy: Policy,
-    ) -> None:
-        plan, number = terms.plan, assignment.round
-        before = [joined for joined in record.joined if joined != number]
-        if number < record.highest:
-            raise PolicyRefusal(f"round {number} comes after round {record.highest}")
-        if number in record.uploaded:
-            raise PolicyRefusal(f"a vector has left this device in round {number} already")
-        policy.check_cohort(params)
-        if not plan.covers(event_from_json(assignment.mechanism)):
-            raise PolicyRefusal("the round's mechanism is not the one agreed to")
-        if number > plan.rounds:
-            raise PolicyRefusal(f"round {number} of a job of {plan.rounds} rounds")
-        if params.n > plan.cap or params.min_alive < min(plan.min_survivors, params.n):
-            raise PolicyRefusal(
-                f"a cohort of {params.n} with at least {params.min_alive} inputs, where at most "
-                f"{plan.cap} and at least {plan.min_survivors} were agreed to"
-            )
-        most, apart = plan.max_participations, plan.min_separation
-        if most is not None and len(before) >= most:
-            raise PolicyRefusal(f"{most} participations were agreed to, and took place")
-        if plan.sampling != "min-separation":
-            apart = None
-        if apart is not None and before and number - max(before) < apart:
-            raise PolicyRefusal(f"asked again after less than {apart} rounds")
-        wanted = policy.epsilon_view
-        others = self.journal.spent(wanted, without=record)
-        policy.check_epsilon(others=others, after=record.after(number, wanted))
 
     def _stage(self, stage: fleet_pb2.Stage) -> fleet_pb2.Up:
         current = self._round
@@ -420,26 +324,6 @@ class Session:
                 signature=signature,
             )
         )
-
-
-def _fits(assignment: Assignment, message: fleet_pb2.Invitation, terms: Terms) -> None:
-    same = (
-        assignment.job == message.job == terms.job
-        and assignment.round == message.round == message.stage.round
-        and message.stage.job == message.job
-        and assignment.terms == terms.digest
-        and assignment.task == terms.task
-        and dict(assignment.local) == dict(terms.local)
-        and assignment.seed == terms.seed
-    )
-    if not same:
-        raise PolicyRefusal("the round's assignment is not of the terms that were agreed to")
-    if len(assignment.weights) != terms.dimension:
-        raise PolicyRefusal(
-            f"a model of {len(assignment.weights)} weights, {terms.dimension} were agreed to"
-        )
-    if (assignment.clipping is not None) != terms.plan.adaptive_clip:
-        raise PolicyRefusal("adaptive clipping is not as it was agreed to")
 
 
 def _refusal(job: bytes, round: int, reason: str, *, passing: bool = False) -> fleet_pb2.Up:
