@@ -147,6 +147,8 @@ class ConnectionHost:
             method(FLEET, "Session"), response_deserializer=fleet_pb2.Frame.FromString
         )
         self._stream = stream = stub(_frames(outgoing))
+        if self._stop.is_set():  # told to while there was no stream yet that could be cancelled
+            stream.cancel()
         assembler = Assembler(limit=MAX_PARCEL)
         try:
             for frame in stream:
