@@ -355,6 +355,7 @@ def plan_for(config: Config, *, population: int, layers: Sequence[int]) -> Priva
             unit=privacy.unit,
             example_rate=privacy.example_rate,
             steps=None if privacy.example_rate is None else example_steps(config),
+            corrupt=aggregation.corrupt if aggregation.protocol == "secure" else None,
         )
         plan.build_mechanism()
     except MechanismError as error:

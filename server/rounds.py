@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
-
-import numpy as np
-from scipy.stats import binom
 
 from fedsys.errors import FedsysError
 from fedsys.privacy import Mechanism
+from fedsys.privacy.quorum import GRAPH_BITS, live_members
 from secure_agg import (
     Aggregator,
     AggregatorStage,
@@ -23,7 +20,7 @@ from secure_agg import (
 from secure_agg.errors import ParameterError
 from server.coordinator import OpenRound
 
-__all__ = ["RoundAborted", "SecureRound", "quorum_missed", "round_params"]
+__all__ = ["RoundAborted", "SecureRound", "round_params"]
 
 
 class RoundAborted(FedsysError):
@@ -134,35 +131,23 @@ def round_params(
 ) -> SecAggParams:
     """Parameters for a cohort of `n`, requiring `min_survivors` inputs in the sum.
 
-    More are required where `corrupt` of the cohort would otherwise be able to fill a sum alone.
+    They withstand more losses than `dropout`, the chance that a member is lost, makes likely (see
+    `fedsys.privacy.quorum`): a round given up shows, and delta pays for it. More inputs are
+    required where `corrupt` of the cohort would otherwise be able to fill a sum alone.
 
     Raises:
         RoundAborted: nothing fits.
     """
+    live = live_members(n, corrupt=corrupt, dropout=dropout)
     try:
         params = SecAggParams.derive(
-            n=n, corrupt=corrupt, dropout=dropout, modulus_bits=modulus_bits
+            n=n,
+            corrupt=corrupt,
+            dropout=(n - live) / n if live else dropout,
+            modulus_bits=modulus_bits,
+            correctness_bits=GRAPH_BITS,
         )
         least = max(2, params.colluders + 1, min(min_survivors, n))
         return dataclasses.replace(params, min_alive=least)
     except ParameterError as error:
         raise RoundAborted(f"secure aggregation: {error}", nothing_summed=True) from error
-
-
-def quorum_missed(
-    *, population: int, expected: int, rounds: int, corrupt: float, dropout: float
-) -> float:
-    """T P[fewer than the quorum survive]: cohorts Bin(N, q), each member lost with `dropout`.
-
-    Args:
-        population: N.
-        expected: q N.
-        rounds: T.
-        corrupt: fraction of a cohort; the quorum is floor((n + corrupt n) / 2) + 1 of n.
-        dropout: assumed probability that a member of the cohort is lost.
-    """
-    widest = min(population, math.ceil(expected + 12 * math.sqrt(expected) + 20))
-    n = np.arange(2, widest + 1)
-    quorum = (n + np.ceil(corrupt * n - 1e-9)) // 2 + 1
-    chance = binom.pmf(n, population, expected / population)
-    return rounds * float(np.sum(chance * binom.cdf(quorum - 1, n, 1 - dropout)))

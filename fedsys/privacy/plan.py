@@ -34,6 +34,7 @@ from fedsys.privacy.mechanisms import (
     build_event,
     mechanism_for,
 )
+from fedsys.privacy.quorum import quorum_delta
 
 __all__ = ["PrivacyPlan", "Unit", "make_plan"]
 
@@ -78,6 +79,8 @@ class PrivacyPlan:
         steps: local steps in a round, at most (unit ``example``).
         noise: ``per-client``, or ``once`` where a simulation draws the noise of the whole sum.
         adaptive_clip: whether rounds may clip at other norms than ``clip``; the cost is the same.
+        corrupt: fraction of a cohort that secure aggregation takes for colluders, on which its
+            quorum rests; None where sums come about without it.
     """
 
     mechanism: str
@@ -105,6 +108,7 @@ class PrivacyPlan:
     steps: int | None = None
     noise: Noise = "per-client"
     adaptive_clip: bool = False
+    corrupt: float | None = None
 
     def __post_init__(self) -> None:
         validation.integer("population", self.population, most=_LARGEST_POPULATION)
@@ -143,7 +147,16 @@ class PrivacyPlan:
                 f"unit={self.unit!r} does not go with mechanism={self.mechanism!r}: "
                 "example-gaussian protects examples, the others protect clients"
             )
+        if self.corrupt is not None:
+            validation.fraction("corrupt", self.corrupt, zero=True)
         event = self.event()
+        if self.mechanism != "none" and self.delta_quorum > self.delta * ABORT_SHARE:
+            raise MechanismError(
+                f"a cohort of {self.expected_cohort:g} with corrupt={self.corrupt:g} and "
+                f"dropout={self.dropout:g} misses the quorum of secure aggregation too often: that "
+                f"shows, and costs {self.delta_quorum:.3g} over {self.rounds} rounds, more than a "
+                f"tenth of delta={self.delta:g}: raise the expected cohort or lower dropout"
+            )
         if self.mechanism != "none" and self.delta_abort > self.delta * ABORT_SHARE:
             raise MechanismError(
                 f"aborts that show cost delta_abort={self.delta_abort:.3g}, more than a tenth of "
@@ -158,9 +171,29 @@ class PrivacyPlan:
 
     @property
     def delta_abort(self) -> float:
-        """Part of delta for aborts that an outsider or participant can see."""
+        """Part of delta for aborts that an outsider or participant can see, for any reason."""
         if self.mechanism == "none":
             return 0.0  # nothing is promised, so nothing is paid
+        return min(1.0, self._delta_bounds + self.delta_quorum)
+
+    @property
+    def delta_quorum(self) -> float:
+        """Part of it for rounds that miss the quorum of secure aggregation."""
+        if self.mechanism == "none" or self.corrupt is None:
+            return 0.0
+        return quorum_delta(
+            population=self.population,
+            expected_cohort=self.expected_cohort,
+            rounds=self.rounds,
+            cap=self.cap,
+            corrupt=self.corrupt,
+            dropout=self.dropout,
+            sampling=self.sampling,
+            groups=_groups(self.mechanism, self.sampling, self.min_separation),
+        )
+
+    @property
+    def _delta_bounds(self) -> float:
         return abort_delta(
             population=self.population,
             expected_cohort=self.expected_cohort,
@@ -236,9 +269,11 @@ class PrivacyPlan:
             MechanismError: a key is missing or unknown, or a value cannot be.
         """
         known = {item.name for item in dataclasses.fields(cls)}
-        if set(body) != known:
-            wrong = ", ".join(sorted(set(body) ^ known))
-            raise MechanismError(f"a privacy plan has missing or unknown keys: {wrong}")
+        wrong = set(body) ^ known
+        if wrong - {"corrupt"}:  # plans written before quorums were charged have none
+            raise MechanismError(
+                f"a privacy plan has missing or unknown keys: {', '.join(sorted(wrong))}"
+            )
         return cls(**body)
 
     @property
@@ -305,6 +340,7 @@ def make_plan(
     steps: int | None = None,
     noise: Noise | None = None,
     adaptive_clip: bool = False,
+    corrupt: float | None = None,
 ) -> PrivacyPlan:
     """A plan with everything derived that was left out.
 
@@ -364,6 +400,7 @@ def make_plan(
         steps=steps,
         noise=noise or ("once" if encoding == "float" else "per-client"),
         adaptive_clip=adaptive_clip,
+        corrupt=corrupt,
     )
     if noise_multiplier is not None:
         return plan

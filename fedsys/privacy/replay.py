@@ -94,12 +94,15 @@ def ledger_header(plan: PrivacyPlan, **facts: Any) -> dict[str, Any]:
 
 
 def _delta_parts(plan: PrivacyPlan) -> dict[str, float]:
-    return {
+    parts = {
         "aborts": plan.delta_abort,
         "sampler": plan.delta_sampler,
         "released": plan.delta_released,
         "server": plan.delta_server,
     }
+    if plan.corrupt is not None:
+        parts["quorum"] = plan.delta_quorum  # of what aborts cost
+    return parts
 
 
 def plan_of(header: Mapping[str, Any]) -> PrivacyPlan:

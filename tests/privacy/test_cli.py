@@ -169,3 +169,16 @@ def test_an_unwritable_plot_is_a_clear_line(tmp_path: Path) -> None:
             "plan --population 3400 --dim 100 --epsilon 4 --delta 1e-5 --cohort 100 --rounds 20 "
             f"--plot {tmp_path}/missing/plan.png"
         )
+
+
+def test_the_quorum_of_secure_aggregation_costs_delta() -> None:
+    job = "--cohort 100 --population 1437 --rounds 40 --delta 1e-5 --dropout 0.1"
+    plain = _json(f"epsilon --noise-multiplier 1 {job}")
+    secure = _json(f"epsilon --noise-multiplier 1 {job} --corrupt 0.1")
+    assert secure["delta_abort"] > plain["delta_abort"]
+    assert secure["reported"] == pytest.approx(plain["reported"], rel=1e-4)
+    with pytest.raises(MechanismError, match="misses the quorum"):
+        _run(
+            "epsilon --noise-multiplier 1 --corrupt 0.1 --cohort 30 --population 900 --rounds 40 "
+            "--delta 1e-5 --dropout 0.2"
+        )

@@ -17,6 +17,7 @@ D = 40
 SETTINGS = [
     "privacy.mechanism=banded-mf", "cohort.sampling=min-separation", "cohort.min_separation=4",
     "privacy.max_participations=3", "cohort.expected=20", "rounds.count=10",
+    "aggregation.dropout=0.01",
     "server.strategy=fedavg", "server.learning_rate=1.0", "population.clients=100",
 ]  # fmt: skip
 FACTS = JobFacts(population_known="test", roster="test", randomness="test")

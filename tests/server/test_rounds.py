@@ -1,32 +1,47 @@
-"""A round's parameters, and how often its quorum is missed."""
+"""A round's parameters, and how many losses they withstand."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from server.rounds import RoundAborted, quorum_missed, round_params
-
-
-def test_the_quorum_is_missed_as_often_as_in_a_simulation() -> None:
-    """Against 200,000 draws at parameters where it happens often; five deviations: 1e-6."""
-    draw = np.random.default_rng(3)
-    n = draw.binomial(50, 0.2, size=200_000)
-    alive = draw.binomial(n, 0.7)
-    missed = (n >= 2) & (alive < (n + np.ceil(0.1 * n - 1e-9)) // 2 + 1)
-    expected = quorum_missed(population=50, expected=10, rounds=1, corrupt=0.1, dropout=0.3)
-    deviation = np.sqrt(expected * (1 - expected) / len(n))
-    assert abs(float(missed.mean()) - expected) < 5 * deviation
-
-
-def test_the_main_job_never_misses_it() -> None:
-    assert quorum_missed(population=1437, expected=100, rounds=40, corrupt=0.1, dropout=0.1) < 1e-12
+from fedsys.privacy.quorum import live_members
+from secure_agg import SecAggParams
+from secure_agg.errors import ParameterError
+from server.rounds import RoundAborted, round_params
 
 
 def test_a_sum_holds_more_than_those_who_may_collude() -> None:
     params = round_params(n=50, corrupt=0.1, dropout=0.1, modulus_bits=32, min_survivors=1)
     assert params.min_alive == params.colluders + 1 == 6
     assert params.secrecy_bits > 39
+
+
+def test_parameters_withstand_more_than_the_expected_losses() -> None:
+    """5 of 50 on average; the quorum of 28 leaves room for 22."""
+    params = round_params(n=50, corrupt=0.1, dropout=0.1, modulus_bits=32, min_survivors=1)
+    assert params.dropouts == 22
+    assert params.quorum == 50 - 22
+    assert params.threshold < 50 - 22
+    large = round_params(n=1000, corrupt=0.1, dropout=0.1, modulus_bits=32, min_survivors=1)
+    assert 100 + 6 * 9.5 < large.dropouts < 100 + 9 * 9.5
+
+
+@pytest.mark.parametrize("corrupt", [0.0, 0.05, 0.1, 0.3])
+@pytest.mark.parametrize("dropout", [0.0, 0.05, 0.2, 0.4])
+def test_the_accountant_knows_which_cohorts_can_be_summed(corrupt: float, dropout: float) -> None:
+    """`fedsys.privacy` cannot ask `secure_agg`; both have to say the same for every size."""
+    for n in (*range(2, 60), 100, 333):
+        live = live_members(n, corrupt=corrupt, dropout=dropout)
+        tolerated = (n - live) / n if live else dropout
+        try:
+            params = SecAggParams.derive(
+                n=n, corrupt=corrupt, dropout=tolerated, correctness_bits=40
+            )
+        except ParameterError:
+            assert live == 0
+        else:
+            assert params.min_alive == live
+            assert params.threshold < live
 
 
 def test_a_cohort_that_cannot_be_served_aborts() -> None:

@@ -1,0 +1,245 @@
+"""``fedsys privacy plan``: cohort x rounds x noise for a budget, as a table and a plot."""
+
+from __future__ import annotations
+
+import json as json_text
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedsys.cli.privacy_options import (
+    AsJson,
+    Bits,
+    Colluders,
+    Corrupt,
+    Dimension,
+    Dropout,
+    Encoding,
+    Guarantee,
+    MaxParticipations,
+    Mechanism,
+    modulus_bits,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fedsys.privacy.plan import PrivacyPlan
+    from fedsys.privacy.projection import Projection
+
+__all__ = ["plan"]
+
+
+def plan(
+    population: Annotated[int, typer.Option(metavar="N", help="Clients in all.")],
+    dim: Dimension,
+    epsilon: Annotated[float, typer.Option(metavar="E", help="Budget of the guaranteed view.")],
+    delta: Annotated[
+        float | None, typer.Option(metavar="D", help="Of the job.", show_default="1 / N^1.1")
+    ] = None,
+    mechanism: Mechanism = "distributed-skellam",
+    cohort: Annotated[
+        list[float] | None, typer.Option(metavar="N", help="Cohorts to compare; repeatable.")
+    ] = None,
+    rounds: Annotated[
+        list[int] | None, typer.Option(metavar="T", help="Rounds to compare; repeatable.")
+    ] = None,
+    encoding: Encoding = "wide",
+    bits: Bits = None,
+    colluders: Colluders = 0,
+    dropout: Dropout = 0.05,
+    corrupt: Corrupt = None,
+    guarantee: Guarantee = "outsider",
+    max_participations: MaxParticipations = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a plot (png, svg, pdf).")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Cohort x rounds x noise for a budget: all views, accuracy lost, memory and bandwidth."""
+    from fedsys.errors import MechanismError
+    from fedsys.privacy import validation
+    from fedsys.privacy.plan import make_plan
+    from fedsys.privacy.projection import project
+
+    validation.integer("--population", population, least=2)
+    validation.integer("--dim", dim)
+    delta = population**-1.1 if delta is None else delta
+    rows: list[dict[str, Any]] = []
+    for size in cohort or _default_cohorts(population):
+        for count in rounds or [50, 200, 1000]:
+            try:
+                found = make_plan(
+                    mechanism=mechanism,
+                    population=population,
+                    expected_cohort=size,
+                    rounds=count,
+                    dimension=dim,
+                    clip=1.0,
+                    delta=delta,
+                    epsilon=epsilon,
+                    encoding=encoding,  # type: ignore[arg-type]
+                    modulus_bits=modulus_bits(bits, encoding),
+                    guarantee=guarantee,  # type: ignore[arg-type]
+                    colluders=colluders,
+                    dropout=dropout,
+                    corrupt=corrupt,
+                    max_participations=max_participations,
+                )
+            except MechanismError as error:
+                rows.append({"cohort": size, "rounds": count, "refused": str(error)})
+                continue
+            rows.append(_row(found, project(found)))
+    if all("refused" in row for row in rows):
+        raise MechanismError(rows[0]["refused"])
+    if plot is not None:
+        _draw(rows, plot, epsilon=epsilon, guarantee=guarantee)
+    if json:
+        typer.echo(json_text.dumps({"delta": delta, "epsilon": epsilon, "rows": rows}, indent=2))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(_plan_table(rows, epsilon=epsilon, delta=delta, guarantee=guarantee))
+    for row in rows:
+        if "refused" in row:
+            console.print(f"cohort {row['cohort']:g}, {row['rounds']} rounds: {row['refused']}")
+    if plot is not None:
+        console.print(f"plot: {plot}")
+
+
+def _default_cohorts(population: int) -> list[float]:
+    wanted = (50, 200, 1000, 5000)
+    return [float(size) for size in wanted if size <= population / 2] or [population / 2]
+
+
+def _row(plan: PrivacyPlan, projection: Projection) -> dict[str, Any]:
+    """One line of the plan: privacy by view, noise, and what a client and the server carry."""
+    mechanism = plan.build_mechanism()
+    length, width = mechanism.length, 4 * plan.dimension
+    upload = length * plan.modulus_bits / 8
+    ring = 2 if plan.modulus_bits <= 16 else 4 if plan.modulus_bits <= 32 else 8
+    return {
+        "cohort": plan.expected_cohort,
+        "rounds": plan.rounds,
+        "cap": plan.cap,
+        "min_survivors": plan.min_survivors,
+        "noise_multiplier": plan.noise_multiplier,
+        "noise_per_coordinate": mechanism.noise_deviation,
+        "noise_norm_over_clip": mechanism.noise_deviation * plan.dimension**0.5,
+        **projection.to_json(),
+        "upload_bytes_a_round": round(upload),
+        "download_bytes_a_round": width,
+        "bytes_a_client_typical_worst": round((upload + width) * projection.participations),
+        # model, update, encoded integers and noise (int64) at once
+        "client_memory_bytes": 2 * width + length * (ring + 8),
+        "server_memory_bytes": 2 * width + length * (ring + 8),
+    }
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def _plan_table(
+    rows: list[dict[str, Any]], *, epsilon: float, delta: float, guarantee: str
+) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    kept = [row for row in rows if "refused" not in row]
+    moved = kept[0]["upload_bytes_a_round"] + kept[0]["download_bytes_a_round"]
+    table = Table(
+        title=f"What meets epsilon {epsilon:g} for the {guarantee} at delta {delta:.3g}",
+        caption="z: noise multiplier. noise: its norm in a mean update, in clipping norms.\n"
+        "participant, server: typical worst client. a job: bytes of the busiest\n"
+        f"client; each holds {_size(kept[0]['client_memory_bytes'])} of vectors and moves "
+        f"{_size(moved)} a round.",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+    )
+    names = ("cohort", "rounds", "z", "noise", "outsider", "participant", "server", "a job")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in kept:
+        views = [next(iter(values.values())) for values in row["epsilon"].values()]
+        table.add_row(
+            f"{row['cohort']:g}",
+            str(row["rounds"]),
+            f"{row['noise_multiplier']:.3g}",
+            f"{row['noise_norm_over_clip']:.3g}",
+            *("infinite" if value == "inf" else f"{value:.3g}" for value in views),
+            _size(row["bytes_a_client_typical_worst"]),
+        )
+    return table
+
+
+_COLOURS = ("#1f5fd0", "#c05e00", "#137a66", "#a0218a", "#6b6f1d", "#7a5cc8")
+_MARKS = "os^Dv*"
+_VIEWS = {"participant": "--", "server": ":"}
+
+
+def _draw(rows: list[dict[str, Any]], path: Path, *, epsilon: float, guarantee: str) -> None:
+    """Noise against rounds, and the three views against rounds, one line a cohort."""
+    from matplotlib.figure import Figure
+
+    from fedsys.errors import ConfigError
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    noise, views = figure.subplots(1, 2)
+    kept = [row for row in rows if "refused" not in row]
+    for index, size in enumerate(sorted({row["cohort"] for row in kept})):
+        line = sorted((row for row in kept if row["cohort"] == size), key=lambda r: r["rounds"])
+        counts = [row["rounds"] for row in line]
+        look: dict[str, Any] = {
+            "color": _COLOURS[index % len(_COLOURS)],
+            "marker": _MARKS[index % len(_MARKS)],
+            "markersize": 5,
+        }
+        height = [row["noise_norm_over_clip"] for row in line]
+        noise.plot(counts, height, "-", label=f"cohort {size:g}", **look)
+        for view, style in _VIEWS.items():
+            values = [next(iter(row["epsilon"][view].values())) for row in line]
+            if "inf" not in values:
+                views.plot(counts, values, style, **look)
+        values = [next(iter(row["epsilon"]["outsider"].values())) for row in line]
+        if "inf" not in values:
+            same = {"color": "0.35", "marker": ""} if guarantee == "outsider" else {}
+            views.plot(counts, values, "-", **look | same)
+    for axes in (noise, views):
+        _plain_numbers(axes, sorted({row["rounds"] for row in kept}))
+    noise.set_ylabel("norm of the noise / clipping norm")
+    noise.set_title(f"Noise in a round's mean at epsilon {epsilon:g} ({guarantee})")
+    noise.legend(frameon=False)
+    views.set_ylabel("epsilon")
+    views.set_title("Epsilon by view (typical worst client)")
+    views.plot([], [], "-", color="0.35", label="outsider")
+    for view, style in _VIEWS.items():
+        views.plot([], [], style, color="0.35", label=view)
+    views.legend(frameon=False)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--plot {path}: cannot write it: {error}") from None
+
+
+def _plain_numbers(axes: Any, counts: list[int]) -> None:
+    """Logarithmic axes that say 0.5 and 200 rather than powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("rounds")
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
