@@ -52,9 +52,11 @@ class RecordedRun:
         view = read_ledger(folder.ledger, allow_torn=True)
         plan = plan_of(view.header)
         _refuse_secrets(path, plan)
-        if hashlib.sha256(folder.config.read_bytes()).hexdigest() != view.header["config_sha256"]:
+        if hashlib.sha256(folder.config.read_bytes()).hexdigest() != view.header.get(
+            "config_sha256"
+        ):
             raise RunFolderError(
-                f"{path}: config.toml is not the one that the ledger was signed for"
+                f"{path}: config.toml is not the one that the ledger signed the hash of"
             )
         config = folder.read_config()
         if config.engine.path == "auto" or not config.engine.chunk:
@@ -75,7 +77,8 @@ class RecordedRun:
     @property
     def deployed(self) -> bool:
         """Whether devices ran it; their clients are numbered by the roster."""
-        return "roster_version" in self.view.header["population"]
+        population = self.view.header.get("population")
+        return isinstance(population, dict) and "roster_version" in population
 
 
 def _refuse_secrets(path: Path, plan: PrivacyPlan) -> None:

@@ -45,7 +45,7 @@ def edit_private(run: Path, round: int, change: Callable[[dict[str, Any]], None]
 @pytest.mark.parametrize(
     "settings",
     [
-        ("aggregation.protocol=secure",),
+        ("aggregation.protocol=secure", "cohort.expected=15"),
         ("aggregation.protocol=ideal", "server.strategy=fedadam", "server.learning_rate=0.05"),
         ("aggregation.protocol=float", "engine.path=dual", "engine.chunk=16"),
         pytest.param(
