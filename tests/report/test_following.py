@@ -17,10 +17,12 @@ from typer.testing import CliRunner
 from fedsys.audit import audit_run
 from fedsys.cli.app import app
 from fedsys.config import load
-from fedsys.errors import RunFolderError
+from fedsys.errors import ConfigError, RunFolderError
 from fedsys.report.following import Following, send
 from fedsys.report.trackers import TrackedRun, Tracker, Value
+from server.home import Home
 from server.publication import publish_run
+from server.state import JobRow, State
 from simulations import harness
 
 SMALL = [
@@ -211,16 +213,47 @@ def test_a_damaged_folder_ends_the_following_in_one_line(
         send(tmp_path / "nowhere", {}, say=notices.append)
 
 
-@pytest.mark.slow
-def test_the_command_follows_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDSYS_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a tracker that lies in the current folder; what it makes is in `MADE`."""
     (tmp_path / "mine.py").write_text("from tests_following import made as Mine\n")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "tests_following", sys.modules[__name__])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     MADE.clear()
+    return "mine:Mine"
+
+
+def test_a_deployed_job_is_told_when_it_is_fetched(
+    simulated: tuple[Path, Recording, list[str]], tmp_path: Path, own: str
+) -> None:
+    home = Home.create(tmp_path / "hq", hosts=["localhost"])
+    shutil.copytree(simulated[0], home.jobs / "a1")
+    state = State.open(tmp_path / "hq")
+    with state.transaction() as session:
+        session.add(
+            JobRow(number=1, id="a1", name="a", config="", status="completed", submitted_at=0.0)
+        )
+    state.close()
+    fetch = ["job", "fetch", "hq", "a1"]
+    refused = CliRunner().invoke(app, [*fetch, "bad", "--track", "nothing"])
+    assert isinstance(refused.exception, ConfigError)
+    assert not (tmp_path / "bad").exists()
+    result = CliRunner().invoke(app, [*fetch, "out", "--track", own])
+    assert result.exit_code == 0, result.output
+    (tracker,) = MADE
+    assert tracker.runs == simulated[1].runs
+    assert tracker.facts == simulated[1].facts
+
+
+@pytest.mark.slow
+def test_the_command_follows_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str
+) -> None:
+    monkeypatch.setenv("FEDSYS_HOME", str(tmp_path / "home"))
     settings = [word for setting in SMALL for word in ("--set", setting)]
     result = CliRunner().invoke(
-        app, ["simulate", *settings, "--set", "privacy.mechanism=none", "--track", "mine:Mine"]
+        app, ["simulate", *settings, "--set", "privacy.mechanism=none", "--track", own]
     )
     assert result.exit_code == 0, result.output
     (tracker,) = MADE

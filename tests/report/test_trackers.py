@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedsys.errors import ConfigError
+from fedsys.report import trackers
 from fedsys.report.trackers import MLflow, TensorBoard, TrackedRun, Tracker, build_tracker, shown
 
 RUN = TrackedRun(
@@ -233,3 +235,9 @@ def test_ones_own_is_made_from_its_name(tmp_path: Path, monkeypatch: pytest.Monk
 def test_credentials_are_not_shown() -> None:
     assert shown("mlflow:https://me:pass@host:5000/x") == "mlflow:https://***@host:5000/x"
     assert shown("tensorboard:runs/tb") == "tensorboard:runs/tb"
+
+
+def test_the_examples_in_the_module_run() -> None:
+    result = doctest.testmod(trackers)
+    assert result.attempted
+    assert not result.failed

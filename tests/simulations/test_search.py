@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from fedsys.config import load
 from fedsys.errors import ConfigError, RunFolderError
+from simulations import search
 from simulations.search import Search, parse
 
 BASE = load("quickstart")
@@ -88,16 +90,22 @@ def test_a_search_says_what_it_needs() -> None:
 
 
 def test_a_search_is_stored_and_read_back(tmp_path: Path) -> None:
-    search = Search.of(
+    wanted = Search.of(
         BASE, ["local.learning_rate=log:0.01..1", "local.optimizer=sgd,adam"], "loss"
     )
-    search.store(tmp_path / "new")
-    assert Search.stored(tmp_path / "new") == search
-    assert search.minimize
+    wanted.store(tmp_path / "new")
+    assert Search.stored(tmp_path / "new") == wanted
+    assert wanted.minimize
     with pytest.raises(RunFolderError, match="go on with that search with --resume"):
-        search.store(tmp_path / "new")
+        wanted.store(tmp_path / "new")
     with pytest.raises(RunFolderError, match="no search to go on with"):
         Search.stored(tmp_path)
     (tmp_path / "new" / "search.json").write_text('{"version": 2}')
     with pytest.raises(RunFolderError, match="version 2 instead of 1"):
         Search.stored(tmp_path / "new")
+
+
+def test_the_examples_in_the_module_run() -> None:
+    result = doctest.testmod(search)
+    assert result.attempted
+    assert not result.failed
