@@ -188,6 +188,7 @@ class Coordinator:
         *,
         noise_entropy: Entropy,
         diagnostics: Mapping[str, Any],
+        noise: NDArray[np.int64] | None = None,
     ) -> Weights:
         """Top the noise up, decode, step, keep, commit; returns the model that may now be released.
 
@@ -196,6 +197,7 @@ class Coordinator:
             survivors: whose vectors are in it.
             noise_entropy: of the coordinator's own noise.
             diagnostics: for ``private.jsonl``.
+            noise: (length,) what the mechanism drew for this round beforehand, and for no other.
 
         Raises:
             TrainingError: the step left the numbers that a model can hold; the round is spent.
@@ -203,7 +205,8 @@ class Coordinator:
         open_ = self._current()
         mechanism = self.mechanism
         state = self._at_this_position(open_.number, noise_entropy)
-        noise = mechanism.top_up(len(survivors), noise_entropy)
+        if noise is None:
+            noise = mechanism.top_up(len(survivors), noise_entropy)
         topped = add_noise(total.copy(), noise, bits=mechanism.modulus_bits)
         mean = mechanism.decode(topped, seed=open_.assignment.digest)
         strength, clipping = _strength(mean, mechanism), self.clipping

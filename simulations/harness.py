@@ -22,6 +22,7 @@ from server.rounds import RoundAborted
 from server.run_folder import RunFolder, disk_errors, free_name
 from server.summary import summarize, summarize_closed
 from simulations.interrupts import uninterrupted
+from simulations.noise_ahead import NoiseAhead
 from simulations.randomness import Randomness
 from simulations.setting import Setting, prepare
 from simulations.summation import Cohort, Summed, summation
@@ -159,11 +160,16 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
     coordinator, folder, clock = job.coordinator, job.folder, _Clock()
     metrics = folder.last_metrics()
     status, model_sha256 = "completed", None
+    ahead = NoiseAhead(
+        coordinator.mechanism,
+        setting.randomness,
+        possible=job.plan.noise == "once" and coordinator.clipping is None,
+    )
     try:
         while coordinator.reserved < job.plan.rounds:
             started = time.monotonic()
             with disk_errors(folder.path):
-                trained = _one_round(setting, job, observer)
+                trained = _one_round(setting, job, observer, ahead)
             clock.seconds.append(time.monotonic() - started)
             clock.clients.append(trained)
             if _evaluation_due(job):
@@ -177,6 +183,8 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
         status = "budget-exhausted"
     except KeyboardInterrupt:
         status = "interrupted"
+    finally:
+        ahead.close()
     with disk_errors(folder.path), uninterrupted():
         if status != "interrupted":
             model = model_bytes(setting.population.trainer.state_dict(coordinator.weights))
@@ -201,7 +209,7 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
     )
 
 
-def _one_round(setting: Setting, job: Job, observer: Observer) -> int:
+def _one_round(setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead) -> int:
     """One round to its commit and checkpoint; returns how many clients trained."""
     coordinator, randomness = job.coordinator, setting.randomness
     with uninterrupted():
@@ -226,11 +234,15 @@ def _one_round(setting: Setting, job: Job, observer: Observer) -> int:
         for client, reason in list(abort.refusals.items())[:1]:
             observer(f"  client {client} (one of {len(abort.refusals)}) refused at {reason}")
         return 0
+    noise = ahead.take(open_.number)
+    if open_.number < job.plan.rounds:
+        ahead.begin(open_.number + 1)
     with uninterrupted():
         coordinator.finish_round(
             summed.total,
             summed.survivors,
             noise_entropy=randomness.top_up(open_.number),
+            noise=noise,
             diagnostics={
                 "dropped": summed.dropped,
                 "clipped_fraction": summed.clipped / max(summed.trained, 1),
