@@ -11,15 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import binom
+from typer.testing import CliRunner
 
 from fedsys.audit import audit_canaries, audit_run
 from fedsys.audit.empirical import CANARIES, read_canaries
+from fedsys.cli.app import app
 from fedsys.config import Config, load
 from fedsys.errors import AuditInputError, ConfigError
 from fedsys.privacy import AesCtrStream, Entropy
 from fedsys.privacy.ledger import read_private
 from fedsys.privacy.samplers import skellam_sampler
 from fedsys.records import AuditResult, Claim
+from simulations.benchmarks import honest_canaries
 from simulations.canaries import Canaries, run
 from simulations.randomness import SeededRandomness
 from tests.audit.conftest import failures, job
@@ -224,16 +227,56 @@ def test_ten_thousand_canaries_catch_weak_noise_and_pass_honest_noise(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_secure_protocol_carries_two_hundred_canaries(tmp_path: Path) -> None:
-    config = job(
+@pytest.mark.timeout(1800)
+def test_the_secure_protocol_carries_two_hundred_canaries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As people run it: `fedsys simulate --canaries`, then `fedsys audit --empirical`."""
+    monkeypatch.setenv("FEDSYS_HOME", str(tmp_path / "home"))
+    settings = (
         "population.partition=iid",
         "population.clients=100",
         "cohort.expected=50",
         "rounds.count=2",
         "aggregation.protocol=secure",
         "faults.dropout=0.05",
+        "engine.path=batched",
+        "engine.chunk=64",
     )
-    result = audit_canaries(run(config, canaries=200, out=tmp_path / "run").folder)
-    assert failures(result) == set()
-    assert "60 guesses right about 200 canaries" in found(result, BOUND).rederived
+    out = tmp_path / "run"
+    arguments = ["simulate", "quickstart", "--canaries", "200", "--out", str(out), "--quiet"]
+    for setting in settings:
+        arguments += ["--set", setting]
+    planted = CliRunner().invoke(app, arguments)
+    assert planted.exit_code == 0, planted.output
+    header = json.loads((out / "ledger.jsonl").read_text().splitlines()[0])["body"]
+    assert header["protocol"] == "secure"
+    assert 0 < header["delta_parts"]["quorum"] <= header["delta"] / 10
+    audited = CliRunner().invoke(app, ["audit", str(out), "--empirical", "--json"])
+    assert audited.exit_code == 0, audited.output
+    claims = {claim["name"]: claim for claim in json.loads(audited.output)["claims"]}
+    assert claims[BOUND]["holds"] is True
+    assert "60 guesses right about 200 canaries" in claims[BOUND]["rederived"]
+
+
+def test_an_honest_run_is_measured_by_the_whole_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSYS_HOME", str(tmp_path / "home"))
+    found = honest_canaries.measure(canaries=100, epsilon=2.0)
+    assert not found.refuted
+    assert 0 <= found.bound < 2
+    assert "noise divided by 2 is caught in" in found.power
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_honest_runs_are_rarely_refuted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most one in twenty; fails such an audit with probability below 1e-6.
+
+    `simulations/RESULTS.md` has 200 runs of the same.
+    """
+    monkeypatch.setenv("FEDSYS_HOME", str(tmp_path / "home"))
+    runs = 40
+    refuted = sum(honest_canaries.measure(canaries=600, epsilon=2.0).refuted for _ in range(runs))
+    assert refuted <= binom.ppf(1 - 1e-6, runs, 0.05)
