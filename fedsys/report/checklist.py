@@ -54,7 +54,7 @@ def checklist(folder: RunFolder, audit: AuditResult, facts: Facts) -> tuple[tupl
         ("DP setting", setting),
         (
             "Data accesses covered",
-            "The training of this run: every released model. Tuning runs and evaluation are not.",
+            "The training of this run: every released model. " + _not_covered(folder),
         ),
         (
             "Final mechanism's output",
@@ -78,4 +78,16 @@ def checklist(folder: RunFolder, audit: AuditResult, facts: Facts) -> tuple[tupl
             "A signed, hash-chained ledger; “fedsys audit” derives every figure again. "
             + ("Libraries: " + ", ".join(libraries) + "." if libraries else "Open source."),
         ),
+    )
+
+
+def _not_covered(folder: RunFolder) -> str:
+    """What the configuration says of tuning; only the ledgers of those runs can prove it."""
+    runs, spent = folder.setting("tuning", "runs"), folder.setting("tuning", "epsilon")
+    if type(runs) is not int or runs < 1:
+        return "Tuning runs and evaluation are not; the configuration states no tuning runs."
+    cost = figures.epsilon(spent) if isinstance(spent, float) else "unknown"
+    return (
+        f"Evaluation is not, nor are {figures.count(runs)} tuning runs before it: by the "
+        f"configuration, their ε for the outsider is {cost} in all, which adds to this run's."
     )

@@ -172,6 +172,25 @@ class TestSoundRun:
         ):
             assert item in text
 
+    @pytest.mark.parametrize(
+        ("stated", "words"),
+        [
+            ("", "the configuration states no tuning runs"),
+            (
+                "runs = 20\nepsilon = 6.1236",
+                "nor are 20 tuning runs before it: by the configuration, their ε for the outsider "
+                "is 6.13 in all",
+            ),
+            ('runs = 20\nepsilon = "0"', "ε for the outsider is unknown in all"),
+        ],
+    )
+    def test_it_tells_of_tuning_runs(
+        self, run_folder: Path, make_audit: MakeAudit, stated: str, words: str
+    ) -> None:
+        with (run_folder / "config.toml").open("a") as file:
+            file.write(f"\n[tuning]\n{stated}\n")
+        assert words in _page(run_folder, make_audit()).text
+
     def test_it_shows_the_insides_of_the_rounds_as_counts(self, private_page: str) -> None:
         text = Page(private_page).text
         for title in ("Cohort", "Dropouts by stage", "Updates clipped", "Noise to signal"):
