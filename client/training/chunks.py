@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import traceback
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -136,6 +137,8 @@ class ChunkRunner:
             return clients.halves()
         if not _out_of_memory(error) or len(clients) == 1:
             raise self._blame(error, start, pool, clients) from error
+        # What did not fit is held by the frames that failed.
+        traceback.clear_frames(error.__traceback__)
         self._most[path] = len(clients) // 2
         _log.warning(
             "out of memory with %d clients at once: going on with half; set engine.chunk to at "

@@ -10,6 +10,7 @@ On a CPU the same code runs without a graph, which is how it is tested; on a GPU
 from __future__ import annotations
 
 import math
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -241,7 +242,9 @@ class GraphPath:
             try:
                 epoch = self._epoch(start, examples, schedule, finish)
                 epoch.run(start, schedule, self._local)
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
+                # What was made half-way is held by the frames that made it.
+                traceback.clear_frames(error.__traceback__)
                 self.release()
                 raise
         return epoch

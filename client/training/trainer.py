@@ -54,6 +54,7 @@ PATHS: dict[str, PathFactory] = {
 MOST_ON_GPU = 512
 _log = logging.getLogger(__name__)
 _choices: dict[tuple[object, ...], Choice] = {}
+_fitting: dict[tuple[object, ...], int] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,7 +317,10 @@ class Trainer:
             numbers = range(len(some))
             runner.updates(path, start, pool, Clients(some, numbers, numbers))
 
-        return clients_that_fit(CudaMemory(self._device), train, MOST_ON_GPU)
+        key = self._signature(pool, rows, [(path, 0)])
+        if key not in _fitting:
+            _fitting[key] = clients_that_fit(CudaMemory(self._device), train, MOST_ON_GPU)
+        return _fitting[key]
 
     def _clock(self) -> Callable[[], float]:
         alone = self._device.type == "cpu" and torch.get_num_threads() == 1

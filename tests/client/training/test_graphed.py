@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from client.training import graphed
 from client.training.device_memory import clients_that_fit
 from client.training.flat import FlatLayout
-from client.training.graphed import GraphPath, roomy
+from client.training.graphed import Epoch, GraphPath, roomy
 from client.training.local import LocalConfig
 from client.training.loop import LoopPath
 from client.training.recorder import CudaRecorder, PlainRecorder, Work, recorder_for
@@ -229,16 +230,20 @@ def test_a_graph_is_warmed_up_beside_and_captured_once(monkeypatch: pytest.Monke
     ]
 
 
-def test_memory_that_runs_out_leaves_no_graph_behind(task: Task, pool: Examples) -> None:
-    class Full(Counting):
+def test_memory_that_runs_out_leaves_nothing_behind(task: Task, pool: Examples) -> None:
+    """Also while the exception is still at hand: whoever halves the chunk needs the memory then."""
+    made: list[weakref.ref[Epoch]] = []
+
+    class Full(PlainRecorder):
         def record(self, work: Work) -> Work:
-            if self.recorded == 1:
-                raise torch.OutOfMemoryError("no room")
-            return super().record(work)
+            made.append(weakref.ref(work.__self__))  # type: ignore[attr-defined]
+            raise torch.OutOfMemoryError("no room")
 
     local = CONFIGS["sgd"]
     path = GraphPath(task, task.init_model(0).double(), local, Full())
-    compare(path, task, local, pool, [9, 9])
-    with pytest.raises(torch.OutOfMemoryError):
+    try:
         compare(path, task, local, pool, [40, 9])
+    except torch.OutOfMemoryError:
+        assert [each() for each in made] == [None]
+    assert len(made) == 1
     assert not path._epochs

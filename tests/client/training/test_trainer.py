@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -320,6 +321,30 @@ def test_auto_measures_once_and_then_remembers(data: FederatedData) -> None:
     )
     other = Trainer(task, LOCAL)
     assert other.choose(weights, data.train, rows) is choice
+
+
+def test_on_a_gpu_only_graphs_are_tried_and_memory_is_asked_once(
+    data: FederatedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that is this CPU, with a made-up memory."""
+    asked: list[int] = []
+
+    def clients_that_fit(_memory: object, train: Callable[[int], None], most: int) -> int:
+        for clients in (2, 60):
+            train(clients)
+        asked.append(most)
+        return 200
+
+    monkeypatch.setattr("client.training.trainer.clients_that_fit", clients_that_fit)
+    for _ in range(2):
+        trainer = Trainer(load("digits"), LOCAL)
+        weights = trainer.initial_weights()
+        weights_on, pool = trainer._tensor(weights), trainer._place(data.train)
+        device = SimpleNamespace(type="cuda")
+        monkeypatch.setattr(trainer, "_device", device)
+        choice = trainer._decide(weights_on, pool, some_clients([5, 9]))
+        assert (choice.path, choice.chunk, dict(choice.refused)) == ("graph", 200, {})
+    assert asked == [512]
 
 
 def test_candidates_stay_within_memory_and_cohort() -> None:
