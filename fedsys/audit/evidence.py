@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fedsys.audit.wording import plain, value_text
+from fedsys.bounded_toml import parse_toml
 from fedsys.errors import AuditInputError, LedgerError
 from fedsys.privacy.ledger.files import open_regular, read_lines
 from fedsys.privacy.ledger.lines import FORMAT, MAX_LINE_BYTES, parse_object
@@ -174,10 +174,8 @@ def _json(path: Path) -> dict[str, Any]:
 def _toml(path: Path) -> Config:
     content = _document(path)
     try:
-        tables = tomllib.loads(content.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise LedgerError(f"{path.name} is not UTF-8 text") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        tables = parse_toml(content)
+    except ValueError as error:
         raise LedgerError(f"{path.name} is not TOML: {error}") from None
     return Config(tables=tables, sha256=hashlib.sha256(content).hexdigest())
 

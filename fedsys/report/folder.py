@@ -11,7 +11,6 @@ import json
 import math
 import os
 import stat
-import tomllib
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,9 @@ from typing import Annotated, Any, BinaryIO
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from fedsys.errors import RunFolderError
+from fedsys.bounded_toml import parse_toml
+from fedsys.errors import LedgerError, RunFolderError
+from fedsys.privacy.ledger.packing import unpack
 
 __all__ = ["PrivacySummary", "RoundDiagnostics", "RunFolder", "Summary", "printable", "read"]
 
@@ -208,7 +209,7 @@ def _summary(path: Path, problems: list[str]) -> Summary:
 def _config(path: Path, problems: list[str]) -> tuple[dict[str, Any], str]:
     try:
         text = _document(path)
-        return tomllib.loads(text), "\n".join(printable(line) for line in text.splitlines())
+        return parse_toml(text.encode()), "\n".join(printable(line) for line in text.splitlines())
     except _UNREADABLE as error:
         problems.append(_complaint(path, error))
         return {}, ""
@@ -291,4 +292,9 @@ def _diagnostics(path: Path, problems: list[str]) -> tuple[RoundDiagnostics, ...
 
 
 def _count(ids: object) -> int | None:
+    if isinstance(ids, str):
+        try:
+            return len(unpack(ids))
+        except LedgerError:
+            return None
     return len(ids) if isinstance(ids, list) else _whole(ids)

@@ -232,10 +232,25 @@ def test_poisoned_summaries_are_refused(run: Path, content: bytes) -> None:
         b"x = " + b"{a=" * 50_000,
         b"\xff",
         b"a = 1\na = 2",
+        b"a." * 120_000 + b"a = 1",
+        b"[" + b"a." * 120_000 + b"a]",
+        b"x = " + b"9" * 250_000,
+        b"x = 1\n" + b"# comment\n" * 40_000,
         b"privacy = 3\ncohort = [1]\n",
         b"x = 1e400\nprivacy.clip = inf\nprivacy.delta = nan\n",
     ],
-    ids=["arrays", "tables", "bytes", "twice", "types", "numbers"],
+    ids=[
+        "arrays",
+        "tables",
+        "bytes",
+        "twice",
+        "dots",
+        "deep",
+        "digits",
+        "long",
+        "types",
+        "numbers",
+    ],
 )
 def test_poisoned_configurations_are_refused(run: Path, content: bytes) -> None:
     (run / "config.toml").write_bytes(content)
