@@ -12,8 +12,8 @@ __all__ = ["Sample", "leaks", "longest_lives", "look"]
 
 _GROWTH = 24e6
 _YOUNG = 60.0
-_MORE_THREADS = 6
-_MORE_DESCRIPTORS = 6
+_MORE_THREADS = 10  # an agent that is not connected has one, otherwise nine
+_MORE_DESCRIPTORS = 10
 
 
 @dataclass(frozen=True, kw_only=True)

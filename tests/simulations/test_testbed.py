@@ -143,6 +143,8 @@ def test_what_grows_while_it_warms_up_is_no_leak() -> None:
     life = [sample(1.0, rss=200_000_000, threads=1), sample(50.0), sample(100.0)]
     assert leaks(life) == []
     assert leaks([sample(0.5, rss=200_000_000), sample(50.0)]) == []
+    # away at first, connected at last
+    assert leaks([sample(50.0, threads=1, descriptors=7), sample(100.0)]) == []
     # a process that was started again is another one
     assert leaks([sample(70.0), sample(70.0, pid=2, threads=50)]) == []
 
