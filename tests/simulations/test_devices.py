@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +18,13 @@ from client.training.recorder import PlainRecorder, Work
 from client.training.trainer import Trainer
 from fedsys.config import Config
 from fedsys.errors import TrainingError
+from fedsys.privacy import read_ledger
 from simulations import harness
 from simulations.chunk import RoundWork
 from simulations.devices import Devices, device_names
-from simulations.layout import lay_out
-from simulations.randomness import SeededRandomness
+from simulations.layout import Layout, lay_out
+from simulations.population import Population
+from simulations.randomness import Randomness, SeededRandomness
 from simulations.setting import Setting, prepare
 
 Configure = Callable[..., Config]
@@ -226,6 +229,32 @@ def test_a_trainer_that_is_not_on_the_cpu_is_laid_out_over_devices(
         np.testing.assert_array_equal(
             engine.total(work, chunks, length)[0], one.total(work, chunks, length)[0]
         )
+
+
+def test_a_whole_run_over_devices_gives_the_same_model(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure("engine.path=graph", "engine.chunk=8", "privacy.mechanism=none")
+    expected = harness.run(config, out=tmp_path / "one")
+
+    def over_devices(
+        config: Config, plan: object, population: Population, randomness: Randomness, *_: object
+    ) -> Layout:
+        engine = Devices([population], randomness, path=config.engine.path, deadline=60.0)
+        return Layout(engine=engine, processes=1, threads=1, clients_per_second={})
+
+    monkeypatch.setattr("simulations.setting.lay_out", over_devices)
+    found = harness.run(config, out=tmp_path / "devices")
+    assert found.metrics == expected.metrics
+    assert found.metrics["accuracy"] > 0.3
+    digests = [
+        [
+            json.loads(one.text)["aggregate_sha256"]
+            for one in read_ledger(run.folder / "ledger.jsonl").rounds
+        ]
+        for run in (expected, found)
+    ]
+    assert digests[0] == digests[1]
 
 
 def test_a_machine_without_a_gpu_never_touches_cuda(
