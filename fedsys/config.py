@@ -153,7 +153,11 @@ class Privacy(Section):
 
 
 class Aggregation(Section):
-    """How updates become a sum; `dropout` and `corrupt` are the fractions that it withstands.
+    """How updates become a sum.
+
+    `dropout` is the chance that a member of a cohort is lost: secure aggregation withstands more
+    losses than that makes likely, and delta pays for the rest. `corrupt` is the fraction that may
+    collude with the server.
 
     `noise` "once" draws a simulated sum's noise at a stroke: the same distribution, less time.
     """
