@@ -51,7 +51,7 @@ from server.coordinator import Coordinator, JobTerms
 from server.run_folder import RunFolder
 from server.strategies import Strategy, build_strategy
 
-__all__ = ["Job", "JobFacts", "budget_of", "clipping_for", "example_steps", "plan_for"]
+__all__ = ["Job", "JobFacts", "JobSpec", "budget_of", "clipping_for", "example_steps", "plan_for"]
 
 Weights = NDArray[np.float32]
 
@@ -73,6 +73,29 @@ class JobFacts:
     randomness: str
     reproducible: bool = False
     roster_version: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class JobSpec:
+    """What a job is made of, whether it begins or goes on.
+
+    Attributes:
+        config: resolved; for a job that goes on, as stored in its folder.
+        plan: as `plan_for` gives it.
+        weights: (d,) of the initial model; a job with a checkpoint goes on from that.
+        facts: for the ledger's header; a job goes on only with those that it was started with.
+        clipping: as `clipping_for` gives it.
+        signer: of the ledger; by default the coordinator's own.
+        entropy: of the job's name and the ledger's salts.
+    """
+
+    config: Config
+    plan: PrivacyPlan
+    weights: Weights
+    facts: JobFacts
+    clipping: AdaptiveClipping | None = None
+    signer: Signer | None = None
+    entropy: Entropy = os.urandom
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,31 +121,10 @@ class Job:
     facts: JobFacts
 
     @classmethod
-    def start(
-        cls,
-        folder: RunFolder,
-        *,
-        config: Config,
-        plan: PrivacyPlan,
-        weights: Weights,
-        facts: JobFacts,
-        clipping: AdaptiveClipping | None = None,
-        signer: Signer | None = None,
-        entropy: Entropy = os.urandom,
-    ) -> Job:
-        """Write configuration and ledger header into an empty folder.
-
-        Args:
-            folder: of the run.
-            config: resolved.
-            plan: as `plan_for` gives it.
-            weights: (d,) of the initial model.
-            facts: for the header.
-            clipping: as `clipping_for` gives it.
-            signer: of the ledger; by default the coordinator's own.
-            entropy: of the job's name and the ledger's salts.
-        """
-        signer, name = signer or Signer.load_or_create(), entropy(32)
+    def start(cls, folder: RunFolder, spec: JobSpec) -> Job:
+        """Write configuration and ledger header into an empty folder."""
+        config, plan, facts = spec.config, spec.plan, spec.facts
+        signer, name = spec.signer or Signer.load_or_create(), spec.entropy(32)
         folder.write_config(config)
         header = ledger_header(
             plan,
@@ -141,23 +143,21 @@ class Job:
             tuning=config.tuning.to_json(),
             config_sha256=hashlib.sha256(folder.config.read_bytes()).hexdigest(),
             code_sha256=code_hash(),
-            initial_weights_sha256=sha256_of_weights(weights),
+            initial_weights_sha256=sha256_of_weights(spec.weights),
             versions=versions(),
         )
         ledger = Ledger.create(
-            folder.ledger, folder.private, signer=signer, header=header, entropy=entropy
+            folder.ledger, folder.private, signer=signer, header=header, entropy=spec.entropy
         )
-        strategy = strategy_of(config)
         coordinator = _coordinator(
-            config,
+            spec,
             name,
-            ledger,
-            ViewAccountant(plan),
-            strategy,
-            Checkpoint(round=0, weights=weights),
-            CohortSampler(plan),
-            folder.checkpoints,
-            clipping,
+            ledger=ledger,
+            accountant=ViewAccountant(plan),
+            strategy=strategy_of(config),
+            checkpoint=Checkpoint(round=0, weights=spec.weights),
+            sampler=CohortSampler(plan),
+            checkpoints=folder.checkpoints,
         )
         return cls(
             config=config,
@@ -170,42 +170,22 @@ class Job:
         )
 
     @classmethod
-    def restore(
-        cls,
-        folder: RunFolder,
-        *,
-        config: Config,
-        plan: PrivacyPlan,
-        weights: Weights,
-        facts: JobFacts,
-        clipping: AdaptiveClipping | None = None,
-        signer: Signer | None = None,
-        entropy: Entropy = os.urandom,
-    ) -> Job:
+    def restore(cls, folder: RunFolder, spec: JobSpec) -> Job:
         """Take an interrupted job up again: charge its ledger's rounds, load its committed model.
-
-        Args:
-            folder: of the run.
-            config: as stored there.
-            plan: that it means.
-            weights: (d,) of the initial model, for a job without a checkpoint.
-            facts: must be those that the job was started with.
-            clipping: as `clipping_for` gives it.
-            signer: of the ledger; by default the coordinator's own.
-            entropy: of the ledger's salts.
 
         Raises:
             LedgerError: the ledger is closed, locked or does not hold.
             RunFolderError: it belongs to another configuration, or a checkpoint does not fit.
         """
-        signer = signer or Signer.load_or_create()
+        config, plan, facts, weights = spec.config, spec.plan, spec.facts, spec.weights
+        signer = spec.signer or Signer.load_or_create()
         with ExitStack() as held:
             ledger = Ledger.open(
                 folder.ledger,
                 folder.private,
                 signer=signer,
                 facts={"code_sha256": code_hash(), "versions": versions()},
-                entropy=entropy,
+                entropy=spec.entropy,
             )
             held.enter_context(ledger)
             view = ledger.view
@@ -232,15 +212,14 @@ class Job:
             _recall(sampler, view, ledger)
             name = bytes.fromhex(view.header["job"])
             coordinator = _coordinator(
-                config,
+                spec,
                 name,
-                ledger,
-                accountant,
-                strategy,
-                checkpoint or Checkpoint(round=0, weights=weights),
-                sampler,
-                folder.checkpoints,
-                clipping,
+                ledger=ledger,
+                accountant=accountant,
+                strategy=strategy,
+                checkpoint=checkpoint or Checkpoint(round=0, weights=weights),
+                sampler=sampler,
+                checkpoints=folder.checkpoints,
             )
             held.pop_all()
         return cls(
@@ -389,16 +368,17 @@ def strategy_of(config: Config) -> Strategy:
 
 
 def _coordinator(
-    config: Config,
+    spec: JobSpec,
     name: bytes,
+    *,
     ledger: Ledger,
     accountant: ViewAccountant,
     strategy: Strategy,
     checkpoint: Checkpoint,
     sampler: CohortSampler,
     checkpoints: Path,
-    clipping: AdaptiveClipping | None,
 ) -> Coordinator:
+    config = spec.config
     make_folder(checkpoints)
     return Coordinator(
         terms=JobTerms(
@@ -413,7 +393,7 @@ def _coordinator(
         strategy=strategy,
         sampler=sampler,
         weights=checkpoint.weights,
-        clipping=_at(checkpoint, clipping),
+        clipping=_at(checkpoint, spec.clipping),
         noise=checkpoint.mechanism,
         keep=lambda newer: save_checkpoint(checkpoints, newer),
     )

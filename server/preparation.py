@@ -16,7 +16,7 @@ from fedsys.wire.roster import RosterStatement
 from fedsys.wire.terms import Terms
 from server.enrollment import Registry
 from server.home import Home
-from server.job import Job, JobFacts, budget_of, clipping_for, plan_for
+from server.job import Job, JobFacts, JobSpec, budget_of, clipping_for, plan_for
 from server.job_model import JobModel, ModelSource
 from server.rounds import round_params
 from server.run_folder import RunFolder
@@ -116,15 +116,7 @@ class Preparation:
         promised = self._promise(row, plan)
         resolved = _resolved(config, plan)
         RunFolder.create(folder.path)
-        job = Job.start(
-            folder,
-            config=resolved,
-            plan=plan,
-            weights=model.initial_weights(),
-            facts=self._facts(roster),
-            clipping=clipping_for(resolved, plan, model.layers),
-            signer=self._home.signer,
-        )
+        job = Job.start(folder, self._spec(resolved, plan, model, roster))
         self._state.update_job(
             row.id,
             status="waiting",
@@ -152,25 +144,26 @@ class Preparation:
             raise JobFailed(f"roster version {version} is gone")
         model = self._models(config)
         plan = plan_for(config, population=len(roster.members), layers=model.layers)
-        job = Job.restore(
-            folder,
-            config=config,
-            plan=plan,
-            weights=model.initial_weights(),
-            facts=self._facts(roster),
-            clipping=clipping_for(config, plan, model.layers),
-            signer=self._home.signer,
-        )
+        job = Job.restore(folder, self._spec(config, plan, model, roster))
         _log.info("job %s: resumed after %d rounds", row.id, job.coordinator.reserved)
         return _prepared(row, job, model, roster)
 
-    def _facts(self, roster: RosterStatement) -> JobFacts:
+    def _spec(
+        self, config: Config, plan: PrivacyPlan, model: JobModel, roster: RosterStatement
+    ) -> JobSpec:
         authority = "the operator" if self._home.operator_signs_roster else "an independent key"
-        return JobFacts(
-            population_known="enrolled devices, by the signed roster",
-            roster=f"version {roster.version}, {roster.hash.hex()}, signed by {authority}",
-            randomness="os.urandom; noise by AES-256-CTR",
-            roster_version=roster.version,
+        return JobSpec(
+            config=config,
+            plan=plan,
+            weights=model.initial_weights(),
+            facts=JobFacts(
+                population_known="enrolled devices, by the signed roster",
+                roster=f"version {roster.version}, {roster.hash.hex()}, signed by {authority}",
+                randomness="os.urandom; noise by AES-256-CTR",
+                roster_version=roster.version,
+            ),
+            clipping=clipping_for(config, plan, model.layers),
+            signer=self._home.signer,
         )
 
     def _promise(self, row: JobRow, plan: PrivacyPlan) -> float | None:

@@ -35,7 +35,7 @@ from fedsys.config import Cohort, Config, Privacy, Server
 from fedsys.errors import ConfigError
 from fedsys.privacy import AesCtrStream, Entropy, read_ledger
 from server.checkpoint import write_atomically
-from server.job import Job, plan_for
+from server.job import Job, JobSpec, plan_for
 from server.run_folder import RunFolder, disk_errors, free_name
 from simulations import harness
 from simulations.engine import InProcess
@@ -228,9 +228,8 @@ def run(
             population_known=f"simulated: exact; {canaries} of them are canaries, not for release",
         )
         with disk_errors(folder.path):
-            job = Job.start(
-                folder, config=setting.config, plan=setting.plan, weights=initial, facts=facts
-            )
+            spec = JobSpec(config=setting.config, plan=setting.plan, weights=initial, facts=facts)
+            job = Job.start(folder, spec)
         with job.ledger:
             result = harness.run_rounds(setting, job, observer or _ignore)
         if not result.interrupted:

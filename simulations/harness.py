@@ -17,7 +17,7 @@ from fedsys.config import Config
 from fedsys.errors import BudgetExceeded
 from fedsys.privacy import LedgerView, read_ledger
 from server.checkpoint import model_bytes, write_atomically
-from server.job import Job
+from server.job import Job, JobSpec
 from server.rounds import RoundAborted
 from server.run_folder import RunFolder, disk_errors, free_name
 from server.summary import summarize, summarize_closed
@@ -90,15 +90,7 @@ def run(
     with setting.engine:
         folder = RunFolder.create(out or free_name(Path("runs"), config.job.name))
         with disk_errors(folder.path):
-            job = Job.start(
-                folder,
-                config=setting.config,
-                plan=setting.plan,
-                weights=setting.population.trainer.initial_weights(),
-                facts=setting.facts,
-                clipping=setting.clipping,
-                entropy=setting.randomness.job(),
-            )
+            job = Job.start(folder, _spec(setting))
         with job.ledger:
             return run_rounds(setting, job, observer or _ignore)
 
@@ -123,18 +115,22 @@ def resume(
         return RunResult(folder=path, rounds=len(view.rounds), interrupted=False, metrics=metrics)
     setting = prepare(folder.read_config(), data=data, device=device)
     with setting.engine:
-        job = Job.restore(
-            folder,
-            config=setting.config,
-            plan=setting.plan,
-            weights=setting.population.trainer.initial_weights(),
-            facts=setting.facts,
-            clipping=setting.clipping,
-        )
+        job = Job.restore(folder, _spec(setting))
         with job.ledger:
             lines = job.ledger.private_rounds.values()
             setting.clock.now = max((it.get("simulated_seconds", 0.0) for it in lines), default=0.0)
             return run_rounds(setting, job, observer or _ignore)
+
+
+def _spec(setting: Setting) -> JobSpec:
+    return JobSpec(
+        config=setting.config,
+        plan=setting.plan,
+        weights=setting.population.trainer.initial_weights(),
+        facts=setting.facts,
+        clipping=setting.clipping,
+        entropy=setting.randomness.job(),
+    )
 
 
 def _closed(folder: RunFolder) -> LedgerView | None:

@@ -16,7 +16,7 @@ from fedsys.privacy import PrivacyPlan, Signer
 from secure_agg import Roster, SecureAggError, Shared
 from server.checkpoint import sha256_of_weights, write_atomically
 from server.coordinator import OpenRound
-from server.job import Job, JobFacts, plan_for
+from server.job import Job, JobFacts, JobSpec, plan_for
 from server.rounds import RoundAborted, SecureRound
 from server.run_folder import RunFolder
 from simulations.deterministic.agent import Ask
@@ -142,32 +142,26 @@ class CoordinatorParty:
         if not folder.begun:
             shutil.rmtree(folder.path, ignore_errors=True)
             RunFolder.create(folder.path)
-            self._job = Job.start(
-                folder,
-                config=description.config,
-                plan=description.plan,
-                weights=description.weights,
-                facts=_FACTS,
-                signer=signer,
-                entropy=self._dice.bytes,
-            )
+            self._job = Job.start(folder, self._spec(description.config, signer))
         else:
             self._witness.survives(recorded(folder.ledger, folder.private))
             try:
-                self._job = Job.restore(
-                    folder,
-                    config=folder.read_config(),
-                    plan=description.plan,
-                    weights=description.weights,
-                    facts=_FACTS,
-                    signer=signer,
-                    entropy=self._dice.bytes,
-                )
+                self._job = Job.restore(folder, self._spec(folder.read_config(), signer))
             except LedgerClosed as closed:
                 self._ended(closed.reason)
                 return
             self._witness.restarted(self._job.coordinator.weights, self._job.ledger.view)
         self._later(0.0, self._next_round)
+
+    def _spec(self, config: Config, signer: Signer) -> JobSpec:
+        return JobSpec(
+            config=config,
+            plan=self._description.plan,
+            weights=self._description.weights,
+            facts=_FACTS,
+            signer=signer,
+            entropy=self._dice.bytes,
+        )
 
     def take(self, round: int, agent: int, reply: bytes) -> str:
         """A reply arrives; says what became of it, for the trace."""

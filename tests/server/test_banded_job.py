@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedsys.config import load
 from fedsys.privacy.randomness import AesCtrStream
-from server.job import Job, JobFacts, plan_for
+from server.job import Job, JobFacts, JobSpec, plan_for
 from server.run_folder import RunFolder
 
 D = 40
@@ -34,7 +34,7 @@ def open_job(folder: Path, *, start: bool) -> Job:
     make = Job.start if start else Job.restore
     run = RunFolder.create(folder) if start else RunFolder.open(folder)
     weights = np.zeros(D, dtype=np.float32)
-    return make(run, config=config, plan=plan, weights=weights, facts=FACTS)
+    return make(run, JobSpec(config=config, plan=plan, weights=weights, facts=FACTS))
 
 
 def take(job: Job, stream: AesCtrStream, *, abort: bool = False) -> NDArray[np.float32]:
