@@ -248,12 +248,17 @@ class Coordinator:
         """Give the open round up. Its cost stays spent; the server's view alone may be refunded.
 
         Args:
-            reason: for the ledger; it names no client.
+            reason: what happened; up to its first colon for the ledger, which is published, and
+                with the numbers and clients that it names after that for ``private.jsonl`` alone.
             before_unmask: nobody had been asked to unmask, so that no sum ever existed.
         """
         open_ = self._current()
         self._ledger.abort(
-            open_.number, {"reason": reason}, sampled=open_.cohort, before_unmask=before_unmask
+            open_.number,
+            {"reason": reason.partition(":")[0]},
+            sampled=open_.cohort,
+            before_unmask=before_unmask,
+            private={"reason": reason},
         )
         survivors = () if before_unmask else None
         self._accountant.charge(self.mechanism.event, open_.cohort, survivors)

@@ -104,8 +104,7 @@ def _view_claim(
     cohorts_failed: bool,
 ) -> Claim:
     derived = spending.spent.of(view)
-    number = math.inf if claimed == "inf" else claimed
-    usable = isinstance(number, (int, float)) and not isinstance(number, bool)
+    number = _stated(claimed)
     words, rests_on = epsilon_text(derived), _RESTS_ON[view]
     holds: bool | None
     if derived is None:
@@ -115,15 +114,19 @@ def _view_claim(
         elif not states_epsilon:
             words = "needs summary.json and private.jsonl"
         holds, rests_on = None, "the coordinator's word"
-        if usable and view == "participant" and number < spending.spent.outsider * (1 - _RELATIVE):
+        if (
+            number is not None
+            and view == "participant"
+            and number < spending.spent.outsider * (1 - _RELATIVE)
+        ):
             holds, words = False, f"at least the outsider's {epsilon_text(spending.spent.outsider)}"
-        elif claimed is not None and (not usable or number < 0):
+        elif claimed is not None and (number is None or number < 0):
             holds, words = False, "not a number"
     elif claimed is None:
         # A published summary leaves participant and server out; the outsider's is its headline.
         missing = view == "outsider" and states_epsilon
         holds = False if missing else None if not states_epsilon else True
-    elif not usable:
+    elif number is None:
         holds = False
     else:
         holds = number == derived or abs(number - derived) <= _RELATIVE * derived
@@ -132,11 +135,23 @@ def _view_claim(
     return claim(
         f"Epsilon, {view} view",
         holds,
-        claimed=epsilon_text(number),
+        claimed=epsilon_text(claimed if number is None else number),
         rederived=words,
         by=_accountant(view, plan),
         rests_on=rests_on,
     )
+
+
+def _stated(value: Any) -> float | None:
+    """A number from a hostile file; None if it is none, or none that a float can hold."""
+    if value == "inf":
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
 
 
 def _accountant(view: View, plan: PrivacyPlan) -> str:
@@ -163,14 +178,14 @@ def _promise_claim(stated: Any, plan: PrivacyPlan) -> Claim:
             wanted = plan.budget if plan.budget is not None else guaranteed_epsilon(plan)
         except (MechanismError, ValueError, OverflowError, MemoryError):
             wanted = None
-    number = math.inf if stated == "inf" else stated
-    same = number is None and wanted is None
-    if isinstance(number, (int, float)) and not isinstance(number, bool) and wanted is not None:
+    number = _stated(stated)
+    same = stated is None and wanted is None
+    if number is not None and wanted is not None:
         same = number == wanted or abs(number - wanted) <= _RELATIVE * wanted
     return claim(
         "Budget in the summary",
         same,
-        claimed=epsilon_text(number),
+        claimed=epsilon_text(stated if number is None else number),
         rederived=epsilon_text(wanted),
         by="the plan's budget, or the cost of all its rounds",
     )

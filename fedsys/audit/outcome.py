@@ -122,6 +122,8 @@ def _weights_claim(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> C
     holds: bool | None = found == stated
     if found is None:
         holds = None if "not installed" in (problem or "") else False
+    elif not holds and view.closed is None:
+        holds, problem = None, f"{found}: of an earlier round, the run is not finished"
     elif not holds and count > plan.dimension:
         holds, problem = None, f"{count} numbers, of which {plan.dimension} were trained"
     return claim(

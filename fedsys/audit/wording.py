@@ -50,9 +50,12 @@ def epsilon_text(epsilon: object) -> str:
     >>> epsilon_text(5.3712345), epsilon_text(math.inf), epsilon_text(None)
     ('5.3712', 'infinite', 'nothing')
     """
-    if isinstance(epsilon, (int, float)) and not isinstance(epsilon, bool):
+    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)):
+        return value_text(epsilon)
+    try:
         return "infinite" if epsilon == math.inf else f"{float(epsilon):.5g}"
-    return value_text(epsilon)
+    except OverflowError:
+        return value_text(epsilon)
 
 
 def claim(

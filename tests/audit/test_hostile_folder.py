@@ -8,18 +8,21 @@ import io
 import json
 import os
 import pickle
+import socket
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from fedsys import report
 from fedsys.audit import audit_run, to_json
 from fedsys.audit.wording import plain
-from fedsys.errors import MechanismError
+from fedsys.errors import AuditInputError, FedsysError, MechanismError
 from fedsys.privacy import PrivacyPlan, Signer
 from tests.audit.conftest import failed
 from tests.audit.forge import edit_json, entries, replace_text, sign_again, sparse
@@ -297,3 +300,130 @@ def test_plans_made_to_be_dear_cost_nothing(
     started = time.process_time()
     assert failed(run)
     assert time.process_time() - started < 20
+
+
+def _put(name: str, content: bytes) -> Callable[[Path], None]:
+    def change(run: Path) -> None:
+        (run / name).write_bytes(content)
+
+    return change
+
+
+def _add(name: str, content: bytes) -> Callable[[Path], None]:
+    def change(run: Path) -> None:
+        with (run / name).open("ab") as file:
+            file.write(content)
+
+    return change
+
+
+def _sockets(run: Path) -> None:
+    """Short names from within: a socket's path has a hundred bytes at most."""
+    with contextlib.chdir(run):
+        for name in (*FILES[1:], "model.pt", "report.html", "countersignatures.jsonl"):
+            Path(name).unlink(missing_ok=True)
+            with socket.socket(socket.AF_UNIX) as made:
+                made.bind(name)
+
+
+def _loops(run: Path) -> None:
+    for name in (*FILES[1:], "model.pt", "report.html", "countersignatures.jsonl"):
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(name)
+
+
+def _sparse(run: Path) -> None:
+    for name in (*FILES, "model.pt", "report.html", "countersignatures.jsonl"):
+        sparse(run / name, TEN_GIGABYTES)
+
+
+ATTACKS: dict[str, Callable[[Path], None]] = {
+    "sockets": _sockets,
+    "loops": _loops,
+    "sparse files": _sparse,
+    "a key twice": _put("summary.json", b'{"version": 1, "version": 1}'),
+    "halves of characters": _put("summary.json", b'{"version":1,"name":"\\ud800\\udfff"}'),
+    "a million views": _put(
+        "summary.json",
+        json.dumps(
+            {"version": 1, "privacy": {"epsilon": dict.fromkeys(range(50_000), 1)}}
+        ).encode(),
+    ),
+    "digits of a number": _put(
+        "summary.json",
+        b'{"version":1,"privacy":{"budget":%(n)s,"clip":%(n)s,"epsilon":{"outsider":%(n)s,'
+        b'"participant":-%(n)s,"server":%(n)s}}}' % {b"n": b"9" * 4000},
+    ),
+    "digits of a float": _put(
+        "summary.json", b'{"version":1,"privacy":{"delta":1.' + b"1" * 900_000 + b"}}"
+    ),
+    "names of metrics": _add(
+        "metrics.jsonl",
+        json.dumps({"round": 4, **dict.fromkeys(map(str, range(50_000)), 1)}).encode(),
+    ),
+    "infinite metrics": _add("metrics.jsonl", b'{"round":5,"loss":1e400,"accuracy":-1e400}\n'),
+    "packed bomb": _add("private.jsonl", b'{"round":5,"sampled":"' + b"A" * (4 << 20) + b'"}\n'),
+    "packed numbers": _add(
+        "private.jsonl", b'{"round":5,"sampled":"' + b"/////38A" * (1 << 18) + b'"}\n'
+    ),
+    "deep cohort": _add("private.jsonl", b'{"round":5,"sampled":' + b"[" * (4 << 20) + b"}\n"),
+    "blank lines": _add("private.jsonl", b"\n" * 100_000),
+    "long number": _add("ledger.jsonl", b'{"body":{"round":' + b"9" * 900_000 + b"}}\n"),
+    "no text": _add("ledger.jsonl", b"\xff" * 1000 + b"\n"),
+    "page of beginnings": _put(
+        "report.html", b'<p class="epsilon"><span class="symbol">' * 100_000
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_audit_and_page_survive_what_was_made_to_harm_them(run: Path, name: str) -> None:
+    """Both end soon and say what is wrong; the page holds nothing of the attacker's making."""
+    ATTACKS[name](run)
+    started = time.process_time()
+    result = audit_run(run, page=True)
+    assert not result.passed
+    assert all("\n" not in claim.rederived for claim in result.claims)
+    with contextlib.suppress(FedsysError):
+        page = report.build(run, result, private=True)
+        assert page.stat().st_size < 8 << 20
+    assert time.process_time() - started < 60
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to itself", "device", "file"])
+def test_what_is_no_folder_is_not_audited(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "run"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "file":
+        path.write_text("{}")
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else path)
+    with pytest.raises(AuditInputError, match="no such run folder"):
+        audit_run(path)
+
+
+def test_markup_in_every_string_stays_text(run: Path, signer: Signer) -> None:
+    """In all that the folder says, signed by the coordinator itself."""
+    evil = "</style><script>alert(1)</script>"
+
+    def spoiled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: spoiled(item) for key, item in value.items()}
+        return evil if isinstance(value, str) else value
+
+    lines = entries(run)
+    header = lines[0][1]
+    kept = {key: header[key] for key in ("plan", "format", "signer", "job", "unit", "neighbours")}
+    lines[0] = ("header", spoiled(header) | kept)
+    lines[-1] = (lines[-1][0], spoiled(lines[-1][1]))
+    head = sign_again(run, lines, signer)
+    edit_json(run, lambda body: body.update(spoiled(body)))
+    edit_json(run, lambda body: body.update(ledger_head=head))
+    (run / "config.toml").write_text(f'[job]\nname = "{evil}"\n[task]\n"{evil}" = "{evil}"\n')
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"round": 4, evil: 1.0}) + "\n")
+    page = report.build(run, audit_run(run), private=True).read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert page.count("</style>") == 1
+    assert "&lt;script&gt;" in page

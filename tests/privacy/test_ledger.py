@@ -499,7 +499,7 @@ class TestWriting:
             assert ledger.view is not None
             assert len(ledger.private_rounds) == 5
         assert read_ledger(tmp_path / "ledger.jsonl").resumes == (
-            {"torn_ledger_bytes": 0, "torn_private_bytes": 0},
+            {"torn_ledger_bytes": 0, "torn_private": False},
         )
 
     def test_a_missing_or_edited_private_file_stops_resuming(

@@ -177,8 +177,9 @@ class Ledger:
             self._ledger.cut(len(view.tail))
         if torn:
             self._private.cut(len(torn))
-        torn_bytes = {"torn_ledger_bytes": len(view.tail), "torn_private_bytes": len(torn)}
-        self._append("resume", {**facts, **torn_bytes})
+        # How long a private line was would tell how many were asked.
+        cut = {"torn_ledger_bytes": len(view.tail), "torn_private": bool(torn)}
+        self._append("resume", {**facts, **cut})
 
     @property
     def head(self) -> str:
