@@ -23,6 +23,10 @@ from server.coordinator import OpenRound
 __all__ = ["RoundAborted", "SecureRound", "round_params"]
 
 
+_GRAPHS = 4
+"""How often a round draws its graph anew because somebody fell silent before revealing a nonce."""
+
+
 class RoundAborted(FedsysError):
     """A round ended without a model; what it reserved stays spent.
 
@@ -146,6 +150,7 @@ def round_params(
             dropout=(n - live) / n if live else dropout,
             modulus_bits=modulus_bits,
             correctness_bits=GRAPH_BITS,
+            attempts=_GRAPHS,
         )
         least = max(2, params.colluders + 1, min(min_survivors, n))
         return dataclasses.replace(params, min_alive=least)

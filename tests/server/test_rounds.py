@@ -23,6 +23,7 @@ def test_parameters_withstand_more_than_the_expected_losses() -> None:
     assert params.quorum == 50 - 22
     assert params.threshold < 50 - 22
     large = round_params(n=1000, corrupt=0.1, dropout=0.1, modulus_bits=32, min_survivors=1)
+    assert large.attempts == params.attempts == 4, "one silent member does not end a round"
     assert 100 + 6 * 9.5 < large.dropouts < 100 + 9 * 9.5
 
 
