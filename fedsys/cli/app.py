@@ -15,6 +15,7 @@ from fedsys.cli import (
     export,
     init,
     job,
+    ledger,
     privacy,
     publish,
     simulate,
@@ -54,6 +55,7 @@ app.command("tune")(tune.tune)
 app.command("export")(export.export)
 app.command("init")(init.init)
 app.command("doctor")(doctor.doctor)
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(coordinator.app, name="coordinator")
 app.add_typer(job.app, name="job")
 app.add_typer(agent.app, name="agent")

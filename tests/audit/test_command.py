@@ -16,9 +16,9 @@ from tests.audit.conftest import job
 from tests.audit.forge import edit_json
 
 
-def call(*arguments: str) -> tuple[int, str]:
+def call(*arguments: str, command: str = "audit") -> tuple[int, str]:
     """Exit code and output; known errors end as they do in ``fedsys.cli.main``."""
-    result = CliRunner().invoke(app, ["audit", *arguments])
+    result = CliRunner().invoke(app, [command, *arguments])
     if isinstance(result.exception, FedsysError):
         return result.exception.exit_code, str(result.exception)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -79,6 +79,19 @@ def test_a_folder_that_cannot_be_written_to_is_a_note(
     assert code == 0
     assert "audit.json was not written: permission denied" in output
     assert not (run / "audit.json").exists()
+
+
+def test_the_head_is_printed_for_anchoring(run: Path, signer: Signer, tmp_path: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    code, text = call("head", str(run), "--key", signer.public_hex, command="ledger")
+    assert code == 0
+    assert text.split()[0] == summary["ledger_head"]
+    code, text = call("head", str(run), "--key", "ab" * 32, command="ledger")
+    assert code != 0
+    assert "is signed by" in text or "not a public key" in text
+    code, text = call("head", str(tmp_path), command="ledger")
+    assert code != 0
+    assert "holds no ledger.jsonl" in text
 
 
 def test_compose_prints_totals(run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,44 @@
+"""``fedsys ledger``: what to write down elsewhere, so that nobody can rewrite a run's history."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(help="A run's privacy ledger.", no_args_is_help=True)
+
+
+@app.callback()
+def ledger() -> None:
+    """A run's privacy ledger."""
+
+
+@app.command()
+def head(
+    run: Annotated[Path, typer.Argument(help="A run's folder, finished or not.")],
+    key: Annotated[
+        str | None,
+        typer.Option(help="The signer's public key (64 hex digits) or a file that holds it."),
+    ] = None,
+) -> None:
+    """Verify the ledger and print its head: anchor it where the coordinator cannot change it.
+
+    Whoever kept a head can tell later that no line up to it was changed, added or taken away.
+    """
+    from fedsys.errors import LedgerError
+    from fedsys.privacy import load_public_key, read_ledger
+
+    path = run / "ledger.jsonl"
+    if not path.exists():
+        raise LedgerError(f"{run}: no run's folder: it holds no ledger.jsonl")
+    pinned = None if key is None else load_public_key(key)
+    view = read_ledger(path, key=pinned, allow_torn=True)
+    typer.echo(view.head)
+    state = "closed" if view.closed is not None else "open: more lines may follow"
+    typer.echo(
+        f"{view.lines} lines, {len(view.rounds)} rounds, {state}; signed by {view.signer}", err=True
+    )
