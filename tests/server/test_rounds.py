@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from fedsys.config import load
+from fedsys.errors import MechanismError
 from fedsys.privacy.quorum import live_members
 from secure_agg import SecAggParams
 from secure_agg.errors import ParameterError
+from server.job import plan_for
 from server.rounds import RoundAborted, round_params
 
 
@@ -49,3 +52,18 @@ def test_a_cohort_that_cannot_be_served_aborts() -> None:
     with pytest.raises(RoundAborted, match="secure aggregation") as caught:
         round_params(n=2, corrupt=0.1, dropout=0.1, modulus_bits=32, min_survivors=1)
     assert caught.value.nothing_summed
+
+
+@pytest.mark.parametrize("protocol", ["secure", "ideal"])
+def test_a_jobs_plan_pays_for_its_quorum_where_there_is_one(protocol: str) -> None:
+    """Simulated, deployed and canary jobs alike: all have their plan from here."""
+    settings = [f"aggregation.protocol={protocol}", "population.clients=1437"]
+    plan = plan_for(load("quickstart", settings), population=1437, layers=[650])
+    assert (plan.delta_quorum > 0) is (protocol == "secure")
+    assert plan.delta_quorum <= plan.delta / 10
+    small = load("quickstart", [*settings, "cohort.expected=40", "aggregation.dropout=0.2"])
+    if protocol == "secure":
+        with pytest.raises(MechanismError, match="misses the quorum of secure aggregation"):
+            plan_for(small, population=1437, layers=[650])
+    else:
+        plan_for(small, population=1437, layers=[650])
