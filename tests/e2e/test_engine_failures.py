@@ -85,20 +85,19 @@ def test_what_happens_once_costs_nothing(fedsys: CommandLine, how: str, backend:
         assert done.stderr.count("out of memory with 4 clients at once: going on with half") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("how", "said"),
     [
         ("raises", r"error: client \d+: training on its 24 examples failed: ValueError: the label"),
-        pytest.param(
+        (
             "memory",
             r"error: client \d+: out of memory with this client alone, .*local\.batch_size",
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
+        (
             "killed",
             r"error: clients \d+, .*\(4 at once\): 3 .* died, the last .*; lower engine\.",
-            marks=pytest.mark.slow,
         ),
     ],
 )
