@@ -7,14 +7,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from fedsys.audit.evidence import Evidence
 from fedsys.audit.spending import Spending
 from fedsys.audit.wording import claim, epsilon_text, value_text
 from fedsys.errors import MechanismError
 from fedsys.privacy import VIEWS, Event, PrivacyPlan, View, guaranteed_epsilon
+from fedsys.privacy.costs import server_cost
+from fedsys.privacy.events import SkellamEvent
+from fedsys.privacy.rdp import ORDERS, SERVER_ORDERS, epsilon_of
 from fedsys.records import Claim
 
-__all__ = ["epsilon_claims", "event_claim", "underivable_claims"]
+__all__ = ["alone_claim", "epsilon_claims", "event_claim", "underivable_claims"]
 
 _RELATIVE = 1e-6
 """Agreement of two derivations by one accountant."""
@@ -79,6 +84,33 @@ def epsilon_claims(
         yield _promise_claim(privacy.get("budget"), plan)
     if plan.budget is not None:
         yield _budget_claim(plan, spending)
+
+
+def alone_claim(plan: PrivacyPlan, events: Counter[Event], turns: int, roster: Any) -> Claim | None:
+    """The server's epsilon if all others collude with it: a client's own share of noise is left.
+
+    Whoever decides who is a member can fill the cohorts with its own, so this is the figure for a
+    client that trusts neither the operator nor an authority of the roster beside it.
+
+    Args:
+        plan: of the header.
+        events: of the rounds.
+        turns: rounds in which the worst client's update was, or may have been, summed.
+        roster: whose word the list of members is, as the header says.
+    """
+    shared = [event for event in events if isinstance(event, SkellamEvent)]
+    if not shared:
+        return None  # others' noise never counted, or there is none
+    dearest = np.max([server_cost(event, event.colluders + 1) for event in shared], axis=0)
+    epsilon = epsilon_of(turns * dearest[SERVER_ORDERS], plan.delta_server, ORDERS[SERVER_ORDERS])
+    return claim(
+        "Epsilon, server view, all others colluding",
+        None,
+        claimed="nothing: a server that keeps to the protocol is assumed",
+        rederived=f"{epsilon_text(epsilon)} after {turns} rounds at one's own share of noise alone",
+        by="RDP, no amplification, c = n - 1",
+        rests_on=f"who vouches for the members: {value_text(roster)}",
+    )
 
 
 def underivable_claims(reason: str) -> Iterator[Claim]:

@@ -25,7 +25,7 @@ from fedsys.audit.countersigned import (
     countersigned_claims,
     read_countersignatures,
 )
-from fedsys.audit.epsilons import epsilon_claims, event_claim, underivable_claims
+from fedsys.audit.epsilons import alone_claim, epsilon_claims, event_claim, underivable_claims
 from fedsys.audit.evidence import Evidence, gather
 from fedsys.audit.outcome import outcome_claims
 from fedsys.audit.page import page_claim
@@ -183,6 +183,16 @@ def _examine_privacy(audit: Audit, view: LedgerView, plan: PrivacyPlan) -> None:
         return
     failed = found is not None and bool(found.problems)
     claims.extend(epsilon_claims(evidence, plan, audit.spending, cohorts_failed=failed))
+    if audit.cohorts is not None:
+        lost = sum(record.outcome is None for record in view.rounds)
+        trust = view.header.get("trust")
+        alone = alone_claim(
+            plan,
+            audit.events,
+            audit.cohorts.most_participations + lost,
+            trust.get("roster") if isinstance(trust, dict) else None,
+        )
+        claims.extend([alone] if alone is not None else [])
     if plan.protected:
         claims.extend(cross_checks(plan, audit.events, audit.spending))
 

@@ -12,9 +12,12 @@ import pytest
 
 from fedsys.audit import audit_run, to_json, write
 from fedsys.audit.chain import UNPINNED
+from fedsys.audit.wording import epsilon_text
 from fedsys.errors import AuditInputError, LedgerError
 from fedsys.privacy import Ledger, Signer, ViewAccountant, read_ledger
+from fedsys.privacy.events import SkellamEvent
 from fedsys.privacy.ledger import read_private
+from fedsys.privacy.rdp import ORDERS, SERVER_ORDERS, curve_of, epsilon_of, skellam_loss
 from fedsys.privacy.replay import charge_rounds, plan_of
 from fedsys.records import AuditResult
 from server.publication import publish_run
@@ -42,6 +45,21 @@ def test_an_honest_run_passes_and_names_what_rests_on_whose_word(run: Path) -> N
     assert result.delta == summary["privacy"]["delta"]
     assert [point.round for point in result.curve] == [1, 2, 3, 4]
     assert result.curve[-1].spent.to_json() == pytest.approx(summary["privacy"]["epsilon"])
+
+
+def test_what_a_client_s_own_noise_protects_is_said(run: Path) -> None:
+    """If all others collude with the server: one share of V*/n_cap, for each of its rounds."""
+    claim = next(c for c in audit_run(run).claims if c.name.endswith("all others colluding"))
+    private, _ = read_private(run / "private.jsonl")
+    turns = max(max(line["participations"]) for line in private.values())
+    plan = plan_of(entries(run)[0][1])
+    event = plan.event()
+    assert isinstance(event, SkellamEvent)
+    loss = curve_of(skellam_loss(event.l2, event.l1, event.total_variance / event.cap))
+    expected = epsilon_of(turns * loss[SERVER_ORDERS], plan.delta_server, ORDERS[SERVER_ORDERS])
+    assert claim.rederived.startswith(f"{epsilon_text(expected)} after {turns} rounds")
+    assert "made by this simulation" in claim.rests_on
+    assert expected > (audit_run(run).curve[-1].spent.server or math.inf)
 
 
 def test_the_pinned_signer_settles_who_signed(run: Path, signer: Signer) -> None:
