@@ -30,7 +30,10 @@ def export(
         typer.Option(help="Folder with data files.", show_default="$FEDSYS_DATA"),
     ] = None,
 ) -> None:
-    """Write a model that carries its epsilon, delta and ledger head; the run is audited first."""
+    """Write a model that carries its epsilon, delta and ledger head; the run is audited first.
+
+    A recurrent model is unrolled, which takes minutes as .pt2 and longer as .onnx.
+    """
     from fedsys.cli.extras import require
     from fedsys.errors import ConfigError
     from server.checkpoint import write_atomically
