@@ -1,8 +1,8 @@
 """A model in the formats that other programs read; each carries what its training cost.
 
 ``.safetensors`` holds the weights, ``.pt2`` and ``.onnx`` the whole computation with any number of
-examples at once. A model that loops over a sequence is unrolled step by step: torch takes a minute
-or more over a ``.pt2`` of 80 steps, and longer than ten over an ``.onnx``.
+examples at once. A model that loops over a sequence is unrolled step by step, which takes torch
+minutes, longest for an ``.onnx``.
 """
 
 from __future__ import annotations
