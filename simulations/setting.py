@@ -203,7 +203,12 @@ def _resolved(config: Config, plan: PrivacyPlan, population: Population) -> Conf
     trainer = population.trainer
     probe = [population.partition.indices_of(id) for id in range(min(population.size, 64))]
     with using_threads(config.engine.threads or int(trainer.device.type == "cpu")):
-        choice = trainer.choose(trainer.initial_weights(), population.train_set, probe)
+        choice = trainer.choose(
+            trainer.initial_weights(),
+            population.train_set,
+            probe,
+            clip=plan.event().clip if config.aggregation.protocol == "float" else None,
+        )
     update: dict[str, Any] = {
         "population": config.population.model_copy(update={"clients": population.size}),
         "cohort": config.cohort.model_copy(

@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Choice", "candidates", "measure", "most_at_once"]
+__all__ = ["Choice", "best", "candidates", "measure", "most_at_once"]
 
 CHUNKS = (8, 32, 128, 512)
-_ENOUGH = 0.05
-_TOO_LONG = 0.75
+_ENOUGH = 0.05  # seconds for each (path, chunk)
+_REPETITIONS = 3
+_CERTAINLY = 0.5  # seconds that are enough however few repetitions they held
+_TOO_LONG = 1.5  # seconds of one repetition
+_ALIKE = 0.95  # of the best rate: what is within this is called noise
 _HOST_BYTES = 1 << 30
 
 
@@ -74,21 +77,41 @@ def measure(
     `clock` may be ``time.process_time`` where one thread does all the work: what else runs on the
     machine then disturbs the choice less.
 
-    A path whose small chunk already takes long is not measured with larger ones.
+    The candidates take turns, so that a moment in which the machine is busy harms none of them
+    alone, and the fastest turn of each counts. A path whose small chunk already takes long is not
+    measured with larger ones, nor again.
     """
     clock = clock or time.perf_counter
     rates: dict[tuple[str, int], float] = {}
+    spent: dict[tuple[str, int], float] = {}
     slow: set[str] = set()
-    for path, chunk in tried:
-        if path in slow:
-            continue
-        best = spent = 0.0
-        while spent < _ENOUGH:
+    waiting, turn = list(tried), 0
+    while waiting:
+        turn += 1
+        again = []
+        for path, chunk in waiting:
+            if path in slow:
+                continue
+            key = (path, chunk)
             start = clock()
             trained = train(path, chunk)
             seconds = max(clock() - start, 1e-9)
-            best, spent = max(best, trained / seconds), spent + seconds
-        rates[path, chunk] = best
-        if spent > _TOO_LONG:
-            slow.add(path)
+            rates[key] = max(rates.get(key, 0.0), trained / seconds)
+            spent[key] = spent.get(key, 0.0) + seconds
+            if seconds > _TOO_LONG:
+                slow.add(path)
+            elif spent[key] < _CERTAINLY and (turn < _REPETITIONS or spent[key] < _ENOUGH):
+                again.append(key)
+        waiting = again
     return rates
+
+
+def best(rates: Mapping[tuple[str, int], float]) -> tuple[str, int]:
+    """The fastest path with its largest chunk that is as fast but for noise.
+
+    >>> best({("dual", 8): 98.0, ("dual", 32): 96.0, ("dual", 128): 70.0, ("loop", 1): 97.0})
+    ('dual', 32)
+    """
+    path, fastest = max(rates, key=lambda each: rates[each])
+    least = _ALIKE * rates[path, fastest]
+    return path, max(chunk for own, chunk in rates if own == path and rates[own, chunk] >= least)

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client.training.autotune import Choice, candidates, measure, most_at_once
+from client.training.autotune import Choice, best, candidates, measure, most_at_once
 from client.training.batched import BatchedPath
 from client.training.chunks import ChunkRunner, Clients
 from client.training.device_memory import CudaMemory, clients_that_fit
@@ -147,11 +147,22 @@ class Trainer:
         self._layout.write(self._model, self._tensor(weights))
         return evaluate(self._task, self._model, examples.to(self._device))
 
-    def choose(self, weights: Weights, examples: Examples, client_rows: Sequence[Rows]) -> Choice:
-        """The path and chunk for such clients; measured at the first call, then remembered."""
+    def choose(
+        self,
+        weights: Weights,
+        examples: Examples,
+        client_rows: Sequence[Rows],
+        *,
+        clip: float | None = None,
+    ) -> Choice:
+        """The path and chunk for such clients; measured at the first call, then remembered.
+
+        With `clip`, `clipped_sum` is what is measured, else `train`.
+        """
         if self._choice is None:
             usual = sorted(client_rows, key=len)[len(client_rows) // 4 :]
-            self._choice = self._decide(self._tensor(weights), self._place(examples), usual)
+            start, pool = self._tensor(weights), self._place(examples)
+            self._choice = self._decide(start, pool, usual, clip)
             _log.info("local training: %s", self._choice)
         return self._choice
 
@@ -221,7 +232,8 @@ class Trainer:
         total = np.zeros(self.dimension, dtype=np.float64)
         norms = np.zeros(len(client_rows), dtype=np.float32)
         start, pool = self._tensor(weights), self._place(examples)
-        for path, which, clients in self._chunks(weights, examples, client_rows, seeds, names):
+        chunks = self._chunks(weights, examples, client_rows, seeds, names, clip=clip)
+        for path, which, clients in chunks:
             part, own = self._runner.clipped_sum(path, start, pool, clients, clip)
             total += part.cpu().numpy()
             norms[which] = own.cpu().numpy()
@@ -234,13 +246,15 @@ class Trainer:
         client_rows: Sequence[Rows],
         seeds: Sequence[int],
         names: Sequence[object] | None,
+        *,
+        clip: float | None = None,
     ) -> Iterator[tuple[str, list[int], Clients]]:
         """The path, the positions and the clients of each chunk, most steps first."""
         called = names if names is not None else range(len(client_rows))
         clients = Clients(client_rows, seeds, called)
         if not len(clients):
             return
-        choice = self.choose(weights, examples, client_rows)
+        choice = self.choose(weights, examples, client_rows, clip=clip)
         order = self._longest_first(client_rows)
         for at in range(0, len(order), choice.chunk):
             which = order[at : at + choice.chunk]
@@ -251,7 +265,9 @@ class Trainer:
         order: list[int] = np.argsort(-lengths, kind="stable").tolist()
         return order
 
-    def _decide(self, start: Tensor, pool: Examples, rows: Sequence[Rows]) -> Choice:
+    def _decide(
+        self, start: Tensor, pool: Examples, rows: Sequence[Rows], clip: float | None
+    ) -> Choice:
         usable, refused = self._usable(pool, rows)
         if self._asked_chunk:
             tried = [(name, self._asked_chunk) for name in usable]
@@ -265,14 +281,14 @@ class Trainer:
             tried = candidates(usable, len(rows), most)
         if len(tried) == 1:
             return Choice(path=tried[0][0], chunk=tried[0][1], refused=refused)
-        key = self._signature(pool, rows, tried)
+        key = (*self._signature(pool, rows, tried), clip is not None)
         if key not in _choices:
             rates = measure(
                 tried,
-                lambda path, clients: self._measured(path, clients, start, pool, rows),
+                lambda path, clients: self._measured(path, clients, start, pool, rows, clip),
                 self._clock(),
             )
-            path, chunk = max(rates, key=lambda each: rates[each])
+            path, chunk = best(rates)
             _choices[key] = Choice(
                 path=path, chunk=chunk, refused=refused, clients_per_second=rates
             )
@@ -327,12 +343,22 @@ class Trainer:
         return time.process_time if alone else time.perf_counter
 
     def _measured(
-        self, path: str, clients: int, start: Tensor, pool: Examples, rows: Sequence[Rows]
+        self,
+        path: str,
+        clients: int,
+        start: Tensor,
+        pool: Examples,
+        rows: Sequence[Rows],
+        clip: float | None,
     ) -> float:
         """Trains so many clients; how many of average size that was."""
         some = [rows[k] for k in self._longest_first(rows[:clients])]
         numbers = range(len(some))
-        self._runner.updates(path, start, pool, Clients(some, numbers, numbers))
+        chosen = Clients(some, numbers, numbers)
+        if clip is None:
+            self._runner.updates(path, start, pool, chosen)
+        else:
+            self._runner.clipped_sum(path, start, pool, chosen, clip)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         average = sum(len(each) for each in rows) / len(rows)

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.training import LocalConfig, Trainer
-from client.training.autotune import candidates, measure
+from client.training.autotune import best, candidates, measure
 from client.training.loop import LoopPath
 from client.training.schedule import Schedule
 from client.training.trainer import PATHS
@@ -316,9 +317,7 @@ def test_auto_measures_once_and_then_remembers(data: FederatedData) -> None:
     trainer.train(weights, data.train, rows, range(20))
     choice = trainer.choice
     assert choice is not None
-    assert choice.clients_per_second[choice.path, choice.chunk] == max(
-        choice.clients_per_second.values()
-    )
+    assert (choice.path, choice.chunk) == best(choice.clients_per_second)
     other = Trainer(task, LOCAL)
     assert other.choose(weights, data.train, rows) is choice
 
@@ -342,7 +341,7 @@ def test_on_a_gpu_only_graphs_are_tried_and_memory_is_asked_once(
         weights_on, pool = trainer._tensor(weights), trainer._place(data.train)
         device = SimpleNamespace(type="cuda")
         monkeypatch.setattr(trainer, "_device", device)
-        choice = trainer._decide(weights_on, pool, some_clients([5, 9]))
+        choice = trainer._decide(weights_on, pool, some_clients([5, 9]), None)
         assert (choice.path, choice.chunk, dict(choice.refused)) == ("graph", 200, {})
     assert asked == [512]
 
@@ -364,12 +363,57 @@ def test_a_slow_path_is_not_measured_with_larger_chunks(monkeypatch: pytest.Monk
 
     def train(path: str, clients: int) -> float:
         seen.append((path, clients))
-        now[0] += 1.0
+        now[0] += 2.0
         return clients
 
     rates = measure([("batched", 8), ("batched", 32), ("loop", 1)], train)
     assert seen == [("batched", 8), ("loop", 1)]
-    assert rates == {("batched", 8): 8.0, ("loop", 1): 1.0}
+    assert rates == {("batched", 8): 4.0, ("loop", 1): 0.5}
+
+
+def test_what_keeps_the_machine_busy_for_a_while_decides_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first turn of each candidate takes ten times as long, for the larger chunks more."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    seen: list[tuple[str, int]] = []
+
+    def train(path: str, clients: int) -> float:
+        first = (path, clients) not in seen
+        seen.append((path, clients))
+        now[0] += clients * (0.001 if clients == 8 else 0.0005) * (10 if first else 1)
+        return clients
+
+    rates = measure([("dual", 8), ("dual", 32)], train)
+    assert seen[:4] == [("dual", 8), ("dual", 32)] * 2
+    assert rates == {("dual", 8): pytest.approx(1000), ("dual", 32): pytest.approx(2000)}
+    assert best(rates) == ("dual", 32)
+
+
+def test_what_will_run_is_what_is_measured(
+    data: FederatedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums are measured where sums are asked for, and remembered apart."""
+    trainers = [Trainer(load("digits", {"hidden": 6}), LOCAL) for _ in range(2)]
+    called: list[str] = []
+    for trainer in trainers:
+        runner = trainer._runner
+        for name in ("updates", "clipped_sum"):
+            method = getattr(runner, name)
+
+            def spy(*args: Any, _of: Any = method, _name: str = name, **named: Any) -> Any:
+                called.append(_name)
+                return _of(*args, **named)
+
+            monkeypatch.setattr(runner, name, spy)
+    weights, rows = trainers[0].initial_weights(), some_clients([5] * 12)
+    trainers[0].choose(weights, data.train, rows)
+    assert set(called) == {"updates"}
+    called.clear()
+    trainers[1].clipped_sum(weights, data.train, rows, range(12), clip=1.0)
+    assert len(called) > 1
+    assert called[0] == "clipped_sum"
 
 
 def test_weights_round_trip_and_evaluation(data: FederatedData) -> None:
