@@ -252,7 +252,7 @@ def test_private_lines_cannot_be_moved(run: Path, change: Callable[[Lines], Line
 
 def test_another_model_is_refused(run: Path) -> None:
     (run / "model.pt").write_bytes(b"another model")
-    assert failed(run) == {"Model file"}
+    assert failed(run) == {"Model file", "Model weights"}
 
 
 @pytest.mark.parametrize(
