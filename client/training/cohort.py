@@ -42,6 +42,7 @@ class Cohort:
     Attributes:
         clients: K.
         active: A, how many of them take part in the current step.
+        alone: the only client whose batch the model is fed now; None for all active ones.
         batch: B of the current step.
         past: Rows of history that each client has at the current step.
         rows: (total,) the step of each row of history.
@@ -64,6 +65,7 @@ class Cohort:
         self.ragged = ragged
         self.alpha, self.combine = alpha, combine
         self.step = self.active = self.batch = self.past = 0
+        self.alone: int | None = None
         self._widths, self._lengths, self._like = widths, lengths, like
         self._step_of_row = np.repeat(np.arange(len(widths)), widths)
         self._starts = [0, *itertools.accumulate(widths)]
@@ -73,6 +75,11 @@ class Cohort:
         self._now = like
         self._final: Tensor | None = None
         self._pairs: Tensor | None = None
+
+    @property
+    def fed(self) -> range:
+        """The clients whose batch the model is fed now."""
+        return range(self.active) if self.alone is None else range(self.alone, self.alone + 1)
 
     def begin(self, step: int, active: int) -> None:
         """`step` starts, with the first `active` clients."""

@@ -31,17 +31,18 @@ class ClientConv2d(nn.Module):
             )
         self.geometry = (list(like.stride), list(like.padding), list(like.dilation))
         self.groups = like.groups
-        self.grads: list[Tensor]
         self._cohort: Cohort
         self._start: list[Tensor]
         self._params: list[Tensor]
         self._stepper: Stepper
+        self._grads: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     def start(
         self, cohort: Cohort, local: LocalConfig, weight: Tensor, bias: Tensor | None
     ) -> None:
         """All clients have the weights `weight` (out, in, h, w) and `bias` (out,)."""
         self._cohort = cohort
+        self._grads.clear()
         # (K, out, h, w, in) in memory: each client's slice is channels-last.
         last = weight.permute(0, 2, 3, 1)
         own = last.expand(cohort.clients, *last.shape).contiguous().permute(0, 1, 4, 2, 3)
@@ -57,19 +58,25 @@ class ClientConv2d(nn.Module):
         return weight[client], bias[0][client] if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(A B, in, H, W) to (A B, out, H', W')."""
+        """(A B, in, H, W) to (A B, out, H', W'), or those of one client."""
         x = x.contiguous(memory_format=torch.channels_last)
         outputs: Tensor = _ClientConv2d.apply(x, self._cohort.anchor, self)  # type: ignore[no-untyped-call]
         return outputs
 
-    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """The batch, client by client."""
-        clients, batch = self._cohort.active, self._cohort.batch
-        return rows.view(clients, batch, *rows.shape[1:]).unbind(0)
+    @property
+    def fed(self) -> range:
+        """The clients whose batch comes now."""
+        return self._cohort.fed
 
-    def step(self, grads: list[Tensor]) -> None:
-        """One optimizer step of the active clients."""
-        self._stepper.step(grads[: len(self._params)], self._cohort.active)
+    def learn(self, client: int, weight: Tensor, bias: Tensor | None) -> None:
+        """A client's gradients; the active clients take their step once all of them have some."""
+        self._grads[client] = weight, bias
+        active = range(self._cohort.active)
+        if len(self._grads) == len(active):
+            weights = torch.stack([self._grads[each][0] for each in active])
+            biases = [own for each in active if (own := self._grads[each][1]) is not None]
+            self._stepper.step([weights, torch.stack(biases)] if biases else [weights], len(active))
+            self._grads.clear()
 
     def squared_norms(self) -> Tensor:
         """(K,) float64 the sum of squares of each client's update."""
@@ -97,14 +104,14 @@ class _ClientConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: ClientConv2d) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.layer, ctx.wanted = layer, x.requires_grad
+        ctx.layer, ctx.wanted, ctx.clients = layer, x.requires_grad, layer.fed
         stride, padding, dilation = layer.geometry
-        return torch.cat(
+        return _joined(
             [
                 functional.conv2d(
                     own, *layer.of_client(client), stride, padding, dilation, layer.groups
                 )
-                for client, own in enumerate(layer.split(x))
+                for client, own in zip(ctx.clients, _split(x, ctx.clients), strict=True)
             ]
         )
 
@@ -114,8 +121,9 @@ class _ClientConv2d(torch.autograd.Function):
         layer: ClientConv2d = ctx.layer
         stride, padding, dilation = layer.geometry
         dy = grads[0].contiguous(memory_format=torch.channels_last)
-        dx, dw, db = [], [], []
-        for client, (own, upper) in enumerate(zip(layer.split(x), layer.split(dy), strict=True)):
+        dx, learnt = [], []
+        batches = zip(_split(x, ctx.clients), _split(dy, ctx.clients), strict=True)
+        for client, (own, upper) in zip(ctx.clients, batches, strict=True):
             weight, bias = layer.of_client(client)
             down, of_weight, of_bias = torch.ops.aten.convolution_backward(
                 upper,
@@ -131,7 +139,18 @@ class _ClientConv2d(torch.autograd.Function):
                 [ctx.wanted, True, bias is not None],
             )
             dx.append(down)
-            dw.append(of_weight)
-            db.append(of_bias)
-        layer.step([torch.stack(each) for each in (dw, db) if each[0] is not None])
-        return torch.cat(dx) if ctx.wanted else None, None, None
+            learnt.append((client, of_weight, of_bias))
+        for each in learnt:
+            layer.learn(*each)
+        return _joined(dx) if ctx.wanted else None, None, None
+
+
+def _split(rows: Tensor, clients: range) -> tuple[Tensor, ...]:
+    """A batch, client by client."""
+    if len(clients) == 1:
+        return (rows,)
+    return rows.view(len(clients), -1, *rows.shape[1:]).unbind(0)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -8,7 +8,7 @@ for any model that treats the examples of a batch independently, which the self-
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
 from client.training.parameter_free import BitDropout, replacement, swap_relu_and_pool
 from client.training.schedule import Schedule
+from client.training.trunk import TrunkAndHead, in_sequence
 from fedsys.tasks import Examples, Task, seeded
 
 __all__ = ["DualPath", "pays"]
@@ -65,6 +66,7 @@ class DualPath:
         swap_relu_and_pool(self._model)
         self._model.train()
         self._data = _DataLayers.of(self._model)
+        self._cut = TrunkAndHead.of(self._model)
         self._room = Room()
 
     def _swap(self, module: nn.Module, prefix: str) -> nn.Module:
@@ -152,6 +154,9 @@ class DualPath:
     ) -> Cohort:
         data = None if self._data is None else self._data.inputs(examples, schedule)
         cohort = self._begin(start, schedule, data, summing)
+        model: nn.Module = self._model
+        if self._cut is not None:
+            model, self._cut.cohort = self._cut, cohort
         even: dict[tuple[int, ...], Tensor] = {}
         seed = seeds[0] & 0xFFFFFFFFFFFFFFFF
         for number, dropout in enumerate(self._dropouts):
@@ -160,7 +165,7 @@ class DualPath:
             for number, step in enumerate(schedule.steps):
                 cohort.begin(number, len(step.counts))
                 if self._data is None:
-                    outputs = self._model(examples_of(examples.x, step).flatten(0, 1))
+                    outputs = model(examples_of(examples.x, step).flatten(0, 1))
                 else:
                     outputs = self._data.after(self._data.layer(None))
                 targets = examples_of(examples.y, step).flatten(0, 1)
@@ -215,7 +220,7 @@ class _DataLayers:
     @classmethod
     def of(cls, model: nn.Module) -> _DataLayers | None:
         """None where another layer comes first, or one whose output chance decides."""
-        layers = list(_in_sequence(model))
+        layers = list(in_sequence(model))
         for at, layer in enumerate(layers):
             if isinstance(layer, DualLinear):
                 before, after = nn.Sequential(*layers[:at]), nn.Sequential(*layers[at + 1 :])
@@ -246,15 +251,6 @@ class _DataLayers:
 
 
 _NO_DATA = (DualLinear, ClientConv2d, BitDropout, nn.modules.dropout._DropoutNd)
-
-
-def _in_sequence(model: nn.Module) -> Iterator[nn.Module]:
-    """The layers of nested Sequentials, one after the other."""
-    if type(model) is not nn.Sequential:
-        yield model
-        return
-    for layer in model:
-        yield from _in_sequence(layer)
 
 
 def _check_trainable_once(model: nn.Module, layout: FlatLayout) -> None:

@@ -66,7 +66,25 @@ def convolutional() -> nn.Module:
     )
 
 
-MODELS = {"softmax": softmax, "mlp": mlp, "convolutional": convolutional}
+class Residual(nn.Module):
+    """A convolution and a linear layer that no cut can part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(1, 1, 3, padding=1), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        images = x.view(-1, 1, 3, 4)
+        outputs: Tensor = self.linear((images + self.conv(images).tanh()).flatten(1))
+        return outputs
+
+
+MODELS = {
+    "softmax": softmax,
+    "mlp": mlp,
+    "convolutional": convolutional,
+    "residual": Residual,
+}
 CONFIGS = {
     "sgd": LocalConfig(epochs=1, batch_size=5, learning_rate=0.3),
     "epochs": LocalConfig(epochs=3, batch_size=4, learning_rate=0.3),
@@ -243,6 +261,26 @@ def test_a_client_with_numbers_that_are_not_finite_adds_nothing_to_a_dual_sum() 
     assert norms[1] == pytest.approx(float(norm[0]), rel=1e-9)
     assert torch.allclose(total, alone, rtol=1e-9, atol=1e-15)
     assert total.norm() == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(("model_name", "batches"), [("convolutional", [5, 5]), ("residual", [])])
+def test_a_convolutional_trunk_takes_client_by_client(model_name: str, batches: list[int]) -> None:
+    seen: list[int] = []
+
+    class Counted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return x
+
+    front = [Counted()] if batches else []
+    counted = nn.Sequential(*front, model_of(model_name), Counted())
+    local, rows, seeds = CONFIGS["sgd"], clients((5, 5)), [1, 2]
+    start = FlatLayout.of(counted).read(counted)
+    out = start.new_empty((2, len(start)))
+    DualPath(Toy(counted), counted, local).updates(
+        start, examples(), build(rows, seeds, local), seeds, out
+    )
+    assert seen == [*batches, 10], "and its head all of them at once"
 
 
 @pytest.mark.parametrize("front", ["flatten", "dropout", "nested"])
