@@ -2,49 +2,41 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
+from simulations.benchmarks.peers.flower_client import client_app
 from simulations.benchmarks.peers.work import Clock, Work, delta_of, train_client
 
 
-@functools.cache
-def _work(folder: str) -> tuple[Work, torch.nn.Module]:
-    torch.set_num_threads(1)
-    work = Work.read(Path(folder))
-    return work, work.task.init_model(work.seed).train()
+class WholeCohorts(FedAvg):
+    """FedAvg that goes on only if every client of the cohort trained: a rate counts them all."""
 
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add the replies up.
 
-def client_app(folder: str) -> ClientApp:
-    """Trains whichever client a node stands for."""
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        work, model = _work(folder)
-        model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
-        client = int(context.node_config["partition-id"])
-        train_client(work, model, client)
-        content = RecordDict(
-            {
-                "arrays": ArrayRecord(model.state_dict()),
-                "metrics": MetricRecord({"num-examples": len(work.rows(client)[0])}),
-            }
-        )
-        return Message(content=content, reply_to=message)
-
-    return app
+        Raises:
+            RuntimeError: some failed.
+        """
+        replies = list(replies)
+        failed = [reply for reply in replies if reply.has_error()]
+        if failed:
+            raise RuntimeError(
+                f"round {server_round}: {len(failed)} of {len(replies)} clients failed, the first "
+                f"for {failed[0].error.reason}"
+            )
+        return super().aggregate_train(server_round, replies)
 
 
 def server_app(work: Work, rounds: int, clock: Clock) -> ServerApp:
@@ -53,7 +45,7 @@ def server_app(work: Work, rounds: int, clock: Clock) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        strategy = FedAvg(
+        strategy = WholeCohorts(
             fraction_train=work.cohort / work.clients,
             fraction_evaluate=0.0,
             min_train_nodes=work.cohort,
