@@ -18,12 +18,12 @@ from scipy.optimize import brentq
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
 from fedsys.privacy.costs import outsider_cost, reported_outsider, server_cost
-from fedsys.privacy.plan import PrivacyPlan
+from fedsys.privacy.plan import LEAST_NOISE, PrivacyPlan
 from fedsys.privacy.rdp import ORDERS, SERVER_ORDERS, epsilon_of
 
 __all__ = ["bisect_noise", "calibrate", "guaranteed_epsilon", "planned_outsider"]
 
-_SMALLEST, _LARGEST = 1e-2, 1e5
+_LARGEST = 1e5
 _RELATIVE = 1e-6
 
 
@@ -60,11 +60,11 @@ def bisect_noise(
     Raises:
         MechanismError: even the largest multiplier does not meet the target.
     """
-    low, high = _SMALLEST, 1.0
+    low, high = LEAST_NOISE, 1.0
     if start is not None:
-        low, high = start / 1.2, start
-        while low > _SMALLEST and epsilon_at(low) <= target:
-            low, high = low / 1.2, low
+        low, high = max(start / 1.2, LEAST_NOISE), max(start, LEAST_NOISE)
+        while low > LEAST_NOISE and epsilon_at(low) <= target:
+            low, high = max(low / 1.2, LEAST_NOISE), low
     while epsilon_at(high) > target:
         low, high = high, 2 * high
         if high > _LARGEST:
@@ -72,7 +72,7 @@ def bisect_noise(
                 f"epsilon={target:g} is out of reach: even noise_multiplier={_LARGEST:g} exceeds "
                 "it; raise epsilon or delta, or lower rounds or the cohort"
             )
-    if low == _SMALLEST and epsilon_at(low) <= target:
+    if low == LEAST_NOISE and epsilon_at(low) <= target:
         return low
     # Brent's bracketing method: bisection that takes a shorter way where the curve is smooth
     root = brentq(

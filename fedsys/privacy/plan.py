@@ -36,13 +36,15 @@ from fedsys.privacy.mechanisms import (
 )
 from fedsys.privacy.quorum import quorum_delta
 
-__all__ = ["PrivacyPlan", "Unit", "make_plan"]
+__all__ = ["LEAST_NOISE", "PrivacyPlan", "Unit", "make_plan"]
 
 Unit = Literal["client", "example"]
 
 _SAMPLER_DISTANCE = 2.0**-96
 """Total variation of one draw of noise from its true distribution; tables reach 2^-100."""
 
+LEAST_NOISE = 1e-2
+"""Multipliers below it are refused, and calibration ends there."""
 
 _LARGEST_POPULATION = 1 << 28
 """The accountant keeps an index of every client."""
@@ -120,6 +122,12 @@ class PrivacyPlan:
             validation.positive("epsilon", self.budget)
         if self.max_participations is not None:
             validation.integer("max_participations", self.max_participations)
+        if self.mechanism != "none" and 0 < self.noise_multiplier < LEAST_NOISE:
+            raise MechanismError(
+                f"noise_multiplier={self.noise_multiplier:g} is below {LEAST_NOISE:g}: an epsilon "
+                "of thousands protects nobody, and accountants cannot hold it; raise it, or say "
+                "mechanism='none'"
+            )
         if self.guarantee == "server" and self.max_participations is None:
             raise MechanismError(
                 "guarantee='server' needs max_participations: its epsilon is composed over the "

@@ -140,6 +140,11 @@ def test_plan_says_what_it_refuses() -> None:
     [
         ("--noise-multiplier 0 --sampling-rate .1 --rounds 9 --delta 1e-5", "noise_multiplier"),
         ("--noise-multiplier nan --sampling-rate .1 --rounds 9 --delta 1e-5", "noise_multiplier"),
+        (
+            "--mechanism central-gaussian --noise-multiplier 1e-320 --population 1000 --cohort 100 "
+            "--rounds 9 --delta 1e-5",
+            "below 0.01",
+        ),
         ("--noise-multiplier 1 --sampling-rate 1.1 --rounds 9 --delta 1e-5", "--sampling-rate"),
         ("--noise-multiplier 1 --sampling-rate nan --rounds 9 --delta 1e-5", "--sampling-rate"),
         ("--noise-multiplier 1 --sampling-rate .1 --rounds 0 --delta 1e-5", "--rounds"),
