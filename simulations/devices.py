@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from fedsys.privacy import event_from_json
 from fedsys.privacy.events import SkellamEvent
 from fedsys.wire.assignment import batch_seed
 from simulations.chunk import ChunkTrainer, RoundWork, Tally
-from simulations.engine import Chunk
+from simulations.engine import Chunk, Engine
 from simulations.population import Population
 from simulations.randomness import Randomness
 
@@ -46,7 +45,7 @@ def device_names(asked: torch.device) -> tuple[str, ...]:
     return (str(asked),)
 
 
-class Devices:
+class Devices(Engine):
     """An engine over devices; see `simulations.engine.Engine`.
 
     Args:
@@ -98,17 +97,6 @@ class Devices:
         """See `Engine`."""
         for device in self._devices:
             device.release()
-
-    def __enter__(self) -> Devices:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class _Device:

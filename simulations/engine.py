@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -53,17 +53,21 @@ class Engine(Protocol):
         """Lets go of processes and memory; once closed it stays closed."""
         ...
 
-    def __enter__(self) -> Engine: ...
+    def __enter__(self) -> Self:
+        """Closed by `__exit__`."""
+        return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        """Lets go, whatever happened inside."""
+        self.close()
 
 
-class InProcess:
+class InProcess(Engine):
     """This process, one chunk after the other.
 
     Args:
@@ -104,17 +108,6 @@ class InProcess:
     def close(self) -> None:
         """See `Engine`."""
         torch.set_num_threads(self._threads_before)
-
-    def __enter__(self) -> InProcess:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @contextmanager

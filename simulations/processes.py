@@ -18,7 +18,6 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from fedsys.errors import TrainingError
 from fedsys.privacy import Mechanism, ring_dtype
 from simulations.arena import Arena, anonymous_file
 from simulations.chunk import RoundWork, Tally
-from simulations.engine import Chunk
+from simulations.engine import Chunk, Engine
 from simulations.population import Population
 from simulations.worker import PopulationSpec, WorkerSpec, pool_arrays
 
@@ -123,7 +122,7 @@ class Recruits:
         return process, Connection(ours.detach())
 
 
-class Processes:
+class Processes(Engine):
     """An engine of `processes` workers; see `simulations.engine.Engine`.
 
     Args:
@@ -221,17 +220,6 @@ class Processes:
         self._members = []
         self._recruits.close()
         self._arena.close()
-
-    def __enter__(self) -> Processes:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _run(
         self, work: RoundWork, chunks: Sequence[Chunk], verb: str

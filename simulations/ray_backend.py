@@ -15,7 +15,6 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from client.privatize import Privatized
 from client.training import keep_freed_memory
 from fedsys.errors import ConfigError, FedsysError, TrainingError
 from simulations.chunk import ChunkTrainer, RoundWork, Tally
-from simulations.engine import Chunk
+from simulations.engine import Chunk, Engine
 from simulations.population import Population
 from simulations.worker import PopulationSpec
 
@@ -97,7 +96,7 @@ class _Member:
     done: list[int] = field(default_factory=list)
 
 
-class RayEngine:
+class RayEngine(Engine):
     """An engine over Ray; see `simulations.engine.Engine`.
 
     Args:
@@ -173,17 +172,6 @@ class RayEngine:
         self._members = []
         if self._owner and ray.is_initialized():
             ray.shutdown()
-
-    def __enter__(self) -> RayEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _hire(self) -> Any:
         return self._make.remote(self._spec, self._pool)
