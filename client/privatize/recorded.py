@@ -9,6 +9,8 @@ Tested in the plain form on a CPU; unmeasured on a GPU.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ _TILE = 1 << 24
 """Coordinates that are widened to float64 at once: 128 MiB."""
 
 
-class RecordedSum:
+class RecordedSum(ABC):
     """The sum of one shape of chunk; calling it writes every output anew.
 
     Args:
@@ -46,10 +48,11 @@ class RecordedSum:
         self.flags = torch.zeros((3, count), dtype=torch.bool, device=updates.device)
         self.clipped, self.unusable, self.left = self.flags.unbind(0)
 
+    @abstractmethod
     def __call__(self) -> None:
         """Sums; may be recorded."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settle(self) -> None:
         """Adds the rows that are `left`; never recorded, and needed only where there are any."""
 
@@ -133,6 +136,9 @@ class _FloatSum(RecordedSum):
         self.total.copy_(units.round_())
         self.clipped.copy_((norms > self._clip) & counted)
         self.unusable.copy_(~finite & self._present)
+
+    def settle(self) -> None:
+        """Nothing: no row is ever left."""
 
 
 def _tiles(rows: Tensor) -> list[slice]:

@@ -27,30 +27,18 @@ _SLACK = 1.0 - 1e-5
 _GHOST_SLACK = 1.0 - 1e-4
 
 
-class _Noise:
-    """round(sigma N), sigma = z 2^20 units, onto each parameter's integer sum."""
-
-    def __init__(self, sampler: RoundedGaussian, stream: AesCtrStream, clip: float) -> None:
-        self._sampler, self._stream, self._unit = sampler, stream, clip / UNITS
-
-    def onto(self, params: Sequence[nn.Parameter]) -> None:
-        """``grad`` becomes ``summed_grad`` (int64 units) plus noise, in the gradient's units."""
-        for param in params:
-            noise = torch.from_numpy(self._sampler.draw(tuple(param.shape), self._stream))
-            noisy = param.summed_grad.cpu() + noise  # type: ignore[attr-defined]
-            param.grad = (noisy.double() * self._unit).to(param)
-            param.summed_grad = None  # type: ignore[attr-defined]
-
-
-class LatticeOptimizer(DPOptimizer):  # type: ignore[misc]
-    """Adds whole clipped gradients, each truncated to the lattice: the sum's sensitivity is C.
+class _OnLattice:
+    """Beside one of Opacus' optimizers: exact noise onto the integer sum that it was given.
 
     Args:
         optimizer: What steps, e.g. ``torch.optim.SGD``.
-        sampler: Of the noise, in units; its sigma is z 2^20.
+        sampler: Of the noise round(sigma N), in units; its sigma is z 2^20.
         stream: What the noise is drawn from.
-        settings: Of `DPOptimizer`.
+        settings: Of Opacus' optimizer.
     """
+
+    params: list[nn.Parameter]
+    max_grad_norm: float
 
     def __init__(
         self,
@@ -60,8 +48,21 @@ class LatticeOptimizer(DPOptimizer):  # type: ignore[misc]
         stream: AesCtrStream,
         **settings: Any,
     ) -> None:
-        super().__init__(optimizer, **settings)
-        self._noise = _Noise(sampler, stream, self.max_grad_norm)
+        super().__init__(optimizer, **settings)  # type: ignore[call-arg]
+        self._sampler, self._stream = sampler, stream
+
+    def add_noise(self) -> None:
+        """``grad`` becomes ``summed_grad`` (int64 units) plus noise, in the gradient's units."""
+        unit = self.max_grad_norm / UNITS
+        for param in self.params:
+            noise = torch.from_numpy(self._sampler.draw(tuple(param.shape), self._stream))
+            noisy = param.summed_grad.cpu() + noise  # type: ignore[attr-defined]
+            param.grad = (noisy.double() * unit).to(param)
+            param.summed_grad = None  # type: ignore[attr-defined]
+
+
+class LatticeOptimizer(_OnLattice, DPOptimizer):  # type: ignore[misc]
+    """Adds whole clipped gradients, each truncated to the lattice: the sum's sensitivity is C."""
 
     def clip_and_accumulate(self) -> None:
         """Adds the physical batch's clipped gradients to ``summed_grad``, in integer units."""
@@ -79,40 +80,20 @@ class LatticeOptimizer(DPOptimizer):  # type: ignore[misc]
         ):
             _add(param, part.view_as(param))
 
-    def add_noise(self) -> None:
-        """Exact noise onto the exact sum."""
-        self._noise.onto(self.params)
 
-
-class GhostLatticeOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
+class GhostLatticeOptimizer(_OnLattice, DPOptimizerFastGradientClipping):  # type: ignore[misc]
     """The same where Opacus' ghost clipping has added already: rounds a physical batch's sum.
 
     No example's gradient is ever built, so a physical batch is added in float32; clipping to a
     ten-thousandth less makes up for what that is off by.
-
-    Args: as `LatticeOptimizer`.
     """
-
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        *,
-        sampler: RoundedGaussian,
-        stream: AesCtrStream,
-        **settings: Any,
-    ) -> None:
-        super().__init__(optimizer, **settings)
-        self._noise = _Noise(sampler, stream, self.max_grad_norm)
 
     def accumulate(self) -> None:
         """Adds the physical batch's sum to ``summed_grad``, in integer units."""
         scale = _GHOST_SLACK * UNITS / self.max_grad_norm
         for param in self.params:
-            _add(param, (param.grad.double() * scale).round_().to(torch.int64))
-
-    def add_noise(self) -> None:
-        """Exact noise onto the integer sum."""
-        self._noise.onto(self.params)
+            total: Tensor = param.grad  # type: ignore[assignment]
+            _add(param, (total.double() * scale).round_().to(torch.int64))
 
 
 def proximal_hook(
