@@ -20,21 +20,17 @@ from typing import Any
 import grpc
 import psutil
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509 import load_der_x509_certificate
 
 from client.grpc_channel import CHANNEL_OPTIONS
-from client.identity import TlsKey, pem_of
+from client.identity import pem_of
 from fedsys.wire import fleet_pb2
 from fedsys.wire.frames import Assembler, split
 from fedsys.wire.services import FLEET, MAX_PARCEL, PROTOCOL, method
-from fedsys.wire.token import enrollment_proof
-from secure_agg import Identity
 from server.fleet import Fleet, Said
 from server.grpc_host import DevicePort
 from server.home import Home
-from server.pki import Peer
 from server.state import State
+from simulations.testbed.joining import join
 
 __all__ = ["measure"]
 
@@ -79,19 +75,11 @@ def measure(agents: int, *, stages: int, megabytes: list[int]) -> dict[str, Any]
 
 def _enroll(home: Home, agents: int) -> list[Agent]:
     state = State.open(home.path)
-    registry, found = home.registry(state), []
-    for number in range(agents):
-        token = registry.issue_token(f"n{number}")
-        certificate = load_der_x509_certificate(token.certificate).public_bytes(Encoding.PEM)
-        key, identity = TlsKey.generate(), Identity.generate()
-        csr = key.csr
-        enrolled = registry.enroll(
-            Peer.of(certificate),
-            csr=csr,
-            identity=identity.public_bytes,
-            proof=identity.sign(enrollment_proof(token.certificate, csr)),
-        )
-        found.append((enrolled.node, key.pem, pem_of(enrolled.certificate)))
+    registry = home.registry(state)
+    joined = [join(registry, f"n{number}") for number in range(agents)]
+    found = [
+        (each.enrolled.node, each.key.pem, pem_of(each.enrolled.certificate)) for each in joined
+    ]
     state.close()
     return found
 

@@ -30,12 +30,10 @@ import numpy as np
 import psutil
 import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509 import load_der_x509_certificate
 from numpy.typing import NDArray
 
 from client.grpc_host import Backoff, ConnectionHost
-from client.identity import Credentials, TlsKey, pem_of
+from client.identity import Credentials, pem_of
 from client.policy import Policy
 from client.session import Session
 from fedsys.config import Config, dump, validate
@@ -45,15 +43,13 @@ from fedsys.secret_files import write_secret
 from fedsys.wire import Assignment
 from fedsys.wire.roster import SignedStatement, signed_message
 from fedsys.wire.terms import Terms
-from fedsys.wire.token import enrollment_proof
-from secure_agg import Identity
 from server.enrollment import Registry
 from server.grpc_service import run_coordinator
 from server.home import Home
-from server.pki import Peer
 from server.state import ACTIVE_JOB, JobRow, State
 from server.submission import submit
 from simulations.testbed.federation import TestbedError
+from simulations.testbed.joining import join
 
 __all__ = ["Crowd", "Flat", "crowd_job", "survive"]
 
@@ -258,28 +254,20 @@ class Crowd:
     def _join(self, registry: Registry, number: int) -> Path:
         folder = self.root / f"a{number}"
         folder.mkdir(mode=0o700)
-        token = registry.issue_token(f"n{number}")
-        credential = load_der_x509_certificate(token.certificate).public_bytes(Encoding.PEM)
-        key, identity = TlsKey.generate(), Identity.generate()
-        csr = key.csr
-        enrolled = registry.enroll(
-            Peer.of(credential),
-            csr=csr,
-            identity=identity.public_bytes,
-            proof=identity.sign(enrollment_proof(token.certificate, csr)),
-        )
+        joined = join(registry, f"n{number}")
+        enrolled = joined.enrolled
         credentials = Credentials(
             folder=folder,
             node=enrolled.node,
             name=enrolled.name,
             coordinator=f"127.0.0.1:{self.port}",
-            identity=identity,
-            ca=pem_of(token.ca),
-            roster_key=token.roster_key,
+            identity=joined.identity,
+            ca=pem_of(joined.token.ca),
+            roster_key=joined.token.roster_key,
             signer=bytes.fromhex(self.home.signer.public_hex),
         )
-        write_secret(folder / "identity.ed25519", identity.private_bytes())
-        credentials.store_tls(key, enrolled.certificate)
+        write_secret(folder / "identity.ed25519", joined.identity.private_bytes())
+        credentials.store_tls(joined.key, enrolled.certificate)
         credentials.store()
         return folder
 
