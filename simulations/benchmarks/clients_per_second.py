@@ -4,10 +4,16 @@
 
 Every engine gets the same model, initial weights, data, batches and hyper-parameters, and the same
 cores. They take turns (A B A B ...), each turn in a fresh process; a turn's first round, which
-holds set-up and caches, is told apart. fedsys clips and adds the noise of differential privacy, the
-others train plainly. ``bound`` is what the matrix products alone would take at this machine's
-measured rate. Equality of one client's update with a plain loop in float64 stands beside the speed.
-The peers live in an environment of their own: ``make bench``.
+holds set-up and caches, is told apart. fedsys clips and adds the noise of differential privacy, if
+the work has any; the others train plainly and take a plain mean. ``bound`` is what the matrix
+products alone would take at this machine's measured rate. The largest difference of some clients'
+updates from a plain loop's in float64 stands beside the speed (Adam divides by what may be almost
+nothing, so that in float32 the loop itself differs by thousandths).
+
+Clients may hold different amounts, and fedsys' whole job and Flower draw their own cohorts: so a
+rate is the examples a second over the population's mean, in clients of average size. What an engine
+cannot hold or have is refused in one line, and the others run. The peers live in an environment of
+their own: ``make bench``.
 """
 
 from __future__ import annotations
@@ -30,20 +36,22 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from client.training import LocalConfig, Trainer
-from client.training.schedule import batches
 from fedsys import config, tasks
 from fedsys.config import Config
+from fedsys.errors import FedsysError
 from fedsys.wire.assignment import batch_seed
 from simulations.benchmarks.machine import cores, machine
-from simulations.benchmarks.peers.work import Work, delta_of, train_client
+from simulations.benchmarks.peers.deal import deal, partition_of
+from simulations.benchmarks.peers.limits import refusals
+from simulations.benchmarks.peers.work import Work, train_client, updates
 
 __all__ = ["main"]
 
 ENGINES = ("fedsys", "ideal", "engine", "pfl", "flwr", "loop", "bound")
 MEANING = {
-    "fedsys": "fedsys, whole job, protocol float, clipping and noise",
-    "ideal": "fedsys, whole job, integers mod 2^32 (ideal), clipping and noise",
-    "engine": "fedsys, engine alone, protocol float, clipping and noise",
+    "fedsys": "fedsys, whole job, protocol float, {privacy}",
+    "ideal": "fedsys, whole job, integers mod 2^32 (ideal), {privacy}",
+    "engine": "fedsys, engine alone, protocol float, {privacy}",
     "pfl": "pfl-research 0.6, plain training",
     "flwr": "Flower 1.41 on Ray, plain training",
     "loop": "plain loop",
@@ -62,7 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"--engines: unknown {', '.join(unknown)}; there are {', '.join(ENGINES)}")
     options.out.mkdir(parents=True, exist_ok=True)
     for work in options.work.split(","):
-        result = measure(work.lower(), engines, options)
+        try:
+            result = measure(work.lower(), engines, options)
+        except FedsysError as error:
+            raise SystemExit(f"{work}: {error}") from None
         name = f"clients_per_second_{result['work']}"
         (options.out / f"{name}.json").write_text(json.dumps(result, indent=1))
         plot(result, options.out / f"{name}.png")
@@ -92,84 +103,62 @@ def measure(work: str, engines: Sequence[str], options: argparse.Namespace) -> d
         *options.set,
     ]
     job = config.load(work, settings)
+    refused = refusals(job, engines, options.peers)
+    for engine, reason in refused.items():
+        print(f"{work} {engine}: {reason}", file=sys.stderr, flush=True)
+    engines = [engine for engine in engines if engine not in refused]
+    if not engines:
+        raise SystemExit(f"--engines {','.join(refused)}: none of them can run {work}")
     found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        facts = write_work(job, options.data, folder)
+        dealt = deal(
+            job, options.data, folder, rounds=max(options.rounds, 2), everyone="flwr" in engines
+        )
+        flops = flops_per_client(dealt)
         for protocol in ("float", "ideal"):
             chosen = config.load(work, [*settings, f"aggregation.protocol={protocol}"])
             (folder / f"{protocol}.toml").write_text(config.dump(chosen))
-        threads = _threads(folder, engines, options)
+        threads = _threads(dealt, folder, engines, options)
         for _ in range(options.turns):
             for engine in engines:
                 if engine == "bound":
-                    found[engine].append(_bound(facts["flops"]))
+                    found[engine].append(_bound(flops, dealt.examples_per_client))
                 else:
                     command = _command(engine, folder, options, threads.get(engine, 1))
                     found[engine].append(_turn(command, folder))
-                _say(work, engine, found[engine][-1])
-        equal = _equality(folder, engines, facts)
+                rate = _steady(found[engine][-1], dealt.examples_per_client)
+                # One line a turn: what was measured is not lost if the run is cut short.
+                print(f"{work} {engine}: {rate:.4g} clients/s", file=sys.stderr, flush=True)
+        equal = _equality(job, dealt, options.data, folder, found)
     return {
         "work": work,
-        "engines": {engine: _summary(turns) for engine, turns in found.items()},
+        "engines": {
+            engine: _summary(turns, dealt.examples_per_client) for engine, turns in found.items()
+        },
+        "refused": refused,
         "equality": equal,
-        "flops_per_client": facts["flops"],
+        "population": dealt.clients,
+        "cohort": dealt.cohort,
+        "examples_per_client": dealt.examples_per_client,
+        "flops_per_client": flops,
+        "privacy": job.privacy.mechanism,
         "threads": threads,
         "machine": machine(),
         "command": " ".join(["python -m simulations.benchmarks.clients_per_second", *sys.argv[1:]]),
     }
 
 
-def write_work(job: Config, data: Path, folder: Path) -> dict[str, Any]:
-    """The work as files that every engine reads; what a client costs, and its update in float64."""
-    task = tasks.load(job.task.name, job.task.options)
-    held = task.clients(tasks.DataSource.locate(data))
-    section = job.population
-    count = min(section.clients or 10**9, 2000) if section.partition != "by-column" else None
-    partition = tasks.split(held, section.partition, count, job.job.seed, examples=section.examples)
-    local = LocalConfig(**job.local.model_dump())
-    order, offsets = [], [0]
-    for client in range(partition.clients):
-        rows = partition.indices_of(client)
-        order.extend(batches(rows, batch_seed(job.job.seed, 1, client), local))
-        offsets.append(offsets[-1] + len(rows))
-    index = torch.from_numpy(np.concatenate(order))
-    np.save(folder / "x.npy", held.train.x[index].numpy())
-    np.save(folder / "y.npy", held.train.y[index].numpy())
-    np.save(folder / "offsets.npy", np.array(offsets, dtype=np.int64))
-    options = dict(job.task.options)
-    check = {**options, "dropout": False} if job.task.name == "cifar10" else options
-    description = {
-        "task": job.task.name,
-        "options": options,
-        "check_options": check,
-        "seed": job.job.seed,
-        "cohort": min(job.cohort.expected, partition.clients),
-        "batch_size": job.local.batch_size,
-        "learning_rate": job.local.learning_rate,
-    }
-    (folder / "work.json").write_text(json.dumps(description))
-    made = Work.read(folder).for_check()
-    model = made.task.init_model(made.seed).train().double()
-    before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    train_client(made, model, 0)
-    exact = delta_of(before, model)
-    trained = Trainer(made.task, local, path="auto", seed=made.seed)
-    updates = trained.train(
-        trained.initial_weights(),
-        held.train,
-        [partition.indices_of(client) for client in range(4)],
-        [batch_seed(job.job.seed, 1, client) for client in range(4)],
-    )
-    return {"flops": _flops(made), "exact": exact, "own": updates[0]}
+def flops_per_client(work: Work) -> float:
+    """Floating-point operations of an average client's local training, forward and backward.
 
-
-def _flops(work: Work) -> float:
-    """Floating-point operations of one client's local training, forward and backward."""
-    model = work.task.init_model(work.seed).train()
+    Matrix products cost in proportion to their rows, so one client stands for all.
+    """
+    client = work.checked[0]
     with FlopCounterMode(display=False) as counter:
-        train_client(work, model, 0)
-    return float(counter.get_total_flops())
+        train_client(work, work.task.init_model(work.seed).train(), client)
+    held = max(work.examples([client]), 1)
+    return float(counter.get_total_flops()) * work.examples_per_client / held
 
 
 def _command(engine: str, folder: Path, options: argparse.Namespace, threads: int) -> list[str]:
@@ -198,12 +187,9 @@ def _turn(command: Sequence[str], folder: Path) -> dict[str, Any]:
     return found
 
 
-def _say(work: str, engine: str, turn: Mapping[str, Any]) -> None:
-    """One line a turn, so that what was measured is not lost if the run is cut short."""
-    print(f"{work} {engine}: {_steady(turn):.4g} clients/s", file=sys.stderr, flush=True)
-
-
-def _threads(folder: Path, engines: Sequence[str], options: argparse.Namespace) -> dict[str, int]:
+def _threads(
+    work: Work, folder: Path, engines: Sequence[str], options: argparse.Namespace
+) -> dict[str, int]:
     """For single processes, the number of threads that is faster for them on this work."""
     if options.threads:
         return dict.fromkeys(("pfl", "loop"), options.threads)
@@ -212,67 +198,111 @@ def _threads(folder: Path, engines: Sequence[str], options: argparse.Namespace) 
         rates = {}
         for threads in {1, cores()}:
             short = argparse.Namespace(**{**vars(options), "rounds": 2})
-            rates[threads] = _steady(_turn(_command(engine, folder, short, threads), folder))
+            turn = _turn(_command(engine, folder, short, threads), folder)
+            rates[threads] = _steady(turn, work.examples_per_client)
         best[engine] = max(rates, key=lambda threads: rates[threads])
     return best
 
 
-def _steady(turn: Mapping[str, Any]) -> float:
-    """Clients a second after the first round."""
-    return float(sum(turn["clients"][1:]) / sum(turn["seconds"][1:]))
+def _steady(turn: Mapping[str, Any], size: float) -> float:
+    """Clients of the mean size, a second, after the first round."""
+    return float(sum(turn["examples"][1:]) / size / sum(turn["seconds"][1:]))
 
 
-def _summary(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    rates = [_steady(turn) for turn in turns]
+def _summary(turns: Sequence[Mapping[str, Any]], size: float) -> dict[str, Any]:
+    rates = [_steady(turn, size) for turn in turns]
     return {
         "clients_per_second": statistics.median(rates),
         "turns": rates,
         "first_round_seconds": statistics.median(turn["seconds"][0] for turn in turns),
         "cpu_ms_per_client": statistics.median(
-            1000 * (turn["cpu"][-1] - turn["cpu"][0]) / sum(turn["clients"][1:]) for turn in turns
+            1000 * (turn["cpu"][-1] - turn["cpu"][0]) * size / sum(turn["examples"][1:])
+            for turn in turns
         ),
         "memory": max(turn["memory"] for turn in turns),
         "engine": turns[-1].get("engine"),
     }
 
 
-def _bound(flops: float) -> dict[str, Any]:
+def _bound(flops: float, size: float) -> dict[str, Any]:
     """What large matrix products reach on all cores, in clients."""
-    size = 1024
-    a, b = torch.randn(size, size), torch.randn(size, size)
+    side = 1024
+    a, b = torch.randn(side, side), torch.randn(side, side)
     torch.mm(a, b)
     started, done = time.perf_counter(), 0
     while time.perf_counter() - started < 1.0:
         torch.mm(a, b)
         done += 1
     seconds = time.perf_counter() - started
-    rate = done * 2.0 * size**3 / seconds
+    rate = done * 2.0 * side**3 / seconds
     return {
         "seconds": [0.0, 1.0],
         "clients": [0, rate / flops],
+        "examples": [0, size * rate / flops],
         "cpu": [0.0, float(cores())],
         "memory": 0,
         "engine": {"gigaflops": rate / 1e9},
     }
 
 
-def _equality(folder: Path, engines: Sequence[str], facts: Mapping[str, Any]) -> dict[str, float]:
-    """Largest difference of client 0's update from the plain loop in float64, relative."""
-    exact: NDArray[np.float64] = facts["exact"]
-    found = {"fedsys": facts["own"]}
+def _equality(
+    job: Config,
+    work: Work,
+    data: Path,
+    folder: Path,
+    turns: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> dict[str, float]:
+    """Largest difference of a checked client's update from the plain loop's in float64, relative
+    to the update's largest entry."""
+    if job.privacy.mechanism == "example-gaussian":
+        return {}  # noise in every step
+    exact = updates(work, exact=True)
+    found = {
+        engine: _own(job, work, data, turns[engine][-1]["engine"])
+        for engine in ("fedsys", "ideal", "engine")
+        if engine in turns
+    }
     for engine, stem in (("pfl", "pfl_rounds"), ("flwr", "flower_rounds"), ("loop", "loop")):
-        if engine in engines:
+        if engine in turns:
             found[engine] = np.load(folder / f"{stem}.npy")
-    scale = float(np.abs(exact).max())
-    return {name: float(np.abs(delta - exact).max() / scale) for name, delta in found.items()}
+    scale = np.abs(exact).max(axis=1)
+    return {
+        name: float((np.abs(moved - exact).max(axis=1) / scale).max())
+        for name, moved in found.items()
+    }
+
+
+def _own(job: Config, work: Work, data: Path, engine: Mapping[str, Any]) -> NDArray[np.float64]:
+    """(checked, d) what the path that the engine took does to the weights."""
+    task = work.for_check().task
+    held = task.clients(tasks.DataSource.locate(data))
+    partition = partition_of(job, held)
+    trainer = Trainer(
+        task,
+        LocalConfig(**job.local.model_dump()),
+        path=engine["path"],
+        chunk=engine["chunk"],
+        seed=work.seed,
+    )
+    return trainer.train(
+        trainer.initial_weights(),
+        held.train,
+        [partition.indices_of(client) for client in work.checked],
+        [batch_seed(work.seed, 1, client) for client in work.checked],
+    ).astype(np.float64)
 
 
 def table(result: Mapping[str, Any]) -> str:
     """The result for people, as Markdown."""
     rates = {name: found["clients_per_second"] for name, found in result["engines"].items()}
+    privacy = "clipping" if result["privacy"] == "none" else "clipping and noise"
+    meaning = {name: words.format(privacy=privacy) for name, words in MEANING.items()}
     base = rates.get("fedsys") or rates.get("engine")
     lines = [
         f"### {result['work'].upper()}",
+        "",
+        f"{result['population']:,} clients, {result['cohort']:,} a round, of "
+        f"{result['examples_per_client']:.4g} examples on average",
         "",
         "| engine | clients/s | turns | fedsys is | first round s | CPU ms/client | memory MB | "
         "update differs by |",
@@ -283,10 +313,13 @@ def table(result: Mapping[str, Any]) -> str:
         ratio = f"{base / rates[name]:.2f}x" if base else ""
         differs = result["equality"].get(name)
         lines.append(
-            f"| {MEANING[name]} | {rates[name]:.4g} | {turns} | {ratio} | "
+            f"| {meaning[name]} | {rates[name]:.4g} | {turns} | {ratio} | "
             f"{found['first_round_seconds']:.2f} | {found['cpu_ms_per_client']:.3g} | "
             f"{found['memory'] / 1e6:.0f} | {'' if differs is None else f'{differs:.1e}'} |"
         )
+    lines += [f"| {meaning[name]} | refused | | | | | | |" for name in result["refused"]]
+    for name, reason in result["refused"].items():
+        lines += ["", f"{name}: {reason}"]
     where = result["machine"]
     lines += [
         "",

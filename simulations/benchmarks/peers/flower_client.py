@@ -34,7 +34,7 @@ def client_app(folder: str) -> ClientApp:
         content = RecordDict(
             {
                 "arrays": ArrayRecord(model.state_dict()),
-                "metrics": MetricRecord({"num-examples": len(work.rows(client)[0])}),
+                "metrics": MetricRecord({"num-examples": work.examples([client])}),
             }
         )
         return Message(content=content, reply_to=message)

@@ -14,12 +14,19 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
+from simulations.benchmarks.peers.clock import Clock
 from simulations.benchmarks.peers.flower_client import client_app
-from simulations.benchmarks.peers.work import Clock, Work, delta_of, train_client
+from simulations.benchmarks.peers.work import Work, updates
 
 
 class WholeCohorts(FedAvg):
-    """FedAvg that goes on only if every client of the cohort trained: a rate counts them all."""
+    """FedAvg that goes on only if every client of the cohort trained: a rate counts them all.
+
+    Attributes:
+        examples: what the clients of the last round hold in all; Flower draws its own cohorts.
+    """
+
+    examples = 0
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -36,6 +43,8 @@ class WholeCohorts(FedAvg):
                 f"round {server_round}: {len(failed)} of {len(replies)} clients failed, the first "
                 f"for {failed[0].error.reason}"
             )
+        metrics = [reply.content.metric_records["metrics"] for reply in replies]
+        self.examples = int(sum(found["num-examples"] for found in metrics))  # type: ignore[misc]
         return super().aggregate_train(server_round, replies)
 
 
@@ -54,7 +63,7 @@ def server_app(work: Work, rounds: int, clock: Clock) -> ServerApp:
 
         def lap(number: int, arrays: Any) -> MetricRecord:
             if number:
-                clock.lap(work.cohort)
+                clock.lap(work.cohort, strategy.examples)
             else:
                 clock.start()
             return MetricRecord()
@@ -79,11 +88,7 @@ def main() -> None:
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
         },
     )
-    work = work.for_check()
-    fresh = work.task.init_model(work.seed).train()
-    before = {name: value.detach().clone() for name, value in fresh.named_parameters()}
-    train_client(work, fresh, 0)
-    np.save(out.with_suffix(".npy"), delta_of(before, fresh))
+    np.save(out.with_suffix(".npy"), updates(work))
     clock.write(out)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from simulations.benchmarks.peers.work import Clock, Work, delta_of, train_client
+from simulations.benchmarks.peers.clock import Clock
+from simulations.benchmarks.peers.work import Work, train_client, updates
 
 
 def main() -> None:
@@ -28,12 +29,8 @@ def main() -> None:
             for name, value in model.state_dict().items():
                 total[name] += value - start[name]
         model.load_state_dict({name: start[name] + total[name] / len(cohort) for name in start})
-        clock.lap(len(cohort))
-    work = work.for_check()
-    fresh = work.task.init_model(work.seed).train()
-    before = {name: value.detach().clone() for name, value in fresh.named_parameters()}
-    train_client(work, fresh, 0)
-    np.save(out.with_suffix(".npy"), delta_of(before, fresh))
+        clock.lap(len(cohort), work.examples(cohort))
+    np.save(out.with_suffix(".npy"), updates(work))
     clock.write(out)
 
 

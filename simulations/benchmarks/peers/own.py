@@ -9,15 +9,18 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from fedsys import config
+from fedsys import config, tasks
 from fedsys.privacy import add_noise
 from fedsys.privacy.ledger import read_private
 from simulations import harness
-from simulations.benchmarks.peers.work import Clock
+from simulations.benchmarks.peers.clock import Clock
+from simulations.benchmarks.peers.deal import partition_of
+from simulations.benchmarks.peers.work import cohorts
 from simulations.chunk import RoundWork, in_ring
 from simulations.harness import RoundReport
 from simulations.setting import prepare
@@ -28,24 +31,26 @@ def run_job(job: config.Config, data: Path, clock: Clock) -> None:
 
     def note(event: RoundReport | str) -> None:
         if isinstance(event, RoundReport):
-            clock.lap(0)
+            clock.lap(0, 0)
 
     with tempfile.TemporaryDirectory() as folder:
         run = harness.run(job, out=Path(folder) / "run", data=data, observer=note)
         rounds, _ = read_private(run.folder / "private.jsonl")
-        clock.recount([len(rounds[number]["survivors"]) for number in sorted(rounds)])
+        survivors = [rounds[number]["survivors"] for number in sorted(rounds)]
         clock.facts["engine"] = config.load(run.folder / "config.toml").engine.model_dump()
+    held = tasks.load(job.task.name, job.task.options).clients(tasks.DataSource.locate(data))
+    recount(clock, survivors, partition_of(job, held))
 
 
 def run_engine(job: config.Config, data: Path, clock: Clock) -> None:
     """Rounds without records."""
     setting = prepare(job, data=data)
+    population = setting.population
     mechanism, protocol = setting.plan.build_mechanism(), job.aggregation.protocol
-    weights = setting.population.trainer.initial_weights()
-    rng = np.random.default_rng(0)
+    weights = population.trainer.initial_weights()
+    drawn = list(cohorts(job.job.seed, population.size, job.cohort.expected, job.rounds.count))
     with setting.engine as engine:
-        for number in range(1, job.rounds.count + 1):
-            cohort = rng.choice(setting.population.size, size=job.cohort.expected, replace=False)
+        for number, cohort in enumerate(drawn, start=1):
             work = RoundWork(
                 number=number,
                 weights=weights,
@@ -54,16 +59,21 @@ def run_engine(job: config.Config, data: Path, clock: Clock) -> None:
                 noise=setting.plan.noise,
                 protocol=protocol,
             )
-            chunks = setting.population.chunks(
-                cohort.tolist(), setting.chunk, processes=engine.processes
-            )
+            chunks = population.chunks(cohort, setting.chunk, processes=engine.processes)
             flat, tally = engine.total(work, chunks, mechanism.length)
             total = in_ring(flat, mechanism, protocol)
             noise = mechanism.top_up(tally.trained, os.urandom)
             mean = mechanism.decode(add_noise(total, noise, bits=mechanism.modulus_bits))
             weights = (weights + mean).astype(np.float32)
-            clock.lap(tally.trained)
+            clock.lap(tally.trained, 0)
+    recount(clock, drawn, population.partition)
     clock.facts["engine"] = setting.config.engine.model_dump()
+
+
+def recount(clock: Clock, trained: Sequence[Sequence[int]], partition: tasks.Partition) -> None:
+    """Tell the clock afterwards who trained in each round."""
+    examples = [sum(len(partition.indices_of(id)) for id in cohort) for cohort in trained]
+    clock.recount([len(cohort) for cohort in trained], examples)
 
 
 def main() -> None:

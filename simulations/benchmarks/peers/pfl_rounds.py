@@ -4,25 +4,33 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.algorithm.base import NNAlgorithmParams
 from pfl.algorithm.federated_averaging import FederatedAveraging
+from pfl.algorithm.fedprox import FedProx, FedProxParams
 from pfl.callback.base import TrainingProcessCallback
 from pfl.data.dataset import Dataset
 from pfl.data.federated_dataset import FederatedDataset
 from pfl.hyperparam import NNTrainHyperParams
+from pfl.internal.bridge.pytorch.proximal import PyTorchFedProxBridge
 from pfl.internal.bridge.pytorch.sgd import PyTorchSGDBridge
 from pfl.metrics import Metrics
 from pfl.model.pytorch import PyTorchModel
 from torch import Tensor, nn
 
-from simulations.benchmarks.peers.work import Clock, Work, delta_of
+from simulations.benchmarks.peers.clock import Clock
+from simulations.benchmarks.peers.work import Work, delta_of, optimizer_of
+
+_KEPT = 2000
 
 
 class Module(nn.Module):
@@ -39,23 +47,88 @@ class Module(nn.Module):
         return {}
 
 
+class Client(Dataset):  # type: ignore[misc]
+    """A client's data; its steps are the work's, all epochs in one pass."""
+
+    def __init__(self, work: Work, client: int) -> None:
+        super().__init__(work.data(client))
+        self._steps = list(work.batches(*self.raw_data))
+
+    def iter(self, batch_size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Ready batches, as pfl's own dataset keeps them."""
+        return iter(self._steps)
+
+
 class Lap(TrainingProcessCallback):  # type: ignore[misc]
     """Tells the clock of each central iteration."""
 
-    def __init__(self, clock: Clock, cohort: int) -> None:
-        self._clock, self._cohort = clock, cohort
+    def __init__(self, clock: Clock, work: Work, cohorts: Sequence[Sequence[int]]) -> None:
+        self._clock, self._work, self._cohorts = clock, work, cohorts
 
     def after_central_iteration(
         self, aggregate_metrics: Any, model: Any, *, central_iteration: int
     ) -> tuple[bool, Any]:
-        self._clock.lap(self._cohort)
+        cohort = self._cohorts[central_iteration]
+        self._clock.lap(len(cohort), self._work.examples(cohort))
         return False, Metrics()
 
 
 def model_of(work: Work) -> Any:
     """A fresh pfl model."""
     module = Module(work).train()
-    return PyTorchModel(module, torch.optim.SGD, torch.optim.SGD(module.parameters(), lr=1.0))
+    local = functools.partial(optimizer_of, work.local)
+    return PyTorchModel(module, local, torch.optim.SGD(module.parameters(), lr=1.0))
+
+
+def hyperparameters(work: Work) -> Any:
+    """pfl's own form of what is left of them: its model has the optimizer, its data the epochs."""
+    return NNTrainHyperParams(
+        local_batch_size=work.local.batch_size,
+        local_num_epochs=1,
+        local_learning_rate=work.local.learning_rate,
+    )
+
+
+def simulate(work: Work, rounds: int, clock: Clock) -> None:
+    """Federated averaging, or FedProx, over the stated cohorts."""
+    cohorts = list(work.cohorts(rounds))
+    order = iter([client for cohort in cohorts for client in cohort])
+    # A small population's data is made once, as people do; a large one's when it is asked for.
+    client = functools.lru_cache(maxsize=_KEPT)(functools.partial(Client, work))
+    facts = {
+        "central_num_iterations": rounds,
+        "evaluation_frequency": 10**9,
+        "train_cohort_size": work.cohort,
+        "val_cohort_size": None,
+    }
+    mu = work.local.proximal_mu
+    algorithm = FedProx() if mu else FederatedAveraging()
+    params = FedProxParams(**facts, mu=mu) if mu else NNAlgorithmParams(**facts)
+    federated = FederatedDataset(client, lambda: next(order))
+    model, hyper = model_of(work), hyperparameters(work)
+    clock.start()
+    algorithm.run(
+        params,
+        SimulatedBackend(training_data=federated, val_data=None),
+        model,
+        hyper,
+        callbacks=[Lap(clock, work, cohorts)],
+    )
+
+
+def updates(work: Work) -> NDArray[np.float64]:
+    """(checked, d) what pfl's local training does to the weights."""
+    found = []
+    for client in work.checked:
+        model, data, hyper = model_of(work), Client(work, client), hyperparameters(work)
+        module = model.pytorch_model
+        before = {name: value.detach().clone() for name, value in module.named_parameters()}
+        if work.local.proximal_mu:
+            PyTorchFedProxBridge.do_proximal_sgd(model, data, hyper, work.local.proximal_mu)
+        else:
+            PyTorchSGDBridge.do_sgd(model, data, hyper)
+        found.append(delta_of(before, module))
+    return np.stack(found)
 
 
 def main() -> None:
@@ -63,32 +136,8 @@ def main() -> None:
     folder, rounds, out = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(int(sys.argv[4]))
     work, clock = Work.read(folder), Clock()
-    datasets = [Dataset(work.rows(client)) for client in range(work.clients)]
-    order = iter([client for cohort in work.cohorts(rounds) for client in cohort])
-    federated = FederatedDataset(lambda client: datasets[client], lambda: next(order))
-    params = NNTrainHyperParams(
-        local_batch_size=work.batch_size,
-        local_num_epochs=1,
-        local_learning_rate=work.learning_rate,
-    )
-    clock.start()
-    FederatedAveraging().run(
-        NNAlgorithmParams(
-            central_num_iterations=rounds,
-            evaluation_frequency=10**9,
-            train_cohort_size=work.cohort,
-            val_cohort_size=None,
-        ),
-        SimulatedBackend(training_data=federated, val_data=None),
-        model_of(work),
-        params,
-        callbacks=[Lap(clock, work.cohort)],
-    )
-    fresh = model_of(work.for_check())
-    module = fresh.pytorch_model
-    before = {name: value.detach().clone() for name, value in module.named_parameters()}
-    PyTorchSGDBridge.do_sgd(fresh, datasets[0], params)
-    np.save(out.with_suffix(".npy"), delta_of(before, module))
+    simulate(work, rounds, clock)
+    np.save(out.with_suffix(".npy"), updates(work.for_check()))
     clock.write(out)
 
 

@@ -6,9 +6,7 @@ Imported by scripts that run in the peers' environment: nothing here but numpy, 
 from __future__ import annotations
 
 import json
-import os
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,23 @@ from torch import Tensor, nn
 
 from fedsys import tasks
 
-__all__ = ["Clock", "Work", "delta_of", "train_client"]
+__all__ = ["Local", "Work", "cohorts", "delta_of", "optimizer_of", "train_client", "updates"]
+
+_ARRAYS = ("x", "y", "ids", "offsets", "order")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local:
+    """Hyper-parameters of local training: fields and meaning of ``client.training.LocalConfig``,
+    which would bring 55 MB of its package into the peers' memory."""
+
+    epochs: int
+    batch_size: int
+    optimizer: str
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    proximal_mu: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,25 +43,34 @@ class Work:
 
     Attributes:
         task: model and loss.
-        x: (M, ...) inputs, and
-        y: (M, ...) targets, each client's in the order of its batches.
-        offsets: (N + 1,) client k has rows ``offsets[k]:offsets[k + 1]``.
-        seed: of the initial weights.
+        check: the same task without dropout, to compare updates.
+        x: (M, ...) the pool's inputs, and
+        y: (M, ...) targets.
+        ids: (L,) clients whose rows are listed, in increasing order; all that anyone trains.
+        offsets: (L + 1,) the client ``ids[k]`` visits the rows ``order[offsets[k]:offsets[k + 1]]``
+            of the pool, one epoch after the other.
+        order: rows of the pool.
+        seed: of the initial weights and the cohorts.
+        clients: N, the population, which may be larger than what is listed.
         cohort: clients a round.
-        batch_size: of local training, and
-        learning_rate: of its SGD; one epoch.
-        check: the same task without dropout, to compare one client's update.
+        checked: clients whose updates are compared.
+        examples_per_client: mean over the population.
+        local: hyper-parameters of local training.
     """
 
     task: tasks.Task
+    check: tasks.Task
     x: Tensor
     y: Tensor
+    ids: NDArray[np.int64]
     offsets: NDArray[np.int64]
+    order: NDArray[np.int64]
     seed: int
+    clients: int
     cohort: int
-    batch_size: int
-    learning_rate: float
-    check: tasks.Task
+    checked: tuple[int, ...]
+    examples_per_client: float
+    local: Local
 
     @classmethod
     def read(cls, folder: Path) -> Work:
@@ -55,46 +78,95 @@ class Work:
         facts: dict[str, Any] = json.loads((folder / "work.json").read_text())
         name = facts.pop("task")
         task, check = (tasks.load(name, facts.pop(key)) for key in ("options", "check_options"))
-        arrays = {name: np.load(folder / f"{name}.npy") for name in ("x", "y", "offsets")}
+        arrays = {name: np.load(folder / f"{name}.npy") for name in _ARRAYS}
         return cls(
             task=task,
             check=check,
-            x=torch.from_numpy(arrays["x"]),
-            y=torch.from_numpy(arrays["y"]),
-            offsets=arrays["offsets"],
+            x=torch.from_numpy(arrays.pop("x")),
+            y=torch.from_numpy(arrays.pop("y")),
+            local=Local(**facts.pop("local")),
+            checked=tuple(facts.pop("checked")),
+            **arrays,
             **facts,
         )
 
     def for_check(self) -> Work:
-        """The same work, of which one client's update is compared."""
+        """The same work, of which updates are compared."""
         return replace(self, task=self.check)
 
-    @property
-    def clients(self) -> int:
-        """N."""
-        return len(self.offsets) - 1
+    def rows(self, client: int) -> NDArray[np.int64]:
+        """Rows of the pool that a client visits, in order, one epoch after the other."""
+        at = int(np.searchsorted(self.ids, client))
+        return self.order[self.offsets[at] : self.offsets[at + 1]]
 
-    def rows(self, client: int) -> tuple[Tensor, Tensor]:
-        """A client's inputs and targets."""
-        some = slice(int(self.offsets[client]), int(self.offsets[client + 1]))
-        return self.x[some], self.y[some]
+    def examples(self, clients: Sequence[int]) -> int:
+        """How many examples these hold in all."""
+        at = np.searchsorted(self.ids, clients)
+        return int((self.offsets[at + 1] - self.offsets[at]).sum()) // self.local.epochs
+
+    def data(self, client: int) -> tuple[Tensor, Tensor]:
+        """A client's inputs and targets in the order of its visits, one epoch after the other."""
+        which = torch.from_numpy(self.rows(client))
+        return self.x[which], self.y[which]
+
+    def batches(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """All steps of a client with this data; no batch reaches into the next epoch."""
+        size = len(x) // self.local.epochs
+        for epoch in range(self.local.epochs):
+            for start in range(0, size, self.local.batch_size):
+                batch = slice(
+                    epoch * size + start, epoch * size + min(start + self.local.batch_size, size)
+                )
+                yield x[batch], y[batch]
 
     def cohorts(self, rounds: int) -> Iterator[list[int]]:
-        """The same cohorts for every engine."""
-        rng = np.random.default_rng(self.seed)
-        for _ in range(rounds):
-            yield rng.choice(self.clients, size=self.cohort, replace=False).tolist()
+        """The same cohorts for every engine that can be told."""
+        return cohorts(self.seed, self.clients, self.cohort, rounds)
+
+
+def cohorts(seed: int, population: int, size: int, rounds: int) -> Iterator[list[int]]:
+    """`rounds` times `size` different clients of `population`."""
+    rng = np.random.default_rng(seed)
+    for _ in range(rounds):
+        yield rng.choice(population, size=size, replace=False).tolist()
+
+
+def optimizer_of(local: Local, parameters: Any, lr: float) -> torch.optim.Optimizer:
+    """torch's own, with this work's settings."""
+    if local.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=local.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=lr, momentum=local.momentum, weight_decay=local.weight_decay
+    )
 
 
 def train_client(work: Work, model: nn.Module, client: int) -> None:
-    """What everybody writes: SGD over a client's batches."""
-    x, y = work.rows(client)
-    optimizer = torch.optim.SGD(model.parameters(), lr=work.learning_rate)
-    for start in range(0, len(x), work.batch_size):
-        batch = slice(start, start + work.batch_size)
+    """What everybody writes: an optimizer's steps over a client's batches."""
+    local, parameters = work.local, list(model.parameters())
+    optimizer = optimizer_of(local, parameters, local.learning_rate)
+    start = [p.detach().clone() for p in parameters] if local.proximal_mu else []
+    for x, y in work.batches(*work.data(client)):
         optimizer.zero_grad()
-        work.task.loss(model(x[batch]), y[batch]).mean().backward()  # type: ignore[no-untyped-call]
+        work.task.loss(model(x), y).mean().backward()  # type: ignore[no-untyped-call]
+        for parameter, begun in zip(parameters, start, strict=False):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - begun, alpha=local.proximal_mu)
         optimizer.step()
+
+
+def updates(work: Work, *, exact: bool = False) -> NDArray[np.float64]:
+    """(checked, d) what the plain loop does to the weights, in float32 or exactly in float64."""
+    work = work.for_check()
+    if exact and work.x.is_floating_point():
+        work = replace(work, x=work.x.double())
+    found = []
+    for client in work.checked:
+        model = work.task.init_model(work.seed).train()
+        model = model.double() if exact else model
+        before = {name: value.detach().clone() for name, value in model.named_parameters()}
+        train_client(work, model, client)
+        found.append(delta_of(before, model))
+    return np.stack(found)
 
 
 def delta_of(before: dict[str, Tensor], model: nn.Module) -> NDArray[np.float64]:
@@ -104,74 +176,3 @@ def delta_of(before: dict[str, Tensor], model: nn.Module) -> NDArray[np.float64]
         for name, value in model.named_parameters()
     ]
     return np.asarray(torch.cat(moved).numpy(), dtype=np.float64)
-
-
-class Clock:
-    """Each round's seconds, and CPU seconds and memory of the process and all below it."""
-
-    def __init__(self) -> None:
-        self._seconds: list[float] = []
-        self._clients: list[int] = []
-        self._cpu: list[float] = []
-        self._memory = 0
-        self._looking = 0.0
-        self._last = time.perf_counter()
-        self.facts: dict[str, Any] = {}
-
-    def start(self) -> None:
-        """The first round begins."""
-        self._last = time.perf_counter()
-
-    def lap(self, clients: int) -> None:
-        """A round has ended; what is looked up here is in no round's seconds, of CPU neither."""
-        self._seconds.append(time.perf_counter() - self._last)
-        self._clients.append(clients)
-        began = time.process_time()
-        cpu, memory = _process_tree()
-        self._cpu.append(cpu - self._looking)
-        self._looking += time.process_time() - began
-        self._memory = max(self._memory, memory)
-        self._last = time.perf_counter()
-
-    def recount(self, clients: list[int]) -> None:
-        """How many clients each round had, where that is known only now."""
-        self._clients = clients
-
-    def write(self, path: Path) -> None:
-        """All of it, as JSON."""
-        found = {
-            "seconds": self._seconds,
-            "clients": self._clients,
-            "cpu": self._cpu,
-            "memory": self._memory,
-            "threads": torch.get_num_threads(),
-            **self.facts,
-        }
-        path.write_text(json.dumps(found))
-
-
-def _process_tree() -> tuple[float, int]:
-    """CPU seconds and memory in bytes (its proportional share) of this process and all below it."""
-    parents, ticks = {}, {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents[int(folder.name)] = int(fields[1])
-        ticks[int(folder.name)] = int(fields[11]) + int(fields[12])
-    tree, grown = {os.getpid()}, True
-    while grown:
-        below = {pid for pid, parent in parents.items() if parent in tree}
-        grown = not below <= tree
-        tree |= below
-    memory = 0
-    for pid in tree:
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        memory += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return sum(ticks.get(pid, 0) for pid in tree) / os.sysconf("SC_CLK_TCK"), memory

@@ -1,0 +1,91 @@
+"""What rounds took: seconds, CPU seconds and memory of the process and of all below it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["Clock"]
+
+
+class Clock:
+    """Each round's seconds, and CPU seconds and memory of the process and all below it."""
+
+    def __init__(self) -> None:
+        self._seconds: list[float] = []
+        self._clients: list[int] = []
+        self._examples: list[int] = []
+        self._cpu: list[float] = []
+        self._memory = 0
+        self._looking = 0.0
+        self._last = time.perf_counter()
+        self.facts: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """The first round begins."""
+        self._last = time.perf_counter()
+
+    def lap(self, clients: int, examples: int) -> None:
+        """A round of so many clients, who hold so many examples in all, has ended.
+
+        What is looked up here is in no round's seconds, of CPU neither.
+        """
+        self._seconds.append(time.perf_counter() - self._last)
+        self._clients.append(clients)
+        self._examples.append(examples)
+        began = time.process_time()
+        cpu, memory = _process_tree()
+        self._cpu.append(cpu - self._looking)
+        self._looking += time.process_time() - began
+        self._memory = max(self._memory, memory)
+        self._last = time.perf_counter()
+
+    def recount(self, clients: Sequence[int], examples: Sequence[int]) -> None:
+        """How many each round had, where that is known only now."""
+        self._clients, self._examples = list(clients), list(examples)
+
+    def write(self, path: Path) -> None:
+        """All of it, as JSON."""
+        found = {
+            "seconds": self._seconds,
+            "clients": self._clients,
+            "examples": self._examples,
+            "cpu": self._cpu,
+            "memory": self._memory,
+            "threads": torch.get_num_threads(),
+            **self.facts,
+        }
+        path.write_text(json.dumps(found))
+
+
+def _process_tree() -> tuple[float, int]:
+    """CPU seconds and memory in bytes (its proportional share) of this process and all below it."""
+    parents, ticks = {}, {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(folder.name)] = int(fields[1])
+        ticks[int(folder.name)] = int(fields[11]) + int(fields[12])
+    tree, grown = {os.getpid()}, True
+    while grown:
+        below = {pid for pid, parent in parents.items() if parent in tree}
+        grown = not below <= tree
+        tree |= below
+    memory = 0
+    for pid in tree:
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        memory += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return sum(ticks.get(pid, 0) for pid in tree) / os.sysconf("SC_CLK_TCK"), memory

@@ -1,0 +1,95 @@
+"""Writes a work as files that every engine reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from client.training import LocalConfig
+from client.training.schedule import batches
+from fedsys import tasks
+from fedsys.config import Config
+from fedsys.tasks.partition import Resampled
+from fedsys.wire.assignment import batch_seed
+from simulations.benchmarks.peers.work import Work, cohorts
+
+__all__ = ["deal", "partition_of"]
+
+_CHECKED = 4
+
+
+def partition_of(job: Config, held: tasks.FederatedData) -> tasks.Partition:
+    """Who holds which examples, as the job deals them."""
+    section = job.population
+    return tasks.split(
+        held,
+        section.partition,
+        section.clients,
+        job.job.seed,
+        alpha=section.alpha,
+        shards=section.shards,
+        examples=section.examples,
+    )
+
+
+def deal(job: Config, data: Path, folder: Path, *, rounds: int, everyone: bool) -> Work:
+    """The pool of examples, and the rows that clients visit, as files in `folder`.
+
+    A population may be larger than what could be listed: then only those clients are who are in the
+    cohorts of all `rounds`.
+
+    Args:
+        job: whose model, data and hyper-parameters.
+        data: folder with data files.
+        folder: where the files go.
+        rounds: the most that an engine will run.
+        everyone: list the whole population, for an engine that draws its own cohorts.
+
+    Raises:
+        FedsysError: the data is missing, or too little for the population.
+    """
+    task = tasks.load(job.task.name, job.task.options)
+    held = task.clients(tasks.DataSource.locate(data))
+    partition = partition_of(job, held)
+    population = partition.clients
+    size = min(job.cohort.expected, population)
+    drawn = list(cohorts(job.job.seed, population, size, rounds))
+    ids = np.arange(population) if everyone else np.unique(np.concatenate(drawn))
+    local = LocalConfig(**job.local.model_dump())
+    order = [
+        np.concatenate(
+            [
+                np.zeros(0, dtype=np.int64),
+                *batches(partition.indices_of(client), batch_seed(job.job.seed, 1, client), local),
+            ]
+        )
+        for client in ids.tolist()
+    ]
+    np.save(folder / "x.npy", held.train.x.numpy())
+    np.save(folder / "y.npy", held.train.y.numpy())
+    np.save(folder / "ids.npy", ids)
+    np.save(folder / "offsets.npy", np.cumsum([0, *map(len, order)], dtype=np.int64))
+    np.save(folder / "order.npy", np.concatenate(order))
+    options = dict(job.task.options)
+    description = {
+        "task": job.task.name,
+        "options": options,
+        "check_options": {**options, "dropout": False} if job.task.name == "cifar10" else options,
+        "seed": job.job.seed,
+        "clients": population,
+        "cohort": size,
+        "checked": drawn[0][:_CHECKED],
+        "examples_per_client": _mean_size(partition),
+        "local": job.local.model_dump(),
+    }
+    (folder / "work.json").write_text(json.dumps(description))
+    return Work.read(folder)
+
+
+def _mean_size(partition: tasks.Partition) -> float:
+    if isinstance(partition, Resampled):
+        return float(partition.size)
+    sizes = [len(partition.indices_of(client)) for client in range(partition.clients)]
+    return float(np.mean(sizes))

@@ -1,0 +1,65 @@
+"""What an engine cannot hold or have, each in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedsys.config import Config
+
+__all__ = ["refusals"]
+
+_PEERS = ("pfl", "flwr")
+_NODES = 100_000
+_SECONDS = 300.0
+_NODE_BYTES = 3000
+_LOOK = 2e-6
+"""Seconds that Flower 1.41 takes to look at one message for one node (InMemoryLinkState's
+``get_message_ins``, measured: 2.0 to 3.3 microseconds of an AMD EPYC)."""
+
+
+def refusals(job: Config, engines: Sequence[str], peers: Path) -> dict[str, str]:
+    """Engines that cannot run this work, and why.
+
+    Args:
+        job: the work.
+        engines: what was asked for.
+        peers: the Python of the peers' environment.
+    """
+    found = {}
+    for engine in engines:
+        reason = _missing(engine, peers) or _private(job, engine)
+        reason = reason or (_nodes(job) if engine == "flwr" else None)
+        if reason is not None:
+            found[engine] = reason
+    return found
+
+
+def _missing(engine: str, peers: Path) -> str | None:
+    if engine not in _PEERS or peers.exists():
+        return None
+    return f"--peers {peers} is not there: `make bench` installs it"
+
+
+def _private(job: Config, engine: str) -> str | None:
+    if job.privacy.mechanism != "example-gaussian" or engine in ("fedsys", "ideal", "bound"):
+        return None
+    return (
+        "privacy.mechanism = 'example-gaussian' changes local training itself, which only the "
+        "whole job does; compare with --set privacy.mechanism=none"
+    )
+
+
+def _nodes(job: Config) -> str | None:
+    """Flower registers every client, and ten times a second looks through all messages of the
+    round for each of them."""
+    nodes, messages = job.population.clients or 0, job.cohort.expected
+    looking = nodes * messages * _LOOK
+    if nodes <= _NODES and looking <= _SECONDS:
+        return None
+    return (
+        f"Flower 1.41 keeps every client as a node ({nodes:,} take {nodes * _NODE_BYTES / 1e9:.2g} "
+        f"GB) and looks through the round's {messages:,} messages for each of them (about "
+        f"{looking:,.0f} s a round); ask for less, e.g. --set population.clients=10000 --set "
+        "cohort.expected=1000"
+    )
