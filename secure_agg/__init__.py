@@ -18,12 +18,13 @@ their messages. `secure_sum` drives both in one process and is the specification
 
 from __future__ import annotations
 
-from secure_agg.aggregator import Aggregator, SumResult
+from secure_agg.aggregator import Aggregator
 from secure_agg.errors import SecureAggError
 from secure_agg.floor import Floor
 from secure_agg.params import SecAggParams
 from secure_agg.participant import Participant
 from secure_agg.reference import STAGES, secure_sum
+from secure_agg.result import SumResult
 from secure_agg.roster import Entropy, Identity, Roster
 from secure_agg.shared import Shared
 from secure_agg.stages import AggregatorStage, ParticipantStage

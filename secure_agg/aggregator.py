@@ -8,11 +8,12 @@ something wrong, by then is out; the round goes on while enough are left.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from secure_agg import checks, keys
+from secure_agg.attendance import Attendance
+from secure_agg.complaints import Complaints, accused, read_complaints
 from secure_agg.delivery import HEAD, Delivery, check_upload
 from secure_agg.errors import (
     MessageError,
@@ -33,14 +34,14 @@ from secure_agg.messages import (
     frame,
     kind_of,
     pack_ids,
-    take_count,
     unpack_ids,
 )
 from secure_agg.minutes import Minutes
 from secure_agg.params import SecAggParams
 from secure_agg.prg import add_masks
 from secure_agg.recovery import Recovery
-from secure_agg.ring import Vector, ring
+from secure_agg.result import SumResult
+from secure_agg.ring import ring
 from secure_agg.roster import Roster
 from secure_agg.shared import Shared
 from secure_agg.stages import AggregatorStage
@@ -58,24 +59,7 @@ from secure_agg.transcript import (
 )
 from secure_agg.unmasking import masks_left
 
-__all__ = ["Aggregator", "SumResult"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SumResult:
-    """What a round found.
-
-    Attributes:
-        total: Sum modulo 2^modulus_bits of the included inputs; shape (length,).
-        included: Increasing ids of those whose inputs are in the sum.
-        blamed: Why, for each member that was caught cheating; exclude them next time.
-        dropped: Ids that vanished, by the stage whose message they did not send.
-    """
-
-    total: Vector
-    included: tuple[int, ...]
-    blamed: Mapping[int, str] = field(default_factory=dict)
-    dropped: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+__all__ = ["Aggregator"]
 
 
 _Stage = AggregatorStage
@@ -142,11 +126,9 @@ class Aggregator:
         self._invited = invited
         self._attempt = 0
         self._session = bytes(32)
-        self._expected: dict[int, None] = {}
+        self._attendance = Attendance()
         self._answers: dict[_Stage, dict[int, bytes]] = {stage: {} for stage in _Stage}
-        self._out: set[int] = set()  # sent something wrong in this stage
         self._public_keys: set[bytes] = set()
-        self._dropped: dict[str, tuple[int, ...]] = {}
         self._cohort: Cohort | None = None
         self._view: View | None = None
         self._dealt: Dealt | None = None
@@ -159,13 +141,12 @@ class Aggregator:
     @property
     def waiting(self) -> frozenset[int]:
         """Members whose message for this stage has not come; none: the stage can be closed."""
-        answered = self._answers[self.stage]
-        return frozenset(m for m in self._expected if m not in answered and m not in self._out)
+        return self._attendance.waiting(self._answers[self.stage])
 
     @property
     def dropped(self) -> Mapping[str, tuple[int, ...]]:
         """Ids that vanished so far, by the stage whose message they did not send."""
-        return dict(self._dropped)
+        return dict(self._attendance.dropped)
 
     @property
     def result(self) -> SumResult:
@@ -204,8 +185,7 @@ class Aggregator:
         if stage is None:
             raise MessageError(f"a {kind.name} message, which servers send and never receive")
         checks.same_session(message[2:HEADER_SIZE], self._session, sender)
-        expected = sender in self._expected and sender not in self._out
-        checks.awaited(stage, self.stage, sender, expected)
+        checks.awaited(stage, self.stage, sender, self._attendance.hears(sender))
         if sender in self._answers[stage]:
             raise StageError(f"member {sender} has sent its {kind.name} message already")
         try:
@@ -224,7 +204,7 @@ class Aggregator:
             self._answers[stage][sender] = answer
         except SecureAggError as error:
             self.blamed[sender] = str(error)
-            self._out.add(sender)
+            self._attendance.exclude(sender)
             raise
 
     def close_stage(self) -> dict[int, bytes]:
@@ -249,13 +229,7 @@ class Aggregator:
         }.get(self.stage)
         if go_on is None:
             raise StageError(f"no stage to close: the round is in stage {self.stage.name}")
-        answers = self._answers[self.stage]
-        missing = {m for m in self._expected if m not in answers}
-        if missing:
-            name = self.stage.name.lower()
-            self._dropped[name] = tuple(sorted(missing.union(self._dropped.get(name, ()))))
-            self._expected = {m: None for m in self._expected if m in answers}
-            self._out.clear()
+        self._attendance.close(self.stage.name.lower(), self._answers[self.stage])
         return go_on()
 
     # -- what members send -----------------------------------------------------------------------
@@ -283,14 +257,13 @@ class Aggregator:
 
     def _take_masked(self, sender: int, body: memoryview) -> bytes:
         view, dealt = present(self._view), present(self._dealt)
-        _, end = take_count(body, 0, 2, 4, "complaints")
-        complaints = unpack_ids(body[2:end], "complaints")
         neighbours = view.neighbour_ids(view.cohort.index[sender])
-        if not set(complaints) <= set(neighbours).intersection(dealt.ids):
-            raise MessageError(f"member {sender} complains about one that dealt it no share")
+        dealers = frozenset(neighbours).intersection(dealt.ids)
+        complaints, end = read_complaints(body, sender, dealers)
+        answer = pack_ids(complaints)
         upload = self._ring.unpack(body[end:], self.length)
-        np.add(self._total, upload, out=self._total)
-        return bytes(body[2:end])
+        np.add(self._total, upload, out=self._total)  # last: all of an accepted input or nothing
+        return answer
 
     def _take_signature(self, sender: int, body: bytes) -> bytes:
         return body  # verified when the stage closes, and only as many as a quorum takes
@@ -305,7 +278,7 @@ class Aggregator:
         self._attempt = attempt
         begin = self.context.begin(self.params, self._roster, self.length, attempt)
         self._session = session_hash(begin)
-        self._expected = dict.fromkeys(members)
+        self._attendance.gather(members)
         self._answers[_Stage.ADVERTISE] = {}
         self._answers[_Stage.REVEAL] = {}
         self._public_keys = set()
@@ -360,13 +333,8 @@ class Aggregator:
     def _send_alive(self) -> dict[int, bytes]:
         checks.enough_members(len(self._expected), self.params, "uploaded")
         self._alive = list(self._expected)
-        against: dict[int, int] = {}
-        for raw in self._answers[_Stage.MASKED_INPUT].values():
-            for dealer in unpack_ids(raw, "complaints"):
-                against[dealer] = against.get(dealer, 0) + 1
-        for dealer, count in against.items():
-            if count > self.params.colluders:  # one of them is honest
-                self.blamed.setdefault(dealer, f"{count} holders complain about its shares")
+        for dealer, count in accused(self._complaints().values(), self.params.colluders).items():
+            self.blamed.setdefault(dealer, f"{count} holders complain about its shares")
         self.stage = _Stage.CONSISTENCY
         return self._to_all(Kind.ALIVE, pack_ids(self._alive))
 
@@ -411,6 +379,14 @@ class Aggregator:
 
     # -- the inside ------------------------------------------------------------------------------
 
+    @property
+    def _expected(self) -> dict[int, None]:
+        return self._attendance.expected
+
+    def _complaints(self) -> dict[int, Complaints]:
+        uploads = self._answers[_Stage.MASKED_INPUT].items()
+        return {holder: frozenset(unpack_ids(raw, "complaints")) for holder, raw in uploads}
+
     def _to_all(self, kind: Kind, body: bytes) -> dict[int, bytes]:
         return dict.fromkeys(self._expected, frame(kind, self._session, body))
 
@@ -427,10 +403,7 @@ class Aggregator:
         self._recovery = Recovery(
             dealt=dealt,
             commitments={m: answers[_Stage.SHARE_KEYS][m][HEAD:] for m in dealt.ids},
-            complaints={
-                m: frozenset(unpack_ids(raw, "complaints"))
-                for m, raw in answers[_Stage.MASKED_INPUT].items()
-            },
+            complaints=self._complaints(),
             alive=self._alive,
             threshold=self.params.threshold,
             verify=self._verify_dealt,
@@ -452,13 +425,13 @@ class Aggregator:
             invited=self._invited,
             expected=list(self._expected),
             alive=self._alive,
-            out=sorted(self._out),
+            out=sorted(self._attendance.out),
             cohort=b"" if cohort is None else cohort.body,
             nonces=b"" if view is None else view.nonces,
             dealt=b"" if dealt is None else dealt.body,
             total=self._total.tobytes(),
             blamed=self.blamed,
-            dropped=self._dropped,
+            dropped=self._attendance.dropped,
             answers=self._answers,
         ).pack()
 
@@ -488,9 +461,7 @@ class Aggregator:
             self.stage = minutes.stage
             self._attempt = begin.attempt
             self._session = session_hash(begin)
-            self._expected = dict.fromkeys(minutes.expected)
             self._alive = minutes.alive
-            self._out = set(minutes.out)
             if minutes.cohort:
                 self._cohort = Cohort.read(
                     roster, self.params, self._session, minutes.cohort, shared
@@ -503,7 +474,9 @@ class Aggregator:
         except (MessageError, ParameterError, ValueError) as error:
             raise StateError(f"a stored state that does not fit: {error}") from None
         self.blamed.update(minutes.blamed)
-        self._dropped.update(minutes.dropped)
+        self._attendance.restore(
+            expected=minutes.expected, out=minutes.out, dropped=minutes.dropped
+        )
         self._answers = {of: dict(sent) for of, sent in minutes.answers.items()}
         for advert in self._answers[_Stage.ADVERTISE].values():
             self._public_keys |= {advert[:32], advert[32:64]}

@@ -15,11 +15,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from secure_agg.aggregator import Aggregator, SumResult
+from secure_agg.aggregator import Aggregator
 from secure_agg.errors import ParameterError
 from secure_agg.floor import Floor
 from secure_agg.params import SecAggParams
 from secure_agg.participant import Participant
+from secure_agg.result import SumResult
 from secure_agg.roster import Entropy, Identity, Roster
 from secure_agg.shared import Shared
 from secure_agg.transcript import RoundContext

@@ -274,7 +274,7 @@ def test_05_low_order_point_is_blamed_on_its_sender(high_bit: int) -> None:
         fields = (u | high_bit).to_bytes(32, "little") + replies[4][HEADER_SIZE + 32 :][:64]
         signature = world.identities[4].sign(advert_digest(session, 4, fields))
         world.server.blamed.clear()
-        world.server._out.clear()
+        world.server._attendance.out.clear()
         with pytest.raises(LowOrderPoint, match="member 4"):
             world.server.receive(4, frame(Kind.ADVERT, session, fields, signature))
         assert list(world.server.blamed) == [4]

@@ -98,7 +98,7 @@ def test_the_aggregator_survives_mutated_messages(kind: Kind, count: int) -> Non
         except SecureAggError:
             refused += 1
         server._answers[server.stage].pop(ME, None)
-        server._out.clear()
+        server._attendance.out.clear()
         server._public_keys.clear()
         server.blamed.clear()
     # An upload may be any vector; these signatures are verified when they are needed.
