@@ -101,6 +101,11 @@ class Limits:
         least, most = self._bounds[kind]
         checks.size(size, least, most, kind.name)
 
+    @property
+    def largest_answer(self) -> int:
+        """Bytes of the largest body that a member sends."""
+        return max(most for kind, (_, most) in self._bounds.items() if kind % 2 == 0)
+
 
 def frame(kind: Kind, session: bytes, *parts: bytes) -> bytes:
     """Put a message together."""

@@ -91,7 +91,7 @@ class RoundCycle:
         try:
             secure = self._secure(open_)
             round_ = self._conversation(open_, secure)
-            self._fleet.allow(_upload_bytes(coordinator.mechanism.length, len(open_.cohort)))
+            self._fleet.allow(secure.largest_answer)
             await round_.run()
             result = secure.result
             if len(result.included) < coordinator.mechanism.event.min_survivors:
@@ -159,8 +159,3 @@ class RoundCycle:
             self._refused(number, self._roster.nodes[client], reason)
         head = bytes.fromhex(self._job.ledger.head)
         round_.dismiss(committed=committed, ledger_head=head)
-
-
-def _upload_bytes(length: int, cohort: int) -> int:
-    """More than any message of a round takes."""
-    return 8 * length + 1024 * cohort + (1 << 16)

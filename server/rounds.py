@@ -18,6 +18,7 @@ from secure_agg import (
     SumResult,
 )
 from secure_agg.errors import ParameterError
+from secure_agg.messages import HEADER_SIZE, Limits
 from server.coordinator import OpenRound
 
 __all__ = ["RoundAborted", "SecureRound", "round_params"]
@@ -25,6 +26,9 @@ __all__ = ["RoundAborted", "SecureRound", "round_params"]
 
 _GRAPHS = 4
 """How often a round draws its graph anew because somebody fell silent before revealing a nonce."""
+
+_ENVELOPE = 4096
+"""More bytes than a host puts around a member's message."""
 
 
 class RoundAborted(FedsysError):
@@ -73,6 +77,8 @@ class SecureRound:
             modulus_bits=mechanism.modulus_bits,
             min_survivors=mechanism.event.min_survivors,
         )
+        limits = Limits(self.params, mechanism.length)
+        self._largest_answer = _ENVELOPE + HEADER_SIZE + limits.largest_answer
         self._aggregator = Aggregator(
             roster=roster,
             params=self.params,
@@ -96,6 +102,11 @@ class SecureRound:
     def blamed(self) -> Mapping[int, str]:
         """Why, for each member caught cheating so far."""
         return self._aggregator.blamed
+
+    @property
+    def largest_answer(self) -> int:
+        """Bytes that no member's message exceeds, with the envelope that its host puts it in."""
+        return self._largest_answer
 
     @property
     def result(self) -> SumResult:

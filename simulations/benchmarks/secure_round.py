@@ -27,6 +27,8 @@ __all__ = ["measure"]
 def measure(agents: int, *, dimension: int, rounds: int = 3, processes: int = 2) -> dict[str, Any]:
     """Seconds and memory of a round in which everybody takes part.
 
+    The coordinator's memory at rest is its largest until everybody was connected.
+
     Args:
         agents: in the population and in every cohort.
         dimension: d, weights of the model.
@@ -41,7 +43,7 @@ def measure(agents: int, *, dimension: int, rounds: int = 3, processes: int = 2)
         Crowd.make(Path(folder), agents, dimension=dimension, processes=processes) as crowd,
     ):
         crowd.wait_connected()
-        before = _cpu(crowd)
+        before, at_rest = _cpu(crowd), _peak(crowd.coordinator.pid)
         row = crowd.run(crowd_job(agents, agents, rounds=rounds))
         if row.status != "completed":
             raise RuntimeError(f"{row.status}: {row.reason}")
@@ -57,6 +59,7 @@ def measure(agents: int, *, dimension: int, rounds: int = 3, processes: int = 2)
             },
             "coordinator_cpu_s": round(coordinator / rounds, 2),
             "agent_cpu_s": round(held / rounds / agents, 3),
+            "coordinator_at_rest_mb": at_rest,
             "coordinator_peak_mb": _peak(crowd.coordinator.pid),
             "agents_peak_mb": round(sum(_peak(each.pid) for each in crowd.holders), 1),
         }

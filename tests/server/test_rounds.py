@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fedsys.config import load
@@ -9,8 +11,10 @@ from fedsys.errors import MechanismError
 from fedsys.privacy.quorum import live_members
 from secure_agg import SecAggParams
 from secure_agg.errors import ParameterError
+from server.coordinator import OpenRound
 from server.job import plan_for
-from server.rounds import RoundAborted, round_params
+from server.rounds import RoundAborted, SecureRound, round_params
+from tests.client.devices import PLAN, Conversation, D, Devices
 
 
 def test_a_sum_holds_more_than_those_who_may_collude() -> None:
@@ -67,3 +71,17 @@ def test_a_jobs_plan_pays_for_its_quorum_where_there_is_one(protocol: str) -> No
             plan_for(small, population=1437, layers=[650])
     else:
         plan_for(small, population=1437, layers=[650])
+
+
+def test_no_answer_of_a_round_is_larger_than_what_is_let_in(tmp_path: Path) -> None:
+    """A vector of 32 bits an element, and what stands before it, are all that a device may send."""
+    devices = Devices(tmp_path)
+    talk = Conversation(devices.terms(), devices.roster)
+    secure = SecureRound(
+        open=OpenRound(number=1, cohort=(0, 1, 2), assignment=talk.assignment),
+        mechanism=PLAN.build_mechanism(),
+        roster=devices.roster.roster,
+        corrupt=0.0,
+        dropout=0.0,
+    )
+    assert 4 * D < secure.largest_answer < 4 * D + 8192
