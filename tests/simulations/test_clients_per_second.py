@@ -42,9 +42,23 @@ def test_a_small_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     # 3 x 2 x (784 x 64 + 64 x 10) x 50 examples, less the first layer's input gradient
     assert result["flops_per_client"] == 50 * 2 * (2 * 784 * 64 + 3 * 64 * 10)
     assert all(difference < 1e-4 for difference in result["equality"].values())
-    assert set(result["equality"]) == {"fedsys", "loop"}
+    assert set(result["equality"]) == {"fedsys", "ideal", "engine", "loop"}
     assert (tmp_path / "clients_per_second_w5.png").stat().st_size > 5000
     assert "| plain loop |" in capsys.readouterr().out
+
+
+def test_a_rate_counts_clients_of_average_size() -> None:
+    """Two turns at the same examples a second have the same rate, whoever was in their cohorts."""
+    large = {"examples": [9, 300, 300], "clients": [1, 3, 3], "seconds": [5.0, 2.0, 1.0]}
+    small = {"examples": [9, 100, 100], "clients": [1, 25, 25], "seconds": [5.0, 0.5, 0.5]}
+    for turn in (large, small):
+        assert clients_per_second._steady(turn, 20.0) == pytest.approx(10.0)
+
+
+def test_nobody_left_to_run_is_one_line(tmp_path: Path) -> None:
+    arguments = ["--work", "W5", "--engines", "flwr", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="flwr: none of them can run w5"):
+        clients_per_second.main([*arguments, "--peers", str(tmp_path / "none")])
 
 
 def test_an_unknown_engine_is_named() -> None:

@@ -10,6 +10,10 @@ from fedsys.config import Config
 __all__ = ["refusals"]
 
 _PEERS = ("pfl", "flwr")
+_NOT_PLAIN = (
+    "privacy.mechanism = 'example-gaussian' puts noise into local training itself, and plain "
+    "training is what is compared; use --set privacy.mechanism=none"
+)
 _NODES = 100_000
 _SECONDS = 300.0
 _NODE_BYTES = 3000
@@ -26,28 +30,16 @@ def refusals(job: Config, engines: Sequence[str], peers: Path) -> dict[str, str]
         engines: what was asked for.
         peers: the Python of the peers' environment.
     """
+    if job.privacy.mechanism == "example-gaussian":
+        return dict.fromkeys(engines, _NOT_PLAIN)
     found = {}
     for engine in engines:
-        reason = _missing(engine, peers) or _private(job, engine)
-        reason = reason or (_nodes(job) if engine == "flwr" else None)
+        reason = _nodes(job) if engine == "flwr" else None
+        if engine in _PEERS and not peers.exists():
+            reason = f"--peers {peers} is not there: `make bench` installs it"
         if reason is not None:
             found[engine] = reason
     return found
-
-
-def _missing(engine: str, peers: Path) -> str | None:
-    if engine not in _PEERS or peers.exists():
-        return None
-    return f"--peers {peers} is not there: `make bench` installs it"
-
-
-def _private(job: Config, engine: str) -> str | None:
-    if job.privacy.mechanism != "example-gaussian" or engine in ("fedsys", "ideal", "bound"):
-        return None
-    return (
-        "privacy.mechanism = 'example-gaussian' changes local training itself, which only the "
-        "whole job does; compare with --set privacy.mechanism=none"
-    )
 
 
 def _nodes(job: Config) -> str | None:
