@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Collection, Mapping
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -14,7 +15,7 @@ from secure_agg.shamir import split
 from secure_agg.shared import Shared
 from secure_agg.transcript import Dealt, View, commitment_at, dealt_digest
 
-__all__ = ["Dealing", "half"]
+__all__ = ["Dealing", "released"]
 
 
 class Dealing:
@@ -148,7 +149,7 @@ class Dealing:
         """Open one pair of shares and compare both with the dealer's commitments."""
         plain = keys.unseal(self._seal_key(dealer), sealed, context, dealer, self._me)
         for kind in (0, 1):
-            found = keys.commit_share(kind, dealer, self._me, half(plain, kind))
+            found = keys.commit_share(kind, dealer, self._me, _half(plain, kind))
             checks.share_fits(commitment_at(commitments, place, kind), found, dealer)
         return plain
 
@@ -196,6 +197,26 @@ class Dealing:
         return secret
 
 
-def half(plain: bytes, kind: int) -> bytes:
+def released(
+    held: Mapping[int, bytes], *, alive: Collection[int], dropped: Collection[int]
+) -> list[tuple[int, int, bytes, bytes]]:
+    """Return the rows of a RELEASE message: of each dealer whose shares are held, one share.
+
+    Args:
+        held: Opened pairs of shares and openings by dealer.
+        alive: Of these dealers b's share is released.
+        dropped: Of these s's; nobody is in both, which `checks.partition` has made sure of.
+    """
+    rows = []
+    for dealer in sorted(held):
+        for kind, members in ((0, alive), (1, dropped)):
+            if dealer in members:
+                opened = _half(held[dealer], kind)
+                share, opening = opened[: keys.SECRET_SIZE], opened[keys.SECRET_SIZE :]
+                rows.append((dealer, kind, share, opening))
+    return rows
+
+
+def _half(plain: bytes, kind: int) -> bytes:
     """Return share and opening of one kind from an opened pair."""
     return plain[keys.HALF_SIZE :] if kind else plain[: keys.HALF_SIZE]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy.typing as npt
 
 from secure_agg import checks, keys, quorum
-from secure_agg.dealing import Dealing, half
+from secure_agg.dealing import Dealing, released
 from secure_agg.errors import InputError, MessageError, StateError
 from secure_agg.floor import Floor
 from secure_agg.messages import (
@@ -398,14 +398,7 @@ class Participant:
         quorum.verify(self._roster, unmask, asked, self._shared)
         checks.quorum(len(unmask.signers), self.params)
         dropped = checks.partition(dealt.ids, self._now.alive, unmask.dropped)
-        alive = frozenset(self._now.alive)
-        rows = []
-        for dealer in sorted(self._now.held):
-            for kind, members in ((0, alive), (1, dropped)):
-                if dealer in members:
-                    opened = half(self._now.held[dealer], kind)
-                    share, opening = opened[: keys.SECRET_SIZE], opened[keys.SECRET_SIZE :]
-                    rows.append((dealer, kind, share, opening))
+        rows = released(self._now.held, alive=frozenset(self._now.alive), dropped=dropped)
         seed = self._own.self_seed
         self._now.stage = _Stage.RELEASED
         self._now.secrets = self._now.dealing = None
