@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -241,8 +242,15 @@ class ExamplePrivateTrainer:
                 return "no_op"
             self._private = self._model
             self._mode, why = form_for(self._task, self._model, x, y)
-            _log.info("gradients of examples: %s, %s", self._mode, why)
+            _tell(self._mode, why, self._privacy, self._local, self._seed, self.dimension)
         return self._mode
+
+
+@lru_cache(maxsize=64)
+def _tell(mode: str, why: str, *_job: object) -> None:
+    """Once a job, which makes a new trainer every round on a device: what tells jobs apart is part
+    of the arguments."""
+    _log.info("gradients of examples: %s, %s", mode, why)
 
 
 @contextmanager

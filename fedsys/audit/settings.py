@@ -69,7 +69,7 @@ def header_claims(header: Mapping[str, Any], plan: PrivacyPlan) -> Iterator[Clai
         claimed=_parts_text(stated),
         rederived=_parts_text(parts),
         by="exact binomial tails of aborts; the samplers' distance",
-        rests_on=f"at most {plan.dropout:g} of a cohort dropping out",
+        rests_on=_losses(plan),
     )
     wrong = [
         key
@@ -90,6 +90,16 @@ def header_claims(header: Mapping[str, Any], plan: PrivacyPlan) -> Iterator[Clai
         claimed="as fedsys states them for this plan",
         rederived="differs: " + ", ".join(wrong) if wrong else "the same",
         by="writing the header again",
+    )
+
+
+def _losses(plan: PrivacyPlan) -> str:
+    """What the chance that a round is given up was computed from."""
+    if plan.dropout == 0:
+        return "no member of a cohort being lost"
+    return (
+        f"each member of a cohort being lost with a chance of at most {plan.dropout:g}, "
+        "independently of the others"
     )
 
 

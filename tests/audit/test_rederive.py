@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 from fedsys.audit import audit_run, to_json, write
 from fedsys.audit.chain import UNPINNED
+from fedsys.audit.settings import header_claims
 from fedsys.audit.wording import epsilon_text
 from fedsys.errors import AuditInputError, LedgerError
 from fedsys.privacy import Ledger, Signer, ViewAccountant, read_ledger
@@ -60,6 +62,28 @@ def test_what_a_client_s_own_noise_protects_is_said(run: Path) -> None:
     assert claim.rederived.startswith(f"{epsilon_text(expected)} after {turns} rounds")
     assert "made by this simulation" in claim.rests_on
     assert expected > (audit_run(run).curve[-1].spent.server or math.inf)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "said"),
+    [
+        (
+            0.05,
+            "each member of a cohort being lost with a chance of at most 0.05, independently of "
+            "the others",
+        ),
+        (0.0, "no member of a cohort being lost"),
+    ],
+)
+def test_delta_rests_on_the_chance_that_each_member_is_lost(
+    dropout: float, said: str, run: Path
+) -> None:
+    """That is what was assumed; a cohort may well lose a larger share of its members."""
+    header = entries(run)[0][1]
+    plan = dataclasses.replace(plan_of(header), dropout=dropout)
+    claim = next(header_claims(header, plan))
+    assert claim.name == "Delta and its parts"
+    assert claim.rests_on == said
 
 
 def test_the_pinned_signer_settles_who_signed(run: Path, signer: Signer) -> None:

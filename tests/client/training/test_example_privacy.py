@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -450,3 +451,19 @@ def test_opacus_own_accountant_agrees_with_the_plan() -> None:
         dp_event.PoissonSampledDpEvent(0.17, dp_event.GaussianDpEvent(1.1)), privacy.steps
     )
     assert private.opacus_epsilon(1e-5) == pytest.approx(accountant.get_epsilon(1e-5), rel=0.01)
+
+
+def test_what_was_chosen_is_said_once_a_job(
+    data: FederatedData, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A device makes a trainer every round; another job is told anew."""
+    caplog.set_level(logging.INFO, "client.training.example_privacy")
+
+    def train(clip: float) -> None:
+        privacy = ExamplePrivacy(clip=clip, noise_multiplier=1.0, example_rate=0.5, steps=1)
+        trainer(privacy).train(start(), data.train, [np.arange(10)], fixed_entropy(1))
+
+    for clip in (0.123, 0.123, 0.123, 0.321):
+        train(clip)
+    assert len(caplog.messages) == 2
+    assert all(message.startswith("gradients of examples: ") for message in caplog.messages)
