@@ -12,7 +12,6 @@ import logging
 import os
 import queue
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from client.grpc_channel import open_channel, renew
 from client.session import Dismissed, Session
+from client.stop import Stop
 from fedsys.errors import FedsysError, ProtocolError
 from fedsys.secret_files import write_secret
 from fedsys.wire import fleet_pb2
@@ -73,28 +73,34 @@ class ConnectionHost:
     Args:
         session: answers what is asked.
         backoff: between attempts.
+        stop: ends `run`, also where it was set before.
     """
 
-    def __init__(self, session: Session, *, backoff: Backoff | None = None) -> None:
+    def __init__(
+        self, session: Session, *, backoff: Backoff | None = None, stop: Stop | None = None
+    ) -> None:
         self._session = session
         self._backoff = backoff or Backoff()
-        self._stop = threading.Event()
+        self._stop = Stop() if stop is None else stop
         self._stream: Any = None
         self._renewed = 0.0
         self._shown = ("", "")
+        self._stop.call(self._hang_up)
 
     def stop(self) -> None:
         """End `run` soon; for another thread or a signal handler."""
         self._stop.set()
+
+    def _hang_up(self) -> None:
         stream = self._stream
         if stream is not None:
             stream.cancel()
 
     def run(self) -> None:
         """Connect, serve, reconnect; returns after `stop`."""
-        while not self._stop.is_set():
+        while not self._stop.wanted:
             wait = self._attempt()
-            if wait > 0 and not self._stop.is_set():
+            if wait > 0 and not self._stop.wanted:
                 self._status("disconnected")
                 self._stop.wait(wait)
         self._status("stopped")
@@ -116,7 +122,7 @@ class ConnectionHost:
             if farewell.final:
                 return _FINAL_SECONDS
         except grpc.RpcError as error:
-            if not self._stop.is_set():
+            if not self._stop.wanted:
                 code = error.code().name.lower()
                 _log.warning("no session: %s: %s", code, error.details())
                 if error.code() is grpc.StatusCode.PERMISSION_DENIED:
@@ -147,7 +153,7 @@ class ConnectionHost:
             method(FLEET, "Session"), response_deserializer=fleet_pb2.Frame.FromString
         )
         self._stream = stream = stub(_frames(outgoing))
-        if self._stop.is_set():  # told to while there was no stream yet that could be cancelled
+        if self._stop.wanted:  # told to while there was no stream yet that could be cancelled
             stream.cancel()
         assembler = Assembler(limit=MAX_PARCEL)
         try:

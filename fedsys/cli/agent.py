@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedsys.cli.extras import require_deploy
+
+if TYPE_CHECKING:
+    from client.identity import Credentials
+    from client.stop import Stop
 
 __all__ = ["app"]
 
@@ -53,23 +57,42 @@ def run(
     log: Annotated[str, typer.Option(help="text or json.")] = "text",
 ) -> None:
     """Stay connected and take part in what policy.toml allows, until stopped."""
-    import os
-    import signal
+    from client.stop import Stop
 
-    import torch
+    stop = Stop()
+    stop.on_signals()  # before anything that takes long, or is to be left as it should be
 
-    from client.grpc_host import ConnectionHost
     from client.identity import Credentials
-    from client.policy import ApprovedTask, Policy
-    from client.session import Session
-    from client.worker import DataSpec, LocalData
+    from client.lock import exclusive
     from fedsys.logs import configure
-    from fedsys.secret_files import write_secret
 
     configure(log)
     credentials = Credentials.load(folder)
     options = _options(option or [])
-    path = folder / "policy.toml"
+    with exclusive(folder):
+        _serve(credentials, data=data, shard=shard, options=options, stop=stop)
+    typer.echo("stopped", err=True)
+
+
+def _serve(
+    credentials: Credentials,
+    *,
+    data: str,
+    shard: str | None,
+    options: dict[str, object],
+    stop: Stop,
+) -> None:
+    import os
+
+    import torch
+
+    from client.grpc_host import ConnectionHost
+    from client.policy import ApprovedTask, Policy
+    from client.session import Session
+    from client.worker import DataSpec, LocalData
+    from fedsys.secret_files import write_secret
+
+    path = credentials.folder / "policy.toml"
     policy = Policy.load(path) if path.exists() else None
     torch.set_num_threads(policy.threads if policy is not None else 1)
     gpu = policy is not None and policy.gpu and torch.cuda.is_available()
@@ -84,11 +107,7 @@ def run(
     if policy.nice:
         os.nice(policy.nice)
     session = Session(credentials=credentials, worker=worker, policy=lambda: Policy.load(path))
-    host = ConnectionHost(session)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: host.stop())
-    host.run()
-    typer.echo("stopped", err=True)
+    ConnectionHost(session, stop=stop).run()
 
 
 @app.command()
@@ -96,25 +115,26 @@ def status(folder: Folder) -> None:
     """What the agent is doing, and what it has spent by its own count."""
     import json
 
-    import psutil
-
     from client.identity import Credentials
-    from client.journal import Journal
-    from client.policy import Policy
+    from client.lock import held
 
     credentials = Credentials.load(folder)
     typer.echo(f"{credentials.name}, node {credentials.node}, at {credentials.coordinator}")
-    try:
-        shown = json.loads((folder / "status.json").read_text("utf-8"))
-        alive = psutil.pid_exists(int(shown["pid"])) and shown["connection"] != "stopped"
-        state = f"{shown['connection']}, {shown['activity']}" if alive else "not running"
-    except (OSError, ValueError, KeyError):
-        state = "not running"
+    state = "not running"
+    if held(folder):
+        try:
+            shown = json.loads((folder / "status.json").read_text("utf-8"))
+            state = f"{shown['connection']}, {shown['activity']}"
+        except (OSError, ValueError, KeyError):
+            state = "starting"
     typer.echo(state + (", paused" if (folder / "paused").exists() else ""))
     expires = credentials.certificate.not_valid_after_utc
     typer.echo(f"certificate until {expires:%Y-%m-%d}")
     path = folder / "policy.toml"
     if path.exists():
+        from client.journal import Journal
+        from client.policy import Policy
+
         policy = Policy.load(path)
         journal = Journal(folder / "journal.json")
         spent = journal.spent(policy.epsilon_view)

@@ -1,0 +1,59 @@
+"""The wish to stop: from a signal handler or another thread, at any instant, without a lock.
+
+A handler runs between any two bytecodes of the main thread, which may at that moment hold the lock
+of a `threading.Event` that it waits for: setting the same event would then wait for ever. What is
+used here is made to be called from within itself (`queue.SimpleQueue.put` is reentrant).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import signal
+from collections.abc import Callable
+
+__all__ = ["Stop"]
+
+
+class Stop:
+    """Set once, never cleared."""
+
+    def __init__(self) -> None:
+        self._set = self._signalled = False
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._hooks: list[Callable[[], None]] = []
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it was set."""
+        return self._set
+
+    def set(self) -> None:
+        """Wake whoever waits and call the hooks."""
+        self._set = True
+        self._wake.put(None)
+        for hook in tuple(self._hooks):
+            hook()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep that long, or until told to stop; for one thread."""
+        if not self._set:
+            with contextlib.suppress(queue.Empty):
+                self._wake.get(timeout=seconds)
+
+    def call(self, hook: Callable[[], None]) -> None:
+        """Have a function called when this is set; at once if it is set already."""
+        self._hooks.append(hook)
+        if self._set:
+            hook()
+
+    def on_signals(self) -> None:
+        """Be set by SIGTERM and SIGINT from now on; the second of them ends the process at once."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._take)
+
+    def _take(self, _number: int, _frame: object) -> None:
+        if self._signalled:
+            raise KeyboardInterrupt
+        self._signalled = True
+        self.set()
