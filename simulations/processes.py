@@ -48,6 +48,7 @@ class _Member:
     link: Connection
     row: int
     ready: bool = False
+    briefed: bool = False
     chunk: int | None = None
     since: float = 0.0
     done: list[int] = field(default_factory=list)
@@ -228,19 +229,21 @@ class Processes(Engine):
         if not self._members:
             raise TrainingError("the engine's processes have ended; start the run anew")
         self._arena.array("weights")[:] = work.weights
-        begin = ("begin", replace(work, weights=np.zeros(0, dtype=np.float32)))
+        brief = replace(work, weights=np.zeros(0, dtype=np.float32))
         waiting, deaths = deque(range(len(chunks))), Counter[object]()
         for member in list(self._members):
             if member.chunk is not None:  # of a round that was given up
                 member.stop()
                 member = self._members[member.row] = self._hire(member.row)
             member.done.clear()
-            member.send(begin)
+            member.briefed = False
         while waiting or any(member.chunk is not None for member in self._members):
             for member in self._members:
                 if waiting and member.ready and member.chunk is None:
                     member.chunk, member.since = waiting.popleft(), time.monotonic()
-                    member.send((verb, chunks[member.chunk]))
+                    # The round goes with its first chunk: one message wakes a worker once.
+                    member.send((verb, chunks[member.chunk], None if member.briefed else brief))
+                    member.briefed = True
             for member in self._heard_of(chunks):
                 try:
                     reply = member.link.recv()
@@ -248,8 +251,7 @@ class Processes(Engine):
                     self._mourn(member, chunks, deaths)
                     lost = [] if member.chunk is None else [member.chunk]
                     waiting.extendleft(lost + (member.done if verb == "add" else []))
-                    heir = self._members[member.row] = self._hire(member.row)
-                    heir.send(begin)
+                    self._members[member.row] = self._hire(member.row)
                     continue
                 if reply[0] == "failed":
                     self.close()

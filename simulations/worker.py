@@ -130,14 +130,13 @@ def serve(link: Connection, arena_descriptor: int) -> None:
         return
     link.send(("ready",))
     while True:
-        verb, what = link.recv()
-        if verb == "begin":
-            worker.begin(what)
-            continue
+        verb, clients, work = link.recv()
         try:
-            reply = worker.add(what) if verb == "add" else worker.vectors(what)
+            if work is not None:
+                worker.begin(work)
+            reply = worker.add(clients) if verb == "add" else worker.vectors(clients)
         except Exception as error:
-            reply = ("failed", _of_clients(error, what))
+            reply = ("failed", _of_clients(error, clients))
         link.send(reply)
 
 

@@ -68,6 +68,45 @@ class ClientConv2d(nn.Module):
         """The clients whose batch comes now."""
         return self._cohort.fed
 
+    def output(self, x: Tensor) -> Tensor:
+        """(A B, out, H', W') of channels-last `x` (A B, in, H, W), or those of one client."""
+        stride, padding, dilation = self.geometry
+        return _joined(
+            [
+                functional.conv2d(
+                    own, *self.of_client(client), stride, padding, dilation, self.groups
+                )
+                for client, own in zip(self.fed, _split(x, self.fed), strict=True)
+            ]
+        )
+
+    def input_gradient(self, x: Tensor, dy: Tensor, clients: range, wanted: bool) -> Tensor | None:
+        """The gradient of `x`, where wanted; these clients' weights learn from dY."""
+        stride, padding, dilation = self.geometry
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        dx, learnt = [], []
+        batches = zip(_split(x, clients), _split(dy, clients), strict=True)
+        for client, (own, upper) in zip(clients, batches, strict=True):
+            weight, bias = self.of_client(client)
+            down, of_weight, of_bias = torch.ops.aten.convolution_backward(
+                upper,
+                own,
+                weight,
+                None if bias is None else list(bias.shape),
+                stride,
+                padding,
+                dilation,
+                False,
+                [0, 0],
+                self.groups,
+                [wanted, True, bias is not None],
+            )
+            dx.append(down)
+            learnt.append((client, of_weight, of_bias))
+        for each in learnt:
+            self.learn(*each)
+        return _joined(dx) if wanted else None
+
     def learn(self, client: int, weight: Tensor, bias: Tensor | None) -> None:
         """A client's gradients; the active clients take their step once all of them have some."""
         self._grads[client] = weight, bias
@@ -105,44 +144,12 @@ class _ClientConv2d(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: ClientConv2d) -> Tensor:
         ctx.save_for_backward(x)
         ctx.layer, ctx.wanted, ctx.clients = layer, x.requires_grad, layer.fed
-        stride, padding, dilation = layer.geometry
-        return _joined(
-            [
-                functional.conv2d(
-                    own, *layer.of_client(client), stride, padding, dilation, layer.groups
-                )
-                for client, own in zip(ctx.clients, _split(x, ctx.clients), strict=True)
-            ]
-        )
+        return layer.output(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
         (x,) = ctx.saved_tensors
-        layer: ClientConv2d = ctx.layer
-        stride, padding, dilation = layer.geometry
-        dy = grads[0].contiguous(memory_format=torch.channels_last)
-        dx, learnt = [], []
-        batches = zip(_split(x, ctx.clients), _split(dy, ctx.clients), strict=True)
-        for client, (own, upper) in zip(ctx.clients, batches, strict=True):
-            weight, bias = layer.of_client(client)
-            down, of_weight, of_bias = torch.ops.aten.convolution_backward(
-                upper,
-                own,
-                weight,
-                None if bias is None else list(bias.shape),
-                stride,
-                padding,
-                dilation,
-                False,
-                [0, 0],
-                layer.groups,
-                [ctx.wanted, True, bias is not None],
-            )
-            dx.append(down)
-            learnt.append((client, of_weight, of_bias))
-        for each in learnt:
-            layer.learn(*each)
-        return _joined(dx) if ctx.wanted else None, None, None
+        return ctx.layer.input_gradient(x, grads[0], ctx.clients, ctx.wanted), None, None
 
 
 def _split(rows: Tensor, clients: range) -> tuple[Tensor, ...]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from client.training.batched import examples_of, loss_weights
+from client.training.chain import Chain
 from client.training.clipping import clip_factors, clipped_sum_of
 from client.training.coefficients import combination
 from client.training.cohort import Cohort, Room, UnsupportedLayerError
@@ -24,7 +25,7 @@ from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
 from client.training.parameter_free import BitDropout, replacement, swap_relu_and_pool
 from client.training.schedule import Schedule
-from client.training.trunk import TrunkAndHead, in_sequence
+from client.training.trunk import ChainedTrunk, TrunkAndHead, in_sequence
 from fedsys.tasks import Examples, Task, seeded
 
 __all__ = ["DualPath", "pays"]
@@ -67,7 +68,16 @@ class DualPath:
         self._model.train()
         self._data = _DataLayers.of(self._model)
         self._cut = TrunkAndHead.of(self._model)
+        self._chain = self._chained()
         self._room = Room()
+
+    def _chained(self) -> Chain | ChainedTrunk | None:
+        """The model without the autograd engine; None where that cannot differentiate a layer."""
+        if self._data is not None:
+            return Chain.of([self._data.layer, *in_sequence(self._data.after)])
+        return (
+            Chain.of(in_sequence(self._model)) if self._cut is None else ChainedTrunk.of(self._cut)
+        )
 
     def _swap(self, module: nn.Module, prefix: str) -> nn.Module:
         if type(module) is nn.Linear:
@@ -157,6 +167,8 @@ class DualPath:
         model: nn.Module = self._model
         if self._cut is not None:
             model, self._cut.cohort = self._cut, cohort
+        if self._chain is not None:
+            self._chain.reset()
         even: dict[tuple[int, ...], Tensor] = {}
         seed = seeds[0] & 0xFFFFFFFFFFFFFFFF
         for number, dropout in enumerate(self._dropouts):
@@ -164,10 +176,13 @@ class DualPath:
         with seeded(seed):
             for number, step in enumerate(schedule.steps):
                 cohort.begin(number, len(step.counts))
-                if self._data is None:
-                    outputs = model(examples_of(examples.x, step).flatten(0, 1))
-                else:
+                x = None if data is not None else examples_of(examples.x, step).flatten(0, 1)
+                if self._chain is not None:
+                    outputs = self._chain.forward(x).requires_grad_()
+                elif self._data is not None:
                     outputs = self._data.after(self._data.layer(None))
+                else:
+                    outputs = model(x)
                 targets = examples_of(examples.y, step).flatten(0, 1)
                 losses = self._task.loss(outputs, targets)
                 weight = even.get(step.rows.shape) if step.full else None
@@ -176,7 +191,10 @@ class DualPath:
                     if step.full:
                         even[step.rows.shape] = weight
                 # The layers take their steps in the backward pass.
-                torch.autograd.backward(torch.dot(losses, weight))
+                if self._chain is not None:
+                    self._chain.backward(*torch.autograd.grad(losses, outputs, weight))
+                else:
+                    torch.autograd.backward(losses, weight)
         return cohort
 
     def _begin(

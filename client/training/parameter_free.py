@@ -55,16 +55,21 @@ class BitDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape, the same out."""
+        mask = self.mask(x)
+        return x if mask is None else x * mask
+
+    def mask(self, x: Tensor) -> Tensor | None:
+        """What to multiply `x` with, in its shape; None where nothing is dropped."""
         dropped = round(self.p * _LEVELS)
         if not self.training or not dropped:
-            return x
+            return None
         count = x.numel()
         words = self._bits.integers(0, 1 << 64, size=-(-count // 4), dtype=np.uint64)
         kept = words.view(np.uint16)[:count] >= dropped
         mask = torch.from_numpy(kept).to(device=x.device, dtype=x.dtype)
         mask *= _LEVELS / (_LEVELS - dropped)
         # In the memory order of x, whatever it is.
-        return x * mask.as_strided(x.shape, x.stride()) if _dense(x) else x * mask.view(x.shape)
+        return mask.as_strided(x.shape, x.stride()) if _dense(x) else mask.view(x.shape)
 
 
 def _dense(x: Tensor) -> bool:
@@ -78,23 +83,35 @@ class ImageFlatten(nn.Module):
         """Channels-last images take the fast way."""
         if x.dim() != 4 or x.is_contiguous():
             return x.flatten(1)
-        flat: Tensor = _ImageFlatten.apply(x)  # type: ignore[no-untyped-call]
+        flat: Tensor = _ImageFlatten.apply(x, self)  # type: ignore[no-untyped-call]
         return flat
 
-
-class _ImageFlatten(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.shape = x.shape
+    def flat(self, x: Tensor) -> Tensor:
+        """What `forward` returns, for callers that differentiate it with `unflat`."""
+        if x.dim() != 4 or x.is_contiguous():
+            return x.flatten(1)
         count, channels, height, width = x.shape
         pixels = x.permute(0, 2, 3, 1).reshape(count, height * width, channels)
         return _transposed(pixels).view(count, -1)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        count, channels, height, width = ctx.shape
-        pixels = _transposed(grads[0].contiguous().view(count, channels, height * width))
+    def unflat(self, gradient: Tensor, shape: torch.Size) -> Tensor:
+        """The gradient of an input of this shape; channels-last for images."""
+        if len(shape) != 4:
+            return gradient.view(shape)
+        count, channels, height, width = shape
+        pixels = _transposed(gradient.contiguous().view(count, channels, height * width))
         return pixels.view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+class _ImageFlatten(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: ImageFlatten) -> Tensor:
+        ctx.shape, ctx.layer = x.shape, layer
+        return layer.flat(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.layer.unflat(grads[0], ctx.shape), None
 
 
 def _transposed(matrices: Tensor) -> Tensor:

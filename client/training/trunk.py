@@ -13,11 +13,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from client.training.chain import Chain
 from client.training.cohort import Cohort
 from client.training.convolution import ClientConv2d
 from client.training.dual_linear import DualLinear
 
-__all__ = ["TrunkAndHead", "in_sequence"]
+__all__ = ["ChainedTrunk", "TrunkAndHead", "in_sequence"]
 
 
 class TrunkAndHead(nn.Module):
@@ -54,6 +55,45 @@ class TrunkAndHead(nn.Module):
         cohort.alone = None
         outputs: Tensor = self.head(torch.cat(features))
         return outputs
+
+
+class ChainedTrunk:
+    """The same, differentiated without the autograd engine; see `Chain`."""
+
+    def __init__(self, cut: TrunkAndHead, trunk: Chain, head: Chain) -> None:
+        self._cut, self._trunk, self._head = cut, trunk, head
+
+    @classmethod
+    def of(cls, cut: TrunkAndHead) -> ChainedTrunk | None:
+        """None where there is a layer without a rule."""
+        trunk = Chain.of(in_sequence(cut.trunk))
+        head = Chain.of(in_sequence(cut.head), gradient=True)
+        return None if trunk is None or head is None else cls(cut, trunk, head)
+
+    def reset(self) -> None:
+        """See `Chain`."""
+        self._trunk.reset()
+        self._head.reset()
+
+    def forward(self, x: Tensor | None) -> Tensor:
+        """See `Chain`; `x` is there."""
+        if x is None:
+            raise ValueError("a convolution is fed nothing")
+        cohort = self._cut.cohort
+        features = []
+        for client, own in enumerate(x.view(cohort.active, cohort.batch, *x.shape[1:]).unbind(0)):
+            cohort.alone = client
+            features.append(self._trunk.forward(own))
+        cohort.alone = None
+        return self._head.forward(torch.cat(features), wanted=True)
+
+    def backward(self, gradient: Tensor) -> None:
+        """See `Chain`; the client whose activations were made last comes first."""
+        passed = self._head.backward(gradient)
+        if passed is not None:
+            active = self._cut.cohort.active
+            for own in reversed(passed.view(active, -1, *passed.shape[1:]).unbind(0)):
+                self._trunk.backward(own)
 
 
 def in_sequence(model: nn.Module) -> Iterator[nn.Module]:

@@ -34,4 +34,7 @@ class Rescale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; integers become floating point."""
-        return (x.to(self.mean.dtype) - self.mean) / self.std
+        if x.is_floating_point():
+            return (x.to(self.mean.dtype) - self.mean) / self.std
+        # Bytes become a tensor of their own: no second and third of that size for a large batch.
+        return x.to(self.mean.dtype).sub_(self.mean).div_(self.std)
