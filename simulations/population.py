@@ -89,18 +89,27 @@ class Population:
     def chunks(
         self, clients: Sequence[int], most: int, *, processes: int = 1
     ) -> list[tuple[int, ...]]:
-        """Clients in chunks of equal size, those with most examples first.
+        """Clients in chunks of equal work, those with most examples first.
 
         Args:
             clients: to train.
             most: clients a chunk.
-            processes: the number of chunks is a multiple of it, so that all end together.
+            processes: the number of chunks is a multiple of it, so that all end together, but
+                where so many clients with few examples share a chunk that it is cut further.
         """
-        order = np.argsort(-self._examples(clients), kind="stable")
+        sizes = self._examples(clients)
+        order = np.argsort(-sizes, kind="stable")
         ordered = [clients[at] for at in order.tolist()]
         parts = -(-len(ordered) // (most * processes)) * processes
-        bounds = np.linspace(0, len(ordered), parts + 1).round().astype(int).tolist()
-        cut = [tuple(ordered[a:b]) for a, b in pairwise(bounds)]
+        # A client without an example still costs something.
+        done = np.concatenate([[0], np.cumsum(sizes[order] + 1)])
+        middles = (done[1:] + done[:-1]) / 2
+        bounds = np.searchsorted(middles, np.linspace(0, done[-1], parts + 1)).tolist()
+        cut = []
+        for start, end in pairwise(bounds):
+            pieces = -(-(end - start) // most)
+            cuts = np.linspace(start, end, pieces + 1).round().astype(int).tolist()
+            cut += [tuple(ordered[a:b]) for a, b in pairwise(cuts)]
         return [chunk for chunk in cut if chunk]
 
     def _examples(self, clients: Sequence[int]) -> NDArray[np.int64]:

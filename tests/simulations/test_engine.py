@@ -15,13 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from client.training import LocalConfig, Trainer
+from fedsys import tasks
 from fedsys.config import Config
 from fedsys.errors import FedsysError, TrainingError
+from fedsys.tasks import Examples
+from fedsys.tasks.partition import Compressed
 from simulations import harness, layout
 from simulations.chunk import RoundWork, in_ring
 from simulations.engine import InProcess
 from simulations.layout import population_spec
+from simulations.population import Population
 from simulations.processes import Processes, Recruits
 from simulations.randomness import SeededRandomness
 from simulations.setting import Setting, prepare
@@ -281,14 +288,46 @@ def test_chunks_are_even_and_hold_everybody_once(alone: Callable[..., Setting]) 
             assert clients < processes or len(chunks) % processes == 0
 
 
+@settings(deadline=None)
+@given(
+    held=st.lists(st.integers(0, 400), max_size=60),
+    most=st.integers(1, 40),
+    processes=st.integers(1, 4),
+)
+def test_chunks_of_uneven_clients_take_equal_work(
+    held: list[int], most: int, processes: int
+) -> None:
+    population = _holding(held)
+    chunks = population.chunks(range(len(held)), most, processes=processes)
+    assert sorted(client for chunk in chunks for client in chunk) == list(range(len(held)))
+    assert all(len(chunk) <= most for chunk in chunks)
+    longest_first = [held[client] for chunk in chunks for client in chunk]
+    assert longest_first == sorted(held, reverse=True)
+    # As many clients as a chunk holds, of which none is larger than what is over after an even
+    # split: no chunk is then further from its share than by the larger clients at its two ends.
+    parts = -(-len(held) // (most * processes)) * processes
+    share = sum(size + 1 for size in held) / max(parts, 1)
+    for chunk in chunks:
+        assert sum(held[client] + 1 for client in chunk) <= share + max(held) + 1
+
+
+def _holding(held: list[int]) -> Population:
+    """A population of clients with so many examples each; nobody can train."""
+    offsets = np.concatenate([[0], np.cumsum(held, dtype=np.int64)]).astype(np.int64)
+    examples = Examples(x=torch.zeros(int(offsets[-1]), 1), y=torch.zeros(int(offsets[-1])))
+    partition = Compressed(indices=np.arange(offsets[-1]), offsets=offsets)
+    trainer = Trainer(tasks.load("digits", {}), LocalConfig(learning_rate=0.1, batch_size=8))
+    return Population(train_set=examples, partition=partition, trainer=trainer, seed=0)
+
+
 @pytest.mark.slow
 def test_a_run_over_processes_stores_its_layout(configure: Configure, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {}
+    stored: dict[str, Any] = {}
     for processes in (1, 2):
         run = harness.run(
             configure("privacy.mechanism=none", f"engine.processes={processes}", "engine.chunk=8"),
             out=tmp_path / str(processes),
         )
         assert run.rounds == 3
-        settings[str(processes)] = (run.folder / "config.toml").read_text()
-    assert "processes = 2" in settings["2"]
+        stored[str(processes)] = (run.folder / "config.toml").read_text()
+    assert "processes = 2" in stored["2"]
