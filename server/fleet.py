@@ -15,8 +15,7 @@ from fedsys.wire import fleet_pb2
 from fedsys.wire.services import MAX_SMALL_PARCEL
 from server.pki import Peer
 
-__all__ = ["Arrived", "Event", "Fleet", "Left", "Link", "Said"]
-
+__all__ = ["Arrived", "Event", "Fleet", "Left", "Link", "Said", "kind_of_down"]
 
 Counted = Callable[[str, str, int], None]
 _KINDS = {each.number: each.name for each in fleet_pb2.Down.DESCRIPTOR.fields}
@@ -52,7 +51,7 @@ class Link:
 
     def send_bytes(self, message: bytes) -> None:
         """Queue a serialised message."""
-        self.counted("out", _kind(message), len(message))
+        self.counted("out", kind_of_down(message), len(message))
         self.outgoing.put_nowait(message)
 
     def close(self, reason: fleet_pb2.Goodbye.Reason, text: str) -> None:
@@ -87,7 +86,7 @@ class Said:
 Event = Arrived | Left | Said
 
 
-def _kind(message: bytes) -> str:
+def kind_of_down(message: bytes) -> str:
     """The kind of a serialised `Down`, whose one field begins it; not parsed, for it may be big."""
     return _KINDS.get(message[0] >> 3, "unknown") if message else "unknown"
 

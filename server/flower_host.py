@@ -16,13 +16,11 @@ without a deadline.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import pkgutil
 import time
-from collections.abc import AsyncIterator, Collection, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,9 +36,10 @@ from fedsys.wire import fleet_pb2
 from fedsys.wire.flower import CHALLENGE, DOWN, NODE, PROOF, QUERY, RECORD, UP, hello_message
 from server.deployment import Deployment
 from server.enrollment import Registry
-from server.fleet import Fleet, Link, Said
+from server.fleet import Fleet, Link, Said, kind_of_down
 from server.home import Home
 from server.job_model import ModelSource
+from server.metrics import Metrics
 from server.round_cycle import Randomness
 from server.state import ACTIVE_JOB, JobRow, State
 from server.submission import submit
@@ -165,6 +164,8 @@ class GridFleet:
                 self._lost(relay)
                 return None
             downs += self._for_one_that_forgets(relay, raw)
+        for each in downs:  # as it travels, which is more than was queued
+            self._fleet.counted("out", kind_of_down(each), len(each))
         return ConfigRecord({DOWN: downs}) if downs else None
 
     def _for_one_that_forgets(self, relay: _Relay, raw: bytes) -> Iterable[bytes]:
@@ -216,6 +217,7 @@ class GridFleet:
             if link is None or not isinstance(raw, bytes) or len(raw) > link.limit:
                 raise TypeError("an answer that is too large, or no bytes")
             up = fleet_pb2.Up.FromString(raw)
+            self._fleet.counted("in", up.WhichOneof("content") or "unknown", len(raw))
             if up.HasField("hello"):
                 self._greet(link, up.hello)
             else:
@@ -282,6 +284,7 @@ async def run_job(
     models: ModelSource,
     poll: float = 1.0,
     randomness: Randomness | None = None,
+    metrics: Metrics | None = None,
 ) -> JobRow:
     """Run one job over the Grid to its end; one that was cut off goes on.
 
@@ -292,12 +295,14 @@ async def run_job(
         models: makes the model of a configuration.
         poll: seconds between two looks at the Grid.
         randomness: for tests.
+        metrics: counted into; served where ``coordinator.toml`` says, until the job is over.
 
     Raises:
-        ConfigError: another coordinator runs on this folder.
+        ConfigError: another coordinator runs on this folder, or nothing can be served there.
     """
-    async with _alone(home):
-        state, fleet = State.open(home.path), Fleet()
+    with home.alone():
+        metrics = Metrics() if metrics is None else metrics
+        state, fleet = State.open(home.path), Fleet(counted=metrics.passed)
         registry, settings = home.registry(state), home.settings()
         deployment = Deployment(
             home=home,
@@ -305,6 +310,7 @@ async def run_job(
             registry=registry,
             fleet=fleet,
             models=models,
+            metrics=metrics,
             randomness=randomness,
         )
         carrier = GridFleet(
@@ -312,8 +318,11 @@ async def run_job(
         )
         active = [row for row in state.jobs() if row.status in ACTIVE_JOB and row.config == text]
         id = (active[0] if active else submit(state, text)).id
-        tasks = [asyncio.create_task(deployment.serve()), asyncio.create_task(carrier.serve())]
+        tasks: list[asyncio.Task[None]] = []
         try:
+            if settings.metrics:
+                _log.info("metrics at port %d", metrics.serve(settings.metrics))
+            tasks += map(asyncio.create_task, (deployment.serve(), carrier.serve()))
             while state.job(id).status in ACTIVE_JOB:
                 done, _ = await asyncio.wait(
                     tasks, timeout=poll, return_when=asyncio.FIRST_COMPLETED
@@ -327,22 +336,8 @@ async def run_job(
             return state.job(id)
         finally:
             await _cancelled(tasks)
+            metrics.close()
             state.close()
-
-
-@asynccontextmanager
-async def _alone(home: Home) -> AsyncIterator[None]:
-    """Hold the folder against another coordinator, whatever its host."""
-    handle = os.open(home.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"{home.path}: another coordinator is running on it") from None
-        yield
-    finally:
-        with suppress(OSError):
-            os.close(handle)
 
 
 async def _cancelled(tasks: Collection[asyncio.Task[None]]) -> None:

@@ -20,15 +20,18 @@ from fedsys.cli.coordinator import model_of
 from fedsys.config import Config, dump, load, validate
 from fedsys.errors import ConfigError
 from fedsys.privacy import read_ledger
-from fedsys.wire.flower import NODE, PROOF, QUERY, RECORD, hello_message
+from fedsys.wire.fleet_pb2 import Down, Up
+from fedsys.wire.flower import DOWN, NODE, PROOF, QUERY, RECORD, UP, hello_message
 from server.flower_host import GridFleet, run_job
 from server.home import Home
+from server.metrics import Metrics
 from server.round_cycle import Randomness
 from server.state import CountersignatureRow, JobRow, State
 from simulations import harness
 from simulations.randomness import SeededRandomness
 from tests.e2e.deployment import running_port
-from tests.flower.grid import InProcessGrid, Node, Tamper, identity
+from tests.flower.grid import Handler, InProcessGrid, Node, Tamper, identity
+from tests.server.test_metrics import Series, scrape
 
 SILOS = 3
 
@@ -105,9 +108,18 @@ def over_flower(
     *,
     tamper: Tamper | None = None,
     randomness: Randomness | None = None,
+    metrics: Metrics | None = None,
 ) -> JobRow:
     grid = InProcessGrid(present, tamper)
-    job = run_job(grid, home, dump(config), models=model_of, poll=0.02, randomness=randomness)
+    job = run_job(
+        grid,
+        home,
+        dump(config),
+        models=model_of,
+        poll=0.02,
+        randomness=randomness,
+        metrics=metrics,
+    )
     return asyncio.run(asyncio.wait_for(job, 280))
 
 
@@ -157,6 +169,59 @@ def test_flowers_own_client_app_answers_in_its_resident_process(home: Home, tmp_
     for node in present.values():
         assert 6 <= node.asked <= 12, "a message for each stage, and few besides"
         assert RECORD in node.state.config_records
+
+
+def test_every_byte_that_travels_is_counted_on_the_metrics_page(home: Home, tmp_path: Path) -> None:
+    seen: dict[tuple[str, str], float] = {}
+
+    def weigh(direction: str, raws: object, parse: type[Down] | type[Up]) -> None:
+        assert isinstance(raws, list)
+        for raw in raws:
+            kind = str(parse.FromString(raw).WhichOneof("content"))
+            seen[direction, kind] = seen.get((direction, kind), 0.0) + len(raw)
+
+    present = nodes(tmp_path)
+    for node in present.values():
+
+        def handle(message: Message, context: Context, inner: Handler = node.handler) -> Message:
+            weigh("out", message.content.config_records[RECORD].get(DOWN, []), Down)
+            reply = inner(message, context)
+            weigh("in", reply.content.config_records[RECORD][UP], Up)
+            return reply
+
+        node.handler = handle
+    settings = home.settings_file.read_text("utf-8")
+    assert 'metrics = ""' in settings
+    home.settings_file.write_text(settings.replace('metrics = ""', 'metrics = "127.0.0.1:0"'))
+    served: list[int] = []
+
+    class Watched(Metrics):
+        def serve(self, address: str) -> int:
+            served.append(super().serve(address))
+            return served[-1]
+
+        def close(self) -> None:
+            pages.append(scrape(served[-1]))
+            super().close()
+
+    pages: list[Series] = []
+    row = over_flower(home, silo(rounds=2), present, metrics=Watched())
+    assert row.status == "completed", row.reason
+    (page,) = pages
+    counted = {
+        (dict(labels)["direction"], dict(labels)["kind"]): value
+        for (name, labels), value in page.items()
+        if name == "fedsys_serverside_bytes_total"
+    }
+    assert counted == seen
+    assert {
+        ("out", "model"),
+        ("out", "invitation"),
+        ("in", "hello"),
+        ("in", "answer"),
+    } <= counted.keys()
+    assert page["fedsys_rounds_total", (("outcome", "committed"),)] == 2
+    assert page["fedsys_jobs_total", (("status", "completed"),)] == 1
 
 
 def test_a_device_that_vanishes_costs_a_round_not_the_job(home: Home, tmp_path: Path) -> None:
