@@ -51,7 +51,16 @@ from server.coordinator import Coordinator, JobTerms
 from server.run_folder import RunFolder
 from server.strategies import Strategy, build_strategy
 
-__all__ = ["Job", "JobFacts", "JobSpec", "budget_of", "clipping_for", "example_steps", "plan_for"]
+__all__ = [
+    "Job",
+    "JobFacts",
+    "JobSpec",
+    "budget_of",
+    "clipping_for",
+    "example_steps",
+    "plan_for",
+    "take_up",
+]
 
 Weights = NDArray[np.float32]
 
@@ -170,8 +179,13 @@ class Job:
         )
 
     @classmethod
-    def restore(cls, folder: RunFolder, spec: JobSpec) -> Job:
+    def restore(cls, folder: RunFolder, spec: JobSpec, *, ledger: Ledger | None = None) -> Job:
         """Take an interrupted job up again: charge its ledger's rounds, load its committed model.
+
+        Args:
+            folder: of the run.
+            spec: what it is made of.
+            ledger: as `take_up` opened it, where its header had to be read first.
 
         Raises:
             LedgerError: the ledger is closed, locked or does not hold.
@@ -180,13 +194,8 @@ class Job:
         config, plan, facts, weights = spec.config, spec.plan, spec.facts, spec.weights
         signer = spec.signer or Signer.load_or_create()
         with ExitStack() as held:
-            ledger = Ledger.open(
-                folder.ledger,
-                folder.private,
-                signer=signer,
-                facts={"code_sha256": code_hash(), "versions": versions()},
-                entropy=spec.entropy,
-            )
+            if ledger is None:
+                ledger = take_up(folder, signer, entropy=spec.entropy)
             held.enter_context(ledger)
             view = ledger.view
             if view is None or view.header.get("plan") != plan.to_json():
@@ -251,6 +260,22 @@ class Job:
     def close(self, status: str, *, model_sha256: str) -> None:
         """End the ledger; the job takes no further round."""
         self.ledger.close(status, {"model_sha256": model_sha256})
+
+
+def take_up(folder: RunFolder, signer: Signer, *, entropy: Entropy = os.urandom) -> Ledger:
+    """Open an interrupted job's ledger: read and verified once, with ``view`` and private rounds.
+
+    Raises:
+        LedgerClosed: its job is over.
+        LedgerError: it is locked or does not hold.
+    """
+    return Ledger.open(
+        folder.ledger,
+        folder.private,
+        signer=signer,
+        facts={"code_sha256": code_hash(), "versions": versions()},
+        entropy=entropy,
+    )
 
 
 def budget_of(plan: PrivacyPlan) -> float | None:

@@ -6,17 +6,18 @@ import dataclasses
 import json
 import logging
 import tomllib
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from fedsys.config import Config, validate
-from fedsys.errors import FedsysError
-from fedsys.privacy import PrivacyPlan, plan_of, read_ledger
+from fedsys.errors import FedsysError, LedgerClosed
+from fedsys.privacy import Ledger, PrivacyPlan, plan_of, read_ledger
 from fedsys.wire.roster import RosterStatement
 from fedsys.wire.terms import Terms
 from server.enrollment import Registry
 from server.home import Home
-from server.job import Job, JobFacts, JobSpec, budget_of, clipping_for, plan_for
+from server.job import Job, JobFacts, JobSpec, budget_of, clipping_for, plan_for, take_up
 from server.job_model import JobModel, ModelSource
 from server.rounds import round_params
 from server.run_folder import RunFolder
@@ -127,26 +128,40 @@ class Preparation:
         return _prepared(row, job, model, roster)
 
     def _restore(self, row: JobRow, folder: RunFolder) -> PreparedJob | AlreadyOver:
-        view = read_ledger(folder.ledger, allow_torn=True)
-        if view.closed is not None:
-            if not folder.summary.exists():
-                folder.write_summary(summarize_closed(folder, view))
-            summary = json.loads(folder.summary.read_text("utf-8"))
-            plan = plan_of(view.header)
-            stated = summary["privacy"]["epsilon"][plan.guarantee]
-            spent = float(stated) if plan.protected else None
-            self._state.update_job(row.id, round=len(view.rounds), spent=spent)
-            return AlreadyOver(str(view.closed.get("reason", "completed")))
+        try:
+            ledger = take_up(folder, self._home.signer)
+        except LedgerClosed:
+            return self._already_over(row, folder)
+        with ExitStack() as held:
+            held.enter_context(ledger)
+            job, model, roster = self._resume(folder, ledger)
+            held.pop_all()
+        _log.info("job %s: resumed after %d rounds", row.id, job.coordinator.reserved)
+        return _prepared(row, job, model, roster)
+
+    def _resume(self, folder: RunFolder, ledger: Ledger) -> tuple[Job, JobModel, RosterStatement]:
+        if ledger.view is None:
+            raise JobFailed(f"{folder.ledger}: a ledger that was not read")
         config = folder.read_config()
-        version = int(view.header["population"]["roster_version"])
+        version = int(ledger.view.header["population"]["roster_version"])
         roster = self._registry.chain().find(version)
         if roster is None:
             raise JobFailed(f"roster version {version} is gone")
         model = self._models(config)
         plan = plan_for(config, population=len(roster.members), layers=model.layers)
-        job = Job.restore(folder, self._spec(config, plan, model, roster))
-        _log.info("job %s: resumed after %d rounds", row.id, job.coordinator.reserved)
-        return _prepared(row, job, model, roster)
+        spec = self._spec(config, plan, model, roster)
+        return Job.restore(folder, spec, ledger=ledger), model, roster
+
+    def _already_over(self, row: JobRow, folder: RunFolder) -> AlreadyOver:
+        view = read_ledger(folder.ledger, allow_torn=True)
+        if not folder.summary.exists():
+            folder.write_summary(summarize_closed(folder, view))
+        summary = json.loads(folder.summary.read_text("utf-8"))
+        plan = plan_of(view.header)
+        stated = summary["privacy"]["epsilon"][plan.guarantee]
+        spent = float(stated) if plan.protected else None
+        self._state.update_job(row.id, round=len(view.rounds), spent=spent)
+        return AlreadyOver(str((view.closed or {}).get("reason", "completed")))
 
     def _spec(
         self, config: Config, plan: PrivacyPlan, model: JobModel, roster: RosterStatement
