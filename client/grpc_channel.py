@@ -15,6 +15,7 @@ from client.identity import Credentials, TlsKey, pem_of
 from fedsys.errors import ConfigError, EnrollmentError, ProtocolError
 from fedsys.secret_files import read_secret, write_secret
 from fedsys.wire import fleet_pb2
+from fedsys.wire.address import host_and_port
 from fedsys.wire.frames import MAX_FRAME
 from fedsys.wire.roster import RosterChain, SignedStatement
 from fedsys.wire.services import ENROLLMENT, FLEET, method
@@ -48,8 +49,10 @@ def open_channel(address: str, *, ca: bytes, key: bytes, certificate: bytes) -> 
     return grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
 
 
-def call(channel: grpc.Channel, path: str, request: Any, reply: Callable[[bytes], Any]) -> Any:
-    """One unary call with a deadline.
+def call(
+    channel: grpc.Channel, path: str, request: Any, reply: Callable[[bytes], Any], *, address: str
+) -> Any:
+    """One unary call with a deadline; `address` is the channel's, for messages.
 
     Raises:
         EnrollmentError: the coordinator declined; its reason.
@@ -64,9 +67,9 @@ def call(channel: grpc.Channel, path: str, request: Any, reply: Callable[[bytes]
         if error.code() in _REFUSALS:
             raise EnrollmentError(error.details()) from None
         raise ConfigError(
-            f"the coordinator was not reached ({error.code().name.lower()}: {error.details()}); "
-            f"check the address, that its certificate names this host, and that the token or "
-            f"certificate has not expired"
+            f"{address}: the coordinator was not reached ({error.code().name.lower()}: "
+            f"{error.details()}); check the address, that its certificate names this host, "
+            f"and that the token or certificate has not expired"
         ) from None
 
 
@@ -81,9 +84,16 @@ def join(address: str, token: JoinToken, folder: Path) -> Credentials:
     """
     if (folder / "agent.toml").exists():
         raise ConfigError(f"{folder}: this device joined already; leave first, or give another one")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    identity, key = _own_keys(folder)
+    host_and_port(address, "HOST:PORT")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        identity, key = _own_keys(folder)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(
+            f"{folder}: {reason}; give a folder that can be made and written"
+        ) from None
     credential, ca = token.certificate, pem_of(token.ca)
     # an ECDSA signature differs each time; the request is kept for a second try
     csr_file = folder / "join.csr"
@@ -105,6 +115,7 @@ def join(address: str, token: JoinToken, folder: Path) -> Credentials:
                 proof=identity.sign(enrollment_proof(credential, csr)),
             ),
             fleet_pb2.EnrollReply.FromString,
+            address=address,
         )
     key.check(reply.certificate, ca)
     Ed25519PublicKey.from_public_bytes(reply.signer)
@@ -146,6 +157,7 @@ def renew(credentials: Credentials, channel: grpc.Channel) -> None:
             csr=csr, proof=credentials.identity.sign(enrollment_proof(current, csr))
         ),
         fleet_pb2.RenewReply.FromString,
+        address=credentials.coordinator,
     )
     key.check(reply.certificate, credentials.ca)
     credentials.store_tls(key, reply.certificate)
@@ -157,7 +169,13 @@ def leave(credentials: Credentials) -> None:
     with open_channel(
         credentials.coordinator, ca=credentials.ca, key=key, certificate=certificate
     ) as channel:
-        call(channel, method(FLEET, "Leave"), fleet_pb2.Nothing(), fleet_pb2.Nothing.FromString)
+        call(
+            channel,
+            method(FLEET, "Leave"),
+            fleet_pb2.Nothing(),
+            fleet_pb2.Nothing.FromString,
+            address=credentials.coordinator,
+        )
 
 
 def _own_keys(folder: Path) -> tuple[Identity, TlsKey]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -16,9 +17,10 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from fedsys.errors import EnrollmentError, FedsysError, ProtocolError
+from fedsys.errors import ConfigError, EnrollmentError, FedsysError, ProtocolError
 from fedsys.logs import readable
 from fedsys.wire import fleet_pb2
+from fedsys.wire.address import host_and_port
 from fedsys.wire.frames import MAX_FRAME, Assembler, split
 from fedsys.wire.services import ENROLLMENT, FLEET, PROTOCOL, PROTOCOL_MIN
 from server.enrollment import Registry
@@ -72,7 +74,12 @@ class DevicePort:
         self._health: Any = None
 
     async def start(self, address: str) -> int:
-        """Listen; returns the port, which is chosen where `address` ends in ``:0``."""
+        """Listen; returns the port, which is chosen where `address` ends in ``:0``.
+
+        Raises:
+            ConfigError: nobody can listen there; the line says why.
+        """
+        _check_free(address)
         server = grpc.aio.server(options=SERVER_OPTIONS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -82,7 +89,7 @@ class DevicePort:
         except RuntimeError:
             port = 0
         if port == 0:
-            raise ProtocolError(f"--listen {address}: cannot listen there; is the port taken?")
+            raise ConfigError(f"--listen {address}: cannot listen there; give another port")
         await server.start()
         for name in ("", FLEET, ENROLLMENT):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -282,6 +289,34 @@ async def _peer(context: Any) -> Peer:
     if len(certificates) != 1:
         raise EnrollmentError("no client certificate")
     return Peer.of(certificates[0])
+
+
+def _check_free(address: str) -> None:
+    """Try to listen, as gRPC is about to, which would only say that it failed.
+
+    Raises:
+        ConfigError: why it will fail.
+    """
+    host, port = host_and_port(address, "--listen", least=0)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(
+            f"--listen {address}: {reason}; give a name or address of this machine"
+        ) from None
+    reasons = []
+    for family, kind, protocol, _, place in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+        except OSError as error:
+            reasons.append((error.strerror or str(error)).lower())
+    if len(reasons) == len(found):  # gRPC is content with one of several
+        raise ConfigError(
+            f"--listen {address}: {reasons[-1]}; give another port, or an address of this machine"
+        )
 
 
 def _as_it_is(frame: bytes) -> bytes:

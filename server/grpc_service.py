@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import os
 import signal
 from collections.abc import Callable
 
-from fedsys.errors import ConfigError
 from server.deployment import Deployment
 from server.fleet import Fleet
 from server.grpc_host import DevicePort
@@ -48,15 +45,8 @@ async def run_coordinator(
     Raises:
         ConfigError: another coordinator runs on this folder.
     """
-    handle = os.open(home.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"{home.path}: another coordinator is running on it") from None
+    with home.alone():
         await _serve(home, listen, models, ready, stop, randomness)
-    finally:
-        os.close(handle)
 
 
 async def _serve(
@@ -109,7 +99,8 @@ async def _serve(
         for task in done - {waiter}:
             task.result()
     finally:
-        _log.info("shutting down")
+        if tasks:
+            _log.info("shutting down")
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -10,14 +10,18 @@
     roster.pub            the authority's public key, as hex
     state.sqlite          nodes, tokens, rosters, jobs
     operator.sock         where the operator's commands go; on this machine only
+    lock                  held by the coordinator that runs
     jobs/ID/              a run's folder each
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import fcntl
+import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -32,7 +36,7 @@ from fedsys.privacy import Signer
 from fedsys.secret_files import read_secret, write_secret
 from fedsys.wire.services import OPERATOR_SOCKET
 from server.enrollment import Registry
-from server.pki import Authority, ServerIdentity
+from server.pki import Authority, ServerIdentity, alternative_names
 from server.state import State
 
 __all__ = ["Home", "Settings"]
@@ -102,13 +106,15 @@ class Home:
         Raises:
             ConfigError: something is there already, or the folder cannot be written.
         """
+        alternative_names(hosts)  # before anything is made
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if any(path.iterdir()):
                 raise ConfigError(f"{path}: not empty; give a new folder")
             path.chmod(0o700)
         except OSError as error:
-            raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+            reason = (error.strerror or str(error)).lower()
+            raise ConfigError(f"{path}: {reason}; give a folder that can be made here") from None
         home = cls(path)
         authority = Authority.create(path)
         home._store_server(authority.issue_server(hosts))
@@ -139,6 +145,31 @@ class Home:
                 f"{path}: no coordinator here; make one with `fedsys coordinator init {path}`"
             )
         return home
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder against another coordinator, whatever its host.
+
+        Raises:
+            ConfigError: one is running on it, or it cannot be written.
+        """
+        try:
+            handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise ConfigError(
+                f"{self.path / 'lock'}: {reason}; the coordinator must own its folder"
+            ) from None
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(
+                    f"{self.path}: another coordinator is running on it; stop that one first"
+                ) from None
+            yield
+        finally:
+            os.close(handle)
 
     @property
     def settings_file(self) -> Path:

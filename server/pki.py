@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,15 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fedsys.errors import ConfigError, ProtocolError
 from fedsys.secret_files import read_secret, write_secret
 
-__all__ = ["AGENT_DAYS", "Authority", "Peer", "ServerIdentity", "default_hosts", "pem"]
+__all__ = [
+    "AGENT_DAYS",
+    "Authority",
+    "Peer",
+    "ServerIdentity",
+    "alternative_names",
+    "default_hosts",
+    "pem",
+]
 
 CA_DAYS = 3650
 SERVER_DAYS = 365
@@ -32,6 +41,7 @@ _BACKDATE = dt.timedelta(minutes=5)
 """Devices' clocks are not exact."""
 _AGENT = "fedsys://agent/"
 _ENROL = "fedsys://enrol"
+_DNS = re.compile(r"(?:\*\.)?(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +164,7 @@ class Authority:
         certificate = self._issue(
             key.public_key(),
             "fedsys coordinator",
-            [_host(name) for name in hosts],
+            alternative_names(hosts),
             ExtendedKeyUsageOID.SERVER_AUTH,
             now or _now(),
             dt.timedelta(days=SERVER_DAYS),
@@ -240,8 +250,19 @@ class Authority:
 
 
 def default_hosts() -> list[str]:
-    """localhost, its addresses and this host's name."""
-    return list(dict.fromkeys(["localhost", "127.0.0.1", "::1", socket.gethostname()]))
+    """localhost, its addresses and this host's name, where that is one that can be certified."""
+    own = socket.gethostname()
+    names = ["localhost", "127.0.0.1", "::1", *([own] if _DNS.fullmatch(own) else [])]
+    return list(dict.fromkeys(names))
+
+
+def alternative_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
+    """What a server certificate for these names and addresses says.
+
+    Raises:
+        ConfigError: one is neither a host name nor an address.
+    """
+    return [_host(name) for name in hosts]
 
 
 def pem(certificate: x509.Certificate) -> bytes:
@@ -255,9 +276,13 @@ def _host(name: str) -> x509.GeneralName:
     except ValueError:
         pass
     try:
+        if _DNS.fullmatch(name) is None:
+            raise ValueError(name)
         return x509.DNSName(name)
     except ValueError:
-        raise ConfigError(f"--host {name}: neither a host name nor an address") from None
+        raise ConfigError(
+            f"--host {name}: neither a host name nor an address; give e.g. hub.example.org"
+        ) from None
 
 
 def _usage(*, sign_certificates: bool) -> x509.KeyUsage:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedsys.cli.extras import require_deploy
+from fedsys.cli.deployment import prepare
 
 if TYPE_CHECKING:
     from client.identity import Credentials
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(help="Take part with the data of this device.", no_args_is_help=True)
-app.callback()(require_deploy)
+app.callback()(prepare)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The device's folder.")]
 

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedsys.cli.extras import require_deploy
+from fedsys.cli.deployment import prepare
 
 if TYPE_CHECKING:
     from fedsys.config import Config
+    from fedsys.errors import ConfigError
     from server.job_model import JobModel
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Run a coordinator; let devices join it.", no_args_is_help=True)
-app.callback()(require_deploy)
+app.callback()(prepare)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The coordinator's folder.")]
 
@@ -38,18 +39,19 @@ def init(
         ),
     ] = None,
     epsilon: Annotated[
-        float | None, typer.Option(min=0, help="Privacy budget of the population over all jobs.")
+        float | None, typer.Option(help="Privacy budget of the population over all jobs.")
     ] = None,
 ) -> None:
     """Make a certificate authority, a server certificate, keys and a database."""
+    from fedsys.errors import ConfigError
     from fedsys.privacy import load_public_key
     from server.home import Home
     from server.pki import default_hosts
 
+    if epsilon is not None and not epsilon > 0:
+        raise ConfigError(f"--epsilon {epsilon:g}: a budget is above 0; leave it out for none")
     public = None if roster_key is None else load_public_key(roster_key).public_bytes_raw()
-    home = Home.create(
-        folder, hosts=host or default_hosts(), roster_key=public, epsilon=epsilon or None
-    )
+    home = Home.create(folder, hosts=host or default_hosts(), roster_key=public, epsilon=epsilon)
     typer.echo(f"coordinator in {folder}")
     typer.echo(f"authority's fingerprint  {home.authority.fingerprint}")
     typer.echo(f"ledgers are signed by    {home.signer.public_hex}")
@@ -65,13 +67,16 @@ def init(
 def enroll(
     folder: Folder,
     name: Annotated[str, typer.Argument(help="What to call the device.")],
-    hours: Annotated[float, typer.Option(min=0.01, help="How long the token is good.")] = 24.0,
+    hours: Annotated[float, typer.Option(help="How long the token is good.")] = 24.0,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the token alone.")] = False,
 ) -> None:
     """Print a one-time token with which one device can join."""
+    from fedsys.errors import ConfigError
     from server.home import Home
     from server.state import State
 
+    if not 0.01 <= hours <= 8760:
+        raise ConfigError(f"--hours {hours:g}: give a number from 0.01 to 8760, a year")
     home = Home.open(folder)
     state = State.open(folder)
     try:
@@ -177,7 +182,10 @@ def roster(
         registry = home.registry(state)
         if propose is not None:
             statement = registry.propose()
-            propose.write_bytes(statement.encoded)
+            try:
+                propose.write_bytes(statement.encoded)
+            except OSError as error:
+                raise _unwritable("--propose", propose, error) from None
             typer.echo(
                 f"version {statement.version} with {len(statement.members)} members is in "
                 f"{propose}; the authority runs: fedsys coordinator sign-roster KEY {propose}"
@@ -190,7 +198,10 @@ def roster(
                     signature=bytes.fromhex(body["signature"]),
                 )
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                raise ConfigError(f"{accept}: not a signed roster") from None
+                raise ConfigError(
+                    f"--accept {accept}: not a signed roster; give the file that `fedsys "
+                    f"coordinator sign-roster` wrote"
+                ) from None
             typer.echo(f"roster version {registry.accept(signed).version} is in force")
         else:
             for each in registry.chain().versions:
@@ -212,22 +223,39 @@ def sign_roster(
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from fedsys.errors import ConfigError
     from fedsys.secret_files import read_secret, write_secret
     from fedsys.wire.roster import RosterStatement, signed_message
 
-    if not key.exists():
-        write_secret(key, Ed25519PrivateKey.generate().private_bytes_raw())
-    private = Ed25519PrivateKey.from_private_bytes(read_secret(key))
+    try:
+        if not key.exists():
+            write_secret(key, Ed25519PrivateKey.generate().private_bytes_raw())
+    except OSError as error:
+        raise _unwritable("key", key, error) from None
+    try:
+        private = Ed25519PrivateKey.from_private_bytes(read_secret(key))
+    except ValueError:
+        raise ConfigError(f"{key}: not a key of 32 bytes; give another file") from None
     if statement is None:
         typer.echo(private.public_key().public_bytes_raw().hex())
         return
-    found = RosterStatement.decode(statement.read_bytes())
+    try:
+        proposed = statement.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(
+            f"{statement}: {reason}; give the file that `fedsys coordinator roster --propose` wrote"
+        ) from None
+    found = RosterStatement.decode(proposed)
     signed = statement.with_suffix(".signed")
     body = {
         "statement": found.encoded.decode(),
         "signature": private.sign(signed_message(found.encoded)).hex(),
     }
-    signed.write_text(json.dumps(body), encoding="utf-8")
+    try:
+        signed.write_text(json.dumps(body), encoding="utf-8")
+    except OSError as error:
+        raise _unwritable("the signed list", signed, error) from None
     typer.echo(f"version {found.version}: nodes {', '.join(map(str, found.nodes))}")
     typer.echo(f"signed in {signed}")
 
@@ -253,7 +281,14 @@ def templates(
             target.write_text(entry.read_text(encoding="utf-8"), encoding="utf-8")
             typer.echo(str(target))
     except OSError as error:
-        raise ConfigError(f"{out}: {(error.strerror or str(error)).lower()}") from None
+        raise _unwritable("OUT", out, error) from None
+
+
+def _unwritable(what: str, path: Path, error: OSError) -> ConfigError:
+    from fedsys.errors import ConfigError
+
+    reason = (error.strerror or str(error)).lower()
+    return ConfigError(f"{what} {path}: {reason}; give a place that can be written")
 
 
 class _Model:

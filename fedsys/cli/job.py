@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedsys.cli.extras import require_deploy
+from fedsys.cli.deployment import prepare
 from fedsys.cli.tracking import TRACK_HELP, send_to, trackers_of
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(help="Submit jobs to a running coordinator.", no_args_is_help=True)
-app.callback()(require_deploy)
+app.callback()(prepare)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The coordinator's folder.")]
 Id = Annotated[str | None, typer.Argument(metavar="[ID]", show_default="the newest job")]
@@ -123,6 +123,8 @@ def fetch(
     source = RunFolder(home.jobs / row.id)
     if row.status in ACTIVE_JOB or not source.summary.exists():
         raise ConfigError(f"job {id}: has no result ({row.status}); see `fedsys job show`")
+    if out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"OUT {out}: not empty; give a new folder")
     target = RunFolder.create(out)
     with disk_errors(out):
         shutil.copytree(source.path, target.path, dirs_exist_ok=True)
