@@ -16,6 +16,11 @@ OPTIONAL = {
     "flwr": "the Flower host",
     "grpcio": "the gRPC host",
     "ray": "the Ray backend",
+    "tensorboard": "--track tensorboard:DIR",
+    "mlflow-skinny": "--track mlflow:URI",
+    "optuna": "fedsys tune",
+    "onnx": "fedsys export to .onnx",
+    "safetensors": "fedsys export to .safetensors",
 }
 DATA_FILES = {
     "mnist.npz": "mnist",

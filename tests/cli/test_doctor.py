@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,19 @@ def test_it_names_every_version_and_the_machine() -> None:
     assert "GB/s" in lines["AES-128-CTR"].value
     assert lines["client"].value == str(ROOT / "client")
     assert lines["server"].value == str(ROOT / "server")
+
+
+def test_every_extra_is_looked_for_and_nothing_else() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {
+        name: {re.split(r"[^\w-]", each)[0] for each in packages}
+        for name, packages in project["optional-dependencies"].items()
+        if name != "dev"
+    }
+    for name, packages in extras.items():
+        assert packages & set(OPTIONAL), f"nothing of the extra {name}"
+    assert set(OPTIONAL) <= set().union(*extras.values())
+    assert {"tensorboard", "mlflow-skinny", "optuna", "onnx", "safetensors"} <= set(OPTIONAL)
 
 
 def test_the_device_that_would_run_is_torchs() -> None:
