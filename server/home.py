@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tomli_w
 from cryptography import x509
@@ -32,12 +32,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsys.errors import ConfigError
-from fedsys.privacy import Signer
 from fedsys.secret_files import read_secret, write_secret
 from fedsys.wire.services import OPERATOR_SOCKET
 from server.enrollment import Registry
 from server.pki import Authority, ServerIdentity, alternative_names
 from server.state import State
+
+if TYPE_CHECKING:
+    from fedsys.privacy import Signer
 
 __all__ = ["Home", "Settings"]
 
@@ -118,7 +120,7 @@ class Home:
         home = cls(path)
         authority = Authority.create(path)
         home._store_server(authority.issue_server(hosts))
-        Signer.load_or_create(path)
+        _ = home.signer
         if roster_key is None:
             private = Ed25519PrivateKey.generate()
             write_secret(path / "roster.ed25519", private.private_bytes_raw())
@@ -198,7 +200,9 @@ class Home:
 
     @property
     def signer(self) -> Signer:
-        """Signs ledgers."""
+        """Signs ledgers; made at the first call."""
+        from fedsys.privacy import Signer  # with all of SciPy, which few commands need
+
         return Signer.load_or_create(self.path)
 
     @property

@@ -1,5 +1,17 @@
-"""What coordinator and agents say to each other."""
+"""What coordinators and agents say to each other."""
 
-from fedsys.wire.assignment import Assignment
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedsys.wire.assignment import Assignment
 
 __all__ = ["Assignment"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load an assignment's module on use: the operator's commands need neither it nor NumPy."""
+    if name == "Assignment":
+        from fedsys.wire.assignment import Assignment
+
+        return Assignment
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
