@@ -24,6 +24,7 @@ from fedsys.privacy import (
     Ledger,
     Mechanism,
     PrivacyPlan,
+    View,
     ViewAccountant,
     add_noise,
 )
@@ -141,6 +142,10 @@ class Coordinator:
     def spent(self) -> Epsilons:
         """Epsilon so far, by view; rounds that were lost count."""
         return self._accountant.spent()
+
+    def spent_in(self, view: View) -> float:
+        """Epsilon so far in one view."""
+        return self._accountant.spent_in(view)
 
     @property
     def reserved(self) -> int:

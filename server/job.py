@@ -249,7 +249,7 @@ class Job:
     @property
     def epsilon(self) -> float | None:
         """Spent so far in the guaranteed view; None where nothing is promised."""
-        return self.coordinator.spent.of(self.plan.guarantee) if self.plan.protected else None
+        return self.coordinator.spent_in(self.plan.guarantee) if self.plan.protected else None
 
     def recorded(self) -> Epsilons:
         """What the ledger on disk says was spent; a round that was cut off counts at its worst."""

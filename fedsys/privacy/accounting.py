@@ -20,7 +20,7 @@ from fedsys.errors import BudgetExceeded, MechanismError
 from fedsys.privacy.events import Event
 from fedsys.privacy.losses import OutsiderLoss, ParticipantLoss, ServerLoss
 from fedsys.privacy.plan import PrivacyPlan
-from fedsys.privacy.views import Epsilons
+from fedsys.privacy.views import Epsilons, View
 
 __all__ = ["ViewAccountant"]
 
@@ -89,6 +89,12 @@ class ViewAccountant:
             participant=self.participant.epsilon(),
             server=self.server.epsilon(),
         )
+
+    def spent_in(self, view: View) -> float:
+        """Epsilon of all rounds charged so far in one view, without the cost of the others."""
+        if view == "outsider":
+            return self.outsider.epsilon()
+        return self.participant.epsilon() if view == "participant" else self.server.epsilon()
 
     def after_next(self, event: Event) -> Epsilons:
         """Epsilon by view at worst, once a further round of this cost is charged."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedsys.errors import BudgetExceeded, MechanismError
-from fedsys.privacy import PrivacyPlan, ViewAccountant, make_plan
+from fedsys.privacy import VIEWS, PrivacyPlan, ViewAccountant, make_plan
 from fedsys.privacy.losses.meetings import EXACT_POPULATION, Meetings
 from fedsys.privacy.rdp import ORDERS, SERVER_ORDERS
 
@@ -168,6 +168,7 @@ def test_after_next_is_what_the_worst_next_round_costs() -> None:
         promised = accountant.after_next(event)
         accountant.charge(event, cohort, survivors)
         spent = accountant.spent()
+        assert [accountant.spent_in(view) for view in VIEWS] == [spent.of(view) for view in VIEWS]
         assert spent.outsider == pytest.approx(promised.outsider, rel=1e-12)
         assert spent.participant is not None
         assert promised.participant is not None
