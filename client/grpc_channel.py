@@ -50,9 +50,14 @@ def open_channel(address: str, *, ca: bytes, key: bytes, certificate: bytes) -> 
 
 
 def call(
-    channel: grpc.Channel, path: str, request: Any, reply: Callable[[bytes], Any], *, address: str
+    channel: grpc.Channel,
+    path: str,
+    request: Any,
+    reply: Callable[[bytes], Any],
+    *,
+    address: str = "",
 ) -> Any:
-    """One unary call with a deadline; `address` is the channel's, for messages.
+    """One unary call with a deadline; `address` is the channel's, named where it fails.
 
     Raises:
         EnrollmentError: the coordinator declined; its reason.
@@ -67,8 +72,8 @@ def call(
         if error.code() in _REFUSALS:
             raise EnrollmentError(error.details()) from None
         raise ConfigError(
-            f"{address}: the coordinator was not reached ({error.code().name.lower()}: "
-            f"{error.details()}); check the address, that its certificate names this host, "
+            f"{address}{address and ': '}the coordinator was not reached "
+            f"({error.code().name.lower()}: {error.details()}); check the address, that its certificate names this host, "
             f"and that the token or certificate has not expired"
         ) from None
 
