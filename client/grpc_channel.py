@@ -73,8 +73,8 @@ def call(
             raise EnrollmentError(error.details()) from None
         raise ConfigError(
             f"{address}{address and ': '}the coordinator was not reached "
-            f"({error.code().name.lower()}: {error.details()}); check the address, that its certificate names this host, "
-            f"and that the token or certificate has not expired"
+            f"({error.code().name.lower()}: {error.details()}); check the address, that its "
+            f"certificate names this host, and that the token or certificate has not expired"
         ) from None
 
 
