@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from client.training.convolution import ClientConv2d
+from client.training.convolution import ClientConv2d, channels_last
 from client.training.dual_linear import DualLinear
 from client.training.parameter_free import BitDropout, ImageFlatten
 
@@ -58,15 +58,20 @@ class Chain:
         self._frames.clear()
 
     @torch.no_grad()
+    def prepared(self, x: Tensor | None) -> Tensor | None:
+        """What the layers make of `x` (None if there is none) that need no gradient."""
+        for layer in self._before:
+            x = layer(x)
+        return x
+
+    @torch.no_grad()
     def forward(self, x: Tensor | None, *, wanted: bool = False) -> Tensor:
         """The last layer's output; what it takes to go back is kept until `backward`.
 
         Args:
-            x: the first layer's input; None where that was started with its data.
+            x: as `prepared` gives it; None where the first layer was started with its data.
             wanted: whether `backward` is to return its gradient.
         """
-        for layer in self._before:
-            x = layer(x)
         frame: list[Backward] = []
         y: Any = x
         for layer, rule in self._layers:
@@ -99,7 +104,7 @@ def _linear(layer: DualLinear, x: Tensor | None, wanted: bool) -> tuple[Tensor, 
 
 
 def _convolution(layer: ClientConv2d, x: Tensor, wanted: bool) -> tuple[Tensor, Backward]:
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = channels_last(x)
     clients = layer.fed
     return layer.output(x), lambda dy: layer.input_gradient(x, dy, clients, wanted)
 

@@ -12,7 +12,7 @@ from client.training.cohort import Cohort, UnsupportedLayerError
 from client.training.local import LocalConfig
 from client.training.optimizer import Stepper
 
-__all__ = ["ClientConv2d"]
+__all__ = ["ClientConv2d", "channels_last"]
 
 
 class ClientConv2d(nn.Module):
@@ -59,7 +59,7 @@ class ClientConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(A B, in, H, W) to (A B, out, H', W'), or those of one client."""
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = channels_last(x)
         outputs: Tensor = _ClientConv2d.apply(x, self._cohort.anchor, self)  # type: ignore[no-untyped-call]
         return outputs
 
@@ -150,6 +150,16 @@ class _ClientConv2d(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
         (x,) = ctx.saved_tensors
         return ctx.layer.input_gradient(x, grads[0], ctx.clients, ctx.wanted), None, None
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """`x` (N, C, H, W) in that layout; with its strides even where one channel leaves them open,
+    since strides that say channels-first send oneDNN a slower way."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    if x.shape[1] > 1 or x.requires_grad:
+        return x
+    height, width = x.shape[2:]
+    return x.as_strided(x.shape, (height * width, 1, width, 1), x.storage_offset())
 
 
 def _split(rows: Tensor, clients: range) -> tuple[Tensor, ...]:

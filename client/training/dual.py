@@ -178,7 +178,7 @@ class DualPath:
                 cohort.begin(number, len(step.counts))
                 x = None if data is not None else examples_of(examples.x, step).flatten(0, 1)
                 if self._chain is not None:
-                    outputs = self._chain.forward(x).requires_grad_()
+                    outputs = self._chain.forward(self._chain.prepared(x)).requires_grad_()
                 elif self._data is not None:
                     outputs = self._data.after(self._data.layer(None))
                 else:

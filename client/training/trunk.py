@@ -75,6 +75,10 @@ class ChainedTrunk:
         self._trunk.reset()
         self._head.reset()
 
+    def prepared(self, x: Tensor | None) -> Tensor | None:
+        """See `Chain`; all clients at once, as there is nothing to keep."""
+        return self._trunk.prepared(x)
+
     def forward(self, x: Tensor | None) -> Tensor:
         """See `Chain`; `x` is there."""
         if x is None:
