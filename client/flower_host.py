@@ -7,23 +7,26 @@
 
 The folder is one that `fedsys agent join` made: keys, roster, policy and counts are the owner's and
 stay there. Flower carries bytes; it can neither read an update nor change a round unnoticed.
+Each message may be a process of its own; the folder is held while one is answered.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.identity import Credentials
+from client.lock import exclusive
 from client.policy import ApprovedTask, Policy
 from client.session import Dismissed, Session
-from fedsys.errors import ConfigError, ProtocolError
+from fedsys.errors import ConfigError, FedsysError, ProtocolError
 from fedsys.privacy import Entropy
 from fedsys.secret_files import write_secret
 from fedsys.wire import Assignment, fleet_pb2
@@ -40,11 +43,13 @@ __all__ = ["RelaySession", "answer", "app", "open_session"]
 
 _log = logging.getLogger(__name__)
 _MODEL = "model"
+_REFUSED = 2
+"""Flower's code of an app that failed."""
 
 
 @functools.lru_cache(maxsize=4)
 def open_session(folder: str, data: str, shard: str) -> RelaySession:
-    """The device's session; in a process that Flower keeps for long, there is one.
+    """The device's session; in a process that Flower keeps for long, one stays open.
 
     Args:
         folder: that `fedsys agent join` made.
@@ -121,6 +126,7 @@ def answer(
     context: Context,
     *,
     sessions: Callable[[str, str, str], RelaySession] = open_session,
+    patience: float = 20.0,
 ) -> Message:
     """Answer one message of the coordinator.
 
@@ -129,12 +135,29 @@ def answer(
         context: Flower's; its node configuration names the device's folder and data, its state
             keeps the round's model.
         sessions: opens the device's session.
+        patience: seconds to wait for another process that works in the device's folder.
+
+    Raises:
+        ConfigError: the node's configuration or the device's folder does not hold, or the folder
+            stays taken; nothing is said or counted.
     """
-    session = sessions(
-        _setting(context, "fedsys-agent"),
-        _setting(context, "fedsys-data"),
-        str(context.node_config.get("fedsys-shard", "")),
-    )
+    folder, data = _setting(context, "fedsys-agent"), _setting(context, "fedsys-data")
+    whose = folder, data, str(context.node_config.get("fedsys-shard", ""))
+    Credentials.load(Path(folder))  # what is no device's folder, or is none any more, says so
+    mark = _mark(*whose)
+    with exclusive(Path(folder), "Flower's SuperNode", mark=mark, patience=patience) as same:
+        if not same:  # another process may have counted rounds or pinned a roster
+            open_session.cache_clear()
+        return _answer(message, context, sessions(*whose))
+
+
+@functools.cache
+def _mark(_folder: str, _data: str, _shard: str) -> str:
+    """Under which this process remembers a session."""
+    return os.urandom(16).hex()
+
+
+def _answer(message: Message, context: Context, session: RelaySession) -> Message:
     asked = message.content.config_records[RECORD]
     reply = ConfigRecord()
     challenge = asked.get(CHALLENGE)
@@ -199,4 +222,8 @@ app = ClientApp()
 
 @app.query(QUERY)  # type: ignore[untyped-decorator, unused-ignore]
 def _query(message: Message, context: Context) -> Message:
-    return answer(message, context)
+    try:
+        return answer(message, context)
+    except FedsysError as error:  # a line; Flower would print a traceback
+        _log.error("%s", error)
+        return Message(Error(code=_REFUSED, reason=str(error)[:500]), reply_to=message)

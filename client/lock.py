@@ -1,52 +1,102 @@
-"""One process at a time for a device's folder: two would each keep a count of their own."""
+"""One process at a time for a device's folder: two would each keep a count of their own.
+
+``lock`` is held with flock(2), so a process that dies lets go of it; its text says who held it
+last.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fedsys.errors import ConfigError
 
-__all__ = ["exclusive", "held"]
+__all__ = ["exclusive", "holder"]
+
+_STEP = 0.05
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a device's folder; a process that dies lets go of it.
+def exclusive(
+    folder: Path, who: str, *, mark: str | None = None, patience: float = 0.2
+) -> Iterator[bool]:
+    """Hold a device's folder.
+
+    Args:
+        folder: of the device.
+        who: takes it, for whoever finds it held.
+        mark: unpredictable, of what remembers the folder while it does not hold it; None if
+            nothing does.
+        patience: seconds to wait for another process; some, since `holder` looks by holding it.
+
+    Yields:
+        Whether nobody held it since that mark did: what is remembered is what is there.
 
     Raises:
         ConfigError: another process holds it, or it cannot be written.
     """
+    path = folder / "lock"
     try:
-        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise ConfigError(f"{folder / 'lock'}: {reason}; the agent must own its folder") from None
+        raise ConfigError(f"{path}: {reason}; the agent must own its folder") from None
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _taken(handle, patience):
             raise ConfigError(
-                f"{folder}: an agent is running on it already; stop that one first"
-            ) from None
-        yield
+                f"{folder}: {_text(handle)[0]} is at work in it; stop that, or wait for its end: "
+                f"one folder is one device's"
+            )
+        same = mark is not None and _text(handle)[1] == mark
+        if not same:
+            _write(handle, path, f"{who} (process {os.getpid()})\n{mark or os.urandom(16).hex()}")
+        yield same
     finally:
         os.close(handle)
 
 
-def held(folder: Path) -> bool:
-    """Whether a process holds a device's folder now."""
+def holder(folder: Path) -> str | None:
+    """Who holds a device's folder now, if anybody does."""
     try:
         handle = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return False
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
-        return True
+        return _text(handle)[0]
     finally:
         os.close(handle)
-    return False
+    return None
+
+
+def _taken(handle: int, patience: float) -> bool:
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_STEP)
+        else:
+            return True
+
+
+def _text(handle: int) -> tuple[str, str]:
+    """Who holds the folder, or held it last, and its mark."""
+    lines = os.pread(handle, 200, 0).decode("utf-8", "replace").splitlines()
+    return (lines[0], lines[1]) if len(lines) == 2 else ("another process", "")
+
+
+def _write(handle: int, path: Path, text: str) -> None:
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, text.encode(), 0)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"{path}: {reason}; the agent must own its folder") from None

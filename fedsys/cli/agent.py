@@ -69,7 +69,7 @@ def run(
     configure(log)
     credentials = Credentials.load(folder)
     options = _options(option or [])
-    with exclusive(folder):
+    with exclusive(folder, "fedsys agent run"):
         _serve(credentials, data=data, shard=shard, options=options, stop=stop)
     typer.echo("stopped", err=True)
 
@@ -116,12 +116,15 @@ def status(folder: Folder) -> None:
     import json
 
     from client.identity import Credentials
-    from client.lock import held
+    from client.lock import holder
 
     credentials = Credentials.load(folder)
     typer.echo(f"{credentials.name}, node {credentials.node}, at {credentials.coordinator}")
     state = "not running"
-    if held(folder):
+    who = holder(folder)
+    if who is not None and not who.startswith("fedsys agent run"):
+        state = f"{who} is at work in it"
+    elif who is not None:
         try:
             shown = json.loads((folder / "status.json").read_text("utf-8"))
             state = f"{shown['connection']}, {shown['activity']}"

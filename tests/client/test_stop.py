@@ -15,9 +15,7 @@ import pytest
 
 from client import grpc_host
 from client.grpc_host import ConnectionHost
-from client.lock import exclusive, held
 from client.stop import Stop
-from fedsys.errors import ConfigError
 from tests.e2e.deployment import running_port
 
 
@@ -152,25 +150,3 @@ def test_told_while_it_starts_it_leaves_without_a_session(
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == "stopped"
     assert "Traceback" not in done.stderr
-
-
-def test_a_folder_has_one_agent(tmp_path: Path) -> None:
-    assert not held(tmp_path)
-    with exclusive(tmp_path):
-        assert held(tmp_path)
-        with (
-            pytest.raises(ConfigError, match="an agent is running on it already"),
-            exclusive(tmp_path),
-        ):
-            raise AssertionError("it took a folder that is taken")
-    assert not held(tmp_path)
-    with exclusive(tmp_path):
-        pass
-
-
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with (
-        pytest.raises(ConfigError, match="nowhere/lock: no such file"),
-        exclusive(tmp_path / "nowhere"),
-    ):
-        raise AssertionError("it took a folder that is not there")

@@ -15,13 +15,16 @@ pytest.importorskip("flwr")
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 
 from client import flower_host as device
+from client import lock
+from client.journal import Journal
+from client.lock import exclusive
 from fedsys.audit import audit_run
 from fedsys.cli.coordinator import model_of
 from fedsys.config import Config, dump, load, validate
 from fedsys.errors import ConfigError
 from fedsys.privacy import read_ledger
 from fedsys.wire.fleet_pb2 import Down, Up
-from fedsys.wire.flower import DOWN, NODE, PROOF, QUERY, RECORD, UP, hello_message
+from fedsys.wire.flower import CHALLENGE, DOWN, NODE, PROOF, QUERY, RECORD, UP, hello_message
 from server.flower_host import GridFleet, run_job
 from server.home import Home
 from server.metrics import Metrics
@@ -29,6 +32,7 @@ from server.round_cycle import Randomness
 from server.state import CountersignatureRow, JobRow, State
 from simulations import harness
 from simulations.randomness import SeededRandomness
+from tests.client.devices import Devices
 from tests.e2e.deployment import running_port
 from tests.flower.grid import Handler, InProcessGrid, Node, Tamper, identity
 from tests.server.test_metrics import Series, scrape
@@ -271,6 +275,58 @@ def test_a_lost_run_is_resumed_by_the_next(home: Home, tmp_path: Path) -> None:
     rounds = read_ledger(home.jobs / id / "ledger.jsonl").rounds
     assert [each.round for each in rounds] == [1, 2]
     assert rounds[0].outcome == "commit"
+
+
+def ask(folder: Path, by: Handler = device.answer) -> Message:
+    """What a node answers to a coordinator that asks who it is."""
+    record = ConfigRecord({CHALLENGE: bytes(32)})
+    request = Message(RecordDict({RECORD: record}), dst_node_id=5, message_type=f"query.{QUERY}")
+    config: dict[str, Any] = {"fedsys-agent": str(folder), "fedsys-data": "digits"}
+    context = Context(run_id=1, node_id=5, node_config=config, state=RecordDict(), run_config={})
+    return by(request, context)
+
+
+def test_a_message_that_finds_an_agent_on_the_folder_says_nothing(
+    home: Home, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a0"
+    assert ask(folder).content.config_records[RECORD][NODE] == 1
+    taken = lock._taken
+    monkeypatch.setattr(lock, "_taken", lambda handle, _patience: taken(handle, 0.0))
+    with exclusive(folder, "fedsys agent run"):
+        with pytest.raises(ConfigError, match=r"a0: fedsys agent run \(process \d+\) is at work"):
+            ask(folder)
+        caplog.clear()
+        refused = ask(folder, device.app)
+    assert refused.has_error()
+    assert "is at work in it; stop that" in str(refused.error.reason)
+    (line,) = caplog.records
+    assert (line.getMessage(), line.exc_info) == (refused.error.reason, None)
+    assert not ask(folder).has_error()
+
+
+def test_a_resident_process_sees_what_another_counted(home: Home, tmp_path: Path) -> None:
+    folder = tmp_path / "a0"
+    ask(folder)
+    session = device.open_session(str(folder), "digits", "")
+    ask(folder)
+    assert device.open_session(str(folder), "digits", "") is session, "it stays open"
+    terms = Devices(tmp_path).terms()
+    with exclusive(folder, "fedsys agent run"):
+        other = Journal(folder / "journal.json")
+        other.agree(terms)
+        other.join(terms.job, 1)
+    assert not session.journal.jobs
+    ask(folder)
+    anew = device.open_session(str(folder), "digits", "")
+    assert anew.journal.jobs[terms.job.hex()].joined == [1]
+
+
+def test_a_device_that_has_left_answers_no_more(home: Home, tmp_path: Path) -> None:
+    ask(tmp_path / "a0")
+    (tmp_path / "a0" / "agent.toml").unlink()
+    with pytest.raises(ConfigError, match="has not joined"):
+        ask(tmp_path / "a0")
 
 
 def test_one_coordinator_runs_on_a_folder(home: Home, tmp_path: Path) -> None:
