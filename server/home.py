@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tomli_w
 from cryptography import x509
@@ -32,14 +32,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsys.errors import ConfigError
+from fedsys.privacy import Signer
 from fedsys.secret_files import read_secret, write_secret
 from fedsys.wire.services import OPERATOR_SOCKET
 from server.enrollment import Registry
 from server.pki import Authority, ServerIdentity, alternative_names
 from server.state import State
-
-if TYPE_CHECKING:
-    from fedsys.privacy import Signer
 
 __all__ = ["Home", "Settings"]
 
@@ -201,8 +199,6 @@ class Home:
     @property
     def signer(self) -> Signer:
         """Signs ledgers; made at the first call."""
-        from fedsys.privacy import Signer  # with all of SciPy, which few commands need
-
         return Signer.load_or_create(self.path)
 
     @property

@@ -249,7 +249,7 @@ def _outsider_alone(options: dict[str, Any]) -> dict[str, Any]:
 
 def _facts(options: dict[str, Any]) -> dict[str, Any]:
     from fedsys import __version__
-    from fedsys.privacy.replay import accountant_versions
+    from fedsys.privacy.charges import accountant_versions
 
     names = ("mechanism", "guarantee", "rounds", "delta", "encoding", "sampling", "dropout")
     return {

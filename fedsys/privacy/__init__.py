@@ -1,37 +1,43 @@
 """What privacy costs, and the noise that pays for it: mechanisms, accounting, calibration, ledger.
 
+A name's module is loaded when the name is first used: who signs a ledger needs no SciPy.
+
+>>> from fedsys.privacy import ViewAccountant, make_plan
 >>> plan = make_plan(mechanism="distributed-skellam", population=1000, expected_cohort=50,
 ...     rounds=200, dimension=60_000, clip=1.0, delta=1e-5, noise_multiplier=1.0)
 >>> mechanism = plan.build_mechanism()
 >>> accountant = ViewAccountant(plan)
 """
 
-from fedsys.privacy.aborts import AbortBounds, abort_delta, choose_cap_and_min_survivors
-from fedsys.privacy.accounting import ViewAccountant
-from fedsys.privacy.adaptive import AdaptiveClipping, default_bit_fraction
-from fedsys.privacy.calibration import calibrate, guaranteed_epsilon, planned_outsider
-from fedsys.privacy.cohorts import (
-    MinSeparation,
-    cyclic_group,
-    fixed_cohort,
-    poisson_cohort,
-    secret_coin,
-)
-from fedsys.privacy.events import Event, Sampling, event_from_json
-from fedsys.privacy.ledger import Ledger, LedgerView, Signer, load_public_key, read_ledger
-from fedsys.privacy.mechanisms import (
-    MECHANISMS,
-    Encoded,
-    Mechanism,
-    add_noise,
-    build_mechanism,
-    mechanism_for,
-)
-from fedsys.privacy.plan import PrivacyPlan, make_plan
-from fedsys.privacy.randomness import AesCtrStream, Entropy
-from fedsys.privacy.replay import charge_rounds, events_of, ledger_header, plan_of, replay
-from fedsys.privacy.rings import from_ring, ring_dtype, to_ring
-from fedsys.privacy.views import VIEWS, Epsilons, View
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedsys.privacy.aborts import AbortBounds, abort_delta, choose_cap_and_min_survivors
+    from fedsys.privacy.accounting import ViewAccountant
+    from fedsys.privacy.adaptive import AdaptiveClipping, default_bit_fraction
+    from fedsys.privacy.calibration import calibrate, guaranteed_epsilon, planned_outsider
+    from fedsys.privacy.charges import charge_rounds, events_of, ledger_header, plan_of, replay
+    from fedsys.privacy.cohorts import (
+        MinSeparation,
+        cyclic_group,
+        fixed_cohort,
+        poisson_cohort,
+        secret_coin,
+    )
+    from fedsys.privacy.events import Event, Sampling, event_from_json
+    from fedsys.privacy.ledger import Ledger, LedgerView, Signer, load_public_key, read_ledger
+    from fedsys.privacy.mechanisms import (
+        MECHANISMS,
+        Encoded,
+        Mechanism,
+        add_noise,
+        build_mechanism,
+        mechanism_for,
+    )
+    from fedsys.privacy.plan import PrivacyPlan, make_plan
+    from fedsys.privacy.randomness import AesCtrStream, Entropy
+    from fedsys.privacy.rings import from_ring, ring_dtype, to_ring
+    from fedsys.privacy.views import VIEWS, Epsilons, View
 
 __all__ = [
     "MECHANISMS",
@@ -78,3 +84,41 @@ __all__ = [
     "secret_coin",
     "to_ring",
 ]
+
+_NAMES = {
+    "aborts": ("AbortBounds", "abort_delta", "choose_cap_and_min_survivors"),
+    "accounting": ("ViewAccountant",),
+    "adaptive": ("AdaptiveClipping", "default_bit_fraction"),
+    "calibration": ("calibrate", "guaranteed_epsilon", "planned_outsider"),
+    "charges": ("charge_rounds", "events_of", "ledger_header", "plan_of", "replay"),
+    "cohorts": ("MinSeparation", "cyclic_group", "fixed_cohort", "poisson_cohort", "secret_coin"),
+    "events": ("Event", "Sampling", "event_from_json"),
+    "ledger": ("Ledger", "LedgerView", "Signer", "load_public_key", "read_ledger"),
+    "mechanisms": (
+        "MECHANISMS",
+        "Encoded",
+        "Mechanism",
+        "add_noise",
+        "build_mechanism",
+        "mechanism_for",
+    ),
+    "plan": ("PrivacyPlan", "make_plan"),
+    "randomness": ("AesCtrStream", "Entropy"),
+    "rings": ("from_ring", "ring_dtype", "to_ring"),
+    "views": ("VIEWS", "Epsilons", "View"),
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+if not TYPE_CHECKING:  # which would take any name for one that is here
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
+
+        found = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = found
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

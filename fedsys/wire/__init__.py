@@ -8,10 +8,12 @@ if TYPE_CHECKING:
 __all__ = ["Assignment"]
 
 
-def __getattr__(name: str) -> Any:
-    """Load an assignment's module on use: the operator's commands need neither it nor NumPy."""
-    if name == "Assignment":
-        from fedsys.wire.assignment import Assignment
+if not TYPE_CHECKING:  # which would take any name for one that is here
 
-        return Assignment
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        """Load an assignment's module on use: the operator's commands need neither it nor NumPy."""
+        if name == "Assignment":
+            from fedsys.wire.assignment import Assignment
+
+            return Assignment
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

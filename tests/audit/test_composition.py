@@ -12,10 +12,10 @@ from dp_accounting.pld import pld_privacy_accountant
 
 from fedsys.audit import audit_run, compose
 from fedsys.errors import AuditInputError
+from fedsys.privacy.charges import plan_of
 from fedsys.privacy.costs import outsider_cost, server_cost
 from fedsys.privacy.ledger import read_private
 from fedsys.privacy.rdp import ORDERS, SERVER_ORDERS, epsilon_of
-from fedsys.privacy.replay import plan_of
 from server.publication import publish_run
 from simulations import harness
 from tests.audit.conftest import job

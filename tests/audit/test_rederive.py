@@ -17,10 +17,10 @@ from fedsys.audit.settings import header_claims
 from fedsys.audit.wording import epsilon_text
 from fedsys.errors import AuditInputError, LedgerError
 from fedsys.privacy import Ledger, Signer, ViewAccountant, read_ledger
+from fedsys.privacy.charges import charge_rounds, plan_of
 from fedsys.privacy.events import SkellamEvent
 from fedsys.privacy.ledger import read_private
 from fedsys.privacy.rdp import ORDERS, SERVER_ORDERS, curve_of, epsilon_of, skellam_loss
-from fedsys.privacy.replay import charge_rounds, plan_of
 from fedsys.records import AuditResult
 from server.publication import publish_run
 from simulations import harness

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from fedsys.audit import audit_run
 from fedsys.errors import AuditInputError
 from fedsys.privacy import Ledger, Signer
+from fedsys.privacy.charges import plan_of
 from fedsys.privacy.ledger import read_private
-from fedsys.privacy.replay import plan_of
 from simulations import harness
 from tests.audit.conftest import failed, job
 from tests.audit.forge import edit_json, edit_private, entries, replace_text, sign_again

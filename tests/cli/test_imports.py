@@ -55,11 +55,20 @@ def test_help_loads_nothing(group: tuple[str, ...]) -> None:
     assert loaded(*group, "--help") == set()
 
 
-def test_enrolling_needs_the_database_and_certificates(tmp_path: Path) -> None:
-    assert "torch" not in loaded("coordinator", "init", "hq", folder=tmp_path)
-    found = loaded("coordinator", "enroll", "hq", "ward", folder=tmp_path)
-    assert found <= {"cryptography.x509", "numpy", "pydantic", "secure_agg", "sqlalchemy"}
-    assert "sqlalchemy" in found
+OPERATORS = {
+    "cryptography.x509", "fedsys.privacy", "numpy", "pydantic", "secure_agg", "sqlalchemy",
+}  # fmt: skip
+
+
+def test_keys_tokens_and_rosters_need_the_database_and_certificates(tmp_path: Path) -> None:
+    for words in (
+        ("init", "hq"),
+        ("enroll", "hq", "ward"),
+        ("roster", "hq"),
+        ("rotate", "hq"),
+    ):
+        assert loaded("coordinator", *words, folder=tmp_path) <= OPERATORS
+    assert loaded("coordinator", "sign-roster", "key", folder=tmp_path) <= {"numpy", "secure_agg"}
 
 
 @pytest.mark.parametrize("words", [("job", "list"), ("coordinator", "nodes")])
