@@ -18,6 +18,8 @@ from server.pki import Peer
 __all__ = ["Arrived", "Event", "Fleet", "Left", "Link", "Said", "kind_of_down"]
 
 Counted = Callable[[str, str, int], None]
+_MOST_HELD = 16 << 20
+"""Bytes of messages waiting to be taken out of the events beyond which nobody is read further."""
 _KINDS = {each.number: each.name for each in fleet_pb2.Down.DESCRIPTOR.fields}
 
 
@@ -76,11 +78,19 @@ class Left:
 
 @dataclass(frozen=True)
 class Said:
-    """A node sent a message; `link` is where its host counts what is pending."""
+    """A node sent a message.
+
+    Attributes:
+        node: who.
+        message: what.
+        link: where its host counts what is pending.
+        size: bytes that it takes while it waits.
+    """
 
     node: int
     message: fleet_pb2.Up
     link: Link | None = field(default=None, compare=False, repr=False)
+    size: int = field(default=0, compare=False, repr=False)
 
 
 Event = Arrived | Left | Said
@@ -92,13 +102,37 @@ def kind_of_down(message: bytes) -> str:
 
 
 class _Events(asyncio.Queue[Event]):
-    """Counts down what a link has pending when its message is taken."""
+    """Counts the bytes it holds; counts down what a link has pending when its message is taken.
+
+    Attributes:
+        room: set while it does not hold too much.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room = asyncio.Event()
+        self.room.set()
+        self._held = 0
+
+    def _put(self, item: Event) -> None:
+        super()._put(item)
+        if isinstance(item, Said):
+            self._hold(item.size)
 
     def _get(self) -> Event:
         event = super()._get()
-        if isinstance(event, Said) and event.link is not None:
-            event.link.pending -= 1
+        if isinstance(event, Said):
+            self._hold(-event.size)
+            if event.link is not None:
+                event.link.pending -= 1
         return event
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        if self._held > _MOST_HELD:
+            self.room.clear()
+        else:
+            self.room.set()
 
 
 class Fleet:
@@ -109,7 +143,6 @@ class Fleet:
         counted: told of every message that passes.
 
     Attributes:
-        events: what happened, in order.
         links: open sessions by node.
     """
 
@@ -119,17 +152,24 @@ class Fleet:
         counted: Counted = lambda _direction, _kind, _size: None,
     ) -> None:
         self.counted = counted
-        self.events: asyncio.Queue[Event] = _Events()
+        self._events = _Events()
         self.links: dict[int, Link] = {}
         self._clock = clock
         self._start = clock()
         self._gone: dict[int, float] = {}
+        self._limit = MAX_SMALL_PARCEL
+
+    @property
+    def events(self) -> asyncio.Queue[Event]:
+        """What happened, in order."""
+        return self._events
 
     def open(self, link: Link) -> None:
         """Register a session; an older one of the same node is ended."""
         older = self.links.get(link.node)
         if older is not None:
             older.close(fleet_pb2.Goodbye.REPLACED, "another session of this node was opened")
+        link.limit = self._limit
         self.links[link.node] = link
         self._gone.pop(link.node, None)
         self.events.put_nowait(Arrived(link.node))
@@ -140,6 +180,13 @@ class Fleet:
             del self.links[link.node]
             self._gone[link.node] = self._clock()
             self.events.put_nowait(Left(link.node))
+
+    async def room(self) -> None:
+        """Wait while so much is waiting to be taken that a host should read nobody.
+
+        Whoever takes the events waits for no message that is still to be read, so that this ends.
+        """
+        await self._events.room.wait()
 
     async def next_event(self, seconds: float) -> Event | None:
         """Take the next event; None where there was none in time.
@@ -176,6 +223,7 @@ class Fleet:
         return self._gone.get(node, self._start)
 
     def allow(self, bytes_each: int) -> None:
-        """Set what every agent may send as one message."""
+        """Set what every agent may send as one message, those that come back later too."""
+        self._limit = max(MAX_SMALL_PARCEL, bytes_each)
         for link in self.links.values():
-            link.limit = max(MAX_SMALL_PARCEL, bytes_each)
+            link.limit = self._limit

@@ -214,6 +214,7 @@ class DevicePort:
         try:
             while True:
                 if greeted:
+                    await self._fleet.room()
                     frame = await anext(stream)
                 else:
                     async with asyncio.timeout(_HELLO_SECONDS):
@@ -235,7 +236,8 @@ class DevicePort:
                     if kind == "refusal":
                         message.refusal.reason = readable(message.refusal.reason)
                     link.pending += 1
-                    self._fleet.events.put_nowait(Said(link.node, message, link))
+                    self._fleet.events.put_nowait(Said(link.node, message, link, len(whole)))
+                    del frame, whole, message  # an agent may be silent for long after an upload
                     while link.pending >= _PENDING:  # flow control then holds the agent back
                         await asyncio.sleep(0.01)
                 else:
@@ -281,6 +283,8 @@ async def _write(link: Link, context: Any) -> None:
             return
         for frame in split(parcel, message):
             await context.write(frame)
+            del frame
+        del message  # a model, while there is nothing to say for long
         parcel += 1
 
 

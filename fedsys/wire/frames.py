@@ -16,9 +16,9 @@ from fedsys.wire import fleet_pb2
 
 __all__ = ["CHUNK", "MAX_FRAME", "Assembler", "split"]
 
-CHUNK = 1 << 20
-"""Bytes of data in a frame."""
-MAX_FRAME = CHUNK + 4096
+CHUNK = 1 << 18
+"""Bytes of data in a frame; a model on its way to many is held that often, thrice each time."""
+MAX_FRAME = (1 << 20) + 4096
 """What either end accepts as one gRPC message."""
 
 
@@ -27,9 +27,11 @@ def split(parcel: int, data: bytes, *, chunk: int = CHUNK) -> Iterator[bytes]:
     view = memoryview(data)
     for offset in range(0, max(len(data), 1), chunk):
         piece = bytes(view[offset : offset + chunk])
-        yield fleet_pb2.Frame(
+        frame = fleet_pb2.Frame(
             parcel=parcel, size=len(data), offset=offset, crc32=zlib.crc32(piece), data=piece
         ).SerializeToString()
+        del piece  # not held while the frame is on its way
+        yield frame
 
 
 class Assembler:

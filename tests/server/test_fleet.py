@@ -53,3 +53,35 @@ def test_what_is_pending_is_counted_down_when_it_is_taken() -> None:
         assert link.pending == 1
 
     asyncio.run(scene())
+
+
+def test_who_comes_back_may_send_as_much_as_who_stayed() -> None:
+    """An upload over the small limit, from an agent whose connection broke in the round."""
+
+    async def scene() -> None:
+        fleet, first, second = Fleet(), Link(node=1), Link(node=1)
+        fleet.open(first)
+        fleet.allow(8 << 20)
+        assert first.limit == 8 << 20
+        fleet.closed(first)
+        fleet.open(second)
+        assert second.limit == 8 << 20
+
+    asyncio.run(scene())
+
+
+def test_nobody_is_read_while_too_much_waits_to_be_taken() -> None:
+    async def scene() -> None:
+        fleet = Fleet()
+        for node in range(5):
+            fleet.events.put_nowait(Said(node, fleet_pb2.Up(), size=4 << 20))
+        reader = asyncio.create_task(fleet.room())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not reader.done()
+        await fleet.next_event(1.0)  # 16 MiB are left
+        await asyncio.wait_for(reader, 60)
+        fleet.events.put_nowait(Said(5, fleet_pb2.Up()))  # small ones never fill it
+        await asyncio.wait_for(fleet.room(), 60)
+
+    asyncio.run(scene())
