@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedsys.durable import append_lines
 from fedsys.errors import ConfigError, ProtocolError
 from fedsys.secret_files import read_secret, write_secret
 from fedsys.wire.roster import RosterChain, RosterStatement, SignedStatement
@@ -204,20 +204,15 @@ class Credentials:
     ) -> None:
         """Make newly accepted rosters durable."""
         versions = {statement.version for statement in accepted}
-        with (self.folder / "roster.jsonl").open("ab+") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size:
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-            for signed in news:
-                if RosterStatement.decode(signed.statement).version in versions:
-                    line = {
-                        "statement": signed.statement.decode(),
-                        "signature": signed.signature.hex(),
-                    }
-                    file.write(json.dumps(line).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        lines = []
+        for signed in news:
+            if RosterStatement.decode(signed.statement).version in versions:
+                line = {
+                    "statement": signed.statement.decode(),
+                    "signature": signed.signature.hex(),
+                }
+                lines.append(json.dumps(line).encode() + b"\n")
+        append_lines(self.folder / "roster.jsonl", b"".join(lines))
 
 
 def pem_of(certificate: bytes) -> bytes:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 
+from fedsys.durable import write_atomically
 from fedsys.errors import ConfigError
 
 __all__ = ["read_secret", "write_secret"]
@@ -13,19 +13,7 @@ __all__ = ["read_secret", "write_secret"]
 
 def write_secret(path: Path, content: bytes) -> None:
     """Write a new file that only its owner can read; whole or not at all, durable on return."""
-    partial = path.with_name(path.name + ".partial")
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        os.fchmod(handle, 0o600)
-        file.write(content)
-        file.flush()
-        os.fsync(handle)
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_atomically(path, content, mode=0o600)
 
 
 def read_secret(path: Path) -> bytes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,17 +19,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsys.durable import flush_names, write_new
 from fedsys.errors import RunFolderError
 
 __all__ = [
     "Checkpoint",
     "committed_checkpoint",
-    "make_folder",
     "model_bytes",
     "save_checkpoint",
     "sha256_of_aggregate",
     "sha256_of_weights",
-    "write_atomically",
 ]
 
 KEEP = 2
@@ -55,41 +53,6 @@ class Checkpoint:
     mechanism: bytes = b""
 
 
-def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Write `content` so that `path` holds either what it held before or all of it."""
-    partial = path.with_name(path.name + ".partial")
-    _write_flushed(partial, content, mode)
-    partial.replace(path)
-    _flush_names(path.parent)
-
-
-def _write_flushed(path: Path, content: bytes | memoryview, mode: int) -> None:
-    """A new file with its content on disk; its name is not yet."""
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb", buffering=0) as file:
-        written = 0
-        while written < len(content):
-            written += file.write(content[written:])
-        os.fsync(descriptor)
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and its parents so that a loss of power does not take them with their files."""
-    missing = [folder for folder in path.parents if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for folder in (path, *missing):  # the first even if it is there: whoever made it may have died
-        _flush_names(folder.parent)
-
-
-def _flush_names(folder: Path) -> None:
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
 def sha256_of_weights(weights: NDArray[np.float32]) -> str:
     """SHA-256 of the flat weights as little-endian float32."""
     return hashlib.sha256(np.ascontiguousarray(weights, dtype="<f4").tobytes()).hexdigest()
@@ -108,7 +71,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     that it needs no other name until it is whole.
 
     Args:
-        folder: as `make_folder` made it.
+        folder: as `fedsys.durable.make_folder` made it.
         checkpoint: of a round that has none yet.
     """
     buffer = io.BytesIO()
@@ -123,8 +86,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         **state,
     )
     path = folder / f"round-{checkpoint.round:06d}.npz"
-    _write_flushed(path, buffer.getbuffer(), 0o600)
-    _flush_names(folder)
+    write_new(path, buffer.getbuffer(), mode=0o600)
+    flush_names(folder)
     for old in sorted(folder.glob("round-*.npz"))[:-KEEP]:
         old.unlink(missing_ok=True)
     return path

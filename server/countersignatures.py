@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 
+from fedsys.durable import append_lines
 from fedsys.wire import countersign, fleet_pb2
 from fedsys.wire.countersign import Countersignature
 from fedsys.wire.roster import RosterStatement
@@ -110,11 +110,8 @@ class _Book:
         """Appends lines; on disk when this returns."""
         if not found:
             return
-        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(b"".join(each.encode() + b"\n" for each in found))
-            file.flush()
-            os.fsync(handle)
+        lines = b"".join(each.encode() + b"\n" for each in found)
+        append_lines(self._path, lines, mode=0o600)
         self._kept.update((each.round, each.client) for each in found)
 
     def _read(self) -> None:

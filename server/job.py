@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.config import Config
+from fedsys.durable import make_folder
 from fedsys.errors import MechanismError, RunFolderError
 from fedsys.privacy import (
     AdaptiveClipping,
@@ -42,7 +43,6 @@ from fedsys.versions import code_hash, versions
 from server.checkpoint import (
     Checkpoint,
     committed_checkpoint,
-    make_folder,
     save_checkpoint,
     sha256_of_weights,
 )

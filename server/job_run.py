@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import time
 
+from fedsys.durable import write_atomically
 from fedsys.errors import BudgetExceeded, FedsysError
 from fedsys.wire import fleet_pb2
-from server.checkpoint import model_bytes, write_atomically
+from server.checkpoint import model_bytes
 from server.consent import Consent
 from server.countersignatures import Countersignatures
 from server.deployed_round import Deadlines

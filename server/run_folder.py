@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsys.config import Config, dump, load
+from fedsys.durable import append_lines, make_folder, write_atomically
 from fedsys.errors import LedgerError, RunFolderError
-from server.checkpoint import make_folder, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,16 +126,7 @@ class RunFolder:
     def append_metrics(self, round_number: int, metrics: Mapping[str, float]) -> None:
         """Add one line to ``metrics.jsonl``; a torn last line is cut off first."""
         line = json.dumps({"round": round_number, **_plain(metrics)}) + "\n"
-        with self.metrics.open("ab+") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size:
-                file.seek(size - 1)
-                if file.read(1) != b"\n":
-                    file.seek(0)
-                    file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self.metrics, line.encode())
 
     def last_metrics(self) -> dict[str, float]:
         """The newest whole line of ``metrics.jsonl`` without its round; empty where none is."""

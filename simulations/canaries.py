@@ -32,9 +32,9 @@ from client.training import ClippedSum
 from fedsys.audit.canaries import default_guesses
 from fedsys.audit.empirical import CANARIES
 from fedsys.config import Cohort, Config, Privacy, Server
+from fedsys.durable import write_atomically
 from fedsys.errors import ConfigError
 from fedsys.privacy import AesCtrStream, Entropy, read_ledger
-from server.checkpoint import write_atomically
 from server.job import Job, JobSpec, plan_for
 from server.run_folder import RunFolder, disk_errors, free_name
 from simulations import harness

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedsys.config import Config
+from fedsys.durable import write_atomically
 from fedsys.errors import BudgetExceeded
 from fedsys.privacy import LedgerView, read_ledger
-from server.checkpoint import model_bytes, write_atomically
+from server.checkpoint import model_bytes
 from server.job import Job, JobSpec
 from server.rounds import RoundAborted
 from server.run_folder import RunFolder, disk_errors, free_name

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsys.config import Config, dump, load, validate
+from fedsys.durable import make_folder, write_atomically
 from fedsys.errors import ConfigError, RunFolderError
-from server.checkpoint import make_folder, write_atomically
 from server.run_folder import disk_errors
 
 if TYPE_CHECKING:

@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING
 from fedsys import tasks
 from fedsys.audit import audit_run, compose, to_json
 from fedsys.config import Tuning, dump
+from fedsys.durable import write_atomically
 from fedsys.errors import ConfigError, MechanismError, RunFolderError, TrainingError
 from fedsys.records import AuditResult
 from fedsys.tasks.options import nearest
-from server.checkpoint import write_atomically
 from server.run_folder import RunFolder, disk_errors
 from simulations import harness
 from simulations.search import Search, Value, setting, with_settings

@@ -35,8 +35,8 @@ def export(
     A recurrent model is unrolled, which takes minutes as .pt2 and longer as .onnx.
     """
     from fedsys.cli.extras import require
+    from fedsys.durable import write_atomically
     from fedsys.errors import ConfigError
-    from server.checkpoint import write_atomically
     from server.model_export import FORMATS, as_safetensors
     from server.released_model import ReleasedModel
 

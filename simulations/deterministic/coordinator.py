@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.config import Config, validate
+from fedsys.durable import write_atomically
 from fedsys.errors import BudgetExceeded, LedgerClosed
 from fedsys.privacy import PrivacyPlan, Signer
 from secure_agg import Roster, SecureAggError, Shared
-from server.checkpoint import sha256_of_weights, write_atomically
+from server.checkpoint import sha256_of_weights
 from server.coordinator import OpenRound
 from server.job import Job, JobFacts, JobSpec, plan_for
 from server.rounds import RoundAborted, SecureRound

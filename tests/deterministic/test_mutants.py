@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 import client.journal
-import server.checkpoint
 import server.job
+import server.run_folder
 from client.journal import JobRecord, Journal
+from fedsys.durable import DurableFile
 from fedsys.privacy import Ledger, Signer
-from fedsys.privacy.ledger.writer import _DurableFile
 from secure_agg import Aggregator, AggregatorStage, FileStore, checks
 from server.rounds import RoundAborted, SecureRound
 from simulations.deterministic import run
@@ -46,15 +46,19 @@ def invite_before_reserve(patch: pytest.MonkeyPatch) -> None:
 def ledger_without_flush(patch: pytest.MonkeyPatch) -> None:
     """A line counts as written once the operating system has it."""
 
-    def append(self: _DurableFile, data: bytes) -> None:
+    def append(self: DurableFile, data: bytes) -> None:
         os.write(self._descriptor, data)
 
-    patch.setattr(_DurableFile, "append", append)
+    patch.setattr(DurableFile, "append", append)
 
 
 def folder_without_flush(patch: pytest.MonkeyPatch) -> None:
     """The run's folder is made, and nobody flushes the folder that it is in."""
-    patch.setattr(server.checkpoint, "_flush_names", lambda folder: None)
+
+    def make_folder(path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+
+    patch.setattr(server.run_folder, "make_folder", make_folder)
 
 
 def key_without_flush(patch: pytest.MonkeyPatch) -> None:

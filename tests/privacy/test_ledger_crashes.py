@@ -64,7 +64,7 @@ _JOB = """
 import os, signal, sys
 from pathlib import Path
 from fedsys.privacy import AesCtrStream, Ledger, Signer, ledger_header, make_plan
-import fedsys.privacy.ledger.writer as writer
+import fedsys.durable as durable
 
 folder, fatal = Path(sys.argv[1]), int(sys.argv[2])
 steps = 0
@@ -87,7 +87,7 @@ class DyingOs:
     def __getattr__(self, name):
         return getattr(os, name)
 
-writer.os = DyingOs()
+durable.os = DyingOs()
 plan = make_plan(mechanism="distributed-skellam", population=1437, expected_cohort=100, rounds=40,
                  dimension=650, clip=0.3, delta=1e-5, noise_multiplier=0.7)
 signer = Signer.generate(entropy=AesCtrStream((1).to_bytes(32, "big")))

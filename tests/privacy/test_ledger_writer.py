@@ -102,7 +102,7 @@ class TestWriting:
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr("fedsys.privacy.ledger.writer.os.write", full)
+            patch.setattr("fedsys.durable.os.write", full)
             with pytest.raises(LedgerError, match=r"ledger\.jsonl.*No space left"):
                 ledger.reserve(1, {"event": plan.event().to_json()})
         with pytest.raises(LedgerError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -113,3 +114,22 @@ def test_what_a_crash_kept_from_the_file_is_added(state: State, job: Job) -> Non
             from server.state import CountersignatureRow
 
             session.query(CountersignatureRow).filter_by(round=2).delete()
+
+
+def test_what_a_failed_write_tore_is_mended_by_the_next(
+    state: State, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, heads = book(state, job), job.ledger.committed
+    words.take(3, given(3, 1, heads[1]))
+    write = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        write(descriptor, data[:20])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            words.take(7, given(7, 1, heads[1]))
+    words.take(7, given(7, 1, heads[1]))
+    assert lines(job) == [(1, 0), (1, 1)]

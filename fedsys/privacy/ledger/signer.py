@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from fedsys.durable import flush_names, make_folder
 from fedsys.errors import LedgerError
 from fedsys.privacy.ledger.lines import signed_message
 from fedsys.privacy.randomness import Entropy
@@ -59,7 +60,8 @@ class Signer:
         try:
             if not path.exists():
                 _create(path, entropy(_KEY_BYTES))
-            _flush_names(path.parent)
+            # Whichever process made it: a key that signed a ledger must not go with the power.
+            flush_names(path.parent)
             mode = stat.S_IMODE(path.stat().st_mode)
             if mode & 0o077:
                 raise LedgerError(
@@ -95,10 +97,8 @@ class Signer:
 
 def _create(path: Path, raw: bytes) -> None:
     """Writes a key so that no other user and no second process ever sees half of it."""
-    missing = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for folder in missing:
-        _flush_names(folder.parent)
+    if not path.parent.exists():
+        make_folder(path.parent, mode=0o700)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         try:
@@ -111,16 +111,6 @@ def _create(path: Path, raw: bytes) -> None:
         pass  # another process was first: its key counts
     finally:
         os.unlink(temporary)
-
-
-def _flush_names(folder: Path) -> None:
-    """Makes a folder's entries durable, by whichever process they were made: a key that signed
-    a ledger must not go with the power."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_public_key(text: str) -> Ed25519PublicKey:

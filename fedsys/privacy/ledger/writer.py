@@ -7,16 +7,17 @@ reserved and neither committed nor aborted counts as spent, for everybody and at
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from fedsys.durable import DurableFile
 from fedsys.errors import LedgerClosed, LedgerError
 from fedsys.privacy.ledger.lines import FORMAT, GENESIS, Line, commitment
 from fedsys.privacy.ledger.private import (
@@ -52,8 +53,8 @@ class Ledger:
     def __init__(
         self,
         *,
-        ledger: _DurableFile,
-        private: _DurableFile,
+        ledger: DurableFile,
+        private: DurableFile,
         signer: Signer,
         entropy: Entropy,
     ) -> None:
@@ -96,9 +97,11 @@ class Ledger:
         Raises:
             LedgerError: a file exists or cannot be written.
         """
-        ledger = _DurableFile(path, create=True, mode=0o644)
+        with _ledger_errors(path):
+            ledger = DurableFile(path, create=True, mode=0o644)
         try:
-            private = _DurableFile(private_path, create=True, mode=0o600)
+            with _ledger_errors(private_path):
+                private = DurableFile(private_path, create=True, mode=0o600)
         except LedgerError:
             ledger.close()
             path.unlink(missing_ok=True)
@@ -132,9 +135,11 @@ class Ledger:
             LedgerError: it is closed, locked by another process, signed by another key, or
                 anything in it does not hold.
         """
-        ledger = _DurableFile(path, create=False, mode=0o644)
+        with _ledger_errors(path):
+            ledger = DurableFile(path, create=False, mode=0o644)
         try:
-            private = _DurableFile(private_path, create=False, mode=0o600)
+            with _ledger_errors(private_path):
+                private = DurableFile(private_path, create=False, mode=0o600)
         except LedgerError:
             ledger.close()
             raise
@@ -174,9 +179,11 @@ class Ledger:
         self.view, self.private_rounds = view, rounds
         self._seq, self._link, self._head = view.lines, view.link, view.head
         if view.tail:
-            self._ledger.cut(len(view.tail))
+            with _ledger_errors(path.name):
+                self._ledger.cut(len(view.tail))
         if torn:
-            self._private.cut(len(torn))
+            with _ledger_errors(private_path.name):
+                self._private.cut(len(torn))
         # How long a private line was would tell how many were asked.
         cut = {"torn_ledger_bytes": len(view.tail), "torn_private": bool(torn)}
         self._append("resume", {**facts, **cut})
@@ -295,7 +302,8 @@ class Ledger:
         }
         commitments = {name: commitment(name, value, salt) for name, value in hidden.items()}
         line = {**(private or {}), **hidden, "round": round, "salt": salt.hex()}
-        self._private.append(encode_private(line))
+        with _ledger_errors(self._private.path.name):
+            self._private.append(encode_private(line))
         self._append(kind, {**body, "round": round, "commitments": commitments})
         if kind == "commit":
             self._committed[round] = self._head
@@ -330,7 +338,8 @@ class Ledger:
             signature=self._signer.sign(digest),
         )
         line = Line.parse(raw, self._seq + 1)  # what cannot be read back is never written
-        self._ledger.append(raw + b"\n")
+        with _ledger_errors(self._ledger.path.name):
+            self._ledger.append(raw + b"\n")
         self._seq += 1
         self._link, self._head = line.link, line.hash
 
@@ -357,59 +366,11 @@ class Ledger:
             self._release()
 
 
-class _DurableFile:
-    """A file that only grows, exclusively locked; ``append`` returns when the bytes are on disk."""
-
-    def __init__(self, path: Path, *, create: bool, mode: int) -> None:
-        self._name = path.name
-        flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        flags |= os.O_CREAT | os.O_EXCL if create else 0
-        try:
-            self._descriptor = os.open(path, flags, mode)
-        except OSError as error:
-            raise LedgerError(f"cannot write {path}: {error.strerror}") from None
-        self._failed = False
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._descriptor)
-            raise LedgerError(f"{path} is in use by another process") from None
-        try:
-            if create:
-                _flush_names(path.parent)
-            else:
-                # A process that was killed may have written more than it flushed: before anything
-                # is built upon that, a loss of power must not be able to take it.
-                os.fsync(self._descriptor)
-        except OSError as error:
-            os.close(self._descriptor)
-            raise LedgerError(f"cannot write {path}: {error.strerror}") from None
-
-    def append(self, data: bytes) -> None:
-        if self._failed:
-            raise LedgerError(f"{self._name} could not be written before: resume the run")
-        try:
-            written = 0
-            while written < len(data):
-                written += os.write(self._descriptor, data[written:])
-            os.fsync(self._descriptor)
-        except OSError as error:
-            # The state of the file is unknown: whatever was written is cut off on resuming.
-            self._failed = True
-            raise LedgerError(f"cannot write {self._name}: {error.strerror}") from None
-
-    def cut(self, count: int) -> None:
-        """Removes the last ``count`` bytes."""
-        os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - count)
-        os.fsync(self._descriptor)
-
-    def close(self) -> None:
-        os.close(self._descriptor)
-
-
-def _flush_names(folder: Path) -> None:
-    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+@contextmanager
+def _ledger_errors(name: Path | str) -> Iterator[None]:
     try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+        yield
+    except BlockingIOError:
+        raise LedgerError(f"{name} is in use by another process") from None
+    except OSError as error:
+        raise LedgerError(f"cannot write {name}: {error.strerror}") from None

@@ -1,0 +1,149 @@
+"""Files that a loss of power does not take: on disk, name and content, when a call returns.
+
+What POSIX promises, and no more: flushing a file makes its content durable, flushing a folder the
+names in it. Every function here raises OSError where the disk does not take it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+__all__ = [
+    "DurableFile",
+    "append_lines",
+    "flush_names",
+    "make_folder",
+    "write_atomically",
+    "write_new",
+]
+
+
+class DurableFile:
+    """A file that only grows, exclusively locked; ``append`` returns when the bytes are on disk.
+
+    Args:
+        path: of the file; a link is refused.
+        create: make it; it must not be there. Otherwise it must.
+        mode: permissions of a new file.
+
+    Attributes:
+        path: as given.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, create: bool, mode: int) -> None:
+        flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags |= os.O_CREAT | os.O_EXCL if create else 0
+        self.path = path
+        self._descriptor = os.open(path, flags, mode)
+        self._failed = False
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if create:
+                flush_names(path.parent)
+            else:
+                # A process that was killed may have written more than it flushed: before anything
+                # is built upon that, a loss of power must not be able to take it.
+                os.fsync(self._descriptor)
+        except OSError:
+            os.close(self._descriptor)
+            raise
+
+    def append(self, data: bytes) -> None:
+        """Adds bytes at the end.
+
+        Once that failed, or was interrupted, the state of the file is unknown and it takes no
+        more: whoever opens it next cuts off what is torn.
+        """
+        if self._failed:
+            raise OSError(errno.EIO, "an earlier write to it failed")
+        try:
+            _write_all(self._descriptor, data)
+            os.fsync(self._descriptor)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def cut(self, count: int) -> None:
+        """Removes the last ``count`` bytes."""
+        os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - count)
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Releases the file and its lock."""
+        os.close(self._descriptor)
+
+
+def flush_names(folder: Path) -> None:
+    """Makes a folder's entries durable, by whichever process they were made."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path, *, mode: int = 0o777) -> None:
+    """Makes a folder and its parents, durably; one that is there is taken as it is.
+
+    Args:
+        path: of the folder.
+        mode: its permissions, less the umask; its parents have the default ones.
+    """
+    missing = [folder for folder in path.parents if not folder.exists()]
+    path.mkdir(mode=mode, parents=True, exist_ok=True)
+    for folder in (path, *missing):  # the first even if it is there: whoever made it may have died
+        flush_names(folder.parent)
+
+
+def write_new(path: Path, content: bytes | memoryview, *, mode: int = 0o644) -> None:
+    """Writes a file with its content on disk, in place of one of that name; the new name is
+    durable once `flush_names` was called for its folder."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        _write_all(descriptor, content)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Writes ``content`` so that ``path`` holds either what it held before or all of it."""
+    partial = path.with_name(path.name + ".partial")
+    write_new(partial, content, mode=mode)
+    partial.replace(path)
+    flush_names(path.parent)
+
+
+def append_lines(path: Path, lines: bytes, *, mode: int = 0o644) -> None:
+    """Adds whole lines to a file, which is made if it is not there (its name is not flushed); a
+    last line that a crash tore is cut off first.
+
+    Args:
+        path: of the file; a link is refused.
+        lines: each with its line feed.
+        mode: permissions of a new file.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, mode), "rb+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.readall().rfind(b"\n") + 1)
+        _write_all(file.fileno(), lines)
+        os.fsync(file.fileno())
+
+
+def _write_all(descriptor: int, content: bytes | memoryview) -> None:
+    written = 0
+    while written < len(content):
+        written += os.write(descriptor, content[written:])
