@@ -197,8 +197,8 @@ class Engine(Section):
 class Faults(Section):
     """What a simulation does to its virtual clients, see `simulations.faults.FaultPlan`.
 
-    `dropout` of each cohort vanishes; `availability` and `diurnal` say who is reachable;
-    `speed_spread`, `seconds_per_example` and `deadline` drive a simulated clock.
+    `dropout` is the chance that a member of a cohort vanishes; `availability` and `diurnal` say who
+    is reachable; `speed_spread`, `seconds_per_example` and `deadline` drive a simulated clock.
     """
 
     dropout: Fraction = 0.0

@@ -53,7 +53,7 @@ class SecureRound:
         mechanism: whose vectors are summed.
         roster: the population.
         corrupt: fraction of the cohort that may collude.
-        dropout: fraction that may vanish.
+        dropout: chance that a member is lost.
         shared: for virtual cohorts.
 
     Raises:

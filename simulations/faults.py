@@ -35,7 +35,7 @@ class FaultPlan:
     True
 
     Attributes:
-        dropout: of each cohort, the share that vanishes at some stage.
+        dropout: chance that a member of a cohort vanishes at some stage.
         seed: of all draws.
         availability: share of clients reachable at their best hour; 1 for always.
         diurnal: how deep reachability falls at their worst hour, from 0 (not) to 1 (to nothing);

@@ -53,7 +53,7 @@ Population = Annotated[int | None, typer.Option(metavar="N", help="Clients in al
 Sampling = Annotated[str, typer.Option(help="poisson, fixed or min-separation.")]
 Participation = Annotated[float, typer.Option(help="Secret participation probability.")]
 Colluders = Annotated[int, typer.Option(metavar="C", help="Curious clients.")]
-Dropout = Annotated[float, typer.Option(help="Assumed chance that a client drops out.")]
+Dropout = Annotated[float, typer.Option(help="Assumed chance that a member of a cohort is lost.")]
 Corrupt = Annotated[
     float | None,
     typer.Option(

@@ -182,9 +182,15 @@ def _secure_aggregation(folder: RunFolder) -> str:
     )
     bounds = ""
     if isinstance(corrupt, float) and isinstance(dropout, float):
+        losses = (
+            f"each of its members being lost with a chance of at most {figures.percent(dropout)}, "
+            "independently of the others"
+            if dropout
+            else "none of its members being lost"
+        )
         bounds = (
             f" It is built for up to {figures.percent(corrupt)} of a cohort colluding with the "
-            f"server and {figures.percent(dropout)} dropping out."
+            f"server and {losses}."
         )
     return (
         "Secure aggregation hides single updates: the server learns their sum and nothing else, "

@@ -22,7 +22,7 @@ class Schedule:
         population: agents.
         expected: of them in a cohort, on average.
         rounds: of the job.
-        dropout: fraction of a cohort that secure aggregation is to withstand losing.
+        dropout: chance that a member is lost, for which secure aggregation is built.
         corrupt: fraction of it that may collude.
         budget: whether the job has an epsilon that does not suffice for all its rounds.
         weather: of the network.

@@ -157,6 +157,25 @@ class TestSoundRun:
         ):
             assert expected in text
 
+    @pytest.mark.parametrize(
+        ("dropout", "words"),
+        [
+            (
+                "0.1",
+                "10.0 % of a cohort colluding with the server and each of its members being lost "
+                "with a chance of at most 10.0 %, independently of the others.",
+            ),
+            ("0.0", "colluding with the server and none of its members being lost."),
+        ],
+    )
+    def test_it_says_what_secure_aggregation_is_built_for(
+        self, run_folder: Path, make_audit: MakeAudit, dropout: str, words: str
+    ) -> None:
+        """That each member is lost with a chance; a cohort may well lose a larger share."""
+        path = run_folder / "config.toml"
+        path.write_text(path.read_text().replace("dropout = 0.1", f"dropout = {dropout}"))
+        assert words in _page(run_folder, make_audit(), private=False).text
+
     def test_it_answers_the_checklist(self, private_page: str) -> None:
         text = Page(private_page).text
         for item in (
