@@ -107,6 +107,7 @@ class LocalData:
     options: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     _trainers: dict[bytes, Trainer] = field(default_factory=dict, repr=False)
+    _private: dict[bytes, ExamplePrivateTrainer] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.task = tasks.load(self.spec.task, self.options)
@@ -165,9 +166,12 @@ class LocalData:
         """(1, d) this client's update; by DP-SGD where the unit of privacy is the example."""
         rows = [self.rows(terms.seed)]
         if terms.plan.unit == "example":
-            return self._example_trainer(terms).train(
+            private = self._private.pop(terms.digest, None) or self._example_trainer(terms)
+            update = private.train(
                 assignment.weights, self.data.train, rows, entropy, names=["this device"]
             )
+            self._private = {terms.digest: private}  # one that failed is not used again
+            return update
         return self.trainer(terms).train(
             assignment.weights,
             self.data.train,

@@ -76,6 +76,10 @@ class ExamplePrivateTrainer:
 
     A client's number of examples is taken to be public: it divides the summed gradients.
 
+    One trainer serves any number of clients and rounds, and what one trains on has no bearing on
+    the next: each starts from the weights given and the model's buffers as they were made, with an
+    optimizer and a stream of its own. The sampler of the noise keeps nothing.
+
     Raises:
         TrainingError: the model has a layer without gradients of single examples.
     """
@@ -161,6 +165,7 @@ class ExamplePrivateTrainer:
         """A model that bears no trace of Opacus."""
         self._model: nn.Module = self._task.init_model(self._seed).to(self._device).train()
         self._private: nn.Module = self._model
+        self._buffers = {name: each.clone() for name, each in self._model.named_buffers()}
 
     def _train_one(
         self, start: Tensor, examples: Examples, rows: NDArray[np.int64], stream: AesCtrStream
@@ -171,6 +176,8 @@ class ExamplePrivateTrainer:
 
         privacy = self._privacy
         self._layout.write(self._model, start)
+        for name, made in self._buffers.items():
+            self._model.get_buffer(name).copy_(made)
         # A dropout mask may follow a fixed seed: privacy rests on batches and noise alone.
         with seeded(0), _without_hints():
             mode = self._choose(examples, rows)
@@ -201,6 +208,7 @@ class ExamplePrivateTrainer:
                     optimizer.zero_grad()
                     gradients(x, y)
                     optimizer.step()
+            optimizer.zero_grad(set_to_none=True)  # no example's gradient outlives the round
         return self._layout.read(self._model)
 
     def _optimizer(self, params: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -248,8 +256,8 @@ class ExamplePrivateTrainer:
 
 @lru_cache(maxsize=64)
 def _tell(mode: str, why: str, *_job: object) -> None:
-    """Once a job, which makes a new trainer every round on a device: what tells jobs apart is part
-    of the arguments."""
+    """Once a job, for which a device may make several trainers: what tells jobs apart is part of
+    the arguments."""
     _log.info("gradients of examples: %s, %s", mode, why)
 
 

@@ -433,6 +433,54 @@ def test_a_failing_client_leaves_the_next_untouched() -> None:
     assert (private.train(begin, pool, rows, fixed_entropy(1)) == before).all()
 
 
+class Counting(nn.Module):
+    """Adds up what it sees, without noise, and adds that to what it gives."""
+
+    seen: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.seen += x.abs().sum()
+        return x * (1 + self.seen)
+
+
+def test_what_a_model_remembers_of_one_round_is_not_in_the_next() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(perceptron(), Counting())
+
+    task = Images(make)
+    pool = task.clients(DataSource()).train
+    begin, rows = flat(task.init_model(1)), [np.arange(3, 9)]
+    private = ExamplePrivateTrainer(task, LocalConfig(), SILENT, seed=1, mode="ghost")
+    alone = private.train(begin, pool, rows, fixed_entropy(1))
+    after = private.train(begin, pool, [np.arange(20)], fixed_entropy(2))
+    assert (after != alone).any()
+    assert (private.train(begin, pool, rows, fixed_entropy(1)) == alone).all()
+
+
+@pytest.mark.parametrize("mode", ["ghost", "no_op"])
+def test_no_gradient_outlives_a_round(mode: str) -> None:
+    task = Images(perceptron)
+    models: list[nn.Module] = []
+    init = task.init_model
+
+    def kept(seed: int) -> nn.Module:
+        models.append(init(seed))
+        return models[-1]
+
+    task.init_model = kept  # type: ignore[method-assign]
+    private = ExamplePrivateTrainer(task, LocalConfig(), SILENT, seed=1, mode=mode)
+    pool = task.clients(DataSource()).train
+    private.train(flat(init(1)), pool, [np.arange(9)], fixed_entropy(1))
+    for name, param in models[0].named_parameters():
+        for kind in ("grad", "grad_sample", "summed_grad"):
+            assert getattr(param, kind) is None, f"{kind} of {name}"
+
+
 def test_opacus_own_accountant_agrees_with_the_plan() -> None:
     """What its engine counted (rate, z, steps) is what our event charges."""
     from dp_accounting import dp_event, pld
