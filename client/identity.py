@@ -14,9 +14,10 @@ from __future__ import annotations
 import datetime as dt
 import json
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 from cryptography import x509
@@ -27,10 +28,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedsys.durable import append_lines
 from fedsys.errors import ConfigError, ProtocolError
 from fedsys.secret_files import read_secret, write_secret
+from fedsys.wire.address import host_and_port
 from fedsys.wire.roster import RosterChain, RosterStatement, SignedStatement
-from secure_agg import Identity
+from secure_agg import Identity, SecureAggError
 
 __all__ = ["Credentials", "TlsKey", "pem_of"]
+
+_LOST = "restore this device's folder from a backup, or let it join anew in another one"
 
 
 @dataclass(frozen=True, repr=False)
@@ -123,20 +127,23 @@ class Credentials:
                 f"{folder}: this device has not joined; run `fedsys agent join HOST:PORT "
                 f"--token TOKEN {folder}`"
             )
+        path = folder / "agent.toml"
         try:
-            table = tomllib.loads((folder / "agent.toml").read_text("utf-8"))
-            return cls(
-                folder=folder,
-                node=int(table["node"]),
-                name=str(table["name"]),
-                coordinator=str(table["coordinator"]),
-                identity=Identity(read_secret(folder / "identity.ed25519")),
-                ca=(folder / "ca.pem").read_bytes(),
-                roster_key=bytes.fromhex(table["roster_key"]),
-                signer=bytes.fromhex(table["signer"]),
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{folder / 'agent.toml'}: does not read: {error}") from None
+            table = tomllib.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: does not read: {error}; {_LOST}") from None
+        coordinator = str(_of(table, "coordinator", str, path))
+        host_and_port(coordinator, f"{path}: coordinator")
+        return cls(
+            folder=folder,
+            node=int(_of(table, "node", int, path)),
+            name=str(_of(table, "name", str, path)),
+            coordinator=coordinator,
+            identity=_identity(folder),
+            ca=_authority(folder),
+            roster_key=bytes(_of(table, "roster_key", _key, path)),
+            signer=bytes(_of(table, "signer", _key, path)),
+        )
 
     def store(self) -> None:
         """Write ``agent.toml`` and ``ca.pem``; the keys are there before."""
@@ -157,17 +164,28 @@ class Credentials:
         write_secret(self.folder / "tls.pem", key.pem + pem_of(certificate))
 
     def tls(self) -> tuple[bytes, bytes]:
-        """The connection's key and certificate, both PEM."""
+        """The connection's key and certificate, both PEM.
+
+        Raises:
+            ConfigError: they, or the authority that they are checked against, are damaged.
+        """
+        try:
+            x509.load_pem_x509_certificate(self.ca)
+        except ValueError:
+            raise ConfigError(f"{self.folder / 'ca.pem'}: damaged; {_LOST}") from None
         whole = read_secret(self.folder / "tls.pem")
         at = whole.find(b"-----BEGIN CERTIFICATE")
         if at <= 0:
-            raise ConfigError(f"{self.folder / 'tls.pem'}: damaged; let this device join again")
+            raise ConfigError(f"{self.folder / 'tls.pem'}: damaged; {_LOST}")
         return whole[:at], whole[at:]
 
     @property
     def certificate(self) -> x509.Certificate:
         """The connection's certificate."""
-        return x509.load_pem_x509_certificate(self.tls()[1])
+        try:
+            return x509.load_pem_x509_certificate(self.tls()[1])
+        except ValueError:
+            raise ConfigError(f"{self.folder / 'tls.pem'}: damaged; {_LOST}") from None
 
     def renewal_due(self, now: dt.datetime) -> bool:
         """Whether less than a third of the certificate's life is left."""
@@ -188,15 +206,15 @@ class Credentials:
         if path.exists():
             lines = path.read_bytes().split(b"\n")
             for line in lines[:-1]:  # what follows the last newline was torn off by a crash
-                body = json.loads(line)
-                chain.extend(
-                    [
-                        SignedStatement(
-                            statement=body["statement"].encode(),
-                            signature=bytes.fromhex(body["signature"]),
-                        )
-                    ]
-                )
+                try:
+                    body = json.loads(line)
+                    signed = SignedStatement(
+                        statement=body["statement"].encode(),
+                        signature=bytes.fromhex(body["signature"]),
+                    )
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    raise ProtocolError(f"{path}: damaged; {_LOST}") from None
+                chain.extend([signed])
         return chain
 
     def append_roster(
@@ -213,6 +231,39 @@ class Credentials:
                 }
                 lines.append(json.dumps(line).encode() + b"\n")
         append_lines(self.folder / "roster.jsonl", b"".join(lines))
+
+
+def _of(table: dict[str, Any], name: str, read: Callable[[Any], Any], path: Path) -> Any:
+    """One value of ``agent.toml``."""
+    try:
+        return read(table[name])
+    except KeyError:
+        raise ConfigError(f"{path}: {name} is missing; {_LOST}") from None
+    except (ValueError, TypeError):
+        raise ConfigError(f"{path}: {name} = {table[name]!r} cannot be; {_LOST}") from None
+
+
+def _key(text: Any) -> bytes:
+    key = bytes.fromhex(text)
+    if len(key) != 32:
+        raise ValueError(text)
+    return key
+
+
+def _identity(folder: Path) -> Identity:
+    path = folder / "identity.ed25519"
+    try:
+        return Identity(read_secret(path))
+    except SecureAggError as error:
+        raise ConfigError(f"{path}: {error}; {_LOST}") from None
+
+
+def _authority(folder: Path) -> bytes:
+    try:
+        return (folder / "ca.pem").read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"{folder / 'ca.pem'}: {reason}; {_LOST}") from None
 
 
 def pem_of(certificate: bytes) -> bytes:

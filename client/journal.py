@@ -114,7 +114,10 @@ class Journal:
         try:
             body = json.loads(path.read_text("utf-8"))
             if body["version"] != _VERSION:
-                raise ValueError(f"version {body['version']}")
+                raise ConfigError(
+                    f"{path}: made by another version of fedsys (format {body['version']}, this "
+                    f"one reads {_VERSION}); go on with the version that made it"
+                )
             self.jobs = {each["job"]: JobRecord.from_json(each) for each in body["jobs"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(

@@ -21,7 +21,7 @@ from server.home import Home
 from server.job_model import ModelSource
 from server.job_run import JobRun
 from server.metrics import Metrics
-from server.preparation import AlreadyOver, Preparation
+from server.preparation import AlreadyOver, FolderLost, Preparation
 from server.round_cycle import Randomness
 from server.spending import Spending
 from server.state import ACTIVE_JOB, JobRow, State
@@ -82,6 +82,8 @@ class Deployment:
                 continue
             try:
                 status, reason = await self._run(row)
+            except FolderLost:
+                raise  # for people; the job waits for them
             except FedsysError as error:
                 status, reason = "failed", str(error)
             except Exception:

@@ -96,13 +96,7 @@ class OperatorSocket:
         return job_status(self._home, self._state, self._state.job(request.id))
 
     async def _cancel(self, request: fleet_pb2.JobName) -> fleet_pb2.JobStatus:
-        row = self._state.job(request.id)
-        if row.status not in ACTIVE_JOB:
-            raise ConfigError(f"job {request.id}: is over already ({row.status})")
-        row = self._state.update_job(request.id, cancelled=True)
-        if row.status == "submitted":
-            row = self._state.update_job(request.id, status="cancelled")
-        return job_status(self._home, self._state, row)
+        return job_status(self._home, self._state, self._state.cancel_job(request.id))
 
     async def _watch(
         self, request: fleet_pb2.JobName, context: Any

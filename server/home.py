@@ -29,10 +29,11 @@ from typing import Annotated
 import tomli_w
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fedsys.errors import ConfigError
 from fedsys.privacy import Signer
+from fedsys.privacy.ledger.signer import KEY_NAME
 from fedsys.secret_files import read_secret, write_secret
 from fedsys.wire.services import OPERATOR_SOCKET
 from server.enrollment import Registry
@@ -42,6 +43,7 @@ from server.state import State
 __all__ = ["Home", "Settings"]
 
 _RENEW = dt.timedelta(days=30)
+_LOST = "restore it from a backup of this folder"
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -61,13 +63,22 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    hosts: list[str]
+    hosts: Annotated[list[str], Field(min_length=1)]
     epsilon: Annotated[float, Field(gt=0)] | None = None
     patience: Seconds = 600.0
     reconnect: Seconds = 20.0
     stage: Seconds = 30.0
     training: Seconds = 600.0
     metrics: str = ""
+
+    @field_validator("hosts")
+    @classmethod
+    def _names(cls, hosts: list[str]) -> list[str]:
+        try:
+            alternative_names(hosts)
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("--host ")) from None
+        return hosts
 
 
 @dataclass(frozen=True)
@@ -118,7 +129,7 @@ class Home:
         home = cls(path)
         authority = Authority.create(path)
         home._store_server(authority.issue_server(hosts))
-        _ = home.signer
+        Signer.load_or_create(path)
         if roster_key is None:
             private = Ed25519PrivateKey.generate()
             write_secret(path / "roster.ed25519", private.private_bytes_raw())
@@ -129,7 +140,7 @@ class Home:
             tomli_w.dumps(settings.model_dump(exclude_none=True)), encoding="utf-8"
         )
         home.jobs.mkdir()
-        State.open(path).close()
+        State.create(path).close()
         return home
 
     @classmethod
@@ -182,14 +193,24 @@ class Home:
         Raises:
             ConfigError: it does not read; the line says where.
         """
+        file = self.settings_file
         try:
-            return Settings.model_validate(tomllib.loads(self.settings_file.read_text("utf-8")))
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{self.settings_file}: {error}") from None
+            return Settings.model_validate(tomllib.loads(file.read_text("utf-8")))
+        except OSError as error:
+            raise ConfigError(f"{file}: {(error.strerror or str(error)).lower()}") from None
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in problem["loc"])
-            raise ConfigError(f"{self.settings_file}: {where}: {problem['msg']}") from None
+            if problem["type"] == "extra_forbidden":
+                known = ", ".join(Settings.model_fields)
+                raise ConfigError(f"{file}: {where}: no such setting; there are {known}") from None
+            if problem["type"] == "missing":
+                raise ConfigError(f"{file}: {where} is missing; put it back") from None
+            why = problem["msg"].removeprefix("Value error, ")
+            why = why[:1].lower() + why[1:]
+            raise ConfigError(f"{file}: {where} = {problem['input']!r}: {why}") from None
+        except ValueError as error:  # of TOML, or of UTF-8
+            raise ConfigError(f"{file}: not TOML: {error}; mend it there") from None
 
     @property
     def authority(self) -> Authority:
@@ -198,7 +219,16 @@ class Home:
 
     @property
     def signer(self) -> Signer:
-        """Signs ledgers; made at the first call."""
+        """Signs ledgers.
+
+        Raises:
+            ConfigError: the key is gone; another one could go on with no job.
+        """
+        path = self.path / KEY_NAME
+        if not path.exists():
+            raise ConfigError(
+                f"{path}: missing; it signs the ledgers, and devices have pinned it: {_LOST}"
+            )
         return Signer.load_or_create(self.path)
 
     @property
@@ -210,7 +240,9 @@ class Home:
                 return key
         except (OSError, ValueError):
             pass
-        raise ConfigError(f"{self.path / 'roster.pub'}: not a public key of 64 hexadecimal digits")
+        raise ConfigError(
+            f"{self.path / 'roster.pub'}: not a public key of 64 hexadecimal digits; {_LOST}"
+        )
 
     @property
     def operator_signs_roster(self) -> bool:
@@ -221,8 +253,11 @@ class Home:
         """The list of nodes, able to sign where this operator is the roster's authority."""
         private = None
         if self.operator_signs_roster:
-            secret = read_secret(self.path / "roster.ed25519")
-            private = Ed25519PrivateKey.from_private_bytes(secret)
+            path = self.path / "roster.ed25519"
+            try:
+                private = Ed25519PrivateKey.from_private_bytes(read_secret(path))
+            except ValueError:
+                raise ConfigError(f"{path}: not a key of 32 bytes; {_LOST}") from None
         return Registry(
             state=state,
             authority=self.authority,
@@ -231,7 +266,11 @@ class Home:
         )
 
     def server_identity(self, *, now: dt.datetime | None = None) -> ServerIdentity:
-        """Key and certificate of the devices' port; issued anew a month before they expire."""
+        """Key and certificate of the devices' port; issued anew a month before they expire.
+
+        Raises:
+            ConfigError: the key is not the certificate's.
+        """
         present = now or dt.datetime.now(dt.UTC)
         try:
             certificate = (self.path / "server.pem").read_bytes()
@@ -241,8 +280,16 @@ class Home:
         if expires - present < _RENEW:
             self.rotate_server()
             certificate = (self.path / "server.pem").read_bytes()
-        key = read_secret(self.path / "server.key")
-        return ServerIdentity(private_key=key, certificate=certificate)
+        path = self.path / "server.key"
+        identity = ServerIdentity(
+            private_key=read_secret(path) if path.exists() else b"", certificate=certificate
+        )
+        if not identity.fits:
+            raise ConfigError(
+                f"{path}: not the key of server.pem; make both anew with `fedsys coordinator "
+                f"rotate {self.path}`"
+            )
+        return identity
 
     def rotate_server(self) -> None:
         """A new key and certificate for the devices' port, under the settings' host names."""

@@ -79,7 +79,11 @@ class Metrics:
                 int(port), addr=host.strip("[]") or "127.0.0.1", registry=self.registry
             )
         except (ValueError, OverflowError, OSError) as error:
-            raise ConfigError(f"metrics = '{address}': cannot listen there: {error}") from None
+            why = (error.strerror if isinstance(error, OSError) else "") or "no such address"
+            raise ConfigError(
+                f"metrics = '{address}' in coordinator.toml: cannot listen there: {why.lower()}; "
+                f"give another HOST:PORT, e.g. 'localhost:9464', or '' for none"
+            ) from None
         return int(self._server.server_port)
 
     def close(self) -> None:

@@ -93,6 +93,15 @@ class ServerIdentity:
     private_key: bytes
     certificate: bytes
 
+    @property
+    def fits(self) -> bool:
+        """Whether the key is the certificate's."""
+        try:
+            key = serialization.load_pem_private_key(self.private_key, None)
+            return key.public_key() == x509.load_pem_x509_certificate(self.certificate).public_key()
+        except ValueError:
+            return False
+
 
 class Authority:
     """Issues and reads certificates; its key stays in the coordinator's folder, mode 0600."""
@@ -139,8 +148,8 @@ class Authority:
             certificate = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
         except (OSError, ValueError):
             raise ConfigError(
-                f"{folder}: no usable authority here (ca.key, ca.pem); make one with "
-                f"`fedsys coordinator init {folder}`"
+                f"{folder}: no usable authority here (ca.key, ca.pem); every device trusts that "
+                f"one: restore both files from a backup of this folder"
             ) from None
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise ConfigError(f"{folder / 'ca.key'}: not a P-256 key")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsys.config import Config, validate
-from fedsys.errors import FedsysError, LedgerClosed
+from fedsys.errors import ConfigError, FedsysError, LedgerClosed
 from fedsys.privacy import Ledger, PrivacyPlan, plan_of, read_ledger
 from fedsys.wire.roster import RosterStatement
 from fedsys.wire.terms import Terms
@@ -24,13 +24,18 @@ from server.run_folder import RunFolder
 from server.state import ACTIVE_JOB, JobRow, State
 from server.summary import summarize_closed
 
-__all__ = ["AlreadyOver", "JobFailed", "Preparation", "PreparedJob"]
+__all__ = ["AlreadyOver", "FolderLost", "JobFailed", "Preparation", "PreparedJob"]
 
 _log = logging.getLogger(__name__)
 
 
 class JobFailed(FedsysError):
     """A job ends without a result that it was asked for; the message goes to the operator."""
+
+
+class FolderLost(ConfigError):
+    """A job began and its ledger is not there: no disk, or no folder. Begun again, it would spend
+    without counting what it has spent; given up, it could not go on once the disk is back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +95,19 @@ class Preparation:
 
         Raises:
             JobFailed: it does not fit this fleet or its budget.
+            FolderLost: it began, and its folder is gone; nothing is changed.
             FedsysError: its folder, configuration or model does not hold.
         """
         folder = RunFolder(self._home.jobs / row.id)
         if folder.begun:
             return self._restore(row, folder)
+        if row.status != "submitted":
+            if row.cancelled:
+                return AlreadyOver("cancelled")
+            raise FolderLost(
+                f"{folder.ledger}: missing, and job {row.id} began: bring its disk or a backup "
+                f"back, or give the job up with `fedsys job cancel {self._home.path} {row.id}`"
+            )
         for leftover in folder.path.glob("*") if folder.path.exists() else ():
             leftover.unlink()  # a crash before the ledger's first line: nothing was asked
         return self._start(row, folder)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, ForeignKey, create_engine, event, select
+from sqlalchemy import Engine, ForeignKey, create_engine, event, inspect, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -30,6 +30,7 @@ __all__ = [
     "TokenRow",
 ]
 
+_FILE = "state.sqlite"
 ACTIVE_JOB = ("submitted", "waiting", "running")
 """Statuses of jobs that are not over."""
 _SCHEMA = 1
@@ -144,13 +145,41 @@ class State:
             event.listen(self._engine, "begin", _begin_immediate)
         try:
             Base.metadata.create_all(self._engine)
+            self._check_version(url)
         except DBAPIError as error:
-            raise ConfigError(f"{url}: the database cannot be used: {error.orig}") from None
+            raise ConfigError(
+                f"{url}: the database cannot be used: {error.orig}; restore it from a backup"
+            ) from None
+
+    def _check_version(self, url: str) -> None:
+        found = inspect(self._engine)
+        for name, table in Base.metadata.tables.items():
+            lacking = set(table.columns.keys()) - {each["name"] for each in found.get_columns(name)}
+            if lacking:
+                raise ConfigError(
+                    f"{url}: made by another version of fedsys: its {name} lack "
+                    f"{', '.join(sorted(lacking))}; go on with the version that made it"
+                )
+
+    @classmethod
+    def create(cls, folder: Path) -> State:
+        """A new database in a coordinator's folder."""
+        return cls(_url(folder))
 
     @classmethod
     def open(cls, folder: Path) -> State:
-        """The database in a coordinator's folder."""
-        return cls(f"sqlite:///{folder / 'state.sqlite'}")
+        """The database in a coordinator's folder.
+
+        Raises:
+            ConfigError: it is gone, or is none. An empty one would know no device, and of nothing
+                that was spent.
+        """
+        if not (folder / _FILE).exists():
+            raise ConfigError(
+                f"{folder / _FILE}: missing; it holds nodes, tokens and jobs: restore it from a "
+                f"backup of this folder"
+            )
+        return cls(_url(folder))
 
     def close(self) -> None:
         """Let go of the file."""
@@ -200,6 +229,18 @@ class State:
                 setattr(row, name, value)
         return row
 
+    def cancel_job(self, id: str) -> JobRow:
+        """Have a job end after the round in hand; at once if it did not begin.
+
+        Raises:
+            ConfigError: there is none of that id, or it is over.
+        """
+        row = self.job(id)
+        if row.status not in ACTIVE_JOB:
+            raise ConfigError(f"job {id}: is over already ({row.status})")
+        row = self.update_job(id, cancelled=True)
+        return self.update_job(id, status="cancelled") if row.status == "submitted" else row
+
     def refuse(self, *, job: str, round: int, node: int, reason: str) -> None:
         """Note that a node declined."""
         with self.transaction() as session:
@@ -212,6 +253,10 @@ class State:
         query = select(RefusalRow).where(RefusalRow.job == job).order_by(RefusalRow.number)
         with self.transaction() as session:
             return list(session.scalars(query))
+
+
+def _url(folder: Path) -> str:
+    return f"sqlite:///{folder / _FILE}"
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

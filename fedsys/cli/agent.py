@@ -179,12 +179,21 @@ def leave(
     """Leave the federation: have this device revoked, and delete its keys."""
     from client.grpc_channel import leave as leave_
     from client.identity import Credentials
+    from client.lock import exclusive
+    from fedsys.errors import ConfigError
 
     credentials = Credentials.load(folder)
-    if not offline:
-        leave_(credentials)
-    for name in ("identity.ed25519", "tls.pem", "round.state", "agent.toml", "status.json"):
-        (folder / name).unlink(missing_ok=True)
+    with exclusive(folder, "fedsys agent leave"):
+        if not offline:
+            try:
+                leave_(credentials)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"{error}; or delete the keys here alone with `fedsys agent leave --offline "
+                    f"{folder}`, and have the operator revoke {credentials.name}"
+                ) from None
+        for name in ("identity.ed25519", "tls.pem", "round.state", "agent.toml", "status.json"):
+            (folder / name).unlink(missing_ok=True)
     typer.echo(f"{credentials.name} has left; policy and journal are kept in {folder}")
 
 
@@ -196,6 +205,7 @@ def doctor(folder: Folder) -> None:
 
     from client.conditions import conditions, obstacle
     from client.identity import Credentials
+    from client.journal import Journal
     from client.policy import Policy
     from fedsys.errors import FedsysError
 
@@ -208,8 +218,11 @@ def doctor(folder: Folder) -> None:
 
     credentials = Credentials.load(folder)
     line(True, f"{credentials.name}, node {credentials.node}")
-    left = credentials.certificate.not_valid_after_utc - dt.datetime.now(dt.UTC)
-    line(left.days >= 0, f"certificate good for {left.days} days")
+    try:
+        left = credentials.certificate.not_valid_after_utc - dt.datetime.now(dt.UTC)
+        line(left.days >= 0, f"certificate good for {left.days} days")
+    except FedsysError as error:
+        line(False, str(error))
     try:
         chain = credentials.roster_chain()
         line(True, f"roster version {chain.version}, signatures hold")
@@ -220,7 +233,18 @@ def doctor(folder: Folder) -> None:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
             line(True, f"{credentials.coordinator} answers")
     except (OSError, ValueError) as error:
-        line(False, f"{credentials.coordinator}: {error}")
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        line(
+            False,
+            f"{credentials.coordinator}: not reached: {reason}; is the coordinator running, and "
+            f"does this network let the device out to it?",
+        )
+    try:
+        Journal(folder / "journal.json")
+    except FedsysError as error:
+        line(False, str(error))
+    if (folder / "paused").exists():
+        line(False, f"paused by its owner; go on with `fedsys agent resume {folder}`")
     path = folder / "policy.toml"
     if not path.exists():
         line(None, "no policy.toml yet; the first run writes one")

@@ -13,10 +13,21 @@ from fedsys.errors import ConfigError
 from fedsys.wire import fleet_pb2
 from fedsys.wire.services import OPERATOR, OPERATOR_SOCKET, method
 
-__all__ = ["Calls", "operator"]
+__all__ = ["Calls", "NoCoordinator", "operator"]
 
 _SECONDS = 30.0
 R = TypeVar("R")
+
+
+class NoCoordinator(ConfigError):
+    """None is running on that folder."""
+
+    @classmethod
+    def of(cls, folder: Path) -> NoCoordinator:
+        """With the way out."""
+        return cls(
+            f"{folder}: no coordinator answers; start it with `fedsys coordinator run {folder}`"
+        )
 
 
 class Calls:
@@ -72,10 +83,7 @@ class Calls:
 
     def _explain(self, error: Any) -> ConfigError:
         if error.code() is grpc.StatusCode.UNAVAILABLE:
-            return ConfigError(
-                f"{self._folder}: no coordinator answers; start it with `fedsys coordinator run "
-                f"{self._folder}`"
-            )
+            return NoCoordinator.of(self._folder)
         return ConfigError(error.details() or error.code().name.lower())
 
 
@@ -84,7 +92,8 @@ def operator(folder: Path) -> Iterator[Calls]:
     """Connect to the coordinator of that folder.
 
     Raises:
-        ConfigError: it is not running, or this is not its folder.
+        NoCoordinator: it is not running.
+        ConfigError: this is not its folder.
     """
     if not (folder / "coordinator.toml").is_file():
         raise ConfigError(
@@ -92,9 +101,7 @@ def operator(folder: Path) -> Iterator[Calls]:
         )
     socket = (folder / OPERATOR_SOCKET).resolve()
     if not socket.exists():
-        raise ConfigError(
-            f"{folder}: no coordinator answers; start it with `fedsys coordinator run {folder}`"
-        )
+        raise NoCoordinator.of(folder)
     with grpc.insecure_channel(
         f"unix:{socket}", options=[("grpc.enable_http_proxy", 0)]
     ) as channel:

@@ -61,7 +61,7 @@ def show(folder: Folder, id: Id = None) -> None:
     from fedsys.cli.grpc_operator import operator
 
     with operator(folder) as calls:
-        status = calls.show(_id(calls.list(), id))
+        status = calls.show(_id([each.id for each in calls.list()], id))
     typer.echo(describe(status))
     if status.reason:
         typer.echo(f"  {status.reason}")
@@ -76,7 +76,7 @@ def watch(folder: Folder, id: Id = None) -> None:
 
     with operator(folder) as calls:
         status = None
-        for status in calls.watch(_id(calls.list(), id)):
+        for status in calls.watch(_id([each.id for each in calls.list()], id)):
             typer.echo(describe(status))
     if status is None or status.status != "completed":
         if status is not None:
@@ -90,10 +90,16 @@ def watch(folder: Folder, id: Id = None) -> None:
 @app.command()
 def cancel(folder: Folder, id: Id = None) -> None:
     """Stop a job after the round in hand; what it spent stays spent."""
-    from fedsys.cli.grpc_operator import operator
+    from fedsys.cli.grpc_operator import NoCoordinator, operator
 
-    with operator(folder) as calls:
-        typer.echo(describe(calls.cancel(_id(calls.list(), id))))
+    try:
+        with operator(folder) as calls:
+            status = calls.cancel(_id([each.id for each in calls.list()], id))
+        typer.echo(describe(status))
+        if status.status != "cancelled":
+            typer.echo("it ends after the round in hand")
+    except NoCoordinator:
+        typer.echo(_cancel_without(folder, id))
 
 
 @app.command()
@@ -149,11 +155,25 @@ def describe(status: fleet_pb2.JobStatus) -> str:
     return "  ".join(parts)
 
 
-def _id(jobs: list[fleet_pb2.JobStatus], id: str | None) -> str:
+def _cancel_without(folder: Path, id: str | None) -> str:
+    """Cancel a job whose coordinator does not run, or cannot."""
+    from server.home import Home
+    from server.state import State
+
+    with Home.open(folder).alone():
+        state = State.open(folder)
+        try:
+            row = state.cancel_job(_id([each.id for each in state.jobs()], id))
+        finally:
+            state.close()
+    return f"job {row.id} ({row.name}) is cancelled; the coordinator ends it at its next start"
+
+
+def _id(jobs: list[str], id: str | None) -> str:
     from fedsys.errors import ConfigError
 
     if id is not None:
         return id
     if not jobs:
         raise ConfigError("there is no job yet; submit one with `fedsys job submit`")
-    return str(jobs[-1].id)
+    return jobs[-1]

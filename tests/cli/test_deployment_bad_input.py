@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import socket
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from client.lock import exclusive
 from fedsys.cli import main
 from server.home import Home
 from server.state import State
@@ -213,3 +217,215 @@ def test_fetching_into_a_folder_that_is_not_empty(fedsys: Fedsys, tmp_path: Path
     Path("out").mkdir()
     Path("out/x").touch()
     is_one_line(fedsys("job", "fetch", "hq", id, "out"), "OUT out: not empty", "new folder")
+
+
+SETTINGS = [
+    ("hosts = [", ["not TOML", "mend it there"]),
+    ("\udcff", ["not TOML", "utf-8", "mend it there"]),
+    ("patience = 3", ["hosts is missing"]),
+    ("hosts = []", ["hosts = []", "at least 1"]),
+    ("hosts = ['a b']", ["hosts = ['a b']", "hub.example.org"]),
+    ("hosts = ['a']\nbogus = 1", ["bogus: no such setting", "patience"]),
+    ("hosts = ['a']\nstage = 'x'", ["stage = 'x'", "number"]),
+    ("hosts = ['a']\nstage = 0", ["stage = 0", "greater than 0"]),
+    ("hosts = ['a']\nepsilon = nan", ["epsilon = nan", "greater than 0"]),
+]
+
+
+@pytest.mark.parametrize(("text", "fragments"), SETTINGS)
+def test_settings_that_cannot_be(
+    fedsys: Fedsys, tmp_path: Path, text: str, fragments: list[str]
+) -> None:
+    home = Home.create(tmp_path / "hq", hosts=["localhost"])
+    home.settings_file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    found = fedsys("coordinator", "run", "hq", "--listen", "localhost:0")
+    is_one_line(found, "hq/coordinator.toml: ", *fragments)
+
+
+def test_a_metrics_page_nowhere(fedsys: Fedsys, tmp_path: Path) -> None:
+    home = Home.create(tmp_path / "hq", hosts=["localhost"])
+    home.settings_file.write_text("hosts = ['localhost']\nmetrics = 'nonsense'\n")
+    code, lines = fedsys("coordinator", "run", "hq", "--listen", "localhost:0")
+    is_one_line((code, lines), "metrics = 'nonsense'", "localhost:9464")
+
+
+def damaged(path: Path, how: str) -> None:
+    if how == "missing":
+        path.unlink()
+    elif how == "open":
+        path.chmod(0o644)
+    else:
+        path.write_bytes(b"garbage\n")
+
+
+RUN_HQ = ("coordinator", "run", "hq", "--listen", "localhost:0")
+ENROLL = ("coordinator", "enroll", "hq", "ward")
+COORDINATORS_FILES = [
+    ("ca.key", "open", RUN_HQ, ["hq/ca.key", "chmod 600"]),
+    ("ca.key", "garbage", RUN_HQ, ["hq", "ca.key", "from a backup"]),
+    ("ca.pem", "garbage", RUN_HQ, ["hq", "ca.pem", "from a backup"]),
+    ("ca.pem", "missing", ENROLL, ["hq", "ca.pem", "from a backup"]),
+    ("server.key", "open", RUN_HQ, ["hq/server.key", "chmod 600"]),
+    ("server.key", "garbage", RUN_HQ, ["hq/server.key", "fedsys coordinator rotate hq"]),
+    ("server.key", "missing", RUN_HQ, ["hq/server.key", "fedsys coordinator rotate hq"]),
+    ("coordinator.ed25519", "open", RUN_HQ, ["hq/coordinator.ed25519", "chmod 600"]),
+    ("coordinator.ed25519", "garbage", RUN_HQ, ["hq/coordinator.ed25519", "8 bytes"]),
+    ("coordinator.ed25519", "missing", RUN_HQ, ["hq/coordinator.ed25519", "from a backup"]),
+    ("roster.ed25519", "open", ENROLL, ["hq/roster.ed25519", "chmod 600"]),
+    ("roster.ed25519", "garbage", ENROLL, ["hq/roster.ed25519", "from a backup"]),
+    ("roster.pub", "garbage", RUN_HQ, ["hq/roster.pub", "from a backup"]),
+    ("state.sqlite", "garbage", RUN_HQ, ["hq/state.sqlite", "from a backup"]),
+    ("state.sqlite", "missing", ENROLL, ["hq/state.sqlite", "from a backup"]),
+]
+
+
+@pytest.mark.parametrize(("name", "how", "words", "fragments"), COORDINATORS_FILES)
+def test_a_coordinators_file_that_is_damaged(
+    fedsys: Fedsys,
+    tmp_path: Path,
+    name: str,
+    how: str,
+    words: tuple[str, ...],
+    fragments: list[str],
+) -> None:
+    home = Home.create(tmp_path / "hq", hosts=["localhost"])
+    before = {each.name for each in home.path.iterdir()} | {"lock"}
+    for journal in ("-wal", "-shm"):
+        before.add("state.sqlite" + journal)
+    path = home.path / name
+    path.chmod(0o600)
+    damaged(path, how)
+    is_one_line(fedsys(*words), *fragments)
+    after = {each.name for each in home.path.iterdir()}
+    assert after <= before - ({name} if how == "missing" else set()), "nothing takes its place"
+
+
+def test_a_server_key_that_is_lost_is_made_anew(fedsys: Fedsys, tmp_path: Path) -> None:
+    home = Home.create(tmp_path / "hq", hosts=["localhost"])
+    damaged(home.path / "server.key", "garbage")
+    assert fedsys("coordinator", "rotate", "hq")[0] == 0
+    assert home.server_identity().fits
+
+
+def test_a_database_of_another_version(fedsys: Fedsys, tmp_path: Path) -> None:
+    Home.create(tmp_path / "hq", hosts=["localhost"])
+    with contextlib.closing(sqlite3.connect(tmp_path / "hq" / "state.sqlite")) as database:
+        database.execute("ALTER TABLE jobs DROP COLUMN promised")
+        database.commit()
+    is_one_line(fedsys(*ENROLL), "hq/state.sqlite", "another version", "jobs lack promised")
+
+
+def test_a_job_whose_folder_is_gone_is_not_begun_again(fedsys: Fedsys, tmp_path: Path) -> None:
+    from fedsys.config import dump, load
+    from server.submission import submit
+
+    home = Home.create(tmp_path / "hq", hosts=["localhost"])
+    state = State.open(home.path)
+    id = submit(state, dump(load("silo"))).id
+    state.update_job(id, status="running", started_at=1.0, round=2, spent=3.5)
+    code, lines = fedsys(*RUN_HQ)
+    shut, *rest = lines
+    assert "shutting down" in shut
+    is_one_line((code, rest), f"jobs/{id}/ledger.jsonl: missing", f"fedsys job cancel hq {id}")
+    row = state.job(id)
+    assert (row.status, row.round, row.spent) == ("running", 2, 3.5), "it waits for its disk"
+    with home.alone():
+        is_one_line(fedsys("job", "cancel", "hq"), "another coordinator is running")
+    assert fedsys("job", "cancel", "hq")[0] == 0
+    assert state.job(id).cancelled
+    is_one_line(fedsys("job", "cancel", "hq", "nosuch"), "job nosuch", "fedsys job list")
+    state.close()
+
+
+AGENTS_FILES = [
+    ("agent.toml", "garbage", "status", ["ward/agent.toml", "does not read", "from a backup"]),
+    ("identity.ed25519", "garbage", "status", ["ward/identity.ed25519", "from a backup"]),
+    ("identity.ed25519", "missing", "status", ["ward/identity.ed25519", "no such file"]),
+    ("identity.ed25519", "open", "status", ["ward/identity.ed25519", "chmod 600"]),
+    ("tls.pem", "garbage", "status", ["ward/tls.pem", "from a backup"]),
+    ("tls.pem", "open", "leave", ["ward/tls.pem", "chmod 600"]),
+    ("ca.pem", "garbage", "leave", ["ward/ca.pem", "from a backup", "--offline ward"]),
+    ("ca.pem", "missing", "status", ["ward/ca.pem", "from a backup"]),
+]
+
+
+def test_a_devices_file_that_is_damaged(fedsys: Fedsys, port: Port, tmp_path: Path) -> None:
+    port.enroll("ward", tmp_path / "whole")
+    for name, how, command, fragments in AGENTS_FILES:
+        shutil.rmtree(tmp_path / "ward", ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", tmp_path / "ward")
+        damaged(tmp_path / "ward" / name, how)
+        is_one_line(fedsys("agent", command, "ward"), *fragments)
+    assert not port.registry.shut_out(), "nobody has left"
+
+
+VALUES = [
+    ("node = 1", "node = 'x'", ["node = 'x' cannot be", "from a backup"]),
+    ("node = 1", "", ["node is missing", "from a backup"]),
+    ("signer = ", "signer = 'zz' #", ["signer = 'zz' cannot be"]),
+    ("coordinator = ", "coordinator = 'hub' #", ["coordinator hub", "HOST:PORT"]),
+]
+
+
+def test_what_a_devices_settings_cannot_be(fedsys: Fedsys, port: Port, tmp_path: Path) -> None:
+    port.enroll("ward", tmp_path / "ward")
+    path = tmp_path / "ward" / "agent.toml"
+    whole = path.read_text("utf-8")
+    for old, new, fragments in VALUES:
+        assert old in whole
+        path.write_text(whole.replace(old, new), "utf-8")
+        is_one_line(fedsys("agent", "pause", "ward"), "ward/agent.toml: ", *fragments)
+
+
+def test_a_journal_of_another_version(fedsys: Fedsys, port: Port, tmp_path: Path) -> None:
+    port.enroll("ward", tmp_path / "ward")
+    (tmp_path / "ward" / "journal.json").write_text('{"version": 9, "jobs": []}')
+    code, lines = fedsys("agent", "run", "ward", "--data", "digits")
+    assert lines.pop(0).startswith("wrote ward/policy.toml")
+    is_one_line((code, lines), "ward/journal.json", "another version of fedsys (format 9")
+
+
+def test_what_the_doctor_says_of_a_device(
+    port: Port,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    port.enroll("ward", tmp_path / "ward")
+    (tmp_path / "ward" / "paused").touch()
+    (tmp_path / "ward" / "journal.json").write_text("damaged")
+    (tmp_path / "ward" / "roster.jsonl").write_text("garbage\n")
+    with socket.socket() as nobody:  # bound, but it does not listen
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        path = tmp_path / "ward" / "agent.toml"
+        path.write_text(path.read_text("utf-8").replace(port.address, address), "utf-8")
+        monkeypatch.setattr(sys, "argv", ["fedsys", "agent", "doctor", "ward"])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+    assert leaving.value.code == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+    for fragments, line in zip(
+        (
+            ["ward/roster.jsonl: damaged", "from a backup"],
+            [address, "not reached", "connection refused", "is the coordinator running"],
+            ["ward/journal.json: damaged", "from a backup"],
+            ["paused", "fedsys agent resume ward"],
+        ),
+        failed,
+        strict=True,
+    ):
+        for fragment in fragments:
+            assert fragment in line
+
+
+def test_leaving(fedsys: Fedsys, port: Port, tmp_path: Path) -> None:
+    port.enroll("ward", tmp_path / "ward")
+    with exclusive(tmp_path / "ward", "fedsys agent run"):
+        for more in ((), ("--offline",)):
+            found = fedsys("agent", "leave", "ward", *more)
+            is_one_line(found, "ward: fedsys agent run (process", "stop that")
+    assert (tmp_path / "ward" / "identity.ed25519").exists()
+    assert fedsys("agent", "leave", "ward")[0] == 0
+    is_one_line(fedsys("agent", "leave", "ward"), "ward: this device has not joined")
