@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import socket
@@ -20,6 +21,17 @@ from server.state import State
 from tests.e2e.deployment import Port, running_port
 
 Fedsys = Callable[..., tuple[int, list[str]]]
+
+
+@pytest.fixture(autouse=True)
+def loggers() -> Iterator[None]:
+    """A command that runs sends our loggers' lines to what is standard error then."""
+    ours = [logging.getLogger(name) for name in ("fedsys", "server", "client", "secure_agg")]
+    before = [(each.handlers, each.level, each.propagate) for each in ours]
+    yield
+    for each, (handlers, level, propagate) in zip(ours, before, strict=True):
+        each.handlers, each.propagate = handlers, propagate
+        each.setLevel(level)
 
 
 @pytest.fixture

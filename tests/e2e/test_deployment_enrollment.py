@@ -403,5 +403,5 @@ def test_a_flood_is_held_back(port: Port, tmp_path: Path) -> None:
         next(stream)
         time.sleep(1.0)  # nobody takes anything
         assert 1 < port.fleet.events.qsize() < 10
-        assert len(flood) == 60
+        assert len(flood) >= 60
         stream.cancel()
