@@ -176,7 +176,7 @@ def leave(
         bool, typer.Option("--offline", help="Delete the keys here without telling anybody.")
     ] = False,
 ) -> None:
-    """Leave the federation: have this device revoked, and delete its keys."""
+    """Leave the federation, once the agent is stopped: be revoked, and delete the keys."""
     from client.grpc_channel import leave as leave_
     from client.identity import Credentials
     from client.lock import exclusive

@@ -145,6 +145,9 @@ def test_a_federation_by_hand(shell: Shell) -> None:
     run("agent", "pause", "ward0")
     assert "paused" in run("agent", "status", "ward0")
     run("agent", "resume", "ward0")
+    assert "is at work in it; stop that" in run("agent", "leave", "ward1", code=2)
+    agents[1].send_signal(signal.SIGTERM)
+    assert agents[1].wait(60) == 0
     run("agent", "leave", "ward1")
     assert "revoked" in run("coordinator", "nodes", "hq")
     assert "has not joined" in run("agent", "status", "ward1", code=2)
