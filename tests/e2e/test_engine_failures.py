@@ -82,7 +82,8 @@ def test_what_happens_once_costs_nothing(fedsys: CommandLine, how: str, backend:
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["status"], summary["rounds"]) == ("completed", 2)
     if how == "memory-once":
-        assert done.stderr.count("out of memory with 4 clients at once: going on with half") == 1
+        said = r"out of memory with [2-4] clients at once: going on with half"
+        assert len(re.findall(said, done.stderr)) == 1
 
 
 @pytest.mark.slow
@@ -97,7 +98,7 @@ def test_what_happens_once_costs_nothing(fedsys: CommandLine, how: str, backend:
         ),
         (
             "killed",
-            r"error: clients \d+, .*\(4 at once\): 3 .* died, the last .*; lower engine\.",
+            r"error: clients \d+, .*\([1-4] at once\): 3 .* died, the last .*; lower engine\.",
         ),
     ],
 )
@@ -119,5 +120,5 @@ def test_what_happens_always_ends_the_run_in_one_line(
 def test_a_worker_that_hangs_meets_its_deadline(fedsys: CommandLine, backend: str) -> None:
     _, done = simulate(fedsys, "hangs", backend, "engine.deadline=90")
     assert done.returncode == 2
-    assert "(4 at once): a " in done.stderr
+    assert re.search(r"\([1-4] at once\): a ", done.stderr)
     assert "gave no answer for 90 s; raise engine.deadline" in done.stderr
