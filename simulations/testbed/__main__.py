@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -53,5 +54,12 @@ def main() -> int:
     return 0 if report.passed else 1
 
 
+def _stopped(number: int, _frame: object) -> None:
+    """Ends every party on the way out."""
+    raise SystemExit(128 + number)
+
+
 if __name__ == "__main__":
+    for wish in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(wish, _stopped)
     sys.exit(main())

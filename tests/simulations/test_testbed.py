@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
 import pytest
 
 from simulations.testbed.faults import FAULTS
@@ -179,3 +181,19 @@ def test_every_fault_says_what_it_is() -> None:
     }
     assert all(fault.meaning for fault in FAULTS.values())
     assert endless(5).population.clients == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wish", [signal.SIGTERM, signal.SIGINT])
+def test_whoever_stops_it_stops_all_parties(wish: signal.Signals) -> None:
+    command = [sys.executable, "-m", "simulations.testbed", "--fault", "kill", "--agents", "3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as bed:
+        assert bed.stdout is not None
+        assert "kill" in bed.stdout.readline()
+        parties = psutil.Process(bed.pid).children(recursive=True)
+        bed.send_signal(wish)
+        bed.communicate(timeout=60)
+    assert bed.returncode == 128 + wish
+    assert parties
+    _gone, left = psutil.wait_procs(parties, timeout=30)
+    assert not left
