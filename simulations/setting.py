@@ -21,7 +21,7 @@ from simulations.layout import lay_out, recruits_for
 from simulations.population import Population
 from simulations.randomness import Randomness, SeededRandomness, SystemRandomness, derived_key
 
-__all__ = ["Setting", "clients_at_once", "device_for", "prepare", "trainer_for"]
+__all__ = ["Setting", "clients_at_once", "device_for", "partition_of", "prepare", "trainer_for"]
 
 _FEWEST = 4
 
@@ -68,6 +68,20 @@ class Setting:
         )
 
 
+def partition_of(config: Config, held: tasks.FederatedData) -> tasks.Partition:
+    """Who holds which examples, as the configuration deals them."""
+    section = config.population
+    return tasks.split(
+        held,
+        section.partition,
+        section.clients,
+        config.job.seed,
+        alpha=section.alpha,
+        shards=section.shards,
+        examples=section.examples,
+    )
+
+
 def prepare(
     config: Config,
     *,
@@ -83,21 +97,12 @@ def prepare(
     task = tasks.load(config.task.name, config.task.options)
     strategy_of(config)
     examples = task.clients(tasks.DataSource.locate(data))
-    section = config.population
-    partition = tasks.split(
-        examples,
-        section.partition,
-        section.clients,
-        config.job.seed,
-        alpha=section.alpha,
-        shards=section.shards,
-        examples=section.examples,
-    )
+    partition = partition_of(config, examples)
     if config.cohort.expected > partition.clients:
         raise ConfigError(
             f"cohort.expected = {config.cohort.expected} is more than the population of "
-            f"{partition.clients} clients that partition '{section.partition}' yields; ask for at "
-            f"most {partition.clients}"
+            f"{partition.clients} clients that partition '{config.population.partition}' yields; "
+            f"ask for at most {partition.clients}"
         )
     config = _with_example_rate(config, partition)
     sources = randomness or _randomness(config)

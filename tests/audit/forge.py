@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsys.privacy import Signer
-from fedsys.privacy.ledger import GENESIS, Line
+from fedsys.privacy.ledger import Line
+from tests.privacy.ledgers import chained
 
 Entry = tuple[str, dict[str, Any]]
 """(kind, body) of one ledger line."""
@@ -22,24 +23,11 @@ def entries(folder: Path) -> list[Entry]:
 
 def sign_again(folder: Path, new: list[Entry], signer: Signer) -> str:
     """Writes a ledger that is in order in itself; returns its head."""
-    link, head, raw_lines = GENESIS, GENESIS, []
-    for seq, (kind, body) in enumerate(new):
-        if seq == 0:
-            body = {**body, "signer": signer.public_hex}
-        digest = Line.hash_of(seq=seq, prev_hash=link, kind=kind, body=body)
-        raw = Line.encode(
-            seq=seq,
-            prev_hash=link,
-            kind=kind,
-            body=body,
-            digest=digest,
-            signature=signer.sign(digest),
-        )
-        line = Line.parse(raw, seq + 1)
-        link, head = line.link, line.hash
-        raw_lines.append(raw)
-    (folder / "ledger.jsonl").write_bytes(b"\n".join(raw_lines) + b"\n")
-    return head
+    kind, header = new[0]
+    signed = [(kind, {**header, "signer": signer.public_hex}), *new[1:]]
+    lines = list(chained(signed, lambda _, digest: signer.sign(digest)))
+    (folder / "ledger.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    return Line.parse(lines[-1], len(lines)).hash
 
 
 def edit_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

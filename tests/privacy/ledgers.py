@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from fedsys.privacy import AesCtrStream, Ledger, Signer, ledger_header
-from fedsys.privacy.ledger import Line, canonical
+from fedsys.privacy.ledger import GENESIS, Line, canonical
 from fedsys.privacy.plan import PrivacyPlan
 
 
@@ -69,12 +69,17 @@ def write_lines(folder: Path, lines: list[dict[str, Any]]) -> None:
     (folder / "ledger.jsonl").write_bytes(b"".join(canonical(line) + b"\n" for line in lines))
 
 
-def rechained(lines: list[dict[str, Any]], signer: Signer) -> list[dict[str, Any]]:
-    """The lines with sequence, hashes and signatures made to fit: what a forger can do."""
-    link = "0" * 64
-    result = []
-    for seq, line in enumerate(lines):
-        body, kind = line["body"], line["kind"]
+def chained(
+    entries: Iterable[tuple[str, dict[str, Any]]], sign: Callable[[int, str], str]
+) -> Iterator[bytes]:
+    """Raw lines of these kinds and bodies, in order in themselves.
+
+    Args:
+        entries: (kind, body) of each line.
+        sign: the signature of a line's sequence number and hash.
+    """
+    link = GENESIS
+    for seq, (kind, body) in enumerate(entries):
         digest = Line.hash_of(seq=seq, prev_hash=link, kind=kind, body=body)
         raw = Line.encode(
             seq=seq,
@@ -82,8 +87,13 @@ def rechained(lines: list[dict[str, Any]], signer: Signer) -> list[dict[str, Any
             kind=kind,
             body=body,
             digest=digest,
-            signature=signer.sign(digest),
+            signature=sign(seq, digest),
         )
         link = hashlib.sha256(raw).hexdigest()
-        result.append(json.loads(raw))
-    return result
+        yield raw
+
+
+def rechained(lines: list[dict[str, Any]], signer: Signer) -> list[dict[str, Any]]:
+    """The lines with sequence, hashes and signatures made to fit: what a forger can do."""
+    entries = ((line["kind"], line["body"]) for line in lines)
+    return [json.loads(raw) for raw in chained(entries, lambda _, digest: signer.sign(digest))]

@@ -12,16 +12,12 @@ from typing import Any
 import pytest
 
 from fedsys.privacy import ledger_header, read_ledger, replay
-from fedsys.privacy.ledger import Line
 from fedsys.privacy.plan import PrivacyPlan
-from tests.privacy.ledgers import SIGNER
+from tests.privacy.ledgers import SIGNER, chained
 
 
 def _long_ledger(folder: Path, rounds: int, plan: PrivacyPlan) -> None:
     """Written by hand: fsync of every line is what a real job waits for."""
-    import hashlib
-
-    link = "0" * 64
     event = plan.event().to_json()
     with (folder / "ledger.jsonl").open("wb") as file:
         header = {
@@ -33,18 +29,10 @@ def _long_ledger(folder: Path, rounds: int, plan: PrivacyPlan) -> None:
         for number in range(1, rounds + 1):
             bodies.append(("reserve", {"round": number, "event": event}))
             bodies.append(("commit", {"round": number, "commitments": {"sampled": "ab" * 32}}))
-        for seq, (kind, body) in enumerate(bodies):
-            digest = Line.hash_of(seq=seq, prev_hash=link, kind=kind, body=body)
-            signed = seq == 0 or seq >= len(bodies) - 5000
-            raw = Line.encode(
-                seq=seq,
-                prev_hash=link,
-                kind=kind,
-                body=body,
-                digest=digest,
-                signature=SIGNER.sign(digest) if signed else "00" * 64,
-            )
-            link = hashlib.sha256(raw).hexdigest()
+        signed = {0, *range(max(0, len(bodies) - 5000), len(bodies))}
+        for raw in chained(
+            bodies, lambda seq, digest: SIGNER.sign(digest) if seq in signed else "00" * 64
+        ):
             file.write(raw + b"\n")
 
 

@@ -19,9 +19,10 @@ from fedsys import config, tasks
 from fedsys.config import Config
 from fedsys.wire.assignment import batch_seed
 from simulations.benchmarks.clients_per_second import flops_per_client
-from simulations.benchmarks.peers.deal import deal, partition_of
+from simulations.benchmarks.peers.deal import deal
 from simulations.benchmarks.peers.limits import refusals
 from simulations.benchmarks.peers.work import Work, updates
+from simulations.setting import partition_of
 
 ROLES = {"ANNE": 30, "BIANCA": 170, "CLAUDIO": 95, "DORCAS": 420, "EMILIA": 61}
 HIDDEN, LAYERS, EMBEDDING, SEQUENCE = 8, 2, 5, 10

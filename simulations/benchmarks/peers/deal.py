@@ -14,24 +14,11 @@ from fedsys.config import Config
 from fedsys.tasks.partition import Resampled
 from fedsys.wire.assignment import batch_seed
 from simulations.benchmarks.peers.work import Work, cohorts
+from simulations.setting import partition_of
 
-__all__ = ["deal", "partition_of"]
+__all__ = ["deal"]
 
 _CHECKED = 4
-
-
-def partition_of(job: Config, held: tasks.FederatedData) -> tasks.Partition:
-    """Who holds which examples, as the job deals them."""
-    section = job.population
-    return tasks.split(
-        held,
-        section.partition,
-        section.clients,
-        job.job.seed,
-        alpha=section.alpha,
-        shards=section.shards,
-        examples=section.examples,
-    )
 
 
 def deal(job: Config, data: Path, folder: Path, *, rounds: int, everyone: bool) -> Work:

@@ -19,11 +19,10 @@ from fedsys.privacy import add_noise
 from fedsys.privacy.ledger import read_private
 from simulations import harness
 from simulations.benchmarks.peers.clock import Clock
-from simulations.benchmarks.peers.deal import partition_of
 from simulations.benchmarks.peers.work import cohorts
 from simulations.chunk import RoundWork, in_ring
 from simulations.harness import RoundReport
-from simulations.setting import prepare
+from simulations.setting import partition_of, prepare
 
 
 def run_job(job: config.Config, data: Path, clock: Clock) -> None:
