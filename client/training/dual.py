@@ -23,6 +23,7 @@ from client.training.convolution import ClientConv2d
 from client.training.dual_linear import DualLinear
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
+from client.training.losses import loss_gradient
 from client.training.parameter_free import BitDropout, replacement, swap_relu_and_pool
 from client.training.schedule import Schedule
 from client.training.trunk import ChainedTrunk, TrunkAndHead, in_sequence
@@ -56,7 +57,7 @@ class DualPath:
     def __init__(self, task: Task, model: nn.Module, local: LocalConfig) -> None:
         if local.optimizer != "sgd":
             raise UnsupportedLayerError(f"optimizer {local.optimizer!r} has no dual form")
-        self._task, self._local = task, local
+        self._task, self._local, self._loss_gradient = task, local, loss_gradient(task)
         self._layout = FlatLayout.of(model)
         _check_trainable_once(model, self._layout)
         model = copy.deepcopy(model)
@@ -178,13 +179,12 @@ class DualPath:
                 cohort.begin(number, len(step.counts))
                 x = None if data is not None else examples_of(examples.x, step).flatten(0, 1)
                 if self._chain is not None:
-                    outputs = self._chain.forward(self._chain.prepared(x)).requires_grad_()
+                    outputs = self._chain.forward(self._chain.prepared(x))
                 elif self._data is not None:
                     outputs = self._data.after(self._data.layer(None))
                 else:
                     outputs = model(x)
                 targets = examples_of(examples.y, step).flatten(0, 1)
-                losses = self._task.loss(outputs, targets)
                 weight = even.get(step.rows.shape) if step.full else None
                 if weight is None:
                     weight = loss_weights(step, start.dtype, start.device).flatten()
@@ -192,9 +192,9 @@ class DualPath:
                         even[step.rows.shape] = weight
                 # The layers take their steps in the backward pass.
                 if self._chain is not None:
-                    self._chain.backward(*torch.autograd.grad(losses, outputs, weight))
+                    self._chain.backward(self._loss_gradient(outputs, targets, weight))
                 else:
-                    torch.autograd.backward(losses, weight)
+                    torch.autograd.backward(self._task.loss(outputs, targets), weight)
         return cohort
 
     def _begin(
