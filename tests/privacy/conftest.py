@@ -6,18 +6,10 @@ import pytest
 
 from fedsys.privacy import make_plan
 from fedsys.privacy.plan import PrivacyPlan
+from tests.privacy.plans import FORTY_ROUNDS
 
 
 @pytest.fixture(scope="session")
 def plan() -> PrivacyPlan:
     """Forty rounds of a hundred among 1437."""
-    return make_plan(
-        mechanism="distributed-skellam",
-        population=1437,
-        expected_cohort=100,
-        rounds=40,
-        dimension=650,
-        clip=0.3,
-        delta=1e-5,
-        noise_multiplier=0.7,
-    )
+    return make_plan(**FORTY_ROUNDS)

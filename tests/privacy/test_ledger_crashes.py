@@ -64,6 +64,7 @@ _JOB = """
 import os, signal, sys
 from pathlib import Path
 from fedsys.privacy import AesCtrStream, Ledger, Signer, ledger_header, make_plan
+from tests.privacy.plans import FORTY_ROUNDS
 import fedsys.durable as durable
 
 folder, fatal = Path(sys.argv[1]), int(sys.argv[2])
@@ -88,8 +89,7 @@ class DyingOs:
         return getattr(os, name)
 
 durable.os = DyingOs()
-plan = make_plan(mechanism="distributed-skellam", population=1437, expected_cohort=100, rounds=40,
-                 dimension=650, clip=0.3, delta=1e-5, noise_multiplier=0.7)
+plan = make_plan(**FORTY_ROUNDS)
 signer = Signer.generate(entropy=AesCtrStream((1).to_bytes(32, "big")))
 ledger = Ledger.create(folder / "ledger.jsonl", folder / "private.jsonl", signer=signer,
                        header=ledger_header(plan))

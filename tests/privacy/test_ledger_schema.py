@@ -13,6 +13,7 @@ import pytest
 from fedsys.privacy import make_plan, read_ledger, replay
 from fedsys.privacy.plan import PrivacyPlan
 from tests.privacy.ledgers import create, read_lines, reopen, write_run
+from tests.privacy.plans import FORTY_ROUNDS
 
 
 def test_every_line_fits_the_schema(tmp_path: Path, plan: PrivacyPlan) -> None:
@@ -60,17 +61,7 @@ def test_every_mechanisms_lines_fit_the_schema(changes: dict[str, Any], tmp_path
     jsonschema = pytest.importorskip("jsonschema")
 
     source = importlib.resources.files("fedsys.privacy").joinpath("ledger.schema.json")
-    parameters: dict[str, Any] = {
-        "mechanism": "distributed-skellam",
-        "population": 1437,
-        "expected_cohort": 100,
-        "rounds": 40,
-        "dimension": 650,
-        "clip": 0.3,
-        "delta": 1e-5,
-        "noise_multiplier": 0.7,
-    }
-    plan = make_plan(**parameters | changes)
+    plan = make_plan(**FORTY_ROUNDS | changes)
     with create(tmp_path, plan) as ledger:
         ledger.reserve(1, {"event": plan.event().to_json()})
     for line in read_lines(tmp_path):

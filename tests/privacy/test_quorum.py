@@ -12,18 +12,9 @@ from scipy import stats
 from fedsys.errors import MechanismError
 from fedsys.privacy import PrivacyPlan, ledger_header, make_plan, plan_of
 from fedsys.privacy.quorum import GRAPH_BITS, live_members, quorum_delta
+from tests.privacy.plans import FORTY_ROUNDS
 
-JOB: dict[str, Any] = {
-    "mechanism": "distributed-skellam",
-    "population": 1437,
-    "expected_cohort": 100,
-    "rounds": 40,
-    "dimension": 650,
-    "clip": 0.3,
-    "delta": 1e-5,
-    "noise_multiplier": 0.7,
-    "dropout": 0.1,
-}
+JOB = FORTY_ROUNDS | {"dropout": 0.1}
 
 
 @pytest.mark.parametrize("dropout", [0.01, 0.1, 0.3])
