@@ -6,19 +6,15 @@ The functions here are those of `fedsys.api`; they are imported when they are fi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fedsys.lazy_names import on_use
 
 if TYPE_CHECKING:
     from fedsys.api import Run, audit_run, resume, simulate
+else:
+    __getattr__, __dir__ = on_use(__name__, {"api": ("Run", "audit_run", "resume", "simulate")})
 
 __all__ = ["Run", "__version__", "audit_run", "resume", "simulate"]
 
 __version__ = "0.1.0"
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        import importlib
-
-        return getattr(importlib.import_module("fedsys.api"), name)
-    raise AttributeError(f"module 'fedsys' has no attribute {name!r}")

@@ -9,7 +9,9 @@ A name's module is loaded when the name is first used: who signs a ledger needs 
 >>> accountant = ViewAccountant(plan)
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fedsys.lazy_names import on_use
 
 if TYPE_CHECKING:
     from fedsys.privacy.aborts import AbortBounds, abort_delta, choose_cap_and_min_survivors
@@ -107,18 +109,6 @@ _NAMES = {
     "rings": ("from_ring", "ring_dtype", "to_ring"),
     "views": ("VIEWS", "Epsilons", "View"),
 }
-_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
-if not TYPE_CHECKING:  # which would take any name for one that is here
-
-    def __getattr__(name: str) -> Any:
-        if name not in _MODULE_OF:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        import importlib
-
-        found = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-        globals()[name] = found
-        return found
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = on_use(__name__, _NAMES)

@@ -1,0 +1,46 @@
+"""A package's names whose modules are loaded when the names are first used."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from typing import Any
+
+__all__ = ["on_use"]
+
+
+def on_use(
+    package: str, names: Mapping[str, Iterable[str]]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` of a package, as PEP 562 has them.
+
+    The package keeps them from type checkers, which take any name for one that a module with a
+    ``__getattr__`` has::
+
+        if TYPE_CHECKING:
+            from shapes.circle import Circle
+        else:
+            __getattr__, __dir__ = on_use(__name__, {"circle": ("Circle",)})
+
+    Args:
+        package: its ``__name__``.
+        names: those of each of its modules.
+
+    Returns:
+        A function that loads a name's module and binds the name in the package, or raises
+        AttributeError on any other name; one that lists the package's names, loaded or not.
+    """
+    module_of = {name: module for module, its in names.items() for name in its}
+
+    def load(name: str) -> Any:
+        if name not in module_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        found = getattr(import_module(f"{package}.{module_of[name]}"), name)
+        setattr(sys.modules[package], name, found)
+        return found
+
+    def known() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *module_of})
+
+    return load, known
