@@ -16,6 +16,7 @@ __all__ = [
     "append_lines",
     "flush_names",
     "make_folder",
+    "overwrite",
     "write_atomically",
     "write_new",
 ]
@@ -120,6 +121,29 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     write_new(partial, content, mode=mode)
     partial.replace(path)
     flush_names(path.parent)
+
+
+def overwrite(path: Path, content: bytes | memoryview, *, mode: int = 0o644) -> None:
+    """Writes ``content`` in place of what a file holds; one that is not there is made, its name
+    durable too. A crash on the way leaves any mixture of both.
+
+    Args:
+        path: of the file; a link is refused.
+        content: all that it will hold.
+        mode: permissions of a new file.
+    """
+    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    made = not path.exists()
+    descriptor = os.open(path, flags | (os.O_CREAT | os.O_EXCL if made else 0), mode)
+    try:
+        _write_all(descriptor, content)
+        if os.fstat(descriptor).st_size > len(content):
+            os.ftruncate(descriptor, len(content))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if made:
+        flush_names(path.parent)
 
 
 def append_lines(path: Path, lines: bytes, *, mode: int = 0o644) -> None:

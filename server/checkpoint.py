@@ -19,19 +19,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsys.durable import flush_names, write_new
+from fedsys.durable import flush_names, make_folder, overwrite
 from fedsys.errors import RunFolderError
 
 __all__ = [
     "Checkpoint",
-    "committed_checkpoint",
+    "Checkpoints",
     "model_bytes",
-    "save_checkpoint",
     "sha256_of_aggregate",
     "sha256_of_weights",
 ]
-
-KEEP = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,67 +60,83 @@ def sha256_of_aggregate(total: NDArray[Any]) -> str:
     return hashlib.sha256(total.astype("<u8").tobytes()).hexdigest()
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``round-000042.npz`` into `folder` and drop all but the newest few.
+class Checkpoints:
+    """A job's newest two checkpoints: two files, overwritten in turn.
 
-    It is on disk, name and content, when this returns; only then may its round be committed. One
-    that a crash tears is of a round without a commit, which `committed_checkpoint` removes, so
-    that it needs no other name until it is whole.
-
-    Args:
-        folder: as `fedsys.durable.make_folder` made it.
-        checkpoint: of a round that has none yet.
-    """
-    buffer = io.BytesIO()
-    state = {f"strategy.{name}": value for name, value in checkpoint.strategy.items()}
-    np.savez(
-        buffer,
-        allow_pickle=False,
-        round=np.int64(checkpoint.round),
-        weights=checkpoint.weights,
-        clipping=np.frombuffer(json.dumps(checkpoint.clipping).encode(), dtype=np.uint8),
-        mechanism=np.frombuffer(checkpoint.mechanism, dtype=np.uint8),
-        **state,
-    )
-    path = folder / f"round-{checkpoint.round:06d}.npz"
-    write_new(path, buffer.getbuffer(), mode=0o600)
-    flush_names(folder)
-    for old in sorted(folder.glob("round-*.npz"))[:-KEEP]:
-        old.unlink(missing_ok=True)
-    return path
-
-
-def committed_checkpoint(folder: Path, committed: Mapping[int, str]) -> Checkpoint | None:
-    """The checkpoint of the newest committed round that has one, or None.
-
-    A checkpoint is written before its round is committed. One whose commit never followed is of
-    a model that was never released; it is removed.
+    While one is written the other holds the newest committed round, whatever becomes of the
+    first, so that no name has to be made, moved or removed for a round: that would cost further
+    waits for the disk.
 
     Args:
-        folder: of the checkpoints.
-        committed: SHA-256 of its weights, by committed round.
-
-    Raises:
-        RunFolderError: a checkpoint that does not read back, or is not what was committed.
+        folder: of the files; made, durably, if it is not there.
     """
-    paths = {int(path.stem.removeprefix("round-")): path for path in folder.glob("round-*.npz")}
-    for number in sorted(paths, reverse=True):
-        if number not in committed:
-            paths[number].unlink()
-            continue
-        checkpoint = _read(paths[number])
-        if sha256_of_weights(checkpoint.weights) != committed[number]:
+
+    def __init__(self, folder: Path) -> None:
+        make_folder(folder)
+        flush_names(folder)  # whoever made a file may have died before it did this
+        self._files = [folder / "a.npz", folder / "b.npz"]
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write it over the older one.
+
+        It is on disk when this returns; only then may its round be committed, and only once that
+        is committed may this be called again.
+        """
+        buffer = io.BytesIO()
+        state = {f"strategy.{name}": value for name, value in checkpoint.strategy.items()}
+        np.savez(
+            buffer,
+            allow_pickle=False,
+            round=np.int64(checkpoint.round),
+            weights=checkpoint.weights,
+            clipping=np.frombuffer(json.dumps(checkpoint.clipping).encode(), dtype=np.uint8),
+            mechanism=np.frombuffer(checkpoint.mechanism, dtype=np.uint8),
+            **state,
+        )
+        overwrite(self._files[0], buffer.getbuffer(), mode=0o600)
+        self._files.reverse()
+
+    def newest(self, committed: Mapping[int, str]) -> Checkpoint | None:
+        """The one of the newest committed round, or None where no round was committed.
+
+        A checkpoint is written before its round is committed: one whose commit never followed is
+        of a model that was never released, and one that does not read back was torn as it was
+        written, as long as the other is of the newest committed round.
+
+        Args:
+            committed: SHA-256 of its weights, by committed round.
+
+        Raises:
+            RunFolderError: a checkpoint that does not read back, or is not what was committed.
+        """
+        found: list[tuple[Checkpoint, Path]] = []
+        damaged: list[RunFolderError] = []
+        for path in self._files:
+            try:
+                checkpoint = _read(path)
+            except FileNotFoundError:
+                continue
+            except RunFolderError as error:
+                damaged.append(error)
+                continue
+            if checkpoint.round in committed:
+                found.append((checkpoint, path))
+        newest, path = max(found, key=lambda it: it[0].round, default=(None, self._files[1]))
+        if damaged and (newest.round if newest else 0) < max(committed, default=0):
+            raise damaged[0]
+        if newest and sha256_of_weights(newest.weights) != committed[newest.round]:
             raise RunFolderError(
-                f"{paths[number]}: not the model that the ledger committed in round {number}; "
+                f"{path}: not the model that the ledger committed in round {newest.round}; "
                 f"delete it to resume from the one before"
             )
-        return checkpoint
-    return None
+        if path is self._files[0]:
+            self._files.reverse()
+        return newest
 
 
 def _read(path: Path) -> Checkpoint:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             prefix = "strategy."
             return Checkpoint(
                 round=int(arrays["round"]),
@@ -136,7 +149,9 @@ def _read(path: Path) -> Checkpoint:
                     if name.startswith(prefix)
                 },
             )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise RunFolderError(
             f"{path}: checkpoint does not read back ({error}); delete it to resume from the one "
             f"before"

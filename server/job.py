@@ -12,14 +12,12 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.config import Config
-from fedsys.durable import make_folder
 from fedsys.errors import MechanismError, RunFolderError
 from fedsys.privacy import (
     AdaptiveClipping,
@@ -40,12 +38,7 @@ from fedsys.privacy import (
 )
 from fedsys.privacy.ledger import read_private
 from fedsys.versions import code_hash, versions
-from server.checkpoint import (
-    Checkpoint,
-    committed_checkpoint,
-    save_checkpoint,
-    sha256_of_weights,
-)
+from server.checkpoint import Checkpoint, Checkpoints, sha256_of_weights
 from server.cohorts import CohortSampler
 from server.coordinator import Coordinator, JobTerms
 from server.run_folder import RunFolder
@@ -166,7 +159,7 @@ class Job:
             strategy=strategy_of(config),
             checkpoint=Checkpoint(round=0, weights=spec.weights),
             sampler=CohortSampler(plan),
-            checkpoints=folder.checkpoints,
+            checkpoints=Checkpoints(folder.checkpoints),
         )
         return cls(
             config=config,
@@ -206,7 +199,8 @@ class Job:
             if view.header.get("randomness") != facts.randomness:
                 raise RunFolderError(f"{folder.path}: a seeded test run is not resumed; start anew")
             strategy = strategy_of(config)
-            checkpoint = committed_checkpoint(folder.checkpoints, _committed(view))
+            checkpoints = Checkpoints(folder.checkpoints)
+            checkpoint = checkpoints.newest(_committed(view))
             if checkpoint is not None:
                 if checkpoint.weights.shape != weights.shape:
                     raise RunFolderError(
@@ -228,7 +222,7 @@ class Job:
                 strategy=strategy,
                 checkpoint=checkpoint or Checkpoint(round=0, weights=weights),
                 sampler=sampler,
-                checkpoints=folder.checkpoints,
+                checkpoints=checkpoints,
             )
             held.pop_all()
         return cls(
@@ -401,10 +395,9 @@ def _coordinator(
     strategy: Strategy,
     checkpoint: Checkpoint,
     sampler: CohortSampler,
-    checkpoints: Path,
+    checkpoints: Checkpoints,
 ) -> Coordinator:
     config = spec.config
-    make_folder(checkpoints)
     return Coordinator(
         terms=JobTerms(
             job=name,
@@ -420,7 +413,7 @@ def _coordinator(
         weights=checkpoint.weights,
         clipping=_at(checkpoint, spec.clipping),
         noise=checkpoint.mechanism,
-        keep=lambda newer: save_checkpoint(checkpoints, newer),
+        keep=checkpoints.save,
     )
 
 

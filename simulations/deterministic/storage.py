@@ -4,8 +4,8 @@ The parties run their own, unchanged code on real files below one folder. Only `
 watched: flushing a file makes its content durable, flushing a folder makes its entries durable,
 and nothing else does (POSIX; a file system may promise more). A process that is killed loses
 nothing of what it wrote; when a machine loses power, each file keeps what was flushed and a prefix
-of what was appended since, the rest possibly as zeros, and each name that was made, moved or
-removed since its folder was flushed is there or is not.
+of what was appended since, the rest possibly as zeros, or some sectors of what was written over it;
+and each name that was made, moved or removed since its folder was flushed is there or is not.
 
 Every flush is also where a party may die (before it, when all is written and nothing durable; or
 after it) or be told that the disk failed.
@@ -27,6 +27,7 @@ from simulations.deterministic.dice import Dice
 __all__ = ["Crashed", "Disk", "FlushFate", "Storage"]
 
 _FLUSH = os.fsync
+_SECTOR = 512
 
 
 class Crashed(BaseException):
@@ -213,12 +214,24 @@ class Disk:
         if flushed is None or now is None or flushed == now:
             return now
         if not now.startswith(flushed):
-            return now if self.dice.chance(keeps) else flushed
+            return self._mixed(flushed, now, keeps)
         if keeps in (0.0, 1.0):
             return now if keeps else flushed
         kept = len(flushed) + self.dice.below(len(now) - len(flushed) + 1)
         zeros = len(now) - kept if self.dice.chance(0.25) else 0
         return now[:kept] + bytes(zeros)
+
+    def _mixed(self, flushed: bytes, now: bytes, keeps: float) -> bytes:
+        """Of content that was written over: each sector as it was or as it is."""
+        if keeps in (0.0, 1.0) or not flushed:
+            return now if keeps else flushed
+        length = len(now if self.dice.chance(keeps) else flushed)
+        sectors = []
+        for at in range(0, length, _SECTOR):
+            end = min(at + _SECTOR, length)
+            newer = now if self.dice.chance(keeps) else flushed
+            sectors.append(newer[at:end].ljust(end - at, b"\0"))
+        return b"".join(sectors)
 
 
 class Storage:

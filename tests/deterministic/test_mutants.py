@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 import client.journal
-import server.job
 import server.run_folder
 from client.journal import JobRecord, Journal
 from fedsys.durable import DurableFile
 from fedsys.privacy import Ledger, Signer
 from secure_agg import Aggregator, AggregatorStage, FileStore, checks
+from server.checkpoint import Checkpoints
 from server.rounds import RoundAborted, SecureRound
 from simulations.deterministic import run
 
@@ -77,7 +77,7 @@ def key_without_flush(patch: pytest.MonkeyPatch) -> None:
 
 def checkpoint_forgotten(patch: pytest.MonkeyPatch) -> None:
     """A round is committed though its model is not on disk."""
-    patch.setattr(server.job, "save_checkpoint", lambda folder, checkpoint: None)
+    patch.setattr(Checkpoints, "save", lambda self, checkpoint: None)
 
 
 def round_number_reused(patch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,23 @@ def test_an_append_is_torn_anywhere_after_what_was_flushed(tmp_path: Path) -> No
     assert all(b"first\nsecond\n".startswith(content.rstrip(b"\0")) for content in contents)
 
 
+def test_what_was_written_over_is_old_or_new_sector_by_sector(tmp_path: Path) -> None:
+    def write(root: Path) -> None:
+        path = root / "a"
+        path.write_bytes(b"o" * 2000)
+        flush(path)
+        flush(root)
+        with path.open("rb+") as file:
+            file.write(b"n" * 1500)
+            file.truncate()
+
+    contents = {outcome["a"] for outcome in left(tmp_path, write)}
+    assert {b"o" * 2000, b"n" * 1500} < contents
+    assert any({*b"on"} <= {*content} for content in contents)
+    for content in contents:
+        assert {len({*content[at : at + 512]} - {0}) for at in range(0, 1500, 512)} == {1}
+
+
 def test_a_rename_happened_or_did_not(tmp_path: Path) -> None:
     def write(root: Path) -> None:
         store = FileStore(root / "state")

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import server.checkpoint
-import server.job
 from fedsys.audit import audit_run
 from fedsys.config import Config
 from fedsys.errors import ConfigError, RunFolderError
 from fedsys.privacy import Ledger, read_ledger, replay
 from fedsys.privacy.ledger import read_private
 from secure_agg import Aggregator, Participant
+from server.checkpoint import Checkpoints
 from server.coordinator import Coordinator
 from server.job import Job
 from server.run_folder import RunFolder
@@ -161,7 +160,7 @@ CRASH_POINTS = [
     pytest.param(Coordinator, "begin_round", id="after the invitations"),
     pytest.param(Ledger, "commit", id="after the commit"),
     pytest.param(Coordinator, "finish_round", id="before the checkpoint"),
-    pytest.param(server.job, "save_checkpoint", id="between checkpoint and commit"),
+    pytest.param(Checkpoints, "save", id="between checkpoint and commit"),
     pytest.param(RunFolder, "append_metrics", id="after the evaluation"),
 ]
 
@@ -288,7 +287,7 @@ def test_resume_needs_the_run_that_was_started(configure: Configure, tmp_path: P
         harness.resume(tmp_path)
     out = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(server.job, "save_checkpoint", _crash)
+        patched.setattr(Checkpoints, "save", _crash)
         with pytest.raises(Crash):
             harness.run(configure(), out=out)
     config = out / "config.toml"
@@ -326,7 +325,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    save = server.checkpoint.save_checkpoint
+    save = Checkpoints.save
     calls: list[int] = []
 
     def full(*args: Any, **kwargs: Any) -> Any:
@@ -336,7 +335,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
         return save(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(server.job, "save_checkpoint", full)
+        patched.setattr(Checkpoints, "save", full)
         with pytest.raises(RunFolderError, match=r"no space left on device.*--resume"):
             harness.run(configure(), out=out)
     resumed = harness.resume(out)
