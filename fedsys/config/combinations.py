@@ -1,0 +1,137 @@
+"""Values that are allowed one by one and not together.
+
+Each function takes the tables that it compares, and raises a ConfigError: one line naming the keys,
+their values and the remedy.
+"""
+
+from __future__ import annotations
+
+from fedsys.config.sections import Aggregation, Cohort, Population, Privacy
+from fedsys.errors import ConfigError
+
+__all__ = [
+    "adapts",
+    "cohort_fits",
+    "coin_is_added",
+    "losses_fit",
+    "narrow_fits",
+    "needs_noise",
+    "protects_examples",
+    "summed_fits",
+]
+
+
+def needs_noise(privacy: Privacy) -> None:
+    """Noise is given, and only where a mechanism adds it."""
+    if privacy.mechanism == "none":
+        for key in ("epsilon", "noise_multiplier"):
+            if getattr(privacy, key) is not None:
+                raise ConfigError(
+                    f"privacy.{key} = {getattr(privacy, key)} promises privacy that mechanism "
+                    f"'none' does not give; remove it, or choose a mechanism"
+                )
+    elif privacy.epsilon is None and privacy.noise_multiplier is None:
+        raise ConfigError(
+            f"privacy.mechanism = '{privacy.mechanism}' needs privacy.epsilon (the noise is "
+            f"derived) or privacy.noise_multiplier (epsilon is derived)"
+        )
+
+
+def cohort_fits(population: Population, cohort: Cohort) -> None:
+    """A cohort is no larger than the population; its bounds are on either side of it."""
+    clients = population.clients
+    if clients is not None and cohort.expected > clients:
+        raise ConfigError(
+            f"cohort.expected = {cohort.expected} is more than population.clients = {clients}; "
+            f"ask for at most {clients}"
+        )
+    if cohort.cap is not None and cohort.cap < cohort.expected:
+        raise ConfigError(
+            f"cohort.cap = {cohort.cap} is below cohort.expected = {cohort.expected}; a cohort "
+            f"that reaches the cap is given up, so raise it or leave it out"
+        )
+    if cohort.min_survivors is not None and cohort.min_survivors > cohort.expected:
+        raise ConfigError(
+            f"cohort.min_survivors = {cohort.min_survivors} is above cohort.expected = "
+            f"{cohort.expected}; lower it or leave it out"
+        )
+    if cohort.sampling == "min-separation" and cohort.min_separation is None:
+        raise ConfigError(
+            "cohort.sampling = 'min-separation' needs cohort.min_separation (in rounds)"
+        )
+
+
+def narrow_fits(aggregation: Aggregation) -> None:
+    """The modulus suits the encoding."""
+    if aggregation.encoding == "narrow" and aggregation.modulus_bits > 20:
+        raise ConfigError(
+            f"aggregation.modulus_bits = {aggregation.modulus_bits} with encoding 'narrow': "
+            f"allowed are 8 to 20; use encoding = 'wide' for more"
+        )
+
+
+def losses_fit(aggregation: Aggregation) -> None:
+    """Secure aggregation withstands what may be lost or collude."""
+    if aggregation.dropout + aggregation.corrupt >= 0.5:
+        raise ConfigError(
+            f"aggregation.dropout + aggregation.corrupt = "
+            f"{aggregation.dropout + aggregation.corrupt:g}: secure aggregation withstands less "
+            f"than 0.5 in all"
+        )
+
+
+def summed_fits(aggregation: Aggregation) -> None:
+    """The protocol can sum what is encoded, noised where it says."""
+    if aggregation.protocol == "secure" and aggregation.noise == "once":
+        raise ConfigError(
+            "aggregation.noise = 'once' with protocol 'secure': there every client adds its own "
+            "share; use noise = 'per-client', or protocol = 'ideal'"
+        )
+    if aggregation.protocol != "float":
+        return
+    if aggregation.encoding != "wide" or aggregation.modulus_bits > 40:
+        raise ConfigError(
+            f"aggregation.encoding = '{aggregation.encoding}', modulus_bits = "
+            f"{aggregation.modulus_bits} with protocol 'float': allowed are 'wide' and at most 40"
+        )
+
+
+def protects_examples(privacy: Privacy, aggregation: Aggregation) -> None:
+    """The mechanism protects the unit that is promised."""
+    if privacy.mechanism == "none" or (privacy.unit == "example") == (
+        privacy.mechanism == "example-gaussian"
+    ):
+        if privacy.mechanism == "example-gaussian" and aggregation.protocol == "float":
+            raise ConfigError(
+                "aggregation.protocol = 'float' with privacy.mechanism = 'example-gaussian': use "
+                "'ideal' or 'secure'"
+            )
+        return
+    raise ConfigError(
+        f"privacy.unit = '{privacy.unit}' with privacy.mechanism = '{privacy.mechanism}': "
+        f"example-gaussian protects examples (unit = 'example'), the others protect clients"
+    )
+
+
+def adapts(privacy: Privacy, aggregation: Aggregation) -> None:
+    """Clipping adapts only where noise hides the bits that tell how."""
+    if privacy.adaptive_quantile is None:
+        return
+    where = f"privacy.adaptive_quantile = {privacy.adaptive_quantile:g}"
+    if privacy.mechanism not in ("distributed-skellam", "central-gaussian", "local-gaussian"):
+        raise ConfigError(
+            f"{where}: mechanism '{privacy.mechanism}' has no noise to hide the clipping bits in, "
+            f"or noise that fixes the norm; use distributed-skellam, central-gaussian or "
+            f"local-gaussian"
+        )
+    if aggregation.protocol == "float":
+        raise ConfigError(f"{where} with aggregation.protocol = 'float': use 'ideal' or 'secure'")
+
+
+def coin_is_added(cohort: Cohort, aggregation: Aggregation) -> None:
+    """The clients' own coin is tossed only where clients answer one by one."""
+    if cohort.participation < 1 and aggregation.protocol == "float":
+        raise ConfigError(
+            f"cohort.participation = {cohort.participation:g} with aggregation.protocol = "
+            f"'float': use 'ideal' or 'secure'"
+        )

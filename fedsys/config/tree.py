@@ -1,0 +1,64 @@
+"""All tables of a configuration together."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from fedsys.config.combinations import (
+    adapts,
+    cohort_fits,
+    coin_is_added,
+    losses_fit,
+    narrow_fits,
+    needs_noise,
+    protects_examples,
+    summed_fits,
+)
+from fedsys.config.sections import (
+    Aggregation,
+    Cohort,
+    Engine,
+    Evaluation,
+    Faults,
+    Job,
+    Local,
+    Population,
+    Privacy,
+    Rounds,
+    Section,
+    Server,
+    TaskSection,
+    Tuning,
+)
+
+__all__ = ["Config"]
+
+
+class Config(Section):
+    """A whole job. Immutable; `model_copy(update=...)` makes a variant."""
+
+    job: Job = Field(default_factory=Job)
+    task: TaskSection = Field(default_factory=TaskSection)
+    population: Population = Field(default_factory=Population)
+    cohort: Cohort = Field(default_factory=Cohort)
+    rounds: Rounds = Field(default_factory=Rounds)
+    local: Local = Field(default_factory=Local)
+    server: Server = Field(default_factory=Server)
+    privacy: Privacy = Field(default_factory=Privacy)
+    aggregation: Aggregation = Field(default_factory=Aggregation)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    engine: Engine = Field(default_factory=Engine)
+    faults: Faults = Field(default_factory=Faults)
+    tuning: Tuning = Field(default_factory=Tuning)
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Config:
+        needs_noise(self.privacy)
+        cohort_fits(self.population, self.cohort)
+        narrow_fits(self.aggregation)
+        losses_fit(self.aggregation)
+        summed_fits(self.aggregation)
+        protects_examples(self.privacy, self.aggregation)
+        adapts(self.privacy, self.aggregation)
+        coin_is_added(self.cohort, self.aggregation)
+        return self
