@@ -17,8 +17,10 @@ from fedsys.wire.roster import RosterStatement
 from fedsys.wire.terms import Terms
 from server.enrollment import Registry
 from server.home import Home
-from server.job import Job, JobFacts, JobSpec, budget_of, clipping_for, plan_for, take_up
+from server.job import Job, JobFacts
+from server.job_beginning import JobSpec, restore_job, start_job, take_up
 from server.job_model import JobModel, ModelSource
+from server.job_settings import budget_of, clipping_for, plan_for
 from server.rounds import round_params
 from server.run_folder import RunFolder
 from server.state import ACTIVE_JOB, JobRow, State
@@ -130,7 +132,7 @@ class Preparation:
         promised = self._promise(row, plan)
         resolved = _resolved(config, plan)
         RunFolder.create(folder.path)
-        job = Job.start(folder, self._spec(resolved, plan, model, roster))
+        job = start_job(folder, self._spec(resolved, plan, model, roster))
         self._state.update_job(
             row.id,
             status="waiting",
@@ -163,7 +165,7 @@ class Preparation:
         model = self._models(config)
         plan = plan_for(config, population=len(roster.members), layers=model.layers)
         spec = self._spec(config, plan, model, roster)
-        return Job.restore(folder, spec, ledger=ledger), model, roster
+        return restore_job(folder, spec, ledger=ledger), model, roster
 
     def _already_over(self, row: JobRow, folder: RunFolder) -> AlreadyOver:
         view = read_ledger(folder.ledger, allow_torn=True)

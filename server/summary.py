@@ -9,7 +9,8 @@ from fedsys.config import Config
 from fedsys.privacy import Epsilons, LedgerView, PrivacyPlan, plan_of, replay
 from fedsys.privacy.ledger import read_private
 from fedsys.versions import versions
-from server.job import Job, budget_of
+from server.job import Job
+from server.job_settings import budget_of
 from server.run_folder import FORMAT_VERSION, RunFolder
 from server.simulated_time import simulated_time
 

@@ -35,7 +35,9 @@ from fedsys.config import Cohort, Config, Privacy, Server
 from fedsys.durable import write_atomically
 from fedsys.errors import ConfigError
 from fedsys.privacy import AesCtrStream, Entropy, read_ledger
-from server.job import Job, JobSpec, plan_for
+from server.job import Job
+from server.job_beginning import JobSpec, start_job
+from server.job_settings import plan_for
 from server.run_folder import RunFolder, disk_errors, free_name
 from simulations import harness
 from simulations.engine import InProcess
@@ -229,7 +231,7 @@ def run(
         )
         with disk_errors(folder.path):
             spec = JobSpec(config=setting.config, plan=setting.plan, weights=initial, facts=facts)
-            job = Job.start(folder, spec)
+            job = start_job(folder, spec)
         with job.ledger:
             result = harness.run_rounds(setting, job, observer or _ignore)
         if not result.interrupted:

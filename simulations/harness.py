@@ -18,7 +18,8 @@ from fedsys.durable import write_atomically
 from fedsys.errors import BudgetExceeded
 from fedsys.privacy import LedgerView, read_ledger
 from server.checkpoint import model_bytes
-from server.job import Job, JobSpec
+from server.job import Job
+from server.job_beginning import JobSpec, restore_job, start_job
 from server.rounds import RoundAborted
 from server.run_folder import RunFolder, disk_errors, free_name
 from server.summary import summarize, summarize_closed
@@ -91,7 +92,7 @@ def run(
     with setting.engine:
         folder = RunFolder.create(out or free_name(Path("runs"), config.job.name))
         with disk_errors(folder.path):
-            job = Job.start(folder, _spec(setting))
+            job = start_job(folder, _spec(setting))
         with job.ledger:
             return run_rounds(setting, job, observer or _ignore)
 
@@ -116,7 +117,7 @@ def resume(
         return RunResult(folder=path, rounds=len(view.rounds), interrupted=False, metrics=metrics)
     setting = prepare(folder.read_config(), data=data, device=device)
     with setting.engine:
-        job = Job.restore(folder, _spec(setting))
+        job = restore_job(folder, _spec(setting))
         with job.ledger:
             lines = job.ledger.private_rounds.values()
             setting.clock.now = max((it.get("simulated_seconds", 0.0) for it in lines), default=0.0)

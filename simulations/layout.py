@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from fedsys.config import Config
 from fedsys.errors import ConfigError
 from fedsys.privacy import PrivacyPlan
-from server.job import clipping_for
+from server.job_settings import clipping_for
 from simulations.chunk import RoundWork
 from simulations.devices import Devices, device_names
 from simulations.engine import Chunk, Engine, InProcess

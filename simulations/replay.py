@@ -27,7 +27,7 @@ from fedsys.errors import ConfigError, LedgerError
 from fedsys.tasks.partition import Compressed
 from fedsys.versions import versions
 from server.checkpoint import model_bytes, sha256_of_aggregate, sha256_of_weights
-from server.job import strategy_of
+from server.job_settings import strategy_of
 from simulations.chunk import Protocol, RoundWork, in_ring
 from simulations.engine import Engine
 from simulations.layout import cores, lay_out

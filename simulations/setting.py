@@ -13,7 +13,8 @@ from fedsys.config import Config
 from fedsys.errors import ConfigError
 from fedsys.privacy import AdaptiveClipping, PrivacyPlan
 from fedsys.tasks import Examples
-from server.job import JobFacts, clipping_for, example_steps, plan_for, strategy_of
+from server.job import JobFacts
+from server.job_settings import clipping_for, example_steps, plan_for, strategy_of
 from server.rounds import RoundAborted, round_params
 from simulations.engine import Engine, using_threads
 from simulations.faults import FaultPlan, SimulatedClock

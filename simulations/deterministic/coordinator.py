@@ -17,7 +17,9 @@ from fedsys.privacy import PrivacyPlan, Signer
 from secure_agg import Roster, SecureAggError, Shared
 from server.checkpoint import sha256_of_weights
 from server.coordinator import OpenRound
-from server.job import Job, JobFacts, JobSpec, plan_for
+from server.job import Job, JobFacts
+from server.job_beginning import JobSpec, restore_job, start_job
+from server.job_settings import plan_for
 from server.rounds import RoundAborted, SecureRound
 from server.run_folder import RunFolder
 from simulations.deterministic.agent import Ask
@@ -143,11 +145,11 @@ class CoordinatorParty:
         if not folder.begun:
             shutil.rmtree(folder.path, ignore_errors=True)
             RunFolder.create(folder.path)
-            self._job = Job.start(folder, self._spec(description.config, signer))
+            self._job = start_job(folder, self._spec(description.config, signer))
         else:
             self._witness.survives(recorded(folder.ledger, folder.private))
             try:
-                self._job = Job.restore(folder, self._spec(folder.read_config(), signer))
+                self._job = restore_job(folder, self._spec(folder.read_config(), signer))
             except LedgerClosed as closed:
                 self._ended(closed.reason)
                 return

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from fedsys.config import load
 from fedsys.privacy.randomness import AesCtrStream
-from server.job import Job, JobFacts, JobSpec, plan_for
+from server.job import Job, JobFacts
+from server.job_beginning import JobSpec, restore_job, start_job
+from server.job_settings import plan_for
 from server.run_folder import RunFolder
 
 D = 40
@@ -31,7 +33,7 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def open_job(folder: Path, *, start: bool) -> Job:
     config = load("quickstart", SETTINGS)
     plan = plan_for(config, population=100, layers=(D,))
-    make = Job.start if start else Job.restore
+    make = start_job if start else restore_job
     run = RunFolder.create(folder) if start else RunFolder.open(folder)
     weights = np.zeros(D, dtype=np.float32)
     return make(run, JobSpec(config=config, plan=plan, weights=weights, facts=FACTS))

@@ -12,7 +12,7 @@ from fedsys.privacy.quorum import live_members
 from secure_agg import SecAggParams
 from secure_agg.errors import ParameterError
 from server.coordinator import OpenRound
-from server.job import plan_for
+from server.job_settings import plan_for
 from server.rounds import RoundAborted, SecureRound, round_params
 from tests.client.devices import PLAN, Conversation, D, Devices
 

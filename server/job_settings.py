@@ -1,0 +1,133 @@
+"""What a configuration means for a population and a model: plan, clipping, steps, strategy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from fedsys.config import Config
+from fedsys.errors import MechanismError
+from fedsys.privacy import (
+    AdaptiveClipping,
+    PrivacyPlan,
+    default_bit_fraction,
+    guaranteed_epsilon,
+    make_plan,
+)
+from server.strategies import Strategy, build_strategy
+
+__all__ = ["budget_of", "clipping_for", "example_steps", "plan_for", "strategy_of"]
+
+
+def plan_for(config: Config, *, population: int, layers: Sequence[int]) -> PrivacyPlan:
+    """The privacy plan that a configuration means for this population and model.
+
+    Args:
+        config: `privacy.noise_multiplier` is derived where only `privacy.epsilon` is given.
+        population: N.
+        layers: sizes of the model's parameters; d in all. Adaptive clipping adds a bit for each
+            group of them that is clipped apart.
+
+    Raises:
+        MechanismError: its numbers do not fit one another.
+    """
+    privacy, cohort, aggregation = config.privacy, config.cohort, config.aggregation
+    adaptive = privacy.adaptive_quantile is not None
+    bits = len(_clipped_apart(config, layers)) if adaptive else 0
+    cap, least = cohort.cap, cohort.min_survivors
+    if privacy.mechanism == "none":
+        cap, least = cap or population, least or 1
+    try:
+        plan = make_plan(
+            mechanism=privacy.mechanism,
+            population=population,
+            expected_cohort=float(cohort.expected),
+            rounds=config.rounds.count,
+            dimension=sum(layers) + bits,
+            adaptive_clip=adaptive,
+            clip=privacy.clip,
+            delta=privacy.delta,
+            noise_multiplier=privacy.noise_multiplier,
+            epsilon=privacy.epsilon if privacy.noise_multiplier is None else None,
+            budget=privacy.epsilon,
+            cap=cap,
+            min_survivors=least,
+            encoding="float" if aggregation.protocol == "float" else aggregation.encoding,
+            noise="once" if aggregation.protocol == "float" else aggregation.noise,
+            modulus_bits=aggregation.modulus_bits,
+            sampling=cohort.sampling,
+            participation=cohort.participation,
+            guarantee=privacy.guarantee,
+            colluders=privacy.max_colluders,
+            dropout=aggregation.dropout,
+            max_participations=privacy.max_participations,
+            min_separation=cohort.min_separation,
+            unit=privacy.unit,
+            example_rate=privacy.example_rate,
+            steps=None if privacy.example_rate is None else example_steps(config),
+            corrupt=aggregation.corrupt if aggregation.protocol == "secure" else None,
+        )
+        plan.build_mechanism()
+    except MechanismError as error:
+        if privacy.noise_multiplier is None and privacy.epsilon is not None:
+            raise MechanismError(f"privacy.epsilon = {privacy.epsilon:g}: {error}") from None
+        raise
+    return plan
+
+
+def budget_of(plan: PrivacyPlan) -> float | None:
+    """What epsilon may reach in a plan's guaranteed view; None where nothing is promised."""
+    if not plan.protected:
+        return None
+    return plan.budget if plan.budget is not None else guaranteed_epsilon(plan)
+
+
+def clipping_for(
+    config: Config, plan: PrivacyPlan, layers: Sequence[int]
+) -> AdaptiveClipping | None:
+    """The first round's clipping norms, where they adapt.
+
+    Args:
+        config: of the job.
+        plan: that it means.
+        layers: sizes of the model's parameters, in the order of the flat vector.
+    """
+    privacy = config.privacy
+    if privacy.adaptive_quantile is None:
+        return None
+    return AdaptiveClipping.start(
+        layers=_clipped_apart(config, layers),
+        clip=privacy.clip,
+        quantile=privacy.adaptive_quantile,
+        learning_rate=privacy.adaptive_rate,
+        bit_fraction=default_bit_fraction(plan.noise_multiplier, plan.expected_cohort),
+        survival=1 - config.aggregation.dropout,
+    )
+
+
+def _clipped_apart(config: Config, layers: Sequence[int]) -> tuple[int, ...]:
+    per_layer = config.privacy.adaptive_layers == "per-layer"
+    return tuple(layers) if per_layer else (sum(layers),)
+
+
+def example_steps(config: Config) -> int:
+    """Local steps of DP-SGD in a round: as many as pass over a client's examples `epochs` times."""
+    rate = config.privacy.example_rate or 1.0
+    return config.local.epochs * math.ceil(1 / rate - 1e-9)
+
+
+def strategy_of(config: Config) -> Strategy:
+    """The strategy that a configuration names, fresh.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    server = config.server
+    return build_strategy(
+        server.strategy,
+        learning_rate=server.learning_rate,
+        momentum=server.momentum,
+        beta1=server.beta1,
+        beta2=server.beta2,
+        tau=server.tau,
+    )
