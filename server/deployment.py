@@ -22,7 +22,7 @@ from server.job_model import ModelSource
 from server.job_run import JobRun
 from server.metrics import Metrics
 from server.preparation import AlreadyOver, FolderLost, Preparation
-from server.round_cycle import Randomness
+from server.round_cycle import Facilities, Randomness
 from server.spending import Spending
 from server.state import ACTIVE_JOB, JobRow, State
 
@@ -69,7 +69,13 @@ class Deployment:
         self._metrics = metrics or Metrics()
         self._spending = Spending(home, state)
         self._countersignatures = Countersignatures(state)
-        self._randomness = randomness or Randomness()
+        self._facilities = Facilities(
+            state=state,
+            fleet=fleet,
+            settings=self._settings,
+            metrics=self._metrics,
+            randomness=randomness or Randomness(),
+        )
         self.wake = asyncio.Event()
 
     async def serve(self) -> None:
@@ -112,13 +118,9 @@ class Deployment:
             return prepared.status, ""
         run = JobRun(
             prepared,
-            state=self._state,
-            fleet=self._fleet,
-            settings=self._settings,
-            metrics=self._metrics,
+            self._facilities,
             spending=self._spending,
             countersignatures=self._countersignatures,
-            randomness=self._randomness,
         )
         return await run.run()
 

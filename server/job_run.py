@@ -11,15 +11,11 @@ from fedsys.wire import fleet_pb2
 from server.checkpoint import model_bytes
 from server.consent import Consent
 from server.countersignatures import Countersignatures
-from server.deployed_round import Deadlines
 from server.disk_work import to_its_end
-from server.fleet import Arrived, Event, Fleet, Said
-from server.home import Settings
-from server.metrics import Metrics
+from server.fleet import Arrived, Event, Said
 from server.preparation import JobFailed, PreparedJob
-from server.round_cycle import Randomness, RoundCycle
+from server.round_cycle import Facilities, RoundCycle
 from server.spending import Spending
-from server.state import State
 from server.summary import summarize
 
 __all__ = ["JobRun"]
@@ -36,41 +32,33 @@ class JobRun:
 
     Args:
         prepared: the job.
-        state: the database.
-        fleet: the sessions.
-        settings: how long to wait for whom.
-        metrics: counted into.
+        facilities: what it runs on.
         spending: of all jobs before.
         countersignatures: takes those of its rounds.
-        randomness: for tests.
     """
 
     def __init__(
         self,
         prepared: PreparedJob,
+        facilities: Facilities,
         *,
-        state: State,
-        fleet: Fleet,
-        settings: Settings,
-        metrics: Metrics,
         spending: Spending,
         countersignatures: Countersignatures,
-        randomness: Randomness,
     ) -> None:
         self._id = prepared.id
         self._job = prepared.job
         self._model = prepared.model
         self._terms = prepared.terms
         self._roster = prepared.roster
-        self._state = state
-        self._fleet = fleet
-        self._settings = settings
-        self._metrics = metrics
+        self._state = facilities.state
+        self._fleet = facilities.fleet
+        self._settings = facilities.settings
+        self._metrics = facilities.metrics
         self._spending = spending
         self._evaluated = prepared.job.folder.last_metrics()
         self._seconds: list[float] = []
         self._clients: list[int] = []
-        self._consent = Consent(prepared, fleet)
+        self._consent = Consent(prepared, facilities.fleet)
         self._countersignatures = countersignatures
         countersignatures.expect(
             prepared.terms.job,
@@ -80,14 +68,8 @@ class JobRun:
         )
         self._cycle = RoundCycle(
             prepared,
+            facilities,
             consenting=lambda: frozenset(self._consent.given),
-            fleet=fleet,
-            state=state,
-            deadlines=Deadlines(
-                stage=settings.stage, training=settings.training, reconnect=settings.reconnect
-            ),
-            metrics=metrics,
-            randomness=randomness,
             elsewhere=self.take,
             refused=self._refused,
         )

@@ -13,12 +13,13 @@ from server.coordinator import OpenRound
 from server.deployed_round import Deadlines, DeployedRound
 from server.disk_work import to_its_end
 from server.fleet import Event, Fleet
+from server.home import Settings
 from server.metrics import Metrics
 from server.preparation import PreparedJob
 from server.rounds import RoundAborted, SecureRound
 from server.state import State
 
-__all__ = ["Randomness", "RoundCycle"]
+__all__ = ["Facilities", "Randomness", "RoundCycle"]
 
 _log = logging.getLogger(__name__)
 
@@ -36,17 +37,32 @@ class Randomness:
     top_up: Callable[[int], Entropy] = lambda _round: os.urandom
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Facilities:
+    """What every job of a coordinator runs on.
+
+    Attributes:
+        state: the database; told of each stage before its messages are sent.
+        fleet: the sessions.
+        settings: how long to wait for whom.
+        metrics: counted into.
+        randomness: for tests.
+    """
+
+    state: State
+    fleet: Fleet
+    settings: Settings
+    metrics: Metrics
+    randomness: Randomness
+
+
 class RoundCycle:
     """Runs a job's rounds, one at a time.
 
     Args:
         prepared: the job.
+        facilities: what it runs on.
         consenting: clients that agreed, as of now; no others are invited.
-        fleet: the sessions.
-        state: told of each stage before its messages are sent.
-        deadlines: of the stages.
-        metrics: counted into.
-        randomness: for tests.
         elsewhere: takes every event that is no round's business.
         refused: takes round, node and reason of each refusal.
     """
@@ -54,25 +70,21 @@ class RoundCycle:
     def __init__(
         self,
         prepared: PreparedJob,
+        facilities: Facilities,
         *,
         consenting: Callable[[], frozenset[int]],
-        fleet: Fleet,
-        state: State,
-        deadlines: Deadlines,
-        metrics: Metrics,
-        randomness: Randomness,
         elsewhere: Callable[[Event], None],
         refused: Callable[[int, int, str], None],
     ) -> None:
         self._id = prepared.id
         self._job = prepared.job
         self._roster = prepared.roster
+        self._state = facilities.state
+        self._fleet = facilities.fleet
+        self._settings = facilities.settings
+        self._metrics = facilities.metrics
+        self._randomness = facilities.randomness
         self._consenting = consenting
-        self._fleet = fleet
-        self._state = state
-        self._deadlines = deadlines
-        self._metrics = metrics
-        self._randomness = randomness
         self._elsewhere = elsewhere
         self._refused = refused
 
@@ -140,13 +152,16 @@ class RoundCycle:
         )
 
     def _conversation(self, open_: OpenRound, secure: SecureRound) -> DeployedRound:
+        settings = self._settings
         return DeployedRound(
             open=open_,
             secure=secure,
             members=self._roster.nodes,
             consenting=self._consenting(),
             fleet=self._fleet,
-            deadlines=self._deadlines,
+            deadlines=Deadlines(
+                stage=settings.stage, training=settings.training, reconnect=settings.reconnect
+            ),
             elsewhere=self._elsewhere,
             entered=self._enter,
         )
