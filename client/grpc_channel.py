@@ -126,7 +126,7 @@ def join(address: str, token: JoinToken, folder: Path) -> Credentials:
     Ed25519PublicKey.from_public_bytes(reply.signer)
     news = [SignedStatement(statement=s.statement, signature=s.signature) for s in reply.roster]
     chain = RosterChain(key=token.roster_key)
-    accepted = chain.extend(news)
+    chain.extend(news)
     newest = chain.newest
     if newest is not None and newest.members.get(reply.node, identity.public_bytes) != (
         identity.public_bytes
@@ -142,9 +142,8 @@ def join(address: str, token: JoinToken, folder: Path) -> Credentials:
         roster_key=token.roster_key,
         signer=reply.signer,
     )
-    credentials.append_roster(news, accepted)
     credentials.store_tls(key, reply.certificate)
-    credentials.store()
+    credentials.store(news)
     for name in ("join.csr", "tls.key"):
         (folder / name).unlink(missing_ok=True)
     return credentials

@@ -7,6 +7,9 @@
     tls.pem           P-256 key and certificate for the connection
     ca.pem            the coordinator's authority
     roster.jsonl      every roster that was accepted, in order
+    journal.json      what it agreed to and has spent: see `client.journal`
+
+All of them are there from the day on which it joins; one that is lost later is not begun anew.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedsys.durable import append_lines
+from client.journal import Journal
+from fedsys.durable import append_lines, write_atomically
 from fedsys.errors import ConfigError, ProtocolError
 from fedsys.secret_files import read_secret, write_secret
 from fedsys.wire.address import host_and_port
@@ -35,6 +39,10 @@ from secure_agg import Identity, SecureAggError
 __all__ = ["Credentials", "TlsKey", "pem_of"]
 
 _LOST = "restore this device's folder from a backup, or let it join anew in another one"
+_ROSTER_LOST = (
+    "restore it from a backup, or leave (`fedsys agent leave DIR`) and join anew under a new name "
+    "in this folder, whose count of epsilon goes on"
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -145,9 +153,18 @@ class Credentials:
             signer=bytes(_of(table, "signer", _key, path)),
         )
 
-    def store(self) -> None:
-        """Write ``agent.toml`` and ``ca.pem``; the keys are there before."""
-        (self.folder / "ca.pem").write_bytes(self.ca)
+    def store(self, rosters: Iterable[SignedStatement] = ()) -> None:
+        """Write what makes a folder a device's, ``agent.toml`` last; the keys are there before.
+
+        Args:
+            rosters: those it pins, in order; none where the operator has signed none yet.
+
+        Raises:
+            ConfigError: a journal that is there already is damaged, or none can be written.
+        """
+        write_atomically(self.folder / "ca.pem", self.ca)
+        write_atomically(self.folder / "roster.jsonl", b"".join(_line_of(each) for each in rosters))
+        Journal.begin(self.folder / "journal.json")
         table = {
             "node": self.node,
             "name": self.name,
@@ -200,21 +217,33 @@ class Credentials:
 
         Raises:
             ProtocolError: the file was changed.
+            ConfigError: it is lost: whom this device was told to trust cannot be known any more.
         """
         chain = RosterChain(key=self.roster_key)
         path = self.folder / "roster.jsonl"
-        if path.exists():
+        try:
             lines = path.read_bytes().split(b"\n")
-            for line in lines[:-1]:  # what follows the last newline was torn off by a crash
-                try:
-                    body = json.loads(line)
-                    signed = SignedStatement(
-                        statement=body["statement"].encode(),
-                        signature=bytes.fromhex(body["signature"]),
-                    )
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    raise ProtocolError(f"{path}: damaged; {_LOST}") from None
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{path}: is gone; it pins every roster that this device accepted, without which "
+                f"it could be shown another past: {_ROSTER_LOST}"
+            ) from None
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise ConfigError(f"{path}: {reason}; the agent must own its folder") from None
+        for line in lines[:-1]:  # what follows the last newline was torn off by a crash
+            try:
+                body = json.loads(line)
+                signed = SignedStatement(
+                    statement=body["statement"].encode(),
+                    signature=bytes.fromhex(body["signature"]),
+                )
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ProtocolError(f"{path}: damaged; {_ROSTER_LOST}") from None
+            try:
                 chain.extend([signed])
+            except ProtocolError as error:
+                raise ProtocolError(f"{path}: {error}; {_ROSTER_LOST}") from None
         return chain
 
     def append_roster(
@@ -222,15 +251,18 @@ class Credentials:
     ) -> None:
         """Make newly accepted rosters durable."""
         versions = {statement.version for statement in accepted}
-        lines = []
-        for signed in news:
-            if RosterStatement.decode(signed.statement).version in versions:
-                line = {
-                    "statement": signed.statement.decode(),
-                    "signature": signed.signature.hex(),
-                }
-                lines.append(json.dumps(line).encode() + b"\n")
+        lines = [
+            _line_of(signed)
+            for signed in news
+            if RosterStatement.decode(signed.statement).version in versions
+        ]
         append_lines(self.folder / "roster.jsonl", b"".join(lines))
+
+
+def _line_of(signed: SignedStatement) -> bytes:
+    """One line of ``roster.jsonl``."""
+    line = {"statement": signed.statement.decode(), "signature": signed.signature.hex()}
+    return json.dumps(line).encode() + b"\n"
 
 
 def _of(table: dict[str, Any], name: str, read: Callable[[Any], Any], path: Path) -> Any:

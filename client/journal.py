@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedsys.errors import ConfigError, PolicyRefusal
+from fedsys.errors import ConfigError, MechanismError, PolicyRefusal
 from fedsys.privacy import PrivacyPlan, ViewAccountant
 from fedsys.secret_files import write_secret
 from fedsys.wire.terms import Terms
@@ -16,6 +16,10 @@ from fedsys.wire.terms import Terms
 __all__ = ["JobRecord", "Journal"]
 
 _VERSION = 1
+_LOST = (
+    "it counts what this device has spent of its owner's epsilon, and a new one would begin at 0: "
+    "restore it from a backup, or leave (`fedsys agent leave DIR`) and join anew under a new name"
+)
 
 
 @dataclass
@@ -94,13 +98,14 @@ class JobRecord:
 
 
 class Journal:
-    """All jobs of this device.
+    """All jobs of this device. It begins when the device joins, once: see `begin`.
 
     Args:
         path: ``journal.json``, mode 0600.
 
     Raises:
-        ConfigError: the file is damaged; without it the device cannot know what it has spent.
+        ConfigError: the file is lost or damaged; without it the device cannot know what it has
+            spent, and none takes its place.
     """
 
     def __init__(self, path: Path) -> None:
@@ -109,8 +114,6 @@ class Journal:
         # A process that was killed may have written the file without its being durable; what it
         # says is relied upon only once this process has written it again.
         self._certain = False
-        if not path.exists():
-            return
         try:
             body = json.loads(path.read_text("utf-8"))
             if body["version"] != _VERSION:
@@ -119,11 +122,28 @@ class Journal:
                     f"one reads {_VERSION}); go on with the version that made it"
                 )
             self.jobs = {each["job"]: JobRecord.from_json(each) for each in body["jobs"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{path}: damaged ({error}); it counts what this device has spent, so restore it "
-                f"from a backup"
-            ) from None
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: is gone; {_LOST}") from None
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise ConfigError(f"{path}: {reason}; the agent must own its folder") from None
+        except (ValueError, KeyError, TypeError, AttributeError, MechanismError) as error:
+            raise ConfigError(f"{path}: damaged ({error}); {_LOST}") from None
+
+    @classmethod
+    def begin(cls, path: Path) -> Journal:
+        """The journal of a device that joins: an empty one, durable when this returns, unless an
+        earlier membership left one, whose count goes on.
+
+        Raises:
+            ConfigError: that one is damaged, or it cannot be written.
+        """
+        if not path.exists():
+            try:
+                write_secret(path, _encode(()))
+            except OSError as error:
+                raise _unwritten(path, error) from error
+        return cls(path)
 
     def agree(self, terms: Terms) -> JobRecord:
         """Pin a job's terms; the same terms may be agreed to again.
@@ -188,14 +208,18 @@ class Journal:
         return sum(record.spent(wanted) for record in self.jobs.values() if record is not without)
 
     def _save(self) -> None:
-        body = {
-            "version": _VERSION,
-            "jobs": [record.to_json() for record in self.jobs.values()],
-        }
         try:
-            write_secret(self._path, json.dumps(body).encode())
+            write_secret(self._path, _encode(self.jobs.values()))
         except OSError as error:
             self._certain = False
-            reason = (error.strerror or str(error)).lower()
-            raise ConfigError(f"{self._path.name}: cannot be written: {reason}") from error
+            raise _unwritten(self._path, error) from error
         self._certain = True
+
+
+def _encode(jobs: Iterable[JobRecord]) -> bytes:
+    return json.dumps({"version": _VERSION, "jobs": [each.to_json() for each in jobs]}).encode()
+
+
+def _unwritten(path: Path, error: OSError) -> ConfigError:
+    reason = (error.strerror or str(error)).lower()
+    return ConfigError(f"{path.name}: cannot be written: {reason}")

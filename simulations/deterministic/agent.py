@@ -90,7 +90,9 @@ class AgentParty:
 
     def boot(self) -> None:
         """A fresh process: nothing is left but the store and the journal."""
-        journal = self._journal = Journal(self.disk.root / JOURNAL)
+        path = self.disk.root / JOURNAL
+        begun = self.disk.durable(path) is not None  # then it must be there
+        journal = self._journal = Journal(path) if begun else Journal.begin(path)
         self._agent = Agent(
             id=self.id,
             identity=self._identity,

@@ -441,3 +441,32 @@ def test_leaving(fedsys: Fedsys, port: Port, tmp_path: Path) -> None:
     assert (tmp_path / "ward" / "identity.ed25519").exists()
     assert fedsys("agent", "leave", "ward")[0] == 0
     is_one_line(fedsys("agent", "leave", "ward"), "ward: this device has not joined")
+
+
+@pytest.mark.parametrize("name", ["journal.json", "roster.jsonl"])
+def test_what_protects_the_owner_is_not_begun_anew(
+    fedsys: Fedsys, port: Port, tmp_path: Path, name: str
+) -> None:
+    port.enroll("ward", tmp_path / "ward")
+    path = tmp_path / "ward" / name
+    path.unlink()
+    code, lines = fedsys("agent", "run", "ward", "--data", "digits")
+    assert lines.pop(0).startswith("wrote ward/policy.toml")
+    is_one_line((code, lines), f"ward/{name}: is gone", "from a backup", "fedsys agent leave")
+    assert not path.exists()
+    assert fedsys("agent", "leave", "ward")[0] == 0
+    port.enroll("ward-2", tmp_path / "ward")  # the remedy that the line names
+    assert path.exists()
+
+
+def test_a_device_that_joins_anew_in_its_folder_counts_on(
+    fedsys: Fedsys, port: Port, tmp_path: Path
+) -> None:
+    port.enroll("ward", tmp_path / "ward")
+    journal = tmp_path / "ward" / "journal.json"
+    journal.write_text(journal.read_text("utf-8") + "\n")
+    assert fedsys("agent", "leave", "ward")[0] == 0
+    with running_port(tmp_path / "other") as other:  # whose rosters are signed by another key
+        chain = other.enroll("ward", tmp_path / "ward").roster_chain()
+    assert chain.version == 1
+    assert journal.read_text("utf-8").endswith("\n")

@@ -130,8 +130,50 @@ def test_what_a_killed_process_wrote_is_made_certain_before_it_is_relied_upon(
     assert str(devices.root / "device0") in flushed  # the folder: its new name is durable
 
 
-def test_a_journal_that_cannot_be_written_says_so(tmp_path: Path, devices: Devices) -> None:
-    journal = Journal(tmp_path / "missing" / "journal.json")
+def test_a_journal_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"journal\.json: cannot be written"):
-        journal.agree(devices.terms())
-    assert not journal.jobs
+        Journal.begin(tmp_path / "missing" / "journal.json")
+
+
+def test_a_lost_journal_is_not_begun_anew(devices: Devices) -> None:
+    """Otherwise a device whose count somebody deleted would spend its owner's epsilon twice."""
+    talk, path = agreed(devices), devices.root / "device0" / "journal.json"
+    talk.invite(devices.all[0], 0)
+    path.unlink()
+    with pytest.raises(ConfigError) as refused:
+        devices.start(0)
+    said = str(refused.value)
+    for part in (f"{path}: is gone", "epsilon", "begin at 0", "backup", "fedsys agent leave"):
+        assert part in said
+    assert not path.exists()
+
+
+def test_a_running_device_counts_on_where_its_journal_was_deleted(devices: Devices) -> None:
+    talk, device = agreed(devices), devices.all[0]
+    talk.invite(device, 0)
+    path = devices.root / "device0" / "journal.json"
+    path.unlink()
+    assert another(talk, 2).invite(device, 0).HasField("answer")
+    assert Journal(path).jobs[JOB.hex()].joined == [1, 2]
+
+
+def test_a_folder_that_is_joined_again_counts_on(devices: Devices) -> None:
+    talk = agreed(devices)
+    talk.invite(devices.all[0], 0)
+    before = devices.all[0].session.journal.spent("guarantee")
+    devices.all[0].session.credentials.store()
+    journal = Journal(devices.root / "device0" / "journal.json")
+    assert journal.spent("guarantee") == before > 0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"\xff", b"[]", b'{"version": 1}', b'{"version": 1, "jobs": [{"plan": {}}]}'],
+)
+def test_a_damaged_journal_is_named(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "journal.json"
+    path.write_bytes(damage)
+    for begin in (Journal, Journal.begin):
+        with pytest.raises(ConfigError, match=r"journal\.json: damaged .*restore it from a backup"):
+            begin(path)
+    assert path.read_bytes() == damage

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 from client.journal import Journal
 from client.policy import Policy
 from client.session import Dismissed
-from fedsys.errors import PolicyRefusal, ProtocolError
+from fedsys.errors import ConfigError, PolicyRefusal, ProtocolError
 from fedsys.privacy import from_ring
 from fedsys.wire import countersign, fleet_pb2
 from fedsys.wire.roster import RosterStatement, signed_message
@@ -286,6 +286,29 @@ def test_a_damaged_journal_stops_the_device(devices: Devices, tmp_path: Path) ->
     agree(devices)
     (tmp_path / "device0" / "journal.json").write_text("{")
     with pytest.raises(Exception, match="restore it from a backup"):
+        devices.start(0)
+
+
+def test_a_lost_roster_stops_the_device(devices: Devices, tmp_path: Path) -> None:
+    """A coordinator could otherwise show it another past than the one it accepted."""
+    path = tmp_path / "device0" / "roster.jsonl"
+    path.unlink()
+    with pytest.raises(ConfigError) as refused:
+        devices.start(0)
+    for part in (f"{path}: is gone", "accepted", "backup", "fedsys agent leave", "goes on"):
+        assert part in str(refused.value)
+    assert not path.exists()
+
+
+def test_a_roster_that_was_begun_anew_beside_a_running_device(
+    devices: Devices, tmp_path: Path
+) -> None:
+    first = devices.roster
+    second = RosterStatement(version=2, previous=first.hash, members=dict(first.members))
+    path = tmp_path / "device0" / "roster.jsonl"
+    path.unlink()
+    devices.all[0].session.handle(devices.welcome(first, second))
+    with pytest.raises(ProtocolError, match=r"roster\.jsonl: roster version 2 .*from a backup"):
         devices.start(0)
 
 

@@ -329,6 +329,18 @@ def test_a_device_that_has_left_answers_no_more(home: Home, tmp_path: Path) -> N
         ask(tmp_path / "a0")
 
 
+@pytest.mark.parametrize("name", ["journal.json", "roster.jsonl"])
+def test_a_device_that_lost_its_count_or_roster_says_so(
+    home: Home, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    (tmp_path / "a0" / name).unlink()
+    refused = ask(tmp_path / "a0", device.app)
+    assert refused.has_error()
+    assert f"{name}: is gone" in str(refused.error.reason)
+    assert [record.getMessage() for record in caplog.records] == [refused.error.reason]
+    assert not (tmp_path / "a0" / name).exists()
+
+
 def test_one_coordinator_runs_on_a_folder(home: Home, tmp_path: Path) -> None:
     import fcntl
     import os
