@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from client.training.client_linear import ClientLinear
 from client.training.convolution import ClientConv2d, channels_last
-from client.training.dual_linear import DualLinear
 from client.training.parameter_free import BitDropout, ImageFlatten
 
 __all__ = ["Chain"]
@@ -49,7 +49,7 @@ class Chain:
         before: list[nn.Module] = []
         after: list[nn.Module] = []
         for layer in layers:
-            trained = any(isinstance(part, ClientConv2d | DualLinear) for part in layer.modules())
+            trained = any(isinstance(part, ClientConv2d | ClientLinear) for part in layer.modules())
             (after if trained or after or gradient else before).append(layer)
         return cls(before, after) if all(type(layer) in _RULES for layer in after) else None
 
@@ -99,7 +99,7 @@ class Chain:
         return passed
 
 
-def _linear(layer: DualLinear, x: Tensor | None, wanted: bool) -> tuple[Tensor, Backward]:
+def _linear(layer: ClientLinear, x: Tensor | None, wanted: bool) -> tuple[Tensor, Backward]:
     return layer.output(x), lambda dy: layer.input_gradient(dy.contiguous(), wanted)
 
 
@@ -141,7 +141,7 @@ def _flatten(layer: ImageFlatten, x: Tensor, _wanted: bool) -> tuple[Tensor, Bac
 
 
 _RULES: dict[type[nn.Module], Rule] = {
-    DualLinear: _linear,
+    ClientLinear: _linear,
     ClientConv2d: _convolution,
     nn.ReLU: _relu,
     nn.MaxPool2d: _pool,

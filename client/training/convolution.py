@@ -10,12 +10,12 @@ from torch.nn import functional
 
 from client.training.cohort import Cohort, UnsupportedLayerError
 from client.training.local import LocalConfig
-from client.training.optimizer import Stepper
+from client.training.own_weights import OwnWeights, copies
 
 __all__ = ["ClientConv2d", "channels_last"]
 
 
-class ClientConv2d(nn.Module):
+class ClientConv2d(OwnWeights, nn.Module):
     """Client after client in channels-last layout, where the CPU's convolutions and pooling reach
     nearly the speed of its matrix products; batched and grouped forms reached less.
 
@@ -32,9 +32,6 @@ class ClientConv2d(nn.Module):
         self.geometry = (list(like.stride), list(like.padding), list(like.dilation))
         self.groups = like.groups
         self._cohort: Cohort
-        self._start: list[Tensor]
-        self._params: list[Tensor]
-        self._stepper: Stepper
         self._grads: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     def start(
@@ -45,12 +42,9 @@ class ClientConv2d(nn.Module):
         self._grads.clear()
         # (K, out, h, w, in) in memory: each client's slice is channels-last.
         last = weight.permute(0, 2, 3, 1)
-        own = last.expand(cohort.clients, *last.shape).contiguous().permute(0, 1, 4, 2, 3)
-        self._start, self._params = [weight], [own]
-        if bias is not None:
-            self._start.append(bias)
-            self._params.append(bias.expand(cohort.clients, -1).clone())
-        self._stepper = Stepper(local, self._start, self._params)
+        own = copies(last, cohort.clients).permute(0, 1, 4, 2, 3)
+        biases = [] if bias is None else [copies(bias, cohort.clients)]
+        self.own(local, (weight, bias), [own, *biases])
 
     def of_client(self, client: int) -> tuple[Tensor, Tensor | None]:
         """The weights and the bias of one client."""
@@ -116,25 +110,6 @@ class ClientConv2d(nn.Module):
             biases = [own for each in active if (own := self._grads[each][1]) is not None]
             self._stepper.step([weights, torch.stack(biases)] if biases else [weights], len(active))
             self._grads.clear()
-
-    def squared_norms(self) -> Tensor:
-        """(K,) float64 the sum of squares of each client's update."""
-        total = self._params[0].new_zeros(len(self._params[0]), dtype=torch.float64)
-        for end, start in zip(self._params, self._start, strict=True):
-            total += torch.linalg.vector_norm((end - start).flatten(1), dim=1).double().square_()
-        return total
-
-    def write_sum(self, factors: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-        """sum_k f_k update_k into `weight` (out, in, h, w), likewise into `bias` (out,)."""
-        for into, end, start in zip([weight, bias], self._params, self._start, strict=False):
-            if into is not None:
-                into.copy_(torch.tensordot(factors, end - start, dims=1))
-
-    def write_updates(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Each client's update into `weight` (K, out, in, h, w) and `bias` (K, out)."""
-        for into, end, start in zip([weight, bias], self._params, self._start, strict=False):
-            if into is not None:
-                torch.sub(end, start, out=into)
 
 
 class _ClientConv2d(torch.autograd.Function):

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from client.training.batched import examples_of, loss_weights
 from client.training.chain import Chain
+from client.training.client_linear import ClientLinear
 from client.training.clipping import clip_factors, clipped_sum_of
 from client.training.coefficients import combination
 from client.training.cohort import Cohort, Room, UnsupportedLayerError
 from client.training.convolution import ClientConv2d
-from client.training.dual_linear import DualLinear
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
 from client.training.losses import loss_gradient
@@ -61,7 +61,7 @@ class DualPath:
         self._layout = FlatLayout.of(model)
         _check_trainable_once(model, self._layout)
         model = copy.deepcopy(model)
-        self._linear: dict[str, DualLinear] = {}
+        self._linear: dict[str, ClientLinear] = {}
         self._conv: dict[str, ClientConv2d] = {}
         self._dropouts: list[BitDropout] = []
         self._model = self._swap(model, "")
@@ -82,7 +82,7 @@ class DualPath:
 
     def _swap(self, module: nn.Module, prefix: str) -> nn.Module:
         if type(module) is nn.Linear:
-            return self._linear.setdefault(prefix, DualLinear(module))
+            return self._linear.setdefault(prefix, ClientLinear(module))
         if type(module) is nn.Conv2d:
             return self._conv.setdefault(prefix, ClientConv2d(module))
         if any(True for _ in module.parameters(recurse=False)):
@@ -151,7 +151,7 @@ class DualPath:
             name = f"{prefix}." if prefix else ""
             layer.write_updates(into[f"{name}weight"], into.get(f"{name}bias"))
 
-    def _layers(self) -> list[tuple[str, DualLinear | ClientConv2d]]:
+    def _layers(self) -> list[tuple[str, ClientLinear | ClientConv2d]]:
         return [*self._linear.items(), *self._conv.items()]
 
     def _train(
@@ -217,7 +217,7 @@ class DualPath:
             name = f"{prefix}." if prefix else ""
             weight, bias = views[f"{name}weight"], views.get(f"{name}bias")
             known = data if linear is fed else None
-            linear.start(cohort, weight, bias, summing=summing, data=known)
+            linear.start(cohort, self._local, weight, bias, summing=summing, data=known)
         for prefix, conv in self._conv.items():
             name = f"{prefix}." if prefix else ""
             conv.start(cohort, self._local, views[f"{name}weight"], views.get(f"{name}bias"))
@@ -232,7 +232,7 @@ class _DataLayers:
         after: the rest.
     """
 
-    def __init__(self, before: nn.Module, layer: DualLinear, after: nn.Module) -> None:
+    def __init__(self, before: nn.Module, layer: ClientLinear, after: nn.Module) -> None:
         self._before, self.layer, self.after = before, layer, after
 
     @classmethod
@@ -240,7 +240,7 @@ class _DataLayers:
         """None where another layer comes first, or one whose output chance decides."""
         layers = list(in_sequence(model))
         for at, layer in enumerate(layers):
-            if isinstance(layer, DualLinear):
+            if isinstance(layer, ClientLinear):
                 before, after = nn.Sequential(*layers[:at]), nn.Sequential(*layers[at + 1 :])
                 return cls(before, layer, after)
             if any(isinstance(part, _NO_DATA) for part in layer.modules()):
@@ -268,7 +268,7 @@ class _DataLayers:
         return inputs
 
 
-_NO_DATA = (DualLinear, ClientConv2d, BitDropout, nn.modules.dropout._DropoutNd)
+_NO_DATA = (ClientLinear, ClientConv2d, BitDropout, nn.modules.dropout._DropoutNd)
 
 
 def _check_trainable_once(model: nn.Module, layout: FlatLayout) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.training.cohort import Cohort, Room, UnsupportedLayerError
+from client.training.cohort import Cohort, Room
 
 __all__ = ["DualLinear"]
 
@@ -22,7 +20,7 @@ _AT_ONCE = 128
 operations of a product a step, in fewer and larger calls."""
 
 
-class DualLinear(nn.Module):
+class DualLinear:
     """A linear layer whose K weight matrices are never built.
 
     With g_s = G_s^T X_s (outputs' gradient, inputs), W_t = alpha_t W_0 + sum_s c_{t,s} G_s^T X_s,
@@ -35,9 +33,7 @@ class DualLinear(nn.Module):
     """
 
     def __init__(self, like: nn.Linear) -> None:
-        super().__init__()
         self.outputs, self.inputs = like.out_features, like.in_features
-        self.biased = like.bias is not None
         self._weight: Tensor
         self._bias: Tensor | None
         self._cohort: Cohort
@@ -47,11 +43,6 @@ class DualLinear(nn.Module):
         self._grams: Tensor | None = None
         self._known = False
         self._room = Room()
-        self._calls = -1
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # There are no parameters and no layers inside, which nn.Module would look for each time.
-        object.__setattr__(self, name, value)
 
     def start(
         self,
@@ -72,7 +63,7 @@ class DualLinear(nn.Module):
             data: (K, total, in) the inputs of all steps, where they are known; zeros where a
                 client does not take part.
         """
-        self._weight, self._bias, self._cohort, self._calls = weight, bias, cohort, -1
+        self._weight, self._bias, self._cohort = weight, bias, cohort
         rows = (cohort.clients, cohort.total)
         self._base = None
         if data is None:
@@ -94,22 +85,8 @@ class DualLinear(nn.Module):
             if data is None:
                 self._history.zero_()
 
-    def forward(self, x: Tensor | None) -> Tensor:
-        """(A B, in) to (A B, out); None stands for the data that the layer was started with."""
-        outputs: Tensor = _DualLinear.apply(x, self._cohort.anchor, self)  # type: ignore[no-untyped-call]
-        return outputs
-
     def output(self, x: Tensor | None) -> Tensor:
-        """(A B, out) X W_t^T + b_t.
-
-        Raises:
-            UnsupportedLayerError: images or sequences, or a second use in one forward pass.
-        """
-        if x is not None and x.dim() != 2:
-            raise UnsupportedLayerError(f"a Linear layer is fed {x.dim() - 1}-dimensional examples")
-        if self._calls == self._cohort.step:
-            raise UnsupportedLayerError("a Linear layer is used more than once in a forward pass")
-        self._calls = self._cohort.step
+        """(A, B, out) X W_t^T + b_t of `x` (A B, in); None stands for the known data."""
         cohort, fed = self._cohort, self._base is not None
         own = cohort.current(self._history)
         if x is not None:
@@ -118,9 +95,7 @@ class DualLinear(nn.Module):
         elif self._base is not None:
             base = cohort.current(self._base)
         gram = self._gram(own)
-        return cohort.combined(base, gram, self._gradients, inside=not fed).reshape(
-            -1, self.outputs
-        )
+        return cohort.combined(base, gram, self._gradients, inside=not fed).contiguous()
 
     def _gram(self, own: Tensor) -> Tensor:
         """(A, B, past) X X_s^T; kept, up to the current rows, where norms will be asked for."""
@@ -139,7 +114,7 @@ class DualLinear(nn.Module):
         return gram[..., :past]
 
     def input_gradient(self, dy: Tensor, wanted: bool) -> Tensor | None:
-        """(A B, in) dY W_t, where wanted; dY is kept in any case."""
+        """(A, B, in) dY W_t, where wanted; dY (A B, out) is kept in any case."""
         cohort = self._cohort
         kept = cohort.current(self._gradients)
         own = dy.view(kept.shape)
@@ -150,7 +125,7 @@ class DualLinear(nn.Module):
         gram = own[..., :0]
         if cohort.past:
             gram = torch.bmm(own, cohort.earlier(self._gradients).transpose(1, 2))
-        return cohort.combined(dx, gram, self._history, inside=True).view(-1, self.inputs)
+        return cohort.combined(dx, gram, self._history, inside=True)
 
     def write_updates(self, weight: Tensor, bias: Tensor | None) -> None:
         """Each client's W_T - W_0 into `weight` (K, out, in), b_T - b_0 into `bias` (K, out)."""
@@ -178,9 +153,10 @@ class DualLinear(nn.Module):
             weight = torch.bmm(scaled.transpose(1, 2), self._history)
             squares = _squares(weight)
             return squares if self._bias is None else squares + _squares(scaled.sum(1))
-        products = torch.bmm(scaled, scaled.transpose(1, 2)).mul_(self._grams).flatten(1).double()
-        pairs = None if self._known else self._cohort.pairs().flatten().double()
-        squares = products.sum(1) if pairs is None else products @ pairs
+        products = torch.bmm(scaled, scaled.transpose(1, 2)).mul_(self._grams)
+        if not self._known:
+            products *= self._cohort.pairs()
+        squares = products.flatten(1).sum(1, dtype=torch.float64)
         lengths = torch.linalg.vector_norm(scaled, dim=2).double()
         lengths *= self._grams.diagonal(dim1=1, dim2=2).double().sqrt_()
         return torch.where(squares >= _CANCELLED * lengths.sum(1).square_(), squares, torch.nan)
@@ -207,14 +183,3 @@ def _squares(rows: Tensor) -> Tensor:
     """(K,) sums of squares of (K, ...)."""
     norms: Tensor = torch.linalg.vector_norm(rows.flatten(1), dim=1)
     return norms.double().square_()
-
-
-class _DualLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor | None, anchor: Tensor, layer: DualLinear) -> Tensor:
-        ctx.layer, ctx.wanted = layer, x is not None and x.requires_grad
-        return layer.output(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
-        return ctx.layer.input_gradient(grads[0].contiguous(), ctx.wanted), None, None

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from client.training.chain import Chain
+from client.training.client_linear import ClientLinear
 from client.training.cohort import Cohort
 from client.training.convolution import ClientConv2d
-from client.training.dual_linear import DualLinear
 
 __all__ = ["ChainedTrunk", "TrunkAndHead", "in_sequence"]
 
@@ -37,7 +37,7 @@ class TrunkAndHead(nn.Module):
     def of(cls, model: nn.Module) -> TrunkAndHead | None:
         """None where no convolution comes before the first linear layer of a sequence."""
         layers = list(in_sequence(model))
-        linear = [_holds(layer, DualLinear) for layer in layers]
+        linear = [_holds(layer, ClientLinear) for layer in layers]
         at = linear.index(True) if True in linear else len(layers)
         if not any(_holds(layer, ClientConv2d) for layer in layers[:at]):
             return None

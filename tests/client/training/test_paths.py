@@ -151,11 +151,12 @@ def test_ragged_clients_equal_the_plain_loop(path: str, model_name: str, config:
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("model_name", MODELS)
 @pytest.mark.parametrize("sizes", [(7,), (10, 10), (1,) * 5, (0,), (0, 0)])
 def test_one_client_full_batches_single_examples_and_none(
-    path: str, sizes: tuple[int, ...]
+    path: str, model_name: str, sizes: tuple[int, ...]
 ) -> None:
-    found, expected = both(path, "mlp", CONFIGS["sgd"], sizes)
+    found, expected = both(path, model_name, CONFIGS["sgd"], sizes)
     assert found.shape == expected.shape
     assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
