@@ -165,7 +165,11 @@ class Aggregator:
         )
 
     def begin(self) -> dict[int, bytes]:
-        """Open the round: the first message to everybody invited."""
+        """Open the round: the first message to everybody invited.
+
+        Raises:
+            StageError: It is open already.
+        """
         checks.stage(self.stage.name, _Stage.IDLE.name, Kind.BEGIN.name)
         return self._open(self._invited, 0)
 
@@ -218,6 +222,7 @@ class Aggregator:
             NonceWithheld: The graph cannot be drawn again within the allowed attempts.
             DealerFault: Dealt shares do not determine a secret; its `blamed` are to be excluded
                 from the next round.
+            StageError: The round has not begun, or is over.
         """
         go_on = {
             _Stage.ADVERTISE: self._send_cohort,

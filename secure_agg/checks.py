@@ -1,6 +1,6 @@
 """Every refusal of the protocol, one small function each.
 
-A function returns nothing and raises the error that names its cause. They are gathered here so
+A function states a rule and raises the error that names what broke it. They are gathered here so
 that the list of what is refused can be read in one place, and so that a test can take away exactly
 one of them and watch the attack it stops succeed. Callers go through the module
 (``checks.quorum(...)``), never around it.
@@ -42,13 +42,13 @@ from secure_agg.params import SecAggParams
 
 
 def size(found: int, least: int, most: int, what: str) -> None:
-    """A message has a size that its round allows; nothing is parsed before this."""
+    """Raise MessageError unless a size is one that the round allows; nothing is parsed before."""
     if not least <= found <= most:
         raise MessageError(f"a {what} message of {found} bytes: {least} to {most} are allowed")
 
 
 def stage(found: str, expected: str, what: str) -> None:
-    """A message belongs to the stage the machine is in; none is skipped or repeated."""
+    """Raise StageError unless a message is of the machine's stage; none is skipped or repeated."""
     if found != expected:
         raise StageError(f"a {what} message in stage {found}: it belongs to stage {expected}")
 
@@ -58,6 +58,10 @@ def awaited(stage_of_message: int, stage_now: int, sender: int, expected: bool) 
 
     A member that was declared dropped has had its mask key reconstructed: its upload must not
     enter anything any more.
+
+    Raises:
+        LateMessage: The stage of the message is over.
+        StageError: It has not come, or nothing is expected of this member.
     """
     if stage_of_message < stage_now:
         raise LateMessage(f"member {sender}: the stage is closed; the message is discarded")
@@ -70,6 +74,9 @@ def same_session(found: bytes, session: bytes, sender: int) -> None:
 
     One of another session proves nothing against its sender: it said so when it was asked, and the
     network kept it back while the round's graph was drawn again, or a replay brought it here.
+
+    Raises:
+        LateMessage: It is of another.
     """
     if found != session:
         raise LateMessage(f"member {sender}: a message of another session is discarded")
@@ -79,14 +86,18 @@ def same_session(found: bytes, session: bytes, sender: int) -> None:
 
 
 def context(agreed: Mapping[str, object], announced: Mapping[str, object]) -> None:
-    """Suite, job, round, model, policy, roster, parameters and length are those agreed upon."""
+    """Job, round, model, policy, roster, parameters and length are those agreed upon.
+
+    Raises:
+        ContextMismatch: One of them is another.
+    """
     for name, value in agreed.items():
         if announced[name] != value:
             raise ContextMismatch(f"the server announced another {name} than was agreed upon")
 
 
 def fresh(mark: tuple[int, int] | None, round_: int, attempt: int) -> None:
-    """A round, or an attempt within it, is above the stored high-water mark."""
+    """Raise StaleRound unless a round, or an attempt within it, is above the stored mark."""
     if mark is not None and (round_, attempt) <= mark:
         raise StaleRound(
             f"round {round_}, attempt {attempt} is not above the stored mark "
@@ -95,13 +106,21 @@ def fresh(mark: tuple[int, int] | None, round_: int, attempt: int) -> None:
 
 
 def attempts(attempt: int, params: SecAggParams) -> None:
-    """A graph is drawn no more often than the parameters were derived for."""
+    """A graph is drawn no more often than the parameters were derived for.
+
+    Args:
+        attempt: Draws before this one.
+        params: Of the round.
+
+    Raises:
+        PolicyViolation: It would be.
+    """
     if attempt >= params.attempts:
         raise PolicyViolation(f"attempt {attempt + 1} of a round that allows {params.attempts}")
 
 
 def floor_members(params: SecAggParams, floor: Floor) -> None:
-    """The cohort is not tiny."""
+    """Raise PolicyViolation if the cohort, or the smallest sum, is below the floor."""
     if params.n < floor.members:
         raise PolicyViolation(f"a cohort of {params.n}: at least {floor.members} are required here")
     if params.min_alive < floor.min_alive:
@@ -111,7 +130,11 @@ def floor_members(params: SecAggParams, floor: Floor) -> None:
 
 
 def floor_threshold(params: SecAggParams, floor: Floor) -> None:
-    """The threshold is inside its bounds: the colluders of a neighbourhood stay below it."""
+    """The threshold is inside its bounds: the colluders of a neighbourhood stay below it.
+
+    Raises:
+        PolicyViolation: Threshold, neighbours or bits of secrecy are below the floor.
+    """
     least = max(floor.threshold, floor.threshold_fraction * params.degree)
     if params.threshold < least:
         raise PolicyViolation(f"threshold {params.threshold}: at least {least:g} is required here")
@@ -128,7 +151,11 @@ def floor_threshold(params: SecAggParams, floor: Floor) -> None:
 
 
 def floor_quorum(params: SecAggParams, floor: Floor) -> None:
-    """No two alive sets can both reach the quorum, and enough colluders are tolerated."""
+    """No two alive sets can both reach the quorum, and enough colluders are tolerated.
+
+    Raises:
+        PolicyViolation: Two could, or the quorum or the colluders are below the floor.
+    """
     least = max(floor.quorum_fraction * params.n, (params.n + params.colluders) // 2 + 1)
     if params.quorum < least:
         raise PolicyViolation(f"a quorum of {params.quorum}: at least {least:g} is required here")
@@ -140,7 +167,7 @@ def floor_quorum(params: SecAggParams, floor: Floor) -> None:
 
 
 def floor_roster(params: SecAggParams, corrupt: int | None) -> None:
-    """As many colluders are tolerated as the roster says that there may be."""
+    """Raise PolicyViolation if fewer colluders are tolerated than the roster assumes."""
     if corrupt is not None and params.colluders < min(corrupt, params.n - 1):
         raise PolicyViolation(
             f"{params.colluders} colluders tolerated: the roster assumes up to {corrupt}"
@@ -148,7 +175,7 @@ def floor_roster(params: SecAggParams, corrupt: int | None) -> None:
 
 
 def floor_modulus(params: SecAggParams, floor: Floor) -> None:
-    """The ring is the one that the participant's encoder was made for."""
+    """Raise PolicyViolation unless the ring is the one that the encoder was made for."""
     if floor.modulus_bits is not None and params.modulus_bits != floor.modulus_bits:
         raise PolicyViolation(
             f"a ring of {params.modulus_bits} bits: {floor.modulus_bits} are required here"
@@ -159,7 +186,11 @@ def floor_modulus(params: SecAggParams, floor: Floor) -> None:
 
 
 def enrolled(roster: Mapping[int, bytes], member: int) -> bytes:
-    """A member stands in the pinned roster; returns its public key."""
+    """Return the Ed25519 public key of a member of the pinned roster, 32 bytes.
+
+    Raises:
+        RosterError: The roster has no such member.
+    """
     public = roster.get(member)
     if public is None:
         raise RosterError(f"member {member} is not in the pinned roster")
@@ -167,37 +198,42 @@ def enrolled(roster: Mapping[int, bytes], member: int) -> bytes:
 
 
 def signature(valid: bool, member: int, what: str) -> None:
-    """A signature verifies under the roster's key over exactly this session."""
+    """Raise SignatureMismatch unless a signature verified under the roster's key."""
     if not valid:
         raise SignatureMismatch(f"the signature of member {member} on its {what} does not verify")
 
 
 def distinct(values: Iterable[Hashable], count: int, what: str) -> None:
-    """No id and no key occurs twice."""
+    """Raise DuplicateMember unless ``values`` are ``count`` different ones."""
     if len(set(values)) != count:
         raise DuplicateMember(f"the cohort contains one {what} twice")
 
 
 def own_entry(expected: bytes, found: bytes | None, what: str) -> None:
-    """The server shows everybody what this participant sent."""
+    """Raise OwnKeyChanged unless the server shows everybody what this participant sent."""
     if found != expected:
         raise OwnKeyChanged(f"the server shows this participant's {what} missing or altered")
 
 
 def contributory(secret: bytes) -> None:
-    """An agreed X25519 secret is not zero (RFC 7748, section 6.1)."""
+    """Raise LowOrderPoint if an agreed X25519 secret is zero (RFC 7748, section 6.1)."""
     if not any(secret):
         raise LowOrderPoint("a public key of low order: the agreed secret would be known to all")
 
 
 def high_order(low: bool, member: int) -> None:
-    """An advertised X25519 key is not of low order."""
+    """Raise LowOrderPoint if an advertised X25519 key is of low order."""
     if low:
         raise LowOrderPoint(f"member {member} advertised a public key of low order")
 
 
 def enough_members(count: int, params: SecAggParams, what: str) -> None:
-    """A set of members is as large as the smallest sum, and not larger than the cohort."""
+    """A set of members is as large as the smallest sum, and not larger than the cohort.
+
+    Raises:
+        ThresholdNotMet: It is smaller.
+        AliveSetError: It is larger.
+    """
     if count < params.min_alive:
         raise ThresholdNotMet(f"{count} members {what}: at least {params.min_alive} are needed")
     if count > params.n:
@@ -205,19 +241,19 @@ def enough_members(count: int, params: SecAggParams, what: str) -> None:
 
 
 def nonces_revealed(count: int, members: int) -> None:
-    """Every committed nonce was revealed."""
+    """Raise NonceWithheld unless every committed nonce was revealed."""
     if count != members:
         raise NonceWithheld(f"{count} graph nonces for {members} members: each must be revealed")
 
 
 def nonce(commitment: bytes, found: bytes, member: int) -> None:
-    """A revealed graph nonce fits its commitment."""
+    """Raise NonceMismatch unless a revealed graph nonce fits its commitment."""
     if commitment != found:
         raise NonceMismatch(f"the graph nonce of member {member} differs from its commitment")
 
 
 def graph(own: list[int], announced: list[int]) -> None:
-    """The server's neighbours are those that the nonces determine."""
+    """Raise GraphMismatch unless the server's neighbours are those that the nonces determine."""
     if own != announced:
         raise GraphMismatch("the server's neighbours are not those that the nonces determine")
 
@@ -226,25 +262,25 @@ def graph(own: list[int], announced: list[int]) -> None:
 
 
 def enough_shares(count: int, threshold: int) -> None:
-    """At least t neighbours dealt authentic shares; fewer, and nothing is uploaded."""
+    """Raise ThresholdNotMet on fewer authentic shares than t: then nothing is uploaded."""
     if count < threshold:
         raise ThresholdNotMet(f"{count} authentic shares received: {threshold} are needed")
 
 
 def share_fits(commitment: bytes, found: bytes, dealer: int) -> None:
-    """A share is the one that its dealer committed to."""
+    """Raise ShareMismatch unless a share is the one that its dealer committed to."""
     if commitment != found:
         raise ShareMismatch(f"a share dealt by member {dealer} misses its commitment")
 
 
 def key_matches(expected: bytes, found: bytes, member: int, what: str) -> None:
-    """A reconstructed secret fits what its owner published."""
+    """Raise KeyMismatch unless a reconstructed secret fits what its owner published."""
     if not hmac.compare_digest(expected, found):
         raise KeyMismatch(f"the reconstructed {what} of member {member} does not fit")
 
 
 def input_range(largest: int, bits: int) -> None:
-    """An input lies in the ring; the error does not say by how much it does not."""
+    """Raise InputError unless an input lies in the ring, without saying by how much it does not."""
     if largest >> bits:
         raise InputError(f"an element of the vector does not fit in {bits} bits")
 
@@ -253,37 +289,37 @@ def input_range(largest: int, bits: int) -> None:
 
 
 def alive_subset(alive: Collection[int], dealt: Collection[int]) -> None:
-    """Whoever is alive dealt shares before."""
+    """Raise AliveSetError unless whoever is alive dealt shares before."""
     if not set(alive) <= set(dealt):
         raise AliveSetError("the alive set names a member that dealt no shares")
 
 
 def self_alive(own: int, alive: Collection[int]) -> None:
-    """A participant helps only with sums that contain its own input."""
+    """Raise AliveSetError unless the sum contains this participant's own input."""
     if own not in alive:
         raise AliveSetError("the alive set leaves this participant out although it sent its input")
 
 
 def signs_once(signed: bytes | None, asked: bytes) -> None:
-    """One alive set a round is ever signed, across restarts too."""
+    """Raise AlreadySigned on a second alive set in one round, across restarts too."""
     if signed is not None and signed != asked:
         raise AlreadySigned("another alive set was signed in this round; there is no second one")
 
 
 def distinct_signers(signers: list[int]) -> None:
-    """No signer counts twice."""
+    """Raise DuplicateMember if a signer would count twice."""
     if len(set(signers)) != len(signers):
         raise DuplicateMember("the quorum counts one signer twice")
 
 
 def signers_alive(signers: Collection[int], alive: Collection[int]) -> None:
-    """Only members of the alive set sign it."""
+    """Raise AliveSetError unless only members of the alive set signed it."""
     if not set(signers) <= set(alive):
         raise AliveSetError("the quorum counts a signer outside the alive set")
 
 
 def quorum(count: int, params: SecAggParams) -> None:
-    """More than (n + c) / 2 valid signatures over one alive set."""
+    """Raise QuorumNotMet on fewer valid signatures over one alive set than q > (n + c) / 2."""
     if count < params.quorum:
         raise QuorumNotMet(f"{count} signatures over the alive set: {params.quorum} are needed")
 
@@ -294,6 +330,9 @@ def partition(
     """Return who dropped: stage 1's set minus the alive, computed here; the server's list agrees.
 
     Never both shares of one id: an id in both lists would give the server everything.
+
+    Raises:
+        AliveSetError: The server's list is another.
     """
     own = frozenset(dealt) - frozenset(alive)
     if own != frozenset(dropped) or len(own) != len(dropped):
@@ -302,6 +341,6 @@ def partition(
 
 
 def not_released(released: bool) -> None:
-    """Shares are released once a round, across restarts too."""
+    """Raise AlreadyReleased if shares were released in this round, across restarts too."""
     if released:
         raise AlreadyReleased("the shares of this round were released; there is no second time")

@@ -25,7 +25,7 @@ class Dealing:
         me: The member's id.
         own: Its secrets of the round.
         view: The cohort and its graph.
-        threshold: t.
+        threshold: t, shares that determine a secret.
         shared: Work shared with the other members of a virtual cohort.
 
     Attributes:
@@ -69,7 +69,11 @@ class Dealing:
         """Share both secrets among the neighbours.
 
         Returns:
-            H(b); two commitments for each neighbour; a sealed pair of shares for each.
+            H(b), 32 bytes; two commitments for each neighbour, 64 bytes; a sealed pair of shares
+            for each, 156 bytes.
+
+        Raises:
+            LowOrderPoint: A neighbour's public key is of low order.
         """
         own, me, view = self._own, self._me, self._view
         secret = own.self_seed + own.mask
@@ -101,7 +105,11 @@ class Dealing:
         return seed_hash, together, b"".join(sealed)
 
     def agree(self) -> None:
-        """Agree with every neighbour now: while the others deal, so that no upload waits for it."""
+        """Agree with every neighbour now: while the others deal, so that no upload waits for it.
+
+        Raises:
+            LowOrderPoint: A neighbour's public key is of low order.
+        """
         if self._shared is None:
             for other in self.neighbours:
                 self._mask_secret(other)
@@ -154,7 +162,16 @@ class Dealing:
         return plain
 
     def masks(self, dealt: Dealt) -> tuple[list[bytes], list[bytes]]:
-        """Return the keys of the masks to add and of those to subtract, bound to the transcript."""
+        """Return the keys of the masks to add and of those to subtract, bound to the transcript.
+
+        Added: the member's own, and those that it has with dealers of higher id.
+
+        Returns:
+            Keys of 32 bytes, as `secure_agg.prg.add_masks` takes them.
+
+        Raises:
+            LowOrderPoint: A neighbour's public key is of low order.
+        """
         own, cohort = self._own, self._view.cohort
         plus = [keys.self_mask_key(own.self_seed, dealt.transcript)]
         minus: list[bytes] = []
@@ -206,6 +223,9 @@ def released(
         held: Opened pairs of shares and openings by dealer.
         alive: Of these dealers b's share is released.
         dropped: Of these s's; nobody is in both, which `checks.partition` has made sure of.
+
+    Returns:
+        (dealer, kind, share, opening) by increasing dealer; kind 0 is b's, 1 is s's.
     """
     rows = []
     for dealer in sorted(held):

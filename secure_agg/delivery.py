@@ -37,7 +37,7 @@ class Delivery:
         uploads: Bodies of SHARES messages by dealer, ids increasing; each as `check_upload` wants.
 
     Attributes:
-        rows: What everybody is shown of every dealer.
+        rows: What everybody is shown of every dealer: id, H(b), hash of commitments, signature.
         count: Dealers.
     """
 

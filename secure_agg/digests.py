@@ -1,8 +1,8 @@
-"""Domain-separated SHA-256: every hash in the protocol is made here, and nowhere else.
+"""Domain-separated SHA-256 (FIPS 180-4); PROTOCOL.md, section 3, lists what is hashed.
 
 A digest is ``SHA-256(tag || len(p1) || p1 || len(p2) || p2 ...)``, each length eight bytes little
-endian, so that no two lists of parts give the same input. ``tag`` is the SHA-256 of a name, which
-keeps the uses apart.
+endian, so that no two lists of parts give the same input. ``tag`` is the SHA-256 of the suite and a
+name, which keeps the uses apart. `secure_agg.keys` hashes parts of fixed length behind a tag.
 """
 
 from __future__ import annotations

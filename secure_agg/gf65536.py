@@ -24,7 +24,11 @@ _LOG_ZERO: Final = 2 * _ORDER
 
 @functools.cache
 def log_tables() -> tuple[npt.NDArray[np.int32], Elements]:
-    """Return ``log`` and ``exp``, so that ``a * b == exp[log[a] + log[b]]`` for all a and b."""
+    """Return ``log`` and ``exp``, so that ``a * b == exp[log[a] + log[b]]`` for all a and b.
+
+    Returns:
+        Shapes (65 536,) and (262 141,).
+    """
     powers = np.ones(1, np.uint32)
     step = 2  # the generator x to the power len(powers)
     while len(powers) < _ORDER + 1:
@@ -51,20 +55,20 @@ def _times(values: npt.NDArray[np.uint32], constant: int) -> npt.NDArray[np.uint
 
 
 def multiply(a: npt.ArrayLike, b: npt.ArrayLike) -> Elements:
-    """Return the products, broadcast."""
+    """Return the products of elements of any two shapes, broadcast."""
     log, exp = log_tables()
     return np.asarray(exp[log[np.asarray(a)] + log[np.asarray(b)]])
 
 
 def invert(a: npt.ArrayLike) -> Elements:
-    """Return the inverses of non-zero elements; that of zero is given as zero."""
+    """Return the inverses, in the argument's shape; that of zero is given as zero."""
     log, exp = log_tables()
     values = np.asarray(a)
     return np.where(values == 0, np.uint16(0), exp[_ORDER - log[values] * (values != 0)])
 
 
 def divide(a: npt.ArrayLike, b: npt.ArrayLike) -> Elements:
-    """Return ``a / b``; ``b`` must not be zero."""
+    """Return ``a / b``, broadcast; ``b`` must not be zero."""
     return multiply(a, invert(b))
 
 

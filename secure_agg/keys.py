@@ -58,7 +58,8 @@ _SHARE_TAGS: Final = (tag("share of self-mask seed"), tag("share of mask key"))
 
 
 def derive_key(secret: bytes, purpose: str, *context: bytes) -> bytes:
-    """Return a key; ``info`` is the purpose and the context, which has a fixed length in each."""
+    """Return a key of 32 bytes; ``info`` is the purpose's tag and the context, whose length the
+    purpose fixes."""
     return hkdf(secret, tag(purpose) + b"".join(context))
 
 
@@ -72,6 +73,17 @@ class RoundSecrets:
 
     One seed makes every message of the round a function of what was received: a restarted member
     repeats its messages to the bit instead of drawing anew under a key already used.
+
+    Args:
+        seed: 32 bytes.
+
+    Attributes:
+        cipher: Private X25519 key under which shares are sealed.
+        cipher_public: Its public key, 32 bytes.
+        mask: Private X25519 key s of the pairwise masks, 32 bytes.
+        mask_public: Its public key, 32 bytes.
+        nonce: Of the graph, 32 bytes.
+        self_seed: b, of the member's own mask, 32 bytes.
     """
 
     __slots__ = ("cipher", "cipher_public", "mask", "mask_public", "nonce", "seed", "self_seed")
@@ -87,7 +99,7 @@ class RoundSecrets:
         self.mask_public = public_of(self.mask)
 
     def shares_entropy(self, size: int) -> bytes:
-        """Return the bytes that sharing takes: one stream, asked for once."""
+        """Return the ``size`` bytes that sharing takes: one stream, asked for once."""
         return stream(derive_key(self.seed, "sharing"), size)
 
 
@@ -138,6 +150,9 @@ def pair_key(
         other: The other's.
         context: What else the key is bound to.
         shared: Where both owners live in one process, the key is derived once.
+
+    Raises:
+        LowOrderPoint: As ``agreed`` does.
     """
     pair = own + other if own < other else other + own
 
@@ -148,12 +163,12 @@ def pair_key(
 
 
 def self_mask_key(seed: bytes, transcript: bytes) -> bytes:
-    """Return the mask key of a member's own seed b."""
+    """Return the mask key of a member's own seed b, 32 bytes, bound to the round's transcript."""
     return derive_key(seed, "self mask", transcript)
 
 
 def seed_hash(view: bytes, id_: int, seed: bytes) -> bytes:
-    """Return H(b), which the member signs and the reconstruction is compared to."""
+    """Return H(b), 32 bytes, which the member signs and the reconstruction is compared to."""
     return hashlib.sha256(tag("self-mask seed") + view + id_.to_bytes(4, "little") + seed).digest()
 
 
@@ -173,7 +188,19 @@ def associated_data(context: bytes, sender: int, receiver: int) -> bytes:
 def seal(
     key: bytes, nonce: bytes, plain: bytes, context: bytes, sender: int, receiver: int
 ) -> bytes:
-    """Encrypt with ChaCha20-Poly1305 (RFC 8439); ``nonce || ciphertext || tag``."""
+    """Encrypt with ChaCha20-Poly1305 (RFC 8439).
+
+    Args:
+        key: 32 bytes.
+        nonce: 12 bytes, never twice under one key.
+        plain: Any bytes.
+        context: What it is bound to, beside the ids.
+        sender: Id.
+        receiver: Id.
+
+    Returns:
+        ``nonce || ciphertext || tag``, 28 bytes more than ``plain``.
+    """
     ad = associated_data(context, sender, receiver)
     return nonce + ChaCha20Poly1305(key).encrypt(nonce, plain, ad)
 

@@ -67,7 +67,12 @@ _KINDS: Final = {int(kind): kind for kind in Kind}
 
 
 class Limits:
-    """Least and most bytes of each kind of body in a round, known before a byte is parsed."""
+    """Least and most bytes of each kind of body in a round, known before a byte is parsed.
+
+    Args:
+        params: Of the round.
+        length: Elements of a vector, d.
+    """
 
     __slots__ = ("_bounds",)
 
@@ -108,7 +113,7 @@ class Limits:
 
 
 def frame(kind: Kind, session: bytes, *parts: bytes) -> bytes:
-    """Put a message together."""
+    """Put a message together: header, then the parts of its body; ``session`` is 32 bytes."""
     return b"".join((bytes((VERSION, kind)), session, *parts))
 
 
@@ -143,13 +148,21 @@ def check_frame(message: bytes, kind: Kind, session: bytes, limits: Limits) -> N
 
 
 def unframe(message: bytes, kind: Kind, session: bytes, limits: Limits) -> bytes:
-    """Return the body of a message that `check_frame` accepts."""
+    """Return the body of a message that `check_frame` accepts.
+
+    Raises:
+        MessageError: As there.
+    """
     check_frame(message, kind, session, limits)
     return message[HEADER_SIZE:]
 
 
 def rows(body: bytes, layout: struct.Struct, what: str) -> list[tuple[Any, ...]]:
-    """Split a body into rows that start with an id; ids must not decrease."""
+    """Split a body into rows that start with an id; ids must not decrease.
+
+    Raises:
+        MessageError: They do, or a row is not whole; names ``what``.
+    """
     if len(body) % layout.size:
         raise MessageError(f"{what}: {len(body)} bytes are not a whole number of rows")
     out = list(layout.iter_unpack(body))
@@ -160,13 +173,17 @@ def rows(body: bytes, layout: struct.Struct, what: str) -> list[tuple[Any, ...]]
 
 
 def pack_ids(ids: Iterable[int]) -> bytes:
-    """Encode ids, four bytes each."""
+    """Encode ids, four bytes each, little endian."""
     ids = list(ids)
     return struct.pack(f"<{len(ids)}I", *ids)
 
 
 def unpack_ids(body: bytes | memoryview, what: str) -> list[int]:
-    """Decode what `pack_ids` wrote; ids must increase strictly."""
+    """Decode what `pack_ids` wrote; ids must increase strictly.
+
+    Raises:
+        MessageError: They do not, or an id is not whole; names ``what``.
+    """
     if len(body) % 4:
         raise MessageError(f"{what}: {len(body)} bytes are not a whole number of ids")
     ids = list(struct.unpack(f"<{len(body) // 4}I", body))
@@ -178,7 +195,11 @@ def unpack_ids(body: bytes | memoryview, what: str) -> list[int]:
 def take_count(
     body: bytes | memoryview, at: int, width: int, size: int, what: str
 ) -> tuple[int, int]:
-    """Read a count of ``width`` bytes at ``at``; return it and where its ``size``-byte rows end."""
+    """Read a count of ``width`` bytes at ``at``; return it and where its ``size``-byte rows end.
+
+    Raises:
+        MessageError: The body ends before; names ``what``.
+    """
     start = at + width
     if start > len(body):
         raise MessageError(f"{what}: the message ends inside a count")
@@ -191,7 +212,18 @@ def take_count(
 
 @dataclass(frozen=True, kw_only=True)
 class Begin:
-    """The server's opening: the whole context, to be compared with one's own."""
+    """The server's opening: the whole context, to be compared with one's own.
+
+    Attributes:
+        job: Names the training job, at most 255 bytes.
+        round: The round's number.
+        attempt: Draws of the graph before this one.
+        model_hash: At most 255 bytes.
+        policy: At most 255 bytes.
+        roster_hash: 32 bytes.
+        params: Of the round.
+        length: Elements of a vector, d.
+    """
 
     job: bytes
     round: int
@@ -250,7 +282,13 @@ class Begin:
 
 @dataclass(frozen=True, kw_only=True)
 class Unmask:
-    """The server's last request: who signed, and whom it takes for dropped."""
+    """The server's last request: who signed, and whom it takes for dropped.
+
+    Attributes:
+        signers: Increasing ids.
+        signatures: Theirs over the alive set, 64 bytes each, in the same order.
+        dropped: Increasing ids of those that dealt shares and are not alive.
+    """
 
     signers: list[int]
     signatures: list[bytes]
@@ -270,7 +308,11 @@ class Unmask:
 
     @staticmethod
     def parse(body: bytes) -> Unmask:
-        """Decode strictly."""
+        """Decode strictly.
+
+        Raises:
+            MessageError: On counts that do not fill the body, or ids out of order.
+        """
         _, end = take_count(body, 0, 4, SIGNER_ROW.size, "signers")
         signed = rows(body[4:end], SIGNER_ROW, "signers")
         _, last = take_count(body, end, 4, 4, "dropped")
@@ -287,8 +329,10 @@ class Unmask:
 class Release:
     """A client's last answer: its own seed, and one share of each neighbour.
 
-    ``rows`` holds (dealer, kind, share, opening); kind 0 for the self-mask seed of one that is
-    alive, 1 for the mask key of one that is not.
+    Attributes:
+        own_seed: b, 32 bytes.
+        rows: (dealer, kind, share, opening), share and opening 32 bytes each; kind 0 for the
+            self-mask seed of one that is alive, 1 for the mask key of one that is not.
     """
 
     own_seed: bytes
@@ -301,7 +345,11 @@ class Release:
 
     @staticmethod
     def parse(body: bytes) -> Release:
-        """Decode strictly."""
+        """Decode strictly.
+
+        Raises:
+            MessageError: On a count that does not fill the body, or dealers out of order.
+        """
         _, end = take_count(body, 32, 2, RELEASE_ROW.size, "released shares")
         if end != len(body):
             raise MessageError("a RELEASE message with bytes left over")

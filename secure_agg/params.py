@@ -35,6 +35,9 @@ class SecAggParams:
     ``derive`` is the way to get one. The constructor takes raw values for benchmarks; it refuses
     only what cannot work, and `secrecy_bits` says what raw values are worth.
 
+    Raises:
+        ParameterError: A value is no integer, or outside its range.
+
     Attributes:
         n: Members invited. Slots of the graph: who never answers keeps an empty one.
         degree: Neighbours of each slot, k; even, or n - 1 for the complete graph.

@@ -84,8 +84,8 @@ class Participant:
         threads: For mask expansion.
 
     Raises:
-        ParameterError: On values that cannot work.
-        RosterError: When the roster holds another key, or none, for this member.
+        RosterError: When the roster holds no key for this member.
+        OwnKeyChanged: When it holds another.
         StateError: When the store's content cannot be read.
     """
 
@@ -144,8 +144,7 @@ class Participant:
             vector: Shape (length,), unsigned integers below 2^modulus_bits; it is copied.
 
         Raises:
-            InputError: On anything else.
-            InputError: After an input was uploaded, too.
+            InputError: On anything else, and after an input was uploaded.
         """
         if self._now.stage.value >= _Stage.MASKED.value:
             raise InputError("an input was uploaded in this round already; there is one a round")

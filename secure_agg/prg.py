@@ -27,7 +27,7 @@ def _context(key: bytes) -> CipherContext:
 
 
 def stream(key: bytes, size: int) -> bytes:
-    """Return the first ``size`` bytes of the key's stream."""
+    """Return the first ``size`` bytes of a 32 byte key's stream."""
     return _context(key).update(bytes(size))
 
 
@@ -39,7 +39,7 @@ def add_masks(
     The sum wraps modulo the width of ``total``'s type; `Ring.reduce` finishes a narrower ring.
 
     Args:
-        total: Contiguous vector of the ring's type, changed in place.
+        total: Contiguous vector of the ring's type, shape (length,), changed in place.
         plus: 32 byte keys.
         minus: 32 byte keys.
         threads: AES releases the interpreter lock, so that keys spread over threads; each

@@ -13,8 +13,15 @@ __all__ = ["verify"]
 def verify(roster: Roster, unmask: Unmask, asked: bytes, shared: Shared | None = None) -> None:
     """Check every signature of a quorum over the digest of one alive set.
 
+    Args:
+        roster: The pinned list of members.
+        unmask: Who signed, and their signatures.
+        asked: The alive set's digest, 32 bytes.
+        shared: Work shared with a virtual cohort in this process.
+
     Raises:
-        SignatureMismatch: When one does not verify.
+        RosterError: When a signer is not in the roster.
+        SignatureMismatch: When a signature does not verify.
     """
 
     def every() -> bool:

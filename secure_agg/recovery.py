@@ -35,12 +35,15 @@ class Recovery:
 
     Args:
         dealt: Stage 1's set.
-        commitments: Each dealer's signed commitments.
+        commitments: Each dealer's signed commitments, 64 bytes for each of its neighbours.
         complaints: For each holder, the dealers whose shares did not reach it.
         alive: Those whose inputs are in the sum.
         threshold: t.
         verify: Raises `SignatureMismatch` when a dealer's row is not signed by it. Called before a
             dealer's shares are combined, so that whoever may be blamed for them signed them.
+
+    Attributes:
+        blamed: Why, for each dealer caught cheating while secrets were recovered.
     """
 
     def __init__(
@@ -96,7 +99,7 @@ class Recovery:
         self._seeds[holder] = release.own_seed
 
     def recover(self) -> tuple[dict[int, bytes], dict[int, bytes]]:
-        """Return the self-mask seeds of the alive and the mask keys of the dropped.
+        """Return the self-mask seeds of the alive and the mask keys of the dropped, 32 bytes each.
 
         Raises:
             ThresholdNotMet: Too few shares of somebody were released.

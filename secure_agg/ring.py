@@ -26,6 +26,18 @@ _BLOCK: Final = 1 << 16  # elements packed at a time; a multiple of 8
 class Ring:
     """The integers modulo 2^bits.
 
+    Args:
+        bits: 1 to 64.
+
+    Raises:
+        ParameterError: On other bits.
+
+    Attributes:
+        bits: b.
+        width: Bits of the type that holds an element: 8, 16, 32 or 64.
+        dtype: That type, little endian.
+        mask: 2^bits - 1.
+
     >>> ring = Ring(20)
     >>> ring.unpack(ring.pack(np.array([1, 2**20 - 1, 7], np.uint32)), 3)
     array([      1, 1048575,       7], dtype=uint32)
@@ -42,11 +54,11 @@ class Ring:
         self.mask = (1 << bits) - 1
 
     def zeros(self, length: int) -> Vector:
-        """Return the zero vector of ``length`` elements."""
+        """Return the zero vector, shape (length,)."""
         return np.zeros(length, self.dtype)
 
     def reduce(self, vector: Vector) -> None:
-        """Reduce modulo 2^bits in place."""
+        """Reduce a vector of the ring's own type modulo 2^bits, in place."""
         if self.bits != self.width:
             np.bitwise_and(vector, self.dtype.type(self.mask), out=vector)
 
@@ -73,7 +85,7 @@ class Ring:
         return (length * self.bits + 7) // 8
 
     def pack(self, vector: Vector) -> bytes:
-        """Encode a reduced vector."""
+        """Encode a reduced vector of shape (length,): `packed_size` bytes."""
         if self.bits == self.width:
             return vector.tobytes()
         parts = []
@@ -84,7 +96,7 @@ class Ring:
         return b"".join(parts)
 
     def unpack(self, data: bytes | memoryview, length: int) -> Vector:
-        """Decode ``length`` elements; read-only for the native widths.
+        """Decode a vector of shape (length,), read-only for the native widths.
 
         Raises:
             MessageError: On a wrong size or padding that is not zero.
@@ -119,5 +131,9 @@ class Ring:
 
 @functools.cache
 def ring(bits: int) -> Ring:
-    """Return the ring of this width; one object each."""
+    """Return the ring of so many bits; one object each.
+
+    Raises:
+        ParameterError: As `Ring` does.
+    """
     return Ring(bits)

@@ -22,7 +22,16 @@ _MAX_ID = 2**32 - 1
 
 
 class Identity:
-    """A member's long-term signing key.
+    """A member's long-term signing key (Ed25519, RFC 8032).
+
+    Args:
+        private_bytes: 32 bytes.
+
+    Raises:
+        ParameterError: On another length.
+
+    Attributes:
+        public_bytes: The public key, 32 bytes.
 
     >>> identity = Identity.generate()
     >>> len(identity.public_bytes)
@@ -39,7 +48,7 @@ class Identity:
 
     @classmethod
     def generate(cls, entropy: Entropy = os.urandom) -> Identity:
-        """Draw a new identity."""
+        """Draw a new identity; ``entropy`` is asked once, for 32 bytes."""
         return cls(entropy(32))
 
     def private_bytes(self) -> bytes:
@@ -68,7 +77,11 @@ class Roster(Mapping[int, bytes]):
             refuses parameters that tolerate fewer than ``min(corrupt, n - 1)``. Without it, the
             assumption is on each cohort as it is drawn: at most ``params.colluders`` of it.
 
+    Raises:
+        ParameterError: On an id, a key or a bound out of range, or a key that two members share.
+
     Attributes:
+        corrupt: As given.
         hash: 32 bytes that pin the whole list; computed once.
     """
 

@@ -1,5 +1,7 @@
 """Shamir's sharing over GF(2^16), all secrets of a dealer at once.
 
+Shamir, "How to Share a Secret" (Communications of the ACM, 1979).
+
 A secret of 2s bytes is s field elements (little endian), each the constant term of a polynomial of
 degree t - 1. The holder in place i, from 0, gets the values at the point i + 1.
 
@@ -88,6 +90,7 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
     or a public key.
 
     Raises:
+        ParameterError: On a threshold below one.
         ThresholdNotMet: On fewer shares than the threshold.
         ShareError: On a place outside the field or shares of different or odd lengths.
     """
@@ -117,6 +120,7 @@ def decode(shares: Mapping[int, bytes], threshold: int) -> tuple[bytes, frozense
         The secret and the places whose shares are wrong.
 
     Raises:
+        ParameterError: On a threshold below one.
         ThresholdNotMet: On fewer shares than the threshold.
         ShareError: When no polynomial of degree t - 1 is that near, or malformed shares.
     """

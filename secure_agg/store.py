@@ -23,14 +23,26 @@ class Store(Protocol):
     """One durable blob."""
 
     def load(self) -> bytes | None:
-        """Return the blob, or None before the first `save`."""
+        """Return the blob, or None before the first `save`.
+
+        Raises:
+            StateError: It cannot be read.
+        """
 
     def save(self, data: bytes) -> None:
-        """Replace the blob; it is durable, wholly or not at all, when this returns."""
+        """Replace the blob; it is durable, wholly or not at all, when this returns.
+
+        Raises:
+            StateError: It cannot be written.
+        """
 
 
 class MemoryStore:
-    """A store for tests and for hosts with their own database."""
+    """A store for tests and for hosts with their own database.
+
+    Attributes:
+        data: The blob, or None.
+    """
 
     def __init__(self, data: bytes | None = None) -> None:
         self.data = data
@@ -51,7 +63,11 @@ class FileStore:
         self.path = Path(path)
 
     def load(self) -> bytes | None:
-        """Return the file's content, or None where there is no file."""
+        """Return the file's content, or None where there is no file.
+
+        Raises:
+            StateError: It is there and cannot be read.
+        """
         try:
             return self.path.read_bytes()
         except FileNotFoundError:
@@ -60,7 +76,11 @@ class FileStore:
             raise StateError(f"{self.path}: cannot be read: {error.strerror}") from error
 
     def save(self, data: bytes) -> None:
-        """Write, flush, rename, flush the folder."""
+        """Write, flush, rename, flush the folder.
+
+        Raises:
+            StateError: One of these failed; the file holds the blob before, or this one.
+        """
         fresh = self.path.with_name(self.path.name + ".new")
         try:
             handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -79,7 +99,7 @@ class FileStore:
 
 
 def pack_fields(magic: bytes, fields: Sequence[bytes]) -> bytes:
-    """Join fields with their lengths, under a name and a checksum."""
+    """Join fields with their lengths, under a name and a SHA-256 checksum."""
     parts = [magic, len(fields).to_bytes(4, "little")]
     for field in fields:
         parts += (len(field).to_bytes(8, "little"), field)

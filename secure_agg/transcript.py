@@ -39,6 +39,9 @@ class RoundContext:
         model_hash: Of what the participants compute their inputs from, so that a server that gives
             them different models gets garbage.
         policy: Anything else they must agree upon (a clipping norm's encoding, say), opaque here.
+
+    Raises:
+        ParameterError: On a name of more than 255 bytes, or a round outside 0 to 2^64 - 1.
     """
 
     job: bytes
@@ -84,27 +87,58 @@ def session_hash(begin: Begin) -> bytes:
 
 
 def advert_digest(session: bytes, member: int, fields: bytes) -> bytes:
-    """Return what a member signs at stage 0; ``fields`` are its two keys and its commitment."""
+    """Return what a member signs at stage 0, 32 bytes.
+
+    Args:
+        session: 32 bytes.
+        member: Id.
+        fields: Its two public keys and its commitment, 96 bytes.
+    """
     return digest("advert", session, member.to_bytes(4, "little"), fields)
 
 
 def nonce_commitment(session: bytes, member: int, nonce: bytes) -> bytes:
-    """Return the commitment to a graph nonce."""
+    """Return the commitment to a graph nonce of 32 bytes, 32 bytes."""
     return digest("graph nonce", session, member.to_bytes(4, "little"), nonce)
 
 
 def dealt_digest(view: bytes, member: int, seed_hash: bytes, commitments_hash: bytes) -> bytes:
-    """Return what a member signs at stage 1."""
+    """Return what a member signs at stage 1, 32 bytes: H(b) and the SHA-256 of its commitments."""
     return digest("dealt", view, member.to_bytes(4, "little"), seed_hash, commitments_hash)
 
 
 def alive_digest(transcript: bytes, alive: list[int]) -> bytes:
-    """Return what a member signs at stage 3: the transcript so far and one alive set."""
+    """Return what a member signs at stage 3, 32 bytes: the transcript and one alive set."""
     return digest("alive", transcript, pack_ids(alive))
 
 
 class Cohort:
-    """The adverts of stage 0, every one signed by a member of the roster for this session."""
+    """The adverts of stage 0, every one signed by a member of the roster for this session.
+
+    Args:
+        roster: The pinned list of members.
+        params: Of the round.
+        session: 32 bytes.
+        body: Of the COHORT message.
+        shared: Work shared with a virtual cohort in this process.
+
+    Raises:
+        MessageError: On a wrong form.
+        ThresholdNotMet: Fewer than ``min_alive`` advertised.
+        AliveSetError: More than n did.
+        DuplicateMember: An id or a public key occurs twice.
+        RosterError: A member is not in the roster.
+        SignatureMismatch: A signature does not verify.
+
+    Attributes:
+        body: As given.
+        session: As given.
+        ids: Increasing ids; what follows is in their order.
+        ciphers: X25519 public keys under which shares are sealed, 32 bytes each.
+        masks: X25519 public keys of the masks, 32 bytes each.
+        commitments: To the graph nonces, 32 bytes each.
+        index: Place of each id in these lists.
+    """
 
     __slots__ = ("body", "ciphers", "commitments", "ids", "index", "masks", "session")
 
@@ -129,7 +163,7 @@ class Cohort:
         self.index = {id_: i for i, id_ in enumerate(self.ids)}
 
     def fields(self, index: int) -> bytes:
-        """Return a member's two keys and its commitment."""
+        """Return a member's two public keys and its commitment, 96 bytes."""
         return b"".join((self.ciphers[index], self.masks[index], self.commitments[index]))
 
     @staticmethod
@@ -144,7 +178,23 @@ class Cohort:
 
 
 class View:
-    """The cohort and its graph, after all nonces are revealed."""
+    """The cohort and its graph, after all nonces are revealed.
+
+    Args:
+        cohort: Of the round.
+        params: Of the round.
+        nonces: 32 bytes for each member, by increasing id.
+
+    Raises:
+        NonceWithheld: There are fewer or more.
+        NonceMismatch: One differs from its commitment.
+
+    Attributes:
+        cohort: As given.
+        nonces: As given.
+        hash: 32 bytes that pin session, cohort and nonces.
+        graph: Over the members' places in ``cohort.ids``.
+    """
 
     __slots__ = ("cohort", "graph", "hash", "nonces")
 
@@ -172,7 +222,7 @@ class View:
         return shared.get(key, lambda: View(cohort, params, nonces))
 
     def neighbour_ids(self, index: int) -> list[int]:
-        """Return the increasing ids of a member's neighbours."""
+        """Return the increasing ids of the neighbours of the member in place ``index``."""
         ids = self.cohort.ids
         return [ids[j] for j in self.graph.neighbours[index]]
 
@@ -180,7 +230,20 @@ class View:
 class Dealt:
     """Stage 1's set: who dealt shares, with everybody's signed H(b) and commitments.
 
+    Args:
+        view: The cohort and its graph.
+        params: Of the round.
+        body: Rows of the DELIVERY message, one for each dealer.
+
+    Raises:
+        MessageError: On a wrong form, or a dealer outside the cohort.
+        ThresholdNotMet: Fewer than ``min_alive`` dealt.
+        AliveSetError: More than n did.
+        DuplicateMember: An id occurs twice.
+
     Attributes:
+        view: As given.
+        body: As given.
         ids: Increasing ids of those who dealt.
         transcript: Hash of everything so far; mask keys and the stage-3 signature contain it.
     """
@@ -211,7 +274,7 @@ class Dealt:
         return id_ in self._rows
 
     def row(self, id_: int) -> tuple[bytes, bytes, bytes]:
-        """Return a dealer's H(b), hash of commitments, and signature."""
+        """Return a dealer's H(b), hash of commitments, and signature: 32, 32 and 64 bytes."""
         return self._rows[id_]
 
     def context(self, id_: int, commitments: bytes) -> bytes:
@@ -236,6 +299,12 @@ class Dealt:
 
 
 def commitment_at(commitments: bytes, place: int, kind: int) -> bytes:
-    """Return the commitment to the share of ``kind`` for the holder in ``place``."""
+    """Return the commitment to one share, 32 bytes.
+
+    Args:
+        commitments: All of a dealer, 64 bytes for each neighbour.
+        place: The holder's, among the dealer's neighbours.
+        kind: 0 for b's share, 1 for s's.
+    """
     at = place * COMMITMENTS_SIZE + 32 * kind
     return commitments[at : at + 32]

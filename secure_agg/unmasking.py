@@ -29,6 +29,9 @@ def masks_left(
         seeds: Self-mask seeds b of the alive.
         mask_keys: Mask keys s of those that dropped after they dealt.
         shared: Work shared with a virtual cohort in this process.
+
+    Returns:
+        Keys of 32 bytes, as `secure_agg.prg.add_masks` takes them.
     """
     plus: list[bytes] = []
     minus = [keys.self_mask_key(seed, dealt.transcript) for seed in seeds.values()]
