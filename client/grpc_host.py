@@ -159,20 +159,25 @@ class ConnectionHost:
         try:
             for frame in stream:
                 whole = assembler.add(frame)
-                if whole is None:
-                    continue
-                message = fleet_pb2.Down.FromString(whole)
-                if message.WhichOneof("content") == "welcome":
-                    self._backoff.reset()
-                    _log.info("connected to %s", self._session.credentials.coordinator)
-                reply = self._session.handle(message)
-                self._status("connected")
-                if reply is not None:
-                    outgoing.put(reply.SerializeToString())
+                del frame
+                if whole is not None:
+                    message = fleet_pb2.Down.FromString(whole)
+                    del whole
+                    self._take(message, outgoing)
+                    del message  # a model, maybe, and there may be nothing to hear for long
         finally:
             self._stream = None
             outgoing.put(None)
             stream.cancel()
+
+    def _take(self, message: fleet_pb2.Down, outgoing: queue.SimpleQueue[bytes | None]) -> None:
+        if message.WhichOneof("content") == "welcome":
+            self._backoff.reset()
+            _log.info("connected to %s", self._session.credentials.coordinator)
+        reply = self._session.handle(message)
+        self._status("connected")
+        if reply is not None:
+            outgoing.put(reply.SerializeToString())
 
     def _status(self, connection: str) -> None:
         """Write what ``fedsys agent status`` reads, where it changed."""
@@ -201,4 +206,5 @@ def _frames(outgoing: queue.SimpleQueue[bytes | None]) -> Iterator[bytes]:
         if message is None:
             return
         yield from split(parcel, message)
+        del message  # an upload, maybe, and there may be nothing to say for long
         parcel += 1

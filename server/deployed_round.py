@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fedsys.errors import ProtocolError
@@ -91,7 +91,8 @@ class DeployedRound:
         self._step = 0
         self._closes = 0.0
         self._model: bytes = b""
-        self._messages: Mapping[int, bytes] = {}
+        self._messages: dict[int, bytes] = {}
+        """Of the current stage, to those who may still have to be told again."""
 
     async def run(self) -> None:
         """Until the sum exists; `secure.result` then has it.
@@ -109,11 +110,14 @@ class DeployedRound:
             stage, started = self._secure.stage, time.monotonic()
             self._entered(stage)
             self._closes = started + self._deadlines.of(stage)
-            for client in self._messages:
+            for client in list(self._messages):
                 if client in self._willing:
                     self._tell(client, invite=stage == "advertise")
+                else:
+                    del self._messages[client]
             await self._collect()
             self.report.seconds[stage] = round(time.monotonic() - started, 6)
+            self._messages.clear()
             self._messages = await asyncio.to_thread(self._secure.close_stage)
             self._step += 1
         await self._drain()
@@ -205,8 +209,7 @@ class DeployedRound:
             refusal = content.refusal
             if refusal.job == job and refusal.round == number:
                 _log.info("round %d: client %d declines: %s", number, client, refusal.reason)
-                self.report.refusals[client] = refusal.reason
-                self._willing.discard(client)
+                self._exclude(client, refusal.reason)
                 return
         if not content.HasField("answer"):
             self._elsewhere(said)
@@ -221,5 +224,12 @@ class DeployedRound:
             return
         except (SecureAggError, ProtocolError) as error:
             _log.warning("round %d: client %d: %s", number, client, error)
-            self.report.refusals[client] = f"sent something wrong: {error}"
-            self._willing.discard(client)
+            self._exclude(client, f"sent something wrong: {error}")
+        else:
+            self._messages.pop(client, None)
+
+    def _exclude(self, client: int, why: str) -> None:
+        """Go on without a client."""
+        self.report.refusals[client] = why
+        self._willing.discard(client)
+        self._messages.pop(client, None)

@@ -1,15 +1,23 @@
-"""A device's connection ends when it is told to, at any moment."""
+"""A device's connection ends when it is told to, at any moment, and holds nothing that is done."""
 
 from __future__ import annotations
 
 import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from client.grpc_host import Backoff, ConnectionHost
 from client.identity import Credentials
 from client.policy import Policy
 from client.session import Session
 from fedsys.wire import fleet_pb2
+from fedsys.wire.frames import split
 from simulations.testbed.crowd import Still
 from tests.e2e.deployment import running_port
 
@@ -55,3 +63,97 @@ def test_told_to_stop_while_it_is_connected_it_hangs_up(tmp_path: Path) -> None:
         host.stop()
         thread.join(PATIENCE)
         assert not thread.is_alive()
+
+
+BIG = 8 << 20
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        tracemalloc.stop()
+
+
+class Wire:
+    """A channel whose other end sends one big message, then has the host stopped.
+
+    Attributes:
+        held: bytes that this process holds more than before the big message, once it was handled
+            and its answer was taken.
+    """
+
+    def __init__(self, frames: list[bytes]) -> None:
+        self.held: int | None = None
+        self._frames = iter(frames)
+        self._taken = threading.Semaphore(0)
+        self._before = 0
+
+    def stream_stream(self, _path: str, *, response_deserializer: Any) -> Any:
+        self._read = response_deserializer
+        return self._open
+
+    def _open(self, requests: Iterator[bytes]) -> Wire:
+        next(requests)  # the greeting
+        threading.Thread(target=self._drain, args=(requests,), daemon=True).start()
+        self._before = tracemalloc.get_traced_memory()[0]
+        return self
+
+    def _drain(self, requests: Iterator[bytes]) -> None:
+        for frame in requests:
+            last = fleet_pb2.Frame.FromString(frame)
+            if last.offset + len(last.data) == last.size:
+                self._taken.release()
+            del frame, last
+
+    def __iter__(self) -> Wire:
+        return self
+
+    def __next__(self) -> fleet_pb2.Frame:
+        for frame in self._frames:
+            return self._read(frame)  # type: ignore[no-any-return]
+        assert self._taken.acquire(timeout=PATIENCE), "there was no answer"
+        until = time.monotonic() + 20
+        while self._more() > BIG // 2 and time.monotonic() < until:
+            time.sleep(0.01)  # whoever took the answer is about to wait for the next
+        self.held = self._more()
+        raise StopIteration
+
+    def _more(self) -> int:
+        return tracemalloc.get_traced_memory()[0] - self._before
+
+    def cancel(self) -> None:
+        """Nobody is there."""
+
+
+@pytest.mark.parametrize("size", ["big question", "big answer"])
+def test_nothing_that_was_handled_is_held_while_nothing_is_said(
+    size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that waits for its next round keeps neither the last model nor its upload."""
+    asked = BIG if size == "big question" else 1
+    down = fleet_pb2.Down(model=fleet_pb2.Model(weights=bytes(asked))).SerializeToString()
+    wire = Wire(list(split(0, down)))
+    with running_port(tmp_path / "coordinator") as port:
+        session = session_of(port.enroll("ward", tmp_path / "agent"))
+
+    class Answering(Session):
+        def handle(self, message: fleet_pb2.Down) -> fleet_pb2.Up | None:
+            answer = fleet_pb2.Answer(message=bytes(BIG + 1 - len(message.model.weights)))
+            return fleet_pb2.Up(answer=answer)
+
+    session.__class__ = Answering
+    host = ConnectionHost(session, backoff=Backoff(first=0.01, most=0.01))
+
+    @contextmanager
+    def channel(_address: str, **_keys: bytes) -> Iterator[Wire]:
+        yield wire
+        host.stop()
+
+    monkeypatch.setattr("client.grpc_host.open_channel", channel)
+    with traced():
+        host.run()
+    assert wire.held is not None
+    assert wire.held < BIG // 2

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,3 +106,92 @@ def test_whoever_sends_what_is_asked_is_in_the_sum(tmp_path: Path) -> None:
     assert secure.result.included == (0, 1, 2)
     assert not round_.report.refusals
     assert secure.result.total.dtype == np.uint32
+
+
+BIG = 1 << 20
+CROWD = 12
+
+
+class Dealer:
+    """The protocol's side of one stage whose messages are large.
+
+    Attributes:
+        held: bytes that this process holds more than before the stage, when the first answer is
+            taken, when the last is, and when the stage is closed.
+    """
+
+    stage = "masked_input"
+
+    def __init__(self, refusing: frozenset[int]) -> None:
+        self.waiting = frozenset(range(CROWD))
+        self.held: list[int] = []
+        self._refusing = refusing
+        self._before = 0
+
+    def begin(self) -> dict[int, bytes]:
+        self._before = tracemalloc.get_traced_memory()[0]
+        return {client: bytes(BIG) for client in range(CROWD)}
+
+    def receive(self, client: int, _message: bytes) -> None:
+        self.waiting -= {client}
+        if len(self.waiting) in (CROWD - 1, len(self._refusing)):
+            self._note()
+
+    def close_stage(self) -> dict[int, bytes]:
+        self._note()
+        return {}
+
+    def _note(self) -> None:
+        self.held.append(tracemalloc.get_traced_memory()[0] - self._before)
+
+
+def test_a_message_is_let_go_of_when_it_was_answered(tmp_path: Path) -> None:
+    """Until then it may have to be sent again; while many train, that is most of the memory."""
+    devices = Devices(tmp_path)
+    open_ = OpenRound(
+        number=1,
+        cohort=tuple(range(CROWD)),
+        assignment=Conversation(devices.terms(), devices.roster).assignment,
+    )
+    refusing, absent = frozenset({1}), 2
+    dealer: Any = Dealer(refusing | {absent})
+    fleet, job = Fleet(), open_.assignment.job
+
+    def says(node: int) -> fleet_pb2.Up:
+        if node in refusing:
+            return fleet_pb2.Up(refusal=fleet_pb2.Refusal(job=job, round=1))
+        return fleet_pb2.Up(answer=fleet_pb2.Answer(job=job, round=1, message=b"answer"))
+
+    async def take(link: Link) -> None:
+        assert len(await link.outgoing.get() or b"") > BIG
+
+    async def scenario() -> None:
+        round_ = DeployedRound(
+            open=open_,
+            secure=dealer,
+            members=tuple(range(CROWD)),
+            consenting=frozenset(range(CROWD)) - {absent},
+            fleet=fleet,
+            deadlines=Deadlines(stage=60.0, training=60.0, reconnect=60.0),
+            elsewhere=lambda event: None,
+            entered=lambda stage: None,
+        )
+        links = [Link(node=node) for node in range(CROWD)]
+        fleet.links.update({link.node: link for link in links})
+        running = asyncio.create_task(round_.run())
+        for link in links:
+            if link.node != absent:
+                await take(link)
+        for node in sorted(set(range(CROWD)) - {absent}, key=lambda node: node not in refusing):
+            fleet.events.put_nowait(Said(node, says(node)))
+        await running
+
+    tracemalloc.start()
+    try:
+        asyncio.run(asyncio.wait_for(scenario(), 120))
+    finally:
+        tracemalloc.stop()
+    first, last, closed = (round(bytes_ / BIG) for bytes_ in dealer.held)
+    assert first == CROWD - 2, "of those who neither refused nor never agreed"
+    assert last == 1
+    assert closed == 0
