@@ -57,7 +57,11 @@ class MemoryStore:
 
 
 class FileStore:
-    """One file, mode 0600, replaced atomically and flushed to the disk with its folder."""
+    """One file, mode 0600, replaced atomically and flushed to the disk with its folder.
+
+    Args:
+        path: Of the file, in a folder that is there; ``.new`` beside it is overwritten.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)

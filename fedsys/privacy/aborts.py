@@ -40,7 +40,13 @@ _CHOSEN_SHARE = 0.01
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AbortBounds:
-    """A cohort's bounds and what crossing them costs over the job."""
+    """A cohort's bounds and what crossing them costs over the job.
+
+    Attributes:
+        cap: n_cap, largest cohort that is not aborted.
+        min_survivors: m, fewest survivors that are released.
+        delta_abort: probability, over all rounds, that an abort depends on one client.
+    """
 
     cap: int
     min_survivors: int
@@ -88,6 +94,9 @@ def abort_delta(
         dropout: the assumed probability that a sampled client drops out; stated in the ledger.
         sampling: a cohort of constant size cannot exceed a cap.
         groups: cyclic groups that take turns, each sampled at ``groups`` times the rate.
+
+    Raises:
+        MechanismError: ``rounds`` or ``dropout`` is out of range.
     """
     validation.integer("rounds", rounds)
     validation.fraction("dropout", dropout, zero=True)
@@ -137,7 +146,8 @@ def choose_cap_and_min_survivors(
         groups: cyclic groups that take turns.
 
     Raises:
-        MechanismError: no m >= 1 (above c, for the server guarantee) keeps aborts that rare.
+        MechanismError: no m >= 1 (above c, for the server guarantee) keeps aborts that rare, or a
+            value is out of range.
     """
     validation.integer("population", population)
     validation.integer("rounds", rounds)

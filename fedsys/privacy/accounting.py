@@ -26,7 +26,18 @@ __all__ = ["ViewAccountant"]
 
 
 class ViewAccountant:
-    """Charges the rounds of one job and answers what they cost, in each view."""
+    """Charges the rounds of one job and answers what they cost, in each view.
+
+    Args:
+        plan: of the job.
+
+    Attributes:
+        plan: as given.
+        rounds: charged so far.
+        outsider: the loss in that view.
+        participant: likewise.
+        server: likewise.
+    """
 
     def __init__(self, plan: PrivacyPlan) -> None:
         self.plan = plan
@@ -51,7 +62,9 @@ class ViewAccountant:
                 of the fewest survivors.
 
         Raises:
-            MechanismError: the event is not of this plan, or an id is not in the population.
+            MechanismError: the plan's accountant cannot interpret the event, an id is not in the
+                population, or a survivor was not sampled. Whether the event is one of the plan's
+                is for `PrivacyPlan.covers` to say.
         """
         cohort = self._ids("sampled", sampled)
         summed = self._ids("survivors", survivors)
@@ -97,7 +110,11 @@ class ViewAccountant:
         return self.participant.epsilon() if view == "participant" else self.server.epsilon()
 
     def after_next(self, event: Event) -> Epsilons:
-        """Epsilon by view at worst, once a further round of this cost is charged."""
+        """Epsilon by view at worst, once a further round of this cost is charged.
+
+        Raises:
+            MechanismError: no accountant of this plan interprets the event.
+        """
         return Epsilons(
             outsider=self.outsider.epsilon(event),
             participant=self.participant.epsilon(event),

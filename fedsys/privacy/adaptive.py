@@ -40,6 +40,10 @@ def default_bit_fraction(noise_multiplier: float, expected_cohort: float) -> flo
     """w / C for which the noise on a round's fraction deviates by 0.05, at most a half.
 
     A bit's mean has noise z C / n against a range of 2 w.
+
+    Args:
+        noise_multiplier: z.
+        expected_cohort: n = q N.
     """
     return min(0.5, 10 * noise_multiplier / expected_cohort)
 
@@ -57,6 +61,10 @@ class AdaptiveClipping:
         survival: expected fraction of a cohort that reaches the sum; an assumption, since the
             realised one is secret.
         bit_fraction: w / C, kept when the norms move.
+
+    Raises:
+        MechanismError: a value is out of range, there is not one norm a layer, or the bits leave no
+            room for the update.
     """
 
     layers: tuple[int, ...]
@@ -103,7 +111,19 @@ class AdaptiveClipping:
         bit_fraction: float = 0.1,
         survival: float = 1.0,
     ) -> AdaptiveClipping:
-        """First norms: ``clip`` in all, spread over the layers by the square root of their size."""
+        """First norms: ``clip`` in all, spread over the layers by the square root of their size.
+
+        Args:
+            layers: number of coordinates of each group.
+            clip: C, of the extended vector.
+            quantile: fraction of updates that should stay below their norm.
+            learning_rate: eta.
+            bit_fraction: w / C.
+            survival: expected fraction of a cohort that reaches the sum.
+
+        Raises:
+            MechanismError: as the constructor.
+        """
         validation.positive("clip", clip)
         validation.fraction("bit_fraction", bit_fraction)
         body = clip * math.sqrt(max(1 - len(layers) * bit_fraction**2, 0.0))
@@ -144,6 +164,9 @@ class AdaptiveClipping:
         """Clips each layer of K updates (K, d) and appends their bits: (K, d + G) float64.
 
         A row with a NaN or an infinity stays one, so that the mechanism encodes it as zeros.
+
+        Raises:
+            MechanismError: the array is not (K, d) of float32 or float64.
         """
         check_updates(updates, self.dimension)
         extended = np.empty((len(updates), self.length), dtype=np.float64)
@@ -161,6 +184,9 @@ class AdaptiveClipping:
         """A decoded mean (d + G,) as the mean update (d,) and each layer's noisy fraction (G,).
 
         The mean's denominator is q N; the fraction's is the expected number of survivors.
+
+        Raises:
+            MechanismError: the mean has another shape.
         """
         if mean.shape != (self.length,):
             raise MechanismError(f"the mean must have shape ({self.length},), got {mean.shape}")
@@ -168,7 +194,14 @@ class AdaptiveClipping:
         return mean[: self.dimension], bits + 0.5
 
     def updated(self, fractions: NDArray[np.float64]) -> AdaptiveClipping:
-        """The next round's norms: C_g *= exp(-eta (fraction_g - quantile)); w keeps its share."""
+        """The next round's norms: C_g *= exp(-eta (fraction_g - quantile)); w keeps its share.
+
+        Args:
+            fractions: (G,) as `split` gives them; taken as 0 below 0 and as 1 above 1.
+
+        Raises:
+            MechanismError: they are not G finite numbers.
+        """
         if fractions.shape != (len(self.layers),) or not np.isfinite(fractions).all():
             raise MechanismError(f"expected {len(self.layers)} finite fractions, got {fractions!r}")
         steps = self.learning_rate * (np.clip(fractions, 0.0, 1.0) - self.quantile)

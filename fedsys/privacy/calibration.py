@@ -28,7 +28,10 @@ _RELATIVE = 1e-6
 
 
 def planned_outsider(plan: PrivacyPlan) -> float:
-    """The outsider's epsilon once all T rounds are done, by the reported accountant."""
+    """The outsider's epsilon once all T rounds are done, by the reported accountant.
+
+    Infinite where nothing is protected.
+    """
     event, turns = plan.event(), plan.turns(plan.rounds)
     return reported_outsider(event, turns, plan.delta_released)
 
@@ -39,7 +42,10 @@ def _rdp_outsider(plan: PrivacyPlan) -> float:
 
 
 def guaranteed_epsilon(plan: PrivacyPlan) -> float:
-    """Epsilon of the guaranteed view once the job is done, at its worst case."""
+    """Epsilon of the guaranteed view once the job is done, at its worst case.
+
+    Infinite where nothing is protected.
+    """
     if plan.guarantee == "outsider":
         return planned_outsider(plan)
     times = min(plan.rounds, plan.max_participations or plan.rounds)
@@ -51,6 +57,8 @@ def bisect_noise(
     epsilon_at: Callable[[float], float], target: float, *, start: float | None = None
 ) -> float:
     """The smallest noise multiplier with ``epsilon_at(z) <= target``, to six digits, never below.
+
+    Brent's method on log z (Brent, "Algorithms for Minimization without Derivatives", 1973).
 
     Args:
         epsilon_at: falls with the multiplier.

@@ -70,6 +70,9 @@ def ledger_header(plan: PrivacyPlan, **facts: Any) -> dict[str, Any]:
         **facts: what the caller knows beside them: trust (authority of the roster, quorum, c,
             gamma), hashes of code, config and initial model, tuning runs before this one, how N is
             known, the protocol.
+
+    Returns:
+        A JSON object; `plan_of` reads the plan back.
     """
     neighbours = dict(_NEIGHBOURS)
     if plan.sampling == "fixed" and plan.participation == 1:
@@ -192,7 +195,8 @@ def charge_rounds(
             as unknown (only the outsider's epsilon then means anything).
 
     Raises:
-        LedgerError: a reserve holds an event that the plan does not cover.
+        LedgerError: a reserve holds no event, or one that the plan does not cover, or private lines
+            do not fit the round.
     """
     for record, event in events_of(view, accountant.plan):
         line = None if private is None else private.get(record.round)
@@ -212,6 +216,9 @@ def replay(view: LedgerView, private: CohortSource | None) -> tuple[ViewAccounta
     """The accountant after all of a ledger's rounds, and what they cost.
 
     Without private lines only the outsider's epsilon is known.
+
+    Raises:
+        LedgerError: as `plan_of` and `charge_rounds`.
     """
     accountant = ViewAccountant(plan_of(view.header))
     for _ in charge_rounds(accountant, view, private):

@@ -60,7 +60,7 @@ class IntegerUpdates:
 
 
 def wide_scale(dimension: int, clip: float) -> float:
-    """s = 64 sqrt(d) / C: integers per unit of the update."""
+    """s = 64 sqrt(d) / C: integers per unit of the update; C > 0."""
     return INTEGERS_PER_COORDINATE * math.sqrt(dimension) / clip
 
 
@@ -121,10 +121,10 @@ def clip_to_integers(updates: NDArray[Any], *, clip: float) -> IntegerUpdates:
 
     Args:
         updates: (K, d) float32 or float64.
-        clip: C, the l2 norm above which an update is scaled down.
+        clip: C > 0, the l2 norm above which an update is scaled down.
 
     Raises:
-        MechanismError: the array or ``clip`` is not usable.
+        MechanismError: the array has another shape or dtype, or no coordinate.
     """
     check_updates(updates, updates.shape[-1] if updates.ndim else 0)
     count, dimension = updates.shape

@@ -36,13 +36,30 @@ def _threshold(probability: float) -> int:
 
 
 def secret_coin(probability: float, entropy: Entropy) -> bool:
-    """Whether an agent contributes its update this round (else zero); nobody else may know."""
+    """Whether an agent contributes its update this round (else zero); nobody else may know.
+
+    Args:
+        probability: p, met to within 2^-64.
+        entropy: asked once, for 8 bytes.
+
+    Raises:
+        MechanismError: ``probability`` is outside (0, 1].
+    """
     validation.probability("participation", probability)
     return int.from_bytes(entropy(8), "little") < _threshold(float(probability))
 
 
 def poisson_cohort(population: int, rate: float, entropy: Entropy) -> NDArray[np.int64]:
-    """Each of the clients 0..N-1 independently with probability ``rate``; ascending."""
+    """Each of the clients 0..N-1 independently with probability ``rate``; ascending.
+
+    Args:
+        population: N.
+        rate: q, met to within 2^-64.
+        entropy: asked for a key of 32 bytes, unless q is 1.
+
+    Raises:
+        MechanismError: ``population`` is below 1 or ``rate`` outside (0, 1].
+    """
     validation.integer("population", population)
     threshold = _threshold(validation.probability("sampling rate", rate))
     if threshold >> 64:
@@ -56,7 +73,16 @@ def poisson_cohort(population: int, rate: float, entropy: Entropy) -> NDArray[np
 
 
 def fixed_cohort(population: int, size: int, entropy: Entropy) -> NDArray[np.int64]:
-    """A uniform subset of constant size of the clients 0..N-1; ascending."""
+    """A uniform subset of constant size of the clients 0..N-1; ascending.
+
+    Args:
+        population: N.
+        size: from 1 to N.
+        entropy: asked for a key of 32 bytes.
+
+    Raises:
+        MechanismError: a number is out of range.
+    """
     validation.integer("population", population)
     validation.integer("cohort size", size, most=population)
     return _uniform_subset(np.arange(population, dtype=np.int64), size, entropy)
@@ -91,6 +117,9 @@ class MinSeparation:
         size: of each cohort.
         separation: b; two rounds of one client differ by b or more.
         max_participations: k; no client takes part more often.
+
+    Raises:
+        MechanismError: a number is out of range.
     """
 
     def __init__(

@@ -6,6 +6,9 @@ The noise that counts differs by view, and so does what amplifies:
 - participant: V* less the shares of the c curious clients; rounds in which one of them was in the
   cohort are unamplified.
 - server: the shares of honest survivors only; nothing amplifies but secret participation.
+
+A cost is a curve: Rényi divergences at `fedsys.privacy.rdp.ORDERS`, which has the theorems and
+their sources. Curves of several rounds add up.
 """
 
 from __future__ import annotations
@@ -100,6 +103,9 @@ def outsider_cost(event: Event) -> Vector:
 
     Under min-separation sampling: of one round *in which the client takes part*; under banded-mf
     with Poisson sampling: of one round of the client's own group.
+
+    Raises:
+        MechanismError: the event is unknown.
     """
     if isinstance(event, UnprotectedEvent):
         return _infinite()
@@ -133,7 +139,11 @@ def _left_by_colluders(event: SkellamEvent | GaussianEvent) -> float:
 
 
 def together_cost(event: Event) -> Vector:
-    """The curve of a round that a curious client shares with its target."""
+    """The curve of a round that a curious client shares with its target.
+
+    Raises:
+        MechanismError: the event is unknown.
+    """
     if isinstance(event, UnprotectedEvent):
         return _infinite()
     if isinstance(event, ExampleEvent):
@@ -148,7 +158,11 @@ def together_cost(event: Event) -> Vector:
 
 
 def apart_cost(event: Event) -> Vector:
-    """The curve of a round without any curious client, in the participant view."""
+    """The curve of a round without any curious client, in the participant view.
+
+    Raises:
+        MechanismError: the event is unknown.
+    """
     return outsider_cost(event)
 
 
@@ -158,6 +172,9 @@ def server_cost(event: Event, survivors: int | None = None) -> Vector:
     Args:
         event: of the round.
         survivors: clients in the sum; None for the fewest that may be released.
+
+    Raises:
+        MechanismError: the event is unknown.
     """
     if isinstance(event, (UnprotectedEvent, BandedEvent)):
         return _infinite()  # the server sees the sum before any noise
@@ -212,7 +229,16 @@ def accountant_of(event: Event) -> Accountant:
 
 
 def reported_outsider(event: Event, turns: int, delta: float) -> float:
-    """The outsider's epsilon after so many turns, by the reported accountant."""
+    """The outsider's epsilon after so many turns, by the reported accountant.
+
+    Args:
+        event: of each round.
+        turns: rounds that count, see `PrivacyPlan.turns`.
+        delta: in (0, 1).
+
+    Raises:
+        MechanismError: the event is unknown, or ``delta`` out of range.
+    """
     accountant = accountant_of(event)
     if accountant == "rdp":
         return epsilon_of(turns * outsider_cost(event), delta)
@@ -223,7 +249,19 @@ def reported_outsider(event: Event, turns: int, delta: float) -> float:
 
 
 def outsider_epsilons(event: Event, turns: int, delta: float) -> dict[str, float]:
-    """The outsider's epsilon after so many turns: the reported accountant's first, then a check."""
+    """The outsider's epsilon after so many turns: the reported accountant's first, then a check.
+
+    Args:
+        event: of each round.
+        turns: rounds that count, see `PrivacyPlan.turns`.
+        delta: in (0, 1).
+
+    Returns:
+        By accountant; the check is dp-accounting's Rényi accountant, where there is one.
+
+    Raises:
+        MechanismError: as `reported_outsider`.
+    """
     accountant = accountant_of(event)
     values: dict[str, float] = {accountant: reported_outsider(event, turns, delta)}
     if accountant != "rdp":

@@ -22,7 +22,12 @@ __all__ = ["gaussian_delta", "gaussian_epsilon", "log_gaussian_delta"]
 
 
 def log_gaussian_delta(epsilon: float, noise_multiplier: float) -> float:
-    """log delta at ``epsilon`` >= 0, without overflow or cancellation to zero."""
+    """log delta at ``epsilon`` >= 0, without overflow or cancellation to zero.
+
+    Args:
+        epsilon: not negative; unchecked.
+        noise_multiplier: z > 0, in sensitivities; unchecked.
+    """
     half, scaled = 0.5 / noise_multiplier, epsilon * noise_multiplier
     first = float(log_ndtr(half - scaled))
     second = epsilon + float(log_ndtr(-half - scaled))
@@ -31,14 +36,22 @@ def log_gaussian_delta(epsilon: float, noise_multiplier: float) -> float:
 
 
 def gaussian_delta(epsilon: float, noise_multiplier: float) -> float:
-    """delta at ``epsilon`` >= 0 of noise of ``noise_multiplier`` sensitivities."""
+    """delta at ``epsilon`` >= 0 of noise of ``noise_multiplier`` sensitivities.
+
+    Raises:
+        MechanismError: a number is out of range.
+    """
     validation.positive("epsilon", epsilon, zero=True)
     validation.positive("noise_multiplier", noise_multiplier)
     return math.exp(log_gaussian_delta(epsilon, noise_multiplier))
 
 
 def gaussian_epsilon(delta: float, noise_multiplier: float) -> float:
-    """The smallest epsilon at ``delta`` of noise of ``noise_multiplier`` sensitivities."""
+    """The smallest epsilon at ``delta`` of noise of ``noise_multiplier`` sensitivities.
+
+    Raises:
+        MechanismError: ``delta`` is outside (0, 1), or the multiplier not above 0.
+    """
     validation.fraction("delta", delta)
     validation.positive("noise_multiplier", noise_multiplier)
     target = math.log(delta)

@@ -1,5 +1,8 @@
 """Random rotation by public signs and the Walsh-Hadamard transform: its own inverse up to signs.
 
+The flattening step of Kairouz, Liu and Steinke, "The Distributed Discrete Gaussian Mechanism for
+Federated Learning with Secure Aggregation" (ICML 2021), Algorithm 1.
+
 >>> x = np.array([[1.0, 2.0, 3.0, 4.0]])
 >>> y = rotate(x, b"round 1")
 >>> bool(np.allclose(np.linalg.norm(y), np.linalg.norm(x)))
@@ -87,7 +90,11 @@ def _butterflies(rows: NDArray[Real], spare: NDArray[Real]) -> tuple[NDArray[Rea
 
 
 def rotate(rows: NDArray[Real], seed: bytes) -> NDArray[Real]:
-    """H diag(signs) x / sqrt(d) for each row (K, d), d a power of two."""
+    """H diag(signs) x / sqrt(d) for each row (K, d), d a power of two.
+
+    Raises:
+        MechanismError: the seed is empty, or the width no power of two.
+    """
     width = rows.shape[1]
     turned = hadamard_transform(rows * public_signs(width, seed).astype(rows.dtype))
     turned *= rows.dtype.type(1 / math.sqrt(width))
@@ -95,7 +102,11 @@ def rotate(rows: NDArray[Real], seed: bytes) -> NDArray[Real]:
 
 
 def unrotate(rows: NDArray[Real], seed: bytes) -> NDArray[Real]:
-    """The inverse of ``rotate``."""
+    """The inverse of ``rotate``, likewise (K, d).
+
+    Raises:
+        MechanismError: as there.
+    """
     width = rows.shape[1]
     turned = hadamard_transform(rows.copy())
     turned *= rows.dtype.type(1 / math.sqrt(width))

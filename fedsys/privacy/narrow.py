@@ -51,10 +51,18 @@ def geometry(
 ) -> NarrowGeometry:
     """Scale and sensitivities, Kairouz et al. 2021, Section 4 with k = 4, beta = exp(-1/2).
 
-    s^2 = (4^b - n k^2) / (4 k^2 (C^2 n^2 / d + n sigma_loc^2)), n sigma_loc^2 = z^2 C^2.
+    s^2 = (4^b - n k^2) / (4 k^2 (C^2 n^2 / d + n sigma_loc^2)), n sigma_loc^2 = z^2 C^2, where d is
+    the padded dimension.
+
+    Args:
+        dimension: coordinates of an update.
+        clip: C.
+        noise_multiplier: z.
+        cohort: n.
+        modulus_bits: b, from 2 to 20.
 
     Raises:
-        MechanismError: ``modulus_bits`` exceeds 20 or leaves no room for the cohort.
+        MechanismError: ``modulus_bits`` is out of range or leaves no room for the cohort.
     """
     if not 2 <= modulus_bits <= MAX_BITS:
         raise MechanismError(

@@ -83,6 +83,10 @@ class PrivacyPlan:
         adaptive_clip: whether rounds may clip at other norms than ``clip``; the cost is the same.
         corrupt: fraction of a cohort that secure aggregation takes for colluders, on which its
             quorum rests; None where sums come about without it.
+
+    Raises:
+        MechanismError: a value is out of range, two do not go together, or aborts that show would
+            cost more than a tenth of delta.
     """
 
     mechanism: str
@@ -229,15 +233,27 @@ class PrivacyPlan:
         return self.delta - self.delta_sampler
 
     def event(self, *, clip: float | None = None) -> Event:
-        """The event of one round, at another clipping norm if it has adapted."""
+        """The event of one round, at another clipping norm if it has adapted.
+
+        Raises:
+            MechanismError: ``clip`` is not above 0, or the ring is too small for it.
+        """
         return _event_of(self, self.clip if clip is None else clip)
 
     def build_mechanism(self, *, clip: float | None = None) -> Mechanism:
-        """The mechanism of one round, at another clipping norm if it has adapted."""
+        """The mechanism of one round, at another clipping norm if it has adapted.
+
+        Raises:
+            MechanismError: as `event`, or noise of that size cannot be drawn.
+        """
         return mechanism_for(self.event(clip=clip), self.noise)
 
     def covers(self, event: Event) -> bool:
-        """Whether an event is one of this plan's rounds (at whatever norm, where it adapts)."""
+        """Whether an event is one of this plan's rounds (at whatever norm, where it adapts).
+
+        Raises:
+            MechanismError: no event of this plan has that norm.
+        """
         if not self.adaptive_clip and event.clip != self.clip:
             return False
         if self.event(clip=event.clip) == event:
@@ -355,6 +371,8 @@ def make_plan(
     Give ``noise_multiplier``, or ``epsilon`` for the least noise that meets it in the guaranteed
     view (then also the budget unless one is given). Cap and fewest survivors default to the
     tightest whose aborts cost at most a hundredth of delta.
+
+    Args but ``epsilon`` are the attributes of `PrivacyPlan` that they are called after.
 
     Raises:
         MechanismError: a value is out of range, or nothing meets the target.

@@ -1,7 +1,9 @@
 """Poisson-sampled Gaussian rounds by dp-accounting: loss distributions, and Rényi as a check.
 
 Used where they apply: Gaussian noise, parameters fixed beforehand. Loss distributions are
-discretised upwards, so that epsilon is an upper bound.
+discretised upwards, so that epsilon is an upper bound: Doroshenko, Ghazi, Kamath, Kumar and
+Manurangsi, "Connect the Dots: Tighter Discrete Approximations of Privacy Loss Distributions"
+(PETS 2022).
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ def gaussian_pld_epsilon(rounds: Mapping[tuple[float, float], int], delta: float
     """epsilon at ``delta`` of Poisson-sampled Gaussian rounds, neighbours by adding or removing.
 
     Args:
-        rounds: how many rounds there were of each (noise multiplier, sampling rate).
+        rounds: how many rounds there were of each (noise multiplier, sampling rate); a multiplier
+            of 0 costs infinity.
         delta: in (0, 1).
 
     >>> round(gaussian_pld_epsilon({(3.942, 0.1): 100}, 1e-5), 2)
@@ -55,6 +58,9 @@ def _composed(rounds: tuple[tuple[float, float, int], ...], delta: float) -> flo
 
 def dp_accounting_rdp(steps: Mapping[tuple[float, float], int], delta: float) -> float:
     """epsilon of Poisson-sampled Gaussian steps by dp-accounting's Rényi accountant.
+
+    Mironov, Talwar and Zhang, "Rényi Differential Privacy of the Sampled Gaussian Mechanism"
+    (2019).
 
     Args:
         steps: how many there were of each (noise multiplier, sampling rate).

@@ -50,7 +50,7 @@ class Projection:
     survivors: int
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON writes it."""
+        """A JSON object; an infinite epsilon is the string "inf"."""
         return {
             "epsilon": {
                 view: {name: epsilon_to_json(value) for name, value in values.items()}
@@ -65,7 +65,13 @@ class Projection:
 
 def typical_maximum(*, trials: int, probability: float, candidates: float) -> int:
     """The smallest k that all of ``candidates`` Bin(trials, probability) stay within, more often
-    than not (by a union bound)."""
+    than not (by a union bound).
+
+    Args:
+        trials: rounds.
+        probability: of a success in each.
+        candidates: how many such numbers there are.
+    """
     low, high = 0, trials
     while low < high:
         middle = (low + high) // 2

@@ -34,6 +34,13 @@ class AesCtrStream:
 
     The counter starts at zero, so a key must never be used for two streams; ``from_entropy``
     draws a fresh one. A stream cannot be copied or pickled, and its repr shows nothing of it.
+    NIST SP 800-38A, section 6.5.
+
+    Args:
+        key: 32 bytes.
+
+    Raises:
+        MechanismError: a key of another length.
     """
 
     __slots__ = ("_update",)
@@ -47,7 +54,7 @@ class AesCtrStream:
 
     @classmethod
     def from_entropy(cls, entropy: Entropy) -> AesCtrStream:
-        """A stream under a fresh key, drawn from ``entropy``."""
+        """A stream under a fresh key, 32 bytes drawn from ``entropy`` at once."""
         return cls(entropy(KEY_BYTES))
 
     def __repr__(self) -> str:
@@ -73,7 +80,7 @@ class AesCtrStream:
             self._update(_ZEROS[: len(block)], block)
 
     def words(self, count: int) -> NDArray[np.uint64]:
-        """The next ``8 count`` bytes as little-endian 64-bit words."""
+        """The next ``8 count`` bytes as little-endian 64-bit words (count,)."""
         out = np.empty(count, dtype="<u8")
         self.fill(out)
         return out

@@ -71,7 +71,7 @@ SERVER_ORDERS.setflags(write=False)
 
 
 def skellam_loss(l2: float, l1: float, variance: float) -> Vector:
-    """eps(l) of Skellam noise of variance mu on integers, at l = 0..MAX_ORDER.
+    """eps(l) (MAX_ORDER + 1,) of Skellam noise of variance mu on integers, at l = 0..MAX_ORDER.
 
     Agarwal, Kairouz and Liu 2021, Theorem 3.5:
     eps(a) = a D2^2 / (2 mu) + min{ ((2a - 1) D2^2 + 6 D1) / (4 mu^2), 3 D1 / (2 mu) }.
@@ -84,7 +84,10 @@ def skellam_loss(l2: float, l1: float, variance: float) -> Vector:
 
 
 def gaussian_loss(noise_multiplier: float) -> Vector:
-    """eps(l) = l / (2 z^2) of Gaussian noise of z sensitivities, at l = 0..MAX_ORDER."""
+    """eps(l) = l / (2 z^2) (MAX_ORDER + 1,) of Gaussian noise of z sensitivities, l = 0..MAX_ORDER.
+
+    Mironov, "Rényi Differential Privacy" (2017), Proposition 7.
+    """
     if noise_multiplier <= 0:
         return _without_low_orders(np.full_like(INTEGER_GRID, np.inf))
     return _without_low_orders(INTEGER_GRID / (2 * noise_multiplier**2))
@@ -96,7 +99,14 @@ def _without_low_orders(loss: Vector) -> Vector:
 
 
 def curve_of(loss: Vector) -> Vector:
-    """A loss at ``ORDERS``: exact at integers, by convexity of (a - 1) eps(a) between them."""
+    """A loss at ``ORDERS``: exact at integers, by convexity of (a - 1) eps(a) between them.
+
+    Args:
+        loss: (MAX_ORDER + 1,).
+
+    Returns:
+        (orders,).
+    """
     moments = (INTEGER_GRID - 1) * loss
     moments[:2] = 0.0
     with np.errstate(invalid="ignore"):
@@ -109,7 +119,7 @@ def amplify(loss: Vector, rate: float) -> Vector:
     """The curve of a Poisson-sampled round, tight; never above the unamplified curve.
 
     Args:
-        loss: of an update that is certainly in the sum.
+        loss: (MAX_ORDER + 1,) of an update that is certainly in the sum.
         rate: q in (0, 1].
 
     Raises:
@@ -243,7 +253,11 @@ def epsilon_of(curve: Vector, delta: float, orders: Vector = ORDERS) -> float:
 
 
 def epsilons_of(curves: Vector, delta: float, orders: Vector = ORDERS) -> Vector:
-    """``epsilon_of`` for each row of ``curves`` (n, orders)."""
+    """``epsilon_of`` (n,) for each row of ``curves`` (n, orders).
+
+    Raises:
+        MechanismError: ``delta`` is outside (0, 1).
+    """
     if not 0 < delta < 1:
         raise MechanismError(f"delta must be in (0, 1), got {delta!r}")
     candidates = curves + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)

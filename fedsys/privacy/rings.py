@@ -32,13 +32,21 @@ def check_bits(bits: int) -> int:
 
 
 def ring_dtype(bits: int) -> np.dtype[Any]:
-    """The unsigned dtype that holds integers mod 2^bits: uint16, uint32 or uint64."""
+    """The unsigned dtype that holds integers mod 2^bits: uint16, uint32 or uint64.
+
+    Raises:
+        MechanismError: as `check_bits`.
+    """
     check_bits(bits)
     return np.dtype(np.uint16 if bits <= 16 else np.uint32 if bits <= 32 else np.uint64)
 
 
 def to_ring(values: NDArray[np.signedinteger[Any]], *, bits: int) -> NDArray[Any]:
-    """Signed integers reduced mod 2^bits, in ``ring_dtype(bits)``."""
+    """Signed integers of any shape reduced mod 2^bits, in ``ring_dtype(bits)``.
+
+    Raises:
+        MechanismError: as `check_bits`.
+    """
     dtype = ring_dtype(bits)
     ring = values.astype(dtype)
     if bits != 8 * dtype.itemsize:
@@ -50,7 +58,7 @@ def from_ring(values: NDArray[Any], *, bits: int) -> NDArray[np.int64]:
     """The representative of each element in [-2^(bits-1), 2^(bits-1)), as int64.
 
     Raises:
-        MechanismError: an element is outside the ring.
+        MechanismError: an element is outside the ring, or no integer.
     """
     dtype = ring_dtype(bits)
     if values.dtype.kind not in "iu":

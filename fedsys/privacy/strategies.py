@@ -89,7 +89,7 @@ def banded_strategy(*, horizon: int, bands: int) -> BandedStrategy:
     The smallest shipped horizon that suffices and for it the most bands that fit.
 
     Raises:
-        MechanismError: no shipped horizon is that long.
+        MechanismError: no shipped horizon is that long, or a number is below 1.
     """
     validation.integer("rounds", horizon)
     validation.integer("bands", bands)
@@ -113,7 +113,7 @@ def banded_strategy(*, horizon: int, bands: int) -> BandedStrategy:
 
 
 def inverse_series(coefficients: Vector, length: int) -> Vector:
-    """First column (length,) of C^-1: the power series 1 / c."""
+    """First column (length,) of C^-1: the power series 1 / c, with c (b,) and c_0 not 0."""
     inverse = np.zeros(length)
     inverse[0] = 1 / coefficients[0]
     for t in range(1, length):
@@ -132,8 +132,14 @@ def sensitivity(
     - Non-negative and non-increasing: the earliest rounds at distance b exactly are worst,
       | sum_{j<k} C[:, j b] |.
 
+    Args:
+        coefficients: (bands,) first column of C.
+        horizon: rounds.
+        separation: b.
+        participations: k.
+
     Raises:
-        MechanismError: the strategy is neither.
+        MechanismError: the strategy is neither, or a number is below 1.
     """
     validation.integer("horizon", horizon)
     validation.integer("separation", separation)
@@ -160,6 +166,10 @@ def relative_error(coefficients: Vector, *, horizon: int) -> float:
     """Root mean square error of prefix sums, relative to independent noise at the same privacy.
 
     For banded strategies within the separation, where the number of participations cancels.
+
+    Args:
+        coefficients: (bands,) first column of C.
+        horizon: rounds.
     """
     prefix = np.cumsum(inverse_series(coefficients, horizon))
     weights = np.arange(horizon, 0, -1, dtype=np.float64)

@@ -10,7 +10,11 @@ __all__ = ["fraction", "integer", "one_of", "positive", "probability"]
 
 
 def positive(name: str, value: float, *, zero: bool = False) -> float:
-    """A finite number > 0 (>= 0 with ``zero``), as float."""
+    """A finite number > 0 (>= 0 with ``zero``), as float.
+
+    Raises:
+        MechanismError: it is none; names it and its value, as all functions here.
+    """
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))
@@ -24,21 +28,33 @@ def positive(name: str, value: float, *, zero: bool = False) -> float:
 
 
 def probability(name: str, value: float) -> float:
-    """A number in (0, 1], as float."""
+    """A number in (0, 1], as float.
+
+    Raises:
+        MechanismError: it is none.
+    """
     if positive(name, value) > 1:
         raise MechanismError(f"{name} must be in (0, 1], got {value!r}")
     return float(value)
 
 
 def fraction(name: str, value: float, *, zero: bool = False) -> float:
-    """A number in (0, 1) ([0, 1) with ``zero``), as float."""
+    """A number in (0, 1) ([0, 1) with ``zero``), as float.
+
+    Raises:
+        MechanismError: it is none.
+    """
     if positive(name, value, zero=zero) >= 1:
         raise MechanismError(f"{name} must be in {'[' if zero else '('}0, 1), got {value!r}")
     return float(value)
 
 
 def integer(name: str, value: int, *, least: int = 1, most: int | None = None) -> int:
-    """An integer of at least ``least`` and at most ``most``."""
+    """An integer of at least ``least`` and at most ``most``.
+
+    Raises:
+        MechanismError: it is none.
+    """
     if (
         isinstance(value, bool)
         or not isinstance(value, int)
@@ -51,7 +67,11 @@ def integer(name: str, value: int, *, least: int = 1, most: int | None = None) -
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    """One of a few words."""
+    """One of a few words.
+
+    Raises:
+        MechanismError: it is none of them.
+    """
     if value not in allowed:
         raise MechanismError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
     return value

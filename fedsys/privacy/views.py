@@ -21,7 +21,10 @@ def epsilon_to_json(epsilon: float | None) -> float | str | None:
 class Epsilons:
     """Epsilon by view at one delta; ``math.inf`` where that view has no protection.
 
-    ``participant`` and ``server`` are None where the evidence at hand cannot tell them.
+    Attributes:
+        outsider: who sees releases only.
+        participant: curious clients; None where the evidence at hand cannot tell.
+        server: likewise.
 
     >>> Epsilons(outsider=5.37, participant=10.7, server=math.inf).to_json()
     {'outsider': 5.37, 'participant': 10.7, 'server': 'inf'}

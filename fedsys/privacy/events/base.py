@@ -30,6 +30,9 @@ class Sampling:
         rate: q, the probability that a given client is in the cohort.
         participation: p, the probability with which a cohort member secretly contributes its
             update rather than zero.
+
+    Raises:
+        MechanismError: the kind is another, or a probability outside (0, 1].
     """
 
     kind: SamplingKind
@@ -56,6 +59,9 @@ class SumEvent:
         sampling: how the cohort came about.
         guarantee: for which view z was chosen.
         colluders: c, curious clients that the server view assumes.
+
+    Raises:
+        MechanismError: a value is out of range, or no round could be released with these bounds.
     """
 
     mechanism: ClassVar[str]
@@ -109,6 +115,12 @@ class SumEvent:
 
 def check_ring(bits: int, *, cap: int, l2: float, deviation: float) -> None:
     """Refuses a ring in which the largest sum and its noise could wrap around.
+
+    Args:
+        bits: b, of the modulus 2^b.
+        cap: n_cap, updates in the largest sum.
+        l2: D2, of one update's integers.
+        deviation: of the noise in the sum, in integers.
 
     Raises:
         MechanismError: ``cap`` updates of norm ``l2`` and 12 deviations of noise do not fit.

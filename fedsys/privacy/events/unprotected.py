@@ -16,7 +16,11 @@ __all__ = ["UnprotectedEvent", "unprotected_event"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnprotectedEvent(SumEvent):
-    """A sum released without noise: every view's epsilon is infinite."""
+    """A sum released without noise: every view's epsilon is infinite.
+
+    Attributes:
+        modulus_bits: b; the sum is taken mod 2^b.
+    """
 
     mechanism: ClassVar[str] = "none"
 
@@ -34,7 +38,11 @@ def unprotected_event(
     sampling: Sampling,
     colluders: int = 0,
 ) -> UnprotectedEvent:
-    """The event of a round without noise."""
+    """The event of a round without noise.
+
+    Raises:
+        MechanismError: a value is out of range, or the ring is too small for the sum.
+    """
     validation.integer("dimension", dimension, most=1 << 36)
     validation.integer("cap", cap)
     check_bits(modulus_bits)

@@ -83,7 +83,12 @@ def parse_private(raw: bytes, where: str) -> dict[str, Any]:
 
 
 class PrivateRounds(Mapping[int, dict[str, Any]]):
-    """Private lines by round, in the file's order; kept as text and parsed whenever asked for."""
+    """Private lines by round, in the file's order; kept as text and parsed whenever asked for.
+
+    Args:
+        lines: raw, by round, each as `parse_private` reads it.
+        name: of their file, for messages.
+    """
 
     def __init__(self, lines: Mapping[int, bytes], name: str = "private.jsonl") -> None:
         self._lines = lines

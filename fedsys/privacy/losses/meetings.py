@@ -28,6 +28,11 @@ class Meetings:
     most frequent companions bounds the union of their rounds. In a larger population the count of
     the client's own rounds is the bound. Never more than the client's own rounds.
 
+    Args:
+        population: N.
+        colluders: c, at least 1.
+        rounds: of the job.
+
     >>> meetings = Meetings(population=10, colluders=1, rounds=3)
     >>> for cohort in ([0, 1, 2], [0, 1], [1, 2]):
     ...     meetings.add(np.array(cohort))
@@ -45,7 +50,7 @@ class Meetings:
         """Rounds of the worst client so far."""
 
     def add(self, cohort: NDArray[np.int64]) -> None:
-        """Counts one cohort of distinct clients."""
+        """Counts one cohort (k,) of distinct clients."""
         self._own[cohort] += 1
         if cohort.size < 2:
             return

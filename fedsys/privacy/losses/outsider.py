@@ -32,7 +32,11 @@ class OutsiderLoss:
         self._steps: Counter[GaussianKey] = Counter()
 
     def add(self, event: Event) -> None:
-        """Charges one round."""
+        """Charges one round.
+
+        Raises:
+            MechanismError: no accountant of the plan interprets the event.
+        """
         self._rounds, self._sum, self._dearest = self._with(event)
         if self._plan.accountant != "rdp":
             key, steps = gaussian_steps(event)
@@ -45,7 +49,7 @@ class OutsiderLoss:
         return self._rounds + 1, self._sum + cost, np.maximum(self._dearest, cost)
 
     def curve(self, next_event: Event | None = None) -> Vector:
-        """Rényi divergence at ``ORDERS``, of the rounds so far and the next one if given."""
+        """(orders,) Rényi divergence at ``ORDERS``, of the rounds so far and the next if given."""
         rounds, total, dearest = self._with(next_event)
         turns = self._plan.turns(rounds)
         if turns == rounds:

@@ -41,7 +41,12 @@ class ParticipantLoss:
         )
 
     def add(self, event: Event, sampled: NDArray[np.int64] | None) -> None:
-        """Charges one round; in an unknown cohort everybody may have met everybody."""
+        """Charges one round; in an unknown cohort everybody may have met everybody.
+
+        Args:
+            event: what it cost.
+            sampled: (k,) distinct clients of the cohort; None if unknown.
+        """
         self._rounds += 1
         self._cheapest_apart, self._dearest_together = self._with(event)
         if sampled is None:

@@ -36,7 +36,10 @@ class ServerLoss:
     def add(self, event: Event, clients: NDArray[np.int64] | None, survivors: int | None) -> None:
         """Charges a round to its clients, at the worst case where ``survivors`` is None.
 
-        Without clients (None) the round is charged to everybody.
+        Args:
+            event: what it cost.
+            clients: (k,) distinct; None charges the round to everybody.
+            survivors: clients in the sum.
         """
         cost = server_cost(event, survivors)[SERVER_ORDERS]
         if clients is None:

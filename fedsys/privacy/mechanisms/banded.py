@@ -65,13 +65,18 @@ class BandedGaussian(WideEncoding):
         """The next position's noise (d,), whatever the number of survivors.
 
         Raises:
-            MechanismError: the strategy's horizon is exhausted.
+            MechanismError: the job's rounds are used up; a cohort above the cap, or nobody, was
+                summed.
         """
         self.check_survivors(survivors)
         return self.skip(entropy)
 
     def skip(self, entropy: Entropy) -> NDArray[np.int64]:
-        """Draws the next position's noise for a round that releases nothing."""
+        """Draws the next position's noise (d,), for a round that releases nothing.
+
+        Raises:
+            MechanismError: the job's rounds are used up.
+        """
         if self._position >= self._banded.horizon:
             raise MechanismError(
                 f"banded-mf was planned for {self._banded.horizon} rounds: the job ends here"

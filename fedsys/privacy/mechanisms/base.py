@@ -80,6 +80,9 @@ class Mechanism(Protocol):
             seed: public, the same for all clients of a round and fresh each round.
             entropy: for encodings that round at random; with one source a client, row k depends
                 on the k-th alone.
+
+        Raises:
+            MechanismError: the array has another shape or dtype, or the seed is missing.
         """
         ...
 
@@ -87,20 +90,37 @@ class Mechanism(Protocol):
         """The noise that ``clients`` clients add, (clients, length).
 
         With one entropy source a client, row k depends on the k-th source alone.
+
+        Raises:
+            MechanismError: there are neither one source nor ``clients``, where noise is drawn.
         """
         ...
 
     def top_up(self, survivors: int, entropy: Entropy) -> NDArray[np.int64]:
-        """The noise (length,) that the coordinator adds to a sum of ``survivors`` clients."""
+        """The noise (length,) that the coordinator adds to a sum of ``survivors`` clients.
+
+        Raises:
+            MechanismError: a cohort above the cap, or nobody, was summed.
+        """
         ...
 
     def decode(self, total: NDArray[Any], *, seed: bytes = b"") -> NDArray[np.float64]:
-        """The mean update (d,): the sum mod 2^b (length,), lifted, over s q N."""
+        """The mean update (d,): the sum mod 2^b (length,), lifted, over s q N.
+
+        Raises:
+            MechanismError: the sum has another shape, or is not reduced mod 2^b.
+        """
         ...
 
 
 def add_noise(values: NDArray[Any], noise: NDArray[np.int64], *, bits: int) -> NDArray[Any]:
-    """``values + noise`` mod 2^bits, in place and returned."""
+    """``values + noise`` mod 2^bits, in place and returned.
+
+    Args:
+        values: ring elements, in ``ring_dtype(bits)``.
+        noise: signed integers of the same shape.
+        bits: b.
+    """
     values += noise.astype(values.dtype)
     if bits != 8 * values.dtype.itemsize:
         values &= values.dtype.type((1 << bits) - 1)
@@ -108,7 +128,12 @@ def add_noise(values: NDArray[Any], noise: NDArray[np.int64], *, bits: int) -> N
 
 
 class WideEncoding:
-    """The encoding that wide mechanisms share: integer clipping, native ring, no rotation."""
+    """The encoding that wide mechanisms share: integer clipping, native ring, no rotation.
+
+    Args:
+        event: of one round.
+        scale: s, integers per unit of the update.
+    """
 
     def __init__(self, event: Event, scale: float) -> None:
         self._event = event
@@ -151,7 +176,11 @@ class WideEncoding:
         seed: bytes = b"",
         entropy: Entropy | Sequence[Entropy] = os.urandom,
     ) -> Encoded:
-        """Clips and encodes K updates; deterministic, ``seed`` and ``entropy`` are not used."""
+        """Clips and encodes K updates (K, d); ``seed`` and ``entropy`` are not used.
+
+        Raises:
+            MechanismError: the array has another shape or dtype.
+        """
         integers = self.clip(updates)
         return Encoded(
             values=to_ring(integers.values, bits=self.modulus_bits),
@@ -161,7 +190,11 @@ class WideEncoding:
         )
 
     def decode(self, total: NDArray[Any], *, seed: bytes = b"") -> NDArray[np.float64]:
-        """The mean update (d,) of a sum mod 2^b (d,); ``seed`` is not used."""
+        """The mean update (d,) of a sum mod 2^b (d,); ``seed`` is not used.
+
+        Raises:
+            MechanismError: the sum has another shape, or is not reduced mod 2^b.
+        """
         if total.shape != (self.length,):
             raise MechanismError(f"the sum must have shape ({self.length},), got {total.shape}")
         signed = from_ring(total, bits=self.modulus_bits)
@@ -180,5 +213,5 @@ class WideEncoding:
         return self._event.cap - survivors
 
     def deviation_of(self, variance: float) -> float:
-        """Deviation of the decoded mean where the sum's noise has ``variance``."""
+        """Deviation of the decoded mean, in the update's units, from the sum's ``variance``."""
         return math.sqrt(variance) / (self._scale * self._event.expected_cohort)

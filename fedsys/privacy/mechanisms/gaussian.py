@@ -42,7 +42,11 @@ class CentralGaussian(WideEncoding):
         return np.zeros((clients, self.length), dtype=np.int64)
 
     def top_up(self, survivors: int, entropy: Entropy) -> NDArray[np.int64]:
-        """All of the noise (d,), whatever the number of survivors."""
+        """All of the noise (d,), whatever the number of survivors.
+
+        Raises:
+            MechanismError: a cohort above the cap, or nobody, was summed.
+        """
         self.check_survivors(survivors)
         return self._total.draw((self.length,), AesCtrStream.from_entropy(entropy))
 
@@ -61,7 +65,11 @@ class LocalGaussian(WideEncoding):
         return self._deviation
 
     def noise_shares(self, clients: int, entropy: Entropy | Sequence[Entropy]) -> NDArray[np.int64]:
-        """(clients, d) independent draws of deviation z s C."""
+        """(clients, d) independent draws of deviation z s C.
+
+        Raises:
+            MechanismError: there are neither one source nor ``clients``.
+        """
         if callable(entropy):
             stream = AesCtrStream.from_entropy(entropy)
             return self._share.draw((clients, self.length), stream)
@@ -74,7 +82,11 @@ class LocalGaussian(WideEncoding):
         return np.stack(rows) if rows else np.zeros((0, self.length), dtype=np.int64)
 
     def top_up(self, survivors: int, entropy: Entropy) -> NDArray[np.int64]:
-        """The sum (d,) of n_cap - survivors further draws, so that the total stays constant."""
+        """The sum (d,) of n_cap - survivors further draws, so that the total stays constant.
+
+        Raises:
+            MechanismError: a cohort above the cap, or nobody, was summed.
+        """
         noise = np.zeros(self.length, dtype=np.int64)
         stream = AesCtrStream.from_entropy(entropy)
         for _ in range(self.check_survivors(survivors)):

@@ -123,7 +123,11 @@ class NarrowSkellam:
         Args:
             updates: float32 or float64.
             seed: public, the same for the round's clients.
-            entropy: for rounding.
+            entropy: for rounding; with one source a client, row k depends on the k-th alone.
+
+        Raises:
+            MechanismError: the array has another shape or dtype, the seed is empty, or there are
+                neither one source nor K.
         """
         event = self._event
         check_updates(updates, event.dimension)
@@ -149,15 +153,27 @@ class NarrowSkellam:
         return Encoded(values=values, clipped=norms > event.clip, finite=finite, norms=norms)
 
     def noise_shares(self, clients: int, entropy: Entropy | Sequence[Entropy]) -> NDArray[np.int64]:
-        """(clients, length) independent shares of variance V* / n_cap."""
+        """(clients, length) independent shares of variance V* / n_cap.
+
+        Raises:
+            MechanismError: there are neither one source nor ``clients``.
+        """
         return self._noise.noise_shares(clients, entropy)
 
     def top_up(self, survivors: int, entropy: Entropy) -> NDArray[np.int64]:
-        """One draw (length,) that completes ``survivors`` shares to variance V*."""
+        """One draw (length,) that completes ``survivors`` shares to variance V*.
+
+        Raises:
+            MechanismError: a cohort above the cap, or nobody, was summed.
+        """
         return self._noise.top_up(survivors, entropy)
 
     def decode(self, total: NDArray[Any], *, seed: bytes = b"") -> NDArray[np.float64]:
-        """The mean update (d,) of a sum mod 2^b (length,)."""
+        """The mean update (d,) of a sum mod 2^b (length,).
+
+        Raises:
+            MechanismError: the sum has another shape, or is not reduced; the seed is empty.
+        """
         if total.shape != (self.length,):
             raise MechanismError(f"the sum must have shape ({self.length},), got {total.shape}")
         signed = from_ring(total, bits=self.modulus_bits).astype(np.float64)

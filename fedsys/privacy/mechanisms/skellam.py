@@ -31,7 +31,11 @@ class SkellamNoise:
         self._width = event.padded_dimension
 
     def noise_shares(self, clients: int, entropy: Entropy | Sequence[Entropy]) -> NDArray[np.int64]:
-        """(clients, length) independent shares of variance V* / n_cap."""
+        """(clients, length) independent shares of variance V* / n_cap.
+
+        Raises:
+            MechanismError: there are neither one source nor ``clients``.
+        """
         sampler = skellam_sampler(self._share_variance)
         if callable(entropy):
             stream = AesCtrStream.from_entropy(entropy)
@@ -45,6 +49,9 @@ class SkellamNoise:
 
         As a sum over the binary digits of the number of missing shares: one table a digit serves
         every number of survivors.
+
+        Raises:
+            MechanismError: a cohort above the cap, or nobody, was summed.
         """
         if not 0 < survivors <= self._cap:
             raise MechanismError(
@@ -74,9 +81,17 @@ class DistributedSkellam(WideEncoding):
         return self._deviation
 
     def noise_shares(self, clients: int, entropy: Entropy | Sequence[Entropy]) -> NDArray[np.int64]:
-        """(clients, d) independent shares of variance V* / n_cap."""
+        """(clients, d) independent shares of variance V* / n_cap.
+
+        Raises:
+            MechanismError: there are neither one source nor ``clients``.
+        """
         return self._noise.noise_shares(clients, entropy)
 
     def top_up(self, survivors: int, entropy: Entropy) -> NDArray[np.int64]:
-        """One draw (d,) that completes ``survivors`` shares to variance V*."""
+        """One draw (d,) that completes ``survivors`` shares to variance V*.
+
+        Raises:
+            MechanismError: a cohort above the cap, or nobody, was summed.
+        """
         return self._noise.top_up(survivors, entropy)

@@ -37,6 +37,12 @@ _FURTHER_BYTES = 24
 class RoundedGaussian:
     """Draws round(shift + sigma N), ties away from the sign of the noise, for a fixed sigma.
 
+    Args:
+        sigma: a float in (0, 2^40].
+
+    Raises:
+        MechanismError: another sigma.
+
     Attributes:
         sigma: standard deviation before rounding, in integer units.
         total_variation: an upper bound on the distance of one draw from the true distribution.
