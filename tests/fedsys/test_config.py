@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import tomllib
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 from fedsys import config as configuration
 from fedsys.config import dump, load, recipes
 from fedsys.errors import ConfigError
+
+
+def test_the_example_runs() -> None:
+    assert doctest.testmod(configuration) == (0, 3)
 
 
 def test_quickstart_is_the_default() -> None:
