@@ -46,7 +46,7 @@ proto: $(VENV)/.dev
 bench: $(VENV)/.dev .venv-bench/.made
 	$(BIN)/python -m simulations.benchmarks.secure_aggregation
 	$(BIN)/python -m simulations.benchmarks.deployment
-	$(BIN)/python -m simulations.benchmarks.clients_per_second --work W1,W2,W3 --out build/bench
+	$(BIN)/python -m simulations.benchmarks.clients_per_second --work W1,W2,W3 --own-rounds 20 --out build/bench
 
 clean:
 	rm -rf $(VENV) build dist

@@ -115,7 +115,7 @@ class Recruits:
         with theirs:
             descriptors = (theirs.fileno(), self.descriptor)
             process = subprocess.Popen(
-                [sys.executable, "-m", "simulations.worker", *map(str, descriptors)],
+                [sys.executable, "-P", "-m", "simulations.worker", *map(str, descriptors)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=descriptors,
                 env=_environment(self._threads),

@@ -113,11 +113,15 @@ class _OwnLinear(OwnWeights):
 
     _cohort: Cohort
     _x: Tensor
+    _rate: float
+    _plain: bool
 
     def start(
         self, cohort: Cohort, local: LocalConfig, weight: Tensor, bias: Tensor | None
     ) -> None:
-        self._cohort = cohort
+        self._cohort, self._rate = cohort, local.learning_rate
+        # Then a step is one product, without a gradient of its own.
+        self._plain = not (local.momentum or local.weight_decay or local.proximal_mu)
         own = [copies(each, cohort.clients) for each in (weight, bias) if each is not None]
         self.own(local, (weight, bias), own)
 
@@ -136,6 +140,11 @@ class _OwnLinear(OwnWeights):
         weight, *bias = self._active()
         dy = dy.view(len(weight), -1, weight.shape[1])
         dx = torch.bmm(dy, weight) if wanted else None
+        if self._plain:
+            weight.baddbmm_(dy.transpose(1, 2), self._x, alpha=-self._rate)
+            if bias:
+                bias[0].add_(dy.sum(1), alpha=-self._rate)
+            return dx
         learnt = [torch.bmm(dy.transpose(1, 2), self._x)]
         if bias:
             learnt.append(dy.sum(1))

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.training.coefficients import Combination
+
 __all__ = ["Cohort", "Room", "UnsupportedLayerError"]
 
 
@@ -46,8 +48,7 @@ class Cohort:
         batch: B of the current step.
         past: Rows of history that each client has at the current step.
         rows: (total,) the step of each row of history.
-        alpha: (steps + 1,) and
-        combine: (steps + 1, steps): see `coefficients.combination`.
+        weights: of the start and of past gradients in each step's weights.
         anchor: A scalar that requires a gradient, so that layers fed with data are differentiated.
     """
 
@@ -57,13 +58,12 @@ class Cohort:
         widths: list[int],
         lengths: NDArray[np.int64],
         ragged: bool,
-        alpha: NDArray[np.float64],
-        combine: NDArray[np.float64],
+        weights: Combination,
         like: Tensor,
     ) -> None:
         self.clients = len(lengths)
         self.ragged = ragged
-        self.alpha, self.combine = alpha, combine
+        self.weights = weights
         self.step = self.active = self.batch = self.past = 0
         self.alone: int | None = None
         self._widths, self._lengths, self._like = widths, lengths, like
@@ -86,12 +86,9 @@ class Cohort:
         self.step, self.active = step, active
         self.batch = self._widths[step]
         self.past = self._starts[step]
-        past = self.combine[step, :step]
-        # With plain SGD every past gradient counts alike.
-        alike = bool(step) and bool((past == past[0]).all())
-        self._rate = float(past[0]) if alike else None
-        if not alike:
-            self._now = self._tensor(self.combine[step, self._step_of_row[: self.past]])
+        self._rate = self.weights.rates[step]
+        if step and self._rate is None:
+            self._now = self._tensor(self.weights.past[step, self._step_of_row[: self.past]])
 
     def current(self, history: Tensor) -> Tensor:
         """(A, B, ...) the current step's rows of a history (K, total, ...)."""
@@ -110,7 +107,7 @@ class Cohort:
             history: (K, total, n).
             inside: whether `base` may be written over.
         """
-        share = float(self.alpha[self.step])
+        share = float(self.weights.alpha[self.step])
         if not self.past:
             return base if share == 1.0 else base * share
         rate = self._rate
@@ -133,12 +130,12 @@ class Cohort:
     def final(self) -> Tensor:
         """(K, total) c_{T,s} of each row of history, T being where its client ended."""
         if self._final is None:
-            self._final = self._tensor(self.combine[self._lengths][:, self._step_of_row])
+            self._final = self._tensor(self.weights.past[self._lengths][:, self._step_of_row])
         return self._final
 
     def start_share(self) -> Tensor:
         """(K,) alpha_T - 1: what remains of W_0 in a client's update."""
-        return self._tensor(self.alpha[self._lengths] - 1.0)
+        return self._tensor(self.weights.alpha[self._lengths] - 1.0)
 
     def _tensor(self, values: NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(values).to(device=self._like.device, dtype=self._like.dtype)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -170,6 +169,8 @@ class DualPath:
             model, self._cut.cohort = self._cut, cohort
         if self._chain is not None:
             self._chain.reset()
+        which = torch.from_numpy(schedule.rows()).to(examples.y.device)
+        held = examples.y.index_select(0, which.view(-1)).view(*which.shape, *examples.y.shape[1:])
         even: dict[tuple[int, ...], Tensor] = {}
         seed = seeds[0] & 0xFFFFFFFFFFFFFFFF
         for number, dropout in enumerate(self._dropouts):
@@ -184,7 +185,7 @@ class DualPath:
                     outputs = self._data.after(self._data.layer(None))
                 else:
                     outputs = model(x)
-                targets = examples_of(examples.y, step).flatten(0, 1)
+                targets = cohort.current(held).flatten(0, 1)
                 weight = even.get(step.rows.shape) if step.full else None
                 if weight is None:
                     weight = loss_weights(step, start.dtype, start.device).flatten()
@@ -200,14 +201,12 @@ class DualPath:
     def _begin(
         self, start: Tensor, schedule: Schedule, data: Tensor | None, summing: bool
     ) -> Cohort:
-        alpha, combine = combination(self._local, len(schedule.steps))
         first = schedule.steps[0]
         cohort = Cohort(
             widths=[step.rows.shape[1] for step in schedule.steps],
             lengths=schedule.lengths,
             ragged=any(len(step.counts) < schedule.clients for step in schedule.steps),
-            alpha=alpha,
-            combine=combine,
+            weights=combination(self._local, len(schedule.steps)),
             like=start,
         )
         cohort.begin(0, len(first.counts))
@@ -250,21 +249,18 @@ class _DataLayers:
     @torch.no_grad()
     def inputs(self, examples: Examples, schedule: Schedule) -> Tensor:
         """(K, total, in) the layer's inputs in all steps; zeros where a client takes no step."""
-        rows = np.zeros((schedule.clients, sum(s.rows.shape[1] for s in schedule.steps)), np.int64)
-        at, missing = 0, []
-        for step in schedule.steps:
-            active, width = step.rows.shape
-            rows[:active, at : at + width] = step.rows
-            if active < schedule.clients:
-                missing.append((slice(active, None), slice(at, at + width)))
-            at += width
+        rows = schedule.rows()
         which = torch.from_numpy(rows.reshape(-1)).to(examples.x.device)
         found: Tensor = self._before(examples.x.index_select(0, which))
         if found.dim() != 2:
             raise UnsupportedLayerError(f"a Linear layer is fed {found.dim() - 1}-dimensional rows")
         inputs = found.reshape(*rows.shape, -1)
-        for absent in missing:
-            inputs[absent] = 0
+        at = 0
+        for step in schedule.steps:
+            active, width = step.rows.shape
+            if active < schedule.clients:
+                inputs[active:, at : at + width] = 0
+            at += width
         return inputs
 
 

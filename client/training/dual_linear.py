@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from client.training.cohort import Cohort, Room
+from client.training.products import linear
 
 __all__ = ["DualLinear"]
 
@@ -70,7 +71,7 @@ class DualLinear:
             self._history = self._room.take("history", (*rows, self.inputs), weight)
         else:
             self._history = data
-            self._base = functional.linear(data.view(-1, self.inputs), weight, bias).view(*rows, -1)
+            self._base = linear(data.view(-1, self.inputs), weight, bias).view(*rows, -1)
         self._gradients = self._room.take("gradients", (*rows, self.outputs), weight)
         self._grams, self._known = None, data is not None and cohort.total <= _AT_ONCE
         if self._known:
@@ -170,7 +171,8 @@ class DualLinear:
             bias: written.
         """
         scaled = (self._scaled() * factors[:, None, None]).view(-1, self.outputs)
-        torch.mm(scaled.T, self._history.view(-1, self.inputs), out=weight)
+        history = self._history.view(-1, self.inputs)
+        weight.copy_(linear(scaled.T, history.T))
         if bias is not None:
             torch.sum(scaled, dim=0, out=bias)
 

@@ -62,6 +62,16 @@ class Schedule:
         """K, clients without a single example included."""
         return len(self.lengths)
 
+    def rows(self) -> Indices:
+        """(K, total) the rows of all steps, side by side; 0 where a client takes no step."""
+        rows = np.zeros((self.clients, sum(s.rows.shape[1] for s in self.steps)), dtype=np.int64)
+        at = 0
+        for step in self.steps:
+            active, width = step.rows.shape
+            rows[:active, at : at + width] = step.rows
+            at += width
+        return rows
+
 
 def build(rows: Sequence[Indices], seeds: Sequence[int], local: LocalConfig) -> Schedule:
     """The schedule of clients that are already sorted by number of steps, longest first."""

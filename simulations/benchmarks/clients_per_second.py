@@ -86,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", default="W2", help="W1 to W5, separated by commas")
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--rounds", type=int, default=6, help="a turn, the first round included")
+    parser.add_argument(
+        "--own-rounds", type=int, default=0, help="of fedsys, where that many are too short to time"
+    )
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="of pfl and loop; 0 measures")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -98,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 def measure(work: str, engines: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     """All turns of one work."""
     settings = [
-        f"rounds.count={options.rounds}",
+        f"rounds.count={options.own_rounds or options.rounds}",
         "evaluation.data=none",
         f"engine.processes={cores()}",  # as a job of more rounds would choose by itself
         *options.set,
@@ -210,16 +213,19 @@ def _steady(turn: Mapping[str, Any], size: float) -> float:
     return float(sum(turn["examples"][1:]) / size / sum(turn["seconds"][1:]))
 
 
+def _cpu_ms(turn: Mapping[str, Any], size: float) -> float:
+    """CPU milliseconds a client of the mean size, between the first look at them and the last."""
+    (first, began), (last, ended) = turn["cpu"][0], turn["cpu"][-1]
+    return float(1000 * (ended - began) * size / max(sum(turn["examples"][first:last]), 1))
+
+
 def _summary(turns: Sequence[Mapping[str, Any]], size: float) -> dict[str, Any]:
     rates = [_steady(turn, size) for turn in turns]
     return {
         "clients_per_second": statistics.median(rates),
         "turns": rates,
         "first_round_seconds": statistics.median(turn["seconds"][0] for turn in turns),
-        "cpu_ms_per_client": statistics.median(
-            1000 * (turn["cpu"][-1] - turn["cpu"][0]) * size / sum(turn["examples"][1:])
-            for turn in turns
-        ),
+        "cpu_ms_per_client": statistics.median(_cpu_ms(turn, size) for turn in turns),
         "memory": max(turn["memory"] for turn in turns),
         "engine": turns[-1].get("engine"),
     }
@@ -240,7 +246,7 @@ def _bound(flops: float, size: float) -> dict[str, Any]:
         "seconds": [0.0, 1.0],
         "clients": [0, rate / flops],
         "examples": [0, size * rate / flops],
-        "cpu": [0.0, float(cores())],
+        "cpu": [[1, 0.0], [2, float(cores())]],
         "memory": 0,
         "engine": {"gigaflops": rate / 1e9},
     }
