@@ -52,12 +52,13 @@ class Checkpoint:
 
 def sha256_of_weights(weights: NDArray[np.float32]) -> str:
     """SHA-256 of the flat weights as little-endian float32."""
-    return hashlib.sha256(np.ascontiguousarray(weights, dtype="<f4").tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(weights, dtype="<f4").data).hexdigest()
 
 
 def sha256_of_aggregate(total: NDArray[Any]) -> str:
-    """SHA-256 of a round's noised sum mod 2^b as little-endian integers of 64 bits."""
-    return hashlib.sha256(total.astype("<u8").tobytes()).hexdigest()
+    """SHA-256 of a round's noised sum mod 2^b: little-endian, in the words of its ring."""
+    words = np.ascontiguousarray(total, dtype=total.dtype.newbyteorder("<"))
+    return hashlib.sha256(words.data).hexdigest()
 
 
 class Checkpoints:

@@ -93,12 +93,15 @@ class ChunkTrainer:
         self._population, self._randomness = population, randomness
         self._work: RoundWork
         self._mechanism: Mechanism
+        self._made_of: tuple[dict[str, Any], Noise] | None = None
         self._floating: torch.Tensor | None = None
 
     def begin(self, work: RoundWork) -> None:
         """The chunks that follow are of this round."""
         self._work = work
-        self._mechanism = mechanism_for(event_from_json(work.mechanism), work.noise)
+        if self._made_of != (work.mechanism, work.noise):
+            self._mechanism = mechanism_for(event_from_json(work.mechanism), work.noise)
+            self._made_of = work.mechanism, work.noise
 
     @property
     def length(self) -> int:
