@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from client.identity import Credentials, TlsKey, pem_of
+from fedsys.durable import make_folder
 from fedsys.errors import ConfigError, EnrollmentError, ProtocolError
 from fedsys.secret_files import read_secret, write_secret
 from fedsys.wire import fleet_pb2
@@ -91,7 +92,7 @@ def join(address: str, token: JoinToken, folder: Path) -> Credentials:
         raise ConfigError(f"{folder}: this device joined already; leave first, or give another one")
     host_and_port(address, "HOST:PORT")
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder, mode=0o700)
         folder.chmod(0o700)
         identity, key = _own_keys(folder)
     except OSError as error:

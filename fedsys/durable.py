@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 __all__ = [
@@ -93,13 +94,19 @@ def flush_names(folder: Path) -> None:
 def make_folder(path: Path, *, mode: int = 0o777) -> None:
     """Makes a folder and its parents, durably; one that is there is taken as it is.
 
+    Its name is flushed even then, since whoever made it may have died before doing so; not where
+    its parent may not be read, for then it was made by somebody else, who keeps it.
+
     Args:
         path: of the folder.
         mode: its permissions, less the umask; its parents have the default ones.
     """
+    there = path.exists()
     missing = [folder for folder in path.parents if not folder.exists()]
     path.mkdir(mode=mode, parents=True, exist_ok=True)
-    for folder in (path, *missing):  # the first even if it is there: whoever made it may have died
+    with suppress(PermissionError) if there else nullcontext():
+        flush_names(path.parent)
+    for folder in missing:
         flush_names(folder.parent)
 
 

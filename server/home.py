@@ -31,6 +31,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from fedsys.durable import make_folder, write_atomically
 from fedsys.errors import ConfigError
 from fedsys.privacy import Signer
 from fedsys.privacy.ledger.signer import KEY_NAME
@@ -119,7 +120,7 @@ class Home:
         """
         alternative_names(hosts)  # before anything is made
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(path, mode=0o700)
             if any(path.iterdir()):
                 raise ConfigError(f"{path}: not empty; give a new folder")
             path.chmod(0o700)
@@ -134,13 +135,11 @@ class Home:
             private = Ed25519PrivateKey.generate()
             write_secret(path / "roster.ed25519", private.private_bytes_raw())
             roster_key = private.public_key().public_bytes_raw()
-        (path / "roster.pub").write_text(roster_key.hex() + "\n", encoding="ascii")
-        settings = Settings(hosts=list(hosts), epsilon=epsilon)
-        home.settings_file.write_text(
-            tomli_w.dumps(settings.model_dump(exclude_none=True)), encoding="utf-8"
-        )
-        home.jobs.mkdir()
+        write_atomically(path / "roster.pub", roster_key.hex().encode() + b"\n")
+        make_folder(home.jobs)
         State.create(path).close()
+        settings = Settings(hosts=list(hosts), epsilon=epsilon).model_dump(exclude_none=True)
+        write_atomically(home.settings_file, tomli_w.dumps(settings).encode())  # now it is one
         return home
 
     @classmethod
@@ -297,4 +296,4 @@ class Home:
 
     def _store_server(self, identity: ServerIdentity) -> None:
         write_secret(self.path / "server.key", identity.private_key)
-        (self.path / "server.pem").write_bytes(identity.certificate)
+        write_atomically(self.path / "server.pem", identity.certificate)

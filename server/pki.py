@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fedsys.durable import write_atomically
 from fedsys.errors import ConfigError, ProtocolError
 from fedsys.secret_files import read_secret, write_secret
 
@@ -132,7 +133,7 @@ class Authority:
             .sign(key, hashes.SHA256())
         )
         write_secret(folder / "ca.key", _private_pem(key))
-        (folder / "ca.pem").write_bytes(pem(certificate))
+        write_atomically(folder / "ca.pem", pem(certificate))
         return cls(key, certificate)
 
     @classmethod

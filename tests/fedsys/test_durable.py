@@ -121,6 +121,18 @@ class TestFolders:
         make_folder(tmp_path / "one")
         assert events == [f"flush {tmp_path.name}"]
 
+    def test_one_that_is_there_needs_no_readable_parent(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def closed(folder: Path) -> None:
+            raise PermissionError(13, "Permission denied", str(folder))
+
+        monkeypatch.setattr("fedsys.durable.flush_names", closed)
+        (tmp_path / "theirs").mkdir()
+        make_folder(tmp_path / "theirs")
+        with pytest.raises(PermissionError):
+            make_folder(tmp_path / "ours")
+
 
 class TestLines:
     def test_they_are_added_and_flushed(self, tmp_path: Path, events: list[str]) -> None:

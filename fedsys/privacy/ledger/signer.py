@@ -96,9 +96,11 @@ class Signer:
 
 
 def _create(path: Path, raw: bytes) -> None:
-    """Writes a key so that no other user and no second process ever sees half of it."""
-    if not path.parent.exists():
-        make_folder(path.parent, mode=0o700)
+    """Writes a key so that no other user and no second process ever sees half of it.
+
+    Its folder's own name is durable before: where there is a key, no loss of power takes both.
+    """
+    make_folder(path.parent, mode=0o700)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         try:
