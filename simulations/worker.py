@@ -6,6 +6,7 @@ ends when the other side of the socket does.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -160,7 +161,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when a run is interrupted
     if sys.platform == "linux":
         # Else, being woken, it takes the core of the parent that has others to wake: milliseconds.
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        with contextlib.suppress(OSError):  # a container may forbid it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     link, arena = Connection(int(sys.argv[1])), int(sys.argv[2])
     try:
         serve(link, arena)
