@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from client.training.cohort import Cohort, UnsupportedLayerError
 from client.training.dual_linear import DualLinear
 from client.training.local import LocalConfig
-from client.training.own_weights import OwnWeights, copies
+from client.training.own_weights import OwnWeights, copies, plain
 
 __all__ = ["ClientLinear"]
 
@@ -113,15 +113,12 @@ class _OwnLinear(OwnWeights):
 
     _cohort: Cohort
     _x: Tensor
-    _rate: float
-    _plain: bool
+    _rate: float | None
 
     def start(
         self, cohort: Cohort, local: LocalConfig, weight: Tensor, bias: Tensor | None
     ) -> None:
-        self._cohort, self._rate = cohort, local.learning_rate
-        # Then a step is one product, without a gradient of its own.
-        self._plain = not (local.momentum or local.weight_decay or local.proximal_mu)
+        self._cohort, self._rate = cohort, local.learning_rate if plain(local) else None
         own = [copies(each, cohort.clients) for each in (weight, bias) if each is not None]
         self.own(local, (weight, bias), own)
 
@@ -140,7 +137,7 @@ class _OwnLinear(OwnWeights):
         weight, *bias = self._active()
         dy = dy.view(len(weight), -1, weight.shape[1])
         dx = torch.bmm(dy, weight) if wanted else None
-        if self._plain:
+        if self._rate is not None:  # the gradient need not be built
             weight.baddbmm_(dy.transpose(1, 2), self._x, alpha=-self._rate)
             if bias:
                 bias[0].add_(dy.sum(1), alpha=-self._rate)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from client.training.cohort import Cohort, UnsupportedLayerError
 from client.training.local import LocalConfig
-from client.training.own_weights import OwnWeights, copies
+from client.training.own_weights import OwnWeights, copies, plain
 
 __all__ = ["ClientConv2d", "channels_last"]
 
@@ -32,6 +32,8 @@ class ClientConv2d(OwnWeights, nn.Module):
         self.geometry = (list(like.stride), list(like.padding), list(like.dilation))
         self.groups = like.groups
         self._cohort: Cohort
+        self._of_client: list[tuple[Tensor, Tensor | None]] = []
+        self._rate: float | None = None
         self._grads: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     def start(
@@ -45,11 +47,13 @@ class ClientConv2d(OwnWeights, nn.Module):
         own = copies(last, cohort.clients).permute(0, 1, 4, 2, 3)
         biases = [] if bias is None else [copies(bias, cohort.clients)]
         self.own(local, (weight, bias), [own, *biases])
+        each_bias = biases[0].unbind(0) if biases else [None] * cohort.clients
+        self._of_client = list(zip(own.unbind(0), each_bias, strict=True))
+        self._rate = local.learning_rate if plain(local) else None
 
     def of_client(self, client: int) -> tuple[Tensor, Tensor | None]:
         """The weights and the bias of one client."""
-        weight, *bias = self._params
-        return weight[client], bias[0][client] if bias else None
+        return self._of_client[client]
 
     def forward(self, x: Tensor) -> Tensor:
         """(A B, in, H, W) to (A B, out, H', W'), or those of one client."""
@@ -102,7 +106,13 @@ class ClientConv2d(OwnWeights, nn.Module):
         return _joined(dx) if wanted else None
 
     def learn(self, client: int, weight: Tensor, bias: Tensor | None) -> None:
-        """A client's gradients; the active clients take their step once all of them have some."""
+        """A client's gradients. It takes its step at once where that needs no more than them, else
+        with all active clients when the last of them has some."""
+        if self._rate is not None:
+            for param, gradient in zip(self.of_client(client), (weight, bias), strict=True):
+                if param is not None and gradient is not None:
+                    param.add_(gradient, alpha=-self._rate)
+            return
         self._grads[client] = weight, bias
         active = range(self._cohort.active)
         if len(self._grads) == len(active):

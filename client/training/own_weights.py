@@ -10,7 +10,7 @@ from torch import Tensor
 from client.training.local import LocalConfig
 from client.training.optimizer import Stepper
 
-__all__ = ["OwnWeights", "copies"]
+__all__ = ["OwnWeights", "copies", "plain"]
 
 
 class OwnWeights:
@@ -49,3 +49,9 @@ class OwnWeights:
 def copies(weight: Tensor, clients: int) -> Tensor:
     """(K, ...) contiguous copies; never `weight` itself, not even for a single client."""
     return weight.expand(clients, *weight.shape).clone(memory_format=torch.contiguous_format)
+
+
+def plain(local: LocalConfig) -> bool:
+    """Whether a step is nothing but the gradient times the learning rate."""
+    other = local.momentum or local.weight_decay or local.proximal_mu
+    return local.optimizer == "sgd" and not other
