@@ -328,3 +328,13 @@ def test_a_run_over_processes_stores_its_layout(configure: Configure, tmp_path: 
         assert run.rounds == 3
         stored[str(processes)] = (run.folder / "config.toml").read_text()
     assert "processes = 2" in stored["2"]
+
+
+def test_what_lies_in_the_current_folder_is_not_taken_for_ours(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "simulations").mkdir()
+    (tmp_path / "simulations" / "__init__.py").write_text("raise SystemExit('not this one')\n")
+    monkeypatch.chdir(tmp_path)
+    result = harness.run(configure("engine.processes=2", "rounds.count=1"), out=tmp_path / "run")
+    assert result.rounds == 1
