@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable
+from typing import Any
 
 from server.deployment import Deployment
 from server.fleet import Fleet
@@ -21,6 +22,7 @@ __all__ = ["run_coordinator"]
 
 _log = logging.getLogger(__name__)
 _REVOCATION_SECONDS = 2.0
+_ENDING_SECONDS = 5.0
 
 
 async def run_coordinator(
@@ -61,6 +63,7 @@ async def _serve(
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+    before = asyncio.all_tasks()
     state, metrics = State.open(home.path), Metrics()
     fleet = Fleet(counted=metrics.passed)
     registry = home.registry(state)
@@ -106,6 +109,7 @@ async def _serve(
         await asyncio.gather(*tasks, return_exceptions=True)
         await operator.stop()
         await devices.stop()
+        await _ended(asyncio.all_tasks() - before)
         metrics.close()
         state.close()
 
@@ -116,3 +120,10 @@ async def _follow_registry(devices: DevicePort) -> None:
         await asyncio.sleep(_REVOCATION_SECONDS)
         await devices.evict()
         devices.announce_roster()
+
+
+async def _ended(tasks: set[asyncio.Task[Any]]) -> None:
+    """Let calls end by themselves: gRPC says that it is stopped once nothing is to be sent any
+    more, and prints a traceback for each whose task is then cancelled with the event loop."""
+    if tasks:
+        await asyncio.wait(tasks, timeout=_ENDING_SECONDS)

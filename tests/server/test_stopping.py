@@ -9,12 +9,20 @@ from typing import Any, cast
 
 import pytest
 
+from client.grpc_channel import join
+from client.grpc_host import Backoff, ConnectionHost
+from client.policy import Policy
+from client.session import Session
+from fedsys.wire import fleet_pb2
+from server import grpc_host
 from server.deployment import Deployment
 from server.disk_work import to_its_end
-from server.fleet import Arrived, Fleet
+from server.fleet import Arrived, Fleet, Link
+from server.grpc_service import run_coordinator
 from server.home import Home
 from server.job_model import ModelSource
 from server.state import State
+from simulations.testbed.crowd import Still
 
 TURNS = range(6)
 """Turns of the event loop between an event and the cancellation: each is another interleaving."""
@@ -120,3 +128,69 @@ def test_the_error_of_work_on_the_disk_is_the_callers() -> None:
 
     with pytest.raises(OSError, match="full"):
         asyncio.run(to_its_end(work))
+
+
+def test_a_session_that_is_still_ending_ends_before_its_loop_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """gRPC calls itself stopped once nothing is to be sent any more, whoever is still at work; a
+    loop that ends then cancels what is gRPC's own, and gRPC prints a traceback."""
+    home = Home.create(tmp_path / "home", hosts=["127.0.0.1"])
+    state = State.open(home.path)
+    token = home.registry(state).issue_token("ward")
+    state.close()
+    stop, over, ended = asyncio.Event(), asyncio.Event(), list[str]()
+    write, stopped = grpc_host._write, grpc_host.DevicePort.stop
+
+    async def slow(link: Link, context: Any) -> None:
+        try:
+            await write(link, context)
+        except asyncio.CancelledError:  # the device has hung up
+            stop.set()
+            await over.wait()
+            await turn(20)
+            ended.append("by itself")
+            raise
+
+    async def noted(self: grpc_host.DevicePort, grace: float = 2.0) -> None:
+        await stopped(self, grace)
+        over.set()
+
+    monkeypatch.setattr(grpc_host, "_write", slow)
+    monkeypatch.setattr(grpc_host.DevicePort, "stop", noted)
+
+    def device(address: str) -> None:
+        session = Session(
+            credentials=join(address, token, tmp_path / "ward"), worker=Still(), policy=Policy
+        )
+        host = ConnectionHost(session, backoff=Backoff(first=0.01, most=0.01))
+        handle = session.handle
+
+        def hang_up(message: fleet_pb2.Down) -> fleet_pb2.Up | None:
+            answer = handle(message)
+            host.stop()
+            return answer
+
+        session.handle = hang_up  # type: ignore[method-assign]
+        host.run()
+
+    devices: list[threading.Thread] = []
+
+    def ready(port: int) -> None:
+        devices.append(threading.Thread(target=device, args=(f"127.0.0.1:{port}",), daemon=True))
+        devices[0].start()
+
+    async def scene() -> None:
+        async with asyncio.timeout(60):
+            await run_coordinator(
+                home,
+                listen="127.0.0.1:0",
+                models=cast(ModelSource, None),  # no job comes
+                ready=ready,
+                stop=stop,
+            )
+
+    asyncio.run(scene())
+    devices[0].join(60)
+    assert ended == ["by itself"]
+    assert "Traceback" not in capfd.readouterr().err
