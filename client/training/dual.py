@@ -1,6 +1,6 @@
 """The dual path: linear layers in dual form, everything else once for all clients of the chunk.
 
-Each Linear and Conv2d of the model is replaced by its twin of K clients (`dual_linear`,
+Each Linear and Conv2d of the model is replaced by its twin of K clients (`client_linear`,
 `convolution`); the clients' examples then pass through the model as one long batch. That is right
 for any model that treats the examples of a batch independently, which the self-check finds out.
 """
