@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsys.config import Config, validate
-from fedsys.errors import ConfigError, FedsysError, LedgerClosed
+from fedsys.errors import ConfigError, FedsysError, LedgerClosed, LedgerError
 from fedsys.privacy import Ledger, PrivacyPlan, plan_of, read_ledger
 from fedsys.wire.roster import RosterStatement
 from fedsys.wire.terms import Terms
@@ -102,7 +102,12 @@ class Preparation:
         """
         folder = RunFolder(self._home.jobs / row.id)
         if folder.begun:
-            return self._restore(row, folder)
+            try:
+                return self._restore(row, folder)
+            except FedsysError:
+                # It ends without its last round having been counted: it counts as it promised.
+                self._state.update_job(row.id, spent=row.promised)
+                raise
         if row.status != "submitted":
             if row.cancelled:
                 return AlreadyOver("cancelled")
@@ -147,6 +152,12 @@ class Preparation:
             ledger = take_up(folder, self._home.signer)
         except LedgerClosed:
             return self._already_over(row, folder)
+        except LedgerError as error:
+            raise JobFailed(
+                f"{folder.path}: {error}; no round can follow, and the job counts as having "
+                f"spent all that it promised: keep the folder, see what of it holds with `fedsys "
+                f"audit {folder.path}`, and submit the job again"
+            ) from None
         with ExitStack() as held:
             held.enter_context(ledger)
             job, model, roster = self._resume(folder, ledger)

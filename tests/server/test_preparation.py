@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from fedsys.errors import ConfigError
 from fedsys.privacy import LedgerView
 from fedsys.privacy.ledger import reader, writer
 from server import preparation
+from server.deployment import Deployment
+from server.fleet import Fleet
+from server.grpc_operator import job_status
 from server.job_model import JobModel
-from server.preparation import AlreadyOver, Preparation, PreparedJob
-from server.state import JobRow
+from server.preparation import AlreadyOver, JobFailed, Preparation, PreparedJob
+from server.state import ACTIVE_JOB, JobRow
 from server.submission import submit
 from tests.e2e.deployment import Port, running_port
 from tests.e2e.processes import silos
@@ -94,3 +98,57 @@ def test_a_job_whose_last_line_was_written_is_over(port: Port) -> None:
     prepared.job.close("completed", model_sha256="00" * 32)
     assert preparing(port).prepare(row) == AlreadyOver("completed")
     assert (port.home.jobs / row.id / "summary.json").exists()
+
+
+def damaged(row: JobRow, port: Port) -> Path:
+    """The ledger of a job that is to go on, with one digit of its first line changed."""
+    path = port.home.jobs / row.id / "ledger.jsonl"
+    text = path.read_text("utf-8")
+    path.write_text(text.replace('"seq":0', '"seq":1', 1), "utf-8")
+    return path
+
+
+def test_a_damaged_ledger_is_named_with_its_line_and_a_remedy(port: Port) -> None:
+    row = begun(port)
+    path = damaged(row, port)
+    with pytest.raises(JobFailed) as failed:
+        preparing(port).prepare(row)
+    for part in (
+        f"{path.parent}: ledger line 1",
+        f"fedsys audit {path.parent}",
+        "submit the job again",
+    ):
+        assert part in str(failed.value)
+    ended = port.state.job(row.id)
+    assert ended.promised is not None
+    assert ended.spent == ended.promised, "a round may have been cut off before it was counted"
+
+
+def test_after_a_damaged_ledger_the_next_job_has_its_turn(port: Port) -> None:
+    first = begun(port)
+    path = damaged(first, port)
+    second = submit(port.state, dump(silos("rounds.count=2", "population.clients=7")))
+
+    async def scene() -> None:
+        deployment = Deployment(
+            home=port.home,
+            state=port.state,
+            registry=port.registry,
+            fleet=Fleet(),
+            models=model_of,
+        )
+        serving = asyncio.create_task(deployment.serve())
+        async with asyncio.timeout(240):
+            while port.state.job(second.id).status in ACTIVE_JOB:
+                await asyncio.sleep(0.05)
+        assert not serving.done()
+        serving.cancel()
+        await asyncio.wait({serving})
+
+    asyncio.run(scene())
+    shown = job_status(port.home, port.state, port.state.job(first.id))
+    assert (shown.status, shown.reason.startswith(f"{path.parent}: ledger line 1")) == (
+        "failed",
+        True,
+    )
+    assert "population.clients = 7" in port.state.job(second.id).reason
