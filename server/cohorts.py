@@ -34,7 +34,7 @@ class CohortSampler:
                 raise ConfigError(
                     f"cohort.min_separation = {separation} with cohort.expected = {self._size} "
                     f"needs {self._size * separation} clients; the population has "
-                    f"{plan.population}"
+                    f"{plan.population}: lower one of the two"
                 )
             self._separated = MinSeparation(
                 population=plan.population,

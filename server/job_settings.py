@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from fedsys.config import Config
@@ -14,9 +15,43 @@ from fedsys.privacy import (
     guaranteed_epsilon,
     make_plan,
 )
+from fedsys.privacy.events import SkellamEvent
+from fedsys.privacy.samplers.skellam import MAX_VARIANCE
+from server.cohorts import CohortSampler
 from server.strategies import Strategy, build_strategy
 
 __all__ = ["budget_of", "clipping_for", "example_steps", "plan_for", "strategy_of"]
+
+_KEYS = {
+    name: f"{section}.{key}"
+    for name, section, key in (
+        ("guarantee", "privacy", "guarantee"),
+        ("mechanism", "privacy", "mechanism"),
+        ("delta", "privacy", "delta"),
+        ("unit", "privacy", "unit"),
+        ("noise_multiplier", "privacy", "noise_multiplier"),
+        ("max_participations", "privacy", "max_participations"),
+        ("example_rate", "privacy", "example_rate"),
+        ("colluders", "privacy", "max_colluders"),
+        ("sampling", "cohort", "sampling"),
+        ("participation", "cohort", "participation"),
+        ("min_separation", "cohort", "min_separation"),
+        ("min_survivors", "cohort", "min_survivors"),
+        ("cap", "cohort", "cap"),
+        ("encoding", "aggregation", "encoding"),
+        ("noise", "aggregation", "noise"),
+        ("modulus_bits", "aggregation", "modulus_bits"),
+        ("dropout", "aggregation", "dropout"),
+        ("corrupt", "aggregation", "corrupt"),
+    )
+}
+"""What the keys of a configuration are called where a plan is made."""
+
+_PLAIN_NAMES = re.compile(
+    r"(?<![\w.])(?:(?:min_separation|max_participations|min_survivors|noise_multiplier)(?!\w)"
+    rf"|(?:{'|'.join(sorted(_KEYS, key=len, reverse=True))})(?==))"
+)
+"""In a message: names that are no English words, and the others where a value follows."""
 
 
 def plan_for(config: Config, *, population: int, layers: Sequence[int]) -> PrivacyPlan:
@@ -30,6 +65,7 @@ def plan_for(config: Config, *, population: int, layers: Sequence[int]) -> Priva
 
     Raises:
         MechanismError: its numbers do not fit one another.
+        ConfigError: no such cohorts exist.
     """
     privacy, cohort, aggregation = config.privacy, config.cohort, config.aggregation
     adaptive = privacy.adaptive_quantile is not None
@@ -68,11 +104,31 @@ def plan_for(config: Config, *, population: int, layers: Sequence[int]) -> Priva
             corrupt=aggregation.corrupt if aggregation.protocol == "secure" else None,
         )
         plan.build_mechanism()
+        _noise_can_be_drawn(plan)
+        CohortSampler(plan)
     except MechanismError as error:
+        reason = _PLAIN_NAMES.sub(lambda name: _KEYS[name[0]], str(error))
         if privacy.noise_multiplier is None and privacy.epsilon is not None:
-            raise MechanismError(f"privacy.epsilon = {privacy.epsilon:g}: {error}") from None
-        raise
+            reason = f"privacy.epsilon = {privacy.epsilon:g}: {reason}"
+        raise MechanismError(reason) from None
     return plan
+
+
+def _noise_can_be_drawn(plan: PrivacyPlan) -> None:
+    """Refuses now what a round would find out when its noise is topped up, its privacy spent."""
+    event = plan.event()
+    if not isinstance(event, SkellamEvent) or event.encoding == "float":
+        return
+    largest = event.total_variance
+    if plan.noise == "per-client":  # the top-up goes by binary digits of how many are missing
+        missing = max(event.cap - 1, 1)
+        largest = math.ldexp(event.share_variance, missing.bit_length() - 1)
+    if largest > MAX_VARIANCE:
+        raise MechanismError(
+            f"noise_multiplier={plan.noise_multiplier:g} is too large for encoding="
+            f"'{event.encoding}': its noise has variance {largest:.3g} in integers, and at most "
+            f"2^40 can be drawn; lower it, or use protocol = 'float'"
+        )
 
 
 def budget_of(plan: PrivacyPlan) -> float | None:
