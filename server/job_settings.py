@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from fedsys.config import Config
-from fedsys.errors import MechanismError
+from fedsys.errors import ConfigError, MechanismError
 from fedsys.privacy import (
     AdaptiveClipping,
     PrivacyPlan,
@@ -147,16 +147,28 @@ def clipping_for(
         config: of the job.
         plan: that it means.
         layers: sizes of the model's parameters, in the order of the flat vector.
+
+    Raises:
+        ConfigError: the bits that tell how to adapt would take all of the norm.
     """
     privacy = config.privacy
     if privacy.adaptive_quantile is None:
         return None
+    apart = _clipped_apart(config, layers)
+    bit_fraction = default_bit_fraction(plan.noise_multiplier, plan.expected_cohort)
+    if len(apart) * bit_fraction**2 >= 1:
+        raise ConfigError(
+            f"privacy.adaptive_layers = '{privacy.adaptive_layers}' with privacy.noise_multiplier "
+            f"= {plan.noise_multiplier:g} and cohort.expected = {plan.expected_cohort:g}: clipping "
+            f"bits of {len(apart)} groups leave nothing of the norm to the update; lower the "
+            f"noise, raise cohort.expected or use 'flat'"
+        )
     return AdaptiveClipping.start(
-        layers=_clipped_apart(config, layers),
+        layers=apart,
         clip=privacy.clip,
         quantile=privacy.adaptive_quantile,
         learning_rate=privacy.adaptive_rate,
-        bit_fraction=default_bit_fraction(plan.noise_multiplier, plan.expected_cohort),
+        bit_fraction=bit_fraction,
         survival=1 - config.aggregation.dropout,
     )
 
