@@ -222,6 +222,7 @@ def _one_round(setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead
         faults=setting.faults,
         randomness=randomness,
         now=setting.clock.now,
+        done=_done(job),
     )
     try:
         summed = _sum(setting, cohort)
@@ -255,6 +256,14 @@ def _one_round(setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead
     return summed.trained
 
 
+def _done(job: Job) -> frozenset[int]:
+    """The clients that took part as often as the plan lets them."""
+    most = job.plan.max_participations
+    if most is None:
+        return frozenset()
+    return frozenset(id for id, times in job.ledger.participations.items() if times >= most)
+
+
 def _simulated(setting: Setting, cohort: Cohort) -> dict[str, float]:
     """The simulated clock at the end of a round, where there is one."""
     if not setting.faults.seconds_per_example:
@@ -263,7 +272,8 @@ def _simulated(setting: Setting, cohort: Cohort) -> dict[str, float]:
     present = [
         client
         for client in cohort.round.cohort
-        if setting.faults.reachable(round=number, client=client, now=now)
+        if client not in cohort.done
+        and setting.faults.reachable(round=number, client=client, now=now)
     ]
     work = {client: cohort.work_of(client) for client in present}
     return {"simulated_seconds": setting.clock.advance(setting.faults, work)}

@@ -24,7 +24,7 @@ from server.coordinator import OpenRound
 from server.rounds import RoundAborted, SecureRound
 from simulations.chunk import RoundWork, in_ring
 from simulations.engine import Chunk, Engine
-from simulations.faults import FaultPlan
+from simulations.faults import STAGES, FaultPlan
 from simulations.population import Population
 from simulations.randomness import Randomness
 
@@ -68,6 +68,7 @@ class Cohort:
         faults: who vanishes when.
         randomness: of keys.
         now: simulated seconds since the job began.
+        done: clients that took part as often as they may; like devices they decline.
     """
 
     round: OpenRound
@@ -79,6 +80,7 @@ class Cohort:
     faults: FaultPlan
     randomness: Randomness
     now: float = 0.0
+    done: frozenset[int] = frozenset()
 
     @property
     def work(self) -> RoundWork:
@@ -103,14 +105,16 @@ class Cohort:
         return self.engine.vectors(self.work, self.chunks(clients))
 
     def lost(self, client: int) -> str | None:
-        """The stage at which the fault plan takes this client away."""
+        """The stage at which this client goes away, by the fault plan or because it declines."""
+        if client in self.done:
+            return STAGES[0]
         return self.faults.lost(
             round=self.round.number, client=client, now=self.now, examples=self.work_of(client)
         )
 
     def losses(self) -> dict[int, str | None]:
         """Of each of the round's clients."""
-        if self.faults == FaultPlan(seed=self.faults.seed):  # nothing ever goes wrong
+        if not self.done and self.faults == FaultPlan(seed=self.faults.seed):  # nothing goes wrong
             return dict.fromkeys(self.round.cohort)
         return {client: self.lost(client) for client in self.round.cohort}
 
@@ -141,6 +145,8 @@ def plain_sum(cohort: Cohort) -> Summed:
     stages = [at for at in lost.values() if at is not None]
     if not alive:
         raise RoundAborted("nobody was left to send an input", nothing_summed=True)
+    if len(alive) < cohort.mechanism.event.min_survivors:
+        raise RoundAborted("fewer clients than min_survivors were left", nothing_summed=True)
     flat, tally = cohort.engine.total(cohort.work, cohort.chunks(alive), cohort.mechanism.length)
     return Summed(
         total=in_ring(flat, cohort.mechanism, cohort.aggregation.protocol),
@@ -167,6 +173,17 @@ def secure_sum(cohort: Cohort) -> Summed:
     lost = {id: cohort.lost(id) for id in agents}
     summed = Summed(total=np.zeros(0, dtype=np.uint32), survivors=())
     messages = round_.begin()
+
+    def answer(id: int) -> None:
+        """One agent's reply, or why it goes no further."""
+        try:
+            reply = agents[id].handle(messages[id])
+        except SecureAggError as refusal:
+            summed.refusals[id] = f"{round_.stage}: {refusal}"
+            del agents[id]
+            return
+        round_.receive(id, reply)
+
     while messages:
         stage = round_.stage
         for id in [id for id in agents if lost[id] == stage]:
@@ -179,16 +196,10 @@ def secure_sum(cohort: Cohort) -> Summed:
                 summed.unusable += int((~privatized.finite).sum())
                 for row, id in enumerate(chunk):
                     agents[id].provide(privatized.vectors[row])
-                    round_.receive(id, agents[id].handle(messages[id]))
+                    answer(id)
         else:
             for id in present:
-                try:
-                    reply = agents[id].handle(messages[id])
-                except SecureAggError as refusal:
-                    summed.refusals[id] = f"{stage}: {refusal}"
-                    del agents[id]
-                    continue
-                round_.receive(id, reply)
+                answer(id)
         try:
             messages = round_.close_stage()
         except RoundAborted as abort:

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -109,18 +110,18 @@ def draw(dice: random.Random) -> Tree:
     cohort, privacy, aggregation = tree["cohort"], tree["privacy"], tree["aggregation"]
     if mechanism != "none" or seldom(0.02):
         if seldom(0.6) or mechanism == "example-gaussian":
-            privacy["noise_multiplier"] = dice.choice((1.0, 1.5, 4.0, 1e4))
+            privacy["noise_multiplier"] = dice.choice((0.3, 1.0, 1.5, 4.0, 1e4))
         if "noise_multiplier" not in privacy or seldom(0.3):
-            privacy["epsilon"] = dice.choice((0.5, 2.0, 8.0))
+            privacy["epsilon"] = dice.choice((0.5, 2.0, 8.0, 100.0))
     if mechanism == "banded-mf" or seldom(0.15):
         cohort["sampling"] = dice.choice(("min-separation", "fixed", "poisson"))
         if cohort["sampling"] == "min-separation" or seldom():
             cohort["min_separation"] = dice.choice((1, 2, 3))
-        if cohort["sampling"] == "min-separation" and seldom(0.8):
+        if cohort["sampling"] == "min-separation" or seldom():
             privacy["max_participations"] = dice.choice((1, 2, 3))
     if seldom(0.3):
         privacy["guarantee"] = "server"
-        privacy["max_participations"] = tree["rounds"]["count"]
+        privacy["max_participations"] = dice.choice((1, 2, 3))
         privacy["max_colluders"] = dice.choice((0, 1, 5))
     if mechanism == "example-gaussian":
         privacy["example_clip"] = dice.choice((0.1, 1.0))
@@ -309,6 +310,30 @@ def test_cohorts_that_do_not_exist_are_refused_before_anything_is_made(tmp_path:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("seed", [*range(24), 57])
+@pytest.mark.parametrize("protocol", ["ideal", "secure"])
+def test_a_client_that_took_part_often_enough_declines(protocol: str, tmp_path: Path) -> None:
+    config = load(
+        "quickstart",
+        [
+            "population.partition=iid",
+            "population.clients=60",
+            "cohort.expected=50",
+            "cohort.min_survivors=1",
+            "privacy.guarantee=server",
+            "privacy.max_participations=2",
+            "privacy.delta=1e-3",
+            "rounds.count=4",
+            f"aggregation.protocol={protocol}",
+        ],
+    )
+    harness.run(config, out=tmp_path / "run")
+    check_run(tmp_path / "run", config)
+    rounds, _ = read_private(tmp_path / "run" / "private.jsonl")
+    times = Counter(id for line in rounds.values() for id in line["survivors"])
+    assert max(times.values()) == 2
+    assert len(rounds) == 4
+
+
+@pytest.mark.parametrize("seed", [*range(24), 57, 1073, 1139])
 def test_a_job_runs_or_is_refused(seed: int, tmp_path: Path) -> None:
     check(seed, tmp_path)
