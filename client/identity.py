@@ -28,7 +28,6 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client.journal import Journal
 from fedsys.durable import append_lines, write_atomically
 from fedsys.errors import ConfigError, ProtocolError
 from fedsys.secret_files import read_secret, write_secret
@@ -162,6 +161,8 @@ class Credentials:
         Raises:
             ConfigError: a journal that is there already is damaged, or none can be written.
         """
+        from client.journal import Journal  # and with it accounting, which only joining needs
+
         write_atomically(self.folder / "ca.pem", self.ca)
         write_atomically(self.folder / "roster.jsonl", b"".join(_line_of(each) for each in rosters))
         Journal.begin(self.folder / "journal.json")
