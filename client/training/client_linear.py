@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from client.training.cohort import Cohort, UnsupportedLayerError
-from client.training.dual_linear import DualLinear
+from client.training.dual_linear import DualLinear, KnownInputs
 from client.training.local import LocalConfig
 from client.training.own_weights import OwnWeights, copies, plain
 
@@ -44,7 +44,7 @@ class ClientLinear(nn.Module):
         bias: Tensor | None,
         *,
         summing: bool = False,
-        data: Tensor | None = None,
+        data: KnownInputs | None = None,
     ) -> None:
         """All clients have the weights W_0 = `weight` (out, in) and `bias` (out,).
 
@@ -54,8 +54,7 @@ class ClientLinear(nn.Module):
             weight: of the start.
             bias: of the start.
             summing: whether norms and a sum will be asked for instead of single updates.
-            data: (K, total, in) the inputs of all steps, where they are known; zeros where a
-                client does not take part.
+            data: the inputs of all steps, where they are known.
         """
         self._cohort, self._calls = cohort, -1
         history = cohort.total * (self.inputs + self.outputs) // 2

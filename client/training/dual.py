@@ -10,7 +10,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.training.batched import examples_of, loss_weights
@@ -20,7 +22,9 @@ from client.training.clipping import clip_factors, clipped_sum_of
 from client.training.coefficients import combination
 from client.training.cohort import Cohort, Room, UnsupportedLayerError
 from client.training.convolution import ClientConv2d
+from client.training.dual_linear import AT_ONCE, KnownInputs
 from client.training.flat import FlatLayout
+from client.training.gram_bank import GramBank
 from client.training.local import LocalConfig
 from client.training.losses import loss_gradient
 from client.training.parameter_free import BitDropout, replacement, swap_relu_and_pool
@@ -29,6 +33,8 @@ from client.training.trunk import ChainedTrunk, TrunkAndHead, in_sequence
 from fedsys.tasks import Examples, Task, seeded
 
 __all__ = ["DualPath", "pays"]
+
+Rows = NDArray[np.int64]
 
 
 def pays(model: nn.Module, rows: int) -> bool:
@@ -199,7 +205,7 @@ class DualPath:
         return cohort
 
     def _begin(
-        self, start: Tensor, schedule: Schedule, data: Tensor | None, summing: bool
+        self, start: Tensor, schedule: Schedule, data: KnownInputs | None, summing: bool
     ) -> Cohort:
         first = schedule.steps[0]
         cohort = Cohort(
@@ -233,6 +239,7 @@ class _DataLayers:
 
     def __init__(self, before: nn.Module, layer: ClientLinear, after: nn.Module) -> None:
         self._before, self.layer, self.after = before, layer, after
+        self._bank, self._room = GramBank(), Room()
 
     @classmethod
     def of(cls, model: nn.Module) -> _DataLayers | None:
@@ -247,14 +254,31 @@ class _DataLayers:
         return None
 
     @torch.no_grad()
-    def inputs(self, examples: Examples, schedule: Schedule) -> Tensor:
-        """(K, total, in) the layer's inputs in all steps; zeros where a client takes no step."""
+    def inputs(self, examples: Examples, schedule: Schedule) -> KnownInputs:
+        """The layer's inputs in all steps."""
         rows = schedule.rows()
-        which = torch.from_numpy(rows.reshape(-1)).to(examples.x.device)
-        found: Tensor = self._before(examples.x.index_select(0, which))
-        if found.dim() != 2:
-            raise UnsupportedLayerError(f"a Linear layer is fed {found.dim() - 1}-dimensional rows")
-        inputs = found.reshape(*rows.shape, -1)
+        ragged = any(len(step.counts) < schedule.clients for step in schedule.steps)
+        if ragged or rows.shape[1] > AT_ONCE or examples.x.device.type != "cpu":
+            return KnownInputs(x=self._visited(examples, schedule, rows))
+        # In the order of their rows, whatever the order of this round's visits.
+        order = np.argsort(rows, axis=1, kind="stable")
+        rows = np.take_along_axis(rows, order, axis=1)
+        visits = np.empty_like(order)
+        np.put_along_axis(visits, order, np.arange(rows.shape[1])[None], axis=1)
+        x = self._made_of(examples, rows)
+        grams = self._room.take("grams", (*rows.shape, rows.shape[1]), x)
+        self._bank.take(x, examples.x, rows, visits, grams)
+        first = np.arange(len(rows))[:, None] * rows.shape[1]
+        return KnownInputs(
+            x=x,
+            visits=torch.from_numpy((first + visits).reshape(-1)),
+            visited=torch.from_numpy((first + order).reshape(-1)),
+            grams=grams,
+        )
+
+    def _visited(self, examples: Examples, schedule: Schedule, rows: Rows) -> Tensor:
+        """(K, total, in) in the order of visits; zeros where a client takes no step."""
+        inputs = self._made_of(examples, rows)
         at = 0
         for step in schedule.steps:
             active, width = step.rows.shape
@@ -262,6 +286,14 @@ class _DataLayers:
                 inputs[active:, at : at + width] = 0
             at += width
         return inputs
+
+    def _made_of(self, examples: Examples, rows: Rows) -> Tensor:
+        """(K, total, in) what the layers before make of these rows (K, total)."""
+        which = torch.from_numpy(rows.reshape(-1)).to(examples.x.device)
+        found: Tensor = self._before(examples.x.index_select(0, which))
+        if found.dim() != 2:
+            raise UnsupportedLayerError(f"a Linear layer is fed {found.dim() - 1}-dimensional rows")
+        return found.reshape(*rows.shape, -1)
 
 
 _NO_DATA = (ClientLinear, ClientConv2d, BitDropout, nn.modules.dropout._DropoutNd)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -9,16 +11,34 @@ from torch.nn import functional
 from client.training.cohort import Cohort, Room
 from client.training.products import linear
 
-__all__ = ["DualLinear"]
+__all__ = ["AT_ONCE", "DualLinear", "KnownInputs"]
 
 _CANCELLED = 1e-3
 """Below this share of what its terms could reach, a squared norm is not taken of Gram matrices: the
 error, some 1e-7 of that reach, would near the 1e-4 that `fedsys.privacy.float_sums` allows for."""
 
 
-_AT_ONCE = 128
+AT_ONCE = 128
 """Rows of history a client up to which a known history's Gram matrix is one product: twice the
 operations of a product a step, in fewer and larger calls."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownInputs:
+    """The inputs of all steps of a layer that is fed with data.
+
+    Attributes:
+        x: (K, total, in) each client's rows in the order of its visits, or of its own; zeros where
+            it does not take part.
+        visits: (K total,) the row of `x` (K total, in) that is visited there; None: the same.
+        visited: (K total,) when that row of `x` is visited: the inverse.
+        grams: (K, total, total) X X^T in the order of visits, where it is known; is written over.
+    """
+
+    x: Tensor
+    visits: Tensor | None = None
+    visited: Tensor | None = None
+    grams: Tensor | None = None
 
 
 class DualLinear:
@@ -39,6 +59,7 @@ class DualLinear:
         self._bias: Tensor | None
         self._cohort: Cohort
         self._history: Tensor
+        self._visited: Tensor | None = None
         self._gradients: Tensor
         self._base: Tensor | None = None
         self._grams: Tensor | None = None
@@ -52,7 +73,7 @@ class DualLinear:
         bias: Tensor | None,
         *,
         summing: bool = False,
-        data: Tensor | None = None,
+        data: KnownInputs | None = None,
     ) -> None:
         """All clients have the weights W_0 = `weight` (out, in) and `bias` (out,).
 
@@ -61,22 +82,26 @@ class DualLinear:
             weight: of the start.
             bias: of the start.
             summing: whether norms and a sum will be asked for instead of single updates.
-            data: (K, total, in) the inputs of all steps, where they are known; zeros where a
-                client does not take part.
+            data: the inputs of all steps, where they are known.
         """
         self._weight, self._bias, self._cohort = weight, bias, cohort
         rows = (cohort.clients, cohort.total)
-        self._base = None
+        self._base = self._visited = None
         if data is None:
             self._history = self._room.take("history", (*rows, self.inputs), weight)
         else:
-            self._history = data
-            self._base = linear(data.view(-1, self.inputs), weight, bias).view(*rows, -1)
+            self._history, self._visited = data.x, data.visited
+            base = linear(data.x.view(-1, self.inputs), weight, bias)
+            if data.visits is not None:
+                base = base.index_select(0, data.visits)
+            self._base = base.view(*rows, -1)
         self._gradients = self._room.take("gradients", (*rows, self.outputs), weight)
-        self._grams, self._known = None, data is not None and cohort.total <= _AT_ONCE
-        if self._known:
-            self._grams = self._room.take("grams", (*rows, cohort.total), weight)
-            torch.bmm(self._history, self._history.transpose(1, 2), out=self._grams)
+        self._grams, self._known = None, data is not None and cohort.total <= AT_ONCE
+        if data is not None and self._known:
+            self._grams = data.grams
+            if self._grams is None:
+                self._grams = self._room.take("grams", (*rows, cohort.total), weight)
+                torch.bmm(data.x, data.x.transpose(1, 2), out=self._grams)
             if bias is not None:
                 self._grams += 1.0
         elif summing and cohort.total**2 <= self.inputs * self.outputs:
@@ -131,7 +156,7 @@ class DualLinear:
     def write_updates(self, weight: Tensor, bias: Tensor | None) -> None:
         """Each client's W_T - W_0 into `weight` (K, out, in), b_T - b_0 into `bias` (K, out)."""
         cohort = self._cohort
-        scaled = self._scaled()
+        scaled = self._like_history(self._scaled())
         torch.bmm(scaled.transpose(1, 2), self._history, out=weight)
         share = cohort.start_share()
         decayed = bool((share != 0).any())
@@ -150,7 +175,7 @@ class DualLinear:
         rounding would show.
         """
         scaled = self._scaled()
-        if self._grams is None:
+        if self._grams is None:  # then the history is in the order of visits
             weight = torch.bmm(scaled.transpose(1, 2), self._history)
             squares = _squares(weight)
             return squares if self._bias is None else squares + _squares(scaled.sum(1))
@@ -170,7 +195,8 @@ class DualLinear:
             weight: written.
             bias: written.
         """
-        scaled = (self._scaled() * factors[:, None, None]).view(-1, self.outputs)
+        scaled = self._like_history(self._scaled() * factors[:, None, None])
+        scaled = scaled.view(-1, self.outputs)
         history = self._history.view(-1, self.inputs)
         weight.copy_(linear(scaled.T, history.T))
         if bias is not None:
@@ -179,6 +205,12 @@ class DualLinear:
     def _scaled(self) -> Tensor:
         """(K, total, out) c_{T,s} G_s."""
         return self._gradients * self._cohort.final().unsqueeze(-1)
+
+    def _like_history(self, scaled: Tensor) -> Tensor:
+        """(K, total, out) `scaled`, of visits, in the order of the history's rows."""
+        if self._visited is None:
+            return scaled
+        return scaled.view(-1, self.outputs).index_select(0, self._visited).view(scaled.shape)
 
 
 def _squares(rows: Tensor) -> Tensor:
