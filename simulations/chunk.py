@@ -28,7 +28,7 @@ from fedsys.privacy.rings import to_ring
 from simulations.population import Population
 from simulations.randomness import Randomness
 
-__all__ = ["ChunkTrainer", "Protocol", "RoundWork", "Tally", "in_ring"]
+__all__ = ["ChunkTrainer", "Protocol", "RoundWork", "Tally", "in_ring", "top_up_once"]
 
 Protocol = Literal["secure", "ideal", "float"]
 Total = NDArray[np.int64]
@@ -140,6 +140,10 @@ class ChunkTrainer:
             unusable=int((~found.finite).sum()),
         )
 
+    def top_up(self, round: int) -> Total:
+        """`top_up_once` under the mechanism of the round that was begun last."""
+        return top_up_once(self._mechanism, self._randomness, round)
+
     def vectors(self, clients: Sequence[int]) -> Privatized:
         """Train clients and privatize each of them."""
         return privatize(
@@ -189,6 +193,12 @@ class ChunkTrainer:
         if all(source is sources[0] for source in sources):
             return sources[0]
         return sources
+
+
+def top_up_once(mechanism: Mechanism, randomness: Randomness, round: int) -> Total:
+    """(length,) the coordinator's noise for a round where one draw serves the sum: it depends on no
+    number of survivors, and the cap is always a possible one."""
+    return mechanism.top_up(mechanism.event.cap, randomness.top_up(round))
 
 
 def in_ring(total: Total, mechanism: Mechanism, protocol: Protocol) -> NDArray[Any]:

@@ -49,6 +49,15 @@ class Engine(Protocol):
         """Each client's own privatized vector, chunk by chunk, in any order of the chunks."""
         ...
 
+    def draw_ahead(self, round: int) -> bool:
+        """Starts to draw the coordinator's noise of a round to come, where a process has nothing to
+        do meanwhile; whether there is one."""
+        return False
+
+    def take_drawn(self, round: int) -> NDArray[np.int64] | None:
+        """That noise (length,), handed out once; None where it did not come about."""
+        return None
+
     def close(self) -> None:
         """Lets go of processes and memory; once closed it stays closed."""
         ...

@@ -161,6 +161,7 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
     ahead = NoiseAhead(
         coordinator.mechanism,
         setting.randomness,
+        setting.engine,
         possible=job.plan.noise == "once" and coordinator.clipping is None,
     )
     try:

@@ -50,6 +50,7 @@ class _Member:
     ready: bool = False
     briefed: bool = False
     chunk: int | None = None
+    drawn: int = 0
     since: float = 0.0
     done: list[int] = field(default_factory=list)
 
@@ -160,6 +161,7 @@ class Processes(Engine):
             {
                 "weights": ((population.trainer.dimension,), "float32"),
                 "totals": ((processes, width), "int64"),
+                "noise": ((width,), "int64"),
                 "vectors": ((processes, chunk if singly else 0, width), dtype),
                 **{name: ((raw.nbytes,), "uint8") for name, raw in zip(names, raws, strict=True)},
             },
@@ -197,7 +199,7 @@ class Processes(Engine):
         """See `Engine`."""
         tallies: dict[int, Tally] = {}
         for at, reply, _member in self._run(work, chunks, "add"):
-            tallies[at] = reply[1]
+            tallies[at] = reply[2]
         totals = self._arena.array("totals")
         total = np.zeros(length, dtype=np.int64)
         for member in self._members:
@@ -212,7 +214,22 @@ class Processes(Engine):
         slots = self._arena.array("vectors")
         for at, reply, member in self._run(work, chunks, "vectors"):
             vectors = slots[member.row, : len(chunks[at])].copy()
-            yield chunks[at], Privatized(vectors=vectors, clipped=reply[1], finite=reply[2])
+            yield chunks[at], Privatized(vectors=vectors, clipped=reply[2], finite=reply[3])
+
+    def draw_ahead(self, round: int) -> bool:
+        """See `Engine`; by the first process, which knows the mechanism from its last chunk."""
+        able = bool(self._members) and self._members[0].briefed and self._members[0].chunk is None
+        if able:
+            self._members[0].send(("draw", round, None))
+        return able
+
+    def take_drawn(self, round: int) -> NDArray[np.int64] | None:
+        """See `Engine`; there once the process that drew it has also answered for a chunk."""
+        if not self._members or self._members[0].drawn != round:
+            return None
+        self._members[0].drawn = 0
+        drawn: NDArray[np.int64] = self._arena.array("noise").copy()
+        return drawn
 
     def close(self) -> None:
         """See `Engine`."""
@@ -260,6 +277,7 @@ class Processes(Engine):
                     member.ready = True
                     continue
                 done, member.chunk = member.chunk, None
+                member.drawn = reply[1] or member.drawn
                 if done is not None:
                     member.done.append(done)
                     yield done, reply, member

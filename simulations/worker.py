@@ -105,19 +105,30 @@ class _Worker:
         self._weights = arena.array("weights")
         self._total = arena.array("totals")[spec.row]
         self._vectors = arena.array("vectors")[spec.row]
+        self._noise = arena.array("noise")
+        self._drawn = 0
 
     def begin(self, work: RoundWork) -> None:
         self._total[:] = 0
         self._trainer.begin(replace(work, weights=self._weights.copy()))
 
+    def draw(self, round: int) -> None:
+        self._noise[:] = self._trainer.top_up(round)
+        self._drawn = round
+
     def add(self, clients: tuple[int, ...]) -> tuple[Any, ...]:
         tally = self._trainer.add(clients, self._total)
-        return ("added", tally)
+        return ("added", self._told(), tally)
 
     def vectors(self, clients: tuple[int, ...]) -> tuple[Any, ...]:
         found = self._trainer.vectors(clients)
         self._vectors[: len(clients)] = found.vectors
-        return ("vectors", found.clipped, found.finite)
+        return ("vectors", self._told(), found.clipped, found.finite)
+
+    def _told(self) -> int:
+        """The round whose noise was drawn since the last answer, or 0."""
+        drawn, self._drawn = self._drawn, 0
+        return drawn
 
 
 def serve(link: Connection, arena_descriptor: int) -> None:
@@ -133,6 +144,9 @@ def serve(link: Connection, arena_descriptor: int) -> None:
     link.send(("ready",))
     while True:
         verb, clients, work = link.recv()
+        if verb == "draw":  # is not answered: the next chunk's reply says that it is done
+            worker.draw(clients)
+            continue
         try:
             if work is not None:
                 worker.begin(work)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,19 +11,22 @@ import numpy as np
 import pytest
 
 from fedsys.config import Config
-from fedsys.privacy import read_ledger
+from fedsys.privacy import Mechanism, read_ledger
 from simulations import harness
+from simulations.chunk import RoundWork
 from simulations.noise_ahead import NoiseAhead
+from simulations.processes import Processes
 from simulations.randomness import SeededRandomness
-from simulations.setting import prepare
+from simulations.setting import Setting, prepare
 
 Configure = Callable[..., Config]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_has_the_same_bits_with_noise_drawn_beforehand(
-    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
-    config = configure("aggregation.protocol=float")
+    config = configure("aggregation.protocol=float", f"engine.processes={processes}")
     taken: list[bool] = []
     take = NoiseAhead.take
 
@@ -46,7 +51,7 @@ def test_noise_is_handed_out_once_and_to_its_round_alone(configure: Configure) -
     setting = prepare(configure("aggregation.protocol=float"))
     setting.engine.close()
     mechanism, sources = setting.plan.build_mechanism(), SeededRandomness(b"noise")
-    ahead = NoiseAhead(mechanism, sources, possible=True)
+    ahead = NoiseAhead(mechanism, sources, setting.engine, possible=True)
     ahead.begin(5)
     assert ahead.take(6) is None
     assert ahead.take(5) is None, "another round asked: it is gone"
@@ -61,7 +66,41 @@ def test_noise_is_handed_out_once_and_to_its_round_alone(configure: Configure) -
 def test_shares_of_single_clients_are_not_drawn_beforehand(configure: Configure) -> None:
     setting = prepare(configure("aggregation.noise=per-client"))
     setting.engine.close()
-    ahead = NoiseAhead(setting.plan.build_mechanism(), setting.randomness, possible=False)
+    ahead = NoiseAhead(
+        setting.plan.build_mechanism(), setting.randomness, setting.engine, possible=False
+    )
     ahead.begin(1)
     assert ahead.take(1) is None
     ahead.close()
+
+
+def test_a_process_that_died_took_its_noise_with_it(configure: Configure) -> None:
+    setting = prepare(configure("aggregation.protocol=float", "engine.processes=2"))
+    with setting.engine as engine:
+        assert isinstance(engine, Processes)
+        assert not engine.draw_ahead(1), "it has not heard of a mechanism yet"
+        mechanism = setting.plan.build_mechanism()
+        length = mechanism.length
+        engine.total(work_of(setting, mechanism, number=1), [(0, 1), (2, 3)], length)
+        assert engine.draw_ahead(2)
+        assert engine.take_drawn(2) is None, "nobody has said yet that it is done"
+        engine.total(work_of(setting, mechanism, number=2), [(0, 1), (2, 3)], length)
+        drawn = engine.take_drawn(2)
+        assert drawn is not None
+        assert np.abs(drawn).max() > 0
+        assert engine.take_drawn(2) is None
+        assert engine.draw_ahead(3)
+        os.kill(engine.pids[0], signal.SIGKILL)
+        engine.total(work_of(setting, mechanism, number=3), [(0, 1), (2, 3)], length)
+        assert engine.take_drawn(3) is None
+
+
+def work_of(setting: Setting, mechanism: Mechanism, *, number: int) -> RoundWork:
+    return RoundWork(
+        number=number,
+        weights=setting.population.trainer.initial_weights(),
+        seed=bytes(32),
+        mechanism=mechanism.event.to_json(),
+        noise="once",
+        protocol="float",
+    )
