@@ -85,13 +85,14 @@ class Checkpoints:
         """
         buffer = io.BytesIO()
         state = {f"strategy.{name}": value for name, value in checkpoint.strategy.items()}
+        if checkpoint.mechanism:
+            state["mechanism"] = np.frombuffer(checkpoint.mechanism, dtype=np.uint8)
+        facts = json.dumps({"round": checkpoint.round, "clipping": checkpoint.clipping})
         np.savez(
             buffer,
             allow_pickle=False,
-            round=np.int64(checkpoint.round),
+            facts=np.frombuffer(facts.encode(), dtype=np.uint8),
             weights=checkpoint.weights,
-            clipping=np.frombuffer(json.dumps(checkpoint.clipping).encode(), dtype=np.uint8),
-            mechanism=np.frombuffer(checkpoint.mechanism, dtype=np.uint8),
             **state,
         )
         overwrite(self._files[0], buffer.getbuffer(), mode=0o600)
@@ -138,12 +139,12 @@ class Checkpoints:
 def _read(path: Path) -> Checkpoint:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            prefix = "strategy."
+            prefix, facts = "strategy.", json.loads(arrays["facts"].tobytes())
             return Checkpoint(
-                round=int(arrays["round"]),
+                round=int(facts["round"]),
                 weights=arrays["weights"].astype(np.float32, copy=False),
-                clipping=json.loads(arrays["clipping"].tobytes()),
-                mechanism=arrays["mechanism"].tobytes(),
+                clipping=facts["clipping"],
+                mechanism=arrays["mechanism"].tobytes() if "mechanism" in arrays else b"",
                 strategy={
                     name.removeprefix(prefix): arrays[name]
                     for name in arrays.files
@@ -152,7 +153,7 @@ def _read(path: Path) -> Checkpoint:
             )
     except FileNotFoundError:
         raise
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise RunFolderError(
             f"{path}: checkpoint does not read back ({error}); delete it to resume from the one "
             f"before"

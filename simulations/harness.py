@@ -39,7 +39,7 @@ class RoundReport:
     Attributes:
         number: of the round, and `of` how many.
         metrics: the newest evaluation.
-        epsilon: spent in the guaranteed view; None under mechanism ``none``.
+        spent: epsilon in the guaranteed view, as `epsilon` gives it; not every observer asks.
         budget: what it may reach.
         clients_per_second: of this round.
     """
@@ -47,9 +47,14 @@ class RoundReport:
     number: int
     of: int
     metrics: dict[str, float]
-    epsilon: float | None
+    spent: Callable[[], float | None]
     budget: float | None
     clients_per_second: float
+
+    @property
+    def epsilon(self) -> float | None:
+        """Spent so far; None under mechanism ``none``."""
+        return self.spent()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,7 +305,7 @@ def _report(job: Job, metrics: dict[str, float], clock: _Clock) -> RoundReport:
         number=job.coordinator.reserved,
         of=job.plan.rounds,
         metrics=metrics,
-        epsilon=job.epsilon,
+        spent=lambda: job.epsilon,
         budget=job.budget,
         clients_per_second=clock.clients[-1] / max(clock.seconds[-1], 1e-9),
     )

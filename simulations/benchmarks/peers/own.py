@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from simulations.benchmarks.peers.clock import Clock
 from simulations.benchmarks.peers.work import cohorts
 from simulations.chunk import RoundWork, in_ring
 from simulations.harness import RoundReport
+from simulations.noise_ahead import NoiseAhead
 from simulations.setting import partition_of, prepare
 
 
@@ -48,7 +50,9 @@ def run_engine(job: config.Config, data: Path, clock: Clock) -> None:
     mechanism, protocol = setting.plan.build_mechanism(), job.aggregation.protocol
     weights = population.trainer.initial_weights()
     drawn = list(cohorts(job.job.seed, population.size, job.cohort.expected, job.rounds.count))
-    with setting.engine as engine:
+    once = setting.plan.noise == "once"
+    ahead = NoiseAhead(mechanism, setting.randomness, setting.engine, possible=once)
+    with setting.engine as engine, closing(ahead):
         for number, cohort in enumerate(drawn, start=1):
             work = RoundWork(
                 number=number,
@@ -61,7 +65,10 @@ def run_engine(job: config.Config, data: Path, clock: Clock) -> None:
             chunks = population.chunks(cohort, setting.chunk, processes=engine.processes)
             flat, tally = engine.total(work, chunks, mechanism.length)
             total = in_ring(flat, mechanism, protocol)
-            noise = mechanism.top_up(tally.trained, os.urandom)
+            noise = ahead.take(number)
+            ahead.begin(number + 1)
+            if noise is None:
+                noise = mechanism.top_up(tally.trained, os.urandom)
             mean = mechanism.decode(add_noise(total, noise, bits=mechanism.modulus_bits))
             weights = (weights + mean).astype(np.float32)
             clock.lap(tally.trained, 0)
