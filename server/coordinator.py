@@ -213,7 +213,8 @@ class Coordinator:
         if noise is None:
             noise = mechanism.top_up(len(survivors), noise_entropy)
         topped = add_noise(total.copy(), noise, bits=mechanism.modulus_bits)
-        mean = mechanism.decode(topped, seed=open_.assignment.digest)
+        seed = open_.assignment.digest if mechanism.rotates else b""
+        mean = mechanism.decode(topped, seed=seed)
         strength, clipping = _strength(mean, mechanism), self.clipping
         if clipping is not None:
             mean, fractions = clipping.split(mean)

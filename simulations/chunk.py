@@ -43,7 +43,7 @@ class RoundWork:
     Attributes:
         number: of the round.
         weights: (d,) the model that clients start from.
-        seed: public, equal for all clients of the round.
+        seed: public, equal for all clients of the round; empty where the mechanism uses none.
         mechanism: its event as JSON.
         noise: whether clients add shares, or one draw serves the sum.
         protocol: how updates become a sum.

@@ -89,7 +89,7 @@ class Cohort:
         return RoundWork(
             number=self.round.number,
             weights=assignment.weights,
-            seed=assignment.digest,
+            seed=assignment.digest if self.mechanism.rotates else b"",
             mechanism=self.mechanism.event.to_json(),
             noise=self.aggregation.noise,
             protocol=self.aggregation.protocol,

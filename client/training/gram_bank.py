@@ -55,9 +55,10 @@ class GramBank:
                 slot = self._slots[key] = len(self._slots)
                 torch.mm(data[client], data[client].T, out=kept[slot])
         slots = np.array([self._slots[key] for key in keys])
-        lines = (slots[:, None] * total + visits) * total
-        entries = (lines[:, :, None] + visits[:, None, :]).reshape(-1)
-        torch.index_select(kept.view(-1), 0, torch.from_numpy(entries), out=out.view(-1))
+        lines = torch.from_numpy((slots[:, None] * total + visits).reshape(-1))
+        found = kept.view(-1, total).index_select(0, lines).view(out.shape)
+        columns = torch.from_numpy(visits)[:, None, :].expand(out.shape)
+        torch.gather(found, 2, columns, out=out)
 
     def _with_room(self, data: Tensor, pool: Tensor, total: int, keys: list[bytes]) -> Tensor:
         """The matrices (C, T, T), with room for those of `keys` that are not among them."""

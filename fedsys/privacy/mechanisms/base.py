@@ -62,6 +62,11 @@ class Mechanism(Protocol):
         ...
 
     @property
+    def rotates(self) -> bool:
+        """Whether ``encode`` and ``decode`` use the round's public seed."""
+        ...
+
+    @property
     def noise_deviation(self) -> float:
         """Standard deviation of the noise in each coordinate of the decoded mean."""
         ...
@@ -153,6 +158,11 @@ class WideEncoding:
     def modulus_bits(self) -> int:
         """b: vectors are added mod 2^b."""
         return self._event.modulus_bits
+
+    @property
+    def rotates(self) -> bool:
+        """No: ``encode`` and ``decode`` use no seed."""
+        return False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._event!r})"

@@ -106,6 +106,11 @@ class NarrowSkellam:
         return self._event.modulus_bits
 
     @property
+    def rotates(self) -> bool:
+        """Yes: ``encode`` and ``decode`` need the round's public seed."""
+        return True
+
+    @property
     def noise_deviation(self) -> float:
         """Standard deviation of the noise in each coordinate of the decoded mean."""
         event = self._event

@@ -36,7 +36,7 @@ class Clock:
         """A round of so many clients, who hold so many examples in all, has ended.
 
         What is looked up here is in no round's seconds, of CPU neither. It leaves cold caches to
-        the next round, so that there is a look at most every twentieth part of the time.
+        the next round, so that looking takes at most a hundredth of the time.
         """
         self._seconds.append(time.perf_counter() - self._last)
         self._clients.append(clients)
@@ -46,7 +46,7 @@ class Clock:
             cpu, memory = _process_tree()
             self._cpu.append((len(self._seconds), cpu - self._looking))
             self._looking += time.process_time() - spent
-            self._look_again = time.perf_counter() + 20 * (time.perf_counter() - began)
+            self._look_again = time.perf_counter() + 100 * (time.perf_counter() - began)
             self._memory = max(self._memory, memory)
         self._last = time.perf_counter()
 
