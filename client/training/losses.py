@@ -25,9 +25,10 @@ def loss_gradient(task: Task) -> LossGradient:
     """
 
     def by_engine(outputs: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
-        with torch.enable_grad():
-            leaf = outputs.detach().requires_grad_()
-            return torch.autograd.grad(task.loss(leaf, targets), leaf, weight)[0]
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            leaf = _known_to_autograd(outputs.detach()).requires_grad_()
+            loss = task.loss(leaf, _known_to_autograd(targets))
+            return torch.autograd.grad(loss, leaf, _known_to_autograd(weight))[0]
 
     @torch.no_grad()
     def by_formula(outputs: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
@@ -43,3 +44,8 @@ def loss_gradient(task: Task) -> LossGradient:
 
     known = getattr(task.loss, "__func__", None) is Classification.loss
     return by_formula if known else by_engine
+
+
+def _known_to_autograd(tensor: Tensor) -> Tensor:
+    """The same, or a copy of one that was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor

@@ -32,6 +32,21 @@ def batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
     return outputs, targets, torch.rand(37, generator=source, dtype=dtype)
 
 
+@pytest.mark.parametrize("ignored", [0, 4])
+@pytest.mark.parametrize("kind", [Classification, Softened])
+def test_tensors_that_autograd_does_not_know_have_the_same(
+    kind: type[Classification], ignored: int
+) -> None:
+    outputs, targets, weight = batch()
+    targets[:ignored] = -100
+    with torch.inference_mode():
+        given = [each.clone() for each in (outputs, targets, weight)]
+        found = loss_gradient(kind())(given[0], given[1], given[2]).clone()
+    torch.testing.assert_close(
+        found, by_engine(kind(), outputs, targets, weight), rtol=1e-12, atol=1e-14
+    )
+
+
 @pytest.mark.parametrize("kind", [Classification, Softened])
 def test_it_is_the_engines(kind: type[Classification]) -> None:
     task, given = kind(), batch()
