@@ -41,7 +41,7 @@ def test_tensors_that_autograd_does_not_know_have_the_same(
     targets[:ignored] = -100
     with torch.inference_mode():
         given = [each.clone() for each in (outputs, targets, weight)]
-        found = loss_gradient(kind())(given[0], given[1], given[2]).clone()
+        found = loss_gradient(kind())(*given)  # type: ignore[arg-type]
     torch.testing.assert_close(
         found, by_engine(kind(), outputs, targets, weight), rtol=1e-12, atol=1e-14
     )
