@@ -10,7 +10,10 @@ from torch import Tensor
 __all__ = ["GramBank"]
 
 _LIMIT = 32 << 20
-"""Bytes a process: enough for 3,355 clients of 50 examples."""
+"""Bytes a process: enough for some 3,000 clients of 50 examples."""
+
+_ENTRY = 256
+"""Bytes that a client costs beside its matrix and its rows: those count where clients are tiny."""
 
 
 class GramBank:
@@ -20,7 +23,7 @@ class GramBank:
     whoever else trains, and whether it was kept.
 
     Args:
-        limit: bytes of matrices, at most, beyond those of one chunk.
+        limit: bytes, at most, or what one chunk takes if that is more.
     """
 
     def __init__(self, limit: int = _LIMIT) -> None:
@@ -65,9 +68,9 @@ class GramBank:
         kept, clients = self._kept, len(keys)
         fits = kept is not None and kept.shape[1] == total and kept.dtype == data.dtype
         if kept is None or not fits or len(kept) < clients:
-            most = self._limit // (total * total * data.element_size())
-            self._pool, kept = None, data.new_empty((max(most, clients), total, total))
-            self._kept = kept
+            each = total * total * data.element_size() + total * 8 + _ENTRY
+            kept = data.new_empty((max(self._limit // each, clients), total, total))
+            self._pool, self._kept = None, kept
         more = sum(key not in self._slots for key in keys)
         if pool is not self._pool or len(self._slots) + more > len(kept):
             self._slots.clear()

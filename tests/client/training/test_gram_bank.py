@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -67,11 +69,24 @@ def test_another_pool_with_the_same_rows_is_not_mistaken() -> None:
 
 
 def test_without_room_it_begins_anew_and_a_chunk_always_fits() -> None:
-    small = GramBank(limit=4 * T * T * 4)
+    small = GramBank(limit=2000)
     for seed, clients in enumerate([[0, 1, 2], [3, 4], [0, 5], [6, 7, 8, 9, 10, 11], [0, 11]]):
         found, _ = taken(small, clients, seed=seed)
         fresh, _ = taken(GramBank(), clients, seed=seed)
         assert torch.equal(found, fresh)
+
+
+def test_tiny_clients_are_not_kept_by_the_million() -> None:
+    bank, pool = GramBank(limit=300_000), torch.ones(5000, 2)
+    tracemalloc.start()
+    try:
+        for start in range(0, 5000, 50):
+            rows = np.arange(start, start + 50)[:, None]
+            data = pool[torch.from_numpy(rows)]
+            bank.take(data, pool, rows, np.zeros_like(rows), torch.empty(50, 1, 1))
+        assert tracemalloc.get_traced_memory()[0] < 300_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_trainer_that_met_its_clients_trains_them_to_the_same_bits() -> None:
