@@ -98,12 +98,15 @@ class GridFleet:
         self._poll = poll
         self._patience = patience
         self._relays: dict[int, _Relay] = {}
+        self._pushing = False
 
     @property
     def busy(self) -> bool:
         """Whether anything is on its way to a device that is connected."""
         relays = (relay for relay in self._relays.values() if relay.link is not None)
-        return any(r.pending or (r.link and not r.link.outgoing.empty()) for r in relays)
+        return self._pushing or any(
+            r.pending or (r.link and not r.link.outgoing.empty()) for r in relays
+        )
 
     async def serve(self) -> None:
         """Until cancelled."""
@@ -140,7 +143,11 @@ class GridFleet:
         if not ready:
             return
         messages = [message for _, message in ready]
-        ids = await asyncio.to_thread(lambda: list(self._grid.push_messages(messages)))
+        self._pushing = True  # no longer in a queue, and not yet pending
+        try:
+            ids = await asyncio.to_thread(lambda: list(self._grid.push_messages(messages)))
+        finally:
+            self._pushing = False
         for (relay, _), id in zip(ready, ids, strict=True):
             if id:
                 relay.pending, relay.since = id, now

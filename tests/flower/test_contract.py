@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from fedsys.cli.coordinator import model_of
 from fedsys.config import Config, dump, load, validate
 from fedsys.errors import ConfigError
 from fedsys.privacy import read_ledger
-from fedsys.wire.fleet_pb2 import Down, Up
+from fedsys.wire.fleet_pb2 import Down, RosterNews, Up
 from fedsys.wire.flower import CHALLENGE, DOWN, NODE, PROOF, QUERY, RECORD, UP, hello_message
 from server.flower_host import GridFleet, run_job
 from server.home import Home
@@ -378,6 +378,37 @@ def test_who_cannot_prove_which_device_it_is_gets_no_link(
 def test_devices_that_prove_themselves_get_their_links(home: Home, tmp_path: Path) -> None:
     found, _ = linked(home, InProcessGrid(nodes(tmp_path)))
     assert found == [1, 2, 3]
+
+
+def test_what_is_being_handed_to_flower_is_on_its_way(home: Home, tmp_path: Path) -> None:
+    """A job that ends just then still waits for its last countersignatures."""
+    from server.fleet import Fleet
+
+    busy: list[bool] = []
+
+    class Watching(InProcessGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            busy.append(carrier.busy)
+            return super().push_messages(messages)
+
+    state, fleet = State.open(home.path), Fleet()
+    carrier = GridFleet(Watching(nodes(tmp_path)), fleet, home.registry(state), poll=0.0)
+
+    async def greet_all_and_tell_one() -> None:
+        for _ in range(3):
+            await carrier.step()
+        for link in fleet.links.values():
+            while not link.outgoing.empty():
+                link.outgoing.get_nowait()
+        await carrier.step()
+        assert not carrier.busy
+        fleet.links[2].send(Down(roster=RosterNews()))
+        busy.clear()
+        await carrier.step()
+        assert busy == [True]
+
+    asyncio.run(greet_all_and_tell_one())
+    state.close()
 
 
 def linked(home: Home, grid: InProcessGrid) -> tuple[list[int], int]:
