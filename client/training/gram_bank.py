@@ -55,8 +55,9 @@ class GramBank:
         kept = self._with_room(data, pool, total, keys)
         for client, key in enumerate(keys):
             if key not in self._slots:
-                slot = self._slots[key] = len(self._slots)
+                slot = len(self._slots)
                 torch.mm(data[client], data[client].T, out=kept[slot])
+                self._slots[key] = slot  # only now: memory may run out in the product
         slots = np.array([self._slots[key] for key in keys])
         lines = torch.from_numpy((slots[:, None] * total + visits).reshape(-1))
         found = kept.view(-1, total).index_select(0, lines).view(out.shape)
@@ -65,11 +66,11 @@ class GramBank:
 
     def _with_room(self, data: Tensor, pool: Tensor, total: int, keys: list[bytes]) -> Tensor:
         """The matrices (C, T, T), with room for those of `keys` that are not among them."""
-        kept, clients = self._kept, len(keys)
+        kept = self._kept
         fits = kept is not None and kept.shape[1] == total and kept.dtype == data.dtype
-        if kept is None or not fits or len(kept) < clients:
+        if kept is None or not fits or len(kept) < len(keys):
             each = total * total * data.element_size() + total * 8 + _ENTRY
-            kept = data.new_empty((max(self._limit // each, clients), total, total))
+            kept = data.new_empty((max(self._limit // each, len(keys)), total, total))
             self._pool, self._kept = None, kept
         more = sum(key not in self._slots for key in keys)
         if pool is not self._pool or len(self._slots) + more > len(kept):

@@ -65,11 +65,9 @@ def from_ring(values: NDArray[Any], *, bits: int) -> NDArray[np.int64]:
         raise MechanismError(f"ring elements must be integers, got dtype {values.dtype}")
     if values.size and (int(values.min()) < 0 or int(values.max()) >> bits):
         raise MechanismError(f"ring element outside [0, 2^{bits}): the sum is not reduced")
-    unsigned = np.ascontiguousarray(values, dtype=dtype)
-    shift, signed = 8 * dtype.itemsize - bits, np.dtype(f"i{dtype.itemsize}")
-    if shift:
-        lifted = (unsigned << dtype.type(shift)).view(signed) >> signed.type(shift)
-    else:
-        lifted = unsigned.view(signed)
+    unsigned = values.astype(dtype)
+    shift = 8 * dtype.itemsize - bits
+    signed = np.dtype(f"i{dtype.itemsize}")
+    lifted = (unsigned << dtype.type(shift)).view(signed) >> signed.type(shift)
     result: NDArray[np.int64] = lifted.astype(np.int64)
     return result

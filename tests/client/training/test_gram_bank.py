@@ -60,6 +60,19 @@ def test_only_clients_that_are_new_are_computed(monkeypatch: pytest.MonkeyPatch)
     assert len(computed) == 4
 
 
+def test_a_product_that_failed_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = GramBank()
+
+    def fails(x: Tensor, y: Tensor, *, out: Tensor) -> Tensor:
+        out.fill_(7)
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(torch, "mm", fails)
+        taken(bank, [1, 2])
+    assert torch.equal(taken(bank, [1, 2])[0], taken(GramBank(), [1, 2])[0])
+
+
 def test_another_pool_with_the_same_rows_is_not_mistaken() -> None:
     bank, other = GramBank(), POOL + 1
     taken(bank, [1, 2])
