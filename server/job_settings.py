@@ -23,27 +23,24 @@ from server.strategies import Strategy, build_strategy
 __all__ = ["budget_of", "clipping_for", "example_steps", "plan_for", "strategy_of"]
 
 _KEYS = {
-    name: f"{section}.{key}"
-    for name, section, key in (
-        ("guarantee", "privacy", "guarantee"),
-        ("mechanism", "privacy", "mechanism"),
-        ("delta", "privacy", "delta"),
-        ("unit", "privacy", "unit"),
-        ("noise_multiplier", "privacy", "noise_multiplier"),
-        ("max_participations", "privacy", "max_participations"),
-        ("example_rate", "privacy", "example_rate"),
-        ("colluders", "privacy", "max_colluders"),
-        ("sampling", "cohort", "sampling"),
-        ("participation", "cohort", "participation"),
-        ("min_separation", "cohort", "min_separation"),
-        ("min_survivors", "cohort", "min_survivors"),
-        ("cap", "cohort", "cap"),
-        ("encoding", "aggregation", "encoding"),
-        ("noise", "aggregation", "noise"),
-        ("modulus_bits", "aggregation", "modulus_bits"),
-        ("dropout", "aggregation", "dropout"),
-        ("corrupt", "aggregation", "corrupt"),
-    )
+    "guarantee": "privacy.guarantee",
+    "mechanism": "privacy.mechanism",
+    "delta": "privacy.delta",
+    "unit": "privacy.unit",
+    "noise_multiplier": "privacy.noise_multiplier",
+    "max_participations": "privacy.max_participations",
+    "example_rate": "privacy.example_rate",
+    "colluders": "privacy.max_colluders",
+    "sampling": "cohort.sampling",
+    "participation": "cohort.participation",
+    "min_separation": "cohort.min_separation",
+    "min_survivors": "cohort.min_survivors",
+    "cap": "cohort.cap",
+    "encoding": "aggregation.encoding",
+    "noise": "aggregation.noise",
+    "modulus_bits": "aggregation.modulus_bits",
+    "dropout": "aggregation.dropout",
+    "corrupt": "aggregation.corrupt",
 }
 """What the keys of a configuration are called where a plan is made."""
 

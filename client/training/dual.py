@@ -23,7 +23,7 @@ from client.training.clipping import clip_factors, clipped_sum_of
 from client.training.coefficients import combination
 from client.training.cohort import Cohort, Room, UnsupportedLayerError
 from client.training.convolution import ClientConv2d
-from client.training.dual_linear import AT_ONCE, KnownInputs
+from client.training.dual_linear import KnownInputs
 from client.training.flat import FlatLayout
 from client.training.gram_bank import GramBank
 from client.training.local import LocalConfig
@@ -36,6 +36,10 @@ from fedsys.tasks import Examples, Task, seeded
 __all__ = ["DualPath", "pays"]
 
 Rows = NDArray[np.int64]
+
+_AT_ONCE = 128
+"""Rows of history a client up to which a known history's Gram matrix is one product: twice the
+operations of a product a step, in fewer and larger calls."""
 
 
 def pays(model: nn.Module, rows: int) -> bool:
@@ -135,33 +139,31 @@ class DualPath:
         if not schedule.steps:
             return torch.zeros_like(start), start.new_zeros(schedule.clients)
         with self._without_autograd():
-            return self._clipped_sum(start, examples, schedule, seeds, clip)
+            summing = not (self._local.weight_decay or self._local.proximal_mu)
+            cohort = self._train(start, examples, schedule, seeds, summing=summing)
+            summed = self._sum_of_layers(cohort, start, clip) if summing else None
+            if summed is None:
+                updates = self._room.take("updates", (cohort.clients, len(start)), start)
+                self._write(updates)
+                summed = clipped_sum_of(updates, clip)
+            return summed
 
-    def _clipped_sum(
-        self,
-        start: Tensor,
-        examples: Examples,
-        schedule: Schedule,
-        seeds: Sequence[int],
-        clip: float,
-    ) -> tuple[Tensor, Tensor]:
-        summing = not (self._local.weight_decay or self._local.proximal_mu)
-        cohort = self._train(start, examples, schedule, seeds, summing=summing)
-        if summing:
-            squares = start.new_zeros(cohort.clients, dtype=torch.float64)
-            for _, layer in self._layers():
-                squares += layer.squared_norms()
-            if bool(torch.isfinite(squares).all()):
-                factors, norms = clip_factors(squares.sqrt_().to(start.dtype), clip)
-                total = torch.empty_like(start)
-                into = self._layout.views(total)
-                for prefix, layer in self._layers():
-                    name = f"{prefix}." if prefix else ""
-                    layer.write_sum(factors, into[f"{name}weight"], into.get(f"{name}bias"))
-                return total, norms
-        updates = self._room.take("updates", (cohort.clients, len(start)), start)
-        self._write(updates)
-        return clipped_sum_of(updates, clip)
+    def _sum_of_layers(
+        self, cohort: Cohort, start: Tensor, clip: float
+    ) -> tuple[Tensor, Tensor] | None:
+        """The clipped sum, layer by layer; None where a norm is not finite."""
+        squares = start.new_zeros(cohort.clients, dtype=torch.float64)
+        for _, layer in self._layers():
+            squares += layer.squared_norms()
+        if not bool(torch.isfinite(squares).all()):
+            return None
+        factors, norms = clip_factors(squares.sqrt_().to(start.dtype), clip)
+        total = torch.empty_like(start)
+        into = self._layout.views(total)
+        for prefix, layer in self._layers():
+            name = f"{prefix}." if prefix else ""
+            layer.write_sum(factors, into[f"{name}weight"], into.get(f"{name}bias"))
+        return total, norms
 
     def _without_autograd(self) -> AbstractContextManager[object]:
         """Tensors that autograd knows nothing of, where a chain goes back by itself: they cost a
@@ -229,7 +231,7 @@ class DualPath:
         cohort = Cohort(
             widths=[step.rows.shape[1] for step in schedule.steps],
             lengths=schedule.lengths,
-            ragged=any(len(step.counts) < schedule.clients for step in schedule.steps),
+            ragged=schedule.ragged,
             weights=combination(self._local, len(schedule.steps)),
             like=start,
         )
@@ -275,10 +277,18 @@ class _DataLayers:
     def inputs(self, examples: Examples, schedule: Schedule) -> KnownInputs:
         """The layer's inputs in all steps."""
         rows = schedule.rows()
-        ragged = any(len(step.counts) < schedule.clients for step in schedule.steps)
-        if ragged or rows.shape[1] > AT_ONCE or examples.x.device.type != "cpu":
-            return KnownInputs(x=self._visited(examples, schedule, rows))
-        # In the order of their rows, whatever the order of this round's visits.
+        short = rows.shape[1] <= _AT_ONCE
+        if short and not schedule.ragged and examples.x.device.type == "cpu":
+            return self._in_own_order(examples, rows)
+        x, grams = self._visited(examples, schedule, rows), None
+        if short:
+            grams = self._room.take("grams", (*rows.shape, rows.shape[1]), x)
+            torch.bmm(x, x.transpose(1, 2), out=grams)
+        return KnownInputs(x=x, grams=grams)
+
+    def _in_own_order(self, examples: Examples, rows: Rows) -> KnownInputs:
+        """Each client's inputs in the order of its rows, whatever the order of this round's visits:
+        so their Gram matrices are those of other rounds."""
         order = np.argsort(rows, axis=1, kind="stable")
         rows = np.take_along_axis(rows, order, axis=1)
         visits = np.empty_like(order)

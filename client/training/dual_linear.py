@@ -11,16 +11,11 @@ from torch.nn import functional
 from client.training.cohort import Cohort, Room
 from client.training.products import linear
 
-__all__ = ["AT_ONCE", "DualLinear", "KnownInputs"]
+__all__ = ["DualLinear", "KnownInputs"]
 
 _CANCELLED = 1e-3
 """Below this share of what its terms could reach, a squared norm is not taken of Gram matrices: the
 error, some 1e-7 of that reach, would near the 1e-4 that `fedsys.privacy.float_sums` allows for."""
-
-
-AT_ONCE = 128
-"""Rows of history a client up to which a known history's Gram matrix is one product: twice the
-operations of a product a step, in fewer and larger calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +27,8 @@ class KnownInputs:
             it does not take part.
         visits: (K total,) the row of `x` (K total, in) that is visited there; None: the same.
         visited: (K total,) when that row of `x` is visited: the inverse.
-        grams: (K, total, total) X X^T in the order of visits, where it is known; is written over.
+        grams: (K, total, total) X X^T in the order of visits; is written over. None: products a
+            step instead, for which `x` is in that order too.
     """
 
     x: Tensor
@@ -96,12 +92,9 @@ class DualLinear:
                 base = base.index_select(0, data.visits)
             self._base = base.view(*rows, -1)
         self._gradients = self._room.take("gradients", (*rows, self.outputs), weight)
-        self._grams, self._known = None, data is not None and cohort.total <= AT_ONCE
-        if data is not None and self._known:
-            self._grams = data.grams
-            if self._grams is None:
-                self._grams = self._room.take("grams", (*rows, cohort.total), weight)
-                torch.bmm(data.x, data.x.transpose(1, 2), out=self._grams)
+        self._grams = None if data is None else data.grams
+        self._known = self._grams is not None
+        if self._grams is not None:
             if bias is not None:
                 self._grams += 1.0
         elif summing and cohort.total**2 <= self.inputs * self.outputs:

@@ -62,6 +62,11 @@ class Schedule:
         """K, clients without a single example included."""
         return len(self.lengths)
 
+    @property
+    def ragged(self) -> bool:
+        """Whether clients are done before the last step."""
+        return any(len(step.counts) < self.clients for step in self.steps)
+
     def rows(self) -> Indices:
         """(K, total) the rows of all steps, side by side; 0 where a client takes no step."""
         rows = np.zeros((self.clients, sum(s.rows.shape[1] for s in self.steps)), dtype=np.int64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Callable
@@ -20,12 +19,12 @@ from fedsys.config import Config
 from fedsys.errors import TrainingError
 from fedsys.privacy import read_ledger
 from simulations import harness
-from simulations.chunk import RoundWork
 from simulations.devices import Devices, device_names
 from simulations.layout import Layout, lay_out
 from simulations.population import Population
 from simulations.randomness import Randomness, SeededRandomness
 from simulations.setting import Setting, prepare
+from tests.simulations.works import work_of
 
 Configure = Callable[..., Config]
 
@@ -48,18 +47,6 @@ def over(setting: Setting, count: int = 1) -> Devices:
         path=setting.config.engine.path,
         deadline=60.0,
     )
-
-
-def work_of(setting: Setting, **changes: Any) -> RoundWork:
-    work = RoundWork(
-        number=1,
-        weights=setting.population.trainer.initial_weights(),
-        seed=b"s" * 32,
-        mechanism=setting.plan.event().to_json(),
-        noise=setting.plan.noise,
-        protocol=setting.config.aggregation.protocol,
-    )
-    return dataclasses.replace(work, **changes)
 
 
 @pytest.mark.parametrize("changes", [{}, {"noise": "once"}, {"noise": "once", "protocol": "float"}])

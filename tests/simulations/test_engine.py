@@ -24,13 +24,14 @@ from fedsys.errors import FedsysError, TrainingError
 from fedsys.tasks import Examples
 from fedsys.tasks.partition import Compressed
 from simulations import harness, layout
-from simulations.chunk import RoundWork, in_ring
+from simulations.chunk import in_ring
 from simulations.engine import InProcess
 from simulations.layout import population_spec
 from simulations.population import Population
 from simulations.processes import Processes, Recruits
 from simulations.randomness import SeededRandomness
 from simulations.setting import Setting, prepare
+from tests.simulations.works import work_of
 
 Configure = Callable[..., Config]
 
@@ -72,17 +73,6 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], lis
         return ["task.name=fragile_task:Fragile", options, "engine.path=loop", "engine.chunk=1"]
 
     return settings
-
-
-def work_of(setting: Setting) -> RoundWork:
-    return RoundWork(
-        number=1,
-        weights=setting.population.trainer.initial_weights(),
-        seed=b"s" * 32,
-        mechanism=setting.plan.event().to_json(),
-        noise=setting.plan.noise,
-        protocol=setting.config.aggregation.protocol,
-    )
 
 
 @contextmanager

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from fedsys.config import Config
-from fedsys.privacy import Mechanism, read_ledger
+from fedsys.privacy import read_ledger
 from simulations import harness
-from simulations.chunk import RoundWork
 from simulations.noise_ahead import NoiseAhead
 from simulations.processes import Processes
 from simulations.randomness import SeededRandomness
-from simulations.setting import Setting, prepare
+from simulations.setting import prepare
+from tests.simulations.works import work_of
 
 Configure = Callable[..., Config]
 
@@ -79,28 +79,16 @@ def test_a_process_that_died_took_its_noise_with_it(configure: Configure) -> Non
     with setting.engine as engine:
         assert isinstance(engine, Processes)
         assert not engine.draw_ahead(1), "it has not heard of a mechanism yet"
-        mechanism = setting.plan.build_mechanism()
-        length = mechanism.length
-        engine.total(work_of(setting, mechanism, number=1), [(0, 1), (2, 3)], length)
+        length = setting.plan.build_mechanism().length
+        engine.total(work_of(setting, number=1), [(0, 1), (2, 3)], length)
         assert engine.draw_ahead(2)
         assert engine.take_drawn(2) is None, "nobody has said yet that it is done"
-        engine.total(work_of(setting, mechanism, number=2), [(0, 1), (2, 3)], length)
+        engine.total(work_of(setting, number=2), [(0, 1), (2, 3)], length)
         drawn = engine.take_drawn(2)
         assert drawn is not None
         assert np.abs(drawn).max() > 0
         assert engine.take_drawn(2) is None
         assert engine.draw_ahead(3)
         os.kill(engine.pids[0], signal.SIGKILL)
-        engine.total(work_of(setting, mechanism, number=3), [(0, 1), (2, 3)], length)
+        engine.total(work_of(setting, number=3), [(0, 1), (2, 3)], length)
         assert engine.take_drawn(3) is None
-
-
-def work_of(setting: Setting, mechanism: Mechanism, *, number: int) -> RoundWork:
-    return RoundWork(
-        number=number,
-        weights=setting.population.trainer.initial_weights(),
-        seed=bytes(32),
-        mechanism=mechanism.event.to_json(),
-        noise="once",
-        protocol="float",
-    )

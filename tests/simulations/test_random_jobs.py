@@ -24,20 +24,12 @@ from fedsys.cli.finish import audit_and_report
 from fedsys.config import Config, load, validate
 from fedsys.durable import DurableFile
 from fedsys.errors import FedsysError
-from fedsys.privacy import read_ledger, replay
+from fedsys.privacy import MECHANISMS, read_ledger, replay
 from fedsys.privacy.ledger import read_private
 from simulations import harness
 from simulations.population import Population
 from simulations.replay import replay as replay_to_the_bit
 
-MECHANISMS = (
-    "distributed-skellam",
-    "central-gaussian",
-    "local-gaussian",
-    "banded-mf",
-    "example-gaussian",
-    "none",
-)
 STRATEGIES = ("fedavg", "fedavgm", "fedprox", "fedadagrad", "fedadam", "fedyogi")
 PARTITIONS = ("one-each", "iid", "dirichlet", "shards", "resampled")
 

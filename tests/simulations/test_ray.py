@@ -13,23 +13,12 @@ import pytest
 
 from fedsys.config import Config
 from fedsys.errors import ConfigError, TrainingError
-from simulations.chunk import RoundWork
 from simulations.layout import population_spec
 from simulations.randomness import SeededRandomness
-from simulations.setting import Setting, prepare
+from simulations.setting import prepare
+from tests.simulations.works import work_of
 
 Configure = Callable[..., Config]
-
-
-def work_of(setting: Setting) -> RoundWork:
-    return RoundWork(
-        number=1,
-        weights=setting.population.trainer.initial_weights(),
-        seed=b"s" * 32,
-        mechanism=setting.plan.event().to_json(),
-        noise=setting.plan.noise,
-        protocol=setting.config.aggregation.protocol,
-    )
 
 
 def test_without_ray_the_remedy_is_named(
