@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -142,15 +143,20 @@ def test_a_session_that_is_still_ending_ends_before_its_loop_does(
     stop, over, ended = asyncio.Event(), asyncio.Event(), list[str]()
     write, stopped = grpc_host._write, grpc_host.DevicePort.stop
 
+    async def end() -> None:
+        await over.wait()
+        await turn(20)
+        ended.append("by itself")
+
     async def slow(link: Link, context: Any) -> None:
         try:
             await write(link, context)
-        except asyncio.CancelledError:  # the device has hung up
+        finally:  # the device has hung up; gRPC cancels before or after the reader sees its end
             stop.set()
-            await over.wait()
-            await turn(20)
-            ended.append("by itself")
-            raise
+            ending = asyncio.create_task(end())
+            while not ending.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.shield(ending)
 
     async def noted(self: grpc_host.DevicePort, grace: float = 2.0) -> None:
         await stopped(self, grace)
