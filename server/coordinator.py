@@ -194,6 +194,7 @@ class Coordinator:
         noise_entropy: Entropy,
         diagnostics: Mapping[str, Any],
         noise: NDArray[np.int64] | None = None,
+        held: bool = False,
     ) -> Weights:
         """Top the noise up, decode, step, keep, commit; returns the model that may now be released.
 
@@ -203,6 +204,8 @@ class Coordinator:
             noise_entropy: of the coordinator's own noise.
             diagnostics: for ``private.jsonl``.
             noise: (length,) what the mechanism drew for this round beforehand, and for no other.
+            held: the commit goes to the disk with the next round's reservation, or when `settle`
+                is called; the model may be released only then.
 
         Raises:
             TrainingError: the step left the numbers that a model can hold; the round is spent.
@@ -244,11 +247,16 @@ class Coordinator:
             sampled=open_.cohort,
             survivors=survivors,
             private={**diagnostics, **strength},
+            held=held,
         )
         self._accountant.charge(mechanism.event, open_.cohort, survivors)
         self._open = None
         self.weights, self.clipping = weights, clipping
         return weights
+
+    def settle(self) -> None:
+        """Make a commit that is held durable: the current model may be released."""
+        self._ledger.settle()
 
     def abort_round(self, reason: str, *, before_unmask: bool) -> None:
         """Give the open round up. Its cost stays spent; the server's view alone may be refunded.

@@ -174,9 +174,12 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
             started = time.monotonic()
             with disk_errors(folder.path):
                 trained = _one_round(setting, job, observer, ahead)
+                if evaluated := _evaluation_due(job):
+                    with uninterrupted():
+                        coordinator.settle()
             clock.seconds.append(time.monotonic() - started)
             clock.clients.append(trained)
-            if _evaluation_due(job):
+            if evaluated:
                 population = setting.population
                 metrics = population.trainer.evaluate(coordinator.weights, setting.test)
                 with disk_errors(folder.path), uninterrupted():
@@ -190,6 +193,7 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
     finally:
         ahead.close()
     with disk_errors(folder.path), uninterrupted():
+        coordinator.settle()
         if status != "interrupted":
             model = model_bytes(setting.population.trainer.state_dict(coordinator.weights))
             write_atomically(folder.model, model)
@@ -214,7 +218,8 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
 
 
 def _one_round(setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead) -> int:
-    """One round to its commit and checkpoint; returns how many clients trained."""
+    """One round to its checkpoint and commit, which the next round's reservation, or `settle`,
+    takes to the disk; returns how many clients trained."""
     coordinator, randomness = job.coordinator, setting.randomness
     with uninterrupted():
         open_ = coordinator.begin_round(randomness.sampling(coordinator.reserved + 1))
@@ -248,6 +253,7 @@ def _one_round(setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead
             summed.survivors,
             noise_entropy=randomness.top_up(open_.number),
             noise=noise,
+            held=True,
             diagnostics={
                 "dropped": summed.dropped,
                 "clipped_fraction": summed.clipped / max(summed.trained, 1),

@@ -3,6 +3,10 @@
 Order of a round: ``reserve`` before clients are invited, ``commit`` before the model is released;
 ``abort`` before the first unmask request if it is to refund the server view. A round that is
 reserved and neither committed nor aborted counts as spent, for everybody and at the worst case.
+
+One call may ask for less: a ``commit`` that is ``held`` waits in memory for the next line, which
+takes it to the disk in the same flush, or for `settle`. Until then its round is not recorded, and
+its model is nobody's; a crash costs the round, as one before the commit does.
 """
 
 from __future__ import annotations
@@ -68,6 +72,7 @@ class Ledger:
         self._last_round = 0
         self._open_round: int | None = None
         self._finished = False
+        self._held = b""
         self._participations: Counter[int] = Counter()
         self._committed: dict[int, str] = {}
         self.view: LedgerView | None = None
@@ -107,7 +112,11 @@ class Ledger:
             path.unlink(missing_ok=True)
             raise
         self = cls(ledger=ledger, private=private, signer=signer, entropy=entropy)
-        self._append("header", {**header, "format": FORMAT, "signer": signer.public_hex})
+        try:
+            self._append("header", {**header, "format": FORMAT, "signer": signer.public_hex})
+        except BaseException:
+            self._release()
+            raise
         return self
 
     @classmethod
@@ -238,6 +247,7 @@ class Ledger:
         sampled: Sequence[int],
         survivors: Sequence[int],
         private: Mapping[str, Any] | None = None,
+        held: bool = False,
     ) -> None:
         """Records a round's outcome before its model is released.
 
@@ -247,11 +257,13 @@ class Ledger:
             sampled: the cohort; goes to the private file, a salted commitment to the ledger.
             survivors: whose updates were summed; likewise.
             private: diagnostics for the private file.
+            held: the line goes to the disk with the next one, or when `settle` is called; the
+                model may be handed to nobody before.
 
         Raises:
             LedgerError: the round is not open, or survivors are not among the sampled.
         """
-        self._conclude("commit", round, body, sampled, survivors, private)
+        self._conclude("commit", round, body, sampled, survivors, private, held=held)
 
     def abort(
         self,
@@ -287,6 +299,8 @@ class Ledger:
         sampled: Sequence[int],
         survivors: Sequence[int],
         private: Mapping[str, Any] | None,
+        *,
+        held: bool = False,
     ) -> None:
         self._check_writable()
         if round != self._open_round:
@@ -304,11 +318,18 @@ class Ledger:
         line = {**(private or {}), **hidden, "round": round, "salt": salt.hex()}
         with _ledger_errors(self._private.path.name):
             self._private.append(encode_private(line))
-        self._append(kind, {**body, "round": round, "commitments": commitments})
+        self._append(kind, {**body, "round": round, "commitments": commitments}, held=held)
         if kind == "commit":
             self._committed[round] = self._head
         self._participations.update(summed)
         self._open_round = None
+
+    def settle(self) -> None:
+        """Take a commit that is held to the disk."""
+        held, self._held = self._held, b""
+        if held:
+            with _ledger_errors(self._ledger.path.name):
+                self._ledger.append(held)
 
     def close(self, reason: str, body: Mapping[str, Any] | None = None) -> None:
         """Writes the closing line, after which truncation shows, and releases the files.
@@ -326,7 +347,7 @@ class Ledger:
         self._append("closed", {**(body or {}), "reason": reason, "lines": self._seq + 1})
         self._release()
 
-    def _append(self, kind: str, body: Mapping[str, Any]) -> None:
+    def _append(self, kind: str, body: Mapping[str, Any], *, held: bool = False) -> None:
         content = dict(body)
         digest = Line.hash_of(seq=self._seq, prev_hash=self._link, kind=kind, body=content)
         raw = Line.encode(
@@ -338,8 +359,9 @@ class Ledger:
             signature=self._signer.sign(digest),
         )
         line = Line.parse(raw, self._seq + 1)  # what cannot be read back is never written
-        with _ledger_errors(self._ledger.path.name):
-            self._ledger.append(raw + b"\n")
+        self._held += raw + b"\n"
+        if not held:
+            self.settle()
         self._seq += 1
         self._link, self._head = line.link, line.hash
 
@@ -363,7 +385,10 @@ class Ledger:
     ) -> None:
         """Releases the files; without ``close`` the ledger stays resumable."""
         if not self._finished:
-            self._release()
+            try:
+                self.settle()
+            finally:
+                self._release()
 
 
 @contextmanager

@@ -1,0 +1,212 @@
+"""A simulated job on a disk that keeps what was flushed and may lose the rest.
+
+A round's commit reaches the disk with the next round's reservation. So it matters what a loss of
+power would leave whenever a cohort is asked, and whenever the model leaves the job's own loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.training import Trainer
+from fedsys.audit import audit_run
+from fedsys.config import Config, load
+from fedsys.errors import FedsysError
+from fedsys.privacy import LedgerView, read_ledger
+from fedsys.privacy.ledger import read_private
+from simulations import harness
+from simulations.deterministic.storage import Crashed, Disk, FlushFate, Storage
+from simulations.summation import Cohort
+
+ROUNDS = 4
+
+DIES = [
+    pytest.param(FlushFate(dies="before", power_lost=True), id="power lost before"),
+    pytest.param(FlushFate(dies="after", power_lost=True), id="power lost after"),
+    pytest.param(FlushFate(dies="before"), id="killed before"),
+    pytest.param(FlushFate(fails=True), id="the disk fails"),
+]
+
+
+def job(*settings: str) -> Config:
+    """Four rounds, evaluated after every second, but for what the settings say."""
+    return load(
+        "quickstart",
+        [
+            f"rounds.count={ROUNDS}",
+            "evaluation.every=2",
+            "cohort.expected=40",
+            "aggregation.protocol=ideal",
+            "engine.path=batched",
+            "engine.chunk=64",
+            "engine.processes=1",
+            "engine.threads=1",
+            *settings,
+        ],
+    )
+
+
+class Machine:
+    """A disk with a run on it. What it would keep is read whenever somebody is asked or told.
+
+    Attributes:
+        asked: rounds whose cohorts were asked.
+        released: rounds after which the model left the loop: was evaluated, or became a file.
+        flushes: of this disk so far.
+    """
+
+    def __init__(self, folder: Path, seed: int = 0) -> None:
+        self.asked: list[int] = []
+        self.released: list[int] = []
+        self.flushes = 0
+        self._fates: dict[int, FlushFate] = {}
+        self._storage = Storage(folder, seed, self._fate)
+        self._disk = self._storage.acting = self._storage.disk("machine")
+        self._aside = folder / "certain.jsonl"
+        self.out = self._disk.root / "run"
+
+    def fate(self, flush: int, fate: FlushFate) -> None:
+        """What becomes of its n-th flush from now, counted from 1."""
+        self._fates[self.flushes + flush] = fate
+
+    def restart(self) -> None:
+        """The files as the crash left them."""
+        self._disk.restart()
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Whatever runs within runs on this machine."""
+        with pytest.MonkeyPatch.context() as patched, self._storage.watched():
+            for owner, name, before in (
+                (harness, "summation", self._asks),
+                (harness, "model_bytes", self._releases),
+                (Trainer, "evaluate", self._releases),
+            ):
+                patched.setattr(owner, name, _after(before, getattr(owner, name)))
+            yield
+
+    def certain(self) -> LedgerView:
+        """The ledger as a loss of power would leave it at least."""
+        self._aside.write_bytes(self._disk.durable(self.out / "ledger.jsonl") or b"")
+        return read_ledger(self._aside, allow_torn=True)
+
+    def _asks(self, cohort: Cohort, *_: Any) -> None:
+        number, rounds = cohort.round.number, self.certain().rounds
+        self.asked.append(number)
+        assert [record.round for record in rounds] == list(range(1, number + 1))
+        assert rounds[-1].outcome is None
+
+    def _releases(self, *_: Any) -> None:
+        last = self.certain().rounds[-1]
+        assert last.outcome == "commit"
+        self.released.append(last.round)
+
+    def _fate(self, _disk: Disk) -> FlushFate:
+        self.flushes += 1
+        return self._fates.get(self.flushes, FlushFate())
+
+
+def _after(before: Callable[..., None], function: Callable[..., Any]) -> Callable[..., Any]:
+    def both(*args: Any, **kwargs: Any) -> Any:
+        before(*args)
+        return function(*args, **kwargs)
+
+    return both
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDSYS_HOME", str(tmp_path / "home"))
+
+
+def test_nobody_is_asked_before_the_reservation_nor_told_before_the_commit(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    with machine.on():
+        harness.run(job(), out=machine.out)
+    assert machine.asked == [1, 2, 3, 4]
+    assert machine.released == [2, 4, 4]
+    assert machine.certain().closed is not None
+
+
+def test_a_round_takes_three_flushes(tmp_path: Path) -> None:
+    """Its private line, its checkpoint, and one of the ledger: the next reservation's."""
+    flushes = []
+    for rounds in (2, 10):
+        (folder := tmp_path / str(rounds)).mkdir()
+        machine = Machine(folder)
+        with machine.on():
+            harness.run(job(f"rounds.count={rounds}", "evaluation.data=none"), out=machine.out)
+        flushes.append(machine.flushes)
+    assert flushes[1] - flushes[0] == 3 * (10 - 2)
+
+
+@pytest.mark.parametrize("fate", DIES)
+def test_wherever_it_dies_it_goes_on(fate: FlushFate, tmp_path: Path) -> None:
+    """Some of the flushes; all of them in the slow test."""
+    check_deaths(fate, tmp_path, step=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fate", DIES)
+def test_wherever_it_dies_it_goes_on_at_every_flush(fate: FlushFate, tmp_path: Path) -> None:
+    check_deaths(fate, tmp_path, step=1)
+
+
+def check_deaths(fate: FlushFate, folder: Path, *, step: int) -> None:
+    """A run for every `step`-th flush, which is its last; each is taken up and ends well."""
+    flush, finished = 1, False
+    while not finished:
+        (here := folder / str(flush)).mkdir()
+        machine = Machine(here, seed=flush)
+        finished = died(machine, flush, fate)
+        if not finished:
+            take_up(machine)
+        flush += step
+    assert flush > 3 * ROUNDS
+
+
+def died(machine: Machine, flush: int, fate: FlushFate) -> bool:
+    """Run it until that flush; whether there was none."""
+    machine.fate(flush, fate)
+    with machine.on():
+        try:
+            harness.run(job(), out=machine.out)
+        except Crashed:
+            pass
+        except FedsysError as error:
+            assert "input/output error" in str(error).lower()  # noqa: PT017
+        else:
+            return True
+    machine.restart()
+    return False
+
+
+def take_up(machine: Machine) -> None:
+    """What a restart finds holds every round that was asked, and goes on to an honest end."""
+    ledger, private = machine.out / "ledger.jsonl", machine.out / "private.jsonl"
+    try:
+        found = read_ledger(ledger, allow_torn=True)
+    except FedsysError:
+        assert not machine.asked
+        return
+    lost = {record.round for record in found.rounds if record.outcome is None}
+    assert set(machine.asked) <= {record.round for record in found.rounds}
+    assert not lost & set(machine.released)
+    before = {number: line["sampled"] for number, line in read_private(private)[0].items()}
+    asked, machine.asked = machine.asked, []
+    if found.closed is None or not (machine.out / "summary.json").exists():
+        with machine.on():
+            harness.resume(machine.out)
+    assert not set(asked) & set(machine.asked), "a round was asked again"
+    view = read_ledger(ledger)
+    assert view.closed is not None
+    assert len(view.rounds) == ROUNDS
+    drawn = {number: line["sampled"] for number, line in read_private(private)[0].items()}
+    assert before.items() <= drawn.items()
+    checked = audit_run(machine.out)
+    assert checked.passed, [claim for claim in checked.claims if claim.holds is False]
