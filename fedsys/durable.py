@@ -69,8 +69,12 @@ class DurableFile:
             _write_all(self._descriptor, data)
             os.fsync(self._descriptor)
         except BaseException:
-            self._failed = True
+            self.give_up()
             raise
+
+    def give_up(self) -> None:
+        """Takes no more."""
+        self._failed = True
 
     def cut(self, count: int) -> None:
         """Removes the last ``count`` bytes."""

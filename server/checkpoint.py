@@ -11,7 +11,8 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,18 +71,20 @@ class Checkpoints:
 
     Args:
         folder: of the files; made, durably, if it is not there.
+        disk: writes them while its owner goes on; None: `save` does.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, disk: Executor | None = None) -> None:
         make_folder(folder)
         flush_names(folder)  # whoever made a file may have died before it did this
         self._files = [folder / "a.npz", folder / "b.npz"]
+        self._disk = disk
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def save(self, checkpoint: Checkpoint) -> Callable[[], None]:
         """Write it over the older one.
 
-        It is on disk when this returns; only then may its round be committed, and only once that
-        is committed may this be called again.
+        It is on disk when what this returns was called and has returned (OSError: it is not); only
+        then may its round be committed, and only once that is committed may this be called again.
         """
         buffer = io.BytesIO()
         state = {f"strategy.{name}": value for name, value in checkpoint.strategy.items()}
@@ -95,8 +98,12 @@ class Checkpoints:
             weights=checkpoint.weights,
             **state,
         )
-        overwrite(self._files[0], buffer.getbuffer(), mode=0o600)
+        older, content = self._files[0], buffer.getbuffer()
         self._files.reverse()
+        if self._disk is not None:
+            return self._disk.submit(overwrite, older, content, mode=0o600).result
+        overwrite(older, content, mode=0o600)
+        return lambda: None
 
     def newest(self, committed: Mapping[int, str]) -> Checkpoint | None:
         """The one of the newest committed round, or None where no round was committed.

@@ -108,8 +108,8 @@ class Coordinator:
         weights: (d,) the current model.
         clipping: norms of the next round, where they adapt.
         noise: what a mechanism that remembers its noise remembered at the last checkpoint.
-        keep: makes a checkpoint durable; called before the commit, so that a committed model is
-            never lost.
+        keep: begins to make a checkpoint durable; what it returns waits until it is, which comes
+            before the commit, so that a committed model is never lost.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Coordinator:
         strategy: Strategy,
         sampler: CohortSampler,
         weights: Weights,
-        keep: Callable[[Checkpoint], object],
+        keep: Callable[[Checkpoint], Callable[[], object]],
         clipping: AdaptiveClipping | None = None,
         noise: bytes = b"",
     ) -> None:
@@ -229,7 +229,7 @@ class Coordinator:
                 f"round {open_.number}: the model diverged to infinity; lower "
                 f"server.learning_rate or local.learning_rate"
             )
-        self._keep(
+        kept = self._keep(
             Checkpoint(
                 round=open_.number,
                 weights=weights,
@@ -247,8 +247,10 @@ class Coordinator:
             sampled=open_.cohort,
             survivors=survivors,
             private={**diagnostics, **strength},
-            held=held,
+            after=kept,
         )
+        if not held:
+            self._ledger.settle()
         self._accountant.charge(mechanism.event, open_.cohort, survivors)
         self._open = None
         self.weights, self.clipping = weights, clipping

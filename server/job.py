@@ -7,6 +7,7 @@ here, so that all of them keep the same ledger in the same order.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from fedsys.config import Config
 from fedsys.privacy import Epsilons, Ledger, PrivacyPlan, Signer, read_ledger, replay
@@ -59,7 +60,7 @@ class Job:
     signer: Signer
     facts: JobFacts
 
-    @property
+    @cached_property
     def budget(self) -> float | None:
         """What epsilon may reach in the guaranteed view; None where nothing is promised."""
         return budget_of(self.plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,7 @@ class JobSpec:
         clipping: as `server.job_settings.clipping_for` gives it.
         signer: of the ledger; by default the coordinator's own.
         entropy: of the job's name and the ledger's salts.
+        disk: writes checkpoints while the rest of a round is recorded; None: it waits for them.
     """
 
     config: Config
@@ -60,6 +62,7 @@ class JobSpec:
     clipping: AdaptiveClipping | None = None
     signer: Signer | None = None
     entropy: Entropy = os.urandom
+    disk: Executor | None = None
 
 
 def start_job(folder: RunFolder, spec: JobSpec) -> Job:
@@ -73,18 +76,22 @@ def start_job(folder: RunFolder, spec: JobSpec) -> Job:
         header=_header(folder, spec, name),
         entropy=spec.entropy,
     )
-    return _job(
-        folder,
-        spec,
-        name=name,
-        signer=signer,
-        ledger=ledger,
-        accountant=ViewAccountant(spec.plan),
-        strategy=strategy_of(spec.config),
-        sampler=CohortSampler(spec.plan),
-        checkpoint=Checkpoint(round=0, weights=spec.weights),
-        checkpoints=Checkpoints(folder.checkpoints),
-    )
+    with ExitStack() as held:
+        held.enter_context(ledger)
+        job = _job(
+            folder,
+            spec,
+            name=name,
+            signer=signer,
+            ledger=ledger,
+            accountant=ViewAccountant(spec.plan),
+            strategy=strategy_of(spec.config),
+            sampler=CohortSampler(spec.plan),
+            checkpoint=Checkpoint(round=0, weights=spec.weights),
+            checkpoints=Checkpoints(folder.checkpoints, spec.disk),
+        )
+        held.pop_all()
+    return job
 
 
 def restore_job(folder: RunFolder, spec: JobSpec, *, ledger: Ledger | None = None) -> Job:
@@ -106,7 +113,7 @@ def restore_job(folder: RunFolder, spec: JobSpec, *, ledger: Ledger | None = Non
         held.enter_context(ledger)
         view = _view_of_the_same_job(ledger, folder, spec)
         strategy = strategy_of(spec.config)
-        checkpoints = Checkpoints(folder.checkpoints)
+        checkpoints = Checkpoints(folder.checkpoints, spec.disk)
         checkpoint = checkpoints.newest(_committed(view))
         if checkpoint is not None:
             if checkpoint.weights.shape != spec.weights.shape:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,10 +95,10 @@ def run(
         FedsysError: bad configuration, data or folder, with one line that says which.
     """
     setting = prepare(config, data=data, device=device, randomness=randomness)
-    with setting.engine:
+    with setting.engine, ThreadPoolExecutor(1, "disk") as disk:
         folder = RunFolder.create(out or free_name(Path("runs"), config.job.name))
         with disk_errors(folder.path):
-            job = start_job(folder, _spec(setting))
+            job = start_job(folder, _spec(setting, disk))
         with job.ledger:
             return run_rounds(setting, job, observer or _ignore)
 
@@ -121,15 +122,15 @@ def resume(
         metrics = folder.last_metrics()
         return RunResult(folder=path, rounds=len(view.rounds), interrupted=False, metrics=metrics)
     setting = prepare(folder.read_config(), data=data, device=device)
-    with setting.engine:
-        job = restore_job(folder, _spec(setting))
+    with setting.engine, ThreadPoolExecutor(1, "disk") as disk:
+        job = restore_job(folder, _spec(setting, disk))
         with job.ledger:
             lines = job.ledger.private_rounds.values()
             setting.clock.now = max((it.get("simulated_seconds", 0.0) for it in lines), default=0.0)
             return run_rounds(setting, job, observer or _ignore)
 
 
-def _spec(setting: Setting) -> JobSpec:
+def _spec(setting: Setting, disk: Executor) -> JobSpec:
     return JobSpec(
         config=setting.config,
         plan=setting.plan,
@@ -137,6 +138,7 @@ def _spec(setting: Setting) -> JobSpec:
         facts=setting.facts,
         clipping=setting.clipping,
         entropy=setting.randomness.job(),
+        disk=disk,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,47 @@ class TestWriting:
                 ledger.reserve(1, {"event": plan.event().to_json()})
         with pytest.raises(LedgerError):
             ledger.reserve(2, {"event": plan.event().to_json()})
+
+
+class TestCommitAfterSomething:
+    def test_it_waits_for_that_and_for_the_next_line(
+        self, tmp_path: Path, plan: PrivacyPlan
+    ) -> None:
+        event = {"event": plan.event().to_json()}
+        done: list[int] = []
+
+        def outcomes() -> list[str | None]:
+            return [it.outcome for it in read_ledger(tmp_path / "ledger.jsonl").rounds]
+
+        with create(tmp_path, plan) as ledger:
+            for number, settle in ((1, False), (2, True), (3, False)):
+                ledger.reserve(number, event)
+                assert done == list(range(1, number))
+                told = partial(done.append, number)
+                ledger.commit(number, {}, sampled=[1], survivors=[1], after=told)
+                assert outcomes() == ["commit"] * (number - 1) + [None]
+                assert number not in done
+                if settle:
+                    ledger.settle()
+                    assert outcomes() == ["commit"] * number
+        assert done == [1, 2, 3]
+        assert outcomes() == ["commit"] * 3
+
+    def test_it_is_lost_where_that_fails_and_nothing_follows_it(
+        self, tmp_path: Path, plan: PrivacyPlan
+    ) -> None:
+        event = {"event": plan.event().to_json()}
+
+        def fail() -> None:
+            raise OSError(28, "No space left on device")
+
+        with create(tmp_path, plan) as ledger:
+            ledger.reserve(1, event)
+            ledger.commit(1, {}, sampled=[1], survivors=[1], after=fail)
+            with pytest.raises(OSError, match="No space left"):
+                ledger.reserve(2, event)
+            with pytest.raises(LedgerError, match="an earlier write"):
+                ledger.reserve(3, event)
+        assert [it.outcome for it in read_ledger(tmp_path / "ledger.jsonl").rounds] == [None]
+        with reopen(tmp_path) as ledger:
+            assert ledger.next_round == 2

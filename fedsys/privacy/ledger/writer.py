@@ -4,7 +4,7 @@ Order of a round: ``reserve`` before clients are invited, ``commit`` before the 
 ``abort`` before the first unmask request if it is to refund the server view. A round that is
 reserved and neither committed nor aborted counts as spent, for everybody and at the worst case.
 
-One call may ask for less: a ``commit`` that is ``held`` waits in memory for the next line, which
+One call may ask for less: a ``commit`` ``after`` something waits in memory for the next line, which
 takes it to the disk in the same flush, or for `settle`. Until then its round is not recorded, and
 its model is nobody's; a crash costs the round, as one before the commit does.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -73,6 +73,7 @@ class Ledger:
         self._open_round: int | None = None
         self._finished = False
         self._held = b""
+        self._first: Callable[[], object] | None = None
         self._participations: Counter[int] = Counter()
         self._committed: dict[int, str] = {}
         self.view: LedgerView | None = None
@@ -247,7 +248,7 @@ class Ledger:
         sampled: Sequence[int],
         survivors: Sequence[int],
         private: Mapping[str, Any] | None = None,
-        held: bool = False,
+        after: Callable[[], object] | None = None,
     ) -> None:
         """Records a round's outcome before its model is released.
 
@@ -257,13 +258,14 @@ class Ledger:
             sampled: the cohort; goes to the private file, a salted commitment to the ledger.
             survivors: whose updates were summed; likewise.
             private: diagnostics for the private file.
-            held: the line goes to the disk with the next one, or when `settle` is called; the
-                model may be handed to nobody before.
+            after: called, and has to return, before the line goes to the disk: with the next
+                line, or when `settle` is called. The model may be handed to nobody before. None:
+                the line is on disk when this returns.
 
         Raises:
             LedgerError: the round is not open, or survivors are not among the sampled.
         """
-        self._conclude("commit", round, body, sampled, survivors, private, held=held)
+        self._conclude("commit", round, body, sampled, survivors, private, after)
 
     def abort(
         self,
@@ -299,8 +301,7 @@ class Ledger:
         sampled: Sequence[int],
         survivors: Sequence[int],
         private: Mapping[str, Any] | None,
-        *,
-        held: bool = False,
+        after: Callable[[], object] | None = None,
     ) -> None:
         self._check_writable()
         if round != self._open_round:
@@ -318,18 +319,29 @@ class Ledger:
         line = {**(private or {}), **hidden, "round": round, "salt": salt.hex()}
         with _ledger_errors(self._private.path.name):
             self._private.append(encode_private(line))
-        self._append(kind, {**body, "round": round, "commitments": commitments}, held=held)
+        self._append(kind, {**body, "round": round, "commitments": commitments}, after)
         if kind == "commit":
             self._committed[round] = self._head
         self._participations.update(summed)
         self._open_round = None
 
     def settle(self) -> None:
-        """Take a commit that is held to the disk."""
-        held, self._held = self._held, b""
-        if held:
-            with _ledger_errors(self._ledger.path.name):
-                self._ledger.append(held)
+        """Take a commit that is held to the disk, once what it comes after is there.
+
+        Raises:
+            LedgerError: it could not be written, or nothing can any more.
+            Exception: as raised by what it comes after; the commit is lost.
+        """
+        (first, self._first), (held, self._held) = (self._first, None), (self._held, b"")
+        try:
+            if first is not None:
+                first()
+            if held:
+                with _ledger_errors(self._ledger.path.name):
+                    self._ledger.append(held)
+        except BaseException:
+            self._ledger.give_up()  # the lines to come would follow one that is not there
+            raise
 
     def close(self, reason: str, body: Mapping[str, Any] | None = None) -> None:
         """Writes the closing line, after which truncation shows, and releases the files.
@@ -347,7 +359,9 @@ class Ledger:
         self._append("closed", {**(body or {}), "reason": reason, "lines": self._seq + 1})
         self._release()
 
-    def _append(self, kind: str, body: Mapping[str, Any], *, held: bool = False) -> None:
+    def _append(
+        self, kind: str, body: Mapping[str, Any], after: Callable[[], object] | None = None
+    ) -> None:
         content = dict(body)
         digest = Line.hash_of(seq=self._seq, prev_hash=self._link, kind=kind, body=content)
         raw = Line.encode(
@@ -360,7 +374,9 @@ class Ledger:
         )
         line = Line.parse(raw, self._seq + 1)  # what cannot be read back is never written
         self._held += raw + b"\n"
-        if not held:
+        if after is not None:
+            self._first = after
+        else:
             self.settle()
         self._seq += 1
         self._link, self._head = line.link, line.hash
