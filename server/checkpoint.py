@@ -83,26 +83,15 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint) -> Callable[[], None]:
         """Write it over the older one.
 
-        It is on disk when what this returns was called and has returned (OSError: it is not); only
-        then may its round be committed, and only once that is committed may this be called again.
+        It is on disk when what this returns was called and has returned (OSError: it is not); its
+        arrays have to stay as they are until then. Only then may its round be committed, and only
+        once that is committed may this be called again.
         """
-        buffer = io.BytesIO()
-        state = {f"strategy.{name}": value for name, value in checkpoint.strategy.items()}
-        if checkpoint.mechanism:
-            state["mechanism"] = np.frombuffer(checkpoint.mechanism, dtype=np.uint8)
-        facts = json.dumps({"round": checkpoint.round, "clipping": checkpoint.clipping})
-        np.savez(
-            buffer,
-            allow_pickle=False,
-            facts=np.frombuffer(facts.encode(), dtype=np.uint8),
-            weights=checkpoint.weights,
-            **state,
-        )
-        older, content = self._files[0], buffer.getbuffer()
+        older = self._files[0]
         self._files.reverse()
         if self._disk is not None:
-            return self._disk.submit(overwrite, older, content, mode=0o600).result
-        overwrite(older, content, mode=0o600)
+            return self._disk.submit(_write, checkpoint, older).result
+        _write(checkpoint, older)
         return lambda: None
 
     def newest(self, committed: Mapping[int, str]) -> Checkpoint | None:
@@ -141,6 +130,22 @@ class Checkpoints:
         if path is self._files[0]:
             self._files.reverse()
         return newest
+
+
+def _write(checkpoint: Checkpoint, path: Path) -> None:
+    buffer = io.BytesIO()
+    state = {f"strategy.{name}": value for name, value in checkpoint.strategy.items()}
+    if checkpoint.mechanism:
+        state["mechanism"] = np.frombuffer(checkpoint.mechanism, dtype=np.uint8)
+    facts = json.dumps({"round": checkpoint.round, "clipping": checkpoint.clipping})
+    np.savez(
+        buffer,
+        allow_pickle=False,
+        facts=np.frombuffer(facts.encode(), dtype=np.uint8),
+        weights=checkpoint.weights,
+        **state,
+    )
+    overwrite(path, buffer.getbuffer(), mode=0o600)
 
 
 def _read(path: Path) -> Checkpoint:
