@@ -145,7 +145,7 @@ class TestCommitAfterSomething:
         with create(tmp_path, plan) as ledger:
             ledger.reserve(1, event)
             ledger.commit(1, {}, sampled=[1], survivors=[1], after=fail)
-            with pytest.raises(OSError, match="No space left"):
+            with pytest.raises(LedgerError, match=r"ledger\.jsonl.*No space left"):
                 ledger.reserve(2, event)
             with pytest.raises(LedgerError, match="an earlier write"):
                 ledger.reserve(3, event)

@@ -329,15 +329,15 @@ class Ledger:
         """Take a commit that is held to the disk, once what it comes after is there.
 
         Raises:
-            LedgerError: it could not be written, or nothing can any more.
-            Exception: as raised by what it comes after; the commit is lost.
+            LedgerError: it could not be written, what it comes after neither, or nothing can any
+                more; the commit is lost.
         """
         (first, self._first), (held, self._held) = (self._first, None), (self._held, b"")
         try:
-            if first is not None:
-                first()
-            if held:
-                with _ledger_errors(self._ledger.path.name):
+            with _ledger_errors(self._ledger.path.name):
+                if first is not None:
+                    first()
+                if held:
                     self._ledger.append(held)
         except BaseException:
             self._ledger.give_up()  # the lines to come would follow one that is not there
