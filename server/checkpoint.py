@@ -87,12 +87,14 @@ class Checkpoints:
         arrays have to stay as they are until then. Only then may its round be committed, and only
         once that is committed may this be called again.
         """
-        older = self._files[0]
-        self._files.reverse()
         if self._disk is not None:
-            return self._disk.submit(_write, checkpoint, older).result
-        _write(checkpoint, older)
+            return self._disk.submit(self._over_older, checkpoint).result
+        self._over_older(checkpoint)
         return lambda: None
+
+    def _over_older(self, checkpoint: Checkpoint) -> None:
+        _write(checkpoint, self._files[0])
+        self._files.reverse()  # only now: had it failed, the other would still be the newest
 
     def newest(self, committed: Mapping[int, str]) -> Checkpoint | None:
         """The one of the newest committed round, or None where no round was committed.

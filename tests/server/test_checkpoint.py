@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +135,24 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic links"):
         checkpoints.save(of(1))
     assert target.read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_one_that_fails_leaves_the_newest_alone_next_time_too(
+    thread: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadPoolExecutor(1) if thread else nullcontext() as disk:
+        checkpoints = Checkpoints(tmp_path, disk)
+        for round in (1, 2):
+            checkpoints.save(of(round))()
+        for _ in range(2):
+            with monkeypatch.context() as patched:
+                patched.setattr("server.checkpoint.overwrite", _torn)
+                with pytest.raises(OSError, match="No space left"):
+                    checkpoints.save(of(3))()
+            assert_same(Checkpoints(tmp_path).newest(committed(1, 2)), of(2))
+
+
+def _torn(path: Path, content: memoryview, *, mode: int) -> None:
+    path.write_bytes(content[:100])
+    raise OSError(errno.ENOSPC, "No space left on device")
