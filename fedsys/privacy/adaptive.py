@@ -126,6 +126,8 @@ class AdaptiveClipping:
         """
         validation.positive("clip", clip)
         validation.fraction("bit_fraction", bit_fraction)
+        for size in layers:
+            validation.integer("layer size", size)
         body = clip * math.sqrt(max(1 - len(layers) * bit_fraction**2, 0.0))
         total = sum(layers)
         return cls(

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.errors import MechanismError
+from fedsys.privacy import validation
 
 __all__ = [
     "INTEGERS_PER_COORDINATE",
@@ -124,8 +125,9 @@ def clip_to_integers(updates: NDArray[Any], *, clip: float) -> IntegerUpdates:
         clip: C > 0, the l2 norm above which an update is scaled down.
 
     Raises:
-        MechanismError: the array has another shape or dtype, or no coordinate.
+        MechanismError: the array has another shape or dtype, or no coordinate, or C is no norm.
     """
+    validation.positive("clip", clip)
     check_updates(updates, updates.shape[-1] if updates.ndim else 0)
     count, dimension = updates.shape
     if not dimension:

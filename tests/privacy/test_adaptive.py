@@ -118,6 +118,12 @@ def test_bad_rows_count_for_nothing() -> None:
     assert not encoded.values[0].any()
 
 
+@pytest.mark.parametrize("layers", [(), (0,), (3, 0), (3, -3)])
+def test_layers_without_coordinates_are_refused(layers: tuple[int, ...]) -> None:
+    with pytest.raises(MechanismError, match="layer"):
+        AdaptiveClipping.start(layers=layers, clip=1.0)
+
+
 def test_state_survives_json_and_bad_states_are_refused() -> None:
     adaptive = _start().updated(np.array([0.2, 0.9]))
     body = json.loads(json.dumps(adaptive.to_json()))

@@ -108,6 +108,12 @@ def test_wrong_arrays_are_refused(bad: NDArray[np.float64]) -> None:
         clip_to_integers(bad, clip=1.0)
 
 
+@pytest.mark.parametrize("clip", [0.0, -1.0, math.nan, math.inf])
+def test_a_norm_that_is_none_is_refused(clip: float) -> None:
+    with pytest.raises(MechanismError, match="clip"):
+        clip_to_integers(np.zeros((2, 3)), clip=clip)
+
+
 @given(
     bits=st.integers(2, 64),
     values=st.lists(st.integers(-(2**62), 2**62), min_size=1, max_size=20),
