@@ -22,15 +22,18 @@ import pytest
 
 from client.training import Trainer
 from fedsys.audit import audit_run
-from fedsys.config import Config, load
+from fedsys.config import Config
 from fedsys.errors import FedsysError
 from fedsys.privacy import LedgerView, read_ledger
 from fedsys.privacy.ledger import read_private
 from simulations import harness
 from simulations.deterministic.storage import Crashed, Disk, FlushFate, Storage
 from simulations.summation import Cohort
+from tests.simulations.conftest import Configure
 
 ROUNDS = 4
+
+JOB = [f"rounds.count={ROUNDS}", "evaluation.every=2", "engine.threads=1"]
 
 DIES = [
     pytest.param(FlushFate(dies="before", power_lost=True), id="power lost before"),
@@ -38,24 +41,6 @@ DIES = [
     pytest.param(FlushFate(dies="before"), id="killed before"),
     pytest.param(FlushFate(fails=True), id="the disk fails"),
 ]
-
-
-def job(*settings: str) -> Config:
-    """Four rounds, evaluated after every second, but for what the settings say."""
-    return load(
-        "quickstart",
-        [
-            f"rounds.count={ROUNDS}",
-            "evaluation.every=2",
-            "cohort.expected=40",
-            "aggregation.protocol=ideal",
-            "engine.path=batched",
-            "engine.chunk=64",
-            "engine.processes=1",
-            "engine.threads=1",
-            *settings,
-        ],
-    )
 
 
 class AtOnce(Executor):
@@ -165,71 +150,67 @@ def _after(before: Callable[..., None], function: Callable[..., Any]) -> Callabl
     return both
 
 
-@pytest.fixture(autouse=True)
-def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDSYS_HOME", str(tmp_path / "home"))
-
-
 @pytest.mark.parametrize("checkpoints", [AtOnce, AtLast])
 def test_nobody_is_asked_before_the_reservation_nor_told_before_the_commit(
-    checkpoints: type[Executor], tmp_path: Path
+    checkpoints: type[Executor], configure: Configure, tmp_path: Path
 ) -> None:
     machine = Machine(tmp_path, checkpoints)
     with machine.on():
-        harness.run(job(), out=machine.out)
+        harness.run(configure(*JOB), out=machine.out)
     assert machine.asked == [1, 2, 3, 4]
     assert machine.released == [2, 4, 4]
     assert machine.certain().closed is not None
 
 
-def test_a_round_takes_three_flushes(tmp_path: Path) -> None:
+def test_a_round_takes_three_flushes(configure: Configure, tmp_path: Path) -> None:
     """Its private line, its checkpoint, and one of the ledger: the next reservation's."""
     flushes = []
     for rounds in (2, 10):
         (folder := tmp_path / str(rounds)).mkdir()
         machine = Machine(folder, AtOnce)
+        job = configure(f"rounds.count={rounds}", "evaluation.data=none")
         with machine.on():
-            harness.run(job(f"rounds.count={rounds}", "evaluation.data=none"), out=machine.out)
+            harness.run(job, out=machine.out)
         flushes.append(machine.flushes)
     assert flushes[1] - flushes[0] == 3 * (10 - 2)
 
 
 @pytest.mark.parametrize("fate", DIES)
-def test_wherever_it_dies_it_goes_on(fate: FlushFate, tmp_path: Path) -> None:
+def test_wherever_it_dies_it_goes_on(fate: FlushFate, configure: Configure, tmp_path: Path) -> None:
     """Some of the flushes; all of them in the slow test."""
-    check_deaths(fate, tmp_path, (AtOnce, AtLast), step=5)
+    check_deaths(configure(*JOB), fate, tmp_path, (AtOnce, AtLast), step=5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fate", DIES)
 @pytest.mark.parametrize("checkpoints", [AtOnce, AtLast])
 def test_wherever_it_dies_it_goes_on_at_every_flush(
-    fate: FlushFate, checkpoints: type[Executor], tmp_path: Path
+    fate: FlushFate, checkpoints: type[Executor], configure: Configure, tmp_path: Path
 ) -> None:
-    check_deaths(fate, tmp_path, (checkpoints,), step=1)
+    check_deaths(configure(*JOB), fate, tmp_path, (checkpoints,), step=1)
 
 
 def check_deaths(
-    fate: FlushFate, folder: Path, checkpoints: Sequence[type[Executor]], *, step: int
+    job: Config, fate: FlushFate, folder: Path, checkpoints: Sequence[type[Executor]], *, step: int
 ) -> None:
     """A run for every `step`-th flush, which is its last; each is taken up and ends well."""
     flush, finished = 1, False
     while not finished:
         (here := folder / str(flush)).mkdir()
         machine = Machine(here, checkpoints[flush % len(checkpoints)], seed=flush)
-        finished = died(machine, flush, fate)
+        finished = died(job, machine, flush, fate)
         if not finished:
             take_up(machine)
         flush += step
     assert flush > 3 * ROUNDS
 
 
-def died(machine: Machine, flush: int, fate: FlushFate) -> bool:
+def died(job: Config, machine: Machine, flush: int, fate: FlushFate) -> bool:
     """Run it until that flush; whether there was none."""
     machine.fate(flush, fate)
     with machine.on():
         try:
-            harness.run(job(), out=machine.out)
+            harness.run(job, out=machine.out)
         except Crashed:
             pass
         except FedsysError as error:
