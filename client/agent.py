@@ -1,12 +1,11 @@
-"""One client: checks what it is asked, says what to compute, masks the result; sans-IO.
+"""One client: checks what it is asked, says what to compute, encrypts the result; sans-IO.
 
 ::
 
-    work = agent.accept(assignment, params)      # PolicyRefusal, or what is to be computed
-    reply = agent.handle(opening)                # the aggregator's messages, one reply each
-    ...
-    agent.provide(vector)                        # trained and privatized, by whoever hosts it
-    reply = agent.handle(message)
+    mechanism = agent.accept(assignment, params)   # PolicyRefusal, or how to privatize the update
+    agent.provide(vector)                          # trained and privatized, by whoever hosts it
+    upload = agent.handle(opening)                 # the vector leaves; done, unless on the committee
+    reply = agent.handle(message)                  # a committee member's duties, one reply each
 
 Training lies outside so that its host can do it for one client or for many at once.
 """
@@ -23,16 +22,7 @@ from client.policy import Policy
 from fedsys.errors import ProtocolError
 from fedsys.privacy import Entropy, Event, Mechanism, event_from_json, mechanism_for
 from fedsys.wire import Assignment
-from secure_agg import (
-    Floor,
-    Identity,
-    Participant,
-    ParticipantStage,
-    Roster,
-    SecAggParams,
-    Shared,
-    Store,
-)
+from secure_agg import Identity, Member, Roster, SealingKeys, SecAggParams, Shared, Store
 
 __all__ = ["Agent", "Participations", "mechanism_of"]
 
@@ -84,12 +74,15 @@ class Agent:
         identity: its signing key.
         roster: the pinned population.
         policy: what its owner allows.
-        floor: what it insists upon in secure aggregation.
-        entropy: for keys and shares.
-        store: keeps secure aggregation's state over a crash.
+        sealing: its single-use sealing keys; by default fresh ones that end with the process.
+        entropy: for secrets and shares.
+        store: keeps marks of what was sent over a crash.
         counted: counts the rounds taken part in; by default in memory, which does for virtual
             clients. A device's count is durable: see `client.journal.Journal`.
         shared: work shared with other virtual clients of the same process.
+
+    Attributes:
+        sealing: as given.
     """
 
     def __init__(
@@ -99,25 +92,32 @@ class Agent:
         identity: Identity,
         roster: Roster,
         policy: Policy | None = None,
-        floor: Floor | None = None,
+        sealing: SealingKeys | None = None,
         entropy: Entropy = os.urandom,
         store: Store | None = None,
         counted: Participations | None = None,
         shared: Shared | None = None,
     ) -> None:
         self.id = id
+        self.sealing = sealing or SealingKeys(identity, entropy=entropy)
         self._identity = identity
         self._roster = roster
         self._policy = policy or Policy()
-        self._floor = floor
         self._entropy = entropy
         self._store = store
         self._shared = shared
-        self._participant: Participant | None = None
+        self._member: Member | None = None
         self._counted: Participations = _Remembered() if counted is None else counted
 
     def accept(self, assignment: Assignment, params: SecAggParams) -> Mechanism:
         """Check an assignment and get ready for its round, which counts as taken part in from here.
+
+        A process that did not begin the round takes it up again in the same way: what was sent
+        already is known from the stores.
+
+        Args:
+            assignment: of the round.
+            params: its secure aggregation's, computed by the caller from what was agreed.
 
         Returns:
             The mechanism with which the host is to privatize the update.
@@ -125,57 +125,32 @@ class Agent:
         Raises:
             PolicyRefusal: the owner does not allow it.
             MechanismError: the mechanism's numbers do not fit one another.
+            StateError: the store cannot be read.
         """
         job, number = assignment.job, assignment.round
         self._policy.check(assignment, participations=self._counted.others(job, number))
         mechanism = mechanism_of(assignment)
         self._counted.join(job, number)
-        self._participant = Participant(
+        self._member = Member(
             identity=self._identity,
             id=self.id,
             roster=self._roster,
             params=params,
             context=assignment.context,
-            length=mechanism.length,
-            floor=self._floor,
+            sealing=self.sealing,
             entropy=self._entropy,
             store=self._store,
             shared=self._shared,
         )
         return mechanism
 
-    def resume(self, assignment: Assignment) -> Mechanism | None:
-        """Take a round up again from the store, in a process that did not `accept` it.
-
-        Returns:
-            The mechanism, as `accept` gives it; None where the store holds no such round.
-
-        Raises:
-            StateError: the store cannot be read or written, or the round is of another roster.
-        """
-        stored = None if self._store is None else self._store.load()
-        if stored is None or Participant.round_of(stored) != assignment.context:
-            return None
-        self._counted.join(assignment.job, assignment.round)
-        self._participant = Participant.from_bytes(
-            stored,
-            identity=self._identity,
-            roster=self._roster,
-            floor=self._floor,
-            entropy=self._entropy,
-            store=self._store,
-            shared=self._shared,
-        )
-        return mechanism_of(assignment)
-
     @property
-    def masked(self) -> bool:
-        """Whether this round's vector was handed out already, so that none is needed any more."""
-        stage = self._current().stage
-        return stage.value >= ParticipantStage.MASKED.value
+    def uploaded(self) -> bool:
+        """Whether this round's vector left already, so that none is needed any more."""
+        return self._current().uploaded
 
     def provide(self, vector: NDArray[Any]) -> None:
-        """Hand over the privatized vector (length,), before the masked input is asked for."""
+        """Hand over the privatized vector (length,), before the opening message is answered."""
         self._current().provide(vector)
 
     def handle(self, message: bytes) -> bytes:
@@ -187,7 +162,7 @@ class Agent:
         """
         return self._current().handle(message)
 
-    def _current(self) -> Participant:
-        if self._participant is None:
+    def _current(self) -> Member:
+        if self._member is None:
             raise ProtocolError(f"client {self.id}: no assignment was accepted in this round")
-        return self._participant
+        return self._member

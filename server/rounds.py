@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 from fedsys.errors import FedsysError
-from fedsys.privacy import Mechanism
-from fedsys.privacy.quorum import GRAPH_BITS, live_members
+from fedsys.privacy import Mechanism, PrivacyPlan
+from fedsys.wire.round_params import round_params
 from secure_agg import (
     Aggregator,
     AggregatorStage,
@@ -18,14 +17,11 @@ from secure_agg import (
     SumResult,
 )
 from secure_agg.errors import ParameterError
-from secure_agg.messages import HEADER_SIZE, Limits
+from secure_agg.messages import Limits
 from server.coordinator import OpenRound
 
-__all__ = ["RoundAborted", "SecureRound", "round_params"]
+__all__ = ["RoundAborted", "SecureRound", "params_for"]
 
-
-_GRAPHS = 4
-"""How often a round draws its graph anew because somebody fell silent before revealing a nonce."""
 
 _ENVELOPE = 4096
 """More bytes than a host puts around a member's message."""
@@ -35,7 +31,7 @@ class RoundAborted(FedsysError):
     """A round ended without a model; what it reserved stays spent.
 
     Attributes:
-        nothing_summed: it ended before anybody was asked to unmask, so that no sum ever existed.
+        nothing_summed: it ended before a certificate was sent, so that no sum ever existed.
         refusals: why, by client, for the operator's eyes; the message itself names no client.
     """
 
@@ -45,19 +41,38 @@ class RoundAborted(FedsysError):
         self.refusals: dict[int, str] = {}
 
 
+def params_for(plan: PrivacyPlan, mechanism: Mechanism, roster: Roster, n: int) -> SecAggParams:
+    """The parameters of a round with a cohort of `n`, as every one of its devices computes them.
+
+    Raises:
+        RoundAborted: none fit a cohort of this size.
+    """
+    try:
+        return round_params(
+            plan,
+            n,
+            length=mechanism.length,
+            modulus_bits=mechanism.modulus_bits,
+            colluders=roster.corrupt or 0,
+        )
+    except ParameterError as error:
+        raise RoundAborted(f"secure aggregation: {error}", nothing_summed=True) from error
+
+
 class SecureRound:
-    """Parameters, aggregator and outcome of one open round.
+    """Aggregator and outcome of one open round.
 
     Args:
         open: the round, durably reserved.
         mechanism: whose vectors are summed.
         roster: the population.
-        corrupt: fraction of the cohort that may collude.
-        dropout: chance that a member is lost.
+        params: of secure aggregation; see `params_for`.
+        prekeys: a signed single-use sealing key of each committee member; a member without one
+            counts as lost.
         shared: for virtual cohorts.
 
     Raises:
-        RoundAborted: no parameters fit a cohort of this size.
+        RoundAborted: the parameters do not fit this cohort or mechanism.
     """
 
     def __init__(
@@ -66,25 +81,23 @@ class SecureRound:
         open: OpenRound,
         mechanism: Mechanism,
         roster: Roster,
-        corrupt: float,
-        dropout: float,
+        params: SecAggParams,
+        prekeys: Mapping[int, bytes],
         shared: Shared | None = None,
     ) -> None:
-        self.params = round_params(
-            n=len(open.cohort),
-            corrupt=corrupt,
-            dropout=dropout,
-            modulus_bits=mechanism.modulus_bits,
-            min_survivors=mechanism.event.min_survivors,
-        )
-        limits = Limits(self.params, mechanism.length)
-        self._largest_answer = _ENVELOPE + HEADER_SIZE + limits.largest_answer
+        self.params = params
+        if (params.n, params.dimension) != (len(open.cohort), mechanism.length):
+            raise RoundAborted(
+                f"secure aggregation: parameters of {params.n} members and {params.dimension} "
+                f"coordinates, for {len(open.cohort)} and {mechanism.length}",
+                nothing_summed=True,
+            )
         self._aggregator = Aggregator(
             roster=roster,
-            params=self.params,
+            params=params,
             context=open.assignment.context,
-            length=mechanism.length,
             cohort=open.cohort,
+            prekeys=prekeys,
             shared=shared,
         )
 
@@ -104,9 +117,14 @@ class SecureRound:
         return self._aggregator.blamed
 
     @property
+    def nothing_summed(self) -> bool:
+        """Whether no certificate was sent yet, without which nobody answers with shares."""
+        return self._aggregator.stage.value < AggregatorStage.ANSWER.value
+
+    @property
     def largest_answer(self) -> int:
         """Bytes that no member's message exceeds, with the envelope that its host puts it in."""
-        return self._largest_answer
+        return _ENVELOPE + Limits(self.params).largest_upload
 
     @property
     def result(self) -> SumResult:
@@ -130,40 +148,12 @@ class SecureRound:
         """Go on with whoever answered; nothing is returned once the round is over.
 
         Raises:
-            RoundAborted: too few are left, or a dealer cheated.
+            RoundAborted: too few are left, or the sum does not open.
         """
-        nothing_summed = self._aggregator.stage < AggregatorStage.UNMASK
+        nothing_summed = self.nothing_summed
         try:
             return self._aggregator.close_stage()
         except SecureAggError as error:
             raise RoundAborted(
                 f"secure aggregation: {error}", nothing_summed=nothing_summed
             ) from error
-
-
-def round_params(
-    *, n: int, corrupt: float, dropout: float, modulus_bits: int, min_survivors: int
-) -> SecAggParams:
-    """Parameters for a cohort of `n`, requiring `min_survivors` inputs in the sum.
-
-    They withstand more losses than `dropout`, the chance that a member is lost, makes likely (see
-    `fedsys.privacy.quorum`): a round given up shows, and delta pays for it. More inputs are
-    required where `corrupt` of the cohort would otherwise be able to fill a sum alone.
-
-    Raises:
-        RoundAborted: nothing fits.
-    """
-    live = live_members(n, corrupt=corrupt, dropout=dropout)
-    try:
-        params = SecAggParams.derive(
-            n=n,
-            corrupt=corrupt,
-            dropout=(n - live) / n if live else dropout,
-            modulus_bits=modulus_bits,
-            correctness_bits=GRAPH_BITS,
-            attempts=_GRAPHS,
-        )
-        least = max(2, params.colluders + 1, min(min_survivors, n))
-        return dataclasses.replace(params, min_alive=least)
-    except ParameterError as error:
-        raise RoundAborted(f"secure aggregation: {error}", nothing_summed=True) from error
