@@ -1,82 +1,190 @@
 """Parameters of a round, derived from what may go wrong rather than guessed.
 
->>> params = SecAggParams.derive(n=1000, corrupt=0.1, dropout=0.1)
->>> params.degree, params.threshold, params.colluders, params.quorum
-(52, 28, 100, 551)
+>>> params = SecAggParams.derive(
+...     n=1000, corrupt=0.1, dropout=0.1, modulus_bits=20, dimension=100_000
+... )
+>>> params.committee, params.colluders, params.quorum, params.threshold, params.packing
+(180, 67, 124, 102, 35)
+>>> params.log_q, params.values_per_coefficient, params.ciphertext_bytes / params.dimension
+(52, 2, 3.072)
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import struct
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-
+from secure_agg import hypergeometric
 from secure_agg.errors import ParameterError
+from secure_agg.hardness import RING_DEGREE, SIGMA, Estimate, mask_security
 
-__all__ = ["MAX_ATTEMPTS", "MAX_MEMBERS", "SecAggParams"]
+__all__ = [
+    "FIELD",
+    "MARGIN",
+    "MAX_COHORT",
+    "MAX_COMMITTEE",
+    "MAX_DIMENSION",
+    "PARAMS_SIZE",
+    "PROOF_COLUMNS",
+    "RING_DEGREE",
+    "SEAL_OVERHEAD",
+    "SIGMA",
+    "Committee",
+    "SecAggParams",
+    "choose_committee",
+]
 
-MAX_MEMBERS: Final = 65_535
-"""Most members of one round; GF(2^16) has this many non-zero points for share holders."""
-MAX_ATTEMPTS: Final = 16
-"""Most draws of the graph in one round."""
-_WIRE = struct.Struct("<7IBB")
-_SLACK = 1e-9  # 0.1 * 30 is 3.0000000000000004 and means 3
+FIELD: Final = 65_521
+"""Prime of the share field: the largest below 2^16, so that an element takes two bytes."""
+PROOF_COLUMNS: Final = 8
+"""Random combinations in the low-degree proof: a false one passes with chance 65521^-8 = 2^-128."""
+MARGIN: Final = 9.5
+"""Decoding margin Z, in standard deviations of the noise; see `SecAggParams.noise_limit`."""
+MAX_COHORT: Final = 10_000
+MAX_COMMITTEE: Final = 1_000
+MAX_DIMENSION: Final = 2**31 - 1
+MAX_LOG_Q: Final = 53
+MIN_MODULUS_BITS: Final = 2
+MAX_MODULUS_BITS: Final = 40
+EVERYBODY: Final = 100
+"""Up to this cohort everybody is in the committee: nothing is drawn, so nothing can be ground."""
+SECRECY_BITS: Final = 104
+"""Of the chance that a drawn committee holds too many colluders: 2^-40 after 2^64 tries."""
+LIVENESS_BITS: Final = 30
+"""Of the chance that a drawn committee holds too few live members."""
+SUITES: Final = (1, 2)
+"""1: X25519. 2: X25519 and ML-KEM-768."""
+SEAL_OVERHEAD: Final = {1: 16, 2: 16 + 1088}
+"""Bytes that sealing adds to a share: the tag, and in suite 2 the ML-KEM-768 ciphertext."""
+_PREKEY_BYTES: Final = {1: 4 + 32 + 64, 2: 4 + 32 + 1184 + 64}
+"""Bytes of one committee position in the opening: id, sealing keys, signature."""
+_STEP: Final = 10
+_SLACK: Final = 1e-9  # 0.1 * 30 is 3.0000000000000004 and means 3
+_WIRE: Final = struct.Struct("<HIBHHHHHHHBBBBB")
+PARAMS_SIZE: Final = _WIRE.size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Committee:
+    """Sizes of the committee that serves a cohort.
+
+    A planner that wants the chance that a round is given up needs `size` and `needed`: the
+    committee is drawn from the cohort without replacement (it is the whole cohort where
+    ``size == n``), and the round fails when fewer than `needed` of its members stay.
+
+    Attributes:
+        size: Members, C.
+        colluders: Most that may collude, c; exceeded with chance 2^-104 in a drawn committee.
+        live: Least that stay if no more than the promised fraction of the cohort is lost; missed
+            with chance 2^-30 in a drawn committee.
+        quorum: Endorsements of one set, q: two sets cannot both have q while c collude.
+        threshold: Answers that determine the sum, t.
+        packing: Secrets packed into one polynomial, rho.
+        errors: Wrong answers that are corrected when `live` members answer.
+    """
+
+    size: int
+    colluders: int
+    live: int
+    quorum: int
+    threshold: int
+    packing: int
+    errors: int
+
+    @property
+    def needed(self) -> int:
+        """Live members without which there is no sum."""
+        return max(self.quorum, self.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SecAggParams:
     """Everything the members of a round must agree upon before they start.
 
-    ``derive`` is the way to get one. The constructor takes raw values for benchmarks; it refuses
-    only what cannot work, and `secrecy_bits` says what raw values are worth.
+    ``derive`` is the way to get one. The constructor takes raw values for tests and for what
+    arrives from the network; it refuses values that are unsafe on their own terms. Whether the
+    `colluders` they assume are enough is for the member to judge, which derives its own.
 
     Raises:
-        ParameterError: A value is no integer, or outside its range.
+        ParameterError: A value is no integer, outside its range, or unsafe beside the others.
 
     Attributes:
-        n: Members invited. Slots of the graph: who never answers keeps an empty one.
-        degree: Neighbours of each slot, k; even, or n - 1 for the complete graph.
-        threshold: Shares that determine a secret, t.
-        quorum: Signatures over one alive set without which nothing is unmasked, q.
-        min_alive: Inputs a sum must contain, m; fewer, and the round reveals nothing.
-        colluders: Members that may collude with the server, c.
-        dropouts: Members that may vanish; beyond it a round may fail, never leak.
-        modulus_bits: The ring is the integers modulo 2 to this power, 1 to 64.
-        attempts: How often the graph may be drawn before the round is given up.
+        n: Members invited, 2 to 10,000.
+        dimension: Values in a vector, d.
+        modulus_bits: The sum is modulo 2 to this power, b.
+        committee: Committee members, C.
+        colluders: Committee members that may collude with the server, c.
+        quorum: Endorsements of one set without which nobody answers, q.
+        threshold: Answers that determine the sum, t.
+        packing: Secrets packed into one polynomial, rho.
+        errors: Wrong answers that are corrected when C less the tolerated losses answer.
+        min_included: Inputs that a sum must contain, m.
+        values_per_coefficient: Values packed into one coefficient of the ring.
+        log_q: log2 of the ciphertext modulus.
+        dropped_bits: Low bits of a ciphertext that are rounded away before it is sent.
+        scale_bits: Position of the packed values above the noise, delta.
+        suite: 1 seals with X25519, 2 with X25519 and ML-KEM-768.
     """
 
     n: int
-    degree: int
-    threshold: int
-    quorum: int
-    min_alive: int
-    colluders: int
-    dropouts: int
+    dimension: int
     modulus_bits: int
-    attempts: int = 1
+    committee: int
+    colluders: int
+    quorum: int
+    threshold: int
+    packing: int
+    errors: int
+    min_included: int
+    values_per_coefficient: int
+    log_q: int
+    dropped_bits: int
+    scale_bits: int
+    suite: int = 1
 
     def __post_init__(self) -> None:
-        _check("n", self.n, 2, MAX_MEMBERS)
-        _check("degree", self.degree, 1, self.n - 1)
-        if self.degree % 2 and self.degree != self.n - 1:
-            raise ParameterError(f"degree is {self.degree}: it must be even, or n - 1")
-        _check("threshold", self.threshold, 1, self.degree)
-        _check("quorum", self.quorum, 1, self.n)
-        _check("min_alive", self.min_alive, 2, self.n)
-        _check("colluders", self.colluders, 0, self.n - 1)
-        _check("dropouts", self.dropouts, 0, self.n - 1)
-        _check("modulus_bits", self.modulus_bits, 1, 64)
-        _check("attempts", self.attempts, 1, MAX_ATTEMPTS)
-
-    @property
-    def complete(self) -> bool:
-        """Whether every member is every other's neighbour."""
-        return self.degree == self.n - 1
+        _check("n", self.n, 2, MAX_COHORT)
+        _check("dimension", self.dimension, 1, MAX_DIMENSION)
+        _check("modulus_bits", self.modulus_bits, MIN_MODULUS_BITS, MAX_MODULUS_BITS)
+        _check("committee", self.committee, 2, min(self.n, MAX_COMMITTEE))
+        _check("colluders", self.colluders, 0, self.committee - 1)
+        _check("quorum", self.quorum, 1, self.committee)
+        _check("threshold", self.threshold, 2, self.committee)
+        _check("packing", self.packing, 1, min(self.threshold - 1, RING_DEGREE))
+        _check("errors", self.errors, 0, (self.committee - self.threshold) // 2)
+        _check("min_included", self.min_included, 2, self.n)
+        _check("log_q", self.log_q, 2, MAX_LOG_Q)
+        _check("values_per_coefficient", self.values_per_coefficient, 1, MAX_LOG_Q)
+        _check("scale_bits", self.scale_bits, 1, self.log_q - 1)
+        _check("dropped_bits", self.dropped_bits, 0, self.scale_bits)
+        if self.suite not in SUITES or isinstance(self.suite, bool):
+            raise ParameterError(f"suite is {self.suite!r}: it must be 1 or 2")
+        if self.tau < self.colluders:
+            raise ParameterError(
+                f"threshold less packing is {self.tau}: it must reach the {self.colluders} "
+                "colluders, whose shares would reveal secrets"
+            )
+        if 2 * self.quorum <= self.committee + self.colluders:
+            raise ParameterError(
+                f"quorum is {self.quorum}: {self.colluders} colluders in a committee of "
+                f"{self.committee} could endorse two sets; it must be at least "
+                f"{(self.committee + self.colluders) // 2 + 1}"
+            )
+        width = self.modulus_bits * self.values_per_coefficient + self.scale_bits
+        if self.log_q < width:
+            raise ParameterError(
+                f"log_q is {self.log_q}: {self.values_per_coefficient} values of "
+                f"{self.modulus_bits} bits above {self.scale_bits} bits of noise take {width}"
+            )
+        if self.noise_limit(self.n) > 2 ** (self.scale_bits - 1):
+            raise ParameterError(
+                f"scale_bits is {self.scale_bits}: the noise of {self.n} ciphertexts reaches "
+                f"{self.noise_limit(self.n):.0f}, above half of 2^{self.scale_bits}"
+            )
 
     @staticmethod
     def derive(
@@ -84,99 +192,375 @@ class SecAggParams:
         n: int,
         corrupt: float,
         dropout: float,
-        modulus_bits: int = 32,
-        correctness_bits: int = 30,
-        secrecy_bits: int = 41,
-        attempts: int | None = None,
+        modulus_bits: int,
+        dimension: int,
+        colluders: int = 0,
+        min_included: int | None = None,
+        suite: int = 1,
+        committee: int | None = None,
     ) -> SecAggParams:
-        """Choose the sparsest graph and the largest threshold that are secure and correct.
+        """Choose the committee that costs a member the fewest bytes, and the ring likewise.
 
-        With X ~ Hypergeometric(n-1, c, k) corrupt and Y ~ Hypergeometric(n-1, n-dropouts, k) live
-        neighbours (Bell et al., CCS 2020, sections 3 and 4): ``n P[Y < t] <= 2^-correctness_bits``,
-        ``A n P[X >= t] <= 2^-secrecy_bits`` and ``A n ((c+dropouts)/n)^(k/2) <= 2^-secrecy_bits``,
-        where A is `attempts`: a coalition that withholds a nonce has the graph drawn again.
-        One alive set for everybody is enforced by the quorum ``q > (n+c)/2``, which is what lets
-        secrecy ask for ``X >= t`` only. Where no sparse graph fits, the complete one:
-        ``c < t <= n - dropouts - max(c, 1)``.
+        Deterministic: both sides derive and compare. Results are cached.
 
         Args:
-            n: Members invited to this round.
-            corrupt: Fraction of them, gamma, that may collude with the server.
-            dropout: Fraction of them, delta, that may vanish at any stage.
-            modulus_bits: Width of the ring.
-            correctness_bits: eta, of the chance that honest dropouts make a round fail.
-            secrecy_bits: Of the chance that a graph is drawn that exposes somebody.
-            attempts: Draws of the graph; default 1 for a sparse graph, and 4 for a complete one,
-                where a draw gives an attacker nothing.
-
-        Returns:
-            The parameters; results are cached.
+            n: Members invited, 2 to 10,000.
+            corrupt: Fraction of the cohort that may collude with the server. It means something
+                only if the cohort was sampled honestly: the server chooses it.
+            dropout: Fraction of the cohort that may be lost at any stage.
+            modulus_bits: The sum is modulo 2 to this power.
+            dimension: Values in a vector.
+            colluders: Members of the whole roster that may collude, an absolute number; up to n - 2
+                of them are assumed to be in the cohort.
+            min_included: Inputs a sum must contain. By default those that stay when `dropout` is
+                exhausted, and at least two honest ones.
+            suite: 1 or 2.
+            committee: Size of the committee; by default `choose_committee` decides.
 
         Raises:
-            ParameterError: When no k and t satisfy all bounds, or the live members, n - dropouts,
-                fall below the quorum.
+            ParameterError: A value is outside its range, or no choice is secure and live; the
+                message says which of n, corrupt and dropout cannot be met and why.
         """
-        for name, value in (("corrupt", corrupt), ("dropout", dropout)):
-            if not 0.0 <= value < 1.0:
-                raise ParameterError(f"{name} is {value}: a fraction in [0, 1) is needed")
-        _check("n", n, 2, MAX_MEMBERS)
-        return _derive(n, corrupt, dropout, modulus_bits, correctness_bits, secrecy_bits, attempts)
+        return _derive(
+            n,
+            float(corrupt) if _fraction("corrupt", corrupt) else 0.0,
+            float(dropout) if _fraction("dropout", dropout) else 0.0,
+            modulus_bits,
+            dimension,
+            colluders,
+            min_included,
+            suite,
+            committee,
+        )
 
     @property
-    def secrecy_bits(self) -> float:
-        """-log2 of the chance that a draw of the graph exposes somebody; inf if none can.
+    def tau(self) -> int:
+        """Most shares of a secret that reveal nothing of it: threshold less packing."""
+        return self.threshold - self.packing
 
-        Zero where the colluders reach the threshold or a quorum could sign two alive sets.
+    @property
+    def columns(self) -> int:
+        """Polynomials that carry one member's secret, K."""
+        return -(-RING_DEGREE // self.packing)
+
+    @property
+    def needed(self) -> int:
+        """Live committee members without which there is no sum."""
+        return max(self.quorum, self.threshold)
+
+    @property
+    def losses_if_colluders_answer(self) -> int:
+        """Committee members that may be lost while the colluders serve as everybody else."""
+        return self.committee - self.needed
+
+    @property
+    def losses_if_colluders_refuse(self) -> int:
+        """Honest committee members that may be lost while `colluders` members are silent.
+
+        Below zero, so many colluders alone can stop a round, which is all they can do. In a drawn
+        committee `colluders` is the bound that holds but for a chance of 2^-104; its expectation
+        is far lower.
         """
-        return _secrecy_bits(self)
+        return self.committee - self.colluders - self.needed
+
+    @property
+    def losses_if_colluders_lie(self) -> int:
+        """Committee members that may be lost while `errors` others give wrong answers."""
+        return self.committee - max(self.quorum, self.threshold + 2 * self.errors)
+
+    @property
+    def coefficients_used(self) -> int:
+        """Coefficients that carry values: ceil(dimension / values_per_coefficient)."""
+        return -(-self.dimension // self.values_per_coefficient)
+
+    @property
+    def polynomials(self) -> int:
+        """Ring elements in a ciphertext."""
+        return -(-self.coefficients_used // RING_DEGREE)
+
+    @property
+    def coefficients(self) -> int:
+        """Coefficients in a ciphertext."""
+        return self.polynomials * RING_DEGREE
+
+    @property
+    def wire_bits(self) -> int:
+        """Bits of a rounded coefficient."""
+        return self.log_q - self.dropped_bits
+
+    @property
+    def planes(self) -> tuple[int, ...]:
+        """Bytes of a coefficient's planes on the wire, low first: 4, then 2, 1 or both."""
+        return _planes(self.wire_bits)
+
+    @property
+    def ciphertext_bytes(self) -> int:
+        """Bytes of an encrypted vector."""
+        return self.coefficients * sum(self.planes)
+
+    @property
+    def share_bytes(self) -> int:
+        """Bytes of one committee member's sealed share: values, proof masks, sealing."""
+        return 2 * (self.columns + PROOF_COLUMNS) + SEAL_OVERHEAD[self.suite]
+
+    @property
+    def proof_bytes(self) -> int:
+        """Bytes of the low-degree proof: `PROOF_COLUMNS` polynomials of `threshold` values."""
+        return 2 * PROOF_COLUMNS * self.threshold
+
+    @property
+    def upload_bytes(self) -> int:
+        """Bytes of an upload's ciphertext, shares and proof, without header and signature."""
+        return self.ciphertext_bytes + self.committee * self.share_bytes + self.proof_bytes
+
+    @property
+    def security(self) -> Estimate:
+        """Cost of breaking the masks; see `secure_agg.hardness` for what it leaves out."""
+        return mask_security(self.log_q)
+
+    def noise_sigma(self, count: int) -> float:
+        """Return the standard deviation of the noise in a sum of ``count`` ciphertexts.
+
+        Each brings a Gaussian error of variance sigma^2 and a rounding error that is uniform over
+        ``2^dropped_bits`` consecutive integers, of variance below ``4^dropped_bits / 12``.
+        """
+        return math.sqrt(count * _noise_variance(self.dropped_bits))
+
+    def noise_limit(self, count: int) -> float:
+        """Return Z standard deviations of the noise in a sum of ``count`` ciphertexts.
+
+        A centred discrete Gaussian over the integers is sub-Gaussian with its own parameter
+        (Micciancio and Peikert 2012, lemma 2.8), and so is a symmetric uniform distribution
+        with its own variance. So a coefficient exceeds the limit with chance at most
+        ``2 exp(-Z^2 / 2) = 2^-64``, and about 2^-69 by the Gaussian tail itself.
+        """
+        return MARGIN * self.noise_sigma(count)
 
     def encode(self) -> bytes:
-        """Return the canonical 30 bytes that every member signs."""
-        return _WIRE.pack(
-            self.n,
-            self.degree,
-            self.threshold,
-            self.quorum,
-            self.min_alive,
-            self.colluders,
-            self.dropouts,
-            self.modulus_bits,
-            self.attempts,
-        )
+        """Return the canonical bytes that every member binds its session to."""
+        return _WIRE.pack(*dataclasses.astuple(self))
 
     @staticmethod
     def decode(data: bytes) -> SecAggParams:
         """Read what `encode` wrote.
 
         Raises:
-            ParameterError: On a wrong length or values that cannot work.
+            ParameterError: On a wrong length or values that are unsafe.
         """
         if len(data) != _WIRE.size:
             raise ParameterError(f"parameters take {_WIRE.size} bytes, got {len(data)}")
-        n, degree, threshold, quorum, min_alive, colluders, dropouts, bits, attempts = _WIRE.unpack(
-            data
+        names = (field.name for field in dataclasses.fields(SecAggParams))
+        return SecAggParams(**dict(zip(names, _WIRE.unpack(data), strict=True)))
+
+
+def cohort_colluders(*, n: int, corrupt: float, colluders: int = 0) -> int:
+    """Return how many of a cohort may collude: the fraction, or the absolute number if greater.
+
+    Raises:
+        ParameterError: Fewer than two members would be honest, or a value is out of range.
+    """
+    _check("n", n, 2, MAX_COHORT)
+    _fraction("corrupt", corrupt)
+    _check("colluders", colluders, 0, 2**32 - 1)
+    count = max(math.ceil(corrupt * n - _SLACK), min(colluders, n - 2))
+    if count > n - 2:
+        raise ParameterError(
+            f"n={n}, corrupt={corrupt}: {count} of {n} members may collude, and a sum hides "
+            f"nobody unless two are honest{_explicit_choice(n) or '; invite more, or assume less'}"
         )
-        return SecAggParams(
-            n=n,
-            degree=degree,
-            threshold=threshold,
-            quorum=quorum,
-            min_alive=min_alive,
-            colluders=colluders,
-            dropouts=dropouts,
-            modulus_bits=bits,
-            attempts=attempts,
+    return count
+
+
+@functools.lru_cache(maxsize=4_096)
+def choose_committee(
+    *,
+    n: int,
+    corrupt: float,
+    dropout: float,
+    colluders: int = 0,
+    suite: int = 1,
+    size: int | None = None,
+) -> Committee:
+    """Return the committee for a cohort; arguments as `SecAggParams.derive`.
+
+    Up to 100 members everybody is in it, and the counts are certain. Above, the size is searched
+    in steps of ten for the fewest bytes that a member moves on the committee's account (sealed
+    shares and proof up, sealing keys down); the tails are exact: more colluders than c with chance
+    2^-104, fewer live members than ``live`` with chance 2^-30.
+
+    With c colluders, ``tau = max(c, 1)`` shares must reveal nothing, and ``tau + rho`` answers
+    determine the sum. Of the live members, twice the number of wrong answers to be corrected are
+    set aside; ceil(corrupt C) of them if that leaves room, and otherwise half, a quarter ... and
+    finally none, before the parameters are refused. The rest is rho, reduced to the least that
+    needs the same number of polynomials; what that frees corrects further errors.
+
+    Raises:
+        ParameterError: As `SecAggParams.derive`.
+    """
+    bad = cohort_colluders(n=n, corrupt=corrupt, colluders=colluders)
+    _fraction("dropout", dropout)
+    if suite not in SUITES:
+        raise ParameterError(f"suite is {suite!r}: it must be 1 or 2")
+    stay = math.floor((1 - dropout) * n + _SLACK)
+    if size is not None:
+        _check("committee", size, 2, min(n, MAX_COMMITTEE))
+        sizes = [size]
+    elif n <= EVERYBODY:
+        sizes = [n]
+    else:
+        sizes = list(range(_STEP, min(n, MAX_COMMITTEE) + 1, _STEP))
+        if n <= MAX_COMMITTEE and n % _STEP:
+            sizes.append(n)
+    halvings = math.ceil(corrupt * sizes[-1] - _SLACK).bit_length()
+    for given_up in range(halvings + 1):
+        best: tuple[int, Committee] | None = None
+        for candidate in sizes:
+            if best is not None and candidate * _least_cost(suite) >= best[0]:
+                break
+            wanted = math.ceil(corrupt * candidate - _SLACK) >> given_up
+            committee = _committee(n, bad, stay, candidate, wanted)
+            if committee is None:
+                continue
+            cost = _cost(committee, suite)
+            if best is None or cost < best[0]:
+                best = cost, committee
+        if best is not None:
+            return best[1]
+    raise ParameterError(_why_none(n, corrupt, dropout, colluders, bad, stay, sizes))
+
+
+def _tails(n: int, bad: int, stay: int, size: int) -> tuple[int, int]:
+    """Return the most colluders and the least live members of a committee."""
+    if size == n:
+        return bad, stay
+    return (
+        hypergeometric.upper(population=n, marked=bad, draws=size, bits=SECRECY_BITS),
+        hypergeometric.lower(population=n, marked=stay, draws=size, bits=LIVENESS_BITS),
+    )
+
+
+def _committee(n: int, bad: int, stay: int, size: int, wanted: int) -> Committee | None:
+    """Return the committee of ``size`` that corrects ``wanted`` errors, or None."""
+    colluders, live = _tails(n, bad, stay, size)
+    quorum = (size + colluders) // 2 + 1
+    tau = max(colluders, 1)
+    packing = live - 2 * wanted - tau
+    if live < quorum or packing < 1:
+        return None
+    columns = -(-RING_DEGREE // min(packing, RING_DEGREE))
+    packing = -(-RING_DEGREE // columns)
+    threshold = tau + packing
+    return Committee(
+        size=size,
+        colluders=colluders,
+        live=live,
+        quorum=quorum,
+        threshold=threshold,
+        packing=packing,
+        errors=(live - threshold) // 2,
+    )
+
+
+def _cost(committee: Committee, suite: int) -> int:
+    columns = -(-RING_DEGREE // committee.packing)
+    share = 2 * (columns + PROOF_COLUMNS) + SEAL_OVERHEAD[suite]
+    proof = 2 * PROOF_COLUMNS * committee.threshold
+    return committee.size * (share + _PREKEY_BYTES[suite]) + proof
+
+
+def _least_cost(suite: int) -> int:
+    """Return what a committee member costs at least, however large the packing."""
+    return 2 * (1 + PROOF_COLUMNS) + SEAL_OVERHEAD[suite] + _PREKEY_BYTES[suite]
+
+
+def _why_none(
+    n: int,
+    corrupt: float,
+    dropout: float,
+    colluders: int,
+    bad: int,
+    stay: int,
+    sizes: list[int],
+) -> str:
+
+    def lack(size: int) -> float:
+        most, live = _tails(n, bad, stay, size)
+        return ((size + most) // 2 + 1 - live) / size
+
+    closest = min(sizes, key=lack)
+    most, live = _tails(n, bad, stay, closest)
+    quorum = (closest + most) // 2 + 1
+    who = "everybody" if closest == n else f"{closest} members"
+    what = f"n={n}, corrupt={corrupt}, dropout={dropout}"
+    if colluders:
+        what += f", colluders={colluders}"
+    short = (
+        f"{live} live members are below the quorum of {quorum}"
+        if live < quorum
+        else f"{live} live members leave no room above {max(most, 1)} colluders"
+    )
+    advice = _explicit_choice(n) or "; invite more, or assume less"
+    return (
+        f"{what} cannot be met: with {who} in the committee, of whom {most} may collude, "
+        f"{short}{advice}"
+    )
+
+
+def _explicit_choice(n: int) -> str:
+    if n > 3:
+        return ""
+    return (
+        f"; {n} members can be served only by an explicit choice of corrupt = 0 (nobody colludes "
+        "with the server) or dropout = 0 (nobody may be lost), or of both"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ring:
+    values_per_coefficient: int
+    log_q: int
+    dropped_bits: int
+    scale_bits: int
+
+
+@functools.lru_cache(maxsize=4_096)
+def _ring(n: int, modulus_bits: int) -> _Ring:
+    """Return the packing with the least wire bytes a value, then the least modulus."""
+    best: tuple[tuple[float, int, int], _Ring] | None = None
+    for values in range(1, MAX_LOG_Q // modulus_bits + 1):
+        for dropped in range(0, 12):
+            sigma = math.sqrt(n * _noise_variance(dropped))
+            scale = max(dropped, 1 + math.ceil(math.log2(MARGIN * sigma)))
+            log_q = modulus_bits * values + scale
+            if log_q > MAX_LOG_Q:
+                continue
+            size = sum(_planes(log_q - dropped))
+            key = (size / values, log_q, dropped)
+            if best is None or key < best[0]:
+                best = (
+                    key,
+                    _Ring(
+                        values_per_coefficient=values,
+                        log_q=log_q,
+                        dropped_bits=dropped,
+                        scale_bits=scale,
+                    ),
+                )
+    if best is None:
+        raise ParameterError(
+            f"modulus_bits={modulus_bits}, n={n}: the sum and its noise do not fit {MAX_LOG_Q} "
+            "bits; a smaller modulus or cohort is needed"
         )
+    return best[1]
 
 
-PARAMS_SIZE: Final = _WIRE.size
+def _noise_variance(dropped_bits: int) -> float:
+    return float(SIGMA**2 + (4.0**dropped_bits - 1) / 12)
 
 
-def _check(name: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ParameterError(f"{name} is {value!r}: an integer is needed")
-    if not low <= value <= high:
-        raise ParameterError(f"{name} is {value}: it must be from {low} to {high}")
+def _planes(wire_bits: int) -> tuple[int, ...]:
+    high = max(0, -(-(wire_bits - 32) // 8))
+    return (4, *((2,) if high >= 2 else ()), *((1,) if high % 2 else ()))
 
 
 @functools.lru_cache(maxsize=65_536)
@@ -185,99 +569,48 @@ def _derive(
     corrupt: float,
     dropout: float,
     modulus_bits: int,
-    correctness_bits: int,
-    secrecy_bits: int,
-    attempts: int | None,
+    dimension: int,
+    colluders: int,
+    min_included: int | None,
+    suite: int,
+    size: int | None,
 ) -> SecAggParams:
-    colluders = math.ceil(corrupt * n - _SLACK)
-    live = math.floor((1 - dropout) * n + _SLACK)
-    quorum = (n + colluders) // 2 + 1
-    what = f"n={n}, corrupt={corrupt}, dropout={dropout}"
-    if live < max(quorum, 2):
-        raise ParameterError(
-            f"{what}: {live} live members are below the quorum of {max(quorum, 2)}; "
-            "invite more or assume less"
-        )
-    sparse_attempts = 1 if attempts is None else attempts
-    bits = secrecy_bits + math.log2(sparse_attempts)
-    hit = (colluders + n - live) / n  # the fractions, rounded up to whole members
-    chosen: tuple[int, int] | None = None
-    first = 2
-    if hit > 0:
-        if hit >= 1:
-            first = n
-        else:
-            first = max(2, 2 * math.ceil((bits + math.log2(n)) / -math.log2(hit) - _SLACK))
-    for degree in range(first, n - 1, 2):
-        threshold = _largest_threshold(n, live, degree, correctness_bits)
-        if threshold and _tail(n - 1, colluders, degree, threshold) * n <= 2.0**-bits:
-            chosen = degree, threshold
-            break
-    if chosen is None:
-        threshold = min(live - 1, live - colluders)
-        if threshold <= colluders:
-            raise ParameterError(
-                f"{what}: no threshold above {colluders} colluders can be met by "
-                f"{live - colluders} honest live members; invite more or assume less"
-            )
-        chosen = n - 1, threshold
-    degree, threshold = chosen
+    _check("modulus_bits", modulus_bits, MIN_MODULUS_BITS, MAX_MODULUS_BITS)
+    committee = choose_committee(
+        n=n, corrupt=corrupt, dropout=dropout, colluders=colluders, suite=suite, size=size
+    )
+    if min_included is None:
+        stay = math.floor((1 - dropout) * n + _SLACK)
+        bad = cohort_colluders(n=n, corrupt=corrupt, colluders=colluders)
+        min_included = max(stay, bad + 2)
+    ring = _ring(n, modulus_bits)
     return SecAggParams(
         n=n,
-        degree=degree,
-        threshold=threshold,
-        quorum=quorum,
-        min_alive=live,
-        colluders=colluders,
-        dropouts=n - live,
+        dimension=dimension,
         modulus_bits=modulus_bits,
-        attempts=(4 if degree == n - 1 else 1) if attempts is None else attempts,
+        committee=committee.size,
+        colluders=committee.colluders,
+        quorum=committee.quorum,
+        threshold=committee.threshold,
+        packing=committee.packing,
+        errors=committee.errors,
+        min_included=min_included,
+        values_per_coefficient=ring.values_per_coefficient,
+        log_q=ring.log_q,
+        dropped_bits=ring.dropped_bits,
+        scale_bits=ring.scale_bits,
+        suite=suite,
     )
 
 
-@functools.lru_cache(maxsize=8)
-def _log_factorials(n: int) -> npt.NDArray[np.float64]:
-    return np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, n + 1, dtype=np.float64)))))
+def _fraction(name: str, value: float) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
+        raise ParameterError(f"{name} is {value!r}: a fraction in [0, 1) is needed")
+    return True
 
 
-def _pmf(population: int, marked: int, draws: int) -> tuple[int, npt.NDArray[np.float64]]:
-    """Return the least value of Hypergeometric(population, marked, draws), and all chances."""
-    low = max(0, draws - (population - marked))
-    j = np.arange(low, min(marked, draws) + 1)
-    # Round the table up so that neighbouring n share one.
-    lf = _log_factorials(1 << max(8, population.bit_length()))
-    logs = (
-        lf[marked] - lf[j] - lf[marked - j]
-        + lf[population - marked] - lf[draws - j] - lf[population - marked - draws + j]
-        - lf[population] + lf[draws] + lf[population - draws]
-    )  # fmt: skip
-    return low, np.exp(logs)
-
-
-def _tail(population: int, marked: int, draws: int, at_least: int) -> float:
-    """Return P[X >= at_least], summed from the small end so that tiny tails stay exact."""
-    low, p = _pmf(population, marked, draws)
-    return float(np.sum(p[max(0, at_least - low) :][::-1]))
-
-
-def _largest_threshold(n: int, live: int, degree: int, correctness_bits: int) -> int:
-    """Return the largest t with n P[Y < t] <= 2^-correctness_bits, or 0."""
-    low, p = _pmf(n - 1, min(live, n - 1), degree)
-    below = n * np.cumsum(p)  # below[i] = n P[Y <= low + i]
-    fits = np.flatnonzero(below > 2.0**-correctness_bits)
-    first_bad = low + int(fits[0]) if len(fits) else degree
-    return min(first_bad, degree)
-
-
-@functools.lru_cache(maxsize=4096)
-def _secrecy_bits(params: SecAggParams) -> float:
-    n, c, k, t = params.n, params.colluders, params.degree, params.threshold
-    if 2 * params.quorum <= n + c or params.min_alive <= c:
-        return 0.0
-    if params.complete:
-        return math.inf if c < t else 0.0
-    hit = (c + params.dropouts) / n
-    if hit >= 1:
-        return 0.0
-    chance = params.attempts * n * (_tail(n - 1, c, k, t) + hit ** (k / 2))
-    return math.inf if chance == 0 else max(0.0, -math.log2(chance))
+def _check(name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ParameterError(f"{name} is {value!r}: an integer is needed")
+    if not low <= value <= high:
+        raise ParameterError(f"{name} is {value}: it must be from {low} to {high}")
