@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from scipy.special import bdtrc
+
 from client.journal import JobRecord, Journal
 from client.policy import Policy
 from client.work import Worker
 from fedsys.errors import PolicyRefusal
-from fedsys.privacy import event_from_json, guaranteed_epsilon
+from fedsys.privacy import Mechanism, PrivacyPlan, event_from_json, guaranteed_epsilon
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.roster import RosterChain, RosterStatement
+from fedsys.wire.round_params import round_params
 from fedsys.wire.terms import Terms
-from secure_agg import SecAggParams
+from secure_agg import Roster, SecAggParams
+from secure_agg.errors import ParameterError
 
-__all__ = ["check_assignment", "check_job", "check_round"]
+__all__ = [
+    "announced_size",
+    "check_assignment",
+    "check_job",
+    "check_params",
+    "check_participation",
+    "check_round",
+]
+
+_RARE = 1e-9
+"""Chance at which a check of participation refuses a coordinator that samples as it promised."""
+_MOST_ROUNDS = 100_000
+"""Of a protected job: a device counts the rounds of others one by one."""
 
 
 def check_job(
@@ -57,6 +73,11 @@ def check_job(
             f"cohorts of {plan.expected_cohort:g} are below the owner's min_cohort "
             f"{policy.min_cohort}"
         )
+    if plan.protected and plan.rounds > _MOST_ROUNDS:
+        raise PolicyRefusal(
+            f"a job of {plan.rounds} rounds: a device accounts for {_MOST_ROUNDS} at most"
+        )
+    policy.check_colluders(plan, roster.colluders)
     policy.check_mechanism(plan.event().to_json())
     worker.check(terms)
     known = journal.jobs.get(terms.job.hex())
@@ -122,15 +143,92 @@ def check_assignment(assignment: Assignment, message: fleet_pb2.Invitation, term
         raise PolicyRefusal("adaptive clipping is not as it was agreed to")
 
 
+def announced_size(announced: bytes) -> int:
+    """Members of the cohort that announced parameters are for; nothing else is taken from them.
+
+    Raises:
+        ParameterError: they are none.
+    """
+    return SecAggParams.decode(announced).n
+
+
+def check_params(
+    announced: bytes, size: int, terms: Terms, mechanism: Mechanism, roster: Roster
+) -> SecAggParams:
+    """Compute a round's parameters from what was agreed, and compare.
+
+    Args:
+        announced: by the coordinator.
+        size: members of the cohort, within the bounds agreed to.
+        terms: that were agreed to.
+        mechanism: of the round, covered by them.
+        roster: of the job.
+
+    Raises:
+        PolicyRefusal: other parameters were announced, or there are none for such a cohort.
+    """
+    try:
+        params = round_params(
+            terms.plan,
+            size,
+            length=mechanism.length,
+            modulus_bits=mechanism.modulus_bits,
+            colluders=roster.corrupt or 0,
+        )
+    except ParameterError as error:
+        raise PolicyRefusal(f"a cohort of {size} cannot be served: {error}") from None
+    if params.encode() != announced:
+        raise PolicyRefusal(
+            "secure aggregation's parameters are not those that the agreed plan gives for a "
+            f"cohort of {size}"
+        )
+    return params
+
+
+def check_participation(plan: PrivacyPlan, round: int, count: int) -> None:
+    """Check a device's own count of its rounds against the rate that the plan promises.
+
+    Each round draws a device with the same chance, independently of the others; under cyclic
+    sampling it is only ever asked in one round of each cycle. A coordinator that samples as agreed
+    exceeds the bound in fewer than one of 10^9 checks.
+
+    Args:
+        plan: as agreed.
+        round: number of the round that asks.
+        count: rounds taken part in, this one included.
+
+    Raises:
+        PolicyRefusal: so many are not credible.
+    """
+    if plan.sampling == "min-separation":
+        return  # the distance between two participations is checked instead
+    rate, chances = plan.rate, round
+    if plan.mechanism == "banded-mf" and plan.sampling == "poisson" and plan.min_separation:
+        rate = min(1.0, rate * plan.min_separation)
+        chances = -(-round // plan.min_separation)
+    if count > chances or float(bdtrc(count - 1, chances, rate)) < _RARE:
+        raise PolicyRefusal(
+            f"asked for the {count}th time in {round} rounds: at the agreed rate of "
+            f"{plan.rate:.3g} a round that happens less than once in 10^9"
+        )
+
+
 def check_round(
     assignment: Assignment,
-    params: SecAggParams,
+    size: int,
     terms: Terms,
     *,
     policy: Policy,
     journal: Journal,
 ) -> None:
-    """Check a round that this device has not begun, or whose state it has lost.
+    """Check a round against the plan, the policy and this device's own count.
+
+    Args:
+        assignment: of the round.
+        size: members of its cohort.
+        terms: that were agreed to.
+        policy: its owner's.
+        journal: its count.
 
     Raises:
         PolicyRefusal: naming the limit, its value and what was asked.
@@ -138,20 +236,19 @@ def check_round(
     plan, number = terms.plan, assignment.round
     record = journal.jobs[terms.job.hex()]
     before = [joined for joined in record.joined if joined != number]
-    if number < record.highest:
-        raise PolicyRefusal(f"round {number} comes after round {record.highest}")
-    if number in record.uploaded:
-        raise PolicyRefusal(f"a vector has left this device in round {number} already")
-    policy.check_cohort(params)
-    if not plan.covers(event_from_json(assignment.mechanism)):
-        raise PolicyRefusal("the round's mechanism is not the one agreed to")
     if number > plan.rounds:
         raise PolicyRefusal(f"round {number} of a job of {plan.rounds} rounds")
-    if params.n > plan.cap or params.min_alive < min(plan.min_survivors, params.n):
+    if number < record.highest:
+        raise PolicyRefusal(f"round {number} comes after round {record.highest}")
+    policy.check_cohort(size)
+    if not max(2, plan.min_survivors) <= size <= plan.cap:
         raise PolicyRefusal(
-            f"a cohort of {params.n} with at least {params.min_alive} inputs, where at most "
-            f"{plan.cap} and at least {plan.min_survivors} were agreed to"
+            f"a cohort of {size}, where at least {plan.min_survivors} and at most {plan.cap} were "
+            f"agreed to"
         )
+    if not plan.covers(event_from_json(assignment.mechanism)):
+        raise PolicyRefusal("the round's mechanism is not the one agreed to")
+    check_participation(plan, number, len(before) + 1)
     most, apart = plan.max_participations, plan.min_separation
     if most is not None and len(before) >= most:
         raise PolicyRefusal(f"{most} participations were agreed to, and took place")

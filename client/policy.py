@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +17,8 @@ import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedsys.errors import ConfigError, PolicyRefusal
+from fedsys.privacy import PrivacyPlan
 from fedsys.wire import Assignment
-from secure_agg import Floor, SecAggParams
 
 __all__ = ["ApprovedTask", "Policy", "own_noise"]
 
@@ -48,8 +48,10 @@ class Policy:
     Attributes:
         tasks: what may run, by name; None allows every installed one.
         min_cohort: members that a round must have invited.
-        min_threshold: shares needed to recover a secret of this device.
-        corrupt: least fraction of colluding members that secure aggregation must withstand.
+        corrupt: least fraction of colluding members that secure aggregation must withstand; it
+            bounds them only in cohorts that were sampled honestly.
+        colluders: least number of colluding devices, out of all, that it must withstand whatever
+            cohorts the coordinator chooses.
         max_clip: the largest clipping norm, or infinity.
         min_noise_multiplier: the least noise the whole cohort must add; 0 allows none at all.
         min_own_noise: the least standard deviation of this device's own noise, in clipping norms.
@@ -71,8 +73,8 @@ class Policy:
 
     tasks: Mapping[str, ApprovedTask] | None = None
     min_cohort: int = 2
-    min_threshold: int = 1
     corrupt: float = 0.0
+    colluders: int = 0
     max_clip: float = math.inf
     min_noise_multiplier: float = 0.0
     min_own_noise: float = 0.0
@@ -89,10 +91,21 @@ class Policy:
     min_free_memory_mb: int = 0
     gpu: bool = False
 
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, float) and math.isnan(value):
+                raise ConfigError(f"{each.name} = nan limits nothing; give a number")
+        if not 0 <= self.corrupt < 1:
+            raise ConfigError(f"corrupt = {self.corrupt:g}: a fraction from 0 to below 1")
+        if self.colluders < 0:
+            raise ConfigError(f"colluders = {self.colluders}: a number of devices from 0")
+
     @classmethod
     def fresh(cls, task: str, approved: ApprovedTask) -> Policy:
-        """What a device starts with: one task, three members, two shares, epsilon 10 in total."""
-        return cls(tasks={task: approved}, min_cohort=3, min_threshold=2, epsilon=10.0)
+        """What a device starts with: one task, three members of whom a tenth may collude, and
+        epsilon 10 in total."""
+        return cls(tasks={task: approved}, min_cohort=3, corrupt=0.1, epsilon=10.0)
 
     @classmethod
     def load(cls, path: Path) -> Policy:
@@ -109,20 +122,13 @@ class Policy:
             problem = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in problem["loc"])
             raise ConfigError(f"{path}: {where}: {problem['msg'].lower()}") from None
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
 
     def dump(self) -> str:
         """As TOML."""
         tree = _ADAPTER.dump_python(self, mode="python", exclude_none=True)
         return _HEADER + tomli_w.dumps(tree)
-
-    @property
-    def floor(self) -> Floor:
-        """What this device insists upon in secure aggregation."""
-        return Floor(
-            members=max(2, self.min_cohort),
-            threshold=max(1, self.min_threshold),
-            corrupt=self.corrupt,
-        )
 
     def check(self, assignment: Assignment, *, participations: int) -> None:
         """Raise unless the assignment is within these limits.
@@ -186,16 +192,31 @@ class Policy:
                 f"min_own_noise {self.min_own_noise:g}"
             )
 
-    def check_cohort(self, params: SecAggParams) -> None:
-        """Raise PolicyRefusal for a round with too few members or too low a threshold."""
-        if params.n < self.min_cohort:
+    def check_cohort(self, size: int) -> None:
+        """Raise PolicyRefusal for a round with too few members."""
+        if size < self.min_cohort:
             raise PolicyRefusal(
-                f"a cohort of {params.n} is below the owner's min_cohort {self.min_cohort}"
+                f"a cohort of {size} is below the owner's min_cohort {self.min_cohort}"
             )
-        if params.threshold < self.min_threshold:
+
+    def check_colluders(self, plan: PrivacyPlan, roster: int) -> None:
+        """Raise PolicyRefusal where a job withstands fewer colluders than the owner assumes.
+
+        Args:
+            plan: of the job.
+            roster: colluders that the roster's authority states.
+        """
+        corrupt = plan.corrupt
+        if corrupt is None or not corrupt >= self.corrupt:
+            stated = "no" if corrupt is None else f"{corrupt:g} as the"
             raise PolicyRefusal(
-                f"a threshold of {params.threshold} is below the owner's min_threshold "
-                f"{self.min_threshold}"
+                f"the job takes {stated} fraction of a cohort for colluders, aggregation.corrupt, "
+                f"where the owner's policy says corrupt = {self.corrupt:g}"
+            )
+        if plan.colluders < max(self.colluders, roster):
+            raise PolicyRefusal(
+                f"the job withstands {plan.colluders} colluders, privacy.max_colluders, where the "
+                f"owner's policy says colluders = {self.colluders} and the roster {roster}"
             )
 
     def check_epsilon(self, *, others: float, after: float) -> None:
@@ -206,7 +227,7 @@ class Policy:
             after: of this job, once what is asked is done.
         """
         total = others + after
-        if total > self.epsilon * (1 + 1e-9):
+        if not total <= self.epsilon * (1 + 1e-9):
             raise PolicyRefusal(
                 f"epsilon would reach {total:.4g} ({others:.4g} of it in other jobs), over the "
                 f"owner's total of {self.epsilon:g}"
@@ -230,7 +251,10 @@ _ADAPTER = TypeAdapter(Policy)
 _HEADER = """\
 # What the owner of this device allows. Read again before every job and every round.
 # tasks:         what may run, with the SHA-256 of the code that was approved
-# min_cohort, min_threshold: members of a round, shares that recover a secret
+# min_cohort:    members of a round, at least
+# corrupt:       fraction of a round's members that must be able to collude with the coordinator
+#                without learning more than a sum; that many only if it samples as it promises
+# colluders:     the same as a number of devices, whatever it does
 # epsilon:       privacy spent in total over all jobs, by this device's own count;
 #                epsilon_view says whose: guarantee (what the job promises), outsider or server
 # hours:         e.g. ["22:00-06:00"]; only_idle, only_on_mains; when_unknown: allow or refuse

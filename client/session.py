@@ -1,7 +1,9 @@
 """A device's side of a session: what it answers to each message; sans-IO.
 
-The order is the point. Terms are agreed to before a job may ask anything; a round is counted as
-spent, durably, before its first answer leaves; a masked vector is noted before it leaves.
+The order is the point. Terms are agreed to before a job may ask anything; a round's opening message
+has all that its one vector needs; the round is counted as spent, durably, before anything is
+trained, and the vector is noted, durably, before it leaves. An ordinary device is then done and may
+vanish; a member of the round's committee has a few short duties more.
 """
 
 from __future__ import annotations
@@ -13,28 +15,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fedsys
-from client.admission import check_assignment, check_job, check_round
-from client.agent import Agent
+from client.admission import (
+    announced_size,
+    check_assignment,
+    check_job,
+    check_params,
+    check_round,
+)
+from client.agent import Agent, mechanism_of
 from client.conditions import conditions, obstacle
 from client.identity import Credentials
 from client.journal import Journal
 from client.policy import Policy
 from client.privatize import privatize
 from client.privatize.contribution import contribution
+from client.volatile import VolatileStore
 from client.work import Worker
 from fedsys.errors import FedsysError, PolicyRefusal, ProtocolError, TrainingError
 from fedsys.logs import readable
 from fedsys.privacy import Entropy, Mechanism
 from fedsys.wire import Assignment, countersign, fleet_pb2
 from fedsys.wire.roster import SignedStatement, changes
-from fedsys.wire.services import PROTOCOL, PROTOCOL_MIN
-from fedsys.wire.terms import Terms, decode_params
-from secure_agg import FileStore, SecureAggError, Store
+from fedsys.wire.services import PREKEYS, PROTOCOL, PROTOCOL_MIN
+from fedsys.wire.terms import Terms
+from secure_agg import FileStore, SealingKeys, SecureAggError, Store
 from secure_agg.messages import Kind, kind_of
 
 __all__ = ["Dismissed", "Session"]
 
 _log = logging.getLogger(__name__)
+_HASH = 32
 
 
 class Dismissed(FedsysError):
@@ -69,7 +79,9 @@ class Session:
         policy: read again whenever it counts.
         noise: entropy of the noise of a round; ``os.urandom`` outside tests.
         keys: entropy of secure aggregation's keys.
-        store: keeps secure aggregation's state; by default a file in the device's folder.
+        store: keeps secure aggregation's marks of what was sent; by default a file in the device's
+            folder.
+        volatile: keeps what must not outlive this boot; see `client.volatile`.
     """
 
     def __init__(
@@ -81,6 +93,7 @@ class Session:
         noise: Callable[[int], Entropy] = lambda _round: os.urandom,
         keys: Entropy = os.urandom,
         store: Store | None = None,
+        volatile: Store | None = None,
     ) -> None:
         self.credentials = credentials
         self.journal = Journal(credentials.folder / "journal.json")
@@ -90,6 +103,8 @@ class Session:
         self._noise = noise
         self._keys = keys
         self._store = store or FileStore(credentials.folder / "round.state")
+        kept = volatile or VolatileStore.of(credentials.folder)
+        self._sealing = SealingKeys(credentials.identity, entropy=keys, store=kept)
         self._terms: dict[bytes, tuple[Terms, int]] = {}
         self._model: fleet_pb2.Model | None = None
         self._round: _Round | None = None
@@ -107,9 +122,15 @@ class Session:
         return f"round {self._round.assignment.round} of {self._round.terms.name}"
 
     def hello(self) -> fleet_pb2.Up:
-        """The greeting that opens a session."""
+        """The greeting that opens a session.
+
+        A device that has lost its sealing keys, or never had any, sends fresh ones in place of all
+        that the coordinator may hold of it.
+        """
+        fresh = self._sealing.issue(PREKEYS) if self._sealing.outstanding == 0 else []
         return fleet_pb2.Up(
             hello=fleet_pb2.Hello(
+                prekeys=fresh,
                 protocol_min=PROTOCOL_MIN,
                 protocol_max=PROTOCOL,
                 node=self.credentials.node,
@@ -153,20 +174,20 @@ class Session:
     # -- the roster -------------------------------------------------------------------------------
 
     def _news(self, news: list[fleet_pb2.SignedRoster]) -> fleet_pb2.Up | None:
-        signed = [SignedStatement(statement=s.statement, signature=s.signature) for s in news]
-        accepted, before = [], self.chain.newest
-        try:
-            for each in signed:
-                accepted += self.chain.extend([each])
-        except ProtocolError as error:
-            _log.error("a roster is refused: %s", error)
-            return _refusal(b"", 0, f"a roster is refused: {error}")
-        finally:
-            if accepted:
-                self.credentials.append_roster(signed, accepted)
-        for statement in accepted:
+        """Accept the rosters that follow the one held, each written before it is relied upon."""
+        for each in news:
+            signed = SignedStatement(statement=each.statement, signature=each.signature)
+            try:
+                statement = self.chain.successor(signed)
+            except ProtocolError as error:
+                _log.error("a roster is refused: %s", error)
+                return _refusal(b"", 0, f"a roster is refused: {error}")
+            if statement is None:
+                continue
+            self.credentials.append_roster(signed)
+            before = self.chain.newest
+            self.chain.versions.append(statement)
             _log.info("roster: %s", changes(before, statement))
-            before = statement
         return None
 
     # -- a job ------------------------------------------------------------------------------------
@@ -188,7 +209,15 @@ class Session:
             return _refusal(terms.job, 0, str(error))
         self._terms[terms.job] = (terms, client)
         _log.info("agreed to job %s", readable(terms.name))
-        return fleet_pb2.Up(consent=fleet_pb2.Consent(job=terms.job, terms=terms.digest))
+        return fleet_pb2.Up(
+            consent=fleet_pb2.Consent(
+                job=terms.job, terms=terms.digest, prekeys=self._refill(offer.prekeys)
+            )
+        )
+
+    def _refill(self, held: int) -> list[bytes]:
+        """Fresh sealing keys, where the coordinator is about to run out of them."""
+        return self._sealing.issue(PREKEYS - held) if held <= PREKEYS // 2 else []
 
     # -- a round ----------------------------------------------------------------------------------
 
@@ -216,28 +245,30 @@ class Session:
         assignment = Assignment.decode(message.assignment, model.weights)
         self._model = None
         check_assignment(assignment, message, terms)
-        params = decode_params(message.params)
         current = self._round
         if current is not None and current.assignment.digest == assignment.digest:
             return  # the connection was lost, the process was not
         roster = self.chain.find(terms.roster_version)
         if roster is None:
             raise PolicyRefusal("this device does not hold the job's roster")
+        size = announced_size(message.params)
+        check_round(assignment, size, terms, policy=policy, journal=self.journal)
+        mechanism = mechanism_of(assignment)
+        params = check_params(message.params, size, terms, mechanism, roster.roster)
+        joined = self.journal.jobs[terms.job.hex()].joined
+        if assignment.round not in joined and kind_of(message.stage.message) is not Kind.OPENING:
+            raise ProtocolError(f"this device never saw the opening of round {assignment.round}")
         agent = Agent(
             id=client,
             identity=self.credentials.identity,
             roster=roster.roster,
             policy=policy,
-            floor=policy.floor,
+            sealing=self._sealing,
             entropy=self._keys,
             store=self._store,
             counted=self.journal,
         )
-        record = self.journal.jobs[terms.job.hex()]
-        mechanism = agent.resume(assignment) if assignment.round in record.joined else None
-        if mechanism is None:
-            check_round(assignment, params, terms, policy=policy, journal=self.journal)
-            mechanism = agent.accept(assignment, params)  # counted as spent, durably, from here
+        agent.accept(assignment, params)  # counted as spent, durably, from here
         self._round = _Round(
             terms=terms, client=client, assignment=assignment, mechanism=mechanism, agent=agent
         )
@@ -251,11 +282,10 @@ class Session:
         ):
             return _refusal(stage.job, stage.round, "this device is not in that round")
         try:
-            if kind_of(stage.message) is Kind.DELIVERY:
-                if not current.agent.masked:
-                    self._provide(current)
-                self.journal.upload(stage.job, stage.round)
-            reply = current.agent.handle(stage.message)
+            if kind_of(stage.message) is Kind.OPENING:
+                reply = self._upload(current, stage.message)
+            else:
+                reply = current.agent.handle(stage.message)
         except TrainingError as error:
             # what training said may quote the data
             _log.error("round %d: %s", stage.round, error)
@@ -268,6 +298,20 @@ class Session:
                 job=stage.job, round=stage.round, step=stage.step, message=reply
             )
         )
+
+    def _upload(self, current: _Round, opening: bytes) -> bytes:
+        """Train, unless that was done, and give the one vector of this round out."""
+        job, number = current.assignment.job, current.assignment.round
+        if not current.agent.uploaded:
+            if number in self.journal.jobs[job.hex()].uploaded:
+                raise PolicyRefusal(
+                    f"a vector has left this device in round {number} already, and what secure "
+                    f"aggregation kept of it is lost"
+                )
+            self._provide(current)
+        reply = current.agent.handle(opening)
+        self.journal.upload(job, number)
+        return reply
 
     def _provide(self, current: _Round) -> None:
         assignment = current.assignment
@@ -304,8 +348,14 @@ class Session:
         over = (outcome.job, outcome.round)
         if current is not None and (current.assignment.job, current.assignment.round) == over:
             self._round = None
-        if record is None or not outcome.committed or outcome.round not in record.uploaded:
-            return None
+        prekeys = self._refill(outcome.prekeys)
+        if (
+            record is None
+            or not outcome.committed
+            or outcome.round not in record.uploaded
+            or len(outcome.ledger_head) != _HASH
+        ):
+            return fleet_pb2.Up(prekeys=fleet_pb2.Prekeys(prekeys=prekeys)) if prekeys else None
         count = len([number for number in record.uploaded if number <= outcome.round])
         signature = self.credentials.identity.sign(
             countersign.message(
@@ -322,6 +372,7 @@ class Session:
                 ledger_head=outcome.ledger_head,
                 participations=count,
                 signature=signature,
+                prekeys=prekeys,
             )
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from fedsys.wire import fleet_pb2
 from server.fleet import Fleet
 from server.preparation import PreparedJob
@@ -15,15 +17,26 @@ class Consent:
     Args:
         prepared: the job.
         fleet: the sessions.
+        prekeys: how many sealing keys of a node are held, for the offer.
+        blamed: why, for each client that was caught cheating in an earlier round.
 
     Attributes:
         given: clients that agreed.
-        declined: reasons by client.
+        declined: reasons by client, those that were caught cheating included.
     """
 
-    def __init__(self, prepared: PreparedJob, fleet: Fleet) -> None:
+    def __init__(
+        self,
+        prepared: PreparedJob,
+        fleet: Fleet,
+        *,
+        prekeys: Callable[[int], int],
+        blamed: Mapping[int, str],
+    ) -> None:
         self.given: set[int] = set()
-        self.declined: dict[int, str] = {}
+        self.declined = dict(blamed)
+        self._blamed = set(blamed)
+        self._prekeys = prekeys
         self._terms = prepared.terms
         self._nodes = prepared.roster.nodes
         self._plan = prepared.job.plan
@@ -32,8 +45,9 @@ class Consent:
 
     def offer(self, node: int) -> None:
         """Send a node the terms; nothing happens where it is not connected."""
-        offer = fleet_pb2.Offer(terms=self._terms.encoded)
-        self._fleet.send(node, fleet_pb2.Down(offer=offer))
+        if node in self._fleet.links:
+            offer = fleet_pb2.Offer(terms=self._terms.encoded, prekeys=self._prekeys(node))
+            self._fleet.send(node, fleet_pb2.Down(offer=offer))
 
     def offer_all(self) -> None:
         """The same for every member."""
@@ -41,8 +55,9 @@ class Consent:
             self.offer(node)
 
     def agree(self, client: int, consent: fleet_pb2.Consent) -> None:
-        """A client agreed; counted if it means these terms."""
-        if (consent.job, consent.terms) == (self._terms.job, self._terms.digest):
+        """A client agreed; counted if it means these terms and was never caught cheating."""
+        terms = (self._terms.job, self._terms.digest)
+        if (consent.job, consent.terms) == terms and client not in self._blamed:
             self.given.add(client)
             self.declined.pop(client, None)
 
@@ -50,6 +65,11 @@ class Consent:
         """A client declined, or takes its consent back."""
         self.declined[client] = reason
         self.given.discard(client)
+
+    def exclude(self, client: int, reason: str) -> None:
+        """Leave a client that was caught cheating out of the rest of the job."""
+        self._blamed.add(client)
+        self.decline(client, reason)
 
     @property
     def undecided(self) -> bool:

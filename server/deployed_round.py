@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 from fedsys.errors import ProtocolError
 from fedsys.wire import fleet_pb2
-from fedsys.wire.terms import encode_params
 from secure_agg import SecureAggError
 from secure_agg.errors import LateMessage
 from server.coordinator import OpenRound
 from server.fleet import Arrived, Event, Fleet, Left, Said
+from server.prekeys import Prekeys
 from server.rounds import SecureRound
 
 __all__ = ["Deadlines", "DeployedRound", "Report"]
@@ -36,7 +36,7 @@ class Deadlines:
 
     def of(self, stage: str) -> float:
         """Until a stage is closed."""
-        return self.training if stage == "masked_input" else self.stage
+        return self.training if stage == "upload" else self.stage
 
 
 @dataclass(kw_only=True)
@@ -45,7 +45,7 @@ class Report:
 
     Attributes:
         refusals: reasons by client.
-        seconds: each stage's duration by name.
+        seconds: each stage's duration by name, with all its exchanges.
     """
 
     refusals: dict[int, str] = field(default_factory=dict)
@@ -64,6 +64,7 @@ class DeployedRound:
         deadlines: of its stages.
         elsewhere: takes every event that is not this round's business.
         entered: called with each stage's name, durably, before its messages are sent.
+        prekeys: how many sealing keys each member has left is told with the outcome.
     """
 
     def __init__(
@@ -77,8 +78,10 @@ class DeployedRound:
         deadlines: Deadlines,
         elsewhere: Callable[[Event], None],
         entered: Callable[[str], None],
+        prekeys: Prekeys,
     ) -> None:
         self.report = Report()
+        self._prekeys = prekeys
         self._open = open
         self._secure = secure
         self._members = members
@@ -112,25 +115,29 @@ class DeployedRound:
             self._closes = started + self._deadlines.of(stage)
             for client in list(self._messages):
                 if client in self._willing:
-                    self._tell(client, invite=stage == "advertise")
+                    self._tell(client, invite=stage == "upload")
                 else:
                     del self._messages[client]
             await self._collect()
-            self.report.seconds[stage] = round(time.monotonic() - started, 6)
+            taken = time.monotonic() - started
+            self.report.seconds[stage] = round(self.report.seconds.get(stage, 0.0) + taken, 6)
             self._messages.clear()
             self._messages = await asyncio.to_thread(self._secure.close_stage)
             self._step += 1
         await self._drain()
 
     def dismiss(self, *, committed: bool, ledger_head: bytes) -> None:
-        """Tell the cohort how the round ended."""
-        outcome = fleet_pb2.Outcome(
-            job=self._open.assignment.job,
-            round=self._open.number,
-            committed=committed,
-            ledger_head=ledger_head,
-        )
-        for node in self._clients:
+        """Tell the cohort how the round ended, and each member how many sealing keys it has left."""
+        there = [node for node in self._clients if node in self._fleet.links]
+        held = self._prekeys.counts(there)
+        for node in there:
+            outcome = fleet_pb2.Outcome(
+                job=self._open.assignment.job,
+                round=self._open.number,
+                committed=committed,
+                ledger_head=ledger_head,
+                prekeys=held[node],
+            )
             self._fleet.send(node, fleet_pb2.Down(outcome=outcome))
 
     # -- talking ----------------------------------------------------------------------------------
@@ -157,7 +164,7 @@ class DeployedRound:
             job=assignment.job,
             round=self._open.number,
             assignment=assignment.head,
-            params=encode_params(self._secure.params),
+            params=self._secure.params.encode(),
             stage=stage,
         )
         self._fleet.send(node, fleet_pb2.Down(invitation=invitation))

@@ -75,6 +75,7 @@ class Deployment:
             settings=self._settings,
             metrics=self._metrics,
             randomness=randomness or Randomness(),
+            prekeys=registry.prekeys,
         )
         self.wake = asyncio.Event()
 

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from fedsys.errors import ConfigError, EnrollmentError
 from fedsys.wire.roster import RosterChain, RosterStatement, SignedStatement, signed_message
 from fedsys.wire.token import JoinToken, enrollment_proof
 from server.pki import AGENT_DAYS, Authority, Peer
-from server.state import CertificateRow, NodeRow, RosterRow, State, TokenRow
+from server.prekeys import Prekeys
+from server.state import CertificateRow, NodeRow, PrekeyRow, RosterRow, State, TokenRow
 
 __all__ = ["Enrolled", "Registry"]
 
@@ -45,6 +46,10 @@ class Registry:
         roster_signer: its private half, where the operator holds it; otherwise new nodes stay
             pending until the authority signs a list that has them.
         clock: seconds since 1970.
+        colluders: nodes that may collude with the coordinator, for the lists signed from now on.
+
+    Attributes:
+        prekeys: sealing keys that the nodes left for rounds to come.
     """
 
     def __init__(
@@ -55,7 +60,10 @@ class Registry:
         roster_key: bytes,
         roster_signer: Ed25519PrivateKey | None,
         clock: Callable[[], float] = time.time,
+        colluders: int = 0,
     ) -> None:
+        self.prekeys = Prekeys(state)
+        self._colluders = colluders
         self._state = state
         self._authority = authority
         self._roster_key = roster_key
@@ -173,6 +181,7 @@ class Registry:
                 select(CertificateRow).where(CertificateRow.node == node.id)
             ):
                 row.revoked = True
+            session.execute(delete(PrekeyRow).where(PrekeyRow.node == node.id))
             session.flush()
             if self._roster_signer is not None:
                 self._sign_roster(session, self._proposal(session))
@@ -272,10 +281,12 @@ class Registry:
         newest = session.scalars(select(RosterRow).order_by(RosterRow.version.desc())).first()
         before = None if newest is None else RosterStatement.decode(newest.statement)
         rows = session.scalars(select(NodeRow).where(NodeRow.status != "revoked"))
+        members = {row.id: row.identity for row in rows}
         return RosterStatement(
             version=1 if before is None else before.version + 1,
             previous=b"" if before is None else before.hash,
-            members={row.id: row.identity for row in rows},
+            members=members,
+            colluders=min(self._colluders, len(members)),
         )
 
     def _sign_roster(self, session: Session, statement: RosterStatement) -> None:

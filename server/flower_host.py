@@ -224,10 +224,12 @@ class GridFleet:
             if link is None or not isinstance(raw, bytes) or len(raw) > link.limit:
                 raise TypeError("an answer that is too large, or no bytes")
             up = fleet_pb2.Up.FromString(raw)
-            self._fleet.counted("in", up.WhichOneof("content") or "unknown", len(raw))
-            if up.HasField("hello"):
+            kind = up.WhichOneof("content") or "unknown"
+            self._fleet.counted("in", kind, len(raw))
+            self._registry.prekeys.keep(link.node, up)
+            if kind == "hello":
                 self._greet(link, up.hello)
-            else:
+            elif kind != "prekeys":
                 self._fleet.events.put_nowait(Said(link.node, up))
 
     def _recognise(self, relay: _Relay, record: ConfigRecord) -> None:

@@ -229,12 +229,17 @@ class DevicePort:
                 if not greeted:
                     if kind != "hello":
                         raise ProtocolError("the first message is not a greeting")
+                    await asyncio.to_thread(self._registry.prekeys.keep, peer.node, message)
                     if not self._greet(link, peer, message.hello):
                         return
                     greeted = True
+                elif kind == "prekeys":
+                    await asyncio.to_thread(self._registry.prekeys.keep, peer.node, message)
                 elif kind in ("consent", "refusal", "answer", "countersignature"):
                     if kind == "refusal":
                         message.refusal.reason = readable(message.refusal.reason)
+                    if kind in ("consent", "countersignature"):
+                        await asyncio.to_thread(self._registry.prekeys.keep, peer.node, message)
                     link.pending += 1
                     self._fleet.events.put_nowait(Said(link.node, message, link, len(whole)))
                     del frame, whole, message  # an agent may be silent for long after an upload

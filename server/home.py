@@ -60,6 +60,8 @@ class Settings(BaseModel):
         stage: deadline of a stage that takes no training.
         training: deadline of the stage in which agents train and upload.
         metrics: ``HOST:PORT`` of the Prometheus page; empty for none.
+        colluders: devices that may collude with this coordinator, out of all that enrol; it goes
+            into the rosters that are signed or proposed from now on.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,6 +73,7 @@ class Settings(BaseModel):
     stage: Seconds = 30.0
     training: Seconds = 600.0
     metrics: str = ""
+    colluders: Annotated[int, Field(ge=0, le=1_000_000)] = 0
 
     @field_validator("hosts")
     @classmethod
@@ -106,6 +109,7 @@ class Home:
         hosts: Sequence[str],
         roster_key: bytes | None = None,
         epsilon: float | None = None,
+        colluders: int = 0,
     ) -> Home:
         """Make the folder with all keys.
 
@@ -114,6 +118,7 @@ class Home:
             hosts: for the server certificate.
             roster_key: public key of an authority that the operator is not; None makes a key here.
             epsilon: budget of the population.
+            colluders: devices that may collude with this coordinator, out of all that enrol.
 
         Raises:
             ConfigError: something is there already, or the folder cannot be written.
@@ -138,8 +143,9 @@ class Home:
         write_atomically(path / "roster.pub", roster_key.hex().encode() + b"\n")
         make_folder(home.jobs)
         State.create(path).close()
-        settings = Settings(hosts=list(hosts), epsilon=epsilon).model_dump(exclude_none=True)
-        write_atomically(home.settings_file, tomli_w.dumps(settings).encode())  # now it is one
+        settings = Settings(hosts=list(hosts), epsilon=epsilon, colluders=colluders)
+        table = tomli_w.dumps(settings.model_dump(exclude_none=True))
+        write_atomically(home.settings_file, table.encode())  # now it is one
         return home
 
     @classmethod
@@ -262,6 +268,7 @@ class Home:
             authority=self.authority,
             roster_key=self.roster_key,
             roster_signer=private,
+            colluders=self.settings().colluders,
         )
 
     def server_identity(self, *, now: dt.datetime | None = None) -> ServerIdentity:

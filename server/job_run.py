@@ -58,7 +58,12 @@ class JobRun:
         self._evaluated = prepared.job.folder.last_metrics()
         self._seconds: list[float] = []
         self._clients: list[int] = []
-        self._consent = Consent(prepared, facilities.fleet)
+        self._consent = Consent(
+            prepared,
+            facilities.fleet,
+            prekeys=facilities.prekeys.held,
+            blamed=self._known_to_cheat(),
+        )
         self._countersignatures = countersignatures
         countersignatures.expect(
             prepared.terms.job,
@@ -72,6 +77,7 @@ class JobRun:
             consenting=lambda: frozenset(self._consent.given),
             elsewhere=self.take,
             refused=self._refused,
+            blamed=self._blamed,
         )
 
     async def run(self) -> tuple[str, str]:
@@ -194,6 +200,19 @@ class JobRun:
     def _stop_if_cancelled(self) -> None:
         if self._state.job(self._id).cancelled:
             raise JobCancelled("cancelled by the operator")
+
+    def _known_to_cheat(self) -> dict[int, str]:
+        """By client, from the database; who left the roster cannot be there."""
+        nodes = {node: client for client, node in enumerate(self._roster.nodes)}
+        found = self._state.blamed(self._id)
+        return {nodes[node]: reason for node, reason in found.items() if node in nodes}
+
+    def _blamed(self, round: int, client: int, reason: str) -> None:
+        """A client was caught cheating: durable, and it is invited no more."""
+        node = self._roster.nodes[client]
+        self._state.blame(job=self._id, round=round, node=node, reason=reason)
+        self._consent.exclude(client, f"caught cheating in round {round}: {reason}")
+        self._refused(round, node, f"caught cheating: {reason}")
 
     def _refused(self, round: int, node: int, reason: str) -> None:
         self._metrics.refused(round)

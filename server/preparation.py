@@ -21,7 +21,7 @@ from server.job import Job, JobFacts
 from server.job_beginning import JobSpec, restore_job, start_job, take_up
 from server.job_model import JobModel, ModelSource
 from server.job_settings import budget_of, clipping_for, plan_for
-from server.rounds import round_params
+from server.rounds import params_for
 from server.run_folder import RunFolder
 from server.state import ACTIVE_JOB, JobRow, State
 from server.summary import summarize_closed
@@ -127,13 +127,12 @@ class Preparation:
         _require_fit(config, len(roster.members))
         model = self._models(config)
         plan = plan_for(config, population=len(roster.members), layers=model.layers)
-        round_params(
-            n=config.cohort.expected,
-            corrupt=config.aggregation.corrupt,
-            dropout=config.aggregation.dropout,
-            modulus_bits=plan.modulus_bits,
-            min_survivors=plan.min_survivors,
-        )
+        if plan.colluders < roster.colluders:
+            raise JobFailed(
+                f"privacy.max_colluders = {plan.colluders}, but the roster's authority expects "
+                f"{roster.colluders} colluders; set privacy.max_colluders = {roster.colluders}"
+            )
+        params_for(plan, plan.build_mechanism(), roster.roster, config.cohort.expected)
         promised = self._promise(row, plan)
         resolved = _resolved(config, plan)
         RunFolder.create(folder.path)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fedsys.privacy import Entropy
+from secure_agg.session import draw_committee
 from server.coordinator import OpenRound
 from server.deployed_round import Deadlines, DeployedRound
 from server.disk_work import to_its_end
@@ -16,7 +17,8 @@ from server.fleet import Event, Fleet
 from server.home import Settings
 from server.metrics import Metrics
 from server.preparation import PreparedJob
-from server.rounds import RoundAborted, SecureRound
+from server.prekeys import Prekeys
+from server.rounds import RoundAborted, SecureRound, params_for
 from server.state import State
 
 __all__ = ["Facilities", "Randomness", "RoundCycle"]
@@ -47,6 +49,7 @@ class Facilities:
         settings: how long to wait for whom.
         metrics: counted into.
         randomness: for tests.
+        prekeys: the devices' sealing keys, one taken for each place on a round's committee.
     """
 
     state: State
@@ -54,6 +57,7 @@ class Facilities:
     settings: Settings
     metrics: Metrics
     randomness: Randomness
+    prekeys: Prekeys
 
 
 class RoundCycle:
@@ -65,6 +69,7 @@ class RoundCycle:
         consenting: clients that agreed, as of now; no others are invited.
         elsewhere: takes every event that is no round's business.
         refused: takes round, node and reason of each refusal.
+        blamed: takes round, client and reason of each member that was caught cheating, durably.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class RoundCycle:
         consenting: Callable[[], frozenset[int]],
         elsewhere: Callable[[Event], None],
         refused: Callable[[int, int, str], None],
+        blamed: Callable[[int, int, str], None],
     ) -> None:
         self._id = prepared.id
         self._job = prepared.job
@@ -87,6 +93,8 @@ class RoundCycle:
         self._consenting = consenting
         self._elsewhere = elsewhere
         self._refused = refused
+        self._blamed = blamed
+        self._prekeys = facilities.prekeys
 
     async def run(self) -> int:
         """The next round; how many inputs were summed, 0 where it gave no model.
@@ -100,9 +108,10 @@ class RoundCycle:
         open_ = await to_its_end(coordinator.begin_round, self._randomness.sampling(number))
         self._state.update_job(self._id, round=number, stage="reserved", spent=self._job.epsilon)
         round_: DeployedRound | None = None
+        consenting = self._consenting()
         try:
-            secure = self._secure(open_)
-            round_ = self._conversation(open_, secure)
+            secure = await to_its_end(self._secure, open_, consenting)
+            round_ = self._conversation(open_, secure, consenting)
             self._fleet.allow(secure.largest_answer)
             await round_.run()
             result = secure.result
@@ -111,7 +120,7 @@ class RoundCycle:
                     "fewer clients than min_survivors were left", nothing_summed=False
                 )
         except asyncio.CancelledError:
-            before = round_ is None or secure.stage not in ("unmask", "done")
+            before = round_ is None or secure.nothing_summed
             coordinator.abort_round("the coordinator was shut down", before_unmask=before)
             raise
         except RoundAborted as abort:
@@ -119,8 +128,10 @@ class RoundCycle:
             _log.warning("job %s: round %d gave no model: %s", self._id, number, abort)
             self._metrics.round_aborted()
             if round_ is not None:
+                self._exclude(number, secure.blamed)
                 self._dismiss(round_, number, committed=False)
             return 0
+        self._exclude(number, result.blamed)
         await to_its_end(
             coordinator.finish_round,
             result.total,
@@ -136,28 +147,37 @@ class RoundCycle:
         self._dismiss(round_, number, committed=True)
         return len(result.included)
 
-    def _secure(self, open_: OpenRound) -> SecureRound:
+    def _secure(self, open_: OpenRound, consenting: frozenset[int]) -> SecureRound:
         mechanism = self._job.coordinator.mechanism
         if len(open_.cohort) > mechanism.event.cap:
             raise RoundAborted("the cohort exceeds the cap", nothing_summed=True)
         if len(open_.cohort) < max(2, mechanism.event.min_survivors):
             raise RoundAborted("the cohort is below min_survivors", nothing_summed=True)
-        aggregation = self._job.config.aggregation
+        roster = self._roster.roster
+        params = params_for(self._job.plan, mechanism, roster, len(open_.cohort))
+        committee = draw_committee(
+            open_.cohort, params.committee, open_.assignment.context, roster.hash
+        )
+        nodes = {self._roster.nodes[id]: id for id in committee if id in consenting}
+        taken = self._prekeys.take(nodes)
         return SecureRound(
             open=open_,
             mechanism=mechanism,
-            roster=self._roster.roster,
-            corrupt=aggregation.corrupt,
-            dropout=aggregation.dropout,
+            roster=roster,
+            params=params,
+            prekeys={nodes[node]: prekey for node, prekey in taken.items()},
         )
 
-    def _conversation(self, open_: OpenRound, secure: SecureRound) -> DeployedRound:
+    def _conversation(
+        self, open_: OpenRound, secure: SecureRound, consenting: frozenset[int]
+    ) -> DeployedRound:
         settings = self._settings
         return DeployedRound(
             open=open_,
             secure=secure,
             members=self._roster.nodes,
-            consenting=self._consenting(),
+            consenting=consenting,
+            prekeys=self._prekeys,
             fleet=self._fleet,
             deadlines=Deadlines(
                 stage=settings.stage, training=settings.training, reconnect=settings.reconnect
@@ -168,6 +188,11 @@ class RoundCycle:
 
     def _enter(self, stage: str) -> None:
         self._state.update_job(self._id, stage=stage)
+
+    def _exclude(self, number: int, blamed: Mapping[int, str]) -> None:
+        """Leave who was caught cheating out of every later round of the job."""
+        for client, why in blamed.items():
+            self._blamed(number, client, why)
 
     def _dismiss(self, round_: DeployedRound, number: int, *, committed: bool) -> None:
         for client, reason in round_.report.refusals.items():

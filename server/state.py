@@ -20,10 +20,12 @@ from fedsys.errors import ConfigError
 
 __all__ = [
     "ACTIVE_JOB",
+    "BlameRow",
     "CertificateRow",
     "CountersignatureRow",
     "JobRow",
     "NodeRow",
+    "PrekeyRow",
     "RefusalRow",
     "RosterRow",
     "State",
@@ -117,6 +119,25 @@ class RefusalRow(Base):
     node: Mapped[int]
     reason: Mapped[str]
     at: Mapped[float]
+
+
+class BlameRow(Base):
+    """A node that was caught cheating in a round; no later round of the job invites it."""
+
+    __tablename__ = "blamed"
+    job: Mapped[str] = mapped_column(primary_key=True)
+    node: Mapped[int] = mapped_column(primary_key=True)
+    round: Mapped[int]
+    reason: Mapped[str]
+
+
+class PrekeyRow(Base):
+    """A node's single-use sealing key that no round has taken yet; `number` is its age's order."""
+
+    __tablename__ = "prekeys"
+    number: Mapped[int] = mapped_column(primary_key=True)
+    node: Mapped[int] = mapped_column(index=True)
+    statement: Mapped[bytes] = mapped_column(unique=True)
 
 
 class CountersignatureRow(Base):
@@ -247,6 +268,18 @@ class State:
             session.add(
                 RefusalRow(job=job, round=round, node=node, reason=reason[:500], at=time.time())
             )
+
+    def blame(self, *, job: str, round: int, node: int, reason: str) -> None:
+        """Note that a node was caught cheating; the first reason stays."""
+        with self.transaction() as session:
+            if session.get(BlameRow, (job, node)) is None:
+                session.add(BlameRow(job=job, node=node, round=round, reason=reason[:500]))
+
+    def blamed(self, job: str) -> dict[int, str]:
+        """Why, for each node that was caught cheating in a job."""
+        query = select(BlameRow).where(BlameRow.job == job)
+        with self.transaction() as session:
+            return {row.node: row.reason for row in session.scalars(query)}
 
     def refusals(self, job: str) -> list[RefusalRow]:
         """Who declined a job or one of its rounds, and why."""

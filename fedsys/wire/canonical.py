@@ -10,6 +10,8 @@ from fedsys.errors import ProtocolError
 
 __all__ = ["decode_object", "encode_object"]
 
+_LARGEST = 2**63
+
 
 def encode_object(value: Mapping[str, Any]) -> bytes:
     """Sorted keys, no blanks, no NaN; floats in the shortest form that reads back equal."""
@@ -19,6 +21,9 @@ def encode_object(value: Mapping[str, Any]) -> bytes:
 def decode_object(data: bytes, what: str, keys: frozenset[str]) -> dict[str, Any]:
     """The object that `encode_object` wrote, with exactly these keys.
 
+    Every number in it, however deep, is a finite float or an integer of at most 64 bits: whatever
+    is made of it later, no conversion of a number can fail.
+
     Raises:
         ProtocolError: it is anything else, another spelling of the same value included.
     """
@@ -26,8 +31,13 @@ def decode_object(data: bytes, what: str, keys: frozenset[str]) -> dict[str, Any
     def refuse(_text: str) -> NoReturn:
         raise ValueError("a number that is not finite")
 
+    def bounded(text: str) -> int:
+        if len(text) > 20 or not -_LARGEST <= int(text) < _LARGEST:
+            raise ValueError(f"an integer outside 64 bits: {text[:24]}")
+        return int(text)
+
     try:
-        value = json.loads(data, parse_constant=refuse)
+        value = json.loads(data, parse_constant=refuse, parse_int=bounded)
         if not isinstance(value, dict):
             raise ValueError("not an object")
         if encode_object(value) != data:

@@ -22,18 +22,20 @@ class Frame(_message.Message):
     def __init__(self, parcel: _Optional[int] = ..., size: _Optional[int] = ..., offset: _Optional[int] = ..., crc32: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Up(_message.Message):
-    __slots__ = ("hello", "consent", "refusal", "answer", "countersignature")
+    __slots__ = ("hello", "consent", "refusal", "answer", "countersignature", "prekeys")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     CONSENT_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     COUNTERSIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    PREKEYS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     consent: Consent
     refusal: Refusal
     answer: Answer
     countersignature: Countersignature
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., consent: _Optional[_Union[Consent, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., countersignature: _Optional[_Union[Countersignature, _Mapping]] = ...) -> None: ...
+    prekeys: Prekeys
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., consent: _Optional[_Union[Consent, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., countersignature: _Optional[_Union[Countersignature, _Mapping]] = ..., prekeys: _Optional[_Union[Prekeys, _Mapping]] = ...) -> None: ...
 
 class Down(_message.Message):
     __slots__ = ("welcome", "roster", "offer", "invitation", "stage", "outcome", "goodbye", "model")
@@ -56,18 +58,20 @@ class Down(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., roster: _Optional[_Union[RosterNews, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., invitation: _Optional[_Union[Invitation, _Mapping]] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_min", "protocol_max", "node", "version", "roster_version")
+    __slots__ = ("protocol_min", "protocol_max", "node", "version", "roster_version", "prekeys")
     PROTOCOL_MIN_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_MAX_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ROSTER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PREKEYS_FIELD_NUMBER: _ClassVar[int]
     protocol_min: int
     protocol_max: int
     node: int
     version: str
     roster_version: int
-    def __init__(self, protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., node: _Optional[int] = ..., version: _Optional[str] = ..., roster_version: _Optional[int] = ...) -> None: ...
+    prekeys: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., node: _Optional[int] = ..., version: _Optional[str] = ..., roster_version: _Optional[int] = ..., prekeys: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("protocol", "roster")
@@ -92,18 +96,28 @@ class SignedRoster(_message.Message):
     def __init__(self, statement: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Offer(_message.Message):
-    __slots__ = ("terms",)
+    __slots__ = ("terms", "prekeys")
     TERMS_FIELD_NUMBER: _ClassVar[int]
+    PREKEYS_FIELD_NUMBER: _ClassVar[int]
     terms: bytes
-    def __init__(self, terms: _Optional[bytes] = ...) -> None: ...
+    prekeys: int
+    def __init__(self, terms: _Optional[bytes] = ..., prekeys: _Optional[int] = ...) -> None: ...
 
 class Consent(_message.Message):
-    __slots__ = ("job", "terms")
+    __slots__ = ("job", "terms", "prekeys")
     JOB_FIELD_NUMBER: _ClassVar[int]
     TERMS_FIELD_NUMBER: _ClassVar[int]
+    PREKEYS_FIELD_NUMBER: _ClassVar[int]
     job: bytes
     terms: bytes
-    def __init__(self, job: _Optional[bytes] = ..., terms: _Optional[bytes] = ...) -> None: ...
+    prekeys: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, job: _Optional[bytes] = ..., terms: _Optional[bytes] = ..., prekeys: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class Prekeys(_message.Message):
+    __slots__ = ("prekeys",)
+    PREKEYS_FIELD_NUMBER: _ClassVar[int]
+    prekeys: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, prekeys: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("job", "round", "reason", "passing")
@@ -168,30 +182,34 @@ class Answer(_message.Message):
     def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., message: _Optional[bytes] = ...) -> None: ...
 
 class Outcome(_message.Message):
-    __slots__ = ("job", "round", "committed", "ledger_head")
+    __slots__ = ("job", "round", "committed", "ledger_head", "prekeys")
     JOB_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
     LEDGER_HEAD_FIELD_NUMBER: _ClassVar[int]
+    PREKEYS_FIELD_NUMBER: _ClassVar[int]
     job: bytes
     round: int
     committed: bool
     ledger_head: bytes
-    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., committed: _Optional[bool] = ..., ledger_head: _Optional[bytes] = ...) -> None: ...
+    prekeys: int
+    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., committed: _Optional[bool] = ..., ledger_head: _Optional[bytes] = ..., prekeys: _Optional[int] = ...) -> None: ...
 
 class Countersignature(_message.Message):
-    __slots__ = ("job", "round", "ledger_head", "participations", "signature")
+    __slots__ = ("job", "round", "ledger_head", "participations", "signature", "prekeys")
     JOB_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     LEDGER_HEAD_FIELD_NUMBER: _ClassVar[int]
     PARTICIPATIONS_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    PREKEYS_FIELD_NUMBER: _ClassVar[int]
     job: bytes
     round: int
     ledger_head: bytes
     participations: int
     signature: bytes
-    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., ledger_head: _Optional[bytes] = ..., participations: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    prekeys: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., ledger_head: _Optional[bytes] = ..., participations: _Optional[int] = ..., signature: _Optional[bytes] = ..., prekeys: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Goodbye(_message.Message):
     __slots__ = ("reason", "text")

@@ -22,7 +22,7 @@ from secure_agg import Roster
 
 __all__ = ["RosterChain", "RosterStatement", "SignedStatement", "signed_message"]
 
-_KEYS = frozenset({"version", "previous", "members"})
+_KEYS = frozenset({"version", "previous", "members", "colluders"})
 _DOMAIN = b"fedsys roster v1\x00"
 MAX_MEMBERS = 1_000_000
 
@@ -40,11 +40,14 @@ class RosterStatement:
         version: 1, 2, 3, ...
         previous: SHA-256 of the statement before; empty for the first.
         members: Ed25519 public key of each node id.
+        colluders: members that the authority expects to collude with the coordinator at most,
+            whatever cohorts that one chooses; an absolute number.
     """
 
     version: int
     previous: bytes
     members: Mapping[int, bytes]
+    colluders: int = 0
 
     @cached_property
     def encoded(self) -> bytes:
@@ -54,6 +57,7 @@ class RosterStatement:
                 "version": self.version,
                 "previous": self.previous.hex(),
                 "members": [[node, self.members[node].hex()] for node in sorted(self.members)],
+                "colluders": self.colluders,
             }
         )
 
@@ -70,7 +74,8 @@ class RosterStatement:
     @cached_property
     def roster(self) -> Roster:
         """The list as secure aggregation takes it, by client number."""
-        return Roster({k: self.members[node] for k, node in enumerate(self.nodes)})
+        members = {k: self.members[node] for k, node in enumerate(self.nodes)}
+        return Roster(members, corrupt=self.colluders)
 
     @classmethod
     def decode(cls, data: bytes) -> RosterStatement:
@@ -95,9 +100,12 @@ class RosterStatement:
                 found[node] = key
             if len(found) != len(members) or len(set(found.values())) != len(found):
                 raise ValueError("a member is listed twice")
+            colluders = body["colluders"]
+            if type(colluders) is not int or not 0 <= colluders <= len(found):
+                raise ValueError("number of colluders")
         except (TypeError, ValueError, AttributeError) as error:
             raise ProtocolError(f"a roster with a wrong {error}") from None
-        return cls(version=version, previous=previous, members=found)
+        return cls(version=version, previous=previous, members=found, colluders=colluders)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,18 +156,30 @@ class RosterChain:
         """
         added = []
         for signed in news:
-            statement = RosterStatement.decode(signed.statement)
-            held = self.find(statement.version)
-            if held is not None:
-                if held.hash != statement.hash:
-                    raise ProtocolError(
-                        f"roster version {statement.version} differs from the one accepted before"
-                    )
-                continue
-            self._check(statement, signed)
-            self.versions.append(statement)
-            added.append(statement)
+            statement = self.successor(signed)
+            if statement is not None:
+                self.versions.append(statement)
+                added.append(statement)
         return added
+
+    def successor(self, signed: SignedStatement) -> RosterStatement | None:
+        """The next version, which nothing is done with yet; None if it is held already.
+
+        A party that keeps its chain on disk writes the statement before it appends to `versions`.
+
+        Raises:
+            ProtocolError: a signature, the chain or a version does not fit.
+        """
+        statement = RosterStatement.decode(signed.statement)
+        held = self.find(statement.version)
+        if held is None:
+            self._check(statement, signed)
+            return statement
+        if held.hash != statement.hash:
+            raise ProtocolError(
+                f"roster version {statement.version} differs from the one accepted before"
+            )
+        return None
 
     def _check(self, statement: RosterStatement, signed: SignedStatement) -> None:
         version = statement.version
@@ -188,4 +208,9 @@ def changes(before: RosterStatement | None, after: RosterStatement) -> dict[str,
     """Who came and who went, for logs."""
     old = set() if before is None else set(before.members)
     new = set(after.members)
-    return {"version": after.version, "added": sorted(new - old), "removed": sorted(old - new)}
+    return {
+        "version": after.version,
+        "added": sorted(new - old),
+        "removed": sorted(old - new),
+        "colluders": after.colluders,
+    }

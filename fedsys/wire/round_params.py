@@ -6,30 +6,12 @@ its own result and demands equality, so an announcement has no say in what prote
 
 from __future__ import annotations
 
-import math
-
 from fedsys.privacy import PrivacyPlan
 from fedsys.privacy.quorum import live_members
 from secure_agg import SecAggParams
+from secure_agg.params import cohort_colluders
 
-__all__ = ["cohort_colluders", "round_params"]
-
-_SLACK = 1e-9  # 0.1 * 30 is 3.0000000000000004 and means 3
-
-
-def cohort_colluders(n: int, *, corrupt: float, colluders: int) -> int:
-    """Members of a cohort of `n` that may collude with the server.
-
-    Args:
-        n: members invited.
-        corrupt: fraction of a cohort, which bounds them only if the cohort was sampled honestly.
-        colluders: absolute number in the roster, which holds whatever cohort the server chooses;
-            two honest members are always assumed.
-
-    >>> cohort_colluders(30, corrupt=0.1, colluders=0), cohort_colluders(5, corrupt=0, colluders=9)
-    (3, 3)
-    """
-    return max(math.ceil(corrupt * n - _SLACK), min(colluders, n - 2), 0)
+__all__ = ["round_params"]
 
 
 def round_params(
@@ -53,6 +35,7 @@ def round_params(
     """
     corrupt = plan.corrupt or 0.0
     most = max(plan.colluders, colluders)
+    bad = cohort_colluders(n=n, corrupt=corrupt, colluders=most)
     live = live_members(n, corrupt=corrupt, dropout=plan.dropout, colluders=most)
     return SecAggParams.derive(
         n=n,
@@ -61,7 +44,5 @@ def round_params(
         modulus_bits=modulus_bits,
         dimension=length,
         colluders=most,
-        min_included=max(
-            plan.min_survivors, cohort_colluders(n, corrupt=corrupt, colluders=most) + 2
-        ),
+        min_included=max(plan.min_survivors, bad + 2),
     )

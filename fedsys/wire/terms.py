@@ -12,10 +12,12 @@ from typing import Any
 from fedsys.errors import MechanismError, ProtocolError
 from fedsys.privacy import PrivacyPlan
 from fedsys.wire.canonical import decode_object, encode_object
-from secure_agg import SecAggParams
-from secure_agg.errors import ParameterError
+from fedsys.wire.roster import MAX_MEMBERS
 
-__all__ = ["Terms", "decode_params", "encode_params"]
+__all__ = ["MAX_ROUNDS", "Terms"]
+
+MAX_ROUNDS = 1_000_000
+"""Of a job that devices are asked to agree to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,28 +88,23 @@ class Terms:
                 or not body["example_clip"] > 0
             ):
                 raise ValueError("a value of the wrong type")
-            plan = PrivacyPlan.from_json(body["plan"])
-        except (MechanismError, TypeError, ValueError) as error:
+            plan = _plan(body["plan"])
+        except (
+            MechanismError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise ProtocolError(f"a job's terms: {error}") from None
         return cls(**{**body, "job": job, "plan": plan})
 
 
-def encode_params(params: SecAggParams) -> bytes:
-    """Parameters of a round's secure aggregation as canonical bytes."""
-    return encode_object(dataclasses.asdict(params))
-
-
-def decode_params(data: bytes) -> SecAggParams:
-    """The parameters that `encode_params` wrote.
-
-    Raises:
-        ProtocolError: they are none.
-    """
-    keys = frozenset(item.name for item in dataclasses.fields(SecAggParams))
-    body = decode_object(data, "secure aggregation's parameters", keys)
-    if not all(type(value) is int for value in body.values()):
-        raise ProtocolError("secure aggregation's parameters: not all are integers")
-    try:
-        return SecAggParams(**body)
-    except ParameterError as error:
-        raise ProtocolError(f"secure aggregation's parameters: {error}") from None
+def _plan(body: Any) -> PrivacyPlan:
+    """A plan that another party wrote; what bounds the work of checking it comes first."""
+    most = {"population": MAX_MEMBERS, "expected_cohort": MAX_MEMBERS, "rounds": MAX_ROUNDS}
+    for name, limit in most.items():
+        if not 0 < body[name] <= limit:
+            raise ValueError(f"{name} is {body[name]!r}: above 0 and at most {limit}")
+    return PrivacyPlan.from_json(body)
