@@ -18,16 +18,31 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from secure_agg import hypergeometric
+from secure_agg.committee import (
+    EVERYBODY,
+    MAX_COHORT,
+    MAX_COMMITTEE,
+    PROOF_COLUMNS,
+    SEAL_OVERHEAD,
+    SUITES,
+    Committee,
+    choose_committee,
+    cohort_colluders,
+    live_members,
+    require_fraction,
+    require_integer,
+)
 from secure_agg.errors import ParameterError
 from secure_agg.hardness import RING_DEGREE, SIGMA, Estimate, mask_security
 
 __all__ = [
+    "EVERYBODY",
     "FIELD",
     "MARGIN",
     "MAX_COHORT",
     "MAX_COMMITTEE",
     "MAX_DIMENSION",
+    "MAX_LOG_Q",
     "PARAMS_SIZE",
     "PROOF_COLUMNS",
     "RING_DEGREE",
@@ -36,69 +51,21 @@ __all__ = [
     "Committee",
     "SecAggParams",
     "choose_committee",
+    "cohort_colluders",
 ]
 
 FIELD: Final = 65_521
 """Prime of the share field: the largest below 2^16, so that an element takes two bytes."""
-PROOF_COLUMNS: Final = 8
-"""Random combinations in the low-degree proof: a false one passes with chance 65521^-8 = 2^-128."""
 MARGIN: Final = 9.5
 """Decoding margin Z, in standard deviations of the noise; see `SecAggParams.noise_limit`."""
-MAX_COHORT: Final = 10_000
-MAX_COMMITTEE: Final = 1_000
 MAX_DIMENSION: Final = 2**31 - 1
 MAX_LOG_Q: Final = 53
+"""Largest modulus: 2^53 leaves 106 bits of core-SVP hardness, 138 bits classically."""
 MIN_MODULUS_BITS: Final = 2
 MAX_MODULUS_BITS: Final = 40
-EVERYBODY: Final = 100
-"""Up to this cohort everybody is in the committee: nothing is drawn, so nothing can be ground."""
-SECRECY_BITS: Final = 104
-"""Of the chance that a drawn committee holds too many colluders: 2^-40 after 2^64 tries."""
-LIVENESS_BITS: Final = 30
-"""Of the chance that a drawn committee holds too few live members."""
-SUITES: Final = (1, 2)
-"""1: X25519. 2: X25519 and ML-KEM-768."""
-SEAL_OVERHEAD: Final = {1: 16, 2: 16 + 1088}
-"""Bytes that sealing adds to a share: the tag, and in suite 2 the ML-KEM-768 ciphertext."""
-_PREKEY_BYTES: Final = {1: 4 + 32 + 64, 2: 4 + 32 + 1184 + 64}
-"""Bytes of one committee position in the opening: id, sealing keys, signature."""
-_STEP: Final = 10
-_SLACK: Final = 1e-9  # 0.1 * 30 is 3.0000000000000004 and means 3
+_MAX_DROPPED_BITS: Final = 11
 _WIRE: Final = struct.Struct("<HIBHHHHHHHBBBBB")
 PARAMS_SIZE: Final = _WIRE.size
-
-
-@dataclass(frozen=True, kw_only=True)
-class Committee:
-    """Sizes of the committee that serves a cohort.
-
-    A planner that wants the chance that a round is given up needs `size` and `needed`: the
-    committee is drawn from the cohort without replacement (it is the whole cohort where
-    ``size == n``), and the round fails when fewer than `needed` of its members stay.
-
-    Attributes:
-        size: Members, C.
-        colluders: Most that may collude, c; exceeded with chance 2^-104 in a drawn committee.
-        live: Least that stay if no more than the promised fraction of the cohort is lost; missed
-            with chance 2^-30 in a drawn committee.
-        quorum: Endorsements of one set, q: two sets cannot both have q while c collude.
-        threshold: Answers that determine the sum, t.
-        packing: Secrets packed into one polynomial, rho.
-        errors: Wrong answers that are corrected when `live` members answer.
-    """
-
-    size: int
-    colluders: int
-    live: int
-    quorum: int
-    threshold: int
-    packing: int
-    errors: int
-
-    @property
-    def needed(self) -> int:
-        """Live members without which there is no sum."""
-        return max(self.quorum, self.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,22 +114,21 @@ class SecAggParams:
     suite: int = 1
 
     def __post_init__(self) -> None:
-        _check("n", self.n, 2, MAX_COHORT)
-        _check("dimension", self.dimension, 1, MAX_DIMENSION)
-        _check("modulus_bits", self.modulus_bits, MIN_MODULUS_BITS, MAX_MODULUS_BITS)
-        _check("committee", self.committee, 2, min(self.n, MAX_COMMITTEE))
-        _check("colluders", self.colluders, 0, self.committee - 1)
-        _check("quorum", self.quorum, 1, self.committee)
-        _check("threshold", self.threshold, 2, self.committee)
-        _check("packing", self.packing, 1, min(self.threshold - 1, RING_DEGREE))
-        _check("errors", self.errors, 0, (self.committee - self.threshold) // 2)
-        _check("min_included", self.min_included, 2, self.n)
-        _check("log_q", self.log_q, 2, MAX_LOG_Q)
-        _check("values_per_coefficient", self.values_per_coefficient, 1, MAX_LOG_Q)
-        _check("scale_bits", self.scale_bits, 1, self.log_q - 1)
-        _check("dropped_bits", self.dropped_bits, 0, self.scale_bits)
-        if self.suite not in SUITES or isinstance(self.suite, bool):
-            raise ParameterError(f"suite is {self.suite!r}: it must be 1 or 2")
+        require_integer("n", self.n, 2, MAX_COHORT)
+        require_integer("dimension", self.dimension, 1, MAX_DIMENSION)
+        require_integer("modulus_bits", self.modulus_bits, MIN_MODULUS_BITS, MAX_MODULUS_BITS)
+        require_integer("committee", self.committee, 2, min(self.n, MAX_COMMITTEE))
+        require_integer("colluders", self.colluders, 0, self.committee - 1)
+        require_integer("quorum", self.quorum, 1, self.committee)
+        require_integer("threshold", self.threshold, 2, self.committee)
+        require_integer("packing", self.packing, 1, min(self.threshold - 1, RING_DEGREE))
+        require_integer("errors", self.errors, 0, (self.committee - self.threshold) // 2)
+        require_integer("min_included", self.min_included, 2, self.n)
+        require_integer("log_q", self.log_q, 2, MAX_LOG_Q)
+        require_integer("values_per_coefficient", self.values_per_coefficient, 1, MAX_LOG_Q)
+        require_integer("scale_bits", self.scale_bits, 1, self.log_q - 1)
+        require_integer("dropped_bits", self.dropped_bits, 0, self.scale_bits)
+        require_integer("suite", self.suite, SUITES[0], SUITES[-1])
         if self.tau < self.colluders:
             raise ParameterError(
                 f"threshold less packing is {self.tau}: it must reach the {self.colluders} "
@@ -212,8 +178,9 @@ class SecAggParams:
             dimension: Values in a vector.
             colluders: Members of the whole roster that may collude, an absolute number; up to n - 2
                 of them are assumed to be in the cohort.
-            min_included: Inputs a sum must contain. By default those that stay when `dropout` is
-                exhausted, and at least two honest ones.
+            min_included: Inputs a sum must contain, two more than colluders at least: the sum
+                with one honest input reveals it. By default those that stay when `dropout` is
+                exhausted.
             suite: 1 or 2.
             committee: Size of the committee; by default `choose_committee` decides.
 
@@ -221,10 +188,14 @@ class SecAggParams:
             ParameterError: A value is outside its range, or no choice is secure and live; the
                 message says which of n, corrupt and dropout cannot be met and why.
         """
+        require_integer("n", n, 2, MAX_COHORT)
+        require_fraction("corrupt", corrupt)
+        require_fraction("dropout", dropout)
+        require_integer("modulus_bits", modulus_bits, MIN_MODULUS_BITS, MAX_MODULUS_BITS)
         return _derive(
             n,
-            float(corrupt) if _fraction("corrupt", corrupt) else 0.0,
-            float(dropout) if _fraction("dropout", dropout) else 0.0,
+            float(corrupt),
+            float(dropout),
             modulus_bits,
             dimension,
             colluders,
@@ -353,168 +324,6 @@ class SecAggParams:
         return SecAggParams(**dict(zip(names, _WIRE.unpack(data), strict=True)))
 
 
-def cohort_colluders(*, n: int, corrupt: float, colluders: int = 0) -> int:
-    """Return how many of a cohort may collude: the fraction, or the absolute number if greater.
-
-    Raises:
-        ParameterError: Fewer than two members would be honest, or a value is out of range.
-    """
-    _check("n", n, 2, MAX_COHORT)
-    _fraction("corrupt", corrupt)
-    _check("colluders", colluders, 0, 2**32 - 1)
-    count = max(math.ceil(corrupt * n - _SLACK), min(colluders, n - 2))
-    if count > n - 2:
-        raise ParameterError(
-            f"n={n}, corrupt={corrupt}: {count} of {n} members may collude, and a sum hides "
-            f"nobody unless two are honest{_explicit_choice(n) or '; invite more, or assume less'}"
-        )
-    return count
-
-
-@functools.lru_cache(maxsize=4_096)
-def choose_committee(
-    *,
-    n: int,
-    corrupt: float,
-    dropout: float,
-    colluders: int = 0,
-    suite: int = 1,
-    size: int | None = None,
-) -> Committee:
-    """Return the committee for a cohort; arguments as `SecAggParams.derive`.
-
-    Up to 100 members everybody is in it, and the counts are certain. Above, the size is searched
-    in steps of ten for the fewest bytes that a member moves on the committee's account (sealed
-    shares and proof up, sealing keys down); the tails are exact: more colluders than c with chance
-    2^-104, fewer live members than ``live`` with chance 2^-30.
-
-    With c colluders, ``tau = max(c, 1)`` shares must reveal nothing, and ``tau + rho`` answers
-    determine the sum. Of the live members, twice the number of wrong answers to be corrected are
-    set aside; ceil(corrupt C) of them if that leaves room, and otherwise half, a quarter ... and
-    finally none, before the parameters are refused. The rest is rho, reduced to the least that
-    needs the same number of polynomials; what that frees corrects further errors.
-
-    Raises:
-        ParameterError: As `SecAggParams.derive`.
-    """
-    bad = cohort_colluders(n=n, corrupt=corrupt, colluders=colluders)
-    _fraction("dropout", dropout)
-    if suite not in SUITES:
-        raise ParameterError(f"suite is {suite!r}: it must be 1 or 2")
-    stay = math.floor((1 - dropout) * n + _SLACK)
-    if size is not None:
-        _check("committee", size, 2, min(n, MAX_COMMITTEE))
-        sizes = [size]
-    elif n <= EVERYBODY:
-        sizes = [n]
-    else:
-        sizes = list(range(_STEP, min(n, MAX_COMMITTEE) + 1, _STEP))
-        if n <= MAX_COMMITTEE and n % _STEP:
-            sizes.append(n)
-    halvings = math.ceil(corrupt * sizes[-1] - _SLACK).bit_length()
-    for given_up in range(halvings + 1):
-        best: tuple[int, Committee] | None = None
-        for candidate in sizes:
-            if best is not None and candidate * _least_cost(suite) >= best[0]:
-                break
-            wanted = math.ceil(corrupt * candidate - _SLACK) >> given_up
-            committee = _committee(n, bad, stay, candidate, wanted)
-            if committee is None:
-                continue
-            cost = _cost(committee, suite)
-            if best is None or cost < best[0]:
-                best = cost, committee
-        if best is not None:
-            return best[1]
-    raise ParameterError(_why_none(n, corrupt, dropout, colluders, bad, stay, sizes))
-
-
-def _tails(n: int, bad: int, stay: int, size: int) -> tuple[int, int]:
-    """Return the most colluders and the least live members of a committee."""
-    if size == n:
-        return bad, stay
-    return (
-        hypergeometric.upper(population=n, marked=bad, draws=size, bits=SECRECY_BITS),
-        hypergeometric.lower(population=n, marked=stay, draws=size, bits=LIVENESS_BITS),
-    )
-
-
-def _committee(n: int, bad: int, stay: int, size: int, wanted: int) -> Committee | None:
-    """Return the committee of ``size`` that corrects ``wanted`` errors, or None."""
-    colluders, live = _tails(n, bad, stay, size)
-    quorum = (size + colluders) // 2 + 1
-    tau = max(colluders, 1)
-    packing = live - 2 * wanted - tau
-    if live < quorum or packing < 1:
-        return None
-    columns = -(-RING_DEGREE // min(packing, RING_DEGREE))
-    packing = -(-RING_DEGREE // columns)
-    threshold = tau + packing
-    return Committee(
-        size=size,
-        colluders=colluders,
-        live=live,
-        quorum=quorum,
-        threshold=threshold,
-        packing=packing,
-        errors=(live - threshold) // 2,
-    )
-
-
-def _cost(committee: Committee, suite: int) -> int:
-    columns = -(-RING_DEGREE // committee.packing)
-    share = 2 * (columns + PROOF_COLUMNS) + SEAL_OVERHEAD[suite]
-    proof = 2 * PROOF_COLUMNS * committee.threshold
-    return committee.size * (share + _PREKEY_BYTES[suite]) + proof
-
-
-def _least_cost(suite: int) -> int:
-    """Return what a committee member costs at least, however large the packing."""
-    return 2 * (1 + PROOF_COLUMNS) + SEAL_OVERHEAD[suite] + _PREKEY_BYTES[suite]
-
-
-def _why_none(
-    n: int,
-    corrupt: float,
-    dropout: float,
-    colluders: int,
-    bad: int,
-    stay: int,
-    sizes: list[int],
-) -> str:
-
-    def lack(size: int) -> float:
-        most, live = _tails(n, bad, stay, size)
-        return ((size + most) // 2 + 1 - live) / size
-
-    closest = min(sizes, key=lack)
-    most, live = _tails(n, bad, stay, closest)
-    quorum = (closest + most) // 2 + 1
-    who = "everybody" if closest == n else f"{closest} members"
-    what = f"n={n}, corrupt={corrupt}, dropout={dropout}"
-    if colluders:
-        what += f", colluders={colluders}"
-    short = (
-        f"{live} live members are below the quorum of {quorum}"
-        if live < quorum
-        else f"{live} live members leave no room above {max(most, 1)} colluders"
-    )
-    advice = _explicit_choice(n) or "; invite more, or assume less"
-    return (
-        f"{what} cannot be met: with {who} in the committee, of whom {most} may collude, "
-        f"{short}{advice}"
-    )
-
-
-def _explicit_choice(n: int) -> str:
-    if n > 3:
-        return ""
-    return (
-        f"; {n} members can be served only by an explicit choice of corrupt = 0 (nobody colludes "
-        "with the server) or dropout = 0 (nobody may be lost), or of both"
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Ring:
     values_per_coefficient: int
@@ -528,7 +337,7 @@ def _ring(n: int, modulus_bits: int) -> _Ring:
     """Return the packing with the least wire bytes a value, then the least modulus."""
     best: tuple[tuple[float, int, int], _Ring] | None = None
     for values in range(1, MAX_LOG_Q // modulus_bits + 1):
-        for dropped in range(0, 12):
+        for dropped in range(_MAX_DROPPED_BITS + 1):
             sigma = math.sqrt(n * _noise_variance(dropped))
             scale = max(dropped, 1 + math.ceil(math.log2(MARGIN * sigma)))
             log_q = modulus_bits * values + scale
@@ -575,14 +384,13 @@ def _derive(
     suite: int,
     size: int | None,
 ) -> SecAggParams:
-    _check("modulus_bits", modulus_bits, MIN_MODULUS_BITS, MAX_MODULUS_BITS)
     committee = choose_committee(
         n=n, corrupt=corrupt, dropout=dropout, colluders=colluders, suite=suite, size=size
     )
+    bad = cohort_colluders(n=n, corrupt=corrupt, colluders=colluders)
     if min_included is None:
-        stay = math.floor((1 - dropout) * n + _SLACK)
-        bad = cohort_colluders(n=n, corrupt=corrupt, colluders=colluders)
-        min_included = max(stay, bad + 2)
+        min_included = max(live_members(n=n, dropout=dropout), bad + 2)
+    require_integer("min_included", min_included, bad + 2, n)
     ring = _ring(n, modulus_bits)
     return SecAggParams(
         n=n,
@@ -601,16 +409,3 @@ def _derive(
         scale_bits=ring.scale_bits,
         suite=suite,
     )
-
-
-def _fraction(name: str, value: float) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
-        raise ParameterError(f"{name} is {value!r}: a fraction in [0, 1) is needed")
-    return True
-
-
-def _check(name: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ParameterError(f"{name} is {value!r}: an integer is needed")
-    if not low <= value <= high:
-        raise ParameterError(f"{name} is {value}: it must be from {low} to {high}")
