@@ -8,34 +8,33 @@ one of them and watch the attack it stops succeed. Callers go through the module
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Collection, Hashable, Iterable, Mapping
 
+from secure_agg import hypergeometric
 from secure_agg.errors import (
-    AliveSetError,
-    AlreadyReleased,
-    AlreadySigned,
+    AlreadyAnswered,
+    AlreadyEndorsed,
+    CommitteeMismatch,
     ContextMismatch,
     DuplicateMember,
-    GraphMismatch,
     InputError,
-    KeyMismatch,
     LateMessage,
     LowOrderPoint,
     MessageError,
-    NonceMismatch,
-    NonceWithheld,
-    OwnKeyChanged,
     PolicyViolation,
+    ProofError,
     QuorumNotMet,
     RosterError,
-    ShareMismatch,
+    SetError,
+    ShareError,
     SignatureMismatch,
     StageError,
     StaleRound,
+    StateError,
     ThresholdNotMet,
+    UploadReused,
 )
-from secure_agg.floor import Floor
+from secure_agg.committee import SECRECY_BITS
 from secure_agg.params import SecAggParams
 
 # -- form -------------------------------------------------------------------------------------
@@ -48,32 +47,22 @@ def size(found: int, least: int, most: int, what: str) -> None:
 
 
 def stage(found: str, expected: str, what: str) -> None:
-    """Raise StageError unless a message is of the machine's stage; none is skipped or repeated."""
+    """Raise StageError unless a machine is in the stage that a step belongs to."""
     if found != expected:
-        raise StageError(f"a {what} message in stage {found}: it belongs to stage {expected}")
+        raise StageError(f"{what} in stage {found}: it belongs to stage {expected}")
 
 
-def awaited(stage_of_message: int, stage_now: int, sender: int, expected: bool) -> None:
-    """A client's message arrives while the server waits for it; a late upload is discarded.
-
-    A member that was declared dropped has had its mask key reconstructed: its upload must not
-    enter anything any more.
-
-    Raises:
-        LateMessage: The stage of the message is over.
-        StageError: It has not come, or nothing is expected of this member.
-    """
-    if stage_of_message < stage_now:
-        raise LateMessage(f"member {sender}: the stage is closed; the message is discarded")
-    if stage_of_message > stage_now or not expected:
-        raise StageError(f"member {sender}: the server does not wait for this message")
+def this_session(found: bytes, session: bytes, what: str) -> None:
+    """Raise MessageError unless a message is of the session that is open."""
+    if found != session:
+        raise MessageError(f"a {what} message of another session")
 
 
 def same_session(found: bytes, session: bytes, sender: int) -> None:
-    """A client's message is of the session that is open now.
+    """A member's message is of the session that is open now.
 
-    One of another session proves nothing against its sender: it said so when it was asked, and the
-    network kept it back while the round's graph was drawn again, or a replay brought it here.
+    One of another session proves nothing against its sender: the network kept it back, or a replay
+    brought it here.
 
     Raises:
         LateMessage: It is of another.
@@ -82,11 +71,23 @@ def same_session(found: bytes, session: bytes, sender: int) -> None:
         raise LateMessage(f"member {sender}: a message of another session is discarded")
 
 
-# -- round and policy ---------------------------------------------------------------------------
+def in_time(open_now: bool, sender: int, what: str) -> None:
+    """Raise LateMessage on a message for a step that is closed; it is discarded."""
+    if not open_now:
+        raise LateMessage(f"member {sender}: a {what} message after its step was closed")
+
+
+def expected(awaited: bool, sender: int, what: str) -> None:
+    """Raise StageError on a message that nobody waits for: early, repeated or not asked for."""
+    if not awaited:
+        raise StageError(f"member {sender}: no {what} message is expected of it now")
+
+
+# -- what the server announces ------------------------------------------------------------------
 
 
 def context(agreed: Mapping[str, object], announced: Mapping[str, object]) -> None:
-    """Job, round, model, policy, roster, parameters and length are those agreed upon.
+    """Job, round, model, policy, roster and parameters are those agreed upon.
 
     Raises:
         ContextMismatch: One of them is another.
@@ -96,93 +97,83 @@ def context(agreed: Mapping[str, object], announced: Mapping[str, object]) -> No
             raise ContextMismatch(f"the server announced another {name} than was agreed upon")
 
 
-def fresh(mark: tuple[int, int] | None, round_: int, attempt: int) -> None:
-    """Raise StaleRound unless a round, or an attempt within it, is above the stored mark."""
-    if mark is not None and (round_, attempt) <= mark:
-        raise StaleRound(
-            f"round {round_}, attempt {attempt} is not above the stored mark "
-            f"of round {mark[0]}, attempt {mark[1]}"
-        )
+def fresh(round_: int, mark: int | None) -> None:
+    """Raise StaleRound on a round below the last one that this member entered."""
+    if mark is not None and round_ < mark:
+        raise StaleRound(f"round {round_} is below the stored mark of round {mark}")
 
 
-def attempts(attempt: int, params: SecAggParams) -> None:
-    """A graph is drawn no more often than the parameters were derived for.
-
-    Args:
-        attempt: Draws before this one.
-        params: Of the round.
-
-    Raises:
-        PolicyViolation: It would be.
-    """
-    if attempt >= params.attempts:
-        raise PolicyViolation(f"attempt {attempt + 1} of a round that allows {params.attempts}")
+def one_session(session: bytes, entered: bytes | None, round_: int) -> None:
+    """Raise StaleRound on a second session in one round: another committee, cohort or key."""
+    if entered is not None and session != entered:
+        raise StaleRound(f"round {round_} was entered in another session; there is no second one")
 
 
-def floor_members(params: SecAggParams, floor: Floor) -> None:
-    """Raise PolicyViolation if the cohort, or the smallest sum, is below the floor."""
-    if params.n < floor.members:
-        raise PolicyViolation(f"a cohort of {params.n}: at least {floor.members} are required here")
-    if params.min_alive < floor.min_alive:
-        raise PolicyViolation(
-            f"a sum of {params.min_alive} inputs: at least {floor.min_alive} are required here"
-        )
+def upload_once(sequence: int, uploads: int) -> None:
+    """Raise StaleRound unless an upload is the next one of this session, across restarts too."""
+    if sequence < uploads:
+        raise StaleRound(f"upload {sequence} has left in this round; there is no second one")
 
 
-def floor_threshold(params: SecAggParams, floor: Floor) -> None:
-    """The threshold is inside its bounds: the colluders of a neighbourhood stay below it.
+def next_upload(sequence: int, uploads: int, epoch: bool) -> None:
+    """Raise StageError on an upload out of order, or a second one outside an epoch."""
+    if sequence > uploads or (sequence and not epoch):
+        raise StageError(f"upload {sequence} is asked for: {uploads} were made in this round")
+
+
+def roster_colluders(params: SecAggParams, assumed: int | None) -> None:
+    """The parameters hold against as many colluders as the roster assumes.
+
+    The server chooses the cohort, and could invite them all. Of those in the cohort the committee
+    then holds more than ``params.colluders`` with chance 2^-104 at most, and a sum contains at
+    least two inputs that are not theirs.
 
     Raises:
-        PolicyViolation: Threshold, neighbours or bits of secrecy are below the floor.
+        PolicyViolation: They hold against fewer.
     """
-    least = max(floor.threshold, floor.threshold_fraction * params.degree)
-    if params.threshold < least:
-        raise PolicyViolation(f"threshold {params.threshold}: at least {least:g} is required here")
-    if params.degree < floor.degree_fraction * (params.n - 1):
+    if assumed is None:
+        return
+    present = min(assumed, params.n - 2)
+    drawn = hypergeometric.upper(
+        population=params.n, marked=present, draws=params.committee, bits=SECRECY_BITS
+    )
+    if params.colluders < drawn:
         raise PolicyViolation(
-            f"{params.degree} neighbours: at least "
-            f"{floor.degree_fraction * (params.n - 1):g} are required here"
+            f"{params.colluders} colluders tolerated in a committee of {params.committee}: the "
+            f"roster assumes {assumed} of all members, of whom it may hold {drawn}"
         )
-    if params.secrecy_bits < floor.secrecy_bits:
+    if params.min_included < present + 2:
         raise PolicyViolation(
-            f"threshold {params.threshold} of {params.degree} neighbours gives "
-            f"{params.secrecy_bits:.1f} bits of secrecy: {floor.secrecy_bits:g} are required here"
-        )
-
-
-def floor_quorum(params: SecAggParams, floor: Floor) -> None:
-    """No two alive sets can both reach the quorum, and enough colluders are tolerated.
-
-    Raises:
-        PolicyViolation: Two could, or the quorum or the colluders are below the floor.
-    """
-    least = max(floor.quorum_fraction * params.n, (params.n + params.colluders) // 2 + 1)
-    if params.quorum < least:
-        raise PolicyViolation(f"a quorum of {params.quorum}: at least {least:g} is required here")
-    if params.colluders < floor.corrupt * params.n - 1e-9:
-        raise PolicyViolation(
-            f"{params.colluders} colluders of {params.n} tolerated: a fraction of "
-            f"{floor.corrupt:g} is required here"
+            f"a sum of {params.min_included} inputs: the roster assumes {assumed} colluders, so "
+            f"that {present + 2} are needed"
         )
 
 
-def floor_roster(params: SecAggParams, corrupt: int | None) -> None:
-    """Raise PolicyViolation if fewer colluders are tolerated than the roster assumes."""
-    if corrupt is not None and params.colluders < min(corrupt, params.n - 1):
-        raise PolicyViolation(
-            f"{params.colluders} colluders tolerated: the roster assumes up to {corrupt}"
-        )
+def cohort_size(found: int, n: int) -> None:
+    """Raise MessageError unless as many members are invited as the parameters were made for."""
+    if found != n:
+        raise MessageError(f"a cohort of {found} members: the parameters say {n}")
 
 
-def floor_modulus(params: SecAggParams, floor: Floor) -> None:
-    """Raise PolicyViolation unless the ring is the one that the encoder was made for."""
-    if floor.modulus_bits is not None and params.modulus_bits != floor.modulus_bits:
-        raise PolicyViolation(
-            f"a ring of {params.modulus_bits} bits: {floor.modulus_bits} are required here"
-        )
+def invited(places: Mapping[int, int], member: int) -> None:
+    """Raise RosterError unless a member belongs to the cohort."""
+    if member not in places:
+        raise RosterError(f"member {member} is not in the cohort of this round")
 
 
-# -- members and graph ----------------------------------------------------------------------------
+def committee(drawn: tuple[int, ...], announced: tuple[int, ...]) -> None:
+    """Raise CommitteeMismatch unless the committee is the one that the cohort determines."""
+    if drawn != announced:
+        raise CommitteeMismatch("the committee is not the one that the cohort determines")
+
+
+def suite(found: int, agreed: int, member: int) -> None:
+    """Raise MessageError unless a sealing key is of the round's suite."""
+    if found != agreed:
+        raise MessageError(f"member {member}'s sealing key is of suite {found}, not {agreed}")
+
+
+# -- keys and signatures ------------------------------------------------------------------------
 
 
 def enrolled(roster: Mapping[int, bytes], member: int) -> bytes:
@@ -197,22 +188,36 @@ def enrolled(roster: Mapping[int, bytes], member: int) -> bytes:
     return public
 
 
+def own_identity(expected: bytes, found: bytes) -> None:
+    """Raise RosterError unless the roster holds this member's own key under its id."""
+    if found != expected:
+        raise RosterError("the roster holds another public key for this member than its own")
+
+
 def signature(valid: bool, member: int, what: str) -> None:
     """Raise SignatureMismatch unless a signature verified under the roster's key."""
     if not valid:
         raise SignatureMismatch(f"the signature of member {member} on its {what} does not verify")
 
 
+def sealing_key_signature(valid: bool, owner: bytes) -> None:
+    """Raise SignatureMismatch unless a sealing key was signed by its owner."""
+    if not valid:
+        raise SignatureMismatch(
+            f"a sealing key's signature does not verify under identity {owner.hex()[:16]}"
+        )
+
+
 def distinct(values: Iterable[Hashable], count: int, what: str) -> None:
     """Raise DuplicateMember unless ``values`` are ``count`` different ones."""
     if len(set(values)) != count:
-        raise DuplicateMember(f"the cohort contains one {what} twice")
+        raise DuplicateMember(f"one {what} occurs twice")
 
 
-def own_entry(expected: bytes, found: bytes | None, what: str) -> None:
-    """Raise OwnKeyChanged unless the server shows everybody what this participant sent."""
-    if found != expected:
-        raise OwnKeyChanged(f"the server shows this participant's {what} missing or altered")
+def high_order(low: bool, what: str) -> None:
+    """Raise LowOrderPoint if a public X25519 key is of low order."""
+    if low:
+        raise LowOrderPoint(f"{what} of low order: the agreed secret would be known to all")
 
 
 def contributory(secret: bytes) -> None:
@@ -221,126 +226,116 @@ def contributory(secret: bytes) -> None:
         raise LowOrderPoint("a public key of low order: the agreed secret would be known to all")
 
 
-def high_order(low: bool, member: int) -> None:
-    """Raise LowOrderPoint if an advertised X25519 key is of low order."""
-    if low:
-        raise LowOrderPoint(f"member {member} advertised a public key of low order")
-
-
-def enough_members(count: int, params: SecAggParams, what: str) -> None:
-    """A set of members is as large as the smallest sum, and not larger than the cohort.
-
-    Raises:
-        ThresholdNotMet: It is smaller.
-        AliveSetError: It is larger.
-    """
-    if count < params.min_alive:
-        raise ThresholdNotMet(f"{count} members {what}: at least {params.min_alive} are needed")
-    if count > params.n:
-        raise AliveSetError(f"{count} members {what}: {params.n} were invited")
-
-
-def nonces_revealed(count: int, members: int) -> None:
-    """Raise NonceWithheld unless every committed nonce was revealed."""
-    if count != members:
-        raise NonceWithheld(f"{count} graph nonces for {members} members: each must be revealed")
-
-
-def nonce(commitment: bytes, found: bytes, member: int) -> None:
-    """Raise NonceMismatch unless a revealed graph nonce fits its commitment."""
-    if commitment != found:
-        raise NonceMismatch(f"the graph nonce of member {member} differs from its commitment")
-
-
-def graph(own: list[int], announced: list[int]) -> None:
-    """Raise GraphMismatch unless the server's neighbours are those that the nonces determine."""
-    if own != announced:
-        raise GraphMismatch("the server's neighbours are not those that the nonces determine")
-
-
 # -- shares ---------------------------------------------------------------------------------------
 
 
-def enough_shares(count: int, threshold: int) -> None:
-    """Raise ThresholdNotMet on fewer authentic shares than t: then nothing is uploaded."""
-    if count < threshold:
-        raise ThresholdNotMet(f"{count} authentic shares received: {threshold} are needed")
+def share_opens(plain: bytes | None, dealer: int) -> None:
+    """Raise ShareError unless a sealed share opens under the key agreed with its dealer."""
+    if plain is None:
+        raise ShareError(f"the share dealt by member {dealer} does not open")
 
 
-def share_fits(commitment: bytes, found: bytes, dealer: int) -> None:
-    """Raise ShareMismatch unless a share is the one that its dealer committed to."""
-    if commitment != found:
-        raise ShareMismatch(f"a share dealt by member {dealer} misses its commitment")
+def share_in_field(largest: int, prime: int, dealer: int) -> None:
+    """Raise ShareError unless all of a share's values are elements of the field."""
+    if largest >= prime:
+        raise ShareError(f"the share dealt by member {dealer} is not of the field")
 
 
-def key_matches(expected: bytes, found: bytes, member: int, what: str) -> None:
-    """Raise KeyMismatch unless a reconstructed secret fits what its owner published."""
-    if not hmac.compare_digest(expected, found):
-        raise KeyMismatch(f"the reconstructed {what} of member {member} does not fit")
+def low_degree(good: bool, dealer: int) -> None:
+    """Raise ProofError unless a share lies on the polynomials that its dealer's proof shows."""
+    if not good:
+        raise ProofError(f"the share dealt by member {dealer} fails the low-degree test")
+
+
+def complaints(unproven: int, colluders: int, member: int) -> None:
+    """A member that complains without evidence about more dealers than may be corrupt is ignored.
+
+    Raises:
+        ShareError: It does.
+    """
+    most = max(3, colluders)
+    if unproven > most:
+        raise ShareError(
+            f"member {member} complains about {unproven} dealers without evidence: at most {most}"
+        )
+
+
+def evidence(fails: bool, member: int, dealer: int) -> None:
+    """Raise ShareError if the key that a complaint reveals shows a share that is good, or none."""
+    if not fails:
+        raise ShareError(f"member {member} accuses dealer {dealer}, and its evidence shows nothing")
+
+
+# -- the set --------------------------------------------------------------------------------------
+
+
+def enough_included(count: int, least: int, what: str) -> None:
+    """Raise ThresholdNotMet on a set of fewer than m uploads."""
+    if count < least:
+        raise ThresholdNotMet(f"{count} uploads {what}: at least {least} are needed")
+
+
+def held(good: bool, dealer: int) -> None:
+    """Raise SetError if a set contains a dealer whose share was not delivered, or failed."""
+    if not good:
+        raise SetError(f"the set contains dealer {dealer}, of whom no checked share is held")
+
+
+def endorses_once(endorsed: bytes | None, asked: bytes) -> None:
+    """Raise AlreadyEndorsed on a second set for one sum, across restarts too."""
+    if endorsed is not None and endorsed != asked:
+        raise AlreadyEndorsed("another set was endorsed for this sum; there is no second one")
+
+
+def disjoint(sequence: int, last: int | None, dealer: int) -> None:
+    """Raise UploadReused if an upload is, or precedes, one in an earlier endorsed set."""
+    if last is not None and sequence <= last:
+        raise UploadReused(f"upload {sequence} of dealer {dealer} is not after those summed before")
+
+
+def buffer_of_epoch(buffer: int, buffers: int) -> None:
+    """Raise StageError on a sum that the session does not provide for."""
+    if buffer >= buffers:
+        raise StageError(f"sum {buffer} of a session of {buffers}")
+
+
+# -- endorsements and answers ---------------------------------------------------------------------
+
+
+def quorum(count: int, least: int) -> None:
+    """Raise QuorumNotMet on fewer valid endorsements of one set than q > (C + c) / 2."""
+    if count < least:
+        raise QuorumNotMet(f"{count} endorsements of the set: {least} are needed")
+
+
+def answers_once(answered: Collection[int], buffer: int) -> None:
+    """Raise AlreadyAnswered if this sum's answer was given, across restarts too."""
+    if buffer in answered:
+        raise AlreadyAnswered("the answer for this sum was given; there is no second one")
+
+
+def enough_answers(count: int, least: int) -> None:
+    """Raise ThresholdNotMet on fewer answers than t, which do not determine the sum."""
+    if count < least:
+        raise ThresholdNotMet(f"{count} answers: {least} are needed")
+
+
+def answer_in_field(largest: int, prime: int, member: int) -> None:
+    """Raise MessageError unless all of an answer's values are elements of the field."""
+    if largest >= prime:
+        raise MessageError(f"the answer of member {member} is not of the field")
+
+
+# -- a member's own state -------------------------------------------------------------------------
+
+
+def state_kept(kept: bool, what: str) -> None:
+    """Raise StateError where what a step needs was lost with the memory: the member abstains."""
+    if not kept:
+        raise StateError(f"{what} was lost with the memory, or never held: this member abstains")
 
 
 def input_range(largest: int, bits: int) -> None:
     """Raise InputError unless an input lies in the ring, without saying by how much it does not."""
     if largest >> bits:
         raise InputError(f"an element of the vector does not fit in {bits} bits")
-
-
-# -- alive set and release ------------------------------------------------------------------------
-
-
-def alive_subset(alive: Collection[int], dealt: Collection[int]) -> None:
-    """Raise AliveSetError unless whoever is alive dealt shares before."""
-    if not set(alive) <= set(dealt):
-        raise AliveSetError("the alive set names a member that dealt no shares")
-
-
-def self_alive(own: int, alive: Collection[int]) -> None:
-    """Raise AliveSetError unless the sum contains this participant's own input."""
-    if own not in alive:
-        raise AliveSetError("the alive set leaves this participant out although it sent its input")
-
-
-def signs_once(signed: bytes | None, asked: bytes) -> None:
-    """Raise AlreadySigned on a second alive set in one round, across restarts too."""
-    if signed is not None and signed != asked:
-        raise AlreadySigned("another alive set was signed in this round; there is no second one")
-
-
-def distinct_signers(signers: list[int]) -> None:
-    """Raise DuplicateMember if a signer would count twice."""
-    if len(set(signers)) != len(signers):
-        raise DuplicateMember("the quorum counts one signer twice")
-
-
-def signers_alive(signers: Collection[int], alive: Collection[int]) -> None:
-    """Raise AliveSetError unless only members of the alive set signed it."""
-    if not set(signers) <= set(alive):
-        raise AliveSetError("the quorum counts a signer outside the alive set")
-
-
-def quorum(count: int, params: SecAggParams) -> None:
-    """Raise QuorumNotMet on fewer valid signatures over one alive set than q > (n + c) / 2."""
-    if count < params.quorum:
-        raise QuorumNotMet(f"{count} signatures over the alive set: {params.quorum} are needed")
-
-
-def partition(
-    dealt: Collection[int], alive: Collection[int], dropped: Collection[int]
-) -> frozenset[int]:
-    """Return who dropped: stage 1's set minus the alive, computed here; the server's list agrees.
-
-    Never both shares of one id: an id in both lists would give the server everything.
-
-    Raises:
-        AliveSetError: The server's list is another.
-    """
-    own = frozenset(dealt) - frozenset(alive)
-    if own != frozenset(dropped) or len(own) != len(dropped):
-        raise AliveSetError("the dropped list is not stage 1's set minus the alive set")
-    return own
-
-
-def not_released(released: bool) -> None:
-    """Raise AlreadyReleased if shares were released in this round, across restarts too."""
-    if released:
-        raise AlreadyReleased("the shares of this round were released; there is no second time")

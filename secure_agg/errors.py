@@ -5,36 +5,32 @@ No message ever contains a secret: keys, seeds, shares and vectors do not reach 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 __all__ = [
-    "AliveSetError",
-    "AlreadyReleased",
-    "AlreadySigned",
+    "AlreadyAnswered",
+    "AlreadyEndorsed",
+    "CommitteeMismatch",
     "ContextMismatch",
-    "DealerFault",
+    "DecodingError",
     "DuplicateMember",
-    "GraphMismatch",
     "InputError",
-    "KeyMismatch",
     "LateMessage",
     "LowOrderPoint",
     "MessageError",
-    "NonceMismatch",
-    "NonceWithheld",
-    "OwnKeyChanged",
     "ParameterError",
     "PolicyViolation",
+    "ProofError",
     "QuorumNotMet",
+    "ResidualError",
     "RosterError",
     "SecureAggError",
+    "SetError",
     "ShareError",
-    "ShareMismatch",
     "SignatureMismatch",
     "StageError",
     "StaleRound",
     "StateError",
     "ThresholdNotMet",
+    "UploadReused",
 ]
 
 
@@ -47,7 +43,7 @@ class ParameterError(SecureAggError):
 
 
 class PolicyViolation(SecureAggError):
-    """Parameters weaker than the participant's own local floor."""
+    """Parameters that tolerate fewer colluders than the member's roster assumes."""
 
 
 class ContextMismatch(SecureAggError):
@@ -55,7 +51,7 @@ class ContextMismatch(SecureAggError):
 
 
 class StaleRound(SecureAggError):
-    """A round or attempt at or below the participant's stored high-water mark."""
+    """A round at or below the member's stored mark, or a second upload in one round."""
 
 
 class MessageError(SecureAggError):
@@ -67,11 +63,11 @@ class StageError(SecureAggError):
 
 
 class LateMessage(StageError):
-    """A client's message for a stage already closed or for another session; it is discarded."""
+    """A message for a stage already closed or for another session; it is discarded."""
 
 
 class RosterError(SecureAggError):
-    """An id that the pinned roster does not contain."""
+    """An id that the pinned roster does not contain, or contains with another key."""
 
 
 class SignatureMismatch(SecureAggError):
@@ -79,51 +75,39 @@ class SignatureMismatch(SecureAggError):
 
 
 class DuplicateMember(SecureAggError):
-    """An id or a public key that occurs twice."""
+    """An id, a key or a signer that occurs twice."""
 
 
-class OwnKeyChanged(SecureAggError):
-    """The server shows this participant's advert missing or altered."""
+class CommitteeMismatch(SecureAggError):
+    """A committee that is not the one that the cohort determines."""
 
 
 class LowOrderPoint(SecureAggError):
     """An X25519 public key of low order: the agreed secret would be known to everyone."""
 
 
-class NonceMismatch(SecureAggError):
-    """A graph nonce that differs from its commitment."""
-
-
-class NonceWithheld(SecureAggError):
-    """A committed graph nonce was never revealed; the graph must be drawn afresh."""
-
-
-class GraphMismatch(SecureAggError):
-    """The server's neighbours are not those that the revealed nonces determine."""
-
-
 class ShareError(SecureAggError):
-    """A sealed share that does not authenticate, or one that misses its commitment."""
+    """A sealed share that does not open, or that opens to something that is no share."""
 
 
-class ShareMismatch(ShareError):
-    """An opened or revealed share that differs from the dealer's commitment."""
+class ProofError(ShareError):
+    """A share that does not lie on the polynomials of its dealer's low-degree proof."""
 
 
-class KeyMismatch(SecureAggError):
-    """A reconstructed secret that does not fit its public key or its signed hash."""
+class SetError(SecureAggError):
+    """A proposed set that names a dealer without a checked share, or a stranger."""
 
 
-class AliveSetError(SecureAggError):
-    """An alive or dropped set that no honest server would send."""
+class AlreadyEndorsed(SecureAggError):
+    """A second set for one sum; a committee member endorses one."""
 
 
-class AlreadySigned(SecureAggError):
-    """A second alive set in a round; a participant signs one."""
+class AlreadyAnswered(SecureAggError):
+    """A second request for an answer; a committee member gives one for each sum."""
 
 
-class AlreadyReleased(SecureAggError):
-    """A second request for shares in a round; a participant answers one."""
+class UploadReused(SecureAggError):
+    """An upload that is in an earlier endorsed set already: it may be in one sum only."""
 
 
 class InputError(SecureAggError):
@@ -131,24 +115,20 @@ class InputError(SecureAggError):
 
 
 class StateError(SecureAggError):
-    """A stored state that cannot be read or does not belong here."""
+    """A stored state that cannot be read or written, or that was lost."""
 
 
 class ThresholdNotMet(SecureAggError):
-    """Fewer members, shares or answers than the threshold; nothing was revealed beyond it."""
+    """Too few uploads, endorsements or answers; nothing was revealed."""
 
 
 class QuorumNotMet(ThresholdNotMet):
-    """Fewer valid signatures over one alive set than the quorum."""
+    """Fewer valid endorsements of one set than the quorum."""
 
 
-class DealerFault(SecureAggError):
-    """Committed shares that do not determine the dealer's secret: the round cannot finish.
+class DecodingError(SecureAggError):
+    """More wrong answers than the redundancy can correct: the round is spent."""
 
-    Attributes:
-        blamed: The dealers to exclude next time.
-    """
 
-    def __init__(self, message: str, blamed: Iterable[int]) -> None:
-        super().__init__(message)
-        self.blamed = frozenset(blamed)
+class ResidualError(SecureAggError):
+    """A decrypted sum whose noise is not that of honest ciphertexts: the round is spent."""

@@ -1,8 +1,8 @@
-"""The twelve messages, to the byte: canonical, bounded before parsed, strictly decoded.
+"""The messages, to the byte: canonical, bounded before parsed, strictly decoded.
 
 Every message is ``version (1) | kind (1) | session (32) | body``; all integers are little endian,
 all lists of members are by increasing id. The session is a hash over everything agreed upon, so
-that a message of another round, model or parameter set is recognised at once. PROTOCOL.md holds
+that a message of another round, committee or parameter set is recognised at once. PROTOCOL.md holds
 the tables.
 """
 
@@ -11,90 +11,89 @@ from __future__ import annotations
 import enum
 import itertools
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
+
+import numpy as np
 
 from secure_agg import checks
 from secure_agg.errors import MessageError, ParameterError
-from secure_agg.keys import SEALED_SIZE
 from secure_agg.params import PARAMS_SIZE, SecAggParams
-from secure_agg.ring import ring
+from secure_agg.prekeys import PREKEY_SIZE
+from secure_agg.session import RoundContext, Session
+from secure_agg.signatures import SIGNATURE_SIZE
 
 __all__ = [
     "HEADER_SIZE",
-    "Begin",
+    "Certificate",
+    "Complaint",
+    "Delivery",
     "Kind",
     "Limits",
-    "Release",
-    "Unmask",
+    "Opening",
+    "Upload",
     "check_frame",
     "frame",
     "kind_of",
     "unframe",
 ]
 
-VERSION: Final = 1
+VERSION: Final = 2
 HEADER_SIZE: Final = 34
 MAX_NAME: Final = 255
-COMMITMENTS_SIZE: Final = 64
-RELEASE_ROW: Final = struct.Struct("<IB32s32s")
-ADVERT_ROW: Final = struct.Struct("<I32s32s32s64s")
-DEALT_ROW: Final = struct.Struct("<I32s32s64s")
-SIGNER_ROW: Final = struct.Struct("<I64s")
-_U32: Final = struct.Struct("<I")
-_BEGIN: Final = struct.Struct(f"<QBQ32s{PARAMS_SIZE}sBBB")
+U32: Final = struct.Struct("<I")
+_OPENING: Final = struct.Struct(f"<QI32s{PARAMS_SIZE}sBBB")
+_SEAT: Final = struct.Struct("<IB")
+_COMPLAINT: Final = struct.Struct("<I32s")
+_DELIVERY: Final = struct.Struct("<II")
+_UPLOAD: Final = struct.Struct("<I32s64s")
+_ROW: Final = struct.Struct("<II32s32s32s64s")
 
 
 class Kind(enum.IntEnum):
-    """What a message is; odd from the server, even from a client."""
+    """What a message is; odd from the server, even from a member."""
 
-    BEGIN = 1
-    ADVERT = 2
-    COHORT = 3
-    REVEAL = 4
-    NONCES = 5
-    SHARES = 6
-    DELIVERY = 7
-    MASKED = 8
-    ALIVE = 9
-    CONSISTENCY = 10
-    UNMASK = 11
-    RELEASE = 12
+    OPENING = 1
+    UPLOAD = 2
+    DELIVERY = 3
+    CHECKED = 4
+    PROPOSAL = 5
+    ENDORSEMENT = 6
+    CERTIFICATE = 7
+    ANSWER = 8
+    NEXT = 9
 
 
 _KINDS: Final = {int(kind): kind for kind in Kind}
 
 
 class Limits:
-    """Least and most bytes of each kind of body in a round, known before a byte is parsed.
+    """Least and most bytes of each kind of body, known before a byte is parsed.
 
     Args:
         params: Of the round.
-        length: Elements of a vector, d.
     """
 
     __slots__ = ("_bounds",)
 
-    def __init__(self, params: SecAggParams, length: int) -> None:
-        n, k = params.n, params.degree
-        vector = ring(params.modulus_bits).packed_size(length)
+    def __init__(self, params: SecAggParams) -> None:
+        n, committee = params.n, params.committee
+        proof, sealed = params.proof_bytes, params.share_bytes
+        opening = _OPENING.size + 4 * n + committee * _SEAT.size
+        upload = _UPLOAD.size + proof + params.ciphertext_bytes
+        answer = 4 + 2 * params.columns + SIGNATURE_SIZE
+        certificate = 4 + -(-committee // 8)
         self._bounds = {
-            Kind.BEGIN: (_BEGIN.size, _BEGIN.size + 3 * MAX_NAME),
-            Kind.ADVERT: (160, 160),
-            Kind.COHORT: (0, n * ADVERT_ROW.size),
-            Kind.REVEAL: (32, 32),
-            Kind.NONCES: (4, 4 + 32 * n + 4 * k),
-            Kind.SHARES: (96, 96 + k * (COMMITMENTS_SIZE + SEALED_SIZE)),
-            Kind.DELIVERY: (
-                4,
-                4 + n * DEALT_ROW.size + k * (SEALED_SIZE + 2 + k * COMMITMENTS_SIZE),
-            ),
-            Kind.MASKED: (2 + vector, 2 + 4 * k + vector),
-            Kind.ALIVE: (0, 4 * n),
-            Kind.CONSISTENCY: (64, 64),
-            Kind.UNMASK: (8, 8 + n * (SIGNER_ROW.size + 4)),
-            Kind.RELEASE: (34, 34 + k * RELEASE_ROW.size),
+            Kind.OPENING: (opening, opening + 3 * MAX_NAME + committee * PREKEY_SIZE[params.suite]),
+            Kind.UPLOAD: (upload, upload + committee * sealed),
+            Kind.DELIVERY: (_DELIVERY.size, _DELIVERY.size + n * (_ROW.size + proof + sealed)),
+            Kind.CHECKED: (4, 4 + n * _COMPLAINT.size),
+            Kind.PROPOSAL: (4 + -(-n // 8), 4 + -(-n // 8)),
+            Kind.ENDORSEMENT: (4 + SIGNATURE_SIZE, 4 + SIGNATURE_SIZE),
+            Kind.CERTIFICATE: (certificate, certificate + committee * SIGNATURE_SIZE),
+            Kind.ANSWER: (answer, answer),
+            Kind.NEXT: (4, 4),
         }
 
     def check(self, kind: Kind, size: int) -> None:
@@ -107,12 +106,17 @@ class Limits:
         checks.size(size, least, most, kind.name)
 
     @property
-    def largest_answer(self) -> int:
-        """Bytes of the largest body that a member sends."""
-        return max(most for kind, (_, most) in self._bounds.items() if kind % 2 == 0)
+    def largest_upload(self) -> int:
+        """Bytes of the largest message that a member sends."""
+        return HEADER_SIZE + max(most for kind, (_, most) in self._bounds.items() if not kind % 2)
+
+    @property
+    def largest_message(self) -> int:
+        """Bytes of the largest message of all."""
+        return HEADER_SIZE + max(most for _, most in self._bounds.values())
 
 
-def frame(kind: Kind, session: bytes, *parts: bytes) -> bytes:
+def frame(kind: Kind, session: bytes, *parts: bytes | memoryview) -> bytes:
     """Put a message together: header, then the parts of its body; ``session`` is 32 bytes."""
     return b"".join((bytes((VERSION, kind)), session, *parts))
 
@@ -143,8 +147,7 @@ def check_frame(message: bytes, kind: Kind, session: bytes, limits: Limits) -> N
     if found is not kind:
         raise MessageError(f"a {found.name} message where {kind.name} was expected")
     limits.check(kind, len(message) - HEADER_SIZE)
-    if message[2:HEADER_SIZE] != session:
-        raise MessageError(f"a {kind.name} message of another session")
+    checks.this_session(message[2:HEADER_SIZE], session, kind.name)
 
 
 def unframe(message: bytes, kind: Kind, session: bytes, limits: Limits) -> bytes:
@@ -157,207 +160,369 @@ def unframe(message: bytes, kind: Kind, session: bytes, limits: Limits) -> bytes
     return message[HEADER_SIZE:]
 
 
-def rows(body: bytes, layout: struct.Struct, what: str) -> list[tuple[Any, ...]]:
-    """Split a body into rows that start with an id; ids must not decrease.
+def pack_bits(chosen: Collection[int], size: int) -> bytes:
+    """Encode a subset of ``range(size)``, one bit each, the first in the lowest bit."""
+    bits = np.zeros(size, np.uint8)
+    bits[list(chosen)] = 1
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
+def unpack_bits(body: bytes, size: int, what: str) -> list[int]:
+    """Decode what `pack_bits` wrote; increasing.
 
     Raises:
-        MessageError: They do, or a row is not whole; names ``what``.
+        MessageError: On another size, or a bit beyond it.
     """
-    if len(body) % layout.size:
-        raise MessageError(f"{what}: {len(body)} bytes are not a whole number of rows")
-    out = list(layout.iter_unpack(body))
-    ids = [row[0] for row in out]
-    if ids != sorted(ids):
-        raise MessageError(f"{what}: the ids do not increase")
-    return out
-
-
-def pack_ids(ids: Iterable[int]) -> bytes:
-    """Encode ids, four bytes each, little endian."""
-    ids = list(ids)
-    return struct.pack(f"<{len(ids)}I", *ids)
-
-
-def unpack_ids(body: bytes | memoryview, what: str) -> list[int]:
-    """Decode what `pack_ids` wrote; ids must increase strictly.
-
-    Raises:
-        MessageError: They do not, or an id is not whole; names ``what``.
-    """
-    if len(body) % 4:
-        raise MessageError(f"{what}: {len(body)} bytes are not a whole number of ids")
-    ids = list(struct.unpack(f"<{len(body) // 4}I", body))
-    if any(a >= b for a, b in itertools.pairwise(ids)):
-        raise MessageError(f"{what}: the ids do not increase")
-    return ids
-
-
-def take_count(
-    body: bytes | memoryview, at: int, width: int, size: int, what: str
-) -> tuple[int, int]:
-    """Read a count of ``width`` bytes at ``at``; return it and where its ``size``-byte rows end.
-
-    Raises:
-        MessageError: The body ends before; names ``what``.
-    """
-    start = at + width
-    if start > len(body):
-        raise MessageError(f"{what}: the message ends inside a count")
-    count = int.from_bytes(body[at:start], "little")
-    end = start + count * size
-    if end > len(body):
-        raise MessageError(f"{what}: the message ends before its {count} rows")
-    return count, end
+    if len(body) != -(-size // 8):
+        raise MessageError(f"{what}: {len(body)} bytes for {size} bits")
+    bits = np.unpackbits(np.frombuffer(body, np.uint8), bitorder="little")
+    chosen: list[int] = np.flatnonzero(bits).tolist()
+    if chosen and chosen[-1] >= size:
+        raise MessageError(f"{what}: bit {chosen[-1]} of {size}")
+    return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
-class Begin:
+class Opening:
     """The server's opening: the whole context, to be compared with one's own.
 
     Attributes:
-        job: Names the training job, at most 255 bytes.
-        round: The round's number.
-        attempt: Draws of the graph before this one.
-        model_hash: At most 255 bytes.
-        policy: At most 255 bytes.
+        context: Job, round, buffers, model and policy.
         roster_hash: 32 bytes.
         params: Of the round.
-        length: Elements of a vector, d.
+        cohort: Increasing ids of those invited.
+        committee: Increasing ids, by position.
+        prekeys: Signed sealing key of each position, or empty.
     """
 
-    job: bytes
-    round: int
-    attempt: int
-    model_hash: bytes
-    policy: bytes
+    context: RoundContext
     roster_hash: bytes
     params: SecAggParams
-    length: int
+    cohort: tuple[int, ...]
+    committee: tuple[int, ...]
+    prekeys: tuple[bytes, ...]
+
+    @staticmethod
+    def of(session: Session) -> Opening:
+        """Return the opening of a session."""
+        return Opening(
+            context=session.context,
+            roster_hash=session.roster.hash,
+            params=session.params,
+            cohort=session.cohort,
+            committee=session.committee,
+            prekeys=session.prekeys,
+        )
 
     def body(self) -> bytes:
         """Encode."""
-        head = _BEGIN.pack(
-            self.round,
-            self.attempt,
-            self.length,
+        names = (self.context.job, self.context.model_hash, self.context.policy)
+        head = _OPENING.pack(
+            self.context.round,
+            self.context.buffers,
             self.roster_hash,
             self.params.encode(),
-            len(self.job),
-            len(self.model_hash),
-            len(self.policy),
+            *map(len, names),
         )
-        return head + self.job + self.model_hash + self.policy
+        parts = [head, *names, struct.pack(f"<{len(self.cohort)}I", *self.cohort)]
+        for member, prekey in zip(self.committee, self.prekeys, strict=True):
+            parts += (_SEAT.pack(member, bool(prekey)), prekey)
+        return b"".join(parts)
 
     @staticmethod
-    def parse(body: bytes) -> Begin:
-        """Decode strictly.
+    def parse(body: bytes) -> Opening:
+        """Decode strictly; the parameters are checked by their own constructor.
 
         Raises:
-            MessageError: On a wrong size or parameters that cannot work.
+            MessageError: On a wrong size, ids out of order or parameters that cannot work.
         """
-        checks.size(len(body), _BEGIN.size, _BEGIN.size + 3 * MAX_NAME, "BEGIN")
-        round_, attempt, length, roster_hash, raw, *sizes = _BEGIN.unpack_from(body)
-        if len(body) != _BEGIN.size + sum(sizes):
-            raise MessageError("a BEGIN message whose names do not fill it")
-        names = []
-        at = _BEGIN.size
+        if len(body) < _OPENING.size:
+            raise MessageError(f"an OPENING message of {len(body)} bytes")
+        round_, buffers, roster_hash, raw, *sizes = _OPENING.unpack_from(body)
+        at, names = _OPENING.size, []
         for size in sizes:
             names.append(body[at : at + size])
             at += size
         try:
             params = SecAggParams.decode(raw)
+            context = RoundContext(
+                job=names[0],
+                round=round_,
+                model_hash=names[1],
+                policy=names[2],
+                buffers=buffers,
+            )
         except ParameterError as error:
-            raise MessageError(f"a BEGIN message with impossible parameters: {error}") from None
-        return Begin(
-            job=names[0],
-            round=round_,
-            attempt=attempt,
-            model_hash=names[1],
-            policy=names[2],
+            raise MessageError(f"an OPENING message with impossible values: {error}") from None
+        end = at + 4 * params.n
+        if end > len(body):
+            raise MessageError(f"an OPENING message that ends before its {params.n} members")
+        cohort = struct.unpack(f"<{params.n}I", body[at:end])
+        _increasing(cohort, "an OPENING message's cohort")
+        committee, prekeys, at = [], [], end
+        for _ in range(params.committee):
+            if at + _SEAT.size > len(body):
+                raise MessageError("an OPENING message that ends before its committee")
+            member, present = _SEAT.unpack_from(body, at)
+            if present > 1:
+                raise MessageError(f"an OPENING message with flag {present}: 0 or 1")
+            at += _SEAT.size
+            size = PREKEY_SIZE[params.suite] if present else 0
+            committee.append(member)
+            prekeys.append(body[at : at + size])
+            at += size
+        if at != len(body):
+            raise MessageError("an OPENING message whose committee does not fill it")
+        return Opening(
+            context=context,
             roster_hash=roster_hash,
             params=params,
-            length=length,
+            cohort=cohort,
+            committee=tuple(committee),
+            prekeys=tuple(prekeys),
+        )
+
+
+def _increasing(ids: Sequence[int], what: str) -> None:
+    if any(a > b for a, b in itertools.pairwise(ids)):
+        raise MessageError(f"{what}: the ids do not increase")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """A dealer's one message.
+
+    Attributes:
+        sequence: Number of this upload in the session, from 0.
+        ephemeral: Its X25519 key, 32 bytes.
+        signature: Over everything, 64 bytes.
+        proof: The combined polynomials by their values at the first t members.
+        sealed: The shares of the positions that have a key, one after the other.
+        ciphertext: The masked vector.
+    """
+
+    sequence: int
+    ephemeral: bytes
+    signature: bytes
+    proof: bytes
+    sealed: bytes
+    ciphertext: bytes | memoryview
+
+    def parts(self) -> tuple[bytes | memoryview, ...]:
+        """Encode, as parts to be joined once."""
+        head = _UPLOAD.pack(self.sequence, self.ephemeral, self.signature)
+        return head, self.proof, self.sealed, self.ciphertext
+
+    @staticmethod
+    def parse(message: bytes, session: Session) -> Upload:
+        """Decode a whole message strictly; the ciphertext is not copied.
+
+        Raises:
+            MessageError: On a size that does not fit the session's committee.
+        """
+        params = session.params
+        proof, sealed = params.proof_bytes, len(session.seats) * params.share_bytes
+        size = _UPLOAD.size + proof + sealed + params.ciphertext_bytes
+        checks.size(len(message) - HEADER_SIZE, size, size, Kind.UPLOAD.name)
+        sequence, ephemeral, signature = _UPLOAD.unpack_from(message, HEADER_SIZE)
+        first = HEADER_SIZE + _UPLOAD.size
+        second = first + proof
+        third = second + sealed
+        return Upload(
+            sequence=sequence,
+            ephemeral=ephemeral,
+            signature=signature,
+            proof=message[first:second],
+            sealed=message[second:third],
+            ciphertext=memoryview(message)[third:],
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unmask:
-    """The server's last request: who signed, and whom it takes for dropped.
+class Dealt:
+    """What a committee member learns of one upload, beside its own share.
 
     Attributes:
-        signers: Increasing ids.
-        signatures: Theirs over the alive set, 64 bytes each, in the same order.
-        dropped: Increasing ids of those that dealt shares and are not alive.
+        id: The dealer's.
+        sequence: Of its upload.
+        ephemeral: Its X25519 key.
+        ciphertext_hash: SHA-256 of the masked vector.
+        sealed_hash: SHA-256 of all sealed shares.
+        signature: The dealer's.
+        proof: As uploaded.
     """
 
-    signers: list[int]
-    signatures: list[bytes]
-    dropped: list[int]
+    id: int
+    sequence: int
+    ephemeral: bytes
+    ciphertext_hash: bytes
+    sealed_hash: bytes
+    signature: bytes
+    proof: bytes
 
-    def body(self) -> bytes:
+    def row(self) -> bytes:
         """Encode."""
-        signed = [SIGNER_ROW.pack(*row) for row in zip(self.signers, self.signatures, strict=True)]
-        return b"".join(
-            (
-                _U32.pack(len(signed)),
-                *signed,
-                _U32.pack(len(self.dropped)),
-                pack_ids(self.dropped),
+        head = _ROW.pack(
+            self.id,
+            self.sequence,
+            self.ephemeral,
+            self.ciphertext_hash,
+            self.sealed_hash,
+            self.signature,
+        )
+        return head + self.proof
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """The uploads of one buffer, for one committee member.
+
+    Attributes:
+        buffer: Number of the sum.
+        rows: The same bytes for every member: see `Dealt`.
+        sealed: This member's sealed shares, in the order of the rows.
+        count: Number of dealers.
+    """
+
+    buffer: int
+    rows: bytes
+    sealed: bytes
+    count: int
+
+    def parts(self) -> tuple[bytes, ...]:
+        """Encode, as parts to be joined once."""
+        return _DELIVERY.pack(self.buffer, self.count), self.rows, self.sealed
+
+    @staticmethod
+    def parse(body: bytes, params: SecAggParams) -> Delivery:
+        """Decode strictly.
+
+        Raises:
+            MessageError: On a count that does not fill the body.
+        """
+        buffer, count = _DELIVERY.unpack_from(body)
+        row, sealed = _ROW.size + params.proof_bytes, params.share_bytes
+        if len(body) != _DELIVERY.size + count * (row + sealed):
+            raise MessageError(f"a DELIVERY message whose {count} dealers do not fill it")
+        split = _DELIVERY.size + count * row
+        return Delivery(
+            buffer=buffer,
+            rows=body[_DELIVERY.size : split],
+            sealed=body[split:],
+            count=count,
+        )
+
+
+def read_rows(rows: bytes, params: SecAggParams) -> list[Dealt]:
+    """Decode a delivery's common rows.
+
+    Raises:
+        MessageError: The dealers' ids decrease.
+    """
+    size = _ROW.size + params.proof_bytes
+    out = []
+    for at in range(0, len(rows), size):
+        proof = rows[at + _ROW.size : at + size]
+        id_, sequence, ephemeral, ciphertext, sealed, signature = _ROW.unpack_from(rows, at)
+        out.append(
+            Dealt(
+                id=id_,
+                sequence=sequence,
+                ephemeral=ephemeral,
+                ciphertext_hash=ciphertext,
+                sealed_hash=sealed,
+                signature=signature,
+                proof=proof,
             )
         )
-
-    @staticmethod
-    def parse(body: bytes) -> Unmask:
-        """Decode strictly.
-
-        Raises:
-            MessageError: On counts that do not fill the body, or ids out of order.
-        """
-        _, end = take_count(body, 0, 4, SIGNER_ROW.size, "signers")
-        signed = rows(body[4:end], SIGNER_ROW, "signers")
-        _, last = take_count(body, end, 4, 4, "dropped")
-        if last != len(body):
-            raise MessageError("an UNMASK message with bytes left over")
-        return Unmask(
-            signers=[row[0] for row in signed],
-            signatures=[row[1] for row in signed],
-            dropped=unpack_ids(body[end + 4 : last], "dropped"),
-        )
+    _increasing([dealt.id for dealt in out], "a DELIVERY message's dealers")
+    return out
 
 
 @dataclass(frozen=True, kw_only=True)
-class Release:
-    """A client's last answer: its own seed, and one share of each neighbour.
+class Complaint:
+    """A committee member cannot use its share of one dealer.
 
     Attributes:
-        own_seed: b, 32 bytes.
-        rows: (dealer, kind, share, opening), share and opening 32 bytes each; kind 0 for the
-            self-mask seed of one that is alive, 1 for the mask key of one that is not.
+        dealer: The dealer's id.
+        key: The key that sealed the share: it opens it for anybody, who then sees that it fails;
+            all zero where the share does not open at all.
     """
 
-    own_seed: bytes
-    rows: Sequence[tuple[int, int, bytes, bytes]]
+    dealer: int
+    key: bytes = bytes(32)
 
-    def body(self) -> bytes:
-        """Encode."""
-        count = len(self.rows).to_bytes(2, "little")
-        return b"".join((self.own_seed, count, *(RELEASE_ROW.pack(*row) for row in self.rows)))
+    @property
+    def proven(self) -> bool:
+        """Whether the complaint says what it rests on."""
+        return any(self.key)
+
+
+def pack_complaints(buffer: int, complaints: Sequence[Complaint]) -> bytes:
+    """Encode a CHECKED body; the dealers increase."""
+    rows = (_COMPLAINT.pack(one.dealer, one.key) for one in complaints)
+    return b"".join((U32.pack(buffer), *rows))
+
+
+def unpack_complaints(body: bytes) -> tuple[int, list[Complaint]]:
+    """Decode what `pack_complaints` wrote.
+
+    Raises:
+        MessageError: A row is not whole, or the dealers do not increase strictly.
+    """
+    if len(body) < 4 or (len(body) - 4) % _COMPLAINT.size:
+        raise MessageError(f"a CHECKED message of {len(body)} bytes: its rows are not whole")
+    found = [Complaint(dealer=dealer, key=key) for dealer, key in _COMPLAINT.iter_unpack(body[4:])]
+    if any(a.dealer >= b.dealer for a, b in itertools.pairwise(found)):
+        raise MessageError("a CHECKED message: the dealers do not increase")
+    return U32.unpack_from(body)[0], found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """Endorsements of one set.
+
+    Attributes:
+        buffer: Number of the sum.
+        positions: Increasing positions of the endorsers.
+        signatures: Theirs, in the same order.
+    """
+
+    buffer: int
+    positions: tuple[int, ...]
+    signatures: tuple[bytes, ...]
+
+    def body(self, committee: int) -> bytes:
+        """Encode for a committee of this size."""
+        bits = pack_bits(self.positions, committee)
+        return b"".join((U32.pack(self.buffer), bits, *self.signatures))
 
     @staticmethod
-    def parse(body: bytes) -> Release:
+    def parse(body: bytes, committee: int) -> Certificate:
         """Decode strictly.
 
         Raises:
-            MessageError: On a count that does not fill the body, or dealers out of order.
+            MessageError: On signatures that do not fill the body.
         """
-        _, end = take_count(body, 32, 2, RELEASE_ROW.size, "released shares")
-        if end != len(body):
-            raise MessageError("a RELEASE message with bytes left over")
-        found = [
-            (dealer, kind, share, opening)
-            for dealer, kind, share, opening in RELEASE_ROW.iter_unpack(body[34:])
-        ]
-        ids = [row[0] for row in found]
-        if any(a >= b for a, b in itertools.pairwise(ids)):
-            raise MessageError("released shares: the ids do not increase")
-        return Release(own_seed=body[:32], rows=found)
+        start = 4 + -(-committee // 8)
+        if len(body) < start:
+            raise MessageError(f"a CERTIFICATE message of {len(body)} bytes")
+        positions = unpack_bits(body[4:start], committee, "a CERTIFICATE message's endorsers")
+        if len(body) != start + SIGNATURE_SIZE * len(positions):
+            raise MessageError("a CERTIFICATE message whose signatures do not fill it")
+        starts = range(start, len(body), SIGNATURE_SIZE)
+        return Certificate(
+            buffer=U32.unpack_from(body)[0],
+            positions=tuple(positions),
+            signatures=tuple(body[at : at + SIGNATURE_SIZE] for at in starts),
+        )
+
+
+def pack_values(values: np.typing.NDArray[np.generic]) -> bytes:
+    """Encode elements of the field, two bytes each."""
+    return values.astype("<u2").tobytes()
+
+
+def unpack_values(body: bytes) -> np.typing.NDArray[np.uint16]:
+    """View a body as elements of the field, two bytes each; they are not range-checked."""
+    return np.frombuffer(body, "<u2")

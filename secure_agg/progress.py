@@ -1,141 +1,122 @@
-"""Where a participant stands: all that a stage changes, kept apart so that a stage can be undone.
-
-A participant works on a copy and adopts it when the stage is done and, with a store, written down;
-a refusal or a store that fails leaves what was there before.
-"""
+"""Where a member stands in its round, as a value: replaced as a whole, or not at all."""
 
 from __future__ import annotations
 
-import dataclasses
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from secure_agg import keys
-from secure_agg.dealing import Dealing
-from secure_agg.record import Marks, Record
-from secure_agg.ring import Ring, Vector
-from secure_agg.stages import ParticipantStage
-from secure_agg.store import present
-from secure_agg.transcript import Cohort, Dealt, View, session_hash
+import numpy as np
 
-if TYPE_CHECKING:
-    from secure_agg.messages import Begin
-    from secure_agg.params import SecAggParams
-    from secure_agg.roster import Roster
-    from secure_agg.shared import Shared
+from secure_agg.checking import Held
+from secure_agg.errors import StateError
+from secure_agg.messages import Opening
+from secure_agg.roster import Roster
+from secure_agg.session import Session
+from secure_agg.shared import Shared
+from secure_agg.stages import MemberStage
+from secure_agg.store import pack_fields, unpack_fields
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "Work"]
+
+_MAGIC = b"secure_agg member 2\n"
+_DEALER = struct.Struct("<II32s")
 
 
-@dataclass(kw_only=True, slots=True, repr=False)
-class Progress:
-    """One participant between two messages. No stage changes a value in place; it sets another.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Work:
+    """What a committee member does for one sum.
 
     Attributes:
-        marks: The high-water mark of each job.
-        participations: Rounds, of all jobs, in which this member uploaded.
-        stage: What it sent last.
-        attempt: Which drawing of the graph this is.
-        session: Stands for everything agreed upon before the first message.
-        secrets: The round's secrets; None before the round and after the release.
-        cohort: The adverts of stage 0.
-        view: The cohort with its graph.
-        own_dealt: Own row of stage 1.
-        dealing: What this member does with its neighbours; None once its input is masked.
-        dealt: Stage 1's set.
-        held: Opened shares by dealer.
-        alive: The alive set that was signed.
-        signed: Its digest.
-        vector: The input while it waits to be masked.
-        last: Hash of the message answered last, and the answer; only where there is a store.
+        held: The checked shares.
+        chosen: Rows of the endorsed set; empty before.
     """
 
-    marks: Marks = field(default_factory=dict)
-    participations: int = 0
-    stage: ParticipantStage = ParticipantStage.IDLE
-    attempt: int = 0
-    session: bytes = bytes(32)
-    secrets: keys.RoundSecrets | None = None
-    cohort: Cohort | None = None
-    view: View | None = None
-    own_dealt: bytes = b""
-    dealing: Dealing | None = None
-    dealt: Dealt | None = None
-    held: dict[int, bytes] = field(default_factory=dict)
-    alive: list[int] = field(default_factory=list)
-    signed: bytes | None = None
-    vector: Vector | None = None
-    last: tuple[bytes, bytes] | None = None
+    held: Held
+    chosen: tuple[int, ...] = ()
 
-    def copy(self) -> Progress:
-        """For a stage to work on."""
-        return dataclasses.replace(self)
 
-    def record(self, *, id: int, begin: Begin, ring: Ring) -> Record:
-        """What a store keeps of it."""
-        secrets, cohort, view, dealt = self.secrets, self.cohort, self.view, self.dealt
-        return Record(
-            marks=self.marks,
-            participations=self.participations,
-            id=id,
-            begin=begin,
-            stage=self.stage.value,
-            seed=b"" if secrets is None else secrets.seed,
-            cohort=b"" if cohort is None else cohort.body,
-            nonces=b"" if view is None else view.nonces,
-            own_dealt=self.own_dealt,
-            dealt=b"" if dealt is None else dealt.body,
-            held=self.held,
-            alive=self.alive,
-            signed=self.signed or b"",
-            vector=None if self.vector is None else ring.pack(self.vector),
-            last=self.last,
-        )
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Progress:
+    """A member's state in one round; `private` and the shares are secret.
+
+    Attributes:
+        stage: What was sent last.
+        session: The round, once its opening was accepted.
+        public: The sealing key that the session names for this member, or empty.
+        private: Its private half; empty where it is not held, or erased.
+        works: By the number of the sum; gone once it is answered.
+        last: Hash of the message answered last, and the reply.
+    """
+
+    stage: MemberStage = MemberStage.IDLE
+    session: Session | None = None
+    public: bytes = b""
+    private: bytes = field(default=b"", repr=False)
+    works: Mapping[int, Work] = field(default_factory=dict, repr=False)
+    last: tuple[bytes, bytes] | None = field(default=None, repr=False)
+
+    def pack(self) -> bytes:
+        """Encode all but the keys, for the volatile store; secret."""
+        opening = b"" if self.session is None else Opening.of(self.session).body()
+        question, reply = self.last or (b"", b"")
+        fields = [bytes((self.stage,)), opening, question, reply]
+        for number in sorted(self.works):
+            work, held = self.works[number], self.works[number].held
+            rows = zip(held.dealers, held.sequences, held.digests, strict=True)
+            fields += (
+                number.to_bytes(4, "little"),
+                b"".join(_DEALER.pack(*row) for row in rows),
+                held.shares.astype("<u2").tobytes(),
+                np.array(work.chosen, "<u4").tobytes(),
+            )
+        return pack_fields(_MAGIC, fields)
 
     @staticmethod
-    def of(
-        record: Record,
-        *,
-        roster: Roster,
-        params: SecAggParams,
-        length: int,
-        ring: Ring,
-        shared: Shared | None,
+    def unpack(
+        data: bytes, *, roster: Roster, public: bytes, private: bytes, shared: Shared | None
     ) -> Progress:
-        """Restore what `record` keeps.
+        """Decode what `pack` wrote.
 
         Raises:
-            SecureAggError: It does not fit the roster or the parameters.
-            ValueError: It does not fit itself.
+            StateError: On anything else.
+            SecureAggError: The opening in it is of another roster.
         """
-        self = Progress(
-            marks=dict(record.marks),
-            participations=record.participations,
-            stage=ParticipantStage(record.stage),
-            attempt=record.begin.attempt,
-            session=session_hash(record.begin),
-            own_dealt=record.own_dealt,
-            held=dict(record.held),
-            alive=record.alive,
-            signed=record.signed or None,
-            last=record.last,
-        )
-        if record.seed:
-            self.secrets = keys.RoundSecrets(record.seed)
-        if record.cohort:
-            self.cohort = Cohort.read(roster, params, self.session, record.cohort, shared)
-        if record.nonces:
-            self.view = View.read(present(self.cohort), params, record.nonces, shared)
-        if record.dealt:
-            self.dealt = Dealt.read(present(self.view), params, record.dealt, shared)
-        elif self.view is not None:
-            self.dealing = Dealing(
-                me=record.id,
-                own=present(self.secrets),
-                view=self.view,
-                threshold=params.threshold,
+        stage, body, question, reply, *rest = unpack_fields(_MAGIC, data)
+        if len(rest) % 4:
+            raise StateError("a stored round whose fields do not fill it")
+        session = None
+        if body:
+            opening = Opening.parse(body)
+            session = Session.build(
+                params=opening.params,
+                context=opening.context,
+                roster=roster,
+                cohort=opening.cohort,
+                committee=opening.committee,
+                prekeys=opening.prekeys,
                 shared=shared,
             )
-        if record.vector is not None:
-            self.vector = ring.unpack(record.vector, length).copy()
-        return self
+        works = {}
+        try:
+            for at in range(0, len(rest), 4):
+                number, rows, shares, chosen = rest[at : at + 4]
+                dealers = list(_DEALER.iter_unpack(rows))
+                held = Held(
+                    dealers=tuple(row[0] for row in dealers),
+                    sequences=tuple(row[1] for row in dealers),
+                    digests=tuple(row[2] for row in dealers),
+                    shares=np.frombuffer(shares, "<u2").reshape(len(dealers), -1),
+                )
+                picked = tuple(np.frombuffer(chosen, "<u4").tolist())
+                works[int.from_bytes(number, "little")] = Work(held=held, chosen=picked)
+            return Progress(
+                stage=MemberStage(stage[0]),
+                session=session,
+                public=public,
+                private=private,
+                works=works,
+                last=(question, reply) if question else None,
+            )
+        except (ValueError, IndexError, struct.error) as error:
+            raise StateError(f"a stored round that does not fit: {error}") from None

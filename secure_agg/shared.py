@@ -1,9 +1,10 @@
 """Work that many participants of one process would do alike, done once.
 
-A virtual cohort's members all verify the same signatures and every pair computes the same agreed
-secret twice. `Shared` keeps results by their *complete* inputs, so that a hit proves what a fresh
-computation would. Use one object for one round, in a process that holds all members' secrets
-anyway: a simulation. A device has no use for it.
+A virtual cohort's members all verify the same signatures, expand the same public polynomial, and
+every dealer and committee member compute the same agreed secret. `Shared` keeps results by their
+*complete* inputs, so that a hit proves what a fresh computation would. Use one object for one
+round, in a process that holds all members' secrets anyway: a simulation. A device has no use for
+it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class Shared:
         except KeyError:
             result = self._results[key] = compute()
         return result
+
+    def find(self, key: Hashable) -> Any:
+        """Return the result under ``key``, or None where nobody computed it."""
+        return self._results.get(key)
 
     def clear(self) -> None:
         """Forget everything; call it between rounds."""

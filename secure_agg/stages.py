@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["AggregatorStage", "ParticipantStage"]
+__all__ = ["AggregatorStage", "MemberStage"]
 
 
-class ParticipantStage(enum.Enum):
-    """What a participant sent last."""
+class MemberStage(enum.IntEnum):
+    """What a member sent last."""
 
     IDLE = 0
-    ADVERTISED = 1
-    REVEALED = 2
-    SHARED = 3
-    MASKED = 4
-    SIGNED = 5
-    RELEASED = 6
+    UPLOADED = 1
+    CHECKED = 2
+    ENDORSED = 3
+    ANSWERED = 4
 
 
 class AggregatorStage(enum.IntEnum):
-    """Which message the server waits for."""
+    """Which message the server waits for. Two exchanges with the committee belong to ENDORSE."""
 
     IDLE = 0
-    ADVERTISE = 1
-    REVEAL = 2
-    SHARE_KEYS = 3
-    MASKED_INPUT = 4
-    CONSISTENCY = 5
-    UNMASK = 6
-    DONE = 7
+    UPLOAD = 1
+    ENDORSE = 2
+    ANSWER = 3
+    DONE = 4

@@ -1,6 +1,8 @@
 """Where a machine's state survives a crash: written before the message that it stands for is sent.
 
-A store holds one blob. Its bytes are secret: they contain the round's keys until the round ends.
+A store holds one blob. A member has two. The *durable* one, on a disk, holds marks and no secret:
+what this member must never do twice. The *volatile* one, in memory or on a tmpfs that a reboot
+empties, belongs to `SealingKeys` and holds the private sealing keys and the work of open rounds.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from secure_agg.errors import StateError
 __all__ = ["FileStore", "MemoryStore", "Store", "pack_fields", "present", "unpack_fields"]
 
 _CHECKSUM: Final = 32
+_MAX_FIELDS: Final = 2**16
 T = TypeVar("T")
 
 
@@ -60,7 +63,8 @@ class FileStore:
     """One file, mode 0600, replaced atomically and flushed to the disk with its folder.
 
     Args:
-        path: Of the file, in a folder that is there; ``.new`` beside it is overwritten.
+        path: Of the file, in a folder that is there; ``.new`` beside it is replaced. Neither is
+            followed if it is a symbolic link.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -73,7 +77,9 @@ class FileStore:
             StateError: It is there and cannot be read.
         """
         try:
-            return self.path.read_bytes()
+            handle = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW)
+            with os.fdopen(handle, "rb") as file:
+                return file.read()
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -87,7 +93,9 @@ class FileStore:
         """
         fresh = self.path.with_name(self.path.name + ".new")
         try:
-            handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            fresh.unlink(missing_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            handle = os.open(fresh, flags, 0o600)
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
                 file.flush()
@@ -123,6 +131,8 @@ def unpack_fields(magic: bytes, data: bytes) -> list[bytes]:
     at = len(magic)
     count = int.from_bytes(body[at : at + 4], "little")
     at += 4
+    if count > _MAX_FIELDS:
+        raise StateError(f"a stored state of {count} fields: at most {_MAX_FIELDS} are kept")
     fields = []
     for _ in range(count):
         size = int.from_bytes(body[at : at + 8], "little")

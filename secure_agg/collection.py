@@ -1,0 +1,309 @@
+"""One sum on the server's side: uploads come in, complaints and endorsements, answers, the total.
+
+A synchronous round has one collection, an epoch of buffered rounds one after the other. Ciphertexts
+are added to the running sum as they arrive. Their wire bytes are spooled until the committee has
+checked the shares, because a dealer that it complains about must be taken out of the sum again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from secure_agg import checks, sharing
+from secure_agg.checking import fails
+from secure_agg.complaints import Verdict, judge
+from secure_agg.dealer import public_polynomial
+from secure_agg.decoding import decode
+from secure_agg.digests import digest as hashed
+from secure_agg.errors import SetError
+from secure_agg.field import PRIME
+from secure_agg.masking import Accumulator, Unsigned, to_ring
+from secure_agg.messages import (
+    U32,
+    Certificate,
+    Complaint,
+    Dealt,
+    Delivery,
+    Kind,
+    Upload,
+    frame,
+    pack_bits,
+    unpack_values,
+)
+from secure_agg.params import RING_DEGREE
+from secure_agg.sealing import is_low_order
+from secure_agg.session import (
+    Session,
+    answer_digest,
+    endorsement_digest,
+    set_digest,
+    upload_digest,
+)
+from secure_agg.shared import Shared
+from secure_agg.signatures import SIGNATURE_SIZE, verifies
+from secure_agg.spool import Spool
+
+__all__ = ["Collection"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Received:
+    """An upload without its ciphertext."""
+
+    dealt: Dealt
+    sealed: bytes
+    digest: bytes
+
+
+class _Messages(Mapping[int, bytes]):
+    """A delivery for each committee member, put together when it is asked for.
+
+    All of them together may be a hundred times as large as the uploads' shares.
+    """
+
+    def __init__(self, collection: Collection, members: tuple[int, ...]) -> None:
+        self._collection = collection
+        self._members = dict.fromkeys(members)
+
+    def __getitem__(self, member: int) -> bytes:
+        if member not in self._members:
+            raise KeyError(member)
+        return self._collection.delivery(member)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+
+class Collection:
+    """Everything about one sum.
+
+    Args:
+        session: The round.
+        number: Of this sum in the session.
+        shared: Work shared with a virtual cohort in this process.
+    """
+
+    def __init__(self, session: Session, number: int, shared: Shared | None = None) -> None:
+        self.session = session
+        self.number = number
+        self.left_out: dict[int, str] = {}
+        self._shared = shared
+        self._sum = Accumulator(session.params)
+        self._spool: Spool | None = Spool()
+        self._uploads: dict[int, _Received] = {}
+        self._rows: bytes | None = None
+        self._order: list[int] = []
+        self._digest = b""
+
+    @property
+    def uploaders(self) -> tuple[int, ...]:
+        """Increasing ids of those in the sum so far."""
+        return tuple(sorted(self._uploads))
+
+    # -- uploads ---------------------------------------------------------------------------------
+
+    def take_upload(self, sender: int, message: bytes, sequence: int) -> None:
+        """Verify an upload and add it to the sum.
+
+        Args:
+            sender: The dealer.
+            message: Whole, of an allowed size.
+            sequence: What the dealer's next upload must be numbered.
+
+        Raises:
+            SecureAggError: It is wrong, and nothing was added.
+        """
+        session = self.session
+        upload = Upload.parse(message, session)
+        checks.expected(upload.sequence == sequence, sender, f"UPLOAD {upload.sequence}")
+        checks.high_order(is_low_order(upload.ephemeral), f"member {sender}'s ephemeral key")
+        ciphertext_hash = hashlib.sha256(upload.ciphertext).digest()
+        sealed_hash = hashlib.sha256(upload.sealed).digest()
+        signed = upload_digest(
+            session.hash,
+            sender,
+            sequence,
+            upload.ephemeral,
+            ciphertext_hash,
+            sealed_hash,
+            hashlib.sha256(upload.proof).digest(),
+        )
+        public = checks.enrolled(session.roster, sender)
+        valid = verifies(public, upload.signature, signed, self._shared)
+        checks.signature(valid, sender, "upload")
+        if self._spool is not None:
+            self._spool.put(sender, upload.ciphertext)
+        self._sum.add(upload.ciphertext)
+        self._uploads[sender] = _Received(
+            dealt=Dealt(
+                id=sender,
+                sequence=sequence,
+                ephemeral=upload.ephemeral,
+                ciphertext_hash=ciphertext_hash,
+                sealed_hash=sealed_hash,
+                signature=upload.signature,
+                proof=upload.proof,
+            ),
+            sealed=upload.sealed,
+            digest=signed,
+        )
+
+    def exclude(self, dealer: int) -> None:
+        """Take an upload out of the sum.
+
+        Raises:
+            SetError: The set is fixed, and the ciphertext was not kept.
+        """
+        if dealer not in self._uploads:
+            return
+        if self._spool is None:
+            raise SetError(f"dealer {dealer} cannot be taken out: the set is fixed")
+        self._sum.subtract(self._spool.take(dealer))
+        del self._uploads[dealer]
+
+    # -- the committee's check -------------------------------------------------------------------
+
+    def deliveries(self, members: tuple[int, ...]) -> Mapping[int, bytes]:
+        """Return a DELIVERY message for each of these committee members; no upload comes after."""
+        self._order = list(self.uploaders)
+        self._rows = b"".join(self._uploads[dealer].dealt.row() for dealer in self._order)
+        return _Messages(self, members)
+
+    def delivery(self, member: int) -> bytes:
+        """Return one member's DELIVERY message."""
+        size = self.session.params.share_bytes
+        at = size * self.session.seats.index(self.session.positions[member])
+        sealed = b"".join(self._uploads[dealer].sealed[at : at + size] for dealer in self._order)
+        parts = Delivery(
+            buffer=self.number,
+            rows=self._rows or b"",
+            sealed=sealed,
+            count=len(self._order),
+        ).parts()
+        return frame(Kind.DELIVERY, self.session.hash, *parts)
+
+    def judge(self, complaints: Mapping[int, list[Complaint]]) -> Verdict:
+        """Weigh the complaints, by the committee member that made them, and exclude dealers."""
+        verdict = judge(
+            complaints, self._uploads, self.session.params.colluders, self._evidence_shows
+        )
+        for dealer in (*verdict.guilty, *verdict.left_out):
+            self.exclude(dealer)
+        self.left_out.update(verdict.left_out)
+        return verdict
+
+    def _evidence_shows(self, member: int, complaint: Complaint) -> bool:
+        seat = self.session.positions[member]
+        received = self._uploads[complaint.dealer]
+        size = self.session.params.share_bytes
+        at = size * self.session.seats.index(seat)
+        sealed = received.sealed[at : at + size]
+        return fails(self.session, received.dealt, sealed, complaint.key, seat)
+
+    # -- endorsements ----------------------------------------------------------------------------
+
+    def propose(self) -> bytes:
+        """Fix the set; return the PROPOSAL message, which is the same for every member."""
+        session = self.session
+        rows = []
+        for dealer in self.uploaders:
+            received = self._uploads[dealer]
+            rows.append((dealer, received.dealt.sequence, received.digest))
+        self._digest = set_digest(session.hash, self.number, rows)
+        if self._spool is not None:
+            self._spool.close()
+        self._spool, self._rows = None, None
+        places = [session.places[dealer] for dealer in self.uploaders]
+        bits = pack_bits(places, session.params.n)
+        return frame(Kind.PROPOSAL, session.hash, U32.pack(self.number), bits)
+
+    def take_endorsement(self, sender: int, body: bytes) -> bytes:
+        """Verify an ENDORSEMENT body; return its signature.
+
+        Raises:
+            SignatureMismatch: It does not endorse this set.
+        """
+        signature = body[4:]
+        signed = endorsement_digest(self._digest)
+        public = checks.enrolled(self.session.roster, sender)
+        valid = verifies(public, signature, signed, self._shared)
+        checks.signature(valid, sender, "endorsement")
+        return signature
+
+    def certify(self, endorsements: Mapping[int, bytes]) -> bytes:
+        """Return the CERTIFICATE message made of a quorum of endorsements, by member.
+
+        Raises:
+            QuorumNotMet: There are too few.
+        """
+        params, positions = self.session.params, self.session.positions
+        checks.quorum(len(endorsements), params.quorum)
+        signers = sorted(endorsements, key=lambda member: positions[member])[: params.quorum]
+        certificate = Certificate(
+            buffer=self.number,
+            positions=tuple(positions[member] for member in signers),
+            signatures=tuple(endorsements[member] for member in signers),
+        )
+        self._uploads = {  # the shares have been passed on
+            dealer: _Received(dealt=received.dealt, sealed=b"", digest=received.digest)
+            for dealer, received in self._uploads.items()
+        }
+        return frame(Kind.CERTIFICATE, self.session.hash, certificate.body(params.committee))
+
+    # -- answers ---------------------------------------------------------------------------------
+
+    def take_answer(self, sender: int, body: bytes) -> bytes:
+        """Verify an ANSWER body; return its values.
+
+        Raises:
+            SignatureMismatch: The member did not sign it for this set.
+            MessageError: A value is not of the field.
+        """
+        values, signature = body[4:-SIGNATURE_SIZE], body[-SIGNATURE_SIZE:]
+        position = self.session.positions[sender]
+        signed = answer_digest(self._digest, position, values)
+        public = checks.enrolled(self.session.roster, sender)
+        valid = verifies(public, signature, signed, self._shared)
+        checks.signature(valid, sender, "answer")
+        checks.answer_in_field(int(unpack_values(values).max()), PRIME, sender)
+        return values
+
+    def finish(self, answers: Mapping[int, bytes]) -> tuple[Unsigned, tuple[int, ...]]:
+        """Recover the sum of secrets and decrypt.
+
+        Args:
+            answers: Values by member.
+
+        Returns:
+            The total, and the members whose answers were wrong.
+
+        Raises:
+            ThresholdNotMet: There are too few answers.
+            DecodingError: More are wrong than can be corrected.
+            ResidualError: The sum is not that of honest ciphertexts; the round is spent.
+        """
+        session, params = self.session, self.session.params
+        members = sorted(answers, key=lambda member: session.positions[member])
+        checks.enough_answers(len(members), params.threshold)
+        rows = np.stack([unpack_values(answers[member]) for member in members]).astype(np.int64)
+        secrets, wrong = decode(
+            np.array([session.positions[member] + 1 for member in members]),
+            rows,
+            threshold=params.threshold,
+            packing=params.packing,
+            coins=hashed("decoding", self._digest, *(answers[member] for member in members)),
+        )
+        total = self._sum.open(
+            public_polynomial(session, self._shared),
+            sharing.join(secrets, RING_DEGREE),
+            len(self._uploads),
+        )
+        return to_ring(total, params), tuple(members[i] for i in wrong)
+

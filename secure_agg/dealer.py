@@ -1,0 +1,131 @@
+"""A dealer's one message: the encrypted vector, the shares of its secret, and their proof."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from secure_agg import masking, sharing
+from secure_agg.messages import Kind, Upload, frame, pack_values
+from secure_agg.roster import Identity
+from secure_agg.sealing import KEY_SIZE, seal, to_member
+from secure_agg.session import Session, proof_statement, upload_digest
+from secure_agg.shared import Shared
+from secure_agg.streams import derive
+
+__all__ = ["deal", "public_polynomial", "sealing_keys_of"]
+
+
+def public_polynomial(session: Session, shared: Shared | None) -> masking.PublicPolynomials:
+    """Return the ring elements that all of a job's ciphertexts are made with."""
+    seed, params = session.public_seed, session.params
+    if shared is None:
+        return masking.PublicPolynomials(seed, params)
+    return shared.get(
+        ("public polynomial", seed, params),
+        lambda: masking.PublicPolynomials(seed, params, cached=True),
+    )
+
+
+def deal(
+    session: Session,
+    *,
+    identity: Identity,
+    id: int,
+    sequence: int,
+    vector: masking.Unsigned,
+    seed: bytes,
+    shared: Shared | None = None,
+) -> bytes:
+    """Return an UPLOAD message.
+
+    Args:
+        session: The round.
+        identity: Signs it.
+        id: The dealer's.
+        sequence: Number of this upload in the session.
+        vector: Unsigned integers modulo 2^modulus_bits, shape (dimension,).
+        seed: 32 bytes of fresh entropy; never used for a second upload.
+        shared: Work shared with a virtual cohort in this process.
+    """
+    params = session.params
+    secret = masking.sample_secret(derive(seed, "secret"))
+    public = public_polynomial(session, shared)
+    ciphertext = masking.encrypt(vector, secret, public, derive(seed, "error"))
+    shares = sharing.share(
+        secret,
+        committee=params.committee,
+        threshold=params.threshold,
+        packing=params.packing,
+        seed=derive(seed, "shares"),
+    )
+    ephemeral = X25519PrivateKey.from_private_bytes(derive(seed, "ephemeral"))
+    ephemeral_public = ephemeral.public_key().public_bytes_raw()
+    plain = pack_values(shares)
+    size = len(plain) // params.committee
+    keys, sealed = [], []
+    for seat in session.seats:
+        place = (id, sequence, seat)
+        key, encapsulation = to_member(
+            ephemeral, ephemeral_public, session.keys[seat], session.hash, place
+        )
+        keys.append(key)
+        share = plain[seat * size : (seat + 1) * size]
+        sealed += (encapsulation, seal(key, share, session.hash))
+    if shared is not None and params.suite == 1:
+        name = _keys_name(session, id, sequence, ephemeral_public)
+        shared.get(name, lambda: b"".join(keys))
+    all_sealed = b"".join(sealed)
+    sealed_hash = hashlib.sha256(all_sealed).digest()
+    statement = proof_statement(session.hash, id, sequence, ephemeral_public, sealed_hash)
+    coefficients = sharing.challenge(statement, params.columns)
+    proof = pack_values(sharing.prove(shares, coefficients, params.threshold))
+    signed = upload_digest(
+        session.hash,
+        id,
+        sequence,
+        ephemeral_public,
+        hashlib.sha256(ciphertext).digest(),
+        sealed_hash,
+        hashlib.sha256(proof).digest(),
+    )
+    upload = Upload(
+        sequence=sequence,
+        ephemeral=ephemeral_public,
+        signature=identity.sign(signed),
+        proof=proof,
+        sealed=all_sealed,
+        ciphertext=ciphertext,
+    )
+    return frame(Kind.UPLOAD, session.hash, *upload.parts())
+
+
+def _keys_name(session: Session, id_: int, sequence: int, ephemeral: bytes) -> tuple[object, ...]:
+    """Everything that determines the keys of one upload's shares, in suite 1.
+
+    In suite 2 they also depend on the encapsulations, and are computed by each side.
+    """
+    return ("sealing keys", session.hash, id_, sequence, ephemeral)
+
+
+def sealing_keys_of(
+    session: Session, shared: Shared | None, seat: int
+) -> Callable[[int, int, bytes], bytes | None]:
+    """Return a function that finds the key of a dealer's share where the dealer lives here too.
+
+    Args:
+        session: The round.
+        shared: Work shared with a virtual cohort in this process.
+        seat: The committee member's position.
+    """
+    if shared is None or session.params.suite != 1:
+        return lambda dealer, sequence, ephemeral: None
+    memo, at = shared, KEY_SIZE * session.seats.index(seat)
+
+    def find(dealer: int, sequence: int, ephemeral: bytes) -> bytes | None:
+        keys = memo.find(_keys_name(session, dealer, sequence, ephemeral))
+        return None if keys is None else keys[at : at + KEY_SIZE]
+
+    return find

@@ -1,0 +1,119 @@
+"""Linear algebra over the field of 65,521 elements, in which secrets are shared.
+
+65,521 is the largest prime below 2^16: an element takes two bytes on the wire. Elements are int64
+arrays with values from 0 to 65,520 unless a docstring says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from secure_agg.errors import DecodingError
+from secure_agg.params import FIELD
+
+__all__ = ["PRIME", "Elements", "centred", "interpolation", "invert", "matmul", "power", "solve"]
+
+PRIME: Final = FIELD
+Elements = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+def centred(values: npt.NDArray[np.generic]) -> Floats:
+    """Return the representatives from -32,760 to 32,760 as float64, for exact products."""
+    out = np.asarray(values).astype(np.float64)
+    out[out > PRIME // 2] -= PRIME
+    return out
+
+
+def matmul(left: npt.NDArray[np.generic], right: npt.NDArray[np.generic]) -> Elements:
+    """Return the matrix product modulo the prime.
+
+    float64 computes it exactly: with centred residues every product is below 2^15 * 2^15 = 2^30 in
+    absolute value, so that a sum of up to 2^23 of them stays below 2^53 in any order of addition,
+    fused or not. The inner dimension here is a threshold or a number of columns, below 2^12.
+    """
+    return np.mod(centred(left) @ centred(right), PRIME).astype(np.int64)
+
+
+def power(base: npt.ArrayLike, exponent: int) -> Elements:
+    """Return ``base ** exponent`` elementwise by squaring; ``exponent >= 0``."""
+    factor = np.asarray(base, np.int64) % PRIME
+    result = np.ones_like(factor)
+    while exponent:
+        if exponent & 1:
+            result = result * factor % PRIME
+        factor = factor * factor % PRIME
+        exponent >>= 1
+    return result
+
+
+def invert(values: npt.ArrayLike) -> Elements:
+    """Return the multiplicative inverses (Fermat); zero gives zero."""
+    return power(values, PRIME - 2)
+
+
+def interpolation(points: npt.ArrayLike, targets: npt.ArrayLike) -> Elements:
+    """Return the matrix that takes values at ``points`` to values at ``targets``.
+
+    Lagrange's formula for the one polynomial of degree below ``len(points)``.
+
+    Args:
+        points: Distinct elements, shape (k,).
+        targets: Shape (r,); they may coincide with points.
+
+    Returns:
+        Shape (r, k).
+    """
+    xs = np.asarray(points, np.int64) % PRIME
+    ys = np.asarray(targets, np.int64) % PRIME
+    denominator = np.ones(len(xs), np.int64)
+    for x in xs:
+        factor = (xs - x) % PRIME
+        denominator = denominator * np.where(factor == 0, 1, factor) % PRIME
+    difference = (ys[:, None] - xs[None, :]) % PRIME
+    product = np.ones(len(ys), np.int64)
+    for column in difference.T:
+        product = product * np.where(column == 0, 1, column) % PRIME
+    out: Elements = product[:, None] * invert(difference) % PRIME * invert(denominator) % PRIME
+    for row, column in zip(*np.nonzero(difference == 0), strict=True):
+        out[row] = 0
+        out[row, column] = 1
+    return out
+
+
+def solve(matrix: Elements, right: Elements) -> Elements:
+    """Return one solution of a linear system by Gauss-Jordan elimination; free variables are zero.
+
+    Args:
+        matrix: Shape (rows, columns).
+        right: Shape (rows,).
+
+    Raises:
+        DecodingError: There is none.
+    """
+    work = np.concatenate((matrix, right[:, None]), axis=1) % PRIME
+    rows, columns = matrix.shape
+    pivots: list[int] = []
+    for column in range(columns):
+        at = len(pivots)
+        if at == rows:
+            break
+        candidates = np.flatnonzero(work[at:, column])
+        if not candidates.size:
+            continue
+        found = at + int(candidates[0])
+        work[[at, found]] = work[[found, at]]
+        work[at] = work[at] * invert(work[at, column]) % PRIME
+        factors = work[:, column].copy()
+        factors[at] = 0
+        others = np.flatnonzero(factors)
+        work[others] = (work[others] - factors[others, None] * work[at]) % PRIME
+        pivots.append(column)
+    if work[len(pivots) :, -1].any():
+        raise DecodingError("more wrong answers than can be corrected")
+    out = np.zeros(columns, np.int64)
+    out[pivots] = work[: len(pivots), -1]
+    return out

@@ -1,0 +1,185 @@
+"""Sealing shares: one X25519 agreement for each pair of dealer and committee member, or a hybrid.
+
+A sealed share is ChaCha20-Poly1305 (RFC 8439) under a key that is used once: it is derived from the
+agreed secrets and from everything that distinguishes this share from any other, by the one-step
+key derivation of NIST SP 800-56C with SHA-256. A member that cannot use its share reveals that key,
+and nothing else becomes readable. Suite 2 concatenates an ML-KEM-768 secret (FIPS 203) to the
+X25519 secret, and hashes the encapsulation and both public keys with them: the key is secret while
+one of the two problems is hard.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import struct
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from secure_agg import checks
+from secure_agg.digests import tag
+from secure_agg.errors import ShareError
+
+__all__ = [
+    "ENCAPSULATION_SIZE",
+    "KEY_SIZE",
+    "PRIVATE_SIZE",
+    "PUBLIC_SIZE",
+    "TAG_SIZE",
+    "Opener",
+    "is_low_order",
+    "public_of",
+    "seal",
+    "to_member",
+    "unseal",
+]
+
+KEY_SIZE: Final = 32
+TAG_SIZE: Final = 16
+PUBLIC_SIZE: Final = {1: 32, 2: 32 + 1184}
+PRIVATE_SIZE: Final = {1: 32, 2: 32 + 64}
+ENCAPSULATION_SIZE: Final = {1: 0, 2: 1088}
+_NONCE: Final = bytes(12)  # every key seals one share
+_PLACE: Final = struct.Struct("<III")
+
+_PRIME: Final = 2**255 - 19
+_ORDER_8: Final = (
+    325606250916557431795983626356110631294008115727848805560023387167927233504,
+    39382357235489614581723060781553021112529911719440698176882885853963445705823,
+)
+_LOW_ORDER: Final = frozenset((0, 1, _PRIME - 1, *_ORDER_8))
+
+
+def is_low_order(public: bytes) -> bool:
+    """Whether an X25519 public key lies in the small subgroup, in any encoding."""
+    u = int.from_bytes(public[:32], "little") & (2**255 - 1)
+    return u % _PRIME in _LOW_ORDER
+
+
+def public_of(private: bytes, suite: int) -> bytes:
+    """Return the public sealing key of a private one; PUBLIC_SIZE[suite] bytes."""
+    public = X25519PrivateKey.from_private_bytes(private[:32]).public_key().public_bytes_raw()
+    if suite == 2:
+        kem = MLKEM768PrivateKey.from_seed_bytes(private[32:])
+        public += kem.public_key().public_bytes_raw()
+    return public
+
+
+@functools.lru_cache(maxsize=4096)
+def _x25519(public: bytes) -> X25519PublicKey:
+    return X25519PublicKey.from_public_bytes(public)
+
+
+@functools.lru_cache(maxsize=1024)
+def _mlkem(public: bytes) -> MLKEM768PublicKey:
+    return MLKEM768PublicKey.from_public_bytes(public)
+
+
+def _agree(private: X25519PrivateKey, public: bytes) -> bytes:
+    """Return the X25519 secret (RFC 7748).
+
+    Raises:
+        LowOrderPoint: The public key is of low order, and the secret therefore zero.
+    """
+    try:
+        secret = private.exchange(_x25519(public))
+    except ValueError:  # OpenSSL refuses an all-zero secret
+        secret = bytes(32)
+    checks.contributory(secret)
+    return secret
+
+
+def _derive(secret: bytes, session: bytes, place: bytes, *public: bytes) -> bytes:
+    """NIST SP 800-56C, one step: H(counter || Z || FixedInfo), all parts of fixed length."""
+    state = hashlib.sha256(b"\0\0\0\1" + secret + tag("seal") + session + place)
+    for part in public:
+        state.update(part)
+    return state.digest()
+
+
+def to_member(
+    ephemeral: X25519PrivateKey,
+    ephemeral_public: bytes,
+    member_public: bytes,
+    session: bytes,
+    place: tuple[int, int, int],
+) -> tuple[bytes, bytes]:
+    """Agree with a committee member on the key that seals one share.
+
+    Args:
+        ephemeral: The dealer's key of this upload.
+        ephemeral_public: Its public key, 32 bytes.
+        member_public: The member's sealing key, of suite 1 or 2 by its length.
+        session: 32 bytes.
+        place: Dealer's id, its upload's sequence number, the member's position.
+
+    Returns:
+        The key, 32 bytes, and the encapsulation, empty in suite 1.
+
+    Raises:
+        LowOrderPoint: The member's key is of low order.
+        ShareError: Its ML-KEM key is malformed.
+    """
+    secret = _agree(ephemeral, member_public[:32])
+    encapsulation = b""
+    if len(member_public) > 32:
+        try:
+            second, encapsulation = _mlkem(member_public[32:]).encapsulate()
+        except ValueError:
+            raise ShareError("a sealing key whose ML-KEM half is malformed") from None
+        secret += second
+    packed = _PLACE.pack(*place)
+    key = _derive(secret, session, packed, ephemeral_public, member_public, encapsulation)
+    return key, encapsulation
+
+
+class Opener:
+    """A committee member's private sealing key in one session.
+
+    Args:
+        private: PRIVATE_SIZE[suite] secret bytes.
+        suite: 1 or 2.
+        session: 32 bytes.
+        position: The member's, in the committee.
+    """
+
+    __slots__ = ("_kem", "_position", "_private", "_public", "_session")
+
+    def __init__(self, private: bytes, suite: int, session: bytes, position: int) -> None:
+        self._private = X25519PrivateKey.from_private_bytes(private[:32])
+        self._kem = MLKEM768PrivateKey.from_seed_bytes(private[32:]) if suite == 2 else None
+        self._public = public_of(private, suite)
+        self._session = session
+        self._position = position
+
+    def key(self, dealer: int, sequence: int, ephemeral: bytes, encapsulation: bytes) -> bytes:
+        """Return the key of the share that a dealer's upload seals to this member.
+
+        Raises:
+            LowOrderPoint: The dealer's key is of low order.
+        """
+        secret = _agree(self._private, ephemeral)
+        if self._kem is not None:
+            secret += self._kem.decapsulate(encapsulation)
+        place = _PLACE.pack(dealer, sequence, self._position)
+        return _derive(secret, self._session, place, ephemeral, self._public, encapsulation)
+
+    def __repr__(self) -> str:
+        return f"Opener(position={self._position})"
+
+
+def seal(key: bytes, plain: bytes, session: bytes) -> bytes:
+    """Encrypt one share; TAG_SIZE bytes more than ``plain``."""
+    return ChaCha20Poly1305(key).encrypt(_NONCE, plain, session)
+
+
+def unseal(key: bytes, sealed: bytes, session: bytes) -> bytes | None:
+    """Decrypt what `seal` made, or return None when anything differs from what was sealed."""
+    try:
+        return ChaCha20Poly1305(key).decrypt(_NONCE, sealed, session)
+    except InvalidTag:
+        return None
