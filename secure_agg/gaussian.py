@@ -63,6 +63,11 @@ class Keystream:
             return self._encryptor.update(_ZEROS[:count])
         return self._encryptor.update(bytes(count))
 
+    def fill(self, buffer: memoryview, count: int) -> None:
+        """Write the next ``count`` bytes to the start of a buffer, which is longer by 15 bytes."""
+        zeros = _ZEROS[:count] if count <= len(_ZEROS) else bytes(count)
+        self._encryptor.update_into(zeros, buffer[: count + 15])
+
 
 class Sampler:
     """Independent samples, determined by a key.
