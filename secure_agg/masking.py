@@ -8,15 +8,17 @@ with a public a, fresh s and e from the discrete Gaussian with sigma 4.5 (`secur
 and the low ``dropped_bits`` rounded away. The sum of the ciphertexts decrypts under the sum of the
 secrets, and under nothing less.
 
-**Why it hides.** Without rounding c is an RLWE sample plus the message. RLWE with a modulus of any
-shape, hence a power of two, is no easier than worst-case problems in ideal lattices (Peikert,
-Regev and Stephens-Davidowitz, STOC 2017, for any ring and modulus; the theorem asks for a wider
-error than 4.5, so that, as in every practical scheme, the concrete parameters rest on the
-estimate in `secure_agg.hardness`). What the sum reveals, ``sum s`` and ``sum e``, is for any two
-honest dealers a hint on each one's secret and error; Hint-RLWE with Gaussian hints is as hard as
-RLWE with the smaller deviation ``4.5 / sqrt(2) = 3.18`` (Kim, Lee, Seo and Song, CRYPTO 2023). The
-step from their hints to ours, sums with another dealer's secret and error, is ours, and so is the
-hybrid over dealers; PROTOCOL.md writes both out. Rounding is computed from c alone.
+**Why it hides.** Without rounding c is an RLWE sample plus the message, with a secret from the
+error distribution. Decision RLWE is hard if ideal lattice problems are hard in the worst case for
+quantum computers, "with no algebraic restrictions on the modulus or number field" (Peikert, Regev
+and Stephens-Davidowitz, STOC 2017, abstract), so that a power of two will do for q. Their errors
+are wider than ours and elliptical: as in every practical scheme the concrete parameters rest on
+the estimate in `secure_agg.hardness`. The sums ``sum s`` and ``sum e``, which opening reveals, are
+for any two honest dealers a hint on each one's secret and error; `secure_agg.hardness` says what
+the theorem on Hint-MLWE leaves of their hardness. That a sum with another dealer's secret and
+error is such a hint, and the hybrid over dealers that gets by with one hint each, are our steps;
+PROTOCOL.md writes them out. Rounding is a function of the unrounded ciphertext and reveals nothing
+more.
 
 >>> import numpy as np
 >>> from secure_agg.params import SecAggParams

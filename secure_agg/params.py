@@ -33,7 +33,13 @@ from secure_agg.committee import (
     require_integer,
 )
 from secure_agg.errors import ParameterError
-from secure_agg.hardness import RING_DEGREE, SIGMA, Estimate, mask_security
+from secure_agg.hardness import (
+    RING_DEGREE,
+    SIGMA,
+    Estimate,
+    mask_security,
+    mask_security_by_theorem,
+)
 
 __all__ = [
     "EVERYBODY",
@@ -288,6 +294,11 @@ class SecAggParams:
     def security(self) -> Estimate:
         """Cost of breaking the masks; see `secure_agg.hardness` for what it leaves out."""
         return mask_security(self.log_q)
+
+    @property
+    def security_by_theorem(self) -> Estimate:
+        """The same at the smaller deviation for which there is a proof."""
+        return mask_security_by_theorem(self.log_q)
 
     def noise_sigma(self, count: int) -> float:
         """Return the standard deviation of the noise in a sum of ``count`` ciphertexts.
