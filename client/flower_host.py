@@ -5,6 +5,8 @@
     flower-supernode --superlink HOST:PORT --node-config \\
         'fedsys-agent="/var/lib/fedsys" fedsys-data="digits" fedsys-shard="0/3"'
 
+``fedsys-corrupt=0.0`` is for the policy that the first message writes: see `client.policy.Policy`.
+
 The folder is one that `fedsys agent join` made: keys, roster, policy and counts are the owner's and
 stay there. Flower carries bytes; it can neither read an update nor change a round unnoticed.
 Each message may be a process of its own; the folder is held while one is answered.
@@ -48,13 +50,14 @@ _REFUSED = 2
 
 
 @functools.lru_cache(maxsize=4)
-def open_session(folder: str, data: str, shard: str) -> RelaySession:
+def open_session(folder: str, data: str, shard: str, corrupt: float = 0.1) -> RelaySession:
     """The device's session; in a process that Flower keeps for long, one stays open.
 
     Args:
         folder: that `fedsys agent join` made.
         data: ``TASK`` or ``TASK=FOLDER``.
         shard: ``I/N``, or nothing.
+        corrupt: for a policy that is written here.
 
     Raises:
         ConfigError: the device has not joined, or its data is not there.
@@ -64,7 +67,7 @@ def open_session(folder: str, data: str, shard: str) -> RelaySession:
     path = Path(folder) / "policy.toml"
     if not path.exists():
         approved = ApprovedTask(sha256=worker.sha256, options={})
-        fresh = Policy.fresh(data.partition("=")[0], approved)
+        fresh = Policy.fresh(data.partition("=")[0], approved, corrupt=corrupt)
         write_secret(path, fresh.dump().encode())
     return RelaySession(credentials=credentials, worker=worker, policy=lambda: Policy.load(path))
 
@@ -125,7 +128,7 @@ def answer(
     message: Message,
     context: Context,
     *,
-    sessions: Callable[[str, str, str], RelaySession] = open_session,
+    sessions: Callable[..., RelaySession] = open_session,
     patience: float = 20.0,
 ) -> Message:
     """Answer one message of the coordinator.
@@ -148,7 +151,7 @@ def answer(
     with exclusive(Path(folder), "Flower's SuperNode", mark=mark, patience=patience) as same:
         if not same:  # another process may have counted rounds or pinned a roster
             open_session.cache_clear()
-        return _answer(message, context, sessions(*whose))
+        return _answer(message, context, sessions(*whose, **_corrupt(context)))
 
 
 @functools.cache
@@ -169,6 +172,16 @@ def _answer(message: Message, context: Context, session: RelaySession) -> Messag
     else:
         reply[UP] = _handle(session, asked, context.state)
     return Message(RecordDict({RECORD: reply}), reply_to=message)
+
+
+def _corrupt(context: Context) -> dict[str, float]:
+    """For a fresh policy, if the node's configuration says so."""
+    value = context.node_config.get("fedsys-corrupt")
+    if value is None:
+        return {}
+    if isinstance(value, bool | str) or not 0 <= value < 1:
+        raise ConfigError(f"fedsys-corrupt = {value}: give a fraction from 0 to below 1")
+    return {"corrupt": float(value)}
 
 
 def _setting(context: Context, key: str) -> str:

@@ -102,10 +102,10 @@ class Policy:
             raise ConfigError(f"colluders = {self.colluders}: a number of devices from 0")
 
     @classmethod
-    def fresh(cls, task: str, approved: ApprovedTask) -> Policy:
+    def fresh(cls, task: str, approved: ApprovedTask, *, corrupt: float = 0.1) -> Policy:
         """What a device starts with: one task, three members of whom a tenth may collude, and
         epsilon 10 in total."""
-        return cls(tasks={task: approved}, min_cohort=3, corrupt=0.1, epsilon=10.0)
+        return cls(tasks={task: approved}, min_cohort=3, corrupt=corrupt, epsilon=10.0)
 
     @classmethod
     def load(cls, path: Path) -> Policy:

@@ -21,8 +21,6 @@ __all__ = ["VolatileStore", "volatile_folder"]
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _MOUNTS = Path("/proc/self/mountinfo")
 _NOFOLLOW = os.O_NOFOLLOW | os.O_CLOEXEC
-_MOST = 4 << 30
-"""Bytes of a file that is read at all."""
 
 
 def volatile_folder(
@@ -112,12 +110,11 @@ class VolatileStore:
             return None
         except OSError as error:
             raise StateError(f"{self.path}: cannot be read: {error.strerror}") from None
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+            os.close(handle)
+            raise StateError(f"{self.path}: not a file of this user; remove it")
         with os.fdopen(handle, "rb") as file:
-            found = os.fstat(handle)
-            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
-                raise StateError(f"{self.path}: not a file of this user; remove it")
-            if found.st_size > _MOST:
-                raise StateError(f"{self.path}: {found.st_size} bytes; remove it")
             return file.read()
 
     def save(self, data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from typing import Final
 
 from secure_agg.errors import StateError
@@ -21,6 +22,7 @@ class Spool:
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)  # a round that is given up is just let go of
         self._places: dict[int, tuple[int, int]] = {}
         self._end = 0
 
@@ -53,6 +55,9 @@ class Spool:
         if len(data) != size:
             raise StateError("the spool of uploads was cut short")
         return data
+
+    def __del__(self) -> None:
+        self._file.close()
 
     def close(self) -> None:
         """Forget everything and give the space back."""

@@ -27,6 +27,7 @@ from fedsys.privacy import (
     View,
     ViewAccountant,
     add_noise,
+    ring_dtype,
 )
 from fedsys.wire import Assignment
 from server.checkpoint import Checkpoint, sha256_of_aggregate, sha256_of_weights
@@ -215,7 +216,8 @@ class Coordinator:
         state = self._at_this_position(open_.number, noise_entropy)
         if noise is None:
             noise = mechanism.top_up(len(survivors), noise_entropy)
-        topped = add_noise(total.copy(), noise, bits=mechanism.modulus_bits)
+        ring = total.astype(ring_dtype(mechanism.modulus_bits))  # hosts hand in wider words
+        topped = add_noise(ring, noise, bits=mechanism.modulus_bits)
         seed = open_.assignment.digest if mechanism.rotates else b""
         mean = mechanism.decode(topped, seed=seed)
         strength, clipping = _strength(mean, mechanism), self.clipping

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fedsys.errors import ProtocolError
@@ -94,8 +94,10 @@ class DeployedRound:
         self._step = 0
         self._closes = 0.0
         self._model: bytes = b""
-        self._messages: dict[int, bytes] = {}
-        """Of the current stage, to those who may still have to be told again."""
+        self._messages: Mapping[int, bytes] = {}
+        """Of the current exchange, some of them put together when they are looked up."""
+        self._owed: set[int] = set()
+        """Who may still have to be told, or told again."""
 
     async def run(self) -> None:
         """Until the sum exists; `secure.result` then has it.
@@ -113,15 +115,12 @@ class DeployedRound:
             stage, started = self._secure.stage, time.monotonic()
             self._entered(stage)
             self._closes = started + self._deadlines.of(stage)
-            for client in list(self._messages):
-                if client in self._willing:
-                    self._tell(client, invite=stage == "upload")
-                else:
-                    del self._messages[client]
+            self._owed = set(self._messages) & self._willing
+            for client in sorted(self._owed):
+                self._tell(client, invite=stage == "upload")
             await self._collect()
             taken = time.monotonic() - started
             self.report.seconds[stage] = round(self.report.seconds.get(stage, 0.0) + taken, 6)
-            self._messages.clear()
             self._messages = await asyncio.to_thread(self._secure.close_stage)
             self._step += 1
         await self._drain()
@@ -144,16 +143,15 @@ class DeployedRound:
 
     def _tell(self, client: int, *, invite: bool) -> None:
         """Send a client the message of the current stage, with all that a fresh process needs."""
-        message = self._messages.get(client)
         node = self._members[client]
-        if message is None or node not in self._fleet.links:
+        if client not in self._owed or node not in self._fleet.links:
             return
         assignment = self._open.assignment
         stage = fleet_pb2.Stage(
             job=assignment.job,
             round=self._open.number,
             step=self._step,
-            message=message,
+            message=self._messages[client],
             milliseconds=max(1, int((self._closes - time.monotonic()) * 1000)),
         )
         if not invite:
@@ -233,10 +231,10 @@ class DeployedRound:
             _log.warning("round %d: client %d: %s", number, client, error)
             self._exclude(client, f"sent something wrong: {error}")
         else:
-            self._messages.pop(client, None)
+            self._owed.discard(client)
 
     def _exclude(self, client: int, why: str) -> None:
         """Go on without a client."""
         self.report.refusals[client] = why
         self._willing.discard(client)
-        self._messages.pop(client, None)
+        self._owed.discard(client)

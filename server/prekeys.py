@@ -51,58 +51,20 @@ class Prekeys:
             found = {node: count for node, count in session.execute(query)}
         return {node: found.get(node, 0) for node in nodes}
 
-    def replace(self, node: int, statements: Sequence[bytes]) -> int:
-        """Keep these in place of all that were kept: the device has lost the others.
-
-        Returns:
-            How many are kept now.
-
-        Raises:
-            ProtocolError: too many, or one that does not hold.
-        """
-        return self._keep(node, statements, anew=True)
-
-    def add(self, node: int, statements: Sequence[bytes]) -> int:
+    def add(self, node: int, statements: Sequence[bytes], *, anew: bool = False) -> int:
         """Keep these too, at most `MAX_PREKEYS` in all; what is too much is dropped.
 
+        Args:
+            node: whose they are.
+            statements: signed sealing keys.
+            anew: in place of all that were kept: the device has lost the others.
+
         Returns:
             How many are kept now.
 
         Raises:
-            ProtocolError: too many at once, or one that does not hold.
+            ProtocolError: too many at once, or one that does not hold; none of them is kept.
         """
-        return self._keep(node, statements, anew=False)
-
-    def keep(self, node: int, message: fleet_pb2.Up) -> None:
-        """Keep what came with a node's message, which is then without it.
-
-        Raises:
-            ProtocolError: as `add`.
-        """
-        kind = message.WhichOneof("content")
-        if kind not in ("hello", "consent", "countersignature", "prekeys"):
-            return
-        content = getattr(message, kind)
-        statements = list(content.prekeys)
-        content.ClearField("prekeys")
-        if statements:
-            self._keep(node, statements, anew=kind == "hello")
-
-    def take(self, nodes: Iterable[int]) -> dict[int, bytes]:
-        """One key of each node that has any, the oldest; they are gone when this returns."""
-        found: dict[int, bytes] = {}
-        with self._state.transaction() as session:
-            for node in nodes:
-                oldest = select(PrekeyRow).where(PrekeyRow.node == node).order_by(PrekeyRow.number)
-                row = session.scalars(oldest.limit(1)).first()
-                if row is not None:
-                    found[node] = row.statement
-                    session.delete(row)
-        return found
-
-    def _keep(self, node: int, statements: Sequence[bytes], *, anew: bool) -> int:
-        if not statements:
-            return self.held(node)
         if len(statements) > MAX_PREKEYS:
             raise ProtocolError(
                 f"{len(statements)} sealing keys at once: at most {MAX_PREKEYS} are kept"
@@ -126,6 +88,33 @@ class Prekeys:
                     session.add(PrekeyRow(node=node, statement=statement))
                     session.flush()
             return _count(session, node)
+
+    def keep(self, node: int, message: fleet_pb2.Up) -> None:
+        """Keep what came with a node's message, which is then without it.
+
+        Raises:
+            ProtocolError: as `add`.
+        """
+        kind = message.WhichOneof("content")
+        if kind not in ("hello", "consent", "countersignature", "prekeys"):
+            return
+        content = getattr(message, kind)
+        statements = list(content.prekeys)
+        content.ClearField("prekeys")
+        if statements:
+            self.add(node, statements, anew=kind == "hello")
+
+    def take(self, nodes: Iterable[int]) -> dict[int, bytes]:
+        """One key of each node that has any, the oldest; they are gone when this returns."""
+        found: dict[int, bytes] = {}
+        with self._state.transaction() as session:
+            for node in nodes:
+                oldest = select(PrekeyRow).where(PrekeyRow.node == node).order_by(PrekeyRow.number)
+                row = session.scalars(oldest.limit(1)).first()
+                if row is not None:
+                    found[node] = row.statement
+                    session.delete(row)
+        return found
 
 
 def _count(session: Session, node: int) -> int:

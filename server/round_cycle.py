@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fedsys.privacy import Entropy
-from secure_agg.session import draw_committee
+from secure_agg import draw_committee
 from server.coordinator import OpenRound
 from server.deployed_round import Deadlines, DeployedRound
 from server.disk_work import to_its_end
@@ -141,6 +141,7 @@ class RoundCycle:
                 "dropped": {stage: len(ids) for stage, ids in result.dropped.items()},
                 "seconds": round_.report.seconds,
                 "blamed": {str(client): why for client, why in result.blamed.items()},
+                "left_out": {str(client): why for client, why in result.left_out.items()},
             },
         )
         self._metrics.round_committed(round_.report.seconds)

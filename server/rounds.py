@@ -131,9 +131,16 @@ class SecureRound:
         """The sum, once `close_stage` returned nothing."""
         return self._aggregator.result
 
-    def begin(self) -> dict[int, bytes]:
-        """The first message to each member of the cohort."""
-        return self._aggregator.begin()
+    def begin(self) -> Mapping[int, bytes]:
+        """The first message to each member of the cohort.
+
+        Raises:
+            RoundAborted: fewer committee members than a sum needs have a sealing key.
+        """
+        try:
+            return self._aggregator.begin()
+        except SecureAggError as error:
+            raise RoundAborted(f"secure aggregation: {error}", nothing_summed=True) from error
 
     def receive(self, sender: int, message: bytes) -> None:
         """Take a message; a wrong one excludes its sender and raises SecureAggError.
@@ -144,8 +151,10 @@ class SecureRound:
         """
         self._aggregator.receive(sender, message)
 
-    def close_stage(self) -> dict[int, bytes]:
+    def close_stage(self) -> Mapping[int, bytes]:
         """Go on with whoever answered; nothing is returned once the round is over.
+
+        Messages that hold shares are put together when they are looked up.
 
         Raises:
             RoundAborted: too few are left, or the sum does not open.

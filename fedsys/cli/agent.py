@@ -54,6 +54,14 @@ def run(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="An option of the task; repeatable."),
     ] = None,
+    corrupt: Annotated[
+        float | None,
+        typer.Option(
+            help="For the policy.toml that the first run writes: fraction of a round's members "
+            "that may collude with the coordinator.",
+            show_default="0.1",
+        ),
+    ] = None,
     log: Annotated[str, typer.Option(help="text or json.")] = "text",
 ) -> None:
     """Stay connected and take part in what policy.toml allows, until stopped."""
@@ -70,7 +78,7 @@ def run(
     credentials = Credentials.load(folder)
     options = _options(option or [])
     with exclusive(folder, "fedsys agent run"):
-        _serve(credentials, data=data, shard=shard, options=options, stop=stop)
+        _serve(credentials, data=data, shard=shard, options=options, corrupt=corrupt, stop=stop)
     typer.echo("stopped", err=True)
 
 
@@ -80,6 +88,7 @@ def _serve(
     data: str,
     shard: str | None,
     options: dict[str, object],
+    corrupt: float | None,
     stop: Stop,
 ) -> None:
     import os
@@ -90,10 +99,18 @@ def _serve(
     from client.policy import ApprovedTask, Policy
     from client.session import Session
     from client.worker import DataSpec, LocalData
+    from fedsys.errors import ConfigError
     from fedsys.secret_files import write_secret
 
     path = credentials.folder / "policy.toml"
     policy = Policy.load(path) if path.exists() else None
+    if corrupt is not None and not 0 <= corrupt < 1:
+        raise ConfigError(f"--corrupt {corrupt:g}: give a fraction from 0 to below 1")
+    if corrupt is not None and policy is not None and policy.corrupt != corrupt:
+        raise ConfigError(
+            f"--corrupt {corrupt:g}: {path} says corrupt = {policy.corrupt:g} already; change it "
+            f"there"
+        )
     torch.set_num_threads(policy.threads if policy is not None else 1)
     gpu = policy is not None and policy.gpu and torch.cuda.is_available()
     worker = LocalData(
@@ -101,7 +118,9 @@ def _serve(
     )
     if policy is None:
         approved = ApprovedTask(sha256=worker.sha256, options=options)
-        policy = Policy.fresh(worker.spec.task, approved)
+        policy = Policy.fresh(
+            worker.spec.task, approved, corrupt=0.1 if corrupt is None else corrupt
+        )
         write_secret(path, policy.dump().encode())
         typer.echo(f"wrote {path}: it allows task {worker.spec.task} alone", err=True)
     if policy.nice:
@@ -180,6 +199,7 @@ def leave(
     from client.grpc_channel import leave as leave_
     from client.identity import Credentials
     from client.lock import exclusive
+    from client.volatile import VolatileStore
     from fedsys.errors import ConfigError
 
     credentials = Credentials.load(folder)
@@ -192,6 +212,7 @@ def leave(
                     f"{error}; or delete the keys here alone with `fedsys agent leave --offline "
                     f"{folder}`, and have the operator revoke {credentials.name}"
                 ) from None
+        VolatileStore.of(folder).forget()
         for name in ("identity.ed25519", "tls.pem", "round.state", "agent.toml", "status.json"):
             (folder / name).unlink(missing_ok=True)
     typer.echo(f"{credentials.name} has left; policy and journal are kept in {folder}")
@@ -207,6 +228,7 @@ def doctor(folder: Folder) -> None:
     from client.identity import Credentials
     from client.journal import Journal
     from client.policy import Policy
+    from client.volatile import volatile_folder
     from fedsys.errors import FedsysError
 
     failed = False
@@ -218,6 +240,14 @@ def doctor(folder: Folder) -> None:
 
     credentials = Credentials.load(folder)
     line(True, f"{credentials.name}, node {credentials.node}")
+    place = volatile_folder()
+    line(
+        True if place is not None else None,
+        f"sealing keys on tmpfs, in {place}"
+        if place is not None
+        else "sealing keys in memory alone, for want of a tmpfs: a restarted agent sits out the "
+        "round it was in",
+    )
     try:
         left = credentials.certificate.not_valid_after_utc - dt.datetime.now(dt.UTC)
         line(left.days >= 0, f"certificate good for {left.days} days")

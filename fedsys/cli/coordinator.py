@@ -41,6 +41,9 @@ def init(
     epsilon: Annotated[
         float | None, typer.Option(help="Privacy budget of the population over all jobs.")
     ] = None,
+    colluders: Annotated[
+        int, typer.Option(help="Devices that may collude with this coordinator, out of all.")
+    ] = 0,
 ) -> None:
     """Make a certificate authority, a server certificate, keys and a database."""
     from fedsys.errors import ConfigError
@@ -51,7 +54,15 @@ def init(
     if epsilon is not None and not epsilon > 0:
         raise ConfigError(f"--epsilon {epsilon:g}: a budget is above 0; leave it out for none")
     public = None if roster_key is None else load_public_key(roster_key).public_bytes_raw()
-    home = Home.create(folder, hosts=host or default_hosts(), roster_key=public, epsilon=epsilon)
+    if not 0 <= colluders <= 1_000_000:
+        raise ConfigError(f"--colluders {colluders}: give a number from 0 to 1000000")
+    home = Home.create(
+        folder,
+        hosts=host or default_hosts(),
+        roster_key=public,
+        epsilon=epsilon,
+        colluders=colluders,
+    )
     typer.echo(f"coordinator in {folder}")
     typer.echo(f"authority's fingerprint  {home.authority.fingerprint}")
     typer.echo(f"ledgers are signed by    {home.signer.public_hex}")
@@ -170,10 +181,8 @@ def roster(
     ] = None,
 ) -> None:
     """Show the signed roster, propose the next, or put a signed one in force."""
-    import json
-
-    from fedsys.errors import ConfigError
-    from fedsys.wire.roster import SignedStatement
+    from fedsys.errors import ConfigError, ProtocolError
+    from fedsys.wire.roster_authority import decode_signed
     from server.home import Home
     from server.state import State
 
@@ -192,12 +201,8 @@ def roster(
             )
         elif accept is not None:
             try:
-                body = json.loads(accept.read_text("utf-8"))
-                signed = SignedStatement(
-                    statement=body["statement"].encode(),
-                    signature=bytes.fromhex(body["signature"]),
-                )
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                signed = decode_signed(accept.read_bytes())
+            except (OSError, ProtocolError):
                 raise ConfigError(
                     f"--accept {accept}: not a signed roster; give the file that `fedsys "
                     f"coordinator sign-roster` wrote"
@@ -217,15 +222,22 @@ def sign_roster(
     statement: Annotated[
         Path | None, typer.Argument(help="What the operator proposed.", show_default="none")
     ] = None,
+    previous: Annotated[
+        Path | None,
+        typer.Option(help="The list that this key signed last, where its own record is lost."),
+    ] = None,
 ) -> None:
-    """For the roster's authority, on its own machine: make a key, or sign a proposed list."""
-    import json
+    """For the roster's authority, on its own machine: make a key, or sign a proposed list.
 
+    Members, their keys and what changed are shown. The last list signed is kept in KEY.last, and a
+    list that is not its successor is refused.
+    """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from fedsys.errors import ConfigError
     from fedsys.secret_files import read_secret, write_secret
-    from fedsys.wire.roster import RosterStatement, signed_message
+    from fedsys.wire.roster import RosterStatement
+    from fedsys.wire.roster_authority import RosterAuthority, encode_signed
 
     try:
         if not key.exists():
@@ -247,16 +259,14 @@ def sign_roster(
             f"{statement}: {reason}; give the file that `fedsys coordinator roster --propose` wrote"
         ) from None
     found = RosterStatement.decode(proposed)
+    authority = RosterAuthority(private, key.with_name(key.name + ".last"), previous=previous)
+    for line in authority.describe(found):
+        typer.echo(line)
     signed = statement.with_suffix(".signed")
-    body = {
-        "statement": found.encoded.decode(),
-        "signature": private.sign(signed_message(found.encoded)).hex(),
-    }
     try:
-        signed.write_text(json.dumps(body), encoding="utf-8")
+        signed.write_bytes(encode_signed(authority.sign(found)))
     except OSError as error:
         raise _unwritable("the signed list", signed, error) from None
-    typer.echo(f"version {found.version}: nodes {', '.join(map(str, found.nodes))}")
     typer.echo(f"signed in {signed}")
 
 

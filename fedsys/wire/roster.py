@@ -20,7 +20,14 @@ from fedsys.errors import ProtocolError
 from fedsys.wire.canonical import decode_object, encode_object
 from secure_agg import Roster
 
-__all__ = ["RosterChain", "RosterStatement", "SignedStatement", "signed_message"]
+__all__ = [
+    "RosterChain",
+    "RosterStatement",
+    "SignedStatement",
+    "changes",
+    "check_successor",
+    "signed_message",
+]
 
 _KEYS = frozenset({"version", "previous", "members", "colluders"})
 _DOMAIN = b"fedsys roster v1\x00"
@@ -115,6 +122,16 @@ class SignedStatement:
     statement: bytes
     signature: bytes
 
+    def holds(self, key: bytes) -> bool:
+        """Whether the signature is that of an Ed25519 public key."""
+        try:
+            Ed25519PublicKey.from_public_bytes(key).verify(
+                self.signature, signed_message(self.statement)
+            )
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
 
 @dataclass
 class RosterChain:
@@ -182,26 +199,25 @@ class RosterChain:
         return None
 
     def _check(self, statement: RosterStatement, signed: SignedStatement) -> None:
-        version = statement.version
-        if version != self.version + 1:
-            raise ProtocolError(f"roster version {version} does not follow {self.version}")
-        newest = self.newest
-        if newest is not None and statement.previous != newest.hash:
+        check_successor(self.newest, statement)
+        if not signed.holds(self.key):
             raise ProtocolError(
-                f"roster version {version} is no successor of version {version - 1}"
+                f"roster version {statement.version} is not signed by the authority that was pinned"
             )
-        if newest is not None:
-            for node, key in statement.members.items():
-                if newest.members.get(node, key) != key:
-                    raise ProtocolError(f"roster version {version} gives node {node} another key")
-        try:
-            Ed25519PublicKey.from_public_bytes(self.key).verify(
-                signed.signature, signed_message(signed.statement)
-            )
-        except InvalidSignature:
-            raise ProtocolError(
-                f"roster version {version} is not signed by the authority that was pinned"
-            ) from None
+
+
+def check_successor(before: RosterStatement | None, after: RosterStatement) -> None:
+    """Raise ProtocolError unless one list may follow another, or be the first."""
+    version, held = after.version, 0 if before is None else before.version
+    if version != held + 1:
+        raise ProtocolError(f"roster version {version} does not follow {held}")
+    if before is None:
+        return
+    if after.previous != before.hash:
+        raise ProtocolError(f"roster version {version} is no successor of version {version - 1}")
+    for node, key in after.members.items():
+        if before.members.get(node, key) != key:
+            raise ProtocolError(f"roster version {version} gives node {node} another key")
 
 
 def changes(before: RosterStatement | None, after: RosterStatement) -> dict[str, Any]:

@@ -7,8 +7,9 @@ its own result and demands equality, so an announcement has no say in what prote
 from __future__ import annotations
 
 from fedsys.privacy import PrivacyPlan
-from fedsys.privacy.quorum import live_members
+from fedsys.privacy.quorum import withstood
 from secure_agg import SecAggParams
+from secure_agg.errors import ParameterError
 from secure_agg.params import cohort_colluders
 
 __all__ = ["round_params"]
@@ -36,13 +37,20 @@ def round_params(
     corrupt = plan.corrupt or 0.0
     most = max(plan.colluders, colluders)
     bad = cohort_colluders(n=n, corrupt=corrupt, colluders=most)
-    live = live_members(n, corrupt=corrupt, dropout=plan.dropout, colluders=most)
-    return SecAggParams.derive(
+    asked = withstood(n, corrupt=corrupt, dropout=plan.dropout, colluders=most)
+    params = SecAggParams.derive(
         n=n,
         corrupt=corrupt,
-        dropout=(n - live) / n if live else plan.dropout,
+        dropout=plan.dropout if asked is None else asked.losses / n,
         modulus_bits=modulus_bits,
         dimension=length,
         colluders=most,
         min_included=max(plan.min_survivors, bad + 2),
+        committee=None if asked is None else asked.committee,
     )
+    if asked is None:
+        raise ParameterError(
+            f"n={n}, corrupt={corrupt}, dropout={plan.dropout}: such a cohort would be given up "
+            f"too often; invite more, or assume less"
+        )
+    return params

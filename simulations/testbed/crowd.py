@@ -43,6 +43,7 @@ from fedsys.secret_files import write_secret
 from fedsys.wire import Assignment
 from fedsys.wire.roster import SignedStatement, signed_message
 from fedsys.wire.terms import Terms
+from secure_agg import MemoryStore
 from server.enrollment import Registry
 from server.grpc_service import run_coordinator
 from server.home import Home
@@ -343,7 +344,10 @@ def _hold(folders: list[Path], log: Path) -> None:
     policy, worker = Policy(), Still()
     for folder in folders:
         session = Session(
-            credentials=Credentials.load(folder), worker=worker, policy=lambda: policy
+            credentials=Credentials.load(folder),
+            worker=worker,
+            policy=lambda: policy,
+            volatile=MemoryStore(),  # nobody here is restarted
         )
         host = ConnectionHost(session, backoff=Backoff(first=1.0, most=10.0))
         threading.Thread(target=host.run, daemon=True).start()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from typing import Any
 import tomli_w
 
 from client.policy import Policy
+from client.volatile import volatile_folder
 from fedsys.config import Config, dump
 from fedsys.errors import FedsysError
 from server.home import Home
@@ -51,6 +54,7 @@ class Federation:
         proxy: through which agents dial; None where they dial directly.
         parties: what runs, by name.
         spared: names of those that no fault may end.
+        runtime: stands for what systemd gives a unit: a folder on tmpfs, where there is one.
         overstayed: who had to be killed because a signal to stop did not end it.
     """
 
@@ -63,6 +67,7 @@ class Federation:
     parties: dict[str, ForkServerProcess] = field(default_factory=dict)
     spared: frozenset[str] = frozenset()
     overstayed: list[str] = field(default_factory=list)
+    runtime: str = field(default_factory=lambda: _runtime())
 
     @classmethod
     @contextmanager
@@ -99,6 +104,7 @@ class Federation:
         if self.proxy is not None:
             self.proxy.__exit__()
         self.state.close()
+        shutil.rmtree(self.runtime, ignore_errors=True)
 
     @property
     def names(self) -> list[str]:
@@ -154,7 +160,7 @@ class Federation:
             words = ["coordinator", "run", COORDINATOR, "--listen", f"127.0.0.1:{self.port}"]
         else:
             part = f"{name[1:]}/{self.size}" if shard is None else shard
-            words = ["agent", "run", name, "--data", data, "--shard", part]
+            words = ["agent", "run", name, "--data", data, "--shard", part, "--corrupt", "0"]
         written = log.stat().st_size if log.exists() else 0
         process = commands.start(
             words,
@@ -200,7 +206,11 @@ class Federation:
 
     @property
     def _environment(self) -> Mapping[str, str]:
-        return {"FEDSYS_HOME": str(self.root / "home"), "OMP_NUM_THREADS": "1"}
+        return {
+            "FEDSYS_HOME": str(self.root / "home"),
+            "OMP_NUM_THREADS": "1",
+            "RUNTIME_DIRECTORY": self.runtime,
+        }
 
     def _join(self, number: int) -> None:
         name = f"a{number}"
@@ -274,3 +284,8 @@ class Federation:
         path = self.home.jobs / job / "private.jsonl"
         lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_bytes().splitlines()]
         return {line["round"]: line["survivors"] for line in lines if "survivors" in line}
+
+
+def _runtime() -> str:
+    place = volatile_folder(candidates=("/dev/shm",))  # noqa: S108
+    return tempfile.mkdtemp(prefix="testbed-", dir=place)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,27 +14,39 @@ from numpy.typing import NDArray
 from client.identity import Credentials
 from client.policy import ApprovedTask, Policy
 from client.session import Session
-from fedsys.privacy import Entropy, make_plan
+from client.volatile import VolatileStore
+from fedsys.privacy import Entropy, PrivacyPlan, make_plan
 from fedsys.secret_files import write_secret
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.roster import RosterStatement, SignedStatement, signed_message
-from fedsys.wire.terms import Terms, encode_params
+from fedsys.wire.round_params import round_params
+from fedsys.wire.terms import Terms
 from secure_agg import Aggregator, Identity, SecAggParams
 
 D = 6
-PLAN = make_plan(
-    mechanism="distributed-skellam",
-    population=3,
-    expected_cohort=3,
-    rounds=5,
-    dimension=D,
-    clip=1.0,
-    delta=1e-5,
-    noise_multiplier=5.0,
-    cap=3,
-    min_survivors=2,
-    dropout=0.0,
-)
+
+
+def plan_of(count: int, **change: Any) -> PrivacyPlan:
+    """So many devices, all in every round, of whom none may be lost. Of three none may collude, of
+    more a tenth: without one of three there would be two, one of whom might."""
+    values: dict[str, Any] = {
+        "mechanism": "distributed-skellam",
+        "population": count,
+        "expected_cohort": count,
+        "rounds": 5,
+        "dimension": D,
+        "clip": 1.0,
+        "delta": 1e-5,
+        "noise_multiplier": 5.0,
+        "cap": count,
+        "min_survivors": 2,
+        "dropout": 0.0,
+        "corrupt": 0.1 if count > 3 else 0.0,
+    }
+    return make_plan(**{**values, **change})
+
+
+PLAN = plan_of(3)
 CODE = "c0de"
 
 
@@ -74,21 +85,50 @@ class Device:
 
 @dataclass
 class Devices:
-    """Three devices under one roster."""
+    """A few devices under one roster, and a place that stands for their tmpfs.
+
+    Attributes:
+        count: of those on the roster.
+        plan: of their job.
+        colluders: that the roster states.
+        running: how many are started; all by default.
+        prekeys: what each device's greeting, and later its consent, brought, oldest first.
+    """
 
     root: Path
+    count: int = 3
+    plan: PrivacyPlan = PLAN
+    colluders: int = 0
+    running: int | None = None
     authority: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
-    identities: list[Identity] = field(
-        default_factory=lambda: [Identity.generate() for _ in range(3)]
-    )
 
     def __post_init__(self) -> None:
+        self.identities = [Identity.generate() for _ in range(self.count)]
+        self.volatile = self.root / "volatile"
+        self.volatile.mkdir()
         self.roster = RosterStatement(
             version=1,
             previous=b"",
             members={k + 1: each.public_bytes for k, each in enumerate(self.identities)},
+            colluders=self.colluders,
         )
-        self.all = [self.start(k) for k in range(3)]
+        self.prekeys: list[list[bytes]] = [[] for _ in range(self.count)]
+        started = self.count if self.running is None else self.running
+        self.all = [self.start(k) for k in range(started)]
+
+    def agree(self, **change: Any) -> Terms:
+        """Have everybody consent to a job."""
+        terms = self.terms(**change)
+        for number, device in enumerate(self.all):
+            answer = device.handle(offer(terms))
+            assert answer.consent.terms == terms.digest, answer
+            self.prekeys[number] += answer.consent.prekeys
+        return terms
+
+    def reboot(self) -> None:
+        """What lies on tmpfs is gone."""
+        for path in self.volatile.iterdir():
+            path.unlink()
 
     def start(self, number: int) -> Device:
         """A device's process; again on the same folder after a crash."""
@@ -108,10 +148,16 @@ class Devices:
                 signer=bytes(32),
             ).store()
         worker = ConstantWorker()
-        policy = [Policy.fresh("digits", ApprovedTask(sha256=CODE))]
+        approved = ApprovedTask(sha256=CODE)
+        policy = [Policy.fresh("digits", approved, corrupt=self.plan.corrupt or 0.0)]
         session = Session(
-            credentials=Credentials.load(folder), worker=worker, policy=lambda: policy[0]
+            credentials=Credentials.load(folder),
+            worker=worker,
+            policy=lambda: policy[0],
+            volatile=VolatileStore(folder, self.volatile),
         )
+        fresh = list(session.hello().hello.prekeys)
+        self.prekeys[number] = fresh or self.prekeys[number]
         device = Device(session=session, worker=worker, policy=policy)
         if first:
             device.session.handle(self.welcome(self.roster))
@@ -139,7 +185,7 @@ class Devices:
             "path": "loop",
             "dimension": D,
             "example_clip": 1.0,
-            "plan": PLAN,
+            "plan": self.plan,
             "seed": 0,
             "roster_version": self.roster.version,
             "roster_hash": self.roster.hash.hex(),
@@ -151,12 +197,24 @@ def offer(terms: Terms) -> fleet_pb2.Down:
     return fleet_pb2.Down(offer=fleet_pb2.Offer(terms=terms.encoded))
 
 
+def params_of(terms: Terms, roster: RosterStatement, size: int) -> SecAggParams:
+    """What coordinator and devices compute for a cohort of so many."""
+    mechanism = terms.plan.build_mechanism()
+    return round_params(
+        terms.plan,
+        size,
+        length=mechanism.length,
+        modulus_bits=mechanism.modulus_bits,
+        colluders=roster.colluders,
+    )
+
+
 @dataclass
 class Conversation:
     """One round of a coordinator with its devices."""
 
+    devices: Devices
     terms: Terms
-    roster: RosterStatement
     number: int = 1
 
     def __post_init__(self) -> None:
@@ -170,14 +228,14 @@ class Conversation:
             seed=self.terms.seed,
             terms=self.terms.digest,
         )
-        derived = SecAggParams.derive(n=3, corrupt=0.0, dropout=0.0)
-        self.params = dataclasses.replace(derived, min_alive=2)
+        devices = self.devices
+        self.params = params_of(self.terms, devices.roster, devices.count)
         self.aggregator = Aggregator(
-            roster=self.roster.roster,
+            roster=devices.roster.roster,
             params=self.params,
             context=self.assignment.context,
-            length=D,
-            cohort=range(3),
+            cohort=range(devices.count),
+            prekeys={k: kept.pop(0) for k, kept in enumerate(devices.prekeys) if kept},
         )
         self.messages = self.aggregator.begin()
         self.steps = itertools.count()
@@ -206,7 +264,7 @@ class Conversation:
                 job=self.assignment.job,
                 round=self.number,
                 assignment=self.assignment.head,
-                params=encode_params(self.params),
+                params=self.params.encode(),
                 stage=self.stage(client),
             )
         )

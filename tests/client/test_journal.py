@@ -28,14 +28,11 @@ def full(_descriptor: int) -> None:
 
 
 def agreed(devices: Devices) -> Conversation:
-    talk = Conversation(devices.terms(), devices.roster)
-    for device in devices.all:
-        assert device.handle(offer(talk.terms)).HasField("consent")
-    return talk
+    return Conversation(devices, devices.agree())
 
 
 def another(talk: Conversation, number: int) -> Conversation:
-    return Conversation(talk.terms, talk.roster, number)
+    return Conversation(talk.devices, talk.terms, number)
 
 
 def test_a_round_that_cannot_be_counted_is_not_answered(
@@ -90,24 +87,16 @@ def test_the_count_is_of_other_rounds(devices: Devices) -> None:
 def test_a_lost_store_does_not_open_a_round_again(devices: Devices) -> None:
     """The vector left; a store that somebody deleted must not let another one follow."""
     talk = agreed(devices)
-    answers = {k: talk.invite(device, k) for k, device in enumerate(devices.all)}
-    while talk.step < 4:
-        talk.close(answers)
-        answers = {
-            k: device.handle(fleet_pb2.Down(stage=talk.stage(k)))
-            for k, device in enumerate(devices.all)
-        }
+    assert talk.invite(devices.all[0], 0).HasField("answer")
     (devices.root / "device0" / "round.state").unlink()
+    devices.reboot()
     device = devices.start(0)
     device.handle(offer(talk.terms))
     fresh = another(talk, 1)
     assert "a vector has left this device" in fresh.invite(device, 0).refusal.reason
+    assert device.worker.trained == 0
     for number, expected in ((3, True), (2, False)):
-        other = another(talk, number)
-        other.assignment = dataclasses.replace(
-            other.assignment, weights=np.zeros(len(other.assignment.weights), np.float32)
-        )
-        assert other.invite(device, 0).HasField("answer") is expected
+        assert another(talk, number).invite(device, 0).HasField("answer") is expected
 
 
 def test_what_a_killed_process_wrote_is_made_certain_before_it_is_relied_upon(

@@ -15,7 +15,7 @@ from fedsys.errors import ConfigError
 
 def test_a_fresh_policy_reads_back(tmp_path: Path) -> None:
     fresh = Policy.fresh("digits", ApprovedTask(sha256="ab", options={"hidden": 4}))
-    assert (fresh.min_cohort, fresh.min_threshold, fresh.epsilon) == (3, 2, 10.0)
+    assert (fresh.min_cohort, fresh.corrupt, fresh.colluders, fresh.epsilon) == (3, 0.1, 0, 10.0)
     path = tmp_path / "policy.toml"
     path.write_text(fresh.dump())
     assert Policy.load(path) == fresh
@@ -29,6 +29,13 @@ def test_a_fresh_policy_reads_back(tmp_path: Path) -> None:
         ("when_unknown = 'perhaps'", "when_unknown"),
         ("[tasks.digits]\nsha = '1'", "tasks.digits"),
         ("epsilon =", "policy.toml"),
+        ("epsilon = nan", "epsilon = nan limits nothing"),
+        ("max_clip = nan", "max_clip = nan limits nothing"),
+        ("corrupt = 1.0", "corrupt = 1"),
+        ("corrupt = nan", "corrupt = nan"),
+        ("colluders = -1", "colluders = -1"),
+        ("min_threshold = 2", "min_threshold"),
+        ("epsilon = 1" + "0" * 400, "epsilon"),
     ],
 )
 def test_a_wrong_policy_is_one_line_that_names_the_key(

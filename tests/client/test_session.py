@@ -32,11 +32,7 @@ def devices(tmp_path: Path) -> Devices:
 
 
 def agree(devices: Devices, **change: Any) -> Conversation:
-    terms = devices.terms(**change)
-    for device in devices.all:
-        answer = device.handle(offer(terms))
-        assert answer.consent.terms == terms.digest, answer
-    return Conversation(terms, devices.roster)
+    return Conversation(devices, devices.agree(**change))
 
 
 def refusal(answer: fleet_pb2.Up) -> str:
@@ -67,7 +63,7 @@ def test_a_round_sums_what_the_devices_hold(devices: Devices) -> None:
 def test_a_device_countersigns_only_what_it_uploaded_to(devices: Devices) -> None:
     talk = agree(devices)
     head, device = b"h" * 32, devices.all[0]
-    assert device.session.handle(talk.outcome(head)) is None
+    assert not device.handle(talk.outcome(head)).HasField("countersignature")
     run(talk, devices.all)
     given = device.handle(talk.outcome(head)).countersignature
     assert given.participations == 1
@@ -96,8 +92,8 @@ def test_a_replayed_round_is_refused(devices: Devices) -> None:
     run(talk, devices.all)
     device = devices.start(0)
     device.handle(offer(talk.terms))
-    again = Conversation(talk.terms, devices.roster)
-    assert "stage RELEASED" in refusal(again.invite(device, 0))
+    again = Conversation(devices, talk.terms)
+    assert "round 1" in refusal(again.invite(device, 0))
     # nor with another model: the round's number is used up
     again.assignment = dataclasses.replace(again.assignment, weights=np.ones(D, np.float32))
     assert refusal(again.invite(device, 0))
@@ -140,6 +136,8 @@ def test_a_job_that_the_owner_does_not_allow_is_refused(
         ({"epsilon": 0.1}, "over the owner's total of 0.1"),
         ({"epsilon_view": "server", "epsilon": 0.5}, "over the owner's total of 0.5"),
         ({"max_roster_version": 0}, "max_roster_version"),
+        ({"corrupt": 0.2}, "the owner's policy says corrupt = 0.2"),
+        ({"colluders": 1}, "the owner's policy says colluders = 1"),
     ],
 )
 def test_each_limit_is_enforced_before_anything_is_spent(
@@ -155,7 +153,6 @@ def test_each_limit_is_enforced_before_anything_is_spent(
     ("limits", "reason"),
     [
         ({"min_cohort": 4}, "min_cohort"),
-        ({"min_threshold": 3}, "min_threshold"),
         ({"max_clip": 0.5}, "max_clip"),
         ({"max_participations": 0}, "max_participations"),
         ({"tasks": {}}, "not on the owner's list"),
@@ -203,7 +200,7 @@ def test_other_terms_for_a_job_agreed_to_are_refused(devices: Devices) -> None:
 
 
 def test_an_invitation_without_terms_or_model_is_refused(devices: Devices) -> None:
-    talk = Conversation(devices.terms(), devices.roster)
+    talk = Conversation(devices, devices.terms())
     assert "has not agreed" in refusal(devices.all[0].handle(talk.invitation(0)))
     agree(devices)
     assert "without its model" in refusal(devices.all[0].handle(talk.invitation(0)))
@@ -250,15 +247,7 @@ def test_conditions_are_checked_at_each_round(devices: Devices) -> None:
 def test_what_training_says_stays_on_the_device(devices: Devices, error: Exception) -> None:
     talk = agree(devices)
     devices.all[0].worker.error = error
-    answers = {k: talk.invite(device, k) for k, device in enumerate(devices.all)}
-    for _ in range(2):
-        talk.close(answers)
-        answers = {
-            k: device.handle(fleet_pb2.Down(stage=talk.stage(k)))
-            for k, device in enumerate(devices.all)
-        }
-    talk.close(answers)
-    answer = devices.all[0].handle(fleet_pb2.Down(stage=talk.stage(0)))
+    answer = talk.invite(devices.all[0], 0)
     assert "training failed" in refusal(answer)
     assert "secret" not in refusal(answer)
 

@@ -99,6 +99,7 @@ def nodes(tmp_path: Path, seed: bytes | None = None) -> dict[int, Node]:
                 "fedsys-agent": str(tmp_path / f"a{number}"),
                 "fedsys-data": "digits",
                 "fedsys-shard": f"{number}/{SILOS}",
+                "fedsys-corrupt": 0.0,
             },
         )
         for number in range(SILOS)

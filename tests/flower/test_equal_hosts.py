@@ -56,6 +56,7 @@ def test_every_host_gives_the_same_aggregates(tmp_path: Path) -> None:
                 "fedsys-agent": str(fed.root / f"a{number}"),
                 "fedsys-data": "digits",
                 "fedsys-shard": f"{number}/{SILOS}",
+                "fedsys-corrupt": 0.0,
             },
         )
         for number in range(SILOS)

@@ -164,7 +164,8 @@ def flower(root: Path) -> Iterator[Flower]:
 def prepare(root: Path, config: Config) -> Path:
     """A coordinator that three devices have joined, whose owners allow anything for digits."""
     worker = LocalData(DataSpec.parse("digits", None))
-    policy = Policy.fresh("digits", ApprovedTask(sha256=worker.sha256, options={})).dump()
+    approved = ApprovedTask(sha256=worker.sha256, options={})
+    policy = Policy.fresh("digits", approved, corrupt=0.0).dump()
     home = root / "coordinator"
     with running_port(home) as port:
         for number in range(SILOS):

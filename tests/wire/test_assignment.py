@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsys.errors import ProtocolError
-from fedsys.privacy import make_plan
+from fedsys.errors import MechanismError, ProtocolError
+from fedsys.privacy import event_from_json, make_plan
 from fedsys.wire import Assignment
 from fedsys.wire.assignment import batch_seed
-from fedsys.wire.terms import Terms, decode_params, encode_params
-from secure_agg import SecAggParams
+from fedsys.wire.terms import MAX_ROUNDS, Terms
 
 ASSIGNMENT = Assignment(
     job=bytes(range(32)),
@@ -82,8 +81,8 @@ def test_devices_and_simulations_draw_batches_alike() -> None:
     assert batch_seed(0, 1, 1436) == 14345073529836995889
 
 
-def test_terms_read_back_equal() -> None:
-    terms = Terms(
+def a_jobs_terms() -> Terms:
+    return Terms(
         job=bytes(32),
         name="n",
         task="digits",
@@ -107,6 +106,10 @@ def test_terms_read_back_equal() -> None:
         roster_version=1,
         roster_hash="00",
     )
+
+
+def test_terms_read_back_equal() -> None:
+    terms = a_jobs_terms()
     assert Terms.decode(terms.encoded) == terms
     assert Terms.decode(terms.encoded).digest == terms.digest
     with pytest.raises(ProtocolError):
@@ -115,9 +118,76 @@ def test_terms_read_back_equal() -> None:
         Terms.decode(terms.encoded.replace(b'"rounds":2', b'"rounds":0'))
 
 
-def test_parameters_read_back_equal() -> None:
-    params = SecAggParams.derive(n=100, corrupt=0.1, dropout=0.1)
-    assert decode_params(encode_params(params)) == params
-    for wrong in (b"{}", encode_params(params).replace(b'"n":100', b'"n":1')):
-        with pytest.raises(ProtocolError):
-            decode_params(wrong)
+HUGE = [10**400, -(10**400), 2**63, -(2**63) - 1]
+NUMBERS = [*HUGE, 1e300, -1e300, -1, 0, 2**62, True, None, "1", [], {}]
+
+
+def spelled(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where numbers stand in a decoded object."""
+    if isinstance(value, dict):
+        return [each for key in value for each in places(value[key], (*path, key))]
+    if isinstance(value, list):
+        return [each for at in range(len(value)) for each in places(value[at], (*path, at))]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return [path] if number or value is None else []
+
+
+def put(body: Any, path: tuple[Any, ...], value: Any) -> bytes:
+    found = json.loads(spelled(body))
+    inner = found
+    for step in path[:-1]:
+        inner = inner[step]
+    inner[path[-1]] = value
+    return spelled(found)
+
+
+PLAN_BODY = json.loads(a_jobs_terms().encoded)
+EVENT = a_jobs_terms().plan.event().to_json()
+
+
+@pytest.mark.parametrize("path", places(PLAN_BODY), ids=str)
+def test_no_number_in_terms_ends_more_than_the_message(path: tuple[Any, ...]) -> None:
+    for value in NUMBERS:
+        try:
+            found = Terms.decode(put(PLAN_BODY, path, value))
+        except ProtocolError:
+            continue
+        assert value not in HUGE or isinstance(value, bool)
+        found.plan.event().to_json()
+
+
+@pytest.mark.parametrize("path", places(EVENT), ids=str)
+def test_no_number_in_an_event_ends_more_than_the_message(path: tuple[Any, ...]) -> None:
+    plan, head = a_jobs_terms().plan, json.loads(ASSIGNMENT.head)
+    for value in NUMBERS:
+        head["mechanism"] = json.loads(put(EVENT, path, value))
+        try:
+            found = Assignment.decode(spelled(head), ASSIGNMENT.weights_bytes)
+            same = plan.covers(event_from_json(found.mechanism))
+        except (ProtocolError, MechanismError):
+            continue
+        assert not same or json.loads(put(EVENT, path, value)) == EVENT
+
+
+@pytest.mark.parametrize("key", ["round", "seed", "local", "mechanism", "clipping"])
+@pytest.mark.parametrize("number", HUGE, ids=["huge", "-huge", "2^63", "-2^63-1"])
+def test_an_integer_beyond_64_bits_is_refused_anywhere(key: str, number: int) -> None:
+    body = json.loads(ASSIGNMENT.head)
+    body[key] = number if key in ("round", "seed") else {"deep": [{"down": number}]}
+    with pytest.raises(ProtocolError, match="64 bits"):
+        Assignment.decode(spelled(body), ASSIGNMENT.weights_bytes)
+
+
+def test_what_bounds_the_work_of_checking_a_plan_comes_first() -> None:
+    for name, value in (
+        ("rounds", MAX_ROUNDS + 1),
+        ("population", 2**27),
+        ("expected_cohort", 2.0**27),
+        ("expected_cohort", -1.0),
+    ):
+        with pytest.raises(ProtocolError, match=name):
+            Terms.decode(put(PLAN_BODY, ("plan", name), value))

@@ -16,6 +16,7 @@ True
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -110,6 +111,8 @@ def event_from_json(body: Mapping[str, Any]) -> Event:
             raise MechanismError(f"unknown mechanism {mechanism!r}: it cannot be accounted")
     except KeyError as missing:
         raise MechanismError(f"an event of {mechanism} lacks the key {missing}") from None
+    except (ArithmeticError, TypeError, ValueError) as error:  # of a number that no plan has
+        raise MechanismError(f"an event of {mechanism!r} cannot be: {error}") from None
     derived = event.to_json()
     if extra := sorted(set(body) - set(derived)):
         raise MechanismError(f"an event of {mechanism} has unknown keys: {', '.join(extra)}")
@@ -128,6 +131,7 @@ def _agrees(found: object, wanted: object) -> bool:
         return (
             isinstance(found, (int, float))
             and not isinstance(found, bool)
+            and abs(found) <= sys.float_info.max
             and math.isclose(found, wanted, rel_tol=1e-9, abs_tol=0.0)
         )
     return type(found) is type(wanted) and found == wanted
