@@ -13,17 +13,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
-__all__ = ["DAY", "STAGES", "FaultPlan", "SimulatedClock"]
+__all__ = ["DAY", "STAGES", "UPLOAD", "FaultPlan", "SimulatedClock"]
 
-STAGES = ("advertise", "share_keys", "masked_input", "consistency", "unmask")
-"""A client lost at a stage vanishes before it sends that stage's message."""
+UPLOAD = "upload"
+
+STAGES = (UPLOAD, "endorse", "answer")
+"""Stages of secure aggregation. A client lost at one vanishes before it sends that stage's message,
+so a client lost after `UPLOAD` is in the sum. The last two concern the committee alone: a client
+that is not on it has nothing more to send, and its loss there costs nothing."""
 
 DAY = 86_400.0
 """Seconds."""
 
 _SCALE = 1 << 64
 _NORMAL = NormalDist()
-_LATE = "masked_input"  # a straggler is given up before its input arrives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +66,13 @@ class FaultPlan:
             examples: that the client works through in this round.
         """
         if not self.reachable(round=round, client=client, now=now):
-            return STAGES[0]
+            return UPLOAD
         first, second = self._draws("fault", round, client)
         if self.dropout and first < self.dropout:
             return STAGES[int(second * len(STAGES))]
         if self.deadline and self.seconds(client=client, examples=examples) > self.deadline:
-            return _LATE
+            return UPLOAD  # a straggler is given up before its upload arrives
         return None
-
-    def sends_input(self, *, round: int, client: int) -> bool:
-        """Whether the client lives long enough to be part of the round's sum."""
-        return self.lost(round=round, client=client) in (None, "consistency", "unmask")
 
     def reachable(self, *, round: int, client: int, now: float) -> bool:
         """Whether the client checks in when the round begins."""

@@ -28,7 +28,6 @@ __all__ = [
     "AbortBounds",
     "abort_delta",
     "choose_cap_and_min_survivors",
-    "quorum",
 ]
 
 ABORT_SHARE = 0.1
@@ -51,11 +50,6 @@ class AbortBounds:
     cap: int
     min_survivors: int
     delta_abort: float
-
-
-def quorum(cohort: int, colluders: int) -> int:
-    """floor((n + c) / 2) + 1: two alive sets of this size share an honest client."""
-    return (cohort + colluders) // 2 + 1
 
 
 def _overflow(*, population: int, rate: float, rounds: int, cap: int) -> float:
@@ -129,7 +123,7 @@ def choose_cap_and_min_survivors(
     dropout: float,
     sampling: SamplingKind = "poisson",
     colluders: int = 0,
-    for_quorum: bool = False,
+    above_colluders: bool = False,
     groups: int = 1,
 ) -> AbortBounds:
     """Smallest n_cap and largest m whose aborts together cost at most a hundredth of delta.
@@ -141,8 +135,8 @@ def choose_cap_and_min_survivors(
         delta: of the whole job.
         dropout: assumed probability that a sampled client drops out.
         sampling: how cohorts come about.
-        colluders: c; m exceeds it where ``for_quorum``.
-        for_quorum: m need not exceed floor((n + c) / 2) + 1 (server guarantee).
+        colluders: c, at least 0.
+        above_colluders: m must exceed c (server guarantee, whose noise m - c clients carry).
         groups: cyclic groups that take turns.
 
     Raises:
@@ -177,9 +171,7 @@ def choose_cap_and_min_survivors(
         high=cap + 1,
     )
     survivors = too_many - 1
-    if for_quorum:
-        survivors = min(survivors, quorum(round(expected_cohort), colluders))
-    least = colluders + 1 if for_quorum else 1
+    least = colluders + 1 if above_colluders else 1
     if survivors < least:
         raise MechanismError(
             f"a cohort of {expected_cohort:g} with dropout={dropout:g} is too small: rounds with "

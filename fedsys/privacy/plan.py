@@ -34,7 +34,7 @@ from fedsys.privacy.mechanisms import (
     build_event,
     mechanism_for,
 )
-from fedsys.privacy.quorum import quorum_delta
+from fedsys.privacy.quorum import Cohorts, quorum_delta, remedy
 
 __all__ = ["LEAST_NOISE", "PrivacyPlan", "Unit", "make_plan"]
 
@@ -82,7 +82,7 @@ class PrivacyPlan:
         noise: ``per-client``, or ``once`` where a simulation draws the noise of the whole sum.
         adaptive_clip: whether rounds may clip at other norms than ``clip``; the cost is the same.
         corrupt: fraction of a cohort that secure aggregation takes for colluders, on which its
-            quorum rests; None where sums come about without it.
+            committee's quorum rests; None where sums come about without it.
 
     Raises:
         MechanismError: a value is out of range, two do not go together, or aborts that show would
@@ -167,7 +167,7 @@ class PrivacyPlan:
                 f"a cohort of {self.expected_cohort:g} with corrupt={self.corrupt:g} and "
                 f"dropout={self.dropout:g} misses the quorum of secure aggregation too often: that "
                 f"shows, and costs {self.delta_quorum:.3g} over {self.rounds} rounds, more than a "
-                f"tenth of delta={self.delta:g}: raise the expected cohort or lower dropout"
+                f"tenth of delta={self.delta:g}: {self._quorum_remedy}"
             )
         if self.mechanism != "none" and self.delta_abort > self.delta * ABORT_SHARE:
             raise MechanismError(
@@ -193,16 +193,27 @@ class PrivacyPlan:
         """Part of it for rounds that miss the quorum of secure aggregation."""
         if self.mechanism == "none" or self.corrupt is None:
             return 0.0
-        return quorum_delta(
+        return quorum_delta(self._cohorts)
+
+    @property
+    def _cohorts(self) -> Cohorts:
+        return Cohorts(
             population=self.population,
-            expected_cohort=self.expected_cohort,
+            expected=self.expected_cohort,
             rounds=self.rounds,
             cap=self.cap,
-            corrupt=self.corrupt,
+            min_survivors=self.min_survivors,
+            corrupt=self.corrupt or 0.0,
             dropout=self.dropout,
+            colluders=self.colluders,
             sampling=self.sampling,
             groups=_groups(self.mechanism, self.sampling, self.min_separation),
         )
+
+    @property
+    def _quorum_remedy(self) -> str:
+        # half of what aborts may take: the bounds of cohorts need some of it
+        return remedy(self._cohorts, self.delta * ABORT_SHARE / 2)
 
     @property
     def _delta_bounds(self) -> float:
@@ -294,7 +305,7 @@ class PrivacyPlan:
         """
         known = {item.name for item in dataclasses.fields(cls)}
         wrong = set(body) ^ known
-        if wrong - {"corrupt"}:  # plans written before quorums were charged have none
+        if wrong:
             raise MechanismError(
                 f"a privacy plan has missing or unknown keys: {', '.join(sorted(wrong))}"
             )
@@ -386,7 +397,7 @@ def make_plan(
             dropout=dropout,
             sampling=sampling,
             colluders=colluders,
-            for_quorum=guarantee == "server",
+            above_colluders=guarantee == "server",
             groups=_groups(mechanism, sampling, min_separation),
         )
         cap = bounds.cap if cap is None else cap

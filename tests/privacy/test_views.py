@@ -238,7 +238,8 @@ def test_server_guarantee_holds_at_the_worst_case() -> None:
         colluders=20,
         max_participations=4,
     )
-    assert plan.min_survivors == (400 + 20) // 2 + 1
+    assert plan.min_survivors > 400 // 2 + 20, "as many as are likely to be left"
+    assert plan.delta_abort <= plan.delta / 100
     event = plan.event()
     unit = (plan.noise_multiplier * 64) ** 2 * 1000
     assert event.to_json()["share_variance"] == pytest.approx(unit / (plan.min_survivors - 20))
