@@ -301,7 +301,8 @@ class Aggregator:
         shared: Shared,
     ) -> list[bytes]:
         """Return a statement for each position, empty where there is none that can be used."""
-        out, seen = [], set()
+        out: list[bytes] = []
+        seen: set[bytes] = set()
         for member in committee:
             prekey = prekeys.get(member, b"")
             if prekey:

@@ -65,7 +65,8 @@ def deal(
     ephemeral_public = ephemeral.public_key().public_bytes_raw()
     plain = pack_values(shares)
     size = len(plain) // params.committee
-    keys, sealed = [], []
+    keys: list[bytes] = []
+    sealed: list[bytes] = []
     for seat in session.seats:
         place = (id, sequence, seat)
         key, encapsulation = to_member(

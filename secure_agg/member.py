@@ -168,7 +168,7 @@ class Member:
                 was revealed; the host tells the server no more than that this member is gone, or
                 asks again.
         """
-        question = hashlib.sha256(message).digest()
+        question = b"" if self._shared is not None else hashlib.sha256(message).digest()
         last = self._now.last
         if last is not None and last[0] == question:
             return last[1]  # the same question again: the same answer, to the bit
@@ -409,8 +409,7 @@ class Member:
         before = self._mark
         new = mark.uploads - (0 if before is None else before.uploads)
         marks = self._marks.put(self._job, mark, self._marks.participations + new)
-        keep = self._shared is None and bool(question)
-        now = dataclasses.replace(now, last=(question, reply) if keep else None)
+        now = dataclasses.replace(now, last=(question, reply) if question else None)
         if self._store is not None:
             self._store.save(marks.pack())
         work = now.pack() if self._shared is None else b""
