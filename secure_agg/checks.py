@@ -24,6 +24,7 @@ from secure_agg.errors import (
     PolicyViolation,
     ProofError,
     QuorumNotMet,
+    ResidualError,
     RosterError,
     SetError,
     ShareError,
@@ -324,6 +325,38 @@ def answer_in_field(largest: int, prime: int, member: int) -> None:
     """Raise MessageError unless all of an answer's values are elements of the field."""
     if largest >= prime:
         raise MessageError(f"the answer of member {member} is not of the field")
+
+
+# -- the sum --------------------------------------------------------------------------------------
+
+
+def secret_bound(largest: int, limit: float, count: int) -> None:
+    """Raise ResidualError if a sum of secrets is larger than that of honest dealers."""
+    if largest > limit:
+        raise ResidualError(
+            f"the sum of {count} secrets has a coefficient above {limit:.0f}: the shares do not "
+            "add up to honest secrets"
+        )
+
+
+def residual(params: SecAggParams, count: int, worst: int, rms: float) -> None:
+    """What is left below the values is the noise of honest ciphertexts.
+
+    Args:
+        params: Of the round.
+        count: Ciphertexts in the sum.
+        worst: Largest absolute value of the noise.
+        rms: Its root mean square.
+
+    Raises:
+        ResidualError: It is larger: a ciphertext does not match its shares.
+    """
+    sigma, limit = params.noise_sigma(count), params.noise_limit(count)
+    if rms > 1.25 * sigma + 1 or worst > limit + 1:
+        raise ResidualError(
+            f"the noise of {count} ciphertexts has root mean square {rms:.0f} and maximum {worst}, "
+            f"expected {sigma:.0f} and at most {limit:.0f}: a ciphertext does not match its shares"
+        )
 
 
 # -- a member's own state -------------------------------------------------------------------------

@@ -42,7 +42,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from secure_agg.errors import InputError, MessageError, ResidualError
+from secure_agg import checks
+from secure_agg.errors import InputError, MessageError
 from secure_agg.gaussian import KEY_BYTES, TAIL, Sampler
 from secure_agg.packing import (
     STEP,
@@ -243,11 +244,7 @@ class Accumulator:
             raise InputError("the public polynomials belong to other parameters")
         limit = secret_limit(count)
         largest = int(np.abs(np.asarray(secret_sum, np.int64)).max(initial=0))
-        if largest > limit:
-            raise ResidualError(
-                f"the sum of {count} secrets has a coefficient above {limit:.0f}: the shares do "
-                "not add up to honest secrets"
-            )
+        checks.secret_bound(largest, limit, count)
         multiplier = Multiplier(secret_sum, public.limb_bits)
         # Half-up rounding errs by 1/2 on average, and noise is centred in its field.
         centre = (1 << (params.scale_bits - 1)) - (count // 2 if params.dropped_bits else 0)
@@ -272,7 +269,7 @@ class Accumulator:
             v <<= 64 - params.log_q
             v >>= 64 - params.log_q + params.scale_bits
             unpack(v, result, at, params)
-        _check_residual(params, count, worst, math.sqrt(squares / params.coefficients))
+        checks.residual(params, count, worst, math.sqrt(squares / params.coefficients))
         return result
 
     def _combined(self, at: int, size: int) -> Ints:
@@ -283,16 +280,6 @@ class Accumulator:
             v |= plane[at : at + size].astype(np.int64) << shift
             shift += 8 * plane.itemsize
         return v
-
-
-def _check_residual(params: SecAggParams, count: int, worst: int, rms: float) -> None:
-    sigma = params.noise_sigma(count)
-    if rms > 1.25 * sigma + 1 or worst > params.noise_limit(count) + 1:
-        raise ResidualError(
-            f"the noise of {count} ciphertexts has root mean square {rms:.0f} and maximum {worst}, "
-            f"expected {sigma:.0f} and at most {params.noise_limit(count):.0f}: a ciphertext does "
-            "not match its shares"
-        )
 
 
 def _signed(word: int) -> int:
