@@ -1,8 +1,8 @@
 """One chunk of virtual clients, trained and added: what every process of the engine does.
 
 Three ways, by the round's protocol. ``float``: clipped updates are summed in floating point.
-``ideal``: clipped in the integers, encoded, noised and summed mod 2^b, in place. ``secure``: the
-same vectors, one by one, for agents to mask. The first two add into a flat sum of int64, so that
+``ideal``: clipped in the integers, encoded, noised and summed, in place. ``secure``: the same
+vectors, one by one, for agents to encrypt. The first two add into a flat sum of int64, so that
 the order of chunks and the number of processes do not change a bit of it.
 """
 
@@ -25,6 +25,10 @@ from fedsys.privacy.events import GaussianEvent, SkellamEvent
 from fedsys.privacy.float_sums import FixedPoint
 from fedsys.privacy.mechanisms import Noise
 from fedsys.privacy.rings import to_ring
+from secure_agg import SecAggParams
+from secure_agg.committee import MAX_COHORT
+from secure_agg.packing import PackedSum
+from secure_agg.params import MAX_MODULUS_BITS
 from simulations.population import Population
 from simulations.randomness import Randomness
 
@@ -122,7 +126,7 @@ class ChunkTrainer:
         narrow = isinstance(event, SkellamEvent) and event.encoding == "narrow"
         if narrow:
             privatized = self.vectors(clients)
-            total += privatized.vectors.sum(axis=0, dtype=np.uint64).view(np.int64)
+            total += _signed_sum(privatized.vectors, self._mechanism.modulus_bits)
             return Tally(
                 trained=len(clients),
                 clipped=int(privatized.clipped.sum()),
@@ -201,9 +205,38 @@ def top_up_once(mechanism: Mechanism, randomness: Randomness, round: int) -> Tot
     return mechanism.top_up(mechanism.event.cap, randomness.top_up(round))
 
 
-def in_ring(total: Total, mechanism: Mechanism, protocol: Protocol) -> NDArray[Any]:
-    """A round's flat sum as integers mod 2^b (length,)."""
+def in_ring(
+    total: Total, mechanism: Mechanism, protocol: Protocol, *, invited: int
+) -> NDArray[Any]:
+    """A round's flat sum as integers mod 2^b (length,).
+
+    Args:
+        total: of the clients' signed integers; under ``float`` in its own fixed point.
+        mechanism: of the round.
+        protocol: how the updates became a sum.
+        invited: members of the round's cohort. How many values secure aggregation packs together
+            depends on it, and so does where a sum that exceeds its modulus carries to.
+    """
     bits, event = mechanism.modulus_bits, mechanism.event
     if protocol == "float":
         return FixedPoint(wide_scale(event.dimension, event.clip)).round(total, bits=bits)
+    if 2 <= invited <= MAX_COHORT and bits <= MAX_MODULUS_BITS:
+        packed = PackedSum(_packing(invited, bits, len(total)))
+        packed.sums = total
+        total = packed.total()
     return to_ring(total, bits=bits)
+
+
+def _packing(invited: int, bits: int, length: int) -> SecAggParams:
+    """Parameters whose packing is that of any round of such a cohort: it depends on nothing else,
+    so the least committee will do."""
+    return SecAggParams.derive(
+        n=invited, corrupt=0.0, dropout=0.0, modulus_bits=bits, dimension=length, committee=2
+    )
+
+
+def _signed_sum(vectors: NDArray[Any], bits: int) -> Total:
+    """(length,) the sum of ring elements (K, length), each taken from [-2^(bits-1), 2^(bits-1))."""
+    negative = (vectors >> vectors.dtype.type(bits - 1)).sum(axis=0, dtype=np.int64)
+    found: Total = vectors.sum(axis=0, dtype=np.int64) - (negative << bits)
+    return found

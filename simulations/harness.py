@@ -227,6 +227,7 @@ def _one_round(setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead
         open_ = coordinator.begin_round(randomness.sampling(coordinator.reserved + 1))
     cohort = Cohort(
         round=open_,
+        plan=job.plan,
         mechanism=coordinator.mechanism,
         aggregation=setting.config.aggregation,
         population=setting.population,

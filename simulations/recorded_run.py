@@ -27,6 +27,7 @@ class RecordedRun:
         plan: as it was signed.
         view: of the ledger.
         survivors: whose updates are in the sum, by committed round.
+        invited: how many were in its cohort, likewise.
         model_sha256: of ``model.pt`` as it is; None where there is none.
     """
 
@@ -35,6 +36,7 @@ class RecordedRun:
     plan: PrivacyPlan
     view: LedgerView
     survivors: Mapping[int, tuple[int, ...]]
+    invited: Mapping[int, int]
     model_sha256: str | None
 
     @classmethod
@@ -65,12 +67,14 @@ class RecordedRun:
                 f"point cannot be repeated"
             )
         model = folder.model.read_bytes() if folder.model.is_file() else None
+        cohorts = dict(_cohorts(folder, view))
         return cls(
             path=path,
             config=config,
             plan=plan,
             view=view,
-            survivors=dict(_survivors(folder, view)),
+            survivors={round: survivors for round, (_, survivors) in cohorts.items()},
+            invited={round: invited for round, (invited, _) in cohorts.items()},
             model_sha256=None if model is None else hashlib.sha256(model).hexdigest(),
         )
 
@@ -99,7 +103,10 @@ def _refuse_secrets(path: Path, plan: PrivacyPlan) -> None:
         )
 
 
-def _survivors(folder: RunFolder, view: LedgerView) -> Iterator[tuple[int, tuple[int, ...]]]:
+def _cohorts(
+    folder: RunFolder, view: LedgerView
+) -> Iterator[tuple[int, tuple[int, tuple[int, ...]]]]:
+    """For each committed round how many were invited, and who is in the sum."""
     if not folder.private.is_file():
         raise RunFolderError(
             f"{folder.path}: private.jsonl is missing, which says whose updates each round summed; "
@@ -109,9 +116,14 @@ def _survivors(folder: RunFolder, view: LedgerView) -> Iterator[tuple[int, tuple
     for record in view.rounds:
         if record.outcome != "commit":
             continue
-        found = private[record.round].get("survivors") if record.round in private else None
-        if not isinstance(found, list) or not all(isinstance(id, int) for id in found):
+        line = private[record.round] if record.round in private else {}
+        found, sampled = line.get("survivors"), line.get("sampled")
+        if not _are_ids(found) or not _are_ids(sampled):
             raise LedgerError(
                 f"{folder.private}: whose updates round {record.round} summed is missing"
             )
-        yield record.round, tuple(found)
+        yield record.round, (len(sampled), tuple(found))
+
+
+def _are_ids(found: object) -> bool:
+    return isinstance(found, list) and all(isinstance(id, int) for id in found)

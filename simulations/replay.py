@@ -248,7 +248,7 @@ def _total(
         processes=max(1, config.engine.processes),
     )
     flat, _tally = engine.total(work, chunks, mechanism.length)
-    return in_ring(flat, mechanism, protocol)
+    return in_ring(flat, mechanism, protocol, invited=recorded.invited[number])
 
 
 def _compared(what: str, recorded: object, replayed: str) -> Difference | None:

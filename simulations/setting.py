@@ -13,9 +13,10 @@ from fedsys.config import Config
 from fedsys.errors import ConfigError
 from fedsys.privacy import AdaptiveClipping, PrivacyPlan
 from fedsys.tasks import Examples
+from fedsys.wire.round_params import round_params
+from secure_agg.errors import ParameterError
 from server.job import JobFacts
 from server.job_settings import clipping_for, example_steps, plan_for, strategy_of
-from server.rounds import RoundAborted, round_params
 from simulations.engine import Engine, using_threads
 from simulations.faults import FaultPlan, SimulatedClock
 from simulations.layout import lay_out, recruits_for
@@ -243,14 +244,12 @@ def _check_secure(config: Config, plan: PrivacyPlan) -> None:
     aggregation, expected = config.aggregation, config.cohort.expected
     if aggregation.protocol != "secure":
         return
-    assumed = f"aggregation.corrupt = {aggregation.corrupt:g} and dropout = {aggregation.dropout:g}"
+    mechanism = plan.build_mechanism()
+    length, bits = mechanism.length, mechanism.modulus_bits
     try:
-        round_params(
-            n=expected,
-            corrupt=aggregation.corrupt,
-            dropout=aggregation.dropout,
-            modulus_bits=aggregation.modulus_bits,
-            min_survivors=plan.min_survivors,
-        )
-    except RoundAborted as error:
-        raise ConfigError(f"cohort.expected = {expected} with {assumed}: {error}") from None
+        round_params(plan, expected, length=length, modulus_bits=bits)
+    except ParameterError as error:
+        raise ConfigError(
+            f"cohort.expected = {expected} with aggregation.corrupt = {aggregation.corrupt:g} and "
+            f"aggregation.dropout = {aggregation.dropout:g}: {error}"
+        ) from None

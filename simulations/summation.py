@@ -1,14 +1,15 @@
 """How a virtual cohort's updates become one sum: three protocols behind one call.
 
-``secure`` runs every virtual client through the real protocol: keys, shares, masks, dropouts.
-``ideal`` adds the same integers mod 2^b without masks: equal to ``secure`` to the bit where each
-client draws its own noise, and in distribution where one draw serves the sum. ``float`` adds
-clipped updates in floating point and rounds once; it is not a release.
+``secure`` runs every virtual client through the real protocol: sealing keys, one encrypted upload
+each, the committee's endorsements and answers, dropouts. ``ideal`` adds the same integers without
+encryption: equal to ``secure`` to the bit where each client draws its own noise, and in
+distribution where one draw serves the sum. ``float`` adds clipped updates in floating point and
+rounds once; it is not a release.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,13 +19,13 @@ from numpy.typing import NDArray
 from client.agent import Agent
 from client.privatize import Privatized
 from fedsys.config import Aggregation
-from fedsys.privacy import Mechanism
-from secure_agg import Floor, SecAggParams, SecureAggError, Shared
+from fedsys.privacy import Mechanism, PrivacyPlan, ring_dtype
+from secure_agg import SecureAggError, Shared, draw_committee
 from server.coordinator import OpenRound
-from server.rounds import RoundAborted, SecureRound
+from server.rounds import RoundAborted, SecureRound, params_for
 from simulations.chunk import RoundWork, in_ring
 from simulations.engine import Chunk, Engine
-from simulations.faults import STAGES, FaultPlan
+from simulations.faults import UPLOAD, FaultPlan
 from simulations.population import Population
 from simulations.randomness import Randomness
 
@@ -60,6 +61,7 @@ class Cohort:
 
     Attributes:
         round: whose cost is reserved.
+        plan: of the job.
         mechanism: of the round.
         aggregation: the configuration's section.
         population: the virtual clients.
@@ -72,6 +74,7 @@ class Cohort:
     """
 
     round: OpenRound
+    plan: PrivacyPlan
     mechanism: Mechanism
     aggregation: Aggregation
     population: Population
@@ -107,7 +110,7 @@ class Cohort:
     def lost(self, client: int) -> str | None:
         """The stage at which this client goes away, by the fault plan or because it declines."""
         if client in self.done:
-            return STAGES[0]
+            return UPLOAD
         return self.faults.lost(
             round=self.round.number, client=client, now=self.now, examples=self.work_of(client)
         )
@@ -139,9 +142,9 @@ def summation(cohort: Cohort) -> Summed:
 
 
 def plain_sum(cohort: Cohort) -> Summed:
-    """The sum, without masks, of those who live to send their input."""
+    """The sum, without encryption, of those who live to send their upload."""
     lost = cohort.losses()
-    alive = tuple(c for c, at in lost.items() if at in (None, "consistency", "unmask"))
+    alive = tuple(client for client, at in lost.items() if at != UPLOAD)
     stages = [at for at in lost.values() if at is not None]
     if not alive:
         raise RoundAborted("nobody was left to send an input", nothing_summed=True)
@@ -149,7 +152,7 @@ def plain_sum(cohort: Cohort) -> Summed:
         raise RoundAborted("fewer clients than min_survivors were left", nothing_summed=True)
     flat, tally = cohort.engine.total(cohort.work, cohort.chunks(alive), cohort.mechanism.length)
     return Summed(
-        total=in_ring(flat, cohort.mechanism, cohort.aggregation.protocol),
+        total=in_ring(flat, cohort.mechanism, cohort.aggregation.protocol, invited=len(lost)),
         survivors=alive,
         dropped={stage: stages.count(stage) for stage in dict.fromkeys(stages)},
         trained=tally.trained,
@@ -159,66 +162,67 @@ def plain_sum(cohort: Cohort) -> Summed:
 
 
 def secure_sum(cohort: Cohort) -> Summed:
-    """The same sum by the real protocol, every virtual client an `Agent` of its own."""
-    aggregation, shared = cohort.aggregation, Shared()
+    """The same sum by the real protocol, every virtual client an `Agent` of its own.
+
+    A client exists from its training to its upload, those on the committee until the sum is opened.
+    """
+    open_, roster, shared = cohort.round, cohort.population.roster, Shared()
+    params = params_for(cohort.plan, cohort.mechanism, roster, len(open_.cohort))
+    drawn = draw_committee(open_.cohort, params.committee, open_.assignment.context, roster.hash)
+    committee = {id: _agent(cohort, id, shared) for id in drawn}
     round_ = SecureRound(
-        open=cohort.round,
+        open=open_,
         mechanism=cohort.mechanism,
-        roster=cohort.population.roster,
-        corrupt=aggregation.corrupt,
-        dropout=aggregation.dropout,
+        roster=roster,
+        params=params,
+        prekeys={id: agent.sealing.issue(1)[0] for id, agent in committee.items()},
         shared=shared,
     )
-    agents = {id: _agent(cohort, round_.params, id, shared) for id in cohort.round.cohort}
-    lost = {id: cohort.lost(id) for id in agents}
+    lost = cohort.losses()
     summed = Summed(total=np.zeros(0, dtype=np.uint32), survivors=())
-    messages = round_.begin()
 
-    def answer(id: int) -> None:
+    def answer(agent: Agent, message: bytes) -> None:
         """One agent's reply, or why it goes no further."""
         try:
-            reply = agents[id].handle(messages[id])
+            reply = agent.handle(message)
         except SecureAggError as refusal:
-            summed.refusals[id] = f"{round_.stage}: {refusal}"
-            del agents[id]
+            summed.refusals[agent.id] = f"{round_.stage}: {refusal}"
+            committee.pop(agent.id, None)
             return
-        round_.receive(id, reply)
+        round_.receive(agent.id, reply)
 
-    while messages:
-        stage = round_.stage
-        for id in [id for id in agents if lost[id] == stage]:
-            del agents[id]
-        present = [id for id in messages if id in agents]
-        if stage == "masked_input":
-            for chunk, privatized in cohort.privatized(present):
-                summed.trained += len(chunk)
-                summed.clipped += int(privatized.clipped.sum())
-                summed.unusable += int((~privatized.finite).sum())
-                for row, id in enumerate(chunk):
-                    agents[id].provide(privatized.vectors[row])
-                    answer(id)
-        else:
-            for id in present:
-                answer(id)
-        try:
-            messages = round_.close_stage()
-        except RoundAborted as abort:
-            abort.refusals = summed.refusals
-            raise
+    messages: Mapping[int, bytes] = round_.begin()
+    alive = [id for id in messages if lost[id] != UPLOAD]
+    for chunk, privatized in cohort.privatized(alive):
+        summed.trained += len(chunk)
+        summed.clipped += int(privatized.clipped.sum())
+        summed.unusable += int((~privatized.finite).sum())
+        for row, id in enumerate(chunk):
+            agent = committee.get(id) or _agent(cohort, id, shared)
+            agent.accept(open_.assignment, params)
+            agent.provide(privatized.vectors[row])
+            answer(agent, messages[id])
+    try:
+        while messages := round_.close_stage():
+            for id in [id for id in committee if lost[id] in (UPLOAD, round_.stage)]:
+                del committee[id]
+            for id in [id for id in messages if id in committee]:
+                answer(committee[id], messages[id])
+    except RoundAborted as abort:
+        abort.refusals = summed.refusals
+        raise
     result = round_.result
-    summed.total, summed.survivors = result.total, result.included
+    summed.total = result.total.astype(ring_dtype(params.modulus_bits), copy=False)
+    summed.survivors = result.included
     summed.dropped = {stage: len(ids) for stage, ids in result.dropped.items()}
     return summed
 
 
-def _agent(cohort: Cohort, params: SecAggParams, id: int, shared: Shared) -> Agent:
-    agent = Agent(
+def _agent(cohort: Cohort, id: int, shared: Shared) -> Agent:
+    return Agent(
         id=id,
         identity=cohort.population.identity(id),
         roster=cohort.population.roster,
-        floor=Floor(min_alive=params.min_alive, modulus_bits=params.modulus_bits),
         entropy=cohort.randomness.keys(cohort.round.number, id),
         shared=shared,
     )
-    agent.accept(cohort.round.assignment, params)
-    return agent

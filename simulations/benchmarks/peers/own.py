@@ -64,7 +64,7 @@ def run_engine(job: config.Config, data: Path, clock: Clock) -> None:
             )
             chunks = population.chunks(cohort, setting.chunk, processes=engine.processes)
             flat, tally = engine.total(work, chunks, mechanism.length)
-            total = in_ring(flat, mechanism, protocol)
+            total = in_ring(flat, mechanism, protocol, invited=len(cohort))
             noise = ahead.take(number)
             ahead.begin(number + 1)
             if noise is None:
