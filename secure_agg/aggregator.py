@@ -26,7 +26,6 @@ from secure_agg.messages import (
     Kind,
     Limits,
     Opening,
-    check_frame,
     frame,
     kind_of,
     unpack_complaints,
@@ -169,12 +168,10 @@ class Aggregator:
         if kind % 2:
             raise MessageError(f"a {kind.name} message, which servers send and never receive")
         checks.same_session(message[2:HEADER_SIZE], self._session.hash, sender)
-        open_now = self.stage is not _Stage.DONE and kind >= self._awaited
-        checks.in_time(open_now, sender, kind.name)
-        awaited = kind is self._awaited and self.stage is not _Stage.IDLE
-        checks.expected(awaited and sender in self.waiting, sender, kind.name)
+        now = kind + 1 if self.stage is _Stage.DONE else self._awaited
+        checks.awaited(kind, now, sender, sender in self.waiting, kind.name)
         try:
-            check_frame(message, kind, self._session.hash, self._limits)
+            self._limits.check(kind, len(message) - HEADER_SIZE)
             self._answers[sender] = self._take(kind, sender, message)
         except (LateMessage, StageError, StateError):
             raise
@@ -226,7 +223,7 @@ class Aggregator:
             return b""
         body = message[HEADER_SIZE:]
         (buffer,) = U32.unpack_from(body)
-        checks.expected(buffer == collection.number, sender, f"{kind.name} of sum {buffer}")
+        checks.numbered(buffer, collection.number, sender, f"{kind.name} of sum")
         if kind is Kind.CHECKED:
             self._complaints[sender] = unpack_complaints(body)[1]
             return b""

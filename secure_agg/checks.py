@@ -72,16 +72,30 @@ def same_session(found: bytes, session: bytes, sender: int) -> None:
         raise LateMessage(f"member {sender}: a message of another session is discarded")
 
 
-def in_time(open_now: bool, sender: int, what: str) -> None:
-    """Raise LateMessage on a message for a step that is closed; it is discarded."""
-    if not open_now:
+def awaited(step: int, now: int, sender: int, expected: bool, what: str) -> None:
+    """A member's message arrives while the server waits for it; a late upload is discarded.
+
+    Args:
+        step: To which a message belongs.
+        now: The step that is open.
+        sender: The member.
+        expected: Whether this member's message for the open step is still to come.
+        what: The message's name.
+
+    Raises:
+        LateMessage: Its step is closed; an upload must not enter a set that is fixed.
+        StageError: Its step has not come, or nothing is expected of this member.
+    """
+    if step < now:
         raise LateMessage(f"member {sender}: a {what} message after its step was closed")
-
-
-def expected(awaited: bool, sender: int, what: str) -> None:
-    """Raise StageError on a message that nobody waits for: early, repeated or not asked for."""
-    if not awaited:
+    if step > now or not expected:
         raise StageError(f"member {sender}: no {what} message is expected of it now")
+
+
+def numbered(found: int, next_one: int, sender: int, what: str) -> None:
+    """Raise StageError unless a message carries the number that is its turn."""
+    if found != next_one:
+        raise StageError(f"member {sender}: {what} {found} where {next_one} is awaited")
 
 
 # -- what the server announces ------------------------------------------------------------------
@@ -148,12 +162,6 @@ def roster_colluders(params: SecAggParams, assumed: int | None) -> None:
             f"a sum of {params.min_included} inputs: the roster assumes {assumed} colluders, so "
             f"that {present + 2} are needed"
         )
-
-
-def cohort_size(found: int, n: int) -> None:
-    """Raise MessageError unless as many members are invited as the parameters were made for."""
-    if found != n:
-        raise MessageError(f"a cohort of {found} members: the parameters say {n}")
 
 
 def invited(places: Mapping[int, int], member: int) -> None:
@@ -292,6 +300,12 @@ def disjoint(sequence: int, last: int | None, dealer: int) -> None:
     """Raise UploadReused if an upload is, or precedes, one in an earlier endorsed set."""
     if last is not None and sequence <= last:
         raise UploadReused(f"upload {sequence} of dealer {dealer} is not after those summed before")
+
+
+def delivered_once(buffer: int, done: Collection[int]) -> None:
+    """Raise StageError on a second delivery for one sum, or one out of order."""
+    if done and buffer <= max(done):
+        raise StageError(f"the shares of sum {buffer} were delivered already")
 
 
 def buffer_of_epoch(buffer: int, buffers: int) -> None:

@@ -122,7 +122,7 @@ class Collection:
         """
         session = self.session
         upload = Upload.parse(message, session)
-        checks.expected(upload.sequence == sequence, sender, f"UPLOAD {upload.sequence}")
+        checks.numbered(upload.sequence, sequence, sender, "upload")
         checks.high_order(is_low_order(upload.ephemeral), f"member {sender}'s ephemeral key")
         ciphertext_hash = hashlib.sha256(upload.ciphertext).digest()
         sealed_hash = hashlib.sha256(upload.sealed).digest()

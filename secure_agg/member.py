@@ -288,9 +288,7 @@ class Member:
         position = session.positions.get(self.id)
         if position is None:
             raise StageError("a DELIVERY message to a member that is not on the committee")
-        done = (*now.works, *mark.endorsed)
-        if done and delivery.buffer <= max(done):
-            raise StageError(f"the shares of sum {delivery.buffer} were delivered already")
+        checks.delivered_once(delivery.buffer, (*now.works, *mark.endorsed))
         checks.state_kept(bool(now.private), "the sealing key of this round")
         opener = Opener(now.private, self.params.suite, session.hash, position)
         held, complaints = open_shares(

@@ -170,7 +170,6 @@ class Session:
             LowOrderPoint: A sealing key is of low order.
             MessageError: A sealing key is malformed or of another suite.
         """
-        checks.cohort_size(len(cohort), params.n)
         checks.distinct(cohort, len(cohort), "id")
         for member in cohort:
             checks.enrolled(roster, member)
