@@ -43,7 +43,7 @@ class Summed:
         trained: clients that trained.
         clipped: of them, whose update the clipping norm cut.
         unusable: of them, whose update was not finite and counted as zero.
-        refusals: why, for each client that refused to go on.
+        refusals: why, for each client that refused to go on, or was refused.
     """
 
     total: NDArray[Any]
@@ -184,12 +184,10 @@ def secure_sum(cohort: Cohort) -> Summed:
     def answer(agent: Agent, message: bytes) -> None:
         """One agent's reply, or why it goes no further."""
         try:
-            reply = agent.handle(message)
+            round_.receive(agent.id, agent.handle(message))
         except SecureAggError as refusal:
             summed.refusals[agent.id] = f"{round_.stage}: {refusal}"
             committee.pop(agent.id, None)
-            return
-        round_.receive(agent.id, reply)
 
     messages: Mapping[int, bytes] = round_.begin()
     alive = [id for id in messages if lost[id] != UPLOAD]

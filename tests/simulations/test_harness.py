@@ -15,7 +15,7 @@ from fedsys.config import Config
 from fedsys.errors import ConfigError, RunFolderError
 from fedsys.privacy import Ledger, read_ledger, replay
 from fedsys.privacy.ledger import read_private
-from secure_agg import Aggregator, Participant
+from secure_agg import Aggregator, AggregatorStage, Member
 from server.checkpoint import Checkpoints
 from server.coordinator import Coordinator
 from server.job import Job
@@ -76,10 +76,17 @@ def test_with_a_mechanism_nothing_secret_follows_the_seed(
     assert summary(first)["model_sha256"] != summary(second)["model_sha256"]
 
 
-def test_a_tampered_upload_changes_the_sum(
+def test_a_tampered_upload_is_left_out_of_the_sum(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configure("privacy.mechanism=none", "aggregation.protocol=secure", "rounds.count=1")
+    inputs: dict[int, np.ndarray[Any, Any]] = {}
+    provide = Member.provide
+
+    def keep(self: Member, vector: Any) -> None:
+        inputs[self.id] = vector.astype(np.uint32)
+        provide(self, vector)
+
     totals: list[np.ndarray[Any, Any]] = []
     finish = Coordinator.finish_round
 
@@ -87,54 +94,56 @@ def test_a_tampered_upload_changes_the_sum(
         totals.append(total.copy())
         return finish(self, total, survivors, **rest)
 
-    monkeypatch.setattr(Coordinator, "finish_round", spy)
-    harness.run(config, out=tmp_path / "honest")
     receive = Aggregator.receive
     tampered: list[int] = []
 
     def flip(self: Aggregator, sender: int, message: bytes) -> None:
-        if self.stage.name == "MASKED_INPUT" and not tampered:
+        if self.stage is AggregatorStage.UPLOAD and not tampered:
             tampered.append(sender)
             message = message[:-4] + bytes([message[-4] ^ 1]) + message[-3:]
         receive(self, sender, message)
 
+    monkeypatch.setattr(Member, "provide", keep)
+    monkeypatch.setattr(Coordinator, "finish_round", spy)
     monkeypatch.setattr(Aggregator, "receive", flip)
-    harness.run(config, out=tmp_path / "tampered")
-    difference = totals[0] - totals[1]
-    assert tampered
-    assert np.count_nonzero(difference) == 1
-    assert int(difference[-1]) in (1, 2**32 - 1)
+    run = harness.run(config, out=tmp_path / "tampered")
+    private, _ = read_private(run.folder / "private.jsonl")
+    survivors = private[1]["survivors"]
+    assert len(tampered) == 1
+    assert tampered[0] not in survivors
+    assert set(survivors) <= set(inputs)
+    np.testing.assert_array_equal(totals[0], sum(inputs[client] for client in survivors))
 
 
-def test_masked_uploads_look_nothing_like_inputs(
+def test_uploads_look_nothing_like_inputs(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configure("privacy.mechanism=none", "aggregation.protocol=secure", "rounds.count=1")
-    inputs: dict[int, bytes] = {}
-    provide = Participant.provide
+    inputs: dict[int, np.ndarray[Any, Any]] = {}
+    provide = Member.provide
 
-    def keep(self: Participant, vector: Any) -> None:
-        inputs[self.id] = np.ascontiguousarray(vector).tobytes()
+    def keep(self: Member, vector: Any) -> None:
+        inputs[self.id] = vector.astype(np.uint32)
         provide(self, vector)
 
-    uploads: dict[int, bytes] = {}
+    uploads: dict[int, np.ndarray[Any, Any]] = {}
     receive = Aggregator.receive
 
     def watch(self: Aggregator, sender: int, message: bytes) -> None:
-        if self.stage.name == "MASKED_INPUT":
-            uploads[sender] = message
+        if self.stage is AggregatorStage.UPLOAD:
+            start = len(message) - self.params.ciphertext_bytes
+            uploads[sender] = np.frombuffer(message, "<u4", self.params.coefficients, start)
         receive(self, sender, message)
 
-    monkeypatch.setattr(Participant, "provide", keep)
+    monkeypatch.setattr(Member, "provide", keep)
     monkeypatch.setattr(Aggregator, "receive", watch)
     harness.run(config, out=tmp_path / "run")
     assert len(uploads) > 20
-    for client, upload in uploads.items():
-        vector = np.frombuffer(inputs[client], dtype=np.uint32)
-        sent = np.frombuffer(upload[-4 * len(vector) :], dtype="<u4")
-        assert np.count_nonzero(vector == sent) < 5
-        # uniform words: the top bit of 650 is set 325 times, 8 deviations are 102
-        assert abs(int((sent >> 31).sum()) - 325) < 102
+    for client, sent in uploads.items():
+        assert len(sent) == 2048
+        assert np.count_nonzero(inputs[client] == sent[: len(inputs[client])]) < 5
+        # uniform words: the top bit of 2048 is set 1024 times, 8 deviations are 181
+        assert abs(int((sent >> 31).sum()) - 1024) < 181
 
 
 def _crash(*_: object, **__: object) -> None:
