@@ -3,6 +3,7 @@
 ::
 
     mechanism = agent.accept(assignment, params)   # PolicyRefusal, or how to privatize the update
+    agent.enter(opening)                           # checks it, before anything is trained
     agent.provide(vector)                          # trained and privatized, by whoever hosts it
     upload = agent.handle(opening)                 # the vector leaves; done, unless on the committee
     reply = agent.handle(message)                  # a committee member's duties, one reply each
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import os
+from contextlib import suppress
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from fedsys.errors import ProtocolError
 from fedsys.privacy import Entropy, Event, Mechanism, event_from_json, mechanism_for
 from fedsys.wire import Assignment
 from secure_agg import Identity, Member, Roster, SealingKeys, SecAggParams, Shared, Store
+from secure_agg.errors import InputError
 
 __all__ = ["Agent", "Participations", "mechanism_of"]
 
@@ -148,6 +151,15 @@ class Agent:
     def uploaded(self) -> bool:
         """Whether this round's vector left already, so that none is needed any more."""
         return self._current().uploaded
+
+    def enter(self, opening: bytes) -> None:
+        """Check a round's opening message and take its sealing key, before anything is trained.
+
+        Raises:
+            SecureAggError: a refusal, named by its cause.
+        """
+        with suppress(InputError):  # only the vector is missing
+            self._current().handle(opening)
 
     def provide(self, vector: NDArray[Any]) -> None:
         """Hand over the privatized vector (length,), before the opening message is answered."""

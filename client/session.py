@@ -308,6 +308,7 @@ class Session:
                     f"a vector has left this device in round {number} already, and what secure "
                     f"aggregation kept of it is lost"
                 )
+            current.agent.enter(opening)
             self._provide(current)
         reply = current.agent.handle(opening)
         self.journal.upload(job, number)

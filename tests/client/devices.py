@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.roster import RosterStatement, SignedStatement, signed_message
 from fedsys.wire.round_params import round_params
 from fedsys.wire.terms import Terms
-from secure_agg import Aggregator, Identity, SecAggParams
+from secure_agg import Aggregator, Identity, SealingKeys, SecAggParams
 
 D = 6
 
@@ -115,6 +117,8 @@ class Devices:
         self.prekeys: list[list[bytes]] = [[] for _ in range(self.count)]
         started = self.count if self.running is None else self.running
         self.all = [self.start(k) for k in range(started)]
+        for k in range(started, self.count):
+            self.prekeys[k] = SealingKeys(self.identities[k]).issue(8)
 
     def agree(self, **change: Any) -> Terms:
         """Have everybody consent to a job."""
@@ -149,7 +153,10 @@ class Devices:
             ).store()
         worker = ConstantWorker()
         approved = ApprovedTask(sha256=CODE)
-        policy = [Policy.fresh("digits", approved, corrupt=self.plan.corrupt or 0.0)]
+        fresh = Policy.fresh("digits", approved, corrupt=self.plan.corrupt or 0.0)
+        if not self.plan.protected:
+            fresh = dataclasses.replace(fresh, epsilon=math.inf)
+        policy = [fresh]
         session = Session(
             credentials=Credentials.load(folder),
             worker=worker,
@@ -211,11 +218,21 @@ def params_of(terms: Terms, roster: RosterStatement, size: int) -> SecAggParams:
 
 @dataclass
 class Conversation:
-    """One round of a coordinator with its devices."""
+    """One round of a coordinator with its devices.
+
+    Attributes:
+        devices: invited.
+        terms: of the job.
+        number: of the round.
+        params: other ones than the terms give, for a coordinator that cheats.
+        cohort: everybody by default.
+    """
 
     devices: Devices
     terms: Terms
     number: int = 1
+    params: SecAggParams | None = None
+    cohort: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self.assignment = Assignment(
@@ -229,17 +246,23 @@ class Conversation:
             terms=self.terms.digest,
         )
         devices = self.devices
-        self.params = params_of(self.terms, devices.roster, devices.count)
-        self.aggregator = Aggregator(
-            roster=devices.roster.roster,
-            params=self.params,
-            context=self.assignment.context,
-            cohort=range(devices.count),
-            prekeys={k: kept.pop(0) for k, kept in enumerate(devices.prekeys) if kept},
-        )
+        self.cohort = self.cohort or tuple(range(devices.count))
+        self.prekeys = {k: devices.prekeys[k].pop(0) for k in self.cohort if devices.prekeys[k]}
+        self.announced = self.params or params_of(self.terms, devices.roster, len(self.cohort))
+        self.aggregator = self.another()
         self.messages = self.aggregator.begin()
         self.steps = itertools.count()
         self.step = next(self.steps)
+
+    def another(self) -> Aggregator:
+        """An aggregator of this very round; an honest coordinator has one."""
+        return Aggregator(
+            roster=self.devices.roster.roster,
+            params=self.announced,
+            context=self.assignment.context,
+            cohort=self.cohort,
+            prekeys=self.prekeys,
+        )
 
     def model(self) -> fleet_pb2.Down:
         return fleet_pb2.Down(
@@ -264,7 +287,7 @@ class Conversation:
                 job=self.assignment.job,
                 round=self.number,
                 assignment=self.assignment.head,
-                params=self.params.encode(),
+                params=self.announced.encode(),
                 stage=self.stage(client),
             )
         )
