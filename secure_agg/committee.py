@@ -229,7 +229,11 @@ def _why_none(
     stay: int,
     sizes: list[int],
 ) -> str:
-    """Return the message that says what cannot be met, at the size that comes closest."""
+    """Return the message that says what cannot be met, at the size that comes closest.
+
+    It is the quorum: a committee with a quorum of live members has at least one more of them than
+    colluders, which is room for a threshold once no errors are to be corrected.
+    """
 
     def lack(size: int) -> float:
         most, live = _tails(n, bad, stay, size)
@@ -242,15 +246,10 @@ def _why_none(
     what = f"n={n}, corrupt={corrupt}, dropout={dropout}"
     if colluders:
         what += f", colluders={colluders}"
-    short = (
-        f"{live} live members are below the quorum of {quorum}"
-        if live < quorum
-        else f"{live} live members leave no room above {max(most, 1)} colluders"
-    )
     advice = _explicit_choice(n) or "; invite more, or assume less"
     return (
         f"{what} cannot be met: with {who} in the committee, of whom {most} may collude, "
-        f"{short}{advice}"
+        f"{live} live members are below the quorum of {quorum}{advice}"
     )
 
 

@@ -314,7 +314,7 @@ class SecAggParams:
         A centred discrete Gaussian over the integers is sub-Gaussian with its own parameter
         (Micciancio and Peikert 2012, lemma 2.8), and so is a symmetric uniform distribution
         with its own variance. So a coefficient exceeds the limit with chance at most
-        ``2 exp(-Z^2 / 2) = 2^-64``, and about 2^-69 by the Gaussian tail itself.
+        ``2 exp(-Z^2 / 2) = 2^-64``, and about 2^-68.7 by the Gaussian tail itself.
         """
         return MARGIN * self.noise_sigma(count)
 

@@ -31,7 +31,7 @@ of length H. We bound its error as Percival does (Math. Comp. 72, 2003, section 
 A limb has ``|a| <= 2^(w-1) sqrt(N)``. A dealer's secret has ``|s| <= 60 sqrt(N)``, and the bound
 is 0.38. A sum of secrets may be larger: `Multiplier` computes its norm and, where the bound reaches
 1/2, splits it at 2^7 as well; limbs of at most 64 give a bound of 0.41. Nothing rests on the
-typical size of errors, which is a thousand times smaller.
+size of errors that is measured, a hundred to a thousand times smaller.
 """
 
 from __future__ import annotations
@@ -47,7 +47,15 @@ from secure_agg.errors import InputError
 from secure_agg.gaussian import Keystream
 from secure_agg.params import RING_DEGREE, SecAggParams
 
-__all__ = ["Complex", "Ints", "Multiplier", "PublicPolynomials", "scratch"]
+__all__ = [
+    "RELATIVE_ERROR",
+    "Complex",
+    "Ints",
+    "Multiplier",
+    "PublicPolynomials",
+    "scratch",
+    "transform",
+]
 
 Complex: TypeAlias = npt.NDArray[np.complex128]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -79,10 +87,11 @@ def _relative_error() -> float:
     )
 
 
-_RELATIVE_ERROR: Final = _relative_error()
+RELATIVE_ERROR: Final = _relative_error()
+"""Bound on the error of a coefficient of a product, by the norms of its factors: 2^-44.2."""
 
 
-def _transform(z: Complex) -> None:
+def transform(z: Complex) -> None:
     """Replace ring elements, (..., H) as complex numbers, by their transforms."""
     z *= _TWIST
     np.fft.fft(z, out=z)
@@ -143,7 +152,7 @@ class PublicPolynomials:
             z = scratch[:, : len(limbs[0])]
             for transformed, limb in zip(z, limbs, strict=True):
                 transformed.view(np.float64)[...] = limb
-                _transform(transformed)
+                transform(transformed)
             yield start, z[0], z[1]
 
 
@@ -162,7 +171,7 @@ class Multiplier:
             raise InputError(f"a secret has a coefficient above {_SECRET_MAX}")
         norm = math.sqrt(float(s.astype(np.float64) @ s.astype(np.float64)))
         a_norm = 2.0 ** (limb_bits - 1) * math.sqrt(RING_DEGREE)
-        if norm * a_norm * _RELATIVE_ERROR < 0.5:
+        if norm * a_norm * RELATIVE_ERROR < 0.5:
             parts = [(0, s)]
         else:
             low = ((s + (1 << (_SECRET_SPLIT - 1))) & ((1 << _SECRET_SPLIT) - 1)) - (
@@ -172,7 +181,7 @@ class Multiplier:
         self.limbs: list[tuple[int, Complex]] = []
         for shift, part in parts:
             z = part.astype(np.float64).view(np.complex128)
-            _transform(z)
+            transform(z)
             self.limbs.append((shift, z))
         self.limb_bits = limb_bits
         # What `_MAGIC_BITS` contribute to the sum that `times` returns.
