@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PublicKey,
 )
 
-from client.journal import Journal
+from client.admission import check_participation
+from client.journal import JobRecord, Journal
 from client.policy import Policy
 from client.session import Dismissed
 from fedsys.errors import ConfigError, PolicyRefusal, ProtocolError
-from fedsys.privacy import from_ring
+from fedsys.privacy import PrivacyPlan, from_ring
 from fedsys.wire import countersign, fleet_pb2
 from fedsys.wire.roster import RosterStatement, signed_message
 from secure_agg import Identity
-from tests.client.devices import PLAN, Conversation, D, Device, Devices, offer
+from tests.client.devices import PLAN, Conversation, D, Device, Devices, offer, plan_of
 
 NO_NOISE: dict[str, Any] = {"mechanism": "none", "noise_multiplier": 0.0}
 
@@ -320,3 +324,209 @@ def test_a_mechanism_without_noise_needs_an_owner_who_says_so(devices: Devices) 
     with pytest.raises(PolicyRefusal, match="epsilon would reach inf"):
         Policy(epsilon=10.0).check_epsilon(others=0.0, after=float("inf"))
     Policy().check_epsilon(others=0.0, after=float("inf"))
+
+
+def held(devices: Devices, number: int) -> int:
+    """Sealing keys that the device could still serve with."""
+    return devices.all[number].session._sealing.outstanding
+
+
+def test_a_greeting_brings_sealing_keys_where_none_are_left(devices: Devices) -> None:
+    assert len(devices.prekeys[0]) == held(devices, 0) == 8
+    again = devices.start(0)
+    assert not again.session.hello().hello.prekeys, "the coordinator has them"
+    devices.reboot()
+    fresh = devices.start(0).session.hello().hello
+    assert not fresh.prekeys, "the test's own start took them"
+    assert len(devices.prekeys[0]) == 8
+
+
+def test_sealing_keys_are_sent_where_few_are_left(devices: Devices) -> None:
+    device, terms = devices.all[0], devices.terms()
+
+    def sent(left: int) -> int:
+        message = fleet_pb2.Down(offer=fleet_pb2.Offer(terms=terms.encoded, prekeys=left))
+        return len(device.handle(message).consent.prekeys)
+
+    assert [sent(left) for left in (0, 4, 5, 8, 2**32 - 1)] == [8, 4, 0, 0, 0]
+    talk = Conversation(devices, devices.agree())
+    over = talk.outcome(b"h" * 32)
+    over.outcome.prekeys = 1
+    assert len(device.handle(over).prekeys.prekeys) == 7, "nothing to countersign"
+    run(talk, devices.all)
+    given = device.handle(over).countersignature
+    assert (len(given.prekeys), given.participations) == (7, 1)
+    over.outcome.prekeys = 8
+    assert not device.handle(over).countersignature.prekeys
+    over.outcome.job = b"of no job that was agreed to"
+    assert device.session.handle(over) is None
+
+
+@pytest.mark.parametrize("head", [b"", b"h" * 31, b"h" * 300])
+def test_a_ledger_head_that_is_no_hash_is_not_signed(devices: Devices, head: bytes) -> None:
+    talk = agree(devices)
+    run(talk, devices.all)
+    assert not devices.all[0].handle(talk.outcome(head)).HasField("countersignature")
+
+
+def news(*signed: fleet_pb2.SignedRoster) -> fleet_pb2.Down:
+    return fleet_pb2.Down(roster=fleet_pb2.RosterNews(roster=list(signed)))
+
+
+def grown(before: RosterStatement, node: int) -> RosterStatement:
+    return RosterStatement(
+        version=before.version + 1,
+        previous=before.hash,
+        members={**before.members, node: Identity.generate().public_bytes},
+    )
+
+
+@pytest.mark.parametrize("junk", ["bytes", "unsigned", "the same version unsigned"])
+def test_junk_behind_a_roster_neither_counts_nor_bricks(devices: Devices, junk: str) -> None:
+    """What was accepted before it is on the disk, and nothing else."""
+    second = grown(devices.roster, 7)
+    third = grown(second, 8)
+    bad = {
+        "bytes": fleet_pb2.SignedRoster(statement=b"{", signature=b""),
+        "unsigned": fleet_pb2.SignedRoster(statement=third.encoded, signature=bytes(64)),
+        "the same version unsigned": fleet_pb2.SignedRoster(
+            statement=second.encoded, signature=bytes(64)
+        ),
+    }[junk]
+    device = devices.all[0]
+    answer = device.session.handle(news(devices.sign(second), bad))
+    assert (answer is None) is (junk == "the same version unsigned")
+    assert device.session.chain.version == 2
+    restarted = devices.start(0)
+    assert restarted.session.chain.newest == second
+    assert restarted.session.handle(news(devices.sign(third))) is None
+    assert devices.start(0).session.chain.newest == third
+
+
+def test_a_roster_that_cannot_be_written_does_not_count(
+    devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = devices.all[0]
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            device.session.handle(news(devices.sign(grown(devices.roster, 7))))
+    assert device.session.chain.version == 1
+
+
+def test_a_device_that_is_asked_far_too_often_declines() -> None:
+    """Sixty of sixty rounds, where one in two hundred was promised."""
+    plan = plan_of(
+        1000, expected_cohort=5, cap=60, rounds=1000, mechanism="none", noise_multiplier=0.0
+    )
+    asked = [number for number in range(1, 61) if refused(plan, number, number) is None]
+    assert asked == [1, 2, 3]
+    assert "asked for the 60th time in 60 rounds" in str(refused(plan, 60, 60))
+    assert refused(plan, 60, 4) is None
+    assert refused(plan, 1000, 20) is None
+    assert refused(plan, 1000, 40) is not None
+
+
+def refused(plan: PrivacyPlan, number: int, count: int) -> str | None:
+    try:
+        check_participation(plan, number, count)
+    except PolicyRefusal as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("rate", [0.005, 0.05, 0.3, 1.0])
+def test_honest_sampling_is_refused_less_than_once_in_a_billion(rate: float) -> None:
+    """The tail of the binomial distribution, by exact fractions."""
+    population = 1000
+    plan = plan_of(
+        population,
+        expected_cohort=round(rate * population),
+        cap=population,
+        rounds=1000,
+        mechanism="none",
+        noise_multiplier=0.0,
+    )
+    q, rounds = Fraction(round(rate * population), population), 40
+    chances = [math.comb(rounds, k) * q**k * (1 - q) ** (rounds - k) for k in range(rounds + 1)]
+    limit = next((k for k in range(1, rounds + 1) if refused(plan, rounds, k)), rounds + 1)
+    assert sum(chances[limit:], Fraction(0)) < Fraction(1, 10**9)
+    if limit <= rounds:
+        assert sum(chances[limit - 1 :], Fraction(0)) >= Fraction(1, 10**9)
+
+
+def test_cyclic_participation_counts_the_rounds_of_ones_own_turn() -> None:
+    """Ten groups take turns, each whole: everybody is in every tenth round."""
+    plan = plan_of(
+        200,
+        mechanism="banded-mf",
+        expected_cohort=20,
+        cap=60,
+        rounds=100,
+        min_separation=10,
+        max_participations=10,
+    )
+    assert refused(plan, 100, 10) is None
+    assert refused(plan, 101, 11) is None
+    assert refused(plan, 100, 11) is not None
+    assert refused(plan, 9, 2) is not None
+
+
+def test_a_round_number_beyond_the_plan_is_refused_before_it_is_accounted_for(
+    devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = agree(devices)
+
+    def accounted(*_args: object) -> float:
+        raise AssertionError("a million rounds are counted one by one")
+
+    monkeypatch.setattr(JobRecord, "after", accounted)
+    talk.assignment = dataclasses.replace(talk.assignment, round=10**6)
+    talk.number = 10**6
+    assert "round 1000000 of a job of 5 rounds" in refusal(talk.invite(devices.all[0], 0))
+
+
+def test_a_protected_job_of_very_many_rounds_is_refused(devices: Devices) -> None:
+    plan = dataclasses.replace(PLAN, rounds=200_000, noise_multiplier=500.0)
+    answer = devices.all[0].handle(offer(devices.terms(plan=plan)))
+    assert "a device accounts for 100000 at most" in refusal(answer)
+
+
+@pytest.mark.parametrize(
+    ("plan", "reason"),
+    [
+        ({"corrupt": None}, "takes no fraction of a cohort for colluders"),
+        ({"corrupt": 0.05}, "takes 0.05 as the fraction"),
+    ],
+)
+def test_a_job_that_assumes_fewer_colluders_than_its_owner_is_refused(
+    tmp_path: Path, plan: dict[str, Any], reason: str
+) -> None:
+    devices = Devices(tmp_path, count=4, plan=plan_of(4))
+    lower = dataclasses.replace(devices.plan, **plan)
+    assert reason in refusal(devices.all[0].handle(offer(devices.terms(plan=lower))))
+
+
+def test_a_job_withstands_as_many_colluders_as_the_roster_states(tmp_path: Path) -> None:
+    devices = Devices(tmp_path, count=6, plan=plan_of(6), colluders=2)
+    answer = devices.all[0].handle(offer(devices.terms()))
+    assert "withstands 0 colluders" in refusal(answer)
+    assert "the roster 2" in refusal(answer)
+    terms = devices.agree(plan=plan_of(6, colluders=2))
+    talk = Conversation(devices, terms)
+    assert (talk.announced.colluders, talk.announced.min_included) == (2, 4)
+    run(talk, devices.all)
+    assert talk.aggregator.result.included == tuple(range(6))
+
+
+def test_a_round_whose_opening_was_never_seen_is_not_joined(devices: Devices) -> None:
+    talk = agree(devices)
+    talk.close({k: talk.invite(devices.all[k], k) for k in range(3)})
+    stranger = Devices.start(devices, 0)
+    stranger.handle(offer(talk.terms))
+    stranger.session.journal.jobs[talk.terms.job.hex()].joined.clear()
+    assert "never saw the opening" in refusal(talk.invite(stranger, 0))
