@@ -202,6 +202,8 @@ class Cohorts:
             committee = self.committee(n)
             if committee is None:
                 return 1.0 - few
+            if self.dropout == 0:
+                continue  # nobody is lost, and all of a committee can be needed
             if committee.size == n:
                 needed = max(needed, committee.needed)
                 continue
