@@ -83,7 +83,7 @@ class Marks:
         """Return the union of two copies."""
         jobs = dict(self.jobs)
         for job, mark in other.jobs.items():
-            jobs[job] = mark.merge(jobs[job]) if job in jobs else mark
+            jobs[job] = jobs[job].merge(mark) if job in jobs else mark
         count = max(self.participations, other.participations)
         return Marks(jobs=jobs, participations=count)
 
