@@ -13,9 +13,9 @@ from secure_agg import RoundContext, SecAggParams, packed_sum, secure_sum
 from secure_agg.errors import (
     DecodingError,
     InputError,
-    StageError,
     QuorumNotMet,
     ResidualError,
+    StageError,
     ThresholdNotMet,
 )
 from secure_agg.field import PRIME

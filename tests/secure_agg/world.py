@@ -205,9 +205,7 @@ class World:
 
     def exact(self, ids: Collection[int] | None = None) -> list[int]:
         """What the sum should be."""
-        return exact_sum(
-            self.inputs, self.ids if ids is None else ids, self.params.modulus_bits
-        )
+        return exact_sum(self.inputs, self.ids if ids is None else ids, self.params.modulus_bits)
 
 
 @contextmanager
