@@ -7,6 +7,7 @@ import math
 
 import mpmath
 import numpy as np
+import numpy.typing as npt
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy.stats import chi2
@@ -100,7 +101,7 @@ def test_every_interval_of_sixteen_bits() -> None:
         ]
 
 
-def _floats(bits: list[int] | None = None) -> np.ndarray:  # type: ignore[type-arg]
+def _floats(bits: list[int] | None = None) -> npt.NDArray[np.object_]:
     """Thresholds or given bits as exact pairs that sort as the integers do."""
     values = list(thresholds()) if bits is None else bits
     out = np.empty(len(values), object)

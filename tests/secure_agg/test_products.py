@@ -89,7 +89,8 @@ def product(multiplier: Multiplier, low: Ints, high: Ints) -> Ints:
         transforms.append(z)
     out = np.empty((1, N), np.int64)
     multiplier.times(transforms[0], transforms[1], np.empty((1, N // 2), np.complex128), out)
-    return out[0]
+    result: Ints = out[0]
+    return result
 
 
 @pytest.mark.parametrize("limb", ["random", "least", "alternating"])
