@@ -14,7 +14,7 @@ set -euo pipefail
 FEDSYS=${FEDSYS:-fedsys} # a command, e.g. "python -m fedsys"
 TASK=${TASK:-digits}
 AGENTS=${AGENTS:-5}
-STAGES=${STAGES:-advertise reveal share_keys masked_input consistency unmask}
+STAGES=${STAGES:-upload endorse answer}
 FOLDER=${1:-$(mktemp -d)}
 mkdir -p "$FOLDER"
 cd "$FOLDER"
@@ -149,7 +149,7 @@ mechanism = "none"
 clip = 10.0
 [aggregation]
 dropout = 0.2
-corrupt = 0.0
+corrupt = 0.1
 [evaluation]
 every = $rounds
 TOML
@@ -157,7 +157,7 @@ job=$($FEDSYS job submit hq job.toml --quiet)
 echo "job $job"
 
 say "A device is killed in the middle of a round, and started again"
-freeze_in share_keys
+freeze_in upload
 kill -9 "${agents[0]}"
 until_there 60 gone "${agents[0]}"
 kill -CONT "$coordinator"

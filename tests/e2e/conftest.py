@@ -39,6 +39,7 @@ class CommandLine:
         self.folder = folder
         self.environment = {
             "PATH": os.environ["PATH"],
+            "RUNTIME_DIRECTORY": os.environ["RUNTIME_DIRECTORY"],
             "HOME": str(folder),
             "FEDSYS_HOME": str(folder / "home"),
             "PYTHONPATH": str(ROOT),

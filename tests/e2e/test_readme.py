@@ -51,6 +51,7 @@ def test_linked_files_exist() -> None:
 def environment(folder: Path) -> dict[str, str]:
     return {
         "PATH": os.environ["PATH"],
+        "RUNTIME_DIRECTORY": os.environ["RUNTIME_DIRECTORY"],
         "HOME": str(folder),
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",

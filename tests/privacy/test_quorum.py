@@ -236,10 +236,16 @@ def test_a_job_whose_quorum_is_missed_too_often_is_refused_with_a_remedy(
 
 
 def test_where_nothing_helps_the_message_says_so() -> None:
-    asked = cohorts(population=3, expected=3.0, sampling="fixed", corrupt=0.3, rounds=40)
-    assert "no cohort of these 3 clients" in quorum.remedy(
-        dataclasses.replace(asked, dropout=0.0), 0.0
-    )
+    """Without one of three there are two, of whom one may collude."""
+    asked = cohorts(population=3, expected=3.0, sampling="poisson", corrupt=0.3, rounds=40)
+    assert "no cohort of these 3 clients" in quorum.remedy(asked, 0.0)
+
+
+def test_where_nobody_is_lost_a_cohort_that_can_be_summed_costs_nothing() -> None:
+    three = cohorts(population=3, expected=3.0, sampling="poisson", corrupt=0.0, rounds=40)
+    three = dataclasses.replace(three, dropout=0.0, min_survivors=2, cap=3)
+    assert quorum.quorum_delta(three) == 0
+    assert quorum.quorum_delta(dataclasses.replace(three, corrupt=0.1)) == 1
 
 
 def test_corrupt_is_a_fraction() -> None:

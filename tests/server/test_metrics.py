@@ -52,7 +52,7 @@ def plain(name: str) -> str:
 
 def everything() -> Metrics:
     metrics = Metrics()
-    metrics.round_committed({"advertise": 0.1, "unmask": 0.2})
+    metrics.round_committed({"upload": 0.1, "answer": 0.2})
     metrics.round_aborted()
     metrics.refused(0)
     metrics.refused(3)
@@ -95,7 +95,7 @@ def test_what_is_not_server_side_tells_no_cohort() -> None:
             fleet.open(link)
             fleet.send(node, fleet_pb2.Down(outcome=fleet_pb2.Outcome(round=1)))
             metrics.refused(1)
-        metrics.round_committed({"advertise": 0.1 * members})
+        metrics.round_committed({"upload": 0.1 * members})
         metrics.spent("p", Epsilons(outsider=1.0, participant=2.0, server=0.5 * members))
         metrics.connected(9)
         port = metrics.serve("127.0.0.1:0")
@@ -182,7 +182,7 @@ def test_a_deployment_is_scraped(tmp_path: Path) -> None:
         assert shown == pytest.approx(state.job(job).spent, rel=1e-6)
         state.close()
     assert found["fedsys_rounds_total", (("outcome", "committed"),)] == 2
-    assert found["fedsys_serverside_stage_seconds_count", (("stage", "masked_input"),)] == 2
+    assert found["fedsys_serverside_stage_seconds_count", (("stage", "upload"),)] == 2
     kinds = {
         (dict(labels)["direction"], dict(labels)["kind"])
         for name, labels in found
