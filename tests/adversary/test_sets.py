@@ -144,16 +144,16 @@ def test_06_forged_endorsements(kind: str) -> None:
         eve = checked()
         everybody = set(eve.uploads)
         totals = []
-        sides = ((eve.honest[:4], everybody), (eve.honest[4:], everybody - {VICTIM}))
-        for which, (half, dealers) in enumerate(sides):
+        earlier: dict[int, bytes] = {}
+        for half, dealers in ((eve.honest[:4], everybody), (eve.honest[4:], everybody - {VICTIM})):
             mine = eve.endorsed_by(half, dealers)
             missing = [id_ for id_ in eve.honest if id_ not in half][:2]
-            if kind == "of another set" and which:
-                others = {id_: first[id_] for id_ in missing}
+            if kind == "of another set" and earlier:
+                others = {id_: earlier[id_] for id_ in missing}
             else:
                 signature = bytes(64) if kind == "nobody's" else mine[half[0]]
                 others = dict.fromkeys(missing, signature)
-            first = mine
+            earlier = mine
             certificate = eve.certificate(others | mine)
             totals.append(eve.open(dealers, eve.answers(half, dealers, certificate)))
         return eve.difference(totals[0], totals[1]), eve
