@@ -350,7 +350,10 @@ def _ring(n: int, modulus_bits: int) -> _Ring:
     for values in range(1, MAX_LOG_Q // modulus_bits + 1):
         for dropped in range(_MAX_DROPPED_BITS + 1):
             sigma = math.sqrt(n * _noise_variance(dropped))
-            scale = max(dropped, 1 + math.ceil(math.log2(MARGIN * sigma)))
+            # The least scale with Z sigma <= 2^(scale - 1), from the bits of the float and not from
+            # a logarithm, whose last bit may differ between the two sides' libraries.
+            mantissa, exponent = math.frexp(MARGIN * sigma)
+            scale = max(dropped, exponent + (mantissa > 0.5))
             log_q = modulus_bits * values + scale
             if log_q > MAX_LOG_Q:
                 continue

@@ -152,6 +152,18 @@ def test_how_samples_are_read_does_not_matter() -> None:
     assert not (whole == Sampler(b"another".ljust(32)).sample(50_000)).all()
 
 
+def test_samples_are_a_function_of_two_keystreams() -> None:
+    """Sixteen bits from the start of the stream; 64 more from block 2^64 where those are open."""
+    key, count = b"function".ljust(32), 40_000
+    coarse = np.frombuffer(Keystream(key).read(2 * count), "<u2").tolist()
+    edges = {t >> 64 for t in thresholds()}
+    asked = sum(u in edges for u in coarse)
+    fine = iter(np.frombuffer(Keystream(key, 1 << 64).read(8 * asked), "<u8").tolist())
+    bits = [(u << 64) + (next(fine) if u in edges else 0) for u in coarse]
+    assert asked > 20
+    assert Sampler(key).sample(count).tolist() == [expected(b) for b in bits]
+
+
 def test_keystream() -> None:
     """AES-256 in counter mode: NIST SP 800-38A, F.5.5, and any way of reading it."""
     key = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
