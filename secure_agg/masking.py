@@ -9,9 +9,9 @@ and the low ``dropped_bits`` rounded away. The sum of the ciphertexts decrypts u
 secrets, and under nothing less.
 
 **Why it hides.** Without rounding c is an RLWE sample plus the message, with a secret from the
-error distribution. Decision RLWE is hard if ideal lattice problems are hard in the worst case for
-quantum computers, "with no algebraic restrictions on the modulus or number field" (Peikert, Regev
-and Stephens-Davidowitz, STOC 2017, abstract), so that a power of two will do for q. Their errors
+error distribution. Decision RLWE is as hard as problems on ideal lattices in the worst case, by a
+quantum reduction that works for any number field and any modulus (Peikert, Regev and
+Stephens-Davidowitz, STOC 2017), so that a power of two will do for q. Their errors
 are wider than ours and elliptical: as in every practical scheme the concrete parameters rest on
 the estimate in `secure_agg.hardness`. The sums ``sum s`` and ``sum e``, which opening reveals, are
 for any two honest dealers a hint on each one's secret and error; `secure_agg.hardness` says what

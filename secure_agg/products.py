@@ -29,8 +29,8 @@ of length H. We bound its error as Percival does (Math. Comp. 72, 2003, section 
    of the integer result, and rounding to the nearest integer is exact when this is below 1/2.
 
 A limb has ``|a| <= 2^(w-1) sqrt(N)``. A dealer's secret has ``|s| <= 60 sqrt(N)``, and the bound
-is 0.38. A sum of secrets may be larger: `Multiplier` computes its norm and, where the bound reaches
-1/2, splits it at 2^7 as well; limbs of at most 64 give a bound of 0.41. Nothing rests on the
+is 0.38. A sum of secrets may be larger: `Multiplier` computes its norm and, where the bound exceeds
+0.49, writes it to the base 2^7; digits of at most 64 give a bound of 0.41. Nothing rests on the
 size of errors that is measured, a hundred to a thousand times smaller.
 """
 
@@ -65,7 +65,9 @@ _BLOCK: Final = 16
 """Polynomials handled together. What a pass touches, 0.25 MiB an array, stays in a core's cache;
 smaller blocks pay for more calls, larger ones for more traffic."""
 _SECRET_SPLIT: Final = 7
-_SECRET_MAX: Final = 1 << 13
+_ERROR_LIMIT: Final = 0.49
+"""Largest error that is relied on: below 1/2 by more than what computing the bound may be off."""
+_SECRET_MAX: Final = 1 << 15
 _MAGIC: Final = 1.5 * 2.0**52
 """Added to a double of magnitude below 2^51 leaves the nearest integer in its low bits. A product
 whose error is below 1/2 is itself below ``1 / (2 * 2^-44.2) < 2^44``."""
@@ -169,15 +171,15 @@ class Multiplier:
         largest = int(np.abs(s).max())
         if largest > _SECRET_MAX:
             raise InputError(f"a secret has a coefficient above {_SECRET_MAX}")
-        norm = math.sqrt(float(s.astype(np.float64) @ s.astype(np.float64)))
         a_norm = 2.0 ** (limb_bits - 1) * math.sqrt(RING_DEGREE)
-        if norm * a_norm * RELATIVE_ERROR < 0.5:
-            parts = [(0, s)]
-        else:
-            low = ((s + (1 << (_SECRET_SPLIT - 1))) & ((1 << _SECRET_SPLIT) - 1)) - (
-                1 << (_SECRET_SPLIT - 1)
-            )
-            parts = [(0, low), (_SECRET_SPLIT, (s - low) >> _SECRET_SPLIT)]
+        parts: list[tuple[int, Ints]] = []
+        shift, half = 0, 1 << (_SECRET_SPLIT - 1)
+        while float(np.linalg.norm(s)) * a_norm * RELATIVE_ERROR > _ERROR_LIMIT:
+            low = ((s + half) & (2 * half - 1)) - half
+            parts.append((shift, low))
+            s = (s - low) >> _SECRET_SPLIT
+            shift += _SECRET_SPLIT
+        parts.append((shift, s))
         self.limbs: list[tuple[int, Complex]] = []
         for shift, part in parts:
             z = part.astype(np.float64).view(np.complex128)

@@ -76,6 +76,8 @@ SECRETS: dict[str, Ints] = {
     "limit": np.full(N, BOUND),
     "limit below": np.full(N, -BOUND),
     "limit alternating": BOUND * (1 - 2 * (np.arange(N) // 2 % 2)),
+    "half of the field": np.full(N, 32_760),
+    "half of the field alternating": 32_760 * (1 - 2 * (np.arange(N) // 2 % 2)),
     "one coefficient": np.where(np.arange(N) == 77, BOUND, 0),
     "zero": np.zeros(N, np.int64),
 }
@@ -112,6 +114,7 @@ def test_limbs_of_secrets_are_as_few_as_exactness_allows() -> None:
     counts = {name: len(Multiplier(s, 27).limbs) for name, s in SECRETS.items()}
     assert counts["honest"] == counts["largest of one dealer"] == counts["zero"] == 1
     assert counts["honest sum"] == counts["limit"] == counts["limit alternating"] == 2
+    assert counts["half of the field"] == 3
     assert len(Multiplier(SECRETS["honest sum"], 22).limbs) == 1
 
 
@@ -209,7 +212,7 @@ def test_cached_blocks_are_the_same() -> None:
         np.zeros(N - 1, np.int64),
         np.zeros((1, N), np.int64),
         np.zeros(N, np.float64),
-        np.full(N, 8193),
+        np.full(N, 32_769),
     ],
 )
 def test_bad_secrets(secret: Ints) -> None:
