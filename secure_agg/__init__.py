@@ -20,6 +20,7 @@ their messages. `secure_sum` drives both in one process and is the specification
 from __future__ import annotations
 
 from secure_agg.aggregator import Aggregator
+from secure_agg.epoch import EpochAggregator
 from secure_agg.errors import SecureAggError
 from secure_agg.masking import packed_sum
 from secure_agg.member import Member
@@ -39,6 +40,7 @@ __all__ = [
     "Aggregator",
     "AggregatorStage",
     "Entropy",
+    "EpochAggregator",
     "FileStore",
     "Identity",
     "Kind",

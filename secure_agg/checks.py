@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable, Mapping
 
 from secure_agg import hypergeometric
+from secure_agg.committee import SECRECY_BITS
 from secure_agg.errors import (
     AlreadyAnswered,
     AlreadyEndorsed,
@@ -35,7 +36,6 @@ from secure_agg.errors import (
     ThresholdNotMet,
     UploadReused,
 )
-from secure_agg.committee import SECRECY_BITS
 from secure_agg.params import SecAggParams
 
 # -- form -------------------------------------------------------------------------------------
@@ -130,10 +130,10 @@ def upload_once(sequence: int, uploads: int) -> None:
         raise StaleRound(f"upload {sequence} has left in this round; there is no second one")
 
 
-def next_upload(sequence: int, uploads: int, epoch: bool) -> None:
-    """Raise StageError on an upload out of order, or a second one outside an epoch."""
-    if sequence > uploads or (sequence and not epoch):
-        raise StageError(f"upload {sequence} is asked for: {uploads} were made in this round")
+def next_upload(sequence: int, epoch: bool) -> None:
+    """Raise StageError on a further upload outside an epoch."""
+    if not epoch:
+        raise StageError(f"upload {sequence} is asked for: there is one in a synchronous round")
 
 
 def roster_colluders(params: SecAggParams, assumed: int | None) -> None:

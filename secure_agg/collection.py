@@ -306,4 +306,3 @@ class Collection:
             len(self._uploads),
         )
         return to_ring(total, params), tuple(members[i] for i in wrong)
-

@@ -29,7 +29,7 @@ class Mark:
     Attributes:
         round: Its number.
         session: The session that was entered in it; 32 bytes. There is one a round.
-        uploads: Uploads made in it; the next one's sequence number.
+        uploads: One more than the highest sequence number of an upload made in it.
         endorsed: Digest of the endorsed set, for each buffer.
         answered: Buffers for which the answer was given.
         last: Highest sequence number of each dealer in an endorsed set. Kept in epochs, where sets

@@ -213,7 +213,7 @@ class Member:
         if self._vector is None:  # it may serve on the committee without having dealt
             self._commit(now, mark)
             raise InputError("no input was provided: call provide() before this message")
-        now, mark, reply = self._upload(now, session, mark)
+        now, mark, reply = self._upload(now, session, mark, 0)
         self._commit(now, mark, question, reply)
         return reply
 
@@ -257,25 +257,25 @@ class Member:
     def _next(self, session: Session, mark: Mark, body: bytes) -> tuple[Progress, Mark, bytes]:
         """Upload again in an epoch."""
         (sequence,) = U32.unpack(body)
-        checks.next_upload(sequence, mark.uploads, self.context.buffers > 1)
+        checks.next_upload(sequence, self.context.buffers > 1)
         checks.upload_once(sequence, mark.uploads)
-        if self._vector is None:
-            raise InputError("no input was provided: call provide() before this message")
-        return self._upload(self._now, session, mark)
+        return self._upload(self._now, session, mark, sequence)
 
-    def _upload(self, now: Progress, session: Session, mark: Mark) -> tuple[Progress, Mark, bytes]:
+    def _upload(
+        self, now: Progress, session: Session, mark: Mark, sequence: int
+    ) -> tuple[Progress, Mark, bytes]:
         if self._vector is None:
             raise InputError("no input was provided: call provide() before this message")
         reply = deal(
             session,
             identity=self._identity,
             id=self.id,
-            sequence=mark.uploads,
+            sequence=sequence,
             vector=self._vector,
             seed=self._entropy(32),
             shared=self._shared,
         )
-        mark = dataclasses.replace(mark, uploads=mark.uploads + 1)
+        mark = dataclasses.replace(mark, uploads=sequence + 1)
         return dataclasses.replace(now, stage=MemberStage.UPLOADED), mark, reply
 
     # -- the committee member --------------------------------------------------------------------
@@ -405,7 +405,7 @@ class Member:
         if session is None:
             raise StateError("a step without a session")
         before = self._mark
-        new = mark.uploads - (0 if before is None else before.uploads)
+        new = int(mark.uploads > (0 if before is None else before.uploads))
         marks = self._marks.put(self._job, mark, self._marks.participations + new)
         now = dataclasses.replace(now, last=(question, reply) if question else None)
         if self._store is not None:

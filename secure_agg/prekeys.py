@@ -154,7 +154,24 @@ class SealingKeys:
             del kept[next(iter(kept))]
         self._save(pool, kept, marks.merge(self.marks))
 
-    def _save(self, pool: Mapping[bytes, bytes], bound: Mapping[bytes, Bound], marks: Marks) -> None:
+    def forget(self, job: bytes) -> None:
+        """Erase what is kept of a job's session: call it when the round, or the epoch, is over.
+
+        It is erased anyway after the last answer, and when another round of the job is entered.
+
+        Args:
+            job: `RoundContext.job_hash`.
+
+        Raises:
+            StateError: The store could not be written.
+        """
+        if job in self._bound:
+            kept = {name: value for name, value in self._bound.items() if name != job}
+            self._save(self._pool, kept, self.marks)
+
+    def _save(
+        self, pool: Mapping[bytes, bytes], bound: Mapping[bytes, Bound], marks: Marks
+    ) -> None:
         if self._store is not None:
             fields = [bytes((self.suite,)), marks.pack(), len(pool).to_bytes(4, "little")]
             fields += [part for row in pool.items() for part in row]

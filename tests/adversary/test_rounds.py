@@ -461,7 +461,7 @@ def test_18_a_second_upload_on_demand() -> None:
         world.members[VICTIM]._vector = world.inputs[VICTIM]
         return world.members[VICTIM].handle(frame(Kind.NEXT, eve.session.hash, U32.pack(1)))
 
-    with pytest.raises(StageError, match="upload 1 is asked for"):
+    with pytest.raises(StageError, match="upload 1 is asked for: there is one"):
         attack()
     with without("next_upload"):
         assert attack()[1] == Kind.UPLOAD
