@@ -110,6 +110,7 @@ def test_a_federation_by_hand(shell: Shell) -> None:
         *("--set", "population.clients=5", "--set", "cohort.expected=5"),
         *("--set", "cohort.cap=5", "--set", "cohort.min_survivors=3"),
         *("--set", "rounds.count=30", "--set", "privacy.noise_multiplier=3.6"),
+        *("--set", "aggregation.corrupt=0.1"),
     ).strip()
     socket = shell.root / "hq" / "operator.sock"
     assert stat.S_IMODE(socket.stat().st_mode) == 0o600
@@ -169,9 +170,17 @@ def test_an_independent_authority_signs_the_roster(shell: Shell) -> None:
     assert "not signed by the authority" in run(
         "coordinator", "roster", "hq", "--accept", "next.signed", code=2
     )
-    run("coordinator", "sign-roster", "authority.key", "next.json")
+    shown = run("coordinator", "sign-roster", "authority.key", "next.json")
+    assert re.search(r"^version 1, [0-9a-f]{16}: 1 members, 0 of them", shown), shown
+    assert re.search(r"^\+ node 1      [0-9a-f]{64}$", shown, re.MULTILINE), shown
     assert "version 1 is in force" in run("coordinator", "roster", "hq", "--accept", "next.signed")
     assert "active" in run("coordinator", "nodes", "hq")
+    forked = json.loads((shell.root / "next.json").read_text())
+    forked["colluders"] = 1
+    (shell.root / "fork.json").write_text(json.dumps(forked, sort_keys=True, separators=(",", ":")))
+    refused = run("coordinator", "sign-roster", "authority.key", "fork.json", code=2)
+    assert "version 1 is a fork" in refused
+    assert not (shell.root / "fork.signed").exists()
 
 
 def test_mistakes_are_one_line(shell: Shell) -> None:

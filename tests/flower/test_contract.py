@@ -73,12 +73,12 @@ def silo(rounds: int = 3) -> Config:
     )
 
 
-def seeded(seed: bytes) -> Callable[[str, str, str], device.RelaySession]:
+def seeded(seed: bytes) -> Callable[..., device.RelaySession]:
     """Sessions that draw their noise from a seed, fresh for every message."""
     source = SeededRandomness(seed)
 
-    def open_session(folder: str, data: str, shard: str) -> device.RelaySession:
-        session = device.open_session.__wrapped__(folder, data, shard)
+    def open_session(folder: str, data: str, shard: str, corrupt: float) -> device.RelaySession:
+        session = device.open_session.__wrapped__(folder, data, shard, corrupt)
         client = int(shard.partition("/")[0])
         session._noise = lambda round: source.noise(round, client)
         return session
