@@ -5,7 +5,7 @@
     mechanism = agent.accept(assignment, params)   # PolicyRefusal, or how to privatize the update
     agent.enter(opening)                           # checks it, before anything is trained
     agent.provide(vector)                          # trained and privatized, by whoever hosts it
-    upload = agent.handle(opening)                 # the vector leaves; done, unless on the committee
+    upload = agent.handle(opening)                 # the vector leaves; an ordinary member is done
     reply = agent.handle(message)                  # a committee member's duties, one reply each
 
 Training lies outside so that its host can do it for one client or for many at once.

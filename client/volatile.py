@@ -35,7 +35,7 @@ def volatile_folder(
     """
     if candidates is None:
         named = (os.environ.get(name, "") for name in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"))
-        candidates = (*named, "/dev/shm")  # noqa: S108
+        candidates = (*named, "/dev/shm")
     for place in candidates:
         if place and os.path.isabs(place) and _in_memory(place, mounts):
             folder = Path(place) / f"fedsys-{os.getuid()}"

@@ -126,7 +126,7 @@ class DeployedRound:
         await self._drain()
 
     def dismiss(self, *, committed: bool, ledger_head: bytes) -> None:
-        """Tell the cohort how the round ended, and each member how many sealing keys it has left."""
+        """Tell the cohort how the round ended, and each how many sealing keys it has left."""
         there = [node for node in self._clients if node in self._fleet.links]
         held = self._prekeys.counts(there)
         for node in there:

@@ -170,7 +170,9 @@ class Home:
             ConfigError: one is running on it, or it cannot be written.
         """
         try:
-            handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            handle = os.open(
+                self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            )
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Sealing keys that devices left for rounds to come: checked, bounded, durable, each given out once.
+"""Sealing keys that devices left for rounds to come: checked, bounded, each given out once.
 
 A round needs one of each committee member before its first message. A key is gone from the database
 before a message that names it is sent, so that a coordinator that was killed in between has wasted
@@ -48,7 +48,7 @@ class Prekeys:
         """How many keys of each of these nodes are left."""
         query = select(PrekeyRow.node, func.count()).group_by(PrekeyRow.node)
         with self._state.transaction() as session:
-            found = {node: count for node, count in session.execute(query)}
+            found = {row[0]: int(row[1]) for row in session.execute(query)}
         return {node: found.get(node, 0) for node in nodes}
 
     def add(self, node: int, statements: Sequence[bytes], *, anew: bool = False) -> int:

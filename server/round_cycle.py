@@ -16,8 +16,8 @@ from server.disk_work import to_its_end
 from server.fleet import Event, Fleet
 from server.home import Settings
 from server.metrics import Metrics
-from server.preparation import PreparedJob
 from server.prekeys import Prekeys
+from server.preparation import PreparedJob
 from server.rounds import RoundAborted, SecureRound, params_for
 from server.state import State
 

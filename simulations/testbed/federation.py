@@ -287,5 +287,5 @@ class Federation:
 
 
 def _runtime() -> str:
-    place = volatile_folder(candidates=("/dev/shm",))  # noqa: S108
+    place = volatile_folder(candidates=("/dev/shm",))
     return tempfile.mkdtemp(prefix="testbed-", dir=place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,10 +154,10 @@ class Devices:
             ).store()
         worker = ConstantWorker()
         approved = ApprovedTask(sha256=CODE)
-        fresh = Policy.fresh("digits", approved, corrupt=self.plan.corrupt or 0.0)
+        rules = Policy.fresh("digits", approved, corrupt=self.plan.corrupt or 0.0)
         if not self.plan.protected:
-            fresh = dataclasses.replace(fresh, epsilon=math.inf)
-        policy = [fresh]
+            rules = dataclasses.replace(rules, epsilon=math.inf)
+        policy = [rules]
         session = Session(
             credentials=Credentials.load(folder),
             worker=worker,
@@ -250,7 +251,7 @@ class Conversation:
         self.prekeys = {k: devices.prekeys[k].pop(0) for k in self.cohort if devices.prekeys[k]}
         self.announced = self.params or params_of(self.terms, devices.roster, len(self.cohort))
         self.aggregator = self.another()
-        self.messages = self.aggregator.begin()
+        self.messages: Mapping[int, bytes] = self.aggregator.begin()
         self.steps = itertools.count()
         self.step = next(self.steps)
 

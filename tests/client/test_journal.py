@@ -6,13 +6,11 @@ import dataclasses
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from client.journal import Journal
 from client.policy import Policy
 from fedsys.errors import ConfigError
-from fedsys.wire import fleet_pb2
 from tests.client.devices import Conversation, Devices, offer
 
 JOB = b"j" * 32

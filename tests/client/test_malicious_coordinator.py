@@ -74,7 +74,7 @@ def begun(talk: Conversation) -> Aggregator:
     return aggregator
 
 
-# -- what a coordinator announces --------------------------------------------------------------------
+# -- what a coordinator announces ------------------------------------------------------------------
 
 
 def weaker(params: SecAggParams, **change: int) -> SecAggParams:
@@ -167,7 +167,7 @@ def test_strangers_in_the_cohort_are_refused(devices: Devices) -> None:
     assert "roster" in reason(talk.invite(devices.all[VICTIM], VICTIM))
 
 
-# -- two sums from one round -------------------------------------------------------------------------
+# -- two sums from one round -----------------------------------------------------------------------
 
 
 def delivered(talk: Conversation, first: Aggregator, second: Aggregator) -> bytes:
@@ -294,7 +294,7 @@ def signed_by_the_colluder(talk: Conversation, delivery: bytes, left_out: int | 
     return frame(Kind.ENDORSEMENT, session.hash, bytes(4), signature)
 
 
-# -- the same thing twice ----------------------------------------------------------------------------
+# -- the same thing twice --------------------------------------------------------------------------
 
 
 def test_one_vector_leaves_a_device_in_a_round(devices: Devices) -> None:

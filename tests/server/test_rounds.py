@@ -56,7 +56,7 @@ def test_three_are_served_where_nobody_colludes_or_nobody_is_lost(
     corrupt: float, dropout: float
 ) -> None:
     assert params(3, corrupt=corrupt, dropout=dropout).n == 3
-    with pytest.raises(ParameterError, match="corrupt = 0 .* or dropout = 0"):
+    with pytest.raises(ParameterError, match=r"corrupt = 0 .* or dropout = 0"):
         params(3, corrupt=0.1, dropout=0.1)
 
 

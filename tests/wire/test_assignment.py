@@ -119,7 +119,7 @@ def test_terms_read_back_equal() -> None:
 
 
 HUGE = [10**400, -(10**400), 2**63, -(2**63) - 1]
-NUMBERS = [*HUGE, 1e300, -1e300, -1, 0, 2**62, True, None, "1", [], {}]
+NUMBERS: list[Any] = [*HUGE, 1e300, -1e300, -1, 0, 2**62, True, None, "1", [], {}]
 
 
 def spelled(value: Any) -> bytes:
