@@ -9,6 +9,7 @@ one of them and watch the attack it stops succeed. Callers go through the module
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping
+from typing import Final
 
 from secure_agg import hypergeometric
 from secure_agg.committee import SECRECY_BITS
@@ -37,6 +38,8 @@ from secure_agg.errors import (
     UploadReused,
 )
 from secure_agg.params import SecAggParams
+
+MAX_SEQUENCE: Final = 2**31
 
 # -- form -------------------------------------------------------------------------------------
 
@@ -131,9 +134,11 @@ def upload_once(sequence: int, uploads: int) -> None:
 
 
 def next_upload(sequence: int, epoch: bool) -> None:
-    """Raise StageError on a further upload outside an epoch."""
+    """Raise StageError on a further upload outside an epoch, or on a number without a successor."""
     if not epoch:
         raise StageError(f"upload {sequence} is asked for: there is one in a synchronous round")
+    if sequence >= MAX_SEQUENCE:
+        raise StageError(f"upload {sequence} is asked for: numbers are below {MAX_SEQUENCE}")
 
 
 def roster_colluders(params: SecAggParams, assumed: int | None) -> None:
