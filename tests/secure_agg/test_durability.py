@@ -1,0 +1,241 @@
+"""What survives a crash, and what must not: stores, marks, sealing keys."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from secure_agg import (
+    FileStore,
+    Identity,
+    MemoryStore,
+    RoundContext,
+    SealingKeys,
+    SecAggParams,
+    check_prekey,
+    prekey_suite,
+)
+from secure_agg.errors import (
+    LowOrderPoint,
+    MessageError,
+    ParameterError,
+    SecureAggError,
+    SignatureMismatch,
+    StateError,
+)
+from secure_agg.marks import Mark, Marks
+from secure_agg.messages import Kind
+from secure_agg.prekeys import (
+    MAX_BOUND,
+    MAX_OUTSTANDING,
+    PREKEY_SIZE,
+    Bound,
+    _statement,
+    public_key,
+)
+from secure_agg.store import pack_fields, unpack_fields
+from tests.secure_agg.world import World, fixed_entropy
+
+PARAMS = SecAggParams.derive(n=5, corrupt=0.2, dropout=0.2, modulus_bits=16, dimension=4)
+
+
+class Broken(MemoryStore):
+    """A store that fails from some write on, after or instead of writing."""
+
+    def __init__(self, data: bytes | None, writes: int, *, torn: bool) -> None:
+        super().__init__(data)
+        self.left = writes
+        self.torn = torn
+
+    def save(self, data: bytes) -> None:
+        if not self.left:
+            if self.torn:
+                self.data = data
+            raise StateError("the disk is gone")
+        self.left -= 1
+        self.data = data
+
+
+@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize("what", ["disks", "tmpfs"])
+@pytest.mark.parametrize("kind", [Kind.OPENING, Kind.DELIVERY, Kind.PROPOSAL, Kind.CERTIFICATE])
+def test_a_death_at_any_write_never_says_two_things(kind: Kind, what: str, torn: bool) -> None:
+    """The write fails before or after it happened; the process starts again.
+
+    It gives the same answer as it would have, or abstains.
+    """
+    world = World(PARAMS)
+    messages = world.until(kind)
+    twin = copy.deepcopy(world.members[1]._now)
+    stores = getattr(world, what)
+    stores[1] = Broken(stores[1].data, 0, torn=torn)
+    world.sealing[1]._store = world.tmpfs[1]
+    world.members[1]._store = world.disks[1]
+    with pytest.raises(StateError, match="the disk is gone"):
+        world.members[1].handle(messages[1])
+    assert world.members[1]._now.stage == twin.stage
+    stores[1] = MemoryStore(stores[1].data)
+    world.restart(1)
+    try:
+        reply = world.members[1].handle(messages[1])
+    except SecureAggError:
+        reply = b""
+    left = {id_: message for id_, message in messages.items() if id_ != 1}
+    for id_, one in world.deliver(left).items():
+        world.server.receive(id_, one)
+    if reply:
+        world.server.receive(1, reply)
+    following = world.server.close_stage()
+    absent = () if reply else {1}
+    while following:
+        following = world.step(following, absent)
+    included = world.server.result.included
+    assert world.server.result.total.tolist() == world.exact(included)
+
+
+def test_a_file_store_is_private_atomic_and_follows_no_link(tmp_path: Path) -> None:
+    path = tmp_path / "round.state"
+    store = FileStore(path)
+    assert store.load() is None
+    before = os.umask(0)
+    try:
+        store.save(b"one")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    store.save(b"two")
+    assert store.load() == b"two"
+    assert [p.name for p in tmp_path.iterdir()] == ["round.state"]
+    target = tmp_path / "elsewhere"
+    target.write_bytes(b"untouched")
+    (tmp_path / "round.state.new").symlink_to(target)
+    store.save(b"three")
+    assert target.read_bytes() == b"untouched"
+    path.unlink()
+    path.symlink_to(target)
+    with pytest.raises(StateError, match="cannot be read"):
+        store.load()
+    with pytest.raises(StateError, match="cannot be written"):
+        FileStore(tmp_path / "missing" / "x").save(b"")
+
+
+def test_fields_are_bounded_and_strict() -> None:
+    data = pack_fields(b"magic\n", (b"a", b"", b"bc"))
+    assert unpack_fields(b"magic\n", data) == [b"a", b"", b"bc"]
+    for bad in (b"", data[:-1], data + b"x", b"other\n" + data[6:]):
+        with pytest.raises(StateError):
+            unpack_fields(b"magic\n", bad)
+    body = b"magic\n" + (2**31).to_bytes(4, "little")
+    with pytest.raises(StateError, match="2147483648 fields"):
+        unpack_fields(b"magic\n", body + hashlib.sha256(body).digest())
+
+
+def test_marks_merge_to_the_union() -> None:
+    one = Mark(round=3, session=b"s" * 32, uploads=1, last={1: 4, 2: 0})
+    two = Mark(
+        round=3, session=b"s" * 32, endorsed={0: b"d" * 32}, answered=frozenset({0}), last={1: 2}
+    )
+    merged = one.merge(two)
+    assert merged == two.merge(one)
+    assert merged.uploads == 1
+    assert merged.endorsed == {0: b"d" * 32}
+    assert merged.answered == {0}
+    assert merged.last == {1: 4, 2: 0}
+    older = Mark(round=2, session=b"t" * 32, uploads=9)
+    assert one.merge(older) == older.merge(one) == one
+    fork = Mark(round=3, session=b"u" * 32)
+    assert one.merge(fork) == fork.merge(one) == one
+    marks = Marks(jobs={b"j" * 32: merged, b"k" * 32: older}, participations=7)
+    assert Marks.unpack(marks.pack()) == marks
+    assert Marks.unpack(Marks().pack()) == Marks()
+    with pytest.raises(StateError):
+        Marks.unpack(b"junk")
+    assert marks.merge(Marks(participations=9)).participations == 9
+
+
+@pytest.mark.parametrize("suite", [1, 2])
+def test_sealing_keys_are_signed_bounded_and_survive_in_memory_alone(suite: int) -> None:
+    identity, store = Identity(b"i" * 32), MemoryStore()
+    keys = SealingKeys(identity, suite=suite, entropy=fixed_entropy("keys"), store=store)
+    first = keys.issue(3)
+    assert {len(prekey) for prekey in first} == {PREKEY_SIZE[suite]}
+    for prekey in first:
+        check_prekey(identity.public_bytes, prekey)
+        assert prekey_suite(prekey) == suite
+    keys.issue(MAX_OUTSTANDING)
+    assert keys.outstanding == MAX_OUTSTANDING
+    assert not keys.pooled(public_key(first[0]))
+    again = SealingKeys(identity, suite=suite, store=store)
+    assert again._pool == keys._pool
+    assert SealingKeys(identity, suite=suite).outstanding == 0
+    for count in (0, MAX_OUTSTANDING + 1):
+        with pytest.raises(ParameterError):
+            keys.issue(count)
+    with pytest.raises(ParameterError, match="suite is 3"):
+        SealingKeys(identity, suite=3)
+    with pytest.raises(StateError, match="another suite"):
+        SealingKeys(identity, suite=3 - suite, store=store)
+    for secret in keys._pool.values():
+        assert secret.hex() not in repr(keys)
+
+
+def test_worthless_statements_are_refused_by_name() -> None:
+    identity, other = Identity(b"i" * 32), Identity(b"o" * 32)
+    (prekey,) = SealingKeys(identity).issue(1)
+    with pytest.raises(SignatureMismatch):
+        check_prekey(other.public_bytes, prekey)
+    with pytest.raises(SignatureMismatch):
+        check_prekey(identity.public_bytes, prekey[:-1] + bytes((prekey[-1] ^ 1,)))
+    for bad in (b"", b"\1", prekey[:-1], prekey + b"\0", b"\2" + prekey[1:], b"\0" + prekey[1:]):
+        with pytest.raises(MessageError):
+            check_prekey(identity.public_bytes, bad)
+    low = bytes(32)
+    signed = b"\1" + low + identity.sign(_statement(identity.public_bytes, low))
+    with pytest.raises(LowOrderPoint):
+        check_prekey(identity.public_bytes, signed)
+
+
+def test_only_so_many_open_sessions_keep_a_key() -> None:
+    keys = SealingKeys(Identity(b"i" * 32), store=MemoryStore())
+    for number in range(MAX_BOUND + 3):
+        bound = Bound(session=bytes(32), private=b"p" * 32)
+        keys.commit(bytes([number]) * 32, bound, Marks())
+    assert keys.bound(bytes(32)) is None
+    assert keys.bound(bytes([MAX_BOUND + 2]) * 32) is not None
+    keys.forget(bytes([MAX_BOUND + 2]) * 32)
+    assert keys.bound(bytes([MAX_BOUND + 2]) * 32) is None
+    assert "p" * 32 not in repr(bound)
+
+
+def test_participations_count_uploads_and_survive() -> None:
+    world = World(PARAMS)
+    for round_ in (1, 2, 3):
+        world.open(RoundContext(job=b"job", round=round_))
+        world.until(None)
+    assert world.restart(0).participations == 3
+    assert world.restart(0, memory=False).participations == 3
+
+
+def test_no_secret_in_any_representation() -> None:
+    world = World(PARAMS)
+    world.until(Kind.PROPOSAL)
+    member = world.members[1]
+    secrets = [
+        world.identities[1].private_bytes(),
+        member._now.private,
+        *world.sealing[1]._pool.values(),
+        member._now.works[0].held.shares.tobytes()[:16],
+    ]
+    bound = world.sealing[1].bound(world.context.job_hash)
+    shown = "".join(
+        map(repr, (member, member._now, world.sealing[1], world.identities[1], bound,
+                   member._now.works[0], member._now.works[0].held, world.server))
+    )  # fmt: skip
+    for secret in secrets:
+        assert secret.hex() not in shown
+        assert repr(secret)[2:-1] not in shown
