@@ -127,7 +127,8 @@ class Aggregator:
             StageError: It is open already.
             ThresholdNotMet: Fewer committee members than a sum needs have a sealing key.
         """
-        checks.stage(self.stage.name, _Stage.IDLE.name, "the opening")
+        if self.stage is not _Stage.IDLE:
+            raise StageError(f"the round was opened already: it is in stage {self.stage.name}")
         checks.enough_answers(len(self._session.seats), self.params.needed)
         self.stage = _Stage.UPLOAD
         return openings(self._session)

@@ -50,12 +50,6 @@ def size(found: int, least: int, most: int, what: str) -> None:
         raise MessageError(f"a {what} message of {found} bytes: {least} to {most} are allowed")
 
 
-def stage(found: str, expected: str, what: str) -> None:
-    """Raise StageError unless a machine is in the stage that a step belongs to."""
-    if found != expected:
-        raise StageError(f"{what} in stage {found}: it belongs to stage {expected}")
-
-
 def this_session(found: bytes, session: bytes, what: str) -> None:
     """Raise MessageError unless a message is of the session that is open."""
     if found != session:

@@ -143,7 +143,8 @@ class EpochAggregator:
             StageError: It is open already.
             ThresholdNotMet: Fewer committee members than a sum needs have a sealing key.
         """
-        checks.stage(self.stage.name, AggregatorStage.IDLE.name, "the opening")
+        if self.stage is not AggregatorStage.IDLE:
+            raise StageError(f"the epoch was opened already: it is in stage {self.stage.name}")
         checks.enough_answers(len(self._session.seats), self.params.needed)
         self._asked = dict.fromkeys(self._session.cohort, 0)
         self._pending = set(self._session.cohort)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 
 from secure_agg import Identity, Member, RoundContext, SecAggParams
 from secure_agg import session as session_module
@@ -277,10 +278,9 @@ def rogue_session(world: World, **changes: Any) -> Session:
         def __getattr__(self, name: str) -> Callable[..., bytes]:
             return lambda *args, **kwargs: bytes(32)
 
-    kept = session_module.checks, session_module.check_prekey
-    session_module.checks = Silent()  # type: ignore[assignment]
-    session_module.check_prekey = lambda *args: None
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session_module, "checks", Silent())
+        patch.setattr(session_module, "check_prekey", lambda *args: None)
         return Session.build(
             params=params,
             context=context,
@@ -289,5 +289,3 @@ def rogue_session(world: World, **changes: Any) -> Session:
             committee=committee,
             prekeys=prekeys,
         )
-    finally:
-        session_module.checks, session_module.check_prekey = kept

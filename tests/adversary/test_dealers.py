@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +43,7 @@ from secure_agg.messages import (
 )
 from secure_agg.roster import Identity
 from secure_agg.sealing import _LOW_ORDER, Opener
+from secure_agg.sealing import seal as seal_share
 from secure_agg.session import answer_digest, upload_digest
 from tests.adversary.eve import PARAMS, VICTIM, Eve
 from tests.secure_agg.world import World, exact_sum, fixed_entropy, without
@@ -167,7 +169,7 @@ def test_03_shares_out_of_the_field() -> None:
 
 def garble(world: World, id_: int, member: int) -> bytes:
     """An upload whose share for one member does not open, with a good proof for all others."""
-    honest = dealer_module.seal
+    honest = seal_share
     turn = iter(range(world.params.committee))
 
     def seal(key: bytes, plain: bytes, session: bytes) -> bytes:
@@ -479,7 +481,7 @@ def test_17_an_upload_twice() -> None:
         attack()
 
 
-CHANGED = {
+CHANGED: dict[str, dict[str, Any]] = {
     "round": {"context": RoundContext(job=b"job", round=2)},
     "job": {"context": RoundContext(job=b"other", round=1)},
     "assignment": {"context": RoundContext(job=b"job", round=1, model_hash=b"m")},

@@ -473,7 +473,7 @@ def test_19_the_same_secret_twice() -> None:
     An upload draws its own 32 bytes, and a retried round draws again.
     """
     world = World(PARAMS)
-    found = []
+    found: list[bytes] = []
     for entropy in (lambda size: bytes(size), lambda size: bytes(size), fixed_entropy("fresh")):
         for store in (world.disks, world.tmpfs):
             store[VICTIM] = MemoryStore()

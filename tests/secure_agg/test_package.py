@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 
 import secure_agg
-from secure_agg import SecAggParams, errors
+from secure_agg import SecAggParams, checks, errors
 from secure_agg.messages import Kind
+from secure_agg.params import PARAMS_SIZE
 
 ROOT = Path(secure_agg.__file__).parent
 
@@ -58,8 +60,41 @@ def test_the_document_lists_every_message_and_derived_value() -> None:
     text = (ROOT / "PROTOCOL.md").read_text()
     for kind in Kind:
         assert f"| {int(kind)} {kind.name} |" in text
-    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \| (\d+) \| (\d+) \|$", text, re.M)
+    pattern = r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) " + r"\| (\d+) " * 6 + r"\|$"
+    rows = re.findall(pattern, text, re.M)
     assert len(rows) == 9
-    for n, corrupt, dropout, degree, threshold in rows:
-        params = SecAggParams.derive(n=int(n), corrupt=float(corrupt), dropout=float(dropout))
-        assert (params.degree, params.threshold) == (int(degree), int(threshold))
+    for n, corrupt, dropout, *sizes in rows:
+        params = SecAggParams.derive(
+            n=int(n),
+            corrupt=float(corrupt),
+            dropout=float(dropout),
+            modulus_bits=20,
+            dimension=100_000,
+        )
+        found = (
+            params.committee,
+            params.colluders,
+            params.quorum,
+            params.threshold,
+            params.packing,
+            params.errors,
+        )
+        assert found == tuple(map(int, sizes))
+    assert f"params ({PARAMS_SIZE})" in text
+
+
+def test_every_check_is_used_and_taken_away_by_an_attack() -> None:
+    """A refusal that no test removes is not known to matter."""
+    own = {
+        name
+        for name, value in vars(checks).items()
+        if inspect.isfunction(value) and value.__module__ == checks.__name__
+    }
+    code = "".join(path.read_text() for path in ROOT.glob("*.py"))
+    attacks = "".join(
+        path.read_text() for path in (ROOT.parent / "tests" / "adversary").glob("test_*.py")
+    )
+    for name in sorted(own):
+        assert f"checks.{name}(" in code, f"{name} is not used"
+        removed = f'without("{name}"' in attacks or f'"{name}"' in attacks
+        assert removed, f"no attack takes {name} away"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,7 @@ def test_a_sum_that_wraps_is_the_packed_sum() -> None:
 
 def test_messages_may_come_in_any_order_and_twice() -> None:
     world = World(PARAMS)
-    messages = world.server.begin()
+    messages: Mapping[int, bytes] = world.server.begin()
     rng = np.random.default_rng(3)
     while messages:
         for id_ in rng.permutation(list(messages)).tolist():
@@ -134,7 +135,7 @@ def test_several_rounds_of_a_job_and_of_two_jobs() -> None:
 
 def test_every_member_restarts_between_all_messages() -> None:
     world = World(PARAMS)
-    messages = world.server.begin()
+    messages: Mapping[int, bytes] = world.server.begin()
     while messages:
         for id_ in messages:
             world.restart(id_)
@@ -159,7 +160,7 @@ def test_a_committee_member_without_an_upload_serves() -> None:
     late = world.member(3)
     late._vector = None
     world.members[3] = late
-    messages = world.server.begin()
+    messages: Mapping[int, bytes] = world.server.begin()
     with pytest.raises(InputError, match="no input was provided"):
         late.handle(messages[3])
     messages = world.step(messages, {3})
@@ -187,11 +188,11 @@ def test_too_few_sealing_keys_end_the_round_before_it_begins() -> None:
 def lie(world: World, reply: bytes, id_: int) -> bytes:
     """A wrong answer, well signed."""
     values = unpack_values(reply[HEADER_SIZE + 4 : -64]).astype(np.int64)
-    values = pack_values((values + 1 + id_) % PRIME)
+    wrong = pack_values((values + 1 + id_) % PRIME)
     digest = world.server._collection._digest
     position = world.committee.index(id_)
-    signature = world.identities[id_].sign(answer_digest(digest, position, values))
-    return frame(Kind.ANSWER, reply[2:HEADER_SIZE], bytes(4), values, signature)
+    signature = world.identities[id_].sign(answer_digest(digest, position, wrong))
+    return frame(Kind.ANSWER, reply[2:HEADER_SIZE], bytes(4), wrong, signature)
 
 
 def answer_with(world: World, liars: set[int], absent: set[int]) -> None:
