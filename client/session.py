@@ -31,7 +31,7 @@ from client.privatize import privatize
 from client.privatize.contribution import contribution
 from client.volatile import VolatileStore
 from client.work import Worker
-from fedsys.errors import FedsysError, PolicyRefusal, ProtocolError, TrainingError
+from fedsys.errors import ConfigError, FedsysError, PolicyRefusal, ProtocolError, TrainingError
 from fedsys.logs import readable
 from fedsys.privacy import Entropy, Mechanism
 from fedsys.wire import Assignment, countersign, fleet_pb2
@@ -82,6 +82,9 @@ class Session:
         store: keeps secure aggregation's marks of what was sent; by default a file in the device's
             folder.
         volatile: keeps what must not outlive this boot; see `client.volatile`.
+
+    Raises:
+        ConfigError: what is kept of this device is lost or damaged.
     """
 
     def __init__(
@@ -104,7 +107,12 @@ class Session:
         self._keys = keys
         self._store = store or FileStore(credentials.folder / "round.state")
         kept = volatile or VolatileStore.of(credentials.folder)
-        self._sealing = SealingKeys(credentials.identity, entropy=keys, store=kept)
+        try:
+            self._sealing = SealingKeys(credentials.identity, entropy=keys, store=kept)
+        except SecureAggError as error:
+            raise ConfigError(
+                f"{kept}: {error}; remove it: this device then sits out the round it is in"
+            ) from None
         self._terms: dict[bytes, tuple[Terms, int]] = {}
         self._model: fleet_pb2.Model | None = None
         self._round: _Round | None = None

@@ -91,6 +91,9 @@ class VolatileStore:
         if place is not None:
             self.path = place / _name_of(device)
 
+    def __str__(self) -> str:
+        return "sealing keys in memory" if self.path is None else str(self.path)
+
     @classmethod
     def of(cls, device: Path) -> VolatileStore:
         """The store of a device's folder on this machine since it was booted."""

@@ -530,3 +530,11 @@ def test_a_round_whose_opening_was_never_seen_is_not_joined(devices: Devices) ->
     stranger.handle(offer(talk.terms))
     stranger.session.journal.jobs[talk.terms.job.hex()].joined.clear()
     assert "never saw the opening" in refusal(talk.invite(stranger, 0))
+
+
+def test_damaged_sealing_keys_are_named(devices: Devices) -> None:
+    for path in devices.volatile.iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match=f"{devices.volatile}/.*remove it") as refused:
+        devices.start(0)
+    assert "\n" not in str(refused.value)
