@@ -228,6 +228,12 @@ def high_order(low: bool, what: str) -> None:
         raise LowOrderPoint(f"{what} of low order: the agreed secret would be known to all")
 
 
+def encapsulation_key(good: bool) -> None:
+    """Raise MessageError unless the ML-KEM half of a sealing key is one."""
+    if not good:
+        raise MessageError("a sealing key whose ML-KEM half is malformed")
+
+
 def contributory(secret: bytes) -> None:
     """Raise LowOrderPoint if an agreed X25519 secret is zero (RFC 7748, section 6.1)."""
     if not any(secret):
@@ -316,10 +322,10 @@ def buffer_of_epoch(buffer: int, buffers: int) -> None:
 # -- endorsements and answers ---------------------------------------------------------------------
 
 
-def quorum(count: int, least: int) -> None:
+def quorum(count: int, least: int, what: str = "endorsements of the set") -> None:
     """Raise QuorumNotMet on fewer valid endorsements of one set than q > (C + c) / 2."""
     if count < least:
-        raise QuorumNotMet(f"{count} endorsements of the set: {least} are needed")
+        raise QuorumNotMet(f"{count} {what}: {least} are needed")
 
 
 def answers_once(answered: Collection[int], buffer: int) -> None:

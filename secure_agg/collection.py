@@ -19,7 +19,7 @@ from secure_agg.complaints import Verdict, judge
 from secure_agg.dealer import public_polynomial
 from secure_agg.decoding import decode
 from secure_agg.digests import digest as hashed
-from secure_agg.errors import SetError
+from secure_agg.errors import SetError, StageError
 from secure_agg.field import PRIME
 from secure_agg.masking import Accumulator, Unsigned, to_ring
 from secure_agg.messages import (
@@ -177,13 +177,19 @@ class Collection:
         return _Messages(self, members)
 
     def delivery(self, member: int) -> bytes:
-        """Return one member's DELIVERY message."""
+        """Return one member's DELIVERY message.
+
+        Raises:
+            StageError: The complaints were weighed: shares are delivered no more.
+        """
+        if self._rows is None:
+            raise StageError("no shares are delivered: the committee's check is over")
         size = self.session.params.share_bytes
         at = size * self.session.seats.index(self.session.positions[member])
         sealed = b"".join(self._uploads[dealer].sealed[at : at + size] for dealer in self._order)
         parts = Delivery(
             buffer=self.number,
-            rows=self._rows or b"",
+            rows=self._rows,
             sealed=sealed,
             count=len(self._order),
         ).parts()
@@ -191,6 +197,7 @@ class Collection:
 
     def judge(self, complaints: Mapping[int, list[Complaint]]) -> Verdict:
         """Weigh the complaints, by the committee member that made them, and exclude dealers."""
+        self._rows = None
         verdict = judge(
             complaints, self._uploads, self.session.params.colluders, self._evidence_shows
         )
@@ -219,7 +226,7 @@ class Collection:
         self._digest = set_digest(session.hash, self.number, rows)
         if self._spool is not None:
             self._spool.close()
-        self._spool, self._rows = None, None
+        self._spool = None
         places = [session.places[dealer] for dealer in self.uploaders]
         bits = pack_bits(places, session.params.n)
         return frame(Kind.PROPOSAL, session.hash, U32.pack(self.number), bits)

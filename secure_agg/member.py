@@ -18,7 +18,14 @@ import numpy.typing as npt
 from secure_agg import checks
 from secure_agg.checking import open_shares, read_dealers
 from secure_agg.dealer import deal, sealing_keys_of
-from secure_agg.errors import InputError, MessageError, ParameterError, StageError, StateError
+from secure_agg.errors import (
+    InputError,
+    MessageError,
+    ParameterError,
+    SecureAggError,
+    StageError,
+    StateError,
+)
 from secure_agg.field import PRIME
 from secure_agg.marks import Mark, Marks
 from secure_agg.masking import Unsigned
@@ -133,7 +140,7 @@ class Member:
     @property
     def participations(self) -> int:
         """Uploads in all rounds of all jobs; kept in the store."""
-        return self._marks.participations
+        return self._known.participations
 
     def provide(self, vector: npt.ArrayLike) -> None:
         """Hand over the input, before the message that asks for it arrives.
@@ -203,7 +210,7 @@ class Member:
         checks.this_session(message[2:HEADER_SIZE], session.hash, Kind.OPENING.name)
         checks.roster_colluders(session.params, self._roster.corrupt)
         checks.invited(session.places, self.id)
-        before = self._marks.jobs.get(self._job)
+        before = self._known.jobs.get(self._job)
         checks.fresh(self.context.round, None if before is None else before.round)
         mark = self._mark
         entered = None if mark is None else mark.session
@@ -222,31 +229,20 @@ class Member:
 
     def _read_opening(self, body: bytes) -> Session:
         """Compare an opening with what was agreed, and check its committee and its keys."""
-        opening = Opening.parse(body)
-        context = opening.context
+        shared = self._shared
+        if shared is None:
+            opening = Opening.parse(body)
+        else:
+            opening = shared.get(("opening", body), lambda: Opening.parse(body))
+        own = {**vars(self.context), "roster": self._roster.hash, "parameters": self.params}
+        announced = vars(opening.context)
         checks.context(
-            {
-                **vars(self.context),
-                "roster": self._roster.hash,
-                "parameters": self.params,
-            },
-            {**vars(context), "roster": opening.roster_hash, "parameters": opening.params},
+            own, {**announced, "roster": opening.roster_hash, "parameters": opening.params}
         )
-
-        def build() -> Session:
-            return Session.build(
-                params=opening.params,
-                context=context,
-                roster=self._roster,
-                cohort=opening.cohort,
-                committee=opening.committee,
-                prekeys=opening.prekeys,
-                shared=self._shared,
-            )
-
-        if self._shared is None:
-            return build()
-        return self._shared.get(("session", self._roster.hash, body), build)
+        if shared is None:
+            return opening.session(self._roster, None)
+        name = ("session", self._roster.hash, body)
+        return shared.get(name, lambda: opening.session(self._roster, shared))
 
     def _bind(self, session: Session) -> Progress:
         """Take the sealing key that the session names for this member out of the pool, for good."""
@@ -368,9 +364,14 @@ class Member:
         return self.context.job_hash
 
     @property
+    def _known(self) -> Marks:
+        """All marks: other machines of this member, in other jobs say, write them too."""
+        return self._marks.merge(self._sealing.marks)
+
+    @property
     def _mark(self) -> Mark | None:
         """The mark of this round, if it was entered."""
-        mark = self._marks.jobs.get(self._job)
+        mark = self._known.jobs.get(self._job)
         return mark if mark is not None and mark.round == self.context.round else None
 
     def _entered(self, message: bytes, kind: Kind) -> tuple[Session, Mark]:
@@ -388,13 +389,19 @@ class Member:
         bound, mark = self._sealing.bound(self._job), self._mark
         if bound is None or mark is None or not bound.work or bound.session != mark.session:
             return
-        self._now = Progress.unpack(
-            bound.work,
-            roster=self._roster,
-            public=bound.public,
-            private=bound.private,
-            shared=self._shared,
-        )
+        try:
+            now = Progress.unpack(
+                bound.work,
+                roster=self._roster,
+                public=bound.public,
+                private=bound.private,
+                shared=self._shared,
+            )
+        except SecureAggError:  # of a roster that was replaced meanwhile: abstain
+            return
+        if now.session is None or now.session.hash != bound.session:
+            return
+        self._now = now
         if self._store is not None and durable != self._marks:
             self._store.save(self._marks.pack())  # before anything is said on its strength
 
@@ -407,9 +414,9 @@ class Member:
         session = now.session
         if session is None:
             raise StateError("a step without a session")
-        before = self._mark
+        known, before = self._known, self._mark
         new = int(mark.uploads > (0 if before is None else before.uploads))
-        marks = self._marks.put(self._job, mark, self._marks.participations + new)
+        marks = known.put(self._job, mark, known.participations + new)
         now = dataclasses.replace(now, last=(question, reply) if question else None)
         if self._store is not None:
             self._store.save(marks.pack())

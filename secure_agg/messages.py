@@ -21,7 +21,9 @@ from secure_agg import checks
 from secure_agg.errors import MessageError, ParameterError
 from secure_agg.params import PARAMS_SIZE, SecAggParams
 from secure_agg.prekeys import PREKEY_SIZE
+from secure_agg.roster import Roster
 from secure_agg.session import RoundContext, Session
+from secure_agg.shared import Shared
 from secure_agg.signatures import SIGNATURE_SIZE
 
 __all__ = [
@@ -212,6 +214,22 @@ class Opening:
             cohort=session.cohort,
             committee=session.committee,
             prekeys=session.prekeys,
+        )
+
+    def session(self, roster: Roster, shared: Shared | None = None) -> Session:
+        """Return the session that this opens, with every check that it takes.
+
+        Raises:
+            SecureAggError: As `Session.build`.
+        """
+        return Session.build(
+            params=self.params,
+            context=self.context,
+            roster=roster,
+            cohort=self.cohort,
+            committee=self.committee,
+            prekeys=self.prekeys,
+            shared=shared,
         )
 
     def body(self) -> bytes:

@@ -24,7 +24,13 @@ from secure_agg.digests import digest
 from secure_agg.errors import MessageError, ParameterError, StateError
 from secure_agg.marks import Marks
 from secure_agg.roster import Entropy, Identity
-from secure_agg.sealing import PRIVATE_SIZE, PUBLIC_SIZE, is_low_order, public_of
+from secure_agg.sealing import (
+    PRIVATE_SIZE,
+    PUBLIC_SIZE,
+    is_encapsulation_key,
+    is_low_order,
+    public_of,
+)
 from secure_agg.shared import Shared
 from secure_agg.signatures import SIGNATURE_SIZE, verifies
 from secure_agg.store import Store, pack_fields, unpack_fields
@@ -222,7 +228,7 @@ def check_prekey(identity_public: bytes, prekey: bytes, shared: Shared | None = 
     """Check that a statement was signed by the owner of an identity, and can be sealed to.
 
     Raises:
-        MessageError: On a size that no suite has.
+        MessageError: On a size that no suite has, or an ML-KEM half that is no key.
         SignatureMismatch: Another identity signed it, or none.
         LowOrderPoint: Its X25519 half is of low order.
     """
@@ -231,6 +237,7 @@ def check_prekey(identity_public: bytes, prekey: bytes, shared: Shared | None = 
     valid = verifies(identity_public, signature, _statement(identity_public, public), shared)
     checks.sealing_key_signature(valid, identity_public)
     checks.high_order(is_low_order(public[:32]), "a sealing key")
+    checks.encapsulation_key(is_encapsulation_key(public[32:]))
 
 
 def _statement(identity_public: bytes, public: bytes) -> bytes:

@@ -85,18 +85,7 @@ class Progress:
         stage, body, question, reply, *rest = unpack_fields(_MAGIC, data)
         if len(rest) % 4:
             raise StateError("a stored round whose fields do not fill it")
-        session = None
-        if body:
-            opening = Opening.parse(body)
-            session = Session.build(
-                params=opening.params,
-                context=opening.context,
-                roster=roster,
-                cohort=opening.cohort,
-                committee=opening.committee,
-                prekeys=opening.prekeys,
-                shared=shared,
-            )
+        session = Opening.parse(body).session(roster, shared) if body else None
         works = {}
         try:
             for at in range(0, len(rest), 4):

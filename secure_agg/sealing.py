@@ -22,7 +22,6 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from secure_agg import checks
 from secure_agg.digests import tag
-from secure_agg.errors import ShareError
 
 __all__ = [
     "ENCAPSULATION_SIZE",
@@ -31,6 +30,7 @@ __all__ = [
     "PUBLIC_SIZE",
     "TAG_SIZE",
     "Opener",
+    "is_encapsulation_key",
     "is_low_order",
     "public_of",
     "seal",
@@ -58,6 +58,14 @@ def is_low_order(public: bytes) -> bool:
     """Whether an X25519 public key lies in the small subgroup, in any encoding."""
     u = int.from_bytes(public[:32], "little") & (2**255 - 1)
     return u % _PRIME in _LOW_ORDER
+
+
+def is_encapsulation_key(public: bytes) -> bool:
+    """Whether bytes are an ML-KEM-768 key that passes the modulus check of FIPS 203, or empty."""
+    try:
+        return not public or bool(_mlkem(public))
+    except ValueError:
+        return False
 
 
 def public_of(private: bytes, suite: int) -> bytes:
@@ -122,15 +130,11 @@ def to_member(
 
     Raises:
         LowOrderPoint: The member's key is of low order.
-        ShareError: Its ML-KEM key is malformed.
     """
     secret = _agree(ephemeral, member_public[:32])
     encapsulation = b""
     if len(member_public) > 32:
-        try:
-            second, encapsulation = _mlkem(member_public[32:]).encapsulate()
-        except ValueError:
-            raise ShareError("a sealing key whose ML-KEM half is malformed") from None
+        second, encapsulation = _mlkem(member_public[32:]).encapsulate()
         secret += second
     packed = _PLACE.pack(*place)
     key = _derive(secret, session, packed, ephemeral_public, member_public, encapsulation)

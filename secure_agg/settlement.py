@@ -110,7 +110,8 @@ class Settlement:
 
     def _propose(self) -> Mapping[int, bytes]:
         """Settle the complaints, fix the set, and ask for endorsements."""
-        checks.quorum(len(self._answers), self.collection.session.params.needed)
+        needed = self.collection.session.params.needed
+        checks.quorum(len(self._answers), needed, "committee members checked their shares")
         verdict = self.collection.judge(self._complaints)
         self._blamed.update(verdict.guilty)
         self._out |= set(verdict.guilty)

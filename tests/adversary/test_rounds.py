@@ -212,6 +212,25 @@ def test_06_a_weaker_suite() -> None:
         world.member(0, sealing=SealingKeys(world.identities[0]))
 
 
+def test_06_an_encapsulation_key_that_is_none() -> None:
+    """One colluder's malformed key would stop every dealer from uploading."""
+    params = dataclasses.replace(PARAMS, suite=2)
+
+    def attack() -> bytes:
+        world = World(params)
+        identity = world.identities[COLLUDER]
+        public = world.prekeys[COLLUDER][1:33] + b"\xff" * 1184
+        signature = identity.sign(prekeys_module._statement(identity.public_bytes, public))
+        prekeys = world.prekeys | {COLLUDER: b"\2" + public + signature}
+        session = rogue_session(world, prekeys=[prekeys[id_] for id_ in world.committee])
+        return Eve(world, (), session).upload_of(VICTIM)
+
+    with pytest.raises(MessageError, match="ML-KEM half is malformed"):
+        attack()
+    with without("encapsulation_key"), pytest.raises(ValueError, match="key"):
+        attack()  # not even a named refusal
+
+
 def test_07_reused_sealing_key() -> None:
     """A key that was named in one round is named again in the next."""
 

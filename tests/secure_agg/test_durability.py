@@ -26,6 +26,7 @@ from secure_agg.errors import (
     ParameterError,
     SecureAggError,
     SignatureMismatch,
+    StaleRound,
     StateError,
 )
 from secure_agg.marks import Mark, Marks
@@ -239,3 +240,24 @@ def test_no_secret_in_any_representation() -> None:
     for secret in secrets:
         assert secret.hex() not in shown
         assert repr(secret)[2:-1] not in shown
+
+
+def test_two_machines_of_one_member_know_of_each_other() -> None:
+    """Made before either acted, of one job or of two: no second upload, no mark lost."""
+    world = World(PARAMS)
+    first, second = world.member(1), world.member(1)
+    other = world.member(1, context=RoundContext(job=b"other", round=9))
+    opening = world.server.begin()[1]
+    first.handle(opening)
+    with pytest.raises(StaleRound):
+        second.handle(opening)
+    here = world.aggregator(context=RoundContext(job=b"other", round=9), prekeys=fresh(world))
+    other.handle(here.begin()[1])
+    assert {m.participations for m in (first, second, other)} == {2}
+    marks = Marks.unpack(world.disks[1].data or b"")
+    assert len(marks.jobs) == 2
+    assert marks.participations == 2
+
+
+def fresh(world: World) -> dict[int, bytes]:
+    return {id_: world.sealing[id_].issue(1)[0] for id_ in world.ids}
