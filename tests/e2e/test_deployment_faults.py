@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from simulations.testbed.crowd import survive
+from simulations.testbed.crowd import Crowd, crowd_job, survive
 from simulations.testbed.faults import FAULTS
 from simulations.testbed.federation import Federation
 from simulations.testbed.trial import Report, Trial
@@ -39,3 +40,15 @@ def test_a_crowd_comes_back_to_a_coordinator_that_was_killed(tmp_path: Path) -> 
     assert found["rounds"] == 6
     # two descriptors an agent would be one too many
     assert found["descriptors"] < 100 + 60
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_thousand_sessions_complete_a_secure_round(tmp_path: Path) -> None:
+    """In two processes, over real sockets; a committee of some two hundred serves the others."""
+    with Crowd.make(tmp_path, 1000, dimension=1000) as crowd:
+        crowd.wait_connected()
+        row = crowd.run(crowd_job(1000, 1000, rounds=1), seconds=1200)
+        assert row.status == "completed", row.reason
+        line = (crowd.home.jobs / row.id / "private.jsonl").read_text().splitlines()[-1]
+        assert len(json.loads(line)["survivors"]) >= 990

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from fedsys.privacy import read_ledger
 from fedsys.secret_files import write_secret
 from fedsys.wire import fleet_pb2
 from fedsys.wire.roster import SignedStatement
-from secure_agg.messages import Kind, kind_of
+from secure_agg.messages import HEADER_SIZE, Kind, Opening, kind_of
 from server.deployment import Deployment
 from server.fleet import Fleet, Link, Said
 from server.home import Home
@@ -39,6 +40,8 @@ class Party:
     colluders: int = 0
     spoiled: dict[int, tuple[Kind, Spoil]] = field(default_factory=dict)
     asked: dict[int, list[int]] = field(default_factory=dict)
+    ordinary_vanish: bool = False
+    vanished: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.home = Home.create(self.root / "c", hosts=["localhost"], colluders=self.colluders)
@@ -124,6 +127,12 @@ class Party:
             self.registry.prekeys.keep(node, up)
             if not up.HasField("prekeys"):
                 fleet.events.put_nowait(Said(node, up))
+            if down.HasField("invitation") and self.ordinary_vanish:
+                opening = Opening.parse(down.invitation.stage.message[HEADER_SIZE:])
+                if number not in opening.committee:
+                    self.vanished.add(number)
+                    fleet.closed(link)
+                    return
 
     def _spoil(self, number: int, message: bytes) -> bytes:
         kind, spoil = self.spoiled.get(number, (None, bytes))
@@ -207,6 +216,19 @@ def test_who_is_caught_cheating_is_invited_no_more(party: Callable[..., Party], 
     assert found.asked[3] == [1]
     assert {1, 3, 4} <= set(found.asked[2]), "the second round was cut off"
     assert found.state.blamed(job).keys() == {4}
+
+
+def test_ordinary_members_may_vanish_after_their_upload(party: Callable[..., Party]) -> None:
+    """Above a hundred members a committee is drawn; nobody else is asked a second time."""
+    found = party(130)
+    found.ordinary_vanish = True
+    job = found.job(1)
+    row = found.run(job)
+    assert row.status == "completed", row.reason
+    assert len(found.vanished) >= 20
+    line = json.loads((found.home.jobs / job / "private.jsonl").read_text().splitlines()[-1])
+    assert line["survivors"] == list(range(130))
+    assert not any(line["dropped"].values())
 
 
 def test_every_sealing_key_is_used_once(party: Callable[..., Party]) -> None:
