@@ -205,7 +205,8 @@ class Member:
 
     def _open(self, message: bytes, question: bytes) -> bytes:
         """Check the whole round, bind the sealing key to it, and upload."""
-        known = self._now.session if self._checked == question else None
+        again = bool(question) and self._checked == question
+        known = self._now.session if again else None
         session = known or self._read_opening(message[HEADER_SIZE:])
         checks.this_session(message[2:HEADER_SIZE], session.hash, Kind.OPENING.name)
         checks.roster_colluders(session.params, self._roster.corrupt)
