@@ -6,6 +6,7 @@ protocol without that one check, where it succeeds.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -34,15 +35,19 @@ def total_of(eve: Eve, dealers: set[int], buffer: int) -> object:
     return eve.open(dealers, eve.answers(eve.honest, dealers, certificate))
 
 
-@pytest.mark.parametrize("restart", [False, True])
-def test_01_overlapping_buffers(restart: bool) -> None:
-    """The second buffer is the first without the victim."""
+@pytest.mark.parametrize("lost", ["nothing", "process", "disk", "tmpfs"])
+def test_01_overlapping_buffers(lost: str) -> None:
+    """The second buffer is the first without the victim; in between, a store is put back."""
 
     def attack() -> tuple[list[int], Eve]:
         eve = checked()
         everybody = set(eve.uploads)
+        stores = eve.world.tmpfs if lost == "tmpfs" else eve.world.disks
+        before = copy.deepcopy(stores)
         first = total_of(eve, everybody, 0)
-        for id_ in eve.honest if restart else ():
+        for id_ in eve.honest if lost != "nothing" else ():
+            if lost != "process":
+                stores[id_] = before[id_]
             eve.world.restart(id_)
         second = total_of(eve, everybody - {VICTIM}, 1)
         return eve.difference(first, second), eve  # type: ignore[arg-type]
