@@ -13,7 +13,7 @@ from typing import Any
 from fedsys.errors import ConfigError
 from fedsys.tasks.base import Task
 from fedsys.tasks.loading import finished, load
-from fedsys.tasks.sources import check_sources, edited, forget, sources_of
+from fedsys.tasks.sources import check_sources, edited, forget, made_by, sources_of
 
 __all__ = ["OBJECT", "Origin", "Recipe"]
 
@@ -102,7 +102,7 @@ class Origin:
         made = given if isinstance(given, (type, FunctionType)) else type(given)
         module, within = made.__module__, made.__qualname__
         name = f"{module}:{within}"
-        _refuse_edited(sys.modules.get(module), name)
+        _refuse_old(made, name)
         task = finished(name, given, options)
         reachable = "." not in within and getattr(sys.modules.get(module), within, None) is made
         bare = given is made or (not options and not _state(task))
@@ -164,16 +164,21 @@ class Origin:
             ) from None
 
 
-def _refuse_edited(module: ModuleType | None, name: str) -> None:
+def _refuse_old(made: type | FunctionType, name: str) -> None:
     """An object cannot be read again from its file; the user's next import can."""
+    module = sys.modules.get(made.__module__)
     stale = [] if module is None else edited(module)
-    if stale:
-        forget([*stale, *([module] if module is not None and module not in stale else [])])
-        files = ", ".join(str(each.__file__) for each in stale)
-        raise ConfigError(
-            f"task {name}: {files} was edited after it was imported; import it again and make the "
-            f'task anew, or give it by name, which reads the file: task="{name}"'
-        )
+    if stale and module is not None:
+        forget([*stale, module])
+        what = f"{', '.join(str(each.__file__) for each in stale)} was edited after it was imported"
+    elif module is None or not made_by(module, made):
+        what = f"module {made.__module__} was imported again since, or forgotten"
+    else:
+        return
+    raise ConfigError(
+        f"task {name}: {what}; import it again and make the task anew, or give it by name, which "
+        f'reads the file: task="{name}"'
+    )
 
 
 def _lives_here(module: ModuleType) -> bool:

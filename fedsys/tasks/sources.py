@@ -25,7 +25,7 @@ from typing import Any
 
 from fedsys.errors import ConfigError
 
-__all__ = ["check_sources", "edited", "forget", "own_modules", "sources_of"]
+__all__ = ["check_sources", "edited", "forget", "made_by", "own_modules", "sources_of"]
 
 _OURS = ("fedsys", "server", "client", "secure_agg", "simulations")
 
@@ -86,6 +86,17 @@ def forget(modules: list[ModuleType]) -> None:
         if parent in sys.modules and getattr(sys.modules[parent], last, None) is module:
             delattr(sys.modules[parent], last)
     importlib.invalidate_caches()
+
+
+def made_by(module: ModuleType, made: type | FunctionType) -> bool:
+    """Whether a class or function is of this module, and not of an earlier import of its file."""
+    names = {"": made} if isinstance(made, FunctionType) else vars(made)
+    return all(
+        function.__globals__ is vars(module)
+        for function in _functions(names, module.__name__, set())
+        if function.__module__ == module.__name__
+        and function.__code__.co_filename == getattr(module, "__file__", None)
+    )
 
 
 def sources_of(module: ModuleType) -> dict[str, str]:
