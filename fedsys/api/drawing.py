@@ -47,7 +47,9 @@ def draw_run(history: Rows, *, title: str, metric: str | None, budget: float | N
         for view, (rounds, values) in curves.items():
             axes.plot(rounds, values, label=f"{view}: {figures.epsilon(values[-1])}")
         if budget is not None and math.isfinite(budget):
-            axes.axhline(budget, color="0.5", linestyle=":", label=f"budget: {figures.epsilon(budget)}")
+            axes.axhline(
+                budget, color="0.5", linestyle=":", label=f"budget: {figures.epsilon(budget)}"
+            )
         lowest = min(values[-1] for _, values in curves.values())
         if lowest > 0 and max(values[-1] for _, values in curves.values()) > 5 * lowest:
             axes.set_yscale("log")
