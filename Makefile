@@ -4,16 +4,32 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: setup demo test test-all bench lint proto clean
+# torch: the CPU build (TORCH=cpu), or that of PyPI, which brings CUDA on Linux (TORCH=pypi).
+TORCH       ?= cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+LOCKS       := requirements.lock requirements-deploy.lock torch-$(TORCH).lock
 
-$(VENV)/.core: pyproject.toml constraints.txt
+.PHONY: setup demo test test-all bench lint proto lock clean
+
+# Nothing is installed whose hash is not in a lock. A folder of wheels that pip is configured with
+# (PIP_FIND_LINKS) may hold torch's CPU build; otherwise it comes from PyTorch's index.
+LOCKED    := $(PIP) install --require-hashes
+torch-cpu  = $(LOCKED) --no-deps --no-index -r torch-cpu.lock 2>/dev/null || \
+	$(LOCKED) --no-deps --index-url $(TORCH_INDEX) -r torch-cpu.lock
+torch-pypi = $(LOCKED) -r torch-pypi.lock
+
+$(VENV)/.core: pyproject.toml $(LOCKS)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt -e .
+	$(torch-$(TORCH))
+	$(LOCKED) -r requirements-deploy.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt
+$(VENV)/.dev: pyproject.toml $(LOCKS)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(torch-$(TORCH))
+	$(LOCKED) -r requirements.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $(VENV)/.core $@
 
 setup: $(VENV)/.dev
@@ -37,7 +53,7 @@ proto: $(VENV)/.dev
 	$(BIN)/python -m grpc_tools.protoc -I fedsys/wire/proto --python_out=fedsys/wire --pyi_out=fedsys/wire fleet.proto
 
 # The peers of simulations/benchmarks, in an environment of their own (their requirements clash).
-.venv-bench/.made: constraints.txt
+.venv-bench/.made: requirements.lock
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip --disable-pip-version-check --quiet install \
 		torch==2.13.0 'flwr[simulation]==1.41.0' pfl==0.6.0
@@ -47,6 +63,21 @@ bench: $(VENV)/.dev .venv-bench/.made
 	$(BIN)/python -m simulations.benchmarks.secure_aggregation
 	$(BIN)/python -m simulations.benchmarks.deployment
 	$(BIN)/python -m simulations.benchmarks.clients_per_second --work W1,W2,W3 --own-rounds 20 --out build/bench
+
+# Versions stay as they are unless `make lock UPGRADE=--upgrade` or pyproject.toml asks for others.
+# torch-cpu.lock is written by hand: its hashes are those that PyTorch's index lists.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --no-annotate --custom-compile-command 'make lock' $(UPGRADE)
+
+lock: $(VENV)/.dev
+	$(COMPILE) pyproject.toml --extra dev --group build --no-emit-package torch \
+		--output-file requirements.lock
+	$(COMPILE) pyproject.toml --extra deploy --group build --no-emit-package torch \
+		--constraints requirements.lock --output-file requirements-deploy.lock
+	$(COMPILE) pyproject.toml --extra track --extra ray --no-emit-package torch \
+		--constraints requirements.lock --output-file requirements-extra.lock
+	grep -o '^torch==[0-9.]*' torch-cpu.lock | $(COMPILE) --no-config - \
+		--constraints requirements.lock --output-file torch-pypi.lock
 
 clean:
 	rm -rf $(VENV) build dist

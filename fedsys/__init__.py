@@ -11,10 +11,26 @@ from typing import TYPE_CHECKING
 from fedsys.lazy_names import on_use
 
 if TYPE_CHECKING:
-    from fedsys.api import Run, audit_run, resume, simulate
+    from fedsys import config, errors, privacy, tasks
+    from fedsys.api import Run, audit_run, compare, resume, simulate
 else:
-    __getattr__, __dir__ = on_use(__name__, {"api": ("Run", "audit_run", "resume", "simulate")})
+    __getattr__, __dir__ = on_use(
+        __name__,
+        {"api": ("Run", "audit_run", "compare", "resume", "simulate")},
+        modules=("config", "errors", "privacy", "tasks"),
+    )
 
-__all__ = ["Run", "__version__", "audit_run", "resume", "simulate"]
+__all__ = [
+    "Run",
+    "__version__",
+    "audit_run",
+    "compare",
+    "config",
+    "errors",
+    "privacy",
+    "resume",
+    "simulate",
+    "tasks",
+]
 
 __version__ = "0.1.0"

@@ -11,7 +11,7 @@ __all__ = ["on_use"]
 
 
 def on_use(
-    package: str, names: Mapping[str, Iterable[str]]
+    package: str, names: Mapping[str, Iterable[str]], *, modules: Iterable[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of a package, as PEP 562 has them.
 
@@ -26,14 +26,18 @@ def on_use(
     Args:
         package: its ``__name__``.
         names: those of each of its modules.
+        modules: of it that are names themselves.
 
     Returns:
         A function that loads a name's module and binds the name in the package, or raises
         AttributeError on any other name; one that lists the package's names, loaded or not.
     """
     module_of = {name: module for module, its in names.items() for name in its}
+    own = frozenset(modules)
 
     def load(name: str) -> Any:
+        if name in own:
+            return import_module(f"{package}.{name}")
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         found = getattr(import_module(f"{package}.{module_of[name]}"), name)
@@ -41,6 +45,6 @@ def on_use(
         return found
 
     def known() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *module_of})
+        return sorted({*vars(sys.modules[package]), *module_of, *own})
 
     return load, known

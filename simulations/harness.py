@@ -14,6 +14,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedsys import tasks
 from fedsys.config import Config
 from fedsys.durable import write_atomically
 from fedsys.errors import BudgetExceeded
@@ -79,6 +80,7 @@ def run(
     device: str = "auto",
     observer: Observer | None = None,
     randomness: Randomness | None = None,
+    origin: tasks.Origin | None = None,
 ) -> RunResult:
     """Simulate a job in a new folder.
 
@@ -90,11 +92,12 @@ def run(
         observer: told of each round, and of notices.
         randomness: for tests only; a seeded one makes the run reproducible and *not private*,
             which the ledger states and the audit refuses.
+        origin: of a task that is there already; None loads the one that the configuration names.
 
     Raises:
         FedsysError: bad configuration, data or folder, with one line that says which.
     """
-    setting = prepare(config, data=data, device=device, randomness=randomness)
+    setting = prepare(config, data=data, device=device, randomness=randomness, origin=origin)
     with setting.engine, ThreadPoolExecutor(1, "disk") as disk:
         folder = RunFolder.create(out or free_name(Path("runs"), config.job.name))
         with disk_errors(folder.path):
@@ -109,8 +112,16 @@ def resume(
     data: Path | None = None,
     device: str = "auto",
     observer: Observer | None = None,
+    origin: tasks.Origin | None = None,
 ) -> RunResult:
     """Continue an interrupted run with fresh rounds; what was reserved stays spent.
+
+    Args:
+        path: the run's folder.
+        data: folder with data files.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        observer: told of each round, and of notices.
+        origin: of the task that the run was started with; None loads it by its name.
 
     Raises:
         FedsysError: no run there, a damaged one, or one that cannot go on.
@@ -121,7 +132,7 @@ def resume(
             folder.write_summary(summarize_closed(folder, view))
         metrics = folder.last_metrics()
         return RunResult(folder=path, rounds=len(view.rounds), interrupted=False, metrics=metrics)
-    setting = prepare(folder.read_config(), data=data, device=device)
+    setting = prepare(folder.read_config(), data=data, device=device, origin=origin)
     with setting.engine, ThreadPoolExecutor(1, "disk") as disk:
         job = restore_job(folder, _spec(setting, disk))
         with job.ledger:
@@ -163,6 +174,8 @@ class _Clock:
 def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
     """All rounds that are left, then the model and the summary."""
     coordinator, folder, clock = job.coordinator, job.folder, _Clock()
+    if setting.notice:
+        observer(setting.notice)
     metrics = folder.last_metrics()
     status, model_sha256 = "completed", None
     ahead = NoiseAhead(

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fedsys import tasks
 from fedsys.config import Config
 from fedsys.errors import ConfigError
 from fedsys.privacy import PrivacyPlan
@@ -48,12 +49,14 @@ class Layout:
         processes: how many; 1 is this one.
         threads: of each.
         clients_per_second: measured by number of processes; empty where nothing was.
+        notice: why this process trains alone where more were asked for or would be faster.
     """
 
     engine: Engine
     processes: int
     threads: int
     clients_per_second: dict[int, float]
+    notice: str = ""
 
 
 def cores() -> int:
@@ -75,6 +78,8 @@ def recruits_for(config: Config, population: Population) -> Recruits | None:
     """
     engine, trainer = config.engine, population.trainer
     if engine.backend == "ray" or trainer.device.type != "cpu" or engine.processes == 1:
+        return None
+    if _obstacle(population):
         return None
     count = engine.processes or min(cores(), config.cohort.expected)
     if not engine.processes:
@@ -132,7 +137,7 @@ def _laid_out(
     def several(processes: int) -> Layout:
         crew = Processes(
             population,
-            population_spec(config, randomness, threads=threads),
+            population_spec(config, randomness, threads=threads, origin=population.origin),
             mechanism=plan.build_mechanism(),
             processes=processes,
             chunk=chunk,
@@ -142,9 +147,12 @@ def _laid_out(
         )
         return Layout(engine=crew, processes=processes, threads=threads, clients_per_second={})
 
-    if engine.processes > 1:
+    obstacle = _obstacle(population)
+    if engine.processes > 1 and not obstacle:
         return several(engine.processes)
     alone = _alone(population, randomness, threads)
+    if engine.processes > 1:
+        return replace(alone, notice=f"engine.processes = 1: {obstacle}")
     work = _probe_work(config, plan, population)
     chunks = _probe(population, config.cohort.expected, chunk)
     length = plan.build_mechanism().length
@@ -154,6 +162,8 @@ def _laid_out(
     # Whether the machine is busy does not make a small job large.
     if workers == 1 or seconds < (_LONG if recruits is None else _WORTHWHILE):
         return alone
+    if obstacle:
+        return replace(alone, notice=f"engine.processes = 1: {obstacle}")
     shared = several(workers)
     if seconds < _LONG:
         alone.engine.close()
@@ -182,7 +192,13 @@ def _on_devices(config: Config, population: Population, randomness: Randomness) 
     """GPUs: all of them, or the one that was asked for."""
     if config.privacy.mechanism == "example-gaussian":
         return _alone(population, randomness, config.engine.threads)
-    spec = population_spec(config, randomness, threads=config.engine.threads)
+    spec = population_spec(
+        config,
+        randomness,
+        threads=config.engine.threads,
+        origin=population.origin,
+        pickled=False,
+    )
     pool = population.train_set
     x, y = pool.x.cpu().numpy(), pool.y.cpu().numpy()
     others = [
@@ -209,7 +225,9 @@ def _on_ray(config: Config, population: Population, randomness: Randomness, thre
         ) from None
     cluster = RayEngine(
         population,
-        population_spec(config, randomness, threads=threads),
+        population_spec(
+            config, randomness, threads=threads, origin=population.origin, pickled=False
+        ),
         address=config.engine.address,
         actors=config.engine.processes,
         deadline=config.engine.deadline,
@@ -219,11 +237,34 @@ def _on_ray(config: Config, population: Population, randomness: Randomness, thre
     )
 
 
-def population_spec(config: Config, randomness: Randomness, *, threads: int) -> PopulationSpec:
-    """How a resolved configuration's population is built in another process."""
+def _obstacle(population: Population) -> str:
+    """Why the task cannot be had in other processes; empty where it can."""
+    return "" if population.origin is None else population.origin.obstacle
+
+
+def population_spec(
+    config: Config,
+    randomness: Randomness,
+    *,
+    threads: int,
+    origin: tasks.Origin | None = None,
+    pickled: bool = True,
+) -> PopulationSpec:
+    """How a resolved configuration's population is built in another process.
+
+    Args:
+        config: resolved.
+        randomness: of the clients' noise.
+        threads: of each process.
+        origin: of the task; None builds it from the configuration.
+        pickled: False hands a task that was given as an object over as it is.
+    """
+    if origin is None:
+        task = tasks.Recipe(name=config.task.name, options=config.task.options)
+    else:
+        task = origin.recipe(pickled=pickled)
     return PopulationSpec(
-        task=config.task.name,
-        options=config.task.options,
+        task=task,
         local=config.local.model_dump(),
         device="cpu",
         path=config.engine.path,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.training import ClippedSum, Trainer
-from fedsys.tasks import Examples, Partition
+from fedsys.tasks import Examples, Origin, Partition
 from fedsys.tasks.partition import Compressed, Resampled
 from fedsys.wire.assignment import batch_seed
 from secure_agg import Identity, Roster
@@ -30,12 +30,14 @@ class Population:
         partition: which of them each client holds.
         trainer: of the job's model.
         seed: of the clients' batch orders.
+        origin: of the task, for other processes; None where the configuration's name will do.
     """
 
     train_set: Examples
     partition: Partition
     trainer: Trainer
     seed: int
+    origin: Origin | None = field(default=None, repr=False)
     _identities: dict[int, Identity] = field(default_factory=dict, repr=False)
     _roster: Roster | None = field(default=None, repr=False)
 

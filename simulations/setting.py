@@ -42,6 +42,7 @@ class Setting:
         faults: who vanishes when.
         clipping: the first round's norms, where they adapt.
         clock: simulated seconds since the job began.
+        notice: one line that whoever watches the run should read; may be empty.
     """
 
     config: Config
@@ -53,6 +54,7 @@ class Setting:
     faults: FaultPlan
     clipping: AdaptiveClipping | None = None
     clock: SimulatedClock = field(default_factory=SimulatedClock)
+    notice: str = ""
 
     @property
     def chunk(self) -> int:
@@ -90,13 +92,22 @@ def prepare(
     data: Path | None = None,
     device: str = "auto",
     randomness: Randomness | None = None,
+    origin: tasks.Origin | None = None,
 ) -> Setting:
     """Resolve every name and number of a configuration, before anything is written.
+
+    Args:
+        config: as `fedsys.config.load` gives it.
+        data: folder with data files.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        randomness: where secrets come from; by default the operating system.
+        origin: of a task that is there already; None loads the one that the configuration names.
 
     Raises:
         FedsysError: with one line that says what does not fit.
     """
-    task = tasks.load(config.task.name, config.task.options)
+    origin = origin or tasks.Origin.named(config.task.name, config.task.options)
+    task = origin.task
     strategy_of(config)
     examples = task.clients(tasks.DataSource.locate(data))
     partition = partition_of(config, examples)
@@ -110,7 +121,11 @@ def prepare(
     sources = randomness or _randomness(config)
     trainer = trainer_for(config, task, device_for(device), sources)
     population = Population(
-        train_set=examples.train, partition=partition, trainer=trainer, seed=config.job.seed
+        train_set=examples.train,
+        partition=partition,
+        trainer=trainer,
+        seed=config.job.seed,
+        origin=origin,
     )
     sizes = trainer.layout.sizes
     with ExitStack() as held:
@@ -133,6 +148,7 @@ def prepare(
         randomness=sources,
         faults=FaultPlan(seed=config.job.seed, **config.faults.model_dump()),
         clipping=clipping_for(config, plan, sizes),
+        notice=layout.notice,
     )
 
 

@@ -33,8 +33,7 @@ class PopulationSpec:
     """Everything that rebuilds a population elsewhere, but for its arrays.
 
     Attributes:
-        task: its name.
-        options: of the task.
+        task: how to build it.
         local: hyper-parameters by field name.
         device: where to train.
         path: of local training, chosen already.
@@ -44,8 +43,7 @@ class PopulationSpec:
         threads: of each process.
     """
 
-    task: str
-    options: dict[str, Any]
+    task: tasks.Recipe
     local: dict[str, Any]
     device: str
     path: str
@@ -57,7 +55,7 @@ class PopulationSpec:
     def build(self, x: Any, y: Any, partition: tasks.Partition) -> Population:
         """The population over a pool of examples."""
         trainer = Trainer(
-            tasks.load(self.task, self.options),
+            self.task.build(),
             LocalConfig(**self.local),
             device=self.device,
             path=self.path,

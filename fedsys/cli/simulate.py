@@ -96,8 +96,8 @@ def simulate(
         raise ConfigError("--canaries plants them in a run of their own; leave out --resume")
     if track and canaries is not None:
         raise ConfigError("--canaries makes a run for its audit alone; leave out --track")
-    from fedsys.cli.progress import observer
     from fedsys.cli.tracking import tracked
+    from fedsys.report.progress import observer
     from server.run_folder import free_name
 
     if track and resume is None and out is None:

@@ -56,9 +56,9 @@ def tune(
 
     require("optuna", "sqlalchemy", extra="tune")
     from fedsys.cli.finish import audit_and_report
-    from fedsys.cli.progress import observer
     from fedsys.config import load
     from fedsys.errors import ConfigError
+    from fedsys.report.progress import observer
     from simulations import tuning
     from simulations.search import Search
 

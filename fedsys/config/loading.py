@@ -10,7 +10,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from fedsys.config.mistakes import explain
-from fedsys.config.overrides import apply
+from fedsys.config.overrides import apply, apply_values
 from fedsys.config.source import read
 from fedsys.config.tree import Config
 from fedsys.errors import ConfigError
@@ -18,19 +18,25 @@ from fedsys.errors import ConfigError
 __all__ = ["dump", "load", "validate"]
 
 
-def load(source: Path | str | None, overrides: Iterable[str] = ()) -> Config:
+def load(
+    source: Path | str | None,
+    overrides: Iterable[str] = (),
+    values: Mapping[str, Any] | None = None,
+) -> Config:
     """Read a configuration.
 
     Args:
         source: A TOML file, the name of a shipped recipe, or None for the quickstart.
         overrides: ``section.key=value`` each, applied in order; the value is read as TOML, and
             as a bare string where it is not valid TOML.
+        values: the same from Python, ``{"section.key": value}``; None takes a key away.
 
     Raises:
         ConfigError: one line naming the key, its value, what is allowed and the nearest name.
     """
     tree = read(source)
     apply(overrides, tree)
+    apply_values(values or {}, tree)
     return validate(tree)
 
 

@@ -6,13 +6,15 @@ import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from fedsys.errors import ConfigError
 from fedsys.tasks.base import Task
 from fedsys.tasks.options import nearest
+from fedsys.tasks.sources import edited, forget, own_modules
 
-__all__ = ["builtin_names", "load"]
+__all__ = ["builtin_names", "finished", "load"]
 
 _BUILTIN = {
     "digits": ("fedsys.tasks.digits", "Digits"),
@@ -38,8 +40,9 @@ def load(name: str, options: Mapping[str, Any] | None = None) -> Task:
 
     Args:
         name: A built-in task's name, or ``"package.module:Attr"``. The module is looked for in
-            the current folder too. `Attr` is a class or a function that makes a task (it is
-            called with the options as keyword arguments), or a task.
+            the current folder too, and is imported again if its file, or that of a module of the
+            user's own which it imports, was edited since. `Attr` is a class or a function that
+            makes a task (it is called with the options as keyword arguments), or a task.
         options: The table ``[task] options``.
 
     Raises:
@@ -55,7 +58,7 @@ def load(name: str, options: Mapping[str, Any] | None = None) -> Task:
             f"task.name = {name!r}: no such task{nearest(name, _BUILTIN)}; built in are "
             f'{", ".join(_BUILTIN)}; your own is written "package.module:Attr"'
         )
-    return _build(name, _resolve(name), options)
+    return finished(name, _resolve(name), options)
 
 
 def _resolve(name: str) -> Any:
@@ -65,7 +68,7 @@ def _resolve(name: str) -> Any:
     if added:
         sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
+        module = _current(module_name)
     except Exception as error:
         files = [path.stem for path in Path(here).glob("*.py")]
         missing = isinstance(error, ModuleNotFoundError) and error.name == module_name
@@ -80,6 +83,16 @@ def _resolve(name: str) -> Any:
     try:
         return getattr(module, attribute)
     except AttributeError:
+        if module_name == "__main__":
+            raise ConfigError(
+                f"task.name = {name!r}: was defined in a notebook or script that is not running "
+                f"here; define it there again, or put it into a module of its own"
+            ) from None
+        if attribute.endswith("(...)"):
+            raise ConfigError(
+                f"task.name = {name!r}: the run was given a task as an object, which its name "
+                f"cannot rebuild; give the same again: fedsys.resume(folder, task=...)"
+            ) from None
         public = [each for each in vars(module) if not each.startswith("_")]
         raise ConfigError(
             f"task.name = {name!r}: {module_name} ({module.__file__}) has no "
@@ -87,7 +100,28 @@ def _resolve(name: str) -> Any:
         ) from None
 
 
-def _build(name: str, found: Any, options: dict[str, Any]) -> Task:
+def _current(name: str) -> ModuleType:
+    """The module of that name as its file is now.
+
+    One that has to be imported again is a new module: what was made from the old one stays whole.
+    """
+    module = importlib.import_module(name)
+    stale = edited(module)
+    if not stale:
+        return module
+    # Whatever imported a module that is read again would hold on to its old names.
+    forget(own_modules(module))
+    module = importlib.import_module(name)
+    edited(module)  # notes what was read
+    return module
+
+
+def finished(name: str, found: Any, options: Mapping[str, Any]) -> Task:
+    """A task from what a name stands for: a task, or what makes one of the options.
+
+    Raises:
+        ConfigError: it does neither.
+    """
     if isinstance(found, type) or not all(hasattr(found, member) for member in _MEMBERS):
         if not callable(found):
             raise ConfigError(f"task.name = {name!r}: neither a task nor something that makes one")

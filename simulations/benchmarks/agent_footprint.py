@@ -32,12 +32,9 @@ _PATIENCE = 300.0
 
 def install(venv: Path) -> None:
     """An environment with the extra `deploy` alone, from this checkout."""
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     subprocess.run(
-        [
-            *(venv / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--quiet"),
-            *("install", "-c", _ROOT / "constraints.txt", f"{_ROOT}[deploy]"),
-        ],
+        ["make", "--quiet", f"PYTHON={sys.executable}", f"VENV={venv}", f"{venv}/.core"],
+        cwd=_ROOT,
         check=True,
     )
 

@@ -48,3 +48,16 @@ def test_the_notebook_functions_are_there_and_unknown_names_are_not() -> None:
     assert callable(fedsys.audit_run)
     with pytest.raises(AttributeError, match="no attribute 'simulat'"):
         getattr(fedsys, "simulat")  # noqa: B009
+
+
+def test_the_packages_that_a_notebook_needs_are_attributes() -> None:
+    code = (
+        "import fedsys; print(fedsys.privacy.make_plan.__name__,"
+        " fedsys.errors.ConfigError.__name__, fedsys.tasks.Examples.__name__,"
+        " fedsys.config.load.__name__)"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert finished.stdout.split() == ["make_plan", "ConfigError", "Examples", "load"]
+    assert {"compare", "privacy", "simulate", "tasks"} <= set(dir(fedsys))

@@ -8,6 +8,7 @@ is checked without them.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -106,6 +107,8 @@ def container_findings(text: str) -> list[str]:
             directory, image = False, argument.split()[0]
             if image not in stages and (":" not in image or image.endswith(":latest")):
                 found.append("DL3006/DL3007 a base image without a version")
+            if image not in stages and not re.search(r"@sha256:[0-9a-f]{64}$", image):
+                found.append("a base image without a digest")
         if name == "WORKDIR":
             directory = True
             if not argument.startswith("/"):
@@ -117,10 +120,12 @@ def container_findings(text: str) -> list[str]:
         if name == "MAINTAINER":
             found.append("DL4000 MAINTAINER")
         if name == "RUN":
-            if "pip install" in argument and "--no-cache-dir" not in argument:
-                found.append("DL3042 pip keeps its cache in the image")
-            if "pip install" in argument and "-c " not in argument and "==" not in argument:
-                found.append("DL3013 pip without versions")
+            for command in (each for each in argument.split("&&") if "pip install" in each):
+                if "--no-cache-dir" not in command:
+                    found.append("DL3042 pip keeps its cache in the image")
+                ours = command.split()[-1] == "." and "--no-deps" in command
+                if "--require-hashes -" not in command and not ours:
+                    found.append("DL3013 pip without versions and hashes")
             if "sudo " in argument:
                 found.append("DL3004 sudo")
             if "apt-get install" in argument and "--no-install-recommends" not in argument:
@@ -139,13 +144,16 @@ def container_findings(text: str) -> list[str]:
 
 def test_the_container_file_breaks_no_rule_that_matters(folder: Path) -> None:
     text = (folder / "Containerfile").read_text()
+    (base,) = {arg.split()[0] for name, arg in instructions(text) if name == "FROM"}
     assert container_findings(text) == []
     for good, bad, rule in (
-        ("python:3.12-slim-bookworm", "python", "DL3006"),
+        (base, "python", "DL3006"),
+        (base, "python:3.12-slim-bookworm", "without a digest"),
         ("COPY . .", "ADD . .", "DL3020"),
         ("WORKDIR /src\n", "", "DL3045"),
         ("--no-cache-dir ", "", "DL3042"),
-        ("-c constraints.txt ", "", "DL3013"),
+        ("--require-hashes -r", "-r", "DL3013"),
+        ("--no-deps --no-build", "--no-build", "DL3013"),
         ('ENTRYPOINT ["fedsys"]', "ENTRYPOINT fedsys", "DL3025"),
         ("USER 10001:10001", "USER root", "DL3002"),
         ("EXPOSE 7443", "EXPOSE 77443", "DL3011"),

@@ -1,4 +1,4 @@
-"""Progress of a simulation: a bar on a terminal, plain lines anywhere else."""
+"""Progress of a simulation: a display in a notebook, a bar on a terminal, lines anywhere else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from simulations.harness import RoundReport
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["describe", "observer"]
 
 _PLAIN_SECONDS = 2.0
+_CELL_SECONDS = 0.25
+_NOTICES = 8
 
 
 @contextmanager
@@ -22,6 +25,8 @@ def observer(*, quiet: bool) -> Iterator[Callable[[RoundReport | str], None]]:
     """A callable that shows each round's report, and notices given as text."""
     if quiet:
         yield lambda _event: None
+    elif (display := _notebook()) is not None:
+        yield _Cell(display)
     elif sys.stderr.isatty():
         with _bar() as watch:
             yield watch
@@ -44,6 +49,45 @@ def describe(report: RoundReport) -> str:
         parts.append(f"epsilon {report.epsilon:.2f}{budget}")
     parts.append(f"{report.clients_per_second:,.0f} clients/s")
     return "  ".join(parts)
+
+
+def _notebook() -> Callable[..., Any] | None:
+    """IPython's ``display`` where this process is a notebook's kernel; IPython in a terminal is
+    not."""
+    ipython = sys.modules.get("IPython")
+    if ipython is None or getattr(ipython.get_ipython(), "kernel", None) is None:
+        return None
+    found: Callable[..., Any] = ipython.display.display
+    return found
+
+
+class _Cell:
+    """One display under the notebook's cell, replaced as the run goes on; no widgets needed."""
+
+    def __init__(self, display: Callable[..., Any]) -> None:
+        self._last = -math.inf
+        self._notices: list[str] = []
+        self._now, self._done = "setting up", 0.0
+        self._handle = display(self._page(), raw=True, display_id=True)
+
+    def __call__(self, event: RoundReport | str) -> None:
+        now = time.monotonic()
+        if isinstance(event, str):
+            self._notices = [*self._notices, event][-_NOTICES:]
+        else:
+            self._now = f"round {event.number}/{event.of}  {describe(event)}"
+            self._done = event.number / event.of
+            if event.number not in (1, event.of) and now - self._last < _CELL_SECONDS:
+                return
+        self._last = now
+        self._handle.update(self._page(), raw=True)
+
+    def _page(self) -> dict[str, str]:
+        text = "\n".join([*self._notices, self._now])
+        lines = "".join(f"<div>{escape(line)}</div>" for line in self._notices)
+        bar = f'<progress value="{self._done:.3f}" max="1"></progress>'
+        html = f"{lines}<div>{bar} <code>{escape(self._now)}</code></div>"
+        return {"text/plain": text, "text/html": html}
 
 
 class _Plain:

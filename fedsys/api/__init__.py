@@ -1,0 +1,17 @@
+"""The notebook's way in: what the commands do, as functions that return values.
+
+>>> import fedsys
+>>> run = fedsys.simulate("quickstart", {"rounds.count": 3}, out="run")     # doctest: +SKIP
+>>> run.metrics["accuracy"], run.epsilon.outsider                            # doctest: +SKIP
+>>> run.history.to_pandas(), run.plot(), run.model()                         # doctest: +SKIP
+>>> run.audit().passed                                                       # doctest: +SKIP
+True
+"""
+
+from fedsys.api.comparison import Comparison, compare
+from fedsys.api.rows import Rows
+from fedsys.api.run import Run
+from fedsys.api.running import resume, simulate
+from fedsys.audit import audit_run
+
+__all__ = ["Comparison", "Rows", "Run", "audit_run", "compare", "resume", "simulate"]

@@ -1,0 +1,114 @@
+"""Several runs side by side: what each reached and cost, and in which settings they differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsys.api.drawing import draw_comparison
+from fedsys.api.rows import Rows
+from fedsys.api.run import Run
+from fedsys.audit import compose
+from fedsys.config import load
+from fedsys.errors import FedsysError
+from fedsys.records import AuditResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Comparison", "compare"]
+
+_NOT_SETTINGS = ("tuning.", "engine.")
+"""Speed, and what `fedsys tune` writes: neither is what somebody compares."""
+
+
+class Comparison(Rows):
+    """One row a run: results, epsilons, and the settings in which the runs differ.
+
+    Args:
+        runs: by the name that they are shown under.
+    """
+
+    def __init__(self, runs: Mapping[str, Run]) -> None:
+        self.runs = dict(runs)
+        settings = {name: _settings(run) for name, run in self.runs.items()}
+        keys = dict.fromkeys(key for each in settings.values() for key in each)
+        differing = [
+            key for key in keys if len({repr(each.get(key)) for each in settings.values()}) > 1
+        ]
+        super().__init__(
+            {
+                "run": name,
+                "status": run.summary.get("status"),
+                "rounds": run.summary.get("rounds"),
+                **run.metrics,
+                "epsilon_outsider": run.epsilon.outsider,
+                "epsilon_participant": run.epsilon.participant,
+                "epsilon_server": run.epsilon.server,
+                "delta": run.delta,
+                **{key: settings[name].get(key) for key in differing},
+            }
+            for name, run in self.runs.items()
+        )
+
+    def plot(self, metric: str | None = None) -> Figure:
+        """A metric of all runs over the rounds, and over the outsider's epsilon.
+
+        Raises:
+            FedsysError: there is no such metric in all of them.
+        """
+        return draw_comparison({name: run.history for name, run in self.runs.items()}, metric)
+
+    def together(self) -> AuditResult:
+        """What all runs cost together, where they had the same clients: epsilons add up.
+
+        Raises:
+            AuditInputError: fewer than two runs, or units of privacy that do not add up.
+        """
+        return compose([run.folder for run in self.runs.values()])
+
+
+def compare(runs: Iterable[Run | Path | str] | Mapping[str, Run | Path | str]) -> Comparison:
+    """A table of runs.
+
+    Args:
+        runs: or their folders; a mapping names them, otherwise their folders do.
+
+    Raises:
+        FedsysError: there is none, or a folder holds no run.
+    """
+    if isinstance(runs, Mapping):
+        named = {str(name): _opened(run) for name, run in runs.items()}
+    else:
+        opened = [_opened(run) for run in runs]
+        short = [run.folder.name for run in opened]
+        named = {
+            name if short.count(name) == 1 else str(run.folder): run
+            for name, run in zip(short, opened, strict=True)
+        }
+    if not named:
+        raise FedsysError("compare: no run was given; give runs or their folders in a list")
+    return Comparison(named)
+
+
+def _opened(run: Run | Path | str) -> Run:
+    return run if isinstance(run, Run) else Run.open(run)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """The resolved configuration by dotted key, without what only names the run."""
+    flat: dict[str, Any] = {}
+
+    def walk(table: Mapping[str, Any], prefix: str) -> None:
+        for key, value in table.items():
+            if isinstance(value, Mapping) and value:
+                walk(value, f"{prefix}{key}.")
+            elif value is not None and not f"{prefix}{key}".startswith(_NOT_SETTINGS):
+                plain = isinstance(value, (str, int, float))
+                flat[prefix + key] = value if plain else json.dumps(value, default=str)
+
+    walk(load(run.folder / "config.toml").model_dump(), "")
+    flat.pop("job.name", None)
+    return flat

@@ -1,0 +1,155 @@
+"""A run's folder as a value: what it reached, what it cost, its model, its rounds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsys import report, tasks
+from fedsys.api.drawing import draw_run
+from fedsys.api.history import history_of
+from fedsys.api.rows import Rows
+from fedsys.audit import audit_run
+from fedsys.errors import ConfigError, RunFolderError
+from fedsys.privacy import Epsilons
+from fedsys.records import AuditResult
+from fedsys.report import figures
+from server.released_model import ReleasedModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import nn
+
+__all__ = ["Run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run's folder and what its summary says.
+
+    Attributes:
+        folder: holds everything that the run left.
+        summary: ``summary.json``.
+        metrics: of the last evaluation.
+        epsilon: at ``delta``, by view.
+        delta: of every epsilon.
+        interrupted: whether there are rounds left, for `resume`.
+        task: that was trained; None where the folder was opened without it.
+    """
+
+    folder: Path
+    summary: Mapping[str, Any] = field(repr=False)
+    metrics: Mapping[str, float]
+    epsilon: Epsilons
+    delta: float
+    interrupted: bool
+    task: tasks.Task | None = field(default=None, repr=False)
+
+    @classmethod
+    def open(cls, folder: Path | str, *, task: object | None = None) -> Run:
+        """A run that was made earlier.
+
+        Args:
+            folder: of the run.
+            task: its own task, for `model`: an object, a class or a name. Code that a folder
+                names is not imported unless it is named here.
+
+        Raises:
+            RunFolderError: there is no run with a summary.
+        """
+        folder = Path(folder)
+        try:
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            privacy = summary["privacy"]
+            epsilons = {
+                view: math.inf if value == "inf" else value
+                for view, value in privacy["epsilon"].items()
+            }
+            return cls(
+                folder=folder,
+                summary=summary,
+                metrics=summary["metrics"],
+                epsilon=Epsilons(**epsilons),
+                delta=privacy["delta"],
+                interrupted=summary["status"] == "interrupted",
+                task=None if task is None else tasks.Origin.of(task).task,
+            )
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise RunFolderError(f"{folder}: no finished or interrupted run: {reason}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunFolderError(f"{folder}: summary.json is damaged: {error}") from None
+
+    @property
+    def report(self) -> Path:
+        """The page, made on the first call."""
+        page = self.folder / "report.html"
+        if page.exists():
+            return page
+        return report.build(self.folder, self.audit(), private=True)
+
+    @cached_property
+    def history(self) -> Rows:
+        """One row a round: outcome, metrics, cohort, and epsilon by view, derived by the audit."""
+        return history_of(self.folder, self.audit())
+
+    def audit(self, *, key: str | None = None) -> AuditResult:
+        """Derive every claim of the run again from its folder.
+
+        Args:
+            key: the signer to insist on, as for `fedsys.audit_run`.
+        """
+        return audit_run(self.folder, key=key)
+
+    def model(self) -> nn.Module:
+        """The task's own module with the run's final weights, in evaluation mode.
+
+        Raises:
+            RunFolderError: the audit fails, or the run is not finished.
+            ConfigError: the run's task is code of one's own, and was not given.
+        """
+        released = ReleasedModel.of(self.folder)
+        config, task = released.config, self.task
+        if task is None:
+            if ":" in config.task.name:
+                raise ConfigError(
+                    f"{self.folder}: its task {config.task.name} is code of one's own; if you "
+                    f"trust it, open the run with it: Run.open(folder, task=...)"
+                )
+            task = tasks.load(config.task.name, config.task.options)
+        return released.fill(task.init_model(config.job.seed))
+
+    def plot(self, metric: str | None = None) -> Figure:
+        """A metric over the rounds (by default accuracy, or the first), and epsilon beside it.
+
+        Raises:
+            FedsysError: there is nothing to draw, or no such metric.
+        """
+        budget = self.summary.get("privacy", {}).get("budget")
+        return draw_run(
+            self.history,
+            title=self.folder.name,
+            metric=metric,
+            budget=budget if isinstance(budget, (int, float)) else None,
+        )
+
+    def _repr_html_(self) -> str:
+        cells = [(name, figures.metric(name, value)) for name, value in self.metrics.items()]
+        cells += [
+            (f"ε {view}", figures.epsilon(getattr(self.epsilon, view)))
+            for view in ("outsider", "participant", "server")
+        ]
+        cells += [
+            ("δ", figures.small(self.delta)),
+            ("rounds", str(self.summary.get("rounds", ""))),
+            ("status", str(self.summary.get("status", ""))),
+            ("folder", str(self.folder)),
+        ]
+        rows = (f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in cells)
+        return f"<table>{''.join(rows)}</table>"

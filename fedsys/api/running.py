@@ -1,0 +1,149 @@
+"""`simulate` and `resume`: a job from Python, with the task and settings that a notebook has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedsys import tasks
+from fedsys.api.run import Run
+from fedsys.config import Config, load
+from fedsys.errors import ConfigError
+from fedsys.report.progress import observer as shown
+from server.run_folder import RunFolder
+from simulations import harness
+
+__all__ = ["resume", "simulate"]
+
+Observer = Callable[["harness.RoundReport | str"], None]
+Source = Config | Mapping[str, Any] | Path | str | None
+
+
+def simulate(
+    config: Source = None,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    task: object | None = None,
+    out: Path | str | None = None,
+    data: Path | str | None = None,
+    device: str = "auto",
+    observer: Observer | None = None,
+    progress: bool = True,
+) -> Run:
+    """Train over virtual clients, as ``fedsys simulate`` does.
+
+    Args:
+        config: a loaded one, a TOML file, a recipe's name, or None for the quickstart; or settings
+            alone, as `settings` takes them, over the quickstart.
+        settings: keys to replace, ``{"privacy.epsilon": 4}``, None for a key's default; not with a
+            loaded `config`.
+        task: what to train: a task, a class that makes one of ``task.options``, or a name. An
+            object or a class of the notebook itself trains in one process; see `fedsys.tasks`.
+        out: the run's folder; by default the first free ``runs/<name>``.
+        data: folder with data files.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        observer: called after each round with a `simulations.harness.RoundReport`, and with notices
+            as text.
+        progress: whether to show how far the run is: in a notebook, on a terminal, or as lines on
+            standard error.
+
+    Raises:
+        FedsysError: with one line that says what does not fit.
+    """
+    chosen, origin = _job(config, settings or {}, task)
+    with shown(quiet=not progress) as bar:
+        result = harness.run(
+            chosen,
+            out=_path(out),
+            data=_path(data),
+            device=device,
+            observer=_both(bar, observer),
+            origin=origin,
+        )
+    return replace(Run.open(result.folder), task=origin.task)
+
+
+def resume(
+    folder: Path | str,
+    *,
+    task: object | None = None,
+    data: Path | str | None = None,
+    device: str = "auto",
+    observer: Observer | None = None,
+    progress: bool = True,
+) -> Run:
+    """Continue an interrupted run; arguments as for `simulate`.
+
+    Args:
+        folder: of the run.
+        task: the one that it was started with, where that was an object; else its name is enough.
+        data: folder with data files.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        observer: called after each round, and with notices.
+        progress: whether to show how far the run is.
+
+    Raises:
+        FedsysError: no run there, a damaged one, or one that cannot go on.
+    """
+    path = Path(folder)
+    stored = RunFolder.open(path).read_config().task
+    origin = tasks.Origin.of(stored.name if task is None else task, stored.options)
+    with shown(quiet=not progress) as bar:
+        result = harness.resume(
+            path,
+            data=_path(data),
+            device=device,
+            observer=_both(bar, observer),
+            origin=origin,
+        )
+    return replace(Run.open(result.folder), task=origin.task)
+
+
+def _job(
+    config: Source, settings: Mapping[str, Any], task: object | None
+) -> tuple[Config, tasks.Origin]:
+    """The configuration, which names the task, and the task."""
+    if isinstance(config, Config) and settings:
+        raise ConfigError("settings replace keys of a file or recipe, not of a loaded Config")
+    if isinstance(config, Mapping):
+        settings = {**config, **settings}
+        config = None
+    settings, given = _task_of(settings, task)
+    chosen = config if isinstance(config, Config) else load(config, values=settings)
+    section = chosen.task
+    origin = tasks.Origin.of(section.name if given is None else given, section.options)
+    named = section.model_copy(update={"name": origin.name, "options": dict(origin.options)})
+    return chosen.model_copy(update={"task": named}), origin
+
+
+def _task_of(settings: Mapping[str, Any], task: object | None) -> tuple[Mapping[str, Any], object]:
+    """Settings without the task's name, and the task that was given, if it is no name of theirs.
+
+    A task that takes the place of a recipe's does not take that one's options.
+    """
+    named = settings.get("task.name")
+    if task is not None and named is not None:
+        raise ConfigError("task and settings['task.name'] both say what to train; give one of them")
+    given = task if task is not None else None if isinstance(named, str) else named
+    if given is None:
+        return settings, None
+    rest = {key: value for key, value in settings.items() if key != "task.name"}
+    return {"task.options": {}, **rest}, given
+
+
+def _both(first: Observer, second: Observer | None) -> Observer:
+    if second is None:
+        return first
+    also = second
+
+    def watch(event: harness.RoundReport | str) -> None:
+        first(event)
+        also(event)
+
+    return watch
+
+
+def _path(value: Path | str | None) -> Path | None:
+    return None if value is None else Path(value)

@@ -1,0 +1,85 @@
+"""The notebook's cells and the scripts of examples/ run as they stand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+
+KERNEL = """
+import ast, json, sys
+
+# Cell by cell in __main__, as a kernel does; what a cell's last line gives is shown.
+notebook = json.loads(open(sys.argv[1], encoding="utf-8").read())
+for number, cell in enumerate(notebook["cells"]):
+    if cell["cell_type"] == "code":
+        tree = ast.parse("".join(cell["source"]), filename=f"cell {number}")
+        shown = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, f"cell {number}", "exec"), globals())
+        if shown is not None:
+            value = eval(compile(ast.Expression(shown.value), f"cell {number}", "eval"), globals())
+            ways = ("_repr_html_", "_repr_png_")
+            pages = [way for way in ways if hasattr(value, way) and getattr(value, way)()]
+            print("SHOWN", repr(value), *pages)
+"""
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", *words],
+        cwd=folder,
+        env={
+            **os.environ,
+            "FEDSYS_HOME": str(folder / "home"),
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebooks_cells_run_in_their_order(path: Path, tmp_path: Path) -> None:
+    finished = run(tmp_path, "-c", KERNEL, str(path))
+    assert finished.returncode == 0, finished.stderr
+    shown = [line for line in finished.stdout.splitlines() if line.startswith("SHOWN")]
+    assert shown[0].startswith("SHOWN Run(folder=PosixPath('runs/quickstart')")
+    ways = [line.split()[-1] for line in shown]
+    assert ways.count("_repr_html_") == 3, "a run, its history, a comparison"
+    assert ways.count("_repr_png_") == 2, "their pictures"
+    assert "outsider's epsilon of both runs together: " in finished.stdout
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_is_committed_without_outputs(path: Path) -> None:
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4
+    for cell in notebook["cells"]:
+        assert cell.get("outputs", []) == []
+        assert cell.get("execution_count") is None
+
+
+def test_the_sweep_prints_a_line_a_run_and_draws(tmp_path: Path) -> None:
+    finished = run(tmp_path, str(EXAMPLES / "sweep.py"))
+    assert finished.returncode == 0, finished.stderr
+    lines = finished.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines[:3]] == ["epsilon 2", "epsilon 4", "epsilon 8"]
+    assert lines[3].startswith("all runs together")
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_example_is_run_here() -> None:
+    assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == {
+        "first_steps.ipynb",
+        "sweep.py",
+    }
