@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fedsys.config import Config
+from fedsys.preprocessing import Preprocessing, why_withheld
 from fedsys.privacy import Epsilons, Ledger, PrivacyPlan, Signer, read_ledger, replay
 from fedsys.privacy.ledger import read_private
 from server.coordinator import Coordinator
 from server.job_settings import budget_of
 from server.run_folder import RunFolder
 
-__all__ = ["Job", "JobFacts"]
+__all__ = ["Job", "JobFacts", "job_withheld"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class JobFacts:
         randomness: where secrets come from.
         reproducible: whether somebody could draw them again; then nothing is private.
         roster_version: of the signed list of members, in a deployment.
+        preprocessing: what the task declares; see `fedsys.preprocessing`.
     """
 
     population_known: str
@@ -36,6 +38,12 @@ class JobFacts:
     randomness: str
     reproducible: bool = False
     roster_version: int | None = None
+    preprocessing: Preprocessing = "undeclared"
+
+
+def job_withheld(plan: PrivacyPlan, facts: JobFacts) -> str | None:
+    """Why a job that promises privacy can make no claim of it; None where it can."""
+    return why_withheld(facts.preprocessing, plan.unit) if plan.protected else None
 
 
 @dataclass(frozen=True, kw_only=True)

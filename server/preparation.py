@@ -202,6 +202,7 @@ class Preparation:
                 roster=f"version {roster.version}, {roster.hash.hex()}, signed by {authority}",
                 randomness="os.urandom; noise by AES-256-CTR",
                 roster_version=roster.version,
+                preprocessing=model.preprocessing,
             ),
             clipping=clipping_for(config, plan, model.layers),
             signer=self._home.signer,

@@ -100,6 +100,8 @@ def run(
         with disk_errors(folder.path):
             job = start_job(folder, _spec(setting, disk))
         with job.ledger:
+            if setting.withheld is not None and observer is not None:
+                observer(f"NO PRIVACY CLAIM: {setting.withheld}; the run's audit will say so")
             return run_rounds(setting, job, observer or _ignore)
 
 

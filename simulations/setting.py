@@ -11,9 +11,10 @@ from client.training import ExamplePrivacy, ExampleTrainer, LocalConfig, Trainer
 from fedsys import tasks
 from fedsys.config import Config
 from fedsys.errors import ConfigError
+from fedsys.preprocessing import Preprocessing
 from fedsys.privacy import AdaptiveClipping, PrivacyPlan
 from fedsys.tasks import Examples
-from server.job import JobFacts
+from server.job import JobFacts, job_withheld
 from server.job_settings import clipping_for, example_steps, plan_for, strategy_of
 from server.rounds import RoundAborted, round_params
 from simulations.engine import Engine, using_threads
@@ -41,6 +42,7 @@ class Setting:
         faults: who vanishes when.
         clipping: the first round's norms, where they adapt.
         clock: simulated seconds since the job began.
+        preprocessing: what the task declares.
     """
 
     config: Config
@@ -52,6 +54,7 @@ class Setting:
     faults: FaultPlan
     clipping: AdaptiveClipping | None = None
     clock: SimulatedClock = field(default_factory=SimulatedClock)
+    preprocessing: Preprocessing = "undeclared"
 
     @property
     def chunk(self) -> int:
@@ -66,7 +69,13 @@ class Setting:
             roster="made by this simulation: the server is honest but curious",
             randomness=self.randomness.name,
             reproducible=self.randomness.reproducible,
+            preprocessing=self.preprocessing,
         )
+
+    @property
+    def withheld(self) -> str | None:
+        """Why no privacy claim can be made for this job, to be said before it runs."""
+        return job_withheld(self.plan, self.facts)
 
 
 def partition_of(config: Config, held: tasks.FederatedData) -> tasks.Partition:
@@ -132,6 +141,7 @@ def prepare(
         randomness=sources,
         faults=FaultPlan(seed=config.job.seed, **config.faults.model_dump()),
         clipping=clipping_for(config, plan, sizes),
+        preprocessing=tasks.preprocessing_of(task),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ import numpy as np
 
 from fedsys.audit.evidence import Evidence
 from fedsys.audit.spending import Spending
-from fedsys.audit.wording import claim, epsilon_text, value_text
+from fedsys.audit.wording import claim, epsilon_text, plain, value_text
 from fedsys.errors import MechanismError
 from fedsys.privacy import VIEWS, Event, PrivacyPlan, View, guaranteed_epsilon
 from fedsys.privacy.costs import server_cost
@@ -56,14 +57,27 @@ def event_claim(problem: str | None, events: Counter[Event], plan: PrivacyPlan) 
 
 
 def epsilon_claims(
-    evidence: Evidence, plan: PrivacyPlan, spending: Spending, *, cohorts_failed: bool
+    evidence: Evidence,
+    plan: PrivacyPlan,
+    spending: Spending,
+    *,
+    cohorts_failed: bool,
+    withheld: str | None = None,
 ) -> Iterator[Claim]:
-    """Each view's claimed epsilon against what the ledger's rounds cost, then the budget."""
+    """Each view's claimed epsilon against what the ledger's rounds cost, then the budget.
+
+    Args:
+        evidence: the summary states them.
+        plan: of the header.
+        spending: of the rounds.
+        cohorts_failed: whether ``private.jsonl`` is not what the ledger committed to.
+        withheld: why no epsilon can be claimed, whatever the rounds cost.
+    """
     privacy = (evidence.summary.value or {}).get("privacy")
     stated = privacy.get("epsilon") if isinstance(privacy, dict) else None
     claimed: Mapping[str, Any] = stated if isinstance(stated, dict) else {}
     for view in VIEWS:
-        yield _view_claim(
+        found = _view_claim(
             view,
             claimed.get(view),
             plan,
@@ -71,6 +85,10 @@ def epsilon_claims(
             states_epsilon=evidence.summary.value is not None,
             cohorts_failed=cohorts_failed,
         )
+        if withheld is not None:
+            words = f"withheld: {withheld}; its rounds alone: {found.rederived}"
+            found = dataclasses.replace(found, holds=False, rederived=plain(words))
+        yield found
     extra = sorted(set(claimed) - set(VIEWS))
     if extra:
         yield claim(

@@ -29,6 +29,7 @@ from fedsys.audit.epsilons import alone_claim, epsilon_claims, event_claim, unde
 from fedsys.audit.evidence import Evidence, gather
 from fedsys.audit.outcome import outcome_claims
 from fedsys.audit.page import page_claim
+from fedsys.audit.preparation import preparation_claim, withheld
 from fedsys.audit.settings import config_claims, header_claims, origin_claims, plan_claim
 from fedsys.audit.spending import LARGEST_POPULATION, Spending, derive, reserved_events
 from fedsys.audit.wording import plain
@@ -70,6 +71,7 @@ class Audit:
         countersigned: by agents; None if there is no such file.
         cohorts: of ``private.jsonl``; None if it is absent or not what was committed to.
         spending: None if it cannot be derived.
+        withheld: why none of its epsilons can be claimed, whatever the rounds cost.
     """
 
     evidence: Evidence
@@ -79,6 +81,7 @@ class Audit:
     cohorts: Cohorts | None = None
     countersigned: Countersigned | None = None
     spending: Spending | None = None
+    withheld: str | None = None
 
 
 def audit_run(run: Path, *, key: str | None = None, page: bool = False) -> AuditResult:
@@ -155,6 +158,8 @@ def _examine_privacy(audit: Audit, view: LedgerView, plan: PrivacyPlan) -> None:
     claims.extend(header_claims(view.header, plan))
     claims.extend(config_claims(evidence, view, plan))
     claims.extend(origin_claims(evidence, view, plan))
+    claims.append(preparation_claim(evidence, view, plan))
+    audit.withheld = withheld(evidence, view, plan)
     audit.countersigned = read_countersignatures(evidence.run, view, plan)
     found = None
     if evidence.has_private:
@@ -182,7 +187,11 @@ def _examine_privacy(audit: Audit, view: LedgerView, plan: PrivacyPlan) -> None:
         claims.extend(underivable_claims(unread or "not derived"))
         return
     failed = found is not None and bool(found.problems)
-    claims.extend(epsilon_claims(evidence, plan, audit.spending, cohorts_failed=failed))
+    claims.extend(
+        epsilon_claims(
+            evidence, plan, audit.spending, cohorts_failed=failed, withheld=audit.withheld
+        )
+    )
     if audit.cohorts is not None:
         lost = sum(record.outcome is None for record in view.rounds)
         trust = view.header.get("trust")
