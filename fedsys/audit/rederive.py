@@ -34,7 +34,7 @@ from fedsys.audit.settings import config_claims, header_claims, origin_claims, p
 from fedsys.audit.spending import LARGEST_POPULATION, Spending, derive, reserved_events
 from fedsys.audit.wording import plain
 from fedsys.errors import LedgerError, MechanismError
-from fedsys.privacy import Event, LedgerView, PrivacyPlan, load_public_key, plan_of
+from fedsys.privacy import VIEWS, Event, LedgerView, PrivacyPlan, load_public_key, plan_of
 from fedsys.records import AuditResult, Claim
 
 __all__ = ["Audit", "audit_run", "examine", "result_of"]
@@ -119,7 +119,17 @@ def result_of(run: Path, audit: Audit, key: Ed25519PublicKey | None) -> AuditRes
         signer=view.signer if view is not None else None,
         notes=tuple(plain(note) for note in _notes(audit, key)),
         details=_details(audit),
+        neighbours=_neighbours(view),
+        withheld=audit.withheld,
     )
+
+
+def _neighbours(view: LedgerView | None) -> dict[str, str]:
+    """What each view's epsilon compares, as the header declares it."""
+    stated = None if view is None else view.header.get("neighbours")
+    if not isinstance(stated, dict):
+        return {}
+    return {name: plain(stated[name]) for name in VIEWS if isinstance(stated.get(name), str)}
 
 
 def examine(run: Path, key: Ed25519PublicKey | None) -> Audit:

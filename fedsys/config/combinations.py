@@ -16,6 +16,7 @@ __all__ = [
     "losses_fit",
     "narrow_fits",
     "needs_noise",
+    "one_holder",
     "protects_examples",
     "summed_fits",
 ]
@@ -111,6 +112,16 @@ def protects_examples(privacy: Privacy, aggregation: Aggregation) -> None:
         f"privacy.unit = '{privacy.unit}' with privacy.mechanism = '{privacy.mechanism}': "
         f"example-gaussian protects examples (unit = 'example'), the others protect clients"
     )
+
+
+def one_holder(population: Population, privacy: Privacy) -> None:
+    """An example that is protected by itself is in one client, once."""
+    if privacy.unit == "example" and population.partition == "resampled":
+        raise ConfigError(
+            "population.partition = 'resampled' with privacy.unit = 'example': it deals each "
+            "example to any number of clients, any number of times, and the cost is that of one "
+            "copy; use another partition, or unit = 'client'"
+        )
 
 
 def adapts(privacy: Privacy, aggregation: Aggregation) -> None:

@@ -83,7 +83,9 @@ def build(run: Path, audit: AuditResult, *, private: bool) -> Path:
 
 
 def _shown(audit: AuditResult, private: bool) -> Sequence[EpsilonPoint]:
-    """The curve; in a public report without what follows secret cohorts."""
+    """The curve, where it may be claimed; in a public report without what tells cohorts."""
+    if audit.withheld is not None:
+        return []
     return [
         EpsilonPoint(round=point.round, spent=disclosable(point.spent, private))
         for point in audit.curve

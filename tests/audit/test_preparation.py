@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ class Silent(Digits):
     """A task of somebody's own that says nothing."""
 
     name = "silent"
-    preprocessing = None  # type: ignore[assignment]
+    preprocessing: Any = None
 
     def __init__(self) -> None:
         super().__init__({})
@@ -124,9 +123,8 @@ def test_a_header_that_says_otherwise_is_caught(
 
 
 @pytest.fixture
-def _here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
-    yield
 
 
 @pytest.mark.usefixtures("_here")
