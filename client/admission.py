@@ -152,9 +152,7 @@ def check_round(
             f"a cohort of {params.n} with at least {params.min_alive} inputs, where at most "
             f"{plan.cap} and at least {plan.min_survivors} were agreed to"
         )
-    most, apart = plan.max_participations, plan.min_separation
-    if most is not None and len(before) >= most:
-        raise PolicyRefusal(f"{most} participations were agreed to, and took place")
+    apart = plan.min_separation
     if plan.sampling != "min-separation":
         apart = None
     if apart is not None and before and number - max(before) < apart:

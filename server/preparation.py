@@ -280,6 +280,7 @@ def _resolved(config: Config, plan: PrivacyPlan) -> Config:
         "cohort": config.cohort.model_copy(
             update={"cap": plan.cap, "min_survivors": plan.min_survivors}
         ),
+        "aggregation": config.aggregation.model_copy(update={"modulus_bits": plan.modulus_bits}),
         "engine": config.engine.model_copy(
             update={
                 "path": "loop" if config.engine.path == "auto" else config.engine.path,

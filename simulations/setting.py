@@ -230,7 +230,9 @@ def _resolved(config: Config, plan: PrivacyPlan, population: Population) -> Conf
         "cohort": config.cohort.model_copy(
             update={"cap": plan.cap, "min_survivors": plan.min_survivors}
         ),
-        "aggregation": config.aggregation.model_copy(update={"noise": plan.noise}),
+        "aggregation": config.aggregation.model_copy(
+            update={"noise": plan.noise, "modulus_bits": plan.modulus_bits}
+        ),
         "engine": config.engine.model_copy(update={"path": choice.path, "chunk": choice.chunk}),
     }
     if plan.protected:
@@ -259,7 +261,7 @@ def _check_secure(config: Config, plan: PrivacyPlan) -> None:
             n=expected,
             corrupt=aggregation.corrupt,
             dropout=aggregation.dropout,
-            modulus_bits=aggregation.modulus_bits,
+            modulus_bits=plan.modulus_bits,
             min_survivors=plan.min_survivors,
         )
     except RoundAborted as error:

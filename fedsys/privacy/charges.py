@@ -4,8 +4,9 @@
 >>> plan = make_plan(mechanism="distributed-gaussian", population=1437, expected_cohort=100,
 ...     rounds=40, dimension=650, clip=0.3, delta=1e-5, noise_multiplier=0.7)
 >>> header = ledger_header(plan, code_hash="00" * 32)
->>> sorted(header["delta_parts"])
-['aborts', 'noise_outsider', 'noise_participant', 'noise_server', 'outsider', 'participant', 'server']
+>>> sorted(header["delta_parts"])  # doctest: +NORMALIZE_WHITESPACE
+['aborts', 'noise_outsider', 'noise_participant', 'noise_server', 'outsider', 'participant',
+ 'server']
 >>> plan_of(header) == plan
 True
 """
@@ -52,7 +53,7 @@ _REPLACED = {
     "participant": "replace one client's update by any other; invited members see who else was "
     "invited",
 }
-_EXAMPLES = dict.fromkeys(VIEWS, "add or remove one example of one client")
+_EXAMPLES = {str(view): "add or remove one example of one client" for view in VIEWS}
 _NOT_COVERED = ["metrics", "evaluation", "timing", "traffic observers", "tuning on the same data"]
 
 

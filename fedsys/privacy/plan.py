@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Literal, Unpack, cast, get_args
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
@@ -532,7 +532,7 @@ class PrivacyPlan:
 def _event_choices(body: Mapping[str, Any]) -> EventChoices:
     """What a plan's flat values choose of one round."""
     chosen = {name: body[name] for name in EventChoices.__annotations__ if name in body}
-    return EventChoices(**chosen, horizon=body["rounds"])  # type: ignore[typeddict-item]
+    return cast(EventChoices, {**chosen, "horizon": body["rounds"]})
 
 
 @lru_cache(maxsize=256)
@@ -667,5 +667,3 @@ def _plan_of(body: Mapping[str, Any]) -> PrivacyPlan:
             if item.default is not dataclasses.MISSING:
                 defaults[item.name] = item.default
     return PrivacyPlan.from_json({**defaults, **body})
-
-

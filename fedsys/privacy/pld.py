@@ -46,7 +46,7 @@ def _single(noise_multiplier: float, rate: float, width: float) -> Any:
 
 
 def _first_width(rounds: tuple[tuple[float, float, int], ...]) -> float:
-    """An eighth of the deviation of the smallest single loss: q sqrt(e^(1/z^2) - 1) to first order."""
+    """An eighth of the deviation of the smallest loss: q sqrt(e^(1/z^2) - 1), to first order."""
     deviations = [
         rate * math.sqrt(math.expm1(min(noise_multiplier**-2, 50.0)))
         for noise_multiplier, rate, _ in rounds

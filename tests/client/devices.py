@@ -24,7 +24,7 @@ from secure_agg import Aggregator, Identity, SecAggParams
 
 D = 6
 PLAN = make_plan(
-    mechanism="distributed-skellam",
+    mechanism="distributed-gaussian",
     population=3,
     expected_cohort=3,
     rounds=5,

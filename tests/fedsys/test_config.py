@@ -19,7 +19,7 @@ def test_the_example_runs() -> None:
 
 def test_quickstart_is_the_default() -> None:
     assert load(None) == load("quickstart")
-    assert load(None).privacy.mechanism == "distributed-skellam"
+    assert load(None).privacy.mechanism == "distributed-gaussian"
 
 
 @pytest.mark.parametrize("name", sorted(recipes()))
@@ -42,7 +42,7 @@ def test_epsilon_and_noise_multiplier_replace_each_other() -> None:
     [
         ("rounds.cuont=3", ["rounds.cuont", "did you mean count?"]),
         ("privcy.epsilon=1", ["privcy", "unknown section", "did you mean privacy?"]),
-        ("privacy.mechanism=skelam", ["'skelam'", "distributed-skellam", "allowed are"]),
+        ("privacy.mechanism=skelam", ["'skelam'", "distributed-gaussian", "allowed are"]),
         ("rounds.count=abc", ["rounds.count = 'abc'", "integer"]),
         ("rounds.count=1.5", ["rounds.count = 1.5", "integer"]),
         ("rounds.count=0", ["rounds.count = 0", "greater than or equal to 1"]),
@@ -70,7 +70,7 @@ def test_what_is_wrong_is_said_in_one_line(override: str, fragments: list[str]) 
 
 def test_a_mechanism_needs_noise_and_none_refuses_it(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
-    path.write_text("[privacy]\nmechanism = 'distributed-skellam'\n")
+    path.write_text("[privacy]\nmechanism = 'distributed-gaussian'\n")
     with pytest.raises(ConfigError, match=r"needs privacy\.epsilon"):
         load(path)
     path.write_text("[privacy]\nmechanism = 'none'\nepsilon = 1.0\n")

@@ -94,7 +94,7 @@ def test_terms_read_back_equal() -> None:
         dimension=650,
         example_clip=1.0,
         plan=make_plan(
-            mechanism="distributed-skellam",
+            mechanism="distributed-gaussian",
             population=100,
             expected_cohort=20,
             rounds=2,

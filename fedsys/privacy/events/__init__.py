@@ -136,11 +136,11 @@ class EventChoices(TypedDict, total=False):
 
     dimension: int
     clip: float
-    noise_multiplier: float
+    noise_multiplier: float | None
     expected_cohort: float
     population: int
-    cap: int
-    min_survivors: int
+    cap: int | None
+    min_survivors: int | None
     encoding: EncodingKind
     modulus_bits: int
     sampling: SamplingKind
@@ -185,30 +185,30 @@ def build_event(name: str, **choices: Unpack[EventChoices]) -> Event:
         )
     if encoding == "float" and noise != "once":
         raise MechanismError("a sum in floating point has no shares of noise: noise='once'")
-    expected = validation.positive("expected_cohort", choices["expected_cohort"])
-    population = validation.integer("population", choices["population"])
+    expected = validation.positive("expected_cohort", _needed(name, choices, "expected_cohort"))
+    population = validation.integer("population", _needed(name, choices, "population"))
     if expected > population:
         raise MechanismError(
             f"expected_cohort={expected:g} exceeds population={population}: lower the cohort"
         )
-    multiplier = 0.0 if name == "none" else choices["noise_multiplier"]
+    multiplier = 0.0 if name == "none" else _needed(name, choices, "noise_multiplier")
     further = {}
     for field, called in _FURTHER.get(name, {}).items():
-        further[field] = choices.get(field)
-        if further[field] is None:
-            raise MechanismError(f"mechanism={name!r} needs {called}")
+        further[field] = _needed(name, choices, field, called)
 
     def with_bits(bits: int) -> Event:
         return kind(
             encoding=Encoding(
                 kind=encoding,
-                dimension=choices["dimension"],
-                clip=choices["clip"],
+                dimension=_needed(name, choices, "dimension"),
+                clip=_needed(name, choices, "clip"),
                 modulus_bits=bits,
             ),
             noise_multiplier=multiplier,
             cohort=Cohort(
-                expected=expected, cap=choices["cap"], min_survivors=choices["min_survivors"]
+                expected=expected,
+                cap=_needed(name, choices, "cap"),
+                min_survivors=_needed(name, choices, "min_survivors"),
             ),
             sampling=Sampling(
                 kind=choices.get("sampling", "poisson"),
@@ -233,6 +233,15 @@ def build_event(name: str, **choices: Unpack[EventChoices]) -> Event:
             f"{choices['dimension']} gives noise beyond what a float can hold: choose a sensible "
             "noise_multiplier and clip"
         ) from None
+
+
+def _needed(
+    mechanism: str, choices: Mapping[str, Any], field: str, called: str | None = None
+) -> Any:
+    value = choices.get(field)
+    if value is None:
+        raise MechanismError(f"mechanism={mechanism!r} needs {called or field}")
+    return value
 
 
 def check_known(event: object) -> Event:

@@ -181,7 +181,7 @@ class SumEvent(ABC):
             deviation = math.sqrt(self.total_variance)
             check_ring(self.modulus_bits, cap=self.cap, l2=geometry.l2, deviation=deviation)
 
-    def _check(self) -> None:
+    def _check(self) -> None:  # noqa: B027 - most kinds have nothing to refuse
         """Refuses what one kind of event cannot be.
 
         Raises:
@@ -334,4 +334,3 @@ class SumEvent(ABC):
             "total_variance": self.total_variance,
         }
         return body | {name: getattr(self, name) for name in self.keys}
-

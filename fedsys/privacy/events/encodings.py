@@ -103,7 +103,7 @@ def _geometry(encoding: Encoding, cohort: float, total_multiplier: float) -> Geo
 
 
 def _largest(*, cap: int, l2: float, deviation: float) -> float:
-    """A coordinate's largest magnitude: all of the cap's norms in it, and 12 deviations of noise."""
+    """A coordinate's largest magnitude: the norms of all of the cap, and 12 deviations of noise."""
     return cap * l2 + _NOISE_TAIL * deviation
 
 

@@ -1,4 +1,4 @@
-"""Independent rounded Gaussian noise, by who adds it: the clients together, the server, each client.
+"""Independent rounded Gaussian noise, by who adds it: clients together, the server, each client.
 
 `SharedEvent`: every client adds a share, the coordinator the shares that are missing, so that every
 release holds exactly n_cap rounded terms of variance V* / n_cap. `OnceEvent`: a simulation, which

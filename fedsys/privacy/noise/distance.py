@@ -98,7 +98,10 @@ def _closed_form(sigma: float, fewest: int, most: int) -> float:
     least = 2 * math.pi**2 * sigma**2
     beyond = 1.73 * math.exp(-min(least, 700.0)) * most
     return math.exp(
-        max(math.log(1.1 * most * (_half_width(sigma, most) + 1)) + beyond - least * k / (k + 1), -690)
+        max(
+            math.log(1.1 * most * (_half_width(sigma, most) + 1)) + beyond - least * k / (k + 1),
+            -690,
+        )
     )
 
 

@@ -1,4 +1,4 @@
-"""round(shift + sigma Phi^-1(U)) for a uniform real U of which only as many bits as needed are read.
+"""round(shift + sigma Phi^-1(U)) for a uniform real U of which as many bits are read as it takes.
 
 A draw begins with one 64-bit word, the leading bits of U. Almost always they determine the integer:
 `AS241` evaluates the quantile in float64 with a generous error bound, or a table (see
@@ -154,7 +154,7 @@ def settle(word: int, sigma: float, shift: float, stream: AesCtrStream) -> int:
 
 
 def tail_quantile(tail: mpmath.mpf) -> mpmath.mpf:
-    """x with P[N > x] = tail, for tail in (0, 1/2), by Halley's method, at the working precision."""
+    """x with P[N > x] = tail, tail in (0, 1/2), by Halley's method, at the working precision."""
     if tail > mpmath.ldexp(1, -1000):
         estimate = mpmath.mpf(float(normal_quantile(np.array([float(tail)]))[0]))
     else:

@@ -19,12 +19,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.errors import MechanismError
-from fedsys.privacy.noise.inversion import sampler_distance, normal_quantile, settle
+from fedsys.privacy.noise.inversion import normal_quantile, sampler_distance, settle
 from fedsys.privacy.noise.table import upper_words
 from fedsys.privacy.randomness import AesCtrStream
 
@@ -123,7 +124,7 @@ class RoundedGaussian:
 
     def _invert(
         self, words: NDArray[np.uint64], streams: Sequence[AesCtrStream], width: int
-    ) -> NDArray[np.signedinteger]:  # type: ignore[type-arg]
+    ) -> NDArray[np.signedinteger[Any]]:
         """The draws (n,) of uniform words (n,), of which runs of `width` belong to one stream."""
         if self._table is None:
             return self._by_quantile(words, streams, width, None)

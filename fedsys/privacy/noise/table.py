@@ -13,6 +13,7 @@ entry whose next bits are all alike, so that this error could matter, is compute
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -49,7 +50,7 @@ def upper_words(sigma: float) -> NDArray[np.uint64]:
         anchor = int(nearest[start])
         coefficients = _coefficients(anchor)
         offset = points[start:stop] - (anchor << _BITS) // _PER_DEVIATION
-        tails = coefficients[-1]
+        tails: NDArray[Any] = np.full(stop - start, coefficients[-1], dtype=object)
         for coefficient in coefficients[-2::-1]:
             tails = (tails * offset >> _BITS) + coefficient
         rest = tails & ((1 << (_BITS - _WORD)) - 1)
