@@ -149,7 +149,7 @@ def test_worked_example_of_a_million_coordinates(bits: int, published: float) ->
 
 def test_worked_example_in_all_views() -> None:
     plan = make_plan(
-        mechanism="distributed-skellam",
+        mechanism="distributed-gaussian",
         population=1000,
         expected_cohort=50,
         rounds=200,

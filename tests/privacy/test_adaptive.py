@@ -72,7 +72,7 @@ def test_the_norm_finds_the_quantile_through_noise() -> None:
         layers=(40,), clip=0.5, learning_rate=0.3, bit_fraction=default_bit_fraction(0.6, 60)
     )
     plan = make_plan(
-        mechanism="distributed-skellam",
+        mechanism="distributed-gaussian",
         population=1000,
         expected_cohort=60,
         rounds=60,
@@ -102,7 +102,7 @@ def test_the_norm_finds_the_quantile_through_noise() -> None:
 def test_bad_rows_count_for_nothing() -> None:
     adaptive = _start()
     plan = make_plan(
-        mechanism="distributed-skellam",
+        mechanism="distributed-gaussian",
         population=1000,
         expected_cohort=60,
         rounds=6,

@@ -16,7 +16,7 @@ from fedsys.privacy import make_plan, planned_outsider
 
 WORKED = (
     "--sampling-rate 0.05 --rounds 200 --delta 1e-5 --dim 60000 "
-    "--mechanism distributed-skellam --cohort 50"
+    "--mechanism distributed-gaussian --cohort 50"
 )
 
 

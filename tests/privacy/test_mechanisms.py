@@ -24,11 +24,11 @@ FALSE_ALARM = 1e-7
 SEED = b"job 1 round 7"
 
 CASES: dict[str, dict[str, Any]] = {
-    "skellam wide": {"name": "distributed-skellam"},
-    "skellam 16 bits": {"name": "distributed-skellam", "encoding": "narrow", "modulus_bits": 16},
-    "skellam 18 bits": {"name": "distributed-skellam", "encoding": "narrow", "modulus_bits": 18},
+    "skellam wide": {"name": "distributed-gaussian"},
+    "skellam 16 bits": {"name": "distributed-gaussian", "encoding": "narrow", "modulus_bits": 16},
+    "skellam 18 bits": {"name": "distributed-gaussian", "encoding": "narrow", "modulus_bits": 18},
     "skellam for the server": {
-        "name": "distributed-skellam",
+        "name": "distributed-gaussian",
         "guarantee": "server",
         "colluders": 2,
         "min_survivors": 7,

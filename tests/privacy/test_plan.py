@@ -25,7 +25,7 @@ from fedsys.privacy.aborts import quorum
 from fedsys.privacy.projection import project, typical_maximum
 
 BASE: dict[str, Any] = {
-    "mechanism": "distributed-skellam",
+    "mechanism": "distributed-gaussian",
     "population": 1000,
     "expected_cohort": 50,
     "rounds": 100,
@@ -85,7 +85,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         ({"noise_multiplier": 1e140}, "modulus_bits=32 is too small"),
         ({"modulus_bits": 65}, "modulus_bits must be an integer from 2 to 64"),
         ({"encoding": "tiny"}, "encoding must be one of wide, narrow"),
-        ({"mechanism": "magic"}, "mechanism must be one of distributed-skellam"),
+        ({"mechanism": "magic"}, "mechanism must be one of distributed-gaussian"),
         ({"mechanism": "central-gaussian", "encoding": "narrow"}, "narrow"),
         ({"sampling": "lottery"}, "sampling must be one of poisson, fixed, min-separation"),
         ({"sampling": "min-separation"}, "needs min_separation and max_participations"),

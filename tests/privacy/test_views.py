@@ -19,7 +19,7 @@ Round = tuple[list[int] | None, list[int] | None]
 
 def _plan(**changes: Any) -> PrivacyPlan:
     parameters: dict[str, Any] = {
-        "mechanism": "distributed-skellam",
+        "mechanism": "distributed-gaussian",
         "population": 120,
         "expected_cohort": 24,
         "rounds": 25,
@@ -226,7 +226,7 @@ def test_a_calibrated_job_runs_all_its_rounds() -> None:
 
 def test_server_guarantee_holds_at_the_worst_case() -> None:
     plan = make_plan(
-        mechanism="distributed-skellam",
+        mechanism="distributed-gaussian",
         population=4000,
         expected_cohort=400,
         rounds=30,
