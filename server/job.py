@@ -11,8 +11,7 @@ from functools import cached_property
 
 from fedsys.config import Config
 from fedsys.preprocessing import Preprocessing, why_withheld
-from fedsys.privacy import Epsilons, Ledger, PrivacyPlan, Signer, read_ledger, replay
-from fedsys.privacy.ledger import read_private
+from fedsys.privacy import Ledger, PrivacyPlan, Signer
 from server.coordinator import Coordinator
 from server.job_settings import budget_of
 from server.run_folder import RunFolder
@@ -77,12 +76,6 @@ class Job:
     def epsilon(self) -> float | None:
         """Spent so far in the guaranteed view; None where nothing is promised."""
         return self.coordinator.spent_in(self.plan.guarantee) if self.plan.protected else None
-
-    def recorded(self) -> Epsilons:
-        """What the ledger on disk says was spent; a round that was cut off counts at its worst."""
-        view = read_ledger(self.folder.ledger, allow_torn=True)
-        private, _torn = read_private(self.folder.private)
-        return replay(view, private)[1]
 
     def close(self, status: str, *, model_sha256: str) -> None:
         """End the ledger; the job takes no further round."""

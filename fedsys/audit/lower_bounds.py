@@ -61,23 +61,22 @@ class Step(Protocol):
         """How many."""
 
 
-def epsilon_at_least(steps: Iterable[Step], delta: float) -> float:
+def epsilon_at_least(steps: Iterable[tuple[Step, int]], delta: float) -> float:
     """An epsilon below which no claim about these rounds can be true, at ``delta``.
 
     Args:
-        steps: in any order.
+        steps: each with how many rounds have it, in any order.
         delta: in (0, 1).
 
     Returns:
         0 where nothing can be shown, infinity without noise.
     """
-    known = [step for step in steps if step.count]
-    if any(step.multiplier <= 0 for step in known):
+    known = [(step, count * step.count) for step, count in steps if count]
+    if any(step.multiplier <= 0 for step, _ in known):
         return math.inf
-    whole = sum(step.count / step.multiplier**2 for step in known if step.rate >= 1)
-    sampled = [step for step in known if step.rate < 1]
+    whole = sum(count / step.multiplier**2 for step, count in known if step.rate >= 1)
     exact = _gaussian(math.sqrt(whole), delta)
-    if not sampled:
+    if all(step.rate >= 1 for step, _ in known):
         return exact
     return max(exact, *(_convolved(known, delta, added) for added in (False, True)))
 
@@ -104,7 +103,7 @@ Losses = tuple[Vector, Vector, int]
 """Privacy losses of a round's intervals, their probabilities, and how many such rounds."""
 
 
-def _intervals(step: Step, added: bool) -> Losses:
+def _intervals(step: Step, count: int, added: bool) -> Losses:
     """One round; ``added`` exchanges the two worlds."""
     shift = 1 / (2 * step.multiplier) if step.replaces else 1 / step.multiplier
     low, high = (-shift, shift) if step.replaces else (0.0, shift)
@@ -117,12 +116,12 @@ def _intervals(step: Step, added: bool) -> Losses:
     if added:
         one, other = other, one
     seen = (one > 1e-280) & (other > 1e-280)
-    return np.log(one[seen] / other[seen]), one[seen], step.count
+    return np.log(one[seen] / other[seen]), one[seen], count
 
 
-def _convolved(steps: list[Step], delta: float, added: bool) -> float:
+def _convolved(steps: list[tuple[Step, int]], delta: float, added: bool) -> float:
     """The bound in one direction."""
-    rounds = [_intervals(step, added) for step in steps]
+    rounds = [_intervals(step, count, added) for step, count in steps]
     reach = _window(rounds, delta)
     width = 2 * reach / _GRID
     spectrum = np.ones(_GRID // 2 + 1, dtype=np.complex128)
