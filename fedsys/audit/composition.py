@@ -179,7 +179,8 @@ def _server_by_client(audits: Sequence[Audit]) -> float | None:
     worst = 0.0
     for start in range(0, len(clients), _CLIENTS_AT_ONCE):
         some = clients[start : start + _CLIENTS_AT_ONCE]
-        worst = max(worst, float(sum(loss.squares(some) for loss in losses).max()))
+        total = np.sum([loss.squares(some) for loss in losses], axis=0)
+        worst = max(worst, float(total.max()))
     epsilon = math.inf if math.isinf(worst) else composed_epsilon(delta, worst)
     return covered(parts, epsilon)
 

@@ -27,9 +27,9 @@ __all__ = ["alone_claim", "epsilon_claims", "event_claim", "underivable_claims"]
 _RELATIVE = 1e-6
 """Agreement of two derivations by one accountant."""
 
-_SAMPLER_HOLDS = 400.0
+_SAMPLER_HOLDS = 600.0
 """Epsilon up to which one's own share, a single rounded Gaussian and so a post-processed one, is
-near enough to its ideal: draws are exact to 2^-980, far below e^-400."""
+near enough to its ideal: draws are exact to 2^-980 = e^-679."""
 
 _RESTS_ON: dict[View, str] = {
     "outsider": "noise really added, sampling really random, N: the coordinator's word",

@@ -135,9 +135,10 @@ def _convolved(steps: list[tuple[Step, int]], delta: float, added: bool) -> floa
         spectrum *= np.fft.rfft(masses) ** count
         times += count
     total = np.asarray(np.fft.fftshift(np.fft.irfft(spectrum, _GRID)), dtype=np.float64)
-    grid = (np.arange(_GRID) - _GRID // 2) * width
+    grid: Vector = ((np.arange(_GRID) - _GRID // 2) * width).astype(np.float64)
     wrong = _outside(rounds, reach, times * width) + _rounding(total, times)
-    return _epsilon_of(grid, np.maximum(total, 0.0), delta + wrong)
+    together: Vector = np.maximum(total, 0.0).astype(np.float64)
+    return _epsilon_of(grid, together, delta + wrong)
 
 
 def _rounding(masses: Vector, times: int) -> float:

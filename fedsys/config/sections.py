@@ -102,7 +102,13 @@ class Local(Section):
 
 
 class Server(Section):
-    """What is done with a round's mean update; a name, or ``"package.module:Attr"``."""
+    """What is done with a round's mean update; a name, or ``"package.module:Attr"``.
+
+    The mean is unweighted under every `strategy`, "fedavg" included: each client counts alike,
+    however many examples it has, and the sum is divided by the expected cohort. A weight would be a
+    number of the client's own that no noise hides, and would let some clients move the sum further
+    than the clipping norm that is paid for.
+    """
 
     strategy: str = "fedavgm"
     learning_rate: Positive = 1.0

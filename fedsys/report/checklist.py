@@ -14,7 +14,9 @@ __all__ = ["checklist"]
 def checklist(folder: RunFolder, audit: AuditResult, facts: Facts) -> tuple[tuple[str, str], ...]:
     """Each item with this run's answer."""
     accountants = dict.fromkeys(
-        printable(claim.by, 80) for claim in audit.claims if "epsilon" in claim.name.lower()
+        printable(claim.by, 160)
+        for claim in audit.claims
+        if claim.name.lower().startswith("epsilon, ") and claim.name.count(",") == 1
     )
     setting = {
         "distributed-gaussian": "Distributed: noise by the clients, inside a secure sum.",

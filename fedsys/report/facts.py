@@ -46,8 +46,8 @@ _MECHANISMS = {
     "distributed-gaussian": (
         "distributed Gaussian",
         "Every client adds its share of rounded Gaussian noise before its update is masked, so "
-        "that only a noisy total ever exists anywhere; the server adds the shares of those that "
-        "are missing.",
+        "that outside the clients only a noisy total ever exists; the server adds the shares of "
+        "those that are missing.",
     ),
     "central-gaussian": (
         "central Gaussian",

@@ -97,11 +97,7 @@ def _verdict(audit: AuditResult) -> tuple[str, str, str]:
     held = sum(claim.holds is True for claim in audit.claims)
     failed = sum(claim.holds is False for claim in audit.claims)
     unsettled = sum(claim.holds is None for claim in audit.claims)
-    word = (
-        ""
-        if not unsettled
-        else f"{unsettled} {'rests' if unsettled == 1 else 'rest'} on somebody's word"
-    )
+    word = "" if not unsettled else f"{unsettled} cannot be decided from this folder"
     if failed:
         checked = held + failed
         return "danger", f"{failed} of {checked} checked claims failed", word

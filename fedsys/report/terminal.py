@@ -185,7 +185,7 @@ def _outcome(audit: AuditResult) -> tuple[str, str, str, str]:
     held = sum(claim.holds is True for claim in audit.claims)
     failed = [claim for claim in audit.claims if claim.holds is False]
     unsettled = len(audit.claims) - held - len(failed)
-    detail = f"{unsettled} more on somebody's word" if unsettled else ""
+    detail = f"{unsettled} more cannot be decided here" if unsettled else ""
     if failed:
         names = ", ".join(printable(claim.name, 60) for claim in failed[:5])
         return "audit", f"{len(failed)} of {held + len(failed)} claims FAIL", names, "bold red"

@@ -54,12 +54,15 @@ def meaning(epsilon: float | None, delta: float | None) -> str:
         return "No limit on what can be learned."
     wrong = 100.0 * (1.0 - delta) / (1.0 + math.exp(min(epsilon, 700.0)))  # percent
     if wrong < 0.01:
-        return "Telling the two cases apart can succeed in more than 99.99 % of attempts."
+        return (
+            "No useful limit: telling the two cases apart may succeed in more than 99.99 % of "
+            "attempts."
+        )
     digits = 0 if wrong >= 10 else 1 if wrong >= 1 else 2
     right = math.ceil((100.0 - wrong) * 10**digits) / 10**digits
     return (
-        f"Telling the two cases apart succeeds in at most {right:.{digits}f} % of attempts, where "
-        f"tossing a coin succeeds in 50 %."
+        f"Telling the two cases apart, both equally likely, succeeds in at most "
+        f"{right:.{digits}f} % of attempts; tossing a coin does in 50 %."
     )
 
 

@@ -136,9 +136,8 @@ def test_one_round_is_never_more_than_its_exact_privacy_profile(replaces: bool) 
 
     def excess(epsilon: float) -> float:
         pairs = ((with_it, without), (without, with_it))
-        return max(
-            float(np.maximum(a - math.exp(epsilon) * b, 0).sum()) * (x[1] - x[0]) for a, b in pairs
-        )
+        width = float(x[1] - x[0])
+        return max(width * float(np.maximum(a - math.exp(epsilon) * b, 0).sum()) for a, b in pairs)
 
     step = GaussianStep(multiplier=multiplier, rate=rate, replaces=replaces)
     lower = epsilon_at_least([(step, 1)], delta)

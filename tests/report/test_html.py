@@ -130,7 +130,7 @@ class TestSoundRun:
         for expected in (
             "quickstart",
             "All 8 checked claims hold",
-            "2 rest on somebody's word",
+            "2 cannot be decided from this folder",
             "ε 8.59 reasonable",
             "ε 12.5 weak",
             "ε 37.7 weak",
