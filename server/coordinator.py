@@ -109,7 +109,8 @@ class Coordinator:
     ) -> None:
         self.terms = terms
         self.mechanism = terms.plan.build_mechanism()
-        self.mechanism.restore(noise)
+        if noise:
+            self.mechanism.restore(noise)
         self.strategy = strategy
         self.weights = weights
         self.clipping = clipping

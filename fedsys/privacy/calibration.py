@@ -23,6 +23,7 @@ from fedsys.privacy.exact_gaussian import composed_epsilon
 from fedsys.privacy.losses.server import worst_server
 from fedsys.privacy.noise_charges import NoiseTooCoarse
 from fedsys.privacy.plan import LEAST_NOISE, PrivacyPlan
+from fedsys.privacy.rings import MAX_BITS
 
 __all__ = ["bisect_noise", "calibrate", "guaranteed_epsilon", "least_noise", "planned_outsider"]
 
@@ -156,7 +157,8 @@ def _bound(steps: Steps, target: float, delta: float) -> float:
 
 def _with_noise(plan: PrivacyPlan, multiplier: float) -> PrivacyPlan | None:
     """The plan with another multiplier; None where so little noise cannot be accounted for."""
+    widest = plan.modulus_bits if plan.encoding == "narrow" else MAX_BITS  # costs nothing
     try:
-        return plan.changed(noise_multiplier=multiplier, budget=None)
+        return plan.changed(noise_multiplier=multiplier, budget=None, modulus_bits=widest)
     except NoiseTooCoarse:
         return None

@@ -28,6 +28,7 @@ BIN_RULE = "halved until epsilon moves by less than 0.05%, or 2^20 bins an epsil
 _MOVES = 5e-4
 _MOST_BINS = 1 << 20
 _WIDEST = 0.05
+_COARSEST = 1 << 16
 _HALVINGS = 12
 
 Key = tuple[float, float]
@@ -51,7 +52,9 @@ def _first_width(rounds: tuple[tuple[float, float, int], ...]) -> float:
         rate * math.sqrt(math.expm1(min(noise_multiplier**-2, 50.0)))
         for noise_multiplier, rate, _ in rounds
     ]
-    return min(min(deviations) / 8, _WIDEST)
+    # where there is next to no noise, losses are so large that a finer grid tells nothing
+    mean = sum(count / multiplier**2 for multiplier, _, count in rounds) / 2
+    return min(min(deviations) / 8, max(_WIDEST, mean / _COARSEST))
 
 
 def gaussian_pld_epsilon(rounds: Mapping[Key, int], delta: float) -> float:

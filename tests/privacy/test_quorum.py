@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from fedsys.errors import MechanismError
-from fedsys.privacy import PrivacyPlan, ledger_header, make_plan, plan_of
+from fedsys.privacy import ledger_header, make_plan, plan_of
 from fedsys.privacy.quorum import GRAPH_BITS, live_members, quorum_delta
 from tests.privacy.plans import FORTY_ROUNDS
 
@@ -88,12 +88,6 @@ def test_delta_pays_and_the_header_says_how_much() -> None:
     assert header["delta_parts"]["quorum"] == with_quorum.delta_quorum
     assert plan_of(header) == with_quorum
     assert "quorum" not in ledger_header(without)["delta_parts"]
-
-
-def test_plans_of_older_ledgers_are_read() -> None:
-    body = make_plan(**JOB).to_json()
-    del body["corrupt"]
-    assert PrivacyPlan.from_json(body) == make_plan(**JOB)
 
 
 def test_a_job_whose_quorum_is_missed_too_often_is_refused() -> None:

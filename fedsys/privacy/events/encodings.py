@@ -150,5 +150,7 @@ def least_ring(*, cap: int, l2: float, deviation: float) -> int:
     for bits in RINGS:
         if largest < 2.0 ** (bits - 1):
             return bits
-    check_ring(RINGS[-1], cap=cap, l2=l2, deviation=deviation)
-    return RINGS[-1]
+    raise MechanismError(
+        f"{cap} clients and the noise reach {largest:.3g}, more than any ring holds: lower the noise "
+        "multiplier or the clipping norm"
+    )

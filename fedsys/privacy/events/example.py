@@ -12,6 +12,9 @@ from fedsys.privacy.views import View
 
 __all__ = ["ExampleEvent"]
 
+_GRID = float(1 << 20)
+"""Integers a clipping norm of the optimizer's grid, `client.training.example_optimizer.UNITS`."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExampleEvent(SumEvent):
@@ -69,5 +72,6 @@ class ExampleEvent(SumEvent):
         return self._steps()
 
     def terms(self, view: View) -> RoundedTerms | None:
-        """None: the optimizer rounds each noisy gradient once, on its own grid."""
-        return None
+        """One a step: the optimizer rounds each noisy gradient once, on its own grid."""
+        sigma = self.noise_multiplier * _GRID
+        return RoundedTerms(sigma=sigma, fewest=1, most=1, draws=self.steps)

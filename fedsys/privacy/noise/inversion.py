@@ -154,22 +154,24 @@ def settle(word: int, sigma: float, shift: float, stream: AesCtrStream) -> int:
 
 
 def tail_quantile(tail: mpmath.mpf) -> mpmath.mpf:
-    """x with P[N > x] = tail, tail in (0, 1/2), by Halley's method, at the working precision."""
+    """x with P[N > x] = tail, for tail in (0, 1/2), at the working precision.
+
+    By Newton's method on log P[N > x] = log tail: the left side is concave, so that it converges
+    from wherever it begins, and each step doubles the digits.
+    """
     if tail > mpmath.ldexp(1, -1000):
         estimate = mpmath.mpf(float(normal_quantile(np.array([float(tail)]))[0]))
     else:
         estimate = mpmath.sqrt(-2 * mpmath.log(tail))
     root_two, root_two_pi = mpmath.sqrt(2), mpmath.sqrt(2 * mpmath.pi)
-    enough = mpmath.ldexp(1, -(mpmath.mp.prec // 3))  # one further step triples the digits
-    for _ in range(20):
+    wanted, enough = mpmath.log(tail), mpmath.ldexp(1, -(mpmath.mp.prec // 2))
+    while True:
+        value = mpmath.erfc(estimate / root_two) / 2
         density = mpmath.exp(-estimate * estimate / 2) / root_two_pi
-        step = (mpmath.erfc(estimate / root_two) / 2 - tail) / density
-        step /= 1 + step * estimate / 2  # Halley: the density's slope is -x times itself
+        step = (mpmath.log(value) - wanted) * value / density
         estimate += step
-        if abs(step) < enough * (1 + estimate):
-            break
-    density = mpmath.exp(-estimate * estimate / 2) / root_two_pi
-    return estimate + (mpmath.erfc(estimate / root_two) / 2 - tail) / density
+        if abs(step) < enough * (1 + abs(estimate)):
+            return estimate
 
 
 def sampler_distance(sigma: float) -> float:
