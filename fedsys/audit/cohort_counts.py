@@ -8,7 +8,7 @@ rounds go by.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +58,7 @@ class Scheme:
 
     def members(self, group: int) -> int:
         """Clients in a cyclic group: those whose number is `group` modulo the groups."""
-        return -(-(self.population - group) // self.groups)
+        return max(0, -(-(self.population - group) // self.groups))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +88,7 @@ class CohortCounts:
         scheme: as given.
         rounds: noted.
         asked: (N,) rounds in which each client was in the cohort.
-        turns: (groups,) rounds noted of each cyclic group.
+        turns: rounds noted of each cyclic group that had any.
         sizes: (clients who might have been drawn, cohort) of each round.
         overlaps: (LAGS + 1,) clients in a cohort and in the one so many turns before, all rounds
             together; entry 0 is unused.
@@ -104,7 +104,7 @@ class CohortCounts:
         self.scheme = scheme
         self.rounds = 0
         self.asked = np.zeros(scheme.population, dtype=np.int32)
-        self.turns = np.zeros(scheme.groups, dtype=np.int64)
+        self.turns: Counter[int] = Counter()
         self.sizes: list[tuple[int, int]] = []
         self.overlaps = np.zeros(LAGS + 1, dtype=np.int64)
         self.following = np.zeros(LAGS + 1, dtype=np.int64)
@@ -138,10 +138,10 @@ class CohortCounts:
         before = self._digests.setdefault(digest, round)
         if before != round and self.repeated is None:
             self.repeated = before, round
-        self.same_group_pairs += int(self.turns[group])
+        self.same_group_pairs += self.turns[group]
 
     def _note_overlaps(self, round: int, cohort: Ids, group: int) -> None:
-        turn = int(self.turns[group])
+        turn = self.turns[group]
         elapsed = turn - self._last_turn[cohort]
         # Bit j - 1 is attendance j turns ago: the client's own last turn becomes bit 0, then both
         # move back as many turns as have gone by since.

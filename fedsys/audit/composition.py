@@ -73,6 +73,7 @@ def compose(runs: Sequence[Path], *, key: str | None = None) -> AuditResult:
             "server_by_client": _server_by_client(audits),
             "outsider_part": outsider_part(audits),
         },
+        withheld=next((audit.withheld for audit in audits if audit.withheld is not None), None),
     )
 
 

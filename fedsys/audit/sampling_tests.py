@@ -24,7 +24,7 @@ The smallest bound, times the number of tests, is compared with `FALSE_ALARM` (B
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -204,7 +204,7 @@ def _client(counts: CohortCounts) -> Iterator[Outcome]:
 def _groups_by_turns(counts: CohortCounts) -> dict[int, list[int]]:
     """Cyclic groups by how many rounds they had."""
     found: dict[int, list[int]] = {}
-    for group, turns in enumerate(counts.turns.tolist()):
+    for group, turns in counts.turns.items():
         found.setdefault(turns, []).append(group)
     return found
 
@@ -216,8 +216,6 @@ def _spread_of_counts(counts: CohortCounts) -> Iterator[Outcome]:
     laws: dict[bool, list[tuple[Law, int]]] = {True: [], False: []}
     clients = 0
     for turns, groups in _groups_by_turns(counts).items():
-        if not turns:
-            continue
         histogram = np.zeros(turns + 1, dtype=np.int64)
         for group in groups:
             histogram += np.bincount(counts.asked[group :: scheme.groups], minlength=turns + 1)
@@ -281,7 +279,10 @@ def _generating_poisson(counts: CohortCounts) -> Generating:
         turns: sum(scheme.members(group) for group in groups)
         for turns, groups in _groups_by_turns(counts).items()
     }
-    chains = _chains(max(kinds), scheme.rate)
+    lengths = {
+        turns // lag + more for turns in kinds for lag in range(1, LAGS + 1) for more in (0, 1)
+    }
+    chains = _chains(lengths, scheme.rate)
 
     def exact(lag: int, _: CohortCounts) -> Vector:
         total = np.zeros_like(_TILTS)
@@ -293,17 +294,19 @@ def _generating_poisson(counts: CohortCounts) -> Generating:
     return exact
 
 
-def _chains(longest: int, rate: float) -> Vector:
-    """(longest + 2, tilts): log E exp(tilt * sum of x_i x_(i+1)) of m independent coins, by m."""
-    logs = np.zeros((longest + 2, len(_TILTS)))
+def _chains(lengths: Collection[int], rate: float) -> dict[int, Vector]:
+    """By m: log E exp(tilt * sum of x_i x_(i+1)) of m independent coins, for each of `_TILTS`."""
+    scale = np.zeros_like(_TILTS)
+    logs = {length: scale for length in lengths if length < 2}
     weight = np.exp(_TILTS)
-    out, inside, scale = np.full_like(_TILTS, 1 - rate), np.full_like(_TILTS, rate), logs[0].copy()
-    for length in range(2, longest + 2):
+    out, inside = np.full_like(_TILTS, 1 - rate), np.full_like(_TILTS, rate)
+    for length in range(2, max(lengths) + 1):
         out, inside = (1 - rate) * (out + inside), rate * (out + weight * inside)
         total = out + inside
-        scale += np.log(total)
+        scale = scale + np.log(total)
         out, inside = out / total, inside / total
-        logs[length] = scale
+        if length in lengths:
+            logs[length] = scale
     return logs
 
 

@@ -155,6 +155,57 @@ def test_other_honest_jobs_pass(settings: tuple[str, ...], tmp_path: Path) -> No
         assert verdict(result, name) is True
 
 
+def test_single_examples_are_named_as_what_is_protected(tmp_path: Path) -> None:
+    """Every view compares one example more or less, amplified by its client's secret batches."""
+    folder = harness.run(
+        job(
+            "privacy.mechanism=example-gaussian",
+            "privacy.unit=example",
+            "privacy.noise_multiplier=2.0",
+            "population.partition=iid",
+            "population.clients=4",
+            "cohort.expected=4",
+            "cohort.sampling=fixed",
+            "cohort.min_survivors=1",
+            "aggregation.dropout=0.0",
+            "rounds.count=1",
+            "engine.path=auto",
+            "engine.chunk=0",
+        ),
+        out=tmp_path / "run",
+    ).folder
+    result = audit_run(folder)
+    assert failures(result) == set()
+    assert set(result.neighbours) == {"outsider", "participant", "server"}
+    assert set(result.neighbours.values()) == {"add or remove one example of one client"}
+    by = {claim.name: claim.by for claim in result.claims}
+    for view in ("outsider", "participant", "server"):
+        assert by[f"Epsilon, {view} view"] == (
+            "privacy loss distributions (dp-accounting) of every client's local batches, which "
+            "amplify"
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "server"),
+    [
+        ((), "exact Gaussian (Balle and Wang) of each client's own rounds"),
+        (
+            ("cohort.participation=0.5", "cohort.sampling=fixed"),
+            "privacy loss distributions (dp-accounting) of each client's own rounds",
+        ),
+    ],
+)
+def test_an_epsilon_names_the_accountant_that_gave_it(
+    settings: tuple[str, ...], server: str, tmp_path: Path
+) -> None:
+    result = audit_run(harness.run(job(*settings), out=tmp_path / "run").folder)
+    by = {claim.name: claim.by for claim in result.claims}
+    assert by["Epsilon, server view"] == server
+    outsider = "Rényi divergences" if settings else "privacy loss distributions (dp-accounting)"
+    assert by["Epsilon, outsider view"].startswith(outsider)
+
+
 @pytest.mark.parametrize(
     ("code", "holds", "words"),
     [

@@ -193,6 +193,14 @@ def test_overlaps_are_those_of_a_plain_count() -> None:
     assert counts.asked.sum() == sum(cohort.size for cohort in cohorts.values())
 
 
+def test_more_groups_than_clients_cost_no_memory() -> None:
+    """A separation out of a hostile header: most groups are empty, and none is allocated."""
+    scheme = Scheme(population=10, rate=1.0, groups=10**15)
+    counts = counted(scheme, 12, lambda t: np.arange(t - 1, t) if t <= 10 else np.arange(0))
+    assert unlikely(counts) is None
+    assert scheme.members(11) == 0
+
+
 def test_what_promises_no_randomness_is_not_tested_for_it() -> None:
     """Min-separation serves those who took part least: regular, and nothing rests on chance."""
     plan = make_plan(

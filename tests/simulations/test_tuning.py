@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import io
 import json
 import shutil
@@ -112,6 +113,17 @@ def tuned_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("FEDSYS_HOME", str(folder / "home"))
         tune(search_of(), folder / "search", trials=1)
         return harness.run(load(folder / "search" / "best.toml"), out=folder / "final").folder
+
+
+def test_the_header_fits_the_ledgers_schema(tuned_run: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    source = importlib.resources.files("fedsys.privacy").joinpath("ledger.schema.json")
+    validator = jsonschema.Draft202012Validator(json.loads(source.read_text(encoding="utf-8")))
+    line = json.loads((tuned_run / "ledger.jsonl").read_bytes().splitlines()[0])
+    validator.validate(line)
+    assert line["body"]["tuning"]["part"]["steps"]
+    line["body"]["preprocessing"] = "harmless"
+    assert not validator.is_valid(line)
 
 
 def _understate(body: dict[str, Any]) -> None:
