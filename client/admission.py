@@ -249,9 +249,7 @@ def check_round(
     if not plan.covers(event_from_json(assignment.mechanism)):
         raise PolicyRefusal("the round's mechanism is not the one agreed to")
     check_participation(plan, number, len(before) + 1)
-    most, apart = plan.max_participations, plan.min_separation
-    if most is not None and len(before) >= most:
-        raise PolicyRefusal(f"{most} participations were agreed to, and took place")
+    apart = plan.min_separation
     if plan.sampling != "min-separation":
         apart = None
     if apart is not None and before and number - max(before) < apart:

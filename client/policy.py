@@ -17,7 +17,7 @@ import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedsys.errors import ConfigError, PolicyRefusal
-from fedsys.privacy import PrivacyPlan
+from fedsys.privacy import PrivacyPlan, event_from_json
 from fedsys.wire import Assignment
 
 __all__ = ["ApprovedTask", "Policy", "own_noise"]
@@ -235,16 +235,15 @@ class Policy:
 
 
 def own_noise(mechanism: Mapping[str, Any]) -> float:
-    """Standard deviation of one client's own noise in clipping norms."""
-    kind, noise = mechanism.get("mechanism"), float(mechanism.get("noise_multiplier") or 0.0)
-    if kind == "local-gaussian":
-        return noise
-    if kind == "distributed-skellam":
-        sharers = int(mechanism.get("cap", 0))
-        if mechanism.get("guarantee") == "server":
-            sharers = int(mechanism["min_survivors"]) - int(mechanism.get("colluders", 0))
-        return noise / math.sqrt(sharers) if sharers > 0 else 0.0
-    return 0.0
+    """Standard deviation of one client's own noise in clipping norms.
+
+    Args:
+        mechanism: an event as JSON, as assignments hold it.
+
+    Raises:
+        MechanismError: it is none, or of an unknown mechanism.
+    """
+    return event_from_json(mechanism).own_noise
 
 
 _ADAPTER = TypeAdapter(Policy)

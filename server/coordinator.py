@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsys.errors import BudgetExceeded, ProtocolError, TrainingError
+from fedsys.errors import BudgetExceeded, FedsysError, ProtocolError, TrainingError
 from fedsys.privacy import (
     AdaptiveClipping,
     Entropy,
@@ -34,7 +34,7 @@ from server.checkpoint import Checkpoint, sha256_of_aggregate, sha256_of_weights
 from server.cohorts import CohortSampler
 from server.strategies import Strategy
 
-__all__ = ["Coordinator", "JobTerms", "OpenRound", "RemembersNoise"]
+__all__ = ["Coordinator", "JobTerms", "OpenRound", "SumRefused"]
 
 Weights = NDArray[np.float32]
 
@@ -75,26 +75,8 @@ class OpenRound:
     assignment: Assignment
 
 
-@runtime_checkable
-class RemembersNoise(Protocol):
-    """A mechanism whose noise is correlated over rounds: each reserved round has its position."""
-
-    @property
-    def position(self) -> int:
-        """Rounds whose noise was drawn."""
-        ...
-
-    def skip(self, entropy: Entropy) -> object:
-        """Draw the noise of a round that released nothing."""
-        ...
-
-    def state_bytes(self) -> bytes:
-        """To be durable before a round that used it is committed."""
-        ...
-
-    def restore(self, state: bytes) -> None:
-        """Go on from stored bytes."""
-        ...
+class SumRefused(FedsysError):
+    """A sum that may not be released; its round is over, recorded as aborted."""
 
 
 class Coordinator:
@@ -128,7 +110,7 @@ class Coordinator:
     ) -> None:
         self.terms = terms
         self.mechanism = terms.plan.build_mechanism()
-        if noise and isinstance(self.mechanism, RemembersNoise):
+        if noise:
             self.mechanism.restore(noise)
         self.strategy = strategy
         self.weights = weights
@@ -199,6 +181,9 @@ class Coordinator:
     ) -> Weights:
         """Top the noise up, decode, step, keep, commit; returns the model that may now be released.
 
+        Every host's sums come through here, whatever the protocol: one that the plan does not allow
+        to be released is recorded as an aborted round, its cost spent, and refused.
+
         Args:
             total: (length,) the survivors' sum mod 2^b.
             survivors: whose vectors are in it.
@@ -209,11 +194,15 @@ class Coordinator:
                 is called; the model may be released only then.
 
         Raises:
+            SumRefused: too few or too many clients, or others than were asked, are in the sum.
             TrainingError: the step left the numbers that a model can hold; the round is spent.
         """
-        open_ = self._current()
-        mechanism = self.mechanism
-        state = self._at_this_position(open_.number, noise_entropy)
+        open_, mechanism = self._current(), self.mechanism
+        reason = _unfit(open_, survivors, mechanism)
+        if reason is not None:
+            self.abort_round(reason, before_unmask=False)
+            raise SumRefused(f"round {open_.number}: {reason}")
+        mechanism.skip_to(open_.number - 1, noise_entropy)
         if noise is None:
             noise = mechanism.top_up(len(survivors), noise_entropy)
         ring = total.astype(ring_dtype(mechanism.modulus_bits))  # hosts hand in wider words
@@ -236,7 +225,7 @@ class Coordinator:
                 round=open_.number,
                 weights=weights,
                 strategy=self.strategy.state(),
-                mechanism=b"" if state is None else state.state_bytes(),
+                mechanism=mechanism.state_bytes(),
                 clipping=None if clipping is None else clipping.to_json(),
             )
         )
@@ -282,19 +271,22 @@ class Coordinator:
         self._accountant.charge(self.mechanism.event, open_.cohort, survivors)
         self._open = None
 
-    def _at_this_position(self, number: int, entropy: Entropy) -> RemembersNoise | None:
-        """Draws past the rounds that released nothing, where the mechanism counts them."""
-        mechanism = self.mechanism
-        if not isinstance(mechanism, RemembersNoise):
-            return None
-        while mechanism.position < number - 1:
-            mechanism.skip(entropy)
-        return mechanism
-
     def _current(self) -> OpenRound:
         if self._open is None:
             raise ProtocolError("no round is open")
         return self._open
+
+
+def _unfit(open_: OpenRound, survivors: Sequence[int], mechanism: Mechanism) -> str | None:
+    """Why these survivors' sum may not be released: numbers come after the colon."""
+    event, summed = mechanism.event, set(survivors)
+    if len(summed) != len(survivors) or not summed <= set(open_.cohort):
+        return "the sum holds clients that were not asked, or one of them twice"
+    if len(summed) < event.min_survivors:
+        return f"fewer clients than min_survivors were left: {len(summed)} of {event.min_survivors}"
+    if len(summed) > event.cap:
+        return f"more clients than the cap were summed: {len(summed)}, at most {event.cap}"
+    return None
 
 
 def _strength(mean: NDArray[np.float64], mechanism: Mechanism) -> dict[str, float]:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fedsys.config import Config
-from fedsys.privacy import Epsilons, Ledger, PrivacyPlan, Signer, read_ledger, replay
-from fedsys.privacy.ledger import read_private
+from fedsys.preprocessing import Preprocessing, why_withheld
+from fedsys.privacy import Ledger, PrivacyPlan, Signer
 from server.coordinator import Coordinator
 from server.job_settings import budget_of
 from server.run_folder import RunFolder
 
-__all__ = ["Job", "JobFacts"]
+__all__ = ["Job", "JobFacts", "job_withheld"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class JobFacts:
         randomness: where secrets come from.
         reproducible: whether somebody could draw them again; then nothing is private.
         roster_version: of the signed list of members, in a deployment.
+        preprocessing: what the task declares; see `fedsys.preprocessing`.
     """
 
     population_known: str
@@ -36,6 +37,12 @@ class JobFacts:
     randomness: str
     reproducible: bool = False
     roster_version: int | None = None
+    preprocessing: Preprocessing = "undeclared"
+
+
+def job_withheld(plan: PrivacyPlan, facts: JobFacts) -> str | None:
+    """Why a job that promises privacy can make no claim of it; None where it can."""
+    return why_withheld(facts.preprocessing, plan.unit) if plan.protected else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +76,6 @@ class Job:
     def epsilon(self) -> float | None:
         """Spent so far in the guaranteed view; None where nothing is promised."""
         return self.coordinator.spent_in(self.plan.guarantee) if self.plan.protected else None
-
-    def recorded(self) -> Epsilons:
-        """What the ledger on disk says was spent; a round that was cut off counts at its worst."""
-        view = read_ledger(self.folder.ledger, allow_torn=True)
-        private, _torn = read_private(self.folder.private)
-        return replay(view, private)[1]
 
     def close(self, status: str, *, model_sha256: str) -> None:
         """End the ledger; the job takes no further round."""

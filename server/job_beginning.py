@@ -30,7 +30,7 @@ from fedsys.versions import code_hash, versions
 from server.checkpoint import Checkpoint, Checkpoints, sha256_of_weights
 from server.cohorts import CohortSampler
 from server.coordinator import Coordinator, JobTerms
-from server.job import Job, JobFacts
+from server.job import Job, JobFacts, job_withheld
 from server.job_settings import strategy_of
 from server.run_folder import RunFolder
 from server.strategies import Strategy
@@ -175,6 +175,8 @@ def _header(folder: RunFolder, spec: JobSpec, name: bytes) -> dict[str, Any]:
         },
         randomness=facts.randomness,
         reproducible=facts.reproducible,
+        preprocessing=facts.preprocessing,
+        withheld=job_withheld(plan, facts),
         tuning=config.tuning.to_json(),
         config_sha256=hashlib.sha256(folder.config.read_bytes()).hexdigest(),
         code_sha256=code_hash(),

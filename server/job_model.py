@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.config import Config
+from fedsys.preprocessing import Preprocessing
 
 __all__ = ["JobModel", "ModelSource"]
 
@@ -24,6 +25,11 @@ class JobModel(Protocol):
     @property
     def task_sha256(self) -> str:
         """Of the installed task's code, as devices compute it."""
+        ...
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the task declares."""
         ...
 
     def initial_weights(self) -> NDArray[np.float32]:

@@ -15,8 +15,6 @@ from fedsys.privacy import (
     guaranteed_epsilon,
     make_plan,
 )
-from fedsys.privacy.events import SkellamEvent
-from fedsys.privacy.samplers.skellam import MAX_VARIANCE
 from server.cohorts import CohortSampler
 from server.strategies import Strategy, build_strategy
 
@@ -101,7 +99,6 @@ def plan_for(config: Config, *, population: int, layers: Sequence[int]) -> Priva
             corrupt=aggregation.corrupt if aggregation.protocol == "secure" else None,
         )
         plan.build_mechanism()
-        _noise_can_be_drawn(plan)
         CohortSampler(plan)
     except MechanismError as error:
         reason = _PLAIN_NAMES.sub(lambda name: _KEYS[name[0]], str(error))
@@ -109,23 +106,6 @@ def plan_for(config: Config, *, population: int, layers: Sequence[int]) -> Priva
             reason = f"privacy.epsilon = {privacy.epsilon:g}: {reason}"
         raise MechanismError(reason) from None
     return plan
-
-
-def _noise_can_be_drawn(plan: PrivacyPlan) -> None:
-    """Refuses now what a round would find out when its noise is topped up, its privacy spent."""
-    event = plan.event()
-    if not isinstance(event, SkellamEvent) or event.encoding == "float":
-        return
-    largest = event.total_variance
-    if plan.noise == "per-client":  # the top-up goes by binary digits of how many are missing
-        missing = max(event.cap - 1, 1)
-        largest = math.ldexp(event.share_variance, missing.bit_length() - 1)
-    if largest > MAX_VARIANCE:
-        raise MechanismError(
-            f"noise_multiplier={plan.noise_multiplier:g} is too large for encoding="
-            f"'{event.encoding}': its noise has variance {largest:.3g} in integers, and at most "
-            f"2^40 can be drawn; lower it, or use protocol = 'float'"
-        )
 
 
 def budget_of(plan: PrivacyPlan) -> float | None:

@@ -201,6 +201,7 @@ class Preparation:
                 roster=f"version {roster.version}, {roster.hash.hex()}, signed by {authority}",
                 randomness="os.urandom; noise by AES-256-CTR",
                 roster_version=roster.version,
+                preprocessing=model.preprocessing,
             ),
             clipping=clipping_for(config, plan, model.layers),
             signer=self._home.signer,
@@ -278,6 +279,7 @@ def _resolved(config: Config, plan: PrivacyPlan) -> Config:
         "cohort": config.cohort.model_copy(
             update={"cap": plan.cap, "min_survivors": plan.min_survivors}
         ),
+        "aggregation": config.aggregation.model_copy(update={"modulus_bits": plan.modulus_bits}),
         "engine": config.engine.model_copy(
             update={
                 "path": "loop" if config.engine.path == "auto" else config.engine.path,

@@ -19,6 +19,7 @@ from fedsys.config import Config, load
 from fedsys.errors import LedgerError, RunFolderError
 from fedsys.privacy import read_ledger
 from fedsys.privacy.ledger.files import open_regular
+from fedsys.records import AuditResult
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -76,9 +77,9 @@ class ReleasedModel:
             "task": config.task.name,
             "mechanism": config.privacy.mechanism,
             "unit": config.privacy.unit,
-            "epsilon": repr(audit.curve[-1].spent.outsider),
+            **_cost(audit),
             "epsilon_view": "outsider",
-            "delta": repr(audit.delta),
+            "neighbours": audit.neighbours.get("outsider", ""),
             "ledger_head": audit.ledger_head or "",
             "signer": audit.signer or "",
             "model_sha256": named,
@@ -105,6 +106,20 @@ class ReleasedModel:
                 )
         model.load_state_dict(dict(self.state))
         return model.eval()
+
+
+def _cost(audit: AuditResult) -> dict[str, str]:
+    """What the model tells an outsider, tuning runs included, and what this run alone does."""
+    spent, total = repr(audit.curve[-1].spent.outsider), audit.total
+    if total is None:
+        return {"epsilon": spent, "delta": repr(audit.delta), "tuning_runs": "0"}
+    return {
+        "epsilon": repr(total.epsilon),
+        "delta": repr(total.delta),
+        "tuning_runs": repr(total.runs),
+        "epsilon_of_this_run": spent,
+        "delta_of_this_run": repr(audit.delta),
+    }
 
 
 def _form(tensor: Tensor | None) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fedsys.privacy import Entropy
 from secure_agg import draw_committee
-from server.coordinator import OpenRound
+from server.coordinator import OpenRound, SumRefused
 from server.deployed_round import Deadlines, DeployedRound
 from server.disk_work import to_its_end
 from server.fleet import Event, Fleet
@@ -115,10 +115,6 @@ class RoundCycle:
             self._fleet.allow(secure.largest_answer)
             await round_.run()
             result = secure.result
-            if len(result.included) < coordinator.mechanism.event.min_survivors:
-                raise RoundAborted(
-                    "fewer clients than min_survivors were left", nothing_summed=False
-                )
         except asyncio.CancelledError:
             before = round_ is None or secure.nothing_summed
             coordinator.abort_round("the coordinator was shut down", before_unmask=before)
@@ -132,18 +128,24 @@ class RoundCycle:
                 self._dismiss(round_, number, committed=False)
             return 0
         self._exclude(number, result.blamed)
-        await to_its_end(
-            coordinator.finish_round,
-            result.total,
-            result.included,
-            noise_entropy=self._randomness.top_up(number),
-            diagnostics={
-                "dropped": {stage: len(ids) for stage, ids in result.dropped.items()},
-                "seconds": round_.report.seconds,
-                "blamed": {str(client): why for client, why in result.blamed.items()},
-                "left_out": {str(client): why for client, why in result.left_out.items()},
-            },
-        )
+        try:
+            await to_its_end(
+                coordinator.finish_round,
+                result.total,
+                result.included,
+                noise_entropy=self._randomness.top_up(number),
+                diagnostics={
+                    "dropped": {stage: len(ids) for stage, ids in result.dropped.items()},
+                    "seconds": round_.report.seconds,
+                    "blamed": {str(client): why for client, why in result.blamed.items()},
+                    "left_out": {str(client): why for client, why in result.left_out.items()},
+                },
+            )
+        except SumRefused as refused:
+            _log.warning("job %s: %s", self._id, refused)
+            self._metrics.round_aborted()
+            self._dismiss(round_, number, committed=False)
+            return 0
         self._metrics.round_committed(round_.report.seconds)
         self._dismiss(round_, number, committed=True)
         return len(result.included)

@@ -4,6 +4,10 @@ A strategy sees one flat vector a round, the decoded private estimate of the coh
 ``Δ = mean(w_client - w_global)``, never a single client's. Everything here is therefore
 post-processing: it costs no privacy and may keep state over rounds.
 
+The mean is *unweighted*, that of FedAvg too, where McMahan et al. 2017 weigh clients by their
+examples: a weight would be a number of the client's own outside the clipped, noised vector, and the
+largest weight would multiply what one client can change.
+
 >>> import numpy as np
 >>> step = build_strategy("fedavgm", learning_rate=1.0, momentum=0.5)
 >>> weights = step.apply(np.zeros(2), np.array([1.0, -2.0]))

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fedsys.audit.tuning import total_of
 from fedsys.config import Config
-from fedsys.privacy import Epsilons, LedgerView, PrivacyPlan, plan_of, replay
+from fedsys.privacy import (
+    Epsilons,
+    LedgerView,
+    PrivacyPlan,
+    ViewAccountant,
+    plan_of,
+    read_ledger,
+    replay,
+)
 from fedsys.privacy.ledger import read_private
+from fedsys.records import Total
 from fedsys.versions import versions
 from server.job import Job
 from server.job_settings import budget_of
@@ -36,10 +46,14 @@ def summarize(
         seconds: of each round, evaluation left out; after a resume, of the rounds since.
         clients: that trained in each of those rounds.
     """
+    view = read_ledger(job.folder.ledger, allow_torn=True)
+    accountant, spent = replay(view, read_private(job.folder.private)[0])
     return _content(
         config=job.config,
         plan=job.plan,
-        spent=job.recorded(),
+        spent=spent,
+        total=_total(job.config, accountant, spent),
+        withheld=view.header.get("withheld"),
         rounds=job.coordinator.reserved,
         status=status,
         model_sha256=model_sha256,
@@ -64,10 +78,13 @@ def summarize_closed(folder: RunFolder, view: LedgerView) -> dict[str, Any]:
     """
     closed = view.closed or {}
     private, _torn = read_private(folder.private)
+    config, (accountant, spent) = folder.read_config(), replay(view, private)
     return _content(
-        config=folder.read_config(),
+        config=config,
         plan=plan_of(view.header),
-        spent=replay(view, private)[1],
+        spent=spent,
+        total=_total(config, accountant, spent),
+        withheld=view.header.get("withheld"),
         rounds=len(view.rounds),
         status=str(closed.get("reason")),
         model_sha256=closed.get("model_sha256"),
@@ -77,7 +94,14 @@ def summarize_closed(folder: RunFolder, view: LedgerView) -> dict[str, Any]:
         ledger_head=view.head,
         signer=view.signer,
         reproducible=bool(view.header.get("reproducible")),
-        simulated=_simulated(folder.read_config(), folder),
+        simulated=_simulated(config, folder),
+    )
+
+
+def _total(config: Config, accountant: ViewAccountant, spent: Epsilons) -> Total | None:
+    """With the tuning runs that the configuration states."""
+    return total_of(
+        config.tuning.to_json(), accountant.plan, accountant.outsider.steps(), spent.outsider
     )
 
 
@@ -92,6 +116,8 @@ def _content(
     config: Config,
     plan: PrivacyPlan,
     spent: Epsilons,
+    total: Total | None,
+    withheld: str | None,
     rounds: int,
     status: str,
     model_sha256: str | None,
@@ -124,6 +150,8 @@ def _content(
                 "server": spent.server,
             },
             "budget": budget_of(plan),
+            "total": None if total is None else total.to_json(),
+            "withheld": withheld,
         },
         "clients_trained": sum(clients),
         "train_seconds": round(sum(seconds), 3),

@@ -21,9 +21,7 @@ from client.privatize.contribution import contribution
 from client.privatize.integers import add_clipped_integers
 from fedsys.privacy import Entropy, Mechanism, event_from_json, mechanism_for
 from fedsys.privacy.clipping import wide_scale
-from fedsys.privacy.events import GaussianEvent, SkellamEvent
 from fedsys.privacy.float_sums import FixedPoint
-from fedsys.privacy.mechanisms import Noise
 from fedsys.privacy.rings import to_ring
 from secure_agg import SecAggParams
 from secure_agg.committee import MAX_COHORT
@@ -49,18 +47,18 @@ class RoundWork:
         weights: (d,) the model that clients start from.
         seed: public, equal for all clients of the round; empty where the mechanism uses none.
         mechanism: its event as JSON.
-        noise: whether clients add shares, or one draw serves the sum.
         protocol: how updates become a sum.
         clipping: state of adaptive clipping, or None.
+        exhausted: clients that contribute zeros, untrained.
     """
 
     number: int
     weights: NDArray[np.float32]
     seed: bytes
     mechanism: dict[str, Any]
-    noise: Noise
     protocol: Protocol
     clipping: Mapping[str, Any] | None = None
+    exhausted: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +95,15 @@ class ChunkTrainer:
         self._population, self._randomness = population, randomness
         self._work: RoundWork
         self._mechanism: Mechanism
-        self._made_of: tuple[dict[str, Any], Noise] | None = None
+        self._made_of: dict[str, Any] | None = None
         self._floating: torch.Tensor | None = None
 
     def begin(self, work: RoundWork) -> None:
         """The chunks that follow are of this round."""
         self._work = work
-        if self._made_of != (work.mechanism, work.noise):
-            self._mechanism = mechanism_for(event_from_json(work.mechanism), work.noise)
-            self._made_of = work.mechanism, work.noise
+        if self._made_of != work.mechanism:
+            self._mechanism = mechanism_for(event_from_json(work.mechanism))
+            self._made_of = work.mechanism
 
     @property
     def length(self) -> int:
@@ -123,8 +121,7 @@ class ChunkTrainer:
         if self._work.protocol == "float":
             return self._add_floating(clients, total)
         event = self._mechanism.event
-        narrow = isinstance(event, SkellamEvent) and event.encoding == "narrow"
-        if narrow:
+        if not self._mechanism.sums_integers:
             privatized = self.vectors(clients)
             total += _signed_sum(privatized.vectors, self._mechanism.modulus_bits)
             return Tally(
@@ -160,14 +157,29 @@ class ChunkTrainer:
     def _updates(self, clients: Sequence[int]) -> NDArray[np.float32]:
         work = self._work
         return contribution(
-            self._population.train(work.weights, clients, round=work.number),
+            self._trained(clients),
             participation=self._mechanism.event.sampling.participation,
             clipping=work.clipping,
             entropy=self._noise(clients),
         )
 
+    def _trained(self, clients: Sequence[int]) -> NDArray[np.float32]:
+        """(K, d) updates, zeros for clients that contributed as often as they may."""
+        work = self._work
+        training = [client for client in clients if client not in work.exhausted]
+        if len(training) == len(clients):
+            return self._population.train(work.weights, clients, round=work.number)
+        updates = np.zeros((len(clients), len(work.weights)), dtype=np.float32)
+        if training:
+            rows = [row for row, client in enumerate(clients) if client not in work.exhausted]
+            updates[rows] = self._population.train(work.weights, training, round=work.number)
+        return updates
+
     def _add_floating(self, clients: Sequence[int], total: Total) -> Tally:
         event, work = self._mechanism.event, self._work
+        clients = [client for client in clients if client not in work.exhausted]
+        if not clients:
+            return Tally()
         summed = self._population.clipped_sum(
             work.weights, clients, round=work.number, clip=event.clip
         )
@@ -180,9 +192,7 @@ class ChunkTrainer:
 
     def add_shares(self, clients: Sequence[int], total: Total) -> None:
         """Add the clients' shares of noise, some clients at once, where they add any."""
-        event = self._mechanism.event
-        noised = isinstance(event, SkellamEvent | GaussianEvent) and event.share_variance > 0
-        if not noised or self._work.noise == "once":
+        if not self._mechanism.adds_shares:
             return
         at_once = max(1, _SHARES // self.length)
         for start in range(0, len(clients), at_once):

@@ -21,8 +21,7 @@ from client.privatize.recorded import FloatSum, IntegerSum, RecordedSum
 from client.training.resident import Resident
 from client.training.staging import Fetched
 from fedsys.errors import FedsysError, TrainingError
-from fedsys.privacy import event_from_json
-from fedsys.privacy.events import SkellamEvent
+from fedsys.privacy import event_from_json, mechanism_for
 from fedsys.wire.assignment import batch_seed
 from simulations.chunk import ChunkTrainer, RoundWork, Tally
 from simulations.engine import Chunk, Engine
@@ -113,6 +112,7 @@ class _Device:
         self._finish: IntegerSum | FloatSum | None = None
         self._most: int | None = None
         self._number = 0
+        self._exhausted: frozenset[int] = frozenset()
         self._tally = Tally()
         self._host: NDArray[np.int64]
         self._total: torch.Tensor
@@ -122,6 +122,7 @@ class _Device:
         """The chunks that follow are of this round; whatever was left of another is dropped."""
         self.chunks.begin(work)
         self._number, self._tally, self._open = work.number, Tally(), None
+        self._exhausted = work.exhausted
         self._host = np.zeros(length, dtype=np.int64)
         self._finish = self._finish_for(work)
         if self._finish is None:
@@ -136,7 +137,8 @@ class _Device:
         if self._finish is None or self._resident is None:
             self._tally = self._tally + self.chunks.add(clients, self._host)
             return
-        self._train_in_parts(self._resident, self._finish, clients)
+        training = [client for client in clients if client not in self._exhausted]
+        self._train_in_parts(self._resident, self._finish, training)
         self.chunks.add_shares(clients, self._host)
 
     def end(self, total: NDArray[np.int64]) -> Tally:
@@ -161,7 +163,7 @@ class _Device:
             return None
         if event.sampling.participation < 1 or work.clipping is not None:
             return None
-        if isinstance(event, SkellamEvent) and event.encoding == "narrow":
+        if not mechanism_for(event).sums_integers:
             return None
         kind = FloatSum if work.protocol == "float" else IntegerSum
         # The same object for the same sum: graphs are kept by it.

@@ -20,6 +20,7 @@ from fedsys.durable import write_atomically
 from fedsys.errors import BudgetExceeded
 from fedsys.privacy import LedgerView, read_ledger
 from server.checkpoint import model_bytes
+from server.coordinator import SumRefused
 from server.job import Job
 from server.job_beginning import JobSpec, restore_job, start_job
 from server.rounds import RoundAborted
@@ -103,6 +104,8 @@ def run(
         with disk_errors(folder.path):
             job = start_job(folder, _spec(setting, disk))
         with job.ledger:
+            if setting.withheld is not None and observer is not None:
+                observer(f"NO PRIVACY CLAIM: {setting.withheld}; the run's audit will say so")
             return run_rounds(setting, job, observer or _ignore)
 
 
@@ -249,7 +252,7 @@ def _one_round(setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead
         faults=setting.faults,
         randomness=randomness,
         now=setting.clock.now,
-        done=_done(job),
+        exhausted=_exhausted(job),
     )
     try:
         summed = _sum(setting, cohort)
@@ -263,19 +266,23 @@ def _one_round(setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead
     noise = ahead.take(open_.number)
     if open_.number < job.plan.rounds:
         ahead.begin(open_.number + 1)
-    with uninterrupted():
-        coordinator.finish_round(
-            summed.total,
-            summed.survivors,
-            noise_entropy=randomness.top_up(open_.number),
-            noise=noise,
-            held=True,
-            diagnostics={
-                "dropped": summed.dropped,
-                "clipped_fraction": summed.clipped / max(summed.trained, 1),
-                **_simulated(setting, cohort),
-            },
-        )
+    try:
+        with uninterrupted():
+            coordinator.finish_round(
+                summed.total,
+                summed.survivors,
+                noise_entropy=randomness.top_up(open_.number),
+                noise=noise,
+                held=True,
+                diagnostics={
+                    "dropped": summed.dropped,
+                    "clipped_fraction": summed.clipped / max(summed.trained, 1),
+                    **_simulated(setting, cohort),
+                },
+            )
+    except SumRefused as refused:
+        observer(f"round {open_.number} gave no model: {refused}")
+        return 0
     if summed.unusable:
         observer(
             f"round {open_.number}: updates of {summed.unusable} clients were not finite and "
@@ -284,8 +291,8 @@ def _one_round(setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead
     return summed.trained
 
 
-def _done(job: Job) -> frozenset[int]:
-    """The clients that took part as often as the plan lets them."""
+def _exhausted(job: Job) -> frozenset[int]:
+    """The clients that contributed as often as the plan lets them: they send zeros and noise."""
     most = job.plan.max_participations
     if most is None:
         return frozenset()
@@ -300,8 +307,7 @@ def _simulated(setting: Setting, cohort: Cohort) -> dict[str, float]:
     present = [
         client
         for client in cohort.round.cohort
-        if client not in cohort.done
-        and setting.faults.reachable(round=number, client=client, now=now)
+        if setting.faults.reachable(round=number, client=client, now=now)
     ]
     work = {client: cohort.work_of(client) for client in present}
     return {"simulated_seconds": setting.clock.advance(setting.faults, work)}
@@ -311,10 +317,7 @@ def _sum(setting: Setting, cohort: Cohort) -> Summed:
     event = cohort.mechanism.event
     if len(cohort.round.cohort) > event.cap:
         raise RoundAborted("the cohort exceeds the cap", nothing_summed=True)
-    summed = summation(cohort)
-    if len(summed.survivors) < event.min_survivors:
-        raise RoundAborted("fewer clients than min_survivors were left", nothing_summed=False)
-    return summed
+    return summation(cohort)
 
 
 def _evaluation_due(job: Job) -> bool:

@@ -283,7 +283,6 @@ def _probe_work(config: Config, plan: PrivacyPlan, population: Population) -> Ro
         weights=population.trainer.initial_weights(),
         seed=bytes(32),
         mechanism=plan.event().to_json(),
-        noise=plan.noise,
         protocol="ideal" if protocol == "secure" else protocol,
         clipping=None if clipping is None else clipping.to_json(),
     )

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.privacy import Mechanism
-from fedsys.privacy.events import SkellamEvent
 from simulations.chunk import top_up_once
 from simulations.engine import Engine
 from simulations.randomness import Randomness
@@ -40,7 +39,7 @@ class NoiseAhead:
         self, mechanism: Mechanism, randomness: Randomness, engine: Engine, *, possible: bool
     ) -> None:
         self._mechanism, self._randomness, self._engine = mechanism, randomness, engine
-        self._possible = possible and isinstance(mechanism.event, SkellamEvent)
+        self._possible = possible and mechanism.draws_ahead
         self._executor: ThreadPoolExecutor | None = None
         self._round = 0
         self._drawn: Callable[[], Noise | None] | None = None

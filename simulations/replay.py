@@ -239,7 +239,6 @@ def _total(
         weights=weights,
         seed=bytes(32),
         mechanism=mechanism.event.to_json(),
-        noise=recorded.plan.noise,
         protocol=protocol,
     )
     chunks = population.chunks(

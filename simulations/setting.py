@@ -11,11 +11,12 @@ from client.training import ExamplePrivacy, ExampleTrainer, LocalConfig, Trainer
 from fedsys import tasks
 from fedsys.config import Config
 from fedsys.errors import ConfigError
+from fedsys.preprocessing import Preprocessing
 from fedsys.privacy import AdaptiveClipping, PrivacyPlan
 from fedsys.tasks import Examples
 from fedsys.wire.round_params import round_params
 from secure_agg.errors import ParameterError
-from server.job import JobFacts
+from server.job import JobFacts, job_withheld
 from server.job_settings import clipping_for, example_steps, plan_for, strategy_of
 from simulations.engine import Engine, using_threads
 from simulations.faults import FaultPlan, SimulatedClock
@@ -43,6 +44,7 @@ class Setting:
         clipping: the first round's norms, where they adapt.
         clock: simulated seconds since the job began.
         notice: one line that whoever watches the run should read; may be empty.
+        preprocessing: what the task declares.
     """
 
     config: Config
@@ -55,6 +57,7 @@ class Setting:
     clipping: AdaptiveClipping | None = None
     clock: SimulatedClock = field(default_factory=SimulatedClock)
     notice: str = ""
+    preprocessing: Preprocessing = "undeclared"
 
     @property
     def chunk(self) -> int:
@@ -69,7 +72,13 @@ class Setting:
             roster="made by this simulation: the server is honest but curious",
             randomness=self.randomness.name,
             reproducible=self.randomness.reproducible,
+            preprocessing=self.preprocessing,
         )
+
+    @property
+    def withheld(self) -> str | None:
+        """Why no privacy claim can be made for this job, to be said before it runs."""
+        return job_withheld(self.plan, self.facts)
 
 
 def partition_of(config: Config, held: tasks.FederatedData) -> tasks.Partition:
@@ -149,6 +158,7 @@ def prepare(
         faults=FaultPlan(seed=config.job.seed, **config.faults.model_dump()),
         clipping=clipping_for(config, plan, sizes),
         notice=layout.notice,
+        preprocessing=tasks.preprocessing_of(task),
     )
 
 
@@ -237,7 +247,9 @@ def _resolved(config: Config, plan: PrivacyPlan, population: Population) -> Conf
         "cohort": config.cohort.model_copy(
             update={"cap": plan.cap, "min_survivors": plan.min_survivors}
         ),
-        "aggregation": config.aggregation.model_copy(update={"noise": plan.noise}),
+        "aggregation": config.aggregation.model_copy(
+            update={"noise": plan.noise, "modulus_bits": plan.modulus_bits}
+        ),
         "engine": config.engine.model_copy(update={"path": choice.path, "chunk": choice.chunk}),
     }
     if plan.protected:

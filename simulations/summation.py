@@ -25,7 +25,7 @@ from server.coordinator import OpenRound
 from server.rounds import RoundAborted, SecureRound, params_for
 from simulations.chunk import RoundWork, in_ring
 from simulations.engine import Chunk, Engine
-from simulations.faults import UPLOAD, FaultPlan
+from simulations.faults import FaultPlan
 from simulations.population import Population
 from simulations.randomness import Randomness
 
@@ -70,7 +70,8 @@ class Cohort:
         faults: who vanishes when.
         randomness: of keys.
         now: simulated seconds since the job began.
-        done: clients that took part as often as they may; like devices they decline.
+        exhausted: clients that contributed as often as they may; like devices they send zeros and
+            their share of noise, so that no round is given up for want of them.
     """
 
     round: OpenRound
@@ -83,7 +84,7 @@ class Cohort:
     faults: FaultPlan
     randomness: Randomness
     now: float = 0.0
-    done: frozenset[int] = frozenset()
+    exhausted: frozenset[int] = frozenset()
 
     @property
     def work(self) -> RoundWork:
@@ -94,9 +95,9 @@ class Cohort:
             weights=assignment.weights,
             seed=assignment.digest if self.mechanism.rotates else b"",
             mechanism=self.mechanism.event.to_json(),
-            noise=self.aggregation.noise,
             protocol=self.aggregation.protocol,
             clipping=assignment.clipping,
+            exhausted=self.exhausted,
         )
 
     def chunks(self, clients: Sequence[int]) -> list[Chunk]:
@@ -108,22 +109,20 @@ class Cohort:
         return self.engine.vectors(self.work, self.chunks(clients))
 
     def lost(self, client: int) -> str | None:
-        """The stage at which this client goes away, by the fault plan or because it declines."""
-        if client in self.done:
-            return UPLOAD
+        """The stage at which this client goes away, by the fault plan."""
         return self.faults.lost(
             round=self.round.number, client=client, now=self.now, examples=self.work_of(client)
         )
 
     def losses(self) -> dict[int, str | None]:
         """Of each of the round's clients."""
-        if not self.done and self.faults == FaultPlan(seed=self.faults.seed):  # nothing goes wrong
+        if self.faults == FaultPlan(seed=self.faults.seed):  # nothing goes wrong
             return dict.fromkeys(self.round.cohort)
         return {client: self.lost(client) for client in self.round.cohort}
 
     def work_of(self, client: int) -> int:
         """Examples that a client works through in a round."""
-        if not self.faults.seconds_per_example:
+        if not self.faults.seconds_per_example or client in self.exhausted:
             return 0
         epochs = int(self.round.assignment.local["epochs"])
         return epochs * len(self.population.partition.indices_of(client))

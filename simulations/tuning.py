@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from fedsys import tasks
 from fedsys.audit import audit_run, compose, to_json
 from fedsys.config import Tuning, dump
+from fedsys.config.sections import TuningPart
 from fedsys.durable import write_atomically
 from fedsys.errors import ConfigError, MechanismError, RunFolderError, TrainingError
 from fedsys.records import AuditResult
@@ -296,13 +297,14 @@ def _spent(before: Tuning, total: AuditResult, runs: int) -> Tuning:
     """
     heads = total.details.get("heads", [total.ledger_head])
     spent = total.curve[-1].spent.outsider if total.curve else 0.0
-    delta = total.delta
+    delta, part = total.delta, total.details.get("outsider_part")
     if before.runs:
         spent += math.inf if before.epsilon is None else before.epsilon
-        delta = (before.delta or 0.0) + (delta or 0.0)
+        delta, part = (before.delta or 0.0) + (delta or 0.0), None
     return Tuning(
         runs=before.runs + runs,
         epsilon=spent,
         delta=delta,
         heads=[*before.heads, *(str(head) for head in heads if head)],
+        part=None if part is None or math.isinf(spent) else TuningPart(**part),
     )

@@ -19,8 +19,8 @@ from opacus import PrivacyEngine
 from opacus.optimizers import DPOptimizer
 
 from client.training.example_optimizer import UNITS, GhostLatticeOptimizer, LatticeOptimizer
+from fedsys.privacy.noise import RoundedGaussian
 from fedsys.privacy.randomness import AesCtrStream
-from fedsys.privacy.samplers.gaussian import RoundedGaussian
 
 __all__ = ["EntropyEngine", "PoissonBatches"]
 

@@ -15,8 +15,8 @@ import torch
 from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
+from fedsys.privacy.noise import RoundedGaussian
 from fedsys.privacy.randomness import AesCtrStream
-from fedsys.privacy.samplers.gaussian import RoundedGaussian
 
 __all__ = ["UNITS", "GhostLatticeOptimizer", "LatticeOptimizer", "proximal_hook"]
 

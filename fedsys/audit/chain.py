@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from fedsys.audit.cohorts import Cohorts, unlikely
+from fedsys.audit.cohorts import Cohorts
 from fedsys.audit.evidence import Evidence
+from fedsys.audit.sampling_tests import FALSE_ALARM, unlikely
 from fedsys.audit.wording import claim, value_text
 from fedsys.privacy import LedgerView, PrivacyPlan
 from fedsys.records import Claim
@@ -146,13 +147,42 @@ def cohort_claims(
         by="private.jsonl",
         rests_on=f"the lists being true: {word}",
     )
-    if plan.sampling == "poisson" and cohorts.opened:
-        reason = unlikely(cohorts, plan)
-        yield claim(
+    if cohorts.opened:
+        yield _sampling_claim(cohorts, plan, f"the lists being true: {word}")
+
+
+_DRAWN = {
+    "poisson": "each client with probability {:.6g}, independently in every round",
+    "fixed": "a uniform subset of {:g} of the clients, independently in every round",
+}
+
+
+def _sampling_claim(cohorts: Cohorts, plan: PrivacyPlan, rests_on: str) -> Claim:
+    """Whether the cohorts may have been drawn as the accounting assumes."""
+    counts = cohorts.counts
+    if counts is None:
+        return claim(
             "Cohorts look sampled",
-            reason is None,
-            claimed=f"each client with probability {plan.rate:.6g}, anew each round",
-            rederived=reason or "nothing against it",
-            by="binomial test of their sizes, repeated cohorts (false alarm 2e-9)",
-            rests_on=f"the lists being true: {word}",
+            None,
+            claimed="no randomness: clients only keep their distance between rounds",
+            rederived="nothing to test; “Cohort limits” has the distance",
+            by="the plan: no amplification by sampling is counted",
+            rests_on=rests_on,
         )
+    reason = unlikely(counts)
+    number = plan.expected_cohort if plan.sampling == "fixed" else plan.rate
+    drawn = _DRAWN[plan.sampling].format(number)
+    if counts.scheme.groups > 1:
+        drawn = (
+            f"each client of the round's group (one of {counts.scheme.groups}) with probability "
+            f"{counts.scheme.rate:.6g}, independently in every round"
+        )
+    return claim(
+        "Cohorts look sampled",
+        reason is None,
+        claimed=drawn,
+        rederived=reason or f"nothing against it in {counts.rounds} rounds",
+        by="tests of sizes, of each client's count, of their spread and of overlaps; honest "
+        f"sampling fails them with probability {FALSE_ALARM:g} at most",
+        rests_on=f"{rests_on}; these tests cannot tell secret draws from public ones",
+    )

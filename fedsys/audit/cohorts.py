@@ -6,7 +6,6 @@ private file of any length costs the memory of one line and of a count a client.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
 
+from fedsys.audit.cohort_counts import CohortCounts, Scheme
 from fedsys.audit.countersigned import Countersigned
 from fedsys.errors import LedgerError
 from fedsys.privacy import PrivacyPlan
@@ -27,10 +26,9 @@ from fedsys.privacy.ledger.private import (
 )
 from fedsys.privacy.ledger.reader import LedgerView, RoundRecord
 
-__all__ = ["Cohorts", "Round", "unlikely"]
+__all__ = ["Cohorts", "Round"]
 
 _MOST_PROBLEMS = 3
-_UNLIKELY = 1e-9
 
 Ids = NDArray[np.int64]
 
@@ -55,9 +53,7 @@ class Cohorts:
 
     Attributes:
         opened: rounds whose lists are those that the ledger committed to.
-        asked: clients in all of their cohorts together.
-        eligible: clients that might have been drawn, all those rounds together.
-        distinct: digests of their cohorts.
+        counts: what tests of the sampling look at; None where the plan promises no randomness.
         problems: ways in which the file is not what the ledger committed to.
         broken: limits of the plan that a round did not keep.
         participations: rounds in which each client's update was summed.
@@ -72,9 +68,8 @@ class Cohorts:
     ) -> None:
         self.opened = 0
         self._countersigned = countersigned
-        self.asked = 0
-        self.eligible = 0
-        self.distinct: set[bytes] = set()
+        scheme = Scheme.of(plan)
+        self.counts = None if scheme is None else CohortCounts(scheme)
         self.problems: list[str] = []
         self.broken: list[str] = []
         self.participations = np.zeros(plan.population, dtype=np.int64)
@@ -121,7 +116,9 @@ class Cohorts:
                 f"{self._path.name} lacks round {self._missing[0]} ({len(self._missing)} in all)"
             )
         most = self._plan.max_participations
-        if most is not None and self.most_participations > most:
+        # elsewhere a client that reached the limit goes on sending zeros and noise
+        limited = self._plan.sampling == "min-separation"
+        if limited and most is not None and self.most_participations > most:
             self.broken.append(
                 f"a client took part in {self.most_participations} rounds, over the limit {most}"
             )
@@ -171,10 +168,8 @@ class Cohorts:
 
     def _note(self, found: Round, record: RoundRecord) -> None:
         self.opened += 1
-        self.asked += found.sampled.size
-        groups = _cyclic_groups(self._plan)
-        self.eligible += -(-(self._plan.population - (found.round - 1) % groups) // groups)
-        self.distinct.add(hashlib.blake2b(found.sampled.tobytes(), digest_size=16).digest())
+        if self.counts is not None:
+            self.counts.note(found.round, found.sampled)
         if self._countersigned is not None and self._countersigned.problem is None:
             strangers = self._countersigned.strangers(found.round, found.sampled)
             if strangers:
@@ -182,37 +177,13 @@ class Cohorts:
                     f"client {strangers[0]} countersigned round {found.round}, in which "
                     f"{self._path.name} has nobody of that number"
                 )
-        wrong = _over_limits(found, record, self._plan) or self._separation.broken_by(found)
+        wrong = (
+            _over_limits(found, record, self._plan)
+            or _another_size(found, self._plan)
+            or self._separation.broken_by(found)
+        )
         if wrong is not None and len(self.broken) < _MOST_PROBLEMS:
             self.broken.append(f"round {found.round}: {wrong}")
-
-
-def unlikely(cohorts: Cohorts, plan: PrivacyPlan) -> str | None:
-    """Why these cohorts were hardly drawn by Poisson sampling; None if they may have been.
-
-    Two tests that honest sampling fails with a probability of at most 2e-9 together: of those who
-    might have been drawn, M in all rounds together, Binomial(M, q) were, whatever became of them;
-    and no two cohorts are the same, which they are by chance with probability
-    (q^2 + (1 - q)^2)^N a pair. Under banded-mf q and N are those of a cyclic group.
-    """
-    rounds, asked, groups = cohorts.opened, cohorts.asked, _cyclic_groups(plan)
-    rate = min(1.0, plan.rate * groups)
-    tail = min(
-        binom.cdf(asked, cohorts.eligible, rate), binom.sf(asked - 1, cohorts.eligible, rate)
-    )
-    if 2 * float(tail) < _UNLIKELY:
-        return f"{asked} were asked in {rounds} rounds, {cohorts.eligible * rate:.0f} expected"
-    pairs = rounds * (rounds - 1) / 2
-    chance = pairs * ((rate**2 + (1 - rate) ** 2) ** (plan.population // groups))
-    if len(cohorts.distinct) < rounds and chance < _UNLIKELY:
-        return "two rounds have the same cohort: one was used again"
-    return None
-
-
-def _cyclic_groups(plan: PrivacyPlan) -> int:
-    """Groups of clients that take turns: more than one under banded-mf with Poisson sampling."""
-    cyclic = plan.mechanism == "banded-mf" and plan.sampling == "poisson"
-    return plan.min_separation or 1 if cyclic else 1
 
 
 class _Separation:
@@ -224,7 +195,8 @@ class _Separation:
 
     def __init__(self, plan: PrivacyPlan) -> None:
         self._apart = plan.min_separation or 0
-        self._groups = _cyclic_groups(plan)
+        cyclic = plan.mechanism == "banded-mf" and plan.sampling == "poisson"
+        self._groups = (plan.min_separation or 1) if cyclic else 1
         remembers = self._apart and plan.sampling == "min-separation"
         self._last = np.full(plan.population if remembers else 0, -self._apart, dtype=np.int64)
 
@@ -273,6 +245,14 @@ def _ids(value: object, population: int, where: str) -> Ids:
     if ids.size and (ids[0] < 0 or ids[-1] >= population or (np.diff(ids) <= 0).any()):
         raise LedgerError(f"{where} is not an increasing list of clients below {population}")
     return ids
+
+
+def _another_size(found: Round, plan: PrivacyPlan) -> str | None:
+    """Cohorts of a fixed size have that size, whatever became of the round."""
+    size = round(plan.expected_cohort)
+    if plan.sampling == "poisson" or found.sampled.size == size:
+        return None
+    return f"{found.sampled.size} clients were asked; every cohort has {size}"
 
 
 def _over_limits(found: Round, record: RoundRecord, plan: PrivacyPlan) -> str | None:

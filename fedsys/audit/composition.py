@@ -1,12 +1,11 @@
 """What several runs on one population cost together: ``fedsys audit A B ... --compose``.
 
-The outsider's losses are added as Rényi divergences at each order, or as privacy loss distributions
-where all runs allow it, and stated at the largest of the runs' deltas. The participant's and the
-server's epsilons are added up, since the worst client of each run may be the same, and so are their
-deltas. Where client numbers mean the same clients in every run, the server's losses are also added
-client by client, and the worst client's total is smaller. All of it holds for a client that is in
-every run's population, and for a second run whose settings were not chosen by what the first one
-showed.
+The outsider's losses are those of all rounds together, by the accountant that fits them all, stated
+at the largest of the runs' deltas. The participant's and the server's epsilons are added up, since
+the worst client of each run may be the same, and so are their deltas. Where client numbers mean the
+same clients in every run, the server's losses are also added client by client, and the worst
+client's total is smaller. All of it holds for a client that is in every run's population, and for
+runs whose noise was not chosen by what an earlier one showed.
 """
 
 from __future__ import annotations
@@ -16,16 +15,17 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fedsys.audit.accountants import gaussian_rounds
+from fedsys.audit.adding import Part, covered, outsider_total, part_of, usable
 from fedsys.audit.rederive import Audit, examine
 from fedsys.audit.wording import claim, epsilon_text, plain
 from fedsys.errors import AuditInputError
-from fedsys.privacy import Epsilons, load_public_key
-from fedsys.privacy.pld import gaussian_pld_epsilon
-from fedsys.privacy.rdp import ORDERS, SERVER_ORDERS, epsilon_of, epsilons_of
+from fedsys.privacy import Epsilons, View, load_public_key
+from fedsys.privacy.events import GaussianStep
+from fedsys.privacy.exact_gaussian import composed_epsilon
 from fedsys.records import AuditResult, Claim, EpsilonPoint
 
 __all__ = ["compose"]
@@ -71,7 +71,9 @@ def compose(runs: Sequence[Path], *, key: str | None = None) -> AuditResult:
             "heads": [_head(audit) for audit in audits],
             "delta": {"outsider": max(deltas), "others": math.fsum(deltas)},
             "server_by_client": _server_by_client(audits),
+            "outsider_part": outsider_part(audits),
         },
+        withheld=next((audit.withheld for audit in audits if audit.withheld is not None), None),
     )
 
 
@@ -100,7 +102,7 @@ def _require_comparable(audits: Sequence[Audit], names: Sequence[str]) -> None:
 
 def _replaces(audit: Audit) -> bool:
     plan = audit.plan
-    return plan is not None and plan.sampling == "fixed" and plan.participation == 1
+    return plan is not None and plan.event().sampling.replaces
 
 
 def _delta(audit: Audit) -> float:
@@ -117,7 +119,7 @@ def _total(audits: Sequence[Audit]) -> Epsilons:
     participant = [part.participant for part in parts]
     server = [part.server for part in parts]
     return Epsilons(
-        outsider=_outsider(audits),
+        outsider=outsider_total(parts_of(audits, "outsider"))[0],
         participant=_sum(participant),
         server=_sum(server),
     )
@@ -131,51 +133,57 @@ def _sum(values: Sequence[float | None]) -> float | None:
     return math.fsum(known) if len(known) == len(values) else None
 
 
-def _outsider(audits: Sequence[Audit]) -> float:
-    """The outsider's total at the largest delta, of which every run's other parts are taken."""
-    curve, delta = np.zeros_like(ORDERS), max(_delta(audit) for audit in audits)
-    steps: Counter[tuple[float, float]] | None = Counter()
+def outsider_part(audits: Sequence[Audit]) -> dict[str, Any]:
+    """All runs' rounds as a later run's header states them."""
+    parts = parts_of(audits, "outsider")
+    steps: Counter[GaussianStep] = Counter()
+    for part in parts:
+        steps.update(part.steps)
+    return Part(
+        steps=steps,
+        delta=max(part.delta for part in parts),
+        beside=math.fsum(part.beside for part in parts),
+        aside=math.fsum(part.aside for part in parts),
+        log_distance=float(np.logaddexp.reduce([part.log_distance for part in parts])),
+    ).to_json()
+
+
+def parts_of(audits: Sequence[Audit], view: View) -> list[Part]:
+    """Each run's part; their rounds in the outsider's view alone."""
+    found = []
     for audit in audits:
-        if audit.plan is None or audit.spending is None:
-            return math.inf
-        curve = curve + audit.spending.accountant.outsider.curve()
-        delta -= audit.plan.delta - audit.plan.delta_released
-        rounds = gaussian_rounds(audit.plan, audit.events)
-        if audit.plan.accountant == "rdp" or rounds is None:
-            steps = None
-        elif steps is not None:
-            for multiplier, rate, count in rounds.steps:
-                steps[multiplier, rate] += count
-    if delta <= 0:
-        return math.inf
-    by_rdp = epsilon_of(curve, delta)
-    return by_rdp if steps is None else min(by_rdp, gaussian_pld_epsilon(steps, delta))
+        if audit.plan is not None and audit.spending is not None:
+            rounds = audit.spending.accountant.outsider
+            found.append(part_of(audit.plan, view, rounds.steps() if view == "outsider" else {}))
+    return found
 
 
 def _server_by_client(audits: Sequence[Audit]) -> float | None:
     """The server's total for the worst client, if a number means one client in all runs.
 
-    Each client's Rényi divergences are added up at each order and stated at the largest of the
-    runs' deltas, less what the samplers of all of them take. None where cohorts are not known, or
-    the populations differ in size, so that numbers cannot mean the same clients.
+    Each client's rounds are added up as Gaussian mechanisms that nothing amplifies, and stated at
+    the largest of the runs' deltas. None where cohorts are not known, or the populations differ in
+    size, so that numbers cannot mean the same clients.
     """
-    losses, delta = [], max(_delta(audit) for audit in audits)
+    losses = []
     for audit in audits:
         if audit.plan is None or audit.spending is None or audit.cohorts is None:
             return None
         losses.append(audit.spending.accountant.server)
-        delta -= audit.plan.delta - audit.plan.delta_server
     if len({audit.plan.population for audit in audits if audit.plan is not None}) > 1:
         return None
+    parts = parts_of(audits, "server")
+    delta = usable(parts)
     if delta <= 0:
         return math.inf
-    orders, worst = ORDERS[SERVER_ORDERS], 0.0
     clients = functools.reduce(np.union1d, (loss.clients for loss in losses))
+    worst = 0.0
     for start in range(0, len(clients), _CLIENTS_AT_ONCE):
         some = clients[start : start + _CLIENTS_AT_ONCE]
-        total = sum((loss.curves(some) for loss in losses), np.zeros((len(some), len(orders))))
-        worst = max(worst, float(epsilons_of(total, delta, orders).max()))
-    return worst
+        total = np.sum([loss.squares(some) for loss in losses], axis=0)
+        worst = max(worst, float(total.max()))
+    epsilon = math.inf if math.isinf(worst) else composed_epsilon(delta, worst)
+    return covered(parts, epsilon)
 
 
 def _audit_claim(audit: Audit, name: str) -> Claim:
@@ -225,8 +233,8 @@ def _total_claims(audits: Sequence[Audit], total: Epsilons) -> list[Claim]:
 
 def _notes(audits: Sequence[Audit]) -> list[str]:
     notes = [
-        "the total holds for a client that is in every run's population, and for settings that "
-        "were not chosen by what an earlier run showed"
+        "the total holds for a client that is in every run's population, and for runs whose noise, "
+        "sampling and number of rounds were not chosen by what an earlier run showed"
     ]
     sizes = sorted({audit.plan.population for audit in audits if audit.plan is not None})
     if len(sizes) > 1:

@@ -25,6 +25,9 @@ def to_json(result: AuditResult) -> str:
         "passed": result.passed,
         "epsilon": last,
         "delta": result.delta,
+        "neighbours": dict(result.neighbours),
+        "withheld": result.withheld,
+        "total": None if result.total is None else result.total.to_json(),
         "ledger_head": result.ledger_head,
         "signer": result.signer,
         "claims": [

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsys.audit.accountants import gaussian_rounds
 from fedsys.audit.canaries import CONFIDENCE, detection_power, one_run, one_shot_estimate
 from fedsys.audit.rederive import Audit, examine, result_of
 from fedsys.audit.wording import claim, epsilon_text, plain, value_text
@@ -202,13 +201,12 @@ def _belonging(holds: bool | None, claimed: str, rederived: str) -> Claim:
 def _power_claim(audit: Audit, outcome: CanaryOutcome, epsilon: float, delta: float) -> Claim:
     """How often weaker noise would have been caught: what passing is worth."""
     plan = audit.plan
-    rounds = None if plan is None else gaussian_rounds(plan, audit.events)
+    steps = {} if audit.spending is None else audit.spending.accountant.outsider.steps()
     words = "not known for this mechanism"
-    if plan is not None and rounds is not None and rounds.steps:
-        multiplier = min(step[0] for step in rounds.steps)
-        rate = max(step[1] for step in rounds.steps)
-        if rounds.subset is not None:
-            rate = plan.rate
+    if plan is not None and plan.protected and steps:
+        # a canary is there or not, which moves a sum half as far as its replacement would
+        multiplier = min(step.multiplier * (2 if step.replaces else 1) for step in steps)
+        rate = max(step.rate for step in steps)
         times = max(20, min(200, _SIMULATED_SCORES // len(outcome.scores)))
         caught = [
             detection_power(
@@ -217,7 +215,7 @@ def _power_claim(audit: Audit, outcome: CanaryOutcome, epsilon: float, delta: fl
                 canaries=len(outcome.scores),
                 guesses=outcome.guesses,
                 noise_multiplier=multiplier / factor,
-                rounds=sum(step[2] for step in rounds.steps),
+                rounds=sum(count * step.count for step, count in steps.items()),
                 rate=rate,
                 runs=times,
             )

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from fedsys.audit.evidence import Evidence
 from fedsys.audit.spending import Spending
-from fedsys.audit.wording import claim, epsilon_text, value_text
+from fedsys.audit.wording import claim, epsilon_text, plain, value_text
 from fedsys.errors import MechanismError
 from fedsys.privacy import VIEWS, Event, PrivacyPlan, View, guaranteed_epsilon
-from fedsys.privacy.costs import server_cost
-from fedsys.privacy.events import SkellamEvent
-from fedsys.privacy.rdp import ORDERS, SERVER_ORDERS, epsilon_of
+from fedsys.privacy.costs import (
+    accountant_of,
+    outsider_step,
+    server_step,
+    steps_epsilon,
+    together_step,
+)
 from fedsys.records import Claim
 
 __all__ = ["alone_claim", "epsilon_claims", "event_claim", "underivable_claims"]
 
 _RELATIVE = 1e-6
 """Agreement of two derivations by one accountant."""
+
+_SAMPLER_HOLDS = 600.0
+"""Epsilon up to which one's own share, a single rounded Gaussian and so a post-processed one, is
+near enough to its ideal: draws are exact to 2^-980 = e^-679."""
 
 _RESTS_ON: dict[View, str] = {
     "outsider": "noise really added, sampling really random, N: the coordinator's word",
@@ -56,14 +63,27 @@ def event_claim(problem: str | None, events: Counter[Event], plan: PrivacyPlan) 
 
 
 def epsilon_claims(
-    evidence: Evidence, plan: PrivacyPlan, spending: Spending, *, cohorts_failed: bool
+    evidence: Evidence,
+    plan: PrivacyPlan,
+    spending: Spending,
+    *,
+    cohorts_failed: bool,
+    withheld: str | None = None,
 ) -> Iterator[Claim]:
-    """Each view's claimed epsilon against what the ledger's rounds cost, then the budget."""
+    """Each view's claimed epsilon against what the ledger's rounds cost, then the budget.
+
+    Args:
+        evidence: the summary states them.
+        plan: of the header.
+        spending: of the rounds.
+        cohorts_failed: whether ``private.jsonl`` is not what the ledger committed to.
+        withheld: why no epsilon can be claimed, whatever the rounds cost.
+    """
     privacy = (evidence.summary.value or {}).get("privacy")
     stated = privacy.get("epsilon") if isinstance(privacy, dict) else None
     claimed: Mapping[str, Any] = stated if isinstance(stated, dict) else {}
     for view in VIEWS:
-        yield _view_claim(
+        found = _view_claim(
             view,
             claimed.get(view),
             plan,
@@ -71,6 +91,10 @@ def epsilon_claims(
             states_epsilon=evidence.summary.value is not None,
             cohorts_failed=cohorts_failed,
         )
+        if withheld is not None:
+            words = f"withheld: {withheld}; its rounds alone: {found.rederived}"
+            found = dataclasses.replace(found, holds=False, rederived=plain(words))
+        yield found
     extra = sorted(set(claimed) - set(VIEWS))
     if extra:
         yield claim(
@@ -98,17 +122,25 @@ def alone_claim(plan: PrivacyPlan, events: Counter[Event], turns: int, roster: A
         turns: rounds in which the worst client's update was, or may have been, summed.
         roster: whose word the list of members is, as the header says.
     """
-    shared = [event for event in events if isinstance(event, SkellamEvent)]
-    if not shared:
+    alone = [
+        dataclasses.replace(server_step(event), multiplier=event.share_multiplier)
+        for event in events
+        if 0 < event.share_multiplier < server_step(event).multiplier
+    ]
+    if not alone:
         return None  # others' noise never counted, or there is none
-    dearest = np.max([server_cost(event, event.colluders + 1) for event in shared], axis=0)
-    epsilon = epsilon_of(turns * dearest[SERVER_ORDERS], plan.delta_server, ORDERS[SERVER_ORDERS])
+    worst = min(alone, key=lambda step: step.multiplier)
+    epsilon = steps_epsilon({worst: turns}, plan.delta_of("server"))
+    if epsilon > _SAMPLER_HOLDS:
+        epsilon = math.inf
     return claim(
         "Epsilon, server view, all others colluding",
         None,
         claimed="nothing: a server that keeps to the protocol is assumed",
         rederived=f"{epsilon_text(epsilon)} after {turns} rounds at one's own share of noise alone",
-        by="RDP, no amplification, c = n - 1",
+        by="exact Gaussian (Balle and Wang), c = n - 1"
+        if worst.rate == 1
+        else "the client's own secret coin amplifies, c = n - 1",
         rests_on=f"who vouches for the members: {value_text(roster)}",
     )
 
@@ -186,20 +218,31 @@ def _stated(value: Any) -> float | None:
         return None
 
 
+_ACCOUNTANTS = {
+    "pld": "privacy loss distributions (dp-accounting)",
+    "gaussian": "exact Gaussian (Balle and Wang)",
+    "rdp": "Rényi divergences",
+}
+
+
 def _accountant(view: View, plan: PrivacyPlan) -> str:
+    """What gave a view's epsilon, and of which rounds."""
     if not plan.protected:
         return "no noise, no bound"
+    event = plan.event()
+    seen = {
+        "outsider": {outsider_step(event): 1},
+        "participant": {outsider_step(event): 1, together_step(event): 1},
+        "server": {server_step(event): 1},
+    }[view]
+    by = _ACCOUNTANTS[accountant_of(seen, plan.delta_of(view))]
+    if plan.unit == "example":
+        return f"{by} of every client's local batches, which amplify"
+    if view == "participant":
+        return f"{by}; rounds shared with a curious client count unamplified"
     if view == "server":
-        return "RDP of each client's own rounds, no amplification"
-    if view == "outsider":
-        return {
-            "pld": "privacy loss distributions (dp-accounting)",
-            "gaussian": "exact Gaussian (Balle and Wang)",
-            "rdp": "RDP, tight Poisson amplification"
-            if plan.sampling == "poisson"
-            else "RDP of each round",
-        }[plan.accountant]
-    return "RDP; rounds shared with a curious client count unamplified"
+        return f"{by} of each client's own rounds"
+    return f"{by} of all rounds, or of one client's turns where those are fewer"
 
 
 def _promise_claim(stated: Any, plan: PrivacyPlan) -> Claim:

@@ -18,6 +18,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedsys.audit.accountants import cross_checks
+from fedsys.audit.adding import part_of
 from fedsys.audit.chain import UNPINNED, chain_claim, cohort_claims, ledger_claims, signer_claim
 from fedsys.audit.cohorts import Cohorts
 from fedsys.audit.countersigned import (
@@ -29,12 +30,14 @@ from fedsys.audit.epsilons import alone_claim, epsilon_claims, event_claim, unde
 from fedsys.audit.evidence import Evidence, gather
 from fedsys.audit.outcome import outcome_claims
 from fedsys.audit.page import page_claim
+from fedsys.audit.preparation import preparation_claim, withheld
 from fedsys.audit.settings import config_claims, header_claims, origin_claims, plan_claim
 from fedsys.audit.spending import LARGEST_POPULATION, Spending, derive, reserved_events
+from fedsys.audit.tuning import total_of, tuning_claim
 from fedsys.audit.wording import plain
 from fedsys.errors import LedgerError, MechanismError
-from fedsys.privacy import Event, LedgerView, PrivacyPlan, load_public_key, plan_of
-from fedsys.records import AuditResult, Claim
+from fedsys.privacy import VIEWS, Event, LedgerView, PrivacyPlan, load_public_key, plan_of
+from fedsys.records import AuditResult, Claim, Total
 
 __all__ = ["Audit", "audit_run", "examine", "result_of"]
 
@@ -70,6 +73,8 @@ class Audit:
         countersigned: by agents; None if there is no such file.
         cohorts: of ``private.jsonl``; None if it is absent or not what was committed to.
         spending: None if it cannot be derived.
+        withheld: why none of its epsilons can be claimed, whatever the rounds cost.
+        total: with the tuning runs that the header states.
     """
 
     evidence: Evidence
@@ -79,6 +84,8 @@ class Audit:
     cohorts: Cohorts | None = None
     countersigned: Countersigned | None = None
     spending: Spending | None = None
+    withheld: str | None = None
+    total: Total | None = None
 
 
 def audit_run(run: Path, *, key: str | None = None, page: bool = False) -> AuditResult:
@@ -116,7 +123,18 @@ def result_of(run: Path, audit: Audit, key: Ed25519PublicKey | None) -> AuditRes
         signer=view.signer if view is not None else None,
         notes=tuple(plain(note) for note in _notes(audit, key)),
         details=_details(audit),
+        neighbours=_neighbours(view),
+        withheld=audit.withheld,
+        total=audit.total,
     )
+
+
+def _neighbours(view: LedgerView | None) -> dict[str, str]:
+    """What each view's epsilon compares, as the header declares it."""
+    stated = None if view is None else view.header.get("neighbours")
+    if not isinstance(stated, dict):
+        return {}
+    return {name: plain(stated[name]) for name in VIEWS if isinstance(stated.get(name), str)}
 
 
 def examine(run: Path, key: Ed25519PublicKey | None) -> Audit:
@@ -155,6 +173,8 @@ def _examine_privacy(audit: Audit, view: LedgerView, plan: PrivacyPlan) -> None:
     claims.extend(header_claims(view.header, plan))
     claims.extend(config_claims(evidence, view, plan))
     claims.extend(origin_claims(evidence, view, plan))
+    claims.append(preparation_claim(evidence, view, plan))
+    audit.withheld = withheld(evidence, view, plan)
     audit.countersigned = read_countersignatures(evidence.run, view, plan)
     found = None
     if evidence.has_private:
@@ -182,7 +202,12 @@ def _examine_privacy(audit: Audit, view: LedgerView, plan: PrivacyPlan) -> None:
         claims.extend(underivable_claims(unread or "not derived"))
         return
     failed = found is not None and bool(found.problems)
-    claims.extend(epsilon_claims(evidence, plan, audit.spending, cohorts_failed=failed))
+    claims.extend(
+        epsilon_claims(
+            evidence, plan, audit.spending, cohorts_failed=failed, withheld=audit.withheld
+        )
+    )
+    claims.append(_add_tuning(audit, view, plan, audit.spending))
     if audit.cohorts is not None:
         lost = sum(record.outcome is None for record in view.rounds)
         trust = view.header.get("trust")
@@ -194,7 +219,22 @@ def _examine_privacy(audit: Audit, view: LedgerView, plan: PrivacyPlan) -> None:
         )
         claims.extend([alone] if alone is not None else [])
     if plan.protected:
-        claims.extend(cross_checks(plan, audit.events, audit.spending))
+        claims.extend(cross_checks(plan, audit.spending))
+
+
+def _add_tuning(audit: Audit, view: LedgerView, plan: PrivacyPlan, spending: Spending) -> Claim:
+    """Notes the total with tuning runs, and claims that everything states it."""
+    problem = None
+    try:
+        audit.total = total_of(
+            view.header.get("tuning"),
+            plan,
+            spending.accountant.outsider.steps(),
+            spending.spent.outsider,
+        )
+    except (ValueError, MechanismError, OverflowError, MemoryError) as error:
+        problem = plain(error)
+    return tuning_claim(audit.evidence, view, audit.total, problem)
 
 
 def _without_cohorts(view: LedgerView, plan: PrivacyPlan) -> tuple[Spending | None, str | None]:
@@ -251,4 +291,7 @@ def _details(audit: Audit) -> dict[str, Any]:
         details["protected"] = plan.protected
     if audit.spending is not None:
         details["outsider_by_rdp"] = audit.spending.rdp_outsider
+        if plan is not None and plan.protected:
+            steps = audit.spending.accountant.outsider.steps()
+            details["outsider_part"] = part_of(plan, "outsider", steps).to_json()
     return details

@@ -68,7 +68,7 @@ def header_claims(header: Mapping[str, Any], plan: PrivacyPlan) -> Iterator[Clai
         and header.get("delta") == plan.delta,
         claimed=_parts_text(stated),
         rederived=_parts_text(parts),
-        by="exact binomial tails of aborts; the samplers' distance",
+        by="exact tails of aborts; the noise's distance from a Gaussian",
         rests_on=_losses(plan),
     )
     wrong = [

@@ -311,6 +311,7 @@ class _Model:
 
         self._task = tasks.load(config.task.name, config.task.options)
         self.task_sha256 = code_sha256(self._task)
+        self.preprocessing = tasks.preprocessing_of(self._task)
         self._trainer = Trainer(
             self._task,
             LocalConfig(**config.local.model_dump()),

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from server.released_model import ReleasedModel
 
 __all__ = ["export"]
@@ -31,6 +33,8 @@ def export(
     ] = None,
 ) -> None:
     """Write a model that carries its epsilon, delta and ledger head; the run is audited first.
+
+    The epsilon is that of an outsider, tuning runs that the ledger states included.
 
     A recurrent model is unrolled, which takes minutes as .pt2 and longer as .onnx.
     """
@@ -60,8 +64,16 @@ def export(
     facts = released.facts
     typer.echo(
         f"{out}: {len(content):,} bytes; outsider's epsilon {float(facts['fedsys.epsilon']):.4f} "
-        f"at delta {facts['fedsys.delta']}; ledger head {facts['fedsys.ledger_head'][:16]}"
+        f"at delta {facts['fedsys.delta']}{_with_tuning(facts)}; ledger head "
+        f"{facts['fedsys.ledger_head'][:16]}"
     )
+
+
+def _with_tuning(facts: Mapping[str, str]) -> str:
+    if facts["fedsys.tuning_runs"] == "0":
+        return ""
+    own = float(facts["fedsys.epsilon_of_this_run"])
+    return f", {facts['fedsys.tuning_runs']} tuning runs included (this run alone: {own:.4f})"
 
 
 _PACKAGES: dict[str, tuple[str, ...]] = {

@@ -29,7 +29,6 @@ from fedsys.cli.privacy_options import (
     Rounds,
     Sampling,
     Steps,
-    modulus_bits,
     options_of,
 )
 
@@ -67,7 +66,7 @@ def _job(
     rounds: Rounds,
     delta: Delta,
     sampling_rate: Rate = None,
-    mechanism: Mechanism = "distributed-skellam",
+    mechanism: Mechanism = "distributed-gaussian",
     dim: Dimension = 100_000,
     bits: Bits = None,
     encoding: Encoding = "wide",
@@ -142,6 +141,7 @@ def _all_views(options: dict[str, Any]) -> dict[str, Any]:
     from fedsys.errors import MechanismError
     from fedsys.privacy.plan import make_plan
     from fedsys.privacy.projection import project
+    from fedsys.privacy.views import VIEWS
 
     rate, cohort, population = options["sampling_rate"], options["cohort"], options["population"]
     if population is None:
@@ -159,7 +159,7 @@ def _all_views(options: dict[str, Any]) -> dict[str, Any]:
         expected_cohort=cohort,
         dimension=options["dim"],
         clip=1.0,
-        modulus_bits=modulus_bits(options["bits"], options["encoding"]),
+        modulus_bits=options["bits"] or 0,
         noise_multiplier=options.get("noise_multiplier"),
         epsilon=options.get("epsilon"),
     )
@@ -168,6 +168,8 @@ def _all_views(options: dict[str, Any]) -> dict[str, Any]:
         "accountant": plan.accountant,
         "noise_multiplier": plan.noise_multiplier,
         "delta_abort": plan.delta_abort,
+        "delta_noise": {view: plan.charges.of(view) for view in VIEWS},
+        "modulus_bits": plan.modulus_bits,
         "sampling_rate": plan.rate,
         "population": plan.population,
         "expected_cohort": plan.expected_cohort,
@@ -183,10 +185,11 @@ def _outsider_alone(options: dict[str, Any]) -> dict[str, Any]:
     """
     from fedsys.errors import MechanismError
     from fedsys.privacy import validation
-    from fedsys.privacy.calibration import bisect_noise
-    from fedsys.privacy.costs import accountant_of, outsider_epsilons, reported_outsider
-    from fedsys.privacy.events import Event
-    from fedsys.privacy.mechanisms import build_event
+    from fedsys.privacy.calibration import least_noise
+    from fedsys.privacy.costs import Steps as GaussianSteps
+    from fedsys.privacy.costs import accountant_of, outsider_step
+    from fedsys.privacy.events import build_event
+    from fedsys.privacy.projection import outsider_epsilons
     from fedsys.privacy.views import epsilon_to_json
 
     mechanism = options["mechanism"]
@@ -203,8 +206,8 @@ def _outsider_alone(options: dict[str, Any]) -> dict[str, Any]:
     turns = validation.integer("--rounds", options["rounds"])
     delta = validation.fraction("--delta", options["delta"])
 
-    def event_at(noise_multiplier: float) -> Event:
-        return build_event(
+    def steps_at(noise_multiplier: float) -> GaussianSteps:
+        event = build_event(
             mechanism,
             dimension=options["dim"],
             clip=1.0,
@@ -214,25 +217,23 @@ def _outsider_alone(options: dict[str, Any]) -> dict[str, Any]:
             population=_ANY_POPULATION,
             cap=1,
             min_survivors=1,
-            modulus_bits=modulus_bits(options["bits"], options["encoding"]),
+            modulus_bits=options["bits"] or 0,
             sampling=options["sampling"],
             participation=options["participation"],
             example_rate=options["example_rate"],
             steps=options["steps"],
         )
+        return {outsider_step(event): turns}
 
     if mechanism == "none":
-        event, multiplier = event_at(0.0), 0.0
+        multiplier = 0.0
     elif "epsilon" in options:
         target = validation.positive("--epsilon", options["epsilon"])
-        multiplier = bisect_noise(
-            lambda z: reported_outsider(event_at(z), turns, delta), target, start=2.0
-        )
-        event = event_at(multiplier)
+        multiplier = least_noise(steps_at, target, delta)
     else:
         multiplier = options["noise_multiplier"]
-        event = event_at(multiplier)
-    values = outsider_epsilons(event, turns, delta)
+    steps = steps_at(multiplier)
+    values = outsider_epsilons(steps, delta)
     return _facts(options) | {
         "epsilon": {
             "outsider": {name: epsilon_to_json(value) for name, value in values.items()},
@@ -240,7 +241,7 @@ def _outsider_alone(options: dict[str, Any]) -> dict[str, Any]:
             "server": None,
         },
         "reported": epsilon_to_json(next(iter(values.values()))),
-        "accountant": accountant_of(event),
+        "accountant": accountant_of(steps, delta),
         "noise_multiplier": multiplier,
         "delta_abort": 0.0,
         "sampling_rate": options["sampling_rate"],
@@ -255,7 +256,6 @@ def _facts(options: dict[str, Any]) -> dict[str, Any]:
     return {
         **{name: options[name] for name in names},
         "dimension": options["dim"],
-        "modulus_bits": modulus_bits(options["bits"], options["encoding"]),
         "versions": {"fedsys": __version__, **accountant_versions()},
     }
 

@@ -29,7 +29,6 @@ __all__ = [
     "Rounds",
     "Sampling",
     "Steps",
-    "modulus_bits",
     "options_of",
 ]
 
@@ -42,7 +41,8 @@ Rounds = Annotated[int, typer.Option(metavar="T", help="Number of rounds.")]
 Delta = Annotated[float, typer.Option(metavar="D", help="Of the whole job.")]
 Dimension = Annotated[int, typer.Option("--dim", metavar="D", help="Coordinates of an update.")]
 Bits = Annotated[
-    int | None, typer.Option(metavar="B", help="Of the modulus.", show_default="32; 16 if narrow")
+    int | None,
+    typer.Option(metavar="B", help="Of the modulus.", show_default="the least that fits"),
 ]
 Encoding = Annotated[str, typer.Option(help="wide or narrow.")]
 Cohort = Annotated[
@@ -74,11 +74,6 @@ ExampleRate = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(help="Local steps a round (example-gaussian).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def modulus_bits(given: int | None, encoding: str) -> int:
-    """The modulus asked for, or the encoding's usual one."""
-    return given if given is not None else 32 if encoding == "wide" else 16
 
 
 def options_of(

@@ -19,7 +19,6 @@ from fedsys.cli.privacy_options import (
     Guarantee,
     MaxParticipations,
     Mechanism,
-    modulus_bits,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def plan(
     delta: Annotated[
         float | None, typer.Option(metavar="D", help="Of the job.", show_default="1 / N^1.1")
     ] = None,
-    mechanism: Mechanism = "distributed-skellam",
+    mechanism: Mechanism = "distributed-gaussian",
     cohort: Annotated[
         list[float] | None, typer.Option(metavar="N", help="Cohorts to compare; repeatable.")
     ] = None,
@@ -80,7 +79,7 @@ def plan(
                     delta=delta,
                     epsilon=epsilon,
                     encoding=encoding,  # type: ignore[arg-type]
-                    modulus_bits=modulus_bits(bits, encoding),
+                    modulus_bits=bits or 0,
                     guarantee=guarantee,  # type: ignore[arg-type]
                     colluders=colluders,
                     dropout=dropout,

@@ -146,11 +146,14 @@ def _conclusions(tuned: Tuned) -> list[str]:
             f"server {figures.epsilon(spent.server)} at delta {figures.small(total.delta)}"
             f" ({tuned.folder / 'total.json'})"
         )
+    if tuned.protected and total is not None and not total.passed:
+        failed = ", ".join(claim.name for claim in total.claims if claim.holds is False)
+        lines.append(f"no claim of privacy holds for these runs, audits fail: {failed}")
     if tuned.best is not None:
         value = tuned.best.value or 0.0
         lines += [
             f"best: trial {tuned.best.number}, {tuned.metric} {value:.4f}, {tuned.best.folder}",
-            f"run it with `fedsys simulate {tuned.folder / 'best.toml'}`: its ledger states these "
-            f"runs, and its cost adds to theirs",
+            f"run it with `fedsys simulate {tuned.folder / 'best.toml'}`: its cost adds to theirs, "
+            f"and its ledger, summary, report and export state the total",
         ]
     return lines

@@ -16,6 +16,7 @@ __all__ = [
     "losses_fit",
     "narrow_fits",
     "needs_noise",
+    "one_holder",
     "protects_examples",
     "summed_fits",
 ]
@@ -63,6 +64,11 @@ def cohort_fits(population: Population, cohort: Cohort) -> None:
 
 def narrow_fits(aggregation: Aggregation) -> None:
     """The modulus suits the encoding."""
+    if 0 < aggregation.modulus_bits < 8:
+        raise ConfigError(
+            f"aggregation.modulus_bits = {aggregation.modulus_bits}: allowed are 8 to 64, and 0 "
+            f"for the least that fits"
+        )
     if aggregation.encoding == "narrow" and aggregation.modulus_bits > 20:
         raise ConfigError(
             f"aggregation.modulus_bits = {aggregation.modulus_bits} with encoding 'narrow': "
@@ -113,15 +119,25 @@ def protects_examples(privacy: Privacy, aggregation: Aggregation) -> None:
     )
 
 
+def one_holder(population: Population, privacy: Privacy) -> None:
+    """An example that is protected by itself is in one client, once."""
+    if privacy.unit == "example" and population.partition == "resampled":
+        raise ConfigError(
+            "population.partition = 'resampled' with privacy.unit = 'example': it deals each "
+            "example to any number of clients, any number of times, and the cost is that of one "
+            "copy; use another partition, or unit = 'client'"
+        )
+
+
 def adapts(privacy: Privacy, aggregation: Aggregation) -> None:
     """Clipping adapts only where noise hides the bits that tell how."""
     if privacy.adaptive_quantile is None:
         return
     where = f"privacy.adaptive_quantile = {privacy.adaptive_quantile:g}"
-    if privacy.mechanism not in ("distributed-skellam", "central-gaussian", "local-gaussian"):
+    if privacy.mechanism not in ("distributed-gaussian", "central-gaussian", "local-gaussian"):
         raise ConfigError(
             f"{where}: mechanism '{privacy.mechanism}' has no noise to hide the clipping bits in, "
-            f"or noise that fixes the norm; use distributed-skellam, central-gaussian or "
+            f"or noise that fixes the norm; use distributed-gaussian, central-gaussian or "
             f"local-gaussian"
         )
     if aggregation.protocol == "float":

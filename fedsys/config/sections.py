@@ -102,7 +102,13 @@ class Local(Section):
 
 
 class Server(Section):
-    """What is done with a round's mean update; a name, or ``"package.module:Attr"``."""
+    """What is done with a round's mean update; a name, or ``"package.module:Attr"``.
+
+    The mean is unweighted under every `strategy`, "fedavg" included: each client counts alike,
+    however many examples it has, and the sum is divided by the expected cohort. A weight would be a
+    number of the client's own that no noise hides, and would let some clients move the sum further
+    than the clipping norm that is paid for.
+    """
 
     strategy: str = "fedavgm"
     learning_rate: Positive = 1.0
@@ -117,13 +123,13 @@ class Privacy(Section):
     is the budget at which the run stops."""
 
     mechanism: Literal[
-        "distributed-skellam",
+        "distributed-gaussian",
         "central-gaussian",
         "local-gaussian",
         "banded-mf",
         "example-gaussian",
         "none",
-    ] = "distributed-skellam"
+    ] = "distributed-gaussian"
     epsilon: Positive | None = None
     noise_multiplier: Positive | None = None
     delta: Annotated[Finite, Field(gt=0, lt=1)] = 1e-5
@@ -146,13 +152,15 @@ class Aggregation(Section):
     losses than that makes likely, and delta pays for the rest. `corrupt` is the fraction that may
     collude with the server.
 
-    `noise` "once" draws a simulated sum's noise at a stroke: the same distribution, less time.
+    `noise` "once" draws a simulated sum's noise at a stroke, which takes less time. `modulus_bits`
+    0 is the least ring of 16, 20, 24, 32 and more bits that holds the largest sum and its noise (16
+    if narrow).
     """
 
     protocol: Literal["secure", "ideal", "float"] = "secure"
     noise: Literal["per-client", "once"] = "per-client"
     encoding: Literal["wide", "narrow"] = "wide"
-    modulus_bits: Annotated[int, Field(ge=8, le=64)] = 32
+    modulus_bits: Annotated[int, Field(ge=0, le=64)] = 0
     dropout: Fraction = 0.1
     corrupt: Fraction = 0.1
 
@@ -196,11 +204,24 @@ class Faults(Section):
     deadline: NonNegative = 0.0
 
 
+class TuningPart(Section):
+    """Rounds of tuning runs as `fedsys tune` found them in their ledgers: Gaussian steps
+    (multiplier, rate, 1 if neighbours are replaced, how many) and what delta pays beside them."""
+
+    delta: Annotated[Finite, Field(gt=0, lt=1)]
+    beside: Fraction
+    aside: Fraction
+    log_distance: Finite
+    steps: Annotated[list[list[float]], Field(min_length=1, max_length=4096)]
+
+
 class Tuning(Section):
     """Runs on the same clients whose results chose these settings; `fedsys tune` fills it in.
 
-    `epsilon` is what the outsider learned from all of them together, at `delta`; `heads` are those
-    of their ledgers. The header of the ledger repeats it: it adds to what this run costs.
+    `epsilon` is what the outsider learned from all of them together, at `delta`; `part` are their
+    rounds, from which the total with this run is composed (without them, epsilons and deltas are
+    added); `heads` are those of their ledgers. The header of the ledger repeats it, and summary,
+    report, audit and export state the total.
     """
 
     runs: Annotated[int, Field(ge=0)] = 0
@@ -209,6 +230,8 @@ class Tuning(Section):
     heads: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
         default_factory=list, max_length=10_000
     )
+
+    part: TuningPart | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For the ledger; an infinite epsilon is the string "inf"."""

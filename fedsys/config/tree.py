@@ -11,6 +11,7 @@ from fedsys.config.combinations import (
     losses_fit,
     narrow_fits,
     needs_noise,
+    one_holder,
     protects_examples,
     summed_fits,
 )
@@ -59,6 +60,7 @@ class Config(Section):
         losses_fit(self.aggregation)
         summed_fits(self.aggregation)
         protects_examples(self.privacy, self.aggregation)
+        one_holder(self.population, self.privacy)
         adapts(self.privacy, self.aggregation)
         coin_is_added(self.cohort, self.aggregation)
         return self

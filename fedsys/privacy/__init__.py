@@ -3,7 +3,7 @@
 A name's module is loaded when the name is first used: who signs a ledger needs no SciPy.
 
 >>> from fedsys.privacy import ViewAccountant, make_plan
->>> plan = make_plan(mechanism="distributed-skellam", population=1000, expected_cohort=50,
+>>> plan = make_plan(mechanism="distributed-gaussian", population=1000, expected_cohort=50,
 ...     rounds=200, dimension=60_000, clip=1.0, delta=1e-5, noise_multiplier=1.0)
 >>> mechanism = plan.build_mechanism()
 >>> accountant = ViewAccountant(plan)

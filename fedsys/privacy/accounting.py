@@ -1,7 +1,7 @@
 """A job's running privacy loss in three views; each round costs O(1), whatever came before.
 
 >>> from fedsys.privacy.plan import make_plan
->>> plan = make_plan(mechanism="distributed-skellam", population=1000, expected_cohort=50,
+>>> plan = make_plan(mechanism="distributed-gaussian", population=1000, expected_cohort=50,
 ...     rounds=200, dimension=60_000, clip=1.0, delta=1e-5, noise_multiplier=1.0)
 >>> accountant = ViewAccountant(plan)
 >>> accountant.charge(plan.event(), sampled=range(50), survivors=range(47))
@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.errors import BudgetExceeded, MechanismError
+from fedsys.privacy.calibration import guaranteed_epsilon
 from fedsys.privacy.events import Event
-from fedsys.privacy.losses import OutsiderLoss, ParticipantLoss, ServerLoss
+from fedsys.privacy.losses import OutsiderLoss, ParticipantLoss, ServerLoss, worst_server
 from fedsys.privacy.plan import PrivacyPlan
 from fedsys.privacy.views import Epsilons, View
 
@@ -43,7 +44,7 @@ class ViewAccountant:
         self.plan = plan
         self.rounds = 0
         self.outsider = OutsiderLoss(plan)
-        self.participant = ParticipantLoss(plan, self.outsider)
+        self.participant = ParticipantLoss(plan)
         self.server = ServerLoss(plan)
 
     def charge(
@@ -124,18 +125,30 @@ class ViewAccountant:
     def require_budget(self, event: Event) -> None:
         """Refuses a round that would exceed the plan's budget in the guaranteed view.
 
+        When a job ends is a function of public constants: every reserved round counts, and for the
+        server at its worst case, whatever cohorts and survivors there were.
+
+        Args:
+            event: of the round, one that the plan covers.
+
         Raises:
             BudgetExceeded: it would; no client must be asked.
         """
-        budget = self.plan.budget
-        if budget is None:
+        plan = self.plan
+        if plan.budget is None:
             return
-        view = self.plan.guarantee
-        after = self.outsider.epsilon(event) if view == "outsider" else self.server.epsilon(event)
-        if after > budget * (1 + 1e-9):
+        limit = plan.budget * (1 + 1e-9)
+        if self.rounds < plan.rounds and guaranteed_epsilon(plan) <= limit:
+            return  # all rounds fit, so this one does
+        if plan.guarantee == "outsider":
+            after = self.outsider.epsilon(event)
+        else:
+            after = worst_server(plan, self.rounds + 1)
+        if after > limit:
             raise BudgetExceeded(
-                f"round {self.rounds + 1} would bring the {view}'s epsilon to {after:.4g}, over "
-                f"the budget {budget:g}: the job ends after {self.rounds} rounds"
+                f"round {self.rounds + 1} would bring the {plan.guarantee}'s epsilon to "
+                f"{after:.4g}, over the budget {plan.budget:g}: the job ends after {self.rounds} "
+                "rounds"
             )
 
 

@@ -12,33 +12,34 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 from scipy.optimize import brentq
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
-from fedsys.privacy.costs import outsider_cost, reported_outsider, server_cost
+from fedsys.privacy.costs import Steps, outsider_step, rdp_epsilon, squares_of, steps_epsilon
+from fedsys.privacy.exact_gaussian import composed_epsilon
+from fedsys.privacy.losses.server import worst_server
+from fedsys.privacy.noise_charges import NoiseTooCoarse
 from fedsys.privacy.plan import LEAST_NOISE, PrivacyPlan
-from fedsys.privacy.rdp import ORDERS, SERVER_ORDERS, epsilon_of
+from fedsys.privacy.rings import MAX_BITS
 
-__all__ = ["bisect_noise", "calibrate", "guaranteed_epsilon", "planned_outsider"]
+__all__ = ["bisect_noise", "calibrate", "guaranteed_epsilon", "least_noise", "planned_outsider"]
 
 _LARGEST = 1e5
 _RELATIVE = 1e-6
 
 
+@lru_cache(maxsize=256)
 def planned_outsider(plan: PrivacyPlan) -> float:
     """The outsider's epsilon once all T rounds are done, by the reported accountant.
 
     Infinite where nothing is protected.
     """
-    event, turns = plan.event(), plan.turns(plan.rounds)
-    return reported_outsider(event, turns, plan.delta_released)
-
-
-def _rdp_outsider(plan: PrivacyPlan) -> float:
-    turns = plan.turns(plan.rounds)
-    return epsilon_of(turns * outsider_cost(plan.event()), plan.delta_released)
+    steps = {outsider_step(plan.event()): plan.turns(plan.rounds)}
+    found = steps_epsilon(steps, plan.delta_of("outsider"))
+    return plan.charges.covered("outsider", found)
 
 
 def guaranteed_epsilon(plan: PrivacyPlan) -> float:
@@ -48,9 +49,7 @@ def guaranteed_epsilon(plan: PrivacyPlan) -> float:
     """
     if plan.guarantee == "outsider":
         return planned_outsider(plan)
-    times = min(plan.rounds, plan.max_participations or plan.rounds)
-    curve = times * server_cost(plan.event())
-    return epsilon_of(curve[SERVER_ORDERS], plan.delta_server, ORDERS[SERVER_ORDERS])
+    return worst_server(plan, plan.rounds)
 
 
 def bisect_noise(
@@ -61,7 +60,7 @@ def bisect_noise(
     Brent's method on log z (Brent, "Algorithms for Minimization without Derivatives", 1973).
 
     Args:
-        epsilon_at: falls with the multiplier.
+        epsilon_at: falls with the multiplier; may be infinite.
         target: epsilon to meet.
         start: a multiplier near the answer, from which to bracket it.
 
@@ -84,7 +83,7 @@ def bisect_noise(
         return low
     # Brent's bracketing method: bisection that takes a shorter way where the curve is smooth
     root = brentq(
-        lambda log_z: epsilon_at(math.exp(log_z)) - target,
+        lambda log_z: min(epsilon_at(math.exp(log_z)), 1e9 + 2 * target) - target,
         math.log(low),
         math.log(high),
         xtol=_RELATIVE / 4,
@@ -93,6 +92,28 @@ def bisect_noise(
     while epsilon_at(found) > target:
         found *= 1 + _RELATIVE
     return min(found, high)
+
+
+def least_noise(steps_at: Callable[[float], Steps], target: float, delta: float) -> float:
+    """The smallest noise multiplier whose steps meet a target by the reported accountant.
+
+    A loss distribution costs much where there is little noise: the search begins at the answer of
+    cheaper bounds from above, which need a little more noise, and looks below it only as far as it
+    takes.
+
+    Args:
+        steps_at: the job's steps by noise multiplier.
+        target: epsilon to meet.
+        delta: in (0, 1).
+
+    Raises:
+        MechanismError: even the largest multiplier does not meet the target.
+    """
+
+    start = bisect_noise(lambda z: _bound(steps_at(z), target, delta), target)
+    if start == LEAST_NOISE:
+        return start
+    return bisect_noise(lambda z: steps_epsilon(steps_at(z), delta), target, start=start)
 
 
 def calibrate(target_epsilon: float, plan: PrivacyPlan) -> float:
@@ -112,13 +133,32 @@ def calibrate(target_epsilon: float, plan: PrivacyPlan) -> float:
         )
 
     def epsilon_at(multiplier: float) -> float:
-        return guaranteed_epsilon(dataclasses.replace(plan, noise_multiplier=multiplier))
+        tried = _with_noise(plan, multiplier)
+        return math.inf if tried is None else guaranteed_epsilon(tried)
 
     if plan.guarantee == "server" or plan.accountant != "pld":
         return bisect_noise(epsilon_at, target_epsilon)
-    # A loss distribution is dear where there is little noise: come from the Rényi answer, which
-    # needs a little more noise, and look below it only as far as it takes.
-    start = bisect_noise(
-        lambda z: _rdp_outsider(dataclasses.replace(plan, noise_multiplier=z)), target_epsilon
-    )
+    step, turns = outsider_step(plan.event()), plan.turns(plan.rounds)
+    unit = step.multiplier / plan.noise_multiplier  # what views see is proportional to z
+
+    def bound_at(multiplier: float) -> float:
+        tried = dataclasses.replace(step, multiplier=multiplier * unit)
+        return _bound({tried: turns}, target_epsilon, plan.delta / 2)
+
+    start = bisect_noise(bound_at, target_epsilon)
     return bisect_noise(epsilon_at, target_epsilon, start=start)
+
+
+def _bound(steps: Steps, target: float, delta: float) -> float:
+    """Epsilon from above, without loss distributions."""
+    plain = composed_epsilon(delta, squares_of(steps))
+    return plain if plain <= target else min(plain, rdp_epsilon(steps, delta))
+
+
+def _with_noise(plan: PrivacyPlan, multiplier: float) -> PrivacyPlan | None:
+    """The plan with another multiplier; None where so little noise cannot be accounted for."""
+    widest = plan.modulus_bits if plan.encoding == "narrow" else MAX_BITS  # costs nothing
+    try:
+        return plan.changed(noise_multiplier=multiplier, budget=None, modulus_bits=widest)
+    except NoiseTooCoarse:
+        return None

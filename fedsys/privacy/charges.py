@@ -1,11 +1,12 @@
 """From a ledger back to the privacy loss: what a resumed run and an auditor both need.
 
 >>> from fedsys.privacy.plan import make_plan
->>> plan = make_plan(mechanism="distributed-skellam", population=1437, expected_cohort=100,
+>>> plan = make_plan(mechanism="distributed-gaussian", population=1437, expected_cohort=100,
 ...     rounds=40, dimension=650, clip=0.3, delta=1e-5, noise_multiplier=0.7)
 >>> header = ledger_header(plan, code_hash="00" * 32)
->>> sorted(header["delta_parts"])
-['aborts', 'released', 'sampler', 'server']
+>>> sorted(header["delta_parts"])  # doctest: +NORMALIZE_WHITESPACE
+['aborts', 'noise_outsider', 'noise_participant', 'noise_server', 'outsider', 'participant',
+ 'server']
 >>> plan_of(header) == plan
 True
 """
@@ -23,9 +24,9 @@ from fedsys.privacy.accounting import ViewAccountant
 from fedsys.privacy.events import Event, event_from_json
 from fedsys.privacy.ledger import LedgerView, RoundRecord
 from fedsys.privacy.plan import PrivacyPlan
-from fedsys.privacy.pld import DISCRETIZATION
+from fedsys.privacy.pld import BIN_RULE
 from fedsys.privacy.rdp import ORDERS
-from fedsys.privacy.views import Epsilons
+from fedsys.privacy.views import VIEWS, Epsilons
 
 __all__ = [
     "CohortSource",
@@ -33,17 +34,26 @@ __all__ = [
     "charge_rounds",
     "events_of",
     "ledger_header",
+    "neighbours_of",
     "plan_of",
     "replay",
 ]
 
 _EVENTS_AT_ONCE = 4096
 
+_UPDATE_OR_ZERO = "one client's update or zero"
 _NEIGHBOURS = {
     "outsider": "add or remove one client",
-    "participant": "add or remove one client",
-    "server": "one client's update or zero; it takes part either way (half of replacement)",
+    "participant": f"{_UPDATE_OR_ZERO}; invited members see who else was invited",
+    "server": f"{_UPDATE_OR_ZERO}; it takes part either way (half of replacement)",
 }
+_REPLACED = {
+    "outsider": "replace one client by another: cohorts have a fixed size, so without one of them "
+    "somebody else comes in",
+    "participant": "replace one client's update by any other; invited members see who else was "
+    "invited",
+}
+_EXAMPLES = {str(view): "add or remove one example of one client" for view in VIEWS}
 _NOT_COVERED = ["metrics", "evaluation", "timing", "traffic observers", "tuning on the same data"]
 
 
@@ -55,7 +65,7 @@ def accountant_versions() -> dict[str, str]:
 @functools.cache
 def _accountant_versions() -> dict[str, str]:
     return {
-        "fedsys-rdp": "1",
+        "fedsys-rdp": "2",
         "dp-accounting": importlib.metadata.version("dp-accounting"),
         "numpy": importlib.metadata.version("numpy"),
         "scipy": importlib.metadata.version("scipy"),
@@ -74,14 +84,11 @@ def ledger_header(plan: PrivacyPlan, **facts: Any) -> dict[str, Any]:
     Returns:
         A JSON object; `plan_of` reads the plan back.
     """
-    neighbours = dict(_NEIGHBOURS)
-    if plan.sampling == "fixed" and plan.participation == 1:
-        neighbours["outsider"] = neighbours["participant"] = "replace one client's update"
     return {
         **facts,
         "plan": plan.to_json(),
         "unit": plan.unit,
-        "neighbours": neighbours,
+        "neighbours": neighbours_of(plan),
         "delta": plan.delta,
         "delta_parts": _delta_parts(plan),
         "budget": plan.budget,
@@ -89,22 +96,27 @@ def ledger_header(plan: PrivacyPlan, **facts: Any) -> dict[str, Any]:
             "reported": plan.accountant,
             "versions": accountant_versions(),
             "rdp_orders": [float(order) for order in ORDERS],
-            "pld_discretization": DISCRETIZATION,
+            "pld_bins": BIN_RULE,
         },
-        "samplers": "AES-256-CTR expansion; inversion of a 128-bit table; exact rounding",
+        "samplers": "AES-256-CTR expansion; inversion of rounded Gaussians, up to 1024 bits a draw",
         "not_covered": list(_NOT_COVERED),
     }
 
 
+def neighbours_of(plan: PrivacyPlan) -> dict[str, str]:
+    """Which data sets each view's epsilon compares."""
+    if plan.unit == "example":
+        return dict(_EXAMPLES)
+    return {**_NEIGHBOURS, **(_REPLACED if plan.event().sampling.replaces else {})}
+
+
 def _delta_parts(plan: PrivacyPlan) -> dict[str, float]:
-    parts = {
-        "aborts": plan.delta_abort,
-        "sampler": plan.delta_sampler,
-        "released": plan.delta_released,
-        "server": plan.delta_server,
-    }
+    parts = {"aborts": plan.delta_abort}
     if plan.corrupt is not None:
         parts["quorum"] = plan.delta_quorum  # of what aborts cost
+    for view in VIEWS:
+        parts[f"noise_{view}"] = plan.charges.of(view)
+        parts[view] = plan.delta_of(view)
     return parts
 
 

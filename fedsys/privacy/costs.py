@@ -1,34 +1,28 @@
-"""What one round costs in each view: the interpretation of an event. Unknown events are refused.
+"""Epsilon of Gaussian steps: which accountant interprets them, and what each says.
 
-The noise that counts differs by view, and so does what amplifies:
+Every event says what a round shows to a view as `GaussianStep`s; nothing here asks which mechanism
+it was. Three accountants, each sound where it is used:
 
-- outsider: all of V*; Poisson sampling (and secret participation) amplifies.
-- participant: V* less the shares of the c curious clients; rounds in which one of them was in the
-  cohort are unamplified.
-- server: the shares of honest survivors only; nothing amplifies but secret participation.
-
-A cost is a curve: Rényi divergences at `fedsys.privacy.rdp.ORDERS`, which has the theorems and
-their sources. Curves of several rounds add up.
+- ``gaussian``: steps that nothing amplifies are one Gaussian mechanism exactly
+  (`fedsys.privacy.exact_gaussian`).
+- ``pld``: Poisson-sampled steps, mixed with unamplified ones, by privacy loss distributions
+  (`fedsys.privacy.pld`), down to delta = 1e-12; below, floating point cannot hold them.
+- ``rdp``: Rényi divergences (`fedsys.privacy.rdp`), for smaller deltas, and where neighbours
+  replace one client and a subset or a secret coin amplifies (Wang, Balle and Kasiviswanathan 2019,
+  Theorem 9). Never more than the exact cost without amplification, which is looked at beside it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
-from fedsys.errors import MechanismError
-from fedsys.privacy.events import (
-    BandedEvent,
-    Event,
-    ExampleEvent,
-    GaussianEvent,
-    SkellamEvent,
-    UnprotectedEvent,
-)
-from fedsys.privacy.exact_gaussian import gaussian_epsilon
+from fedsys.privacy.events import Event, GaussianStep, check_known
+from fedsys.privacy.exact_gaussian import composed_epsilon
 from fedsys.privacy.pld import dp_accounting_rdp, gaussian_pld_epsilon
 from fedsys.privacy.rdp import (
     ORDERS,
@@ -38,136 +32,52 @@ from fedsys.privacy.rdp import (
     epsilon_of,
     gaussian_loss,
     replacement_sampled,
-    skellam_loss,
 )
 
 __all__ = [
+    "LEAST_PLD_DELTA",
     "Accountant",
-    "GaussianKey",
+    "Steps",
     "accountant_of",
-    "apart_cost",
-    "gaussian_steps",
-    "outsider_cost",
-    "outsider_epsilons",
-    "reported_outsider",
-    "server_cost",
-    "together_cost",
+    "outsider_step",
+    "rdp_curve",
+    "rdp_epsilon",
+    "second_opinion",
+    "server_step",
+    "squares_of",
+    "steps_epsilon",
+    "together_step",
 ]
 
 Accountant = Literal["pld", "gaussian", "rdp"]
-GaussianKey = tuple[float, float]
-"""(noise multiplier, Poisson sampling rate)."""
+Steps = Mapping[GaussianStep, int]
+"""How many rounds there were of each step."""
 
-_CACHE = 512
-
-
-@lru_cache(maxsize=_CACHE)
-def _loss(kind: str, l2: float, l1: float, variance: float) -> Vector:
-    if kind == "skellam":
-        loss = skellam_loss(l2, l1, variance)
-    else:
-        loss = gaussian_loss(math.sqrt(variance) / l2 if variance > 0 else 0.0)
-    loss.setflags(write=False)
-    return loss
+LEAST_PLD_DELTA = 1e-12
+"""The smallest delta at which loss distributions are trusted: they are cut at 1e-15 and added by
+fast Fourier transforms in float64."""
 
 
-@lru_cache(maxsize=_CACHE)
-def _amplified(kind: str, l2: float, l1: float, variance: float, rate: float) -> Vector:
-    curve = amplify(_loss(kind, l2, l1, variance), rate)
-    curve.setflags(write=False)
-    return curve
-
-
-@lru_cache(maxsize=_CACHE)
-def _replaced(kind: str, l2: float, l1: float, variance: float, rate: float) -> Vector:
-    curve = replacement_sampled(_loss(kind, 2 * l2, 2 * l1, variance), rate)
-    curve.setflags(write=False)
-    return curve
-
-
-def _infinite() -> Vector:
-    return np.full_like(ORDERS, math.inf)
-
-
-def _noise_of(event: Event) -> tuple[str, float, float]:
-    """(kind, D2, D1) of a protected event."""
-    if isinstance(event, SkellamEvent):
-        return "skellam", event.l2, event.l1
-    if isinstance(event, GaussianEvent):
-        return "gaussian", event.l2, 0.0
-    raise MechanismError(f"no accountant interprets the event {type(event).__name__}")
-
-
-def outsider_cost(event: Event) -> Vector:
-    """The curve of one round for someone who sees releases only.
-
-    Under min-separation sampling: of one round *in which the client takes part*; under banded-mf
-    with Poisson sampling: of one round of the client's own group.
+def outsider_step(event: Event) -> GaussianStep:
+    """A round for someone who sees releases only.
 
     Raises:
         MechanismError: the event is unknown.
     """
-    if isinstance(event, UnprotectedEvent):
-        return _infinite()
-    if isinstance(event, ExampleEvent):
-        return _local_steps(event)
-    if isinstance(event, BandedEvent):
-        rate = event.turn_rate if event.sampling.kind == "poisson" else 1.0
-        return _amplified("gaussian", 1.0, 0.0, event.noise_multiplier**2, rate)
-    kind, l2, l1 = _noise_of(event)
-    how = event.sampling
-    if how.kind == "poisson":
-        return _amplified(kind, l2, l1, event.total_variance, how.rate * how.participation)
-    if how.participation < 1:
-        # a public cohort of constant size; the coin amplifies, the subset is not counted on
-        return _amplified(kind, l2, l1, event.total_variance, how.participation)
-    if how.kind == "fixed":
-        return _replaced(kind, l2, l1, event.total_variance, how.rate)
-    return curve_of(_loss(kind, l2, l1, event.total_variance))
+    return check_known(event).outsider_step()
 
 
-def _local_steps(event: ExampleEvent) -> Vector:
-    """Poisson-sampled Gaussian steps inside one client, composed over one round."""
-    step = _amplified("gaussian", 1.0, 0.0, event.noise_multiplier**2, event.example_rate)
-    return event.steps * step
-
-
-def _left_by_colluders(event: SkellamEvent | GaussianEvent) -> float:
-    """V* less the shares of the curious clients (one at least: the participant itself)."""
-    curious = min(max(event.colluders, 1), event.cap - 1)
-    return event.total_variance - curious * event.share_variance
-
-
-def together_cost(event: Event) -> Vector:
-    """The curve of a round that a curious client shares with its target.
+def together_step(event: Event) -> GaussianStep:
+    """A round that a curious client shares with its target.
 
     Raises:
         MechanismError: the event is unknown.
     """
-    if isinstance(event, UnprotectedEvent):
-        return _infinite()
-    if isinstance(event, ExampleEvent):
-        return _local_steps(event)
-    if isinstance(event, BandedEvent):
-        return _amplified("gaussian", 1.0, 0.0, event.noise_multiplier**2, 1.0)
-    kind, l2, l1 = _noise_of(event)
-    variance = _left_by_colluders(event)
-    if event.sampling.kind == "fixed" and event.sampling.participation == 1:
-        return curve_of(_loss(kind, 2 * l2, 2 * l1, variance))  # neighbours by replacement
-    return _amplified(kind, l2, l1, variance, event.sampling.participation)
+    return check_known(event).together_step()
 
 
-def apart_cost(event: Event) -> Vector:
-    """The curve of a round without any curious client, in the participant view.
-
-    Raises:
-        MechanismError: the event is unknown.
-    """
-    return outsider_cost(event)
-
-
-def server_cost(event: Event, survivors: int | None = None) -> Vector:
-    """The curve of a round in which the client's update was summed, for the server.
+def server_step(event: Event, survivors: int | None = None) -> GaussianStep:
+    """A round in which the client's update was summed, for the server.
 
     Args:
         event: of the round.
@@ -176,95 +86,91 @@ def server_cost(event: Event, survivors: int | None = None) -> Vector:
     Raises:
         MechanismError: the event is unknown.
     """
-    if isinstance(event, (UnprotectedEvent, BandedEvent)):
-        return _infinite()  # the server sees the sum before any noise
-    if isinstance(event, ExampleEvent):
-        return _local_steps(event)
-    kind, l2, l1 = _noise_of(event)
-    if isinstance(event, GaussianEvent):
-        honest = 1 if event.local else 0  # each client stands alone, or the server adds it all
-    elif survivors is None:
-        honest = event.worst_honest_shares
-    else:
-        honest = max(survivors - event.colluders, 1)
-    variance = honest * event.share_variance
-    if variance == 0:
-        return _infinite()
-    return _amplified(kind, l2, l1, variance, event.sampling.participation)
+    return check_known(event).server_step(survivors)
 
 
-def gaussian_steps(event: Event) -> tuple[GaussianKey, int]:
-    """A round as so many sampled Gaussian steps: ((multiplier, rate), steps).
-
-    Raises:
-        MechanismError: it is none.
-    """
-    if isinstance(event, ExampleEvent):
-        return (event.noise_multiplier, event.example_rate), event.steps
-    if isinstance(event, BandedEvent):
-        rate = event.turn_rate if event.sampling.kind == "poisson" else 1.0
-        return (event.noise_multiplier, rate), 1
-    if isinstance(event, GaussianEvent) and not event.local:
-        # the clipping norm cancels: rounds at adapted norms are alike
-        multiplier = float(f"{math.sqrt(event.total_variance) / event.l2:.12g}")
-        rate = event.sampling.rate * event.sampling.participation
-        return (multiplier, rate if event.sampling.kind == "poisson" else 1.0), 1
-    raise MechanismError(f"a {event.mechanism} round is no Gaussian mechanism")
-
-
-def accountant_of(event: Event) -> Accountant:
-    """The accountant whose outsider epsilon is reported.
-
-    ``pld`` for Gaussian noise under Poisson sampling, ``gaussian`` (exact) where the whole job is
-    one Gaussian mechanism, ``rdp`` otherwise.
-    """
-    if isinstance(event, ExampleEvent):
-        return "pld"
-    if not isinstance(event, BandedEvent) and (not isinstance(event, GaussianEvent) or event.local):
+def accountant_of(steps: Steps, delta: float) -> Accountant:
+    """The accountant whose epsilon is reported for these steps."""
+    if all(step.rate == 1 for step in steps):
+        return "gaussian"
+    if any(step.replaces for step in steps) or delta < LEAST_PLD_DELTA:
         return "rdp"
-    if event.sampling.kind == "poisson":
-        return "pld"
-    whole = event.sampling.kind == "min-separation" and event.sampling.participation == 1
-    return "gaussian" if whole else "rdp"
+    return "pld"
 
 
-def reported_outsider(event: Event, turns: int, delta: float) -> float:
-    """The outsider's epsilon after so many turns, by the reported accountant.
+def squares_of(steps: Steps) -> float:
+    """mu^2 = sum 1 / z_t^2 of all steps as if nothing amplified; infinite without noise."""
+    total = 0.0
+    for step, count in steps.items():
+        if count:
+            if step.multiplier <= 0:
+                return math.inf
+            total += count * step.count / step.multiplier**2
+    return total
 
-    Args:
-        event: of each round.
-        turns: rounds that count, see `PrivacyPlan.turns`.
-        delta: in (0, 1).
+
+def steps_epsilon(steps: Steps, delta: float) -> float:
+    """Epsilon at ``delta`` by the accountant that is reported; infinite without noise.
 
     Raises:
-        MechanismError: the event is unknown, or ``delta`` out of range.
+        MechanismError: ``delta`` is outside (0, 1).
     """
-    accountant = accountant_of(event)
-    if accountant == "rdp":
-        return epsilon_of(turns * outsider_cost(event), delta)
-    key, steps = gaussian_steps(event)
+    squares = squares_of(steps)
+    if squares == 0 or math.isinf(squares):
+        return squares
+    plain = composed_epsilon(delta, squares)
+    accountant = accountant_of(steps, delta)
     if accountant == "gaussian":
-        return gaussian_epsilon(delta, key[0] / math.sqrt(turns * steps))
-    return gaussian_pld_epsilon({key: turns * steps}, delta)
+        return plain
+    if accountant == "pld":
+        found = gaussian_pld_epsilon(_keys(steps), delta)
+        if math.isfinite(found):
+            return min(found, plain)
+    return min(plain, rdp_epsilon(steps, delta))
 
 
-def outsider_epsilons(event: Event, turns: int, delta: float) -> dict[str, float]:
-    """The outsider's epsilon after so many turns: the reported accountant's first, then a check.
+def second_opinion(steps: Steps, delta: float) -> float | None:
+    """dp-accounting's Rényi accountant on the same steps, from above; None where it knows none.
 
-    Args:
-        event: of each round.
-        turns: rounds that count, see `PrivacyPlan.turns`.
-        delta: in (0, 1).
+    It is no opinion on steps whose neighbours are replaced under sampling.
+    """
+    if any(step.replaces and step.rate < 1 for step in steps) or math.isinf(squares_of(steps)):
+        return None
+    return dp_accounting_rdp(_keys(steps), delta)
 
-    Returns:
-        By accountant; the check is dp-accounting's Rényi accountant, where there is one.
+
+def _keys(steps: Steps) -> dict[tuple[float, float], int]:
+    found: dict[tuple[float, float], int] = {}
+    for step, count in steps.items():
+        key = step.multiplier, step.rate
+        found[key] = found.get(key, 0) + count * step.count
+    return found
+
+
+def rdp_curve(steps: Steps) -> Vector:
+    """(orders,) Rényi divergences of all steps at `fedsys.privacy.rdp.ORDERS`."""
+    curve = np.zeros_like(ORDERS)
+    for step, count in steps.items():
+        if count:
+            curve = curve + count * step.count * _curve(step.multiplier, step.rate, step.replaces)
+    return curve
+
+
+@lru_cache(maxsize=512)
+def _curve(multiplier: float, rate: float, replaces: bool) -> Vector:
+    loss = gaussian_loss(multiplier)
+    if rate == 1:
+        curve = curve_of(loss)
+    else:
+        curve = replacement_sampled(loss, rate) if replaces else amplify(loss, rate)
+    curve.setflags(write=False)
+    return curve
+
+
+def rdp_epsilon(steps: Steps, delta: float) -> float:
+    """Epsilon at ``delta`` by Rényi orders alone.
 
     Raises:
-        MechanismError: as `reported_outsider`.
+        MechanismError: ``delta`` is outside (0, 1).
     """
-    accountant = accountant_of(event)
-    values: dict[str, float] = {accountant: reported_outsider(event, turns, delta)}
-    if accountant != "rdp":
-        key, steps = gaussian_steps(event)
-        values["rdp"] = dp_accounting_rdp({key: turns * steps}, delta)
-    return values
+    return epsilon_of(rdp_curve(steps), delta)

@@ -1,8 +1,8 @@
 """The narrow encoding for thin uplinks: rotate, scale, round at random, within 20 bits and less.
 
 Kairouz, Liu and Steinke, "The Distributed Discrete Gaussian Mechanism for Federated Learning with
-Secure Aggregation" (ICML 2021), Algorithm 1 and Section 4; with Skellam noise as in Agarwal,
-Kairouz and Liu, "The Skellam Mechanism for Differentially Private Federated Learning" (2021).
+Secure Aggregation" (ICML 2021), Algorithm 1 and Section 4; the noise is rounded Gaussian, see
+``NOISE.md``.
 """
 
 from __future__ import annotations
@@ -27,13 +27,11 @@ class NarrowGeometry:
         padded_dimension: the next power of two above the dimension.
         scale: s, integers per unit of the update.
         l2: D2, largest l2 norm of a rounded update.
-        l1: D1, largest l1 norm.
     """
 
     padded_dimension: int
     scale: float
     l2: float
-    l1: float
 
 
 def padded_dimension(dimension: int) -> int:
@@ -49,7 +47,7 @@ def geometry(
     cohort: float,
     modulus_bits: int,
 ) -> NarrowGeometry:
-    """Scale and sensitivities, Kairouz et al. 2021, Section 4 with k = 4, beta = exp(-1/2).
+    """Scale and sensitivity, Kairouz et al. 2021, Section 4 with k = 4, beta = exp(-1/2).
 
     s^2 = (4^b - n k^2) / (4 k^2 (C^2 n^2 / d + n sigma_loc^2)), n sigma_loc^2 = z^2 C^2, where d is
     the padded dimension.
@@ -86,6 +84,4 @@ def geometry(
             + math.sqrt(2 * _LOG_INVERSE_BETA) * (length + math.sqrt(padded) / 2)
         ),
     )
-    return NarrowGeometry(
-        padded_dimension=padded, scale=scale, l2=l2, l1=l2 * min(math.sqrt(padded), l2)
-    )
+    return NarrowGeometry(padded_dimension=padded, scale=scale, l2=l2)

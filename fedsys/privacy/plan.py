@@ -1,9 +1,9 @@
 """A job's privacy parameters, fixed before its first round: constants of every claim.
 
->>> plan = make_plan(mechanism="distributed-skellam", population=1437, expected_cohort=100,
+>>> plan = make_plan(mechanism="distributed-gaussian", population=1437, expected_cohort=100,
 ...     rounds=40, dimension=650, clip=0.3, delta=1e-5, noise_multiplier=0.7)
->>> plan.cap, plan.min_survivors
-(163, 44)
+>>> plan.cap, plan.min_survivors, plan.modulus_bits
+(163, 44, 20)
 >>> PrivacyPlan.from_json(plan.to_json()) == plan
 True
 """
@@ -14,34 +14,40 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, cast, get_args
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
 from fedsys.privacy.aborts import ABORT_SHARE, abort_delta, choose_cap_and_min_survivors
-from fedsys.privacy.costs import Accountant, accountant_of
+from fedsys.privacy.costs import Accountant, accountant_of, outsider_step
 from fedsys.privacy.events import (
-    Encoding,
+    EncodingKind,
     Event,
+    EventChoices,
     Guarantee,
-    SamplingKind,
-    UnprotectedEvent,
-)
-from fedsys.privacy.mechanisms import (
-    SUMMED_ONCE,
-    Mechanism,
     Noise,
+    SamplingKind,
     build_event,
-    mechanism_for,
 )
+from fedsys.privacy.mechanisms import Mechanism, mechanism_for
+from fedsys.privacy.noise_charges import NoiseCharges, noise_charges
 from fedsys.privacy.quorum import Cohorts, quorum_delta, remedy
+from fedsys.privacy.views import View
 
-__all__ = ["LEAST_NOISE", "PrivacyPlan", "Unit", "make_plan"]
+__all__ = [
+    "LEAST_NOISE",
+    "Assumptions",
+    "CohortPlan",
+    "MechanismPlan",
+    "PlanChoices",
+    "PrivacyPlan",
+    "Promise",
+    "Unit",
+    "UpdatePlan",
+    "make_plan",
+]
 
 Unit = Literal["client", "example"]
-
-_SAMPLER_DISTANCE = 2.0**-96
-"""Total variation of one draw of noise from its true distribution; tables reach 2^-100."""
 
 LEAST_NOISE = 1e-2
 """Multipliers below it are refused, and calibration ends there."""
@@ -51,70 +57,137 @@ _LARGEST_POPULATION = 1 << 28
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PrivacyPlan:
-    """Everything that the accountant of a job needs to know beside its rounds.
+class MechanismPlan:
+    """Which noise is added.
 
     Attributes:
         mechanism: name of the mechanism.
-        population: N, clients that might be sampled.
-        expected_cohort: n = q N.
-        rounds: T, the number of rounds for which delta is split.
-        dimension: d, coordinates of an update.
-        clip: C, the clipping norm (of the first round, where it adapts).
         noise_multiplier: z.
-        delta: of the job, in every view.
-        cap: n_cap.
-        min_survivors: m.
-        encoding: ``wide``, ``narrow``, or ``float`` (see `fedsys.privacy.float_sums`).
-        modulus_bits: b.
-        sampling: how cohorts come about.
-        participation: p of secret participation.
-        guarantee: for which view z holds the budget.
-        colluders: c, curious clients beside the server or among the participants.
-        dropout: the assumed probability that a sampled client drops out.
-        max_participations: rounds in which any client takes part at most, where that is enforced.
-        budget: epsilon not to be exceeded in the guaranteed view; None for no limit.
-        unit: whose contribution is protected.
-        min_separation: rounds between two participations of one client, where that is enforced;
-            under banded-mf with Poisson sampling the number of groups that take turns.
+        noise: ``per-client``, or ``once`` where a simulation draws the noise of the whole sum.
         example_rate: largest probability of an example being in a local batch (unit ``example``).
         steps: local steps in a round, at most (unit ``example``).
-        noise: ``per-client``, or ``once`` where a simulation draws the noise of the whole sum.
-        adaptive_clip: whether rounds may clip at other norms than ``clip``; the cost is the same.
-        corrupt: fraction of a cohort that secure aggregation takes for colluders, on which its
-            committee's quorum rests; None where sums come about without it.
-
-    Raises:
-        MechanismError: a value is out of range, two do not go together, or aborts that show would
-            cost more than a tenth of delta.
     """
 
     mechanism: str
-    population: int
-    expected_cohort: float
-    rounds: int
-    dimension: int
-    clip: float
     noise_multiplier: float
-    delta: float
-    cap: int
-    min_survivors: int
-    encoding: Encoding = "wide"
-    modulus_bits: int = 32
-    sampling: SamplingKind = "poisson"
-    participation: float = 1.0
-    guarantee: Guarantee = "outsider"
-    colluders: int = 0
-    dropout: float = 0.0
-    max_participations: int | None = None
-    budget: float | None = None
-    unit: Unit = "client"
-    min_separation: int | None = None
+    noise: Noise = "per-client"
     example_rate: float | None = None
     steps: int | None = None
-    noise: Noise = "per-client"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdatePlan:
+    """What an update is and how it becomes integers.
+
+    Attributes:
+        dimension: d, coordinates of an update.
+        clip: C, the clipping norm (of the first round, where it adapts).
+        encoding: ``wide``, ``narrow``, or ``float`` (see `fedsys.privacy.float_sums`).
+        modulus_bits: b.
+        adaptive_clip: whether rounds may clip at other norms than ``clip``; the cost is the same.
+    """
+
+    dimension: int
+    clip: float
+    encoding: EncodingKind = "wide"
+    modulus_bits: int = 32
     adaptive_clip: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CohortPlan:
+    """How cohorts come about, and how large and how often.
+
+    Attributes:
+        population: N, clients that might be sampled.
+        expected_cohort: n = q N.
+        cap: n_cap.
+        min_survivors: m.
+        sampling: how cohorts come about.
+        participation: p of secret participation.
+        max_participations: rounds to which any client contributes its update at most; in further
+            ones it sends zeros and its share of noise.
+        min_separation: rounds between two participations of one client, where that is enforced;
+            under banded-mf with Poisson sampling the number of groups that take turns.
+    """
+
+    population: int
+    expected_cohort: float
+    cap: int
+    min_survivors: int
+    sampling: SamplingKind = "poisson"
+    participation: float = 1.0
+    max_participations: int | None = None
+    min_separation: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Promise:
+    """What is promised, and to whom.
+
+    Attributes:
+        guarantee: for which view z holds the budget.
+        budget: epsilon not to be exceeded in the guaranteed view; None for no limit.
+        unit: whose contribution is protected.
+    """
+
+    guarantee: Guarantee = "outsider"
+    budget: float | None = None
+    unit: Unit = "client"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assumptions:
+    """What is assumed of clients and cannot be seen.
+
+    Attributes:
+        colluders: c, curious clients beside the server or among the participants.
+        dropout: the assumed probability that a sampled client drops out.
+        corrupt: fraction of a cohort that secure aggregation takes for colluders, on which its
+            quorum rests; None where sums come about without it.
+    """
+
+    colluders: int = 0
+    dropout: float = 0.0
     corrupt: float | None = None
+
+
+_PARTS: Mapping[str, type[Any]] = {
+    "how": MechanismPlan,
+    "update": UpdatePlan,
+    "cohorts": CohortPlan,
+    "promise": Promise,
+    "assumed": Assumptions,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrivacyPlan:
+    """Everything that the accountant of a job needs to know beside its rounds.
+
+    Each value of its parts is also a property of the plan, and a key of its JSON.
+
+    Attributes:
+        rounds: T, the number of rounds for which delta is split.
+        delta: of the job, in every view.
+        how: mechanism and noise.
+        update: dimension, clipping norm and encoding.
+        cohorts: population, sampling and bounds.
+        promise: guaranteed view, budget and unit.
+        assumed: of clients.
+
+    Raises:
+        MechanismError: a value is out of range, two do not go together, or what aborts that show or
+            the noise's distance from a Gaussian cost is too large a part of delta.
+    """
+
+    rounds: int
+    delta: float
+    how: MechanismPlan
+    update: UpdatePlan
+    cohorts: CohortPlan
+    promise: Promise
+    assumed: Assumptions
 
     def __post_init__(self) -> None:
         validation.integer("population", self.population, most=_LARGEST_POPULATION)
@@ -126,6 +199,30 @@ class PrivacyPlan:
             validation.positive("epsilon", self.budget)
         if self.max_participations is not None:
             validation.integer("max_participations", self.max_participations)
+        if self.min_separation is not None:
+            validation.integer("min_separation", self.min_separation)
+        if self.corrupt is not None:
+            validation.fraction("corrupt", self.corrupt, zero=True)
+        self._check_combinations()
+        event = self.event()
+        if self.mechanism == "none":
+            return
+        if self.delta_quorum > self.delta * ABORT_SHARE:
+            raise MechanismError(
+                f"a cohort of {self.expected_cohort:g} with corrupt={self.corrupt:g} and "
+                f"dropout={self.dropout:g} misses the quorum of secure aggregation too often: that "
+                f"shows, and costs {self.delta_quorum:.3g} over {self.rounds} rounds, more than a "
+                f"tenth of delta={self.delta:g}: {self._quorum_remedy}"
+            )
+        if self.delta_abort > self.delta * ABORT_SHARE:
+            raise MechanismError(
+                f"aborts that show cost delta_abort={self.delta_abort:.3g}, more than a tenth of "
+                f"delta={self.delta:g}: raise cap={event.cap} or lower "
+                f"min_survivors={event.min_survivors}"
+            )
+        self.charges.require(self.guarantee)
+
+    def _check_combinations(self) -> None:
         if self.mechanism != "none" and 0 < self.noise_multiplier < LEAST_NOISE:
             raise MechanismError(
                 f"noise_multiplier={self.noise_multiplier:g} is below {LEAST_NOISE:g}: an epsilon "
@@ -144,37 +241,135 @@ class PrivacyPlan:
                 "sampling='min-separation' needs min_separation and max_participations, got "
                 f"{self.min_separation} and {self.max_participations}"
             )
-        if self.min_separation is not None:
-            validation.integer("min_separation", self.min_separation)
-        validation.one_of("noise", self.noise, get_args(Noise))
-        if self.noise == "once" and self.mechanism not in SUMMED_ONCE:
-            raise MechanismError(
-                f"noise='once' is for {', '.join(SUMMED_ONCE)}; {self.mechanism} adds noise to "
-                "each client's update"
-            )
-        if self.encoding == "float" and self.noise != "once":
-            raise MechanismError("a sum in floating point has no shares of noise: noise='once'")
         if (self.unit == "example") != (self.mechanism == "example-gaussian"):
             raise MechanismError(
                 f"unit={self.unit!r} does not go with mechanism={self.mechanism!r}: "
                 "example-gaussian protects examples, the others protect clients"
             )
-        if self.corrupt is not None:
-            validation.fraction("corrupt", self.corrupt, zero=True)
-        event = self.event()
-        if self.mechanism != "none" and self.delta_quorum > self.delta * ABORT_SHARE:
-            raise MechanismError(
-                f"a cohort of {self.expected_cohort:g} with corrupt={self.corrupt:g} and "
-                f"dropout={self.dropout:g} misses the quorum of secure aggregation too often: that "
-                f"shows, and costs {self.delta_quorum:.3g} over {self.rounds} rounds, more than a "
-                f"tenth of delta={self.delta:g}: {self._quorum_remedy}"
-            )
-        if self.mechanism != "none" and self.delta_abort > self.delta * ABORT_SHARE:
-            raise MechanismError(
-                f"aborts that show cost delta_abort={self.delta_abort:.3g}, more than a tenth of "
-                f"delta={self.delta:g}: raise cap={event.cap} or lower "
-                f"min_survivors={event.min_survivors}"
-            )
+
+    # -- the parts' values ------------------------------------------------------------------------
+
+    @property
+    def mechanism(self) -> str:
+        """Name of the mechanism."""
+        return self.how.mechanism
+
+    @property
+    def noise_multiplier(self) -> float:
+        """z."""
+        return self.how.noise_multiplier
+
+    @property
+    def noise(self) -> Noise:
+        """``once`` where a simulation draws the noise of the whole sum."""
+        return self.how.noise
+
+    @property
+    def example_rate(self) -> float | None:
+        """Largest probability of an example being in a local batch."""
+        return self.how.example_rate
+
+    @property
+    def steps(self) -> int | None:
+        """Local steps in a round, at most."""
+        return self.how.steps
+
+    @property
+    def dimension(self) -> int:
+        """d."""
+        return self.update.dimension
+
+    @property
+    def clip(self) -> float:
+        """C, of the first round."""
+        return self.update.clip
+
+    @property
+    def encoding(self) -> EncodingKind:
+        """How updates become integers."""
+        return self.update.encoding
+
+    @property
+    def modulus_bits(self) -> int:
+        """b."""
+        return self.update.modulus_bits
+
+    @property
+    def adaptive_clip(self) -> bool:
+        """Whether rounds may clip at other norms than ``clip``."""
+        return self.update.adaptive_clip
+
+    @property
+    def population(self) -> int:
+        """N."""
+        return self.cohorts.population
+
+    @property
+    def expected_cohort(self) -> float:
+        """n = q N."""
+        return self.cohorts.expected_cohort
+
+    @property
+    def cap(self) -> int:
+        """n_cap."""
+        return self.cohorts.cap
+
+    @property
+    def min_survivors(self) -> int:
+        """m."""
+        return self.cohorts.min_survivors
+
+    @property
+    def sampling(self) -> SamplingKind:
+        """How cohorts come about."""
+        return self.cohorts.sampling
+
+    @property
+    def participation(self) -> float:
+        """p of secret participation."""
+        return self.cohorts.participation
+
+    @property
+    def max_participations(self) -> int | None:
+        """Rounds to which any client contributes its update at most."""
+        return self.cohorts.max_participations
+
+    @property
+    def min_separation(self) -> int | None:
+        """Rounds between two participations of one client."""
+        return self.cohorts.min_separation
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """For which view z holds the budget."""
+        return self.promise.guarantee
+
+    @property
+    def budget(self) -> float | None:
+        """Epsilon not to be exceeded in the guaranteed view."""
+        return self.promise.budget
+
+    @property
+    def unit(self) -> Unit:
+        """Whose contribution is protected."""
+        return self.promise.unit
+
+    @property
+    def colluders(self) -> int:
+        """c."""
+        return self.assumed.colluders
+
+    @property
+    def dropout(self) -> float:
+        """The assumed probability that a sampled client drops out."""
+        return self.assumed.dropout
+
+    @property
+    def corrupt(self) -> float | None:
+        """Fraction of a cohort that secure aggregation takes for colluders."""
+        return self.assumed.corrupt
+
+    # -- delta and its parts ----------------------------------------------------------------------
 
     @property
     def rate(self) -> float:
@@ -229,19 +424,27 @@ class PrivacyPlan:
         )
 
     @property
-    def delta_sampler(self) -> float:
-        """Part of delta for the samplers' distance from the true noise, over all draws."""
-        return min(1.0, self.rounds * (self.cap + 64.0) * 2 * self.dimension * _SAMPLER_DISTANCE)
+    def charges(self) -> NoiseCharges:
+        """Part of delta, by view, for the noise's distance from a Gaussian."""
+        return _charges_of(self)
+
+    def delta_of(self, view: View) -> float:
+        """Delta at which a view is accounted: less what aborts that show cost, which the server
+        sees anyway, and what the noise's distance from a Gaussian costs in that view."""
+        left = self.delta - self.charges.of(view)
+        return left if view == "server" else left - self.delta_abort
 
     @property
     def delta_released(self) -> float:
-        """Delta at which the outsider and participant views are accounted."""
-        return self.delta - self.delta_abort - self.delta_sampler
+        """Delta at which the outsider's view is accounted."""
+        return self.delta_of("outsider")
 
     @property
     def delta_server(self) -> float:
-        """Delta at which the server view is accounted: the server sees every abort anyway."""
-        return self.delta - self.delta_sampler
+        """Delta at which the server's view is accounted."""
+        return self.delta_of("server")
+
+    # -- what follows -----------------------------------------------------------------------------
 
     def event(self, *, clip: float | None = None) -> Event:
         """The event of one round, at another clipping norm if it has adapted.
@@ -257,7 +460,7 @@ class PrivacyPlan:
         Raises:
             MechanismError: as `event`, or noise of that size cannot be drawn.
         """
-        return mechanism_for(self.event(clip=clip), self.noise)
+        return mechanism_for(self.event(clip=clip))
 
     def covers(self, event: Event) -> bool:
         """Whether an event is one of this plan's rounds (at whatever norm, where it adapts).
@@ -267,14 +470,12 @@ class PrivacyPlan:
         """
         if not self.adaptive_clip and event.clip != self.clip:
             return False
-        if self.event(clip=event.clip) == event:
-            return True
-        return self.event(clip=event.clip).to_json() == event.to_json()
+        return self.event(clip=event.clip) == event
 
     @property
     def accountant(self) -> Accountant:
         """The accountant whose outsider epsilon is reported."""
-        return accountant_of(self.event())
+        return accountant_of({outsider_step(self.event()): 1}, self.delta_released)
 
     def turns(self, rounds: int) -> int:
         """In how many of the first ``rounds`` rounds one client can have taken part, at most.
@@ -292,9 +493,18 @@ class PrivacyPlan:
             turns = min(turns, self.max_participations)
         return turns
 
+    def contributions(self, rounds: int) -> int:
+        """To how many of the first ``rounds`` rounds one client can have contributed, at most, for
+        whoever sees the cohorts."""
+        turns = self.turns(rounds)
+        return turns if self.max_participations is None else min(turns, self.max_participations)
+
     def to_json(self) -> dict[str, Any]:
-        """A JSON object for the ledger's header; ``from_json`` restores the plan."""
-        return dataclasses.asdict(self)
+        """A flat JSON object for the ledger's header; ``from_json`` restores the plan."""
+        body: dict[str, Any] = {"rounds": self.rounds, "delta": self.delta}
+        for name in _PARTS:
+            body |= dataclasses.asdict(getattr(self, name))
+        return body
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> PrivacyPlan:
@@ -303,41 +513,52 @@ class PrivacyPlan:
         Raises:
             MechanismError: a key is missing or unknown, or a value cannot be.
         """
-        known = {item.name for item in dataclasses.fields(cls)}
-        wrong = set(body) ^ known
+        known = {
+            name: [item.name for item in dataclasses.fields(part)] for name, part in _PARTS.items()
+        }
+        wrong = set(body) ^ {"rounds", "delta", *(key for keys in known.values() for key in keys)}
         if wrong:
             raise MechanismError(
                 f"a privacy plan has missing or unknown keys: {', '.join(sorted(wrong))}"
             )
-        return cls(**body)
+        parts = {
+            name: _PARTS[name](**{key: body[key] for key in keys}) for name, keys in known.items()
+        }
+        return cls(rounds=body["rounds"], delta=body["delta"], **parts)
+
+    def changed(self, **values: Any) -> PrivacyPlan:
+        """The plan with other values of its parts, by the keys of its JSON.
+
+        Raises:
+            MechanismError: there is no such key, or a value cannot be.
+        """
+        return PrivacyPlan.from_json({**self.to_json(), **values})
 
     @property
     def protected(self) -> bool:
         """Whether any noise is added at all."""
-        return not isinstance(self.event(), UnprotectedEvent)
+        return self.mechanism != "none"
+
+
+def _event_choices(body: Mapping[str, Any]) -> EventChoices:
+    """What a plan's flat values choose of one round."""
+    chosen = {name: body[name] for name in EventChoices.__annotations__ if name in body}
+    return cast(EventChoices, {**chosen, "horizon": body["rounds"]})
 
 
 @lru_cache(maxsize=256)
 def _event_of(plan: PrivacyPlan, clip: float) -> Event:
-    return build_event(
-        plan.mechanism,
-        dimension=plan.dimension,
-        clip=clip,
-        noise_multiplier=plan.noise_multiplier,
-        expected_cohort=plan.expected_cohort,
-        population=plan.population,
-        cap=plan.cap,
-        min_survivors=plan.min_survivors,
-        encoding=plan.encoding,
-        modulus_bits=plan.modulus_bits,
-        sampling=plan.sampling,
-        participation=plan.participation,
-        guarantee=plan.guarantee,
-        colluders=plan.colluders,
-        horizon=plan.rounds,
-        min_separation=plan.min_separation,
-        example_rate=plan.example_rate,
-        steps=plan.steps,
+    return build_event(plan.mechanism, **_event_choices({**plan.to_json(), "clip": clip}))
+
+
+@lru_cache(maxsize=256)
+def _charges_of(plan: PrivacyPlan) -> NoiseCharges:
+    return noise_charges(
+        plan.event(),
+        delta=plan.delta,
+        rounds=plan.rounds,
+        turns=plan.turns(plan.rounds),
+        contributions=plan.contributions(plan.rounds),
     )
 
 
@@ -347,104 +568,113 @@ def _groups(mechanism: str, sampling: str, min_separation: int | None) -> int:
     return min_separation if cyclic and min_separation is not None else 1
 
 
-def make_plan(
-    *,
-    mechanism: str,
-    population: int,
-    expected_cohort: float,
-    rounds: int,
-    dimension: int,
-    clip: float,
-    delta: float,
-    noise_multiplier: float | None = None,
-    epsilon: float | None = None,
-    cap: int | None = None,
-    min_survivors: int | None = None,
-    encoding: Encoding = "wide",
-    modulus_bits: int = 32,
-    sampling: SamplingKind = "poisson",
-    participation: float = 1.0,
-    guarantee: Guarantee = "outsider",
-    colluders: int = 0,
-    dropout: float = 0.05,
-    max_participations: int | None = None,
-    budget: float | None = None,
-    unit: Unit | None = None,
-    min_separation: int | None = None,
-    example_rate: float | None = None,
-    steps: int | None = None,
-    noise: Noise | None = None,
-    adaptive_clip: bool = False,
-    corrupt: float | None = None,
-) -> PrivacyPlan:
-    """A plan with everything derived that was left out.
+class PlanChoices(EventChoices, total=False):
+    """What a plan may be given beside what `EventChoices` lists, flat.
+
+    Attributes:
+        mechanism: name of the mechanism.
+        rounds: T.
+        delta: of the job.
+        epsilon: instead of ``noise_multiplier``: the least noise that meets it is chosen, and it is
+            the budget unless one is given.
+        budget: epsilon not to be exceeded.
+        dropout: assumed; 0.05 by default.
+        corrupt: assumed of secure aggregation, or None.
+        max_participations: rounds to which a client contributes at most.
+        unit: follows from the mechanism by default.
+        adaptive_clip: whether the norm adapts.
+    """
+
+    mechanism: str
+    rounds: int
+    delta: float
+    epsilon: float | None
+    budget: float | None
+    dropout: float
+    corrupt: float | None
+    max_participations: int | None
+    unit: Unit | None
+    adaptive_clip: bool
+
+
+def make_plan(**choices: Unpack[PlanChoices]) -> PrivacyPlan:
+    """A plan with everything derived that was left out or is None.
 
     Give ``noise_multiplier``, or ``epsilon`` for the least noise that meets it in the guaranteed
-    view (then also the budget unless one is given). Cap and fewest survivors default to the
-    tightest whose aborts cost at most a hundredth of delta.
+    view. Cap and fewest survivors default to the tightest whose aborts cost at most a hundredth of
+    delta, ``modulus_bits`` (or 0) to the least ring that holds the largest sum and its noise.
 
-    Args but ``epsilon`` are the attributes of `PrivacyPlan` that they are called after.
+    Args:
+        **choices: see `PlanChoices`.
 
     Raises:
         MechanismError: a value is out of range, or nothing meets the target.
     """
-    if cap is None or min_survivors is None:
-        bounds = choose_cap_and_min_survivors(
-            population=population,
-            expected_cohort=expected_cohort,
-            rounds=rounds,
-            delta=delta,
-            dropout=dropout,
-            sampling=sampling,
-            colluders=colluders,
-            above_colluders=guarantee == "server",
-            groups=_groups(mechanism, sampling, min_separation),
-        )
-        cap = bounds.cap if cap is None else cap
-        min_survivors = bounds.min_survivors if min_survivors is None else min_survivors
-    if unit is None:
-        unit = "example" if mechanism == "example-gaussian" else "client"
+    body: dict[str, Any] = {name: value for name, value in choices.items() if value is not None}
+    mechanism, epsilon = body["mechanism"], body.pop("epsilon", None)
+    body.setdefault("dropout", 0.05)
+    if "cap" not in body or "min_survivors" not in body:
+        _derive_bounds(body)
+    body.setdefault("unit", "example" if mechanism == "example-gaussian" else "client")
+    body.setdefault("noise", "once" if body.get("encoding") == "float" else "per-client")
     if mechanism == "none":
-        noise_multiplier = 0.0
-    elif (noise_multiplier is None) == (epsilon is None):
+        body["noise_multiplier"] = 0.0
+    elif ("noise_multiplier" in body) == (epsilon is not None):
         raise MechanismError(
-            "give either noise_multiplier or epsilon, "
-            f"got noise_multiplier={noise_multiplier!r} and epsilon={epsilon!r}"
+            "give either noise_multiplier or epsilon, got "
+            f"noise_multiplier={body.get('noise_multiplier')!r} and epsilon={epsilon!r}"
         )
-    plan = PrivacyPlan(
-        mechanism=mechanism,
-        population=population,
-        expected_cohort=expected_cohort,
-        rounds=rounds,
-        dimension=dimension,
-        clip=clip,
-        noise_multiplier=1.0 if noise_multiplier is None else noise_multiplier,
-        delta=delta,
-        cap=cap,
-        min_survivors=min_survivors,
-        encoding=encoding,
-        modulus_bits=modulus_bits,
-        sampling=sampling,
-        participation=participation,
-        guarantee=guarantee,
-        colluders=colluders,
-        dropout=dropout,
-        max_participations=max_participations,
-        budget=budget,
-        unit=unit,
-        min_separation=min_separation,
-        example_rate=example_rate,
-        steps=steps,
-        noise=noise or ("once" if encoding == "float" else "per-client"),
-        adaptive_clip=adaptive_clip,
-        corrupt=corrupt,
-    )
-    if noise_multiplier is not None:
-        return plan
-    from fedsys.privacy.calibration import calibrate
+    target = None
+    if epsilon is not None and mechanism != "none":
+        from fedsys.privacy.calibration import calibrate
 
-    target = validation.positive("epsilon", 0.0 if epsilon is None else epsilon)
-    multiplier = calibrate(target, plan)
-    return dataclasses.replace(
-        plan, noise_multiplier=multiplier, budget=target if budget is None else budget
+        target = validation.positive("epsilon", epsilon)
+        body.setdefault("budget", target)
+        trial = _plan_of({"modulus_bits": _any_ring(body), **_whole(body), "noise_multiplier": 1.0})
+        body["noise_multiplier"] = calibrate(target, trial)
+    if not body.get("modulus_bits"):
+        event = build_event(mechanism, **_event_choices({**_whole(body), "modulus_bits": 0}))
+        body["modulus_bits"] = event.modulus_bits
+    return _plan_of(body)
+
+
+def _derive_bounds(body: dict[str, Any]) -> None:
+    sampling = body.get("sampling", "poisson")
+    guarantee = body.get("guarantee", "outsider")
+    bounds = choose_cap_and_min_survivors(
+        population=body["population"],
+        expected_cohort=body["expected_cohort"],
+        rounds=body["rounds"],
+        delta=body["delta"],
+        dropout=body["dropout"],
+        sampling=sampling,
+        colluders=body.get("colluders", 0),
+        above_colluders=guarantee == "server",
+        groups=_groups(body["mechanism"], sampling, body.get("min_separation")),
     )
+    body.setdefault("cap", bounds.cap)
+    body.setdefault("min_survivors", bounds.min_survivors)
+
+
+def _whole(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The choices without those that ask for a derived value."""
+    return {name: value for name, value in body.items() if name != "modulus_bits" or value}
+
+
+def _any_ring(body: Mapping[str, Any]) -> int:
+    """A modulus that no noise exceeds, while the noise is being looked for."""
+    return 16 if body.get("encoding") == "narrow" else 64
+
+
+def _plan_of(body: Mapping[str, Any]) -> PrivacyPlan:
+    """The plan of flat values, defaults filled in.
+
+    Raises:
+        MechanismError: a key is missing or unknown, or a value cannot be.
+    """
+    defaults: dict[str, Any] = {}
+    for part in _PARTS.values():
+        for item in dataclasses.fields(part):
+            if item.default is not dataclasses.MISSING:
+                defaults[item.name] = item.default
+    return PrivacyPlan.from_json({**defaults, **body})

@@ -1,9 +1,14 @@
 """Poisson-sampled Gaussian rounds by dp-accounting: loss distributions, and Rényi as a check.
 
-Used where they apply: Gaussian noise, parameters fixed beforehand. Loss distributions are
-discretised upwards, so that epsilon is an upper bound: Doroshenko, Ghazi, Kamath, Kumar and
-Manurangsi, "Connect the Dots: Tighter Discrete Approximations of Privacy Loss Distributions"
-(PETS 2022).
+Loss distributions are discretised upwards, so that epsilon is an upper bound whatever the width of
+a bin: Doroshenko, Ghazi, Kamath, Kumar and Manurangsi, "Connect the Dots: Tighter Discrete
+Approximations of Privacy Loss Distributions" (PETS 2022). The width follows the job: it starts at
+an eighth of the standard deviation of the smallest loss that is added and is halved until epsilon
+moves by less than a twentieth of a percent, or the grid reaches a fixed number of bins. The error
+falls with the square of the width, so the last figure is within about .02% of the limit.
+
+>>> round(gaussian_pld_epsilon({(3.942, 0.1): 100}, 1e-5), 2)
+1.0
 """
 
 from __future__ import annotations
@@ -13,50 +18,97 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["DISCRETIZATION", "dp_accounting_rdp", "gaussian_pld_epsilon"]
+import numpy as np
 
-DISCRETIZATION = 1e-3
-"""Width of a bin of the privacy loss; the error per job is far below .01."""
+__all__ = ["BIN_RULE", "dp_accounting_rdp", "gaussian_pld_epsilon"]
+
+BIN_RULE = "halved until epsilon moves by less than 0.05%, or 2^20 bins an epsilon"
+"""How the width of a bin is found, as a ledger's header states it."""
+
+_MOVES = 5e-4
+_MOST_BINS = 1 << 20
+_WIDEST = 0.05
+_COARSEST = 1 << 16
+_HALVINGS = 12
+
+Key = tuple[float, float]
 
 
-@lru_cache(maxsize=32)
-def _single(noise_multiplier: float, rate: float) -> Any:
+@lru_cache(maxsize=64)
+def _single(noise_multiplier: float, rate: float, width: float) -> Any:
     from dp_accounting.pld import privacy_loss_distribution
 
     return privacy_loss_distribution.from_gaussian_mechanism(
         noise_multiplier,
-        value_discretization_interval=DISCRETIZATION,
+        value_discretization_interval=width,
         sampling_prob=rate,
         use_connect_dots=True,
     )
 
 
-def gaussian_pld_epsilon(rounds: Mapping[tuple[float, float], int], delta: float) -> float:
+def _first_width(rounds: tuple[tuple[float, float, int], ...]) -> float:
+    """An eighth of the deviation of the smallest loss: q sqrt(e^(1/z^2) - 1), to first order."""
+    deviations = [
+        rate * math.sqrt(math.expm1(min(noise_multiplier**-2, 50.0)))
+        for noise_multiplier, rate, _ in rounds
+    ]
+    # where there is next to no noise, losses are so large that a finer grid tells nothing
+    mean = sum(count / multiplier**2 for multiplier, _, count in rounds) / 2
+    return min(min(deviations) / 8, max(_WIDEST, mean / _COARSEST))
+
+
+def gaussian_pld_epsilon(rounds: Mapping[Key, int], delta: float) -> float:
     """epsilon at ``delta`` of Poisson-sampled Gaussian rounds, neighbours by adding or removing.
 
     Args:
         rounds: how many rounds there were of each (noise multiplier, sampling rate); a multiplier
-            of 0 costs infinity.
-        delta: in (0, 1).
+            of 0 costs infinity. A rate of 1 is a round that does not amplify.
+        delta: in (0, 1); infinite is possible below 1e-14, where distributions are cut.
 
-    >>> round(gaussian_pld_epsilon({(3.942, 0.1): 100}, 1e-5), 2)
-    1.0
+    >>> gaussian_pld_epsilon({}, 1e-5)
+    0.0
     """
     return _composed(tuple(sorted((*key, count) for key, count in rounds.items() if count)), delta)
 
 
 @lru_cache(maxsize=4096)
 def _composed(rounds: tuple[tuple[float, float, int], ...], delta: float) -> float:
+    if not rounds:
+        return 0.0
+    if rounds[0][0] <= 0:
+        return math.inf
+    width = _first_width(rounds)
+    best = _at_width(rounds, delta, width)
+    for _ in range(_HALVINGS):
+        width /= 2
+        if not math.isfinite(best) or best / width > _MOST_BINS:
+            break
+        finer = _at_width(rounds, delta, width)
+        moved, best = best - finer, min(best, finer)
+        if moved < _MOVES * finer:
+            break
+    return best
+
+
+def _at_width(rounds: tuple[tuple[float, float, int], ...], delta: float, width: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(_added(rounds, width).get_epsilon_for_delta(delta))
+
+
+def _added(rounds: tuple[tuple[float, float, int], ...], width: float) -> Any:
+    """The loss distribution of all rounds."""
     total: Any = None
     for noise_multiplier, rate, count in rounds:
-        if noise_multiplier <= 0:
-            return math.inf
-        part = _single(noise_multiplier, rate).self_compose(count)
+        if rate == 1:  # so many Gaussian mechanisms are one
+            part = _single(noise_multiplier / math.sqrt(count), 1.0, width)
+        else:
+            part = _single(noise_multiplier, rate, width)
+            part = part.self_compose(count) if count > 1 else part
         total = part if total is None else total.compose(part)
-    return 0.0 if total is None else float(total.get_epsilon_for_delta(delta))
+    return total
 
 
-def dp_accounting_rdp(steps: Mapping[tuple[float, float], int], delta: float) -> float:
+def dp_accounting_rdp(steps: Mapping[Key, int], delta: float) -> float:
     """epsilon of Poisson-sampled Gaussian steps by dp-accounting's Rényi accountant.
 
     Mironov, Talwar and Zhang, "Rényi Differential Privacy of the Sampled Gaussian Mechanism"

@@ -1,16 +1,17 @@
 """What a planned job will cost in each view, by every accountant that applies.
 
 >>> from fedsys.privacy.plan import make_plan
->>> plan = make_plan(mechanism="distributed-skellam", population=1000, expected_cohort=50,
+>>> plan = make_plan(mechanism="distributed-gaussian", population=1000, expected_cohort=50,
 ...     rounds=200, dimension=60_000, clip=1.0, delta=1e-5, noise_multiplier=1.0)
 >>> projection = project(plan)
 >>> round(projection.reported, 2), projection.participations, projection.meetings
-(5.37, 21, 6)
+(4.77, 21, 6)
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,17 +19,20 @@ from typing import Any
 from scipy.special import bdtrc
 
 from fedsys.privacy.costs import (
-    apart_cost,
-    outsider_cost,
-    outsider_epsilons,
-    server_cost,
-    together_cost,
+    Accountant,
+    Steps,
+    accountant_of,
+    outsider_step,
+    second_opinion,
+    server_step,
+    steps_epsilon,
+    together_step,
 )
+from fedsys.privacy.losses.participant import participant_steps
 from fedsys.privacy.plan import PrivacyPlan
-from fedsys.privacy.rdp import epsilon_of
 from fedsys.privacy.views import View, epsilon_to_json
 
-__all__ = ["Projection", "project", "typical_maximum"]
+__all__ = ["Projection", "outsider_epsilons", "project", "typical_maximum"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,28 +105,45 @@ def project(plan: PrivacyPlan) -> Projection:
     survivors = max(
         plan.min_survivors, min(math.floor(plan.expected_cohort * (1 - plan.dropout)), plan.cap)
     )
-    outsider = outsider_epsilons(event, turns, plan.delta_released)
-    reported = outsider[plan.accountant]
-    if not plan.protected:
-        participant = server = math.inf
-    elif plan.unit == "example" or plan.accountant == "gaussian":
-        participant = reported
-        server = epsilon_of(participations * server_cost(event), plan.delta_server)
-    else:
-        if plan.sampling == "min-separation":
-            apart, meetings = 0 * outsider_cost(event), turns
-        else:
-            apart = (turns - meetings) * apart_cost(event)
-        participant = epsilon_of(apart + meetings * together_cost(event), plan.delta_released)
-        server = epsilon_of(participations * server_cost(event, survivors), plan.delta_server)
+    apart = {outsider_step(event): turns}
+    if plan.sampling == "min-separation" or plan.unit == "example":
+        meetings = turns  # nothing is left that amplifies
+    seen: dict[View, Steps] = {
+        "participant": participant_steps(Counter(apart), together_step(event), meetings),
+        "server": {server_step(event, survivors): participations},
+    }
+    outsider = outsider_epsilons(apart, plan.delta_of("outsider"))
+    reported = next(iter(outsider.values()))
+    epsilon: dict[View, Mapping[str, float]] = {"outsider": outsider}
+    for view, steps in seen.items():
+        delta = plan.delta_of(view)
+        found = plan.charges.covered(view, steps_epsilon(steps, delta))
+        epsilon[view] = {accountant_of(steps, delta): found}
     return Projection(
-        epsilon={
-            "outsider": outsider,
-            "participant": {"rdp": participant},
-            "server": {"rdp": server},
-        },
+        epsilon=epsilon,
         reported=reported,
         participations=participations,
         meetings=meetings,
         survivors=survivors,
     )
+
+
+def outsider_epsilons(steps: Steps, delta: float) -> dict[str, float]:
+    """The outsider's epsilon of these steps: the reported accountant's first, then a check.
+
+    Args:
+        steps: of all rounds that count.
+        delta: in (0, 1).
+
+    Returns:
+        By accountant; the check is dp-accounting's Rényi accountant, where there is one.
+
+    Raises:
+        MechanismError: ``delta`` is out of range.
+    """
+    reported: Accountant = accountant_of(steps, delta)
+    values: dict[str, float] = {reported: steps_epsilon(steps, delta)}
+    check = second_opinion(steps, delta)
+    if reported != "rdp" and check is not None:
+        values["rdp"] = check
+    return values

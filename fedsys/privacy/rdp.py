@@ -11,12 +11,11 @@ order, the binomial theorem gives *exactly*
     D_a((1-q) Q + q P || Q) = 1/(a-1) log sum_l C(a,l) (1-q)^(a-l) q^l M_l.
 
 The other direction D_a(Q || (1-q) Q + q P) is never larger: reflecting x -> v - x swaps Q with P
-(Skellam and Gaussian are symmetric), which is the condition of Mironov, Talwar and Zhang, "Rényi
+(a Gaussian is symmetric), which is the condition of Mironov, Talwar and Zhang, "Rényi
 Differential Privacy of the Sampled Gaussian Mechanism" (2019), Theorem 5. The sum is
 exact, where the generic bound of Zhu and Wang (2019) has a factor 3 in its higher terms.
 
-**Fractional orders.** The theorem for Skellam noise holds at integer orders only, and log-convexity
-between them (a straight line) gains nothing. But for a = m + t, 0 < t < 1, Taylor's formula around
+**Fractional orders.** For a = m + t, 0 < t < 1, Taylor's formula around
 1 - q writes
 
     (1 - q + w)^a = sum_{j<m} C(a,j) (1-q)^(a-j) w^j + w^m g(w),   w = q L,
@@ -42,14 +41,11 @@ __all__ = [
     "INTEGER_GRID",
     "MAX_ORDER",
     "ORDERS",
-    "SERVER_ORDERS",
     "amplify",
     "curve_of",
     "epsilon_of",
-    "epsilons_of",
     "gaussian_loss",
     "replacement_sampled",
-    "skellam_loss",
 ]
 
 Vector = NDArray[np.float64]
@@ -60,27 +56,8 @@ INTEGER_GRID: Vector = np.arange(MAX_ORDER + 1, dtype=np.float64)
 _FRACTIONS = (1.25, 1.5, 1.75, *(m + t / 10 for m in range(2, 8) for t in range(1, 10)))
 _INTEGERS = (*range(2, 65), 72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
 ORDERS: Vector = np.array(sorted((*_FRACTIONS, *map(float, _INTEGERS))))
-"""Orders at which the rounds of the outsider and participant views are added up."""
+"""Orders at which rounds are added up."""
 ORDERS.setflags(write=False)
-
-SERVER_ORDERS: NDArray[np.intp] = np.flatnonzero(
-    np.isin(ORDERS, [*range(2, 33), 40, 48, 64, 96, 128, 256, 512, 1024])
-)
-"""Indices into ``ORDERS`` that are kept for each client in the server view."""
-SERVER_ORDERS.setflags(write=False)
-
-
-def skellam_loss(l2: float, l1: float, variance: float) -> Vector:
-    """eps(l) (MAX_ORDER + 1,) of Skellam noise of variance mu on integers, at l = 0..MAX_ORDER.
-
-    Agarwal, Kairouz and Liu 2021, Theorem 3.5:
-    eps(a) = a D2^2 / (2 mu) + min{ ((2a - 1) D2^2 + 6 D1) / (4 mu^2), 3 D1 / (2 mu) }.
-    """
-    if variance <= 0:
-        return _without_low_orders(np.full_like(INTEGER_GRID, np.inf))
-    a = INTEGER_GRID
-    second = np.minimum(((2 * a - 1) * l2**2 + 6 * l1) / (4 * variance**2), 3 * l1 / (2 * variance))
-    return _without_low_orders(a * l2**2 / (2 * variance) + second)
 
 
 def gaussian_loss(noise_multiplier: float) -> Vector:
@@ -249,18 +226,8 @@ def epsilon_of(curve: Vector, delta: float, orders: Vector = ORDERS) -> float:
     Raises:
         MechanismError: ``delta`` is outside (0, 1).
     """
-    return float(epsilons_of(curve[None, :], delta, orders)[0])
-
-
-def epsilons_of(curves: Vector, delta: float, orders: Vector = ORDERS) -> Vector:
-    """``epsilon_of`` (n,) for each row of ``curves`` (n, orders).
-
-    Raises:
-        MechanismError: ``delta`` is outside (0, 1).
-    """
     if not 0 < delta < 1:
         raise MechanismError(f"delta must be in (0, 1), got {delta!r}")
-    candidates = curves + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
-    candidates = np.where(delta**2 + np.expm1(-curves) > 0, 0.0, candidates)
-    best: Vector = np.maximum(candidates.min(axis=1), 0.0)
-    return best
+    candidates = curve + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
+    candidates = np.where(delta**2 + np.expm1(-curve) > 0, 0.0, candidates)
+    return max(float(candidates.min()), 0.0)

@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 
 from fedsys.errors import MechanismError
 
-__all__ = ["MAX_BITS", "check_bits", "from_ring", "ring_dtype", "to_ring"]
+__all__ = ["MAX_BITS", "RINGS", "check_bits", "from_ring", "ring_dtype", "to_ring"]
 
 MAX_BITS = 64
+
+RINGS = (16, 20, 24, 32, 40, 48, 64)
+"""Widths that are chosen from where none is given; whole or half octets pack well."""
 
 
 def check_bits(bits: int) -> int:

@@ -98,7 +98,7 @@ def banded_strategy(*, horizon: int, bands: int) -> BandedStrategy:
     if horizon > longest:
         raise MechanismError(
             f"banded-mf has strategies for up to {longest} rounds, got rounds={horizon}: lower "
-            "rounds.count or use distributed-skellam"
+            "rounds.count or use distributed-gaussian"
         )
     size = min(n for n, _ in known if n >= horizon)
     width = max(b for n, b in known if n == size and b <= bands)

@@ -14,10 +14,12 @@ __all__ = ["checklist"]
 def checklist(folder: RunFolder, audit: AuditResult, facts: Facts) -> tuple[tuple[str, str], ...]:
     """Each item with this run's answer."""
     accountants = dict.fromkeys(
-        printable(claim.by, 80) for claim in audit.claims if "epsilon" in claim.name.lower()
+        printable(claim.by, 160)
+        for claim in audit.claims
+        if claim.name.lower().startswith("epsilon, ") and claim.name.count(",") == 1
     )
     setting = {
-        "distributed-skellam": "Distributed: noise by the clients, inside a secure sum.",
+        "distributed-gaussian": "Distributed: noise by the clients, inside a secure sum.",
         "local-gaussian": "Local: all of the noise by each client.",
         "example-gaussian": "Local to each silo: DP-SGD inside every client.",
         "none": "None.",
@@ -25,26 +27,27 @@ def checklist(folder: RunFolder, audit: AuditResult, facts: Facts) -> tuple[tupl
     if facts.protocol in ("ideal", "float"):
         setting += " Simulated without masks."
     private = facts.private
-    adjacency = (
-        "Outsider and participant: "
-        + ("replace one client's update" if facts.replaces else "add or remove ")
-        + ("" if facts.replaces else "one example" if facts.unit == "example" else "one client")
-        + ". Server: one client's update or zero."
+    adjacency = " ".join(
+        f"{view.capitalize()}: {facts.compared(view)}."
+        for view in ("outsider", "participant", "server")
     )
     spent = facts.spent
     formal = (
         "No guarantee: the mechanism is “none”."
         if facts.noiseless
+        else f"None can be made: {facts.withheld}."
+        if facts.withheld is not None
         else "Not derived: see the audit."
         if spent is None
         else f"Outsider: ({figures.epsilon(spent.outsider)}, {figures.small(facts.delta)})-DP for "
-        "the final model and every released one before it"
+        "the final model and every released one before it, of this run"
         + (
             f"; participant: ε = {figures.epsilon(spent.participant)}"
             f"; server: ε = {figures.epsilon(spent.server)}, at the same δ."
             if private
             else "."
         )
+        + _with_tuning(facts)
     )
     versions = folder.summary.versions
     libraries = [
@@ -54,12 +57,12 @@ def checklist(folder: RunFolder, audit: AuditResult, facts: Facts) -> tuple[tupl
         ("DP setting", setting),
         (
             "Data accesses covered",
-            "The training of this run: every released model. " + _not_covered(folder),
+            "The training of this run: every released model. " + _not_covered(facts),
         ),
         (
             "Final mechanism's output",
-            "All models after each round. The sums inside a round are released to nobody; the "
-            "server's view of them has its own ε.",
+            "The model after each round. The sum of a round goes to the server alone, whose view "
+            "of it has its own ε.",
         ),
         (
             "Unit of privacy",
@@ -75,19 +78,30 @@ def checklist(folder: RunFolder, audit: AuditResult, facts: Facts) -> tuple[tupl
         ("Formal statement", formal),
         (
             "Transparency",
-            "A signed, hash-chained ledger; “fedsys audit” derives every figure again. "
+            "A signed, hash-chained ledger; “fedsys audit” derives every ε again, and names what "
+            "rests on somebody's word. "
             + ("Libraries: " + ", ".join(libraries) + "." if libraries else "Open source."),
         ),
     )
 
 
-def _not_covered(folder: RunFolder) -> str:
-    """What the configuration says of tuning; only the ledgers of those runs can prove it."""
-    runs, spent = folder.setting("tuning", "runs"), folder.setting("tuning", "epsilon")
-    if type(runs) is not int or runs < 1:
-        return "Tuning runs and evaluation are not; the configuration states no tuning runs."
-    cost = figures.epsilon(spent) if isinstance(spent, float) else "unknown"
+def _with_tuning(facts: Facts) -> str:
+    total = facts.total
+    if total is None:
+        return ""
     return (
-        f"Evaluation is not, nor are {figures.count(runs)} tuning runs before it: by the "
-        f"configuration, their ε for the outsider is {cost} in all, which adds to this run's."
+        f" With the tuning runs before it: ({figures.epsilon(total.epsilon)}, "
+        f"{figures.small(total.delta)})-DP for an outsider."
+    )
+
+
+def _not_covered(facts: Facts) -> str:
+    """What the header says of tuning; only the ledgers of those runs can prove it."""
+    total = facts.total
+    if total is None:
+        return "Evaluation is not; the ledger's header states no tuning runs."
+    return (
+        f"Evaluation is not. {figures.count(total.runs)} tuning runs before it cost the outsider's "
+        f"ε = {figures.epsilon(total.before)} by the ledger's header; with this run that makes "
+        f"{figures.epsilon(total.epsilon)} at δ = {figures.small(total.delta)}."
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedsys.records import AuditResult, Epsilons
+from fedsys.records import AuditResult, Epsilons, Total
 from fedsys.report.folder import RunFolder, printable
 
 __all__ = ["SERVER_SEES_SUMS", "Facts", "disclosable", "explain", "gather", "mechanism_title"]
@@ -27,23 +28,26 @@ class Facts:
     spent: Epsilons | None
     reproducible: bool
     private: bool
+    neighbours: Mapping[str, str]
+    withheld: str | None
+    total: Total | None
 
     @property
     def noiseless(self) -> bool:
         """Whether the run protects nobody."""
         return self.mechanism == "none"
 
-    @property
-    def replaces(self) -> bool:
-        """Whether neighbours differ by a replaced update: cohorts of a fixed, known size."""
-        return self.unit == "client" and self.sampling == "fixed" and self.participation == 1
+    def compared(self, view: str) -> str:
+        """The two cases that a view must not tell apart, as the ledger's header declares."""
+        return self.neighbours.get(view, "not declared by the ledger's header")
 
 
 _MECHANISMS = {
-    "distributed-skellam": (
-        "distributed Skellam",
-        "Every client adds its share of integer noise before its update is masked, so that only "
-        "a noisy total ever exists anywhere.",
+    "distributed-gaussian": (
+        "distributed Gaussian",
+        "Every client adds its share of rounded Gaussian noise before its update is masked, so "
+        "that outside the clients only a noisy total ever exists; the server adds the shares of "
+        "those that are missing.",
     ),
     "central-gaussian": (
         "central Gaussian",
@@ -78,9 +82,9 @@ def mechanism_title(name: str) -> str:
 def explain(facts: Facts) -> str:
     """Who adds the noise, in one sentence or two."""
     said = _MECHANISMS.get(facts.mechanism, ("", ""))[1]
-    if facts.mechanism == "distributed-skellam" and facts.protocol in ("ideal", "float"):
+    if facts.mechanism == "distributed-gaussian" and facts.protocol in ("ideal", "float"):
         return (
-            "In a deployment every client adds its share of integer noise before its update is "
+            "In a deployment every client adds its share of rounded noise before its update is "
             "masked; here the simulation added it, without masks."
         )
     return said
@@ -108,9 +112,16 @@ def gather(folder: RunFolder, audit: AuditResult, *, private: bool) -> Facts:
         colluders=colluders if isinstance(colluders, int) else 0,
         delta=audit.delta if audit.delta is not None else summary.privacy.delta,
         budget=summary.privacy.budget,
-        spent=disclosable(audit.curve[-1].spent, private) if audit.curve else None,
+        spent=disclosable(audit.curve[-1].spent, private)
+        if audit.curve and audit.withheld is None
+        else None,
         reproducible=summary.reproducible,
         private=private,
+        neighbours={
+            printable(view, 20): printable(words, 200) for view, words in audit.neighbours.items()
+        },
+        withheld=None if audit.withheld is None else printable(audit.withheld),
+        total=audit.total if audit.withheld is None else None,
     )
 
 

@@ -53,7 +53,8 @@ class Feed:
         """What is known before the first round; None until the ledger has its header."""
         for line in self._ledger.new(1):
             plan = plan_of(line["body"])
-            self._spent, self._private = OutsiderLoss(plan), plan.protected
+            withheld = line["body"].get("withheld") is not None
+            self._spent, self._private = OutsiderLoss(plan), plan.protected and not withheld
             text = (self._folder / "config.toml").read_text(encoding="utf-8")
             return TrackedRun(
                 name=str(line["body"]["name"]),

@@ -83,7 +83,9 @@ def build(run: Path, audit: AuditResult, *, private: bool) -> Path:
 
 
 def _shown(audit: AuditResult, private: bool) -> Sequence[EpsilonPoint]:
-    """The curve; in a public report without what follows secret cohorts."""
+    """The curve, where it may be claimed; in a public report without what tells cohorts."""
+    if audit.withheld is not None:
+        return []
     return [
         EpsilonPoint(round=point.round, spent=disclosable(point.spent, private))
         for point in audit.curve
@@ -95,11 +97,7 @@ def _verdict(audit: AuditResult) -> tuple[str, str, str]:
     held = sum(claim.holds is True for claim in audit.claims)
     failed = sum(claim.holds is False for claim in audit.claims)
     unsettled = sum(claim.holds is None for claim in audit.claims)
-    word = (
-        ""
-        if not unsettled
-        else f"{unsettled} {'rests' if unsettled == 1 else 'rest'} on somebody's word"
-    )
+    word = "" if not unsettled else f"{unsettled} cannot be decided from this folder"
     if failed:
         checked = held + failed
         return "danger", f"{failed} of {checked} checked claims failed", word

@@ -62,6 +62,15 @@ def _banners(folder: RunFolder, facts: Facts) -> tuple[Banner, ...]:
                 "anything about any client. For research only.",
             )
         )
+    if facts.withheld is not None:
+        banners.append(
+            Banner(
+                tone="danger",
+                title="No claim of privacy holds",
+                text=f"{facts.withheld[:1].upper()}{facts.withheld[1:]}. The noise of this run "
+                "does not cover that, so no ε is stated.",
+            )
+        )
     if facts.reproducible:
         banners.append(
             Banner(
@@ -86,7 +95,9 @@ def _banners(folder: RunFolder, facts: Facts) -> tuple[Banner, ...]:
                 tone="warning",
                 title="Ideal aggregation",
                 text="The encoded updates were added without masks, which stands in for secure "
-                "aggregation in a simulation. Whoever ran it could see each of them.",
+                "aggregation in a simulation. Whoever ran it could see each of them; the figures "
+                "of the participant and the server are those of the same job under protocol "
+                "“secure”.",
             )
         )
     status = folder.summary.status
@@ -120,7 +131,7 @@ def _banners(folder: RunFolder, facts: Facts) -> tuple[Banner, ...]:
 
 
 def _unit(facts: Facts) -> str:
-    return "one example of one client" if facts.unit == "example" else "one client, all of it"
+    return "one example of one client" if facts.unit == "example" else "one client as a whole"
 
 
 def _lead(facts: Facts) -> str:
@@ -131,10 +142,11 @@ def _lead(facts: Facts) -> str:
             "looks at it."
         )
     return (
-        f"What is protected is {_unit(facts)}: whether it took part, and everything it held. "
-        f"{explanation} ε bounds how much anybody can learn about it by looking: the smaller, the "
-        f"less. How much that is depends on who looks, so there are three figures, all at "
-        f"δ = {figures.small(facts.delta)}, the chance that the bound does not hold."
+        f"What is protected is the contribution of {_unit(facts)}: two cases that differ in it "
+        f"alone must look alike, and which two these are depends on who looks, as the table says. "
+        f"{explanation} ε and δ bound how unlike they may look: whatever somebody may come to see "
+        "or conclude, its probability in one case is at most e to the ε times that in the other, "
+        f"plus δ = {figures.small(facts.delta)}. The smaller both are, the less can be learned."
     )
 
 
@@ -142,10 +154,11 @@ def _assumptions(folder: RunFolder, facts: Facts) -> tuple[str, ...]:
     if facts.noiseless:
         return ()
     found = []
-    if facts.mechanism == "distributed-skellam":
+    if facts.mechanism == "distributed-gaussian":
         found.append(
-            "The clients run this software and add their shares of the noise. That they did rests "
-            "on them, and on the coordinator's word for how many stayed."
+            "The clients run this software and add their shares of the noise, and the server adds "
+            "the missing ones. That they did rests on them, and on the coordinator's word for how "
+            "many stayed."
         )
     elif facts.mechanism in SERVER_SEES_SUMS:
         found.append(
@@ -163,14 +176,25 @@ def _assumptions(folder: RunFolder, facts: Facts) -> tuple[str, ...]:
     elif facts.protocol in ("ideal", "float"):
         found.append("Single updates were not hidden from the machine that ran this simulation.")
     found.append(
-        f"δ = {figures.small(facts.delta)} pays for everything that can go wrong: the bound "
-        "itself, rounds given up because too many or too few came, and the tail that the noise "
-        "sampler leaves out."
+        f"δ = {figures.small(facts.delta)} is one budget for several things: the loss that ε "
+        "leaves over, rounds given up in public because too many or too few came, and the "
+        "distance of the noise as it is drawn from the noise as it is accounted. It is not the "
+        "chance that the bound fails."
+    )
+    if facts.unit == "example":
+        found.append(
+            "Each example is held by one client, once. Nobody checks whether two clients hold "
+            "copies of it; each copy would cost as much again."
+        )
+    found.append(
+        "Which data are whose, and how many clients there are, is taken as given; a simulation "
+        "deals them out."
     )
     found.append(
         "Nobody knows the seed that noise, keys and cohorts were derived from. Here somebody does."
         if facts.reproducible
-        else "Noise, keys and cohorts come from the operating system's random numbers."
+        else "Noise, keys and cohorts come from the operating system's random numbers, which "
+        "rests on the word of those that drew them."
     )
     return tuple(found)
 
@@ -193,18 +217,18 @@ def _secure_aggregation(folder: RunFolder) -> str:
             f"server and {losses}."
         )
     return (
-        "Secure aggregation hides single updates: the server learns their sum and nothing else, "
-        "provided that clients know each other's identity keys from a list that the server did "
-        "not make up, and that X25519, Ed25519, SHA-256 and AES are sound." + bounds
+        "Secure aggregation hides single updates: of them, the server learns their sum and nothing "
+        "else (it does see who answers, and when), provided that clients know each other's "
+        "identity keys from a list that the server did not make up, and that X25519, Ed25519, "
+        "SHA-256 and AES are sound." + bounds
     )
 
 
 def _not_covered(facts: Facts) -> tuple[str, ...]:
     covered = [
         "Accuracy, loss and every other measurement on evaluation data: they are exact, without "
-        "noise.",
-        "Earlier runs on the same clients, tuning among them. Their costs add up: “fedsys audit "
-        "A B --compose” adds them.",
+        "noise, and the rows that they were measured on may be somebody's.",
+        _other_runs(facts),
         "Traffic and timing: whoever watches the network sees which devices take part, and the "
         "outsider's figure does not hold against them.",
         "What holds for everybody: a model may well reveal that people like you tend to do "
@@ -217,3 +241,18 @@ def _not_covered(facts: Facts) -> tuple[str, ...]:
             0, "A client as a whole: single examples are protected, a client with many is not."
         )
     return tuple(covered)
+
+
+def _other_runs(facts: Facts) -> str:
+    total = facts.total
+    if total is None:
+        return (
+            "Other runs on the same clients, tuning among them; the ledger's header states none. "
+            "Costs add up: “fedsys audit A B --compose” adds them."
+        )
+    return (
+        f"Other runs on the same clients than this one and the {figures.count(total.runs)} tuning "
+        f"runs that the ledger's header states. With those, the outsider's ε is "
+        f"{figures.epsilon(total.epsilon)} at δ = {figures.small(total.delta)} in all; that there "
+        "were no more rests on the coordinator's word."
+    )

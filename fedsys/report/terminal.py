@@ -56,7 +56,24 @@ def print_run(run: Path, audit: AuditResult, *, file: IO[str] | None = None) -> 
         rows.append((f"ε {view}", shown, f"{word}: {explanation}", _STYLE[tone]))
     if facts.budget is not None:
         rows.append(("budget", figures.epsilon(facts.budget), f"for the {facts.guarantee}", ""))
-    rows.append(("δ", figures.small(facts.delta), "the chance that the bounds do not hold", ""))
+    rows.append(
+        (
+            "δ",
+            figures.small(facts.delta),
+            "added to every probability that e to the ε bounds",
+            "",
+        )
+    )
+    if facts.total is not None:
+        rows.append(
+            (
+                "ε with tuning",
+                figures.epsilon(facts.total.epsilon),
+                f"outsider, {figures.count(facts.total.runs)} tuning runs included, at δ = "
+                f"{figures.small(facts.total.delta)}",
+                _STYLE[tier(facts.total.epsilon)[1]],
+            )
+        )
     rows.append(_outcome(audit))
     rows.append(("run folder", str(run), "", "bold"))
     _print_rows(console, rows)
@@ -64,6 +81,8 @@ def print_run(run: Path, audit: AuditResult, *, file: IO[str] | None = None) -> 
         console.print(
             Text("No differential privacy: mechanism “none” adds no noise.", style="bold red")
         )
+    if facts.withheld is not None:
+        console.print(Text(f"No claim of privacy holds: {facts.withheld}.", style="bold red"))
     if facts.reproducible:
         console.print(
             Text("Reproducible, not private: its noise follows from a seed.", style="bold red")
@@ -166,7 +185,7 @@ def _outcome(audit: AuditResult) -> tuple[str, str, str, str]:
     held = sum(claim.holds is True for claim in audit.claims)
     failed = [claim for claim in audit.claims if claim.holds is False]
     unsettled = len(audit.claims) - held - len(failed)
-    detail = f"{unsettled} more on somebody's word" if unsettled else ""
+    detail = f"{unsettled} more cannot be decided here" if unsettled else ""
     if failed:
         names = ", ".join(printable(claim.name, 60) for claim in failed[:5])
         return "audit", f"{len(failed)} of {held + len(failed)} claims FAIL", names, "bold red"

@@ -41,18 +41,29 @@ def tier(epsilon: float | None) -> tuple[str, str]:
     return ("none", "danger") if math.isinf(epsilon) else ("weak", "warning")
 
 
-def meaning(epsilon: float | None) -> str:
-    """What ε lets somebody conclude who could not tell at first whether a client took part."""
-    if epsilon is None or math.isnan(epsilon):
+def meaning(epsilon: float | None, delta: float | None) -> str:
+    """What ε and δ let somebody find out who has to tell two neighbouring worlds apart.
+
+    If both are equally likely beforehand, no rule is right more often than with probability
+    (e^ε + δ) / (e^ε + 1): the sum of its two error rates is at least 2 (1 - δ) / (1 + e^ε)
+    (Kairouz, Oh and Viswanath 2015, Theorem 2.1).
+    """
+    if epsilon is None or math.isnan(epsilon) or delta is None:
         return ""
     if math.isinf(epsilon):
         return "No limit on what can be learned."
-    doubt = 100.0 / (1.0 + math.exp(min(epsilon, 700.0)))  # percent
-    if doubt < 0.01:
-        return "A guess of 50 % can become more than 99.99 % certain."
-    digits = 0 if doubt >= 10 else 1 if doubt >= 1 else 2
-    certainty = math.ceil((100.0 - doubt) * 10**digits) / 10**digits
-    return f"A guess of 50 % can become {certainty:.{digits}f} % certain, no more."
+    wrong = 100.0 * (1.0 - delta) / (1.0 + math.exp(min(epsilon, 700.0)))  # percent
+    if wrong < 0.01:
+        return (
+            "No useful limit: telling the two cases apart may succeed in more than 99.99 % of "
+            "attempts."
+        )
+    digits = 0 if wrong >= 10 else 1 if wrong >= 1 else 2
+    right = math.ceil((100.0 - wrong) * 10**digits) / 10**digits
+    return (
+        f"Telling the two cases apart, both equally likely, succeeds in at most "
+        f"{right:.{digits}f} % of attempts; tossing a coin does in 50 %."
+    )
 
 
 def _view(
@@ -60,6 +71,7 @@ def _view(
     key: str,
     title: str,
     epsilon: float | None,
+    delta: float | None,
     withheld: str,
     who: str,
     neighbours: str,
@@ -73,7 +85,7 @@ def _view(
         epsilon=figures.epsilon(epsilon),
         tier=word,
         tone=tone,
-        meaning=meaning(epsilon) or withheld,
+        meaning=meaning(epsilon, delta) or withheld,
         who=who,
         neighbours=neighbours,
         amplification=amplification,
@@ -85,32 +97,22 @@ def views(facts: Facts) -> tuple[View, ...]:
     """The three views, in order of what they see."""
     spent = facts.spent
     withheld = (
-        "The audit could not derive it from this folder."
+        f"Withheld: {facts.withheld}."
+        if facts.withheld is not None
+        else "The audit could not derive it from this folder."
         if facts.private or spent is None
         else "It follows from who took part when, which stays with the server."
     )
-    added = (
-        "one example of one client is added or removed"
-        if facts.unit == "example"
-        else "one client's update is replaced by another"
-        if facts.replaces
-        else "one client is added or removed"
-    )
-    server_noise = {
-        "distributed-skellam": "only the shares of honest clients that stayed to the end",
-        "local-gaussian": "all of it: it is on the update before it leaves the client",
-        "example-gaussian": "all of it: it is in each training step",
-    }.get(facts.mechanism, "none: the server adds it, and can leave it out of what it looks at")
-    curious = max(1, facts.colluders)
     return (
         _view(
             key="outsider",
             title="An outsider",
             epsilon=spent.outsider if spent else None,
+            delta=facts.delta,
             withheld=withheld,
             who="Sees the released models and nothing else: takes part in nothing, watches no "
             "traffic, reads no file of the server.",
-            neighbours=added,
+            neighbours=facts.compared("outsider"),
             amplification=amplification(facts),
             noise="nobody's" if facts.noiseless else "all of it, the same however many took part",
         ),
@@ -118,39 +120,63 @@ def views(facts: Facts) -> tuple[View, ...]:
             key="participant",
             title="A participant",
             epsilon=spent.participant if spent else None,
+            delta=facts.delta,
             withheld=withheld,
-            who=(
-                "Another client that also looks at what its own device is sent"
-                if curious == 1
-                else f"{_clients(curious)} that also look at what their own devices are sent"
-            )
-            + ": the model in each of its rounds.",
-            neighbours=added,
-            amplification="none in a round that one of them shares with the client in question",
+            who=_participant(facts),
+            neighbours=facts.compared("participant"),
+            amplification="of the client's own secret coin alone in a round that one of them "
+            "shares with it"
+            if facts.participation < 1
+            else "none in a round that one of them shares with the client in question",
             noise="nobody's"
             if facts.noiseless
             else "all but what the curious clients added themselves"
-            if facts.mechanism == "distributed-skellam"
+            if facts.mechanism == "distributed-gaussian"
             else "all of it",
         ),
         _view(
             key="server",
             title="The server",
             epsilon=spent.server if spent else None,
+            delta=facts.delta,
             withheld=withheld,
             who="Whoever runs the coordinator by the rules and looks at all it receives"
             + (f", with {_clients(facts.colluders).lower()}" if facts.colluders else "")
-            + "; and whoever holds private.jsonl.",
-            neighbours=added
-            if facts.unit == "example"
-            else "one client's update is replaced by zero; it takes part either way (half the "
-            "change of replacing it by another)",
-            amplification="none: it knows who was asked"
-            if facts.participation >= 1
-            else f"each client's own secret coin (p = {figures.plain(facts.participation)})",
-            noise="nobody's" if facts.noiseless else server_noise,
+            + "; and whoever holds private.jsonl. It knows who takes part, and when.",
+            neighbours=facts.compared("server"),
+            amplification=_server_amplification(facts),
+            noise="nobody's" if facts.noiseless else _server_noise(facts),
         ),
     )
+
+
+def _participant(facts: Facts) -> str:
+    curious = max(1, facts.colluders)
+    who = (
+        "Another client that also looks at what its own device is sent"
+        if curious == 1
+        else f"{_clients(curious)} that also look at what their own devices are sent"
+    )
+    sees = ": the model in each of its rounds, and who was invited to them with it"
+    if facts.protocol == "secure":
+        sees += " (it checks the draw of each round's committee)"
+    return f"{who}{sees}. That somebody takes part is no secret from it."
+
+
+def _server_amplification(facts: Facts) -> str:
+    if facts.unit == "example":
+        return "by each client's own secret batches"
+    if facts.participation >= 1:
+        return "none: it knows who was asked"
+    return f"each client's own secret coin (p = {figures.plain(facts.participation)})"
+
+
+def _server_noise(facts: Facts) -> str:
+    return {
+        "distributed-gaussian": "only the shares of honest clients that stayed to the end",
+        "local-gaussian": "all of it: it is on the update before it leaves the client",
+        "example-gaussian": "all of it: it is in each training step",
+    }.get(facts.mechanism, "none: the server adds it, and can leave it out of what it looks at")
 
 
 def _clients(number: int) -> str:
@@ -161,6 +187,8 @@ def amplification(facts: Facts) -> str:
     """Whether sampling makes the outsider's ε smaller."""
     if facts.noiseless:
         return "none"
+    if facts.unit == "example":
+        return "by each client's own secret batches; which clients are asked is not counted"
     return {
         "poisson": "by Poisson sampling: each client is drawn independently, in secret",
         "fixed": "by sampling a cohort of fixed size, in secret",

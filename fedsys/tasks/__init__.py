@@ -1,6 +1,13 @@
 """Tasks: model, data, loss and metrics, built in or the user's own."""
 
-from fedsys.tasks.base import DataSource, Examples, FederatedData, Task, seeded
+from fedsys.tasks.base import (
+    DataSource,
+    Examples,
+    FederatedData,
+    Task,
+    preprocessing_of,
+    seeded,
+)
 from fedsys.tasks.loading import builtin_names, load
 from fedsys.tasks.origin import Origin, Recipe
 from fedsys.tasks.partition import Partition, split
@@ -15,6 +22,7 @@ __all__ = [
     "Task",
     "builtin_names",
     "load",
+    "preprocessing_of",
     "seeded",
     "split",
 ]

@@ -18,6 +18,13 @@ as ``"package.module:Attr"``::
 
         def clients(self, source):                  # where the examples are
             return FederatedData(train=Examples(x=..., y=...), test=Examples(x=..., y=...))
+
+        preprocessing = "row-local"                 # what preparing a row looked at
+
+The last is what claims of privacy rest on (see `fedsys.preprocessing`): ``fixed`` or ``row-local``
+where a row is prepared without looking at any other, ``client-local`` where at rows of its own
+client, ``data-dependent`` where at others' (a mean, a vocabulary, a stratified split over all of
+them), which makes claims void. Left out, the ledger says that nothing was declared.
 """
 
 from __future__ import annotations
@@ -32,9 +39,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from fedsys.errors import DataError
+from fedsys.errors import ConfigError, DataError
+from fedsys.preprocessing import DECLARATIONS, Preprocessing
 
-__all__ = ["DataSource", "Examples", "FederatedData", "Task", "seeded"]
+__all__ = ["DataSource", "Examples", "FederatedData", "Task", "preprocessing_of", "seeded"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +156,23 @@ class Task(Protocol):
     def clients(self, source: DataSource) -> FederatedData:
         """Reads the data; raises DataError where it is missing or unusable."""
         ...
+
+
+def preprocessing_of(task: Task) -> Preprocessing:
+    """What a task declares of its preprocessing; ``undeclared`` if it says nothing.
+
+    Raises:
+        ConfigError: it declares something else than `fedsys.preprocessing` knows.
+    """
+    declared = getattr(task, "preprocessing", None)
+    if declared is None:
+        return "undeclared"
+    for known in DECLARATIONS:
+        if declared == known:
+            return known
+    raise ConfigError(
+        f"task {task.name}: preprocessing = {declared!r}; allowed are {', '.join(DECLARATIONS)}"
+    )
 
 
 @contextmanager

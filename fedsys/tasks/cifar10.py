@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fedsys.errors import DataError
+from fedsys.preprocessing import Preprocessing
 from fedsys.tasks.base import DataSource, Examples, FederatedData, seeded
 from fedsys.tasks.classification import Classification, Rescale
 from fedsys.tasks.files import check_labels, read_table
@@ -31,6 +32,7 @@ class Cifar10(Classification):
     """What is in the picture? Options: ``model`` (``benchmark`` | ``small``), ``dropout``."""
 
     name = "cifar10"
+    preprocessing: Preprocessing = "fixed"
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         given = Options(self.name, options, ("model", "dropout"))

@@ -6,6 +6,7 @@ Softmax regression 64 -> 10 (650 parameters) by default. Source: E. Alpaydin and
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedsys.errors import DataError
+from fedsys.preprocessing import Preprocessing
 from fedsys.tasks.base import DataSource, Examples, FederatedData, seeded
 from fedsys.tasks.classification import Classification
 from fedsys.tasks.options import Options
@@ -20,13 +23,22 @@ from fedsys.tasks.options import Options
 __all__ = ["Digits"]
 
 TEST_EXAMPLES = 360
-_SPLIT_SEED = 0
+_TEST_ROWS = (
+    "AAAEiDUkEEAABkEAk0IFABoACAEAJAAoBiwSABAAlAoAkBkSBCD4oAKBEKAACAqIIEQVJElCQKAKAAAAQATYAACB"
+    "gCAASAXEABBACKAQAAVASAAwEAACDsQJAAIkhACDqAE8IKaYCgAAAAsIQAgEoBhIAgJAQcEAgARARoQ3aoECFgBE"
+    "gABAQqCkGApQAIQLhWHGCBCACABMgMAgBAaOAAEIggCBADgIA8AIGQAAEA4BAIQQoCEAMygpBMBEwIBoDgECgwCC"
+    "AIgipkAsJAQhCKhggJCBoAwCggJCEgE4pBUA"
+)
+"""A bit for each row of the published file, as base64: a constant, so that no row decides where
+another goes. It is how scikit-learn's ``train_test_split`` holds out 360 rows, stratified, seed 0.
+"""
 
 
 class Digits(Classification):
     """Which digit is it? Options: ``hidden`` (0: softmax regression, else an MLP's width)."""
 
     name = "digits"
+    preprocessing: Preprocessing = "fixed"
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._hidden = Options(self.name, options, ("hidden",)).count("hidden", 0, low=0, high=4096)
@@ -44,19 +56,22 @@ class Digits(Classification):
             return model
 
     def clients(self, source: DataSource) -> FederatedData:
-        """1,437 training and 360 test examples, a fixed stratified split; pixels in [0, 1]."""
+        """1,437 training and 360 test examples, a constant split; pixels in [0, 1].
+
+        Raises:
+            DataError: scikit-learn has another number of digits than it was published with.
+        """
         from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
 
         digits = load_digits()
-        pixels = (digits.data / 16.0).astype(np.float32)
-        labels = digits.target.astype(np.int64)
-        x_train, x_test, y_train, y_test = (
-            torch.from_numpy(np.ascontiguousarray(part))
-            for part in train_test_split(
-                pixels, labels, test_size=TEST_EXAMPLES, random_state=_SPLIT_SEED, stratify=labels
-            )
-        )
+        bits = np.frombuffer(base64.b64decode(_TEST_ROWS), dtype=np.uint8)
+        rows = len(digits.target)
+        if len(bits) != -(-rows // 8):
+            raise DataError(f"scikit-learn's digits have {rows} rows; 1797 were published")
+        testing = np.unpackbits(bits)[:rows].astype(bool)
+        pixels = torch.from_numpy((digits.data / 16.0).astype(np.float32))
+        labels = torch.from_numpy(digits.target.astype(np.int64))
         return FederatedData(
-            train=Examples(x=x_train, y=y_train), test=Examples(x=x_test, y=y_test)
+            train=Examples(x=pixels[~testing], y=labels[~testing]),
+            test=Examples(x=pixels[testing], y=labels[testing]),
         )

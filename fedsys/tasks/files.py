@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,20 @@ def read_npz(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> dict[s
     return found
 
 
-def read_table(path: Path, columns: tuple[str, ...] | None = None) -> Any:
+def read_table(
+    path: Path,
+    columns: tuple[str, ...] | None = None,
+    *,
+    numbers: Collection[str] = (),
+    texts: Collection[str] = (),
+) -> Any:
     """A ``pyarrow.Table`` from a ``.parquet`` or ``.csv`` file, all or only some columns.
+
+    Args:
+        path: of the file.
+        columns: to read; None for all.
+        numbers: columns that a ``.csv`` holds as numbers, whatever its rows look like.
+        texts: columns that it holds as text, likewise; the others' types are guessed.
 
     Raises:
         DataError: unreadable, too large, or a column missing.
@@ -74,7 +86,10 @@ def read_table(path: Path, columns: tuple[str, ...] | None = None) -> Any:
             _all_there(path, columns or (), names)
             return parquet.read_table(path, columns=None if columns is None else list(columns))
         if path.suffix == ".csv":
-            table = csv.read_csv(path)
+            types = dict.fromkeys(texts, pyarrow.string()) | dict.fromkeys(
+                numbers, pyarrow.float64()
+            )
+            table = csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=types))
             _all_there(path, columns or (), table.column_names)
             return table if columns is None else table.select(list(columns))
     except (OSError, pyarrow.ArrowException) as error:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedsys.preprocessing import Preprocessing
 from fedsys.tasks.base import DataSource, Examples, FederatedData, seeded
 from fedsys.tasks.classification import Classification, Rescale
 from fedsys.tasks.files import check_labels, read_npz
@@ -26,6 +27,7 @@ class Mnist(Classification):
     """Which digit is it? Options: ``model`` (``mlp``: 784-64-10, ``cnn``), ``hidden``."""
 
     name = "mnist"
+    preprocessing: Preprocessing = "fixed"
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         given = Options(self.name, options, ("model", "hidden"))

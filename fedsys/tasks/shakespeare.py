@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsys.errors import DataError
+from fedsys.preprocessing import Preprocessing
 from fedsys.tasks.base import DataSource, Examples, FederatedData, seeded
 from fedsys.tasks.files import read_table
 from fedsys.tasks.options import Options
@@ -87,6 +88,7 @@ class Shakespeare:
     ``test_fraction``."""
 
     name = "shakespeare"
+    preprocessing: Preprocessing = "client-local"
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         known = ("cell", "hidden", "layers", "embedding", "sequence", "test_fraction")

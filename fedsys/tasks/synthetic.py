@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedsys.preprocessing import Preprocessing
 from fedsys.tasks.base import DataSource, Examples, FederatedData, seeded
 from fedsys.tasks.classification import Classification, Rescale
 from fedsys.tasks.options import Options
@@ -22,6 +23,7 @@ class Synthetic(Classification):
     """Ten noisy patterns of 784 bytes. Options: ``examples`` (the pool), ``hidden``."""
 
     name = "synthetic"
+    preprocessing: Preprocessing = "fixed"
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         given = Options(self.name, options, ("examples", "hidden"))

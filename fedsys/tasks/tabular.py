@@ -1,8 +1,18 @@
 """Any table with a label column: CSV or parquet, with a client-id column where it has one.
 
-Numeric columns are standardised, string columns with few values are one-hot encoded. Means,
-deviations, values and classes are read off all rows: in a private run that makes them public
-knowledge, which the guarantee does not cover; ``scaling = "none"`` leaves numbers as they are.
+With *declared columns* every row is prepared by itself, and claims of privacy hold::
+
+    [task.options]
+    path = "people.csv"
+    label = "income"
+    classes = ["low", "high"]                  # texts of the label
+    ranges = { age = [0, 100] }                # numbers, mapped to [-1, 1]
+    values = { sex = ["f", "m"] }              # texts, one-hot
+
+Without, columns are looked at: numeric columns are standardised, string columns with few values
+one-hot encoded, the split drawn over all rows. One client's rows then change everybody else's,
+which no epsilon covers: the ledger says so, and the audit refuses the run's claims. That is for
+data that need no protection.
 """
 
 from __future__ import annotations
@@ -17,9 +27,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedsys.errors import DataError
+from fedsys.errors import ConfigError, DataError
+from fedsys.preprocessing import Preprocessing
+from fedsys.preprocessing import tabular as declared_by
 from fedsys.tasks.base import DataSource, Examples, FederatedData, seeded
 from fedsys.tasks.classification import Classification
+from fedsys.tasks.declared_columns import DeclaredColumns, test_rows
 from fedsys.tasks.files import read_table
 from fedsys.tasks.options import Options
 
@@ -40,8 +53,10 @@ class _Encoded:
 
 
 class Tabular(Classification):
-    """Options: ``path`` and ``label`` (needed), ``client``, ``ignore`` (columns to leave out),
-    ``test_fraction``, ``model`` (``logistic`` | ``mlp``), ``hidden``, ``scaling``."""
+    """Options: ``path`` and ``label`` (needed), ``client``, ``test_fraction``, ``model``
+    (``logistic`` | ``mlp``), ``hidden``; ``classes``, ``ranges``, ``values`` and ``test_path``
+    (a file of test rows) where columns are declared, else ``ignore`` (columns to leave out) and
+    ``scaling``."""
 
     name = "tabular"
 
@@ -55,6 +70,10 @@ class Tabular(Classification):
             "model",
             "hidden",
             "scaling",
+            "classes",
+            "ranges",
+            "values",
+            "test_path",
         )
         given = Options(self.name, options, known)
         self._file = given.required("path", "the table's file")
@@ -65,27 +84,49 @@ class Tabular(Classification):
         self._kind = given.choice("model", "logistic", ("logistic", "mlp"))
         self._hidden = given.count("hidden", 64, high=65536)
         self._scaled = given.choice("scaling", "standard", ("standard", "none")) == "standard"
+        self._declared = DeclaredColumns.of(self._label, options)
+        self._test_file = given.get("test_path", "")
+        if self._test_file and self._declared is None:
+            raise ConfigError(
+                f"task.options.test_path = {self._test_file!r}: a file of test rows needs declared "
+                f"columns: add classes, and ranges or values"
+            )
+        if self._test_file and "test_fraction" in options:
+            raise ConfigError(
+                "task.options.test_fraction with test_path: the test rows are in a file of their "
+                "own; leave one of the two out"
+            )
+        self.preprocessing: Preprocessing = declared_by(options)
         self._encoded: _Encoded | None = None
 
     def init_model(self, seed: int) -> nn.Module:
-        """Logistic regression from zero, or an MLP. Its width is the table's, which is read (from
-        the current folder or FEDSYS_DATA) where `clients` was not called before."""
-        table = self._read(DataSource.locate())
-        width = table.features.shape[1]
+        """Logistic regression from zero, or an MLP. Its width is that of the declared columns, or
+        else the table's, which is read (from the current folder or FEDSYS_DATA) where `clients`
+        was not called before."""
+        if self._declared is not None:
+            width, classes = self._declared.width, len(self._declared.classes)
+        else:
+            table = self._read(DataSource.locate())
+            width, classes = table.features.shape[1], table.classes
         with seeded(seed):
             if self._kind == "mlp":
                 return nn.Sequential(
                     nn.Linear(width, self._hidden),
                     nn.ReLU(),
-                    nn.Linear(self._hidden, table.classes),
+                    nn.Linear(self._hidden, classes),
                 )
-            model = nn.Linear(width, table.classes)
+            model = nn.Linear(width, classes)
             nn.init.zeros_(model.weight)
             nn.init.zeros_(model.bias)
             return model
 
     def clients(self, source: DataSource) -> FederatedData:
-        """A fixed random split; with a client column, within each client."""
+        """A random split, the same every time; with a client column, within each client.
+
+        Where columns are declared, a row's own content says whether it is for testing.
+        """
+        if self._declared is not None:
+            return self._prepared(source, self._declared)
         table = self._read(source)
         rows = len(table.labels)
         order = np.random.default_rng(_SPLIT_SEED).permutation(rows)
@@ -101,11 +142,58 @@ class Tabular(Classification):
             client_names=table.clients,
         )
 
+    def _prepared(self, source: DataSource, declared: DeclaredColumns) -> FederatedData:
+        """Every row by itself; a client that would have no row to train on trains on all."""
+        table = self._encode_declared(source, self._file, declared)
+        everything = np.arange(len(table.labels))
+        if self._test_file:
+            tests = self._encode_declared(source, self._test_file, declared)
+            held, train = _examples(tests, np.arange(len(tests.labels))), everything
+        else:
+            testing = test_rows(table.features, table.labels, self._test_fraction)
+            if table.natural is not None:
+                left = np.bincount(table.natural[~testing], minlength=len(table.clients))
+                testing &= left[table.natural] > 0
+            held, train = _examples(table, everything[testing]), everything[~testing]
+        return FederatedData(
+            train=_examples(table, train),
+            test=held,
+            natural=None if table.natural is None else torch.from_numpy(table.natural[train]),
+            client_names=table.clients,
+        )
+
+    def _encode_declared(
+        self, source: DataSource, name: str, declared: DeclaredColumns
+    ) -> _Encoded:
+        path = self._find(source, name)
+        needs_client = bool(self._client) and name == self._file
+        texts = [declared.label, *declared.values, *([self._client] if needs_client else [])]
+        table = read_table(
+            path, (*texts, *declared.ranges), numbers=declared.ranges.keys(), texts=texts
+        )
+        if not table.num_rows:
+            raise DataError(f"{path}: no rows; at least 1 is needed")
+        clients: tuple[str, ...] = ()
+        natural = None
+        if needs_client:
+            clients, natural = _numbered(path, self._client, table.column(self._client))
+        return _Encoded(
+            features=declared.features(path, table),
+            labels=declared.labels(path, table),
+            classes=len(declared.classes),
+            natural=natural,
+            clients=clients,
+        )
+
+    def _find(self, source: DataSource, name: str) -> Path:
+        given = Path(name)
+        key = "path" if name == self._file else "test_path"
+        how = f"task.options.{key} names a .csv or .parquet file there, or by its full path"
+        return given if given.is_file() else source.find(name, how)
+
     def _read(self, source: DataSource) -> _Encoded:
         if self._encoded is None:
-            given = Path(self._file)
-            how = "task.options.path names a .csv or .parquet file there, or by its full path"
-            path = given if given.is_file() else source.find(self._file, how)
+            path = self._find(source, self._file)
             self._encoded = self._encode(path, read_table(path))
         return self._encoded
 

@@ -47,7 +47,7 @@ class Curve:
 
 
 def _narrow(bits: int, colour: str, dashes: tuple[float, ...]) -> Curve:
-    settings = ("privacy.mechanism=distributed-skellam", "aggregation.noise=once")
+    settings = ("privacy.mechanism=distributed-gaussian", "aggregation.noise=once")
     encoding = ("aggregation.encoding=narrow", f"aggregation.modulus_bits={bits}")
     return Curve(
         label=f"distributed, narrow {bits} bits",
@@ -63,9 +63,9 @@ CURVES: Mapping[str, Curve] = {
         settings=("privacy.mechanism=central-gaussian", "aggregation.noise=once"),
         colour="#1f5fd0",
     ),
-    "distributed-skellam": Curve(
+    "distributed-gaussian": Curve(
         label="distributed, wide",
-        settings=("privacy.mechanism=distributed-skellam", "aggregation.noise=once"),
+        settings=("privacy.mechanism=distributed-gaussian", "aggregation.noise=once"),
         colour="#c05e00",
         dashes=(6, 2.5),
     ),

@@ -98,7 +98,7 @@ class AgentParty:
             identity=self._identity,
             roster=self._roster,
             policy=self._policy,
-            floor=Floor(modulus_bits=32),
+            floor=Floor(modulus_bits=self._plan.modulus_bits),
             entropy=self._dice.bytes,
             store=FileStore(self.disk.root / "round.state"),
             counted=journal,

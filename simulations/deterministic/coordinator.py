@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from fedsys.errors import BudgetExceeded, LedgerClosed
 from fedsys.privacy import PrivacyPlan, Signer
 from secure_agg import Roster, SecureAggError, Shared
 from server.checkpoint import sha256_of_weights
-from server.coordinator import OpenRound
+from server.coordinator import OpenRound, SumRefused
 from server.job import Job, JobFacts
 from server.job_beginning import JobSpec, restore_job, start_job
 from server.job_settings import plan_for
@@ -249,15 +250,13 @@ class CoordinatorParty:
         self._stage += 1
         result = sum_.result
         self._witness.sums(open_.number, result)
-        if len(result.included) < job.plan.min_survivors:
-            self._abort(RoundAborted("fewer than min_survivors were left", nothing_summed=False))
-            return
-        job.coordinator.finish_round(
-            result.total,
-            result.included,
-            noise_entropy=self._dice.bytes,
-            diagnostics={"dropped": {name: len(ids) for name, ids in result.dropped.items()}},
-        )
+        with contextlib.suppress(SumRefused):  # then the round is recorded as aborted
+            job.coordinator.finish_round(
+                result.total,
+                result.included,
+                noise_entropy=self._dice.bytes,
+                diagnostics={"dropped": {name: len(ids) for name, ids in result.dropped.items()}},
+            )
         self._over()
 
     def _abort(self, abort: RoundAborted) -> None:

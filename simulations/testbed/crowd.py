@@ -38,6 +38,7 @@ from client.policy import Policy
 from client.session import Session
 from fedsys.config import Config, dump, validate
 from fedsys.logs import configure
+from fedsys.preprocessing import Preprocessing
 from fedsys.privacy import Entropy
 from fedsys.secret_files import write_secret
 from fedsys.wire import Assignment
@@ -74,6 +75,11 @@ class Flat:
     def task_sha256(self) -> str:
         """What the agents' `Still` has too."""
         return _CODE
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """There are no rows."""
+        return "fixed"
 
     def initial_weights(self) -> NDArray[np.float32]:
         """(d,) zeros."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from fedsys.audit.cohorts import Cohorts, unlikely
+from fedsys.audit.cohorts import Cohorts
+from fedsys.audit.sampling_tests import unlikely
 from fedsys.privacy import Ledger, Signer, ledger_header, make_plan, read_ledger
 from fedsys.privacy.cohorts import cyclic_group
 from fedsys.privacy.plan import PrivacyPlan
@@ -27,6 +28,7 @@ def plan_for(**changes: Any) -> PrivacyPlan:
         "min_separation": 4,
         "cap": 100,
         "min_survivors": 1,
+        "dropout": 0.0,
     }
     return make_plan(**parameters | changes)
 
@@ -56,7 +58,8 @@ def test_cyclic_groups_take_turns(tmp_path: Path) -> None:
     found = checked(tmp_path, plan_for(), in_turn(12))
     assert found.broken == []
     assert found.opened == 12
-    assert found.eligible == 12 * 100
+    assert found.counts is not None
+    assert {members for members, _ in found.counts.sizes} == {100}
 
 
 def test_who_is_asked_out_of_turn_is_named(tmp_path: Path) -> None:
@@ -73,19 +76,27 @@ def test_a_group_that_is_asked_whole_is_not_sampled(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     whole = [[int(k) for k in cyclic_group(t, 4, 400)] for t in range(1, 13)]
-    reason = unlikely(checked(tmp_path / "a", plan, whole), plan)
-    assert reason is not None
-    assert "480 expected" in reason
-    again = in_turn(4) * 3
-    reason = unlikely(checked(tmp_path / "b", plan, again), plan)
-    assert reason is not None
+    for folder, cohorts in (("a", whole), ("b", in_turn(4) * 3)):
+        counts = checked(tmp_path / folder, plan, cohorts).counts
+        assert counts is not None
+        assert unlikely(counts) is not None
+
+
+@pytest.mark.parametrize("sampling", ["fixed", "min-separation"])
+def test_a_cohort_of_another_size_than_all_have_is_named(tmp_path: Path, sampling: str) -> None:
+    plan = plan_for(
+        mechanism="central-gaussian" if sampling == "fixed" else "banded-mf",
+        sampling=sampling, expected_cohort=2, max_participations=12, min_separation=2,
+    )  # fmt: skip
+    found = checked(tmp_path, plan, [[1, 2], [3, 4], [5, 6, 7]])
+    assert found.broken == ["round 3: 3 clients were asked; every cohort has 2"]
 
 
 @pytest.mark.parametrize(("apart", "broken"), [(4, False), (3, True)])
 def test_a_client_returns_after_the_separation(tmp_path: Path, apart: int, broken: bool) -> None:
-    plan = plan_for(sampling="min-separation", max_participations=3)
-    cohorts: list[list[int]] = [[10 * t] for t in range(1, 10)]
-    cohorts[apart] = sorted([*cohorts[apart], 10])
+    plan = plan_for(sampling="min-separation", max_participations=3, expected_cohort=2)
+    cohorts: list[list[int]] = [[10 * t, 10 * t + 1] for t in range(1, 10)]
+    cohorts[apart][0] = 10
     found = checked(tmp_path, plan, cohorts)
     assert bool(found.broken) == broken
     if broken:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import dp_accounting
 import pytest
@@ -13,9 +12,10 @@ from dp_accounting.pld import pld_privacy_accountant
 from fedsys.audit import audit_run, compose
 from fedsys.errors import AuditInputError
 from fedsys.privacy.charges import plan_of
-from fedsys.privacy.costs import outsider_cost, server_cost
+from fedsys.privacy.costs import server_step
+from fedsys.privacy.exact_gaussian import gaussian_epsilon
 from fedsys.privacy.ledger import read_private
-from fedsys.privacy.rdp import ORDERS, SERVER_ORDERS, epsilon_of
+from fedsys.privacy.pld import gaussian_pld_epsilon
 from server.publication import publish_run
 from simulations import harness
 from tests.audit.conftest import job
@@ -27,13 +27,13 @@ def second(tmp_path: Path) -> Path:
     return harness.run(job("privacy.noise_multiplier=0.9"), out=tmp_path / "second").folder
 
 
-def test_two_runs_of_skellam_add_up_at_each_order(run: Path, second: Path) -> None:
+def test_two_runs_cost_what_their_rounds_cost_together(run: Path, second: Path) -> None:
     result = compose([run, second])
     assert result.passed
     plans = [plan_of(entries(folder)[0][1]) for folder in (run, second)]
-    curves = [plan.rounds * outsider_cost(plan.event()) for plan in plans]
-    expected = epsilon_of(
-        curves[0] + curves[1], 1e-5 - sum(1e-5 - plan.delta_released for plan in plans)
+    expected = gaussian_pld_epsilon(
+        {(plan.noise_multiplier, plan.rate): plan.rounds for plan in plans},
+        1e-5 - sum(1e-5 - plan.delta_of("outsider") for plan in plans),
     )
     total = result.curve[-1].spent
     alone = [audit_run(folder).curve[-1].spent for folder in (run, second)]
@@ -52,18 +52,17 @@ def test_the_server_s_total_is_also_that_of_the_worst_client_over_all_runs(
     """Against adding up each client's rounds by hand."""
     result = compose([run, second])
     total = result.details["server_by_client"]
-    losses: dict[int, Any] = {}
+    squares: dict[int, float] = {}
     delta = 1e-5
     for folder in (run, second):
         plan = plan_of(entries(folder)[0][1])
-        delta -= plan.delta - plan.delta_server
+        delta -= plan.delta - plan.delta_of("server")
         private, _ = read_private(folder / "private.jsonl")
         for line in private.values():
-            cost = server_cost(plan.event(), len(line["survivors"]))[SERVER_ORDERS]
+            multiplier = server_step(plan.event(), len(line["survivors"])).multiplier
             for client in line["survivors"]:
-                losses[client] = losses.get(client, 0.0) + cost
-    worst = max(epsilon_of(curve, delta, ORDERS[SERVER_ORDERS]) for curve in losses.values())
-    assert total == pytest.approx(worst)
+                squares[client] = squares.get(client, 0.0) + multiplier**-2
+    assert total == pytest.approx(gaussian_epsilon(delta, max(squares.values()) ** -0.5))
     assert total < (result.curve[-1].spent.server or 0.0)
     said = {claim.name: claim for claim in result.claims}
     assert (
@@ -87,7 +86,7 @@ def test_gaussian_runs_compose_as_loss_distributions(tmp_path: Path) -> None:
     delta = 1e-5
     for folder, multiplier in zip(folders, multipliers, strict=True):
         plan = plan_of(entries(folder)[0][1])
-        delta -= plan.delta - plan.delta_released
+        delta -= plan.delta - plan.delta_of("outsider")
         accountant.compose(
             dp_accounting.PoissonSampledDpEvent(
                 plan.rate, dp_accounting.GaussianDpEvent(multiplier)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import shutil
@@ -18,9 +17,8 @@ from fedsys.audit.wording import epsilon_text
 from fedsys.errors import AuditInputError, LedgerError
 from fedsys.privacy import Ledger, Signer, ViewAccountant, read_ledger
 from fedsys.privacy.charges import charge_rounds, plan_of
-from fedsys.privacy.events import SkellamEvent
+from fedsys.privacy.exact_gaussian import gaussian_epsilon
 from fedsys.privacy.ledger import read_private
-from fedsys.privacy.rdp import ORDERS, SERVER_ORDERS, curve_of, epsilon_of, skellam_loss
 from fedsys.records import AuditResult
 from server.publication import publish_run
 from simulations import harness
@@ -55,10 +53,8 @@ def test_what_a_client_s_own_noise_protects_is_said(run: Path) -> None:
     private, _ = read_private(run / "private.jsonl")
     turns = max(max(line["participations"]) for line in private.values())
     plan = plan_of(entries(run)[0][1])
-    event = plan.event()
-    assert isinstance(event, SkellamEvent)
-    loss = curve_of(skellam_loss(event.l2, event.l1, event.total_variance / event.cap))
-    expected = epsilon_of(turns * loss[SERVER_ORDERS], plan.delta_server, ORDERS[SERVER_ORDERS])
+    share = plan.noise_multiplier / math.sqrt(plan.cap)
+    expected = gaussian_epsilon(plan.delta_of("server"), share / math.sqrt(turns))
     assert claim.rederived.startswith(f"{epsilon_text(expected)} after {turns} rounds")
     assert "made by this simulation" in claim.rests_on
     assert expected > (audit_run(run).curve[-1].spent.server or math.inf)
@@ -80,7 +76,7 @@ def test_delta_rests_on_the_chance_that_each_member_is_lost(
 ) -> None:
     """That is what was assumed; a cohort may well lose a larger share of its members."""
     header = entries(run)[0][1]
-    plan = dataclasses.replace(plan_of(header), dropout=dropout)
+    plan = plan_of(header).changed(dropout=dropout)
     claim = next(header_claims(header, plan))
     assert claim.name == "Delta and its parts"
     assert claim.rests_on == said
@@ -155,7 +151,59 @@ def test_other_honest_jobs_pass(settings: tuple[str, ...], tmp_path: Path) -> No
     if "privacy.mechanism=central-gaussian" in settings:
         assert math.isinf(result.curve[-1].spent.server or 0.0)
         assert verdict(result, "Epsilon cross-check: second opinion") is True
-        assert verdict(audit_run(folder), "Epsilon cross-check: Rényi orders") is True
+        name = "Epsilon cross-check: not below what an attack achieves"
+        assert verdict(result, name) is True
+
+
+def test_single_examples_are_named_as_what_is_protected(tmp_path: Path) -> None:
+    """Every view compares one example more or less, amplified by its client's secret batches."""
+    folder = harness.run(
+        job(
+            "privacy.mechanism=example-gaussian",
+            "privacy.unit=example",
+            "privacy.noise_multiplier=2.0",
+            "population.partition=iid",
+            "population.clients=4",
+            "cohort.expected=4",
+            "cohort.sampling=fixed",
+            "cohort.min_survivors=1",
+            "aggregation.dropout=0.0",
+            "rounds.count=1",
+            "engine.path=auto",
+            "engine.chunk=0",
+        ),
+        out=tmp_path / "run",
+    ).folder
+    result = audit_run(folder)
+    assert failures(result) == set()
+    assert set(result.neighbours) == {"outsider", "participant", "server"}
+    assert set(result.neighbours.values()) == {"add or remove one example of one client"}
+    by = {claim.name: claim.by for claim in result.claims}
+    for view in ("outsider", "participant", "server"):
+        assert by[f"Epsilon, {view} view"] == (
+            "privacy loss distributions (dp-accounting) of every client's local batches, which "
+            "amplify"
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "server"),
+    [
+        ((), "exact Gaussian (Balle and Wang) of each client's own rounds"),
+        (
+            ("cohort.participation=0.5", "cohort.sampling=fixed"),
+            "privacy loss distributions (dp-accounting) of each client's own rounds",
+        ),
+    ],
+)
+def test_an_epsilon_names_the_accountant_that_gave_it(
+    settings: tuple[str, ...], server: str, tmp_path: Path
+) -> None:
+    result = audit_run(harness.run(job(*settings), out=tmp_path / "run").folder)
+    by = {claim.name: claim.by for claim in result.claims}
+    assert by["Epsilon, server view"] == server
+    outsider = "Rényi divergences" if settings else "privacy loss distributions (dp-accounting)"
+    assert by["Epsilon, outsider view"].startswith(outsider)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_the_configuration_loads_and_carries_the_folders_name(tmp_path: Path) ->
     loaded = config.load(tmp_path / "my first project!" / "config.toml")
     assert loaded.job.name == "my-first-project"
     assert loaded.task.name == "task:Activity"
-    assert loaded.privacy.mechanism == "distributed-skellam"
+    assert loaded.privacy.mechanism == "distributed-gaussian"
 
 
 @pytest.mark.parametrize("name", ["...", "_", "-x-", "9" * 300, "ümläut"])

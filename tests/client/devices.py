@@ -33,7 +33,7 @@ def plan_of(count: int, **change: Any) -> PrivacyPlan:
     """So many devices, all in every round, of whom none may be lost. Of three none may collude, of
     more a tenth: without one of three there would be two, one of whom might."""
     values: dict[str, Any] = {
-        "mechanism": "distributed-skellam",
+        "mechanism": "distributed-gaussian",
         "population": count,
         "expected_cohort": count,
         "rounds": 5,

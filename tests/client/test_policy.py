@@ -91,9 +91,9 @@ def test_idle(busy: float | None, allowed: bool) -> None:
 
 
 def test_own_noise() -> None:
-    skellam = {"mechanism": "distributed-skellam", "noise_multiplier": 2.0, "cap": 16}
-    assert own_noise(skellam) == 0.5
-    server = {**skellam, "guarantee": "server", "min_survivors": 9, "colluders": 5}
+    shared = {"mechanism": "distributed-gaussian", "noise_multiplier": 2.0, "cap": 16}
+    assert own_noise(shared) == 0.5
+    server = {**shared, "guarantee": "server", "min_survivors": 9, "colluders": 5}
     assert own_noise(server) == 1.0
     assert own_noise({"mechanism": "local-gaussian", "noise_multiplier": 3.0}) == 3.0
     assert own_noise({"mechanism": "central-gaussian", "noise_multiplier": 3.0}) == 0.0

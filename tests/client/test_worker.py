@@ -16,7 +16,7 @@ from client.worker import DataSpec, LocalData, code_sha256
 from fedsys import tasks
 from fedsys.errors import ConfigError, PolicyRefusal
 from fedsys.privacy import AesCtrStream, Entropy, make_plan
-from fedsys.privacy.samplers.gaussian import RoundedGaussian
+from fedsys.privacy.noise import RoundedGaussian
 from fedsys.wire import Assignment
 from fedsys.wire.terms import Terms
 

@@ -35,7 +35,7 @@ def test_it_reaches_its_accuracy_within_its_privacy(run: Path) -> None:
     # 0.88 asked, 0.918 the mean over seeds: five deviations of a run
     assert summary["metrics"]["accuracy"] >= 0.88
     privacy = summary["privacy"]
-    assert privacy["mechanism"] == "distributed-skellam"
+    assert privacy["mechanism"] == "distributed-gaussian"
     assert privacy["delta"] == 1e-5
     assert 0 < privacy["epsilon"]["outsider"] <= 10
     outsider, participant, server = (privacy["epsilon"][view] for view in VIEWS)

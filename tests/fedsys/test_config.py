@@ -19,7 +19,7 @@ def test_the_example_runs() -> None:
 
 def test_quickstart_is_the_default() -> None:
     assert load(None) == load("quickstart")
-    assert load(None).privacy.mechanism == "distributed-skellam"
+    assert load(None).privacy.mechanism == "distributed-gaussian"
 
 
 @pytest.mark.parametrize("name", sorted(recipes()))
@@ -42,7 +42,7 @@ def test_epsilon_and_noise_multiplier_replace_each_other() -> None:
     [
         ("rounds.cuont=3", ["rounds.cuont", "did you mean count?"]),
         ("privcy.epsilon=1", ["privcy", "unknown section", "did you mean privacy?"]),
-        ("privacy.mechanism=skelam", ["'skelam'", "distributed-skellam", "allowed are"]),
+        ("privacy.mechanism=skelam", ["'skelam'", "distributed-gaussian", "allowed are"]),
         ("rounds.count=abc", ["rounds.count = 'abc'", "integer"]),
         ("rounds.count=1.5", ["rounds.count = 1.5", "integer"]),
         ("rounds.count=0", ["rounds.count = 0", "greater than or equal to 1"]),
@@ -54,7 +54,7 @@ def test_epsilon_and_noise_multiplier_replace_each_other() -> None:
         ("rounds=3", ["rounds=3", "section.key=value"]),
         ("job.name.first=3", ["job.name", "section"]),
         ("job.name='a b'", ["job.name = 'a b'"]),
-        ("aggregation.encoding=narrow", ["modulus_bits = 32", "8 to 20"]),
+        ("aggregation.modulus_bits=5", ["modulus_bits = 5", "8 to 64"]),
         ("aggregation.dropout=0.45", ["0.55", "less than 0.5"]),
         ("cohort.sampling=min-separation", ["cohort.min_separation"]),
     ],
@@ -68,9 +68,22 @@ def test_what_is_wrong_is_said_in_one_line(override: str, fragments: list[str]) 
         assert fragment in message
 
 
+def test_an_example_that_many_clients_hold_is_not_protected_by_itself() -> None:
+    """Thirty-six copies in twenty clients would be charged as one."""
+    examples = ["privacy.mechanism=example-gaussian", "privacy.unit=example"]
+    dealt = ["population.clients=20", "cohort.expected=20", "population.partition=resampled"]
+    load(None, dealt)
+    load(None, [*examples, *dealt[:2], "population.partition=iid"])
+    with pytest.raises(ConfigError) as caught:
+        load(None, [*examples, *dealt])
+    message = str(caught.value)
+    assert message.startswith("population.partition = 'resampled' with privacy.unit = 'example'")
+    assert "\n" not in message
+
+
 def test_a_mechanism_needs_noise_and_none_refuses_it(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
-    path.write_text("[privacy]\nmechanism = 'distributed-skellam'\n")
+    path.write_text("[privacy]\nmechanism = 'distributed-gaussian'\n")
     with pytest.raises(ConfigError, match=r"needs privacy\.epsilon"):
         load(path)
     path.write_text("[privacy]\nmechanism = 'none'\nepsilon = 1.0\n")

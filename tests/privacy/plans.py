@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 FORTY_ROUNDS: dict[str, Any] = {
-    "mechanism": "distributed-skellam",
+    "mechanism": "distributed-gaussian",
     "population": 1437,
     "expected_cohort": 100,
     "rounds": 40,

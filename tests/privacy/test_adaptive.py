@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedsys.errors import MechanismError
-from fedsys.privacy import AdaptiveClipping, add_noise, default_bit_fraction, make_plan
+from fedsys.privacy import AdaptiveClipping, add_noise, default_bit_fraction, make_plan, to_ring
 
 
 def _start(**changes: Any) -> AdaptiveClipping:
@@ -72,7 +72,7 @@ def test_the_norm_finds_the_quantile_through_noise() -> None:
         layers=(40,), clip=0.5, learning_rate=0.3, bit_fraction=default_bit_fraction(0.6, 60)
     )
     plan = make_plan(
-        mechanism="distributed-skellam",
+        mechanism="distributed-gaussian",
         population=1000,
         expected_cohort=60,
         rounds=60,
@@ -90,10 +90,10 @@ def test_the_norm_finds_the_quantile_through_noise() -> None:
         updates *= rng.lognormal(math.log(3), 0.3, 60)[:, None]
         updates /= np.linalg.norm(updates, axis=1).mean() / 3.1
         encoded = mechanism.encode(adaptive.extend(updates))
-        values = add_noise(encoded.values, mechanism.noise_shares(60, os.urandom), bits=32)
-        total = add_noise(
-            values.sum(axis=0, dtype=np.uint32), mechanism.top_up(60, os.urandom), bits=32
-        )
+        bits = mechanism.modulus_bits
+        values = add_noise(encoded.values, mechanism.noise_shares(60, os.urandom), bits=bits)
+        total = to_ring(values.sum(axis=0, dtype=np.int64), bits=bits)
+        total = add_noise(total, mechanism.top_up(60, os.urandom), bits=bits)
         _, fractions = adaptive.split(mechanism.decode(total))
         adaptive = adaptive.updated(fractions)
     assert 2.0 < adaptive.norms[0] < 4.2
@@ -102,7 +102,7 @@ def test_the_norm_finds_the_quantile_through_noise() -> None:
 def test_bad_rows_count_for_nothing() -> None:
     adaptive = _start()
     plan = make_plan(
-        mechanism="distributed-skellam",
+        mechanism="distributed-gaussian",
         population=1000,
         expected_cohort=60,
         rounds=6,

@@ -16,7 +16,7 @@ from fedsys.privacy import make_plan, planned_outsider
 
 WORKED = (
     "--sampling-rate 0.05 --rounds 200 --delta 1e-5 --dim 60000 "
-    "--mechanism distributed-skellam --cohort 50"
+    "--mechanism distributed-gaussian --cohort 50"
 )
 
 
@@ -36,15 +36,19 @@ def _json(arguments: str) -> dict[str, Any]:
 
 def test_epsilon_of_the_worked_example() -> None:
     wide = _json(f"epsilon --noise-multiplier 1 {WORKED}")
-    assert wide["reported"] == pytest.approx(5.371, abs=0.01)
-    assert wide["epsilon"]["outsider"] == {"rdp": wide["reported"]}
-    assert wide["epsilon"]["participant"]["rdp"] > 10
-    assert wide["epsilon"]["server"]["rdp"] > 50
+    assert wide["reported"] == pytest.approx(4.77, abs=0.01)
+    assert wide["epsilon"]["outsider"]["pld"] == wide["reported"]
+    assert wide["epsilon"]["outsider"]["rdp"] > wide["reported"]
+    assert wide["epsilon"]["participant"]["pld"] == pytest.approx(14.1, abs=0.1)
+    assert wide["epsilon"]["server"]["gaussian"] == pytest.approx(49.7, abs=0.1)
+    assert wide["modulus_bits"] == 24
+    assert set(wide["delta_noise"]) == {"outsider", "participant", "server"}
     assert wide["noise_multiplier"] == 1.0
     assert {"fedsys", "dp-accounting"} <= set(wide["versions"])
     assert (wide["population"], wide["cap"], wide["min_survivors"]) == (1000, 99, 12)
     narrow = _json(f"epsilon --noise-multiplier 1 {WORKED} --encoding narrow --bits 16")
-    assert narrow["reported"] == pytest.approx(5.373, abs=0.01)
+    assert narrow["reported"] == pytest.approx(4.77, abs=0.01)
+    assert narrow["modulus_bits"] == 16
 
 
 def test_epsilon_equals_the_packages() -> None:
@@ -64,7 +68,7 @@ def test_epsilon_equals_the_packages() -> None:
     )
     assert body["reported"] == planned_outsider(plan)
     assert body["accountant"] == "pld"
-    assert body["epsilon"]["server"]["rdp"] == "inf"
+    assert body["epsilon"]["server"] == {"gaussian": "inf"}
     assert body["epsilon"]["outsider"]["rdp"] > body["reported"]
 
 
@@ -96,6 +100,44 @@ def test_calibrate_and_epsilon_are_inverse() -> None:
     assert 2.999 < back <= 3.0
 
 
+@pytest.mark.parametrize("cohort", ["", " --cohort 50"])
+@pytest.mark.parametrize("mechanism", ["distributed-gaussian", "central-gaussian"])
+def test_a_hopeless_target_takes_no_search_among_hopeless_noise(
+    cohort: str, mechanism: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epsilon of a million: few loss distributions are computed, and none of a huge grid."""
+    from fedsys.privacy import pld
+
+    single, sizes = pld._single, []
+
+    def counted(multiplier: float, rate: float, width: float) -> Any:
+        found = single(multiplier, rate, width)
+        sizes.append(found._pmf_remove.size)
+        return found
+
+    monkeypatch.setattr(pld, "_single", counted)
+    body = _json(
+        f"calibrate --epsilon 1e6 --sampling-rate 0.05 --rounds 200 --delta 1e-5 --dim 60000 "
+        f"--mechanism {mechanism}{cohort}"
+    )
+    assert 0.01 <= body["noise_multiplier"] < 0.2
+    assert body["reported"] <= 1e6
+    assert len(sizes) < 200
+    assert sum(sizes) < 20_000_000
+
+
+@pytest.mark.parametrize("delta", ["1e-12", "1e-14", "1e-15", "1e-20", "1e-25"])
+@pytest.mark.parametrize("mechanism", ["central-gaussian", "distributed-gaussian"])
+def test_small_deltas_are_answered(mechanism: str, delta: str) -> None:
+    job = f"--mechanism {mechanism} --dim 1000 --cohort 100 --sampling-rate 0.01 --rounds 100"
+    body = _json(f"epsilon --noise-multiplier 1 --delta {delta} {job}")
+    assert 2 < body["reported"] < 15
+    # delta_released lies below 1e-12: a Rényi bound takes over from the loss distribution
+    assert body["accountant"] == "rdp"
+    found = _json(f"calibrate --epsilon 8 --delta {delta} {job}")
+    assert 0.3 < found["noise_multiplier"] < 3
+
+
 def test_no_mechanism_says_so() -> None:
     body = _json(
         "epsilon --mechanism none --noise-multiplier 1 --sampling-rate 0.1 --rounds 9 --delta 1e-5"
@@ -118,7 +160,7 @@ def test_plan_compares_and_draws(tmp_path: Path) -> None:
     ]
     for row in body["rows"]:
         assert row["reported"] <= 4.0
-        assert row["upload_bytes_a_round"] == 4 * 50890
+        assert row["upload_bytes_a_round"] == 3 * 50890  # 24 bits hold the sum
         assert set(row["epsilon"]) == {"outsider", "participant", "server"}
         noise = row["noise_multiplier"] * math.sqrt(50890) / row["cohort"]
         assert row["noise_norm_over_clip"] == pytest.approx(noise)

@@ -33,7 +33,7 @@ def plan(mechanism: str, encoding: str, **more: object) -> PrivacyPlan:
     return make_plan(mechanism=mechanism, encoding=encoding, **{**arguments, **more})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("mechanism", ["distributed-skellam", "central-gaussian"])
+@pytest.mark.parametrize("mechanism", ["distributed-gaussian", "central-gaussian"])
 def test_a_float_sum_is_accounted_with_the_larger_sensitivity(mechanism: str) -> None:
     wide, rounded = plan(mechanism, "wide").event(), plan(mechanism, "float").event()
     norm = 64 * math.sqrt(256)
@@ -45,18 +45,18 @@ def test_a_float_sum_is_accounted_with_the_larger_sensitivity(mechanism: str) ->
 
 @pytest.mark.parametrize("mechanism", ["local-gaussian", "banded-mf", "example-gaussian"])
 def test_mechanisms_of_single_clients_refuse_float(mechanism: str) -> None:
-    with pytest.raises(MechanismError, match="noise='once' is for"):
+    with pytest.raises(MechanismError, match=r"noise=.once. is for"):
         plan(mechanism, "float")
 
 
 def test_a_float_sum_has_no_shares() -> None:
     with pytest.raises(MechanismError, match="no shares"):
-        plan("distributed-skellam", "float", noise="per-client")
+        plan("distributed-gaussian", "float", noise="per-client")
 
 
 @pytest.mark.parametrize("encoding", ["wide", "float"])
 def test_one_draw_has_the_whole_variance_whoever_survived(encoding: str) -> None:
-    job = plan("distributed-skellam", encoding, noise="once", dimension=1 << 15)
+    job = plan("distributed-gaussian", encoding, noise="once", dimension=1 << 15)
     mechanism = job.build_mechanism()
     assert not mechanism.noise_shares(3, AesCtrStream(bytes(32))).any()
     variance = job.event().total_variance  # type: ignore[union-attr]

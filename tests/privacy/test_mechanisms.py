@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from scipy import linalg, stats
 
 from fedsys.errors import MechanismError
-from fedsys.privacy import AesCtrStream, Mechanism, add_noise, build_mechanism
-from fedsys.privacy.events import SkellamEvent
+from fedsys.privacy import AesCtrStream, Mechanism, add_noise, build_mechanism, to_ring
+from fedsys.privacy.clipping import clip_to_integers
+from fedsys.privacy.events import MECHANISMS
 from fedsys.privacy.hadamard import hadamard_transform
-from fedsys.privacy.mechanisms import BandedGaussian
-from fedsys.privacy.mechanisms.narrow_skellam import round_at_random
+from fedsys.privacy.mechanisms import CorrelatedNoise
+from fedsys.privacy.mechanisms.narrow import round_at_random
 
 D = 3000
 CAP = 24
@@ -24,17 +25,25 @@ FALSE_ALARM = 1e-7
 SEED = b"job 1 round 7"
 
 CASES: dict[str, dict[str, Any]] = {
-    "skellam wide": {"name": "distributed-skellam"},
-    "skellam 16 bits": {"name": "distributed-skellam", "encoding": "narrow", "modulus_bits": 16},
-    "skellam 18 bits": {"name": "distributed-skellam", "encoding": "narrow", "modulus_bits": 18},
-    "skellam for the server": {
-        "name": "distributed-skellam",
+    "shares wide": {"name": "distributed-gaussian"},
+    "shares 16 bits": {"name": "distributed-gaussian", "encoding": "narrow", "modulus_bits": 16},
+    "shares 18 bits": {"name": "distributed-gaussian", "encoding": "narrow", "modulus_bits": 18},
+    "shares for the server": {
+        "name": "distributed-gaussian",
         "guarantee": "server",
         "colluders": 2,
         "min_survivors": 7,
     },
+    "simulated": {"name": "distributed-gaussian", "noise": "once"},
     "central": {"name": "central-gaussian"},
+    "central 16 bits": {"name": "central-gaussian", "encoding": "narrow", "modulus_bits": 16},
     "local": {"name": "local-gaussian", "noise_multiplier": 0.3},
+    "local 16 bits": {
+        "name": "local-gaussian",
+        "noise_multiplier": 0.3,
+        "encoding": "narrow",
+        "modulus_bits": 16,
+    },
     "banded": {
         "name": "banded-mf",
         "sampling": "min-separation",
@@ -102,7 +111,7 @@ def test_the_noise_does_not_tell_how_many_took_part(case: str) -> None:
     """The same variance and distribution for every number of survivors, chi-square at 1e-7."""
     mechanism = _build(case)
     nothing = np.zeros(mechanism.length, dtype=np.int64)
-    deviation = math.sqrt(float(mechanism.event.total_variance))  # type: ignore[union-attr]
+    deviation = math.sqrt(mechanism.event.total_variance)
     edges = stats.norm.ppf(np.linspace(0.02, 0.98, 49)) * deviation
     for survivors in (1, 3, 10, 23, CAP):
         noise = np.concatenate(
@@ -121,19 +130,18 @@ def test_the_noise_does_not_tell_how_many_took_part(case: str) -> None:
 @pytest.mark.parametrize("case", NOISY)
 def test_variances_add_up_to_the_constant(case: str) -> None:
     event = _build(case).event
-    share = float(getattr(event, "share_variance", 0.0))
-    total = float(event.total_variance)  # type: ignore[union-attr]
-    unit = (event.noise_multiplier * float(event.scale) * event.clip) ** 2  # type: ignore[union-attr]
-    if case == "skellam for the server":
+    share, total = event.share_variance, event.total_variance
+    unit = (event.noise_multiplier * event.l2) ** 2
+    if case == "shares for the server":
         assert share == pytest.approx(unit / (7 - 2))
         assert total == pytest.approx(CAP * share)
-    elif case.startswith("skellam"):
+    elif case.startswith("shares") or case == "simulated":
         assert total == pytest.approx(unit)
         assert share == pytest.approx(unit / CAP)
-    elif case == "local":
+    elif case.startswith("local"):
         assert share == pytest.approx(unit)
         assert total == pytest.approx(CAP * unit)
-    elif case == "central":
+    elif case.startswith("central"):
         assert share == 0.0
         assert total == pytest.approx(unit)
     else:
@@ -161,7 +169,7 @@ def test_the_encoded_norm_is_within_the_events_sensitivity(case: str) -> None:
     updates = _updates(6) * np.array([[1e-6], [1.0], [1.05], [3.0], [1e6], [0.0]], dtype=np.float32)
     encoded = mechanism.encode(updates, seed=SEED, entropy=_stream(2))
     norms = np.linalg.norm(from_ring(encoded.values, bits=mechanism.modulus_bits), axis=1)
-    l2 = float(getattr(mechanism.event, "l2", 64 * math.sqrt(D)))
+    l2 = mechanism.event.l2
     assert (norms <= l2).all()
     assert norms[3] == pytest.approx(l2, rel=0.02)
     assert encoded.clipped.tolist() == [bool(n > 2.0) for n in np.linalg.norm(updates, axis=1)]
@@ -191,7 +199,7 @@ def test_cohorts_above_the_cap_and_foreign_shapes_are_refused(case: str) -> None
 
 def test_sums_wrap_nowhere_at_the_caps_extreme() -> None:
     """All clients at full norm in one direction, the worst case that the ring is checked for."""
-    mechanism = _build("skellam wide")
+    mechanism = _build("shares wide")
     one = np.zeros((CAP, D), dtype=np.float32)
     one[:, 3] = 2.0
     mean = _round(mechanism, one, 3)
@@ -224,7 +232,7 @@ def test_narrow_rounding_of_large_values_does_not_wrap() -> None:
 
 def test_narrow_rows_depend_on_their_own_entropy_alone() -> None:
     """So that clients encode alike in whatever chunks they come."""
-    mechanism = _build("skellam 16 bits")
+    mechanism = _build("shares 16 bits")
     updates = _updates(7)
     together = mechanism.encode(updates, seed=b"a", entropy=[_stream(k) for k in range(7)]).values
     for k in range(7):
@@ -245,7 +253,7 @@ def test_the_transform_is_hadamards(width: int, kind: type[np.float64]) -> None:
 
 
 def test_narrow_encoding_needs_the_rounds_seed_and_its_own() -> None:
-    mechanism = _build("skellam 16 bits")
+    mechanism = _build("shares 16 bits")
     with pytest.raises(MechanismError, match="seed"):
         mechanism.encode(_updates(1))
     encoded = mechanism.encode(_updates(1), seed=b"a", entropy=_stream(1)).values[0]
@@ -257,24 +265,28 @@ def test_narrow_encoding_needs_the_rounds_seed_and_its_own() -> None:
 
 
 def test_secret_randomness_is_not_shared_between_calls() -> None:
-    mechanism = _build("skellam wide")
+    mechanism = _build("shares wide")
     first = mechanism.noise_shares(2, os.urandom)
     assert not np.array_equal(first, mechanism.noise_shares(2, os.urandom))
     assert not np.array_equal(first[0], first[1])
 
 
+def _banded() -> Any:
+    return _build("banded")
+
+
 class TestBanded:
     def test_noise_is_the_strategys_inverse_applied_to_white_noise(self) -> None:
         """Dense check: C n is white, up to the rounding of each release."""
-        mechanism = _build("banded")
-        assert isinstance(mechanism, BandedGaussian)
-        rounds = [mechanism.top_up(5, _stream(k)) for k in range(20)]
-        numerators = mechanism._numerators
+        event = _banded().event
+        noise = CorrelatedNoise(event)
+        rounds = [noise.top_up(5, _stream(k)) for k in range(20)]
+        numerators = event.factors.numerators
         matrix = np.zeros((20, 20))
         for j, numerator in enumerate(numerators):
             matrix += np.diag([numerator / 2**20] * (20 - j), -j)
         white = matrix @ np.stack(rounds)
-        deviation = float(mechanism.event.white_deviation)  # type: ignore[union-attr]
+        deviation = event.white_deviation
         assert white.std() == pytest.approx(deviation, rel=0.01)
         correlation = np.asarray(np.corrcoef(white)) - np.eye(20)
         assert np.abs(correlation).max() < 6 / math.sqrt(D)
@@ -290,18 +302,14 @@ class TestBanded:
 
     def test_state_survives_a_restart(self) -> None:
         first, second = _build("banded"), _build("banded")
-        assert isinstance(first, BandedGaussian)
-        assert isinstance(second, BandedGaussian)
         for k in range(11):
             first.top_up(5, _stream(k))
         second.restore(first.state_bytes())
-        assert second.position == 11
+        second.skip_to(11, os.urandom)  # already there: nothing is drawn
         np.testing.assert_array_equal(first.top_up(5, _stream(77)), second.top_up(5, _stream(77)))
 
     def test_foreign_and_damaged_states_are_refused(self) -> None:
         mechanism, other = _build("banded"), _build("banded", dimension=D + 1)
-        assert isinstance(mechanism, BandedGaussian)
-        assert isinstance(other, BandedGaussian)
         mechanism.top_up(5, _stream(1))
         state = mechanism.state_bytes()
         for damaged in (b"", state[:-1], state + b"\0", b"x" + state):
@@ -309,6 +317,23 @@ class TestBanded:
                 mechanism.restore(damaged)
         with pytest.raises(MechanismError, match="another model"):
             other.restore(state)
+
+    def test_lost_rounds_keep_their_position(self) -> None:
+        """Noise of rounds that released nothing is drawn all the same: seven skipped, then one."""
+        whole, skipping = _build("banded"), _build("banded")
+        streams = [AesCtrStream(bytes(32)) for _ in range(2)]
+        for _ in range(7):
+            whole.top_up(5, streams[0])
+        skipping.skip_to(7, streams[1])
+        np.testing.assert_array_equal(whole.top_up(5, _stream(9)), skipping.top_up(5, _stream(9)))
+
+    def test_independent_noise_remembers_nothing(self) -> None:
+        mechanism, state = _build("central"), _build("banded").state_bytes()
+        assert mechanism.state_bytes() == b""
+        mechanism.restore(b"")
+        mechanism.skip_to(1000, os.urandom)
+        with pytest.raises(MechanismError, match="independent"):
+            mechanism.restore(state)
 
     def test_the_horizon_ends_the_job(self) -> None:
         mechanism = _build("banded", horizon=8)
@@ -320,15 +345,35 @@ class TestBanded:
 
 def test_ring_too_small_is_refused_with_the_bits_that_would_do() -> None:
     with pytest.raises(MechanismError, match=r"modulus_bits=16 is too small.*needs \d+ bits"):
-        _build("skellam wide", modulus_bits=16)
+        _build("shares wide", modulus_bits=16)
     with pytest.raises(MechanismError, match="from 2 to 20"):
-        _build("skellam 16 bits", modulus_bits=24)
+        _build("shares 16 bits", modulus_bits=24)
     with pytest.raises(MechanismError, match="overflows"):
-        _build("skellam 16 bits", modulus_bits=3)
+        _build("shares 16 bits", modulus_bits=3)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_hosts_are_told_what_they_need_to_know(case: str) -> None:
+    """What a mechanism says of itself is what it does."""
+    mechanism = _build(case)
+    assert mechanism.adds_shares == bool(mechanism.noise_shares(1, _stream(1)).any())
+    encoded = mechanism.encode(_updates(1), seed=b"a", entropy=_stream(1)).values
+    again = mechanism.encode(_updates(1), seed=b"b", entropy=_stream(1)).values
+    assert mechanism.rotates == bool((encoded != again).any())
+    if mechanism.sums_integers:
+        integers = clip_to_integers(_updates(1), clip=2.0).values
+        np.testing.assert_array_equal(encoded, to_ring(integers, bits=mechanism.modulus_bits))
+    else:
+        assert mechanism.rotates
+    one, other = mechanism.top_up(1, _stream(3)), mechanism.top_up(CAP, _stream(3))
+    assert not mechanism.draws_ahead or np.array_equal(one, other)
+
+
+def test_every_mechanism_is_covered_here() -> None:
+    assert {parameters["name"] for parameters in CASES.values()} == set(MECHANISMS)
 
 
 def test_events_carry_what_the_encoder_does() -> None:
-    event = _build("skellam 16 bits").event
-    assert isinstance(event, SkellamEvent)
-    assert event.padded_dimension == 4096
+    event = _build("shares 16 bits").event
+    assert event.length == 4096
     assert event.l2 >= event.scale * event.clip

@@ -49,7 +49,7 @@ learning_rate = 4.0
 momentum = 0.9
 
 [privacy]
-mechanism = "distributed-skellam"
+mechanism = "distributed-gaussian"
 noise_multiplier = 0.7
 delta = 1e-05
 clip = 0.3
@@ -84,7 +84,7 @@ def summary() -> dict[str, Any]:
         "rounds": ROUNDS,
         "metrics": {"accuracy": 0.9201, "loss": 0.3127},
         "privacy": {
-            "mechanism": "distributed-skellam",
+            "mechanism": "distributed-gaussian",
             "unit": "client",
             "delta": DELTA,
             "noise_multiplier": 0.7,
@@ -222,6 +222,11 @@ def audit(*, failed: bool = False, private: bool = True) -> AuditResult:
         ledger_head=summary()["ledger_head"],
         signer=summary()["signer"],
         notes=("signer not pinned: give --key to detect that somebody else signed the ledger",),
+        neighbours={
+            "outsider": "add or remove one client",
+            "participant": "one client's update or zero; it takes part either way",
+            "server": "one client's update or zero; it is known to take part",
+        },
     )
 
 

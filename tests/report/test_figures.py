@@ -73,16 +73,21 @@ def test_other_numbers() -> None:
     assert figures.duration(math.nan) == "–"
 
 
-@given(st.floats(min_value=0.0, max_value=800.0))
-def test_what_an_epsilon_means_is_never_understated(value: float) -> None:
-    """By (eps, 0)-DP, posterior odds are at most e^eps times the prior's 1:1."""
-    said = meaning(value)
+@given(st.floats(min_value=0.0, max_value=800.0), st.sampled_from([1e-12, 1e-5, 1e-3, 0.05, 0.3]))
+def test_what_an_epsilon_means_is_never_understated(value: float, delta: float) -> None:
+    """Randomised response that also tells the truth with probability delta reaches the bound."""
+    said = meaning(value, delta)
+    exact = delta + (1 - delta) / (1 + math.exp(-value))
     if "more than" in said:
-        assert value > 9.2
+        assert exact > 0.99989
         return
-    certainty = float(said.split("become ")[1].split(" %")[0]) / 100
-    exact = 1 / (1 + math.exp(-value))
-    assert exact - 1e-12 <= certainty <= exact + 0.011
+    success = float(said.split("at most ")[1].split(" %")[0]) / 100
+    assert exact - 1e-12 <= success <= exact + 0.011
+
+
+def test_nothing_is_said_without_a_delta() -> None:
+    assert meaning(1.0, None) == ""
+    assert meaning(1.0, 0.5) != meaning(1.0, 1e-5), "delta is a part of what can be learned"
 
 
 def test_tiers() -> None:

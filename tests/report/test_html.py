@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fedsys.errors import RunFolderError
-from fedsys.records import AuditResult, Claim, EpsilonPoint, Epsilons
+from fedsys.records import AuditResult, Claim, EpsilonPoint, Epsilons, Total
 from fedsys.report import build
 from tests.reading import reads_at_most
 
@@ -130,7 +130,7 @@ class TestSoundRun:
         for expected in (
             "quickstart",
             "All 8 checked claims hold",
-            "2 rest on somebody's word",
+            "2 cannot be decided from this folder",
             "ε 8.59 reasonable",
             "ε 12.5 weak",
             "ε 37.7 weak",
@@ -139,15 +139,19 @@ class TestSoundRun:
             "0.321",
             "budget (outsider) 10.0",
             "40 rounds over 1,437 clients on digits",
-            "distributed Skellam noise and secure aggregation",
+            "distributed Gaussian noise and secure aggregation",
         ):
             assert expected in text
 
     def test_it_says_what_is_assumed_and_what_is_not_covered(self, private_page: str) -> None:
         text = Page(private_page).text
         for expected in (
-            "one client is added or removed",
-            "one client's update is replaced by zero",
+            "add or remove one client",
+            "one client's update or zero; it takes part either way",
+            "one client's update or zero; it is known to take part",
+            "who was invited to them with it (it checks the draw of each round's committee)",
+            "its probability in one case is at most e to the ε times that in the other, plus δ",
+            "It is not the chance that the bound fails",
             "Poisson sampling",
             "rests on them, and on the coordinator's word",
             "X25519, Ed25519, SHA-256 and AES are sound",
@@ -191,24 +195,24 @@ class TestSoundRun:
         ):
             assert item in text
 
-    @pytest.mark.parametrize(
-        ("stated", "words"),
-        [
-            ("", "the configuration states no tuning runs"),
-            (
-                "runs = 20\nepsilon = 6.1236",
-                "nor are 20 tuning runs before it: by the configuration, their ε for the outsider "
-                "is 6.13 in all",
-            ),
-            ('runs = 20\nepsilon = "0"', "ε for the outsider is unknown in all"),
-        ],
-    )
-    def test_it_tells_of_tuning_runs(
-        self, run_folder: Path, make_audit: MakeAudit, stated: str, words: str
+    @pytest.mark.parametrize("private", [True, False])
+    def test_it_states_the_total_with_tuning_runs(
+        self, run_folder: Path, make_audit: MakeAudit, private: bool
     ) -> None:
-        with (run_folder / "config.toml").open("a") as file:
-            file.write(f"\n[tuning]\n{stated}\n")
-        assert words in _page(run_folder, make_audit()).text
+        text = _page(run_folder, make_audit(private=private), private=private).text
+        assert "the ledger's header states no tuning runs" in text
+        total = Total(runs=20, before=6.1236, epsilon=11.234, delta=2e-5)
+        audit = replace(make_audit(private=private), total=total)
+        text = _page(run_folder, audit, private=private).text
+        for words in (
+            "With the 20 tuning runs that the ledger's header states, the outsider's ε is 11.3 at "
+            "δ = 2 × 10⁻⁵ in all.",
+            "20 tuning runs before it cost the outsider's ε = 6.13 by the ledger's header; with "
+            "this run that makes 11.3 at δ = 2 × 10⁻⁵.",
+            "With the tuning runs before it: (11.3, 2 × 10⁻⁵)-DP for an outsider.",
+            "that there were no more rests on the coordinator's word",
+        ):
+            assert words in text
 
     def test_it_shows_the_insides_of_the_rounds_as_counts(self, private_page: str) -> None:
         text = Page(private_page).text
@@ -245,7 +249,6 @@ class TestPublicReport:
             "Noise to signal",
             "12.5",
             "37.7",
-            "in all",
         ):
             assert secret not in page.text
         assert "ε 8.59" in page.text
@@ -281,7 +284,7 @@ class TestWarnings:
             _edit(run_folder, privacy={"mechanism": "none", "epsilon": {"outsider": "inf"}})
         else:
             path = run_folder / "config.toml"
-            path.write_text(path.read_text().replace('"distributed-skellam"', '"none"'))
+            path.write_text(path.read_text().replace('"distributed-gaussian"', '"none"'))
         endless = Epsilons(outsider=math.inf, participant=math.inf, server=math.inf)
         page = _page(run_folder, replace(make_audit(), curve=_constant(endless)))
         assert "No differential privacy." in page.text
@@ -472,12 +475,24 @@ def test_no_folder_and_a_page_that_cannot_be_written_are_one_line(
     assert [each.name for each in run_folder.iterdir() if each.name.startswith(".")] == []
 
 
-def test_cohorts_of_a_fixed_size_are_compared_by_replacement(
+def test_what_is_compared_is_what_the_header_declares(
     run_folder: Path, make_audit: MakeAudit
 ) -> None:
-    config = run_folder / "config.toml"
-    assert "add or remove one client" in build(run_folder, make_audit(), private=True).read_text()
-    config.write_text(config.read_text().replace('sampling = "poisson"', 'sampling = "fixed"'))
-    page = build(run_folder, make_audit(), private=True).read_text()
-    assert "replace one client&#39;s update" in page
+    """Whatever the configuration's sampling may suggest."""
+    neighbours = {"outsider": "replace one client", "participant": "<b>", "server": "its update"}
+    audit = replace(make_audit(), neighbours=neighbours)
+    page = _page(run_folder, audit).text
+    assert "Outsider: replace one client. Participant: <b>. Server: its update." in page
     assert "add or remove one client" not in page
+    silent = _page(run_folder, replace(make_audit(), neighbours={})).text
+    assert silent.count("not declared by the ledger's header") == 6
+
+
+def test_withheld_claims_leave_no_figure(run_folder: Path, make_audit: MakeAudit) -> None:
+    reason = "the data are prepared by looking at all clients' rows"
+    page = _page(run_folder, replace(make_audit(), withheld=reason))
+    assert "No claim of privacy holds. The data are prepared by looking" in page.text
+    assert page.text.count(f"Withheld: {reason}.") == 3
+    assert "Formal statement None can be made" in page.text
+    for figure in ("8.59", "12.5", "37.7"):
+        assert figure not in page.text.partition("Audit Claims of the run")[0]

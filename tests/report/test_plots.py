@@ -99,7 +99,7 @@ def test_drawing_is_reproducible_and_sizes_are_as_stated() -> None:
 
 def _facts(budget: float | None = 10.0) -> Facts:
     return Facts(
-        mechanism="distributed-skellam",
+        mechanism="distributed-gaussian",
         unit="client",
         protocol="secure",
         sampling="poisson",
@@ -111,6 +111,9 @@ def _facts(budget: float | None = 10.0) -> Facts:
         spent=None,
         reproducible=False,
         private=True,
+        neighbours={},
+        withheld=None,
+        total=None,
     )
 
 

@@ -85,7 +85,7 @@ def test_claims_come_with_failures_first_and_the_verdict_last(
     assert "epsilon, outsider" in text.splitlines()[-1]
     out.truncate(0)
     print_audit(make_audit(), file=out)
-    assert "8 checked claims hold; 2 more on somebody's word" in out.getvalue()
+    assert "8 checked claims hold; 2 more cannot be decided here" in out.getvalue()
     out.truncate(0)
     print_audit(AuditResult(run="x", claims=()), file=out)
     assert "nothing could be checked" in out.getvalue()

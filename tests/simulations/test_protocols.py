@@ -122,7 +122,7 @@ def test_a_float_sum_is_the_integer_sum_up_to_rounding(
     assert np.linalg.norm(found["float"]) > 10 * step
 
 
-@pytest.mark.parametrize("mechanism", ["distributed-skellam", "central-gaussian"])
+@pytest.mark.parametrize("mechanism", ["distributed-gaussian", "central-gaussian"])
 def test_a_float_run_costs_more_and_says_that_it_is_no_release(
     mechanism: str, configure: Configure, tmp_path: Path
 ) -> None:
@@ -141,7 +141,7 @@ def test_a_float_run_costs_more_and_says_that_it_is_no_release(
     assert header(tmp_path / "float")["release"] is False
     stored = (tmp_path / "float" / "config.toml").read_text()
     assert 'noise = "once"' in stored
-    if mechanism == "distributed-skellam":
+    if mechanism == "distributed-gaussian":
         assert epsilons["float"] > epsilons["ideal"]
     else:  # the deviation is z D2, so the larger D2 is paid in noise
         assert epsilons["float"] == pytest.approx(epsilons["ideal"])

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.resources
+import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from fedsys.audit import compose
+from fedsys.audit import audit_run, compose, to_json
 from fedsys.cli import extras
 from fedsys.cli.app import app
 from fedsys.config import load
 from fedsys.errors import ConfigError
-from fedsys.privacy import read_ledger
+from fedsys.privacy import Signer, read_ledger
+from fedsys.report import build, figures
+from fedsys.report.terminal import print_run
+from server.released_model import ReleasedModel
 from simulations import harness
 from simulations.search import Search
 from simulations.tuning import tune
+from tests.audit.conftest import failed
+from tests.audit.forge import edit_json, entries, replace_text, sign_again
 
 SMALL = ["rounds.count=2", "cohort.expected=30", "aggregation.protocol=ideal"]
 FAST = [*SMALL, "engine.path=batched", "engine.chunk=64", "engine.processes=1"]
@@ -57,11 +66,136 @@ def test_trials_are_runs_whose_cost_the_final_run_states(tmp_path: Path) -> None
 
     final = harness.run(best, out=tmp_path / "final").folder
     stated = read_ledger(final / "ledger.jsonl").header["tuning"]
-    assert stated == {"runs": 2, "epsilon": spent, "delta": 1e-5, "heads": best.tuning.heads}
+    assert best.tuning.part is not None
+    part = best.tuning.part.model_dump()
+    assert [row[3] for row in part["steps"]] == [4.0], "two trials of two rounds"
+    assert stated == {
+        "runs": 2, "epsilon": spent, "delta": 1e-5, "heads": best.tuning.heads, "part": part
+    }  # fmt: skip
     everything = compose([*folders, final])
     assert everything.passed
     totals = [point.spent.outsider for point in everything.curve]
     assert totals[1] == spent < totals[2]
+    check_one_total(final, totals[2], runs=2)
+
+
+def check_one_total(run: Path, expected: float, *, runs: int) -> None:
+    """Everything that states what the model cost states the same."""
+    stated = summary(run)["privacy"]["total"]
+    assert stated["runs"] == runs
+    assert stated["epsilon"] == pytest.approx(expected, rel=1e-6)
+    audit = audit_run(run)
+    assert audit.passed
+    assert audit.total is not None
+    assert audit.total.to_json() == pytest.approx(stated)
+    assert json.loads(to_json(audit))["total"] == pytest.approx(stated)
+    claim = next(claim for claim in audit.claims if claim.name.startswith("Tuning runs"))
+    assert claim.holds is True
+    assert f"epsilon {expected:.5g}" in claim.rederived
+    facts = ReleasedModel.of(run).facts
+    assert float(facts["fedsys.epsilon"]) == pytest.approx(expected, rel=1e-6)
+    assert facts["fedsys.tuning_runs"] == str(runs)
+    assert float(facts["fedsys.epsilon_of_this_run"]) < expected
+    build(run, audit, private=True)
+    page = (run / "report.html").read_text()
+    assert page.count("tuning runs that the ledger&#39;s header states") >= 1
+    assert f"<strong>{figures.epsilon(expected)}</strong>" in page
+    out = io.StringIO()
+    print_run(run, audit, file=out)
+    assert f"epsilon with tuning  {figures.epsilon(expected)}" in out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def tuned_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a trial before it; never to be changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("tuned")
+        patch.setenv("FEDSYS_HOME", str(folder / "home"))
+        tune(search_of(), folder / "search", trials=1)
+        return harness.run(load(folder / "search" / "best.toml"), out=folder / "final").folder
+
+
+def test_the_header_fits_the_ledgers_schema(tuned_run: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    source = importlib.resources.files("fedsys.privacy").joinpath("ledger.schema.json")
+    validator = jsonschema.Draft202012Validator(json.loads(source.read_text(encoding="utf-8")))
+    line = json.loads((tuned_run / "ledger.jsonl").read_bytes().splitlines()[0])
+    validator.validate(line)
+    assert line["body"]["tuning"]["part"]["steps"]
+    line["body"]["preprocessing"] = "harmless"
+    assert not validator.is_valid(line)
+
+
+def _understate(body: dict[str, Any]) -> None:
+    body["privacy"]["total"]["epsilon"] *= 0.5
+
+
+@pytest.mark.parametrize(
+    ("header", "config", "change"),
+    [
+        ({"runs": 0}, None, None),
+        ({"epsilon": 0.1}, None, None),
+        ({"part": None}, None, None),
+        (None, ("runs = 1", "runs = 50"), None),
+        (None, ("runs = 1", "runs = 0"), None),
+        (None, None, _understate),
+        (None, None, lambda body: body["privacy"].pop("total")),
+        (None, None, lambda body: body["privacy"].update(total=None)),
+    ],
+)
+def test_whatever_states_other_tuning_runs_fails_the_audit(
+    tuned_run: Path, tmp_path: Path, header: Any, config: Any, change: Any
+) -> None:
+    """One statement is changed, and the ledger signed again where it has to be."""
+    run = Path(shutil.copytree(tuned_run, tmp_path / "run"))
+    lines = entries(run)
+    if header is not None:
+        stated = {**lines[0][1]["tuning"], **header}
+        lines[0][1]["tuning"] = {key: value for key, value in stated.items() if value is not None}
+    if config is not None:
+        replace_text(run / "config.toml", *config)
+        content = (run / "config.toml").read_bytes()
+        lines[0][1]["config_sha256"] = hashlib.sha256(content).hexdigest()
+    signer = Signer.generate()
+    head = sign_again(run, lines, signer)
+    edit_json(run, lambda body: body.update(ledger_head=head, signer=signer.public_hex))
+    if change is not None:
+        edit_json(run, change)
+    assert failed(run) == {"Tuning runs and the total with them"}
+
+
+def test_rounds_that_cost_more_than_is_stated_fail_the_audit(
+    tuned_run: Path, tmp_path: Path
+) -> None:
+    """Header and configuration agree on an epsilon that their own rounds contradict."""
+    run = Path(shutil.copytree(tuned_run, tmp_path / "run"))
+    lines = entries(run)
+    before = lines[0][1]["tuning"]["epsilon"]
+    lines[0][1]["tuning"]["epsilon"] = before / 2
+    replace_text(run / "config.toml", f"epsilon = {before!r}", f"epsilon = {before / 2!r}")
+    content = (run / "config.toml").read_bytes()
+    lines[0][1]["config_sha256"] = hashlib.sha256(content).hexdigest()
+    signer = Signer.generate()
+    head = sign_again(run, lines, signer)
+    edit_json(run, lambda body: body.update(ledger_head=head, signer=signer.public_hex))
+    edit_json(run, lambda body: body["privacy"]["total"].update(before=before / 2))
+    assert failed(run) == {"Tuning runs and the total with them"}
+
+
+def test_runs_whose_rounds_are_not_stated_are_added_up(tmp_path: Path) -> None:
+    stated = [*FAST, "tuning.runs=3", "tuning.epsilon=2.5", "tuning.delta=1e-6"]
+    run = harness.run(load("quickstart", stated), out=tmp_path / "run").folder
+    own = summary(run)["privacy"]["epsilon"]["outsider"]
+    assert summary(run)["privacy"]["total"]["delta"] == pytest.approx(1.1e-5)
+    check_one_total(run, own + 2.5, runs=3)
+
+
+def test_a_run_that_states_none_has_no_total(tmp_path: Path) -> None:
+    run = harness.run(load("quickstart", FAST), out=tmp_path / "run").folder
+    assert summary(run)["privacy"]["total"] is None
+    facts = ReleasedModel.of(run).facts
+    assert facts["fedsys.tuning_runs"] == "0"
+    assert float(facts["fedsys.epsilon"]) == summary(run)["privacy"]["epsilon"]["outsider"]
 
 
 def test_a_search_that_is_broken_off_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_jobs_differ_in_mechanism_alone(mechanism: str) -> None:
 
 
 def test_the_recipe_is_one_of_the_runs() -> None:
-    assert job_of("mnist-private", "distributed-skellam", 4.0, 0) == load("mnist-private")
+    assert job_of("mnist-private", "distributed-gaussian", 4.0, 0) == load("mnist-private")
 
 
 def test_min_separation_takes_as_many_clients_and_never_runs_short() -> None:
@@ -121,9 +121,9 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
 
 def test_a_gap_is_told_and_judged() -> None:
     runs = made_up(
-        central_gaussian=(90.0, 92.0), distributed_skellam=(91.0, 91.5), banded_mf=(88.0, 90.0)
+        central_gaussian=(90.0, 92.0), distributed_gaussian=(91.0, 91.5), banded_mf=(88.0, 90.0)
     )
-    assert gaps(runs) == {"distributed-skellam": {"4": 0.25}, "banded-mf": {"4": -2.0}}
+    assert gaps(runs) == {"distributed-gaussian": {"4": 0.25}, "banded-mf": {"4": -2.0}}
     text = table(results_of(runs + made_up(none=(93.0,))))
     assert "| central Gaussian | 2 | 91.0 (90.0–92.0) | 93.0 |" in text
     assert "distributed, wide: at most 0.25 points from central (ε = 4, +0.25): within" in text
@@ -134,7 +134,7 @@ def test_a_gap_is_told_and_judged() -> None:
 def test_the_page_shows_what_the_table_says(tmp_path: Path) -> None:
     """Chart, findings and both tables; nothing on it is fetched, and names are escaped."""
     runs = made_up(
-        none=(95, 96), central_gaussian=(94, 95), distributed_skellam=(92, 93), narrow_16=(94, 94.5)
+        none=(95, 96), central_gaussian=(94, 95), distributed_gaussian=(92, 93), narrow_16=(94, 94.5)
     )
     results: dict[str, Any] = {
         "runs": runs,
@@ -190,7 +190,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, arguments: list[str],
 def test_distributed_noise_costs_less_than_a_point_on_mnist(tmp_path: Path) -> None:
     """The same seeds for both: the same cohorts, so that only the noise and its size differ."""
     accuracy = {}
-    for mechanism in ("central-gaussian", "distributed-skellam"):
+    for mechanism in ("central-gaussian", "distributed-gaussian"):
         result = harness.run(
             job_of("mnist-private", mechanism, 4.0, 0),
             out=tmp_path / mechanism,
@@ -198,4 +198,4 @@ def test_distributed_noise_costs_less_than_a_point_on_mnist(tmp_path: Path) -> N
         )
         accuracy[mechanism] = result.metrics["accuracy"]
     assert min(accuracy.values()) > 0.9
-    assert abs(accuracy["central-gaussian"] - accuracy["distributed-skellam"]) < 0.01
+    assert abs(accuracy["central-gaussian"] - accuracy["distributed-gaussian"]) < 0.01

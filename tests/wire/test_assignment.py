@@ -93,7 +93,7 @@ def a_jobs_terms() -> Terms:
         dimension=650,
         example_clip=1.0,
         plan=make_plan(
-            mechanism="distributed-skellam",
+            mechanism="distributed-gaussian",
             population=100,
             expected_cohort=20,
             rounds=2,

@@ -1,12 +1,13 @@
 """What one round costs, as immutable data: the only thing that accountants see.
 
-An event holds what was chosen (mechanism, encoding, clipping norm, noise multiplier, sampling) and
-what follows from it (scale, sensitivities, variances). ``event_from_json`` derives the second from
-the first again and refuses a record in which they disagree.
+Mechanisms differ in who adds the noise, how updates become integers (`Encoding`), and whether the
+noise is correlated over rounds; there is one event a kind of that, and `EVENTS` is the list of
+them. An event holds what was chosen; scale, sensitivities and variances follow from it.
+``event_from_json`` derives them again and refuses a record in which they disagree, or a mechanism
+that is not on the list.
 
->>> event = skellam_event(dimension=650, clip=0.3, noise_multiplier=0.7, encoding="wide",
-...     modulus_bits=32, cap=159, min_survivors=47, expected_cohort=100,
-...     sampling=Sampling(kind="poisson", rate=100 / 1437))
+>>> event = build_event("distributed-gaussian", dimension=650, clip=0.3, noise_multiplier=0.7,
+...     cap=159, min_survivors=47, expected_cohort=100, population=1437)
 >>> round(event.l2, 3), round(event.share_variance, 3)
 (1631.686, 8204.881)
 >>> event_from_json(event.to_json()) == event
@@ -18,47 +19,245 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack
 
 from fedsys.errors import MechanismError
-from fedsys.privacy.events.banded import BandedEvent, banded_event
-from fedsys.privacy.events.base import Encoding, Guarantee, Sampling, SamplingKind, SumEvent
-from fedsys.privacy.events.example import ExampleEvent, example_event
-from fedsys.privacy.events.gaussian import GaussianEvent, gaussian_event
-from fedsys.privacy.events.skellam import SkellamEvent, skellam_event
-from fedsys.privacy.events.unprotected import UnprotectedEvent, unprotected_event
+from fedsys.privacy import validation
+from fedsys.privacy.events.banded import BandedEvent
+from fedsys.privacy.events.base import (
+    Cohort,
+    GaussianStep,
+    Guarantee,
+    RoundedTerms,
+    Sampling,
+    SamplingKind,
+    SumEvent,
+)
+from fedsys.privacy.events.encodings import (
+    Encoding,
+    EncodingKind,
+    Geometry,
+    check_ring,
+    least_ring,
+)
+from fedsys.privacy.events.example import ExampleEvent
+from fedsys.privacy.events.gaussian import CentralEvent, LocalEvent, OnceEvent, SharedEvent
+from fedsys.privacy.events.unprotected import UnprotectedEvent
 
 __all__ = [
+    "EVENTS",
+    "MECHANISMS",
+    "SUMMED_ONCE",
     "BandedEvent",
+    "CentralEvent",
+    "Cohort",
     "Encoding",
+    "EncodingKind",
     "Event",
+    "EventChoices",
     "ExampleEvent",
-    "GaussianEvent",
+    "GaussianStep",
+    "Geometry",
     "Guarantee",
+    "LocalEvent",
+    "Noise",
+    "OnceEvent",
+    "RoundedTerms",
     "Sampling",
     "SamplingKind",
-    "SkellamEvent",
+    "SharedEvent",
     "SumEvent",
     "UnprotectedEvent",
-    "banded_event",
+    "build_event",
+    "check_known",
+    "check_ring",
     "event_from_json",
-    "example_event",
-    "gaussian_event",
-    "skellam_event",
-    "unprotected_event",
+    "least_ring",
 ]
 
-Event = SkellamEvent | GaussianEvent | BandedEvent | ExampleEvent | UnprotectedEvent
+Event = SumEvent
+Noise = Literal["per-client", "once"]
 
-_CHOSEN = (
-    "dimension",
-    "clip",
-    "modulus_bits",
-    "cap",
-    "min_survivors",
-    "expected_cohort",
-    "colluders",
-)
+EVENTS: Mapping[tuple[str, Noise], type[SumEvent]] = {
+    ("distributed-gaussian", "per-client"): SharedEvent,
+    ("distributed-gaussian", "once"): OnceEvent,
+    ("central-gaussian", "per-client"): CentralEvent,
+    ("central-gaussian", "once"): CentralEvent,
+    ("local-gaussian", "per-client"): LocalEvent,
+    ("banded-mf", "per-client"): BandedEvent,
+    ("example-gaussian", "per-client"): ExampleEvent,
+    ("none", "per-client"): UnprotectedEvent,
+    ("none", "once"): UnprotectedEvent,
+}
+"""The kinds of events by mechanism and by whether a simulation draws the noise of a whole sum."""
+
+MECHANISMS = tuple(dict.fromkeys(name for name, _ in EVENTS))
+SUMMED_ONCE = tuple(name for name, noise in EVENTS if noise == "once")
+"""Mechanisms whose noise can be drawn for the sum alone."""
+
+_ENCODINGS: Mapping[str, tuple[EncodingKind, ...]] = {
+    "distributed-gaussian": ("wide", "narrow", "float"),
+    "central-gaussian": ("wide", "narrow", "float"),
+    "local-gaussian": ("wide", "narrow"),
+    "banded-mf": ("wide",),
+    "example-gaussian": ("wide",),
+    "none": ("wide", "float"),
+}
+
+_FURTHER = {
+    "banded-mf": {"horizon": "rounds", "min_separation": "min_separation"},
+    "example-gaussian": {"example_rate": "example_rate", "steps": "steps"},
+}
+"""What an event of one kind needs beside the rest, and what it is called in a configuration."""
+
+
+class EventChoices(TypedDict, total=False):
+    """Everything that is chosen of one round.
+
+    Attributes:
+        dimension: d, coordinates of an update.
+        clip: C, l2 norm to which updates are clipped.
+        noise_multiplier: z; ignored under ``none``.
+        expected_cohort: n = q N, constant denominator of the mean.
+        population: N.
+        cap: n_cap, largest cohort that is not aborted.
+        min_survivors: m, fewest survivors that are released.
+        encoding: ``wide``, ``narrow``, or ``float`` for sums that are rounded once.
+        modulus_bits: b; 0 for the least ring that fits (16 under ``narrow``).
+        sampling: how cohorts come about.
+        participation: p of secret participation.
+        guarantee: the view for which z was chosen.
+        colluders: c, curious clients beside the server.
+        noise: ``once`` where a simulation draws the noise of the whole sum.
+        horizon: rounds of the job (banded-mf).
+        min_separation: rounds between two participations of a client (banded-mf).
+        example_rate: probability of an example being in a local batch (example-gaussian).
+        steps: local steps a round (example-gaussian).
+    """
+
+    dimension: int
+    clip: float
+    noise_multiplier: float | None
+    expected_cohort: float
+    population: int
+    cap: int | None
+    min_survivors: int | None
+    encoding: EncodingKind
+    modulus_bits: int
+    sampling: SamplingKind
+    participation: float
+    guarantee: Guarantee
+    colluders: int
+    noise: Noise
+    horizon: int | None
+    min_separation: int | None
+    example_rate: float | None
+    steps: int | None
+
+
+_NARROW_BITS = 16
+"""Modulus of the narrow encoding where none is given."""
+
+
+def build_event(name: str, **choices: Unpack[EventChoices]) -> Event:
+    """The event of one round under the mechanism of this name.
+
+    Args:
+        name: one of ``MECHANISMS``.
+        **choices: see `EventChoices`.
+
+    Raises:
+        MechanismError: the name or a value is not usable, or does not go with another.
+    """
+    validation.one_of("mechanism", name, MECHANISMS)
+    encoding, noise = choices.get("encoding", "wide"), choices.get("noise", "per-client")
+    validation.one_of("noise", noise, ("per-client", "once"))
+    validation.one_of("encoding", encoding, ("wide", "narrow", "float"))
+    kind = EVENTS.get((name, noise))
+    if kind is None:
+        raise MechanismError(
+            f"noise='once' is for {', '.join(SUMMED_ONCE)}; {name} draws its noise in a way of its "
+            "own: use noise='per-client'"
+        )
+    if encoding not in _ENCODINGS[name]:
+        raise MechanismError(
+            f"encoding={encoding!r} does not go with mechanism={name!r}: allowed are "
+            f"{', '.join(_ENCODINGS[name])}"
+        )
+    if encoding == "float" and noise != "once":
+        raise MechanismError("a sum in floating point has no shares of noise: noise='once'")
+    expected = validation.positive("expected_cohort", _needed(name, choices, "expected_cohort"))
+    population = validation.integer("population", _needed(name, choices, "population"))
+    if expected > population:
+        raise MechanismError(
+            f"expected_cohort={expected:g} exceeds population={population}: lower the cohort"
+        )
+    multiplier = 0.0 if name == "none" else _needed(name, choices, "noise_multiplier")
+    further = {}
+    for field, called in _FURTHER.get(name, {}).items():
+        further[field] = _needed(name, choices, field, called)
+
+    def with_bits(bits: int) -> Event:
+        return kind(
+            encoding=Encoding(
+                kind=encoding,
+                dimension=_needed(name, choices, "dimension"),
+                clip=_needed(name, choices, "clip"),
+                modulus_bits=bits,
+            ),
+            noise_multiplier=multiplier,
+            cohort=Cohort(
+                expected=expected,
+                cap=_needed(name, choices, "cap"),
+                min_survivors=_needed(name, choices, "min_survivors"),
+            ),
+            sampling=Sampling(
+                kind=choices.get("sampling", "poisson"),
+                rate=expected / population,
+                participation=choices.get("participation", 1.0),
+            ),
+            guarantee=choices.get("guarantee", "outsider"),
+            colluders=choices.get("colluders", 0),
+            **further,
+        )
+
+    bits = choices.get("modulus_bits", 0)
+    try:
+        if bits or encoding == "narrow":
+            return with_bits(bits or _NARROW_BITS)
+        widest = with_bits(64)
+        deviation = math.sqrt(widest.total_variance)
+        return with_bits(least_ring(cap=widest.cap, l2=widest.l2, deviation=deviation))
+    except ArithmeticError:
+        raise MechanismError(
+            f"noise_multiplier={multiplier:g} with clip={choices['clip']:g} and dimension="
+            f"{choices['dimension']} gives noise beyond what a float can hold: choose a sensible "
+            "noise_multiplier and clip"
+        ) from None
+
+
+def _needed(
+    mechanism: str, choices: Mapping[str, Any], field: str, called: str | None = None
+) -> Any:
+    value = choices.get(field)
+    if value is None:
+        raise MechanismError(f"mechanism={mechanism!r} needs {called or field}")
+    return value
+
+
+def check_known(event: object) -> Event:
+    """The event itself, if it is of a kind that is on the list.
+
+    Raises:
+        MechanismError: it is not: nobody knows what it costs or how its noise is drawn.
+    """
+    for kind in EVENTS.values():
+        if type(event) is kind:
+            return event
+    raise MechanismError(
+        f"no accountant interprets the event {type(event).__name__}: it is none of "
+        f"{', '.join(MECHANISMS)}"
+    )
 
 
 def event_from_json(body: Mapping[str, Any]) -> Event:
@@ -70,50 +269,41 @@ def event_from_json(body: Mapping[str, Any]) -> Event:
     """
     mechanism = body.get("mechanism")
     try:
-        chosen: dict[str, Any] = {name: body[name] for name in _CHOSEN}
-        chosen["sampling"] = Sampling(
-            kind=body["sampling"], rate=body["sampling_rate"], participation=body["participation"]
+        kind = EVENTS.get((mechanism, body.get("noise", "per-client")))  # type: ignore[arg-type]
+    except TypeError:
+        kind = None
+    if kind is None:
+        raise MechanismError(f"unknown mechanism {mechanism!r}: it cannot be accounted")
+    try:
+        event = kind(
+            encoding=Encoding(
+                kind=body["encoding"],
+                dimension=body["dimension"],
+                clip=body["clip"],
+                modulus_bits=body["modulus_bits"],
+            ),
+            noise_multiplier=body["noise_multiplier"],
+            cohort=Cohort(
+                expected=body["expected_cohort"],
+                cap=body["cap"],
+                min_survivors=body["min_survivors"],
+            ),
+            sampling=Sampling(
+                kind=body["sampling"],
+                rate=body["sampling_rate"],
+                participation=body["participation"],
+            ),
+            guarantee=body["guarantee"],
+            colluders=body["colluders"],
+            **{field: body[field] for field in _FURTHER.get(kind.mechanism, {})},
         )
-        if mechanism == "none":
-            event: Event = unprotected_event(**chosen)
-        elif mechanism == "distributed-skellam":
-            event = skellam_event(
-                **chosen,
-                noise_multiplier=body["noise_multiplier"],
-                guarantee=body["guarantee"],
-                encoding=body["encoding"],
-            )
-        elif mechanism in ("central-gaussian", "local-gaussian"):
-            event = gaussian_event(
-                **chosen,
-                noise_multiplier=body["noise_multiplier"],
-                guarantee=body["guarantee"],
-                local=mechanism == "local-gaussian",
-                encoding=body["encoding"],
-            )
-        elif mechanism == "banded-mf":
-            event = banded_event(
-                **chosen,
-                noise_multiplier=body["noise_multiplier"],
-                guarantee=body["guarantee"],
-                horizon=body["horizon"],
-                min_separation=body["min_separation"],
-            )
-        elif mechanism == "example-gaussian":
-            event = example_event(
-                **chosen,
-                noise_multiplier=body["noise_multiplier"],
-                guarantee=body["guarantee"],
-                example_rate=body["example_rate"],
-                steps=body["steps"],
-            )
-        else:
-            raise MechanismError(f"unknown mechanism {mechanism!r}: it cannot be accounted")
+        if event.encoding.kind not in _ENCODINGS[kind.mechanism]:
+            raise MechanismError(f"{mechanism} has no encoding {event.encoding.kind!r}")
+        derived = event.to_json()
     except KeyError as missing:
         raise MechanismError(f"an event of {mechanism} lacks the key {missing}") from None
     except (ArithmeticError, TypeError, ValueError) as error:  # of a number that no plan has
         raise MechanismError(f"an event of {mechanism!r} cannot be: {error}") from None
-    derived = event.to_json()
     if extra := sorted(set(body) - set(derived)):
         raise MechanismError(f"an event of {mechanism} has unknown keys: {', '.join(extra)}")
     for name, value in derived.items():

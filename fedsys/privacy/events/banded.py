@@ -11,12 +11,12 @@ import numpy as np
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
-from fedsys.privacy.clipping import squared_norm_limit, wide_scale
-from fedsys.privacy.events.base import Guarantee, Sampling, SumEvent, check_ring
-from fedsys.privacy.rings import check_bits
-from fedsys.privacy.strategies import banded_strategy, inverse_series
+from fedsys.privacy.events.base import GaussianStep, RoundedTerms, SumEvent
+from fedsys.privacy.events.gaussian import refuse_server_guarantee
+from fedsys.privacy.strategies import BandedStrategy, banded_strategy, inverse_series
+from fedsys.privacy.views import View
 
-__all__ = ["BandedEvent", "banded_event"]
+__all__ = ["BandedEvent"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,36 +25,101 @@ class BandedEvent(SumEvent):
 
     A client's rounds touch disjoint rows of C x, so k participations cost what k Gaussian
     mechanisms of multiplier z cost; under Poisson sampling within cyclic groups each is amplified
-    by the group's rate.
+    by the group's rate. Under min-separation the schedule is no client's own: without one of them
+    somebody else comes in, so neighbours replace one client, at twice the sensitivity.
 
     Attributes:
         horizon: rounds of the job.
         min_separation: b, rounds between two participations of one client, at least.
-        modulus_bits: b; the sum is taken mod 2^b.
-        strategy: SHA-256 of the coefficients.
-        bands: nonzero coefficients, at most ``min_separation``.
-        scale: s, integers per unit of the update.
-        l2: D2, largest l2 norm of one client's integers.
-        white_deviation: of Z, in integers: z D2 |c|.
-        total_variance: largest variance of the noise in any round's release.
     """
 
     mechanism: ClassVar[str] = "banded-mf"
+    keys: ClassVar[tuple[str, ...]] = (
+        "horizon",
+        "min_separation",
+        "strategy",
+        "bands",
+        "white_deviation",
+    )
 
     horizon: int
     min_separation: int
-    modulus_bits: int
-    strategy: str
-    bands: int
-    scale: float
-    l2: float
-    white_deviation: float
-    total_variance: float
+
+    def _check(self) -> None:
+        validation.integer("rounds", self.horizon)
+        validation.integer("min_separation", self.min_separation)
+        refuse_server_guarantee(self)
+        sampling = self.sampling
+        if self.encoding.kind != "wide":
+            raise MechanismError(
+                f"encoding={self.encoding.kind!r} does not go with banded-mf: use encoding='wide'"
+            )
+        if sampling.kind == "fixed" or sampling.participation < 1:
+            raise MechanismError(
+                "banded-mf needs sampling='min-separation', or 'poisson' (within cyclic groups), "
+                f"and participation=1; got sampling={sampling.kind!r}, "
+                f"participation={sampling.participation:g}"
+            )
+        if sampling.kind == "poisson" and sampling.rate * self.min_separation > 1:
+            raise MechanismError(
+                f"a cohort of {self.expected_cohort:g} exceeds a cyclic group, a "
+                f"{self.min_separation}th of the population: lower min_separation or the cohort"
+            )
+
+    @property
+    def factors(self) -> BandedStrategy:
+        """The shipped strategy for these rounds and bands."""
+        return banded_strategy(horizon=self.horizon, bands=self.min_separation)
+
+    @property
+    def strategy(self) -> str:
+        """SHA-256 of the coefficients."""
+        return self.factors.digest
+
+    @property
+    def bands(self) -> int:
+        """Nonzero coefficients, at most ``min_separation``."""
+        return self.factors.bands
+
+    @property
+    def white_deviation(self) -> float:
+        """Of Z, in integers: z D2 |c|."""
+        return self.noise_multiplier * self.l2 * self.factors.norm
+
+    @property
+    def share_multiplier(self) -> float:
+        """0: clients add nothing."""
+        return 0.0
+
+    @property
+    def total_multiplier(self) -> float:
+        """Of the last round's release, whose noise is the largest."""
+        gain = _largest_gain(self.horizon, self.min_separation)
+        return self.noise_multiplier * self.factors.norm * math.sqrt(gain)
 
     @property
     def turn_rate(self) -> float:
         """Probability of being sampled in a round of one's own group."""
         return min(1.0, self.sampling.rate * self.min_separation)
+
+    def outsider_step(self) -> GaussianStep:
+        """A turn of the client, amplified within its cyclic group under Poisson sampling."""
+        rate = 1.0 if self.sampling.replaces else self.turn_rate
+        return self._towards_releases(self.noise_multiplier, rate)
+
+    def together_step(self) -> GaussianStep:
+        """A turn that is known to have been the client's."""
+        return self._towards_releases(self.noise_multiplier, 1.0)
+
+    def server_step(self, survivors: int | None = None) -> GaussianStep:
+        """No noise: the server sees the sum before it adds any."""
+        return GaussianStep(multiplier=0.0)
+
+    def terms(self, view: View) -> RoundedTerms | None:
+        """One: the correlated noise is rounded once a release."""
+        if view == "server":
+            return None
+        return RoundedTerms(sigma=self.white_deviation, fewest=1, most=1, draws=1)
 
 
 @lru_cache(maxsize=64)
@@ -62,74 +127,3 @@ def _largest_gain(horizon: int, bands: int) -> float:
     """Variance of the last round's noise in units of Z's: it grows with the rounds."""
     strategy = banded_strategy(horizon=horizon, bands=bands)
     return float(np.square(inverse_series(strategy.coefficients, horizon)).sum())
-
-
-def banded_event(
-    *,
-    dimension: int,
-    clip: float,
-    noise_multiplier: float,
-    modulus_bits: int,
-    cap: int,
-    min_survivors: int,
-    expected_cohort: float,
-    sampling: Sampling,
-    horizon: int,
-    min_separation: int,
-    guarantee: Guarantee = "outsider",
-    colluders: int = 0,
-) -> BandedEvent:
-    """The event of a banded matrix factorisation round.
-
-    Raises:
-        MechanismError: a value is out of range, no strategy is that long, sampling allows a client
-            to return too early, or the ring is too small.
-    """
-    validation.integer("dimension", dimension, most=1 << 36)
-    validation.positive("clip", clip)
-    validation.positive("noise_multiplier", noise_multiplier)
-    validation.integer("cap", cap)
-    validation.integer("min_separation", min_separation)
-    check_bits(modulus_bits)
-    if guarantee == "server":
-        raise MechanismError(
-            "guarantee='server' cannot hold under banded-mf: the server sees the sum before the "
-            "noise; use distributed-skellam or local-gaussian"
-        )
-    if sampling.kind == "fixed" or sampling.participation < 1:
-        raise MechanismError(
-            "banded-mf needs sampling='min-separation', or 'poisson' (within cyclic groups), and "
-            f"participation=1; got sampling={sampling.kind!r}, "
-            f"participation={sampling.participation:g}"
-        )
-    if sampling.kind == "poisson" and sampling.rate * min_separation > 1:
-        raise MechanismError(
-            f"a cohort of {expected_cohort:g} exceeds a cyclic group, a {min_separation}th of the "
-            "population: lower min_separation or the cohort"
-        )
-    strategy = banded_strategy(horizon=horizon, bands=min_separation)
-    scale = wide_scale(dimension, clip)
-    l2 = math.sqrt(squared_norm_limit(dimension))
-    white = noise_multiplier * l2 * strategy.norm
-    total = white**2 * _largest_gain(horizon, min_separation)
-    check_ring(modulus_bits, cap=cap, l2=l2, deviation=math.sqrt(total))
-    return BandedEvent(
-        dimension=dimension,
-        clip=clip,
-        noise_multiplier=noise_multiplier,
-        cap=cap,
-        min_survivors=min_survivors,
-        expected_cohort=expected_cohort,
-        sampling=sampling,
-        guarantee=guarantee,
-        colluders=colluders,
-        horizon=horizon,
-        min_separation=min_separation,
-        modulus_bits=modulus_bits,
-        strategy=strategy.digest,
-        bands=strategy.bands,
-        scale=scale,
-        l2=l2,
-        white_deviation=white,
-        total_variance=total,
-    )

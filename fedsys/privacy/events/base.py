@@ -1,23 +1,40 @@
-"""What events have in common: a noisy sum over a sampled cohort."""
+"""What events have in common: a noisy sum over a sampled cohort.
+
+An event says in one language what a round shows to each view: Gaussian mechanisms of a noise
+multiplier (noise over sensitivity), under a sampling rate. Accountants know these `GaussianStep`s
+and nothing else.
+
+Neighbours. Under Poisson sampling the outsider's neighbours add or remove one client, and a cohort
+member's update or zero for the participant: one sensitivity. Where cohorts have a fixed size (also
+under min-separation) removing a client moves somebody else in, so neighbours replace one client:
+two sensitivities, or half the multiplier. The server's neighbours are a client's update or zero;
+it takes part either way: one sensitivity under any sampling.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
+from fedsys.privacy.events.encodings import Encoding, Geometry, check_ring
+from fedsys.privacy.views import View
 
-__all__ = ["Encoding", "Guarantee", "Sampling", "SamplingKind", "SumEvent", "check_ring"]
+__all__ = [
+    "Cohort",
+    "GaussianStep",
+    "Guarantee",
+    "RoundedTerms",
+    "Sampling",
+    "SamplingKind",
+    "SumEvent",
+]
 
-Encoding = Literal["wide", "narrow", "float"]
 Guarantee = Literal["outsider", "server"]
 SamplingKind = Literal["poisson", "fixed", "min-separation"]
-
-_NOISE_TAIL = 12
-"""Standard deviations of noise that must fit into the ring beside the largest sum."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,56 +61,248 @@ class Sampling:
         validation.probability("sampling rate", self.rate)
         validation.probability("participation", self.participation)
 
+    @property
+    def replaces(self) -> bool:
+        """Whether neighbours replace one client rather than add or remove one."""
+        return self.kind != "poisson"
+
+    @property
+    def counted_rate(self) -> float:
+        """The probability of contributing an update, as far as it amplifies for an outsider."""
+        if self.kind == "min-separation":
+            return self.participation
+        return self.rate * self.participation
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SumEvent:
-    """One noisy sum over a cohort, released.
+class Cohort:
+    """A round's size.
 
     Attributes:
-        dimension: d, coordinates of the update.
-        clip: C, the l2 norm to which an update is clipped.
-        noise_multiplier: z; the noise that the guaranteed view sees has deviation z C.
+        expected: n = q N, the constant denominator of the mean.
         cap: n_cap, above which a cohort aborts the round.
         min_survivors: m, below which it aborts.
-        expected_cohort: n = q N, the constant denominator of the mean.
-        sampling: how the cohort came about.
-        guarantee: for which view z was chosen.
-        colluders: c, curious clients that the server view assumes.
 
     Raises:
         MechanismError: a value is out of range, or no round could be released with these bounds.
     """
 
-    mechanism: ClassVar[str]
-
-    dimension: int
-    clip: float
-    noise_multiplier: float
+    expected: float
     cap: int
     min_survivors: int
-    expected_cohort: float
+
+    def __post_init__(self) -> None:
+        validation.positive("expected_cohort", self.expected)
+        validation.integer("cap", self.cap)
+        validation.integer("min_survivors", self.min_survivors)
+        if self.min_survivors > self.cap:
+            raise MechanismError(
+                f"min_survivors={self.min_survivors} exceeds cap={self.cap}: every round aborts"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class GaussianStep:
+    """Gaussian mechanisms that a round consists of, as one view sees them.
+
+    Attributes:
+        multiplier: noise over the sensitivity towards a neighbour; 0 where there is no noise.
+        rate: probability with which the contribution is in the sum, where that is secret.
+        replaces: whether neighbours replace the contribution; the multiplier is then that of the
+            doubled sensitivity.
+        count: how many such mechanisms one after the other.
+    """
+
+    multiplier: float
+    rate: float = 1.0
+    replaces: bool = False
+    count: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundedTerms:
+    """The rounded Gaussians whose sum a view relies on, coordinate by coordinate.
+
+    Attributes:
+        sigma: standard deviation of each before it is rounded, in integers.
+        fewest: how many are added, at least.
+        most: likewise, at most; more than one make a sum, which is only nearly a post-processed
+            Gaussian, see ``NOISE.md``.
+        draws: how many draws of the sampler are in a release.
+    """
+
+    sigma: float
+    fewest: int
+    most: int
+    draws: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SumEvent(ABC):
+    """One noisy sum over a cohort, released.
+
+    Attributes:
+        encoding: how updates become integers.
+        noise_multiplier: z; the noise that the guaranteed view sees has deviation z D2.
+        cohort: its size and bounds.
+        sampling: how the cohort came about.
+        guarantee: for which view z was chosen.
+        colluders: c, curious clients that the server view assumes.
+
+    Raises:
+        MechanismError: a value is out of range, no round could be released with these bounds, or
+            the ring is too small for the sum.
+    """
+
+    mechanism: ClassVar[str]
+    keys: ClassVar[tuple[str, ...]] = ()
+    """Attributes of one kind of event that its JSON holds beside those of all."""
+    noiseless: ClassVar[bool] = False
+
+    encoding: Encoding
+    noise_multiplier: float
+    cohort: Cohort
     sampling: Sampling
     guarantee: Guarantee = "outsider"
     colluders: int = 0
 
     def __post_init__(self) -> None:
-        validation.integer("dimension", self.dimension, most=1 << 36)
-        validation.positive("clip", self.clip)
-        validation.positive("noise_multiplier", self.noise_multiplier, zero=True)
-        validation.integer("cap", self.cap)
-        validation.integer("min_survivors", self.min_survivors)
-        validation.positive("expected_cohort", self.expected_cohort)
+        validation.positive("noise_multiplier", self.noise_multiplier, zero=self.noiseless)
         validation.one_of("guarantee", self.guarantee, ("outsider", "server"))
         validation.integer("colluders", self.colluders, least=0)
-        if self.min_survivors > self.cap:
-            raise MechanismError(
-                f"min_survivors={self.min_survivors} exceeds cap={self.cap}: every round aborts"
-            )
         if self.guarantee == "server" and self.min_survivors <= self.colluders:
             raise MechanismError(
                 f"min_survivors={self.min_survivors} must exceed colluders={self.colluders}: with "
                 "fewer, no honest client's noise is left"
             )
+        self._check()
+        geometry = self.geometry
+        if self.encoding.kind != "narrow":
+            deviation = math.sqrt(self.total_variance)
+            check_ring(self.modulus_bits, cap=self.cap, l2=geometry.l2, deviation=deviation)
+
+    def _check(self) -> None:  # noqa: B027 - most kinds have nothing to refuse
+        """Refuses what one kind of event cannot be.
+
+        Raises:
+            MechanismError: it cannot.
+        """
+
+    # -- who adds how much noise ------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def share_multiplier(self) -> float:
+        """Deviation of the noise that each client adds, over D2; 0 where clients add none."""
+
+    @property
+    @abstractmethod
+    def total_multiplier(self) -> float:
+        """Deviation of the noise in every release, over D2."""
+
+    # -- what each view sees ----------------------------------------------------------------------
+
+    def outsider_step(self) -> GaussianStep:
+        """A round for somebody who sees releases only.
+
+        Under min-separation: a round *in which the client takes part*; under banded-mf with
+        Poisson sampling: a round of the client's own group.
+        """
+        return self._towards_releases(self.total_multiplier, self.sampling.counted_rate)
+
+    def together_step(self) -> GaussianStep:
+        """A round that a curious client shares with its target: its own share is known to it."""
+        curious = min(max(self.colluders, 1), self.cap - 1)
+        left = self.total_multiplier**2 - curious * self.share_multiplier**2
+        return self._towards_releases(math.sqrt(max(left, 0.0)), self.sampling.participation)
+
+    def _towards_releases(self, multiplier: float, rate: float) -> GaussianStep:
+        if self.sampling.replaces:
+            return GaussianStep(multiplier=multiplier / 2, rate=rate, replaces=True)
+        return GaussianStep(multiplier=multiplier, rate=rate)
+
+    @abstractmethod
+    def server_step(self, survivors: int | None = None) -> GaussianStep:
+        """A round in which the client's update was summed, for the server.
+
+        Args:
+            survivors: clients in the sum; None for the fewest that may be released. Not looked at
+                where the client's secret coin amplifies: how often it fell is not the ledger's to
+                say, so those rounds are charged at the worst case.
+        """
+
+    @abstractmethod
+    def terms(self, view: View) -> RoundedTerms | None:
+        """What a view relies on being a post-processed Gaussian; None where it relies on none."""
+
+    # -- what follows -----------------------------------------------------------------------------
+
+    @property
+    def geometry(self) -> Geometry:
+        """Length, scale and largest norm of encoded vectors."""
+        return self.encoding.geometry(
+            cohort=self.cohort.expected, total_multiplier=self.total_multiplier
+        )
+
+    @property
+    def dimension(self) -> int:
+        """d, coordinates of the update."""
+        return self.encoding.dimension
+
+    @property
+    def clip(self) -> float:
+        """C, the l2 norm to which an update is clipped."""
+        return self.encoding.clip
+
+    @property
+    def modulus_bits(self) -> int:
+        """b: vectors are added mod 2^b."""
+        return self.encoding.modulus_bits
+
+    @property
+    def length(self) -> int:
+        """Coordinates of the encoded vector."""
+        return self.geometry.length
+
+    @property
+    def scale(self) -> float:
+        """s, integers per unit of the update."""
+        return self.geometry.scale
+
+    @property
+    def l2(self) -> float:
+        """D2, largest l2 norm of one client's integers."""
+        return self.geometry.l2
+
+    @property
+    def cap(self) -> int:
+        """n_cap, above which a cohort aborts the round."""
+        return self.cohort.cap
+
+    @property
+    def min_survivors(self) -> int:
+        """m, below which it aborts."""
+        return self.cohort.min_survivors
+
+    @property
+    def expected_cohort(self) -> float:
+        """n = q N, the constant denominator of the mean."""
+        return self.cohort.expected
+
+    @property
+    def share_variance(self) -> float:
+        """Of the noise that each client adds, in squared integers."""
+        return (self.share_multiplier * self.l2) ** 2
+
+    @property
+    def total_variance(self) -> float:
+        """V*, of the noise in every release, in squared integers."""
+        return (self.total_multiplier * self.l2) ** 2
+
+    @property
+    def own_noise(self) -> float:
+        """Deviation of one client's own noise in clipping norms."""
+        return math.sqrt(self.share_variance) / (self.scale * self.clip)
 
     @property
     def worst_honest_shares(self) -> int:
@@ -102,39 +311,26 @@ class SumEvent:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that ``event_from_json`` turns back into this event."""
-        body: dict[str, Any] = {"mechanism": self.mechanism}
-        for item in dataclasses.fields(self):
-            if item.name == "sampling":
-                body["sampling"] = self.sampling.kind
-                body["sampling_rate"] = self.sampling.rate
-                body["participation"] = self.sampling.participation
-            else:
-                body[item.name] = getattr(self, item.name)
-        return body
-
-
-def check_ring(bits: int, *, cap: int, l2: float, deviation: float) -> None:
-    """Refuses a ring in which the largest sum and its noise could wrap around.
-
-    Args:
-        bits: b, of the modulus 2^b.
-        cap: n_cap, updates in the largest sum.
-        l2: D2, of one update's integers.
-        deviation: of the noise in the sum, in integers.
-
-    Raises:
-        MechanismError: ``cap`` updates of norm ``l2`` and 12 deviations of noise do not fit.
-    """
-    largest = cap * l2 + _NOISE_TAIL * deviation
-    if not largest < 2.0 ** (bits - 1):
-        remedy = "no ring holds that: lower the noise multiplier or the clipping norm"
-        if math.isfinite(largest):
-            needed = math.ceil(math.log2(largest)) + 1
-            remedy = (
-                f"which needs {needed} bits; raise aggregation.modulus_bits or use "
-                "encoding='narrow'"
-            )
-        raise MechanismError(
-            f"modulus_bits={bits} is too small: {cap} clients and the noise reach {largest:.3g}, "
-            f"{remedy}"
-        )
+        geometry = self.geometry
+        body: dict[str, Any] = {
+            "mechanism": self.mechanism,
+            "encoding": self.encoding.kind,
+            "dimension": self.dimension,
+            "clip": self.clip,
+            "modulus_bits": self.modulus_bits,
+            "length": geometry.length,
+            "scale": geometry.scale,
+            "l2": geometry.l2,
+            "noise_multiplier": self.noise_multiplier,
+            "expected_cohort": self.expected_cohort,
+            "cap": self.cap,
+            "min_survivors": self.min_survivors,
+            "sampling": self.sampling.kind,
+            "sampling_rate": self.sampling.rate,
+            "participation": self.sampling.participation,
+            "guarantee": self.guarantee,
+            "colluders": self.colluders,
+            "share_variance": self.share_variance,
+            "total_variance": self.total_variance,
+        }
+        return body | {name: getattr(self, name) for name in self.keys}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fedsys.errors import MechanismError
 from fedsys.privacy import validation
-from fedsys.privacy.clipping import squared_norm_limit
-from fedsys.privacy.events.base import Guarantee, Sampling, SumEvent, check_ring
-from fedsys.privacy.rings import check_bits
+from fedsys.privacy.events.base import GaussianStep, RoundedTerms, SumEvent
+from fedsys.privacy.views import View
 
-__all__ = ["ExampleEvent", "example_event"]
+__all__ = ["ExampleEvent"]
+
+_GRID = float(1 << 20)
+"""Integers a clipping norm of the optimizer's grid, `client.training.example_optimizer.UNITS`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,55 +27,51 @@ class ExampleEvent(SumEvent):
     Attributes:
         example_rate: probability of an example being in a local batch; the largest of any client.
         steps: local steps in one round, at most.
-        modulus_bits: b; the sum is taken mod 2^b.
     """
 
     mechanism: ClassVar[str] = "example-gaussian"
+    keys: ClassVar[tuple[str, ...]] = ("example_rate", "steps")
 
     example_rate: float
     steps: int
-    modulus_bits: int
 
+    def _check(self) -> None:
+        validation.probability("example_rate", self.example_rate)
+        validation.integer("steps", self.steps)
+        if self.encoding.kind != "wide":
+            raise MechanismError(
+                f"encoding={self.encoding.kind!r} does not go with example-gaussian: use "
+                "encoding='wide'"
+            )
 
-def example_event(
-    *,
-    dimension: int,
-    clip: float,
-    noise_multiplier: float,
-    modulus_bits: int,
-    cap: int,
-    min_survivors: int,
-    expected_cohort: float,
-    sampling: Sampling,
-    example_rate: float,
-    steps: int,
-    guarantee: Guarantee = "outsider",
-    colluders: int = 0,
-) -> ExampleEvent:
-    """The event of a round of local DP-SGD.
+    @property
+    def share_multiplier(self) -> float:
+        """0: nothing is added to the sum beside what the optimizers added."""
+        return 0.0
 
-    Raises:
-        MechanismError: a value is out of range, or the ring is too small for the sum.
-    """
-    validation.integer("dimension", dimension, most=1 << 36)
-    validation.positive("clip", clip)
-    validation.positive("noise_multiplier", noise_multiplier)
-    validation.probability("example_rate", example_rate)
-    validation.integer("steps", steps)
-    validation.integer("cap", cap)
-    check_bits(modulus_bits)
-    check_ring(modulus_bits, cap=cap, l2=math.sqrt(squared_norm_limit(dimension)), deviation=0.0)
-    return ExampleEvent(
-        dimension=dimension,
-        clip=clip,
-        noise_multiplier=noise_multiplier,
-        cap=cap,
-        min_survivors=min_survivors,
-        expected_cohort=expected_cohort,
-        sampling=sampling,
-        guarantee=guarantee,
-        colluders=colluders,
-        example_rate=example_rate,
-        steps=steps,
-        modulus_bits=modulus_bits,
-    )
+    @property
+    def total_multiplier(self) -> float:
+        """0, likewise."""
+        return 0.0
+
+    def _steps(self) -> GaussianStep:
+        return GaussianStep(
+            multiplier=self.noise_multiplier, rate=self.example_rate, count=self.steps
+        )
+
+    def outsider_step(self) -> GaussianStep:
+        """The local steps of one client."""
+        return self._steps()
+
+    def together_step(self) -> GaussianStep:
+        """The local steps of one client."""
+        return self._steps()
+
+    def server_step(self, survivors: int | None = None) -> GaussianStep:
+        """The local steps of one client."""
+        return self._steps()
+
+    def terms(self, view: View) -> RoundedTerms | None:
+        """One a step: the optimizer rounds each noisy gradient once, on its own grid."""
+        sigma = self.noise_multiplier * _GRID
+        return RoundedTerms(sigma=sigma, fewest=1, most=1, draws=self.steps)

@@ -1,104 +1,157 @@
-"""central-gaussian and local-gaussian: rounded Gaussian noise, the server's or each client's."""
+"""Independent rounded Gaussian noise, by who adds it: clients together, the server, each client.
+
+`SharedEvent`: every client adds a share, the coordinator the shares that are missing, so that every
+release holds exactly n_cap rounded terms of variance V* / n_cap. `OnceEvent`: a simulation, which
+holds the whole sum anyway, draws one rounded term of variance V* for it. `CentralEvent`: the server
+does the same to the secure sum. `LocalEvent`: each client adds full noise.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fedsys.errors import MechanismError
-from fedsys.privacy import validation
-from fedsys.privacy.clipping import wide_scale
-from fedsys.privacy.events.base import Encoding, Guarantee, Sampling, SumEvent, check_ring
-from fedsys.privacy.float_sums import encoded_norm
-from fedsys.privacy.rings import check_bits
+from fedsys.privacy.events.base import GaussianStep, RoundedTerms, SumEvent
+from fedsys.privacy.views import View
 
-__all__ = ["GaussianEvent", "gaussian_event"]
+__all__ = ["CentralEvent", "LocalEvent", "OnceEvent", "SharedEvent"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GaussianEvent(SumEvent):
-    """Integers of bounded norm plus rounded Gaussian noise, from the server or from each client.
+class SharedEvent(SumEvent):
+    """distributed-gaussian: every client adds a share of the noise inside the secure sum.
 
-    Attributes:
-        local: whether each client adds the noise of deviation z s C itself.
-        modulus_bits: b; the sum is taken mod 2^b.
-        scale: s, integers per unit of the update.
-        l2: D2, largest l2 norm of one client's integers.
-        encoding: ``wide``, or ``float`` (see `fedsys.privacy.float_sums`).
-        share_variance: of the noise that each client adds (0 if the server adds it).
-        total_variance: V*, of the noise in every release.
+    A share has variance (z D2)^2 / n_cap, and V* = (z D2)^2; where the guarantee is the server's,
+    (z D2)^2 / (m - c) and V* = n_cap shares: the m - c honest survivors of the smallest sum add z.
     """
+
+    mechanism: ClassVar[str] = "distributed-gaussian"
+    keys: ClassVar[tuple[str, ...]] = ("noise",)
+    noise: ClassVar[str] = "per-client"
+
+    @property
+    def share_multiplier(self) -> float:
+        """z / sqrt(n_cap), or z / sqrt(m - c) where the guarantee is the server's."""
+        sharers = self.worst_honest_shares if self.guarantee == "server" else self.cap
+        return self.noise_multiplier / math.sqrt(sharers)
+
+    @property
+    def total_multiplier(self) -> float:
+        """z, or z sqrt(n_cap / (m - c)) where the guarantee is the server's."""
+        if self.guarantee == "server":
+            return self.noise_multiplier * math.sqrt(self.cap / self.worst_honest_shares)
+        return self.noise_multiplier
+
+    def server_step(self, survivors: int | None = None) -> GaussianStep:
+        """The shares of honest survivors: of the fewest where the number is not known."""
+        participation = self.sampling.participation
+        honest = self.worst_honest_shares
+        if survivors is not None and participation == 1:
+            honest = max(survivors - self.colluders, 1)
+        multiplier = self.share_multiplier * math.sqrt(honest)
+        return GaussianStep(multiplier=multiplier, rate=participation)
+
+    def terms(self, view: View) -> RoundedTerms:
+        """All shares; all but the curious clients'; honest survivors'."""
+        fewest = {
+            "outsider": self.cap,
+            "participant": max(self.cap - max(self.colluders, 1), 1),
+            "server": self.worst_honest_shares,
+        }[view]
+        sigma = math.sqrt(self.share_variance)
+        return RoundedTerms(sigma=sigma, fewest=fewest, most=self.cap, draws=self.cap)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnceEvent(SharedEvent):
+    """distributed-gaussian, simulated: one draw for the whole sum.
+
+    The release holds one rounded term rather than n_cap of them, so its law is another one, and it
+    is accounted as such. What participants and the server would see is accounted for the
+    deployment that is simulated: here nobody adds a share.
+    """
+
+    noise: ClassVar[str] = "once"
+
+    def terms(self, view: View) -> RoundedTerms:
+        """One term for the outsider; those of the deployment for the other views."""
+        if view != "outsider":
+            return SharedEvent.terms(self, view)
+        sigma = math.sqrt(self.total_variance)
+        return RoundedTerms(sigma=sigma, fewest=1, most=1, draws=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CentralEvent(SumEvent):
+    """central-gaussian: the server adds all of the noise to the secure sum."""
 
     mechanism: ClassVar[str] = "central-gaussian"
 
-    local: bool
-    modulus_bits: int
-    scale: float
-    l2: float
-    share_variance: float
-    total_variance: float
-    encoding: Encoding = "wide"
+    def _check(self) -> None:
+        refuse_server_guarantee(self)
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object that ``event_from_json`` turns back into this event."""
-        body = SumEvent.to_json(self)
-        if body.pop("local"):
-            body["mechanism"] = "local-gaussian"
-        return body
+    @property
+    def share_multiplier(self) -> float:
+        """0: clients add nothing."""
+        return 0.0
+
+    @property
+    def total_multiplier(self) -> float:
+        """z."""
+        return self.noise_multiplier
+
+    def server_step(self, survivors: int | None = None) -> GaussianStep:
+        """No noise: the server sees the sum before it adds any."""
+        return GaussianStep(multiplier=0.0)
+
+    def terms(self, view: View) -> RoundedTerms | None:
+        """One."""
+        if view == "server":
+            return None
+        sigma = math.sqrt(self.total_variance)
+        return RoundedTerms(sigma=sigma, fewest=1, most=1, draws=1)
 
 
-def gaussian_event(
-    *,
-    local: bool,
-    dimension: int,
-    clip: float,
-    noise_multiplier: float,
-    modulus_bits: int,
-    cap: int,
-    min_survivors: int,
-    expected_cohort: float,
-    sampling: Sampling,
-    guarantee: Guarantee = "outsider",
-    colluders: int = 0,
-    encoding: Encoding = "wide",
-) -> GaussianEvent:
-    """The event of a round with Gaussian noise, the server's or (``local``) each client's.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalEvent(SumEvent):
+    """local-gaussian: each client adds noise of deviation z D2 itself and trusts nobody."""
+
+    mechanism: ClassVar[str] = "local-gaussian"
+
+    @property
+    def share_multiplier(self) -> float:
+        """z."""
+        return self.noise_multiplier
+
+    @property
+    def total_multiplier(self) -> float:
+        """z sqrt(n_cap): the coordinator adds what missing clients would have."""
+        return self.noise_multiplier * math.sqrt(self.cap)
+
+    def server_step(self, survivors: int | None = None) -> GaussianStep:
+        """The client's own noise, which it adds before anybody sees anything."""
+        return GaussianStep(multiplier=self.noise_multiplier, rate=self.sampling.participation)
+
+    def terms(self, view: View) -> RoundedTerms:
+        """All clients'; all but the curious ones'; the client's own."""
+        sigma = math.sqrt(self.share_variance)
+        if view == "server":
+            return RoundedTerms(sigma=sigma, fewest=1, most=1, draws=1)
+        curious = 0 if view == "outsider" else max(self.colluders, 1)
+        fewest = max(self.cap - curious, 1)
+        return RoundedTerms(sigma=sigma, fewest=fewest, most=self.cap, draws=self.cap)
+
+
+def refuse_server_guarantee(event: SumEvent) -> None:
+    """For events whose noise the server adds.
 
     Raises:
-        MechanismError: a value is out of range, or the ring is too small for the sum.
+        MechanismError: the guarantee is the server's.
     """
-    validation.integer("dimension", dimension, most=1 << 36)
-    validation.positive("clip", clip)
-    validation.positive("noise_multiplier", noise_multiplier)
-    validation.integer("cap", cap)
-    validation.one_of("encoding", encoding, ("wide",) if local else ("wide", "float"))
-    check_bits(modulus_bits)
-    if guarantee == "server" and not local:
+    if event.guarantee == "server":
         raise MechanismError(
-            "guarantee='server' cannot hold under central-gaussian: the server sees the sum before "
-            "the noise; use distributed-skellam or local-gaussian"
+            f"guarantee='server' cannot hold under {event.mechanism}: the server sees the sum "
+            "before the noise; use distributed-gaussian or local-gaussian"
         )
-    scale = wide_scale(dimension, clip)
-    l2 = encoded_norm(dimension, encoding)
-    unit = (noise_multiplier * l2) ** 2
-    total = cap * unit if local else unit
-    check_ring(modulus_bits, cap=cap, l2=l2, deviation=math.sqrt(total))
-    return GaussianEvent(
-        local=local,
-        dimension=dimension,
-        clip=clip,
-        noise_multiplier=noise_multiplier,
-        cap=cap,
-        min_survivors=min_survivors,
-        expected_cohort=expected_cohort,
-        sampling=sampling,
-        guarantee=guarantee,
-        colluders=colluders,
-        modulus_bits=modulus_bits,
-        scale=scale,
-        l2=l2,
-        share_variance=unit if local else 0.0,
-        total_variance=total,
-        encoding=encoding,
-    )

@@ -2,59 +2,48 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedsys.privacy import validation
-from fedsys.privacy.clipping import squared_norm_limit
-from fedsys.privacy.events.base import Sampling, SumEvent, check_ring
-from fedsys.privacy.rings import check_bits
+from fedsys.errors import MechanismError
+from fedsys.privacy.events.base import GaussianStep, RoundedTerms, SumEvent
+from fedsys.privacy.views import View
 
-__all__ = ["UnprotectedEvent", "unprotected_event"]
+__all__ = ["UnprotectedEvent"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnprotectedEvent(SumEvent):
-    """A sum released without noise: every view's epsilon is infinite.
-
-    Attributes:
-        modulus_bits: b; the sum is taken mod 2^b.
-    """
+    """A sum released without noise: every view's epsilon is infinite."""
 
     mechanism: ClassVar[str] = "none"
 
-    modulus_bits: int
+    noiseless: ClassVar[bool] = True
 
+    noise_multiplier: float = 0.0
 
-def unprotected_event(
-    *,
-    dimension: int,
-    clip: float,
-    modulus_bits: int,
-    cap: int,
-    min_survivors: int,
-    expected_cohort: float,
-    sampling: Sampling,
-    colluders: int = 0,
-) -> UnprotectedEvent:
-    """The event of a round without noise.
+    def _check(self) -> None:
+        if self.noise_multiplier or self.guarantee != "outsider" or self.encoding.kind == "narrow":
+            raise MechanismError(
+                "mechanism='none' has no noise, no guarantee and no narrow encoding, got "
+                f"noise_multiplier={self.noise_multiplier:g}, guarantee={self.guarantee!r}, "
+                f"encoding={self.encoding.kind!r}"
+            )
 
-    Raises:
-        MechanismError: a value is out of range, or the ring is too small for the sum.
-    """
-    validation.integer("dimension", dimension, most=1 << 36)
-    validation.integer("cap", cap)
-    check_bits(modulus_bits)
-    check_ring(modulus_bits, cap=cap, l2=math.sqrt(squared_norm_limit(dimension)), deviation=0.0)
-    return UnprotectedEvent(
-        dimension=dimension,
-        clip=clip,
-        noise_multiplier=0.0,
-        cap=cap,
-        min_survivors=min_survivors,
-        expected_cohort=expected_cohort,
-        sampling=sampling,
-        colluders=colluders,
-        modulus_bits=modulus_bits,
-    )
+    @property
+    def share_multiplier(self) -> float:
+        """0."""
+        return 0.0
+
+    @property
+    def total_multiplier(self) -> float:
+        """0."""
+        return 0.0
+
+    def server_step(self, survivors: int | None = None) -> GaussianStep:
+        """No noise."""
+        return GaussianStep(multiplier=0.0)
+
+    def terms(self, view: View) -> RoundedTerms | None:
+        """None."""
+        return None

@@ -2,40 +2,57 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsys.privacy.costs import apart_cost, together_cost
-from fedsys.privacy.events import Event
+from fedsys.privacy.costs import outsider_step, steps_epsilon, together_step
+from fedsys.privacy.events import Event, GaussianStep
 from fedsys.privacy.losses.meetings import Meetings
-from fedsys.privacy.losses.outsider import OutsiderLoss
+from fedsys.privacy.losses.outsider import worst_step
 from fedsys.privacy.plan import PrivacyPlan
-from fedsys.privacy.rdp import ORDERS, Vector, epsilon_of
 
-__all__ = ["ParticipantLoss"]
+__all__ = ["ParticipantLoss", "participant_steps"]
+
+
+def participant_steps(
+    apart: Counter[GaussianStep], together: GaussianStep, shared: int
+) -> Counter[GaussianStep]:
+    """The amplified rounds, less ``shared`` of the cheapest of them, plus as many unamplified."""
+    counts, left = Counter(apart), shared
+    for step in sorted(apart, reverse=True):  # the most noise first
+        taken = min(left, counts[step])
+        counts[step] -= taken
+        left -= taken
+    counts = +counts
+    if shared:
+        counts[together] += shared
+    return counts
 
 
 class ParticipantLoss:
     """Rounds that a curious client shared with its target count unamplified, the others amplified.
 
-    For the target with the most shared rounds k: the amplified rounds, less k of the cheapest of
-    them, plus k of the dearest unamplified, at each order; exact where all rounds cost the same.
-    Rounds in which a curious client sees that the target is absent cost nothing and are counted as
-    amplified ones all the same.
+    Every invited member sees who else was invited, so the question is what a target's update was,
+    its update or zero, not whether the target was there; see `fedsys.privacy.events.base`. For the
+    target with the most shared rounds: what its other rounds cost an outsider, and the shared ones
+    at the noise that is left without the curious clients' own shares. Rounds in which a curious
+    client sees that the target is absent cost nothing and are counted as amplified ones all the
+    same.
 
-    Where nothing amplifies (min-separation sampling, unit ``example``), all turns of the target
-    count as shared.
+    Where no randomness of the sampling counts (min-separation, unit ``example``), all turns of the
+    target count as shared.
+
+    Args:
+        plan: of the job.
     """
 
-    def __init__(self, plan: PrivacyPlan, outsider: OutsiderLoss) -> None:
+    def __init__(self, plan: PrivacyPlan) -> None:
         self._plan = plan
-        self._outsider = outsider
-        self._rounds = 0
         self._unknown = 0
-        self._cheapest_apart: Vector = np.full_like(ORDERS, math.inf)
-        self._dearest_together: Vector = np.zeros_like(ORDERS)
+        self._apart: Counter[GaussianStep] = Counter()
+        self._together: Counter[GaussianStep] = Counter()
         self.meetings = Meetings(
             population=plan.population, colluders=max(plan.colluders, 1), rounds=plan.rounds
         )
@@ -47,37 +64,29 @@ class ParticipantLoss:
             event: what it cost.
             sampled: (k,) distinct clients of the cohort; None if unknown.
         """
-        self._rounds += 1
-        self._cheapest_apart, self._dearest_together = self._with(event)
+        self._apart[outsider_step(event)] += 1
+        self._together[together_step(event)] += 1
         if sampled is None:
             self._unknown += 1
         else:
             self.meetings.add(sampled)
 
-    def _with(self, event: Event | None) -> tuple[Vector, Vector]:
-        if event is None:
-            return self._cheapest_apart, self._dearest_together
-        return (
-            np.minimum(self._cheapest_apart, apart_cost(event)),
-            np.maximum(self._dearest_together, together_cost(event)),
-        )
-
     def epsilon(self, next_event: Event | None = None) -> float:
         """Spent so far, or at worst once ``next_event`` is charged too."""
-        plan = self._plan
-        if plan.unit == "example" or plan.accountant == "gaussian":
-            return self._outsider.epsilon(next_event)  # no share, no amplification to lose
-        rounds = self._rounds + (next_event is not None)
-        cheapest, dearest = self._with(next_event)
-        if plan.sampling == "min-separation":
-            return epsilon_of(plan.turns(rounds) * dearest, plan.delta_released)
-        shared = self.meetings.most + self._unknown + (next_event is not None)
-        shared = min(shared, plan.turns(rounds))
-        apart = self._outsider.curve(next_event)
-        if not shared:
-            return epsilon_of(apart, plan.delta_released)
-        curve = np.full_like(ORDERS, math.inf)
-        finite = np.isfinite(cheapest) & np.isfinite(apart)
-        rest = np.maximum(apart[finite] - shared * cheapest[finite], 0.0)
-        curve[finite] = rest + shared * dearest[finite]
-        return epsilon_of(curve, plan.delta_released)
+        plan, apart, together = self._plan, Counter(self._apart), Counter(self._together)
+        shared = self.meetings.most + self._unknown
+        if next_event is not None:
+            apart[outsider_step(next_event)] += 1
+            together[together_step(next_event)] += 1
+            shared += 1
+        rounds = apart.total()
+        if not rounds:
+            return 0.0
+        turns = plan.turns(rounds)
+        if turns < rounds:
+            apart = Counter({worst_step(apart): turns})
+        if plan.sampling == "min-separation" or plan.unit == "example":
+            shared = turns
+        counts = participant_steps(apart, worst_step(together), min(shared, turns))
+        found = steps_epsilon(counts, plan.delta_of("participant"))
+        return plan.charges.covered("participant", found)

@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsys.privacy.costs import server_cost
-from fedsys.privacy.events import Event
+from fedsys.privacy.costs import server_step, steps_epsilon
+from fedsys.privacy.events import Event, GaussianStep
+from fedsys.privacy.exact_gaussian import composed_epsilon
+from fedsys.privacy.losses.outsider import worst_step
 from fedsys.privacy.plan import PrivacyPlan
-from fedsys.privacy.rdp import ORDERS, SERVER_ORDERS, Vector, epsilon_of, epsilons_of
 
-__all__ = ["ServerLoss"]
+__all__ = ["ServerLoss", "worst_server"]
 
-_ROWS_AT_ONCE = 1 << 14
+Vector = NDArray[np.float64]
+
+
+def worst_server(plan: PrivacyPlan, rounds: int) -> float:
+    """The server's epsilon after so many rounds at the worst case: a client took part in as many of
+    them as it may, each with the fewest survivors. A function of public constants alone."""
+    step = server_step(plan.event())
+    found = steps_epsilon({step: plan.contributions(rounds)}, plan.delta_of("server"))
+    return plan.charges.covered("server", found)
 
 
 class ServerLoss:
-    """The server: each client's own rounds at the noise that honest survivors really added."""
+    """What the server learned of the worst client, at the survivors that there really were.
+
+    Rounds without amplification are Gaussian mechanisms, so that a client's loss is one number,
+    mu^2 = sum 1 / z_t^2 over its rounds. Where a secret coin or a local batch amplifies, each round
+    costs its worst case, and the number of the client's rounds is what counts. A client that
+    contributed as often as the plan allows sends zeros from then on: it loses nothing more.
+
+    Args:
+        plan: of the job.
+    """
 
     def __init__(self, plan: PrivacyPlan) -> None:
         self._plan = plan
-        self._orders = ORDERS[SERVER_ORDERS]
-        # row + 1 of each client, 0 for none: untouched pages of zeros cost no memory
-        self._row_of = np.zeros(plan.population, dtype=np.int32)
-        self._rows: Vector = np.zeros((0, len(self._orders)))
-        self._used = 0
-        self._unknown: Vector = np.zeros_like(self._orders)
-        self._envelope: Vector = np.zeros_like(self._orders)
-        self._most = 0
-        self._counts = np.zeros(0, dtype=np.int64)
-        self._changed = np.zeros(0, dtype=np.bool_)
-        self._all_changed = False
-        self._worst_epsilon = 0.0
+        # untouched pages of zeros cost no memory
+        self._squares: Vector = np.zeros(plan.population)
+        self._counts = np.zeros(plan.population, dtype=np.int32)
+        self._most_squares = 0.0
+        self._most_rounds = 0
+        self._unknown_squares = 0.0
+        self._unknown = 0
+        self._step: GaussianStep | None = None
 
     def add(self, event: Event, clients: NDArray[np.int64] | None, survivors: int | None) -> None:
         """Charges a round to its clients, at the worst case where ``survivors`` is None.
@@ -41,82 +57,69 @@ class ServerLoss:
             clients: (k,) distinct; None charges the round to everybody.
             survivors: clients in the sum.
         """
-        cost = server_cost(event, survivors)[SERVER_ORDERS]
+        step = server_step(event, survivors)
+        square = math.inf if step.multiplier <= 0 else step.count / step.multiplier**2
         if clients is None:
-            self._unknown = self._unknown + cost
-            self._all_changed = True
+            self._note(server_step(event))
+            self._unknown_squares += square
+            self._unknown += 1
             return
+        limit = self._plan.max_participations
+        if limit is not None:
+            clients = clients[self._counts[clients] < limit]
         if not clients.size:
             return
-        rows = self._rows_of(clients)
-        self._rows[rows] += cost
-        self._counts[rows] += 1
-        self._changed[rows] = True
-        self._envelope = np.maximum(self._envelope, self._rows[rows].max(axis=0))
+        self._note(server_step(event))
+        squares = self._squares[clients] + square
+        counts = self._counts[clients] + 1
+        self._squares[clients], self._counts[clients] = squares, counts
+        self._most_squares = max(self._most_squares, float(squares.max()))
+        self._most_rounds = max(self._most_rounds, int(counts.max()))
 
-    def _worst(self) -> float:
-        """Epsilon of the worst client: losses only grow, so those that grew are looked at."""
-        changed = np.flatnonzero(self._changed[: self._used])
-        if self._all_changed:
-            changed = np.arange(self._used)
-            self._look(np.zeros((1, len(self._orders))))
-        for start in range(0, len(changed), _ROWS_AT_ONCE):
-            self._look(self._rows[changed[start : start + _ROWS_AT_ONCE]])
-        self._changed[:] = False
-        self._all_changed = False
-        return self._worst_epsilon
-
-    def _look(self, rows: Vector) -> None:
-        epsilons = epsilons_of(rows + self._unknown, self._plan.delta_server, self._orders)
-        self._worst_epsilon = max(self._worst_epsilon, float(epsilons.max()))
-
-    def _rows_of(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
-        fresh = clients[self._row_of[clients] == 0]
-        if fresh.size:
-            needed = self._used + fresh.size
-            if needed > len(self._rows):
-                room = min(max(needed, 2 * len(self._rows), 64), self._plan.population)
-                grown = np.zeros((room, len(self._orders)))
-                grown[: self._used] = self._rows[: self._used]
-                counts = np.zeros(room, dtype=np.int64)
-                counts[: self._used] = self._counts[: self._used]
-                changed = np.zeros(room, dtype=np.bool_)
-                changed[: self._used] = self._changed[: self._used]
-                self._rows, self._counts, self._changed = grown, counts, changed
-            self._row_of[fresh] = np.arange(self._used + 1, needed + 1, dtype=np.int32)
-            self._used = needed
-        return self._row_of[clients].astype(np.int64) - 1
+    def _note(self, worst: GaussianStep) -> None:
+        self._step = worst if self._step is None else worst_step((self._step, worst))
 
     def participations(self, client: int) -> int:
         """Rounds in which a client's update was, or may have been, summed."""
-        row = int(self._row_of[client]) - 1
-        return 0 if row < 0 else int(self._counts[row])
+        return int(self._counts[client])
 
     @property
     def clients(self) -> NDArray[np.int64]:
         """Those whose updates were, or may have been, summed in a round with a known cohort."""
-        return np.flatnonzero(self._row_of)
+        return np.flatnonzero(self._counts)
 
-    def curves(self, clients: NDArray[np.int64]) -> Vector:
-        """(n, orders) Rényi divergence at ``ORDERS[SERVER_ORDERS]`` of each of n clients."""
-        rows = self._row_of[clients]
-        known = rows > 0
-        curves = np.tile(self._unknown, (len(clients), 1))
-        curves[known] += self._rows[rows[known] - 1]
-        return curves
+    @property
+    def amplified(self) -> bool:
+        """Whether rounds are counted, rather than mu^2 added up."""
+        return self._step is not None and self._step.rate < 1
+
+    def squares(self, clients: NDArray[np.int64]) -> Vector:
+        """mu^2 (n,) of each of n clients, unknown rounds included; what `amplified` rounds cost as
+        if nothing amplified."""
+        found: Vector = self._squares[clients] + self._unknown_squares
+        return found
 
     def epsilon(self, next_event: Event | None = None) -> float:
-        """Of the worst client so far, or at worst once ``next_event`` is charged too.
-
-        The second is bounded by the largest loss of any client at each order plus the next
-        round's worst case, and by the limit on participations where there is one.
-        """
+        """Of the worst client so far, or at worst once ``next_event`` is charged too."""
         if next_event is None:
-            return self._worst()
-        delta = self._plan.delta_server
-        worst = server_cost(next_event)[SERVER_ORDERS]
-        after = epsilon_of(self._envelope + self._unknown + worst, delta, self._orders)
-        if self._plan.max_participations is not None and not self._unknown.any():
-            limit = epsilon_of(self._plan.max_participations * worst, delta, self._orders)
-            after = min(after, limit)
-        return max(after, self._worst())
+            return self._epsilon(self._step, self._most_squares + self._unknown_squares, 0)
+        step = server_step(next_event)
+        squares = math.inf if step.multiplier <= 0 else step.count / step.multiplier**2
+        worst = step if self._step is None else worst_step((self._step, step))
+        return self._epsilon(worst, self._most_squares + self._unknown_squares + squares, 1)
+
+    def _epsilon(self, step: GaussianStep | None, squares: float, more: int) -> float:
+        plan = self._plan
+        rounds = self._most_rounds + self._unknown + more
+        if step is None or not rounds:
+            return 0.0
+        delta, limit = plan.delta_of("server"), plan.max_participations
+        if limit is not None and rounds > limit:
+            rounds = limit
+            if step.multiplier > 0:
+                squares = min(squares, limit * step.count / step.multiplier**2)
+        if step.rate < 1:
+            found = steps_epsilon({step: rounds}, delta)
+        else:
+            found = composed_epsilon(delta, squares)
+        return plan.charges.covered("server", found)

@@ -1,206 +1,161 @@
 """The mechanisms, by the names that a configuration uses.
 
+A mechanism is an encoder (how updates become integers) and a noise source (who adds which noise).
+
 >>> import os
 >>> import numpy as np
->>> mechanism = build_mechanism("distributed-skellam", dimension=650, clip=0.3,
+>>> mechanism = build_mechanism("distributed-gaussian", dimension=650, clip=0.3,
 ...     noise_multiplier=0.7, expected_cohort=100, population=1437, cap=159, min_survivors=47)
->>> encoded = mechanism.encode(np.zeros((2, 650), dtype=np.float32))
->>> vector = add_noise(encoded.values, mechanism.noise_shares(2, os.urandom), bits=32)
->>> total = add_noise(vector.sum(axis=0, dtype=np.uint32), mechanism.top_up(2, os.urandom), bits=32)
+>>> encoded, bits = mechanism.encode(np.zeros((2, 650), dtype=np.float32)), mechanism.modulus_bits
+>>> vector = add_noise(encoded.values, mechanism.noise_shares(2, os.urandom), bits=bits)
+>>> total = add_noise(vector[0], vector[1].astype(np.int64), bits=bits)
+>>> total = add_noise(total, mechanism.top_up(2, os.urandom), bits=bits)
 >>> mechanism.decode(total).shape
 (650,)
 """
 
 from __future__ import annotations
 
-from typing import Any, get_args
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Unpack
 
-from fedsys.errors import MechanismError
-from fedsys.privacy import validation
+import numpy as np
+from numpy.typing import NDArray
+
 from fedsys.privacy.events import (
+    MECHANISMS,
+    SUMMED_ONCE,
     BandedEvent,
-    Encoding,
+    CentralEvent,
     Event,
+    EventChoices,
     ExampleEvent,
-    GaussianEvent,
-    Guarantee,
-    Sampling,
-    SamplingKind,
-    SkellamEvent,
+    LocalEvent,
+    Noise,
+    OnceEvent,
+    SharedEvent,
     UnprotectedEvent,
-    banded_event,
-    example_event,
-    gaussian_event,
-    skellam_event,
-    unprotected_event,
+    build_event,
+    check_known,
 )
-from fedsys.privacy.mechanisms.banded import BandedGaussian
-from fedsys.privacy.mechanisms.base import Encoded, Mechanism, add_noise
-from fedsys.privacy.mechanisms.example import ExampleGaussian
-from fedsys.privacy.mechanisms.gaussian import CentralGaussian, LocalGaussian
-from fedsys.privacy.mechanisms.narrow_skellam import NarrowSkellam
-from fedsys.privacy.mechanisms.skellam import DistributedSkellam
-from fedsys.privacy.mechanisms.summed_once import SUMMED_ONCE, Noise, summed_once
-from fedsys.privacy.mechanisms.unprotected import Unprotected
+from fedsys.privacy.mechanisms.banded import CorrelatedNoise
+from fedsys.privacy.mechanisms.base import Encoded, Encoder, Mechanism, NoiseSource, add_noise
+from fedsys.privacy.mechanisms.narrow import NarrowEncoder
+from fedsys.privacy.mechanisms.shares import ClientNoise, CoordinatorNoise, NoNoise
+from fedsys.privacy.mechanisms.wide import WideEncoder
+from fedsys.privacy.randomness import Entropy
 
 __all__ = [
     "MECHANISMS",
     "SUMMED_ONCE",
-    "BandedGaussian",
+    "CorrelatedNoise",
     "Encoded",
     "Mechanism",
     "Noise",
+    "SumMechanism",
     "add_noise",
     "build_event",
     "build_mechanism",
     "mechanism_for",
 ]
 
-MECHANISMS = (
-    "distributed-skellam",
-    "central-gaussian",
-    "local-gaussian",
-    "banded-mf",
-    "example-gaussian",
-    "none",
-)
+_ENCODERS: Mapping[str, Callable[[Event], Encoder]] = {
+    "wide": WideEncoder,
+    "narrow": NarrowEncoder,
+    "float": WideEncoder,
+}
+_NOISE: Mapping[type[Event], Callable[[Any], NoiseSource]] = {
+    SharedEvent: ClientNoise,
+    LocalEvent: ClientNoise,
+    OnceEvent: CoordinatorNoise,
+    CentralEvent: CoordinatorNoise,
+    BandedEvent: CorrelatedNoise,
+    ExampleEvent: NoNoise,
+    UnprotectedEvent: NoNoise,
+}
 
 
-def build_event(
-    name: str,
-    *,
-    dimension: int,
-    clip: float,
-    noise_multiplier: float,
-    expected_cohort: float,
-    population: int,
-    cap: int,
-    min_survivors: int,
-    encoding: Encoding = "wide",
-    modulus_bits: int = 32,
-    sampling: SamplingKind = "poisson",
-    participation: float = 1.0,
-    guarantee: Guarantee = "outsider",
-    colluders: int = 0,
-    horizon: int | None = None,
-    min_separation: int | None = None,
-    example_rate: float | None = None,
-    steps: int | None = None,
-) -> Event:
-    """The event of one round under the mechanism of this name.
-
-    Args:
-        name: one of ``MECHANISMS``.
-        dimension: d, coordinates of an update.
-        clip: C, l2 norm to which updates are clipped.
-        noise_multiplier: z; ignored under ``none``.
-        expected_cohort: n = q N, constant denominator of the mean.
-        population: N.
-        cap: n_cap, largest cohort that is not aborted.
-        min_survivors: m, fewest survivors that are released.
-        encoding: ``wide``; ``narrow`` under distributed-skellam; ``float`` for sums that are
-            rounded once.
-        modulus_bits: b.
-        sampling: how cohorts come about.
-        participation: p of secret participation.
-        guarantee: the view for which z was chosen.
-        colluders: c, curious clients beside the server.
-        horizon: rounds of the job (banded-mf).
-        min_separation: rounds between two participations of a client (banded-mf).
-        example_rate: probability of an example being in a local batch (example-gaussian).
-        steps: local steps a round (example-gaussian).
-
-    Raises:
-        MechanismError: the name or a value is not usable.
-    """
-    validation.one_of("mechanism", name, MECHANISMS)
-    validation.one_of("encoding", encoding, get_args(Encoding))
-    validation.integer("population", population)
-    if validation.positive("expected_cohort", expected_cohort) > population:
-        raise MechanismError(
-            f"expected_cohort={expected_cohort:g} exceeds population={population}: lower the cohort"
-        )
-    if encoding == "narrow" and name != "distributed-skellam":
-        raise MechanismError(
-            f"encoding='narrow' is for distributed-skellam; use encoding='wide' with {name}"
-        )
-    if encoding == "float" and name not in SUMMED_ONCE:
-        raise MechanismError(
-            f"mechanism={name!r} cannot draw its noise for a whole sum in floating point; "
-            f"encoding='float' allows {', '.join(SUMMED_ONCE)}"
-        )
-    how = Sampling(kind=sampling, rate=expected_cohort / population, participation=participation)
-    shared: dict[str, Any] = {
-        "dimension": dimension,
-        "clip": clip,
-        "modulus_bits": modulus_bits,
-        "cap": cap,
-        "min_survivors": min_survivors,
-        "expected_cohort": expected_cohort,
-        "sampling": how,
-        "colluders": colluders,
-    }
-    if name == "none":
-        return unprotected_event(**shared)
-    shared |= {"noise_multiplier": noise_multiplier, "guarantee": guarantee}
-    try:
-        if name == "distributed-skellam":
-            return skellam_event(**shared, encoding=encoding)
-        if name == "banded-mf":
-            return banded_event(
-                **shared,
-                horizon=_needed(name, "rounds", horizon),
-                min_separation=_needed(name, "min_separation", min_separation),
-            )
-        if name == "example-gaussian":
-            return example_event(
-                **shared,
-                example_rate=_needed(name, "example_rate", example_rate),
-                steps=_needed(name, "steps", steps),
-            )
-        return gaussian_event(**shared, local=name == "local-gaussian", encoding=encoding)
-    except ArithmeticError:
-        raise MechanismError(
-            f"noise_multiplier={noise_multiplier:g} with clip={clip:g} and dimension={dimension} "
-            "gives noise beyond what a float can hold: choose a sensible noise_multiplier and clip"
-        ) from None
-
-
-def _needed(mechanism: str, name: str, value: Any) -> Any:
-    if value is None:
-        raise MechanismError(f"mechanism={mechanism!r} needs {name}")
-    return value
-
-
-def mechanism_for(event: Event, noise: Noise = "per-client") -> Mechanism:
-    """The mechanism whose rounds cost this event.
+class SumMechanism:
+    """The mechanism of an event: its encoder and its noise source; see ``Mechanism``.
 
     Args:
         event: of one round.
-        noise: ``once`` draws the noise of a whole sum at a stroke.
 
     Raises:
-        MechanismError: there is none.
+        MechanismError: nobody knows how the noise of such an event is drawn, or it cannot be.
     """
-    if noise == "once":
-        return summed_once(event)
-    if isinstance(event, SkellamEvent):
-        return NarrowSkellam(event) if event.encoding == "narrow" else DistributedSkellam(event)
-    if isinstance(event, GaussianEvent):
-        return LocalGaussian(event) if event.local else CentralGaussian(event)
-    if isinstance(event, BandedEvent):
-        return BandedGaussian(event)
-    if isinstance(event, ExampleEvent):
-        return ExampleGaussian(event)
-    if isinstance(event, UnprotectedEvent):
-        return Unprotected(event)
-    raise MechanismError(f"no mechanism draws the noise of {type(event).__name__}")
+
+    def __init__(self, event: Event) -> None:
+        check_known(event)
+        self.event = event
+        self.modulus_bits = event.modulus_bits
+        self._encoder = _ENCODERS[event.encoding.kind](event)
+        self._noise = _NOISE[type(event)](event)
+        self.length = self._encoder.length
+        self.rotates = self._encoder.rotates
+        self.sums_integers = self._encoder.sums_integers
+        self.adds_shares = self._noise.adds_shares
+        self.draws_ahead = self._noise.draws_ahead
+        deviation = math.sqrt(event.total_variance)
+        self.noise_deviation = deviation / (event.scale * event.expected_cohort)
+
+    def __repr__(self) -> str:
+        return f"SumMechanism({self.event!r})"
+
+    def encode(
+        self,
+        updates: NDArray[Any],
+        *,
+        seed: bytes = b"",
+        entropy: Entropy | Sequence[Entropy] = os.urandom,
+    ) -> Encoded:
+        """See ``Encoder``."""
+        return self._encoder.encode(updates, seed=seed, entropy=entropy)
+
+    def decode(self, total: NDArray[Any], *, seed: bytes = b"") -> NDArray[np.float64]:
+        """See ``Encoder``."""
+        return self._encoder.decode(total, seed=seed)
+
+    def noise_shares(self, clients: int, entropy: Entropy | Sequence[Entropy]) -> NDArray[np.int64]:
+        """See ``NoiseSource``."""
+        return self._noise.noise_shares(clients, entropy)
+
+    def top_up(self, survivors: int, entropy: Entropy) -> NDArray[np.int64]:
+        """See ``NoiseSource``."""
+        return self._noise.top_up(survivors, entropy)
+
+    def skip_to(self, position: int, entropy: Entropy) -> None:
+        """See ``NoiseSource``."""
+        self._noise.skip_to(position, entropy)
+
+    def state_bytes(self) -> bytes:
+        """See ``NoiseSource``."""
+        return self._noise.state_bytes()
+
+    def restore(self, state: bytes) -> None:
+        """See ``NoiseSource``."""
+        self._noise.restore(state)
 
 
-def build_mechanism(name: str, **parameters: Any) -> Mechanism:
-    """The mechanism of this name; ``parameters`` are those of ``build_event``.
+def mechanism_for(event: Event) -> Mechanism:
+    """The mechanism whose rounds cost this event.
+
+    Raises:
+        MechanismError: there is none, or its noise cannot be drawn.
+    """
+    return SumMechanism(event)
+
+
+def build_mechanism(name: str, **choices: Unpack[EventChoices]) -> Mechanism:
+    """The mechanism of this name.
+
+    Args:
+        name: one of ``MECHANISMS``.
+        **choices: see `fedsys.privacy.events.EventChoices`.
 
     Raises:
         MechanismError: the name or a value is not usable.
     """
-    return mechanism_for(build_event(name, **parameters))
+    return mechanism_for(build_event(name, **choices))

@@ -17,49 +17,52 @@ from numpy.typing import NDArray
 
 from fedsys.errors import MechanismError
 from fedsys.privacy.events import BandedEvent
-from fedsys.privacy.mechanisms.base import WideEncoding
+from fedsys.privacy.mechanisms.shares import check_survivors
+from fedsys.privacy.noise import noise_sampler
 from fedsys.privacy.randomness import AesCtrStream, Entropy
-from fedsys.privacy.samplers import RoundedGaussian
-from fedsys.privacy.strategies import DENOMINATOR_BITS, banded_strategy
+from fedsys.privacy.strategies import DENOMINATOR_BITS
 
-__all__ = ["BandedGaussian"]
+__all__ = ["CorrelatedNoise"]
 
 _MAGIC = b"fedsys banded-mf state v1\x00"
 _HEADER = struct.Struct("<QQQ32s")
 _BLOCK = 1 << 15
 
 
-class BandedGaussian(WideEncoding):
-    """See ``Mechanism``; unlike the others it remembers the noise of its last rounds.
+class CorrelatedNoise:
+    """See ``NoiseSource``; unlike the others it remembers the noise of its last rounds.
 
     Every reserved round takes one position, released or not (``skip`` a round that was cut off).
     ``state_bytes`` must be durable *before* a round is committed, and stays as secret as the noise:
     whoever reads it reads the sums.
+
+    Args:
+        event: of one round.
+
+    Raises:
+        MechanismError: noise of that size cannot be drawn.
     """
 
+    adds_shares = False
+    draws_ahead = False
+
     def __init__(self, event: BandedEvent) -> None:
-        super().__init__(event, event.scale)
-        self._banded = event
-        strategy = banded_strategy(horizon=event.horizon, bands=event.min_separation)
-        self._numerators = strategy.numerators
-        self._white = RoundedGaussian(event.white_deviation)
-        self._past: deque[NDArray[np.int64]] = deque(maxlen=max(strategy.bands - 1, 1))
+        self._event = event
+        self._length = event.length
+        self._strategy = event.strategy
+        self._numerators = event.factors.numerators
+        self._white = noise_sampler(event.white_deviation)
+        self._past: deque[NDArray[np.int64]] = deque(maxlen=max(event.bands - 1, 1))
         self._position = 0
-        self._deviation = self.deviation_of(event.total_variance)
 
     @property
     def position(self) -> int:
         """Rounds whose noise was drawn."""
         return self._position
 
-    @property
-    def noise_deviation(self) -> float:
-        """Largest standard deviation of the noise in a coordinate of any round's decoded mean."""
-        return self._deviation
-
     def noise_shares(self, clients: int, entropy: Entropy | Sequence[Entropy]) -> NDArray[np.int64]:
         """Zeros (clients, d): clients add nothing."""
-        return np.zeros((clients, self.length), dtype=np.int64)
+        return np.zeros((clients, self._length), dtype=np.int64)
 
     def top_up(self, survivors: int, entropy: Entropy) -> NDArray[np.int64]:
         """The next position's noise (d,), whatever the number of survivors.
@@ -68,8 +71,17 @@ class BandedGaussian(WideEncoding):
             MechanismError: the job's rounds are used up; a cohort above the cap, or nobody, was
                 summed.
         """
-        self.check_survivors(survivors)
+        check_survivors(self._event, survivors)
         return self.skip(entropy)
+
+    def skip_to(self, position: int, entropy: Entropy) -> None:
+        """Draws past the rounds that released nothing.
+
+        Raises:
+            MechanismError: the job's rounds are used up.
+        """
+        while self._position < position:
+            self.skip(entropy)
 
     def skip(self, entropy: Entropy) -> NDArray[np.int64]:
         """Draws the next position's noise (d,), for a round that releases nothing.
@@ -77,15 +89,15 @@ class BandedGaussian(WideEncoding):
         Raises:
             MechanismError: the job's rounds are used up.
         """
-        if self._position >= self._banded.horizon:
+        if self._position >= self._event.horizon:
             raise MechanismError(
-                f"banded-mf was planned for {self._banded.horizon} rounds: the job ends here"
+                f"banded-mf was planned for {self._event.horizon} rounds: the job ends here"
             )
         stream = AesCtrStream.from_entropy(entropy)
-        noise = np.empty(self.length, dtype=np.int64)
+        noise = np.empty(self._length, dtype=np.int64)
         mask = (1 << DENOMINATOR_BITS) - 1
         used = min(len(self._numerators) - 1, len(self._past))
-        for start in range(0, self.length, _BLOCK):
+        for start in range(0, self._length, _BLOCK):
             part = slice(start, start + _BLOCK)
             carried = np.zeros(noise[part].shape, dtype=np.int64)
             for back in range(1, used + 1):
@@ -100,7 +112,7 @@ class BandedGaussian(WideEncoding):
     def state_bytes(self) -> bytes:
         """Position and remembered noise, to be stored beside a checkpoint, mode 0600."""
         header = _HEADER.pack(
-            self._position, len(self._past), self.length, bytes.fromhex(self._banded.strategy)
+            self._position, len(self._past), self._length, bytes.fromhex(self._strategy)
         )
         return _MAGIC + header + b"".join(noise.astype("<i8").tobytes() for noise in self._past)
 
@@ -116,8 +128,8 @@ class BandedGaussian(WideEncoding):
         position, count, width, digest = _HEADER.unpack_from(state, len(_MAGIC))
         expected = min(position, len(self._numerators) - 1)
         if (
-            width != self.length
-            or digest.hex() != self._banded.strategy
+            width != self._length
+            or digest.hex() != self._strategy
             or count < expected
             or len(state) != start + 8 * count * width
         ):

@@ -25,7 +25,9 @@ from fedsys.privacy import (
 from fedsys.privacy.clipping import clip_to_integers
 from fedsys.privacy.hadamard import public_signs
 from fedsys.privacy.ledger import canonical, commitment
-from fedsys.privacy.samplers import RoundedGaussian, skellam_sampler
+from fedsys.privacy.noise import noise_sampler, rounding_distance
+from fedsys.privacy.noise.inversion import FURTHER_BYTES, settle
+from fedsys.privacy.noise.table import upper_words
 
 __all__ = ["PATH", "build"]
 
@@ -34,6 +36,10 @@ PATH = Path(__file__).with_name("vectors.json")
 
 def _key(number: int) -> bytes:
     return number.to_bytes(32, "big")
+
+
+def _zeros(count: int) -> bytes:
+    return bytes(count)
 
 
 def _update(dimension: int, norm: float, number: int) -> NDArray[np.float32]:
@@ -60,24 +66,32 @@ def build() -> dict[str, Any]:
                 "clipped": bool(clipped.clipped[0]),
             }
         )
-    skellam = [
-        {
-            "variance": variance,
-            "key": _key(9).hex(),
-            "draws": skellam_sampler(variance).draw((40,), AesCtrStream(_key(9))).tolist(),
-        }
-        for variance in (0.5, 100.0, 10868.0625, 8.41e6)
-    ]
-    gaussian = [
+    noise = [
         {
             "sigma": sigma,
             "key": _key(9).hex(),
-            "draws": RoundedGaussian(sigma).draw((40,), AesCtrStream(_key(9))).tolist(),
+            "draws": noise_sampler(sigma).draw((40,), AesCtrStream(_key(9))).tolist(),
         }
-        for sigma in (0.7, 1632.0)
+        for sigma in (0.7, 29.0, 89.4625, 1632.0, 40_000.0)
+    ]
+    table = upper_words(2.5)
+    settled = [
+        {
+            "sigma": sigma,
+            "word": f"{word:016x}",
+            "further": "00" * FURTHER_BYTES,
+            "draw": settle(word, sigma, 0.0, _zeros),  # type: ignore[arg-type]
+        }
+        for sigma in (2.5, 1632.0)
+        for word in (0, 1, int(table[3]), (1 << 64) - 1)
+    ]
+    distances = [
+        {"sigma": sigma, "terms": terms, "at_most": rounding_distance(sigma, terms, terms)}
+        for sigma in (1.0, 2.0, 3.0)
+        for terms in (2, 10, 100)
     ]
     narrow = build_mechanism(
-        "distributed-skellam",
+        "distributed-gaussian",
         dimension=20,
         clip=1.0,
         noise_multiplier=1.0,
@@ -92,8 +106,10 @@ def build() -> dict[str, Any]:
     encoded = narrow.encode(update[None, :], seed=b"round", entropy=AesCtrStream(_key(5)))
     return {
         "clipping": clipping,
-        "skellam": skellam,
-        "gaussian": gaussian,
+        "noise": noise,
+        "noise_table": {"sigma": 2.5, "upper_words": [f"{int(word):016x}" for word in table]},
+        "noise_settled": settled,
+        "rounding_distances": distances,
         "signs": {"seed": b"round".hex(), "signs": public_signs(16, b"round").astype(int).tolist()},
         "narrow": {
             "event": narrow.event.to_json(),

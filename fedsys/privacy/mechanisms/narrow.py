@@ -1,8 +1,8 @@
-"""distributed-skellam in the narrow encoding: 20 bits a coordinate and fewer.
+"""The narrow encoding: 20 bits a coordinate and fewer.
 
 Kairouz, Liu and Steinke 2021, Algorithm 1: clip, pad, rotate, scale, round at random until the norm
-is within D2, add the noise share, reduce mod 2^b. Privacy rests on the integers' norm alone, which
-is checked; rotation and wrap-around concern accuracy only.
+is within D2, reduce mod 2^b. Privacy rests on the integers' norm alone, which is checked; rotation
+and wrap-around concern accuracy only.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from fedsys.errors import MechanismError
 from fedsys.privacy.clipping import check_updates, clipping_factors, finite_norms
-from fedsys.privacy.events import SkellamEvent
+from fedsys.privacy.events import Event
 from fedsys.privacy.hadamard import hadamard_transform, public_signs, unrotate
 from fedsys.privacy.mechanisms.base import Encoded
-from fedsys.privacy.mechanisms.skellam import SkellamNoise
 from fedsys.privacy.randomness import AesCtrStream, Entropy
 from fedsys.privacy.rings import from_ring, ring_dtype, to_ring
 
-__all__ = ["NarrowSkellam", "round_at_random"]
+__all__ = ["NarrowEncoder", "round_at_random"]
 
 _TRIES = 200
 """A try is accepted with probability 0.39 at least: all fail with probability 1e-43."""
@@ -80,41 +79,24 @@ def _squares(rows: NDArray[np.signedinteger[Any]]) -> NDArray[np.float64]:
     return found
 
 
-class NarrowSkellam:
-    """See ``Mechanism``; ``encode`` and ``decode`` need the round's public seed."""
+class NarrowEncoder:
+    """See ``Encoder``; ``encode`` and ``decode`` need the round's public seed.
 
-    def __init__(self, event: SkellamEvent) -> None:
+    Args:
+        event: of one round.
+    """
+
+    rotates = True
+    sums_integers = False
+
+    def __init__(self, event: Event) -> None:
         self._event = event
-        self._noise = SkellamNoise(event)
-
-    def __repr__(self) -> str:
-        return f"NarrowSkellam({self._event!r})"
-
-    @property
-    def event(self) -> SkellamEvent:
-        """What one round costs."""
-        return self._event
+        self._geometry = event.geometry
 
     @property
     def length(self) -> int:
         """The next power of two above the update's dimension."""
-        return self._event.padded_dimension
-
-    @property
-    def modulus_bits(self) -> int:
-        """b: vectors are added mod 2^b."""
-        return self._event.modulus_bits
-
-    @property
-    def rotates(self) -> bool:
-        """Yes: ``encode`` and ``decode`` need the round's public seed."""
-        return True
-
-    @property
-    def noise_deviation(self) -> float:
-        """Standard deviation of the noise in each coordinate of the decoded mean."""
-        event = self._event
-        return float(np.sqrt(event.total_variance) / (event.scale * event.expected_cohort))
+        return self._geometry.length
 
     def encode(
         self,
@@ -134,14 +116,14 @@ class NarrowSkellam:
             MechanismError: the array has another shape or dtype, the seed is empty, or there are
                 neither one source nor K.
         """
-        event = self._event
+        event, geometry = self._event, self._geometry
         check_updates(updates, event.dimension)
         count = updates.shape[0]
         norms = np.empty(count, dtype=np.float64)
         finite = np.empty(count, dtype=np.bool_)
         values = np.empty((count, self.length), dtype=ring_dtype(event.modulus_bits))
         streams = _streams(entropy, count)
-        limit = event.l2 * event.l2 * (1 - 2.0**-50)
+        limit = geometry.l2 * geometry.l2 * (1 - 2.0**-50)
         at_once = max(1, _BLOCK // self.length)
         signs = public_signs(self.length, seed).astype(np.float32) / math.sqrt(self.length)
         for start in range(0, count, at_once):
@@ -150,28 +132,12 @@ class NarrowSkellam:
                 own = updates[part].astype(np.float64)
                 norms[part], finite[part] = finite_norms(own)
             own[~finite[part]] = 0.0
-            own *= clipping_factors(norms[part], clip=event.clip, scale=event.scale)[:, None]
+            own *= clipping_factors(norms[part], clip=event.clip, scale=geometry.scale)[:, None]
             rows = np.zeros((len(own), self.length), dtype=np.float32)
             np.multiply(own, signs[: event.dimension], out=rows[:, : event.dimension])
             rounded = round_at_random(hadamard_transform(rows), limit, streams[part])
             values[part] = to_ring(rounded, bits=event.modulus_bits)
         return Encoded(values=values, clipped=norms > event.clip, finite=finite, norms=norms)
-
-    def noise_shares(self, clients: int, entropy: Entropy | Sequence[Entropy]) -> NDArray[np.int64]:
-        """(clients, length) independent shares of variance V* / n_cap.
-
-        Raises:
-            MechanismError: there are neither one source nor ``clients``.
-        """
-        return self._noise.noise_shares(clients, entropy)
-
-    def top_up(self, survivors: int, entropy: Entropy) -> NDArray[np.int64]:
-        """One draw (length,) that completes ``survivors`` shares to variance V*.
-
-        Raises:
-            MechanismError: a cohort above the cap, or nobody, was summed.
-        """
-        return self._noise.top_up(survivors, entropy)
 
     def decode(self, total: NDArray[Any], *, seed: bytes = b"") -> NDArray[np.float64]:
         """The mean update (d,) of a sum mod 2^b (length,).
@@ -181,9 +147,9 @@ class NarrowSkellam:
         """
         if total.shape != (self.length,):
             raise MechanismError(f"the sum must have shape ({self.length},), got {total.shape}")
-        signed = from_ring(total, bits=self.modulus_bits).astype(np.float64)
+        signed = from_ring(total, bits=self._event.modulus_bits).astype(np.float64)
         straight = unrotate(signed[None, :], seed)[0, : self._event.dimension]
-        mean: NDArray[np.float64] = straight / (self._event.scale * self._event.expected_cohort)
+        mean: NDArray[np.float64] = straight / (self._geometry.scale * self._event.expected_cohort)
         return mean
 
 

@@ -1,0 +1,147 @@
+"""Several runs' rounds as one: the arithmetic of totals.
+
+A run is a *part*: its Gaussian steps, and what of its delta is spent beside them. Parts are added
+by composing all of their steps at the largest of their deltas, less what every part spends beside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedsys.privacy import PrivacyPlan, View
+from fedsys.privacy.costs import Steps, steps_epsilon
+from fedsys.privacy.events import GaussianStep
+
+__all__ = ["Part", "covered", "outsider_total", "part_of", "usable"]
+
+_SPARE = 1e-9
+"""Part of a total's delta that is kept for the noise's distance from a Gaussian."""
+_MOST_STEPS = 4096
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """What one run, or several together, cost in one view.
+
+    Attributes:
+        steps: of the rounds, as one client can lose by them; empty where only epsilons are known.
+        delta: at which it is stated.
+        beside: of that, for everything but the steps.
+        aside: of that, for the noise's distance from a Gaussian.
+        log_distance: log of that distance, in total variation; -inf where there is none.
+    """
+
+    steps: Steps
+    delta: float
+    beside: float
+    aside: float
+    log_distance: float
+
+    def to_json(self) -> dict[str, Any]:
+        """For a ledger's header: ``steps`` as (multiplier, rate, 1 if replaced, how many)."""
+        return {
+            "delta": self.delta,
+            "beside": self.beside,
+            "aside": self.aside,
+            "log_distance": max(self.log_distance, -1e308),
+            "steps": [
+                [step.multiplier, step.rate, float(step.replaces), float(count * step.count)]
+                for step, count in sorted(self.steps.items())
+                if count
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Part | None:
+        """What `to_json` wrote; None for anything else, which may be anybody's."""
+        names = ("delta", "beside", "aside", "log_distance")
+        numbers = [body.get(name) for name in names]
+        rows = body.get("steps")
+        if not isinstance(rows, list) or not 0 < len(rows) <= _MOST_STEPS:
+            return None
+        if not all(map(_number, numbers)) or not all(map(_is_step, rows)):
+            return None
+        delta, beside, aside, log_distance = (float(value) for value in numbers)  # type: ignore[arg-type]
+        if not (0 < delta < 1 and 0 <= aside <= beside < delta):
+            return None
+        steps: Counter[GaussianStep] = Counter()
+        for multiplier, rate, replaces, count in rows:
+            step = GaussianStep(
+                multiplier=float(multiplier), rate=float(rate), replaces=bool(replaces)
+            )
+            steps[step] += int(count)
+        return cls(steps=steps, delta=delta, beside=beside, aside=aside, log_distance=log_distance)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and type(value) is not bool and math.isfinite(value)
+
+
+def _is_step(row: object) -> bool:
+    if not isinstance(row, list) or len(row) != 4 or not all(map(_number, row)):
+        return False
+    multiplier, rate, replaces, count = row
+    known = multiplier > 0 and 0 < rate <= 1 and replaces in (0, 1)
+    return bool(known and 1 <= count < 2**53 and count == int(count))
+
+
+def part_of(plan: PrivacyPlan, view: View, steps: Steps) -> Part:
+    """A run's part, in one view."""
+    charges = plan.charges
+    aside, largest = charges.of(view), charges.largest[view]
+    log_distance = -math.inf
+    if aside > 0:
+        log_distance = math.log(aside) - float(np.logaddexp(0.0, largest))
+    return Part(
+        steps=steps,
+        delta=plan.delta,
+        beside=plan.delta - plan.delta_of(view),
+        aside=aside,
+        log_distance=log_distance,
+    )
+
+
+def left(parts: Sequence[Part]) -> float:
+    """The largest of the parts' deltas less what all of them spend beside their steps."""
+    return max(part.delta for part in parts) - math.fsum(part.beside for part in parts)
+
+
+def covered(parts: Sequence[Part], epsilon: float) -> float:
+    """A total, or infinity where the parts' noise is too far from Gaussian noise for it.
+
+    Each part's distance K was charged as (1 + e^eps) K at an eps of its own; what was set aside in
+    all, and a little that totals keep, has to pay for the total's.
+    """
+    distances = [part.log_distance for part in parts if part.log_distance > -math.inf]
+    if not distances or math.isinf(epsilon):
+        return epsilon
+    needed = float(np.logaddexp.reduce(distances)) + float(np.logaddexp(0.0, epsilon))
+    there = math.fsum(part.aside for part in parts) + left(parts) * _SPARE
+    return epsilon if needed <= math.log(there) else math.inf
+
+
+def usable(parts: Sequence[Part]) -> float:
+    """Delta at which all steps together are accounted; not above 0 if nothing is left."""
+    return left(parts) * (1 - _SPARE)
+
+
+def outsider_total(parts: Sequence[Part]) -> tuple[float, float]:
+    """(epsilon, delta) of all parts together.
+
+    Args:
+        parts: at least one; a single one keeps its own figure.
+    """
+    delta = max(part.delta for part in parts)
+    steps: Counter[GaussianStep] = Counter()
+    for part in parts:
+        steps.update(part.steps)
+    at = usable(parts) if len(parts) > 1 else parts[0].delta - parts[0].beside
+    if at <= 0:
+        return math.inf, delta
+    return covered(parts, steps_epsilon(steps, at)), delta

@@ -1,0 +1,96 @@
+"""What a task's preprocessing looks at, and whether a privacy claim can cover that.
+
+A guarantee bounds what one client's clipped update tells. It bounds nothing of what that client's
+rows did to everybody else's inputs: a mean over all rows, a vocabulary, a split by label. So every
+task says of itself what each prepared row depends on:
+
+=================  ==============================================================  ================
+declaration        a prepared row depends on                                       claims cover
+=================  ==============================================================  ================
+``fixed``          itself and constants written down before anybody saw the data   clients, examples
+``row-local``      itself alone                                                    clients, examples
+``client-local``   its own client's rows                                           clients
+``data-dependent`` rows of other clients                                           nobody
+=================  ==============================================================  ================
+
+A task of the user's own that declares nothing is ``undeclared``: a claim then rests on its author's
+word that it is one of the first three, and so it does if the author declares one.
+
+>>> covers("row-local", "example"), covers("client-local", "example")
+(True, False)
+>>> builtin("tabular", {"path": "t.csv", "label": "sick"})
+'data-dependent'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+__all__ = ["DECLARATIONS", "Preprocessing", "builtin", "covers", "tabular", "why_withheld"]
+
+Preprocessing = Literal["fixed", "row-local", "client-local", "data-dependent", "undeclared"]
+
+DECLARATIONS: tuple[Preprocessing, ...] = get_args(Preprocessing)[:-1]
+"""What a task may declare."""
+
+_BUILTIN: Mapping[str, Preprocessing] = {
+    "digits": "fixed",
+    "mnist": "fixed",
+    "cifar10": "fixed",
+    "synthetic": "fixed",
+    "shakespeare": "client-local",
+}
+
+
+def builtin(name: object, options: Mapping[str, Any]) -> Preprocessing | None:
+    """What a task that ships with fedsys declares; None for any other.
+
+    Args:
+        name: of the task.
+        options: of the task, as in a configuration that may be anybody's.
+    """
+    if name == "tabular":
+        return tabular(options)
+    return _BUILTIN.get(name) if isinstance(name, str) else None
+
+
+def tabular(options: Mapping[str, Any]) -> Preprocessing:
+    """What task ``tabular`` does with these options.
+
+    With declared classes, ranges and values a row's encoding is its own; so is being a test row,
+    unless a client that would keep no row to train on keeps all of them.
+    """
+    if "classes" not in options or not ("ranges" in options or "values" in options):
+        return "data-dependent"
+    split_by_client = bool(options.get("client")) and not options.get("test_path")
+    return "client-local" if split_by_client else "row-local"
+
+
+def covers(declared: object, unit: str) -> bool | None:
+    """Whether a claim covers what was declared; None where nothing was, or nothing known.
+
+    Args:
+        declared: by the task.
+        unit: ``client`` or ``example``.
+    """
+    if declared in ("fixed", "row-local"):
+        return True
+    if declared == "client-local":
+        return unit == "client"
+    return False if declared == "data-dependent" else None
+
+
+def why_withheld(declared: object, unit: str) -> str | None:
+    """Why no claim can be made; None where one can."""
+    if covers(declared, unit) is not False:
+        return None
+    if declared == "client-local":
+        return (
+            "each client's rows are prepared together, so that one example changes how others "
+            "of its client are prepared: no claim for single examples holds"
+        )
+    return (
+        "the data are prepared by looking at all clients' rows, which no epsilon covers: one "
+        "client changes what all others train on"
+    )

@@ -1,0 +1,157 @@
+"""Independent noise: shares of the clients, or one draw of the coordinator, or none.
+
+A release of ``ClientNoise`` holds exactly n_cap rounded terms whoever took part: the survivors'
+shares, and those that are missing, which the coordinator draws one by one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsys.errors import MechanismError
+from fedsys.privacy.events import Event
+from fedsys.privacy.noise import noise_sampler
+from fedsys.privacy.randomness import AesCtrStream, Entropy
+
+__all__ = ["ClientNoise", "CoordinatorNoise", "NoNoise", "check_survivors"]
+
+
+def check_survivors(event: Event, survivors: int) -> int:
+    """How many shares are missing below the cap.
+
+    Raises:
+        MechanismError: a cohort above the cap, or nobody, was summed.
+    """
+    if not 0 < survivors <= event.cap:
+        raise MechanismError(f"survivors must be from 1 to the cap {event.cap}, got {survivors}")
+    return event.cap - survivors
+
+
+class _Memoryless:
+    """Noise that is independent from round to round."""
+
+    def skip_to(self, position: int, entropy: Entropy) -> None:
+        """Nothing: no round depends on another."""
+
+    def state_bytes(self) -> bytes:
+        """Nothing is remembered."""
+        return b""
+
+    def restore(self, state: bytes) -> None:
+        """Refuses the state of a mechanism that remembers.
+
+        Raises:
+            MechanismError: there is one.
+        """
+        if state:
+            raise MechanismError("a state of correlated noise, where noise is independent")
+
+
+class ClientNoise(_Memoryless):
+    """Every client adds a share; the coordinator adds those that are missing below the cap.
+
+    Args:
+        event: of one round.
+
+    Raises:
+        MechanismError: noise of that size cannot be drawn.
+    """
+
+    adds_shares = True
+    draws_ahead = False
+
+    def __init__(self, event: Event) -> None:
+        self._event = event
+        self._length = event.length
+        self._sampler = noise_sampler(math.sqrt(event.share_variance))
+
+    def noise_shares(self, clients: int, entropy: Entropy | Sequence[Entropy]) -> NDArray[np.int64]:
+        """(clients, length) independent shares.
+
+        Raises:
+            MechanismError: there are neither one source nor ``clients``.
+        """
+        if callable(entropy):
+            stream = AesCtrStream.from_entropy(entropy)
+            return self._sampler.draw((clients, self._length), stream)
+        if len(entropy) != clients:
+            raise MechanismError(f"{clients} clients need as many sources, got {len(entropy)}")
+        streams = [AesCtrStream.from_entropy(source) for source in entropy]
+        return self._sampler.draw_rows(streams, self._length)
+
+    def top_up(self, survivors: int, entropy: Entropy) -> NDArray[np.int64]:
+        """The sum (length,) of n_cap - survivors further shares.
+
+        Raises:
+            MechanismError: a cohort above the cap, or nobody, was summed.
+        """
+        missing = check_survivors(self._event, survivors)
+        noise = np.zeros(self._length, dtype=np.int64)
+        stream = AesCtrStream.from_entropy(entropy)
+        for _ in range(missing):
+            self._sampler.add(noise, stream)
+        return noise
+
+
+class CoordinatorNoise(_Memoryless):
+    """The coordinator draws the noise of the whole sum: as one rounded term.
+
+    Args:
+        event: of one round.
+
+    Raises:
+        MechanismError: noise of that size cannot be drawn.
+    """
+
+    adds_shares = False
+    draws_ahead = True
+
+    def __init__(self, event: Event) -> None:
+        self._event = event
+        self._length = event.length
+        self._sampler = noise_sampler(math.sqrt(event.total_variance))
+
+    def noise_shares(self, clients: int, entropy: Entropy | Sequence[Entropy]) -> NDArray[np.int64]:
+        """Zeros (clients, length): clients add nothing."""
+        return np.zeros((clients, self._length), dtype=np.int64)
+
+    def top_up(self, survivors: int, entropy: Entropy) -> NDArray[np.int64]:
+        """All of the noise (length,), whatever the number of survivors.
+
+        Raises:
+            MechanismError: a cohort above the cap, or nobody, was summed.
+        """
+        check_survivors(self._event, survivors)
+        return self._sampler.draw((self._length,), AesCtrStream.from_entropy(entropy))
+
+
+class NoNoise(_Memoryless):
+    """Nothing is added to the sum.
+
+    Args:
+        event: of one round.
+    """
+
+    adds_shares = False
+    draws_ahead = False
+
+    def __init__(self, event: Event) -> None:
+        self._event = event
+        self._length = event.length
+
+    def noise_shares(self, clients: int, entropy: Entropy | Sequence[Entropy]) -> NDArray[np.int64]:
+        """Zeros (clients, length)."""
+        return np.zeros((clients, self._length), dtype=np.int64)
+
+    def top_up(self, survivors: int, entropy: Entropy) -> NDArray[np.int64]:
+        """Zeros (length,).
+
+        Raises:
+            MechanismError: a cohort above the cap, or nobody, was summed.
+        """
+        check_survivors(self._event, survivors)
+        return np.zeros(self._length, dtype=np.int64)

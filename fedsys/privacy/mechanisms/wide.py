@@ -1,0 +1,75 @@
+"""The wide encoding: clipped in the integers, native ring, no rotation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsys.errors import MechanismError
+from fedsys.privacy.clipping import clip_to_integers
+from fedsys.privacy.events import Event
+from fedsys.privacy.mechanisms.base import Encoded
+from fedsys.privacy.randomness import Entropy
+from fedsys.privacy.rings import from_ring, to_ring
+
+__all__ = ["WideEncoder"]
+
+
+class WideEncoder:
+    """See ``Encoder``; neither seed nor entropy is used.
+
+    Args:
+        event: of one round.
+    """
+
+    rotates = False
+    sums_integers = True
+
+    def __init__(self, event: Event) -> None:
+        self._event = event
+        self._per_mean = event.scale * event.expected_cohort
+
+    @property
+    def length(self) -> int:
+        """Coordinates of an encoded vector: the update's own."""
+        return self._event.dimension
+
+    def encode(
+        self,
+        updates: NDArray[Any],
+        *,
+        seed: bytes = b"",
+        entropy: Entropy | Sequence[Entropy] = os.urandom,
+    ) -> Encoded:
+        """Clips and encodes K updates (K, d).
+
+        Raises:
+            MechanismError: the array has another shape or dtype.
+        """
+        event = self._event
+        if updates.ndim != 2 or updates.shape[1] != event.dimension:
+            raise MechanismError(
+                f"updates must have shape (K, {event.dimension}), got {updates.shape}"
+            )
+        integers = clip_to_integers(updates, clip=event.clip)
+        return Encoded(
+            values=to_ring(integers.values, bits=event.modulus_bits),
+            clipped=integers.clipped,
+            finite=integers.finite,
+            norms=integers.norms,
+        )
+
+    def decode(self, total: NDArray[Any], *, seed: bytes = b"") -> NDArray[np.float64]:
+        """The mean update (d,) of a sum mod 2^b (d,).
+
+        Raises:
+            MechanismError: the sum has another shape, or is not reduced mod 2^b.
+        """
+        if total.shape != (self.length,):
+            raise MechanismError(f"the sum must have shape ({self.length},), got {total.shape}")
+        signed = from_ring(total, bits=self._event.modulus_bits)
+        return signed.astype(np.float64) / self._per_mean
