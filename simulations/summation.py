@@ -25,7 +25,7 @@ from server.coordinator import OpenRound
 from server.rounds import RoundAborted, SecureRound, params_for
 from simulations.chunk import RoundWork, in_ring
 from simulations.engine import Chunk, Engine
-from simulations.faults import FaultPlan
+from simulations.faults import UPLOAD, FaultPlan
 from simulations.population import Population
 from simulations.randomness import Randomness
 

@@ -87,7 +87,6 @@ def _rounds(setting: Setting, rounds: int, device: torch.device) -> tuple[list[f
         weights=population.trainer.initial_weights(),
         seed=bytes(32),
         mechanism=event.to_json(),
-        noise="once",
         protocol=_protocol(setting),
     )
     length = setting.plan.build_mechanism().length

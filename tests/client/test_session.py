@@ -113,12 +113,12 @@ def test_a_replayed_round_is_refused(devices: Devices) -> None:
         ({"roster_version": 2}, "was not announced"),
         ({"roster_hash": "00"}, "was not announced"),
         (
-            {"plan": dataclasses.replace(PLAN, population=4, expected_cohort=4.0, cap=4)},
+            {"plan": PLAN.changed(population=4, expected_cohort=4.0, cap=4)},
             "its roster has 3",
         ),
-        ({"plan": dataclasses.replace(PLAN, noise_multiplier=0.5)}, "over the owner's total"),
+        ({"plan": PLAN.changed(noise_multiplier=0.5)}, "over the owner's total"),
         (
-            {"plan": dataclasses.replace(PLAN, expected_cohort=2.0, **NO_NOISE)},
+            {"plan": PLAN.changed(expected_cohort=2.0, **NO_NOISE)},
             "below the owner's min_cohort",
         ),
     ],
@@ -182,7 +182,7 @@ def test_a_limit_tightened_later_counts_in_the_next_round(
         ({"clipping": {}}, "adaptive clipping"),
         ({"round": 6}, "round"),
         (
-            {"mechanism": dataclasses.replace(PLAN, noise_multiplier=4.0).event().to_json()},
+            {"mechanism": PLAN.changed(noise_multiplier=4.0).event().to_json()},
             "not the one agreed to",
         ),
     ],
@@ -220,7 +220,7 @@ def test_a_roster_that_grew_unannounced_is_refused(devices: Devices) -> None:
     device = devices.all[0]
     news = fleet_pb2.Down(roster=fleet_pb2.RosterNews(roster=[forged]))
     assert "not signed by the authority" in refusal(device.handle(news))
-    plan = dataclasses.replace(PLAN, population=4, expected_cohort=4.0, cap=4)
+    plan = PLAN.changed(population=4, expected_cohort=4.0, cap=4)
     terms = devices.terms(roster_version=2, roster_hash=grown.hash.hex(), plan=plan)
     assert "was not announced" in refusal(device.handle(offer(terms)))
     # announced under the authority's signature, it counts, and is still held after a restart
@@ -491,7 +491,7 @@ def test_a_round_number_beyond_the_plan_is_refused_before_it_is_accounted_for(
 
 
 def test_a_protected_job_of_very_many_rounds_is_refused(devices: Devices) -> None:
-    plan = dataclasses.replace(PLAN, rounds=200_000, noise_multiplier=500.0)
+    plan = PLAN.changed(rounds=200_000, noise_multiplier=500.0)
     answer = devices.all[0].handle(offer(devices.terms(plan=plan)))
     assert "a device accounts for 100000 at most" in refusal(answer)
 
