@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.identity import Credentials, pem_of
 from client.policy import Policy
@@ -18,7 +19,7 @@ from fedsys.config import Config, dump, validate
 from fedsys.privacy import read_ledger
 from fedsys.secret_files import write_secret
 from fedsys.wire import fleet_pb2
-from fedsys.wire.roster import SignedStatement
+from fedsys.wire.roster import SignedStatement, signed_message
 from secure_agg.messages import HEADER_SIZE, Kind, Opening, kind_of
 from server.deployment import Deployment
 from server.fleet import Fleet, Link, Said
@@ -44,10 +45,19 @@ class Party:
     vanished: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.home = Home.create(self.root / "c", hosts=["localhost"], colluders=self.colluders)
+        authority = Ed25519PrivateKey.generate()
+        self.home = Home.create(
+            self.root / "c",
+            hosts=["localhost"],
+            roster_key=authority.public_key().public_bytes_raw(),
+            colluders=self.colluders,
+        )
         self.state = State.open(self.home.path)
         self.registry = self.home.registry(self.state)
         self.folders = [self._join(number) for number in range(self.size)]
+        proposed = self.registry.propose().encoded
+        signature = authority.sign(signed_message(proposed))
+        self.registry.accept(SignedStatement(statement=proposed, signature=signature))
         (self.root / "tmpfs").mkdir()
 
     def _join(self, number: int) -> Path:
