@@ -1,1 +1,1 @@
-"""The agent: train, privatize, mask, refuse."""
+"""The agent: train, privatize, encrypt, refuse."""

@@ -247,9 +247,9 @@ class Credentials:
                 raise ProtocolError(f"{path}: {error}; {_ROSTER_LOST}") from None
         return chain
 
-    def append_roster(self, accepted: SignedStatement) -> None:
-        """Make a newly accepted roster durable, before anything rests on it."""
-        append_lines(self.folder / "roster.jsonl", _line_of(accepted))
+    def append_roster(self, accepted: Iterable[SignedStatement]) -> None:
+        """Make newly accepted rosters durable, before anything rests on them."""
+        append_lines(self.folder / "roster.jsonl", b"".join(map(_line_of, accepted)))
 
 
 def _line_of(signed: SignedStatement) -> bytes:

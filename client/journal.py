@@ -33,7 +33,7 @@ class JobRecord:
         plan: its privacy parameters.
         joined: rounds whose assignment was accepted; each counts as spent.
         highest: highest round number seen.
-        uploaded: rounds in which a masked vector left this device.
+        uploaded: rounds in which an encrypted vector left this device.
     """
 
     job: str
@@ -182,7 +182,7 @@ class Journal:
             self._change(record, joined=joined, highest=max(record.highest, round))
 
     def upload(self, job: bytes, round: int) -> None:
-        """Note that a masked vector is about to leave; durable when this returns.
+        """Note that an encrypted vector is about to leave; durable when this returns.
 
         Raises:
             ConfigError: it cannot be written.

@@ -37,7 +37,7 @@ from fedsys.errors import ConfigError, FedsysError, PolicyRefusal, ProtocolError
 from fedsys.logs import readable
 from fedsys.privacy import Entropy, Mechanism
 from fedsys.wire import Assignment, countersign, fleet_pb2
-from fedsys.wire.roster import SignedStatement, changes
+from fedsys.wire.roster import RosterChain, SignedStatement, changes
 from fedsys.wire.services import PREKEYS, PROTOCOL, PROTOCOL_MIN
 from fedsys.wire.terms import Terms
 from secure_agg import FileStore, SealingKeys, SecureAggError, Store
@@ -184,21 +184,26 @@ class Session:
     # -- the roster -------------------------------------------------------------------------------
 
     def _news(self, news: list[fleet_pb2.SignedRoster]) -> fleet_pb2.Up | None:
-        """Accept the rosters that follow the one held, each written before it is relied upon."""
+        """Accept the rosters that follow the one held; all of them written, then relied upon."""
+        found, refused = RosterChain(key=self.chain.key, versions=[*self.chain.versions]), None
+        accepted: list[SignedStatement] = []
         for each in news:
             signed = SignedStatement(statement=each.statement, signature=each.signature)
             try:
-                statement = self.chain.successor(signed)
+                if found.extend([signed]):
+                    accepted.append(signed)
             except ProtocolError as error:
                 _log.error("a roster is refused: %s", error)
-                return _refusal(b"", 0, f"a roster is refused: {error}")
-            if statement is None:
-                continue
-            self.credentials.append_roster(signed)
-            before = self.chain.newest
-            self.chain.versions.append(statement)
+                refused = _refusal(b"", 0, f"a roster is refused: {error}")
+                break
+        if accepted:
+            self.credentials.append_roster(accepted)
+        before = self.chain.newest
+        for statement in found.versions[self.chain.version :]:
             _log.info("roster: %s", changes(before, statement))
-        return None
+            before = statement
+        self.chain = found
+        return refused
 
     # -- a job ------------------------------------------------------------------------------------
 

@@ -18,12 +18,11 @@ from typing import Final
 import numpy as np
 
 from secure_agg import checks
-from secure_agg.errors import MessageError, ParameterError
-from secure_agg.params import PARAMS_SIZE, SecAggParams
+from secure_agg.errors import MessageError
+from secure_agg.opening import MAX_NAME, OPENING, SEAT, Opening, increasing
+from secure_agg.params import SecAggParams
 from secure_agg.prekeys import PREKEY_SIZE
-from secure_agg.roster import Roster
-from secure_agg.session import RoundContext, Session
-from secure_agg.shared import Shared
+from secure_agg.session import Session
 from secure_agg.signatures import SIGNATURE_SIZE
 
 __all__ = [
@@ -43,10 +42,7 @@ __all__ = [
 
 VERSION: Final = 2
 HEADER_SIZE: Final = 34
-MAX_NAME: Final = 255
 U32: Final = struct.Struct("<I")
-_OPENING: Final = struct.Struct(f"<QI32s{PARAMS_SIZE}sBBB")
-_SEAT: Final = struct.Struct("<IB")
 _COMPLAINT: Final = struct.Struct("<I32s")
 _DELIVERY: Final = struct.Struct("<II")
 _UPLOAD: Final = struct.Struct("<I32s64s")
@@ -82,7 +78,7 @@ class Limits:
     def __init__(self, params: SecAggParams) -> None:
         n, committee = params.n, params.committee
         proof, sealed = params.proof_bytes, params.share_bytes
-        opening = _OPENING.size + 4 * n + committee * _SEAT.size
+        opening = OPENING.size + 4 * n + committee * SEAT.size
         upload = _UPLOAD.size + proof + params.ciphertext_bytes
         answer = 4 + 2 * params.columns + SIGNATURE_SIZE
         certificate = 4 + -(-committee // 8)
@@ -182,128 +178,6 @@ def unpack_bits(body: bytes, size: int, what: str) -> list[int]:
     if chosen and chosen[-1] >= size:
         raise MessageError(f"{what}: bit {chosen[-1]} of {size}")
     return chosen
-
-
-@dataclass(frozen=True, kw_only=True)
-class Opening:
-    """The server's opening: the whole context, to be compared with one's own.
-
-    Attributes:
-        context: Job, round, buffers, model and policy.
-        roster_hash: 32 bytes.
-        params: Of the round.
-        cohort: Increasing ids of those invited.
-        committee: Increasing ids, by position.
-        prekeys: Signed sealing key of each position, or empty.
-    """
-
-    context: RoundContext
-    roster_hash: bytes
-    params: SecAggParams
-    cohort: tuple[int, ...]
-    committee: tuple[int, ...]
-    prekeys: tuple[bytes, ...]
-
-    @staticmethod
-    def of(session: Session) -> Opening:
-        """Return the opening of a session."""
-        return Opening(
-            context=session.context,
-            roster_hash=session.roster.hash,
-            params=session.params,
-            cohort=session.cohort,
-            committee=session.committee,
-            prekeys=session.prekeys,
-        )
-
-    def session(self, roster: Roster, shared: Shared | None = None) -> Session:
-        """Return the session that this opens, with every check that it takes.
-
-        Raises:
-            SecureAggError: As `Session.build`.
-        """
-        return Session.build(
-            params=self.params,
-            context=self.context,
-            roster=roster,
-            cohort=self.cohort,
-            committee=self.committee,
-            prekeys=self.prekeys,
-            shared=shared,
-        )
-
-    def body(self) -> bytes:
-        """Encode."""
-        names = (self.context.job, self.context.model_hash, self.context.policy)
-        head = _OPENING.pack(
-            self.context.round,
-            self.context.buffers,
-            self.roster_hash,
-            self.params.encode(),
-            *map(len, names),
-        )
-        parts = [head, *names, struct.pack(f"<{len(self.cohort)}I", *self.cohort)]
-        for member, prekey in zip(self.committee, self.prekeys, strict=True):
-            parts += (_SEAT.pack(member, bool(prekey)), prekey)
-        return b"".join(parts)
-
-    @staticmethod
-    def parse(body: bytes) -> Opening:
-        """Decode strictly; the parameters are checked by their own constructor.
-
-        Raises:
-            MessageError: On a wrong size, ids out of order or parameters that cannot work.
-        """
-        if len(body) < _OPENING.size:
-            raise MessageError(f"an OPENING message of {len(body)} bytes")
-        round_, buffers, roster_hash, raw, *sizes = _OPENING.unpack_from(body)
-        at, names = _OPENING.size, []
-        for size in sizes:
-            names.append(body[at : at + size])
-            at += size
-        try:
-            params = SecAggParams.decode(raw)
-            context = RoundContext(
-                job=names[0],
-                round=round_,
-                model_hash=names[1],
-                policy=names[2],
-                buffers=buffers,
-            )
-        except ParameterError as error:
-            raise MessageError(f"an OPENING message with impossible values: {error}") from None
-        end = at + 4 * params.n
-        if end > len(body):
-            raise MessageError(f"an OPENING message that ends before its {params.n} members")
-        cohort = struct.unpack(f"<{params.n}I", body[at:end])
-        _increasing(cohort, "an OPENING message's cohort")
-        committee, prekeys, at = [], [], end
-        for _ in range(params.committee):
-            if at + _SEAT.size > len(body):
-                raise MessageError("an OPENING message that ends before its committee")
-            member, present = _SEAT.unpack_from(body, at)
-            if present > 1:
-                raise MessageError(f"an OPENING message with flag {present}: 0 or 1")
-            at += _SEAT.size
-            size = PREKEY_SIZE[params.suite] if present else 0
-            committee.append(member)
-            prekeys.append(body[at : at + size])
-            at += size
-        if at != len(body):
-            raise MessageError("an OPENING message whose committee does not fill it")
-        return Opening(
-            context=context,
-            roster_hash=roster_hash,
-            params=params,
-            cohort=cohort,
-            committee=tuple(committee),
-            prekeys=tuple(prekeys),
-        )
-
-
-def _increasing(ids: Sequence[int], what: str) -> None:
-    if any(a > b for a, b in itertools.pairwise(ids)):
-        raise MessageError(f"{what}: the ids do not increase")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -453,7 +327,7 @@ def read_rows(rows: bytes, params: SecAggParams) -> list[Dealt]:
                 proof=proof,
             )
         )
-    _increasing([dealt.id for dealt in out], "a DELIVERY message's dealers")
+    increasing([dealt.id for dealt in out], "a DELIVERY message's dealers")
     return out
 
 

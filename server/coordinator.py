@@ -257,7 +257,7 @@ class Coordinator:
         Args:
             reason: what happened; up to its first colon for the ledger, which is published, and
                 with the numbers and clients that it names after that for ``private.jsonl`` alone.
-            before_unmask: nobody had been asked to unmask, so that no sum ever existed.
+            before_unmask: no certificate had been sent, so that no sum ever existed.
         """
         open_ = self._current()
         self._ledger.abort(

@@ -66,8 +66,8 @@ class Assignment:
     def digest(self) -> bytes:
         """SHA-256 over all of it: what every client of the cohort must have been given alike.
 
-        It is bound into the mask keys (the model hash of secure aggregation), so a coordinator
-        that hands out different models or parameters gets masks that do not cancel.
+        It is bound into the session of secure aggregation (its model hash), so a coordinator that
+        hands out different models or parameters has two sessions, whose shares do not add up.
         """
         head = self.head
         digest = hashlib.sha256(b"fedsys assignment v1\x00")
@@ -127,7 +127,7 @@ class Assignment:
 
     @property
     def context(self) -> RoundContext:
-        """What secure aggregation binds into every signature and every mask of this round."""
+        """What secure aggregation binds into every signature and every share of this round."""
         return RoundContext(job=self.job, round=self.round, model_hash=self.digest)
 
 

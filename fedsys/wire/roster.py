@@ -173,30 +173,18 @@ class RosterChain:
         """
         added = []
         for signed in news:
-            statement = self.successor(signed)
-            if statement is not None:
-                self.versions.append(statement)
-                added.append(statement)
-        return added
-
-    def successor(self, signed: SignedStatement) -> RosterStatement | None:
-        """The next version, which nothing is done with yet; None if it is held already.
-
-        A party that keeps its chain on disk writes the statement before it appends to `versions`.
-
-        Raises:
-            ProtocolError: a signature, the chain or a version does not fit.
-        """
-        statement = RosterStatement.decode(signed.statement)
-        held = self.find(statement.version)
-        if held is None:
+            statement = RosterStatement.decode(signed.statement)
+            held = self.find(statement.version)
+            if held is not None:
+                if held.hash != statement.hash:
+                    raise ProtocolError(
+                        f"roster version {statement.version} differs from the one accepted before"
+                    )
+                continue
             self._check(statement, signed)
-            return statement
-        if held.hash != statement.hash:
-            raise ProtocolError(
-                f"roster version {statement.version} differs from the one accepted before"
-            )
-        return None
+            self.versions.append(statement)
+            added.append(statement)
+        return added
 
     def _check(self, statement: RosterStatement, signed: SignedStatement) -> None:
         check_successor(self.newest, statement)

@@ -3,8 +3,8 @@
     python -m simulations.benchmarks.secure_round --agents 100 --dimension 1000000
 
 The coordinator is the deployed one, the agents are real sessions with updates of zeros (see
-`simulations.testbed.crowd`): keys, shares, masks, uploads, unmasking and the commit are all there,
-training and noise are not. All share this machine's cores.
+`simulations.testbed.crowd`): keys, shares, encryption, uploads, the committee's part and the commit
+are all there, training and noise are not. All share this machine's cores.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1, help="how many, from that seed on")
     parser.add_argument("--trace", action="store_true", help="print what happened, line by line")
     asked = parser.parse_args()
+    logging.disable(logging.ERROR)  # what agents log is in the trace
     started = time.monotonic()
     broken, ends, crashes, commits = 0, Counter[str](), 0, 0
     for seed in range(asked.seed, asked.seed + asked.count):

@@ -1,169 +1,156 @@
-"""An agent of a schedule: the product's `Agent`, `Journal` and `FileStore`, on failing disks."""
+"""An agent of a schedule: the product's `Session`, its journal and its stores, on failing disks."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from client.agent import Agent
-from client.journal import Journal
+from client.identity import Credentials
 from client.policy import Policy
-from client.privatize import privatize
+from client.session import Session
+from client.volatile import VolatileStore
 from fedsys.errors import FedsysError
-from fedsys.privacy import Mechanism, PrivacyPlan
-from fedsys.wire import Assignment
+from fedsys.privacy import Entropy
+from fedsys.secret_files import write_secret
+from fedsys.wire import Assignment, fleet_pb2
+from fedsys.wire.roster import RosterStatement, SignedStatement, signed_message
 from fedsys.wire.terms import Terms
-from secure_agg import (
-    FileStore,
-    Floor,
-    Identity,
-    Roster,
-    SecAggParams,
-    SecureAggError,
-    Shared,
-)
-from secure_agg.messages import Kind, kind_of
+from secure_agg import Identity, SecureAggError
+from secure_agg.marks import Marks
 from simulations.deterministic.dice import Dice
-from simulations.deterministic.invariants import Witness
-from simulations.deterministic.storage import Disk
+from simulations.deterministic.storage import TMPFS, Disk
 
-__all__ = ["AgentParty", "Ask"]
+__all__ = ["AgentParty", "found", "roster_of"]
 
-JOURNAL = "journal.json"
+DEVICE = "device"
+TASK = "digits"
+CODE = "c0de"
+
+Said = Callable[[int, fleet_pb2.Up], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ask:
-    """One message of the coordinator to one agent; enough for an agent that has just restarted."""
+def roster_of(identities: Sequence[Identity]) -> RosterStatement:
+    """The first roster; client k is node k + 1."""
+    members = {client + 1: each.public_bytes for client, each in enumerate(identities)}
+    return RosterStatement(version=1, previous=b"", members=members, colluders=0)
 
-    assignment: Assignment
-    params: SecAggParams
-    message: bytes
+
+def found(disk: Disk, client: int, identity: Identity, roster: RosterStatement, seed: int) -> None:
+    """Make what a device that has joined has on its disk, durably."""
+    authority = Ed25519PrivateKey.from_private_bytes(Dice(seed, "authority").bytes(32))
+    folder = disk.root / DEVICE
+    folder.mkdir()
+    write_secret(folder / "identity.ed25519", identity.private_bytes())
+    Credentials(
+        folder=folder,
+        node=client + 1,
+        name=f"agent-{client}",
+        coordinator="localhost:1",
+        identity=identity,
+        ca=b"",
+        roster_key=authority.public_key().public_bytes_raw(),
+        signer=bytes(32),
+    ).store(
+        [
+            SignedStatement(
+                statement=roster.encoded, signature=authority.sign(signed_message(roster.encoded))
+            )
+        ]
+    )
+    disk.settle()
+
+
+class _DiceWorker:
+    """Updates as the dice fall, another one each time."""
+
+    sha256 = CODE
+
+    def __init__(self, dice: Dice) -> None:
+        self._dice = dice
+
+    def check(self, terms: Terms) -> None:
+        """Everything can be trained."""
+
+    def train(
+        self, terms: Terms, assignment: Assignment, client: int, entropy: Entropy
+    ) -> NDArray[np.float32]:
+        """(1, d)."""
+        raw = np.frombuffer(self._dice.bytes(2 * terms.dimension), "<i2")
+        return (raw / 32768.0).astype(np.float32)[np.newaxis]
 
 
 class AgentParty:
     """One agent over its restarts; `boot` is what a process does when it starts.
 
     Args:
-        id: in the roster.
-        identity: its key, which no crash takes.
-        roster: the population.
-        plan: of the job.
+        id: its client number.
         most: rounds in which its owner lets it take part.
-        disk: keeps its store and its journal.
+        disk: of a device that has joined.
         dice: for its updates and all its secrets.
-        shared: work shared within this process; it holds no state of a protocol.
-        witness: sees its inputs.
+        say: takes what it sends.
     """
 
-    def __init__(
-        self,
-        *,
-        id: int,
-        identity: Identity,
-        roster: Roster,
-        plan: PrivacyPlan,
-        most: int | None,
-        disk: Disk,
-        dice: Dice,
-        shared: Shared,
-        witness: Witness,
-    ) -> None:
+    def __init__(self, *, id: int, most: int | None, disk: Disk, dice: Dice, say: Said) -> None:
         self.id = id
         self.disk = disk
-        self._identity = identity
-        self._roster = roster
-        self._plan = plan
         self._policy = Policy(max_participations=most)
         self._dice = dice
-        self._shared = shared
-        self._witness = witness
-        self._agent: Agent | None = None
-        self._round = 0
-        self._mechanism: Mechanism | None = None
-        self._journal: Journal | None = None
-        self._vector: tuple[int, NDArray[Any]] | None = None
+        self._say = say
+        self._session: Session | None = None
 
     def boot(self) -> None:
-        """A fresh process: nothing is left but the store and the journal."""
-        path = self.disk.root / JOURNAL
-        begun = self.disk.durable(path) is not None  # then it must be there
-        journal = self._journal = Journal(path) if begun else Journal.begin(path)
-        self._agent = Agent(
-            id=self.id,
-            identity=self._identity,
-            roster=self._roster,
-            policy=self._policy,
-            floor=Floor(modulus_bits=self._plan.modulus_bits),
-            entropy=self._dice.bytes,
-            store=FileStore(self.disk.root / "round.state"),
-            counted=journal,
-            shared=self._shared,
+        """A fresh process: it has what is on the disk and in the machine's memory, and says hello."""
+        folder, memory = self.disk.root / DEVICE, self.disk.root / TMPFS
+        memory.mkdir(exist_ok=True)
+        self._session = Session(
+            credentials=Credentials.load(folder),
+            worker=_DiceWorker(self._dice),
+            policy=lambda: self._policy,
+            noise=lambda _round: self._dice.bytes,
+            keys=self._dice.bytes,
+            volatile=VolatileStore(folder, memory),
         )
-        self._round, self._mechanism, self._vector = 0, None, None
+        self._say(self.id, self._session.hello())
+
+    def take(self, messages: Sequence[fleet_pb2.Down]) -> str:
+        """Messages arrive, in this order; says what was done about them, for the trace."""
+        if self._session is None:
+            return "nobody is there"
+        answers = 0
+        for message in messages:
+            try:
+                answer = self._session.handle(message)
+            except (SecureAggError, FedsysError) as error:
+                return f"{type(error).__name__}: {error}"
+            if answer is not None:
+                answers += 1
+                self._say(self.id, answer)
+        return "answered" if answers else "noted"
+
+    # -- what a loss of power could not take -------------------------------------------------------
+
+    def certain(self, path: str) -> bytes | None:
+        """A file of its folder; None: maybe not even that is left."""
+        return self.disk.durable(self.disk.root / DEVICE / path)
 
     @property
-    def counted(self) -> frozenset[int]:
-        """Rounds that a loss of power could not make this agent forget."""
-        content = self.disk.durable(self.disk.root / JOURNAL)
+    def counted(self) -> tuple[frozenset[int], frozenset[int]]:
+        """Rounds that it counts as joined, and those in which it knows that a vector left."""
         try:
-            jobs = json.loads(content or b"")["jobs"]
+            jobs = json.loads(self.certain("journal.json") or b"")["jobs"]
         except ValueError:
-            return frozenset()
-        return frozenset(number for job in jobs for number in job["joined"])
+            return frozenset(), frozenset()
+        joined = (number for job in jobs for number in job["joined"])
+        return frozenset(joined), frozenset(n for job in jobs for n in job["uploaded"])
 
-    def answer(self, ask: Ask) -> bytes | str:
-        """The reply, or why there is none."""
-        agent, assignment = self._agent, ask.assignment
-        if agent is None or assignment.round < self._round:
-            return "of a round that is over"
-        kind = kind_of(ask.message)
+    @property
+    def marks(self) -> Marks:
+        """Secure aggregation's marks of what it did."""
         try:
-            if assignment.round > self._round:
-                self._agree(assignment.job)
-                mechanism = agent.resume(assignment)
-                if mechanism is None and kind is not Kind.BEGIN:
-                    return "of a round that it never joined"
-                self._mechanism = mechanism or agent.accept(assignment, ask.params)
-                self._round = assignment.round
-            if kind is Kind.DELIVERY and not agent.masked and self._mechanism is not None:
-                self._provide(agent, assignment, self._mechanism)
-            return agent.handle(ask.message)
-        except (SecureAggError, FedsysError) as refusal:
-            return f"{type(refusal).__name__}: {refusal}"
-
-    def _agree(self, job: bytes) -> None:
-        if self._journal is not None:
-            self._journal.agree(
-                Terms(
-                    job=job,
-                    name="schedule",
-                    task="none",
-                    options={},
-                    task_sha256="",
-                    local={},
-                    path="loop",
-                    dimension=self._plan.dimension,
-                    example_clip=1.0,
-                    plan=self._plan,
-                    seed=0,
-                    roster_version=1,
-                    roster_hash=self._roster.hash.hex(),
-                )
-            )
-
-    def _provide(self, agent: Agent, assignment: Assignment, mechanism: Mechanism) -> None:
-        """One vector a process and round, so that the witness knows which one was masked."""
-        if self._vector is None or self._vector[0] != assignment.round:
-            raw = np.frombuffer(self._dice.bytes(2 * len(assignment.weights)), "<i2")
-            update = (raw / 32768.0).astype(np.float32)[np.newaxis]
-            privatized = privatize(
-                mechanism, update, seed=assignment.digest, entropy=self._dice.bytes
-            )
-            self._vector = assignment.round, privatized.vectors[0]
-        self._witness.provides(self.id, assignment.round, self._vector[1])
-        agent.provide(self._vector[1])
+            return Marks.unpack(self.certain("round.state") or b"")
+        except SecureAggError:
+            return Marks()

@@ -2,94 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
+import dataclasses
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fedsys.config import Config, validate
+from fedsys.config import Config
 from fedsys.durable import write_atomically
 from fedsys.errors import BudgetExceeded, LedgerClosed
-from fedsys.privacy import PrivacyPlan, Signer
-from secure_agg import Roster, SecureAggError, Shared
+from fedsys.privacy import Signer
+from fedsys.wire import fleet_pb2
+from fedsys.wire.roster import RosterStatement
+from fedsys.wire.terms import Terms
+from secure_agg import SecureAggError, draw_committee
+from secure_agg.messages import kind_of
 from server.checkpoint import sha256_of_weights
 from server.coordinator import OpenRound, SumRefused
 from server.job import Job, JobFacts
 from server.job_beginning import JobSpec, restore_job, start_job
-from server.job_settings import plan_for
-from server.rounds import RoundAborted, SecureRound
+from server.rounds import RoundAborted, SecureRound, params_for
 from server.run_folder import RunFolder
-from simulations.deterministic.agent import Ask
+from simulations.deterministic.agent import CODE
 from simulations.deterministic.dice import Dice
 from simulations.deterministic.invariants import Witness, recorded
-from simulations.deterministic.schedule import DIMENSION, Schedule
+from simulations.deterministic.job import JobDescription
 from simulations.deterministic.storage import Disk
 
-__all__ = ["CoordinatorParty", "JobDescription", "describe"]
+__all__ = ["CoordinatorParty"]
 
 RETRY = 1.5
 DEADLINE = 6.0
+PATIENCE = 3
+"""Times that it offers the job before it begins a round without those who have not answered."""
 
 _FACTS = JobFacts(
     population_known="simulated: exact", roster="simulated", randomness="a schedule's dice"
 )
 
-
-@dataclass(frozen=True, kw_only=True)
-class JobDescription:
-    """What the coordinator is asked to run."""
-
-    config: Config
-    plan: PrivacyPlan
-    weights: NDArray[np.float32]
-
-
-def describe(schedule: Schedule) -> JobDescription:
-    """The job of a schedule; descriptions of like jobs are made once."""
-    return _describe(
-        schedule.population,
-        schedule.expected,
-        schedule.rounds,
-        schedule.dropout,
-        schedule.corrupt,
-        schedule.budget,
-    )
-
-
-@functools.cache
-def _describe(
-    population: int, expected: int, rounds: int, dropout: float, corrupt: float, budget: bool
-) -> JobDescription:
-    # delta is absurd for people, and what lets a population this small abort as often as it does
-    privacy = {"noise_multiplier": 1.0, "delta": 0.95, "clip": 1.0}
-    if budget:
-        privacy["epsilon"] = 0.4
-    config = validate(
-        {
-            "job": {"name": "schedule"},
-            "population": {"clients": population},
-            "cohort": {"expected": expected, "cap": population, "min_survivors": 1},
-            "rounds": {"count": rounds},
-            "privacy": privacy,
-            "aggregation": {"dropout": dropout, "corrupt": corrupt},
-        }
-    )
-    # a plan that pays for a missed quorum exists for no cohort this small: it is made as if sums
-    # came about without one, and what is charged for a round does not depend on that
-    ideal = config.aggregation.model_copy(update={"protocol": "ideal"})
-    unpaid = config.model_copy(update={"aggregation": ideal})
-    return JobDescription(
-        config=config,
-        plan=plan_for(unpaid, population=population, layers=(DIMENSION,)),
-        weights=np.zeros(DIMENSION, dtype=np.float32),
-    )
-
-
-Send = Callable[[int, Ask], None]
+Send = Callable[[int, tuple[fleet_pb2.Down, ...]], None]
 Later = Callable[[float, Callable[[], None]], None]
 
 
@@ -99,11 +48,10 @@ class CoordinatorParty:
     Args:
         job: to be run.
         disk: keeps the run's folder and the signing key.
-        roster: the population.
+        roster: the population; client k is its k-th node.
         dice: for its secrets.
-        shared: work shared within this process.
         witness: sees what it does.
-        send: to an agent.
+        send: to an agent: messages that arrive together.
         later: let something happen in this process after so many seconds, if it still lives.
         ended: called once the job is over.
     """
@@ -113,9 +61,8 @@ class CoordinatorParty:
         *,
         job: JobDescription,
         disk: Disk,
-        roster: Roster,
+        roster: RosterStatement,
         dice: Dice,
-        shared: Shared,
         witness: Witness,
         send: Send,
         later: Later,
@@ -126,21 +73,24 @@ class CoordinatorParty:
         self._description = job
         self._roster = roster
         self._dice = dice
-        self._shared = shared
         self._witness = witness
         self._send = send
         self._later = later
         self._ended = ended
         self._job: Job | None = None
+        self._terms: Terms | None = None
+        self._consenting: set[int] = set()
+        self._prekeys: dict[int, list[bytes]] = {}
+        self._patience = 0
         self._open: OpenRound | None = None
         self._sum: SecureRound | None = None
-        self._outbox: dict[int, bytes] = {}
+        self._outbox: Mapping[int, bytes] = {}
         self._stage = 0
 
     def boot(self) -> None:
         """A fresh process: take the job up where the disk has it, or start it."""
-        self._job = self._open = self._sum = None
-        self._outbox = {}
+        self._job = self._terms = self._open = self._sum = None
+        self._outbox, self._consenting, self._prekeys, self._patience = {}, set(), {}, PATIENCE
         signer = Signer.load_or_create(self.disk.root / "home", entropy=self._dice.bytes)
         description, folder = self._description, self.folder
         if not folder.begun:
@@ -155,6 +105,7 @@ class CoordinatorParty:
                 self._ended(closed.reason)
                 return
             self._witness.restarted(self._job.coordinator.weights, self._job.ledger.view)
+        self._terms = self._agree(self._job)
         self._later(0.0, self._next_round)
 
     def _spec(self, config: Config, signer: Signer) -> JobSpec:
@@ -167,20 +118,82 @@ class CoordinatorParty:
             entropy=self._dice.bytes,
         )
 
-    def take(self, round: int, agent: int, reply: bytes) -> str:
-        """A reply arrives; says what became of it, for the trace."""
-        if self._open is None or self._sum is None or round != self._open.number:
+    def _agree(self, job: Job) -> Terms:
+        """The terms that agents are asked to agree to, and that every round names."""
+        coordinator, config = job.coordinator, job.config
+        terms = Terms(
+            job=coordinator.terms.job,
+            name=config.job.name,
+            task=config.task.name,
+            options=config.task.options,
+            task_sha256=CODE,
+            local=coordinator.terms.local,
+            path="loop",
+            dimension=len(coordinator.weights),
+            example_clip=1.0,
+            plan=job.plan,
+            seed=coordinator.terms.seed,
+            roster_version=self._roster.version,
+            roster_hash=self._roster.hash.hex(),
+        )
+        coordinator.terms = dataclasses.replace(coordinator.terms, agreed=terms.digest)
+        return terms
+
+    # -- what agents say ---------------------------------------------------------------------------
+
+    def take(self, agent: int, message: fleet_pb2.Up) -> str:
+        """A message arrives; says what became of it, for the trace."""
+        if self._terms is None:
+            return "of a job that is over"
+        kind = message.WhichOneof("content")
+        if kind == "hello":
+            if message.hello.prekeys:  # in place of all that it lost
+                self._prekeys[agent] = list(message.hello.prekeys)
+            self._send(agent, (self._offer(agent), *self._invited(agent)))
+        elif kind == "consent":
+            if (message.consent.job, message.consent.terms) == (
+                self._terms.job,
+                self._terms.digest,
+            ):
+                self._consenting.add(agent)
+            self._keep(agent, message.consent.prekeys)
+        elif kind == "prekeys":
+            self._keep(agent, message.prekeys.prekeys)
+        elif kind == "countersignature":
+            self._keep(agent, message.countersignature.prekeys)
+        elif kind == "answer":
+            return self._answer(agent, message.answer)
+        elif kind == "refusal":
+            return f"refused: {message.refusal.reason}"
+        return "noted"
+
+    def _keep(self, agent: int, prekeys: object) -> None:
+        held = self._prekeys.setdefault(agent, [])
+        held += [key for key in prekeys if key not in held]  # type: ignore[attr-defined]
+
+    def _answer(self, agent: int, answer: fleet_pb2.Answer) -> str:
+        open_, sum_ = self._open, self._sum
+        if open_ is None or sum_ is None:
             return "of a round that is over"
         said = "taken"
         try:
-            self._sum.receive(agent, reply)
+            sum_.receive(agent, answer.message)
         except SecureAggError as error:
             said = f"{type(error).__name__}: {error}"
-        for blamed, why in self._sum.blamed.items():
+        else:
+            self._witness.took(open_.number, agent, kind_of(answer.message))
+        for blamed, why in sum_.blamed.items():
             self._witness.blames(blamed, why)
-        if not self._sum.waiting:
+        if not sum_.waiting & self._consenting:
             self._close_stage(self._stage)
         return said
+
+    # -- rounds ------------------------------------------------------------------------------------
+
+    def _offer(self, agent: int) -> fleet_pb2.Down:
+        terms = b"" if self._terms is None else self._terms.encoded
+        held = len(self._prekeys.get(agent, []))
+        return fleet_pb2.Down(offer=fleet_pb2.Offer(terms=terms, prekeys=held))
 
     def _next_round(self) -> None:
         job = self._job
@@ -190,45 +203,100 @@ class CoordinatorParty:
         if coordinator.reserved >= job.plan.rounds:
             self._end("completed")
             return
+        missing = [k for k in range(job.plan.population) if k not in self._consenting]
+        if missing and self._patience > 0:
+            self._patience -= 1
+            for agent in missing:
+                self._send(agent, (self._offer(agent),))
+            self._later(RETRY, self._next_round)
+            return
+        self._patience = PATIENCE
         try:
             open_ = self._open = coordinator.begin_round(self._dice.bytes)
         except BudgetExceeded:
             self._end("budget-exhausted")
             return
         self._witness.drew(open_.number)
-        aggregation = job.config.aggregation
         try:
-            self._sum = SecureRound(
-                open=open_,
-                mechanism=coordinator.mechanism,
-                roster=self._roster,
-                corrupt=aggregation.corrupt,
-                dropout=aggregation.dropout,
-                shared=self._shared,
-            )
+            self._sum = self._secure(job, open_)
+            messages = self._sum.begin()
         except RoundAborted as abort:
             self._abort(abort)
             return
-        self._open_stage(self._sum.begin())
+        self._witness.opened(open_.number, self._sum.params)
+        self._open_stage(messages)
 
-    def _open_stage(self, messages: dict[int, bytes]) -> None:
+    def _secure(self, job: Job, open_: OpenRound) -> SecureRound:
+        mechanism, roster = job.coordinator.mechanism, self._roster.roster
+        params = params_for(job.plan, mechanism, roster, len(open_.cohort))
+        committee = draw_committee(
+            open_.cohort, params.committee, open_.assignment.context, roster.hash
+        )
+        ready = [k for k in committee if k in self._consenting and self._prekeys.get(k)]
+        return SecureRound(
+            open=open_,
+            mechanism=mechanism,
+            roster=roster,
+            params=params,
+            prekeys={agent: self._prekey(agent) for agent in ready},
+        )
+
+    def _prekey(self, agent: int) -> bytes:
+        """An agent's oldest sealing key, which is never named again."""
+        return self._prekeys[agent].pop(0)
+
+    def _open_stage(self, messages: Mapping[int, bytes]) -> None:
         self._stage += 1
-        stage = self._stage
+        stage, sum_ = self._stage, self._sum
         self._outbox = messages
-        self._offer(stage)
+        for agent in sorted(messages):
+            if sum_ is not None and sum_.stage != "upload" and (asked := self._asked(agent)):
+                self._send(agent, (fleet_pb2.Down(stage=asked),))
+        if sum_ is not None and sum_.stage == "upload":
+            self._invite(messages)
+        self._later(RETRY, lambda: self._remind(stage))
         self._later(DEADLINE, lambda: self._close_stage(stage))
 
-    def _offer(self, stage: int) -> None:
-        """Send, and send again, what is not answered yet."""
-        if stage != self._stage or self._sum is None or self._open is None:
-            return
+    def _remind(self, stage: int) -> None:
+        """Send again what is not answered yet, as to a process that may have been restarted."""
+        if stage == self._stage and self._sum is not None:
+            self._invite(self._sum.waiting)
+            self._later(RETRY, lambda: self._remind(stage))
+
+    def _invite(self, agents: Iterable[int]) -> None:
+        for agent in sorted(agents):
+            if messages := self._invited(agent):
+                self._send(agent, messages)
+
+    def _invited(self, agent: int) -> tuple[fleet_pb2.Down, ...]:
+        """What an agent needs to answer the current stage, if an answer is awaited from it."""
+        stage, open_, sum_ = self._asked(agent), self._open, self._sum
+        if stage is None or open_ is None or sum_ is None:
+            return ()
+        assignment = open_.assignment
+        model = fleet_pb2.Model(
+            job=assignment.job, round=open_.number, weights=assignment.weights_bytes
+        )
+        invitation = fleet_pb2.Invitation(
+            job=assignment.job,
+            round=open_.number,
+            assignment=assignment.head,
+            params=sum_.params.encode(),
+            stage=stage,
+        )
+        return fleet_pb2.Down(model=model), fleet_pb2.Down(invitation=invitation)
+
+    def _asked(self, agent: int) -> fleet_pb2.Stage | None:
+        """The message of the current stage to an agent, about to leave."""
+        open_, sum_ = self._open, self._sum
+        if open_ is None or sum_ is None or agent not in sum_.waiting & self._consenting:
+            return None
+        assignment, message = open_.assignment, self._outbox[agent]
         ledger = self.disk.durable(self.folder.ledger)
-        assignment = self._open.assignment
-        for agent in sorted(self._sum.waiting):
-            message = self._outbox[agent]
-            self._witness.asks(assignment, self._open.cohort, message, ledger)
-            self._send(agent, Ask(assignment=assignment, params=self._sum.params, message=message))
-        self._later(RETRY, lambda: self._offer(stage))
+        self._witness.asks(assignment, open_.cohort, agent, message, ledger)
+        return fleet_pb2.Stage(
+            job=assignment.job, round=open_.number, step=self._stage, message=message
+        )
 
     def _close_stage(self, stage: int) -> None:
         if stage != self._stage or self._sum is None:
@@ -250,24 +318,40 @@ class CoordinatorParty:
         self._stage += 1
         result = sum_.result
         self._witness.sums(open_.number, result)
-        with contextlib.suppress(SumRefused):  # then the round is recorded as aborted
+        committed = True
+        try:
             job.coordinator.finish_round(
                 result.total,
                 result.included,
                 noise_entropy=self._dice.bytes,
                 diagnostics={"dropped": {name: len(ids) for name, ids in result.dropped.items()}},
             )
-        self._over()
+        except SumRefused:  # the round is recorded as aborted
+            committed = False
+        self._over(committed=committed)
 
     def _abort(self, abort: RoundAborted) -> None:
-        if self._job is not None:
+        job, open_ = self._job, self._open
+        if job is not None and open_ is not None:
             self._stage += 1
-            self._job.coordinator.abort_round(str(abort), before_unmask=abort.nothing_summed)
-            self._over()
+            self._witness.gives_up(open_.number, str(abort))
+            job.coordinator.abort_round(str(abort), before_unmask=abort.nothing_summed)
+            self._over(committed=False)
 
-    def _over(self) -> None:
+    def _over(self, *, committed: bool) -> None:
+        job, open_ = self._job, self._open
         self._open = self._sum = None
         self._outbox = {}
+        if job is not None and open_ is not None:
+            for agent in open_.cohort:
+                outcome = fleet_pb2.Outcome(
+                    job=open_.assignment.job,
+                    round=open_.number,
+                    committed=committed,
+                    ledger_head=bytes.fromhex(job.ledger.head),
+                    prekeys=len(self._prekeys.get(agent, [])),
+                )
+                self._send(agent, (fleet_pb2.Down(outcome=outcome),))
         self._later(0.1, self._next_round)
 
     def _end(self, status: str) -> None:
@@ -277,5 +361,5 @@ class CoordinatorParty:
         weights = job.coordinator.weights
         write_atomically(self.folder.model, weights.tobytes())
         job.close(status, model_sha256=sha256_of_weights(weights))
-        self._job = None
+        self._job = self._terms = None
         self._ended(status)

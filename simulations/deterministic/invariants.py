@@ -1,23 +1,29 @@
 """What must hold in every schedule, watched from outside: the disk's certain bytes and the wire.
 
-1. A sum is exact, or the round is given up.
-2. No session, mask, signature or share pair is used twice.
-3. Nobody is asked anything before the round's cost is certain to survive a loss of power.
-4. A model is handed out only after its commit is certain to survive; a restart goes on from the
+1. A sum is exact, or the round is given up. Every upload that was taken in time is in it, whatever
+   became of its sender afterwards.
+2. No agent uploads two vectors in a round, endorses two sets, or answers twice; what it did is
+   certain to survive a loss of power before it says so.
+3. No two sums of a round are opened: one set is proposed, and one certified.
+4. A sealing key serves one session. Who lost power in a session has nothing more to say in it.
+5. Nobody is asked anything before the round's cost is certain to survive a loss of power.
+6. A model is handed out only after its commit is certain to survive; a restart goes on from the
    newest committed model.
-5. No round number is used twice, and no cohort is drawn again.
-6. What a replay of the surviving disk charges is at least what was, or may have been, learnt.
-7. The budget of the guaranteed view is never exceeded.
-8. Nobody is blamed: every party here is honest.
-9. Every job ends, and its end survives.
-10. Nothing leaves an agent in a round that a loss of power could make it forget, and no agent takes
+7. No round number is used twice, and no cohort is drawn again.
+8. What a replay of the surviving disk charges is at least what was, or may have been, learnt.
+9. The budget of the guaranteed view is never exceeded.
+10. Nobody is blamed: every party here is honest.
+11. A round is given up only where too few uploads, or too few of its committee, came in time; who
+    is not on the committee is asked for one message and cannot cost it anything afterwards.
+12. Every job ends, and its end survives.
+13. Nothing leaves an agent in a round that a loss of power could make it forget, and no agent takes
     part in more rounds than its owner allows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +42,18 @@ from fedsys.privacy.ledger import LedgerView, read_private
 from fedsys.privacy.ledger.lines import Line
 from fedsys.privacy.ledger.reader import build_view
 from fedsys.wire import Assignment
-from secure_agg import SumResult
-from secure_agg.messages import HEADER_SIZE, Kind, Release, kind_of, unpack_ids
+from secure_agg import SecAggParams, SumResult
+from secure_agg.messages import HEADER_SIZE, Kind, Opening, kind_of
 from server.checkpoint import sha256_of_weights
+from simulations.deterministic.agent import AgentParty
 
 __all__ = ["Violation", "Witness", "recorded"]
 
-_ONCE = {
-    Kind.ADVERT: "joined a session twice",
-    Kind.MASKED: "masked two inputs with the same masks",
-    Kind.CONSISTENCY: "signed two alive sets",
-    Kind.RELEASE: "released twice",
+_TWICE = {
+    Kind.UPLOAD: "uploaded two vectors",
+    Kind.CHECKED: "checked the shares twice",
+    Kind.ENDORSEMENT: "endorsed two sets",
+    Kind.ANSWER: "answered for two sums",
 }
 _VIEWS = ("outsider", "participant", "server")
 _SLACK = 1e-9
@@ -62,12 +69,15 @@ class _Round:
 
     assignment: Assignment
     cohort: frozenset[int]
-    alive: frozenset[int] | None = None
-    unmasked: bool = False
+    committee: frozenset[int] = frozenset()
+    proposal: bytes | None = None
+    proposed: frozenset[int] = frozenset()
+    certified: bool = False
+    taken: dict[Kind, set[int]] = field(default_factory=dict)
 
 
 class Witness:
-    """Sees every message that leaves a party, lost ones too, and the coordinator's disk.
+    """Sees every message that leaves a party, lost ones too, and all disks.
 
     Args:
         plan: of the job.
@@ -82,10 +92,13 @@ class Witness:
         self._spoke: dict[int, set[int]] = {}
         self._rounds: dict[int, _Round] = {}
         self._drawn: set[int] = set()
-        self._said: dict[tuple[int, bytes, Kind], bytes] = {}
-        self._signed: dict[tuple[int, int], bytes] = {}
-        self._mask_keys: dict[bytes, tuple[int, bytes]] = {}
-        self._released: dict[tuple[bytes, int], int] = {}
+        self._parameters: dict[int, SecAggParams] = {}
+        self._said: dict[tuple[int, int, Kind], bytes] = {}
+        self._named: dict[tuple[bytes, int], bytes] = {}
+        self._served: dict[bytes, bytes] = {}
+        self._lives: dict[int, int] = {}
+        self._entered: dict[tuple[int, bytes], int] = {}
+        self._provided: dict[int, NDArray[Any]] = {}
         self._inputs: dict[tuple[int, int], NDArray[Any]] = {}
 
     # -- the coordinator -------------------------------------------------------------------------
@@ -100,6 +113,7 @@ class Witness:
         self,
         assignment: Assignment,
         cohort: Sequence[int],
+        agent: int,
         message: bytes,
         ledger: bytes | None,
     ) -> None:
@@ -108,6 +122,7 @@ class Witness:
         Args:
             assignment: of the round.
             cohort: of the round.
+            agent: whom it asks.
             message: about to leave.
             ledger: the certain bytes of the ledger.
         """
@@ -118,10 +133,25 @@ class Witness:
             seen = self._rounds[number] = _Round(assignment=assignment, cohort=frozenset(cohort))
         if seen.assignment.digest != assignment.digest or seen.cohort != frozenset(cohort):
             raise Violation(f"round {number} was used twice: two cohorts or two models")
-        kind = kind_of(message)
-        if kind is Kind.ALIVE:
-            seen.alive = frozenset(unpack_ids(message[HEADER_SIZE:], "alive set"))
-        seen.unmasked |= kind is Kind.UNMASK
+        kind, session, body = kind_of(message), message[2:HEADER_SIZE], message[HEADER_SIZE:]
+        if kind is Kind.OPENING:
+            self._opens(seen, session, Opening.parse(body))
+        elif agent not in seen.committee:
+            raise Violation(f"agent {agent} is asked for more than its upload in round {number}")
+        if kind is Kind.PROPOSAL:
+            self._proposes(seen, body)
+        seen.certified |= kind is Kind.CERTIFICATE
+
+    def _proposes(self, seen: _Round, body: bytes) -> None:
+        if seen.proposal not in (None, body):
+            raise Violation(f"two sets were proposed in round {seen.assignment.round}")
+        seen.proposal = body
+        seen.proposed = frozenset(seen.taken.get(Kind.UPLOAD, ()))
+
+    def _opens(self, seen: _Round, session: bytes, opening: Opening) -> None:
+        seen.committee = frozenset(opening.committee)
+        for member, prekey in zip(opening.committee, opening.prekeys, strict=True):
+            self._named[session, member] = prekey
 
     def _check_reserved(self, assignment: Assignment, ledger: bytes | None) -> None:
         number = assignment.round
@@ -134,13 +164,41 @@ class Witness:
         if sha256_of_weights(assignment.weights) != newest:
             raise Violation(f"round {number} hands out a model that is not the newest committed")
 
+    def opened(self, round: int, params: SecAggParams) -> None:
+        """The coordinator begins a round with these parameters."""
+        self._parameters[round] = params
+
+    def took(self, round: int, agent: int, kind: Kind) -> None:
+        """The coordinator took a message in time."""
+        self._rounds[round].taken.setdefault(kind, set()).add(agent)
+
     def sums(self, round: int, result: SumResult) -> None:
         """The coordinator has a sum."""
         expected = np.zeros_like(result.total)
         for agent in result.included:
-            expected += self._inputs[agent, round]
+            expected += self._inputs[agent, round].astype(expected.dtype)
         if not np.array_equal(expected, result.total):
             raise Violation(f"the sum of round {round} is not the sum of {result.included}")
+        missing = self._rounds[round].taken.get(Kind.UPLOAD, set()) - set(result.included)
+        if missing:
+            raise Violation(f"uploads of {sorted(missing)} were taken in round {round}, not summed")
+
+    def gives_up(self, round: int, why: str) -> None:
+        """The coordinator gives a round up."""
+        seen, params = self._rounds.get(round), self._parameters.get(round)
+        if seen is None or params is None:
+            return  # no such cohort is served, or too few have a sealing key
+        came = {kind: len(agents) for kind, agents in seen.taken.items()}
+        if came.get(Kind.UPLOAD, 0) < max(params.min_included, self._plan.min_survivors):
+            return
+        needed = {
+            Kind.CHECKED: params.needed,
+            Kind.ENDORSEMENT: params.quorum,
+            Kind.ANSWER: params.threshold,
+        }
+        if any(came.get(kind, 0) < least for kind, least in needed.items()):
+            return
+        raise Violation(f"round {round} was given up ({why}) though {came} came in time")
 
     def blames(self, agent: int, why: str) -> None:
         """The coordinator blames an agent."""
@@ -167,57 +225,67 @@ class Witness:
             raise Violation(f"the {view}'s budget {budget:g} was exceeded")
 
     def learnt(self) -> Epsilons:
-        """Epsilon of all that was asked: a round that was never unmasked told the server nothing,
-        one that was told it the sum of the alive set."""
+        """Epsilon of all that was asked: a round without a certificate told the server nothing, one
+        with a certificate the sum of the proposed set."""
         accountant = ViewAccountant(self._plan)
         for seen in self._rounds.values():
             event = event_from_json(dict(seen.assignment.mechanism))
-            summed = (seen.alive or seen.cohort) if seen.unmasked else frozenset[int]()
+            summed = seen.proposed if seen.certified else frozenset[int]()
             accountant.charge(event, sorted(seen.cohort), sorted(summed))
         return accountant.spent()
 
     # -- agents ----------------------------------------------------------------------------------
 
-    def provides(self, agent: int, round: int, vector: NDArray[Any]) -> None:
-        """An agent hands its vector to be masked; the last one before it uploads counts."""
-        self._inputs[agent, round] = vector.copy()
+    def lost_power(self, agent: int) -> None:
+        """An agent's machine loses what it had in memory."""
+        self._lives[agent] = self._lives.get(agent, 0) + 1
 
-    def says(self, agent: int, round: int, message: bytes, counted: Collection[int]) -> None:
-        """An agent sends a message.
+    def provides(self, agent: int, vector: NDArray[Any]) -> None:
+        """An agent hands its vector to be encrypted; the last one before it uploads counts."""
+        self._provided[agent] = vector.copy()
+
+    def says(self, party: AgentParty, round: int, message: bytes) -> None:
+        """An agent sends a message of secure aggregation.
 
         Args:
-            agent: which.
+            party: which.
             round: it belongs to.
             message: about to leave.
-            counted: rounds in this agent's journal that a loss of power cannot take from it.
         """
-        if round not in counted:
+        agent, (joined, uploaded) = party.id, party.counted
+        kind, session = kind_of(message), message[2:HEADER_SIZE]
+        if round not in joined or (kind is Kind.UPLOAD and round not in uploaded):
             raise Violation(f"agent {agent} spoke in round {round} before it was certain to count")
         spoke = self._spoke.setdefault(agent, set())
         spoke.add(round)
         if len(spoke) > self._most.get(agent, len(spoke)):
             raise Violation(f"agent {agent} took part in rounds {sorted(spoke)}: too many")
-        kind, session, body = kind_of(message), message[2:HEADER_SIZE], message[HEADER_SIZE:]
-        if kind in _ONCE:
-            before = self._said.setdefault((agent, session, kind), message)
-            if before != message:
-                raise Violation(f"agent {agent} {_ONCE[kind]} (round {round})")
-        if kind is Kind.ADVERT:
-            mine = agent, session
-            if self._mask_keys.setdefault(body[32:64], mine) != mine:
-                raise Violation(f"agent {agent} used one mask key in two sessions")
-        elif kind is Kind.CONSISTENCY:
-            if self._signed.setdefault((agent, round), message) != message:
-                raise Violation(f"agent {agent} signed two alive sets (round {round})")
-        elif kind is Kind.RELEASE:
-            self._shares(agent, session, Release.parse(body))
+        if self._said.setdefault((agent, round, kind), message) != message:
+            raise Violation(f"agent {agent} {_TWICE[kind]} (round {round})")
+        life = self._lives.get(agent, 0)
+        if self._entered.setdefault((agent, session), life) != life:
+            raise Violation(f"agent {agent} goes on with round {round} after it lost power")
+        self._check_marked(party, round, kind, session)
+        if kind is not Kind.UPLOAD:
+            key = self._named[session, agent]
+            if self._served.setdefault(key, session) != session:
+                raise Violation(f"agent {agent} opened shares of two sessions with one sealing key")
+        if kind is Kind.UPLOAD and (agent, round) not in self._inputs:
+            self._inputs[agent, round] = self._provided[agent]
 
-    def _shares(self, agent: int, session: bytes, release: Release) -> None:
-        """Shares of a seed, or of a mask key, of one dealer leave its holders: never both."""
-        rows = [(dealer, half) for dealer, half, _, _ in release.rows]
-        for dealer, half in [(agent, 0), *rows]:
-            if self._released.setdefault((session, dealer), half) != half:
-                raise Violation(f"both kinds of shares that agent {dealer} dealt were released")
+    def _check_marked(self, party: AgentParty, round: int, kind: Kind, session: bytes) -> None:
+        marks = [mark for mark in party.marks.jobs.values() if mark.session == session]
+        marked = {
+            Kind.UPLOAD: any(mark.uploads for mark in marks),
+            Kind.CHECKED: bool(marks),
+            Kind.ENDORSEMENT: any(mark.endorsed for mark in marks),
+            Kind.ANSWER: any(mark.answered for mark in marks),
+        }
+        if not marked[kind]:
+            raise Violation(
+                f"agent {party.id} sent its {kind.name} of round {round} before the mark of it was "
+                f"certain"
+            )
 
 
 def recorded(ledger: Path, private: Path) -> Epsilons:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from simulations.deterministic.dice import Dice
 from simulations.deterministic.network import Ambush, Partition, Weather
 
-__all__ = ["Schedule"]
+__all__ = ["DIMENSION", "Schedule"]
 
-STAGES = ("BEGIN", "COHORT", "NONCES", *("DELIVERY", "ALIVE", "UNMASK") * 2)
+KINDS = ("OPENING", "DELIVERY", "PROPOSAL", *("CERTIFICATE",) * 3)
 DIMENSION = 8
 
 
@@ -21,9 +21,11 @@ class Schedule:
         seed: names it; the same seed replays the same schedule, to the byte.
         population: agents.
         expected: of them in a cohort, on average.
+        private: whether there is noise and a charge for it; such a job has cohorts of one size, for
+            no delta pays for what small ones of any size cost.
         rounds: of the job.
-        dropout: chance that a member is lost, for which secure aggregation is built.
-        corrupt: fraction of it that may collude.
+        corrupt: fraction of a cohort that may collude.
+        committee: members of a drawn committee; None where everybody is on it.
         budget: whether the job has an epsilon that does not suffice for all its rounds.
         weather: of the network.
         calm_at: second from which nothing goes wrong any more, so that the job can end.
@@ -39,9 +41,10 @@ class Schedule:
     seed: int
     population: int
     expected: int
+    private: bool
     rounds: int
-    dropout: float
     corrupt: float
+    committee: int | None
     budget: bool
     weather: Weather
     calm_at: float
@@ -57,8 +60,11 @@ class Schedule:
     def of(cls, seed: int) -> Schedule:
         """The schedule that this seed stands for."""
         dice = Dice(seed, "schedule")
-        population, expected = dice.one_of(((4, 4), (5, 4), (5, 5), (6, 5), (7, 5), (8, 5)))
-        corrupt, dropout = dice.one_of(((0.0, 0.25), (0.0, 0.25), (0.1, 0.1)))
+        population, expected = dice.one_of(((4, 4), (5, 4), (5, 5), (6, 5), (7, 6), (8, 6)))
+        private = dice.chance(0.7)
+        committee = dice.one_of((None, None, 3, 4, 5))
+        if committee is not None and committee >= expected:
+            committee = None
         calm_at = dice.uniform(5.0, 60.0)
         swarm = [dice.chance(0.6) for _ in range(7)]  # a fault that is off lets others go further
         parts = tuple(_partition(dice, population, calm_at) for _ in range(dice.below(4)))
@@ -66,10 +72,11 @@ class Schedule:
             seed=seed,
             population=population,
             expected=expected,
+            private=private,
             rounds=2 + dice.below(2),
-            dropout=dropout,
-            corrupt=corrupt,
-            budget=dice.chance(0.2),
+            corrupt=0.0 if committee is not None else dice.one_of((0.0, 0.0, 0.1)),
+            committee=committee,
+            budget=private and dice.chance(0.3),
             weather=Weather(
                 delay=dice.uniform(0.05, 1.0),
                 straggling=dice.uniform(0.0, 0.15) if swarm[0] else 0.0,
@@ -104,7 +111,7 @@ def _ambush(dice: Dice, population: int) -> Ambush:
     share = dice.uniform(0.2, 1.0)
     return Ambush(
         round=1 + dice.below(3),
-        kind=dice.one_of(STAGES),
+        kind=dice.one_of(KINDS),
         agents=frozenset(agent for agent in range(population) if dice.chance(share)),
         hold=dice.one_of((None, 5.5)),
         seconds=dice.uniform(1.0, 15.0),

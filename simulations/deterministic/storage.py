@@ -5,7 +5,8 @@ watched: flushing a file makes its content durable, flushing a folder makes its 
 and nothing else does (POSIX; a file system may promise more). A process that is killed loses
 nothing of what it wrote; when a machine loses power, each file keeps what was flushed and a prefix
 of what was appended since, the rest possibly as zeros, or some sectors of what was written over it;
-and each name that was made, moved or removed since its folder was flushed is there or is not.
+and each name that was made, moved or removed since its folder was flushed is there or is not. What
+lies below the folder `TMPFS` is in memory: it outlives a process, and no loss of power.
 
 Every flush is also where a party may die (before it, when all is written and nothing durable; or
 after it) or be told that the disk failed.
@@ -24,8 +25,9 @@ from unittest import mock
 
 from simulations.deterministic.dice import Dice
 
-__all__ = ["Crashed", "Disk", "FlushFate", "Storage"]
+__all__ = ["TMPFS", "Crashed", "Disk", "FlushFate", "Storage"]
 
+TMPFS = "tmpfs"
 _FLUSH = os.fsync
 _SECTOR = 512
 
@@ -91,6 +93,15 @@ class Disk:
                 return None
         entry = self._durable.get(name)
         return None if entry is None else entry.content
+
+    def settle(self) -> None:
+        """Everything that is on the disk now is durable."""
+        self._durable = self._tree()
+        self._flushed = {
+            entry.inode: entry.content
+            for entry in self._durable.values()
+            if entry.content is not None
+        }
 
     def flush(self, inode: int) -> bool:
         """A file's content, or a folder's entries, are now durable; False: none of this disk's."""
@@ -163,12 +174,7 @@ class Disk:
                 path.touch(mode=0o600)
                 path.write_bytes(content)
         if self._power_lost:
-            self._durable = self._tree()
-            self._flushed = {
-                entry.inode: entry.content
-                for entry in self._durable.values()
-                if entry.content is not None
-            }
+            self.settle()
 
     def certain(self) -> dict[str, bytes | None]:
         """Name to content of all that a loss of power cannot take; folders have None."""
@@ -195,6 +201,8 @@ class Disk:
         image: dict[str, bytes | None] = {}
         gone: list[str] = []
         for name in sorted(tree.keys() | self._durable.keys()):
+            if name == TMPFS or name.startswith(TMPFS + "/"):
+                continue
             now, then = tree.get(name), self._durable.get(name)
             if any(name.startswith(folder) for folder in gone):
                 continue

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+from unittest import mock
 
+from numpy.typing import NDArray
+
+from client.agent import Agent
 from fedsys.errors import FedsysError
 from fedsys.privacy import read_ledger
-from secure_agg import Identity, Roster, Shared
+from fedsys.wire import fleet_pb2
+from secure_agg import Identity
 from secure_agg.messages import kind_of
 from server.checkpoint import sha256_of_weights
-from simulations.deterministic.agent import AgentParty, Ask
+from simulations.deterministic.agent import AgentParty, found, roster_of
 from simulations.deterministic.clock import Clock
-from simulations.deterministic.coordinator import CoordinatorParty, describe
+from simulations.deterministic.coordinator import CoordinatorParty
 from simulations.deterministic.dice import Dice
 from simulations.deterministic.invariants import Violation, Witness, recorded
+from simulations.deterministic.job import committees_of, describe
 from simulations.deterministic.network import Network
 from simulations.deterministic.schedule import Schedule
 from simulations.deterministic.storage import Crashed, Disk, FlushFate, Storage
@@ -111,31 +118,27 @@ class World:
             job.plan, sha256_of_weights(job.weights), dict.fromkeys(schedule.frugal, 1)
         )
         keys = Dice(seed, "identities")
-        identities = {id: Identity.generate(keys.bytes) for id in range(schedule.population)}
-        roster = Roster({id: it.public_bytes for id, it in identities.items()})
-        shared = Shared()
+        identities = [Identity.generate(keys.bytes) for _ in range(schedule.population)]
+        roster = roster_of(identities)
         self._agents = {
             id: AgentParty(
                 id=id,
-                identity=identity,
-                roster=roster,
-                plan=job.plan,
                 most=1 if id in schedule.frugal else None,
                 disk=self._storage.disk(f"agent-{id}"),
                 dice=Dice(seed, f"agent {id}"),
-                shared=shared,
-                witness=self.witness,
+                say=self._said,
             )
-            for id, identity in identities.items()
+            for id in range(schedule.population)
         }
+        for id, agent in self._agents.items():
+            found(agent.disk, id, identities[id], roster, seed)
         self.coordinator = CoordinatorParty(
             job=job,
             disk=self._storage.disk(COORDINATOR),
             roster=roster,
             dice=Dice(seed, COORDINATOR),
-            shared=shared,
             witness=self.witness,
-            send=self._ask,
+            send=self._sent,
             later=self._later,
             ended=self._end,
         )
@@ -155,7 +158,7 @@ class World:
         Raises:
             Violation: an invariant broke.
         """
-        with self._storage.watched():
+        with self._storage.watched(), committees_of(self.schedule.committee), self._inputs_seen():
             for life in self._lives.values():
                 self._boot(life)
             for _ in range(EVENTS):
@@ -183,37 +186,53 @@ class World:
 
     # -- events ----------------------------------------------------------------------------------
 
-    def _ask(self, agent: int, ask: Ask) -> None:
-        round, kind = ask.assignment.round, kind_of(ask.message).name
-        self._network.opens(round, kind)
-        what = f"round {round} {kind} to agent {agent}"
+    def _sent(self, agent: int, messages: tuple[fleet_pb2.Down, ...]) -> None:
+        """The coordinator sends messages that arrive together."""
+        what = f"{_named(messages)} to agent {agent}"
+        for number, kind in filter(None, map(_stage_of, messages)):
+            self._network.opens(number, kind)
         fate = self._network.carry(
-            agent, inbound=False, arrive=lambda: self._at_agent(agent, ask, what)
+            agent, inbound=False, arrive=lambda: self._at_agent(agent, messages, what)
         )
         self._note(f"{what}: {fate}")
 
-    def _at_agent(self, agent: int, ask: Ask, what: str) -> None:
-        def answer() -> None:
-            reply = party.answer(ask)
-            if isinstance(reply, str):
-                self._note(f"{what}: not answered ({reply})")
-                return
-            self.witness.says(agent, ask.assignment.round, reply, party.counted)
-            self._reply(agent, ask.assignment.round, reply)
+    def _at_agent(self, agent: int, messages: tuple[fleet_pb2.Down, ...], what: str) -> None:
+        def take() -> None:
+            self._note(f"{what}: {party.take(messages)}")
 
         party = self._agents[agent]
-        self._act(self._lives[party.disk.name], answer)
+        self._act(self._lives[party.disk.name], take)
 
-    def _reply(self, agent: int, round: int, reply: bytes) -> None:
+    def _said(self, agent: int, message: fleet_pb2.Up) -> None:
+        """An agent sends a message."""
+
         def take() -> None:
-            self._note(f"{what}: {self.coordinator.take(round, agent, reply)}")
+            self._note(f"{what}: {self.coordinator.take(agent, message)}")
 
-        what = f"round {round} {kind_of(reply).name} from agent {agent}"
+        kind = str(message.WhichOneof("content"))
+        what, sent = f"{kind} from agent {agent}", message.SerializeToString()
+        if kind == "answer":
+            answer = message.answer
+            self.witness.says(self._agents[agent], answer.round, answer.message)
+            what = f"round {answer.round} {kind_of(answer.message).name} from agent {agent}"
+            sent = answer.message
         fate = self._network.carry(
             agent, inbound=True, arrive=lambda: self._act(self._lives[COORDINATOR], take)
         )
-        digest = hashlib.sha256(reply).hexdigest()[:8]
+        digest = hashlib.sha256(sent).hexdigest()[:8]
         self._note(f"{what} ({digest}): {fate}")
+
+    @contextmanager
+    def _inputs_seen(self) -> Iterator[None]:
+        """While this lasts, the witness sees every vector before it is encrypted."""
+        provide, witness = Agent.provide, self.witness
+
+        def seen(agent: Agent, vector: NDArray[Any]) -> None:
+            provide(agent, vector)
+            witness.provides(agent.id, vector)
+
+        with mock.patch.object(Agent, "provide", seen):
+            yield
 
     def _later(self, seconds: float, action: Callable[[], None]) -> None:
         """A timer of the coordinator's process; it dies with it."""
@@ -288,6 +307,8 @@ class World:
 
     def _bury(self, life: _Life, *, power_lost: bool) -> None:
         life.up, life.died = False, self._clock.now
+        if power_lost and life.name != COORDINATOR:
+            self.witness.lost_power(int(life.name.rpartition("-")[2]))
         life.life += 1
         self.crashes += 1
         self._note(f"{life.name} {'lost power' if power_lost else 'was killed'}")
@@ -303,6 +324,23 @@ class World:
 
     def _note(self, line: str) -> None:
         self.trace.append(f"{self._clock.now:9.3f} {line}".replace(self._root, ""))
+
+
+def _stage_of(message: fleet_pb2.Down) -> tuple[int, str] | None:
+    """The round and the kind of a message of secure aggregation."""
+    kind = message.WhichOneof("content")
+    if kind not in ("stage", "invitation"):
+        return None
+    stage = message.stage if kind == "stage" else message.invitation.stage
+    return stage.round, kind_of(stage.message).name
+
+
+def _named(messages: tuple[fleet_pb2.Down, ...]) -> str:
+    """For the trace."""
+    for message in messages:
+        if (found := _stage_of(message)) is not None:
+            return f"round {found[0]} {found[1]}"
+    return "+".join(str(message.WhichOneof("content")) for message in messages)
 
 
 def run(seed: int, *, root: Path | None = None) -> Outcome:

@@ -439,7 +439,11 @@ def test_16_two_sessions_of_one_round() -> None:
         attack()
     with without("one_session"), pytest.raises(StaleRound, match="upload 0 has left"):
         attack()
-    with without("one_session"), without("upload_once"):
+    # The mark of the first session stays: its set, its delivery and its answer are in the way too.
+    with without("one_session"), without("upload_once"), pytest.raises(StageError):
+        attack()
+    again = (without("delivered_once"), without("endorses_once"), without("answers_once"))
+    with without("one_session"), without("upload_once"), again[0], again[1], again[2]:
         found, eve = attack()
     assert found == eve.planted()
 

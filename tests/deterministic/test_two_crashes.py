@@ -1,24 +1,26 @@
-"""An agent killed before its store was certain, then robbed of power, masks no second vector."""
+"""An agent killed at any moment of its upload, then robbed of power, lets out no second vector."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from client.agent import Agent
+from client.volatile import VolatileStore
 from fedsys.wire import Assignment
-from secure_agg import FileStore, Identity, Roster, SecAggParams
-from secure_agg.messages import Kind, kind_of
+from secure_agg import FileStore, Identity, Roster, SealingKeys, SecureAggError
 from server.coordinator import OpenRound
-from server.rounds import SecureRound
-from simulations.deterministic.coordinator import describe
+from server.rounds import SecureRound, params_for
 from simulations.deterministic.dice import Dice
+from simulations.deterministic.job import describe
 from simulations.deterministic.schedule import Schedule
-from simulations.deterministic.storage import Crashed, Disk, FlushFate, Storage
+from simulations.deterministic.storage import TMPFS, Crashed, Disk, FlushFate, Storage
 
 MEMBERS = 4
+FLUSHES = 2  # of the marks: the file, then its folder
 
 
 class Scene:
@@ -29,8 +31,8 @@ class Scene:
         self.storage = Storage(folder, seed, self._fate)
         self.disk = self.storage.disk("member")
         self.storage.acting = self.disk
-        dice = Dice(seed, "keys")
-        self.identities = {id: Identity.generate(dice.bytes) for id in range(MEMBERS)}
+        self.dice = Dice(seed, "keys")
+        self.identities = {id: Identity.generate(self.dice.bytes) for id in range(MEMBERS)}
         self.roster = Roster({id: key.public_bytes for id, key in self.identities.items()})
         plan = describe(Schedule.of(0)).plan
         self.mechanism = plan.build_mechanism()
@@ -43,55 +45,94 @@ class Scene:
             mechanism=plan.event().to_json(),
             seed=0,
         )
-        open_ = OpenRound(number=1, cohort=tuple(range(MEMBERS)), assignment=self.assignment)
-        self.round = SecureRound(
-            open=open_, mechanism=self.mechanism, roster=self.roster, corrupt=0.0, dropout=0.25
+        self.params = params_for(plan, self.mechanism, self.roster, MEMBERS)
+        agents = {0: self.started()} | {
+            id: Agent(id=id, identity=self.identities[id], roster=self.roster)
+            for id in range(1, MEMBERS)
+        }
+        round_ = SecureRound(
+            open=OpenRound(number=1, cohort=tuple(range(MEMBERS)), assignment=self.assignment),
+            mechanism=self.mechanism,
+            roster=self.roster,
+            params=self.params,
+            prekeys={id: agent.sealing.issue(1)[0] for id, agent in agents.items()},
         )
-        self.agents = {id: self.agent(id) for id in range(MEMBERS)}
-        self.delivery = self._until_delivery(self.round.params)
+        self.opening = round_.begin()[0]
+        self.agent = agents[0]
+        self.said: set[bytes] = set()
 
     def _fate(self, disk: Disk) -> FlushFate:
         return self.fates.pop(0) if self.fates else FlushFate()
 
-    def agent(self, id: int) -> Agent:
-        return Agent(
-            id=id,
-            identity=self.identities[id],
+    def started(self) -> Agent:
+        """A process of the first member: what it has is on its disk and in its machine's memory."""
+        memory = self.disk.root / TMPFS
+        memory.mkdir(exist_ok=True)
+        agent = Agent(
+            id=0,
+            identity=self.identities[0],
             roster=self.roster,
-            store=FileStore(self.disk.root / "state") if id == 0 else None,
+            sealing=SealingKeys(
+                self.identities[0],
+                entropy=self.dice.bytes,
+                store=VolatileStore(self.disk.root, memory),
+            ),
+            entropy=self.dice.bytes,
+            store=FileStore(self.disk.root / "state"),
         )
-
-    def _until_delivery(self, params: SecAggParams) -> bytes:
-        for agent in self.agents.values():
-            agent.accept(self.assignment, params)
-        messages = self.round.begin()
-        while kind_of(messages[0]) is not Kind.DELIVERY:
-            for id, message in messages.items():
-                self.round.receive(id, self.agents[id].handle(message))
-            messages = self.round.close_stage()
-        return messages[0]
-
-    def masked(self, agent: Agent, fill: int) -> bytes:
-        """What the first member uploads, given a vector of its own if it has sent none."""
-        if not agent.masked:
-            agent.provide(np.full(self.mechanism.length, fill, dtype=np.uint32))
-        return agent.handle(self.delivery)
-
-    def restarted(self) -> Agent:
-        self.disk.restart()
-        agent = self.agent(0)
-        assert agent.resume(self.assignment) is not None
+        agent.accept(self.assignment, self.params)
         return agent
 
+    def uploads(self, fill: int) -> None:
+        """The first member is asked, and given a vector of its own unless one has left already."""
+        if not self.agent.uploaded:
+            self.agent.provide(np.full(self.mechanism.length, fill, dtype=np.uint32))
+        with suppress(SecureAggError):
+            self.said.add(self.agent.handle(self.opening))
 
-@pytest.mark.parametrize("seed", range(12))
-def test_killed_then_without_power(seed: int, tmp_path: Path) -> None:
+    def dies(self, *, power_lost: bool) -> None:
+        """Its process ends now, and another one starts."""
+        self.disk.die(power_lost=power_lost)
+        self.disk.restart()
+        self.agent = self.started()
+
+
+@pytest.mark.parametrize("dies", ["before", "after"])
+@pytest.mark.parametrize("flush", range(FLUSHES))
+@pytest.mark.parametrize("seed", range(6))
+def test_killed_then_without_power(seed: int, flush: int, dies: str, tmp_path: Path) -> None:
     scene = Scene(tmp_path, seed)
     with scene.storage.watched():
-        # the state is flushed and renamed; the process dies before the folder is flushed
-        scene.fates = [FlushFate(), FlushFate(dies="before")]
+        scene.fates = [FlushFate()] * flush + [FlushFate(dies=dies)]
         with pytest.raises(Crashed):
-            scene.masked(scene.agents[0], 1)
-        said = scene.masked(scene.restarted(), 2)
-        scene.disk.die(power_lost=True)
-        assert scene.masked(scene.restarted(), 3) == said
+            scene.uploads(1)
+        scene.dies(power_lost=False)
+        for fill, power_lost in enumerate((False, True, True), start=2):
+            scene.uploads(fill)
+            scene.dies(power_lost=power_lost)
+    assert len(scene.said) <= 1
+
+
+def test_a_process_that_is_restarted_says_the_same_again(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 0)
+    with scene.storage.watched():
+        for fill in range(3):
+            scene.uploads(fill)
+            scene.dies(power_lost=False)
+        assert len(scene.said) == 1
+        scene.dies(power_lost=True)
+        with pytest.raises(SecureAggError):
+            scene.agent.handle(scene.opening)
+
+
+def test_a_member_that_would_forget_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With marks that do not outlive a loss of power there is a second upload."""
+    monkeypatch.setattr(FileStore, "load", lambda self: None)
+    scene = Scene(tmp_path, 0)
+    with scene.storage.watched():
+        scene.uploads(1)
+        scene.dies(power_lost=True)
+        scene.uploads(2)
+    assert len(scene.said) == 2
