@@ -27,7 +27,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-__all__ = ["DECLARATIONS", "Preprocessing", "builtin", "covers", "tabular", "why_withheld"]
+__all__ = [
+    "DECLARATIONS",
+    "REMEDY",
+    "Preprocessing",
+    "builtin",
+    "covers",
+    "tabular",
+    "why_withheld",
+]
+
+REMEDY = (
+    "prepare rows one by one (task tabular: declare classes, ranges and values), or set "
+    "privacy.mechanism=none"
+)
+"""What helps against a withheld claim."""
 
 Preprocessing = Literal["fixed", "row-local", "client-local", "data-dependent", "undeclared"]
 

@@ -316,7 +316,9 @@ def _plant(
             "cohort": config.cohort.model_copy(
                 update={"cap": plan.cap, "min_survivors": plan.min_survivors}
             ),
-            "aggregation": config.aggregation.model_copy(update={"noise": plan.noise}),
+            "aggregation": config.aggregation.model_copy(
+                update={"noise": plan.noise, "modulus_bits": plan.modulus_bits}
+            ),
         }
     )
     base.engine.close()

@@ -18,10 +18,11 @@ from fedsys import tasks
 from fedsys.config import Config
 from fedsys.durable import write_atomically
 from fedsys.errors import BudgetExceeded
+from fedsys.preprocessing import REMEDY
 from fedsys.privacy import LedgerView, read_ledger
 from server.checkpoint import model_bytes
 from server.coordinator import SumRefused
-from server.job import Job
+from server.job import Job, job_withheld
 from server.job_beginning import JobSpec, restore_job, start_job
 from server.rounds import RoundAborted
 from server.run_folder import RunFolder, disk_errors, free_name
@@ -105,7 +106,9 @@ def run(
             job = start_job(folder, _spec(setting, disk))
         with job.ledger:
             if setting.withheld is not None and observer is not None:
-                observer(f"NO PRIVACY CLAIM: {setting.withheld}; the run's audit will say so")
+                observer(
+                    f"NO PRIVACY CLAIM: {setting.withheld}; the run's audit will fail: {REMEDY}"
+                )
             return run_rounds(setting, job, observer or _ignore)
 
 
@@ -330,7 +333,7 @@ def _report(job: Job, metrics: dict[str, float], clock: _Clock) -> RoundReport:
         number=job.coordinator.reserved,
         of=job.plan.rounds,
         metrics=metrics,
-        spent=lambda: job.epsilon,
+        spent=lambda: None if job_withheld(job.plan, job.facts) else job.epsilon,
         budget=job.budget,
         clients_per_second=clock.clients[-1] / max(clock.seconds[-1], 1e-9),
     )

@@ -35,14 +35,14 @@ def submit(
     """Queue a job; jobs run one after the other."""
     from fedsys.cli.grpc_operator import operator
     from fedsys.config import dump, load
-    from fedsys.preprocessing import builtin, why_withheld
+    from fedsys.preprocessing import REMEDY, builtin, why_withheld
 
     loaded = load(config, overrides or [])
     with operator(folder) as calls:
         status = calls.submit(dump(loaded))
     withheld = why_withheld(builtin(loaded.task.name, loaded.task.options), loaded.privacy.unit)
     if withheld is not None and loaded.privacy.mechanism != "none":
-        typer.echo(f"NO PRIVACY CLAIM: {withheld}; the job's audit will say so", err=True)
+        typer.echo(f"NO PRIVACY CLAIM: {withheld}; the job's audit will fail: {REMEDY}", err=True)
     if quiet:
         typer.echo(status.id)
     else:

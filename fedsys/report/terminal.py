@@ -52,9 +52,11 @@ def print_run(run: Path, audit: AuditResult, *, file: IO[str] | None = None) -> 
     for view, explanation in _VIEWS:
         value = getattr(facts.spent, view) if facts.spent is not None else None
         word, tone = tier(value)
+        if facts.withheld is not None:
+            word = "withheld"
         shown = figures.epsilon(value)
         rows.append((f"ε {view}", shown, f"{word}: {explanation}", _STYLE[tone]))
-    if facts.budget is not None:
+    if facts.budget is not None and facts.withheld is None:
         rows.append(("budget", figures.epsilon(facts.budget), f"for the {facts.guarantee}", ""))
     rows.append(
         (

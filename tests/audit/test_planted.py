@@ -20,7 +20,7 @@ from fedsys.config import Config, load
 from fedsys.errors import AuditInputError, ConfigError
 from fedsys.privacy import AesCtrStream, Entropy
 from fedsys.privacy.ledger import read_private
-from fedsys.privacy.samplers import skellam_sampler
+from fedsys.privacy.noise import noise_sampler
 from fedsys.records import AuditResult, Claim
 from simulations.benchmarks import honest_canaries
 from simulations.canaries import Canaries, run
@@ -206,9 +206,9 @@ def test_ten_thousand_canaries_catch_weak_noise_and_pass_honest_noise(
 ) -> None:
     """m = 10 000, r = 300, one release at a claimed epsilon of 2."""
     monkeypatch.setattr(
-        importlib.import_module("fedsys.privacy.mechanisms.summed_once"),
-        "skellam_sampler",
-        lambda variance: skellam_sampler(variance / weaker**2),
+        importlib.import_module("fedsys.privacy.mechanisms.shares"),
+        "noise_sampler",
+        lambda sigma: noise_sampler(sigma / weaker),
     )
     folder = run(
         one_release(100),

@@ -76,6 +76,8 @@ def test_statistics_over_all_rows_void_every_claim(tmp_path: Path) -> None:
     run = simulated(tmp_path, *table(tmp_path), observer=said.append)
     assert isinstance(said[0], str), "before the first round"
     assert said[0].startswith("NO PRIVACY CLAIM: the data are prepared by looking at all clients'")
+    reports = [event for event in said if isinstance(event, harness.RoundReport)]
+    assert [report.epsilon for report in reports] == [None, None]
     header = read_ledger(run / "ledger.jsonl").header
     assert header["preprocessing"] == "data-dependent"
     assert "no epsilon covers" in header["withheld"]
