@@ -152,6 +152,11 @@ def check_round(
             f"a cohort of {params.n} with at least {params.min_alive} inputs, where at most "
             f"{plan.cap} and at least {plan.min_survivors} were agreed to"
         )
+    if params.modulus_bits != plan.modulus_bits:
+        raise PolicyRefusal(
+            f"a ring of {params.modulus_bits} bits, where {plan.modulus_bits} were agreed to: in "
+            "another one, sums show more than the sum"
+        )
     apart = plan.min_separation
     if plan.sampling != "min-separation":
         apart = None

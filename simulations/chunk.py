@@ -121,7 +121,7 @@ class ChunkTrainer:
             privatized = self.vectors(clients)
             total += privatized.vectors.sum(axis=0, dtype=np.uint64).view(np.int64)
             return Tally(
-                trained=len(clients),
+                trained=self._training(clients),
                 clipped=int(privatized.clipped.sum()),
                 unusable=int((~privatized.finite).sum()),
             )
@@ -132,7 +132,7 @@ class ChunkTrainer:
         np.add(total, self._floating.numpy(), out=total, casting="unsafe")
         self.add_shares(clients, total)
         return Tally(
-            trained=len(clients),
+            trained=self._training(clients),
             clipped=int(found.clipped.sum()),
             unusable=int((~found.finite).sum()),
         )
@@ -158,6 +158,10 @@ class ChunkTrainer:
             clipping=work.clipping,
             entropy=self._noise(clients),
         )
+
+    def _training(self, clients: Sequence[int]) -> int:
+        """How many of them train."""
+        return sum(client not in self._work.exhausted for client in clients)
 
     def _trained(self, clients: Sequence[int]) -> NDArray[np.float32]:
         """(K, d) updates, zeros for clients that contributed as often as they may."""

@@ -190,7 +190,7 @@ def secure_sum(cohort: Cohort) -> Summed:
         present = [id for id in messages if id in agents]
         if stage == "masked_input":
             for chunk, privatized in cohort.privatized(present):
-                summed.trained += len(chunk)
+                summed.trained += sum(id not in cohort.exhausted for id in chunk)
                 summed.clipped += int(privatized.clipped.sum())
                 summed.unusable += int((~privatized.finite).sum())
                 for row, id in enumerate(chunk):

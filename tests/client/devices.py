@@ -170,7 +170,9 @@ class Conversation:
             seed=self.terms.seed,
             terms=self.terms.digest,
         )
-        derived = SecAggParams.derive(n=3, corrupt=0.0, dropout=0.0)
+        derived = SecAggParams.derive(
+            n=3, corrupt=0.0, dropout=0.0, modulus_bits=self.terms.plan.modulus_bits
+        )
         self.params = dataclasses.replace(derived, min_alive=2)
         self.aggregator = Aggregator(
             roster=self.roster.roster,
