@@ -127,7 +127,7 @@ def test_a_mechanism_that_nobody_knows_reaches_no_round(tmp_path: Path) -> None:
             weights=np.zeros(D, dtype=np.float32),
             seed=b"",
             mechanism=body,
-            protocol=protocol,  # type: ignore[arg-type]
+            protocol=protocol,
         )
         with pytest.raises(MechanismError, match="unknown mechanism 'made-up'"):
             trainer.begin(work)

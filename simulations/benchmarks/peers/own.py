@@ -59,7 +59,6 @@ def run_engine(job: config.Config, data: Path, clock: Clock) -> None:
                 weights=weights,
                 seed=bytes(32),
                 mechanism=mechanism.event.to_json(),
-                noise=setting.plan.noise,
                 protocol=protocol,
             )
             chunks = population.chunks(cohort, setting.chunk, processes=engine.processes)
