@@ -125,7 +125,7 @@ class ChunkTrainer:
             privatized = self.vectors(clients)
             total += _signed_sum(privatized.vectors, self._mechanism.modulus_bits)
             return Tally(
-                trained=len(clients),
+                trained=self._training(clients),
                 clipped=int(privatized.clipped.sum()),
                 unusable=int((~privatized.finite).sum()),
             )
@@ -136,7 +136,7 @@ class ChunkTrainer:
         np.add(total, self._floating.numpy(), out=total, casting="unsafe")
         self.add_shares(clients, total)
         return Tally(
-            trained=len(clients),
+            trained=self._training(clients),
             clipped=int(found.clipped.sum()),
             unusable=int((~found.finite).sum()),
         )
@@ -162,6 +162,10 @@ class ChunkTrainer:
             clipping=work.clipping,
             entropy=self._noise(clients),
         )
+
+    def _training(self, clients: Sequence[int]) -> int:
+        """How many of them train."""
+        return sum(client not in self._work.exhausted for client in clients)
 
     def _trained(self, clients: Sequence[int]) -> NDArray[np.float32]:
         """(K, d) updates, zeros for clients that contributed as often as they may."""

@@ -191,7 +191,7 @@ def secure_sum(cohort: Cohort) -> Summed:
     messages: Mapping[int, bytes] = round_.begin()
     alive = [id for id in messages if lost[id] != UPLOAD]
     for chunk, privatized in cohort.privatized(alive):
-        summed.trained += len(chunk)
+        summed.trained += sum(id not in cohort.exhausted for id in chunk)
         summed.clipped += int(privatized.clipped.sum())
         summed.unusable += int((~privatized.finite).sum())
         for row, id in enumerate(chunk):

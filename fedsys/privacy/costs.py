@@ -44,6 +44,7 @@ __all__ = [
     "rdp_epsilon",
     "second_opinion",
     "server_step",
+    "square_of",
     "squares_of",
     "steps_epsilon",
     "together_step",
@@ -98,14 +99,20 @@ def accountant_of(steps: Steps, delta: float) -> Accountant:
     return "pld"
 
 
+def square_of(step: GaussianStep) -> float:
+    """1 / z^2 of one round's steps together as if nothing amplified; infinite without noise."""
+    if step.multiplier <= 0:
+        return math.inf
+    inverse = 1 / step.multiplier
+    return step.count * (inverse * inverse)  # a product, unlike a power, overflows to infinity
+
+
 def squares_of(steps: Steps) -> float:
     """mu^2 = sum 1 / z_t^2 of all steps as if nothing amplified; infinite without noise."""
     total = 0.0
     for step, count in steps.items():
         if count:
-            if step.multiplier <= 0:
-                return math.inf
-            total += count * step.count / step.multiplier**2
+            total += count * square_of(step)
     return total
 
 

@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def _rounds(setting: Setting, rounds: int, device: torch.device) -> tuple[list[float], list[int]]:
     """Seconds and clients of each round."""
-    population, event = setting.population, setting.plan.event()
+    population, event = setting.population, setting.plan.changed(noise="once").event()
     work = RoundWork(
         number=0,
         weights=population.trainer.initial_weights(),

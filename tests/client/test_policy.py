@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from client.conditions import conditions, obstacle
 from client.grpc_host import Backoff
 from client.policy import ApprovedTask, Policy, own_noise
-from fedsys.errors import ConfigError
+from fedsys.errors import ConfigError, MechanismError
+from fedsys.privacy.events import build_event
 
 
 def test_a_fresh_policy_reads_back(tmp_path: Path) -> None:
@@ -91,12 +93,26 @@ def test_idle(busy: float | None, allowed: bool) -> None:
 
 
 def test_own_noise() -> None:
-    shared = {"mechanism": "distributed-gaussian", "noise_multiplier": 2.0, "cap": 16}
-    assert own_noise(shared) == 0.5
-    server = {**shared, "guarantee": "server", "min_survivors": 9, "colluders": 5}
-    assert own_noise(server) == 1.0
-    assert own_noise({"mechanism": "local-gaussian", "noise_multiplier": 3.0}) == 3.0
-    assert own_noise({"mechanism": "central-gaussian", "noise_multiplier": 3.0}) == 0.0
+    assert _noise_of("distributed-gaussian", noise_multiplier=2.0) == pytest.approx(0.5)
+    server: dict[str, Any] = {"guarantee": "server", "min_survivors": 9, "colluders": 5}
+    assert _noise_of("distributed-gaussian", noise_multiplier=2.0, **server) == pytest.approx(1.0)
+    assert _noise_of("local-gaussian", noise_multiplier=3.0) == pytest.approx(3.0)
+    assert _noise_of("central-gaussian", noise_multiplier=3.0) == 0.0
+    assert _noise_of("distributed-gaussian", noise_multiplier=3.0, encoding="narrow") > 0.75
+    with pytest.raises(MechanismError, match="unknown mechanism"):
+        own_noise({"mechanism": "made-up", "noise_multiplier": 3.0})
+
+
+def _noise_of(name: str, **changes: Any) -> float:
+    choices: dict[str, Any] = {
+        "dimension": 10,
+        "clip": 0.5,
+        "expected_cohort": 10,
+        "population": 100,
+        "cap": 16,
+        "min_survivors": 1,
+    }
+    return own_noise(build_event(name, **choices | changes).to_json())
 
 
 def test_waits_double_up_to_a_limit_with_jitter() -> None:

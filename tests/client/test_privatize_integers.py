@@ -118,6 +118,7 @@ def test_privatized_vectors_sum_to_the_fused_sum() -> None:
         population=10,
         cap=10,
         min_survivors=1,
+        modulus_bits=32,
     )
     updates = np.random.default_rng(0).normal(size=(5, 50)).astype(np.float32)
     vectors = privatize(mechanism, updates, seed=b"", entropy=os.urandom).vectors

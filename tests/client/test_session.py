@@ -60,7 +60,7 @@ def test_a_round_sums_what_the_devices_hold(devices: Devices) -> None:
     mean = mechanism.decode(result.total)
     spread = mechanism.noise_deviation
     assert np.abs(mean - 0.1).max() < 7 * spread  # six Gaussian draws: 2e-11
-    assert from_ring(result.total, bits=32).any()
+    assert from_ring(result.total, bits=PLAN.modulus_bits).any()
     assert [device.worker.trained for device in devices.all] == [1, 1, 1]
 
 
@@ -263,6 +263,33 @@ def test_an_update_that_is_not_finite_is_sent_as_zeros(devices: Devices) -> None
     mechanism = PLAN.build_mechanism()
     mean = mechanism.decode(talk.aggregator.result.total)
     assert np.abs(mean - 0.2 / 3).max() < 7 * mechanism.noise_deviation
+
+
+def test_a_device_that_contributed_often_enough_sends_zeros_and_noise(devices: Devices) -> None:
+    """Refusing would make rounds fail, which shows: the device stays in them and adds its share."""
+    talk = agree(devices, plan=PLAN.changed(max_participations=1))
+    run(talk, devices.all)
+    assert [device.worker.trained for device in devices.all] == [1, 1, 1]
+    spent = devices.all[0].session.journal.spent("server")
+    later = Conversation(talk.terms, devices.roster, number=2)
+    run(later, devices.all)
+    assert later.aggregator.result.included == (0, 1, 2)
+    assert [device.worker.trained for device in devices.all] == [1, 1, 1], "nobody trained again"
+    mechanism = PLAN.build_mechanism()
+    mean = mechanism.decode(later.aggregator.result.total)
+    assert np.abs(mean).max() < 7 * mechanism.noise_deviation
+    assert np.abs(mean).max() > 0
+    assert devices.all[0].session.journal.spent("server") == spent
+
+
+@pytest.mark.parametrize("bits", [8, 24, 64])
+def test_another_ring_than_the_plans_is_refused(devices: Devices, bits: int) -> None:
+    """In a wider ring the sum of reduced vectors would tell more than their sum."""
+    talk = agree(devices)
+    assert bits != PLAN.modulus_bits
+    talk.params = dataclasses.replace(talk.params, modulus_bits=bits)
+    assert f"a ring of {bits} bits" in refusal(talk.invite(devices.all[0], 0))
+    assert devices.all[0].worker.trained == 0
 
 
 def test_what_was_spent_survives_a_restart(devices: Devices) -> None:

@@ -142,7 +142,7 @@ def test_mixed_rounds_cost_more_than_amplified_and_less_than_unamplified_ones() 
     assert composed_epsilon(1e-5, 3.0) < mixed < rdp_epsilon({apart: 197, together: 3}, 1e-5)
 
 
-WORKED = {
+WORKED: dict[str, Any] = {
     "mechanism": "distributed-gaussian",
     "population": 1000,
     "expected_cohort": 50,

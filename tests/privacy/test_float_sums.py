@@ -37,8 +37,8 @@ def plan(mechanism: str, encoding: str, **more: object) -> PrivacyPlan:
 def test_a_float_sum_is_accounted_with_the_larger_sensitivity(mechanism: str) -> None:
     wide, rounded = plan(mechanism, "wide").event(), plan(mechanism, "float").event()
     norm = 64 * math.sqrt(256)
-    assert wide.l2 == norm  # type: ignore[union-attr]
-    assert rounded.l2 == norm * (1 + 1e-4) + math.sqrt(256)  # type: ignore[union-attr]
+    assert wide.l2 == norm
+    assert rounded.l2 == norm * (1 + 1e-4) + math.sqrt(256)
     assert event_from_json(rounded.to_json()) == rounded
     assert rounded.to_json()["encoding"] == "float"
 
@@ -59,7 +59,7 @@ def test_one_draw_has_the_whole_variance_whoever_survived(encoding: str) -> None
     job = plan("distributed-gaussian", encoding, noise="once", dimension=1 << 15)
     mechanism = job.build_mechanism()
     assert not mechanism.noise_shares(3, AesCtrStream(bytes(32))).any()
-    variance = job.event().total_variance  # type: ignore[union-attr]
+    variance = job.event().total_variance
     for survivors in (1, job.cap):
         drawn = mechanism.top_up(survivors, AesCtrStream(bytes([survivors]) * 32))
         # 2^15 draws: the variance's relative deviation is sqrt(2 / 2^15) = .0078; 5 of them

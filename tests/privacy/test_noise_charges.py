@@ -41,10 +41,10 @@ def test_each_view_is_charged_with_its_own_factor() -> None:
         assert terms is not None
         distance = rounding_distance(terms.sigma, terms.fewest, terms.most)
         distance += terms.draws * sampler_distance(terms.sigma)
-        epsilon = steps_epsilon(whole[view], plan.delta_of(view))  # type: ignore[arg-type]
-        charge = plan.charges.of(view)  # type: ignore[arg-type]
+        epsilon = steps_epsilon(whole[view], plan.delta_of(view))
+        charge = plan.charges.of(view)
         assert (1 + math.exp(epsilon)) * distance * 20 * 3 <= charge <= plan.delta * CHARGE_SHARE
-        assert epsilon <= plan.charges.largest[view]  # type: ignore[index]
+        assert epsilon <= plan.charges.largest[view]
     assert event.terms("outsider").most == plan.cap  # type: ignore[union-attr]
     assert event.terms("participant").fewest == plan.cap - 1  # type: ignore[union-attr]
     assert event.terms("server").fewest == plan.min_survivors  # type: ignore[union-attr]
@@ -91,7 +91,7 @@ def test_a_single_draw_is_accounted_as_one_term() -> None:
     assert not shared.covers(once.event())
     assert 0 < once.charges.of("outsider") < shared.charges.of("outsider")
     for view in ("participant", "server"):  # those of the deployment that is simulated
-        assert once.charges.of(view) == shared.charges.of(view)  # type: ignore[arg-type]
+        assert once.charges.of(view) == shared.charges.of(view)
 
 
 def test_the_same_epsilons_however_the_sum_comes_about() -> None:

@@ -196,7 +196,9 @@ def _release(mechanism: Mechanism, survivors: int, number: int) -> NDArray[np.in
     """All noise in a release of nobody's updates."""
     streams = [_stream(1000 * number + k) for k in range(survivors)]
     shares = mechanism.noise_shares(survivors, streams)
-    return shares.sum(axis=0) + mechanism.top_up(survivors, _stream(5000 + number))
+    noise: NDArray[np.int64] = shares.sum(axis=0)
+    noise += mechanism.top_up(survivors, _stream(5000 + number))
+    return noise
 
 
 def test_a_release_holds_as_many_rounded_terms_whoever_took_part() -> None:

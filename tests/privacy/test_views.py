@@ -91,7 +91,7 @@ def _losses(multiplier: float, rate: float, *, removed: bool) -> NDArray[np.floa
     mass, loss = (without, -loss) if removed else (mixed, loss)
     reach = int(40 / _STEP)
     places = np.clip(np.ceil(loss / _STEP), -reach, reach).astype(int) + reach
-    return np.bincount(places, weights=mass, minlength=2 * reach + 1)
+    return np.bincount(places, weights=mass, minlength=2 * reach + 1).astype(np.float64)
 
 
 def _composed(rounds: list[tuple[float, float]], delta: float) -> float:

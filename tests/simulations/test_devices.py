@@ -49,18 +49,19 @@ def over(setting: Setting, count: int = 1) -> Devices:
     )
 
 
-@pytest.mark.parametrize("changes", [{}, {"noise": "once"}, {"noise": "once", "protocol": "float"}])
+@pytest.mark.parametrize("protocol", ["ideal", "once", "float"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_devices_give_the_bits_of_one_process(
-    graphed: Callable[..., Setting], changes: dict[str, Any], count: int
+    graphed: Callable[..., Setting], protocol: str, count: int
 ) -> None:
-    setting = graphed("privacy.clip=0.05")
+    how = "aggregation.noise=once" if protocol == "once" else f"aggregation.protocol={protocol}"
+    setting = graphed("privacy.clip=0.05", how)
     length = setting.plan.build_mechanism().length
     # 90 clients in chunks of 15: shapes that need no padding, so that float sums agree too.
     chunks = setting.population.chunks(range(90), 15)
     with setting.engine, over(setting, count) as engine:
         for number in (1, 2):
-            work = work_of(setting, number=number, **changes)
+            work = work_of(setting, number=number)
             expected, seen = setting.engine.total(work, chunks, length)
             found, counted = engine.total(work, chunks, length)
             np.testing.assert_array_equal(found, expected)

@@ -21,6 +21,7 @@ from client.training import LocalConfig, Trainer
 from fedsys import tasks
 from fedsys.config import Config
 from fedsys.errors import FedsysError, TrainingError
+from fedsys.privacy import to_ring
 from fedsys.tasks import Examples
 from fedsys.tasks.partition import Compressed
 from simulations import harness, layout
@@ -104,8 +105,11 @@ def test_one_process_and_several_give_the_same_bits(alone: Callable[..., Setting
     chunks = setting.population.chunks(range(100), 16)
     with setting.engine, several(setting) as pool:
         shares = work_of(setting)
-        once = dataclasses.replace(shares, noise="once")
-        for work in (shares, once, dataclasses.replace(once, protocol="float")):
+        drawn_once = setting.plan.changed(noise="once").event().to_json()
+        once = dataclasses.replace(shares, mechanism=drawn_once)
+        floating = setting.plan.changed(noise="once", encoding="float", modulus_bits=32)
+        summed = dataclasses.replace(once, protocol="float", mechanism=floating.event().to_json())
+        for work in (shares, once, summed):
             expected, seen = setting.engine.total(work, chunks, length)
             found, counted = pool.total(work, chunks, length)
             np.testing.assert_array_equal(found, expected)
@@ -125,7 +129,8 @@ def test_an_ideal_sum_is_the_sum_of_the_vectors(alone: Callable[..., Setting]) -
     with setting.engine as engine:
         flat, _ = engine.total(work, chunks, mechanism.length)
         singles = [privatized.vectors for _, privatized in engine.vectors(work, chunks)]
-    expected = np.concatenate(singles).sum(axis=0, dtype=np.uint32)
+    summed = np.concatenate(singles).sum(axis=0, dtype=np.int64)
+    expected = to_ring(summed, bits=mechanism.modulus_bits)
     np.testing.assert_array_equal(in_ring(flat, mechanism, "ideal", invited=40), expected)
 
 

@@ -79,7 +79,12 @@ def test_with_a_mechanism_nothing_secret_follows_the_seed(
 def test_a_tampered_upload_is_left_out_of_the_sum(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configure("privacy.mechanism=none", "aggregation.protocol=secure", "rounds.count=1")
+    config = configure(
+        "privacy.mechanism=none",
+        "aggregation.protocol=secure",
+        "aggregation.modulus_bits=32",
+        "rounds.count=1",
+    )
     inputs: dict[int, np.ndarray[Any, Any]] = {}
     provide = Member.provide
 
@@ -118,7 +123,12 @@ def test_a_tampered_upload_is_left_out_of_the_sum(
 def test_uploads_look_nothing_like_inputs(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configure("privacy.mechanism=none", "aggregation.protocol=secure", "rounds.count=1")
+    config = configure(
+        "privacy.mechanism=none",
+        "aggregation.protocol=secure",
+        "aggregation.modulus_bits=32",
+        "rounds.count=1",
+    )
     inputs: dict[int, np.ndarray[Any, Any]] = {}
     provide = Member.provide
 
@@ -312,7 +322,7 @@ def test_resume_needs_the_run_that_was_started(configure: Configure, tmp_path: P
         ("task.name=digit", "no such task"),
         ("server.strategy=fedavgg", "fedavg"),
         ("cohort.expected=1", "a cohort of 1"),
-        ("privacy.noise_multiplier=1e7", "modulus_bits=32 is too small"),
+        ("privacy.noise_multiplier=1e20", "more than any ring holds"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_is_written(

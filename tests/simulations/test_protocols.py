@@ -123,10 +123,10 @@ def test_a_float_sum_is_the_integer_sum_up_to_rounding(
 
 
 @pytest.mark.parametrize("mechanism", ["distributed-gaussian", "central-gaussian"])
-def test_a_float_run_costs_more_and_says_that_it_is_no_release(
+def test_a_float_run_has_more_noise_and_says_that_it_is_no_release(
     mechanism: str, configure: Configure, tmp_path: Path
 ) -> None:
-    epsilons = {}
+    epsilons, variances = {}, {}
     for protocol in ("ideal", "float"):
         config = configure(
             f"privacy.mechanism={mechanism}", f"aggregation.protocol={protocol}", "rounds.count=1"
@@ -136,15 +136,15 @@ def test_a_float_run_costs_more_and_says_that_it_is_no_release(
         epsilons[protocol] = summary["privacy"]["epsilon"]["outsider"]
         view = read_ledger(run.folder / "ledger.jsonl")
         event = view.rounds[0].reserve["event"]
+        variances[protocol] = event["total_variance"]
         assert event["encoding"] == ("float" if protocol == "float" else "wide")
         assert summary["protocol"] == protocol
     assert header(tmp_path / "float")["release"] is False
     stored = (tmp_path / "float" / "config.toml").read_text()
     assert 'noise = "once"' in stored
-    if mechanism == "distributed-gaussian":
-        assert epsilons["float"] > epsilons["ideal"]
-    else:  # the deviation is z D2, so the larger D2 is paid in noise
-        assert epsilons["float"] == pytest.approx(epsilons["ideal"])
+    # the deviation is z D2, so the larger D2 is paid in noise
+    assert variances["float"] == pytest.approx(variances["ideal"] * (1 + 1e-4 + 1 / 64) ** 2)
+    assert epsilons["float"] == pytest.approx(epsilons["ideal"])
 
 
 @pytest.mark.parametrize(
@@ -167,3 +167,32 @@ def test_combinations_that_make_no_sense(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         configure(*settings)
+
+
+@pytest.mark.parametrize("protocol", ["ideal", "secure"])
+def test_exhausted_clients_stay_in_their_cohorts(
+    protocol: str, configure: Configure, tmp_path: Path
+) -> None:
+    """They send zeros and their share of noise: no round is given up for want of them, which delta
+    would not have paid for."""
+    config = configure(
+        f"aggregation.protocol={protocol}",
+        "aggregation.dropout=0.02",
+        "faults.dropout=0",
+        "population.partition=iid",
+        "population.clients=100",
+        "cohort.expected=80",
+        "rounds.count=6",
+        "privacy.max_participations=2",
+    )
+    run = harness.run(config, out=tmp_path / "run")
+    view = read_ledger(run.folder / "ledger.jsonl")
+    assert [record.outcome for record in view.rounds] == ["commit"] * 6
+    lines = [json.loads(line) for line in (run.folder / "private.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line["survivors"] == line["sampled"]
+    assert max(max(line["participations"]) for line in lines) > 2
+    summary = json.loads((run.folder / "summary.json").read_text())
+    trained = summary["clients_trained"]
+    assert trained == sum(times <= 2 for line in lines for times in line["participations"])
+    assert trained <= 200 < sum(len(line["sampled"]) for line in lines)

@@ -134,7 +134,10 @@ def test_a_gap_is_told_and_judged() -> None:
 def test_the_page_shows_what_the_table_says(tmp_path: Path) -> None:
     """Chart, findings and both tables; nothing on it is fetched, and names are escaped."""
     runs = made_up(
-        none=(95, 96), central_gaussian=(94, 95), distributed_gaussian=(92, 93), narrow_16=(94, 94.5)
+        none=(95, 96),
+        central_gaussian=(94, 95),
+        distributed_gaussian=(92, 93),
+        narrow_16=(94, 94.5),
     )
     results: dict[str, Any] = {
         "runs": runs,

@@ -16,7 +16,6 @@ def work_of(setting: Setting, **changes: Any) -> RoundWork:
         weights=setting.population.trainer.initial_weights(),
         seed=b"s" * 32,
         mechanism=setting.plan.event().to_json(),
-        noise=setting.plan.noise,
         protocol=setting.config.aggregation.protocol,
     )
     return dataclasses.replace(work, **changes)

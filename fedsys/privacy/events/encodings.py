@@ -19,7 +19,7 @@ from fedsys.errors import MechanismError
 from fedsys.privacy import narrow, validation
 from fedsys.privacy.clipping import wide_scale
 from fedsys.privacy.float_sums import encoded_norm
-from fedsys.privacy.rings import RINGS, check_bits
+from fedsys.privacy.rings import MAX_BITS, RINGS, check_bits
 
 __all__ = ["Encoding", "EncodingKind", "Geometry", "check_ring", "least_ring"]
 
@@ -121,9 +121,8 @@ def check_ring(bits: int, *, cap: int, l2: float, deviation: float) -> None:
     """
     largest = _largest(cap=cap, l2=l2, deviation=deviation)
     if not largest < 2.0 ** (bits - 1):
-        remedy = "no ring holds that: lower the noise multiplier or the clipping norm"
-        if math.isfinite(largest):
-            needed = math.ceil(math.log2(largest)) + 1
+        remedy = "more than any ring holds: lower the noise multiplier or the clipping norm"
+        if math.isfinite(largest) and (needed := math.ceil(math.log2(largest)) + 1) <= MAX_BITS:
             remedy = (
                 f"which needs {needed} bits; raise aggregation.modulus_bits, leave it at 0 (the "
                 "least that fits) or use encoding='narrow'"
@@ -151,6 +150,6 @@ def least_ring(*, cap: int, l2: float, deviation: float) -> int:
         if largest < 2.0 ** (bits - 1):
             return bits
     raise MechanismError(
-        f"{cap} clients and the noise reach {largest:.3g}, more than any ring holds: lower the noise "
-        "multiplier or the clipping norm"
+        f"{cap} clients and the noise reach {largest:.3g}, more than any ring holds: lower the "
+        "noise multiplier or the clipping norm"
     )

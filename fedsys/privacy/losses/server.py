@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsys.privacy.costs import server_step, steps_epsilon
+from fedsys.privacy.costs import server_step, square_of, steps_epsilon
 from fedsys.privacy.events import Event, GaussianStep
 from fedsys.privacy.exact_gaussian import composed_epsilon
 from fedsys.privacy.losses.outsider import worst_step
@@ -58,7 +56,7 @@ class ServerLoss:
             survivors: clients in the sum.
         """
         step = server_step(event, survivors)
-        square = math.inf if step.multiplier <= 0 else step.count / step.multiplier**2
+        square = square_of(step)
         if clients is None:
             self._note(server_step(event))
             self._unknown_squares += square
@@ -104,9 +102,8 @@ class ServerLoss:
         if next_event is None:
             return self._epsilon(self._step, self._most_squares + self._unknown_squares, 0)
         step = server_step(next_event)
-        squares = math.inf if step.multiplier <= 0 else step.count / step.multiplier**2
         worst = step if self._step is None else worst_step((self._step, step))
-        return self._epsilon(worst, self._most_squares + self._unknown_squares + squares, 1)
+        return self._epsilon(worst, self._most_squares + self._unknown_squares + square_of(step), 1)
 
     def _epsilon(self, step: GaussianStep | None, squares: float, more: int) -> float:
         plan = self._plan
@@ -116,8 +113,7 @@ class ServerLoss:
         delta, limit = plan.delta_of("server"), plan.max_participations
         if limit is not None and rounds > limit:
             rounds = limit
-            if step.multiplier > 0:
-                squares = min(squares, limit * step.count / step.multiplier**2)
+            squares = min(squares, limit * square_of(step))
         if step.rate < 1:
             found = steps_epsilon({step: rounds}, delta)
         else:

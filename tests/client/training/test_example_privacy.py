@@ -20,8 +20,8 @@ from client.training.example_engine import _chosen
 from client.training.example_optimizer import UNITS
 from client.training.example_privacy import ExamplePrivacy, ExamplePrivateTrainer
 from fedsys.errors import ConfigError, TrainingError
-from fedsys.privacy.randomness import AesCtrStream
 from fedsys.privacy.noise import RoundedGaussian
+from fedsys.privacy.randomness import AesCtrStream
 from fedsys.tasks import DataSource, Examples, FederatedData, Task, load, seeded
 
 SILENT = ExamplePrivacy(clip=0.5, noise_multiplier=1e-6, example_rate=1.0, steps=1)
