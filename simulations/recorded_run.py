@@ -116,14 +116,16 @@ def _cohorts(
     for record in view.rounds:
         if record.outcome != "commit":
             continue
-        line = private[record.round] if record.round in private else {}
-        found, sampled = line.get("survivors"), line.get("sampled")
-        if not _are_ids(found) or not _are_ids(sampled):
+        line = private.get(record.round) or {}
+        found, sampled = _ids(line.get("survivors")), _ids(line.get("sampled"))
+        if found is None or sampled is None:
             raise LedgerError(
                 f"{folder.private}: whose updates round {record.round} summed is missing"
             )
-        yield record.round, (len(sampled), tuple(found))
+        yield record.round, (len(sampled), found)
 
 
-def _are_ids(found: object) -> bool:
-    return isinstance(found, list) and all(isinstance(id, int) for id in found)
+def _ids(found: object) -> tuple[int, ...] | None:
+    if not isinstance(found, list) or not all(isinstance(id, int) for id in found):
+        return None
+    return tuple(found)
