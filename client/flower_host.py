@@ -9,7 +9,9 @@
 
 The folder is one that `fedsys agent join` made: keys, roster, policy and counts are the owner's and
 stay there. Flower carries bytes; it can neither read an update nor change a round unnoticed.
-Each message may be a process of its own; the folder is held while one is answered.
+Each message may be a process of its own; the folder is held while one is answered. What must not
+reach a disk is kept between them on tmpfs (see `client.volatile`): without one, a device whose
+processes are that short can upload, but cannot serve on a committee.
 """
 
 from __future__ import annotations

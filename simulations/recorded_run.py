@@ -116,7 +116,7 @@ def _cohorts(
     for record in view.rounds:
         if record.outcome != "commit":
             continue
-        line = private.get(record.round, {})
+        line = private.get(record.round) or {}
         found, sampled = _ids(line.get("survivors")), _ids(line.get("sampled"))
         if found is None or sampled is None:
             raise LedgerError(
@@ -126,6 +126,6 @@ def _cohorts(
 
 
 def _ids(found: object) -> tuple[int, ...] | None:
-    if isinstance(found, list) and all(isinstance(id, int) for id in found):
-        return tuple(found)
-    return None
+    if not isinstance(found, list) or not all(isinstance(id, int) for id in found):
+        return None
+    return tuple(found)

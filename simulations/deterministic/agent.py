@@ -103,7 +103,7 @@ class AgentParty:
         self._session: Session | None = None
 
     def boot(self) -> None:
-        """A fresh process: it has what is on the disk and in the machine's memory, and says hello."""
+        """A fresh process: it has what disk and memory of its machine hold, and says hello."""
         folder, memory = self.disk.root / DEVICE, self.disk.root / TMPFS
         memory.mkdir(exist_ok=True)
         self._session = Session(

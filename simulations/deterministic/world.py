@@ -17,7 +17,7 @@ from client.agent import Agent
 from fedsys.errors import FedsysError
 from fedsys.privacy import read_ledger
 from fedsys.wire import fleet_pb2
-from secure_agg import Identity
+from secure_agg import Identity, SecureAggError
 from secure_agg.messages import kind_of
 from server.checkpoint import sha256_of_weights
 from simulations.deterministic.agent import AgentParty, found, roster_of
@@ -38,6 +38,8 @@ _FRAGILE = 6.0
 _SICK = 0.12
 _NAP = 0.6
 _CALM = FlushFate()
+_REPORTED = (FedsysError, SecureAggError, OSError)
+"""What a party raises of its own when its disk has failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +267,7 @@ class World:
         except Violation:
             raise
         except Exception as error:
-            if not life.disk_failed or not isinstance(error, (FedsysError, OSError)):
+            if not life.disk_failed or not isinstance(error, _REPORTED):
                 raise Violation(f"{life.name} failed: {type(error).__name__}: {error}") from error
             # A process whose disk failed stops, as the product tells its host to.
             life.disk.die(power_lost=False)

@@ -75,6 +75,7 @@ WITHOUT_COORDINATOR = [
     (("coordinator", "init", "new", "--host", "-x"), ["--host -x", "hub.example.org"]),
     (("coordinator", "init", "new", "--epsilon", "0"), ["--epsilon 0", "leave it out"]),
     (("coordinator", "init", "new", "--epsilon", "nan"), ["--epsilon nan", "leave it out"]),
+    (("coordinator", "init", "new", "--colluders", "-1"), ["--colluders -1", "from 0"]),
     (("coordinator", "init", "new", "--roster-key", "zz"), ["'zz'", "64 hexadecimal digits"]),
     (("coordinator", "enroll", "new", "a"), ["new", "fedsys coordinator init new"]),
     (("coordinator", "run", "new"), ["new", "fedsys coordinator init new"]),
@@ -192,6 +193,8 @@ RUN = [
     (("--data", "digits", "--option", "bad"), ["--option bad", "KEY=VALUE"]),
     (("--data", "digits", "--option", "bad=1"), ["task.options.bad", "hidden"]),
     (("--data", "digits", "--log", "xml"), ["--log xml", "json"]),
+    (("--data", "digits", "--corrupt", "2"), ["--corrupt 2", "from 0 to below 1"]),
+    (("--data", "digits", "--corrupt", "nan"), ["--corrupt nan", "from 0 to below 1"]),
 ]
 
 
@@ -203,6 +206,13 @@ def test_running_with_what_is_not_there(fedsys: Fedsys, port: Port, tmp_path: Pa
     Path("ward/policy.toml").write_text("epsilon = 'x'\n")
     for words in (("status", "ward"), ("run", "ward", "--data", "digits")):
         is_one_line(fedsys("agent", *words), "ward/policy.toml", "epsilon")
+    Path("ward/policy.toml").write_text("epsilon = nan\n")
+    is_one_line(fedsys("agent", "status", "ward"), "ward/policy.toml", "epsilon = nan")
+    Path("ward/policy.toml").write_text("corrupt = 0.1\n")
+    is_one_line(
+        fedsys("agent", "run", "ward", "--data", "digits", "--corrupt", "0"),
+        "--corrupt 0: ward/policy.toml says corrupt = 0.1",
+    )
     Path("ward/policy.toml").unlink()
     Path("ward/journal.json").write_text("damaged")
     code, lines = fedsys("agent", "run", "ward", "--data", "digits")

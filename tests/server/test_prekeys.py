@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from client.grpc_host import Backoff, ConnectionHost
+from client.policy import Policy
+from client.session import Session
 from fedsys.errors import ProtocolError
 from fedsys.wire import fleet_pb2
-from fedsys.wire.services import MAX_PREKEYS
-from secure_agg import Identity, SealingKeys
+from fedsys.wire.services import MAX_PREKEYS, PREKEYS
+from secure_agg import Identity, MemoryStore, SealingKeys
 from server.prekeys import Prekeys
 from server.state import NodeRow, PrekeyRow, State
+from simulations.testbed.crowd import Still
+from tests.e2e.deployment import running_port
 
 
 @pytest.fixture
@@ -114,3 +122,78 @@ def test_no_more_signatures_are_checked_than_may_be_kept(state: State) -> None:
     assert not checked
     pool.add(1, keys.issue(2))
     assert len(checked) == 2
+
+
+@contextmanager
+def connected(session: Session) -> Iterator[None]:
+    """Over real sockets, as a device holds its connection."""
+    host = ConnectionHost(session, backoff=Backoff(first=0.05, most=0.1))
+    thread = threading.Thread(target=host.run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        host.stop()
+        thread.join(120)
+        assert not thread.is_alive()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_what_a_device_sends_is_kept_and_goes_with_its_membership(tmp_path: Path) -> None:
+    with running_port(tmp_path / "c") as port:
+        credentials = port.enroll("ward", tmp_path / "ward")
+        pool = port.registry.prekeys
+        volatile = MemoryStore()
+
+        def session() -> Session:
+            return Session(
+                credentials=credentials, worker=Still(), policy=Policy, volatile=volatile
+            )
+
+        with connected(session()):
+            until(lambda: pool.held(1) == PREKEYS)
+        (first,) = pool.take([1]).values()
+        with connected(session()):  # started again: it has the private halves, and sends none
+            until(lambda: 1 in port.fleet.links)
+        assert pool.held(1) == PREKEYS - 1
+        volatile.data = None  # and now the machine was booted
+        with connected(session()):
+            until(lambda: pool.held(1) == PREKEYS)
+        (second,) = pool.take([1]).values()
+        assert first != second
+        port.registry.revoke("ward")
+        assert pool.held(1) == 0
+
+
+def test_a_session_that_brings_others_keys_is_ended(tmp_path: Path) -> None:
+    with running_port(tmp_path / "c") as port:
+        credentials = port.enroll("ward", tmp_path / "ward")
+        session = Session(
+            credentials=credentials, worker=Still(), policy=Policy, volatile=MemoryStore()
+        )
+        ended: list[str] = []
+
+        class Thief(Session):
+            def hello(self) -> fleet_pb2.Up:
+                greeting = super().hello()
+                del greeting.hello.prekeys[:]
+                greeting.hello.prekeys.extend(SealingKeys(Identity.generate()).issue(1))
+                return greeting
+
+            def handle(self, message: fleet_pb2.Down) -> fleet_pb2.Up | None:
+                if message.HasField("goodbye"):
+                    ended.append(message.goodbye.text)
+                return super().handle(message)
+
+        session.__class__ = Thief
+        with connected(session):
+            until(lambda: bool(ended))
+        assert "a sealing key of node 1" in ended[0]
+        assert port.registry.prekeys.held(1) == 0
+        assert not port.fleet.links
