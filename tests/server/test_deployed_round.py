@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedsys.privacy import ring_dtype
 from fedsys.wire import fleet_pb2
 from secure_agg.messages import Kind, kind_of
 from server.coordinator import OpenRound
@@ -105,7 +106,7 @@ def test_whoever_sends_what_is_asked_is_in_the_sum(tmp_path: Path) -> None:
     secure, round_ = asyncio.run(asyncio.wait_for(round_with(Devices(tmp_path)), 120))
     assert secure.result.included == (0, 1, 2)
     assert not round_.report.refusals
-    assert secure.result.total.dtype == np.uint32
+    assert secure.result.total.dtype == ring_dtype(PLAN.modulus_bits)
 
 
 BIG = 1 << 20
