@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedsys.privacy import ring_dtype
 from fedsys.wire import fleet_pb2
 from secure_agg.messages import Kind, kind_of
 from server.coordinator import OpenRound
