@@ -42,7 +42,7 @@ class Facts:
 _MECHANISMS = {
     "distributed-skellam": (
         "distributed Skellam",
-        "Every client adds its share of integer noise before its update is masked, so that only "
+        "Every client adds its share of integer noise before its update is encrypted, so only "
         "a noisy total ever exists anywhere.",
     ),
     "central-gaussian": (
@@ -81,7 +81,7 @@ def explain(facts: Facts) -> str:
     if facts.mechanism == "distributed-skellam" and facts.protocol in ("ideal", "float"):
         return (
             "In a deployment every client adds its share of integer noise before its update is "
-            "masked; here the simulation added it, without masks."
+            "encrypted; here the simulation added it, without encryption."
         )
     return said
 
