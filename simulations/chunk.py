@@ -32,7 +32,7 @@ from secure_agg.params import MAX_MODULUS_BITS
 from simulations.population import Population
 from simulations.randomness import Randomness
 
-__all__ = ["ChunkTrainer", "Protocol", "RoundWork", "Tally", "in_ring", "top_up_once"]
+__all__ = ["ChunkTrainer", "Protocol", "RoundWork", "Tally", "in_ring", "signed_sum", "top_up_once"]
 
 Protocol = Literal["secure", "ideal", "float"]
 Total = NDArray[np.int64]
@@ -126,7 +126,7 @@ class ChunkTrainer:
         narrow = isinstance(event, SkellamEvent) and event.encoding == "narrow"
         if narrow:
             privatized = self.vectors(clients)
-            total += _signed_sum(privatized.vectors, self._mechanism.modulus_bits)
+            total += signed_sum(privatized.vectors, self._mechanism.modulus_bits)
             return Tally(
                 trained=len(clients),
                 clipped=int(privatized.clipped.sum()),
@@ -235,7 +235,7 @@ def _packing(invited: int, bits: int, length: int) -> SecAggParams:
     )
 
 
-def _signed_sum(vectors: NDArray[Any], bits: int) -> Total:
+def signed_sum(vectors: NDArray[Any], bits: int) -> Total:
     """(length,) the sum of ring elements (K, length), each taken from [-2^(bits-1), 2^(bits-1))."""
     negative = (vectors >> vectors.dtype.type(bits - 1)).sum(axis=0, dtype=np.int64)
     found: Total = vectors.sum(axis=0, dtype=np.int64) - (negative << bits)
