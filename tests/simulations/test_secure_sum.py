@@ -101,8 +101,18 @@ def test_a_committee_below_its_quorum_gives_the_round_up(
 LARGE = ("cohort.expected=130", "engine.chunk=16")
 
 
-def test_a_drawn_committee_serves_a_large_cohort(configure: Configure, tmp_path: Path) -> None:
+def test_a_drawn_committee_serves_a_large_cohort(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same sum to the bit; who is not on the committee is lost for its upload at most."""
+    drawn: list[tuple[int, ...]] = []
+    draw = summation.draw_committee
+
+    def seen(*args: Any) -> tuple[int, ...]:
+        drawn.append(draw(*args))
+        return drawn[-1]
+
+    monkeypatch.setattr(summation, "draw_committee", seen)
     digests = []
     for protocol in ("secure", "ideal"):
         config = configure(*FIXED, *LARGE, f"aggregation.protocol={protocol}", "faults.dropout=0.2")
@@ -112,9 +122,12 @@ def test_a_drawn_committee_serves_a_large_cohort(configure: Configure, tmp_path:
         line = private(run.folder)
         if protocol == "secure":
             plan = FaultPlan(seed=config.job.seed, dropout=0.2)
-            lost = [plan.lost(round=1, client=client) for client in line["sampled"]]
-            assert line["dropped"]["upload"] == lost.count("upload")
-            assert 0 < line["dropped"]["endorse"] < lost.count("endorse")
+            lost = {client: plan.lost(round=1, client=client) for client in line["sampled"]}
+            of_committee = [lost[client] for client in drawn[0]]
+            assert len(of_committee) < len(lost)
+            assert line["dropped"]["upload"] == list(lost.values()).count("upload")
+            assert line["dropped"]["endorse"] == of_committee.count("endorse")
+            assert len(line["survivors"]) == len(lost) - line["dropped"]["upload"]
     assert digests[0] == digests[1]
 
 
