@@ -15,7 +15,7 @@ from fedsys.config import Config
 from fedsys.privacy import read_ledger
 from fedsys.privacy.ledger import read_private
 from fedsys.wire.round_params import round_params
-from secure_agg import SecAggParams, packed_sum
+from secure_agg import SecAggParams, draw_committee, packed_sum
 from simulations import harness, summation
 from simulations.chunk import in_ring, signed_sum
 from simulations.faults import FaultPlan
@@ -106,13 +106,12 @@ def test_a_drawn_committee_serves_a_large_cohort(
 ) -> None:
     """The same sum to the bit; who is not on the committee is lost for its upload at most."""
     drawn: list[tuple[int, ...]] = []
-    draw = summation.draw_committee
 
     def seen(*args: Any) -> tuple[int, ...]:
-        drawn.append(draw(*args))
+        drawn.append(draw_committee(*args))
         return drawn[-1]
 
-    monkeypatch.setattr(summation, "draw_committee", seen)
+    monkeypatch.setattr("simulations.summation.draw_committee", seen)
     digests = []
     for protocol in ("secure", "ideal"):
         config = configure(*FIXED, *LARGE, f"aggregation.protocol={protocol}", "faults.dropout=0.2")
