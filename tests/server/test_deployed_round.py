@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsys.privacy import ring_dtype
 from fedsys.wire import fleet_pb2
 from secure_agg.messages import Kind, kind_of
 from server.coordinator import OpenRound
