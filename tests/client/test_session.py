@@ -508,7 +508,7 @@ def test_a_round_number_beyond_the_plan_is_refused_before_it_is_accounted_for(
 
 
 def test_a_protected_job_of_very_many_rounds_is_refused(devices: Devices) -> None:
-    plan = PLAN.changed(rounds=200_000, noise_multiplier=500.0)
+    plan = PLAN.changed(rounds=200_000, noise_multiplier=500.0, modulus_bits=32)
     answer = devices.all[0].handle(offer(devices.terms(plan=plan)))
     assert "a device accounts for 100000 at most" in refusal(answer)
 
@@ -524,7 +524,7 @@ def test_a_job_that_assumes_fewer_colluders_than_its_owner_is_refused(
     tmp_path: Path, plan: dict[str, Any], reason: str
 ) -> None:
     devices = Devices(tmp_path, count=4, plan=plan_of(4))
-    lower = dataclasses.replace(devices.plan, **plan)
+    lower = devices.plan.changed(**plan)
     assert reason in refusal(devices.all[0].handle(offer(devices.terms(plan=lower))))
 
 

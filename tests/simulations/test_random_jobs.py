@@ -24,7 +24,7 @@ from fedsys.cli.finish import audit_and_report
 from fedsys.config import Config, load, validate
 from fedsys.durable import DurableFile
 from fedsys.errors import FedsysError
-from fedsys.privacy import MECHANISMS, read_ledger, replay
+from fedsys.privacy import MECHANISMS, ViewAccountant, plan_of, read_ledger, replay
 from fedsys.privacy.ledger import read_private
 from simulations import harness
 from simulations.population import Population
@@ -272,13 +272,13 @@ def test_noise_that_cannot_be_drawn_is_refused_before_anything_is_made(tmp_path:
         config = load(
             "quickstart",
             [
-                "privacy.noise_multiplier=10000",
+                "privacy.noise_multiplier=1e10",
                 "aggregation.protocol=ideal",
                 f"aggregation.noise={noise}",
-                "aggregation.modulus_bits=40",
+                "aggregation.modulus_bits=64",
             ],
         )
-        with pytest.raises(FedsysError, match=r"privacy\.noise_multiplier=10000 is too large"):
+        with pytest.raises(FedsysError, match="lower the noise multiplier"):
             harness.run(config, out=tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
@@ -303,7 +303,10 @@ def test_cohorts_that_do_not_exist_are_refused_before_anything_is_made(tmp_path:
 
 
 @pytest.mark.parametrize("protocol", ["ideal", "secure"])
-def test_a_client_that_took_part_often_enough_declines(protocol: str, tmp_path: Path) -> None:
+def test_a_client_that_contributed_often_enough_stays_and_loses_nothing_more(
+    protocol: str, tmp_path: Path
+) -> None:
+    """It sends zeros and its share of noise: declining would make rounds fail, which shows."""
     config = load(
         "quickstart",
         [
@@ -322,8 +325,14 @@ def test_a_client_that_took_part_often_enough_declines(protocol: str, tmp_path: 
     check_run(tmp_path / "run", config)
     rounds, _ = read_private(tmp_path / "run" / "private.jsonl")
     times = Counter(id for line in rounds.values() for id in line["survivors"])
-    assert max(times.values()) == 2
+    assert max(times.values()) == 4, "nobody leaves a round because it contributed before"
     assert len(rounds) == 4
+    plan = plan_of(read_ledger(tmp_path / "run" / "ledger.jsonl").header)
+    accountant, everybody = ViewAccountant(plan), range(60)
+    for _ in range(2):
+        accountant.charge(plan.event(), everybody, range(plan.min_survivors))
+    spent = json.loads((tmp_path / "run" / "summary.json").read_text())["privacy"]["epsilon"]
+    assert spent["server"] <= accountant.spent().of("server") * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("seed", [*range(24), 57, 1073, 1139])
