@@ -16,6 +16,7 @@ from sqlalchemy import Engine, ForeignKey, create_engine, event, inspect, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from fedsys.durable import write_new
 from fedsys.errors import ConfigError
 
 __all__ = [
@@ -163,7 +164,9 @@ class State:
 
     @classmethod
     def create(cls, folder: Path) -> State:
-        """A new database in a coordinator's folder."""
+        """A new database in a coordinator's folder, which only its owner can read: it tells of
+        cohorts. SQLite gives its other files the mode of this one."""
+        write_new(folder / _FILE, b"", mode=0o600)
         return cls(_url(folder))
 
     @classmethod
