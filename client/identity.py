@@ -32,7 +32,7 @@ from fedsys.durable import append_lines, write_atomically
 from fedsys.errors import ConfigError, ProtocolError
 from fedsys.secret_files import read_secret, write_secret
 from fedsys.wire.address import host_and_port
-from fedsys.wire.roster import RosterChain, RosterStatement, SignedStatement
+from fedsys.wire.roster import RosterChain, SignedStatement
 from secure_agg import Identity, SecureAggError
 
 __all__ = ["Credentials", "TlsKey", "pem_of"]
@@ -247,17 +247,13 @@ class Credentials:
                 raise ProtocolError(f"{path}: {error}; {_ROSTER_LOST}") from None
         return chain
 
-    def append_roster(
-        self, news: Iterable[SignedStatement], accepted: Iterable[RosterStatement]
-    ) -> None:
-        """Make newly accepted rosters durable."""
-        versions = {statement.version for statement in accepted}
-        lines = [
-            _line_of(signed)
-            for signed in news
-            if RosterStatement.decode(signed.statement).version in versions
-        ]
-        append_lines(self.folder / "roster.jsonl", b"".join(lines))
+    def append_roster(self, accepted: Iterable[SignedStatement]) -> None:
+        """Make newly accepted rosters durable, before they are used.
+
+        Raises:
+            OSError: they are not, and must not be used.
+        """
+        append_lines(self.folder / "roster.jsonl", b"".join(map(_line_of, accepted)))
 
 
 def _line_of(signed: SignedStatement) -> bytes:

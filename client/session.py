@@ -6,6 +6,7 @@ spent, durably, before its first answer leaves; a masked vector is noted before 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from fedsys.errors import FedsysError, PolicyRefusal, ProtocolError, TrainingErr
 from fedsys.logs import readable
 from fedsys.privacy import Entropy, Mechanism
 from fedsys.wire import Assignment, countersign, fleet_pb2
-from fedsys.wire.roster import SignedStatement, changes
+from fedsys.wire.roster import RosterStatement, SignedStatement, changes
 from fedsys.wire.services import PROTOCOL, PROTOCOL_MIN
 from fedsys.wire.terms import Terms, decode_params
 from secure_agg import FileStore, SecureAggError, Store
@@ -153,20 +154,27 @@ class Session:
     # -- the roster -------------------------------------------------------------------------------
 
     def _news(self, news: list[fleet_pb2.SignedRoster]) -> fleet_pb2.Up | None:
-        signed = [SignedStatement(statement=s.statement, signature=s.signature) for s in news]
-        accepted, before = [], self.chain.newest
-        try:
-            for each in signed:
-                accepted += self.chain.extend([each])
-        except ProtocolError as error:
-            _log.error("a roster is refused: %s", error)
-            return _refusal(b"", 0, f"a roster is refused: {error}")
-        finally:
-            if accepted:
-                self.credentials.append_roster(signed, accepted)
-        for statement in accepted:
+        before, refused = self.chain.newest, ""
+        chain = dataclasses.replace(self.chain, versions=list(self.chain.versions))
+        accepted: list[tuple[SignedStatement, RosterStatement]] = []
+        for each in news:
+            signed = SignedStatement(statement=each.statement, signature=each.signature)
+            try:
+                statement = chain.accept(signed)
+            except ProtocolError as error:
+                refused = f"a roster is refused: {error}"
+                break
+            if statement is not None:
+                accepted.append((signed, statement))
+        if accepted:  # durable before it is used: a restart must find no older past
+            self.credentials.append_roster(signed for signed, _ in accepted)
+            self.chain = chain
+        for _, statement in accepted:
             _log.info("roster: %s", changes(before, statement))
             before = statement
+        if refused:
+            _log.error("%s", refused)
+            return _refusal(b"", 0, refused)
         return None
 
     # -- a job ------------------------------------------------------------------------------------

@@ -20,7 +20,15 @@ from fedsys.errors import ProtocolError
 from fedsys.wire.canonical import decode_object, encode_object
 from secure_agg import Roster
 
-__all__ = ["RosterChain", "RosterStatement", "SignedStatement", "signed_message"]
+__all__ = [
+    "RosterChain",
+    "RosterStatement",
+    "SignedStatement",
+    "changes",
+    "check_successor",
+    "fingerprint",
+    "signed_message",
+]
 
 _KEYS = frozenset({"version", "previous", "members"})
 _DOMAIN = b"fedsys roster v1\x00"
@@ -146,42 +154,75 @@ class RosterChain:
             ProtocolError: a signature, the chain or a version does not fit; nothing is accepted
                 from there on.
         """
-        added = []
-        for signed in news:
-            statement = RosterStatement.decode(signed.statement)
-            held = self.find(statement.version)
-            if held is not None:
-                if held.hash != statement.hash:
-                    raise ProtocolError(
-                        f"roster version {statement.version} differs from the one accepted before"
-                    )
-                continue
-            self._check(statement, signed)
-            self.versions.append(statement)
-            added.append(statement)
-        return added
+        accepted = (self.accept(signed) for signed in news)
+        return [statement for statement in accepted if statement is not None]
 
-    def _check(self, statement: RosterStatement, signed: SignedStatement) -> None:
-        version = statement.version
-        if version != self.version + 1:
-            raise ProtocolError(f"roster version {version} does not follow {self.version}")
-        newest = self.newest
-        if newest is not None and statement.previous != newest.hash:
-            raise ProtocolError(
-                f"roster version {version} is no successor of version {version - 1}"
-            )
-        if newest is not None:
-            for node, key in statement.members.items():
-                if newest.members.get(node, key) != key:
-                    raise ProtocolError(f"roster version {version} gives node {node} another key")
+    def accept(self, signed: SignedStatement) -> RosterStatement | None:
+        """Accept one version; None where it is held already.
+
+        The signature is checked before anything is decoded: whoever is not the authority costs
+        this party a hash of what they sent, and no more.
+
+        Raises:
+            ProtocolError: a signature, the chain or the version does not fit; nothing is accepted.
+        """
+        digest = hashlib.sha256(signed.statement).digest()
+        if any(held.hash == digest for held in self.versions):
+            return None
+        self._check_signature(signed)
+        statement = RosterStatement.decode(signed.statement)
+        check_successor(self.find(statement.version), self.newest, statement)
+        self.versions.append(statement)
+        return statement
+
+    def _check_signature(self, signed: SignedStatement) -> None:
         try:
             Ed25519PublicKey.from_public_bytes(self.key).verify(
                 signed.signature, signed_message(signed.statement)
             )
         except InvalidSignature:
             raise ProtocolError(
-                f"roster version {version} is not signed by the authority that was pinned"
+                f"the roster offered after version {self.version} is not signed by the authority "
+                f"that was pinned"
             ) from None
+
+
+def check_successor(
+    held: RosterStatement | None, newest: RosterStatement | None, statement: RosterStatement
+) -> None:
+    """Check that a list may follow the newest one: for who accepts it, and for who signs it.
+
+    Args:
+        held: what is held under the same version already.
+        newest: the list in force; None before the first.
+        statement: that is to follow it.
+
+    Raises:
+        ProtocolError: it is another past, leaves a gap, or gives a member another key.
+    """
+    version = statement.version
+    if held is not None and held.hash != statement.hash:
+        raise ProtocolError(f"roster version {version} differs from the one accepted before")
+    if version != (1 if newest is None else newest.version + 1):
+        before = 0 if newest is None else newest.version
+        raise ProtocolError(f"roster version {version} does not follow {before}")
+    if newest is None:
+        return
+    if statement.previous != newest.hash:
+        raise ProtocolError(f"roster version {version} is no successor of version {version - 1}")
+    for node, key in statement.members.items():
+        if newest.members.get(node, key) != key:
+            raise ProtocolError(f"roster version {version} gives node {node} another key")
+
+
+def fingerprint(key: bytes) -> str:
+    """The first 16 bytes of a public key's SHA-256, for people who compare two screens.
+
+    >>> fingerprint(bytes(32))
+    '6668-7aad-f862-bd77-6c8f-c18b-8e9f-8e20'
+    """
+    text = hashlib.sha256(key).hexdigest()[:32]
+    return "-".join(text[at : at + 4] for at in range(0, 32, 4))
 
 
 def changes(before: RosterStatement | None, after: RosterStatement) -> dict[str, Any]:

@@ -312,6 +312,57 @@ def test_a_roster_that_was_begun_anew_beside_a_running_device(
         devices.start(0)
 
 
+def news(*rosters: fleet_pb2.SignedRoster) -> fleet_pb2.Down:
+    return fleet_pb2.Down(roster=fleet_pb2.RosterNews(roster=rosters))
+
+
+def test_what_comes_after_a_good_roster_neither_hides_it_nor_stops_the_device(
+    devices: Devices, tmp_path: Path
+) -> None:
+    """Exactly what was accepted is on disk, whatever a coordinator sends with it."""
+    first, device = devices.roster, devices.all[0]
+    second = RosterStatement(version=2, previous=first.hash, members=dict(first.members))
+    good = devices.sign(second)
+    fork = RosterStatement(version=2, previous=first.hash, members={1: first.members[1]})
+    unsigned = fleet_pb2.SignedRoster(statement=fork.encoded, signature=bytes(64))
+    junk = fleet_pb2.SignedRoster(statement=b"junk", signature=bytes(64))
+    again = fleet_pb2.SignedRoster(statement=good.statement, signature=bytes(64))
+    for number, follows in enumerate((junk, unsigned, devices.sign(fork))):
+        device = devices.all[number]
+        assert "a roster is refused" in refusal(device.handle(news(good, again, follows)))
+        assert device.session.chain.version == 2
+        lines = (tmp_path / f"device{number}" / "roster.jsonl").read_bytes().splitlines()
+        assert len(lines) == 2
+        assert devices.start(number).session.chain.newest == second
+
+
+def test_a_roster_that_is_not_on_disk_is_not_used(
+    devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, device = devices.roster, devices.all[0]
+    second = RosterStatement(version=2, previous=first.hash, members=dict(first.members))
+
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            device.session.handle(devices.welcome(second))
+    assert device.session.chain.version == 1
+    device.session.handle(devices.welcome(second))
+    assert devices.start(0).session.chain.version == 2
+
+
+def test_a_roster_that_nobody_signed_is_not_even_decoded(
+    devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = devices.all[0]
+    monkeypatch.setattr(RosterStatement, "decode", None)
+    junk = fleet_pb2.SignedRoster(statement=b"[" * 1000, signature=bytes(64))
+    assert "not signed by the authority" in refusal(device.handle(news(junk)))
+
+
 def test_farewells(devices: Devices) -> None:
     def goodbye(reason: fleet_pb2.Goodbye.Reason) -> fleet_pb2.Down:
         return fleet_pb2.Down(goodbye=fleet_pb2.Goodbye(reason=reason, text="why"))
