@@ -117,9 +117,11 @@ def status(folder: Folder) -> None:
 
     from client.identity import Credentials
     from client.lock import holder
+    from fedsys.wire.roster import fingerprint
 
     credentials = Credentials.load(folder)
     typer.echo(f"{credentials.name}, node {credentials.node}, at {credentials.coordinator}")
+    typer.echo(f"identity {fingerprint(credentials.identity.public_bytes)}")
     state = "not running"
     who = holder(folder)
     if who is not None and not who.startswith("fedsys agent run"):

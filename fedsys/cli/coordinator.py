@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedsys.cli.deployment import prepare
+from fedsys.cli.deployment import prepare, unwritable
+from fedsys.cli.sign_roster import sign_roster
 
 if TYPE_CHECKING:
     from fedsys.config import Config
-    from fedsys.errors import ConfigError
     from server.job_model import JobModel
 
 __all__ = ["app"]
@@ -170,10 +170,8 @@ def roster(
     ] = None,
 ) -> None:
     """Show the signed roster, propose the next, or put a signed one in force."""
-    import json
-
     from fedsys.errors import ConfigError
-    from fedsys.wire.roster import SignedStatement
+    from fedsys.wire.roster_authority import read_signed
     from server.home import Home
     from server.state import State
 
@@ -185,19 +183,15 @@ def roster(
             try:
                 propose.write_bytes(statement.encoded)
             except OSError as error:
-                raise _unwritable("--propose", propose, error) from None
+                raise unwritable("--propose", propose, error) from None
             typer.echo(
                 f"version {statement.version} with {len(statement.members)} members is in "
                 f"{propose}; the authority runs: fedsys coordinator sign-roster KEY {propose}"
             )
         elif accept is not None:
             try:
-                body = json.loads(accept.read_text("utf-8"))
-                signed = SignedStatement(
-                    statement=body["statement"].encode(),
-                    signature=bytes.fromhex(body["signature"]),
-                )
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                signed = read_signed(accept)
+            except (OSError, ValueError):
                 raise ConfigError(
                     f"--accept {accept}: not a signed roster; give the file that `fedsys "
                     f"coordinator sign-roster` wrote"
@@ -211,53 +205,7 @@ def roster(
         state.close()
 
 
-@app.command("sign-roster")
-def sign_roster(
-    key: Annotated[Path, typer.Argument(help="The authority's key file; made if missing.")],
-    statement: Annotated[
-        Path | None, typer.Argument(help="What the operator proposed.", show_default="none")
-    ] = None,
-) -> None:
-    """For the roster's authority, on its own machine: make a key, or sign a proposed list."""
-    import json
-
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    from fedsys.errors import ConfigError
-    from fedsys.secret_files import read_secret, write_secret
-    from fedsys.wire.roster import RosterStatement, signed_message
-
-    try:
-        if not key.exists():
-            write_secret(key, Ed25519PrivateKey.generate().private_bytes_raw())
-    except OSError as error:
-        raise _unwritable("key", key, error) from None
-    try:
-        private = Ed25519PrivateKey.from_private_bytes(read_secret(key))
-    except ValueError:
-        raise ConfigError(f"{key}: not a key of 32 bytes; give another file") from None
-    if statement is None:
-        typer.echo(private.public_key().public_bytes_raw().hex())
-        return
-    try:
-        proposed = statement.read_bytes()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError(
-            f"{statement}: {reason}; give the file that `fedsys coordinator roster --propose` wrote"
-        ) from None
-    found = RosterStatement.decode(proposed)
-    signed = statement.with_suffix(".signed")
-    body = {
-        "statement": found.encoded.decode(),
-        "signature": private.sign(signed_message(found.encoded)).hex(),
-    }
-    try:
-        signed.write_text(json.dumps(body), encoding="utf-8")
-    except OSError as error:
-        raise _unwritable("the signed list", signed, error) from None
-    typer.echo(f"version {found.version}: nodes {', '.join(map(str, found.nodes))}")
-    typer.echo(f"signed in {signed}")
+app.command("sign-roster")(sign_roster)
 
 
 @app.command()
@@ -281,14 +229,7 @@ def templates(
             target.write_text(entry.read_text(encoding="utf-8"), encoding="utf-8")
             typer.echo(str(target))
     except OSError as error:
-        raise _unwritable("OUT", out, error) from None
-
-
-def _unwritable(what: str, path: Path, error: OSError) -> ConfigError:
-    from fedsys.errors import ConfigError
-
-    reason = (error.strerror or str(error)).lower()
-    return ConfigError(f"{what} {path}: {reason}; give a place that can be written")
+        raise unwritable("OUT", out, error) from None
 
 
 class _Model:

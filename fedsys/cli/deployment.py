@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedsys.cli.extras import require_deploy
 
-__all__ = ["prepare"]
+if TYPE_CHECKING:
+    from fedsys.errors import ConfigError
+
+__all__ = ["prepare", "unwritable"]
 
 
 def prepare() -> None:
@@ -14,3 +19,11 @@ def prepare() -> None:
     lines, which say less than our one, out of the terminal unless somebody asked for them."""
     require_deploy()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def unwritable(what: str, path: Path, error: OSError) -> ConfigError:
+    """What to say where a file cannot be written."""
+    from fedsys.errors import ConfigError
+
+    reason = (error.strerror or str(error)).lower()
+    return ConfigError(f"{what} {path}: {reason}; give a place that can be written")

@@ -25,6 +25,7 @@ __all__ = [
     "RosterStatement",
     "SignedStatement",
     "changes",
+    "check_signature",
     "check_successor",
     "fingerprint",
     "signed_message",
@@ -169,22 +170,25 @@ class RosterChain:
         digest = hashlib.sha256(signed.statement).digest()
         if any(held.hash == digest for held in self.versions):
             return None
-        self._check_signature(signed)
+        check_signature(signed, self.key)
         statement = RosterStatement.decode(signed.statement)
         check_successor(self.find(statement.version), self.newest, statement)
         self.versions.append(statement)
         return statement
 
-    def _check_signature(self, signed: SignedStatement) -> None:
-        try:
-            Ed25519PublicKey.from_public_bytes(self.key).verify(
-                signed.signature, signed_message(signed.statement)
-            )
-        except InvalidSignature:
-            raise ProtocolError(
-                f"the roster offered after version {self.version} is not signed by the authority "
-                f"that was pinned"
-            ) from None
+
+def check_signature(signed: SignedStatement, key: bytes) -> None:
+    """Check a statement's signature, before anything of it is decoded.
+
+    Raises:
+        ProtocolError: it is not the authority's.
+    """
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(
+            signed.signature, signed_message(signed.statement)
+        )
+    except InvalidSignature:
+        raise ProtocolError("a list that is not signed by the authority that was pinned") from None
 
 
 def check_successor(

@@ -169,7 +169,11 @@ def test_an_independent_authority_signs_the_roster(shell: Shell) -> None:
     assert "not signed by the authority" in run(
         "coordinator", "roster", "hq", "--accept", "next.signed", code=2
     )
-    run("coordinator", "sign-roster", "authority.key", "next.json")
+    shown = run("coordinator", "sign-roster", "authority.key", "next.json")
+    identity = run("agent", "status", "a")
+    fingerprints = re.findall(r"\+ node 1 +([0-9a-f-]{39})", shown)
+    assert len(fingerprints) == 1
+    assert fingerprints[0] in identity
     assert "version 1 is in force" in run("coordinator", "roster", "hq", "--accept", "next.signed")
     assert "active" in run("coordinator", "nodes", "hq")
 
