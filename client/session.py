@@ -24,7 +24,7 @@ from client.privatize import privatize
 from client.privatize.contribution import contribution
 from client.work import Worker
 from fedsys.errors import FedsysError, PolicyRefusal, ProtocolError, TrainingError
-from fedsys.logs import readable
+from fedsys.printable import printable
 from fedsys.privacy import Entropy, Mechanism
 from fedsys.wire import Assignment, countersign, fleet_pb2
 from fedsys.wire.roster import RosterStatement, SignedStatement, changes
@@ -148,7 +148,7 @@ class Session:
                 fleet_pb2.Goodbye.REVOKED,
                 fleet_pb2.Goodbye.REPLACED,
             )
-            raise Dismissed(readable(message.goodbye.text), final=final)
+            raise Dismissed(printable(message.goodbye.text), final=final)
         raise ProtocolError("a message of a kind that this version does not know")
 
     # -- the roster -------------------------------------------------------------------------------
@@ -192,10 +192,10 @@ class Session:
             )
             self.journal.agree(terms)
         except FedsysError as error:
-            _log.warning("job %s is refused: %s", readable(terms.name), error)
+            _log.warning("job %s is refused: %s", terms.name, error)
             return _refusal(terms.job, 0, str(error))
         self._terms[terms.job] = (terms, client)
-        _log.info("agreed to job %s", readable(terms.name))
+        _log.info("agreed to job %s", terms.name)
         return fleet_pb2.Up(consent=fleet_pb2.Consent(job=terms.job, terms=terms.digest))
 
     # -- a round ----------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from google.protobuf.message import DecodeError
 
 from fedsys.config import dump, load
 from fedsys.errors import ConfigError, FedsysError
+from fedsys.printable import printable
 from fedsys.wire import fleet_pb2
 from fedsys.wire.flower import CHALLENGE, DOWN, NODE, PROOF, QUERY, RECORD, UP, hello_message
 from server.deployment import Deployment
@@ -248,7 +249,7 @@ class GridFleet:
         relay.link = Link(node=node)
 
     def _greet(self, link: Link, hello: fleet_pb2.Hello) -> None:
-        link.version = hello.version[:64]
+        link.version = printable(hello.version, 64)
         link.roster = hello.roster_version
         if self._fleet.links.get(link.node) is not link:
             self._announce(link)

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedsys.errors import ConfigError, EnrollmentError, FedsysError, ProtocolError
-from fedsys.logs import readable
+from fedsys.printable import printable
 from fedsys.wire import fleet_pb2
 from fedsys.wire.address import host_and_port
 from fedsys.wire.frames import MAX_FRAME, Assembler, split
@@ -234,7 +234,7 @@ class DevicePort:
                     greeted = True
                 elif kind in ("consent", "refusal", "answer", "countersignature"):
                     if kind == "refusal":
-                        message.refusal.reason = readable(message.refusal.reason)
+                        message.refusal.reason = printable(message.refusal.reason)
                     link.pending += 1
                     self._fleet.events.put_nowait(Said(link.node, message, link, len(whole)))
                     del frame, whole, message  # an agent may be silent for long after an upload
@@ -263,7 +263,7 @@ class DevicePort:
                 f"{hello.protocol_min} to {hello.protocol_max}: update the older one",
             )
             return False
-        link.version = readable(hello.version, 64)
+        link.version = printable(hello.version, 64)
         link.peer = peer
         welcome = fleet_pb2.Welcome(
             protocol=protocol, roster=self._roster_news(hello.roster_version)

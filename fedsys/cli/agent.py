@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedsys.cli.deployment import prepare
+from fedsys.cli.terminal import say
 
 if TYPE_CHECKING:
     from client.identity import Credentials
@@ -37,8 +38,8 @@ def join(
 
     text = sys.stdin.readline() if token == "-" else token
     credentials = join_(address, JoinToken.decode(text), folder)
-    typer.echo(f"joined as {credentials.name}, node {credentials.node}")
-    typer.echo(f"next: fedsys agent run {folder} --data TASK")
+    say(f"joined as {credentials.name}, node {credentials.node}")
+    say(f"next: fedsys agent run {folder} --data TASK")
 
 
 @app.command()
@@ -71,7 +72,7 @@ def run(
     options = _options(option or [])
     with exclusive(folder, "fedsys agent run"):
         _serve(credentials, data=data, shard=shard, options=options, stop=stop)
-    typer.echo("stopped", err=True)
+    say("stopped", err=True)
 
 
 def _serve(
@@ -103,7 +104,7 @@ def _serve(
         approved = ApprovedTask(sha256=worker.sha256, options=options)
         policy = Policy.fresh(worker.spec.task, approved)
         write_secret(path, policy.dump().encode())
-        typer.echo(f"wrote {path}: it allows task {worker.spec.task} alone", err=True)
+        say(f"wrote {path}: it allows task {worker.spec.task} alone", err=True)
     if policy.nice:
         os.nice(policy.nice)
     session = Session(credentials=credentials, worker=worker, policy=lambda: Policy.load(path))
@@ -120,8 +121,8 @@ def status(folder: Folder) -> None:
     from fedsys.wire.roster import fingerprint
 
     credentials = Credentials.load(folder)
-    typer.echo(f"{credentials.name}, node {credentials.node}, at {credentials.coordinator}")
-    typer.echo(f"identity {fingerprint(credentials.identity.public_bytes)}")
+    say(f"{credentials.name}, node {credentials.node}, at {credentials.coordinator}")
+    say(f"identity {fingerprint(credentials.identity.public_bytes)}")
     state = "not running"
     who = holder(folder)
     if who is not None and not who.startswith("fedsys agent run"):
@@ -132,9 +133,9 @@ def status(folder: Folder) -> None:
             state = f"{shown['connection']}, {shown['activity']}"
         except (OSError, ValueError, KeyError):
             state = "starting"
-    typer.echo(state + (", paused" if (folder / "paused").exists() else ""))
+    say(state + (", paused" if (folder / "paused").exists() else ""))
     expires = credentials.certificate.not_valid_after_utc
-    typer.echo(f"certificate until {expires:%Y-%m-%d}")
+    say(f"certificate until {expires:%Y-%m-%d}")
     path = folder / "policy.toml"
     if path.exists():
         from client.journal import Journal
@@ -143,9 +144,9 @@ def status(folder: Folder) -> None:
         policy = Policy.load(path)
         journal = Journal(folder / "journal.json")
         spent = journal.spent(policy.epsilon_view)
-        typer.echo(f"epsilon {spent:.4g} of {policy.epsilon:g} ({policy.epsilon_view})")
+        say(f"epsilon {spent:.4g} of {policy.epsilon:g} ({policy.epsilon_view})")
         for record in journal.jobs.values():
-            typer.echo(
+            say(
                 f"  {record.name}: {len(record.joined)} rounds, epsilon "
                 f"{record.spent(policy.epsilon_view):.4g}"
             )
@@ -158,7 +159,7 @@ def pause(folder: Folder) -> None:
 
     Credentials.load(folder)
     (folder / "paused").touch()
-    typer.echo("paused")
+    say("paused")
 
 
 @app.command()
@@ -168,7 +169,7 @@ def resume(folder: Folder) -> None:
 
     Credentials.load(folder)
     (folder / "paused").unlink(missing_ok=True)
-    typer.echo("resumed")
+    say("resumed")
 
 
 @app.command()
@@ -196,7 +197,7 @@ def leave(
                 ) from None
         for name in ("identity.ed25519", "tls.pem", "round.state", "agent.toml", "status.json"):
             (folder / name).unlink(missing_ok=True)
-    typer.echo(f"{credentials.name} has left; policy and journal are kept in {folder}")
+    say(f"{credentials.name} has left; policy and journal are kept in {folder}")
 
 
 @app.command()
@@ -216,7 +217,7 @@ def doctor(folder: Folder) -> None:
     def line(good: bool | None, what: str) -> None:
         nonlocal failed
         failed |= good is False
-        typer.echo(f"{ {True: 'ok', False: 'FAIL', None: 'unknown'}[good]:8s}{what}")
+        say(f"{ {True: 'ok', False: 'FAIL', None: 'unknown'}[good]:8s}{what}")
 
     credentials = Credentials.load(folder)
     line(True, f"{credentials.name}, node {credentials.node}")

@@ -9,6 +9,7 @@ import typer
 
 from fedsys.cli.deployment import prepare, unwritable
 from fedsys.cli.sign_roster import sign_roster
+from fedsys.cli.terminal import say
 
 if TYPE_CHECKING:
     from fedsys.config import Config
@@ -52,12 +53,12 @@ def init(
         raise ConfigError(f"--epsilon {epsilon:g}: a budget is above 0; leave it out for none")
     public = None if roster_key is None else load_public_key(roster_key).public_bytes_raw()
     home = Home.create(folder, hosts=host or default_hosts(), roster_key=public, epsilon=epsilon)
-    typer.echo(f"coordinator in {folder}")
-    typer.echo(f"authority's fingerprint  {home.authority.fingerprint}")
-    typer.echo(f"ledgers are signed by    {home.signer.public_hex}")
-    typer.echo(f"roster is signed by      {home.roster_key.hex()}")
+    say(f"coordinator in {folder}")
+    say(f"authority's fingerprint  {home.authority.fingerprint}")
+    say(f"ledgers are signed by    {home.signer.public_hex}")
+    say(f"roster is signed by      {home.roster_key.hex()}")
     if home.operator_signs_roster:
-        typer.echo(
+        say(
             "You hold the roster's key: against you as an active attacker, devices have only the "
             "trace that roster changes leave. Give --roster-key to let somebody else decide."
         )
@@ -84,12 +85,14 @@ def enroll(
     finally:
         state.close()
     if quiet:
-        typer.echo(token.encode())
+        say(token.encode())
         return
-    typer.echo(f"Token for {name}, good once within {hours:g} hours; it is a secret:\n")
-    typer.echo(token.encode())
-    typer.echo(f"\nauthority's fingerprint  {token.fingerprint}")
-    typer.echo("On the device: fedsys agent join HOST:PORT --token TOKEN DIR")
+    say(f"Token for {name}, good once within {hours:g} hours; it is a secret:")
+    say()
+    say(token.encode())
+    say()
+    say(f"authority's fingerprint  {token.fingerprint}")
+    say("On the device: fedsys agent join HOST:PORT --token TOKEN DIR")
 
 
 @app.command()
@@ -111,7 +114,7 @@ def run(
     configure(log)
 
     def ready(port: int) -> None:
-        typer.echo(f"listening on {listen.rpartition(':')[0]}:{port}")
+        say(f"listening on {listen.rpartition(':')[0]}:{port}")
         sys.stdout.flush()
 
     asyncio.run(run_coordinator(Home.open(folder), listen=listen, models=model_of, ready=ready))
@@ -129,9 +132,9 @@ def nodes(folder: Folder) -> None:
     for node in fleet.nodes:
         connected = "connected" if node.connected else "away"
         expires = dt.datetime.fromtimestamp(node.expires, dt.UTC).date()
-        typer.echo(f"{node.id:5d}  {node.name:24s} {node.status:8s} {connected:9s} until {expires}")
+        say(f"{node.id:5d}  {node.name:24s} {node.status:8s} {connected:9s} until {expires}")
     budget = f" of {fleet.budget:g}" if fleet.HasField("budget") else ", no budget set"
-    typer.echo(f"roster version {fleet.roster_version}; epsilon spent {fleet.spent:.4g}{budget}")
+    say(f"roster version {fleet.roster_version}; epsilon spent {fleet.spent:.4g}{budget}")
 
 
 @app.command()
@@ -145,9 +148,9 @@ def revoke(folder: Folder, name: Annotated[str, typer.Argument()]) -> None:
         home.registry(state).revoke(name)
     finally:
         state.close()
-    typer.echo(f"{name} is revoked")
+    say(f"{name} is revoked")
     if not home.operator_signs_roster:
-        typer.echo("The roster's authority has to sign the next list: fedsys coordinator roster")
+        say("The roster's authority has to sign the next list: fedsys coordinator roster")
 
 
 @app.command()
@@ -156,7 +159,7 @@ def rotate(folder: Folder) -> None:
     from server.home import Home
 
     Home.open(folder).rotate_server()
-    typer.echo("a new server certificate is in place; restart the coordinator")
+    say("a new server certificate is in place; restart the coordinator")
 
 
 @app.command()
@@ -184,7 +187,7 @@ def roster(
                 propose.write_bytes(statement.encoded)
             except OSError as error:
                 raise unwritable("--propose", propose, error) from None
-            typer.echo(
+            say(
                 f"version {statement.version} with {len(statement.members)} members is in "
                 f"{propose}; the authority runs: fedsys coordinator sign-roster KEY {propose}"
             )
@@ -196,11 +199,11 @@ def roster(
                     f"--accept {accept}: not a signed roster; give the file that `fedsys "
                     f"coordinator sign-roster` wrote"
                 ) from None
-            typer.echo(f"roster version {registry.accept(signed).version} is in force")
+            say(f"roster version {registry.accept(signed).version} is in force")
         else:
             for each in registry.chain().versions:
                 members = ", ".join(map(str, each.nodes))
-                typer.echo(f"version {each.version}  {each.hash.hex()[:16]}  nodes {members}")
+                say(f"version {each.version}  {each.hash.hex()[:16]}  nodes {members}")
     finally:
         state.close()
 
@@ -227,7 +230,7 @@ def templates(
             if target.exists():
                 raise ConfigError(f"{target}: exists already; give another folder")
             target.write_text(entry.read_text(encoding="utf-8"), encoding="utf-8")
-            typer.echo(str(target))
+            say(str(target))
     except OSError as error:
         raise unwritable("OUT", out, error) from None
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedsys.cli.deployment import unwritable
+from fedsys.cli.terminal import say
 
 if TYPE_CHECKING:
     from fedsys.wire.roster import RosterStatement
@@ -42,7 +43,7 @@ def sign_roster(
     try:
         with RosterAuthority.opened(key, after=after) as authority:
             if statement is None:
-                typer.echo(authority.public_key.hex())
+                say(authority.public_key.hex())
                 return
             try:
                 found = RosterStatement.decode(statement.read_bytes())
@@ -55,9 +56,9 @@ def sign_roster(
             before = authority.newest
             authority.check(found)
             for line in _changes(before, found):
-                typer.echo(line)
+                say(line)
             if show:
-                typer.echo("nothing was signed")
+                say("nothing was signed")
                 return
             signed = authority.sign(found)
     except OSError as error:
@@ -67,7 +68,7 @@ def sign_roster(
         write_signed(target, signed)
     except OSError as error:
         raise unwritable("the signed list", target, error) from None
-    typer.echo(f"signed in {target}")
+    say(f"signed in {target}")
 
 
 def _changes(before: RosterStatement | None, after: RosterStatement) -> list[str]:

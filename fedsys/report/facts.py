@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fedsys.printable import printable
 from fedsys.records import AuditResult, Epsilons
-from fedsys.report.folder import RunFolder, printable
+from fedsys.report.folder import RunFolder
 
 __all__ = ["SERVER_SEES_SUMS", "Facts", "disclosable", "explain", "gather", "mechanism_title"]
 

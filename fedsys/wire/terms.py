@@ -18,6 +18,10 @@ from secure_agg.errors import ParameterError
 __all__ = ["Terms", "decode_params", "encode_params"]
 
 
+_MOST_TEXT = 200
+"""Characters of a name, which people will read in logs and on terminals."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Terms:
     """Constants of a job; an assignment names them by their digest.
@@ -86,6 +90,8 @@ class Terms:
                 or not body["example_clip"] > 0
             ):
                 raise ValueError("a value of the wrong type")
+            if not all(each.isprintable() and len(each) <= _MOST_TEXT for each in texts):
+                raise ValueError("a name that is too long or not printable")
             plan = PrivacyPlan.from_json(body["plan"])
         except (MechanismError, TypeError, ValueError) as error:
             raise ProtocolError(f"a job's terms: {error}") from None

@@ -196,6 +196,12 @@ def test_a_round_that_is_not_of_the_terms_is_refused(
     assert devices.all[0].worker.trained == 0
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "\x1b[2J", "\u202ejob", "nul\x00", "n" * 201])
+def test_a_job_whose_name_would_upset_a_terminal_cannot_be(devices: Devices, name: str) -> None:
+    with pytest.raises(ProtocolError, match="too long or not printable"):
+        devices.all[0].session.handle(offer(devices.terms(name=name)))
+
+
 def test_other_terms_for_a_job_agreed_to_are_refused(devices: Devices) -> None:
     agree(devices)
     other = devices.terms(seed=9)
