@@ -39,13 +39,12 @@ def test_an_error_stays_a_line(
 
 def test_commands_print_through_one_place() -> None:
     """Anything else is a document whose writer escapes what is in it: JSON."""
-    others = []
-    for path in sorted(Path(fedsys.cli.__file__).parent.glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
-                "typer.echo",
-                "click.echo",
-            ):
-                others.append(f"{path.name}: {ast.unparse(node)}")
+    echo = ("typer.echo", "click.echo")
+    others = [
+        f"{path.name}: {ast.unparse(node)}"
+        for path in sorted(Path(fedsys.cli.__file__).parent.glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in echo
+    ]
     allowed = ("dumps(", "to_json(", "summary.json", "of {of} rounds are equal", "printable(line")
     assert [each for each in others if not any(part in each for part in allowed)] == []
