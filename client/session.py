@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from fedsys.errors import FedsysError, PolicyRefusal, ProtocolError, TrainingErr
 from fedsys.printable import printable
 from fedsys.privacy import Entropy, Mechanism
 from fedsys.wire import Assignment, countersign, fleet_pb2
+from fedsys.wire.limits import down_limits
 from fedsys.wire.roster import RosterStatement, SignedStatement, changes
 from fedsys.wire.services import PROTOCOL, PROTOCOL_MIN
 from fedsys.wire.terms import Terms, decode_params
@@ -106,6 +107,14 @@ class Session:
         if self._round is None:
             return "waiting"
         return f"round {self._round.assignment.round} of {self._round.terms.name}"
+
+    @property
+    def limits(self) -> Mapping[str, int]:
+        """Bytes of each kind of message that it takes, by what it has agreed to."""
+        return down_limits(
+            dimension=max((terms.dimension for terms, _ in self._terms.values()), default=0),
+            cap=max((record.plan.cap for record in self.journal.jobs.values()), default=0),
+        )
 
     def hello(self) -> fleet_pb2.Up:
         """The greeting that opens a session."""

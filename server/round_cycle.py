@@ -103,8 +103,12 @@ class RoundCycle:
         try:
             secure = self._secure(open_)
             round_ = self._conversation(open_, secure)
-            self._fleet.allow(secure.largest_answer)
-            await round_.run()
+            nodes = [self._roster.nodes[client] for client in open_.cohort]
+            self._fleet.allow(secure.largest_answer, nodes)
+            try:
+                await round_.run()
+            finally:
+                self._fleet.allow(0, ())
             result = secure.result
             if len(result.included) < coordinator.mechanism.event.min_survivors:
                 raise RoundAborted(

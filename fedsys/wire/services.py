@@ -8,7 +8,6 @@ __all__ = [
     "ENROLLMENT",
     "FLEET",
     "MAX_PARCEL",
-    "MAX_SMALL_PARCEL",
     "OPERATOR",
     "OPERATOR_SOCKET",
     "PROTOCOL",
@@ -23,10 +22,8 @@ PROTOCOL_MIN: Final = 1
 ENROLLMENT: Final = "fedsys.v1.Enrollment"
 FLEET: Final = "fedsys.v1.Fleet"
 OPERATOR: Final = "fedsys.v1.Operator"
-MAX_SMALL_PARCEL: Final = 1 << 20
-"""What an agent may send where no round gives it reason for more."""
 MAX_PARCEL: Final = 1 << 32
-"""What an agent accepts at all: a model of a billion float32 weights."""
+"""The largest message at all: a model of a billion float32 weights."""
 OPERATOR_SOCKET: Final = "operator.sock"
 """In the coordinator's folder."""
 
