@@ -5,7 +5,7 @@ from __future__ import annotations
 from client.journal import JobRecord, Journal
 from client.policy import Policy
 from client.work import Worker
-from fedsys.errors import PolicyRefusal
+from fedsys.errors import Cause, PolicyRefusal
 from fedsys.privacy import event_from_json, guaranteed_epsilon
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.roster import RosterChain, RosterStatement
@@ -44,18 +44,21 @@ def check_job(
     plan = terms.plan
     if plan.population != len(roster.members):
         raise PolicyRefusal(
-            f"the job counts {plan.population} clients, its roster has {len(roster.members)}"
+            f"the job counts {plan.population} clients, its roster has {len(roster.members)}",
+            cause=Cause.ROSTER,
         )
     policy.check_task(terms.task, terms.options, worker.sha256)
     if terms.task_sha256 != worker.sha256:
         raise PolicyRefusal(
             f"the coordinator's code of task '{terms.task}' ({terms.task_sha256[:16]}...) is "
-            f"not the one installed here ({worker.sha256[:16]}...)"
+            f"not the one installed here ({worker.sha256[:16]}...)",
+            cause=Cause.TASK,
         )
     if plan.expected_cohort < policy.min_cohort:
         raise PolicyRefusal(
             f"cohorts of {plan.expected_cohort:g} are below the owner's min_cohort "
-            f"{policy.min_cohort}"
+            f"{policy.min_cohort}",
+            cause=Cause.COHORT,
         )
     policy.check_mechanism(plan.event().to_json())
     worker.check(terms)
@@ -70,16 +73,18 @@ def _roster_of(terms: Terms, node: int, chain: RosterChain, policy: Policy) -> R
     if roster is None or roster.hash.hex() != terms.roster_hash:
         raise PolicyRefusal(
             f"the job uses roster version {terms.roster_version}, which was not announced to "
-            f"this device (it holds up to version {chain.version})"
+            f"this device (it holds up to version {chain.version})",
+            cause=Cause.ROSTER,
         )
     newest = policy.max_roster_version
     if newest is not None and roster.version > newest:
         raise PolicyRefusal(
             f"the job uses roster version {roster.version}, the owner's max_roster_version "
-            f"is {newest}"
+            f"is {newest}",
+            cause=Cause.ROSTER,
         )
     if node not in roster.members:
-        raise PolicyRefusal("this device is not on the job's roster")
+        raise PolicyRefusal("this device is not on the job's roster", cause=Cause.ROSTER)
     return roster
 
 
@@ -113,13 +118,16 @@ def check_assignment(assignment: Assignment, message: fleet_pb2.Invitation, term
         and assignment.seed == terms.seed
     )
     if not same:
-        raise PolicyRefusal("the round's assignment is not of the terms that were agreed to")
+        raise PolicyRefusal(
+            "the round's assignment is not of the terms that were agreed to", cause=Cause.TERMS
+        )
     if len(assignment.weights) != terms.dimension:
         raise PolicyRefusal(
-            f"a model of {len(assignment.weights)} weights, {terms.dimension} were agreed to"
+            f"a model of {len(assignment.weights)} weights, {terms.dimension} were agreed to",
+            cause=Cause.TERMS,
         )
     if (assignment.clipping is not None) != terms.plan.adaptive_clip:
-        raise PolicyRefusal("adaptive clipping is not as it was agreed to")
+        raise PolicyRefusal("adaptive clipping is not as it was agreed to", cause=Cause.TERMS)
 
 
 def check_round(
@@ -139,26 +147,35 @@ def check_round(
     record = journal.jobs[terms.job.hex()]
     before = [joined for joined in record.joined if joined != number]
     if number < record.highest:
-        raise PolicyRefusal(f"round {number} comes after round {record.highest}")
+        raise PolicyRefusal(
+            f"round {number} comes after round {record.highest}", cause=Cause.PARTICIPATION
+        )
     if number in record.uploaded:
-        raise PolicyRefusal(f"a vector has left this device in round {number} already")
+        raise PolicyRefusal(
+            f"a vector has left this device in round {number} already", cause=Cause.PARTICIPATION
+        )
     policy.check_cohort(params)
     if not plan.covers(event_from_json(assignment.mechanism)):
-        raise PolicyRefusal("the round's mechanism is not the one agreed to")
+        raise PolicyRefusal("the round's mechanism is not the one agreed to", cause=Cause.TERMS)
     if number > plan.rounds:
-        raise PolicyRefusal(f"round {number} of a job of {plan.rounds} rounds")
+        raise PolicyRefusal(f"round {number} of a job of {plan.rounds} rounds", cause=Cause.TERMS)
     if params.n > plan.cap or params.min_alive < min(plan.min_survivors, params.n):
         raise PolicyRefusal(
             f"a cohort of {params.n} with at least {params.min_alive} inputs, where at most "
-            f"{plan.cap} and at least {plan.min_survivors} were agreed to"
+            f"{plan.cap} and at least {plan.min_survivors} were agreed to",
+            cause=Cause.COHORT,
         )
     most, apart = plan.max_participations, plan.min_separation
     if most is not None and len(before) >= most:
-        raise PolicyRefusal(f"{most} participations were agreed to, and took place")
+        raise PolicyRefusal(
+            f"{most} participations were agreed to, and took place", cause=Cause.PARTICIPATION
+        )
     if plan.sampling != "min-separation":
         apart = None
     if apart is not None and before and number - max(before) < apart:
-        raise PolicyRefusal(f"asked again after less than {apart} rounds")
+        raise PolicyRefusal(
+            f"asked again after less than {apart} rounds", cause=Cause.PARTICIPATION
+        )
     wanted = policy.epsilon_view
     others = journal.spent(wanted, without=record)
     policy.check_epsilon(others=others, after=record.after(number, wanted))

@@ -27,7 +27,7 @@ from client.identity import Credentials
 from client.lock import exclusive
 from client.policy import ApprovedTask, Policy
 from client.session import Dismissed, Session
-from fedsys.errors import ConfigError, FedsysError, ProtocolError
+from fedsys.errors import Cause, ConfigError, FedsysError, ProtocolError
 from fedsys.privacy import Entropy
 from fedsys.secret_files import write_secret
 from fedsys.wire import Assignment, fleet_pb2
@@ -242,4 +242,5 @@ def _query(message: Message, context: Context) -> Message:
         return answer(message, context)
     except FedsysError as error:  # a line; Flower would print a traceback
         _log.error("%s", error)
-        return Message(Error(code=_REFUSED, reason=str(error)[:500]), reply_to=message)
+        # Paths and limits are the owner's business: who sees the log is told, nobody else.
+        return Message(Error(code=_REFUSED, reason=Cause.DEVICE.value), reply_to=message)

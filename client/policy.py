@@ -16,7 +16,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from fedsys.errors import ConfigError, PolicyRefusal
+from fedsys.errors import Cause, ConfigError, PolicyRefusal
 from fedsys.wire import Assignment
 from secure_agg import Floor, SecAggParams
 
@@ -65,6 +65,9 @@ class Policy:
         nice: added to the process's niceness.
         min_free_memory_mb: not below that much free memory.
         gpu: whether a GPU may be used.
+        explain: whether the coordinator may read why this device declines. Such a reason tells the
+            owner's limits, what other jobs have spent, and how the device stands; without it, a
+            refusal says of what kind it is and no more.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -88,6 +91,7 @@ class Policy:
     nice: int = 10
     min_free_memory_mb: int = 0
     gpu: bool = False
+    explain: bool = False
 
     @classmethod
     def fresh(cls, task: str, approved: ApprovedTask) -> Policy:
@@ -139,7 +143,8 @@ class Policy:
         if self.max_participations is not None and participations >= self.max_participations:
             raise PolicyRefusal(
                 f"already took part in {participations} rounds of this job, the owner's "
-                f"max_participations"
+                f"max_participations",
+                cause=Cause.PARTICIPATION,
             )
 
     def check_task(
@@ -155,47 +160,57 @@ class Policy:
         if approved is None:
             raise PolicyRefusal(
                 f"task '{task}' is not on the owner's list "
-                f"({', '.join(sorted(self.tasks)) or 'empty'})"
+                f"({', '.join(sorted(self.tasks)) or 'empty'})",
+                cause=Cause.TASK,
             )
         if options is not None and dict(options) != dict(approved.options):
             raise PolicyRefusal(
                 f"task '{task}' is approved with options {dict(approved.options)}, asked for with "
-                f"{dict(options)}"
+                f"{dict(options)}",
+                cause=Cause.TASK,
             )
         if sha256 is not None and sha256 != approved.sha256:
             raise PolicyRefusal(
                 f"the code of task '{task}' installed here ({sha256[:16]}...) is not what the "
-                f"owner approved ({approved.sha256[:16]}...); its owner has to approve it again"
+                f"owner approved ({approved.sha256[:16]}...); its owner has to approve it again",
+                cause=Cause.TASK,
             )
 
     def check_mechanism(self, mechanism: Mapping[str, Any]) -> None:
         """Raise PolicyRefusal unless clipping norm and noise are within the limits."""
         clip = float(mechanism.get("clip", math.inf))
         if clip > self.max_clip:
-            raise PolicyRefusal(f"clip {clip:g} is above the owner's max_clip {self.max_clip:g}")
+            raise PolicyRefusal(
+                f"clip {clip:g} is above the owner's max_clip {self.max_clip:g}",
+                cause=Cause.MECHANISM,
+            )
         noise = float(mechanism.get("noise_multiplier") or 0.0)
         if noise < self.min_noise_multiplier:
             raise PolicyRefusal(
                 f"noise multiplier {noise:g} is below the owner's min_noise_multiplier "
-                f"{self.min_noise_multiplier:g}"
+                f"{self.min_noise_multiplier:g}",
+                cause=Cause.MECHANISM,
             )
         own = own_noise(mechanism)
         if own < self.min_own_noise:
             raise PolicyRefusal(
                 f"this device's own noise would be {own:.3g} clipping norms, below the owner's "
-                f"min_own_noise {self.min_own_noise:g}"
+                f"min_own_noise {self.min_own_noise:g}",
+                cause=Cause.MECHANISM,
             )
 
     def check_cohort(self, params: SecAggParams) -> None:
         """Raise PolicyRefusal for a round with too few members or too low a threshold."""
         if params.n < self.min_cohort:
             raise PolicyRefusal(
-                f"a cohort of {params.n} is below the owner's min_cohort {self.min_cohort}"
+                f"a cohort of {params.n} is below the owner's min_cohort {self.min_cohort}",
+                cause=Cause.COHORT,
             )
         if params.threshold < self.min_threshold:
             raise PolicyRefusal(
                 f"a threshold of {params.threshold} is below the owner's min_threshold "
-                f"{self.min_threshold}"
+                f"{self.min_threshold}",
+                cause=Cause.COHORT,
             )
 
     def check_epsilon(self, *, others: float, after: float) -> None:
@@ -209,7 +224,8 @@ class Policy:
         if total > self.epsilon * (1 + 1e-9):
             raise PolicyRefusal(
                 f"epsilon would reach {total:.4g} ({others:.4g} of it in other jobs), over the "
-                f"owner's total of {self.epsilon:g}"
+                f"owner's total of {self.epsilon:g}",
+                cause=Cause.EPSILON,
             )
 
 
@@ -233,5 +249,6 @@ _HEADER = """\
 # min_cohort, min_threshold: members of a round, shares that recover a secret
 # epsilon:       privacy spent in total over all jobs, by this device's own count;
 #                epsilon_view says whose: guarantee (what the job promises), outsider or server
+# explain:       true lets the coordinator read why this device declines: limits, numbers, paths
 # hours:         e.g. ["22:00-06:00"]; only_idle, only_on_mains; when_unknown: allow or refuse
 """

@@ -22,8 +22,16 @@ from client.journal import Journal
 from client.policy import Policy
 from client.privatize import privatize
 from client.privatize.contribution import contribution
+from client.refusal import cause_of, refusal
 from client.work import Worker
-from fedsys.errors import FedsysError, PolicyRefusal, ProtocolError, TrainingError
+from fedsys.errors import (
+    Cause,
+    ConfigError,
+    FedsysError,
+    PolicyRefusal,
+    ProtocolError,
+    TrainingError,
+)
 from fedsys.printable import printable
 from fedsys.privacy import Entropy, Mechanism
 from fedsys.wire import Assignment, countersign, fleet_pb2
@@ -163,7 +171,8 @@ class Session:
     # -- the roster -------------------------------------------------------------------------------
 
     def _news(self, news: list[fleet_pb2.SignedRoster]) -> fleet_pb2.Up | None:
-        before, refused = self.chain.newest, ""
+        before = self.chain.newest
+        refused: ProtocolError | None = None
         chain = dataclasses.replace(self.chain, versions=list(self.chain.versions))
         accepted: list[tuple[SignedStatement, RosterStatement]] = []
         for each in news:
@@ -171,7 +180,7 @@ class Session:
             try:
                 statement = chain.accept(signed)
             except ProtocolError as error:
-                refused = f"a roster is refused: {error}"
+                refused = error
                 break
             if statement is not None:
                 accepted.append((signed, statement))
@@ -181,9 +190,9 @@ class Session:
         for _, statement in accepted:
             _log.info("roster: %s", changes(before, statement))
             before = statement
-        if refused:
-            _log.error("%s", refused)
-            return _refusal(b"", 0, refused)
+        if refused is not None:
+            why = PolicyRefusal(f"a roster is refused: {refused}", cause=Cause.ROSTER)
+            return self._refuse(b"", 0, why)
         return None
 
     # -- a job ------------------------------------------------------------------------------------
@@ -201,8 +210,7 @@ class Session:
             )
             self.journal.agree(terms)
         except FedsysError as error:
-            _log.warning("job %s is refused: %s", terms.name, error)
-            return _refusal(terms.job, 0, str(error))
+            return self._refuse(terms.job, 0, error)
         self._terms[terms.job] = (terms, client)
         _log.info("agreed to job %s", terms.name)
         return fleet_pb2.Up(consent=fleet_pb2.Consent(job=terms.job, terms=terms.digest))
@@ -212,21 +220,20 @@ class Session:
     def _invitation(self, message: fleet_pb2.Invitation) -> fleet_pb2.Up:
         try:
             if self.paused.exists():
-                return _refusal(message.job, message.round, "paused by its owner", passing=True)
+                raise PolicyRefusal("paused by its owner", cause=Cause.PAUSED)
             policy = self._policy()
             why = obstacle(policy, conditions(policy))
             if why is not None:
-                return _refusal(message.job, message.round, why, passing=True)
+                raise PolicyRefusal(why, cause=Cause.CONDITIONS)
             self._join(message, policy)
         except (FedsysError, SecureAggError) as error:
-            _log.warning("round %d is refused: %s", message.round, error)
-            return _refusal(message.job, message.round, str(error))
+            return self._refuse(message.job, message.round, error)
         return self._stage(message.stage)
 
     def _join(self, message: fleet_pb2.Invitation, policy: Policy) -> None:
         agreed, model = self._terms.get(message.job), self._model
         if agreed is None:
-            raise PolicyRefusal("this device has not agreed to that job")
+            raise PolicyRefusal("this device has not agreed to that job", cause=Cause.TERMS)
         if model is None or model.job != message.job or model.round != message.round:
             raise ProtocolError("an invitation without its model")
         terms, client = agreed
@@ -239,7 +246,7 @@ class Session:
             return  # the connection was lost, the process was not
         roster = self.chain.find(terms.roster_version)
         if roster is None:
-            raise PolicyRefusal("this device does not hold the job's roster")
+            raise PolicyRefusal("this device does not hold the job's roster", cause=Cause.ROSTER)
         agent = Agent(
             id=client,
             identity=self.credentials.identity,
@@ -266,20 +273,16 @@ class Session:
             or current.assignment.job != stage.job
             or current.assignment.round != stage.round
         ):
-            return _refusal(stage.job, stage.round, "this device is not in that round")
+            stray = ProtocolError("this device is not in that round")
+            return self._refuse(stage.job, stage.round, stray)
         try:
             if kind_of(stage.message) is Kind.DELIVERY:
                 if not current.agent.masked:
                     self._provide(current)
                 self.journal.upload(stage.job, stage.round)
             reply = current.agent.handle(stage.message)
-        except TrainingError as error:
-            # what training said may quote the data
-            _log.error("round %d: %s", stage.round, error)
-            return _refusal(stage.job, stage.round, "local training failed; see the device's log")
         except (FedsysError, SecureAggError) as error:
-            _log.warning("round %d: %s", stage.round, error)
-            return _refusal(stage.job, stage.round, str(error))
+            return self._refuse(stage.job, stage.round, error)
         return fleet_pb2.Up(
             answer=fleet_pb2.Answer(
                 job=stage.job, round=stage.round, step=stage.step, message=reply
@@ -342,8 +345,10 @@ class Session:
             )
         )
 
-
-def _refusal(job: bytes, round: int, reason: str, *, passing: bool = False) -> fleet_pb2.Up:
-    return fleet_pb2.Up(
-        refusal=fleet_pb2.Refusal(job=job, round=round, reason=reason[:500], passing=passing)
-    )
+    def _refuse(self, job: bytes, round: int, error: FedsysError | SecureAggError) -> fleet_pb2.Up:
+        passing = cause_of(error) in (Cause.PAUSED, Cause.CONDITIONS)
+        try:
+            explain = self._policy().explain
+        except ConfigError:  # a policy that does not read allows nothing
+            explain = False
+        return refusal(job, round, error, explain=explain, passing=passing)

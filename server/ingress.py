@@ -19,13 +19,13 @@ from fedsys.errors import ProtocolError
 from fedsys.printable import printable
 from fedsys.wire import fleet_pb2
 from fedsys.wire.limits import check_up, kind_of_up, up_limits
+from fedsys.wire.refusals import reason_of
 from server.fleet import Fleet, Link, Said
 
 __all__ = ["MOST_AT_ONCE", "Ingress"]
 
 MOST_AT_ONCE = 32
 """Messages in one batch, where a host carries batches; an agent answers a handful."""
-_MOST_REASON = 500
 _LENGTHS = {"job": (0, 32), "terms": (32,), "ledger_head": (32,), "signature": (64,)}
 
 
@@ -73,7 +73,7 @@ class Ingress:
             if isinstance(value, bytes) and len(value) not in lengths:
                 raise ProtocolError(f"a {kind} whose {name} has {len(value)} bytes")
         if kind == "refusal":
-            content.reason = printable(content.reason, _MOST_REASON)
+            content.reason = reason_of(content)
         elif kind == "hello":
             content.version = printable(content.version, 64)
         self.greeted = True

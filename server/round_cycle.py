@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fedsys.errors import Cause
 from fedsys.privacy import Entropy
 from server.coordinator import OpenRound
 from server.deployed_round import Deadlines, DeployedRound
@@ -64,7 +65,7 @@ class RoundCycle:
         facilities: what it runs on.
         consenting: clients that agreed, as of now; no others are invited.
         elsewhere: takes every event that is no round's business.
-        refused: takes round, node and reason of each refusal.
+        refused: takes round, node, cause and reason of each refusal.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class RoundCycle:
         *,
         consenting: Callable[[], frozenset[int]],
         elsewhere: Callable[[Event], None],
-        refused: Callable[[int, int, str], None],
+        refused: Callable[[int, int, Cause, str], None],
     ) -> None:
         self._id = prepared.id
         self._job = prepared.job
@@ -174,7 +175,7 @@ class RoundCycle:
         self._state.update_job(self._id, stage=stage)
 
     def _dismiss(self, round_: DeployedRound, number: int, *, committed: bool) -> None:
-        for client, reason in round_.report.refusals.items():
-            self._refused(number, self._roster.nodes[client], reason)
+        for client, (cause, reason) in round_.report.refusals.items():
+            self._refused(number, self._roster.nodes[client], cause, reason)
         head = bytes.fromhex(self._job.ledger.head)
         round_.dismiss(committed=committed, ledger_head=head)

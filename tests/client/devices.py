@@ -108,7 +108,8 @@ class Devices:
                 signer=bytes(32),
             ).store()
         worker = ConstantWorker()
-        policy = [Policy.fresh("digits", ApprovedTask(sha256=CODE))]
+        fresh = Policy.fresh("digits", ApprovedTask(sha256=CODE))
+        policy = [dataclasses.replace(fresh, explain=True)]
         session = Session(
             credentials=Credentials.load(folder), worker=worker, policy=lambda: policy[0]
         )

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 
 from client.journal import Journal
-from client.policy import Policy
+from client.policy import ApprovedTask, Policy
 from client.session import Dismissed
 from fedsys.errors import ConfigError, PolicyRefusal, ProtocolError
 from fedsys.privacy import from_ring
@@ -202,6 +202,68 @@ def test_a_job_whose_name_would_upset_a_terminal_cannot_be(devices: Devices, nam
         devices.all[0].session.handle(offer(devices.terms(name=name)))
 
 
+Limits = dict[str, Any]
+
+
+def busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.conditions._busy", lambda: 97.0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "cause", "secret"),
+    [
+        ({"epsilon": 0.125}, "EPSILON", "0.125"),
+        ({"max_clip": 0.375}, "MECHANISM", "0.375"),
+        ({"min_own_noise": 37.0}, "MECHANISM", "37"),
+        ({"tasks": {"other": ApprovedTask(sha256="ab")}}, "TASK", "other"),
+        ({"max_roster_version": 0}, "ROSTER", "max_roster_version"),
+        ({"min_cohort": 17}, "COHORT", "17"),
+        ({"only_idle": True}, "CONDITIONS", "97"),
+        ({"hours": ("00:00-00:00",)}, "CONDITIONS", "hours"),
+        ({"min_free_memory_mb": 10**9}, "CONDITIONS", "free"),
+    ],
+)
+def test_a_refusal_tells_its_cause_and_the_owner_s_numbers_only_if_they_let_it(
+    devices: Devices,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    limits: Limits,
+    cause: str,
+    secret: str,
+) -> None:
+    busy(monkeypatch)
+    caplog.set_level("INFO")
+    talk, device = agree(devices), devices.all[0]
+    for explain in (False, True):
+        device.policy[0] = dataclasses.replace(device.policy[0], explain=explain, **limits)
+        caplog.clear()
+        passing = cause == "CONDITIONS"
+        again = dataclasses.replace(talk.terms, job=b"k" * 32)
+        answer = talk.invite(device, 0) if passing else device.handle(offer(again))
+        assert answer.refusal.cause == fleet_pb2.Refusal.Cause.Value(cause)
+        assert answer.refusal.passing is passing
+        assert (secret in answer.refusal.reason) is explain
+        assert answer.refusal.reason or not explain
+        assert any(secret in record.getMessage() for record in caplog.records)
+        if not explain:
+            assert secret.encode() not in answer.SerializeToString()
+
+
+def test_no_path_of_the_device_leaves_it(
+    devices: Devices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = devices.all[0]
+    device.policy[0] = dataclasses.replace(device.policy[0], explain=False)
+
+    def unreadable() -> Policy:
+        return Policy.load(tmp_path / "private" / "policy.toml")
+
+    monkeypatch.setattr(device.session, "_policy", unreadable)
+    answer = device.handle(offer(devices.terms()))
+    assert answer.refusal.cause == fleet_pb2.Refusal.DEVICE
+    assert answer.refusal.reason == ""
+
+
 def test_other_terms_for_a_job_agreed_to_are_refused(devices: Devices) -> None:
     agree(devices)
     other = devices.terms(seed=9)
@@ -265,8 +327,8 @@ def test_what_training_says_stays_on_the_device(devices: Devices, error: Excepti
         }
     talk.close(answers)
     answer = devices.all[0].handle(fleet_pb2.Down(stage=talk.stage(0)))
-    assert "training failed" in refusal(answer)
-    assert "secret" not in refusal(answer)
+    assert answer.refusal.cause == fleet_pb2.Refusal.TRAINING
+    assert not refusal(answer), "it may quote the data, even where the owner lets others read"
 
 
 def test_an_update_that_is_not_finite_is_sent_as_zeros(devices: Devices) -> None:

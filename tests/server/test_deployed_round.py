@@ -98,7 +98,7 @@ def test_an_upload_of_a_wrong_shape_is_left_out_of_the_sum(spoil: Spoil, tmp_pat
     assert secure.result.included == (0, 2)
     assert len(secure.result.total) == D
     assert list(round_.report.refusals) == [1]
-    assert "sent something wrong" in round_.report.refusals[1]
+    assert "sent something wrong" in round_.report.refusals[1][1]
 
 
 def test_whoever_sends_what_is_asked_is_in_the_sum(tmp_path: Path) -> None:
