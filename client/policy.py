@@ -65,6 +65,7 @@ class Policy:
         nice: added to the process's niceness.
         min_free_memory_mb: not below that much free memory.
         gpu: whether a GPU may be used.
+        answer: when an upload leaves, at least; see `client.answer_time`. A job may ask for more.
         explain: whether the coordinator may read why this device declines. Such a reason tells the
             owner's limits, what other jobs have spent, and how the device stands; without it, a
             refusal says of what kind it is and no more.
@@ -91,12 +92,19 @@ class Policy:
     nice: int = 10
     min_free_memory_mb: int = 0
     gpu: bool = False
+    answer: Literal["at-once", "bucketed", "at-deadline"] = "at-once"
     explain: bool = False
 
     @classmethod
     def fresh(cls, task: str, approved: ApprovedTask) -> Policy:
         """What a device starts with: one task, three members, two shares, epsilon 10 in total."""
-        return cls(tasks={task: approved}, min_cohort=3, min_threshold=2, epsilon=10.0)
+        return cls(
+            tasks={task: approved},
+            min_cohort=3,
+            min_threshold=2,
+            epsilon=10.0,
+            answer="bucketed",
+        )
 
     @classmethod
     def load(cls, path: Path) -> Policy:
@@ -249,6 +257,8 @@ _HEADER = """\
 # min_cohort, min_threshold: members of a round, shares that recover a secret
 # epsilon:       privacy spent in total over all jobs, by this device's own count;
 #                epsilon_view says whose: guarantee (what the job promises), outsider or server
+# answer:        at-once, bucketed or at-deadline: whether the time of an upload may tell how much
+#                data it was trained on
 # explain:       true lets the coordinator read why this device declines: limits, numbers, paths
 # hours:         e.g. ["22:00-06:00"]; only_idle, only_on_mains; when_unknown: allow or refuse
 """

@@ -16,6 +16,7 @@ from pathlib import Path
 import fedsys
 from client.admission import check_assignment, check_job, check_round
 from client.agent import Agent
+from client.answer_time import AnswerTime
 from client.conditions import conditions, obstacle
 from client.identity import Credentials
 from client.journal import Journal
@@ -68,6 +69,7 @@ class _Round:
     assignment: Assignment
     mechanism: Mechanism
     agent: Agent
+    policy: Policy
 
 
 class Session:
@@ -80,6 +82,7 @@ class Session:
         noise: entropy of the noise of a round; ``os.urandom`` outside tests.
         keys: entropy of secure aggregation's keys.
         store: keeps secure aggregation's state; by default a file in the device's folder.
+        answer_time: holds uploads back.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Session:
         noise: Callable[[int], Entropy] = lambda _round: os.urandom,
         keys: Entropy = os.urandom,
         store: Store | None = None,
+        answer_time: AnswerTime | None = None,
     ) -> None:
         self.credentials = credentials
         self.journal = Journal(credentials.folder / "journal.json")
@@ -100,6 +104,7 @@ class Session:
         self._noise = noise
         self._keys = keys
         self._store = store or FileStore(credentials.folder / "round.state")
+        self._answer_time = answer_time or AnswerTime()
         self._terms: dict[bytes, tuple[Terms, int]] = {}
         self._model: fleet_pb2.Model | None = None
         self._round: _Round | None = None
@@ -263,7 +268,12 @@ class Session:
             check_round(assignment, params, terms, policy=policy, journal=self.journal)
             mechanism = agent.accept(assignment, params)  # counted as spent, durably, from here
         self._round = _Round(
-            terms=terms, client=client, assignment=assignment, mechanism=mechanism, agent=agent
+            terms=terms,
+            client=client,
+            assignment=assignment,
+            mechanism=mechanism,
+            agent=agent,
+            policy=policy,
         )
 
     def _stage(self, stage: fleet_pb2.Stage) -> fleet_pb2.Up:
@@ -275,14 +285,24 @@ class Session:
         ):
             stray = ProtocolError("this device is not in that round")
             return self._refuse(stage.job, stage.round, stray)
+        asked, trained = self._answer_time.clock(), False
         try:
             if kind_of(stage.message) is Kind.DELIVERY:
                 if not current.agent.masked:
+                    trained = True
                     self._provide(current)
                 self.journal.upload(stage.job, stage.round)
             reply = current.agent.handle(stage.message)
         except (FedsysError, SecureAggError) as error:
             return self._refuse(stage.job, stage.round, error)
+        finally:
+            if trained:
+                self._answer_time.hold(
+                    current.terms,
+                    current.policy.answer,
+                    asked=asked,
+                    deadline=stage.milliseconds / 1000,
+                )
         return fleet_pb2.Up(
             answer=fleet_pb2.Answer(
                 job=stage.job, round=stage.round, step=stage.step, message=reply

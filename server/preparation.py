@@ -267,6 +267,7 @@ def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -
         seed=coordinator.terms.seed,
         roster_version=roster.version,
         roster_hash=roster.hash.hex(),
+        answer=job.config.rounds.answer,
     )
     coordinator.terms = dataclasses.replace(coordinator.terms, agreed=terms.digest)
     return PreparedJob(id=row.id, job=job, model=model, terms=terms, roster=roster)

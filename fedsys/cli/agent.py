@@ -87,6 +87,7 @@ def _serve(
 
     import torch
 
+    from client.answer_time import AnswerTime
     from client.grpc_host import ConnectionHost
     from client.policy import ApprovedTask, Policy
     from client.session import Session
@@ -107,7 +108,12 @@ def _serve(
         say(f"wrote {path}: it allows task {worker.spec.task} alone", err=True)
     if policy.nice:
         os.nice(policy.nice)
-    session = Session(credentials=credentials, worker=worker, policy=lambda: Policy.load(path))
+    session = Session(
+        credentials=credentials,
+        worker=worker,
+        policy=lambda: Policy.load(path),
+        answer_time=AnswerTime(sleep=stop.wait),
+    )
     ConnectionHost(session, stop=stop).run()
 
 

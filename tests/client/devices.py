@@ -12,6 +12,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
+from client.answer_time import AnswerTime
 from client.identity import Credentials
 from client.policy import ApprovedTask, Policy
 from client.session import Session
@@ -82,6 +83,8 @@ class Devices:
         default_factory=lambda: [Identity.generate() for _ in range(3)]
     )
 
+    slept: list[float] = field(default_factory=list)
+
     def __post_init__(self) -> None:
         self.roster = RosterStatement(
             version=1,
@@ -111,7 +114,10 @@ class Devices:
         fresh = Policy.fresh("digits", ApprovedTask(sha256=CODE))
         policy = [dataclasses.replace(fresh, explain=True)]
         session = Session(
-            credentials=Credentials.load(folder), worker=worker, policy=lambda: policy[0]
+            credentials=Credentials.load(folder),
+            worker=worker,
+            policy=lambda: policy[0],
+            answer_time=AnswerTime(sleep=self.slept.append),
         )
         device = Device(session=session, worker=worker, policy=policy)
         if first:
