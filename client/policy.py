@@ -95,6 +95,14 @@ class Policy:
     answer: Literal["at-once", "bucketed", "at-deadline"] = "at-once"
     explain: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("max_clip", "min_noise_multiplier", "min_own_noise", "epsilon"):
+            value = getattr(self, name)
+            if not value >= 0:  # with nan, whatever is compared with it would pass
+                raise ConfigError(f"{name} = {value}: a limit is a number that is not below 0")
+        if not 0 <= self.corrupt < 1:
+            raise ConfigError(f"corrupt = {self.corrupt}: a fraction from 0 to below 1")
+
     @classmethod
     def fresh(cls, task: str, approved: ApprovedTask) -> Policy:
         """What a device starts with: one task, three members, two shares, epsilon 10 in total."""
@@ -115,7 +123,7 @@ class Policy:
         """
         try:
             return _ADAPTER.validate_python(tomllib.loads(path.read_text("utf-8")))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ConfigError) as error:
             raise ConfigError(f"{path}: {error}") from None
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
@@ -187,20 +195,20 @@ class Policy:
     def check_mechanism(self, mechanism: Mapping[str, Any]) -> None:
         """Raise PolicyRefusal unless clipping norm and noise are within the limits."""
         clip = float(mechanism.get("clip", math.inf))
-        if clip > self.max_clip:
+        if not clip <= self.max_clip:
             raise PolicyRefusal(
                 f"clip {clip:g} is above the owner's max_clip {self.max_clip:g}",
                 cause=Cause.MECHANISM,
             )
         noise = float(mechanism.get("noise_multiplier") or 0.0)
-        if noise < self.min_noise_multiplier:
+        if not noise >= self.min_noise_multiplier:
             raise PolicyRefusal(
                 f"noise multiplier {noise:g} is below the owner's min_noise_multiplier "
                 f"{self.min_noise_multiplier:g}",
                 cause=Cause.MECHANISM,
             )
         own = own_noise(mechanism)
-        if own < self.min_own_noise:
+        if not own >= self.min_own_noise:
             raise PolicyRefusal(
                 f"this device's own noise would be {own:.3g} clipping norms, below the owner's "
                 f"min_own_noise {self.min_own_noise:g}",
@@ -229,7 +237,7 @@ class Policy:
             after: of this job, once what is asked is done.
         """
         total = others + after
-        if total > self.epsilon * (1 + 1e-9):
+        if not total <= self.epsilon * (1 + 1e-9):
             raise PolicyRefusal(
                 f"epsilon would reach {total:.4g} ({others:.4g} of it in other jobs), over the "
                 f"owner's total of {self.epsilon:g}",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedsys.cli.deployment import prepare
+from fedsys.cli.deployment import no_core_dumps, prepare
 from fedsys.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def run(
     from fedsys.logs import configure
 
     configure(log)
+    no_core_dumps()
     credentials = Credentials.load(folder)
     options = _options(option or [])
     with exclusive(folder, "fedsys agent run"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedsys.cli.deployment import prepare, unwritable
+from fedsys.cli.deployment import no_core_dumps, prepare, unwritable
 from fedsys.cli.sign_roster import sign_roster
 from fedsys.cli.terminal import say
 
@@ -112,6 +112,7 @@ def run(
     from server.home import Home
 
     configure(log)
+    no_core_dumps()
 
     def ready(port: int) -> None:
         say(f"listening on {listen.rpartition(':')[0]}:{port}")

@@ -11,7 +11,7 @@ from fedsys.cli.extras import require_deploy
 if TYPE_CHECKING:
     from fedsys.errors import ConfigError
 
-__all__ = ["prepare", "unwritable"]
+__all__ = ["no_core_dumps", "prepare", "unwritable"]
 
 
 def prepare() -> None:
@@ -19,6 +19,14 @@ def prepare() -> None:
     lines, which say less than our one, out of the terminal unless somebody asked for them."""
     require_deploy()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def no_core_dumps() -> None:
+    """Keep this process's memory, with its keys, updates and noise, out of core dumps."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))
 
 
 def unwritable(what: str, path: Path, error: OSError) -> ConfigError:

@@ -43,7 +43,7 @@ _PASSES = 4
 _BLOCK = 1 << 15  # coordinates at once: 256 KiB of float64 stay in the second-level cache
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class IntegerUpdates:
     """K updates as signed integers of bounded norm.
 

@@ -20,7 +20,7 @@ from fedsys.privacy.rings import from_ring, to_ring
 __all__ = ["Encoded", "Mechanism", "WideEncoding", "add_noise"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Encoded:
     """K clipped updates as ring elements, and what the client may know about them.
 
