@@ -28,6 +28,7 @@ from client.lock import exclusive
 from client.policy import ApprovedTask, Policy
 from client.session import Dismissed, Session
 from fedsys.errors import Cause, ConfigError, FedsysError, ProtocolError
+from fedsys.logs import configure_unless_hosted
 from fedsys.privacy import Entropy
 from fedsys.secret_files import write_secret
 from fedsys.wire import Assignment, fleet_pb2
@@ -238,6 +239,7 @@ app = ClientApp()
 
 @app.query(QUERY)  # type: ignore[untyped-decorator, unused-ignore]
 def _query(message: Message, context: Context) -> Message:
+    configure_unless_hosted()
     try:
         return answer(message, context)
     except FedsysError as error:  # a line; Flower would print a traceback

@@ -15,7 +15,7 @@ from typing import Any
 from fedsys.errors import ConfigError
 from fedsys.printable import printable, printable_lines
 
-__all__ = ["configure"]
+__all__ = ["configure", "configure_unless_hosted"]
 
 _MOST = 10_000
 _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
@@ -60,3 +60,10 @@ def configure(kind: str) -> None:
         logger.setLevel(logging.INFO)
         logger.handlers = [handler]
         logger.propagate = False
+
+
+def configure_unless_hosted() -> None:
+    """The same as text, in a process whose host has set up no logging: Python would otherwise print
+    what others wrote as it is."""
+    if not logging.getLogger().handlers:
+        configure("text")

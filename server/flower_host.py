@@ -31,6 +31,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsys.config import dump, load
 from fedsys.errors import ConfigError, FedsysError, ProtocolError
+from fedsys.logs import configure_unless_hosted
 from fedsys.printable import printable
 from fedsys.wire import fleet_pb2
 from fedsys.wire.flower import CHALLENGE, DOWN, NODE, PROOF, QUERY, RECORD, UP, hello_message
@@ -369,6 +370,7 @@ app = ServerApp()
 
 @app.main()  # type: ignore[untyped-decorator, unused-ignore]
 def _main(grid: Grid, context: Context) -> None:
+    configure_unless_hosted()
     settings = context.run_config
     if not settings.get("fedsys-home"):
         raise ConfigError(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from fedsys.errors import ConfigError
-from fedsys.logs import configure
+from fedsys.logs import configure, configure_unless_hosted
 from fedsys.printable import printable
 
 
@@ -70,3 +70,17 @@ def test_text_that_people_write_is_left_alone() -> None:
     assert printable("Zürich 東京 €") == "Zürich 東京 €"
     assert printable(HOSTILE).isprintable()
     assert len(printable("x" * 1000)) == 401
+
+
+def test_a_host_that_has_no_log_gets_ours(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = logging.getLogger()
+    configure_unless_hosted()  # pytest has one
+    assert not logging.getLogger("client").handlers
+    monkeypatch.setattr(root, "handlers", [])
+    configure_unless_hosted()
+    logging.getLogger("client.session").warning("%s", HOSTILE)
+    text = capsys.readouterr().err
+    assert len(text.splitlines()) == 1
+    assert text.rstrip("\n").isprintable()
