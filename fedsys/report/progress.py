@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from fedsys.cli.terminal import say
+from fedsys.printable import printable
+
 if TYPE_CHECKING:
     from simulations.harness import RoundReport
 
@@ -98,13 +101,13 @@ class _Plain:
 
     def __call__(self, event: RoundReport | str) -> None:
         if isinstance(event, str):
-            print(event, file=sys.stderr, flush=True)
+            say(event, err=True)
             return
         now = time.monotonic()
         if event.number in (1, event.of) or now - self._last >= _PLAIN_SECONDS:
             self._last = now
             text = f"round {event.number}/{event.of}  {describe(event)}"
-            print(text, file=sys.stderr, flush=True)
+            say(text, err=True)
 
 
 @contextmanager
@@ -133,7 +136,7 @@ def _bar() -> Iterator[Callable[[RoundReport | str], None]]:
 
         def watch(event: RoundReport | str) -> None:
             if isinstance(event, str):
-                progress.console.print(event, markup=False, highlight=False)
+                progress.console.print(printable(event, 20_000), markup=False, highlight=False)
             else:
                 progress.update(
                     bar, completed=event.number, total=event.of, description=describe(event)

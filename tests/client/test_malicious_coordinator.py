@@ -85,7 +85,7 @@ WEAKER: dict[str, dict[str, int]] = {
     "a sum of two": {"min_included": 2},
     "no colluders": {"colluders": 0, "quorum": 6},
     "an easy threshold": {"threshold": 2, "packing": 1, "errors": 0},
-    "a coarse ring": {"modulus_bits": 31},
+    "a coarse ring": {"modulus_bits": 15},
 }
 
 

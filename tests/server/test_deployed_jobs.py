@@ -219,7 +219,7 @@ def test_who_is_caught_cheating_is_invited_no_more(party: Callable[..., Party], 
     job = found.job(4)
     row = found.run(job, until_round=2)
     assert row.status == "running"
-    assert next(each.node for each in found.state.refusals(job)) == 4
+    assert next(each.node for each in found.state.refusals_of(job)) == 4
     assert list(found.state.blamed(job)) == [4]
     found.spoiled.clear()
     row = found.run(job)  # the coordinator and the device were started again

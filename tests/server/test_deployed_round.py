@@ -112,7 +112,7 @@ def test_an_upload_of_a_wrong_shape_is_left_out_of_the_sum(spoil: Spoil, tmp_pat
     assert secure.result.included == (0, 2, 3, 4)
     assert len(secure.result.total) == D
     assert list(round_.report.refusals) == [1]
-    assert "sent something wrong" in round_.report.refusals[1]
+    assert "sent something wrong" in round_.report.refusals[1][1]
     assert list(secure.result.blamed) == ([] if spoil is empty else [1])
 
 
