@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from fedsys.cli.terminal import say
 from fedsys.printable import printable
 
 if TYPE_CHECKING:
@@ -21,6 +20,8 @@ __all__ = ["describe", "observer"]
 _PLAIN_SECONDS = 2.0
 _CELL_SECONDS = 0.25
 _NOTICES = 8
+_MOST = 20_000
+"""Characters of a line."""
 
 
 @contextmanager
@@ -76,7 +77,7 @@ class _Cell:
     def __call__(self, event: RoundReport | str) -> None:
         now = time.monotonic()
         if isinstance(event, str):
-            self._notices = [*self._notices, event][-_NOTICES:]
+            self._notices = [*self._notices, printable(event, _MOST)][-_NOTICES:]
         else:
             self._now = f"round {event.number}/{event.of}  {describe(event)}"
             self._done = event.number / event.of
@@ -101,13 +102,16 @@ class _Plain:
 
     def __call__(self, event: RoundReport | str) -> None:
         if isinstance(event, str):
-            say(event, err=True)
+            self._say(event)
             return
         now = time.monotonic()
         if event.number in (1, event.of) or now - self._last >= _PLAIN_SECONDS:
             self._last = now
-            text = f"round {event.number}/{event.of}  {describe(event)}"
-            say(text, err=True)
+            self._say(f"round {event.number}/{event.of}  {describe(event)}")
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(printable(text, _MOST), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -136,7 +140,7 @@ def _bar() -> Iterator[Callable[[RoundReport | str], None]]:
 
         def watch(event: RoundReport | str) -> None:
             if isinstance(event, str):
-                progress.console.print(printable(event, 20_000), markup=False, highlight=False)
+                progress.console.print(printable(event, _MOST), markup=False, highlight=False)
             else:
                 progress.update(
                     bar, completed=event.number, total=event.of, description=describe(event)

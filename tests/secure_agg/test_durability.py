@@ -132,7 +132,7 @@ def test_fields_are_bounded_and_strict() -> None:
         with pytest.raises(StateError):
             unpack_fields(b"magic\n", bad)
     body = b"magic\n" + (2**31).to_bytes(4, "little")
-    with pytest.raises(StateError, match="2147483648 fields"):
+    with pytest.raises(StateError, match="do not fill it"):
         unpack_fields(b"magic\n", body + hashlib.sha256(body).digest())
 
 
@@ -291,10 +291,3 @@ def test_a_file_store_reads_no_link_and_no_pipe(tmp_path: Path) -> None:
     for name in ("link", "pipe"):
         with pytest.raises(StateError, match="cannot be read"):
             FileStore(tmp_path / name).load()
-
-
-def test_a_count_of_fields_that_no_blob_holds_is_refused_at_once() -> None:
-    body = b"magic" + (2**32 - 1).to_bytes(4, "little")
-    blob = body + hashlib.sha256(body).digest()
-    with pytest.raises(StateError, match="do not fill it"):
-        unpack_fields(b"magic", blob)
