@@ -9,6 +9,9 @@ model's change is the sum of all releases; what a strategy makes of them is post
 the real clients contributed is taken off before canaries are looked for: who attacks differential
 privacy may know everything but the coins.
 
+Protocol ``secure`` is run as ``ideal``, which gives the same sums to the bit: canaries count among
+the colluders, and no committee of secure aggregation withstands so many.
+
 >>> import os
 >>> canaries = Canaries.plant(3, dimension=8, norm=2.0, entropy=os.urandom)
 >>> canaries.updates([0, 1, 2]).shape
@@ -298,6 +301,7 @@ def _plant(
     config = config.model_copy(
         update={
             "privacy": privacy,
+            "aggregation": config.aggregation.model_copy(update={"protocol": "ideal"}),
             "server": Server(strategy="fedavg", learning_rate=1.0, momentum=0.0),
             "cohort": config.cohort.model_copy(
                 update={"expected": expected, "cap": None, "min_survivors": None}

@@ -30,7 +30,7 @@ from secure_agg.params import MAX_MODULUS_BITS
 from simulations.population import Population
 from simulations.randomness import Randomness
 
-__all__ = ["ChunkTrainer", "Protocol", "RoundWork", "Tally", "in_ring", "top_up_once"]
+__all__ = ["ChunkTrainer", "Protocol", "RoundWork", "Tally", "in_ring", "signed_sum", "top_up_once"]
 
 Protocol = Literal["secure", "ideal", "float"]
 Total = NDArray[np.int64]
@@ -123,7 +123,7 @@ class ChunkTrainer:
         event = self._mechanism.event
         if not self._mechanism.sums_integers:
             privatized = self.vectors(clients)
-            total += _signed_sum(privatized.vectors, self._mechanism.modulus_bits)
+            total += signed_sum(privatized.vectors, self._mechanism.modulus_bits)
             return Tally(
                 trained=self._training(clients),
                 clipped=int(privatized.clipped.sum()),
@@ -249,7 +249,7 @@ def _packing(invited: int, bits: int, length: int) -> SecAggParams:
     )
 
 
-def _signed_sum(vectors: NDArray[Any], bits: int) -> Total:
+def signed_sum(vectors: NDArray[Any], bits: int) -> Total:
     """(length,) the sum of ring elements (K, length), each taken from [-2^(bits-1), 2^(bits-1))."""
     negative = (vectors >> vectors.dtype.type(bits - 1)).sum(axis=0, dtype=np.int64)
     found: Total = vectors.sum(axis=0, dtype=np.int64) - (negative << bits)

@@ -25,7 +25,7 @@ from server.coordinator import OpenRound
 from server.rounds import RoundAborted, SecureRound, params_for
 from simulations.chunk import RoundWork, in_ring
 from simulations.engine import Chunk, Engine
-from simulations.faults import UPLOAD, FaultPlan
+from simulations.faults import STAGES, UPLOAD, FaultPlan
 from simulations.population import Population
 from simulations.randomness import Randomness
 
@@ -211,8 +211,21 @@ def secure_sum(cohort: Cohort) -> Summed:
     result = round_.result
     summed.total = result.total.astype(ring_dtype(params.modulus_bits), copy=False)
     summed.survivors = result.included
-    summed.dropped = {stage: len(ids) for stage, ids in result.dropped.items()}
+    summed.dropped = _dropped(result.dropped)
     return summed
+
+
+def _dropped(lost: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """How many vanished, by the first stage that missed them; one who never came is missed by all
+    the others too."""
+    found: dict[str, int] = {}
+    known: set[int] = set()
+    for stage in STAGES:
+        fresh = set(lost.get(stage, ())) - known
+        if fresh:
+            found[stage] = len(fresh)
+        known |= fresh
+    return found
 
 
 def _agent(cohort: Cohort, id: int, shared: Shared) -> Agent:

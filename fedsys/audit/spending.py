@@ -25,7 +25,7 @@ LARGEST_POPULATION = 1 << 27
 """Clients beyond which the accountants' tables are not allocated for somebody else's folder."""
 
 _CURVE_POINTS = 400
-_DEAR_CURVE_POINTS = 40
+_DEAR_CURVE_POINTS = 12
 _HOPELESS = 500.0
 """Epsilon by Rényi orders above which no loss distribution is computed: its grid would be huge."""
 

@@ -26,7 +26,7 @@ def checklist(folder: RunFolder, audit: AuditResult, facts: Facts) -> tuple[tupl
         "none": "None.",
     }.get(facts.mechanism, "Central: a trusted server adds the noise.")
     if facts.protocol in ("ideal", "float"):
-        setting += " Simulated without masks."
+        setting += " Simulated without encryption."
     private = facts.private
     adjacency = " ".join(
         f"{view.capitalize()}: {facts.compared(view)}."

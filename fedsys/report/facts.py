@@ -46,7 +46,7 @@ class Facts:
 _MECHANISMS = {
     "distributed-gaussian": (
         "distributed Gaussian",
-        "Every client adds its share of rounded Gaussian noise before its update is masked, so "
+        "Every client adds its share of rounded Gaussian noise before its update is encrypted, so "
         "that outside the clients only a noisy total ever exists; the server adds the shares of "
         "those that are missing.",
     ),
@@ -86,7 +86,7 @@ def explain(facts: Facts) -> str:
     if facts.mechanism == "distributed-gaussian" and facts.protocol in ("ideal", "float"):
         return (
             "In a deployment every client adds its share of rounded noise before its update is "
-            "masked; here the simulation added it, without masks."
+            "encrypted; here the simulation added it, without encryption."
         )
     return said
 

@@ -125,7 +125,7 @@ def _intro(folder: RunFolder, facts: Facts) -> str:
     )
     aggregation = {
         "secure": "secure aggregation",
-        "ideal": "ideal aggregation (no masks)",
+        "ideal": "ideal aggregation (no encryption)",
         "float": "floating-point sums",
     }.get(facts.protocol)
     with_what = " and ".join(word for word in (noise, aggregation) if word)

@@ -103,10 +103,10 @@ def _banners(folder: RunFolder, facts: Facts) -> tuple[Banner, ...]:
             Banner(
                 tone="warning",
                 title="Ideal aggregation",
-                text="The encoded updates were added without masks, which stands in for secure "
-                "aggregation in a simulation. Whoever ran it could see each of them; the figures "
-                "of the participant and the server are those of the same job under protocol "
-                "“secure”.",
+                text="The encoded updates were added without encryption, which stands in for "
+                "secure aggregation in a simulation. Whoever ran it could see each of them; the "
+                "figures of the participant and the server are those of the same job under "
+                "protocol “secure”.",
             )
         )
     status = folder.summary.status
@@ -223,13 +223,13 @@ def _secure_aggregation(folder: RunFolder) -> str:
         )
         bounds = (
             f" It is built for up to {figures.percent(corrupt)} of a cohort colluding with the "
-            f"server and {losses}."
+            f"server, if the server sampled the cohort as stated, and {losses}."
         )
     return (
         "Secure aggregation hides single updates: of them, the server learns their sum and nothing "
         "else (it does see who answers, and when), provided that clients know each other's "
         "identity keys from a list that the server did not make up, and that X25519, Ed25519, "
-        "SHA-256 and AES are sound." + bounds
+        "ChaCha20-Poly1305, SHA-256, AES and ring learning with errors are sound." + bounds
     )
 
 

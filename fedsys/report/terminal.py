@@ -179,7 +179,7 @@ def _results(folder: RunFolder) -> list[tuple[str, str, str, str]]:
 def _protocol(facts: Facts) -> str:
     return {
         "secure": "through secure aggregation",
-        "ideal": "ideal aggregation: updates added without masks",
+        "ideal": "ideal aggregation: updates added without encryption",
         "float": "floating-point sums: not a release",
     }.get(facts.protocol, "")
 

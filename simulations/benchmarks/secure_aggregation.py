@@ -1,52 +1,46 @@
 """Secure aggregation, timed: ours, Flower's SecAgg+ as installed, and what the machine allows.
 
-    python -m simulations.benchmarks.secure_aggregation [--quick] [--json FILE]
+    python -m simulations.benchmarks.secure_aggregation [--quick] [--parts A,B] [--json FILE]
 
-Both sides run the same n, k, t, d and dropouts on one core of the same process, alternating
-(A B A B ...), and medians of CPU time are compared, so that a busy machine changes little.
-Flower's stage functions are called directly, without its messages, processes or state files: what
-is left is the cryptography. Where flwr is not installed only ours is timed.
+Beside Flower both sides run the same n, d and dropouts on one core of the same process, alternating
+(A B A B ...), and medians of CPU time are compared, so that a busy machine changes little. Flower's
+stage functions are called directly, without its messages, processes or state files: what is left is
+the cryptography, with 50 neighbours a client where its upload is timed and 20 in a whole round.
+Ours has a committee of everybody up to 100 members, hashes and verifies everything, and takes a
+malicious server for granted; Flower's has no signatures. Where flwr is not installed only ours is
+timed.
+
+Parts: ``bounds`` what the machine allows, ``flower`` rows beside Flower's, ``whole`` rounds of all
+parties with their memory, each in a process of its own, ``devices`` bytes and milliseconds of one
+device for cohorts of all sizes.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import os
 import platform
 import statistics
+import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
-import numpy.typing as npt
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from secure_agg import (
-    Aggregator,
-    Floor,
-    Identity,
-    Participant,
-    Roster,
-    RoundContext,
-    SecAggParams,
-    Shared,
-    keys,
-    shamir,
-)
-from secure_agg.prg import add_masks
+from secure_agg import SecAggParams
+from secure_agg.masking import Accumulator
 from simulations.benchmarks import flower_secagg
+from simulations.benchmarks.secagg_parties import Device, device, peak_mb, play, timed
 
-__all__ = ["Row", "main", "run"]
+__all__ = ["PARTS", "Bound", "Row", "Whole", "main"]
 
-FLOOR = Floor(secrecy_bits=0)  # raw parameters, equal on both sides
+PARTS = ("bounds", "flower", "whole", "devices")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +68,27 @@ class Bound:
     unit: str
 
 
-def timed(action: Callable[[], object]) -> float:
-    """Return the CPU seconds that an action takes."""
-    start = time.process_time()
-    action()
-    return time.process_time() - start
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """A round of all parties in one process: CPU seconds and memory in MiB, with their aims."""
+
+    n: int
+    dimension: int
+    modulus_bits: int
+    committee: int
+    upload_bytes: int
+    seconds: float
+    server_seconds: float
+    peak_mb: float
+    idle_mb: float
+    aim_seconds: float | None = None
+
+
+def params_of(n: int, dimension: int, bits: int = 32) -> SecAggParams:
+    """A tenth corrupt and a tenth lost."""
+    return SecAggParams.derive(
+        n=n, corrupt=0.1, dropout=0.1, modulus_bits=bits, dimension=dimension
+    )
 
 
 def alternate(
@@ -93,267 +103,238 @@ def alternate(
     return statistics.median(a), statistics.median(b) if b else None
 
 
-def raw(n: int, degree: int, threshold: int, dropouts: int) -> SecAggParams:
-    """Parameters that both sides can be given."""
-    return SecAggParams(
-        n=n,
-        degree=degree,
-        threshold=threshold,
-        quorum=n // 2 + 1,
-        min_alive=n - dropouts,
-        colluders=0,
-        dropouts=dropouts,
-        modulus_bits=32,
-    )
+# -- what the machine allows -----------------------------------------------------------------------
 
 
-class Round:
-    """One of our rounds, all parties here.
+def bounds(dimension: int, repeats: int) -> list[Bound]:
+    """Hashing and adding an upload against SHA-256 and a copy of memory alone."""
+    params = params_of(100, dimension)
+    ciphertext = os.urandom(params.ciphertext_bytes)
+    total, target = Accumulator(params), bytearray(len(ciphertext))
+    total.add(ciphertext)  # touch the memory
+    found: dict[str, list[float]] = {"sha256": [], "copy": [], "add": []}
 
-    Args:
-        params: The round's.
-        length: d.
-        fresh: Ids of participants that share no work with the others: their times are a device's.
-    """
+    def copy() -> None:
+        target[:] = ciphertext
 
-    def __init__(self, params: SecAggParams, length: int, fresh: Sequence[int] = ()) -> None:
-        identities = {i: Identity.generate() for i in range(params.n)}
-        roster = Roster({i: identity.public_bytes for i, identity in identities.items()})
-        context, shared = RoundContext(job=b"benchmark", round=0), Shared()
-        self.members = {
-            i: Participant(
-                identity=identity,
-                id=i,
-                roster=roster,
-                params=params,
-                context=context,
-                length=length,
-                floor=FLOOR,
-                shared=None if i in fresh else shared,
-            )
-            for i, identity in identities.items()
-        }
-        self.server = Aggregator(
-            roster=roster, params=params, context=context, length=length, cohort=identities
-        )
-        vector = np.arange(length, dtype=np.uint32)
-        for member in self.members.values():
-            member.provide(vector)
-        self.seconds = {"server": 0.0, "checks": 0.0, "fresh": 0.0, "all": 0.0, "upload": 0.0}
-        self.fresh = frozenset(fresh)
-
-    def play(self, dropped: frozenset[int] = frozenset()) -> None:
-        """Run the round; ``dropped`` vanish before their upload. Fills `seconds`."""
-        began = time.process_time()
-        messages = self.server.begin()
-        while messages:
-            uploading = self.server.stage.name == "MASKED_INPUT"
-            replies = {}
-            for i, message in messages.items():
-                if uploading and i in dropped:
-                    continue
-                start = time.process_time()
-                replies[i] = self.members[i].handle(message)
-                took = time.process_time() - start
-                if i in self.fresh:
-                    self.seconds["fresh"] += took
-                    if uploading:
-                        self.seconds["upload"] = took
-            with verifying_timed(self.seconds):
-                start = time.process_time()
-                for i, reply in replies.items():
-                    self.server.receive(i, reply)
-                messages = self.server.close_stage()
-                self.seconds["server"] += time.process_time() - start
-        self.seconds["all"] = time.process_time() - began
-        expected = np.arange(len(self.server.result.total), dtype=np.uint32)
-        expected *= np.uint32(len(self.server.result.included))
-        if not np.array_equal(self.server.result.total, expected):
-            raise RuntimeError("the sum is wrong: nothing that follows would mean anything")
-
-
-@contextmanager
-def verifying_timed(seconds: dict[str, float]) -> Iterator[None]:
-    """Add the time of signature checks to ``seconds["checks"]``: Flower has none to compare."""
-    verify = keys.verifies
-
-    def timed_verify(*arguments: Any) -> bool:
-        start = time.process_time()
-        valid = verify(*arguments)
-        seconds["checks"] += time.process_time() - start
-        return valid
-
-    with mock.patch.object(keys, "verifies", timed_verify):
-        yield
-
-
-def aes_rate(size: int = 1 << 17, blocks: int = 512) -> float:
-    """Bytes a second of AES-256-CTR alone, through ``cryptography``, in blocks like ours."""
-    zeros, buffer = bytes(size), bytearray(size)
-    context = Cipher(algorithms.AES(bytes(32)), modes.CTR(bytes(16))).encryptor()
-
-    def expand() -> None:
-        for _ in range(blocks):
-            context.update_into(zeros, buffer)
-
-    return size * blocks / timed(expand)
-
-
-def memory_rate(size: int = 1 << 26) -> float:
-    """Bytes a second of a large copy, read and written."""
-    source = np.ones(size // 8)
-    target = np.empty_like(source)
-    return 2 * size / timed(lambda: np.copyto(target, source))
-
-
-def expansion_bounds(length: int, masks: int, repeats: int) -> list[Bound]:
-    """Mask expansion and addition against AES alone, alternating."""
-    seeds = [os.urandom(32) for _ in range(masks)]
-    out = []
-    aes_median = 0.0
-    for dtype in (np.uint32, np.uint16):
-        total: npt.NDArray[np.unsignedinteger[Any]] = np.ones(length, dtype)
-        add_masks(total, seeds)  # touch the memory
-        ours, aes = [], []
-        for _ in range(3 * repeats):
-            ours.append(total.nbytes * masks / timed(lambda t=total: add_masks(t, seeds)))  # type: ignore[misc]
-            aes.append(aes_rate())
-        aes_median = statistics.median(aes)
-        rate = statistics.median(ours)
-        bits = total.itemsize * 8
-        out += [
-            Bound(
-                name=f"mask expansion + add mod 2^{bits}, d={length}, k={masks}",
-                value=1e9 * total.itemsize / rate,
-                unit="ns per coordinate and mask",
-            ),
-            Bound(name=f"... over AES-256-CTR alone (mod 2^{bits})", value=aes_median / rate,
-                  unit="times"),
-        ]  # fmt: skip
-    memory = statistics.median([memory_rate() for _ in range(repeats)])
+    for _ in range(3 * repeats):
+        found["sha256"].append(timed(lambda: hashlib.sha256(ciphertext)))
+        found["copy"].append(timed(copy))
+        found["add"].append(timed(lambda: total.add(ciphertext)))
+    size = len(ciphertext)
+    rates = {name: size / statistics.median(values) / 1e9 for name, values in found.items()}
+    at = f"d={dimension}, b=32"
     return [
-        Bound(name="AES-256-CTR alone", value=aes_median / 1e9, unit="GB/s"),
-        Bound(name="memory, copy", value=memory / 1e9, unit="GB/s"),
-        *out,
+        Bound(name="SHA-256 alone", value=rates["sha256"], unit="GB/s"),
+        Bound(name="memory, copy", value=rates["copy"], unit="GB/s"),
+        Bound(name=f"server, adding a ciphertext, {at}", value=rates["add"], unit="GB/s"),
+        Bound(
+            name=f"server, adding a ciphertext, {at}",
+            value=1e3 * statistics.median(found["add"]),
+            unit="ms",
+        ),
     ]
 
 
-def shamir_rows(count: int, threshold: int, repeats: int, with_flower: bool) -> list[Row]:
-    """Share and reconstruct a member's two secrets."""
-    setting = f"n={count}, t={threshold}, both secrets"
-    secrets = os.urandom(32), os.urandom(32)
-    shares = shamir.split(b"".join(secrets), count, threshold)
-    kept = dict(list(enumerate(shares))[:threshold])
-
-    def create() -> float:
-        return timed(lambda: shamir.split(b"".join(secrets), count, threshold))
-
-    def combine() -> float:
-        return timed(lambda: shamir.combine(kept, threshold))
-
-    theirs = flower_secagg.Sharing(count, threshold) if with_flower else None
-    rows = []
-    for name, ours, other in (
-        ("Shamir create", create, theirs.create if theirs else None),
-        ("Shamir combine", combine, theirs.combine if theirs else None),
-    ):
-        for _ in range(3):
-            ours()  # fill the caches of powers and weights, as in a running server
-        a, b = alternate(ours, other, repeats)
-        rows.append(Row(name=name, setting=setting, ours=a, flower=b, aim=500))
-    return rows
+# -- beside Flower ---------------------------------------------------------------------------------
 
 
-def upload_row(length: int, degree: int, repeats: int, with_flower: bool, aim: float) -> Row:
-    """A client's step from the delivery of shares to its masked input."""
-    params = raw(degree + 1, degree, 2, 0)
-
-    def ours() -> float:
-        played = Round(params, length, fresh=[degree // 2])
-        played.play()
-        return played.seconds["upload"]
-
-    theirs = flower_secagg.Upload(degree, length).run if with_flower else None
-    a, b = alternate(ours, theirs, repeats)
+def upload_row(
+    n: int, dimension: int, degree: int, repeats: int, *, with_flower: bool, aim: float
+) -> Row:
+    """A client's step from its trained vector to what it sends."""
+    params = params_of(n, dimension)
+    theirs = flower_secagg.Upload(degree, dimension).run if with_flower else None
+    a, b = alternate(lambda: play(params).upload, theirs, repeats)
     return Row(
-        name="client, upload step", setting=f"d={length}, k={degree}", ours=a, flower=b, aim=aim
+        name="client, upload step",
+        setting=f"d={dimension}, C={n}, k={degree}",
+        ours=a,
+        flower=b,
+        aim=aim,
     )
 
 
 def round_rows(
-    n: int, length: int, degree: int, dropped: int, repeats: int, with_flower: bool
+    n: int, dimension: int, degree: int, lost: int, repeats: int, *, with_flower: bool
 ) -> list[Row]:
     """A whole round: the server alone, one client alone, all parties in one process."""
-    params = raw(n, degree, degree // 2 + 1, dropped)
-    gone = frozenset(range(dropped))
-    fresh = [n - 1]
-    ours: dict[str, list[float]] = {"server": [], "bare": [], "client": [], "all": []}
-    theirs: dict[str, list[float]] = {"server": [], "bare": [], "client": [], "all": []}
+    params, gone = params_of(n, dimension), frozenset(range(lost))
+    ours: dict[str, list[float]] = {"server": [], "entry": [], "client": [], "all": []}
+    theirs: dict[str, list[float]] = {"server": [], "client": [], "all": []}
     for _ in range(repeats):
-        played = Round(params, length, fresh)
-        played.play(gone)
-        ours["server"].append(played.seconds["server"])
-        ours["bare"].append(played.seconds["server"] - played.seconds["checks"])
-        ours["client"].append(played.seconds["fresh"])
-        ours["all"].append(played.seconds["all"] - played.seconds["fresh"])
+        played = play(params, gone)
+        ours["server"].append(played.server)
+        ours["entry"].append(played.entry)
+        ours["client"].append(played.device)
+        ours["all"].append(played.everybody)
         if with_flower:
-            other = flower_secagg.whole_round(n, length, degree, gone)
-            other["bare"] = other["server"]
+            other = flower_secagg.whole_round(n, dimension, degree, gone)
             for part, values in theirs.items():
                 values.append(other[part])
-    setting = f"n={n}, d={length}, k={degree}, {dropped} dropped"
     names = {
-        "server": ("server, whole round", 100.0),
-        "bare": ("... less its signatures", 100.0),
-        "client": ("one client, whole round", None),
+        "server": ("server, whole round", 80.0),
+        "entry": ("client, check before training", None),
+        "client": ("client on the committee, all", None),
         "all": ("all parties, one process", None),
     }
     return [
         Row(
             name=names[part][0],
-            setting=setting,
+            setting=f"n={n}, d={dimension}, k={degree}, {lost} lost",
             ours=statistics.median(values),
-            flower=statistics.median(theirs[part]) if theirs[part] else None,
+            flower=statistics.median(theirs[part]) if theirs.get(part) else None,
             aim=names[part][1],
         )
         for part, values in ours.items()
     ]
 
 
-def run(*, quick: bool, with_flower: bool, repeats: int) -> tuple[list[Bound], list[Row]]:
-    """Measure everything.
-
-    Args:
-        quick: Small sizes: a minute rather than ten, and no figures to quote.
-        with_flower: Also time flwr.
-        repeats: Alternations, whose medians are taken.
-    """
-    if quick:
-        bounds = expansion_bounds(100_000, 10, repeats)
-        rows = shamir_rows(20, 11, repeats, with_flower)
-        rows.append(upload_row(20_000, 10, repeats, with_flower, 12))
-        rows += round_rows(20, 20_000, 10, 2, 1, with_flower)
-        return bounds, rows
-    bounds = expansion_bounds(1_000_000, 50, repeats)
-    rows = shamir_rows(100, 51, repeats, with_flower)
-    rows.append(upload_row(1_000_000, 50, repeats, with_flower, 8))
-    rows.append(upload_row(100_000, 50, repeats, with_flower, 12))
-    rows += round_rows(100, 100_000, 20, 10, repeats, with_flower)
-    return bounds, rows
+# -- whole rounds ----------------------------------------------------------------------------------
 
 
-def table(bounds: Sequence[Bound], rows: Sequence[Row]) -> str:
-    """Return both lists as text."""
-    lines = [f"{b.name:<58} {b.value:>10.3f} {b.unit}" for b in bounds]
-    lines += ["", f"{'':<26} {'':<40} {'ours':>11} {'Flower':>11} {'ratio':>8} {'aim':>6}"]
-    for r in rows:
-        flower = "-" if r.flower is None else f"{1e3 * r.flower:.2f} ms"
-        ratio = "-" if r.ratio is None else f"{r.ratio:.1f}x"
-        aim = "" if r.aim is None else f"{r.aim:.0f}x"
-        lines.append(
-            f"{r.name:<26} {r.setting:<40} {1e3 * r.ours:>8.2f} ms {flower:>11} {ratio:>8} {aim:>6}"
-        )
+def whole(n: int, dimension: int, bits: int) -> Whole:
+    """A round of all parties in this process, a twentieth lost."""
+    params, idle = params_of(n, dimension, bits), peak_mb()
+    played = play(params, frozenset(range(n // 20)), apart=False)
+    return Whole(
+        n=n,
+        dimension=dimension,
+        modulus_bits=bits,
+        committee=params.committee,
+        upload_bytes=params.upload_bytes,
+        seconds=round(played.everybody, 3),
+        server_seconds=round(played.server, 3),
+        peak_mb=round(peak_mb(), 1),
+        idle_mb=round(idle, 1),
+    )
+
+
+def whole_apart(n: int, dimension: int, bits: int, aim: float | None) -> Whole:
+    """The same in a process of its own, whose memory is then that round's alone."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "simulations.benchmarks.secure_aggregation",
+            "--whole",
+            f"{n},{dimension},{bits}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )
+    return Whole(**{**json.loads(done.stdout), "aim_seconds": aim})
+
+
+# -- everything ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What is measured; `QUICK` is to see that it runs, and no figures to quote."""
+
+    dimension: int
+    uploads: tuple[tuple[int, float], ...]
+    members: int
+    degree: int
+    round: tuple[int, int, int, int]
+    whole: tuple[tuple[int, int, int, float], ...]
+    cohorts: tuple[int, ...]
+    device: tuple[int, int]
+
+
+FULL = Sizes(
+    dimension=1_000_000,
+    uploads=((1_000_000, 7.0), (100_000, 6.0)),
+    members=100,
+    degree=50,
+    round=(100, 100_000, 20, 10),
+    whole=((300, 1_000_000, 20, 7.0), (1000, 100_000, 32, 10.0)),
+    cohorts=(10, 30, 100, 300, 1000, 3000, 10_000),
+    device=(100_000, 20),
+)
+QUICK = Sizes(
+    dimension=100_000,
+    uploads=((20_000, 6.0),),
+    members=12,
+    degree=10,
+    round=(12, 20_000, 10, 2),
+    whole=((20, 10_000, 20, 7.0),),
+    cohorts=(10, 120),
+    device=(10_000, 20),
+)
+
+
+def measure(
+    sizes: Sizes, parts: Sequence[str], *, with_flower: bool, repeats: int
+) -> dict[str, list[Any]]:
+    """Measure the parts that are asked for; lists of `Bound`, `Row`, `Whole`, `Device` by part."""
+    found: dict[str, list[Any]] = {}
+    if "bounds" in parts:
+        found["bounds"] = list(bounds(sizes.dimension, repeats))
+    if "flower" in parts:
+        rows = [
+            upload_row(
+                sizes.members, dimension, sizes.degree, repeats, with_flower=with_flower, aim=aim
+            )
+            for dimension, aim in sizes.uploads
+        ]
+        n, dimension, degree, lost = sizes.round
+        rows += round_rows(n, dimension, degree, lost, repeats, with_flower=with_flower)
+        found["flower"] = rows
+    if "whole" in parts:
+        found["whole"] = [whole_apart(*each) for each in sizes.whole]
+    if "devices" in parts:
+        found["devices"] = [device(n, *sizes.device) for n in sizes.cohorts]
+    return found
+
+
+def table(found: dict[str, list[Any]], sizes: Sizes) -> str:
+    """Everything as text."""
+    lines = [
+        f"{bound.name:<58} {bound.value:>10.3f} {bound.unit}" for bound in found.get("bounds", [])
+    ]
+    if "flower" in found:
+        lines += ["", f"{'':<30} {'':<38} {'ours':>11} {'Flower':>11} {'ratio':>8} {'aim':>6}"]
+    for row in found.get("flower", []):
+        flower = "-" if row.flower is None else f"{1e3 * row.flower:.2f} ms"
+        ratio = "-" if row.ratio is None else f"{row.ratio:.1f}x"
+        aim = "" if row.aim is None else f"{row.aim:.0f}x"
+        ours = f"{1e3 * row.ours:>8.2f} ms"
+        lines.append(f"{row.name:<30} {row.setting:<38} {ours} {flower:>11} {ratio:>8} {aim:>6}")
+    for each in found.get("whole", []):
+        lines += [
+            "",
+            f"all parties, n={each.n} d={each.dimension} b={each.modulus_bits} C={each.committee}: "
+            f"{each.seconds:.2f} s CPU (aim {each.aim_seconds:g}), server {each.server_seconds:.2f}"
+            f" s, {each.peak_mb:.0f} MiB at most, {each.idle_mb:.0f} of them before the round; "
+            f"an upload of {each.upload_bytes / 1e3:.0f} kB",
+        ]
+    if "devices" in found:
+        d, bits = sizes.device
+        lines += ["", f"one device, d={d}, b={bits}", *_devices(found["devices"])]
     return "\n".join(lines)
+
+
+def _devices(devices: Sequence[Device]) -> list[str]:
+    head = ("n", "C", "entry ms", "upload ms", "kB up", "kB down", "duties ms", "kB up", "kB down")
+    rows = [
+        (
+            f"{each.n:,}",
+            str(each.committee),
+            f"{each.entry_ms:.1f}",
+            f"{each.upload_ms:.1f}",
+            f"{each.upload_bytes / 1e3:.1f}",
+            f"{each.opening_bytes / 1e3:.1f}",
+            f"{each.duties_ms:.1f}",
+            f"{each.duties_sent / 1e3:.1f}",
+            f"{each.duties_received / 1e3:.1f}",
+        )
+        for each in devices
+    ]
+    return [" ".join(f"{cell:>10}" for cell in row) for row in (head, *rows)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -361,20 +342,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--repeats", type=int, default=3, help="alternations (default 3)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="of " + ", ".join(PARTS))
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--whole", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    parts = options.parts.split(",")
     if options.repeats < 1:
         parser.error(f"--repeats is {options.repeats}: at least 1 is needed")
+    if not set(parts) <= set(PARTS):
+        parser.error(f"--parts is {options.parts}: known are {', '.join(PARTS)}")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    if options.whole:
+        n, dimension, bits = map(int, options.whole.split(","))
+        print(json.dumps(asdict(whole(n, dimension, bits))))
+        return 0
     version = flower_secagg.version()
     logging.disable(logging.WARNING)  # Flower tells how it goes along
-    if version is None:
+    if version is None and "flower" in parts:
         print("flwr is not installed: only ours is timed", file=sys.stderr)
-    bounds, rows = run(
-        quick=options.quick, with_flower=version is not None, repeats=options.repeats
-    )
-    print(table(bounds, rows))
+    sizes = QUICK if options.quick else FULL
+    found = measure(sizes, parts, with_flower=version is not None, repeats=options.repeats)
+    print(table(found, sizes))
     if options.json is not None:
         record = {
             "machine": platform.processor() or platform.machine(),
@@ -383,9 +372,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "flwr": version,
             "cores": 1,
             "repeats": options.repeats,
-            "bounds": [asdict(b) for b in bounds],
-            "rows": [{**asdict(r), "ratio": r.ratio} for r in rows],
+            **{part: [asdict(each) for each in values] for part, values in found.items()},
         }
+        for row, body in zip(found.get("flower", []), record.get("flower", []), strict=True):
+            body["ratio"] = row.ratio
         options.json.write_text(json.dumps(record, indent=1) + "\n")
     return 0
 

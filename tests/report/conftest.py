@@ -247,14 +247,14 @@ def write(folder: Path) -> Path:
         )
         cohort = generator.choice(POPULATION, generator.binomial(POPULATION, EXPECTED / POPULATION))
         gone = [int(generator.binomial(len(cohort), p)) for p in (0.012, 0.018, 0.02)]
-        survivors = [int(client) for client in cohort[sum(gone) :]]
+        survivors = [int(client) for client in cohort[gone[0] :]]
         private.append(
             {
                 "round": t,
                 "sampled": [int(client) for client in cohort],
                 "survivors": survivors,
                 "salt": bytes(generator.integers(0, 256, 32, dtype=np.uint8)).hex(),
-                "dropped": dict(zip(("keys", "shares", "masked"), gone, strict=True)),
+                "dropped": dict(zip(("upload", "endorse", "answer"), gone, strict=True)),
                 "clipped_fraction": round(
                     min(1.0, 0.98 - 0.012 * t + generator.normal(0, 0.02)), 4
                 ),

@@ -167,7 +167,7 @@ class TestSoundRun:
             "It is not the chance that the bound fails",
             "Poisson sampling",
             "rests on them, and on the coordinator's word",
-            "X25519, Ed25519, SHA-256 and AES are sound",
+            "AES and ring learning with errors are sound",
             "evaluation data",
             "whoever watches the network",
             "“fedsys audit A B --compose”",
@@ -179,10 +179,11 @@ class TestSoundRun:
         [
             (
                 "0.1",
-                "10.0 % of a cohort colluding with the server and each of its members being lost "
-                "with a chance of at most 10.0 %, independently of the others.",
+                "10.0 % of a cohort colluding with the server, if the server sampled the cohort as "
+                "stated, and each of its members being lost with a chance of at most 10.0 %, "
+                "independently of the others.",
             ),
-            ("0.0", "colluding with the server and none of its members being lost."),
+            ("0.0", "as stated, and none of its members being lost."),
         ],
     )
     def test_it_says_what_secure_aggregation_is_built_for(
@@ -310,7 +311,7 @@ class TestWarnings:
         text = _page(run_folder, make_audit(), private=False).text
         assert "Reproducible, not private." in text
         assert "operating system's random numbers" not in text
-        assert "here the simulation added it, without masks" in text
+        assert "here the simulation added it, without encryption" in text
         assert "Not a release." in text
         _edit(run_folder, reproducible=False, protocol="secure")
         path = run_folder / "config.toml"
@@ -467,7 +468,7 @@ def test_a_long_run_gives_a_page_of_bounded_size(run_folder: Path, make_audit: M
             file.write(json.dumps({"round": t, "accuracy": t / rounds, "loss": 1 / t}) + "\n")
     with (run_folder / "private.jsonl").open("w") as file:
         for t in range(1, rounds + 1):
-            record = {"round": t, "sampled": [1, 2], "survivors": [1], "dropped": {"keys": 1}}
+            record = {"round": t, "sampled": [1, 2], "survivors": [1], "dropped": {"upload": 1}}
             file.write(json.dumps(record) + "\n")
     spent = Epsilons(outsider=1.0, participant=2.0, server=3.0)
     audit = replace(make_audit(), curve=_constant(spent, rounds))

@@ -148,9 +148,13 @@ def test_when_a_job_of_the_servers_guarantee_ends_is_public(tmp_path: Path) -> N
             "cohort.expected=100",
         )
         stream, rounds = AesCtrStream(bytes([seed]) * 32), 0
-        with job.ledger, pytest.raises(BudgetExceeded, match="over the budget 5"):
-            for _ in range(5):
-                finish(job, job.coordinator.begin_round(stream).cohort)
+        with job.ledger:
+            while True:
+                try:
+                    open_ = job.coordinator.begin_round(stream)
+                except BudgetExceeded:
+                    break
+                finish(job, open_.cohort)
                 rounds += 1
         ends.append(rounds)
         assert job.coordinator.spent.server is not None
