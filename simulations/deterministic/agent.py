@@ -98,7 +98,7 @@ class AgentParty:
     def __init__(self, *, id: int, most: int | None, disk: Disk, dice: Dice, say: Said) -> None:
         self.id = id
         self.disk = disk
-        self._policy = Policy(max_participations=most)
+        self._policy = Policy(max_participations=most, explain=True)
         self._dice = dice
         self._say = say
         self._session: Session | None = None
