@@ -488,9 +488,14 @@ def test_a_flood_is_held_back(port: Port, tmp_path: Path) -> None:
         stub = channel.stream_stream(
             method(FLEET, "Session"), response_deserializer=fleet_pb2.Frame.FromString
         )
-        stream = stub(iter_forever([*hello(1), *flood]), timeout=20)
+        port.fleet.allow(1 << 20, [1])
+        stream = stub(iter_forever([*hello(1), *flood]), timeout=60)
         next(stream)
+        for _ in range(1500):
+            if port.fleet.links[1].pending:
+                break
+            time.sleep(0.02)
         time.sleep(1.0)  # nobody takes anything
-        assert 1 < port.fleet.events.qsize() < 10
+        assert 0 < port.fleet.links[1].pending < 10, "the session is open, and not read further"
         assert len(flood) >= 60
         stream.cancel()
