@@ -7,7 +7,7 @@ from scipy.special import bdtrc
 from client.journal import JobRecord, Journal
 from client.policy import Policy
 from client.work import Worker
-from fedsys.errors import PolicyRefusal
+from fedsys.errors import Cause, PolicyRefusal
 from fedsys.privacy import Mechanism, PrivacyPlan, event_from_json, guaranteed_epsilon
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.roster import RosterChain, RosterStatement
@@ -60,22 +60,26 @@ def check_job(
     plan = terms.plan
     if plan.population != len(roster.members):
         raise PolicyRefusal(
-            f"the job counts {plan.population} clients, its roster has {len(roster.members)}"
+            f"the job counts {plan.population} clients, its roster has {len(roster.members)}",
+            cause=Cause.ROSTER,
         )
     policy.check_task(terms.task, terms.options, worker.sha256)
     if terms.task_sha256 != worker.sha256:
         raise PolicyRefusal(
             f"the coordinator's code of task '{terms.task}' ({terms.task_sha256[:16]}...) is "
-            f"not the one installed here ({worker.sha256[:16]}...)"
+            f"not the one installed here ({worker.sha256[:16]}...)",
+            cause=Cause.TASK,
         )
     if plan.expected_cohort < policy.min_cohort:
         raise PolicyRefusal(
             f"cohorts of {plan.expected_cohort:g} are below the owner's min_cohort "
-            f"{policy.min_cohort}"
+            f"{policy.min_cohort}",
+            cause=Cause.COHORT,
         )
     if plan.protected and plan.rounds > _MOST_ROUNDS:
         raise PolicyRefusal(
-            f"a job of {plan.rounds} rounds: a device accounts for {_MOST_ROUNDS} at most"
+            f"a job of {plan.rounds} rounds: a device accounts for {_MOST_ROUNDS} at most",
+            cause=Cause.TERMS,
         )
     policy.check_colluders(plan, roster.colluders)
     policy.check_mechanism(plan.event().to_json())
@@ -91,16 +95,18 @@ def _roster_of(terms: Terms, node: int, chain: RosterChain, policy: Policy) -> R
     if roster is None or roster.hash.hex() != terms.roster_hash:
         raise PolicyRefusal(
             f"the job uses roster version {terms.roster_version}, which was not announced to "
-            f"this device (it holds up to version {chain.version})"
+            f"this device (it holds up to version {chain.version})",
+            cause=Cause.ROSTER,
         )
     newest = policy.max_roster_version
     if newest is not None and roster.version > newest:
         raise PolicyRefusal(
             f"the job uses roster version {roster.version}, the owner's max_roster_version "
-            f"is {newest}"
+            f"is {newest}",
+            cause=Cause.ROSTER,
         )
     if node not in roster.members:
-        raise PolicyRefusal("this device is not on the job's roster")
+        raise PolicyRefusal("this device is not on the job's roster", cause=Cause.ROSTER)
     return roster
 
 
@@ -134,13 +140,16 @@ def check_assignment(assignment: Assignment, message: fleet_pb2.Invitation, term
         and assignment.seed == terms.seed
     )
     if not same:
-        raise PolicyRefusal("the round's assignment is not of the terms that were agreed to")
+        raise PolicyRefusal(
+            "the round's assignment is not of the terms that were agreed to", cause=Cause.TERMS
+        )
     if len(assignment.weights) != terms.dimension:
         raise PolicyRefusal(
-            f"a model of {len(assignment.weights)} weights, {terms.dimension} were agreed to"
+            f"a model of {len(assignment.weights)} weights, {terms.dimension} were agreed to",
+            cause=Cause.TERMS,
         )
     if (assignment.clipping is not None) != terms.plan.adaptive_clip:
-        raise PolicyRefusal("adaptive clipping is not as it was agreed to")
+        raise PolicyRefusal("adaptive clipping is not as it was agreed to", cause=Cause.TERMS)
 
 
 def announced_size(announced: bytes) -> int:
@@ -176,11 +185,14 @@ def check_params(
             colluders=roster.corrupt or 0,
         )
     except ParameterError as error:
-        raise PolicyRefusal(f"a cohort of {size} cannot be served: {error}") from None
+        raise PolicyRefusal(
+            f"a cohort of {size} cannot be served: {error}", cause=Cause.COHORT
+        ) from None
     if params.encode() != announced:
         raise PolicyRefusal(
             "secure aggregation's parameters are not those that the agreed plan gives for a "
-            f"cohort of {size}"
+            f"cohort of {size}",
+            cause=Cause.SECURE_AGGREGATION,
         )
     return params
 
@@ -209,7 +221,8 @@ def check_participation(plan: PrivacyPlan, round: int, count: int) -> None:
     if count > chances or float(bdtrc(count - 1, chances, rate)) < _RARE:
         raise PolicyRefusal(
             f"asked for the {count}th time in {round} rounds: at the agreed rate of "
-            f"{plan.rate:.3g} a round that happens less than once in 10^9"
+            f"{plan.rate:.3g} a round that happens less than once in 10^9",
+            cause=Cause.PARTICIPATION,
         )
 
 
@@ -237,23 +250,28 @@ def check_round(
     record = journal.jobs[terms.job.hex()]
     before = [joined for joined in record.joined if joined != number]
     if number > plan.rounds:
-        raise PolicyRefusal(f"round {number} of a job of {plan.rounds} rounds")
+        raise PolicyRefusal(f"round {number} of a job of {plan.rounds} rounds", cause=Cause.TERMS)
     if number < record.highest:
-        raise PolicyRefusal(f"round {number} comes after round {record.highest}")
+        raise PolicyRefusal(
+            f"round {number} comes after round {record.highest}", cause=Cause.PARTICIPATION
+        )
     policy.check_cohort(size)
     if not max(2, plan.min_survivors) <= size <= plan.cap:
         raise PolicyRefusal(
             f"a cohort of {size}, where at least {plan.min_survivors} and at most {plan.cap} were "
-            f"agreed to"
+            f"agreed to",
+            cause=Cause.COHORT,
         )
     if not plan.covers(event_from_json(assignment.mechanism)):
-        raise PolicyRefusal("the round's mechanism is not the one agreed to")
+        raise PolicyRefusal("the round's mechanism is not the one agreed to", cause=Cause.TERMS)
     check_participation(plan, number, len(before) + 1)
     apart = plan.min_separation
     if plan.sampling != "min-separation":
         apart = None
     if apart is not None and before and number - max(before) < apart:
-        raise PolicyRefusal(f"asked again after less than {apart} rounds")
+        raise PolicyRefusal(
+            f"asked again after less than {apart} rounds", cause=Cause.PARTICIPATION
+        )
     wanted = policy.epsilon_view
     others = journal.spent(wanted, without=record)
     policy.check_epsilon(others=others, after=record.after(number, wanted))

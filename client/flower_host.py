@@ -19,22 +19,26 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from google.protobuf.message import DecodeError
 
 from client.identity import Credentials
 from client.lock import exclusive
 from client.policy import ApprovedTask, Policy
 from client.session import Dismissed, Session
-from fedsys.errors import ConfigError, FedsysError, ProtocolError
+from fedsys.errors import Cause, ConfigError, FedsysError, ProtocolError
+from fedsys.logs import configure_unless_hosted
 from fedsys.privacy import Entropy
 from fedsys.secret_files import write_secret
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.flower import CHALLENGE, DOWN, NODE, PROOF, QUERY, RECORD, UP, hello_message
+from fedsys.wire.limits import check_down
+from fedsys.wire.services import MAX_PARCEL
 from fedsys.wire.terms import Terms
 
 if TYPE_CHECKING:
@@ -47,6 +51,7 @@ __all__ = ["RelaySession", "answer", "app", "open_session"]
 
 _log = logging.getLogger(__name__)
 _MODEL = "model"
+_MOST_AT_ONCE = 1000
 _REFUSED = 2
 """Flower's code of an app that failed."""
 
@@ -200,9 +205,10 @@ def _handle(session: RelaySession, asked: ConfigRecord, state: RecordDict) -> li
     answers: list[bytes] = []
     found = asked.get(DOWN)
     raws = found if isinstance(found, list) else []
-    if not all(isinstance(raw, bytes) for raw in raws):
-        raise ProtocolError("a message that is no bytes")
-    downs = [(raw, fleet_pb2.Down.FromString(raw)) for raw in raws if isinstance(raw, bytes)]
+    if len(raws) > _MOST_AT_ONCE:
+        raise ProtocolError(f"{len(raws)} messages at once; at most {_MOST_AT_ONCE} are taken")
+    limits = {**session.limits, "model": MAX_PARCEL}  # which Flower has handed over by now
+    downs = [(raw, _parsed(raw, limits)) for raw in raws]
     in_round = any(down.HasField("invitation") for _, down in downs)
     for raw, down in downs:
         kind = down.WhichOneof("content")
@@ -222,6 +228,17 @@ def _handle(session: RelaySession, asked: ConfigRecord, state: RecordDict) -> li
     return answers
 
 
+def _parsed(raw: object, limits: Mapping[str, int]) -> fleet_pb2.Down:
+    if not isinstance(raw, bytes):
+        raise ProtocolError("a message that is no bytes")
+    check_down(raw, limits)
+    try:
+        down: fleet_pb2.Down = fleet_pb2.Down.FromString(raw)
+    except DecodeError:
+        raise ProtocolError("a message that cannot be read") from None
+    return down
+
+
 def _restore_model(session: Session, invitation: fleet_pb2.Invitation, state: RecordDict) -> None:
     """Give a session that has lost it the model that this node keeps of the round."""
     kept = state.config_records.get(RECORD)
@@ -237,8 +254,10 @@ app = ClientApp()
 
 @app.query(QUERY)  # type: ignore[untyped-decorator, unused-ignore]
 def _query(message: Message, context: Context) -> Message:
+    configure_unless_hosted()
     try:
         return answer(message, context)
     except FedsysError as error:  # a line; Flower would print a traceback
         _log.error("%s", error)
-        return Message(Error(code=_REFUSED, reason=str(error)[:500]), reply_to=message)
+        # Paths and limits are the owner's business: who sees the log is told, nobody else.
+        return Message(Error(code=_REFUSED, reason=Cause.DEVICE.value), reply_to=message)

@@ -127,7 +127,7 @@ def join(address: str, token: JoinToken, folder: Path) -> Credentials:
     Ed25519PublicKey.from_public_bytes(reply.signer)
     news = [SignedStatement(statement=s.statement, signature=s.signature) for s in reply.roster]
     chain = RosterChain(key=token.roster_key)
-    chain.extend(news)
+    pinned = [each for each in news if chain.accept(each) is not None]
     newest = chain.newest
     if newest is not None and newest.members.get(reply.node, identity.public_bytes) != (
         identity.public_bytes
@@ -144,7 +144,7 @@ def join(address: str, token: JoinToken, folder: Path) -> Credentials:
         signer=reply.signer,
     )
     credentials.store_tls(key, reply.certificate)
-    credentials.store(news)
+    credentials.store(pinned)
     for name in ("join.csr", "tls.key"):
         (folder / name).unlink(missing_ok=True)
     return credentials

@@ -26,6 +26,7 @@ from fedsys.errors import FedsysError, ProtocolError
 from fedsys.secret_files import write_secret
 from fedsys.wire import fleet_pb2
 from fedsys.wire.frames import Assembler, split
+from fedsys.wire.limits import check_down, kind_of_down
 from fedsys.wire.services import FLEET, MAX_PARCEL, method
 
 __all__ = ["Backoff", "ConnectionHost"]
@@ -155,12 +156,13 @@ class ConnectionHost:
         self._stream = stream = stub(_frames(outgoing))
         if self._stop.wanted:  # told to while there was no stream yet that could be cancelled
             stream.cancel()
-        assembler = Assembler(limit=MAX_PARCEL)
+        assembler = Assembler(limit=self._limit, passed=_passed)
         try:
             for frame in stream:
                 whole = assembler.add(frame)
                 del frame
                 if whole is not None:
+                    check_down(whole, self._session.limits)
                     message = fleet_pb2.Down.FromString(whole)
                     del whole
                     self._take(message, outgoing)
@@ -169,6 +171,9 @@ class ConnectionHost:
             self._stream = None
             outgoing.put(None)
             stream.cancel()
+
+    def _limit(self, begins: bytes) -> int:
+        return self._session.limits.get(kind_of_down(begins), 0)
 
     def _take(self, message: fleet_pb2.Down, outgoing: queue.SimpleQueue[bytes | None]) -> None:
         if message.WhichOneof("content") == "welcome":
@@ -197,6 +202,11 @@ class ConnectionHost:
             self._shown = shown
         except OSError as error:
             _log.warning("status.json: %s", error.strerror)
+
+
+def _passed(begins: bytes) -> int:
+    """A model that was not agreed to is not held; its invitation will be refused."""
+    return MAX_PARCEL if kind_of_down(begins) == "model" else 0
 
 
 def _frames(outgoing: queue.SimpleQueue[bytes | None]) -> Iterator[bytes]:

@@ -248,7 +248,11 @@ class Credentials:
         return chain
 
     def append_roster(self, accepted: Iterable[SignedStatement]) -> None:
-        """Make newly accepted rosters durable, before anything rests on them."""
+        """Make newly accepted rosters durable, before they are used.
+
+        Raises:
+            OSError: they are not, and must not be used.
+        """
         append_lines(self.folder / "roster.jsonl", b"".join(map(_line_of, accepted)))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedsys.errors import ConfigError, MechanismError, PolicyRefusal
+from fedsys.errors import Cause, ConfigError, MechanismError, PolicyRefusal
 from fedsys.privacy import PrivacyPlan, ViewAccountant
 from fedsys.secret_files import write_secret
 from fedsys.wire.terms import Terms
@@ -163,7 +163,9 @@ class Journal:
                 del self.jobs[job]
                 raise
         elif record.terms != digest:
-            raise PolicyRefusal("the terms of this job differ from those agreed to before")
+            raise PolicyRefusal(
+                "the terms of this job differ from those agreed to before", cause=Cause.TERMS
+            )
         return record
 
     def others(self, job: bytes, round: int) -> int:

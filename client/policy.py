@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from fedsys.errors import ConfigError, PolicyRefusal
+from fedsys.errors import Cause, ConfigError, PolicyRefusal
 from fedsys.privacy import PrivacyPlan, event_from_json
 from fedsys.wire import Assignment
 
@@ -67,6 +67,10 @@ class Policy:
         nice: added to the process's niceness.
         min_free_memory_mb: not below that much free memory.
         gpu: whether a GPU may be used.
+        answer: when an upload leaves, at least; see `client.answer_time`. A job may ask for more.
+        explain: whether the coordinator may read why this device declines. Such a reason tells the
+            owner's limits, what other jobs have spent, and how the device stands; without it, a
+            refusal says of what kind it is and no more.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -90,14 +94,16 @@ class Policy:
     nice: int = 10
     min_free_memory_mb: int = 0
     gpu: bool = False
+    answer: Literal["at-once", "bucketed", "at-deadline"] = "at-once"
+    explain: bool = False
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, float) and math.isnan(value):
-                raise ConfigError(f"{each.name} = nan limits nothing; give a number")
+        for name in ("max_clip", "min_noise_multiplier", "min_own_noise", "epsilon"):
+            value = getattr(self, name)
+            if not value >= 0:  # with nan, whatever is compared with it would pass
+                raise ConfigError(f"{name} = {value}: a limit is a number that is not below 0")
         if not 0 <= self.corrupt < 1:
-            raise ConfigError(f"corrupt = {self.corrupt:g}: a fraction from 0 to below 1")
+            raise ConfigError(f"corrupt = {self.corrupt}: a fraction from 0 to below 1")
         if self.colluders < 0:
             raise ConfigError(f"colluders = {self.colluders}: a number of devices from 0")
 
@@ -105,7 +111,13 @@ class Policy:
     def fresh(cls, task: str, approved: ApprovedTask, *, corrupt: float = 0.1) -> Policy:
         """What a device starts with: one task, three members of whom a tenth may collude, and
         epsilon 10 in total."""
-        return cls(tasks={task: approved}, min_cohort=3, corrupt=corrupt, epsilon=10.0)
+        return cls(
+            tasks={task: approved},
+            min_cohort=3,
+            corrupt=corrupt,
+            epsilon=10.0,
+            answer="bucketed",
+        )
 
     @classmethod
     def load(cls, path: Path) -> Policy:
@@ -116,14 +128,12 @@ class Policy:
         """
         try:
             return _ADAPTER.validate_python(tomllib.loads(path.read_text("utf-8")))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ConfigError) as error:
             raise ConfigError(f"{path}: {error}") from None
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in problem["loc"])
             raise ConfigError(f"{path}: {where}: {problem['msg'].lower()}") from None
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
 
     def dump(self) -> str:
         """As TOML."""
@@ -145,7 +155,8 @@ class Policy:
         if self.max_participations is not None and participations >= self.max_participations:
             raise PolicyRefusal(
                 f"already took part in {participations} rounds of this job, the owner's "
-                f"max_participations"
+                f"max_participations",
+                cause=Cause.PARTICIPATION,
             )
 
     def check_task(
@@ -161,42 +172,51 @@ class Policy:
         if approved is None:
             raise PolicyRefusal(
                 f"task '{task}' is not on the owner's list "
-                f"({', '.join(sorted(self.tasks)) or 'empty'})"
+                f"({', '.join(sorted(self.tasks)) or 'empty'})",
+                cause=Cause.TASK,
             )
         if options is not None and dict(options) != dict(approved.options):
             raise PolicyRefusal(
                 f"task '{task}' is approved with options {dict(approved.options)}, asked for with "
-                f"{dict(options)}"
+                f"{dict(options)}",
+                cause=Cause.TASK,
             )
         if sha256 is not None and sha256 != approved.sha256:
             raise PolicyRefusal(
                 f"the code of task '{task}' installed here ({sha256[:16]}...) is not what the "
-                f"owner approved ({approved.sha256[:16]}...); its owner has to approve it again"
+                f"owner approved ({approved.sha256[:16]}...); its owner has to approve it again",
+                cause=Cause.TASK,
             )
 
     def check_mechanism(self, mechanism: Mapping[str, Any]) -> None:
         """Raise PolicyRefusal unless clipping norm and noise are within the limits."""
         clip = float(mechanism.get("clip", math.inf))
-        if clip > self.max_clip:
-            raise PolicyRefusal(f"clip {clip:g} is above the owner's max_clip {self.max_clip:g}")
+        if not clip <= self.max_clip:
+            raise PolicyRefusal(
+                f"clip {clip:g} is above the owner's max_clip {self.max_clip:g}",
+                cause=Cause.MECHANISM,
+            )
         noise = float(mechanism.get("noise_multiplier") or 0.0)
-        if noise < self.min_noise_multiplier:
+        if not noise >= self.min_noise_multiplier:
             raise PolicyRefusal(
                 f"noise multiplier {noise:g} is below the owner's min_noise_multiplier "
-                f"{self.min_noise_multiplier:g}"
+                f"{self.min_noise_multiplier:g}",
+                cause=Cause.MECHANISM,
             )
         own = own_noise(mechanism)
-        if own < self.min_own_noise:
+        if not own >= self.min_own_noise:
             raise PolicyRefusal(
                 f"this device's own noise would be {own:.3g} clipping norms, below the owner's "
-                f"min_own_noise {self.min_own_noise:g}"
+                f"min_own_noise {self.min_own_noise:g}",
+                cause=Cause.MECHANISM,
             )
 
     def check_cohort(self, size: int) -> None:
         """Raise PolicyRefusal for a round with too few members."""
         if size < self.min_cohort:
             raise PolicyRefusal(
-                f"a cohort of {size} is below the owner's min_cohort {self.min_cohort}"
+                f"a cohort of {size} is below the owner's min_cohort {self.min_cohort}",
+                cause=Cause.COHORT,
             )
 
     def check_colluders(self, plan: PrivacyPlan, roster: int) -> None:
@@ -211,12 +231,14 @@ class Policy:
             stated = "no" if corrupt is None else f"{corrupt:g} as the"
             raise PolicyRefusal(
                 f"the job takes {stated} fraction of a cohort for colluders, aggregation.corrupt, "
-                f"where the owner's policy says corrupt = {self.corrupt:g}"
+                f"where the owner's policy says corrupt = {self.corrupt:g}",
+                cause=Cause.COHORT,
             )
         if plan.colluders < max(self.colluders, roster):
             raise PolicyRefusal(
                 f"the job withstands {plan.colluders} colluders, privacy.max_colluders, where the "
-                f"owner's policy says colluders = {self.colluders} and the roster {roster}"
+                f"owner's policy says colluders = {self.colluders} and the roster {roster}",
+                cause=Cause.COHORT,
             )
 
     def check_epsilon(self, *, others: float, after: float) -> None:
@@ -230,7 +252,8 @@ class Policy:
         if not total <= self.epsilon * (1 + 1e-9):
             raise PolicyRefusal(
                 f"epsilon would reach {total:.4g} ({others:.4g} of it in other jobs), over the "
-                f"owner's total of {self.epsilon:g}"
+                f"owner's total of {self.epsilon:g}",
+                cause=Cause.EPSILON,
             )
 
 
@@ -256,5 +279,8 @@ _HEADER = """\
 # colluders:     the same as a number of devices, whatever it does
 # epsilon:       privacy spent in total over all jobs, by this device's own count;
 #                epsilon_view says whose: guarantee (what the job promises), outsider or server
+# answer:        at-once, bucketed or at-deadline: whether the time of an upload may tell how much
+#                data it was trained on
+# explain:       true lets the coordinator read why this device declines: limits, numbers, paths
 # hours:         e.g. ["22:00-06:00"]; only_idle, only_on_mains; when_unknown: allow or refuse
 """

@@ -8,9 +8,10 @@ vanish; a member of the round's committee has a few short duties more.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,19 +26,29 @@ from client.admission import (
     check_round,
 )
 from client.agent import Agent, mechanism_of
+from client.answer_time import AnswerTime
 from client.conditions import conditions, obstacle
 from client.identity import Credentials
 from client.journal import Journal
 from client.policy import Policy
 from client.privatize import privatize
 from client.privatize.contribution import contribution
+from client.refusal import cause_of, refusal
 from client.volatile import VolatileStore
 from client.work import Worker
-from fedsys.errors import ConfigError, FedsysError, PolicyRefusal, ProtocolError, TrainingError
-from fedsys.logs import readable
+from fedsys.errors import (
+    Cause,
+    ConfigError,
+    FedsysError,
+    PolicyRefusal,
+    ProtocolError,
+    TrainingError,
+)
+from fedsys.printable import printable
 from fedsys.privacy import Entropy, Mechanism
 from fedsys.wire import Assignment, countersign, fleet_pb2
-from fedsys.wire.roster import RosterChain, SignedStatement, changes
+from fedsys.wire.limits import down_limits
+from fedsys.wire.roster import RosterStatement, SignedStatement, changes
 from fedsys.wire.services import PREKEYS, PROTOCOL, PROTOCOL_MIN
 from fedsys.wire.terms import Terms
 from secure_agg import FileStore, SealingKeys, SecureAggError, Store
@@ -70,6 +81,7 @@ class _Round:
     assignment: Assignment
     mechanism: Mechanism
     agent: Agent
+    policy: Policy
 
 
 class Session:
@@ -84,6 +96,7 @@ class Session:
         store: keeps secure aggregation's marks of what was sent; by default a file in the device's
             folder.
         volatile: keeps what must not outlive this boot; see `client.volatile`.
+        answer_time: holds uploads back.
 
     Raises:
         ConfigError: what is kept of this device is lost or damaged.
@@ -99,6 +112,7 @@ class Session:
         keys: Entropy = os.urandom,
         store: Store | None = None,
         volatile: Store | None = None,
+        answer_time: AnswerTime | None = None,
     ) -> None:
         self.credentials = credentials
         self.journal = Journal(credentials.folder / "journal.json")
@@ -115,6 +129,7 @@ class Session:
             raise ConfigError(
                 f"{kept}: {error}; remove it: this device then sits out the round it is in"
             ) from None
+        self._answer_time = answer_time or AnswerTime()
         self._terms: dict[bytes, tuple[Terms, int]] = {}
         self._model: fleet_pb2.Model | None = None
         self._round: _Round | None = None
@@ -130,6 +145,14 @@ class Session:
         if self._round is None:
             return "waiting"
         return f"round {self._round.assignment.round} of {self._round.terms.name}"
+
+    @property
+    def limits(self) -> Mapping[str, int]:
+        """Bytes of each kind of message that it takes, by what it has agreed to."""
+        return down_limits(
+            dimension=max((terms.dimension for terms, _ in self._terms.values()), default=0),
+            cap=max((record.plan.cap for record in self.journal.jobs.values()), default=0),
+        )
 
     def hello(self) -> fleet_pb2.Up:
         """The greeting that opens a session.
@@ -178,32 +201,35 @@ class Session:
                 fleet_pb2.Goodbye.REVOKED,
                 fleet_pb2.Goodbye.REPLACED,
             )
-            raise Dismissed(readable(message.goodbye.text), final=final)
+            raise Dismissed(printable(message.goodbye.text), final=final)
         raise ProtocolError("a message of a kind that this version does not know")
 
     # -- the roster -------------------------------------------------------------------------------
 
     def _news(self, news: list[fleet_pb2.SignedRoster]) -> fleet_pb2.Up | None:
-        """Accept the rosters that follow the one held; all of them written, then relied upon."""
-        found, refused = RosterChain(key=self.chain.key, versions=[*self.chain.versions]), None
-        accepted: list[SignedStatement] = []
+        before = self.chain.newest
+        refused: ProtocolError | None = None
+        chain = dataclasses.replace(self.chain, versions=list(self.chain.versions))
+        accepted: list[tuple[SignedStatement, RosterStatement]] = []
         for each in news:
             signed = SignedStatement(statement=each.statement, signature=each.signature)
             try:
-                if found.extend([signed]):
-                    accepted.append(signed)
+                statement = chain.accept(signed)
             except ProtocolError as error:
-                _log.error("a roster is refused: %s", error)
-                refused = _refusal(b"", 0, f"a roster is refused: {error}")
+                refused = error
                 break
-        if accepted:
-            self.credentials.append_roster(accepted)
-        before = self.chain.newest
-        for statement in found.versions[self.chain.version :]:
+            if statement is not None:
+                accepted.append((signed, statement))
+        if accepted:  # durable before it is used: a restart must find no older past
+            self.credentials.append_roster(signed for signed, _ in accepted)
+            self.chain = chain
+        for _, statement in accepted:
             _log.info("roster: %s", changes(before, statement))
             before = statement
-        self.chain = found
-        return refused
+        if refused is not None:
+            why = PolicyRefusal(f"a roster is refused: {refused}", cause=Cause.ROSTER)
+            return self._refuse(b"", 0, why)
+        return None
 
     # -- a job ------------------------------------------------------------------------------------
 
@@ -220,10 +246,9 @@ class Session:
             )
             self.journal.agree(terms)
         except FedsysError as error:
-            _log.warning("job %s is refused: %s", readable(terms.name), error)
-            return _refusal(terms.job, 0, str(error))
+            return self._refuse(terms.job, 0, error)
         self._terms[terms.job] = (terms, client)
-        _log.info("agreed to job %s", readable(terms.name))
+        _log.info("agreed to job %s", terms.name)
         return fleet_pb2.Up(
             consent=fleet_pb2.Consent(
                 job=terms.job, terms=terms.digest, prekeys=self._refill(offer.prekeys)
@@ -239,21 +264,20 @@ class Session:
     def _invitation(self, message: fleet_pb2.Invitation) -> fleet_pb2.Up:
         try:
             if self.paused.exists():
-                return _refusal(message.job, message.round, "paused by its owner", passing=True)
+                raise PolicyRefusal("paused by its owner", cause=Cause.PAUSED)
             policy = self._policy()
             why = obstacle(policy, conditions(policy))
             if why is not None:
-                return _refusal(message.job, message.round, why, passing=True)
+                raise PolicyRefusal(why, cause=Cause.CONDITIONS)
             self._join(message, policy)
         except (FedsysError, SecureAggError) as error:
-            _log.warning("round %d is refused: %s", message.round, error)
-            return _refusal(message.job, message.round, str(error))
+            return self._refuse(message.job, message.round, error)
         return self._stage(message.stage)
 
     def _join(self, message: fleet_pb2.Invitation, policy: Policy) -> None:
         agreed, model = self._terms.get(message.job), self._model
         if agreed is None:
-            raise PolicyRefusal("this device has not agreed to that job")
+            raise PolicyRefusal("this device has not agreed to that job", cause=Cause.TERMS)
         if model is None or model.job != message.job or model.round != message.round:
             raise ProtocolError("an invitation without its model")
         terms, client = agreed
@@ -265,7 +289,7 @@ class Session:
             return  # the connection was lost, the process was not
         roster = self.chain.find(terms.roster_version)
         if roster is None:
-            raise PolicyRefusal("this device does not hold the job's roster")
+            raise PolicyRefusal("this device does not hold the job's roster", cause=Cause.ROSTER)
         size = announced_size(message.params)
         check_round(assignment, size, terms, policy=policy, journal=self.journal)
         mechanism = mechanism_of(assignment)
@@ -285,7 +309,12 @@ class Session:
         )
         agent.accept(assignment, params)  # counted as spent, durably, from here
         self._round = _Round(
-            terms=terms, client=client, assignment=assignment, mechanism=mechanism, agent=agent
+            terms=terms,
+            client=client,
+            assignment=assignment,
+            mechanism=mechanism,
+            agent=agent,
+            policy=policy,
         )
 
     def _stage(self, stage: fleet_pb2.Stage) -> fleet_pb2.Up:
@@ -295,39 +324,46 @@ class Session:
             or current.assignment.job != stage.job
             or current.assignment.round != stage.round
         ):
-            return _refusal(stage.job, stage.round, "this device is not in that round")
+            stray = ProtocolError("this device is not in that round")
+            return self._refuse(stage.job, stage.round, stray)
         try:
             if kind_of(stage.message) is Kind.OPENING:
-                reply = self._upload(current, stage.message)
+                reply = self._upload(current, stage)
             else:
                 reply = current.agent.handle(stage.message)
-        except TrainingError as error:
-            # what training said may quote the data
-            _log.error("round %d: %s", stage.round, error)
-            return _refusal(stage.job, stage.round, "local training failed; see the device's log")
         except (FedsysError, SecureAggError) as error:
-            _log.warning("round %d: %s", stage.round, error)
-            return _refusal(stage.job, stage.round, str(error))
+            return self._refuse(stage.job, stage.round, error)
         return fleet_pb2.Up(
             answer=fleet_pb2.Answer(
                 job=stage.job, round=stage.round, step=stage.step, message=reply
             )
         )
 
-    def _upload(self, current: _Round, opening: bytes) -> bytes:
+    def _upload(self, current: _Round, stage: fleet_pb2.Stage) -> bytes:
         """Train, unless that was done, and give the one vector of this round out."""
-        job, number = current.assignment.job, current.assignment.round
-        if not current.agent.uploaded:
-            if number in self.journal.jobs[job.hex()].uploaded:
-                raise PolicyRefusal(
-                    f"a vector has left this device in round {number} already, and what secure "
-                    f"aggregation kept of it is lost"
+        asked, trained = self._answer_time.clock(), False
+        try:
+            if not current.agent.uploaded:
+                if stage.round in self.journal.jobs[stage.job.hex()].uploaded:
+                    raise PolicyRefusal(
+                        f"a vector has left this device in round {stage.round} already, and what "
+                        f"secure aggregation kept of it is lost",
+                        cause=Cause.PARTICIPATION,
+                    )
+                current.agent.enter(stage.message)
+                trained = True
+                self._provide(current)
+            reply = current.agent.handle(stage.message)
+            self.journal.upload(stage.job, stage.round)
+            return reply
+        finally:
+            if trained:
+                self._answer_time.hold(
+                    current.terms,
+                    current.policy.answer,
+                    asked=asked,
+                    deadline=stage.milliseconds / 1000,
                 )
-            current.agent.enter(opening)
-            self._provide(current)
-        reply = current.agent.handle(opening)
-        self.journal.upload(job, number)
-        return reply
 
     def _provide(self, current: _Round) -> None:
         assignment = current.assignment
@@ -397,8 +433,10 @@ class Session:
             )
         )
 
-
-def _refusal(job: bytes, round: int, reason: str, *, passing: bool = False) -> fleet_pb2.Up:
-    return fleet_pb2.Up(
-        refusal=fleet_pb2.Refusal(job=job, round=round, reason=reason[:500], passing=passing)
-    )
+    def _refuse(self, job: bytes, round: int, error: FedsysError | SecureAggError) -> fleet_pb2.Up:
+        passing = cause_of(error) in (Cause.PAUSED, Cause.CONDITIONS)
+        try:
+            explain = self._policy().explain
+        except ConfigError:  # a policy that does not read allows nothing
+            explain = False
+        return refusal(job, round, error, explain=explain, passing=passing)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from client.training import LocalConfig, Trainer
 from client.training.example_privacy import ExamplePrivacy, ExamplePrivateTrainer
 from fedsys import tasks
-from fedsys.errors import ConfigError, PolicyRefusal
+from fedsys.errors import Cause, ConfigError, PolicyRefusal
 from fedsys.privacy import Entropy
 from fedsys.wire import Assignment
 from fedsys.wire.terms import Terms
@@ -138,12 +138,15 @@ class LocalData:
                     self.task, local, self.device, terms.path, 1, terms.seed
                 )
             except (ConfigError, TypeError) as error:
-                raise PolicyRefusal(f"training as asked is not possible here: {error}") from None
+                raise PolicyRefusal(
+                    f"training as asked is not possible here: {error}", cause=Cause.TASK
+                ) from None
         trainer = self._trainers[terms.digest]
         if trainer.dimension != terms.dimension:
             raise PolicyRefusal(
                 f"the model of task '{self.task.name}' has {trainer.dimension} weights here, "
-                f"{terms.dimension} are asked for"
+                f"{terms.dimension} are asked for",
+                cause=Cause.TASK,
             )
         return trainer
 
@@ -151,12 +154,14 @@ class LocalData:
         """Raise PolicyRefusal where these terms cannot be trained here."""
         if terms.task != self.spec.task:
             raise PolicyRefusal(
-                f"task '{terms.task}' is asked for, this device holds data of '{self.spec.task}'"
+                f"task '{terms.task}' is asked for, this device holds data of '{self.spec.task}'",
+                cause=Cause.TASK,
             )
         if dict(terms.options) != dict(self.options):
             raise PolicyRefusal(
                 f"task '{terms.task}' runs here with options {dict(self.options)}, "
-                f"{dict(terms.options)} are asked for; see `fedsys agent run --option`"
+                f"{dict(terms.options)} are asked for; see `fedsys agent run --option`",
+                cause=Cause.TASK,
             )
         self.trainer(terms)
 
@@ -183,7 +188,9 @@ class LocalData:
     def _example_trainer(self, terms: Terms) -> ExamplePrivateTrainer:
         plan = terms.plan
         if plan.example_rate is None or plan.steps is None:
-            raise PolicyRefusal("the unit is the example, but rate and steps are not given")
+            raise PolicyRefusal(
+                "the unit is the example, but rate and steps are not given", cause=Cause.TERMS
+            )
         return ExamplePrivateTrainer(
             self.task,
             LocalConfig(**terms.local),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -116,9 +117,13 @@ def make_folder(path: Path, *, mode: int = 0o777) -> None:
 
 def write_new(path: Path, content: bytes | memoryview, *, mode: int = 0o644) -> None:
     """Writes a file with its content on disk, in place of one of that name; the new name is
-    durable once `flush_names` was called for its folder."""
+    durable once `flush_names` was called for its folder.
+
+    Whatever has that name, a link or a file that others can read, is removed and never written to.
+    """
     path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, mode)
     try:
         _write_all(descriptor, content)
         os.fsync(descriptor)
@@ -141,12 +146,13 @@ def overwrite(path: Path, content: bytes | memoryview, *, mode: int = 0o644) -> 
     Args:
         path: of the file; a link is refused.
         content: all that it will hold.
-        mode: permissions of a new file.
+        mode: permissions of a new file; one that is there is left with no others.
     """
     flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     made = not path.exists()
     descriptor = os.open(path, flags | (os.O_CREAT | os.O_EXCL if made else 0), mode)
     try:
+        _restrict(descriptor, mode)
         _write_all(descriptor, content)
         if os.fstat(descriptor).st_size > len(content):
             os.ftruncate(descriptor, len(content))
@@ -164,10 +170,11 @@ def append_lines(path: Path, lines: bytes, *, mode: int = 0o644) -> None:
     Args:
         path: of the file; a link is refused.
         lines: each with its line feed.
-        mode: permissions of a new file.
+        mode: permissions of a new file; one that is there is left with no others.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, mode), "rb+", buffering=0) as file:
+        _restrict(file.fileno(), mode)
         size = file.seek(0, os.SEEK_END)
         if size:
             file.seek(size - 1)
@@ -176,6 +183,13 @@ def append_lines(path: Path, lines: bytes, *, mode: int = 0o644) -> None:
                 file.truncate(file.readall().rfind(b"\n") + 1)
         _write_all(file.fileno(), lines)
         os.fsync(file.fileno())
+
+
+def _restrict(descriptor: int, mode: int) -> None:
+    """Takes from an open file whatever permissions `mode` does not give; its owner alone can."""
+    found = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    if found & ~mode:
+        os.fchmod(descriptor, found & mode)
 
 
 def _write_all(descriptor: int, content: bytes | memoryview) -> None:

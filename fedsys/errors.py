@@ -5,9 +5,12 @@ The command line prints ``str(error)`` on one line and exits with ``error.exit_c
 
 from __future__ import annotations
 
+import enum
+
 __all__ = [
     "AuditInputError",
     "BudgetExceeded",
+    "Cause",
     "ConfigError",
     "DataError",
     "EnrollmentError",
@@ -60,8 +63,36 @@ class BudgetExceeded(FedsysError):
     """A round whose cost would exceed the privacy budget; nothing was asked of any client."""
 
 
+class Cause(enum.Enum):
+    """Of what kind a refusal is: all of it that leaves a device whose owner keeps their limits,
+    numbers and circumstances to themselves. The value is what anybody may read."""
+
+    UNSPECIFIED = "declined; the device's own log says why"
+    PAUSED = "paused by its owner"
+    CONDITIONS = "not now"
+    TASK = "its task, options or code are not what this device was given"
+    COHORT = "its cohorts are too small, or too easily corrupted"
+    MECHANISM = "its clipping norm or its noise is outside the owner's limits"
+    EPSILON = "it would spend more than the owner allows"
+    PARTICIPATION = "this device was asked too often, or in the wrong order"
+    ROSTER = "its roster is not one that this device accepts"
+    TERMS = "it is not what was agreed to"
+    TRAINING = "local training failed"
+    SECURE_AGGREGATION = "a step of secure aggregation was refused"
+    PROTOCOL = "a message that does not fit the state of the round"
+    DEVICE = "this device cannot take part; its own log says why"
+
+
 class PolicyRefusal(FedsysError):
-    """An agent declines what it was asked; the message is its reason."""
+    """An agent declines what it was asked; the message is its reason, for the owner's eyes.
+
+    Attributes:
+        cause: what it may tell others.
+    """
+
+    def __init__(self, message: str, *, cause: Cause = Cause.UNSPECIFIED) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class ProtocolError(FedsysError):

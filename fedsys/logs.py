@@ -1,32 +1,44 @@
-"""Log lines of long-running processes: text or JSON, to standard error; never a secret."""
+"""Log lines of long-running processes: text or JSON, to standard error; never a secret.
+
+What devices and coordinators write is quoted in many lines. The formatters here, and nothing
+before them, make it fit for a terminal: a record is one line, without control characters; a
+traceback follows it indented, so that no line of it looks like a record.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+from typing import Any
 
 from fedsys.errors import ConfigError
+from fedsys.printable import printable, printable_lines
 
-__all__ = ["configure", "readable"]
+__all__ = ["configure", "configure_unless_hosted"]
 
-
-def readable(text: str, most: int = 500) -> str:
-    """What another party wrote, fit for a log or a terminal: one line, no control characters.
-
-    >>> readable("paused\\n\\x1b[2J")
-    'paused??[2J'
-    """
-    return "".join(each if each.isprintable() else "?" for each in text[:most])
+_MOST = 10_000
+_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
-class _Json(logging.Formatter):
+class _Text(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record), _MOST)
+
+    def formatException(self, ei: Any) -> str:
+        return printable_lines(super().formatException(ei), indent="    ")
+
+    def formatStack(self, stack_info: str) -> str:
+        return printable_lines(super().formatStack(stack_info), indent="    ")
+
+
+class _Json(_Text):
     def format(self, record: logging.LogRecord) -> str:
         body = {
             "at": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": printable(record.getMessage(), _MOST),
         }
         if record.exc_info:
             body["exception"] = self.formatException(record.exc_info)
@@ -42,10 +54,16 @@ def configure(kind: str) -> None:
     if kind not in ("text", "json"):
         raise ConfigError(f"--log {kind}: allowed are text and json")
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    handler.setFormatter(_Json() if kind == "json" else text)
+    handler.setFormatter(_Json() if kind == "json" else _Text(_FORMAT))
     for name in ("fedsys", "server", "client", "secure_agg"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
         logger.handlers = [handler]
         logger.propagate = False
+
+
+def configure_unless_hosted() -> None:
+    """The same as text, in a process whose host has set up no logging: Python would otherwise print
+    what others wrote as it is."""
+    if not logging.getLogger().handlers:
+        configure("text")

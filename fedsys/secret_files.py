@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -16,17 +17,40 @@ def write_secret(path: Path, content: bytes) -> None:
     write_atomically(path, content, mode=0o600)
 
 
-def read_secret(path: Path) -> bytes:
-    """The content of a secret file.
+def read_secret(path: Path, *, most: int = 1 << 20) -> bytes:
+    """The content of a secret file, looked at and read through one handle.
+
+    Args:
+        path: of the file; a link is refused, since it may lead to a file that others write.
+        most: bytes beyond which a file is no secret of ours.
 
     Raises:
-        ConfigError: it is not there, or others can read it.
+        ConfigError: it is not there, others can read it, or it is somebody else's.
     """
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        content = path.read_bytes()
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            _check(path, os.fstat(handle), most)
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(handle)
     except OSError as error:
         raise ConfigError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
+
+
+def _check(path: Path, found: os.stat_result, most: int) -> None:
+    mode = stat.S_IMODE(found.st_mode)
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"{path}: not a regular file; put the secret itself there")
     if mode & 0o077:
         raise ConfigError(f"{path}: mode {mode:04o} lets others read it; run chmod 600 {path}")
-    return content
+    if found.st_uid not in (os.geteuid(), 0):
+        raise ConfigError(
+            f"{path}: belongs to user {found.st_uid}, who can read and change it; restore it from "
+            f"a backup"
+        )
+    if found.st_size > most:
+        raise ConfigError(
+            f"{path}: {found.st_size} bytes, at most {most} are read; restore it from a backup"
+        )

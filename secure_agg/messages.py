@@ -20,7 +20,13 @@ import numpy as np
 from secure_agg import checks
 from secure_agg.errors import MessageError
 from secure_agg.opening import MAX_NAME, OPENING, SEAT, Opening, increasing
-from secure_agg.params import SecAggParams
+from secure_agg.params import (
+    MAX_COMMITTEE,
+    PROOF_COLUMNS,
+    RING_DEGREE,
+    SEAL_OVERHEAD,
+    SecAggParams,
+)
 from secure_agg.prekeys import PREKEY_SIZE
 from secure_agg.session import Session
 from secure_agg.signatures import SIGNATURE_SIZE
@@ -37,6 +43,7 @@ __all__ = [
     "check_frame",
     "frame",
     "kind_of",
+    "largest_message",
     "unframe",
 ]
 
@@ -64,6 +71,18 @@ class Kind(enum.IntEnum):
 
 
 _KINDS: Final = {int(kind): kind for kind in Kind}
+
+
+def largest_message(n: int) -> int:
+    """Bytes that no message of a cohort of up to ``n`` exceeds, whatever its parameters.
+
+    A delivery is the largest: a row, a proof and a share of each member. The committee, and with it
+    the threshold, is never larger than the cohort, and a secret takes at most a column a value.
+    """
+    proof = 2 * PROOF_COLUMNS * min(n, MAX_COMMITTEE)
+    share = 2 * (RING_DEGREE + PROOF_COLUMNS) + max(SEAL_OVERHEAD.values())
+    delivery = _DELIVERY.size + n * (_ROW.size + proof + share)
+    return HEADER_SIZE + OPENING.size + 3 * MAX_NAME + delivery
 
 
 class Limits:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
@@ -18,7 +19,7 @@ from secure_agg.errors import StateError
 __all__ = ["FileStore", "MemoryStore", "Store", "pack_fields", "present", "unpack_fields"]
 
 _CHECKSUM: Final = 32
-_MAX_FIELDS: Final = 2**16
+_LENGTH: Final = 8
 T = TypeVar("T")
 
 
@@ -62,6 +63,9 @@ class MemoryStore:
 class FileStore:
     """One file, mode 0600, replaced atomically and flushed to the disk with its folder.
 
+    Whatever lies under the names that it writes, a link or a file that others can read, is
+    replaced and never written through: the bytes are secret.
+
     Args:
         path: Of the file, in a folder that is there; ``.new`` beside it is replaced. Neither is
             followed if it is a symbolic link.
@@ -77,9 +81,14 @@ class FileStore:
             StateError: It is there and cannot be read.
         """
         try:
-            handle = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW)
-            with os.fdopen(handle, "rb") as file:
-                return file.read()
+            handle = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                if not stat.S_ISREG(os.fstat(handle).st_mode):
+                    raise StateError(f"{self.path}: cannot be read: not a regular file")
+                with os.fdopen(handle, "rb", closefd=False) as file:
+                    return file.read()
+            finally:
+                os.close(handle)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -94,7 +103,7 @@ class FileStore:
         fresh = self.path.with_name(self.path.name + ".new")
         try:
             fresh.unlink(missing_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             handle = os.open(fresh, flags, 0o600)
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -131,12 +140,12 @@ def unpack_fields(magic: bytes, data: bytes) -> list[bytes]:
     at = len(magic)
     count = int.from_bytes(body[at : at + 4], "little")
     at += 4
-    if count > _MAX_FIELDS:
-        raise StateError(f"a stored state of {count} fields: at most {_MAX_FIELDS} are kept")
+    if count > (len(body) - at) // _LENGTH:  # each field has a length at least
+        raise StateError("a stored state whose fields do not fill it")
     fields = []
     for _ in range(count):
-        size = int.from_bytes(body[at : at + 8], "little")
-        at += 8
+        size = int.from_bytes(body[at : at + _LENGTH], "little")
+        at += _LENGTH
         fields.append(body[at : at + size])
         at += size
     if at != len(body):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsys.bounded_npz import open_arrays
 from fedsys.durable import flush_names, make_folder, overwrite
 from fedsys.errors import RunFolderError
 
@@ -30,6 +30,10 @@ __all__ = [
     "sha256_of_aggregate",
     "sha256_of_weights",
 ]
+
+
+_MOST_BYTES = 1 << 38
+"""Of a checkpoint: many times what a model of a billion weights takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,7 @@ class Checkpoint:
     weights: NDArray[np.float32]
     strategy: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     clipping: dict[str, Any] | None = None
-    mechanism: bytes = b""
+    mechanism: bytes = field(default=b"", repr=False)
 
 
 def sha256_of_weights(weights: NDArray[np.float32]) -> str:
@@ -152,22 +156,27 @@ def _write(checkpoint: Checkpoint, path: Path) -> None:
 
 def _read(path: Path) -> Checkpoint:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            prefix, facts = "strategy.", json.loads(arrays["facts"].tobytes())
+        with path.open("rb") as file, open_arrays(file, most=_MOST_BYTES) as arrays:
+            prefix, facts = "strategy.", json.loads(arrays.read("facts").tobytes())
+            round, clipping = facts["round"], facts["clipping"]
+            weights = arrays.read("weights")
+            strategies = [name for name in arrays.names if name.startswith(prefix)]
+            if type(round) is not int or not (clipping is None or isinstance(clipping, dict)):
+                raise ValueError("facts of the wrong type")
+            if weights.ndim != 1 or weights.dtype != np.float32:
+                raise ValueError("weights that are no vector of float32")
             return Checkpoint(
-                round=int(facts["round"]),
-                weights=arrays["weights"].astype(np.float32, copy=False),
-                clipping=facts["clipping"],
-                mechanism=arrays["mechanism"].tobytes() if "mechanism" in arrays else b"",
-                strategy={
-                    name.removeprefix(prefix): arrays[name]
-                    for name in arrays.files
-                    if name.startswith(prefix)
-                },
+                round=round,
+                weights=weights.astype(np.float32, copy=False),
+                clipping=clipping,
+                mechanism=(
+                    arrays.read("mechanism").tobytes() if "mechanism" in arrays.names else b""
+                ),
+                strategy={name.removeprefix(prefix): arrays.read(name) for name in strategies},
             )
     except FileNotFoundError:
         raise
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunFolderError(
             f"{path}: checkpoint does not read back ({error}); delete it to resume from the one "
             f"before"

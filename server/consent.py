@@ -10,6 +10,8 @@ from server.preparation import PreparedJob
 
 __all__ = ["Consent"]
 
+_MOST_REASONS = 20
+
 
 class Consent:
     """Offers of one job and their answers. A restart asks again: what agents know, they repeat.
@@ -104,7 +106,7 @@ class Consent:
         """
         reasons = "; ".join(
             f"node {self._nodes[client]}: {reason}"
-            for client, reason in sorted(self.declined.items())
+            for client, reason in sorted(self.declined.items())[:_MOST_REASONS]
         )
         return (
             f"{len(self.given)} of {len(self._nodes)} agents agreed and are connected{waited}, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 from fedsys.durable import append_lines
 from fedsys.wire import countersign, fleet_pb2
@@ -14,6 +15,7 @@ from server.state import CountersignatureRow, State
 __all__ = ["Countersignatures"]
 
 _log = logging.getLogger(__name__)
+_MOST_COMPLAINTS = 10
 
 
 class Countersignatures:
@@ -28,6 +30,7 @@ class Countersignatures:
     def __init__(self, state: State) -> None:
         self._state = state
         self._jobs: dict[bytes, _Book] = {}
+        self._wrong: Counter[int] = Counter()
 
     def expect(self, name: bytes, *, id: str, roster: RosterStatement, job: Job) -> None:
         """Take those of a job from now on.
@@ -49,7 +52,7 @@ class Countersignatures:
         """
         book = self._jobs.get(given.job)
         if book is None or node not in book.roster.members:
-            _log.info("node %d: a countersignature of no job that was asked for", node)
+            self._complain(node, "a countersignature of no job that was asked for")
             return
         row = CountersignatureRow(
             job=book.id,
@@ -61,15 +64,21 @@ class Countersignatures:
         )
         found = book.of_row(row)
         if book.committed(given.round) != given.ledger_head:
-            _log.warning(
-                "client %d: a countersignature of no commit of round %d", found.client, given.round
-            )
+            self._complain(node, f"a countersignature of no commit of round {given.round}")
         elif not found.holds(given.job):
-            _log.warning("client %d: a countersignature that does not hold", found.client)
+            self._complain(node, "a countersignature that does not hold")
         elif not book.holds(found):
             with self._state.transaction() as session:
                 session.merge(row)
             book.add([found])
+
+    def _complain(self, node: int, what: str) -> None:
+        """Log what is wrong with a node's words, a few times."""
+        self._wrong[node] += 1
+        if self._wrong[node] <= _MOST_COMPLAINTS:
+            is_last = self._wrong[node] == _MOST_COMPLAINTS
+            last = "; no more of this node's are logged" if is_last else ""
+            _log.warning("node %d: %s%s", node, what, last)
 
 
 class _Book:

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from fedsys.errors import ProtocolError
+from fedsys.errors import Cause, ProtocolError
 from fedsys.wire import fleet_pb2
+from fedsys.wire.refusals import cause_of, reason_of
 from secure_agg import SecureAggError
 from secure_agg.errors import LateMessage
 from server.coordinator import OpenRound
@@ -44,11 +45,11 @@ class Report:
     """What a round's host saw.
 
     Attributes:
-        refusals: reasons by client.
+        refusals: causes and reasons by client.
         seconds: each stage's duration by name, with all its exchanges.
     """
 
-    refusals: dict[int, str] = field(default_factory=dict)
+    refusals: dict[int, tuple[Cause, str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -213,8 +214,10 @@ class DeployedRound:
         if content.HasField("refusal"):
             refusal = content.refusal
             if refusal.job == job and refusal.round == number:
-                _log.info("round %d: client %d declines: %s", number, client, refusal.reason)
-                self._exclude(client, refusal.reason)
+                if client in self._willing:  # said again, it changes nothing
+                    reason = reason_of(refusal)
+                    _log.info("round %d: client %d declines: %s", number, client, reason)
+                    self._exclude(client, cause_of(refusal), reason)
                 return
         if not content.HasField("answer"):
             self._elsewhere(said)
@@ -229,12 +232,12 @@ class DeployedRound:
             return
         except (SecureAggError, ProtocolError) as error:
             _log.warning("round %d: client %d: %s", number, client, error)
-            self._exclude(client, f"sent something wrong: {error}")
+            self._exclude(client, Cause.PROTOCOL, f"sent something wrong: {error}")
         else:
             self._owed.discard(client)
 
-    def _exclude(self, client: int, why: str) -> None:
+    def _exclude(self, client: int, cause: Cause, why: str) -> None:
         """Go on without a client."""
-        self.report.refusals[client] = why
+        self.report.refusals[client] = (cause, why)
         self._willing.discard(client)
         self._owed.discard(client)

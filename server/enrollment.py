@@ -24,6 +24,9 @@ from server.state import CertificateRow, NodeRow, PrekeyRow, RosterRow, State, T
 __all__ = ["Enrolled", "Registry"]
 
 TOKEN_HOURS = 24.0
+_MOST_A_DAY = 4
+"""Certificates for one node: that of joining, and renewals that an interruption lost."""
+_MOST_CSR = 4096
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -111,6 +114,7 @@ class Registry:
         """
         if peer.role != "enrol":
             raise EnrollmentError("this certificate does not enrol anybody")
+        _check_sizes(csr=csr, proof=proof)
         _check_proof(identity, proof, enrollment_proof(peer.der, csr))
         now = self._clock()
         with self._state.transaction() as session:
@@ -138,15 +142,29 @@ class Registry:
             return Enrolled(node=node.id, name=node.name, certificate=certificate)
 
     def renew(self, peer: Peer, *, csr: bytes, proof: bytes) -> bytes:
-        """A new certificate (DER) for a node that holds a valid one.
+        """A new certificate (DER) for a node that holds a valid one, a few times a day at most.
+
+        Those that have expired are forgotten.
 
         Raises:
-            EnrollmentError: it is not admitted, or its identity did not sign the request.
+            EnrollmentError: it is not admitted, its identity did not sign the request, or it had
+                several within a day.
         """
         self.admit(peer)
+        _check_sizes(csr=csr, proof=proof)
+        now = self._clock()
         with self._state.transaction() as session:
             node = session.get_one(NodeRow, peer.node)
+            own = CertificateRow.node == node.id
+            lately = now - 86_400.0 + AGENT_DAYS * 86_400.0
+            query = select(func.count()).where(own & (CertificateRow.expires_at > lately))
+            if (session.scalar(query) or 0) >= _MOST_A_DAY:
+                raise EnrollmentError(
+                    f"node {node.name} was given {_MOST_A_DAY} certificates within a day; try "
+                    f"again tomorrow"
+                )
             _check_proof(node.identity, proof, enrollment_proof(peer.der, csr))
+            session.execute(delete(CertificateRow).where(own & (CertificateRow.expires_at < now)))
             return self._certify(session, node.id, csr)
 
     def admit(self, peer: Peer) -> NodeRow:
@@ -298,6 +316,15 @@ class Registry:
                 statement=statement.encoded,
                 signature=self._roster_signer.sign(signed_message(statement.encoded)),
             )
+        )
+
+
+def _check_sizes(*, csr: bytes, proof: bytes) -> None:
+    """Bound a request before anything of it is read."""
+    if len(csr) > _MOST_CSR or len(proof) != 64:
+        raise EnrollmentError(
+            f"a request of {len(csr)} bytes and a proof of {len(proof)}: at most {_MOST_CSR} and "
+            f"64 are read"
         )
 
 

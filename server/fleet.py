@@ -8,19 +8,46 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from fedsys.wire import fleet_pb2
-from fedsys.wire.services import MAX_SMALL_PARCEL
+from fedsys.wire.limits import kind_of_down
+from server.pace import Pace
 from server.pki import Peer
 
-__all__ = ["Arrived", "Event", "Fleet", "Left", "Link", "Said", "kind_of_down"]
+__all__ = ["Arrived", "Event", "Fleet", "Left", "Link", "Said"]
 
 Counted = Callable[[str, str, int], None]
 _MOST_HELD = 16 << 20
 """Bytes of messages waiting to be taken out of the events beyond which nobody is read further."""
-_KINDS = {each.number: each.name for each in fleet_pb2.Down.DESCRIPTOR.fields}
+_MOST_QUEUED = 16 << 20
+"""Bytes that wait for an agent, beside three of the largest message, before it is given up: one
+that reads nothing would otherwise hold every round's model."""
+_MESSAGES = 400
+_MESSAGES_A_SECOND = 100.0
+"""What an agent may say: several times what rounds that take milliseconds ask of it."""
+
+
+class _Outgoing(asyncio.Queue[bytes | None]):
+    """Counts the bytes it holds.
+
+    Attributes:
+        held: bytes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = 0
+
+    def _put(self, item: bytes | None) -> None:
+        super()._put(item)
+        self.held += len(item or b"")
+
+    def _get(self) -> bytes | None:
+        item = super()._get()
+        self.held -= len(item or b"")
+        return item
 
 
 @dataclass(eq=False)
@@ -33,7 +60,8 @@ class Link:
         peer: its certificate.
         roster: newest version of the roster that was sent to it.
         outgoing: serialised `Down` messages; None ends the session.
-        limit: bytes of the largest message that is taken from this agent now.
+        answer: bytes of the largest answer in the open round that it is in; 0 where it is in none.
+        overrun: set once more waits for it than an agent that reads would let wait.
         pending: messages from this agent that nobody has taken out of the events yet.
         counted: told of every message: its direction (``in``, ``out``), kind and bytes.
     """
@@ -42,10 +70,12 @@ class Link:
     version: str = ""
     peer: Peer | None = None
     roster: int = 0
-    outgoing: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
-    limit: int = MAX_SMALL_PARCEL
+    outgoing: _Outgoing = field(default_factory=_Outgoing)
+    answer: int = 0
+    overrun: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     pending: int = 0
     counted: Counted = field(default=lambda _direction, _kind, _size: None, repr=False)
+    _largest: int = field(default=0, repr=False)
 
     def send(self, message: fleet_pb2.Down) -> None:
         """Queue a message."""
@@ -55,6 +85,9 @@ class Link:
         """Queue a serialised message."""
         self.counted("out", kind_of_down(message), len(message))
         self.outgoing.put_nowait(message)
+        self._largest = max(self._largest, len(message))
+        if self.outgoing.held > _MOST_QUEUED + 3 * self._largest:
+            self.overrun.set()
 
     def close(self, reason: fleet_pb2.Goodbye.Reason, text: str) -> None:
         """Say why, then end the session."""
@@ -94,11 +127,6 @@ class Said:
 
 
 Event = Arrived | Left | Said
-
-
-def kind_of_down(message: bytes) -> str:
-    """The kind of a serialised `Down`, whose one field begins it; not parsed, for it may be big."""
-    return _KINDS.get(message[0] >> 3, "unknown") if message else "unknown"
 
 
 class _Events(asyncio.Queue[Event]):
@@ -144,6 +172,7 @@ class Fleet:
 
     Attributes:
         links: open sessions by node.
+        largest_answer: bytes of the largest that any round ever allowed.
     """
 
     def __init__(
@@ -157,7 +186,9 @@ class Fleet:
         self._clock = clock
         self._start = clock()
         self._gone: dict[int, float] = {}
-        self._limit = MAX_SMALL_PARCEL
+        self._answers: dict[int, int] = {}
+        self._paces: dict[int, Pace] = {}
+        self.largest_answer = 0
 
     @property
     def events(self) -> asyncio.Queue[Event]:
@@ -169,7 +200,7 @@ class Fleet:
         older = self.links.get(link.node)
         if older is not None:
             older.close(fleet_pb2.Goodbye.REPLACED, "another session of this node was opened")
-        link.limit = self._limit
+        link.answer = self._answers.get(link.node, 0)
         self.links[link.node] = link
         self._gone.pop(link.node, None)
         self.events.put_nowait(Arrived(link.node))
@@ -222,8 +253,18 @@ class Fleet:
             return None
         return self._gone.get(node, self._start)
 
-    def allow(self, bytes_each: int) -> None:
-        """Set what every agent may send as one message, those that come back later too."""
-        self._limit = max(MAX_SMALL_PARCEL, bytes_each)
-        for link in self.links.values():
-            link.limit = self._limit
+    def allow(self, bytes_each: int, nodes: Iterable[int]) -> None:
+        """Set what the agents of an open round may send as one answer, those that come back later
+        too; no other may send more than little. With no nodes no round is open."""
+        self._answers = dict.fromkeys(nodes, bytes_each)
+        self.largest_answer = max(self.largest_answer, bytes_each)
+        for node, link in self.links.items():
+            link.answer = self._answers.get(node, 0)
+
+    def pace_of(self, node: int) -> Pace:
+        """How fast a node may send messages, over all its sessions."""
+        if node not in self._paces:
+            self._paces[node] = Pace(
+                burst=_MESSAGES, a_second=_MESSAGES_A_SECOND, clock=self._clock
+            )
+        return self._paces[node]

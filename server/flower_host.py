@@ -28,18 +28,22 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
-from google.protobuf.message import DecodeError
 
 from fedsys.config import dump, load
-from fedsys.errors import ConfigError, FedsysError
+from fedsys.errors import ConfigError, FedsysError, ProtocolError
+from fedsys.logs import configure_unless_hosted
+from fedsys.printable import printable
 from fedsys.wire import fleet_pb2
 from fedsys.wire.flower import CHALLENGE, DOWN, NODE, PROOF, QUERY, RECORD, UP, hello_message
+from fedsys.wire.limits import kind_of_down
 from server.deployment import Deployment
 from server.enrollment import Registry
-from server.fleet import Fleet, Link, Said, kind_of_down
+from server.fleet import Fleet, Link
 from server.home import Home
+from server.ingress import MOST_AT_ONCE, Ingress
 from server.job_model import ModelSource
 from server.metrics import Metrics
+from server.roster_news import roster_news
 from server.round_cycle import Randomness
 from server.state import ACTIVE_JOB, JobRow, State
 from server.submission import submit
@@ -57,6 +61,7 @@ class _Relay:
         id: Flower's.
         challenge: sent to it, unpredictable.
         link: of the device, once it is recognised.
+        ingress: what its messages pass.
         pending: Flower's id of the message that is not answered yet.
         since: when that was sent, or when the node last failed.
         offer: of the job, as it was last sent.
@@ -66,6 +71,7 @@ class _Relay:
     id: int
     challenge: bytes = field(default_factory=lambda: os.urandom(32))
     link: Link | None = None
+    ingress: Ingress | None = None
     pending: str | None = None
     since: float = float("-inf")
     offer: bytes | None = None
@@ -196,6 +202,7 @@ class GridFleet:
         pending = {r.pending: r for r in self._relays.values() if r.pending is not None}
         if not pending:
             return
+        await self._fleet.room()
         replies = await asyncio.to_thread(lambda: list(self._grid.pull_messages(list(pending))))
         for reply in replies:
             relay = pending.get(reply.metadata.reply_to_message_id)
@@ -204,33 +211,36 @@ class GridFleet:
             relay.pending = None
             try:
                 self._take(relay, reply)
-            except (FedsysError, DecodeError, InvalidSignature, KeyError, TypeError) as error:
+            except (FedsysError, InvalidSignature, KeyError, TypeError) as error:
                 _log.warning("Flower node %d: %s", relay.id, error or type(error).__name__)
                 self._lost(relay)
 
     def _take(self, relay: _Relay, reply: Message) -> None:
         if reply.has_error():
-            _log.warning("Flower node %d: %s", relay.id, reply.error.reason)
+            _log.warning("Flower node %d: %s", relay.id, printable(reply.error.reason))
             self._lost(relay)
             return
         record = reply.content.config_records[RECORD]
         ups = record[UP]
-        if not isinstance(ups, list):
-            raise TypeError("an answer without its list")
+        if not isinstance(ups, list) or len(ups) > MOST_AT_ONCE:
+            raise ProtocolError("an answer without its list, or with too long a one")
         if relay.link is None:
             self._recognise(relay, record)
-        link = relay.link
+        link, ingress = relay.link, relay.ingress
+        if link is None or ingress is None:
+            raise ProtocolError("an answer of nobody")
         for raw in ups:
-            if link is None or not isinstance(raw, bytes) or len(raw) > link.limit:
-                raise TypeError("an answer that is too large, or no bytes")
-            up = fleet_pb2.Up.FromString(raw)
-            kind = up.WhichOneof("content") or "unknown"
-            self._fleet.counted("in", kind, len(raw))
+            if not isinstance(raw, bytes):
+                raise ProtocolError("an answer that is no bytes")
+            if ingress.limit(raw) < len(raw) <= ingress.passed(raw):
+                continue  # it came too late
+            up = ingress.take(raw)
             self._registry.prekeys.keep(link.node, up)
+            kind = up.WhichOneof("content")
             if kind == "hello":
                 self._greet(link, up.hello)
             elif kind != "prekeys":
-                self._fleet.events.put_nowait(Said(link.node, up))
+                ingress.hand_on(up, len(raw))
 
     def _recognise(self, relay: _Relay, record: ConfigRecord) -> None:
         """Find the device whose roster identity signed the challenge.
@@ -248,20 +258,18 @@ class GridFleet:
         public = Ed25519PublicKey.from_public_bytes(roster.members[node])
         public.verify(proof, hello_message(relay.challenge, relay.id))
         relay.link = Link(node=node)
+        relay.ingress = Ingress(relay.link, self._fleet)
 
     def _greet(self, link: Link, hello: fleet_pb2.Hello) -> None:
-        link.version = hello.version[:64]
-        link.roster = hello.roster_version
+        link.version = hello.version
+        link.roster = min(hello.roster_version, self._registry.roster_version())
         if self._fleet.links.get(link.node) is not link:
             self._announce(link)
             self._fleet.open(link)
 
     def _announce(self, link: Link) -> None:
-        news = [
-            fleet_pb2.SignedRoster(statement=each.statement, signature=each.signature)
-            for each in self._registry.statements(link.roster)
-        ]
-        link.send(fleet_pb2.Down(roster=fleet_pb2.RosterNews(roster=news)))
+        for part in roster_news(self._registry, link.roster):
+            link.send(fleet_pb2.Down(roster=fleet_pb2.RosterNews(roster=part)))
         link.roster = self._registry.roster_version()
 
     def _follow_registry(self) -> None:
@@ -280,7 +288,7 @@ class GridFleet:
         """The device behind this node is gone until it answers a fresh challenge."""
         link, relay.link, relay.pending = relay.link, None, None
         relay.challenge, relay.since = os.urandom(32), time.monotonic()
-        relay.offer = relay.invitation = None
+        relay.offer = relay.invitation = relay.ingress = None
         if link is not None:
             self._fleet.closed(link)
 
@@ -364,6 +372,7 @@ app = ServerApp()
 
 @app.main()  # type: ignore[untyped-decorator, unused-ignore]
 def _main(grid: Grid, context: Context) -> None:
+    configure_unless_hosted()
     settings = context.run_config
     if not settings.get("fedsys-home"):
         raise ConfigError(

@@ -14,18 +14,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedsys.errors import ConfigError, EnrollmentError, FedsysError, ProtocolError
-from fedsys.logs import readable
 from fedsys.wire import fleet_pb2
 from fedsys.wire.address import host_and_port
 from fedsys.wire.frames import MAX_FRAME, Assembler, split
 from fedsys.wire.services import ENROLLMENT, FLEET, PROTOCOL, PROTOCOL_MIN
 from server.enrollment import Registry
-from server.fleet import Fleet, Link, Said
+from server.fleet import Fleet, Link
+from server.ingress import Ingress
+from server.pace import Pace
 from server.pki import Authority, Peer, ServerIdentity, pem
+from server.roster_news import roster_news
 
 __all__ = ["SERVER_OPTIONS", "DevicePort"]
 
@@ -40,6 +41,10 @@ SERVER_OPTIONS = (
 )
 _HELLO_SECONDS = 20.0
 _PENDING = 4
+_CALLS = 60
+_CALLS_A_SECOND = 1.0
+"""Calls and sessions of one certificate; an agent waits longer after every attempt that failed."""
+_MOST_PACES = 10_000
 
 
 class DevicePort:
@@ -70,6 +75,7 @@ class DevicePort:
         self._registry = registry
         self._fleet = fleet
         self._signer_key = signer_key
+        self._paces: dict[str, Pace] = {}
         self._server: Any = None
         self._health: Any = None
 
@@ -121,7 +127,7 @@ class DevicePort:
     def _enrollment(self) -> Any:
         return grpc.method_handlers_generic_handler(
             ENROLLMENT,
-            {"Enroll": _unary(self._enroll, fleet_pb2.EnrollRequest.FromString)},
+            {"Enroll": self._unary(self._enroll, fleet_pb2.EnrollRequest.FromString)},
         )
 
     async def _enroll(self, request: fleet_pb2.EnrollRequest, context: Any) -> Any:
@@ -135,7 +141,7 @@ class DevicePort:
             node=enrolled.node,
             name=enrolled.name,
             certificate=enrolled.certificate,
-            roster=self._roster_news(0),
+            roster=roster_news(self._registry, 0, most=MAX_FRAME // 2)[0],
             signer=self._signer_key,
         )
 
@@ -144,15 +150,42 @@ class DevicePort:
         newest = self._registry.roster_version()
         for link in self._fleet.links.values():
             if link.roster < newest:
-                news = fleet_pb2.RosterNews(roster=self._roster_news(link.roster))
-                link.send(fleet_pb2.Down(roster=news))
+                for part in roster_news(self._registry, link.roster):
+                    link.send(fleet_pb2.Down(roster=fleet_pb2.RosterNews(roster=part)))
                 link.roster = newest
 
-    def _roster_news(self, after: int) -> list[fleet_pb2.SignedRoster]:
-        return [
-            fleet_pb2.SignedRoster(statement=each.statement, signature=each.signature)
-            for each in self._registry.statements(after)
-        ]
+    def _unary(
+        self, function: Callable[[Any, Any], Awaitable[Any]], request: Callable[[bytes], Any]
+    ) -> Any:
+        """A handler that counts calls, and turns our errors into a status with one line."""
+
+        async def handle(message: Any, context: Any) -> Any:
+            try:
+                await self._within_pace(context)
+                return await function(message, context)
+            except EnrollmentError as error:
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+            except FedsysError as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+        return grpc.unary_unary_rpc_method_handler(
+            handle,
+            request_deserializer=request,
+            response_serializer=lambda reply: reply.SerializeToString(),
+        )
+
+    async def _within_pace(self, context: Any) -> None:
+        """End a call of a certificate that calls too often, before the database is asked."""
+        serial = (await _peer(context)).serial
+        if serial not in self._paces:
+            rested = [each for each, pace in self._paces.items() if pace.rested]
+            for each in rested if len(self._paces) >= _MOST_PACES else ():
+                del self._paces[each]
+            self._paces[serial] = Pace(burst=_CALLS, a_second=_CALLS_A_SECOND)
+        if not self._paces[serial].try_take():
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, "this device calls too often; wait a minute"
+            )
 
     # -- sessions ---------------------------------------------------------------------------------
 
@@ -163,8 +196,8 @@ class DevicePort:
                 request_deserializer=fleet_pb2.Frame.FromString,
                 response_serializer=_as_it_is,
             ),
-            "Renew": _unary(self._renew, fleet_pb2.RenewRequest.FromString),
-            "Leave": _unary(self._leave, fleet_pb2.Nothing.FromString),
+            "Renew": self._unary(self._renew, fleet_pb2.RenewRequest.FromString),
+            "Leave": self._unary(self._leave, fleet_pb2.Nothing.FromString),
         }
         return grpc.method_handlers_generic_handler(FLEET, handlers)
 
@@ -182,76 +215,65 @@ class DevicePort:
 
     async def _session(self, frames: AsyncIterator[fleet_pb2.Frame], context: Any) -> None:
         try:
+            await self._within_pace(context)
             peer = await _peer(context)
             self._registry.admit(peer)
         except FedsysError as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         link = Link(node=peer.node, counted=self._fleet.counted)
-        assembler = Assembler(limit=link.limit)
         writer = asyncio.create_task(_write(link, context))
-        reader = asyncio.create_task(self._read(link, peer, frames, assembler))
+        reader = asyncio.create_task(self._read(link, peer, frames))
+        overrun = asyncio.create_task(link.overrun.wait())
         try:
-            await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
-            if reader.done() and not writer.done():
+            await asyncio.wait({writer, reader, overrun}, return_when=asyncio.FIRST_COMPLETED)
+            if overrun.done():
+                _log.warning("node %d: session ended: it does not read", link.node)
+            elif reader.done() and not writer.done():
                 link.outgoing.put_nowait(None)
-                await asyncio.wait({writer}, timeout=5.0)
+                await asyncio.wait({writer, overrun}, timeout=5.0)
         finally:
             self._fleet.closed(link)
-            for task in (writer, reader):
+            for task in (writer, reader, overrun):
                 task.cancel()
-            await asyncio.gather(writer, reader, return_exceptions=True)
+            await asyncio.gather(writer, reader, overrun, return_exceptions=True)
 
-    async def _read(
-        self,
-        link: Link,
-        peer: Peer,
-        frames: AsyncIterator[fleet_pb2.Frame],
-        assembler: Assembler,
-    ) -> None:
+    async def _read(self, link: Link, peer: Peer, frames: AsyncIterator[fleet_pb2.Frame]) -> None:
         """Read one session to its end; whatever is wrong ends it with a reason."""
-        greeted = False
-        stream = aiter(frames)
+        ingress, stream = Ingress(link, self._fleet), aiter(frames)
+        assembler = Assembler(limit=ingress.limit, passed=ingress.passed)
         try:
             while True:
-                if greeted:
+                if ingress.greeted:
                     await self._fleet.room()
                     frame = await anext(stream)
                 else:
                     async with asyncio.timeout(_HELLO_SECONDS):
                         frame = await anext(stream)
-                assembler.limit = link.limit
+                before = assembler.parcels
                 whole = assembler.add(frame)
-                if whole is None:
+                if assembler.parcels == before:
                     continue
-                message = fleet_pb2.Up.FromString(whole)
-                kind = message.WhichOneof("content")
-                link.counted("in", kind or "unknown", len(whole))
-                if not greeted:
-                    if kind != "hello":
-                        raise ProtocolError("the first message is not a greeting")
-                    await asyncio.to_thread(self._registry.prekeys.keep, peer.node, message)
-                    if not self._greet(link, peer, message.hello):
-                        return
-                    greeted = True
-                elif kind == "prekeys":
-                    await asyncio.to_thread(self._registry.prekeys.keep, peer.node, message)
-                elif kind in ("consent", "refusal", "answer", "countersignature"):
-                    if kind == "refusal":
-                        message.refusal.reason = readable(message.refusal.reason)
-                    if kind in ("consent", "countersignature"):
+                wait = ingress.wait()
+                if whole is not None:
+                    message = ingress.take(whole)
+                    kind = message.WhichOneof("content")
+                    if kind not in ("refusal", "answer"):
                         await asyncio.to_thread(self._registry.prekeys.keep, peer.node, message)
-                    link.pending += 1
-                    self._fleet.events.put_nowait(Said(link.node, message, link, len(whole)))
-                    del frame, whole, message  # an agent may be silent for long after an upload
-                    while link.pending >= _PENDING:  # flow control then holds the agent back
-                        await asyncio.sleep(0.01)
-                else:
-                    raise ProtocolError(f"an unexpected message: {kind}")
+                    if kind == "hello":
+                        if not self._greet(link, peer, message.hello):
+                            return
+                    elif kind != "prekeys":
+                        ingress.hand_on(message, len(whole))
+                    del message
+                del frame, whole  # an agent may be silent for long after an upload
+                while wait > 0 or link.pending >= _PENDING:  # flow control holds the agent back
+                    await asyncio.sleep(max(0.01, wait))
+                    wait = 0.0
         except StopAsyncIteration:
             return
         except TimeoutError:
             link.close(fleet_pb2.Goodbye.MISBEHAVED, "no greeting came")
-        except (ProtocolError, DecodeError) as error:
+        except ProtocolError as error:
             _log.warning("node %d: session ended: %s", link.node, error)
             link.close(fleet_pb2.Goodbye.MISBEHAVED, str(error))
 
@@ -268,13 +290,14 @@ class DevicePort:
                 f"{hello.protocol_min} to {hello.protocol_max}: update the older one",
             )
             return False
-        link.version = readable(hello.version, 64)
+        link.version = hello.version
         link.peer = peer
-        welcome = fleet_pb2.Welcome(
-            protocol=protocol, roster=self._roster_news(hello.roster_version)
-        )
-        link.send(fleet_pb2.Down(welcome=welcome))
-        link.roster = hello.roster_version + len(welcome.roster)
+        newest = self._registry.roster_version()
+        first, *more = roster_news(self._registry, min(hello.roster_version, newest))
+        link.send(fleet_pb2.Down(welcome=fleet_pb2.Welcome(protocol=protocol, roster=first)))
+        for part in more:
+            link.send(fleet_pb2.Down(roster=fleet_pb2.RosterNews(roster=part)))
+        link.roster = newest
         self._fleet.open(link)
         return True
 
@@ -330,21 +353,3 @@ def _check_free(address: str) -> None:
 
 def _as_it_is(frame: bytes) -> bytes:
     return frame
-
-
-def _unary(function: Callable[[Any, Any], Awaitable[Any]], request: Callable[[bytes], Any]) -> Any:
-    """A handler that turns our errors into a status with one line."""
-
-    async def handle(message: Any, context: Any) -> Any:
-        try:
-            return await function(message, context)
-        except EnrollmentError as error:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
-        except FedsysError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-
-    return grpc.unary_unary_rpc_method_handler(
-        handle,
-        request_deserializer=request,
-        response_serializer=lambda reply: reply.SerializeToString(),
-    )

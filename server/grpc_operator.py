@@ -25,6 +25,7 @@ from server.submission import submit
 __all__ = ["OperatorSocket", "job_status"]
 
 _POLL = 0.3
+_MOST_REFUSALS = 20
 
 
 class OperatorSocket:
@@ -145,11 +146,11 @@ class OperatorSocket:
 def job_status(home: Home, state: State, row: JobRow) -> fleet_pb2.JobStatus:
     """A job as the operator sees it."""
     folder = RunFolder(home.jobs / row.id)
-    names = {node.id: node.name for node in state.nodes()}
     refusals = []
-    for refusal in state.refusals(row.id)[-20:]:
+    for name, refusal in state.newest_refusals(row.id, _MOST_REFUSALS):
         where = f"round {refusal.round}" if refusal.round else "the job"
-        refusals.append(f"{names.get(refusal.node, refusal.node)} ({where}): {refusal.reason}")
+        often = f", {refusal.count} times" if refusal.count > 1 else ""
+        refusals.append(f"{name} ({where}{often}): {refusal.reason}")
     return fleet_pb2.JobStatus(
         id=row.id,
         name=row.name,

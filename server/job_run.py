@@ -6,14 +6,16 @@ import hashlib
 import time
 
 from fedsys.durable import write_atomically
-from fedsys.errors import BudgetExceeded, FedsysError
+from fedsys.errors import BudgetExceeded, Cause, FedsysError
 from fedsys.wire import fleet_pb2
+from fedsys.wire.refusals import cause_of, reason_of
 from server.checkpoint import model_bytes
 from server.consent import Consent
 from server.countersignatures import Countersignatures
 from server.disk_work import to_its_end
 from server.fleet import Arrived, Event, Said
 from server.preparation import JobFailed, PreparedJob
+from server.refusals import Refusals
 from server.round_cycle import Facilities, RoundCycle
 from server.spending import Spending
 from server.summary import summarize
@@ -64,6 +66,7 @@ class JobRun:
             prekeys=facilities.prekeys.held,
             blamed=self._known_to_cheat(),
         )
+        self._refusals = Refusals(facilities.state, prepared.id)
         self._countersignatures = countersignatures
         countersignatures.expect(
             prepared.terms.job,
@@ -96,6 +99,7 @@ class JobRun:
                 status, reason = "cancelled", str(error)
             except JobFailed as error:
                 status, reason = "failed", str(error)
+            self._refusals.flush()
             await to_its_end(self._finish, status)
         return status, reason
 
@@ -116,9 +120,10 @@ class JobRun:
         elif kind == "refusal":
             refusal = message.refusal
             if refusal.job in (self._terms.job, b"") and refusal.round == 0:
+                reason = reason_of(refusal)
                 if refusal.job:
-                    self._consent.decline(client, refusal.reason)
-                self._refused(0, node, refusal.reason)
+                    self._consent.decline(client, reason)
+                self._refused(0, node, cause_of(refusal), reason)
         elif kind == "countersignature":
             self._countersignatures.take(node, message.countersignature)
 
@@ -144,6 +149,8 @@ class JobRun:
             event = await self._fleet.next_event(_POLL)
             if event is not None:
                 self.take(event)
+            else:
+                self._refusals.flush()
 
     async def _rounds(self) -> None:
         coordinator = self._job.coordinator
@@ -155,6 +162,7 @@ class JobRun:
             self._seconds.append(time.monotonic() - started)
             self._clients.append(trained)
             await to_its_end(self._evaluate)
+            self._refusals.flush()
             self._state.update_job(
                 self._id, round=coordinator.reserved, stage="", spent=self._job.epsilon
             )
@@ -212,8 +220,8 @@ class JobRun:
         node = self._roster.nodes[client]
         self._state.blame(job=self._id, round=round, node=node, reason=reason)
         self._consent.exclude(client, f"caught cheating in round {round}: {reason}")
-        self._refused(round, node, f"caught cheating: {reason}")
+        self._refused(round, node, Cause.SECURE_AGGREGATION, f"caught cheating: {reason}")
 
-    def _refused(self, round: int, node: int, reason: str) -> None:
+    def _refused(self, round: int, node: int, cause: Cause, reason: str) -> None:
         self._metrics.refused(round)
-        self._state.refuse(job=self._id, round=round, node=node, reason=reason)
+        self._refusals.note(round=round, node=node, cause=cause, reason=reason)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import tomllib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from fedsys.bounded_toml import parse_toml
 from fedsys.config import Config, validate
 from fedsys.errors import ConfigError, FedsysError, LedgerClosed, LedgerError
 from fedsys.privacy import Ledger, PrivacyPlan, plan_of, read_ledger
@@ -120,7 +120,7 @@ class Preparation:
         return self._start(row, folder)
 
     def _start(self, row: JobRow, folder: RunFolder) -> PreparedJob:
-        config = validate(tomllib.loads(row.config))
+        config = validate(parse_toml(row.config.encode()))
         roster = self._registry.chain().newest
         if roster is None or not roster.members:
             raise JobFailed("no node is on the roster; enrol devices first")
@@ -267,6 +267,7 @@ def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -
         seed=coordinator.terms.seed,
         roster_version=roster.version,
         roster_hash=roster.hash.hex(),
+        answer=job.config.rounds.answer,
     )
     coordinator.terms = dataclasses.replace(coordinator.terms, agreed=terms.digest)
     return PreparedJob(id=row.id, job=job, model=model, terms=terms, roster=roster)

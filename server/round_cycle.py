@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from fedsys.errors import Cause
 from fedsys.privacy import Entropy
 from secure_agg import draw_committee
 from server.coordinator import OpenRound, SumRefused
@@ -68,7 +69,7 @@ class RoundCycle:
         facilities: what it runs on.
         consenting: clients that agreed, as of now; no others are invited.
         elsewhere: takes every event that is no round's business.
-        refused: takes round, node and reason of each refusal.
+        refused: takes round, node, cause and reason of each refusal.
         blamed: takes round, client and reason of each member that was caught cheating, durably.
     """
 
@@ -79,7 +80,7 @@ class RoundCycle:
         *,
         consenting: Callable[[], frozenset[int]],
         elsewhere: Callable[[Event], None],
-        refused: Callable[[int, int, str], None],
+        refused: Callable[[int, int, Cause, str], None],
         blamed: Callable[[int, int, str], None],
     ) -> None:
         self._id = prepared.id
@@ -112,8 +113,12 @@ class RoundCycle:
         try:
             secure = await to_its_end(self._secure, open_, consenting)
             round_ = self._conversation(open_, secure, consenting)
-            self._fleet.allow(secure.largest_answer)
-            await round_.run()
+            nodes = [self._roster.nodes[client] for client in open_.cohort]
+            self._fleet.allow(secure.largest_answer, nodes)
+            try:
+                await round_.run()
+            finally:
+                self._fleet.allow(0, ())
             result = secure.result
         except asyncio.CancelledError:
             before = round_ is None or secure.nothing_summed
@@ -198,7 +203,7 @@ class RoundCycle:
             self._blamed(number, client, why)
 
     def _dismiss(self, round_: DeployedRound, number: int, *, committed: bool) -> None:
-        for client, reason in round_.report.refusals.items():
-            self._refused(number, self._roster.nodes[client], reason)
+        for client, (cause, reason) in round_.report.refusals.items():
+            self._refused(number, self._roster.nodes[client], cause, reason)
         head = bytes.fromhex(self._job.ledger.head)
         round_.dismiss(committed=committed, ledger_head=head)

@@ -6,8 +6,7 @@ The privacy ledger of each job is not here but in the job's folder, in the form 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from sqlalchemy import Engine, ForeignKey, create_engine, event, inspect, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from fedsys.durable import write_new
 from fedsys.errors import ConfigError
 
 __all__ = [
@@ -110,14 +110,15 @@ class JobRow(Base):
 
 
 class RefusalRow(Base):
-    """Why a node declined; `round` 0 is the whole job."""
+    """Why a node declined: the last time of `count`; `round` 0 is the whole job."""
 
     __tablename__ = "refusals"
-    number: Mapped[int] = mapped_column(primary_key=True)
-    job: Mapped[str]
+    job: Mapped[str] = mapped_column(primary_key=True)
+    node: Mapped[int] = mapped_column(primary_key=True)
+    cause: Mapped[str] = mapped_column(primary_key=True)
     round: Mapped[int]
-    node: Mapped[int]
     reason: Mapped[str]
+    count: Mapped[int]
     at: Mapped[float]
 
 
@@ -184,7 +185,9 @@ class State:
 
     @classmethod
     def create(cls, folder: Path) -> State:
-        """A new database in a coordinator's folder."""
+        """A new database in a coordinator's folder, which only its owner can read: it tells of
+        cohorts. SQLite gives its other files the mode of this one."""
+        write_new(folder / _FILE, b"", mode=0o600)
         return cls(_url(folder))
 
     @classmethod
@@ -262,12 +265,11 @@ class State:
         row = self.update_job(id, cancelled=True)
         return self.update_job(id, status="cancelled") if row.status == "submitted" else row
 
-    def refuse(self, *, job: str, round: int, node: int, reason: str) -> None:
-        """Note that a node declined."""
+    def refuse(self, rows: Iterable[RefusalRow]) -> None:
+        """Note who declined, in place of what was known of the same nodes and causes."""
         with self.transaction() as session:
-            session.add(
-                RefusalRow(job=job, round=round, node=node, reason=reason[:500], at=time.time())
-            )
+            for row in rows:
+                session.merge(row)
 
     def blame(self, *, job: str, round: int, node: int, reason: str) -> None:
         """Note that a node was caught cheating; the first reason stays."""
@@ -281,11 +283,23 @@ class State:
         with self.transaction() as session:
             return {row.node: row.reason for row in session.scalars(query)}
 
-    def refusals(self, job: str) -> list[RefusalRow]:
-        """Who declined a job or one of its rounds, and why."""
-        query = select(RefusalRow).where(RefusalRow.job == job).order_by(RefusalRow.number)
+    def refusals_of(self, job: str) -> list[RefusalRow]:
+        """All that is known of a job's refusals: a row for each node and cause."""
+        query = select(RefusalRow).where(RefusalRow.job == job)
         with self.transaction() as session:
             return list(session.scalars(query))
+
+    def newest_refusals(self, job: str, most: int) -> list[tuple[str, RefusalRow]]:
+        """The latest refusals of a job with their nodes' names, oldest first."""
+        query = (
+            select(NodeRow.name, RefusalRow)
+            .join(NodeRow, NodeRow.id == RefusalRow.node)
+            .where(RefusalRow.job == job)
+            .order_by(RefusalRow.at.desc(), RefusalRow.node)
+            .limit(most)
+        )
+        with self.transaction() as session:
+            return [(name, row) for name, row in reversed(session.execute(query).all())]
 
 
 def _url(folder: Path) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-import tomllib
 from collections.abc import Mapping
 from typing import Any
 
+from fedsys.bounded_toml import parse_toml
 from fedsys.config import validate
 from fedsys.errors import ConfigError
 from server.state import JobRow, State
@@ -22,8 +22,8 @@ def submit(state: State, text: str) -> JobRow:
         ConfigError: the configuration does not hold.
     """
     try:
-        tree: Mapping[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tree: Mapping[str, Any] = parse_toml(text.encode())
+    except ValueError as error:
         raise ConfigError(f"the configuration is not valid TOML: {error}") from None
     config = validate(tree)
     row = JobRow(

@@ -18,7 +18,7 @@ from fedsys.privacy import Entropy, Mechanism, add_noise
 __all__ = ["Privatized", "privatize"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Privatized:
     """K vectors ready for secure aggregation.
 

@@ -37,8 +37,8 @@ def contribution(
         updates = updates.copy()
         for row in range(len(updates)):
             source = entropy if callable(entropy) else entropy[row]
-            if not secret_coin(participation, source):
-                updates[row] = 0.0
+            kept = secret_coin(participation, source)
+            updates[row] = np.where(kept, updates[row], np.float32(0))  # as long, either way
     if clipping is not None:
         return AdaptiveClipping.from_json(clipping).extend(updates).astype(np.float32)
     return updates

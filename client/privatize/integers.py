@@ -26,7 +26,7 @@ _HOST_TILE = 1 << 16  # coordinates: two tiles of float64 are 1 MiB, about a sec
 _DEVICE_TILE = 1 << 26
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Clipped:
     """What clipping did to K updates; it never leaves the client.
 

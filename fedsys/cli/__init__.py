@@ -22,7 +22,9 @@ def main() -> None:
 
         app(prog_name="fedsys", standalone_mode=True)
     except FedsysError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from fedsys.printable import printable
+
+        print(f"error: {printable(error, 20_000)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

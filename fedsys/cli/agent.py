@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedsys.cli.deployment import prepare
+from fedsys.cli.deployment import no_core_dumps, prepare
+from fedsys.cli.terminal import say
 
 if TYPE_CHECKING:
     from client.identity import Credentials
@@ -37,8 +38,8 @@ def join(
 
     text = sys.stdin.readline() if token == "-" else token
     credentials = join_(address, JoinToken.decode(text), folder)
-    typer.echo(f"joined as {credentials.name}, node {credentials.node}")
-    typer.echo(f"next: fedsys agent run {folder} --data TASK")
+    say(f"joined as {credentials.name}, node {credentials.node}")
+    say(f"next: fedsys agent run {folder} --data TASK")
 
 
 @app.command()
@@ -75,11 +76,12 @@ def run(
     from fedsys.logs import configure
 
     configure(log)
+    no_core_dumps()
     credentials = Credentials.load(folder)
     options = _options(option or [])
     with exclusive(folder, "fedsys agent run"):
         _serve(credentials, data=data, shard=shard, options=options, corrupt=corrupt, stop=stop)
-    typer.echo("stopped", err=True)
+    say("stopped", err=True)
 
 
 def _serve(
@@ -95,6 +97,7 @@ def _serve(
 
     import torch
 
+    from client.answer_time import AnswerTime
     from client.grpc_host import ConnectionHost
     from client.policy import ApprovedTask, Policy
     from client.session import Session
@@ -122,10 +125,15 @@ def _serve(
             worker.spec.task, approved, corrupt=0.1 if corrupt is None else corrupt
         )
         write_secret(path, policy.dump().encode())
-        typer.echo(f"wrote {path}: it allows task {worker.spec.task} alone", err=True)
+        say(f"wrote {path}: it allows task {worker.spec.task} alone", err=True)
     if policy.nice:
         os.nice(policy.nice)
-    session = Session(credentials=credentials, worker=worker, policy=lambda: Policy.load(path))
+    session = Session(
+        credentials=credentials,
+        worker=worker,
+        policy=lambda: Policy.load(path),
+        answer_time=AnswerTime(sleep=stop.wait),
+    )
     ConnectionHost(session, stop=stop).run()
 
 
@@ -136,9 +144,11 @@ def status(folder: Folder) -> None:
 
     from client.identity import Credentials
     from client.lock import holder
+    from fedsys.wire.roster import fingerprint
 
     credentials = Credentials.load(folder)
-    typer.echo(f"{credentials.name}, node {credentials.node}, at {credentials.coordinator}")
+    say(f"{credentials.name}, node {credentials.node}, at {credentials.coordinator}")
+    say(f"identity {fingerprint(credentials.identity.public_bytes)}")
     state = "not running"
     who = holder(folder)
     if who is not None and not who.startswith("fedsys agent run"):
@@ -149,9 +159,9 @@ def status(folder: Folder) -> None:
             state = f"{shown['connection']}, {shown['activity']}"
         except (OSError, ValueError, KeyError):
             state = "starting"
-    typer.echo(state + (", paused" if (folder / "paused").exists() else ""))
+    say(state + (", paused" if (folder / "paused").exists() else ""))
     expires = credentials.certificate.not_valid_after_utc
-    typer.echo(f"certificate until {expires:%Y-%m-%d}")
+    say(f"certificate until {expires:%Y-%m-%d}")
     path = folder / "policy.toml"
     if path.exists():
         from client.journal import Journal
@@ -160,9 +170,9 @@ def status(folder: Folder) -> None:
         policy = Policy.load(path)
         journal = Journal(folder / "journal.json")
         spent = journal.spent(policy.epsilon_view)
-        typer.echo(f"epsilon {spent:.4g} of {policy.epsilon:g} ({policy.epsilon_view})")
+        say(f"epsilon {spent:.4g} of {policy.epsilon:g} ({policy.epsilon_view})")
         for record in journal.jobs.values():
-            typer.echo(
+            say(
                 f"  {record.name}: {len(record.joined)} rounds, epsilon "
                 f"{record.spent(policy.epsilon_view):.4g}"
             )
@@ -175,7 +185,7 @@ def pause(folder: Folder) -> None:
 
     Credentials.load(folder)
     (folder / "paused").touch()
-    typer.echo("paused")
+    say("paused")
 
 
 @app.command()
@@ -185,7 +195,7 @@ def resume(folder: Folder) -> None:
 
     Credentials.load(folder)
     (folder / "paused").unlink(missing_ok=True)
-    typer.echo("resumed")
+    say("resumed")
 
 
 @app.command()
@@ -215,7 +225,7 @@ def leave(
         VolatileStore.of(folder).forget()
         for name in ("identity.ed25519", "tls.pem", "round.state", "agent.toml", "status.json"):
             (folder / name).unlink(missing_ok=True)
-    typer.echo(f"{credentials.name} has left; policy and journal are kept in {folder}")
+    say(f"{credentials.name} has left; policy and journal are kept in {folder}")
 
 
 @app.command()
@@ -236,7 +246,7 @@ def doctor(folder: Folder) -> None:
     def line(good: bool | None, what: str) -> None:
         nonlocal failed
         failed |= good is False
-        typer.echo(f"{ {True: 'ok', False: 'FAIL', None: 'unknown'}[good]:8s}{what}")
+        say(f"{ {True: 'ok', False: 'FAIL', None: 'unknown'}[good]:8s}{what}")
 
     credentials = Credentials.load(folder)
     line(True, f"{credentials.name}, node {credentials.node}")

@@ -21,6 +21,7 @@ from fedsys.cli import (
     simulate,
     tune,
 )
+from fedsys.cli.terminal import say
 
 __all__ = ["app"]
 
@@ -35,7 +36,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"fedsys {__version__}")
+        say(f"fedsys {__version__}")
         raise typer.Exit
 
 

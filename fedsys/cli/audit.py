@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedsys.cli.terminal import say
+
 if TYPE_CHECKING:
     from fedsys.records import AuditResult
 
@@ -68,4 +70,4 @@ def _store(run: Path, result: AuditResult) -> None:
         write(run, result)
     except OSError as error:
         reason = (error.strerror or "not writable").lower()
-        typer.echo(f"note: audit.json was not written: {reason}", err=True)
+        say(f"note: audit.json was not written: {reason}", err=True)

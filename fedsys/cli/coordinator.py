@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedsys.cli.deployment import prepare
+from fedsys.cli.deployment import no_core_dumps, prepare, unwritable
+from fedsys.cli.sign_roster import sign_roster
+from fedsys.cli.terminal import say
 
 if TYPE_CHECKING:
     from fedsys.config import Config
-    from fedsys.errors import ConfigError
     from server.job_model import JobModel
 
 __all__ = ["app"]
@@ -63,12 +64,12 @@ def init(
         epsilon=epsilon,
         colluders=colluders,
     )
-    typer.echo(f"coordinator in {folder}")
-    typer.echo(f"authority's fingerprint  {home.authority.fingerprint}")
-    typer.echo(f"ledgers are signed by    {home.signer.public_hex}")
-    typer.echo(f"roster is signed by      {home.roster_key.hex()}")
+    say(f"coordinator in {folder}")
+    say(f"authority's fingerprint  {home.authority.fingerprint}")
+    say(f"ledgers are signed by    {home.signer.public_hex}")
+    say(f"roster is signed by      {home.roster_key.hex()}")
     if home.operator_signs_roster:
-        typer.echo(
+        say(
             "You hold the roster's key: against you as an active attacker, devices have only the "
             "trace that roster changes leave. Give --roster-key to let somebody else decide."
         )
@@ -95,12 +96,14 @@ def enroll(
     finally:
         state.close()
     if quiet:
-        typer.echo(token.encode())
+        say(token.encode())
         return
-    typer.echo(f"Token for {name}, good once within {hours:g} hours; it is a secret:\n")
-    typer.echo(token.encode())
-    typer.echo(f"\nauthority's fingerprint  {token.fingerprint}")
-    typer.echo("On the device: fedsys agent join HOST:PORT --token TOKEN DIR")
+    say(f"Token for {name}, good once within {hours:g} hours; it is a secret:")
+    say()
+    say(token.encode())
+    say()
+    say(f"authority's fingerprint  {token.fingerprint}")
+    say("On the device: fedsys agent join HOST:PORT --token TOKEN DIR")
 
 
 @app.command()
@@ -120,9 +123,10 @@ def run(
     from server.home import Home
 
     configure(log)
+    no_core_dumps()
 
     def ready(port: int) -> None:
-        typer.echo(f"listening on {listen.rpartition(':')[0]}:{port}")
+        say(f"listening on {listen.rpartition(':')[0]}:{port}")
         sys.stdout.flush()
 
     asyncio.run(run_coordinator(Home.open(folder), listen=listen, models=model_of, ready=ready))
@@ -140,9 +144,9 @@ def nodes(folder: Folder) -> None:
     for node in fleet.nodes:
         connected = "connected" if node.connected else "away"
         expires = dt.datetime.fromtimestamp(node.expires, dt.UTC).date()
-        typer.echo(f"{node.id:5d}  {node.name:24s} {node.status:8s} {connected:9s} until {expires}")
+        say(f"{node.id:5d}  {node.name:24s} {node.status:8s} {connected:9s} until {expires}")
     budget = f" of {fleet.budget:g}" if fleet.HasField("budget") else ", no budget set"
-    typer.echo(f"roster version {fleet.roster_version}; epsilon spent {fleet.spent:.4g}{budget}")
+    say(f"roster version {fleet.roster_version}; epsilon spent {fleet.spent:.4g}{budget}")
 
 
 @app.command()
@@ -156,9 +160,9 @@ def revoke(folder: Folder, name: Annotated[str, typer.Argument()]) -> None:
         home.registry(state).revoke(name)
     finally:
         state.close()
-    typer.echo(f"{name} is revoked")
+    say(f"{name} is revoked")
     if not home.operator_signs_roster:
-        typer.echo("The roster's authority has to sign the next list: fedsys coordinator roster")
+        say("The roster's authority has to sign the next list: fedsys coordinator roster")
 
 
 @app.command()
@@ -167,7 +171,7 @@ def rotate(folder: Folder) -> None:
     from server.home import Home
 
     Home.open(folder).rotate_server()
-    typer.echo("a new server certificate is in place; restart the coordinator")
+    say("a new server certificate is in place; restart the coordinator")
 
 
 @app.command()
@@ -181,8 +185,8 @@ def roster(
     ] = None,
 ) -> None:
     """Show the signed roster, propose the next, or put a signed one in force."""
-    from fedsys.errors import ConfigError, ProtocolError
-    from fedsys.wire.roster_authority import decode_signed
+    from fedsys.errors import ConfigError
+    from fedsys.wire.roster_authority import read_signed
     from server.home import Home
     from server.state import State
 
@@ -194,80 +198,29 @@ def roster(
             try:
                 propose.write_bytes(statement.encoded)
             except OSError as error:
-                raise _unwritable("--propose", propose, error) from None
-            typer.echo(
+                raise unwritable("--propose", propose, error) from None
+            say(
                 f"version {statement.version} with {len(statement.members)} members is in "
                 f"{propose}; the authority runs: fedsys coordinator sign-roster KEY {propose}"
             )
         elif accept is not None:
             try:
-                signed = decode_signed(accept.read_bytes())
-            except (OSError, ProtocolError):
+                signed = read_signed(accept)
+            except (OSError, ValueError):
                 raise ConfigError(
                     f"--accept {accept}: not a signed roster; give the file that `fedsys "
                     f"coordinator sign-roster` wrote"
                 ) from None
-            typer.echo(f"roster version {registry.accept(signed).version} is in force")
+            say(f"roster version {registry.accept(signed).version} is in force")
         else:
             for each in registry.chain().versions:
                 members = ", ".join(map(str, each.nodes))
-                typer.echo(f"version {each.version}  {each.hash.hex()[:16]}  nodes {members}")
+                say(f"version {each.version}  {each.hash.hex()[:16]}  nodes {members}")
     finally:
         state.close()
 
 
-@app.command("sign-roster")
-def sign_roster(
-    key: Annotated[Path, typer.Argument(help="The authority's key file; made if missing.")],
-    statement: Annotated[
-        Path | None, typer.Argument(help="What the operator proposed.", show_default="none")
-    ] = None,
-    previous: Annotated[
-        Path | None,
-        typer.Option(help="The list that this key signed last, where its own record is lost."),
-    ] = None,
-) -> None:
-    """For the roster's authority, on its own machine: make a key, or sign a proposed list.
-
-    Members, their keys and what changed are shown. The last list signed is kept in KEY.last, and a
-    list that is not its successor is refused.
-    """
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    from fedsys.errors import ConfigError
-    from fedsys.secret_files import read_secret, write_secret
-    from fedsys.wire.roster import RosterStatement
-    from fedsys.wire.roster_authority import RosterAuthority, encode_signed
-
-    try:
-        if not key.exists():
-            write_secret(key, Ed25519PrivateKey.generate().private_bytes_raw())
-    except OSError as error:
-        raise _unwritable("key", key, error) from None
-    try:
-        private = Ed25519PrivateKey.from_private_bytes(read_secret(key))
-    except ValueError:
-        raise ConfigError(f"{key}: not a key of 32 bytes; give another file") from None
-    if statement is None:
-        typer.echo(private.public_key().public_bytes_raw().hex())
-        return
-    try:
-        proposed = statement.read_bytes()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError(
-            f"{statement}: {reason}; give the file that `fedsys coordinator roster --propose` wrote"
-        ) from None
-    found = RosterStatement.decode(proposed)
-    authority = RosterAuthority(private, key.with_name(key.name + ".last"), previous=previous)
-    for line in authority.describe(found):
-        typer.echo(line)
-    signed = statement.with_suffix(".signed")
-    try:
-        signed.write_bytes(encode_signed(authority.sign(found)))
-    except OSError as error:
-        raise _unwritable("the signed list", signed, error) from None
-    typer.echo(f"signed in {signed}")
+app.command("sign-roster")(sign_roster)
 
 
 @app.command()
@@ -289,16 +242,9 @@ def templates(
             if target.exists():
                 raise ConfigError(f"{target}: exists already; give another folder")
             target.write_text(entry.read_text(encoding="utf-8"), encoding="utf-8")
-            typer.echo(str(target))
+            say(str(target))
     except OSError as error:
-        raise _unwritable("OUT", out, error) from None
-
-
-def _unwritable(what: str, path: Path, error: OSError) -> ConfigError:
-    from fedsys.errors import ConfigError
-
-    reason = (error.strerror or str(error)).lower()
-    return ConfigError(f"{what} {path}: {reason}; give a place that can be written")
+        raise unwritable("OUT", out, error) from None
 
 
 class _Model:

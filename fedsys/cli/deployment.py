@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedsys.cli.extras import require_deploy
 
-__all__ = ["prepare"]
+if TYPE_CHECKING:
+    from fedsys.errors import ConfigError
+
+__all__ = ["no_core_dumps", "prepare", "unwritable"]
 
 
 def prepare() -> None:
@@ -14,3 +19,19 @@ def prepare() -> None:
     lines, which say less than our one, out of the terminal unless somebody asked for them."""
     require_deploy()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def no_core_dumps() -> None:
+    """Keep this process's memory, with its keys, updates and noise, out of core dumps."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))
+
+
+def unwritable(what: str, path: Path, error: OSError) -> ConfigError:
+    """What to say where a file cannot be written."""
+    from fedsys.errors import ConfigError
+
+    reason = (error.strerror or str(error)).lower()
+    return ConfigError(f"{what} {path}: {reason}; give a place that can be written")

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fedsys.cli.terminal import say
+
 __all__ = ["Diagnosis", "Line", "diagnose", "doctor"]
 
 REQUIRED = ("torch", "numpy", "scipy", "cryptography", "dp-accounting", "opacus")
@@ -320,7 +322,7 @@ def _print(diagnosis: Diagnosis) -> None:
     for line in diagnosis.lines:
         mark, style = marks[line.state]
         if not console.is_terminal:
-            typer.echo(f"{mark} {line.topic:9}  {line.name:{width}}  {line.value}")
+            say(f"{mark} {line.topic:9}  {line.name:{width}}  {line.value}")
             continue
         if line.topic != topic:
             topic = line.topic
@@ -329,4 +331,4 @@ def _print(diagnosis: Diagnosis) -> None:
         table.add_row(Text(mark, style=style), line.name, value)
     if console.is_terminal:
         console.print(table)
-    typer.echo("everything needed is here" if diagnosis.healthy else "something needed is missing")
+    say("everything needed is here" if diagnosis.healthy else "something needed is missing")

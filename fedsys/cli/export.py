@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedsys.cli.terminal import say
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -62,7 +64,7 @@ def export(
     except OSError as error:
         raise ConfigError(f"{out}: {(error.strerror or str(error)).lower()}") from None
     facts = released.facts
-    typer.echo(
+    say(
         f"{out}: {len(content):,} bytes; outsider's epsilon {float(facts['fedsys.epsilon']):.4f} "
         f"at delta {facts['fedsys.delta']}{_with_tuning(facts)}; ledger head "
         f"{facts['fedsys.ledger_head'][:16]}"

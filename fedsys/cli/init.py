@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from fedsys.cli.terminal import say
+
 __all__ = ["init", "write_project"]
 
 _SUFFIX = ".tmpl"
@@ -20,8 +22,8 @@ def init(
 ) -> None:
     """Write a project to start from: a model, data, a configuration, a test."""
     written = write_project(directory)
-    typer.echo(f"wrote {', '.join(sorted(path.name for path in written))} in {directory}")
-    typer.echo(f"next: cd {directory} && fedsys simulate config.toml")
+    say(f"wrote {', '.join(sorted(path.name for path in written))} in {directory}")
+    say(f"next: cd {directory} && fedsys simulate config.toml")
 
 
 def write_project(directory: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedsys.cli.deployment import prepare
+from fedsys.cli.terminal import say
 from fedsys.cli.tracking import TRACK_HELP, send_to, trackers_of
 
 if TYPE_CHECKING:
@@ -42,12 +43,12 @@ def submit(
         status = calls.submit(dump(loaded))
     withheld = why_withheld(builtin(loaded.task.name, loaded.task.options), loaded.privacy.unit)
     if withheld is not None and loaded.privacy.mechanism != "none":
-        typer.echo(f"NO PRIVACY CLAIM: {withheld}; the job's audit will fail: {REMEDY}", err=True)
+        say(f"NO PRIVACY CLAIM: {withheld}; the job's audit will fail: {REMEDY}", err=True)
     if quiet:
-        typer.echo(status.id)
+        say(status.id)
     else:
-        typer.echo(f"job {status.id} ({status.name}) is submitted")
-        typer.echo(f"watch it with: fedsys job watch {folder} {status.id}")
+        say(f"job {status.id} ({status.name}) is submitted")
+        say(f"watch it with: fedsys job watch {folder} {status.id}")
 
 
 @app.command("list")
@@ -57,7 +58,7 @@ def list_(folder: Folder) -> None:
 
     with operator(folder) as calls:
         for status in calls.list():
-            typer.echo(describe(status))
+            say(describe(status))
 
 
 @app.command()
@@ -67,11 +68,11 @@ def show(folder: Folder, id: Id = None) -> None:
 
     with operator(folder) as calls:
         status = calls.show(_id([each.id for each in calls.list()], id))
-    typer.echo(describe(status))
+    say(describe(status))
     if status.reason:
-        typer.echo(f"  {status.reason}")
+        say(f"  {status.reason}")
     for refusal in status.refusals:
-        typer.echo(f"  refused: {refusal}")
+        say(f"  refused: {refusal}")
 
 
 @app.command()
@@ -82,13 +83,13 @@ def watch(folder: Folder, id: Id = None) -> None:
     with operator(folder) as calls:
         status = None
         for status in calls.watch(_id([each.id for each in calls.list()], id)):
-            typer.echo(describe(status))
+            say(describe(status))
     if status is None or status.status != "completed":
         if status is not None:
             for refusal in status.refusals:
-                typer.echo(f"  refused: {refusal}", err=True)
+                say(f"  refused: {refusal}", err=True)
             if status.reason:
-                typer.echo(f"error: {status.reason}", err=True)
+                say(f"error: {status.reason}", err=True)
         raise typer.Exit(1)
 
 
@@ -100,11 +101,11 @@ def cancel(folder: Folder, id: Id = None) -> None:
     try:
         with operator(folder) as calls:
             status = calls.cancel(_id([each.id for each in calls.list()], id))
-        typer.echo(describe(status))
+        say(describe(status))
         if status.status != "cancelled":
-            typer.echo("it ends after the round in hand")
+            say("it ends after the round in hand")
     except NoCoordinator:
-        typer.echo(_cancel_without(folder, id))
+        say(_cancel_without(folder, id))
 
 
 @app.command()
@@ -141,7 +142,7 @@ def fetch(
         shutil.copytree(source.path, target.path, dirs_exist_ok=True)
     checked = audit_and_report(out)
     send_to(trackers, out)
-    typer.echo(f"{out}: {row.status}, audit {'passes' if checked.passed else 'FAILS'}")
+    say(f"{out}: {row.status}, audit {'passes' if checked.passed else 'FAILS'}")
     if not checked.passed:
         raise typer.Exit(1)
 

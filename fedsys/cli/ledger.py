@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fedsys.cli.terminal import say
+
 __all__ = ["app"]
 
 app = typer.Typer(help="A run's privacy ledger.", no_args_is_help=True)
@@ -37,8 +39,8 @@ def head(
         raise LedgerError(f"{run}: no run's folder: it holds no ledger.jsonl")
     pinned = None if key is None else load_public_key(key)
     view = read_ledger(path, key=pinned, allow_torn=True)
-    typer.echo(view.head)
+    say(view.head)
     state = "closed" if view.closed is not None else "open: more lines may follow"
-    typer.echo(
+    say(
         f"{view.lines} lines, {len(view.rounds)} rounds, {state}; signed by {view.signer}", err=True
     )

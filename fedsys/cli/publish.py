@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fedsys.cli.terminal import say
+
 __all__ = ["publish"]
 
 
@@ -22,6 +24,6 @@ def publish(
     checked = audit_and_report(out, private=False)
     if not checked.passed:
         failed = ", ".join(claim.name for claim in checked.claims if claim.holds is False)
-        typer.echo(f"error: the published folder's audit failed: {failed}", err=True)
+        say(f"error: the published folder's audit failed: {failed}", err=True)
         raise typer.Exit(1)
-    typer.echo(f"published {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    say(f"published {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

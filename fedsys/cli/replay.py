@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from fedsys.cli.terminal import say
+
 if TYPE_CHECKING:
     from simulations.replay import Replay
 
@@ -48,7 +50,7 @@ def replay_run(
         typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
     elif not quiet:
         for name, value in _rows(run, found):
-            typer.echo(f"{name:12s}{value}")
+            say(f"{name:12s}{value}")
     if found.difference is not None:
         raise typer.Exit(1)
 

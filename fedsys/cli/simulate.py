@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedsys.cli.terminal import say
 from fedsys.cli.tracking import TRACK_HELP
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _finish(result: RunResult, *, json: bool, quiet: bool) -> None:
 
         print_run(result.folder, checked)
     if result.interrupted:
-        typer.echo(
+        say(
             f"interrupted after round {result.rounds}; continue with "
             f"`fedsys simulate --resume {result.folder}`",
             err=True,
@@ -145,5 +146,5 @@ def _finish(result: RunResult, *, json: bool, quiet: bool) -> None:
         raise typer.Exit(130)
     if not checked.passed:
         failed = ", ".join(claim.name for claim in checked.claims if claim.holds is False)
-        typer.echo(f"error: the run's own audit failed: {failed}", err=True)
+        say(f"error: the run's own audit failed: {failed}", err=True)
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
+from fedsys.cli.terminal import say
 
 if TYPE_CHECKING:
     from fedsys.report.trackers import Tracker
@@ -72,4 +72,4 @@ def send_to(trackers: Mapping[str, Tracker], folder: Path) -> None:
 
 
 def _echo(line: str) -> None:
-    typer.echo(line, err=True)
+    say(line, err=True)

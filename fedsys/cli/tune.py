@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedsys.cli.terminal import say
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -80,7 +82,7 @@ def tune(
                 finish=audit_and_report,
             )
     except KeyboardInterrupt:
-        typer.echo(
+        say(
             f"interrupted; go on with `fedsys tune --resume --out {out} --trials {trials}`",
             err=True,
         )
@@ -117,9 +119,9 @@ def _print(tuned: Tuned) -> None:
         console.print(table)
     else:
         for row in [headings, *rows]:
-            typer.echo("  ".join(f"{cell:>{max(len(h), 9)}}" for cell, h in _pairs(row, headings)))
+            say("  ".join(f"{cell:>{max(len(h), 9)}}" for cell, h in _pairs(row, headings)))
     for line in _conclusions(tuned):
-        typer.echo(line)
+        say(line)
 
 
 def _pairs(row: Sequence[str], headings: Sequence[str]) -> list[tuple[str, str]]:

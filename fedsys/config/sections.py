@@ -84,9 +84,15 @@ class Cohort(Section):
 
 
 class Rounds(Section):
-    """How many rounds are paid for; one lost to a crash counts."""
+    """How many rounds are paid for; one lost to a crash counts.
+
+    `answer` says when a device's upload leaves, unless its owner wants it held back more: "at-once"
+    shows how long it trained, and so how much data it has; "bucketed" waits for one of a few times
+    that follow from the job alone; "at-deadline" for the end of its stage.
+    """
 
     count: Count = 40
+    answer: Literal["at-once", "bucketed", "at-deadline"] = "bucketed"
 
 
 class Local(Section):

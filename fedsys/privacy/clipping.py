@@ -43,7 +43,7 @@ _PASSES = 4
 _BLOCK = 1 << 15  # coordinates at once: 256 KiB of float64 stay in the second-level cache
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class IntegerUpdates:
     """K updates as signed integers of bounded norm.
 
@@ -94,12 +94,11 @@ def finite_norms(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArra
     squares = np.einsum("kd,kd->k", rows, rows)
     finite = np.isfinite(squares)
     norms = np.sqrt(squares, where=finite, out=np.zeros_like(squares))
-    if not finite.all():
-        for row in np.flatnonzero(~finite):
-            peak = np.abs(rows[row]).max()
-            if np.isfinite(peak):  # finite, but its square overflows
-                finite[row] = True
-                norms[row] = peak * math.sqrt(rows.shape[1])  # an upper bound; C / norm is tiny
+    if len(rows) == 1 or not finite.all():  # a device looks twice whatever it finds
+        peaks = np.abs(rows).max(axis=1)
+        huge = np.isfinite(peaks) & ~finite  # finite, but its square overflows
+        finite |= huge
+        norms[huge] = peaks[huge] * math.sqrt(rows.shape[1])  # an upper bound; C / norm is tiny
     in_float32 = (norms < 3e38) & (norms > 1e-37)
     norms[in_float32] = norms[in_float32].astype(np.float32)
     return norms, finite
@@ -117,8 +116,12 @@ def clip_to_integers(updates: NDArray[Any], *, clip: float) -> IntegerUpdates:
 
     r = rint(f x) with f = s min(1, C / |x|). Rounding can lift the norm over s C; then f shrinks
     by s C / |r| and a margin, at most four times, and as a last resort the row is truncated
-    towards zero, which cannot lift it. A row with a NaN or an infinity becomes zeros: refusing
-    it would tell.
+    towards zero, which cannot lift it. A row with a NaN or an infinity becomes zeros: a refusal
+    would leak information.
+
+    One row is what a device clips, and how long it takes could be seen from outside: it goes
+    through all passes whatever it is. Many rows are a simulation's, where speed counts and nobody
+    is protected from their own machine. Both give the same integers, to the bit.
 
     Args:
         updates: (K, d) float32 or float64.
@@ -142,10 +145,15 @@ def clip_to_integers(updates: NDArray[Any], *, clip: float) -> IntegerUpdates:
         with np.errstate(over="ignore", invalid="ignore"):
             rows = updates[part].astype(np.float64)
             norms[part], finite[part] = finite_norms(rows)
+        factors = clipping_factors(norms[part], clip=clip, scale=scale)
+        limit = squared_norm_limit(dimension)
+        if count == 1:
+            row = np.where(finite[0], rows[0], 0.0)
+            values[0] = _round_in_constant_passes(row, float(factors[0]), limit)
+            continue
         if not finite[part].all():
             rows[~finite[part]] = 0.0
-        factors = clipping_factors(norms[part], clip=clip, scale=scale)
-        values[part] = _round_within(rows, factors, squared_norm_limit(dimension))
+        values[part] = _round_within(rows, factors, limit)
     return IntegerUpdates(values=values, clipped=norms > clip, finite=finite, norms=norms)
 
 
@@ -163,6 +171,28 @@ def _round_within(
     for row in np.flatnonzero(squares > limit):
         rounded[row] = _shrink(rows[row], float(factors[row]), float(squares[row]), limit)
     return rounded
+
+
+def _round_in_constant_passes(
+    row: NDArray[np.float64], factor: float, limit: int
+) -> NDArray[np.float64]:
+    """What `_round_within` gives for one row, by the same operations on every row.
+
+    A factor that is small enough stays as it is for the passes that are left.
+    """
+    scaled = np.empty_like(row)
+    for attempt in range(_PASSES + 1):
+        np.multiply(row, factor, out=scaled)
+        np.rint(scaled, out=scaled)
+        square = float(scaled @ scaled)
+        over = square > limit
+        if attempt < _PASSES and over:
+            factor *= math.sqrt(limit / square) * (1 - 2.0 ** (attempt - 9))
+    truncated = np.trunc(factor * (1 - 2.0**-20) * row)
+    chosen = np.where(over, truncated, scaled)
+    fits = float(chosen @ chosen) <= limit
+    result: NDArray[np.float64] = np.where(fits, chosen, 0.0)  # see the end of `_shrink`
+    return result
 
 
 def _shrink(

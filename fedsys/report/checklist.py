@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from fedsys.printable import printable
 from fedsys.records import AuditResult
 from fedsys.report import figures
 from fedsys.report.facts import Facts
-from fedsys.report.folder import RunFolder, printable
+from fedsys.report.folder import RunFolder
 from fedsys.report.views import amplification
 
 __all__ = ["checklist"]

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fedsys.printable import printable
 from fedsys.records import AuditResult, Epsilons, Total
-from fedsys.report.folder import RunFolder, printable
+from fedsys.report.folder import RunFolder
 
 __all__ = ["SERVER_SEES_SUMS", "Facts", "disclosable", "explain", "gather", "mechanism_title"]
 

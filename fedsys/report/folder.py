@@ -11,7 +11,6 @@ import json
 import math
 import os
 import stat
-import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,29 +20,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from fedsys.bounded_toml import parse_toml
 from fedsys.errors import LedgerError, RunFolderError
+from fedsys.printable import printable
 from fedsys.privacy.ledger.packing import unpack
 
-__all__ = ["PrivacySummary", "RoundDiagnostics", "RunFolder", "Summary", "printable", "read"]
+__all__ = ["PrivacySummary", "RoundDiagnostics", "RunFolder", "Summary", "read"]
 
 MAX_DOCUMENT_BYTES = 1 << 20
 MAX_LINE_BYTES = 16 << 20
 MAX_LINES_BYTES = 1 << 30
 MAX_ROUNDS = 1_000_000
 MAX_METRICS = 8
-MAX_TEXT = 400
-
-
-def printable(value: object, limit: int = MAX_TEXT) -> str:
-    """One bounded line of text without control, direction-changing or invisible characters."""
-    text = str(value)
-    shown = "".join(
-        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in _UNPRINTABLE else char
-        for char in text[:limit]
-    )
-    return shown + "…" if len(text) > limit else shown
-
-
-_UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 
 
 def _infinite(value: object) -> object:

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsys import __version__
+from fedsys.printable import printable
 from fedsys.records import AuditResult, EpsilonPoint
 from fedsys.report import figures
 from fedsys.report.charts import diagnostic_charts, epsilon_chart, metric_charts
 from fedsys.report.facts import Facts, disclosable, gather, mechanism_title
-from fedsys.report.folder import RunFolder, printable, read
+from fedsys.report.folder import RunFolder, read
 from fedsys.report.pages import environment, figure, write
 from fedsys.report.statement import state
 

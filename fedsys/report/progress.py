@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from fedsys.printable import printable
+
 if TYPE_CHECKING:
     from simulations.harness import RoundReport
 
@@ -19,6 +21,8 @@ _PLAIN_SECONDS = 2.0
 _CELL_SECONDS = 0.25
 _NOTICES = 8
 _BAR_SECONDS = 1.0
+_MOST = 20_000
+"""Characters of a line."""
 
 
 @contextmanager
@@ -74,7 +78,7 @@ class _Cell:
     def __call__(self, event: RoundReport | str) -> None:
         now = time.monotonic()
         if isinstance(event, str):
-            self._notices = [*self._notices, event][-_NOTICES:]
+            self._notices = [*self._notices, printable(event, _MOST)][-_NOTICES:]
         else:
             self._now = f"round {event.number}/{event.of}  {describe(event)}"
             self._done = event.number / event.of
@@ -99,13 +103,16 @@ class _Plain:
 
     def __call__(self, event: RoundReport | str) -> None:
         if isinstance(event, str):
-            print(event, file=sys.stderr, flush=True)
+            self._say(event)
             return
         now = time.monotonic()
         if event.number in (1, event.of) or now - self._last >= _PLAIN_SECONDS:
             self._last = now
-            text = f"round {event.number}/{event.of}  {describe(event)}"
-            print(text, file=sys.stderr, flush=True)
+            self._say(f"round {event.number}/{event.of}  {describe(event)}")
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(printable(text, _MOST), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -135,7 +142,7 @@ def _bar() -> Iterator[Callable[[RoundReport | str], None]]:
         def watch(event: RoundReport | str) -> None:
             nonlocal told
             if isinstance(event, str):
-                progress.console.print(event, markup=False, highlight=False)
+                progress.console.print(printable(event, _MOST), markup=False, highlight=False)
                 return
             progress.update(bar, completed=event.number, total=event.of)
             now = time.monotonic()

@@ -46,9 +46,18 @@ def state(folder: RunFolder, audit: AuditResult, facts: Facts) -> Statement:
         lead=_lead(facts),
         views=views(facts),
         assumptions=_assumptions(folder, facts),
-        not_covered=_not_covered(facts),
+        not_covered=_not_covered(folder, facts),
         checklist=checklist(folder, audit, facts),
     )
+
+
+_ANSWERS = {
+    "at-once": "Devices may answer as soon as they have trained (rounds.answer = “at-once”): how "
+    "long each takes tells the coordinator about how much data it holds.",
+    "bucketed": "Devices answer at one of a few times that follow from the job alone, so how long "
+    "one trained tells the coordinator no more than which of them it needed.",
+    "at-deadline": "Devices answer at the end of their stage, whatever they trained on.",
+}
 
 
 def _banners(folder: RunFolder, facts: Facts) -> tuple[Banner, ...]:
@@ -224,13 +233,14 @@ def _secure_aggregation(folder: RunFolder) -> str:
     )
 
 
-def _not_covered(facts: Facts) -> tuple[str, ...]:
+def _not_covered(folder: RunFolder, facts: Facts) -> tuple[str, ...]:
+    answer = str(folder.setting("rounds", "answer"))
     covered = [
         "Accuracy, loss and every other measurement on evaluation data: they are exact, without "
         "noise, and the rows that they were measured on may be somebody's.",
         _other_runs(facts),
         "Traffic and timing: whoever watches the network sees which devices take part, and the "
-        "outsider's figure does not hold against them.",
+        "outsider's figure does not hold against them. " + _ANSWERS.get(answer, ""),
         "What holds for everybody: a model may well reveal that people like you tend to do "
         "something, whether you took part or not.",
         "Sabotage: clipping bounds what one client can do to the model in a round, it does not "

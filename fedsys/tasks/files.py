@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsys.bounded_npz import open_arrays
 from fedsys.errors import DataError
 
 __all__ = ["check_labels", "read_npz", "read_table"]
@@ -29,17 +29,16 @@ def read_npz(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> dict[s
         DataError: not such a file, an array missing or of another shape or type.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > MAX_BYTES:
-            raise DataError(f"{path}: unpacks to {unpacked} bytes; at most {MAX_BYTES} are read")
-        with np.load(path, allow_pickle=False) as arrays:
-            there = set(arrays.files)
-            missing = [name for name in shapes if name not in there]
+        with (
+            path.open("rb") as file,
+            open_arrays(file, most=MAX_BYTES, compressed=True) as arrays,
+        ):
+            missing = [name for name in shapes if name not in arrays.names]
             if missing:
-                raise DataError(f"{path}: has no array {missing[0]!r}; it has {sorted(there)}")
-            found = {name: np.asarray(arrays[name]) for name in shapes}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+                there = ", ".join(sorted(arrays.names)[:20])
+                raise DataError(f"{path}: has no array {missing[0]!r}; it has {there}")
+            found = {name: arrays.read(name) for name in shapes}
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable .npz file: {error}") from None
     for name, shape in shapes.items():
         array = found[name]

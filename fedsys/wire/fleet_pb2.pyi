@@ -120,16 +120,48 @@ class Prekeys(_message.Message):
     def __init__(self, prekeys: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Refusal(_message.Message):
-    __slots__ = ("job", "round", "reason", "passing")
+    __slots__ = ("job", "round", "reason", "passing", "cause")
+    class Cause(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        UNSPECIFIED: _ClassVar[Refusal.Cause]
+        PAUSED: _ClassVar[Refusal.Cause]
+        CONDITIONS: _ClassVar[Refusal.Cause]
+        TASK: _ClassVar[Refusal.Cause]
+        COHORT: _ClassVar[Refusal.Cause]
+        MECHANISM: _ClassVar[Refusal.Cause]
+        EPSILON: _ClassVar[Refusal.Cause]
+        PARTICIPATION: _ClassVar[Refusal.Cause]
+        ROSTER: _ClassVar[Refusal.Cause]
+        TERMS: _ClassVar[Refusal.Cause]
+        TRAINING: _ClassVar[Refusal.Cause]
+        SECURE_AGGREGATION: _ClassVar[Refusal.Cause]
+        PROTOCOL: _ClassVar[Refusal.Cause]
+        DEVICE: _ClassVar[Refusal.Cause]
+    UNSPECIFIED: Refusal.Cause
+    PAUSED: Refusal.Cause
+    CONDITIONS: Refusal.Cause
+    TASK: Refusal.Cause
+    COHORT: Refusal.Cause
+    MECHANISM: Refusal.Cause
+    EPSILON: Refusal.Cause
+    PARTICIPATION: Refusal.Cause
+    ROSTER: Refusal.Cause
+    TERMS: Refusal.Cause
+    TRAINING: Refusal.Cause
+    SECURE_AGGREGATION: Refusal.Cause
+    PROTOCOL: Refusal.Cause
+    DEVICE: Refusal.Cause
     JOB_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PASSING_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
     job: bytes
     round: int
     reason: str
     passing: bool
-    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., reason: _Optional[str] = ..., passing: _Optional[bool] = ...) -> None: ...
+    cause: Refusal.Cause
+    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., reason: _Optional[str] = ..., passing: _Optional[bool] = ..., cause: _Optional[_Union[Refusal.Cause, str]] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("job", "round", "weights")

@@ -25,7 +25,9 @@ __all__ = [
     "RosterStatement",
     "SignedStatement",
     "changes",
+    "check_signature",
     "check_successor",
+    "fingerprint",
     "signed_message",
 ]
 
@@ -122,16 +124,6 @@ class SignedStatement:
     statement: bytes
     signature: bytes
 
-    def holds(self, key: bytes) -> bool:
-        """Whether the signature is that of an Ed25519 public key."""
-        try:
-            Ed25519PublicKey.from_public_bytes(key).verify(
-                self.signature, signed_message(self.statement)
-            )
-        except (InvalidSignature, ValueError):
-            return False
-        return True
-
 
 @dataclass
 class RosterChain:
@@ -171,41 +163,78 @@ class RosterChain:
             ProtocolError: a signature, the chain or a version does not fit; nothing is accepted
                 from there on.
         """
-        added = []
-        for signed in news:
-            statement = RosterStatement.decode(signed.statement)
-            held = self.find(statement.version)
-            if held is not None:
-                if held.hash != statement.hash:
-                    raise ProtocolError(
-                        f"roster version {statement.version} differs from the one accepted before"
-                    )
-                continue
-            self._check(statement, signed)
-            self.versions.append(statement)
-            added.append(statement)
-        return added
+        accepted = (self.accept(signed) for signed in news)
+        return [statement for statement in accepted if statement is not None]
 
-    def _check(self, statement: RosterStatement, signed: SignedStatement) -> None:
-        check_successor(self.newest, statement)
-        if not signed.holds(self.key):
-            raise ProtocolError(
-                f"roster version {statement.version} is not signed by the authority that was pinned"
-            )
+    def accept(self, signed: SignedStatement) -> RosterStatement | None:
+        """Accept one version; None where it is held already.
+
+        The signature is checked before anything is decoded: whoever is not the authority costs
+        this party a hash of what they sent, and no more.
+
+        Raises:
+            ProtocolError: a signature, the chain or the version does not fit; nothing is accepted.
+        """
+        digest = hashlib.sha256(signed.statement).digest()
+        if any(held.hash == digest for held in self.versions):
+            return None
+        check_signature(signed, self.key)
+        statement = RosterStatement.decode(signed.statement)
+        check_successor(self.find(statement.version), self.newest, statement)
+        self.versions.append(statement)
+        return statement
 
 
-def check_successor(before: RosterStatement | None, after: RosterStatement) -> None:
-    """Raise ProtocolError unless one list may follow another, or be the first."""
-    version, held = after.version, 0 if before is None else before.version
-    if version != held + 1:
-        raise ProtocolError(f"roster version {version} does not follow {held}")
-    if before is None:
+def check_signature(signed: SignedStatement, key: bytes) -> None:
+    """Check a statement's signature, before anything of it is decoded.
+
+    Raises:
+        ProtocolError: it is not the authority's.
+    """
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(
+            signed.signature, signed_message(signed.statement)
+        )
+    except InvalidSignature:
+        raise ProtocolError("a list that is not signed by the authority that was pinned") from None
+
+
+def check_successor(
+    held: RosterStatement | None, newest: RosterStatement | None, statement: RosterStatement
+) -> None:
+    """Check that a list may follow the newest one: for who accepts it, and for who signs it.
+
+    Args:
+        held: what is held under the same version already.
+        newest: the list in force; None before the first.
+        statement: that is to follow it.
+
+    Raises:
+        ProtocolError: it is another past, leaves a gap, or gives a member another key.
+    """
+    version = statement.version
+    if held is not None and held.hash != statement.hash:
+        raise ProtocolError(f"roster version {version} differs from the one accepted before")
+    if version != (1 if newest is None else newest.version + 1):
+        before = 0 if newest is None else newest.version
+        raise ProtocolError(f"roster version {version} does not follow {before}")
+    if newest is None:
         return
-    if after.previous != before.hash:
+    if statement.previous != newest.hash:
         raise ProtocolError(f"roster version {version} is no successor of version {version - 1}")
-    for node, key in after.members.items():
-        if before.members.get(node, key) != key:
+    for node, key in statement.members.items():
+        if newest.members.get(node, key) != key:
             raise ProtocolError(f"roster version {version} gives node {node} another key")
+
+
+def fingerprint(key: bytes) -> str:
+    """The first 16 bytes of a public key's SHA-256, for people who compare two screens.
+
+    >>> fingerprint(bytes(32))
+    '6668-7aad-f862-bd77-6c8f-c18b-8e9f-8e20'
+    """
+    text = hashlib.sha256(key).hexdigest()[:32]
+    return "-".join(text[at : at + 4] for at in range(0, 32, 4))
 
 
 def changes(before: RosterStatement | None, after: RosterStatement) -> dict[str, Any]:

@@ -1,132 +1,197 @@
-"""The authority's side of the roster: what it signed is remembered, and a fork of it is refused.
+"""The roster's authority: a key, and the memory of what it signed, so that it never signs a fork.
 
-Devices take only the successor of the list that they hold. An authority that signed two successors
-of one list would let an operator show some devices one population and the rest another. So the last
-list that a key signed is kept beside the key, and is written before its signature is handed out.
+::
+
+    authority.key          Ed25519, 32 bytes
+    authority.key.signed   version and hash of every list it signed, and the newest list
+
+Two different lists under one version would let a coordinator show two pasts to two devices. So a
+list is remembered, durably, before its signature exists, and a key whose memory is lost signs
+nothing until it is told which list was its last.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedsys.durable import write_atomically
 from fedsys.errors import ConfigError, ProtocolError
-from fedsys.wire.roster import RosterStatement, SignedStatement, check_successor, signed_message
+from fedsys.secret_files import read_secret, write_secret
+from fedsys.wire.roster import (
+    RosterStatement,
+    SignedStatement,
+    check_signature,
+    check_successor,
+    signed_message,
+)
 
-__all__ = ["RosterAuthority", "decode_signed", "encode_signed"]
+__all__ = ["RosterAuthority", "read_signed", "write_signed"]
+
+_MOST = 1 << 30
+"""Bytes of a memory: a million members take 75 MB."""
 
 
-def encode_signed(signed: SignedStatement) -> bytes:
-    """A signed list as the file in which it travels."""
-    body = {"statement": signed.statement.decode(), "signature": signed.signature.hex()}
-    return json.dumps(body).encode()
+@dataclass(kw_only=True)
+class RosterAuthority:
+    """Signs each next list, once.
+
+    Attributes:
+        path: of the key.
+        newest: the list that was signed last; None before the first.
+        signed: SHA-256 of every list that was signed, as hex, by version.
+    """
+
+    path: Path
+    newest: RosterStatement | None = None
+    signed: dict[int, str] = field(default_factory=dict)
+    _key: Ed25519PrivateKey = field(repr=False)
+
+    @classmethod
+    @contextmanager
+    def opened(cls, path: Path, *, after: str | None = None) -> Iterator[RosterAuthority]:
+        """The authority of a key file, which is made with an empty memory if it is missing; held
+        against other processes that would sign with it.
+
+        Args:
+            path: of the key.
+            after: what takes the place of a lost memory: the file of the list that this key
+                signed last, or ``none`` where it has signed nothing.
+
+        Raises:
+            ConfigError: key or memory cannot be used.
+            OSError: they cannot be written.
+        """
+        memory = _memory_of(path)
+        if not path.exists():
+            if memory.exists():
+                raise ConfigError(f"{path}: missing, and {memory} is there: restore the key")
+            write_secret(memory, _encode({}, None))  # first: a key without a memory is refused
+            write_secret(path, Ed25519PrivateKey.generate().private_bytes_raw())
+        try:
+            key = Ed25519PrivateKey.from_private_bytes(read_secret(path))
+        except ValueError:
+            raise ConfigError(f"{path}: not a key of 32 bytes; give another file") from None
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if memory.exists():
+                signed, newest = _decode(memory)
+            elif after is not None:
+                signed, newest = _recalled(after, key)
+            else:
+                raise ConfigError(
+                    f"{memory}: missing; it holds what {path.name} has signed, without which a "
+                    f"second list could be signed under an old number: restore it from a backup, "
+                    f"or give --after FILE, the list that was signed last (none: no list was)"
+                )
+            yield cls(path=path, newest=newest, signed=signed, _key=key)
+        finally:
+            os.close(handle)
+
+    @property
+    def public_key(self) -> bytes:
+        """What devices and coordinator pin."""
+        return self._key.public_key().public_bytes_raw()
+
+    def check(self, proposed: RosterStatement) -> None:
+        """Check that a list is the next one, or one that was signed already.
+
+        Raises:
+            ProtocolError: it is not, or gives a member another key.
+        """
+        version, known = proposed.version, self.signed.get(proposed.version)
+        if known == proposed.hash.hex():
+            return
+        if known is not None:
+            raise ProtocolError(
+                f"roster version {version}: this key signed another list under that number "
+                f"({known[:16]}...), and a second one would be a fork; have the operator propose "
+                f"version {max(self.signed) + 1}"
+            )
+        check_successor(None, self.newest, proposed)
+
+    def sign(self, proposed: RosterStatement) -> SignedStatement:
+        """Sign the next list; it is remembered, durably, before there is a signature.
+
+        Raises:
+            ProtocolError: see `check`.
+            OSError: the memory cannot be written; nothing is signed.
+        """
+        self.check(proposed)
+        if proposed.version not in self.signed:
+            signed = {**self.signed, proposed.version: proposed.hash.hex()}
+            write_secret(_memory_of(self.path), _encode(signed, proposed))
+            self.signed, self.newest = signed, proposed
+        return SignedStatement(
+            statement=proposed.encoded,
+            signature=self._key.sign(signed_message(proposed.encoded)),
+        )
 
 
-def decode_signed(data: bytes) -> SignedStatement:
-    """What `encode_signed` wrote; nothing in it is checked.
+def write_signed(path: Path, signed: SignedStatement) -> None:
+    """Write the file that the authority hands back to the operator.
 
     Raises:
-        ProtocolError: it is something else.
+        OSError: it cannot be written.
+    """
+    body = {"statement": signed.statement.decode(), "signature": signed.signature.hex()}
+    path.write_text(json.dumps(body), encoding="utf-8")
+
+
+def read_signed(path: Path) -> SignedStatement:
+    """The list in a file that `write_signed` wrote; its signature is not checked.
+
+    Raises:
+        ValueError: it is none.
+        OSError: it cannot be read.
     """
     try:
-        body = json.loads(data)
+        body = json.loads(path.read_text("utf-8"))
         return SignedStatement(
             statement=body["statement"].encode(), signature=bytes.fromhex(body["signature"])
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ProtocolError("not a signed roster") from None
+    except (KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError("not a signed roster") from None
 
 
-class RosterAuthority:
-    """Signs one list after the other.
+def _memory_of(path: Path) -> Path:
+    return path.with_name(path.name + ".signed")
 
-    Args:
-        private: the authority's key.
-        record: file that holds the last list it signed.
-        previous: that list, for a key whose record was lost.
 
-    Raises:
-        ConfigError: the record, or the list given in its place, is not one that this key signed.
-    """
+def _encode(signed: dict[int, str], newest: RosterStatement | None) -> bytes:
+    statement = None if newest is None else newest.encoded.decode()
+    return json.dumps({"signed": sorted(signed.items()), "newest": statement}).encode()
 
-    def __init__(
-        self, private: Ed25519PrivateKey, record: Path, *, previous: Path | None = None
-    ) -> None:
-        self._private = private
-        self._record = record
-        source = record if record.exists() else previous
-        self.last = None if source is None else self._read(source)
 
-    def _read(self, source: Path) -> RosterStatement:
-        """A list that this key signed."""
-        try:
-            signed = decode_signed(source.read_bytes())
-            statement = RosterStatement.decode(signed.statement)
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise ConfigError(f"{source}: {reason}") from None
-        except ProtocolError as error:
-            raise ConfigError(f"{source}: {error}") from None
-        if not signed.holds(self._private.public_key().public_bytes_raw()):
-            raise ConfigError(f"{source}: not signed with this key")
-        return statement
+def _decode(memory: Path) -> tuple[dict[int, str], RosterStatement | None]:
+    try:
+        body = json.loads(read_secret(memory, most=_MOST))
+        signed = {int(version): str(digest) for version, digest in body["signed"]}
+        newest = None if body["newest"] is None else RosterStatement.decode(body["newest"].encode())
+        last = {} if newest is None else {newest.version: newest.hash.hex()}
+        if max(signed, default=0) != max(last, default=0) or not last.items() <= signed.items():
+            raise ValueError("its parts disagree")
+    except (ProtocolError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{memory}: damaged ({error}); restore it from a backup") from None
+    return signed, newest
 
-    def check(self, proposed: RosterStatement) -> None:
-        """Refuse what may not be signed after the last list.
 
-        Raises:
-            ConfigError: it is a fork of what was signed, or follows a list that is not known here.
-        """
-        last = self.last
-        if last is not None and last.hash == proposed.hash:
-            return  # signed already; the same bytes again do no harm
-        if last is None and proposed.version != 1:
-            raise ConfigError(
-                f"version {proposed.version} follows a list that this key has no record of: "
-                f"restore {self._record}, or give the list that it signed last with --previous FILE"
-            )
-        if last is not None and proposed.version <= last.version:
-            raise ConfigError(
-                f"version {proposed.version} is a fork: this key has signed version "
-                f"{last.version} already, {last.hash.hex()[:16]}; nothing was signed"
-            )
-        try:
-            check_successor(last, proposed)
-        except ProtocolError as error:
-            raise ConfigError(f"{error}; nothing was signed") from None
-
-    def describe(self, proposed: RosterStatement) -> Iterator[str]:
-        """The list's members and their keys, line by line: ``+`` came, ``-`` went."""
-        before = {} if self.last is None else self.last.members
-        yield (
-            f"version {proposed.version}, {proposed.hash.hex()[:16]}: {len(proposed.members)} "
-            f"members, {proposed.colluders} of them expected to collude at most"
-        )
-        if self.last is not None and self.last.colluders != proposed.colluders:
-            yield f"colluders were {self.last.colluders}"
-        for node in sorted(before.keys() | proposed.members.keys()):
-            sign = " " if node in before and node in proposed.members else "+"
-            if node not in proposed.members:
-                sign = "-"
-            key = proposed.members.get(node) or before[node]
-            yield f"{sign} node {node:<6d} {key.hex()}"
-
-    def sign(self, proposed: RosterStatement) -> SignedStatement:
-        """Sign a list; the record of it is durable when this returns.
-
-        Raises:
-            ConfigError: as `check`.
-            OSError: the record cannot be written; nothing is handed out.
-        """
-        self.check(proposed)
-        signed = SignedStatement(
-            statement=proposed.encoded,
-            signature=self._private.sign(signed_message(proposed.encoded)),
-        )
-        write_atomically(self._record, encode_signed(signed), mode=0o600)
-        self.last = proposed
-        return signed
+def _recalled(after: str, key: Ed25519PrivateKey) -> tuple[dict[int, str], RosterStatement | None]:
+    if after == "none":
+        return {}, None
+    try:
+        last = read_signed(Path(after))
+        newest = RosterStatement.decode(last.statement)
+        check_signature(last, key.public_key().public_bytes_raw())
+    except (OSError, ValueError, ProtocolError):
+        raise ConfigError(
+            f"--after {after}: not a list that this key signed; give the file that it signed last"
+        ) from None
+    return {newest.version: newest.hash.hex()}, newest

@@ -9,7 +9,6 @@ __all__ = [
     "FLEET",
     "MAX_PARCEL",
     "MAX_PREKEYS",
-    "MAX_SMALL_PARCEL",
     "OPERATOR",
     "OPERATOR_SOCKET",
     "PREKEYS",
@@ -25,15 +24,13 @@ PROTOCOL_MIN: Final = 1
 ENROLLMENT: Final = "fedsys.v1.Enrollment"
 FLEET: Final = "fedsys.v1.Fleet"
 OPERATOR: Final = "fedsys.v1.Operator"
-MAX_SMALL_PARCEL: Final = 1 << 20
-"""What an agent may send where no round gives it reason for more."""
 PREKEYS: Final = 8
 """Single-use sealing keys of one agent that the coordinator holds when all is well; a round takes
 one from each committee member."""
 MAX_PREKEYS: Final = 16
 """That it holds of one agent at all."""
 MAX_PARCEL: Final = 1 << 32
-"""What an agent accepts at all: a model of a billion float32 weights."""
+"""The largest message at all: a model of a billion float32 weights."""
 OPERATOR_SOCKET: Final = "operator.sock"
 """In the coordinator's folder."""
 

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from fedsys.errors import MechanismError, ProtocolError
 from fedsys.privacy import PrivacyPlan
@@ -18,6 +18,9 @@ __all__ = ["MAX_ROUNDS", "Terms"]
 
 MAX_ROUNDS = 1_000_000
 """Of a job that devices are asked to agree to."""
+
+_MOST_TEXT = 200
+"""Characters of a name, which people will read in logs and on terminals."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,8 @@ class Terms:
         seed: from which clients derive their batch order.
         roster_version: of the list of members from which cohorts are drawn.
         roster_hash: of that list, as hex.
+        answer: when uploads leave, at least: ``at-once``, ``bucketed`` or ``at-deadline``; see
+            `client.answer_time`.
     """
 
     job: bytes
@@ -53,6 +58,7 @@ class Terms:
     seed: int
     roster_version: int
     roster_hash: str
+    answer: Literal["at-once", "bucketed", "at-deadline"] = "bucketed"
 
     @cached_property
     def encoded(self) -> bytes:
@@ -86,8 +92,11 @@ class Terms:
                 or not all(type(each) is dict for each in tables)
                 or type(body["example_clip"]) is not float
                 or not body["example_clip"] > 0
+                or body["answer"] not in ("at-once", "bucketed", "at-deadline")
             ):
                 raise ValueError("a value of the wrong type")
+            if not all(each.isprintable() and len(each) <= _MOST_TEXT for each in texts):
+                raise ValueError("a name that is too long or not printable")
             plan = _plan(body["plan"])
         except (
             MechanismError,

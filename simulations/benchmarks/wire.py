@@ -113,7 +113,7 @@ async def _measure(home: Home, pipe: Connection) -> None:
     times = [await _stage(fleet, nodes, b"x" * 64) for _ in range(stages + 3)][3:]
     found["empty_stage_ms"] = round(1000 * statistics.median(times), 2)
     found["empty_stage_worst_ms"] = round(1000 * max(times), 2)
-    fleet.allow(1 << 31)
+    fleet.allow(1 << 31, nodes)
     for size in megabytes:
         bytes_ = b"\0" * (size * 1_000_000)
         down = min([await _stage(fleet, nodes[:1], bytes_) for _ in range(3)])

@@ -9,6 +9,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
+from client.answer_time import AnswerTime
 from client.identity import Credentials
 from client.policy import Policy
 from client.session import Session
@@ -97,7 +98,7 @@ class AgentParty:
     def __init__(self, *, id: int, most: int | None, disk: Disk, dice: Dice, say: Said) -> None:
         self.id = id
         self.disk = disk
-        self._policy = Policy(max_participations=most)
+        self._policy = Policy(max_participations=most, explain=True)
         self._dice = dice
         self._say = say
         self._session: Session | None = None
@@ -113,6 +114,7 @@ class AgentParty:
             noise=lambda _round: self._dice.bytes,
             keys=self._dice.bytes,
             volatile=VolatileStore(folder, memory),
+            answer_time=AnswerTime(clock=lambda: 0.0, sleep=lambda _seconds: None),
         )
         self._say(self.id, self._session.hello())
 

@@ -177,6 +177,7 @@ class Witness:
         expected = np.zeros_like(result.total)
         for agent in result.included:
             expected += self._inputs[agent, round].astype(expected.dtype)
+        expected &= expected.dtype.type(2 ** self._parameters[round].modulus_bits - 1)
         if not np.array_equal(expected, result.total):
             raise Violation(f"the sum of round {round} is not the sum of {result.included}")
         missing = self._rounds[round].taken.get(Kind.UPLOAD, set()) - set(result.included)

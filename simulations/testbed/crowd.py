@@ -32,6 +32,7 @@ import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
+from client.answer_time import AnswerTime
 from client.grpc_host import Backoff, ConnectionHost
 from client.identity import Credentials, pem_of
 from client.policy import Policy
@@ -354,6 +355,7 @@ def _hold(folders: list[Path], log: Path) -> None:
             worker=worker,
             policy=lambda: policy,
             volatile=MemoryStore(),  # nobody here is restarted
+            answer_time=AnswerTime(sleep=lambda _seconds: None),  # nobody trains here
         )
         host = ConnectionHost(session, backoff=Backoff(first=1.0, most=10.0))
         threading.Thread(target=host.run, daemon=True).start()

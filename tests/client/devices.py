@@ -14,6 +14,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
+from client.answer_time import AnswerTime
 from client.identity import Credentials
 from client.policy import ApprovedTask, Policy
 from client.session import Session
@@ -105,6 +106,8 @@ class Devices:
     running: int | None = None
     authority: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
 
+    slept: list[float] = field(default_factory=list)
+
     def __post_init__(self) -> None:
         self.identities = [Identity.generate() for _ in range(self.count)]
         self.volatile = self.root / "volatile"
@@ -153,8 +156,10 @@ class Devices:
                 signer=bytes(32),
             ).store()
         worker = ConstantWorker()
-        approved = ApprovedTask(sha256=CODE)
-        rules = Policy.fresh("digits", approved, corrupt=self.plan.corrupt or 0.0)
+        fresh_policy = Policy.fresh(
+            "digits", ApprovedTask(sha256=CODE), corrupt=self.plan.corrupt or 0.0
+        )
+        rules = dataclasses.replace(fresh_policy, explain=True)
         if not self.plan.protected:
             rules = dataclasses.replace(rules, epsilon=math.inf)
         policy = [rules]
@@ -163,6 +168,7 @@ class Devices:
             worker=worker,
             policy=lambda: policy[0],
             volatile=VolatileStore(folder, self.volatile),
+            answer_time=AnswerTime(sleep=self.slept.append),
         )
         fresh = list(session.hello().hello.prekeys)
         self.prekeys[number] = fresh or self.prekeys[number]

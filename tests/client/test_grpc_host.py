@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from client.policy import Policy
 from client.session import Session
 from fedsys.wire import fleet_pb2
 from fedsys.wire.frames import split
+from fedsys.wire.limits import down_limits
 from simulations.testbed.crowd import Still
 from tests.e2e.deployment import running_port
 
@@ -140,6 +141,10 @@ def test_nothing_that_was_handled_is_held_while_nothing_is_said(
         session = session_of(port.enroll("ward", tmp_path / "agent"))
 
     class Answering(Session):
+        @property
+        def limits(self) -> Mapping[str, int]:
+            return down_limits(dimension=BIG)
+
         def handle(self, message: fleet_pb2.Down) -> fleet_pb2.Up | None:
             answer = fleet_pb2.Answer(message=bytes(BIG + 1 - len(message.model.weights)))
             return fleet_pb2.Up(answer=answer)
@@ -157,3 +162,74 @@ def test_nothing_that_was_handled_is_held_while_nothing_is_said(
         host.run()
     assert wire.held is not None
     assert wire.held < BIG // 2
+
+
+def sent(*downs: fleet_pb2.Down) -> list[bytes]:
+    return [
+        frame
+        for number, down in enumerate(downs)
+        for frame in split(number, down.SerializeToString())
+    ]
+
+
+class Hearing(Wire):
+    """A channel that sends frames, and ends."""
+
+    def __next__(self) -> fleet_pb2.Frame:
+        return self._read(next(self._frames))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("downs", "heard"),
+    [
+        (
+            (
+                fleet_pb2.Down(model=fleet_pb2.Model(weights=bytes(BIG))),
+                fleet_pb2.Down(outcome=fleet_pb2.Outcome()),
+            ),
+            ["outcome"],  # the model of no job is let pass
+        ),
+        (
+            (
+                fleet_pb2.Down(offer=fleet_pb2.Offer(terms=bytes(BIG))),
+                fleet_pb2.Down(outcome=fleet_pb2.Outcome()),
+            ),
+            [],  # the session ends
+        ),
+        (
+            (
+                fleet_pb2.Down(welcome=fleet_pb2.Welcome(roster=[fleet_pb2.SignedRoster()] * 999)),
+                fleet_pb2.Down(outcome=fleet_pb2.Outcome()),
+            ),
+            [],
+        ),
+    ],
+)
+def test_what_was_not_agreed_to_is_neither_held_nor_parsed(
+    downs: tuple[fleet_pb2.Down, ...],
+    heard: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with running_port(tmp_path / "coordinator") as port:
+        session = session_of(port.enroll("ward", tmp_path / "agent"))
+    found: list[str] = []
+
+    class Listening(Session):
+        def handle(self, message: fleet_pb2.Down) -> fleet_pb2.Up | None:
+            found.append(str(message.WhichOneof("content")))
+            return None
+
+    session.__class__ = Listening
+    host = ConnectionHost(session, backoff=Backoff(first=0.01, most=0.01))
+
+    @contextmanager
+    def channel(_address: str, **_keys: bytes) -> Iterator[Wire]:
+        try:
+            yield Hearing(sent(*downs))
+        finally:
+            host.stop()
+
+    monkeypatch.setattr("client.grpc_host.open_channel", channel)
+    host.run()
+    assert found == heard

@@ -11,7 +11,7 @@ import pytest
 from client.conditions import conditions, obstacle
 from client.grpc_host import Backoff
 from client.policy import ApprovedTask, Policy, own_noise
-from fedsys.errors import ConfigError, MechanismError
+from fedsys.errors import ConfigError, MechanismError, PolicyRefusal
 from fedsys.privacy.events import build_event
 
 
@@ -31,8 +31,8 @@ def test_a_fresh_policy_reads_back(tmp_path: Path) -> None:
         ("when_unknown = 'perhaps'", "when_unknown"),
         ("[tasks.digits]\nsha = '1'", "tasks.digits"),
         ("epsilon =", "policy.toml"),
-        ("epsilon = nan", "epsilon = nan limits nothing"),
-        ("max_clip = nan", "max_clip = nan limits nothing"),
+        ("epsilon = nan", "epsilon = nan: a limit is a number"),
+        ("max_clip = nan", "max_clip = nan: a limit is a number"),
         ("corrupt = 1.0", "corrupt = 1"),
         ("corrupt = nan", "corrupt = nan"),
         ("colluders = -1", "colluders = -1"),
@@ -48,6 +48,32 @@ def test_a_wrong_policy_is_one_line_that_names_the_key(
     with pytest.raises(ConfigError, match=message) as error:
         Policy.load(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["epsilon", "max_clip", "min_noise_multiplier", "min_own_noise", "corrupt"]
+)
+@pytest.mark.parametrize("value", ["nan", "-nan", "-1.0", "-inf"])
+def test_a_limit_that_would_let_anything_pass_is_refused(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text(f"{name} = {value}")
+    with pytest.raises(ConfigError, match=rf"policy\.toml: {name} = -?(nan|1\.0|inf)"):
+        Policy.load(path)
+
+
+def test_a_number_that_is_none_passes_no_limit() -> None:
+    policy = Policy(max_clip=1.0, min_noise_multiplier=1.0, min_own_noise=0.1, epsilon=1.0)
+    nan = float("nan")
+    for mechanism in (
+        {"clip": nan, "noise_multiplier": 2.0},
+        {"clip": 0.5, "noise_multiplier": nan},
+    ):
+        with pytest.raises(PolicyRefusal):
+            policy.check_mechanism(mechanism)
+    with pytest.raises(PolicyRefusal):
+        policy.check_epsilon(others=0.0, after=nan)
 
 
 @pytest.mark.parametrize(

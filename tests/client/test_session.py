@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 
 from client.admission import check_participation
 from client.journal import JobRecord, Journal
-from client.policy import Policy
+from client.policy import ApprovedTask, Policy
 from client.session import Dismissed
 from fedsys.errors import ConfigError, PolicyRefusal, ProtocolError
 from fedsys.privacy import PrivacyPlan, from_ring
@@ -197,6 +196,74 @@ def test_a_round_that_is_not_of_the_terms_is_refused(
     assert devices.all[0].worker.trained == 0
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "\x1b[2J", "\u202ejob", "nul\x00", "n" * 201])
+def test_a_job_whose_name_would_upset_a_terminal_cannot_be(devices: Devices, name: str) -> None:
+    with pytest.raises(ProtocolError, match="too long or not printable"):
+        devices.all[0].session.handle(offer(devices.terms(name=name)))
+
+
+Limits = dict[str, Any]
+
+
+def busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.conditions._busy", lambda: 97.0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "cause", "secret"),
+    [
+        ({"epsilon": 0.125}, "EPSILON", "0.125"),
+        ({"max_clip": 0.375}, "MECHANISM", "0.375"),
+        ({"min_own_noise": 37.0}, "MECHANISM", "37"),
+        ({"tasks": {"other": ApprovedTask(sha256="ab")}}, "TASK", "other"),
+        ({"max_roster_version": 0}, "ROSTER", "max_roster_version"),
+        ({"min_cohort": 17}, "COHORT", "17"),
+        ({"only_idle": True}, "CONDITIONS", "97"),
+        ({"hours": ("00:00-00:00",)}, "CONDITIONS", "hours"),
+        ({"min_free_memory_mb": 10**9}, "CONDITIONS", "free"),
+    ],
+)
+def test_a_refusal_tells_its_cause_and_the_owner_s_numbers_only_if_they_let_it(
+    devices: Devices,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    limits: Limits,
+    cause: str,
+    secret: str,
+) -> None:
+    busy(monkeypatch)
+    caplog.set_level("INFO")
+    talk, device = agree(devices), devices.all[0]
+    for explain in (False, True):
+        device.policy[0] = dataclasses.replace(device.policy[0], explain=explain, **limits)
+        caplog.clear()
+        passing = cause == "CONDITIONS"
+        again = dataclasses.replace(talk.terms, job=b"k" * 32)
+        answer = talk.invite(device, 0) if passing else device.handle(offer(again))
+        assert answer.refusal.cause == fleet_pb2.Refusal.Cause.Value(cause)
+        assert answer.refusal.passing is passing
+        assert (secret in answer.refusal.reason) is explain
+        assert answer.refusal.reason or not explain
+        assert any(secret in record.getMessage() for record in caplog.records)
+        if not explain:
+            assert secret.encode() not in answer.SerializeToString()
+
+
+def test_no_path_of_the_device_leaves_it(
+    devices: Devices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = devices.all[0]
+    device.policy[0] = dataclasses.replace(device.policy[0], explain=False)
+
+    def unreadable() -> Policy:
+        return Policy.load(tmp_path / "private" / "policy.toml")
+
+    monkeypatch.setattr(device.session, "_policy", unreadable)
+    answer = device.handle(offer(devices.terms()))
+    assert answer.refusal.cause == fleet_pb2.Refusal.DEVICE
+    assert answer.refusal.reason == ""
+
+
 def test_other_terms_for_a_job_agreed_to_are_refused(devices: Devices) -> None:
     agree(devices)
     other = devices.terms(seed=9)
@@ -252,8 +319,8 @@ def test_what_training_says_stays_on_the_device(devices: Devices, error: Excepti
     talk = agree(devices)
     devices.all[0].worker.error = error
     answer = talk.invite(devices.all[0], 0)
-    assert "training failed" in refusal(answer)
-    assert "secret" not in refusal(answer)
+    assert answer.refusal.cause == fleet_pb2.Refusal.TRAINING
+    assert not refusal(answer), "it may quote the data, even where the owner lets others read"
 
 
 def test_an_update_that_is_not_finite_is_sent_as_zeros(devices: Devices) -> None:
@@ -322,6 +389,61 @@ def test_a_roster_that_was_begun_anew_beside_a_running_device(
         devices.start(0)
 
 
+def news(*rosters: fleet_pb2.SignedRoster) -> fleet_pb2.Down:
+    return fleet_pb2.Down(roster=fleet_pb2.RosterNews(roster=rosters))
+
+
+def test_what_comes_after_a_good_roster_neither_hides_it_nor_stops_the_device(
+    devices: Devices, tmp_path: Path
+) -> None:
+    """Exactly what was accepted is on disk, whatever a coordinator sends with it."""
+    first, device = devices.roster, devices.all[0]
+    second = RosterStatement(version=2, previous=first.hash, members=dict(first.members))
+    good = devices.sign(second)
+    fork = RosterStatement(version=2, previous=first.hash, members={1: first.members[1]})
+    unsigned = fleet_pb2.SignedRoster(statement=fork.encoded, signature=bytes(64))
+    junk = fleet_pb2.SignedRoster(statement=b"junk", signature=bytes(64))
+    again = fleet_pb2.SignedRoster(statement=good.statement, signature=bytes(64))
+    for number, follows in enumerate((junk, unsigned, devices.sign(fork))):
+        device = devices.all[number]
+        assert "a roster is refused" in refusal(device.handle(news(good, again, follows)))
+        assert device.session.chain.version == 2
+        lines = (tmp_path / f"device{number}" / "roster.jsonl").read_bytes().splitlines()
+        assert len(lines) == 2
+        restarted = devices.start(number)
+        assert restarted.session.chain.newest == second
+        third = RosterStatement(version=3, previous=second.hash, members=dict(second.members))
+        assert restarted.session.handle(news(devices.sign(third))) is None
+        assert devices.start(number).session.chain.newest == third
+
+
+def test_a_roster_that_is_not_on_disk_is_not_used(
+    devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, device = devices.roster, devices.all[0]
+    second = RosterStatement(version=2, previous=first.hash, members=dict(first.members))
+
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            device.session.handle(devices.welcome(second))
+    assert device.session.chain.version == 1
+    device.session.handle(devices.welcome(second))
+    assert devices.start(0).session.chain.version == 2
+
+
+def test_a_roster_that_nobody_signed_is_not_even_decoded(
+    devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = devices.all[0]
+    monkeypatch.setattr(RosterStatement, "decode", None)
+    junk = fleet_pb2.SignedRoster(statement=b"[" * 1000, signature=bytes(64))
+    assert "not signed by the authority" in refusal(device.handle(news(junk)))
+
+
 def test_farewells(devices: Devices) -> None:
     def goodbye(reason: fleet_pb2.Goodbye.Reason) -> fleet_pb2.Down:
         return fleet_pb2.Down(goodbye=fleet_pb2.Goodbye(reason=reason, text="why"))
@@ -384,55 +506,6 @@ def test_a_ledger_head_that_is_no_hash_is_not_signed(devices: Devices, head: byt
     talk = agree(devices)
     run(talk, devices.all)
     assert not devices.all[0].handle(talk.outcome(head)).HasField("countersignature")
-
-
-def news(*signed: fleet_pb2.SignedRoster) -> fleet_pb2.Down:
-    return fleet_pb2.Down(roster=fleet_pb2.RosterNews(roster=list(signed)))
-
-
-def grown(before: RosterStatement, node: int) -> RosterStatement:
-    return RosterStatement(
-        version=before.version + 1,
-        previous=before.hash,
-        members={**before.members, node: Identity.generate().public_bytes},
-    )
-
-
-@pytest.mark.parametrize("junk", ["bytes", "unsigned", "the same version unsigned"])
-def test_junk_behind_a_roster_neither_counts_nor_bricks(devices: Devices, junk: str) -> None:
-    """What was accepted before it is on the disk, and nothing else."""
-    second = grown(devices.roster, 7)
-    third = grown(second, 8)
-    bad = {
-        "bytes": fleet_pb2.SignedRoster(statement=b"{", signature=b""),
-        "unsigned": fleet_pb2.SignedRoster(statement=third.encoded, signature=bytes(64)),
-        "the same version unsigned": fleet_pb2.SignedRoster(
-            statement=second.encoded, signature=bytes(64)
-        ),
-    }[junk]
-    device = devices.all[0]
-    answer = device.session.handle(news(devices.sign(second), bad))
-    assert (answer is None) is (junk == "the same version unsigned")
-    assert device.session.chain.version == 2
-    restarted = devices.start(0)
-    assert restarted.session.chain.newest == second
-    assert restarted.session.handle(news(devices.sign(third))) is None
-    assert devices.start(0).session.chain.newest == third
-
-
-def test_a_roster_that_cannot_be_written_does_not_count(
-    devices: Devices, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    device = devices.all[0]
-
-    def full(_descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space"):
-            device.session.handle(news(devices.sign(grown(devices.roster, 7))))
-    assert device.session.chain.version == 1
 
 
 def test_a_device_that_is_asked_far_too_often_declines() -> None:
@@ -508,7 +581,7 @@ def test_a_round_number_beyond_the_plan_is_refused_before_it_is_accounted_for(
 
 
 def test_a_protected_job_of_very_many_rounds_is_refused(devices: Devices) -> None:
-    plan = PLAN.changed(rounds=200_000, noise_multiplier=500.0, modulus_bits=32)
+    plan = plan_of(3, rounds=200_000, noise_multiplier=500.0)
     answer = devices.all[0].handle(offer(devices.terms(plan=plan)))
     assert "a device accounts for 100000 at most" in refusal(answer)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from fedsys.wire import fleet_pb2
 from fedsys.wire.frames import split
 from fedsys.wire.roster import RosterStatement, SignedStatement, signed_message
 from fedsys.wire.services import FLEET, OPERATOR, PROTOCOL, method
-from fedsys.wire.token import JoinToken
+from fedsys.wire.token import JoinToken, enrollment_proof
 from server.grpc_host import SERVER_OPTIONS
 from server.home import Home
-from server.pki import Authority, pem
+from server.pki import AGENT_DAYS, Authority, Peer, pem
+from server.state import CertificateRow
 from tests.e2e.deployment import Port, running_port
 
 
@@ -308,6 +310,93 @@ def test_a_certificate_is_renewed_under_a_new_key(port: Port, tmp_path: Path) ->
         assert converse(channel, hello(1))[0].welcome.protocol == PROTOCOL
 
 
+def test_a_flood_of_renewals_is_refused_before_anything_is_written(
+    port: Port, tmp_path: Path
+) -> None:
+    credentials = port.enroll("a", tmp_path / "a")
+    for _ in range(3):
+        with channel_of(credentials) as channel:
+            renew(credentials, channel)
+    for _ in range(5):
+        with (
+            channel_of(credentials) as channel,
+            pytest.raises(EnrollmentError, match="4 certificates within a day"),
+        ):
+            renew(credentials, channel)
+    with port.state.transaction() as session:
+        assert session.query(CertificateRow).count() == 4
+
+
+def test_renewals_go_on_a_day_later_and_what_expired_is_forgotten(
+    port: Port, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credentials = port.enroll("a", tmp_path / "a")
+    peer, now, day = Peer.of(credentials.tls()[1]), time.time(), 86_400.0
+
+    def renewed(after: float) -> bytes:
+        monkeypatch.setattr(port.registry, "_clock", lambda: now + after)
+        csr = TlsKey.generate().csr
+        proof = credentials.identity.sign(enrollment_proof(peer.der, csr))
+        return port.registry.renew(peer, csr=csr, proof=proof)
+
+    for second in range(3):
+        renewed(second)
+    with pytest.raises(EnrollmentError, match="within a day; try again tomorrow"):
+        renewed(10.0)
+    peer = Peer.of(pem_of(renewed(day + 10)))
+    peer = Peer.of(pem_of(renewed((AGENT_DAYS + 0.5) * day)))
+    with port.state.transaction() as session:
+        assert session.query(CertificateRow).count() == 2
+
+
+def test_a_flood_of_calls_is_refused_and_another_device_is_served(
+    port: Port, tmp_path: Path
+) -> None:
+    credentials, other = port.enroll("a", tmp_path / "a"), port.enroll("b", tmp_path / "b")
+    codes = []
+    with channel_of(credentials) as channel:
+        for _ in range(80):
+            with pytest.raises(FedsysError) as refusal:
+                call(
+                    channel,
+                    method(FLEET, "Renew"),
+                    fleet_pb2.RenewRequest(csr=bytes(5000)),
+                    fleet_pb2.RenewReply.FromString,
+                )
+            codes.append("too often" in str(refusal.value))
+    assert codes[0] is False
+    assert codes[-1] is True
+    with channel_of(other) as channel:
+        assert converse(channel, hello(other.node))[0].welcome.protocol == PROTOCOL
+
+
+def test_two_byte_frames_end_the_session(port: Port, tmp_path: Path) -> None:
+    credentials = port.enroll("a", tmp_path / "a")
+    piece = fleet_pb2.Frame(parcel=1, size=60_000, crc32=zlib.crc32(b"\x22x"), data=b"\x22x")
+    with channel_of(credentials) as channel:
+        answers = converse(channel, [*hello(credentials.node), piece.SerializeToString()])
+    assert answers[-1].goodbye.reason == fleet_pb2.Goodbye.MISBEHAVED
+    assert "at least 16384" in answers[-1].goodbye.text
+
+
+def test_a_device_joins_a_fleet_whose_lists_fill_many_messages(
+    port: Port, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        port.enroll(f"n{number}", tmp_path / f"n{number}")
+    monkeypatch.setattr("server.roster_news._MOST", 2000)
+    monkeypatch.setattr("server.grpc_host.MAX_FRAME", 4000)
+    credentials = port.enroll("last", tmp_path / "last")
+    held = credentials.roster_chain().version
+    assert 0 < held < 13
+    with channel_of(credentials) as channel:
+        answers = converse(channel, hello(credentials.node))
+    assert len(answers) > 2
+    news = [*answers[0].welcome.roster]
+    news += [each for down in answers[1:] for each in down.roster.roster]
+    assert len(news) == 13
+
+
 def test_a_device_leaves(port: Port, tmp_path: Path) -> None:
     credentials = port.enroll("a", tmp_path / "a")
     leave(credentials)
@@ -399,9 +488,14 @@ def test_a_flood_is_held_back(port: Port, tmp_path: Path) -> None:
         stub = channel.stream_stream(
             method(FLEET, "Session"), response_deserializer=fleet_pb2.Frame.FromString
         )
-        stream = stub(iter_forever([*hello(1), *flood]), timeout=20)
+        port.fleet.allow(1 << 20, [1])
+        stream = stub(iter_forever([*hello(1), *flood]), timeout=60)
         next(stream)
+        for _ in range(1500):
+            if port.fleet.links[1].pending:
+                break
+            time.sleep(0.02)
         time.sleep(1.0)  # nobody takes anything
-        assert 1 < port.fleet.events.qsize() < 10
+        assert 0 < port.fleet.links[1].pending < 10, "the session is open, and not read further"
         assert len(flood) >= 60
         stream.cancel()

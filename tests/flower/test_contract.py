@@ -21,9 +21,9 @@ from client.lock import exclusive
 from fedsys.audit import audit_run
 from fedsys.cli.coordinator import model_of
 from fedsys.config import Config, dump, load, validate
-from fedsys.errors import ConfigError
+from fedsys.errors import Cause, ConfigError
 from fedsys.privacy import read_ledger
-from fedsys.wire.fleet_pb2 import Down, RosterNews, Up
+from fedsys.wire.fleet_pb2 import Down, Refusal, RosterNews, Up
 from fedsys.wire.flower import CHALLENGE, DOWN, NODE, PROOF, QUERY, RECORD, UP, hello_message
 from server.flower_host import GridFleet, run_job
 from server.home import Home
@@ -300,9 +300,10 @@ def test_a_message_that_finds_an_agent_on_the_folder_says_nothing(
         caplog.clear()
         refused = ask(folder, device.app)
     assert refused.has_error()
-    assert "is at work in it; stop that" in str(refused.error.reason)
     (line,) = caplog.records
-    assert (line.getMessage(), line.exc_info) == (refused.error.reason, None)
+    assert "is at work in it; stop that" in line.getMessage()
+    assert line.exc_info is None
+    assert refused.error.reason == Cause.DEVICE.value
     assert not ask(folder).has_error()
 
 
@@ -337,8 +338,9 @@ def test_a_device_that_lost_its_count_or_roster_says_so(
     (tmp_path / "a0" / name).unlink()
     refused = ask(tmp_path / "a0", device.app)
     assert refused.has_error()
-    assert f"{name}: is gone" in str(refused.error.reason)
-    assert [record.getMessage() for record in caplog.records] == [refused.error.reason]
+    (line,) = caplog.records
+    assert f"{name}: is gone" in line.getMessage()
+    assert refused.error.reason == Cause.DEVICE.value, "no path of the owner's leaves"
     assert not (tmp_path / "a0" / name).exists()
 
 
@@ -410,6 +412,40 @@ def test_what_is_being_handed_to_flower_is_on_its_way(home: Home, tmp_path: Path
 
     asyncio.run(greet_all_and_tell_one())
     state.close()
+
+
+def test_one_reply_queues_no_flood(home: Home, tmp_path: Path) -> None:
+    """What a device may say at once is what it may say over a stream of its own."""
+    from server.fleet import Fleet, Said
+
+    refusal = Up(refusal=Refusal(reason="\x1b[2J")).SerializeToString()
+    flood: list[bytes] = [refusal] * 20_000
+
+    def tamper(node: int, reply: Message) -> Message:
+        record = reply.content.config_records[RECORD]
+        if node == 1001 and NODE not in record:
+            record[UP] = flood
+        return reply
+
+    async def scene() -> tuple[list[Said], list[int]]:
+        state, fleet = State.open(home.path), Fleet()
+        grid = InProcessGrid(nodes(tmp_path), tamper)
+        carrier = GridFleet(grid, fleet, home.registry(state), poll=0.0)
+        for _ in range(2):  # they prove who they are, and are told of the roster
+            await carrier.step()
+        present = sorted(fleet.links)
+        state.close()
+        events = [fleet.events.get_nowait() for _ in range(fleet.events.qsize())]
+        return [each for each in events if isinstance(each, Said)], present
+
+    said, present = asyncio.run(scene())
+    assert not said
+    assert present == [1, 3]
+    del flood[20:]
+    said, present = asyncio.run(scene())
+    assert len(said) == 20
+    assert present == [1, 2, 3]
+    assert all(each.message.refusal.reason.isprintable() for each in said)
 
 
 def linked(home: Home, grid: InProcessGrid) -> tuple[list[int], int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +92,75 @@ def test_rows_do_not_depend_on_their_neighbours() -> None:
         np.testing.assert_array_equal(
             clip_to_integers(rows[k : k + 1], clip=1.0).values[0], together[k]
         )
+
+
+HARD: dict[str, Callable[[int], Any]] = {
+    "inside": lambda d: np.full(d, 0.5 / math.sqrt(d)),
+    "far outside": lambda d: np.full(d, 50.0),
+    "on the sphere": lambda d: np.full(d, 1.0 / math.sqrt(d)),
+    "rounded up": lambda d: np.where(np.arange(d) % 2, 0.5001, 0.4999) / 64 / math.sqrt(d) * 3,
+    "zeros": lambda d: np.zeros(d),
+    "one large": lambda d: np.eye(1, d)[0] * 3,
+    "not finite": lambda d: np.where(np.arange(d) == 3, np.nan, 1.0),
+    "infinite": lambda d: np.where(np.arange(d) == 3, -np.inf, 1.0),
+    "square overflows": lambda d: np.full(d, 1e200),
+    "tiny": lambda d: np.full(d, 1e-300),
+}
+
+
+def passes(row: NDArray[np.float64], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The operations over all coordinates that clipping one row takes, in order."""
+    found: list[str] = []
+
+    def counted(name: str) -> Any:
+        operation = getattr(np, name)
+
+        def count(*arguments: Any, **named: Any) -> Any:
+            if np.size(arguments[0]) == len(row) or name == "where":
+                found.append(name)
+            return operation(*arguments, **named)
+
+        return count
+
+    with monkeypatch.context() as patch:
+        for name in ("rint", "trunc", "multiply", "abs", "where", "einsum"):
+            patch.setattr(np, name, counted(name))
+        clip_to_integers(row[None, :], clip=1.0)
+    return found
+
+
+def test_one_row_takes_the_same_passes_whatever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a device takes does not tell whether its update was clipped, or how often."""
+    taken = {name: passes(make(5000), monkeypatch) for name, make in HARD.items()}
+    assert len(set(map(tuple, taken.values()))) == 1, taken
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    row=hnp.arrays(
+        dtype=np.float64, shape=st.integers(1, 60), elements=st.floats(width=32, allow_nan=True)
+    ),
+    clip=st.floats(min_value=1e-6, max_value=1e6),
+)
+def test_one_row_gives_what_it_gives_among_others(row: NDArray[np.float64], clip: float) -> None:
+    for each in (row, *(make(len(row)) for make in HARD.values())):
+        alone = clip_to_integers(each[None, :], clip=clip)
+        among = clip_to_integers(np.stack([each, each]), clip=clip)
+        np.testing.assert_array_equal(alone.values[0], among.values[0])
+        assert (alone.clipped[0], alone.finite[0]) == (among.clipped[0], among.finite[0])
+        assert alone.norms[0] == among.norms[0]
+
+
+@pytest.mark.parametrize("d", [2, 3, 650, 50_000])
+def test_one_row_is_shrunk_as_often_as_it_needs(d: int) -> None:
+    rng = np.random.default_rng(d)
+    for length in (1.0, 1.0000001, 3.0, 1e12):
+        for _ in range(8):
+            row = rng.standard_normal(d)
+            row *= length / np.linalg.norm(row)
+            alone = clip_to_integers(row[None, :], clip=1.0).values[0]
+            among = clip_to_integers(np.stack([row, row]), clip=1.0).values[1]
+            np.testing.assert_array_equal(alone, among)
 
 
 def test_huge_and_tiny_updates_are_no_accident() -> None:

@@ -143,6 +143,19 @@ class TestSoundRun:
         ):
             assert expected in text
 
+    def test_it_says_whether_the_time_of_an_answer_tells_of_the_data(
+        self, run_folder: Path, make_audit: MakeAudit
+    ) -> None:
+        config = run_folder / "config.toml"
+        text = config.read_text()
+        for answer, said in (
+            ("at-once", "tells the coordinator about how much data it holds"),
+            ("bucketed", "one of a few times that follow from the job alone"),
+            ("at-deadline", "at the end of their stage, whatever they trained on"),
+        ):
+            config.write_text(text.replace("[rounds]\n", f'[rounds]\nanswer = "{answer}"\n'))
+            assert said in _page(run_folder, make_audit()).text
+
     def test_it_says_what_is_assumed_and_what_is_not_covered(self, private_page: str) -> None:
         text = Page(private_page).text
         for expected in (

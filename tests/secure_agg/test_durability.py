@@ -132,7 +132,7 @@ def test_fields_are_bounded_and_strict() -> None:
         with pytest.raises(StateError):
             unpack_fields(b"magic\n", bad)
     body = b"magic\n" + (2**31).to_bytes(4, "little")
-    with pytest.raises(StateError, match="2147483648 fields"):
+    with pytest.raises(StateError, match="do not fill it"):
         unpack_fields(b"magic\n", body + hashlib.sha256(body).digest())
 
 
@@ -261,3 +261,33 @@ def test_two_machines_of_one_member_know_of_each_other() -> None:
 
 def fresh(world: World) -> dict[int, bytes]:
     return {id_: world.sealing[id_].issue(1)[0] for id_ in world.ids}
+
+
+def test_a_file_store_writes_through_nothing_that_was_planted(tmp_path: Path) -> None:
+    """Whoever can make a name in the folder could otherwise read the round's keys."""
+    path, mine = tmp_path / "state", tmp_path / "elsewhere"
+    mine.write_bytes(b"")
+    fresh = tmp_path / "state.new"
+    for name in (fresh, path):
+        for linked in (True, False):
+            name.unlink(missing_ok=True)
+            if linked:
+                name.symlink_to(mine)
+            else:
+                name.write_bytes(b"planted")
+                name.chmod(0o666)
+            with name.open("rb") as planted:
+                FileStore(path).save(b"a secret")
+                assert b"secret" not in planted.read()
+            assert not path.is_symlink()
+            assert path.stat().st_mode & 0o777 == 0o600
+            assert FileStore(path).load() == b"a secret"
+
+
+def test_a_file_store_reads_no_link_and_no_pipe(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"somebody's choice")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe"):
+        with pytest.raises(StateError, match="cannot be read"):
+            FileStore(tmp_path / name).load()

@@ -133,3 +133,16 @@ def test_what_a_failed_write_tore_is_mended_by_the_next(
             words.take(7, given(7, 1, heads[1]))
     words.take(7, given(7, 1, heads[1]))
     assert lines(job) == [(1, 0), (1, 1)]
+
+
+def test_a_flood_of_wrong_ones_is_logged_a_few_times(
+    state: State, job: Job, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = book(state, job)
+    wrong = given(3, 1, job.ledger.committed[2])
+    for _ in range(1000):
+        words.take(3, wrong)
+    assert len(caplog.records) == 10
+    assert "no more of this node's are logged" in caplog.records[-1].getMessage()
+    words.take(7, given(7, 1, job.ledger.committed[2]))
+    assert len(caplog.records) == 11

@@ -40,6 +40,8 @@ def test_units_restart_and_are_hardened(folder: Path, name: str) -> None:
         "CapabilityBoundingSet=",
         "SystemCallFilter=@system-service",
         "UMask=0077",
+        "LimitCORE=0",
+        "MemorySwapMax=0",
     ):
         assert needed in lines
     user = next(line for line in lines if line.startswith("User="))
@@ -176,7 +178,17 @@ def _mapping(loader: Strict, node: yaml.MappingNode) -> dict[object, object]:
 Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 SERVICE_KEYS = {
-    *("image", "restart", "read_only", "tmpfs", "cap_drop", "security_opt", "command", "ports"),
+    *(
+        "image",
+        "restart",
+        "read_only",
+        "tmpfs",
+        "ulimits",
+        "cap_drop",
+        "security_opt",
+        "command",
+        "ports",
+    ),
     *("volumes", "stop_grace_period"),
 }
 """Keys of a service that are used here; each stands in the schema of compose-spec."""

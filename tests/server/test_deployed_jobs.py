@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from client.answer_time import AnswerTime
 from client.identity import Credentials, pem_of
 from client.policy import Policy
 from client.session import Session
@@ -116,6 +117,7 @@ class Party:
             worker=Still(),
             policy=lambda: Policy(corrupt=self.corrupt if self.size > 3 else 0.0),
             volatile=VolatileStore(folder, self.root / "tmpfs"),
+            answer_time=AnswerTime(sleep=lambda _seconds: None),
         )
         node = session.credentials.node
         self.registry.prekeys.keep(node, session.hello())
@@ -219,7 +221,7 @@ def test_who_is_caught_cheating_is_invited_no_more(party: Callable[..., Party], 
     job = found.job(4)
     row = found.run(job, until_round=2)
     assert row.status == "running"
-    assert next(each.node for each in found.state.refusals(job)) == 4
+    assert next(each.node for each in found.state.refusals_of(job)) == 4
     assert list(found.state.blamed(job)) == [4]
     found.spoiled.clear()
     row = found.run(job)  # the coordinator and the device were started again

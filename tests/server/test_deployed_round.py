@@ -111,7 +111,7 @@ def test_an_upload_of_a_wrong_shape_is_left_out_of_the_sum(spoil: Spoil, tmp_pat
     assert secure.result.included == (0, 2, 3, 4)
     assert len(secure.result.total) == D
     assert list(round_.report.refusals) == [1]
-    assert "sent something wrong" in round_.report.refusals[1]
+    assert "sent something wrong" in round_.report.refusals[1][1]
     assert list(secure.result.blamed) == ([] if spoil is empty else [1])
 
 
@@ -120,7 +120,7 @@ def test_whoever_sends_what_is_asked_is_in_the_sum(tmp_path: Path) -> None:
     secure, round_ = asyncio.run(asyncio.wait_for(round_with(Devices(tmp_path), stages), 120))
     assert secure.result.included == (0, 1, 2)
     assert not round_.report.refusals
-    assert secure.result.total.dtype == np.uint32
+    assert secure.result.total.dtype.kind == "u"
     assert stages == ["upload", "endorse", "endorse", "answer"]
     assert list(round_.report.seconds) == ["upload", "endorse", "answer"]
 

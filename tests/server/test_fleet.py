@@ -55,17 +55,39 @@ def test_what_is_pending_is_counted_down_when_it_is_taken() -> None:
     asyncio.run(scene())
 
 
-def test_who_comes_back_may_send_as_much_as_who_stayed() -> None:
+def test_only_an_open_round_s_members_may_send_much_those_too_who_come_back() -> None:
     """An upload over the small limit, from an agent whose connection broke in the round."""
 
     async def scene() -> None:
-        fleet, first, second = Fleet(), Link(node=1), Link(node=1)
+        fleet, first, second, other = Fleet(), Link(node=1), Link(node=1), Link(node=2)
         fleet.open(first)
-        fleet.allow(8 << 20)
-        assert first.limit == 8 << 20
+        fleet.open(other)
+        fleet.allow(8 << 20, [1])
+        assert (first.answer, other.answer) == (8 << 20, 0)
         fleet.closed(first)
         fleet.open(second)
-        assert second.limit == 8 << 20
+        assert second.answer == 8 << 20
+        fleet.allow(0, ())
+        assert second.answer == 0
+        assert fleet.largest_answer == 8 << 20
+
+    asyncio.run(scene())
+
+
+def test_an_agent_that_reads_nothing_holds_no_more_than_a_few_models() -> None:
+    async def scene() -> None:
+        fleet, link = Fleet(), Link(node=1)
+        fleet.open(link)
+        model = bytes(8 << 20)
+        for _ in range(5):
+            fleet.send_bytes(1, model)
+        assert not link.overrun.is_set()
+        for _ in range(5):  # read, and sent again
+            link.outgoing.get_nowait()
+            fleet.send_bytes(1, model)
+        assert not link.overrun.is_set()
+        fleet.send_bytes(1, model)
+        assert link.overrun.is_set()
 
     asyncio.run(scene())
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsys.errors import ProtocolError
 from fedsys.wire import fleet_pb2
-from fedsys.wire.frames import Assembler, split
+from fedsys.wire.frames import CHUNK, Assembler, split
 
 
 def frames(parcel: int, data: bytes, chunk: int = 4) -> list[fleet_pb2.Frame]:
@@ -16,14 +18,14 @@ def frames(parcel: int, data: bytes, chunk: int = 4) -> list[fleet_pb2.Frame]:
 
 
 def receive(sent: list[fleet_pb2.Frame]) -> None:
-    assembler = Assembler(limit=100)
+    assembler = Assembler(limit=100, least=4)
     for frame in sent:
         assembler.add(frame)
 
 
 @given(st.lists(st.binary(max_size=50), max_size=6), st.integers(1, 9))
 def test_parcels_arrive_whole_and_in_order(parcels: list[bytes], chunk: int) -> None:
-    assembler, found = Assembler(limit=50), []
+    assembler, found = Assembler(limit=50, least=1), []
     for number, parcel in enumerate(parcels):
         for frame in frames(number, parcel, chunk):
             whole = assembler.add(frame)
@@ -52,3 +54,37 @@ def test_a_frame_that_does_not_fit_is_refused(change: object, message: str) -> N
     change(sent)
     with pytest.raises(ProtocolError, match=message):
         receive(sent)
+
+
+def test_many_small_frames_are_refused_at_the_first() -> None:
+    """Two bytes a frame would be held in ten million objects for 20 MiB."""
+    assembler = Assembler(limit=20 << 20)
+    sent = fleet_pb2.Frame(size=20 << 20, data=b"xx", crc32=zlib.crc32(b"xx"))
+    with pytest.raises(ProtocolError, match="at least 16384 are sent before the last"):
+        assembler.add(sent)
+    assembler = Assembler(limit=20 << 20)
+    data = bytes(CHUNK + 1)
+    found = [assembler.add(fleet_pb2.Frame.FromString(each)) for each in split(0, data)]
+    assert found == [None, data]
+
+
+def test_the_limit_goes_by_how_a_parcel_begins() -> None:
+    def limit(begins: bytes) -> int:
+        return 8 if begins.startswith(b"a") else 4
+
+    assembler = Assembler(limit=limit, least=4)
+    assert [assembler.add(each) for each in frames(0, b"abcdefgh")] == [None, b"abcdefgh"]
+    with pytest.raises(ProtocolError, match="at most 4"):
+        assembler.add(frames(1, b"bcdefgh")[0])
+
+
+def test_what_is_no_longer_wanted_passes_without_being_held() -> None:
+    """An upload that was on its way when its round was closed ends nobody's session."""
+    assembler = Assembler(limit=4, passed=10, least=4)
+    for frame in frames(0, b"abcdefghij"):
+        assert assembler.add(frame) is None
+        assert not assembler._parts
+    assert assembler.parcels == 1
+    assert assembler.add(frames(1, b"next")[0]) == b"next"
+    with pytest.raises(ProtocolError, match="at most 4"):
+        assembler.add(frames(2, b"abcdefghijk")[0])

@@ -16,7 +16,7 @@ from fedsys.privacy.randomness import Entropy
 __all__ = ["Encoded", "Encoder", "Mechanism", "NoiseSource", "add_noise"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Encoded:
     """K clipped updates as ring elements, and what the client may know about them.
 

@@ -1,0 +1,201 @@
+"""Reading ``.npz`` files that somebody else wrote: bounded before they are read, never unpickled.
+
+NumPy's own reader allocates what an array's header claims before it reads a byte of it, inflates
+whatever the archive holds, and lets a dozen kinds of error escape from damaged files. Here every
+size is taken from the archive's directory, an array must fill its entry exactly, and whatever is
+wrong is a ValueError.
+
+>>> import io
+>>> file = io.BytesIO()
+>>> np.savez(file, x=np.arange(3, dtype=np.uint8))
+>>> with open_arrays(file, most=1 << 20) as arrays:
+...     arrays.names, arrays.read("x")
+(('x',), array([0, 1, 2], dtype=uint8))
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import os
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Arrays", "open_arrays"]
+
+_MOST_DIRECTORY = 1 << 18
+"""Bytes of an archive's directory: some thousand entries; each becomes an object."""
+_MOST_RATIO = 32
+"""What compressed arrays of real data may grow to, in sizes of their file."""
+_ALWAYS = 64 << 20
+"""Bytes that even a small file may unpack to."""
+_MOST_HEADER = 4096
+_MOST_NAME = 200
+_PIECE = 1 << 20
+_DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248])")
+_MALFORMED = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+class Arrays:
+    """The arrays of an open file.
+
+    Attributes:
+        names: of the arrays, in the file's order.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo]) -> None:
+        self._archive = archive
+        self._entries = entries
+        self.names = tuple(entries)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One array of numbers or truth values.
+
+        Raises:
+            ValueError: there is none of that name, or it is damaged.
+            OSError: the file cannot be read.
+        """
+        if name not in self._entries:
+            raise ValueError(f"no array {name!r}")
+        entry = self._entries[name]
+        try:
+            with self._archive.open(entry) as member:
+                shape, dtype, column_major, begins = _header(member)
+                count = math.prod(shape)
+                if begins + count * dtype.itemsize != entry.file_size:
+                    raise ValueError("its shape is not its entry's size")
+                array = np.empty(count, dtype=dtype)
+                _fill(array.data.cast("B") if count else memoryview(b""), member)
+            return array.reshape(shape, order="F" if column_major else "C")
+        except _MALFORMED as error:
+            raise ValueError(f"array {name!r}: {_text(error)}") from None
+
+
+@contextmanager
+def open_arrays(file: IO[bytes], *, most: int, compressed: bool = False) -> Iterator[Arrays]:
+    """The arrays of an ``.npz`` file.
+
+    Args:
+        file: seekable.
+        most: bytes that all of them may take together.
+        compressed: whether compressed ones are read too.
+
+    Raises:
+        ValueError: it is no such file, or holds more than is read.
+        OSError: it cannot be read.
+    """
+    try:
+        size = file.seek(0, os.SEEK_END)
+        _check_directory(file, size)
+        archive = zipfile.ZipFile(file)
+    except _MALFORMED as error:
+        raise ValueError(_text(error)) from None
+    with archive:
+        yield Arrays(archive, _entries(archive, size, most=most, compressed=compressed))
+
+
+def _check_directory(file: IO[bytes], size: int) -> None:
+    """Bound the archive's directory before it is read into objects."""
+    tail = min(size, 22 + 20 + 56)
+    file.seek(size - tail)
+    found = file.read(tail)
+    end = found[-22:]
+    if len(end) < 22 or end[:4] != b"PK\x05\x06" or end[20:22] != bytes(2):
+        raise ValueError("no archive, or one that is cut off")
+    length = int.from_bytes(end[12:16], "little")
+    if found[-42:-38] == b"PK\x06\x07":  # beyond 4 GiB the true length stands here
+        length = int.from_bytes(found[-58:-50], "little")
+    if length > _MOST_DIRECTORY:
+        raise ValueError(f"a directory of {length} bytes; at most {_MOST_DIRECTORY} are read")
+
+
+def _entries(
+    archive: zipfile.ZipFile, size: int, *, most: int, compressed: bool
+) -> dict[str, zipfile.ZipInfo]:
+    entries: dict[str, zipfile.ZipInfo] = {}
+    total = 0
+    for entry in archive.infolist():
+        name = entry.filename.removesuffix(".npy")
+        if not name.isprintable() or len(name) > _MOST_NAME:
+            raise ValueError("an array whose name is no name")
+        if name in entries:
+            raise ValueError(f"two arrays {name!r}")
+        if entry.flag_bits & 1:
+            raise ValueError(f"array {name!r}: encrypted")
+        stored = entry.compress_type == zipfile.ZIP_STORED
+        if not stored and not (compressed and entry.compress_type == zipfile.ZIP_DEFLATED):
+            raise ValueError(f"array {name!r}: compressed in a way that is not read")
+        if stored and entry.file_size != entry.compress_size:
+            raise ValueError(f"array {name!r}: its sizes disagree")
+        total += entry.file_size
+        entries[name] = entry
+    if total > most:
+        raise ValueError(f"it unpacks to {total} bytes; at most {most} are read")
+    if total > max(_ALWAYS, _MOST_RATIO * size):
+        raise ValueError(
+            f"{size} bytes would unpack to {total}, over {_MOST_RATIO} times as many; store it "
+            f"uncompressed, with numpy.savez"
+        )
+    return entries
+
+
+def _header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool, int]:
+    """Shape, type and order of an array, and where its numbers begin."""
+    magic = member.read(8)
+    width = {b"\x93NUMPY\x01\x00": 2, b"\x93NUMPY\x02\x00": 4}.get(magic)
+    if width is None:
+        raise ValueError("no array of a version that is read")
+    length = int.from_bytes(member.read(width), "little")
+    if length > _MOST_HEADER:
+        raise ValueError(f"a header of {length} bytes; at most {_MOST_HEADER} are read")
+    text = member.read(length)
+    if len(text) != length:
+        raise ValueError("cut off")
+    body = ast.literal_eval(text.decode("ascii").strip())
+    if not isinstance(body, dict) or body.keys() != {"descr", "fortran_order", "shape"}:
+        raise ValueError("a header that is none")
+    kind, column_major, shape = body["descr"], body["fortran_order"], body["shape"]
+    if type(kind) is not str or _DTYPE.fullmatch(kind) is None:
+        raise ValueError("an array of neither numbers nor truth values")
+    if type(column_major) is not bool or type(shape) is not tuple or len(shape) > 32:
+        raise ValueError("a header that is none")
+    if not all(type(each) is int and each >= 0 for each in shape):
+        raise ValueError("a shape that cannot be")
+    return shape, np.dtype(kind), column_major, 8 + width + length
+
+
+def _fill(target: memoryview, member: IO[bytes]) -> None:
+    """Read exactly what `target` takes; the archive's checksum is compared at the end."""
+    at = 0
+    while at < len(target):
+        piece = member.read(min(_PIECE, len(target) - at))
+        if not piece:
+            raise ValueError("cut off")
+        target[at : at + len(piece)] = piece
+        at += len(piece)
+
+
+def _text(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,91 @@
+"""``fedsys coordinator sign-roster``: for the roster's authority, on its own machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedsys.cli.deployment import unwritable
+from fedsys.cli.terminal import say
+
+if TYPE_CHECKING:
+    from fedsys.wire.roster import RosterStatement
+
+__all__ = ["sign_roster"]
+
+
+def sign_roster(
+    key: Annotated[Path, typer.Argument(help="The authority's key file; made if missing.")],
+    statement: Annotated[
+        Path | None, typer.Argument(help="What the operator proposed.", show_default="none")
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the memory of KEY is lost: the list that it signed last, or none.",
+        ),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show what would be signed, and sign nothing.")
+    ] = False,
+) -> None:
+    """For the roster's authority, on its own machine: make a key, or sign a proposed list.
+
+    What was signed is remembered beside the key; a second list under an old number is refused.
+    """
+    from fedsys.errors import ConfigError
+    from fedsys.wire.roster import RosterStatement
+    from fedsys.wire.roster_authority import RosterAuthority, write_signed
+
+    try:
+        with RosterAuthority.opened(key, after=after) as authority:
+            if statement is None:
+                say(authority.public_key.hex())
+                return
+            try:
+                found = RosterStatement.decode(statement.read_bytes())
+            except OSError as error:
+                reason = (error.strerror or str(error)).lower()
+                raise ConfigError(
+                    f"{statement}: {reason}; give the file that `fedsys coordinator roster "
+                    f"--propose` wrote"
+                ) from None
+            before = authority.newest
+            authority.check(found)
+            for line in _changes(before, found):
+                say(line)
+            if show:
+                say("nothing was signed")
+                return
+            signed = authority.sign(found)
+    except OSError as error:
+        raise unwritable("key", key, error) from None
+    target = statement.with_suffix(".signed")
+    try:
+        write_signed(target, signed)
+    except OSError as error:
+        raise unwritable("the signed list", target, error) from None
+    say(f"signed in {target}")
+
+
+def _changes(before: RosterStatement | None, after: RosterStatement) -> list[str]:
+    """The list as the authority must see it: who comes, who goes, who stays, each by its key."""
+    from fedsys.wire.roster import fingerprint
+
+    old, new = (dict(before.members) if before is not None else {}), dict(after.members)
+    same = before is not None and before.colluders == after.colluders
+    base = "the first list" if before is None else f"after version {before.version}"
+    lines = [
+        f"version {after.version}, {base}: {len(new)} members, each with its key's fingerprint",
+        f"of whom the coordinator may collude with {after.colluders}"
+        + ("" if before is None or same else f" (before: {before.colluders})"),
+    ]
+    for node in sorted(old.keys() | new.keys()):
+        sign = " " if node in old and node in new else "+" if node in new else "-"
+        lines.append(f"{sign} node {node:<8d} {fingerprint(new.get(node) or old[node])}")
+    if old == new:
+        lines.append("nobody comes and nobody goes")
+    return lines

@@ -1,0 +1,25 @@
+"""Where commands print: one line at a time, whatever is in it.
+
+Names, reasons and errors come from devices, coordinators and files; they reach a terminal through
+`say` alone, which lets no control character and no second line through.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from fedsys.printable import printable
+
+__all__ = ["say"]
+
+_MOST = 20_000
+
+
+def say(line: object = "", *, err: bool = False) -> None:
+    """Print one line.
+
+    Args:
+        line: its text; a line break in it is shown as what it is, somebody else's.
+        err: to standard error.
+    """
+    typer.echo(printable(line, _MOST), err=err)

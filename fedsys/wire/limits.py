@@ -1,0 +1,160 @@
+"""How large a message of each kind may be, and what is looked at before one is parsed.
+
+Both ends decide by a message's first byte, which names its kind, before they hold any of it; and
+they look over a list's entries before an object is made of each. So what costs the receiver more
+than the sender is refused while it still costs nothing.
+
+>>> from fedsys.wire import fleet_pb2
+>>> kind_of_up(fleet_pb2.Up(refusal=fleet_pb2.Refusal()).SerializeToString())
+'refusal'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from fedsys.errors import ProtocolError
+from fedsys.wire import fleet_pb2
+from fedsys.wire.services import MAX_PREKEYS
+from secure_agg.messages import largest_message
+from secure_agg.params import MAX_COHORT
+from secure_agg.prekeys import PREKEY_SIZE
+
+__all__ = [
+    "MAX_SMALL",
+    "check_down",
+    "check_up",
+    "down_limits",
+    "kind_of_down",
+    "kind_of_up",
+    "up_limits",
+]
+
+MAX_SMALL: Final = 64 << 10
+"""An answer that is of no open round: it may have come too late."""
+_ENVELOPE: Final = 4096
+_MAX_REFUSAL: Final = 4 << 10
+_MAX_OFFER: Final = 1 << 20
+_MAX_ROSTERS: Final = 96 << 20
+"""A list of a million members, which is the largest; a coordinator sends several in messages of a
+few MiB."""
+_LEAST_ROSTER: Final = 100
+"""Bytes of a signed list without members; an entry that is shorter is none."""
+_MOST_ROSTERS: Final = 10_000
+_MAX_ASSIGNMENT: Final = 1 << 20
+_MAX_PREKEYS: Final = MAX_PREKEYS * (4 + max(PREKEY_SIZE.values()))
+_WITH_PREKEYS: Final = ("hello", "consent", "countersignature", "prekeys")
+
+_UP = {each.number: each.name for each in fleet_pb2.Up.DESCRIPTOR.fields}
+_DOWN = {each.number: each.name for each in fleet_pb2.Down.DESCRIPTOR.fields}
+_ROSTER_FIELD = {"welcome": 2, "roster": 1}
+
+
+def kind_of_up(message: bytes) -> str:
+    """The kind of a serialised `Up`, or of its beginning."""
+    return _UP.get(message[0] >> 3, "unknown") if message else "unknown"
+
+
+def kind_of_down(message: bytes) -> str:
+    """The kind of a serialised `Down`, or of its beginning."""
+    return _DOWN.get(message[0] >> 3, "unknown") if message else "unknown"
+
+
+def up_limits(answer: int = 0) -> Mapping[str, int]:
+    """Bytes of each kind of message that a coordinator takes from an agent.
+
+    Args:
+        answer: of the largest answer in the open round that the agent is in; 0 where it is in none.
+    """
+    limits = dict.fromkeys(_WITH_PREKEYS, _ENVELOPE + _MAX_PREKEYS)
+    return MappingProxyType(
+        limits | {"refusal": _MAX_REFUSAL, "answer": max(answer, MAX_SMALL)},
+    )
+
+
+def down_limits(*, dimension: int = 0, cap: int = 0) -> Mapping[str, int]:
+    """Bytes of each kind of message that an agent takes from its coordinator.
+
+    Args:
+        dimension: weights of the largest model to whose job it agreed; 0 where it agreed to none.
+        cap: members of the largest cohort that it agreed to.
+    """
+    message = largest_message(min(cap, MAX_COHORT))
+    return MappingProxyType(
+        {
+            "welcome": _MAX_ROSTERS,
+            "roster": _MAX_ROSTERS,
+            "offer": _MAX_OFFER,
+            "model": _ENVELOPE + 4 * dimension,
+            "invitation": _MAX_ASSIGNMENT + message,
+            "stage": _ENVELOPE + message,
+            "outcome": _ENVELOPE,
+            "goodbye": _ENVELOPE,
+        }
+    )
+
+
+def check_up(message: bytes, limits: Mapping[str, int]) -> str:
+    """The kind of an agent's message that may be parsed.
+
+    Raises:
+        ProtocolError: it is too large, or no single content of a known kind.
+    """
+    return _check("an agent's message", kind_of_up(message), message, limits)
+
+
+def check_down(message: bytes, limits: Mapping[str, int]) -> str:
+    """The kind of a coordinator's message that may be parsed.
+
+    Raises:
+        ProtocolError: it is too large, no single content of a known kind, or a roster's entries
+            are none.
+    """
+    kind = _check("a coordinator's message", kind_of_down(message), message, limits)
+    if kind in _ROSTER_FIELD:
+        _check_entries(message, _ROSTER_FIELD[kind])
+    return kind
+
+
+def _check(what: str, kind: str, message: bytes, limits: Mapping[str, int]) -> str:
+    if kind not in limits:
+        raise ProtocolError(f"{what} of a kind that this version does not know")
+    if len(message) > limits[kind]:
+        raise ProtocolError(
+            f"{what}: {kind} of {len(message)} bytes: at most {limits[kind]} are accepted"
+        )
+    begins, size = _varint(message, 1)
+    if message[0] & 7 != 2 or begins + size != len(message):
+        raise ProtocolError(f"{what}: {kind} is not all that it holds")
+    return kind
+
+
+def _check_entries(message: bytes, field: int) -> None:
+    """Walk over the lists in a message, each of which would become an object of some 200 bytes."""
+    at, count = _varint(message, 1)[0], 0
+    while at < len(message):
+        number, wire = message[at] >> 3, message[at] & 7
+        at, value = _varint(message, at + 1)
+        count += 1
+        if count > _MOST_ROSTERS:
+            raise ProtocolError(f"more than {_MOST_ROSTERS} rosters at once")
+        if wire == 2:
+            at += value
+            if number != field or value < _LEAST_ROSTER:
+                raise ProtocolError(f"a roster of {value} bytes, which cannot be one")
+        elif wire != 0:
+            raise ProtocolError("news of rosters with something else in it")
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """Where a varint ends, and its value."""
+    value = shift = 0
+    for index in range(at, min(at + 10, len(message))):
+        byte = message[index]
+        value |= (byte & 0x7F) << shift
+        if not byte & 0x80:
+            return index + 1, value
+        shift += 7
+    raise ProtocolError("a message that is cut off")

@@ -1,0 +1,118 @@
+"""What is looked at before a message is parsed: its kind, its size, the entries of its lists."""
+
+from __future__ import annotations
+
+import contextlib
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsys.errors import ProtocolError
+from fedsys.wire import fleet_pb2
+from fedsys.wire.limits import (
+    MAX_SMALL,
+    check_down,
+    check_up,
+    down_limits,
+    kind_of_down,
+    kind_of_up,
+    up_limits,
+)
+
+
+def varint(value: int) -> bytes:
+    found = b""
+    while value >= 0x80:
+        found, value = found + bytes([value & 0x7F | 0x80]), value >> 7
+    return found + bytes([value])
+
+
+def welcome(inside: bytes) -> bytes:
+    return b"\x0a" + varint(len(inside)) + inside
+
+
+def test_every_kind_has_a_limit_and_is_known_by_its_first_byte() -> None:
+    for message, kind_of, limits in (
+        (fleet_pb2.Up, kind_of_up, up_limits()),
+        (fleet_pb2.Down, kind_of_down, down_limits()),
+    ):
+        for field in message.DESCRIPTOR.fields:
+            found = message()
+            getattr(found, field.name).SetInParent()
+            assert kind_of(found.SerializeToString()[:1]) == field.name
+            assert limits[field.name] > 0
+        assert len(limits) == len(message.DESCRIPTOR.fields)
+        assert kind_of(b"") == "unknown"
+        assert kind_of(b"\xfa\x01") == "unknown"
+
+
+def test_an_agent_outside_a_round_says_little() -> None:
+    large = fleet_pb2.Up(answer=fleet_pb2.Answer(message=bytes(1 << 20))).SerializeToString()
+    with pytest.raises(ProtocolError, match=f"answer of .* at most {MAX_SMALL}"):
+        check_up(large, up_limits())
+    assert check_up(large, up_limits(answer=2 << 20)) == "answer"
+    for field in fleet_pb2.Up.DESCRIPTOR.fields:
+        if field.name != "answer":
+            assert up_limits(answer=2 << 20)[field.name] <= MAX_SMALL
+
+
+def test_a_device_takes_no_larger_model_than_it_agreed_to() -> None:
+    model = fleet_pb2.Down(model=fleet_pb2.Model(weights=bytes(4 * 10_000))).SerializeToString()
+    assert check_down(model, down_limits(dimension=10_000)) == "model"
+    for limits in (down_limits(), down_limits(dimension=5000)):
+        with pytest.raises(ProtocolError, match="model of"):
+            check_down(model, limits)
+    assert down_limits(cap=100)["stage"] > down_limits(cap=10)["stage"]
+
+
+@pytest.mark.parametrize(
+    ("inside", "reason"),
+    [
+        (b"\x12\x00" * (10 << 20), "a roster of 0 bytes"),
+        (b"\x08\x01" + b"\x12\x02\x0a\x00" * (5 << 20), "a roster of 2 bytes"),
+        (b"\x08\x01" * 20_000, "more than 10000 rosters"),
+        (b"\x1a\x64" + bytes(100), "a roster of 100 bytes"),
+        (b"\x0d" + bytes(4), "something else"),
+        (b"\x12\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "cut off"),
+    ],
+)
+def test_a_flood_of_empty_rosters_is_refused_before_any_becomes_an_object(
+    inside: bytes, reason: str
+) -> None:
+    raw = welcome(inside)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError, match=reason):
+            check_down(raw, down_limits())
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_honest_news_passes() -> None:
+    roster = [fleet_pb2.SignedRoster(statement=bytes(60), signature=bytes(64))] * 3
+    for down in (
+        fleet_pb2.Down(welcome=fleet_pb2.Welcome(protocol=1, roster=roster)),
+        fleet_pb2.Down(roster=fleet_pb2.RosterNews(roster=roster)),
+        fleet_pb2.Down(welcome=fleet_pb2.Welcome(protocol=1)),
+    ):
+        assert check_down(down.SerializeToString(), down_limits()) in ("welcome", "roster")
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"\x0a", b"\x0a\x05abc", b"\x0a\x00\x0a\x00", b"\x08\x01", b"\xff" * 20]
+)
+def test_a_message_is_one_content_and_nothing_beside_it(raw: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        check_up(raw, up_limits())
+    with pytest.raises(ProtocolError):
+        check_down(raw, down_limits())
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_raise_anything_else(raw: bytes) -> None:
+    for check, limits in ((check_up, up_limits()), (check_down, down_limits())):
+        with contextlib.suppress(ProtocolError):
+            assert check(raw, limits) in limits
