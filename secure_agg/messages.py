@@ -43,7 +43,7 @@ __all__ = [
     "check_frame",
     "frame",
     "kind_of",
-    "largest_message",
+    "largest_from_server",
     "unframe",
 ]
 
@@ -73,8 +73,8 @@ class Kind(enum.IntEnum):
 _KINDS: Final = {int(kind): kind for kind in Kind}
 
 
-def largest_message(n: int) -> int:
-    """Bytes that no message of a cohort of up to ``n`` exceeds, whatever its parameters.
+def largest_from_server(n: int) -> int:
+    """Bytes that no message of the server exceeds in a cohort of up to ``n``, of any parameters.
 
     A delivery is the largest: a row, a proof and a share of each member. The committee, and with it
     the threshold, is never larger than the cohort, and a secret takes at most a column a value.

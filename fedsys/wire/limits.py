@@ -18,7 +18,7 @@ from typing import Final
 from fedsys.errors import ProtocolError
 from fedsys.wire import fleet_pb2
 from fedsys.wire.services import MAX_PREKEYS
-from secure_agg.messages import largest_message
+from secure_agg.messages import largest_from_server
 from secure_agg.params import MAX_COHORT
 from secure_agg.prekeys import PREKEY_SIZE
 
@@ -81,7 +81,7 @@ def down_limits(*, dimension: int = 0, cap: int = 0) -> Mapping[str, int]:
         dimension: weights of the largest model to whose job it agreed; 0 where it agreed to none.
         cap: members of the largest cohort that it agreed to.
     """
-    message = largest_message(min(cap, MAX_COHORT))
+    message = largest_from_server(min(cap, MAX_COHORT))
     return MappingProxyType(
         {
             "welcome": _MAX_ROSTERS,

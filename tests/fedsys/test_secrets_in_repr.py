@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.identity import Credentials, TlsKey
 from client.privatize import privatize
+from client.volatile import VolatileStore
 from fedsys.privacy import Signer
 from fedsys.privacy.clipping import clip_to_integers
 from fedsys.privacy.randomness import AesCtrStream
 from fedsys.wire.roster_authority import RosterAuthority
 from fedsys.wire.token import JoinToken
-from secure_agg import FileStore, Identity, MemoryStore
+from secure_agg import FileStore, Identity, MemoryStore, SealingKeys
+from secure_agg.checking import Held
+from secure_agg.gaussian import Keystream, Sampler
+from secure_agg.prekeys import Bound
+from secure_agg.products import Multiplier
+from secure_agg.progress import Progress, Work
+from secure_agg.sealing import Opener
 from server.checkpoint import Checkpoint
 from server.home import Home
 from server.pki import ServerIdentity
@@ -52,6 +60,32 @@ def store(folder: Path) -> FileStore:
     return found
 
 
+def held(_folder: Path) -> Held:
+    shares = np.frombuffer(SECRET, "<u2").reshape(1, -1)
+    return Held(dealers=(1,), sequences=(0,), digests=(bytes(32),), shares=shares)
+
+
+def bound(_folder: Path) -> Bound:
+    return Bound(session=bytes(32), public=bytes(32), private=SECRET, work=SECRET)
+
+
+def progress(folder: Path) -> Progress:
+    works = {0: Work(held=held(folder))}
+    return Progress(private=SECRET, works=works, last=(bytes(32), SECRET))
+
+
+def sealing_keys(folder: Path) -> SealingKeys:
+    found = SealingKeys(Identity(SECRET), entropy=lambda size: SECRET[:size])
+    found.issue(1)
+    return found
+
+
+def volatile(place: Path | None, device: Path) -> VolatileStore:
+    found = VolatileStore(device, place)
+    found.save(SECRET)
+    return found
+
+
 MAKERS: dict[str, Callable[[Path], Any]] = {
     "identity": lambda folder: Identity(SECRET),
     "credentials": credentials,
@@ -66,6 +100,17 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "seeded": lambda folder: SeededRandomness(SECRET),
     "file": store,
     "memory": lambda folder: MemoryStore(SECRET),
+    "volatile, on tmpfs": lambda folder: volatile(folder, folder),
+    "volatile, in memory": lambda folder: volatile(None, folder),
+    "sealing keys": sealing_keys,
+    "opener": lambda folder: Opener(SECRET, 1, bytes(32), 0),
+    "bound": bound,
+    "shares": held,
+    "work": lambda folder: Work(held=held(folder)),
+    "progress": progress,
+    "keystream": lambda folder: Keystream(SECRET),
+    "sampler": lambda folder: Sampler(SECRET),
+    "multiplier": lambda folder: Multiplier(np.frombuffer(SECRET * 64, np.int8), 20),
     "checkpoint": lambda folder: Checkpoint(
         round=1, weights=np.zeros(2, dtype=np.float32), mechanism=SECRET
     ),
@@ -79,6 +124,7 @@ def test_a_secret_is_not_in_its_holders_text(name: str, tmp_path: Path) -> None:
         assert "c0ffee" not in text.lower()
         assert repr(SECRET)[2:14] not in text
         assert str(list(SECRET))[1:12] not in text
+        assert str(int.from_bytes(SECRET[:2], "little")) not in text
 
 
 def test_a_coordinators_folder_shows_no_key(tmp_path: Path) -> None:
@@ -108,7 +154,8 @@ def test_an_update_is_not_in_the_text_of_what_holds_it(tmp_path: Path) -> None:
         (encoded, encoded.values),
         (done, done.vectors),
     ):
-        assert str(secret[0, 0]) not in repr(holder)
+        shown = re.sub(r"[\s,]+", " ", repr(holder))
+        assert " ".join(map(str, secret[0, :3].tolist())) not in shown
         assert "True" not in repr(holder)
     device = Devices(tmp_path).all[0]
     assert "Identity" not in repr(device.session)

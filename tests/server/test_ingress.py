@@ -46,6 +46,7 @@ def test_texts_are_fit_for_a_log_before_anybody_sees_them() -> None:
         (up(consent=fleet_pb2.Consent(job=bytes(32), terms=b"t")), "terms has 1 bytes"),
         (up(refusal=fleet_pb2.Refusal(reason="x" * 5000)), "at most 4096"),
         (up(answer=fleet_pb2.Answer(job=bytes(32), message=bytes(70_000))), "at most 65536"),
+        (up(prekeys=fleet_pb2.Prekeys(prekeys=[bytes(97), b""])), "prekeys has 0 bytes"),
     ],
 )
 def test_what_does_not_fit_ends_the_session(message: bytes, reason: str) -> None:

@@ -20,6 +20,10 @@ from fedsys.wire.limits import (
     kind_of_up,
     up_limits,
 )
+from fedsys.wire.services import MAX_PREKEYS
+from secure_agg import SecAggParams
+from secure_agg.messages import HEADER_SIZE, Limits, largest_from_server
+from secure_agg.prekeys import PREKEY_SIZE
 
 
 def varint(value: int) -> bytes:
@@ -116,3 +120,64 @@ def test_no_bytes_raise_anything_else(raw: bytes) -> None:
     for check, limits in ((check_up, up_limits()), (check_down, down_limits())):
         with contextlib.suppress(ProtocolError):
             assert check(raw, limits) in limits
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 30, 100, 101, 1000, 10_000])
+@pytest.mark.parametrize("suite", [1, 2])
+def test_every_message_of_a_round_passes(n: int, suite: int) -> None:
+    """As large as each kind of its secure aggregation can be, in what carries it."""
+    faulty = 0.1 if n >= 10 else 0.0
+    params = SecAggParams.derive(
+        n=n, corrupt=faulty, dropout=faulty, modulus_bits=20, dimension=1000, suite=suite
+    )
+    bounds = Limits(params)._bounds.items()
+    largest = HEADER_SIZE + max(most for kind, (_, most) in bounds if kind % 2)
+    assert largest <= largest_from_server(n)
+    number, job, digest = 2**32 - 1, bytes(32), bytes(32)
+    stage = fleet_pb2.Stage(
+        job=job, round=number, step=number, message=bytes(largest), milliseconds=number
+    )
+    invitation = fleet_pb2.Invitation(
+        job=job, round=number, assignment=bytes(100_000), params=params.encode(), stage=stage
+    )
+    limits = down_limits(cap=n)
+    for down in (fleet_pb2.Down(stage=stage), fleet_pb2.Down(invitation=invitation)):
+        assert check_down(down.SerializeToString(), limits) == down.WhichOneof("content")
+    far = fleet_pb2.Down(stage=fleet_pb2.Stage(message=bytes(largest_from_server(n) + 5000)))
+    with pytest.raises(ProtocolError, match="stage of"):
+        check_down(far.SerializeToString(), limits)
+    outcome = fleet_pb2.Outcome(
+        job=job, round=number, committed=True, ledger_head=digest, prekeys=number
+    )
+    check_down(fleet_pb2.Down(outcome=outcome).SerializeToString(), limits)
+
+
+def test_as_many_sealing_keys_as_are_kept_travel_with_everything_that_carries_them() -> None:
+    keys = [bytes(max(PREKEY_SIZE.values()))] * MAX_PREKEYS
+    number, job, digest = 2**32 - 1, bytes(32), bytes(32)
+    hello = fleet_pb2.Hello(
+        protocol_min=number,
+        protocol_max=number,
+        node=number,
+        version="x" * 64,
+        roster_version=2**63,
+        prekeys=keys,
+    )
+    countersignature = fleet_pb2.Countersignature(
+        job=job,
+        round=number,
+        ledger_head=digest,
+        participations=number,
+        signature=bytes(64),
+        prekeys=keys,
+    )
+    for up in (
+        fleet_pb2.Up(hello=hello),
+        fleet_pb2.Up(consent=fleet_pb2.Consent(job=job, terms=digest, prekeys=keys)),
+        fleet_pb2.Up(prekeys=fleet_pb2.Prekeys(prekeys=keys)),
+        fleet_pb2.Up(countersignature=countersignature),
+    ):
+        assert check_up(up.SerializeToString(), up_limits()) == up.WhichOneof("content")
+    more = fleet_pb2.Up(prekeys=fleet_pb2.Prekeys(prekeys=keys * 2))
+    with pytest.raises(ProtocolError, match="prekeys of"):
+        check_up(more.SerializeToString(), up_limits())
