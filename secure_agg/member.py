@@ -425,7 +425,7 @@ class Member:
             reply=b"" if now.last is None else now.last[1],
         )
         self._sealing.commit(self._job, bound, marks)
-        self._now, self._marks = now, marks
+        self._now, self._marks = now, self._sealing.marks
         if new:
             self._vector = None
 
