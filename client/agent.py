@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from client.policy import Policy
 from fedsys.errors import ProtocolError
-from fedsys.privacy import Entropy, Event, Mechanism, event_from_json, mechanism_for
+from fedsys.privacy import Entropy, Event, Mechanism, mechanism_for
 from fedsys.wire import Assignment
 from secure_agg import Identity, Member, Roster, SealingKeys, SecAggParams, Shared, Store
 from secure_agg.errors import InputError
@@ -41,7 +41,7 @@ def mechanism_of(assignment: Assignment) -> Mechanism:
     Raises:
         MechanismError: they do not fit.
     """
-    return _mechanism(event_from_json(assignment.mechanism))
+    return _mechanism(assignment.event)
 
 
 class Participations(Protocol):

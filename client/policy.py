@@ -203,8 +203,7 @@ class Policy:
                 f"{self.min_noise_multiplier:g}",
                 cause=Cause.MECHANISM,
             )
-        own = own_noise(mechanism)
-        if not own >= self.min_own_noise:
+        if self.min_own_noise > 0 and not (own := own_noise(mechanism)) >= self.min_own_noise:
             raise PolicyRefusal(
                 f"this device's own noise would be {own:.3g} clipping norms, below the owner's "
                 f"min_own_noise {self.min_own_noise:g}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -110,7 +110,7 @@ def open_shares(
     sealed: bytes,
     opener: Opener,
     seat: int,
-    find: Callable[[int, int, bytes], bytes | None],
+    known: Sequence[bytes | None],
 ) -> tuple[Held, list[Complaint]]:
     """Open one member's shares and test them.
 
@@ -120,7 +120,7 @@ def open_shares(
         sealed: The member's sealed shares, one after the other.
         opener: The member's private sealing key.
         seat: The member's position.
-        find: Gives a share's key where its dealer lives in this process.
+        known: For each dealer its share's key, where the dealer lives in this process.
 
     Returns:
         The shares that passed, and a complaint for each that did not.
@@ -131,12 +131,13 @@ def open_shares(
     opened: list[int] = []
     keys: list[bytes] = []
     plains: list[bytes] = []
-    for i, one in enumerate(dealers.dealt):
-        at = i * size
+    at = -size
+    for i, (one, key) in enumerate(zip(dealers.dealt, known, strict=True)):
+        at += size
         try:
-            key = find(one.id, one.sequence, one.ephemeral) or opener.key(
-                one.id, one.sequence, one.ephemeral, sealed[at : at + head]
-            )
+            if key is None:
+                encapsulation = sealed[at : at + head]
+                key = opener.key(one.id, one.sequence, one.ephemeral, encapsulation)
             plain = unseal(key, sealed[at + head : at + size], session.hash)
             checks.share_opens(plain, one.id)
         except (LowOrderPoint, ShareError):

@@ -52,10 +52,9 @@ __all__ = ["Collection"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Received:
-    """An upload without its ciphertext."""
+    """An upload without its ciphertext and its shares."""
 
     dealt: Dealt
-    sealed: bytes
     digest: bytes
 
 
@@ -98,8 +97,10 @@ class Collection:
         self._sum = Accumulator(session.params)
         self._spool: Spool | None = Spool()
         self._uploads: dict[int, _Received] = {}
+        self._sealed: dict[int, bytes] = {}
         self._rows: bytes | None = None
         self._order: list[int] = []
+        self._shares = np.empty((0, 0, 0), np.uint8)  # sealed; by seat, place in the order, byte
         self._digest = b""
 
     @property
@@ -151,9 +152,9 @@ class Collection:
                 signature=upload.signature,
                 proof=upload.proof,
             ),
-            sealed=upload.sealed,
             digest=signed,
         )
+        self._sealed[sender] = upload.sealed
 
     def exclude(self, dealer: int) -> None:
         """Take an upload out of the sum.
@@ -167,12 +168,18 @@ class Collection:
             raise SetError(f"dealer {dealer} cannot be taken out: the set is fixed")
         self._sum.subtract(self._spool.take(dealer))
         del self._uploads[dealer]
+        self._sealed.pop(dealer, None)
 
     # -- the committee's check -------------------------------------------------------------------
 
     def deliveries(self, members: tuple[int, ...]) -> Mapping[int, bytes]:
         """Return a DELIVERY message for each of these committee members; no upload comes after."""
         self._order = list(self.uploaders)
+        seats, size = len(self.session.seats), self.session.params.share_bytes
+        self._shares = np.empty((seats, len(self._order), size), np.uint8)
+        for place, dealer in enumerate(self._order):
+            row = np.frombuffer(self._sealed.pop(dealer), np.uint8)
+            self._shares[:, place] = row.reshape(seats, size)
         self._rows = b"".join(self._uploads[dealer].dealt.row() for dealer in self._order)
         return _Messages(self, members)
 
@@ -184,13 +191,11 @@ class Collection:
         """
         if self._rows is None:
             raise StageError("no shares are delivered: the committee's check is over")
-        size = self.session.params.share_bytes
-        at = size * self.session.seats.index(self.session.positions[member])
-        sealed = b"".join(self._uploads[dealer].sealed[at : at + size] for dealer in self._order)
+        seat = self.session.seats.index(self.session.positions[member])
         parts = Delivery(
             buffer=self.number,
             rows=self._rows,
-            sealed=sealed,
+            sealed=self._shares[seat].tobytes(),
             count=len(self._order),
         ).parts()
         return frame(Kind.DELIVERY, self.session.hash, *parts)
@@ -203,16 +208,15 @@ class Collection:
         )
         for dealer in (*verdict.guilty, *verdict.left_out):
             self.exclude(dealer)
+        self._shares = np.empty((0, 0, 0), np.uint8)
         self.left_out.update(verdict.left_out)
         return verdict
 
     def _evidence_shows(self, member: int, complaint: Complaint) -> bool:
         seat = self.session.positions[member]
-        received = self._uploads[complaint.dealer]
-        size = self.session.params.share_bytes
-        at = size * self.session.seats.index(seat)
-        sealed = received.sealed[at : at + size]
-        return fails(self.session, received.dealt, sealed, complaint.key, seat)
+        dealt = self._uploads[complaint.dealer].dealt
+        sealed = self._shares[self.session.seats.index(seat), self._order.index(complaint.dealer)]
+        return fails(self.session, dealt, sealed.tobytes(), complaint.key, seat)
 
     # -- endorsements ----------------------------------------------------------------------------
 
@@ -258,10 +262,6 @@ class Collection:
             positions=tuple(positions[member] for member in signers),
             signatures=tuple(endorsements[member] for member in signers),
         )
-        self._uploads = {  # the shares have been passed on
-            dealer: _Received(dealt=received.dealt, sealed=b"", digest=received.digest)
-            for dealer, received in self._uploads.items()
-        }
         return frame(Kind.CERTIFICATE, self.session.hash, certificate.body(params.committee))
 
     # -- answers ---------------------------------------------------------------------------------

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from collections.abc import Sequence
 
 from secure_agg import masking, sharing
-from secure_agg.messages import Kind, Upload, frame, pack_values
+from secure_agg.messages import Dealt, Kind, Upload, frame, pack_values
 from secure_agg.roster import Identity
-from secure_agg.sealing import KEY_SIZE, seal, to_member
+from secure_agg.sealing import KEY_SIZE, Sealer
 from secure_agg.session import Session, proof_statement, upload_digest
 from secure_agg.shared import Shared
 from secure_agg.streams import derive
@@ -53,7 +51,8 @@ def deal(
     params = session.params
     secret = masking.sample_secret(derive(seed, "secret"))
     public = public_polynomial(session, shared)
-    ciphertext = masking.encrypt(vector, secret, public, derive(seed, "error"))
+    ciphertext = bytearray(params.ciphertext_bytes)
+    masking.encrypt(vector, secret, public, derive(seed, "error"), ciphertext)
     shares = sharing.share(
         secret,
         committee=params.committee,
@@ -61,40 +60,36 @@ def deal(
         packing=params.packing,
         seed=derive(seed, "shares"),
     )
-    ephemeral = X25519PrivateKey.from_private_bytes(derive(seed, "ephemeral"))
-    ephemeral_public = ephemeral.public_key().public_bytes_raw()
+    sealer = Sealer(derive(seed, "ephemeral"), session.hash, id, sequence)
     plain = pack_values(shares)
     size = len(plain) // params.committee
     keys: list[bytes] = []
     sealed: list[bytes] = []
     for seat in session.seats:
-        place = (id, sequence, seat)
-        key, encapsulation = to_member(
-            ephemeral, ephemeral_public, session.keys[seat], session.hash, place
-        )
-        keys.append(key)
         share = plain[seat * size : (seat + 1) * size]
-        sealed += (encapsulation, seal(key, share, session.hash))
+        key, *row = sealer.seal(seat, session.keys[seat], share)
+        keys.append(key)
+        sealed += row
     if shared is not None and params.suite == 1:
-        name = _keys_name(session, id, sequence, ephemeral_public)
+        name = _keys_name(session, id, sequence, sealer.public)
         shared.get(name, lambda: b"".join(keys))
     all_sealed = b"".join(sealed)
     sealed_hash = hashlib.sha256(all_sealed).digest()
-    statement = proof_statement(session.hash, id, sequence, ephemeral_public, sealed_hash)
+    statement = proof_statement(session.hash, id, sequence, sealer.public, sealed_hash)
     coefficients = sharing.challenge(statement, params.columns)
     proof = pack_values(sharing.prove(shares, coefficients, params.threshold))
     signed = upload_digest(
         session.hash,
         id,
         sequence,
-        ephemeral_public,
+        sealer.public,
         hashlib.sha256(ciphertext).digest(),
         sealed_hash,
         hashlib.sha256(proof).digest(),
     )
     upload = Upload(
         sequence=sequence,
-        ephemeral=ephemeral_public,
+        ephemeral=sealer.public,
         signature=identity.sign(signed),
         proof=proof,
         sealed=all_sealed,
@@ -112,21 +107,24 @@ def _keys_name(session: Session, id_: int, sequence: int, ephemeral: bytes) -> t
 
 
 def sealing_keys_of(
-    session: Session, shared: Shared | None, seat: int
-) -> Callable[[int, int, bytes], bytes | None]:
-    """Return a function that finds the key of a dealer's share where the dealer lives here too.
+    session: Session, shared: Shared | None, dealt: Sequence[Dealt], seat: int
+) -> Sequence[bytes | None]:
+    """Return the keys of shares whose dealers live in this process too, None for the others.
 
     Args:
         session: The round.
         shared: Work shared with a virtual cohort in this process.
+        dealt: The uploads.
         seat: The committee member's position.
     """
     if shared is None or session.params.suite != 1:
-        return lambda dealer, sequence, ephemeral: None
-    memo, at = shared, KEY_SIZE * session.seats.index(seat)
+        return [None] * len(dealt)
+    memo = shared
+    uploads = tuple((one.id, one.sequence, one.ephemeral) for one in dealt)
 
-    def find(dealer: int, sequence: int, ephemeral: bytes) -> bytes | None:
-        keys = memo.find(_keys_name(session, dealer, sequence, ephemeral))
-        return None if keys is None else keys[at : at + KEY_SIZE]
+    def find() -> list[bytes | None]:
+        return [memo.find(_keys_name(session, *upload)) for upload in uploads]
 
-    return find
+    at = KEY_SIZE * session.seats.index(seat)
+    found: list[bytes | None] = memo.get(("keys of uploads", session.hash, uploads), find)
+    return [None if keys is None else keys[at : at + KEY_SIZE] for keys in found]

@@ -14,7 +14,18 @@ import numpy.typing as npt
 from secure_agg.errors import DecodingError
 from secure_agg.params import FIELD
 
-__all__ = ["PRIME", "Elements", "centred", "interpolation", "invert", "matmul", "power", "solve"]
+__all__ = [
+    "PRIME",
+    "Elements",
+    "Floats",
+    "centred",
+    "interpolation",
+    "invert",
+    "matmul",
+    "power",
+    "residues",
+    "solve",
+]
 
 PRIME: Final = FIELD
 Elements = npt.NDArray[np.int64]
@@ -22,9 +33,27 @@ Floats = npt.NDArray[np.float64]
 
 
 def centred(values: npt.NDArray[np.generic]) -> Floats:
-    """Return the representatives from -32,760 to 32,760 as float64, for exact products."""
-    out = np.asarray(values).astype(np.float64)
-    out[out > PRIME // 2] -= PRIME
+    """Return the representatives from -32,760 to 32,760 as float64, for exact products.
+
+    The prime is odd, so that ``x / p`` is at least ``1 / (2 p) > 2^-17`` away from where rounding
+    to the nearest integer jumps, and the computed quotient is within ``2^-52 |x| / p < 2^-18`` of
+    it: the integer is the right one, and its product with p and the difference are exact.
+
+    Args:
+        values: Integers of magnitude below 2^50.
+    """
+    out = np.array(values, np.float64)
+    quotients = out * (1.0 / PRIME)
+    np.rint(quotients, out=quotients)
+    quotients *= PRIME
+    out -= quotients
+    return out
+
+
+def residues(values: npt.NDArray[np.generic]) -> Elements:
+    """Return integers of magnitude below 2^50 modulo the prime, from 0 to 65,520."""
+    out = centred(values).astype(np.int64)
+    out += (out >> 63) & PRIME
     return out
 
 
@@ -32,10 +61,10 @@ def matmul(left: npt.NDArray[np.generic], right: npt.NDArray[np.generic]) -> Ele
     """Return the matrix product modulo the prime.
 
     float64 computes it exactly: with centred residues every product is below 2^15 * 2^15 = 2^30 in
-    absolute value, so that a sum of up to 2^23 of them stays below 2^53 in any order of addition,
+    absolute value, so that a sum of up to 2^20 of them stays below 2^50 in any order of addition,
     fused or not. The inner dimension here is a threshold or a number of columns, below 2^12.
     """
-    return np.mod(centred(left) @ centred(right), PRIME).astype(np.int64)
+    return residues(centred(left) @ centred(right))
 
 
 def power(base: npt.ArrayLike, exponent: int) -> Elements:

@@ -81,6 +81,8 @@ class Marks:
 
     def merge(self, other: Marks) -> Marks:
         """Return the union of two copies."""
+        if other is self:
+            return self
         jobs = dict(self.jobs)
         for job, mark in other.jobs.items():
             jobs[job] = jobs[job].merge(mark) if job in jobs else mark

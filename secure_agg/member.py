@@ -291,13 +291,14 @@ class Member:
         checks.delivered_once(delivery.buffer, (*now.works, *mark.endorsed))
         checks.state_kept(bool(now.private), "the sealing key of this round")
         opener = Opener(now.private, self.params.suite, session.hash, position)
+        dealers = read_dealers(session, delivery.rows, self._shared)
         held, complaints = open_shares(
             session,
-            read_dealers(session, delivery.rows, self._shared),
+            dealers,
             delivery.sealed,
             opener,
             position,
-            sealing_keys_of(session, self._shared, position),
+            sealing_keys_of(session, self._shared, dealers.dealt, position),
         )
         works = {**now.works, delivery.buffer: Work(held=held)}
         reply = frame(Kind.CHECKED, session.hash, pack_complaints(delivery.buffer, complaints))
@@ -391,13 +392,7 @@ class Member:
         if bound is None or mark is None or not bound.work or bound.session != mark.session:
             return
         try:
-            now = Progress.unpack(
-                bound.work,
-                roster=self._roster,
-                public=bound.public,
-                private=bound.private,
-                shared=self._shared,
-            )
+            now = Progress.unpack(bound, roster=self._roster, shared=self._shared)
         except SecureAggError:  # of a roster that was replaced meanwhile: abstain
             return
         if now.session is None or now.session.hash != bound.session:
@@ -422,9 +417,15 @@ class Member:
         if self._store is not None:
             self._store.save(marks.pack())
         work = now.pack() if self._shared is None else b""
-        bound = Bound(session=session.hash, public=now.public, private=now.private, work=work)
+        bound = Bound(
+            session=session.hash,
+            public=now.public,
+            private=now.private,
+            work=work,
+            reply=b"" if now.last is None else now.last[1],
+        )
         self._sealing.commit(self._job, bound, marks)
-        self._now, self._marks = now, marks
+        self._now, self._marks = now, self._sealing.marks
         if new:
             self._vector = None
 

@@ -133,7 +133,7 @@ class Limits:
         return HEADER_SIZE + max(most for _, most in self._bounds.values())
 
 
-def frame(kind: Kind, session: bytes, *parts: bytes | memoryview) -> bytes:
+def frame(kind: Kind, session: bytes, *parts: bytes | bytearray | memoryview) -> bytes:
     """Put a message together: header, then the parts of its body; ``session`` is 32 bytes."""
     return b"".join((bytes((VERSION, kind)), session, *parts))
 
@@ -217,9 +217,9 @@ class Upload:
     signature: bytes
     proof: bytes
     sealed: bytes
-    ciphertext: bytes | memoryview
+    ciphertext: bytes | bytearray | memoryview
 
-    def parts(self) -> tuple[bytes | memoryview, ...]:
+    def parts(self) -> tuple[bytes | bytearray | memoryview, ...]:
         """Encode, as parts to be joined once."""
         head = _UPLOAD.pack(self.sequence, self.ephemeral, self.signature)
         return head, self.proof, self.sealed, self.ciphertext

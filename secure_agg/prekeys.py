@@ -61,12 +61,14 @@ class Bound:
         public: The public sealing key that the session uses up, or empty.
         private: Its private half; empty once erased, or where the member has no position.
         work: The member's working state, opaque here.
+        reply: What it sent last, which may be a whole upload.
     """
 
     session: bytes
     public: bytes = b""
     private: bytes = field(default=b"", repr=False)
     work: bytes = field(default=b"", repr=False)
+    reply: bytes = field(default=b"", repr=False)
 
 
 class SealingKeys:
@@ -182,7 +184,7 @@ class SealingKeys:
             fields = [bytes((self.suite,)), marks.pack(), len(pool).to_bytes(4, "little")]
             fields += [part for row in pool.items() for part in row]
             for job, one in bound.items():
-                fields += (job, one.session, one.public, one.private, one.work)
+                fields += (job, one.session, one.public, one.private, one.work, one.reply)
             self._store.save(pack_fields(_MAGIC, fields))
         self._pool, self._bound, self.marks = dict(pool), dict(bound), marks
 
@@ -195,12 +197,14 @@ class SealingKeys:
             raise StateError("stored sealing keys of another suite")
         split = 2 * int.from_bytes(count, "little")
         pool, bound = rest[:split], rest[split:]
-        if len(pool) != split or len(bound) % 5:
+        if len(pool) != split or len(bound) % 6:
             raise StateError("stored sealing keys whose fields do not fill them")
         self._pool = dict(zip(pool[::2], pool[1::2], strict=True))
-        for at in range(0, len(bound), 5):
-            job, session, public, private, work = bound[at : at + 5]
-            self._bound[job] = Bound(session=session, public=public, private=private, work=work)
+        for at in range(0, len(bound), 6):
+            job, session, public, private, work, reply = bound[at : at + 6]
+            self._bound[job] = Bound(
+                session=session, public=public, private=private, work=work, reply=reply
+            )
         self.marks = Marks.unpack(marks)
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from secure_agg.checking import Held
 from secure_agg.errors import StateError
 from secure_agg.messages import Opening
+from secure_agg.prekeys import Bound
 from secure_agg.roster import Roster
 from secure_agg.session import Session
 from secure_agg.shared import Shared
@@ -57,10 +58,10 @@ class Progress:
     last: tuple[bytes, bytes] | None = field(default=None, repr=False)
 
     def pack(self) -> bytes:
-        """Encode all but the keys, for the volatile store; secret."""
+        """Encode all but the keys and the last reply, for the volatile store; secret."""
         opening = b"" if self.session is None else Opening.of(self.session).body()
-        question, reply = self.last or (b"", b"")
-        fields = [bytes((self.stage,)), opening, question, reply]
+        question = b"" if self.last is None else self.last[0]
+        fields = [bytes((self.stage,)), opening, question]
         for number in sorted(self.works):
             work, held = self.works[number], self.works[number].held
             rows = zip(held.dealers, held.sequences, held.digests, strict=True)
@@ -73,16 +74,14 @@ class Progress:
         return pack_fields(_MAGIC, fields)
 
     @staticmethod
-    def unpack(
-        data: bytes, *, roster: Roster, public: bytes, private: bytes, shared: Shared | None
-    ) -> Progress:
-        """Decode what `pack` wrote.
+    def unpack(bound: Bound, *, roster: Roster, shared: Shared | None) -> Progress:
+        """Decode what `pack` wrote, with the keys and the reply that were kept beside it.
 
         Raises:
             StateError: On anything else.
             SecureAggError: The opening in it is of another roster.
         """
-        stage, body, question, reply, *rest = unpack_fields(_MAGIC, data)
+        stage, body, question, *rest = unpack_fields(_MAGIC, bound.work)
         if len(rest) % 4:
             raise StateError("a stored round whose fields do not fill it")
         session = Opening.parse(body).session(roster, shared) if body else None
@@ -102,10 +101,10 @@ class Progress:
             return Progress(
                 stage=MemberStage(stage[0]),
                 session=session,
-                public=public,
-                private=private,
+                public=bound.public,
+                private=bound.private,
                 works=works,
-                last=(question, reply) if question else None,
+                last=(question, bound.reply) if question else None,
             )
         except (ValueError, IndexError, struct.error) as error:
             raise StateError(f"a stored round that does not fit: {error}") from None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import struct
+from collections.abc import Callable
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -30,11 +31,11 @@ __all__ = [
     "PUBLIC_SIZE",
     "TAG_SIZE",
     "Opener",
+    "Sealer",
     "is_encapsulation_key",
     "is_low_order",
     "public_of",
     "seal",
-    "to_member",
     "unseal",
 ]
 
@@ -44,7 +45,9 @@ PUBLIC_SIZE: Final = {1: 32, 2: 32 + 1184}
 PRIVATE_SIZE: Final = {1: 32, 2: 32 + 64}
 ENCAPSULATION_SIZE: Final = {1: 0, 2: 1088}
 _NONCE: Final = bytes(12)  # every key seals one share
-_PLACE: Final = struct.Struct("<III")
+_COUNTER: Final = b"\0\0\0\1"
+_DEALT: Final = struct.Struct("<II")
+_SEAT: Final = struct.Struct("<I")
 
 _PRIME: Final = 2**255 - 19
 _ORDER_8: Final = (
@@ -87,58 +90,71 @@ def _mlkem(public: bytes) -> MLKEM768PublicKey:
     return MLKEM768PublicKey.from_public_bytes(public)
 
 
-def _agree(private: X25519PrivateKey, public: bytes) -> bytes:
+def _agree(exchange: Callable[[X25519PublicKey], bytes], public: X25519PublicKey) -> bytes:
     """Return the X25519 secret (RFC 7748).
 
     Raises:
         LowOrderPoint: The public key is of low order, and the secret therefore zero.
     """
     try:
-        secret = private.exchange(_x25519(public))
+        secret = exchange(public)
     except ValueError:  # OpenSSL refuses an all-zero secret
         secret = bytes(32)
     checks.contributory(secret)
     return secret
 
 
-def _derive(secret: bytes, session: bytes, place: bytes, *public: bytes) -> bytes:
+def _derive(secret: bytes, fixed: tuple[bytes, ...]) -> bytes:
     """NIST SP 800-56C, one step: H(counter || Z || FixedInfo), all parts of fixed length."""
-    state = hashlib.sha256(b"\0\0\0\1" + secret + tag("seal") + session + place)
-    for part in public:
-        state.update(part)
-    return state.digest()
+    return hashlib.sha256(b"".join((_COUNTER, secret, *fixed))).digest()
 
 
-def to_member(
-    ephemeral: X25519PrivateKey,
-    ephemeral_public: bytes,
-    member_public: bytes,
-    session: bytes,
-    place: tuple[int, int, int],
-) -> tuple[bytes, bytes]:
-    """Agree with a committee member on the key that seals one share.
+class Sealer:
+    """A dealer's ephemeral key of one upload.
 
     Args:
-        ephemeral: The dealer's key of this upload.
-        ephemeral_public: Its public key, 32 bytes.
-        member_public: The member's sealing key, of suite 1 or 2 by its length.
+        private: 32 secret bytes, used for this upload alone.
         session: 32 bytes.
-        place: Dealer's id, its upload's sequence number, the member's position.
-
-    Returns:
-        The key, 32 bytes, and the encapsulation, empty in suite 1.
-
-    Raises:
-        LowOrderPoint: The member's key is of low order.
+        dealer: The dealer's id.
+        sequence: Number of its upload in the session.
     """
-    secret = _agree(ephemeral, member_public[:32])
-    encapsulation = b""
-    if len(member_public) > 32:
-        second, encapsulation = _mlkem(member_public[32:]).encapsulate()
-        secret += second
-    packed = _PLACE.pack(*place)
-    key = _derive(secret, session, packed, ephemeral_public, member_public, encapsulation)
-    return key, encapsulation
+
+    __slots__ = ("_exchange", "_head", "_session", "public")
+
+    def __init__(self, private: bytes, session: bytes, dealer: int, sequence: int) -> None:
+        key = X25519PrivateKey.from_private_bytes(private)
+        self.public = key.public_key().public_bytes_raw()
+        self._exchange = key.exchange
+        self._session = session
+        self._head = tag("seal") + session + _DEALT.pack(dealer, sequence)
+
+    def seal(self, position: int, member_public: bytes, share: bytes) -> tuple[bytes, bytes, bytes]:
+        """Seal a committee member's share.
+
+        Args:
+            position: The member's.
+            member_public: Its sealing key, of suite 1 or 2 by its length.
+            share: To be encrypted.
+
+        Returns:
+            The key, 32 bytes, which opens this share alone; the encapsulation, empty in suite 1;
+            the encrypted share.
+
+        Raises:
+            LowOrderPoint: The member's key is of low order.
+        """
+        secret = _agree(self._exchange, _x25519(member_public[:32]))
+        encapsulation = b""
+        if len(member_public) > 32:
+            second, encapsulation = _mlkem(member_public[32:]).encapsulate()
+            secret += second
+        seat = _SEAT.pack(position)
+        fixed = (self._head, seat, self.public, member_public, encapsulation)
+        key = _derive(secret, fixed)
+        return key, encapsulation, seal(key, share, self._session)
+
+    def __repr__(self) -> str:
+        return f"Sealer(public={self.public.hex()[:16]}...)"
 
 
 class Opener:
@@ -151,14 +167,15 @@ class Opener:
         position: The member's, in the committee.
     """
 
-    __slots__ = ("_kem", "_position", "_private", "_public", "_session")
+    __slots__ = ("_exchange", "_kem", "_position", "_public", "_seat", "_start")
 
     def __init__(self, private: bytes, suite: int, session: bytes, position: int) -> None:
-        self._private = X25519PrivateKey.from_private_bytes(private[:32])
+        self._exchange = X25519PrivateKey.from_private_bytes(private[:32]).exchange
         self._kem = MLKEM768PrivateKey.from_seed_bytes(private[32:]) if suite == 2 else None
         self._public = public_of(private, suite)
-        self._session = session
         self._position = position
+        self._start = tag("seal") + session
+        self._seat = _SEAT.pack(position)
 
     def key(self, dealer: int, sequence: int, ephemeral: bytes, encapsulation: bytes) -> bytes:
         """Return the key of the share that a dealer's upload seals to this member.
@@ -166,11 +183,13 @@ class Opener:
         Raises:
             LowOrderPoint: The dealer's key is of low order.
         """
-        secret = _agree(self._private, ephemeral)
+        secret = _agree(self._exchange, X25519PublicKey.from_public_bytes(ephemeral))
         if self._kem is not None:
             secret += self._kem.decapsulate(encapsulation)
-        place = _PLACE.pack(dealer, sequence, self._position)
-        return _derive(secret, self._session, place, ephemeral, self._public, encapsulation)
+        dealt = _DEALT.pack(dealer, sequence)
+        return _derive(
+            secret, (self._start, dealt, self._seat, ephemeral, self._public, encapsulation)
+        )
 
     def __repr__(self) -> str:
         return f"Opener(position={self._position})"

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secure_agg.digests import digest
-from secure_agg.field import PRIME, Elements, Floats, centred, interpolation, matmul
+from secure_agg.field import PRIME, Elements, Floats, centred, interpolation, residues
 from secure_agg.gaussian import Keystream
 from secure_agg.params import PROOF_COLUMNS
 from secure_agg.streams import uniform
@@ -50,12 +50,12 @@ def secret_points(packing: int) -> Elements:
 
 
 @functools.lru_cache(maxsize=32)
-def _dealing(committee: int, threshold: int, packing: int) -> Elements:
+def _dealing(committee: int, threshold: int, packing: int) -> Floats:
     """Matrix from (secrets, values of members 0 to tau - 1) to the other members' values."""
     tau = threshold - packing
     drawn = np.arange(1, tau + 1, dtype=np.int64)
     points = np.concatenate((secret_points(packing), drawn))
-    return interpolation(points, np.arange(tau + 1, committee + 1))
+    return centred(interpolation(points, np.arange(tau + 1, committee + 1)))
 
 
 @functools.lru_cache(maxsize=32)
@@ -73,7 +73,7 @@ def split(secret: npt.NDArray[np.generic], packing: int) -> Elements:
     columns = -(-len(secret) // packing)
     padded = np.zeros(columns * packing, np.int64)
     padded[: len(secret)] = secret
-    return padded.reshape(columns, packing).T % PRIME
+    return residues(padded.reshape(columns, packing).T)
 
 
 def join(columns: Elements, size: int) -> Elements:
@@ -103,7 +103,8 @@ def share(
     secrets = np.concatenate((columns, masks), axis=1)
     tau = threshold - packing
     drawn = uniform(stream, tau * secrets.shape[1]).reshape(tau, -1)
-    others = matmul(_dealing(committee, threshold, packing), np.concatenate((secrets, drawn)))
+    known = centred(np.concatenate((secrets, drawn)))
+    others = residues(_dealing(committee, threshold, packing) @ known)
     return np.concatenate((drawn, others))
 
 
@@ -122,7 +123,8 @@ def prove(shares: Elements, coefficients: Elements, threshold: int) -> Elements:
     """Return the values of the combined polynomials at the first t members, shape (CHECKS, t)."""
     columns = coefficients.shape[1]
     dealt = shares[:threshold]
-    return (matmul(coefficients, dealt[:, :columns].T) + dealt[:, columns:].T) % PRIME
+    held = centred(dealt.T)
+    return residues(centred(coefficients) @ held[:columns] + held[columns:])
 
 
 def consistent(
@@ -151,7 +153,6 @@ def consistent(
         part = slice(start, start + _CHUNK)
         held = centred(shares[part])
         combined = np.matmul(coefficients[part].astype(np.float64), held[:, :columns, None])[..., 0]
-        found = np.mod(combined + held[:, columns:], PRIME)
-        expected = np.mod(np.matmul(proofs[part].astype(np.float64), row), PRIME)
-        good[part] = (found == expected).all(axis=1)
+        expected = np.matmul(proofs[part].astype(np.float64), row)
+        good[part] = ~centred(combined + held[:, columns:] - expected).any(axis=1)
     return good

@@ -26,7 +26,7 @@ class Spool:
         self._places: dict[int, tuple[int, int]] = {}
         self._end = 0
 
-    def put(self, id_: int, data: bytes | memoryview) -> None:
+    def put(self, id_: int, data: bytes | bytearray | memoryview) -> None:
         """Keep ``data`` under an id that is not there yet.
 
         Raises:

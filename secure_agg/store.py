@@ -124,8 +124,10 @@ def pack_fields(magic: bytes, fields: Sequence[bytes]) -> bytes:
     parts = [magic, len(fields).to_bytes(4, "little")]
     for field in fields:
         parts += (len(field).to_bytes(8, "little"), field)
-    data = b"".join(parts)
-    return data + hashlib.sha256(data).digest()
+    checksum = hashlib.sha256()
+    for part in parts:
+        checksum.update(part)
+    return b"".join((*parts, checksum.digest()))
 
 
 def unpack_fields(magic: bytes, data: bytes) -> list[bytes]:

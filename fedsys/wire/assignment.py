@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.errors import ProtocolError
+from fedsys.privacy import Event, event_from_json
 from fedsys.wire.canonical import decode_object, encode_object
 from secure_agg import RoundContext
 
@@ -80,6 +81,15 @@ class Assignment:
     def weights_bytes(self) -> bytes:
         """The weights as little-endian float32."""
         return np.ascontiguousarray(self.weights, dtype="<f4").tobytes()
+
+    @cached_property
+    def event(self) -> Event:
+        """The mechanism's arguments, their types and ranges checked.
+
+        Raises:
+            MechanismError: one of them is wrong.
+        """
+        return event_from_json(self.mechanism)
 
     def batch_seed(self, client: int) -> int:
         """Seed of one client's batch order in this round."""

@@ -213,7 +213,7 @@ class Eve:
             b"".join(self.sealed(dealer, member) for dealer in chosen),
             opener,
             position,
-            lambda dealer, sequence, ephemeral: None,
+            [None] * len(chosen),
         )
         assert not complaints
         total: Elements = held.shares.sum(axis=0, dtype=np.int64) % PRIME

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from secure_agg import Aggregator, RoundContext, SecAggParams, Shared, checks, masking, sharing
-from secure_agg import dealer as dealer_module
 from secure_agg.dealer import deal
 from secure_agg.errors import (
     DuplicateMember,
@@ -42,8 +41,7 @@ from secure_agg.messages import (
     unpack_values,
 )
 from secure_agg.roster import Identity
-from secure_agg.sealing import _LOW_ORDER, Opener
-from secure_agg.sealing import seal as seal_share
+from secure_agg.sealing import _LOW_ORDER, Opener, Sealer
 from secure_agg.session import answer_digest, upload_digest
 from tests.adversary.eve import PARAMS, VICTIM, Eve
 from tests.secure_agg.world import World, exact_sum, fixed_entropy, without
@@ -169,15 +167,14 @@ def test_03_shares_out_of_the_field() -> None:
 
 def garble(world: World, id_: int, member: int) -> bytes:
     """An upload whose share for one member does not open, with a good proof for all others."""
-    honest = seal_share
-    turn = iter(range(world.params.committee))
+    honest = Sealer.seal
 
-    def seal(key: bytes, plain: bytes, session: bytes) -> bytes:
-        sealed = honest(key, plain, session)
-        return bytes(len(sealed)) if next(turn) == member else sealed
+    def seal(self: Sealer, position: int, *rest: bytes) -> tuple[bytes, bytes, bytes]:
+        key, encapsulation, sealed = honest(self, position, *rest)
+        return key, encapsulation, bytes(len(sealed)) if position == member else sealed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dealer_module, "seal", seal)
+        patch.setattr(Sealer, "seal", seal)
         return cheat(world, id_, lambda shares: shares)
 
 

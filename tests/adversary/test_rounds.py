@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import struct
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from secure_agg import (
     SecAggParams,
 )
 from secure_agg import prekeys as prekeys_module
+from secure_agg.digests import tag
 from secure_agg.errors import (
     CommitteeMismatch,
     ContextMismatch,
@@ -41,7 +43,7 @@ from secure_agg.errors import (
 from secure_agg.messages import HEADER_SIZE, U32, Kind, Upload, frame
 from secure_agg.params import _WIRE
 from secure_agg.prekeys import public_key
-from secure_agg.sealing import _LOW_ORDER, _PLACE, _derive, unseal
+from secure_agg.sealing import _LOW_ORDER, _derive, unseal
 from secure_agg.session import Session
 from tests.adversary.eve import COLLUDER, PARAMS, VICTIM, Eve, rogue_session
 from tests.secure_agg.world import World, fixed_entropy, without
@@ -181,9 +183,10 @@ def test_05_low_order_sealing_key(u: int) -> None:
         eve = attack()
         # Anybody computes the key from what is public: the secret is zero for every private key.
         ephemeral = eve.dealt[VICTIM].ephemeral
-        place = _PLACE.pack(VICTIM, 0, eve.session.positions[COLLUDER])
-        public = eve.session.keys[eve.session.positions[COLLUDER]]
-        key = _derive(bytes(32), eve.session.hash, place, ephemeral, public, b"")
+        position = eve.session.positions[COLLUDER]
+        place = struct.pack("<III", VICTIM, 0, position)
+        start = tag("seal") + eve.session.hash
+        key = _derive(bytes(32), (start, place, ephemeral, eve.session.keys[position]))
         assert unseal(key, eve.sealed(VICTIM, COLLUDER), eve.session.hash) is not None
 
 
