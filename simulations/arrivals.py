@@ -1,7 +1,7 @@
 """Whose upload comes next in buffered rounds: clients that train, on the simulated clock.
 
-Everything is a function of the fault plan, of who may be asked and of the order in which they stand,
-so a job replays to the letter.
+Everything is a function of the fault plan, of who may be asked and of the order in which they
+stand, so a job replays to the letter.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Training:
 class Crowd:
     """The clients of an epoch, of which a constant number trains at a time.
 
-    A client trains once at a time, and is not asked while its upload waits in the buffer that is
-    being filled.
+    A client trains once at a time, and is not asked again while the buffer is being filled in which
+    its upload waits, or to which it failed to come.
 
     Args:
         faults: how long they take, and who vanishes.
@@ -87,7 +87,7 @@ class Crowd:
             heapq.heappush(self._idle, (self._turns[client], self._places[client], client))
 
     def begin_buffer(self) -> None:
-        """No client's upload waits any more."""
+        """No client's upload waits any more; those that failed to come are asked again."""
         self._waits.clear()
 
     def ask(
@@ -147,7 +147,6 @@ class Crowd:
         if not self._due:
             return None
         training = heapq.heappop(self._due)[2]
-        if not training.lost:
-            self._waits.add(training.client)
+        self._waits.add(training.client)
         self._rest(training.client)
         return training
