@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from server.coordinator import Coordinator
 from simulations import arrivals, harness
 from simulations.arrivals import Crowd
 from simulations.buffered import BufferedRounds
+from simulations.epochs import SecureEpoch
 from simulations.faults import FaultPlan
 from simulations.population import Population
 from simulations.randomness import SeededRandomness
@@ -111,7 +111,7 @@ def test_whatever_happens_no_upload_is_in_two_buffers_and_nobody_twice_in_one(se
     size = int(dice.integers(2, training + 1))
     crowd = Crowd(faults=faults, work_of=lambda client: 1 + client % 3, concurrency=training)
     began: Counter[tuple[int, int]] = Counter()
-    now, version = 0.0, 0
+    now = 0.0
     for number in range(1, 15):
         if number % 4 == 1:
             busy = [it.client for it in crowd.training]
@@ -120,7 +120,7 @@ def test_whatever_happens_no_upload_is_in_two_buffers_and_nobody_twice_in_one(se
         crowd.begin_buffer()
         held: list[int] = []
         while len(held) < size:
-            crowd.ask(buffer=number, version=version, now=now)
+            crowd.ask(buffer=number, version=number - 1, now=now)
             assert len(crowd.training) <= training
             assert len({it.client for it in crowd.training}) == len(crowd.training)
             assert not {it.client for it in crowd.training} & set(held)
@@ -130,14 +130,13 @@ def test_whatever_happens_no_upload_is_in_two_buffers_and_nobody_twice_in_one(se
                 assert faults.dropout or faults.deadline or faults.availability < 1
                 break
             assert upload.finish >= now
-            assert upload.version <= version
+            assert upload.version < number
             assert upload.buffer <= number
             now = upload.finish
             began[upload.buffer, upload.client] += 1
             if not upload.lost:
                 held.append(upload.client)
         assert len(set(held)) == len(held)
-        version += 1
     assert max(began.values()) == 1, "a client began twice under one buffer, so twice in all"
 
 
@@ -216,17 +215,27 @@ def test_float_is_the_integers_up_to_rounding(
     finish = Coordinator.finish_round
     for protocol, seen in means.items():
 
-        def spy(self: Coordinator, total: Any, survivors: Any, **rest: Any) -> Any:
-            seen.append(self.mechanism.decode(total, seed=b""))  # noqa: B023 - used at once
+        def spy(
+            self: Coordinator,
+            total: Any,
+            survivors: Any,
+            seen: list[np.ndarray[Any, Any]] = seen,
+            **rest: Any,
+        ) -> Any:
+            seen.append(self.mechanism.decode(total, seed=b""))
             return finish(self, total, survivors, **rest)
 
-        asked = dict(pair.split("=") for pair in ("rounds.count=4", "engine.path=loop"))
         config = load(
             noiseless,
-            [*(f"{key}={value}" for key, value in asked.items()),
-             f"rounds.buffer={SIZE}", f"rounds.concurrency={TRAINING}",
-             f"aggregation.protocol={protocol}", "engine.processes=1"],
-        )  # fmt: skip
+            [
+                "rounds.count=4",
+                f"rounds.buffer={SIZE}",
+                f"rounds.concurrency={TRAINING}",
+                f"aggregation.protocol={protocol}",
+                "engine.path=loop",
+                "engine.processes=1",
+            ],
+        )
         with monkeypatch.context() as patched:
             patched.setattr(Coordinator, "finish_round", spy)
             run = harness.run(config, out=tmp_path / protocol, randomness=SeededRandomness(b"x"))
@@ -234,8 +243,8 @@ def test_float_is_the_integers_up_to_rounding(
         assert max(line["most_staleness"] for line in lines) >= 2
     step = 0.3 / (64 * np.sqrt(650))
     for exact, close in zip(means["ideal"], means["float"], strict=True):
-        assert np.abs(exact).max() > 100 * step
-        np.testing.assert_allclose(exact, close, atol=8 * step)
+        assert np.abs(exact).max() > 40 * step
+        np.testing.assert_allclose(exact, close, atol=2 * step)
 
 
 def test_what_is_too_stale_adds_noise_alone(tmp_path: Path) -> None:
@@ -393,9 +402,18 @@ def test_a_buffer_that_cannot_fill_is_given_up_and_its_keys_are_erased(
 ) -> None:
     following, calls = Crowd.next, itertools.count()
     monkeypatch.setattr(Crowd, "next", lambda self: None if next(calls) == 30 else following(self))
-    erased: list[int] = []
-    closed = BufferedRounds.close
-    monkeypatch.setattr(BufferedRounds, "close", lambda self: (erased.append(1), closed(self))[1])
+    kept: list[tuple[int, int]] = []
+    erase = SecureEpoch.erase
+
+    def spy(self: SecureEpoch) -> None:
+        def keys() -> int:
+            return sum(keys.bound(self._job) is not None for keys in self._sealing.values())
+
+        before = keys()
+        erase(self)
+        kept.append((before, keys()))
+
+    monkeypatch.setattr(SecureEpoch, "erase", spy)
     folder = seeded(tmp_path / "run", "aggregation.protocol=secure").folder
     view = read_ledger(folder / "ledger.jsonl")
     outcomes = [record.outcome for record in view.rounds]
@@ -406,7 +424,9 @@ def test_a_buffer_that_cannot_fill_is_given_up_and_its_keys_are_erased(
     line = private_lines(folder)[given_up.round]
     assert 0 < len(line["sampled"]) < SIZE
     assert line["survivors"] == []
-    assert len(erased) >= 2
+    assert len(kept) == 2, "two epochs: the one that was given up, and one of four buffers"
+    assert kept[0][0] > 0
+    assert {after for _, after in kept} == {0}
     assert summary(folder)["status"] == "completed"
 
 
@@ -494,7 +514,7 @@ def test_what_buffered_rounds_need_is_said(key: str) -> None:
 
 
 def test_arrivals_need_buffered_rounds() -> None:
-    with pytest.raises(ConfigError, match="rounds.mode = 'synchronous'"):
+    with pytest.raises(ConfigError, match=r"rounds\.mode = 'synchronous'"):
         load(None, ["cohort.sampling=arrivals"])
 
 
@@ -507,7 +527,7 @@ def test_more_buffers_than_uploads_are_refused(tmp_path: Path) -> None:
 
 def test_a_buffer_that_colluders_could_fill_is_refused(tmp_path: Path) -> None:
     config = configure("aggregation.protocol=secure", "rounds.epoch=30")
-    with pytest.raises(ConfigError, match="may collude under aggregation.corrupt = 0.1") as caught:
+    with pytest.raises(ConfigError, match="may collude under aggregation") as caught:
         harness.run(config, out=tmp_path / "run")
     assert "rounds.epoch" in str(caught.value)
     assert not (tmp_path / "run").exists()
