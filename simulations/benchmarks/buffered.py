@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from fedsys import config
 from fedsys.config import Config
@@ -36,7 +37,7 @@ __all__ = ["Curve", "configurations", "main", "measure", "table"]
 _SIDES = ("synchronous", "deadline", "buffered")
 _BUFFER = 20
 _DEADLINE = 20.0  # seconds
-_BOTH = {
+_BOTH: dict[str, Any] = {
     "privacy.mechanism": "none",
     "privacy.noise_multiplier": None,
     "aggregation.protocol": "ideal",
@@ -45,7 +46,7 @@ _BOTH = {
     "engine.processes": 1,
     "engine.threads": 1,
 }
-_SYNCHRONOUS = {
+_SYNCHRONOUS: dict[str, Any] = {
     "rounds.mode": None,
     "rounds.buffer": None,
     "rounds.concurrency": None,

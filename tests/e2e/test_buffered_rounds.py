@@ -27,7 +27,7 @@ def reserved(run: Path) -> int:
 
 
 def test_a_job_is_interrupted_goes_on_and_its_claims_hold(fedsys: CommandLine) -> None:
-    run = fedsys.folder / "buffered"
+    run = fedsys.folder / "job"
     stopped = fedsys.run_until(
         lambda: reserved(run) >= 2, signal.SIGINT, "simulate", *SMALL, "--out", run
     )
@@ -51,7 +51,7 @@ def test_a_job_is_interrupted_goes_on_and_its_claims_hold(fedsys: CommandLine) -
     assert 0 < epsilon["server"] <= epsilon["outsider"] < epsilon["participant"]
     assert summary["simulated"]["seconds"] > 0
 
-    published = fedsys.run("publish", run, "--to", fedsys.folder / "public")
+    published = fedsys.run("publish", run, "public")
     assert published.returncode == 0, published.stderr
     page = (fedsys.folder / "public" / "report.html").read_text()
     assert "with the same uploads arriving in the same order" in page
