@@ -160,8 +160,8 @@ def coin_is_added(cohort: Cohort, aggregation: Aggregation) -> None:
 
 
 def with_buffer_as_cohort(tree: Any) -> Any:
-    """The tree with `cohort.expected` as large as a buffer, where rounds are buffered and it is left
-    out; whatever has another shape is left to validation."""
+    """The tree with `cohort.expected` as large as a buffer, where rounds are buffered and it is
+    left out; whatever has another shape is left to validation."""
     if not isinstance(tree, Mapping):
         return tree
     rounds, cohort = tree.get("rounds"), tree.get("cohort", {})

@@ -15,23 +15,27 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from client.admission import check_participation
 from client.privatize import staleness
 from client.privatize.staleness import staleness_factor
 from fedsys.audit import audit_run
 from fedsys.config import Config, load
-from fedsys.errors import ConfigError, MechanismError
+from fedsys.errors import ConfigError, MechanismError, PolicyRefusal, ProtocolError
 from fedsys.privacy import make_plan, read_ledger, replay
+from fedsys.privacy.cohorts import least_first
 from fedsys.privacy.ledger import read_private
 from fedsys.privacy.randomness import AesCtrStream
 from secure_agg import EpochAggregator
 from server.coordinator import Coordinator
-from simulations import arrivals, harness
+from server.preparation import JobFailed, _require_fit
+from simulations import arrivals, canaries, harness
 from simulations.arrivals import Crowd
 from simulations.buffered import BufferedRounds
 from simulations.epochs import SecureEpoch
 from simulations.faults import FaultPlan
 from simulations.population import Population
 from simulations.randomness import SeededRandomness
+from simulations.replay import replay as replayed
 
 SIZE, TRAINING = 12, 20
 
@@ -178,6 +182,16 @@ def test_secure_and_ideal_give_the_same_models_to_the_bit(tmp_path: Path) -> Non
         clocks = [(line["sampled"], line["simulated_seconds"]) for line in lines]
         found.append((committed(folder), clocks))
     assert len(found[0][0]) == 7
+    assert found[0] == found[1]
+
+
+def test_the_number_of_processes_changes_no_bit(tmp_path: Path) -> None:
+    found = []
+    for processes in (1, 2):
+        settings = (f"engine.processes={processes}", "engine.chunk=5", "rounds.count=4")
+        folder = seeded(tmp_path / str(processes), *settings).folder
+        found.append(committed(folder))
+    assert len(found[0]) == 4
     assert found[0] == found[1]
 
 
@@ -533,9 +547,26 @@ def test_a_buffer_that_colluders_could_fill_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_admission_is_for_buffers_alone(tmp_path: Path) -> None:
-    from fedsys.errors import ProtocolError
+def test_what_knows_only_cohorts_refuses_buffers(tmp_path: Path) -> None:
+    noiseless = {"privacy.mechanism": "none", "privacy.noise_multiplier": None}
+    job = {"rounds.count": 1, "engine.processes": 1, **noiseless}
+    run = harness.run(load("buffered", values=job), out=tmp_path / "run")
+    with pytest.raises(ConfigError, match="only synchronous rounds are replayed"):
+        replayed(run.folder)
+    with pytest.raises(ConfigError, match="--canaries with rounds"):
+        canaries.run(configure(), canaries=10, out=tmp_path / "canaries")
+    with pytest.raises(JobFailed, match="is for simulations"):
+        _require_fit(configure("aggregation.protocol=secure"), 1437)
+    plan = make_plan(
+        mechanism="distributed-gaussian", population=50, expected_cohort=10, rounds=9,
+        dimension=9, clip=1.0, delta=1e-5, noise_multiplier=1.0, sampling="arrivals",
+        max_participations=2,
+    )  # fmt: skip
+    with pytest.raises(PolicyRefusal, match="not in buffers"):
+        check_participation(plan, 1, 1)
 
+
+def test_admission_is_for_buffers_alone(tmp_path: Path) -> None:
     seen: list[str] = []
     begin = Coordinator.begin_round
 
@@ -559,8 +590,6 @@ def test_admission_is_for_buffers_alone(tmp_path: Path) -> None:
 
 
 def test_those_who_contributed_least_come_first() -> None:
-    from fedsys.privacy.cohorts import least_first
-
     counts, clients = np.array([2, 0, 1, 0, 2, 0]), np.array([0, 1, 2, 3, 5])
     orders = set()
     for key in range(40):

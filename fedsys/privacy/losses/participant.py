@@ -41,8 +41,8 @@ class ParticipantLoss:
     client sees that the target is absent cost nothing and are counted as amplified ones all the
     same.
 
-    Where no randomness of the sampling counts (min-separation, arrivals, unit ``example``), all turns of the
-    target count as shared.
+    Where no randomness of the sampling counts (min-separation, arrivals, unit ``example``), all
+    turns of the target count as shared.
 
     Args:
         plan: of the job.
