@@ -212,6 +212,8 @@ def check_participation(plan: PrivacyPlan, round: int, count: int) -> None:
     Raises:
         PolicyRefusal: so many are not credible.
     """
+    if plan.sampling == "arrivals":
+        raise PolicyRefusal("devices take part in rounds whose cohorts are drawn, not in buffers")
     if plan.sampling == "min-separation":
         return  # the distance between two participations is checked instead
     rate, chances = plan.rate, round

@@ -28,6 +28,8 @@ class CohortSampler:
         self._plan = plan
         self._size = round(plan.expected_cohort)
         self._separated: MinSeparation | None = None
+        if plan.sampling == "arrivals":
+            _require_uploads(plan, self._size)
         if plan.sampling == "min-separation":
             separation = plan.min_separation or 1
             if self._size * separation > plan.population:
@@ -44,7 +46,9 @@ class CohortSampler:
             )
 
     def draw(self, round: int, entropy: Entropy) -> tuple[int, ...]:
-        """Increasing ids of the cohort of this round."""
+        """Increasing ids of the cohort of this round; none yet where it is whose uploads arrive."""
+        if self._plan.sampling == "arrivals":
+            return ()
         return tuple(int(client) for client in self._draw(round, entropy))
 
     def _draw(self, round: int, entropy: Entropy) -> NDArray[np.int64]:
@@ -67,3 +71,14 @@ class CohortSampler:
             self._separated.record_lost(round)
         else:
             self._separated.record(round, cohort)
+
+
+def _require_uploads(plan: PrivacyPlan, size: int) -> None:
+    """Refuses more buffers than the population's uploads can fill."""
+    most = plan.max_participations or plan.rounds
+    if plan.rounds * size > plan.population * most:
+        raise ConfigError(
+            f"rounds.count = {plan.rounds} buffers of {size} uploads with "
+            f"privacy.max_participations = {most} need {-(-plan.rounds * size // most)} clients; "
+            f"the population has {plan.population}: lower rounds.count or rounds.buffer"
+        )

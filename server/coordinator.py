@@ -8,6 +8,7 @@ used again.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,8 @@ class OpenRound:
 
     Attributes:
         number: 1-based, never used before in this job.
-        cohort: increasing ids of those to invite; realised cohorts are server-side secrets.
+        cohort: increasing ids of those to invite, or of those whose uploads are in the buffer;
+            realised cohorts are server-side secrets.
         assignment: what they are all asked.
     """
 
@@ -138,6 +140,8 @@ class Coordinator:
     def begin_round(self, sampling_entropy: Entropy) -> OpenRound:
         """Reserve the next round durably, then draw its cohort.
 
+        A buffered round has none yet: `admit` says whose uploads came.
+
         Raises:
             BudgetExceeded: the round would not fit; nothing was written and nobody is asked.
         """
@@ -167,6 +171,20 @@ class Coordinator:
                 terms=self.terms.agreed,
             ),
         )
+        return self._open
+
+    def admit(self, clients: Sequence[int]) -> OpenRound:
+        """Name those whose uploads are in the open buffer, before it is finished or given up.
+
+        Raises:
+            ProtocolError: no round is open, its cohort was drawn, or a client is named twice.
+        """
+        open_ = self._current()
+        if self.terms.plan.sampling != "arrivals":
+            raise ProtocolError(f"round {open_.number} has a cohort that was drawn")
+        if len(set(clients)) != len(clients):
+            raise ProtocolError(f"round {open_.number}: a client's upload is there twice")
+        self._open = dataclasses.replace(open_, cohort=tuple(sorted(clients)))
         return self._open
 
     def finish_round(

@@ -66,7 +66,7 @@ def plan_for(config: Config, *, population: int, layers: Sequence[int]) -> Priva
     adaptive = privacy.adaptive_quantile is not None
     bits = len(_clipped_apart(config, layers)) if adaptive else 0
     cap, least = cohort.cap, cohort.min_survivors
-    if privacy.mechanism == "none":
+    if privacy.mechanism == "none" and config.rounds.mode == "synchronous":
         cap, least = cap or population, least or 1
     try:
         plan = make_plan(

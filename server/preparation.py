@@ -243,6 +243,11 @@ def _require_fit(config: Config, population: int) -> None:
             f"cohort.expected = {config.cohort.expected}, but {population} nodes are on the "
             f"roster; enrol more, or ask for fewer"
         )
+    if config.rounds.mode != "synchronous":
+        raise JobFailed(
+            f"rounds.mode = '{config.rounds.mode}' is for simulations; devices take part in "
+            f"'synchronous' rounds"
+        )
     if config.aggregation.protocol != "secure":
         raise JobFailed(
             f"aggregation.protocol = '{config.aggregation.protocol}' is for simulations; "

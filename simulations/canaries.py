@@ -254,6 +254,11 @@ def _require_attackable(config: Config) -> None:
             f"--canaries with privacy.adaptive_quantile = {config.privacy.adaptive_quantile}: "
             f"canaries are planted at a fixed clipping norm; leave adaptive clipping out"
         )
+    if config.rounds.mode == "buffered":
+        raise ConfigError(
+            "--canaries with rounds.mode = 'buffered': whether a canary is there must not move the "
+            "other uploads; use 'synchronous'"
+        )
     if config.privacy.unit == "example":
         raise ConfigError("--canaries attacks the unit 'client'; privacy.unit is 'example'")
 

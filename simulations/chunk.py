@@ -50,6 +50,7 @@ class RoundWork:
         protocol: how updates become a sum.
         clipping: state of adaptive clipping, or None.
         exhausted: clients that contribute zeros, untrained.
+        factor: above 0, by which clients scale their updates before they clip them.
     """
 
     number: int
@@ -59,6 +60,7 @@ class RoundWork:
     protocol: Protocol
     clipping: Mapping[str, Any] | None = None
     exhausted: frozenset[int] = frozenset()
+    factor: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +158,11 @@ class ChunkTrainer:
 
     def _updates(self, clients: Sequence[int]) -> NDArray[np.float32]:
         work = self._work
+        updates = self._trained(clients)
+        if work.factor != 1:
+            updates = updates * np.float32(work.factor)
         return contribution(
-            self._trained(clients),
+            updates,
             participation=self._mechanism.event.sampling.participation,
             clipping=work.clipping,
             entropy=self._noise(clients),
@@ -184,13 +189,13 @@ class ChunkTrainer:
         clients = [client for client in clients if client not in work.exhausted]
         if not clients:
             return Tally()
-        summed = self._population.clipped_sum(
-            work.weights, clients, round=work.number, clip=event.clip
-        )
-        FixedPoint(wide_scale(event.dimension, event.clip)).add(total, summed.total)
+        clip = event.clip / work.factor  # scaling before clipping is clipping at another norm
+        summed = self._population.clipped_sum(work.weights, clients, round=work.number, clip=clip)
+        added = summed.total * work.factor
+        FixedPoint(wide_scale(event.dimension, event.clip)).add(total, added)
         return Tally(
             trained=len(clients),
-            clipped=int((summed.norms > event.clip).sum()),
+            clipped=int((summed.norms > clip).sum()),
             unusable=int((~np.isfinite(summed.norms)).sum()),
         )
 

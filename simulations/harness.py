@@ -27,6 +27,7 @@ from server.job_beginning import JobSpec, restore_job, start_job
 from server.rounds import RoundAborted
 from server.run_folder import RunFolder, disk_errors, free_name
 from server.summary import summarize, summarize_closed
+from simulations.buffered import BufferedRounds
 from simulations.interrupts import uninterrupted
 from simulations.noise_ahead import NoiseAhead
 from simulations.randomness import Randomness
@@ -184,17 +185,22 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
         observer(setting.notice)
     metrics = folder.last_metrics()
     status, model_sha256 = "completed", None
+    buffered = setting.config.rounds.mode == "buffered"
     ahead = NoiseAhead(
         coordinator.mechanism,
         setting.randomness,
         setting.engine,
-        possible=job.plan.noise == "once" and coordinator.clipping is None,
+        possible=job.plan.noise == "once" and coordinator.clipping is None and not buffered,
     )
+    buffers = BufferedRounds(setting, job, observer) if buffered else None
     try:
         while coordinator.reserved < job.plan.rounds:
             started = time.monotonic()
             with disk_errors(folder.path):
-                trained = _one_round(setting, job, observer, ahead)
+                if buffers is None:
+                    trained = _one_round(setting, job, observer, ahead)
+                else:
+                    trained = buffers.next()
                 if evaluated := _evaluation_due(job):
                     with uninterrupted():
                         coordinator.settle()
@@ -213,6 +219,8 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
         status = "interrupted"
     finally:
         ahead.close()
+        if buffers is not None:
+            buffers.close()
     with disk_errors(folder.path), uninterrupted():
         coordinator.settle()
         if status != "interrupted":

@@ -108,6 +108,11 @@ def replay(
         FedsysError: the run cannot be replayed, or not with this data; the message says why.
     """
     recorded = RecordedRun.read(path)
+    if recorded.config.rounds.mode == "buffered":
+        raise ConfigError(
+            f"{path}: its rounds were buffered, and which model each client trained from is not "
+            f"recorded; only synchronous rounds are replayed"
+        )
     if shards is not None and not recorded.deployed:
         raise ConfigError(
             f"--shards says what each device held; {path} is a simulation, whose partition is in "

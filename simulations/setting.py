@@ -12,7 +12,7 @@ from fedsys import tasks
 from fedsys.config import Config
 from fedsys.errors import ConfigError
 from fedsys.preprocessing import Preprocessing
-from fedsys.privacy import AdaptiveClipping, PrivacyPlan
+from fedsys.privacy import AdaptiveClipping, Mechanism, PrivacyPlan
 from fedsys.tasks import Examples
 from fedsys.wire.round_params import round_params
 from secure_agg.errors import ParameterError
@@ -273,6 +273,9 @@ def _check_secure(config: Config, plan: PrivacyPlan) -> None:
     if aggregation.protocol != "secure":
         return
     mechanism = plan.build_mechanism()
+    if config.rounds.mode == "buffered":
+        _check_epoch(config, plan, mechanism)
+        return
     length, bits = mechanism.length, mechanism.modulus_bits
     try:
         round_params(plan, expected, length=length, modulus_bits=bits)
@@ -281,3 +284,25 @@ def _check_secure(config: Config, plan: PrivacyPlan) -> None:
             f"cohort.expected = {expected} with aggregation.corrupt = {aggregation.corrupt:g} and "
             f"aggregation.dropout = {aggregation.dropout:g}: {error}"
         ) from None
+
+
+def _check_epoch(config: Config, plan: PrivacyPlan, mechanism: Mechanism) -> None:
+    """A buffer must hold two honest uploads even if the server fills it with all that collude."""
+    rounds, aggregation = config.rounds, config.aggregation
+    invited = min(rounds.epoch_clients, plan.population)
+    where = (
+        f"rounds.concurrency = {rounds.concurrency}, rounds.buffer = {rounds.buffer} and "
+        f"rounds.epoch = {rounds.epoch} invite {invited} clients at a time"
+    )
+    try:
+        params = round_params(
+            plan, invited, length=mechanism.length, modulus_bits=mechanism.modulus_bits
+        )
+    except ParameterError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if params.min_included > plan.min_survivors:
+        raise ConfigError(
+            f"{where}, of whom {params.min_included - 2} may collude under aggregation.corrupt = "
+            f"{aggregation.corrupt:g} and be in one buffer: raise rounds.buffer, or lower "
+            f"rounds.epoch or rounds.concurrency"
+        )

@@ -164,8 +164,13 @@ def _sampling_claim(cohorts: Cohorts, plan: PrivacyPlan, rests_on: str) -> Claim
         return claim(
             "Cohorts look sampled",
             None,
-            claimed="no randomness: clients only keep their distance between rounds",
-            rederived="nothing to test; “Cohort limits” has the distance",
+            claimed="no randomness: "
+            + (
+                "a buffer takes the uploads that come first"
+                if plan.sampling == "arrivals"
+                else "clients only keep their distance between rounds"
+            ),
+            rederived="nothing to test; “Cohort limits” has what is kept",
             by="the plan: no amplification by sampling is counted",
             rests_on=rests_on,
         )

@@ -117,7 +117,7 @@ class Cohorts:
             )
         most = self._plan.max_participations
         # elsewhere a client that reached the limit goes on sending zeros and noise
-        limited = self._plan.sampling == "min-separation"
+        limited = self._plan.by_turns
         if limited and most is not None and self.most_participations > most:
             self.broken.append(
                 f"a client took part in {self.most_participations} rounds, over the limit {most}"
@@ -179,7 +179,7 @@ class Cohorts:
                 )
         wrong = (
             _over_limits(found, record, self._plan)
-            or _another_size(found, self._plan)
+            or _another_size(found, record.outcome, self._plan)
             or self._separation.broken_by(found)
         )
         if wrong is not None and len(self.broken) < _MOST_PROBLEMS:
@@ -247,11 +247,16 @@ def _ids(value: object, population: int, where: str) -> Ids:
     return ids
 
 
-def _another_size(found: Round, plan: PrivacyPlan) -> str | None:
-    """Cohorts of a fixed size have that size, whatever became of the round."""
+def _another_size(found: Round, outcome: str | None, plan: PrivacyPlan) -> str | None:
+    """Cohorts of a fixed size have that size, whatever became of the round; a buffer that was given
+    up may hold less."""
     size = round(plan.expected_cohort)
     if plan.sampling == "poisson" or found.sampled.size == size:
         return None
+    if plan.sampling == "arrivals":
+        if outcome == "abort" and found.sampled.size < size:
+            return None
+        return f"{found.sampled.size} uploads were summed; every buffer has {size}"
     return f"{found.sampled.size} clients were asked; every cohort has {size}"
 
 

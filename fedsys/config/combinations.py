@@ -6,11 +6,16 @@ their values and the remedy.
 
 from __future__ import annotations
 
-from fedsys.config.sections import Aggregation, Cohort, Population, Privacy
+from collections.abc import Mapping
+from typing import Any
+
+from fedsys.config.sections import Aggregation, Cohort, Population, Privacy, Rounds
 from fedsys.errors import ConfigError
 
 __all__ = [
     "adapts",
+    "buffers_accounted",
+    "buffers_fit",
     "cohort_fits",
     "coin_is_added",
     "losses_fit",
@@ -19,6 +24,7 @@ __all__ = [
     "one_holder",
     "protects_examples",
     "summed_fits",
+    "with_buffer_as_cohort",
 ]
 
 
@@ -150,4 +156,95 @@ def coin_is_added(cohort: Cohort, aggregation: Aggregation) -> None:
         raise ConfigError(
             f"cohort.participation = {cohort.participation:g} with aggregation.protocol = "
             f"'float': use 'ideal' or 'secure'"
+        )
+
+
+def with_buffer_as_cohort(tree: Any) -> Any:
+    """The tree with `cohort.expected` as large as a buffer, where rounds are buffered and it is
+    left out; whatever has another shape is left to validation."""
+    if not isinstance(tree, Mapping):
+        return tree
+    rounds, cohort = tree.get("rounds"), tree.get("cohort", {})
+    if not isinstance(rounds, Mapping) or not isinstance(cohort, Mapping):
+        return tree
+    if rounds.get("mode") != "buffered" or "buffer" not in rounds or "expected" in cohort:
+        return tree
+    return {**tree, "cohort": {**cohort, "expected": rounds["buffer"]}}
+
+
+def buffers_fit(rounds: Rounds, population: Population, cohort: Cohort) -> None:
+    """Buffered rounds say how large they are, and every buffer has that size."""
+    if rounds.mode == "synchronous":
+        for key in ("buffer", "concurrency"):
+            if getattr(rounds, key) is not None:
+                raise ConfigError(
+                    f"rounds.{key} = {getattr(rounds, key)} with rounds.mode = 'synchronous': "
+                    f"remove it, or set rounds.mode = 'buffered'"
+                )
+        if cohort.sampling == "arrivals":
+            raise ConfigError(
+                "cohort.sampling = 'arrivals' with rounds.mode = 'synchronous': set rounds.mode = "
+                "'buffered', or choose poisson, fixed or min-separation"
+            )
+        return
+    size, training = rounds.buffer, rounds.concurrency
+    if size is None or training is None:
+        key = "buffer" if size is None else "concurrency"
+        raise ConfigError(
+            f"rounds.mode = 'buffered' needs rounds.{key}: how many "
+            + ("uploads close a buffer" if size is None else "clients train at a time")
+        )
+    if size > training:
+        raise ConfigError(
+            f"rounds.buffer = {size} is more than rounds.concurrency = {training}; let at least as "
+            f"many clients train as a buffer takes"
+        )
+    if population.clients is not None and training > population.clients:
+        raise ConfigError(
+            f"rounds.concurrency = {training} is more than population.clients = "
+            f"{population.clients}; ask for at most {population.clients}"
+        )
+    if cohort.sampling != "arrivals":
+        raise ConfigError(
+            f"cohort.sampling = '{cohort.sampling}' with rounds.mode = 'buffered': a buffer takes "
+            f"the uploads that come first, which no sampling describes; say 'arrivals'"
+        )
+    for key in ("expected", "cap", "min_survivors"):
+        if getattr(cohort, key) not in (None, size):
+            raise ConfigError(
+                f"cohort.{key} = {getattr(cohort, key)} with rounds.buffer = {size}: every buffer "
+                f"holds exactly that many uploads; leave it out, or say {size}"
+            )
+    if cohort.participation < 1 or cohort.min_separation is not None:
+        key = "participation" if cohort.participation < 1 else "min_separation"
+        raise ConfigError(
+            f"cohort.{key} = {getattr(cohort, key):g} with rounds.mode = 'buffered', which claims "
+            f"no amplification: leave it out"
+        )
+
+
+def buffers_accounted(rounds: Rounds, privacy: Privacy, aggregation: Aggregation) -> None:
+    """What a buffered round's noise and norm rest on holds whichever buffer an upload enters."""
+    if rounds.mode == "synchronous":
+        return
+    where = "with rounds.mode = 'buffered'"
+    if privacy.mechanism in ("banded-mf", "example-gaussian"):
+        raise ConfigError(
+            f"privacy.mechanism = '{privacy.mechanism}' {where}: use distributed-gaussian, "
+            f"central-gaussian, local-gaussian or none"
+        )
+    if privacy.max_participations is None:
+        raise ConfigError(
+            f"privacy.max_participations is not set {where}: epsilon is composed over the buffers "
+            f"that one client may contribute to; set it"
+        )
+    if privacy.adaptive_quantile is not None:
+        raise ConfigError(
+            f"privacy.adaptive_quantile = {privacy.adaptive_quantile:g} {where}: uploads of one "
+            f"buffer began under different norms; use a fixed privacy.clip"
+        )
+    if aggregation.encoding != "wide":
+        raise ConfigError(
+            f"aggregation.encoding = '{aggregation.encoding}' {where}: a client does not know the "
+            f"buffer whose rotation it would need; use 'wide'"
         )

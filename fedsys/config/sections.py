@@ -73,9 +73,12 @@ class Population(Section):
 
 
 class Cohort(Section):
-    """Who is asked in one round. `expected` is qN; `cap` and `min_survivors` None are derived."""
+    """Who is asked in one round. `expected` is qN; `cap` and `min_survivors` None are derived.
 
-    sampling: Literal["poisson", "fixed", "min-separation"] = "poisson"
+    In buffered rounds `sampling` is "arrivals" and the other three are `rounds.buffer`.
+    """
+
+    sampling: Literal["poisson", "fixed", "min-separation", "arrivals"] = "poisson"
     expected: Count = 100
     cap: Count | None = None
     min_survivors: Count | None = None
@@ -89,10 +92,27 @@ class Rounds(Section):
     `answer` says when a device's upload leaves, unless its owner wants it held back more: "at-once"
     shows how long it trained, and so how much data it has; "bucketed" waits for one of a few times
     that follow from the job alone; "at-deadline" for the end of its stage.
+
+    In `mode` "buffered" clients upload when they are ready, and a round is a buffer: it closes at
+    its `buffer`-th upload. `concurrency` clients train at a time. A client scales its update down
+    by the versions of the model that came out while it trained, and sends zeros and noise where
+    they are more than `max_staleness`. `epoch` is how many buffers one committee serves under the
+    same keys, which are erased at its end.
     """
 
     count: Count = 40
     answer: Literal["at-once", "bucketed", "at-deadline"] = "bucketed"
+    mode: Literal["synchronous", "buffered"] = "synchronous"
+    buffer: Annotated[int, Field(ge=2, le=10_000)] | None = None
+    concurrency: Count | None = None
+    max_staleness: Annotated[int, Field(ge=0, le=10**6)] = 10
+    epoch: Annotated[int, Field(ge=2, le=10_000)] = 4
+
+    @property
+    def epoch_clients(self) -> int:
+        """Clients that an epoch invites: those that train at its beginning, and one for each upload
+        that its buffers take."""
+        return (self.concurrency or 0) + self.epoch * (self.buffer or 0)
 
 
 class Local(Section):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from fedsys.config.combinations import (
     adapts,
+    buffers_accounted,
+    buffers_fit,
     cohort_fits,
     coin_is_added,
     losses_fit,
@@ -14,6 +18,7 @@ from fedsys.config.combinations import (
     one_holder,
     protects_examples,
     summed_fits,
+    with_buffer_as_cohort,
 )
 from fedsys.config.sections import (
     Aggregation,
@@ -52,6 +57,11 @@ class Config(Section):
     faults: Faults = Field(default_factory=Faults)
     tuning: Tuning = Field(default_factory=Tuning)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _buffer_is_cohort(cls, tree: Any) -> Any:
+        return with_buffer_as_cohort(tree)
+
     @model_validator(mode="after")
     def _combinations(self) -> Config:
         needs_noise(self.privacy)
@@ -63,4 +73,6 @@ class Config(Section):
         one_holder(self.population, self.privacy)
         adapts(self.privacy, self.aggregation)
         coin_is_added(self.cohort, self.aggregation)
+        buffers_fit(self.rounds, self.population, self.cohort)
+        buffers_accounted(self.rounds, self.privacy, self.aggregation)
         return self

@@ -53,6 +53,7 @@ _REPLACED = {
     "participant": "replace one client's update by any other; invited members see who else was "
     "invited",
 }
+_ARRIVALS = f"{_UPDATE_OR_ZERO}, with the same uploads arriving in the same order"
 _EXAMPLES = {str(view): "add or remove one example of one client" for view in VIEWS}
 _NOT_COVERED = ["metrics", "evaluation", "timing", "traffic observers", "tuning on the same data"]
 
@@ -107,6 +108,8 @@ def neighbours_of(plan: PrivacyPlan) -> dict[str, str]:
     """Which data sets each view's epsilon compares."""
     if plan.unit == "example":
         return dict(_EXAMPLES)
+    if plan.sampling == "arrivals":
+        return {str(view): _ARRIVALS for view in VIEWS}
     return {**_NEIGHBOURS, **(_REPLACED if plan.event().sampling.replaces else {})}
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "MinSeparation",
     "cyclic_group",
     "fixed_cohort",
+    "least_first",
     "poisson_cohort",
     "secret_coin",
 ]
@@ -107,6 +108,21 @@ def cyclic_group(round: int, bands: int, population: int) -> NDArray[np.int64]:
     apart (Choquette-Choo et al. 2023, "(Amplified) Banded Matrix Factorization", Algorithm 2).
     """
     return np.arange((round - 1) % bands, population, bands, dtype=np.int64)
+
+
+def least_first(
+    counts: NDArray[np.int64], clients: NDArray[np.int64], entropy: Entropy
+) -> NDArray[np.int64]:
+    """Clients in the order in which buffered rounds ask them: those who contributed least come
+    first, at random among equals. No randomness of it counts in the accounting.
+
+    Args:
+        counts: (N,) contributions of every client of the population.
+        clients: (n,) increasing, those who may be asked.
+        entropy: of the order.
+    """
+    keys = AesCtrStream.from_entropy(entropy).words(clients.size)
+    return clients[np.lexsort((keys, counts[clients]))]
 
 
 class MinSeparation:

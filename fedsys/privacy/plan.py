@@ -106,7 +106,7 @@ class CohortPlan:
         sampling: how cohorts come about.
         participation: p of secret participation.
         max_participations: rounds to which any client contributes its update at most; in further
-            ones it sends zeros and its share of noise.
+            ones it sends zeros and its share of noise, and in buffered rounds it is not asked.
         min_separation: rounds between two participations of one client, where that is enforced;
             under banded-mf with Poisson sampling the number of groups that take turns.
     """
@@ -241,6 +241,14 @@ class PrivacyPlan:
                 "sampling='min-separation' needs min_separation and max_participations, got "
                 f"{self.min_separation} and {self.max_participations}"
             )
+        if self.sampling == "arrivals" and (
+            self.max_participations is None or self.min_separation is not None
+        ):
+            raise MechanismError(
+                "sampling='arrivals' needs max_participations, over which its epsilon is composed, "
+                f"and knows no min_separation, got {self.max_participations} and "
+                f"{self.min_separation}"
+            )
         if (self.unit == "example") != (self.mechanism == "example-gaussian"):
             raise MechanismError(
                 f"unit={self.unit!r} does not go with mechanism={self.mechanism!r}: "
@@ -325,6 +333,11 @@ class PrivacyPlan:
         return self.cohorts.sampling
 
     @property
+    def by_turns(self) -> bool:
+        """Whether no randomness of the sampling counts, only how often a client takes part."""
+        return self.event().sampling.by_turns
+
+    @property
     def participation(self) -> float:
         """p of secret participation."""
         return self.cohorts.participation
@@ -379,14 +392,15 @@ class PrivacyPlan:
     @property
     def delta_abort(self) -> float:
         """Part of delta for aborts that an outsider or participant can see, for any reason."""
-        if self.mechanism == "none":
-            return 0.0  # nothing is promised, so nothing is paid
+        if self.mechanism == "none" or self.sampling == "arrivals":
+            # nothing is promised; or neighbours have the same arrivals, and so the same aborts
+            return 0.0
         return min(1.0, self._delta_bounds + self.delta_quorum)
 
     @property
     def delta_quorum(self) -> float:
         """Part of it for rounds that miss the quorum of secure aggregation."""
-        if self.mechanism == "none" or self.corrupt is None:
+        if self.mechanism == "none" or self.corrupt is None or self.sampling == "arrivals":
             return 0.0
         return quorum_delta(self._cohorts)
 
@@ -481,14 +495,15 @@ class PrivacyPlan:
         """In how many of the first ``rounds`` rounds one client can have taken part, at most.
 
         Those are the rounds that an outsider counts: all of them under Poisson or fixed sampling,
-        one in b where participations are b rounds apart.
+        one in b where participations are b rounds apart, no more than max_participations where
+        that is enforced.
         """
         apart = 1
         if self.sampling == "min-separation" and self.min_separation is not None:
             apart = self.min_separation
         apart = max(apart, _groups(self.mechanism, self.sampling, self.min_separation))
         turns = -(-rounds // apart)
-        limited = self.sampling == "min-separation" or self.unit == "example"
+        limited = self.by_turns or self.unit == "example"
         if limited and self.max_participations is not None:
             turns = min(turns, self.max_participations)
         return turns
@@ -640,6 +655,10 @@ def make_plan(**choices: Unpack[PlanChoices]) -> PrivacyPlan:
 
 def _derive_bounds(body: dict[str, Any]) -> None:
     sampling = body.get("sampling", "poisson")
+    if sampling == "arrivals":  # a buffer holds the same number of uploads every time
+        body.setdefault("cap", round(body["expected_cohort"]))
+        body.setdefault("min_survivors", round(body["expected_cohort"]))
+        return
     guarantee = body.get("guarantee", "outsider")
     bounds = choose_cap_and_min_survivors(
         population=body["population"],

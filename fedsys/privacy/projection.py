@@ -106,7 +106,7 @@ def project(plan: PrivacyPlan) -> Projection:
         plan.min_survivors, min(math.floor(plan.expected_cohort * (1 - plan.dropout)), plan.cap)
     )
     apart = {outsider_step(event): turns}
-    if plan.sampling == "min-separation" or plan.unit == "example":
+    if plan.by_turns or plan.unit == "example":
         meetings = turns  # nothing is left that amplifies
     seen: dict[View, Steps] = {
         "participant": participant_steps(Counter(apart), together_step(event), meetings),

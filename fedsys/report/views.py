@@ -193,4 +193,5 @@ def amplification(facts: Facts) -> str:
         "poisson": "by Poisson sampling: each client is drawn independently, in secret",
         "fixed": "by sampling a cohort of fixed size, in secret",
         "min-separation": "none claimed: clients keep a minimum distance between rounds",
+        "arrivals": "none claimed: a buffer takes the uploads that come first",
     }.get(facts.sampling, "as the ledger's header says")

@@ -8,7 +8,9 @@ Neighbours. Under Poisson sampling the outsider's neighbours add or remove one c
 member's update or zero for the participant: one sensitivity. Where cohorts have a fixed size (also
 under min-separation) removing a client moves somebody else in, so neighbours replace one client:
 two sensitivities, or half the multiplier. The server's neighbours are a client's update or zero;
-it takes part either way: one sensitivity under any sampling.
+it takes part either way: one sensitivity under any sampling. In buffered rounds (``arrivals``) that
+holds in every view: a buffer of fixed size has no neighbour with one client fewer, because without
+it every later upload would move up, so the same uploads arrive in the same order either way.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
@@ -34,7 +36,7 @@ __all__ = [
 ]
 
 Guarantee = Literal["outsider", "server"]
-SamplingKind = Literal["poisson", "fixed", "min-separation"]
+SamplingKind = Literal["poisson", "fixed", "min-separation", "arrivals"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,13 +45,15 @@ class Sampling:
 
     Attributes:
         kind: ``poisson`` (each client independently with probability ``rate``), ``fixed`` (a
-            uniform subset of constant size) or ``min-separation`` (no randomness counted).
+            uniform subset of constant size), ``min-separation`` (no randomness counted) or
+            ``arrivals`` (a buffer of the first uploads to come; no randomness counted).
         rate: q, the probability that a given client is in the cohort.
         participation: p, the probability with which a cohort member secretly contributes its
             update rather than zero.
 
     Raises:
-        MechanismError: the kind is another, or a probability outside (0, 1].
+        MechanismError: the kind is another, a probability outside (0, 1], or a secret coin is to
+            amplify arrivals.
     """
 
     kind: SamplingKind
@@ -57,19 +61,29 @@ class Sampling:
     participation: float = 1.0
 
     def __post_init__(self) -> None:
-        validation.one_of("sampling", self.kind, ("poisson", "fixed", "min-separation"))
+        validation.one_of("sampling", self.kind, get_args(SamplingKind))
         validation.probability("sampling rate", self.rate)
         validation.probability("participation", self.participation)
+        if self.kind == "arrivals" and self.participation < 1:
+            raise MechanismError(
+                f"participation={self.participation:g} with sampling='arrivals': buffered rounds "
+                "claim no amplification; use participation=1"
+            )
 
     @property
     def replaces(self) -> bool:
         """Whether neighbours replace one client rather than add or remove one."""
-        return self.kind != "poisson"
+        return self.kind in ("fixed", "min-separation")
+
+    @property
+    def by_turns(self) -> bool:
+        """Whether no randomness of the sampling counts, only how often a client takes part."""
+        return self.kind in ("min-separation", "arrivals")
 
     @property
     def counted_rate(self) -> float:
         """The probability of contributing an update, as far as it amplifies for an outsider."""
-        if self.kind == "min-separation":
+        if self.by_turns:
             return self.participation
         return self.rate * self.participation
 
@@ -175,6 +189,8 @@ class SumEvent(ABC):
                 f"min_survivors={self.min_survivors} must exceed colluders={self.colluders}: with "
                 "fewer, no honest client's noise is left"
             )
+        if self.sampling.kind == "arrivals":
+            self._check_buffer()
         self._check()
         geometry = self.geometry
         if not (math.isfinite(geometry.scale) and geometry.scale > 0):
@@ -185,6 +201,25 @@ class SumEvent(ABC):
         if self.encoding.kind != "narrow":
             deviation = math.sqrt(self.total_variance)
             check_ring(self.modulus_bits, cap=self.cap, l2=geometry.l2, deviation=deviation)
+
+    def _check_buffer(self) -> None:
+        """Refuses a buffer that does not hold the same number of uploads every time.
+
+        Raises:
+            MechanismError: the bounds differ from one another, or the mechanism needs to know in
+                which rounds a client may take part.
+        """
+        size = self.cohort.expected
+        if self.mechanism in ("banded-mf", "example-gaussian"):
+            raise MechanismError(
+                f"sampling='arrivals' does not go with mechanism={self.mechanism!r}: use "
+                "distributed-gaussian, central-gaussian or local-gaussian"
+            )
+        if not self.cap == self.min_survivors == size:
+            raise MechanismError(
+                f"sampling='arrivals' with expected_cohort={size:g}, cap={self.cap} and "
+                f"min_survivors={self.min_survivors}: a buffer has one size, so all three are equal"
+            )
 
     def _check(self) -> None:  # noqa: B027 - most kinds have nothing to refuse
         """Refuses what one kind of event cannot be.
@@ -210,8 +245,8 @@ class SumEvent(ABC):
     def outsider_step(self) -> GaussianStep:
         """A round for somebody who sees releases only.
 
-        Under min-separation: a round *in which the client takes part*; under banded-mf with
-        Poisson sampling: a round of the client's own group.
+        Under min-separation and arrivals: a round *in which the client takes part*; under
+        banded-mf with Poisson sampling: a round of the client's own group.
         """
         return self._towards_releases(self.total_multiplier, self.sampling.counted_rate)
 

@@ -41,8 +41,8 @@ class ParticipantLoss:
     client sees that the target is absent cost nothing and are counted as amplified ones all the
     same.
 
-    Where no randomness of the sampling counts (min-separation, unit ``example``), all turns of the
-    target count as shared.
+    Where no randomness of the sampling counts (min-separation, arrivals, unit ``example``), all
+    turns of the target count as shared.
 
     Args:
         plan: of the job.
@@ -85,7 +85,7 @@ class ParticipantLoss:
         turns = plan.turns(rounds)
         if turns < rounds:
             apart = Counter({worst_step(apart): turns})
-        if plan.sampling == "min-separation" or plan.unit == "example":
+        if plan.by_turns or plan.unit == "example":
             shared = turns
         counts = participant_steps(apart, worst_step(together), min(shared, turns))
         found = steps_epsilon(counts, plan.delta_of("participant"))
