@@ -133,6 +133,12 @@ class Coordinator:
         return self._accountant.spent_in(view)
 
     @property
+    def exhausted(self) -> frozenset[int]:
+        """Clients that contributed as often as the plan lets them, or may have: a round whose sum
+        may have been opened counts, and one that a crash lost counts for everybody."""
+        return frozenset(self._accountant.server.exhausted.tolist())
+
+    @property
     def reserved(self) -> int:
         """Rounds paid for so far."""
         return self._ledger.next_round - 1

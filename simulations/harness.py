@@ -263,7 +263,7 @@ def _one_round(setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead
         faults=setting.faults,
         randomness=randomness,
         now=setting.clock.now,
-        exhausted=_exhausted(job),
+        exhausted=coordinator.exhausted,
     )
     try:
         summed = _sum(setting, cohort)
@@ -300,14 +300,6 @@ def _one_round(setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead
             f"counted as zero; check their data and local.learning_rate"
         )
     return summed.trained
-
-
-def _exhausted(job: Job) -> frozenset[int]:
-    """The clients that contributed as often as the plan lets them: they send zeros and noise."""
-    most = job.plan.max_participations
-    if most is None:
-        return frozenset()
-    return frozenset(id for id, times in job.ledger.participations.items() if times >= most)
 
 
 def _simulated(setting: Setting, cohort: Cohort) -> dict[str, float]:

@@ -14,7 +14,7 @@ from fedsys.config import load
 from fedsys.errors import BudgetExceeded, MechanismError
 from fedsys.privacy import read_ledger
 from fedsys.privacy.randomness import AesCtrStream
-from server.coordinator import OpenRound, SumRefused
+from server.coordinator import Coordinator, OpenRound, SumRefused
 from server.job import Job, JobFacts
 from server.job_beginning import JobSpec, start_job
 from server.job_settings import plan_for
@@ -161,3 +161,25 @@ def test_when_a_job_of_the_servers_guarantee_ends_is_public(tmp_path: Path) -> N
         assert job.coordinator.spent.server <= 5.0 < math.inf
     assert len(set(ends)) == 1
     assert 0 < ends[0] < 5
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        lambda coordinator: coordinator.abort_round("cut off", before_unmask=False),
+        lambda coordinator: coordinator.abort_round("cut off", before_unmask=True),
+    ],
+    ids=["opened, maybe", "nothing summed"],
+)
+def test_a_round_whose_sum_may_exist_counts_as_a_contribution(
+    tmp_path: Path, lose: Callable[[Coordinator], None], request: pytest.FixtureRequest
+) -> None:
+    """A client sends zeros once it contributed as often as the plan lets it; an abort after the
+    committee was asked to answer may have opened its update."""
+    job = job_of(tmp_path / "run", "privacy.max_participations=1")
+    with job.ledger:
+        coordinator = job.coordinator
+        first = coordinator.begin_round(AesCtrStream(bytes(32)))
+        lose(coordinator)
+        opened = "opened" in request.node.callspec.id
+        assert coordinator.exhausted == (frozenset(first.cohort) if opened else frozenset())

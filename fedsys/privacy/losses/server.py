@@ -82,6 +82,14 @@ class ServerLoss:
         return int(self._counts[client])
 
     @property
+    def exhausted(self) -> NDArray[np.int64]:
+        """Those that contributed, or may have, as often as the plan lets them."""
+        limit = self._plan.max_participations
+        if limit is None:
+            return np.zeros(0, dtype=np.int64)
+        return np.flatnonzero(self._counts + self._unknown >= limit)
+
+    @property
     def clients(self) -> NDArray[np.int64]:
         """Those whose updates were, or may have been, summed in a round with a known cohort."""
         return np.flatnonzero(self._counts)
