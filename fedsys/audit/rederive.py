@@ -55,8 +55,8 @@ _NO_RELEASE = (
     "NOT A RELEASE: sums were taken in floating point, which no secure sum can carry; epsilon is "
     "that of the same job under protocol secure"
 )
-_NO_MASKS = (
-    "protocol {}: updates were summed without masks; the participant's and the server's epsilon "
+_NOT_ENCRYPTED = (
+    "protocol {}: updates were summed without encryption; the participant's and the server's epsilon "
     "hold for the same job under protocol secure"
 )
 
@@ -270,7 +270,7 @@ def _notes(audit: Audit, key: Ed25519PublicKey | None) -> Iterator[str]:
     if protocol == "float":
         yield _NO_RELEASE
     elif protocol != "secure" and plan is not None and plan.protected:
-        yield _NO_MASKS.format(plain(protocol, 20))
+        yield _NOT_ENCRYPTED.format(plain(protocol, 20))
     if not audit.evidence.has_private:
         yield (
             "private.jsonl is not here: the outsider's epsilon is derived; the participant's and "
