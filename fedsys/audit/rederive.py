@@ -56,8 +56,8 @@ _NO_RELEASE = (
     "that of the same job under protocol secure"
 )
 _NOT_ENCRYPTED = (
-    "protocol {}: updates were summed without encryption; the participant's and the server's epsilon "
-    "hold for the same job under protocol secure"
+    "protocol {}: updates were summed without encryption; the participant's and the server's "
+    "epsilon hold for the same job under protocol secure"
 )
 
 
