@@ -185,8 +185,7 @@ class Policy:
                 f"noise multiplier {noise:g} is below the owner's min_noise_multiplier "
                 f"{self.min_noise_multiplier:g}"
             )
-        own = own_noise(mechanism)
-        if own < self.min_own_noise:
+        if self.min_own_noise > 0 and (own := own_noise(mechanism)) < self.min_own_noise:
             raise PolicyRefusal(
                 f"this device's own noise would be {own:.3g} clipping norms, below the owner's "
                 f"min_own_noise {self.min_own_noise:g}"
