@@ -9,7 +9,16 @@ import pytest
 
 from secure_agg.decoding import decode
 from secure_agg.errors import DecodingError
-from secure_agg.field import PRIME, centred, interpolation, invert, matmul, power, solve
+from secure_agg.field import (
+    PRIME,
+    centred,
+    interpolation,
+    invert,
+    matmul,
+    power,
+    residues,
+    solve,
+)
 from secure_agg.gaussian import Keystream
 from secure_agg.sharing import (
     CHECKS,
@@ -38,6 +47,15 @@ def test_products_are_exact_at_the_extremes() -> None:
     exact = (a.astype(object) @ b.astype(object)) % PRIME
     assert (matmul(a, b) == exact).all()
     assert np.abs(centred(np.arange(PRIME))).max() == PRIME // 2
+
+
+def test_reduction_is_exact_up_to_its_bound() -> None:
+    """Where the quotient is nearest to a half, for multiples of the prime up to 2^50."""
+    multiples = np.unique(np.geomspace(1, 2**50 // PRIME - 1, 2000).astype(np.int64)) * PRIME
+    multiples = np.concatenate((-multiples, [0], multiples))
+    for offset in (-(PRIME // 2), -1, 0, 1, PRIME // 2):
+        assert (centred(multiples + offset) == offset).all()
+        assert (residues(multiples + offset) == offset % PRIME).all()
 
 
 def test_inverses_powers_and_systems() -> None:
