@@ -160,6 +160,7 @@ def _content(
         "ledger_head": ledger_head,
         "signer": signer,
         "protocol": config.aggregation.protocol,
+        "modulus_bits": plan.modulus_bits,
         "versions": versions(),
         "reproducible": reproducible,
         **({} if simulated is None else {"simulated": simulated}),

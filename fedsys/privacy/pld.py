@@ -22,11 +22,12 @@ import numpy as np
 
 __all__ = ["BIN_RULE", "dp_accounting_rdp", "gaussian_pld_epsilon"]
 
-BIN_RULE = "halved until epsilon moves by less than 0.05%, or 2^20 bins an epsilon"
+BIN_RULE = "halved until epsilon moves by less than 0.05%, or 2^17 bins"
 """How the width of a bin is found, as a ledger's header states it."""
 
 _MOVES = 5e-4
-_MOST_BINS = 1 << 20
+_LEAST_MOVE = 1e-7
+_MOST_BINS = 1 << 17
 _WIDEST = 0.05
 _COARSEST = 1 << 16
 _HALVINGS = 12
@@ -57,6 +58,18 @@ def _first_width(rounds: tuple[tuple[float, float, int], ...]) -> float:
     return min(min(deviations) / 8, max(_WIDEST, mean / _COARSEST))
 
 
+def _span(rounds: tuple[tuple[float, float, int], ...]) -> float:
+    """The widest range of a single loss, ten deviations of noise out."""
+    widest = 0.0
+    for multiplier, rate, count in rounds:
+        z = multiplier / math.sqrt(count) if rate == 1 else multiplier
+        exponent = (1 + 20 * z) / (2 * z * z)
+        largest = exponent if exponent > 600 else math.log1p(rate * math.expm1(exponent))
+        smallest = exponent if rate == 1 else -math.log1p(-rate)
+        widest = max(widest, largest + min(smallest, exponent))
+    return widest
+
+
 def gaussian_pld_epsilon(rounds: Mapping[Key, int], delta: float) -> float:
     """epsilon at ``delta`` of Poisson-sampled Gaussian rounds, neighbours by adding or removing.
 
@@ -81,11 +94,11 @@ def _composed(rounds: tuple[tuple[float, float, int], ...], delta: float) -> flo
     best = _at_width(rounds, delta, width)
     for _ in range(_HALVINGS):
         width /= 2
-        if not math.isfinite(best) or best / width > _MOST_BINS:
+        if not math.isfinite(best) or max(best, _span(rounds)) / width > _MOST_BINS:
             break
         finer = _at_width(rounds, delta, width)
         moved, best = best - finer, min(best, finer)
-        if moved < _MOVES * finer:
+        if moved <= _MOVES * finer + _LEAST_MOVE:
             break
     return best
 

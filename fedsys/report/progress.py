@@ -20,6 +20,7 @@ __all__ = ["describe", "observer"]
 _PLAIN_SECONDS = 2.0
 _CELL_SECONDS = 0.25
 _NOTICES = 8
+_BAR_SECONDS = 1.0
 _MOST = 20_000
 """Characters of a line."""
 
@@ -136,14 +137,17 @@ def _bar() -> Iterator[Callable[[RoundReport | str], None]]:
         TimeRemainingColumn(),
         console=console,
     ) as progress:
-        bar = progress.add_task("setting up", total=None)
+        bar, told = progress.add_task("setting up", total=None), -math.inf
 
         def watch(event: RoundReport | str) -> None:
+            nonlocal told
             if isinstance(event, str):
                 progress.console.print(printable(event, _MOST), markup=False, highlight=False)
-            else:
-                progress.update(
-                    bar, completed=event.number, total=event.of, description=describe(event)
-                )
+                return
+            progress.update(bar, completed=event.number, total=event.of)
+            now = time.monotonic()
+            if event.number == event.of or now - told >= _BAR_SECONDS:
+                told = now  # an epsilon takes longer than a small round
+                progress.update(bar, description=describe(event))
 
         yield watch

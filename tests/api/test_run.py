@@ -50,7 +50,7 @@ def test_rounds_without_evaluation_and_rounds_that_failed_have_rows(tmp_path: Pa
     settings = {**SMALL, "rounds.count": 4, "evaluation.every": 2}
     settings |= {
         "privacy.mechanism": "none",
-        "cohort.min_survivors": 50,
+        "cohort.min_survivors": 90,
         "faults.dropout": 0.9,
     }
     run = fedsys.simulate("quickstart", settings, out=tmp_path / "run", progress=False)

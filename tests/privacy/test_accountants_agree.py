@@ -11,7 +11,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from fedsys.privacy import make_plan, planned_outsider
+from fedsys.privacy import make_plan, planned_outsider, pld
 from fedsys.privacy.calibration import bisect_noise
 from fedsys.privacy.costs import outsider_step, rdp_epsilon, steps_epsilon
 from fedsys.privacy.events import GaussianStep, build_event
@@ -120,6 +120,33 @@ def test_exact_gaussian_against_high_precision(z: float, delta: float) -> None:
         assert gaussian_delta(1.0, z) == pytest.approx(
             float(_balle_wang(mpmath.mpf(1), mpmath.mpf(z))), rel=1e-9, abs=1e-300
         )
+
+
+@pytest.mark.parametrize(
+    ("rounds", "delta"),
+    [
+        ({(1.0, 0.5): 3}, 0.95),
+        ({(100.0, 0.001): 1}, 1e-3),
+        ({(0.02, 0.5): 50}, 1e-5),
+        ({(1.0, 1e-6): 10**6}, 1e-11),
+    ],
+)
+def test_bins_are_halved_a_bounded_number_of_times(
+    rounds: dict[tuple[float, float], int], delta: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epsilon of nothing, of thousands, or of a loss that is tiny beside its range."""
+    sizes = []
+    single = pld._single
+
+    def counted(multiplier: float, rate: float, width: float) -> Any:
+        found = single(multiplier, rate, width)
+        sizes.append(found._pmf_remove.size)
+        return found
+
+    monkeypatch.setattr(pld, "_single", counted)
+    assert 0 <= gaussian_pld_epsilon(rounds, delta) < 1e6
+    assert len(sizes) <= 13
+    assert max(sizes) < 1 << 19
 
 
 def test_exact_composition_of_unamplified_rounds() -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from fedsys.wire import fleet_pb2
@@ -121,7 +120,7 @@ def test_whoever_sends_what_is_asked_is_in_the_sum(tmp_path: Path) -> None:
     secure, round_ = asyncio.run(asyncio.wait_for(round_with(Devices(tmp_path), stages), 120))
     assert secure.result.included == (0, 1, 2)
     assert not round_.report.refusals
-    assert secure.result.total.dtype == np.uint32
+    assert secure.result.total.dtype.kind == "u"
     assert stages == ["upload", "endorse", "endorse", "answer"]
     assert list(round_.report.seconds) == ["upload", "endorse", "answer"]
 

@@ -24,8 +24,9 @@ from fedsys.cli.finish import audit_and_report
 from fedsys.config import Config, load, validate
 from fedsys.durable import DurableFile
 from fedsys.errors import FedsysError
-from fedsys.privacy import MECHANISMS, read_ledger, replay
+from fedsys.privacy import MECHANISMS, plan_of, read_ledger, replay
 from fedsys.privacy.ledger import read_private
+from fedsys.privacy.losses import worst_server
 from simulations import harness
 from simulations.population import Population
 from simulations.replay import replay as replay_to_the_bit
@@ -272,13 +273,13 @@ def test_noise_that_cannot_be_drawn_is_refused_before_anything_is_made(tmp_path:
         config = load(
             "quickstart",
             [
-                "privacy.noise_multiplier=10000",
+                "privacy.noise_multiplier=1e10",
                 "aggregation.protocol=ideal",
                 f"aggregation.noise={noise}",
-                "aggregation.modulus_bits=40",
+                "aggregation.modulus_bits=64",
             ],
         )
-        with pytest.raises(FedsysError, match=r"privacy\.noise_multiplier=10000 is too large"):
+        with pytest.raises(FedsysError, match=r"deviation must be in .*lower the noise multiplier"):
             harness.run(config, out=tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
@@ -303,7 +304,9 @@ def test_cohorts_that_do_not_exist_are_refused_before_anything_is_made(tmp_path:
 
 
 @pytest.mark.parametrize("protocol", ["ideal", "secure"])
-def test_a_client_that_took_part_often_enough_declines(protocol: str, tmp_path: Path) -> None:
+def test_a_client_that_contributed_often_enough_sends_zeros_and_is_charged_no_more(
+    protocol: str, tmp_path: Path
+) -> None:
     config = load(
         "quickstart",
         [
@@ -322,8 +325,17 @@ def test_a_client_that_took_part_often_enough_declines(protocol: str, tmp_path: 
     check_run(tmp_path / "run", config)
     rounds, _ = read_private(tmp_path / "run" / "private.jsonl")
     times = Counter(id for line in rounds.values() for id in line["survivors"])
-    assert max(times.values()) == 2
+    assert max(times.values()) > 2, "it stays in its cohorts"
     assert len(rounds) == 4
+    view = read_ledger(tmp_path / "run" / "ledger.jsonl")
+    assert all(record.outcome == "commit" for record in view.rounds)
+    plan = plan_of(view.header)
+    spent = json.loads((tmp_path / "run" / "summary.json").read_text())["privacy"]["epsilon"]
+    assert (
+        spent["server"]
+        <= worst_server(plan, 2)
+        < worst_server(plan.changed(max_participations=4), 4)
+    )
 
 
 @pytest.mark.parametrize("seed", [*range(24), 57, 1073, 1139])

@@ -177,6 +177,11 @@ class SumEvent(ABC):
             )
         self._check()
         geometry = self.geometry
+        if not (math.isfinite(geometry.scale) and geometry.scale > 0):
+            raise MechanismError(
+                f"clip={self.clip:g} is no norm that updates can be scaled from: choose a larger "
+                "one"
+            )
         if self.encoding.kind != "narrow":
             deviation = math.sqrt(self.total_variance)
             check_ring(self.modulus_bits, cap=self.cap, l2=geometry.l2, deviation=deviation)
