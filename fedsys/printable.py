@@ -15,7 +15,7 @@ __all__ = ["MAX_TEXT", "printable", "printable_lines"]
 
 MAX_TEXT = 400
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 def printable(value: object, limit: int = MAX_TEXT) -> str:

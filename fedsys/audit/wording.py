@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 
+from fedsys.printable import printable
 from fedsys.records import Claim
 
 __all__ = ["claim", "epsilon_text", "plain", "value_text"]
 
 _LONGEST = 300
-_UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def plain(value: object, limit: int = _LONGEST) -> str:
@@ -19,12 +18,7 @@ def plain(value: object, limit: int = _LONGEST) -> str:
     >>> plain("ledger" + chr(27) + "[31m" + chr(0x202E) + "txt")
     'ledger\\ufffd[31m\\ufffdtxt'
     """
-    text = str(value)
-    shown = "".join(
-        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in _UNPRINTABLE else char
-        for char in text[:limit]
-    )
-    return shown + "…" if len(text) > limit else shown
+    return printable(value, limit)
 
 
 def value_text(value: object) -> str:

@@ -48,6 +48,17 @@ def test_units_restart_and_are_hardened(folder: Path, name: str) -> None:
     assert user != "User=root"
 
 
+def test_an_agents_sealing_keys_outlive_its_restart_and_not_its_boot(folder: Path) -> None:
+    """``RemoveIPC`` empties /dev/shm between two processes of a user that has no others."""
+    lines = (folder / "fedsys-agent@.service").read_text().splitlines()
+    for needed in (
+        "RuntimeDirectory=fedsys-agent/%i",
+        "RuntimeDirectoryMode=0700",
+        "RuntimeDirectoryPreserve=restart",
+    ):
+        assert needed in lines
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
 @pytest.mark.parametrize("name", SERVICES)
 def test_units_verify(folder: Path, tmp_path: Path, name: str) -> None:
