@@ -87,15 +87,9 @@ class Encoding:
 @lru_cache(maxsize=1024)
 def _geometry(encoding: Encoding, cohort: float, total_multiplier: float) -> Geometry:
     if encoding.kind != "narrow":
-        scale = wide_scale(encoding.dimension, encoding.clip)
-        if not 0 < scale < math.inf:
-            raise MechanismError(
-                f"clip={encoding.clip:g} puts {scale:g} integers on a unit of the update: choose a "
-                "sensible clipping norm"
-            )
         return Geometry(
             length=encoding.dimension,
-            scale=scale,
+            scale=wide_scale(encoding.dimension, encoding.clip),
             l2=encoded_norm(encoding.dimension, encoding.kind),
         )
     found = narrow.geometry(
