@@ -1,5 +1,7 @@
 """What the parties of a testbed share: imported once, before they are forked."""
 
+import torch
+
 import client.grpc_host
 import client.session
 import client.worker
@@ -7,6 +9,9 @@ import fedsys.config
 import fedsys.tasks.digits
 import server.grpc_service
 from fedsys.tasks import DataSource
+
+# A pool of threads does not survive a fork: a child's first parallel operation would wait for ever.
+torch.set_num_threads(1)
 
 # reads the data set once, which imports scikit-learn
 fedsys.tasks.digits.Digits({}).clients(DataSource())
