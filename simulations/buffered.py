@@ -87,9 +87,7 @@ class BufferedRounds:
         self._epoch: _Epoch | None = None
         self._version = len(job.ledger.committed)
         self._models: dict[int, NDArray[np.float32]] = {}
-        view = job.ledger.view
-        # anybody's upload may have been in a buffer that a crash lost
-        self._forgotten = 0 if view is None else sum(it.outcome is None for it in view.rounds)
+        self._exhausted = job.coordinator.exhausted
 
     def next(self) -> int:
         """One buffer to its checkpoint and commit, which the next one's reservation, or `settle`,
@@ -101,6 +99,7 @@ class BufferedRounds:
         """
         job, coordinator = self._job, self._job.coordinator
         randomness = self._setting.randomness
+        self._exhausted = coordinator.exhausted  # changes when a buffer is over, and not before
         left = sum(self._allowed(client) for client in range(job.plan.population))
         if left < self._size:
             raise BudgetExceeded(
@@ -145,8 +144,7 @@ class BufferedRounds:
 
     def _allowed(self, client: int) -> bool:
         """Whether a client that neither trains nor waits may contribute once more."""
-        most = self._job.plan.max_participations or 0
-        return self._job.ledger.participations.get(client, 0) + self._forgotten < most
+        return client not in self._exhausted
 
     def _work_of(self, client: int) -> int:
         setting = self._setting
