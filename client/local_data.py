@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.training import LocalConfig, Trainer
-from client.training.example_privacy import ExamplePrivacy, ExamplePrivateTrainer
+from client.training.example.privacy import ExamplePrivacy, ExamplePrivateTrainer
 from fedsys import tasks
 from fedsys.errors import Cause, ConfigError, PolicyRefusal
 from fedsys.privacy import Entropy

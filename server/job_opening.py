@@ -26,13 +26,13 @@ from fedsys.privacy import (
     charge_rounds,
     ledger_header,
 )
+from fedsys.run_folder import RunFolder
 from fedsys.versions import code_hash, versions
 from server.checkpoint import Checkpoint, Checkpoints, sha256_of_weights
 from server.cohorts import CohortSampler
 from server.coordinator import Coordinator, JobTerms
 from server.job import Job, JobFacts, job_withheld
 from server.job_settings import strategy_of
-from server.run_folder import RunFolder
 from server.strategies import Strategy
 
 __all__ = ["JobSpec", "restore_job", "start_job", "take_up"]

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from fedsys.errors import RunFolderError
-from server.run_folder import RunFolder, disk_errors
+from fedsys.run_folder import RunFolder, disk_errors
 
 __all__ = ["publish_run"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from fedsys.wire import fleet_pb2
-from server.fleet import Fleet
-from server.preparation import PreparedJob
+from server.deployed.fleet import Fleet
+from server.deployed.preparation import PreparedJob
 
 __all__ = ["Consent"]
 

@@ -18,8 +18,8 @@ from fedsys.wire.refusals import cause_of, reason_of
 from secure_agg import SecureAggError
 from secure_agg.errors import LateMessage
 from server.coordinator import OpenRound
-from server.fleet import Arrived, Event, Fleet, Left, Said
-from server.prekeys import Prekeys
+from server.deployed.fleet import Arrived, Event, Fleet, Left, Said
+from server.deployed.prekeys import Prekeys
 from server.rounds import SecureRound
 
 __all__ = ["Deadlines", "DeployedRound", "Report"]

@@ -9,8 +9,8 @@ from fedsys.durable import append_lines
 from fedsys.wire import countersign, fleet_pb2
 from fedsys.wire.countersign import Countersignature
 from fedsys.wire.roster import RosterStatement
+from server.home.state import CountersignatureRow, State
 from server.job import Job
-from server.state import CountersignatureRow, State
 
 __all__ = ["Countersignatures"]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from fedsys.wire import fleet_pb2
 from fedsys.wire.limits import kind_of_down
+from server.home.pki import Peer
 from server.pace import Pace
-from server.pki import Peer
 
 __all__ = ["Arrived", "Event", "Fleet", "Left", "Link", "Said"]
 

@@ -10,14 +10,14 @@ from fedsys.errors import BudgetExceeded, Cause, FedsysError
 from fedsys.wire import fleet_pb2
 from fedsys.wire.refusals import cause_of, reason_of
 from server.checkpoint import model_bytes
-from server.consent import Consent
-from server.countersignatures import Countersignatures
-from server.disk_work import to_its_end
-from server.fleet import Arrived, Event, Said
-from server.preparation import JobFailed, PreparedJob
-from server.refusals import Refusals
-from server.round_cycle import Facilities, RoundCycle
-from server.spending import Spending
+from server.deployed.consent import Consent
+from server.deployed.countersignatures import Countersignatures
+from server.deployed.disk_work import to_its_end
+from server.deployed.fleet import Arrived, Event, Said
+from server.deployed.preparation import JobFailed, PreparedJob
+from server.deployed.refusals import Refusals
+from server.deployed.round import Facilities, RoundCycle
+from server.deployed.spending import Spending
 from server.summary import summarize
 
 __all__ = ["JobRun"]

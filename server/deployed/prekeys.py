@@ -18,7 +18,7 @@ from fedsys.wire import fleet_pb2
 from fedsys.wire.services import MAX_PREKEYS
 from secure_agg import SecureAggError
 from secure_agg.prekeys import check_prekey
-from server.state import NodeRow, PrekeyRow, State
+from server.home.state import NodeRow, PrekeyRow, State
 
 __all__ = ["Prekeys"]
 

@@ -13,17 +13,17 @@ from fedsys.bounded_toml import parse_toml
 from fedsys.config import Config, validate
 from fedsys.errors import ConfigError, FedsysError, LedgerClosed, LedgerError
 from fedsys.privacy import Ledger, PrivacyPlan, plan_of, read_ledger
+from fedsys.run_folder import RunFolder
 from fedsys.wire.roster import RosterStatement
 from fedsys.wire.terms import Terms
-from server.enrollment import Registry
-from server.home import Home
+from server.deployed.job_model import JobModel, ModelSource
+from server.home.enrollment import Registry
+from server.home.folder import Home
+from server.home.state import ACTIVE_JOB, JobRow, State
 from server.job import Job, JobFacts
-from server.job_beginning import JobSpec, restore_job, start_job, take_up
-from server.job_model import JobModel, ModelSource
+from server.job_opening import JobSpec, restore_job, start_job, take_up
 from server.job_settings import budget_of, clipping_for, plan_for
 from server.rounds import params_for
-from server.run_folder import RunFolder
-from server.state import ACTIVE_JOB, JobRow, State
 from server.summary import summarize_closed
 
 __all__ = ["AlreadyOver", "FolderLost", "JobFailed", "Preparation", "PreparedJob"]

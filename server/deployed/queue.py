@@ -13,18 +13,18 @@ import time
 from contextlib import suppress
 
 from fedsys.errors import FedsysError
-from server.countersignatures import Countersignatures
-from server.disk_work import to_its_end
-from server.enrollment import Registry
-from server.fleet import Fleet, Said
-from server.home import Home
-from server.job_model import ModelSource
-from server.job_run import JobRun
+from server.deployed.countersignatures import Countersignatures
+from server.deployed.disk_work import to_its_end
+from server.deployed.fleet import Fleet, Said
+from server.deployed.job_model import ModelSource
+from server.deployed.job_run import JobRun
+from server.deployed.preparation import AlreadyOver, FolderLost, Preparation
+from server.deployed.round import Facilities, Randomness
+from server.deployed.spending import Spending
+from server.home.enrollment import Registry
+from server.home.folder import Home
+from server.home.state import ACTIVE_JOB, JobRow, State
 from server.metrics import Metrics
-from server.preparation import AlreadyOver, FolderLost, Preparation
-from server.round_cycle import Facilities, Randomness
-from server.spending import Spending
-from server.state import ACTIVE_JOB, JobRow, State
 
 __all__ = ["Deployment"]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedsys.errors import Cause
-from server.state import RefusalRow, State
+from server.home.state import RefusalRow, State
 
 __all__ = ["Refusals"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedsys.wire import fleet_pb2
-from server.enrollment import Registry
+from server.home.enrollment import Registry
 
 __all__ = ["roster_news"]
 

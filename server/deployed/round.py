@@ -12,15 +12,15 @@ from fedsys.errors import Cause
 from fedsys.privacy import Entropy
 from secure_agg import draw_committee
 from server.coordinator import OpenRound, SumRefused
-from server.deployed_round import Deadlines, DeployedRound
-from server.disk_work import to_its_end
-from server.fleet import Event, Fleet
-from server.home import Settings
+from server.deployed.conversation import Deadlines, DeployedRound
+from server.deployed.disk_work import to_its_end
+from server.deployed.fleet import Event, Fleet
+from server.deployed.prekeys import Prekeys
+from server.deployed.preparation import PreparedJob
+from server.home.folder import Settings
+from server.home.state import State
 from server.metrics import Metrics
-from server.prekeys import Prekeys
-from server.preparation import PreparedJob
 from server.rounds import RoundAborted, SecureRound, params_for
-from server.state import State
 
 __all__ = ["Facilities", "Randomness", "RoundCycle"]
 

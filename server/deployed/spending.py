@@ -8,9 +8,9 @@ import math
 from fedsys.errors import FedsysError
 from fedsys.privacy import Epsilons, read_ledger, replay
 from fedsys.privacy.ledger import read_private
-from server.home import Home
-from server.run_folder import RunFolder
-from server.state import ACTIVE_JOB, State
+from fedsys.run_folder import RunFolder
+from server.home.folder import Home
+from server.home.state import ACTIVE_JOB, State
 
 __all__ = ["NOTHING", "Spending"]
 

@@ -10,7 +10,7 @@ from typing import Any
 from fedsys.bounded_toml import parse_toml
 from fedsys.config import validate
 from fedsys.errors import ConfigError
-from server.state import JobRow, State
+from server.home.state import JobRow, State
 
 __all__ = ["submit"]
 

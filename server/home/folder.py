@@ -37,9 +37,9 @@ from fedsys.privacy import Signer
 from fedsys.privacy.ledger.signer import KEY_NAME
 from fedsys.secret_files import read_secret, write_secret
 from fedsys.wire.services import OPERATOR_SOCKET
-from server.enrollment import Registry
-from server.pki import Authority, ServerIdentity, alternative_names
-from server.state import State
+from server.home.enrollment import Registry
+from server.home.pki import Authority, ServerIdentity, alternative_names
+from server.home.state import State
 
 __all__ = ["Home", "Settings"]
 

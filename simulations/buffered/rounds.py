@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from client.privatize.staleness import staleness_factor
 from fedsys.errors import BudgetExceeded
 from fedsys.privacy import ring_dtype
-from fedsys.privacy.cohorts import least_first
+from fedsys.privacy.sampling.cohorts import least_first
 from secure_agg import RoundContext
 from server.coordinator import OpenRound, SumRefused
 from server.job import Job
 from server.rounds import RoundAborted, params_for
-from simulations.arrivals import Crowd, Training
-from simulations.chunk import RoundWork, Tally, in_ring
-from simulations.epochs import SecureEpoch
+from simulations.buffered.arrivals import Crowd, Training
+from simulations.buffered.epoch import SecureEpoch
+from simulations.engine.chunk import RoundWork, Tally, in_ring
 from simulations.interrupts import uninterrupted
 from simulations.setting import Setting
 from simulations.summation import Summed

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.privatize import Privatized
-from simulations.chunk import ChunkTrainer, RoundWork, Tally
+from simulations.engine.chunk import ChunkTrainer, RoundWork, Tally
 from simulations.population import Population
 from simulations.randomness import Randomness
 

@@ -20,9 +20,9 @@ from client.privatize import Privatized, privatize
 from client.privatize.contribution import contribution
 from client.privatize.integers import add_clipped_integers
 from fedsys.privacy import Entropy, Mechanism, event_from_json, mechanism_for
-from fedsys.privacy.clipping import wide_scale
-from fedsys.privacy.float_sums import FixedPoint
-from fedsys.privacy.rings import to_ring
+from fedsys.privacy.encoding.clipping import wide_scale
+from fedsys.privacy.encoding.float_sums import FixedPoint
+from fedsys.privacy.encoding.rings import to_ring
 from secure_agg import SecAggParams
 from secure_agg.committee import MAX_COHORT
 from secure_agg.packing import PackedSum
@@ -115,7 +115,7 @@ class ChunkTrainer:
     def add(self, clients: Sequence[int], total: Total) -> Tally:
         """Train clients and add what they contribute to `total` (length,).
 
-        Under ``float``, `total` counts in units of `fedsys.privacy.float_sums.FixedPoint`.
+        Under ``float``, `total` counts in units of `fedsys.privacy.encoding.float_sums.FixedPoint`.
 
         Raises:
             TrainingError: names the client, the cause and the remedy.

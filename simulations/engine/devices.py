@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from client.privatize import Privatized
 from client.privatize.recorded import FloatSum, IntegerSum, RecordedSum
-from client.training.resident import Resident
-from client.training.staging import Fetched
+from client.training.graph.resident import Resident
+from client.training.graph.staging import Fetched
 from fedsys.errors import FedsysError, TrainingError
 from fedsys.privacy import event_from_json, mechanism_for
 from fedsys.wire.assignment import batch_seed
-from simulations.chunk import ChunkTrainer, RoundWork, Tally
-from simulations.engine import Chunk, Engine
+from simulations.engine.base import Chunk, Engine
+from simulations.engine.chunk import ChunkTrainer, RoundWork, Tally
 from simulations.population import Population
 from simulations.randomness import Randomness
 
@@ -45,7 +45,7 @@ def device_names(asked: torch.device) -> tuple[str, ...]:
 
 
 class Devices(Engine):
-    """An engine over devices; see `simulations.engine.Engine`.
+    """An engine over devices; see `simulations.engine.base.Engine`.
 
     Args:
         populations: the same virtual clients, once for each device, with the trainer there.

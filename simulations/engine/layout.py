@@ -18,13 +18,13 @@ from fedsys.config import Config
 from fedsys.errors import ConfigError
 from fedsys.privacy import PrivacyPlan
 from server.job_settings import clipping_for
-from simulations.chunk import RoundWork
-from simulations.devices import Devices, device_names
-from simulations.engine import Chunk, Engine, InProcess
+from simulations.engine.base import Chunk, Engine, InProcess
+from simulations.engine.chunk import RoundWork
+from simulations.engine.devices import Devices, device_names
+from simulations.engine.processes import Processes, Recruits
+from simulations.engine.worker import PopulationSpec
 from simulations.population import Population
-from simulations.processes import Processes, Recruits
 from simulations.randomness import Randomness
-from simulations.worker import PopulationSpec
 
 __all__ = ["Layout", "cores", "lay_out", "recruits_for"]
 
@@ -216,7 +216,7 @@ def _on_devices(config: Config, population: Population, randomness: Randomness) 
 
 def _on_ray(config: Config, population: Population, randomness: Randomness, threads: int) -> Layout:
     try:
-        from simulations.ray_backend import RayEngine
+        from simulations.engine.ray import RayEngine
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "ray":
             raise

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.privacy import Mechanism
-from simulations.chunk import top_up_once
-from simulations.engine import Engine
+from simulations.engine.base import Engine
+from simulations.engine.chunk import top_up_once
 from simulations.randomness import Randomness
 
 __all__ = ["NoiseAhead"]

@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from client.privatize import Privatized
 from fedsys.errors import TrainingError
 from fedsys.privacy import Mechanism, ring_dtype
-from simulations.arena import Arena, anonymous_file
-from simulations.chunk import RoundWork, Tally
-from simulations.engine import Chunk, Engine
+from simulations.engine.arena import Arena, anonymous_file
+from simulations.engine.base import Chunk, Engine
+from simulations.engine.chunk import RoundWork, Tally
+from simulations.engine.worker import PopulationSpec, WorkerSpec, pool_arrays
 from simulations.population import Population
-from simulations.worker import PopulationSpec, WorkerSpec, pool_arrays
 
 __all__ = ["Processes", "Recruits"]
 
@@ -119,7 +119,7 @@ class Recruits:
         with theirs:
             descriptors = (theirs.fileno(), self.descriptor)
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "simulations.worker", *map(str, descriptors)],
+                [sys.executable, "-P", "-m", "simulations.engine.worker", *map(str, descriptors)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=descriptors,
                 env=_environment(self._threads),
@@ -128,7 +128,7 @@ class Recruits:
 
 
 class Processes(Engine):
-    """An engine of `processes` workers; see `simulations.engine.Engine`.
+    """An engine of `processes` workers; see `simulations.engine.base.Engine`.
 
     Args:
         population: the virtual clients.

@@ -1,8 +1,8 @@
 """The engine over a Ray cluster: chunks go to whoever is free, partial sums are added in a tree.
 
 For populations that one machine has outgrown. Every actor does what a process of
-`simulations.processes` does, so for the same chunks the sum is the same to the bit. An actor that
-is lost takes its partial sum with it; what it had added in the round is done again.
+`simulations.engine.processes` does, so for the same chunks the sum is the same to the bit. An actor
+that is lost takes its partial sum with it; what it had added in the round is done again.
 """
 
 # mypy: disable-error-code="import-not-found, import-untyped, unused-ignore"
@@ -26,10 +26,10 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from client.privatize import Privatized
 from client.training import keep_freed_memory
 from fedsys.errors import ConfigError, FedsysError, TrainingError
-from simulations.chunk import ChunkTrainer, RoundWork, Tally
-from simulations.engine import Chunk, Engine
+from simulations.engine.base import Chunk, Engine
+from simulations.engine.chunk import ChunkTrainer, RoundWork, Tally
+from simulations.engine.worker import PopulationSpec
 from simulations.population import Population
-from simulations.worker import PopulationSpec
 
 __all__ = ["RayEngine"]
 
@@ -97,7 +97,7 @@ class _Member:
 
 
 class RayEngine(Engine):
-    """An engine over Ray; see `simulations.engine.Engine`.
+    """An engine over Ray; see `simulations.engine.base.Engine`.
 
     Args:
         population: the virtual clients.

@@ -1,7 +1,7 @@
 """A process of the engine: trains the chunks that it is handed, into its own row of a shared sum.
 
-Run as ``python -m simulations.worker SOCKET MEMORY`` by `simulations.processes`, never by hand. It
-ends when the other side of the socket does.
+Run as ``python -m simulations.engine.worker SOCKET MEMORY`` by `simulations.engine.processes`,
+never by hand. It ends when the other side of the socket does.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import torch
 from client.training import LocalConfig, Trainer, keep_freed_memory
 from fedsys import tasks
 from fedsys.errors import FedsysError
-from simulations.arena import Arena, Place
-from simulations.chunk import ChunkTrainer, RoundWork
+from simulations.engine.arena import Arena, Place
+from simulations.engine.chunk import ChunkTrainer, RoundWork
 from simulations.population import Population
 from simulations.randomness import Randomness
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import client.worker
-from client.training.example_privacy import ExamplePrivateTrainer
-from client.worker import DataSpec, LocalData, code_sha256
+import client.local_data
+from client.local_data import DataSpec, LocalData, code_sha256
+from client.training.example.privacy import ExamplePrivateTrainer
 from fedsys import tasks
 from fedsys.errors import ConfigError, PolicyRefusal
 from fedsys.privacy import AesCtrStream, Entropy, make_plan
@@ -135,7 +135,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[ExamplePrivateTrainer]:
         found.append(ExamplePrivateTrainer(*args))
         return found[-1]
 
-    monkeypatch.setattr(client.worker, "ExamplePrivateTrainer", make)
+    monkeypatch.setattr(client.local_data, "ExamplePrivateTrainer", make)
     return found
 
 

@@ -17,7 +17,7 @@ from fedsys.cli.job import describe
 from fedsys.config import dump, load
 from fedsys.errors import ConfigError
 from server.grpc_service import run_coordinator
-from server.home import Home
+from server.home.folder import Home
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def test_a_job_without_devices_fails_with_its_reason(home: Home) -> None:
 
 
 def test_a_waiting_job_is_cancelled(home: Home, tmp_path: Path) -> None:
-    from server.state import NodeRow, State
+    from server.home.state import NodeRow, State
 
     state = State.open(home.path)
     with state.transaction() as session:

@@ -18,7 +18,7 @@ from fedsys.privacy.ledger import read_private
 from fedsys.wire.round_params import round_params
 from secure_agg import SecAggParams, draw_committee, packed_sum
 from simulations import harness, summation
-from simulations.chunk import in_ring, signed_sum
+from simulations.engine.chunk import in_ring, signed_sum
 from simulations.faults import FaultPlan
 from simulations.randomness import SeededRandomness
 from simulations.setting import prepare

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from client.training.client_linear import ClientLinear
-from client.training.convolution import ClientConv2d, channels_last
-from client.training.parameter_free import BitDropout, ImageFlatten
+from client.training.dual.convolution import ClientConv2d, channels_last
+from client.training.dual.own_or_dual import ClientLinear
+from client.training.dual.parameter_free import BitDropout, ImageFlatten
 
 __all__ = ["Chain"]
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.training.cohort import Cohort, UnsupportedLayerError
+from client.training.dual.own_weights import OwnWeights, copies, plain
+from client.training.dual.progress import Cohort, UnsupportedLayerError
 from client.training.local import LocalConfig
-from client.training.own_weights import OwnWeights, copies, plain
 
 __all__ = ["ClientConv2d", "channels_last"]
 

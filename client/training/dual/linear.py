@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.training.cohort import Cohort, Room
-from client.training.products import linear
+from client.training.dual.products import linear
+from client.training.dual.progress import Cohort, Room
 
 __all__ = ["DualLinear", "KnownInputs"]
 
 _CANCELLED = 1e-3
 """Below this share of what its terms could reach, a squared norm is not taken of Gram matrices: the
-error, some 1e-7 of that reach, would near the 1e-4 that `fedsys.privacy.float_sums` allows for."""
+error, some 1e-7 of that reach, would approach the 1e-4 that `encoding.float_sums` allows for."""
 
 
 @dataclass(frozen=True, kw_only=True)

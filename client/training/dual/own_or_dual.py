@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from client.training.cohort import Cohort, UnsupportedLayerError
-from client.training.dual_linear import DualLinear, KnownInputs
+from client.training.dual.linear import DualLinear, KnownInputs
+from client.training.dual.own_weights import OwnWeights, copies, plain
+from client.training.dual.progress import Cohort, UnsupportedLayerError
 from client.training.local import LocalConfig
-from client.training.own_weights import OwnWeights, copies, plain
 
 __all__ = ["ClientLinear"]
 

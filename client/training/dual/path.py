@@ -16,21 +16,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from client.privatize.floats import clip_factors, clipped_sum_of
 from client.training.batched import examples_of, loss_weights
-from client.training.chain import Chain
-from client.training.client_linear import ClientLinear
-from client.training.clipping import clip_factors, clipped_sum_of
-from client.training.coefficients import combination
-from client.training.cohort import Cohort, Room, UnsupportedLayerError
-from client.training.convolution import ClientConv2d
-from client.training.dual_linear import KnownInputs
+from client.training.dual.chain import Chain
+from client.training.dual.coefficients import combination
+from client.training.dual.convolution import ClientConv2d
+from client.training.dual.gram_bank import GramBank
+from client.training.dual.linear import KnownInputs
+from client.training.dual.losses import loss_gradient
+from client.training.dual.own_or_dual import ClientLinear
+from client.training.dual.parameter_free import BitDropout, replacement, swap_relu_and_pool
+from client.training.dual.progress import Cohort, Room, UnsupportedLayerError
+from client.training.dual.trunk import ChainedTrunk, TrunkAndHead, in_sequence
 from client.training.flat import FlatLayout
-from client.training.gram_bank import GramBank
 from client.training.local import LocalConfig
-from client.training.losses import loss_gradient
-from client.training.parameter_free import BitDropout, replacement, swap_relu_and_pool
 from client.training.schedule import Schedule
-from client.training.trunk import ChainedTrunk, TrunkAndHead, in_sequence
 from fedsys.tasks import Examples, Task, seeded
 
 __all__ = ["DualPath", "pays"]

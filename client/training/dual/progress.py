@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.training.coefficients import Combination
+from client.training.dual.coefficients import Combination
 
 __all__ = ["Cohort", "Room", "UnsupportedLayerError"]
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from client.training.chain import Chain
-from client.training.client_linear import ClientLinear
-from client.training.cohort import Cohort
-from client.training.convolution import ClientConv2d
+from client.training.dual.chain import Chain
+from client.training.dual.convolution import ClientConv2d
+from client.training.dual.own_or_dual import ClientLinear
+from client.training.dual.progress import Cohort
 
 __all__ = ["ChainedTrunk", "TrunkAndHead", "in_sequence"]
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from opacus import PrivacyEngine
 from opacus.optimizers import DPOptimizer
 
-from client.training.example_optimizer import UNITS, GhostLatticeOptimizer, LatticeOptimizer
+from client.training.example.optimizer import UNITS, GhostLatticeOptimizer, LatticeOptimizer
 from fedsys.privacy.noise import RoundedGaussian
 from fedsys.privacy.randomness import AesCtrStream
 

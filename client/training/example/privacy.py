@@ -94,8 +94,8 @@ class ExamplePrivateTrainer:
         *,
         mode: str | None = None,
     ) -> None:
-        from client.training.example_engine import EntropyEngine
-        from client.training.example_gradients import refuse_mixing
+        from client.training.example.engine import EntropyEngine
+        from client.training.example.gradients import refuse_mixing
 
         self._task, self._local, self._privacy = task, local, privacy
         self._device, self._seed, self._mode = torch.device(device), seed, mode
@@ -170,9 +170,9 @@ class ExamplePrivateTrainer:
     def _train_one(
         self, start: Tensor, examples: Examples, rows: NDArray[np.int64], stream: AesCtrStream
     ) -> Tensor:
-        from client.training.example_engine import PoissonBatches
-        from client.training.example_gradients import PerExampleLoss, step_of
-        from client.training.example_optimizer import proximal_hook
+        from client.training.example.engine import PoissonBatches
+        from client.training.example.gradients import PerExampleLoss, step_of
+        from client.training.example.optimizer import proximal_hook
 
         privacy = self._privacy
         self._layout.write(self._model, start)
@@ -240,7 +240,7 @@ class ExamplePrivateTrainer:
     def _choose(self, examples: Examples, rows: NDArray[np.int64]) -> str:
         """Opacus' mode for this model, tried on the first finite examples; kept."""
         if self._mode is None:
-            from client.training.example_gradients import form_for
+            from client.training.example.gradients import form_for
 
             x, y = self._take(examples, rows[: 64 * _TRIED])
             finite = torch.isfinite(x.flatten(1)).all(1) if x.is_floating_point() else slice(None)

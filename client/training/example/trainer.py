@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.training.example_privacy import ExamplePrivacy, ExamplePrivateTrainer
+from client.training.example.privacy import ExamplePrivacy, ExamplePrivateTrainer
 from client.training.local import LocalConfig
 from client.training.trainer import ClippedSum, Trainer
 from fedsys.errors import ConfigError

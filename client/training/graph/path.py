@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from client.training.flat import FlatLayout
+from client.training.graph.recorder import Recorder, Work, recorder_for
+from client.training.graph.staging import Staging
+from client.training.graph.stepper import StaticStepper, step_sizes
 from client.training.local import LocalConfig
-from client.training.recorder import Recorder, Work, recorder_for
 from client.training.schedule import Schedule
-from client.training.staging import Staging
-from client.training.static_stepper import StaticStepper, step_sizes
 from fedsys.tasks import Examples, Task, seeded
 
 __all__ = ["Epoch", "Finish", "GraphPath", "roomy"]

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.training.graphed import Epoch, Finish, GraphPath
+from client.training.graph.path import Epoch, Finish, GraphPath
+from client.training.graph.staging import Staging
 from client.training.local import LocalConfig
 from client.training.schedule import Schedule, build
-from client.training.staging import Staging
 from fedsys.errors import TrainingError
 from fedsys.tasks import Examples
 

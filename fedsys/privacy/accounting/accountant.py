@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.errors import BudgetExceeded, MechanismError
+from fedsys.privacy.accounting.outsider import OutsiderLoss
+from fedsys.privacy.accounting.participant import ParticipantLoss
+from fedsys.privacy.accounting.server import ServerLoss, worst_server
 from fedsys.privacy.calibration import guaranteed_epsilon
 from fedsys.privacy.events import Event
-from fedsys.privacy.losses import OutsiderLoss, ParticipantLoss, ServerLoss, worst_server
 from fedsys.privacy.plan import PrivacyPlan
 from fedsys.privacy.views import Epsilons, View
 

@@ -4,12 +4,13 @@ Every event says what a round shows to a view as `GaussianStep`s; nothing here a
 it was. Three accountants, each sound where it is used:
 
 - ``gaussian``: steps that nothing amplifies are one Gaussian mechanism exactly
-  (`fedsys.privacy.exact_gaussian`).
+  (`fedsys.privacy.accounting.exact_gaussian`).
 - ``pld``: Poisson-sampled steps, mixed with unamplified ones, by privacy loss distributions
-  (`fedsys.privacy.pld`), down to delta = 1e-12; below, floating point cannot hold them.
-- ``rdp``: Rényi divergences (`fedsys.privacy.rdp`), for smaller deltas, and where neighbours
-  replace one client and a subset or a secret coin amplifies (Wang, Balle and Kasiviswanathan 2019,
-  Theorem 9). Never more than the exact cost without amplification, which is looked at beside it.
+  (`fedsys.privacy.accounting.pld`), down to delta = 1e-12; below, floating point cannot hold them.
+- ``rdp``: Rényi divergences (`fedsys.privacy.accounting.rdp`), for smaller deltas, and where
+  neighbours replace one client and a subset or a secret coin amplifies (Wang, Balle and
+  Kasiviswanathan 2019, Theorem 9). Never more than the exact cost without amplification, which is
+  computed as well.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ from typing import Literal
 
 import numpy as np
 
-from fedsys.privacy.events import Event, GaussianStep, check_known
-from fedsys.privacy.exact_gaussian import composed_epsilon
-from fedsys.privacy.pld import dp_accounting_rdp, gaussian_pld_epsilon
-from fedsys.privacy.rdp import (
+from fedsys.privacy.accounting.exact_gaussian import composed_epsilon
+from fedsys.privacy.accounting.pld import dp_accounting_rdp, gaussian_pld_epsilon
+from fedsys.privacy.accounting.rdp import (
     ORDERS,
     Vector,
     amplify,
@@ -33,6 +33,7 @@ from fedsys.privacy.rdp import (
     gaussian_loss,
     replacement_sampled,
 )
+from fedsys.privacy.events import Event, GaussianStep, check_known
 
 __all__ = [
     "LEAST_PLD_DELTA",
@@ -155,7 +156,7 @@ def _keys(steps: Steps) -> dict[tuple[float, float], int]:
 
 
 def rdp_curve(steps: Steps) -> Vector:
-    """(orders,) Rényi divergences of all steps at `fedsys.privacy.rdp.ORDERS`."""
+    """(orders,) Rényi divergences of all steps at `fedsys.privacy.accounting.rdp.ORDERS`."""
     curve = np.zeros_like(ORDERS)
     for step, count in steps.items():
         if count:

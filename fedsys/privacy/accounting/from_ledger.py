@@ -20,12 +20,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from fedsys.errors import LedgerError, MechanismError
-from fedsys.privacy.accounting import ViewAccountant
+from fedsys.privacy.accounting.accountant import ViewAccountant
+from fedsys.privacy.accounting.pld import BIN_RULE
+from fedsys.privacy.accounting.rdp import ORDERS
 from fedsys.privacy.events import Event, event_from_json
 from fedsys.privacy.ledger import LedgerView, RoundRecord
 from fedsys.privacy.plan import PrivacyPlan
-from fedsys.privacy.pld import BIN_RULE
-from fedsys.privacy.rdp import ORDERS
 from fedsys.privacy.views import VIEWS, Epsilons
 
 __all__ = [

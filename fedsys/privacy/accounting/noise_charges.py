@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedsys.errors import MechanismError
-from fedsys.privacy.costs import (
+from fedsys.privacy.accounting.costs import (
     Steps,
     outsider_step,
     rdp_epsilon,
@@ -29,8 +29,8 @@ from fedsys.privacy.costs import (
     steps_epsilon,
     together_step,
 )
+from fedsys.privacy.accounting.exact_gaussian import composed_epsilon
 from fedsys.privacy.events import Event, RoundedTerms
-from fedsys.privacy.exact_gaussian import composed_epsilon
 from fedsys.privacy.noise import rounding_distance, sampler_distance
 from fedsys.privacy.views import VIEWS, View
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from fedsys.privacy.costs import outsider_step, rdp_epsilon, steps_epsilon
+from fedsys.privacy.accounting.costs import outsider_step, rdp_epsilon, steps_epsilon
 from fedsys.privacy.events import Event, GaussianStep
 from fedsys.privacy.plan import PrivacyPlan
 

@@ -7,10 +7,10 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsys.privacy.costs import outsider_step, steps_epsilon, together_step
+from fedsys.privacy.accounting.costs import outsider_step, steps_epsilon, together_step
+from fedsys.privacy.accounting.meetings import Meetings
+from fedsys.privacy.accounting.outsider import worst_step
 from fedsys.privacy.events import Event, GaussianStep
-from fedsys.privacy.losses.meetings import Meetings
-from fedsys.privacy.losses.outsider import worst_step
 from fedsys.privacy.plan import PrivacyPlan
 
 __all__ = ["ParticipantLoss", "participant_steps"]

@@ -18,7 +18,7 @@ from typing import Any
 
 from scipy.special import bdtrc
 
-from fedsys.privacy.costs import (
+from fedsys.privacy.accounting.costs import (
     Accountant,
     Steps,
     accountant_of,
@@ -28,7 +28,7 @@ from fedsys.privacy.costs import (
     steps_epsilon,
     together_step,
 )
-from fedsys.privacy.losses.participant import participant_steps
+from fedsys.privacy.accounting.participant import participant_steps
 from fedsys.privacy.plan import PrivacyPlan
 from fedsys.privacy.views import View, epsilon_to_json
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsys.privacy.costs import server_step, square_of, steps_epsilon
+from fedsys.privacy.accounting.costs import server_step, square_of, steps_epsilon
+from fedsys.privacy.accounting.exact_gaussian import composed_epsilon
+from fedsys.privacy.accounting.outsider import worst_step
 from fedsys.privacy.events import Event, GaussianStep
-from fedsys.privacy.exact_gaussian import composed_epsilon
-from fedsys.privacy.losses.outsider import worst_step
 from fedsys.privacy.plan import PrivacyPlan
 
 __all__ = ["ServerLoss", "worst_server"]

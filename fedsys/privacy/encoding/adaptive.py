@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
-from fedsys.privacy.clipping import check_updates, finite_norms
+from fedsys.privacy.encoding.clipping import check_updates, finite_norms
 
 __all__ = ["AdaptiveClipping", "default_bit_fraction"]
 

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsys.privacy.clipping import squared_norm_limit
-from fedsys.privacy.rings import to_ring
+from fedsys.privacy.encoding.clipping import squared_norm_limit
+from fedsys.privacy.encoding.rings import to_ring
 
 __all__ = ["ALLOWANCE", "FixedPoint", "encoded_norm"]
 

@@ -221,7 +221,7 @@ def quorum_delta(cohorts: Cohorts) -> float:
     With K others in the cohort, of whom L stay, it can only where the cohort of K or that of K + 1
     is given up, the client lost or not. Committees of everybody give up on one event, that L is too
     small; drawn ones are drawn apart, and their chances are added. Rounds of which fewer than
-    `min_survivors` of the others stay are charged as such (`fedsys.privacy.aborts`), not here.
+    `min_survivors` of the others stay are charged as such (`sampling.aborts`), not here.
     """
     if cohorts.sampling == "poisson":
         rate = min(1.0, cohorts.groups * cohorts.expected / cohorts.population)

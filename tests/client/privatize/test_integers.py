@@ -15,7 +15,7 @@ from client.privatize import integers, privatize
 from client.privatize.integers import add_clipped_integers
 from fedsys.errors import MechanismError
 from fedsys.privacy import build_mechanism
-from fedsys.privacy.clipping import clip_to_integers, squared_norm_limit
+from fedsys.privacy.encoding.clipping import clip_to_integers, squared_norm_limit
 
 Updates = NDArray[np.float32]
 
@@ -78,7 +78,7 @@ def test_each_row_keeps_the_norm_that_accounting_needs() -> None:
 def test_a_row_that_rounding_cannot_fit_is_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last resort is never needed in practice, so both sides lose their four passes here."""
     monkeypatch.setattr(integers, "_PASSES", 0)
-    monkeypatch.setattr("fedsys.privacy.clipping._PASSES", 0)
+    monkeypatch.setattr("fedsys.privacy.encoding.clipping._PASSES", 0)
     rng = np.random.default_rng(11)
     row = rng.normal(size=(2, 300)).astype(np.float32)
     row[1] *= 1e-4

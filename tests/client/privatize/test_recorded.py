@@ -10,7 +10,7 @@ from torch import Tensor
 from client.privatize import recorded
 from client.privatize.integers import add_clipped_integers
 from client.privatize.recorded import FloatSum, IntegerSum
-from fedsys.privacy.clipping import clip_to_integers
+from fedsys.privacy.encoding.clipping import clip_to_integers
 
 
 def updates(count: int, dimension: int, seed: int = 1) -> Tensor:

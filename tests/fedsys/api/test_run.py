@@ -20,7 +20,7 @@ from fedsys import Run, tasks
 from fedsys.api import rows
 from fedsys.errors import ConfigError, FedsysError, RunFolderError
 from fedsys.tasks.digits import Digits
-from tests.api.conftest import SMALL
+from tests.fedsys.api.conftest import SMALL
 
 
 class Named(Digits):

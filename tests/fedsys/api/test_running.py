@@ -19,9 +19,9 @@ from fedsys.config import load
 from fedsys.errors import ConfigError
 from fedsys.tasks.digits import Digits
 from simulations.harness import RoundReport
-from tests.api.conftest import SMALL
+from tests.fedsys.api.conftest import SMALL
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Own(Digits):

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedsys.privacy import Signer
 from fedsys.privacy.ledger import Line
-from tests.privacy.ledgers import chained
+from tests.fedsys.privacy.ledger.ledgers import chained
 
 Entry = tuple[str, dict[str, Any]]
 """(kind, body) of one ledger line."""

@@ -15,10 +15,10 @@ from fedsys.audit.lower_bounds import epsilon_at_least
 from fedsys.audit.opacus_accounting import prv_bounds
 from fedsys.audit.spending import Spending
 from fedsys.privacy import PrivacyPlan, ViewAccountant, make_plan
-from fedsys.privacy.costs import second_opinion
+from fedsys.privacy.accounting.costs import second_opinion
+from fedsys.privacy.accounting.exact_gaussian import gaussian_epsilon
+from fedsys.privacy.accounting.pld import gaussian_pld_epsilon
 from fedsys.privacy.events import GaussianStep
-from fedsys.privacy.exact_gaussian import gaussian_epsilon
-from fedsys.privacy.pld import gaussian_pld_epsilon
 
 USUAL: dict[str, Any] = {
     "population": 1000,

@@ -22,7 +22,7 @@ from fedsys.audit.canaries import (
     one_shot_estimate,
 )
 from fedsys.errors import AuditInputError
-from fedsys.privacy.exact_gaussian import gaussian_epsilon
+from fedsys.privacy.accounting.exact_gaussian import gaussian_epsilon
 
 DELTA = 1e-5
 NOISE = {1: 3.7306, 2: 1.9937, 4: 1.0813, 8: 0.60023}

@@ -11,8 +11,8 @@ import pytest
 from fedsys.audit.cohorts import Cohorts
 from fedsys.audit.sampling_tests import unlikely
 from fedsys.privacy import Ledger, Signer, ledger_header, make_plan, read_ledger
-from fedsys.privacy.cohorts import cyclic_group
 from fedsys.privacy.plan import PrivacyPlan
+from fedsys.privacy.sampling.cohorts import cyclic_group
 
 
 def plan_for(**changes: Any) -> PrivacyPlan:

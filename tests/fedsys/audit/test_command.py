@@ -12,8 +12,8 @@ from fedsys.cli.app import app
 from fedsys.errors import FedsysError
 from fedsys.privacy import Signer
 from simulations import harness
-from tests.audit.conftest import job
-from tests.audit.forge import edit_json
+from tests.fedsys.audit.conftest import job
+from tests.fedsys.audit.forge import edit_json
 
 
 def call(*arguments: str, command: str = "audit") -> tuple[int, str]:

@@ -11,15 +11,15 @@ from dp_accounting.pld import pld_privacy_accountant
 
 from fedsys.audit import audit_run, compose
 from fedsys.errors import AuditInputError
-from fedsys.privacy.charges import plan_of
-from fedsys.privacy.costs import server_step
-from fedsys.privacy.exact_gaussian import gaussian_epsilon
+from fedsys.privacy.accounting.costs import server_step
+from fedsys.privacy.accounting.exact_gaussian import gaussian_epsilon
+from fedsys.privacy.accounting.from_ledger import plan_of
+from fedsys.privacy.accounting.pld import gaussian_pld_epsilon
 from fedsys.privacy.ledger import read_private
-from fedsys.privacy.pld import gaussian_pld_epsilon
-from server.publication import publish_run
+from fedsys.release.publication import publish_run
 from simulations import harness
-from tests.audit.conftest import job
-from tests.audit.forge import edit_json, entries
+from tests.fedsys.audit.conftest import job
+from tests.fedsys.audit.forge import edit_json, entries
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from fedsys.audit import audit_run
 from fedsys.privacy import read_ledger
 from fedsys.privacy.ledger import read_private
 from fedsys.records import Claim
+from fedsys.release.publication import publish_run
 from fedsys.wire.countersign import FILE, Countersignature, message
-from server.publication import publish_run
-from tests.audit.conftest import failed
-from tests.audit.forge import sparse
+from tests.fedsys.audit.conftest import failed
+from tests.fedsys.audit.forge import sparse
 
 NAME = "Countersignatures"
 Word = Countersignature

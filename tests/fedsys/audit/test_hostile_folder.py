@@ -23,8 +23,8 @@ from fedsys.audit import audit_run, to_json
 from fedsys.audit.wording import plain
 from fedsys.errors import AuditInputError, FedsysError, MechanismError
 from fedsys.privacy import PrivacyPlan, Signer
-from tests.audit.conftest import failed
-from tests.audit.forge import edit_json, entries, replace_text, sign_again, sparse
+from tests.fedsys.audit.conftest import failed
+from tests.fedsys.audit.forge import edit_json, entries, replace_text, sign_again, sparse
 from tests.reading import reads_at_most
 
 TEN_GIGABYTES = 10 << 30

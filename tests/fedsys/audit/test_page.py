@@ -12,11 +12,11 @@ from fedsys.audit import audit_run
 from fedsys.audit.page import _agrees
 from fedsys.privacy import Signer
 from fedsys.records import AuditResult
+from fedsys.release.publication import publish_run
 from fedsys.report.figures import epsilon
-from server.publication import publish_run
 from simulations import harness
-from tests.audit.conftest import failures, job
-from tests.audit.forge import edit_json, entries, replace_text, sign_again, sparse
+from tests.fedsys.audit.conftest import failures, job
+from tests.fedsys.audit.forge import edit_json, entries, replace_text, sign_again, sparse
 
 
 def checked(run: Path) -> AuditResult:

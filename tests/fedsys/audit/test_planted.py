@@ -25,7 +25,7 @@ from fedsys.records import AuditResult, Claim
 from simulations.benchmarks import honest_canaries
 from simulations.canaries import Canaries, run
 from simulations.randomness import SeededRandomness
-from tests.audit.conftest import failures, job
+from tests.fedsys.audit.conftest import failures, job
 
 BOUND = "Empirical lower bound on epsilon (one-run)"
 CLIENTS = 1437

@@ -14,11 +14,11 @@ from fedsys.config import load
 from fedsys.errors import RunFolderError
 from fedsys.privacy import Signer, read_ledger
 from fedsys.records import AuditResult, Claim
+from fedsys.release.model import ReleasedModel
 from fedsys.tasks.digits import Digits
-from server.released_model import ReleasedModel
 from simulations import harness
-from tests.audit.conftest import failures
-from tests.audit.forge import edit_json, entries, sign_again
+from tests.fedsys.audit.conftest import failures
+from tests.fedsys.audit.forge import edit_json, entries, sign_again
 
 NAME = "Preparation of the data"
 WITHHELD = {NAME, *(f"Epsilon, {view} view" for view in ("outsider", "participant", "server"))}
@@ -126,7 +126,7 @@ def test_a_header_that_says_otherwise_is_caught(
 
 @pytest.fixture
 def _here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))
 
 
 @pytest.mark.usefixtures("_here")
@@ -137,7 +137,7 @@ def _here(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_task_of_one_s_own_rests_on_its_author_s_word(
     tmp_path: Path, task: str, said: str
 ) -> None:
-    run = simulated(tmp_path, f'task.name="tests.audit.test_preparation:{task}"')
+    run = simulated(tmp_path, f'task.name="tests.fedsys.audit.test_preparation:{task}"')
     result = audit_run(run)
     assert failures(result) == set()
     claim = named(result)

@@ -16,15 +16,15 @@ from fedsys.audit.settings import header_claims
 from fedsys.audit.wording import epsilon_text
 from fedsys.errors import AuditInputError, LedgerError
 from fedsys.privacy import Ledger, Signer, ViewAccountant, read_ledger
-from fedsys.privacy.charges import charge_rounds, plan_of
-from fedsys.privacy.exact_gaussian import gaussian_epsilon
+from fedsys.privacy.accounting.exact_gaussian import gaussian_epsilon
+from fedsys.privacy.accounting.from_ledger import charge_rounds, plan_of
 from fedsys.privacy.ledger import read_private
 from fedsys.records import AuditResult
-from server.publication import publish_run
+from fedsys.release.publication import publish_run
 from simulations import harness
 from simulations.randomness import SeededRandomness
-from tests.audit.conftest import failed, failures, job
-from tests.audit.forge import edit_json, entries, sign_again
+from tests.fedsys.audit.conftest import failed, failures, job
+from tests.fedsys.audit.forge import edit_json, entries, sign_again
 
 
 def verdict(result: AuditResult, name: str) -> bool | None:

@@ -12,8 +12,8 @@ from scipy.stats import binom
 from fedsys.audit.cohort_counts import LAGS, CohortCounts, Scheme
 from fedsys.audit.sampling_tests import FALSE_ALARM, outcomes, unlikely
 from fedsys.privacy import make_plan
-from fedsys.privacy.cohorts import MinSeparation
 from fedsys.privacy.randomness import AesCtrStream
+from fedsys.privacy.sampling.cohorts import MinSeparation
 
 Ids = NDArray[np.int64]
 Draw = Callable[[int], Ids]

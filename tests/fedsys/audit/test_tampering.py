@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from fedsys.audit import audit_run
 from fedsys.errors import AuditInputError
 from fedsys.privacy import Ledger, Signer
-from fedsys.privacy.charges import plan_of
+from fedsys.privacy.accounting.from_ledger import plan_of
 from fedsys.privacy.ledger import read_private
 from simulations import harness
-from tests.audit.conftest import failed, job
-from tests.audit.forge import edit_json, edit_private, entries, replace_text, sign_again
+from tests.fedsys.audit.conftest import failed, job
+from tests.fedsys.audit.forge import edit_json, edit_private, entries, replace_text, sign_again
 
 CHAIN = "Ledger chain and signatures"
 COMMITMENTS = "Private commitments (sampled, survivors, participations)"

@@ -19,7 +19,7 @@ from fedsys import __version__
 from fedsys.cli import doctor as module
 from fedsys.cli.doctor import OPTIONAL, REQUIRED, Diagnosis, Line, diagnose
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)

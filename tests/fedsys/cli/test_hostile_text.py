@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from fedsys.cli.app import app
 from fedsys.logs import configure
 from fedsys.wire import fleet_pb2
-from server.fleet import Fleet, Link
+from server.deployed.fleet import Fleet, Link
 from server.ingress import Ingress
 from tests.client.devices import Devices, offer
 
@@ -49,7 +49,7 @@ def test_a_devices_reason_reaches_log_and_status_as_one_line(
     reason = ingress.take(refused.SerializeToString()).refusal.reason
     for kind in ("text", "json"):
         configure(kind)
-        logging.getLogger("server.deployed_round").info(
+        logging.getLogger("server.deployed.conversation").info(
             "client 0 declines: %s", refused.refusal.reason
         )
         logging.getLogger("server.grpc_host").info("node 1 runs %s", hello.hello.version)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.processes import Federation, federation
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HEAVY = {
     "cryptography.x509", "fedsys.privacy", "grpc", "matplotlib", "numpy", "opacus", "pandas",
     "psutil", "pydantic", "scipy", "secure_agg", "sklearn", "sqlalchemy", "torch",

@@ -15,7 +15,7 @@ from fedsys import config
 from fedsys.cli.init import init, write_project
 from fedsys.errors import RunFolderError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FILES = {"README.md", "config.toml", "task.py", "test_task.py"}
 
 

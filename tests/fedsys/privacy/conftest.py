@@ -6,7 +6,7 @@ import pytest
 
 from fedsys.privacy import make_plan
 from fedsys.privacy.plan import PrivacyPlan
-from tests.privacy.plans import FORTY_ROUNDS
+from tests.fedsys.privacy.plans import FORTY_ROUNDS
 
 
 @pytest.fixture(scope="session")

@@ -106,7 +106,7 @@ def test_a_hopeless_target_takes_no_search_among_hopeless_noise(
     cohort: str, mechanism: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An epsilon of a million: few loss distributions are computed, and none of a huge grid."""
-    from fedsys.privacy import pld
+    from fedsys.privacy.accounting import pld
 
     single, sizes = pld._single, []
 

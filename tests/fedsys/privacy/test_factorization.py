@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedsys.errors import MechanismError
-from fedsys.privacy.strategies import (
+from fedsys.privacy.factorization import (
     banded_strategy,
     inverse_series,
     relative_error,

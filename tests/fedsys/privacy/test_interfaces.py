@@ -16,8 +16,8 @@ import pytest
 import fedsys.privacy
 from fedsys.errors import MechanismError
 from fedsys.privacy import from_ring, make_plan, to_ring
+from fedsys.privacy.encoding.rings import RINGS
 from fedsys.privacy.events import build_event, least_ring
-from fedsys.privacy.rings import RINGS
 
 ROOT = Path(fedsys.privacy.__path__[0]).parents[1]
 MODULES = sorted(

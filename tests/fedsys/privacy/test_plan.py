@@ -20,7 +20,7 @@ from fedsys.privacy import (
     make_plan,
     planned_outsider,
 )
-from fedsys.privacy.projection import project, typical_maximum
+from fedsys.privacy.accounting.projection import project, typical_maximum
 
 BASE: dict[str, Any] = {
     "mechanism": "distributed-gaussian",
@@ -261,7 +261,7 @@ def test_secret_participation_amplifies_against_the_server_too() -> None:
 def test_banded_costs_match_the_design() -> None:
     """k participations under the bands: one Gaussian of multiplier z / (2 sqrt(k)), exactly, since
     neighbours replace a client: twice the sensitivity."""
-    from fedsys.privacy.exact_gaussian import gaussian_epsilon
+    from fedsys.privacy.accounting.exact_gaussian import gaussian_epsilon
 
     plan = make_plan(**BASE | VARIANTS["banded"])
     assert plan.turns(100) == 6
@@ -271,7 +271,7 @@ def test_banded_costs_match_the_design() -> None:
     )
     cyclic = make_plan(**BASE | VARIANTS["banded cyclic"])
     assert cyclic.turns(100) == 10
-    from fedsys.privacy.pld import gaussian_pld_epsilon
+    from fedsys.privacy.accounting.pld import gaussian_pld_epsilon
 
     assert planned_outsider(cyclic) == pytest.approx(
         gaussian_pld_epsilon({(1.0, 0.5): 10}, cyclic.delta_released), rel=1e-9

@@ -27,10 +27,10 @@ from fedsys.cli import extras
 from fedsys.cli.app import app
 from fedsys.config import load
 from fedsys.errors import ConfigError, FedsysError, RunFolderError
-from server import released_model
-from server.model_export import METADATA_FILE, as_onnx, as_pt2
-from server.publication import publish_run
-from server.released_model import ReleasedModel
+from fedsys.release import model as release_model
+from fedsys.release.formats import METADATA_FILE, as_onnx, as_pt2
+from fedsys.release.model import ReleasedModel
+from fedsys.release.publication import publish_run
 from simulations import harness
 
 SMALL = ["rounds.count=2", "cohort.expected=30", "aggregation.protocol=ideal"]
@@ -222,7 +222,7 @@ def test_a_hostile_model_file_is_refused_and_runs_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RunFolderError) as caught:
-        released_model._tensors(HOSTILE[name](), "run: model.pt")
+        release_model._tensors(HOSTILE[name](), "run: model.pt")
     assert str(caught.value).startswith("run: model.pt")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "taken-over").exists()

@@ -18,11 +18,11 @@ from fedsys.audit import audit_run
 from fedsys.cli.app import app
 from fedsys.config import load
 from fedsys.errors import ConfigError, RunFolderError
+from fedsys.release.publication import publish_run
 from fedsys.report.following import Following, send
 from fedsys.report.trackers import TrackedRun, Tracker, Value
-from server.home import Home
-from server.publication import publish_run
-from server.state import JobRow, State
+from server.home.folder import Home
+from server.home.state import JobRow, State
 from simulations import harness
 
 SMALL = [

@@ -13,11 +13,11 @@ import pytest
 from fedsys.wire import fleet_pb2
 from secure_agg.messages import Kind, kind_of
 from server.coordinator import OpenRound
-from server.deployed_round import Deadlines, DeployedRound
-from server.fleet import Event, Fleet, Link, Said
-from server.prekeys import Prekeys
+from server.deployed.conversation import Deadlines, DeployedRound
+from server.deployed.fleet import Event, Fleet, Link, Said
+from server.deployed.prekeys import Prekeys
+from server.home.state import State
 from server.rounds import SecureRound
-from server.state import State
 from tests.client.devices import Conversation, D, Device, Devices, plan_of
 
 Spoil = Callable[[bytes], bytes]

@@ -11,13 +11,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedsys.privacy import Ledger, Signer, make_plan
+from fedsys.run_folder import RunFolder
 from fedsys.wire import fleet_pb2
 from fedsys.wire.countersign import FILE, Countersignature, message
 from fedsys.wire.roster import RosterStatement
-from server.countersignatures import Countersignatures
+from server.deployed.countersignatures import Countersignatures
+from server.home.state import State
 from server.job import Job
-from server.run_folder import RunFolder
-from server.state import State
 
 JOB = bytes(range(32))
 NODES = (3, 7)
@@ -111,7 +111,7 @@ def test_what_a_crash_kept_from_the_file_is_added(state: State, job: Job) -> Non
         again.take(7, given(7, 2, heads[2]))
         assert sorted(lines(job)) == [(1, 0), (1, 1), (2, 1)]
         with state.transaction() as session:
-            from server.state import CountersignatureRow
+            from server.home.state import CountersignatureRow
 
             session.query(CountersignatureRow).filter_by(round=2).delete()
 

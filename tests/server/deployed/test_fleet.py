@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from fedsys.wire import fleet_pb2
-from server.fleet import Arrived, Fleet, Left, Link, Said
+from server.deployed.fleet import Arrived, Fleet, Left, Link, Said
 
 
 def test_a_second_session_of_a_node_ends_the_first() -> None:

@@ -22,11 +22,11 @@ from fedsys.secret_files import write_secret
 from fedsys.wire import fleet_pb2
 from fedsys.wire.roster import SignedStatement, signed_message
 from secure_agg.messages import HEADER_SIZE, Kind, Opening, kind_of
-from server.deployment import Deployment
-from server.fleet import Fleet, Link, Said
-from server.home import Home
-from server.state import ACTIVE_JOB, JobRow, State
-from server.submission import submit
+from server.deployed.fleet import Fleet, Link, Said
+from server.deployed.queue import Deployment
+from server.deployed.submission import submit
+from server.home.folder import Home
+from server.home.state import ACTIVE_JOB, JobRow, State
 from simulations.testbed.crowd import Flat, Still
 from simulations.testbed.joining import join
 

@@ -17,8 +17,8 @@ from fedsys.errors import ProtocolError
 from fedsys.wire import fleet_pb2
 from fedsys.wire.services import MAX_PREKEYS, PREKEYS
 from secure_agg import Identity, MemoryStore, SealingKeys
-from server.prekeys import Prekeys
-from server.state import NodeRow, PrekeyRow, State
+from server.deployed.prekeys import Prekeys
+from server.home.state import NodeRow, PrekeyRow, State
 from simulations.testbed.crowd import Still
 from tests.e2e.deployment import running_port
 

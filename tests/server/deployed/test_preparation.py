@@ -13,14 +13,14 @@ from fedsys.config import Config, dump
 from fedsys.errors import ConfigError
 from fedsys.privacy import LedgerView
 from fedsys.privacy.ledger import reader, writer
-from server import preparation
-from server.deployment import Deployment
-from server.fleet import Fleet
+from server.deployed import preparation
+from server.deployed.fleet import Fleet
+from server.deployed.job_model import JobModel
+from server.deployed.preparation import AlreadyOver, JobFailed, Preparation, PreparedJob
+from server.deployed.queue import Deployment
+from server.deployed.submission import submit
 from server.grpc_operator import job_status
-from server.job_model import JobModel
-from server.preparation import AlreadyOver, JobFailed, Preparation, PreparedJob
-from server.state import ACTIVE_JOB, JobRow
-from server.submission import submit
+from server.home.state import ACTIVE_JOB, JobRow
 from tests.e2e.deployment import Port, running_port
 from tests.e2e.processes import silos
 

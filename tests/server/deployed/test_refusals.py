@@ -16,13 +16,13 @@ from fedsys.wire import fleet_pb2
 from fedsys.wire.refusals import cause_of as cause_on_the_wire
 from fedsys.wire.refusals import reason_of
 from server.coordinator import OpenRound
-from server.deployed_round import Deadlines, DeployedRound
-from server.fleet import Fleet, Link, Said
+from server.deployed.conversation import Deadlines, DeployedRound
+from server.deployed.fleet import Fleet, Link, Said
+from server.deployed.prekeys import Prekeys
+from server.deployed.refusals import Refusals
 from server.grpc_operator import job_status
-from server.home import Home
-from server.prekeys import Prekeys
-from server.refusals import Refusals
-from server.state import JobRow, NodeRow, State
+from server.home.folder import Home
+from server.home.state import JobRow, NodeRow, State
 from tests.client.devices import Conversation, Devices
 
 
@@ -89,7 +89,7 @@ def test_one_device_has_as_many_rows_as_there_are_causes(state: State) -> None:
 
 def test_the_newest_few_are_read(home: Home, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("server.refusals.time.time", lambda: now[0])
+    monkeypatch.setattr("server.deployed.refusals.time.time", lambda: now[0])
     refusals = Refusals(state, "j")
     for cause in Cause:
         for node in (3, 1, 2):

@@ -22,16 +22,17 @@ from fedsys.audit import audit_run
 from fedsys.config import Config, load
 from fedsys.errors import ConfigError, MechanismError, PolicyRefusal, ProtocolError
 from fedsys.privacy import make_plan, read_ledger, replay
-from fedsys.privacy.cohorts import least_first
 from fedsys.privacy.ledger import read_private
 from fedsys.privacy.randomness import AesCtrStream
+from fedsys.privacy.sampling.cohorts import least_first
 from secure_agg import EpochAggregator
 from server.coordinator import Coordinator
-from server.preparation import JobFailed, _require_fit
-from simulations import arrivals, canaries, harness
-from simulations.arrivals import Crowd
-from simulations.buffered import BufferedRounds
-from simulations.epochs import SecureEpoch
+from server.deployed.preparation import JobFailed, _require_fit
+from simulations import canaries, harness
+from simulations.buffered import arrivals
+from simulations.buffered.arrivals import Crowd
+from simulations.buffered.epoch import SecureEpoch
+from simulations.buffered.rounds import BufferedRounds
 from simulations.faults import FaultPlan
 from simulations.population import Population
 from simulations.randomness import SeededRandomness
@@ -376,7 +377,7 @@ def test_the_audit_notices_a_client_that_was_asked_too_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BufferedRounds, "_allowed", lambda self, client: client < TRAINING + 5)
-    monkeypatch.setattr("simulations.buffered.BudgetExceeded", RuntimeError)
+    monkeypatch.setattr("simulations.buffered.rounds.BudgetExceeded", RuntimeError)
     run = harness.run(configure(), out=tmp_path / "run")
     claims = {claim.name: claim for claim in audit_run(run.folder).claims}
     assert claims["Cohort limits"].holds is False

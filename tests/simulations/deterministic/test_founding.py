@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedsys.privacy import Signer
-from server.home import Home
+from server.home.folder import Home
 from simulations.deterministic.storage import Disk, FlushFate, Storage
 from tests.e2e.deployment import running_port
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import client.journal
-import server.run_folder
+import fedsys.run_folder
 import simulations.deterministic.agent
 from client.journal import JobRecord, Journal
 from client.session import Session
@@ -64,7 +64,7 @@ def folder_without_flush(patch: pytest.MonkeyPatch) -> None:
     def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
-    patch.setattr(server.run_folder, "make_folder", make_folder)
+    patch.setattr(fedsys.run_folder, "make_folder", make_folder)
 
 
 def key_without_flush(patch: pytest.MonkeyPatch) -> None:

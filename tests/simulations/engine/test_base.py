@@ -24,15 +24,16 @@ from fedsys.errors import FedsysError, TrainingError
 from fedsys.privacy import to_ring
 from fedsys.tasks import Examples
 from fedsys.tasks.partition import Compressed
-from simulations import harness, layout
-from simulations.chunk import in_ring
-from simulations.engine import InProcess
-from simulations.layout import population_spec
+from simulations import harness
+from simulations.engine import layout
+from simulations.engine.base import InProcess
+from simulations.engine.chunk import in_ring
+from simulations.engine.layout import population_spec
+from simulations.engine.processes import Processes, Recruits
 from simulations.population import Population
-from simulations.processes import Processes, Recruits
 from simulations.randomness import SeededRandomness
 from simulations.setting import Setting, prepare
-from tests.simulations.works import work_of
+from tests.simulations.engine.works import work_of
 
 Configure = Callable[..., Config]
 

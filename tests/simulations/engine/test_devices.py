@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from client.training.graphed import GraphPath
-from client.training.recorder import PlainRecorder, Work
+from client.training.graph.path import GraphPath
+from client.training.graph.recorder import PlainRecorder, Work
 from client.training.trainer import Trainer
 from fedsys.config import Config
 from fedsys.errors import TrainingError
 from fedsys.privacy import read_ledger
 from simulations import harness
-from simulations.devices import Devices, device_names
-from simulations.layout import Layout, lay_out
+from simulations.engine.devices import Devices, device_names
+from simulations.engine.layout import Layout, lay_out
 from simulations.population import Population
 from simulations.randomness import Randomness, SeededRandomness
 from simulations.setting import Setting, prepare
-from tests.simulations.works import work_of
+from tests.simulations.engine.works import work_of
 
 Configure = Callable[..., Config]
 
@@ -204,7 +204,9 @@ def test_a_trainer_that_is_not_on_the_cpu_is_laid_out_over_devices(
     """Three devices, all of them this CPU under another name."""
     setting = graphed()
     setting.engine.close()
-    monkeypatch.setattr("simulations.layout.device_names", lambda _: ("cuda:0", "cpu", "cpu"))
+    monkeypatch.setattr(
+        "simulations.engine.layout.device_names", lambda _: ("cuda:0", "cpu", "cpu")
+    )
     monkeypatch.setattr(Trainer, "device", torch.device("cuda"))
     layout = lay_out(setting.config, setting.plan, setting.population, setting.randomness, 16)
     monkeypatch.undo()

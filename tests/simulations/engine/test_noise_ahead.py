@@ -13,11 +13,11 @@ import pytest
 from fedsys.config import Config
 from fedsys.privacy import read_ledger
 from simulations import harness
-from simulations.noise_ahead import NoiseAhead
-from simulations.processes import Processes
+from simulations.engine.noise_ahead import NoiseAhead
+from simulations.engine.processes import Processes
 from simulations.randomness import SeededRandomness
 from simulations.setting import prepare
-from tests.simulations.works import work_of
+from tests.simulations.engine.works import work_of
 
 Configure = Callable[..., Config]
 

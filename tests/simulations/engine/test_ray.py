@@ -13,10 +13,10 @@ import pytest
 
 from fedsys.config import Config
 from fedsys.errors import ConfigError, TrainingError
-from simulations.layout import population_spec
+from simulations.engine.layout import population_spec
 from simulations.randomness import SeededRandomness
 from simulations.setting import prepare
-from tests.simulations.works import work_of
+from tests.simulations.engine.works import work_of
 
 Configure = Callable[..., Config]
 
@@ -25,7 +25,7 @@ def test_without_ray_the_remedy_is_named(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "simulations.ray_backend", raising=False)
+    monkeypatch.delitem(sys.modules, "simulations.engine.ray", raising=False)
     with pytest.raises(ConfigError, match=r"pip install 'fedsys\[ray\]'"):
         prepare(configure("engine.backend=ray"))
 
@@ -44,7 +44,7 @@ def test_ray_gives_the_bits_of_one_process_though_actors_die(
 ) -> None:
     import ray
 
-    from simulations.ray_backend import RayEngine
+    from simulations.engine.ray import RayEngine
 
     config = configure("engine.processes=1", "engine.chunk=8")
     setting = prepare(config, randomness=SeededRandomness(b"ray"))
@@ -70,7 +70,7 @@ def test_ray_gives_the_bits_of_one_process_though_actors_die(
 def test_a_failing_client_is_named(
     configure: Configure, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from simulations.ray_backend import RayEngine
+    from simulations.engine.ray import RayEngine
 
     setting = prepare(configure("engine.processes=1", "engine.chunk=8"))
     spec = population_spec(setting.config, setting.randomness, threads=1)

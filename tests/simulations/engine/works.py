@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from simulations.chunk import RoundWork
+from simulations.engine.chunk import RoundWork
 from simulations.setting import Setting
 
 

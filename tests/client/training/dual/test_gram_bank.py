@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.training import LocalConfig, Trainer
-from client.training.gram_bank import GramBank
+from client.training.dual.gram_bank import GramBank
 from fedsys.tasks import DataSource, load, split
 
 T, WIDE = 6, 40

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from client.training.losses import loss_gradient
+from client.training.dual.losses import loss_gradient
 from fedsys import tasks
 from fedsys.tasks.classification import Classification
 

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from client.training.parameter_free import (
+from client.training.dual.parameter_free import (
     BitDropout,
     ImageFlatten,
     replacement,

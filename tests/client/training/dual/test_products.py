@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from client.training import products
+from client.training.dual import products
 
 SHAPES = [(3, 5, 2), (1250, 784, 64), (64, 1250, 784), (4097, 130, 33)]
 

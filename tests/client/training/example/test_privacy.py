@@ -16,9 +16,9 @@ from scipy import stats
 from torch import nn
 
 from client.training import LocalConfig, Trainer
-from client.training.example_engine import _chosen
-from client.training.example_optimizer import UNITS
-from client.training.example_privacy import ExamplePrivacy, ExamplePrivateTrainer
+from client.training.example.engine import _chosen
+from client.training.example.optimizer import UNITS
+from client.training.example.privacy import ExamplePrivacy, ExamplePrivateTrainer
 from fedsys.errors import ConfigError, TrainingError
 from fedsys.privacy.noise import RoundedGaussian
 from fedsys.privacy.randomness import AesCtrStream
@@ -351,7 +351,7 @@ def test_the_proximal_term_pulls_back() -> None:
 
 
 def test_physical_batches_do_not_change_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.training.example_privacy._GHOST_BATCH", 10)
+    monkeypatch.setattr("client.training.example.privacy._GHOST_BATCH", 10)
     silent = replace(SILENT, example_rate=0.9, steps=2)
     _, parts = updates(Images(perceptron), silent)
     monkeypatch.undo()
@@ -505,7 +505,7 @@ def test_what_was_chosen_is_said_once_a_job(
     data: FederatedData, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A device makes a trainer every round; another job is told anew."""
-    caplog.set_level(logging.INFO, "client.training.example_privacy")
+    caplog.set_level(logging.INFO, "client.training.example.privacy")
 
     def train(clip: float) -> None:
         privacy = ExamplePrivacy(clip=clip, noise_multiplier=1.0, example_rate=0.5, steps=1)

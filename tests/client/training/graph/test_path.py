@@ -11,15 +11,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from client.training import graphed
 from client.training.device_memory import clients_that_fit
 from client.training.flat import FlatLayout
-from client.training.graphed import Epoch, GraphPath, roomy
+from client.training.graph import path as graph_path
+from client.training.graph.path import Epoch, GraphPath, roomy
+from client.training.graph.recorder import CudaRecorder, PlainRecorder, Work, recorder_for
+from client.training.graph.staging import Staging
 from client.training.local import LocalConfig
 from client.training.loop import LoopPath
-from client.training.recorder import CudaRecorder, PlainRecorder, Work, recorder_for
 from client.training.schedule import build
-from client.training.staging import Staging
 from client.training.trainer import Trainer
 from fedsys.tasks import DataSource, Examples, Task, load
 
@@ -76,7 +76,7 @@ def compare(
 def test_an_epoch_longer_than_a_graph_repeats_it(
     config: str, task: Task, pool: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphed, "LONGEST", 3)
+    monkeypatch.setattr(graph_path, "LONGEST", 3)
     local, recorder = CONFIGS[config], Counting()
     path = GraphPath(task, task.init_model(0).double(), local, recorder)
     for sizes in ([16, 16], [30, 17, 4, 0], [29, 29, 29]):

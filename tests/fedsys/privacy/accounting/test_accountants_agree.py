@@ -11,20 +11,25 @@ import mpmath
 import numpy as np
 import pytest
 
-from fedsys.privacy import make_plan, planned_outsider, pld
-from fedsys.privacy.calibration import bisect_noise
-from fedsys.privacy.costs import outsider_step, rdp_epsilon, steps_epsilon
-from fedsys.privacy.events import GaussianStep, build_event
-from fedsys.privacy.exact_gaussian import composed_epsilon, gaussian_delta, gaussian_epsilon
-from fedsys.privacy.pld import gaussian_pld_epsilon
-from fedsys.privacy.projection import project
-from fedsys.privacy.rdp import (
+from fedsys.privacy import make_plan, planned_outsider
+from fedsys.privacy.accounting import pld
+from fedsys.privacy.accounting.costs import outsider_step, rdp_epsilon, steps_epsilon
+from fedsys.privacy.accounting.exact_gaussian import (
+    composed_epsilon,
+    gaussian_delta,
+    gaussian_epsilon,
+)
+from fedsys.privacy.accounting.pld import gaussian_pld_epsilon
+from fedsys.privacy.accounting.projection import project
+from fedsys.privacy.accounting.rdp import (
     ORDERS,
     amplify,
     epsilon_of,
     gaussian_loss,
     replacement_sampled,
 )
+from fedsys.privacy.calibration import bisect_noise
+from fedsys.privacy.events import GaussianStep, build_event
 
 GRID = list(
     itertools.product((0.7, 1.0, 2.0, 5.0), (0.001, 0.01, 0.05, 0.2), (1, 40, 1000), (1e-5, 1e-8))

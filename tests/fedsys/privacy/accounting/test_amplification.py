@@ -9,13 +9,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from fedsys.privacy.rdp import (
-    ORDERS,
-    amplify,
-    curve_of,
-    epsilon_of,
-    gaussian_loss,
-)
+from fedsys.privacy.accounting.rdp import ORDERS, amplify, curve_of, epsilon_of, gaussian_loss
 
 
 def _by_mpmath(z: float, q: float, order: int) -> float:

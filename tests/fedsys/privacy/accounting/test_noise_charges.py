@@ -9,10 +9,10 @@ import pytest
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import VIEWS, ViewAccountant, ledger_header, make_plan, plan_of
-from fedsys.privacy.costs import outsider_step, server_step, steps_epsilon, together_step
+from fedsys.privacy.accounting.costs import outsider_step, server_step, steps_epsilon, together_step
+from fedsys.privacy.accounting.noise_charges import CHARGE_SHARE, noise_charges
 from fedsys.privacy.events import build_event
 from fedsys.privacy.noise import rounding_distance, sampler_distance
-from fedsys.privacy.noise_charges import CHARGE_SHARE, noise_charges
 
 COARSE: dict[str, Any] = {
     "mechanism": "distributed-gaussian",

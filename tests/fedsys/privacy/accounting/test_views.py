@@ -15,9 +15,9 @@ from scipy.special import ndtr
 
 from fedsys.errors import BudgetExceeded, MechanismError
 from fedsys.privacy import VIEWS, PrivacyPlan, View, ViewAccountant, make_plan
+from fedsys.privacy.accounting.meetings import EXACT_POPULATION, Meetings
+from fedsys.privacy.accounting.server import worst_server
 from fedsys.privacy.events import Cohort, Encoding, Sampling, SumEvent
-from fedsys.privacy.losses import worst_server
-from fedsys.privacy.losses.meetings import EXACT_POPULATION, Meetings
 
 Round = tuple[list[int] | None, list[int] | None]
 
@@ -326,7 +326,7 @@ def test_secret_participation_is_charged_at_the_worst_case() -> None:
 
 def test_charging_a_round_does_not_replay_the_past() -> None:
     """Work is counted, not timed: no curve is computed again for steps that were seen."""
-    from fedsys.privacy import pld
+    from fedsys.privacy.accounting import pld
 
     plan = _plan(rounds=2000)
     accountant = ViewAccountant(plan)

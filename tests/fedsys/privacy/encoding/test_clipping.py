@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from fedsys.errors import MechanismError
-from fedsys.privacy.clipping import clip_to_integers, squared_norm_limit, wide_scale
-from fedsys.privacy.rings import from_ring, ring_dtype, to_ring
+from fedsys.privacy.encoding.clipping import clip_to_integers, squared_norm_limit, wide_scale
+from fedsys.privacy.encoding.rings import from_ring, ring_dtype, to_ring
 
 
 def _within(values: NDArray[np.int32]) -> bool:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import AesCtrStream, PrivacyPlan, event_from_json, make_plan
-from fedsys.privacy.clipping import wide_scale
-from fedsys.privacy.float_sums import FixedPoint, encoded_norm
-from fedsys.privacy.rings import from_ring
+from fedsys.privacy.encoding.clipping import wide_scale
+from fedsys.privacy.encoding.float_sums import FixedPoint, encoded_norm
+from fedsys.privacy.encoding.rings import from_ring
 
 FLOATS = st.floats(-1.0, 1.0, width=32)
 

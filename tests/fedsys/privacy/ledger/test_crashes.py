@@ -15,7 +15,7 @@ import pytest
 from fedsys.errors import LedgerError
 from fedsys.privacy import LedgerView, read_ledger, replay
 from fedsys.privacy.plan import PrivacyPlan
-from tests.privacy.ledgers import reopen, write_run
+from tests.fedsys.privacy.ledger.ledgers import reopen, write_run
 
 
 def test_any_torn_tail_is_cut_off(tmp_path: Path, plan: PrivacyPlan) -> None:
@@ -64,7 +64,7 @@ _JOB = """
 import os, signal, sys
 from pathlib import Path
 from fedsys.privacy import AesCtrStream, Ledger, Signer, ledger_header, make_plan
-from tests.privacy.plans import FORTY_ROUNDS
+from tests.fedsys.privacy.plans import FORTY_ROUNDS
 import fedsys.durable as durable
 
 folder, fatal = Path(sys.argv[1]), int(sys.argv[2])
@@ -110,8 +110,8 @@ def _killed(folder: Path, fatal: int) -> list[str]:
         capture_output=True,
         text=True,
         timeout=60,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[4],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4]), "OMP_NUM_THREADS": "1"},
         check=False,
     )
     assert done.returncode in (0, -9), done.stderr

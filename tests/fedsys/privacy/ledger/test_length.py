@@ -13,7 +13,7 @@ import pytest
 
 from fedsys.privacy import ledger_header, read_ledger, replay
 from fedsys.privacy.plan import PrivacyPlan
-from tests.privacy.ledgers import SIGNER, chained
+from tests.fedsys.privacy.ledger.ledgers import SIGNER, chained
 
 
 def _long_ledger(folder: Path, rounds: int, plan: PrivacyPlan) -> None:

@@ -16,7 +16,7 @@ from fedsys.privacy.ledger import canonical, read_private
 from fedsys.privacy.ledger.packing import pack, pack_increasing, unpack, unpack_increasing
 from fedsys.privacy.ledger.private import check_commitments
 from fedsys.privacy.plan import PrivacyPlan
-from tests.privacy.ledgers import create, reopen, write_run
+from tests.fedsys.privacy.ledger.ledgers import create, reopen, write_run
 
 
 @pytest.mark.parametrize("name", ["sampled", "survivors", "participations", "salt"])

@@ -16,7 +16,14 @@ from fedsys.privacy.ledger import Line, read_private
 from fedsys.privacy.ledger.files import MAX_FILE_BYTES
 from fedsys.privacy.ledger.private import check_commitments
 from fedsys.privacy.plan import PrivacyPlan
-from tests.privacy.ledgers import OTHER, SIGNER, read_lines, rechained, write_lines, write_run
+from tests.fedsys.privacy.ledger.ledgers import (
+    OTHER,
+    SIGNER,
+    read_lines,
+    rechained,
+    write_lines,
+    write_run,
+)
 from tests.reading import reads_at_most
 
 

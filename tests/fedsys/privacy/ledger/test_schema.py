@@ -12,8 +12,8 @@ import pytest
 
 from fedsys.privacy import make_plan, read_ledger, replay
 from fedsys.privacy.plan import PrivacyPlan
-from tests.privacy.ledgers import create, read_lines, reopen, write_run
-from tests.privacy.plans import FORTY_ROUNDS
+from tests.fedsys.privacy.ledger.ledgers import create, read_lines, reopen, write_run
+from tests.fedsys.privacy.plans import FORTY_ROUNDS
 
 
 def test_every_line_fits_the_schema(tmp_path: Path, plan: PrivacyPlan) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from fedsys.errors import LedgerError
 from fedsys.privacy import Signer, load_public_key
-from tests.privacy.ledgers import SIGNER
+from tests.fedsys.privacy.ledger.ledgers import SIGNER
 
 
 class TestSigner:

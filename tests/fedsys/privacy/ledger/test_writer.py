@@ -10,7 +10,7 @@ import pytest
 from fedsys.errors import LedgerError
 from fedsys.privacy import read_ledger
 from fedsys.privacy.plan import PrivacyPlan
-from tests.privacy.ledgers import OTHER, create, reopen, write_run
+from tests.fedsys.privacy.ledger.ledgers import OTHER, create, reopen, write_run
 
 
 class TestWriting:

@@ -13,9 +13,9 @@ from scipy import linalg, stats
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import AesCtrStream, Mechanism, add_noise, build_mechanism, to_ring
-from fedsys.privacy.clipping import clip_to_integers
+from fedsys.privacy.encoding.clipping import clip_to_integers
+from fedsys.privacy.encoding.hadamard import hadamard_transform
 from fedsys.privacy.events import MECHANISMS
-from fedsys.privacy.hadamard import hadamard_transform
 from fedsys.privacy.mechanisms import CorrelatedNoise
 from fedsys.privacy.mechanisms.narrow import round_at_random
 

@@ -14,7 +14,7 @@ from scipy import stats
 from scipy.special import ndtr
 
 from fedsys.privacy import AesCtrStream, Mechanism, build_mechanism
-from fedsys.privacy.exact_gaussian import gaussian_delta
+from fedsys.privacy.accounting.exact_gaussian import gaussian_delta
 from fedsys.privacy.noise import rounding_distance
 from fedsys.privacy.noise.distance import _cell_by_cell, _closed_form
 

@@ -11,10 +11,11 @@ import pytest
 from scipy import stats
 
 from fedsys.errors import MechanismError
-from fedsys.privacy import PrivacyPlan, ledger_header, make_plan, plan_of, quorum
-from fedsys.privacy.quorum import RARE_BITS, Cohorts, Withstood, quorum_delta, withstood
+from fedsys.privacy import PrivacyPlan, ledger_header, make_plan, plan_of
+from fedsys.privacy.sampling import quorum
+from fedsys.privacy.sampling.quorum import RARE_BITS, Cohorts, Withstood, quorum_delta, withstood
 from secure_agg import SecAggParams
-from tests.privacy.plans import FORTY_ROUNDS
+from tests.fedsys.privacy.plans import FORTY_ROUNDS
 
 JOB = FORTY_ROUNDS | {"dropout": 0.1}
 NO_FEWER = 0  # min_survivors that charges nothing elsewhere
