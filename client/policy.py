@@ -30,7 +30,7 @@ class ApprovedTask:
     """A task whose code the owner has installed and approved.
 
     Attributes:
-        sha256: SHA-256 of its code, as `client.worker.code_sha256` gives it.
+        sha256: SHA-256 of its code, as `client.local_data.code_sha256` gives it.
         options: Options that it may run with, and no others.
     """
 

@@ -21,7 +21,7 @@ from pydantic_core import PydanticUndefined
 
 from client.policy import ApprovedTask, Policy
 from fedsys.config import Config
-from server.home import Settings
+from server.home.folder import Settings
 
 __all__ = ["PAGES", "undescribed"]
 
