@@ -49,10 +49,10 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
-# How much of the code the tests reach, in every process that they start; the last line is the figure.
+# How much of the code the tests reach, in every process that they start: TOTAL is the figure.
 coverage: $(VENV)/.dev
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage run -m pytest -n 2 --dist worksteal
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README", "docs/simulate", "docs/deploy", "docs/audit", "docs/tune", "docs/own-task")
 TEXT = "\n".join((ROOT / f"{page}.md").read_text(encoding="utf-8") for page in PAGES)
 MAKE = {"demo", "test", "test-all", "bench", "lint", "setup"}
+PASSED = ("FEDSYS_DATA", "COVERAGE_PROCESS_CONFIG")
 SHORTER = ["--set", "rounds.count=3"]
 """The commands are run as they stand, but with few rounds: the whole job has tests of its own."""
 
@@ -51,7 +52,7 @@ def environment(folder: Path) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "LANG": "C.UTF-8",
-        **{key: value for key, value in os.environ.items() if key == "FEDSYS_DATA"},
+        **{key: os.environ[key] for key in os.environ if key in PASSED},
     }
 
 
