@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -48,12 +48,30 @@ html_copy_source = False
 html_show_copyright = False
 
 
+_COLON = "\ufdd0"  # no character
+
+
 def _with_contents(_app: Sphinx, name: str, source: list[str]) -> None:
     """The overview is the README, with the table of contents that only the site needs."""
     if name == root_doc:
         source[0] += (HERE / "contents.txt").read_text(encoding="utf-8")
 
 
+def _hide_colon(_app: Sphinx, what: str, *rest: Any) -> None:
+    """Napoleon reads "b: vectors are added" above a property as its type, which the code states."""
+    lines = rest[-1]
+    if what == "property" and lines:
+        lines[0] = lines[0].replace(":", _COLON)
+
+
+def _show_colon(_app: Sphinx, what: str, *rest: Any) -> None:
+    lines = rest[-1]
+    if what == "property" and lines:
+        lines[0] = lines[0].replace(_COLON, ":")
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("source-read", _with_contents)
+    app.connect("autodoc-process-docstring", _hide_colon, priority=400)  # Napoleon has 500
+    app.connect("autodoc-process-docstring", _show_colon, priority=600)

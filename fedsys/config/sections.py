@@ -142,8 +142,9 @@ class Rounds(Section):
             with its ``buffer``-th upload.
         buffer: Uploads that close a buffered round.
         concurrency: Clients that train at a time in buffered rounds.
-        max_staleness: A client scales its update down by the number of model versions that came out
-            while it trained; beyond this number it sends zeros and its share of the noise.
+        max_staleness: Most model versions that may come out while a client trains. It scales its
+            update down by their number s, to 1 / sqrt(1 + s) of it; beyond this number it sends
+            zeros and its share of the noise.
         epoch: Buffers that one committee serves under the same keys, which are erased afterwards.
     """
 
@@ -235,8 +236,8 @@ class Privacy(Section):
         max_colluders: Number of clients that may collude, whatever cohorts the coordinator
             chooses. They are assumed in the epsilons of participant and server.
         max_participations: Rounds to which one client contributes at most; in further ones it sends
-            zeros and its share of the noise. Required by the server guarantee, by
-            ``min-separation`` and by buffered rounds.
+            zeros and its share of the noise, and buffered rounds do not ask it. Required by the
+            server guarantee, by ``min-separation`` and by buffered rounds.
         example_clip: L2 norm to which an example's gradient is clipped under ``example-gaussian``.
         example_rate: Probability with which an example is in a local batch under
             ``example-gaussian``. Left out, it follows from ``local.batch_size`` and the average
@@ -320,7 +321,7 @@ class Engine(Section):
             Gram matrices where the model is linear enough (``dual``), or as a recorded CUDA graph
             (``graph``, GPUs only).
         chunk: Clients trained at once.
-        threads: Threads of each training process.
+        threads: Threads of each training process; 0 is one.
         processes: Training processes.
         deadline: Seconds that a chunk of clients may take before the run gives up.
         backend: ``local`` trains on this machine, ``ray`` on a Ray cluster.
