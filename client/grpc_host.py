@@ -150,9 +150,7 @@ class ConnectionHost:
     def _serve(self, channel: grpc.Channel) -> None:
         outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         outgoing.put(self._session.hello().SerializeToString())
-        stub = channel.stream_stream(
-            method(FLEET, "Session"), response_deserializer=fleet_pb2.Frame.FromString
-        )
+        stub = channel.stream_stream(method(FLEET, "Session"))
         self._stream = stream = stub(_frames(outgoing))
         if self._stop.wanted:  # told to while there was no stream yet that could be cancelled
             stream.cancel()
