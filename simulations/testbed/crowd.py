@@ -31,6 +31,7 @@ import psutil
 import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from client.answer_time import AnswerTime
 from client.grpc_host import Backoff, ConnectionHost
@@ -365,6 +366,7 @@ def _coordinate(folder: Path, port: int, dimension: int, ready: Connection) -> N
 def _hold(folders: list[Path], log: Path) -> None:
     _log_to(log)
     policy, worker = Policy(), Still()
+    threadpool_limits(policy.threads, user_api="blas")  # as `fedsys agent run` does
     for folder in folders:
         session = _InTurn(
             credentials=Credentials.load(folder),
