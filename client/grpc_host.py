@@ -25,7 +25,7 @@ from client.stop import Stop
 from fedsys.errors import FedsysError, ProtocolError
 from fedsys.secret_files import write_secret
 from fedsys.wire import fleet_pb2
-from fedsys.wire.frames import Assembler, split
+from fedsys.wire.frames import MAX_CHUNK, Assembler, split
 from fedsys.wire.limits import check_down, kind_of_down
 from fedsys.wire.services import FLEET, MAX_PARCEL, method
 
@@ -196,7 +196,7 @@ class ConnectionHost:
         }
         try:
             path = self._session.credentials.folder / "status.json"
-            write_secret(path, json.dumps(body).encode())
+            write_secret(path, json.dumps(body).encode(), durable=False)
             self._shown = shown
         except OSError as error:
             _log.warning("status.json: %s", error.strerror)
@@ -213,6 +213,6 @@ def _frames(outgoing: queue.SimpleQueue[bytes | None]) -> Iterator[bytes]:
         message = outgoing.get()
         if message is None:
             return
-        yield from split(parcel, message)
+        yield from split(parcel, message, chunk=MAX_CHUNK)
         del message  # an upload, maybe, and there may be nothing to say for long
         parcel += 1

@@ -20,15 +20,17 @@ from dataclasses import dataclass
 
 from fedsys.errors import ProtocolError
 
-__all__ = ["CHUNK", "MAX_FRAME", "MIN_CHUNK", "Assembler", "Frame", "split"]
+__all__ = ["CHUNK", "MAX_CHUNK", "MAX_FRAME", "MIN_CHUNK", "Assembler", "Frame", "split"]
 
 Limit = Callable[[bytes], int]
 
 CHUNK = 1 << 18
 """Bytes of data in a frame; a model on its way to many is held that often, thrice each time."""
+MAX_CHUNK = 1 << 20
+"""Bytes of data in a frame of a parcel that goes to one receiver."""
 MIN_CHUNK = 1 << 14
 """What a frame carries at least, unless it is its parcel's last."""
-MAX_FRAME = (1 << 20) + 4096
+MAX_FRAME = MAX_CHUNK + 4096
 """What either end accepts as one gRPC message."""
 _HEAD = struct.Struct("<QQQI")
 _BEGINS = 16
