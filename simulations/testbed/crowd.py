@@ -188,7 +188,7 @@ class Crowd:
             hosts=["127.0.0.1"],
             roster_key=authority.public_key().public_bytes_raw(),
         )
-        patient = {"patience": _PATIENCE, "stage": 120.0, "training": 600.0, "reconnect": 60.0}
+        patient = {"patience": _PATIENCE, "stage": 600.0, "training": 600.0, "reconnect": 60.0}
         settings = home.settings().model_copy(update=patient)
         home.settings_file.write_text(tomli_w.dumps(settings.model_dump(exclude_none=True)))
         coordinator, port = _start_coordinator(home, 0, dimension)
