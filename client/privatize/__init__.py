@@ -50,6 +50,8 @@ def privatize(
         entropy: of rounding at random, then of the noise; one source for all rows, or one a row.
     """
     encoded = mechanism.encode(updates, seed=seed, entropy=entropy)
-    noise = mechanism.noise_shares(len(updates), entropy)
-    vectors = add_noise(encoded.values, noise, bits=mechanism.modulus_bits)
+    vectors = encoded.values
+    if mechanism.adds_shares:
+        noise = mechanism.noise_shares(len(updates), entropy)
+        vectors = add_noise(vectors, noise, bits=mechanism.modulus_bits)
     return Privatized(vectors=vectors, clipped=encoded.clipped, finite=encoded.finite)

@@ -16,6 +16,7 @@ array([[54, 72],
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,13 +93,23 @@ def finite_norms(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArra
         norms (K,), 0 for a row with a NaN or an infinity; finite (K,).
     """
     squares = np.einsum("kd,kd->k", rows, rows)
+    peaks: NDArray[np.float64] | None = None
+    if len(rows) == 1 or not np.isfinite(squares).all():  # a device looks twice whatever it finds
+        peaks = np.abs(rows).max(axis=1)
+    return _norms_of(squares, peaks, rows.shape[1])
+
+
+def _norms_of(
+    squares: NDArray[np.float64], peaks: NDArray[np.float64] | None, dimension: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """As `finite_norms`, from sums of squares (K,) and largest absolute values (K,), which are
+    needed only where a sum of squares is not finite."""
     finite = np.isfinite(squares)
     norms = np.sqrt(squares, where=finite, out=np.zeros_like(squares))
-    if len(rows) == 1 or not finite.all():  # a device looks twice whatever it finds
-        peaks = np.abs(rows).max(axis=1)
+    if peaks is not None:
         huge = np.isfinite(peaks) & ~finite  # finite, but its square overflows
         finite |= huge
-        norms[huge] = peaks[huge] * math.sqrt(rows.shape[1])  # an upper bound; C / norm is tiny
+        norms[huge] = peaks[huge] * math.sqrt(dimension)  # an upper bound; C / norm is tiny
     in_float32 = (norms < 3e38) & (norms > 1e-37)
     norms[in_float32] = norms[in_float32].astype(np.float32)
     return norms, finite
@@ -136,6 +147,10 @@ def clip_to_integers(updates: NDArray[Any], *, clip: float) -> IntegerUpdates:
     if not dimension:
         raise MechanismError("updates must have at least one coordinate, got shape (K, 0)")
     scale = wide_scale(dimension, clip)
+    limit = squared_norm_limit(dimension)
+    if count == 1:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return _clip_one(updates[0], clip=clip, scale=scale, limit=limit)
     values = np.empty((count, dimension), dtype=np.int32)
     finite = np.empty(count, dtype=np.bool_)
     norms = np.empty(count, dtype=np.float64)
@@ -146,11 +161,6 @@ def clip_to_integers(updates: NDArray[Any], *, clip: float) -> IntegerUpdates:
             rows = updates[part].astype(np.float64)
             norms[part], finite[part] = finite_norms(rows)
         factors = clipping_factors(norms[part], clip=clip, scale=scale)
-        limit = squared_norm_limit(dimension)
-        if count == 1:
-            row = np.where(finite[0], rows[0], 0.0)
-            values[0] = _round_in_constant_passes(row, float(factors[0]), limit)
-            continue
         if not finite[part].all():
             rows[~finite[part]] = 0.0
         values[part] = _round_within(rows, factors, limit)
@@ -173,26 +183,65 @@ def _round_within(
     return rounded
 
 
-def _round_in_constant_passes(
-    row: NDArray[np.float64], factor: float, limit: int
-) -> NDArray[np.float64]:
-    """What `_round_within` gives for one row, by the same operations on every row.
+def _clip_one(row: NDArray[Any], *, clip: float, scale: float, limit: int) -> IntegerUpdates:
+    """What `clip_to_integers` gives for one row (d,), by the same operations on every row.
 
-    A factor that is small enough stays as it is for the passes that are left.
+    A factor that is small enough stays as it is for the passes that are left. A block goes through
+    a pass while it is in the cache; no copy of the row is ever as long as the row.
     """
-    scaled = np.empty_like(row)
+    blocks = [row[start : start + _BLOCK] for start in range(0, len(row), _BLOCK)]
+    squares, peaks = np.zeros(1), np.zeros(1)
+    for block in blocks:
+        wide = block.astype(np.float64)
+        squares += np.einsum("d,d->", wide, wide)
+        np.maximum(peaks, np.abs(wide, out=wide).max(), out=peaks)  # keeps a NaN
+    norms, finite = _norms_of(squares, peaks, len(row))
+    factor = float(clipping_factors(norms, clip=clip, scale=scale)[0])
+    rows = _Zeroed(blocks, keep=bool(finite[0]))
+    over = False
     for attempt in range(_PASSES + 1):
-        np.multiply(row, factor, out=scaled)
-        np.rint(scaled, out=scaled)
-        square = float(scaled @ scaled)
+        square = 0.0
+        for scaled in rows.times(factor):
+            np.rint(scaled, out=scaled)
+            square += float(np.einsum("d,d->", scaled, scaled))
         over = square > limit
         if attempt < _PASSES and over:
             factor *= math.sqrt(limit / square) * (1 - 2.0 ** (attempt - 9))
-    truncated = np.trunc(factor * (1 - 2.0**-20) * row)
-    chosen = np.where(over, truncated, scaled)
-    fits = float(chosen @ chosen) <= limit
-    result: NDArray[np.float64] = np.where(fits, chosen, 0.0)  # see the end of `_shrink`
-    return result
+    values = np.empty((1, len(row)), dtype=np.int32)
+    square, start = 0.0, 0
+    for rounded, cut in zip(rows.times(factor), rows.times(factor * (1 - 2.0**-20)), strict=True):
+        np.rint(rounded, out=rounded)
+        np.trunc(cut, out=cut)
+        chosen = cut if over else rounded
+        square += float(np.einsum("d,d->", chosen, chosen))
+        values[0, start : start + len(chosen)] = chosen
+        start += len(chosen)
+    values *= square <= limit  # see the end of `_shrink`
+    return IntegerUpdates(values=values, clipped=norms > clip, finite=finite, norms=norms)
+
+
+class _Zeroed:
+    """The blocks of one row, or as many zeros in the same time.
+
+    Args:
+        blocks: float32 or float64.
+        keep: whether they count.
+    """
+
+    def __init__(self, blocks: Sequence[NDArray[Any]], *, keep: bool) -> None:
+        word = np.dtype(f"u{blocks[0].dtype.itemsize}")
+        self._words = [block.view(word) for block in blocks]
+        self._float = blocks[0].dtype
+        self._mask = word.type(np.iinfo(word).max if keep else 0)
+
+    def times(self, factor: float) -> Iterator[NDArray[np.float64]]:
+        """Each block times a factor, as float64; the next one may take its place."""
+        kept = np.empty_like(self._words[0])
+        product = np.empty(len(kept), dtype=np.float64)
+        for words in self._words:
+            some, out = kept[: len(words)], product[: len(words)]
+            np.bitwise_and(words, self._mask, out=some)
+            yield np.multiply(some.view(self._float), factor, out=out, dtype=np.float64)
 
 
 def _shrink(
