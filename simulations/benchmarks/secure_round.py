@@ -114,7 +114,7 @@ def bound(config: Config, agents: int, *, dimension: int) -> dict[str, float]:
     identity, agreement = Identity.generate(), X25519PrivateKey.generate()
     signature, statement = identity.sign(bytes(32)), bytes(32)
     ours, theirs = Ed25519PublicKey.from_public_bytes(identity.public_bytes), agreement.public_key()
-    vector = np.zeros(mechanism.length, np.uint32 if params.modulus_bits <= 32 else np.uint64)
+    vector = np.zeros(mechanism.length, np.uint32)
     updates = np.zeros((1, dimension), np.float32)
     secret, public = sample_secret(bytes(32)), PublicPolynomials(bytes(32), params)
     ciphertext = bytearray(params.ciphertext_bytes)

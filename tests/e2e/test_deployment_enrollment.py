@@ -52,7 +52,8 @@ def converse(channel: grpc.Channel, frames: list[bytes]) -> list[fleet_pb2.Down]
 
 def _down(frame: bytes) -> fleet_pb2.Down:
     """A message that fits into one frame."""
-    return fleet_pb2.Down.FromString(Frame.decode(frame).data)
+    found: fleet_pb2.Down = fleet_pb2.Down.FromString(Frame.decode(frame).data)
+    return found
 
 
 def hello(node: int, *, protocol: int = PROTOCOL) -> list[bytes]:

@@ -40,6 +40,7 @@ INTEGERS_PER_COORDINATE = 64
 """s C = 64 sqrt(d): the root mean square of a clipped update's integers is 64."""
 
 _PASSES = 4
+_DOT = 1 << 13  # OpenBLAS takes threads from 10,000 on
 _BLOCK = 1 << 15  # coordinates at once: 256 KiB of float64 stay in the second-level cache
 
 
@@ -175,7 +176,7 @@ def _clip_one(row: NDArray[Any], *, clip: float, scale: float, limit: int) -> En
     squares, peaks = np.zeros(1), np.zeros(1)
     for block in blocks:
         wide = block.astype(np.float64)
-        squares += np.einsum("d,d->", wide, wide)
+        squares += _square(wide)
         np.maximum(peaks, np.abs(wide, out=wide).max(), out=peaks)  # keeps a NaN
     norms, finite = _norms_of(squares, peaks, len(row))
     factor = float(clipping_factors(norms, clip=clip, scale=scale)[0])
@@ -185,7 +186,7 @@ def _clip_one(row: NDArray[Any], *, clip: float, scale: float, limit: int) -> En
         square = 0.0
         for scaled in rows.times(factor):
             np.rint(scaled, out=scaled)
-            square += float(np.einsum("d,d->", scaled, scaled))
+            square += _square(scaled)
         over = square > limit
         if attempt < _PASSES and over:
             factor *= math.sqrt(limit / square) * (1 - 2.0 ** (attempt - 9))
@@ -195,7 +196,7 @@ def _clip_one(row: NDArray[Any], *, clip: float, scale: float, limit: int) -> En
         np.rint(rounded, out=rounded)
         np.trunc(cut, out=cut)
         chosen = cut if over else rounded
-        square += float(np.einsum("d,d->", chosen, chosen))
+        square += _square(chosen)
         values[0, start : start + len(chosen)] = chosen
         start += len(chosen)
     values *= square <= limit  # see the end of `_shrink`
@@ -223,7 +224,15 @@ class _Zeroed:
         for words in self._words:
             some, out = kept[: len(words)], product[: len(words)]
             np.bitwise_and(words, self._mask, out=some)
-            yield np.multiply(some.view(self._float), factor, out=out, dtype=np.float64)
+            np.copyto(out, some.view(self._float))
+            yield np.multiply(out, factor, out=out)
+
+
+def _square(values: NDArray[np.float64]) -> float:
+    """Sum of squares (n,), in pieces that BLAS does not hand to threads, which would be woken for
+    less than their waking costs and would spin on afterwards."""
+    pieces = (values[start : start + _DOT] for start in range(0, len(values), _DOT))
+    return sum(float(np.dot(piece, piece)) for piece in pieces)
 
 
 def _shrink(
@@ -232,10 +241,10 @@ def _shrink(
     for attempt in range(_PASSES):
         factor *= math.sqrt(limit / square) * (1 - 2.0 ** (attempt - 9))
         rounded = np.rint(factor * row)
-        square = float(rounded @ rounded)
+        square = _square(rounded)
         if square <= limit:
             return rounded
     truncated: NDArray[np.float64] = np.trunc(factor * (1 - 2.0**-20) * row)
-    if float(truncated @ truncated) <= limit:
+    if _square(truncated) <= limit:
         return truncated
     return np.zeros_like(row)  # unreachable in exact arithmetic; the bound must not rest on that
