@@ -132,6 +132,11 @@ class Member:
         return self._now.stage
 
     @property
+    def entered(self) -> bool:
+        """Whether the opening of this round was accepted, and what follows from it is at hand."""
+        return self._now.session is not None
+
+    @property
     def uploaded(self) -> bool:
         """Whether a vector left in this round, before a restart included."""
         mark = self._mark
