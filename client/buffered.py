@@ -281,6 +281,9 @@ class BufferedRounds:
         started, deadline = device.answer_time.clock(), message.milliseconds / 1000
         self._training = training
 
+        def hold() -> None:
+            device.answer_time.hold(epoch.terms, policy.answer, asked=started, deadline=deadline)
+
         def work() -> fleet_pb2.Up | None:
             if self._training is not training:
                 return None
@@ -300,8 +303,9 @@ class BufferedRounds:
                 if self._training is training:
                     self._training = None
                 failed = TrainingError(f"training failed: {type(e).__name__}: {e}")
-                return device.refuse(job, number, failed)
-            device.answer_time.hold(epoch.terms, policy.answer, asked=started, deadline=deadline)
+                hold()
+                return device.refuse(job, number, e if isinstance(e, FedsysError) else failed)
+            hold()
             training.update = update
             if self._training is not training:
                 return None

@@ -21,6 +21,7 @@ class Consent:
         fleet: the sessions.
         prekeys: how many sealing keys of a node are held, for the offer.
         blamed: why, for each client that was caught cheating in an earlier round.
+        serves: whether rounds could succeed if these clients were there, and no others.
 
     Attributes:
         given: clients that agreed.
@@ -34,6 +35,7 @@ class Consent:
         *,
         prekeys: Callable[[int], int],
         blamed: Mapping[int, str],
+        serves: Callable[[frozenset[int]], bool],
     ) -> None:
         self.given: set[int] = set()
         self.declined = dict(blamed)
@@ -41,8 +43,7 @@ class Consent:
         self._prekeys = prekeys
         self._terms = prepared.terms
         self._nodes = prepared.roster.nodes
-        self._plan = prepared.job.plan
-        self._tolerated = 1 - prepared.job.config.aggregation.dropout
+        self._serves = serves
         self._fleet = fleet
 
     def offer(self, node: int) -> None:
@@ -83,20 +84,15 @@ class Consent:
         )
 
     def enough(self, *, at_best: bool) -> bool:
-        """Whether a typical cohort would have its survivors.
+        """Whether those that agreed and are connected will do.
 
         Args:
             at_best: count those who have not answered yet as if they agreed.
         """
         if at_best:
-            ready = len(self._nodes) - len(self.declined)
-        else:
-            ready = sum(self._nodes[client] in self._fleet.links for client in self.given)
-        share = ready / len(self._nodes)
-        needed = max(2, self._plan.min_survivors)
-        return (
-            share * self._plan.expected_cohort >= needed - 1e-9 and share >= self._tolerated - 1e-9
-        )
+            return self._serves(frozenset(range(len(self._nodes))) - self.declined.keys())
+        there = (each for each in self.given if self._nodes[each] in self._fleet.links)
+        return self._serves(frozenset(there))
 
     def shortage(self, waited: str) -> str:
         """Why the job cannot go on, for its operator.

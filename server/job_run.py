@@ -9,6 +9,7 @@ from fedsys.durable import write_atomically
 from fedsys.errors import BudgetExceeded, Cause, FedsysError
 from fedsys.wire import fleet_pb2
 from fedsys.wire.refusals import cause_of, reason_of
+from server.buffered_cycle import BufferedCycle
 from server.checkpoint import model_bytes
 from server.consent import Consent
 from server.countersignatures import Countersignatures
@@ -60,12 +61,6 @@ class JobRun:
         self._evaluated = prepared.job.folder.last_metrics()
         self._seconds: list[float] = []
         self._clients: list[int] = []
-        self._consent = Consent(
-            prepared,
-            facilities.fleet,
-            prekeys=facilities.prekeys.held,
-            blamed=self._known_to_cheat(),
-        )
         self._refusals = Refusals(facilities.state, prepared.id)
         self._countersignatures = countersignatures
         countersignatures.expect(
@@ -74,13 +69,22 @@ class JobRun:
             roster=prepared.roster,
             job=prepared.job,
         )
-        self._cycle = RoundCycle(
+        buffered = prepared.terms.buffering is not None
+        cycle = BufferedCycle if buffered else RoundCycle
+        self._cycle: BufferedCycle | RoundCycle = cycle(
             prepared,
             facilities,
             consenting=lambda: frozenset(self._consent.given),
             elsewhere=self.take,
             refused=self._refused,
             blamed=self._blamed,
+        )
+        self._consent = Consent(
+            prepared,
+            facilities.fleet,
+            prekeys=facilities.prekeys.held,
+            blamed=self._known_to_cheat(),
+            serves=self._cycle.serves,
         )
 
     async def run(self) -> tuple[str, str]:
@@ -99,6 +103,8 @@ class JobRun:
                 status, reason = "cancelled", str(error)
             except JobFailed as error:
                 status, reason = "failed", str(error)
+            finally:
+                self._cycle.close()
             self._refusals.flush()
             await to_its_end(self._finish, status)
         return status, reason
@@ -111,6 +117,7 @@ class JobRun:
                 self._consent.offer(event.node)
         elif isinstance(event, Said) and event.node in self._roster.members:
             self._said(event.node, event.message)
+        self._cycle.overhear(event)
 
     def _said(self, node: int, message: fleet_pb2.Up) -> None:
         client = self._roster.nodes.index(node)
@@ -155,7 +162,9 @@ class JobRun:
     async def _rounds(self) -> None:
         coordinator = self._job.coordinator
         while coordinator.reserved < self._job.plan.rounds:
-            await self._check_in()
+            self._cycle.require_clients()
+            if not self._cycle.open:
+                await self._check_in()
             self._stop_if_cancelled()
             started = time.monotonic()
             trained = await self._cycle.run()
