@@ -167,10 +167,9 @@ class Agent:
         self._policy.check(assignment, participations=self._counted.others(job, number))
         self._counted.join(job, number)
 
-    @property
-    def entered(self) -> bool:
-        """Whether the round's opening was accepted, by an earlier process maybe."""
-        return self._current().entered
+    def resumes(self, opening: bytes) -> bool:
+        """Whether this opening was accepted before, by an earlier process maybe."""
+        return self._current().resumes(opening)
 
     @property
     def uploaded(self) -> bool:

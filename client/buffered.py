@@ -205,7 +205,7 @@ class BufferedRounds:
         )
         agent.accept(assignment, params, buffers=buffering.epoch)
         device.journal.enter_epoch(terms.job, assignment.round)
-        if not agent.entered:
+        if not agent.resumes(message.stage.message):
             agent.enter(message.stage.message)
         return _Epoch(
             terms=terms,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,7 @@ from fedsys.privacy import Entropy, read_ledger
 from fedsys.privacy.ledger import read_private
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.terms import Terms
+from secure_agg.messages import Kind, kind_of
 from server.deployed.fleet import Fleet, Link, Said
 from server.deployed.submission import submit
 from server.home.state import JobRow
@@ -192,3 +195,211 @@ def test_every_buffer_holds_as_many_uploads_as_was_agreed(
     assert [len(line["survivors"]) for line in found.lines(job).values()] == [3] * 4
     assert not found.refusals()
     assert audit_run(found.home.jobs / job).passed
+
+
+class Straggle:
+    """One device trains until a buffer has begun; in that buffer the others wait until something
+    became of what it trained.
+
+    Args:
+        party: whose.
+        slow: whose training lasts.
+        until: the buffer.
+    """
+
+    def __init__(self, party: Buffers, slow: int, until: int) -> None:
+        self._party, self._slow, self._until = party, slow, until
+        self._reached = threading.Event()
+
+    def __call__(self, number: int, assignment: Assignment) -> None:
+        if assignment.round >= self._until:
+            self._reached.set()
+        if number == self._slow:
+            assert self._reached.wait(60)
+        elif assignment.round == self._until:
+            end = time.monotonic() + 60
+            while not self._over() and time.monotonic() < end:
+                time.sleep(0.01)
+
+    def _over(self) -> bool:
+        """Whether it was collected, or discarded."""
+        uploaded = any(
+            number == self._slow
+            and up.HasField("answer")
+            and kind_of(up.answer.message) is Kind.UPLOAD
+            for number, up in list(self._party.heard)
+        )
+        told = [down for number, down in list(self._party.told) if number == self._slow]
+        return uploaded or any(down.HasField("discard") for down in told)
+
+
+def test_a_stale_upload_counts_in_the_buffer_that_it_comes_to(
+    party: Callable[[int], Buffers],
+) -> None:
+    found = party(4)
+    found.gate = Straggle(found, slow=3, until=3)
+    job = found.buffered(rounds=4, most=4, stale=2)
+    run(found, job)
+    lines = found.lines(job)
+    assert [3 in line["survivors"] for line in lines.values()][:3] == [False, False, True]
+    assert lines[3]["most_staleness"] == 2
+    assert lines[3]["mean_staleness"] == pytest.approx(2 / 3)
+    assert not any(line["too_stale"] for line in lines.values())
+    assert not found.refusals()
+
+
+def test_an_update_that_is_too_old_is_not_asked_for(party: Callable[[int], Buffers]) -> None:
+    found = party(4)
+    found.gate = Straggle(found, slow=3, until=4)
+    job = found.buffered(rounds=6, most=6, stale=1)
+    run(found, job)
+    discards = [(n, down.discard) for n, down in found.told if down.HasField("discard")]
+    assert [(n, each.round, each.cause) for n, each in discards] == [
+        (3, 1, fleet_pb2.Refusal.STALE)
+    ]
+    lines = found.lines(job)
+    assert sum(line["too_stale"] for line in lines.values()) == 1
+    assert all(line["most_staleness"] <= 1 for line in lines.values())
+    assert found.outcomes(job) == ["commit"] * 6
+    assert audit_run(found.home.jobs / job).passed
+
+
+def test_nobody_is_asked_before_the_buffer_is_paid_for(party: Callable[[int], Buffers]) -> None:
+    found = party(4)
+    early: list[str] = []
+
+    def watch(number: int, down: fleet_pb2.Down) -> fleet_pb2.Down:
+        kind = down.WhichOneof("content")
+        content = getattr(down, kind or "", None)
+        asks = {"invitation", "begin", "collect", "stage"}
+        if kind in asks and content is not None:
+            about = content.stage.round if kind == "collect" else content.round
+            ledger = found.home.jobs / job / "ledger.jsonl"
+            view = read_ledger(ledger, allow_torn=True)
+            if about not in [each.round for each in view.rounds]:
+                early.append(f"{kind} of {about}")
+            versions = sum(each.outcome == "commit" for each in view.rounds)
+            if kind in ("begin", "collect", "invitation") and content.version > versions:
+                early.append(f"{kind}: version {content.version} of {versions}")
+        return down
+
+    found.meddle = watch
+    job = found.buffered()
+    run(found, job)
+    assert not early
+
+
+def test_a_job_ends_when_too_few_may_contribute_once_more(
+    party: Callable[[int], Buffers],
+) -> None:
+    """Devices' own counts may be ahead of the coordinator's: what they uploaded was lost."""
+    found = party(3)
+    job = found.buffered(rounds=3, most=3)
+    assert found.run(job, until_round=2).status == "running"
+    for folder in found.folders:
+        path = folder / "journal.json"
+        body = json.loads(path.read_text())
+        body["jobs"][0]["joined"] = body["jobs"][0]["uploaded"] = [1, 2]
+        body["jobs"][0]["plan"]["max_participations"] = 2
+        path.write_text(json.dumps(body))
+    row = found.run(job)
+    assert row.status in ("budget-exhausted", "completed"), row.reason
+    assert all(cause == "PARTICIPATION" for _, cause, _ in found.refusals())
+
+
+def test_who_may_not_contribute_any_more_serves_on_the_committee(
+    party: Callable[[int], Buffers],
+) -> None:
+    found = party(5)
+    job = found.buffered(rounds=3, most=2, buffer=3)
+    run(found, job)
+    uploads = [client for line in found.lines(job).values() for client in line["survivors"]]
+    assert max(uploads.count(client) for client in range(5)) <= 2
+
+
+def test_an_upload_that_never_comes_gives_its_place_to_another(
+    party: Callable[[int], Buffers],
+) -> None:
+    found = party(4)
+    found.home.settings_file.write_text(
+        found.home.settings_file.read_text().replace("stage = 30.0", "stage = 1.0")
+    )
+    dropped: list[int] = []
+
+    def deaf(number: int, down: fleet_pb2.Down) -> fleet_pb2.Down | None:
+        if down.HasField("collect") and number == 2 and not dropped:
+            dropped.append(down.collect.stage.round)
+            return None
+        return down
+
+    found.meddle = deaf
+    job = found.buffered(rounds=3)
+    run(found, job)
+    lines = found.lines(job)
+    assert dropped
+    assert 2 not in lines[dropped[0]]["survivors"]
+    assert lines[dropped[0]]["dropped"]["upload"] == 1
+    assert found.outcomes(job) == ["commit"] * 3
+
+
+def test_a_buffer_that_nobody_is_left_to_fill_is_given_up_and_ends_its_epoch(
+    party: Callable[[int], Buffers],
+) -> None:
+    found = party(3)
+
+    def refuse(number: int, down: fleet_pb2.Down) -> fleet_pb2.Down:
+        if down.HasField("begin") and number == 1 and down.begin.round == 2:
+            down.begin.version += 1  # a coordinator that contradicts itself
+        return down
+
+    found.meddle = refuse
+    job = found.buffered(rounds=4)
+    run(found, job)
+    assert found.outcomes(job) == ["commit", "abort", "commit", "commit"]
+    assert found.lines(job)[2]["reason"].startswith("a buffer could not be filled: 2 of 3")
+    invited = sorted({down.invitation.round for _, down in found.told if down.invitation.round})
+    assert invited == [1, 3]
+    over = [down.outcome.round for n, down in found.told if n == 0 and down.outcome.over]
+    assert over == [2, 4]
+    assert found.refusals()[0][:2] == (1, "STALE")
+    assert audit_run(found.home.jobs / job).passed
+
+
+def test_a_coordinator_started_anew_goes_on_with_the_next_buffer(
+    party: Callable[[int], Buffers],
+) -> None:
+    found = party(4)
+    job = found.buffered(rounds=5, most=5)
+    row = found.run(job, until_round=3)
+    assert row.status == "running"
+    run(found, job)
+    outcomes = found.outcomes(job)
+    assert len(outcomes) == 5
+    assert outcomes.count("commit") >= 4
+    counted = [
+        up.countersignature.round for _, up in found.heard if up.HasField("countersignature")
+    ]
+    assert {number for number, each in enumerate(outcomes, 1) if each == "commit"} == set(counted)
+    assert audit_run(found.home.jobs / job).passed
+
+
+def test_three_buffers_cost_what_they_cost_in_a_simulation(
+    party: Callable[[int], Buffers], tmp_path: Path
+) -> None:
+    found = party(4)
+    job = found.buffered(rounds=3, most=3, mechanism="distributed-gaussian", noise_multiplier=30.0)
+    run(found, job)
+    audited = audit_run(found.home.jobs / job)
+    assert audited.passed
+    header = read_ledger(found.home.jobs / job / "ledger.jsonl").header
+    assert header["plan"]["sampling"] == "arrivals"
+
+
+def test_a_fleet_that_is_too_small_is_told(party: Callable[[int], Buffers]) -> None:
+    found = party(3)
+    config = buffered_job(4)
+    population = config.population.model_copy(update={"clients": None})
+    text = dump(config.model_copy(update={"population": population}))
+    row = found.run(submit(found.state, text).id)
+    assert row.status == "failed"
+    assert "rounds.concurrency = 4, but 3 nodes are on the roster" in row.reason
