@@ -55,6 +55,7 @@ class Crowd:
         asked: by client.
         spent: those that had their turn in the buffer that is being filled: their upload is in it,
             or did not come.
+        again: those that lost what they had trained in it, and began once more.
 
     >>> crowd = Crowd(concurrency=2)
     >>> crowd.next_idle([4, 2, 7])
@@ -69,12 +70,14 @@ class Crowd:
         self.trained: dict[int, Training] = {}
         self.asked: dict[int, Asked] = {}
         self.spent: set[int] = set()
+        self.again: set[int] = set()
         self._concurrency = concurrency
         self._turns: Counter[int] = Counter()
 
     def begin_buffer(self) -> None:
         """Nobody has had a turn in this one."""
         self.spent.clear()
+        self.again.clear()
         self.asked.clear()
 
     def at_work(self, client: int) -> bool:
@@ -146,6 +149,15 @@ class Crowd:
         """It had its turn in this buffer, and nothing came of it."""
         self.drop(client)
         self.spent.add(client)
+
+    def lose(self, client: int) -> None:
+        """It has nothing to upload, maybe because it was started anew: once a buffer, it may begin
+        again."""
+        if client in self.again or client not in self.asked:
+            self.fail(client)
+        else:
+            self.again.add(client)
+            self.drop(client)
 
     def expire(self, now: float) -> list[int]:
         """Give those up whose time is over; returns them."""

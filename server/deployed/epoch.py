@@ -409,7 +409,10 @@ class DeployedEpoch:
             return  # said again, it changes nothing
         _log.info("buffer %d: client %d declines: %s", refusal.round, client, reason)
         if refusal.passing or cause is Cause.TRAINING:
-            self._crowd.fail(client)
+            if cause is Cause.TRAINING:
+                self._crowd.lose(client)
+            else:
+                self._crowd.fail(client)
             self._around.refused(refusal.round, client, cause, reason)
         else:
             self._leave_out(client, cause, reason)
