@@ -7,7 +7,6 @@ not be told of new versions of the model.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
 
 __all__ = ["Background"]
@@ -16,20 +15,23 @@ Work = Callable[[], None]
 
 
 class Background:
-    """Runs what it is given one after the other, in a thread of its own.
+    """Runs what it is given in a thread of its own, one at a time.
+
+    Of what waits for its turn only the newest is kept: whoever asks for something else no longer
+    wants what was asked before, and a queue of models would fill the memory.
 
     The process waits for that thread when it ends, as it waits for training anywhere else.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: deque[Work] = deque()
+        self._next: Work | None = None
         self._busy = False
 
     def run(self, work: Work) -> None:
-        """Run it soon, after all that was given before."""
+        """Run it soon, in place of what waits."""
         with self._lock:
-            self._waiting.append(work)
+            self._next = work
             if self._busy:
                 return
             self._busy = True
@@ -38,8 +40,9 @@ class Background:
     def _work(self) -> None:
         while True:
             with self._lock:
-                if not self._waiting:
+                work, self._next = self._next, None
+                if work is None:
                     self._busy = False
                     return
-                work = self._waiting.popleft()
             work()
+            del work  # a model, while there is nothing to train

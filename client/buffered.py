@@ -231,9 +231,20 @@ class BufferedRounds:
         )
         journal.note_version(message.job, message.version)
         if message.over:
-            journal.end_epoch(message.job)
-            self._device.sealing.forget(epoch.assignment.context.job_hash)
-            self._epoch = None
+            self._end(epoch)
+
+    def offered(self, job: bytes) -> None:
+        """A job is offered: the coordinator is done with every other, and so is this device."""
+        epoch, known = self._epoch, self._training
+        if known is not None and known.job != job:
+            self._training = None
+        if epoch is not None and epoch.terms.job != job:
+            self._end(epoch)
+
+    def _end(self, epoch: _Epoch) -> None:
+        self._device.journal.end_epoch(epoch.terms.job)
+        self._device.sealing.forget(epoch.assignment.context.job_hash)
+        self._epoch = None
 
     def _current(self, job: bytes) -> _Epoch:
         epoch = self._epoch

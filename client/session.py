@@ -279,6 +279,7 @@ class Session:
                 buffered=self._takes_buffered,
             )
             self.journal.agree(terms)
+            self._buffered.offered(terms.job)
         except FedsysError as error:
             return self._refuse(terms.job, 0, error)
         self._terms[terms.job] = (terms, client)

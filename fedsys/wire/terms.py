@@ -13,6 +13,7 @@ from fedsys.errors import MechanismError, ProtocolError
 from fedsys.privacy import PrivacyPlan
 from fedsys.wire.canonical import decode_object, encode_object
 from fedsys.wire.roster import MAX_MEMBERS
+from secure_agg.params import MAX_COHORT
 
 __all__ = ["MAX_ROUNDS", "Buffering", "Terms"]
 
@@ -57,8 +58,9 @@ class Buffering:
 
     def largest_epoch(self, plan: PrivacyPlan) -> int:
         """The most members that an epoch may invite: those that train at its beginning, and one
-        for each upload that its buffers take."""
-        return min(plan.population, self.concurrency + self.epoch * plan.cap)
+        for each upload that its buffers take, as far as secure aggregation serves so many."""
+        wanted = self.concurrency + self.epoch * plan.cap
+        return min(plan.population, wanted, MAX_COHORT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,12 +125,8 @@ class BufferedCycle:
             return False
         return params.min_included <= cap
 
-    def _able(self, client: int) -> bool:
-        return (
-            client not in self._exhausted
-            and client not in self._declined
-            and client in self._consenting()
-        )
+    def _able(self) -> frozenset[int]:
+        return self._consenting() - self._exhausted - self._declined
 
     def overhear(self, event: Event) -> None:
         """Follow who trains, comes and goes, whoever takes the events."""
@@ -237,11 +233,7 @@ class BufferedCycle:
 
     def _invited(self, open_: OpenRound) -> tuple[int, ...]:
         links = self._facilities.fleet.links
-        there = [
-            client
-            for client in range(self._job.plan.population)
-            if self._able(client) and self._roster.nodes[client] in links
-        ]
+        there = sorted(each for each in self._able() if self._roster.nodes[each] in links)
         busy = [client for client in there if self._crowd.at_work(client)]
         free = [client for client in there if not self._crowd.at_work(client)]
         counts = np.zeros(self._job.plan.population, dtype=np.int64)

@@ -6,6 +6,7 @@ when one ends goes on.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -84,15 +85,20 @@ class Crowd:
         """Whether a client trains, has trained, or is to upload."""
         return client in self.training or client in self.trained or client in self.asked
 
+    @property
+    def room(self) -> int:
+        """How many more may be at work."""
+        busy = len(self.training) + len(self.trained) + len(self.asked)
+        return max(self._concurrency - busy, 0)
+
     def next_idle(self, able: Iterable[int]) -> list[int]:
         """Who is to begin, those first that had the fewest turns, until enough are at work.
 
         Args:
             able: those that may contribute once more, in the order in which equals are asked.
         """
-        free = self._concurrency - len(self.training) - len(self.trained) - len(self.asked)
         idle = [each for each in able if each not in self.spent and not self.at_work(each)]
-        return sorted(idle, key=lambda client: self._turns[client])[: max(free, 0)]
+        return heapq.nsmallest(self.room, idle, key=lambda client: self._turns[client])
 
     def begin(self, client: int, training: Training) -> None:
         """A client was asked to train."""

@@ -72,7 +72,7 @@ class Surroundings:
         fleet: the sessions.
         deadlines: of training and of the other stages.
         most_stale: versions that may be released while a client trains.
-        able: whether a client may contribute once more, and agrees to.
+        able: clients that may contribute once more, and agree to.
         elsewhere: takes every event that is not this epoch's business.
         entered: called with each stage's name, durably, before its messages are sent.
         refused: takes round, client, cause and reason of each refusal.
@@ -82,7 +82,7 @@ class Surroundings:
     fleet: Fleet
     deadlines: Deadlines
     most_stale: int
-    able: Callable[[int], bool]
+    able: Callable[[], frozenset[int]]
     elsewhere: Callable[[Event], None]
     entered: Callable[[str], None]
     refused: Callable[[int, int, Cause, str], None]
@@ -190,9 +190,10 @@ class DeployedEpoch:
             buffer.lost += len(self._crowd.expire(now))
             for client in [each for each, until in self._away.items() if until <= now]:
                 self._crowd.drop(client)
-            self._ask_for_uploads(buffer, now)
-            self._have_some_begin(buffer, now)
-            wait = self._patience(now)
+            able = self._around.able() - self._out
+            self._ask_for_uploads(buffer, able, now)
+            self._have_some_begin(buffer, able - self._out, now)
+            wait = self._patience(able, now)
             if wait is None:
                 raise RoundAborted(
                     f"a buffer could not be filled: {len(buffer.staleness)} of "
@@ -223,22 +224,21 @@ class DeployedEpoch:
             buffer.seconds[stage] = round(buffer.seconds.get(stage, 0.0) + taken, 6)
             self._messages = await asyncio.to_thread(self.secure.close_stage)
 
-    def _patience(self, now: float) -> float | None:
+    def _patience(self, able: frozenset[int], now: float) -> float | None:
         """Seconds until something that is waited for is given up; None where nothing is."""
         ends = self._crowd.deadlines()
         ends += [
             until
             for client, until in self._away.items()
-            if until > now and client not in self._crowd.spent and self._able(client)
+            if until > now and client in able and client not in self._crowd.spent
         ]
         return max(min(ends) - now, _SOON) if ends else None
 
-    def _able(self, client: int) -> bool:
-        return client not in self._out and self._around.able(client)
-
-    def _have_some_begin(self, buffer: Buffer, now: float) -> None:
-        able = [each for each in self.secure.cohort if each not in self._away and self._able(each)]
-        chosen = self._crowd.next_idle(able)
+    def _have_some_begin(self, buffer: Buffer, able: frozenset[int], now: float) -> None:
+        if not self._crowd.room:
+            return
+        there = [each for each in self.secure.cohort if each in able and each not in self._away]
+        chosen = self._crowd.next_idle(there)
         if not chosen:
             return
         assignment, patience = buffer.open.assignment, self._around.deadlines.training
@@ -260,12 +260,12 @@ class DeployedEpoch:
             self._holds.discard(client)
             self._fleet.send(node, begin)
 
-    def _ask_for_uploads(self, buffer: Buffer, now: float) -> None:
+    def _ask_for_uploads(self, buffer: Buffer, able: frozenset[int], now: float) -> None:
         for client, work in list(self._crowd.trained.items()):
             if client in self._away or client in self._crowd.spent:
                 continue
             staleness = buffer.version - work.version
-            if not self._able(client) or staleness > self._around.most_stale:
+            if client not in able or staleness > self._around.most_stale:
                 self._discard(buffer, client, work)
                 continue
             places = self.secure.size - len(buffer.staleness) - len(self._crowd.asked)

@@ -57,8 +57,9 @@ class Settings(BaseModel):
         epsilon: budget of the population over all jobs; none is set by default.
         patience: how long a job waits for enough agents before it is given up.
         reconnect: how long a stage waits for an agent that lost its connection.
-        stage: deadline of a stage that takes no training.
-        training: deadline of the stage in which agents train and upload.
+        stage: deadline of a stage that takes no training, and in buffered rounds of an upload.
+        training: deadline of the stage in which agents train and upload; in buffered rounds, of
+            each agent's training.
         metrics: ``HOST:PORT`` of the Prometheus page; empty for none.
         colluders: devices that may collude with this coordinator, out of all that enrol; it goes
             into the rosters that are signed or proposed from now on.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,7 @@ from tests.client.epochs import (
     reply,
     trained,
 )
-
-Make = Callable[..., Epoch]
+from tests.client.test_session_fuzzing import dice
 
 
 @pytest.fixture
@@ -142,6 +140,18 @@ def test_a_training_epoch_after_epoch_goes_on(epoch: Epoch) -> None:
     again = Epoch(devices, epoch.terms, number=2)
     again.invite(4)
     assert kind_of(again.upload(devices.all[4], 4)) is Kind.UPLOAD
+
+
+def test_another_job_ends_an_epoch_and_its_training(epoch: Epoch) -> None:
+    device, job = epoch.devices.all[0], epoch.assignment.context.job_hash
+    epoch.train(device)
+    other = epoch.devices.terms(job=b"k" * 32, buffering=BUFFERING)
+    assert not device.handle(offer(other)).consent.HasField("training")
+    assert device.session._sealing.bound(job) is None
+    cause, _ = refused(device.handle(epoch.collect(epoch.aggregator.next_upload(0))))
+    assert cause == "PROTOCOL"
+    device.session.handle(epoch.model())
+    assert "epoch 1 is asked for again" in refused(device.handle(epoch.invitation(0)))[1]
 
 
 def test_a_host_that_cannot_train_aside_declines(tmp_path: Path) -> None:
@@ -459,6 +469,52 @@ def test_buffers_do_not_go_back(epoch: Epoch) -> None:
     cause, reason = refused(device.handle(epoch.begin(round=1)))
     assert cause == "PARTICIPATION"
     assert "buffer 1 comes after buffer 2" in reason
+
+
+def test_whatever_is_announced_an_upload_is_one_that_was_agreed_to(
+    epoch: Epoch,
+) -> None:
+    """Hundreds of messages with numbers drawn anew: what leaves is of one buffer each, of the
+    newest version that was told, as old as it is, and not more often than agreed."""
+    numbers = dice("announced")
+
+    def draw(most: int) -> int:
+        return next(numbers) % (most + 1)
+
+    device, left = epoch.devices.all[0], list[tuple[int, int, int, int]]()
+    known = base = 0
+    for _ in range(400):
+        number, version, staleness = draw(4), draw(4), draw(3)
+        what = draw(3)
+        if what == 0:
+            device.session.handle(epoch.model(number))
+            answer = device.session.handle(epoch.begin(round=number, version=version))
+            work = device.session.take_work()
+            if work is not None:
+                assert answer is None
+                assert version == known < number
+                assert work() is not None
+                base = version
+        elif what == 1 and known < 3:
+            change = {"version": version, "committed": bool(draw(1)), "round": number}
+            answer = device.session.handle(epoch.outcome(**change))
+            if answer is None or not answer.HasField("refusal"):
+                assert version == known + change["committed"]
+                known = version
+        else:
+            message = epoch.aggregator.next_upload(0)
+            change = {"version": version, "round": number}
+            answer = device.handle(epoch.collect(message, staleness, **change))
+            if answer.HasField("answer"):
+                assert kind_of(answer.answer.message) is Kind.UPLOAD
+                assert version == known
+                assert staleness == known - base <= 2
+                left.append((number, version, base, staleness))
+    rounds = [each[0] for each in left]
+    assert rounds == sorted(set(rounds))
+    assert len(rounds) <= 3
+    assert left, "nothing was tried that was right"
+    assert record(device).joined == record(device).uploaded == rounds
 
 
 # -- what was not agreed to ------------------------------------------------------------------------

@@ -141,7 +141,7 @@ def _die_when_told(crash: Crash) -> None:
     def watched(self: Session, message: fleet_pb2.Down) -> fleet_pb2.Up | None:
         content = getattr(message, kind)
         about = content.stage.round if kind == "collect" else content.round
-        hit = message.HasField(kind) and about == round_number  # type: ignore[arg-type]
+        hit = message.HasField(kind) and about == round_number
         if hit and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         answer = original(self, message)
@@ -164,7 +164,7 @@ def _wait_at(gates: Path, client: int) -> None:
             time.sleep(0.02)
         return original(self, terms, assignment, *rest)
 
-    LocalData.train = waiting  # type: ignore[method-assign]
+    LocalData.train = waiting  # type: ignore[method-assign, assignment]
 
 
 @dataclass

@@ -117,10 +117,10 @@ class Buffers(Party):
             if work is not None:
                 trains.add(asyncio.create_task(train(work)))
 
-    def lines(self, job: str) -> dict[int, dict[str, Any]]:
+    def lines(self, job: str) -> dict[int, Any]:
         found, torn = read_private(self.home.jobs / job / "private.jsonl")
         assert not torn
-        return found
+        return dict(found)
 
     def outcomes(self, job: str) -> list[str | None]:
         view = read_ledger(self.home.jobs / job / "ledger.jsonl")
