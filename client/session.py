@@ -388,9 +388,12 @@ class Session:
         ):
             stray = ProtocolError("this device is not in that round")
             return self._refuse(stage.job, stage.round, stray)
+        return self._answer(stage, lambda: self._step(current, stage))
+
+    def _step(self, current: _Round, stage: fleet_pb2.Stage) -> bytes:
         if kind_of(stage.message) is Kind.OPENING:
-            return self._answer(stage, lambda: self._upload(current, stage))
-        return self._answer(stage, lambda: current.agent.handle(stage.message))
+            return self._upload(current, stage)
+        return current.agent.handle(stage.message)
 
     def _answer(self, stage: fleet_pb2.Stage, reply_of: Callable[[], bytes]) -> fleet_pb2.Up:
         """What is sent in answer to a step of secure aggregation, or why nothing is."""
