@@ -29,6 +29,7 @@ from client.agent import Agent, mechanism_of
 from client.answer_time import AnswerTime
 from client.buffered import BufferedRounds, Device, Work
 from client.conditions import conditions, obstacle
+from client.countersignature import countersignature
 from client.identity import Credentials
 from client.journal import Journal
 from client.policy import Policy
@@ -47,7 +48,7 @@ from fedsys.errors import (
 )
 from fedsys.printable import printable
 from fedsys.privacy import Entropy, Mechanism
-from fedsys.wire import Assignment, countersign, fleet_pb2
+from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.limits import down_limits
 from fedsys.wire.roster import RosterStatement, SignedStatement, changes
 from fedsys.wire.services import PREKEYS, PROTOCOL, PROTOCOL_MIN
@@ -58,7 +59,6 @@ from secure_agg.messages import Kind, kind_of
 __all__ = ["Dismissed", "Session"]
 
 _log = logging.getLogger(__name__)
-_HASH = 32
 
 
 class Dismissed(FedsysError):
@@ -478,32 +478,12 @@ class Session:
         except (FedsysError, SecureAggError) as error:
             return self._refuse(outcome.job, outcome.round, error)
         prekeys = self._refill(outcome.prekeys)
-        if (
-            record is None
-            or not outcome.committed
-            or outcome.round not in record.uploaded
-            or len(outcome.ledger_head) != _HASH
-        ):
+        uploaded = () if record is None else record.uploaded
+        word = countersignature(self.credentials.identity, outcome, uploaded)
+        if word is None:
             return fleet_pb2.Up(prekeys=fleet_pb2.Prekeys(prekeys=prekeys)) if prekeys else None
-        count = len([number for number in record.uploaded if number <= outcome.round])
-        signature = self.credentials.identity.sign(
-            countersign.message(
-                job=outcome.job,
-                round=outcome.round,
-                ledger_head=outcome.ledger_head,
-                participations=count,
-            )
-        )
-        return fleet_pb2.Up(
-            countersignature=fleet_pb2.Countersignature(
-                job=outcome.job,
-                round=outcome.round,
-                ledger_head=outcome.ledger_head,
-                participations=count,
-                signature=signature,
-                prekeys=prekeys,
-            )
-        )
+        word.prekeys.extend(prekeys)
+        return fleet_pb2.Up(countersignature=word)
 
     def _refuse(self, job: bytes, round: int, error: FedsysError | SecureAggError) -> fleet_pb2.Up:
         passing = cause_of(error) in (Cause.PAUSED, Cause.CONDITIONS)

@@ -43,7 +43,9 @@ class BufferedCycle:
     Args:
         prepared: the job; its terms say how it buffers.
         facilities: what it runs on.
-        consenting: clients that agreed, as of now; no others are invited.
+        consenting: clients that agreed, as of now; no others are asked for anything.
+        listening: of them, those that agreed in the session that they have open; no others are
+            invited to an epoch.
         elsewhere: takes every event that is no buffer's business; it hands all of them to
             `overhear`.
         refused: takes round, node, cause and reason of each refusal.
@@ -59,6 +61,7 @@ class BufferedCycle:
         facilities: Facilities,
         *,
         consenting: Callable[[], frozenset[int]],
+        listening: Callable[[], frozenset[int]],
         elsewhere: Callable[[Event], None],
         refused: Callable[[int, int, Cause, str], None],
         blamed: Callable[[int, int, str], None],
@@ -72,6 +75,7 @@ class BufferedCycle:
         self._roster = prepared.roster
         self._facilities = facilities
         self._consenting = consenting
+        self._listening = listening
         self._elsewhere = elsewhere
         self._refused = refused
         self._blamed = blamed
@@ -143,7 +147,7 @@ class BufferedCycle:
         trained = message.trained
         if message.HasField("trained") and trained.job == job:
             self._crowd.done(client, round=trained.round, version=trained.version)
-        back = epoch is None or epoch.away(client)
+        back = epoch is None or not epoch.there(client)
         if not message.HasField("consent") or not back or client in self._crowd.asked:
             return
         training, found = message.consent.training, None
@@ -232,8 +236,7 @@ class BufferedCycle:
         return epoch
 
     def _invited(self, open_: OpenRound) -> tuple[int, ...]:
-        links = self._facilities.fleet.links
-        there = sorted(each for each in self._able() if self._roster.nodes[each] in links)
+        there = sorted(self._able() & self._listening())
         busy = [client for client in there if self._crowd.at_work(client)]
         free = [client for client in there if not self._crowd.at_work(client)]
         counts = np.zeros(self._job.plan.population, dtype=np.int64)

@@ -25,7 +25,7 @@ from secure_agg.errors import LateMessage, StageError
 from server.coordinator import OpenRound
 from server.deployed.conversation import Deadlines
 from server.deployed.crowd import Asked, Crowd, Training
-from server.deployed.fleet import Arrived, Event, Fleet, Left, Said
+from server.deployed.fleet import Arrived, Event, Fleet, Left, Link, Said
 from server.deployed.secure_epoch import SecureEpoch
 from server.rounds import RoundAborted
 
@@ -108,6 +108,9 @@ class DeployedEpoch:
         """Of the epoch's assignment, for those that are invited again."""
         self._holds: set[int] = set()
         """Who has that model and has not trained from it."""
+        self._links: dict[int, Link] = {}
+        """The session in which each was invited: in another one, a new process may listen that
+        knows nothing yet, whether or not we have heard of it."""
         self._away: dict[int, float] = {}
         """Who is to be invited again once it is back, and until when it is waited for."""
         self._out: set[int] = set()
@@ -138,9 +141,11 @@ class DeployedEpoch:
 
     def _invite(self, client: int, version: int) -> None:
         node, assignment = self._around.members[client], self.secure.assignment
-        if node not in self._fleet.links:
+        link = self._fleet.links.get(node)
+        if link is None:
             self._gone(client)
             return
+        self._links[client] = link
         self._fleet.send_bytes(node, self._model)
         self._holds.add(client)
         invitation = fleet_pb2.Invitation(
@@ -163,15 +168,16 @@ class DeployedEpoch:
     def present(self) -> Mapping[int, int]:
         """Client of each node that is to be told how a buffer ended: the others are told of all
         that they missed when they are back."""
-        return {
-            node: client
-            for node, client in self._clients.items()
-            if client not in self._away and node in self._fleet.links
-        }
+        return {node: client for node, client in self._clients.items() if self.there(client)}
 
-    def away(self, client: int) -> bool:
-        """Whether a client is to be invited again once it is back."""
-        return client in self._away
+    def there(self, client: int) -> bool:
+        """Whether a client listens in the session in which it was invited."""
+        link = self._links.get(client)
+        if link is not None and self._fleet.links.get(link.node) is link:
+            return True
+        if client not in self._away:
+            self._gone(client)
+        return False
 
     # -- a buffer ---------------------------------------------------------------------------------
 
@@ -237,7 +243,7 @@ class DeployedEpoch:
     def _have_some_begin(self, buffer: Buffer, able: frozenset[int], now: float) -> None:
         if not self._crowd.room:
             return
-        there = [each for each in self.secure.cohort if each in able and each not in self._away]
+        there = [each for each in self.secure.cohort if each in able and self.there(each)]
         chosen = self._crowd.next_idle(there)
         if not chosen:
             return
@@ -262,7 +268,7 @@ class DeployedEpoch:
 
     def _ask_for_uploads(self, buffer: Buffer, able: frozenset[int], now: float) -> None:
         for client, work in list(self._crowd.trained.items()):
-            if client in self._away or client in self._crowd.spent:
+            if not self.there(client) or client in self._crowd.spent:
                 continue
             staleness = buffer.version - work.version
             if client not in able or staleness > self._around.most_stale:
@@ -312,7 +318,7 @@ class DeployedEpoch:
     def _tell(self, client: int) -> None:
         """Send a committee member the message of the step in hand."""
         node = self._around.members[client]
-        if client in self._away or client in self._mute or self._buffer is None:
+        if client in self._mute or self._buffer is None or not self.there(client):
             return
         stage = fleet_pb2.Stage(
             job=self.secure.assignment.job,
@@ -349,11 +355,12 @@ class DeployedEpoch:
             return
         if isinstance(event, Arrived | Left):
             self._gone(client)
-        elif event.message.HasField("consent") and client in self._away:
+        elif event.message.HasField("consent") and not self.there(client):
             self._returned(client)
 
     def _gone(self, client: int) -> None:
         self._holds.discard(client)
+        self._links.pop(client, None)
         self._away[client] = time.monotonic() + self._around.deadlines.reconnect
 
     def _returned(self, client: int) -> None:
@@ -361,7 +368,7 @@ class DeployedEpoch:
         buffer = self._buffer
         if buffer is None or self._around.members[client] not in self._fleet.links:
             return
-        del self._away[client]
+        self._away.pop(client, None)
         self._invite(client, buffer.version)
         if client in self._crowd.asked:
             self._ask(buffer, client)

@@ -7,7 +7,6 @@ import time
 
 from fedsys.durable import write_atomically
 from fedsys.errors import BudgetExceeded, Cause, FedsysError
-from fedsys.wire import fleet_pb2
 from fedsys.wire.refusals import cause_of, reason_of
 from server.checkpoint import model_bytes
 from server.deployed.buffer import BufferedCycle
@@ -69,22 +68,35 @@ class JobRun:
             roster=prepared.roster,
             job=prepared.job,
         )
-        buffered = prepared.terms.buffering is not None
-        cycle = BufferedCycle if buffered else RoundCycle
-        self._cycle: BufferedCycle | RoundCycle = cycle(
-            prepared,
-            facilities,
-            consenting=lambda: frozenset(self._consent.given),
-            elsewhere=self.take,
-            refused=self._refused,
-            blamed=self._blamed,
-        )
+        self._cycle = self._cycle_of(prepared, facilities)
         self._consent = Consent(
             prepared,
             facilities.fleet,
             prekeys=facilities.prekeys.held,
             blamed=self._known_to_cheat(),
             serves=self._cycle.serves,
+        )
+
+    def _cycle_of(
+        self, prepared: PreparedJob, facilities: Facilities
+    ) -> BufferedCycle | RoundCycle:
+        if prepared.terms.buffering is None:
+            return RoundCycle(
+                prepared,
+                facilities,
+                consenting=lambda: frozenset(self._consent.given),
+                elsewhere=self.take,
+                refused=self._refused,
+                blamed=self._blamed,
+            )
+        return BufferedCycle(
+            prepared,
+            facilities,
+            consenting=lambda: frozenset(self._consent.given),
+            listening=lambda: self._consent.listening,
+            elsewhere=self.take,
+            refused=self._refused,
+            blamed=self._blamed,
         )
 
     async def run(self) -> tuple[str, str]:
@@ -116,14 +128,15 @@ class JobRun:
             if event.node in self._roster.members:
                 self._consent.offer(event.node)
         elif isinstance(event, Said) and event.node in self._roster.members:
-            self._said(event.node, event.message)
+            self._said(event)
         self._cycle.overhear(event)
 
-    def _said(self, node: int, message: fleet_pb2.Up) -> None:
+    def _said(self, event: Said) -> None:
+        node, message = event.node, event.message
         client = self._roster.nodes.index(node)
         kind = message.WhichOneof("content")
         if kind == "consent":
-            self._consent.agree(client, message.consent)
+            self._consent.agree(client, message.consent, event.link)
         elif kind == "refusal":
             refusal = message.refusal
             if refusal.job in (self._terms.job, b"") and refusal.round == 0:

@@ -31,7 +31,7 @@ from server.deployed.fleet import Fleet, Link, Said
 from server.deployed.submission import submit
 from server.home.state import JobRow
 from simulations.testbed.crowd import Still
-from tests.server.deployed.test_job_run import Party
+from tests.server.deployed.test_job_run import Party, broken
 
 Gate = Callable[[int, Assignment], None]
 """Called with number and assignment of whoever trains, before it is done."""
@@ -59,6 +59,8 @@ class Buffers(Party):
     Attributes:
         gate: called where a device trains.
         meddle: what becomes of each message to a device.
+        crash: whether a device's process dies and begins anew at a message: ``before`` it is
+            handled, or ``after``, with the answer lost; empty for no crash.
         heard: all that devices said.
         told: all that they were told.
         sessions: of the devices, as they run.
@@ -66,6 +68,7 @@ class Buffers(Party):
 
     gate: Gate = lambda _number, _assignment: None
     meddle: Meddle = lambda _number, message: message
+    crash: Callable[[int, fleet_pb2.Down], str] = lambda _number, _message: ""
     heard: list[tuple[int, fleet_pb2.Up]] = field(default_factory=list)
     told: list[tuple[int, fleet_pb2.Down]] = field(default_factory=list)
     sessions: dict[int, Session] = field(default_factory=dict)
@@ -99,10 +102,13 @@ class Buffers(Party):
         def say(up: fleet_pb2.Up | None) -> None:
             if up is None:
                 return
+            if up.HasField("answer"):
+                up.answer.message = self._spoil(number, up.answer.message)
             self.heard.append((number, up))
             self.registry.prekeys.keep(node, up)
             if not up.HasField("prekeys"):
-                fleet.events.put_nowait(Said(node, up))
+                link.pending += 1
+                fleet.events.put_nowait(Said(node, up, link))
 
         async def train(work: Callable[[], fleet_pb2.Up | None]) -> None:
             say(await asyncio.to_thread(work))
@@ -112,7 +118,12 @@ class Buffers(Party):
             if down is None:
                 continue
             self.told.append((number, down))
-            say(session.handle(down))
+            when = self.crash(number, down)
+            answer = None if when == "before" else session.handle(down)
+            if when:
+                fleet.closed(link)
+                return await self._serve(fleet, number)
+            say(answer)
             work = session.take_work()
             if work is not None:
                 trains.add(asyncio.create_task(train(work)))
@@ -406,3 +417,51 @@ def test_a_fleet_that_is_too_small_is_told(party: Callable[[int], Buffers]) -> N
     row = found.run(submit(found.state, text).id)
     assert row.status == "failed"
     assert "rounds.concurrency = 4, but 3 nodes are on the roster" in row.reason
+
+
+@pytest.mark.parametrize("kind", [Kind.UPLOAD, Kind.ENDORSEMENT, Kind.ANSWER])
+def test_who_is_caught_cheating_is_asked_no_more(
+    party: Callable[[int], Buffers], kind: Kind
+) -> None:
+    found = party(6)
+    found.spoiled[3] = (kind, broken)
+    job = found.buffered(rounds=3, most=3)
+    run(found, job)
+    assert found.state.blamed(job).keys() == {4}
+    caught = min(
+        up.answer.round
+        for n, up in found.heard
+        if n == 3 and up.HasField("answer") and kind_of(up.answer.message) is kind
+    )
+    asked = [
+        down.collect.stage.round for n, down in found.told if n == 3 and down.HasField("collect")
+    ]
+    assert all(number <= caught for number in asked)
+    lines = found.lines(job)
+    assert not any(3 in line["survivors"] for number, line in lines.items() if number > caught)
+    assert audit_run(found.home.jobs / job).passed
+
+
+def test_a_device_that_dies_at_any_message_misses_no_buffer(
+    party: Callable[[int], Buffers],
+) -> None:
+    """All three are needed in every buffer; one of them dies at every kind of message."""
+    found = party(3)
+    points = [
+        (kind, when)
+        for when in ("before", "after")
+        for kind in ("invitation", "begin", "collect", "stage", "outcome")
+    ]
+
+    def crash(number: int, down: fleet_pb2.Down) -> str:
+        if number == 1 and points and down.WhichOneof("content") == points[0][0]:
+            return points.pop(0)[1]
+        return ""
+
+    found.crash = crash
+    job = found.buffered(rounds=6, most=12)
+    run(found, job)
+    assert not points
+    assert found.outcomes(job) == ["commit"] * 6
+    assert all(line["survivors"] == [0, 1, 2] for line in found.lines(job).values())
+    assert audit_run(found.home.jobs / job).passed
