@@ -13,7 +13,7 @@ from fedsys.privacy import PrivacyPlan
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.terms import Buffering, Terms
 from secure_agg import EpochAggregator, SecAggParams, SumResult
-from tests.client.devices import D, Device, Devices, params_of, plan_of
+from tests.client.devices import D, Device, Devices, offer, params_of, plan_of
 
 BUFFERING = Buffering(concurrency=5, epoch=3, max_staleness=2)
 NONE: dict[str, Any] = {"mechanism": "none", "noise_multiplier": 0.0}
@@ -212,3 +212,22 @@ def refused(answer: fleet_pb2.Up | None) -> tuple[str, str]:
 def buffered_terms(devices: Devices, **change: Any) -> Terms:
     """Everybody agrees."""
     return devices.agree(**{"buffering": BUFFERING, **change})
+
+
+def entered(devices: Devices) -> Epoch:
+    """Everybody is in the first epoch of a job."""
+    found = Epoch(devices, buffered_terms(devices))
+    found.invite()
+    return found
+
+
+def restarted(epoch: Epoch, client: int) -> Device:
+    """A device's process after a crash, which was offered the job again and is not invited yet."""
+    device = epoch.devices.start(client)
+    epoch.devices.all[client] = device
+    assert device.handle(offer(epoch.terms)).HasField("consent")
+    return device
+
+
+def record(device: Device) -> Any:
+    return next(iter(device.session.journal.jobs.values()))

@@ -28,7 +28,7 @@ from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.terms import Terms
 from secure_agg.messages import Kind, kind_of
 from server.deployed.fleet import Fleet, Link, Said
-from server.deployed.submission import submit
+from server.deployed.queue import submit
 from server.home.state import JobRow
 from simulations.testbed.crowd import Still
 from tests.server.deployed.test_job_run import Party, broken
