@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from client.admission import announced_size, check_assignment, check_params
+from client.admission import Worker, announced_size, check_assignment, check_params
 from client.agent import Agent, mechanism_of
 from client.answer_time import AnswerTime
 from client.epoch_admission import check_buffer, check_epoch, check_staleness, check_version
@@ -25,7 +25,6 @@ from client.policy import Policy
 from client.privatize import privatize
 from client.privatize.contribution import contribution
 from client.privatize.staleness import staleness_factor
-from client.work import Worker
 from fedsys.errors import Cause, FedsysError, PolicyRefusal, ProtocolError, TrainingError
 from fedsys.privacy import Entropy, Mechanism
 from fedsys.wire import Assignment, fleet_pb2
