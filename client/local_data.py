@@ -7,6 +7,7 @@ import inspect
 import logging
 import re
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +109,7 @@ class LocalData:
     device: str = "cpu"
     _trainers: dict[bytes, Trainer] = field(default_factory=dict, repr=False)
     _private: dict[bytes, ExamplePrivateTrainer] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
         self.task = tasks.load(self.spec.task, self.options)
@@ -129,6 +131,17 @@ class LocalData:
             PolicyRefusal: the model is not of the size that the terms say, or the training not
                 one that this version knows.
         """
+        with self._lock:  # another job may be offered while one trains
+            trainer = self._trainer(terms)
+        if trainer.dimension != terms.dimension:
+            raise PolicyRefusal(
+                f"the model of task '{self.task.name}' has {trainer.dimension} weights here, "
+                f"{terms.dimension} are asked for",
+                cause=Cause.TASK,
+            )
+        return trainer
+
+    def _trainer(self, terms: Terms) -> Trainer:
         if terms.digest not in self._trainers:
             while len(self._trainers) >= 2:
                 del self._trainers[next(iter(self._trainers))]
@@ -141,14 +154,7 @@ class LocalData:
                 raise PolicyRefusal(
                     f"training as asked is not possible here: {error}", cause=Cause.TASK
                 ) from None
-        trainer = self._trainers[terms.digest]
-        if trainer.dimension != terms.dimension:
-            raise PolicyRefusal(
-                f"the model of task '{self.task.name}' has {trainer.dimension} weights here, "
-                f"{terms.dimension} are asked for",
-                cause=Cause.TASK,
-            )
-        return trainer
+        return self._trainers[terms.digest]
 
     def check(self, terms: Terms) -> None:
         """Raise PolicyRefusal where these terms cannot be trained here."""

@@ -136,6 +136,7 @@ def _serve(
         worker=worker,
         policy=lambda: Policy.load(path),
         answer_time=AnswerTime(sleep=stop.wait),
+        buffered=True,
     )
     ConnectionHost(session, stop=stop).run()
 

@@ -7,9 +7,9 @@ import time
 
 from fedsys.durable import write_atomically
 from fedsys.errors import BudgetExceeded, Cause, FedsysError
-from fedsys.wire import fleet_pb2
 from fedsys.wire.refusals import cause_of, reason_of
 from server.checkpoint import model_bytes
+from server.deployed.buffer import BufferedCycle
 from server.deployed.consent import Consent
 from server.deployed.countersignatures import Countersignatures
 from server.deployed.disk_work import to_its_end
@@ -60,12 +60,6 @@ class JobRun:
         self._evaluated = prepared.job.folder.last_metrics()
         self._seconds: list[float] = []
         self._clients: list[int] = []
-        self._consent = Consent(
-            prepared,
-            facilities.fleet,
-            prekeys=facilities.prekeys.held,
-            blamed=self._known_to_cheat(),
-        )
         self._refusals = Refusals(facilities.state, prepared.id)
         self._countersignatures = countersignatures
         countersignatures.expect(
@@ -74,10 +68,32 @@ class JobRun:
             roster=prepared.roster,
             job=prepared.job,
         )
-        self._cycle = RoundCycle(
+        self._cycle = self._cycle_of(prepared, facilities)
+        self._consent = Consent(
+            prepared,
+            facilities.fleet,
+            prekeys=facilities.prekeys.held,
+            blamed=self._known_to_cheat(),
+            serves=self._cycle.serves,
+        )
+
+    def _cycle_of(
+        self, prepared: PreparedJob, facilities: Facilities
+    ) -> BufferedCycle | RoundCycle:
+        if prepared.terms.buffering is None:
+            return RoundCycle(
+                prepared,
+                facilities,
+                consenting=lambda: frozenset(self._consent.given),
+                elsewhere=self.take,
+                refused=self._refused,
+                blamed=self._blamed,
+            )
+        return BufferedCycle(
             prepared,
             facilities,
             consenting=lambda: frozenset(self._consent.given),
+            listening=lambda: self._consent.listening,
             elsewhere=self.take,
             refused=self._refused,
             blamed=self._blamed,
@@ -99,6 +115,8 @@ class JobRun:
                 status, reason = "cancelled", str(error)
             except JobFailed as error:
                 status, reason = "failed", str(error)
+            finally:
+                self._cycle.close()
             self._refusals.flush()
             await to_its_end(self._finish, status)
         return status, reason
@@ -110,13 +128,15 @@ class JobRun:
             if event.node in self._roster.members:
                 self._consent.offer(event.node)
         elif isinstance(event, Said) and event.node in self._roster.members:
-            self._said(event.node, event.message)
+            self._said(event)
+        self._cycle.overhear(event)
 
-    def _said(self, node: int, message: fleet_pb2.Up) -> None:
+    def _said(self, event: Said) -> None:
+        node, message = event.node, event.message
         client = self._roster.nodes.index(node)
         kind = message.WhichOneof("content")
         if kind == "consent":
-            self._consent.agree(client, message.consent)
+            self._consent.agree(client, message.consent, event.link)
         elif kind == "refusal":
             refusal = message.refusal
             if refusal.job in (self._terms.job, b"") and refusal.round == 0:
@@ -155,7 +175,9 @@ class JobRun:
     async def _rounds(self) -> None:
         coordinator = self._job.coordinator
         while coordinator.reserved < self._job.plan.rounds:
-            await self._check_in()
+            self._cycle.require_clients()
+            if not self._cycle.open:
+                await self._check_in()
             self._stop_if_cancelled()
             started = time.monotonic()
             trained = await self._cycle.run()

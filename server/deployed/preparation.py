@@ -15,7 +15,7 @@ from fedsys.errors import ConfigError, FedsysError, LedgerClosed, LedgerError
 from fedsys.privacy import Ledger, PrivacyPlan, plan_of, read_ledger
 from fedsys.run_folder import RunFolder
 from fedsys.wire.roster import RosterStatement
-from fedsys.wire.terms import Terms
+from fedsys.wire.terms import Buffering, Terms
 from server.deployed.job_model import JobModel, ModelSource
 from server.home.enrollment import Registry
 from server.home.folder import Home
@@ -132,7 +132,7 @@ class Preparation:
                 f"privacy.max_colluders = {plan.colluders}, but the roster's authority expects "
                 f"{roster.colluders} colluders; set privacy.max_colluders = {roster.colluders}"
             )
-        params_for(plan, plan.build_mechanism(), roster.roster, config.cohort.expected)
+        _require_params(config, plan, roster)
         promised = self._promise(row, plan)
         resolved = _resolved(config, plan)
         RunFolder.create(folder.path)
@@ -243,16 +243,41 @@ def _require_fit(config: Config, population: int) -> None:
             f"cohort.expected = {config.cohort.expected}, but {population} nodes are on the "
             f"roster; enrol more, or ask for fewer"
         )
-    if config.rounds.mode != "synchronous":
+    training = config.rounds.concurrency
+    if training is not None and training > population:
         raise JobFailed(
-            f"rounds.mode = '{config.rounds.mode}' is for simulations; devices take part in "
-            f"'synchronous' rounds"
+            f"rounds.concurrency = {training}, but {population} nodes are on the roster; enrol "
+            f"more, or have fewer train at a time"
         )
     if config.aggregation.protocol != "secure":
         raise JobFailed(
             f"aggregation.protocol = '{config.aggregation.protocol}' is for simulations; "
             f"devices take part in 'secure' only"
         )
+
+
+def _require_params(config: Config, plan: PrivacyPlan, roster: RosterStatement) -> None:
+    """Raise unless secure aggregation can serve this job's cohorts, or epochs, from this roster."""
+    buffering = _buffering(config)
+    size = config.cohort.expected if buffering is None else buffering.largest_epoch(plan)
+    params = params_for(plan, plan.build_mechanism(), roster.roster, size)
+    if buffering is not None and params.min_included > plan.cap:
+        raise JobFailed(
+            f"rounds.buffer = {plan.cap}: of the {size} members of an epoch "
+            f"{params.min_included - 2} may collude and be in one buffer; raise rounds.buffer to "
+            f"{params.min_included}, or lower rounds.epoch or rounds.concurrency"
+        )
+
+
+def _buffering(config: Config) -> Buffering | None:
+    rounds = config.rounds
+    if rounds.mode == "synchronous":
+        return None
+    return Buffering(
+        concurrency=rounds.concurrency or 0,
+        epoch=rounds.epoch,
+        max_staleness=rounds.max_staleness,
+    )
 
 
 def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -> PreparedJob:
@@ -273,6 +298,7 @@ def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -
         roster_version=roster.version,
         roster_hash=roster.hash.hex(),
         answer=job.config.rounds.answer,
+        buffering=_buffering(job.config),
     )
     coordinator.terms = dataclasses.replace(coordinator.terms, agreed=terms.digest)
     return PreparedJob(id=row.id, job=job, model=model, terms=terms, roster=roster)

@@ -97,6 +97,28 @@ class RoundCycle:
         self._blamed = blamed
         self._prekeys = facilities.prekeys
 
+    @property
+    def open(self) -> bool:
+        """Whether who takes part in the next round is known already; it never is."""
+        return False
+
+    def require_clients(self) -> None:
+        """Cohorts are drawn from everybody, so that there is nothing to require."""
+
+    def serves(self, clients: frozenset[int]) -> bool:
+        """Whether a typical cohort would have its survivors if it were of these clients."""
+        plan = self._job.plan
+        share = len(clients) / plan.population
+        needed = max(2, plan.min_survivors)
+        tolerated = 1 - self._job.config.aggregation.dropout
+        return share * plan.expected_cohort >= needed - 1e-9 and share >= tolerated - 1e-9
+
+    def overhear(self, event: Event) -> None:
+        """What happens between rounds is nobody's business."""
+
+    def close(self) -> None:
+        """Every round ends by itself."""
+
     async def run(self) -> int:
         """The next round; how many inputs were summed, 0 where it gave no model.
 

@@ -58,8 +58,10 @@ class Settings(BaseModel):
         epsilon: Privacy budget of the population over all jobs. Left out, there is none.
         patience: Seconds that a job waits for enough agents before it is given up.
         reconnect: Seconds that a stage waits for an agent that lost its connection.
-        stage: Seconds until a stage without training closes.
-        training: Seconds until the stage closes in which agents train and upload.
+        stage: Seconds until a stage without training closes, and in buffered rounds until an
+            upload that was asked for is given up.
+        training: Seconds until the stage closes in which agents train and upload. In buffered
+            rounds, what one agent's training may take.
         metrics: ``HOST:PORT`` of the Prometheus page; empty for none.
         colluders: Number of devices, out of all that enrol, that may collude with this coordinator.
             It goes into the rosters that are signed or proposed from now on.
