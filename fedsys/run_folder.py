@@ -30,7 +30,7 @@ from fedsys.errors import LedgerError, RunFolderError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["FORMAT_VERSION", "RunFolder", "disk_errors", "free_name"]
+__all__ = ["FORMAT_VERSION", "RunFolder", "disk_errors", "free_name", "plain_json"]
 
 FORMAT_VERSION = 1
 
@@ -125,7 +125,7 @@ class RunFolder:
 
     def append_metrics(self, round_number: int, metrics: Mapping[str, float]) -> None:
         """Add one line to ``metrics.jsonl``; a torn last line is cut off first."""
-        line = json.dumps({"round": round_number, **_plain(metrics)}) + "\n"
+        line = json.dumps({"round": round_number, **plain_json(metrics)}) + "\n"
         append_lines(self.metrics, line.encode())
 
     def last_metrics(self) -> dict[str, float]:
@@ -147,7 +147,7 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Store ``summary.json``; an infinite number is written as the string "inf"."""
-        text = json.dumps(_plain(summary), indent=2, allow_nan=False)
+        text = json.dumps(plain_json(summary), indent=2, allow_nan=False)
         write_atomically(self.summary, text.encode() + b"\n")
 
 
@@ -177,11 +177,12 @@ def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def _plain(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
+    """The value as a run's JSON files hold it: an infinite or undefined number is a string."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
     return value

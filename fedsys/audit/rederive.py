@@ -29,7 +29,7 @@ from fedsys.audit.countersigned import (
 from fedsys.audit.epsilons import alone_claim, epsilon_claims, event_claim, underivable_claims
 from fedsys.audit.evidence import Evidence, gather
 from fedsys.audit.outcome import outcome_claims
-from fedsys.audit.page import page_claim
+from fedsys.audit.page import PageMaker, page_claim
 from fedsys.audit.preparation import preparation_claim, withheld
 from fedsys.audit.settings import config_claims, header_claims, origin_claims, plan_claim
 from fedsys.audit.spending import LARGEST_POPULATION, Spending, derive, reserved_events
@@ -88,7 +88,7 @@ class Audit:
     total: Total | None = None
 
 
-def audit_run(run: Path, *, key: str | None = None, page: bool = False) -> AuditResult:
+def audit_run(run: Path, *, key: str | None = None, page: PageMaker | None = None) -> AuditResult:
     """Checks every claim of a run that its folder can support.
 
     Whatever is wrong inside the folder becomes a failed claim.
@@ -96,7 +96,7 @@ def audit_run(run: Path, *, key: str | None = None, page: bool = False) -> Audit
     Args:
         run: the folder, private or published; it may have been made by an enemy.
         key: the signer's public key, as 64 hexadecimal digits or a file that holds them.
-        page: whether ``report.html``, which is made from an audit, is checked too.
+        page: makes a report's text, so that ``report.html`` is checked too.
 
     Raises:
         AuditInputError: there is no such run, or its version is not supported.
@@ -105,8 +105,9 @@ def audit_run(run: Path, *, key: str | None = None, page: bool = False) -> Audit
     pinned = None if key is None else load_public_key(key)
     audit = examine(run, pinned)
     view = audit.evidence.ledger.value
-    if page and view is not None and audit.spending is not None:
-        said = page_claim(run / "report.html", head=view.head, spent=audit.spending.spent)
+    if page is not None and view is not None:
+        bare = audit if pinned is None else examine(run, None)  # what the page was made from
+        said = page_claim(run / "report.html", result_of(run, bare, None), view, page)
         audit.claims.extend([said] if said is not None else [])
     return result_of(run, audit, pinned)
 

@@ -59,7 +59,9 @@ def _audited(runs: list[Path], key: str | None, *, compose: bool, empirical: boo
         return audits.compose(runs, key=key)
     if empirical:
         return audits.audit_canaries(runs[0], key=key)
-    return audits.audit_run(runs[0], key=key, page=True)
+    from fedsys.report import render
+
+    return audits.audit_run(runs[0], key=key, page=render)
 
 
 def _store(run: Path, result: AuditResult) -> None:

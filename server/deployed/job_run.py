@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 
-from fedsys.durable import write_atomically
 from fedsys.errors import BudgetExceeded, Cause, FedsysError
 from fedsys.wire import fleet_pb2
 from fedsys.wire.refusals import cause_of, reason_of
@@ -18,7 +16,7 @@ from server.deployed.preparation import JobFailed, PreparedJob
 from server.deployed.refusals import Refusals
 from server.deployed.round import Facilities, RoundCycle
 from server.deployed.spending import Spending
-from server.summary import summarize
+from server.job_ending import end_job
 
 __all__ = ["JobRun"]
 
@@ -187,19 +185,13 @@ class JobRun:
         """Model, closed ledger, summary; the job takes no further round."""
         job = self._job
         outcome = status if status in ("completed", "budget-exhausted") else "interrupted"
-        model = model_bytes(self._model.state_dict(job.coordinator.weights))
-        write_atomically(job.folder.model, model)
-        sha256 = hashlib.sha256(model).hexdigest()
-        job.close(outcome, model_sha256=sha256)
-        job.folder.write_summary(
-            summarize(
-                job,
-                status=outcome,
-                model_sha256=sha256,
-                metrics=self._evaluated,
-                seconds=self._seconds,
-                clients=self._clients,
-            )
+        end_job(
+            job,
+            status=outcome,
+            model=model_bytes(self._model.state_dict(job.coordinator.weights)),
+            metrics=self._evaluated,
+            seconds=self._seconds,
+            clients=self._clients,
         )
         self._state.update_job(
             self._id, round=job.coordinator.reserved, stage="", spent=job.epsilon

@@ -20,7 +20,7 @@ from tests.fedsys.audit.forge import edit_json, entries, replace_text, sign_agai
 
 
 def checked(run: Path) -> AuditResult:
-    return audit_run(run, page=True)
+    return audit_run(run, page=report.render)
 
 
 @pytest.fixture
