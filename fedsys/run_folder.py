@@ -6,6 +6,8 @@
     ledger.jsonl   hash-chained, signed privacy events (written by `fedsys.privacy.ledger`)
     private.jsonl  server-side secrets: cohorts, survivors, diagnostics, salts
     countersignatures.jsonl  server-side, of a deployment: agents' word on the ledger
+    cosigned.jsonl what witnesses cosigned last, one line a witness
+    ledger.tlog-proof  that the closing line is under the ledger's signed head
     metrics.jsonl  one line a round: evaluation only
     model.pt       final weights (a state_dict), and checkpoints/
     report.html    self-contained page
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from fedsys.config import Config, dump, load
 from fedsys.durable import append_lines, make_folder, write_atomically
 from fedsys.errors import LedgerError, RunFolderError
+from fedsys.privacy.ledger.cosigned import COSIGNED, PROOF
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +55,14 @@ class RunFolder:
     @property
     def private(self) -> Path:
         return self.path / "private.jsonl"
+
+    @property
+    def cosigned(self) -> Path:
+        return self.path / COSIGNED
+
+    @property
+    def proof(self) -> Path:
+        return self.path / PROOF
 
     @property
     def metrics(self) -> Path:

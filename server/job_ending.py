@@ -17,6 +17,7 @@ from fedsys.durable import flush_names, write_atomically
 from fedsys.errors import RunFolderError
 from fedsys.privacy import LedgerView
 from fedsys.privacy.ledger.closing import closing_facts
+from fedsys.privacy.ledger.cosigned import write_proof
 from fedsys.run_folder import RunFolder, plain_json
 from server.job import Job
 from server.summary import summarize
@@ -66,6 +67,9 @@ def end_job(
     summary = json.loads(text)
     facts = closing_facts(summary=summary, metrics=folder.metrics, model_sha256=model_sha256)
     job.close(status, facts)
+    tree = job.ledger.tree
+    note = job.signer.sign_checkpoint(tree, len(tree), job=job.coordinator.terms.job)
+    write_proof(folder.proof, tree, note)
     _complete(folder, summary, job.ledger.head)
 
 

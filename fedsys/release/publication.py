@@ -8,11 +8,12 @@ from pathlib import Path
 
 from fedsys.errors import RunFolderError
 from fedsys.privacy.ledger.closing import public_summary
+from fedsys.privacy.ledger.cosigned import COSIGNED, PROOF
 from fedsys.run_folder import RunFolder, disk_errors
 
 __all__ = ["publish_run"]
 
-_COPIED = ("config.toml", "ledger.jsonl", "metrics.jsonl", "model.pt")
+_COPIED = ("config.toml", "ledger.jsonl", COSIGNED, PROOF, "metrics.jsonl", "model.pt")
 
 
 def publish_run(run: Path, out: Path) -> RunFolder:

@@ -74,6 +74,12 @@ class MerkleTree:
             self._levels[level + 1] += node_hash(pair[:HASH_BYTES], pair[HASH_BYTES:])
             level += 1
 
+    def copy(self) -> MerkleTree:
+        """A tree of the same leaves that grows by itself."""
+        other = MerkleTree()
+        other._levels = [bytearray(level) for level in self._levels]
+        return other
+
     def root(self, size: int | None = None) -> bytes:
         """MTH of the first `size` leaves; None means all of them.
 

@@ -16,6 +16,7 @@ from server.deployed.preparation import JobFailed, PreparedJob
 from server.deployed.refusals import Refusals
 from server.deployed.round import Facilities, RoundCycle
 from server.deployed.spending import Spending
+from server.deployed.witnesses import JobWitnesses
 from server.job_ending import end_job
 
 __all__ = ["JobRun"]
@@ -72,17 +73,23 @@ class JobRun:
             roster=prepared.roster,
             job=prepared.job,
         )
+        self._witnesses = JobWitnesses(job=prepared.job, settings=facilities.settings)
         self._cycle = RoundCycle(
             prepared,
             facilities,
             consenting=lambda: frozenset(self._consent.given),
             elsewhere=self.take,
+            witnesses=self._witnesses,
             refused=self._refused,
             blamed=self._blamed,
         )
 
     async def run(self) -> tuple[str, str]:
         """To the job's end; its status and, unless it completed, the reason."""
+        async with self._witnesses.followed():
+            return await self._run()
+
+    async def _run(self) -> tuple[str, str]:
         status, reason = "completed", ""
         with self._job.ledger:
             try:
@@ -99,6 +106,7 @@ class JobRun:
                 status, reason = "failed", str(error)
             self._refusals.flush()
             await to_its_end(self._finish, status)
+        await self._witnesses.finish()
         return status, reason
 
     def take(self, event: Event) -> None:

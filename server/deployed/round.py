@@ -16,7 +16,8 @@ from server.deployed.conversation import Deadlines, DeployedRound
 from server.deployed.disk_work import to_its_end
 from server.deployed.fleet import Event, Fleet
 from server.deployed.prekeys import Prekeys
-from server.deployed.preparation import PreparedJob
+from server.deployed.preparation import JobFailed, PreparedJob
+from server.deployed.witnesses import JobWitnesses, WitnessesMissing
 from server.home.folder import Settings
 from server.home.state import State
 from server.metrics import Metrics
@@ -69,6 +70,7 @@ class RoundCycle:
         facilities: what it runs on.
         consenting: clients that agreed, as of now; no others are invited.
         elsewhere: takes every event that is no round's business.
+        witnesses: of the job's ledger.
         refused: takes round, node, cause and reason of each refusal.
         blamed: takes round, client and reason of each member that was caught cheating, durably.
     """
@@ -80,6 +82,7 @@ class RoundCycle:
         *,
         consenting: Callable[[], frozenset[int]],
         elsewhere: Callable[[Event], None],
+        witnesses: JobWitnesses,
         refused: Callable[[int, int, Cause, str], None],
         blamed: Callable[[int, int, str], None],
     ) -> None:
@@ -93,6 +96,7 @@ class RoundCycle:
         self._randomness = facilities.randomness
         self._consenting = consenting
         self._elsewhere = elsewhere
+        self._witnesses = witnesses
         self._refused = refused
         self._blamed = blamed
         self._prekeys = facilities.prekeys
@@ -103,7 +107,13 @@ class RoundCycle:
         Raises:
             BudgetExceeded: nobody was asked.
             TrainingError: the model diverged.
+            JobFailed: too few witnesses cosigned the round's reservation; nobody was asked.
         """
+        summed = await self._run()
+        await self._witnesses.advance()
+        return summed
+
+    async def _run(self) -> int:
         coordinator = self._job.coordinator
         number = coordinator.reserved + 1
         open_ = await to_its_end(coordinator.begin_round, self._randomness.sampling(number))
@@ -111,6 +121,7 @@ class RoundCycle:
         round_: DeployedRound | None = None
         consenting = self._consenting()
         try:
+            await self._witnesses.require_reservation()
             secure = await to_its_end(self._secure, open_, consenting)
             round_ = self._conversation(open_, secure, consenting)
             nodes = [self._roster.nodes[client] for client in open_.cohort]
@@ -124,6 +135,9 @@ class RoundCycle:
             before = round_ is None or secure.nothing_summed
             coordinator.abort_round("the coordinator was shut down", before_unmask=before)
             raise
+        except WitnessesMissing as missing:
+            coordinator.abort_round(str(missing), before_unmask=True)
+            raise JobFailed(str(missing)) from None
         except RoundAborted as abort:
             coordinator.abort_round(str(abort), before_unmask=abort.nothing_summed)
             _log.warning("job %s: round %d gave no model: %s", self._id, number, abort)

@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fedsys.errors import LedgerError
 from fedsys.privacy.ledger.files import open_regular, read_lines
 from fedsys.privacy.ledger.lines import FORMAT, GENESIS, KnownEvents, Line, parse_object
+from fedsys.transparency import MerkleTree
+from fedsys.transparency.origin import origin_of
 
 __all__ = ["LedgerView", "RoundRecord", "build_view", "read_ledger"]
 
@@ -63,6 +65,7 @@ class LedgerView:
         resumes: bodies of lines written when an interrupted job was taken up again.
         tail: bytes after the last newline: a line that a crash tore.
         link: SHA-256 of the whole last line.
+        tree: its lines are the leaves, none of them torn.
     """
 
     header: dict[str, Any]
@@ -74,6 +77,19 @@ class LedgerView:
     resumes: tuple[dict[str, Any], ...]
     tail: bytes
     link: str
+    tree: MerkleTree
+
+    @property
+    def origin(self) -> str:
+        """The name of the log that this ledger is, as its checkpoints have it.
+
+        Raises:
+            LedgerError: the header names no job.
+        """
+        try:
+            return origin_of(signer=self.signer, job=str(self.header.get("job")))
+        except ValueError:
+            raise LedgerError("the ledger's header names no job, so that it is no log") from None
 
 
 def read_ledger(
@@ -148,11 +164,13 @@ def build_view(
     _check_place(first, 0, GENESIS)
     stated = _signer_of(first, key)
     grammar, newest = _Grammar(), deque[Line]([first], maxlen=max(newest_signatures, 1))
-    last, count = first, 1
+    last, count, tree = first, 1, MerkleTree()
+    tree.append(first.leaf)
     for line in rest:
         _check_place(line, count, last.link)
         grammar.take(line)
         newest.append(line)
+        tree.append(line.leaf)
         last, count = line, count + 1
     for line in newest:
         _check_signature(line, stated)
@@ -166,6 +184,7 @@ def build_view(
         resumes=tuple(grammar.resumes),
         tail=bytes(tail),
         link=last.link,
+        tree=tree,
     )
 
 
