@@ -80,6 +80,15 @@ class MerkleTree:
         other._levels = [bytearray(level) for level in self._levels]
         return other
 
+    def leaf(self, index: int) -> bytes:
+        """A leaf's hash.
+
+        Raises:
+            ValueError: there is no such leaf.
+        """
+        self._require(0 <= index < len(self), f"leaf {index}")
+        return bytes(self._levels[0][index * HASH_BYTES : (index + 1) * HASH_BYTES])
+
     def root(self, size: int | None = None) -> bytes:
         """MTH of the first `size` leaves; None means all of them.
 

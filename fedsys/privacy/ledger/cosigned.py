@@ -94,13 +94,14 @@ class CosignedHead:
         note, witness = found.get("note"), found.get("witness")
         if set(found) != _KEYS or not isinstance(note, str) or not isinstance(witness, str):
             raise LedgerError(f"{what} does not have the keys note and witness, both strings")
-        if canonical(found) != raw:
-            raise LedgerError(f"{what} is not in canonical form")
         try:
             key = require_witness(VerifierKey.parse(witness))
-            return cls(witness=key, note=SignedNote.parse(note.encode("utf-8", "replace")))
+            head = cls(witness=key, note=SignedNote.parse(note.encode("utf-8", "replace")))
         except NoteError as error:
             raise LedgerError(f"{what}: {error}") from None
+        if head.encode() != raw:
+            raise LedgerError(f"{what} is not in canonical form")
+        return head
 
 
 def write_cosigned(path: Path, heads: Iterable[CosignedHead]) -> None:
@@ -146,9 +147,12 @@ def read_proof(path: Path) -> LogProof:
     with open_regular(path, MAX_PROOF_BYTES) as file:
         raw = file.read(MAX_PROOF_BYTES + 1)
     try:
-        return LogProof.parse(raw)
+        found = LogProof.parse(raw)
     except NoteError as error:
         raise LedgerError(f"{path.name}: {error}") from None
+    if found.encode() != raw:
+        raise LedgerError(f"{path.name} is not in its one form")
+    return found
 
 
 def contradiction(note: SignedNote, tree: MerkleTree, origin: str) -> str | None:

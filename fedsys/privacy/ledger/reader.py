@@ -32,6 +32,7 @@ class RoundRecord:
         outcome: ``commit``, ``abort``, or None where neither was written: it counts as spent.
         text: canonical JSON of the commit's or abort's body.
         hash: of that line: what agents countersign.
+        reserved_at: how many lines are before that of its reservation.
     """
 
     round: int
@@ -39,6 +40,7 @@ class RoundRecord:
     outcome: str | None = None
     text: bytes = b"{}"
     hash: str = ""
+    reserved_at: int = 0
 
     @property
     def body(self) -> dict[str, Any]:
@@ -256,7 +258,7 @@ class _Grammar:
         if line.kind == "reserve":
             if rounds and number <= rounds[-1].round:
                 raise LedgerError(f"{where} reserves round {number} again")
-            rounds.append(RoundRecord(round=number, reserve=line.body))
+            rounds.append(RoundRecord(round=number, reserve=line.body, reserved_at=line.seq))
         elif not self._open or number != rounds[-1].round:
             raise LedgerError(f"{where} is a {line.kind} of round {number}, which is not open")
         else:
@@ -266,5 +268,6 @@ class _Grammar:
                 outcome=line.kind,
                 text=line.text,
                 hash=line.hash,
+                reserved_at=rounds[-1].reserved_at,
             )
         self._open = line.kind == "reserve"
