@@ -52,7 +52,7 @@ def submit(at: Running, submission: Submission) -> tuple[int, bytes]:
 
 
 @pytest.mark.timeout(600)
-def test_a_job_is_cosigned_and_a_fork_of_it_is_not(tmp_path: Path, cli: CommandLine) -> None:
+def test_a_job_is_cosigned_and_a_fork_of_it_is_not(tmp_path: Path, fedsys: CommandLine) -> None:
     with ExitStack() as stack:
         fed = stack.enter_context(federation(tmp_path / "fed", 3))
         folders = [witness(tmp_path, name, fed) for name in ("alice", "bob")]
@@ -74,16 +74,16 @@ def test_a_job_is_cosigned_and_a_fork_of_it_is_not(tmp_path: Path, cli: CommandL
         assert len(read_proof(run / "ledger.tlog-proof").note.signatures) == 3
 
         keys = ["--witness", folders[0] / "witness.vkey", "--witness", bob.vkey]
-        audited = cli.run("audit", run, *keys, "--json")
+        audited = fedsys.run("audit", run, *keys, "--json")
         assert audited.returncode == 0, audited.stderr
         assert json.loads(audited.stdout)["details"]["witnessed"] == {
             "alice": view.lines,
             "bob": view.lines,
         }
         public = tmp_path / "public"
-        assert cli.run("publish", run, public).returncode == 0
-        assert cli.run("audit", public, *keys).returncode == 0
-        wrong = cli.run("audit", public, "--witness", "x")
+        assert fedsys.run("publish", run, public).returncode == 0
+        assert fedsys.run("audit", public, *keys).returncode == 0
+        wrong = fedsys.run("audit", public, "--witness", "x")
         assert wrong.returncode == 2
 
         # The coordinator writes another history, and a shorter one, with its own key.
@@ -114,12 +114,12 @@ def test_a_job_is_cosigned_and_a_fork_of_it_is_not(tmp_path: Path, cli: CommandL
         shown = tmp_path / "shown"
         shown.write_bytes(connection.getresponse().read())
         connection.close()
-        assert cli.run("audit", public, "--checkpoint", shown).returncode == 0
+        assert fedsys.run("audit", public, "--checkpoint", shown).returncode == 0
         lines = (public / "ledger.jsonl").read_bytes().splitlines(keepends=True)
         (public / "ledger.jsonl").write_bytes(b"".join(lines[:-2]))
         (public / "cosigned.jsonl").unlink()
         (public / "ledger.tlog-proof").unlink()
-        cut = cli.run("audit", public, "--checkpoint", shown, "--json")
+        cut = fedsys.run("audit", public, "--checkpoint", shown, "--json")
         assert cut.returncode == 1
         claims = {each["name"]: each for each in json.loads(cut.stdout)["claims"]}
         assert claims["Checkpoint shown"]["holds"] is False
