@@ -73,7 +73,7 @@ def test_a_job_is_cosigned_and_a_fork_of_it_is_not(tmp_path: Path, fedsys: Comma
         }
         assert len(read_proof(run / "ledger.tlog-proof").note.signatures) == 3
 
-        keys = ["--witness", folders[0] / "witness.vkey", "--witness", bob.vkey]
+        keys: list[str | Path] = ["--witness", folders[0] / "witness.vkey", "--witness", bob.vkey]
         audited = fedsys.run("audit", run, *keys, "--json")
         assert audited.returncode == 0, audited.stderr
         assert json.loads(audited.stdout)["details"]["witnessed"] == {

@@ -23,11 +23,13 @@ def entries(folder: Path) -> list[Entry]:
 
 
 def sign_again(folder: Path, new: list[Entry], signer: Signer) -> str:
-    """Writes a ledger that is in order in itself; returns its head."""
+    """Writes a ledger that is in order in itself, without the proof of the old one's head; returns
+    its head."""
     kind, header = new[0]
     signed = [(kind, {**header, "signer": signer.public_hex}), *new[1:]]
     lines = list(chained(signed, lambda _, digest: signer.sign(digest)))
     (folder / "ledger.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    (folder / "ledger.tlog-proof").unlink(missing_ok=True)
     return Line.parse(lines[-1], len(lines)).hash
 
 

@@ -100,13 +100,14 @@ def test_an_oversize_body_is_refused_before_it_is_read(witness: Running) -> None
 
 
 def test_commands_say_what_is_wrong(folder: Path, tmp_path: Path) -> None:
-    for arguments, words in (
+    cases: list[tuple[list[str | Path], str]] = [
         (["run", tmp_path / "none"], "no witness here"),
         (["init", folder], "not empty"),
         (["init", tmp_path / "w", "--log", "zz"], "not a log's key"),
         (["watch", folder, "zz"], "not a log's key"),
         (["run", folder, "--listen", "nowhere"], "expected HOST:PORT"),
-    ):
+    ]
+    for arguments, words in cases:
         done = command(tmp_path, *arguments)
         assert done.returncode == 2
         assert words in done.stderr
