@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -121,7 +122,7 @@ class RoundCycle:
         round_: DeployedRound | None = None
         consenting = self._consenting()
         try:
-            await self._witnesses.require_reservation()
+            open_ = await self._witnessed(open_)
             secure = await to_its_end(self._secure, open_, consenting)
             round_ = self._conversation(open_, secure, consenting)
             nodes = [self._roster.nodes[client] for client in open_.cohort]
@@ -168,6 +169,19 @@ class RoundCycle:
         self._metrics.round_committed(round_.report.seconds)
         self._dismiss(round_, number, committed=True)
         return len(result.included)
+
+    async def _witnessed(self, open_: OpenRound) -> OpenRound:
+        """The round with what shows its devices that its reservation was witnessed.
+
+        Raises:
+            WitnessesMissing: too few cosigned it in time.
+        """
+        await self._witnesses.require_reservation()
+        ledger = self._job.ledger
+        proof = self._witnesses.proof_of(len(ledger.tree) - 1)
+        if proof is None:
+            return open_
+        return dataclasses.replace(open_, reservation=ledger.newest, proof=proof.encode())
 
     def _secure(self, open_: OpenRound, consenting: frozenset[int]) -> SecureRound:
         mechanism = self._job.coordinator.mechanism

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from client.policy import Policy
 from fedsys.privacy import Ledger, read_ledger
 from fedsys.privacy.ledger.cosigned import read_cosigned, read_proof
 from fedsys.transparency.submission import Submission
@@ -58,11 +59,14 @@ def test_a_job_is_cosigned_and_a_fork_of_it_is_not(tmp_path: Path, fedsys: Comma
         folders = [witness(tmp_path, name, fed) for name in ("alice", "bob")]
         alice, bob = (stack.enter_context(running(each)) for each in folders)
         ask(fed, [alice, bob], threshold=2, wait=120)
+        policy = Policy(witnesses=(alice.vkey, bob.vkey), witness_threshold=2)
         for number in range(3):
+            (fed.root / f"a{number}" / "policy.toml").write_text(policy.dump())
             fed.start_agent(number, 3)
         job = fed.submit(silos("rounds.count=2", "privacy.epsilon=9"))
         row = fed.wait(job)
         assert row.status == "completed", row.reason
+        assert sorted(fed.commits(job)) == [1, 2]
         run = fed.home.jobs / job
         view = read_ledger(run / "ledger.jsonl")
         assert view.closed is not None

@@ -76,6 +76,7 @@ class Ledger:
         self._held = b""
         self._held_leaves: list[bytes] = []
         self._tree = MerkleTree()
+        self._newest = b""
         self._first: Callable[[], object] | None = None
         self._participations: Counter[int] = Counter()
         self._committed: dict[int, str] = {}
@@ -206,6 +207,11 @@ class Ledger:
     def head(self) -> str:
         """Hash of the newest line: print it, anchor it elsewhere."""
         return self._head
+
+    @property
+    def newest(self) -> bytes:
+        """The line written last, without its newline."""
+        return self._newest
 
     @property
     def tree(self) -> MerkleTree:
@@ -396,7 +402,7 @@ class Ledger:
         else:
             self.settle()
         self._seq += 1
-        self._link, self._head = line.link, line.hash
+        self._link, self._head, self._newest = line.link, line.hash, raw
 
     def _check_writable(self) -> None:
         if self._finished:
