@@ -100,6 +100,12 @@ def check_job(
             f"the job counts {plan.population} clients, its roster has {len(roster.members)}",
             cause=Cause.ROSTER,
         )
+    if policy.witness_threshold and terms.buffering is not None:
+        raise PolicyRefusal(
+            f"buffered rounds do not show that witnesses know of their reservations, which the "
+            f"owner's witness_threshold {policy.witness_threshold} asks for",
+            cause=Cause.WITNESSES,
+        )
     policy.check_task(terms.task, terms.options, worker.sha256)
     if terms.task_sha256 != worker.sha256:
         raise PolicyRefusal(

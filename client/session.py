@@ -38,6 +38,7 @@ from client.privatize import privatize
 from client.privatize.contribution import contribution
 from client.refusal import cause_of, refusal
 from client.volatile import VolatileStore
+from client.witnessed import check_witnessed
 from fedsys.errors import (
     Cause,
     ConfigError,
@@ -343,6 +344,7 @@ class Session:
             raise PolicyRefusal("this device does not hold the job's roster", cause=Cause.ROSTER)
         size = announced_size(message.params)
         check_round(assignment, size, terms, policy=policy, journal=self.journal)
+        check_witnessed(message, assignment, policy, signer=self.credentials.signer)
         mechanism = mechanism_of(assignment)
         params = check_params(message.params, size, terms, mechanism, roster.roster)
         joined = self.journal.jobs[terms.job.hex()].joined

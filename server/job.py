@@ -6,6 +6,7 @@ here, so that all of them keep the same ledger in the same order.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -77,6 +78,11 @@ class Job:
         """Spent so far in the guaranteed view; None where nothing is promised."""
         return self.coordinator.spent_in(self.plan.guarantee) if self.plan.protected else None
 
-    def close(self, status: str, *, model_sha256: str) -> None:
-        """End the ledger; the job takes no further round."""
-        self.ledger.close(status, {"model_sha256": model_sha256})
+    def close(self, status: str, facts: Mapping[str, str | None]) -> None:
+        """End the ledger; the job takes no further round.
+
+        Args:
+            status: how it ended.
+            facts: hashes of what its folder holds (`fedsys.privacy.ledger.closing`).
+        """
+        self.ledger.close(status, facts)

@@ -20,6 +20,7 @@ from fedsys.cli import (
     publish,
     simulate,
     tune,
+    witness,
 )
 from fedsys.cli.terminal import say
 
@@ -61,3 +62,4 @@ app.add_typer(coordinator.app, name="coordinator")
 app.add_typer(job.app, name="job")
 app.add_typer(agent.app, name="agent")
 app.add_typer(privacy.app, name="privacy")
+app.add_typer(witness.app, name="witness")

@@ -134,6 +134,7 @@ class Refusal(_message.Message):
         PROTOCOL: _ClassVar[Refusal.Cause]
         DEVICE: _ClassVar[Refusal.Cause]
         STALE: _ClassVar[Refusal.Cause]
+        WITNESSES: _ClassVar[Refusal.Cause]
     UNSPECIFIED: Refusal.Cause
     PAUSED: Refusal.Cause
     CONDITIONS: Refusal.Cause
@@ -149,6 +150,7 @@ class Refusal(_message.Message):
     PROTOCOL: Refusal.Cause
     DEVICE: Refusal.Cause
     STALE: Refusal.Cause
+    WITNESSES: Refusal.Cause
     JOB_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -172,20 +174,24 @@ class Model(_message.Message):
     def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., weights: _Optional[bytes] = ...) -> None: ...
 
 class Invitation(_message.Message):
-    __slots__ = ("job", "round", "assignment", "params", "stage", "version")
+    __slots__ = ("job", "round", "assignment", "params", "stage", "version", "reservation", "proof")
     JOB_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    RESERVATION_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
     job: bytes
     round: int
     assignment: bytes
     params: bytes
     stage: Stage
     version: int
-    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., assignment: _Optional[bytes] = ..., params: _Optional[bytes] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ..., version: _Optional[int] = ...) -> None: ...
+    reservation: bytes
+    proof: bytes
+    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., assignment: _Optional[bytes] = ..., params: _Optional[bytes] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ..., version: _Optional[int] = ..., reservation: _Optional[bytes] = ..., proof: _Optional[bytes] = ...) -> None: ...
 
 class Stage(_message.Message):
     __slots__ = ("job", "round", "step", "message", "milliseconds")

@@ -26,9 +26,10 @@ from server.deployed.crowd import Crowd, Training
 from server.deployed.disk_work import to_its_end
 from server.deployed.epoch import Buffer, DeployedEpoch, Surroundings
 from server.deployed.fleet import Event, Said
-from server.deployed.preparation import PreparedJob
+from server.deployed.preparation import JobFailed, PreparedJob
 from server.deployed.round import Facilities
 from server.deployed.secure_epoch import SecureEpoch
+from server.deployed.witnesses import JobWitnesses, WitnessesMissing
 from server.rounds import RoundAborted, params_for
 
 __all__ = ["BufferedCycle"]
@@ -48,6 +49,7 @@ class BufferedCycle:
             invited to an epoch.
         elsewhere: takes every event that is no buffer's business; it hands all of them to
             `overhear`.
+        witnesses: of the job's ledger.
         refused: takes round, node, cause and reason of each refusal.
         blamed: takes round, client and reason of each member that was caught cheating, durably.
 
@@ -63,6 +65,7 @@ class BufferedCycle:
         consenting: Callable[[], frozenset[int]],
         listening: Callable[[], frozenset[int]],
         elsewhere: Callable[[Event], None],
+        witnesses: JobWitnesses,
         refused: Callable[[int, int, Cause, str], None],
         blamed: Callable[[int, int, str], None],
     ) -> None:
@@ -77,6 +80,7 @@ class BufferedCycle:
         self._consenting = consenting
         self._listening = listening
         self._elsewhere = elsewhere
+        self._witnesses = witnesses
         self._refused = refused
         self._blamed = blamed
         self._clients = {node: client for client, node in enumerate(prepared.roster.nodes)}
@@ -176,7 +180,13 @@ class BufferedCycle:
         Raises:
             BudgetExceeded: nobody was asked.
             TrainingError: the model diverged.
+            JobFailed: too few witnesses cosigned the buffer's reservation; nobody was asked.
         """
+        summed = await self._run()
+        await self._witnesses.advance()
+        return summed
+
+    async def _run(self) -> int:
         coordinator, randomness = self._job.coordinator, self._facilities.randomness
         number = coordinator.reserved + 1
         self._exhausted = coordinator.exhausted  # changes when a buffer is over, and not before
@@ -186,6 +196,7 @@ class BufferedCycle:
         )
         buffer = Buffer(open=open_, version=self._versions)
         try:
+            await self._witnesses.require_reservation()
             epoch = self._epoch or await self._open_epoch(open_)
             await epoch.fill(buffer)
             await epoch.settle(buffer)
@@ -194,6 +205,9 @@ class BufferedCycle:
             before = self._epoch is None or self._epoch.secure.nothing_summed
             self._abort(buffer, "the coordinator was shut down", before_unmask=before)
             raise
+        except WitnessesMissing as missing:
+            self._abort(buffer, str(missing), before_unmask=True)
+            raise JobFailed(str(missing)) from None
         except RoundAborted as abort:
             self._abort(buffer, str(abort), before_unmask=abort.nothing_summed)
             _log.warning("job %s: buffer %d gave no model: %s", self._id, number, abort)

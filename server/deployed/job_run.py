@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 
-from fedsys.durable import write_atomically
 from fedsys.errors import BudgetExceeded, Cause, FedsysError
 from fedsys.wire.refusals import cause_of, reason_of
 from server.checkpoint import model_bytes
@@ -18,7 +16,8 @@ from server.deployed.preparation import JobFailed, PreparedJob
 from server.deployed.refusals import Refusals
 from server.deployed.round import Facilities, RoundCycle
 from server.deployed.spending import Spending
-from server.summary import summarize
+from server.deployed.witnesses import JobWitnesses
+from server.job_ending import end_job
 
 __all__ = ["JobRun"]
 
@@ -68,6 +67,7 @@ class JobRun:
             roster=prepared.roster,
             job=prepared.job,
         )
+        self._witnesses = JobWitnesses(job=prepared.job, settings=facilities.settings)
         self._cycle = self._cycle_of(prepared, facilities)
         self._consent = Consent(
             prepared,
@@ -86,6 +86,7 @@ class JobRun:
                 facilities,
                 consenting=lambda: frozenset(self._consent.given),
                 elsewhere=self.take,
+                witnesses=self._witnesses,
                 refused=self._refused,
                 blamed=self._blamed,
             )
@@ -95,12 +96,17 @@ class JobRun:
             consenting=lambda: frozenset(self._consent.given),
             listening=lambda: self._consent.listening,
             elsewhere=self.take,
+            witnesses=self._witnesses,
             refused=self._refused,
             blamed=self._blamed,
         )
 
     async def run(self) -> tuple[str, str]:
         """To the job's end; its status and, unless it completed, the reason."""
+        async with self._witnesses.followed():
+            return await self._run()
+
+    async def _run(self) -> tuple[str, str]:
         status, reason = "completed", ""
         with self._job.ledger:
             try:
@@ -119,6 +125,7 @@ class JobRun:
                 self._cycle.close()
             self._refusals.flush()
             await to_its_end(self._finish, status)
+        await self._witnesses.finish()
         return status, reason
 
     def take(self, event: Event) -> None:
@@ -209,19 +216,13 @@ class JobRun:
         """Model, closed ledger, summary; the job takes no further round."""
         job = self._job
         outcome = status if status in ("completed", "budget-exhausted") else "interrupted"
-        model = model_bytes(self._model.state_dict(job.coordinator.weights))
-        write_atomically(job.folder.model, model)
-        sha256 = hashlib.sha256(model).hexdigest()
-        job.close(outcome, model_sha256=sha256)
-        job.folder.write_summary(
-            summarize(
-                job,
-                status=outcome,
-                model_sha256=sha256,
-                metrics=self._evaluated,
-                seconds=self._seconds,
-                clients=self._clients,
-            )
+        end_job(
+            job,
+            status=outcome,
+            model=model_bytes(self._model.state_dict(job.coordinator.weights)),
+            metrics=self._evaluated,
+            seconds=self._seconds,
+            clients=self._clients,
         )
         self._state.update_job(
             self._id, round=job.coordinator.reserved, stage="", spent=job.epsilon

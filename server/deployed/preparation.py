@@ -21,10 +21,10 @@ from server.home.enrollment import Registry
 from server.home.folder import Home
 from server.home.state import ACTIVE_JOB, JobRow, State
 from server.job import Job, JobFacts
+from server.job_ending import finish_ended, is_unfinished_end
 from server.job_opening import JobSpec, restore_job, start_job, take_up
 from server.job_settings import budget_of, clipping_for, plan_for
 from server.rounds import params_for
-from server.summary import summarize_closed
 
 __all__ = ["AlreadyOver", "FolderLost", "JobFailed", "Preparation", "PreparedJob"]
 
@@ -179,8 +179,8 @@ class Preparation:
 
     def _already_over(self, row: JobRow, folder: RunFolder) -> AlreadyOver:
         view = read_ledger(folder.ledger, allow_torn=True)
-        if not folder.summary.exists():
-            folder.write_summary(summarize_closed(folder, view))
+        if is_unfinished_end(folder):
+            finish_ended(folder, view)
         summary = json.loads(folder.summary.read_text("utf-8"))
         plan = plan_of(view.header)
         stated = summary["privacy"]["epsilon"][plan.guarantee]
