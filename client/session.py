@@ -393,11 +393,11 @@ class Session:
         privatized = privatize(
             current.mechanism, contributed, seed=assignment.digest, entropy=entropy
         )
-        if not privatized.finite.all():
+        if privatized.unusable.any():
             _log.error(
                 "round %d: the update is not finite; zeros and noise were sent", assignment.round
             )
-        current.agent.provide(privatized.vectors[0])
+        current.agent.provide(privatized.values[0])
 
     def _outcome(self, outcome: fleet_pb2.Outcome) -> fleet_pb2.Up | None:
         record = self.journal.jobs.get(outcome.job.hex())

@@ -9,15 +9,14 @@ sensitivity of the sum is D2 = s C and the l1 sensitivity D1 = sqrt(d) D2.
 array([[54, 72],
        [ 3,  4],
        [ 0,  0]], dtype=int32)
->>> clipped.clipped, clipped.finite
-(array([ True, False, False]), array([ True,  True, False]))
+>>> clipped.clipped, clipped.unusable
+(array([ True, False, False]), array([False, False,  True]))
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,10 +24,10 @@ from numpy.typing import NDArray
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
+from fedsys.privacy.encoding.encoded import Encoded
 
 __all__ = [
     "INTEGERS_PER_COORDINATE",
-    "IntegerUpdates",
     "check_updates",
     "clip_to_integers",
     "clipping_factors",
@@ -43,23 +42,6 @@ INTEGERS_PER_COORDINATE = 64
 _PASSES = 4
 _DOT = 1 << 13  # OpenBLAS takes threads from 10,000 on
 _BLOCK = 1 << 15  # coordinates at once: 256 KiB of float64 stay in the second-level cache
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class IntegerUpdates:
-    """K updates as signed integers of bounded norm.
-
-    Attributes:
-        values: (K, d) int32, each row with sum of squares <= ``squared_norm_limit(d)``.
-        clipped: (K,) whether the row's norm exceeded C. Never leaves the client.
-        finite: (K,) whether the row was finite; one that was not is all zeros.
-        norms: (K,) l2 norms before clipping, 0 where not finite.
-    """
-
-    values: NDArray[np.int32]
-    clipped: NDArray[np.bool_]
-    finite: NDArray[np.bool_]
-    norms: NDArray[np.float64]
 
 
 def wide_scale(dimension: int, clip: float) -> float:
@@ -123,7 +105,7 @@ def clipping_factors(
     return scale * (clip / np.maximum(norms, clip))
 
 
-def clip_to_integers(updates: NDArray[Any], *, clip: float) -> IntegerUpdates:
+def clip_to_integers(updates: NDArray[Any], *, clip: float) -> Encoded:
     """Scales, clips and rounds K updates so that the integers obey the norm bound.
 
     r = rint(f x) with f = s min(1, C / |x|). Rounding can lift the norm over s C; then f shrinks
@@ -165,7 +147,7 @@ def clip_to_integers(updates: NDArray[Any], *, clip: float) -> IntegerUpdates:
         if not finite[part].all():
             rows[~finite[part]] = 0.0
         values[part] = _round_within(rows, factors, limit)
-    return IntegerUpdates(values=values, clipped=norms > clip, finite=finite, norms=norms)
+    return Encoded(values=values, clipped=norms > clip, unusable=~finite, norms=norms)
 
 
 def _round_within(
@@ -184,7 +166,7 @@ def _round_within(
     return rounded
 
 
-def _clip_one(row: NDArray[Any], *, clip: float, scale: float, limit: int) -> IntegerUpdates:
+def _clip_one(row: NDArray[Any], *, clip: float, scale: float, limit: int) -> Encoded:
     """What `clip_to_integers` gives for one row (d,), by the same operations on every row.
 
     A factor that is small enough stays as it is for the passes that are left. A block goes through
@@ -218,7 +200,7 @@ def _clip_one(row: NDArray[Any], *, clip: float, scale: float, limit: int) -> In
         values[0, start : start + len(chosen)] = chosen
         start += len(chosen)
     values *= square <= limit  # see the end of `_shrink`
-    return IntegerUpdates(values=values, clipped=norms > clip, finite=finite, norms=norms)
+    return Encoded(values=values, clipped=norms > clip, unusable=~finite, norms=norms)
 
 
 class _Zeroed:

@@ -35,8 +35,8 @@ def _within(values: NDArray[np.int32]) -> bool:
 def test_the_bound_holds_for_anything(updates: NDArray[np.float64], clip: float) -> None:
     result = clip_to_integers(updates, clip=clip)
     assert _within(result.values)
-    np.testing.assert_array_equal(result.finite, np.isfinite(updates).all(axis=1))
-    assert not result.values[~result.finite].any()
+    np.testing.assert_array_equal(result.unusable, ~np.isfinite(updates).all(axis=1))
+    assert not result.values[result.unusable].any()
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 17, 650, 50_000])
@@ -152,7 +152,7 @@ def test_one_row_gives_what_it_gives_among_others(row: NDArray[np.float64], clip
         alone = clip_to_integers(each[None, :], clip=clip)
         among = clip_to_integers(np.stack([each, each]), clip=clip)
         np.testing.assert_array_equal(alone.values[0], among.values[0])
-        assert (alone.clipped[0], alone.finite[0]) == (among.clipped[0], among.finite[0])
+        assert (alone.clipped[0], alone.unusable[0]) == (among.clipped[0], among.unusable[0])
         assert alone.norms[0] == among.norms[0]
 
 
@@ -170,7 +170,7 @@ def test_one_row_is_shrunk_as_often_as_it_needs(d: int) -> None:
 
 def test_huge_and_tiny_updates_are_no_accident() -> None:
     result = clip_to_integers(np.array([[1e200, -1e200], [1e-300, 0.0], [5e-324, 0.0]]), clip=1.0)
-    assert result.finite.all()
+    assert not result.unusable.any()
     assert _within(result.values)
     assert result.values[0, 0] == -result.values[0, 1] > 60
     assert not result.values[1:].any()
