@@ -34,7 +34,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,15 @@ from torch import Tensor, nn
 from fedsys.errors import ConfigError, DataError
 from fedsys.preprocessing import DECLARATIONS, Preprocessing
 
-__all__ = ["DataSource", "Examples", "FederatedData", "Task", "preprocessing_of", "seeded"]
+__all__ = [
+    "DataReading",
+    "DataSource",
+    "Examples",
+    "FederatedData",
+    "Task",
+    "preprocessing_of",
+    "seeded",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +80,18 @@ class Examples:
         return Examples(x=self.x.to(device), y=self.y.to(device))
 
 
+class DataReading(Protocol):
+    """What a task read, in words."""
+
+    def lines(self) -> list[str]:
+        """For a terminal."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a file that stays with whoever holds the data."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class FederatedData:
     """All examples of a task; who holds which is a partition's business.
@@ -82,12 +102,14 @@ class FederatedData:
         natural: (M,) ``int64`` client of each training example, numbered from 0 without gaps,
             or None where the data names no clients.
         client_names: What the natural clients are called, by number; may be empty.
+        reading: What was read, for people: printed before the first round and kept with the run.
     """
 
     train: Examples
     test: Examples
     natural: Tensor | None = None
     client_names: tuple[str, ...] = ()
+    reading: DataReading | None = None
 
     def __post_init__(self) -> None:
         if not len(self.train):
@@ -107,19 +129,26 @@ class DataSource:
 
     Attributes:
         folders: Each folder with what named it, e.g. ``("--data", Path("data"))``.
+        private: Whether errors may quote nothing that stands in the files: on a device, whose
+            logs travel further than its data may.
     """
 
     folders: tuple[tuple[str, Path], ...] = ()
+    private: bool = False
 
     @classmethod
     def locate(
-        cls, given: Path | None = None, environment: Mapping[str, str] = os.environ
+        cls,
+        given: Path | None = None,
+        environment: Mapping[str, str] = os.environ,
+        *,
+        private: bool = False,
     ) -> DataSource:
         """``--data DIR`` where given, then ``$FEDSYS_DATA``."""
         folders = [] if given is None else [("--data", given)]
         if environment.get("FEDSYS_DATA"):
             folders.append(("FEDSYS_DATA", Path(environment["FEDSYS_DATA"])))
-        return cls(folders=tuple(folders))
+        return cls(folders=tuple(folders), private=private)
 
     def find(self, name: str, how_to_get: str) -> Path:
         """The first folder's file called `name`.

@@ -1,0 +1,128 @@
+"""Whether a column of text holds numbers or dates: where its cells say so, and never by guess."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsys.tasks.tables.cells import ISO_DATE, MARKS, NUMBER, Column
+from fedsys.tasks.tables.file import Format
+
+__all__ = ["as_numbers", "bad_number", "looks_like_dates"]
+
+_ZEROS = r"^[+-]?0\d"
+_COMMA = r"^[+-]?\d+(,\d+)?([eE][+-]?\d+)?$"
+_GROUPED = r"^[+-]?\d{1,3}(,\d{3})*$"
+_MIXED = r"^[+-]?\d{1,3}(,\d{3})+\.\d+$"
+_DATES = r"^\d{1,4}[./-]\d{1,2}[./-]\d{1,4}$"
+
+
+def as_numbers(
+    column: Column, missing: NDArray[np.bool_], form: Format, said: str
+) -> Column | None:
+    """The column, its decimals found out; None where its cells are evidently no numbers.
+
+    Args:
+        column: to judge.
+        missing: (M,) cells to pass over.
+        form: of the file.
+        said: ``number`` where the user says so.
+
+    Raises:
+        DataError: it is a number but for a few cells, or could be read in two ways.
+    """
+    if column.kind != "text":
+        return column if column.kind == "number" else None
+    there = ~missing
+    good = column.matches(NUMBER) & there
+    if form.decimal or form.thousands:
+        good = column.numeric(missing)
+    elif not good[there].all():
+        commas = (column.matches(_COMMA) | column.matches(_MIXED) | column.matches(NUMBER)) & there
+        if commas[there].all():
+            return _commas(column, there, form)
+    if said == "number":
+        return column
+    if not good.any():
+        return None
+    zeros = column.matches(_ZEROS) & good
+    if zeros.any():
+        row = int(np.flatnonzero(zeros)[0])
+        raise column.place.cell(
+            column.name,
+            row,
+            str(column.at(row)).strip(),
+            "has a leading zero: a number, or a code",
+            f"say kinds = {{ {column.name} = 'text' }} or 'number', or leave the column out with "
+            f"ignore",
+        )
+    bad = there & ~good
+    # Numbers, or texts some of which are numbers? Most cells say which, and so does a column whose
+    # other cells are all marks of a missing value.
+    if bad.any() and 2 * int(good.sum()) <= int(there.sum()):
+        texts, codes = column.coded(~bad)
+        if not all(texts[code] in MARKS for code in np.unique(codes[codes >= 0])):
+            return None
+    if not bad.any():
+        return column
+    row, cells = int(np.flatnonzero(bad)[0]), int(bad.sum())
+    raise column.place.cell(
+        column.name,
+        row,
+        str(column.at(row)).strip(),
+        "is no number" + (f" ({cells} such cells of {len(column)})" if cells > 1 else ""),
+        bad_number(column.name),
+    )
+
+
+def bad_number(name: str) -> str:
+    """What to do about a cell that is no number."""
+    return (
+        "say missing = [{value}] and when_missing = 'drop' (leaves such rows out) or 'category', "
+        f"leave the column out with ignore, or say kinds = {{ {name} = 'text' }}"
+    )
+
+
+def _commas(column: Column, there: NDArray[np.bool_], form: Format) -> Column:
+    """Numbers with commas: decimals, where a cell cannot be grouped by thousands."""
+    fraction = column.matches(r",") & there
+    pointed = column.matches(r"\.") & there
+    decimal = fraction & ~column.matches(_GROUPED)
+    if decimal.any() and not pointed.any() and form.delimiter != ",":
+        return column.written(",")
+    row = int(np.flatnonzero(fraction)[0])
+    raise column.place.cell(
+        column.name,
+        row,
+        str(column.at(row)).strip(),
+        "is no number as it is written",
+        "say thousands = ','" if pointed.any() else "say decimal = ',' or thousands = ','",
+    )
+
+
+def looks_like_dates(column: Column, missing: NDArray[np.bool_]) -> bool:
+    """Whether most cells are dates of ISO 8601.
+
+    Raises:
+        DataError: they look like dates of which it cannot be known what is day and what month.
+    """
+    if column.kind == "date":
+        return True
+    if column.kind != "text":
+        return False
+    there = int((~missing).sum())
+    iso = column.matches(ISO_DATE) & ~missing
+    if there and 2 * int(iso.sum()) > there:
+        return True
+    looks = column.matches(_DATES) & ~missing
+    if there and 2 * int(looks.sum()) > there:
+        row = int(np.flatnonzero(looks)[0])
+        raise column.place.cell(
+            column.name,
+            row,
+            str(column.at(row)).strip(),
+            "looks like a date, and which part is the month is not said",
+            f"say dates = {{ {column.name} = '%d.%m.%Y' }} as it is written, or leave the column "
+            f"out with ignore",
+        )
+    return False
