@@ -33,7 +33,7 @@ from simulations.engine.chunk import Protocol, RoundWork, in_ring
 from simulations.engine.layout import cores, lay_out
 from simulations.population import Population
 from simulations.randomness import SystemRandomness
-from simulations.recorded_run import RecordedRun
+from simulations.replay import RecordedRun
 from simulations.setting import clients_at_once, device_for, trainer_for
 
 __all__ = ["Difference", "Replay", "replay"]
