@@ -19,6 +19,7 @@ from client.training import LocalConfig, Trainer
 from client.training.example.privacy import ExamplePrivacy, ExamplePrivateTrainer
 from fedsys import tasks
 from fedsys.errors import Cause, ConfigError, PolicyRefusal
+from fedsys.preprocessing import why_not_deployed
 from fedsys.privacy import Entropy
 from fedsys.wire import Assignment
 from fedsys.wire.terms import Terms
@@ -111,7 +112,13 @@ class LocalData:
 
     def __post_init__(self) -> None:
         self.task = tasks.load(self.spec.task, self.options)
-        self.data = self.task.clients(tasks.DataSource.locate(self.spec.folder))
+        reason = why_not_deployed(tasks.preprocessing_of(self.task))
+        if reason is not None:
+            raise ConfigError(f"task {self.spec.task} cannot run on a device: {reason}")
+        source = tasks.DataSource.locate(self.spec.folder, private=True)
+        self.data = tasks.read_data(self.task, source)
+        if self.data.reading is not None:
+            _log.info("%s", self.data.reading.summary())
 
     @property
     def sha256(self) -> str:

@@ -6,6 +6,7 @@
     ledger.jsonl   hash-chained, signed privacy events (written by `fedsys.privacy.ledger`)
     private.jsonl  server-side secrets: cohorts, survivors, diagnostics, salts
     countersignatures.jsonl  server-side, of a deployment: agents' word on the ledger
+    data.json      server-side: what a simulation read, and how rows become features
     metrics.jsonl  one line a round: evaluation only
     model.pt       final weights (a state_dict), and checkpoints/
     report.html    self-contained page
@@ -52,6 +53,10 @@ class RunFolder:
     @property
     def private(self) -> Path:
         return self.path / "private.jsonl"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data.json"
 
     @property
     def metrics(self) -> Path:
@@ -144,6 +149,11 @@ class RunFolder:
             with contextlib.suppress(ValueError):
                 found.append(json.loads(line))
         return found
+
+    def write_data(self, reading: Mapping[str, Any]) -> None:
+        """Store ``data.json``. It tells of rows that no noise covers: it is never published."""
+        text = json.dumps(_plain(reading), indent=2, allow_nan=False, ensure_ascii=False)
+        write_atomically(self.data, text.encode() + b"\n")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Store ``summary.json``; an infinite number is written as the string "inf"."""

@@ -41,7 +41,7 @@ from server.deployed.job_model import ModelSource
 from server.deployed.queue import Deployment
 from server.deployed.roster_news import roster_news
 from server.deployed.round import Randomness
-from server.deployed.queue import submit
+from server.deployed.submission import submit
 from server.home.enrollment import Registry
 from server.home.folder import Home
 from server.home.state import ACTIVE_JOB, JobRow, State

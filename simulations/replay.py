@@ -33,7 +33,7 @@ from simulations.engine.chunk import Protocol, RoundWork, in_ring
 from simulations.engine.layout import cores, lay_out
 from simulations.population import Population
 from simulations.randomness import SystemRandomness
-from simulations.replay import RecordedRun
+from simulations.recorded_run import RecordedRun
 from simulations.setting import clients_at_once, device_for, trainer_for
 
 __all__ = ["Difference", "Replay", "replay"]
@@ -122,7 +122,7 @@ def replay(
         device = "cpu"
     config, randomness = recorded.config, SystemRandomness()
     task = tasks.load(config.task.name, config.task.options)
-    examples = task.clients(tasks.DataSource.locate(data))
+    examples = tasks.read_data(task, tasks.DataSource.locate(data))
     population = Population(
         train_set=examples.train,
         partition=_partition(recorded, examples, shards),

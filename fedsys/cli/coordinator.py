@@ -254,10 +254,15 @@ class _Model:
         from client.local_data import code_sha256
         from client.training import LocalConfig, Trainer
         from fedsys import tasks
+        from fedsys.errors import ConfigError
+        from fedsys.preprocessing import why_not_deployed
 
         self._task = tasks.load(config.task.name, config.task.options)
         self.task_sha256 = code_sha256(self._task)
         self.preprocessing = tasks.preprocessing_of(self._task)
+        reason = why_not_deployed(self.preprocessing)
+        if reason is not None:
+            raise ConfigError(f"task {config.task.name} cannot run on devices: {reason}")
         self._trainer = Trainer(
             self._task,
             LocalConfig(**config.local.model_dump()),
@@ -283,7 +288,7 @@ class _Model:
 
         if self._data is None:
             try:
-                self._data = self._task.clients(tasks.DataSource.locate(None))
+                self._data = tasks.read_data(self._task, tasks.DataSource.locate(None))
             except DataError as error:
                 logging.getLogger(__name__).warning("no evaluation: %s", error)
                 self._data = False

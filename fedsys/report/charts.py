@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from fedsys.records import EpsilonPoint
 from fedsys.report import figures
 from fedsys.report.facts import Facts
-from fedsys.report.contents import RoundDiagnostics, RunFolder
+from fedsys.report.folder import RoundDiagnostics, RunFolder
 from fedsys.report.plots import Chart, Series
 
 __all__ = ["diagnostic_charts", "epsilon_chart", "metric_charts"]

@@ -6,7 +6,7 @@ from fedsys.printable import printable
 from fedsys.records import AuditResult
 from fedsys.report import figures
 from fedsys.report.facts import Facts
-from fedsys.report.contents import RunFolder
+from fedsys.report.folder import RunFolder
 from fedsys.report.views import amplification
 
 __all__ = ["checklist"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fedsys.printable import printable
 from fedsys.records import AuditResult, Epsilons, Total
-from fedsys.report.contents import RunFolder
+from fedsys.report.folder import RunFolder
 
 __all__ = ["SERVER_SEES_SUMS", "Facts", "disclosable", "explain", "gather", "mechanism_title"]
 

@@ -1,7 +1,7 @@
 """``report.html``: one self-contained page that states what a run reached and what it cost.
 
 Nothing on it is fetched, scripted or unescaped: everything from the folder passes through
-`fedsys.report.contents` (bounded, printable) and jinja2's autoescape, and the page forbids itself
+`fedsys.report.folder` (bounded, printable) and jinja2's autoescape, and the page forbids itself
 every external resource. Every ε on it was derived by the audit.
 """
 
@@ -16,7 +16,7 @@ from fedsys.records import AuditResult, EpsilonPoint
 from fedsys.report import figures
 from fedsys.report.charts import diagnostic_charts, epsilon_chart, metric_charts
 from fedsys.report.facts import Facts, disclosable, gather, mechanism_title
-from fedsys.report.contents import RunFolder, read
+from fedsys.report.folder import RunFolder, read
 from fedsys.report.pages import environment, figure, write
 from fedsys.report.statement import state
 

@@ -12,7 +12,7 @@ from fedsys.records import AuditResult
 from fedsys.report import figures
 from fedsys.report.checklist import checklist
 from fedsys.report.facts import SERVER_SEES_SUMS, Facts, explain
-from fedsys.report.contents import RunFolder
+from fedsys.report.folder import RunFolder
 from fedsys.report.views import View, views
 
 __all__ = ["Banner", "Statement", "state"]

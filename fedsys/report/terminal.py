@@ -19,7 +19,7 @@ from fedsys.printable import printable
 from fedsys.records import AuditResult, Claim
 from fedsys.report import figures
 from fedsys.report.facts import Facts, gather, mechanism_title
-from fedsys.report.contents import RunFolder, read
+from fedsys.report.folder import RunFolder, read
 from fedsys.report.views import tier
 
 __all__ = ["print_audit", "print_run"]

@@ -84,7 +84,11 @@ class DataReading(Protocol):
     """What a task read, in words."""
 
     def lines(self) -> list[str]:
-        """For a terminal."""
+        """For whoever may see the data: counts, values, ranges."""
+        ...
+
+    def summary(self) -> str:
+        """For a log: one line that quotes nothing of the data."""
         ...
 
     def to_json(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fedsys.errors import DataError
 
-__all__ = ["ISO_DATE", "MARKS", "NUMBER", "Column", "Place", "plain_number"]
+__all__ = ["ISO_DATE", "MARKS", "NUMBER", "Column", "Place", "plain_number", "such"]
 
 MARKS = frozenset(
     ("?", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A", "<NA>", "-", "--", ".")
@@ -330,8 +330,12 @@ class Column:
             value = value.decode("utf-8", "replace")
         if isinstance(value, str):
             value = value.strip()
-        more = f" ({cells} such cells of {len(self)})" if cells > 1 else ""
-        return self.place.cell(self.name, row, value, problem + more, remedy)
+        return self.place.cell(self.name, row, value, problem + such(cells, len(self)), remedy)
+
+
+def such(cells: int, of: int) -> str:
+    """In brackets how many cells more there are like one that is named; nothing where none is."""
+    return f" ({cells} such cells of {of})" if cells > 1 else ""
 
 
 def plain_number(text: str) -> bool:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsys.tasks.tables.cells import ISO_DATE, MARKS, NUMBER, Column
+from fedsys.tasks.tables.cells import ISO_DATE, MARKS, NUMBER, Column, such
 from fedsys.tasks.tables.file import Format
 
 __all__ = ["as_numbers", "bad_number", "looks_like_dates"]
 
 _ZEROS = r"^[+-]?0\d"
 _COMMA = r"^[+-]?\d+(,\d+)?([eE][+-]?\d+)?$"
-_GROUPED = r"^[+-]?\d{1,3}(,\d{3})*$"
+_GROUPED = r"^[+-]?([1-9]\d{0,2}(,\d{3})*|0)$"
 _MIXED = r"^[+-]?\d{1,3}(,\d{3})+\.\d+$"
 _DATES = r"^\d{1,4}[./-]\d{1,2}[./-]\d{1,4}$"
 
 
 def as_numbers(
-    column: Column, missing: NDArray[np.bool_], form: Format, said: str
+    column: Column, missing: NDArray[np.bool_], form: Format, said: str, goal: bool = False
 ) -> Column | None:
     """The column, its decimals found out; None where its cells are evidently no numbers.
 
@@ -27,6 +27,7 @@ def as_numbers(
         missing: (M,) cells to pass over.
         form: of the file.
         said: ``number`` where the user says so.
+        goal: whether it is the label.
 
     Raises:
         DataError: it is a number but for a few cells, or could be read in two ways.
@@ -70,13 +71,23 @@ def as_numbers(
         column.name,
         row,
         str(column.at(row)).strip(),
-        "is no number" + (f" ({cells} such cells of {len(column)})" if cells > 1 else ""),
-        bad_number(column.name),
+        "is no number" + such(cells, len(column)),
+        bad_number(column.name, goal),
     )
 
 
-def bad_number(name: str) -> str:
-    """What to do about a cell that is no number."""
+def bad_number(name: str, goal: bool = False) -> str:
+    """What to do about a cell that is no number.
+
+    Args:
+        name: of the column.
+        goal: whether it is the label.
+    """
+    if goal:
+        return (
+            f"say missing = {{ {name} = [{{value}}] }} and when_missing = 'drop' to leave such "
+            f"rows out, or target = 'class' if it is one"
+        )
     return (
         "say missing = [{value}] and when_missing = 'drop' (leaves such rows out) or 'category', "
         f"leave the column out with ignore, or say kinds = {{ {name} = 'text' }}"

@@ -334,7 +334,8 @@ class _Inference:
 
     def _as_numbers(self, column: Column, missing: NDArray[np.bool_]) -> Column | None:
         said = self._wanted.kinds.get(column.name, "")
-        return as_numbers(column, missing, self._table.format, said)
+        goal = column.name in self._wanted.label
+        return as_numbers(column, missing, self._table.format, said, goal)
 
     def _spread(self, values: NDArray[np.float64]) -> tuple[float, float, float, float]:
         """(smallest, largest, centre, scale)."""
@@ -388,6 +389,8 @@ class _Inference:
     def _category(self, column: Column, missing: NDArray[np.bool_]) -> CategoryColumn:
         texts = self._bare.texts(column, missing)
         flag = self._flag(column.name, missing)
+        if len(texts.different) == 1 and not flag:
+            self._notes.append(f"column {column.name!r} has the same text in every row")
         if len(texts.different) > MAX_CATEGORIES:
             raise self._place.column(
                 column.name,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedsys.errors import ConfigError
 from fedsys.tasks.options import nearest
-from fedsys.tasks.tables.cells import MARKS, Column
+from fedsys.tasks.tables.cells import MARKS, Column, such
 from fedsys.tasks.tables.file import tidy_name
 
 __all__ = ["CATEGORY", "DROP", "REFUSE", "Missing"]
@@ -103,7 +103,7 @@ class Missing:
                 column.name,
                 row,
                 what,
-                f"is {'missing' if what else 'empty'} ({how_many} such rows of {len(column)})",
+                f"is {'missing' if what else 'empty'}" + such(how_many, len(column)),
                 self._remedy(column.name),
             )
         return found
@@ -136,7 +136,7 @@ class Missing:
                 column.name,
                 row,
                 texts[codes[row]],
-                f"looks like a missing value ({how_many} such rows of {len(column)})",
+                "looks like a missing value" + such(how_many, len(column)),
                 f"say missing = [{{value}}] and when_missing = 'drop' or 'category'; if it is a "
                 f"value like any other, say missing = {{ {column.name} = [] }}",
             )

@@ -39,7 +39,7 @@ class ColumnRead:
     def line(self) -> str:
         """For people."""
         if self.kind == "category":
-            words = f"{self.name}: {len(self.counts)} categories, {_listed(self.counts)}"
+            words = f"{self.name}: {_count(len(self.counts), 'categor')}, {_listed(self.counts)}"
         else:
             words = f"{self.name}: {self.kind}, {_plain(self.low)} to {_plain(self.high)}"
         if self.missing:
@@ -106,6 +106,14 @@ class Reading:
             shown.append(f"  and {len(self.columns) - len(shown)} columns more")
         return [first, goal, *shown, *(f"  note: {note}" for note in self.notes)]
 
+    def summary(self) -> str:
+        """For a log."""
+        left_out = sum(self.dropped.values())
+        return (
+            f"read {self.file} ({self.described}): {self.rows - left_out} of {self.rows} rows, "
+            f"{len(self.columns)} columns, {self.width} features"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """For ``data.json``."""
         return {"version": 1, **asdict(self)}
@@ -113,7 +121,11 @@ class Reading:
 
 def _listed(counts: Mapping[str, int]) -> str:
     shown = ", ".join(f"{text} ({count})" for text, count in list(counts.items())[:_SHOWN])
-    return shown + (", ..." if len(counts) > _SHOWN else "")
+    return " ".join(shown.split()) + (", ..." if len(counts) > _SHOWN else "")
+
+
+def _categories(number: int) -> str:
+    return "1 category" if number == 1 else f"{number} categories"
 
 
 def _plain(value: float | str | None) -> str:
