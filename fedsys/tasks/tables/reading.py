@@ -39,7 +39,7 @@ class ColumnRead:
     def line(self) -> str:
         """For people."""
         if self.kind == "category":
-            words = f"{self.name}: {_count(len(self.counts), 'categor')}, {_listed(self.counts)}"
+            words = f"{self.name}: {_categories(len(self.counts))}, {_listed(self.counts)}"
         else:
             words = f"{self.name}: {self.kind}, {_plain(self.low)} to {_plain(self.high)}"
         if self.missing:

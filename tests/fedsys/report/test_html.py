@@ -445,7 +445,7 @@ class TestHostileFolder:
     def test_a_line_without_end_is_not_read_into_memory(
         self, run_folder: Path, make_audit: MakeAudit, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from fedsys.report import contents as folder
+        from fedsys.report import folder
 
         monkeypatch.setattr(folder, "MAX_LINE_BYTES", 1000)
         with (run_folder / "metrics.jsonl").open("wb") as file:

@@ -18,7 +18,7 @@ from server.deployed.fleet import Fleet
 from server.deployed.job_model import JobModel
 from server.deployed.preparation import AlreadyOver, JobFailed, Preparation, PreparedJob
 from server.deployed.queue import Deployment
-from server.deployed.queue import submit
+from server.deployed.submission import submit
 from server.grpc_operator import job_status
 from server.home.state import ACTIVE_JOB, JobRow
 from tests.e2e.deployment import Port, running_port
