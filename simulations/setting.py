@@ -121,6 +121,7 @@ def prepare(
     task = origin.task
     strategy_of(config)
     examples = tasks.read_data(task, tasks.DataSource.locate(data))
+    tasks.check_contract(task, examples, config.job.seed)
     partition = partition_of(config, examples)
     if config.cohort.expected > partition.clients:
         raise ConfigError(

@@ -16,6 +16,7 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Declare a table's columns, and see what is read.", no_args_is_help=True)
 
+_IN_A_LINE = 8
 _HEAD = """\
 # How rows of {file} become features and targets, to be edited: every text and number below was
 # read from its rows, and whatever stays here is told to everybody who gets this configuration.
@@ -74,10 +75,10 @@ def schema(
     opened = table.open(Place(file), None)
     columns = table.columns(opened)
     reading = columns.prepare(opened).reading
-    kept = {key: given[key] for key in ("test_fraction", "test_path") if key in given}
-    options: dict[str, Any] = {"path": file.name, **declaration(columns, opened.format), **kept}
-    if "model" in given or "hidden" in given:
-        options |= {key: given[key] for key in ("model", "hidden") if key in given}
+    options: dict[str, Any] = {"path": file.name, **declaration(columns, opened.format)}
+    for key in ("test_path", "test_fraction", "model", "hidden"):
+        if key in given:
+            options[key] = given[key]
     text = _HEAD.format(file=printable(file.name)) + "\n" + _toml(options)
     _check(text, options)
     for line in reading.lines():
@@ -95,27 +96,30 @@ def schema(
         write_atomically(out, text.encode())
     except OSError as error:
         raise ConfigError(f"--out {out}: {(error.strerror or str(error)).lower()}") from None
-    say(f"wrote {out}; edit it, then: fedsys simulate {out} --data {file.parent}")
+    deal = "by-column" if client else "iid --set population.clients=100"
+    say(f"wrote {out}; edit it, and see that it fits: fedsys task read {out} --data {file.parent}")
+    say(
+        f"then: fedsys simulate {out} --data {file.parent} --set population.partition={deal} "
+        f"--set privacy.epsilon=8"
+    )
 
 
 @app.command()
 def read(
-    config: Annotated[str, typer.Argument(help="A TOML file or a shipped recipe's name.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace one key."),
-    ] = None,
+    config: Annotated[
+        Path, typer.Argument(help="A TOML file with a table [task], as `task schema` writes it.")
+    ],
     data: Annotated[
         Path | None,
         typer.Option(help="Folder with data files.", show_default="$FEDSYS_DATA"),
     ] = None,
 ) -> None:
-    """Read a configuration's data as training would, and print what was read."""
+    """Read a task's data as training would, and print what was read."""
     from fedsys import tasks
-    from fedsys.config import load
+    from fedsys.cli.task_options import task_in
 
-    loaded = load(config, overrides or [])
-    task = tasks.load(loaded.task.name, loaded.task.options)
+    section = task_in(config)
+    task = tasks.load(section.name, section.options)
     held = tasks.read_data(task, tasks.DataSource.locate(data))
     for line in held.reading.lines() if held.reading is not None else ():
         say(line)
@@ -139,7 +143,9 @@ def _value(value: Any) -> str:
         inner = ", ".join(f"{_text(name)} = {_value(each)}" for name, each in value.items())
         return f"{{ {inner} }}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_value, value)) + "]"
+        if len(value) <= _IN_A_LINE:
+            return "[" + ", ".join(map(_value, value)) + "]"
+        return "[\n" + "".join(f"    {_value(each)},\n" for each in value) + "]"
     if isinstance(value, float):
         return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
     return _text(value) if isinstance(value, str) else str(value).lower()
@@ -154,11 +160,17 @@ def _text(text: str) -> str:
 
 def _check(text: str, options: Mapping[str, Any]) -> None:
     """What was written reads as what was meant, and is a declaration."""
-    import tomllib
-
     from fedsys import tasks
+    from fedsys.bounded_toml import parse_toml
     from fedsys.errors import ConfigError
 
-    if tomllib.loads(text)["task"]["options"] != dict(options):
+    try:
+        found = parse_toml(text.encode())["task"]["options"]
+    except ValueError as error:
+        raise ConfigError(
+            f"the declaration is no configuration that can be read again: {error}; leave columns "
+            f"out with --option 'ignore=[...]'"
+        ) from None
+    if found != dict(options):
         raise ConfigError("the declaration cannot be written as TOML; rename its columns")
     tasks.load("tabular", options)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["options_in", "options_of"]
+if TYPE_CHECKING:
+    from fedsys.config.sections import TaskSection
+
+__all__ = ["options_in", "options_of", "task_in"]
 
 
 def options_of(given: list[str]) -> dict[str, Any]:
@@ -36,10 +39,36 @@ def options_in(path: Path, task: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such file, or it is of another task.
     """
-    from fedsys.config import load
     from fedsys.errors import ConfigError
 
-    section = load(path).task
+    section = task_in(path)
     if section.name != task:
         raise ConfigError(f"--options {path}: is of task {section.name}, not {task}")
     return dict(section.options)
+
+
+def task_in(path: Path) -> TaskSection:
+    """The table ``[task]`` of a file that may hold nothing else.
+
+    Raises:
+        ConfigError: there is no such file, or no such table in it.
+    """
+    from pydantic import ValidationError
+
+    from fedsys.bounded_toml import parse_toml
+    from fedsys.config.sections import TaskSection
+    from fedsys.errors import ConfigError
+
+    try:
+        tables = parse_toml(path.read_bytes())
+        return TaskSection.model_validate(tables["task"])
+    except OSError as error:
+        raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    except KeyError:
+        raise ConfigError(f"{path}: has no table [task]") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["task", *map(str, first["loc"])])
+        raise ConfigError(f"{path}: {where}: {first['msg']}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: no TOML: {error}") from None

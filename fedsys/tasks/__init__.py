@@ -9,6 +9,7 @@ from fedsys.tasks.base import (
     preprocessing_of,
     seeded,
 )
+from fedsys.tasks.contract import check_contract
 from fedsys.tasks.data import read_data
 from fedsys.tasks.loading import builtin_names, load
 from fedsys.tasks.origin import Origin, Recipe
@@ -24,6 +25,7 @@ __all__ = [
     "Recipe",
     "Task",
     "builtin_names",
+    "check_contract",
     "load",
     "preprocessing_of",
     "read_data",

@@ -103,14 +103,14 @@ class Tabular(Classification):
             return model
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """(B,) cross-entropy in nats; of labels its mean over them; of a number the squared
-        error, in units of its scale."""
+        """(B,) cross-entropy in nats; of labels its mean over them; of a number half the
+        squared error, in units of its scale."""
         if not targets.is_floating_point():
             return super().loss(outputs, targets)
         if targets.ndim == outputs.ndim:
             each = functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
             return each.mean(-1)
-        return (outputs.squeeze(-1) - targets).square()
+        return (outputs.squeeze(-1) - targets).square() / 2
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """``accuracy`` of classes and, as a share of them, of labels; ``mae`` of a number, its

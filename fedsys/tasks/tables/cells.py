@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,9 @@ class Column:
     array: Any
     decimal: str = "."
     thousands: str = ""
+    _missing: dict[frozenset[str], NDArray[np.bool_]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def __len__(self) -> int:
         return len(self.array)
@@ -152,7 +155,9 @@ class Column:
             raise self.place.column(
                 self.name, f"holds {self.array.type}, which is no text; leave it out"
             ) from None
-        return compute.utf8_trim_whitespace(array)
+        spaced = compute.match_substring_regex(array, r"^\s|\s$|^[^\x00-\x7f]|[^\x00-\x7f]$")
+        # Mostly there is nothing to take off, and no need for a copy of the column.
+        return compute.utf8_trim_whitespace(array) if compute.any(spaced).as_py() else array
 
     def _integral(self, array: Any) -> Any:
         """Text of floating-point numbers: 3.0, which a missing value makes of 3, is ``3``."""
@@ -185,6 +190,12 @@ class Column:
 
     def missing(self, marks: Iterable[str]) -> NDArray[np.bool_]:
         """(M,) whether each cell is empty, null, a NaN of a number's column, or one of `marks`."""
+        key = frozenset(marks)
+        if key not in self._missing:
+            self._missing[key] = self._find_missing(key)
+        return self._missing[key]
+
+    def _find_missing(self, marks: frozenset[str]) -> NDArray[np.bool_]:
         import pyarrow
         from pyarrow import compute
 

@@ -19,7 +19,7 @@ from fedsys.tasks.tables.cells import Column
 from fedsys.tasks.tables.file import TableFile
 from fedsys.tasks.tables.missing import CATEGORY, DROP, REFUSE, Missing
 from fedsys.tasks.tables.reading import ColumnRead, Reading
-from fedsys.tasks.tables.targets import Target
+from fedsys.tasks.tables.targets import KINDS, Target
 from fedsys.tasks.tables.texts import Texts, as_declared, ordered
 
 __all__ = ["CategoryColumn", "Columns", "NumberColumn", "Prepared"]
@@ -349,6 +349,8 @@ class Columns:
                 made = kinds[entry.pop("kind")](**_typed(entry))
                 features.append(made)
             target, client = Target(**_typed(dict(body["target"]))), str(body["client"])
+            if target.kind not in KINDS or not target.columns:
+                raise ValueError(f"target {target.kind!r} of {len(target.columns)} columns")
             return cls(
                 target=target,
                 features=tuple(features),

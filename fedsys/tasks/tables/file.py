@@ -13,7 +13,7 @@ import io
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedsys.errors import ConfigError, DataError
@@ -98,6 +98,7 @@ class TableFile:
     names: tuple[str, ...]
     table: Any
     format: Format
+    _columns: dict[str, Column] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
@@ -121,13 +122,15 @@ class TableFile:
         found = tidy_name(name)
         if found not in self.names:
             raise _no_column(self.place, found, self.names)
-        return Column(
-            self.place,
-            found,
-            self.table.column(self.names.index(found)),
-            self.format.decimal or ".",
-            self.format.thousands,
-        )
+        if found not in self._columns:
+            self._columns[found] = Column(
+                self.place,
+                found,
+                self.table.column(self.names.index(found)),
+                self.format.decimal or ".",
+                self.format.thousands,
+            )
+        return self._columns[found]
 
 
 def tidy_name(name: str) -> str:

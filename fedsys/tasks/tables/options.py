@@ -79,7 +79,7 @@ class TableOptions:
         Raises:
             ConfigError: one of them is not what it has to be, or contradicts another.
         """
-        label = _label(options)
+        path, label = given.required("path", "the table's file"), _label(options)
         client = tidy_name(given.get("client", ""))
         missing = Missing.of(options, (*label, client) if client else label)
         wanted = Wanted(
@@ -97,7 +97,7 @@ class TableOptions:
         if client in (*label, *wanted.ignored) and client:
             raise ConfigError(f"task.options.client = {client!r}: is label or ignored too")
         return cls(
-            path=given.required("path", "the table's file"),
+            path=path,
             test_path=given.get("test_path", ""),
             form=Format(
                 delimiter=given.get("delimiter", ""),
