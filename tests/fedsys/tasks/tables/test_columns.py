@@ -203,7 +203,8 @@ def test_a_hostile_preparation_is_refused(read: Read) -> None:
         place[path[-1]] = value
         with pytest.raises(DataError, match=r"data\.json: not a preparation of a table"):
             Columns.from_json(damaged, "data.json")
-    for nothing in (None, [], 3, "x", {}):
+    nothings: tuple[Any, ...] = (None, [], 3, "x", {})
+    for nothing in nothings:
         with pytest.raises(DataError, match="not a preparation"):
             Columns.from_json(nothing, "data.json")
 
