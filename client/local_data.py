@@ -82,6 +82,11 @@ class DataSpec:
         Raises:
             ConfigError: something else.
         """
+        if " --" in source:
+            raise ConfigError(
+                f"--data {source}: holds further options, which are words of their own; in a unit "
+                f"of systemd they go into FEDSYS_OPTIONS, which is split at spaces"
+            )
         task, equals, folder = source.partition("=")
         if not task or (equals and not folder):
             raise ConfigError(f"--data {source}: expected TASK or TASK=FOLDER")

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
         build_mechanism,
         mechanism_for,
     )
-    from fedsys.privacy.plan import PrivacyPlan, make_plan
+    from fedsys.privacy.plan import PrivacyPlan
+    from fedsys.privacy.planning import make_plan
     from fedsys.privacy.randomness import AesCtrStream, Entropy
     from fedsys.privacy.sampling.aborts import (
         AbortBounds,
@@ -120,7 +121,8 @@ _NAMES = {
         "build_mechanism",
         "mechanism_for",
     ),
-    "plan": ("PrivacyPlan", "make_plan"),
+    "plan": ("PrivacyPlan",),
+    "planning": ("make_plan",),
     "randomness": ("AesCtrStream", "Entropy"),
     "encoding.rings": ("from_ring", "ring_dtype", "to_ring"),
     "views": ("VIEWS", "Epsilons", "View"),

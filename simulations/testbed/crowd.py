@@ -46,7 +46,7 @@ from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.roster import SignedStatement, signed_message
 from fedsys.wire.terms import Terms
 from secure_agg import MemoryStore
-from server.deployed.submission import submit
+from server.deployed.queue import submit
 from server.grpc_service import run_coordinator
 from server.home.enrollment import Registry
 from server.home.folder import Home

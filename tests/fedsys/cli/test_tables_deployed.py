@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from client.local_data import DataSpec, LocalData
+from client.task_model import TaskModel
 from fedsys.cli import main
-from fedsys.cli.coordinator import model_of
 from fedsys.cli.task_options import options_in
 from fedsys.config import load
 from fedsys.errors import ConfigError, DataError
@@ -85,7 +85,7 @@ def test_columns_that_each_silo_would_find_for_itself_are_refused(tmp_path: Path
         held(silo(tmp_path / "a"), INFERRED)
     config = load(None, ["task.name=tabular", "task.options={path='people.csv', label='finding'}"])
     with pytest.raises(ConfigError, match=r"task tabular cannot run on devices: .*declare"):
-        model_of(config)
+        TaskModel(config)
     for declared in ("fixed", "row-local", "client-local", "undeclared", None):
         assert why_not_deployed(declared) is None
 
@@ -120,6 +120,12 @@ def test_options_come_from_the_file_that_a_schema_is(tmp_path: Path) -> None:
             options_in(path, "tabular")
     with pytest.raises(ConfigError, match="no such file"):
         options_in(tmp_path / "nowhere.toml", "tabular")
+
+
+def test_options_within_a_source_are_told_apart() -> None:
+    """A unit's ${VARIABLE} is one word, spaces and all."""
+    with pytest.raises(ConfigError, match="which is split at spaces"):
+        DataSpec.parse("tabular=/srv/ward-1 --option path=people.csv", None)
 
 
 def test_the_shipped_unit_takes_options_as_words() -> None:
