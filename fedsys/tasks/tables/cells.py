@@ -142,7 +142,7 @@ class Column:
         if types.is_dictionary(array.type):
             array = array.cast(array.type.value_type)
         if types.is_floating(array.type):
-            return self._integral(array.cast("float64"))
+            return self._integral(array.cast("float64", safe=False))
         if self.kind == "list" or types.is_nested(array.type):
             raise self.place.column(
                 self.name,
@@ -203,7 +203,7 @@ class Column:
             found = _flags(compute.is_null(self.array, nan_is_null=True))
             wanted = [float(mark) for mark in marks if plain_number(mark)]
             if wanted:
-                found |= np.isin(_numpy(self.array.cast("float64")), wanted)
+                found |= np.isin(_numpy(self.array.cast("float64", safe=False)), wanted)
             return found
         if self.kind in ("text", "boolean"):
             texts = self.texts
@@ -222,11 +222,11 @@ class Column:
 
         if self.kind in ("number", "boolean"):
             array = self.array.cast("uint8") if self.kind == "boolean" else self.array
-            values = _numpy(array.cast("float64"))
+            values = _numpy(array.cast("float64", safe=False))
         elif self.kind == "text":
             texts = self.digits(missing)
             try:
-                values = _numpy(texts.cast("float64"))
+                values = _numpy(texts.cast("float64", safe=False))
             except pyarrow.ArrowInvalid:
                 raise self._no_number(missing, remedy) from None
         else:

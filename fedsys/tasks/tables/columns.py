@@ -89,7 +89,12 @@ class NumberColumn:
                 f"task.options.ranges",
             )
         scaled = (values - self.centre) / self.scale
-        features[:, 0] = np.clip(scaled, -1, 1) if self.clipped else scaled
+        with np.errstate(over="ignore"):
+            features[:, 0] = np.clip(scaled, -1, 1) if self.clipped else scaled
+        if not np.isfinite(self.scale) or not np.isfinite(features[~absent, 0]).all():
+            raise column.place.column(
+                self.name, "holds numbers too large for float32; declare its range, or rescale it"
+            )
         if self.flag:
             features[absent, 0] = 0
             features[:, 1] = absent

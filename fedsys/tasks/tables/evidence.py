@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.tasks.tables.cells import ISO_DATE, MARKS, NUMBER, Column, such
 from fedsys.tasks.tables.file import Format
 
-__all__ = ["as_numbers", "bad_number", "looks_like_dates"]
+__all__ = ["as_numbers", "bad_number", "check_ids", "check_units", "looks_like_dates"]
+
+_EXACT = 2.0**53
 
 _ZEROS = r"^[+-]?0\d"
 _COMMA = r"^[+-]?\d+(,\d+)?([eE][+-]?\d+)?$"
 _GROUPED = r"^[+-]?([1-9]\d{0,2}(,\d{3})*|0)$"
 _MIXED = r"^[+-]?\d{1,3}(,\d{3})+\.\d+$"
+_UNIT = r"^[^\w]*\d[\d.,' ]*\s?(%|[^\W\d]{1,3}|[€$£¥°])?\)?$"
+_COMPACT = r"^(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])$"
+_WIDE = r"^[+-]?\d{16,}$"
+_FEW = 10
 _DATES = r"^\d{1,4}[./-]\d{1,2}[./-]\d{1,4}$"
 
 
@@ -94,6 +103,56 @@ def bad_number(name: str, goal: bool = False) -> str:
     )
 
 
+def check_units(column: Column, texts: Sequence[str], codes: NDArray[np.int64]) -> None:
+    """Refuse to make categories of numbers that carry a unit, or are written in another way.
+
+    Args:
+        column: of text.
+        texts: that differ.
+        codes: (M,) each row's place among them.
+
+    Raises:
+        DataError: more than a few texts are there, most of them such numbers.
+    """
+    like = [at for at, text in enumerate(texts) if re.match(_UNIT, text)]
+    if len(texts) > _FEW and 2 * len(like) > len(texts):
+        row = int(np.flatnonzero(np.isin(codes, like))[0])
+        raise column.place.cell(
+            column.name,
+            row,
+            texts[codes[row]],
+            f"looks like a number with something beside it ({len(like)} of {len(texts)} different "
+            f"texts do)",
+            f"write the number alone, say how it is written (decimal, thousands), or say kinds = "
+            f"{{ {column.name} = 'text' }}",
+        )
+
+
+def check_ids(column: Column, values: NDArray[np.float64]) -> None:
+    """Refuse to take whole numbers beyond 2^53 for quantities: they are ids, and different ones
+    would be one number.
+
+    Raises:
+        DataError: names the first.
+    """
+    wide = np.abs(np.nan_to_num(values)) >= _EXACT
+    if not wide.any():
+        return
+    if column.kind == "text":
+        wide &= column.matches(_WIDE)
+    elif column.array.type.bit_width != 64 or "int" not in str(column.array.type):
+        return
+    if wide.any():
+        row = int(np.flatnonzero(wide)[0])
+        raise column.place.cell(
+            column.name,
+            row,
+            str(column.at(row)).strip(),
+            "is a whole number beyond 2^53, an id more likely than a quantity",
+            "leave the column out with ignore",
+        )
+
+
 def _commas(column: Column, there: NDArray[np.bool_], form: Format) -> Column:
     """Numbers with commas: decimals, where a cell cannot be grouped by thousands."""
     fraction = column.matches(r",") & there
@@ -122,6 +181,15 @@ def looks_like_dates(column: Column, missing: NDArray[np.bool_]) -> bool:
     if column.kind != "text":
         return False
     there = int((~missing).sum())
+    if there > 1 and int((column.matches(_COMPACT) & ~missing).sum()) == there:
+        row = int(np.flatnonzero(~missing)[0])
+        raise column.place.cell(
+            column.name,
+            row,
+            str(column.at(row)).strip(),
+            "looks like a date without separators, as do all the others",
+            f"say dates = {{ {column.name} = '%Y%m%d' }} or kinds = {{ {column.name} = 'number' }}",
+        )
     iso = column.matches(ISO_DATE) & ~missing
     if there and 2 * int(iso.sum()) > there:
         return True

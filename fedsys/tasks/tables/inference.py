@@ -7,6 +7,7 @@ edit, and what they declare is covered.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,13 @@ from numpy.typing import NDArray
 
 from fedsys.tasks.tables.cells import MARKS, Column, plain_number
 from fedsys.tasks.tables.columns import CategoryColumn, Columns, NumberColumn
-from fedsys.tasks.tables.evidence import as_numbers, bad_number, looks_like_dates
+from fedsys.tasks.tables.evidence import (
+    as_numbers,
+    bad_number,
+    check_ids,
+    check_units,
+    looks_like_dates,
+)
 from fedsys.tasks.tables.file import TableFile, tidy_name
 from fedsys.tasks.tables.missing import CATEGORY, DROP, Missing
 from fedsys.tasks.tables.targets import Target, label_lists
@@ -101,14 +108,23 @@ class _Inference:
         return replace(self._bare, target=target, features=features, notes=tuple(self._notes))
 
     def _is_index(self, name: str) -> bool:
-        """Whether a column without a name is the row numbers that pandas writes."""
-        if name:
+        """Whether a column is the row numbers that pandas writes, or what a separator at every
+        line's end leaves."""
+        if re.fullmatch(r"__index_level_\d+__", name):
+            self._notes.append(f"column {name!r} is the index that pandas stored and was left out")
+            return True
+        if name not in ("", "Unnamed: 0"):
             return False
         column = self._table.column(name)
-        texts = column.texts
-        if texts.to_pylist() == [str(row) for row in range(len(column))]:
-            self._notes.append("the column without a name counts rows and was left out")
+        if not name and column.missing(()).all():
+            self._notes.append("the column without a name or a value was left out")
             return True
+        if column.texts.to_pylist() == [str(row) for row in range(len(column))]:
+            what = repr(name) if name else "without a name"
+            self._notes.append(f"the column {what} counts rows and was left out")
+            return True
+        if name:
+            return False
         raise self._place.file(
             "a column has no name; give it one in the header, or leave it out with "
             "task.options.ignore = ['']"
@@ -313,12 +329,17 @@ class _Inference:
         missing = self._absent(column)
         if said == "text" or (not said and column.kind == "boolean"):
             return self._category(column, missing)
-        if said == "date" or (not said and looks_like_dates(column, missing)):
+        if said == "date" or (said == "" and looks_like_dates(column, missing)):
             return self._date(column, missing, kept)
         numeric = self._as_numbers(column, missing)
         if numeric is None:
+            texts, codes = column.coded(missing)
+            check_units(column, texts, codes)
             return self._category(column, missing)
-        values = numeric.numbers(missing, bad_number(column.name))[kept & ~missing]
+        values = numeric.numbers(missing, bad_number(column.name))
+        if not said:
+            check_ids(column, values)
+        values = values[kept & ~missing]
         self._notice(column, values)
         low, high, centre, scale = self._spread(values)
         return NumberColumn(
@@ -344,7 +365,8 @@ class _Inference:
         low, high = float(values.min()), float(values.max())
         if not self._wanted.scaled:
             return low, high, 0.0, 1.0
-        deviation = float(values.std())
+        with np.errstate(over="ignore"):
+            deviation = float(values.std())
         return low, high, float(values.mean()), deviation if deviation > 0 else 1.0
 
     def _notice(self, column: Column, values: NDArray[np.float64]) -> None:

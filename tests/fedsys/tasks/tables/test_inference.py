@@ -122,6 +122,49 @@ def test_texts_some_of_which_are_numbers_are_texts(read: Read) -> None:
     assert set(read(text)[1].columns[0].counts) == {"A1", "B2", "7"}
 
 
+@pytest.mark.parametrize("form", ["{}%", "€{}", "{} kg", "({})", "{}.000,5", "$ {}", "{}°"])
+def test_numbers_with_a_unit_are_no_categories(read: Read, form: str) -> None:
+    text = "x,y\n" + "".join(f'"{form.format(k % 30)}",{k % 2}\n' for k in range(60))
+    with pytest.raises(DataError, match="looks like a number with something beside it") as refused:
+        read(text)
+    assert f"column 'x', row 1: '{form.format(0)}'" in str(refused.value)
+    assert read(text, kinds={"x": "text"})[1].columns[0].kind == "category"
+    few = "x,y\n" + "".join(f'"{form.format(k % 5)}",{k % 2}\n' for k in range(60))
+    assert len(read(few)[1].columns[0].counts) == 5
+
+
+def test_wide_integers_are_ids(read: Read) -> None:
+    text = "x,y\n" + "".join(f"{2**60 + k},{k % 2}\n" for k in range(40))
+    with pytest.raises(DataError, match=r"column 'x', row 1: '\d+' is a whole number beyond 2"):
+        read(text)
+    with pytest.raises(DataError, match="is a whole number beyond 2"):
+        read({"x": [2**60 + k for k in range(40)], "y": [k % 2 for k in range(40)]})
+    assert read({"x": [2.0**60 * k for k in range(40)], "y": [k % 2 for k in range(40)]})
+
+
+def test_numbers_that_float32_cannot_hold(read: Read) -> None:
+    text = "x,y\n" + "".join(f"{k}e300,{k % 2}\n" for k in range(40))
+    with pytest.raises(DataError, match="column 'x' holds numbers too large"):
+        read(text)
+    with pytest.raises(DataError, match="column 'x' holds numbers too large"):
+        read(text.replace("e300", "e38"), scaling="none")
+
+
+def test_dates_without_separators_are_asked_about(read: Read) -> None:
+    text = "x,y\n" + "".join(f"202401{1 + k % 28:02d},{k % 2}\n" for k in range(40))
+    with pytest.raises(DataError, match="'20240101' looks like a date without separators"):
+        read(text)
+    assert read(text, dates={"x": "%Y%m%d"})[1].columns[0].high == "2024-01-28"
+    assert read(text, kinds={"x": "number"})[1].columns[0].kind == "number"
+
+
+def test_columns_that_programs_add(read: Read) -> None:
+    index = {"x": [1.5, 2.5] * 20, "y": [0, 1] * 20, "__index_level_0__": list(range(5, 45))}
+    assert [each.name for each in read(index)[1].columns] == ["x"]
+    trailing = "x,y,\n" + "".join(f"{k},{k % 2},\n" for k in range(40))
+    assert [each.name for each in read(trailing)[1].columns] == ["x"]
+
+
 def test_truths_are_categories(read: Read) -> None:
     for words in (("true", "false"), ("TRUE", "FALSE"), ("yes", "no"), ("t", "f")):
         text = "smokes,y\n" + "".join(f"{words[k % 2]},{k % 2}\n" for k in range(40))
