@@ -116,7 +116,14 @@ class LocalData:
     _private: dict[bytes, ExamplePrivateTrainer] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        self.task = tasks.load(self.spec.task, self.options)
+        try:
+            self.task = tasks.load(self.spec.task, self.options)
+        except ConfigError as error:
+            if not str(error).startswith("task.options."):
+                raise
+            raise ConfigError(
+                f"{error}; a device takes options from --options FILE and --option KEY=VALUE"
+            ) from None
         reason = why_not_deployed(tasks.preprocessing_of(self.task))
         if reason is not None:
             raise ConfigError(f"task {self.spec.task} cannot run on a device: {reason}")

@@ -33,6 +33,8 @@ __all__ = [
     "Preprocessing",
     "builtin",
     "covers",
+    "images",
+    "leaf",
     "tabular",
     "why_not_deployed",
     "why_withheld",
@@ -65,8 +67,9 @@ def builtin(name: object, options: Mapping[str, Any]) -> Preprocessing | None:
         name: of the task.
         options: of the task, as in a configuration that may be anybody's.
     """
-    if name == "tabular":
-        return tabular(options)
+    by_options = {"tabular": tabular, "leaf": leaf, "images": images}
+    if isinstance(name, str) and name in by_options:
+        return by_options[name](options)
     return _BUILTIN.get(name) if isinstance(name, str) else None
 
 
@@ -87,6 +90,16 @@ def tabular(options: Mapping[str, Any]) -> Preprocessing:
         return "data-dependent"
     split_by_client = bool(options.get("client")) and not options.get("test_path")
     return "client-local" if split_by_client else "row-local"
+
+
+def leaf(options: Mapping[str, Any]) -> Preprocessing:
+    """What task ``leaf`` does: the last rows of each user are for testing, if no file is."""
+    return "row-local" if options.get("test_path") else "client-local"
+
+
+def images(options: Mapping[str, Any]) -> Preprocessing:
+    """What task ``images`` does: a client that would keep no picture to train on keeps all."""
+    return "client-local" if options.get("layout") == "client/class" else "row-local"
 
 
 def _names(options: Mapping[str, Any], key: str) -> set[str]:

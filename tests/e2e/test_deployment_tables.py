@@ -122,6 +122,11 @@ def test_options_come_from_the_file_that_a_schema_is(tmp_path: Path) -> None:
         options_in(tmp_path / "nowhere.toml", "tabular")
 
 
+def test_options_that_lack_something_say_where_to_give_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"path is missing: .*from --options FILE"):
+        held(silo(tmp_path / "a"), {})
+
+
 def test_options_within_a_source_are_told_apart() -> None:
     """A unit's ${VARIABLE} is one word, spaces and all."""
     with pytest.raises(ConfigError, match="which is split at spaces"):

@@ -56,7 +56,11 @@ def many(rows: int) -> str:
 
 
 def test_every_built_in_task_declares_itself() -> None:
-    options = {"tabular": {"path": "t.csv", "label": "y"}}
+    options: dict[str, dict[str, Any]] = {
+        "tabular": {"path": "t.csv", "label": "y"},
+        "images": {"path": "pets", "classes": ["cat", "dog"]},
+        "leaf": {"path": "femnist"},
+    }
     for name in builtin_names():
         task = load(name, options.get(name, {}))
         assert preprocessing_of(task) == builtin(name, options.get(name, {}))
