@@ -20,6 +20,7 @@ from client.training import LocalConfig, Trainer
 from client.training.example.privacy import ExamplePrivacy, ExamplePrivateTrainer
 from fedsys import tasks
 from fedsys.errors import Cause, ConfigError, PolicyRefusal
+from fedsys.preprocessing import why_not_deployed
 from fedsys.privacy import Entropy
 from fedsys.wire import Assignment
 from fedsys.wire.terms import Terms
@@ -82,6 +83,11 @@ class DataSpec:
         Raises:
             ConfigError: something else.
         """
+        if " --" in source:
+            raise ConfigError(
+                f"--data {source}: holds further options, which are words of their own; in a unit "
+                f"of systemd they go into FEDSYS_OPTIONS, which is split at spaces"
+            )
         task, equals, folder = source.partition("=")
         if not task or (equals and not folder):
             raise ConfigError(f"--data {source}: expected TASK or TASK=FOLDER")
@@ -112,8 +118,21 @@ class LocalData:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
-        self.task = tasks.load(self.spec.task, self.options)
-        self.data = self.task.clients(tasks.DataSource.locate(self.spec.folder))
+        try:
+            self.task = tasks.load(self.spec.task, self.options)
+        except ConfigError as error:
+            if not str(error).startswith("task.options."):
+                raise
+            raise ConfigError(
+                f"{error}; a device takes options from --options FILE and --option KEY=VALUE"
+            ) from None
+        reason = why_not_deployed(tasks.preprocessing_of(self.task))
+        if reason is not None:
+            raise ConfigError(f"task {self.spec.task} cannot run on a device: {reason}")
+        source = tasks.DataSource.locate(self.spec.folder, private=True)
+        self.data = tasks.read_data(self.task, source)
+        if self.data.reading is not None:
+            _log.info("%s", self.data.reading.summary())
 
     @property
     def sha256(self) -> str:

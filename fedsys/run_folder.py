@@ -8,6 +8,7 @@
     countersignatures.jsonl  server-side, of a deployment: agents' word on the ledger
     cosigned.jsonl what witnesses cosigned last, one line a witness
     ledger.tlog-proof  that the closing line is under the ledger's signed head
+    data.json      server-side: what a simulation read, and how rows become features
     metrics.jsonl  one line a round: evaluation only
     model.pt       final weights (a state_dict), and checkpoints/
     report.html    self-contained page
@@ -63,6 +64,10 @@ class RunFolder:
     @property
     def proof(self) -> Path:
         return self.path / PROOF
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data.json"
 
     @property
     def metrics(self) -> Path:
@@ -155,6 +160,11 @@ class RunFolder:
             with contextlib.suppress(ValueError):
                 found.append(json.loads(line))
         return found
+
+    def write_data(self, reading: Mapping[str, Any]) -> None:
+        """Store ``data.json``. It tells of rows that no noise covers: it is never published."""
+        text = json.dumps(plain_json(reading), indent=2, allow_nan=False, ensure_ascii=False)
+        write_atomically(self.data, text.encode() + b"\n")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Store ``summary.json``; an infinite number is written as the string "inf"."""

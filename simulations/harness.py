@@ -104,7 +104,12 @@ def run(
         folder = RunFolder.create(out or free_name(Path("runs"), config.job.name))
         with disk_errors(folder.path):
             job = start_job(folder, _spec(setting, disk))
+            if setting.reading is not None:
+                folder.write_data(setting.reading.to_json())
         with job.ledger:
+            if setting.reading is not None and observer is not None:
+                for line in setting.reading.lines():
+                    observer(line)
             if setting.withheld is not None and observer is not None:
                 observer(
                     f"NO PRIVACY CLAIM: {setting.withheld}; the run's audit will fail: {REMEDY}"

@@ -55,6 +55,15 @@ def run(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="An option of the task; repeatable."),
     ] = None,
+    options_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--options",
+            metavar="FILE",
+            help="A configuration whose \\[task.options] are taken, such as `fedsys task schema` "
+            "writes; --option goes before.",
+        ),
+    ] = None,
     corrupt: Annotated[
         float | None,
         typer.Option(
@@ -73,12 +82,14 @@ def run(
 
     from client.identity import Credentials
     from client.lock import exclusive
+    from fedsys.cli.task_options import options_in, options_of
     from fedsys.logs import configure
 
     configure(log)
     no_core_dumps()
     credentials = Credentials.load(folder)
-    options = _options(option or [])
+    stored = {} if options_file is None else options_in(options_file, data.partition("=")[0])
+    options = {**stored, **options_of(option or [])}
     with exclusive(folder, "fedsys agent run"):
         _serve(credentials, data=data, shard=shard, options=options, corrupt=corrupt, stop=stop)
     say("stopped", err=True)
@@ -304,20 +315,3 @@ def doctor(folder: Folder) -> None:
             line(False, str(error))
     if failed:
         raise typer.Exit(1)
-
-
-def _options(given: list[str]) -> dict[str, object]:
-    import tomllib
-
-    from fedsys.errors import ConfigError
-
-    found: dict[str, object] = {}
-    for each in given:
-        key, equals, text = each.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--option {each}: expected KEY=VALUE")
-        try:
-            found[key] = tomllib.loads(f"v = {text}")["v"]
-        except tomllib.TOMLDecodeError:
-            found[key] = text
-    return found

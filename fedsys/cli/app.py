@@ -16,9 +16,11 @@ from fedsys.cli import (
     init,
     job,
     ledger,
+    predict,
     privacy,
     publish,
     simulate,
+    task,
     tune,
     witness,
 )
@@ -55,8 +57,10 @@ app.command("audit")(audit.audit)
 app.command("publish")(publish.publish)
 app.command("tune")(tune.tune)
 app.command("export")(export.export)
+app.command("predict")(predict.predict)
 app.command("init")(init.init)
 app.command("doctor")(doctor.doctor)
+app.add_typer(task.app, name="task")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(coordinator.app, name="coordinator")
 app.add_typer(job.app, name="job")
