@@ -13,7 +13,7 @@ from fedsys.cli.terminal import say
 
 if TYPE_CHECKING:
     from fedsys.config import Config
-    from server.job_model import JobModel
+    from server.deployed.job_model import JobModel
 
 __all__ = ["app"]
 
@@ -49,8 +49,8 @@ def init(
     """Make a certificate authority, a server certificate, keys and a database."""
     from fedsys.errors import ConfigError
     from fedsys.privacy import load_public_key
-    from server.home import Home
-    from server.pki import default_hosts
+    from server.home.folder import Home
+    from server.home.pki import default_hosts
 
     if epsilon is not None and not epsilon > 0:
         raise ConfigError(f"--epsilon {epsilon:g}: a budget is above 0; leave it out for none")
@@ -84,8 +84,8 @@ def enroll(
 ) -> None:
     """Print a one-time token with which one device can join."""
     from fedsys.errors import ConfigError
-    from server.home import Home
-    from server.state import State
+    from server.home.folder import Home
+    from server.home.state import State
 
     if not 0.01 <= hours <= 8760:
         raise ConfigError(f"--hours {hours:g}: give a number from 0.01 to 8760, a year")
@@ -120,7 +120,7 @@ def run(
 
     from fedsys.logs import configure
     from server.grpc_service import run_coordinator
-    from server.home import Home
+    from server.home.folder import Home
 
     configure(log)
     no_core_dumps()
@@ -152,8 +152,8 @@ def nodes(folder: Folder) -> None:
 @app.command()
 def revoke(folder: Folder, name: Annotated[str, typer.Argument()]) -> None:
     """Shut a device out for good."""
-    from server.home import Home
-    from server.state import State
+    from server.home.folder import Home
+    from server.home.state import State
 
     home, state = Home.open(folder), State.open(folder)
     try:
@@ -168,7 +168,7 @@ def revoke(folder: Folder, name: Annotated[str, typer.Argument()]) -> None:
 @app.command()
 def rotate(folder: Folder) -> None:
     """Issue a new server certificate, for the hosts in coordinator.toml; then restart."""
-    from server.home import Home
+    from server.home.folder import Home
 
     Home.open(folder).rotate_server()
     say("a new server certificate is in place; restart the coordinator")
@@ -187,8 +187,8 @@ def roster(
     """Show the signed roster, propose the next, or put a signed one in force."""
     from fedsys.errors import ConfigError
     from fedsys.wire.roster_authority import read_signed
-    from server.home import Home
-    from server.state import State
+    from server.home.folder import Home
+    from server.home.state import State
 
     home, state = Home.open(folder), State.open(folder)
     try:
@@ -251,8 +251,8 @@ class _Model:
     """A task's model through the same trainer that devices and simulations use."""
 
     def __init__(self, config: Config) -> None:
+        from client.local_data import code_sha256
         from client.training import LocalConfig, Trainer
-        from client.worker import code_sha256
         from fedsys import tasks
 
         self._task = tasks.load(config.task.name, config.task.options)

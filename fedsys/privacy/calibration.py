@@ -18,12 +18,18 @@ from scipy.optimize import brentq
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
-from fedsys.privacy.costs import Steps, outsider_step, rdp_epsilon, squares_of, steps_epsilon
-from fedsys.privacy.exact_gaussian import composed_epsilon
-from fedsys.privacy.losses.server import worst_server
-from fedsys.privacy.noise_charges import NoiseTooCoarse
+from fedsys.privacy.accounting.costs import (
+    Steps,
+    outsider_step,
+    rdp_epsilon,
+    squares_of,
+    steps_epsilon,
+)
+from fedsys.privacy.accounting.exact_gaussian import composed_epsilon
+from fedsys.privacy.accounting.noise_charges import NoiseTooCoarse
+from fedsys.privacy.accounting.server import worst_server
+from fedsys.privacy.encoding.rings import MAX_BITS
 from fedsys.privacy.plan import LEAST_NOISE, PrivacyPlan
-from fedsys.privacy.rings import MAX_BITS
 
 __all__ = ["bisect_noise", "calibrate", "guaranteed_epsilon", "least_noise", "planned_outsider"]
 

@@ -18,8 +18,8 @@ from typing import Any, Literal, Unpack, cast, get_args
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
-from fedsys.privacy.aborts import ABORT_SHARE, abort_delta, choose_cap_and_min_survivors
-from fedsys.privacy.costs import Accountant, accountant_of, outsider_step
+from fedsys.privacy.accounting.costs import Accountant, accountant_of, outsider_step
+from fedsys.privacy.accounting.noise_charges import NoiseCharges, noise_charges
 from fedsys.privacy.events import (
     EncodingKind,
     Event,
@@ -30,8 +30,8 @@ from fedsys.privacy.events import (
     build_event,
 )
 from fedsys.privacy.mechanisms import Mechanism, mechanism_for
-from fedsys.privacy.noise_charges import NoiseCharges, noise_charges
-from fedsys.privacy.quorum import Cohorts, quorum_delta, remedy
+from fedsys.privacy.sampling.aborts import ABORT_SHARE, abort_delta, choose_cap_and_min_survivors
+from fedsys.privacy.sampling.quorum import Cohorts, quorum_delta, remedy
 from fedsys.privacy.views import View
 
 __all__ = [
@@ -82,7 +82,7 @@ class UpdatePlan:
     Attributes:
         dimension: d, coordinates of an update.
         clip: C, the clipping norm (of the first round, where it adapts).
-        encoding: ``wide``, ``narrow``, or ``float`` (see `fedsys.privacy.float_sums`).
+        encoding: ``wide``, ``narrow``, or ``float`` (see `fedsys.privacy.encoding.float_sums`).
         modulus_bits: b.
         adaptive_clip: whether rounds may clip at other norms than ``clip``; the cost is the same.
     """

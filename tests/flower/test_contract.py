@@ -25,11 +25,11 @@ from fedsys.errors import Cause, ConfigError
 from fedsys.privacy import read_ledger
 from fedsys.wire.fleet_pb2 import Down, Refusal, RosterNews, Up
 from fedsys.wire.flower import CHALLENGE, DOWN, NODE, PROOF, QUERY, RECORD, UP, hello_message
+from server.deployed.round import Randomness
 from server.flower_host import GridFleet, run_job
-from server.home import Home
+from server.home.folder import Home
+from server.home.state import CountersignatureRow, JobRow, State
 from server.metrics import Metrics
-from server.round_cycle import Randomness
-from server.state import CountersignatureRow, JobRow, State
 from simulations import harness
 from simulations.randomness import SeededRandomness
 from tests.client.devices import Devices
@@ -385,7 +385,7 @@ def test_devices_that_prove_themselves_get_their_links(home: Home, tmp_path: Pat
 
 def test_what_is_being_handed_to_flower_is_on_its_way(home: Home, tmp_path: Path) -> None:
     """A job that ends just then still waits for its last countersignatures."""
-    from server.fleet import Fleet
+    from server.deployed.fleet import Fleet
 
     busy: list[bool] = []
 
@@ -416,7 +416,7 @@ def test_what_is_being_handed_to_flower_is_on_its_way(home: Home, tmp_path: Path
 
 def test_one_reply_queues_no_flood(home: Home, tmp_path: Path) -> None:
     """What a device may say at once is what it may say over a stream of its own."""
-    from server.fleet import Fleet, Said
+    from server.deployed.fleet import Fleet, Said
 
     refusal = Up(refusal=Refusal(reason="\x1b[2J")).SerializeToString()
     flood: list[bytes] = [refusal] * 20_000
@@ -449,7 +449,7 @@ def test_one_reply_queues_no_flood(home: Home, tmp_path: Path) -> None:
 
 
 def linked(home: Home, grid: InProcessGrid) -> tuple[list[int], int]:
-    from server.fleet import Fleet
+    from server.deployed.fleet import Fleet
 
     async def look() -> tuple[list[int], int]:
         state, fleet = State.open(home.path), Fleet()
