@@ -66,7 +66,8 @@ def _scatter_elements(node: Node, inputs: Sequence[Value], outputs: Sequence[Ten
             if index.min() < -size or index.max() >= size:
                 raise IndexError(f"a number outside an axis of {size}")
             found = np.bincount(index % size, weights=updates, minlength=size)
-            return np.add(x, found, dtype=x.dtype, casting="same_kind")
+            found += x
+            return found.astype(x.dtype)
 
         return count
 

@@ -1,0 +1,141 @@
+"""Whether a graph computes what torch computes, on full and on padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fedsys.graphs import Interpreter, Vetted
+from fedsys.tasks.base import Examples, Task
+from fedsys.tasks.export.lowering import UnsupportedError
+from fedsys.tasks.export.tracing import plain_kernels, trainable
+
+__all__ = ["check", "replayed_dropout"]
+
+aten = torch.ops.aten
+_CLOSE = 1e-4
+"""The most that a gradient may differ, relative to its norm: about 1,000 units of float32's last
+place. A formula that is wrong, or a batch whose examples mix, differs by far more."""
+
+
+class replayed_dropout(TorchDispatchMode):  # noqa: N801 - a context manager
+    """In it, dropout takes the masks given, in the order in which it asks for them.
+
+    Args:
+        masks: truth values; the first rows of each where fewer are asked for.
+    """
+
+    def __init__(self, masks: Sequence[NDArray[np.bool_]]) -> None:
+        super().__init__()
+        self._waiting = iter(masks)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Answers draws; passes everything else on."""
+        if func is aten.bernoulli_.float:
+            return args[0].copy_(self._next(args[0]))
+        if func is aten.native_dropout.default:
+            mask = self._next(args[0])
+            return args[0] * mask * (1 / (1 - args[1])), mask
+        return func(*args, **(kwargs or {}))
+
+    def _next(self, like: Tensor) -> Tensor:
+        mask = torch.from_numpy(next(self._waiting)[: len(like)])
+        if mask.shape != like.shape:
+            raise UnsupportedError(
+                f"dropout of {tuple(like.shape)}, where the graph has {tuple(mask.shape)}: masks "
+                f"must have a row for each example"
+            )
+        return mask
+
+
+def check(task: Task, model: nn.Module, vetted: Vetted, examples: Examples) -> None:
+    """Compare a graph with torch at weights that are not the initial ones.
+
+    A padded batch is filled with *other* examples of weight 0: a model that mixes the examples of
+    a batch gives another gradient for it.
+
+    Args:
+        task: for its loss.
+        model: in training mode; its weights are changed.
+        vetted: the graph.
+        examples: to take batches from.
+
+    Raises:
+        UnsupportedError: the graph differs, and by how much.
+    """
+    batch = vetted.graph.batch_size
+    step, rng = Interpreter(vetted), np.random.Generator(np.random.PCG64(batch))
+    with torch.no_grad():
+        for parameter in trainable(model).values():
+            noise = rng.standard_normal(tuple(parameter.shape), dtype=np.float32)
+            parameter += torch.from_numpy(0.02 * noise)
+    masks = {
+        name: rng.random(type_.shape, dtype=np.float32) < keep
+        for name, type_, keep in vetted.graph.masks
+    }
+    for real in sorted({batch, max(1, batch - 1), max(1, batch // 2), 1}, reverse=True):
+        rows = torch.from_numpy(rng.choice(len(examples), size=batch, replace=len(examples) < batch))
+        inputs = {
+            "weights": _flat(trainable(model).values()),
+            "x": examples.x[rows].numpy(),
+            "y": examples.y[rows].numpy(),
+            **masks,
+        }
+        x, y = examples.x[rows[:real]], examples.y[rows[:real]]
+        if vetted.graph.kind == "gradient":
+            counts = (np.arange(batch) < real).astype(np.float32) / np.float32(real)
+            gradient, _ = step.run({**inputs, "example_weights": counts})
+            expected = _gradient(task, model, x, y, masks)
+        else:
+            gradient = step.run(inputs)[0][:real].mean(0)
+            one_each = _rows_of(masks, real)
+            expected = _gradient(task, model, x, y, one_each)
+        _compare(gradient, expected, real, batch)
+
+
+def _rows_of(masks: Mapping[str, NDArray[Any]], real: int) -> dict[str, NDArray[Any]]:
+    """Masks of single examples (B, 1, ...) as those of a batch (B, ...)."""
+    return {name: mask.reshape(mask.shape[0], *mask.shape[2:]) for name, mask in masks.items()}
+
+
+def _gradient(
+    task: Task, model: nn.Module, x: Tensor, y: Tensor, masks: Mapping[str, NDArray[Any]]
+) -> NDArray[Any]:
+    with plain_kernels(), replayed_dropout(list(masks.values())):
+        loss = task.loss(model(x), y).mean()
+        grads = torch.autograd.grad(loss, list(trainable(model).values()), allow_unused=True)
+    return _flat(
+        torch.zeros_like(parameter) if grad is None else grad
+        for grad, parameter in zip(grads, trainable(model).values(), strict=True)
+    )
+
+
+def _flat(tensors: Any) -> NDArray[Any]:
+    return torch.cat([each.detach().reshape(-1) for each in tensors]).numpy()
+
+
+def _compare(found: NDArray[Any], expected: NDArray[Any], real: int, batch: int) -> None:
+    apart = float(np.linalg.norm(found - expected))
+    size = float(np.linalg.norm(expected))
+    if not apart <= _CLOSE * size + 1e-7:
+        mixing = (
+            ""
+            if real == batch
+            else ": the model mixes the examples of a batch, so that padding would change them"
+        )
+        raise UnsupportedError(
+            f"the graph's gradient of {real} examples in a batch of {batch} differs from torch's "
+            f"by {apart:.3g}, its norm being {size:.3g}{mixing}"
+        )
