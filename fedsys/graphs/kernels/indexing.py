@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -61,13 +60,14 @@ def _scatter_elements(node: Node, inputs: Sequence[Value], outputs: Sequence[Ten
     size = inputs[0].shape[0]
     if inputs[0].rank == 1 and inputs[0].dtype.kind == "f":
 
-        def count(x: Array, index: Array, updates: Array) -> Any:
+        def count(x: Array, index: Array, updates: Array) -> Array:
             # bincount would make room for whatever number comes, so numbers are checked first.
             if index.min() < -size or index.max() >= size:
                 raise IndexError(f"a number outside an axis of {size}")
             found = np.bincount(index % size, weights=updates, minlength=size)
             found += x
-            return found.astype(x.dtype)
+            made: Array = found.astype(x.dtype)
+            return made
 
         return count
 

@@ -20,10 +20,6 @@ _ONE_HOT = 512
 row by row."""
 
 
-def _shape_of_all(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    return tuple(torch.broadcast_shapes(*shapes))
-
-
 @lowers(aten.embedding.default)
 def _embedding(low: Lowering, weight: Any, rows: Any, *_: Any) -> str:
     return low.op("Gather", low.value(weight), low.value(rows, torch.int64), axis=0)
@@ -87,7 +83,7 @@ def _index_select(low: Lowering, x: Any, dim: int, index: Any) -> str:
 
 def _tuples(low: Lowering, indices: Sequence[fx.Node]) -> tuple[str, tuple[int, ...]]:
     """(*shape, n) the numbers of n index tensors side by side, and the shape they broadcast to."""
-    shape = _shape_of_all([low.shape(each) for each in indices])
+    shape = np.broadcast_shapes(*(low.shape(each) for each in indices))
     columns = []
     for each in indices:
         wide = low.value(each, torch.int64)

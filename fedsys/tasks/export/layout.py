@@ -246,10 +246,13 @@ def _log_softmax_backward(low: Lowering, grad: Any, output: Any, dim: int, _: An
 
 def _matrix(low: Lowering, arg: fx.Node) -> tuple[str, int]:
     """A matrix, or the one of which it is the transpose and 1: Gemm transposes by itself."""
-    transposed = arg.op == "call_function" and (
-        arg.target in (aten.t.default, aten.numpy_T.default)
-        or (arg.target is aten.permute.default and [d % 2 for d in arg.args[1]] == [1, 0])  # type: ignore[union-attr,operator]
-        or (arg.target is aten.transpose.int and {int(d) % 2 for d in arg.args[1:3]} == {0, 1})  # type: ignore[arg-type]
+    transposed = (
+        arg.op == "call_function"
+        and (
+            arg.target in (aten.t.default, aten.numpy_T.default)
+            or (arg.target is aten.permute.default and [d % 2 for d in arg.args[1]] == [1, 0])  # type: ignore[union-attr,operator]
+            or (arg.target is aten.transpose.int and {int(d) % 2 for d in arg.args[1:3]} == {0, 1})  # type: ignore[arg-type]
+        )
     )
     if transposed:
         return low.value(arg.args[0]), 1

@@ -84,7 +84,7 @@ def trace(
 
 def _parameters(model: nn.Module, weights: Tensor) -> dict[str, Tensor]:
     own = trainable(model)
-    parts = weights.split([each.numel() for each in own.values()])
+    parts = torch.split(weights, [each.numel() for each in own.values()])
     return {
         name: part.view(each.shape) for part, (name, each) in zip(parts, own.items(), strict=True)
     }
@@ -119,9 +119,7 @@ def _of_examples(task: Task, model: nn.Module) -> _Gradient:
             outputs = functional_call(model, {**parameters, **fixed}, (one[None],))
             return task.loss(outputs, target[None]).sum()
 
-        of_each = vmap(
-            grad_and_value(objective), in_dims=(None, 0, 0), randomness="different"
-        )
+        of_each = vmap(grad_and_value(objective), in_dims=(None, 0, 0), randomness="different")
         grads, losses = of_each(_parameters(model, weights), x, y)
         return torch.cat([each.reshape(len(x), -1) for each in grads.values()], 1), losses
 
