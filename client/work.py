@@ -19,7 +19,7 @@ class Worker(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Of the installed task's code."""
+        """Of the installed task's code, or of the graph that stands for it."""
         ...
 
     def check(self, terms: Terms) -> None:

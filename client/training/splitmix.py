@@ -31,7 +31,8 @@ def words(state: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
 def _finalise(z: NDArray[Any]) -> NDArray[np.uint64]:
     z = (z ^ (z >> _WORD(30))) * _WORD(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> _WORD(27))) * _WORD(0x94D049BB133111EB)
-    return z ^ (z >> _WORD(31))
+    found: NDArray[np.uint64] = z ^ (z >> _WORD(31))
+    return found
 
 
 def _finalise_int(z: int) -> int:

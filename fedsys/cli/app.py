@@ -19,6 +19,7 @@ from fedsys.cli import (
     privacy,
     publish,
     simulate,
+    task_export,
     tune,
 )
 from fedsys.cli.terminal import say
@@ -56,6 +57,9 @@ app.command("tune")(tune.tune)
 app.command("export")(export.export)
 app.command("init")(init.init)
 app.command("doctor")(doctor.doctor)
+_task = typer.Typer(help="Tasks: what clients learn.", no_args_is_help=True)
+_task.command("export")(task_export.export)
+app.add_typer(_task, name="task")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(coordinator.app, name="coordinator")
 app.add_typer(job.app, name="job")

@@ -54,10 +54,15 @@ class Job(Section):
 
 
 class TaskSection(Section):
-    """A built-in task's name, or ``"package.module:Attr"``; options go to the task itself."""
+    """A built-in task's name, or ``"package.module:Attr"``; options go to the task itself.
+
+    `graph_sha256` is what ``fedsys task export`` prints: devices without the task's code train from
+    the graph of this hash.
+    """
 
     name: str = "digits"
     options: dict[str, Any] = Field(default_factory=dict)
+    graph_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
 
 class Population(Section):

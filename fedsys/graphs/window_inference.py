@@ -15,6 +15,8 @@ from fedsys.graphs.inference import FLOATS, Inferred, Mismatch, Value, require
 __all__ = ["Window", "average_pool", "convolution", "max_pool", "transposed_convolution"]
 
 Attributes = Mapping[str, Any]
+_MOST_ELEMENTS = 4096
+"""Of a window that is walked element by element."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,7 @@ def transposed_convolution(
     x, weight = inputs[:2]
     window, group = _window(inputs, attributes)
     require(weight.shape[0] == x.shape[1] and x.shape[1] % group == 0, "channels")
+    require(math.prod(window.kernel) <= _MOST_ELEMENTS, "the window is too large")
     extra = attributes["output_padding"]
     require(len(extra) == len(window.kernel), "output_padding")
     require(
@@ -157,6 +160,7 @@ def _pooled(
     (x,) = inputs
     require(x.dtype in FLOATS and x.rank >= 3, f"pooling of {x.type}")
     window = Window.of(attributes, x.rank - 2)
+    require(math.prod(window.kernel) <= _MOST_ELEMENTS, "the window is too large")
     require(
         all(
             max(before, after) < size

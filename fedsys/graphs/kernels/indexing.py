@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -98,7 +99,7 @@ def _one_hot(node: Node, inputs: Sequence[Value], outputs: Sequence[TensorType])
     (depth,) = inputs[1].numbers()
     numbers = np.arange(depth)
 
-    def run(index: Array, _: Array, values: Array) -> Array:
+    def run(index: Array, _: Array, values: Array) -> Any:
         # ONNX counts negative numbers from the end.
         wanted = np.where(index < 0, index + depth, index)
         return np.where(wanted[..., None] == numbers, values[1], values[0])

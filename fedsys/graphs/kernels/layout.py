@@ -103,12 +103,12 @@ def _tile(node: Node, inputs: Sequence[Value], outputs: Sequence[TensorType]) ->
 def _trilu(node: Node, inputs: Sequence[Value], outputs: Sequence[TensorType]) -> Kernel:
     (diagonal,) = inputs[1].numbers()
     rows, columns = inputs[0].shape[-2:]
-    # Row i keeps column j where j - i >= diagonal (upper), or <= diagonal (lower).
-    first = max(-rows, min(columns, diagonal))
-    apart = np.arange(columns)[None, :] - np.arange(rows)[:, None]
-    kept = apart >= first if node.attributes["upper"] else apart <= first
+    least = max(-rows, min(columns, diagonal))
+    compare = np.greater_equal if node.attributes["upper"] else np.less_equal
     zero = inputs[0].dtype.type(0)
-    return lambda x, _: np.where(kept, x, zero)
+    # Row i keeps column j where j - i >= diagonal (upper), or <= diagonal (lower).
+    across, down = np.arange(columns)[None, :] - least, np.arange(rows)[:, None]
+    return lambda x, _: np.where(compare(across, down), x, zero)
 
 
 KERNELS: Mapping[str, Make] = {

@@ -16,7 +16,7 @@ from fedsys.tasks.base import Examples, Task
 from fedsys.tasks.export.lowering import UnsupportedError
 from fedsys.tasks.export.tracing import plain_kernels, trainable
 
-__all__ = ["check", "ReplayedDropout"]
+__all__ = ["ReplayedDropout", "check"]
 
 aten = torch.ops.aten
 _CLOSE, _TINY = 1e-4, 1e-7
@@ -27,7 +27,7 @@ _TRIES = 3
 to the last place, torch and numpy may choose differently; a graph that is wrong differs on all."""
 
 
-class ReplayedDropout(TorchDispatchMode):
+class ReplayedDropout(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """In it, dropout takes the masks given, in the order in which it asks for them.
 
     Args:
@@ -35,7 +35,7 @@ class ReplayedDropout(TorchDispatchMode):
     """
 
     def __init__(self, masks: Sequence[NDArray[np.bool_]]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._waiting = iter(masks)
 
     def __torch_dispatch__(

@@ -22,9 +22,10 @@ __all__ = ["export_task"]
 
 def export_task(
     task: Task,
-    options: Mapping[str, Any],
     examples: Examples,
     *,
+    name: str,
+    options: Mapping[str, Any],
     batch_size: int,
     kind: Kind = "gradient",
     limits: Limits | None = None,
@@ -36,14 +37,16 @@ def export_task(
 
     >>> from fedsys.tasks import DataSource, load
     >>> task = load("digits")
-    >>> made = export_task(task, {}, task.clients(DataSource()).train, batch_size=10)
+    >>> examples = task.clients(DataSource()).train
+    >>> made = export_task(task, examples, name="digits", options={}, batch_size=10)
     >>> made.graph.dimension, made.graph.batch_size, len(made.encoded) < 3000
     (650, 10, True)
 
     Args:
         task: whose gradient.
-        options: with which it was built; they become part of the graph.
         examples: for shapes, and to compare graph and torch on.
+        name: by which a configuration names the task; it becomes part of the graph, as do
+        options: with which the task was built.
         batch_size: B, examples of one step.
         kind: one gradient of the batch, or one an example.
         limits: of a device; a graph that exceeds them is not made.
@@ -67,17 +70,17 @@ def export_task(
             kind=kind,
             inputs=input_names(kind, 0),
             outputs=OUTPUTS[kind],
-            task=task.name,
+            task=name,
             options=options,
         )
         vetted = vet(encode(graph), limits)
         check(task, model, vetted, examples)
     except UnsupportedError as error:
         raise ConfigError(
-            f"task {task.name} cannot be exported: {error}; devices with torch can run its code"
+            f"task {name} cannot be exported: {error}; devices with torch can run its code"
         ) from None
     except GraphError as error:
-        raise ConfigError(f"task {task.name} cannot be exported: {error}") from None
+        raise ConfigError(f"task {name} cannot be exported: {error}") from None
     return vetted
 
 
