@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from fedsys.errors import TrainingError
 from fedsys.graphs import Vetted
 from fedsys.printable import printable
 
-__all__ = ["SharedExamples", "Trained", "train"]
+__all__ = ["SharedExamples", "Trained", "peak_of", "train"]
 
 _SLACK = 256 << 20
 """Bytes beside what vetting counted: the optimizer's vectors, batches, allocators, onnxruntime."""
@@ -84,13 +85,13 @@ class Trained:
     Attributes:
         update: (d,) w_local - w_global.
         losses: of the first and of the last step; empty without a step.
-        peak: the most kibibytes that the process had resident.
+        peak: the most bytes that the process had resident; None where the system does not say.
         walls: ``seccomp`` or ``limits``; see `client.graphs.sandbox.confine`.
     """
 
     update: NDArray[np.float32]
     losses: tuple[float, ...]
-    peak: int
+    peak: int | None
     walls: str
 
 
@@ -173,13 +174,13 @@ def _converse(
         if "error" in answer:
             raise TrainingError(f"training from the graph failed: {printable(answer['error'])}")
         update = np.frombuffer(read_whole(process.stdout, 4 * dimension), "<f4")
-        losses, peak, walls = answer["losses"], answer["peak"], answer["walls"]
-        if type(peak) is not int or walls not in ("seccomp", "limits") or len(losses) > 2:
+        losses, walls = answer["losses"], answer["walls"]
+        if walls not in ("seccomp", "limits") or len(losses) > 2:
             raise ValueError("an answer that is none")
         return Trained(
             update=update.astype(np.float32),
             losses=tuple(float(each) for each in losses),
-            peak=peak,
+            peak=peak_of(process.pid),
             walls=walls,
         )
     except (BrokenPipeError, EOFError) as error:
@@ -188,6 +189,18 @@ def _converse(
         raise TrainingError(
             f"the training process answered nonsense: {type(error).__name__}"
         ) from error
+
+
+def peak_of(process: int) -> int | None:
+    """The most bytes that a running process has had resident; None where nobody says.
+
+    Linux's ``ru_maxrss`` would count what the process that started it had at that time.
+    """
+    try:
+        lines = Path(f"/proc/{process}/status").read_text("ascii").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration, ValueError):
+        return None
 
 
 def _end(process: subprocess.Popen[bytes]) -> str:

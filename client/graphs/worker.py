@@ -116,10 +116,11 @@ class GraphData:
             engine=self._engine,
             threads=self._threads,
         )
+        peak = "unknown" if trained.peak is None else f"{trained.peak / 1e6:.0f} MB"
         _log.info(
-            "round %d: trained in a process of %d MB (%s)",
+            "round %d: trained in a process of its own (%s resident, locked in by %s)",
             assignment.round,
-            trained.peak >> 10,
+            peak,
             trained.walls,
         )
         return trained.update[None]
