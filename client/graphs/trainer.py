@@ -43,8 +43,8 @@ def dropout_mask(
         number: of the mask in the graph, from 0.
     """
     domain = _MASKS + step * _MOST_MASKS + number
-    state = state_of(np.array(seed & (2**64 - 1), dtype=np.uint64), domain)
-    drawn = words(state, type_.count) >> np.uint64(64 - _BITS)
+    state = state_of(np.array([seed & (2**64 - 1)], dtype=np.uint64), domain)
+    drawn = words(state, type_.count)[0] >> np.uint64(64 - _BITS)
     mask: NDArray[np.bool_] = (drawn < np.uint64(round(keep * 2**_BITS))).reshape(type_.shape)
     return mask
 
