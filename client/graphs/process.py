@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -38,6 +39,8 @@ _MOST_SAID = 4096
 class SharedExamples:
     """Examples in memory that the training process maps: they are held once, not twice.
 
+    The memory is given back by `close`, or with the object.
+
     Args:
         x: (M, ...) and
         y: (M, ...); copied.
@@ -46,6 +49,7 @@ class SharedExamples:
     def __init__(self, x: NDArray[Any], y: NDArray[Any]) -> None:
         self.count = len(x)
         self._file = _unnamed_file()
+        self._finish = weakref.finalize(self, self._file.close)
         self.places: dict[str, dict[str, Any]] = {}
         at = 0
         for name, array in (("x", x), ("y", y)):
@@ -68,7 +72,7 @@ class SharedExamples:
 
     def close(self) -> None:
         """Give the memory back."""
-        self._file.close()
+        self._finish()
 
 
 def _unnamed_file() -> IO[bytes]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsys.tasks.export.lowering import RULES
+from fedsys.tasks.export.lowering import RULES, UnsupportedError
 
 __all__ = ["decompositions"]
 
@@ -125,6 +125,14 @@ def _gelu_backward(grad: Tensor, x: Tensor, *, approximate: str = "none") -> Ten
     return grad * (below + x * density)
 
 
+def _elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
+    return torch.where(x > 0, x * scale, torch.expm1(x * input_scale) * (alpha * scale))
+
+
+def _hardtanh(x: Tensor, min_val: float = -1, max_val: float = 1) -> Tensor:
+    return x.clamp(min_val, max_val)
+
+
 def _leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     return torch.where(x > 0, x, x * negative_slope)
 
@@ -139,14 +147,55 @@ def _var_mean(
     return (var, mean) if keepdim else (var.squeeze(dims), mean.squeeze(dims))
 
 
+def _var(
+    x: Tensor, dim: Sequence[int] | None = None, *, correction: float = 1, keepdim: bool = False
+) -> Tensor:
+    return _var_mean(x, dim, correction=correction, keepdim=keepdim)[0]
+
+
+def _vector_norm(
+    x: Tensor,
+    ord: float = 2,
+    dim: Sequence[int] | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    dims = list(range(x.dim())) if dim is None else list(dim)
+    if ord == 2:
+        return (x * x).sum(dims, keepdim=keepdim).sqrt()
+    if ord == 1:
+        return x.abs().sum(dims, keepdim=keepdim)
+    if ord == math.inf:
+        return x.abs().amax(dims, keepdim=keepdim)
+    raise UnsupportedError(f"a norm of order {ord}")
+
+
+def _roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Tensor:
+    if not dims:
+        return _roll(x.reshape(-1), shifts, [0]).reshape(x.shape)
+    for by, dim in zip(shifts, dims, strict=True):
+        size = x.shape[dim]
+        start = -by % size
+        if start:
+            first, second = x.narrow(dim, start, size - start), x.narrow(dim, 0, start)
+            x = torch.cat([first, second], dim)
+    return x
+
+
 _OWN: dict[Any, Callable[..., Any]] = {
+    aten.elu.default: _elu,
     aten.gelu.default: _gelu,
     aten.gelu_backward.default: _gelu_backward,
+    aten.hardtanh.default: _hardtanh,
     aten.leaky_relu.default: _leaky_relu,
+    aten.linalg_vector_norm.default: _vector_norm,
     aten.native_group_norm.default: _group_norm,
     aten.native_group_norm_backward.default: _group_norm_backward,
     aten.native_layer_norm.default: _layer_norm,
     aten.native_layer_norm_backward.default: _layer_norm_backward,
+    aten.roll.default: _roll,
+    aten.var.correction: _var,
     aten.var_mean.correction: _var_mean,
 }
 

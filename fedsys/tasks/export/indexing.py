@@ -118,12 +118,25 @@ def _index_put(
     low: Lowering, x: Any, indices: Sequence[Any], values: fx.Node, accumulate: bool = False
 ) -> str:
     _check_numbers(low, indices)
-    if any(each is None for each in indices):
-        low.refuse("indices that are not those of the first axes")
-    tuples, shape = _tuples(low, indices)
-    wanted = (*shape, *low.shape()[len(indices) :])
+    axes = [at for at, each in enumerate(indices) if each is not None]
+    first, last = axes[0], axes[-1] + 1
+    if axes != list(range(first, last)):
+        low.refuse("indices of axes that are not next to each other")
+    tuples, shape = _tuples(low, [indices[at] for at in axes])
+    whole, rank = low.shape(), len(low.shape())
+    wanted = (*whole[:first], *shape, *whole[last:])
     updates = low.value(values, low.dtype())
     if low.shape(values) != wanted:
         updates = low.expand(updates, wanted)
-    reduction = "add" if accumulate else "none"
-    return low.op("ScatterND", low.value(x), tuples, updates, reduction=reduction)
+    # ScatterND's numbers are of the first axes: those that are indexed are moved there, and back.
+    order = [*axes, *range(first), *range(last, rank)]
+    middle = range(first, first + len(shape))
+    moved = [*middle, *range(first), *range(first + len(shape), len(wanted))]
+    found = low.op(
+        "ScatterND",
+        low.transpose(low.value(x), order),
+        tuples,
+        low.transpose(updates, moved),
+        reduction="add" if accumulate else "none",
+    )
+    return low.transpose(found, [order.index(at) for at in range(rank)])

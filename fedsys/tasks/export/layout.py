@@ -173,6 +173,28 @@ def _triangle(low: Lowering, x: Any, diagonal: int = 0) -> str:
     return low.op("Trilu", low.value(x), low.number(diagonal, torch.int64), upper=upper)
 
 
+@lowers(aten.flip.default)
+def _flip(low: Lowering, x: fx.Node, dims: Sequence[int]) -> str:
+    name = low.value(x)
+    for dim in dims:
+        size = low.shape()[dim]
+        name = low.op("Gather", name, low.ints(range(size)[::-1]), axis=dim % len(low.shape()))
+    return name
+
+
+@lowers(aten.cumsum.default)
+def _cumsum(low: Lowering, x: fx.Node, dim: int, **_: Any) -> str:
+    """A product with a triangle of ones along the axis, which is made the last."""
+    rank, name = len(low.shape()), low.value(x, low.dtype())
+    if rank < 2 or not low.dtype().is_floating_point:
+        low.refuse("of a vector, or of integers")
+    size, order = low.shape()[dim], list(range(rank))
+    order[dim], order[-1] = order[-1], order[dim]
+    ones = low.expand(low.number(1), [size, size])
+    triangle = low.op("Trilu", ones, low.number(0, torch.int64), upper=1)
+    return low.transpose(low.op("MatMul", low.transpose(name, order), triangle), order)
+
+
 @lowers(aten.repeat.default)
 def _repeat(low: Lowering, x: fx.Node, repeats: Sequence[int]) -> str:
     shape = low.shape(x)

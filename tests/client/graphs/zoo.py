@@ -79,7 +79,7 @@ class Norms(nn.Module):
 class Recurrent(nn.Module):
     """torch's own recurrent layers."""
 
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, kind: type[nn.GRU] | type[nn.LSTM]) -> None:
         super().__init__()
         self.embedding, self.readout = nn.Embedding(SYMBOLS, 8), nn.Linear(10, SYMBOLS)
         self.layer = kind(8, 10, batch_first=True)

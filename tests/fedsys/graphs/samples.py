@@ -88,6 +88,5 @@ def inputs_of(graph: TrainingGraph, seed: int = 0) -> dict[str, NDArray[Any]]:
     for name, type_ in graph.inputs.items():
         few = min(type_.count, 10_000)  # repeated, so that a large input takes its size once
         drawn = rng.standard_normal(few) if type_.dtype.kind == "f" else rng.integers(0, 2, few)
-        found[name] = np.empty(type_.shape, type_.dtype)
-        found[name].flat = drawn.astype(type_.dtype)
+        found[name] = np.resize(drawn.astype(type_.dtype), type_.shape)
     return found
