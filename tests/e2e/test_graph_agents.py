@@ -9,7 +9,6 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from fedsys import tasks
 from fedsys.audit import audit_run
@@ -42,15 +41,9 @@ def _files(folder: Path) -> tuple[Path, str, list[Path]]:
 
 
 def _start(fed: Federation, number: int, graph: Path, data: Path) -> subprocess.Popen[str]:
-    arguments = [
-        "agent",
-        "run",
-        str(fed.root / f"a{number}"),
-        "--graph",
-        str(graph),
-        "--corrupt",
-        "0",
-    ]
+    arguments = ["agent", "run", str(fed.root / f"a{number}"), "--graph", str(graph)]
+    if not (fed.root / f"a{number}" / "policy.toml").exists():
+        arguments += ["--corrupt", "0"]
     return subprocess.Popen(
         [sys.executable, "-c", _WITHOUT, *arguments, "--data", str(data)],
         cwd=_ROOT,
@@ -68,10 +61,12 @@ def _stop(agents: list[subprocess.Popen[str]]) -> list[str]:
 def test_two_devices_without_torch_and_one_with_it_finish_a_job(tmp_path: Path) -> None:
     graph, sha256, parts = _files(tmp_path)
     with federation(tmp_path / "fed", 3) as fed:
+        for number in range(3):
+            fed.allow_anything(number)  # without noise, so that what was learnt is seen
         agents = [_start(fed, number, graph, parts[number]) for number in (0, 1)]
         try:
             fed.start_agent(2, 3)
-            job = fed.submit(silos(f"task.graph_sha256={sha256}"))
+            job = fed.submit(silos(f"task.graph_sha256={sha256}", "privacy.mechanism=none"))
             row = fed.wait(job)
         finally:
             said = _stop(agents)
@@ -79,9 +74,7 @@ def test_two_devices_without_torch_and_one_with_it_finish_a_job(tmp_path: Path) 
         run = fed.home.jobs / job
         assert audit_run(run).passed
         accuracy = json.loads((run / "summary.json").read_text())["metrics"]["accuracy"]
-        assert accuracy > 0.5
-        policy = tomllib.loads((fed.root / "a0" / "policy.toml").read_text())
-        assert policy["tasks"]["digits"]["sha256"] == sha256
+        assert accuracy > 0.8
         assert all("round 3: trained in a process of its own" in each for each in said)
 
 
@@ -106,6 +99,8 @@ def test_a_graph_that_was_exchanged_needs_the_owners_approval_again(tmp_path: Pa
         try:
             job = fed.submit(silos(f"task.graph_sha256={sha256}", "rounds.count=1"))
             assert fed.wait(job).status == "completed"
+            policy = tomllib.loads(path.read_text())
+            assert policy["tasks"]["digits"]["sha256"] == sha256
             path.write_text(path.read_text().replace(sha256, "1" * 64))
             job = fed.submit(silos(f"task.graph_sha256={sha256}", "rounds.count=1"))
             row = fed.wait(job)
@@ -115,31 +110,31 @@ def test_a_graph_that_was_exchanged_needs_the_owners_approval_again(tmp_path: Pa
     assert f"is not what the owner approved ({'1' * 64})" in said[0]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "why"),
-    [
-        (["--graph", "none.graph", "--data", "a.npz"], "none.graph: no such file"),
-        (["--graph", "GRAPH", "--data", "digits"], "with --graph, give FILE.npz"),
-        (["--graph", "GRAPH", "--data", "DATA", "--shard", "0/3"], "--shard and --option are for"),
-        (["--graph", "GRAPH", "--data", "DATA", "--engine", "x"], "--engine x: allowed are numpy"),
-        (["--graph", "DATA", "--data", "DATA"], "the file is no ONNX model"),
-    ],
-)
-def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], why: str) -> None:
+MISTAKES = [
+    (["--graph", "none.graph", "--data", "a.npz"], "none.graph: no such file"),
+    (["--graph", "GRAPH", "--data", "digits"], "with --graph, give FILE.npz"),
+    (["--graph", "GRAPH", "--data", "DATA", "--shard", "0/3"], "--shard and --option are for"),
+    (["--graph", "GRAPH", "--data", "DATA", "--engine", "x"], "--engine x: allowed are numpy"),
+    (["--graph", "DATA", "--data", "DATA"], "the file is no ONNX model"),
+]
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
     graph, _, parts = _files(tmp_path)
     places = {"GRAPH": str(graph), "DATA": str(parts[0])}
     with federation(tmp_path / "fed", 1) as fed:
-        done = subprocess.run(
-            [
-                sys.executable,
-                *("-c", _WITHOUT, "agent", "run", str(fed.root / "a0")),
-                *(places.get(each, each) for each in arguments),
-            ],
-            cwd=_ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 2
-    assert why in done.stderr
-    assert "Traceback" not in done.stderr
+        for arguments, why in MISTAKES:
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    *("-c", _WITHOUT, "agent", "run", str(fed.root / "a0")),
+                    *(places.get(each, each) for each in arguments),
+                ],
+                cwd=_ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 2
+            assert why in done.stderr
+            assert "Traceback" not in done.stderr
