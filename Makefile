@@ -66,6 +66,7 @@ docs: $(VENV)/.dev
 
 proto: $(VENV)/.dev
 	$(BIN)/python -m grpc_tools.protoc -I fedsys/wire/proto --python_out=fedsys/wire --pyi_out=fedsys/wire fleet.proto
+	$(BIN)/python -m grpc_tools.protoc -I fedsys/graphs/proto --python_out=fedsys/graphs --pyi_out=fedsys/graphs training_graph.proto
 
 # The peers of simulations/benchmarks, in an environment of their own (their requirements clash).
 .venv-bench/.made: requirements.lock

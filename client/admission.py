@@ -40,7 +40,7 @@ class Worker(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Of the installed task's code."""
+        """SHA-256 of the installed task's code, or of the graph that stands for it."""
         ...
 
     def check(self, terms: Terms) -> None:
@@ -107,10 +107,11 @@ def check_job(
             cause=Cause.WITNESSES,
         )
     policy.check_task(terms.task, terms.options, worker.sha256)
-    if terms.task_sha256 != worker.sha256:
+    if worker.sha256 not in (terms.task_sha256, terms.graph_sha256):
+        graph = f", graph {terms.graph_sha256}" if terms.graph_sha256 else ""
         raise PolicyRefusal(
-            f"the coordinator's code of task '{terms.task}' ({terms.task_sha256[:16]}...) is "
-            f"not the one installed here ({worker.sha256[:16]}...)",
+            f"the job's task '{terms.task}' (code {terms.task_sha256}{graph}) is not the one that "
+            f"this device has ({worker.sha256})",
             cause=Cause.TASK,
         )
     if plan.expected_cohort < policy.min_cohort:

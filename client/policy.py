@@ -29,10 +29,11 @@ Count = Annotated[int, Field(ge=0)]
 
 @dataclass(frozen=True, kw_only=True)
 class ApprovedTask:
-    """A task whose code the owner has installed and approved.
+    """A task whose code the owner has installed, or whose graph they have, and approved.
 
     Attributes:
-        sha256: SHA-256 of its code, as `client.local_data.code_sha256` gives it.
+        sha256: SHA-256 of its code, as `client.local_data.code_sha256` gives it, or of the file of
+            its graph.
         options: Options that it may run with, and no others.
     """
 
@@ -211,8 +212,8 @@ class Policy:
             )
         if sha256 is not None and sha256 != approved.sha256:
             raise PolicyRefusal(
-                f"the code of task '{task}' installed here ({sha256[:16]}...) is not what the "
-                f"owner approved ({approved.sha256[:16]}...); its owner has to approve it again",
+                f"the code or graph of task '{task}' here ({sha256}) is not what the owner "
+                f"approved ({approved.sha256}); its owner has to approve it again",
                 cause=Cause.TASK,
             )
 

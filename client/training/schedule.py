@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.training.local import LocalConfig
+from client.training.splitmix import state_of, words
 
 __all__ = ["Schedule", "Step", "batches", "build"]
 
 Indices = NDArray[np.int64]
-_WORD = np.uint64
-_GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 0xFFFFFFFFFFFFFFFF
 
 
@@ -136,25 +135,12 @@ def batches(rows: Indices, seed: int, local: LocalConfig) -> list[Indices]:
 def _orders(seeds: Sequence[int], epoch: int, sizes: Indices, width: int) -> Indices:
     """(K, width) each client's order of its own examples in `epoch`, padding last.
 
-    A permutation by sorting keys, the SplitMix64 stream (Steele, Lea, Flood 2014, figure 13) of
-    (seed, epoch): computed for all clients at once, and equal for a client alone.
+    A permutation by sorting keys, the SplitMix64 stream of (seed, epoch): computed for all clients
+    at once, and equal for a client alone.
     """
-    words = np.array([seed & _MASK for seed in seeds], dtype=_WORD)
-    state = _finalise(words ^ _WORD(_finalise_int(epoch + 1)))[:, None]
-    keys = _finalise(state + _WORD(_GOLDEN) * np.arange(1, width + 1, dtype=_WORD))
-    keys >>= _WORD(1)
+    own = np.array([seed & _MASK for seed in seeds], dtype=np.uint64)
+    keys = words(state_of(own, epoch + 1), width)
+    keys >>= np.uint64(1)
     if int(sizes.min()) < width:
-        keys[np.arange(width) >= sizes[:, None]] = _WORD(_MASK)
+        keys[np.arange(width) >= sizes[:, None]] = np.uint64(_MASK)
     return np.argsort(keys, axis=1, kind="stable").astype(np.int64, copy=False)
-
-
-def _finalise(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = (z ^ (z >> _WORD(30))) * _WORD(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> _WORD(27))) * _WORD(0x94D049BB133111EB)
-    return z ^ (z >> _WORD(31))
-
-
-def _finalise_int(z: int) -> int:
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return z ^ (z >> 31)

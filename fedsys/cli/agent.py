@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedsys.cli.agent_graph import inspect
 from fedsys.cli.deployment import no_core_dumps, prepare
 from fedsys.cli.terminal import say
 
 if TYPE_CHECKING:
+    from client.admission import Worker
     from client.identity import Credentials
+    from client.policy import ApprovedTask, Policy
     from client.stop import Stop
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Take part with the data of this device.", no_args_is_help=True)
 app.callback()(prepare)
+app.command()(inspect)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The device's folder.")]
 
@@ -46,8 +51,24 @@ def join(
 def run(
     folder: Folder,
     data: Annotated[
-        str, typer.Option(metavar="SOURCE", help="TASK, or TASK=FOLDER with its files.")
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="TASK, or TASK=FOLDER with its files; with --graph: FILE.npz (arrays x and y), "
+            "FILE.csv or FILE.parquet (a column y), or MODULE:FUNCTION.",
+        ),
     ],
+    graph: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Train from what `fedsys task export` wrote, without torch and without the "
+            "task's code.",
+        ),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="What runs the graph: numpy, or ort (onnxruntime).")
+    ] = "numpy",
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Part I (from 0) of N, for trying out.")
     ] = None,
@@ -91,28 +112,60 @@ def run(
     stored = {} if options_file is None else options_in(options_file, data.partition("=")[0])
     options = {**stored, **options_of(option or [])}
     with exclusive(folder, "fedsys agent run"):
-        _serve(credentials, data=data, shard=shard, options=options, corrupt=corrupt, stop=stop)
+        source = _Source(data, shard, options, graph, engine)
+        _serve(credentials, source, corrupt=corrupt, stop=stop)
     say("stopped", err=True)
 
 
-def _serve(
-    credentials: Credentials,
-    *,
-    data: str,
-    shard: str | None,
-    options: dict[str, object],
-    corrupt: float | None,
-    stop: Stop,
-) -> None:
+@dataclass(frozen=True)
+class _Source:
+    """What the command line says of data and code."""
+
+    data: str
+    shard: str | None
+    options: dict[str, object]
+    graph: Path | None
+    engine: str
+
+    def worker(self, policy: Policy | None) -> tuple[Worker, str, ApprovedTask]:
+        """Who trains, the task's name, and what is to be approved of it."""
+        from client.policy import ApprovedTask
+        from fedsys.errors import ConfigError
+
+        threads = policy.threads if policy is not None else 1
+        if self.graph is not None:
+            from fedsys.cli.agent_graph import graph_worker
+
+            if self.shard is not None or self.options:
+                raise ConfigError(
+                    "--shard, --option and --options are for tasks; a graph has its options"
+                )
+            made = graph_worker(self.graph, data=self.data, engine=self.engine, threads=threads)
+            graph = made.graph.graph
+            return made, graph.task, ApprovedTask(sha256=made.sha256, options=graph.options)
+
+        import torch
+
+        from client.local_data import DataSpec, LocalData
+
+        torch.set_num_threads(threads)
+        gpu = policy is not None and policy.gpu and torch.cuda.is_available()
+        worker = LocalData(
+            DataSpec.parse(self.data, self.shard),
+            options=self.options,
+            device="cuda" if gpu else "cpu",
+        )
+        return worker, worker.spec.task, ApprovedTask(sha256=worker.sha256, options=self.options)
+
+
+def _serve(credentials: Credentials, source: _Source, *, corrupt: float | None, stop: Stop) -> None:
     import os
 
-    import torch
     from threadpoolctl import threadpool_limits
 
     from client.answer_time import AnswerTime
     from client.grpc_host import ConnectionHost
-    from client.local_data import DataSpec, LocalData
-    from client.policy import ApprovedTask, Policy
+    from client.policy import Policy
     from client.session import Session
     from fedsys.errors import ConfigError
     from fedsys.secret_files import write_secret
@@ -126,20 +179,13 @@ def _serve(
             f"--corrupt {corrupt:g}: {path} says corrupt = {policy.corrupt:g} already; change it "
             f"there"
         )
+    worker, task, approved = source.worker(policy)
     threads = policy.threads if policy is not None else 1
-    torch.set_num_threads(threads)
     threadpool_limits(threads, user_api="blas")  # of numpy, until the process ends
-    gpu = policy is not None and policy.gpu and torch.cuda.is_available()
-    worker = LocalData(
-        DataSpec.parse(data, shard), options=options, device="cuda" if gpu else "cpu"
-    )
     if policy is None:
-        approved = ApprovedTask(sha256=worker.sha256, options=options)
-        policy = Policy.fresh(
-            worker.spec.task, approved, corrupt=0.1 if corrupt is None else corrupt
-        )
+        policy = Policy.fresh(task, approved, corrupt=0.1 if corrupt is None else corrupt)
         write_secret(path, policy.dump().encode())
-        say(f"wrote {path}: it allows task {worker.spec.task} alone", err=True)
+        say(f"wrote {path}: it allows task {task} alone", err=True)
     if policy.nice:
         os.nice(policy.nice)
     session = Session(

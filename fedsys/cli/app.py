@@ -21,6 +21,7 @@ from fedsys.cli import (
     publish,
     simulate,
     task,
+    task_export,
     tune,
     witness,
 )
@@ -60,7 +61,9 @@ app.command("export")(export.export)
 app.command("predict")(predict.predict)
 app.command("init")(init.init)
 app.command("doctor")(doctor.doctor)
-app.add_typer(task.app, name="task")
+_task = task.app
+_task.command("export")(task_export.export)
+app.add_typer(_task, name="task")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(coordinator.app, name="coordinator")
 app.add_typer(job.app, name="job")

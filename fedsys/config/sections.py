@@ -68,10 +68,13 @@ class TaskSection(Section):
         name: Name of a built-in task (digits, mnist, cifar10, shakespeare, tabular, synthetic), or
             ``"package.module:Attr"`` for a task of your own.
         options: Passed to the task. Each task documents and checks its own options.
+        graph_sha256: What ``fedsys task export`` printed. Devices without the task's code train
+            from the graph of this hash. Empty for none.
     """
 
     name: str = "digits"
     options: dict[str, Any] = Field(default_factory=dict)
+    graph_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
 
 class Population(Section):

@@ -20,6 +20,7 @@ __all__ = ["MAX_ROUNDS", "Buffering", "Terms"]
 MAX_ROUNDS = 1_000_000
 """Of a job that devices are asked to agree to."""
 
+_TEXTS = ("name", "task", "task_sha256", "graph_sha256", "path", "roster_hash")
 _MOST_TEXT = 200
 """Characters of a name, which people will read in logs and on terminals."""
 
@@ -73,6 +74,8 @@ class Terms:
         task: the task's name, which the agent must have installed.
         options: of the task.
         task_sha256: of the coordinator's copy of the task's code, as hex.
+        graph_sha256: of the graph of the task's gradient, as hex, for devices that train from it
+            instead of from the code; empty where there is none.
         local: local training, by field name.
         path: of the training engine.
         dimension: d, weights of the model; adaptive clipping adds to the vectors of the plan.
@@ -100,6 +103,7 @@ class Terms:
     roster_version: int
     roster_hash: str
     answer: Literal["at-once", "bucketed", "at-deadline"] = "bucketed"
+    graph_sha256: str = ""
     buffering: Buffering | None = None
 
     @property
@@ -137,7 +141,7 @@ class Terms:
         body = decode_object(data, "a job's terms", keys)
         try:
             job = bytes.fromhex(body["job"])
-            texts = [body[key] for key in ("name", "task", "task_sha256", "path", "roster_hash")]
+            texts = [body[key] for key in _TEXTS]
             numbers = [body[key] for key in ("seed", "roster_version", "dimension")]
             tables = [body[key] for key in ("options", "local")]
             if (

@@ -289,6 +289,7 @@ def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -
         task=job.config.task.name,
         options=job.config.task.options,
         task_sha256=model.task_sha256,
+        graph_sha256=job.config.task.graph_sha256,
         local=coordinator.terms.local,
         path=job.config.engine.path,
         dimension=sum(model.layers),

@@ -1,0 +1,1 @@
+"""Local training from an approved graph: numpy alone, in a process that can only compute."""

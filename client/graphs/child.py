@@ -1,0 +1,66 @@
+"""The training process: reads one request, locks itself in, trains, answers, ends.
+
+Its standard input has the request, its standard output takes the answer; the examples come as a
+file descriptor, which is mapped and closed. From then on no file, socket or process can be opened
+(`client.graphs.sandbox`); only then is the graph read for the first time.
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.graphs.engine import check_engine, engine_of, preload
+from client.graphs.sandbox import confine, die_with_parent
+from client.graphs.trainer import GraphTrainer
+from client.graphs.wire import read_header, read_whole, write
+from client.training.local import LocalConfig
+from fedsys.graphs import Limits, vet
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Answer the one request on standard input."""
+    die_with_parent()
+    request = read_header(sys.stdin.buffer)
+    graph = read_whole(sys.stdin.buffer, request["graph"])
+    weights = np.frombuffer(read_whole(sys.stdin.buffer, request["weights"]), "<f4")
+    rows = np.frombuffer(read_whole(sys.stdin.buffer, request["rows"]), "<i8")
+    x, y = _examples(request)
+    engine = check_engine(request["engine"])
+    preload(engine)
+    walls = confine(memory=request["memory"], seconds=request["seconds"])
+    try:
+        vetted = vet(graph, Limits(memory=request["memory"]))
+        trainer = GraphTrainer(
+            vetted.graph,
+            engine_of(engine, vetted, request["threads"]),
+            LocalConfig(**request["local"]),
+            x,
+            y,
+        )
+        update, losses = trainer.update(weights, rows, request["seed"])
+    except Exception as error:  # whatever a graph or the data lead to: one line for the agent
+        text = " ".join(str(error).split())[:400]
+        write(sys.stdout.buffer, {"error": f"{type(error).__name__}: {text}"})
+        return
+    answer = {"walls": walls, "losses": [losses[0], losses[-1]] if losses else []}
+    write(sys.stdout.buffer, answer, [update.astype("<f4").tobytes()])
+    sys.stdin.buffer.read()  # until the agent has seen what this took
+
+
+def _examples(request: dict[str, Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The examples, mapped read-only; pages are shared with the agent."""
+    mapped = mmap.mmap(request["examples"], 0, prot=mmap.PROT_READ)
+    found = []
+    for name in ("x", "y"):
+        place = request[name]
+        dtype, shape = np.dtype(place["dtype"]), tuple(place["shape"])
+        count = int(np.prod(shape))
+        found.append(np.frombuffer(mapped, dtype, count, place["offset"]).reshape(shape))
+    return found[0], found[1]

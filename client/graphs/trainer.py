@@ -1,0 +1,145 @@
+"""A client's local training from a graph: what `client.training.loop` does, without torch.
+
+Batches are those of `client.training.schedule`; the optimizer's steps are torch's. A batch that is
+not full repeats its first row with weight 0. Dropout masks are drawn from a stream of the batch
+seed, so that a round can be replayed; torch draws others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.graphs.engine import Engine
+from client.graphs.optimizer import FlatOptimizer
+from client.training.local import LocalConfig
+from client.training.schedule import batches
+from client.training.splitmix import state_of, words
+from fedsys.errors import ConfigError, TrainingError
+from fedsys.graphs import TensorType, TrainingGraph
+
+__all__ = ["GraphTrainer", "check_examples", "dropout_mask"]
+
+_MASKS = 1 << 32
+"""The domains of dropout masks in the client's stream begin here; those of epochs end before."""
+_MOST_MASKS = 256
+_BITS = 24
+
+
+def dropout_mask(
+    type_: TensorType, keep: float, *, seed: int, step: int, number: int
+) -> NDArray[np.bool_]:
+    """One dropout mask: each element is kept with chance `keep`, rounded to 2^-24.
+
+    Element i is kept where the top 24 bits of word i of the stream are below ``keep 2^24``.
+
+    Args:
+        type_: of the graph's input.
+        keep: chance.
+        seed: of the client's batches.
+        step: of the local training, from 0.
+        number: of the mask in the graph, from 0.
+    """
+    domain = _MASKS + step * _MOST_MASKS + number
+    state = state_of(np.array([seed & (2**64 - 1)], dtype=np.uint64), domain)
+    drawn = words(state, type_.count)[0] >> np.uint64(64 - _BITS)
+    mask: NDArray[np.bool_] = (drawn < np.uint64(round(keep * 2**_BITS))).reshape(type_.shape)
+    return mask
+
+
+def check_examples(graph: TrainingGraph, x: NDArray[Any], y: NDArray[Any]) -> None:
+    """Raise ConfigError unless these examples are what the graph takes."""
+    for name, array in (("x", x), ("y", y)):
+        wanted = graph.inputs[name]
+        if array.shape[1:] != wanted.shape[1:] or array.dtype != wanted.dtype:
+            row = TensorType(array.dtype, array.shape[1:])
+            expected = TensorType(wanted.dtype, wanted.shape[1:])
+            raise ConfigError(
+                f"the data's {name} has rows of {row}, the graph of task {graph.task} takes rows "
+                f"of {expected}"
+            )
+    if len(x) != len(y):
+        raise ConfigError(f"the data have {len(x)} rows of x and {len(y)} of y; they go in pairs")
+
+
+class GraphTrainer:
+    """Trains on one client's examples.
+
+    Args:
+        graph: of a batch's gradient.
+        engine: runs it.
+        local: hyper-parameters; ``batch_size`` is at most the graph's.
+        x: (M, ...) and
+        y: (M, ...) examples, of the graph's types.
+
+    Raises:
+        ConfigError: graph, hyper-parameters and examples do not fit.
+    """
+
+    def __init__(
+        self,
+        graph: TrainingGraph,
+        engine: Engine,
+        local: LocalConfig,
+        x: NDArray[Any],
+        y: NDArray[Any],
+    ) -> None:
+        if graph.kind != "gradient":
+            raise ConfigError(f"a graph of kind {graph.kind}; a batch's gradient is needed")
+        if local.batch_size > graph.batch_size:
+            raise ConfigError(
+                f"local.batch_size = {local.batch_size}: the graph takes {graph.batch_size} "
+                f"examples a step; export one with --batch-size {local.batch_size}"
+            )
+        check_examples(graph, x, y)
+        self._graph, self._engine, self._local = graph, engine, local
+        self._x, self._y = x, y
+
+    def update(
+        self, start: NDArray[np.float32], rows: NDArray[np.int64], seed: int
+    ) -> tuple[NDArray[np.float32], list[float]]:
+        """(d,) w_local - w_global, and the loss at each step.
+
+        Args:
+            start: (d,) where the client starts.
+            rows: of its examples.
+            seed: of its batches.
+
+        Raises:
+            TrainingError: the weights are of another model.
+            IndexError: the data have a class or symbol that the model does not have.
+        """
+        if start.shape != (self._graph.dimension,):
+            raise TrainingError(
+                f"a weight vector of shape {start.shape} does not fit the graph of task "
+                f"{self._graph.task}, which has {self._graph.dimension} parameters"
+            )
+        weights = np.array(start, dtype=np.float32)
+        optimizer = FlatOptimizer(self._local, start, weights)
+        losses = []
+        for number, batch in enumerate(batches(rows, seed, self._local)):
+            gradient, loss = self._engine.run(self._inputs(weights, batch, seed, number))
+            losses.append(float(loss))
+            optimizer.step(gradient)
+        weights -= start
+        return weights, losses
+
+    def _inputs(
+        self, weights: NDArray[np.float32], rows: NDArray[np.int64], seed: int, step: int
+    ) -> dict[str, NDArray[Any]]:
+        size, real = self._graph.batch_size, len(rows)
+        if real < size:
+            rows = np.concatenate([rows, np.full(size - real, rows[0])])
+        counts = np.zeros(size, dtype=np.float32)
+        counts[:real] = 1 / real
+        inputs = {
+            "weights": weights,
+            "x": self._x[rows],
+            "y": self._y[rows],
+            "example_weights": counts,
+        }
+        for number, (name, type_, keep) in enumerate(self._graph.masks):
+            inputs[name] = dropout_mask(type_, keep, seed=seed, step=step, number=number)
+        return inputs

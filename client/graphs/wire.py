@@ -1,0 +1,48 @@
+"""What the agent and its training process say to each other: a JSON header, then raw bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+__all__ = ["read_header", "read_whole", "write"]
+
+_MOST_HEADER = 1 << 16
+
+
+def write(stream: IO[bytes], header: Mapping[str, Any], parts: Sequence[Any] = ()) -> None:
+    """One message: the length of its header (8 bytes, big endian), the header, the parts."""
+    text = json.dumps(dict(header)).encode()
+    stream.write(len(text).to_bytes(8, "big") + text)
+    for part in parts:
+        stream.write(part)
+    stream.flush()
+
+
+def read_whole(stream: IO[bytes], size: int) -> bytes:
+    """Exactly so many bytes.
+
+    Raises:
+        EOFError: the other side ended before.
+    """
+    data = stream.read(size)
+    if len(data) != size:
+        raise EOFError(f"{len(data)} bytes of {size}")
+    return data
+
+
+def read_header(stream: IO[bytes]) -> dict[str, Any]:
+    """The header of the next message.
+
+    Raises:
+        EOFError: the other side ended before.
+        ValueError: it is none.
+    """
+    length = int.from_bytes(read_whole(stream, 8), "big")
+    if length > _MOST_HEADER:
+        raise ValueError(f"a header of {length} bytes")
+    found = json.loads(read_whole(stream, length))
+    if not isinstance(found, dict):
+        raise ValueError("a header that is no object")
+    return found

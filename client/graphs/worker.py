@@ -1,0 +1,135 @@
+"""The owner's data and an approved graph: what a session needs, without torch or a task's code."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.graphs.data import read_examples
+from client.graphs.engine import EngineName, preload
+from client.graphs.process import SharedExamples, train
+from client.training.local import LocalConfig
+from fedsys.errors import Cause, ConfigError, PolicyRefusal
+from fedsys.graphs import GraphError, Limits, Vetted, vet
+from fedsys.privacy import Entropy
+from fedsys.wire import Assignment
+from fedsys.wire.terms import Terms
+
+__all__ = ["GraphData", "read_graph"]
+
+_log = logging.getLogger(__name__)
+
+
+def read_graph(path: Path, limits: Limits | None = None) -> Vetted:
+    """The graph of a file, vetted.
+
+    Raises:
+        ConfigError: the file cannot be read.
+        GraphError: names the file, and what is not allowed.
+    """
+    limits = limits or Limits()
+    try:
+        with path.open("rb") as file:
+            raw = file.read(limits.bounds.file + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    try:
+        return vet(raw, limits)
+    except GraphError as error:
+        raise GraphError(f"{path}: {error}") from None
+
+
+class GraphData:
+    """One client's examples and the graph that trains on them.
+
+    Args:
+        graph: vetted.
+        source: of the examples; see `client.graphs.data`.
+        engine: what runs the graph.
+        threads: of the processor, for training.
+
+    Raises:
+        ConfigError: the engine is not installed, or the source is of no known kind.
+        DataError: the examples cannot be read, or are not what the graph takes.
+    """
+
+    def __init__(
+        self, graph: Vetted, source: str, *, engine: EngineName = "numpy", threads: int = 1
+    ) -> None:
+        if engine != "numpy":
+            preload(engine)
+        self._vetted, self._engine, self._threads = graph, engine, threads
+        self._examples = SharedExamples(*read_examples(source, graph.graph))
+
+    @property
+    def graph(self) -> Vetted:
+        """As vetted."""
+        return self._vetted
+
+    @property
+    def sha256(self) -> str:
+        """Of the graph's file."""
+        return self._vetted.sha256
+
+    def check(self, terms: Terms) -> None:
+        """Raise PolicyRefusal where these terms cannot be trained here."""
+        graph = self._vetted.graph
+        if terms.task != graph.task or dict(terms.options) != dict(graph.options):
+            raise PolicyRefusal(
+                f"task '{terms.task}' with options {dict(terms.options)} is asked for; the graph "
+                f"here is of '{graph.task}' with options {dict(graph.options)}",
+                cause=Cause.TASK,
+            )
+        if terms.dimension != graph.dimension:
+            raise PolicyRefusal(
+                f"the graph of task '{graph.task}' has {graph.dimension} weights, "
+                f"{terms.dimension} are asked for",
+                cause=Cause.TASK,
+            )
+        if terms.plan.unit == "example":
+            raise PolicyRefusal(
+                "privacy of single examples is asked for, which this device has no graph for",
+                cause=Cause.TASK,
+            )
+        local = self._local(terms)
+        if local.batch_size > graph.batch_size:
+            raise PolicyRefusal(
+                f"batches of {local.batch_size} are asked for, the graph takes {graph.batch_size} "
+                f"examples; its operator has to export one with --batch-size {local.batch_size}",
+                cause=Cause.TASK,
+            )
+
+    def train(
+        self, terms: Terms, assignment: Assignment, client: int, entropy: Entropy
+    ) -> NDArray[np.float32]:
+        """(1, d) this client's update, from a process of its own."""
+        trained = train(
+            self._vetted,
+            self._examples,
+            self._local(terms),
+            weights=assignment.weights,
+            rows=np.arange(self._examples.count),
+            seed=assignment.batch_seed(client),
+            engine=self._engine,
+            threads=self._threads,
+        )
+        peak = "unknown" if trained.peak is None else f"{trained.peak / 1e6:.0f} MB"
+        _log.info(
+            "round %d: trained in a process of its own (%s resident, locked in by %s)",
+            assignment.round,
+            peak,
+            trained.walls,
+        )
+        return trained.update[None]
+
+    @staticmethod
+    def _local(terms: Terms) -> LocalConfig:
+        try:
+            return LocalConfig(**terms.local)
+        except (ConfigError, TypeError) as error:
+            raise PolicyRefusal(
+                f"training as asked is not possible here: {error}", cause=Cause.TASK
+            ) from None

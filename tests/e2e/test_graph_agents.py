@@ -1,0 +1,140 @@
+"""A job in which devices without torch train from a graph, beside one that has the task's code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+
+from fedsys import tasks
+from fedsys.audit import audit_run
+from fedsys.tasks.export import export_task
+from tests.e2e.processes import Federation, federation, silos
+
+_WITHOUT = (
+    "import sys\n"
+    "for name in ('torch', 'onnx', 'onnxruntime', 'sklearn', 'pandas', 'matplotlib'):\n"
+    "    sys.modules[name] = None\n"
+    "from fedsys.cli import main\n"
+    "main()\n"
+)
+_ROOT = Path(__file__).parents[2]
+
+
+def _files(folder: Path) -> tuple[Path, str, list[Path]]:
+    """The graph of task digits, its hash, and the thirds of the examples."""
+    task = tasks.load("digits")
+    examples = task.clients(tasks.DataSource()).train
+    made = export_task(task, examples, name="digits", options={}, batch_size=32)
+    graph = folder / "digits.graph"
+    graph.write_bytes(made.encoded)
+    parts = []
+    for number in range(3):
+        path = folder / f"part{number}.npz"
+        np.savez(path, x=examples.x[number::3].numpy(), y=examples.y[number::3].numpy())
+        parts.append(path)
+    return graph, made.sha256, parts
+
+
+def _start(fed: Federation, number: int, graph: Path, data: Path) -> subprocess.Popen[str]:
+    arguments = ["agent", "run", str(fed.root / f"a{number}"), "--graph", str(graph)]
+    if not (fed.root / f"a{number}" / "policy.toml").exists():
+        arguments += ["--corrupt", "0"]
+    return subprocess.Popen(
+        [sys.executable, "-c", _WITHOUT, *arguments, "--data", str(data)],
+        cwd=_ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _stop(agents: list[subprocess.Popen[str]]) -> list[str]:
+    for agent in agents:
+        agent.terminate()
+    return [agent.communicate(timeout=60)[1] for agent in agents]
+
+
+def test_two_devices_without_torch_and_one_with_it_finish_a_job(tmp_path: Path) -> None:
+    graph, sha256, parts = _files(tmp_path)
+    with federation(tmp_path / "fed", 3) as fed:
+        for number in range(3):
+            fed.allow_anything(number)  # without noise, so that what was learnt is seen
+        agents = [_start(fed, number, graph, parts[number]) for number in (0, 1)]
+        try:
+            fed.start_agent(2, 3)
+            job = fed.submit(silos(f"task.graph_sha256={sha256}", "privacy.mechanism=none"))
+            row = fed.wait(job)
+        finally:
+            said = _stop(agents)
+        assert row.status == "completed", (row.reason, said)
+        run = fed.home.jobs / job
+        assert audit_run(run).passed
+        accuracy = json.loads((run / "summary.json").read_text())["metrics"]["accuracy"]
+        assert accuracy > 0.8
+        assert all("round 3: trained in a process of its own" in each for each in said)
+
+
+def test_a_job_that_names_another_graph_is_refused(tmp_path: Path) -> None:
+    graph, _, parts = _files(tmp_path)
+    with federation(tmp_path / "fed", 3) as fed:
+        agents = [_start(fed, number, graph, parts[number]) for number in range(3)]
+        try:
+            job = fed.submit(silos(f"task.graph_sha256={'0' * 64}"))
+            row = fed.wait(job)
+        finally:
+            said = _stop(agents)
+    assert row.status == "failed"
+    assert any(f"graph {'0' * 64}) is not the one that this device has" in each for each in said)
+
+
+def test_a_graph_that_was_exchanged_needs_the_owners_approval_again(tmp_path: Path) -> None:
+    graph, sha256, parts = _files(tmp_path)
+    with federation(tmp_path / "fed", 3) as fed:
+        path = fed.root / "a0" / "policy.toml"
+        agents = [_start(fed, number, graph, parts[number]) for number in range(3)]
+        try:
+            job = fed.submit(silos(f"task.graph_sha256={sha256}", "rounds.count=1"))
+            assert fed.wait(job).status == "completed"
+            policy = tomllib.loads(path.read_text())
+            assert policy["tasks"]["digits"]["sha256"] == sha256
+            path.write_text(path.read_text().replace(sha256, "1" * 64))
+            job = fed.submit(silos(f"task.graph_sha256={sha256}", "rounds.count=1"))
+            row = fed.wait(job)
+        finally:
+            said = _stop(agents)
+    assert row.status == "failed"
+    assert f"is not what the owner approved ({'1' * 64})" in said[0]
+
+
+MISTAKES = [
+    (["--graph", "none.graph", "--data", "a.npz"], "none.graph: no such file"),
+    (["--graph", "GRAPH", "--data", "digits"], "with --graph, give FILE.npz"),
+    (["--graph", "GRAPH", "--data", "DATA", "--shard", "0/3"], "--shard and --option are for"),
+    (["--graph", "GRAPH", "--data", "DATA", "--engine", "x"], "--engine x: allowed are numpy"),
+    (["--graph", "DATA", "--data", "DATA"], "the file is no ONNX model"),
+]
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    graph, _, parts = _files(tmp_path)
+    places = {"GRAPH": str(graph), "DATA": str(parts[0])}
+    with federation(tmp_path / "fed", 1) as fed:
+        for arguments, why in MISTAKES:
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    *("-c", _WITHOUT, "agent", "run", str(fed.root / "a0")),
+                    *(places.get(each, each) for each in arguments),
+                ],
+                cwd=_ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 2
+            assert why in done.stderr
+            assert "Traceback" not in done.stderr
