@@ -16,10 +16,10 @@ trade-off curve f rather than by one point of it. Its step, for a coin with two 
     sum_{i in I} (i / m) p_i  <=  1 - f( sum_{i in I} ((r - i + 1) / m) p_(i-1) )    for every I.
 
 The argument, which we give because the audit leans on it: fix all coins but that of canary j, and
-let E be the event that the guess about j says "in" and i - 1 of the other guesses are right, i in I.
-If j is in, E makes i guesses right, j's among them; if not, i - 1, j's not among them. So f-DP
-compares the two sums at j; averaging over j, the other coins and the two sides keeps the inequality,
-because 1 - f is concave. With I = {i, i + 1, ...}, R_i = sum_{k >= i} (k/m) p_k and
+let E be the event that the guess about j says "in" and i - 1 of the other guesses are right, i in
+I. If j is in, E makes i guesses right, j's among them; if not, i - 1, j's not among them. So f-DP
+compares the two sums at j; averaging over j, the other coins and the two sides keeps the
+inequality, because 1 - f is concave. With I = {i, i + 1, ...}, R_i = sum_{k >= i} (k/m) p_k and
 H_i = sum_{k >= i} ((r - k)/m) p_k it reads H_(i-1) >= least(R_i) for `Tradeoff.least`, and moving
 from i to i - 1 adds ((r - i + 1)/m) p_(i-1) to H and ((i - 1)/m) p_(i-1) to R. If P[C >= c] were
 tau, then R_c >= tau c / m; going down from the smallest (R_c, H_c) gives the smallest (R_0, H_0),
@@ -28,8 +28,8 @@ starting from all of tau at exactly c is the worst case is the paper's; the test
 convex program that knows nothing of the recursion.
 
 Both hold however the scores depend on one another, and whatever else is in the job. r must be fixed
-beforehand. More noise than claimed is post-processing of the claimed mechanism, so the bounds on the
-probability of being refuted hold for it as well.
+beforehand. More noise than claimed is post-processing of the claimed mechanism, so the bounds on
+the probability of being refuted hold for it as well.
 
 >>> round(one_run_bound(canaries=10_000, guesses=300, correct=270, delta=1e-5, level=0.05), 3)
 1.854
@@ -230,12 +230,16 @@ def fdp_bound(*, canaries: int, guesses: int, correct: int, delta: float, level:
 
 
 def candidate_guesses(canaries: int) -> list[int]:
-    """Even numbers of guesses up to m, in about equal proportions.
+    """Even numbers of guesses, in about equal proportions.
+
+    As many as there are canaries would be too many: the coins rarely fall half and half, and the
+    canaries of the commoner side that are left over are guessed wrong even without noise. Three
+    deviations of the coins are left out.
 
     >>> candidate_guesses(500)[:4], candidate_guesses(500)[-2:]
-    ([4, 6, 8, 12], [344, 500])
+    ([4, 6, 8, 12], [302, 432])
     """
-    most = canaries - canaries % 2
+    most = 2 * int(max(canaries / 2 - 1.5 * math.sqrt(canaries), canaries / 4))
     if most <= 4:
         return [most] if most else []
     found = np.geomspace(4, most, _CANDIDATES) / 2
@@ -265,8 +269,8 @@ class Choice:
     """A number of guesses and what it promises.
 
     Attributes:
-        merit: the alternative that it is good for, the weakest departure from the claim highest, and
-            by how many deviations; the larger the better.
+        merit: the alternative that it is good for, the weakest departure from the claim highest,
+            and by how many deviations; the larger the better.
         guesses: r; 0 where no number has any power.
     """
 

@@ -18,6 +18,7 @@ level, and the levels, together with what the noise's distance from a Gaussian c
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import re
@@ -28,13 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.audit.canaries import (
+    Choice,
     choose_guesses,
     critical_count,
     fdp_refutes,
     one_run_p_value,
 )
 from fedsys.audit.canary_claim import Claimed
-from fedsys.audit.canary_scores import expected_accuracy
+from fedsys.audit.canary_scores import ScoreLaw, expected_accuracy
 from fedsys.errors import ConfigError, LedgerError
 from fedsys.privacy import AesCtrStream
 from fedsys.privacy.ledger.lines import canonical
@@ -229,26 +231,15 @@ def register(claimed: Claimed, *, canaries: int, dimension: int, commitment: str
     one_run, one_run_delta, fdp = 0, claimed.delta, 0
     if claimed.law is not None and math.isfinite(claimed.epsilon):
         law = claimed.law
-        accuracies = [
-            lambda guesses, weaker=weaker: expected_accuracy(law, guesses / canaries, weaker)
-            for weaker in _WEAKENED
-        ]
-        chosen = [
-            (
-                choose_guesses(
-                    canaries,
-                    lambda r, delta=delta: _one_run_critical(claimed, canaries, r, delta, level),
-                    accuracies,
-                ),
-                delta,
-            )
-            for delta in _deltas(claimed)
-        ]
+        accuracies = [functools.partial(_accuracy, law, canaries, weaker) for weaker in _WEAKENED]
+        chosen: list[tuple[Choice, float]] = []
+        for delta in _deltas(claimed):
+            critical = functools.partial(_one_run_critical, claimed, canaries, level, delta)
+            chosen.append((choose_guesses(canaries, critical, accuracies), delta))
         best, one_run_delta = max(chosen, key=lambda choice: choice[0].merit)
         one_run = best.guesses
-        fdp = choose_guesses(
-            canaries, lambda r: _fdp_critical(claimed, canaries, r, level), accuracies
-        ).guesses
+        critical = functools.partial(_fdp_critical, claimed, canaries, level)
+        fdp = choose_guesses(canaries, critical, accuracies).guesses
     return Protocol(
         canaries=canaries,
         dimension=dimension,
@@ -274,13 +265,17 @@ def critical_counts(claimed: Claimed, protocol: Protocol) -> tuple[int | None, i
     m, level = protocol.canaries, protocol.level
     r, delta, fdp_r = protocol.guesses, protocol.one_run_delta, protocol.fdp_guesses
     return (
-        _one_run_critical(claimed, m, r, delta, level) if r else None,
-        _fdp_critical(claimed, m, fdp_r, level) if fdp_r else None,
+        _one_run_critical(claimed, m, level, delta, r) if r else None,
+        _fdp_critical(claimed, m, level, fdp_r) if fdp_r else None,
     )
 
 
+def _accuracy(law: ScoreLaw, canaries: int, weaker: float, guesses: int) -> float:
+    return expected_accuracy(law, guesses / canaries, weaker)
+
+
 def _one_run_critical(
-    claimed: Claimed, canaries: int, guesses: int, delta: float, level: float
+    claimed: Claimed, canaries: int, level: float, delta: float, guesses: int
 ) -> int | None:
     epsilon = claimed.epsilon_for(delta)
     if not math.isfinite(epsilon):
@@ -295,7 +290,7 @@ def _one_run_critical(
     return critical_count(guesses, refutes)
 
 
-def _fdp_critical(claimed: Claimed, canaries: int, guesses: int, level: float) -> int | None:
+def _fdp_critical(claimed: Claimed, canaries: int, level: float, guesses: int) -> int | None:
     tradeoff = claimed.tradeoff
     if tradeoff is None:
         return None

@@ -31,15 +31,17 @@ but for what rounding leaves. A shift or further noise must never fail a run, an
   our step: projections on orthonormal directions are no longer than the vector.)
 - *Kolmogorov-Smirnov.* By Anderson in one dimension each |G_k + S_k| is stochastically larger than
   |G_k|, independently over k given S, so all can be coupled to be larger at once (our step). Hence
-  D+ = sup_x (F_n(x) - F(x)), F the distribution of |N(0, sigma^2)|, is stochastically at most that of
-  n independent |N(0, sigma^2)|, whose law is exact (Birnbaum and Tingey, "One-sided confidence
+  D+ = sup_x (F_n(x) - F(x)), F the distribution of |N(0, sigma^2)|, is stochastically at most that
+  of n independent |N(0, sigma^2)|, whose law is exact (Birnbaum and Tingey, "One-sided confidence
   contours for probability distribution functions", Ann. Math. Stat. 1951). Magnitudes are enlarged
   by the slack for E.
 - *Separation.* The mean score of canaries that were in, over a deviation estimated from scores or
   directions without any canary in them, is a noncentral t (Johnson and Welch, "Applications of the
   non-central t-distribution", Biometrika 1940) whose noncentrality is the mean number of rounds
   that summed them over sigma. It falls as sigma grows, realisation by realisation (our step). What
-  is left of S and E is shorter than the slack, by which numerator and denominator are corrected. The
+  rounding updates leaves of S, and E, is shorter than the slack, by which numerator and denominator
+  are corrected; U, whose variance is n_cap / 12 squared integers (about 1e-5 of the noise's in the
+  wide encoding), counts as further noise, as if it were normal (the one approximation here). The
   mean number of rounds is at most its binomial quantile at half the level.
 
 >>> law = ScoreLaw(sigma=0.6, rounds=1, rate=1.0, most=1)

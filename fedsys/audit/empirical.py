@@ -1,10 +1,10 @@
 """``fedsys audit RUN --empirical``: what a run's planted canaries say about its claimed epsilon.
 
-`fedsys simulate --canaries M` leaves ``canaries.jsonl`` in its separate, unreleased run and the hash
-of the audit's protocol in the ledger's header, before it trains. Six tests are carried out as that
-protocol says (`fedsys.audit.canary_scores`, `fedsys.audit.canaries`). Each either *refutes* the
-claim, or *holds*, or has *no power*: where a run without any noise would pass as well, passing is no
-evidence. An honest run is refuted by any of them with probability `FALSE_ALARM` at most.
+`fedsys simulate --canaries M` leaves ``canaries.jsonl`` in its separate, unreleased run and the
+hash of the audit's protocol in the ledger's header, before it trains. Six tests are carried out as
+that protocol says (`fedsys.audit.canary_scores`, `fedsys.audit.canaries`). Each either *refutes*
+the claim, or *holds*, or has *no power*: where a run without any noise would pass as well, passing
+is no evidence. An honest run is refuted by any of them with probability `FALSE_ALARM` at most.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def gaussian_pld_deltas(rounds: Mapping[Key, int], epsilons: Sequence[float]) ->
         epsilons: of either sign.
 
     >>> [round(delta, 6) for delta in gaussian_pld_deltas({(1.0, 1.0): 1}, [0.0, 4.377178])]
-    [0.382938, 1e-05]
+    [0.382925, 1e-05]
     """
     known = tuple(sorted((*key, count) for key, count in rounds.items() if count))
     width = max(_first_width(known) / _PROFILE_FINER, _span(known) / _MOST_BINS)
