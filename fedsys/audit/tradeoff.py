@@ -41,7 +41,10 @@ __all__ = ["GaussianTradeoff", "ProfileTradeoff", "Tradeoff", "tradeoff_of"]
 
 _LARGEST = 40.0
 """Epsilon beyond which a profile's lines are not drawn: e^-40 is no probability to guess by."""
-_POINTS = 321
+_EPSILONS = np.concatenate([np.linspace(0.0, 2.0, 161), np.linspace(2.0, _LARGEST, 305)[1:]])
+_STEEPEST = 14.0
+"""Epsilon beyond which no steep line is drawn, for want of digits."""
+_ROUNDING = 2.0**-48
 _PLD_SQUARES = 400.0
 """Unamplified mu^2 above which no loss distribution is computed: its grid would be huge."""
 
@@ -93,7 +96,10 @@ class ProfileTradeoff:
                 continue
             # y <= delta + e^eps x, and 1 - y >= e^-eps (1 - delta - x)
             lines.append((math.exp(-epsilon), -delta * math.exp(-epsilon)))
-            lines.append((math.exp(epsilon), 1 - delta - math.exp(epsilon)))
+            if epsilon <= _STEEPEST:
+                # what cancels is e^eps large: the line is lowered by more than rounding can raise it
+                height = 1 - delta - math.exp(epsilon)
+                lines.append((math.exp(epsilon), height - _ROUNDING * math.exp(epsilon)))
         self._lines = _envelope(lines)
         self._breaks = [
             (low[1] - high[1]) / (high[0] - low[0])
@@ -140,7 +146,7 @@ def tradeoff_of(steps: Steps, *, beside: float = 0.0) -> ProfileTradeoff | None:
     squares = squares_of(steps)
     if squares == 0 or not math.isfinite(squares):
         return None
-    epsilons = np.linspace(0.0, _LARGEST, _POINTS).tolist()
+    epsilons = _EPSILONS.tolist()
     multiplier = 1 / math.sqrt(squares)
     deltas = [math.exp(log_gaussian_delta(epsilon, multiplier)) for epsilon in epsilons]
     amplified = any(step.rate < 1 for step in steps)

@@ -233,7 +233,8 @@ def test_candidates_are_even_and_no_more_than_canaries(m: int) -> None:
 def test_guesses_are_chosen_for_the_weakest_departure_that_can_be_caught() -> None:
     always, half = (lambda guesses: 1.0), (lambda guesses: 0.5)
     chosen = choose_guesses(500, lambda guesses: guesses, [half, always])
-    assert chosen.guesses > 0 and chosen.merit[0] == 1
+    assert chosen.guesses > 0
+    assert chosen.merit[0] == 1
     assert choose_guesses(500, lambda guesses: guesses, [always]).merit[0] == 1
     assert choose_guesses(500, lambda guesses: guesses, [always, half]).merit[0] == 2
     assert choose_guesses(500, lambda guesses: None, [always]).guesses == 0
