@@ -97,7 +97,7 @@ class ProfileTradeoff:
             # y <= delta + e^eps x, and 1 - y >= e^-eps (1 - delta - x)
             lines.append((math.exp(-epsilon), -delta * math.exp(-epsilon)))
             if epsilon <= _STEEPEST:
-                # what cancels is e^eps large: the line is lowered by more than rounding can raise it
+                # terms of size e^eps cancel: the line is lowered by more than rounding can raise it
                 height = 1 - delta - math.exp(epsilon)
                 lines.append((math.exp(epsilon), height - _ROUNDING * math.exp(epsilon)))
         self._lines = _envelope(lines)
