@@ -145,7 +145,9 @@ def largest_tail(mu: float, m: int, r: int, c: int) -> float:
             norm.cdf(norm.ppf(min(max(right[i:] @ p[i:], 1e-300), 1 - 1e-15)) - mu)
             for i in range(1, r + 1)
         ]
-        return np.array([wrong[i - 1 :] @ p[i - 1 :] for i in range(1, r + 1)]) - least
+        held: np.ndarray = np.array([wrong[i - 1 :] @ p[i - 1 :] for i in range(1, r + 1)])
+        held -= np.array(least)
+        return held
 
     best = 0.0
     for accuracy in (0.5, norm.cdf(mu / 2)):

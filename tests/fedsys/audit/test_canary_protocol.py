@@ -94,7 +94,8 @@ def test_another_protocol_is_refused(change: dict[str, Any]) -> None:
 
 
 def test_no_object_is_no_protocol() -> None:
-    for body in (None, [], "protocol", {}):
+    bodies: list[object] = [None, [], "protocol", {}]
+    for body in bodies:
         with pytest.raises(LedgerError):
             Protocol.from_json(body)
 
