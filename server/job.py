@@ -31,6 +31,7 @@ class JobFacts:
         reproducible: whether somebody could draw them again; then nothing is private.
         roster_version: of the signed list of members, in a deployment.
         preprocessing: what the task declares; see `fedsys.preprocessing`.
+        canaries: hash of the protocol of an empirical audit; None where no canaries are planted.
     """
 
     population_known: str
@@ -39,6 +40,7 @@ class JobFacts:
     reproducible: bool = False
     roster_version: int | None = None
     preprocessing: Preprocessing = "undeclared"
+    canaries: str | None = None
 
 
 def job_withheld(plan: PrivacyPlan, facts: JobFacts) -> str | None:
