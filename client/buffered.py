@@ -390,9 +390,9 @@ class BufferedRounds:
         privatized = privatize(
             epoch.mechanism, contributed, seed=epoch.assignment.digest, entropy=entropy
         )
-        if not privatized.finite.all():
+        if privatized.unusable.any():
             _log.error("buffer %d: the update is not finite; zeros and noise were sent", number)
-        epoch.agent.provide(privatized.vectors[0])
+        epoch.agent.provide(privatized.values[0])
 
     def stage(self, stage: fleet_pb2.Stage) -> bytes:
         """A committee member's duty.
