@@ -75,9 +75,12 @@ def test_a_straggler_counts_until_it_is_too_late(tmp_path: Path) -> None:
         return (gates / f"at-{name}").exists
 
     with federation(tmp_path, 5) as fed:
+        fed.configure(training=300.0)
+        fed.restart_coordinator()
         for number in range(5):
             fed.allow_anything(number)
             fed.start_agent(number, 5, gates=gates)
+        fed.wait_connected()  # an epoch has no members but those that are there when it begins
         config = job_of(5, rounds=4, most=4)
         job = fed.submit(config)
         for number in range(5):
