@@ -83,19 +83,20 @@ class Settings(BaseModel):
     """``coordinator.toml``; nothing in it is part of a job, so it may change between two starts.
 
     Attributes:
-        hosts: names and addresses under which devices reach this coordinator.
-        epsilon: budget of the population over all jobs; none is set by default.
-        patience: how long a job waits for enough agents before it is given up.
-        reconnect: how long a stage waits for an agent that lost its connection.
-        stage: deadline of a stage that takes no training.
-        training: deadline of the stage in which agents train and upload.
+        hosts: Names and addresses under which devices reach this coordinator; the server
+            certificate holds them.
+        epsilon: Privacy budget of the population over all jobs. Left out, there is none.
+        patience: Seconds that a job waits for enough agents before it is given up.
+        reconnect: Seconds that a stage waits for an agent that lost its connection.
+        stage: Seconds until a stage without training closes.
+        training: Seconds until the stage closes in which agents train and upload.
         metrics: ``HOST:PORT`` of the Prometheus page; empty for none.
-        colluders: devices that may collude with this coordinator, out of all that enrol; it goes
-            into the rosters that are signed or proposed from now on.
-        witnesses: asked to cosign each job's ledger after every reservation and commit.
-        witness_threshold: how many of them must have cosigned a round's reservation before its
-            cohort is invited; with 0 a witness that fails is reported, and that is all.
-        witness_wait: how long a round waits for that many before its job is given up.
+        colluders: Number of devices, out of all that enrol, that may collude with this coordinator.
+            It goes into the rosters that are signed or proposed from now on.
+        witnesses: Witnesses that cosign each job's ledger after every reservation and commit.
+        witness_threshold: Number of them that must have cosigned a round's reservation before its
+            cohort is invited. With 0, a witness that fails is reported and nothing more.
+        witness_wait: Longest time a round waits for them, in seconds, before its job fails.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
