@@ -55,8 +55,8 @@ class WitnessAddress(BaseModel):
     """A witness that is asked to cosign the jobs' ledgers.
 
     Attributes:
-        url: its submission prefix; ``/add-checkpoint`` is added.
-        key: its verifier key, as `fedsys witness init` prints it.
+        url: Its submission prefix; ``/add-checkpoint`` is added.
+        key: Its verifier key, as ``fedsys witness init`` prints it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
