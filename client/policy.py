@@ -67,9 +67,10 @@ class Policy:
             promises.
         max_roster_version: Newest list of members that this device accepts. Left out, every signed
             successor counts.
-        witnesses: Keys of the witnesses that the owner knows, as `fedsys witness init` prints them.
-        witness_threshold: How many of them must have cosigned a ledger that holds the round's
-            reservation before anything is computed for it.
+        witnesses: Verifier keys of the witnesses that the owner knows, as ``fedsys witness init``
+            prints them.
+        witness_threshold: Number of them that must have cosigned a ledger in which the round is
+            reserved, before anything is computed for it.
         hours: Local times at which the device works, such as ``"22:00-06:00"``; empty for always.
         only_idle: Whether it works only while its processors are mostly idle.
         only_on_mains: Whether it works only on mains power.

@@ -55,8 +55,8 @@ class WitnessAddress(BaseModel):
     """A witness that is asked to cosign the jobs' ledgers.
 
     Attributes:
-        url: its submission prefix; ``/add-checkpoint`` is added.
-        key: its verifier key, as `fedsys witness init` prints it.
+        url: Its submission prefix; ``/add-checkpoint`` is added.
+        key: Its verifier key, as ``fedsys witness init`` prints it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -95,11 +95,10 @@ class Settings(BaseModel):
         metrics: ``HOST:PORT`` of the Prometheus page; empty for none.
         colluders: Number of devices, out of all that enrol, that may collude with this coordinator.
             It goes into the rosters that are signed or proposed from now on.
-        witnesses: Witnesses that are asked to cosign each job's ledger after every reservation and
-            commit.
-        witness_threshold: How many of them must have cosigned a round's reservation before its
-            cohort is invited. With 0 a witness that fails is reported and nothing else happens.
-        witness_wait: Seconds that a round waits for that many before its job is given up.
+        witnesses: Witnesses that cosign each job's ledger after every reservation and commit.
+        witness_threshold: Number of them that must have cosigned a round's reservation before its
+            cohort is invited. With 0, a witness that fails is reported and nothing more.
+        witness_wait: Longest time a round waits for them, in seconds, before its job fails.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

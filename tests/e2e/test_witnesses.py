@@ -129,6 +129,7 @@ def test_a_job_is_cosigned_and_a_fork_of_it_is_not(tmp_path: Path, fedsys: Comma
         assert claims["Checkpoint shown"]["holds"] is False
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_threshold_that_cannot_be_met_asks_no_device(tmp_path: Path) -> None:
     with ExitStack() as stack:

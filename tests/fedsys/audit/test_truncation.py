@@ -44,6 +44,7 @@ def cut(folder: Path, rounds: int) -> None:
     """Keeps the first rounds and makes the rest of the folder agree, as far as that goes."""
     lines = (folder / "ledger.jsonl").read_bytes().splitlines(keepends=True)[: 1 + 2 * rounds]
     (folder / "ledger.jsonl").write_bytes(b"".join(lines))
+    (folder / "ledger.tlog-proof").unlink()  # it would contradict what is left
     metrics = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)[:rounds]
     (folder / "metrics.jsonl").write_text("".join(metrics))
     newest = json.loads(metrics[-1])
