@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.graphs.data import read_examples
-from client.graphs.engine import EngineName, preload
+from client.graphs.engine import EngineName, check_installed
 from client.graphs.process import SharedExamples, train
 from client.training.local import LocalConfig
 from fedsys.errors import Cause, ConfigError, PolicyRefusal
@@ -39,8 +39,7 @@ class GraphData:
     def __init__(
         self, graph: Vetted, source: str, *, engine: EngineName = "numpy", threads: int = 1
     ) -> None:
-        if engine != "numpy":
-            preload(engine)
+        check_installed(engine)
         self._vetted, self._engine, self._threads = graph, engine, threads
         self._examples = SharedExamples(*read_examples(source, graph.graph))
 
