@@ -38,10 +38,9 @@ from fedsys.wire.flower import CHALLENGE, DOWN, NODE, PROOF, QUERY, RECORD, UP, 
 from fedsys.wire.limits import kind_of_down
 from server.deployed.fleet import Fleet, Link
 from server.deployed.job_model import ModelSource
-from server.deployed.queue import Deployment
+from server.deployed.queue import Deployment, submit
 from server.deployed.roster_news import roster_news
 from server.deployed.round import Randomness
-from server.deployed.submission import submit
 from server.home.enrollment import Registry
 from server.home.folder import Home
 from server.home.state import ACTIVE_JOB, JobRow, State

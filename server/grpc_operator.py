@@ -17,8 +17,7 @@ from fedsys.run_folder import RunFolder
 from fedsys.wire import fleet_pb2
 from fedsys.wire.services import OPERATOR
 from server.deployed.fleet import Fleet
-from server.deployed.queue import Deployment
-from server.deployed.submission import submit
+from server.deployed.queue import Deployment, submit
 from server.home.folder import Home
 from server.home.state import ACTIVE_JOB, CertificateRow, JobRow, State
 

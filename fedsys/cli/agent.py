@@ -13,10 +13,10 @@ from fedsys.cli.deployment import no_core_dumps, prepare
 from fedsys.cli.terminal import say
 
 if TYPE_CHECKING:
+    from client.admission import Worker
     from client.identity import Credentials
     from client.policy import ApprovedTask, Policy
     from client.stop import Stop
-    from client.work import Worker
 
 __all__ = ["app"]
 
@@ -132,10 +132,12 @@ class _Source:
             return made, graph.task, ApprovedTask(sha256=made.sha256, options=graph.options)
 
         import torch
+        from threadpoolctl import threadpool_limits
 
         from client.local_data import DataSpec, LocalData
 
         torch.set_num_threads(threads)
+        threadpool_limits(threads, user_api="blas")  # of numpy, until the process ends
         gpu = policy is not None and policy.gpu and torch.cuda.is_available()
         worker = LocalData(
             DataSpec.parse(self.data, self.shard),

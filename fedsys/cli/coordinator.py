@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fedsys.cli.deployment import no_core_dumps, prepare, unwritable
 from fedsys.cli.sign_roster import sign_roster
 from fedsys.cli.terminal import say
-
-if TYPE_CHECKING:
-    from fedsys.config import Config
-    from server.deployed.job_model import JobModel
 
 __all__ = ["app"]
 
@@ -118,6 +114,7 @@ def run(
     import asyncio
     import sys
 
+    from client.task_model import TaskModel
     from fedsys.logs import configure
     from server.grpc_service import run_coordinator
     from server.home.folder import Home
@@ -129,7 +126,7 @@ def run(
         say(f"listening on {listen.rpartition(':')[0]}:{port}")
         sys.stdout.flush()
 
-    asyncio.run(run_coordinator(Home.open(folder), listen=listen, models=model_of, ready=ready))
+    asyncio.run(run_coordinator(Home.open(folder), listen=listen, models=TaskModel, ready=ready))
 
 
 @app.command()
@@ -245,53 +242,3 @@ def templates(
             say(str(target))
     except OSError as error:
         raise unwritable("OUT", out, error) from None
-
-
-class _Model:
-    """A task's model through the same trainer that devices and simulations use."""
-
-    def __init__(self, config: Config) -> None:
-        from client.local_data import code_sha256
-        from client.training import LocalConfig, Trainer
-        from fedsys import tasks
-
-        self._task = tasks.load(config.task.name, config.task.options)
-        self.task_sha256 = code_sha256(self._task)
-        self.preprocessing = tasks.preprocessing_of(self._task)
-        self._trainer = Trainer(
-            self._task,
-            LocalConfig(**config.local.model_dump()),
-            "cpu",
-            "loop" if config.engine.path == "auto" else config.engine.path,
-            1,
-            config.job.seed,
-        )
-        self.layers = self._trainer.layout.sizes
-        self._data: Any = None
-
-    def initial_weights(self) -> Any:
-        return self._trainer.initial_weights()
-
-    def state_dict(self, weights: Any) -> dict[str, Any]:
-        return self._trainer.state_dict(weights)
-
-    def evaluate(self, weights: Any) -> dict[str, float] | None:
-        import logging
-
-        from fedsys import tasks
-        from fedsys.errors import DataError
-
-        if self._data is None:
-            try:
-                self._data = self._task.clients(tasks.DataSource.locate(None))
-            except DataError as error:
-                logging.getLogger(__name__).warning("no evaluation: %s", error)
-                self._data = False
-        if self._data is False:
-            return None
-        return self._trainer.evaluate(weights, self._data.test)
-
-
-def model_of(config: Config) -> JobModel:
-    """The model that a configuration names."""
-    return _Model(config)

@@ -140,7 +140,7 @@ def _all_views(options: dict[str, Any]) -> dict[str, Any]:
     """Epsilon in all views of the plan that the options describe."""
     from fedsys.errors import MechanismError
     from fedsys.privacy.accounting.projection import project
-    from fedsys.privacy.plan import make_plan
+    from fedsys.privacy.planning import make_plan
     from fedsys.privacy.views import VIEWS
 
     rate, cohort, population = options["sampling_rate"], options["cohort"], options["population"]

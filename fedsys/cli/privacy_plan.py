@@ -60,7 +60,7 @@ def plan(
     from fedsys.errors import MechanismError
     from fedsys.privacy import validation
     from fedsys.privacy.accounting.projection import project
-    from fedsys.privacy.plan import make_plan
+    from fedsys.privacy.planning import make_plan
 
     validation.integer("--population", population, least=2)
     validation.integer("--dim", dim)

@@ -1,6 +1,6 @@
 """The least noise that meets a target: bracketed on the accountant that is reported.
 
->>> from fedsys.privacy.plan import make_plan
+>>> from fedsys.privacy.planning import make_plan
 >>> plan = make_plan(mechanism="central-gaussian", population=1000, expected_cohort=100,
 ...     rounds=100, dimension=1000, clip=1.0, delta=1e-5, noise_multiplier=1.0)
 >>> abs(calibrate(4.0, plan) - 1.386) < 0.02  # published: 1.386, without aborts in delta

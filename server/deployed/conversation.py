@@ -19,7 +19,7 @@ from secure_agg import SecureAggError
 from secure_agg.errors import LateMessage
 from server.coordinator import OpenRound
 from server.deployed.fleet import Arrived, Event, Fleet, Left, Said
-from server.deployed.prekeys import Prekeys
+from server.home.prekeys import Prekeys
 from server.rounds import SecureRound
 
 __all__ = ["Deadlines", "DeployedRound", "Report"]

@@ -1,4 +1,4 @@
-"""Jobs of a deployed coordinator, one after the other.
+"""The queue of a deployed coordinator: jobs are submitted, and run one after the other.
 
 What a job has spent is in its ledger; where it stands, in the database. A coordinator that was
 killed at any point finds both when it starts again, charges the round that it lost at its worst,
@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
-from fedsys.errors import FedsysError
+from fedsys.bounded_toml import parse_toml
+from fedsys.config import validate
+from fedsys.errors import ConfigError, FedsysError
 from server.deployed.countersignatures import Countersignatures
 from server.deployed.disk_work import to_its_end
 from server.deployed.fleet import Fleet, Said
@@ -26,10 +31,38 @@ from server.home.folder import Home
 from server.home.state import ACTIVE_JOB, JobRow, State
 from server.metrics import Metrics
 
-__all__ = ["Deployment"]
+__all__ = ["Deployment", "submit"]
 
 _log = logging.getLogger(__name__)
 _POLL = 0.5
+
+
+def submit(state: State, text: str) -> JobRow:
+    """Queue a job; it is durable when this returns.
+
+    Args:
+        state: the coordinator's database.
+        text: the configuration, as TOML.
+
+    Raises:
+        ConfigError: the configuration does not hold.
+    """
+    try:
+        tree: Mapping[str, Any] = parse_toml(text.encode())
+    except ValueError as error:
+        raise ConfigError(f"the configuration is not valid TOML: {error}") from None
+    config = validate(tree)
+    row = JobRow(
+        id=os.urandom(6).hex(),
+        name=config.job.name,
+        config=text,
+        status="submitted",
+        submitted_at=time.time(),
+        rounds=config.rounds.count,
+    )
+    with state.transaction() as session:
+        session.add(row)
+    return row
 
 
 class Deployment:

@@ -15,9 +15,9 @@ from server.coordinator import OpenRound, SumRefused
 from server.deployed.conversation import Deadlines, DeployedRound
 from server.deployed.disk_work import to_its_end
 from server.deployed.fleet import Event, Fleet
-from server.deployed.prekeys import Prekeys
 from server.deployed.preparation import PreparedJob
 from server.home.folder import Settings
+from server.home.prekeys import Prekeys
 from server.home.state import State
 from server.metrics import Metrics
 from server.rounds import RoundAborted, SecureRound, params_for

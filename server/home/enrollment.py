@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 from fedsys.errors import ConfigError, EnrollmentError
 from fedsys.wire.roster import RosterChain, RosterStatement, SignedStatement, signed_message
 from fedsys.wire.token import JoinToken, enrollment_proof
-from server.deployed.prekeys import Prekeys
 from server.home.pki import AGENT_DAYS, Authority, Peer
+from server.home.prekeys import Prekeys
 from server.home.state import CertificateRow, NodeRow, PrekeyRow, RosterRow, State, TokenRow
 
 __all__ = ["Enrolled", "Registry"]

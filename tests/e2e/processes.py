@@ -20,7 +20,7 @@ from typing import Any
 from client.policy import Policy
 from fedsys.config import Config, dump, load
 from fedsys.wire import fleet_pb2
-from server.deployed.submission import submit
+from server.deployed.queue import submit
 from server.home.folder import Home
 from server.home.state import State
 from simulations.testbed import federation as testbed

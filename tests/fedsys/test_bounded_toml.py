@@ -10,7 +10,7 @@ import pytest
 from fedsys.bounded_toml import MAX_BYTES, parse_toml
 from fedsys.config import dump, load, recipes
 from fedsys.errors import ConfigError
-from server.deployed.submission import submit
+from server.deployed.queue import submit
 from server.home.state import State
 
 DEEP = b".".join([b"a"] * 199)

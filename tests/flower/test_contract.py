@@ -18,8 +18,8 @@ from client import flower_host as device
 from client import lock
 from client.journal import Journal
 from client.lock import exclusive
+from client.task_model import TaskModel
 from fedsys.audit import audit_run
-from fedsys.cli.coordinator import model_of
 from fedsys.config import Config, dump, load, validate
 from fedsys.errors import Cause, ConfigError
 from fedsys.privacy import read_ledger
@@ -120,7 +120,7 @@ def over_flower(
         grid,
         home,
         dump(config),
-        models=model_of,
+        models=TaskModel,
         poll=0.02,
         randomness=randomness,
         metrics=metrics,
@@ -260,7 +260,7 @@ def test_a_lost_run_is_resumed_by_the_next(home: Home, tmp_path: Path) -> None:
 
     async def until_first_commit() -> str:
         grid = InProcessGrid(nodes(tmp_path))
-        job = asyncio.create_task(run_job(grid, home, dump(config), models=model_of, poll=0.02))
+        job = asyncio.create_task(run_job(grid, home, dump(config), models=TaskModel, poll=0.02))
         while not (rows := state.jobs()) or rows[0].round < 2:
             await asyncio.sleep(0.02)
             assert not job.done(), job.result()

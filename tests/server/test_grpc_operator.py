@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsys.cli.coordinator import model_of
+from client.task_model import TaskModel
 from fedsys.cli.grpc_operator import Calls, operator
 from fedsys.cli.job import describe
 from fedsys.config import dump, load
@@ -28,7 +28,7 @@ def running(home: Home) -> Iterator[Calls]:
     service = run_coordinator(
         home,
         listen="127.0.0.1:0",
-        models=model_of,
+        models=TaskModel,
         ready=lambda _port: ready.set(),
         stop=stop,
     )
@@ -111,7 +111,9 @@ def test_mistakes_come_back_as_one_line(home: Home) -> None:
 
 def test_two_coordinators_on_one_folder_are_refused(home: Home) -> None:
     async def second() -> None:
-        await run_coordinator(home, listen="127.0.0.1:0", models=model_of, ready=lambda _port: None)
+        await run_coordinator(
+            home, listen="127.0.0.1:0", models=TaskModel, ready=lambda _port: None
+        )
 
     with running(home), pytest.raises(ConfigError, match="another coordinator is running"):
         asyncio.run(second())
@@ -126,7 +128,7 @@ def test_a_port_that_is_taken_is_one_line(home: Home, tmp_path: Path) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
 
         async def serve() -> None:
-            await run_coordinator(home, listen=address, models=model_of, ready=lambda _port: None)
+            await run_coordinator(home, listen=address, models=TaskModel, ready=lambda _port: None)
 
         with pytest.raises(ConfigError, match=f"{address}: address already in use"):
             asyncio.run(serve())

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.privatize.floats import clip_factors, clipped_sum_of
-from client.training.batched import examples_of, loss_weights
 from client.training.dual.chain import Chain
 from client.training.dual.coefficients import combination
 from client.training.dual.convolution import ClientConv2d
@@ -31,6 +30,7 @@ from client.training.dual.trunk import ChainedTrunk, TrunkAndHead, in_sequence
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
 from client.training.schedule import Schedule
+from client.training.step_tensors import examples_of, loss_weights
 from fedsys.tasks import Examples, Task, seeded
 
 __all__ = ["DualPath", "pays"]

@@ -1,6 +1,6 @@
 """A job's running privacy loss in three views; each round costs O(1), whatever came before.
 
->>> from fedsys.privacy.plan import make_plan
+>>> from fedsys.privacy.planning import make_plan
 >>> plan = make_plan(mechanism="distributed-gaussian", population=1000, expected_cohort=50,
 ...     rounds=200, dimension=60_000, clip=1.0, delta=1e-5, noise_multiplier=1.0)
 >>> accountant = ViewAccountant(plan)

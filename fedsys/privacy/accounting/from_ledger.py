@@ -1,6 +1,6 @@
 """From a ledger back to the privacy loss: what a resumed run and an auditor both need.
 
->>> from fedsys.privacy.plan import make_plan
+>>> from fedsys.privacy.planning import make_plan
 >>> plan = make_plan(mechanism="distributed-gaussian", population=1437, expected_cohort=100,
 ...     rounds=40, dimension=650, clip=0.3, delta=1e-5, noise_multiplier=0.7)
 >>> header = ledger_header(plan, code_hash="00" * 32)

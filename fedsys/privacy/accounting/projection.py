@@ -1,6 +1,6 @@
 """What a planned job will cost in each view, by every accountant that applies.
 
->>> from fedsys.privacy.plan import make_plan
+>>> from fedsys.privacy.planning import make_plan
 >>> plan = make_plan(mechanism="distributed-gaussian", population=1000, expected_cohort=50,
 ...     rounds=200, dimension=60_000, clip=1.0, delta=1e-5, noise_multiplier=1.0)
 >>> projection = project(plan)

@@ -228,7 +228,7 @@ def test_a_folder_that_may_not_be_written(fedsys: Fedsys, tmp_path: Path) -> Non
 
 def test_fetching_into_a_folder_that_is_not_empty(fedsys: Fedsys, tmp_path: Path) -> None:
     from fedsys.config import dump, load
-    from server.deployed.submission import submit
+    from server.deployed.queue import submit
 
     home = Home.create(tmp_path / "hq", hosts=["localhost"])
     state = State.open(home.path)
@@ -341,7 +341,7 @@ def test_a_database_of_another_version(fedsys: Fedsys, tmp_path: Path) -> None:
 
 def test_a_job_whose_folder_is_gone_is_not_begun_again(fedsys: Fedsys, tmp_path: Path) -> None:
     from fedsys.config import dump, load
-    from server.deployed.submission import submit
+    from server.deployed.queue import submit
 
     home = Home.create(tmp_path / "hq", hosts=["localhost"])
     state = State.open(home.path)

@@ -25,7 +25,9 @@ def imported_for_type_checkers() -> dict[str, tuple[str, ...]]:
         assert statement.module is not None
         assert statement.module.startswith("fedsys.privacy.")
         assert not any(each.asname for each in statement.names)
-        found[statement.module.rpartition(".")[2]] = tuple(each.name for each in statement.names)
+        found[statement.module.removeprefix("fedsys.privacy.")] = tuple(
+            each.name for each in statement.names
+        )
     return found
 
 

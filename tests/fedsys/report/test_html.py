@@ -445,9 +445,9 @@ class TestHostileFolder:
     def test_a_line_without_end_is_not_read_into_memory(
         self, run_folder: Path, make_audit: MakeAudit, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from fedsys.report import folder
+        from fedsys.report import contents
 
-        monkeypatch.setattr(folder, "MAX_LINE_BYTES", 1000)
+        monkeypatch.setattr(contents, "MAX_LINE_BYTES", 1000)
         with (run_folder / "metrics.jsonl").open("wb") as file:
             file.truncate(1 << 34)  # sparse
         with reads_at_most(64):

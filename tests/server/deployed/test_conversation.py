@@ -15,7 +15,7 @@ from secure_agg.messages import Kind, kind_of
 from server.coordinator import OpenRound
 from server.deployed.conversation import Deadlines, DeployedRound
 from server.deployed.fleet import Event, Fleet, Link, Said
-from server.deployed.prekeys import Prekeys
+from server.home.prekeys import Prekeys
 from server.home.state import State
 from server.rounds import SecureRound
 from tests.client.devices import Conversation, D, Device, Devices, plan_of

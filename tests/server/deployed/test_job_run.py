@@ -23,8 +23,7 @@ from fedsys.wire import fleet_pb2
 from fedsys.wire.roster import SignedStatement, signed_message
 from secure_agg.messages import HEADER_SIZE, Kind, Opening, kind_of
 from server.deployed.fleet import Fleet, Link, Said
-from server.deployed.queue import Deployment
-from server.deployed.submission import submit
+from server.deployed.queue import Deployment, submit
 from server.home.folder import Home
 from server.home.state import ACTIVE_JOB, JobRow, State
 from simulations.testbed.crowd import Flat, Still

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsys.cli.coordinator import model_of
+from client.task_model import TaskModel
 from fedsys.config import Config, dump
 from fedsys.errors import ConfigError
 from fedsys.privacy import LedgerView
@@ -17,8 +17,7 @@ from server.deployed import preparation
 from server.deployed.fleet import Fleet
 from server.deployed.job_model import JobModel
 from server.deployed.preparation import AlreadyOver, JobFailed, Preparation, PreparedJob
-from server.deployed.queue import Deployment
-from server.deployed.submission import submit
+from server.deployed.queue import Deployment, submit
 from server.grpc_operator import job_status
 from server.home.state import ACTIVE_JOB, JobRow
 from tests.e2e.deployment import Port, running_port
@@ -47,7 +46,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return found
 
 
-def preparing(port: Port, models: object = model_of) -> Preparation:
+def preparing(port: Port, models: object = TaskModel) -> Preparation:
     return Preparation(
         home=port.home,
         state=port.state,
@@ -135,7 +134,7 @@ def test_after_a_damaged_ledger_the_next_job_has_its_turn(port: Port) -> None:
             state=port.state,
             registry=port.registry,
             fleet=Fleet(),
-            models=model_of,
+            models=TaskModel,
         )
         serving = asyncio.create_task(deployment.serve())
         async with asyncio.timeout(240):

@@ -18,10 +18,10 @@ from fedsys.wire.refusals import reason_of
 from server.coordinator import OpenRound
 from server.deployed.conversation import Deadlines, DeployedRound
 from server.deployed.fleet import Fleet, Link, Said
-from server.deployed.prekeys import Prekeys
 from server.deployed.refusals import Refusals
 from server.grpc_operator import job_status
 from server.home.folder import Home
+from server.home.prekeys import Prekeys
 from server.home.state import JobRow, NodeRow, State
 from tests.client.devices import Conversation, Devices
 

@@ -17,7 +17,7 @@ from fedsys.errors import ProtocolError
 from fedsys.wire import fleet_pb2
 from fedsys.wire.services import MAX_PREKEYS, PREKEYS
 from secure_agg import Identity, MemoryStore, SealingKeys
-from server.deployed.prekeys import Prekeys
+from server.home.prekeys import Prekeys
 from server.home.state import NodeRow, PrekeyRow, State
 from simulations.testbed.crowd import Still
 from tests.e2e.deployment import running_port

@@ -1,8 +1,8 @@
-"""Reads a run's folder for showing it: bounded, never following links, never executing anything.
+"""What a run's folder says, read for showing it: bounded, no links followed, nothing executed.
 
-The folder may come from somebody hostile. Whatever is missing, too large or malformed becomes one
-line in `RunFolder.problems`, because a page that shows nine files out of ten helps more than an
-exception; whether the run's claims hold is the audit's business, not this module's.
+The folder is untrusted. Whatever is missing, too large or malformed becomes one
+line in `RunContents.problems`, because a page that shows nine files out of ten helps more than an
+exception. Whether the run's claims hold is for the audit to say, not for this module.
 """
 
 from __future__ import annotations
@@ -10,26 +10,27 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fedsys.bounded_toml import parse_toml
 from fedsys.errors import LedgerError, RunFolderError
 from fedsys.printable import printable
+from fedsys.privacy.ledger.files import open_regular
 from fedsys.privacy.ledger.packing import unpack
 
-__all__ = ["PrivacySummary", "RoundDiagnostics", "RunFolder", "Summary", "read"]
+__all__ = ["PrivacySummary", "RoundDiagnostics", "RunContents", "Summary", "read"]
 
 MAX_DOCUMENT_BYTES = 1 << 20
 MAX_LINE_BYTES = 16 << 20
 MAX_LINES_BYTES = 1 << 30
 MAX_ROUNDS = 1_000_000
 MAX_METRICS = 8
+_ANY_SIZE = 1 << 62
 
 
 def _infinite(value: object) -> object:
@@ -101,7 +102,7 @@ class RoundDiagnostics:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunFolder:
+class RunContents:
     """What could be read of a run.
 
     Attributes:
@@ -126,7 +127,7 @@ class RunFolder:
         return table.get(key) if isinstance(table, dict) else None
 
 
-def read(run: Path, *, private: bool) -> RunFolder:
+def read(run: Path, *, private: bool) -> RunContents:
     """Reads a run's folder.
 
     Args:
@@ -141,7 +142,7 @@ def read(run: Path, *, private: bool) -> RunFolder:
     problems: list[str] = []
     summary = _summary(run / "summary.json", problems)
     config, config_text = _config(run / "config.toml", problems)
-    return RunFolder(
+    return RunContents(
         name=printable(summary.name or run.resolve().name, 100),
         summary=summary,
         config=config,
@@ -152,25 +153,13 @@ def read(run: Path, *, private: bool) -> RunFolder:
     )
 
 
-def _open(path: Path) -> BinaryIO:
-    """Opens a regular file, and nothing that merely points to one or blocks on reading."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(None, "not a regular file")
-    return os.fdopen(descriptor, "rb")
-
-
 def _document(path: Path) -> str:
-    with _open(path) as file:
-        content = file.read(MAX_DOCUMENT_BYTES + 1)
-    if len(content) > MAX_DOCUMENT_BYTES:
-        raise ValueError(f"larger than {MAX_DOCUMENT_BYTES >> 20} MiB")
-    return content.decode("utf-8")
+    with open_regular(path, MAX_DOCUMENT_BYTES) as file:
+        return file.read(MAX_DOCUMENT_BYTES).decode("utf-8")
 
 
 def _complaint(path: Path, error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
+    if not os.path.lexists(path):
         return f"{path.name} is missing"
     if isinstance(error, OSError):
         return f"{path.name} cannot be read: {error.strerror or 'input error'}"
@@ -181,7 +170,7 @@ def _complaint(path: Path, error: Exception) -> str:
     return f"{path.name} cannot be read: {printable(error, 120)}"
 
 
-_UNREADABLE = (OSError, ValueError, RecursionError)
+_UNREADABLE = (LedgerError, OSError, ValueError, RecursionError)
 
 
 def _summary(path: Path, problems: list[str]) -> Summary:
@@ -204,7 +193,7 @@ def _config(path: Path, problems: list[str]) -> tuple[dict[str, Any], str]:
 def _lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
     """Yields the objects of a JSON-lines file up to the first line that is not one."""
     try:
-        with _open(path) as file:
+        with open_regular(path, _ANY_SIZE) as file:  # its lines are counted below
             total = 0
             for number in range(1, MAX_ROUNDS + 1):
                 line = file.readline(MAX_LINE_BYTES + 1)
