@@ -32,8 +32,8 @@ class ApprovedTask:
     """A task whose code the owner has installed, or whose graph they have, and approved.
 
     Attributes:
-        sha256: SHA-256 of its code, as `client.local_data.code_sha256` gives it, or of the file of
-            its graph.
+        sha256: SHA-256 of its code, as `client.local_data.code_sha256` gives it, or of its graph's
+            file.
         options: Options that it may run with, and no others.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, get_args
@@ -12,7 +13,15 @@ from numpy.typing import NDArray
 from fedsys.errors import ConfigError
 from fedsys.graphs import Interpreter, Vetted
 
-__all__ = ["ENGINES", "Engine", "EngineName", "check_engine", "engine_of", "preload"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "EngineName",
+    "check_engine",
+    "check_installed",
+    "engine_of",
+    "preload",
+]
 
 EngineName = Literal["numpy", "ort"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
@@ -49,23 +58,28 @@ class _OnnxRuntime:
         return np.array(first), np.array(second)
 
 
+def check_installed(name: EngineName) -> None:
+    """Raise ConfigError where an engine is not installed; nothing of it is loaded."""
+    if name == "ort" and importlib.util.find_spec("onnxruntime") is None:
+        raise ConfigError(
+            "--engine ort: onnxruntime is not installed; run `pip install onnxruntime`, or leave "
+            "--engine out: numpy serves"
+        )
+
+
 def preload(name: EngineName) -> Any:
     """Import what an engine needs, while files may still be opened.
 
     Raises:
         ConfigError: it is not installed.
     """
+    check_installed(name)
     if name == "numpy":
         return np
     # From release 1.29 on its builds report to their maker unless told not to before they load.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    try:
-        import onnxruntime
-    except ImportError:
-        raise ConfigError(
-            "--engine ort: onnxruntime is not installed; run `pip install onnxruntime`, or leave "
-            "--engine out: numpy serves"
-        ) from None
+    import onnxruntime
+
     return onnxruntime
 
 

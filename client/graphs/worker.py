@@ -3,43 +3,23 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from client.graphs.data import read_examples
-from client.graphs.engine import EngineName, preload
+from client.graphs.engine import EngineName, check_installed
 from client.graphs.process import SharedExamples, train
 from client.training.local import LocalConfig
 from fedsys.errors import Cause, ConfigError, PolicyRefusal
-from fedsys.graphs import GraphError, Limits, Vetted, vet
+from fedsys.graphs import Vetted
 from fedsys.privacy import Entropy
 from fedsys.wire import Assignment
 from fedsys.wire.terms import Terms
 
-__all__ = ["GraphData", "read_graph"]
+__all__ = ["GraphData"]
 
 _log = logging.getLogger(__name__)
-
-
-def read_graph(path: Path, limits: Limits | None = None) -> Vetted:
-    """The graph of a file, vetted.
-
-    Raises:
-        ConfigError: the file cannot be read.
-        GraphError: names the file, and what is not allowed.
-    """
-    limits = limits or Limits()
-    try:
-        with path.open("rb") as file:
-            raw = file.read(limits.bounds.file + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from None
-    try:
-        return vet(raw, limits)
-    except GraphError as error:
-        raise GraphError(f"{path}: {error}") from None
 
 
 class GraphData:
@@ -59,8 +39,7 @@ class GraphData:
     def __init__(
         self, graph: Vetted, source: str, *, engine: EngineName = "numpy", threads: int = 1
     ) -> None:
-        if engine != "numpy":
-            preload(engine)
+        check_installed(engine)
         self._vetted, self._engine, self._threads = graph, engine, threads
         self._examples = SharedExamples(*read_examples(source, graph.graph))
 

@@ -145,10 +145,12 @@ class _Source:
             return made, graph.task, ApprovedTask(sha256=made.sha256, options=graph.options)
 
         import torch
+        from threadpoolctl import threadpool_limits
 
         from client.local_data import DataSpec, LocalData
 
         torch.set_num_threads(threads)
+        threadpool_limits(threads, user_api="blas")  # of numpy, until the process ends
         gpu = policy is not None and policy.gpu and torch.cuda.is_available()
         worker = LocalData(
             DataSpec.parse(self.data, self.shard),
@@ -160,8 +162,6 @@ class _Source:
 
 def _serve(credentials: Credentials, source: _Source, *, corrupt: float | None, stop: Stop) -> None:
     import os
-
-    from threadpoolctl import threadpool_limits
 
     from client.answer_time import AnswerTime
     from client.grpc_host import ConnectionHost
@@ -180,8 +180,6 @@ def _serve(credentials: Credentials, source: _Source, *, corrupt: float | None, 
             f"there"
         )
     worker, task, approved = source.worker(policy)
-    threads = policy.threads if policy is not None else 1
-    threadpool_limits(threads, user_api="blas")  # of numpy, until the process ends
     if policy is None:
         policy = Policy.fresh(task, approved, corrupt=0.1 if corrupt is None else corrupt)
         write_secret(path, policy.dump().encode())

@@ -22,7 +22,7 @@ def inspect(
     """Check a graph as an agent would, and say what it is; nothing of it runs."""
     from collections import Counter
 
-    from client.graphs.worker import read_graph
+    from fedsys.graphs import read_graph
     from fedsys.printable import printable
 
     vetted = read_graph(file)
@@ -49,6 +49,7 @@ def inspect(
 def graph_worker(graph: Path, *, data: str, engine: str, threads: int) -> GraphData:
     """The owner's data with a graph that trains on them."""
     from client.graphs.engine import check_engine
-    from client.graphs.worker import GraphData, read_graph
+    from client.graphs.worker import GraphData
+    from fedsys.graphs import read_graph
 
     return GraphData(read_graph(graph), data, engine=check_engine(engine), threads=threads)

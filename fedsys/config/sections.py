@@ -68,8 +68,8 @@ class TaskSection(Section):
         name: Name of a built-in task (digits, mnist, cifar10, shakespeare, tabular, synthetic), or
             ``"package.module:Attr"`` for a task of your own.
         options: Passed to the task. Each task documents and checks its own options.
-        graph_sha256: What ``fedsys task export`` printed. Devices without the task's code train
-            from the graph of this hash. Empty for none.
+        graph_sha256: SHA-256 that ``fedsys task export`` prints. Devices without the task's code
+            train from the graph with this hash; empty where there is none.
     """
 
     name: str = "digits"

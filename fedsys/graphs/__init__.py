@@ -15,6 +15,7 @@ from fedsys.graphs.encoding import encode
 from fedsys.graphs.errors import GraphError
 from fedsys.graphs.graph import Attribute, Kind, Node, TensorType, TrainingGraph
 from fedsys.graphs.interpreter import Interpreter
+from fedsys.graphs.reading import read_graph
 from fedsys.graphs.vetting import Limits, Vetted, vet
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "TrainingGraph",
     "Vetted",
     "encode",
+    "read_graph",
     "vet",
 ]

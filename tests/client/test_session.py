@@ -108,7 +108,7 @@ def test_a_replayed_round_is_refused(devices: Devices) -> None:
     [
         ({"task": "mnist"}, "not on the owner's list"),
         ({"options": {"hidden": 5}}, "approved with options"),
-        ({"task_sha256": "bad"}, "coordinator's code of task"),
+        ({"task_sha256": "bad"}, "is not the one that this device has"),
         ({"roster_version": 2}, "was not announced"),
         ({"roster_hash": "00"}, "was not announced"),
         (

@@ -196,7 +196,7 @@ def _max_pool(node: Node, inputs: Sequence[Value], outputs: Sequence[TensorType]
     def with_places(x: Array) -> tuple[Array, Array]:
         image = geometry.pad(x, -np.inf)
         best = image[slices[0]].copy()
-        found = np.zeros(best.shape, np.int64)
+        found = np.zeros(best.shape, np.int16)  # which element of the window
         for at, where in enumerate(slices[1:], start=1):
             part = image[where]
             # The first of equals stays; a number that is none is taken, as torch does.
