@@ -36,7 +36,7 @@ the probability of being refuted hold for it as well.
 >>> one_run_bound(canaries=10_000, guesses=300, correct=150, delta=1e-5, level=0.05)
 0.0
 >>> from fedsys.audit.tradeoff import GaussianTradeoff
->>> fdp_refutes(GaussianTradeoff(1.0), canaries=500, guesses=500, correct=495, level=1e-5)
+>>> fdp_refutes(GaussianTradeoff(0.5), canaries=500, guesses=500, correct=490, level=1e-5)
 True
 """
 

@@ -273,12 +273,12 @@ def _verdict(
     if finding.p_value is None:
         holds, seen = None, f"no power: {finding.why_not}"
     elif finding.p_value <= level:
-        holds, seen = False, f"{words.of(test)}; p = {_p_text(finding.p_value)}"
+        holds, seen = False, f"{words.of(test)}; {_p_text(finding.p_value)}"
     elif not power.catches(test):
         holds, seen = None, f"no power: not even a run without noise is refuted; {words.of(test)}"
     else:
         holds = True if registered else None
-        seen = f"{words.of(test)}; p = {_p_text(finding.p_value)}; {_caught(power.by_test[test])}"
+        seen = f"{words.of(test)}; {_p_text(finding.p_value)}; {_caught(power.by_test[test])}"
     law = claimed.law
     stated = f"noise of deviation {law.sigma:.4g} on each score" if law is not None else "noise"
     if CLAIMS[test].startswith("Empirical"):
@@ -297,7 +297,7 @@ def _verdict(
 
 
 def _p_text(p_value: float) -> str:
-    return f"{p_value:.2g}" if p_value > 0 else "less than 1e-300"
+    return f"p = {p_value:.2g}" if p_value > 0 else "p < 1e-300"
 
 
 def _caught(shares: tuple[float, ...]) -> str:
