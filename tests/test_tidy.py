@@ -35,6 +35,7 @@ MANY_PARAMETERS = {
     "fedsys/cli/privacy.py:_job": "the command's options",
     "fedsys/cli/privacy_plan.py:plan": "the command's options",
     "fedsys/cli/simulate.py:simulate": "the command's options",
+    "fedsys/tasks/export/windows.py:_convolution_backward": "the arguments of torch's operator",
     "server/summary.py:_content": "the fields of summary.json, from two sources",
 }
 ENTRY_POINTS = re.compile(
@@ -54,6 +55,7 @@ ABOUT_BEHAVIOUR = {
     "tests/client/test_session_fuzzing.py": "mutated messages to a session",
     "tests/client/training/test_paths.py": "one contract for every path of local training",
     "tests/client/training/test_random_models.py": "random models over every path",
+    "tests/fedsys/audit/test_command.py": "the audit as a command, over the folders made here",
     "tests/fedsys/audit/test_hostile_folder.py": "folders that somebody hostile made",
     "tests/fedsys/audit/test_planted.py": "canaries, from planting to the verdict",
     "tests/fedsys/audit/test_tampering.py": "every edit of a run that the audit must notice",
@@ -61,6 +63,7 @@ ABOUT_BEHAVIOUR = {
     "tests/fedsys/cli/test_deployment_bad_input.py": "mistakes of operators and owners",
     "tests/fedsys/cli/test_hostile_text.py": "control characters in everything that is printed",
     "tests/fedsys/cli/test_imports.py": "what each command imports",
+    "tests/fedsys/graphs/test_mutants.py": "mutated graphs: no crash, no file, no socket",
     "tests/fedsys/privacy/accounting/test_accountants_agree.py": "accountants against libraries",
     "tests/fedsys/privacy/accounting/test_amplification.py": "amplification against published",
     "tests/fedsys/privacy/ledger/test_crashes.py": "kill at every write",
