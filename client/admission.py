@@ -73,7 +73,7 @@ def check_job(
         policy: its owner's.
         worker: its data.
         journal: its count.
-        buffered: whether this device can train beside its conversation, as buffered rounds ask.
+        buffered: whether this device can train besides its conversation, as buffered rounds ask.
 
     Returns:
         This device's client number in the job.

@@ -4,7 +4,7 @@
 
     mechanism = agent.accept(assignment, params)   # PolicyRefusal, or how to privatize the update
     agent.enter(opening)                           # checks it, before anything is trained
-    agent.provide(vector)                          # trained and privatized, by whoever hosts it
+    agent.provide(vector)                          # trained and privatized, by its host
     upload = agent.handle(opening)                 # the vector leaves; an ordinary member is done
     reply = agent.handle(message)                  # a committee member's duties, one reply each
 
@@ -48,7 +48,7 @@ class Participations(Protocol):
     """One client's own count of the rounds that it took part in."""
 
     def others(self, job: bytes, round: int) -> int:
-        """How many rounds of a job were joined beside this one."""
+        """How many rounds of a job were joined besides this one."""
         ...
 
     def join(self, job: bytes, round: int) -> None:

@@ -1,14 +1,14 @@
 """When an upload leaves: at a time that does not tell how much data it was trained on.
 
-A device that answers as soon as it has trained shows the number of its examples to whoever holds a
-clock. So its answer waits, from the moment it was asked, until the next of a few times that follow
-from the job's terms alone:
+A device that answers as soon as it has trained shows the number of its examples to anyone who holds
+a clock. So its answer waits, from the moment it was asked, until the next of a few times that
+follow from the job's terms alone:
 
     bucket k ends after u 2^k seconds,   u = .05 + 6e-9 d e 256
 
 u is what the model's d weights take for e epochs over 256 examples at a billion operations a
 second (6 d operations an example: forward and backward), and a little for a small model. A device
-answers in the highest bucket that it needed in its last four rounds: were it to choose anew in
+answers in the highest bucket that it needed in its last four rounds: were it to choose again in
 every round, how often it crosses the end of one would tell how near to it its training time lies.
 What is left to see is one of some ten buckets, and seldom a change of it.
 """

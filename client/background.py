@@ -1,4 +1,4 @@
-"""Training beside the conversation: one thread, which lives for as long as there is work.
+"""Training besides the conversation: one thread, which lives for as long as there is work.
 
 A device that trains for long would otherwise leave the committee of its epoch waiting, and could
 not be told of new versions of the model.
@@ -17,7 +17,7 @@ Work = Callable[[], None]
 class Background:
     """Runs what it is given in a thread of its own, one at a time.
 
-    Of what waits for its turn only the newest is kept: whoever asks for something else no longer
+    Of what waits for its turn only the newest is kept: anyone who asks for something else no longer
     wants what was asked before, and a queue of models would fill the memory.
 
     The process waits for that thread when it ends, as it waits for training anywhere else.

@@ -1,7 +1,7 @@
 """A device in buffered rounds: it trains in its own time, and uploads when it is asked.
 
 An epoch is entered once: its opening takes the sealing key, and costs nothing. Training goes on
-beside the conversation. The update is asked for when it is there: only then is the buffer that it
+besides the conversation. The update is asked for when it is there: only then is the buffer that it
 enters counted as spent, durably, and the update scaled by its staleness, clipped, noised and
 encrypted. It is used once, whatever follows.
 """
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 _DUTIES = (Kind.DELIVERY, Kind.PROPOSAL, Kind.CERTIFICATE)
 
 Work = Callable[[], fleet_pb2.Up | None]
-"""Training, for whoever hosts a session to run in another thread; what it returns is to be sent."""
+"""Training, which the host of a session runs in another thread; what it returns is to be sent."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,7 +140,7 @@ class BufferedRounds:
         return None if known is None or known.job != job else known.message()
 
     def take_work(self) -> Work | None:
-        """Training that is to be run beside the conversation; handed out once."""
+        """Training that is to be run besides the conversation; handed out once."""
         work, self._work = self._work, None
         return work
 

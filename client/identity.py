@@ -9,7 +9,7 @@
     roster.jsonl      every roster that was accepted, in order
     journal.json      what it agreed to and has spent: see `client.journal`
 
-All of them are there from the day on which it joins; one that is lost later is not begun anew.
+All of them are there from the day on which it joins; one that is lost later is not started over.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from secure_agg import Identity, SecureAggError
 
 __all__ = ["Credentials", "TlsKey", "pem_of"]
 
-_LOST = "restore this device's folder from a backup, or let it join anew in another one"
+_LOST = "restore this device's folder from a backup, or let it join again in another one"
 _ROSTER_LOST = (
-    "restore it from a backup, or leave (`fedsys agent leave DIR`) and join anew under a new name "
+    "restore it from a backup, or leave (`fedsys agent leave DIR`) and join again under a new name "
     "in this folder, whose count of epsilon goes on"
 )
 

@@ -18,7 +18,7 @@ __all__ = ["JobRecord", "Journal"]
 _VERSION = 1
 _LOST = (
     "it counts what this device has spent of its owner's epsilon, and a new one would begin at 0: "
-    "restore it from a backup, or leave (`fedsys agent leave DIR`) and join anew under a new name"
+    "restore it from a backup, or leave (`fedsys agent leave DIR`) and join again under a new name"
 )
 
 
@@ -178,7 +178,7 @@ class Journal:
         return record
 
     def others(self, job: bytes, round: int) -> int:
-        """How many rounds of an agreed job were joined beside this one."""
+        """How many rounds of an agreed job were joined besides this one."""
         return len(set(self.jobs[job.hex()].joined) - {round})
 
     def join(self, job: bytes, round: int) -> None:

@@ -28,7 +28,7 @@ def exclusive(
 
     Args:
         folder: of the device.
-        who: takes it, for whoever finds it held.
+        who: takes it, for anyone who finds it held.
         mark: unpredictable, of what remembers the folder while it does not hold it; None if
             nothing does.
         patience: seconds to wait for another process; some, since `holder` looks by holding it.

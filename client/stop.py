@@ -29,7 +29,7 @@ class Stop:
         return self._set
 
     def set(self) -> None:
-        """Wake whoever waits and call the hooks."""
+        """Wake every waiter and call the hooks."""
         self._set = True
         self._wake.put(None)
         for hook in tuple(self._hooks):

@@ -1,7 +1,7 @@
 """How Sphinx builds the site: ``make docs``.
 
-The source folder is the repository itself, so documents that lie beside the code are pages at their
-own paths, and a link that leads nowhere in the repository is a warning. Warnings are errors.
+The source folder is the repository itself, so documents that lie besides the code are pages at
+their own paths, and a link that leads nowhere in the repository is a warning. Warnings are errors.
 """
 
 from __future__ import annotations

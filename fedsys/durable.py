@@ -62,7 +62,7 @@ class DurableFile:
         """Adds bytes at the end.
 
         Once that failed, or was interrupted, the state of the file is unknown and it takes no
-        more: whoever opens it next cuts off what is torn.
+        more: anyone who opens it next cuts off what is torn.
         """
         if self._failed:
             raise OSError(errno.EIO, "an earlier write to it failed")
@@ -99,7 +99,7 @@ def flush_names(folder: Path) -> None:
 def make_folder(path: Path, *, mode: int = 0o777) -> None:
     """Makes a folder and its parents, durably; one that is there is taken as it is.
 
-    Its name is flushed even then, since whoever made it may have died before doing so; not where
+    Its name is flushed even then, since anyone who made it may have died before doing so; not where
     its parent may not be read, for then it was made by somebody else, who keeps it.
 
     Args:

@@ -72,7 +72,7 @@ class AuditResult:
         delta: of the job.
         ledger_head: hash of the last line.
         signer: public key in the header.
-        notes: what a reader has to know beside the claims.
+        notes: what a reader has to know besides the claims.
         details: further facts for machines.
         neighbours: what each view's epsilon compares, as the header declares it.
         withheld: why none of the epsilons can be claimed; None where they can.

@@ -1,6 +1,6 @@
 """What a member must never do twice, as data: one mark for each job, and how marks are merged.
 
-Marks are kept in the durable store and beside the sealing keys. Whichever copy somebody put back,
+Marks are kept in the durable store and with the sealing keys. Whichever copy somebody put back,
 the other still knows: a member acts on the union of both.
 """
 

@@ -251,7 +251,7 @@ class Upload:
 
 @dataclass(frozen=True, kw_only=True)
 class Dealt:
-    """What a committee member learns of one upload, beside its own share.
+    """What a committee member learns of one upload, besides its own share.
 
     Attributes:
         id: The dealer's.

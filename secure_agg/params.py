@@ -83,7 +83,8 @@ class SecAggParams:
     `colluders` they assume are enough is for the member to judge, which derives its own.
 
     Raises:
-        ParameterError: A value is no integer, outside its range, or unsafe beside the others.
+        ParameterError: A value is no integer, outside its range, or unsafe together with the
+        others.
 
     Attributes:
         n: Members invited, 2 to 10,000.

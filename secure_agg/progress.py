@@ -75,7 +75,7 @@ class Progress:
 
     @staticmethod
     def unpack(bound: Bound, *, roster: Roster, shared: Shared | None) -> Progress:
-        """Decode what `pack` wrote, with the keys and the reply that were kept beside it.
+        """Decode what `pack` wrote, with the keys and the reply that were kept with it.
 
         Raises:
             StateError: On anything else.

@@ -67,7 +67,7 @@ class FileStore:
     replaced and never written through: the bytes are secret.
 
     Args:
-        path: Of the file, in a folder that is there; ``.new`` beside it is replaced. Neither is
+        path: Of the file, in a folder that is there; ``.new`` next to it is replaced. Neither is
             followed if it is a symbolic link.
     """
 

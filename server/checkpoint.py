@@ -80,7 +80,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, disk: Executor | None = None) -> None:
         make_folder(folder)
-        flush_names(folder)  # whoever made a file may have died before it did this
+        flush_names(folder)  # anyone who made a file may have died before it did this
         self._files = [folder / "a.npz", folder / "b.npz"]
         self._disk = disk
 

@@ -273,7 +273,7 @@ class GridFleet:
         link.roster = self._registry.roster_version()
 
     def _follow_registry(self) -> None:
-        """Tell of a new roster; whoever is no longer on it is out."""
+        """Tell of a new roster; anyone who is no longer on it is out."""
         newest = self._registry.roster_version()
         behind = [link for link in self._fleet.links.values() if link.roster < newest]
         roster = self._registry.chain().newest if behind else None
@@ -320,7 +320,7 @@ async def run_job(
     """
     if validate(parse_toml(text.encode())).rounds.mode == "buffered":
         raise ConfigError(
-            "rounds.mode = 'buffered' over Flower, whose nodes cannot train beside their "
+            "rounds.mode = 'buffered' over Flower, whose nodes cannot train besides their "
             "messages: use 'synchronous', or run the job with `fedsys coordinator run`"
         )
     with home.alone():

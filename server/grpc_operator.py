@@ -1,6 +1,6 @@
 """The operator's commands: gRPC on a Unix socket in the coordinator's folder, mode 0600.
 
-Whoever can open the socket is the operator; the devices' port knows none of these calls.
+Anyone who can open the socket is the operator; the devices' port knows none of these calls.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class Ingress:
         return message
 
     def hand_on(self, message: fleet_pb2.Up, size: int) -> None:
-        """Give a message to whoever takes the fleet's events."""
+        """Give a message to the code that takes the fleet's events."""
         self._link.pending += 1
         self._fleet.events.put_nowait(Said(self._link.node, message, self._link, size))
 

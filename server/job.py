@@ -22,7 +22,7 @@ __all__ = ["Job", "JobFacts", "job_withheld"]
 
 @dataclass(frozen=True, kw_only=True)
 class JobFacts:
-    """What the ledger's header says beside the privacy plan.
+    """What the ledger's header says besides the privacy plan.
 
     Attributes:
         population_known: how N is known.

@@ -202,7 +202,7 @@ def _view_of_the_same_job(ledger: Ledger, folder: RunFolder, spec: JobSpec) -> L
             f"started with; restore the file, or start a new run"
         )
     if view.header.get("randomness") != spec.facts.randomness:
-        raise RunFolderError(f"{folder.path}: a seeded test run is not resumed; start anew")
+        raise RunFolderError(f"{folder.path}: a seeded test run is not resumed; start over")
     return view
 
 

@@ -1,8 +1,8 @@
-"""What Prometheus may scrape; ``METRICS.md`` beside this file lists it.
+"""What Prometheus may scrape; ``METRICS.md`` next to this file lists it.
 
 Whatever tells of a realised cohort, of who took part or how long it took, is named
-``fedsys_serverside_...``: whoever reads it is in the server's view. The rest is no more than what
-the published ledger holds, so that one rule of a scraper (drop ``fedsys_serverside_.*``) makes
+``fedsys_serverside_...``: anyone who reads it is in the server's view. The rest is no more than
+what the published ledger holds, so that one rule of a scraper (drop ``fedsys_serverside_.*``) makes
 a page for everybody.
 """
 

@@ -152,7 +152,7 @@ class SecureRound:
         self._aggregator.receive(sender, message)
 
     def close_stage(self) -> Mapping[int, bytes]:
-        """Go on with whoever answered; nothing is returned once the round is over.
+        """Go on with those who answered; nothing is returned once the round is over.
 
         Messages that hold shares are put together when they are looked up.
 

@@ -1,6 +1,6 @@
 """Canaries: updates planted in a separate, unreleased run to attack its claimed epsilon.
 
-Each canary is a virtual client beside the real ones whose update, if a fair coin put it in, is a
+Each canary is a virtual client alongside the real ones whose update, if a fair coin put it in, is a
 vector of its own direction at the full clipping norm, and otherwise zero, which the release cannot
 tell from absence: the noise and the denominator are constant. Directions are rows of a cosine
 transform with random signs: exactly orthogonal, so that canaries do not disturb one another, and
@@ -350,7 +350,7 @@ def _plant(
     """The job's setting with canaries in its population.
 
     The data, the trainer and the engine's choices are those of the same job without privacy; the
-    plan is made anew for N + M clients.
+    plan is made again for N + M clients.
     """
     plain = config.model_copy(
         update={

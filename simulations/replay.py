@@ -1,6 +1,6 @@
 """A run without noise, computed a second time: the same survivors must give the same model.
 
-Every round's sum is trained and added anew, from the weights that the replay itself reached, and
+Every round's sum is trained and added again, from the weights that the replay itself reached, and
 its digest is compared with the one that the ledger committed; at the end the model is. Sums are
 integers mod 2^b, so that masks, stages, crashes and the host leave no trace in them: a run of
 devices is replayed as one of virtual clients, and ``secure`` as ``ideal``. Floating point is only

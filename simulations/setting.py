@@ -43,7 +43,7 @@ class Setting:
         faults: who vanishes when.
         clipping: the first round's norms, where they adapt.
         clock: simulated seconds since the job began.
-        notice: one line that whoever watches the run should read; may be empty.
+        notice: one line that anyone who watches the run should read; may be empty.
         preprocessing: what the task declares.
         reading: what was read of the data, where the task says so.
     """

@@ -9,7 +9,7 @@ Every trial is a whole run with a folder of its own, its ledger included, below 
     total.json     what all trials together cost
     best.toml      the best trial's configuration, for the final run
 
-Trials on one population add up: whoever saw the results saw all of them. ``best.toml`` says what
+Trials on one population add up: anyone who saw the results saw all of them. ``best.toml`` says what
 was spent before it, and the final run's ledger repeats that.
 """
 

@@ -207,3 +207,19 @@ def test_nothing_is_left_to_do() -> None:
     mark = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX)\b")
     found = {name for name, text in sources().items() if mark.search(text)}
     assert found == {"tests/test_documents.py"}, "which looks for them in documents"
+
+
+def test_no_forbidden_word_is_used() -> None:
+    """The glossary's list, in every module and document; names in code included."""
+    rows = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    words = re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE)
+    assert words
+    mark = re.compile(r"\b(" + "|".join(words) + r")\b", re.IGNORECASE)
+    texts = dict(sources())
+    for folder in (*PACKAGES, "docs", "examples", "."):
+        pattern = "*.md" if folder == "." else "**/*.md"
+        for path in (ROOT / folder).glob(pattern):
+            texts[path.relative_to(ROOT).as_posix()] = path.read_text(encoding="utf-8")
+    lists = {"docs/glossary.md", "tests/test_documents.py"}
+    found = {name for name, text in texts.items() if name not in lists and mark.search(text)}
+    assert found == set()

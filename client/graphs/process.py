@@ -28,7 +28,7 @@ from fedsys.printable import printable
 __all__ = ["SharedExamples", "Trained", "peak_of", "train"]
 
 _SLACK = 256 << 20
-"""Bytes beside what vetting counted: the optimizer's vectors, batches, allocators, onnxruntime."""
+"""Bytes besides what vetting counted: the optimizer's vectors, batches, allocators, onnxruntime."""
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from client.graphs.child import main; main()"

@@ -25,7 +25,7 @@ _TILE = 1 << 24
 
 
 class RecordedSum(ABC):
-    """The sum of one shape of chunk; calling it writes every output anew.
+    """The sum of one shape of chunk; calling it overwrites every output.
 
     Args:
         updates: (K, d) float32, read at every call.

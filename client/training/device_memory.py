@@ -64,7 +64,7 @@ def clients_that_fit(memory: DeviceMemory, train: Callable[[int], object], most:
         most: K at most.
 
     Returns:
-        From 1 to `most`. An estimate: whoever trains still has to halve it when memory runs out.
+        From 1 to `most`. An estimate: anyone who trains still has to halve it when memory runs out.
     """
     try:
         small = memory.peak(lambda: train(_FEW))

@@ -1,4 +1,4 @@
-"""Figures for a notebook: a metric over the rounds, and privacy spent beside it."""
+"""Figures for a notebook: a metric over the rounds, and privacy spent next to it."""
 
 from __future__ import annotations
 

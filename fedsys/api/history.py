@@ -19,7 +19,7 @@ def history_of(folder: Path, audit: AuditResult) -> Rows:
 
     ``outcome`` is ``commit``, ``abort``, or None for a round that a crash cut off; epsilons are
     those that the audit derived. ``sampled``, ``survivors`` and ``clipped_fraction`` come from
-    ``private.jsonl``: they are for whoever ran the job, and no published folder has them.
+    ``private.jsonl``: they are for anyone who ran the job, and no published folder has them.
 
     Args:
         folder: of the run.

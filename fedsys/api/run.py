@@ -126,7 +126,7 @@ class Run:
         return released.fill(task.init_model(config.job.seed))
 
     def plot(self, metric: str | None = None) -> Figure:
-        """A metric over the rounds (by default accuracy, or the first), and epsilon beside it.
+        """A metric over the rounds (by default accuracy, or the first), and epsilon next to it.
 
         Raises:
             FedsysError: there is nothing to draw, or no such metric.

@@ -1,4 +1,4 @@
-"""Re-derives every claim of a run from its folder, which may have been made by an enemy.
+"""Re-derives every claim of a run from its folder, which is untrusted.
 
 >>> from fedsys.audit import audit_run, to_json
 """

@@ -1,7 +1,7 @@
 """Several runs' rounds as one: the arithmetic of totals.
 
-A run is a *part*: its Gaussian steps, and what of its delta is spent beside them. Parts are added
-by composing all of their steps at the largest of their deltas, less what every part spends beside.
+A run is a *part*: its Gaussian steps, and what of its delta is spent besides them. Parts are added
+by composing all of their steps at the largest of their deltas, less what every part spends besides.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Part:
     Attributes:
         steps: of the rounds, as one client can lose by them; empty where only epsilons are known.
         delta: at which it is stated.
-        beside: of that, for everything but the steps.
+        overhead: of that, for everything but the steps.
         aside: of that, for the noise's distance from a Gaussian.
         log_distance: log of that distance, in total variation; -inf where there is none.
     """
 
     steps: Steps
     delta: float
-    beside: float
+    overhead: float
     aside: float
     log_distance: float
 
@@ -47,7 +47,7 @@ class Part:
         """For a ledger's header: ``steps`` as (multiplier, rate, 1 if replaced, how many)."""
         return {
             "delta": self.delta,
-            "beside": self.beside,
+            "overhead": self.overhead,
             "aside": self.aside,
             "log_distance": max(self.log_distance, -1e308),
             "steps": [
@@ -60,15 +60,15 @@ class Part:
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Part | None:
         """What `to_json` wrote; None for anything else, which may be anybody's."""
-        names = ("delta", "beside", "aside", "log_distance")
+        names = ("delta", "overhead", "aside", "log_distance")
         numbers = [body.get(name) for name in names]
         rows = body.get("steps")
         if not isinstance(rows, list) or not 0 < len(rows) <= _MOST_STEPS:
             return None
         if not all(map(_number, numbers)) or not all(map(_is_step, rows)):
             return None
-        delta, beside, aside, log_distance = (float(value) for value in numbers)  # type: ignore[arg-type]
-        if not (0 < delta < 1 and 0 <= aside <= beside < delta):
+        delta, overhead, aside, log_distance = (float(value) for value in numbers)  # type: ignore[arg-type]
+        if not (0 < delta < 1 and 0 <= aside <= overhead < delta):
             return None
         steps: Counter[GaussianStep] = Counter()
         for multiplier, rate, replaces, count in rows:
@@ -76,7 +76,9 @@ class Part:
                 multiplier=float(multiplier), rate=float(rate), replaces=bool(replaces)
             )
             steps[step] += int(count)
-        return cls(steps=steps, delta=delta, beside=beside, aside=aside, log_distance=log_distance)
+        return cls(
+            steps=steps, delta=delta, overhead=overhead, aside=aside, log_distance=log_distance
+        )
 
 
 def _number(value: object) -> bool:
@@ -101,15 +103,15 @@ def part_of(plan: PrivacyPlan, view: View, steps: Steps) -> Part:
     return Part(
         steps=steps,
         delta=plan.delta,
-        beside=plan.delta - plan.delta_of(view),
+        overhead=plan.delta - plan.delta_of(view),
         aside=aside,
         log_distance=log_distance,
     )
 
 
 def left(parts: Sequence[Part]) -> float:
-    """The largest of the parts' deltas less what all of them spend beside their steps."""
-    return max(part.delta for part in parts) - math.fsum(part.beside for part in parts)
+    """The largest of the parts' deltas less what all of them spend besides their steps."""
+    return max(part.delta for part in parts) - math.fsum(part.overhead for part in parts)
 
 
 def covered(parts: Sequence[Part], epsilon: float) -> float:
@@ -141,7 +143,7 @@ def outsider_total(parts: Sequence[Part]) -> tuple[float, float]:
     steps: Counter[GaussianStep] = Counter()
     for part in parts:
         steps.update(part.steps)
-    at = usable(parts) if len(parts) > 1 else parts[0].delta - parts[0].beside
+    at = usable(parts) if len(parts) > 1 else parts[0].delta - parts[0].overhead
     if at <= 0:
         return math.inf, delta
     return covered(parts, steps_epsilon(steps, at)), delta

@@ -38,7 +38,7 @@ class Claimed:
         epsilon: the outsider's.
         delta: of the job.
         steps: what one client can lose by, as the outsider's accountant counts it.
-        beside: the part of delta that aborts and the noise's distance from a Gaussian take.
+        besides: the part of delta that aborts and the noise's distance from a Gaussian take.
         noise_distance: bound on that distance in total variation, all rounds together.
         tradeoff: the curve of the steps; None where they promise nothing.
         law: of the scores; None where it is not known.
@@ -47,7 +47,7 @@ class Claimed:
     epsilon: float
     delta: float
     steps: Steps
-    beside: float
+    overhead: float
     noise_distance: float
     tradeoff: Tradeoff | None
     law: ScoreLaw | None
@@ -56,11 +56,13 @@ class Claimed:
         """The outsider's epsilon at another delta, which the same rounds promise as well.
 
         Args:
-            delta: above ``beside``, or nothing is promised.
+            delta: above ``besides``, or nothing is promised.
         """
         if delta == self.delta:
             return self.epsilon
-        return steps_epsilon(self.steps, delta - self.beside) if delta > self.beside else math.inf
+        return (
+            steps_epsilon(self.steps, delta - self.overhead) if delta > self.overhead else math.inf
+        )
 
     def epsilon_at(self, ratio: float) -> float:
         """The outsider's epsilon if the noise were ``ratio`` of the claimed one, or a little less.
@@ -82,19 +84,19 @@ class Claimed:
                 for step, count in self.steps.items()
             }
         )
-        return steps_epsilon(scaled, self.delta - self.beside)
+        return steps_epsilon(scaled, self.delta - self.overhead)
 
 
 def claimed_of(plan: PrivacyPlan, steps: Steps, *, epsilon: float, law: ScoreLaw | None) -> Claimed:
     """The claim of a plan whose rounds came to these steps."""
-    beside = plan.delta - plan.delta_of("outsider") if plan.protected else 0.0
+    overhead = plan.delta - plan.delta_of("outsider") if plan.protected else 0.0
     return Claimed(
         epsilon=epsilon,
         delta=plan.delta,
         steps=steps,
-        beside=beside,
+        overhead=overhead,
         noise_distance=plan.charges.of("outsider") if plan.protected else 0.0,
-        tradeoff=tradeoff_of(steps, beside=beside) if plan.protected else None,
+        tradeoff=tradeoff_of(steps, overhead=overhead) if plan.protected else None,
         law=law,
     )
 
@@ -128,7 +130,7 @@ def score_law(
         plan: of the job.
         committed: number and event of each round whose sum was released.
         reserved: rounds in all: a canary may have been sampled in any of them.
-        slack: what the planter states beside the rounding of the noise; None where real clients'
+        slack: what the planter states besides the rounding of the noise; None where real clients'
             contributions could not be taken off exactly, so that the law is not known.
     """
     rounds = list(committed)

@@ -256,7 +256,7 @@ def _deltas(claimed: Claimed) -> list[float]:
     return [
         delta
         for delta in (claimed.delta / 10**power for power in range(6))
-        if delta >= max(2 * claimed.beside, _LEAST_DELTA) or delta == claimed.delta
+        if delta >= max(2 * claimed.overhead, _LEAST_DELTA) or delta == claimed.delta
     ]
 
 

@@ -167,10 +167,10 @@ class Separation:
             weaker: divides the noise.
         """
         certain = law.rate is None or law.rate >= 1
-        beside = 0.0 if certain else level / 2
+        besides = 0.0 if certain else level / 2
         turns = law.mean_turns(self.included, level / 2)
         shift = turns * self.unit * weaker / law.sigma
-        return min(1.0, float(nct.sf(self.statistic, self.freedom, shift)) + beside)
+        return min(1.0, float(nct.sf(self.statistic, self.freedom, shift)) + besides)
 
     def noise_at_most(self, law: ScoreLaw, level: float) -> float:
         """The noise is no more than so many times the claimed one, at confidence 1 - ``level``."""

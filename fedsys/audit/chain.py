@@ -69,7 +69,7 @@ def ledger_claims(view: LedgerView, plan: PrivacyPlan | None) -> Iterator[Claim]
             claimed=f"{view.lines} lines, no closing line",
             rederived="the job was interrupted, or later lines were cut off",
             by="the closing line",
-            rests_on="whoever handed over the folder",
+            rests_on="the party that handed over the folder",
         )
     else:
         stated = view.closed.get("lines")

@@ -1,4 +1,4 @@
-"""``private.jsonl`` against the ledger's salted commitments, read once, beside the accounting.
+"""``private.jsonl`` against the ledger's salted commitments, read once, along with the accounting.
 
 No line is kept: each round's cohort is checked, handed to the accountant and forgotten, so that a
 private file of any length costs the memory of one line and of a count a client.

@@ -142,7 +142,7 @@ def outsider_part(audits: Sequence[Audit]) -> dict[str, Any]:
     return Part(
         steps=steps,
         delta=max(part.delta for part in parts),
-        beside=math.fsum(part.beside for part in parts),
+        overhead=math.fsum(part.overhead for part in parts),
         aside=math.fsum(part.aside for part in parts),
         log_distance=float(np.logaddexp.reduce([part.log_distance for part in parts])),
     ).to_json()

@@ -1,7 +1,7 @@
 """``countersignatures.jsonl``: what agents' own signatures say about the ledger, and what not.
 
 A countersignature is over the hash of the line that commits a round. That line's place in the chain
-covers every line before it, so with the newest one the history up to there cannot be written anew
+covers every line before it, so with the newest one the history up to there cannot be rewritten
 without the agents who signed. It says that they took part in that round. It says nothing of other
 clients, of noise, or of how cohorts came about.
 """

@@ -48,7 +48,7 @@ _SOURCES = {
     "gaussian-scores": "noncentral t, Johnson and Welch 1940",
     "one-shot": "Andrew et al. 2024, as a noncentral t",
 }
-_WORD = "whoever planted the canaries"
+_WORD = "anyone who planted the canaries"
 _SECOND = "canaries bound epsilon from below: passing proves nothing beyond the stated power"
 
 

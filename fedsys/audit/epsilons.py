@@ -113,8 +113,8 @@ def epsilon_claims(
 def alone_claim(plan: PrivacyPlan, events: Counter[Event], turns: int, roster: Any) -> Claim | None:
     """The server's epsilon if all others collude with it: a client's own share of noise is left.
 
-    Whoever decides who is a member can fill the cohorts with its own, so this is the figure for a
-    client that trusts neither the operator nor an authority of the roster beside it.
+    Anyone who decides who is a member can fill the cohorts with its own, so this is the figure for
+    a client that trusts neither the operator nor an authority of the roster besides.
 
     Args:
         plan: of the header.

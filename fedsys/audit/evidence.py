@@ -1,4 +1,4 @@
-"""Reads a run's folder that an enemy may have made: bounded, no links, nothing executed.
+"""Reads a run's folder that is untrusted: bounded, no links, nothing executed.
 
 No file is unpickled, no name in a file is imported, no symbolic link inside the folder is followed,
 no device or pipe is opened. What cannot be read becomes a sentence in `Piece.problem`, because the

@@ -23,7 +23,7 @@ _STATUSES = ("completed", "budget-exhausted", "interrupted")
 def outcome_claims(
     evidence: Evidence, view: LedgerView, plan: PrivacyPlan | None
 ) -> Iterator[Claim]:
-    """Everything in the folder beside the ledger that states a result."""
+    """Everything in the folder next to the ledger that states a result."""
     summary = evidence.summary.value
     if summary is None:
         missing = evidence.summary.missing

@@ -112,7 +112,7 @@ def audit_run(
     Whatever is wrong inside the folder becomes a failed claim.
 
     Args:
-        run: the folder, private or published; it may have been made by an enemy.
+        run: the folder, private or published; untrusted.
         key: the signer's public key, as 64 hexadecimal digits or a file that holds them.
         page: makes a report's text, so that ``report.html`` is checked too.
         witnesses: keys of witnesses, or files that hold them; each must stand for the ledger.
@@ -165,7 +165,7 @@ def _neighbours(view: LedgerView | None) -> dict[str, str]:
 
 
 def examine(run: Path, key: Ed25519PublicKey | None, pins: Pins = _NO_PINS) -> Audit:
-    """The audit with everything it derived, for whoever goes on from there."""
+    """The audit with everything it derived, for anyone who goes on from there."""
     audit = Audit(evidence=gather(run))
     view = audit.evidence.ledger.value
     audit.claims.append(chain_claim(audit.evidence))
@@ -287,12 +287,12 @@ def _notes(audit: Audit, key: Ed25519PublicKey | None) -> Iterator[str]:
     covered = audit.countersigned.covers if audit.countersigned is not None else None
     if covered is not None:
         yield (
-            f"ledger {covered}: its lines up to there cannot be written anew without them; "
+            f"ledger {covered}: its lines up to there cannot be rewritten without them; "
             f"{_NOT_COVERED}"
         )
     by = audit.witnessed.covers if audit.witnessed is not None else None
     if by is not None:
-        yield f"ledger {by}: those lines cannot be written anew without the witnesses; {_NOT_SAID}"
+        yield f"ledger {by}: those lines cannot be rewritten without the witnesses; {_NOT_SAID}"
     lost = sum(record.outcome is None for record in view.rounds)
     if lost:
         yield f"{lost} rounds were reserved and never concluded: spent, and at their worst"

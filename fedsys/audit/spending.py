@@ -97,8 +97,8 @@ def _spaced(rounds: int, points: int) -> set[int]:
 
 
 def _spent(accountant: ViewAccountant, *, known: bool) -> Epsilons:
-    dear = accountant.plan.accountant == "pld" and accountant.rounds
-    if dear and _HOPELESS < accountant.outsider.rdp_epsilon() < math.inf:
+    costly = accountant.plan.accountant == "pld" and accountant.rounds
+    if costly and _HOPELESS < accountant.outsider.rdp_epsilon() < math.inf:
         raise LedgerError(
             f"so little noise that epsilon exceeds {_HOPELESS:g}: not worth a loss distribution"
         )

@@ -1,7 +1,7 @@
 """What witnesses' cosignatures say about the ledger (``cosigned.jsonl``), and what they contradict.
 
 A witness follows a log that only grows, so its cosignature on a checkpoint of n lines stands for
-those n lines and their order: the coordinator cannot write them anew, for anybody, unless that
+those n lines and their order: the coordinator cannot write them again, for anybody, unless that
 witness helps. It says nothing of what the lines claim.
 """
 
@@ -197,7 +197,7 @@ def _wrong(head: CosignedHead, view: LedgerView, origin: str) -> str | None:
 def _heads_claims(
     path: Path, heads: list[CosignedHead], problem: str | None, *, pinned: bool
 ) -> Iterator[Claim]:
-    """The file as a whole: it must not contradict the ledger, whoever its witnesses are."""
+    """The file as a whole: it must not contradict the ledger, anyone who its witnesses are."""
     if not _exists(path):
         return
     names = ", ".join(f"{plain(h.witness.name, 60)} {h.checkpoint.size} lines" for h in heads[:8])

@@ -34,7 +34,7 @@ def head(
     What witnesses are asked to cosign, its Merkle root, and where they show it, goes to the
     standard error.
 
-    Whoever kept a head can tell later that no line up to it was changed, added or taken away.
+    Anyone who kept a head can tell later that no line up to it was changed, added or taken away.
     """
     from fedsys.errors import LedgerError
     from fedsys.privacy import load_public_key, read_ledger

@@ -34,7 +34,7 @@ def sign_roster(
 ) -> None:
     """For the roster's authority, on its own machine: make a key, or sign a proposed list.
 
-    What was signed is remembered beside the key; a second list under an old number is refused.
+    What was signed is remembered next to the key; a second list under an old number is refused.
     """
     from fedsys.errors import ConfigError
     from fedsys.wire.roster import RosterStatement

@@ -39,8 +39,8 @@ def export(
     """Write a task's gradient as an ONNX graph without code, weights or data.
 
     The graph is compared with torch on full and on padded batches before it is written. The same
-    task gives the same bytes: whoever has the task can re-export it and compare (--check). Devices
-    run it with `fedsys agent run --graph`; jobs name its hash in task.graph_sha256.
+    task gives the same bytes: anyone who has the task can re-export it and compare (--check).
+    Devices run it with `fedsys agent run --graph`; jobs name its hash in task.graph_sha256.
 
     A recurrent model is unrolled, which takes up to a minute.
     """

@@ -368,7 +368,7 @@ class TuningPart(Section):
 
     Attributes:
         delta: Delta of each run.
-        beside: Part of delta at which no step is accounted: it pays for aborts that show, and for
+        besides: Part of delta at which no step is accounted: it pays for aborts that show, and for
             the noise's distance from a Gaussian.
         aside: Of that, what pays for the noise's distance.
         log_distance: Logarithm of that distance, in total variation.
@@ -377,7 +377,7 @@ class TuningPart(Section):
     """
 
     delta: Annotated[Finite, Field(gt=0, lt=1)]
-    beside: Fraction
+    overhead: Fraction
     aside: Fraction
     log_distance: Finite
     steps: Annotated[list[list[float]], Field(min_length=1, max_length=4096)]

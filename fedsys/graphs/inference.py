@@ -83,7 +83,7 @@ class Inferred:
     Attributes:
         outputs: their types.
         work: floating-point operations, roughly.
-        workspace: bytes that it needs while it runs, beside inputs and outputs.
+        workspace: bytes that it needs while it runs, besides inputs and outputs.
     """
 
     outputs: tuple[TensorType, ...]

@@ -87,7 +87,7 @@ class Interpreter:
             values[at] = array
 
     def _own(self, array: NDArray[Any], inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """An output that shares no memory with an input: whoever asked may write into it."""
+        """An output that shares no memory with an input: anyone who asked may write into it."""
         array = np.asarray(array)
         if array.flags.owndata and not any(array is each for each in inputs.values()):
             return array

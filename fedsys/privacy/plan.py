@@ -271,7 +271,7 @@ class PrivacyPlan(PlanValues):
 
     def contributions(self, rounds: int) -> int:
         """To how many of the first ``rounds`` rounds one client can have contributed, at most, for
-        whoever sees the cohorts."""
+        anyone who sees the cohorts."""
         turns = self.turns(rounds)
         return turns if self.max_participations is None else min(turns, self.max_participations)
 

@@ -111,7 +111,7 @@ class Assumptions:
     """What is assumed of clients and cannot be seen.
 
     Attributes:
-        colluders: c, curious clients beside the server or among the participants.
+        colluders: c, curious clients in league with the server or among the participants.
         dropout: the assumed probability that a sampled client drops out.
         corrupt: fraction of a cohort that secure aggregation takes for colluders, on which its
             quorum rests; None where sums come about without it.

@@ -24,7 +24,7 @@ __all__ = ["PlanChoices", "make_plan"]
 
 
 class PlanChoices(EventChoices, total=False):
-    """What a plan may be given beside what `EventChoices` lists, flat.
+    """What a plan may be given besides what `EventChoices` lists, flat.
 
     Attributes:
         mechanism: name of the mechanism.

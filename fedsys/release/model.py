@@ -1,4 +1,4 @@
-"""The model that a run released, read back from a folder that an enemy may have made.
+"""The model that a run released, read back from a folder that is untrusted.
 
 Nothing is unpickled but tensors, no code that the folder names is imported, and what is read is
 what the ledger's last line names.
@@ -37,7 +37,7 @@ class ReleasedModel:
     Attributes:
         config: of the run.
         state: its ``state_dict``.
-        facts: words for whoever gets the model: privacy, ledger's head, hash; all as text.
+        facts: words for anyone who gets the model: privacy, ledger's head, hash; all as text.
     """
 
     config: Config

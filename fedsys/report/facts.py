@@ -52,12 +52,12 @@ _MECHANISMS = {
     ),
     "central-gaussian": (
         "central Gaussian",
-        "The server adds the noise to the sum of the updates. Whoever runs the server can see "
+        "The server adds the noise to the sum of the updates. Anyone who runs the server can see "
         "that sum without noise.",
     ),
     "banded-mf": (
         "banded matrix factorization (DP-FTRL)",
-        "The server adds noise that is correlated over the rounds. Whoever runs the server can "
+        "The server adds noise that is correlated over the rounds. Anyone who runs the server can "
         "see every sum without noise.",
     ),
     "local-gaussian": (

@@ -1,6 +1,6 @@
 """Line and bar charts as inline SVG that follows the page's light or dark theme.
 
-A chart carries numbers and nothing else: names, units and legends are HTML beside it, so that they
+A chart carries numbers and nothing else: names, units and legends are HTML next to it, so that they
 wrap, scale and are escaped like the rest of the page. matplotlib draws with placeholder colours;
 they are replaced by CSS variables, so that one drawing serves both themes. Every chart is drawn
 twice, for a phone and for a desktop, and the style sheet shows the one that fits: text keeps its
@@ -56,7 +56,7 @@ class Series:
 
     Attributes:
         label: for the legend, plain text.
-        value: the figure beside the label, usually the last one, already formatted.
+        value: the figure next to the label, usually the last one, already formatted.
         x: rounds, or whatever the chart's axis counts.
         y: values, NaN where there is none.
         low: the lower edge of a band around the line; none where empty.

@@ -85,7 +85,7 @@ def _banners(folder: RunContents, facts: Facts) -> tuple[Banner, ...]:
             Banner(
                 tone="danger",
                 title="Reproducible, not private",
-                text="Noise, sampling and keys were derived from a seed, so whoever knows the "
+                text="Noise, sampling and keys were derived from a seed, so anyone who knows the "
                 "seed can take the noise away. For tests only; its privacy claims do not count.",
             )
         )
@@ -104,7 +104,7 @@ def _banners(folder: RunContents, facts: Facts) -> tuple[Banner, ...]:
                 tone="warning",
                 title="Ideal aggregation",
                 text="The encoded updates were added without encryption, which stands in for "
-                "secure aggregation in a simulation. Whoever ran it could see each of them; the "
+                "secure aggregation in a simulation. Anyone who ran it could see each of them; the "
                 "figures of the participant and the server are those of the same job under "
                 "protocol “secure”.",
             )
@@ -147,8 +147,8 @@ def _lead(facts: Facts) -> str:
     explanation = explain(facts)
     if facts.noiseless:
         return (
-            f"{explanation} There is no bound on what the model tells about a client, whoever "
-            "looks at it."
+            f"{explanation} There is no bound on what the model tells about a client, no matter "
+            "who looks at it."
         )
     return (
         f"What is protected is the contribution of {_unit(facts)}: two cases that differ in it "
@@ -239,7 +239,7 @@ def _not_covered(folder: RunContents, facts: Facts) -> tuple[str, ...]:
         "Accuracy, loss and every other measurement on evaluation data: they are exact, without "
         "noise, and the rows that they were measured on may be somebody's.",
         _other_runs(facts),
-        "Traffic and timing: whoever watches the network sees which devices take part, and the "
+        "Traffic and timing: anyone who watches the network sees which devices take part, and the "
         "outsider's figure does not hold against them. " + _ANSWERS.get(answer, ""),
         "What holds for everybody: a model may well reveal that people like you tend to do "
         "something, whether you took part or not.",

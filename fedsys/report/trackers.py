@@ -1,4 +1,4 @@
-"""Experiment trackers: where the figures of a run are shown beside those of other runs.
+"""Experiment trackers: where the figures of a run are shown next to those of other runs.
 
 A tracker is named on the command line, ``--track tensorboard:DIR``, ``--track mlflow:URI`` or
 ``--track package.module:Attr``. One of one's own has three methods::

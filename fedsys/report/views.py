@@ -140,9 +140,9 @@ def views(facts: Facts) -> tuple[View, ...]:
             epsilon=spent.server if spent else None,
             delta=facts.delta,
             withheld=withheld,
-            who="Whoever runs the coordinator by the rules and looks at all it receives"
+            who="Anyone who runs the coordinator by the rules and looks at all it receives"
             + (f", with {_clients(facts.colluders).lower()}" if facts.colluders else "")
-            + "; and whoever holds private.jsonl. It knows who takes part, and when.",
+            + "; and anyone who holds private.jsonl. It knows who takes part, and when.",
             neighbours=facts.compared("server"),
             amplification=_server_amplification(facts),
             noise="nobody's" if facts.noiseless else _server_noise(facts),

@@ -93,7 +93,7 @@ class DataReading(Protocol):
     """What a task read, in words."""
 
     def lines(self) -> list[str]:
-        """For whoever may see the data: counts, values, ranges."""
+        """For anyone who may see the data: counts, values, ranges."""
         ...
 
     def summary(self) -> str:
@@ -101,7 +101,7 @@ class DataReading(Protocol):
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for a file that stays with whoever holds the data."""
+        """Plain values, for a file that stays with anyone who holds the data."""
         ...
 
 

@@ -176,7 +176,7 @@ def _refuse_old(made: type | FunctionType, name: str) -> None:
     else:
         return
     raise ConfigError(
-        f"task {name}: {what}; import it again and make the task anew, or give it by name, which "
+        f"task {name}: {what}; import it again and make the task again, or give it by name, which "
         f'reads the file: task="{name}"'
     )
 

@@ -137,7 +137,7 @@ class VerifierKey:
 
     @property
     def id(self) -> int:
-        """What its signatures carry beside its name."""
+        """What its signatures carry besides its name."""
         return key_id(self.name, self.algorithm, self.public)
 
     @classmethod

@@ -1,7 +1,7 @@
 """Who may take part: a chain of lists, each signed by the roster's authority.
 
-Whoever holds the authority's key decides who is a member. An agent pins that key when it joins and
-takes a new list only as the signed successor of the one that it holds, so that members who were
+Anyone who holds the authority's key decides who is a member. An agent pins that key when it joins
+and takes a new list only as the signed successor of the one that it holds, so that members who were
 added leave a trace on every device.
 """
 
@@ -169,7 +169,7 @@ class RosterChain:
     def accept(self, signed: SignedStatement) -> RosterStatement | None:
         """Accept one version; None where it is held already.
 
-        The signature is checked before anything is decoded: whoever is not the authority costs
+        The signature is checked before anything is decoded: anyone who is not the authority costs
         this party a hash of what they sent, and no more.
 
         Raises:

@@ -31,7 +31,7 @@ _MOST_STALE = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Buffering:
-    """What a job of buffered rounds fixes beside its plan, whose `cap` is the size of a buffer.
+    """What a job of buffered rounds fixes besides its plan, whose `cap` is the size of a buffer.
 
     Attributes:
         concurrency: devices that train at a time.

@@ -34,7 +34,7 @@ def enrollment_proof(credential: bytes, csr: bytes) -> bytes:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class JoinToken:
-    """A one-time invitation; whoever holds it can take the device's place until it is used.
+    """A one-time invitation; anyone who holds it can take the device's place until it is used.
 
     Attributes:
         ca: DER certificate of the coordinator's authority.

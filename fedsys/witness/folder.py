@@ -4,7 +4,7 @@
 
     witness.toml      name, logs (see `Settings`)
     witness.ed25519   its private key
-    witness.vkey      the public one, to be given to whoever relies on it
+    witness.vkey      the public one, to be given to anyone who relies on it
     checkpoints/HEX   by SHA-256 of the origin: the last checkpoint cosigned, as a signed note
     lock              held by the witness that runs
 

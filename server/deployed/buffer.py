@@ -137,7 +137,7 @@ class BufferedCycle:
         return self._consenting() - self._exhausted - self._declined
 
     def overhear(self, event: Event) -> None:
-        """Follow who trains, comes and goes, whoever takes the events."""
+        """Follow who trains, comes and goes, anyone who takes the events."""
         client, epoch = self._clients.get(event.node), self._epoch
         if client is None:
             return

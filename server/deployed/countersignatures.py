@@ -21,7 +21,7 @@ _MOST_COMPLAINTS = 10
 class Countersignatures:
     """Those of this process's jobs; the last round's come when its job is over.
 
-    They are kept in the database, and beside the ledger in ``countersignatures.jsonl``.
+    They are kept in the database, and next to the ledger in ``countersignatures.jsonl``.
 
     Args:
         state: where they are kept.

@@ -118,7 +118,7 @@ class Crowd:
     ) -> None:
         """A client came back and says what it is at; what it was asked for before may be lost.
 
-        What it began before the coordinator was started anew goes on: it began with a model that
+        What it began before the coordinator was started again goes on: it began with a model that
         was released, in a buffer that was paid for.
 
         Args:
@@ -157,7 +157,7 @@ class Crowd:
         self.spent.add(client)
 
     def lose(self, client: int) -> None:
-        """It has nothing to upload, maybe because it was started anew: once a buffer, it may begin
+        """It has nothing to upload, maybe because it was started again: once a buffer, it may begin
         again."""
         if client in self.again or client not in self.asked:
             self.fail(client)
@@ -174,7 +174,7 @@ class Crowd:
         return late
 
     def keep_only(self, clients: Collection[int]) -> None:
-        """Give up whoever is not among these."""
+        """Give up anyone who is not among these."""
         for client in {*self.training, *self.trained, *self.asked} - set(clients):
             self.drop(client)
 

@@ -345,7 +345,7 @@ class DeployedEpoch:
     # -- listening --------------------------------------------------------------------------------
 
     def note(self, event: Event) -> None:
-        """Follow who comes and goes, whoever takes the events.
+        """Follow who comes and goes, anyone who takes the events.
 
         A device that came back is talked to again when it has agreed to the job once more: a
         process that is new knows of no job before.

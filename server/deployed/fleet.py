@@ -1,4 +1,4 @@
-"""Who is connected, and the two queues between them and whoever runs the job; no sockets.
+"""Who is connected, and the two queues between them and the code that runs the job; no sockets.
 
 A host makes a `Link` for each open session and feeds the fleet's events; the runner of jobs sends
 through the fleet and reads the events. Everything lives on one event loop.
@@ -22,7 +22,7 @@ Counted = Callable[[str, str, int], None]
 _MOST_HELD = 16 << 20
 """Bytes of messages waiting to be taken out of the events beyond which nobody is read further."""
 _MOST_QUEUED = 16 << 20
-"""Bytes that wait for an agent, beside three of the largest message, before it is given up: one
+"""Bytes that wait for an agent, besides three of the largest message, before it is given up: one
 that reads nothing would otherwise hold every round's model."""
 _MESSAGES = 400
 _MESSAGES_A_SECOND = 100.0
@@ -215,7 +215,8 @@ class Fleet:
     async def room(self) -> None:
         """Wait while so much is waiting to be taken that a host should read nobody.
 
-        Whoever takes the events waits for no message that is still to be read, so that this ends.
+        Anyone who takes the events waits for no message that is still to be read, so that this
+        ends.
         """
         await self._events.room.wait()
 
@@ -223,7 +224,7 @@ class Fleet:
         """Take the next event; None where there was none in time.
 
         Not `asyncio.wait_for`: before Python 3.12 that swallows a cancellation which comes together
-        with an event, and whoever was to stop waits on.
+        with an event, and anyone who was to stop waits on.
         """
         try:
             async with asyncio.timeout(seconds):

@@ -157,7 +157,7 @@ class SecureEpoch:
             raise RoundAborted(f"secure aggregation: {error}", nothing_summed=True) from error
 
     def close_stage(self) -> Mapping[int, bytes]:
-        """Go on with whoever answered; nothing is returned once the sum is there.
+        """Go on with those who answered; nothing is returned once the sum is there.
 
         Raises:
             RoundAborted: too few are left, or the sum does not open.

@@ -332,7 +332,7 @@ class JobWitnesses:
         witness.failing = True
 
     async def _keep(self, witness: _Witness, newest: CosignedHead, size: int) -> None:
-        """Durable, then told to whoever waits."""
+        """Durable, then told to anyone who waits."""
         witness.newest = newest
         async with self._writing:
             heads = [each.newest for each in self._witnesses if each.newest is not None]

@@ -328,7 +328,7 @@ class Home:
         )
 
     def server_identity(self, *, now: dt.datetime | None = None) -> ServerIdentity:
-        """Key and certificate of the devices' port; issued anew a month before they expire.
+        """Key and certificate of the devices' port; reissued a month before they expire.
 
         Raises:
             ConfigError: the key is not the certificate's.
@@ -348,7 +348,7 @@ class Home:
         )
         if not identity.fits:
             raise ConfigError(
-                f"{path}: not the key of server.pem; make both anew with `fedsys coordinator "
+                f"{path}: not the key of server.pem; make both again with `fedsys coordinator "
                 f"rotate {self.path}`"
             )
         return identity

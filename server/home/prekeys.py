@@ -51,13 +51,13 @@ class Prekeys:
             found = {row[0]: int(row[1]) for row in session.execute(query)}
         return {node: found.get(node, 0) for node in nodes}
 
-    def add(self, node: int, statements: Sequence[bytes], *, anew: bool = False) -> int:
+    def add(self, node: int, statements: Sequence[bytes], *, replace: bool = False) -> int:
         """Keep these too, at most `MAX_PREKEYS` in all; what is too much is dropped.
 
         Args:
             node: whose they are.
             statements: signed sealing keys.
-            anew: in place of all that were kept: the device has lost the others.
+            replace: in place of all that were kept: the device has lost the others.
 
         Returns:
             How many are kept now.
@@ -79,7 +79,7 @@ class Prekeys:
             except SecureAggError as error:
                 raise ProtocolError(f"a sealing key of node {node}: {error}") from None
         with self._state.transaction() as session:
-            if anew:
+            if replace:
                 session.execute(delete(PrekeyRow).where(PrekeyRow.node == node))
             room = MAX_PREKEYS - _count(session, node)
             for statement in statements[:room]:
@@ -102,7 +102,7 @@ class Prekeys:
         statements = list(content.prekeys)
         content.ClearField("prekeys")
         if statements:
-            self.add(node, statements, anew=kind == "hello")
+            self.add(node, statements, replace=kind == "hello")
 
     def take(self, nodes: Iterable[int]) -> dict[int, bytes]:
         """One key of each node that has any, the oldest; they are gone when this returns."""

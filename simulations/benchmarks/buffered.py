@@ -1,4 +1,4 @@
-"""Simulated time to the same accuracy: buffered rounds beside rounds that wait for the slowest.
+"""Simulated time to the same accuracy: buffered rounds alongside rounds that wait for the slowest.
 
     python -m simulations.benchmarks.buffered --seeds 5
 
@@ -146,7 +146,7 @@ def _seconds(value: float | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="buffered rounds beside synchronous ones")
+    parser = argparse.ArgumentParser(description="buffered rounds besides synchronous ones")
     parser.add_argument("--seeds", type=int, default=5, help="0, 1, ... of so many jobs a side")
     asked = parser.parse_args(arguments)
     found = []

@@ -1,4 +1,4 @@
-"""Virtual clients a second: fedsys beside pfl-research, Flower, a plain loop and the bound.
+"""Virtual clients a second: fedsys alongside pfl-research, Flower, a plain loop and the bound.
 
     python -m simulations.benchmarks.clients_per_second --work W2 --engines fedsys,pfl,flwr,loop
 
@@ -7,8 +7,8 @@ cores. They take turns (A B A B ...), each turn in a fresh process; a turn's fir
 holds set-up and caches, is told apart. fedsys clips and adds the noise of differential privacy, if
 the work has any; the others train plainly and take a plain mean. ``bound`` is what the matrix
 products alone would take at this machine's measured rate. The largest difference of some clients'
-updates from a plain loop's in float64 stands beside the speed (Adam divides by what may be almost
-nothing, so that in float32 the loop itself differs by thousandths).
+updates from a plain loop's in float64 stands alongside the speed (Adam divides by what may be
+almost nothing, so that in float32 the loop itself differs by thousandths).
 
 Clients may hold different amounts, and fedsys' whole job and Flower draw their own cohorts: so a
 rate is the examples a second over the population's mean, in clients of average size. What an engine

@@ -1,4 +1,4 @@
-"""What a deployment costs, beside Flower's: stages, models, a thousand agents, a secure round.
+"""What a deployment costs, alongside Flower's: stages, models, a thousand agents, a secure round.
 
     python -m simulations.benchmarks.deployment --out build/deployment
 
@@ -99,7 +99,7 @@ def _readable(value: float) -> str:
 def main() -> None:
     """Measure everything; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--agents", type=int, nargs="*", default=[3, 20], help="beside Flower")
+    parser.add_argument("--agents", type=int, nargs="*", default=[3, 20], help="alongside Flower")
     parser.add_argument("--alone", type=int, nargs="*", default=[200, 1000])
     parser.add_argument("--megabytes", type=int, nargs="*", default=[10, 100])
     parser.add_argument("--stages", type=int, default=20)

@@ -1,7 +1,7 @@
 """A Flower app that times what `simulations.benchmarks.deployment` times of fedsys.
 
 The server's side sends every node a message and waits for all replies, asking the SuperLink for
-them 20 times a second; Flower's own `Grid.send_and_receive` asks every 3 seconds. Copied beside a
+them 20 times a second; Flower's own `Grid.send_and_receive` asks every 3 seconds. Copied next to a
 ``pyproject.toml`` by `simulations.benchmarks.flower_superlink`.
 """
 

@@ -1,4 +1,4 @@
-"""Virtual clients a second of the engine on one device, beside what the device could do at most.
+"""Virtual clients a second of the engine on one device, alongside what the device could do at most.
 
     python -m simulations.benchmarks.gpu --work W2 --device cuda:0 --data DIR
 

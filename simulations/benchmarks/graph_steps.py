@@ -1,4 +1,4 @@
-"""Training from a graph beside the torch loop: steps a second, difference, memory.
+"""Training from a graph besides the torch loop: steps a second, difference, memory.
 
 ::
 

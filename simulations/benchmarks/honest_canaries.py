@@ -4,7 +4,7 @@
     python -m simulations.benchmarks.honest_canaries --simulated 1000 --epsilon 8.8 --canaries 500
 
 With ``--runs``, each run goes the whole way that `fedsys simulate --canaries` and `fedsys audit
---empirical` go: one release of digits to canaries beside 100 real clients at a claimed epsilon,
+--empirical` go: one release of digits to canaries alongside 100 real clients at a claimed epsilon,
 clipped, encoded, noised, summed (protocol ``ideal``, the integers of secure aggregation), decoded,
 attacked. Directions, coins, noise: fresh entropy each time.
 

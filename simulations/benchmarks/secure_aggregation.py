@@ -2,17 +2,17 @@
 
     python -m simulations.benchmarks.secure_aggregation [--quick] [--parts A,B] [--json FILE]
 
-Beside Flower both sides run the same n, d and dropouts on one core of the same process, alternating
-(A B A B ...), and medians of CPU time are compared, so that a busy machine changes little. Flower's
-stage functions are called directly, without its messages, processes or state files: what is left is
-the cryptography, with 50 neighbours a client where its upload is timed and 20 in a whole round.
-Ours has a committee of everybody up to 100 members, hashes and verifies everything, and takes a
-malicious server for granted; Flower's has no signatures. Where flwr is not installed only ours is
-timed.
+Alongside Flower both sides run the same n, d and dropouts on one core of the same process,
+alternating (A B A B ...), and medians of CPU time are compared, so that a busy machine changes
+little. Flower's stage functions are called directly, without its messages, processes or state
+files: what is left is the cryptography, with 50 neighbours a client where its upload is timed and
+20 in a whole round. Ours has a committee of everybody up to 100 members, hashes and verifies
+everything, and takes a malicious server for granted; Flower's has no signatures. Where flwr is not
+installed only ours is timed.
 
-Parts: ``bounds`` what the machine allows, ``flower`` rows beside Flower's, ``whole`` rounds of all
-parties with their memory, each in a process of its own, ``devices`` bytes and milliseconds of one
-device for cohorts of all sizes.
+Parts: ``bounds`` what the machine allows, ``flower`` rows alongside Flower's, ``whole`` rounds of
+all parties with their memory, each in a process of its own, ``devices`` bytes and milliseconds of
+one device for cohorts of all sizes.
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ def bounds(dimension: int, repeats: int) -> list[Bound]:
     ]
 
 
-# -- beside Flower ---------------------------------------------------------------------------------
+# -- alongside Flower
+# ---------------------------------------------------------------------------------
 
 
 def upload_row(

@@ -7,9 +7,9 @@ The coordinator is the deployed one, the agents are real sessions with updates o
 are all there, training and noise are not, and no upload is held back to hide how long training
 took. All share this machine's cores.
 
-Beside what a round took stands what it cannot do without, from rates that are measured first: every
-signature and key agreement, the encryption and the clipping of each vector, one SHA-256 of each
-model and of each upload at either end, and AES-GCM at both ends of what is sent.
+Besides what a round took stands what it cannot do without, from rates that are measured first:
+every signature and key agreement, the encryption and the clipping of each vector, one SHA-256 of
+each model and of each upload at either end, and AES-GCM at both ends of what is sent.
 """
 
 from __future__ import annotations

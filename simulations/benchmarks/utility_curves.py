@@ -185,7 +185,7 @@ def worst(values: Sequence[float | None]) -> str:
 
 
 def _verdict(results: Mapping[str, Any]) -> list[str]:
-    """Distributed beside central noise: the widest gap, in points."""
+    """Distributed alongside central noise: the widest gap, in points."""
     lines = []
     for name, by_target in gaps(results["runs"]).items():
         target, points = max(by_target.items(), key=lambda item: abs(item[1]))

@@ -26,7 +26,7 @@ _VIEWS = ("outsider", "participant", "server")
 
 
 def page_of(results: Mapping[str, Any]) -> Comparison:
-    """The page that `simulations.benchmarks.utility` writes beside its table."""
+    """The page that `simulations.benchmarks.utility` writes next to its table."""
     runs: list[Run] = results["runs"]
     targets, first, host = targets_of(runs), runs[0], results["machine"]
     seeds = len({run["seed"] for run in runs})

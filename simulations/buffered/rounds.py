@@ -2,8 +2,8 @@
 
 In the manner of FedBuff (Nguyen et al., AISTATS 2022): a constant number of clients trains at a
 time, each from the model that was the newest when it began. The K-th upload closes a buffer; its
-sum makes the next version of the model, which whoever begins from then on is given. Nobody waits
-for the slowest.
+sum makes the next version of the model, which every client that begins from then on is given.
+Nobody waits for the slowest.
 
 A buffer's cost is reserved before the first upload can enter it. One that cannot be filled is given
 up and ends its epoch, so that its uploads can never be opened.
@@ -67,7 +67,7 @@ class _Buffer:
 class BufferedRounds:
     """A job's buffers, one after the other.
 
-    Clients that trained when a process ended are asked anew once the job is taken up again.
+    Clients that trained when a process ended are asked again once the job is taken up again.
 
     Args:
         setting: what the job runs on.

@@ -1,8 +1,8 @@
 """Several processes, one thread each: data in shared memory, each adds into one flat sum.
 
-A chunk is handed to whoever is free. A process that dies takes its sum with it: what it had added
-in this round is done again by the others and by its successor, so the result is the same to the
-bit. Every wait has a deadline, and whatever fails is said with the clients that it concerns.
+A chunk is handed to any process that is free. A process that dies takes its sum with it: what it
+had added in this round is done again by the others and by its successor, so the result is the same
+to the bit. Every wait has a deadline, and whatever fails is said with the clients that it concerns.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ class Processes(Engine):
     ) -> Iterator[tuple[int, tuple[Any, ...], _Member]]:
         """Each chunk's number and reply; a number comes again where its sum was lost."""
         if not self._members:
-            raise TrainingError("the engine's processes have ended; start the run anew")
+            raise TrainingError("the engine's processes have ended; start the run again")
         self._arena.array("weights")[:] = work.weights
         brief = replace(work, weights=np.zeros(0, dtype=np.float32))
         waiting, deaths = deque(range(len(chunks))), Counter[object]()

@@ -1,4 +1,5 @@
-"""The engine over a Ray cluster: chunks go to whoever is free, partial sums are added in a tree.
+"""The engine over a Ray cluster: chunks go to any process that is free, partial sums are added in a
+tree.
 
 For populations that one machine has outgrown. Every actor does what a process of
 `simulations.engine.processes` does, so for the same chunks the sum is the same to the bit. An actor

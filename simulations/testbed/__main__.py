@@ -1,4 +1,4 @@
-"""``python -m simulations.testbed``: maltreat a deployment for a while, and say what held."""
+"""``python -m simulations.testbed``: inject faults into a deployment, and report what held."""
 
 from __future__ import annotations
 

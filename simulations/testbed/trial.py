@@ -213,7 +213,7 @@ class Trial:
         row = federation.wait(job, seconds=_PATIENCE)
         report.claim("it ends when it is cancelled", row.status == "cancelled", row.reason)
         report.claim(
-            "whoever is asked to stop does",
+            "a process that is asked to stop stops",
             not federation.overstayed,
             f"killed after a minute: {', '.join(federation.overstayed)}"
             * bool(federation.overstayed),

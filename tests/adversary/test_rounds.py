@@ -138,7 +138,7 @@ def test_03_one_colluder_on_several_places() -> None:
 
 
 def test_04_one_sealing_key_on_two_places() -> None:
-    """Two colluders show one key: whoever holds it opens two shares."""
+    """Two colluders show one key: anyone who holds it opens two shares."""
 
     def attack() -> int:
         world = World(PARAMS)

@@ -75,7 +75,7 @@ def learned(
 
 
 def beyond(found: Elements, dealers: Sequence[int], summed: frozenset[int], packing: int) -> int:
-    """Dimensions of what was learned beside the sum over a set."""
+    """Dimensions of what was learned besides the sum over a set."""
     member = np.array([int(dealer in summed) for dealer in dealers])
     sums = np.kron(member, np.eye(packing, dtype=np.int64))
     return len(reduce(np.concatenate((sums, found)))) - len(reduce(sums))
@@ -126,7 +126,7 @@ def play(seed: int, steps: int = 120) -> set[tuple[int, frozenset[int]]]:
 
 
 def judge(view: set[tuple[int, frozenset[int]]]) -> tuple[int, int, int]:
-    """How many sets were answered, what was learned, and how much of it beside one sum."""
+    """How many sets were answered, what was learned, and how much of it besides one sum."""
     answered = {summed for position, summed in view if position != COLLUDER}
     honest = [dealer for dealer in range(8) if dealer != COLLUDER]
     found = learned(view, honest, 8, PARAMS.threshold, PARAMS.packing)

@@ -1,4 +1,4 @@
-"""Training beside the conversation."""
+"""Training besides the conversation."""
 
 from __future__ import annotations
 

@@ -277,7 +277,7 @@ def test_buffers_do_not_go_back(epoch: Epoch) -> None:
 def test_whatever_is_announced_an_upload_is_one_that_was_agreed_to(
     epoch: Epoch,
 ) -> None:
-    """Hundreds of messages with numbers drawn anew: what leaves is of one buffer each, of the
+    """Hundreds of messages with numbers drawn again: what leaves is of one buffer each, of the
     newest version that was told, as old as it is, and not more often than agreed."""
     numbers = dice("announced")
 

@@ -117,7 +117,7 @@ class Wire:
         assert self._taken.acquire(timeout=PATIENCE), "there was no answer"
         until = time.monotonic() + 20
         while self._more() > BIG // 2 and time.monotonic() < until:
-            time.sleep(0.01)  # whoever took the answer is about to wait for the next
+            time.sleep(0.01)  # anyone who took the answer is about to wait for the next
         self.held = self._more()
         raise StopIteration
 

@@ -209,7 +209,8 @@ def test_two_sets_in_one_round_are_refused(devices: Devices) -> None:
 
 def test_a_split_set_gives_one_sum_at_most(devices: Devices) -> None:
     """Half is asked to endorse the sum with the victim, half the one without; the colluder signs
-    both. One of the two finds a quorum, and whoever endorsed the other refuses its certificate."""
+    both. One of the two finds a quorum, and anyone who endorsed the other refuses its certificate.
+    """
     talk = Conversation(devices, devices.agree())
     whole, less = begun(talk), begun(talk)
     uploads(talk, whole, less, without=VICTIM)

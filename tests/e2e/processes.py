@@ -32,7 +32,7 @@ Crash = tuple[str, int, str]
 
 
 def silos(*settings: str) -> Config:
-    """The configuration beside this file, with some keys replaced."""
+    """The configuration next to this file, with some keys replaced."""
     return load(Path(__file__).with_name("silos.toml"), settings)
 
 

@@ -1,4 +1,4 @@
-"""A job in which devices without torch train from a graph, beside one that has the task's code."""
+"""A job in which devices without torch train from a graph, besides one that has the task's code."""
 
 from __future__ import annotations
 

@@ -320,8 +320,8 @@ def test_a_resident_process_sees_what_another_counted(home: Home, tmp_path: Path
         other.join(terms.job, 1)
     assert not session.journal.jobs
     ask(folder)
-    anew = device.open_session(str(folder), "digits", "")
-    assert anew.journal.jobs[terms.job.hex()].joined == [1]
+    reopened = device.open_session(str(folder), "digits", "")
+    assert reopened.journal.jobs[terms.job.hex()].joined == [1]
 
 
 def test_a_device_that_has_left_answers_no_more(home: Home, tmp_path: Path) -> None:

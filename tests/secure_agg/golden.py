@@ -1,6 +1,6 @@
 """Golden transcripts: rounds from fixed entropy, every byte written down.
 
-Run ``python -m tests.secure_agg.golden`` to write the files anew, after a change of the protocol's
+Run ``python -m tests.secure_agg.golden`` to write the files again, after a change of the protocol's
 version only: they are what another implementation is tested against. Suite 1 alone: the
 encapsulations of ML-KEM draw randomness that cannot be fixed.
 """

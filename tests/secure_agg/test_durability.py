@@ -283,7 +283,7 @@ def fresh(world: World) -> dict[int, bytes]:
 
 
 def test_a_file_store_writes_through_nothing_that_was_planted(tmp_path: Path) -> None:
-    """Whoever can make a name in the folder could otherwise read the round's keys."""
+    """Anyone who can make a name in the folder could otherwise read the round's keys."""
     path, mine = tmp_path / "state", tmp_path / "elsewhere"
     mine.write_bytes(b"")
     fresh = tmp_path / "state.new"

@@ -42,7 +42,7 @@ def test_honest_messages_are_within_their_limits(params: SecAggParams) -> None:
 
 
 def test_the_small_messages_are_small() -> None:
-    """What a committee of 180 sends beside its uploads, in bytes."""
+    """What a committee of 180 sends besides its uploads, in bytes."""
     limits = Limits(
         SecAggParams.derive(n=1000, corrupt=0.1, dropout=0.1, modulus_bits=20, dimension=1)
     )

@@ -1,4 +1,4 @@
-"""The one door for sums: what a plan does not allow to be released is refused, whoever hosts it."""
+"""The one door for sums: what a plan does not allow is not released, under any host."""
 
 from __future__ import annotations
 

@@ -134,8 +134,8 @@ def test_the_error_of_work_on_the_disk_is_the_callers() -> None:
 def test_a_session_that_is_still_ending_ends_before_its_loop_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """gRPC calls itself stopped once nothing is to be sent any more, whoever is still at work; a
-    loop that ends then cancels what is gRPC's own, and gRPC prints a traceback."""
+    """gRPC calls itself stopped once nothing is to be sent any more, no matter who is still at
+    work; a loop that ends then cancels what is gRPC's own, and gRPC prints a traceback."""
     home = Home.create(tmp_path / "home", hosts=["127.0.0.1"])
     state = State.open(home.path)
     token = home.registry(state).issue_token("ward")

@@ -64,7 +64,7 @@ def test_layers_adapt_apart_and_a_resumed_run_goes_on(
     norms = clips(tmp_path / "run")
     assert len(norms) == 5
     assert norms[:3] == before
-    assert abs(np.log(norms[3] / norms[2])) < 0.5, "the norm started anew"
+    assert abs(np.log(norms[3] / norms[2])) < 0.5, "the norm started over"
     assert norms[3] != norms[0]
     assert audit_run(tmp_path / "run").passed
     plan = read_ledger(tmp_path / "run" / "ledger.jsonl").header["plan"]

@@ -13,14 +13,14 @@ _LIMIT = 32 << 20
 """Bytes a process: enough for some 3,000 clients of 50 examples."""
 
 _ENTRY = 256
-"""Bytes that a client costs beside its matrix and its rows: those count where clients are tiny."""
+"""Bytes that a client costs besides its matrix and its rows: those count where clients are tiny."""
 
 
 class GramBank:
-    """Keeps X X^T of each client until there is no more room; then it begins anew.
+    """Keeps X X^T of each client until there is no more room; then it starts over.
 
     A matrix is computed from its client's examples in their own order, alone: it has the same bits
-    whoever else trains, and whether it was kept.
+    no matter who else trains, and whether it was kept.
 
     Args:
         limit: bytes, at most, or what one chunk takes if that is more.

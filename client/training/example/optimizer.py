@@ -28,7 +28,7 @@ _GHOST_SLACK = 1.0 - 1e-4
 
 
 class _OnLattice:
-    """Beside one of Opacus' optimizers: exact noise onto the integer sum that it was given.
+    """Next to one of Opacus' optimizers: exact noise onto the integer sum that it was given.
 
     Args:
         optimizer: What steps, e.g. ``torch.optim.SGD``.

@@ -55,12 +55,12 @@ class CudaRecorder:
         with torch.cuda.device(self._device):
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
-            here, beside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            beside.wait_stream(here)
-            with torch.cuda.stream(beside):
+            here, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(here)
+            with torch.cuda.stream(side):
                 for _ in range(_WARM_UPS):
                     work()
-            here.wait_stream(beside)
+            here.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 work()

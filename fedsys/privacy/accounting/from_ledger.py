@@ -78,7 +78,7 @@ def ledger_header(plan: PrivacyPlan, **facts: Any) -> dict[str, Any]:
 
     Args:
         plan: constants of the job.
-        **facts: what the caller knows beside them: trust (authority of the roster, quorum, c,
+        **facts: what the caller knows besides them: trust (authority of the roster, quorum, c,
             gamma), hashes of code, config and initial model, tuning runs before this one, how N is
             known, the protocol.
 
@@ -127,7 +127,7 @@ def plan_of(header: Mapping[str, Any]) -> PrivacyPlan:
     """The plan that a header states, its parts of delta checked.
 
     Raises:
-        LedgerError: there is none, or what is stated beside it disagrees.
+        LedgerError: there is none, or what is stated besides it disagrees.
     """
     body = header.get("plan")
     if not isinstance(body, dict):

@@ -105,7 +105,7 @@ def noise_charges(
         delta: of the job.
         rounds: T.
         turns: of them, in which an outsider counts one client at most.
-        contributions: likewise, for whoever sees the cohorts.
+        contributions: likewise, for anyone who sees the cohorts.
     """
     parts: dict[View, float] = {}
     largest: dict[View, float] = {}

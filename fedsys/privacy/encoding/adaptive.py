@@ -2,7 +2,7 @@
 
 Andrew, Thakkar, McMahan and Ramaswamy, "Differentially Private Learning with Adaptive Clipping"
 (NeurIPS 2021). A client's bit 1[norm <= C] - 1/2, one a layer, travels as a further coordinate of
-its update: inside the clipped, noised, accounted vector, never beside it. With G layers of norms
+its update: inside the clipped, noised, accounted vector, never next to it. With G layers of norms
 C_g and bits of weight w, the vector's norm is at most C = sqrt(sum C_g^2 + G w^2), the clipping
 norm of the round's event; a mechanism of dimension d + G sees nothing unusual.
 

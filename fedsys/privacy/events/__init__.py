@@ -108,7 +108,7 @@ _FURTHER = {
     "banded-mf": {"horizon": "rounds", "min_separation": "min_separation"},
     "example-gaussian": {"example_rate": "example_rate", "steps": "steps"},
 }
-"""What an event of one kind needs beside the rest, and what it is called in a configuration."""
+"""What an event of one kind needs besides the rest, and what it is called in a configuration."""
 
 
 class EventChoices(TypedDict, total=False):
@@ -127,7 +127,7 @@ class EventChoices(TypedDict, total=False):
         sampling: how cohorts come about.
         participation: p of secret participation.
         guarantee: the view for which z was chosen.
-        colluders: c, curious clients beside the server.
+        colluders: c, curious clients in league with the server.
         noise: ``once`` where a simulation draws the noise of the whole sum.
         horizon: rounds of the job (banded-mf).
         min_separation: rounds between two participations of a client (banded-mf).

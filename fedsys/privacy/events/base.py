@@ -170,7 +170,7 @@ class SumEvent(ABC):
 
     mechanism: ClassVar[str]
     keys: ClassVar[tuple[str, ...]] = ()
-    """Attributes of one kind of event that its JSON holds beside those of all."""
+    """Attributes of one kind of event that its JSON holds besides those of all."""
     noiseless: ClassVar[bool] = False
 
     encoding: Encoding

@@ -27,9 +27,9 @@ __all__ = ["Encoding", "EncodingKind", "Geometry", "check_ring", "least_ring"]
 EncodingKind = Literal["wide", "narrow", "float"]
 
 _NOISE_TAIL = 12
-"""Standard deviations of noise that must fit into the ring beside the largest sum: a coordinate of
-a release exceeds them with probability 2 Q(12) < 2^-107, and then the mean is wrong, not private
-data revealed."""
+"""Standard deviations of noise that must fit into the ring together with the largest sum: a
+coordinate of a release exceeds them with probability 2 Q(12) < 2^-107, and then the mean is wrong,
+not private data revealed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +140,7 @@ def least_ring(*, cap: int, l2: float, deviation: float) -> int:
     Args:
         cap: n_cap, updates in the largest sum.
         l2: D2, of one update's integers.
-        deviation: of the noise in the sum, in integers; 12 of them fit beside the sum, so that a
+        deviation: of the noise in the sum, in integers; 12 of them fit next to the sum, so that a
             coordinate wraps around with probability below 2^-107.
 
     Raises:

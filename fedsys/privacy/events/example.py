@@ -46,7 +46,7 @@ class ExampleEvent(SumEvent):
 
     @property
     def share_multiplier(self) -> float:
-        """0: nothing is added to the sum beside what the optimizers added."""
+        """0: nothing is added to the sum besides what the optimizers added."""
         return 0.0
 
     @property

@@ -1,8 +1,8 @@
-"""What a ledger's closing line binds beside the ledger: summary, metrics and model, by hash.
+"""What a ledger's closing line binds next to the ledger: summary, metrics and model, by hash.
 
-Without those hashes whoever holds a finished run could cut its ledger to a cheaper one and write
+Without those hashes anyone who holds a finished run could cut its ledger to a cheaper one and write
 the rest of the folder to match. ``report.html`` is not among them: it states the ledger's head,
-which is known only after the line is written; an audit makes it anew instead and compares.
+which is known only after the line is written; an audit makes it again instead and compares.
 """
 
 from __future__ import annotations

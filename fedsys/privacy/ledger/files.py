@@ -1,4 +1,4 @@
-"""Opening files that an enemy may have put there, and reading their lines: bounded and strict."""
+"""Opening untrusted files, and reading their lines: bounded and strict."""
 
 from __future__ import annotations
 

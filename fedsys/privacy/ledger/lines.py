@@ -291,7 +291,7 @@ class KnownEvents:
             self._known[canonical(event)] = event
 
     def reserve(self, text: bytes) -> dict[str, Any] | None:
-        """The body of this text, if it is a round's number beside a known event."""
+        """The body of this text, if it is a round's number besides a known event."""
         found = self._RESERVE.fullmatch(text)
         event = None if found is None else self._known.get(found[1])
         return None if found is None or event is None else {"event": event, "round": int(found[2])}

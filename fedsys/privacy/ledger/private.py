@@ -1,6 +1,6 @@
 """``private.jsonl``: who was asked and summed in each round, and the salts of the commitments.
 
-Whoever holds it is in the server's view. Cohorts of more than ``LISTED`` clients are packed, so
+Anyone who holds it is in the server's view. Cohorts of more than ``LISTED`` clients are packed, so
 that a line stays short; the commitments are to the lists, whichever way they are written.
 """
 

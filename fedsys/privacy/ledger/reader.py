@@ -1,4 +1,4 @@
-"""Reading a ledger that may have been written by an enemy: bounded, strict, never executing."""
+"""Reading a ledger that is untrusted: bounded, strict, never executing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RoundRecord:
 
     @property
     def body(self) -> dict[str, Any]:
-        """Body of the commit or abort line, parsed anew: 10^5 rounds are kept as text."""
+        """Body of the commit or abort line, parsed again: 10^5 rounds are kept as text."""
         return parse_object(self.text, f"round {self.round}")
 
     @property

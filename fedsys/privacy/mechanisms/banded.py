@@ -34,7 +34,7 @@ class CorrelatedNoise:
 
     Every reserved round takes one position, released or not (``skip`` a round that was cut off).
     ``state_bytes`` must be durable *before* a round is committed, and stays as secret as the noise:
-    whoever reads it reads the sums.
+    anyone who reads it reads the sums.
 
     Args:
         event: of one round.
@@ -110,7 +110,7 @@ class CorrelatedNoise:
         return noise.copy()
 
     def state_bytes(self) -> bytes:
-        """Position and remembered noise, to be stored beside a checkpoint, mode 0600."""
+        """Position and remembered noise, to be stored next to a checkpoint, mode 0600."""
         header = _HEADER.pack(
             self._position, len(self._past), self._length, bytes.fromhex(self._strategy)
         )

@@ -1,7 +1,7 @@
 """Independent noise: shares of the clients, or one draw of the coordinator, or none.
 
-A release of ``ClientNoise`` holds exactly n_cap rounded terms whoever took part: the survivors'
-shares, and those that are missing, which the coordinator draws one by one.
+A release of ``ClientNoise`` holds exactly n_cap rounded terms no matter who took part: the
+survivors' shares, and those that are missing, which the coordinator draws one by one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Integer noise: one exact sampler for everybody, and how far sums of it are from a Gaussian.
 
-``NOISE.md`` beside this package states the lemma on which the accounting rests.
+``NOISE.md`` next to this package states the lemma on which the accounting rests.
 """
 
 from fedsys.privacy.noise.distance import rounding_distance

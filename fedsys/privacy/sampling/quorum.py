@@ -8,7 +8,7 @@ lost. So parameters withstand more losses than are to be expected: as many as ar
 probability 2^-40, where the quorum leaves room for that. What is left, in small cohorts above all,
 is charged to delta.
 
-Members are taken to be lost independently, and whoever is lost is missing from the committee. So
+Members are taken to be lost independently, and anyone who is lost is missing from the committee. So
 the number of a committee's members that stay is binomial, however the committee was drawn.
 
 >>> withstood(100, corrupt=0.1, dropout=0.1)

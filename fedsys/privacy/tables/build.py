@@ -72,7 +72,7 @@ def optimise(horizon: int, bands: int) -> list[int]:
 
 
 def main() -> None:
-    """Writes the table beside this file."""
+    """Writes the table next to this file."""
     strategies = []
     for horizon in HORIZONS:
         for bands in WIDTHS:

@@ -30,7 +30,7 @@ def _normalised(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor,
 
 
 def _gradient_of_normalised(above: Tensor, normal: Tensor, rstd: Tensor, dims: list[int]) -> Tensor:
-    """The gradient through ``(x - mean) rstd``: what remains of `above` beside 1 and `normal`."""
+    """The gradient through ``(x - mean) rstd``: what remains of `above` besides 1 and `normal`."""
     along = (above * normal).mean(dims, keepdim=True)
     return rstd * (above - above.mean(dims, keepdim=True) - normal * along)
 

@@ -121,7 +121,7 @@ def check_units(column: Column, texts: Sequence[str], codes: NDArray[np.int64]) 
             column.name,
             row,
             texts[codes[row]],
-            f"looks like a number with something beside it ({len(like)} of {len(texts)} different "
+            f"looks like a number with something besides it ({len(like)} of {len(texts)} different "
             f"texts do)",
             f"write the number alone, say how it is written (decimal, thousands), or say kinds = "
             f"{{ {column.name} = 'text' }}",

@@ -202,7 +202,7 @@ class _Inference:
                 column.name,
                 row,
                 "-1",
-                f"beside classes 0 to {whole[-1]} looks like a label that nobody knows "
+                f"besides classes 0 to {whole[-1]} looks like a label that nobody knows "
                 f"({int((values == -1).sum())} such rows of {len(column)})",
                 f"say missing = {{ {column.name} = [{{value}}] }} and when_missing = 'drop', or "
                 f"classes that hold it, or target = 'class'",

@@ -36,7 +36,7 @@ class Missing:
             one more value of a text, and of a number the middle with a feature that says so.
         treatment_of: of single columns, instead.
         goals: label and client columns. Only by name does a missing label become a class of its
-            own: whoever wants that of features rarely wants it of labels.
+            own: anyone who wants that of features rarely wants it of labels.
     """
 
     marks: frozenset[str] | None = None

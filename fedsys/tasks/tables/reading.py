@@ -1,6 +1,6 @@
 """What was read from a table: printed before the first round, and stored with the run.
 
-It counts rows and names values, so it stays with whoever holds the data: it is never published.
+It counts rows and names values, so it stays with anyone who holds the data: it is never published.
 """
 
 from __future__ import annotations

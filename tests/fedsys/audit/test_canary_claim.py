@@ -85,4 +85,4 @@ def test_less_noise_costs_more_and_a_smaller_delta_too() -> None:
     assert claimed.epsilon_at(1e-9) == claimed.epsilon_at(0.3 / 0.7)
     assert claimed.epsilon_for(claimed.delta) == claimed.epsilon
     assert claimed.epsilon_for(1e-6) > claimed.epsilon
-    assert claimed.epsilon_for(claimed.beside) == math.inf
+    assert claimed.epsilon_for(claimed.overhead) == math.inf

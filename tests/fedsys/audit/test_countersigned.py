@@ -86,7 +86,7 @@ def test_agents_vouch_for_the_history_up_to_their_newest_round(
     assert "on 4 of 4 committed rounds, 3 to 3 a round; the newest is round 4" in claim.rederived
     covered = [c for c in result.claims if "countersigned by 3 agents" in c.rests_on]
     assert {"Ledger chain and signatures", "Cohort limits"} <= {c.name for c in covered}
-    assert any("cannot be written anew" in note for note in result.notes)
+    assert any("cannot be rewritten" in note for note in result.notes)
     published = publish_run(run, tmp_path / "out").path
     assert not (published / FILE).exists()
 

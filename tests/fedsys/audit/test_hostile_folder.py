@@ -1,4 +1,4 @@
-"""A folder made to harm whoever audits it does not."""
+"""A folder made to harm anyone who audits it does not."""
 
 from __future__ import annotations
 

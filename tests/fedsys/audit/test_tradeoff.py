@@ -68,7 +68,7 @@ def test_a_sampled_round_is_that_of_its_likeliest_events(z: float, q: float) -> 
 
 def test_what_delta_pays_for_besides_weakens_the_promise() -> None:
     steps = {GaussianStep(multiplier=1.0): 1}
-    curve, weaker = tradeoff_of(steps), tradeoff_of(steps, beside=1e-3)
+    curve, weaker = tradeoff_of(steps), tradeoff_of(steps, overhead=1e-3)
     assert curve is not None
     assert weaker is not None
     assert all(weaker.least(y) <= curve.least(y) for y in LIKELY.tolist())

@@ -103,7 +103,7 @@ def test_witnesses_stand_for_what_they_cosigned(
         f"the first 4 of {lines} lines (reservations up to round 2), 2023-11-14 22:13:20 UTC"
     )
     assert result.details["witnessed"] == {"w.example/alice": lines, "w.example/bob": 4}
-    assert any("cannot be written anew without the witnesses" in note for note in result.notes)
+    assert any("cannot be rewritten without the witnesses" in note for note in result.notes)
 
 
 def test_without_pins_witnesses_are_the_folders_own_word(
@@ -112,7 +112,7 @@ def test_without_pins_witnesses_are_the_folders_own_word(
     show(alice, run, signer)
     assert said(run)["Cosigned heads"].holds is None
     assert "anybody can make such witnesses" in said(run)["Cosigned heads"].rederived
-    assert not any("written anew" in note for note in audit_run(run).notes)
+    assert not any("written again" in note for note in audit_run(run).notes)
 
 
 def test_a_ledger_cut_off_with_the_coordinators_key(
@@ -182,7 +182,7 @@ def test_a_fork_is_seen_by_both_witnesses(
 def test_a_split_view_has_one_half_of_the_witnesses(
     run: Path, signer: Signer, alice: Witness, bob: Witness, tmp_path: Path
 ) -> None:
-    """Two histories, each cosigned by one witness: whoever pins both is shown neither as whole."""
+    """Two histories, each cosigned by one witness: to an audit that pins both, neither is whole."""
     other = Path(shutil.copytree(run, tmp_path / "other"))
     sign_again(other, entries(other)[:3] + entries(other)[5:], signer)
     assert show(alice, run, signer)

@@ -1,4 +1,4 @@
-"""What reaches a terminal through a command is one line for one line, whoever wrote it."""
+"""What reaches a terminal through a command is one line for one line, no matter who wrote it."""
 
 from __future__ import annotations
 

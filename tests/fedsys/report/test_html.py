@@ -169,7 +169,7 @@ class TestSoundRun:
             "rests on them, and on the coordinator's word",
             "AES and ring learning with errors are sound",
             "evaluation data",
-            "whoever watches the network",
+            "anyone who watches the network",
             "“fedsys audit A B --compose”",
         ):
             assert expected in text
@@ -276,7 +276,7 @@ class TestPublicReport:
         os.mkfifo(path)  # reading it would be reported as a problem
         assert "private.jsonl" not in _page(
             run_folder, make_audit(private=False), private=False
-        ).text.replace("whoever holds private.jsonl", "").replace("needs private.jsonl", "")
+        ).text.replace("anyone who holds private.jsonl", "").replace("needs private.jsonl", "")
 
     def test_no_protection_against_the_server_is_said_all_the_same(
         self, run_folder: Path, make_audit: MakeAudit

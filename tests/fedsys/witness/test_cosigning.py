@@ -117,7 +117,7 @@ def test_only_the_logs_own_key_counts(witness: Witness, log: Log, tmp_path: Path
     spoilt = dataclasses.replace(good, note=good.note.with_signatures([forged]))
     assert send(witness, spoilt).status == 403
     assert witness.checkpoint(origin_hash(log.origin)).status == 404
-    # Unknown signatures beside the log's are ignored, and not kept.
+    # Unknown signatures besides the log's are ignored, and not kept.
     cosigned(witness, dataclasses.replace(good, note=good.note.with_signatures([mallory])))
     stored = SignedNote.parse(witness.checkpoint(origin_hash(log.origin)).body)
     assert [each.id for each in stored.signatures] == [line.id, witness.vkey.id]

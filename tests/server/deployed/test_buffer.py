@@ -34,7 +34,7 @@ from simulations.testbed.crowd import Still
 from tests.server.deployed.test_job_run import Party, broken
 
 Gate = Callable[[int, Assignment], None]
-"""Called with number and assignment of whoever trains, before it is done."""
+"""Called with number and assignment of anyone who trains, before it is done."""
 Meddle = Callable[[int, fleet_pb2.Down], fleet_pb2.Down | None]
 """What a device gets in place of a message; None: nothing."""
 
@@ -59,7 +59,7 @@ class Buffers(Party):
     Attributes:
         gate: called where a device trains.
         meddle: what becomes of each message to a device.
-        crash: whether a device's process dies and begins anew at a message: ``before`` it is
+        crash: whether a device's process dies and begins again at a message: ``before`` it is
             handled, or ``after``, with the answer lost; empty for no crash.
         heard: all that devices said.
         told: all that they were told.

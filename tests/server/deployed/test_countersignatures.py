@@ -1,4 +1,4 @@
-"""Countersignatures are kept beside the ledger as they come, and only if they are of it."""
+"""Countersignatures are kept next to the ledger as they come, and only if they are of it."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def port(tmp_path: Path) -> Iterator[Port]:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Every ledger that is read, whoever reads it."""
+    """Every ledger that is read, no matter who reads it."""
     found: list[Path] = []
 
     def read(path: Path, **how: object) -> LedgerView:

@@ -48,7 +48,7 @@ def test_a_small_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_rate_counts_clients_of_average_size() -> None:
-    """Two turns at the same examples a second have the same rate, whoever was in their cohorts."""
+    """Two turns at the same examples a second have the same rate, whatever their cohorts."""
     large = {"examples": [9, 300, 300], "clients": [1, 3, 3], "seconds": [5.0, 2.0, 1.0]}
     small = {"examples": [9, 100, 100], "clients": [1, 25, 25], "seconds": [5.0, 0.5, 0.5]}
     for turn in (large, small):

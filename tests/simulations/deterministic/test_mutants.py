@@ -214,7 +214,7 @@ def late_uploads_count(patch: pytest.MonkeyPatch) -> None:
 
 
 def who_vanishes_is_left_out(patch: pytest.MonkeyPatch) -> None:
-    """Whoever does not answer after its upload is taken out of the sum again."""
+    """Anyone who does not answer after its upload is taken out of the sum again."""
     propose = Settlement._propose
 
     def strict(self: Settlement) -> Mapping[int, bytes]:

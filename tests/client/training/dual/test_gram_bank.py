@@ -1,4 +1,4 @@
-"""Gram matrices that are kept: the same bits as fresh ones, whoever trains beside."""
+"""Gram matrices that are kept: the same bits as fresh ones, no matter who else trains."""
 
 from __future__ import annotations
 

@@ -504,7 +504,7 @@ def test_opacus_own_accountant_agrees_with_the_plan() -> None:
 def test_what_was_chosen_is_said_once_a_job(
     data: FederatedData, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A device makes a trainer every round; another job is told anew."""
+    """A device makes a trainer every round; another job is told again."""
     caplog.set_level(logging.INFO, "client.training.example.privacy")
 
     def train(clip: float) -> None:

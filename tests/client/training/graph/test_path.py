@@ -231,7 +231,7 @@ def test_a_graph_is_warmed_up_beside_and_captured_once(monkeypatch: pytest.Monke
 
 
 def test_memory_that_runs_out_leaves_nothing_behind(task: Task, pool: Examples) -> None:
-    """Also while the exception is still at hand: whoever halves the chunk needs the memory then."""
+    """Also while the exception is still at hand: halving the chunk needs the memory then."""
     made: list[weakref.ref[Epoch]] = []
 
     class Full(PlainRecorder):

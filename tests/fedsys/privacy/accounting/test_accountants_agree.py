@@ -139,7 +139,7 @@ def test_exact_gaussian_against_high_precision(z: float, delta: float) -> None:
 def test_bins_are_halved_a_bounded_number_of_times(
     rounds: dict[tuple[float, float], int], delta: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An epsilon of nothing, of thousands, or of a loss that is tiny beside its range."""
+    """An epsilon of nothing, of thousands, or of a loss that is tiny next to its range."""
     sizes = []
     single = pld._single
 

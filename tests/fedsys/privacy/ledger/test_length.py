@@ -60,7 +60,7 @@ def test_a_hundred_thousand_rounds_load_verify_and_replay_in_little_memory(
 def test_a_long_ledger_costs_a_little_a_round(
     tmp_path: Path, plan: PrivacyPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is dear is done once for all rounds alike; a round is kept in few hundred bytes."""
+    """What is costly is done once for all rounds alike; a round is kept in few hundred bytes."""
     from fedsys.privacy import replay as replaying
     from fedsys.privacy.ledger import lines, reader
 

@@ -125,7 +125,7 @@ def test_texts_some_of_which_are_numbers_are_texts(read: Read) -> None:
 @pytest.mark.parametrize("form", ["{}%", "€{}", "{} kg", "({})", "{}.000,5", "$ {}", "{}°"])
 def test_numbers_with_a_unit_are_no_categories(read: Read, form: str) -> None:
     text = "x,y\n" + "".join(f'"{form.format(k % 30)}",{k % 2}\n' for k in range(60))
-    with pytest.raises(DataError, match="looks like a number with something beside it") as refused:
+    with pytest.raises(DataError, match="looks like a number with something besides it") as refused:
         read(text)
     assert f"column 'x', row 1: '{form.format(0)}'" in str(refused.value)
     assert read(text, kinds={"x": "text"})[1].columns[0].kind == "category"
@@ -205,13 +205,13 @@ def test_a_label_that_could_be_either_is_asked_about(read: Read) -> None:
 
 def test_minus_one_beside_classes_is_asked_about(read: Read) -> None:
     text = labelled([k % 4 - 1 for k in range(80)])
-    with pytest.raises(DataError, match=r"row 1: '-1' beside classes 0 to 2 .*20 such rows of 80"):
+    with pytest.raises(DataError, match=r"row 1: '-1' besides classes 0 to 2 .*20 such rows of 80"):
         read(text)
     _, reading = read(text, missing={"y": ["-1"]}, when_missing="drop")
     assert (len(reading.classes), dict(reading.dropped)) == (3, {"y": 20})
     assert len(read(text, target="class")[1].classes) == 4
     parquet = {"x": list(range(80)), "y": [k % 4 - 1 for k in range(80)]}
-    with pytest.raises(DataError, match="row 1: '-1' beside classes 0 to 2"):
+    with pytest.raises(DataError, match="row 1: '-1' besides classes 0 to 2"):
         read(parquet)
     assert len(read(parquet, missing={"y": [-1]}, when_missing="drop")[1].classes) == 3
 
