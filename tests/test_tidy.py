@@ -21,7 +21,7 @@ LONG_MODULES = {
     "tests/adversary/test_rounds.py": "one attack after the other, each with its check removed",
     "tests/client/test_session.py": "every message of a session in every state",
     "tests/client/training/example/test_privacy.py": "DP-SGD against a reference, step by step",
-    "tests/fedsys/privacy/accounting/test_accountant.py": "a second accountant stands beside them",
+    "tests/fedsys/privacy/accounting/test_accountant.py": "with a second, naive accountant",
     "tests/fedsys/report/test_html.py": "a page for every kind of run",
     "tests/simulations/buffered/test_rounds.py": "accounting and protocol of buffers in one place",
 }

@@ -131,7 +131,7 @@ def _hidden(low: Line, middle: Line, high: Line) -> bool:
     return meets_low >= (middle[1] - high[1]) * (middle[0] - low[0])
 
 
-def tradeoff_of(steps: Steps, *, besides: float = 0.0) -> ProfileTradeoff | None:
+def tradeoff_of(steps: Steps, *, overhead: float = 0.0) -> ProfileTradeoff | None:
     """The curve of Gaussian steps; None where they promise nothing.
 
     Poisson-sampled steps have the smaller delta of dp-accounting's loss distribution and of the
@@ -140,7 +140,7 @@ def tradeoff_of(steps: Steps, *, besides: float = 0.0) -> ProfileTradeoff | None
 
     Args:
         steps: as `OutsiderLoss.steps` counts them.
-        besides: what the job's delta pays for besides (aborts that show, noise that is not quite
+        overhead: what the job's delta pays for apart from the steps (aborts that show, noise that is not quite
             Gaussian); it is added to every delta.
     """
     squares = squares_of(steps)
@@ -159,4 +159,4 @@ def tradeoff_of(steps: Steps, *, besides: float = 0.0) -> ProfileTradeoff | None
             keys[key] = keys.get(key, 0) + count * step.count
         sampled = gaussian_pld_deltas(keys, epsilons)
         deltas = [min(both) for both in zip(deltas, sampled, strict=True)]
-    return ProfileTradeoff(epsilons, [min(1.0, delta + besides) for delta in deltas])
+    return ProfileTradeoff(epsilons, [min(1.0, delta + overhead) for delta in deltas])
