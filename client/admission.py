@@ -40,7 +40,7 @@ class Worker(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Of the installed task's code, or of the graph that stands for it."""
+        """SHA-256 of the installed task's code, or of the graph that stands for it."""
         ...
 
     def check(self, terms: Terms) -> None:
@@ -62,6 +62,7 @@ def check_job(
     policy: Policy,
     worker: Worker,
     journal: Journal,
+    buffered: bool = False,
 ) -> int:
     """Check a job against roster, policy, data and what was spent already.
 
@@ -72,6 +73,7 @@ def check_job(
         policy: its owner's.
         worker: its data.
         journal: its count.
+        buffered: whether this device can train beside its conversation, as buffered rounds ask.
 
     Returns:
         This device's client number in the job.
@@ -80,11 +82,29 @@ def check_job(
         PolicyRefusal: naming the limit, its value and what was asked.
     """
     roster = _roster_of(terms, node, chain, policy)
-    plan = terms.plan
+    plan, buffering = terms.plan, terms.buffering
+    if buffering is not None and not buffered:
+        raise PolicyRefusal(
+            "the job's rounds are buffered, in which this device's host takes no part: it joins "
+            "synchronous rounds",
+            cause=Cause.TERMS,
+        )
+    if buffering is not None and not plan.cap <= buffering.concurrency <= plan.population:
+        raise PolicyRefusal(
+            f"{buffering.concurrency} devices train at a time, where a buffer takes {plan.cap} of "
+            f"{plan.population}",
+            cause=Cause.TERMS,
+        )
     if plan.population != len(roster.members):
         raise PolicyRefusal(
             f"the job counts {plan.population} clients, its roster has {len(roster.members)}",
             cause=Cause.ROSTER,
+        )
+    if policy.witness_threshold and terms.buffering is not None:
+        raise PolicyRefusal(
+            f"buffered rounds do not show that witnesses know of their reservations, which the "
+            f"owner's witness_threshold {policy.witness_threshold} asks for",
+            cause=Cause.WITNESSES,
         )
     policy.check_task(terms.task, terms.options, worker.sha256)
     if worker.sha256 not in (terms.task_sha256, terms.graph_sha256):
@@ -224,7 +244,8 @@ def check_params(
 def check_participation(plan: PrivacyPlan, round: int, count: int) -> None:
     """Check a device's own count of its rounds against the rate that the plan promises.
 
-    Each round draws a device with the same chance, independently of the others; under cyclic
+    In buffered rounds nothing is drawn: a device contributes as often as was agreed to. Elsewhere
+    each round draws a device with the same chance, independently of the others; under cyclic
     sampling it is only ever asked in one round of each cycle. A coordinator that samples as agreed
     exceeds the bound in fewer than one of 10^9 checks.
 
@@ -237,7 +258,13 @@ def check_participation(plan: PrivacyPlan, round: int, count: int) -> None:
         PolicyRefusal: so many are not credible.
     """
     if plan.sampling == "arrivals":
-        raise PolicyRefusal("devices take part in rounds whose cohorts are drawn, not in buffers")
+        most = plan.max_participations or 0
+        if count > most or count > round:
+            raise PolicyRefusal(
+                f"asked for the {count}th time in {round} buffers: {most} were agreed to",
+                cause=Cause.PARTICIPATION,
+            )
+        return
     if plan.sampling == "min-separation":
         return  # the distance between two participations is checked instead
     rate, chances = plan.rate, round

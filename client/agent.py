@@ -112,8 +112,12 @@ class Agent:
         self._member: Member | None = None
         self._counted: Participations = _Remembered() if counted is None else counted
 
-    def accept(self, assignment: Assignment, params: SecAggParams) -> Mechanism:
+    def accept(
+        self, assignment: Assignment, params: SecAggParams, *, buffers: int = 1
+    ) -> Mechanism:
         """Check an assignment and get ready for its round, which counts as taken part in from here.
+
+        An epoch of several buffers does not count yet: see `contribute`.
 
         A process that did not begin the round takes it up again in the same way: what was sent
         already is known from the stores.
@@ -121,6 +125,7 @@ class Agent:
         Args:
             assignment: of the round.
             params: its secure aggregation's, computed by the caller from what was agreed.
+            buffers: of the epoch that begins with this assignment's round; 1 in synchronous rounds.
 
         Returns:
             The mechanism with which the host is to privatize the update.
@@ -131,21 +136,40 @@ class Agent:
             StateError: the store cannot be read.
         """
         job, number = assignment.job, assignment.round
-        self._policy.check(assignment, participations=self._counted.others(job, number))
+        others = self._counted.others(job, number) if buffers == 1 else 0
+        self._policy.check(assignment, participations=others)
         mechanism = mechanism_of(assignment)
-        self._counted.join(job, number)
+        if buffers == 1:
+            self._counted.join(job, number)
         self._member = Member(
             identity=self._identity,
             id=self.id,
             roster=self._roster,
             params=params,
-            context=assignment.context,
+            context=assignment.epoch_context(buffers),
             sealing=self.sealing,
             entropy=self._entropy,
             store=self._store,
             shared=self._shared,
         )
         return mechanism
+
+    def contribute(self, assignment: Assignment) -> None:
+        """Count a buffer of the epoch as taken part in, before anything is uploaded into it.
+
+        Args:
+            assignment: of the buffer.
+
+        Raises:
+            PolicyRefusal: the owner does not allow one more.
+        """
+        job, number = assignment.job, assignment.round
+        self._policy.check(assignment, participations=self._counted.others(job, number))
+        self._counted.join(job, number)
+
+    def resumes(self, opening: bytes) -> bool:
+        """Whether this opening was accepted before, by an earlier process maybe."""
+        return self._current().resumes(opening)
 
     @property
     def uploaded(self) -> bool:

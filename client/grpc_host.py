@@ -7,6 +7,7 @@ the connection alive.
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import json
 import logging
 import os
@@ -19,6 +20,8 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from client.background import Background
+from client.buffered import Work
 from client.grpc_channel import open_channel, renew
 from client.session import Dismissed, Session
 from client.stop import Stop
@@ -84,6 +87,8 @@ class ConnectionHost:
         self._backoff = backoff or Backoff()
         self._stop = Stop() if stop is None else stop
         self._stream: Any = None
+        self._background = Background()
+        self._outgoing: queue.SimpleQueue[bytes | None] | None = None
         self._renewed = 0.0
         self._shown = ("", "")
         self._stop.call(self._hang_up)
@@ -150,6 +155,7 @@ class ConnectionHost:
     def _serve(self, channel: grpc.Channel) -> None:
         outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         outgoing.put(self._session.hello().SerializeToString())
+        self._outgoing = outgoing
         stub = channel.stream_stream(method(FLEET, "Session"))
         self._stream = stream = stub(_frames(outgoing))
         if self._stop.wanted:  # told to while there was no stream yet that could be cancelled
@@ -166,7 +172,7 @@ class ConnectionHost:
                     self._take(message, outgoing)
                     del message  # a model, maybe, and there may be nothing to hear for long
         finally:
-            self._stream = None
+            self._stream = self._outgoing = None
             outgoing.put(None)
             stream.cancel()
 
@@ -180,6 +186,21 @@ class ConnectionHost:
         reply = self._session.handle(message)
         self._status("connected")
         if reply is not None:
+            outgoing.put(reply.SerializeToString())
+        work = self._session.take_work()
+        if work is not None:
+            self._background.run(functools.partial(self._train, work))
+
+    def _train(self, work: Work) -> None:
+        """In the training thread. Where the connection is gone, the session tells of what was
+        trained as soon as there is another."""
+        try:
+            reply = work()
+        except Exception:  # nobody else would hear of it
+            _log.exception("training failed")
+            return
+        outgoing = self._outgoing
+        if reply is not None and outgoing is not None:
             outgoing.put(reply.SerializeToString())
 
     def _status(self, connection: str) -> None:

@@ -34,6 +34,9 @@ class JobRecord:
         joined: rounds whose assignment was accepted; each counts as spent.
         highest: highest round number seen.
         uploaded: rounds in which an encrypted vector left this device.
+        version: in buffered rounds, versions of the model that it was told of.
+        epoch: in buffered rounds, the newest epoch that it entered.
+        over: in buffered rounds, the newest epoch that it was told is over.
     """
 
     job: str
@@ -43,6 +46,9 @@ class JobRecord:
     joined: list[int] = field(default_factory=list)
     highest: int = 0
     uploaded: list[int] = field(default_factory=list)
+    version: int = 0
+    epoch: int = 0
+    over: int = 0
     _accountant: ViewAccountant | None = field(default=None, repr=False)
     _charged: int = field(default=0, repr=False)
 
@@ -89,6 +95,9 @@ class JobRecord:
             "joined": self.joined,
             "highest": self.highest,
             "uploaded": self.uploaded,
+            "version": self.version,
+            "epoch": self.epoch,
+            "over": self.over,
         }
 
     @classmethod
@@ -192,6 +201,36 @@ class Journal:
         record = self.jobs[job.hex()]
         if round not in record.uploaded or not self._certain:
             self._change(record, uploaded=sorted({*record.uploaded, round}))
+
+    def note_version(self, job: bytes, version: int) -> None:
+        """Note how many versions of a job's model there are; durable when this returns.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        record = self.jobs[job.hex()]
+        if record.version != version or not self._certain:
+            self._change(record, version=version)
+
+    def enter_epoch(self, job: bytes, epoch: int) -> None:
+        """Note that an epoch was entered; durable when this returns.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        record = self.jobs[job.hex()]
+        if record.epoch != epoch or not self._certain:
+            self._change(record, epoch=epoch)
+
+    def end_epoch(self, job: bytes) -> None:
+        """Note that the epoch entered last is over; durable when this returns.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        record = self.jobs[job.hex()]
+        if record.over != record.epoch or not self._certain:
+            self._change(record, over=record.epoch)
 
     def _change(self, record: JobRecord, **values: Any) -> None:
         """All or nothing: what is not written did not happen."""

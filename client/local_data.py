@@ -7,6 +7,7 @@ import inspect
 import logging
 import re
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from client.training import LocalConfig, Trainer
 from client.training.example.privacy import ExamplePrivacy, ExamplePrivateTrainer
 from fedsys import tasks
 from fedsys.errors import Cause, ConfigError, PolicyRefusal
+from fedsys.preprocessing import why_not_deployed
 from fedsys.privacy import Entropy
 from fedsys.wire import Assignment
 from fedsys.wire.terms import Terms
@@ -81,6 +83,11 @@ class DataSpec:
         Raises:
             ConfigError: something else.
         """
+        if " --" in source:
+            raise ConfigError(
+                f"--data {source}: holds further options, which are words of their own; in a unit "
+                f"of systemd they go into FEDSYS_OPTIONS, which is split at spaces"
+            )
         task, equals, folder = source.partition("=")
         if not task or (equals and not folder):
             raise ConfigError(f"--data {source}: expected TASK or TASK=FOLDER")
@@ -108,10 +115,24 @@ class LocalData:
     device: str = "cpu"
     _trainers: dict[bytes, Trainer] = field(default_factory=dict, repr=False)
     _private: dict[bytes, ExamplePrivateTrainer] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
-        self.task = tasks.load(self.spec.task, self.options)
-        self.data = self.task.clients(tasks.DataSource.locate(self.spec.folder))
+        try:
+            self.task = tasks.load(self.spec.task, self.options)
+        except ConfigError as error:
+            if not str(error).startswith("task.options."):
+                raise
+            raise ConfigError(
+                f"{error}; a device takes options from --options FILE and --option KEY=VALUE"
+            ) from None
+        reason = why_not_deployed(tasks.preprocessing_of(self.task))
+        if reason is not None:
+            raise ConfigError(f"task {self.spec.task} cannot run on a device: {reason}")
+        source = tasks.DataSource.locate(self.spec.folder, private=True)
+        self.data = tasks.read_data(self.task, source)
+        if self.data.reading is not None:
+            _log.info("%s", self.data.reading.summary())
 
     @property
     def sha256(self) -> str:
@@ -129,6 +150,17 @@ class LocalData:
             PolicyRefusal: the model is not of the size that the terms say, or the training not
                 one that this version knows.
         """
+        with self._lock:  # another job may be offered while one trains
+            trainer = self._trainer(terms)
+        if trainer.dimension != terms.dimension:
+            raise PolicyRefusal(
+                f"the model of task '{self.task.name}' has {trainer.dimension} weights here, "
+                f"{terms.dimension} are asked for",
+                cause=Cause.TASK,
+            )
+        return trainer
+
+    def _trainer(self, terms: Terms) -> Trainer:
         if terms.digest not in self._trainers:
             while len(self._trainers) >= 2:
                 del self._trainers[next(iter(self._trainers))]
@@ -141,14 +173,7 @@ class LocalData:
                 raise PolicyRefusal(
                     f"training as asked is not possible here: {error}", cause=Cause.TASK
                 ) from None
-        trainer = self._trainers[terms.digest]
-        if trainer.dimension != terms.dimension:
-            raise PolicyRefusal(
-                f"the model of task '{self.task.name}' has {trainer.dimension} weights here, "
-                f"{terms.dimension} are asked for",
-                cause=Cause.TASK,
-            )
-        return trainer
+        return self._trainers[terms.digest]
 
     def check(self, terms: Terms) -> None:
         """Raise PolicyRefusal where these terms cannot be trained here."""

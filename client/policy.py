@@ -18,6 +18,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedsys.errors import Cause, ConfigError, PolicyRefusal
 from fedsys.privacy import PrivacyPlan, event_from_json
+from fedsys.transparency import NoteError, VerifierKey
+from fedsys.transparency.cosignature import require_witness
 from fedsys.wire import Assignment
 
 __all__ = ["ApprovedTask", "Policy", "own_noise"]
@@ -65,6 +67,10 @@ class Policy:
             promises.
         max_roster_version: Newest list of members that this device accepts. Left out, every signed
             successor counts.
+        witnesses: Verifier keys of the witnesses that the owner knows, as ``fedsys witness init``
+            prints them.
+        witness_threshold: Number of them that must have cosigned a ledger in which the round is
+            reserved, before anything is computed for it.
         hours: Local times at which the device works, such as ``"22:00-06:00"``; empty for always.
         only_idle: Whether it works only while its processors are mostly idle.
         only_on_mains: Whether it works only on mains power.
@@ -94,6 +100,8 @@ class Policy:
     epsilon: float = math.inf
     epsilon_view: Literal["guarantee", "outsider", "server"] = "guarantee"
     max_roster_version: Count | None = None
+    witnesses: tuple[str, ...] = ()
+    witness_threshold: int = 0
     hours: tuple[str, ...] = ()
     only_idle: bool = False
     only_on_mains: bool = False
@@ -114,6 +122,18 @@ class Policy:
             raise ConfigError(f"corrupt = {self.corrupt}: a fraction from 0 to below 1")
         if self.colluders < 0:
             raise ConfigError(f"colluders = {self.colluders}: a number of devices from 0")
+        try:
+            keys = [require_witness(VerifierKey.parse(each)) for each in self.witnesses]
+        except NoteError as error:
+            raise ConfigError(f"witnesses: {error}") from None
+        known = len({key.public for key in keys})
+        if known < len(keys):
+            raise ConfigError("witnesses: two of them have one key")
+        if not 0 <= self.witness_threshold <= known:
+            raise ConfigError(
+                f"witness_threshold = {self.witness_threshold}: a number from 0 to that of the "
+                f"witnesses, {known}"
+            )
 
     @classmethod
     def fresh(cls, task: str, approved: ApprovedTask, *, corrupt: float = 0.1) -> Policy:
@@ -288,6 +308,8 @@ _HEADER = """\
 # colluders:     the same as a number of devices, whatever it does
 # epsilon:       privacy spent in total over all jobs, by this device's own count;
 #                epsilon_view says whose: guarantee (what the job promises), outsider or server
+# witnesses:     keys of witnesses, of whom witness_threshold must have cosigned the coordinator's
+#                ledger, this round's reservation in it, before anything is computed
 # answer:        at-once, bucketed or at-deadline: whether the time of an upload may tell how much
 #                data it was trained on
 # explain:       true lets the coordinator read why this device declines: limits, numbers, paths

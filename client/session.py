@@ -28,7 +28,9 @@ from client.admission import (
 )
 from client.agent import Agent, mechanism_of
 from client.answer_time import AnswerTime
+from client.buffered import BufferedRounds, Device, Work
 from client.conditions import conditions, obstacle
+from client.countersignature import countersignature
 from client.identity import Credentials
 from client.journal import Journal
 from client.policy import Policy
@@ -36,6 +38,7 @@ from client.privatize import privatize
 from client.privatize.contribution import contribution
 from client.refusal import cause_of, refusal
 from client.volatile import VolatileStore
+from client.witnessed import check_witnessed
 from fedsys.errors import (
     Cause,
     ConfigError,
@@ -46,7 +49,7 @@ from fedsys.errors import (
 )
 from fedsys.printable import printable
 from fedsys.privacy import Entropy, Mechanism
-from fedsys.wire import Assignment, countersign, fleet_pb2
+from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.limits import down_limits
 from fedsys.wire.roster import RosterStatement, SignedStatement, changes
 from fedsys.wire.services import PREKEYS, PROTOCOL, PROTOCOL_MIN
@@ -57,7 +60,6 @@ from secure_agg.messages import Kind, kind_of
 __all__ = ["Dismissed", "Session"]
 
 _log = logging.getLogger(__name__)
-_HASH = 32
 
 
 class Dismissed(FedsysError):
@@ -97,6 +99,7 @@ class Session:
             folder.
         volatile: keeps what must not outlive this boot; see `client.volatile`.
         answer_time: holds uploads back.
+        buffered: whether its host runs what `take_work` returns, which buffered rounds need.
 
     Raises:
         ConfigError: what is kept of this device is lost or damaged.
@@ -113,6 +116,7 @@ class Session:
         store: Store | None = None,
         volatile: Store | None = None,
         answer_time: AnswerTime | None = None,
+        buffered: bool = False,
     ) -> None:
         self.credentials = credentials
         self.journal = Journal(credentials.folder / "journal.json")
@@ -133,6 +137,22 @@ class Session:
         self._terms: dict[bytes, tuple[Terms, int]] = {}
         self._model: fleet_pb2.Model | None = None
         self._round: _Round | None = None
+        self._takes_buffered = buffered
+        self._buffered = BufferedRounds(
+            Device(
+                identity=credentials.identity,
+                journal=self.journal,
+                worker=worker,
+                sealing=self._sealing,
+                store=self._store,
+                keys=keys,
+                noise=noise,
+                answer_time=self._answer_time,
+                ready=self._ready,
+                roster=lambda version: self.chain.find(version),
+                refuse=self._refuse,
+            )
+        )
 
     @property
     def paused(self) -> Path:
@@ -143,15 +163,17 @@ class Session:
     def activity(self) -> str:
         """What this device does, for people."""
         if self._round is None:
-            return "waiting"
+            return self._buffered.activity or "waiting"
         return f"round {self._round.assignment.round} of {self._round.terms.name}"
 
     @property
     def limits(self) -> Mapping[str, int]:
         """Bytes of each kind of message that it takes, by what it has agreed to."""
+        agreed = [terms for terms, _ in self._terms.values()]
+        caps = [record.plan.cap for record in self.journal.jobs.values()]
         return down_limits(
-            dimension=max((terms.dimension for terms, _ in self._terms.values()), default=0),
-            cap=max((record.plan.cap for record in self.journal.jobs.values()), default=0),
+            dimension=max((terms.dimension for terms in agreed), default=0),
+            cap=max((*caps, *(terms.largest_cohort for terms in agreed)), default=0),
         )
 
     def hello(self) -> fleet_pb2.Up:
@@ -193,6 +215,14 @@ class Session:
             return self._invitation(message.invitation)
         if kind == "stage":
             return self._stage(message.stage)
+        if kind == "begin":
+            return self._begin(message.begin)
+        if kind == "collect":
+            stage = message.collect.stage
+            return self._answer(stage, lambda: self._buffered.collect(message.collect))
+        if kind == "discard":
+            self._buffered.discard(message.discard)
+            return None
         if kind == "outcome":
             return self._outcome(message.outcome)
         if kind == "goodbye":
@@ -203,6 +233,10 @@ class Session:
             )
             raise Dismissed(printable(message.goodbye.text), final=final)
         raise ProtocolError("a message of a kind that this version does not know")
+
+    def take_work(self) -> Work | None:
+        """Training that `handle` asks its host to run in another thread; handed out once."""
+        return self._buffered.take_work()
 
     # -- the roster -------------------------------------------------------------------------------
 
@@ -243,15 +277,20 @@ class Session:
                 policy=self._policy(),
                 worker=self._worker,
                 journal=self.journal,
+                buffered=self._takes_buffered,
             )
             self.journal.agree(terms)
+            self._buffered.offered(terms.job)
         except FedsysError as error:
             return self._refuse(terms.job, 0, error)
         self._terms[terms.job] = (terms, client)
         _log.info("agreed to job %s", terms.name)
         return fleet_pb2.Up(
             consent=fleet_pb2.Consent(
-                job=terms.job, terms=terms.digest, prekeys=self._refill(offer.prekeys)
+                job=terms.job,
+                terms=terms.digest,
+                prekeys=self._refill(offer.prekeys),
+                training=self._buffered.training(terms.job),
             )
         )
 
@@ -261,15 +300,28 @@ class Session:
 
     # -- a round ----------------------------------------------------------------------------------
 
-    def _invitation(self, message: fleet_pb2.Invitation) -> fleet_pb2.Up:
+    def _ready(self) -> Policy:
+        """The owner's policy.
+
+        Raises:
+            PolicyRefusal: nothing is to be done now.
+        """
+        if self.paused.exists():
+            raise PolicyRefusal("paused by its owner", cause=Cause.PAUSED)
+        policy = self._policy()
+        why = obstacle(policy, conditions(policy))
+        if why is not None:
+            raise PolicyRefusal(why, cause=Cause.CONDITIONS)
+        return policy
+
+    def _invitation(self, message: fleet_pb2.Invitation) -> fleet_pb2.Up | None:
+        agreed = self._terms.get(message.job)
         try:
-            if self.paused.exists():
-                raise PolicyRefusal("paused by its owner", cause=Cause.PAUSED)
-            policy = self._policy()
-            why = obstacle(policy, conditions(policy))
-            if why is not None:
-                raise PolicyRefusal(why, cause=Cause.CONDITIONS)
-            self._join(message, policy)
+            if agreed is not None and agreed[0].buffering is not None:
+                terms, client = agreed
+                self._buffered.invite(message, self._model, terms=terms, client=client)
+                return None
+            self._join(message, self._ready())
         except (FedsysError, SecureAggError) as error:
             return self._refuse(message.job, message.round, error)
         return self._stage(message.stage)
@@ -292,6 +344,7 @@ class Session:
             raise PolicyRefusal("this device does not hold the job's roster", cause=Cause.ROSTER)
         size = announced_size(message.params)
         check_round(assignment, size, terms, policy=policy, journal=self.journal)
+        check_witnessed(message, assignment, policy, signer=self.credentials.signer)
         mechanism = mechanism_of(assignment)
         params = check_params(message.params, size, terms, mechanism, roster.roster)
         joined = self.journal.jobs[terms.job.hex()].joined
@@ -317,7 +370,18 @@ class Session:
             policy=policy,
         )
 
+    def _begin(self, message: fleet_pb2.Begin) -> fleet_pb2.Up | None:
+        model, self._model = self._model, None
+        try:
+            self._buffered.begin(message, model)
+        except (FedsysError, SecureAggError) as error:
+            return self._refuse(message.job, message.round, error)
+        return None
+
     def _stage(self, stage: fleet_pb2.Stage) -> fleet_pb2.Up:
+        agreed = self._terms.get(stage.job)
+        if agreed is not None and agreed[0].buffering is not None:
+            return self._answer(stage, lambda: self._buffered.stage(stage))
         current = self._round
         if (
             current is None
@@ -326,11 +390,17 @@ class Session:
         ):
             stray = ProtocolError("this device is not in that round")
             return self._refuse(stage.job, stage.round, stray)
+        return self._answer(stage, lambda: self._step(current, stage))
+
+    def _step(self, current: _Round, stage: fleet_pb2.Stage) -> bytes:
+        if kind_of(stage.message) is Kind.OPENING:
+            return self._upload(current, stage)
+        return current.agent.handle(stage.message)
+
+    def _answer(self, stage: fleet_pb2.Stage, reply_of: Callable[[], bytes]) -> fleet_pb2.Up:
+        """What is sent in answer to a step of secure aggregation, or why nothing is."""
         try:
-            if kind_of(stage.message) is Kind.OPENING:
-                reply = self._upload(current, stage)
-            else:
-                reply = current.agent.handle(stage.message)
+            reply = reply_of()
         except (FedsysError, SecureAggError) as error:
             return self._refuse(stage.job, stage.round, error)
         up = fleet_pb2.Up()  # a message given to the constructor of another is copied
@@ -405,33 +475,17 @@ class Session:
         over = (outcome.job, outcome.round)
         if current is not None and (current.assignment.job, current.assignment.round) == over:
             self._round = None
+        try:
+            self._buffered.outcome(outcome)
+        except (FedsysError, SecureAggError) as error:
+            return self._refuse(outcome.job, outcome.round, error)
         prekeys = self._refill(outcome.prekeys)
-        if (
-            record is None
-            or not outcome.committed
-            or outcome.round not in record.uploaded
-            or len(outcome.ledger_head) != _HASH
-        ):
+        uploaded = () if record is None else record.uploaded
+        word = countersignature(self.credentials.identity, outcome, uploaded)
+        if word is None:
             return fleet_pb2.Up(prekeys=fleet_pb2.Prekeys(prekeys=prekeys)) if prekeys else None
-        count = len([number for number in record.uploaded if number <= outcome.round])
-        signature = self.credentials.identity.sign(
-            countersign.message(
-                job=outcome.job,
-                round=outcome.round,
-                ledger_head=outcome.ledger_head,
-                participations=count,
-            )
-        )
-        return fleet_pb2.Up(
-            countersignature=fleet_pb2.Countersignature(
-                job=outcome.job,
-                round=outcome.round,
-                ledger_head=outcome.ledger_head,
-                participations=count,
-                signature=signature,
-                prekeys=prekeys,
-            )
-        )
+        word.prekeys.extend(prekeys)
+        return fleet_pb2.Up(countersignature=word)
 
     def _refuse(self, job: bytes, round: int, error: FedsysError | SecureAggError) -> fleet_pb2.Up:
         passing = cause_of(error) in (Cause.PAUSED, Cause.CONDITIONS)

@@ -36,10 +36,11 @@ class Stop:
             hook()
 
     def wait(self, seconds: float) -> None:
-        """Sleep that long, or until told to stop; for one thread."""
+        """Sleep that long, or until told to stop."""
         if not self._set:
             with contextlib.suppress(queue.Empty):
                 self._wake.get(timeout=seconds)
+                self._wake.put(None)  # for other threads that wait
 
     def call(self, hook: Callable[[], None]) -> None:
         """Have a function called when this is set; at once if it is set already."""

@@ -12,7 +12,8 @@ from client.local_data import code_sha256
 from client.training import LocalConfig, Trainer
 from fedsys import tasks
 from fedsys.config import Config
-from fedsys.errors import DataError
+from fedsys.errors import ConfigError, DataError
+from fedsys.preprocessing import why_not_deployed
 
 __all__ = ["TaskModel"]
 
@@ -26,13 +27,17 @@ class TaskModel:
         config: names the task, its options and the local training.
 
     Raises:
-        FedsysError: the configuration names something that is not installed here.
+        FedsysError: the configuration names something that is not installed here, or whose rows
+            each device would prepare its own way.
     """
 
     def __init__(self, config: Config) -> None:
         self._task = tasks.load(config.task.name, config.task.options)
         self.task_sha256 = code_sha256(self._task)
         self.preprocessing = tasks.preprocessing_of(self._task)
+        reason = why_not_deployed(self.preprocessing)
+        if reason is not None:
+            raise ConfigError(f"task {config.task.name} cannot run on devices: {reason}")
         self._trainer = Trainer(
             self._task,
             LocalConfig(**config.local.model_dump()),
@@ -58,7 +63,7 @@ class TaskModel:
         if not self._looked:
             self._looked = True
             try:
-                self._data = self._task.clients(tasks.DataSource.locate(None))
+                self._data = tasks.read_data(self._task, tasks.DataSource.locate(None))
             except DataError as error:
                 _log.warning("no evaluation: %s", error)
         return None if self._data is None else self._trainer.evaluate(weights, self._data.test)

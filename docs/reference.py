@@ -21,7 +21,7 @@ from pydantic_core import PydanticUndefined
 
 from client.policy import ApprovedTask, Policy
 from fedsys.config import Config
-from server.home.folder import Settings
+from server.home.folder import Settings, WitnessAddress
 
 __all__ = ["PAGES", "undescribed"]
 
@@ -69,6 +69,8 @@ def configuration() -> str:
             page += _table(part, definitions[part.__name__]["properties"])
     page += ["", "## A coordinator: `coordinator.toml`", "", _COORDINATOR, ""]
     page += _table(Settings, Settings.model_json_schema()["properties"])
+    page += ["", "### `[[witnesses]]`", "", *_prose(WitnessAddress)]
+    page += _table(WitnessAddress, WitnessAddress.model_json_schema()["properties"])
     page += ["", "## A device: `policy.toml`", "", _DEVICE, ""]
     schema = TypeAdapter(Policy).json_schema()
     page += _table(Policy, schema["properties"], fresh=_first_policy())
@@ -152,6 +154,8 @@ def _kind(schema: Schema) -> str:
 
 
 def _several(schema: Schema) -> str:
+    if "$ref" in schema:
+        return "tables"
     plural = {"string": "texts", "number": "numbers", "array": "lists of numbers"}
     return plural[schema["type"]] + (
         f" matching `{schema['pattern']}`" if "pattern" in schema else ""

@@ -77,10 +77,12 @@ class Cause(enum.Enum):
     PARTICIPATION = "this device was asked too often, or in the wrong order"
     ROSTER = "its roster is not one that this device accepts"
     TERMS = "it is not what was agreed to"
+    WITNESSES = "its ledger is not cosigned by the witnesses that the owner asks for"
     TRAINING = "local training failed"
     SECURE_AGGREGATION = "a step of secure aggregation was refused"
     PROTOCOL = "a message that does not fit the state of the round"
     DEVICE = "this device cannot take part; its own log says why"
+    STALE = "a version of the model that is too old, or not the one that was announced"
 
 
 class PolicyRefusal(FedsysError):

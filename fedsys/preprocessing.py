@@ -33,13 +33,16 @@ __all__ = [
     "Preprocessing",
     "builtin",
     "covers",
+    "images",
+    "leaf",
     "tabular",
+    "why_not_deployed",
     "why_withheld",
 ]
 
 REMEDY = (
-    "prepare rows one by one (task tabular: declare classes, ranges and values), or set "
-    "privacy.mechanism=none"
+    "prepare rows one by one (task tabular: declare classes, ranges and values, as `fedsys task "
+    "schema` writes them), or set privacy.mechanism=none"
 )
 """What helps against a withheld claim."""
 
@@ -64,21 +67,55 @@ def builtin(name: object, options: Mapping[str, Any]) -> Preprocessing | None:
         name: of the task.
         options: of the task, as in a configuration that may be anybody's.
     """
-    if name == "tabular":
-        return tabular(options)
+    by_options = {"tabular": tabular, "leaf": leaf, "images": images}
+    if isinstance(name, str) and name in by_options:
+        return by_options[name](options)
     return _BUILTIN.get(name) if isinstance(name, str) else None
 
 
 def tabular(options: Mapping[str, Any]) -> Preprocessing:
     """What task ``tabular`` does with these options.
 
-    With declared classes, ranges and values a row's encoding is its own; so is being a test row,
-    unless a client that would keep no row to train on keeps all of them.
+    With a declared label and declared features a row's encoding is its own; so is being a test
+    row, unless a client that would keep no row to train on keeps all of them.
     """
-    if "classes" not in options or not ("ranges" in options or "values" in options):
+    label = options.get("label")
+    labels = {label} if isinstance(label, str) else set()
+    ranges, values = _names(options, "ranges"), _names(options, "values")
+    several = isinstance(label, list | tuple) and len(label) > 1
+    if not ("classes" in options or several or labels & ranges):
+        return "data-dependent"
+    declared = "ranges" in options or "values" in options
+    if not declared or ("classes" not in options and not (ranges | values) - labels):
         return "data-dependent"
     split_by_client = bool(options.get("client")) and not options.get("test_path")
     return "client-local" if split_by_client else "row-local"
+
+
+def leaf(options: Mapping[str, Any]) -> Preprocessing:
+    """What task ``leaf`` does: the last rows of each user are for testing, if no file is."""
+    return "row-local" if options.get("test_path") else "client-local"
+
+
+def images(options: Mapping[str, Any]) -> Preprocessing:
+    """What task ``images`` does: a client that would keep no picture to train on keeps all."""
+    return "client-local" if options.get("layout") == "client/class" else "row-local"
+
+
+def _names(options: Mapping[str, Any], key: str) -> set[str]:
+    table = options.get(key)
+    return {str(name) for name in table} if isinstance(table, Mapping) else set()
+
+
+def why_not_deployed(declared: object) -> str | None:
+    """Why devices cannot train a task together that prepares rows so; None where they can."""
+    if declared != "data-dependent":
+        return None
+    return (
+        "its rows are prepared by looking at all of them, so that each device would have classes, "
+        "categories and scales of its own, and no model fits them all: declare the columns "
+        "(`fedsys task schema FILE` writes them), and give every device the same options"
+    )
 
 
 def covers(declared: object, unit: str) -> bool | None:

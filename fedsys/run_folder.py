@@ -6,6 +6,9 @@
     ledger.jsonl   hash-chained, signed privacy events (written by `fedsys.privacy.ledger`)
     private.jsonl  server-side secrets: cohorts, survivors, diagnostics, salts
     countersignatures.jsonl  server-side, of a deployment: agents' word on the ledger
+    cosigned.jsonl what witnesses cosigned last, one line a witness
+    ledger.tlog-proof  that the closing line is under the ledger's signed head
+    data.json      server-side: what a simulation read, and how rows become features
     metrics.jsonl  one line a round: evaluation only
     model.pt       final weights (a state_dict), and checkpoints/
     report.html    self-contained page
@@ -26,11 +29,12 @@ from typing import TYPE_CHECKING, Any
 from fedsys.config import Config, dump, load
 from fedsys.durable import append_lines, make_folder, write_atomically
 from fedsys.errors import LedgerError, RunFolderError
+from fedsys.privacy.ledger.cosigned import COSIGNED, PROOF
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["FORMAT_VERSION", "RunFolder", "disk_errors", "free_name"]
+__all__ = ["FORMAT_VERSION", "RunFolder", "disk_errors", "free_name", "plain_json"]
 
 FORMAT_VERSION = 1
 
@@ -52,6 +56,18 @@ class RunFolder:
     @property
     def private(self) -> Path:
         return self.path / "private.jsonl"
+
+    @property
+    def cosigned(self) -> Path:
+        return self.path / COSIGNED
+
+    @property
+    def proof(self) -> Path:
+        return self.path / PROOF
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data.json"
 
     @property
     def metrics(self) -> Path:
@@ -125,7 +141,7 @@ class RunFolder:
 
     def append_metrics(self, round_number: int, metrics: Mapping[str, float]) -> None:
         """Add one line to ``metrics.jsonl``; a torn last line is cut off first."""
-        line = json.dumps({"round": round_number, **_plain(metrics)}) + "\n"
+        line = json.dumps({"round": round_number, **plain_json(metrics)}) + "\n"
         append_lines(self.metrics, line.encode())
 
     def last_metrics(self) -> dict[str, float]:
@@ -145,9 +161,14 @@ class RunFolder:
                 found.append(json.loads(line))
         return found
 
+    def write_data(self, reading: Mapping[str, Any]) -> None:
+        """Store ``data.json``. It tells of rows that no noise covers: it is never published."""
+        text = json.dumps(plain_json(reading), indent=2, allow_nan=False, ensure_ascii=False)
+        write_atomically(self.data, text.encode() + b"\n")
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Store ``summary.json``; an infinite number is written as the string "inf"."""
-        text = json.dumps(_plain(summary), indent=2, allow_nan=False)
+        text = json.dumps(plain_json(summary), indent=2, allow_nan=False)
         write_atomically(self.summary, text.encode() + b"\n")
 
 
@@ -177,11 +198,12 @@ def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def _plain(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
+    """The value as a run's JSON files hold it: an infinite or undefined number is a string."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
     return value

@@ -131,6 +131,16 @@ class Member:
         """What this member sent last."""
         return self._now.stage
 
+    def resumes(self, opening: bytes) -> bool:
+        """Whether an opening is of the session that this member entered and still knows, in an
+        earlier process maybe, so that it need not be answered again."""
+        session = self._now.session
+        return (
+            session is not None
+            and opening[2:HEADER_SIZE] == session.hash
+            and (session.context, session.params) == (self.context, self.params)
+        )
+
     @property
     def uploaded(self) -> bool:
         """Whether a vector left in this round, before a restart included."""

@@ -70,11 +70,15 @@ class OpenRound:
         cohort: increasing ids of those to invite, or of those whose uploads are in the buffer;
             realised cohorts are server-side secrets.
         assignment: what they are all asked.
+        reservation: the ledger's line, where it is shown to them.
+        proof: that it is under a head which witnesses cosigned, as text.
     """
 
     number: int
     cohort: tuple[int, ...]
     assignment: Assignment
+    reservation: bytes = b""
+    proof: bytes = b""
 
 
 class SumRefused(FedsysError):

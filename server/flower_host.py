@@ -29,7 +29,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from fedsys.config import dump, load
+from fedsys.bounded_toml import parse_toml
+from fedsys.config import dump, load, validate
 from fedsys.errors import ConfigError, FedsysError, ProtocolError
 from fedsys.logs import configure_unless_hosted
 from fedsys.printable import printable
@@ -314,8 +315,14 @@ async def run_job(
         metrics: counted into; served where ``coordinator.toml`` says, until the job is over.
 
     Raises:
-        ConfigError: another coordinator runs on this folder, or nothing can be served there.
+        ConfigError: another coordinator runs on this folder, nothing can be served there, or the
+            job's rounds are buffered.
     """
+    if validate(parse_toml(text.encode())).rounds.mode == "buffered":
+        raise ConfigError(
+            "rounds.mode = 'buffered' over Flower, whose nodes cannot train beside their "
+            "messages: use 'synchronous', or run the job with `fedsys coordinator run`"
+        )
     with home.alone():
         metrics = Metrics() if metrics is None else metrics
         state, fleet = State.open(home.path), Fleet(counted=metrics.passed)

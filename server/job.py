@@ -6,6 +6,7 @@ here, so that all of them keep the same ledger in the same order.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,6 +31,7 @@ class JobFacts:
         reproducible: whether somebody could draw them again; then nothing is private.
         roster_version: of the signed list of members, in a deployment.
         preprocessing: what the task declares; see `fedsys.preprocessing`.
+        canaries: hash of the protocol of an empirical audit; None where no canaries are planted.
     """
 
     population_known: str
@@ -38,6 +40,7 @@ class JobFacts:
     reproducible: bool = False
     roster_version: int | None = None
     preprocessing: Preprocessing = "undeclared"
+    canaries: str | None = None
 
 
 def job_withheld(plan: PrivacyPlan, facts: JobFacts) -> str | None:
@@ -77,6 +80,11 @@ class Job:
         """Spent so far in the guaranteed view; None where nothing is promised."""
         return self.coordinator.spent_in(self.plan.guarantee) if self.plan.protected else None
 
-    def close(self, status: str, *, model_sha256: str) -> None:
-        """End the ledger; the job takes no further round."""
-        self.ledger.close(status, {"model_sha256": model_sha256})
+    def close(self, status: str, facts: Mapping[str, str | None]) -> None:
+        """End the ledger; the job takes no further round.
+
+        Args:
+            status: how it ended.
+            facts: hashes of what its folder holds (`fedsys.privacy.ledger.closing`).
+        """
+        self.ledger.close(status, facts)

@@ -161,6 +161,7 @@ def take_up(folder: RunFolder, signer: Signer, *, entropy: Entropy = os.urandom)
 
 def _header(folder: RunFolder, spec: JobSpec, name: bytes) -> dict[str, Any]:
     config, plan, facts = spec.config, spec.plan, spec.facts
+    registered = {} if facts.canaries is None else {"canaries": facts.canaries}
     return ledger_header(
         plan,
         job=name.hex(),
@@ -182,6 +183,7 @@ def _header(folder: RunFolder, spec: JobSpec, name: bytes) -> dict[str, Any]:
         code_sha256=code_hash(),
         initial_weights_sha256=sha256_of_weights(spec.weights),
         versions=versions(),
+        **registered,
     )
 
 

@@ -20,10 +20,10 @@ from secure_agg.errors import ParameterError
 from secure_agg.messages import Limits
 from server.coordinator import OpenRound
 
-__all__ = ["RoundAborted", "SecureRound", "params_for"]
+__all__ = ["ENVELOPE", "RoundAborted", "SecureRound", "params_for"]
 
 
-_ENVELOPE = 4096
+ENVELOPE = 4096
 """More bytes than a host puts around a member's message."""
 
 
@@ -124,7 +124,7 @@ class SecureRound:
     @property
     def largest_answer(self) -> int:
         """Bytes that no member's message exceeds, with the envelope that its host puts it in."""
-        return _ENVELOPE + Limits(self.params).largest_upload
+        return ENVELOPE + Limits(self.params).largest_upload
 
     @property
     def result(self) -> SumResult:

@@ -9,10 +9,8 @@ from fedsys.audit.tuning import total_of
 from fedsys.config import Config
 from fedsys.privacy import (
     Epsilons,
-    LedgerView,
     PrivacyPlan,
     ViewAccountant,
-    plan_of,
     read_ledger,
     replay,
 )
@@ -24,7 +22,7 @@ from server.job import Job
 from server.job_settings import budget_of
 from server.simulated_time import simulated_time
 
-__all__ = ["summarize", "summarize_closed"]
+__all__ = ["summarize"]
 
 
 def summarize(
@@ -64,37 +62,6 @@ def summarize(
         signer=job.signer.public_hex,
         reproducible=job.facts.reproducible,
         simulated=_simulated(job.config, job.folder),
-    )
-
-
-def summarize_closed(folder: RunFolder, view: LedgerView) -> dict[str, Any]:
-    """The same for a job whose process died between closing the ledger and writing the summary.
-
-    What nobody remembers any more, the clients and seconds of its rounds, counts as zero.
-
-    Args:
-        folder: of the run.
-        view: its closed ledger.
-    """
-    closed = view.closed or {}
-    private, _torn = read_private(folder.private)
-    config, (accountant, spent) = folder.read_config(), replay(view, private)
-    return _content(
-        config=config,
-        plan=plan_of(view.header),
-        spent=spent,
-        total=_total(config, accountant, spent),
-        withheld=view.header.get("withheld"),
-        rounds=len(view.rounds),
-        status=str(closed.get("reason")),
-        model_sha256=closed.get("model_sha256"),
-        metrics=folder.last_metrics(),
-        seconds=(),
-        clients=(),
-        ledger_head=view.head,
-        signer=view.signer,
-        reproducible=bool(view.header.get("reproducible")),
-        simulated=_simulated(config, folder),
     )
 
 

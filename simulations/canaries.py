@@ -6,8 +6,12 @@ tell from absence: the noise and the denominator are constant. Directions are ro
 transform with random signs: exactly orthogonal, so that canaries do not disturb one another, and
 spread over all coordinates like random ones. The strategy is plain averaging, so that the final
 model's change is the sum of all releases; what a strategy makes of them is post-processing. What
-the real clients contributed is taken off before canaries are looked for: who attacks differential
-privacy may know everything but the coins.
+the real clients contributed is taken off, to the last integer, before canaries are looked for: who
+attacks differential privacy may know everything but the coins. It has to be exact, because later
+updates follow the noise of earlier rounds, and what is left of them could hide that noise.
+
+Coins and directions come from one seed. The hash of the audit's protocol, which commits to the
+seed, goes into the ledger's header before anything is trained (`fedsys.audit.canary_protocol`).
 
 Protocol ``secure`` is run as ``ideal``, which gives the same sums to the bit: canaries count among
 the colluders, and no committee of secure aggregation withstands so many.
@@ -20,7 +24,6 @@ the colluders, and no committee of secure aggregation withstands so many.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -28,22 +31,29 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.fft import dct, idct
 
+from client.privatize.integers import add_clipped_integers
 from client.training import ClippedSum
-from fedsys.audit.canaries import default_guesses
-from fedsys.audit.empirical import CANARIES
+from fedsys.audit.canary_claim import planned
+from fedsys.audit.canary_outcome import CANARIES, CanaryOutcome, Scores, format_outcome
+from fedsys.audit.canary_protocol import MOST_CANARIES, Coins, Protocol, commitment_to, register
+from fedsys.audit.canary_scores import FEWEST_FREE
 from fedsys.config import Cohort, Config, Privacy, Server
 from fedsys.durable import write_atomically
 from fedsys.errors import ConfigError
-from fedsys.privacy import AesCtrStream, Entropy, read_ledger
+from fedsys.privacy import Entropy, read_ledger
+from fedsys.privacy.encoding.clipping import wide_scale
+from fedsys.privacy.randomness import KEY_BYTES
 from fedsys.run_folder import RunFolder, disk_errors, free_name
 from server.job import Job
 from server.job_opening import JobSpec, start_job
 from server.job_settings import plan_for
 from simulations import harness
 from simulations.engine.base import InProcess
+from simulations.engine.chunk import ChunkTrainer
 from simulations.harness import Observer, RunResult
 from simulations.population import Population
 from simulations.randomness import Randomness, SystemRandomness
@@ -52,7 +62,7 @@ from simulations.setting import Setting, prepare
 __all__ = ["Canaries", "CanaryPopulation", "run"]
 
 _AT_ONCE = 64
-_FEW_DIMENSIONS = 30
+_FLOAT32 = 2.0**-24
 _ABOVE_CLIP = 1 + 2.0**-8
 """Canaries exceed the clipping norm by this, so that clipping leaves them all of it."""
 
@@ -62,36 +72,35 @@ class Canaries:
     """m orthogonal directions in d dimensions, and which of them are in.
 
     Attributes:
+        seed: 32 bytes that everything below is drawn from; secret until the run is over.
         rows: (m,) distinct rows of the cosine transform.
         signs: (d,) of every coordinate, 1 or -1.
         included: (m,) by fair coins.
         norm: of the updates of those that are in.
     """
 
-    rows: NDArray[np.int64]
-    signs: NDArray[np.float32]
-    included: NDArray[np.bool_]
+    seed: bytes = field(repr=False)
+    rows: NDArray[np.int64] = field(repr=False)
+    signs: NDArray[np.float32] = field(repr=False)
+    included: NDArray[np.bool_] = field(repr=False)
     norm: float
 
     @classmethod
     def plant(cls, count: int, *, dimension: int, norm: float, entropy: Entropy) -> Canaries:
-        """Draws directions and coins.
+        """Draws a seed, and directions and coins from it.
 
         Raises:
             ConfigError: more canaries than dimensions, or fewer than two.
         """
-        if not 2 <= count <= dimension:
+        if not 2 <= count <= min(dimension, MOST_CANARIES):
             raise ConfigError(
                 f"--canaries {count} with a model of {dimension} parameters: they have to be "
-                f"orthogonal; plant from 2 to {dimension}"
+                f"orthogonal; plant from 2 to {min(dimension, MOST_CANARIES)}"
             )
-        stream = AesCtrStream.from_entropy(entropy)
-        one = np.uint64(1)
+        seed = entropy(KEY_BYTES)
+        coins = Coins.draw(seed, canaries=count, dimension=dimension)
         return cls(
-            rows=np.argsort(stream.words(dimension), kind="stable")[:count].astype(np.int64),
-            signs=np.where(stream.words(dimension) & one, 1, -1).astype(np.float32),
-            included=(stream.words(count) & one).astype(np.bool_),
-            norm=norm,
+            seed=seed, rows=coins.rows, signs=coins.signs, included=coins.included, norm=norm
         )
 
     @property
@@ -129,12 +138,16 @@ class CanaryPopulation(Population):
     Attributes:
         canaries: what is planted.
         clip: C.
-        contributed: (d,) by round, the sum of the real clients' clipped updates.
+        contributed: (d,) by round, what the real clients' clipped updates added to the sum, in C.
+        misplaced: (d,) by round, what encoding the canaries' updates added to them, in C.
+        longest: the largest norm of the model before a round.
     """
 
     canaries: Canaries
     clip: float
     contributed: dict[int, NDArray[np.float64]] = field(default_factory=dict, repr=False)
+    misplaced: dict[int, NDArray[np.float64]] = field(default_factory=dict, repr=False)
+    longest: float = 0.0
 
     @property
     def real(self) -> int:
@@ -150,24 +163,58 @@ class CanaryPopulation(Population):
         self, weights: NDArray[np.float32], clients: Sequence[int], *, round: int
     ) -> NDArray[np.float32]:
         """(K, d) updates; a canary's is the same in every round."""
+        self.longest = max(self.longest, float(np.linalg.norm(weights)))
+        planted = self.planted(clients)
         ids = np.asarray(clients, dtype=np.int64)
-        planted = ids >= self.real
         updates = np.zeros((len(ids), len(weights)), dtype=np.float32)
         if planted.any():
             updates[planted] = self.canaries.updates((ids[planted] - self.real).tolist())
         if not planted.all():
-            real = ids[~planted].tolist()
-            updates[~planted] = super().train(weights, real, round=round)
-            self._note(updates[~planted], round)
+            updates[~planted] = super().train(weights, ids[~planted].tolist(), round=round)
         return updates
 
-    def _note(self, updates: NDArray[np.float32], round: int) -> None:
+    def planted(self, clients: Sequence[int]) -> NDArray[np.bool_]:
+        """(K,) which of them are canaries."""
+        return np.asarray(clients, dtype=np.int64) >= self.real
+
+    def note(
+        self, updates: NDArray[np.float32], clients: Sequence[int], round: int, *, exact: bool
+    ) -> None:
+        """Remembers what updates (K, d), as they are to be encoded, add to a round's sum.
+
+        Args:
+            updates: of the clients, before clipping.
+            clients: whose they are.
+            round: its number.
+            exact: whether the encoding is a function of the update, which is then carried out again
+                to the last integer; otherwise clipping in floating point is close.
+        """
+        planted = self.planted(clients)
+        add = self._encoded if exact else self._clipped
+        self._add(self.contributed, round, add(updates[~planted]))
+        inside = updates[planted].astype(np.float64) / self.canaries.norm
+        self._add(self.misplaced, round, add(updates[planted]) - inside.sum(axis=0))
+
+    def _encoded(self, updates: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(d,) the sum of the clipped integers, in C."""
+        total = torch.zeros(updates.shape[1], dtype=torch.float64)
+        add_clipped_integers(total, torch.from_numpy(updates), clip=self.clip)
+        unit = wide_scale(updates.shape[1], self.clip) * self.clip
+        summed: NDArray[np.float64] = total.numpy() / unit
+        return summed
+
+    def _clipped(self, updates: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(d,) the sum of the clipped updates, in C."""
         norms = np.linalg.norm(updates.astype(np.float64), axis=1)
         with np.errstate(divide="ignore"):
             factors = np.minimum(1.0, self.clip / norms)
         usable = np.isfinite(norms)
-        part = factors[usable] @ updates[usable].astype(np.float64)
-        self.contributed[round] = self.contributed.get(round, 0.0) + part
+        summed: NDArray[np.float64] = factors[usable] @ updates[usable].astype(np.float64)
+        return summed / self.clip
+
+    @staticmethod
+    def _add(sums: dict[int, NDArray[np.float64]], round: int, part: NDArray[np.float64]) -> None:
+        sums[round] = sums.get(round, 0.0) + part
 
     def clipped_sum(
         self, weights: NDArray[np.float32], clients: Sequence[int], *, round: int, clip: float
@@ -189,6 +236,28 @@ class CanaryPopulation(Population):
         return chunks + [
             tuple(planted[start : start + _AT_ONCE]) for start in range(0, len(planted), _AT_ONCE)
         ]
+
+
+class _WatchedTrainer(ChunkTrainer):
+    """Notes what each client contributes, secret coins and scaling included."""
+
+    def __init__(self, population: CanaryPopulation, randomness: Randomness) -> None:
+        super().__init__(population, randomness)
+        self._watched = population
+
+    def _updates(self, clients: Sequence[int]) -> NDArray[np.float32]:
+        updates = super()._updates(clients)
+        exact = self._mechanism.sums_integers
+        self._watched.note(updates, clients, self._work.number, exact=exact)
+        return updates
+
+
+class _WatchedEngine(InProcess):
+    """One process whose trainer notes what is contributed."""
+
+    def __init__(self, population: CanaryPopulation, randomness: Randomness) -> None:
+        super().__init__(population, randomness)
+        self._trainer = _WatchedTrainer(population, randomness)
 
 
 def run(
@@ -228,8 +297,15 @@ def run(
         name = f"{config.job.name}-canaries"
         folder = RunFolder.create(out or free_name(Path("runs"), name))
         initial = population.trainer.initial_weights()
+        protocol = register(
+            planned(setting.plan),
+            canaries=canaries,
+            dimension=population.canaries.dimension,
+            commitment=commitment_to(population.canaries.seed),
+        )
         facts = replace(
             setting.facts,
+            canaries=protocol.digest,
             population_known=f"simulated: exact; {canaries} of them are canaries, not for release",
         )
         with disk_errors(folder.path):
@@ -238,7 +314,7 @@ def run(
         with job.ledger:
             result = harness.run_rounds(setting, job, observer or _ignore)
         if not result.interrupted:
-            _store(folder, job, population, initial)
+            _store(folder, job, population, protocol, initial)
     return result
 
 
@@ -336,13 +412,17 @@ def _plant(
         config=resolved,
         plan=plan,
         population=population,
-        engine=InProcess(population, randomness),
+        engine=_WatchedEngine(population, randomness),
         randomness=randomness,
     )
 
 
 def _store(
-    folder: RunFolder, job: Job, population: CanaryPopulation, initial: NDArray[np.float32]
+    folder: RunFolder,
+    job: Job,
+    population: CanaryPopulation,
+    protocol: Protocol,
+    initial: NDArray[np.float32],
 ) -> None:
     """Writes ``canaries.jsonl``: readable by its owner alone, like the cohorts.
 
@@ -351,35 +431,39 @@ def _store(
     """
     canaries, plan = population.canaries, job.plan
     released = job.coordinator.weights.astype(np.float64) - initial.astype(np.float64)
-    change = released * (plan.expected_cohort / plan.clip)
+    unit = plan.expected_cohort / plan.clip
+    change = released * unit
+    misplaced, rounds = np.zeros_like(change), 0
     for record in read_ledger(folder.ledger).rounds:
         if record.outcome == "commit":
-            change -= population.contributed.get(record.round, 0.0) / plan.clip
-    scores = canaries.scores(change)
-    length = _length_of_noise(change, scores)
-    lines: list[dict[str, object]] = [
-        {
-            "version": 1,
-            "canaries": canaries.count,
-            "guesses": default_guesses(canaries.count),
-            "dimension": canaries.dimension,
-            "ledger_head": job.ledger.head,
-        }
-    ]
-    lines += [
-        {"included": included, "score": score, "cosine": score / length}
-        for included, score in zip(canaries.included.tolist(), scores.tolist(), strict=True)
-    ]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
+            change -= population.contributed.get(record.round, 0.0)
+            misplaced += population.misplaced.get(record.round, 0.0)
+            rounds += 1
+    longest = max(population.longest, float(np.linalg.norm(job.coordinator.weights)))
+    # weights and mean are rounded to float32 once a round, each by 2^-24 of itself at most
+    stored = rounds * 2 * _FLOAT32 * longest * unit
+    exact = job.coordinator.mechanism.sums_integers
+    outcome = CanaryOutcome(
+        ledger_head=job.ledger.head,
+        protocol=protocol,
+        seed=canaries.seed,
+        found=Scores(
+            included=canaries.included,
+            scores=canaries.scores(change),
+            length=_length_of_noise(change, canaries.scores(change)),
+            dimension=canaries.dimension,
+        ),
+        slack=float(np.linalg.norm(misplaced)) + stored if exact else None,
+    )
     with disk_errors(folder.path):
-        write_atomically(folder.path / CANARIES, text.encode("ascii"), mode=0o600)
+        write_atomically(folder.path / CANARIES, format_outcome(outcome), mode=0o600)
 
 
 def _length_of_noise(change: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
     """How long a change would be without canaries: from the dimensions that they leave free."""
     free = len(change) - len(scores)
     squared = float(np.square(change).sum())
-    if free >= _FEW_DIMENSIONS:
+    if free >= FEWEST_FREE:
         rest = max(squared - float(np.square(scores).sum()), 0.0)
         squared = rest * len(change) / free
     return math.sqrt(squared) or 1.0

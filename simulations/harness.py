@@ -7,7 +7,6 @@ runs, for many virtual clients.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -16,7 +15,6 @@ from pathlib import Path
 
 from fedsys import tasks
 from fedsys.config import Config
-from fedsys.durable import write_atomically
 from fedsys.errors import BudgetExceeded
 from fedsys.preprocessing import REMEDY
 from fedsys.privacy import LedgerView, read_ledger
@@ -24,9 +22,10 @@ from fedsys.run_folder import RunFolder, disk_errors, free_name
 from server.checkpoint import model_bytes
 from server.coordinator import SumRefused
 from server.job import Job, job_withheld
+from server.job_ending import end_job, finish_ended, is_unfinished_end
 from server.job_opening import JobSpec, restore_job, start_job
 from server.rounds import RoundAborted
-from server.summary import summarize, summarize_closed
+from server.summary import summarize
 from simulations.buffered.rounds import BufferedRounds
 from simulations.engine.noise_ahead import NoiseAhead
 from simulations.interrupts import uninterrupted
@@ -105,7 +104,12 @@ def run(
         folder = RunFolder.create(out or free_name(Path("runs"), config.job.name))
         with disk_errors(folder.path):
             job = start_job(folder, _spec(setting, disk))
+            if setting.reading is not None:
+                folder.write_data(setting.reading.to_json())
         with job.ledger:
+            if setting.reading is not None and observer is not None:
+                for line in setting.reading.lines():
+                    observer(line)
             if setting.withheld is not None and observer is not None:
                 observer(
                     f"NO PRIVACY CLAIM: {setting.withheld}; the run's audit will fail: {REMEDY}"
@@ -134,9 +138,9 @@ def resume(
         FedsysError: no run there, a damaged one, or one that cannot go on.
     """
     folder = RunFolder.open(path)
-    if not folder.summary.is_file() and (view := _closed(folder)) is not None:
+    if is_unfinished_end(folder) and (view := _closed(folder)) is not None:
         with disk_errors(path), uninterrupted():
-            folder.write_summary(summarize_closed(folder, view))
+            finish_ended(folder, view)
         metrics = folder.last_metrics()
         return RunResult(folder=path, rounds=len(view.rounds), interrupted=False, metrics=metrics)
     setting = prepare(folder.read_config(), data=data, device=device, origin=origin)
@@ -184,7 +188,7 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
     if setting.notice:
         observer(setting.notice)
     metrics = folder.last_metrics()
-    status, model_sha256 = "completed", None
+    status = "completed"
     buffered = setting.config.rounds.mode == "buffered"
     ahead = NoiseAhead(
         coordinator.mechanism,
@@ -223,21 +227,26 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
             buffers.close()
     with disk_errors(folder.path), uninterrupted():
         coordinator.settle()
-        if status != "interrupted":
-            model = model_bytes(setting.population.trainer.state_dict(coordinator.weights))
-            write_atomically(folder.model, model)
-            model_sha256 = hashlib.sha256(model).hexdigest()
-            job.close(status, model_sha256=model_sha256)
-        folder.write_summary(
-            summarize(
+        if status == "interrupted":
+            folder.write_summary(
+                summarize(
+                    job,
+                    status=status,
+                    model_sha256=None,
+                    metrics=metrics,
+                    seconds=clock.seconds,
+                    clients=clock.clients,
+                )
+            )
+        else:
+            end_job(
                 job,
                 status=status,
-                model_sha256=model_sha256,
+                model=model_bytes(setting.population.trainer.state_dict(coordinator.weights)),
                 metrics=metrics,
                 seconds=clock.seconds,
                 clients=clock.clients,
             )
-        )
     return RunResult(
         folder=folder.path,
         rounds=coordinator.reserved,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedsys.audit.empirical import CANARIES
+from fedsys.audit.canary_outcome import CANARIES
 from fedsys.config import Config
 from fedsys.errors import LedgerError, RunFolderError
 from fedsys.privacy import LedgerView, PrivacyPlan, plan_of, read_ledger

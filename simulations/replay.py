@@ -122,7 +122,7 @@ def replay(
         device = "cpu"
     config, randomness = recorded.config, SystemRandomness()
     task = tasks.load(config.task.name, config.task.options)
-    examples = task.clients(tasks.DataSource.locate(data))
+    examples = tasks.read_data(task, tasks.DataSource.locate(data))
     population = Population(
         train_set=examples.train,
         partition=_partition(recorded, examples, shards),

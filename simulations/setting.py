@@ -45,6 +45,7 @@ class Setting:
         clock: simulated seconds since the job began.
         notice: one line that whoever watches the run should read; may be empty.
         preprocessing: what the task declares.
+        reading: what was read of the data, where the task says so.
     """
 
     config: Config
@@ -58,6 +59,7 @@ class Setting:
     clock: SimulatedClock = field(default_factory=SimulatedClock)
     notice: str = ""
     preprocessing: Preprocessing = "undeclared"
+    reading: tasks.DataReading | None = None
 
     @property
     def chunk(self) -> int:
@@ -118,7 +120,8 @@ def prepare(
     origin = origin or tasks.Origin.named(config.task.name, config.task.options)
     task = origin.task
     strategy_of(config)
-    examples = task.clients(tasks.DataSource.locate(data))
+    examples = tasks.read_data(task, tasks.DataSource.locate(data))
+    tasks.check_contract(task, examples, config.job.seed)
     partition = partition_of(config, examples)
     if config.cohort.expected > partition.clients:
         raise ConfigError(
@@ -159,6 +162,7 @@ def prepare(
         clipping=clipping_for(config, plan, sizes),
         notice=layout.notice,
         preprocessing=tasks.preprocessing_of(task),
+        reading=examples.reading,
     )
 
 

@@ -137,7 +137,7 @@ def _check_metric(search: Search, data: Path | None) -> None:
 
     config = search.base
     task = tasks.load(config.task.name, config.task.options)
-    test = task.clients(tasks.DataSource.locate(data)).test
+    test = tasks.read_data(task, tasks.DataSource.locate(data)).test
     model = task.init_model(config.job.seed).eval()
     with torch.inference_mode():
         names = ["loss", *task.metrics(model(test.x[:1]), test.y[:1])]

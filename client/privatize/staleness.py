@@ -4,9 +4,10 @@ In buffered rounds the model moves on meanwhile. The client scales its update by
 1 / sqrt(1 + staleness), the polynomial weight of FedBuff (Nguyen et al., AISTATS 2022, section 5),
 *before* it clips: the norm that noise pays for is that of what is sent, whatever the weight.
 
-Beyond the bound it sends zeros and its share of noise. It does not refuse: a buffer takes exactly K
-uploads, each with its share, and who uploads when must not depend on anything but time. The upload
-counts as a contribution all the same.
+Beyond the bound a simulated client sends zeros and its share of noise, and the upload counts as a
+contribution all the same: a buffer takes exactly K uploads, each with its share. A device is asked
+for its upload only when it has trained, and is not asked for one beyond the bound; it refuses if it
+is. Either way who uploads when depends on time alone, and on nothing in anybody's data.
 
 >>> staleness_factor(0, most=10), staleness_factor(3, most=10), staleness_factor(11, most=10)
 (1.0, 0.5, 0.0)

@@ -1,68 +1,105 @@
-"""How much of a claimed epsilon canaries refute: two statistics over planted updates.
+"""How many guesses about canaries can be right under a claim: two theorems about one run.
+
+Each of m canaries is in the job or not by a fair coin. Afterwards r guesses are made: the r/2
+canaries with the highest scores were in, the r/2 with the lowest were not; c of them are right.
 
 **One-run** (Steinke, Nasr and Jagielski, "Privacy Auditing with One (1) Training Run", NeurIPS
-2023): each of m canaries is in the job or not by a fair coin; after it, r guesses are made, and
-(epsilon, delta)-differential privacy bounds how many can be right (Theorem 5.2):
+2023, Theorem 5.2): under (epsilon, delta)-differential privacy P[C >= c] is at most
 
     p = beta + 2 m delta max_i (P[B >= c - i] - beta) / i,   beta = P[B >= c],
-    B ~ Bin(r, e^eps / (1 + e^eps)),
+    B ~ Bin(r, e^eps / (1 + e^eps)).
 
-for c right ones. The largest epsilon with p <= 5% is a lower bound at 95% confidence. r must be
-fixed beforehand.
+**f-DP one-run** (Mahloujifar, Melis and Chaudhuri, "Auditing f-Differential Privacy in One Run",
+arXiv 2410.22235, ICML 2025): with p_i = P[C = i], their recursion bounds P[C >= c] by the whole
+trade-off curve f rather than by one point of it. Its step, for a coin with two sides, is
 
-**One-shot** (Andrew, Kairouz, Oh, Oprea, McMahan and Suriyakumar, "One-shot Empirical Privacy
-Estimation for Federated Learning", ICLR 2024): the cosines of canaries that were in with the final
-model, against N(0, 1/d) of canaries that were not. An estimate, not a bound.
+    sum_{i in I} (i / m) p_i  <=  1 - f( sum_{i in I} ((r - i + 1) / m) p_(i-1) )    for every I.
 
->>> round(one_run_bound(canaries=10_000, guesses=300, correct=270, delta=1e-5), 3)
+The argument, which we give because the audit leans on it: fix all coins but that of canary j, and
+let E be the event that the guess about j says "in" and i - 1 of the other guesses are right, i in
+I. If j is in, E makes i guesses right, j's among them; if not, i - 1, j's not among them. So f-DP
+compares the two sums at j; averaging over j, the other coins and the two sides keeps the
+inequality, because 1 - f is concave. With I = {i, i + 1, ...}, R_i = sum_{k >= i} (k/m) p_k and
+H_i = sum_{k >= i} ((r - k)/m) p_k it reads H_(i-1) >= least(R_i) for `Tradeoff.least`, and moving
+from i to i - 1 adds ((r - i + 1)/m) p_(i-1) to H and ((i - 1)/m) p_(i-1) to R. If P[C >= c] were
+tau, then R_c >= tau c / m; going down from the smallest (R_c, H_c) gives the smallest (R_0, H_0),
+and R_0 + H_0 > r/m, which is impossible, refutes tau ("audit_rh_with_cap" in the paper). That
+starting from all of tau at exactly c is the worst case is the paper's; the tests check it against a
+convex program that knows nothing of the recursion.
+
+Both hold however the scores depend on one another, and whatever else is in the job. r must be fixed
+beforehand. More noise than claimed is post-processing of the claimed mechanism, so the bounds on
+the probability of being refuted hold for it as well.
+
+>>> round(one_run_bound(canaries=10_000, guesses=300, correct=270, delta=1e-5, level=0.05), 3)
 1.854
->>> one_run_bound(canaries=10_000, guesses=300, correct=150, delta=1e-5)
+>>> one_run_bound(canaries=10_000, guesses=300, correct=150, delta=1e-5, level=0.05)
 0.0
+>>> from fedsys.audit.tradeoff import GaussianTradeoff
+>>> fdp_refutes(GaussianTradeoff(0.5), canaries=500, guesses=500, correct=490, level=1e-5)
+True
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import log_ndtr
 from scipy.stats import binom
 
+from fedsys.audit.tradeoff import GaussianTradeoff, Tradeoff
 from fedsys.errors import AuditInputError
+from fedsys.privacy.accounting.exact_gaussian import composed_epsilon
 
 __all__ = [
-    "CONFIDENCE",
-    "OneRun",
+    "Choice",
+    "candidate_guesses",
+    "choose_guesses",
     "correct_guesses",
-    "default_guesses",
-    "detection_power",
-    "one_run",
+    "critical_count",
+    "fdp_bound",
+    "fdp_p_value",
+    "fdp_refutes",
     "one_run_bound",
     "one_run_p_value",
-    "one_shot_estimate",
 ]
 
-CONFIDENCE = 0.95
-
-_MOST_GUESSES = 300
-_SHARE_OF_GUESSES = 0.3
 _LARGEST_EPSILON = 60.0
+_LARGEST_MU = 12.0
+_CANDIDATES = 14
+_LEAST_LOG_P = -700.0
 
 Vector = NDArray[np.float64]
 
 
-def default_guesses(canaries: int) -> int:
-    """r for m canaries: 300, or three tenths of fewer than a thousand; even.
+def correct_guesses(scores: Vector, included: NDArray[np.bool_], guesses: int) -> int:
+    """How many are right: the r/2 highest scores are guessed in, the r/2 lowest out.
 
-    More guesses spend themselves on canaries that cannot be told, fewer leave chance too much.
+    Args:
+        scores: (m,) higher for canaries that look as if they were in.
+        included: (m,) which were, by fair coins.
+        guesses: r, even, fixed before the scores were seen.
 
-    >>> default_guesses(10_000), default_guesses(200)
-    (300, 60)
+    Raises:
+        AuditInputError: shapes or numbers cannot be.
     """
-    return max(2, 2 * (min(_MOST_GUESSES, int(_SHARE_OF_GUESSES * canaries)) // 2))
+    fits = scores.ndim == 1 and scores.shape == included.shape
+    if not fits or guesses % 2 or not 2 <= guesses <= len(scores):
+        raise AuditInputError(
+            f"one-run audit: {scores.shape} scores, {included.shape} coins, {guesses} guesses"
+        )
+    if not np.isfinite(scores).all():
+        raise AuditInputError("one-run audit: a canary's score is not finite")
+    half = guesses // 2
+    order = np.argsort(scores, kind="stable")
+    return int(included[order[len(order) - half :]].sum() + (~included[order[:half]]).sum())
+
+
+# -- Steinke, Nasr and Jagielski ------------------------------------------------------------------
 
 
 def one_run_p_value(
@@ -78,7 +115,7 @@ def one_run_p_value(
 
 
 def one_run_bound(
-    *, canaries: int, guesses: int, correct: int, delta: float, confidence: float = CONFIDENCE
+    *, canaries: int, guesses: int, correct: int, delta: float, level: float
 ) -> float:
     """The largest epsilon that so many right guesses refute; 0 if they refute none.
 
@@ -87,20 +124,18 @@ def one_run_bound(
         guesses: r, fixed beforehand.
         correct: c.
         delta: of the claim.
-        confidence: of the bound.
+        level: probability with which a true epsilon is refuted, at most.
 
     Raises:
         AuditInputError: the numbers cannot be.
     """
-    if not 0 <= correct <= guesses <= canaries:
-        raise AuditInputError(
-            f"{correct} right of {guesses} guesses about {canaries} canaries cannot be"
-        )
+    _check_counts(canaries, guesses, correct)
 
     def excess(epsilon: float) -> float:
-        return one_run_p_value(
+        found = one_run_p_value(
             epsilon, canaries=canaries, guesses=guesses, correct=correct, delta=delta
-        ) - (1 - confidence)
+        )
+        return found - level
 
     if excess(0.0) > 0:
         return 0.0
@@ -109,183 +144,172 @@ def one_run_bound(
     return float(brentq(excess, 0.0, _LARGEST_EPSILON, xtol=1e-9))
 
 
-def correct_guesses(scores: Vector, included: NDArray[np.bool_], guesses: int) -> int:
-    """How many are right: the r/2 highest scores are guessed in, the r/2 lowest out."""
-    half = guesses // 2
-    order = np.argsort(scores, kind="stable")
-    return int(included[order[len(order) - half :]].sum() + (~included[order[:half]]).sum())
+# -- Mahloujifar, Melis and Chaudhuri -------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OneRun:
-    """Outcome of a one-run audit.
+def fdp_refutes(
+    tradeoff: Tradeoff, *, canaries: int, guesses: int, correct: int, level: float
+) -> bool:
+    """Whether so many right guesses have probability below ``level`` under the curve.
+
+    Args:
+        tradeoff: what the claim promises about one canary.
+        canaries: m.
+        guesses: r, fixed beforehand.
+        correct: c.
+        level: tau.
+
+    Raises:
+        AuditInputError: the numbers cannot be.
+    """
+    _check_counts(canaries, guesses, correct)
+    right = level * correct / canaries
+    wrong = level * (guesses - correct) / canaries
+    whole = guesses / canaries * (1 + 1e-12)
+    for count in range(correct - 1, -1, -1):
+        needed = tradeoff.least(right)
+        if needed <= wrong:  # neither can change any more
+            return False
+        right += count / (guesses - count) * (needed - wrong)
+        wrong = needed
+        if right + wrong > whole:
+            return True
+    return False
+
+
+def fdp_p_value(tradeoff: Tradeoff, *, canaries: int, guesses: int, correct: int) -> float:
+    """The smallest level at which so many right guesses refute the curve, to a thousandth."""
+    low, high = _LEAST_LOG_P, 0.0
+
+    def refuted(log_level: float) -> bool:
+        return fdp_refutes(
+            tradeoff,
+            canaries=canaries,
+            guesses=guesses,
+            correct=correct,
+            level=math.exp(log_level),
+        )
+
+    if not refuted(high):
+        return 1.0
+    if refuted(low):
+        return math.exp(low)
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        low, high = (low, middle) if refuted(middle) else (middle, high)
+    return math.exp(high)
+
+
+def fdp_bound(*, canaries: int, guesses: int, correct: int, delta: float, level: float) -> float:
+    """The epsilon, at ``delta``, of the least private Gaussian mechanism that is refuted.
+
+    It bounds the epsilon of a Gaussian mechanism alone: whether another claim is refuted is for
+    `fdp_refutes` to say, with that claim's own curve.
+
+    Raises:
+        AuditInputError: the numbers cannot be.
+    """
+    low, high = 0.0, _LARGEST_MU
+
+    def refuted(mu: float) -> bool:
+        return fdp_refutes(
+            GaussianTradeoff(mu), canaries=canaries, guesses=guesses, correct=correct, level=level
+        )
+
+    if not refuted(low):
+        return 0.0
+    if refuted(high):
+        low = high
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (middle, high) if refuted(middle) else (low, middle)
+    return composed_epsilon(delta, low * low)
+
+
+# -- how many guesses -----------------------------------------------------------------------------
+
+
+def candidate_guesses(canaries: int) -> list[int]:
+    """Even numbers of guesses, in about equal proportions.
+
+    As many as there are canaries would be too many: the coins rarely fall half and half, and the
+    canaries of the commoner side that are left over are guessed wrong even without noise. Three
+    deviations of the coins are left out.
+
+    >>> candidate_guesses(500)[:4], candidate_guesses(500)[-2:]
+    ([4, 6, 8, 12], [302, 432])
+    """
+    most = 2 * int(max(canaries / 2 - 1.5 * math.sqrt(canaries), canaries / 4))
+    if most <= 4:
+        return [most] if most else []
+    found = np.geomspace(4, most, _CANDIDATES) / 2
+    return sorted({2 * round(half) for half in found.tolist()})
+
+
+def critical_count(guesses: int, refutes: Callable[[int], bool]) -> int | None:
+    """The fewest right guesses that refute; None where not even all of them do.
+
+    Args:
+        guesses: r.
+        refutes: whether c right ones do; more of them refute whatever fewer do.
+    """
+    if not refutes(guesses):
+        return None
+    low, high = guesses // 2, guesses
+    if refutes(low):
+        return low
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if refutes(middle) else (middle, high)
+    return high
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A number of guesses and what it promises.
 
     Attributes:
-        canaries: m.
-        guesses: r.
-        correct: c.
-        bound: epsilon is at least this, at ``CONFIDENCE``.
+        merit: the alternative that it is good for, the weakest departure from the claim highest,
+            and by how many deviations; the larger the better.
+        guesses: r; 0 where no number has any power.
     """
 
-    canaries: int
+    merit: tuple[int, float]
     guesses: int
-    correct: int
-    bound: float
 
 
-def one_run(scores: Vector, included: NDArray[np.bool_], *, guesses: int, delta: float) -> OneRun:
-    """Audits by one run.
-
-    Args:
-        scores: (m,) higher for canaries that look as if they were in.
-        included: (m,) which were, by fair coins.
-        guesses: r, even, fixed before the scores were seen.
-        delta: of the claim.
-
-    Raises:
-        AuditInputError: shapes or numbers cannot be.
-    """
-    if scores.ndim != 1 or scores.shape != included.shape or guesses % 2 or guesses < 2:
-        raise AuditInputError(
-            f"one-run audit: {scores.shape} scores, {included.shape} coins, {guesses} guesses"
-        )
-    if not np.isfinite(scores).all():
-        raise AuditInputError("one-run audit: a canary's score is not finite")
-    correct = correct_guesses(scores, included, guesses)
-    bound = one_run_bound(canaries=len(scores), guesses=guesses, correct=correct, delta=delta)
-    return OneRun(canaries=len(scores), guesses=guesses, correct=correct, bound=bound)
-
-
-def detection_power(
-    *,
-    epsilon: float,
-    delta: float,
+def choose_guesses(
     canaries: int,
-    guesses: int,
-    noise_multiplier: float,
-    rounds: int,
-    rate: float,
-    runs: int = 200,
-    seed: int = 0,
-) -> float:
-    """How often the one-run audit would refute a claim if the noise were this.
+    critical: Callable[[int], int | None],
+    accuracies: Sequence[Callable[[int], float]],
+) -> Choice:
+    """r, from m and the claim alone, before anything is trained.
 
-    Simulates scores alone: a canary that is in shifts its score by one for each round that sampled
-    it; the noise on each score is Gaussian.
+    The number for which the expected count of right guesses exceeds the critical one by most
+    standard deviations, under the first alternative for which any does.
 
     Args:
-        epsilon: claimed.
-        delta: claimed.
         canaries: m.
-        guesses: r.
-        noise_multiplier: of the noise really added.
-        rounds: T.
-        rate: probability of being in a round's cohort.
-        runs: simulated; the answer's standard error is at most half of 1/sqrt(runs).
-        seed: of the simulation, which keeps no secret.
+        critical: the fewest right guesses of r that refute the claim, or None.
+        accuracies: for each alternative, weakest departure from the claim first, the expected
+            share of r guesses that is right.
     """
-    generator = np.random.default_rng(seed)
-    least = next(
-        (
-            correct
-            for correct in range(guesses // 2, guesses + 1)
-            if one_run_p_value(
-                epsilon, canaries=canaries, guesses=guesses, correct=correct, delta=delta
-            )
-            <= 1 - CONFIDENCE
-        ),
-        None,
-    )
-    if least is None:
-        return 0.0
-    caught = 0
-    for _ in range(runs):
-        included = generator.random(canaries) < 0.5
-        times = generator.binomial(rounds, rate, canaries).astype(np.float64)
-        noise = generator.normal(scale=noise_multiplier * math.sqrt(rounds), size=canaries)
-        scores: Vector = np.where(included, times, 0.0) + noise
-        caught += correct_guesses(scores, included, guesses) >= least
-    return caught / runs
+    options = [(r, c) for r in candidate_guesses(canaries) if (c := critical(r)) is not None]
+    for place, accuracy in enumerate(accuracies):
+        best, chosen = 0.0, 0
+        for guesses, least in options:
+            share = accuracy(guesses)
+            spread = math.sqrt(guesses * share * (1 - share)) + 0.5
+            margin = (guesses * share - least + 0.5) / spread
+            if margin > best:
+                best, chosen = margin, guesses
+        if chosen:
+            return Choice((len(accuracies) - place, best), chosen)
+    return Choice((0, 0.0), 0)
 
 
-def one_shot_estimate(cosines: Vector, *, dimension: int, delta: float) -> float:
-    """Estimates epsilon from the cosines of canaries that were in.
-
-    Fits a normal distribution to them and asks at which epsilon it and N(0, 1/d) differ by delta,
-    in whichever direction is worse.
-
-    Args:
-        cosines: with the final model's change.
-        dimension: d.
-        delta: of the claim.
-
-    Raises:
-        AuditInputError: fewer than two cosines, or one that is none.
-    """
-    if len(cosines) < 2 or not np.isfinite(cosines).all():
-        raise AuditInputError("one-shot audit: it needs at least two finite cosines")
-    scale = math.sqrt(dimension)
-    mean, deviation = float(cosines.mean()) * scale, float(cosines.std(ddof=1)) * scale
-    if deviation == 0:
-        return math.inf
-
-    def worst(epsilon: float) -> float:
-        there = _normal_delta(epsilon, mean, deviation)
-        back = _normal_delta(epsilon, -mean / deviation, 1 / deviation)
-        return max(there, back) - delta
-
-    if worst(0.0) <= 0:
-        return 0.0
-    high = 1.0
-    while worst(high) > 0:
-        high *= 2
-        if high > 1e6:
-            return math.inf
-    return float(brentq(worst, 0.0, high, xtol=1e-9))
-
-
-def _normal_delta(epsilon: float, mean: float, deviation: float) -> float:
-    """sup_S P(S) - e^eps Q(S) for P = N(mean, deviation^2), Q = N(0, 1), without overflow.
-
-    The log of the density ratio is a quadratic a x^2 + b x + c: it exceeds epsilon on a half-line
-    (deviation 1), inside an interval (deviation below 1) or outside of one (above 1).
-    """
-    a = (1 - deviation**-2) / 2
-    b = mean / deviation**2
-    c = -(mean**2) / (2 * deviation**2) - math.log(deviation) - epsilon
-    if abs(a) < 1e-12:
-        if b == 0:
-            return 0.0
-        bound = -c / b
-        inside = (bound, math.inf) if b > 0 else (-math.inf, bound)
-        return _gain([inside], epsilon, mean, deviation)
-    root = b * b - 4 * a * c
-    if root <= 0:
-        # No sign change: with a > 0 the ratio exceeds everywhere, which cannot be for epsilon > 0.
-        return 0.0 if a < 0 else -math.expm1(epsilon)
-    low, high = sorted(((-b - math.sqrt(root)) / (2 * a), (-b + math.sqrt(root)) / (2 * a)))
-    if a < 0:
-        return _gain([(low, high)], epsilon, mean, deviation)
-    return _gain([(-math.inf, low), (high, math.inf)], epsilon, mean, deviation)
-
-
-def _gain(
-    intervals: list[tuple[float, float]], epsilon: float, mean: float, deviation: float
-) -> float:
-    """P - e^eps Q of a union of intervals."""
-    total = 0.0
-    for low, high in intervals:
-        under_p = _log_mass((low - mean) / deviation, (high - mean) / deviation)
-        under_q = _log_mass(low, high)
-        total += math.exp(under_p) - math.exp(min(epsilon + under_q, 700.0))
-    return total
-
-
-def _log_mass(low: float, high: float) -> float:
-    """log of the standard normal mass between two points."""
-    if low > 0:  # the far tail keeps its digits on the left
-        low, high = -high, -low
-    above, below = float(log_ndtr(high)), float(log_ndtr(low))
-    if above == below:
-        return -math.inf
-    return above + math.log1p(-math.exp(below - above))
+def _check_counts(canaries: int, guesses: int, correct: int) -> None:
+    if not 0 <= correct <= guesses <= canaries or not canaries:
+        raise AuditInputError(
+            f"{correct} right of {guesses} guesses about {canaries} canaries cannot be"
+        )

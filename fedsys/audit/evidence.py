@@ -68,10 +68,11 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metrics:
-    """``metrics.jsonl``: its whole lines, and whether another was begun."""
+    """``metrics.jsonl``: its whole lines, whether another was begun, and the file's SHA-256."""
 
     lines: list[dict[str, Any]]
     torn: bool
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,17 +183,20 @@ def _toml(path: Path) -> Config:
 
 def _metrics(path: Path) -> Metrics:
     found: list[dict[str, Any]] = []
+    digest, torn = hashlib.sha256(), False
     with open_regular(path, _LINES_BYTES) as file:
         for number, (raw, ended) in enumerate(read_lines(file, path.name), start=1):
+            digest.update(raw + b"\n" if ended else raw)
             if not ended:
-                return Metrics(lines=found, torn=True)
+                torn = True
+                break
             if number > _MOST_EVALUATIONS:
                 raise LedgerError(f"{path.name} has more than {_MOST_EVALUATIONS} lines")
             line = parse_object(raw, f"{path.name} line {number}")
             if type(line.get("round")) is not int:
                 raise LedgerError(f"{path.name} line {number} has no round number")
             found.append(line)
-    return Metrics(lines=found, torn=False)
+    return Metrics(lines=found, torn=torn, sha256=digest.hexdigest())
 
 
 def _sha256(path: Path) -> str:

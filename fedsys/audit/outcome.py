@@ -10,10 +10,13 @@ from fedsys.audit.evidence import Evidence
 from fedsys.audit.wording import claim, value_text
 from fedsys.errors import LedgerError
 from fedsys.privacy import LedgerView, PrivacyPlan
+from fedsys.privacy.ledger.closing import summary_sha256
 from fedsys.records import Claim
 
-__all__ = ["outcome_claims"]
+__all__ = ["UNFINISHED", "outcome_claims"]
 
+UNFINISHED = "; the run is not finished, so that no closing line binds it"
+"""Added to a claim on a file that an unclosed ledger says nothing of."""
 _STATUSES = ("completed", "budget-exhausted", "interrupted")
 
 
@@ -35,6 +38,7 @@ def outcome_claims(
         )
     else:
         yield from _summary_claims(summary, view)
+        yield _bound_summary_claim(summary, view)
     yield _model_claim(evidence, view)
     if evidence.model.value is not None and plan is not None:
         yield _weights_claim(evidence, view, plan)
@@ -80,6 +84,23 @@ def _summary_claims(summary: dict[str, Any], view: LedgerView) -> Iterator[Claim
     )
 
 
+def _bound_summary_claim(summary: dict[str, Any], view: LedgerView) -> Claim:
+    """The summary as it was when the ledger was closed, less what is never published."""
+    stated = None if view.closed is None else view.closed.get("summary_sha256")
+    try:
+        found = summary_sha256(summary)
+    except LedgerError as error:
+        found = str(error)
+    return claim(
+        "Summary as closed",
+        None if view.closed is None else found == stated,
+        claimed=value_text(stated),
+        rederived=f"{found}{UNFINISHED if view.closed is None else ''}",
+        by="SHA-256 of summary.json, less what tells cohorts, against the closing line",
+        rests_on="the coordinator's word, once given",
+    )
+
+
 def _model_claim(evidence: Evidence, view: LedgerView) -> Claim:
     summary, found = evidence.summary.value, evidence.model.value
     named = None if view.closed is None else view.closed.get("model_sha256")
@@ -90,8 +111,10 @@ def _model_claim(evidence: Evidence, view: LedgerView) -> Claim:
     holds: bool | None = found is not None and found == named
     if summary is not None and stated["summary.json"] != named:
         holds = False
-    elif evidence.model.missing or (named is None and found is not None):
-        holds = None  # an interrupted run may have none, or one that it has not named yet
+    elif evidence.model.missing:
+        holds = None
+    elif view.closed is None:
+        words += UNFINISHED
     return claim(
         "Model file",
         holds,
@@ -153,6 +176,12 @@ def _metrics_claim(evidence: Evidence, view: LedgerView) -> Claim:
             holds, words = False, "rounds are repeated or out of order"
         elif rounds and not (rounds[0] >= 1 and rounds[-1] <= last):
             holds, words = False, f"evaluates round {value_text(rounds[-1])}; the ledger has {last}"
+    if holds and view.closed is not None:
+        stated = view.closed.get("metrics_sha256")
+        if stated != (metrics.sha256 if metrics is not None else None):
+            holds, words = False, "metrics.jsonl is not the file that the closing line binds"
+    elif holds and lines:
+        holds, words = False, words + UNFINISHED
     if holds and summary is not None:
         newest = dict(lines[-1]) if lines else {}
         newest.pop("round", None)
@@ -163,6 +192,6 @@ def _metrics_claim(evidence: Evidence, view: LedgerView) -> Claim:
         holds,
         claimed=f"evaluations of rounds 1 to {last}",
         rederived=words,
-        by="metrics.jsonl against the ledger and summary.json",
+        by="metrics.jsonl against the ledger, its closing line and summary.json",
         rests_on="the evaluation itself: the coordinator's word",
     )

@@ -1,53 +1,85 @@
-"""``report.html`` against what was derived: its ledger head and the epsilons that people read.
+"""``report.html`` against the page that the folder gives, to the byte.
 
-The page is generated, so its figures are looked for in the one form in which they are written;
-nothing in it is rendered or run.
+The page is generated from the folder and its audit and from nothing else, so it is made again and
+compared: an added banner shows. Where another version of the code is installed than made the run,
+whose pages may differ, its ledger head and the epsilons that people read are looked for in the one
+form in which they are written. Nothing in the page is rendered or run.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from itertools import zip_longest
 from pathlib import Path
+from typing import Protocol
 
 from fedsys.audit.wording import claim, epsilon_text, plain
 from fedsys.errors import LedgerError
-from fedsys.privacy import VIEWS, Epsilons
+from fedsys.privacy import VIEWS, Epsilons, LedgerView
 from fedsys.privacy.ledger.files import open_regular
-from fedsys.records import Claim
+from fedsys.records import AuditResult, Claim
+from fedsys.versions import code_hash
 
-__all__ = ["page_claim"]
+__all__ = ["PageMaker", "page_claim"]
 
 _PAGE_BYTES = 1 << 25
 _FIGURE = re.compile(r'<p class="epsilon"><span class="symbol">ε</span> ([^<]{1,40}) <span')
 _CELL = re.compile(r'</th><td class="figure">([^<]{1,40})</td>')
 _UNKNOWN = "–"
+_PRIVATE = " · private copy</p>"
 _EXPONENT = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 
 
-def page_claim(path: Path, *, head: str, spent: Epsilons) -> Claim | None:
+class PageMaker(Protocol):
+    """Makes the text of a report, as `fedsys.report.render` does."""
+
+    def __call__(self, run: Path, audit: AuditResult, *, private: bool) -> str: ...
+
+
+def page_claim(path: Path, audit: AuditResult, view: LedgerView, render: PageMaker) -> Claim | None:
     """Whether a report states what was derived; None where there is no report.
 
     Args:
         path: of ``report.html``.
-        head: the ledger's.
-        spent: epsilon by view; a page may leave out what it does not show to everybody.
+        audit: of its folder, with nothing pinned.
+        view: the folder's ledger.
+        render: makes a report's text of a folder, its audit and whether cohorts may be shown.
     """
     if not path.exists() and not path.is_symlink():
         return None
-    try:
-        with open_regular(path, _PAGE_BYTES) as file:
-            text = file.read().decode("utf-8")
-        wrong = _differences(text, head, spent)
-    except (LedgerError, UnicodeDecodeError) as error:
-        wrong = str(error)
+    holds, words = _compared(path, audit, view, render)
     return claim(
         "Report",
-        wrong is None,
-        claimed="report.html states what the ledger gives",
-        rederived=wrong or "the same epsilons, rounded up, and ledger head",
-        by="reading its figures; its other words are not checked",
+        holds,
+        claimed="report.html states what the folder gives, and nothing else",
+        rederived=words,
+        by="making the page again and comparing it",
     )
+
+
+def _compared(
+    path: Path, audit: AuditResult, view: LedgerView, render: PageMaker
+) -> tuple[bool | None, str]:
+    try:
+        with open_regular(path, _PAGE_BYTES) as file:
+            found = file.read().decode("utf-8")
+    except (LedgerError, UnicodeDecodeError) as error:
+        return False, str(error)
+    if view.closed is None:
+        return False, "the run is not finished: what it will state is not known yet"
+    made = render(path.parent, audit, private=_PRIVATE in found)
+    if found == made:
+        return True, f"the same page, to the byte, at ledger head {view.head}"
+    wrong = None
+    if audit.curve:
+        wrong = _differences(found, view.head, audit.curve[-1].spent)
+    pairs = zip_longest(found.split("\n"), made.split("\n"))
+    line = next(number for number, (ours, its) in enumerate(pairs, start=1) if ours != its)
+    words = wrong or f"another page from line {line} on"
+    if wrong is None and view.header.get("code_sha256") != code_hash():
+        return None, f"{words}, and another version of the code is installed than made the run"
+    return False, f"{words}; delete it, or let `fedsys publish` make it again"
 
 
 def _differences(text: str, head: str, spent: Epsilons) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,18 @@ from fedsys.audit.countersigned import (
 from fedsys.audit.epsilons import alone_claim, epsilon_claims, event_claim, underivable_claims
 from fedsys.audit.evidence import Evidence, gather
 from fedsys.audit.outcome import outcome_claims
-from fedsys.audit.page import page_claim
+from fedsys.audit.page import PageMaker, page_claim
 from fedsys.audit.preparation import preparation_claim, withheld
 from fedsys.audit.settings import config_claims, header_claims, origin_claims, plan_claim
 from fedsys.audit.spending import LARGEST_POPULATION, Spending, derive, reserved_events
 from fedsys.audit.tuning import total_of, tuning_claim
+from fedsys.audit.witnessed import (
+    Pins,
+    Witnessed,
+    load_checkpoint,
+    load_witnesses,
+    witnessed,
+)
 from fedsys.audit.wording import plain
 from fedsys.errors import LedgerError, MechanismError
 from fedsys.privacy import VIEWS, Event, LedgerView, PrivacyPlan, load_public_key, plan_of
@@ -46,6 +53,8 @@ _WORD = (
     "that the population was really as large as stated"
 )
 _NOT_COVERED = "they vouch for their own part, not for noise, sampling or anybody else"
+_NOT_SAID = "they vouch for the lines' order, not for what the lines say"
+_NO_PINS = Pins()
 _NO_PRIVACY = "MECHANISM NONE: no noise was added; epsilon is infinite and nothing is private"
 _INTERRUPTED = (
     "the run is not finished: epsilon is what was spent so far, and lines cut off the ledger's end "
@@ -74,6 +83,7 @@ class Audit:
         cohorts: of ``private.jsonl``; None if it is absent or not what was committed to.
         spending: None if it cannot be derived.
         withheld: why none of its epsilons can be claimed, whatever the rounds cost.
+        witnessed: what witnesses stand for; None if the ledger does not verify.
         total: with the tuning runs that the header states.
     """
 
@@ -85,10 +95,18 @@ class Audit:
     countersigned: Countersigned | None = None
     spending: Spending | None = None
     withheld: str | None = None
+    witnessed: Witnessed | None = None
     total: Total | None = None
 
 
-def audit_run(run: Path, *, key: str | None = None, page: bool = False) -> AuditResult:
+def audit_run(
+    run: Path,
+    *,
+    key: str | None = None,
+    page: PageMaker | None = None,
+    witnesses: Sequence[str] = (),
+    checkpoints: Sequence[Path] = (),
+) -> AuditResult:
     """Checks every claim of a run that its folder can support.
 
     Whatever is wrong inside the folder becomes a failed claim.
@@ -96,17 +114,26 @@ def audit_run(run: Path, *, key: str | None = None, page: bool = False) -> Audit
     Args:
         run: the folder, private or published; it may have been made by an enemy.
         key: the signer's public key, as 64 hexadecimal digits or a file that holds them.
-        page: whether ``report.html``, which is made from an audit, is checked too.
+        page: makes a report's text, so that ``report.html`` is checked too.
+        witnesses: keys of witnesses, or files that hold them; each must stand for the ledger.
+        checkpoints: files with checkpoints of this ledger that came from elsewhere.
 
     Raises:
-        AuditInputError: there is no such run, or its version is not supported.
+        AuditInputError: there is no such run, or its version is not supported; or a witness's key
+            or a checkpoint is none.
         LedgerError: ``key`` is not a public key.
     """
     pinned = None if key is None else load_public_key(key)
-    audit = examine(run, pinned)
+    pins = Pins(
+        witnesses=load_witnesses(witnesses),
+        checkpoints=tuple((path.name, load_checkpoint(path)) for path in checkpoints),
+    )
+    audit = examine(run, pinned, pins)
     view = audit.evidence.ledger.value
-    if page and view is not None and audit.spending is not None:
-        said = page_claim(run / "report.html", head=view.head, spent=audit.spending.spent)
+    if page is not None and view is not None:
+        plainly = pinned is None and pins == Pins()
+        bare = audit if plainly else examine(run, None)  # what the page was made from
+        said = page_claim(run / "report.html", result_of(run, bare, None), view, page)
         audit.claims.extend([said] if said is not None else [])
     return result_of(run, audit, pinned)
 
@@ -137,7 +164,7 @@ def _neighbours(view: LedgerView | None) -> dict[str, str]:
     return {name: plain(stated[name]) for name in VIEWS if isinstance(stated.get(name), str)}
 
 
-def examine(run: Path, key: Ed25519PublicKey | None) -> Audit:
+def examine(run: Path, key: Ed25519PublicKey | None, pins: Pins = _NO_PINS) -> Audit:
     """The audit with everything it derived, for whoever goes on from there."""
     audit = Audit(evidence=gather(run))
     view = audit.evidence.ledger.value
@@ -146,6 +173,8 @@ def examine(run: Path, key: Ed25519PublicKey | None) -> Audit:
         audit.claims.extend(underivable_claims("the ledger does not verify"))
         return audit
     audit.claims.append(signer_claim(view, key))
+    audit.witnessed = witnessed(run, view, pins)
+    audit.claims.extend(audit.witnessed.claims)
     problem = _read_plan(audit, view)
     audit.claims.extend(ledger_claims(view, audit.plan))
     audit.claims.append(plan_claim(problem, audit.plan))
@@ -261,6 +290,9 @@ def _notes(audit: Audit, key: Ed25519PublicKey | None) -> Iterator[str]:
             f"ledger {covered}: its lines up to there cannot be written anew without them; "
             f"{_NOT_COVERED}"
         )
+    by = audit.witnessed.covers if audit.witnessed is not None else None
+    if by is not None:
+        yield f"ledger {by}: those lines cannot be written anew without the witnesses; {_NOT_SAID}"
     lost = sum(record.outcome is None for record in view.rounds)
     if lost:
         yield f"{lost} rounds were reserved and never concluded: spent, and at their worst"
@@ -285,6 +317,9 @@ def _details(audit: Audit) -> dict[str, Any]:
     if view is not None:
         details["rounds"] = len(view.rounds)
         details["closed"] = view.closed is not None
+        details["tree"] = {"size": view.lines, "root": view.tree.root().hex()}
+    if audit.witnessed is not None and audit.witnessed.sizes:
+        details["witnessed"] = audit.witnessed.sizes
     if plan is not None:
         details["mechanism"] = plan.mechanism
         details["population"] = plan.population

@@ -76,6 +76,15 @@ def run(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="An option of the task; repeatable."),
     ] = None,
+    options_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--options",
+            metavar="FILE",
+            help="A configuration whose \\[task.options] are taken, such as `fedsys task schema` "
+            "writes; --option goes before.",
+        ),
+    ] = None,
     corrupt: Annotated[
         float | None,
         typer.Option(
@@ -94,12 +103,14 @@ def run(
 
     from client.identity import Credentials
     from client.lock import exclusive
+    from fedsys.cli.task_options import options_in, options_of
     from fedsys.logs import configure
 
     configure(log)
     no_core_dumps()
     credentials = Credentials.load(folder)
-    options = _options(option or [])
+    stored = {} if options_file is None else options_in(options_file, data.partition("=")[0])
+    options = {**stored, **options_of(option or [])}
     with exclusive(folder, "fedsys agent run"):
         source = _Source(data, shard, options, graph, engine)
         _serve(credentials, source, corrupt=corrupt, stop=stop)
@@ -126,7 +137,9 @@ class _Source:
             from fedsys.cli.agent_graph import graph_worker
 
             if self.shard is not None or self.options:
-                raise ConfigError("--shard and --option are for tasks; a graph has its options")
+                raise ConfigError(
+                    "--shard, --option and --options are for tasks; a graph has its options"
+                )
             made = graph_worker(self.graph, data=self.data, engine=self.engine, threads=threads)
             graph = made.graph.graph
             return made, graph.task, ApprovedTask(sha256=made.sha256, options=graph.options)
@@ -178,6 +191,7 @@ def _serve(credentials: Credentials, source: _Source, *, corrupt: float | None, 
         worker=worker,
         policy=lambda: Policy.load(path),
         answer_time=AnswerTime(sleep=stop.wait),
+        buffered=True,
     )
     ConnectionHost(session, stop=stop).run()
 
@@ -345,20 +359,3 @@ def doctor(folder: Folder) -> None:
             line(False, str(error))
     if failed:
         raise typer.Exit(1)
-
-
-def _options(given: list[str]) -> dict[str, object]:
-    import tomllib
-
-    from fedsys.errors import ConfigError
-
-    found: dict[str, object] = {}
-    for each in given:
-        key, equals, text = each.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--option {each}: expected KEY=VALUE")
-        try:
-            found[key] = tomllib.loads(f"v = {text}")["v"]
-        except tomllib.TOMLDecodeError:
-            found[key] = text
-    return found

@@ -16,11 +16,14 @@ from fedsys.cli import (
     init,
     job,
     ledger,
+    predict,
     privacy,
     publish,
     simulate,
+    task,
     task_export,
     tune,
+    witness,
 )
 from fedsys.cli.terminal import say
 
@@ -55,9 +58,10 @@ app.command("audit")(audit.audit)
 app.command("publish")(publish.publish)
 app.command("tune")(tune.tune)
 app.command("export")(export.export)
+app.command("predict")(predict.predict)
 app.command("init")(init.init)
 app.command("doctor")(doctor.doctor)
-_task = typer.Typer(help="Tasks: what clients learn.", no_args_is_help=True)
+_task = task.app
 _task.command("export")(task_export.export)
 app.add_typer(_task, name="task")
 app.add_typer(ledger.app, name="ledger")
@@ -65,3 +69,4 @@ app.add_typer(coordinator.app, name="coordinator")
 app.add_typer(job.app, name="job")
 app.add_typer(agent.app, name="agent")
 app.add_typer(privacy.app, name="privacy")
+app.add_typer(witness.app, name="witness")

@@ -23,6 +23,19 @@ def audit(
         str | None,
         typer.Option(help="The signer's public key (64 hex digits) or a file that holds it."),
     ] = None,
+    witness: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY",
+            help="A witness's key, or a file that holds some: it must stand for the ledger.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="A checkpoint of this ledger from elsewhere, such as a witness."
+        ),
+    ] = None,
     compose: Annotated[
         bool, typer.Option("--compose", help="Add up several runs on one population.")
     ] = False,
@@ -39,7 +52,15 @@ def audit(
         raise AuditInputError("--compose adds up accounted runs; leave out --empirical")
     if len(runs) > 1 and not compose:
         raise AuditInputError(f"{len(runs)} runs given: audit one at a time, or add --compose")
-    result = _audited(runs, key, compose=compose, empirical=empirical)
+    if (compose or empirical) and (witness or checkpoint):
+        raise AuditInputError(
+            "--witness and --checkpoint go with the audit of one run; leave out --compose and "
+            "--empirical"
+        )
+    if compose or empirical:
+        result = _several_or_empirical(runs, key, compose=compose)
+    else:
+        result = _audited(runs[0], key, witness or [], checkpoint or [])
     if not compose:
         _store(runs[0], result)
     if json:
@@ -52,14 +73,19 @@ def audit(
         raise typer.Exit(1)
 
 
-def _audited(runs: list[Path], key: str | None, *, compose: bool, empirical: bool) -> AuditResult:
+def _several_or_empirical(runs: list[Path], key: str | None, *, compose: bool) -> AuditResult:
     from fedsys import audit as audits
 
-    if compose:
-        return audits.compose(runs, key=key)
-    if empirical:
-        return audits.audit_canaries(runs[0], key=key)
-    return audits.audit_run(runs[0], key=key, page=True)
+    return audits.compose(runs, key=key) if compose else audits.audit_canaries(runs[0], key=key)
+
+
+def _audited(
+    run: Path, key: str | None, witnesses: list[str], checkpoints: list[Path]
+) -> AuditResult:
+    from fedsys.audit import audit_run
+    from fedsys.report import render
+
+    return audit_run(run, key=key, page=render, witnesses=witnesses, checkpoints=checkpoints)
 
 
 def _store(run: Path, result: AuditResult) -> None:

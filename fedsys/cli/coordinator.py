@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fedsys.cli.deployment import no_core_dumps, prepare, unwritable
+from fedsys.cli.extras import require
 from fedsys.cli.sign_roster import sign_roster
 from fedsys.cli.terminal import say
 
@@ -121,12 +122,15 @@ def run(
 
     configure(log)
     no_core_dumps()
+    home = Home.open(folder)
+    if home.settings().witnesses:
+        require("httpx", extra="witness")
 
     def ready(port: int) -> None:
         say(f"listening on {listen.rpartition(':')[0]}:{port}")
         sys.stdout.flush()
 
-    asyncio.run(run_coordinator(Home.open(folder), listen=listen, models=TaskModel, ready=ready))
+    asyncio.run(run_coordinator(home, listen=listen, models=TaskModel, ready=ready))
 
 
 @app.command()

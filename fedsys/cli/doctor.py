@@ -23,6 +23,9 @@ OPTIONAL = {
     "optuna": "fedsys tune",
     "onnx": "fedsys export to .onnx",
     "safetensors": "fedsys export to .safetensors",
+    "starlette": "fedsys witness run",
+    "uvicorn": "fedsys witness run",
+    "httpx": "a coordinator that asks witnesses",
 }
 DATA_FILES = {
     "mnist.npz": "mnist",

@@ -99,7 +99,7 @@ def _traced(released: ReleasedModel, kind: str, named: str | None, data: Path | 
             f"add --task {config.task.name}, or export the weights as .safetensors"
         )
     task = tasks.load(config.task.name, config.task.options)
-    example = task.clients(tasks.DataSource.locate(data)).test.x[:1]
+    example = tasks.read_data(task, tasks.DataSource.locate(data)).test.x[:1]
     model = released.fill(task.init_model(config.job.seed))
     write = as_onnx if kind == ".onnx" else as_pt2
     return write(model, torch.cat([example, example, example]), released.facts)

@@ -36,9 +36,13 @@ def submit(
     """Queue a job; jobs run one after the other."""
     from fedsys.cli.grpc_operator import operator
     from fedsys.config import dump, load
-    from fedsys.preprocessing import REMEDY, builtin, why_withheld
+    from fedsys.errors import ConfigError
+    from fedsys.preprocessing import REMEDY, builtin, why_not_deployed, why_withheld
 
     loaded = load(config, overrides or [])
+    reason = why_not_deployed(builtin(loaded.task.name, loaded.task.options))
+    if reason is not None:
+        raise ConfigError(f"task {loaded.task.name} cannot run on devices: {reason}")
     with operator(folder) as calls:
         status = calls.submit(dump(loaded))
     withheld = why_withheld(builtin(loaded.task.name, loaded.task.options), loaded.privacy.unit)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +31,9 @@ def head(
 ) -> None:
     """Verify the ledger and print its head: anchor it where the coordinator cannot change it.
 
+    What witnesses are asked to cosign, its Merkle root, and where they show it, goes to the
+    standard error.
+
     Whoever kept a head can tell later that no line up to it was changed, added or taken away.
     """
     from fedsys.errors import LedgerError
@@ -44,3 +49,7 @@ def head(
     say(
         f"{view.lines} lines, {len(view.rounds)} rounds, {state}; signed by {view.signer}", err=True
     )
+    say(f"log {view.origin}", err=True)
+    say(f"root of {view.lines} lines {base64.b64encode(view.tree.root()).decode()}", err=True)
+    name = hashlib.sha256(view.origin.encode()).hexdigest()
+    say(f"a witness shows its checkpoint at /{name}/checkpoint", err=True)

@@ -141,13 +141,13 @@ class Rounds(Section):
             long it trained, and so how much data it has. ``bucketed`` waits for one of a few times
             that follow from the job alone. ``at-deadline`` waits for the end of the stage.
         mode: In ``synchronous`` rounds a cohort is invited and awaited. In ``buffered`` rounds,
-            which only simulations run, clients upload when they are ready, and a round closes
+            which do not run over Flower, clients upload when they are ready, and a round closes
             with its ``buffer``-th upload.
         buffer: Uploads that close a buffered round.
         concurrency: Clients that train at a time in buffered rounds.
         max_staleness: Most model versions that may come out while a client trains. It scales its
-            update down by their number s, to 1 / sqrt(1 + s) of it; beyond this number it sends
-            zeros and its share of the noise.
+            update down by their number s, to 1 / sqrt(1 + s) of it. Beyond this number a
+            simulated client sends zeros and its share of the noise, and a device is not asked.
         epoch: Buffers that one committee serves under the same keys, which are erased afterwards.
     """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ class ReleasedModel:
             "ledger_head": audit.ledger_head or "",
             "signer": audit.signer or "",
             "model_sha256": named,
+            "preparation": _preparation(config, run),
         }
         return cls(
             config=config,
@@ -120,6 +122,14 @@ def _cost(audit: AuditResult) -> dict[str, str]:
         "epsilon_of_this_run": spent,
         "delta_of_this_run": repr(audit.delta),
     }
+
+
+def _preparation(config: Config, run: Path) -> str:
+    """How a table's rows become the model's inputs, as JSON; empty where the task is no table."""
+    from fedsys.tasks.tables.stored import columns_of
+
+    columns = columns_of(config.task.name, config.task.options, run / "data.json")
+    return "" if columns is None else json.dumps(columns.to_json(), ensure_ascii=False)
 
 
 def _form(tensor: Tensor | None) -> str:

@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 
 from fedsys.errors import RunFolderError
+from fedsys.privacy.ledger.closing import public_summary
+from fedsys.privacy.ledger.cosigned import COSIGNED, PROOF
 from fedsys.run_folder import RunFolder, disk_errors
 
 __all__ = ["publish_run"]
 
-_COPIED = ("config.toml", "ledger.jsonl", "metrics.jsonl", "model.pt")
-_COHORT_SECRETS = ("clients_trained", "train_seconds", "clients_per_second", "simulated")
-"""Counts and times tell realised cohort sizes, which no noise covers."""
+_COPIED = ("config.toml", "ledger.jsonl", COSIGNED, PROOF, "metrics.jsonl", "model.pt")
 
 
 def publish_run(run: Path, out: Path) -> RunFolder:
@@ -33,11 +33,7 @@ def publish_run(run: Path, out: Path) -> RunFolder:
         raise RunFolderError(
             f"{run}: a run with canaries is for its audit alone; publish one without --canaries"
         )
-    summary = json.loads(source.summary.read_text(encoding="utf-8"))
-    for key in _COHORT_SECRETS:
-        summary.pop(key, None)
-    for view in ("participant", "server"):
-        summary["privacy"]["epsilon"][view] = None
+    summary = public_summary(json.loads(source.summary.read_text(encoding="utf-8")))
     target = RunFolder.create(out)
     with disk_errors(out):
         for name in _COPIED:

@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from fedsys.report.html import build
+from fedsys.report.html import build, render
 
-__all__ = ["build"]
+__all__ = ["build", "render"]

@@ -20,7 +20,7 @@ from fedsys.report.facts import Facts, disclosable, gather, mechanism_title
 from fedsys.report.pages import environment, figure, write
 from fedsys.report.statement import state
 
-__all__ = ["build"]
+__all__ = ["build", "render"]
 
 MAX_CLAIMS = 200
 
@@ -30,8 +30,9 @@ def build(run: Path, audit: AuditResult, *, private: bool) -> Path:
 
     Args:
         run: the folder; whatever cannot be read in it is named on the page.
-        audit: the audit of that same folder. For a public report, the audit of the published
-            folder: this function cannot tell which of the claims' words follow secret cohorts.
+        audit: the audit of that same folder, with nothing pinned. For a public report, the audit
+            of the published folder: this function cannot tell which of the claims' words follow
+            secret cohorts.
         private: whether the page may show realised cohorts and the figures that follow them.
 
     Returns:
@@ -40,9 +41,23 @@ def build(run: Path, audit: AuditResult, *, private: bool) -> Path:
     Raises:
         RunFolderError: there is no such folder, or it cannot be written to.
     """
+    return write(run / "report.html", render(run, audit, private=private))
+
+
+def render(run: Path, audit: AuditResult, *, private: bool) -> str:
+    """The page's text: the same folder and audit give the same page, so that it can be checked.
+
+    Args:
+        run: as for `build`.
+        audit: as for `build`.
+        private: as for `build`.
+
+    Raises:
+        RunFolderError: there is no such folder.
+    """
     folder = read(run, private=private)
     facts = gather(folder, audit, private=private)
-    page = (
+    return (
         environment()
         .get_template("report.html.j2")
         .render(
@@ -80,7 +95,6 @@ def build(run: Path, audit: AuditResult, *, private: bool) -> Path:
             provenance=_provenance(folder, audit),
         )
     )
-    return write(run / "report.html", page)
 
 
 def _shown(audit: AuditResult, private: bool) -> Sequence[EpsilonPoint]:

@@ -1,6 +1,7 @@
 """Tasks: model, data, loss and metrics, built in or the user's own."""
 
 from fedsys.tasks.base import (
+    DataReading,
     DataSource,
     Examples,
     FederatedData,
@@ -8,11 +9,14 @@ from fedsys.tasks.base import (
     preprocessing_of,
     seeded,
 )
+from fedsys.tasks.contract import check_contract
+from fedsys.tasks.data import read_data
 from fedsys.tasks.loading import builtin_names, load
 from fedsys.tasks.origin import Origin, Recipe
 from fedsys.tasks.partition import Partition, split
 
 __all__ = [
+    "DataReading",
     "DataSource",
     "Examples",
     "FederatedData",
@@ -21,8 +25,10 @@ __all__ = [
     "Recipe",
     "Task",
     "builtin_names",
+    "check_contract",
     "load",
     "preprocessing_of",
+    "read_data",
     "seeded",
     "split",
 ]

@@ -34,15 +34,27 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedsys.errors import ConfigError, DataError
 from fedsys.preprocessing import DECLARATIONS, Preprocessing
 
-__all__ = ["DataSource", "Examples", "FederatedData", "Task", "preprocessing_of", "seeded"]
+__all__ = [
+    "DataReading",
+    "DataSource",
+    "Examples",
+    "FederatedData",
+    "Task",
+    "preprocessing_of",
+    "seeded",
+]
+
+
+_SHORT = (torch.int8, torch.int16, torch.int32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +65,17 @@ class Examples:
         x: (M, ...) inputs in whatever type the model takes; bytes stay bytes (``uint8``) and the
             model converts them, so that a data set takes no more memory than its file.
         y: (M, ...) targets; class indices are ``int64``.
+
+    Numpy arrays become tensors, their float64 float32; targets of shorter integers int64.
     """
 
     x: Tensor
     y: Tensor
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "x", _tensor("x", self.x))
+        y = _tensor("y", self.y)
+        object.__setattr__(self, "y", y.long() if y.dtype in _SHORT else y)
         if len(self.x) != len(self.y):
             raise DataError(f"{len(self.x)} inputs but {len(self.y)} targets; they go in pairs")
 
@@ -72,6 +89,22 @@ class Examples:
         return Examples(x=self.x.to(device), y=self.y.to(device))
 
 
+class DataReading(Protocol):
+    """What a task read, in words."""
+
+    def lines(self) -> list[str]:
+        """For whoever may see the data: counts, values, ranges."""
+        ...
+
+    def summary(self) -> str:
+        """For a log: one line that quotes nothing of the data."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a file that stays with whoever holds the data."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class FederatedData:
     """All examples of a task; who holds which is a partition's business.
@@ -82,23 +115,67 @@ class FederatedData:
         natural: (M,) ``int64`` client of each training example, numbered from 0 without gaps,
             or None where the data names no clients.
         client_names: What the natural clients are called, by number; may be empty.
+        reading: What was read, for people: printed before the first round and kept with the run.
     """
 
     train: Examples
     test: Examples
     natural: Tensor | None = None
     client_names: tuple[str, ...] = ()
+    reading: DataReading | None = None
 
     def __post_init__(self) -> None:
         if not len(self.train):
             raise DataError("no training example is left; check the data file and its options")
         if not len(self.test):
             raise DataError("no test example is left; check the data file and its options")
+        if self.natural is not None:
+            object.__setattr__(self, "natural", _client_numbers(self.natural))
         if self.natural is not None and len(self.natural) != len(self.train):
             raise DataError(
                 f"{len(self.natural)} client ids for {len(self.train)} training examples; "
                 f"one each is needed"
             )
+
+
+def _tensor(name: str, given: object) -> Tensor:
+    """A tensor as it is, a numpy array as one."""
+    if isinstance(given, Tensor):
+        return given
+    if not isinstance(given, np.ndarray) or given.dtype.kind not in "biuf":
+        kind = f"numpy {given.dtype}" if isinstance(given, np.ndarray) else type(given).__name__
+        raise DataError(f"Examples.{name} is {kind}; it has to be a tensor of numbers")
+    if given.dtype == np.float64:
+        given = given.astype(np.float32)
+    return torch.from_numpy(np.ascontiguousarray(given.astype(given.dtype.newbyteorder("="))))
+
+
+def _client_numbers(given: object) -> Tensor:
+    """(M,) ``int64`` of what numbers clients."""
+    if isinstance(given, Tensor):
+        found = given
+    else:
+        array = np.asarray(given)
+        found = torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "iu" else float))
+    if found.ndim != 1:
+        raise DataError(
+            f"FederatedData.natural has shape {tuple(found.shape)}; one client an example is needed"
+        )
+    if found.is_floating_point():
+        bad = torch.nonzero(~(torch.isfinite(found) & (found == found.floor())))
+        if len(bad):
+            row = int(bad[0])
+            raise DataError(
+                f"FederatedData.natural: the client of training example {row} is no whole number; "
+                f"leave such examples out, or number their client"
+            )
+    if len(found) and int(found.min()) < 0:
+        row = int(torch.nonzero(found < 0)[0])
+        raise DataError(
+            f"FederatedData.natural: the client of training example {row} is below 0; clients are "
+            f"numbered from 0"
+        )
+    return found.long()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,19 +184,26 @@ class DataSource:
 
     Attributes:
         folders: Each folder with what named it, e.g. ``("--data", Path("data"))``.
+        private: Whether errors may quote nothing that stands in the files: on a device, whose
+            logs travel further than its data may.
     """
 
     folders: tuple[tuple[str, Path], ...] = ()
+    private: bool = False
 
     @classmethod
     def locate(
-        cls, given: Path | None = None, environment: Mapping[str, str] = os.environ
+        cls,
+        given: Path | None = None,
+        environment: Mapping[str, str] = os.environ,
+        *,
+        private: bool = False,
     ) -> DataSource:
         """``--data DIR`` where given, then ``$FEDSYS_DATA``."""
         folders = [] if given is None else [("--data", given)]
         if environment.get("FEDSYS_DATA"):
             folders.append(("FEDSYS_DATA", Path(environment["FEDSYS_DATA"])))
-        return cls(folders=tuple(folders))
+        return cls(folders=tuple(folders), private=private)
 
     def find(self, name: str, how_to_get: str) -> Path:
         """The first folder's file called `name`.

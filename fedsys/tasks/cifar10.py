@@ -73,11 +73,13 @@ class Cifar10(Classification):
 
     def clients(self, source: DataSource) -> FederatedData:
         """Pixels as bytes (M, 3, 32, 32)."""
-        parts = {part: _read(source.find(name, HOW)) for part, name in FILES.items()}
+        parts = {
+            part: _read(source.find(name, HOW), source.private) for part, name in FILES.items()
+        }
         return FederatedData(train=parts["train"], test=parts["test"])
 
 
-def _read(path: Path) -> Examples:
+def _read(path: Path, private: bool) -> Examples:
     table = read_table(path, ("image", "label"))
     images = table.column("image").to_pylist()
     pixels = np.empty((len(images), 32, 32, 3), dtype=np.uint8)
@@ -86,7 +88,7 @@ def _read(path: Path) -> Examples:
     labels = table.column("label").to_numpy()
     return Examples(
         x=torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
-        y=torch.from_numpy(check_labels(path, labels, 10)),
+        y=torch.from_numpy(check_labels(path, labels, 10, private=private)),
     )
 
 

@@ -97,8 +97,10 @@ def read_table(
     raise DataError(f"{path}: the name must end in .parquet or .csv")
 
 
-def check_labels(path: Path, labels: NDArray[Any], classes: int) -> NDArray[np.int64]:
-    """(M,) class indices as ``int64``.
+def check_labels(
+    path: Path, labels: NDArray[Any], classes: int, *, private: bool = False
+) -> NDArray[np.int64]:
+    """(M,) class indices as ``int64``; a private error does not quote the label.
 
     Raises:
         DataError: names the first row whose label is not in [0, classes).
@@ -107,7 +109,8 @@ def check_labels(path: Path, labels: NDArray[Any], classes: int) -> NDArray[np.i
     outside = np.flatnonzero((wide < 0) | (wide >= classes))
     if len(outside):
         row = int(outside[0])
-        raise DataError(f"{path}: row {row}: label {wide[row]} is not in 0 to {classes - 1}")
+        label = "the label" if private else f"label {wide[row]}"
+        raise DataError(f"{path}: row {row}: {label} is not in 0 to {classes - 1}")
     return wide
 
 

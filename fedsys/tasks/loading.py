@@ -22,6 +22,8 @@ _BUILTIN = {
     "cifar10": ("fedsys.tasks.cifar10", "Cifar10"),
     "shakespeare": ("fedsys.tasks.shakespeare", "Shakespeare"),
     "tabular": ("fedsys.tasks.tabular", "Tabular"),
+    "images": ("fedsys.tasks.images", "Images"),
+    "leaf": ("fedsys.tasks.leaf", "Leaf"),
     "synthetic": ("fedsys.tasks.synthetic", "Synthetic"),
 }
 _MEMBERS = ("name", "init_model", "loss", "metrics", "clients")

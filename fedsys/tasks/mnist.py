@@ -75,7 +75,9 @@ class Mnist(Classification):
         parts = {
             part: Examples(
                 x=torch.from_numpy(arrays[f"x_{part}"]).unsqueeze(1),
-                y=torch.from_numpy(check_labels(path, arrays[f"y_{part}"], 10)),
+                y=torch.from_numpy(
+                    check_labels(path, arrays[f"y_{part}"], 10, private=source.private)
+                ),
             )
             for part in ("train", "test")
         }

@@ -1,4 +1,4 @@
-"""Any table with a label column: CSV or parquet, with a client-id column where it has one.
+"""Any table with a label: CSV or parquet, with a client-id column where it has one.
 
 With *declared columns* every row is prepared by itself, and claims of privacy hold::
 
@@ -9,271 +9,188 @@ With *declared columns* every row is prepared by itself, and claims of privacy h
     ranges = { age = [0, 100] }                # numbers, mapped to [-1, 1]
     values = { sex = ["f", "m"] }              # texts, one-hot
 
-Without, columns are looked at: numeric columns are standardised, string columns with few values
+``fedsys task schema people.csv --label income`` writes such a declaration. A label that is in
+``ranges`` is predicted as a number; a list of columns of 0 and 1 as labels of which any may hold.
+
+Without, columns are looked at: numeric columns are standardised, text columns with few values
 one-hot encoded, the split drawn over all rows. One client's rows then change everybody else's,
 which no epsilon covers: the ledger says so, and the audit refuses the run's claims. That is for
-data that need no protection.
+data that need no protection, and for one process: devices would each prepare rows their own way.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
-from fedsys.errors import ConfigError, DataError
+from fedsys.errors import ConfigError
 from fedsys.preprocessing import Preprocessing
 from fedsys.preprocessing import tabular as declared_by
 from fedsys.tasks.base import DataSource, Examples, FederatedData, seeded
 from fedsys.tasks.classification import Classification
-from fedsys.tasks.declared_columns import DeclaredColumns, test_rows
-from fedsys.tasks.files import read_table
 from fedsys.tasks.options import Options
+from fedsys.tasks.tables.cells import Place
+from fedsys.tasks.tables.columns import Columns, Prepared
+from fedsys.tasks.tables.options import KNOWN, TableOptions
 
-__all__ = ["Tabular"]
+__all__ = ["Tabular", "test_rows"]
 
-MAX_CATEGORIES = 64
-MAX_CLASSES = 1000
 _SPLIT_SEED = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Encoded:
-    features: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    classes: int
-    natural: NDArray[np.int64] | None
-    clients: tuple[str, ...]
+_SPLIT = b"fedsys tabular split v1\x00"
 
 
 class Tabular(Classification):
-    """Options: ``path`` and ``label`` (needed), ``client``, ``test_fraction``, ``model``
-    (``logistic`` | ``mlp``), ``hidden``; ``classes``, ``ranges``, ``values`` and ``test_path``
-    (a file of test rows) where columns are declared, else ``ignore`` (columns to leave out) and
-    ``scaling``."""
+    """Options of the table are in `fedsys.tasks.tables.options` and ``docs/tables.md``; those of
+    the model are ``model`` (``logistic``, which is linear regression for a number, or ``mlp``)
+    and ``hidden``."""
 
     name = "tabular"
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        known = (
-            "path",
-            "label",
-            "client",
-            "ignore",
-            "test_fraction",
-            "model",
-            "hidden",
-            "scaling",
-            "classes",
-            "ranges",
-            "values",
-            "test_path",
-        )
-        given = Options(self.name, options, known)
-        self._file = given.required("path", "the table's file")
-        self._label = given.required("label", "the label column's name")
-        self._client = given.get("client", "")
-        self._ignore = given.names("ignore")
+        given = Options(self.name, options, (*KNOWN, "model", "hidden"))
+        self._table = TableOptions.of(given, options)
         self._test_fraction = given.fraction("test_fraction", 0.2)
         self._kind = given.choice("model", "logistic", ("logistic", "mlp"))
         self._hidden = given.count("hidden", 64, high=65536)
-        self._scaled = given.choice("scaling", "standard", ("standard", "none")) == "standard"
-        self._declared = DeclaredColumns.of(self._label, options)
-        self._test_file = given.get("test_path", "")
-        if self._test_file and self._declared is None:
+        test_path = self._table.test_path
+        if test_path and self._table.declared is None:
             raise ConfigError(
-                f"task.options.test_path = {self._test_file!r}: a file of test rows needs declared "
+                f"task.options.test_path = {test_path!r}: a file of test rows needs declared "
                 f"columns: add classes, and ranges or values"
             )
-        if self._test_file and "test_fraction" in options:
+        if test_path and "test_fraction" in options:
             raise ConfigError(
                 "task.options.test_fraction with test_path: the test rows are in a file of their "
                 "own; leave one of the two out"
             )
         self.preprocessing: Preprocessing = declared_by(options)
-        self._encoded: _Encoded | None = None
+        self._columns: Columns | None = self._table.declared
+
+    @property
+    def columns(self) -> Columns:
+        """How rows are prepared: declared, or inferred from the table, which is read (from the
+        current folder or FEDSYS_DATA) where `clients` was not called before."""
+        if self._columns is None:
+            place = self._place(DataSource.locate(), self._table.path)
+            self._columns = self._table.columns(self._table.open(place, None))
+        return self._columns
+
+    @columns.setter
+    def columns(self, columns: Columns) -> None:
+        self._columns = columns
 
     def init_model(self, seed: int) -> nn.Module:
-        """Logistic regression from zero, or an MLP. Its width is that of the declared columns, or
-        else the table's, which is read (from the current folder or FEDSYS_DATA) where `clients`
-        was not called before."""
-        if self._declared is not None:
-            width, classes = self._declared.width, len(self._declared.classes)
-        else:
-            table = self._read(DataSource.locate())
-            width, classes = table.features.shape[1], table.classes
+        """A linear map from zero, or an MLP, as wide as the columns."""
+        width, outputs = self.columns.width, self.columns.target.outputs
         with seeded(seed):
             if self._kind == "mlp":
                 return nn.Sequential(
                     nn.Linear(width, self._hidden),
                     nn.ReLU(),
-                    nn.Linear(self._hidden, classes),
+                    nn.Linear(self._hidden, outputs),
                 )
-            model = nn.Linear(width, classes)
+            model = nn.Linear(width, outputs)
             nn.init.zeros_(model.weight)
             nn.init.zeros_(model.bias)
             return model
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """(B,) cross-entropy in nats; of labels its mean over them; of a number half the
+        squared error, in units of its scale."""
+        if not targets.is_floating_point():
+            return super().loss(outputs, targets)
+        if targets.ndim == outputs.ndim:
+            each = functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+            return each.mean(-1)
+        return (outputs.squeeze(-1) - targets).square() / 2
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """``accuracy`` of classes and, as a share of them, of labels; ``mae`` of a number, its
+        absolute error in the column's own unit."""
+        if not targets.is_floating_point():
+            return super().metrics(outputs, targets)
+        if targets.ndim == outputs.ndim:
+            right = (outputs > 0) == (targets > 0.5)
+            return {"accuracy": right.to(torch.float32).mean(-1)}
+        error = (outputs.squeeze(-1) - targets).abs()
+        return {"mae": error * self.columns.target.scale}
 
     def clients(self, source: DataSource) -> FederatedData:
         """A random split, the same every time; with a client column, within each client.
 
         Where columns are declared, a row's own content says whether it is for testing.
         """
-        if self._declared is not None:
-            return self._prepared(source, self._declared)
-        table = self._read(source)
-        rows = len(table.labels)
-        order = np.random.default_rng(_SPLIT_SEED).permutation(rows)
-        if table.natural is None:
-            held_out = round(rows * self._test_fraction)
-            test, train = order[:held_out], order[held_out:]
+        place = self._place(source, self._table.path)
+        table = self._table.open(place, self._table.declared)
+        columns = self._table.columns(table)
+        prepared = columns.prepare(table)
+        del table
+        self._columns = columns
+        if self._table.declared is None:
+            test, train = self._drawn(prepared)
+            held = _examples(prepared, test)
+        elif self._table.test_path:
+            other = self._place(source, self._table.test_path)
+            tests = columns.without_client().prepare(
+                self._table.open(other, columns.without_client())
+            )
+            held, train = _examples(tests, slice(None)), np.arange(len(prepared.targets))
         else:
-            test, train = _split_within(order, table.natural, self._test_fraction)
+            testing = test_rows(prepared.features, prepared.targets, self._test_fraction)
+            if prepared.natural is not None:
+                left = np.bincount(prepared.natural[~testing], minlength=len(prepared.clients))
+                testing &= left[prepared.natural] > 0
+            held, train = _examples(prepared, testing), np.flatnonzero(~testing)
+        natural = prepared.natural
         return FederatedData(
-            train=_examples(table, train),
-            test=_examples(table, test),
-            natural=None if table.natural is None else torch.from_numpy(table.natural[train]),
-            client_names=table.clients,
-        )
-
-    def _prepared(self, source: DataSource, declared: DeclaredColumns) -> FederatedData:
-        """Every row by itself; a client that would have no row to train on trains on all."""
-        table = self._encode_declared(source, self._file, declared)
-        everything = np.arange(len(table.labels))
-        if self._test_file:
-            tests = self._encode_declared(source, self._test_file, declared)
-            held, train = _examples(tests, np.arange(len(tests.labels))), everything
-        else:
-            testing = test_rows(table.features, table.labels, self._test_fraction)
-            if table.natural is not None:
-                left = np.bincount(table.natural[~testing], minlength=len(table.clients))
-                testing &= left[table.natural] > 0
-            held, train = _examples(table, everything[testing]), everything[~testing]
-        return FederatedData(
-            train=_examples(table, train),
+            train=_examples(prepared, train),
             test=held,
-            natural=None if table.natural is None else torch.from_numpy(table.natural[train]),
-            client_names=table.clients,
+            natural=None if natural is None else torch.from_numpy(natural[train]),
+            client_names=prepared.clients,
+            reading=prepared.reading,
         )
 
-    def _encode_declared(
-        self, source: DataSource, name: str, declared: DeclaredColumns
-    ) -> _Encoded:
-        path = self._find(source, name)
-        needs_client = bool(self._client) and name == self._file
-        texts = [declared.label, *declared.values, *([self._client] if needs_client else [])]
-        table = read_table(
-            path, (*texts, *declared.ranges), numbers=declared.ranges.keys(), texts=texts
-        )
-        if not table.num_rows:
-            raise DataError(f"{path}: no rows; at least 1 is needed")
-        clients: tuple[str, ...] = ()
-        natural = None
-        if needs_client:
-            clients, natural = _numbered(path, self._client, table.column(self._client))
-        return _Encoded(
-            features=declared.features(path, table),
-            labels=declared.labels(path, table),
-            classes=len(declared.classes),
-            natural=natural,
-            clients=clients,
-        )
+    def _drawn(self, prepared: Prepared) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(test, train) rows."""
+        rows = len(prepared.targets)
+        order = np.random.default_rng(_SPLIT_SEED).permutation(rows)
+        if prepared.natural is not None:
+            return _split_within(order, prepared.natural, self._test_fraction)
+        held_out = round(rows * self._test_fraction)
+        return order[:held_out], order[held_out:]
 
-    def _find(self, source: DataSource, name: str) -> Path:
+    def _place(self, source: DataSource, name: str) -> Place:
         given = Path(name)
-        key = "path" if name == self._file else "test_path"
+        key = "path" if name == self._table.path else "test_path"
         how = f"task.options.{key} names a .csv or .parquet file there, or by its full path"
-        return given if given.is_file() else source.find(name, how)
-
-    def _read(self, source: DataSource) -> _Encoded:
-        if self._encoded is None:
-            path = self._find(source, self._file)
-            self._encoded = self._encode(path, read_table(path))
-        return self._encoded
-
-    def _encode(self, path: Path, table: Any) -> _Encoded:
-        if table.num_rows < 2:
-            raise DataError(f"{path}: {table.num_rows} rows; at least 2 are needed")
-        special = [self._label, *([self._client] if self._client else []), *self._ignore]
-        for name in special:
-            if name not in table.column_names:
-                there = ", ".join(table.column_names)
-                raise DataError(f"{path}: has no column {name!r}; it has {there}")
-        columns = [name for name in table.column_names if name not in special]
-        if not columns:
-            raise DataError(f"{path}: no column is left to learn from besides {special}")
-        parts = [_column(path, name, table.column(name), self._scaled) for name in columns]
-        values, labels = _numbered(path, self._label, table.column(self._label))
-        if len(values) < 2:
-            raise DataError(f"{path}: column {self._label!r} holds one class only: {values[0]!r}")
-        if len(values) > MAX_CLASSES:
-            raise DataError(
-                f"{path}: column {self._label!r} has {len(values)} different values, more than "
-                f"{MAX_CLASSES}: is it a class?"
-            )
-        names: tuple[str, ...] = ()
-        natural = None
-        if self._client:
-            names, natural = _numbered(path, self._client, table.column(self._client))
-        return _Encoded(
-            features=np.concatenate(parts, axis=1),
-            labels=labels,
-            classes=len(values),
-            natural=natural,
-            clients=names,
-        )
+        path = given if given.is_file() else source.find(name, how)
+        return Place(path, source.private)
 
 
-def _column(path: Path, name: str, column: Any, scaled: bool) -> NDArray[np.float32]:
-    """(M, 1) a number, or (M, values) one-hot."""
-    from pyarrow import types
+def test_rows(
+    features: NDArray[np.float32], targets: NDArray[Any], fraction: float
+) -> NDArray[np.bool_]:
+    """(M,) whether each row is for testing: a function of its own content alone.
 
-    kind = column.type
-    if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind):
-        numbers = column.cast("float64").to_numpy().astype(np.float64)
-        bad = np.flatnonzero(~np.isfinite(numbers))
-        if len(bad):
-            raise DataError(
-                f"{path}: row {int(bad[0])}, column {name!r}: {numbers[bad[0]]} is not a finite "
-                f"number ({len(bad)} such rows); fill it in, or leave the column out with "
-                f"task.options.ignore"
-            )
-        if scaled:
-            spread = numbers.std()
-            numbers = (numbers - numbers.mean()) / (spread if spread > 0 else 1.0)
-        single: NDArray[np.float32] = numbers.astype(np.float32)[:, None]
-        return single
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind):
-        values, numbered = _numbered(path, name, column)
-        if len(values) > MAX_CATEGORIES:
-            raise DataError(
-                f"{path}: column {name!r} has {len(values)} different texts, more than "
-                f"{MAX_CATEGORIES}; leave it out with task.options.ignore"
-            )
-        one_hot: NDArray[np.float32] = np.eye(len(values), dtype=np.float32)[numbered]
-        return one_hot
-    raise DataError(
-        f"{path}: column {name!r} is {kind}; only numbers and text are understood: leave it out "
-        f"with task.options.ignore"
-    )
-
-
-def _numbered(path: Path, name: str, column: Any) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """The sorted different values as text, and each row's place among them."""
-    values = column.to_pylist()
-    for row, value in enumerate(values):
-        if value is None or value != value:
-            raise DataError(f"{path}: row {row}, column {name!r}: empty; fill it in")
-    different = sorted(set(values))
-    place = {value: at for at, value in enumerate(different)}
-    numbers = np.fromiter((place[value] for value in values), dtype=np.int64, count=len(values))
-    return tuple(str(value) for value in different), numbers
+    Equal rows go the same way, so that nobody is tested on what was trained on.
+    """
+    limit = int(fraction * 2.0**64)
+    chosen = np.zeros(len(targets), dtype=np.bool_)
+    inputs = np.ascontiguousarray(features, dtype="<f4")
+    outputs = np.ascontiguousarray(targets, dtype="<i8" if targets.dtype.kind == "i" else "<f4")
+    for row in range(len(targets)):
+        content = _SPLIT + inputs[row].tobytes() + outputs[row].tobytes()
+        digest = hashlib.blake2b(content, digest_size=8).digest()
+        chosen[row] = int.from_bytes(digest, "little") < limit
+    return chosen
 
 
 def _split_within(
@@ -288,7 +205,7 @@ def _split_within(
     return grouped[testing], grouped[~testing]
 
 
-def _examples(table: _Encoded, rows: NDArray[np.int64]) -> Examples:
+def _examples(prepared: Prepared, rows: NDArray[Any] | slice) -> Examples:
     return Examples(
-        x=torch.from_numpy(table.features[rows]), y=torch.from_numpy(table.labels[rows])
+        x=torch.from_numpy(prepared.features[rows]), y=torch.from_numpy(prepared.targets[rows])
     )

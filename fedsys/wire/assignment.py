@@ -139,7 +139,11 @@ class Assignment:
     @property
     def context(self) -> RoundContext:
         """What secure aggregation binds into every signature and every share of this round."""
-        return RoundContext(job=self.job, round=self.round, model_hash=self.digest)
+        return self.epoch_context(1)
+
+    def epoch_context(self, buffers: int) -> RoundContext:
+        """The same for an epoch of so many buffers, of which this is the first one's assignment."""
+        return RoundContext(job=self.job, round=self.round, model_hash=self.digest, buffers=buffers)
 
 
 def batch_seed(seed: int, round: int, client: int) -> int:

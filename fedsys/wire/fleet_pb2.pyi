@@ -8,23 +8,25 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Up(_message.Message):
-    __slots__ = ("hello", "consent", "refusal", "answer", "countersignature", "prekeys")
+    __slots__ = ("hello", "consent", "refusal", "answer", "countersignature", "prekeys", "trained")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     CONSENT_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     COUNTERSIGNATURE_FIELD_NUMBER: _ClassVar[int]
     PREKEYS_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     consent: Consent
     refusal: Refusal
     answer: Answer
     countersignature: Countersignature
     prekeys: Prekeys
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., consent: _Optional[_Union[Consent, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., countersignature: _Optional[_Union[Countersignature, _Mapping]] = ..., prekeys: _Optional[_Union[Prekeys, _Mapping]] = ...) -> None: ...
+    trained: Trained
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., consent: _Optional[_Union[Consent, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., countersignature: _Optional[_Union[Countersignature, _Mapping]] = ..., prekeys: _Optional[_Union[Prekeys, _Mapping]] = ..., trained: _Optional[_Union[Trained, _Mapping]] = ...) -> None: ...
 
 class Down(_message.Message):
-    __slots__ = ("welcome", "roster", "offer", "invitation", "stage", "outcome", "goodbye", "model")
+    __slots__ = ("welcome", "roster", "offer", "invitation", "stage", "outcome", "goodbye", "model", "begin", "collect", "discard")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +35,9 @@ class Down(_message.Message):
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    COLLECT_FIELD_NUMBER: _ClassVar[int]
+    DISCARD_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     roster: RosterNews
     offer: Offer
@@ -41,7 +46,10 @@ class Down(_message.Message):
     outcome: Outcome
     goodbye: Goodbye
     model: Model
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., roster: _Optional[_Union[RosterNews, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., invitation: _Optional[_Union[Invitation, _Mapping]] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+    begin: Begin
+    collect: Collect
+    discard: Discard
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., roster: _Optional[_Union[RosterNews, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., invitation: _Optional[_Union[Invitation, _Mapping]] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., collect: _Optional[_Union[Collect, _Mapping]] = ..., discard: _Optional[_Union[Discard, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol_min", "protocol_max", "node", "version", "roster_version", "prekeys")
@@ -90,14 +98,16 @@ class Offer(_message.Message):
     def __init__(self, terms: _Optional[bytes] = ..., prekeys: _Optional[int] = ...) -> None: ...
 
 class Consent(_message.Message):
-    __slots__ = ("job", "terms", "prekeys")
+    __slots__ = ("job", "terms", "prekeys", "training")
     JOB_FIELD_NUMBER: _ClassVar[int]
     TERMS_FIELD_NUMBER: _ClassVar[int]
     PREKEYS_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_FIELD_NUMBER: _ClassVar[int]
     job: bytes
     terms: bytes
     prekeys: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, job: _Optional[bytes] = ..., terms: _Optional[bytes] = ..., prekeys: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    training: Trained
+    def __init__(self, job: _Optional[bytes] = ..., terms: _Optional[bytes] = ..., prekeys: _Optional[_Iterable[bytes]] = ..., training: _Optional[_Union[Trained, _Mapping]] = ...) -> None: ...
 
 class Prekeys(_message.Message):
     __slots__ = ("prekeys",)
@@ -123,6 +133,8 @@ class Refusal(_message.Message):
         SECURE_AGGREGATION: _ClassVar[Refusal.Cause]
         PROTOCOL: _ClassVar[Refusal.Cause]
         DEVICE: _ClassVar[Refusal.Cause]
+        STALE: _ClassVar[Refusal.Cause]
+        WITNESSES: _ClassVar[Refusal.Cause]
     UNSPECIFIED: Refusal.Cause
     PAUSED: Refusal.Cause
     CONDITIONS: Refusal.Cause
@@ -137,6 +149,8 @@ class Refusal(_message.Message):
     SECURE_AGGREGATION: Refusal.Cause
     PROTOCOL: Refusal.Cause
     DEVICE: Refusal.Cause
+    STALE: Refusal.Cause
+    WITNESSES: Refusal.Cause
     JOB_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -160,18 +174,24 @@ class Model(_message.Message):
     def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., weights: _Optional[bytes] = ...) -> None: ...
 
 class Invitation(_message.Message):
-    __slots__ = ("job", "round", "assignment", "params", "stage")
+    __slots__ = ("job", "round", "assignment", "params", "stage", "version", "reservation", "proof")
     JOB_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RESERVATION_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
     job: bytes
     round: int
     assignment: bytes
     params: bytes
     stage: Stage
-    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., assignment: _Optional[bytes] = ..., params: _Optional[bytes] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ...) -> None: ...
+    version: int
+    reservation: bytes
+    proof: bytes
+    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., assignment: _Optional[bytes] = ..., params: _Optional[bytes] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ..., version: _Optional[int] = ..., reservation: _Optional[bytes] = ..., proof: _Optional[bytes] = ...) -> None: ...
 
 class Stage(_message.Message):
     __slots__ = ("job", "round", "step", "message", "milliseconds")
@@ -200,18 +220,66 @@ class Answer(_message.Message):
     def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., message: _Optional[bytes] = ...) -> None: ...
 
 class Outcome(_message.Message):
-    __slots__ = ("job", "round", "committed", "ledger_head", "prekeys")
+    __slots__ = ("job", "round", "committed", "ledger_head", "prekeys", "version", "over")
     JOB_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
     LEDGER_HEAD_FIELD_NUMBER: _ClassVar[int]
     PREKEYS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OVER_FIELD_NUMBER: _ClassVar[int]
     job: bytes
     round: int
     committed: bool
     ledger_head: bytes
     prekeys: int
-    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., committed: _Optional[bool] = ..., ledger_head: _Optional[bytes] = ..., prekeys: _Optional[int] = ...) -> None: ...
+    version: int
+    over: bool
+    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., committed: _Optional[bool] = ..., ledger_head: _Optional[bytes] = ..., prekeys: _Optional[int] = ..., version: _Optional[int] = ..., over: _Optional[bool] = ...) -> None: ...
+
+class Begin(_message.Message):
+    __slots__ = ("job", "round", "version", "milliseconds")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
+    job: bytes
+    round: int
+    version: int
+    milliseconds: int
+    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., version: _Optional[int] = ..., milliseconds: _Optional[int] = ...) -> None: ...
+
+class Trained(_message.Message):
+    __slots__ = ("job", "round", "version", "done")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    job: bytes
+    round: int
+    version: int
+    done: bool
+    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., version: _Optional[int] = ..., done: _Optional[bool] = ...) -> None: ...
+
+class Collect(_message.Message):
+    __slots__ = ("version", "staleness", "stage")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    staleness: int
+    stage: Stage
+    def __init__(self, version: _Optional[int] = ..., staleness: _Optional[int] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ...) -> None: ...
+
+class Discard(_message.Message):
+    __slots__ = ("job", "round", "cause")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    job: bytes
+    round: int
+    cause: Refusal.Cause
+    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., cause: _Optional[_Union[Refusal.Cause, str]] = ...) -> None: ...
 
 class Countersignature(_message.Message):
     __slots__ = ("job", "round", "ledger_head", "participations", "signature", "prekeys")

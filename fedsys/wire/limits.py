@@ -70,7 +70,12 @@ def up_limits(answer: int = 0) -> Mapping[str, int]:
     """
     limits = dict.fromkeys(_WITH_PREKEYS, _ENVELOPE + _MAX_PREKEYS)
     return MappingProxyType(
-        limits | {"refusal": _MAX_REFUSAL, "answer": max(answer, MAX_SMALL)},
+        limits
+        | {
+            "refusal": _MAX_REFUSAL,
+            "trained": _MAX_REFUSAL,
+            "answer": max(answer, MAX_SMALL),
+        },
     )
 
 
@@ -90,6 +95,9 @@ def down_limits(*, dimension: int = 0, cap: int = 0) -> Mapping[str, int]:
             "model": _ENVELOPE + 4 * dimension,
             "invitation": _MAX_ASSIGNMENT + message,
             "stage": _ENVELOPE + message,
+            "begin": _ENVELOPE,
+            "collect": _ENVELOPE,
+            "discard": _ENVELOPE,
             "outcome": _ENVELOPE,
             "goodbye": _ENVELOPE,
         }

@@ -13,8 +13,9 @@ from fedsys.errors import MechanismError, ProtocolError
 from fedsys.privacy import PrivacyPlan
 from fedsys.wire.canonical import decode_object, encode_object
 from fedsys.wire.roster import MAX_MEMBERS
+from secure_agg.params import MAX_COHORT
 
-__all__ = ["MAX_ROUNDS", "Terms"]
+__all__ = ["MAX_ROUNDS", "Buffering", "Terms"]
 
 MAX_ROUNDS = 1_000_000
 """Of a job that devices are asked to agree to."""
@@ -22,6 +23,45 @@ MAX_ROUNDS = 1_000_000
 _TEXTS = ("name", "task", "task_sha256", "graph_sha256", "path", "roster_hash")
 _MOST_TEXT = 200
 """Characters of a name, which people will read in logs and on terminals."""
+
+
+_MOST_BUFFERS = 10_000
+_MOST_STALE = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buffering:
+    """What a job of buffered rounds fixes beside its plan, whose `cap` is the size of a buffer.
+
+    Attributes:
+        concurrency: devices that train at a time.
+        epoch: buffers that one committee serves under the same sealing keys.
+        max_staleness: versions of the model that may come out while a device trains.
+
+    Raises:
+        ProtocolError: a number out of its range.
+    """
+
+    concurrency: int
+    epoch: int
+    max_staleness: int
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "concurrency": (2, MAX_MEMBERS),
+            "epoch": (2, _MOST_BUFFERS),
+            "max_staleness": (0, _MOST_STALE),
+        }
+        for name, (least, most) in ranges.items():
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise ProtocolError(f"{name} is {value!r}: an integer from {least} to {most}")
+
+    def largest_epoch(self, plan: PrivacyPlan) -> int:
+        """The most members that an epoch may invite: those that train at its beginning, and one
+        for each upload that its buffers take, as far as secure aggregation serves so many."""
+        wanted = self.concurrency + self.epoch * plan.cap
+        return min(plan.population, wanted, MAX_COHORT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +86,7 @@ class Terms:
         roster_hash: of that list, as hex.
         answer: when uploads leave, at least: ``at-once``, ``bucketed`` or ``at-deadline``; see
             `client.answer_time`.
+        buffering: of buffered rounds; None where rounds are synchronous.
     """
 
     job: bytes
@@ -63,12 +104,26 @@ class Terms:
     roster_hash: str
     answer: Literal["at-once", "bucketed", "at-deadline"] = "bucketed"
     graph_sha256: str = ""
+    buffering: Buffering | None = None
+
+    @property
+    def largest_cohort(self) -> int:
+        """Members that are invited together, at most."""
+        return self.plan.cap if self.buffering is None else self.buffering.largest_epoch(self.plan)
 
     @cached_property
     def encoded(self) -> bytes:
         """Canonical bytes."""
         body = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        return encode_object({**body, "job": self.job.hex(), "plan": self.plan.to_json()})
+        buffering = None if self.buffering is None else dataclasses.asdict(self.buffering)
+        return encode_object(
+            {
+                **body,
+                "job": self.job.hex(),
+                "plan": self.plan.to_json(),
+                "buffering": buffering,
+            }
+        )
 
     @cached_property
     def digest(self) -> bytes:
@@ -102,7 +157,13 @@ class Terms:
             if not all(each.isprintable() and len(each) <= _MOST_TEXT for each in texts):
                 raise ValueError("a name that is too long or not printable")
             plan = _plan(body["plan"])
+            buffering = body["buffering"]
+            if buffering is not None:
+                buffering = Buffering(**buffering)
+            if (buffering is not None) != (plan.sampling == "arrivals"):
+                raise ValueError("buffered rounds go with cohorts that are arrivals, and only so")
         except (
+            ProtocolError,
             MechanismError,
             ArithmeticError,
             AttributeError,
@@ -111,7 +172,7 @@ class Terms:
             ValueError,
         ) as error:
             raise ProtocolError(f"a job's terms: {error}") from None
-        return cls(**{**body, "job": job, "plan": plan})
+        return cls(**{**body, "job": job, "plan": plan, "buffering": buffering})
 
 
 def _plan(body: Any) -> PrivacyPlan:

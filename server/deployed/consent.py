@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from fedsys.wire import fleet_pb2
-from server.deployed.fleet import Fleet
+from server.deployed.fleet import Fleet, Link
 from server.deployed.preparation import PreparedJob
 
 __all__ = ["Consent"]
@@ -21,6 +21,7 @@ class Consent:
         fleet: the sessions.
         prekeys: how many sealing keys of a node are held, for the offer.
         blamed: why, for each client that was caught cheating in an earlier round.
+        serves: whether rounds could succeed if these clients were there, and no others.
 
     Attributes:
         given: clients that agreed.
@@ -34,6 +35,7 @@ class Consent:
         *,
         prekeys: Callable[[int], int],
         blamed: Mapping[int, str],
+        serves: Callable[[frozenset[int]], bool],
     ) -> None:
         self.given: set[int] = set()
         self.declined = dict(blamed)
@@ -41,9 +43,9 @@ class Consent:
         self._prekeys = prekeys
         self._terms = prepared.terms
         self._nodes = prepared.roster.nodes
-        self._plan = prepared.job.plan
-        self._tolerated = 1 - prepared.job.config.aggregation.dropout
+        self._serves = serves
         self._fleet = fleet
+        self._sessions: dict[int, Link] = {}
 
     def offer(self, node: int) -> None:
         """Send a node the terms; nothing happens where it is not connected."""
@@ -56,12 +58,21 @@ class Consent:
         for node in self._nodes:
             self.offer(node)
 
-    def agree(self, client: int, consent: fleet_pb2.Consent) -> None:
-        """A client agreed; counted if it means these terms and was never caught cheating."""
+    def agree(self, client: int, consent: fleet_pb2.Consent, link: Link | None) -> None:
+        """A client agreed; counted if it means these terms and was never caught cheating.
+
+        Args:
+            client: who.
+            consent: what it said.
+            link: the session in which it said so; None for the one that is open now.
+        """
         terms = (self._terms.job, self._terms.digest)
         if (consent.job, consent.terms) == terms and client not in self._blamed:
             self.given.add(client)
             self.declined.pop(client, None)
+            session = link or self._fleet.links.get(self._nodes[client])
+            if session is not None:
+                self._sessions[client] = session
 
     def decline(self, client: int, reason: str) -> None:
         """A client declined, or takes its consent back."""
@@ -74,6 +85,17 @@ class Consent:
         self.decline(client, reason)
 
     @property
+    def listening(self) -> frozenset[int]:
+        """Clients that agreed in the session that they have open now. Another process of theirs,
+        which was not offered the job yet, does not know of it."""
+        links = self._fleet.links
+        return frozenset(
+            client
+            for client in self.given
+            if client in self._sessions and links.get(self._nodes[client]) is self._sessions[client]
+        )
+
+    @property
     def undecided(self) -> bool:
         """Whether an agent that is connected has not answered the offer yet."""
         answered = self.given | self.declined.keys()
@@ -83,20 +105,14 @@ class Consent:
         )
 
     def enough(self, *, at_best: bool) -> bool:
-        """Whether a typical cohort would have its survivors.
+        """Whether those that agreed and listen will do.
 
         Args:
             at_best: count those who have not answered yet as if they agreed.
         """
         if at_best:
-            ready = len(self._nodes) - len(self.declined)
-        else:
-            ready = sum(self._nodes[client] in self._fleet.links for client in self.given)
-        share = ready / len(self._nodes)
-        needed = max(2, self._plan.min_survivors)
-        return (
-            share * self._plan.expected_cohort >= needed - 1e-9 and share >= self._tolerated - 1e-9
-        )
+            return self._serves(frozenset(range(len(self._nodes))) - self.declined.keys())
+        return self._serves(self.listening)
 
     def shortage(self, waited: str) -> str:
         """Why the job cannot go on, for its operator.

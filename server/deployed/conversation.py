@@ -165,6 +165,8 @@ class DeployedRound:
             assignment=assignment.head,
             params=self._secure.params.encode(),
             stage=stage,
+            reservation=self._open.reservation,
+            proof=self._open.proof,
         )
         self._fleet.send(node, fleet_pb2.Down(invitation=invitation))
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 
-from fedsys.durable import write_atomically
 from fedsys.errors import BudgetExceeded, Cause, FedsysError
-from fedsys.wire import fleet_pb2
 from fedsys.wire.refusals import cause_of, reason_of
 from server.checkpoint import model_bytes
+from server.deployed.buffer import BufferedCycle
 from server.deployed.consent import Consent
 from server.deployed.countersignatures import Countersignatures
 from server.deployed.disk_work import to_its_end
@@ -18,7 +16,8 @@ from server.deployed.preparation import JobFailed, PreparedJob
 from server.deployed.refusals import Refusals
 from server.deployed.round import Facilities, RoundCycle
 from server.deployed.spending import Spending
-from server.summary import summarize
+from server.deployed.witnesses import JobWitnesses
+from server.job_ending import end_job
 
 __all__ = ["JobRun"]
 
@@ -60,12 +59,6 @@ class JobRun:
         self._evaluated = prepared.job.folder.last_metrics()
         self._seconds: list[float] = []
         self._clients: list[int] = []
-        self._consent = Consent(
-            prepared,
-            facilities.fleet,
-            prekeys=facilities.prekeys.held,
-            blamed=self._known_to_cheat(),
-        )
         self._refusals = Refusals(facilities.state, prepared.id)
         self._countersignatures = countersignatures
         countersignatures.expect(
@@ -74,17 +67,46 @@ class JobRun:
             roster=prepared.roster,
             job=prepared.job,
         )
-        self._cycle = RoundCycle(
+        self._witnesses = JobWitnesses(job=prepared.job, settings=facilities.settings)
+        self._cycle = self._cycle_of(prepared, facilities)
+        self._consent = Consent(
+            prepared,
+            facilities.fleet,
+            prekeys=facilities.prekeys.held,
+            blamed=self._known_to_cheat(),
+            serves=self._cycle.serves,
+        )
+
+    def _cycle_of(
+        self, prepared: PreparedJob, facilities: Facilities
+    ) -> BufferedCycle | RoundCycle:
+        if prepared.terms.buffering is None:
+            return RoundCycle(
+                prepared,
+                facilities,
+                consenting=lambda: frozenset(self._consent.given),
+                elsewhere=self.take,
+                witnesses=self._witnesses,
+                refused=self._refused,
+                blamed=self._blamed,
+            )
+        return BufferedCycle(
             prepared,
             facilities,
             consenting=lambda: frozenset(self._consent.given),
+            listening=lambda: self._consent.listening,
             elsewhere=self.take,
+            witnesses=self._witnesses,
             refused=self._refused,
             blamed=self._blamed,
         )
 
     async def run(self) -> tuple[str, str]:
         """To the job's end; its status and, unless it completed, the reason."""
+        async with self._witnesses.followed():
+            return await self._run()
+
+    async def _run(self) -> tuple[str, str]:
         status, reason = "completed", ""
         with self._job.ledger:
             try:
@@ -99,8 +121,11 @@ class JobRun:
                 status, reason = "cancelled", str(error)
             except JobFailed as error:
                 status, reason = "failed", str(error)
+            finally:
+                self._cycle.close()
             self._refusals.flush()
             await to_its_end(self._finish, status)
+        await self._witnesses.finish()
         return status, reason
 
     def take(self, event: Event) -> None:
@@ -110,13 +135,15 @@ class JobRun:
             if event.node in self._roster.members:
                 self._consent.offer(event.node)
         elif isinstance(event, Said) and event.node in self._roster.members:
-            self._said(event.node, event.message)
+            self._said(event)
+        self._cycle.overhear(event)
 
-    def _said(self, node: int, message: fleet_pb2.Up) -> None:
+    def _said(self, event: Said) -> None:
+        node, message = event.node, event.message
         client = self._roster.nodes.index(node)
         kind = message.WhichOneof("content")
         if kind == "consent":
-            self._consent.agree(client, message.consent)
+            self._consent.agree(client, message.consent, event.link)
         elif kind == "refusal":
             refusal = message.refusal
             if refusal.job in (self._terms.job, b"") and refusal.round == 0:
@@ -155,7 +182,9 @@ class JobRun:
     async def _rounds(self) -> None:
         coordinator = self._job.coordinator
         while coordinator.reserved < self._job.plan.rounds:
-            await self._check_in()
+            self._cycle.require_clients()
+            if not self._cycle.open:
+                await self._check_in()
             self._stop_if_cancelled()
             started = time.monotonic()
             trained = await self._cycle.run()
@@ -187,19 +216,13 @@ class JobRun:
         """Model, closed ledger, summary; the job takes no further round."""
         job = self._job
         outcome = status if status in ("completed", "budget-exhausted") else "interrupted"
-        model = model_bytes(self._model.state_dict(job.coordinator.weights))
-        write_atomically(job.folder.model, model)
-        sha256 = hashlib.sha256(model).hexdigest()
-        job.close(outcome, model_sha256=sha256)
-        job.folder.write_summary(
-            summarize(
-                job,
-                status=outcome,
-                model_sha256=sha256,
-                metrics=self._evaluated,
-                seconds=self._seconds,
-                clients=self._clients,
-            )
+        end_job(
+            job,
+            status=outcome,
+            model=model_bytes(self._model.state_dict(job.coordinator.weights)),
+            metrics=self._evaluated,
+            seconds=self._seconds,
+            clients=self._clients,
         )
         self._state.update_job(
             self._id, round=job.coordinator.reserved, stage="", spent=job.epsilon

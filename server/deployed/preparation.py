@@ -15,16 +15,16 @@ from fedsys.errors import ConfigError, FedsysError, LedgerClosed, LedgerError
 from fedsys.privacy import Ledger, PrivacyPlan, plan_of, read_ledger
 from fedsys.run_folder import RunFolder
 from fedsys.wire.roster import RosterStatement
-from fedsys.wire.terms import Terms
+from fedsys.wire.terms import Buffering, Terms
 from server.deployed.job_model import JobModel, ModelSource
 from server.home.enrollment import Registry
 from server.home.folder import Home
 from server.home.state import ACTIVE_JOB, JobRow, State
 from server.job import Job, JobFacts
+from server.job_ending import finish_ended, is_unfinished_end
 from server.job_opening import JobSpec, restore_job, start_job, take_up
 from server.job_settings import budget_of, clipping_for, plan_for
 from server.rounds import params_for
-from server.summary import summarize_closed
 
 __all__ = ["AlreadyOver", "FolderLost", "JobFailed", "Preparation", "PreparedJob"]
 
@@ -132,7 +132,7 @@ class Preparation:
                 f"privacy.max_colluders = {plan.colluders}, but the roster's authority expects "
                 f"{roster.colluders} colluders; set privacy.max_colluders = {roster.colluders}"
             )
-        params_for(plan, plan.build_mechanism(), roster.roster, config.cohort.expected)
+        _require_params(config, plan, roster)
         promised = self._promise(row, plan)
         resolved = _resolved(config, plan)
         RunFolder.create(folder.path)
@@ -179,8 +179,8 @@ class Preparation:
 
     def _already_over(self, row: JobRow, folder: RunFolder) -> AlreadyOver:
         view = read_ledger(folder.ledger, allow_torn=True)
-        if not folder.summary.exists():
-            folder.write_summary(summarize_closed(folder, view))
+        if is_unfinished_end(folder):
+            finish_ended(folder, view)
         summary = json.loads(folder.summary.read_text("utf-8"))
         plan = plan_of(view.header)
         stated = summary["privacy"]["epsilon"][plan.guarantee]
@@ -243,16 +243,41 @@ def _require_fit(config: Config, population: int) -> None:
             f"cohort.expected = {config.cohort.expected}, but {population} nodes are on the "
             f"roster; enrol more, or ask for fewer"
         )
-    if config.rounds.mode != "synchronous":
+    training = config.rounds.concurrency
+    if training is not None and training > population:
         raise JobFailed(
-            f"rounds.mode = '{config.rounds.mode}' is for simulations; devices take part in "
-            f"'synchronous' rounds"
+            f"rounds.concurrency = {training}, but {population} nodes are on the roster; enrol "
+            f"more, or have fewer train at a time"
         )
     if config.aggregation.protocol != "secure":
         raise JobFailed(
             f"aggregation.protocol = '{config.aggregation.protocol}' is for simulations; "
             f"devices take part in 'secure' only"
         )
+
+
+def _require_params(config: Config, plan: PrivacyPlan, roster: RosterStatement) -> None:
+    """Raise unless secure aggregation can serve this job's cohorts, or epochs, from this roster."""
+    buffering = _buffering(config)
+    size = config.cohort.expected if buffering is None else buffering.largest_epoch(plan)
+    params = params_for(plan, plan.build_mechanism(), roster.roster, size)
+    if buffering is not None and params.min_included > plan.cap:
+        raise JobFailed(
+            f"rounds.buffer = {plan.cap}: of the {size} members of an epoch "
+            f"{params.min_included - 2} may collude and be in one buffer; raise rounds.buffer to "
+            f"{params.min_included}, or lower rounds.epoch or rounds.concurrency"
+        )
+
+
+def _buffering(config: Config) -> Buffering | None:
+    rounds = config.rounds
+    if rounds.mode == "synchronous":
+        return None
+    return Buffering(
+        concurrency=rounds.concurrency or 0,
+        epoch=rounds.epoch,
+        max_staleness=rounds.max_staleness,
+    )
 
 
 def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -> PreparedJob:
@@ -274,6 +299,7 @@ def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -
         roster_version=roster.version,
         roster_hash=roster.hash.hex(),
         answer=job.config.rounds.answer,
+        buffering=_buffering(job.config),
     )
     coordinator.terms = dataclasses.replace(coordinator.terms, agreed=terms.digest)
     return PreparedJob(id=row.id, job=job, model=model, terms=terms, roster=roster)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -15,7 +16,8 @@ from server.coordinator import OpenRound, SumRefused
 from server.deployed.conversation import Deadlines, DeployedRound
 from server.deployed.disk_work import to_its_end
 from server.deployed.fleet import Event, Fleet
-from server.deployed.preparation import PreparedJob
+from server.deployed.preparation import JobFailed, PreparedJob
+from server.deployed.witnesses import JobWitnesses, WitnessesMissing
 from server.home.folder import Settings
 from server.home.prekeys import Prekeys
 from server.home.state import State
@@ -69,6 +71,7 @@ class RoundCycle:
         facilities: what it runs on.
         consenting: clients that agreed, as of now; no others are invited.
         elsewhere: takes every event that is no round's business.
+        witnesses: of the job's ledger.
         refused: takes round, node, cause and reason of each refusal.
         blamed: takes round, client and reason of each member that was caught cheating, durably.
     """
@@ -80,6 +83,7 @@ class RoundCycle:
         *,
         consenting: Callable[[], frozenset[int]],
         elsewhere: Callable[[Event], None],
+        witnesses: JobWitnesses,
         refused: Callable[[int, int, Cause, str], None],
         blamed: Callable[[int, int, str], None],
     ) -> None:
@@ -93,9 +97,32 @@ class RoundCycle:
         self._randomness = facilities.randomness
         self._consenting = consenting
         self._elsewhere = elsewhere
+        self._witnesses = witnesses
         self._refused = refused
         self._blamed = blamed
         self._prekeys = facilities.prekeys
+
+    @property
+    def open(self) -> bool:
+        """Whether who takes part in the next round is known already; it never is."""
+        return False
+
+    def require_clients(self) -> None:
+        """Cohorts are drawn from everybody, so that there is nothing to require."""
+
+    def serves(self, clients: frozenset[int]) -> bool:
+        """Whether a typical cohort would have its survivors if it were of these clients."""
+        plan = self._job.plan
+        share = len(clients) / plan.population
+        needed = max(2, plan.min_survivors)
+        tolerated = 1 - self._job.config.aggregation.dropout
+        return share * plan.expected_cohort >= needed - 1e-9 and share >= tolerated - 1e-9
+
+    def overhear(self, event: Event) -> None:
+        """What happens between rounds is nobody's business."""
+
+    def close(self) -> None:
+        """Every round ends by itself."""
 
     async def run(self) -> int:
         """The next round; how many inputs were summed, 0 where it gave no model.
@@ -103,7 +130,13 @@ class RoundCycle:
         Raises:
             BudgetExceeded: nobody was asked.
             TrainingError: the model diverged.
+            JobFailed: too few witnesses cosigned the round's reservation; nobody was asked.
         """
+        summed = await self._run()
+        await self._witnesses.advance()
+        return summed
+
+    async def _run(self) -> int:
         coordinator = self._job.coordinator
         number = coordinator.reserved + 1
         open_ = await to_its_end(coordinator.begin_round, self._randomness.sampling(number))
@@ -111,6 +144,7 @@ class RoundCycle:
         round_: DeployedRound | None = None
         consenting = self._consenting()
         try:
+            open_ = await self._witnessed(open_)
             secure = await to_its_end(self._secure, open_, consenting)
             round_ = self._conversation(open_, secure, consenting)
             nodes = [self._roster.nodes[client] for client in open_.cohort]
@@ -124,6 +158,9 @@ class RoundCycle:
             before = round_ is None or secure.nothing_summed
             coordinator.abort_round("the coordinator was shut down", before_unmask=before)
             raise
+        except WitnessesMissing as missing:
+            coordinator.abort_round(str(missing), before_unmask=True)
+            raise JobFailed(str(missing)) from None
         except RoundAborted as abort:
             coordinator.abort_round(str(abort), before_unmask=abort.nothing_summed)
             _log.warning("job %s: round %d gave no model: %s", self._id, number, abort)
@@ -154,6 +191,19 @@ class RoundCycle:
         self._metrics.round_committed(round_.report.seconds)
         self._dismiss(round_, number, committed=True)
         return len(result.included)
+
+    async def _witnessed(self, open_: OpenRound) -> OpenRound:
+        """The round with what shows its devices that its reservation was witnessed.
+
+        Raises:
+            WitnessesMissing: too few cosigned it in time.
+        """
+        await self._witnesses.require_reservation()
+        ledger = self._job.ledger
+        proof = self._witnesses.proof_of(len(ledger.tree) - 1)
+        if proof is None:
+            return open_
+        return dataclasses.replace(open_, reservation=ledger.newest, proof=proof.encode())
 
     def _secure(self, open_: OpenRound, consenting: frozenset[int]) -> SecureRound:
         mechanism = self._job.coordinator.mechanism

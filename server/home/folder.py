@@ -29,24 +29,54 @@ from typing import Annotated
 import tomli_w
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedsys.durable import make_folder, write_atomically
 from fedsys.errors import ConfigError
 from fedsys.privacy import Signer
 from fedsys.privacy.ledger.signer import KEY_NAME
 from fedsys.secret_files import read_secret, write_secret
+from fedsys.transparency import NoteError, VerifierKey
+from fedsys.transparency.cosignature import require_witness
 from fedsys.wire.services import OPERATOR_SOCKET
 from server.home.enrollment import Registry
 from server.home.pki import Authority, ServerIdentity, alternative_names
 from server.home.state import State
 
-__all__ = ["Home", "Settings"]
+__all__ = ["Home", "Settings", "WitnessAddress"]
 
 _RENEW = dt.timedelta(days=30)
 _LOST = "restore it from a backup of this folder"
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class WitnessAddress(BaseModel):
+    """A witness that is asked to cosign the jobs' ledgers.
+
+    Attributes:
+        url: Its submission prefix; ``/add-checkpoint`` is added.
+        key: Its verifier key, as ``fedsys witness init`` prints it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$", max_length=1000)]
+    key: str
+
+    @field_validator("key")
+    @classmethod
+    def _cosigns(cls, key: str) -> str:
+        try:
+            require_witness(VerifierKey.parse(key))
+        except NoteError as error:
+            raise ValueError(str(error)) from None
+        return key
+
+    @property
+    def vkey(self) -> VerifierKey:
+        """Its key."""
+        return VerifierKey.parse(self.key)
 
 
 class Settings(BaseModel):
@@ -58,11 +88,17 @@ class Settings(BaseModel):
         epsilon: Privacy budget of the population over all jobs. Left out, there is none.
         patience: Seconds that a job waits for enough agents before it is given up.
         reconnect: Seconds that a stage waits for an agent that lost its connection.
-        stage: Seconds until a stage without training closes.
-        training: Seconds until the stage closes in which agents train and upload.
+        stage: Seconds until a stage without training closes, and in buffered rounds until an
+            upload that was asked for is given up.
+        training: Seconds until the stage closes in which agents train and upload. In buffered
+            rounds, what one agent's training may take.
         metrics: ``HOST:PORT`` of the Prometheus page; empty for none.
         colluders: Number of devices, out of all that enrol, that may collude with this coordinator.
             It goes into the rosters that are signed or proposed from now on.
+        witnesses: Witnesses that cosign each job's ledger after every reservation and commit.
+        witness_threshold: Number of them that must have cosigned a round's reservation before its
+            cohort is invited. With 0, a witness that fails is reported and nothing more.
+        witness_wait: Longest time a round waits for them, in seconds, before its job fails.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,6 +111,20 @@ class Settings(BaseModel):
     training: Seconds = 600.0
     metrics: str = ""
     colluders: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    witness_threshold: Annotated[int, Field(ge=0)] = 0
+    witness_wait: Seconds = 600.0
+    witnesses: Annotated[list[WitnessAddress], Field(max_length=16)] = []
+
+    @model_validator(mode="after")
+    def _enough(self) -> Settings:
+        keys = [each.vkey for each in self.witnesses]
+        if len({key.public for key in keys}) < len(keys) or len({k.name for k in keys}) < len(keys):
+            raise ValueError("two witnesses have one key or one name")
+        if self.witness_threshold > len(keys):
+            raise ValueError(
+                f"witness_threshold = {self.witness_threshold}, and there are {len(keys)} witnesses"
+            )
+        return self
 
     @field_validator("hosts")
     @classmethod
@@ -145,7 +195,8 @@ class Home:
         make_folder(home.jobs)
         State.create(path).close()
         settings = Settings(hosts=list(hosts), epsilon=epsilon, colluders=colluders)
-        table = tomli_w.dumps(settings.model_dump(exclude_none=True))
+        # Witnesses are added by hand, as tables: no empty list that stands in their way.
+        table = tomli_w.dumps(settings.model_dump(exclude_none=True, exclude={"witnesses"}))
         write_atomically(home.settings_file, table.encode())  # now it is one
         return home
 
@@ -215,6 +266,8 @@ class Home:
             if problem["type"] == "missing":
                 raise ConfigError(f"{file}: {where} is missing; put it back") from None
             why = problem["msg"].removeprefix("Value error, ")
+            if not where:  # of several settings together
+                raise ConfigError(f"{file}: {why}; mend it there") from None
             why = why[:1].lower() + why[1:]
             raise ConfigError(f"{file}: {where} = {problem['input']!r}: {why}") from None
         except ValueError as error:  # of TOML, or of UTF-8

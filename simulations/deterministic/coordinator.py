@@ -360,6 +360,6 @@ class CoordinatorParty:
             return
         weights = job.coordinator.weights
         write_atomically(self.folder.model, weights.tobytes())
-        job.close(status, model_sha256=sha256_of_weights(weights))
+        job.close(status, {"model_sha256": sha256_of_weights(weights)})
         self._job = self._terms = None
         self._ended(status)

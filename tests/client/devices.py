@@ -169,6 +169,7 @@ class Devices:
             policy=lambda: policy[0],
             volatile=VolatileStore(folder, self.volatile),
             answer_time=AnswerTime(sleep=self.slept.append),
+            buffered=True,
         )
         fresh = list(session.hello().hello.prekeys)
         self.prekeys[number] = fresh or self.prekeys[number]

@@ -13,6 +13,7 @@ from client.session import Dismissed
 from fedsys.errors import ProtocolError
 from fedsys.wire import fleet_pb2
 from tests.client.devices import Conversation, Devices, offer, plan_of
+from tests.client.epochs import Epoch, buffered_plan, buffered_terms
 
 COUNT = 4
 Mutation = Callable[[bytes, Iterator[int]], bytes]
@@ -63,6 +64,17 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 
 
+BUFFERED: dict[str, tuple[str, ...]] = {
+    "model": ("job", "weights"),
+    "invitation": ("job", "assignment", "params", "message"),
+    "begin": ("job",),
+    "collect": ("job", "message"),
+    "discard": ("job",),
+    "stage": ("job", "message"),
+    "outcome": ("job", "ledger_head"),
+}
+
+
 def inner(down: fleet_pb2.Down, field: str) -> Message:
     """The message that has the field."""
     content: Message = getattr(down, str(down.WhichOneof("content")))
@@ -70,6 +82,8 @@ def inner(down: fleet_pb2.Down, field: str) -> Message:
         return down.welcome.roster[0]
     if field == "message" and down.HasField("invitation"):
         return down.invitation.stage
+    if down.HasField("collect"):
+        return down.collect.stage
     return content
 
 
@@ -108,3 +122,39 @@ def test_no_bytes_end_an_agent(kind: str, mutation: Mutation, tmp_path: Path) ->
             said.append(answer.refusal.reason)
     assert all("\n" not in text for text in said)
     assert devices.all[0].worker.trained <= 1
+
+
+@pytest.mark.parametrize("mutation", [flipped, cut, doubled, digits])
+@pytest.mark.parametrize("kind", BUFFERED)
+def test_no_bytes_end_an_agent_in_buffered_rounds(
+    kind: str, mutation: Mutation, tmp_path: Path
+) -> None:
+    devices = Devices(tmp_path, count=5, plan=buffered_plan())
+    epoch = Epoch(devices, buffered_terms(devices))
+    epoch.invite(0)
+    epoch.train(devices.all[0])
+    session, numbers = devices.all[0].session, dice(f"buffered {kind} {mutation.__name__}")
+    for trial in range(60):
+        field = BUFFERED[kind][trial % len(BUFFERED[kind])]
+        ask = epoch.aggregator.next_upload(0)
+        down = {
+            "model": epoch.model(),
+            "invitation": epoch.invitation(0),
+            "begin": epoch.begin(),
+            "collect": epoch.collect(ask, 1),
+            "discard": fleet_pb2.Down(discard=fleet_pb2.Discard(job=epoch.terms.job, round=9)),
+            "stage": epoch.duty(ask),
+            "outcome": epoch.outcome(version=9),
+        }[kind]
+        target = inner(down, field)
+        setattr(target, field, mutation(getattr(target, field), numbers))
+        if kind != "model":
+            session.handle(epoch.model())
+        try:
+            answer = session.handle(down)
+        except (Dismissed, ProtocolError, DecodeError):
+            continue
+        if kind == "model":
+            answer = session.handle(epoch.invitation(0))
+        assert answer is None or not answer.HasField("answer")
+    assert devices.all[0].worker.trained <= 2

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -90,6 +91,22 @@ def test_told_before_it_begins_it_does_not_dial() -> None:
     stop.set()
     host.run()
     assert host.attempts == 0
+
+
+def test_every_thread_that_waits_is_woken() -> None:
+    stop, woken = Stop(), list[int]()
+
+    def wait(number: int) -> None:
+        stop.wait(60)
+        woken.append(number)
+
+    threads = [threading.Thread(target=wait, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    stop.set()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(woken) == [0, 1, 2]
 
 
 def test_a_hook_is_called_also_when_it_comes_late() -> None:

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,8 +55,19 @@ def prepare_coordinator(seed: bytes | None, crash: Crash | None) -> None:
         _set_default(run_coordinator, "randomness", randomness)
 
 
-def prepare_agent(client: int, seed: bytes | None, crash: Crash | None) -> None:
-    """In an agent's process, before it starts; `crash` is around its answer to a message."""
+def prepare_agent(
+    client: int, seed: bytes | None, crash: Crash | None, gates: Path | None = None
+) -> None:
+    """In an agent's process, before it starts; `crash` is around its answer to a message.
+
+    Args:
+        client: its number.
+        seed: for tests of equality; None for the operating system's entropy.
+        crash: at what to die: a message of secure aggregation, or one of the fleet's by its name in
+            small letters.
+        gates: where it trains, it makes a file ``at-CLIENT-ROUND`` in this folder, and goes on once
+            there is ``go-CLIENT-ROUND``, or ``go``.
+    """
     from client.grpc_host import Backoff
     from client.session import Session
     from simulations.randomness import SeededRandomness
@@ -63,8 +75,12 @@ def prepare_agent(client: int, seed: bytes | None, crash: Crash | None) -> None:
     os.nice = lambda _more: 0  # a busy machine would starve it
     _set_default(Backoff.__init__, "first", 0.05)
     _set_default(Backoff.__init__, "most", 0.5)
-    if crash is not None:
+    if crash is not None and crash[0].islower():
+        _die_when_told(crash)
+    elif crash is not None:
         _die_at_message(crash)
+    if gates is not None:
+        _wait_at(gates, client)
     if seed is not None:
         seeded = SeededRandomness(seed)
         _set_default(Session.__init__, "noise", lambda round: seeded.noise(round, client))
@@ -116,6 +132,41 @@ def _die_at_message(crash: tuple[str, int, str]) -> None:
     Session._stage = watched  # type: ignore[method-assign]
 
 
+def _die_when_told(crash: Crash) -> None:
+    from client.session import Session
+
+    kind, round_number, when = crash
+    original = Session.handle
+
+    def watched(self: Session, message: fleet_pb2.Down) -> fleet_pb2.Up | None:
+        content = getattr(message, kind)
+        about = content.stage.round if kind == "collect" else content.round
+        hit = message.HasField(kind) and about == round_number
+        if hit and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        answer = original(self, message)
+        if hit:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+
+    Session.handle = watched  # type: ignore[method-assign]
+
+
+def _wait_at(gates: Path, client: int) -> None:
+    from client.local_data import LocalData
+
+    original = LocalData.train
+
+    def waiting(self: LocalData, terms: Any, assignment: Any, *rest: Any) -> Any:
+        name = f"{client}-{assignment.round}"
+        (gates / f"at-{name}").touch()
+        while not (gates / f"go-{name}").exists() and not (gates / "go").exists():
+            time.sleep(0.02)
+        return original(self, terms, assignment, *rest)
+
+    LocalData.train = waiting  # type: ignore[method-assign, assignment]
+
+
 @dataclass
 class Federation(testbed.Federation):
     """Processes on the loopback, by number.
@@ -162,10 +213,11 @@ class Federation(testbed.Federation):
         data: str = "digits",
         shard: int | None = None,
         crash: Crash | None = None,
+        gates: Path | None = None,
     ) -> None:
         """Start one device; its shard has its number unless another is given."""
         part = number if shard is None else shard
-        before = functools.partial(prepare_agent, part, self.seed, crash)
+        before = functools.partial(prepare_agent, part, self.seed, crash, gates)
         self.start(f"a{number}", data=data, shard=f"{part}/{of}", before=before)
 
     def allow_anything(self, number: int) -> None:

@@ -28,6 +28,7 @@ DECLARED: dict[str, Any] = {
     "classes": ["no", "yes"],
     "ranges": {"age": [0, 100]},
     "values": {"city": ["Bonn", "Oslo"]},
+    "other": ["city"],
 }
 
 
@@ -55,7 +56,11 @@ def many(rows: int) -> str:
 
 
 def test_every_built_in_task_declares_itself() -> None:
-    options = {"tabular": {"path": "t.csv", "label": "y"}}
+    options: dict[str, dict[str, Any]] = {
+        "tabular": {"path": "t.csv", "label": "y"},
+        "images": {"path": "pets", "classes": ["cat", "dog"]},
+        "leaf": {"path": "femnist"},
+    }
     for name in builtin_names():
         task = load(name, options.get(name, {}))
         assert preprocessing_of(task) == builtin(name, options.get(name, {}))
@@ -172,8 +177,8 @@ def test_half_a_declaration_is_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (TABLE.replace("yes", "maybe"), r"row 0, column 'sick': 'maybe' is none of .*classes"),
-        (TABLE.replace("50", ""), "row 2, column 'age': nan is not a finite number"),
+        (TABLE.replace("yes", "maybe"), r"column 'sick', row 1: 'maybe' is none of .*classes"),
+        (TABLE.replace("50", ""), "column 'age', row 3: the cell is empty"),
         (TABLE.replace("age", "years"), "has no column 'age'"),
         ("age,city,clinic,sick\n", "no rows"),
     ],

@@ -26,7 +26,7 @@ from simulations import harness
 from simulations.search import Search
 from simulations.tuning import tune
 from tests.fedsys.audit.conftest import failed
-from tests.fedsys.audit.forge import edit_json, entries, replace_text, sign_again
+from tests.fedsys.audit.forge import close_again, edit_json, entries, replace_text, sign_again
 
 SMALL = ["rounds.count=2", "cohort.expected=30", "aggregation.protocol=ideal"]
 FAST = [*SMALL, "engine.path=batched", "engine.chunk=64", "engine.processes=1"]
@@ -157,10 +157,11 @@ def test_whatever_states_other_tuning_runs_fails_the_audit(
         content = (run / "config.toml").read_bytes()
         lines[0][1]["config_sha256"] = hashlib.sha256(content).hexdigest()
     signer = Signer.generate()
-    head = sign_again(run, lines, signer)
-    edit_json(run, lambda body: body.update(ledger_head=head, signer=signer.public_hex))
+    sign_again(run, lines, signer)
+    edit_json(run, lambda body: body.update(signer=signer.public_hex))
     if change is not None:
         edit_json(run, change)
+    close_again(run, signer)
     assert failed(run) == {"Tuning runs and the total with them"}
 
 
@@ -176,9 +177,10 @@ def test_rounds_that_cost_more_than_is_stated_fail_the_audit(
     content = (run / "config.toml").read_bytes()
     lines[0][1]["config_sha256"] = hashlib.sha256(content).hexdigest()
     signer = Signer.generate()
-    head = sign_again(run, lines, signer)
-    edit_json(run, lambda body: body.update(ledger_head=head, signer=signer.public_hex))
+    sign_again(run, lines, signer)
+    edit_json(run, lambda body: body.update(signer=signer.public_hex))
     edit_json(run, lambda body: body["privacy"]["total"].update(before=before / 2))
+    close_again(run, signer)
     assert failed(run) == {"Tuning runs and the total with them"}
 
 

@@ -14,13 +14,13 @@ falls with the square of the width, so the last figure is within about .02% of t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-__all__ = ["BIN_RULE", "dp_accounting_rdp", "gaussian_pld_epsilon"]
+__all__ = ["BIN_RULE", "dp_accounting_rdp", "gaussian_pld_deltas", "gaussian_pld_epsilon"]
 
 BIN_RULE = "halved until epsilon moves by less than 0.05%, or 2^17 bins"
 """How the width of a bin is found, as a ledger's header states it."""
@@ -31,6 +31,7 @@ _MOST_BINS = 1 << 17
 _WIDEST = 0.05
 _COARSEST = 1 << 16
 _HALVINGS = 12
+_PROFILE_FINER = 4
 
 Key = tuple[float, float]
 
@@ -101,6 +102,25 @@ def _composed(rounds: tuple[tuple[float, float, int], ...], delta: float) -> flo
         if moved <= _MOVES * finer + _LEAST_MOVE:
             break
     return best
+
+
+def gaussian_pld_deltas(rounds: Mapping[Key, int], epsilons: Sequence[float]) -> list[float]:
+    """delta at each of ``epsilons``, from above, of the rounds of `gaussian_pld_epsilon`.
+
+    One grid serves all of them: a quarter of the width that the search for epsilon starts from.
+
+    Args:
+        rounds: how many rounds there were of each (noise multiplier above 0, sampling rate).
+        epsilons: of either sign.
+
+    >>> [round(delta, 6) for delta in gaussian_pld_deltas({(1.0, 1.0): 1}, [0.0, 4.377178])]
+    [0.382925, 1e-05]
+    """
+    known = tuple(sorted((*key, count) for key, count in rounds.items() if count))
+    width = max(_first_width(known) / _PROFILE_FINER, _span(known) / _MOST_BINS)
+    with np.errstate(over="ignore"):
+        total = _added(known, width)
+        return [float(total.get_delta_for_epsilon(epsilon)) for epsilon in epsilons]
 
 
 def _at_width(rounds: tuple[tuple[float, float, int], ...], delta: float, width: float) -> float:

@@ -16,6 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedsys.errors import LedgerError
+from fedsys.transparency.merkle import leaf_hash
 
 __all__ = [
     "FORMAT",
@@ -157,6 +158,7 @@ class Line:
         hash: SHA-256 of the canonical JSON of the four above.
         signature: Ed25519 by the coordinator over the hash, as hex.
         link: SHA-256 of this whole line: the next line's ``prev_hash``.
+        leaf: its hash as a leaf of the ledger's Merkle tree.
     """
 
     seq: int
@@ -167,6 +169,7 @@ class Line:
     hash: str
     signature: str
     link: str
+    leaf: bytes
 
     @staticmethod
     def hash_of(*, seq: int, prev_hash: str, kind: str, body: dict[str, Any]) -> str:
@@ -229,6 +232,7 @@ class Line:
             hash=digest,
             signature=found[6].decode(),
             link=hashlib.sha256(raw).hexdigest(),
+            leaf=leaf_hash(raw),
         )
 
     def signed_by(self, key: Ed25519PublicKey) -> bool:

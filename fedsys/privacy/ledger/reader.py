@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fedsys.errors import LedgerError
 from fedsys.privacy.ledger.files import open_regular, read_lines
 from fedsys.privacy.ledger.lines import FORMAT, GENESIS, KnownEvents, Line, parse_object
+from fedsys.transparency import MerkleTree
+from fedsys.transparency.origin import origin_of
 
 __all__ = ["LedgerView", "RoundRecord", "build_view", "read_ledger"]
 
@@ -30,6 +32,7 @@ class RoundRecord:
         outcome: ``commit``, ``abort``, or None where neither was written: it counts as spent.
         text: canonical JSON of the commit's or abort's body.
         hash: of that line: what agents countersign.
+        reserved_at: how many lines are before that of its reservation.
     """
 
     round: int
@@ -37,6 +40,7 @@ class RoundRecord:
     outcome: str | None = None
     text: bytes = b"{}"
     hash: str = ""
+    reserved_at: int = 0
 
     @property
     def body(self) -> dict[str, Any]:
@@ -63,6 +67,7 @@ class LedgerView:
         resumes: bodies of lines written when an interrupted job was taken up again.
         tail: bytes after the last newline: a line that a crash tore.
         link: SHA-256 of the whole last line.
+        tree: its lines are the leaves, none of them torn.
     """
 
     header: dict[str, Any]
@@ -74,6 +79,19 @@ class LedgerView:
     resumes: tuple[dict[str, Any], ...]
     tail: bytes
     link: str
+    tree: MerkleTree
+
+    @property
+    def origin(self) -> str:
+        """The name of the log that this ledger is, as its checkpoints have it.
+
+        Raises:
+            LedgerError: the header names no job.
+        """
+        try:
+            return origin_of(signer=self.signer, job=str(self.header.get("job")))
+        except ValueError:
+            raise LedgerError("the ledger's header names no job, so that it is no log") from None
 
 
 def read_ledger(
@@ -148,11 +166,13 @@ def build_view(
     _check_place(first, 0, GENESIS)
     stated = _signer_of(first, key)
     grammar, newest = _Grammar(), deque[Line]([first], maxlen=max(newest_signatures, 1))
-    last, count = first, 1
+    last, count, tree = first, 1, MerkleTree()
+    tree.append(first.leaf)
     for line in rest:
         _check_place(line, count, last.link)
         grammar.take(line)
         newest.append(line)
+        tree.append(line.leaf)
         last, count = line, count + 1
     for line in newest:
         _check_signature(line, stated)
@@ -166,6 +186,7 @@ def build_view(
         resumes=tuple(grammar.resumes),
         tail=bytes(tail),
         link=last.link,
+        tree=tree,
     )
 
 
@@ -237,7 +258,7 @@ class _Grammar:
         if line.kind == "reserve":
             if rounds and number <= rounds[-1].round:
                 raise LedgerError(f"{where} reserves round {number} again")
-            rounds.append(RoundRecord(round=number, reserve=line.body))
+            rounds.append(RoundRecord(round=number, reserve=line.body, reserved_at=line.seq))
         elif not self._open or number != rounds[-1].round:
             raise LedgerError(f"{where} is a {line.kind} of round {number}, which is not open")
         else:
@@ -247,5 +268,6 @@ class _Grammar:
                 outcome=line.kind,
                 text=line.text,
                 hash=line.hash,
+                reserved_at=rounds[-1].reserved_at,
             )
         self._open = line.kind == "reserve"

@@ -13,6 +13,9 @@ from fedsys.durable import flush_names, make_folder
 from fedsys.errors import LedgerError
 from fedsys.privacy.ledger.lines import signed_message
 from fedsys.privacy.randomness import Entropy
+from fedsys.transparency import Checkpoint, MerkleTree, SignedNote
+from fedsys.transparency.note import sign_note
+from fedsys.transparency.origin import origin_of
 
 __all__ = ["KEY_NAME", "Signer", "fedsys_home", "load_public_key"]
 
@@ -93,6 +96,21 @@ class Signer:
     def sign(self, digest: str) -> str:
         """Signature over a line's hash, as hex."""
         return self._key.sign(signed_message(digest)).hex()
+
+    def sign_checkpoint(self, tree: MerkleTree, size: int, *, job: bytes) -> SignedNote:
+        """The head of a job's ledger as a signed note.
+
+        What is signed for a line begins with text and a zero byte, and a note has no control
+        characters: neither signature is ever one of the other kind.
+
+        Args:
+            tree: of the ledger.
+            size: of how many of its lines.
+            job: 32 bytes, of the header.
+        """
+        origin = origin_of(signer=self.public_hex, job=job.hex())
+        text = Checkpoint(origin=origin, size=size, root=tree.root(size)).text
+        return SignedNote(text=text, signatures=(sign_note(text, name=origin, key=self._key),))
 
 
 def _create(path: Path, raw: bytes) -> None:

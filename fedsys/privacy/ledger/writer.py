@@ -34,6 +34,7 @@ from fedsys.privacy.ledger.private import (
 from fedsys.privacy.ledger.reader import LedgerView, read_ledger
 from fedsys.privacy.ledger.signer import Signer
 from fedsys.privacy.randomness import Entropy
+from fedsys.transparency import MerkleTree
 
 __all__ = ["Ledger"]
 
@@ -73,6 +74,9 @@ class Ledger:
         self._open_round: int | None = None
         self._finished = False
         self._held = b""
+        self._held_leaves: list[bytes] = []
+        self._tree = MerkleTree()
+        self._newest = b""
         self._first: Callable[[], object] | None = None
         self._participations: Counter[int] = Counter()
         self._committed: dict[int, str] = {}
@@ -188,6 +192,7 @@ class Ledger:
         self._last_round = max((self._last_round, *rounds))
         self.view, self.private_rounds = view, rounds
         self._seq, self._link, self._head = view.lines, view.link, view.head
+        self._tree = view.tree.copy()
         if view.tail:
             with _ledger_errors(path.name):
                 self._ledger.cut(len(view.tail))
@@ -202,6 +207,20 @@ class Ledger:
     def head(self) -> str:
         """Hash of the newest line: print it, anchor it elsewhere."""
         return self._head
+
+    @property
+    def newest(self) -> bytes:
+        """The line written last, without its newline."""
+        return self._newest
+
+    @property
+    def tree(self) -> MerkleTree:
+        """The lines that are on disk as leaves: what may be shown to others.
+
+        Its size is to be read while no line is being written; roots and proofs of that size may be
+        asked for at any time after.
+        """
+        return self._tree
 
     @property
     def next_round(self) -> int:
@@ -333,12 +352,15 @@ class Ledger:
                 more; the commit is lost.
         """
         (first, self._first), (held, self._held) = (self._first, None), (self._held, b"")
+        leaves, self._held_leaves = self._held_leaves, []
         try:
             with _ledger_errors(self._ledger.path.name):
                 if first is not None:
                     first()
                 if held:
                     self._ledger.append(held)
+            for leaf in leaves:
+                self._tree.append(leaf)
         except BaseException:
             self._ledger.give_up()  # the lines to come would follow one that is not there
             raise
@@ -374,12 +396,13 @@ class Ledger:
         )
         line = Line.parse(raw, self._seq + 1)  # what cannot be read back is never written
         self._held += raw + b"\n"
+        self._held_leaves.append(line.leaf)
         if after is not None:
             self._first = after
         else:
             self.settle()
         self._seq += 1
-        self._link, self._head = line.link, line.hash
+        self._link, self._head, self._newest = line.link, line.hash, raw
 
     def _check_writable(self) -> None:
         if self._finished:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedsys.privacy import Signer
 from fedsys.privacy.ledger import Line
+from fedsys.privacy.ledger.closing import closing_facts, file_sha256
 from tests.fedsys.privacy.ledger.ledgers import chained
 
 Entry = tuple[str, dict[str, Any]]
@@ -22,12 +23,30 @@ def entries(folder: Path) -> list[Entry]:
 
 
 def sign_again(folder: Path, new: list[Entry], signer: Signer) -> str:
-    """Writes a ledger that is in order in itself; returns its head."""
+    """Writes a ledger that is in order in itself, without the proof of the old one's head; returns
+    its head."""
     kind, header = new[0]
     signed = [(kind, {**header, "signer": signer.public_hex}), *new[1:]]
     lines = list(chained(signed, lambda _, digest: signer.sign(digest)))
     (folder / "ledger.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    (folder / "ledger.tlog-proof").unlink(missing_ok=True)
     return Line.parse(lines[-1], len(lines)).hash
+
+
+def close_again(folder: Path, signer: Signer) -> str:
+    """Makes the closing line bind the folder as it is now; returns the head, which the summary then
+    states: what only the coordinator can do."""
+    new = entries(folder)
+    kind, closed = new[-1]
+    summary = json.loads((folder / "summary.json").read_text())
+    facts = closing_facts(
+        summary=summary,
+        metrics=folder / "metrics.jsonl",
+        model_sha256=file_sha256(folder / "model.pt"),
+    )
+    head = sign_again(folder, [*new[:-1], (kind, {**closed, **facts})], signer)
+    edit_json(folder, lambda body: body.update(ledger_head=head))
+    return head
 
 
 def edit_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -24,7 +24,14 @@ from fedsys.audit.wording import plain
 from fedsys.errors import AuditInputError, FedsysError, MechanismError
 from fedsys.privacy import PrivacyPlan, Signer
 from tests.fedsys.audit.conftest import failed
-from tests.fedsys.audit.forge import edit_json, entries, replace_text, sign_again, sparse
+from tests.fedsys.audit.forge import (
+    close_again,
+    edit_json,
+    entries,
+    replace_text,
+    sign_again,
+    sparse,
+)
 from tests.reading import reads_at_most
 
 TEN_GIGABYTES = 10 << 30
@@ -59,10 +66,8 @@ def state_as(run: Path, signer: Signer, content: bytes) -> set[str]:
     """What an audit refuses where the coordinator itself signed these bytes as its model."""
     (run / "model.pt").write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
-    lines = entries(run)
-    lines[-1][1]["model_sha256"] = digest
-    head = sign_again(run, lines, signer)
-    edit_json(run, lambda body: body.update(ledger_head=head, model_sha256=digest))
+    edit_json(run, lambda body: body.update(model_sha256=digest))
+    close_again(run, signer)
     return failed(run)
 
 
@@ -153,10 +158,8 @@ def test_a_pickle_is_never_opened(run: Path, signer: Signer, tmp_path: Path) -> 
     (run / "model.pt").write_bytes(content)
     assert failed(run) == {"Model file", "Model weights"}
     digest = hashlib.sha256(content).hexdigest()
-    lines = entries(run)
-    lines[-1][1]["model_sha256"] = digest
-    head = sign_again(run, lines, signer)
-    edit_json(run, lambda body: body.update(ledger_head=head, model_sha256=digest))
+    edit_json(run, lambda body: body.update(model_sha256=digest))
+    close_again(run, signer)
     assert failed(run) == {"Model weights"}
     assert not trap.exists()
     pickle.loads(content)  # noqa: S301  the trap is one
@@ -376,7 +379,7 @@ ATTACKS: dict[str, Callable[[Path], None]] = {
 def test_audit_and_page_survive_what_was_made_to_harm_them(run: Path, name: str) -> None:
     """Both end soon and say what is wrong; the page holds nothing of the attacker's making."""
     ATTACKS[name](run)
-    result = audit_run(run, page=True)
+    result = audit_run(run, page=report.render)
     assert not result.passed
     assert all("\n" not in claim.rederived for claim in result.claims)
     with contextlib.suppress(FedsysError):

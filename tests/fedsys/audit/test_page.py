@@ -16,11 +16,18 @@ from fedsys.release.publication import publish_run
 from fedsys.report.figures import epsilon
 from simulations import harness
 from tests.fedsys.audit.conftest import failures, job
-from tests.fedsys.audit.forge import edit_json, entries, replace_text, sign_again, sparse
+from tests.fedsys.audit.forge import (
+    close_again,
+    edit_json,
+    entries,
+    replace_text,
+    sign_again,
+    sparse,
+)
 
 
 def checked(run: Path) -> AuditResult:
-    return audit_run(run, page=True)
+    return audit_run(run, page=report.render)
 
 
 @pytest.fixture
@@ -57,10 +64,9 @@ def test_another_figure_in_the_report_is_refused(reported: Path) -> None:
 def test_a_report_of_an_earlier_state_is_refused(reported: Path, signer: Signer) -> None:
     lines = entries(reported)
     lines[0][1]["versions"] = {**lines[0][1]["versions"], "torch": "0"}
-    head = sign_again(reported, lines, signer)
-    edit_json(
-        reported, lambda body: body.update(ledger_head=head, versions=lines[0][1]["versions"])
-    )
+    sign_again(reported, lines, signer)
+    edit_json(reported, lambda body: body.update(versions=lines[0][1]["versions"]))
+    close_again(reported, signer)
     assert failures(checked(reported)) == {"Report"}
 
 

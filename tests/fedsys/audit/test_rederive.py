@@ -24,7 +24,7 @@ from fedsys.release.publication import publish_run
 from simulations import harness
 from simulations.randomness import SeededRandomness
 from tests.fedsys.audit.conftest import failed, failures, job
-from tests.fedsys.audit.forge import edit_json, entries, sign_again
+from tests.fedsys.audit.forge import close_again, edit_json, entries, sign_again
 
 
 def verdict(result: AuditResult, name: str) -> bool | None:
@@ -265,9 +265,10 @@ def test_an_interrupted_run_is_a_note_with_what_was_spent_so_far(run: Path, sign
     head = sign_again(run, entries(run)[:-1], signer)
     edit_json(run, lambda body: body.update(status="interrupted", ledger_head=head))
     result = audit_run(run)
-    assert failures(result) == {"Model file"}  # an interrupted run names no model yet
-    edit_json(run, lambda body: body.update(model_sha256=None))
+    assert failures(result) == {"Model file", "Metrics"}  # nothing binds them
+    edit_json(run, lambda body: body.update(model_sha256=None, metrics={}))
     (run / "model.pt").unlink()
+    (run / "metrics.jsonl").unlink()
     result = audit_run(run)
     assert failures(result) == set()
     assert verdict(result, "Ledger is complete") is None
@@ -283,9 +284,8 @@ def test_a_crash_counts_at_its_worst(run: Path, tmp_path: Path, signer: Signer) 
     private = (run / "private.jsonl").read_text().splitlines(keepends=True)
     (run / "private.jsonl").write_text("".join(private[:3]))
     with Ledger.open(run / "ledger.jsonl", run / "private.jsonl", signer=signer) as ledger:
-        ledger.close("completed", {"model_sha256": lines[-1][1]["model_sha256"]})
-        head = ledger.head
-    edit_json(run, lambda body: body.update(ledger_head=head))
+        ledger.close("completed")
+    close_again(run, signer)
     result = audit_run(run)
     certain = {"Epsilon, server view", "Model weights"}  # those of the round that was cut off
     assert failures(result) - certain <= {"Epsilon, participant view"}  # the worst pair may stay
@@ -296,6 +296,7 @@ def test_a_crash_counts_at_its_worst(run: Path, tmp_path: Path, signer: Signer) 
     assert calm[-1].spent.server is not None
     assert crashed.server > calm[-1].spent.server
     edit_json(run, lambda body: body["privacy"].update(epsilon=crashed.to_json()))
+    close_again(run, signer)
     result = audit_run(run)
     assert failures(result) == {"Model weights"}
     assert any("never concluded" in note for note in result.notes)

@@ -20,7 +20,14 @@ from fedsys.privacy.accounting.from_ledger import plan_of
 from fedsys.privacy.ledger import read_private
 from simulations import harness
 from tests.fedsys.audit.conftest import failed, job
-from tests.fedsys.audit.forge import edit_json, edit_private, entries, replace_text, sign_again
+from tests.fedsys.audit.forge import (
+    close_again,
+    edit_json,
+    edit_private,
+    entries,
+    replace_text,
+    sign_again,
+)
 
 CHAIN = "Ledger chain and signatures"
 COMMITMENTS = "Private commitments (sampled, survivors, participations)"
@@ -101,8 +108,9 @@ def test_signing_all_of_it_again_shows_where_the_signer_is_pinned(
     run: Path, signer: Signer
 ) -> None:
     mallory = Signer.generate()
-    head = sign_again(run, entries(run), mallory)
-    edit_json(run, lambda body: body.update(ledger_head=head, signer=mallory.public_hex))
+    sign_again(run, entries(run), mallory)
+    edit_json(run, lambda body: body.update(signer=mallory.public_hex))
+    close_again(run, mallory)
     assert failed(run) == set()
     assert failed(run, signer.public_hex) == {"Signer"}
 

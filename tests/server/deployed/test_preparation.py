@@ -13,6 +13,7 @@ from fedsys.config import Config, dump
 from fedsys.errors import ConfigError
 from fedsys.privacy import LedgerView
 from fedsys.privacy.ledger import reader, writer
+from fedsys.run_folder import RunFolder
 from server.deployed import preparation
 from server.deployed.fleet import Fleet
 from server.deployed.job_model import JobModel
@@ -20,6 +21,7 @@ from server.deployed.preparation import AlreadyOver, JobFailed, Preparation, Pre
 from server.deployed.queue import Deployment, submit
 from server.grpc_operator import job_status
 from server.home.state import ACTIVE_JOB, JobRow
+from server.job_ending import end_job
 from tests.e2e.deployment import Port, running_port
 from tests.e2e.processes import silos
 
@@ -90,11 +92,22 @@ def test_a_restart_that_fails_lets_go_of_the_ledger(port: Port) -> None:
         pass
 
 
-def test_a_job_whose_last_line_was_written_is_over(port: Port) -> None:
+def test_a_job_whose_last_line_was_written_is_over(
+    port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(self: RunFolder, summary: object) -> None:
+        raise InterruptedError
+
     row = begun(port)
     prepared = preparing(port).prepare(row)
     assert isinstance(prepared, PreparedJob)
-    prepared.job.close("completed", model_sha256="00" * 32)
+    with monkeypatch.context() as patched, prepared.job.ledger:
+        patched.setattr(RunFolder, "write_summary", die)
+        with pytest.raises(InterruptedError):
+            end_job(
+                prepared.job, status="completed", model=b"m", metrics={}, seconds=[], clients=[]
+            )
+    assert not (port.home.jobs / row.id / "summary.json").exists()
     assert preparing(port).prepare(row) == AlreadyOver("completed")
     assert (port.home.jobs / row.id / "summary.json").exists()
 

@@ -15,19 +15,17 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from client.admission import check_participation
 from client.privatize import staleness
 from client.privatize.staleness import staleness_factor
 from fedsys.audit import audit_run
 from fedsys.config import Config, load
-from fedsys.errors import ConfigError, MechanismError, PolicyRefusal, ProtocolError
+from fedsys.errors import ConfigError, MechanismError, ProtocolError
 from fedsys.privacy import make_plan, read_ledger, replay
 from fedsys.privacy.ledger import read_private
 from fedsys.privacy.randomness import AesCtrStream
 from fedsys.privacy.sampling.cohorts import least_first
 from secure_agg import EpochAggregator
 from server.coordinator import Coordinator
-from server.deployed.preparation import JobFailed, _require_fit
 from simulations import canaries, harness
 from simulations.buffered import arrivals
 from simulations.buffered.arrivals import Crowd
@@ -556,15 +554,6 @@ def test_what_knows_only_cohorts_refuses_buffers(tmp_path: Path) -> None:
         replayed(run.folder)
     with pytest.raises(ConfigError, match="--canaries with rounds"):
         canaries.run(configure(), canaries=10, out=tmp_path / "canaries")
-    with pytest.raises(JobFailed, match="is for simulations"):
-        _require_fit(configure("aggregation.protocol=secure"), 1437)
-    plan = make_plan(
-        mechanism="distributed-gaussian", population=50, expected_cohort=10, rounds=9,
-        dimension=9, clip=1.0, delta=1e-5, noise_multiplier=1.0, sampling="arrivals",
-        max_participations=2,
-    )  # fmt: skip
-    with pytest.raises(PolicyRefusal, match="not in buffers"):
-        check_participation(plan, 1, 1)
 
 
 def test_admission_is_for_buffers_alone(tmp_path: Path) -> None:

@@ -1,0 +1,409 @@
+"""A device in buffered rounds: it trains in its own time, and uploads when it is asked.
+
+An epoch is entered once: its opening takes the sealing key, and costs nothing. Training goes on
+beside the conversation. The update is asked for when it is there: only then is the buffer that it
+enters counted as spent, durably, and the update scaled by its staleness, clipped, noised and
+encrypted. It is used once, whatever follows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.admission import Worker, announced_size, check_assignment, check_params
+from client.agent import Agent, mechanism_of
+from client.answer_time import AnswerTime
+from client.epoch_admission import check_buffer, check_epoch, check_staleness, check_version
+from client.journal import Journal
+from client.policy import Policy
+from client.privatize import privatize
+from client.privatize.contribution import contribution
+from client.privatize.staleness import staleness_factor
+from fedsys.errors import Cause, FedsysError, PolicyRefusal, ProtocolError, TrainingError
+from fedsys.privacy import Entropy, Mechanism
+from fedsys.wire import Assignment, fleet_pb2
+from fedsys.wire.roster import RosterStatement
+from fedsys.wire.terms import Buffering, Terms
+from secure_agg import Identity, SealingKeys, SecureAggError, Store
+from secure_agg.errors import InputError
+from secure_agg.messages import Kind, kind_of
+
+__all__ = ["BufferedRounds", "Device", "Work"]
+
+_log = logging.getLogger(__name__)
+_DUTIES = (Kind.DELIVERY, Kind.PROPOSAL, Kind.CERTIFICATE)
+
+Work = Callable[[], fleet_pb2.Up | None]
+"""Training, for whoever hosts a session to run in another thread; what it returns is to be sent."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Device:
+    """What a device has for all of its rounds.
+
+    Attributes:
+        identity: its signing key.
+        journal: its durable count.
+        worker: its data.
+        sealing: its single-use sealing keys.
+        store: keeps secure aggregation's marks.
+        keys: entropy of secure aggregation's keys.
+        noise: entropy of the noise of a round.
+        answer_time: holds back what would tell how long it trained.
+        ready: its owner's policy; raises PolicyRefusal where nothing is to be done now.
+        roster: a version of the list of members, None where it was never announced.
+        refuse: the message that says no, of a job and a round.
+    """
+
+    identity: Identity
+    journal: Journal
+    worker: Worker
+    sealing: SealingKeys
+    store: Store
+    keys: Entropy
+    noise: Callable[[int], Entropy]
+    answer_time: AnswerTime
+    ready: Callable[[], Policy]
+    roster: Callable[[int], RosterStatement | None]
+    refuse: Callable[[bytes, int, FedsysError | SecureAggError], fleet_pb2.Up]
+
+
+@dataclass(kw_only=True, eq=False)
+class _Epoch:
+    """The epoch that this device is in."""
+
+    terms: Terms
+    buffering: Buffering
+    client: int
+    assignment: Assignment
+    mechanism: Mechanism
+    agent: Agent
+
+    @property
+    def number(self) -> int:
+        return self.assignment.round
+
+
+@dataclass(kw_only=True, eq=False)
+class _Training:
+    """Training in hand or done.
+
+    Attributes:
+        job: whose.
+        round: the buffer that was being filled when it began.
+        version: of the model that it began with.
+        update: (1, d), once it is done.
+    """
+
+    job: bytes
+    round: int
+    version: int
+    update: NDArray[np.float32] | None = None
+
+    def message(self) -> fleet_pb2.Trained:
+        return fleet_pb2.Trained(
+            job=self.job, round=self.round, version=self.version, done=self.update is not None
+        )
+
+
+class BufferedRounds:
+    """The buffered rounds of one device.
+
+    Whatever is refused is raised, for the session to say.
+
+    Args:
+        device: whose.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._epoch: _Epoch | None = None
+        self._training: _Training | None = None
+        self._work: Work | None = None
+
+    @property
+    def activity(self) -> str:
+        """What is done, for people; empty where nothing is."""
+        if self._epoch is None:
+            return ""
+        return f"epoch {self._epoch.number} of {self._epoch.terms.name}"
+
+    def training(self, job: bytes) -> fleet_pb2.Trained | None:
+        """What this process trains, or has trained, of a job."""
+        known = self._training
+        return None if known is None or known.job != job else known.message()
+
+    def take_work(self) -> Work | None:
+        """Training that is to be run beside the conversation; handed out once."""
+        work, self._work = self._work, None
+        return work
+
+    # -- the epoch --------------------------------------------------------------------------------
+
+    def invite(
+        self,
+        message: fleet_pb2.Invitation,
+        model: fleet_pb2.Model | None,
+        *,
+        terms: Terms,
+        client: int,
+    ) -> None:
+        """Enter an epoch, or go on with it after the connection or the process was lost.
+
+        Raises:
+            FedsysError: it is not what was agreed to, or the owner does not allow it.
+            SecureAggError: a refusal, named by its cause.
+        """
+        device, buffering = self._device, terms.buffering
+        policy = device.ready()
+        if buffering is None or kind_of(message.stage.message) is not Kind.OPENING:
+            raise ProtocolError("an invitation to no epoch")
+        if model is None or (model.job, model.round) != (message.job, message.round):
+            raise ProtocolError("an invitation without its model")
+        assignment = Assignment.decode(message.assignment, model.weights)
+        check_assignment(assignment, message, terms)
+        size = announced_size(message.params)
+        check_epoch(assignment, size, message.version, terms, policy=policy, journal=device.journal)
+        current = self._epoch
+        if current is None or current.assignment.digest != assignment.digest:
+            current = self._enter(message, assignment, size, terms, buffering, client, policy)
+        device.journal.note_version(terms.job, message.version)
+        self._epoch = current
+
+    def _enter(
+        self,
+        message: fleet_pb2.Invitation,
+        assignment: Assignment,
+        size: int,
+        terms: Terms,
+        buffering: Buffering,
+        client: int,
+        policy: Policy,
+    ) -> _Epoch:
+        device = self._device
+        roster = device.roster(terms.roster_version)
+        if roster is None:
+            raise PolicyRefusal("this device does not hold the job's roster", cause=Cause.ROSTER)
+        mechanism = mechanism_of(assignment)
+        params = check_params(message.params, size, terms, mechanism, roster.roster)
+        agent = Agent(
+            id=client,
+            identity=device.identity,
+            roster=roster.roster,
+            policy=policy,
+            sealing=device.sealing,
+            entropy=device.keys,
+            store=device.store,
+            counted=device.journal,
+        )
+        agent.accept(assignment, params, buffers=buffering.epoch)
+        device.journal.enter_epoch(terms.job, assignment.round)
+        if not agent.resumes(message.stage.message):
+            agent.enter(message.stage.message)
+        return _Epoch(
+            terms=terms,
+            buffering=buffering,
+            client=client,
+            assignment=assignment,
+            mechanism=mechanism,
+            agent=agent,
+        )
+
+    def outcome(self, message: fleet_pb2.Outcome) -> None:
+        """A buffer is over, with or without a new version of the model.
+
+        Raises:
+            PolicyRefusal: that version does not follow the one before.
+        """
+        epoch = self._epoch
+        if epoch is None or epoch.terms.job != message.job:
+            return
+        journal = self._device.journal
+        check_version(
+            message.version, committed=message.committed, terms=epoch.terms, journal=journal
+        )
+        journal.note_version(message.job, message.version)
+        if message.over:
+            self._end(epoch)
+
+    def offered(self, job: bytes) -> None:
+        """A job is offered: the coordinator is done with every other, and so is this device."""
+        epoch, known = self._epoch, self._training
+        if known is not None and known.job != job:
+            self._training = None
+        if epoch is not None and epoch.terms.job != job:
+            self._end(epoch)
+
+    def _end(self, epoch: _Epoch) -> None:
+        self._device.journal.end_epoch(epoch.terms.job)
+        self._device.sealing.forget(epoch.assignment.context.job_hash)
+        self._epoch = None
+
+    def _current(self, job: bytes) -> _Epoch:
+        epoch = self._epoch
+        if epoch is None or epoch.terms.job != job:
+            raise ProtocolError("this device is in no epoch of that job")
+        return epoch
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def begin(self, message: fleet_pb2.Begin, model: fleet_pb2.Model | None) -> None:
+        """Have training begin; what was trained before is dropped.
+
+        Raises:
+            FedsysError: it is not what was agreed to, or the owner does not allow it.
+        """
+        epoch, device = self._current(message.job), self._device
+        policy = device.ready()
+        check_buffer(
+            message.round,
+            message.version,
+            epoch.number,
+            epoch.terms,
+            policy=policy,
+            journal=device.journal,
+        )
+        known = self._training
+        asked = (message.job, message.round, message.version)
+        if known is not None and (known.job, known.round, known.version) == asked:
+            return
+        if model is None or (model.job, model.round) != asked[:2]:
+            raise ProtocolError("training is asked for without its model")
+        if len(model.weights) != 4 * epoch.terms.dimension:
+            raise PolicyRefusal(
+                f"a model of {len(model.weights)} bytes, {epoch.terms.dimension} weights were "
+                f"agreed to",
+                cause=Cause.TERMS,
+            )
+        assignment = dataclasses.replace(
+            epoch.assignment,
+            round=message.round,
+            weights=np.frombuffer(model.weights, dtype="<f4").astype(np.float32),
+        )
+        job, number, version = asked
+        training = _Training(job=job, round=number, version=version)
+        started, deadline = device.answer_time.clock(), message.milliseconds / 1000
+        self._training = training
+
+        def hold() -> None:
+            device.answer_time.hold(epoch.terms, policy.answer, asked=started, deadline=deadline)
+
+        def work() -> fleet_pb2.Up | None:
+            if self._training is not training:
+                return None
+            try:
+                update = device.worker.train(
+                    epoch.terms, assignment, epoch.client, device.noise(number)
+                )
+            except (
+                ArithmeticError,
+                FedsysError,
+                LookupError,
+                MemoryError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+            ) as e:
+                if self._training is training:
+                    self._training = None
+                failed = TrainingError(f"training failed: {type(e).__name__}: {e}")
+                hold()
+                return device.refuse(job, number, e if isinstance(e, FedsysError) else failed)
+            hold()
+            training.update = update
+            if self._training is not training:
+                return None
+            return fleet_pb2.Up(trained=training.message())
+
+        self._work = work
+
+    def discard(self, message: fleet_pb2.Discard) -> None:
+        """What was trained is not asked for."""
+        known = self._training
+        if known is not None and (known.job, known.round) == (message.job, message.round):
+            _log.info("buffer %d: the update is not asked for", message.round)
+            self._training = None
+
+    # -- what is sent -----------------------------------------------------------------------------
+
+    def collect(self, message: fleet_pb2.Collect) -> bytes:
+        """The upload, which is the same where the same message comes again.
+
+        Raises:
+            FedsysError: it is not what was agreed to, or the owner does not allow it.
+            SecureAggError: a refusal, named by its cause.
+        """
+        stage, device = message.stage, self._device
+        epoch = self._current(stage.job)
+        policy = device.ready()
+        if kind_of(stage.message) is not Kind.NEXT:
+            raise ProtocolError("an upload is asked for by another message than NEXT")
+        if stage.round in device.journal.jobs[stage.job.hex()].uploaded:
+            return self._again(epoch, stage)
+        check_buffer(
+            stage.round,
+            message.version,
+            epoch.number,
+            epoch.terms,
+            policy=policy,
+            journal=device.journal,
+        )
+        training = self._training
+        if training is None or training.job != stage.job or training.update is None:
+            raise PolicyRefusal("nothing was trained that could be sent", cause=Cause.TRAINING)
+        staleness = check_staleness(
+            message.staleness, message.version, training.version, epoch.terms
+        )
+        self._training = None  # used once, whatever follows
+        epoch.agent.contribute(dataclasses.replace(epoch.assignment, round=stage.round))
+        factor = staleness_factor(staleness, most=epoch.buffering.max_staleness)
+        self._provide(epoch, stage.round, training.update * np.float32(factor))
+        reply = epoch.agent.handle(stage.message)
+        device.journal.upload(stage.job, stage.round)
+        return reply
+
+    def _again(self, epoch: _Epoch, stage: fleet_pb2.Stage) -> bytes:
+        """What was sent already; nothing new is at hand that could be sent in its place."""
+        try:
+            return epoch.agent.handle(stage.message)
+        except InputError:
+            raise PolicyRefusal(
+                f"a vector has left this device in buffer {stage.round} already; there is no "
+                f"second one",
+                cause=Cause.PARTICIPATION,
+            ) from None
+
+    def _provide(self, epoch: _Epoch, number: int, update: NDArray[np.float32]) -> None:
+        entropy = self._device.noise(number)
+        contributed = contribution(
+            update,
+            participation=epoch.mechanism.event.sampling.participation,
+            clipping=epoch.assignment.clipping,
+            entropy=entropy,
+        )
+        privatized = privatize(
+            epoch.mechanism, contributed, seed=epoch.assignment.digest, entropy=entropy
+        )
+        if privatized.unusable.any():
+            _log.error("buffer %d: the update is not finite; zeros and noise were sent", number)
+        epoch.agent.provide(privatized.values[0])
+
+    def stage(self, stage: fleet_pb2.Stage) -> bytes:
+        """A committee member's duty.
+
+        Raises:
+            ProtocolError: it is none, or of a buffer that is not the epoch's.
+            SecureAggError: a refusal, named by its cause.
+        """
+        epoch = self._current(stage.job)
+        if not epoch.number <= stage.round < epoch.number + epoch.buffering.epoch:
+            raise ProtocolError(f"buffer {stage.round} is not one of epoch {epoch.number}'s")
+        if kind_of(stage.message) not in _DUTIES:
+            raise ProtocolError("an upload is asked for as if it were the committee's duty")
+        return epoch.agent.handle(stage.message)

@@ -1,0 +1,38 @@
+"""A device's word that it took part in a round which the ledger holds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from fedsys.wire import countersign, fleet_pb2
+from secure_agg import Identity
+
+__all__ = ["countersignature"]
+
+_HASH = 32
+
+
+def countersignature(
+    identity: Identity, outcome: fleet_pb2.Outcome, uploaded: Collection[int]
+) -> fleet_pb2.Countersignature | None:
+    """The signature over how a round ended; None where this device has nothing in its sum.
+
+    Args:
+        identity: signs.
+        outcome: as announced.
+        uploaded: rounds of that job in which an encrypted vector left this device.
+    """
+    number, head = outcome.round, outcome.ledger_head
+    if not outcome.committed or number not in uploaded or len(head) != _HASH:
+        return None
+    count = len([each for each in uploaded if each <= number])
+    message = countersign.message(
+        job=outcome.job, round=number, ledger_head=head, participations=count
+    )
+    return fleet_pb2.Countersignature(
+        job=outcome.job,
+        round=number,
+        ledger_head=head,
+        participations=count,
+        signature=identity.sign(message),
+    )

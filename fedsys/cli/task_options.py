@@ -1,0 +1,74 @@
+"""A task's options as commands take them: ``KEY=VALUE``, or a file with ``[task.options]``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedsys.config.sections import TaskSection
+
+__all__ = ["options_in", "options_of", "task_in"]
+
+
+def options_of(given: list[str]) -> dict[str, Any]:
+    """Options of ``KEY=VALUE``: a value is TOML, or else text.
+
+    Raises:
+        ConfigError: something else than ``KEY=VALUE``.
+    """
+    import tomllib
+
+    from fedsys.errors import ConfigError
+
+    found: dict[str, Any] = {}
+    for each in given:
+        key, equals, text = each.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--option {each}: expected KEY=VALUE")
+        try:
+            found[key] = tomllib.loads(f"v = {text}")["v"]
+        except tomllib.TOMLDecodeError:
+            found[key] = text
+    return found
+
+
+def options_in(path: Path, task: str) -> dict[str, Any]:
+    """The options of a configuration file, which has to be of that task.
+
+    Raises:
+        ConfigError: there is no such file, or it is of another task.
+    """
+    from fedsys.errors import ConfigError
+
+    section = task_in(path)
+    if section.name != task:
+        raise ConfigError(f"--options {path}: is of task {section.name}, not {task}")
+    return dict(section.options)
+
+
+def task_in(path: Path) -> TaskSection:
+    """The table ``[task]`` of a file that may hold nothing else.
+
+    Raises:
+        ConfigError: there is no such file, or no such table in it.
+    """
+    from pydantic import ValidationError
+
+    from fedsys.bounded_toml import parse_toml
+    from fedsys.config.sections import TaskSection
+    from fedsys.errors import ConfigError
+
+    try:
+        tables = parse_toml(path.read_bytes())
+        return TaskSection.model_validate(tables["task"])
+    except OSError as error:
+        raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    except KeyError:
+        raise ConfigError(f"{path}: has no table [task]") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["task", *map(str, first["loc"])])
+        raise ConfigError(f"{path}: {where}: {first['msg']}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: no TOML: {error}") from None

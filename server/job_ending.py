@@ -1,0 +1,108 @@
+"""How a job ends: its model, the closing line that binds what the folder holds, its summary.
+
+The closing line states the summary's hash, and the summary states the closing line's. So the
+summary without that head is written first, under another name; a crash after the closing line
+finds it there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsys.durable import flush_names, write_atomically
+from fedsys.errors import RunFolderError
+from fedsys.privacy import LedgerView
+from fedsys.privacy.ledger.closing import closing_facts
+from fedsys.privacy.ledger.cosigned import write_proof
+from fedsys.run_folder import RunFolder, plain_json
+from server.job import Job
+from server.summary import summarize
+
+__all__ = ["end_job", "finish_ended", "is_unfinished_end"]
+
+_PENDING = "summary.pending.json"
+
+
+def end_job(
+    job: Job,
+    *,
+    status: str,
+    model: bytes,
+    metrics: dict[str, float],
+    seconds: Sequence[float],
+    clients: Sequence[int],
+) -> None:
+    """Writes the model, closes the ledger, writes the summary; the job takes no further round.
+
+    Args:
+        job: with no round open and no commit held.
+        status: ``completed``, ``budget-exhausted`` or ``interrupted``.
+        model: content of ``model.pt``.
+        metrics: the last evaluation.
+        seconds: of each round.
+        clients: that trained in each of those rounds.
+
+    Raises:
+        OSError: the disk does not take it.
+        LedgerError: nor the ledger.
+    """
+    folder = job.folder
+    write_atomically(folder.model, model)
+    model_sha256 = hashlib.sha256(model).hexdigest()
+    stated = summarize(
+        job,
+        status=status,
+        model_sha256=model_sha256,
+        metrics=metrics,
+        seconds=seconds,
+        clients=clients,
+    )
+    del stated["ledger_head"]
+    text = json.dumps(plain_json(stated), allow_nan=False)
+    write_atomically(_pending(folder), text.encode(), mode=0o600)
+    summary = json.loads(text)
+    facts = closing_facts(summary=summary, metrics=folder.metrics, model_sha256=model_sha256)
+    job.close(status, facts)
+    tree = job.ledger.tree
+    note = job.signer.sign_checkpoint(tree, len(tree), job=job.coordinator.terms.job)
+    write_proof(folder.proof, tree, note)
+    _complete(folder, summary, job.ledger.head)
+
+
+def is_unfinished_end(folder: RunFolder) -> bool:
+    """Whether a process may have died between a job's closing line and its summary."""
+    return _pending(folder).is_file()
+
+
+def finish_ended(folder: RunFolder, view: LedgerView) -> None:
+    """Writes the summary of a closed ledger whose process died before it did.
+
+    Args:
+        folder: of the run.
+        view: its closed ledger.
+
+    Raises:
+        RunFolderError: what was left is not what the closing line binds.
+    """
+    try:
+        summary: dict[str, Any] = json.loads(_pending(folder).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            f"{folder.path}: its job is over and {_PENDING} cannot be read ({error}); nothing "
+            "else can make summary.json as the ledger binds it"
+        ) from None
+    _complete(folder, summary, view.head)
+
+
+def _complete(folder: RunFolder, summary: dict[str, Any], head: str) -> None:
+    folder.write_summary({**summary, "ledger_head": head})
+    _pending(folder).unlink()
+    flush_names(folder.path)
+
+
+def _pending(folder: RunFolder) -> Path:
+    return folder.path / _PENDING

@@ -1,0 +1,220 @@
+"""A device in buffered rounds: what it sends, what it counts, and a coordinator that cheats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedsys.wire import fleet_pb2
+from secure_agg import Kind
+from secure_agg.messages import kind_of
+from tests.client.devices import D, Devices, offer
+from tests.client.epochs import (
+    BUFFERING,
+    NONE,
+    Epoch,
+    buffered_plan,
+    buffered_terms,
+    entered,
+    record,
+    refused,
+    reply,
+    restarted,
+    trained,
+)
+
+
+@pytest.fixture
+def devices(tmp_path: Path) -> Devices:
+    return Devices(tmp_path, count=5, plan=buffered_plan(**NONE))
+
+
+@pytest.fixture
+def epoch(devices: Devices) -> Epoch:
+    """Everybody is in the first epoch."""
+    return entered(devices)
+
+
+# -- what goes well --------------------------------------------------------------------------------
+
+
+def test_stale_updates_count_scaled_and_every_buffer_is_summed(epoch: Epoch) -> None:
+    devices, mechanism = epoch.devices.all, epoch.terms.plan.build_mechanism()
+    epoch.train(devices[4])  # from version 0; it uploads when there are two more
+    epoch.contribute(0, 1, 2)
+    full = mechanism.decode(epoch.settle().total)
+    epoch.contribute(0, 1, 3)
+    epoch.settle()
+    for client in (0, 2):
+        epoch.contribute(client)
+    epoch.aggregator.receive(4, epoch.upload(devices[4], 4, staleness=2))
+    stale = mechanism.decode(epoch.settle().total)
+    assert full == pytest.approx(np.full(D, 0.1), abs=4e-3)
+    assert stale == pytest.approx(np.full(D, 0.1) * (2 + 1 / np.sqrt(3)) / 3, abs=4e-3)
+    assert [record(each).uploaded for each in devices] == [[1, 2, 3], [1, 2], [1, 3], [2], [3]]
+    assert {record(each).version for each in devices} == {3}
+
+
+def test_entering_costs_nothing_and_an_upload_one_participation(epoch: Epoch) -> None:
+    device = epoch.devices.all[0]
+    assert record(device).joined == []
+    epoch.train(device)
+    assert record(device).joined == []
+    epoch.upload(device, 0)
+    assert record(device).joined == [1]
+
+
+def test_who_contributed_as_often_as_was_agreed_is_asked_no_more(devices: Devices) -> None:
+    terms = buffered_terms(devices, plan=buffered_plan(max_participations=1, **NONE))
+    epoch = Epoch(devices, terms)
+    epoch.invite()
+    epoch.contribute(0, 1, 2)
+    epoch.settle()
+    assert devices.all[0].session.handle(epoch.model(2)) is None
+    cause, reason = refused(devices.all[0].handle(epoch.begin()))
+    assert cause == "PARTICIPATION"
+    assert "asked for the 2th time in 2 buffers: 1 were agreed to" in reason
+    assert devices.all[0].session.take_work() is None
+
+
+def test_what_is_trained_is_told_with_the_consent(epoch: Epoch) -> None:
+    device = epoch.devices.all[0]
+    assert not device.handle(offer(epoch.terms)).consent.HasField("training")
+    device.session.handle(epoch.model())
+    device.session.handle(epoch.begin())
+    found = device.handle(offer(epoch.terms)).consent.training
+    assert (found.job, found.round, found.version, found.done) == (b"j" * 32, 1, 0, False)
+    trained(device)
+    assert device.handle(offer(epoch.terms)).consent.training.done
+    discard = fleet_pb2.Discard(job=b"j" * 32, round=1)
+    assert device.session.handle(fleet_pb2.Down(discard=discard)) is None
+    assert not device.handle(offer(epoch.terms)).consent.HasField("training")
+
+
+def test_training_that_was_replaced_says_nothing(epoch: Epoch) -> None:
+    device = epoch.devices.all[0]
+    device.session.handle(epoch.model())
+    device.session.handle(epoch.begin())
+    first = device.session.take_work()
+    assert first is not None
+    epoch.tell([0])
+    epoch.next_buffer()
+    assert epoch.train(device).version == 1
+    assert first() is None
+
+
+def test_training_that_fails_is_one_refusal_that_quotes_nothing(epoch: Epoch) -> None:
+    device = epoch.devices.all[0]
+    device.worker.error = ValueError("row 17 is a cat")
+    device.session.handle(epoch.model())
+    device.session.handle(epoch.begin())
+    work = device.session.take_work()
+    assert work is not None
+    assert refused(work()) == ("TRAINING", "")
+    message = epoch.aggregator.next_upload(0)
+    assert refused(device.handle(epoch.collect(message)))[0] == "TRAINING"
+
+
+def test_a_training_epoch_after_epoch_goes_on(epoch: Epoch) -> None:
+    """One that trains when an epoch ends uploads in the next one."""
+    devices = epoch.devices
+    epoch.train(devices.all[4])
+    devices.all[4].session.handle(epoch.outcome(committed=False, version=0, over=True))
+    again = Epoch(devices, epoch.terms, number=2)
+    again.invite(4)
+    assert kind_of(again.upload(devices.all[4], 4)) is Kind.UPLOAD
+
+
+def test_another_job_ends_an_epoch_and_its_training(epoch: Epoch) -> None:
+    device, job = epoch.devices.all[0], epoch.assignment.context.job_hash
+    epoch.train(device)
+    other = epoch.devices.terms(job=b"k" * 32, buffering=BUFFERING)
+    assert not device.handle(offer(other)).consent.HasField("training")
+    assert device.session._sealing.bound(job) is None
+    cause, _ = refused(device.handle(epoch.collect(epoch.aggregator.next_upload(0))))
+    assert cause == "PROTOCOL"
+    device.session.handle(epoch.model())
+    assert "epoch 1 is asked for again" in refused(device.handle(epoch.invitation(0)))[1]
+
+
+def test_a_host_that_cannot_train_aside_declines(tmp_path: Path) -> None:
+    devices = Devices(tmp_path, count=5, plan=buffered_plan(**NONE))
+    devices.all[0].session._takes_buffered = False
+    cause, reason = refused(devices.all[0].handle(offer(devices.terms(buffering=BUFFERING))))
+    assert cause == "TERMS"
+    assert "the job's rounds are buffered" in reason
+
+
+# -- crashes ---------------------------------------------------------------------------------------
+
+
+def test_an_upload_that_was_lost_on_its_way_is_sent_again_to_the_bit(epoch: Epoch) -> None:
+    device = epoch.devices.all[0]
+    epoch.train(device)
+    ask = epoch.collect(epoch.aggregator.next_upload(0))
+    first = reply(device.handle(ask))
+    assert reply(device.handle(ask)) == first
+    device = restarted(epoch, 0)
+    epoch.invite(0)
+    assert reply(device.handle(ask)) == first
+    assert record(device).joined == [1]
+    cause, reason = refused(device.handle(epoch.collect(epoch.aggregator.next_upload(0))))
+    assert cause == "PARTICIPATION"
+    assert "a vector has left this device in buffer 1 already" in reason
+
+
+def test_a_crash_while_it_trains_costs_nothing(epoch: Epoch) -> None:
+    epoch.train(epoch.devices.all[0])
+    device = restarted(epoch, 0)
+    epoch.invite(0)
+    cause, reason = refused(device.handle(epoch.collect(epoch.aggregator.next_upload(0))))
+    assert (cause, reason) == ("TRAINING", "")
+    assert record(device).joined == []
+    epoch.contribute(0, 1, 2)
+    assert epoch.settle().included == (0, 1, 2)
+
+
+def test_a_crash_between_count_and_upload_counts_and_goes_on(
+    epoch: Epoch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = epoch.devices.all[0]
+    epoch.train(device)
+
+    def die(*_: object, **__: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("secure_agg.member.deal", die)
+    with pytest.raises(KeyboardInterrupt):
+        epoch.upload(device, 0)
+    monkeypatch.undo()
+    device = restarted(epoch, 0)
+    epoch.invite(0)
+    assert record(device).joined == [1]
+    assert record(device).uploaded == []
+    epoch.contribute(0, 1, 2)
+    assert epoch.settle().included == (0, 1, 2)
+    assert record(device).joined == [1]
+
+
+def test_a_member_that_lost_its_keys_sits_the_epoch_out(epoch: Epoch) -> None:
+    epoch.contribute(0)
+    epoch.devices.reboot()
+    device = restarted(epoch, 0)
+    device.session.handle(epoch.model())
+    cause, reason = refused(device.handle(epoch.invitation(0)))
+    assert cause == "SECURE_AGGREGATION"
+    assert "upload 0 has left in this round" in reason
+
+
+def test_the_keys_of_an_epoch_that_is_over_are_gone(epoch: Epoch) -> None:
+    device = epoch.devices.all[0]
+    job = epoch.assignment.context.job_hash
+    sealing = device.session._sealing
+    bound = sealing.bound(job)
+    assert bound is not None
+    assert bound.private
+    device.session.handle(epoch.outcome(committed=False, version=0, over=True))
+    assert sealing.bound(job) is None
+    assert record(device).over == 1

@@ -1,0 +1,96 @@
+"""Terms of buffered rounds: numbers in their ranges, and together with the plan that they need."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from fedsys.errors import ProtocolError
+from fedsys.privacy import make_plan
+from fedsys.wire.terms import Buffering, Terms
+
+PLAN = make_plan(
+    mechanism="distributed-gaussian",
+    population=100,
+    expected_cohort=20,
+    rounds=2,
+    dimension=650,
+    clip=1.0,
+    delta=1e-5,
+    noise_multiplier=1.0,
+    sampling="arrivals",
+    max_participations=1,
+)
+BUFFERING = Buffering(concurrency=30, epoch=3, max_staleness=4)
+
+
+def terms(**change: Any) -> Terms:
+    values: dict[str, Any] = {
+        "job": bytes(32),
+        "name": "n",
+        "task": "digits",
+        "options": {},
+        "task_sha256": "00",
+        "local": {"epochs": 1},
+        "path": "loop",
+        "dimension": 650,
+        "example_clip": 1.0,
+        "plan": PLAN,
+        "seed": 0,
+        "roster_version": 1,
+        "roster_hash": "00",
+        "buffering": BUFFERING,
+    }
+    return Terms(**{**values, **change})
+
+
+def test_buffering_reads_back_equal_and_is_in_the_digest() -> None:
+    found = Terms.decode(terms().encoded)
+    assert found == terms()
+    assert found.buffering == BUFFERING
+    other = Buffering(concurrency=30, epoch=3, max_staleness=5)
+    assert terms(buffering=other).digest != found.digest
+
+
+def test_an_epoch_invites_no_more_than_there_are_and_can_be_served() -> None:
+    assert BUFFERING.largest_epoch(PLAN) == 30 + 3 * 20
+    assert Buffering(concurrency=30, epoch=10, max_staleness=0).largest_epoch(PLAN) == 100
+    assert terms().largest_cohort == 90
+    assert terms(buffering=None).largest_cohort == PLAN.cap
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("concurrency", 1),
+        ("concurrency", 10**400),
+        ("epoch", 1),
+        ("epoch", 10_001),
+        ("max_staleness", -1),
+        ("max_staleness", 10**7),
+        ("max_staleness", True),
+        ("max_staleness", 2.0),
+        ("epoch", None),
+        ("other", 1),
+    ],
+)
+def test_numbers_outside_their_ranges_are_refused(key: str, value: object) -> None:
+    body = json.loads(terms().encoded)
+    body["buffering"][key] = value
+    with pytest.raises(ProtocolError):
+        Terms.decode(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
+
+
+@pytest.mark.parametrize("value", [[], 3, "x", {}])
+def test_buffering_is_an_object_of_its_own(value: object) -> None:
+    body = json.loads(terms().encoded)
+    body["buffering"] = value
+    with pytest.raises(ProtocolError):
+        Terms.decode(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
+
+
+def test_buffers_and_arrivals_go_together() -> None:
+    with pytest.raises(ProtocolError, match="buffered rounds go with cohorts that are arrivals"):
+        Terms.decode(terms(buffering=None).encoded)
