@@ -179,19 +179,9 @@ class _Backward:
 
 @lowers(aten.convolution_backward.default)
 def _convolution_backward(
-    low: Lowering,
-    grad: fx.Node,
-    x: fx.Node,
-    weight: fx.Node,
-    bias_sizes: Any,
-    stride: Sizes,
-    padding: Sizes,
-    dilation: Sizes,
-    transposed: bool,
-    output_padding: Sizes,
-    groups: int,
-    wanted: Sequence[bool],
+    low: Lowering, grad: fx.Node, x: fx.Node, weight: fx.Node, bias_sizes: Any, *rest: Any
 ) -> list[str | None]:
+    stride, padding, dilation, transposed, _, groups, wanted = rest
     if transposed:
         low.refuse("the gradient of a transposed convolution")
     backward = _Backward(low, (grad, x, weight), (stride, padding, dilation), groups)
