@@ -140,8 +140,8 @@ def tradeoff_of(steps: Steps, *, overhead: float = 0.0) -> ProfileTradeoff | Non
 
     Args:
         steps: as `OutsiderLoss.steps` counts them.
-        overhead: what the job's delta pays for apart from the steps (aborts that show, noise that is not quite
-            Gaussian); it is added to every delta.
+        overhead: Part of the job's delta that pays for other things than the steps (aborts that
+            show, noise that is not quite Gaussian); it is added to every delta.
     """
     squares = squares_of(steps)
     if squares == 0 or not math.isfinite(squares):
