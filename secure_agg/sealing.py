@@ -55,12 +55,19 @@ _ORDER_8: Final = (
     39382357235489614581723060781553021112529911719440698176882885853963445705823,
 )
 _LOW_ORDER: Final = frozenset((0, 1, _PRIME - 1, *_ORDER_8))
+_LOW_ENCODINGS: Final = frozenset(
+    (value | high << 255).to_bytes(32, "little")
+    for u in _LOW_ORDER
+    for value in (u, u + _PRIME)
+    for high in (0, 1)
+    if value < 2**255
+)
+"""All that RFC 7748 decodes to them: its masks the highest bit, and reduces."""
 
 
 def is_low_order(public: bytes) -> bool:
     """Whether an X25519 public key lies in the small subgroup, in any encoding."""
-    u = int.from_bytes(public[:32], "little") & (2**255 - 1)
-    return u % _PRIME in _LOW_ORDER
+    return public[:32] in _LOW_ENCODINGS
 
 
 def is_encapsulation_key(public: bytes) -> bool:
@@ -148,10 +155,9 @@ class Sealer:
         if len(member_public) > 32:
             second, encapsulation = _mlkem(member_public[32:]).encapsulate()
             secret += second
-        seat = _SEAT.pack(position)
-        fixed = (self._head, seat, self.public, member_public, encapsulation)
+        fixed = self._head, _SEAT.pack(position), self.public, member_public, encapsulation
         key = _derive(secret, fixed)
-        return key, encapsulation, seal(key, share, self._session)
+        return key, encapsulation, ChaCha20Poly1305(key).encrypt(_NONCE, share, self._session)
 
     def __repr__(self) -> str:
         return f"Sealer(public={self.public.hex()[:16]}...)"
