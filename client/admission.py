@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 from scipy.special import bdtrc
 
 from client.journal import JobRecord, Journal
 from client.policy import Policy
-from client.work import Worker
 from fedsys.errors import Cause, PolicyRefusal
-from fedsys.privacy import Mechanism, PrivacyPlan, event_from_json, guaranteed_epsilon
+from fedsys.privacy import Entropy, Mechanism, PrivacyPlan, event_from_json, guaranteed_epsilon
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.roster import RosterChain, RosterStatement
 from fedsys.wire.round_params import round_params
@@ -17,6 +20,7 @@ from secure_agg import Roster, SecAggParams
 from secure_agg.errors import ParameterError
 
 __all__ = [
+    "Worker",
     "announced_size",
     "check_assignment",
     "check_job",
@@ -29,6 +33,25 @@ _RARE = 1e-9
 """Chance at which a check of participation refuses a coordinator that samples as it promised."""
 _MOST_ROUNDS = 100_000
 """Of a protected job: a device counts the rounds of others one by one."""
+
+
+class Worker(Protocol):
+    """The owner's data and code."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the installed task's code."""
+        ...
+
+    def check(self, terms: Terms) -> None:
+        """Raise PolicyRefusal where these terms cannot be trained here."""
+        ...
+
+    def train(
+        self, terms: Terms, assignment: Assignment, client: int, entropy: Entropy
+    ) -> NDArray[np.float32]:
+        """(1, d) this client's update."""
+        ...
 
 
 def check_job(

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from client.worker import LocalData
+    from client.local_data import LocalData
 
 __all__ = ["RelaySession", "answer", "app", "open_session"]
 
@@ -87,7 +87,7 @@ class _LateWorker:
 
     @functools.cached_property
     def _data(self) -> LocalData:
-        from client.worker import DataSpec, LocalData
+        from client.local_data import DataSpec, LocalData
 
         data, shard = self._source
         return LocalData(DataSpec.parse(data, shard or None))

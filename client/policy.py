@@ -28,7 +28,7 @@ class ApprovedTask:
     """A task whose code the owner has installed and approved.
 
     Attributes:
-        sha256: of its code, as `client.worker.code_sha256` gives it.
+        sha256: of its code, as `client.local_data.code_sha256` gives it.
         options: with which it may run, exactly.
     """
 

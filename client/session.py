@@ -19,6 +19,7 @@ import numpy as np
 
 import fedsys
 from client.admission import (
+    Worker,
     announced_size,
     check_assignment,
     check_job,
@@ -35,7 +36,6 @@ from client.privatize import privatize
 from client.privatize.contribution import contribution
 from client.refusal import cause_of, refusal
 from client.volatile import VolatileStore
-from client.work import Worker
 from fedsys.errors import (
     Cause,
     ConfigError,

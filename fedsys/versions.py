@@ -14,6 +14,8 @@ __all__ = ["code_hash", "versions"]
 
 _DISTRIBUTIONS = ("torch", "numpy", "scipy", "cryptography", "dp-accounting", "opacus")
 _PACKAGES = ("fedsys", "server", "client", "secure_agg", "simulations")
+_NOT_THE_PRODUCT = frozenset({"benchmarks", "deterministic", "testbed"})
+"""Folders of `simulations` that no run executes and no wheel contains."""
 
 
 def versions() -> dict[str, str]:
@@ -34,12 +36,19 @@ def _versions() -> dict[str, str]:
 
 @functools.cache
 def code_hash() -> str:
-    """SHA-256 over the five packages' Python sources by path: the same tree, the same hash."""
+    """SHA-256 over the five packages' Python sources by path: the same tree, the same hash.
+
+    Benchmarks, testbed and the deterministic world do not count: they are not in the wheel, and an
+    edit of one must not make an earlier run's code claim undecidable.
+    """
     root = Path(fedsys.__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for package in _PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
-            name = path.relative_to(root).as_posix().encode()
+            parts = path.relative_to(root).parts
+            if parts[0] == "simulations" and parts[1] in _NOT_THE_PRODUCT:
+                continue
+            name = "/".join(parts).encode()
             content = path.read_bytes()
             digest.update(len(name).to_bytes(4, "big") + name)
             digest.update(len(content).to_bytes(8, "big") + content)

@@ -1,4 +1,4 @@
-"""Which of `fedsys.privacy.cohorts`'s samplers a plan means, and what it remembers over a crash."""
+"""Which sampler of `fedsys.privacy.sampling.cohorts` a plan means, and what survives a crash."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from numpy.typing import NDArray
 
 from fedsys.errors import ConfigError
 from fedsys.privacy import Entropy, PrivacyPlan
-from fedsys.privacy.cohorts import MinSeparation, cyclic_group, fixed_cohort, poisson_cohort
+from fedsys.privacy.sampling.cohorts import (
+    MinSeparation,
+    cyclic_group,
+    fixed_cohort,
+    poisson_cohort,
+)
 
 __all__ = ["CohortSampler"]
 

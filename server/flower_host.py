@@ -36,17 +36,16 @@ from fedsys.printable import printable
 from fedsys.wire import fleet_pb2
 from fedsys.wire.flower import CHALLENGE, DOWN, NODE, PROOF, QUERY, RECORD, UP, hello_message
 from fedsys.wire.limits import kind_of_down
-from server.deployment import Deployment
-from server.enrollment import Registry
-from server.fleet import Fleet, Link
-from server.home import Home
+from server.deployed.fleet import Fleet, Link
+from server.deployed.job_model import ModelSource
+from server.deployed.queue import Deployment, submit
+from server.deployed.roster_news import roster_news
+from server.deployed.round import Randomness
+from server.home.enrollment import Registry
+from server.home.folder import Home
+from server.home.state import ACTIVE_JOB, JobRow, State
 from server.ingress import MOST_AT_ONCE, Ingress
-from server.job_model import ModelSource
 from server.metrics import Metrics
-from server.roster_news import roster_news
-from server.round_cycle import Randomness
-from server.state import ACTIVE_JOB, JobRow, State
-from server.submission import submit
 
 __all__ = ["GridFleet", "app", "run_job"]
 

@@ -21,12 +21,12 @@ from fedsys.wire import fleet_pb2
 from fedsys.wire.address import host_and_port
 from fedsys.wire.frames import MAX_FRAME, Assembler, split
 from fedsys.wire.services import ENROLLMENT, FLEET, PROTOCOL, PROTOCOL_MIN
-from server.enrollment import Registry
-from server.fleet import Fleet, Link
+from server.deployed.fleet import Fleet, Link
+from server.deployed.roster_news import roster_news
+from server.home.enrollment import Registry
+from server.home.pki import Authority, Peer, ServerIdentity, pem
 from server.ingress import Ingress
 from server.pace import Pace
-from server.pki import Authority, Peer, ServerIdentity, pem
-from server.roster_news import roster_news
 
 __all__ = ["SERVER_OPTIONS", "DevicePort"]
 

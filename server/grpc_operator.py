@@ -13,14 +13,13 @@ from typing import Any
 import grpc
 
 from fedsys.errors import ConfigError, FedsysError
+from fedsys.run_folder import RunFolder
 from fedsys.wire import fleet_pb2
 from fedsys.wire.services import OPERATOR
-from server.deployment import Deployment
-from server.fleet import Fleet
-from server.home import Home
-from server.run_folder import RunFolder
-from server.state import ACTIVE_JOB, CertificateRow, JobRow, State
-from server.submission import submit
+from server.deployed.fleet import Fleet
+from server.deployed.queue import Deployment, submit
+from server.home.folder import Home
+from server.home.state import ACTIVE_JOB, CertificateRow, JobRow, State
 
 __all__ = ["OperatorSocket", "job_status"]
 

@@ -8,15 +8,15 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from server.deployment import Deployment
-from server.fleet import Fleet
+from server.deployed.fleet import Fleet
+from server.deployed.job_model import ModelSource
+from server.deployed.queue import Deployment
+from server.deployed.round import Randomness
 from server.grpc_host import DevicePort
 from server.grpc_operator import OperatorSocket
-from server.home import Home
-from server.job_model import ModelSource
+from server.home.folder import Home
+from server.home.state import State
 from server.metrics import Metrics
-from server.round_cycle import Randomness
-from server.state import State
 
 __all__ = ["run_coordinator"]
 

@@ -21,7 +21,7 @@ from fedsys.wire import fleet_pb2
 from fedsys.wire.limits import check_up, kind_of_up, up_limits
 from fedsys.wire.refusals import reason_of
 from secure_agg.prekeys import PREKEY_SIZE
-from server.fleet import Fleet, Link, Said
+from server.deployed.fleet import Fleet, Link, Said
 
 __all__ = ["MOST_AT_ONCE", "Ingress"]
 

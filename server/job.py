@@ -12,9 +12,9 @@ from functools import cached_property
 from fedsys.config import Config
 from fedsys.preprocessing import Preprocessing, why_withheld
 from fedsys.privacy import Ledger, PrivacyPlan, Signer
+from fedsys.run_folder import RunFolder
 from server.coordinator import Coordinator
 from server.job_settings import budget_of
-from server.run_folder import RunFolder
 
 __all__ = ["Job", "JobFacts", "job_withheld"]
 
@@ -47,7 +47,7 @@ def job_withheld(plan: PrivacyPlan, facts: JobFacts) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A job whose folder exists; `server.job_beginning` makes them.
+    """A job whose folder exists; `server.job_opening` makes them.
 
     Attributes:
         config: resolved; what ``config.toml`` holds.

@@ -18,10 +18,10 @@ from fedsys.privacy import (
 )
 from fedsys.privacy.ledger import read_private
 from fedsys.records import Total
+from fedsys.run_folder import FORMAT_VERSION, RunFolder
 from fedsys.versions import versions
 from server.job import Job
 from server.job_settings import budget_of
-from server.run_folder import FORMAT_VERSION, RunFolder
 from server.simulated_time import simulated_time
 
 __all__ = ["summarize", "summarize_closed"]

@@ -38,12 +38,12 @@ from fedsys.config import Cohort, Config, Privacy, Server
 from fedsys.durable import write_atomically
 from fedsys.errors import ConfigError
 from fedsys.privacy import AesCtrStream, Entropy, read_ledger
+from fedsys.run_folder import RunFolder, disk_errors, free_name
 from server.job import Job
-from server.job_beginning import JobSpec, start_job
+from server.job_opening import JobSpec, start_job
 from server.job_settings import plan_for
-from server.run_folder import RunFolder, disk_errors, free_name
 from simulations import harness
-from simulations.engine import InProcess
+from simulations.engine.base import InProcess
 from simulations.harness import Observer, RunResult
 from simulations.population import Population
 from simulations.randomness import Randomness, SystemRandomness

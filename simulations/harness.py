@@ -20,16 +20,16 @@ from fedsys.durable import write_atomically
 from fedsys.errors import BudgetExceeded
 from fedsys.preprocessing import REMEDY
 from fedsys.privacy import LedgerView, read_ledger
+from fedsys.run_folder import RunFolder, disk_errors, free_name
 from server.checkpoint import model_bytes
 from server.coordinator import SumRefused
 from server.job import Job, job_withheld
-from server.job_beginning import JobSpec, restore_job, start_job
+from server.job_opening import JobSpec, restore_job, start_job
 from server.rounds import RoundAborted
-from server.run_folder import RunFolder, disk_errors, free_name
 from server.summary import summarize, summarize_closed
-from simulations.buffered import BufferedRounds
+from simulations.buffered.rounds import BufferedRounds
+from simulations.engine.noise_ahead import NoiseAhead
 from simulations.interrupts import uninterrupted
-from simulations.noise_ahead import NoiseAhead
 from simulations.randomness import Randomness
 from simulations.setting import Setting, prepare
 from simulations.summation import Cohort, Summed, summation

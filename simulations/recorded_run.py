@@ -12,7 +12,7 @@ from fedsys.config import Config
 from fedsys.errors import LedgerError, RunFolderError
 from fedsys.privacy import LedgerView, PrivacyPlan, plan_of, read_ledger
 from fedsys.privacy.ledger import read_private
-from server.run_folder import RunFolder
+from fedsys.run_folder import RunFolder
 
 __all__ = ["RecordedRun"]
 

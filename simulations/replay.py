@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.worker import shard_rows
+from client.local_data import shard_rows
 from fedsys import tasks
 from fedsys.errors import ConfigError, LedgerError
 from fedsys.tasks.partition import Compressed
 from fedsys.versions import versions
 from server.checkpoint import model_bytes, sha256_of_aggregate, sha256_of_weights
 from server.job_settings import strategy_of
-from simulations.chunk import Protocol, RoundWork, in_ring
-from simulations.engine import Engine
-from simulations.layout import cores, lay_out
+from simulations.engine.base import Engine
+from simulations.engine.chunk import Protocol, RoundWork, in_ring
+from simulations.engine.layout import cores, lay_out
 from simulations.population import Population
 from simulations.randomness import SystemRandomness
 from simulations.recorded_run import RecordedRun

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from fedsys.config import Config, dump, load, validate
 from fedsys.durable import make_folder, write_atomically
 from fedsys.errors import ConfigError, RunFolderError
-from server.run_folder import disk_errors
+from fedsys.run_folder import disk_errors
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

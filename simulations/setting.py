@@ -18,9 +18,9 @@ from fedsys.wire.round_params import round_params
 from secure_agg.errors import ParameterError
 from server.job import JobFacts, job_withheld
 from server.job_settings import clipping_for, example_steps, plan_for, strategy_of
-from simulations.engine import Engine, using_threads
+from simulations.engine.base import Engine, using_threads
+from simulations.engine.layout import lay_out, recruits_for
 from simulations.faults import FaultPlan, SimulatedClock
-from simulations.layout import lay_out, recruits_for
 from simulations.population import Population
 from simulations.randomness import Randomness, SeededRandomness, SystemRandomness, derived_key
 

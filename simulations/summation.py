@@ -23,8 +23,8 @@ from fedsys.privacy import Mechanism, PrivacyPlan, ring_dtype
 from secure_agg import SecureAggError, Shared, draw_committee
 from server.coordinator import OpenRound
 from server.rounds import RoundAborted, SecureRound, params_for
-from simulations.chunk import RoundWork, in_ring
-from simulations.engine import Chunk, Engine
+from simulations.engine.base import Chunk, Engine
+from simulations.engine.chunk import RoundWork, in_ring
 from simulations.faults import STAGES, UPLOAD, FaultPlan
 from simulations.population import Population
 from simulations.randomness import Randomness

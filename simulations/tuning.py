@@ -31,8 +31,8 @@ from fedsys.config.sections import TuningPart
 from fedsys.durable import write_atomically
 from fedsys.errors import ConfigError, MechanismError, RunFolderError, TrainingError
 from fedsys.records import AuditResult
+from fedsys.run_folder import RunFolder, disk_errors
 from fedsys.tasks.options import nearest
-from server.run_folder import RunFolder, disk_errors
 from simulations import harness
 from simulations.search import Search, Value, setting, with_settings
 

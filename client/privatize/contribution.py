@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.privacy import AdaptiveClipping, Entropy
-from fedsys.privacy.cohorts import secret_coin
+from fedsys.privacy.sampling.cohorts import secret_coin
 
 __all__ = ["contribution"]
 

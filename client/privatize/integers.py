@@ -1,9 +1,9 @@
 """Clip in the integers and sum, for a whole chunk, on the device that trained it.
 
-The torch twin of `fedsys.privacy.clipping`, equal to it to the bit: the same norms, factors and
-rounding, without a (K, d) copy in float64 and without (K, d) integers. Tiles of rows and columns
-are widened to float64, scaled, rounded and added; every value is an integer below 2^53, so sums in
-float64 are exact in whatever order.
+The torch twin of `fedsys.privacy.encoding.clipping`, equal to it to the bit: the same norms,
+factors and rounding, without a (K, d) copy in float64 and without (K, d) integers. Tiles of rows
+and columns are widened to float64, scaled, rounded and added; every value is an integer below 2^53,
+so sums in float64 are exact in any order.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsys.errors import MechanismError
-from fedsys.privacy.clipping import clipping_factors, squared_norm_limit, wide_scale
+from fedsys.privacy.encoding.clipping import clipping_factors, squared_norm_limit, wide_scale
 
 __all__ = ["Clipped", "add_clipped_integers"]
 
-_PASSES = 4  # as in fedsys.privacy.clipping
+_PASSES = 4  # as in fedsys.privacy.encoding.clipping
 _HOST_TILE = 1 << 16  # coordinates: two tiles of float64 are 1 MiB, about a second-level cache
 _DEVICE_TILE = 1 << 26
 
@@ -107,7 +107,7 @@ class _Group:
         return norms > clip, finite
 
     def _norms(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """(R,) norms as `fedsys.privacy.clipping.finite_norms` rounds them, 0 where not finite."""
+        """(R,) norms, rounded as `finite_norms` rounds them, 0 where not finite."""
         norms = np.sqrt(self._squares(self._widened))
         finite: NDArray[np.bool_] = np.isfinite(norms)
         norms[~finite] = 0.0

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from client.privatize.integers import add_clipped_integers
-from fedsys.privacy.clipping import squared_norm_limit, wide_scale
-from fedsys.privacy.float_sums import FixedPoint
+from fedsys.privacy.encoding.clipping import squared_norm_limit, wide_scale
+from fedsys.privacy.encoding.float_sums import FixedPoint
 
 __all__ = ["FloatSum", "IntegerSum", "RecordedSum"]
 
@@ -58,7 +58,7 @@ class RecordedSum(ABC):
 
 
 class IntegerSum:
-    """Clip in the integers and sum, at norm `clip`. A `client.training.graphed.Finish`.
+    """Clip in the integers and sum, at norm `clip`. A `client.training.graph.path.Finish`.
 
     Args:
         clip: C.
@@ -74,7 +74,7 @@ class IntegerSum:
 
 class FloatSum:
     """Scale updates down to norm `clip` and add them in floating point, rounded to the units of
-    `fedsys.privacy.float_sums.FixedPoint`. A `client.training.graphed.Finish`.
+    `fedsys.privacy.encoding.float_sums.FixedPoint`. A `client.training.graph.path.Finish`.
 
     Args:
         clip: C.
@@ -97,7 +97,7 @@ class _IntegerSum(RecordedSum):
         squares = _squares(rows, None)
         finite = torch.isfinite(squares)
         norms = torch.where(finite, squares, 0.0).sqrt_()
-        # As in fedsys.privacy.clipping.finite_norms: 24 bits, the same in any order of summation.
+        # As in `finite_norms`: 24 bits, the same in any order of summation.
         in_float32 = (norms < 3e38) & (norms > 1e-37)
         norms = torch.where(in_float32, norms.to(torch.float32).to(torch.float64), norms)
         counted = finite & self._present

@@ -1,8 +1,8 @@
 """Local training, batch-first."""
 
 from client.training.autotune import Choice
-from client.training.example_privacy import ExamplePrivacy
-from client.training.example_trainer import ExampleTrainer
+from client.training.example.privacy import ExamplePrivacy
+from client.training.example.trainer import ExampleTrainer
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
 from client.training.memory import keep_freed_memory

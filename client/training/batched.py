@@ -12,10 +12,11 @@ from torch.func import functional_call, grad, vmap
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
 from client.training.optimizer import Stepper
-from client.training.schedule import Schedule, Step
+from client.training.schedule import Schedule
+from client.training.step_tensors import gather
 from fedsys.tasks import Examples, Task, seeded
 
-__all__ = ["BatchedPath", "examples_of", "gather", "loss_weights"]
+__all__ = ["BatchedPath"]
 
 
 class BatchedPath:
@@ -63,20 +64,3 @@ class BatchedPath:
                 stepper.step([grads[name] for name in params], active)
             torch.cat([param.reshape(clients, -1) for param in params.values()], dim=1, out=out)
             out -= start
-
-
-def gather(examples: Examples, step: Step, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """One step's inputs (A, B, ...), targets (A, B, ...) and loss weights (A, B)."""
-    x, y = examples_of(examples.x, step), examples_of(examples.y, step)
-    return x, y, loss_weights(step, dtype, x.device)
-
-
-def examples_of(values: Tensor, step: Step) -> Tensor:
-    """(A, B, ...) one step's rows of all examples' inputs or targets (M, ...)."""
-    rows = torch.from_numpy(step.rows).to(values.device)
-    return values.index_select(0, rows.reshape(-1)).view(*rows.shape, *values.shape[1:])
-
-
-def loss_weights(step: Step, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(A, B) what each example's loss counts in its client's mean."""
-    return torch.from_numpy(step.weights()).to(device=device, dtype=dtype)

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client.training.clipping import clipped_sum_of
-from client.training.cohort import Room
+from client.privatize.floats import clipped_sum_of
+from client.training.dual.progress import Room
 from client.training.local import LocalConfig
 from client.training.schedule import Schedule, build
 from client.training.selfcheck import LocalPath, PathFactory, SummingPath

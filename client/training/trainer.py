@@ -29,13 +29,13 @@ from client.training.autotune import Choice, best, candidates, measure, most_at_
 from client.training.batched import BatchedPath
 from client.training.chunks import ChunkRunner, Clients
 from client.training.device_memory import CudaMemory, clients_that_fit
-from client.training.dual import DualPath, pays
+from client.training.dual.path import DualPath, pays
 from client.training.evaluation import evaluate
 from client.training.flat import FlatLayout
-from client.training.graphed import GraphPath
+from client.training.graph.path import GraphPath
+from client.training.graph.resident import Resident
 from client.training.local import LocalConfig
 from client.training.loop import LoopPath
-from client.training.resident import Resident
 from client.training.selfcheck import PathFactory, reason_to_refuse
 from fedsys.errors import ConfigError, TrainingError
 from fedsys.tasks import Examples, Task

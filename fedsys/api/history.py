@@ -8,8 +8,8 @@ from typing import Any
 from fedsys.api.rows import Rows
 from fedsys.privacy import VIEWS, read_ledger
 from fedsys.records import AuditResult
-from fedsys.report.folder import read
-from server.run_folder import RunFolder
+from fedsys.report.contents import read
+from fedsys.run_folder import RunFolder
 
 __all__ = ["history_of"]
 

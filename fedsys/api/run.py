@@ -19,8 +19,8 @@ from fedsys.audit import audit_run
 from fedsys.errors import ConfigError, RunFolderError
 from fedsys.privacy import Epsilons
 from fedsys.records import AuditResult
+from fedsys.release.model import ReleasedModel
 from fedsys.report import figures
-from server.released_model import ReleasedModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

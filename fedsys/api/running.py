@@ -12,7 +12,7 @@ from fedsys.api.run import Run
 from fedsys.config import Config, load
 from fedsys.errors import ConfigError
 from fedsys.report.progress import observer as shown
-from server.run_folder import RunFolder
+from fedsys.run_folder import RunFolder
 from simulations import harness
 
 __all__ = ["resume", "simulate"]

@@ -21,7 +21,7 @@ from fedsys.audit.lower_bounds import epsilon_at_least
 from fedsys.audit.spending import Spending
 from fedsys.audit.wording import claim, epsilon_text
 from fedsys.privacy import PrivacyPlan
-from fedsys.privacy.costs import Steps, second_opinion
+from fedsys.privacy.accounting.costs import Steps, second_opinion
 from fedsys.records import Claim
 
 __all__ = ["cross_checks"]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fedsys.privacy import PrivacyPlan, View
-from fedsys.privacy.costs import Steps, steps_epsilon
+from fedsys.privacy.accounting.costs import Steps, steps_epsilon
 from fedsys.privacy.events import GaussianStep
 
 __all__ = ["Part", "covered", "outsider_total", "part_of", "usable"]

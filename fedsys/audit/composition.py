@@ -24,8 +24,8 @@ from fedsys.audit.rederive import Audit, examine
 from fedsys.audit.wording import claim, epsilon_text, plain
 from fedsys.errors import AuditInputError
 from fedsys.privacy import Epsilons, View, load_public_key
+from fedsys.privacy.accounting.exact_gaussian import composed_epsilon
 from fedsys.privacy.events import GaussianStep
-from fedsys.privacy.exact_gaussian import composed_epsilon
 from fedsys.records import AuditResult, Claim, EpsilonPoint
 
 __all__ = ["compose"]

@@ -13,7 +13,7 @@ from fedsys.audit.spending import Spending
 from fedsys.audit.wording import claim, epsilon_text, plain, value_text
 from fedsys.errors import MechanismError
 from fedsys.privacy import VIEWS, Event, PrivacyPlan, View, guaranteed_epsilon
-from fedsys.privacy.costs import (
+from fedsys.privacy.accounting.costs import (
     accountant_of,
     outsider_step,
     server_step,

@@ -11,7 +11,7 @@ from fedsys.audit.adding import Part, outsider_total, part_of
 from fedsys.audit.evidence import Evidence
 from fedsys.audit.wording import claim, epsilon_text, value_text
 from fedsys.privacy import LedgerView, PrivacyPlan
-from fedsys.privacy.costs import Steps
+from fedsys.privacy.accounting.costs import Steps
 from fedsys.records import Claim, Total
 
 __all__ = ["Before", "total_of", "tuning_claim"]

@@ -99,9 +99,9 @@ def _serve(
 
     from client.answer_time import AnswerTime
     from client.grpc_host import ConnectionHost
+    from client.local_data import DataSpec, LocalData
     from client.policy import ApprovedTask, Policy
     from client.session import Session
-    from client.worker import DataSpec, LocalData
     from fedsys.errors import ConfigError
     from fedsys.secret_files import write_secret
 

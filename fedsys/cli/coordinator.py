@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fedsys.cli.deployment import no_core_dumps, prepare, unwritable
 from fedsys.cli.sign_roster import sign_roster
 from fedsys.cli.terminal import say
-
-if TYPE_CHECKING:
-    from fedsys.config import Config
-    from server.job_model import JobModel
 
 __all__ = ["app"]
 
@@ -49,8 +45,8 @@ def init(
     """Make a certificate authority, a server certificate, keys and a database."""
     from fedsys.errors import ConfigError
     from fedsys.privacy import load_public_key
-    from server.home import Home
-    from server.pki import default_hosts
+    from server.home.folder import Home
+    from server.home.pki import default_hosts
 
     if epsilon is not None and not epsilon > 0:
         raise ConfigError(f"--epsilon {epsilon:g}: a budget is above 0; leave it out for none")
@@ -84,8 +80,8 @@ def enroll(
 ) -> None:
     """Print a one-time token with which one device can join."""
     from fedsys.errors import ConfigError
-    from server.home import Home
-    from server.state import State
+    from server.home.folder import Home
+    from server.home.state import State
 
     if not 0.01 <= hours <= 8760:
         raise ConfigError(f"--hours {hours:g}: give a number from 0.01 to 8760, a year")
@@ -118,9 +114,10 @@ def run(
     import asyncio
     import sys
 
+    from client.task_model import TaskModel
     from fedsys.logs import configure
     from server.grpc_service import run_coordinator
-    from server.home import Home
+    from server.home.folder import Home
 
     configure(log)
     no_core_dumps()
@@ -129,7 +126,7 @@ def run(
         say(f"listening on {listen.rpartition(':')[0]}:{port}")
         sys.stdout.flush()
 
-    asyncio.run(run_coordinator(Home.open(folder), listen=listen, models=model_of, ready=ready))
+    asyncio.run(run_coordinator(Home.open(folder), listen=listen, models=TaskModel, ready=ready))
 
 
 @app.command()
@@ -152,8 +149,8 @@ def nodes(folder: Folder) -> None:
 @app.command()
 def revoke(folder: Folder, name: Annotated[str, typer.Argument()]) -> None:
     """Shut a device out for good."""
-    from server.home import Home
-    from server.state import State
+    from server.home.folder import Home
+    from server.home.state import State
 
     home, state = Home.open(folder), State.open(folder)
     try:
@@ -168,7 +165,7 @@ def revoke(folder: Folder, name: Annotated[str, typer.Argument()]) -> None:
 @app.command()
 def rotate(folder: Folder) -> None:
     """Issue a new server certificate, for the hosts in coordinator.toml; then restart."""
-    from server.home import Home
+    from server.home.folder import Home
 
     Home.open(folder).rotate_server()
     say("a new server certificate is in place; restart the coordinator")
@@ -187,8 +184,8 @@ def roster(
     """Show the signed roster, propose the next, or put a signed one in force."""
     from fedsys.errors import ConfigError
     from fedsys.wire.roster_authority import read_signed
-    from server.home import Home
-    from server.state import State
+    from server.home.folder import Home
+    from server.home.state import State
 
     home, state = Home.open(folder), State.open(folder)
     try:
@@ -245,53 +242,3 @@ def templates(
             say(str(target))
     except OSError as error:
         raise unwritable("OUT", out, error) from None
-
-
-class _Model:
-    """A task's model through the same trainer that devices and simulations use."""
-
-    def __init__(self, config: Config) -> None:
-        from client.training import LocalConfig, Trainer
-        from client.worker import code_sha256
-        from fedsys import tasks
-
-        self._task = tasks.load(config.task.name, config.task.options)
-        self.task_sha256 = code_sha256(self._task)
-        self.preprocessing = tasks.preprocessing_of(self._task)
-        self._trainer = Trainer(
-            self._task,
-            LocalConfig(**config.local.model_dump()),
-            "cpu",
-            "loop" if config.engine.path == "auto" else config.engine.path,
-            1,
-            config.job.seed,
-        )
-        self.layers = self._trainer.layout.sizes
-        self._data: Any = None
-
-    def initial_weights(self) -> Any:
-        return self._trainer.initial_weights()
-
-    def state_dict(self, weights: Any) -> dict[str, Any]:
-        return self._trainer.state_dict(weights)
-
-    def evaluate(self, weights: Any) -> dict[str, float] | None:
-        import logging
-
-        from fedsys import tasks
-        from fedsys.errors import DataError
-
-        if self._data is None:
-            try:
-                self._data = self._task.clients(tasks.DataSource.locate(None))
-            except DataError as error:
-                logging.getLogger(__name__).warning("no evaluation: %s", error)
-                self._data = False
-        if self._data is False:
-            return None
-        return self._trainer.evaluate(weights, self._data.test)
-
-
-def model_of(config: Config) -> JobModel:
-    """The model that a configuration names."""
-    return _Model(config)

@@ -12,7 +12,7 @@ from fedsys.cli.terminal import say
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from server.released_model import ReleasedModel
+    from fedsys.release.model import ReleasedModel
 
 __all__ = ["export"]
 
@@ -43,8 +43,8 @@ def export(
     from fedsys.cli.extras import require
     from fedsys.durable import write_atomically
     from fedsys.errors import ConfigError
-    from server.model_export import FORMATS, as_safetensors
-    from server.released_model import ReleasedModel
+    from fedsys.release.formats import FORMATS, as_safetensors
+    from fedsys.release.model import ReleasedModel
 
     kind = out.suffix
     if kind not in FORMATS:
@@ -90,7 +90,7 @@ def _traced(released: ReleasedModel, kind: str, named: str | None, data: Path | 
 
     from fedsys import tasks
     from fedsys.errors import ConfigError
-    from server.model_export import as_onnx, as_pt2
+    from fedsys.release.formats import as_onnx, as_pt2
 
     config = released.config
     if ":" in config.task.name and named != config.task.name:

@@ -122,9 +122,9 @@ def fetch(
 
     from fedsys.cli.finish import audit_and_report
     from fedsys.errors import ConfigError
-    from server.home import Home
-    from server.run_folder import RunFolder, disk_errors
-    from server.state import ACTIVE_JOB, State
+    from fedsys.run_folder import RunFolder, disk_errors
+    from server.home.folder import Home
+    from server.home.state import ACTIVE_JOB, State
 
     trackers = trackers_of(track)
     home, state = Home.open(folder), State.open(folder)
@@ -163,8 +163,8 @@ def describe(status: fleet_pb2.JobStatus) -> str:
 
 def _cancel_without(folder: Path, id: str | None) -> str:
     """Cancel a job whose coordinator does not run, or cannot."""
-    from server.home import Home
-    from server.state import State
+    from server.home.folder import Home
+    from server.home.state import State
 
     with Home.open(folder).alone():
         state = State.open(folder)

@@ -139,8 +139,8 @@ def _cohort_given(options: dict[str, Any]) -> bool:
 def _all_views(options: dict[str, Any]) -> dict[str, Any]:
     """Epsilon in all views of the plan that the options describe."""
     from fedsys.errors import MechanismError
-    from fedsys.privacy.plan import make_plan
-    from fedsys.privacy.projection import project
+    from fedsys.privacy.accounting.projection import project
+    from fedsys.privacy.planning import make_plan
     from fedsys.privacy.views import VIEWS
 
     rate, cohort, population = options["sampling_rate"], options["cohort"], options["population"]
@@ -185,11 +185,11 @@ def _outsider_alone(options: dict[str, Any]) -> dict[str, Any]:
     """
     from fedsys.errors import MechanismError
     from fedsys.privacy import validation
+    from fedsys.privacy.accounting.costs import Steps as GaussianSteps
+    from fedsys.privacy.accounting.costs import accountant_of, outsider_step
+    from fedsys.privacy.accounting.projection import outsider_epsilons
     from fedsys.privacy.calibration import least_noise
-    from fedsys.privacy.costs import Steps as GaussianSteps
-    from fedsys.privacy.costs import accountant_of, outsider_step
     from fedsys.privacy.events import build_event
-    from fedsys.privacy.projection import outsider_epsilons
     from fedsys.privacy.views import epsilon_to_json
 
     mechanism = options["mechanism"]
@@ -250,7 +250,7 @@ def _outsider_alone(options: dict[str, Any]) -> dict[str, Any]:
 
 def _facts(options: dict[str, Any]) -> dict[str, Any]:
     from fedsys import __version__
-    from fedsys.privacy.charges import accountant_versions
+    from fedsys.privacy.accounting.from_ledger import accountant_versions
 
     names = ("mechanism", "guarantee", "rounds", "delta", "encoding", "sampling", "dropout")
     return {

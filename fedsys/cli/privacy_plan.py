@@ -24,8 +24,8 @@ from fedsys.cli.privacy_options import (
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from fedsys.privacy.accounting.projection import Projection
     from fedsys.privacy.plan import PrivacyPlan
-    from fedsys.privacy.projection import Projection
 
 __all__ = ["plan"]
 
@@ -59,8 +59,8 @@ def plan(
     """Cohort x rounds x noise for a budget: all views, accuracy lost, memory and bandwidth."""
     from fedsys.errors import MechanismError
     from fedsys.privacy import validation
-    from fedsys.privacy.plan import make_plan
-    from fedsys.privacy.projection import project
+    from fedsys.privacy.accounting.projection import project
+    from fedsys.privacy.planning import make_plan
 
     validation.integer("--population", population, least=2)
     validation.integer("--dim", dim)

@@ -18,7 +18,7 @@ def publish(
 ) -> None:
     """Write what may be shown to anybody: no private.jsonl, no realised cohorts."""
     from fedsys.cli.finish import audit_and_report
-    from server.publication import publish_run
+    from fedsys.release.publication import publish_run
 
     publish_run(run, out)
     checked = audit_and_report(out, private=False)

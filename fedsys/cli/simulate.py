@@ -99,7 +99,7 @@ def simulate(
         raise ConfigError("--canaries makes a run for its audit alone; leave out --track")
     from fedsys.cli.tracking import tracked
     from fedsys.report.progress import observer
-    from server.run_folder import free_name
+    from fedsys.run_folder import free_name
 
     if track and resume is None and out is None:
         out = free_name(Path("runs"), load(config, settings).job.name)

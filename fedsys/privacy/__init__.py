@@ -14,18 +14,17 @@ from typing import TYPE_CHECKING
 from fedsys.lazy_names import on_use
 
 if TYPE_CHECKING:
-    from fedsys.privacy.aborts import AbortBounds, abort_delta, choose_cap_and_min_survivors
-    from fedsys.privacy.accounting import ViewAccountant
-    from fedsys.privacy.adaptive import AdaptiveClipping, default_bit_fraction
-    from fedsys.privacy.calibration import calibrate, guaranteed_epsilon, planned_outsider
-    from fedsys.privacy.charges import charge_rounds, events_of, ledger_header, plan_of, replay
-    from fedsys.privacy.cohorts import (
-        MinSeparation,
-        cyclic_group,
-        fixed_cohort,
-        poisson_cohort,
-        secret_coin,
+    from fedsys.privacy.accounting.accountant import ViewAccountant
+    from fedsys.privacy.accounting.from_ledger import (
+        charge_rounds,
+        events_of,
+        ledger_header,
+        plan_of,
+        replay,
     )
+    from fedsys.privacy.calibration import calibrate, guaranteed_epsilon, planned_outsider
+    from fedsys.privacy.encoding.adaptive import AdaptiveClipping, default_bit_fraction
+    from fedsys.privacy.encoding.rings import from_ring, ring_dtype, to_ring
     from fedsys.privacy.events import Event, Sampling, event_from_json
     from fedsys.privacy.ledger import Ledger, LedgerView, Signer, load_public_key, read_ledger
     from fedsys.privacy.mechanisms import (
@@ -36,9 +35,21 @@ if TYPE_CHECKING:
         build_mechanism,
         mechanism_for,
     )
-    from fedsys.privacy.plan import PrivacyPlan, make_plan
+    from fedsys.privacy.plan import PrivacyPlan
+    from fedsys.privacy.planning import make_plan
     from fedsys.privacy.randomness import AesCtrStream, Entropy
-    from fedsys.privacy.rings import from_ring, ring_dtype, to_ring
+    from fedsys.privacy.sampling.aborts import (
+        AbortBounds,
+        abort_delta,
+        choose_cap_and_min_survivors,
+    )
+    from fedsys.privacy.sampling.cohorts import (
+        MinSeparation,
+        cyclic_group,
+        fixed_cohort,
+        poisson_cohort,
+        secret_coin,
+    )
     from fedsys.privacy.views import VIEWS, Epsilons, View
 
 __all__ = [
@@ -88,12 +99,18 @@ __all__ = [
 ]
 
 _NAMES = {
-    "aborts": ("AbortBounds", "abort_delta", "choose_cap_and_min_survivors"),
-    "accounting": ("ViewAccountant",),
-    "adaptive": ("AdaptiveClipping", "default_bit_fraction"),
+    "sampling.aborts": ("AbortBounds", "abort_delta", "choose_cap_and_min_survivors"),
+    "accounting.accountant": ("ViewAccountant",),
+    "encoding.adaptive": ("AdaptiveClipping", "default_bit_fraction"),
     "calibration": ("calibrate", "guaranteed_epsilon", "planned_outsider"),
-    "charges": ("charge_rounds", "events_of", "ledger_header", "plan_of", "replay"),
-    "cohorts": ("MinSeparation", "cyclic_group", "fixed_cohort", "poisson_cohort", "secret_coin"),
+    "accounting.from_ledger": ("charge_rounds", "events_of", "ledger_header", "plan_of", "replay"),
+    "sampling.cohorts": (
+        "MinSeparation",
+        "cyclic_group",
+        "fixed_cohort",
+        "poisson_cohort",
+        "secret_coin",
+    ),
     "events": ("Event", "Sampling", "event_from_json"),
     "ledger": ("Ledger", "LedgerView", "Signer", "load_public_key", "read_ledger"),
     "mechanisms": (
@@ -104,9 +121,10 @@ _NAMES = {
         "build_mechanism",
         "mechanism_for",
     ),
-    "plan": ("PrivacyPlan", "make_plan"),
+    "plan": ("PrivacyPlan",),
+    "planning": ("make_plan",),
     "randomness": ("AesCtrStream", "Entropy"),
-    "rings": ("from_ring", "ring_dtype", "to_ring"),
+    "encoding.rings": ("from_ring", "ring_dtype", "to_ring"),
     "views": ("VIEWS", "Epsilons", "View"),
 }
 

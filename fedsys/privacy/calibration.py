@@ -1,6 +1,6 @@
 """The least noise that meets a target: bracketed on the accountant that is reported.
 
->>> from fedsys.privacy.plan import make_plan
+>>> from fedsys.privacy.planning import make_plan
 >>> plan = make_plan(mechanism="central-gaussian", population=1000, expected_cohort=100,
 ...     rounds=100, dimension=1000, clip=1.0, delta=1e-5, noise_multiplier=1.0)
 >>> abs(calibrate(4.0, plan) - 1.386) < 0.02  # published: 1.386, without aborts in delta
@@ -18,12 +18,18 @@ from scipy.optimize import brentq
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
-from fedsys.privacy.costs import Steps, outsider_step, rdp_epsilon, squares_of, steps_epsilon
-from fedsys.privacy.exact_gaussian import composed_epsilon
-from fedsys.privacy.losses.server import worst_server
-from fedsys.privacy.noise_charges import NoiseTooCoarse
+from fedsys.privacy.accounting.costs import (
+    Steps,
+    outsider_step,
+    rdp_epsilon,
+    squares_of,
+    steps_epsilon,
+)
+from fedsys.privacy.accounting.exact_gaussian import composed_epsilon
+from fedsys.privacy.accounting.noise_charges import NoiseTooCoarse
+from fedsys.privacy.accounting.server import worst_server
+from fedsys.privacy.encoding.rings import MAX_BITS
 from fedsys.privacy.plan import LEAST_NOISE, PrivacyPlan
-from fedsys.privacy.rings import MAX_BITS
 
 __all__ = ["bisect_noise", "calibrate", "guaranteed_epsilon", "least_noise", "planned_outsider"]
 

@@ -1,9 +1,8 @@
 """A job's privacy parameters, fixed before its first round: constants of every claim.
 
+>>> from fedsys.privacy.planning import make_plan
 >>> plan = make_plan(mechanism="distributed-gaussian", population=1437, expected_cohort=100,
 ...     rounds=40, dimension=650, clip=0.3, delta=1e-5, noise_multiplier=0.7)
->>> plan.cap, plan.min_survivors, plan.modulus_bits
-(163, 44, 20)
 >>> PrivacyPlan.from_json(plan.to_json()) == plan
 True
 """
@@ -14,40 +13,29 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Unpack, cast, get_args
+from typing import Any, cast, get_args
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
-from fedsys.privacy.aborts import ABORT_SHARE, abort_delta, choose_cap_and_min_survivors
-from fedsys.privacy.costs import Accountant, accountant_of, outsider_step
-from fedsys.privacy.events import (
-    EncodingKind,
-    Event,
-    EventChoices,
-    Guarantee,
-    Noise,
-    SamplingKind,
-    build_event,
-)
+from fedsys.privacy.accounting.costs import Accountant, accountant_of, outsider_step
+from fedsys.privacy.accounting.noise_charges import NoiseCharges, noise_charges
+from fedsys.privacy.events import Event, EventChoices, build_event
 from fedsys.privacy.mechanisms import Mechanism, mechanism_for
-from fedsys.privacy.noise_charges import NoiseCharges, noise_charges
-from fedsys.privacy.quorum import Cohorts, quorum_delta, remedy
+from fedsys.privacy.plan_parts import (
+    PARTS,
+    Assumptions,
+    CohortPlan,
+    MechanismPlan,
+    PlanValues,
+    Promise,
+    Unit,
+    UpdatePlan,
+)
+from fedsys.privacy.sampling.aborts import ABORT_SHARE, abort_delta
+from fedsys.privacy.sampling.quorum import Cohorts, quorum_delta, remedy
 from fedsys.privacy.views import View
 
-__all__ = [
-    "LEAST_NOISE",
-    "Assumptions",
-    "CohortPlan",
-    "MechanismPlan",
-    "PlanChoices",
-    "PrivacyPlan",
-    "Promise",
-    "Unit",
-    "UpdatePlan",
-    "make_plan",
-]
-
-Unit = Literal["client", "example"]
+__all__ = ["LEAST_NOISE", "PrivacyPlan", "event_choices", "turn_groups"]
 
 LEAST_NOISE = 1e-2
 """Multipliers below it are refused, and calibration ends there."""
@@ -57,115 +45,10 @@ _LARGEST_POPULATION = 1 << 28
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MechanismPlan:
-    """Which noise is added.
+class PrivacyPlan(PlanValues):
+    """Everything that the accountant of a job needs to know apart from its rounds.
 
-    Attributes:
-        mechanism: name of the mechanism.
-        noise_multiplier: z.
-        noise: ``per-client``, or ``once`` where a simulation draws the noise of the whole sum.
-        example_rate: largest probability of an example being in a local batch (unit ``example``).
-        steps: local steps in a round, at most (unit ``example``).
-    """
-
-    mechanism: str
-    noise_multiplier: float
-    noise: Noise = "per-client"
-    example_rate: float | None = None
-    steps: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UpdatePlan:
-    """What an update is and how it becomes integers.
-
-    Attributes:
-        dimension: d, coordinates of an update.
-        clip: C, the clipping norm (of the first round, where it adapts).
-        encoding: ``wide``, ``narrow``, or ``float`` (see `fedsys.privacy.float_sums`).
-        modulus_bits: b.
-        adaptive_clip: whether rounds may clip at other norms than ``clip``; the cost is the same.
-    """
-
-    dimension: int
-    clip: float
-    encoding: EncodingKind = "wide"
-    modulus_bits: int = 32
-    adaptive_clip: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CohortPlan:
-    """How cohorts come about, and how large and how often.
-
-    Attributes:
-        population: N, clients that might be sampled.
-        expected_cohort: n = q N.
-        cap: n_cap.
-        min_survivors: m.
-        sampling: how cohorts come about.
-        participation: p of secret participation.
-        max_participations: rounds to which any client contributes its update at most; in further
-            ones it sends zeros and its share of noise, and in buffered rounds it is not asked.
-        min_separation: rounds between two participations of one client, where that is enforced;
-            under banded-mf with Poisson sampling the number of groups that take turns.
-    """
-
-    population: int
-    expected_cohort: float
-    cap: int
-    min_survivors: int
-    sampling: SamplingKind = "poisson"
-    participation: float = 1.0
-    max_participations: int | None = None
-    min_separation: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Promise:
-    """What is promised, and to whom.
-
-    Attributes:
-        guarantee: for which view z holds the budget.
-        budget: epsilon not to be exceeded in the guaranteed view; None for no limit.
-        unit: whose contribution is protected.
-    """
-
-    guarantee: Guarantee = "outsider"
-    budget: float | None = None
-    unit: Unit = "client"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Assumptions:
-    """What is assumed of clients and cannot be seen.
-
-    Attributes:
-        colluders: c, curious clients beside the server or among the participants.
-        dropout: the assumed probability that a sampled client drops out.
-        corrupt: fraction of a cohort that secure aggregation takes for colluders, on which its
-            quorum rests; None where sums come about without it.
-    """
-
-    colluders: int = 0
-    dropout: float = 0.0
-    corrupt: float | None = None
-
-
-_PARTS: Mapping[str, type[Any]] = {
-    "how": MechanismPlan,
-    "update": UpdatePlan,
-    "cohorts": CohortPlan,
-    "promise": Promise,
-    "assumed": Assumptions,
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PrivacyPlan:
-    """Everything that the accountant of a job needs to know beside its rounds.
-
-    Each value of its parts is also a property of the plan, and a key of its JSON.
+    Each value of its parts is also a property of the plan (`PlanValues`), and a key of its JSON.
 
     Attributes:
         rounds: T, the number of rounds for which delta is split.
@@ -255,132 +138,10 @@ class PrivacyPlan:
                 "example-gaussian protects examples, the others protect clients"
             )
 
-    # -- the parts' values ------------------------------------------------------------------------
-
-    @property
-    def mechanism(self) -> str:
-        """Name of the mechanism."""
-        return self.how.mechanism
-
-    @property
-    def noise_multiplier(self) -> float:
-        """z."""
-        return self.how.noise_multiplier
-
-    @property
-    def noise(self) -> Noise:
-        """``once`` where a simulation draws the noise of the whole sum."""
-        return self.how.noise
-
-    @property
-    def example_rate(self) -> float | None:
-        """Largest probability of an example being in a local batch."""
-        return self.how.example_rate
-
-    @property
-    def steps(self) -> int | None:
-        """Local steps in a round, at most."""
-        return self.how.steps
-
-    @property
-    def dimension(self) -> int:
-        """d."""
-        return self.update.dimension
-
-    @property
-    def clip(self) -> float:
-        """C, of the first round."""
-        return self.update.clip
-
-    @property
-    def encoding(self) -> EncodingKind:
-        """How updates become integers."""
-        return self.update.encoding
-
-    @property
-    def modulus_bits(self) -> int:
-        """b."""
-        return self.update.modulus_bits
-
-    @property
-    def adaptive_clip(self) -> bool:
-        """Whether rounds may clip at other norms than ``clip``."""
-        return self.update.adaptive_clip
-
-    @property
-    def population(self) -> int:
-        """N."""
-        return self.cohorts.population
-
-    @property
-    def expected_cohort(self) -> float:
-        """n = q N."""
-        return self.cohorts.expected_cohort
-
-    @property
-    def cap(self) -> int:
-        """n_cap."""
-        return self.cohorts.cap
-
-    @property
-    def min_survivors(self) -> int:
-        """m."""
-        return self.cohorts.min_survivors
-
-    @property
-    def sampling(self) -> SamplingKind:
-        """How cohorts come about."""
-        return self.cohorts.sampling
-
     @property
     def by_turns(self) -> bool:
         """Whether no randomness of the sampling counts, only how often a client takes part."""
         return self.event().sampling.by_turns
-
-    @property
-    def participation(self) -> float:
-        """p of secret participation."""
-        return self.cohorts.participation
-
-    @property
-    def max_participations(self) -> int | None:
-        """Rounds to which any client contributes its update at most."""
-        return self.cohorts.max_participations
-
-    @property
-    def min_separation(self) -> int | None:
-        """Rounds between two participations of one client."""
-        return self.cohorts.min_separation
-
-    @property
-    def guarantee(self) -> Guarantee:
-        """For which view z holds the budget."""
-        return self.promise.guarantee
-
-    @property
-    def budget(self) -> float | None:
-        """Epsilon not to be exceeded in the guaranteed view."""
-        return self.promise.budget
-
-    @property
-    def unit(self) -> Unit:
-        """Whose contribution is protected."""
-        return self.promise.unit
-
-    @property
-    def colluders(self) -> int:
-        """c."""
-        return self.assumed.colluders
-
-    @property
-    def dropout(self) -> float:
-        """The assumed probability that a sampled client drops out."""
-        return self.assumed.dropout
-
-    @property
-    def corrupt(self) -> float | None:
-        """Fraction of a cohort that secure aggregation takes for colluders."""
-        return self.assumed.corrupt
 
     # -- delta and its parts ----------------------------------------------------------------------
 
@@ -416,7 +177,7 @@ class PrivacyPlan:
             dropout=self.dropout,
             colluders=self.colluders,
             sampling=self.sampling,
-            groups=_groups(self.mechanism, self.sampling, self.min_separation),
+            groups=turn_groups(self.mechanism, self.sampling, self.min_separation),
         )
 
     @property
@@ -434,7 +195,7 @@ class PrivacyPlan:
             min_survivors=self.min_survivors,
             dropout=self.dropout,
             sampling=self.sampling,
-            groups=_groups(self.mechanism, self.sampling, self.min_separation),
+            groups=turn_groups(self.mechanism, self.sampling, self.min_separation),
         )
 
     @property
@@ -501,7 +262,7 @@ class PrivacyPlan:
         apart = 1
         if self.sampling == "min-separation" and self.min_separation is not None:
             apart = self.min_separation
-        apart = max(apart, _groups(self.mechanism, self.sampling, self.min_separation))
+        apart = max(apart, turn_groups(self.mechanism, self.sampling, self.min_separation))
         turns = -(-rounds // apart)
         limited = self.by_turns or self.unit == "example"
         if limited and self.max_participations is not None:
@@ -517,7 +278,7 @@ class PrivacyPlan:
     def to_json(self) -> dict[str, Any]:
         """A flat JSON object for the ledger's header; ``from_json`` restores the plan."""
         body: dict[str, Any] = {"rounds": self.rounds, "delta": self.delta}
-        for name in _PARTS:
+        for name in PARTS:
             body |= dataclasses.asdict(getattr(self, name))
         return body
 
@@ -529,7 +290,7 @@ class PrivacyPlan:
             MechanismError: a key is missing or unknown, or a value cannot be.
         """
         known = {
-            name: [item.name for item in dataclasses.fields(part)] for name, part in _PARTS.items()
+            name: [item.name for item in dataclasses.fields(part)] for name, part in PARTS.items()
         }
         wrong = set(body) ^ {"rounds", "delta", *(key for keys in known.values() for key in keys)}
         if wrong:
@@ -537,7 +298,7 @@ class PrivacyPlan:
                 f"a privacy plan has missing or unknown keys: {', '.join(sorted(wrong))}"
             )
         parts = {
-            name: _PARTS[name](**{key: body[key] for key in keys}) for name, keys in known.items()
+            name: PARTS[name](**{key: body[key] for key in keys}) for name, keys in known.items()
         }
         return cls(rounds=body["rounds"], delta=body["delta"], **parts)
 
@@ -555,7 +316,7 @@ class PrivacyPlan:
         return self.mechanism != "none"
 
 
-def _event_choices(body: Mapping[str, Any]) -> EventChoices:
+def event_choices(body: Mapping[str, Any]) -> EventChoices:
     """What a plan's flat values choose of one round."""
     chosen = {name: body[name] for name in EventChoices.__annotations__ if name in body}
     return cast(EventChoices, {**chosen, "horizon": body["rounds"]})
@@ -563,7 +324,7 @@ def _event_choices(body: Mapping[str, Any]) -> EventChoices:
 
 @lru_cache(maxsize=256)
 def _event_of(plan: PrivacyPlan, clip: float) -> Event:
-    return build_event(plan.mechanism, **_event_choices({**plan.to_json(), "clip": clip}))
+    return build_event(plan.mechanism, **event_choices({**plan.to_json(), "clip": clip}))
 
 
 @lru_cache(maxsize=256)
@@ -577,123 +338,7 @@ def _charges_of(plan: PrivacyPlan) -> NoiseCharges:
     )
 
 
-def _groups(mechanism: str, sampling: str, min_separation: int | None) -> int:
+def turn_groups(mechanism: str, sampling: str, min_separation: int | None) -> int:
     """Cyclic groups that take turns: under banded-mf with Poisson sampling only."""
     cyclic = mechanism == "banded-mf" and sampling == "poisson"
     return min_separation if cyclic and min_separation is not None else 1
-
-
-class PlanChoices(EventChoices, total=False):
-    """What a plan may be given beside what `EventChoices` lists, flat.
-
-    Attributes:
-        mechanism: name of the mechanism.
-        rounds: T.
-        delta: of the job.
-        epsilon: instead of ``noise_multiplier``: the least noise that meets it is chosen, and it is
-            the budget unless one is given.
-        budget: epsilon not to be exceeded.
-        dropout: assumed; 0.05 by default.
-        corrupt: assumed of secure aggregation, or None.
-        max_participations: rounds to which a client contributes at most.
-        unit: follows from the mechanism by default.
-        adaptive_clip: whether the norm adapts.
-    """
-
-    mechanism: str
-    rounds: int
-    delta: float
-    epsilon: float | None
-    budget: float | None
-    dropout: float
-    corrupt: float | None
-    max_participations: int | None
-    unit: Unit | None
-    adaptive_clip: bool
-
-
-def make_plan(**choices: Unpack[PlanChoices]) -> PrivacyPlan:
-    """A plan with everything derived that was left out or is None.
-
-    Give ``noise_multiplier``, or ``epsilon`` for the least noise that meets it in the guaranteed
-    view. Cap and fewest survivors default to the tightest whose aborts cost at most a hundredth of
-    delta, ``modulus_bits`` (or 0) to the least ring that holds the largest sum and its noise.
-
-    Args:
-        **choices: see `PlanChoices`.
-
-    Raises:
-        MechanismError: a value is out of range, or nothing meets the target.
-    """
-    body: dict[str, Any] = {name: value for name, value in choices.items() if value is not None}
-    mechanism, epsilon = body["mechanism"], body.pop("epsilon", None)
-    body.setdefault("dropout", 0.05)
-    if "cap" not in body or "min_survivors" not in body:
-        _derive_bounds(body)
-    body.setdefault("unit", "example" if mechanism == "example-gaussian" else "client")
-    body.setdefault("noise", "once" if body.get("encoding") == "float" else "per-client")
-    if mechanism == "none":
-        body["noise_multiplier"] = 0.0
-    elif ("noise_multiplier" in body) == (epsilon is not None):
-        raise MechanismError(
-            "give either noise_multiplier or epsilon, got "
-            f"noise_multiplier={body.get('noise_multiplier')!r} and epsilon={epsilon!r}"
-        )
-    target = None
-    if epsilon is not None and mechanism != "none":
-        from fedsys.privacy.calibration import calibrate
-
-        target = validation.positive("epsilon", epsilon)
-        body.setdefault("budget", target)
-        trial = _plan_of({"modulus_bits": _any_ring(body), **_whole(body), "noise_multiplier": 1.0})
-        body["noise_multiplier"] = calibrate(target, trial)
-    if not body.get("modulus_bits"):
-        event = build_event(mechanism, **_event_choices({**_whole(body), "modulus_bits": 0}))
-        body["modulus_bits"] = event.modulus_bits
-    return _plan_of(body)
-
-
-def _derive_bounds(body: dict[str, Any]) -> None:
-    sampling = body.get("sampling", "poisson")
-    if sampling == "arrivals":  # a buffer holds the same number of uploads every time
-        body.setdefault("cap", round(body["expected_cohort"]))
-        body.setdefault("min_survivors", round(body["expected_cohort"]))
-        return
-    guarantee = body.get("guarantee", "outsider")
-    bounds = choose_cap_and_min_survivors(
-        population=body["population"],
-        expected_cohort=body["expected_cohort"],
-        rounds=body["rounds"],
-        delta=body["delta"],
-        dropout=body["dropout"],
-        sampling=sampling,
-        colluders=body.get("colluders", 0),
-        above_colluders=guarantee == "server",
-        groups=_groups(body["mechanism"], sampling, body.get("min_separation")),
-    )
-    body.setdefault("cap", bounds.cap)
-    body.setdefault("min_survivors", bounds.min_survivors)
-
-
-def _whole(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The choices without those that ask for a derived value."""
-    return {name: value for name, value in body.items() if name != "modulus_bits" or value}
-
-
-def _any_ring(body: Mapping[str, Any]) -> int:
-    """A modulus that no noise exceeds, while the noise is being looked for."""
-    return 16 if body.get("encoding") == "narrow" else 64
-
-
-def _plan_of(body: Mapping[str, Any]) -> PrivacyPlan:
-    """The plan of flat values, defaults filled in.
-
-    Raises:
-        MechanismError: a key is missing or unknown, or a value cannot be.
-    """
-    defaults: dict[str, Any] = {}
-    for part in _PARTS.values():
-        for item in dataclasses.fields(part):
-            if item.default is not dataclasses.MISSING:
-                defaults[item.name] = item.default
-    return PrivacyPlan.from_json({**defaults, **body})

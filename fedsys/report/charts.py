@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from fedsys.records import EpsilonPoint
 from fedsys.report import figures
+from fedsys.report.contents import RoundDiagnostics, RunContents
 from fedsys.report.facts import Facts
-from fedsys.report.folder import RoundDiagnostics, RunFolder
 from fedsys.report.plots import Chart, Series
 
 __all__ = ["diagnostic_charts", "epsilon_chart", "metric_charts"]
@@ -16,7 +16,7 @@ __all__ = ["diagnostic_charts", "epsilon_chart", "metric_charts"]
 VIEWS = ("outsider", "participant", "server")
 
 
-def metric_charts(folder: RunFolder) -> list[Chart]:
+def metric_charts(folder: RunContents) -> list[Chart]:
     """One chart a metric over the rounds."""
     charts = []
     for name, (rounds, values) in folder.metrics.items():
@@ -79,7 +79,7 @@ def epsilon_chart(curve: Sequence[EpsilonPoint], facts: Facts) -> list[Chart]:
     ]
 
 
-def diagnostic_charts(folder: RunFolder) -> list[Chart]:
+def diagnostic_charts(folder: RunContents) -> list[Chart]:
     """What only the server may see: cohorts, dropouts, clipping, noise."""
     rounds = folder.diagnostics
     if not rounds:
@@ -119,7 +119,7 @@ def diagnostic_charts(folder: RunFolder) -> list[Chart]:
 _UNITS = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 
 
-def _time_to_accuracy(folder: RunFolder, rounds: Sequence[RoundDiagnostics]) -> Chart | None:
+def _time_to_accuracy(folder: RunContents, rounds: Sequence[RoundDiagnostics]) -> Chart | None:
     """Accuracy over the simulated clock, where there is one."""
     ends = {each.round: each.simulated_seconds for each in rounds}
     evaluated, values = folder.metrics.get("accuracy", ([], []))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from fedsys.printable import printable
 from fedsys.records import AuditResult
 from fedsys.report import figures
+from fedsys.report.contents import RunContents
 from fedsys.report.facts import Facts
-from fedsys.report.folder import RunFolder
 from fedsys.report.views import amplification
 
 __all__ = ["checklist"]
 
 
-def checklist(folder: RunFolder, audit: AuditResult, facts: Facts) -> tuple[tuple[str, str], ...]:
+def checklist(folder: RunContents, audit: AuditResult, facts: Facts) -> tuple[tuple[str, str], ...]:
     """Each item with this run's answer."""
     accountants = dict.fromkeys(
         printable(claim.by, 160)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fedsys.printable import printable
 from fedsys.records import AuditResult, Epsilons, Total
-from fedsys.report.folder import RunFolder
+from fedsys.report.contents import RunContents
 
 __all__ = ["SERVER_SEES_SUMS", "Facts", "disclosable", "explain", "gather", "mechanism_title"]
 
@@ -91,7 +91,7 @@ def explain(facts: Facts) -> str:
     return said
 
 
-def gather(folder: RunFolder, audit: AuditResult, *, private: bool) -> Facts:
+def gather(folder: RunContents, audit: AuditResult, *, private: bool) -> Facts:
     """Collects what the statement depends on; the gloomier word wins where sources differ."""
     summary = folder.summary
     mechanisms = [summary.privacy.mechanism, folder.setting("privacy", "mechanism")]

@@ -21,8 +21,8 @@ from typing import Any
 
 from fedsys.errors import FedsysError, RunFolderError
 from fedsys.privacy import plan_of
+from fedsys.privacy.accounting.outsider import OutsiderLoss
 from fedsys.privacy.events import event_from_json
-from fedsys.privacy.losses import OutsiderLoss
 from fedsys.report.trackers import TrackedRun, Tracker, Value, shown
 
 __all__ = ["Feed", "Following", "send"]

@@ -1,7 +1,7 @@
 """``report.html``: one self-contained page that states what a run reached and what it cost.
 
 Nothing on it is fetched, scripted or unescaped: everything from the folder passes through
-`fedsys.report.folder` (bounded, printable) and jinja2's autoescape, and the page forbids itself
+`fedsys.report.contents` (bounded, printable) and jinja2's autoescape, and the page forbids itself
 every external resource. Every ε on it was derived by the audit.
 """
 
@@ -15,8 +15,8 @@ from fedsys.printable import printable
 from fedsys.records import AuditResult, EpsilonPoint
 from fedsys.report import figures
 from fedsys.report.charts import diagnostic_charts, epsilon_chart, metric_charts
+from fedsys.report.contents import RunContents, read
 from fedsys.report.facts import Facts, disclosable, gather, mechanism_title
-from fedsys.report.folder import RunFolder, read
 from fedsys.report.pages import environment, figure, write
 from fedsys.report.statement import state
 
@@ -108,7 +108,7 @@ def _verdict(audit: AuditResult) -> tuple[str, str, str]:
     return "good", claims, word
 
 
-def _intro(folder: RunFolder, facts: Facts) -> str:
+def _intro(folder: RunContents, facts: Facts) -> str:
     """One sentence on what was run."""
     summary = folder.summary
     parts = []
@@ -132,7 +132,7 @@ def _intro(folder: RunFolder, facts: Facts) -> str:
     return f"{' '.join(parts) or 'A run'}, with {with_what}."
 
 
-def _headline(folder: RunFolder, *, private: bool) -> list[tuple[str, str, str]]:
+def _headline(folder: RunContents, *, private: bool) -> list[tuple[str, str, str]]:
     """Label, figure and fine print of what the run reached; counts and times tell cohorts."""
     summary = folder.summary
     cards = [
@@ -159,7 +159,7 @@ def _headline(folder: RunFolder, *, private: bool) -> list[tuple[str, str, str]]
     return cards
 
 
-def _provenance(folder: RunFolder, audit: AuditResult) -> list[tuple[str, str]]:
+def _provenance(folder: RunContents, audit: AuditResult) -> list[tuple[str, str]]:
     summary = folder.summary
     rows = [
         ("Ledger head", audit.ledger_head or summary.ledger_head),

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from fedsys.records import AuditResult
 from fedsys.report import figures
 from fedsys.report.checklist import checklist
+from fedsys.report.contents import RunContents
 from fedsys.report.facts import SERVER_SEES_SUMS, Facts, explain
-from fedsys.report.folder import RunFolder
 from fedsys.report.views import View, views
 
 __all__ = ["Banner", "Statement", "state"]
@@ -39,7 +39,7 @@ class Statement:
     checklist: tuple[tuple[str, str], ...]
 
 
-def state(folder: RunFolder, audit: AuditResult, facts: Facts) -> Statement:
+def state(folder: RunContents, audit: AuditResult, facts: Facts) -> Statement:
     """Writes the statement."""
     return Statement(
         banners=_banners(folder, facts),
@@ -60,7 +60,7 @@ _ANSWERS = {
 }
 
 
-def _banners(folder: RunFolder, facts: Facts) -> tuple[Banner, ...]:
+def _banners(folder: RunContents, facts: Facts) -> tuple[Banner, ...]:
     banners = []
     if facts.noiseless:
         banners.append(
@@ -159,7 +159,7 @@ def _lead(facts: Facts) -> str:
     )
 
 
-def _assumptions(folder: RunFolder, facts: Facts) -> tuple[str, ...]:
+def _assumptions(folder: RunContents, facts: Facts) -> tuple[str, ...]:
     if facts.noiseless:
         return ()
     found = []
@@ -208,7 +208,7 @@ def _assumptions(folder: RunFolder, facts: Facts) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _secure_aggregation(folder: RunFolder) -> str:
+def _secure_aggregation(folder: RunContents) -> str:
     corrupt, dropout = (
         folder.setting("aggregation", "corrupt"),
         folder.setting("aggregation", "dropout"),
@@ -233,7 +233,7 @@ def _secure_aggregation(folder: RunFolder) -> str:
     )
 
 
-def _not_covered(folder: RunFolder, facts: Facts) -> tuple[str, ...]:
+def _not_covered(folder: RunContents, facts: Facts) -> tuple[str, ...]:
     answer = str(folder.setting("rounds", "answer"))
     covered = [
         "Accuracy, loss and every other measurement on evaluation data: they are exact, without "

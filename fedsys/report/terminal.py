@@ -18,8 +18,8 @@ from rich.text import Text
 from fedsys.printable import printable
 from fedsys.records import AuditResult, Claim
 from fedsys.report import figures
+from fedsys.report.contents import RunContents, read
 from fedsys.report.facts import Facts, gather, mechanism_title
-from fedsys.report.folder import RunFolder, read
 from fedsys.report.views import tier
 
 __all__ = ["print_audit", "print_run"]
@@ -143,7 +143,7 @@ def _print_rows(console: Console, rows: Sequence[tuple[str, str, str, str]]) -> 
         console.print(line, markup=False)
 
 
-def _results(folder: RunFolder) -> list[tuple[str, str, str, str]]:
+def _results(folder: RunContents) -> list[tuple[str, str, str, str]]:
     summary = folder.summary
     status = (summary.status or "").replace("-", " ")
     rows = [("rounds", figures.count(summary.rounds), status, "")]

@@ -7,7 +7,7 @@ its own result and demands equality, so an announcement has no say in what prote
 from __future__ import annotations
 
 from fedsys.privacy import PrivacyPlan
-from fedsys.privacy.quorum import withstood
+from fedsys.privacy.sampling.quorum import withstood
 from secure_agg import SecAggParams
 from secure_agg.errors import ParameterError
 from secure_agg.params import cohort_colluders
@@ -21,8 +21,8 @@ def round_params(
     """Parameters for a cohort of `n` under an agreed plan.
 
     They withstand more losses than `plan.dropout`, the chance that a member is lost, makes likely
-    (see `fedsys.privacy.quorum`): a round given up shows, and delta pays for it. A sum has at least
-    the plan's `min_survivors` inputs, and two more than there may be colluders.
+    (see `fedsys.privacy.sampling.quorum`): a round given up shows, and delta pays for it. A sum has
+    at least the plan's `min_survivors` inputs, and two more than there may be colluders.
 
     Args:
         plan: as agreed; `corrupt` is taken as 0 where it states none.

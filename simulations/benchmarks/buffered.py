@@ -28,7 +28,7 @@ from fedsys import config
 from fedsys.config import Config
 from fedsys.errors import FedsysError
 from fedsys.privacy.ledger import read_private
-from server.run_folder import RunFolder
+from fedsys.run_folder import RunFolder
 from simulations import harness
 from simulations.benchmarks.machine import machine
 

@@ -30,7 +30,7 @@ from client.training import LocalConfig, Trainer
 from fedsys import config, tasks
 from fedsys.wire.assignment import batch_seed
 from simulations.benchmarks.machine import machine
-from simulations.chunk import Protocol, RoundWork
+from simulations.engine.chunk import Protocol, RoundWork
 from simulations.setting import Setting, prepare
 
 __all__ = ["main"]

@@ -26,10 +26,10 @@ from client.identity import pem_of
 from fedsys.wire import fleet_pb2
 from fedsys.wire.frames import Assembler, split
 from fedsys.wire.services import FLEET, MAX_PARCEL, PROTOCOL, method
-from server.fleet import Fleet, Said
+from server.deployed.fleet import Fleet, Said
 from server.grpc_host import DevicePort
-from server.home import Home
-from server.state import State
+from server.home.folder import Home
+from server.home.state import State
 from simulations.testbed.joining import join
 
 __all__ = ["measure"]

@@ -10,6 +10,7 @@ from fedsys.config import Config
 from fedsys.durable import write_atomically
 from fedsys.errors import BudgetExceeded, LedgerClosed
 from fedsys.privacy import Signer
+from fedsys.run_folder import RunFolder
 from fedsys.wire import fleet_pb2
 from fedsys.wire.roster import RosterStatement
 from fedsys.wire.terms import Terms
@@ -18,9 +19,8 @@ from secure_agg.messages import kind_of
 from server.checkpoint import sha256_of_weights
 from server.coordinator import OpenRound, SumRefused
 from server.job import Job, JobFacts
-from server.job_beginning import JobSpec, restore_job, start_job
+from server.job_opening import JobSpec, restore_job, start_job
 from server.rounds import RoundAborted, SecureRound, params_for
-from server.run_folder import RunFolder
 from simulations.deterministic.agent import CODE
 from simulations.deterministic.dice import Dice
 from simulations.deterministic.invariants import Witness, recorded

@@ -46,11 +46,11 @@ from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.roster import SignedStatement, signed_message
 from fedsys.wire.terms import Terms
 from secure_agg import MemoryStore
-from server.enrollment import Registry
+from server.deployed.queue import submit
 from server.grpc_service import run_coordinator
-from server.home import Home
-from server.state import ACTIVE_JOB, JobRow, State
-from server.submission import submit
+from server.home.enrollment import Registry
+from server.home.folder import Home
+from server.home.state import ACTIVE_JOB, JobRow, State
 from simulations.testbed.federation import TestbedError
 from simulations.testbed.joining import join
 

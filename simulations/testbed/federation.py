@@ -22,8 +22,8 @@ from client.policy import Policy
 from client.volatile import volatile_folder
 from fedsys.config import Config, dump
 from fedsys.errors import FedsysError
-from server.home import Home
-from server.state import ACTIVE_JOB, JobRow, State
+from server.home.folder import Home
+from server.home.state import ACTIVE_JOB, JobRow, State
 from simulations.testbed import commands
 from simulations.testbed.proxy import Proxy
 

@@ -10,8 +10,8 @@ from cryptography.x509 import load_der_x509_certificate
 from client.identity import TlsKey
 from fedsys.wire.token import JoinToken, enrollment_proof
 from secure_agg import Identity
-from server.enrollment import Enrolled, Registry
-from server.pki import Peer
+from server.home.enrollment import Enrolled, Registry
+from server.home.pki import Peer
 
 __all__ = ["Joined", "join"]
 

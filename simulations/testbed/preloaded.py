@@ -3,8 +3,8 @@
 import torch
 
 import client.grpc_host
+import client.local_data
 import client.session
-import client.worker
 import fedsys.config
 import fedsys.tasks.digits
 import server.grpc_service

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 from client.grpc_channel import join
 from client.identity import Credentials
-from server.enrollment import Registry
-from server.fleet import Fleet
+from server.deployed.fleet import Fleet
 from server.grpc_host import DevicePort
-from server.home import Home
-from server.state import State
+from server.home.enrollment import Registry
+from server.home.folder import Home
+from server.home.state import State
 
 T = TypeVar("T")
 

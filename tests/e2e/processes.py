@@ -20,9 +20,9 @@ from typing import Any
 from client.policy import Policy
 from fedsys.config import Config, dump, load
 from fedsys.wire import fleet_pb2
-from server.home import Home
-from server.state import State
-from server.submission import submit
+from server.deployed.queue import submit
+from server.home.folder import Home
+from server.home.state import State
 from simulations.testbed import federation as testbed
 from simulations.testbed.federation import COORDINATOR
 
@@ -42,8 +42,8 @@ def prepare_coordinator(seed: bytes | None, crash: Crash | None) -> None:
         seed: for tests of equality; None for the operating system's entropy.
         crash: around the moment at which a stage is durable.
     """
+    from server.deployed.round import Randomness
     from server.grpc_service import run_coordinator
-    from server.round_cycle import Randomness
     from simulations.randomness import SeededRandomness
 
     if crash is not None:

@@ -25,9 +25,9 @@ from fedsys.wire.roster import RosterStatement, SignedStatement, signed_message
 from fedsys.wire.services import FLEET, OPERATOR, PROTOCOL, method
 from fedsys.wire.token import JoinToken, enrollment_proof
 from server.grpc_host import SERVER_OPTIONS
-from server.home import Home
-from server.pki import AGENT_DAYS, Authority, Peer, pem
-from server.state import CertificateRow
+from server.home.folder import Home
+from server.home.pki import AGENT_DAYS, Authority, Peer, pem
+from server.home.state import CertificateRow
 from tests.e2e.deployment import Port, running_port
 
 
@@ -384,7 +384,7 @@ def test_a_device_joins_a_fleet_whose_lists_fill_many_messages(
 ) -> None:
     for number in range(12):
         port.enroll(f"n{number}", tmp_path / f"n{number}")
-    monkeypatch.setattr("server.roster_news._MOST", 2000)
+    monkeypatch.setattr("server.deployed.roster_news._MOST", 2000)
     monkeypatch.setattr("server.grpc_host.MAX_FRAME", 4000)
     credentials = port.enroll("last", tmp_path / "last")
     held = credentials.roster_chain().version

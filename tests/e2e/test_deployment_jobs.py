@@ -13,7 +13,7 @@ import pytest
 from fedsys.audit import audit_run
 from fedsys.config import load
 from fedsys.privacy import read_ledger
-from server.run_folder import RunFolder
+from fedsys.run_folder import RunFolder
 from simulations import harness
 from simulations.randomness import SeededRandomness
 from tests.e2e.processes import federation, silos
@@ -133,7 +133,7 @@ def test_a_job_without_enough_agents_ends(tmp_path: Path) -> None:
 
 
 def test_agents_countersign_every_round_the_last_one_too(tmp_path: Path) -> None:
-    from server.state import CountersignatureRow
+    from server.home.state import CountersignatureRow
 
     with federation(tmp_path, 3) as fed:
         for number in range(3):

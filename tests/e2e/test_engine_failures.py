@@ -66,7 +66,7 @@ def simulate(fedsys: CommandLine, how: str, backend: str, *settings: str) -> tup
         process.pid
         for process in psutil.process_iter(["environ", "cmdline"])
         if (process.info["environ"] or {}).get("FEDSYS_HOME") == fedsys.environment["FEDSYS_HOME"]
-        and "simulations.worker" in (process.info["cmdline"] or [])
+        and "simulations.engine.worker" in (process.info["cmdline"] or [])
     ]
     assert not left, "no worker outlives its run"
     return run, done

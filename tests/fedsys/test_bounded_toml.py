@@ -10,8 +10,8 @@ import pytest
 from fedsys.bounded_toml import MAX_BYTES, parse_toml
 from fedsys.config import dump, load, recipes
 from fedsys.errors import ConfigError
-from server.state import State
-from server.submission import submit
+from server.deployed.queue import submit
+from server.home.state import State
 
 DEEP = b".".join([b"a"] * 199)
 UNDER_A_TABLE = b"[" + DEEP + b"]\n" + b"".join(DEEP + b".k%d=1\n" % n for n in range(600))

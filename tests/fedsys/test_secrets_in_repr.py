@@ -15,7 +15,7 @@ from client.identity import Credentials, TlsKey
 from client.privatize import privatize
 from client.volatile import VolatileStore
 from fedsys.privacy import Signer
-from fedsys.privacy.clipping import clip_to_integers
+from fedsys.privacy.encoding.clipping import clip_to_integers
 from fedsys.privacy.randomness import AesCtrStream
 from fedsys.wire.roster_authority import RosterAuthority
 from fedsys.wire.token import JoinToken
@@ -27,9 +27,9 @@ from secure_agg.products import Multiplier
 from secure_agg.progress import Progress, Work
 from secure_agg.sealing import Opener
 from server.checkpoint import Checkpoint
-from server.home import Home
-from server.pki import ServerIdentity
-from server.state import State
+from server.home.folder import Home
+from server.home.pki import ServerIdentity
+from server.home.state import State
 from simulations.randomness import SeededRandomness
 from tests.client.devices import PLAN, Devices
 

@@ -18,18 +18,18 @@ from client import flower_host as device
 from client import lock
 from client.journal import Journal
 from client.lock import exclusive
+from client.task_model import TaskModel
 from fedsys.audit import audit_run
-from fedsys.cli.coordinator import model_of
 from fedsys.config import Config, dump, load, validate
 from fedsys.errors import Cause, ConfigError
 from fedsys.privacy import read_ledger
 from fedsys.wire.fleet_pb2 import Down, Refusal, RosterNews, Up
 from fedsys.wire.flower import CHALLENGE, DOWN, NODE, PROOF, QUERY, RECORD, UP, hello_message
+from server.deployed.round import Randomness
 from server.flower_host import GridFleet, run_job
-from server.home import Home
+from server.home.folder import Home
+from server.home.state import CountersignatureRow, JobRow, State
 from server.metrics import Metrics
-from server.round_cycle import Randomness
-from server.state import CountersignatureRow, JobRow, State
 from simulations import harness
 from simulations.randomness import SeededRandomness
 from tests.client.devices import Devices
@@ -120,7 +120,7 @@ def over_flower(
         grid,
         home,
         dump(config),
-        models=model_of,
+        models=TaskModel,
         poll=0.02,
         randomness=randomness,
         metrics=metrics,
@@ -260,7 +260,7 @@ def test_a_lost_run_is_resumed_by_the_next(home: Home, tmp_path: Path) -> None:
 
     async def until_first_commit() -> str:
         grid = InProcessGrid(nodes(tmp_path))
-        job = asyncio.create_task(run_job(grid, home, dump(config), models=model_of, poll=0.02))
+        job = asyncio.create_task(run_job(grid, home, dump(config), models=TaskModel, poll=0.02))
         while not (rows := state.jobs()) or rows[0].round < 2:
             await asyncio.sleep(0.02)
             assert not job.done(), job.result()
@@ -385,7 +385,7 @@ def test_devices_that_prove_themselves_get_their_links(home: Home, tmp_path: Pat
 
 def test_what_is_being_handed_to_flower_is_on_its_way(home: Home, tmp_path: Path) -> None:
     """A job that ends just then still waits for its last countersignatures."""
-    from server.fleet import Fleet
+    from server.deployed.fleet import Fleet
 
     busy: list[bool] = []
 
@@ -416,7 +416,7 @@ def test_what_is_being_handed_to_flower_is_on_its_way(home: Home, tmp_path: Path
 
 def test_one_reply_queues_no_flood(home: Home, tmp_path: Path) -> None:
     """What a device may say at once is what it may say over a stream of its own."""
-    from server.fleet import Fleet, Said
+    from server.deployed.fleet import Fleet, Said
 
     refusal = Up(refusal=Refusal(reason="\x1b[2J")).SerializeToString()
     flood: list[bytes] = [refusal] * 20_000
@@ -449,7 +449,7 @@ def test_one_reply_queues_no_flood(home: Home, tmp_path: Path) -> None:
 
 
 def linked(home: Home, grid: InProcessGrid) -> tuple[list[int], int]:
-    from server.fleet import Fleet
+    from server.deployed.fleet import Fleet
 
     async def look() -> tuple[list[int], int]:
         state, fleet = State.open(home.path), Fleet()

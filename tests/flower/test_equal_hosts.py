@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("flwr")
 
 from client import flower_host as device
+from client.task_model import TaskModel
 from fedsys.audit import audit_run
-from fedsys.cli.coordinator import model_of
 from fedsys.config import dump
 from fedsys.privacy import read_ledger
 from server.flower_host import run_job
@@ -61,7 +61,7 @@ def test_every_host_gives_the_same_aggregates(tmp_path: Path) -> None:
         )
         for number in range(SILOS)
     }
-    job = run_job(InProcessGrid(nodes), fed.home, dump(config), models=model_of, poll=0.02)
+    job = run_job(InProcessGrid(nodes), fed.home, dump(config), models=TaskModel, poll=0.02)
     again = asyncio.run(asyncio.wait_for(job, 200))
     assert again.status == "completed", again.reason
     over_grpc, over_flower = (fed.home.jobs / each.id for each in (row, again))

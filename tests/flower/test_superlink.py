@@ -17,12 +17,12 @@ import pytest
 pytest.importorskip("flwr")
 
 import fedsys
+from client.local_data import DataSpec, LocalData
 from client.policy import ApprovedTask, Policy
-from client.worker import DataSpec, LocalData
 from fedsys.audit import audit_run
 from fedsys.config import Config, dump, load, validate
 from fedsys.privacy import read_ledger
-from server.state import CountersignatureRow, State
+from server.home.state import CountersignatureRow, State
 from simulations import harness
 from simulations.replay import replay
 from tests.e2e.deployment import running_port

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from fedsys.config import load
 from fedsys.privacy.randomness import AesCtrStream
+from fedsys.run_folder import RunFolder
 from server.job import Job, JobFacts
-from server.job_beginning import JobSpec, restore_job, start_job
+from server.job_opening import JobSpec, restore_job, start_job
 from server.job_settings import plan_for
-from server.run_folder import RunFolder
 
 D = 40
 SETTINGS = [

@@ -14,11 +14,11 @@ from fedsys.config import load
 from fedsys.errors import BudgetExceeded, MechanismError
 from fedsys.privacy import read_ledger
 from fedsys.privacy.randomness import AesCtrStream
+from fedsys.run_folder import RunFolder
 from server.coordinator import Coordinator, OpenRound, SumRefused
 from server.job import Job, JobFacts
-from server.job_beginning import JobSpec, start_job
+from server.job_opening import JobSpec, start_job
 from server.job_settings import plan_for
-from server.run_folder import RunFolder
 
 D = 30
 FACTS = JobFacts(population_known="test", roster="test", randomness="test")
@@ -116,7 +116,7 @@ def test_a_sum_above_the_cap_is_refused(tmp_path: Path) -> None:
 
 def test_a_mechanism_that_nobody_knows_reaches_no_round(tmp_path: Path) -> None:
     """Not even where sums come about in the clear."""
-    from simulations.chunk import ChunkTrainer, RoundWork
+    from simulations.engine.chunk import ChunkTrainer, RoundWork
 
     job = job_of(tmp_path / "run")
     body = {**job.plan.event().to_json(), "mechanism": "made-up"}

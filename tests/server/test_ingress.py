@@ -9,7 +9,7 @@ import pytest
 
 from fedsys.errors import ProtocolError
 from fedsys.wire import fleet_pb2
-from server.fleet import Fleet, Link, Said
+from server.deployed.fleet import Fleet, Link, Said
 from server.ingress import Ingress
 from server.pace import Pace
 

@@ -16,11 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from fedsys.errors import ConfigError
 from fedsys.privacy import Epsilons
 from fedsys.wire import fleet_pb2
-from server.fleet import Fleet, Link
-from server.home import Home
+from server.deployed.fleet import Fleet, Link
+from server.deployed.spending import NOTHING, Spending
+from server.home.folder import Home
+from server.home.state import JobRow, State
 from server.metrics import Metrics
-from server.spending import NOTHING, Spending
-from server.state import JobRow, State
 from tests.e2e.processes import federation, silos
 
 LIST = Path(__file__).parents[2] / "server" / "METRICS.md"

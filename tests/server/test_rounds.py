@@ -8,7 +8,7 @@ import pytest
 
 from fedsys.config import load
 from fedsys.errors import MechanismError
-from fedsys.privacy.quorum import withstood
+from fedsys.privacy.sampling.quorum import withstood
 from fedsys.wire.round_params import round_params
 from secure_agg import Roster, SecAggParams
 from secure_agg.errors import ParameterError

@@ -16,13 +16,13 @@ from client.policy import Policy
 from client.session import Session
 from fedsys.wire import fleet_pb2
 from server import grpc_host
-from server.deployment import Deployment
-from server.disk_work import to_its_end
-from server.fleet import Arrived, Fleet, Link
+from server.deployed.disk_work import to_its_end
+from server.deployed.fleet import Arrived, Fleet, Link
+from server.deployed.job_model import ModelSource
+from server.deployed.queue import Deployment
 from server.grpc_service import run_coordinator
-from server.home import Home
-from server.job_model import ModelSource
-from server.state import State
+from server.home.folder import Home
+from server.home.state import State
 from simulations.testbed.crowd import Still
 
 TURNS = range(6)

@@ -15,9 +15,9 @@ import pytest
 from fedsys.audit import audit_run
 from fedsys.config import Config
 from fedsys.privacy.ledger import read_private
+from fedsys.release.publication import publish_run
 from fedsys.report import build
 from fedsys.report.terminal import print_run
-from server.publication import publish_run
 from simulations import harness
 from simulations.faults import DAY, STAGES, FaultPlan, SimulatedClock
 

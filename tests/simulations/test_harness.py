@@ -15,11 +15,11 @@ from fedsys.config import Config
 from fedsys.errors import ConfigError, RunFolderError
 from fedsys.privacy import Ledger, read_ledger, replay
 from fedsys.privacy.ledger import read_private
+from fedsys.run_folder import RunFolder
 from secure_agg import Aggregator, AggregatorStage, Member
 from server.checkpoint import Checkpoints
 from server.coordinator import Coordinator
 from server.job import Job
-from server.run_folder import RunFolder
 from simulations import harness
 from simulations.harness import RunResult
 from simulations.population import Population

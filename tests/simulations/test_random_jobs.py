@@ -25,8 +25,8 @@ from fedsys.config import Config, load, validate
 from fedsys.durable import DurableFile
 from fedsys.errors import FedsysError
 from fedsys.privacy import MECHANISMS, plan_of, read_ledger, replay
+from fedsys.privacy.accounting.server import worst_server
 from fedsys.privacy.ledger import read_private
-from fedsys.privacy.losses import worst_server
 from simulations import harness
 from simulations.population import Population
 from simulations.replay import replay as replay_to_the_bit

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from fedsys.cli.app import app
 from fedsys.config import Config
 from fedsys.errors import ConfigError, FedsysError, LedgerError, RunFolderError
-from server.publication import publish_run
+from fedsys.release.publication import publish_run
 from simulations import harness
 from simulations.population import Population
 from simulations.replay import replay

@@ -19,14 +19,14 @@ from fedsys.cli.app import app
 from fedsys.config import load
 from fedsys.errors import ConfigError
 from fedsys.privacy import Signer, read_ledger
+from fedsys.release.model import ReleasedModel
 from fedsys.report import build, figures
 from fedsys.report.terminal import print_run
-from server.released_model import ReleasedModel
 from simulations import harness
 from simulations.search import Search
 from simulations.tuning import tune
-from tests.audit.conftest import failed
-from tests.audit.forge import edit_json, entries, replace_text, sign_again
+from tests.fedsys.audit.conftest import failed
+from tests.fedsys.audit.forge import edit_json, entries, replace_text, sign_again
 
 SMALL = ["rounds.count=2", "cohort.expected=30", "aggregation.protocol=ideal"]
 FAST = [*SMALL, "engine.path=batched", "engine.chunk=64", "engine.processes=1"]

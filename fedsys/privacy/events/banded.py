@@ -13,7 +13,7 @@ from fedsys.errors import MechanismError
 from fedsys.privacy import validation
 from fedsys.privacy.events.base import GaussianStep, RoundedTerms, SumEvent
 from fedsys.privacy.events.gaussian import refuse_server_guarantee
-from fedsys.privacy.strategies import BandedStrategy, banded_strategy, inverse_series
+from fedsys.privacy.factorization import BandedStrategy, banded_strategy, inverse_series
 from fedsys.privacy.views import View
 
 __all__ = ["BandedEvent"]

@@ -1,11 +1,11 @@
 """How an update becomes integers: which encoding, and what follows from it.
 
 - ``wide``: scaled by s = 64 sqrt(d) / C, rounded and clipped in the integers, so that the largest
-  norm D2 is s C exactly (`fedsys.privacy.clipping`).
+  norm D2 is s C exactly (`fedsys.privacy.encoding.clipping`).
 - ``narrow``: rotated and rounded at random, for 20 bits a coordinate and fewer
-  (`fedsys.privacy.narrow`).
+  (`fedsys.privacy.encoding.narrow`).
 - ``float``: summed in floating point and rounded once, by a simulation; no release
-  (`fedsys.privacy.float_sums`).
+  (`fedsys.privacy.encoding.float_sums`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 from fedsys.errors import MechanismError
-from fedsys.privacy import narrow, validation
-from fedsys.privacy.clipping import wide_scale
-from fedsys.privacy.float_sums import encoded_norm
-from fedsys.privacy.rings import MAX_BITS, RINGS, check_bits
+from fedsys.privacy import validation
+from fedsys.privacy.encoding import narrow
+from fedsys.privacy.encoding.clipping import wide_scale
+from fedsys.privacy.encoding.float_sums import encoded_norm
+from fedsys.privacy.encoding.rings import MAX_BITS, RINGS, check_bits
 
 __all__ = ["Encoding", "EncodingKind", "Geometry", "check_ring", "least_ring"]
 
@@ -134,7 +135,7 @@ def check_ring(bits: int, *, cap: int, l2: float, deviation: float) -> None:
 
 
 def least_ring(*, cap: int, l2: float, deviation: float) -> int:
-    """The fewest bits, of those in `fedsys.privacy.rings.RINGS`, that hold the largest sum.
+    """The fewest bits, of those in `encoding.rings.RINGS`, that hold the largest sum.
 
     Args:
         cap: n_cap, updates in the largest sum.

@@ -13,7 +13,7 @@ from fedsys.privacy.views import View
 __all__ = ["ExampleEvent"]
 
 _GRID = float(1 << 20)
-"""Integers a clipping norm of the optimizer's grid, `client.training.example_optimizer.UNITS`."""
+"""Integers a clipping norm of the optimizer's grid, `client.training.example.optimizer.UNITS`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from fedsys.errors import MechanismError
 from fedsys.privacy.events import BandedEvent
+from fedsys.privacy.factorization import DENOMINATOR_BITS
 from fedsys.privacy.mechanisms.shares import check_survivors
 from fedsys.privacy.noise import noise_sampler
 from fedsys.privacy.randomness import AesCtrStream, Entropy
-from fedsys.privacy.strategies import DENOMINATOR_BITS
 
 __all__ = ["CorrelatedNoise"]
 

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.errors import MechanismError
-from fedsys.privacy.clipping import check_updates, clipping_factors, finite_norms
+from fedsys.privacy.encoding.clipping import check_updates, clipping_factors, finite_norms
+from fedsys.privacy.encoding.hadamard import hadamard_transform, public_signs, unrotate
+from fedsys.privacy.encoding.rings import from_ring, ring_dtype, to_ring
 from fedsys.privacy.events import Event
-from fedsys.privacy.hadamard import hadamard_transform, public_signs, unrotate
 from fedsys.privacy.mechanisms.base import Encoded
 from fedsys.privacy.randomness import AesCtrStream, Entropy
-from fedsys.privacy.rings import from_ring, ring_dtype, to_ring
 
 __all__ = ["NarrowEncoder", "round_at_random"]
 

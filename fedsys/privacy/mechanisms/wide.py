@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.errors import MechanismError
-from fedsys.privacy.clipping import clip_to_integers
+from fedsys.privacy.encoding.clipping import clip_to_integers
+from fedsys.privacy.encoding.rings import from_ring, to_ring
 from fedsys.privacy.events import Event
 from fedsys.privacy.mechanisms.base import Encoded
 from fedsys.privacy.randomness import Entropy
-from fedsys.privacy.rings import from_ring, to_ring
 
 __all__ = ["WideEncoder"]
 

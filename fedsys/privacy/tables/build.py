@@ -19,7 +19,7 @@ from scipy.signal import fftconvolve, lfilter
 from scipy.special import binom
 
 from fedsys.errors import MechanismError
-from fedsys.privacy.strategies import DENOMINATOR_BITS, relative_error
+from fedsys.privacy.factorization import DENOMINATOR_BITS, relative_error
 
 __all__ = ["HORIZONS", "WIDTHS", "main", "optimise"]
 

@@ -21,9 +21,9 @@ from fedsys.privacy.ledger import read_private
 from simulations import harness
 from simulations.benchmarks.peers.clock import Clock
 from simulations.benchmarks.peers.work import cohorts
-from simulations.chunk import RoundWork, in_ring
+from simulations.engine.chunk import RoundWork, in_ring
+from simulations.engine.noise_ahead import NoiseAhead
 from simulations.harness import RoundReport
-from simulations.noise_ahead import NoiseAhead
 from simulations.setting import partition_of, prepare
 
 

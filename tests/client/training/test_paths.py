@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.training.batched import BatchedPath
-from client.training.cohort import UnsupportedLayerError
-from client.training.dual import DualPath
+from client.training.dual.path import DualPath
+from client.training.dual.progress import UnsupportedLayerError
 from client.training.flat import FlatLayout
-from client.training.graphed import GraphPath
+from client.training.graph.path import GraphPath
 from client.training.local import LocalConfig
 from client.training.loop import LoopPath
-from client.training.reference import plain_loop
 from client.training.schedule import build
 from client.training.selfcheck import PathFactory
 from fedsys.tasks import DataSource, Examples, FederatedData, load, seeded
 from fedsys.tasks.classification import Classification
 from fedsys.tasks.shakespeare import PADDING, VOCABULARY, CharacterModel
+from tests.client.training.reference import plain_loop
 
 PATHS: dict[str, PathFactory] = {
     "dual": DualPath,

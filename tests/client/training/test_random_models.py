@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.training import LocalConfig
-from client.training.cohort import UnsupportedLayerError
+from client.training.dual.progress import UnsupportedLayerError
 from client.training.flat import FlatLayout
-from client.training.reference import plain_loop
 from client.training.schedule import build
 from client.training.selfcheck import SummingPath
 from client.training.trainer import PATHS
 from fedsys.tasks import DataSource, Examples, FederatedData, Task, seeded
 from fedsys.tasks.classification import Classification
+from tests.client.training.reference import plain_loop
 
 CLASSES = 4
 

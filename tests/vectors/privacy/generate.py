@@ -22,8 +22,8 @@ from fedsys.privacy import (
     fixed_cohort,
     poisson_cohort,
 )
-from fedsys.privacy.clipping import clip_to_integers
-from fedsys.privacy.hadamard import public_signs
+from fedsys.privacy.encoding.clipping import clip_to_integers
+from fedsys.privacy.encoding.hadamard import public_signs
 from fedsys.privacy.ledger import canonical, commitment
 from fedsys.privacy.noise import noise_sampler, rounding_distance
 from fedsys.privacy.noise.inversion import FURTHER_BYTES, settle

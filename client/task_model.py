@@ -1,0 +1,64 @@
+"""A configuration's model as a coordinator needs it, through the trainer that devices use."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.local_data import code_sha256
+from client.training import LocalConfig, Trainer
+from fedsys import tasks
+from fedsys.config import Config
+from fedsys.errors import DataError
+
+__all__ = ["TaskModel"]
+
+_log = logging.getLogger(__name__)
+
+
+class TaskModel:
+    """A task's model as flat weights, and the coordinator's own test data, read on first use.
+
+    Args:
+        config: names the task, its options and the local training.
+
+    Raises:
+        FedsysError: the configuration names something that is not installed here.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._task = tasks.load(config.task.name, config.task.options)
+        self.task_sha256 = code_sha256(self._task)
+        self.preprocessing = tasks.preprocessing_of(self._task)
+        self._trainer = Trainer(
+            self._task,
+            LocalConfig(**config.local.model_dump()),
+            "cpu",
+            "loop" if config.engine.path == "auto" else config.engine.path,
+            1,
+            config.job.seed,
+        )
+        self.layers = self._trainer.layout.sizes
+        self._data: tasks.FederatedData | None = None
+        self._looked = False
+
+    def initial_weights(self) -> NDArray[np.float32]:
+        """(d,) the weights of round 0."""
+        return self._trainer.initial_weights()
+
+    def state_dict(self, weights: NDArray[np.float32]) -> dict[str, Any]:
+        """The weights under the names of the task's own module."""
+        return self._trainer.state_dict(weights)
+
+    def evaluate(self, weights: NDArray[np.float32]) -> dict[str, float] | None:
+        """Loss and metrics on the test data of this machine; None where there is none."""
+        if not self._looked:
+            self._looked = True
+            try:
+                self._data = self._task.clients(tasks.DataSource.locate(None))
+            except DataError as error:
+                _log.warning("no evaluation: %s", error)
+        return None if self._data is None else self._trainer.evaluate(weights, self._data.test)

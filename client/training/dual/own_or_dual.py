@@ -1,0 +1,162 @@
+"""A linear layer of K clients, in the form that costs less for what they train."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from client.training.dual.linear import DualLinear, KnownInputs
+from client.training.dual.own_weights import OwnWeights, copies, plain
+from client.training.dual.progress import Cohort, UnsupportedLayerError
+from client.training.local import LocalConfig
+
+__all__ = ["ClientLinear"]
+
+
+class ClientLinear(nn.Module):
+    """A linear layer whose clients' weights are never built, or are where they are small.
+
+    A step in dual form costs each client its batch times its history, in inputs and in outputs;
+    with weights of its own, its batch times the weights. So the smaller of the two decides, the
+    history or the weights. A layer that is fed with data keeps to the dual form, which knows its
+    whole history beforehand.
+    """
+
+    def __init__(self, like: nn.Linear) -> None:
+        super().__init__()
+        self.outputs, self.inputs = like.out_features, like.in_features
+        self._dual, self._own = DualLinear(like), _OwnLinear()
+        self._form: DualLinear | _OwnLinear = self._dual
+        self._cohort: Cohort
+        self._calls = -1
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # There are no parameters and no layers inside, which nn.Module would look for each time.
+        object.__setattr__(self, name, value)
+
+    def start(
+        self,
+        cohort: Cohort,
+        local: LocalConfig,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        summing: bool = False,
+        data: KnownInputs | None = None,
+    ) -> None:
+        """All clients have the weights W_0 = `weight` (out, in) and `bias` (out,).
+
+        Args:
+            cohort: who trains.
+            local: with which hyper-parameters.
+            weight: of the start.
+            bias: of the start.
+            summing: whether norms and a sum will be asked for instead of single updates.
+            data: the inputs of all steps, where they are known.
+        """
+        self._cohort, self._calls = cohort, -1
+        history = cohort.total * (self.inputs + self.outputs) // 2
+        if data is None and self.inputs * self.outputs <= history:
+            self._form = self._own
+            self._own.start(cohort, local, weight, bias)
+        else:
+            self._form = self._dual
+            self._dual.start(cohort, weight, bias, summing=summing, data=data)
+
+    def forward(self, x: Tensor | None) -> Tensor:
+        """(A B, in) to (A B, out); None stands for the data that the layer was started with."""
+        outputs: Tensor = _ClientLinear.apply(x, self._cohort.anchor, self)  # type: ignore[no-untyped-call]
+        return outputs
+
+    def output(self, x: Tensor | None) -> Tensor:
+        """(A B, out) X W_t^T + b_t.
+
+        Raises:
+            UnsupportedLayerError: images or sequences, or a second use in one forward pass.
+        """
+        if x is not None and x.dim() != 2:
+            raise UnsupportedLayerError(f"a Linear layer is fed {x.dim() - 1}-dimensional examples")
+        if self._calls == self._cohort.step:
+            raise UnsupportedLayerError("a Linear layer is used more than once in a forward pass")
+        self._calls = self._cohort.step
+        return self._form.output(x).view(-1, self.outputs)
+
+    def input_gradient(self, dy: Tensor, wanted: bool) -> Tensor | None:
+        """(A B, in) dY W_t, where wanted; the clients learn from dY (A B, out) in any case."""
+        dx = self._form.input_gradient(dy, wanted)
+        return None if dx is None else dx.view(-1, self.inputs)
+
+    def squared_norms(self) -> Tensor:
+        """(K,) float64 the squared norm of each client's update; see `DualLinear`."""
+        return self._form.squared_norms()
+
+    def write_sum(self, factors: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        """sum_k f_k update_k into `weight` (out, in), likewise into `bias` (out,).
+
+        Args:
+            factors: (K,); 0 does not remove a client whose numbers are not finite.
+            weight: written.
+            bias: written.
+        """
+        self._form.write_sum(factors, weight, bias)
+
+    def write_updates(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Each client's W_T - W_0 into `weight` (K, out, in), b_T - b_0 into `bias` (K, out)."""
+        self._form.write_updates(weight, bias)
+
+
+class _OwnLinear(OwnWeights):
+    """K weight matrices side by side."""
+
+    _cohort: Cohort
+    _x: Tensor
+    _rate: float | None
+
+    def start(
+        self, cohort: Cohort, local: LocalConfig, weight: Tensor, bias: Tensor | None
+    ) -> None:
+        self._cohort, self._rate = cohort, local.learning_rate if plain(local) else None
+        own = [copies(each, cohort.clients) for each in (weight, bias) if each is not None]
+        self.own(local, (weight, bias), own)
+
+    def output(self, x: Tensor | None) -> Tensor:
+        """(A, B, out)."""
+        if x is None:
+            raise ValueError("weights of their own are not started with data")
+        weight, *bias = self._active()
+        self._x = x = x.view(len(weight), -1, weight.shape[2])
+        if bias:
+            return torch.baddbmm(bias[0].unsqueeze(1), x, weight.transpose(1, 2))
+        return torch.bmm(x, weight.transpose(1, 2))
+
+    def input_gradient(self, dy: Tensor, wanted: bool) -> Tensor | None:
+        """(A, B, in)."""
+        weight, *bias = self._active()
+        dy = dy.view(len(weight), -1, weight.shape[1])
+        dx = torch.bmm(dy, weight) if wanted else None
+        if self._rate is not None:  # the gradient need not be built
+            weight.baddbmm_(dy.transpose(1, 2), self._x, alpha=-self._rate)
+            if bias:
+                bias[0].add_(dy.sum(1), alpha=-self._rate)
+            return dx
+        learnt = [torch.bmm(dy.transpose(1, 2), self._x)]
+        if bias:
+            learnt.append(dy.sum(1))
+        self._stepper.step(learnt, len(weight))
+        return dx
+
+    def _active(self) -> list[Tensor]:
+        return [each[: self._cohort.active] for each in self._params]
+
+
+class _ClientLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor | None, anchor: Tensor, layer: ClientLinear) -> Tensor:
+        ctx.layer, ctx.wanted = layer, x is not None and x.requires_grad
+        return layer.output(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+        return ctx.layer.input_gradient(grads[0].contiguous(), ctx.wanted), None, None

@@ -1,0 +1,335 @@
+"""The dual path: linear layers in dual form, everything else once for all clients of the chunk.
+
+Each Linear and Conv2d of the model is replaced by its twin of K clients (`client_linear`,
+`convolution`); the clients' examples then pass through the model as one long batch. That is right
+for any model that treats the examples of a batch independently, which the self-check finds out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from client.privatize.floats import clip_factors, clipped_sum_of
+from client.training.dual.chain import Chain
+from client.training.dual.coefficients import combination
+from client.training.dual.convolution import ClientConv2d
+from client.training.dual.gram_bank import GramBank
+from client.training.dual.linear import KnownInputs
+from client.training.dual.losses import loss_gradient
+from client.training.dual.own_or_dual import ClientLinear
+from client.training.dual.parameter_free import BitDropout, replacement, swap_relu_and_pool
+from client.training.dual.progress import Cohort, Room, UnsupportedLayerError
+from client.training.dual.trunk import ChainedTrunk, TrunkAndHead, in_sequence
+from client.training.flat import FlatLayout
+from client.training.local import LocalConfig
+from client.training.schedule import Schedule
+from client.training.step_tensors import examples_of, loss_weights
+from fedsys.tasks import Examples, Task, seeded
+
+__all__ = ["DualPath", "pays"]
+
+Rows = NDArray[np.int64]
+
+_AT_ONCE = 128
+"""Rows of history a client up to which a known history's Gram matrix is one product: twice the
+operations of a product a step, in fewer and larger calls."""
+
+
+def pays(model: nn.Module, rows: int) -> bool:
+    """Whether a history of so many rows a client is shorter than the widest layer is wide: then
+    Gram matrices are smaller than the weights that they stand for."""
+    widths = [each.in_features for each in model.modules() if isinstance(each, nn.Linear)]
+    return rows <= max(widths, default=0)
+
+
+class DualPath:
+    """Trains K clients at once without building their linear weights.
+
+    Args:
+        task: For its loss.
+        model: A model whose trainable parameters all belong to Linear and Conv2d layers, each
+            used once; it is copied.
+        local: Hyper-parameters; the optimizer must be SGD.
+
+    Raises:
+        UnsupportedLayerError: another layer has parameters, or another optimizer is asked for.
+    """
+
+    name = "dual"
+
+    def __init__(self, task: Task, model: nn.Module, local: LocalConfig) -> None:
+        if local.optimizer != "sgd":
+            raise UnsupportedLayerError(f"optimizer {local.optimizer!r} has no dual form")
+        self._task, self._local, self._loss_gradient = task, local, loss_gradient(task)
+        self._layout = FlatLayout.of(model)
+        _check_trainable_once(model, self._layout)
+        model = copy.deepcopy(model)
+        self._linear: dict[str, ClientLinear] = {}
+        self._conv: dict[str, ClientConv2d] = {}
+        self._dropouts: list[BitDropout] = []
+        self._model = self._swap(model, "")
+        swap_relu_and_pool(self._model)
+        self._model.train()
+        self._data = _DataLayers.of(self._model)
+        self._cut = TrunkAndHead.of(self._model)
+        self._chain = self._chained()
+        self._room = Room()
+
+    def _chained(self) -> Chain | ChainedTrunk | None:
+        """The model without the autograd engine; None where that cannot differentiate a layer."""
+        if self._data is not None:
+            return Chain.of([self._data.layer, *in_sequence(self._data.after)])
+        return (
+            Chain.of(in_sequence(self._model)) if self._cut is None else ChainedTrunk.of(self._cut)
+        )
+
+    def _swap(self, module: nn.Module, prefix: str) -> nn.Module:
+        if type(module) is nn.Linear:
+            return self._linear.setdefault(prefix, ClientLinear(module))
+        if type(module) is nn.Conv2d:
+            return self._conv.setdefault(prefix, ClientConv2d(module))
+        if any(True for _ in module.parameters(recurse=False)):
+            raise UnsupportedLayerError(f"{type(module).__name__} has parameters of its own")
+        faster = replacement(module)
+        if isinstance(faster, BitDropout):
+            self._dropouts.append(faster)
+        if faster is not None:
+            return faster
+        for name, child in list(module.named_children()):
+            setattr(module, name, self._swap(child, f"{prefix}.{name}" if prefix else name))
+        return module
+
+    def updates(
+        self,
+        start: Tensor,
+        examples: Examples,
+        schedule: Schedule,
+        seeds: Sequence[int],
+        out: Tensor,
+    ) -> None:
+        """Each client's w_local - w_global into `out` (K, d); zeros where it has no examples."""
+        if not schedule.steps:
+            out.zero_()
+            return
+        with self._without_autograd():
+            self._train(start, examples, schedule, seeds)
+            self._write(out)
+
+    def clipped_sum(
+        self,
+        start: Tensor,
+        examples: Examples,
+        schedule: Schedule,
+        seeds: Sequence[int],
+        clip: float,
+    ) -> tuple[Tensor, Tensor]:
+        """(d,) the sum of updates, each scaled down to norm `clip`, and (K,) the norms; a client
+        whose update is not finite adds zeros and has the norm NaN.
+
+        The clients' linear updates are not built: sum_k f_k dW_k is one matrix product, and the
+        norms come from Gram matrices.
+        """
+        if not schedule.steps:
+            return torch.zeros_like(start), start.new_zeros(schedule.clients)
+        with self._without_autograd():
+            summing = not (self._local.weight_decay or self._local.proximal_mu)
+            cohort = self._train(start, examples, schedule, seeds, summing=summing)
+            summed = self._sum_of_layers(cohort, start, clip) if summing else None
+            if summed is None:
+                updates = self._room.take("updates", (cohort.clients, len(start)), start)
+                self._write(updates)
+                summed = clipped_sum_of(updates, clip)
+            return summed
+
+    def _sum_of_layers(
+        self, cohort: Cohort, start: Tensor, clip: float
+    ) -> tuple[Tensor, Tensor] | None:
+        """The clipped sum, layer by layer; None where a norm is not finite."""
+        squares = start.new_zeros(cohort.clients, dtype=torch.float64)
+        for _, layer in self._layers():
+            squares += layer.squared_norms()
+        if not bool(torch.isfinite(squares).all()):
+            return None
+        factors, norms = clip_factors(squares.sqrt_().to(start.dtype), clip)
+        total = torch.empty_like(start)
+        into = self._layout.views(total)
+        for prefix, layer in self._layers():
+            name = f"{prefix}." if prefix else ""
+            layer.write_sum(factors, into[f"{name}weight"], into.get(f"{name}bias"))
+        return total, norms
+
+    def _without_autograd(self) -> AbstractContextManager[object]:
+        """Tensors that autograd knows nothing of, where a chain goes back by itself: they cost a
+        twentieth of the time of a small model."""
+        return nullcontext() if self._chain is None else torch.inference_mode()
+
+    def _write(self, out: Tensor) -> None:
+        into = self._layout.views(out)
+        for prefix, layer in self._layers():
+            name = f"{prefix}." if prefix else ""
+            layer.write_updates(into[f"{name}weight"], into.get(f"{name}bias"))
+
+    def _layers(self) -> list[tuple[str, ClientLinear | ClientConv2d]]:
+        return [*self._linear.items(), *self._conv.items()]
+
+    def _train(
+        self,
+        start: Tensor,
+        examples: Examples,
+        schedule: Schedule,
+        seeds: Sequence[int],
+        *,
+        summing: bool = False,
+    ) -> Cohort:
+        data = None if self._data is None else self._data.inputs(examples, schedule)
+        cohort = self._begin(start, schedule, data, summing)
+        model: nn.Module = self._model
+        if self._cut is not None:
+            model, self._cut.cohort = self._cut, cohort
+        if self._chain is not None:
+            self._chain.reset()
+        which = torch.from_numpy(schedule.rows()).to(examples.y.device)
+        held = examples.y.index_select(0, which.view(-1)).view(*which.shape, *examples.y.shape[1:])
+        even: dict[tuple[int, ...], Tensor] = {}
+        seed = seeds[0] & 0xFFFFFFFFFFFFFFFF
+        for number, dropout in enumerate(self._dropouts):
+            dropout.reseed((seed << 16) + number)
+        with seeded(seed):
+            for number, step in enumerate(schedule.steps):
+                cohort.begin(number, len(step.counts))
+                x = None if data is not None else examples_of(examples.x, step).flatten(0, 1)
+                if self._chain is not None:
+                    outputs = self._chain.forward(self._chain.prepared(x))
+                elif self._data is not None:
+                    outputs = self._data.after(self._data.layer(None))
+                else:
+                    outputs = model(x)
+                targets = cohort.current(held).flatten(0, 1)
+                weight = even.get(step.rows.shape) if step.full else None
+                if weight is None:
+                    weight = loss_weights(step, start.dtype, start.device).flatten()
+                    if step.full:
+                        even[step.rows.shape] = weight
+                # The layers take their steps in the backward pass.
+                if self._chain is not None:
+                    self._chain.backward(self._loss_gradient(outputs, targets, weight))
+                else:
+                    torch.autograd.backward(self._task.loss(outputs, targets), weight)
+        return cohort
+
+    def _begin(
+        self, start: Tensor, schedule: Schedule, data: KnownInputs | None, summing: bool
+    ) -> Cohort:
+        first = schedule.steps[0]
+        cohort = Cohort(
+            widths=[step.rows.shape[1] for step in schedule.steps],
+            lengths=schedule.lengths,
+            ragged=schedule.ragged,
+            weights=combination(self._local, len(schedule.steps)),
+            like=start,
+        )
+        cohort.begin(0, len(first.counts))
+        views = self._layout.views(start)
+        fed = None if self._data is None else self._data.layer
+        for prefix, linear in self._linear.items():
+            name = f"{prefix}." if prefix else ""
+            weight, bias = views[f"{name}weight"], views.get(f"{name}bias")
+            known = data if linear is fed else None
+            linear.start(cohort, self._local, weight, bias, summing=summing, data=known)
+        for prefix, conv in self._conv.items():
+            name = f"{prefix}." if prefix else ""
+            conv.start(cohort, self._local, views[f"{name}weight"], views.get(f"{name}bias"))
+        return cohort
+
+
+class _DataLayers:
+    """A model that begins with a linear layer fed with data, cut in three.
+
+    Attributes:
+        layer: the linear layer.
+        after: the rest.
+    """
+
+    def __init__(self, before: nn.Module, layer: ClientLinear, after: nn.Module) -> None:
+        self._before, self.layer, self.after = before, layer, after
+        self._bank, self._room = GramBank(), Room()
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _DataLayers | None:
+        """None where another layer comes first, or one whose output chance decides."""
+        layers = list(in_sequence(model))
+        for at, layer in enumerate(layers):
+            if isinstance(layer, ClientLinear):
+                before, after = nn.Sequential(*layers[:at]), nn.Sequential(*layers[at + 1 :])
+                return cls(before, layer, after)
+            if any(isinstance(part, _NO_DATA) for part in layer.modules()):
+                return None
+        return None
+
+    @torch.no_grad()
+    def inputs(self, examples: Examples, schedule: Schedule) -> KnownInputs:
+        """The layer's inputs in all steps."""
+        rows = schedule.rows()
+        short = rows.shape[1] <= _AT_ONCE
+        if short and not schedule.ragged and examples.x.device.type == "cpu":
+            return self._in_own_order(examples, rows)
+        x, grams = self._visited(examples, schedule, rows), None
+        if short:
+            grams = self._room.take("grams", (*rows.shape, rows.shape[1]), x)
+            torch.bmm(x, x.transpose(1, 2), out=grams)
+        return KnownInputs(x=x, grams=grams)
+
+    def _in_own_order(self, examples: Examples, rows: Rows) -> KnownInputs:
+        """Each client's inputs in the order of its rows, whatever the order of this round's visits:
+        so their Gram matrices are those of other rounds."""
+        order = np.argsort(rows, axis=1, kind="stable")
+        rows = np.take_along_axis(rows, order, axis=1)
+        visits = np.empty_like(order)
+        np.put_along_axis(visits, order, np.arange(rows.shape[1])[None], axis=1)
+        x = self._made_of(examples, rows)
+        grams = self._room.take("grams", (*rows.shape, rows.shape[1]), x)
+        self._bank.take(x, examples.x, rows, visits, grams)
+        first = np.arange(len(rows))[:, None] * rows.shape[1]
+        return KnownInputs(
+            x=x,
+            visits=torch.from_numpy((first + visits).reshape(-1)),
+            visited=torch.from_numpy((first + order).reshape(-1)),
+            grams=grams,
+        )
+
+    def _visited(self, examples: Examples, schedule: Schedule, rows: Rows) -> Tensor:
+        """(K, total, in) in the order of visits; zeros where a client takes no step."""
+        inputs = self._made_of(examples, rows)
+        at = 0
+        for step in schedule.steps:
+            active, width = step.rows.shape
+            if active < schedule.clients:
+                inputs[active:, at : at + width] = 0
+            at += width
+        return inputs
+
+    def _made_of(self, examples: Examples, rows: Rows) -> Tensor:
+        """(K, total, in) what the layers before make of these rows (K, total)."""
+        which = torch.from_numpy(rows.reshape(-1)).to(examples.x.device)
+        found: Tensor = self._before(examples.x.index_select(0, which))
+        if found.dim() != 2:
+            raise UnsupportedLayerError(f"a Linear layer is fed {found.dim() - 1}-dimensional rows")
+        return found.reshape(*rows.shape, -1)
+
+
+_NO_DATA = (ClientLinear, ClientConv2d, BitDropout, nn.modules.dropout._DropoutNd)
+
+
+def _check_trainable_once(model: nn.Module, layout: FlatLayout) -> None:
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        if name not in layout.names:
+            raise UnsupportedLayerError(
+                f"parameter {name!r} is frozen or shared with another layer"
+            )

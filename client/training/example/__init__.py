@@ -1,0 +1,1 @@
+"""DP-SGD inside each client, built on Opacus."""

@@ -1,0 +1,102 @@
+"""Opacus' privacy engine with entropy from outside: batches and noise from AES-CTR streams.
+
+Opacus' own secure mode needs ``torchcsprng``, which is no longer maintained; without it, batches
+and noise follow torch's Mersenne Twister. `PrivacyEngine.make_private` puts model, optimizer,
+criterion and batches together here as there; only what draws is replaced.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus import PrivacyEngine
+from opacus.optimizers import DPOptimizer
+
+from client.training.example.optimizer import UNITS, GhostLatticeOptimizer, LatticeOptimizer
+from fedsys.privacy.noise import RoundedGaussian
+from fedsys.privacy.randomness import AesCtrStream
+
+__all__ = ["EntropyEngine", "PoissonBatches"]
+
+
+class PoissonBatches:
+    """One client's batches, each example in each with the same probability, independently.
+
+    Args:
+        rows: (n,) the client's rows of the pool.
+        rate: The probability.
+        steps: How many batches.
+        stream: Of the coins.
+    """
+
+    def __init__(
+        self, rows: NDArray[np.int64], *, rate: float, steps: int, stream: AesCtrStream
+    ) -> None:
+        self.dataset, self.rate = rows, rate
+        self._steps, self._stream = steps, stream
+
+    def __len__(self) -> int:
+        """How many batches make up an epoch on average, what Opacus takes it for."""
+        return max(1, round(1 / self.rate))
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        for _ in range(self._steps):
+            yield self.dataset[_chosen(self._stream, len(self.dataset), self.rate)]
+
+
+class EntropyEngine(PrivacyEngine):  # type: ignore[misc]
+    """`PrivacyEngine` whose optimizers draw exact noise from `stream`.
+
+    Args:
+        noise_multiplier: z; one engine has one, so that its sampler is prepared once.
+    """
+
+    def __init__(self, noise_multiplier: float) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Secure RNG turned off")  # it is not used
+            super().__init__(accountant="prv")
+        self._sampler = RoundedGaussian(float(noise_multiplier * UNITS))
+
+    def _prepare_data_loader(self, data_loader: PoissonBatches, **_: object) -> PoissonBatches:
+        return data_loader
+
+    def _prepare_optimizer(
+        self,
+        *,
+        optimizer: torch.optim.Optimizer,
+        grad_sample_mode: str,
+        stream: AesCtrStream,
+        examples: float,
+        noise_multiplier: float,
+        max_grad_norm: float,
+        loss_reduction: str,
+        **_: object,
+    ) -> DPOptimizer:
+        """As the base, with our classes; `examples` is the batch's expected size, unrounded."""
+        kind = GhostLatticeOptimizer if grad_sample_mode == "ghost" else LatticeOptimizer
+        return kind(
+            optimizer,
+            sampler=self._sampler,
+            stream=stream,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=max_grad_norm,
+            expected_batch_size=examples,
+            loss_reduction=loss_reduction,
+        )
+
+    def _prepare_criterion(self, **given: Any) -> Any:
+        known = ("module", "optimizer", "criterion", "loss_reduction")
+        return super()._prepare_criterion(**{name: given[name] for name in known})
+
+
+def _chosen(stream: AesCtrStream, count: int, rate: float) -> NDArray[np.bool_]:
+    """(count,) independent coins that are true with probability `rate` to within 2^-64."""
+    if rate >= 1:
+        return np.ones(count, dtype=np.bool_)
+    return stream.words(count) < np.uint64(math.floor(rate * 2.0**64))

@@ -1,0 +1,270 @@
+"""DP-SGD inside each client, by Opacus: what leaves it hides every single example of its data.
+
+Abadi et al. 2016 (arXiv:1607.00133), algorithm 1. Opacus puts it together (`EntropyEngine`): its
+clipping, ghost clipping where that serves (`example_gradients`), its optimizer. Batches and noise
+come from AES-CTR streams keyed by the caller's entropy; clipped gradients are added as integers and
+the noise is round(sigma N) (`example_optimizer`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from client.training.flat import FlatLayout
+from client.training.local import LocalConfig
+from fedsys.errors import ConfigError, TrainingError
+from fedsys.privacy.randomness import AesCtrStream, Entropy
+from fedsys.tasks import Examples, Task, seeded
+
+__all__ = ["ExamplePrivacy", "ExamplePrivateTrainer"]
+
+_log = logging.getLogger(__name__)
+_GHOST_BATCH = 256
+_TRIED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamplePrivacy:
+    """What the accountant of ``example-gaussian`` charges for; the same for every client.
+
+    Attributes:
+        clip: C, the norm to which each example's gradient is clipped.
+        noise_multiplier: z; a step's summed gradient gets noise of standard deviation z C.
+        example_rate: Probability with which an example is in a step's batch, independently.
+        steps: Local steps a round.
+    """
+
+    clip: float
+    noise_multiplier: float
+    example_rate: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        for name in ("clip", "noise_multiplier"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"privacy.{name} = {value}: must be a positive number")
+        if not 0 < self.example_rate <= 1:
+            raise ConfigError(f"example_rate = {self.example_rate}: must be in (0, 1]")
+        if self.steps < 1:
+            raise ConfigError(f"steps = {self.steps}: at least 1 is needed")
+
+
+class ExamplePrivateTrainer:
+    """Trains clients one after the other with example-level differential privacy.
+
+    Args:
+        task: Model and loss. An example's loss must not depend on the others of its batch.
+        local: Optimizer, learning rate, momentum, weight decay and FedProx; ``epochs`` and
+            ``batch_size`` are replaced by the privacy's steps and rate.
+        privacy: What is guaranteed.
+        device: Where gradients are computed; noise is drawn on the host.
+        seed: Of the initial weights.
+        mode: Opacus' way to an example's gradient, ``"ghost"`` or ``"no_op"`` (torch.func); chosen
+            for the model at the first call by default.
+
+    A client's number of examples is taken to be public: it divides the summed gradients.
+
+    One trainer serves any number of clients and rounds, and what one trains on has no bearing on
+    the next: each starts from the weights given and the model's buffers as they were made, with an
+    optimizer and a stream of its own. The sampler of the noise keeps nothing.
+
+    Raises:
+        TrainingError: the model has a layer without gradients of single examples.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        local: LocalConfig,
+        privacy: ExamplePrivacy,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        *,
+        mode: str | None = None,
+    ) -> None:
+        from client.training.example.engine import EntropyEngine
+        from client.training.example.gradients import refuse_mixing
+
+        self._task, self._local, self._privacy = task, local, privacy
+        self._device, self._seed, self._mode = torch.device(device), seed, mode
+        self._renew()
+        refuse_mixing(self._model)
+        self._layout = FlatLayout.of(self._model)
+        self._engine = EntropyEngine(privacy.noise_multiplier)
+
+    @property
+    def dimension(self) -> int:
+        """d, the length of the flat weight vector."""
+        return self._layout.dimension
+
+    @property
+    def mode(self) -> str | None:
+        """Opacus' grad_sample_mode; None before the first call."""
+        return self._mode
+
+    def opacus_epsilon(self, delta: float) -> float:
+        """Epsilon by Opacus' own accountant, of the steps of all clients as if they were one."""
+        return float(self._engine.get_epsilon(delta))
+
+    def train(
+        self,
+        weights: NDArray[np.float32],
+        examples: Examples,
+        client_rows: Sequence[NDArray[np.int64]],
+        entropy: Entropy,
+        *,
+        names: Sequence[object] | None = None,
+    ) -> NDArray[np.float32]:
+        """(K, d) w_local - w_global, each differentially private in the client's examples.
+
+        Args:
+            weights: (d,) where the clients start.
+            examples: The pool of training examples.
+            client_rows: Each client's rows; one without rows gets a zero update.
+            entropy: Keys the batches' and the noise's streams.
+            names: What an error calls the clients; their positions by default.
+
+        Raises:
+            TrainingError: names the client, the cause and the remedy.
+        """
+        updates = np.zeros((len(client_rows), self.dimension), dtype=np.float32)
+        start = torch.from_numpy(np.array(weights, dtype=np.float32)).to(self._device)
+        for client, rows in enumerate(client_rows):
+            if not len(rows):
+                continue
+            name = client if names is None else names[client]
+            stream = AesCtrStream.from_entropy(entropy)
+            try:
+                trained = self._train_one(start, examples, rows, stream)
+            except TrainingError as error:
+                self._renew()
+                raise TrainingError(f"client {name}: {error}") from error
+            except (RuntimeError, IndexError, ValueError, TypeError) as error:
+                self._renew()
+                text = " ".join(str(error).split())[:300]
+                raise TrainingError(
+                    f"client {name}: example-private training failed: {type(error).__name__}: "
+                    f"{text}"
+                ) from error
+            updates[client] = (trained - start).cpu().numpy()
+        return updates
+
+    def _renew(self) -> None:
+        """A model that bears no trace of Opacus."""
+        self._model: nn.Module = self._task.init_model(self._seed).to(self._device).train()
+        self._private: nn.Module = self._model
+        self._buffers = {name: each.clone() for name, each in self._model.named_buffers()}
+
+    def _train_one(
+        self, start: Tensor, examples: Examples, rows: NDArray[np.int64], stream: AesCtrStream
+    ) -> Tensor:
+        from client.training.example.engine import PoissonBatches
+        from client.training.example.gradients import PerExampleLoss, step_of
+        from client.training.example.optimizer import proximal_hook
+
+        privacy = self._privacy
+        self._layout.write(self._model, start)
+        for name, made in self._buffers.items():
+            self._model.get_buffer(name).copy_(made)
+        # A dropout mask may follow a fixed seed: privacy rests on batches and noise alone.
+        with seeded(0), _without_hints():
+            mode = self._choose(examples, rows)
+            params = [p for p in self._model.parameters() if p.requires_grad]
+            made = self._engine.make_private(
+                module=self._private,
+                optimizer=self._optimizer(params),
+                criterion=PerExampleLoss(self._task),
+                data_loader=PoissonBatches(
+                    rows, rate=privacy.example_rate, steps=privacy.steps, stream=stream
+                ),
+                noise_multiplier=privacy.noise_multiplier,
+                max_grad_norm=privacy.clip,
+                grad_sample_mode=mode,
+                stream=stream,
+                examples=privacy.example_rate * len(rows),
+            )
+            self._private, optimizer, batches = made[0], made[1], made[-1]
+            count = self._engine.accountant.get_optimizer_hook_fn(sample_rate=batches.rate)
+            pull = proximal_hook(
+                params, [p.detach().clone() for p in params], self._local.proximal_mu
+            )
+            optimizer.attach_step_hook(lambda o: (count(o), pull(o)))
+            gradients = step_of(mode, self._task, self._model, self._private, made[2], optimizer)
+            for batch in batches:
+                for x, y, last in self._physical(examples, batch):
+                    optimizer.signal_skip_step(not last)
+                    optimizer.zero_grad()
+                    gradients(x, y)
+                    optimizer.step()
+            optimizer.zero_grad(set_to_none=True)  # no example's gradient outlives the round
+        return self._layout.read(self._model)
+
+    def _optimizer(self, params: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        local = self._local
+        if local.optimizer == "adam":
+            return torch.optim.Adam(params, lr=local.learning_rate, weight_decay=local.weight_decay)
+        return torch.optim.SGD(
+            params,
+            lr=local.learning_rate,
+            momentum=local.momentum,
+            weight_decay=local.weight_decay,
+        )
+
+    def _physical(
+        self, examples: Examples, batch: NDArray[np.int64]
+    ) -> Iterator[tuple[Tensor, Tensor, bool]]:
+        """A Poisson batch in parts that fit into memory; the last is marked."""
+        most = max(1, (256 << 20) // (4 * self.dimension))
+        if self._mode == "ghost":
+            most = _GHOST_BATCH
+        for at in range(0, max(len(batch), 1), most):
+            yield *self._take(examples, batch[at : at + most]), at + most >= len(batch)
+
+    def _take(self, examples: Examples, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        which = torch.from_numpy(np.ascontiguousarray(rows)).to(examples.x.device)
+        x, y = examples.x.index_select(0, which), examples.y.index_select(0, which)
+        return x.to(self._device), y.to(self._device)
+
+    def _choose(self, examples: Examples, rows: NDArray[np.int64]) -> str:
+        """Opacus' mode for this model, tried on the first finite examples; kept."""
+        if self._mode is None:
+            from client.training.example.gradients import form_for
+
+            x, y = self._take(examples, rows[: 64 * _TRIED])
+            finite = torch.isfinite(x.flatten(1)).all(1) if x.is_floating_point() else slice(None)
+            x, y = x[finite][:_TRIED], y[finite][:_TRIED]
+            if not len(x):
+                self._private = self._model
+                return "no_op"
+            self._private = self._model
+            self._mode, why = form_for(self._task, self._model, x, y)
+            _tell(self._mode, why, self._privacy, self._local, self._seed, self.dimension)
+        return self._mode
+
+
+@lru_cache(maxsize=64)
+def _tell(mode: str, why: str, *_job: object) -> None:
+    """Once a job, for which a device may make several trainers: what tells jobs apart is part of
+    the arguments."""
+    _log.info("gradients of examples: %s, %s", mode, why)
+
+
+@contextmanager
+def _without_hints() -> Iterator[None]:
+    """torch's remarks on how Opacus uses it say nothing to who runs a job."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        yield

@@ -1,0 +1,80 @@
+"""A `Trainer` whose updates are private towards everybody, example by example."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.training.example.privacy import ExamplePrivacy, ExamplePrivateTrainer
+from client.training.local import LocalConfig
+from client.training.trainer import ClippedSum, Trainer
+from fedsys.errors import ConfigError
+from fedsys.privacy.randomness import Entropy
+from fedsys.tasks import Examples, Task
+
+__all__ = ["ExampleTrainer"]
+
+
+class ExampleTrainer(Trainer):
+    """Evaluates like its base; trains by DP-SGD with batches and noise from `entropy`.
+
+    Args:
+        task: model, loss and metrics.
+        local: optimizer and learning rate.
+        privacy: what each client guarantees to its examples.
+        device: where gradients are computed.
+        seed: of the initial weights.
+        entropy: of batches and noise; seeds given to `train` are not used.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        local: LocalConfig,
+        privacy: ExamplePrivacy,
+        device: str | torch.device = "cpu",
+        *,
+        seed: int = 0,
+        entropy: Entropy = os.urandom,
+    ) -> None:
+        super().__init__(task, local, device, "loop", 1, seed)
+        self._private = ExamplePrivateTrainer(task, local, privacy, device, seed)
+        self._entropy = entropy
+
+    def train(
+        self,
+        weights: NDArray[np.float32],
+        examples: Examples,
+        client_rows: Sequence[NDArray[np.int64]],
+        seeds: Sequence[int],
+        *,
+        names: Sequence[object] | None = None,
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """(K, d) w_local - w_global, each differentially private in the client's examples."""
+        updates = self._private.train(weights, examples, client_rows, self._entropy, names=names)
+        if out is None:
+            return updates
+        out[:] = updates
+        return out
+
+    def clipped_sum(
+        self,
+        weights: NDArray[np.float32],
+        examples: Examples,
+        client_rows: Sequence[NDArray[np.int64]],
+        seeds: Sequence[int],
+        *,
+        clip: float,
+        names: Sequence[object] | None = None,
+    ) -> ClippedSum:
+        """Refuses: what a client sends is an integer vector of its own.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("mechanism 'example-gaussian' has no protocol 'float'; use 'ideal'")

@@ -1,0 +1,299 @@
+"""The graph path: the whole local epoch of K clients, recorded once and repeated per chunk.
+
+The arithmetic is that of `client.training.batched`; what differs is that shapes are fixed, so that
+a GPU can repeat the epoch as one graph. Chunks are padded to the fixed shapes: a client that is not
+there has no weight in any loss, one that is done keeps its parameters.
+
+On a CPU the same code runs without a graph, which is how it is tested; on a GPU it is unmeasured.
+"""
+
+from __future__ import annotations
+
+import math
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from client.training.flat import FlatLayout
+from client.training.graph.recorder import Recorder, Work, recorder_for
+from client.training.graph.staging import Staging
+from client.training.graph.stepper import StaticStepper, step_sizes
+from client.training.local import LocalConfig
+from client.training.schedule import Schedule
+from fedsys.tasks import Examples, Task, seeded
+
+__all__ = ["Epoch", "Finish", "GraphPath", "roomy"]
+
+LONGEST = 64
+"""Steps of one graph; longer epochs repeat it."""
+
+_KEPT = 4
+Gradients = Callable[[dict[str, Tensor], Tensor, Tensor, Tensor], dict[str, Tensor]]
+
+
+class Finish(Protocol):
+    """What is to be done with the updates, in the same graph."""
+
+    def bind(self, updates: Tensor, present: Tensor) -> Work:
+        """Work over `updates` (K, d) and `present` (K,) bool: whether a client is there. Both stay
+        where they are; a padded client's row is of no meaning."""
+        ...
+
+
+def roomy(count: int) -> int:
+    """A count at least as large, at most an eighth larger: few shapes serve many counts.
+
+    >>> [roomy(count) for count in (0, 5, 16, 17, 50)]
+    [0, 5, 16, 18, 52]
+    """
+    grain = 1 << max(count.bit_length() - 4, 0)
+    return -(-count // grain) * grain
+
+
+class Epoch:
+    """One shape of chunk, recorded: K clients, S steps at once, batches of B.
+
+    Attributes:
+        updates: (K, d) of the last chunk, in its order; more rows may follow.
+        finished: what `finish` bound.
+
+    Args:
+        gradients: of K clients' losses.
+        layout: of the flat vector.
+        local: hyper-parameters.
+        examples: the pool; must stay where it is.
+        like: the dtype and device of weights.
+        clients: K.
+        steps: S.
+        batch: B.
+        ragged: whether clients may be done before the last step.
+        whole: whether the S steps are the whole epoch, which is then one graph.
+        finish: what follows in the graph.
+        recorder: of the graph.
+    """
+
+    def __init__(
+        self,
+        gradients: Gradients,
+        layout: FlatLayout,
+        local: LocalConfig,
+        examples: Examples,
+        like: Tensor,
+        *,
+        clients: int,
+        steps: int,
+        batch: int,
+        ragged: bool,
+        whole: bool,
+        finish: Finish | None,
+        recorder: Recorder,
+    ) -> None:
+        self._gradients, self._examples = gradients, examples
+        self.clients, self.steps, self.batch = clients, steps, batch
+        self.ragged, self.whole = ragged, whole
+        self.start = like.new_zeros(layout.dimension)
+        self.updates = like.new_zeros((clients, layout.dimension))
+        device = like.device
+        self.present = torch.zeros(clients, dtype=torch.bool, device=device)
+        self._rows = torch.zeros((steps, clients, batch), dtype=torch.int64, device=device)
+        self._weights = like.new_zeros((steps, clients, batch))
+        self._active = torch.zeros((steps, clients), dtype=torch.bool, device=device)
+        self._sizes = like.new_zeros((steps, 2))
+        self._params = layout.views(self.updates)
+        self._stepper = StaticStepper(
+            local, list(layout.views(self.start).values()), list(self._params.values())
+        )
+        self._staging = Staging(device)
+        self.finished = None if finish is None else finish.bind(self.updates, self.present)
+        if whole:
+            self._all = recorder.record(self._everything)
+        else:
+            self._some = recorder.record(self._train)
+
+    def run(self, start: Tensor, schedule: Schedule, local: LocalConfig) -> None:
+        """Trains the schedule's clients; their updates are then in the first rows of `updates`."""
+        self.start.copy_(start)
+        held = np.zeros(self.clients, dtype=np.bool_)
+        held[: schedule.clients] = True
+        self._staging.copy(self.present, held)
+        if self.whole:
+            self._stage(schedule, 0, local)
+            self._all()
+            return
+        self._begin()
+        for first in range(0, len(schedule.steps), self.steps):
+            self._stage(schedule, first, local)
+            self._some()
+        self._end()
+
+    def _stage(self, schedule: Schedule, first: int, local: LocalConfig) -> None:
+        """Hands steps `first` and following to the graph's inputs; no wait for the device."""
+        shape = (self.steps, self.clients, self.batch)
+        rows, weights = np.zeros(shape, dtype=np.int64), np.zeros(shape)
+        active = np.zeros(shape[:2], dtype=np.bool_)
+        for at, step in enumerate(schedule.steps[first : first + self.steps]):
+            count, width = step.rows.shape
+            rows[at, :count, :width] = step.rows
+            # Padding repeats a row of the same client: nobody's data meets another's damage.
+            rows[at, :count, width:] = step.rows[:, :1]
+            weights[at, :count, :width] = step.weights()
+            active[at, :count] = True
+        self._staging.copy(self._rows, rows)
+        self._staging.copy(self._weights, weights)
+        self._staging.copy(self._active, active)
+        self._staging.copy(self._sizes, step_sizes(local, first, self.steps))
+
+    def _everything(self) -> None:
+        self._begin()
+        self._train()
+        self._end()
+
+    def _begin(self) -> None:
+        self.updates.copy_(self.start.expand_as(self.updates))
+        self._stepper.reset()
+
+    def _train(self) -> None:
+        shape = (self.clients, self.batch)
+        for at in range(self.steps):
+            flat = self._rows[at].view(-1)
+            x, y = (each.index_select(0, flat) for each in (self._examples.x, self._examples.y))
+            grads = self._gradients(
+                self._params,
+                x.view(*shape, *x.shape[1:]),
+                y.view(*shape, *y.shape[1:]),
+                self._weights[at],
+            )
+            self._stepper.take(
+                [grads[name] for name in self._params],
+                self._sizes[at],
+                self._active[at] if self.ragged else None,
+            )
+
+    def _end(self) -> None:
+        self.updates.sub_(self.start)
+        if self.finished is not None:
+            self.finished()
+
+
+class GraphPath:
+    """Trains K clients at once, by graphs that are recorded when a shape is first seen.
+
+    Args:
+        task: For its loss, which must not wait for the device (no ``.item()``, no ``nonzero``).
+        model: Gives the forward pass; its own weights are not used.
+        local: Hyper-parameters.
+        recorder: Of the graphs; by default what suits the model's device.
+    """
+
+    name = "graph"
+
+    def __init__(
+        self, task: Task, model: nn.Module, local: LocalConfig, recorder: Recorder | None = None
+    ) -> None:
+        self._local = local
+        self._layout = FlatLayout.of(model)
+        model.train()
+        self._device = next(model.parameters()).device
+        self._recorder = recorder or recorder_for(self._device)
+        self._examples: Examples | None = None
+        self._epochs: list[tuple[Finish | None, Epoch]] = []
+
+        def loss_of(params: dict[str, Tensor], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+            return (task.loss(functional_call(model, params, (x,)), y) * weight).sum()
+
+        self._gradients: Gradients = vmap(grad(loss_of), randomness="different")
+
+    def updates(
+        self,
+        start: Tensor,
+        examples: Examples,
+        schedule: Schedule,
+        seeds: Sequence[int],
+        out: Tensor,
+    ) -> None:
+        """Each client's w_local - w_global into `out` (K, d); zeros where it has no examples."""
+        if not schedule.steps:
+            out.zero_()
+            return
+        out.copy_(self.run(start, examples, schedule, seeds).updates[: schedule.clients])
+
+    def run(
+        self,
+        start: Tensor,
+        examples: Examples,
+        schedule: Schedule,
+        seeds: Sequence[int],
+        finish: Finish | None = None,
+    ) -> Epoch:
+        """Trains a schedule of at least one step, and does what `finish` binds.
+
+        Returns:
+            Where the updates are, until the next call.
+        """
+        with seeded(seeds[0]), warnings.catch_warnings(), torch.no_grad():
+            # vmap warns where it falls back to a loop over clients: slow, never wrong.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            try:
+                epoch = self._epoch(start, examples, schedule, finish)
+                epoch.run(start, schedule, self._local)
+            except torch.OutOfMemoryError as error:
+                # What was made half-way is held by the frames that made it.
+                traceback.clear_frames(error.__traceback__)
+                self.release()
+                raise
+        return epoch
+
+    def release(self) -> None:
+        """Lets go of all graphs and their memory."""
+        self._epochs = []
+        self._examples = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _epoch(
+        self, start: Tensor, examples: Examples, schedule: Schedule, finish: Finish | None
+    ) -> Epoch:
+        if self._examples is not examples:
+            self.release()
+            self._examples = examples
+        total = len(schedule.steps)
+        batch = max(step.rows.shape[1] for step in schedule.steps)
+        parts = math.ceil(total / LONGEST)
+        steps = math.ceil(total / parts)
+        # All clients that train do so to the last step; those without examples never start.
+        even = int(schedule.lengths.min()) == total and steps * parts == total
+        for at, (bound, epoch) in enumerate(self._epochs):
+            fits = (
+                bound is finish
+                and epoch.batch == batch
+                and schedule.clients <= epoch.clients <= roomy(schedule.clients) * 5 // 4
+                and (epoch.ragged or (even and epoch.steps == steps))
+                and epoch.whole == (parts == 1)
+                and (steps <= epoch.steps <= max(roomy(steps), steps * 5 // 4))
+            )
+            if fits:
+                self._epochs.append(self._epochs.pop(at))
+                return epoch
+        del self._epochs[: max(len(self._epochs) - _KEPT + 1, 0)]
+        made = Epoch(
+            self._gradients,
+            self._layout,
+            self._local,
+            examples,
+            start,
+            clients=roomy(schedule.clients),
+            steps=steps if even else roomy(steps),
+            batch=batch,
+            ragged=not even,
+            whole=parts == 1,
+            finish=finish,
+            recorder=self._recorder,
+        )
+        self._epochs.append((finish, made))
+        return made

@@ -1,0 +1,28 @@
+"""One step of K clients as tensors: inputs, targets, and what each example's loss counts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from client.training.schedule import Step
+from fedsys.tasks import Examples
+
+__all__ = ["examples_of", "gather", "loss_weights"]
+
+
+def gather(examples: Examples, step: Step, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """One step's inputs (A, B, ...), targets (A, B, ...) and loss weights (A, B)."""
+    x, y = examples_of(examples.x, step), examples_of(examples.y, step)
+    return x, y, loss_weights(step, dtype, x.device)
+
+
+def examples_of(values: Tensor, step: Step) -> Tensor:
+    """(A, B, ...) one step's rows of all examples' inputs or targets (M, ...)."""
+    rows = torch.from_numpy(step.rows).to(values.device)
+    return values.index_select(0, rows.reshape(-1)).view(*rows.shape, *values.shape[1:])
+
+
+def loss_weights(step: Step, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(A, B) what each example's loss counts in its client's mean."""
+    return torch.from_numpy(step.weights()).to(device=device, dtype=dtype)

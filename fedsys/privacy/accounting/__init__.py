@@ -1,0 +1,1 @@
+"""From events to epsilon: one accountant for the three views, and the conversions behind it."""

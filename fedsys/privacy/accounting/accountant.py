@@ -1,0 +1,162 @@
+"""A job's running privacy loss in three views; each round costs O(1), whatever came before.
+
+>>> from fedsys.privacy.planning import make_plan
+>>> plan = make_plan(mechanism="distributed-gaussian", population=1000, expected_cohort=50,
+...     rounds=200, dimension=60_000, clip=1.0, delta=1e-5, noise_multiplier=1.0)
+>>> accountant = ViewAccountant(plan)
+>>> accountant.charge(plan.event(), sampled=range(50), survivors=range(47))
+>>> accountant.spent().outsider < accountant.after_next(plan.event()).outsider
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsys.errors import BudgetExceeded, MechanismError
+from fedsys.privacy.accounting.outsider import OutsiderLoss
+from fedsys.privacy.accounting.participant import ParticipantLoss
+from fedsys.privacy.accounting.server import ServerLoss, worst_server
+from fedsys.privacy.calibration import guaranteed_epsilon
+from fedsys.privacy.events import Event
+from fedsys.privacy.plan import PrivacyPlan
+from fedsys.privacy.views import Epsilons, View
+
+__all__ = ["ViewAccountant"]
+
+
+class ViewAccountant:
+    """Charges the rounds of one job and answers what they cost, in each view.
+
+    Args:
+        plan: of the job.
+
+    Attributes:
+        plan: as given.
+        rounds: charged so far.
+        outsider: the loss in that view.
+        participant: likewise.
+        server: likewise.
+    """
+
+    def __init__(self, plan: PrivacyPlan) -> None:
+        self.plan = plan
+        self.rounds = 0
+        self.outsider = OutsiderLoss(plan)
+        self.participant = ParticipantLoss(plan)
+        self.server = ServerLoss(plan)
+
+    def charge(
+        self,
+        event: Event,
+        sampled: Iterable[int] | None = None,
+        survivors: Iterable[int] | None = None,
+    ) -> None:
+        """Charges one reserved round.
+
+        Args:
+            event: what the round cost.
+            sampled: the cohort; None if unknown (a crash): every client may have been in it.
+            survivors: whose updates were summed. Empty: an abort, logged before the first unmask
+                request, so that nothing was summed. None: unknown, the whole cohort at the noise
+                of the fewest survivors.
+
+        Raises:
+            MechanismError: the plan's accountant cannot interpret the event, an id is not in the
+                population, or a survivor was not sampled. Whether the event is one of the plan's
+                is for `PrivacyPlan.covers` to say.
+        """
+        cohort = self._ids("sampled", sampled)
+        summed = self._ids("survivors", survivors)
+        if cohort is not None and summed is not None and not _is_subset(summed, cohort):
+            raise MechanismError("survivors must be a subset of the sampled clients")
+        self.rounds += 1
+        self.outsider.add(event)
+        self.participant.add(event, cohort)
+        if summed is None:
+            self.server.add(event, cohort, None)
+        else:
+            self.server.add(event, summed, int(summed.size))
+
+    def _ids(self, name: str, ids: Iterable[int] | None) -> NDArray[np.int64] | None:
+        if ids is None:
+            return None
+        found = (
+            ids.astype(np.int64, copy=False)
+            if isinstance(ids, np.ndarray)
+            else np.fromiter(ids, dtype=np.int64)
+        )
+        if not (found[1:] > found[:-1]).all():
+            found = np.unique(found)
+        if found.size and not (found[0] >= 0 and found[-1] < self.plan.population):
+            raise MechanismError(
+                f"{name} has a client outside 0..{self.plan.population - 1}: "
+                f"{int(found[0] if found[0] < 0 else found[-1])}"
+            )
+        return found
+
+    def spent(self) -> Epsilons:
+        """Epsilon by view of all rounds charged so far."""
+        return Epsilons(
+            outsider=self.outsider.epsilon(),
+            participant=self.participant.epsilon(),
+            server=self.server.epsilon(),
+        )
+
+    def spent_in(self, view: View) -> float:
+        """Epsilon of all rounds charged so far in one view, without the cost of the others."""
+        if view == "outsider":
+            return self.outsider.epsilon()
+        return self.participant.epsilon() if view == "participant" else self.server.epsilon()
+
+    def after_next(self, event: Event) -> Epsilons:
+        """Epsilon by view at worst, once a further round of this cost is charged.
+
+        Raises:
+            MechanismError: no accountant of this plan interprets the event.
+        """
+        return Epsilons(
+            outsider=self.outsider.epsilon(event),
+            participant=self.participant.epsilon(event),
+            server=self.server.epsilon(event),
+        )
+
+    def require_budget(self, event: Event) -> None:
+        """Refuses a round that would exceed the plan's budget in the guaranteed view.
+
+        When a job ends is a function of public constants: every reserved round counts, and for the
+        server at its worst case, whatever cohorts and survivors there were.
+
+        Args:
+            event: of the round, one that the plan covers.
+
+        Raises:
+            BudgetExceeded: it would; no client must be asked.
+        """
+        plan = self.plan
+        if plan.budget is None:
+            return
+        limit = plan.budget * (1 + 1e-9)
+        if self.rounds < plan.rounds and guaranteed_epsilon(plan) <= limit:
+            return  # all rounds fit, so this one does
+        if plan.guarantee == "outsider":
+            after = self.outsider.epsilon(event)
+        else:
+            after = worst_server(plan, self.rounds + 1)
+        if after > limit:
+            raise BudgetExceeded(
+                f"round {self.rounds + 1} would bring the {plan.guarantee}'s epsilon to "
+                f"{after:.4g}, over the budget {plan.budget:g}: the job ends after {self.rounds} "
+                "rounds"
+            )
+
+
+def _is_subset(some: NDArray[np.int64], ids: NDArray[np.int64]) -> bool:
+    """Whether increasing numbers are all among others."""
+    places = np.searchsorted(ids, some)
+    if not some.size:
+        return True
+    return bool(places[-1] < ids.size and (ids[places] == some).all())

@@ -1,0 +1,65 @@
+"""The outsider's view: every reserved round counts, aborted and lost ones too."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from fedsys.privacy.accounting.costs import outsider_step, rdp_epsilon, steps_epsilon
+from fedsys.privacy.events import Event, GaussianStep
+from fedsys.privacy.plan import PrivacyPlan
+
+__all__ = ["OutsiderLoss", "worst_step"]
+
+
+def worst_step(steps: Iterable[GaussianStep]) -> GaussianStep:
+    """One step that costs at least what any of these does: the least noise, the largest rate."""
+    known = tuple(steps)
+    return GaussianStep(
+        multiplier=min(step.multiplier for step in known),
+        rate=max(step.rate for step in known),
+        replaces=any(step.replaces for step in known),
+        count=max(step.count for step in known),
+    )
+
+
+class OutsiderLoss:
+    """Someone who sees releases only, by the accountant that the plan reports.
+
+    Where a client takes part in a bounded number of turns (``plan.turns``), the loss is that of so
+    many rounds at the worst-case cost.
+
+    Args:
+        plan: of the job.
+    """
+
+    def __init__(self, plan: PrivacyPlan) -> None:
+        self._plan = plan
+        self._rounds: Counter[GaussianStep] = Counter()
+
+    def add(self, event: Event) -> None:
+        """Charges one round.
+
+        Raises:
+            MechanismError: the event is unknown.
+        """
+        self._rounds[outsider_step(event)] += 1
+
+    def steps(self, next_event: Event | None = None) -> Counter[GaussianStep]:
+        """What one client can lose by, of the rounds so far and the next if given."""
+        counts = Counter(self._rounds)
+        if next_event is not None:
+            counts[outsider_step(next_event)] += 1
+        rounds = counts.total()
+        turns = self._plan.turns(rounds)
+        return counts if turns == rounds else Counter({worst_step(counts): turns})
+
+    def rdp_epsilon(self) -> float:
+        """By Rényi orders alone, to check the reported figure from above."""
+        return rdp_epsilon(self.steps(), self._plan.delta_of("outsider"))
+
+    def epsilon(self, next_event: Event | None = None) -> float:
+        """Spent so far, or once ``next_event`` is charged too."""
+        plan = self._plan
+        found = steps_epsilon(self.steps(next_event), plan.delta_of("outsider"))
+        return plan.charges.covered("outsider", found)

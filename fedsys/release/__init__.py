@@ -1,0 +1,1 @@
+"""Finished runs: the part of a folder that may be published, and its model in other formats."""

@@ -1,0 +1,47 @@
+"""What may leave the house: the part of a run's folder that the outsider's epsilon covers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from fedsys.errors import RunFolderError
+from fedsys.run_folder import RunFolder, disk_errors
+
+__all__ = ["publish_run"]
+
+_COPIED = ("config.toml", "ledger.jsonl", "metrics.jsonl", "model.pt")
+_COHORT_SECRETS = ("clients_trained", "train_seconds", "clients_per_second", "simulated")
+"""Counts and times tell realised cohort sizes, which no noise covers."""
+
+
+def publish_run(run: Path, out: Path) -> RunFolder:
+    """Copy `run` to the new folder `out` without anything that tells realised cohorts.
+
+    Raises:
+        RunFolderError: `run` is not a finished run, or `out` is not empty.
+    """
+    source = RunFolder.open(run)
+    for needed in (source.summary, source.model):
+        if not needed.is_file():
+            raise RunFolderError(
+                f"{run}: not a finished run ({needed.name} is missing); finish it with "
+                f"`fedsys simulate --resume {run}`"
+            )
+    if (run / "canaries.jsonl").exists():
+        raise RunFolderError(
+            f"{run}: a run with canaries is for its audit alone; publish one without --canaries"
+        )
+    summary = json.loads(source.summary.read_text(encoding="utf-8"))
+    for key in _COHORT_SECRETS:
+        summary.pop(key, None)
+    for view in ("participant", "server"):
+        summary["privacy"]["epsilon"][view] = None
+    target = RunFolder.create(out)
+    with disk_errors(out):
+        for name in _COPIED:
+            if (run / name).is_file():
+                shutil.copyfile(run / name, out / name)
+        target.write_summary(summary)
+    return target

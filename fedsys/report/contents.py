@@ -1,0 +1,275 @@
+"""What a run's folder says, read for showing it: bounded, no links followed, nothing executed.
+
+The folder is untrusted. Whatever is missing, too large or malformed becomes one
+line in `RunContents.problems`, because a page that shows nine files out of ten helps more than an
+exception. Whether the run's claims hold is for the audit to say, not for this module.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from fedsys.bounded_toml import parse_toml
+from fedsys.errors import LedgerError, RunFolderError
+from fedsys.printable import printable
+from fedsys.privacy.ledger.files import open_regular
+from fedsys.privacy.ledger.packing import unpack
+
+__all__ = ["PrivacySummary", "RoundDiagnostics", "RunContents", "Summary", "read"]
+
+MAX_DOCUMENT_BYTES = 1 << 20
+MAX_LINE_BYTES = 16 << 20
+MAX_LINES_BYTES = 1 << 30
+MAX_ROUNDS = 1_000_000
+MAX_METRICS = 8
+_ANY_SIZE = 1 << 62
+
+
+def _infinite(value: object) -> object:
+    return math.inf if value == "inf" else value
+
+
+Text = Annotated[str, BeforeValidator(lambda value: printable(value))]
+Number = Annotated[float, BeforeValidator(_infinite)]
+FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Tolerant(BaseModel):
+    """Reads what it knows; a newer version's keys are no reason not to show the rest."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class PrivacySummary(_Tolerant):
+    """``summary.json``'s ``privacy``: what the run claims."""
+
+    mechanism: Text | None = None
+    unit: Text = "client"
+    delta: FiniteNumber | None = None
+    noise_multiplier: FiniteNumber | None = None
+    clip: FiniteNumber | None = None
+    guarantee: Text = "outsider"
+    epsilon: dict[Text, Number | None] = Field(default_factory=dict)
+    budget: Number | None = None
+
+
+class SimulatedTime(_Tolerant):
+    """``summary.json``'s ``simulated``: the clock of a simulated federation."""
+
+    seconds: FiniteNumber | None = None
+    to_accuracy: dict[Text, FiniteNumber] = Field(default_factory=dict)
+
+
+class Summary(_Tolerant):
+    """``summary.json``; every field may be absent."""
+
+    name: Text | None = None
+    status: Text | None = None
+    rounds: int | None = None
+    metrics: dict[Text, Number | None] = Field(default_factory=dict)
+    privacy: PrivacySummary = Field(default_factory=PrivacySummary)
+    clients_trained: int | None = None
+    train_seconds: FiniteNumber | None = None
+    clients_per_second: FiniteNumber | None = None
+    model_sha256: Text | None = None
+    ledger_head: Text | None = None
+    signer: Text | None = None
+    protocol: Text | None = None
+    versions: dict[Text, Text] = Field(default_factory=dict)
+    reproducible: bool = False
+    simulated: SimulatedTime | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundDiagnostics:
+    """One line of ``private.jsonl``, reduced to counts: what a plot needs, no client's id."""
+
+    round: int
+    sampled: int | None
+    survivors: int | None
+    dropped: Mapping[str, int]
+    clipped_fraction: float | None
+    noise_to_signal: float | None
+    simulated_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunContents:
+    """What could be read of a run.
+
+    Attributes:
+        config: the parsed ``config.toml``, empty if it could not be read.
+        config_text: its text, for showing.
+        metrics: name -> (rounds, values), one pair of equally long lists a metric.
+        diagnostics: None in a public report.
+        problems: one line for each thing that could not be read.
+    """
+
+    name: str
+    summary: Summary
+    config: Mapping[str, Any]
+    config_text: str
+    metrics: Mapping[str, tuple[list[int], list[float]]]
+    diagnostics: tuple[RoundDiagnostics, ...] | None
+    problems: tuple[str, ...] = field(default=())
+
+    def setting(self, section: str, key: str) -> Any:
+        """Returns ``section.key`` of the config, or None."""
+        table = self.config.get(section)
+        return table.get(key) if isinstance(table, dict) else None
+
+
+def read(run: Path, *, private: bool) -> RunContents:
+    """Reads a run's folder.
+
+    Args:
+        run: the folder.
+        private: whether to open ``private.jsonl``; without it the result is free of cohorts.
+
+    Raises:
+        RunFolderError: there is no such folder.
+    """
+    if not run.is_dir():
+        raise RunFolderError(f"{run}: no such run folder; give one that `fedsys simulate` wrote")
+    problems: list[str] = []
+    summary = _summary(run / "summary.json", problems)
+    config, config_text = _config(run / "config.toml", problems)
+    return RunContents(
+        name=printable(summary.name or run.resolve().name, 100),
+        summary=summary,
+        config=config,
+        config_text=config_text,
+        metrics=_metrics(run / "metrics.jsonl", problems),
+        diagnostics=_diagnostics(run / "private.jsonl", problems) if private else None,
+        problems=tuple(problems),
+    )
+
+
+def _document(path: Path) -> str:
+    with open_regular(path, MAX_DOCUMENT_BYTES) as file:
+        return file.read(MAX_DOCUMENT_BYTES).decode("utf-8")
+
+
+def _complaint(path: Path, error: Exception) -> str:
+    if not os.path.lexists(path):
+        return f"{path.name} is missing"
+    if isinstance(error, OSError):
+        return f"{path.name} cannot be read: {error.strerror or 'input error'}"
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{path.name} is not in its documented shape: {printable(where)}: {first['msg']}"
+    return f"{path.name} cannot be read: {printable(error, 120)}"
+
+
+_UNREADABLE = (LedgerError, OSError, ValueError, RecursionError)
+
+
+def _summary(path: Path, problems: list[str]) -> Summary:
+    try:
+        return Summary.model_validate(json.loads(_document(path)))
+    except _UNREADABLE as error:
+        problems.append(_complaint(path, error))
+        return Summary()
+
+
+def _config(path: Path, problems: list[str]) -> tuple[dict[str, Any], str]:
+    try:
+        text = _document(path)
+        return parse_toml(text.encode()), "\n".join(printable(line) for line in text.splitlines())
+    except _UNREADABLE as error:
+        problems.append(_complaint(path, error))
+        return {}, ""
+
+
+def _lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+    """Yields the objects of a JSON-lines file up to the first line that is not one."""
+    try:
+        with open_regular(path, _ANY_SIZE) as file:  # its lines are counted below
+            total = 0
+            for number in range(1, MAX_ROUNDS + 1):
+                line = file.readline(MAX_LINE_BYTES + 1)
+                if not line:
+                    return
+                total += len(line)
+                if len(line) > MAX_LINE_BYTES or total > MAX_LINES_BYTES:
+                    raise ValueError(f"line {number} or the file as a whole is too long")
+                record = json.loads(line)
+                if not isinstance(record, dict) or _whole(record.get("round")) is None:
+                    raise ValueError(f"line {number} is not the record of a round")
+                yield record
+            raise ValueError(f"more than {MAX_ROUNDS:,} lines")
+    except _UNREADABLE as error:
+        problems.append(_complaint(path, error))
+
+
+def _whole(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < 2**63 else None
+
+
+def _finite(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _metrics(path: Path, problems: list[str]) -> dict[str, tuple[list[int], list[float]]]:
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    for record in _lines(path, problems):
+        for name, value in record.items():
+            number = _finite(value)
+            if name == "round" or number is None:
+                continue
+            shown = printable(name, 40)
+            if shown not in series and len(series) >= MAX_METRICS:
+                continue
+            rounds, values = series.setdefault(shown, ([], []))
+            rounds.append(record["round"])
+            values.append(number)
+    leading = ("accuracy", "loss")
+    order = sorted(series, key=lambda name: leading.index(name) if name in leading else 2)
+    return {name: series[name] for name in order}
+
+
+def _diagnostics(path: Path, problems: list[str]) -> tuple[RoundDiagnostics, ...]:
+    found = []
+    for record in _lines(path, problems):
+        signal, noise = _finite(record.get("signal_norm")), _finite(record.get("noise_norm"))
+        dropped = record.get("dropped")
+        found.append(
+            RoundDiagnostics(
+                round=record["round"],
+                sampled=_count(record.get("sampled")),
+                survivors=_count(record.get("survivors")),
+                dropped={
+                    printable(stage, 40): count
+                    for stage, value in (dropped.items() if isinstance(dropped, dict) else ())
+                    if (count := _whole(value)) is not None
+                },
+                clipped_fraction=_finite(record.get("clipped_fraction")),
+                noise_to_signal=noise / signal if signal and noise is not None else None,
+                simulated_seconds=_finite(record.get("simulated_seconds")),
+            )
+        )
+    return tuple(found)
+
+
+def _count(ids: object) -> int | None:
+    if isinstance(ids, str):
+        try:
+            return len(unpack(ids))
+        except LedgerError:
+            return None
+    return len(ids) if isinstance(ids, list) else _whole(ids)

@@ -1,0 +1,114 @@
+"""Who of a job's members has agreed to its terms, who has declined, and whether that will do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from fedsys.wire import fleet_pb2
+from server.deployed.fleet import Fleet
+from server.deployed.preparation import PreparedJob
+
+__all__ = ["Consent"]
+
+_MOST_REASONS = 20
+
+
+class Consent:
+    """Offers of one job and their answers. A restart asks again: what agents know, they repeat.
+
+    Args:
+        prepared: the job.
+        fleet: the sessions.
+        prekeys: how many sealing keys of a node are held, for the offer.
+        blamed: why, for each client that was caught cheating in an earlier round.
+
+    Attributes:
+        given: clients that agreed.
+        declined: reasons by client, those that were caught cheating included.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedJob,
+        fleet: Fleet,
+        *,
+        prekeys: Callable[[int], int],
+        blamed: Mapping[int, str],
+    ) -> None:
+        self.given: set[int] = set()
+        self.declined = dict(blamed)
+        self._blamed = set(blamed)
+        self._prekeys = prekeys
+        self._terms = prepared.terms
+        self._nodes = prepared.roster.nodes
+        self._plan = prepared.job.plan
+        self._tolerated = 1 - prepared.job.config.aggregation.dropout
+        self._fleet = fleet
+
+    def offer(self, node: int) -> None:
+        """Send a node the terms; nothing happens where it is not connected."""
+        if node in self._fleet.links:
+            offer = fleet_pb2.Offer(terms=self._terms.encoded, prekeys=self._prekeys(node))
+            self._fleet.send(node, fleet_pb2.Down(offer=offer))
+
+    def offer_all(self) -> None:
+        """The same for every member."""
+        for node in self._nodes:
+            self.offer(node)
+
+    def agree(self, client: int, consent: fleet_pb2.Consent) -> None:
+        """A client agreed; counted if it means these terms and was never caught cheating."""
+        terms = (self._terms.job, self._terms.digest)
+        if (consent.job, consent.terms) == terms and client not in self._blamed:
+            self.given.add(client)
+            self.declined.pop(client, None)
+
+    def decline(self, client: int, reason: str) -> None:
+        """A client declined, or takes its consent back."""
+        self.declined[client] = reason
+        self.given.discard(client)
+
+    def exclude(self, client: int, reason: str) -> None:
+        """Leave a client that was caught cheating out of the rest of the job."""
+        self._blamed.add(client)
+        self.decline(client, reason)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether an agent that is connected has not answered the offer yet."""
+        answered = self.given | self.declined.keys()
+        return any(
+            node in self._fleet.links and client not in answered
+            for client, node in enumerate(self._nodes)
+        )
+
+    def enough(self, *, at_best: bool) -> bool:
+        """Whether a typical cohort would have its survivors.
+
+        Args:
+            at_best: count those who have not answered yet as if they agreed.
+        """
+        if at_best:
+            ready = len(self._nodes) - len(self.declined)
+        else:
+            ready = sum(self._nodes[client] in self._fleet.links for client in self.given)
+        share = ready / len(self._nodes)
+        needed = max(2, self._plan.min_survivors)
+        return (
+            share * self._plan.expected_cohort >= needed - 1e-9 and share >= self._tolerated - 1e-9
+        )
+
+    def shortage(self, waited: str) -> str:
+        """Why the job cannot go on, for its operator.
+
+        Args:
+            waited: how long, or nothing.
+        """
+        reasons = "; ".join(
+            f"node {self._nodes[client]}: {reason}"
+            for client, reason in sorted(self.declined.items())[:_MOST_REASONS]
+        )
+        return (
+            f"{len(self.given)} of {len(self._nodes)} agents agreed and are connected{waited}, "
+            f"too few for cohorts that succeed" + (f". Refused: {reasons}" if reasons else "")
+        )

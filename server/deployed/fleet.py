@@ -1,0 +1,270 @@
+"""Who is connected, and the two queues between them and whoever runs the job; no sockets.
+
+A host makes a `Link` for each open session and feeds the fleet's events; the runner of jobs sends
+through the fleet and reads the events. Everything lives on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from fedsys.wire import fleet_pb2
+from fedsys.wire.limits import kind_of_down
+from server.home.pki import Peer
+from server.pace import Pace
+
+__all__ = ["Arrived", "Event", "Fleet", "Left", "Link", "Said"]
+
+Counted = Callable[[str, str, int], None]
+_MOST_HELD = 16 << 20
+"""Bytes of messages waiting to be taken out of the events beyond which nobody is read further."""
+_MOST_QUEUED = 16 << 20
+"""Bytes that wait for an agent, beside three of the largest message, before it is given up: one
+that reads nothing would otherwise hold every round's model."""
+_MESSAGES = 400
+_MESSAGES_A_SECOND = 100.0
+"""What an agent may say: several times what rounds that take milliseconds ask of it."""
+
+
+class _Outgoing(asyncio.Queue[bytes | None]):
+    """Counts the bytes it holds.
+
+    Attributes:
+        held: bytes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = 0
+
+    def _put(self, item: bytes | None) -> None:
+        super()._put(item)
+        self.held += len(item or b"")
+
+    def _get(self) -> bytes | None:
+        item = super()._get()
+        self.held -= len(item or b"")
+        return item
+
+
+@dataclass(eq=False)
+class Link:
+    """One agent's open session.
+
+    Attributes:
+        node: whose certificate it was opened with.
+        version: of the agent's software.
+        peer: its certificate.
+        roster: newest version of the roster that was sent to it.
+        outgoing: serialised `Down` messages; None ends the session.
+        answer: bytes of the largest answer in the open round that it is in; 0 where it is in none.
+        overrun: set once more waits for it than an agent that reads would let wait.
+        pending: messages from this agent that nobody has taken out of the events yet.
+        counted: told of every message: its direction (``in``, ``out``), kind and bytes.
+    """
+
+    node: int
+    version: str = ""
+    peer: Peer | None = None
+    roster: int = 0
+    outgoing: _Outgoing = field(default_factory=_Outgoing)
+    answer: int = 0
+    overrun: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    pending: int = 0
+    counted: Counted = field(default=lambda _direction, _kind, _size: None, repr=False)
+    _largest: int = field(default=0, repr=False)
+
+    def send(self, message: fleet_pb2.Down) -> None:
+        """Queue a message."""
+        self.send_bytes(message.SerializeToString())
+
+    def send_bytes(self, message: bytes) -> None:
+        """Queue a serialised message."""
+        self.counted("out", kind_of_down(message), len(message))
+        self.outgoing.put_nowait(message)
+        self._largest = max(self._largest, len(message))
+        if self.outgoing.held > _MOST_QUEUED + 3 * self._largest:
+            self.overrun.set()
+
+    def close(self, reason: fleet_pb2.Goodbye.Reason, text: str) -> None:
+        """Say why, then end the session."""
+        self.send(fleet_pb2.Down(goodbye=fleet_pb2.Goodbye(reason=reason, text=text)))
+        self.outgoing.put_nowait(None)
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A node opened a session."""
+
+    node: int
+
+
+@dataclass(frozen=True)
+class Left:
+    """A node's session ended."""
+
+    node: int
+
+
+@dataclass(frozen=True)
+class Said:
+    """A node sent a message.
+
+    Attributes:
+        node: who.
+        message: what.
+        link: where its host counts what is pending.
+        size: bytes that it takes while it waits.
+    """
+
+    node: int
+    message: fleet_pb2.Up
+    link: Link | None = field(default=None, compare=False, repr=False)
+    size: int = field(default=0, compare=False, repr=False)
+
+
+Event = Arrived | Left | Said
+
+
+class _Events(asyncio.Queue[Event]):
+    """Counts the bytes it holds; counts down what a link has pending when its message is taken.
+
+    Attributes:
+        room: set while it does not hold too much.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room = asyncio.Event()
+        self.room.set()
+        self._held = 0
+
+    def _put(self, item: Event) -> None:
+        super()._put(item)
+        if isinstance(item, Said):
+            self._hold(item.size)
+
+    def _get(self) -> Event:
+        event = super()._get()
+        if isinstance(event, Said):
+            self._hold(-event.size)
+            if event.link is not None:
+                event.link.pending -= 1
+        return event
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        if self._held > _MOST_HELD:
+            self.room.clear()
+        else:
+            self.room.set()
+
+
+class Fleet:
+    """All sessions.
+
+    Args:
+        clock: monotonic seconds.
+        counted: told of every message that passes.
+
+    Attributes:
+        links: open sessions by node.
+        largest_answer: bytes of the largest that any round ever allowed.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        counted: Counted = lambda _direction, _kind, _size: None,
+    ) -> None:
+        self.counted = counted
+        self._events = _Events()
+        self.links: dict[int, Link] = {}
+        self._clock = clock
+        self._start = clock()
+        self._gone: dict[int, float] = {}
+        self._answers: dict[int, int] = {}
+        self._paces: dict[int, Pace] = {}
+        self.largest_answer = 0
+
+    @property
+    def events(self) -> asyncio.Queue[Event]:
+        """What happened, in order."""
+        return self._events
+
+    def open(self, link: Link) -> None:
+        """Register a session; an older one of the same node is ended."""
+        older = self.links.get(link.node)
+        if older is not None:
+            older.close(fleet_pb2.Goodbye.REPLACED, "another session of this node was opened")
+        link.answer = self._answers.get(link.node, 0)
+        self.links[link.node] = link
+        self._gone.pop(link.node, None)
+        self.events.put_nowait(Arrived(link.node))
+
+    def closed(self, link: Link) -> None:
+        """A session ended."""
+        if self.links.get(link.node) is link:
+            del self.links[link.node]
+            self._gone[link.node] = self._clock()
+            self.events.put_nowait(Left(link.node))
+
+    async def room(self) -> None:
+        """Wait while so much is waiting to be taken that a host should read nobody.
+
+        Whoever takes the events waits for no message that is still to be read, so that this ends.
+        """
+        await self._events.room.wait()
+
+    async def next_event(self, seconds: float) -> Event | None:
+        """Take the next event; None where there was none in time.
+
+        Not `asyncio.wait_for`: before Python 3.12 that swallows a cancellation which comes together
+        with an event, and whoever was to stop waits on.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.events.get()
+        except TimeoutError:
+            return None
+
+    def send(self, node: int, message: fleet_pb2.Down) -> bool:
+        """Queue a message for a node; False where it is not connected."""
+        link = self.links.get(node)
+        if link is None:
+            return False
+        link.send(message)
+        return True
+
+    def send_bytes(self, node: int, message: bytes) -> bool:
+        """Queue a serialised message, which many nodes may share."""
+        link = self.links.get(node)
+        if link is None:
+            return False
+        link.send_bytes(message)
+        return True
+
+    def absent_since(self, node: int) -> float | None:
+        """When a node was seen last by this clock; None while it is connected."""
+        if node in self.links:
+            return None
+        return self._gone.get(node, self._start)
+
+    def allow(self, bytes_each: int, nodes: Iterable[int]) -> None:
+        """Set what the agents of an open round may send as one answer, those that come back later
+        too; no other may send more than little. With no nodes no round is open."""
+        self._answers = dict.fromkeys(nodes, bytes_each)
+        self.largest_answer = max(self.largest_answer, bytes_each)
+        for node, link in self.links.items():
+            link.answer = self._answers.get(node, 0)
+
+    def pace_of(self, node: int) -> Pace:
+        """How fast a node may send messages, over all its sessions."""
+        if node not in self._paces:
+            self._paces[node] = Pace(
+                burst=_MESSAGES, a_second=_MESSAGES_A_SECOND, clock=self._clock
+            )
+        return self._paces[node]

@@ -1,0 +1,227 @@
+"""A prepared job over the fleet: consent, rounds, evaluation, result."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+from fedsys.durable import write_atomically
+from fedsys.errors import BudgetExceeded, Cause, FedsysError
+from fedsys.wire import fleet_pb2
+from fedsys.wire.refusals import cause_of, reason_of
+from server.checkpoint import model_bytes
+from server.deployed.consent import Consent
+from server.deployed.countersignatures import Countersignatures
+from server.deployed.disk_work import to_its_end
+from server.deployed.fleet import Arrived, Event, Said
+from server.deployed.preparation import JobFailed, PreparedJob
+from server.deployed.refusals import Refusals
+from server.deployed.round import Facilities, RoundCycle
+from server.deployed.spending import Spending
+from server.summary import summarize
+
+__all__ = ["JobRun"]
+
+_POLL = 0.5
+
+
+class JobCancelled(FedsysError):
+    """The operator cancelled it."""
+
+
+class JobRun:
+    """One job until it is over.
+
+    Args:
+        prepared: the job.
+        facilities: what it runs on.
+        spending: of all jobs before.
+        countersignatures: takes those of its rounds.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedJob,
+        facilities: Facilities,
+        *,
+        spending: Spending,
+        countersignatures: Countersignatures,
+    ) -> None:
+        self._id = prepared.id
+        self._job = prepared.job
+        self._model = prepared.model
+        self._terms = prepared.terms
+        self._roster = prepared.roster
+        self._state = facilities.state
+        self._fleet = facilities.fleet
+        self._settings = facilities.settings
+        self._metrics = facilities.metrics
+        self._spending = spending
+        self._evaluated = prepared.job.folder.last_metrics()
+        self._seconds: list[float] = []
+        self._clients: list[int] = []
+        self._consent = Consent(
+            prepared,
+            facilities.fleet,
+            prekeys=facilities.prekeys.held,
+            blamed=self._known_to_cheat(),
+        )
+        self._refusals = Refusals(facilities.state, prepared.id)
+        self._countersignatures = countersignatures
+        countersignatures.expect(
+            prepared.terms.job,
+            id=prepared.id,
+            roster=prepared.roster,
+            job=prepared.job,
+        )
+        self._cycle = RoundCycle(
+            prepared,
+            facilities,
+            consenting=lambda: frozenset(self._consent.given),
+            elsewhere=self.take,
+            refused=self._refused,
+            blamed=self._blamed,
+        )
+
+    async def run(self) -> tuple[str, str]:
+        """To the job's end; its status and, unless it completed, the reason."""
+        status, reason = "completed", ""
+        with self._job.ledger:
+            try:
+                self._consent.offer_all()
+                await self._check_in()
+                self._state.update_job(self._id, status="running", started_at=time.time())
+                self._show_spent()
+                await self._rounds()
+            except BudgetExceeded as error:
+                status, reason = "budget-exhausted", str(error)
+            except JobCancelled as error:
+                status, reason = "cancelled", str(error)
+            except JobFailed as error:
+                status, reason = "failed", str(error)
+            self._refusals.flush()
+            await to_its_end(self._finish, status)
+        return status, reason
+
+    def take(self, event: Event) -> None:
+        """Whatever is no answer in an open round."""
+        self._metrics.connected(len(self._fleet.links))
+        if isinstance(event, Arrived):
+            if event.node in self._roster.members:
+                self._consent.offer(event.node)
+        elif isinstance(event, Said) and event.node in self._roster.members:
+            self._said(event.node, event.message)
+
+    def _said(self, node: int, message: fleet_pb2.Up) -> None:
+        client = self._roster.nodes.index(node)
+        kind = message.WhichOneof("content")
+        if kind == "consent":
+            self._consent.agree(client, message.consent)
+        elif kind == "refusal":
+            refusal = message.refusal
+            if refusal.job in (self._terms.job, b"") and refusal.round == 0:
+                reason = reason_of(refusal)
+                if refusal.job:
+                    self._consent.decline(client, reason)
+                self._refused(0, node, cause_of(refusal), reason)
+        elif kind == "countersignature":
+            self._countersignatures.take(node, message.countersignature)
+
+    async def _check_in(self) -> None:
+        """Wait, not for ever, until enough have agreed and are connected.
+
+        Raises:
+            JobCancelled: the operator did not want to wait.
+            JobFailed: too few did.
+        """
+        started = time.monotonic()
+        closes = started + self._settings.patience
+        settled = started + self._settings.reconnect
+        while True:
+            enough = self._consent.enough(at_best=False)
+            if enough and (time.monotonic() > settled or not self._consent.undecided):
+                return
+            self._stop_if_cancelled()
+            enough_may_come = self._consent.enough(at_best=True)
+            if not enough and (not enough_may_come or time.monotonic() > closes):
+                waited = f" within {self._settings.patience:g} s" if enough_may_come else ""
+                raise JobFailed(self._consent.shortage(waited))
+            event = await self._fleet.next_event(_POLL)
+            if event is not None:
+                self.take(event)
+            else:
+                self._refusals.flush()
+
+    async def _rounds(self) -> None:
+        coordinator = self._job.coordinator
+        while coordinator.reserved < self._job.plan.rounds:
+            await self._check_in()
+            self._stop_if_cancelled()
+            started = time.monotonic()
+            trained = await self._cycle.run()
+            self._seconds.append(time.monotonic() - started)
+            self._clients.append(trained)
+            await to_its_end(self._evaluate)
+            self._refusals.flush()
+            self._state.update_job(
+                self._id, round=coordinator.reserved, stage="", spent=self._job.epsilon
+            )
+            self._show_spent()
+
+    def _show_spent(self) -> None:
+        spent = self._job.coordinator.spent
+        self._metrics.spent(self._spending.population, self._spending.total(spent))
+
+    def _evaluate(self) -> None:
+        job, number = self._job, self._job.coordinator.reserved
+        evaluation = job.config.evaluation
+        due = number % evaluation.every == 0 or number >= job.plan.rounds
+        if evaluation.data == "none" or not due:
+            return
+        metrics = self._model.evaluate(job.coordinator.weights)
+        if metrics is not None:
+            self._evaluated = metrics
+            job.folder.append_metrics(number, metrics)
+
+    def _finish(self, status: str) -> None:
+        """Model, closed ledger, summary; the job takes no further round."""
+        job = self._job
+        outcome = status if status in ("completed", "budget-exhausted") else "interrupted"
+        model = model_bytes(self._model.state_dict(job.coordinator.weights))
+        write_atomically(job.folder.model, model)
+        sha256 = hashlib.sha256(model).hexdigest()
+        job.close(outcome, model_sha256=sha256)
+        job.folder.write_summary(
+            summarize(
+                job,
+                status=outcome,
+                model_sha256=sha256,
+                metrics=self._evaluated,
+                seconds=self._seconds,
+                clients=self._clients,
+            )
+        )
+        self._state.update_job(
+            self._id, round=job.coordinator.reserved, stage="", spent=job.epsilon
+        )
+
+    def _stop_if_cancelled(self) -> None:
+        if self._state.job(self._id).cancelled:
+            raise JobCancelled("cancelled by the operator")
+
+    def _known_to_cheat(self) -> dict[int, str]:
+        """By client, from the database; who left the roster cannot be there."""
+        nodes = {node: client for client, node in enumerate(self._roster.nodes)}
+        found = self._state.blamed(self._id)
+        return {nodes[node]: reason for node, reason in found.items() if node in nodes}
+
+    def _blamed(self, round: int, client: int, reason: str) -> None:
+        """A client was caught cheating: durable, and it is invited no more."""
+        node = self._roster.nodes[client]
+        self._state.blame(job=self._id, round=round, node=node, reason=reason)
+        self._consent.exclude(client, f"caught cheating in round {round}: {reason}")
+        self._refused(round, node, Cause.SECURE_AGGREGATION, f"caught cheating: {reason}")
+
+    def _refused(self, round: int, node: int, cause: Cause, reason: str) -> None:
+        self._metrics.refused(round)
+        self._refusals.note(round=round, node=node, cause=cause, reason=reason)

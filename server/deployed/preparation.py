@@ -1,0 +1,300 @@
+"""From a line in the queue to a job that may invite: checked, started, or taken up again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from fedsys.bounded_toml import parse_toml
+from fedsys.config import Config, validate
+from fedsys.errors import ConfigError, FedsysError, LedgerClosed, LedgerError
+from fedsys.privacy import Ledger, PrivacyPlan, plan_of, read_ledger
+from fedsys.run_folder import RunFolder
+from fedsys.wire.roster import RosterStatement
+from fedsys.wire.terms import Terms
+from server.deployed.job_model import JobModel, ModelSource
+from server.home.enrollment import Registry
+from server.home.folder import Home
+from server.home.state import ACTIVE_JOB, JobRow, State
+from server.job import Job, JobFacts
+from server.job_opening import JobSpec, restore_job, start_job, take_up
+from server.job_settings import budget_of, clipping_for, plan_for
+from server.rounds import params_for
+from server.summary import summarize_closed
+
+__all__ = ["AlreadyOver", "FolderLost", "JobFailed", "Preparation", "PreparedJob"]
+
+_log = logging.getLogger(__name__)
+
+
+class JobFailed(FedsysError):
+    """A job ends without a result that it was asked for; the message goes to the operator."""
+
+
+class FolderLost(ConfigError):
+    """A job began and its ledger is not there: no disk, or no folder. Begun again, it would spend
+    without counting what it has spent; given up, it could not go on once the disk is back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedJob:
+    """A job with all that its rounds need.
+
+    Attributes:
+        id: in the database.
+        job: its folder, open ledger and coordinator.
+        model: of its task.
+        terms: what devices are asked to agree to.
+        roster: the list of members that it was started with; clients are numbered by it.
+    """
+
+    id: str
+    job: Job
+    model: JobModel
+    terms: Terms
+    roster: RosterStatement
+
+
+@dataclass(frozen=True)
+class AlreadyOver:
+    """A crash came between a job's last line and its last change in the database."""
+
+    status: str
+
+
+class Preparation:
+    """Starts and restores jobs.
+
+    Args:
+        home: the coordinator's folder.
+        state: its database.
+        registry: its nodes.
+        models: makes the model of a configuration.
+        budget: epsilon that the population may spend over all jobs; None sets no limit.
+    """
+
+    def __init__(
+        self,
+        *,
+        home: Home,
+        state: State,
+        registry: Registry,
+        models: ModelSource,
+        budget: float | None,
+    ) -> None:
+        self._home = home
+        self._state = state
+        self._registry = registry
+        self._models = models
+        self._budget = budget
+
+    def prepare(self, row: JobRow) -> PreparedJob | AlreadyOver:
+        """Start a job, or restore the one that a crash interrupted.
+
+        Raises:
+            JobFailed: it does not fit this fleet or its budget.
+            FolderLost: it began, and its folder is gone; nothing is changed.
+            FedsysError: its folder, configuration or model does not hold.
+        """
+        folder = RunFolder(self._home.jobs / row.id)
+        if folder.begun:
+            try:
+                return self._restore(row, folder)
+            except FedsysError:
+                # It ends without its last round having been counted: it counts as it promised.
+                self._state.update_job(row.id, spent=row.promised)
+                raise
+        if row.status != "submitted":
+            if row.cancelled:
+                return AlreadyOver("cancelled")
+            raise FolderLost(
+                f"{folder.ledger}: missing, and job {row.id} began: bring its disk or a backup "
+                f"back, or give the job up with `fedsys job cancel {self._home.path} {row.id}`"
+            )
+        for leftover in folder.path.glob("*") if folder.path.exists() else ():
+            leftover.unlink()  # a crash before the ledger's first line: nothing was asked
+        return self._start(row, folder)
+
+    def _start(self, row: JobRow, folder: RunFolder) -> PreparedJob:
+        config = validate(parse_toml(row.config.encode()))
+        roster = self._registry.chain().newest
+        if roster is None or not roster.members:
+            raise JobFailed("no node is on the roster; enrol devices first")
+        _require_fit(config, len(roster.members))
+        model = self._models(config)
+        plan = plan_for(config, population=len(roster.members), layers=model.layers)
+        if plan.colluders < roster.colluders:
+            raise JobFailed(
+                f"privacy.max_colluders = {plan.colluders}, but the roster's authority expects "
+                f"{roster.colluders} colluders; set privacy.max_colluders = {roster.colluders}"
+            )
+        params_for(plan, plan.build_mechanism(), roster.roster, config.cohort.expected)
+        promised = self._promise(row, plan)
+        resolved = _resolved(config, plan)
+        RunFolder.create(folder.path)
+        job = start_job(folder, self._spec(resolved, plan, model, roster))
+        self._state.update_job(
+            row.id,
+            status="waiting",
+            roster_version=roster.version,
+            promised=promised,
+            rounds=plan.rounds,
+        )
+        return _prepared(row, job, model, roster)
+
+    def _restore(self, row: JobRow, folder: RunFolder) -> PreparedJob | AlreadyOver:
+        try:
+            ledger = take_up(folder, self._home.signer)
+        except LedgerClosed:
+            return self._already_over(row, folder)
+        except LedgerError as error:
+            raise JobFailed(
+                f"{folder.path}: {error}; no round can follow, and the job counts as having "
+                f"spent all that it promised: keep the folder, see what of it holds with `fedsys "
+                f"audit {folder.path}`, and submit the job again"
+            ) from None
+        with ExitStack() as held:
+            held.enter_context(ledger)
+            job, model, roster = self._resume(folder, ledger)
+            held.pop_all()
+        _log.info("job %s: resumed after %d rounds", row.id, job.coordinator.reserved)
+        return _prepared(row, job, model, roster)
+
+    def _resume(self, folder: RunFolder, ledger: Ledger) -> tuple[Job, JobModel, RosterStatement]:
+        if ledger.view is None:
+            raise JobFailed(f"{folder.ledger}: a ledger that was not read")
+        config = folder.read_config()
+        version = int(ledger.view.header["population"]["roster_version"])
+        roster = self._registry.chain().find(version)
+        if roster is None:
+            raise JobFailed(f"roster version {version} is gone")
+        model = self._models(config)
+        plan = plan_for(config, population=len(roster.members), layers=model.layers)
+        spec = self._spec(config, plan, model, roster)
+        return restore_job(folder, spec, ledger=ledger), model, roster
+
+    def _already_over(self, row: JobRow, folder: RunFolder) -> AlreadyOver:
+        view = read_ledger(folder.ledger, allow_torn=True)
+        if not folder.summary.exists():
+            folder.write_summary(summarize_closed(folder, view))
+        summary = json.loads(folder.summary.read_text("utf-8"))
+        plan = plan_of(view.header)
+        stated = summary["privacy"]["epsilon"][plan.guarantee]
+        spent = float(stated) if plan.protected else None
+        self._state.update_job(row.id, round=len(view.rounds), spent=spent)
+        return AlreadyOver(str((view.closed or {}).get("reason", "completed")))
+
+    def _spec(
+        self, config: Config, plan: PrivacyPlan, model: JobModel, roster: RosterStatement
+    ) -> JobSpec:
+        authority = "the operator" if self._home.operator_signs_roster else "an independent key"
+        return JobSpec(
+            config=config,
+            plan=plan,
+            weights=model.initial_weights(),
+            facts=JobFacts(
+                population_known="enrolled devices, by the signed roster",
+                roster=f"version {roster.version}, {roster.hash.hex()}, signed by {authority}",
+                randomness="os.urandom; noise by AES-256-CTR",
+                roster_version=roster.version,
+                preprocessing=model.preprocessing,
+            ),
+            clipping=clipping_for(config, plan, model.layers),
+            signer=self._home.signer,
+        )
+
+    def _promise(self, row: JobRow, plan: PrivacyPlan) -> float | None:
+        """What this job promises to spend at most, checked against the population's budget.
+
+        Raises:
+            JobFailed: all jobs together would exceed it.
+        """
+        promised = budget_of(plan)
+        budget = self._budget
+        if budget is None:
+            return promised
+        before = 0.0
+        for other in self._state.jobs():
+            if other.number != row.number and other.started_at is not None:
+                spent = other.promised if other.status in ACTIVE_JOB else other.spent
+                before += float("inf") if spent is None else spent
+        if promised is None or before + promised > budget * (1 + 1e-9):
+            asked = "no limit" if promised is None else f"{promised:.4g}"
+            raise JobFailed(
+                f"the population's budget is epsilon {budget:g}: {before:.4g} is spent or promised "
+                f"by other jobs, and this one asks for {asked}"
+            )
+        return promised
+
+
+def _require_fit(config: Config, population: int) -> None:
+    wanted = config.population.clients
+    if wanted is not None and wanted != population:
+        raise JobFailed(
+            f"population.clients = {wanted}, but {population} nodes are on the roster; leave "
+            f"it out, or enrol and revoke nodes"
+        )
+    if config.cohort.expected > population:
+        raise JobFailed(
+            f"cohort.expected = {config.cohort.expected}, but {population} nodes are on the "
+            f"roster; enrol more, or ask for fewer"
+        )
+    if config.rounds.mode != "synchronous":
+        raise JobFailed(
+            f"rounds.mode = '{config.rounds.mode}' is for simulations; devices take part in "
+            f"'synchronous' rounds"
+        )
+    if config.aggregation.protocol != "secure":
+        raise JobFailed(
+            f"aggregation.protocol = '{config.aggregation.protocol}' is for simulations; "
+            f"devices take part in 'secure' only"
+        )
+
+
+def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -> PreparedJob:
+    """The job whose terms devices are asked to agree to, and whose rounds name those terms."""
+    coordinator = job.coordinator
+    terms = Terms(
+        job=coordinator.terms.job,
+        name=job.config.job.name,
+        task=job.config.task.name,
+        options=job.config.task.options,
+        task_sha256=model.task_sha256,
+        local=coordinator.terms.local,
+        path=job.config.engine.path,
+        dimension=sum(model.layers),
+        example_clip=job.config.privacy.example_clip,
+        plan=job.plan,
+        seed=coordinator.terms.seed,
+        roster_version=roster.version,
+        roster_hash=roster.hash.hex(),
+        answer=job.config.rounds.answer,
+    )
+    coordinator.terms = dataclasses.replace(coordinator.terms, agreed=terms.digest)
+    return PreparedJob(id=row.id, job=job, model=model, terms=terms, roster=roster)
+
+
+def _resolved(config: Config, plan: PrivacyPlan) -> Config:
+    """The configuration with everything derived written into it."""
+    update: dict[str, Any] = {
+        "population": config.population.model_copy(update={"clients": plan.population}),
+        "cohort": config.cohort.model_copy(
+            update={"cap": plan.cap, "min_survivors": plan.min_survivors}
+        ),
+        "aggregation": config.aggregation.model_copy(update={"modulus_bits": plan.modulus_bits}),
+        "engine": config.engine.model_copy(
+            update={
+                "path": "loop" if config.engine.path == "auto" else config.engine.path,
+                "chunk": 1,
+            }
+        ),
+    }
+    if plan.protected:
+        update["privacy"] = config.privacy.model_copy(
+            update={"noise_multiplier": plan.noise_multiplier}
+        )
+    return config.model_copy(update=update)

@@ -1,0 +1,170 @@
+"""The queue of a deployed coordinator: jobs are submitted, and run one after the other.
+
+What a job has spent is in its ledger; where it stands, in the database. A coordinator that was
+killed at any point finds both when it starts again, charges the round that it lost at its worst,
+and goes on with the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from fedsys.bounded_toml import parse_toml
+from fedsys.config import validate
+from fedsys.errors import ConfigError, FedsysError
+from server.deployed.countersignatures import Countersignatures
+from server.deployed.disk_work import to_its_end
+from server.deployed.fleet import Fleet, Said
+from server.deployed.job_model import ModelSource
+from server.deployed.job_run import JobRun
+from server.deployed.preparation import AlreadyOver, FolderLost, Preparation
+from server.deployed.round import Facilities, Randomness
+from server.deployed.spending import Spending
+from server.home.enrollment import Registry
+from server.home.folder import Home
+from server.home.state import ACTIVE_JOB, JobRow, State
+from server.metrics import Metrics
+
+__all__ = ["Deployment", "submit"]
+
+_log = logging.getLogger(__name__)
+_POLL = 0.5
+
+
+def submit(state: State, text: str) -> JobRow:
+    """Queue a job; it is durable when this returns.
+
+    Args:
+        state: the coordinator's database.
+        text: the configuration, as TOML.
+
+    Raises:
+        ConfigError: the configuration does not hold.
+    """
+    try:
+        tree: Mapping[str, Any] = parse_toml(text.encode())
+    except ValueError as error:
+        raise ConfigError(f"the configuration is not valid TOML: {error}") from None
+    config = validate(tree)
+    row = JobRow(
+        id=os.urandom(6).hex(),
+        name=config.job.name,
+        config=text,
+        status="submitted",
+        submitted_at=time.time(),
+        rounds=config.rounds.count,
+    )
+    with state.transaction() as session:
+        session.add(row)
+    return row
+
+
+class Deployment:
+    """Runs the jobs in the database over the fleet.
+
+    Args:
+        home: the coordinator's folder.
+        state: its database.
+        registry: its nodes.
+        fleet: the sessions.
+        models: makes the model of a configuration.
+        metrics: counted into.
+        randomness: for tests.
+    """
+
+    def __init__(
+        self,
+        *,
+        home: Home,
+        state: State,
+        registry: Registry,
+        fleet: Fleet,
+        models: ModelSource,
+        metrics: Metrics | None = None,
+        randomness: Randomness | None = None,
+    ) -> None:
+        self._state = state
+        self._fleet = fleet
+        self._settings = home.settings()
+        self._preparation = Preparation(
+            home=home,
+            state=state,
+            registry=registry,
+            models=models,
+            budget=self._settings.epsilon,
+        )
+        self._metrics = metrics or Metrics()
+        self._spending = Spending(home, state)
+        self._countersignatures = Countersignatures(state)
+        self._facilities = Facilities(
+            state=state,
+            fleet=fleet,
+            settings=self._settings,
+            metrics=self._metrics,
+            randomness=randomness or Randomness(),
+            prekeys=registry.prekeys,
+        )
+        self.wake = asyncio.Event()
+
+    async def serve(self) -> None:
+        """Until cancelled."""
+        await to_its_end(self._show_spent)
+        while True:
+            row = next((row for row in self._state.jobs() if row.status in ACTIVE_JOB), None)
+            if row is None:
+                await self._idle()
+                continue
+            try:
+                status, reason = await self._run(row)
+            except FolderLost:
+                raise  # for people; the job waits for them
+            except FedsysError as error:
+                status, reason = "failed", str(error)
+            except Exception:
+                _log.exception("job %s", row.id)
+                status, reason = "failed", "an unexpected error; see the coordinator's log"
+            self._end(row, status, reason)
+
+    def take_late(self) -> None:
+        """Between two jobs: the last round's countersignatures count, and nothing else does."""
+        while not self._fleet.events.empty():
+            event = self._fleet.events.get_nowait()
+            if isinstance(event, Said) and event.message.HasField("countersignature"):
+                self._countersignatures.take(event.node, event.message.countersignature)
+
+    async def _idle(self) -> None:
+        self.take_late()
+        self._metrics.connected(len(self._fleet.links))
+        self.wake.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_POLL):  # `wait_for` may swallow a cancellation
+                await self.wake.wait()
+
+    async def _run(self, row: JobRow) -> tuple[str, str]:
+        prepared = await to_its_end(self._preparation.prepare, row)
+        if isinstance(prepared, AlreadyOver):
+            return prepared.status, ""
+        run = JobRun(
+            prepared,
+            self._facilities,
+            spending=self._spending,
+            countersignatures=self._countersignatures,
+        )
+        return await run.run()
+
+    def _end(self, row: JobRow, status: str, reason: str) -> None:
+        self._state.update_job(
+            row.id, status=status, reason=reason[:2000], stage="", ended_at=time.time()
+        )
+        self._metrics.job_ended(status)
+        self._show_spent()
+        _log.info("job %s: %s %s", row.id, status, reason)
+
+    def _show_spent(self) -> None:
+        self._metrics.spent(self._spending.population, self._spending.total())

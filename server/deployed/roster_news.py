@@ -1,0 +1,35 @@
+"""The signed lists as they travel: in messages of a few MiB, whatever a device has missed."""
+
+from __future__ import annotations
+
+from fedsys.wire import fleet_pb2
+from server.home.enrollment import Registry
+
+__all__ = ["roster_news"]
+
+_MOST = 4 << 20
+
+
+def roster_news(
+    registry: Registry, after: int, *, most: int | None = None
+) -> list[list[fleet_pb2.SignedRoster]]:
+    """The versions after that one, oldest first, in parts that each fit a message.
+
+    Args:
+        registry: has them.
+        after: version that the device holds.
+        most: bytes of a part, by default 4 MiB; a list that is larger has a part to itself.
+
+    Returns:
+        at least one part, which may be empty.
+    """
+    parts: list[list[fleet_pb2.SignedRoster]] = [[]]
+    size, most = 0, _MOST if most is None else most
+    for each in registry.statements(after):
+        signed = fleet_pb2.SignedRoster(statement=each.statement, signature=each.signature)
+        if size and size + signed.ByteSize() > most:
+            parts.append([])
+            size = 0
+        parts[-1].append(signed)
+        size += signed.ByteSize()
+    return parts

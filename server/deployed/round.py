@@ -1,0 +1,209 @@
+"""One round of a deployed job from its reservation to its commit or abort."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from fedsys.errors import Cause
+from fedsys.privacy import Entropy
+from secure_agg import draw_committee
+from server.coordinator import OpenRound, SumRefused
+from server.deployed.conversation import Deadlines, DeployedRound
+from server.deployed.disk_work import to_its_end
+from server.deployed.fleet import Event, Fleet
+from server.deployed.preparation import PreparedJob
+from server.home.folder import Settings
+from server.home.prekeys import Prekeys
+from server.home.state import State
+from server.metrics import Metrics
+from server.rounds import RoundAborted, SecureRound, params_for
+
+__all__ = ["Facilities", "Randomness", "RoundCycle"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """Where the coordinator's secrets come from; anything but the default is for tests.
+
+    Attributes:
+        sampling: of a round's cohort.
+        top_up: of the coordinator's own noise.
+    """
+
+    sampling: Callable[[int], Entropy] = lambda _round: os.urandom
+    top_up: Callable[[int], Entropy] = lambda _round: os.urandom
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Facilities:
+    """What every job of a coordinator runs on.
+
+    Attributes:
+        state: the database; told of each stage before its messages are sent.
+        fleet: the sessions.
+        settings: how long to wait for whom.
+        metrics: counted into.
+        randomness: for tests.
+        prekeys: the devices' sealing keys, one taken for each place on a round's committee.
+    """
+
+    state: State
+    fleet: Fleet
+    settings: Settings
+    metrics: Metrics
+    randomness: Randomness
+    prekeys: Prekeys
+
+
+class RoundCycle:
+    """Runs a job's rounds, one at a time.
+
+    Args:
+        prepared: the job.
+        facilities: what it runs on.
+        consenting: clients that agreed, as of now; no others are invited.
+        elsewhere: takes every event that is no round's business.
+        refused: takes round, node, cause and reason of each refusal.
+        blamed: takes round, client and reason of each member that was caught cheating, durably.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedJob,
+        facilities: Facilities,
+        *,
+        consenting: Callable[[], frozenset[int]],
+        elsewhere: Callable[[Event], None],
+        refused: Callable[[int, int, Cause, str], None],
+        blamed: Callable[[int, int, str], None],
+    ) -> None:
+        self._id = prepared.id
+        self._job = prepared.job
+        self._roster = prepared.roster
+        self._state = facilities.state
+        self._fleet = facilities.fleet
+        self._settings = facilities.settings
+        self._metrics = facilities.metrics
+        self._randomness = facilities.randomness
+        self._consenting = consenting
+        self._elsewhere = elsewhere
+        self._refused = refused
+        self._blamed = blamed
+        self._prekeys = facilities.prekeys
+
+    async def run(self) -> int:
+        """The next round; how many inputs were summed, 0 where it gave no model.
+
+        Raises:
+            BudgetExceeded: nobody was asked.
+            TrainingError: the model diverged.
+        """
+        coordinator = self._job.coordinator
+        number = coordinator.reserved + 1
+        open_ = await to_its_end(coordinator.begin_round, self._randomness.sampling(number))
+        self._state.update_job(self._id, round=number, stage="reserved", spent=self._job.epsilon)
+        round_: DeployedRound | None = None
+        consenting = self._consenting()
+        try:
+            secure = await to_its_end(self._secure, open_, consenting)
+            round_ = self._conversation(open_, secure, consenting)
+            nodes = [self._roster.nodes[client] for client in open_.cohort]
+            self._fleet.allow(secure.largest_answer, nodes)
+            try:
+                await round_.run()
+            finally:
+                self._fleet.allow(0, ())
+            result = secure.result
+        except asyncio.CancelledError:
+            before = round_ is None or secure.nothing_summed
+            coordinator.abort_round("the coordinator was shut down", before_unmask=before)
+            raise
+        except RoundAborted as abort:
+            coordinator.abort_round(str(abort), before_unmask=abort.nothing_summed)
+            _log.warning("job %s: round %d gave no model: %s", self._id, number, abort)
+            self._metrics.round_aborted()
+            if round_ is not None:
+                self._exclude(number, secure.blamed)
+                self._dismiss(round_, number, committed=False)
+            return 0
+        self._exclude(number, result.blamed)
+        try:
+            await to_its_end(
+                coordinator.finish_round,
+                result.total,
+                result.included,
+                noise_entropy=self._randomness.top_up(number),
+                diagnostics={
+                    "dropped": {stage: len(ids) for stage, ids in result.dropped.items()},
+                    "seconds": round_.report.seconds,
+                    "blamed": {str(client): why for client, why in result.blamed.items()},
+                    "left_out": {str(client): why for client, why in result.left_out.items()},
+                },
+            )
+        except SumRefused as refused:
+            _log.warning("job %s: %s", self._id, refused)
+            self._metrics.round_aborted()
+            self._dismiss(round_, number, committed=False)
+            return 0
+        self._metrics.round_committed(round_.report.seconds)
+        self._dismiss(round_, number, committed=True)
+        return len(result.included)
+
+    def _secure(self, open_: OpenRound, consenting: frozenset[int]) -> SecureRound:
+        mechanism = self._job.coordinator.mechanism
+        if len(open_.cohort) > mechanism.event.cap:
+            raise RoundAborted("the cohort exceeds the cap", nothing_summed=True)
+        if len(open_.cohort) < max(2, mechanism.event.min_survivors):
+            raise RoundAborted("the cohort is below min_survivors", nothing_summed=True)
+        roster = self._roster.roster
+        params = params_for(self._job.plan, mechanism, roster, len(open_.cohort))
+        committee = draw_committee(
+            open_.cohort, params.committee, open_.assignment.context, roster.hash
+        )
+        nodes = {self._roster.nodes[id]: id for id in committee if id in consenting}
+        taken = self._prekeys.take(nodes)
+        return SecureRound(
+            open=open_,
+            mechanism=mechanism,
+            roster=roster,
+            params=params,
+            prekeys={nodes[node]: prekey for node, prekey in taken.items()},
+        )
+
+    def _conversation(
+        self, open_: OpenRound, secure: SecureRound, consenting: frozenset[int]
+    ) -> DeployedRound:
+        settings = self._settings
+        return DeployedRound(
+            open=open_,
+            secure=secure,
+            members=self._roster.nodes,
+            consenting=consenting,
+            prekeys=self._prekeys,
+            fleet=self._fleet,
+            deadlines=Deadlines(
+                stage=settings.stage, training=settings.training, reconnect=settings.reconnect
+            ),
+            elsewhere=self._elsewhere,
+            entered=self._enter,
+        )
+
+    def _enter(self, stage: str) -> None:
+        self._state.update_job(self._id, stage=stage)
+
+    def _exclude(self, number: int, blamed: Mapping[int, str]) -> None:
+        """Leave who was caught cheating out of every later round of the job."""
+        for client, why in blamed.items():
+            self._blamed(number, client, why)
+
+    def _dismiss(self, round_: DeployedRound, number: int, *, committed: bool) -> None:
+        for client, (cause, reason) in round_.report.refusals.items():
+            self._refused(number, self._roster.nodes[client], cause, reason)
+        head = bytes.fromhex(self._job.ledger.head)
+        round_.dismiss(committed=committed, ledger_head=head)

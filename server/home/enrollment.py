@@ -1,0 +1,339 @@
+"""Who is let in: one-time tokens, certificates, the signed roster, revocation; no sockets."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from fedsys.errors import ConfigError, EnrollmentError
+from fedsys.wire.roster import RosterChain, RosterStatement, SignedStatement, signed_message
+from fedsys.wire.token import JoinToken, enrollment_proof
+from server.home.pki import AGENT_DAYS, Authority, Peer
+from server.home.prekeys import Prekeys
+from server.home.state import CertificateRow, NodeRow, PrekeyRow, RosterRow, State, TokenRow
+
+__all__ = ["Enrolled", "Registry"]
+
+TOKEN_HOURS = 24.0
+_MOST_A_DAY = 4
+"""Certificates for one node: that of joining, and renewals that an interruption lost."""
+_MOST_CSR = 4096
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enrolled:
+    """What a device gets when it joins."""
+
+    node: int
+    name: str
+    certificate: bytes
+
+
+class Registry:
+    """The coordinator's list of nodes.
+
+    Args:
+        state: where it is kept.
+        authority: issues certificates.
+        roster_key: Ed25519 public key of the roster's authority.
+        roster_signer: its private half, where the operator holds it; otherwise new nodes stay
+            pending until the authority signs a list that has them.
+        clock: seconds since 1970.
+        colluders: nodes that may collude with the coordinator, for the lists signed from now on.
+
+    Attributes:
+        prekeys: sealing keys that the nodes left for rounds to come.
+    """
+
+    def __init__(
+        self,
+        *,
+        state: State,
+        authority: Authority,
+        roster_key: bytes,
+        roster_signer: Ed25519PrivateKey | None,
+        clock: Callable[[], float] = time.time,
+        colluders: int = 0,
+    ) -> None:
+        self.prekeys = Prekeys(state)
+        self._colluders = colluders
+        self._state = state
+        self._authority = authority
+        self._roster_key = roster_key
+        self._roster_signer = roster_signer
+        self._clock = clock
+
+    # -- tokens and certificates ------------------------------------------------------------------
+
+    def issue_token(self, name: str, *, hours: float = TOKEN_HOURS) -> JoinToken:
+        """A token with which one device can join as `name`, once.
+
+        Raises:
+            ConfigError: the name is taken or not usable.
+        """
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"node name {name!r}: letters, digits, '.', '_' and '-' are allowed, 64 at most"
+            )
+        now = self._clock()
+        certificate, scalar = self._authority.issue_credential(
+            lifetime=dt.timedelta(hours=hours), now=_utc(now)
+        )
+        with self._state.transaction() as session:
+            if session.scalar(select(NodeRow).where(NodeRow.name == name)) is not None:
+                raise ConfigError(f"node {name}: enrolled already; choose another name")
+            session.add(
+                TokenRow(
+                    serial=format(certificate.serial_number, "x"),
+                    name=name,
+                    expires_at=now + hours * 3600,
+                )
+            )
+        return JoinToken(
+            ca=self._authority.der,
+            certificate=certificate.public_bytes(serialization.Encoding.DER),
+            private_key=scalar,
+            roster_key=self._roster_key,
+        )
+
+    def enroll(self, peer: Peer, *, csr: bytes, identity: bytes, proof: bytes) -> Enrolled:
+        """Trade a token for a certificate. The same device may ask again with the same keys.
+
+        Raises:
+            EnrollmentError: the token is spent or unknown, or the request does not hold.
+        """
+        if peer.role != "enrol":
+            raise EnrollmentError("this certificate does not enrol anybody")
+        _check_sizes(csr=csr, proof=proof)
+        _check_proof(identity, proof, enrollment_proof(peer.der, csr))
+        now = self._clock()
+        with self._state.transaction() as session:
+            token = session.get(TokenRow, peer.serial)
+            if token is None or token.expires_at < now:
+                raise EnrollmentError("this token is unknown or has expired")
+            if token.node is not None:
+                return self._again(session, token, csr, identity)
+            taken = session.scalar(
+                select(NodeRow).where((NodeRow.name == token.name) | (NodeRow.identity == identity))
+            )
+            if taken is not None:
+                raise EnrollmentError("this name or this identity is enrolled already")
+            node = NodeRow(
+                name=token.name, identity=identity, status="pending", enrolled_at=now, version=""
+            )
+            session.add(node)
+            session.flush()
+            certificate = self._certify(session, node.id, csr)
+            token.node, token.csr = node.id, csr
+            if self._roster_signer is not None:
+                node.status = "active"
+                session.flush()
+                self._sign_roster(session, self._proposal(session))
+            return Enrolled(node=node.id, name=node.name, certificate=certificate)
+
+    def renew(self, peer: Peer, *, csr: bytes, proof: bytes) -> bytes:
+        """A new certificate (DER) for a node that holds a valid one, a few times a day at most.
+
+        Those that have expired are forgotten.
+
+        Raises:
+            EnrollmentError: it is not admitted, its identity did not sign the request, or it had
+                several within a day.
+        """
+        self.admit(peer)
+        _check_sizes(csr=csr, proof=proof)
+        now = self._clock()
+        with self._state.transaction() as session:
+            node = session.get_one(NodeRow, peer.node)
+            own = CertificateRow.node == node.id
+            lately = now - 86_400.0 + AGENT_DAYS * 86_400.0
+            query = select(func.count()).where(own & (CertificateRow.expires_at > lately))
+            if (session.scalar(query) or 0) >= _MOST_A_DAY:
+                raise EnrollmentError(
+                    f"node {node.name} was given {_MOST_A_DAY} certificates within a day; try "
+                    f"again tomorrow"
+                )
+            _check_proof(node.identity, proof, enrollment_proof(peer.der, csr))
+            session.execute(delete(CertificateRow).where(own & (CertificateRow.expires_at < now)))
+            return self._certify(session, node.id, csr)
+
+    def admit(self, peer: Peer) -> NodeRow:
+        """The node that may act under this certificate now.
+
+        Raises:
+            EnrollmentError: revoked, expired, or no node's.
+        """
+        with self._state.transaction() as session:
+            row = session.get(CertificateRow, peer.serial)
+            node = session.get(NodeRow, peer.node) if peer.role == "agent" else None
+        if row is None or node is None or row.node != peer.node or row.der != peer.der:
+            raise EnrollmentError("this certificate is no node's")
+        if row.revoked or node.status == "revoked":
+            raise EnrollmentError(f"node {node.name} was revoked")
+        if row.expires_at < self._clock():
+            raise EnrollmentError(f"the certificate of node {node.name} has expired")
+        return node
+
+    def revoke(self, name: str) -> None:
+        """Shut a node out: no call is answered any more, and the next roster lacks it.
+
+        Raises:
+            ConfigError: there is no such node.
+        """
+        with self._state.transaction() as session:
+            node = session.scalar(select(NodeRow).where(NodeRow.name == name))
+            if node is None:
+                raise ConfigError(f"node {name}: there is none; see `fedsys coordinator nodes`")
+            node.status = "revoked"
+            for row in session.scalars(
+                select(CertificateRow).where(CertificateRow.node == node.id)
+            ):
+                row.revoked = True
+            session.execute(delete(PrekeyRow).where(PrekeyRow.node == node.id))
+            session.flush()
+            if self._roster_signer is not None:
+                self._sign_roster(session, self._proposal(session))
+
+    def shut_out(self) -> frozenset[str]:
+        """Serial numbers of all revoked certificates."""
+        query = select(CertificateRow.serial).where(CertificateRow.revoked)
+        with self._state.transaction() as session:
+            return frozenset(session.scalars(query))
+
+    # -- the roster -------------------------------------------------------------------------------
+
+    def chain(self) -> RosterChain:
+        """All versions, verified."""
+        chain = RosterChain(key=self._roster_key)
+        chain.extend(self.statements())
+        return chain
+
+    def statements(self, after: int = 0) -> list[SignedStatement]:
+        """Versions after that one, as the authority signed them."""
+        return [
+            SignedStatement(statement=row.statement, signature=row.signature)
+            for row in self._state.rosters(after)
+        ]
+
+    def roster_version(self) -> int:
+        """Number of the newest version; 0 before the first."""
+        with self._state.transaction() as session:
+            return session.scalar(select(func.max(RosterRow.version))) or 0
+
+    def propose(self) -> RosterStatement:
+        """The list that the authority is to sign next: everybody enrolled and not revoked."""
+        with self._state.transaction() as session:
+            return self._proposal(session)
+
+    def accept(self, signed: SignedStatement) -> RosterStatement:
+        """Take the next version from the authority.
+
+        Raises:
+            ProtocolError: it does not follow, or is not signed by the pinned key.
+            ConfigError: it has members that never enrolled, or were revoked.
+        """
+        chain = self.chain()
+        added = chain.extend([signed])
+        if not added:
+            raise ConfigError("this roster version is in force already")
+        with self._state.transaction() as session:
+            known = {row.id: row for row in session.scalars(select(NodeRow))}
+            for node, key in added[0].members.items():
+                if node not in known or known[node].identity != key:
+                    raise ConfigError(f"the roster has node {node}, which never enrolled so")
+                if known[node].status == "revoked":
+                    raise ConfigError(f"the roster has node {node}, which was revoked")
+            for node, row in known.items():
+                if row.status != "revoked":
+                    row.status = "active" if node in added[0].members else "pending"
+            session.add(
+                RosterRow(
+                    version=added[0].version,
+                    statement=signed.statement,
+                    signature=signed.signature,
+                )
+            )
+        return added[0]
+
+    # -- inside a transaction ---------------------------------------------------------------------
+
+    def _again(self, session: Session, token: TokenRow, csr: bytes, identity: bytes) -> Enrolled:
+        node = session.get_one(NodeRow, token.node)
+        if token.csr != csr or node.identity != identity:
+            raise EnrollmentError(
+                "this token was used already; ask the operator for another, and tell them if it "
+                "was not you"
+            )
+        row = session.scalars(select(CertificateRow).where(CertificateRow.node == node.id)).first()
+        if row is None or row.revoked:
+            raise EnrollmentError(f"node {node.name} was revoked")
+        return Enrolled(node=node.id, name=node.name, certificate=row.der)
+
+    def _certify(self, session: Session, node: int, csr: bytes) -> bytes:
+        now = _utc(self._clock())
+        lifetime = dt.timedelta(days=AGENT_DAYS)
+        certificate = self._authority.issue_agent(csr, node=node, lifetime=lifetime, now=now)
+        der = certificate.public_bytes(serialization.Encoding.DER)
+        session.add(
+            CertificateRow(
+                serial=format(certificate.serial_number, "x"),
+                node=node,
+                der=der,
+                expires_at=(now + lifetime).timestamp(),
+                revoked=False,
+            )
+        )
+        return der
+
+    def _proposal(self, session: Session) -> RosterStatement:
+        newest = session.scalars(select(RosterRow).order_by(RosterRow.version.desc())).first()
+        before = None if newest is None else RosterStatement.decode(newest.statement)
+        rows = session.scalars(select(NodeRow).where(NodeRow.status != "revoked"))
+        members = {row.id: row.identity for row in rows}
+        return RosterStatement(
+            version=1 if before is None else before.version + 1,
+            previous=b"" if before is None else before.hash,
+            members=members,
+            colluders=min(self._colluders, len(members)),
+        )
+
+    def _sign_roster(self, session: Session, statement: RosterStatement) -> None:
+        if self._roster_signer is None:
+            return
+        session.add(
+            RosterRow(
+                version=statement.version,
+                statement=statement.encoded,
+                signature=self._roster_signer.sign(signed_message(statement.encoded)),
+            )
+        )
+
+
+def _check_sizes(*, csr: bytes, proof: bytes) -> None:
+    """Bound a request before anything of it is read."""
+    if len(csr) > _MOST_CSR or len(proof) != 64:
+        raise EnrollmentError(
+            f"a request of {len(csr)} bytes and a proof of {len(proof)}: at most {_MOST_CSR} and "
+            f"64 are read"
+        )
+
+
+def _check_proof(identity: bytes, proof: bytes, message: bytes) -> None:
+    try:
+        Ed25519PublicKey.from_public_bytes(identity).verify(proof, message)
+    except (InvalidSignature, ValueError):
+        raise EnrollmentError("the device's identity did not sign this request") from None
+
+
+def _utc(seconds: float) -> dt.datetime:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC)

@@ -1,0 +1,122 @@
+"""Sealing keys that devices left for rounds to come: checked, bounded, each given out once.
+
+A round needs one of each committee member before its first message. A key is gone from the database
+before a message that names it is sent, so that a coordinator that was killed in between has wasted
+it and can never name it twice. Devices refuse a second use all the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from fedsys.errors import ProtocolError
+from fedsys.wire import fleet_pb2
+from fedsys.wire.services import MAX_PREKEYS
+from secure_agg import SecureAggError
+from secure_agg.prekeys import check_prekey
+from server.home.state import NodeRow, PrekeyRow, State
+
+__all__ = ["Prekeys"]
+
+_log = logging.getLogger(__name__)
+
+
+class Prekeys:
+    """The pool of every node.
+
+    Args:
+        state: where they are kept.
+        check: raises SecureAggError unless a statement is signed by that identity.
+    """
+
+    def __init__(
+        self, state: State, *, check: Callable[[bytes, bytes], None] = check_prekey
+    ) -> None:
+        self._state = state
+        self._check = check
+
+    def held(self, node: int) -> int:
+        """How many keys of a node are left."""
+        with self._state.transaction() as session:
+            return _count(session, node)
+
+    def counts(self, nodes: Collection[int]) -> dict[int, int]:
+        """How many keys of each of these nodes are left."""
+        query = select(PrekeyRow.node, func.count()).group_by(PrekeyRow.node)
+        with self._state.transaction() as session:
+            found = {row[0]: int(row[1]) for row in session.execute(query)}
+        return {node: found.get(node, 0) for node in nodes}
+
+    def add(self, node: int, statements: Sequence[bytes], *, anew: bool = False) -> int:
+        """Keep these too, at most `MAX_PREKEYS` in all; what is too much is dropped.
+
+        Args:
+            node: whose they are.
+            statements: signed sealing keys.
+            anew: in place of all that were kept: the device has lost the others.
+
+        Returns:
+            How many are kept now.
+
+        Raises:
+            ProtocolError: too many at once, or one that does not hold; none of them is kept.
+        """
+        if len(statements) > MAX_PREKEYS:
+            raise ProtocolError(
+                f"{len(statements)} sealing keys at once: at most {MAX_PREKEYS} are kept"
+            )
+        with self._state.transaction() as session:
+            owner = session.get(NodeRow, node)
+        if owner is None:
+            raise ProtocolError(f"sealing keys of node {node}, which never enrolled")
+        for statement in statements:
+            try:
+                self._check(owner.identity, statement)
+            except SecureAggError as error:
+                raise ProtocolError(f"a sealing key of node {node}: {error}") from None
+        with self._state.transaction() as session:
+            if anew:
+                session.execute(delete(PrekeyRow).where(PrekeyRow.node == node))
+            room = MAX_PREKEYS - _count(session, node)
+            for statement in statements[:room]:
+                known = select(PrekeyRow.number).where(PrekeyRow.statement == statement)
+                if session.scalar(known) is None:
+                    session.add(PrekeyRow(node=node, statement=statement))
+                    session.flush()
+            return _count(session, node)
+
+    def keep(self, node: int, message: fleet_pb2.Up) -> None:
+        """Keep what came with a node's message, which is then without it.
+
+        Raises:
+            ProtocolError: as `add`.
+        """
+        kind = message.WhichOneof("content")
+        if kind not in ("hello", "consent", "countersignature", "prekeys"):
+            return
+        content = getattr(message, kind)
+        statements = list(content.prekeys)
+        content.ClearField("prekeys")
+        if statements:
+            self.add(node, statements, anew=kind == "hello")
+
+    def take(self, nodes: Iterable[int]) -> dict[int, bytes]:
+        """One key of each node that has any, the oldest; they are gone when this returns."""
+        found: dict[int, bytes] = {}
+        with self._state.transaction() as session:
+            for node in nodes:
+                oldest = select(PrekeyRow).where(PrekeyRow.node == node).order_by(PrekeyRow.number)
+                row = session.scalars(oldest.limit(1)).first()
+                if row is not None:
+                    found[node] = row.statement
+                    session.delete(row)
+        return found
+
+
+def _count(session: Session, node: int) -> int:
+    query = select(func.count()).select_from(PrekeyRow).where(PrekeyRow.node == node)
+    return session.scalar(query) or 0

@@ -1,0 +1,271 @@
+"""How a job begins: its folder written for the first time, or taken up again after a crash."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsys.config import Config
+from fedsys.errors import RunFolderError
+from fedsys.privacy import (
+    AdaptiveClipping,
+    Entropy,
+    Ledger,
+    LedgerView,
+    PrivacyPlan,
+    Signer,
+    ViewAccountant,
+    charge_rounds,
+    ledger_header,
+)
+from fedsys.run_folder import RunFolder
+from fedsys.versions import code_hash, versions
+from server.checkpoint import Checkpoint, Checkpoints, sha256_of_weights
+from server.cohorts import CohortSampler
+from server.coordinator import Coordinator, JobTerms
+from server.job import Job, JobFacts, job_withheld
+from server.job_settings import strategy_of
+from server.strategies import Strategy
+
+__all__ = ["JobSpec", "restore_job", "start_job", "take_up"]
+
+Weights = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class JobSpec:
+    """What a job is made of, whether it begins or goes on.
+
+    Attributes:
+        config: resolved; for a job that goes on, as stored in its folder.
+        plan: as `server.job_settings.plan_for` gives it.
+        weights: (d,) of the initial model; a job with a checkpoint goes on from that.
+        facts: for the ledger's header; a job goes on only with those that it was started with.
+        clipping: as `server.job_settings.clipping_for` gives it.
+        signer: of the ledger; by default the coordinator's own.
+        entropy: of the job's name and the ledger's salts.
+        disk: writes checkpoints while the rest of a round is recorded; None: it waits for them.
+    """
+
+    config: Config
+    plan: PrivacyPlan
+    weights: Weights
+    facts: JobFacts
+    clipping: AdaptiveClipping | None = None
+    signer: Signer | None = None
+    entropy: Entropy = os.urandom
+    disk: Executor | None = None
+
+
+def start_job(folder: RunFolder, spec: JobSpec) -> Job:
+    """Write configuration and ledger header into an empty folder."""
+    signer, name = spec.signer or Signer.load_or_create(), spec.entropy(32)
+    folder.write_config(spec.config)
+    ledger = Ledger.create(
+        folder.ledger,
+        folder.private,
+        signer=signer,
+        header=_header(folder, spec, name),
+        entropy=spec.entropy,
+    )
+    with ExitStack() as held:
+        held.enter_context(ledger)
+        job = _job(
+            folder,
+            spec,
+            name=name,
+            signer=signer,
+            ledger=ledger,
+            accountant=ViewAccountant(spec.plan),
+            strategy=strategy_of(spec.config),
+            sampler=CohortSampler(spec.plan),
+            checkpoint=Checkpoint(round=0, weights=spec.weights),
+            checkpoints=Checkpoints(folder.checkpoints, spec.disk),
+        )
+        held.pop_all()
+    return job
+
+
+def restore_job(folder: RunFolder, spec: JobSpec, *, ledger: Ledger | None = None) -> Job:
+    """Take an interrupted job up again: charge its ledger's rounds, load its committed model.
+
+    Args:
+        folder: of the run.
+        spec: what it is made of.
+        ledger: as `take_up` opened it, where its header had to be read first.
+
+    Raises:
+        LedgerError: the ledger is closed, locked or does not hold.
+        RunFolderError: it belongs to another configuration, or a checkpoint does not fit.
+    """
+    signer = spec.signer or Signer.load_or_create()
+    with ExitStack() as held:
+        if ledger is None:
+            ledger = take_up(folder, signer, entropy=spec.entropy)
+        held.enter_context(ledger)
+        view = _view_of_the_same_job(ledger, folder, spec)
+        strategy = strategy_of(spec.config)
+        checkpoints = Checkpoints(folder.checkpoints, spec.disk)
+        checkpoint = checkpoints.newest(_committed(view))
+        if checkpoint is not None:
+            if checkpoint.weights.shape != spec.weights.shape:
+                raise RunFolderError(
+                    f"{folder.checkpoints}: holds {len(checkpoint.weights)} weights, the task "
+                    f"has {len(spec.weights)}; is this the task that the run was started with?"
+                )
+            strategy.load(checkpoint.strategy)
+        accountant = ViewAccountant(spec.plan)
+        for _ in charge_rounds(accountant, view, ledger.private_rounds):
+            pass
+        sampler = CohortSampler(spec.plan)
+        _recall(sampler, view, ledger)
+        job = _job(
+            folder,
+            spec,
+            name=bytes.fromhex(view.header["job"]),
+            signer=signer,
+            ledger=ledger,
+            accountant=accountant,
+            strategy=strategy,
+            sampler=sampler,
+            checkpoint=checkpoint or Checkpoint(round=0, weights=spec.weights),
+            checkpoints=checkpoints,
+        )
+        held.pop_all()
+    return job
+
+
+def take_up(folder: RunFolder, signer: Signer, *, entropy: Entropy = os.urandom) -> Ledger:
+    """Open an interrupted job's ledger: read and verified once, with ``view`` and private rounds.
+
+    Raises:
+        LedgerClosed: its job is over.
+        LedgerError: it is locked or does not hold.
+    """
+    return Ledger.open(
+        folder.ledger,
+        folder.private,
+        signer=signer,
+        facts={"code_sha256": code_hash(), "versions": versions()},
+        entropy=entropy,
+    )
+
+
+def _header(folder: RunFolder, spec: JobSpec, name: bytes) -> dict[str, Any]:
+    config, plan, facts = spec.config, spec.plan, spec.facts
+    return ledger_header(
+        plan,
+        job=name.hex(),
+        name=config.job.name,
+        protocol=config.aggregation.protocol,
+        release=config.aggregation.protocol != "float",
+        population=_population(plan, facts),
+        trust={
+            "roster": facts.roster,
+            "corrupt": config.aggregation.corrupt,
+            "dropout": config.aggregation.dropout,
+        },
+        randomness=facts.randomness,
+        reproducible=facts.reproducible,
+        preprocessing=facts.preprocessing,
+        withheld=job_withheld(plan, facts),
+        tuning=config.tuning.to_json(),
+        config_sha256=hashlib.sha256(folder.config.read_bytes()).hexdigest(),
+        code_sha256=code_hash(),
+        initial_weights_sha256=sha256_of_weights(spec.weights),
+        versions=versions(),
+    )
+
+
+def _population(plan: PrivacyPlan, facts: JobFacts) -> dict[str, Any]:
+    known: dict[str, Any] = {"clients": plan.population, "known": facts.population_known}
+    if facts.roster_version is not None:
+        known["roster_version"] = facts.roster_version
+    return known
+
+
+def _view_of_the_same_job(ledger: Ledger, folder: RunFolder, spec: JobSpec) -> LedgerView:
+    view = ledger.view
+    if view is None or view.header.get("plan") != spec.plan.to_json():
+        raise RunFolderError(
+            f"{folder.config}: gives another privacy plan than {folder.ledger.name} was "
+            f"started with; restore the file, or start a new run"
+        )
+    if view.header.get("randomness") != spec.facts.randomness:
+        raise RunFolderError(f"{folder.path}: a seeded test run is not resumed; start anew")
+    return view
+
+
+def _committed(view: LedgerView) -> dict[int, str]:
+    """SHA-256 of the model of each committed round, as the ledger has it."""
+    return {
+        record.round: str(record.body.get("weights_sha256"))
+        for record in view.rounds
+        if record.outcome == "commit"
+    }
+
+
+def _recall(sampler: CohortSampler, view: LedgerView, ledger: Ledger) -> None:
+    """Tell the sampler of the rounds that are over; one whose cohort a crash lost had everybody."""
+    for record in view.rounds:
+        line: Mapping[str, Any] | None = ledger.private_rounds.get(record.round)
+        known = record.outcome is not None and line is not None
+        sampler.note(record.round, line["sampled"] if known and line is not None else None)
+
+
+def _job(
+    folder: RunFolder,
+    spec: JobSpec,
+    *,
+    name: bytes,
+    signer: Signer,
+    ledger: Ledger,
+    accountant: ViewAccountant,
+    strategy: Strategy,
+    sampler: CohortSampler,
+    checkpoint: Checkpoint,
+    checkpoints: Checkpoints,
+) -> Job:
+    """The job that goes on from a checkpoint; `name` is what its ledger calls it."""
+    config = spec.config
+    coordinator = Coordinator(
+        terms=JobTerms(
+            job=name,
+            task=config.task.name,
+            local=config.local.model_dump(),
+            plan=accountant.plan,
+            seed=config.job.seed,
+        ),
+        ledger=ledger,
+        accountant=accountant,
+        strategy=strategy,
+        sampler=sampler,
+        weights=checkpoint.weights,
+        clipping=_at(checkpoint, spec.clipping),
+        noise=checkpoint.mechanism,
+        keep=checkpoints.save,
+    )
+    return Job(
+        config=config,
+        plan=spec.plan,
+        folder=folder,
+        ledger=ledger,
+        coordinator=coordinator,
+        signer=signer,
+        facts=spec.facts,
+    )
+
+
+def _at(checkpoint: Checkpoint, start: AdaptiveClipping | None) -> AdaptiveClipping | None:
+    """The clipping of the round after a checkpoint."""
+    if start is None or checkpoint.clipping is None:
+        return start
+    return AdaptiveClipping.from_json(checkpoint.clipping)

@@ -1,0 +1,1 @@
+"""Buffered rounds in simulation: arrivals on a simulated clock, epochs and buffers."""

@@ -1,0 +1,1 @@
+"""Where virtual clients train: this process, several processes, GPUs or a Ray cluster."""

@@ -1,0 +1,261 @@
+"""One chunk of virtual clients, trained and added: what every process of the engine does.
+
+Three ways, by the round's protocol. ``float``: clipped updates are summed in floating point.
+``ideal``: clipped in the integers, encoded, noised and summed, in place. ``secure``: the same
+vectors, one by one, for agents to encrypt. The first two add into a flat sum of int64, so that
+the order of chunks and the number of processes do not change a bit of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.privatize import Privatized, privatize
+from client.privatize.contribution import contribution
+from client.privatize.integers import add_clipped_integers
+from fedsys.privacy import Entropy, Mechanism, event_from_json, mechanism_for
+from fedsys.privacy.encoding.clipping import wide_scale
+from fedsys.privacy.encoding.float_sums import FixedPoint
+from fedsys.privacy.encoding.rings import to_ring
+from secure_agg import SecAggParams
+from secure_agg.committee import MAX_COHORT
+from secure_agg.packing import PackedSum
+from secure_agg.params import MAX_MODULUS_BITS
+from simulations.population import Population
+from simulations.randomness import Randomness
+
+__all__ = ["ChunkTrainer", "Protocol", "RoundWork", "Tally", "in_ring", "signed_sum", "top_up_once"]
+
+Protocol = Literal["secure", "ideal", "float"]
+Total = NDArray[np.int64]
+
+_SHARES = 1 << 21  # coordinates of noise at once: 16 MiB
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundWork:
+    """What the chunks of one round have in common.
+
+    Attributes:
+        number: of the round.
+        weights: (d,) the model that clients start from.
+        seed: public, equal for all clients of the round; empty where the mechanism uses none.
+        mechanism: its event as JSON.
+        protocol: how updates become a sum.
+        clipping: state of adaptive clipping, or None.
+        exhausted: clients that contribute zeros, untrained.
+        factor: above 0, by which clients scale their updates before they clip them.
+    """
+
+    number: int
+    weights: NDArray[np.float32]
+    seed: bytes
+    mechanism: dict[str, Any]
+    protocol: Protocol
+    clipping: Mapping[str, Any] | None = None
+    exhausted: frozenset[int] = frozenset()
+    factor: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """What a sum saw.
+
+    Attributes:
+        trained: clients.
+        clipped: of them, whose update the clipping norm cut.
+        unusable: of them, whose update was not finite and counted as zero.
+    """
+
+    trained: int = 0
+    clipped: int = 0
+    unusable: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            trained=self.trained + other.trained,
+            clipped=self.clipped + other.clipped,
+            unusable=self.unusable + other.unusable,
+        )
+
+
+class ChunkTrainer:
+    """Trains and adds chunks of one population.
+
+    Args:
+        population: the virtual clients.
+        randomness: of their noise.
+    """
+
+    def __init__(self, population: Population, randomness: Randomness) -> None:
+        self._population, self._randomness = population, randomness
+        self._work: RoundWork
+        self._mechanism: Mechanism
+        self._made_of: dict[str, Any] | None = None
+        self._floating: torch.Tensor | None = None
+
+    def begin(self, work: RoundWork) -> None:
+        """The chunks that follow are of this round."""
+        self._work = work
+        if self._made_of != work.mechanism:
+            self._mechanism = mechanism_for(event_from_json(work.mechanism))
+            self._made_of = work.mechanism
+
+    @property
+    def length(self) -> int:
+        """Coordinates of the round's sum."""
+        return self._mechanism.length
+
+    def add(self, clients: Sequence[int], total: Total) -> Tally:
+        """Train clients and add what they contribute to `total` (length,).
+
+        Under ``float``, `total` counts in units of `fedsys.privacy.encoding.float_sums.FixedPoint`.
+
+        Raises:
+            TrainingError: names the client, the cause and the remedy.
+        """
+        if self._work.protocol == "float":
+            return self._add_floating(clients, total)
+        event = self._mechanism.event
+        if not self._mechanism.sums_integers:
+            privatized = self.vectors(clients)
+            total += signed_sum(privatized.vectors, self._mechanism.modulus_bits)
+            return Tally(
+                trained=self._training(clients),
+                clipped=int(privatized.clipped.sum()),
+                unusable=int((~privatized.finite).sum()),
+            )
+        updates = torch.from_numpy(self._updates(clients))
+        if self._floating is None or len(self._floating) != self.length:
+            self._floating = torch.empty(self.length, dtype=torch.float64)
+        found = add_clipped_integers(self._floating.zero_(), updates, clip=event.clip)
+        np.add(total, self._floating.numpy(), out=total, casting="unsafe")
+        self.add_shares(clients, total)
+        return Tally(
+            trained=self._training(clients),
+            clipped=int(found.clipped.sum()),
+            unusable=int((~found.finite).sum()),
+        )
+
+    def top_up(self, round: int) -> Total:
+        """`top_up_once` under the mechanism of the round that was begun last."""
+        return top_up_once(self._mechanism, self._randomness, round)
+
+    def vectors(self, clients: Sequence[int]) -> Privatized:
+        """Train clients and privatize each of them."""
+        return privatize(
+            self._mechanism,
+            self._updates(clients),
+            seed=self._work.seed,
+            entropy=self._noise(clients),
+        )
+
+    def _updates(self, clients: Sequence[int]) -> NDArray[np.float32]:
+        work = self._work
+        updates = self._trained(clients)
+        if work.factor != 1:
+            updates = updates * np.float32(work.factor)
+        return contribution(
+            updates,
+            participation=self._mechanism.event.sampling.participation,
+            clipping=work.clipping,
+            entropy=self._noise(clients),
+        )
+
+    def _training(self, clients: Sequence[int]) -> int:
+        """How many of them train."""
+        return sum(client not in self._work.exhausted for client in clients)
+
+    def _trained(self, clients: Sequence[int]) -> NDArray[np.float32]:
+        """(K, d) updates, zeros for clients that contributed as often as they may."""
+        work = self._work
+        training = [client for client in clients if client not in work.exhausted]
+        if len(training) == len(clients):
+            return self._population.train(work.weights, clients, round=work.number)
+        updates = np.zeros((len(clients), len(work.weights)), dtype=np.float32)
+        if training:
+            rows = [row for row, client in enumerate(clients) if client not in work.exhausted]
+            updates[rows] = self._population.train(work.weights, training, round=work.number)
+        return updates
+
+    def _add_floating(self, clients: Sequence[int], total: Total) -> Tally:
+        event, work = self._mechanism.event, self._work
+        clients = [client for client in clients if client not in work.exhausted]
+        if not clients:
+            return Tally()
+        clip = event.clip / work.factor  # scaling before clipping is clipping at another norm
+        summed = self._population.clipped_sum(work.weights, clients, round=work.number, clip=clip)
+        added = summed.total * work.factor
+        FixedPoint(wide_scale(event.dimension, event.clip)).add(total, added)
+        return Tally(
+            trained=len(clients),
+            clipped=int((summed.norms > clip).sum()),
+            unusable=int((~np.isfinite(summed.norms)).sum()),
+        )
+
+    def add_shares(self, clients: Sequence[int], total: Total) -> None:
+        """Add the clients' shares of noise, some clients at once, where they add any."""
+        if not self._mechanism.adds_shares:
+            return
+        at_once = max(1, _SHARES // self.length)
+        for start in range(0, len(clients), at_once):
+            some = clients[start : start + at_once]
+            shares = self._mechanism.noise_shares(len(some), self._noise(some))
+            for share in shares:
+                total += share
+
+    def _noise(self, clients: Sequence[int]) -> Entropy | list[Entropy]:
+        number = self._work.number
+        sources = [self._randomness.noise(number, client) for client in clients]
+        if all(source is sources[0] for source in sources):
+            return sources[0]
+        return sources
+
+
+def top_up_once(mechanism: Mechanism, randomness: Randomness, round: int) -> Total:
+    """(length,) the coordinator's noise for a round where one draw serves the sum: it depends on no
+    number of survivors, and the cap is always a possible one."""
+    return mechanism.top_up(mechanism.event.cap, randomness.top_up(round))
+
+
+def in_ring(
+    total: Total, mechanism: Mechanism, protocol: Protocol, *, invited: int
+) -> NDArray[Any]:
+    """A round's flat sum as integers mod 2^b (length,).
+
+    Args:
+        total: of the clients' signed integers; under ``float`` in its own fixed point.
+        mechanism: of the round.
+        protocol: how the updates became a sum.
+        invited: members of the round's cohort. How many values secure aggregation packs together
+            depends on it, and so does where a sum that exceeds its modulus carries to.
+    """
+    bits, event = mechanism.modulus_bits, mechanism.event
+    if protocol == "float":
+        return FixedPoint(wide_scale(event.dimension, event.clip)).round(total, bits=bits)
+    if 2 <= invited <= MAX_COHORT and bits <= MAX_MODULUS_BITS:
+        packed = PackedSum(_packing(invited, bits, len(total)))
+        packed.sums = total
+        total = packed.total()
+    return to_ring(total, bits=bits)
+
+
+def _packing(invited: int, bits: int, length: int) -> SecAggParams:
+    """Parameters whose packing is that of any round of such a cohort: it depends on nothing else,
+    so the least committee will do."""
+    return SecAggParams.derive(
+        n=invited, corrupt=0.0, dropout=0.0, modulus_bits=bits, dimension=length, committee=2
+    )
+
+
+def signed_sum(vectors: NDArray[Any], bits: int) -> Total:
+    """(length,) the sum of ring elements (K, length), each taken from [-2^(bits-1), 2^(bits-1))."""
+    negative = (vectors >> vectors.dtype.type(bits - 1)).sum(axis=0, dtype=np.int64)
+    found: Total = vectors.sum(axis=0, dtype=np.int64) - (negative << bits)
+    return found

@@ -1,0 +1,302 @@
+"""How many processes and threads train: measured once, where the job is long enough to repay it.
+
+On a CPU one thread a process is the usual winner: threads of one small matrix product spend their
+time waiting for each other. Starting a process takes seconds, so short jobs stay in this one, and
+the processes of others are started early: they import while the job is being planned.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fedsys import tasks
+from fedsys.config import Config
+from fedsys.errors import ConfigError
+from fedsys.privacy import PrivacyPlan
+from server.job_settings import clipping_for
+from simulations.engine.base import Chunk, Engine, InProcess
+from simulations.engine.chunk import RoundWork
+from simulations.engine.devices import Devices, device_names
+from simulations.engine.processes import Processes, Recruits
+from simulations.engine.worker import PopulationSpec
+from simulations.population import Population
+from simulations.randomness import Randomness
+
+__all__ = ["Layout", "cores", "lay_out", "recruits_for"]
+
+_WORTHWHILE = 1.0
+"""Seconds of training from which on further processes serve."""
+
+_LONG = 20.0
+"""From here on it is measured whether they do."""
+
+_SLOWEST = 5e9
+"""Floating-point operations a second that any path surely reaches on one core."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where clients train.
+
+    Attributes:
+        engine: open.
+        processes: how many; 1 is this one.
+        threads: of each.
+        clients_per_second: measured by number of processes; empty where nothing was.
+        notice: why this process trains alone where more were asked for or would be faster.
+    """
+
+    engine: Engine
+    processes: int
+    threads: int
+    clients_per_second: dict[int, float]
+    notice: str = ""
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def recruits_for(config: Config, population: Population) -> Recruits | None:
+    """Workers for a job that will or may use them, started before it is planned; to be closed.
+
+    Args:
+        config: before anything is derived.
+        population: the virtual clients.
+
+    Raises:
+        TrainingError: a worker process could not be started.
+    """
+    engine, trainer = config.engine, population.trainer
+    if engine.backend == "ray" or trainer.device.type != "cpu" or engine.processes == 1:
+        return None
+    if _obstacle(population):
+        return None
+    count = engine.processes or min(cores(), config.cohort.expected)
+    if not engine.processes:
+        trained = config.rounds.count * config.cohort.expected * config.local.epochs
+        held = len(population.train_set) / population.size
+        if count == 1 or trained * held * 6 * trainer.dimension < _WORTHWHILE * _SLOWEST:
+            return None
+    return Recruits(count, threads=engine.threads or 1)
+
+
+def lay_out(
+    config: Config,
+    plan: PrivacyPlan,
+    population: Population,
+    randomness: Randomness,
+    chunk: int,
+    recruits: Recruits | None = None,
+) -> Layout:
+    """The engine that the configuration asks for, or the faster one by a short measurement.
+
+    Args:
+        config: with path and chunk chosen.
+        plan: of the job.
+        population: the virtual clients.
+        randomness: of their noise.
+        chunk: clients that the engine takes at once.
+        recruits: of `recruits_for`; the engine closes them, or they are closed before this returns.
+
+    Raises:
+        TrainingError: a worker process could not be started.
+    """
+    layout = _laid_out(config, plan, population, randomness, chunk, recruits)
+    if recruits is not None and layout.processes == 1:
+        recruits.close()
+    return layout
+
+
+def _laid_out(
+    config: Config,
+    plan: PrivacyPlan,
+    population: Population,
+    randomness: Randomness,
+    chunk: int,
+    recruits: Recruits | None,
+) -> Layout:
+    engine = config.engine
+    threads = engine.threads or 1
+    if engine.backend == "ray":
+        return _on_ray(config, population, randomness, threads)
+    if population.trainer.device.type != "cpu":
+        return _on_devices(config, population, randomness)
+    if engine.processes == 1:
+        return _alone(population, randomness, threads)
+
+    def several(processes: int) -> Layout:
+        crew = Processes(
+            population,
+            population_spec(config, randomness, threads=threads, origin=population.origin),
+            mechanism=plan.build_mechanism(),
+            processes=processes,
+            chunk=chunk,
+            singly=config.aggregation.protocol == "secure",
+            deadline=engine.deadline,
+            recruits=recruits,
+        )
+        return Layout(engine=crew, processes=processes, threads=threads, clients_per_second={})
+
+    obstacle = _obstacle(population)
+    if engine.processes > 1 and not obstacle:
+        return several(engine.processes)
+    alone = _alone(population, randomness, threads)
+    if engine.processes > 1:
+        return replace(alone, notice=f"engine.processes = 1: {obstacle}")
+    work = _probe_work(config, plan, population)
+    chunks = _probe(population, config.cohort.expected, chunk)
+    length = plan.build_mechanism().length
+    rate = _rate(alone.engine, work, chunks[:1], length)
+    seconds = config.rounds.count * config.cohort.expected / rate
+    workers = min(cores(), config.cohort.expected)
+    # Whether the machine is busy does not make a small job large.
+    if workers == 1 or seconds < (_LONG if recruits is None else _WORTHWHILE):
+        return alone
+    if obstacle:
+        return replace(alone, notice=f"engine.processes = 1: {obstacle}")
+    shared = several(workers)
+    if seconds < _LONG:
+        alone.engine.close()
+        return shared
+    parts = _probe(population, config.cohort.expected, chunk, processes=workers)
+    rates = {
+        workers: _rate(shared.engine, work, parts, length),
+        1: _rate(alone.engine, work, chunks, length),
+    }
+    _log.info("engine: clients/s by processes: %s", rates)
+    slower = alone if rates[workers] > rates[1] else shared
+    slower.engine.close()
+    return replace(shared if slower is alone else alone, clients_per_second=rates)
+
+
+def _alone(population: Population, randomness: Randomness, threads: int) -> Layout:
+    return Layout(
+        engine=InProcess(population, randomness, threads=threads),
+        processes=1,
+        threads=threads,
+        clients_per_second={},
+    )
+
+
+def _on_devices(config: Config, population: Population, randomness: Randomness) -> Layout:
+    """GPUs: all of them, or the one that was asked for."""
+    if config.privacy.mechanism == "example-gaussian":
+        return _alone(population, randomness, config.engine.threads)
+    spec = population_spec(
+        config,
+        randomness,
+        threads=config.engine.threads,
+        origin=population.origin,
+        pickled=False,
+    )
+    pool = population.train_set
+    x, y = pool.x.cpu().numpy(), pool.y.cpu().numpy()
+    others = [
+        replace(spec, device=name).build(x, y, population.partition)
+        for name in device_names(population.trainer.device)[1:]
+    ]
+    engine = Devices(
+        [population, *others],
+        randomness,
+        path=config.engine.path,
+        deadline=config.engine.deadline,
+    )
+    return Layout(engine=engine, processes=1, threads=config.engine.threads, clients_per_second={})
+
+
+def _on_ray(config: Config, population: Population, randomness: Randomness, threads: int) -> Layout:
+    try:
+        from simulations.engine.ray import RayEngine
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "ray":
+            raise
+        raise ConfigError(
+            "engine.backend = 'ray': Ray is not installed; pip install 'fedsys[ray]'"
+        ) from None
+    cluster = RayEngine(
+        population,
+        population_spec(
+            config, randomness, threads=threads, origin=population.origin, pickled=False
+        ),
+        address=config.engine.address,
+        actors=config.engine.processes,
+        deadline=config.engine.deadline,
+    )
+    return Layout(
+        engine=cluster, processes=cluster.processes, threads=threads, clients_per_second={}
+    )
+
+
+def _obstacle(population: Population) -> str:
+    """Why the task cannot be had in other processes; empty where it can."""
+    return "" if population.origin is None else population.origin.obstacle
+
+
+def population_spec(
+    config: Config,
+    randomness: Randomness,
+    *,
+    threads: int,
+    origin: tasks.Origin | None = None,
+    pickled: bool = True,
+) -> PopulationSpec:
+    """How a resolved configuration's population is built in another process.
+
+    Args:
+        config: resolved.
+        randomness: of the clients' noise.
+        threads: of each process.
+        origin: of the task; None builds it from the configuration.
+        pickled: False hands a task that was given as an object over as it is.
+    """
+    if origin is None:
+        task = tasks.Recipe(name=config.task.name, options=config.task.options)
+    else:
+        task = origin.recipe(pickled=pickled)
+    return PopulationSpec(
+        task=task,
+        local=config.local.model_dump(),
+        device="cpu",
+        path=config.engine.path,
+        chunk=config.engine.chunk,
+        seed=config.job.seed,
+        randomness=randomness,
+        threads=threads,
+    )
+
+
+def _probe_work(config: Config, plan: PrivacyPlan, population: Population) -> RoundWork:
+    protocol = config.aggregation.protocol
+    clipping = clipping_for(config, plan, population.trainer.layout.sizes)
+    return RoundWork(
+        number=0,
+        weights=population.trainer.initial_weights(),
+        seed=bytes(32),
+        mechanism=plan.event().to_json(),
+        protocol="ideal" if protocol == "secure" else protocol,
+        clipping=None if clipping is None else clipping.to_json(),
+    )
+
+
+def _probe(population: Population, expected: int, chunk: int, *, processes: int = 1) -> list[Chunk]:
+    """Chunks of as many clients as a round expects."""
+    return population.chunks(range(min(expected, population.size)), chunk, processes=processes)
+
+
+def _rate(engine: Engine, work: RoundWork, chunks: Sequence[Chunk], length: int) -> float:
+    """Clients a second, after one warm-up."""
+    engine.total(work, chunks[:1], length)
+    started, trained = time.perf_counter(), 0
+    while time.perf_counter() - started < 0.5:
+        trained += engine.total(work, chunks, length)[1].trained
+    return trained / (time.perf_counter() - started)

@@ -1,0 +1,186 @@
+"""A process of the engine: trains the chunks that it is handed, into its own row of a shared sum.
+
+Run as ``python -m simulations.engine.worker SOCKET MEMORY`` by `simulations.engine.processes`,
+never by hand. It ends when the other side of the socket does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import sys
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from client.training import LocalConfig, Trainer, keep_freed_memory
+from fedsys import tasks
+from fedsys.errors import FedsysError
+from simulations.engine.arena import Arena, Place
+from simulations.engine.chunk import ChunkTrainer, RoundWork
+from simulations.population import Population
+from simulations.randomness import Randomness
+
+__all__ = ["PopulationSpec", "WorkerSpec", "pool_arrays"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PopulationSpec:
+    """Everything that rebuilds a population elsewhere, but for its arrays.
+
+    Attributes:
+        task: how to build it.
+        local: hyper-parameters by field name.
+        device: where to train.
+        path: of local training, chosen already.
+        chunk: clients at once.
+        seed: of the job.
+        randomness: of noise; a seeded one in tests only.
+        threads: of each process.
+    """
+
+    task: tasks.Recipe
+    local: dict[str, Any]
+    device: str
+    path: str
+    chunk: int
+    seed: int
+    randomness: Randomness
+    threads: int
+
+    def build(self, x: Any, y: Any, partition: tasks.Partition) -> Population:
+        """The population over a pool of examples."""
+        trainer = Trainer(
+            self.task.build(),
+            LocalConfig(**self.local),
+            device=self.device,
+            path=self.path,
+            chunk=self.chunk,
+            seed=self.seed,
+        )
+        pool = tasks.Examples(x=torch.from_numpy(x), y=torch.from_numpy(y))
+        return Population(train_set=pool, partition=partition, trainer=trainer, seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSpec:
+    """What a worker is told first.
+
+    Attributes:
+        population: how to build it.
+        pool: pickle of (x, y, partition), its arrays left out.
+        buffers: names of those arrays in the arena.
+        places: of everything in the arena.
+        row: of the shared sums that is this worker's.
+    """
+
+    population: PopulationSpec
+    pool: bytes
+    buffers: tuple[str, ...]
+    places: dict[str, Place]
+    row: int
+
+
+def pool_arrays(population: Population) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """A population's pool and partition as a pickle and the arrays that it leaves out."""
+    pool = population.train_set
+    found: list[pickle.PickleBuffer] = []
+    held = (pool.x.cpu().numpy(), pool.y.cpu().numpy(), population.partition)
+    pickled = pickle.dumps(held, protocol=5, buffer_callback=found.append)
+    return pickled, found
+
+
+class _Worker:
+    def __init__(self, spec: WorkerSpec, arena: Arena) -> None:
+        buffers = [arena.array(name) for name in spec.buffers]
+        x, y, partition = pickle.loads(spec.pool, buffers=buffers)  # noqa: S301 - from the parent
+        population = spec.population.build(x, y, partition)
+        self._trainer = ChunkTrainer(population, spec.population.randomness)
+        self._weights = arena.array("weights")
+        self._total = arena.array("totals")[spec.row]
+        self._vectors = arena.array("vectors")[spec.row]
+        self._noise = arena.array("noise")
+        self._drawn = 0
+
+    def begin(self, work: RoundWork) -> None:
+        self._total[:] = 0
+        self._trainer.begin(replace(work, weights=self._weights.copy()))
+
+    def draw(self, round: int) -> None:
+        self._noise[:] = self._trainer.top_up(round)
+        self._drawn = round
+
+    def add(self, clients: tuple[int, ...]) -> tuple[Any, ...]:
+        tally = self._trainer.add(clients, self._total)
+        return ("added", self._told(), tally)
+
+    def vectors(self, clients: tuple[int, ...]) -> tuple[Any, ...]:
+        found = self._trainer.vectors(clients)
+        self._vectors[: len(clients)] = found.vectors
+        return ("vectors", self._told(), found.clipped, found.finite)
+
+    def _told(self) -> int:
+        """The round whose noise was drawn since the last answer, or 0."""
+        drawn, self._drawn = self._drawn, 0
+        return drawn
+
+
+def serve(link: Connection, arena_descriptor: int) -> None:
+    """Answer until the other side goes."""
+    spec: WorkerSpec = link.recv()
+    torch.set_num_threads(spec.population.threads)
+    keep_freed_memory()
+    try:
+        worker = _Worker(spec, Arena.attached(arena_descriptor, spec.places))
+    except Exception as error:
+        link.send(("failed", f"a worker process could not start: {_said(error)}"))
+        return
+    link.send(("ready",))
+    while True:
+        verb, clients, work = link.recv()
+        if verb == "draw":  # is not answered: the next chunk's reply says that it is done
+            worker.draw(clients)
+            continue
+        try:
+            if work is not None:
+                worker.begin(work)
+            reply = worker.add(clients) if verb == "add" else worker.vectors(clients)
+        except Exception as error:
+            reply = ("failed", _of_clients(error, clients))
+        link.send(reply)
+
+
+def _said(error: Exception) -> str:
+    text = " ".join(str(error).split())[:500]
+    return text if isinstance(error, FedsysError) else f"{type(error).__name__}: {text}"
+
+
+def _of_clients(error: Exception, clients: tuple[int, ...]) -> str:
+    if isinstance(error, FedsysError):
+        return str(error)
+    return (
+        f"clients {clients[0]} to {clients[-1]} ({len(clients)} at once): {_said(error)}; a "
+        f"smaller engine.chunk needs less memory"
+    )
+
+
+def main() -> None:
+    """Entry point of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when a run is interrupted
+    if sys.platform == "linux":
+        # Else, being woken, it takes the core of the parent that has others to wake: milliseconds.
+        with contextlib.suppress(OSError):  # a container may forbid it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    link, arena = Connection(int(sys.argv[1])), int(sys.argv[2])
+    try:
+        serve(link, arena)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""The owner's data: which rows a shard has, what it refuses, what its code's hash depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import client.local_data
+from client.local_data import DataSpec, LocalData, code_sha256
+from client.training.example.privacy import ExamplePrivateTrainer
+from fedsys import tasks
+from fedsys.errors import ConfigError, PolicyRefusal
+from fedsys.privacy import AesCtrStream, Entropy, make_plan
+from fedsys.privacy.noise import RoundedGaussian
+from fedsys.wire import Assignment
+from fedsys.wire.terms import Terms
+
+PLAN = make_plan(
+    mechanism="none",
+    population=3,
+    expected_cohort=3,
+    rounds=1,
+    dimension=650,
+    clip=1.0,
+    delta=1e-5,
+    cap=3,
+    min_survivors=2,
+)
+TERMS = Terms(
+    job=bytes(32),
+    name="n",
+    task="digits",
+    options={},
+    task_sha256="",
+    local={"epochs": 1},
+    path="loop",
+    dimension=650,
+    example_clip=1.0,
+    plan=PLAN,
+    seed=7,
+    roster_version=1,
+    roster_hash="",
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "shard", "expected"),
+    [
+        ("digits", None, DataSpec(task="digits")),
+        ("mnist=/data", "0/3", DataSpec(task="mnist", folder=Path("/data"), shard=(0, 3))),
+        ("my.module:Task", "2/3", DataSpec(task="my.module:Task", shard=(2, 3))),
+    ],
+)
+def test_data_is_named_on_the_command_line(
+    source: str, shard: str | None, expected: DataSpec
+) -> None:
+    assert DataSpec.parse(source, shard) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "shard"), [("", None), ("digits=", None), ("digits", "3/3"), ("digits", "1")]
+)
+def test_anything_else_is_one_line(source: str, shard: str | None) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        DataSpec.parse(source, shard)
+
+
+def test_shards_are_the_simulators_iid_partition() -> None:
+    data = tasks.load("digits").clients(tasks.DataSource())
+    partition = tasks.split(data, "iid", 3, 7)
+    seen = []
+    for part in range(3):
+        worker = LocalData(DataSpec(task="digits", shard=(part, 3)))
+        assert np.array_equal(worker.rows(7), partition.indices_of(part))
+        seen.append(worker.rows(7))
+    assert len(np.unique(np.concatenate(seen))) == len(data.train)
+    assert len(LocalData(DataSpec(task="digits")).rows(7)) == len(data.train)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"task": "mnist"}, "holds data of 'digits'"),
+        ({"options": {"hidden": 8}}, "are asked for"),
+        ({"dimension": 651}, "has 650 weights here"),
+        ({"local": {"epochs": 0}}, "local.epochs"),
+        ({"local": {"code": "x"}}, "not possible here"),
+        ({"path": "warp"}, "engine.path"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(change: dict[str, Any], reason: str) -> None:
+    worker = LocalData(DataSpec(task="digits"))
+    worker.check(TERMS)
+    with pytest.raises(PolicyRefusal, match=reason):
+        worker.check(dataclasses.replace(TERMS, **change))
+
+
+class Rounds:
+    """A device's part in rounds whose unit of privacy is the example."""
+
+    def __init__(self) -> None:
+        plan = make_plan(
+            mechanism="example-gaussian", population=3, expected_cohort=3, rounds=5, dimension=650,
+            clip=1.0, delta=1e-5, cap=3, min_survivors=2, sampling="fixed", noise_multiplier=1.0,
+            unit="example", example_rate=0.2, steps=2, dropout=0.0,
+        )  # fmt: skip
+        self.terms = dataclasses.replace(TERMS, plan=plan)
+        self.worker = LocalData(DataSpec(task="digits", shard=(0, 3)))
+        self.weights = np.zeros(650, np.float32)
+
+    def train(self, entropy: Entropy, terms: Terms | None = None) -> NDArray[np.float32]:
+        terms = terms or self.terms
+        work = Assignment(
+            job=bytes(32), round=1, task="digits", weights=self.weights, local={}, mechanism={},
+            seed=7,
+        )  # fmt: skip
+        return self.worker.train(terms, work, 0, entropy)
+
+
+def key(number: int) -> Entropy:
+    return AesCtrStream(bytes([number]) * 32)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[ExamplePrivateTrainer]:
+    """Trainers that were made, in order."""
+    found: list[ExamplePrivateTrainer] = []
+
+    def make(*args: Any) -> ExamplePrivateTrainer:
+        found.append(ExamplePrivateTrainer(*args))
+        return found[-1]
+
+    monkeypatch.setattr(client.local_data, "ExamplePrivateTrainer", make)
+    return found
+
+
+def test_a_job_s_private_trainer_is_made_once_and_keeps_nothing_of_a_round(
+    made: list[ExamplePrivateTrainer],
+) -> None:
+    """Batches and noise of every round come from that round's entropy alone."""
+    device = Rounds()
+    found = [device.train(key(number)) for number in (1, 2, 1, 3)]
+    assert len(made) == 1
+    for number, update in zip((1, 2, 1, 3), found, strict=True):
+        assert (update == Rounds().train(key(number))).all()
+    assert (found[0] != found[1]).any()
+    going_on = key(1)  # one source for two rounds, as a device has it: each draws a key of its own
+    assert (device.train(going_on) == found[0]).all()
+    assert np.mean(device.train(going_on) == found[0]) < 0.01
+
+
+def test_each_job_has_a_private_trainer_of_its_own(made: list[ExamplePrivateTrainer]) -> None:
+    device = Rounds()
+    larger = dataclasses.replace(device.terms, example_clip=2.0)
+    ours = device.train(key(1))
+    assert (device.train(key(1), larger) != ours).any()
+    assert (device.train(key(1)) == ours).all()
+    assert len(made) == 3  # the newest job's is kept
+
+
+def test_a_private_trainer_that_was_interrupted_is_not_used_again(
+    made: list[ExamplePrivateTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Rounds()
+    before = device.train(key(1))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RoundedGaussian, "draw", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            device.train(key(1))
+    assert (device.train(key(1)) == before).all()
+    assert len(made) == 2
+
+
+def test_the_codes_hash_tells_tasks_apart() -> None:
+    digits, synthetic = tasks.load("digits"), tasks.load("synthetic")
+    assert code_sha256(digits) == code_sha256(tasks.load("digits", {"hidden": 8}))
+    assert code_sha256(digits) != code_sha256(synthetic)

@@ -1,0 +1,95 @@
+"""``report.html`` is checked against what the audit derived."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from fedsys import report
+from fedsys.audit import audit_run
+from fedsys.audit.page import _agrees
+from fedsys.privacy import Signer
+from fedsys.records import AuditResult
+from fedsys.release.publication import publish_run
+from fedsys.report.figures import epsilon
+from simulations import harness
+from tests.fedsys.audit.conftest import failures, job
+from tests.fedsys.audit.forge import edit_json, entries, replace_text, sign_again, sparse
+
+
+def checked(run: Path) -> AuditResult:
+    return audit_run(run, page=True)
+
+
+@pytest.fixture
+def reported(run: Path) -> Path:
+    report.build(run, audit_run(run), private=True)
+    return run
+
+
+def test_the_report_of_a_run_agrees_with_its_audit(reported: Path, tmp_path: Path) -> None:
+    assert failures(checked(reported)) == set()
+    assert any(claim.name == "Report" for claim in checked(reported).claims)
+    assert not any(claim.name == "Report" for claim in audit_run(reported).claims)
+    published = publish_run(reported, tmp_path / "out").path
+    report.build(published, audit_run(published), private=False)
+    assert failures(checked(published)) == set()
+    bare = harness.run(job("privacy.mechanism=none"), out=tmp_path / "bare").folder
+    report.build(bare, audit_run(bare), private=True)
+    assert failures(checked(bare)) == set()
+
+
+def test_another_figure_in_the_report_is_refused(reported: Path) -> None:
+    spent = checked(reported).curve[-1].spent
+    page = (reported / "report.html").read_text()
+    for value in (spent.outsider, spent.participant, spent.server):
+        shown = epsilon(value)
+        for written in (f"</span> {shown} <span", f'<td class="figure">{shown}</td>'):
+            (reported / "report.html").write_text(page)
+            replace_text(reported / "report.html", written, written.replace(shown, "0.10"))
+            assert failures(checked(reported)) == {"Report"}
+    (reported / "report.html").write_text(page.replace('<p class="epsilon">', "<p>"))
+    assert failures(checked(reported)) == {"Report"}
+
+
+def test_a_report_of_an_earlier_state_is_refused(reported: Path, signer: Signer) -> None:
+    lines = entries(reported)
+    lines[0][1]["versions"] = {**lines[0][1]["versions"], "torch": "0"}
+    head = sign_again(reported, lines, signer)
+    edit_json(
+        reported, lambda body: body.update(ledger_head=head, versions=lines[0][1]["versions"])
+    )
+    assert failures(checked(reported)) == {"Report"}
+
+
+def test_hostile_pages_are_not_read(reported: Path, tmp_path: Path) -> None:
+    page = reported / "report.html"
+    page.rename(tmp_path / "elsewhere")
+    page.symlink_to(tmp_path / "elsewhere")
+    assert failures(checked(reported)) == {"Report"}
+    page.unlink()
+    sparse(page, 10 << 30)
+    assert failures(checked(reported)) == {"Report"}
+    page.write_bytes(b"\xff")
+    assert failures(checked(reported)) == {"Report"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0.0012, 0.0512, 0.1, 0.73, 1.0, 5.371, 9.999, 10.01, 99.99, 345.6, 51234.5, 3.3e7, 1e300],
+)
+def test_every_figure_that_a_report_can_write_is_understood(value: float) -> None:
+    assert _agrees(epsilon(value), value)
+    assert not _agrees(epsilon(value), value * 1.2)
+    assert not _agrees(epsilon(value), value * 0.8 - 0.0002)
+    assert not _agrees(epsilon(value), math.inf)
+    assert not _agrees(epsilon(value), None)
+
+
+def test_no_protection_and_nothing_stated() -> None:
+    assert _agrees("∞", math.inf)
+    assert not _agrees("∞", 3.0)
+    assert _agrees("–", 3.0)
+    assert not _agrees("three", 3.0)

@@ -1,0 +1,274 @@
+"""Whole jobs of a deployment with real sessions, without sockets: who is blamed, who is served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from client.answer_time import AnswerTime
+from client.identity import Credentials, pem_of
+from client.policy import Policy
+from client.session import Session
+from client.volatile import VolatileStore
+from fedsys.config import Config, dump, validate
+from fedsys.privacy import read_ledger
+from fedsys.secret_files import write_secret
+from fedsys.wire import fleet_pb2
+from fedsys.wire.roster import SignedStatement, signed_message
+from secure_agg.messages import HEADER_SIZE, Kind, Opening, kind_of
+from server.deployed.fleet import Fleet, Link, Said
+from server.deployed.queue import Deployment, submit
+from server.home.folder import Home
+from server.home.state import ACTIVE_JOB, JobRow, State
+from simulations.testbed.crowd import Flat, Still
+from simulations.testbed.joining import join
+
+Spoil = Callable[[bytes], bytes]
+
+
+@dataclass
+class Party:
+    """A coordinator's folder and devices that joined it, all in this process."""
+
+    root: Path
+    size: int
+    colluders: int = 0
+    corrupt: float = 0.1
+    spoiled: dict[int, tuple[Kind, Spoil]] = field(default_factory=dict)
+    asked: dict[int, list[int]] = field(default_factory=dict)
+    ordinary_vanish: bool = False
+    vanished: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        authority = Ed25519PrivateKey.generate()
+        self.home = Home.create(
+            self.root / "c",
+            hosts=["localhost"],
+            roster_key=authority.public_key().public_bytes_raw(),
+            colluders=self.colluders,
+        )
+        self.state = State.open(self.home.path)
+        self.registry = self.home.registry(self.state)
+        self.folders = [self._join(number) for number in range(self.size)]
+        proposed = self.registry.propose().encoded
+        signature = authority.sign(signed_message(proposed))
+        self.registry.accept(SignedStatement(statement=proposed, signature=signature))
+        (self.root / "tmpfs").mkdir()
+
+    def _join(self, number: int) -> Path:
+        folder = self.root / f"a{number}"
+        folder.mkdir(mode=0o700)
+        joined = join(self.registry, f"n{number}")
+        write_secret(folder / "identity.ed25519", joined.identity.private_bytes())
+        Credentials(
+            folder=folder,
+            node=joined.enrolled.node,
+            name=joined.enrolled.name,
+            coordinator="localhost:1",
+            identity=joined.identity,
+            ca=pem_of(joined.token.ca),
+            roster_key=joined.token.roster_key,
+            signer=bytes.fromhex(self.home.signer.public_hex),
+        ).store()
+        return folder
+
+    def job(self, rounds: int, *, corrupt: float = 0.1, dropout: float = 0.1) -> str:
+        """Everybody in every round, without noise; its id."""
+        return submit(self.state, dump(job_of(self.size, rounds, corrupt, dropout))).id
+
+    def run(self, job: str, *, until_round: int | None = None) -> JobRow:
+        """A coordinator's and all agents' processes, until the job is over or in that round."""
+        return asyncio.run(asyncio.wait_for(self._run(job, until_round), 120))
+
+    async def _run(self, job: str, until_round: int | None) -> JobRow:
+        fleet = Fleet()
+        deployment = Deployment(
+            home=self.home,
+            state=self.state,
+            registry=self.registry,
+            fleet=fleet,
+            models=lambda _config: Flat(5),
+        )
+        tasks = [asyncio.create_task(self._serve(fleet, number)) for number in range(self.size)]
+        tasks.append(asyncio.create_task(deployment.serve()))
+        try:
+            while True:
+                row = self.state.job(job)
+                if row.status not in ACTIVE_JOB or (until_round and row.round >= until_round):
+                    return row
+                await asyncio.sleep(0.02)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _serve(self, fleet: Fleet, number: int) -> None:
+        """An agent's process, and what its host at the coordinator does with its messages."""
+        folder = self.folders[number]
+        session = Session(
+            credentials=Credentials.load(folder),
+            worker=Still(),
+            policy=lambda: Policy(corrupt=self.corrupt if self.size > 3 else 0.0),
+            volatile=VolatileStore(folder, self.root / "tmpfs"),
+            answer_time=AnswerTime(sleep=lambda _seconds: None),
+        )
+        node = session.credentials.node
+        self.registry.prekeys.keep(node, session.hello())
+        link = Link(node=node)
+        rosters = [
+            fleet_pb2.SignedRoster(statement=each.statement, signature=each.signature)
+            for each in self.registry.statements(session.chain.version)
+        ]
+        link.send(fleet_pb2.Down(welcome=fleet_pb2.Welcome(protocol=1, roster=rosters)))
+        fleet.open(link)
+        while (raw := await link.outgoing.get()) is not None:
+            down = fleet_pb2.Down.FromString(raw)
+            if down.HasField("invitation"):
+                self.asked.setdefault(number, []).append(down.invitation.round)
+            up = session.handle(down)
+            if up is None:
+                continue
+            if up.HasField("answer"):
+                up.answer.message = self._spoil(number, up.answer.message)
+            self.registry.prekeys.keep(node, up)
+            if not up.HasField("prekeys"):
+                fleet.events.put_nowait(Said(node, up))
+            if down.HasField("invitation") and self.ordinary_vanish:
+                opening = Opening.parse(down.invitation.stage.message[HEADER_SIZE:])
+                if number not in opening.committee:
+                    self.vanished.add(number)
+                    fleet.closed(link)
+                    return
+
+    def _spoil(self, number: int, message: bytes) -> bytes:
+        kind, spoil = self.spoiled.get(number, (None, bytes))
+        return spoil(message) if kind_of(message) is kind else message
+
+
+def job_of(size: int, rounds: int, corrupt: float, dropout: float) -> Config:
+    return validate(
+        {
+            "job": {"name": "small"},
+            "population": {"clients": size},
+            "cohort": {"sampling": "fixed", "expected": size, "cap": size, "min_survivors": 2},
+            "rounds": {"count": rounds},
+            "server": {"strategy": "fedavg"},
+            "privacy": {"mechanism": "none"},
+            "aggregation": {"dropout": dropout, "corrupt": corrupt},
+            "engine": {"path": "loop", "chunk": 1},
+            "evaluation": {"data": "none"},
+        }
+    )
+
+
+@pytest.fixture
+def party(tmp_path: Path) -> Iterator[Callable[..., Party]]:
+    made: list[Party] = []
+
+    def make(size: int, colluders: int = 0) -> Party:
+        made.append(Party(tmp_path, size, colluders))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.state.close()
+
+
+def outcomes(party: Party, job: str) -> list[str | None]:
+    view = read_ledger(party.home.jobs / job / "ledger.jsonl", allow_torn=True)
+    return [each.outcome for each in view.rounds]
+
+
+def broken(message: bytes) -> bytes:
+    """As long as it should be; what it signs is something else."""
+    return message[:-1] + bytes([message[-1] ^ 1])
+
+
+@pytest.mark.parametrize("size", [4, 5, 10])
+def test_small_fleets_work_with_a_tenth_corrupt_and_a_tenth_lost(
+    party: Callable[..., Party], size: int
+) -> None:
+    found = party(size)
+    job = found.job(2)
+    row = found.run(job)
+    assert row.status == "completed", row.reason
+    assert outcomes(found, job) == ["commit", "commit"]
+
+
+def test_three_silos_whose_job_assumes_what_they_cannot_have_are_told(
+    party: Callable[..., Party],
+) -> None:
+    found = party(3)
+    row = found.run(found.job(1))
+    assert row.status == "failed"
+    assert "corrupt = 0" in row.reason
+    assert "dropout = 0" in row.reason
+    row = found.run(found.job(1, corrupt=0.0, dropout=0.0))
+    assert row.status == "completed", row.reason
+
+
+@pytest.mark.parametrize("kind", [Kind.UPLOAD, Kind.ENDORSEMENT, Kind.ANSWER])
+def test_who_is_caught_cheating_is_invited_no_more(party: Callable[..., Party], kind: Kind) -> None:
+    found = party(10)
+    found.spoiled[3] = (kind, broken)
+    job = found.job(4)
+    row = found.run(job, until_round=2)
+    assert row.status == "running"
+    assert next(each.node for each in found.state.refusals_of(job)) == 4
+    assert list(found.state.blamed(job)) == [4]
+    found.spoiled.clear()
+    row = found.run(job)  # the coordinator and the device were started again
+    assert row.status == "completed", row.reason
+    assert found.asked[3] == [1]
+    assert {1, 3, 4} <= set(found.asked[2]), "the second round was cut off"
+    assert found.state.blamed(job).keys() == {4}
+
+
+def test_ordinary_members_may_vanish_after_their_upload(party: Callable[..., Party]) -> None:
+    """Above a hundred members a committee is drawn; nobody else is asked a second time."""
+    found = party(102)
+    found.corrupt, found.ordinary_vanish = 0.05, True
+    job = found.job(1, corrupt=0.05, dropout=0.02)
+    row = found.run(job)
+    assert row.status == "completed", row.reason
+    assert len(found.vanished) == 102 - 40
+    line = json.loads((found.home.jobs / job / "private.jsonl").read_text().splitlines()[-1])
+    assert line["survivors"] == list(range(102))
+    assert not any(line["dropped"].values())
+
+
+def test_every_sealing_key_is_used_once(party: Callable[..., Party]) -> None:
+    found = party(4)
+    taken: list[bytes] = []
+    take = found.registry.prekeys.take
+
+    def noted(nodes: object) -> dict[int, bytes]:
+        given = take(nodes)  # type: ignore[arg-type]
+        taken.extend(given.values())
+        return given
+
+    found.registry.prekeys.take = noted  # type: ignore[method-assign]
+    row = found.run(found.job(12, dropout=0.0))
+    assert row.status == "completed", row.reason
+    assert len(taken) == len(set(taken)) == 4 * 12
+    assert all(count > 0 for count in found.registry.prekeys.counts([1, 2, 3, 4]).values())
+
+
+def test_a_rosters_colluders_are_in_every_devices_parameters(party: Callable[..., Party]) -> None:
+    found = party(6, 2)
+    row = found.run(found.job(1, dropout=0.0))
+    assert row.status == "failed"
+    assert "set privacy.max_colluders = 2" in row.reason
+    config = job_of(6, 1, 0.1, 0.0)
+    privacy = config.privacy.model_copy(update={"max_colluders": 2})
+    job = submit(found.state, dump(config.model_copy(update={"privacy": privacy}))).id
+    row = found.run(job)
+    assert row.status == "completed", row.reason
+    statement: SignedStatement = found.registry.statements()[-1]
+    assert b'"colluders":2' in statement.statement

@@ -1,0 +1,174 @@
+"""Virtual clients in the real protocol: who is in the sum, what a loss costs, what memory holds."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client.agent import Agent
+from fedsys.config import Config
+from fedsys.privacy import read_ledger
+from fedsys.privacy.ledger import read_private
+from fedsys.wire.round_params import round_params
+from secure_agg import SecAggParams, draw_committee, packed_sum
+from simulations import harness, summation
+from simulations.engine.chunk import in_ring, signed_sum
+from simulations.faults import FaultPlan
+from simulations.randomness import SeededRandomness
+from simulations.setting import prepare
+
+Configure = Callable[..., Config]
+SECURE = ("aggregation.protocol=secure", "privacy.mechanism=none", "faults.dropout=0")
+FIXED = ("cohort.sampling=fixed", "rounds.count=1", "evaluation.data=none")
+
+
+@pytest.fixture
+def losing(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, int]], None]:
+    """``losing({"upload": 2, "endorse": 3})``: the first two of a cohort, then the next three."""
+
+    def lose(counts: dict[str, int]) -> None:
+        def losses(self: summation.Cohort) -> dict[int, str | None]:
+            found: dict[int, str | None] = dict.fromkeys(self.round.cohort)
+            waiting = iter(self.round.cohort)
+            for stage, count in counts.items():
+                found |= {next(waiting): stage for _ in range(count)}
+            return found
+
+        monkeypatch.setattr(summation.Cohort, "losses", losses)
+
+    return lose
+
+
+def private(folder: Path) -> dict[str, Any]:
+    lines, _ = read_private(folder / "private.jsonl")
+    return dict(lines[1])
+
+
+def test_who_is_lost_after_its_upload_is_in_the_sum(
+    configure: Configure, tmp_path: Path, losing: Callable[[dict[str, int]], None]
+) -> None:
+    losing({"upload": 4, "endorse": 3, "answer": 2})
+    found = {}
+    for protocol in ("secure", "ideal"):
+        config = configure(*SECURE, *FIXED, f"aggregation.protocol={protocol}")
+        run = harness.run(config, out=tmp_path / protocol, randomness=SeededRandomness(b"one"))
+        found[protocol] = private(run.folder)
+    line = found["secure"]
+    assert line["dropped"] == {"upload": 4, "endorse": 3, "answer": 2}
+    assert line["survivors"] == line["sampled"][4:]
+    assert found["ideal"]["survivors"] == line["survivors"]
+    commits = [
+        read_ledger(tmp_path / protocol / "ledger.jsonl").rounds[0].body["aggregate_sha256"]
+        for protocol in ("secure", "ideal")
+    ]
+    assert commits[0] == commits[1]
+
+
+@pytest.mark.parametrize(
+    ("stage", "refunded"), [("upload", True), ("endorse", True), ("answer", False)]
+)
+def test_a_committee_below_its_quorum_gives_the_round_up(
+    stage: str,
+    refunded: bool,
+    configure: Configure,
+    tmp_path: Path,
+    losing: Callable[[dict[str, int]], None],
+) -> None:
+    """Before its certificate a round told nobody anything; after it, it counts as told."""
+    config = configure(*SECURE, *FIXED)
+    setting = prepare(config)
+    setting.engine.close()
+    mechanism = setting.plan.build_mechanism()
+    params = round_params(
+        setting.plan, 40, length=mechanism.length, modulus_bits=mechanism.modulus_bits
+    )
+    enough = params.threshold if stage == "answer" else params.needed
+    losing({stage: 40 - enough})
+    run = harness.run(config, out=tmp_path / "enough")
+    assert read_ledger(run.folder / "ledger.jsonl").rounds[0].outcome == "commit"
+    losing({stage: 40 - enough + 1})
+    run = harness.run(config, out=tmp_path / "short")
+    record = read_ledger(run.folder / "ledger.jsonl").rounds[0]
+    assert record.outcome == "abort"
+    assert record.refunds_server is refunded
+
+
+LARGE = ("cohort.expected=130", "engine.chunk=16")
+
+
+def test_a_drawn_committee_serves_a_large_cohort(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same sum to the bit; who is not on the committee is lost for its upload at most."""
+    drawn: list[tuple[int, ...]] = []
+
+    def seen(*args: Any) -> tuple[int, ...]:
+        drawn.append(draw_committee(*args))
+        return drawn[-1]
+
+    monkeypatch.setattr("simulations.summation.draw_committee", seen)
+    digests = []
+    for protocol in ("secure", "ideal"):
+        config = configure(*FIXED, *LARGE, f"aggregation.protocol={protocol}", "faults.dropout=0.2")
+        run = harness.run(config, out=tmp_path / protocol, randomness=SeededRandomness(b"large"))
+        record = read_ledger(run.folder / "ledger.jsonl").rounds[0]
+        digests.append(record.body["weights_sha256"])
+        line = private(run.folder)
+        if protocol == "secure":
+            plan = FaultPlan(seed=config.job.seed, dropout=0.2)
+            lost = {client: plan.lost(round=1, client=client) for client in line["sampled"]}
+            of_committee = [lost[client] for client in drawn[0]]
+            assert len(of_committee) < len(lost)
+            assert line["dropped"]["upload"] == list(lost.values()).count("upload")
+            assert line["dropped"]["endorse"] == of_committee.count("endorse")
+            assert len(line["survivors"]) == len(lost) - line["dropped"]["upload"]
+    assert digests[0] == digests[1]
+
+
+def test_memory_holds_the_committee_and_no_other_client(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[Agent] = weakref.WeakSet()
+    most: list[int] = []
+    make, handle = Agent.__init__, Agent.handle
+
+    def made(self: Agent, **values: Any) -> None:
+        make(self, **values)
+        alive.add(self)
+
+    def handled(self: Agent, message: bytes) -> bytes:
+        most.append(len(alive))
+        return handle(self, message)
+
+    monkeypatch.setattr(Agent, "__init__", made)
+    monkeypatch.setattr(Agent, "handle", handled)
+    setting = prepare(configure(*SECURE, *FIXED, *LARGE))
+    setting.engine.close()
+    length = setting.plan.build_mechanism().length
+    size = round_params(setting.plan, 130, length=length, modulus_bits=32).committee
+    assert size < 100
+    harness.run(configure(*SECURE, *FIXED, *LARGE), out=tmp_path / "run")
+    assert max(most) <= size + 2
+
+
+@pytest.mark.parametrize(("bits", "together"), [(8, 4), (16, 2), (20, 2), (32, 1)])
+def test_a_plain_sum_carries_where_the_encrypted_one_does(bits: int, together: int) -> None:
+    """Of vectors whose sums exceed the modulus, so that digits carry into their neighbours."""
+    mechanism: Any = SimpleNamespace(modulus_bits=bits, event=None)
+    vectors = np.random.default_rng(bits).integers(0, 1 << bits, size=(9, 41), dtype=np.uint64)
+    ring = vectors.astype(np.uint16 if bits <= 16 else np.uint32)
+    params = SecAggParams.derive(n=9, corrupt=0.1, dropout=0.1, modulus_bits=bits, dimension=41)
+    assert params.values_per_coefficient >= together
+    expected = packed_sum(ring.astype(np.uint32), params)
+    total = signed_sum(ring, bits)
+    assert abs(total).max() >= 1 << (bits - 1)
+    found = in_ring(total, mechanism, "ideal", invited=9)
+    np.testing.assert_array_equal(found, expected)
+    if together > 1:
+        assert not np.array_equal(found, total % (1 << bits)), "something was carried"
