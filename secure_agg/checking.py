@@ -131,9 +131,8 @@ def open_shares(
     opened: list[int] = []
     keys: list[bytes] = []
     plains: list[bytes] = []
-    at = -size
     for i, (one, key) in enumerate(zip(dealers.dealt, known, strict=True)):
-        at += size
+        at = i * size
         try:
             if key is None:
                 encapsulation = sealed[at : at + head]

@@ -63,13 +63,12 @@ def deal(
     sealer = Sealer(derive(seed, "ephemeral"), session.hash, id, sequence)
     plain = pack_values(shares)
     size = len(plain) // params.committee
-    keys: list[bytes] = []
-    sealed: list[bytes] = []
-    for seat in session.seats:
-        share = plain[seat * size : (seat + 1) * size]
-        key, *row = sealer.seal(seat, session.keys[seat], share)
-        keys.append(key)
-        sealed += row
+    seats = session.seats
+    keys, sealed = sealer.seal(
+        seats,
+        [session.keys[seat] for seat in seats],
+        [plain[seat * size : (seat + 1) * size] for seat in seats],
+    )
     if shared is not None and params.suite == 1:
         name = _keys_name(session, id, sequence, sealer.public)
         shared.get(name, lambda: b"".join(keys))

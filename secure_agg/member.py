@@ -184,7 +184,7 @@ class Member:
         if kind is Kind.OPENING:
             self._limits.check(kind, len(message) - HEADER_SIZE)
             return self._open(message, question)
-        handler: Callable[[Session, Mark, bytes], tuple[Progress, Mark, bytes]] | None = {
+        handler: Callable[[Session, Mark, memoryview], tuple[Progress, Mark, bytes]] | None = {
             Kind.NEXT: self._next,
             Kind.DELIVERY: self._check,
             Kind.PROPOSAL: self._endorse,
@@ -254,7 +254,7 @@ class Member:
         public = b"" if position is None else session.keys[position]
         return Progress(session=session, public=public, private=self._sealing.pooled(public))
 
-    def _next(self, session: Session, mark: Mark, body: bytes) -> tuple[Progress, Mark, bytes]:
+    def _next(self, session: Session, mark: Mark, body: memoryview) -> tuple[Progress, Mark, bytes]:
         """Upload again in an epoch."""
         (sequence,) = U32.unpack(body)
         checks.next_upload(sequence, self.context.buffers > 1)
@@ -280,7 +280,9 @@ class Member:
 
     # -- the committee member --------------------------------------------------------------------
 
-    def _check(self, session: Session, mark: Mark, body: bytes) -> tuple[Progress, Mark, bytes]:
+    def _check(
+        self, session: Session, mark: Mark, body: memoryview
+    ) -> tuple[Progress, Mark, bytes]:
         """Open the dealt shares, test them, and complain about those that fail."""
         now = self._now
         delivery = Delivery.parse(body, self.params)
@@ -304,7 +306,9 @@ class Member:
         reply = frame(Kind.CHECKED, session.hash, pack_complaints(delivery.buffer, complaints))
         return dataclasses.replace(now, stage=MemberStage.CHECKED, works=works), mark, reply
 
-    def _endorse(self, session: Session, mark: Mark, body: bytes) -> tuple[Progress, Mark, bytes]:
+    def _endorse(
+        self, session: Session, mark: Mark, body: memoryview
+    ) -> tuple[Progress, Mark, bytes]:
         """Endorse one set of uploads, all of whose shares are held and good."""
         now = self._now
         (buffer,) = U32.unpack_from(body)
@@ -333,7 +337,9 @@ class Member:
         reply = frame(Kind.ENDORSEMENT, session.hash, U32.pack(buffer), signature)
         return dataclasses.replace(now, stage=MemberStage.ENDORSED, works=works), mark, reply
 
-    def _answer(self, session: Session, mark: Mark, body: bytes) -> tuple[Progress, Mark, bytes]:
+    def _answer(
+        self, session: Session, mark: Mark, body: memoryview
+    ) -> tuple[Progress, Mark, bytes]:
         """With a quorum behind the endorsed set, give the sum of its shares, once."""
         now = self._now
         certificate = Certificate.parse(body, self.params.committee)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 import weakref
-from typing import Final, cast
+from typing import Final
 
 from secure_agg.errors import StateError
 
@@ -87,6 +87,6 @@ class Spool:
 
     def _opened(self) -> io.FileIO:
         if self._file is None:
-            self._file = cast(io.FileIO, tempfile.TemporaryFile(buffering=0))  # noqa: SIM115
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
             weakref.finalize(self, self._file.close)  # a round that is given up is just let go of
         return self._file

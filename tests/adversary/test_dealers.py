@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -169,9 +169,13 @@ def garble(world: World, id_: int, member: int) -> bytes:
     """An upload whose share for one member does not open, with a good proof for all others."""
     honest = Sealer.seal
 
-    def seal(self: Sealer, position: int, *rest: bytes) -> tuple[bytes, bytes, bytes]:
-        key, encapsulation, sealed = honest(self, position, *rest)
-        return key, encapsulation, bytes(len(sealed)) if position == member else sealed
+    def seal(
+        self: Sealer, positions: Sequence[int], *rest: Sequence[bytes]
+    ) -> tuple[list[bytes], list[bytes]]:
+        keys, sealed = honest(self, positions, *rest)
+        place = list(positions).index(member)
+        sealed[place] = bytes(len(sealed[place]))
+        return keys, sealed
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Sealer, "seal", seal)
