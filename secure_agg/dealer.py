@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from secure_agg import masking, sharing
 from secure_agg.messages import Dealt, Kind, Upload, frame, pack_values
 from secure_agg.roster import Identity
@@ -51,8 +53,9 @@ def deal(
     params = session.params
     secret = masking.sample_secret(derive(seed, "secret"))
     public = public_polynomial(session, shared)
-    ciphertext = bytearray(params.ciphertext_bytes)
+    ciphertext = np.empty(params.ciphertext_bytes, np.uint8).data
     masking.encrypt(vector, secret, public, derive(seed, "error"), ciphertext)
+    ciphertext_hash = hashlib.sha256(ciphertext).digest()
     shares = sharing.share(
         secret,
         committee=params.committee,
@@ -82,7 +85,7 @@ def deal(
         id,
         sequence,
         sealer.public,
-        hashlib.sha256(ciphertext).digest(),
+        ciphertext_hash,
         sealed_hash,
         hashlib.sha256(proof).digest(),
     )

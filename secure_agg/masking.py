@@ -133,7 +133,7 @@ def encrypt(
     half = 1 << (params.dropped_bits - 1) if params.dropped_bits else 0
     constant = np.uint64((half - multiplier.excess) % _WORD)
     modulus = np.uint64((1 << params.log_q) - 1)
-    transforms, product = scratch(params)
+    transforms, product = scratch()
     for start, low, high in public.blocks():
         f = product[: len(low)]
         multiplier.times(low, high, transforms[: len(low)], f)
@@ -258,7 +258,7 @@ class Accumulator:
         constant = np.int64(_signed((centre + multiplier.excess) % _WORD))
         result = np.empty(params.dimension, np.int64)
         squares, worst = 0.0, 0
-        transforms, product = scratch(params)
+        transforms, product = scratch()
         for start, low, high in public.blocks():
             f = product[: len(low)]
             multiplier.times(low, high, transforms[: len(low)], f)

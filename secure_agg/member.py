@@ -56,7 +56,7 @@ from secure_agg.session import (
     endorsement_digest,
     set_digest,
 )
-from secure_agg.shared import Shared
+from secure_agg.shared import Large, Shared
 from secure_agg.signatures import verifies
 from secure_agg.stages import MemberStage
 from secure_agg.store import Store
@@ -234,7 +234,7 @@ class Member:
         if shared is None:
             opening = Opening.parse(body)
         else:
-            opening = shared.get(("opening", body), lambda: Opening.parse(body))
+            opening = shared.get(("opening", Large(body)), lambda: Opening.parse(body))
         own = {**vars(self.context), "roster": self._roster.hash, "parameters": self.params}
         announced = vars(opening.context)
         checks.context(
@@ -242,7 +242,7 @@ class Member:
         )
         if shared is None:
             return opening.session(self._roster, None)
-        name = ("session", self._roster.hash, body)
+        name = ("session", self._roster.hash, Large(body))
         return shared.get(name, lambda: opening.session(self._roster, shared))
 
     def _bind(self, session: Session) -> Progress:
