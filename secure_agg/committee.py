@@ -2,7 +2,7 @@
 
 >>> committee = choose_committee(n=1000, corrupt=0.1, dropout=0.1)
 >>> committee.size, committee.colluders, committee.needed
-(180, 67, 124)
+(160, 64, 113)
 """
 
 from __future__ import annotations

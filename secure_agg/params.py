@@ -4,7 +4,7 @@
 ...     n=1000, corrupt=0.1, dropout=0.1, modulus_bits=20, dimension=100_000
 ... )
 >>> params.committee, params.colluders, params.quorum, params.threshold, params.packing
-(180, 67, 124, 102, 35)
+(160, 64, 113, 89, 25)
 >>> params.log_q, params.values_per_coefficient, params.ciphertext_bytes / params.dimension
 (52, 2, 3.072)
 """
