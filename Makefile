@@ -9,7 +9,7 @@ TORCH       ?= cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 LOCKS       := requirements.lock requirements-deploy.lock torch-$(TORCH).lock
 
-.PHONY: setup demo test test-all bench lint proto lock clean
+.PHONY: setup demo test test-all coverage bench lint docs reference proto lock clean
 
 # Nothing is installed whose hash is not in a lock. A folder of wheels that pip is configured with
 # (PIP_FIND_LINKS) may hold torch's CPU build; otherwise it comes from PyTorch's index.
@@ -48,6 +48,21 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
+
+# How much of the code the tests reach, in every process that they start: TOTAL is the figure.
+coverage: $(VENV)/.dev
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+# The pages that are written from the code; a test compares them.
+reference: $(VENV)/.dev
+	$(BIN)/python -m docs.reference
+
+# The site, without the network; warnings are errors. Open build/docs/index.html.
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -W --keep-going --quiet -b html -c docs -d build/doctrees . build/docs
 
 proto: $(VENV)/.dev
 	$(BIN)/python -m grpc_tools.protoc -I fedsys/wire/proto --python_out=fedsys/wire --pyi_out=fedsys/wire fleet.proto

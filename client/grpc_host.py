@@ -25,7 +25,7 @@ from client.stop import Stop
 from fedsys.errors import FedsysError, ProtocolError
 from fedsys.secret_files import write_secret
 from fedsys.wire import fleet_pb2
-from fedsys.wire.frames import Assembler, split
+from fedsys.wire.frames import MAX_CHUNK, Assembler, split
 from fedsys.wire.limits import check_down, kind_of_down
 from fedsys.wire.services import FLEET, MAX_PARCEL, method
 
@@ -150,9 +150,7 @@ class ConnectionHost:
     def _serve(self, channel: grpc.Channel) -> None:
         outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         outgoing.put(self._session.hello().SerializeToString())
-        stub = channel.stream_stream(
-            method(FLEET, "Session"), response_deserializer=fleet_pb2.Frame.FromString
-        )
+        stub = channel.stream_stream(method(FLEET, "Session"))
         self._stream = stream = stub(_frames(outgoing))
         if self._stop.wanted:  # told to while there was no stream yet that could be cancelled
             stream.cancel()
@@ -198,7 +196,7 @@ class ConnectionHost:
         }
         try:
             path = self._session.credentials.folder / "status.json"
-            write_secret(path, json.dumps(body).encode())
+            write_secret(path, json.dumps(body).encode(), durable=False)
             self._shown = shown
         except OSError as error:
             _log.warning("status.json: %s", error.strerror)
@@ -215,6 +213,6 @@ def _frames(outgoing: queue.SimpleQueue[bytes | None]) -> Iterator[bytes]:
         message = outgoing.get()
         if message is None:
             return
-        yield from split(parcel, message)
+        yield from split(parcel, message, chunk=MAX_CHUNK)
         del message  # an upload, maybe, and there may be nothing to say for long
         parcel += 1

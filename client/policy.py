@@ -11,10 +11,10 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedsys.errors import Cause, ConfigError, PolicyRefusal
 from fedsys.privacy import PrivacyPlan, event_from_json
@@ -22,14 +22,16 @@ from fedsys.wire import Assignment
 
 __all__ = ["ApprovedTask", "Policy", "own_noise"]
 
+Count = Annotated[int, Field(ge=0)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ApprovedTask:
     """A task whose code the owner has installed and approved.
 
     Attributes:
-        sha256: of its code, as `client.local_data.code_sha256` gives it.
-        options: with which it may run, exactly.
+        sha256: SHA-256 of its code, as `client.local_data.code_sha256` gives it.
+        options: Options that it may run with, and no others.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -46,53 +48,58 @@ class Policy:
     a device starts with.
 
     Attributes:
-        tasks: what may run, by name; None allows every installed one.
-        min_cohort: members that a round must have invited.
-        corrupt: least fraction of colluding members that secure aggregation must withstand; it
-            bounds them only in cohorts that were sampled honestly.
-        colluders: least number of colluding devices, out of all, that it must withstand whatever
+        tasks: Tasks that may run, by name, each with the hash of the code that was approved and
+            the options it may run with. Left out, every installed task may run.
+        min_cohort: Least number of members that a round must have invited.
+        corrupt: Least fraction of a cohort's members that secure aggregation must withstand as
+            colluders. It bounds them only if the coordinator samples cohorts honestly.
+        colluders: Least number of colluding devices, out of all, that it must withstand whatever
             cohorts the coordinator chooses.
-        max_clip: the largest clipping norm, or infinity.
-        min_noise_multiplier: the least noise the whole cohort must add; 0 allows none at all.
-        min_own_noise: the least standard deviation of this device's own noise, in clipping norms.
-        max_participations: how many rounds of one job this client takes part in.
-        epsilon: what it will spend in total, over all jobs, by its own count.
-        epsilon_view: whose epsilon that is; ``guarantee`` is the view that each job promises.
-        max_roster_version: the newest list of members that counts; None for every announced one.
-        hours: local times at which it works, ``"22:00-06:00"`` each; empty for always.
-        only_idle: only while the processors are mostly idle.
-        only_on_mains: never on battery.
-        when_unknown: what is done where the device cannot tell.
-        threads: processor threads for training.
-        nice: added to the process's niceness.
-        min_free_memory_mb: not below that much free memory.
-        gpu: whether a GPU may be used.
-        answer: when an upload leaves, at least; see `client.answer_time`. A job may ask for more.
-        explain: whether the coordinator may read why this device declines. Such a reason tells the
-            owner's limits, what other jobs have spent, and how the device stands; without it, a
-            refusal says of what kind it is and no more.
+        max_clip: Largest clipping norm.
+        min_noise_multiplier: Least noise multiplier of a whole cohort; 0 allows no noise at all.
+        min_own_noise: Least standard deviation of this device's own noise, in clipping norms.
+        max_participations: Most rounds of one job that this client takes part in.
+        epsilon: Most epsilon that it spends over all jobs, by its own count.
+        epsilon_view: The view whose epsilon is counted; ``guarantee`` is the view that each job
+            promises.
+        max_roster_version: Newest list of members that this device accepts. Left out, every signed
+            successor counts.
+        hours: Local times at which the device works, such as ``"22:00-06:00"``; empty for always.
+        only_idle: Whether it works only while its processors are mostly idle.
+        only_on_mains: Whether it works only on mains power.
+        when_unknown: What happens where the device cannot tell whether a condition holds.
+        threads: Processor threads for training.
+        nice: Niceness that is added to the process.
+        min_free_memory_mb: It does not work with less free memory, in MB.
+        gpu: Whether a GPU may be used.
+        answer: When an upload leaves, at least; a job may ask for more. ``at-once`` shows how long
+            training took, and so how much data there is; ``bucketed`` waits for one of a few times
+            that follow from the job alone; ``at-deadline`` waits for the end of the stage.
+        explain: Whether the coordinator may read why this device declines. Such a reason names the
+            owner's limits, what other jobs have spent and how the device stands; without it, a
+            refusal carries its cause and nothing else.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     tasks: Mapping[str, ApprovedTask] | None = None
-    min_cohort: int = 2
+    min_cohort: Count = 2
     corrupt: float = 0.0
     colluders: int = 0
     max_clip: float = math.inf
     min_noise_multiplier: float = 0.0
     min_own_noise: float = 0.0
-    max_participations: int | None = None
+    max_participations: Count | None = None
     epsilon: float = math.inf
     epsilon_view: Literal["guarantee", "outsider", "server"] = "guarantee"
-    max_roster_version: int | None = None
+    max_roster_version: Count | None = None
     hours: tuple[str, ...] = ()
     only_idle: bool = False
     only_on_mains: bool = False
     when_unknown: Literal["allow", "refuse"] = "refuse"
-    threads: int = 1
-    nice: int = 10
-    min_free_memory_mb: int = 0
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    nice: Annotated[int, Field(ge=0, le=19)] = 10
+    min_free_memory_mb: Count = 0
     gpu: bool = False
     answer: Literal["at-once", "bucketed", "at-deadline"] = "at-once"
     explain: bool = False
@@ -133,7 +140,9 @@ class Policy:
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in problem["loc"])
-            raise ConfigError(f"{path}: {where}: {problem['msg'].lower()}") from None
+            shown = repr(problem["input"])
+            shown = shown if len(shown) <= 80 else shown[:77] + "..."
+            raise ConfigError(f"{path}: {where} = {shown}: {problem['msg'].lower()}") from None
 
     def dump(self) -> str:
         """As TOML."""

@@ -333,11 +333,11 @@ class Session:
                 reply = current.agent.handle(stage.message)
         except (FedsysError, SecureAggError) as error:
             return self._refuse(stage.job, stage.round, error)
-        return fleet_pb2.Up(
-            answer=fleet_pb2.Answer(
-                job=stage.job, round=stage.round, step=stage.step, message=reply
-            )
-        )
+        up = fleet_pb2.Up()  # a message given to the constructor of another is copied
+        answer = up.answer
+        answer.job, answer.round, answer.step = stage.job, stage.round, stage.step
+        answer.message = reply
+        return up
 
     def _upload(self, current: _Round, stage: fleet_pb2.Stage) -> bytes:
         """Train, unless that was done, and give the one vector of this round out."""
@@ -393,11 +393,11 @@ class Session:
         privatized = privatize(
             current.mechanism, contributed, seed=assignment.digest, entropy=entropy
         )
-        if not privatized.finite.all():
+        if privatized.unusable.any():
             _log.error(
                 "round %d: the update is not finite; zeros and noise were sent", assignment.round
             )
-        current.agent.provide(privatized.vectors[0])
+        current.agent.provide(privatized.values[0])
 
     def _outcome(self, outcome: fleet_pb2.Outcome) -> fleet_pb2.Up | None:
         record = self.journal.jobs.get(outcome.job.hex())

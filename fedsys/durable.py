@@ -115,9 +115,11 @@ def make_folder(path: Path, *, mode: int = 0o777) -> None:
         flush_names(folder.parent)
 
 
-def write_new(path: Path, content: bytes | memoryview, *, mode: int = 0o644) -> None:
+def write_new(
+    path: Path, content: bytes | memoryview, *, mode: int = 0o644, durable: bool = True
+) -> None:
     """Writes a file with its content on disk, in place of one of that name; the new name is
-    durable once `flush_names` was called for its folder.
+    durable once `flush_names` was called for its folder. Nothing is flushed unless `durable`.
 
     Whatever has that name, a link or a file that others can read, is removed and never written to.
     """
@@ -126,17 +128,29 @@ def write_new(path: Path, content: bytes | memoryview, *, mode: int = 0o644) -> 
     descriptor = os.open(path, flags, mode)
     try:
         _write_all(descriptor, content)
-        os.fsync(descriptor)
+        if durable:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Writes ``content`` so that ``path`` holds either what it held before or all of it."""
+def write_atomically(
+    path: Path, content: bytes, *, mode: int = 0o644, durable: bool = True
+) -> None:
+    """Writes ``content`` so that ``path`` holds either what it held before or all of it.
+
+    Args:
+        path: of the file.
+        content: all that it will hold.
+        mode: its permissions.
+        durable: whether it must outlive a loss of power. What another process looks at, and is
+            written again after a start, need not.
+    """
     partial = path.with_name(path.name + ".partial")
-    write_new(partial, content, mode=mode)
+    write_new(partial, content, mode=mode, durable=durable)
     partial.replace(path)
-    flush_names(path.parent)
+    if durable:
+        flush_names(path.parent)
 
 
 def overwrite(path: Path, content: bytes | memoryview, *, mode: int = 0o644) -> None:

@@ -12,9 +12,10 @@ from fedsys.errors import ConfigError
 __all__ = ["read_secret", "write_secret"]
 
 
-def write_secret(path: Path, content: bytes) -> None:
-    """Write a new file that only its owner can read; whole or not at all, durable on return."""
-    write_atomically(path, content, mode=0o600)
+def write_secret(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a new file that only its owner can read; whole or not at all, durable on return
+    unless it need not be."""
+    write_atomically(path, content, mode=0o600, durable=durable)
 
 
 def read_secret(path: Path, *, most: int = 1 << 20) -> bytes:

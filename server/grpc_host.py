@@ -193,7 +193,7 @@ class DevicePort:
         handlers = {
             "Session": grpc.stream_stream_rpc_method_handler(
                 self._session,
-                request_deserializer=fleet_pb2.Frame.FromString,
+                request_deserializer=_as_it_is,
                 response_serializer=_as_it_is,
             ),
             "Renew": self._unary(self._renew, fleet_pb2.RenewRequest.FromString),
@@ -213,7 +213,7 @@ class DevicePort:
         self.announce_roster()
         return fleet_pb2.Nothing()
 
-    async def _session(self, frames: AsyncIterator[fleet_pb2.Frame], context: Any) -> None:
+    async def _session(self, frames: AsyncIterator[bytes], context: Any) -> None:
         try:
             await self._within_pace(context)
             peer = await _peer(context)
@@ -237,7 +237,7 @@ class DevicePort:
                 task.cancel()
             await asyncio.gather(writer, reader, overrun, return_exceptions=True)
 
-    async def _read(self, link: Link, peer: Peer, frames: AsyncIterator[fleet_pb2.Frame]) -> None:
+    async def _read(self, link: Link, peer: Peer, frames: AsyncIterator[bytes]) -> None:
         """Read one session to its end; whatever is wrong ends it with a reason."""
         ingress, stream = Ingress(link, self._fleet), aiter(frames)
         assembler = Assembler(limit=ingress.limit, passed=ingress.passed)

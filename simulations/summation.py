@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.agent import Agent
-from client.privatize import Privatized
 from fedsys.config import Aggregation
-from fedsys.privacy import Mechanism, PrivacyPlan, ring_dtype
+from fedsys.privacy import Encoded, Mechanism, PrivacyPlan, ring_dtype
 from secure_agg import SecureAggError, Shared, draw_committee
 from server.coordinator import OpenRound
 from server.rounds import RoundAborted, SecureRound, params_for
@@ -104,7 +103,7 @@ class Cohort:
         """The clients, those with most examples first."""
         return self.population.chunks(clients, self.chunk, processes=self.engine.processes)
 
-    def privatized(self, clients: Sequence[int]) -> Iterator[tuple[Chunk, Privatized]]:
+    def privatized(self, clients: Sequence[int]) -> Iterator[tuple[Chunk, Encoded]]:
         """Train and privatize clients, one chunk after the other."""
         return self.engine.vectors(self.work, self.chunks(clients))
 
@@ -193,11 +192,11 @@ def secure_sum(cohort: Cohort) -> Summed:
     for chunk, privatized in cohort.privatized(alive):
         summed.trained += sum(id not in cohort.exhausted for id in chunk)
         summed.clipped += int(privatized.clipped.sum())
-        summed.unusable += int((~privatized.finite).sum())
+        summed.unusable += int(privatized.unusable.sum())
         for row, id in enumerate(chunk):
             agent = committee.get(id) or _agent(cohort, id, shared)
             agent.accept(open_.assignment, params)
-            agent.provide(privatized.vectors[row])
+            agent.provide(privatized.values[row])
             answer(agent, messages[id])
     try:
         while messages := round_.close_stage():

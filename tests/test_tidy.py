@@ -49,6 +49,7 @@ ABOUT_BEHAVIOUR = {
     "tests/e2e": "whole commands in processes of their own",
     "tests/examples": "the examples as a reader runs them",
     "tests/flower": "the contract with Flower, for both hosts",
+    "tests/test_documents.py": "the documents and the site",
     "tests/test_tidy.py": "the whole house",
     "tests/client/test_malicious_coordinator.py": "attacks through whole sessions",
     "tests/client/test_session_fuzzing.py": "mutated messages to a session",
@@ -200,4 +201,4 @@ def test_what_is_excepted_exists(name: str) -> None:
 def test_nothing_is_left_to_do() -> None:
     mark = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX)\b")
     found = {name for name, text in sources().items() if mark.search(text)}
-    assert found == {"tests/e2e/test_readme.py"}, "which looks for them in the README"
+    assert found == {"tests/test_documents.py"}, "which looks for them in documents"

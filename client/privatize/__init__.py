@@ -7,30 +7,14 @@ itself (K = 1), a simulation for K virtual clients at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsys.privacy import Entropy, Mechanism, add_noise
+from fedsys.privacy import Encoded, Entropy, Mechanism, add_noise
 
-__all__ = ["Privatized", "privatize"]
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Privatized:
-    """K vectors ready for secure aggregation.
-
-    Attributes:
-        vectors: (K, length) integers mod 2^b, clipped, encoded and noised.
-        clipped: (K,) whether the clipping norm cut the update.
-        finite: (K,) whether the update was finite; otherwise zeros were encoded in its place.
-    """
-
-    vectors: NDArray[Any]
-    clipped: NDArray[np.bool_]
-    finite: NDArray[np.bool_]
+__all__ = ["privatize"]
 
 
 def privatize(
@@ -39,17 +23,22 @@ def privatize(
     *,
     seed: bytes,
     entropy: Entropy | Sequence[Entropy],
-) -> Privatized:
+) -> Encoded:
     """Clip, encode and noise K updates.
 
     Args:
         mechanism: what the round's assignment prescribes.
         updates: (K, d), one row a client. A row that is not finite becomes zeros plus noise:
-            refusing would tell.
+            a refusal would leak information.
         seed: public, equal for all clients of a round.
-        entropy: of rounding at random, then of the noise; one source for all rows, or one a row.
+        entropy: source for random rounding, then for the noise: one for all rows, or one per row.
+
+    Returns:
+        (K, length) vectors mod 2^b, ready for secure aggregation.
     """
     encoded = mechanism.encode(updates, seed=seed, entropy=entropy)
+    if not mechanism.adds_shares:
+        return encoded
     noise = mechanism.noise_shares(len(updates), entropy)
-    vectors = add_noise(encoded.values, noise, bits=mechanism.modulus_bits)
-    return Privatized(vectors=vectors, clipped=encoded.clipped, finite=encoded.finite)
+    values = add_noise(encoded.values, noise, bits=mechanism.modulus_bits)
+    return replace(encoded, values=values)

@@ -32,11 +32,11 @@ class Clipped:
 
     Attributes:
         clipped: (K,) whether the row's norm exceeded C.
-        finite: (K,) whether the row was finite; otherwise it counted as zeros.
+        unusable: (K,) whether the row was not finite, so that it counted as zeros.
     """
 
     clipped: NDArray[np.bool_]
-    finite: NDArray[np.bool_]
+    unusable: NDArray[np.bool_]
 
 
 def add_clipped_integers(total: Tensor, updates: Tensor, *, clip: float) -> Clipped:
@@ -59,7 +59,7 @@ def add_clipped_integers(total: Tensor, updates: Tensor, *, clip: float) -> Clip
             f"total must be ({updates.shape[1]},) float64, got {total.dtype} {tuple(total.shape)}"
         )
     if not len(updates):
-        return Clipped(clipped=np.zeros(0, dtype=np.bool_), finite=np.zeros(0, dtype=np.bool_))
+        return Clipped(clipped=np.zeros(0, dtype=np.bool_), unusable=np.zeros(0, dtype=np.bool_))
     count, dimension = updates.shape
     tile = _HOST_TILE if updates.device.type == "cpu" else _DEVICE_TILE
     at_once = min(count, max(1, tile // dimension))
@@ -71,7 +71,7 @@ def add_clipped_integers(total: Tensor, updates: Tensor, *, clip: float) -> Clip
         part = slice(start, start + at_once)
         group = _Group(updates[part], width, tiles[0], tiles[1])
         clipped[part], finite[part] = group.add_to(total, clip)
-    return Clipped(clipped=clipped, finite=finite)
+    return Clipped(clipped=clipped, unusable=~finite)
 
 
 class _Group:

@@ -65,11 +65,6 @@ class FlatLayout:
         """How many weights each parameter has."""
         return tuple(b - a for a, b in pairwise(self.offsets))
 
-    def slice_of(self, name: str) -> slice:
-        """Where `name` lies."""
-        at = self.names.index(name)
-        return slice(self.offsets[at], self.offsets[at + 1])
-
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Each parameter as a view of `flat`: (d,) gives (*shape), (K, d) gives (K, *shape)."""
         lead = tuple(flat.shape[:-1])

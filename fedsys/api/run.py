@@ -96,7 +96,7 @@ class Run:
 
     @cached_property
     def history(self) -> Rows:
-        """One row a round: outcome, metrics, cohort, and epsilon by view, derived by the audit."""
+        """A row for each round, with outcome, metrics, cohort and epsilon by view, as audited."""
         return history_of(self.folder, self.audit())
 
     def audit(self, *, key: str | None = None) -> AuditResult:

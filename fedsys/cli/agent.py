@@ -96,6 +96,7 @@ def _serve(
     import os
 
     import torch
+    from threadpoolctl import threadpool_limits
 
     from client.answer_time import AnswerTime
     from client.grpc_host import ConnectionHost
@@ -114,7 +115,9 @@ def _serve(
             f"--corrupt {corrupt:g}: {path} says corrupt = {policy.corrupt:g} already; change it "
             f"there"
         )
-    torch.set_num_threads(policy.threads if policy is not None else 1)
+    threads = policy.threads if policy is not None else 1
+    torch.set_num_threads(threads)
+    threadpool_limits(threads, user_api="blas")  # of numpy, until the process ends
     gpu = policy is not None and policy.gpu and torch.cuda.is_available()
     worker = LocalData(
         DataSpec.parse(data, shard), options=options, device="cuda" if gpu else "cpu"

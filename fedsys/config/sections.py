@@ -47,21 +47,49 @@ class Section(BaseModel):
 
 
 class Job(Section):
-    """What the run is called; `seed` feeds initial weights, partition and batch order only."""
+    """What a run is called and what its seed feeds.
+
+    Attributes:
+        name: Name of the job. A simulation writes to ``runs/<name>`` unless it is told otherwise.
+        seed: Seeds the initial weights, the partition and the order of batches, never cohorts,
+            keys or noise: those come from the operating system. A run without noise
+            (``privacy.mechanism = "none"``) derives its cohorts from the seed too, so that it can
+            be repeated.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = "quickstart"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
 class TaskSection(Section):
-    """A built-in task's name, or ``"package.module:Attr"``; options go to the task itself."""
+    """What is learned: a model, its data, its loss and its metrics.
+
+    Attributes:
+        name: Name of a built-in task (digits, mnist, cifar10, shakespeare, tabular, synthetic), or
+            ``"package.module:Attr"`` for a task of your own.
+        options: Passed to the task. Each task documents and checks its own options.
+    """
 
     name: str = "digits"
     options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Population(Section):
-    """Who could be asked; `clients` None takes what the partition yields."""
+    """Which clients exist, and which examples each of them holds.
+
+    Attributes:
+        clients: Number of clients. Left out, it is what the partition yields, which ``one-each``
+            and ``by-column`` know; the other partitions need it.
+        partition: How a simulation deals the training examples. ``one-each``: one example a client.
+            ``iid``: equal random parts. ``dirichlet``: equal sizes, each client's mix of classes
+            drawn from a Dirichlet distribution. ``shards``: sorted by class, cut into pieces,
+            ``shards`` pieces a client. ``by-column``: the clients that the data names.
+            ``resampled``: ``examples`` rows a client, drawn with replacement, for measuring
+            systems rather than accuracy.
+        alpha: Concentration of ``dirichlet``; the smaller it is, the more the clients differ.
+        shards: Pieces a client under ``shards``.
+        examples: Rows a client under ``resampled``.
+    """
 
     clients: Count | None = None
     partition: Literal["one-each", "iid", "dirichlet", "shards", "by-column", "resampled"] = (
@@ -73,9 +101,24 @@ class Population(Section):
 
 
 class Cohort(Section):
-    """Who is asked in one round. `expected` is qN; `cap` and `min_survivors` None are derived.
+    """Who is invited to a round.
 
-    In buffered rounds `sampling` is "arrivals" and the other three are `rounds.buffer`.
+    Attributes:
+        sampling: ``poisson`` invites each client independently. ``fixed`` draws a uniform subset of
+            constant size. ``min-separation`` lets at least ``min_separation`` rounds pass before a
+            client returns, and claims no amplification. ``arrivals`` goes with buffered rounds,
+            where a cohort is the clients whose uploads come first.
+        expected: Expected size of a cohort, the constant that every sum is divided by. In buffered
+            rounds it is ``rounds.buffer``.
+        cap: A larger cohort is given up. Left out, it is derived, so that such rounds are too rare
+            to cost more than a small part of delta.
+        min_survivors: With fewer survivors a round is given up. Left out, it is derived like
+            ``cap``.
+        participation: Probability with which an invited client contributes its update; otherwise it
+            secretly contributes zeros and its share of the noise.
+        min_separation: Least number of rounds between two participations of one client. Required
+            by ``min-separation`` and by ``banded-mf``; under ``banded-mf`` with Poisson sampling
+            it is the number of groups that take turns.
     """
 
     sampling: Literal["poisson", "fixed", "min-separation", "arrivals"] = "poisson"
@@ -87,17 +130,22 @@ class Cohort(Section):
 
 
 class Rounds(Section):
-    """How many rounds are paid for; one lost to a crash counts.
+    """How many rounds a job pays for, and when a round closes.
 
-    `answer` says when a device's upload leaves, unless its owner wants it held back more: "at-once"
-    shows how long it trained, and so how much data it has; "bucketed" waits for one of a few times
-    that follow from the job alone; "at-deadline" for the end of its stage.
-
-    In `mode` "buffered" clients upload when they are ready, and a round is a buffer: it closes at
-    its `buffer`-th upload. `concurrency` clients train at a time. A client scales its update down
-    by the versions of the model that came out while it trained, and sends zeros and noise where
-    they are more than `max_staleness`. `epoch` is how many buffers one committee serves under the
-    same keys, which are erased at its end.
+    Attributes:
+        count: Number of rounds. Delta is split over them, and a round that a crash lost counts.
+        answer: When a device's upload leaves, unless its owner asks for more. ``at-once`` shows how
+            long it trained, and so how much data it has. ``bucketed`` waits for one of a few times
+            that follow from the job alone. ``at-deadline`` waits for the end of the stage.
+        mode: In ``synchronous`` rounds a cohort is invited and awaited. In ``buffered`` rounds,
+            which only simulations run, clients upload when they are ready, and a round closes
+            with its ``buffer``-th upload.
+        buffer: Uploads that close a buffered round.
+        concurrency: Clients that train at a time in buffered rounds.
+        max_staleness: Most model versions that may come out while a client trains. It scales its
+            update down by their number s, to 1 / sqrt(1 + s) of it; beyond this number it sends
+            zeros and its share of the noise.
+        epoch: Buffers that one committee serves under the same keys, which are erased afterwards.
     """
 
     count: Count = 40
@@ -116,7 +164,18 @@ class Rounds(Section):
 
 
 class Local(Section):
-    """Training on one client."""
+    """How one client trains.
+
+    Attributes:
+        epochs: Passes over the client's examples in a round.
+        batch_size: Examples in a batch. Under ``example-gaussian`` it is the average size from
+            which ``privacy.example_rate`` follows.
+        optimizer: Optimizer of the local steps.
+        learning_rate: Step size.
+        momentum: Momentum of SGD.
+        weight_decay: Coefficient of the L2 penalty that is added to the gradient.
+        proximal_mu: Strength of FedProx's pull back to the round's model; 0 turns it off.
+    """
 
     epochs: Count = 1
     batch_size: Count = 10
@@ -128,12 +187,21 @@ class Local(Section):
 
 
 class Server(Section):
-    """What is done with a round's mean update; a name, or ``"package.module:Attr"``.
+    """What the server does with a round's mean update.
 
-    The mean is unweighted under every `strategy`, "fedavg" included: each client counts alike,
+    The mean is unweighted under every strategy, ``fedavg`` included: each client counts alike,
     however many examples it has, and the sum is divided by the expected cohort. A weight would be a
     number of the client's own that no noise hides, and would let some clients move the sum further
     than the clipping norm that is paid for.
+
+    Attributes:
+        strategy: Server optimizer: fedavg, fedavgm, fedprox, fedadagrad, fedadam or fedyogi, or
+            ``"package.module:Attr"`` for one of your own.
+        learning_rate: Step size of the server.
+        momentum: Momentum of ``fedavgm``; the other strategies ignore it.
+        beta1: Decay of the first moment (fedadagrad, fedadam, fedyogi).
+        beta2: Decay of the second moment (fedadam, fedyogi).
+        tau: Adaptivity, the smallest scale that counts as signal (fedadagrad, fedadam, fedyogi).
     """
 
     strategy: str = "fedavgm"
@@ -145,8 +213,41 @@ class Server(Section):
 
 
 class Privacy(Section):
-    """`epsilon` alone calibrates the noise; `noise_multiplier` alone sets it; with both, epsilon
-    is the budget at which the run stops."""
+    """What is promised, and the noise that keeps the promise.
+
+    ``epsilon`` alone calibrates the noise; ``noise_multiplier`` alone sets it and epsilon follows;
+    with both, epsilon is the budget at which the run stops.
+
+    Attributes:
+        mechanism: ``distributed-gaussian``: every client adds a share of the noise.
+            ``central-gaussian``: the coordinator adds it to the sum. ``local-gaussian``: every
+            client adds all of the noise that is promised. ``banded-mf``: the coordinator's noise is
+            correlated over rounds. ``example-gaussian``: DP-SGD within each client, for few large
+            clients. ``none``: no noise and no privacy claim.
+        epsilon: Epsilon that the guaranteed view must not exceed.
+        noise_multiplier: Standard deviation of the noise over the sensitivity of the sum.
+        delta: Delta of the whole job, in every view.
+        clip: L2 norm to which a client's update is clipped; where clipping adapts, that of the
+            first round.
+        unit: What one neighbouring data set adds, removes or replaces: a ``client``, or an
+            ``example`` (``example-gaussian`` alone).
+        guarantee: View for which the noise is calibrated and the budget holds. ``outsider`` sees
+            released models, ``server`` sees every cohort as well.
+        max_colluders: Number of clients that may collude, whatever cohorts the coordinator
+            chooses. They are assumed in the epsilons of participant and server.
+        max_participations: Rounds to which one client contributes at most; in further ones it sends
+            zeros and its share of the noise, and buffered rounds do not ask it. Required by the
+            server guarantee, by ``min-separation`` and by buffered rounds.
+        example_clip: L2 norm to which an example's gradient is clipped under ``example-gaussian``.
+        example_rate: Probability with which an example is in a local batch under
+            ``example-gaussian``. Left out, it follows from ``local.batch_size`` and the average
+            number of examples a client.
+        adaptive_quantile: Fraction of updates that should stay below the clipping norm. Given, the
+            norm adapts to it from round to round; left out, it is fixed.
+        adaptive_rate: Step size of that adaptation.
+        adaptive_layers: Whether one norm clips the whole update (``flat``) or each parameter of the
+            model has its own (``per-layer``).
+    """
 
     mechanism: Literal[
         "distributed-gaussian",
@@ -172,15 +273,22 @@ class Privacy(Section):
 
 
 class Aggregation(Section):
-    """How updates become a sum.
+    """How updates become one sum.
 
-    `dropout` is the chance that a member of a cohort is lost: secure aggregation withstands more
-    losses than that makes likely, and delta pays for the rest. `corrupt` is the fraction that may
-    collude with the server.
-
-    `noise` "once" draws a simulated sum's noise at a stroke, which takes less time. `modulus_bits`
-    0 is the least ring of 16, 20, 24, 32 and more bits that holds the largest sum and its noise (16
-    if narrow).
+    Attributes:
+        protocol: ``secure`` runs secure aggregation with every client's keys, shares and losses.
+            ``ideal`` adds the same integers in the clear, equal to the bit. ``float`` adds clipped
+            updates in floating point, for speed; it is not a release.
+        noise: ``per-client`` draws each client's share. ``once`` draws the noise of a simulated sum
+            in one go, which takes less time.
+        encoding: ``wide`` scales and rounds updates in a wide ring. ``narrow`` rotates them first
+            and rounds at random, for 20 bits a coordinate and fewer.
+        modulus_bits: Bits of the ring in which integers are added. 0 is the smallest of 16, 20, 24,
+            32 and more that holds the largest sum with its noise (16 under ``narrow``).
+        dropout: Probability that a member of a cohort is lost. Secure aggregation withstands more
+            losses than that makes likely, and delta pays for the rest.
+        corrupt: Fraction of a cohort that may collude with the coordinator, which bounds the
+            colluders only if cohorts are sampled honestly.
     """
 
     protocol: Literal["secure", "ideal", "float"] = "secure"
@@ -192,18 +300,32 @@ class Aggregation(Section):
 
 
 class Evaluation(Section):
-    """`data` is "test" or "none"; `every` counts rounds."""
+    """When the model is evaluated, and on what.
+
+    Attributes:
+        data: ``test`` evaluates on the task's test examples, ``none`` does not evaluate.
+        every: Rounds between two evaluations; the last round is always evaluated.
+    """
 
     data: Literal["test", "none"] = "test"
     every: Count = 1
 
 
 class Engine(Section):
-    """Speed only. Zero means "measure and choose"; the choice is stored with the run.
+    """How fast a simulation trains: nothing here changes what is promised.
 
-    `deadline` is how many seconds a chunk of clients may take before the run gives up. `backend`
-    "ray" trains on a cluster, `address` says where it is (empty: one on this machine). Path "graph"
-    is for GPUs.
+    Zero and ``auto`` mean "measure and choose"; the choice is stored with the run.
+
+    Attributes:
+        path: How clients are trained: one by one (``loop``), many at once (``batched``), through
+            Gram matrices where the model is linear enough (``dual``), or as a recorded CUDA graph
+            (``graph``, GPUs only).
+        chunk: Clients trained at once.
+        threads: Threads of each training process; 0 is one.
+        processes: Training processes.
+        deadline: Seconds that a chunk of clients may take before the run gives up.
+        backend: ``local`` trains on this machine, ``ray`` on a Ray cluster.
+        address: Address of the Ray cluster; empty starts one on this machine.
     """
 
     path: Literal["auto", "graph", "dual", "batched", "loop"] = "auto"
@@ -216,10 +338,18 @@ class Engine(Section):
 
 
 class Faults(Section):
-    """What a simulation does to its virtual clients, see `simulations.faults.FaultPlan`.
+    """What a simulation does to its virtual clients.
 
-    `dropout` is the chance that a member of a cohort vanishes; `availability` and `diurnal` say who
-    is reachable; `speed_spread`, `seconds_per_example` and `deadline` drive a simulated clock.
+    All of it is a function of ``job.seed``, so a run's faults can be repeated.
+
+    Attributes:
+        dropout: Probability that a member of a cohort vanishes, at a stage drawn at random.
+        availability: Share of clients that can be reached at their best hour.
+        diurnal: How far that share falls at a client's worst hour, from 0 (not at all) to 1 (to
+            nothing).
+        speed_spread: Sigma of the log-normal factor by which clients are faster or slower.
+        seconds_per_example: Simulated seconds that a client of median speed takes for an example.
+        deadline: Simulated seconds after which a round goes on without stragglers; 0 waits for all.
     """
 
     dropout: Fraction = 0.0
@@ -231,8 +361,17 @@ class Faults(Section):
 
 
 class TuningPart(Section):
-    """Rounds of tuning runs as `fedsys tune` found them in their ledgers: Gaussian steps
-    (multiplier, rate, 1 if neighbours are replaced, how many) and what delta pays beside them."""
+    """Rounds of tuning runs as ``fedsys tune`` found them in their ledgers.
+
+    Attributes:
+        delta: Delta of each run.
+        beside: Part of delta at which no step is accounted: it pays for aborts that show, and for
+            the noise's distance from a Gaussian.
+        aside: Of that, what pays for the noise's distance.
+        log_distance: Logarithm of that distance, in total variation.
+        steps: Gaussian steps, each as multiplier, sampling rate, 1 if neighbours are replaced, and
+            how many there are.
+    """
 
     delta: Annotated[Finite, Field(gt=0, lt=1)]
     beside: Fraction
@@ -242,12 +381,18 @@ class TuningPart(Section):
 
 
 class Tuning(Section):
-    """Runs on the same clients whose results chose these settings; `fedsys tune` fills it in.
+    """Earlier runs on the same clients whose results chose these settings.
 
-    `epsilon` is what the outsider learned from all of them together, at `delta`; `part` are their
-    rounds, from which the total with this run is composed (without them, epsilons and deltas are
-    added); `heads` are those of their ledgers. The header of the ledger repeats it, and summary,
-    report, audit and export state the total.
+    ``fedsys tune`` fills this section in. The header of the ledger repeats it, and summary, report,
+    audit and export state the total with this run.
+
+    Attributes:
+        runs: Number of those runs.
+        epsilon: What the outsider learned from all of them together, at ``delta``.
+        delta: Delta of that epsilon.
+        heads: Heads of their ledgers.
+        part: Their rounds, from which the total with this run is composed; without it epsilons and
+            deltas are added.
     """
 
     runs: Annotated[int, Field(ge=0)] = 0

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     )
     from fedsys.privacy.calibration import calibrate, guaranteed_epsilon, planned_outsider
     from fedsys.privacy.encoding.adaptive import AdaptiveClipping, default_bit_fraction
+    from fedsys.privacy.encoding.encoded import Encoded
     from fedsys.privacy.encoding.rings import from_ring, ring_dtype, to_ring
     from fedsys.privacy.events import Event, Sampling, event_from_json
     from fedsys.privacy.ledger import Ledger, LedgerView, Signer, load_public_key, read_ledger
     from fedsys.privacy.mechanisms import (
         MECHANISMS,
-        Encoded,
         Mechanism,
         add_noise,
         build_mechanism,
@@ -115,7 +115,6 @@ _NAMES = {
     "ledger": ("Ledger", "LedgerView", "Signer", "load_public_key", "read_ledger"),
     "mechanisms": (
         "MECHANISMS",
-        "Encoded",
         "Mechanism",
         "add_noise",
         "build_mechanism",
@@ -124,6 +123,7 @@ _NAMES = {
     "plan": ("PrivacyPlan",),
     "planning": ("make_plan",),
     "randomness": ("AesCtrStream", "Entropy"),
+    "encoding.encoded": ("Encoded",),
     "encoding.rings": ("from_ring", "ring_dtype", "to_ring"),
     "views": ("VIEWS", "Epsilons", "View"),
 }

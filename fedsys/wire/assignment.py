@@ -74,7 +74,7 @@ class Assignment:
         digest = hashlib.sha256(b"fedsys assignment v1\x00")
         digest.update(len(head).to_bytes(8, "big"))
         digest.update(head)
-        digest.update(self.weights_bytes)
+        digest.update(np.ascontiguousarray(self.weights, dtype="<f4").data)
         return digest.digest()
 
     @cached_property
@@ -97,7 +97,8 @@ class Assignment:
 
     @classmethod
     def decode(cls, head: bytes, weights: bytes) -> Assignment:
-        """The assignment that `head` and `weights_bytes` of another party are.
+        """The assignment that `head` and `weights_bytes` of another party are; its weights are a
+        view of those bytes, and read-only.
 
         Raises:
             ProtocolError: they are none.
@@ -127,7 +128,7 @@ class Assignment:
             job=job,
             round=number,
             task=body["task"],
-            weights=np.frombuffer(weights, dtype="<f4").astype(np.float32),
+            weights=np.frombuffer(weights, dtype="<f4").astype(np.float32, copy=False),
             local=body["local"],
             mechanism=body["mechanism"],
             seed=seed,

@@ -7,20 +7,6 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class Frame(_message.Message):
-    __slots__ = ("parcel", "size", "offset", "crc32", "data")
-    PARCEL_FIELD_NUMBER: _ClassVar[int]
-    SIZE_FIELD_NUMBER: _ClassVar[int]
-    OFFSET_FIELD_NUMBER: _ClassVar[int]
-    CRC32_FIELD_NUMBER: _ClassVar[int]
-    DATA_FIELD_NUMBER: _ClassVar[int]
-    parcel: int
-    size: int
-    offset: int
-    crc32: int
-    data: bytes
-    def __init__(self, parcel: _Optional[int] = ..., size: _Optional[int] = ..., offset: _Optional[int] = ..., crc32: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
-
 class Up(_message.Message):
     __slots__ = ("hello", "consent", "refusal", "answer", "countersignature", "prekeys")
     HELLO_FIELD_NUMBER: _ClassVar[int]

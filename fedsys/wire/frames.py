@@ -1,41 +1,88 @@
 """Long messages in pieces, each with a checksum; both ends hold bounded memory.
 
->>> frames = [fleet_pb2.Frame.FromString(f) for f in split(0, b"x" * 10, chunk=4)]
+A frame is a head of 28 bytes, integers little-endian, and then its data::
+
+    parcel 8 | size 8 | offset 8 | crc32 4 | data
+
+It is no protobuf message, because reading the data of one copies it twice.
+
 >>> assembler = Assembler(limit=100, least=4)
->>> [assembler.add(frame) for frame in frames]
+>>> [assembler.add(frame) for frame in split(0, b"x" * 10, chunk=4)]
 [None, None, b'xxxxxxxxxx']
 """
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from fedsys.errors import ProtocolError
-from fedsys.wire import fleet_pb2
 
-__all__ = ["CHUNK", "MAX_FRAME", "MIN_CHUNK", "Assembler", "split"]
+__all__ = ["CHUNK", "MAX_CHUNK", "MAX_FRAME", "MIN_CHUNK", "Assembler", "Frame", "split"]
 
 Limit = Callable[[bytes], int]
 
 CHUNK = 1 << 18
 """Bytes of data in a frame; a model on its way to many is held that often, thrice each time."""
+MAX_CHUNK = 1 << 20
+"""Bytes of data in a frame of a parcel that goes to one receiver."""
 MIN_CHUNK = 1 << 14
 """What a frame carries at least, unless it is its parcel's last."""
-MAX_FRAME = (1 << 20) + 4096
+MAX_FRAME = MAX_CHUNK + 4096
 """What either end accepts as one gRPC message."""
+_HEAD = struct.Struct("<QQQI")
+_BEGINS = 16
+"""Bytes of a parcel by which its kind, and with it its limit, is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """A piece of one parcel.
+
+    Attributes:
+        parcel: counts from 0 in each direction of a session.
+        size: bytes of the whole parcel.
+        offset: of the data in it.
+        crc32: of the data (ISO-HDLC, as in zlib).
+        data: the piece.
+    """
+
+    parcel: int
+    size: int
+    offset: int
+    crc32: int
+    data: bytes | memoryview
+
+    def encode(self) -> bytes:
+        """The frame as it is sent."""
+        head = _HEAD.pack(self.parcel, self.size, self.offset, self.crc32)
+        return b"".join((head, self.data))
+
+    @classmethod
+    def decode(cls, message: bytes) -> Frame:
+        """The frame that these bytes are; its data is a view of them.
+
+        Raises:
+            ProtocolError: they are too few.
+        """
+        if len(message) < _HEAD.size:
+            raise ProtocolError(f"a frame of {len(message)} bytes: its head takes {_HEAD.size}")
+        parcel, size, offset, crc32 = _HEAD.unpack_from(message)
+        data = memoryview(message)[_HEAD.size :]
+        return cls(parcel=parcel, size=size, offset=offset, crc32=crc32, data=data)
 
 
 def split(parcel: int, data: bytes, *, chunk: int = CHUNK) -> Iterator[bytes]:
-    """The serialised frames of one parcel, in order; an empty parcel is one empty frame."""
+    """The encoded frames of one parcel, in order; an empty parcel is one empty frame."""
     view = memoryview(data)
     for offset in range(0, max(len(data), 1), chunk):
-        piece = bytes(view[offset : offset + chunk])
-        frame = fleet_pb2.Frame(
+        piece = view[offset : offset + chunk]
+        frame = Frame(
             parcel=parcel, size=len(data), offset=offset, crc32=zlib.crc32(piece), data=piece
-        ).SerializeToString()
-        del piece  # not held while the frame is on its way
-        yield frame
+        )
+        yield frame.encode()
 
 
 class Assembler:
@@ -62,16 +109,18 @@ class Assembler:
         self._least = least
         self._size = 0
         self._held = True
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | memoryview] = []
         self._have = 0
 
-    def add(self, frame: fleet_pb2.Frame) -> bytes | None:
+    def add(self, message: bytes) -> bytes | None:
         """Take the next frame; the whole parcel once it is complete, unless it was let pass.
 
         Raises:
             ProtocolError: out of order, too large, in too small pieces, or damaged; the session
                 cannot go on.
         """
+        frame = Frame.decode(message)
+        count = len(frame.data)
         if frame.parcel != self.parcels or frame.offset != self._have:
             raise ProtocolError(
                 f"frame of parcel {frame.parcel} at {frame.offset}: expected parcel "
@@ -79,32 +128,31 @@ class Assembler:
             )
         if self._have == 0:
             self._begin(frame)
-        if frame.size != self._size or self._have + len(frame.data) > self._size:
+        if frame.size != self._size or self._have + count > self._size:
             raise ProtocolError(f"frames of parcel {frame.parcel} disagree about its size")
-        if not frame.data and self._size:
+        if not count and self._size:
             raise ProtocolError(f"an empty frame of parcel {frame.parcel}")
-        if len(frame.data) < min(self._least, self._size - self._have):
+        if count < min(self._least, self._size - self._have):
             raise ProtocolError(
-                f"a frame of parcel {frame.parcel} has {len(frame.data)} bytes: at least "
+                f"a frame of parcel {frame.parcel} has {count} bytes: at least "
                 f"{self._least} are sent before the last"
             )
         if zlib.crc32(frame.data) != frame.crc32:
             raise ProtocolError(f"a frame of parcel {frame.parcel} fails its checksum")
         if self._held:
             self._parts.append(frame.data)
-        self._have += len(frame.data)
+        self._have += count
         if self._have < self._size:
             return None
         parts, self._parts, self._have = self._parts, [], 0
         self.parcels += 1
-        if not self._held:
-            return None
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts) if self._held else None
 
-    def _begin(self, frame: fleet_pb2.Frame) -> None:
-        limit = _of(self.limit, frame.data)
+    def _begin(self, frame: Frame) -> None:
+        begins = bytes(frame.data[:_BEGINS])
+        limit = _of(self.limit, begins)
         self._size, self._held = frame.size, frame.size <= limit
-        if not self._held and frame.size > _of(self._passed, frame.data):
+        if not self._held and frame.size > _of(self._passed, begins):
             raise ProtocolError(f"a message of {frame.size} bytes: at most {limit} are accepted")
 
 

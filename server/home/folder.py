@@ -53,15 +53,16 @@ class Settings(BaseModel):
     """``coordinator.toml``; nothing in it is part of a job, so it may change between two starts.
 
     Attributes:
-        hosts: names and addresses under which devices reach this coordinator.
-        epsilon: budget of the population over all jobs; none is set by default.
-        patience: how long a job waits for enough agents before it is given up.
-        reconnect: how long a stage waits for an agent that lost its connection.
-        stage: deadline of a stage that takes no training.
-        training: deadline of the stage in which agents train and upload.
+        hosts: Names and addresses under which devices reach this coordinator; the server
+            certificate holds them.
+        epsilon: Privacy budget of the population over all jobs. Left out, there is none.
+        patience: Seconds that a job waits for enough agents before it is given up.
+        reconnect: Seconds that a stage waits for an agent that lost its connection.
+        stage: Seconds until a stage without training closes.
+        training: Seconds until the stage closes in which agents train and upload.
         metrics: ``HOST:PORT`` of the Prometheus page; empty for none.
-        colluders: devices that may collude with this coordinator, out of all that enrol; it goes
-            into the rosters that are signed or proposed from now on.
+        colluders: Number of devices, out of all that enrol, that may collude with this coordinator.
+            It goes into the rosters that are signed or proposed from now on.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -178,9 +178,7 @@ async def _answer(port: int, ca: bytes, device: Agent, gate: asyncio.Semaphore) 
     async with grpc.aio.secure_channel(
         f"127.0.0.1:{port}", credentials, options=CHANNEL_OPTIONS
     ) as channel:
-        stub = channel.stream_stream(
-            method(FLEET, "Session"), response_deserializer=fleet_pb2.Frame.FromString
-        )
+        stub = channel.stream_stream(method(FLEET, "Session"))
         await gate.acquire()
         held, assembler = True, Assembler(limit=MAX_PARCEL)
         async for frame in stub(frames()):

@@ -264,9 +264,9 @@ class BufferedRounds:
         for work, clients in self._works(buffer):
             summed.trained += len(set(clients) - work.exhausted)
             for chunk, privatized in setting.engine.vectors(work, self._chunks(clients)):
-                vectors |= {id: privatized.vectors[row] for row, id in enumerate(chunk)}
+                vectors |= {id: privatized.values[row] for row, id in enumerate(chunk)}
                 summed.clipped += int(privatized.clipped.sum())
-                summed.unusable += int((~privatized.finite).sum())
+                summed.unusable += int(privatized.unusable.sum())
         for upload in buffer.uploads:
             secure.upload(upload.client, vectors.pop(upload.client))
         result = secure.settle(number, setting.clock.now)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.privatize import Privatized
+from fedsys.privacy import Encoded
 from simulations.engine.chunk import ChunkTrainer, RoundWork, Tally
 from simulations.population import Population
 from simulations.randomness import Randomness
@@ -43,9 +43,7 @@ class Engine(Protocol):
         """
         ...
 
-    def vectors(
-        self, work: RoundWork, chunks: Sequence[Chunk]
-    ) -> Iterator[tuple[Chunk, Privatized]]:
+    def vectors(self, work: RoundWork, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, Encoded]]:
         """Each client's own privatized vector, chunk by chunk, in any order of the chunks."""
         ...
 
@@ -106,9 +104,7 @@ class InProcess(Engine):
             tally = tally + self._trainer.add(chunk, total)
         return total, tally
 
-    def vectors(
-        self, work: RoundWork, chunks: Sequence[Chunk]
-    ) -> Iterator[tuple[Chunk, Privatized]]:
+    def vectors(self, work: RoundWork, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, Encoded]]:
         """See `Engine`."""
         self._trainer.begin(work)
         for chunk in chunks:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.privatize import Privatized, privatize
+from client.privatize import privatize
 from client.privatize.contribution import contribution
 from client.privatize.integers import add_clipped_integers
-from fedsys.privacy import Entropy, Mechanism, event_from_json, mechanism_for
+from fedsys.privacy import Encoded, Entropy, Mechanism, event_from_json, mechanism_for
 from fedsys.privacy.encoding.clipping import wide_scale
 from fedsys.privacy.encoding.float_sums import FixedPoint
 from fedsys.privacy.encoding.rings import to_ring
@@ -125,11 +125,11 @@ class ChunkTrainer:
         event = self._mechanism.event
         if not self._mechanism.sums_integers:
             privatized = self.vectors(clients)
-            total += signed_sum(privatized.vectors, self._mechanism.modulus_bits)
+            total += signed_sum(privatized.values, self._mechanism.modulus_bits)
             return Tally(
                 trained=self._training(clients),
                 clipped=int(privatized.clipped.sum()),
-                unusable=int((~privatized.finite).sum()),
+                unusable=int(privatized.unusable.sum()),
             )
         updates = torch.from_numpy(self._updates(clients))
         if self._floating is None or len(self._floating) != self.length:
@@ -140,14 +140,14 @@ class ChunkTrainer:
         return Tally(
             trained=self._training(clients),
             clipped=int(found.clipped.sum()),
-            unusable=int((~found.finite).sum()),
+            unusable=int(found.unusable.sum()),
         )
 
     def top_up(self, round: int) -> Total:
         """`top_up_once` under the mechanism of the round that was begun last."""
         return top_up_once(self._mechanism, self._randomness, round)
 
-    def vectors(self, clients: Sequence[int]) -> Privatized:
+    def vectors(self, clients: Sequence[int]) -> Encoded:
         """Train clients and privatize each of them."""
         return privatize(
             self._mechanism,

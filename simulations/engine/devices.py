@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.privatize import Privatized
 from client.privatize.recorded import FloatSum, IntegerSum, RecordedSum
 from client.training.graph.resident import Resident
 from client.training.graph.staging import Fetched
 from fedsys.errors import FedsysError, TrainingError
-from fedsys.privacy import event_from_json, mechanism_for
+from fedsys.privacy import Encoded, event_from_json, mechanism_for
 from fedsys.wire.assignment import batch_seed
 from simulations.engine.base import Chunk, Engine
 from simulations.engine.chunk import ChunkTrainer, RoundWork, Tally
@@ -83,9 +82,7 @@ class Devices(Engine):
             tally = tally + device.end(total)
         return total, tally
 
-    def vectors(
-        self, work: RoundWork, chunks: Sequence[Chunk]
-    ) -> Iterator[tuple[Chunk, Privatized]]:
+    def vectors(self, work: RoundWork, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, Encoded]]:
         """See `Engine`."""
         for device in self._devices:
             device.chunks.begin(work)

@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.privatize import Privatized
 from fedsys.errors import TrainingError
-from fedsys.privacy import Mechanism, ring_dtype
+from fedsys.privacy import Encoded, Mechanism, ring_dtype
 from simulations.engine.arena import Arena, anonymous_file
 from simulations.engine.base import Chunk, Engine
 from simulations.engine.chunk import RoundWork, Tally
@@ -210,14 +209,16 @@ class Processes(Engine):
                 total += totals[member.row]
         return total, sum(tallies.values(), start=Tally())
 
-    def vectors(
-        self, work: RoundWork, chunks: Sequence[Chunk]
-    ) -> Iterator[tuple[Chunk, Privatized]]:
+    def vectors(self, work: RoundWork, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, Encoded]]:
         """See `Engine`."""
         slots = self._arena.array("vectors")
         for at, reply, member in self._run(work, chunks, "vectors"):
             vectors = slots[member.row, : len(chunks[at])].copy()
-            yield chunks[at], Privatized(vectors=vectors, clipped=reply[2], finite=reply[3])
+            clipped, unusable, norms = reply[2:]
+            yield (
+                chunks[at],
+                Encoded(values=vectors, clipped=clipped, unusable=unusable, norms=norms),
+            )
 
     def draw_ahead(self, round: int) -> bool:
         """See `Engine`; by the first process, which knows the mechanism from its last chunk."""

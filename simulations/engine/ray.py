@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from client.privatize import Privatized
 from client.training import keep_freed_memory
 from fedsys.errors import ConfigError, FedsysError, TrainingError
+from fedsys.privacy import Encoded
 from simulations.engine.base import Chunk, Engine
 from simulations.engine.chunk import ChunkTrainer, RoundWork, Tally
 from simulations.engine.worker import PopulationSpec
@@ -60,7 +60,7 @@ class _Actor:
     def total(self) -> NDArray[np.int64]:
         return self._total
 
-    def vectors(self, clients: Chunk) -> tuple[Privatized, list[str]]:
+    def vectors(self, clients: Chunk) -> tuple[Encoded, list[str]]:
         with _heard() as warnings:
             return self._trainer.vectors(clients), warnings
 
@@ -157,9 +157,7 @@ class RayEngine(Engine):
             # One died after its last chunk: everything that is lost is found by asking each.
             waiting.extend(self._redo(work, chunks, deaths))
 
-    def vectors(
-        self, work: RoundWork, chunks: Sequence[Chunk]
-    ) -> Iterator[tuple[Chunk, Privatized]]:
+    def vectors(self, work: RoundWork, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, Encoded]]:
         """See `Engine`."""
         waiting = deque(range(len(chunks)))
         for at, privatized, _ in self._run(work, chunks, "vectors", waiting, Counter()):

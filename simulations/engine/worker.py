@@ -120,8 +120,8 @@ class _Worker:
 
     def vectors(self, clients: tuple[int, ...]) -> tuple[Any, ...]:
         found = self._trainer.vectors(clients)
-        self._vectors[: len(clients)] = found.vectors
-        return ("vectors", self._told(), found.clipped, found.finite)
+        self._vectors[: len(clients)] = found.values
+        return ("vectors", self._told(), found.clipped, found.unusable, found.norms)
 
     def _told(self) -> int:
         """The round whose noise was drawn since the last answer, or 0."""

@@ -12,6 +12,7 @@ a thread each. The coordinator is the real one; its model is as long as wanted a
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import multiprocessing
 import os
@@ -31,6 +32,7 @@ import psutil
 import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from client.answer_time import AnswerTime
 from client.grpc_host import Backoff, ConnectionHost
@@ -59,6 +61,8 @@ __all__ = ["Crowd", "Flat", "crowd_job", "survive"]
 _CODE = "00" * 32
 _CONTEXT = multiprocessing.get_context("spawn")
 _PATIENCE = 600.0
+_M_ARENA_MAX = -8
+"""Of glibc's malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ class Crowd:
             hosts=["127.0.0.1"],
             roster_key=authority.public_key().public_bytes_raw(),
         )
-        patient = {"patience": _PATIENCE, "stage": 120.0, "training": 600.0, "reconnect": 60.0}
+        patient = {"patience": _PATIENCE, "stage": 600.0, "training": 600.0, "reconnect": 60.0}
         settings = home.settings().model_copy(update=patient)
         home.settings_file.write_text(tomli_w.dumps(settings.model_dump(exclude_none=True)))
         coordinator, port = _start_coordinator(home, 0, dimension)
@@ -351,6 +355,8 @@ def _start_coordinator(home: Home, port: int, dimension: int) -> tuple[SpawnProc
 
 
 def _coordinate(folder: Path, port: int, dimension: int, ready: Connection) -> None:
+    import torch  # noqa: F401  # as the model of a task does; not first when a job is over
+
     _log_to(folder.parent / "coordinator.log")
     asyncio.run(
         run_coordinator(
@@ -365,6 +371,8 @@ def _coordinate(folder: Path, port: int, dimension: int, ready: Connection) -> N
 def _hold(folders: list[Path], log: Path) -> None:
     _log_to(log)
     policy, worker = Policy(), Still()
+    _share_one_heap()
+    threadpool_limits(policy.threads, user_api="blas")  # as `fedsys agent run` does
     for folder in folders:
         session = _InTurn(
             credentials=Credentials.load(folder),
@@ -376,6 +384,17 @@ def _hold(folders: list[Path], log: Path) -> None:
         host = ConnectionHost(session, backoff=Backoff(first=1.0, most=10.0))
         threading.Thread(target=host.run, daemon=True).start()
     signal.pause()
+
+
+def _share_one_heap() -> None:
+    """Let all threads use one heap, where the C library is glibc.
+
+    A device works in one thread and uses the memory of its last round again. Half a hundred that
+    share a process have a heap each, and the kernel would clear pages for all of them.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(_M_ARENA_MAX, 1)
 
 
 def _log_to(path: Path) -> None:

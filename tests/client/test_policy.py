@@ -37,6 +37,10 @@ def test_a_fresh_policy_reads_back(tmp_path: Path) -> None:
         ("corrupt = nan", "corrupt = nan"),
         ("colluders = -1", "colluders = -1"),
         ("min_threshold = 2", "min_threshold"),
+        ("threads = 0", "threads = 0: input should be greater than or equal to 1"),
+        ("nice = -5", "nice = -5: input should be greater than or equal to 0"),
+        ("nice = 20", "nice = 20: input should be less than or equal to 19"),
+        ("min_cohort = -1", "min_cohort = -1"),
         ("epsilon = 1" + "0" * 400, "epsilon"),
     ],
 )

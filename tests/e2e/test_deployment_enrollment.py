@@ -20,7 +20,7 @@ from client.grpc_channel import CHANNEL_OPTIONS, call, join, leave, open_channel
 from client.identity import Credentials, TlsKey, pem_of
 from fedsys.errors import ConfigError, EnrollmentError, FedsysError, ProtocolError
 from fedsys.wire import fleet_pb2
-from fedsys.wire.frames import split
+from fedsys.wire.frames import Frame, split
 from fedsys.wire.roster import RosterStatement, SignedStatement, signed_message
 from fedsys.wire.services import FLEET, OPERATOR, PROTOCOL, method
 from fedsys.wire.token import JoinToken, enrollment_proof
@@ -46,10 +46,14 @@ def channel_of(credentials: Credentials) -> grpc.Channel:
 
 def converse(channel: grpc.Channel, frames: list[bytes]) -> list[fleet_pb2.Down]:
     """Send these frames in one session and read to its end."""
-    stub = channel.stream_stream(
-        method(FLEET, "Session"), response_deserializer=fleet_pb2.Frame.FromString
-    )
-    return [fleet_pb2.Down.FromString(frame.data) for frame in stub(iter(frames), timeout=10)]
+    stub = channel.stream_stream(method(FLEET, "Session"))
+    return [_down(frame) for frame in stub(iter(frames), timeout=10)]
+
+
+def _down(frame: bytes) -> fleet_pb2.Down:
+    """A message that fits into one frame."""
+    found: fleet_pb2.Down = fleet_pb2.Down.FromString(Frame.decode(frame).data)
+    return found
 
 
 def hello(node: int, *, protocol: int = PROTOCOL) -> list[bytes]:
@@ -212,15 +216,13 @@ def test_revocation_ends_an_open_session(port: Port, tmp_path: Path) -> None:
     credentials = port.enroll("a", tmp_path / "a")
     stub_frames = iter_forever(hello(1))
     with channel_of(credentials) as channel:
-        stub = channel.stream_stream(
-            method(FLEET, "Session"), response_deserializer=fleet_pb2.Frame.FromString
-        )
+        stub = channel.stream_stream(method(FLEET, "Session"))
         stream = stub(stub_frames, timeout=20)
         next(stream)
         port.registry.revoke("a")
         assert port.host is not None
         port.run(port.host.evict())
-        last = [fleet_pb2.Down.FromString(frame.data) for frame in stream][-1]
+        last = [_down(frame) for frame in stream][-1]
     assert last.goodbye.reason == fleet_pb2.Goodbye.REVOKED
 
 
@@ -269,7 +271,7 @@ def test_an_operators_call_on_the_devices_port_is_unknown(port: Port, tmp_path: 
 
 def test_an_oversized_message_ends_the_session(port: Port, tmp_path: Path) -> None:
     credentials = port.enroll("a", tmp_path / "a")
-    huge = fleet_pb2.Frame(parcel=1, size=1 << 40, offset=0, data=b"x").SerializeToString()
+    huge = Frame(parcel=1, size=1 << 40, offset=0, crc32=0, data=b"x").encode()
     with channel_of(credentials) as channel:
         last = converse(channel, [*hello(1), huge])[-1]
     assert last.goodbye.reason == fleet_pb2.Goodbye.MISBEHAVED
@@ -284,7 +286,7 @@ def test_an_oversized_frame_is_refused_by_the_transport(port: Port, tmp_path: Pa
         grpc.ssl_channel_credentials(credentials.ca, key, certificate),
         options=[("grpc.max_send_message_length", -1)],
     )
-    big = fleet_pb2.Frame(parcel=0, size=5 << 20, data=bytes(5 << 20)).SerializeToString()
+    big = Frame(parcel=0, size=5 << 20, offset=0, crc32=0, data=bytes(5 << 20)).encode()
     with unlimited, pytest.raises(grpc.RpcError) as refusal:
         converse(unlimited, [big])
     assert refusal.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -372,9 +374,10 @@ def test_a_flood_of_calls_is_refused_and_another_device_is_served(
 
 def test_two_byte_frames_end_the_session(port: Port, tmp_path: Path) -> None:
     credentials = port.enroll("a", tmp_path / "a")
-    piece = fleet_pb2.Frame(parcel=1, size=60_000, crc32=zlib.crc32(b"\x22x"), data=b"\x22x")
+    crc32 = zlib.crc32(b"\x22x")
+    piece = Frame(parcel=1, size=60_000, offset=0, crc32=crc32, data=b"\x22x")
     with channel_of(credentials) as channel:
-        answers = converse(channel, [*hello(credentials.node), piece.SerializeToString()])
+        answers = converse(channel, [*hello(credentials.node), piece.encode()])
     assert answers[-1].goodbye.reason == fleet_pb2.Goodbye.MISBEHAVED
     assert "at least 16384" in answers[-1].goodbye.text
 
@@ -467,9 +470,7 @@ def test_grpc_knows_every_option_by_its_name() -> None:
 def test_an_idle_device_stays_connected(port: Port, tmp_path: Path) -> None:
     credentials, end = port.enroll("a", tmp_path / "a"), threading.Event()
     with channel_of(credentials) as channel:
-        stub = channel.stream_stream(
-            method(FLEET, "Session"), response_deserializer=fleet_pb2.Frame.FromString
-        )
+        stub = channel.stream_stream(method(FLEET, "Session"))
         stream = stub(iter_forever(hello(1), end, seconds=250), timeout=250)
         next(stream)
         time.sleep(180)  # six pings, each of which the server must want
@@ -485,9 +486,7 @@ def test_a_flood_is_held_back(port: Port, tmp_path: Path) -> None:
         frame for number in range(1, 61) for frame in split(number, answer.SerializeToString())
     ]
     with channel_of(credentials) as channel:
-        stub = channel.stream_stream(
-            method(FLEET, "Session"), response_deserializer=fleet_pb2.Frame.FromString
-        )
+        stub = channel.stream_stream(method(FLEET, "Session"))
         port.fleet.allow(1 << 20, [1])
         stream = stub(iter_forever([*hello(1), *flood]), timeout=60)
         next(stream)

@@ -57,7 +57,7 @@ class AdaptiveClipping:
         norms: C_g of each group.
         weight: w, what a bit of 1 adds (and a bit of 0 takes away) in its coordinate.
         quantile: fraction of updates that should stay below their norm.
-        learning_rate: eta of C *= exp(-eta (fraction - quantile)).
+        learning_rate: eta of ``C *= exp(-eta (fraction - quantile))``.
         survival: expected fraction of a cohort that reaches the sum; an assumption, since the
             realised one is secret.
         bit_fraction: w / C, kept when the norms move.
@@ -196,7 +196,7 @@ class AdaptiveClipping:
         return mean[: self.dimension], bits + 0.5
 
     def updated(self, fractions: NDArray[np.float64]) -> AdaptiveClipping:
-        """The next round's norms: C_g *= exp(-eta (fraction_g - quantile)); w keeps its share.
+        """The next round's norms: ``C_g *= exp(-eta (fraction_g - quantile))``; w keeps its share.
 
         Args:
             fractions: (G,) as `split` gives them; taken as 0 below 0 and as 1 above 1.

@@ -9,14 +9,14 @@ sensitivity of the sum is D2 = s C and the l1 sensitivity D1 = sqrt(d) D2.
 array([[54, 72],
        [ 3,  4],
        [ 0,  0]], dtype=int32)
->>> clipped.clipped, clipped.finite
-(array([ True, False, False]), array([ True,  True, False]))
+>>> clipped.clipped, clipped.unusable
+(array([ True, False, False]), array([False, False,  True]))
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
+from fedsys.privacy.encoding.encoded import Encoded
 
 __all__ = [
     "INTEGERS_PER_COORDINATE",
-    "IntegerUpdates",
     "check_updates",
     "clip_to_integers",
     "clipping_factors",
@@ -40,24 +40,8 @@ INTEGERS_PER_COORDINATE = 64
 """s C = 64 sqrt(d): the root mean square of a clipped update's integers is 64."""
 
 _PASSES = 4
+_DOT = 1 << 13  # OpenBLAS takes threads from 10,000 on
 _BLOCK = 1 << 15  # coordinates at once: 256 KiB of float64 stay in the second-level cache
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class IntegerUpdates:
-    """K updates as signed integers of bounded norm.
-
-    Attributes:
-        values: (K, d) int32, each row with sum of squares <= ``squared_norm_limit(d)``.
-        clipped: (K,) whether the row's norm exceeded C. Never leaves the client.
-        finite: (K,) whether the row was finite; one that was not is all zeros.
-        norms: (K,) l2 norms before clipping, 0 where not finite.
-    """
-
-    values: NDArray[np.int32]
-    clipped: NDArray[np.bool_]
-    finite: NDArray[np.bool_]
-    norms: NDArray[np.float64]
 
 
 def wide_scale(dimension: int, clip: float) -> float:
@@ -92,13 +76,23 @@ def finite_norms(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArra
         norms (K,), 0 for a row with a NaN or an infinity; finite (K,).
     """
     squares = np.einsum("kd,kd->k", rows, rows)
+    peaks: NDArray[np.float64] | None = None
+    if len(rows) == 1 or not np.isfinite(squares).all():  # a device looks twice whatever it finds
+        peaks = np.abs(rows).max(axis=1)
+    return _norms_of(squares, peaks, rows.shape[1])
+
+
+def _norms_of(
+    squares: NDArray[np.float64], peaks: NDArray[np.float64] | None, dimension: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """As `finite_norms`, from sums of squares (K,) and largest absolute values (K,), which are
+    needed only where a sum of squares is not finite."""
     finite = np.isfinite(squares)
     norms = np.sqrt(squares, where=finite, out=np.zeros_like(squares))
-    if len(rows) == 1 or not finite.all():  # a device looks twice whatever it finds
-        peaks = np.abs(rows).max(axis=1)
+    if peaks is not None:
         huge = np.isfinite(peaks) & ~finite  # finite, but its square overflows
         finite |= huge
-        norms[huge] = peaks[huge] * math.sqrt(rows.shape[1])  # an upper bound; C / norm is tiny
+        norms[huge] = peaks[huge] * math.sqrt(dimension)  # an upper bound; C / norm is tiny
     in_float32 = (norms < 3e38) & (norms > 1e-37)
     norms[in_float32] = norms[in_float32].astype(np.float32)
     return norms, finite
@@ -111,7 +105,7 @@ def clipping_factors(
     return scale * (clip / np.maximum(norms, clip))
 
 
-def clip_to_integers(updates: NDArray[Any], *, clip: float) -> IntegerUpdates:
+def clip_to_integers(updates: NDArray[Any], *, clip: float) -> Encoded:
     """Scales, clips and rounds K updates so that the integers obey the norm bound.
 
     r = rint(f x) with f = s min(1, C / |x|). Rounding can lift the norm over s C; then f shrinks
@@ -136,6 +130,10 @@ def clip_to_integers(updates: NDArray[Any], *, clip: float) -> IntegerUpdates:
     if not dimension:
         raise MechanismError("updates must have at least one coordinate, got shape (K, 0)")
     scale = wide_scale(dimension, clip)
+    limit = squared_norm_limit(dimension)
+    if count == 1:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return _clip_one(updates[0], clip=clip, scale=scale, limit=limit)
     values = np.empty((count, dimension), dtype=np.int32)
     finite = np.empty(count, dtype=np.bool_)
     norms = np.empty(count, dtype=np.float64)
@@ -146,15 +144,10 @@ def clip_to_integers(updates: NDArray[Any], *, clip: float) -> IntegerUpdates:
             rows = updates[part].astype(np.float64)
             norms[part], finite[part] = finite_norms(rows)
         factors = clipping_factors(norms[part], clip=clip, scale=scale)
-        limit = squared_norm_limit(dimension)
-        if count == 1:
-            row = np.where(finite[0], rows[0], 0.0)
-            values[0] = _round_in_constant_passes(row, float(factors[0]), limit)
-            continue
         if not finite[part].all():
             rows[~finite[part]] = 0.0
         values[part] = _round_within(rows, factors, limit)
-    return IntegerUpdates(values=values, clipped=norms > clip, finite=finite, norms=norms)
+    return Encoded(values=values, clipped=norms > clip, unusable=~finite, norms=norms)
 
 
 def _round_within(
@@ -173,26 +166,73 @@ def _round_within(
     return rounded
 
 
-def _round_in_constant_passes(
-    row: NDArray[np.float64], factor: float, limit: int
-) -> NDArray[np.float64]:
-    """What `_round_within` gives for one row, by the same operations on every row.
+def _clip_one(row: NDArray[Any], *, clip: float, scale: float, limit: int) -> Encoded:
+    """What `clip_to_integers` gives for one row (d,), by the same operations on every row.
 
-    A factor that is small enough stays as it is for the passes that are left.
+    A factor that is small enough stays as it is for the passes that are left. A block goes through
+    a pass while it is in the cache; no copy of the row is ever as long as the row.
     """
-    scaled = np.empty_like(row)
+    blocks = [row[start : start + _BLOCK] for start in range(0, len(row), _BLOCK)]
+    squares, peaks = np.zeros(1), np.zeros(1)
+    for block in blocks:
+        wide = block.astype(np.float64)
+        squares += _square(wide)
+        np.maximum(peaks, np.abs(wide, out=wide).max(), out=peaks)  # keeps a NaN
+    norms, finite = _norms_of(squares, peaks, len(row))
+    factor = float(clipping_factors(norms, clip=clip, scale=scale)[0])
+    rows = _Zeroed(blocks, keep=bool(finite[0]))
+    over = False
     for attempt in range(_PASSES + 1):
-        np.multiply(row, factor, out=scaled)
-        np.rint(scaled, out=scaled)
-        square = float(scaled @ scaled)
+        square = 0.0
+        for scaled in rows.times(factor):
+            np.rint(scaled, out=scaled)
+            square += _square(scaled)
         over = square > limit
         if attempt < _PASSES and over:
             factor *= math.sqrt(limit / square) * (1 - 2.0 ** (attempt - 9))
-    truncated = np.trunc(factor * (1 - 2.0**-20) * row)
-    chosen = np.where(over, truncated, scaled)
-    fits = float(chosen @ chosen) <= limit
-    result: NDArray[np.float64] = np.where(fits, chosen, 0.0)  # see the end of `_shrink`
-    return result
+    values = np.empty((1, len(row)), dtype=np.int32)
+    square, start = 0.0, 0
+    for rounded, cut in zip(rows.times(factor), rows.times(factor * (1 - 2.0**-20)), strict=True):
+        np.rint(rounded, out=rounded)
+        np.trunc(cut, out=cut)
+        chosen = cut if over else rounded
+        square += _square(chosen)
+        values[0, start : start + len(chosen)] = chosen
+        start += len(chosen)
+    values *= square <= limit  # see the end of `_shrink`
+    return Encoded(values=values, clipped=norms > clip, unusable=~finite, norms=norms)
+
+
+class _Zeroed:
+    """The blocks of one row, or as many zeros in the same time.
+
+    Args:
+        blocks: float32 or float64.
+        keep: whether they count.
+    """
+
+    def __init__(self, blocks: Sequence[NDArray[Any]], *, keep: bool) -> None:
+        word = np.dtype(f"u{blocks[0].dtype.itemsize}")
+        self._words = [block.view(word) for block in blocks]
+        self._float = blocks[0].dtype
+        self._mask = word.type(np.iinfo(word).max if keep else 0)
+
+    def times(self, factor: float) -> Iterator[NDArray[np.float64]]:
+        """Each block times a factor, as float64; the next one may take its place."""
+        kept = np.empty_like(self._words[0])
+        product = np.empty(len(kept), dtype=np.float64)
+        for words in self._words:
+            some, out = kept[: len(words)], product[: len(words)]
+            np.bitwise_and(words, self._mask, out=some)
+            np.copyto(out, some.view(self._float))
+            yield np.multiply(out, factor, out=out)
+
+
+def _square(values: NDArray[np.float64]) -> float:
+    """Sum of squares (n,), in pieces that BLAS does not hand to threads, which would be woken for
+    less than their waking costs and would spin on afterwards."""
+    pieces = (values[start : start + _DOT] for start in range(0, len(values), _DOT))
+    return sum(float(np.dot(piece, piece)) for piece in pieces)
 
 
 def _shrink(
@@ -201,10 +241,10 @@ def _shrink(
     for attempt in range(_PASSES):
         factor *= math.sqrt(limit / square) * (1 - 2.0 ** (attempt - 9))
         rounded = np.rint(factor * row)
-        square = float(rounded @ rounded)
+        square = _square(rounded)
         if square <= limit:
             return rounded
     truncated: NDArray[np.float64] = np.trunc(factor * (1 - 2.0**-20) * row)
-    if float(truncated @ truncated) <= limit:
+    if _square(truncated) <= limit:
         return truncated
     return np.zeros_like(row)  # unreachable in exact arithmetic; the bound must not rest on that

@@ -24,6 +24,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsys.privacy.encoding.encoded import Encoded
 from fedsys.privacy.events import (
     MECHANISMS,
     SUMMED_ONCE,
@@ -41,7 +42,7 @@ from fedsys.privacy.events import (
     check_known,
 )
 from fedsys.privacy.mechanisms.banded import CorrelatedNoise
-from fedsys.privacy.mechanisms.base import Encoded, Encoder, Mechanism, NoiseSource, add_noise
+from fedsys.privacy.mechanisms.base import Encoder, Mechanism, NoiseSource, add_noise
 from fedsys.privacy.mechanisms.narrow import NarrowEncoder
 from fedsys.privacy.mechanisms.shares import ClientNoise, CoordinatorNoise, NoNoise
 from fedsys.privacy.mechanisms.wide import WideEncoder

@@ -4,33 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsys.privacy.encoding.encoded import Encoded
 from fedsys.privacy.events import Event
 from fedsys.privacy.randomness import Entropy
 
-__all__ = ["Encoded", "Encoder", "Mechanism", "NoiseSource", "add_noise"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class Encoded:
-    """K clipped updates as ring elements, and what the client may know about them.
-
-    Attributes:
-        values: (K, length) integers mod 2^b, in ``ring_dtype(b)``; no noise yet.
-        clipped: (K,) whether the update's norm exceeded the clipping norm.
-        finite: (K,) whether the update was finite; otherwise its row encodes zeros.
-        norms: (K,) l2 norms before clipping.
-    """
-
-    values: NDArray[Any]
-    clipped: NDArray[np.bool_]
-    finite: NDArray[np.bool_]
-    norms: NDArray[np.float64]
+__all__ = ["Encoder", "Mechanism", "NoiseSource", "add_noise"]
 
 
 class Encoder(Protocol):

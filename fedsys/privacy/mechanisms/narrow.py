@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from fedsys.errors import MechanismError
 from fedsys.privacy.encoding.clipping import check_updates, clipping_factors, finite_norms
+from fedsys.privacy.encoding.encoded import Encoded
 from fedsys.privacy.encoding.hadamard import hadamard_transform, public_signs, unrotate
 from fedsys.privacy.encoding.rings import from_ring, ring_dtype, to_ring
 from fedsys.privacy.events import Event
-from fedsys.privacy.mechanisms.base import Encoded
 from fedsys.privacy.randomness import AesCtrStream, Entropy
 
 __all__ = ["NarrowEncoder", "round_at_random"]
@@ -137,7 +137,7 @@ class NarrowEncoder:
             np.multiply(own, signs[: event.dimension], out=rows[:, : event.dimension])
             rounded = round_at_random(hadamard_transform(rows), limit, streams[part])
             values[part] = to_ring(rounded, bits=event.modulus_bits)
-        return Encoded(values=values, clipped=norms > event.clip, finite=finite, norms=norms)
+        return Encoded(values=values, clipped=norms > event.clip, unusable=~finite, norms=norms)
 
     def decode(self, total: NDArray[Any], *, seed: bytes = b"") -> NDArray[np.float64]:
         """The mean update (d,) of a sum mod 2^b (length,).

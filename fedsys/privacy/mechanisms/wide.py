@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ from numpy.typing import NDArray
 
 from fedsys.errors import MechanismError
 from fedsys.privacy.encoding.clipping import clip_to_integers
+from fedsys.privacy.encoding.encoded import Encoded
 from fedsys.privacy.encoding.rings import from_ring, to_ring
 from fedsys.privacy.events import Event
-from fedsys.privacy.mechanisms.base import Encoded
 from fedsys.privacy.randomness import Entropy
 
 __all__ = ["WideEncoder"]
@@ -56,12 +57,7 @@ class WideEncoder:
                 f"updates must have shape (K, {event.dimension}), got {updates.shape}"
             )
         integers = clip_to_integers(updates, clip=event.clip)
-        return Encoded(
-            values=to_ring(integers.values, bits=event.modulus_bits),
-            clipped=integers.clipped,
-            finite=integers.finite,
-            norms=integers.norms,
-        )
+        return replace(integers, values=to_ring(integers.values, bits=event.modulus_bits))
 
     def decode(self, total: NDArray[Any], *, seed: bytes = b"") -> NDArray[np.float64]:
         """The mean update (d,) of a sum mod 2^b (d,).

@@ -26,7 +26,7 @@ def agree(updates: Updates, clip: float) -> None:
     found = add_clipped_integers(total, torch.from_numpy(updates.copy()), clip=clip)
     np.testing.assert_array_equal(total.numpy(), expected.values.sum(axis=0))
     np.testing.assert_array_equal(found.clipped, expected.clipped)
-    np.testing.assert_array_equal(found.finite, expected.finite)
+    np.testing.assert_array_equal(found.unusable, expected.unusable)
 
 
 @settings(max_examples=150, deadline=None)
@@ -121,7 +121,7 @@ def test_privatized_vectors_sum_to_the_fused_sum() -> None:
         modulus_bits=32,
     )
     updates = np.random.default_rng(0).normal(size=(5, 50)).astype(np.float32)
-    vectors = privatize(mechanism, updates, seed=b"", entropy=os.urandom).vectors
+    vectors = privatize(mechanism, updates, seed=b"", entropy=os.urandom).values
     total = torch.zeros(50, dtype=torch.float64)
     add_clipped_integers(total, torch.from_numpy(updates), clip=1.0)
     summed = vectors.sum(axis=0, dtype=np.uint32).view(np.int32)

@@ -46,7 +46,7 @@ def test_integers_are_the_hosts(
             found.settle()
         assert torch.equal(found.total, expected.to(torch.int64))
     assert (found.clipped.numpy() == seen.clipped).all()
-    assert (found.unusable.numpy() == ~seen.finite).all()
+    assert (found.unusable.numpy() == seen.unusable).all()
 
 
 def test_integers_are_the_references_of_the_privacy_package() -> None:

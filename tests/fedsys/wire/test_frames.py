@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsys.errors import ProtocolError
-from fedsys.wire import fleet_pb2
-from fedsys.wire.frames import CHUNK, Assembler, split
+from fedsys.wire.frames import CHUNK, Assembler, Frame, split
 
 
-def frames(parcel: int, data: bytes, chunk: int = 4) -> list[fleet_pb2.Frame]:
-    return [fleet_pb2.Frame.FromString(each) for each in split(parcel, data, chunk=chunk)]
+def frames(parcel: int, data: bytes, chunk: int = 4) -> list[bytes]:
+    return list(split(parcel, data, chunk=chunk))
 
 
-def receive(sent: list[fleet_pb2.Frame]) -> None:
+def receive(sent: list[bytes]) -> None:
     assembler = Assembler(limit=100, least=4)
     for frame in sent:
         assembler.add(frame)
+
+
+def change(sent: list[bytes], at: int, **values: Any) -> None:
+    sent[at] = replace(Frame.decode(sent[at]), **values).encode()
+
+
+def test_a_frame_is_these_bytes() -> None:
+    (frame,) = split(1, b"ab")
+    assert frame.hex() == ("0100000000000000020000000000000000000000000000006d48839e6162")
+    assert Frame.decode(frame) == Frame(parcel=1, size=2, offset=0, crc32=0x9E83486D, data=b"ab")
 
 
 @given(st.lists(st.binary(max_size=50), max_size=6), st.integers(1, 9))
@@ -35,23 +47,28 @@ def test_parcels_arrive_whole_and_in_order(parcels: list[bytes], chunk: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("spoil", "message"),
     [
-        (lambda f: setattr(f[0], "data", b"abcX"), "checksum"),
-        (lambda f: setattr(f[0], "parcel", 1), "expected parcel 0"),
+        (lambda f: change(f, 0, data=b"abcX"), "checksum"),
+        (lambda f: change(f, 0, crc32=0), "checksum"),
+        (lambda f: change(f, 0, parcel=1), "expected parcel 0"),
         (lambda f: f.reverse(), "expected parcel 0 at 0"),
         (lambda f: f.pop(0), "expected parcel 0 at 0"),
         (lambda f: f.insert(1, f[0]), "expected parcel 0 at 4"),
-        (lambda f: setattr(f[1], "size", 11), "disagree about its size"),
-        (lambda f: setattr(f[0], "size", 3), "disagree about its size"),
-        (lambda f: setattr(f[0], "size", 101), "at most 100"),
-        (lambda f: setattr(f[0], "data", b""), "empty frame"),
+        (lambda f: change(f, 1, size=11), "disagree about its size"),
+        (lambda f: change(f, 0, size=3), "disagree about its size"),
+        (lambda f: change(f, 0, size=101), "at most 100"),
+        (lambda f: change(f, 0, data=b""), "empty frame"),
+        (lambda f: f.insert(0, b""), "a frame of 0 bytes: its head takes 28"),
+        (lambda f: f.insert(0, f[0][:27]), "a frame of 27 bytes"),
+        (lambda f: f.append(b"abcd" * 8), "expected parcel 1 at 0"),
     ],
 )
-def test_a_frame_that_does_not_fit_is_refused(change: object, message: str) -> None:
+def test_a_frame_that_does_not_fit_is_refused(
+    spoil: Callable[[list[bytes]], object], message: str
+) -> None:
     sent = frames(0, b"abcdefghij")
-    assert callable(change)
-    change(sent)
+    spoil(sent)
     with pytest.raises(ProtocolError, match=message):
         receive(sent)
 
@@ -59,12 +76,13 @@ def test_a_frame_that_does_not_fit_is_refused(change: object, message: str) -> N
 def test_many_small_frames_are_refused_at_the_first() -> None:
     """Two bytes a frame would be held in ten million objects for 20 MiB."""
     assembler = Assembler(limit=20 << 20)
-    sent = fleet_pb2.Frame(size=20 << 20, data=b"xx", crc32=zlib.crc32(b"xx"))
+    crc32 = zlib.crc32(b"xx")
+    sent = Frame(parcel=0, size=20 << 20, offset=0, crc32=crc32, data=b"xx").encode()
     with pytest.raises(ProtocolError, match="at least 16384 are sent before the last"):
         assembler.add(sent)
     assembler = Assembler(limit=20 << 20)
     data = bytes(CHUNK + 1)
-    found = [assembler.add(fleet_pb2.Frame.FromString(each)) for each in split(0, data)]
+    found = [assembler.add(each) for each in split(0, data)]
     assert found == [None, data]
 
 

@@ -119,7 +119,7 @@ def test_one_process_and_several_give_the_same_bits(alone: Callable[..., Setting
         apart = dict(pool.vectors(work_of(setting), chunks))
         assert set(apart) == set(chunks)
         for chunk, privatized in setting.engine.vectors(work_of(setting), chunks):
-            np.testing.assert_array_equal(apart[chunk].vectors, privatized.vectors)
+            np.testing.assert_array_equal(apart[chunk].values, privatized.values)
             np.testing.assert_array_equal(apart[chunk].clipped, privatized.clipped)
 
 
@@ -129,7 +129,7 @@ def test_an_ideal_sum_is_the_sum_of_the_vectors(alone: Callable[..., Setting]) -
     chunks = setting.population.chunks(range(40), 16)
     with setting.engine as engine:
         flat, _ = engine.total(work, chunks, mechanism.length)
-        singles = [privatized.vectors for _, privatized in engine.vectors(work, chunks)]
+        singles = [privatized.values for _, privatized in engine.vectors(work, chunks)]
     summed = np.concatenate(singles).sum(axis=0, dtype=np.int64)
     expected = to_ring(summed, bits=mechanism.modulus_bits)
     np.testing.assert_array_equal(in_ring(flat, mechanism, "ideal", invited=40), expected)

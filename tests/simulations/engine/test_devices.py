@@ -101,7 +101,7 @@ def test_vectors_are_those_of_one_process(graphed: Callable[..., Setting]) -> No
     with setting.engine, over(setting, 2) as engine:
         apart = dict(engine.vectors(work, chunks))
         for chunk, privatized in setting.engine.vectors(work, chunks):
-            np.testing.assert_array_equal(apart[chunk].vectors, privatized.vectors)
+            np.testing.assert_array_equal(apart[chunk].values, privatized.values)
 
 
 class _Small(PlainRecorder):

@@ -62,7 +62,7 @@ def test_ray_gives_the_bits_of_one_process_though_actors_die(
             assert counted == seen
         apart = dict(engine.vectors(work, chunks))
         for chunk, privatized in setting.engine.vectors(work, chunks):
-            np.testing.assert_array_equal(apart[chunk].vectors, privatized.vectors)
+            np.testing.assert_array_equal(apart[chunk].values, privatized.values)
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def test_bad_rows_count_for_nothing() -> None:
     updates = np.ones((2, 40), dtype=np.float32)
     updates[0, 35] = np.nan
     encoded = plan.build_mechanism().encode(adaptive.extend(updates))
-    assert encoded.finite.tolist() == [False, True]
+    assert encoded.unusable.tolist() == [True, False]
     assert not encoded.values[0].any()
 
 

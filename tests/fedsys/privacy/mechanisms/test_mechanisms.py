@@ -154,7 +154,7 @@ def test_bad_updates_become_zeros_and_good_ones_stay(case: str) -> None:
     updates = _updates(3)
     updates[1, 5] = np.nan
     encoded = mechanism.encode(updates, seed=SEED, entropy=_stream(1))
-    assert encoded.finite.tolist() == [True, False, True]
+    assert encoded.unusable.tolist() == [False, True, False]
     assert not encoded.values[1].any()
     assert encoded.values[0].any()
     infinite = np.full((1, D), np.inf, dtype=np.float32)

@@ -1,0 +1,31 @@
+"""The one carrier of updates from clipping to the sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Encoded"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Encoded:
+    """K updates as integers, and what only their client may know about them.
+
+    `encoding.clipping` makes them signed integers of bounded norm, a mechanism's encoder takes them
+    into its ring, and `client.privatize` adds the noise shares; the other fields stay as they are.
+
+    Attributes:
+        values: (K, length) signed integers, or elements of the ring in ``ring_dtype(b)``.
+        clipped: (K,) whether the update's norm exceeded the clipping norm.
+        unusable: (K,) whether the update was not finite, so that its row encodes zeros.
+        norms: (K,) l2 norms before clipping, 0 where unusable.
+    """
+
+    values: NDArray[Any]
+    clipped: NDArray[np.bool_]
+    unusable: NDArray[np.bool_]
+    norms: NDArray[np.float64]
