@@ -94,7 +94,7 @@ def _read_dealers(session: Session, rows: bytes, shared: Shared | None) -> Deale
         statement = proof_statement(
             session.hash, one.id, one.sequence, one.ephemeral, one.sealed_hash
         )
-        coefficients[i] = sharing.challenge(statement, params.columns)
+        coefficients[i] = sharing.challenge(statement, params.columns, shared)
     proofs = unpack_values(b"".join(one.proof for one in dealt))
     return Dealers(
         dealt=tuple(dealt),

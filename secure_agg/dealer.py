@@ -78,7 +78,7 @@ def deal(
     all_sealed = b"".join(sealed)
     sealed_hash = hashlib.sha256(all_sealed).digest()
     statement = proof_statement(session.hash, id, sequence, sealer.public, sealed_hash)
-    coefficients = sharing.challenge(statement, params.columns)
+    coefficients = sharing.challenge(statement, params.columns, shared)
     proof = pack_values(sharing.prove(shares, coefficients, params.threshold))
     signed = upload_digest(
         session.hash,

@@ -350,7 +350,9 @@ class Member:
             raise StageError(f"a CERTIFICATE message for sum {buffer}, which was not endorsed here")
         checks.quorum(len(certificate.positions), self.params.quorum)
         _verify(session, certificate, digest, self._shared)
-        total = work.held.shares[list(work.chosen)].sum(axis=0, dtype=np.int64) % PRIME
+        everything = len(work.chosen) == len(work.held.dealers)
+        shares = work.held.shares if everything else work.held.shares[list(work.chosen)]
+        total = shares.sum(axis=0, dtype=np.int64) % PRIME
         values = pack_values(total)
         position = session.positions[self.id]
         signature = self._identity.sign(answer_digest(digest, position, values))
