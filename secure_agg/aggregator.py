@@ -104,6 +104,13 @@ class Aggregator:
             return frozenset(cohort) - self._out - set(self._collection.uploaders)
         return self._settlement.waiting
 
+    def awaits(self, member: int) -> bool:
+        """Whether a member is among those that are waited for, without listing them all."""
+        if self.stage is not _Stage.UPLOAD:
+            return self._settlement.awaits(member)
+        invited = member in self._session.places and member not in self._out
+        return invited and not self._collection.holds(member)
+
     @property
     def dropped(self) -> Mapping[str, tuple[int, ...]]:
         """Ids that vanished so far, by the stage whose message they did not send."""
@@ -151,7 +158,7 @@ class Aggregator:
         checks.same_session(message[2:HEADER_SIZE], self._session.hash, sender)
         now = Kind.UPLOAD if self.stage <= _Stage.UPLOAD else self._settlement.awaited
         step = kind - 1 if self.stage is _Stage.DONE else kind
-        checks.awaited(step, now, sender, sender in self.waiting, kind.name)
+        checks.awaited(step, now, sender, self.awaits(sender), kind.name)
         try:
             self._limits.check(kind, len(message) - HEADER_SIZE)
             if kind is Kind.UPLOAD:
@@ -246,7 +253,7 @@ def open_session(
                 checks.suite(prekey_suite(prekey), params.suite, member)
                 check_prekey(roster[member], prekey, verified)
                 key = public_key(prekey)
-                checks.distinct((key, *seen), 1 + len(seen), "sealing key")
+                checks.distinct({key} - seen, 1, "sealing key")
                 seen.add(key)
             except SecureAggError as error:
                 blamed[member] = str(error)

@@ -15,7 +15,7 @@ from secure_agg.field import PRIME, centred
 from secure_agg.messages import Complaint, Dealt, read_rows, unpack_values
 from secure_agg.sealing import ENCAPSULATION_SIZE, TAG_SIZE, Opener, unseal
 from secure_agg.session import Session, proof_statement, upload_digest
-from secure_agg.shared import Shared
+from secure_agg.shared import Large, Shared
 from secure_agg.signatures import verifies
 
 __all__ = ["Dealers", "Held", "fails", "open_shares", "read_dealers"]
@@ -66,7 +66,7 @@ def read_dealers(session: Session, rows: bytes, shared: Shared | None) -> Dealer
     """
     if shared is None:
         return _read_dealers(session, rows, None)
-    name = ("dealers", session.hash, rows)
+    name = ("dealers", session.hash, Large(rows))
     return shared.get(name, lambda: _read_dealers(session, rows, shared))
 
 
@@ -94,7 +94,7 @@ def _read_dealers(session: Session, rows: bytes, shared: Shared | None) -> Deale
         statement = proof_statement(
             session.hash, one.id, one.sequence, one.ephemeral, one.sealed_hash
         )
-        coefficients[i] = sharing.challenge(statement, params.columns)
+        coefficients[i] = sharing.challenge(statement, params.columns, shared)
     proofs = unpack_values(b"".join(one.proof for one in dealt))
     return Dealers(
         dealt=tuple(dealt),
@@ -128,20 +128,25 @@ def open_shares(
     params = session.params
     head, size = ENCAPSULATION_SIZE[params.suite], params.share_bytes
     complaints: list[Complaint] = []
+    agreed: list[tuple[int, bytes]] = []
+    for i, (one, key) in enumerate(zip(dealers.dealt, known, strict=True)):
+        try:
+            if key is None:
+                encapsulation = sealed[i * size : i * size + head]
+                key = opener.key(one.id, one.sequence, one.ephemeral, encapsulation)
+        except LowOrderPoint:
+            complaints.append(Complaint(dealer=one.id))
+            continue
+        agreed.append((i, key))
     opened: list[int] = []
     keys: list[bytes] = []
     plains: list[bytes] = []
-    at = -size
-    for i, (one, key) in enumerate(zip(dealers.dealt, known, strict=True)):
-        at += size
+    for i, key in agreed:  # apart from the agreements: a core keeps the code that it runs
+        plain = unseal(key, sealed[i * size + head : (i + 1) * size], session.hash)
         try:
-            if key is None:
-                encapsulation = sealed[at : at + head]
-                key = opener.key(one.id, one.sequence, one.ephemeral, encapsulation)
-            plain = unseal(key, sealed[at + head : at + size], session.hash)
-            checks.share_opens(plain, one.id)
-        except (LowOrderPoint, ShareError):
-            complaints.append(Complaint(dealer=one.id))
+            checks.share_opens(plain, dealers.dealt[i].id)
+        except ShareError:
+            complaints.append(Complaint(dealer=dealers.dealt[i].id))
             continue
         opened.append(i)
         keys.append(key)

@@ -17,10 +17,10 @@ from secure_agg import checks, sharing
 from secure_agg.checking import fails
 from secure_agg.complaints import Verdict, judge
 from secure_agg.dealer import public_polynomial
-from secure_agg.decoding import decode
+from secure_agg.decoding import agree, decode
 from secure_agg.digests import digest as hashed
-from secure_agg.errors import SetError, StageError
-from secure_agg.field import PRIME
+from secure_agg.errors import SetError, SignatureMismatch, StageError
+from secure_agg.field import PRIME, Elements
 from secure_agg.masking import Accumulator, Unsigned, to_ring
 from secure_agg.messages import (
     U32,
@@ -102,11 +102,21 @@ class Collection:
         self._order: list[int] = []
         self._shares = np.empty((0, 0, 0), np.uint8)  # sealed; by seat, place in the order, byte
         self._digest = b""
+        self._surplus: dict[int, bytes] = {}  # signatures of answers that were not verified
 
     @property
     def uploaders(self) -> tuple[int, ...]:
         """Increasing ids of those in the sum so far."""
         return tuple(sorted(self._uploads))
+
+    def holds(self, dealer: int) -> bool:
+        """Whether a member's upload is in the sum."""
+        return dealer in self._uploads
+
+    @property
+    def count(self) -> int:
+        """Uploads in the sum."""
+        return len(self._uploads)
 
     # -- uploads ---------------------------------------------------------------------------------
 
@@ -122,7 +132,7 @@ class Collection:
             SecureAggError: It is wrong, and nothing was added.
         """
         session = self.session
-        upload = Upload.parse(message, session)
+        upload = Upload.parse(bytes(message), session)  # what is kept of it must not change
         checks.numbered(upload.sequence, sequence, sender, "upload")
         checks.high_order(is_low_order(upload.ephemeral), f"member {sender}'s ephemeral key")
         ciphertext_hash = hashlib.sha256(upload.ciphertext).digest()
@@ -266,21 +276,59 @@ class Collection:
 
     # -- answers ---------------------------------------------------------------------------------
 
-    def take_answer(self, sender: int, body: bytes) -> bytes:
-        """Verify an ANSWER body; return its values.
+    def take_answer(self, sender: int, body: bytes, *, surplus: bool = False) -> bytes:
+        """Check an ANSWER body; return its values.
+
+        Args:
+            sender: The committee member.
+            body: Of the size of an answer.
+            surplus: As many verified answers as determine the sum are there: the signature of this
+                one is verified by `unsigned`, if it matters.
 
         Raises:
             SignatureMismatch: The member did not sign it for this set.
             MessageError: A value is not of the field.
         """
         values, signature = body[4:-SIGNATURE_SIZE], body[-SIGNATURE_SIZE:]
+        if not surplus:
+            self._verify_answer(sender, values, signature)
+        checks.answer_in_field(int(unpack_values(values).max()), PRIME, sender)
+        if surplus:
+            self._surplus[sender] = signature
+        return values
+
+    def unsigned(self, answers: Mapping[int, bytes]) -> dict[int, str]:
+        """Return why, for each surplus answer that counts for nothing: its member did not sign it.
+
+        While all answers lie on one polynomial, t verified ones determine it and the others change
+        nothing, whoever made them. Otherwise a signature decides whether an answer is the member's
+        word, and can be held against it.
+        """
+        found: dict[int, str] = {}
+        if self._surplus and not agree(
+            *self._codeword(answers), threshold=self.session.params.threshold
+        ):
+            for member, signature in self._surplus.items():
+                try:
+                    self._verify_answer(member, answers[member], signature)
+                except SignatureMismatch as error:
+                    found[member] = str(error)
+        self._surplus.clear()
+        return found
+
+    def _verify_answer(self, sender: int, values: bytes, signature: bytes) -> None:
         position = self.session.positions[sender]
         signed = answer_digest(self._digest, position, values)
         public = checks.enrolled(self.session.roster, sender)
         valid = verifies(public, signature, signed, self._shared)
         checks.signature(valid, sender, "answer")
-        checks.answer_in_field(int(unpack_values(values).max()), PRIME, sender)
-        return values
+
+    def _codeword(self, answers: Mapping[int, bytes]) -> tuple[Elements, Elements]:
+        """Return the points and the values of the answers, by increasing position."""
+        positions = self.session.positions
+        members = sorted(answers, key=lambda member: positions[member])
+        rows = np.stack([unpack_values(answers[member]) for member in members])
+        return np.array([positions[member] + 1 for member in members]), rows.astype(np.int64)
 
     def finish(self, answers: Mapping[int, bytes]) -> tuple[Unsigned, tuple[int, ...]]:
         """Recover the sum of secrets and decrypt.
@@ -299,10 +347,8 @@ class Collection:
         session, params = self.session, self.session.params
         members = sorted(answers, key=lambda member: session.positions[member])
         checks.enough_answers(len(members), params.threshold)
-        rows = np.stack([unpack_values(answers[member]) for member in members]).astype(np.int64)
         secrets, wrong = decode(
-            np.array([session.positions[member] + 1 for member in members]),
-            rows,
+            *self._codeword(answers),
             threshold=params.threshold,
             packing=params.packing,
             coins=hashed("decoding", self._digest, *(answers[member] for member in members)),

@@ -2,7 +2,7 @@
 
 >>> committee = choose_committee(n=1000, corrupt=0.1, dropout=0.1)
 >>> committee.size, committee.colluders, committee.needed
-(180, 67, 124)
+(160, 64, 113)
 """
 
 from __future__ import annotations
@@ -49,6 +49,10 @@ SEAL_OVERHEAD: Final = {1: 16, 2: 16 + 1088}
 """Bytes that sealing adds to a share: the tag, and in suite 2 the ML-KEM-768 ciphertext."""
 _PREKEY_BYTES: Final = {1: 4 + 32 + 64, 2: 4 + 32 + 1184 + 64}
 """Bytes of one committee position in the opening: id, sealing keys, signature."""
+ROW_BYTES: Final = 168
+"""Bytes of one upload in the delivery to a committee member, beside its proof and its share."""
+_UP_WEIGHT: Final = 10
+"""Bytes down that one byte up counts as: up is the slow direction of a device's connection."""
 _STEP: Final = 10
 _SLACK: Final = 1e-9  # 0.1 * 30 is 3.0000000000000004 and means 3
 
@@ -121,8 +125,9 @@ def choose_committee(
     """Return the committee for a cohort; arguments as `SecAggParams.derive`.
 
     Up to 100 members everybody is in it, and the counts are certain. Above, the size is searched
-    in steps of ten for the fewest bytes that a member moves on the committee's account (sealed
-    shares and proof up, sealing keys down); the tails are exact: more colluders than c with chance
+    in steps of ten for the fewest bytes that an average member moves on the committee's account:
+    sealed shares and proof up, sealing keys and what is delivered to the committee down, where a
+    byte up counts as ten down. The tails are exact: more colluders than c with chance
     2^-104, fewer live members than ``live`` with chance 2^-30.
 
     With c colluders, ``tau = max(c, 1)`` shares must reveal nothing, and ``tau + rho`` answers
@@ -161,13 +166,15 @@ def _choose(
     halvings = math.ceil(corrupt * sizes[-1] - _SLACK).bit_length()
     for given_up in range(halvings + 1):
         best: tuple[int, Committee] | None = None
+        fewest = 0
         for candidate in sizes:
-            if best is not None and candidate * _least_cost(suite) >= best[0]:
+            if best is not None and candidate * _least_cost(suite, fewest) >= best[0]:
                 break
             wanted = math.ceil(corrupt * candidate - _SLACK) >> given_up
             committee = _committee(n, bad, stay, candidate, wanted)
             if committee is None:
                 continue
+            fewest = committee.colluders  # larger committees hold no fewer
             cost = _cost(committee, suite)
             if best is None or cost < best[0]:
                 best = cost, committee
@@ -212,12 +219,17 @@ def _cost(committee: Committee, suite: int) -> int:
     columns = -(-RING_DEGREE // committee.packing)
     share = 2 * (columns + PROOF_COLUMNS) + SEAL_OVERHEAD[suite]
     proof = 2 * PROOF_COLUMNS * committee.threshold
-    return committee.size * (share + _PREKEY_BYTES[suite]) + proof
+    up = committee.size * share + proof
+    # n deliveries of a row, proof and share reach each committee member: C of them an average one.
+    down = committee.size * (_PREKEY_BYTES[suite] + ROW_BYTES + proof + share)
+    return _UP_WEIGHT * up + down
 
 
-def _least_cost(suite: int) -> int:
-    """Return what a committee member costs at least, however large the packing."""
-    return 2 * (1 + PROOF_COLUMNS) + SEAL_OVERHEAD[suite] + _PREKEY_BYTES[suite]
+def _least_cost(suite: int, colluders: int) -> int:
+    """Return what a committee member costs at least, with more than so many answers needed."""
+    share = 2 * (1 + PROOF_COLUMNS) + SEAL_OVERHEAD[suite]
+    proof = 2 * PROOF_COLUMNS * (colluders + 1)
+    return _UP_WEIGHT * share + _PREKEY_BYTES[suite] + ROW_BYTES + proof + share
 
 
 def _why_none(

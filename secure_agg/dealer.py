@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from secure_agg import masking, sharing
 from secure_agg.messages import Dealt, Kind, Upload, frame, pack_values
 from secure_agg.roster import Identity
@@ -51,8 +53,9 @@ def deal(
     params = session.params
     secret = masking.sample_secret(derive(seed, "secret"))
     public = public_polynomial(session, shared)
-    ciphertext = bytearray(params.ciphertext_bytes)
+    ciphertext = np.empty(params.ciphertext_bytes, np.uint8).data
     masking.encrypt(vector, secret, public, derive(seed, "error"), ciphertext)
+    ciphertext_hash = hashlib.sha256(ciphertext).digest()
     shares = sharing.share(
         secret,
         committee=params.committee,
@@ -63,27 +66,26 @@ def deal(
     sealer = Sealer(derive(seed, "ephemeral"), session.hash, id, sequence)
     plain = pack_values(shares)
     size = len(plain) // params.committee
-    keys: list[bytes] = []
-    sealed: list[bytes] = []
-    for seat in session.seats:
-        share = plain[seat * size : (seat + 1) * size]
-        key, *row = sealer.seal(seat, session.keys[seat], share)
-        keys.append(key)
-        sealed += row
+    seats = session.seats
+    keys, sealed = sealer.seal(
+        seats,
+        [session.keys[seat] for seat in seats],
+        [plain[seat * size : (seat + 1) * size] for seat in seats],
+    )
     if shared is not None and params.suite == 1:
         name = _keys_name(session, id, sequence, sealer.public)
         shared.get(name, lambda: b"".join(keys))
     all_sealed = b"".join(sealed)
     sealed_hash = hashlib.sha256(all_sealed).digest()
     statement = proof_statement(session.hash, id, sequence, sealer.public, sealed_hash)
-    coefficients = sharing.challenge(statement, params.columns)
+    coefficients = sharing.challenge(statement, params.columns, shared)
     proof = pack_values(sharing.prove(shares, coefficients, params.threshold))
     signed = upload_digest(
         session.hash,
         id,
         sequence,
         sealer.public,
-        hashlib.sha256(ciphertext).digest(),
+        ciphertext_hash,
         sealed_hash,
         hashlib.sha256(proof).digest(),
     )

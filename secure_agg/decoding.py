@@ -18,7 +18,7 @@ from secure_agg.gaussian import Keystream
 from secure_agg.sharing import secret_points
 from secure_agg.streams import uniform
 
-__all__ = ["decode"]
+__all__ = ["agree", "decode"]
 
 _ATTEMPTS = 4
 
@@ -68,6 +68,12 @@ def decode(
             secrets = matmul(interpolation(xs[first], targets), answers[first])
             return secrets, tuple(int(i) for i in liars)
     raise DecodingError(f"more than {allowed} of {rows} answers are wrong: none can be trusted")
+
+
+def agree(points: npt.ArrayLike, answers: Elements, *, threshold: int) -> bool:
+    """Whether all rows lie on polynomials of degree below ``threshold``; arguments as `decode`."""
+    xs = np.asarray(points, np.int64)
+    return not _compare(xs, answers, np.arange(len(xs)), threshold)[2].any()
 
 
 def _compare(

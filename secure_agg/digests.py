@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import struct
 from typing import Final
 
 __all__ = ["SUITES", "digest", "tag"]
 
+_SIZE: Final = struct.Struct("<Q")
 PROTOCOL: Final = b"fedsys/secure_agg/2"
 SUITES: Final = {
     1: b"X25519 Ed25519 ChaCha20-Poly1305 SHA-256 AES-256-CTR F65521 RLWE-2048",
@@ -29,8 +31,7 @@ def tag(name: str) -> bytes:
 
 def digest(name: str, *parts: bytes) -> bytes:
     """Hash ``parts`` injectively under the domain ``name``; 32 bytes."""
-    state = hashlib.sha256(tag(name))
+    pieces = [tag(name)]
     for part in parts:
-        state.update(len(part).to_bytes(8, "little"))
-        state.update(part)
-    return state.digest()
+        pieces += (_SIZE.pack(len(part)), part)
+    return hashlib.sha256(b"".join(pieces)).digest()

@@ -161,7 +161,7 @@ class EpochAggregator:
         """
         if member not in self._asked or self.done:
             raise StageError(f"member {member} is not asked: the epoch is not open to it")
-        if member in self._out or member in self._filling.uploaders:
+        if member in self._out or self._filling.holds(member):
             raise StageError(f"member {member} is not asked: it is excluded, or its upload waits")
         self._asked[member] += 1
         self._pending.add(member)
@@ -187,7 +187,7 @@ class EpochAggregator:
             elif settlement is None:
                 raise LateMessage(f"member {sender}: a {kind.name} message after its sum")
             else:
-                expected = sender in settlement.waiting
+                expected = settlement.awaits(sender)
                 checks.awaited(kind, settlement.awaited, sender, expected, kind.name)
                 settlement.take(kind, sender, message)
         except (LateMessage, StageError, StateError):
@@ -246,12 +246,13 @@ class EpochAggregator:
         return messages
 
     def _take_upload(self, sender: int, message: bytes) -> None:
-        expected = sender in self.uploading and sender not in self._filling.uploaders
+        asked = sender in self._pending and sender not in self._out
+        expected = asked and not self._filling.holds(sender)
         step = Kind.UPLOAD if self._opened <= self.context.buffers else Kind.UPLOAD - 1
         checks.awaited(step, Kind.UPLOAD, sender, expected, Kind.UPLOAD.name)
         self._filling.take_upload(sender, message, self._asked[sender])
         self._pending.discard(sender)
-        if len(self._filling.uploaders) >= self.size:
+        if self._filling.count >= self.size:
             self._full.append(self._filling)
             self._filling = self._new_collection()
 

@@ -6,6 +6,7 @@ arrays with values from 0 to 65,520 unless a docstring says otherwise.
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
 import numpy as np
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 PRIME: Final = FIELD
+_GENERATOR: Final = 17
+"""Its powers are all elements but zero."""
 Elements = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -87,7 +90,8 @@ def invert(values: npt.ArrayLike) -> Elements:
 def interpolation(points: npt.ArrayLike, targets: npt.ArrayLike) -> Elements:
     """Return the matrix that takes values at ``points`` to values at ``targets``.
 
-    Lagrange's formula for the one polynomial of degree below ``len(points)``.
+    Lagrange's formula for the one polynomial of degree below ``len(points)``, its products and
+    quotients being sums and differences of discrete logarithms.
 
     Args:
         points: Distinct elements, shape (k,).
@@ -98,19 +102,33 @@ def interpolation(points: npt.ArrayLike, targets: npt.ArrayLike) -> Elements:
     """
     xs = np.asarray(points, np.int64) % PRIME
     ys = np.asarray(targets, np.int64) % PRIME
-    denominator = np.ones(len(xs), np.int64)
-    for x in xs:
-        factor = (xs - x) % PRIME
-        denominator = denominator * np.where(factor == 0, 1, factor) % PRIME
-    difference = (ys[:, None] - xs[None, :]) % PRIME
-    product = np.ones(len(ys), np.int64)
-    for column in difference.T:
-        product = product * np.where(column == 0, 1, column) % PRIME
-    out: Elements = product[:, None] * invert(difference) % PRIME * invert(denominator) % PRIME
+    logarithms, powers = _tables()
+    difference = (ys[:, None] - xs) % PRIME
+    numerators = logarithms[difference]
+    denominators = logarithms[(xs[:, None] - xs) % PRIME].sum(axis=1)
+    exponents = numerators.sum(axis=1)[:, None] - numerators - denominators
+    out: Elements = powers[exponents % (PRIME - 1)]
     for row, column in zip(*np.nonzero(difference == 0), strict=True):
         out[row] = 0
         out[row, column] = 1
     return out
+
+
+@functools.cache
+def _tables() -> tuple[Elements, Elements]:
+    """Return discrete logarithms, that of zero being zero, and the powers of the generator.
+
+    They are for points, which are public: what is looked up in a table shows in its timing.
+    """
+    powers = np.ones(PRIME - 1, np.int64)
+    size = 1
+    while size < len(powers):
+        some = min(size, len(powers) - size)
+        powers[size : size + some] = powers[:some] * pow(_GENERATOR, size, PRIME) % PRIME
+        size += some
+    logarithms = np.zeros(PRIME, np.int64)
+    logarithms[powers] = np.arange(PRIME - 1)
+    return logarithms, powers
 
 
 def solve(matrix: Elements, right: Elements) -> Elements:

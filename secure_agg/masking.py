@@ -46,7 +46,6 @@ from secure_agg import checks
 from secure_agg.errors import InputError, MessageError
 from secure_agg.gaussian import KEY_BYTES, TAIL, Sampler
 from secure_agg.packing import (
-    STEP,
     PackedSum,
     Unsigned,
     check_vector,
@@ -75,6 +74,9 @@ __all__ = [
 
 SECRET_SIGMAS: Final = 12.0
 """A sum of honest secrets exceeds this many standard deviations with chance below 2^-90."""
+_PIECE: Final = 64 * RING_DEGREE
+"""Coefficients that are added together: half a MiB of the widest plane, so that the second pass
+over a piece finds it in a core's cache, and that a piece takes longer than the calls for it."""
 _WORD: Final = 1 << 64
 
 
@@ -131,7 +133,7 @@ def encrypt(
     half = 1 << (params.dropped_bits - 1) if params.dropped_bits else 0
     constant = np.uint64((half - multiplier.excess) % _WORD)
     modulus = np.uint64((1 << params.log_q) - 1)
-    transforms, product = scratch(params)
+    transforms, product = scratch()
     for start, low, high in public.blocks():
         f = product[: len(low)]
         multiplier.times(low, high, transforms[: len(low)], f)
@@ -142,12 +144,17 @@ def encrypt(
             values = digit(vector, j, at, flat.size, params)
             if values.size:
                 x = values.astype(np.uint64).view(np.int64)
-                x <<= 64 - params.modulus_bits
-                x >>= 64 - params.modulus_bits * (j + 1) - params.scale_bits
+                end = params.modulus_bits * (j + 1) + params.scale_bits
+                if end == params.log_q:  # its sign reaches no bit below the modulus
+                    x <<= end - params.modulus_bits
+                else:
+                    x <<= 64 - params.modulus_bits
+                    x >>= 64 - end
                 flat[: x.size] += x
         u = flat.view(np.uint64)
         u += constant
-        u &= modulus
+        if params.wire_bits < 8 * sum(params.planes):  # the planes cut off what is above q
+            u &= modulus
         u >>= np.uint64(params.dropped_bits)
         for index, plane in enumerate(views):
             plane[at : at + u.size] = u
@@ -175,7 +182,7 @@ class Accumulator:
                 t += x
                 overflow = t < x if index + 1 < len(total) else None
                 if carry is not None:
-                    t += carry
+                    t += carry.view(np.uint8)  # no cast where the plane is of bytes
                     if overflow is not None:
                         overflow |= carry & (t == 0)
                 carry = overflow
@@ -206,8 +213,8 @@ class Accumulator:
                 f"a ciphertext has {len(ciphertext)} bytes, expected {self.params.ciphertext_bytes}"
             )
         views = planes(ciphertext, self.params)
-        for start in range(0, self.params.coefficients, STEP):
-            piece = slice(start, start + STEP)
+        for start in range(0, self.params.coefficients, _PIECE):
+            piece = slice(start, start + _PIECE)
             yield [plane[piece] for plane in self._sum], [plane[piece] for plane in views]
 
     def open(
@@ -251,7 +258,7 @@ class Accumulator:
         constant = np.int64(_signed((centre + multiplier.excess) % _WORD))
         result = np.empty(params.dimension, np.int64)
         squares, worst = 0.0, 0
-        transforms, product = scratch(params)
+        transforms, product = scratch()
         for start, low, high in public.blocks():
             f = product[: len(low)]
             multiplier.times(low, high, transforms[: len(low)], f)
@@ -274,10 +281,13 @@ class Accumulator:
 
     def _combined(self, at: int, size: int) -> Ints:
         """Return the coefficients of the sum from their planes."""
-        v = np.zeros(size, np.int64)
-        shift = 0
-        for plane in self._sum:
-            v |= plane[at : at + size].astype(np.int64) << shift
+        low, *others = (plane[at : at + size] for plane in self._sum)
+        v: Ints = low.astype(np.int64)
+        shift = 8 * low.itemsize
+        for plane in others:
+            part = plane.astype(np.int64)
+            part <<= shift
+            v |= part
             shift += 8 * plane.itemsize
         return v
 

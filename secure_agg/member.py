@@ -56,7 +56,7 @@ from secure_agg.session import (
     endorsement_digest,
     set_digest,
 )
-from secure_agg.shared import Shared
+from secure_agg.shared import Large, Shared
 from secure_agg.signatures import verifies
 from secure_agg.stages import MemberStage
 from secure_agg.store import Store
@@ -194,7 +194,7 @@ class Member:
         if kind is Kind.OPENING:
             self._limits.check(kind, len(message) - HEADER_SIZE)
             return self._open(message, question)
-        handler: Callable[[Session, Mark, bytes], tuple[Progress, Mark, bytes]] | None = {
+        handler: Callable[[Session, Mark, memoryview], tuple[Progress, Mark, bytes]] | None = {
             Kind.NEXT: self._next,
             Kind.DELIVERY: self._check,
             Kind.PROPOSAL: self._endorse,
@@ -244,7 +244,7 @@ class Member:
         if shared is None:
             opening = Opening.parse(body)
         else:
-            opening = shared.get(("opening", body), lambda: Opening.parse(body))
+            opening = shared.get(("opening", Large(body)), lambda: Opening.parse(body))
         own = {**vars(self.context), "roster": self._roster.hash, "parameters": self.params}
         announced = vars(opening.context)
         checks.context(
@@ -252,7 +252,7 @@ class Member:
         )
         if shared is None:
             return opening.session(self._roster, None)
-        name = ("session", self._roster.hash, body)
+        name = ("session", self._roster.hash, Large(body))
         return shared.get(name, lambda: opening.session(self._roster, shared))
 
     def _bind(self, session: Session) -> Progress:
@@ -264,7 +264,7 @@ class Member:
         public = b"" if position is None else session.keys[position]
         return Progress(session=session, public=public, private=self._sealing.pooled(public))
 
-    def _next(self, session: Session, mark: Mark, body: bytes) -> tuple[Progress, Mark, bytes]:
+    def _next(self, session: Session, mark: Mark, body: memoryview) -> tuple[Progress, Mark, bytes]:
         """Upload again in an epoch."""
         (sequence,) = U32.unpack(body)
         checks.next_upload(sequence, self.context.buffers > 1)
@@ -290,7 +290,9 @@ class Member:
 
     # -- the committee member --------------------------------------------------------------------
 
-    def _check(self, session: Session, mark: Mark, body: bytes) -> tuple[Progress, Mark, bytes]:
+    def _check(
+        self, session: Session, mark: Mark, body: memoryview
+    ) -> tuple[Progress, Mark, bytes]:
         """Open the dealt shares, test them, and complain about those that fail."""
         now = self._now
         delivery = Delivery.parse(body, self.params)
@@ -314,7 +316,9 @@ class Member:
         reply = frame(Kind.CHECKED, session.hash, pack_complaints(delivery.buffer, complaints))
         return dataclasses.replace(now, stage=MemberStage.CHECKED, works=works), mark, reply
 
-    def _endorse(self, session: Session, mark: Mark, body: bytes) -> tuple[Progress, Mark, bytes]:
+    def _endorse(
+        self, session: Session, mark: Mark, body: memoryview
+    ) -> tuple[Progress, Mark, bytes]:
         """Endorse one set of uploads, all of whose shares are held and good."""
         now = self._now
         (buffer,) = U32.unpack_from(body)
@@ -343,7 +347,9 @@ class Member:
         reply = frame(Kind.ENDORSEMENT, session.hash, U32.pack(buffer), signature)
         return dataclasses.replace(now, stage=MemberStage.ENDORSED, works=works), mark, reply
 
-    def _answer(self, session: Session, mark: Mark, body: bytes) -> tuple[Progress, Mark, bytes]:
+    def _answer(
+        self, session: Session, mark: Mark, body: memoryview
+    ) -> tuple[Progress, Mark, bytes]:
         """With a quorum behind the endorsed set, give the sum of its shares, once."""
         now = self._now
         certificate = Certificate.parse(body, self.params.committee)
@@ -354,7 +360,9 @@ class Member:
             raise StageError(f"a CERTIFICATE message for sum {buffer}, which was not endorsed here")
         checks.quorum(len(certificate.positions), self.params.quorum)
         _verify(session, certificate, digest, self._shared)
-        total = work.held.shares[list(work.chosen)].sum(axis=0, dtype=np.int64) % PRIME
+        everything = len(work.chosen) == len(work.held.dealers)
+        shares = work.held.shares if everything else work.held.shares[list(work.chosen)]
+        total = shares.sum(axis=0, dtype=np.int64) % PRIME
         values = pack_values(total)
         position = session.positions[self.id]
         signature = self._identity.sign(answer_digest(digest, position, values))

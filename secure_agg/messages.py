@@ -167,14 +167,14 @@ def check_frame(message: bytes, kind: Kind, session: bytes, limits: Limits) -> N
     checks.this_session(message[2:HEADER_SIZE], session, kind.name)
 
 
-def unframe(message: bytes, kind: Kind, session: bytes, limits: Limits) -> bytes:
-    """Return the body of a message that `check_frame` accepts.
+def unframe(message: bytes, kind: Kind, session: bytes, limits: Limits) -> memoryview:
+    """Return a view of the body of a message that `check_frame` accepts.
 
     Raises:
         MessageError: As there.
     """
     check_frame(message, kind, session, limits)
-    return message[HEADER_SIZE:]
+    return memoryview(message)[HEADER_SIZE:]
 
 
 def pack_bits(chosen: Collection[int], size: int) -> bytes:
@@ -184,7 +184,7 @@ def pack_bits(chosen: Collection[int], size: int) -> bytes:
     return np.packbits(bits, bitorder="little").tobytes()
 
 
-def unpack_bits(body: bytes, size: int, what: str) -> list[int]:
+def unpack_bits(body: bytes | memoryview, size: int, what: str) -> list[int]:
     """Decode what `pack_bits` wrote; increasing.
 
     Raises:
@@ -305,8 +305,8 @@ class Delivery:
         return _DELIVERY.pack(self.buffer, self.count), self.rows, self.sealed
 
     @staticmethod
-    def parse(body: bytes, params: SecAggParams) -> Delivery:
-        """Decode strictly.
+    def parse(body: bytes | memoryview, params: SecAggParams) -> Delivery:
+        """Decode strictly; nothing is copied but the parts.
 
         Raises:
             MessageError: On a count that does not fill the body.
@@ -318,8 +318,8 @@ class Delivery:
         split = _DELIVERY.size + count * row
         return Delivery(
             buffer=buffer,
-            rows=body[_DELIVERY.size : split],
-            sealed=body[split:],
+            rows=bytes(body[_DELIVERY.size : split]),
+            sealed=bytes(body[split:]),
             count=count,
         )
 
@@ -409,7 +409,7 @@ class Certificate:
         return b"".join((U32.pack(self.buffer), bits, *self.signatures))
 
     @staticmethod
-    def parse(body: bytes, committee: int) -> Certificate:
+    def parse(body: bytes | memoryview, committee: int) -> Certificate:
         """Decode strictly.
 
         Raises:
@@ -425,7 +425,7 @@ class Certificate:
         return Certificate(
             buffer=U32.unpack_from(body)[0],
             positions=tuple(positions),
-            signatures=tuple(body[at : at + SIGNATURE_SIZE] for at in starts),
+            signatures=tuple(bytes(body[at : at + SIGNATURE_SIZE]) for at in starts),
         )
 
 

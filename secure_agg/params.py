@@ -4,7 +4,7 @@
 ...     n=1000, corrupt=0.1, dropout=0.1, modulus_bits=20, dimension=100_000
 ... )
 >>> params.committee, params.colluders, params.quorum, params.threshold, params.packing
-(180, 67, 124, 102, 35)
+(160, 64, 113, 89, 25)
 >>> params.log_q, params.values_per_coefficient, params.ciphertext_bytes / params.dimension
 (52, 2, 3.072)
 """
@@ -216,7 +216,7 @@ class SecAggParams:
         """Most shares of a secret that reveal nothing of it: threshold less packing."""
         return self.threshold - self.packing
 
-    @property
+    @functools.cached_property
     def columns(self) -> int:
         """Polynomials that carry one member's secret, K."""
         return -(-RING_DEGREE // self.packing)
@@ -246,42 +246,42 @@ class SecAggParams:
         """Committee members that may be lost while `errors` others give wrong answers."""
         return self.committee - max(self.quorum, self.threshold + 2 * self.errors)
 
-    @property
+    @functools.cached_property
     def coefficients_used(self) -> int:
         """Coefficients that carry values: ceil(dimension / values_per_coefficient)."""
         return -(-self.dimension // self.values_per_coefficient)
 
-    @property
+    @functools.cached_property
     def polynomials(self) -> int:
         """Ring elements in a ciphertext."""
         return -(-self.coefficients_used // RING_DEGREE)
 
-    @property
+    @functools.cached_property
     def coefficients(self) -> int:
         """Coefficients in a ciphertext."""
         return self.polynomials * RING_DEGREE
 
-    @property
+    @functools.cached_property
     def wire_bits(self) -> int:
         """Bits of a rounded coefficient."""
         return self.log_q - self.dropped_bits
 
-    @property
+    @functools.cached_property
     def planes(self) -> tuple[int, ...]:
         """Bytes of a coefficient's planes on the wire, low first: 4, then 2, 1 or both."""
         return _planes(self.wire_bits)
 
-    @property
+    @functools.cached_property
     def ciphertext_bytes(self) -> int:
         """Bytes of an encrypted vector."""
         return self.coefficients * sum(self.planes)
 
-    @property
+    @functools.cached_property
     def share_bytes(self) -> int:
         """Bytes of one committee member's sealed share: values, proof masks, sealing."""
         return 2 * (self.columns + PROOF_COLUMNS) + SEAL_OVERHEAD[self.suite]
 
-    @property
+    @functools.cached_property
     def proof_bytes(self) -> int:
         """Bytes of the low-degree proof: `PROOF_COLUMNS` polynomials of `threshold` values."""
         return 2 * PROOF_COLUMNS * self.threshold
@@ -321,7 +321,7 @@ class SecAggParams:
 
     def encode(self) -> bytes:
         """Return the canonical bytes that every member binds its session to."""
-        return _WIRE.pack(*dataclasses.astuple(self))
+        return _WIRE.pack(*(getattr(self, field.name) for field in dataclasses.fields(self)))
 
     @staticmethod
     def decode(data: bytes) -> SecAggParams:

@@ -37,6 +37,7 @@ size of errors that is measured, a hundred to a thousand times smaller.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any, Final, TypeAlias
 
@@ -216,7 +217,20 @@ class Multiplier:
                 first = False
 
 
-def scratch(params: SecAggParams) -> tuple[Complex, Ints]:
-    """Return room for one block: transforms, and the products that `Multiplier.times` writes."""
-    block = min(_BLOCK, params.polynomials)
-    return np.empty((block, _HALF), np.complex128), np.empty((block, RING_DEGREE), np.int64)
+class _Scratch(threading.local):
+    """Room for one block, kept by each thread: fresh memory would cost as much as a transform."""
+
+    def __init__(self) -> None:
+        self.transforms = np.empty((_BLOCK, _HALF), np.complex128)
+        self.products = np.empty((_BLOCK, RING_DEGREE), np.int64)
+
+
+_SCRATCH: Final = _Scratch()
+
+
+def scratch() -> tuple[Complex, Ints]:
+    """Return this thread's room for one block: transforms, and the products of `Multiplier.times`.
+
+    What is left in it is overwritten by the next call, and worth as little as freed memory.
+    """
+    return _SCRATCH.transforms, _SCRATCH.products

@@ -7,6 +7,7 @@ likes has nothing to vary but the cohort, and the parameters absorb 2^64 tries.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from collections.abc import Mapping, Sequence
@@ -135,7 +136,7 @@ class Session:
     def __repr__(self) -> str:
         return f"Session({self.hash.hex()[:16]}..., {len(self.cohort)} members)"
 
-    @property
+    @functools.cached_property
     def public_seed(self) -> bytes:
         """The 32 bytes that the ring element a of all the job's rounds is expanded from."""
         return digest("public polynomial", self.context.job, self.params.encode())

@@ -49,12 +49,17 @@ class Settlement:
         self._lost = lost
         self._expected: set[int] = set()
         self._answers: dict[int, bytes] = {}
+        self._endorsements: dict[int, bytes] = {}
         self._complaints: dict[int, list[Complaint]] = {}
 
     @property
     def waiting(self) -> frozenset[int]:
         """Committee members whose message for this step has not come."""
         return frozenset(self._expected - self._out - set(self._answers))
+
+    def awaits(self, member: int) -> bool:
+        """Whether a member is among those that are waited for, without listing them all."""
+        return member in self._expected and member not in self._out and member not in self._answers
 
     def start(self) -> Mapping[int, bytes]:
         """Pass the shares on to every committee member that has a key and is not blamed.
@@ -77,13 +82,16 @@ class Settlement:
         body = message[HEADER_SIZE:]
         (number,) = U32.unpack_from(body)
         checks.numbered(number, self.collection.number, sender, f"{kind.name} of sum")
-        answer = b""
+        params, answer = self.collection.session.params, b""
         if kind is Kind.CHECKED:
             self._complaints[sender] = unpack_complaints(body)[1]
         elif kind is Kind.ENDORSEMENT:
-            answer = self.collection.take_endorsement(sender, body)
+            # A certificate takes a quorum. What else is endorsed goes nowhere, and is not verified.
+            if len(self._endorsements) < params.quorum:
+                self._endorsements[sender] = self.collection.take_endorsement(sender, body)
         else:
-            answer = self.collection.take_answer(sender, body)
+            surplus = len(self._answers) >= params.threshold
+            answer = self.collection.take_answer(sender, body, surplus=surplus)
         self._answers[sender] = answer
 
     def close(self) -> Mapping[int, bytes]:
@@ -123,10 +131,14 @@ class Settlement:
         return self._ask(Kind.ENDORSEMENT, _Stage.ENDORSE, dict.fromkeys(live, message))
 
     def _certify(self) -> Mapping[int, bytes]:
-        message = self.collection.certify(self._answers)
+        message = self.collection.certify(self._endorsements)
         return self._ask(Kind.ANSWER, _Stage.ANSWER, dict.fromkeys(self._answers, message))
 
     def _finish(self) -> Mapping[int, bytes]:
+        for member, reason in self.collection.unsigned(self._answers).items():
+            self._blamed[member] = reason
+            self._out.add(member)
+            del self._answers[member]
         total, liars = self.collection.finish(self._answers)
         for member in liars:
             self._blamed[member] = f"member {member} answered with a wrong sum of shares"

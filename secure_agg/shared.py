@@ -12,9 +12,27 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
-__all__ = ["Shared"]
+__all__ = ["Large", "Shared"]
 
 T = TypeVar("T")
+
+
+class Large:
+    """Many bytes in a key: compared whole, and hashed by their length and their ends alone.
+
+    Python hashes 2 MB of a message in 1 ms, and compares them with their like in a tenth of it.
+    """
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Large) and self._data == other._data
+
+    def __hash__(self) -> int:
+        return hash((len(self._data), self._data[:64], self._data[-64:]))
 
 
 class Shared:

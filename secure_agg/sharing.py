@@ -25,6 +25,7 @@ from secure_agg.digests import digest
 from secure_agg.field import PRIME, Elements, Floats, centred, interpolation, residues
 from secure_agg.gaussian import Keystream
 from secure_agg.params import PROOF_COLUMNS
+from secure_agg.shared import Shared
 from secure_agg.streams import uniform
 
 __all__ = [
@@ -108,13 +109,18 @@ def share(
     return np.concatenate((drawn, others))
 
 
-def challenge(statement: bytes, columns: int) -> Elements:
+def challenge(statement: bytes, columns: int, shared: Shared | None = None) -> Elements:
     """Return the proof's coefficients, shape (CHECKS, columns), drawn from a hash.
 
     Args:
         statement: 32 bytes that fix the session, the dealer and all sealed shares.
         columns: K.
+        shared: Work shared with a virtual cohort in this process.
     """
+    if shared is not None:
+        name = ("challenge", statement, columns)
+        drawn = shared.get(name, lambda: challenge(statement, columns).astype(np.uint16))
+        return drawn.astype(np.int64)
     stream = Keystream(digest("low degree", statement))
     return uniform(stream, CHECKS * columns).reshape(CHECKS, columns)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -39,7 +40,14 @@ def timed(action: Callable[[], object]) -> float:
 
 
 def peak_mb() -> float:
-    """Largest resident memory of this process so far, in MiB."""
+    """Largest resident memory of this process so far, in MiB.
+
+    `getrusage` counts what the parent had resident when it started this process; Linux knows better.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 1024
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
@@ -51,6 +59,7 @@ class Fleet:
     Attributes:
         params: of the round.
         shared: work that members share, but for those that are timed as devices.
+        vector: what every member provides; so many of them fit the ring.
     """
 
     params: SecAggParams
@@ -60,6 +69,7 @@ class Fleet:
     context: RoundContext = field(init=False)
     sealing: dict[int, SealingKeys] = field(init=False)
     prekeys: dict[int, bytes] = field(init=False)
+    vector: np.ndarray[tuple[int], np.dtype[np.uint32]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.identities = {id: Identity.generate() for id in range(self.params.n)}
@@ -70,6 +80,8 @@ class Fleet:
         )
         self.sealing = {id: SealingKeys(self.identities[id]) for id in drawn}
         self.prekeys = {id: keys.issue(1)[0] for id, keys in self.sealing.items()}
+        least = 1 << max(1, self.params.modulus_bits - 1 - self.params.n.bit_length())
+        self.vector = np.arange(self.params.dimension, dtype=np.uint32) % np.uint32(least)
 
     def member(self, id: int, *, alone: bool) -> Member:
         """One member; `alone` it shares no work with anybody, like a device."""
@@ -82,12 +94,6 @@ class Fleet:
             sealing=self.sealing.get(id) or SealingKeys(self.identities[id]),
             shared=None if alone else self.shared,
         )
-
-    @property
-    def vector(self) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
-        """What everybody provides; so many of them fit the ring."""
-        least = 1 << max(1, self.params.modulus_bits - 1 - self.params.n.bit_length())
-        return np.arange(self.params.dimension, dtype=np.uint32) % np.uint32(least)
 
 
 def enter(member: Member, opening: bytes) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import pytest
 from secure_agg import Aggregator, RoundContext, SecAggParams, Shared, checks, masking, sharing
 from secure_agg.dealer import deal
 from secure_agg.errors import (
+    DecodingError,
     DuplicateMember,
     LateMessage,
     LowOrderPoint,
@@ -169,9 +170,13 @@ def garble(world: World, id_: int, member: int) -> bytes:
     """An upload whose share for one member does not open, with a good proof for all others."""
     honest = Sealer.seal
 
-    def seal(self: Sealer, position: int, *rest: bytes) -> tuple[bytes, bytes, bytes]:
-        key, encapsulation, sealed = honest(self, position, *rest)
-        return key, encapsulation, bytes(len(sealed)) if position == member else sealed
+    def seal(
+        self: Sealer, positions: Sequence[int], *rest: Sequence[bytes]
+    ) -> tuple[list[bytes], list[bytes]]:
+        keys, sealed = honest(self, positions, *rest)
+        place = list(positions).index(member)
+        sealed[place] = bytes(len(sealed[place]))
+        return keys, sealed
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Sealer, "seal", seal)
@@ -562,6 +567,47 @@ def test_21_an_answer_that_its_member_did_not_sign() -> None:
         assert "wrong sum" in attack().server.result.blamed[6]
 
 
+@pytest.mark.parametrize("liars", [(), (3,)], ids=["", "beside a liar"])
+def test_21_surplus_answers_that_their_members_did_not_sign(liars: tuple[int, ...]) -> None:
+    """More than can be corrected come after t good ones: none counts as its member's word."""
+    late = (ROBUST.n - ROBUST.threshold) // 2 + 1
+    assert ROBUST.n - late >= ROBUST.threshold + 2  # enough for one liar
+
+    def attack() -> World:
+        world = World(ROBUST)
+        replies = world.deliver(world.until(Kind.CERTIFICATE))
+        for place, (id_, reply) in enumerate(replies.items()):
+            values = unpack_values(reply[HEADER_SIZE + 4 : -64])
+            wrong = ((values + 1) % PRIME).astype("<u2").tobytes()
+            if id_ in liars:
+                reply = forge_answer(world, id_, wrong, world.identities[id_])
+            elif place >= ROBUST.n - late:
+                reply = forge_answer(world, id_, wrong)
+            world.server.receive(id_, reply)
+        world.server.close_stage()
+        return world
+
+    world = attack()
+    blamed = world.server.result.blamed
+    assert world.server.result.total.tolist() == world.exact()
+    assert set(blamed) == {*liars, *world.ids[-late:]}
+    assert all("signature" in blamed[id_] for id_ in world.ids[-late:])
+    assert all("wrong sum" in blamed[id_] for id_ in liars)
+    with without("signature"), pytest.raises(DecodingError):
+        attack()
+
+
+def test_21_surplus_answers_that_agree() -> None:
+    """Their signatures decide nothing: t signed answers determine what they have to be."""
+    world = World(ROBUST)
+    for id_, reply in world.deliver(world.until(Kind.CERTIFICATE)).items():
+        late = id_ in world.ids[ROBUST.threshold :]
+        world.server.receive(id_, reply[:-64] + bytes(64) if late else reply)
+    world.server.close_stage()
+    assert world.server.result.total.tolist() == world.exact()
+    assert not world.server.result.blamed
+
+
 def test_22_an_answer_out_of_the_field() -> None:
     def attack() -> World:
         world = World(ROBUST)
@@ -604,6 +650,17 @@ def test_23_an_endorsement_of_another_set() -> None:
 
     with without("signature", once), pytest.raises(SignatureMismatch, match="member 6"):
         attack()
+
+
+def test_23_endorsements_beyond_a_quorum() -> None:
+    """They are in no certificate, whatever they say: every member still answers."""
+    world = World(ROBUST)
+    for id_, reply in world.deliver(world.until(Kind.PROPOSAL)).items():
+        late = id_ in world.ids[ROBUST.quorum :]
+        world.server.receive(id_, reply[:-64] + bytes(64) if late else reply)
+    assert world.finish(world.server.close_stage()).tolist() == world.exact()
+    assert not world.server.result.blamed
+    assert not world.server.result.dropped
 
 
 def test_24_too_few_answers() -> None:

@@ -402,7 +402,7 @@ def test_13_weaker_parameters() -> None:
 def test_14_parameters_that_are_unsafe_cannot_be_made(unsafe: dict[str, int]) -> None:
     with pytest.raises(ParameterError):
         dataclasses.replace(PARAMS, **unsafe)
-    raw = dict(vars(PARAMS)) | unsafe
+    raw = dataclasses.asdict(PARAMS) | unsafe
     with pytest.raises(ParameterError):
         SecAggParams.decode(_WIRE.pack(*raw.values()))
 

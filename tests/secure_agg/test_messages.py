@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from secure_agg import Limits, SecAggParams, kind_of
+from secure_agg import Limits, SecAggParams, kind_of, messages
+from secure_agg.committee import ROW_BYTES
 from secure_agg.errors import MessageError
 from secure_agg.messages import HEADER_SIZE, Kind, frame, pack_bits, unpack_bits
 from tests.secure_agg.world import World
@@ -22,10 +23,10 @@ CASES = [
 def test_honest_messages_are_within_their_limits(params: SecAggParams) -> None:
     world, limits = World(params, shared=True), Limits(params)
     seen: set[Kind] = set()
-    messages: Mapping[int, bytes] = world.server.begin()
-    while messages:
-        for id_ in messages:
-            message = messages[id_]
+    asked: Mapping[int, bytes] = world.server.begin()
+    while asked:
+        for id_ in asked:
+            message = asked[id_]
             reply = world.members[id_].handle(message)
             world.server.receive(id_, reply)
             for one in (message, reply):
@@ -37,20 +38,21 @@ def test_honest_messages_are_within_their_limits(params: SecAggParams) -> None:
             if kind_of(reply) is Kind.UPLOAD:
                 assert len(reply) == limits.largest_upload  # every position has a key
                 assert len(reply) == params.upload_bytes + HEADER_SIZE + 100
-        messages = world.server.close_stage()
+        asked = world.server.close_stage()
     assert seen == set(Kind) - {Kind.NEXT}
 
 
 def test_the_small_messages_are_small() -> None:
-    """What a committee of 180 sends besides its uploads, in bytes."""
+    """What a committee of 160 sends besides its uploads, in bytes."""
     limits = Limits(
         SecAggParams.derive(n=1000, corrupt=0.1, dropout=0.1, modulus_bits=20, dimension=1)
     )
     least = {kind: limits._bounds[kind][0] + HEADER_SIZE for kind in Kind}
+    assert messages._ROW.size == ROW_BYTES  # which the size of a committee is chosen by
     assert least[Kind.CHECKED] == 38
     assert least[Kind.PROPOSAL] == 163
     assert least[Kind.ENDORSEMENT] == 102
-    assert least[Kind.ANSWER] == 220
+    assert least[Kind.ANSWER] == 266
 
 
 def test_frames() -> None:

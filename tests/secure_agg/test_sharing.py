@@ -11,6 +11,7 @@ from secure_agg.decoding import decode
 from secure_agg.errors import DecodingError
 from secure_agg.field import (
     PRIME,
+    _tables,
     centred,
     interpolation,
     invert,
@@ -82,6 +83,13 @@ def test_interpolation_is_lagrange() -> None:
     points, targets = [1, 2, -5, 9, 100, 65520 - 7], [-1, 0, 2, 55]
     got = matmul(interpolation(points, targets), np.array([[at(x)] for x in points]))[:, 0]
     assert got.tolist() == [at(x) for x in targets]
+
+
+def test_logarithms_are_those_of_all_elements() -> None:
+    logarithms, powers = _tables()
+    assert sorted(powers.tolist()) == list(range(1, PRIME))
+    assert (powers[logarithms[1:]] == np.arange(1, PRIME)).all()
+    assert powers[:3].tolist() == [1, 17, 17**2]
 
 
 def test_elements_are_uniform() -> None:
