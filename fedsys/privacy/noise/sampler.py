@@ -126,7 +126,7 @@ class RoundedGaussian:
     def _invert(
         self, words: NDArray[np.uint64], streams: Sequence[AesCtrStream], width: int
     ) -> NDArray[np.signedinteger[Any]]:
-        """The draws (n,) for uniform words (n,), where each run of `width` words is one stream's."""
+        """The draws (n,) for uniform words (n,), `width` consecutive words from each stream."""
         if self._table is None:
             return self._by_quantile(words, streams, width, None)
         drawn, doubtful = self._table.invert(words)
