@@ -159,5 +159,7 @@ def _streams(entropy: Entropy | Sequence[Entropy], count: int) -> list[AesCtrStr
     if callable(entropy):
         return [AesCtrStream.from_entropy(entropy)] * count
     if len(entropy) != count:
-        raise MechanismError(f"{count} clients need as many sources, got {len(entropy)}")
+        raise MechanismError(
+            f"{count} clients need one entropy source or {count}, got {len(entropy)}"
+        )
     return [AesCtrStream.from_entropy(source) for source in entropy]

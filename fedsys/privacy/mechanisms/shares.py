@@ -79,7 +79,9 @@ class ClientNoise(_Memoryless):
             stream = AesCtrStream.from_entropy(entropy)
             return self._sampler.draw((clients, self._length), stream)
         if len(entropy) != clients:
-            raise MechanismError(f"{clients} clients need as many sources, got {len(entropy)}")
+            raise MechanismError(
+                f"{clients} clients need one entropy source or {clients}, got {len(entropy)}"
+            )
         streams = [AesCtrStream.from_entropy(source) for source in entropy]
         return self._sampler.draw_rows(streams, self._length)
 
