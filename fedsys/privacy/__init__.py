@@ -1,6 +1,6 @@
 """What privacy costs, and the noise that pays for it: mechanisms, accounting, calibration, ledger.
 
-A name's module is loaded when the name is first used: who signs a ledger needs no SciPy.
+Each name's module is loaded on first use, so that signing a ledger does not import SciPy.
 
 >>> from fedsys.privacy import ViewAccountant, make_plan
 >>> plan = make_plan(mechanism="distributed-gaussian", population=1000, expected_cohort=50,

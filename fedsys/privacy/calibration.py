@@ -1,4 +1,4 @@
-"""The least noise that meets a target: bracketed on the accountant that is reported.
+"""The least noise that meets a target epsilon, by the accountant that is reported.
 
 >>> from fedsys.privacy.planning import make_plan
 >>> plan = make_plan(mechanism="central-gaussian", population=1000, expected_cohort=100,
@@ -39,9 +39,9 @@ _RELATIVE = 1e-6
 
 @lru_cache(maxsize=256)
 def planned_outsider(plan: PrivacyPlan) -> float:
-    """The outsider's epsilon once all T rounds are done, by the reported accountant.
+    """The outsider's epsilon after all T rounds, by the reported accountant.
 
-    Infinite where nothing is protected.
+    Infinite if no noise is added.
     """
     steps = {outsider_step(plan.event()): plan.turns(plan.rounds)}
     found = steps_epsilon(steps, plan.delta_of("outsider"))
@@ -49,9 +49,9 @@ def planned_outsider(plan: PrivacyPlan) -> float:
 
 
 def guaranteed_epsilon(plan: PrivacyPlan) -> float:
-    """Epsilon of the guaranteed view once the job is done, at its worst case.
+    """The guaranteed view's epsilon at the end of the job, in the worst case.
 
-    Infinite where nothing is protected.
+    Infinite if no noise is added.
     """
     if plan.guarantee == "outsider":
         return planned_outsider(plan)
@@ -61,13 +61,13 @@ def guaranteed_epsilon(plan: PrivacyPlan) -> float:
 def bisect_noise(
     epsilon_at: Callable[[float], float], target: float, *, start: float | None = None
 ) -> float:
-    """The smallest noise multiplier with ``epsilon_at(z) <= target``, to six digits, never below.
+    """The smallest noise multiplier z with ``epsilon_at(z) <= target``, rounded up at six digits.
 
     Brent's method on log z (Brent, "Algorithms for Minimization without Derivatives", 1973).
 
     Args:
-        epsilon_at: falls with the multiplier; may be infinite.
-        target: epsilon to meet.
+        epsilon_at: epsilon by noise multiplier; non-increasing, may be infinite.
+        target: the epsilon to meet.
         start: a multiplier near the answer, from which to bracket it.
 
     Raises:
@@ -87,7 +87,8 @@ def bisect_noise(
             )
     if low == LEAST_NOISE and epsilon_at(low) <= target:
         return low
-    # Brent's bracketing method: bisection that takes a shorter way where the curve is smooth
+    # Brent's method bisects, and interpolates where the curve is smooth. An infinite epsilon is
+    # capped, because interpolation needs finite values.
     root = brentq(
         lambda log_z: min(epsilon_at(math.exp(log_z)), 1e9 + 2 * target) - target,
         math.log(low),
@@ -103,13 +104,13 @@ def bisect_noise(
 def least_noise(steps_at: Callable[[float], Steps], target: float, delta: float) -> float:
     """The smallest noise multiplier whose steps meet a target by the reported accountant.
 
-    A loss distribution costs much where there is little noise: the search begins at the answer of
-    cheaper bounds from above, which need a little more noise, and looks below it only as far as it
-    takes.
+    Loss distributions are expensive to compute where there is little noise. So the search starts
+    from the answer of cheaper upper bounds, which ask for slightly more noise, and goes below it
+    only as far as necessary.
 
     Args:
         steps_at: the job's steps by noise multiplier.
-        target: epsilon to meet.
+        target: the epsilon to meet.
         delta: in (0, 1).
 
     Raises:
@@ -123,11 +124,11 @@ def least_noise(steps_at: Callable[[float], Steps], target: float, delta: float)
 
 
 def calibrate(target_epsilon: float, plan: PrivacyPlan) -> float:
-    """The least noise multiplier with which all of a plan's rounds fit under a target.
+    """The least noise multiplier with which all of a plan's rounds meet a target.
 
     Args:
-        target_epsilon: in the view of ``plan.guarantee``, at ``plan.delta``.
-        plan: its own noise multiplier is not looked at.
+        target_epsilon: the epsilon to meet in the view ``plan.guarantee``, at ``plan.delta``.
+        plan: the plan to calibrate; its own noise multiplier is ignored.
 
     Raises:
         MechanismError: the plan has no noise to calibrate, or nothing meets the target.
@@ -145,7 +146,7 @@ def calibrate(target_epsilon: float, plan: PrivacyPlan) -> float:
     if plan.guarantee == "server" or plan.accountant != "pld":
         return bisect_noise(epsilon_at, target_epsilon)
     step, turns = outsider_step(plan.event()), plan.turns(plan.rounds)
-    unit = step.multiplier / plan.noise_multiplier  # what views see is proportional to z
+    unit = step.multiplier / plan.noise_multiplier  # every view's multiplier is proportional to z
 
     def bound_at(multiplier: float) -> float:
         tried = dataclasses.replace(step, multiplier=multiplier * unit)
@@ -156,14 +157,14 @@ def calibrate(target_epsilon: float, plan: PrivacyPlan) -> float:
 
 
 def _bound(steps: Steps, target: float, delta: float) -> float:
-    """Epsilon from above, without loss distributions."""
+    """An upper bound on epsilon, without loss distributions."""
     plain = composed_epsilon(delta, squares_of(steps))
     return plain if plain <= target else min(plain, rdp_epsilon(steps, delta))
 
 
 def _with_noise(plan: PrivacyPlan, multiplier: float) -> PrivacyPlan | None:
-    """The plan with another multiplier; None where so little noise cannot be accounted for."""
-    widest = plan.modulus_bits if plan.encoding == "narrow" else MAX_BITS  # costs nothing
+    """The plan with another multiplier; None where that is too little noise to be accounted for."""
+    widest = plan.modulus_bits if plan.encoding == "narrow" else MAX_BITS  # room for any noise
     try:
         return plan.changed(noise_multiplier=multiplier, budget=None, modulus_bits=widest)
     except NoiseTooCoarse:

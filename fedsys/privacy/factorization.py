@@ -1,8 +1,9 @@
-"""Matrix factorisation: Toeplitz strategies, their sensitivity and their error.
+"""Matrix factorisations: banded Toeplitz matrices, their sensitivity and their error.
 
-A strategy C is lower triangular and Toeplitz, given by its first column c (c_0 = 1). The server
-releases x_t + (C^-1 Z)_t with Z white: post-processing of the Gaussian mechanism on C x. Its error
-on prefix sums is |A C^-1|_F times the sensitivity of C, A the lower triangle of ones.
+The matrix C is lower triangular and Toeplitz, given by its first column c (c_0 = 1). The server
+releases x_t + (C^-1 Z)_t with white noise Z, which is post-processing of the Gaussian mechanism on
+C x. The error on prefix sums is |A C^-1|_F times the sensitivity of C, where A is the lower
+triangle of ones.
 
 Choquette-Choo, Ganesh, McKenna, McMahan, Rush, Thakurta and Xu, "(Amplified) Banded Matrix
 Factorization" (NeurIPS 2023); Kalinin and Lampert, "Banded Square Root Matrix Factorization for
@@ -46,13 +47,13 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BandedStrategy:
-    """A shipped strategy.
+    """A shipped factorization, by the first column of C.
 
     Attributes:
-        horizon: n, rounds that it was optimised for.
-        bands: b, nonzero coefficients.
-        numerators: c_j 2^20, c_0 = 2^20; non-negative and non-increasing.
-        digest: SHA-256 of the above.
+        horizon: n, the number of rounds that it was optimised for.
+        bands: b, the number of nonzero coefficients.
+        numerators: (b,) c_j 2^20, with c_0 = 2^20; non-negative and non-increasing.
+        digest: SHA-256 of the three above, as hex.
     """
 
     horizon: int
@@ -62,7 +63,7 @@ class BandedStrategy:
 
     @property
     def coefficients(self) -> Vector:
-        """c_0 .. c_(b-1), exact."""
+        """(b,) c_0 .. c_(b-1), exact in float64."""
         return np.array(self.numerators, dtype=np.float64) * 2.0**-DENOMINATOR_BITS
 
     @property
@@ -73,7 +74,7 @@ class BandedStrategy:
 
 @lru_cache(maxsize=1)
 def tables() -> dict[tuple[int, int], tuple[int, ...]]:
-    """Numerators by (horizon, bands) as shipped."""
+    """The shipped numerators by (horizon, bands)."""
     source = resources.files("fedsys.privacy.tables").joinpath("banded_toeplitz.json")
     content = json.loads(source.read_text(encoding="ascii"))
     return {
@@ -84,9 +85,9 @@ def tables() -> dict[tuple[int, int], tuple[int, ...]]:
 
 @lru_cache(maxsize=64)
 def banded_strategy(*, horizon: int, bands: int) -> BandedStrategy:
-    """The shipped strategy for at least ``horizon`` rounds with at most ``bands`` bands.
+    """The shipped factorization for at least ``horizon`` rounds with at most ``bands`` bands.
 
-    The smallest shipped horizon that suffices and for it the most bands that fit.
+    It has the smallest shipped horizon that suffices and, for that horizon, the most bands allowed.
 
     Raises:
         MechanismError: no shipped horizon is that long, or a number is below 1.
@@ -97,7 +98,7 @@ def banded_strategy(*, horizon: int, bands: int) -> BandedStrategy:
     longest = max(n for n, _ in known)
     if horizon > longest:
         raise MechanismError(
-            f"banded-mf has strategies for up to {longest} rounds, got rounds={horizon}: lower "
+            f"banded-mf has matrices for up to {longest} rounds, got rounds={horizon}: lower "
             "rounds.count or use distributed-gaussian"
         )
     size = min(n for n, _ in known if n >= horizon)
@@ -113,7 +114,10 @@ def banded_strategy(*, horizon: int, bands: int) -> BandedStrategy:
 
 
 def inverse_series(coefficients: Vector, length: int) -> Vector:
-    """First column (length,) of C^-1: the power series 1 / c, with c (b,) and c_0 not 0."""
+    """The first column (length,) of C^-1: the power series 1 / c, for c (b,) with c_0 not 0.
+
+    From c * w = 1: w_t = -(sum_{j>=1} c_j w_(t-j)) / c_0.
+    """
     inverse = np.zeros(length)
     inverse[0] = 1 / coefficients[0]
     for t in range(1, length):
@@ -126,20 +130,20 @@ def inverse_series(coefficients: Vector, length: int) -> Vector:
 def sensitivity(
     coefficients: Vector, *, horizon: int, separation: int, participations: int
 ) -> float:
-    """l2 sensitivity of C for a client of norm 1 in k rounds that are b or more apart.
+    """The l2 sensitivity of C for updates of norm 1 in k rounds at least b apart.
 
-    - Banded with at most b bands: its rounds' columns do not overlap, so sqrt(k) |c|.
-    - Non-negative and non-increasing: the earliest rounds at distance b exactly are worst,
-      | sum_{j<k} C[:, j b] |.
+    - With at most b bands, the columns of a client's rounds do not overlap: sqrt(k) |c|.
+    - With non-negative, non-increasing coefficients, the earliest rounds at distance exactly b are
+      the worst case: | sum_{j<k} C[:, j b] |.
 
     Args:
-        coefficients: (bands,) first column of C.
-        horizon: rounds.
+        coefficients: (bands,) the first column of C.
+        horizon: the number of rounds.
         separation: b.
         participations: k.
 
     Raises:
-        MechanismError: the strategy is neither, or a number is below 1.
+        MechanismError: neither case applies, or a number is below 1.
     """
     validation.integer("horizon", horizon)
     validation.integer("separation", separation)
@@ -152,8 +156,8 @@ def sensitivity(
         return math.sqrt(possible) * float(np.linalg.norm(column))
     if (coefficients < 0).any() or (np.diff(coefficients) > 0).any():
         raise MechanismError(
-            "a strategy must have at most min_separation bands, or non-negative coefficients that "
-            "do not increase: the sensitivity of any other is not known here"
+            "C must have at most min_separation bands, or non-negative coefficients that do not "
+            "increase: the sensitivity of other matrices is not implemented"
         )
     total = np.zeros(horizon)
     for turn in range(possible):
@@ -163,13 +167,13 @@ def sensitivity(
 
 
 def relative_error(coefficients: Vector, *, horizon: int) -> float:
-    """Root mean square error of prefix sums, relative to independent noise at the same privacy.
+    """The root mean square error of prefix sums, relative to independent noise of equal privacy.
 
-    For banded strategies within the separation, where the number of participations cancels.
+    It holds for at most min_separation bands, where the number of participations cancels.
 
     Args:
-        coefficients: (bands,) first column of C.
-        horizon: rounds.
+        coefficients: (bands,) the first column of C.
+        horizon: the number of rounds.
     """
     prefix = np.cumsum(inverse_series(coefficients, horizon))
     weights = np.arange(horizon, 0, -1, dtype=np.float64)

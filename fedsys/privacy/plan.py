@@ -1,4 +1,4 @@
-"""A job's privacy parameters, fixed before its first round: constants of every claim.
+"""A job's privacy parameters: fixed before its first round, and constants of every claim.
 
 >>> from fedsys.privacy.planning import make_plan
 >>> plan = make_plan(mechanism="distributed-gaussian", population=1437, expected_cohort=100,
@@ -38,30 +38,30 @@ from fedsys.privacy.views import View
 __all__ = ["LEAST_NOISE", "PrivacyPlan", "event_choices", "turn_groups"]
 
 LEAST_NOISE = 1e-2
-"""Multipliers below it are refused, and calibration ends there."""
+"""The smallest noise multiplier: plans below it are refused and calibration stops there."""
 
 _LARGEST_POPULATION = 1 << 28
-"""The accountant keeps an index of every client."""
+"""A bound on the accountant's memory: it keeps an index per client."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrivacyPlan(PlanValues):
-    """Everything that the accountant of a job needs to know apart from its rounds.
+    """Everything a job's accountant needs to know apart from the rounds themselves.
 
-    Each value of its parts is also a property of the plan (`PlanValues`), and a key of its JSON.
+    Each value of its parts is also a property of the plan (`PlanValues`) and a key of its JSON.
 
     Attributes:
-        rounds: T, the number of rounds for which delta is split.
-        delta: of the job, in every view.
+        rounds: T, the number of rounds that delta covers.
+        delta: the job's delta, the same in every view.
         how: mechanism and noise.
         update: dimension, clipping norm and encoding.
         cohorts: population, sampling and bounds.
         promise: guaranteed view, budget and unit.
-        assumed: of clients.
+        assumed: assumptions about clients.
 
     Raises:
-        MechanismError: a value is out of range, two do not go together, or what aborts that show or
-            the noise's distance from a Gaussian cost is too large a part of delta.
+        MechanismError: a value is out of range, two values are incompatible, or visible aborts or
+            the noise's distance from a Gaussian would cost too large a part of delta.
     """
 
     rounds: int
@@ -94,12 +94,12 @@ class PrivacyPlan(PlanValues):
             raise MechanismError(
                 f"a cohort of {self.expected_cohort:g} with corrupt={self.corrupt:g} and "
                 f"dropout={self.dropout:g} misses the quorum of secure aggregation too often: that "
-                f"shows, and costs {self.delta_quorum:.3g} over {self.rounds} rounds, more than a "
-                f"tenth of delta={self.delta:g}: {self._quorum_remedy}"
+                f"is visible and costs {self.delta_quorum:.3g} over {self.rounds} rounds, more "
+                f"than a tenth of delta={self.delta:g}: {self._quorum_remedy}"
             )
         if self.delta_abort > self.delta * ABORT_SHARE:
             raise MechanismError(
-                f"aborts that show cost delta_abort={self.delta_abort:.3g}, more than a tenth of "
+                f"visible aborts cost delta_abort={self.delta_abort:.3g}, more than a tenth of "
                 f"delta={self.delta:g}: raise cap={event.cap} or lower "
                 f"min_survivors={event.min_survivors}"
             )
@@ -109,8 +109,8 @@ class PrivacyPlan(PlanValues):
         if self.mechanism != "none" and 0 < self.noise_multiplier < LEAST_NOISE:
             raise MechanismError(
                 f"noise_multiplier={self.noise_multiplier:g} is below {LEAST_NOISE:g}: an epsilon "
-                "of thousands protects nobody, and accountants cannot hold it; raise it, or say "
-                "mechanism='none'"
+                "of thousands protects nobody and exceeds what accountants can compute; raise it, "
+                "or choose mechanism='none'"
             )
         if self.guarantee == "server" and self.max_participations is None:
             raise MechanismError(
@@ -129,7 +129,7 @@ class PrivacyPlan(PlanValues):
         ):
             raise MechanismError(
                 "sampling='arrivals' needs max_participations, over which its epsilon is composed, "
-                f"and knows no min_separation, got {self.max_participations} and "
+                f"and takes no min_separation, got {self.max_participations} and "
                 f"{self.min_separation}"
             )
         if (self.unit == "example") != (self.mechanism == "example-gaussian"):
@@ -140,7 +140,7 @@ class PrivacyPlan(PlanValues):
 
     @property
     def by_turns(self) -> bool:
-        """Whether no randomness of the sampling counts, only how often a client takes part."""
+        """Whether the cost depends on how often a client takes part, not on random sampling."""
         return self.event().sampling.by_turns
 
     # -- delta and its parts ----------------------------------------------------------------------
@@ -152,15 +152,15 @@ class PrivacyPlan(PlanValues):
 
     @property
     def delta_abort(self) -> float:
-        """Part of delta for aborts that an outsider or participant can see, for any reason."""
+        """The part of delta spent on aborts that an outsider or participant can see."""
         if self.mechanism == "none" or self.sampling == "arrivals":
-            # nothing is promised; or neighbours have the same arrivals, and so the same aborts
+            # Either nothing is promised, or neighbours have the same arrivals and the same aborts.
             return 0.0
         return min(1.0, self._delta_bounds + self.delta_quorum)
 
     @property
     def delta_quorum(self) -> float:
-        """Part of it for rounds that miss the quorum of secure aggregation."""
+        """The part of `delta_abort` for rounds that miss the quorum of secure aggregation."""
         if self.mechanism == "none" or self.corrupt is None or self.sampling == "arrivals":
             return 0.0
         return quorum_delta(self._cohorts)
@@ -182,7 +182,7 @@ class PrivacyPlan(PlanValues):
 
     @property
     def _quorum_remedy(self) -> str:
-        # half of what aborts may take: the bounds of cohorts need some of it
+        # Half of what aborts may cost: bounds on the cohort's size need some of it too.
         return remedy(self._cohorts, self.delta * ABORT_SHARE / 2)
 
     @property
@@ -200,29 +200,32 @@ class PrivacyPlan(PlanValues):
 
     @property
     def charges(self) -> NoiseCharges:
-        """Part of delta, by view, for the noise's distance from a Gaussian."""
+        """The part of delta, by view, spent on the noise's distance from a Gaussian."""
         return _charges_of(self)
 
     def delta_of(self, view: View) -> float:
-        """Delta at which a view is accounted: less what aborts that show cost, which the server
-        sees anyway, and what the noise's distance from a Gaussian costs in that view."""
+        """The delta at which a view is accounted.
+
+        The job's delta less what the noise's distance from a Gaussian costs in that view and, but
+        for the server (which sees cohorts anyway), less the cost of visible aborts.
+        """
         left = self.delta - self.charges.of(view)
         return left if view == "server" else left - self.delta_abort
 
     @property
     def delta_released(self) -> float:
-        """Delta at which the outsider's view is accounted."""
+        """The delta at which the outsider's view is accounted."""
         return self.delta_of("outsider")
 
     @property
     def delta_server(self) -> float:
-        """Delta at which the server's view is accounted."""
+        """The delta at which the server's view is accounted."""
         return self.delta_of("server")
 
-    # -- what follows -----------------------------------------------------------------------------
+    # -- derived values ----------------------------------------------------------------------------
 
     def event(self, *, clip: float | None = None) -> Event:
-        """The event of one round, at another clipping norm if it has adapted.
+        """One round's event, at another clipping norm if that has adapted.
 
         Raises:
             MechanismError: ``clip`` is not above 0, or the ring is too small for it.
@@ -230,18 +233,18 @@ class PrivacyPlan(PlanValues):
         return _event_of(self, self.clip if clip is None else clip)
 
     def build_mechanism(self, *, clip: float | None = None) -> Mechanism:
-        """The mechanism of one round, at another clipping norm if it has adapted.
+        """One round's mechanism, at another clipping norm if that has adapted.
 
         Raises:
-            MechanismError: as `event`, or noise of that size cannot be drawn.
+            MechanismError: as for `event`, or noise of that size cannot be drawn.
         """
         return mechanism_for(self.event(clip=clip))
 
     def covers(self, event: Event) -> bool:
-        """Whether an event is one of this plan's rounds (at whatever norm, where it adapts).
+        """Whether an event describes a round of this plan, at any norm where the norm adapts.
 
         Raises:
-            MechanismError: no event of this plan has that norm.
+            MechanismError: no event of this plan can have the given event's norm.
         """
         if not self.adaptive_clip and event.clip != self.clip:
             return False
@@ -253,11 +256,10 @@ class PrivacyPlan(PlanValues):
         return accountant_of({outsider_step(self.event()): 1}, self.delta_released)
 
     def turns(self, rounds: int) -> int:
-        """In how many of the first ``rounds`` rounds one client can have taken part, at most.
+        """The most of the first ``rounds`` rounds that count against one client, for an outsider.
 
-        Those are the rounds that an outsider counts: all of them under Poisson or fixed sampling,
-        one in b where participations are b rounds apart, no more than max_participations where
-        that is enforced.
+        All of them under Poisson or fixed sampling; one in b where participations are b rounds
+        apart; never more than max_participations where that is enforced.
         """
         apart = 1
         if self.sampling == "min-separation" and self.min_separation is not None:
@@ -270,8 +272,8 @@ class PrivacyPlan(PlanValues):
         return turns
 
     def contributions(self, rounds: int) -> int:
-        """To how many of the first ``rounds`` rounds one client can have contributed, at most, for
-        anyone who sees the cohorts."""
+        """The most of the first ``rounds`` rounds to which one client can have contributed, for
+        somebody who sees the cohorts."""
         turns = self.turns(rounds)
         return turns if self.max_participations is None else min(turns, self.max_participations)
 
@@ -287,7 +289,7 @@ class PrivacyPlan(PlanValues):
         """The plan that a header describes.
 
         Raises:
-            MechanismError: a key is missing or unknown, or a value cannot be.
+            MechanismError: a key is missing or unknown, or a value is invalid.
         """
         known = {
             name: [item.name for item in dataclasses.fields(part)] for name, part in PARTS.items()
@@ -303,10 +305,10 @@ class PrivacyPlan(PlanValues):
         return cls(rounds=body["rounds"], delta=body["delta"], **parts)
 
     def changed(self, **values: Any) -> PrivacyPlan:
-        """The plan with other values of its parts, by the keys of its JSON.
+        """A copy of the plan with some values replaced, by the keys of its JSON.
 
         Raises:
-            MechanismError: there is no such key, or a value cannot be.
+            MechanismError: a key is unknown, or a value is invalid.
         """
         return PrivacyPlan.from_json({**self.to_json(), **values})
 
@@ -317,7 +319,7 @@ class PrivacyPlan(PlanValues):
 
 
 def event_choices(body: Mapping[str, Any]) -> EventChoices:
-    """What a plan's flat values choose of one round."""
+    """The choices for one round that a plan's flat values contain."""
     chosen = {name: body[name] for name in EventChoices.__annotations__ if name in body}
     return cast(EventChoices, {**chosen, "horizon": body["rounds"]})
 
@@ -339,6 +341,7 @@ def _charges_of(plan: PrivacyPlan) -> NoiseCharges:
 
 
 def turn_groups(mechanism: str, sampling: str, min_separation: int | None) -> int:
-    """Cyclic groups that take turns: under banded-mf with Poisson sampling only."""
+    """The number of cyclic groups that take turns; 1 except under banded-mf with Poisson
+    sampling."""
     cyclic = mechanism == "banded-mf" and sampling == "poisson"
     return min_separation if cyclic and min_separation is not None else 1

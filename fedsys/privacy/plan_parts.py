@@ -1,4 +1,4 @@
-"""The parts of a privacy plan, and their values under one flat set of names.
+"""The parts of a privacy plan, and one flat set of names for their values.
 
 >>> [name for name, part in PARTS.items() if "clip" in part.__annotations__]
 ['update']
@@ -31,11 +31,12 @@ class MechanismPlan:
     """Which noise is added.
 
     Attributes:
-        mechanism: name of the mechanism.
+        mechanism: the mechanism's name.
         noise_multiplier: z.
         noise: ``per-client``, or ``once`` where a simulation draws the noise of the whole sum.
-        example_rate: largest probability of an example being in a local batch (unit ``example``).
-        steps: local steps in a round, at most (unit ``example``).
+        example_rate: the largest probability that an example is in a local batch (unit
+            ``example``).
+        steps: the largest number of local steps in a round (unit ``example``).
     """
 
     mechanism: str
@@ -50,11 +51,11 @@ class UpdatePlan:
     """What an update is and how it becomes integers.
 
     Attributes:
-        dimension: d, coordinates of an update.
-        clip: C, the clipping norm (of the first round, where it adapts).
+        dimension: d, the number of coordinates of an update.
+        clip: C, the clipping norm (the first round's, where it adapts).
         encoding: ``wide``, ``narrow``, or ``float`` (see `fedsys.privacy.encoding.float_sums`).
         modulus_bits: b.
-        adaptive_clip: whether rounds may clip at other norms than ``clip``; the cost is the same.
+        adaptive_clip: whether rounds may clip at norms other than ``clip``, at the same cost.
     """
 
     dimension: int
@@ -66,19 +67,19 @@ class UpdatePlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CohortPlan:
-    """How cohorts come about, and how large and how often.
+    """How cohorts are drawn, their size, and how often a client takes part.
 
     Attributes:
-        population: N, clients that might be sampled.
+        population: N, the number of clients that may be sampled.
         expected_cohort: n = q N.
-        cap: n_cap.
-        min_survivors: m.
-        sampling: how cohorts come about.
-        participation: p of secret participation.
-        max_participations: rounds to which any client contributes its update at most; in further
-            ones it sends zeros and its share of noise, and in buffered rounds it is not asked.
+        cap: n_cap, the largest cohort that is not aborted.
+        min_survivors: m, the fewest survivors whose sum is released.
+        sampling: how cohorts are drawn.
+        participation: p, the probability that a cohort member secretly contributes its update.
+        max_participations: the most rounds to which a client contributes its update. In further
+            rounds it sends zeros and its noise share; in buffered rounds it is not asked.
         min_separation: rounds between two participations of one client, where that is enforced;
-            under banded-mf with Poisson sampling the number of groups that take turns.
+            under banded-mf with Poisson sampling, the number of groups that take turns.
     """
 
     population: int
@@ -96,8 +97,8 @@ class Promise:
     """What is promised, and to whom.
 
     Attributes:
-        guarantee: for which view z holds the budget.
-        budget: epsilon not to be exceeded in the guaranteed view; None for no limit.
+        guarantee: the view whose epsilon z keeps within the budget.
+        budget: the largest epsilon allowed in the guaranteed view; None for no limit.
         unit: whose contribution is protected.
     """
 
@@ -108,13 +109,13 @@ class Promise:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assumptions:
-    """What is assumed of clients and cannot be seen.
+    """Assumptions about clients that cannot be checked.
 
     Attributes:
-        colluders: c, curious clients in league with the server or among the participants.
+        colluders: c, the number of curious clients that collude with the server or each other.
         dropout: the assumed probability that a sampled client drops out.
-        corrupt: fraction of a cohort that secure aggregation takes for colluders, on which its
-            quorum rests; None where sums come about without it.
+        corrupt: the fraction of a cohort that secure aggregation assumes to collude, on which its
+            quorum rests; None where secure aggregation is not used.
     """
 
     colluders: int = 0
@@ -129,7 +130,7 @@ PARTS: Mapping[str, type[Any]] = {
     "promise": Promise,
     "assumed": Assumptions,
 }
-"""Names of a plan's attributes and their types; every key of a plan's JSON is a field of one."""
+"""A plan's parts by attribute name. Every key of its JSON but two is a field of one of them."""
 
 
 class PlanValues:
@@ -145,12 +146,12 @@ class PlanValues:
 
     @property
     def mechanism(self) -> str:
-        """Name of the mechanism."""
+        """The mechanism's name."""
         return self.how.mechanism
 
     @property
     def noise_multiplier(self) -> float:
-        """z."""
+        """z, the noise multiplier."""
         return self.how.noise_multiplier
 
     @property
@@ -160,22 +161,22 @@ class PlanValues:
 
     @property
     def example_rate(self) -> float | None:
-        """Largest probability of an example being in a local batch."""
+        """The largest probability that an example is in a local batch."""
         return self.how.example_rate
 
     @property
     def steps(self) -> int | None:
-        """Local steps in a round, at most."""
+        """The largest number of local steps in a round."""
         return self.how.steps
 
     @property
     def dimension(self) -> int:
-        """d."""
+        """d, the number of coordinates of an update."""
         return self.update.dimension
 
     @property
     def clip(self) -> float:
-        """C, of the first round."""
+        """C, the first round's clipping norm."""
         return self.update.clip
 
     @property
@@ -185,47 +186,47 @@ class PlanValues:
 
     @property
     def modulus_bits(self) -> int:
-        """b."""
+        """b; vectors are added mod 2^b."""
         return self.update.modulus_bits
 
     @property
     def adaptive_clip(self) -> bool:
-        """Whether rounds may clip at other norms than ``clip``."""
+        """Whether rounds may clip at norms other than ``clip``."""
         return self.update.adaptive_clip
 
     @property
     def population(self) -> int:
-        """N."""
+        """N, the number of clients that may be sampled."""
         return self.cohorts.population
 
     @property
     def expected_cohort(self) -> float:
-        """n = q N."""
+        """n = q N, the expected size of a cohort."""
         return self.cohorts.expected_cohort
 
     @property
     def cap(self) -> int:
-        """n_cap."""
+        """n_cap, the largest cohort that is not aborted."""
         return self.cohorts.cap
 
     @property
     def min_survivors(self) -> int:
-        """m."""
+        """m, the fewest survivors whose sum is released."""
         return self.cohorts.min_survivors
 
     @property
     def sampling(self) -> SamplingKind:
-        """How cohorts come about."""
+        """How cohorts are drawn."""
         return self.cohorts.sampling
 
     @property
     def participation(self) -> float:
-        """p of secret participation."""
+        """p, the probability that a cohort member secretly contributes its update."""
         return self.cohorts.participation
 
     @property
     def max_participations(self) -> int | None:
-        """Rounds to which any client contributes its update at most."""
+        """The most rounds to which a client contributes its update."""
         return self.cohorts.max_participations
 
     @property
@@ -235,12 +236,12 @@ class PlanValues:
 
     @property
     def guarantee(self) -> Guarantee:
-        """For which view z holds the budget."""
+        """The view whose epsilon z keeps within the budget."""
         return self.promise.guarantee
 
     @property
     def budget(self) -> float | None:
-        """Epsilon not to be exceeded in the guaranteed view."""
+        """The largest epsilon allowed in the guaranteed view; None for no limit."""
         return self.promise.budget
 
     @property
@@ -250,7 +251,7 @@ class PlanValues:
 
     @property
     def colluders(self) -> int:
-        """c."""
+        """c, the number of curious clients that collude."""
         return self.assumed.colluders
 
     @property
@@ -260,5 +261,5 @@ class PlanValues:
 
     @property
     def corrupt(self) -> float | None:
-        """Fraction of a cohort that secure aggregation takes for colluders."""
+        """The fraction of a cohort that secure aggregation assumes to collude."""
         return self.assumed.corrupt

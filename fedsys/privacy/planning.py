@@ -1,4 +1,4 @@
-"""A plan from what a user chose: bounds, ring and noise are derived where they were left out.
+"""Makes a plan from a user's choices: bounds, ring and noise are derived where left out.
 
 >>> plan = make_plan(mechanism="distributed-gaussian", population=1437, expected_cohort=100,
 ...     rounds=40, dimension=650, clip=0.3, delta=1e-5, noise_multiplier=0.7)
@@ -24,20 +24,20 @@ __all__ = ["PlanChoices", "make_plan"]
 
 
 class PlanChoices(EventChoices, total=False):
-    """What a plan may be given besides what `EventChoices` lists, flat.
+    """The choices for a plan, flat: those of `EventChoices`, and those of the whole job.
 
     Attributes:
-        mechanism: name of the mechanism.
-        rounds: T.
-        delta: of the job.
-        epsilon: instead of ``noise_multiplier``: the least noise that meets it is chosen, and it is
-            the budget unless one is given.
-        budget: epsilon not to be exceeded.
-        dropout: assumed; 0.05 by default.
-        corrupt: assumed of secure aggregation, or None.
-        max_participations: rounds to which a client contributes at most.
-        unit: follows from the mechanism by default.
-        adaptive_clip: whether the norm adapts.
+        mechanism: the mechanism's name.
+        rounds: T, the number of rounds.
+        delta: the job's delta.
+        epsilon: a target instead of ``noise_multiplier``: the least noise that meets it is chosen,
+            and it is the budget unless one is given.
+        budget: the largest epsilon allowed in the guaranteed view.
+        dropout: the assumed probability that a sampled client drops out; 0.05 by default.
+        corrupt: the fraction of a cohort that secure aggregation assumes to collude, or None.
+        max_participations: the most rounds to which a client contributes.
+        unit: whose contribution is protected; follows from the mechanism by default.
+        adaptive_clip: whether the clipping norm adapts.
     """
 
     mechanism: str
@@ -53,11 +53,12 @@ class PlanChoices(EventChoices, total=False):
 
 
 def make_plan(**choices: Unpack[PlanChoices]) -> PrivacyPlan:
-    """A plan with everything derived that was left out or is None.
+    """A plan in which everything that was left out or is None is derived.
 
     Give ``noise_multiplier``, or ``epsilon`` for the least noise that meets it in the guaranteed
-    view. Cap and fewest survivors default to the tightest whose aborts cost at most a hundredth of
-    delta, ``modulus_bits`` (or 0) to the least ring that holds the largest sum and its noise.
+    view. ``cap`` and ``min_survivors`` default to the tightest bounds whose aborts cost at most a
+    hundredth of delta, and ``modulus_bits`` (also if 0) to the smallest ring that holds the largest
+    sum and its noise.
 
     Args:
         **choices: see `PlanChoices`.
@@ -93,7 +94,7 @@ def make_plan(**choices: Unpack[PlanChoices]) -> PrivacyPlan:
 
 def _derive_bounds(body: dict[str, Any]) -> None:
     sampling = body.get("sampling", "poisson")
-    if sampling == "arrivals":  # a buffer holds the same number of uploads every time
+    if sampling == "arrivals":  # every buffer holds the same number of uploads
         body.setdefault("cap", round(body["expected_cohort"]))
         body.setdefault("min_survivors", round(body["expected_cohort"]))
         return
@@ -119,15 +120,15 @@ def _whole(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _any_ring(body: Mapping[str, Any]) -> int:
-    """A modulus that no noise exceeds, while the noise is being looked for."""
+    """A modulus large enough for any noise that calibration tries."""
     return 16 if body.get("encoding") == "narrow" else 64
 
 
 def _plan_of(body: Mapping[str, Any]) -> PrivacyPlan:
-    """The plan of flat values, defaults filled in.
+    """The plan with these flat values, and defaults for the others.
 
     Raises:
-        MechanismError: a key is missing or unknown, or a value cannot be.
+        MechanismError: a key is missing or unknown, or a value is invalid.
     """
     defaults: dict[str, Any] = {}
     for part in PARTS.values():

@@ -1,4 +1,4 @@
-"""Random bytes as an argument: the operating system's, or an AES-CTR stream expanded from them.
+"""Randomness as an argument: the operating system's entropy, or an AES-CTR stream keyed by it.
 
 >>> stream = AesCtrStream(bytes(32))
 >>> stream(4).hex()
@@ -30,17 +30,17 @@ _ZEROS = memoryview(bytes(1 << 19))
 
 
 class AesCtrStream:
-    """AES-256 in counter mode over zeros: an ``Entropy`` of 5 GB/s from one 32-byte key.
+    """The AES-256-CTR keystream: an ``Entropy`` expanded at about 5 GB/s from one 32-byte key.
 
     The counter starts at zero, so a key must never be used for two streams; ``from_entropy``
-    draws a fresh one. A stream cannot be copied or pickled, and its repr shows nothing of it.
+    draws a fresh one. A stream cannot be copied or pickled, and its repr reveals nothing.
     NIST SP 800-38A, section 6.5.
 
     Args:
         key: 32 bytes.
 
     Raises:
-        MechanismError: a key of another length.
+        MechanismError: the key has another length.
     """
 
     __slots__ = ("_update",)
@@ -54,7 +54,7 @@ class AesCtrStream:
 
     @classmethod
     def from_entropy(cls, entropy: Entropy) -> AesCtrStream:
-        """A stream under a fresh key, 32 bytes drawn from ``entropy`` at once."""
+        """A stream under a fresh key of 32 bytes, drawn from ``entropy`` in one call."""
         return cls(entropy(KEY_BYTES))
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""The few checks of numbers that every parameter goes through; each names what it refuses."""
+"""Shared checks of parameters; each error names the parameter and its value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def positive(name: str, value: float, *, zero: bool = False) -> float:
     """A finite number > 0 (>= 0 with ``zero``), as float.
 
     Raises:
-        MechanismError: it is none; names it and its value, as all functions here.
+        MechanismError: it is not.
     """
     if (
         isinstance(value, bool)
@@ -31,7 +31,7 @@ def probability(name: str, value: float) -> float:
     """A number in (0, 1], as float.
 
     Raises:
-        MechanismError: it is none.
+        MechanismError: it is not.
     """
     if positive(name, value) > 1:
         raise MechanismError(f"{name} must be in (0, 1], got {value!r}")
@@ -42,7 +42,7 @@ def fraction(name: str, value: float, *, zero: bool = False) -> float:
     """A number in (0, 1) ([0, 1) with ``zero``), as float.
 
     Raises:
-        MechanismError: it is none.
+        MechanismError: it is not.
     """
     if positive(name, value, zero=zero) >= 1:
         raise MechanismError(f"{name} must be in {'[' if zero else '('}0, 1), got {value!r}")
@@ -53,7 +53,7 @@ def integer(name: str, value: int, *, least: int = 1, most: int | None = None) -
     """An integer of at least ``least`` and at most ``most``.
 
     Raises:
-        MechanismError: it is none.
+        MechanismError: it is not.
     """
     if (
         isinstance(value, bool)
@@ -67,10 +67,10 @@ def integer(name: str, value: int, *, least: int = 1, most: int | None = None) -
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    """One of a few words.
+    """One of the allowed strings.
 
     Raises:
-        MechanismError: it is none of them.
+        MechanismError: it is not one of them.
     """
     if value not in allowed:
         raise MechanismError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

@@ -1,4 +1,4 @@
-"""Whose view a privacy loss holds in, and its value in each."""
+"""The three views in which a privacy loss is stated, and an epsilon for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VIEWS: tuple[View, ...] = ("outsider", "participant", "server")
 
 
 def epsilon_to_json(epsilon: float | None) -> float | str | None:
-    """JSON knows no infinity: an infinite epsilon is the string "inf"."""
+    """An epsilon as JSON, which has no infinity: an infinite one is the string "inf"."""
     return "inf" if epsilon is not None and math.isinf(epsilon) else epsilon
 
 
@@ -22,9 +22,9 @@ class Epsilons:
     """Epsilon by view at one delta; ``math.inf`` where that view has no protection.
 
     Attributes:
-        outsider: who sees releases only.
-        participant: curious clients; None where the evidence at hand cannot tell.
-        server: likewise.
+        outsider: epsilon against somebody who sees releases only.
+        participant: epsilon against curious clients; None where the evidence does not determine it.
+        server: epsilon against the server; None likewise.
 
     >>> Epsilons(outsider=5.37, participant=10.7, server=math.inf).to_json()
     {'outsider': 5.37, 'participant': 10.7, 'server': 'inf'}
@@ -35,10 +35,10 @@ class Epsilons:
     server: float | None
 
     def of(self, view: View) -> float | None:
-        """The value of one view."""
+        """The epsilon of one view."""
         value: float | None = getattr(self, view)
         return value
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON writes it."""
+        """A JSON object: epsilon by view."""
         return {view: epsilon_to_json(self.of(view)) for view in VIEWS}

@@ -1,1 +1,1 @@
-"""From events to epsilon: one accountant for the three views, and the conversions behind it."""
+"""From events to epsilon: an accountant for the three views, and the conversions behind it."""

@@ -1,4 +1,4 @@
-"""A job's running privacy loss in three views; each round costs O(1), whatever came before.
+"""A job's running privacy loss in three views; charging a round does not revisit earlier rounds.
 
 >>> from fedsys.privacy.planning import make_plan
 >>> plan = make_plan(mechanism="distributed-gaussian", population=1000, expected_cohort=50,
@@ -29,17 +29,17 @@ __all__ = ["ViewAccountant"]
 
 
 class ViewAccountant:
-    """Charges the rounds of one job and answers what they cost, in each view.
+    """Charges one job's rounds and states what they cost in each view.
 
     Args:
-        plan: of the job.
+        plan: the job's plan.
 
     Attributes:
         plan: as given.
-        rounds: charged so far.
-        outsider: the loss in that view.
-        participant: likewise.
-        server: likewise.
+        rounds: the number of rounds charged so far.
+        outsider: the outsider's privacy loss.
+        participant: the participant's privacy loss.
+        server: the server's privacy loss.
     """
 
     def __init__(self, plan: PrivacyPlan) -> None:
@@ -58,16 +58,16 @@ class ViewAccountant:
         """Charges one reserved round.
 
         Args:
-            event: what the round cost.
-            sampled: the cohort; None if unknown (a crash): every client may have been in it.
-            survivors: whose updates were summed. Empty: an abort, logged before the first unmask
-                request, so that nothing was summed. None: unknown, the whole cohort at the noise
-                of the fewest survivors.
+            event: the round's event; the caller checks `PrivacyPlan.covers`.
+            sampled: the cohort; None if unknown (after a crash), when every client may have been in
+                it.
+            survivors: the clients whose updates were summed. Empty for an abort logged before the
+                first unmask request: nothing was summed. None if unknown: the whole cohort is
+                charged at the noise of the fewest survivors.
 
         Raises:
             MechanismError: the plan's accountant cannot interpret the event, an id is not in the
-                population, or a survivor was not sampled. Whether the event is one of the plan's
-                is for `PrivacyPlan.covers` to say.
+                population, or a survivor was not sampled.
         """
         cohort = self._ids("sampled", sampled)
         summed = self._ids("survivors", survivors)
@@ -99,7 +99,7 @@ class ViewAccountant:
         return found
 
     def spent(self) -> Epsilons:
-        """Epsilon by view of all rounds charged so far."""
+        """Epsilon by view for all rounds charged so far."""
         return Epsilons(
             outsider=self.outsider.epsilon(),
             participant=self.participant.epsilon(),
@@ -107,16 +107,16 @@ class ViewAccountant:
         )
 
     def spent_in(self, view: View) -> float:
-        """Epsilon of all rounds charged so far in one view, without the cost of the others."""
+        """Epsilon in one view for all rounds charged so far; the others are not computed."""
         if view == "outsider":
             return self.outsider.epsilon()
         return self.participant.epsilon() if view == "participant" else self.server.epsilon()
 
     def after_next(self, event: Event) -> Epsilons:
-        """Epsilon by view at worst, once a further round of this cost is charged.
+        """Worst-case epsilon by view once a further round with this event is charged.
 
         Raises:
-            MechanismError: no accountant of this plan interprets the event.
+            MechanismError: the event is unknown.
         """
         return Epsilons(
             outsider=self.outsider.epsilon(event),
@@ -127,14 +127,14 @@ class ViewAccountant:
     def require_budget(self, event: Event) -> None:
         """Refuses a round that would exceed the plan's budget in the guaranteed view.
 
-        When a job ends is a function of public constants: every reserved round counts, and for the
-        server at its worst case, whatever cohorts and survivors there were.
+        When a job ends depends on public constants alone: every reserved round counts, and for the
+        server's view at its worst case, regardless of the actual cohorts and survivors.
 
         Args:
-            event: of the round, one that the plan covers.
+            event: the round's event, which the plan covers.
 
         Raises:
-            BudgetExceeded: it would; no client must be asked.
+            BudgetExceeded: it would, so no client may be invited.
         """
         plan = self.plan
         if plan.budget is None:
@@ -155,7 +155,7 @@ class ViewAccountant:
 
 
 def _is_subset(some: NDArray[np.int64], ids: NDArray[np.int64]) -> bool:
-    """Whether increasing numbers are all among others."""
+    """Whether ``some`` is a subset of ``ids``; both strictly increasing."""
     places = np.searchsorted(ids, some)
     if not some.size:
         return True

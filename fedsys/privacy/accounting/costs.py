@@ -1,16 +1,16 @@
-"""Epsilon of Gaussian steps: which accountant interprets them, and what each says.
+"""Epsilon of Gaussian steps: which accountant interprets them, and what it reports.
 
-Every event says what a round shows to a view as `GaussianStep`s; nothing here asks which mechanism
-it was. Three accountants, each sound where it is used:
+An event states what a round reveals to a view as `GaussianStep`s, so nothing here depends on the
+mechanism. There are three accountants, each sound where it is used:
 
-- ``gaussian``: steps that nothing amplifies are one Gaussian mechanism exactly
+- ``gaussian``: unamplified steps together are exactly one Gaussian mechanism
   (`fedsys.privacy.accounting.exact_gaussian`).
-- ``pld``: Poisson-sampled steps, mixed with unamplified ones, by privacy loss distributions
-  (`fedsys.privacy.accounting.pld`), down to delta = 1e-12; below, floating point cannot hold them.
+- ``pld``: Poisson-sampled steps, possibly with unamplified ones, by privacy loss distributions
+  (`fedsys.privacy.accounting.pld`), down to delta = 1e-12; below that float64 is too coarse.
 - ``rdp``: Rényi divergences (`fedsys.privacy.accounting.rdp`), for smaller deltas, and where
   neighbours replace one client and a subset or a secret coin amplifies (Wang, Balle and
-  Kasiviswanathan 2019, Theorem 9). Never more than the exact cost without amplification, which is
-  computed as well.
+  Kasiviswanathan 2019, Theorem 9). The exact cost without amplification is computed as well, and
+  the smaller of the two is reported.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ __all__ = [
 
 Accountant = Literal["pld", "gaussian", "rdp"]
 Steps = Mapping[GaussianStep, int]
-"""How many rounds there were of each step."""
+"""The number of rounds by step."""
 
 LEAST_PLD_DELTA = 1e-12
-"""The smallest delta at which loss distributions are trusted: they are cut at 1e-15 and added by
-fast Fourier transforms in float64."""
+"""The smallest delta at which loss distributions are trusted: they are truncated at 1e-15 and
+convolved by fast Fourier transforms in float64."""
 
 
 def outsider_step(event: Event) -> GaussianStep:
-    """A round for someone who sees releases only.
+    """What a round reveals to somebody who sees releases only.
 
     Raises:
         MechanismError: the event is unknown.
@@ -70,7 +70,7 @@ def outsider_step(event: Event) -> GaussianStep:
 
 
 def together_step(event: Event) -> GaussianStep:
-    """A round that a curious client shares with its target.
+    """What a round reveals to a curious client in the same cohort as its target.
 
     Raises:
         MechanismError: the event is unknown.
@@ -79,11 +79,11 @@ def together_step(event: Event) -> GaussianStep:
 
 
 def server_step(event: Event, survivors: int | None = None) -> GaussianStep:
-    """A round in which the client's update was summed, for the server.
+    """What a round in which the client's update was summed reveals to the server.
 
     Args:
-        event: of the round.
-        survivors: clients in the sum; None for the fewest that may be released.
+        event: the round's event.
+        survivors: the number of clients in the sum; None for the fewest that may be released.
 
     Raises:
         MechanismError: the event is unknown.
@@ -101,7 +101,7 @@ def accountant_of(steps: Steps, delta: float) -> Accountant:
 
 
 def square_of(step: GaussianStep) -> float:
-    """1 / z^2 of one round's steps together as if nothing amplified; infinite without noise."""
+    """The sum of 1 / z^2 over one round's mechanisms, unamplified; infinite without noise."""
     if step.multiplier <= 0:
         return math.inf
     inverse = 1 / step.multiplier
@@ -109,7 +109,7 @@ def square_of(step: GaussianStep) -> float:
 
 
 def squares_of(steps: Steps) -> float:
-    """mu^2 = sum 1 / z_t^2 of all steps as if nothing amplified; infinite without noise."""
+    """mu^2 = sum 1 / z_t^2 over all steps, unamplified; infinite without noise."""
     total = 0.0
     for step, count in steps.items():
         if count:
@@ -118,7 +118,7 @@ def squares_of(steps: Steps) -> float:
 
 
 def steps_epsilon(steps: Steps, delta: float) -> float:
-    """Epsilon at ``delta`` by the accountant that is reported; infinite without noise.
+    """Epsilon at ``delta`` by the reported accountant; infinite without noise.
 
     Raises:
         MechanismError: ``delta`` is outside (0, 1).
@@ -138,9 +138,9 @@ def steps_epsilon(steps: Steps, delta: float) -> float:
 
 
 def second_opinion(steps: Steps, delta: float) -> float | None:
-    """dp-accounting's Rényi accountant on the same steps, from above; None where it knows none.
+    """An upper bound by dp-accounting's Rényi accountant on the same steps; None if it has none.
 
-    It is no opinion on steps whose neighbours are replaced under sampling.
+    It has none for sampled steps whose neighbours are replaced, nor where there is no noise.
     """
     if any(step.replaces and step.rate < 1 for step in steps) or math.isinf(squares_of(steps)):
         return None
@@ -156,7 +156,7 @@ def _keys(steps: Steps) -> dict[tuple[float, float], int]:
 
 
 def rdp_curve(steps: Steps) -> Vector:
-    """(orders,) Rényi divergences of all steps at `fedsys.privacy.accounting.rdp.ORDERS`."""
+    """The Rényi divergences (orders,) of all steps at `fedsys.privacy.accounting.rdp.ORDERS`."""
     curve = np.zeros_like(ORDERS)
     for step, count in steps.items():
         if count:
@@ -176,7 +176,7 @@ def _curve(multiplier: float, rate: float, replaces: bool) -> Vector:
 
 
 def rdp_epsilon(steps: Steps, delta: float) -> float:
-    """Epsilon at ``delta`` by Rényi orders alone.
+    """Epsilon at ``delta`` from Rényi divergences alone.
 
     Raises:
         MechanismError: ``delta`` is outside (0, 1).

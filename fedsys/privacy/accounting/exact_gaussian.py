@@ -1,13 +1,13 @@
-"""The Gaussian mechanism's exact privacy curve, for a single release or equivalent ones.
+"""The Gaussian mechanism's exact privacy curve, for one release or a composition.
 
 Balle and Wang, "Improving the Gaussian Mechanism for Differential Privacy" (ICML 2018), Theorem 8:
-delta(eps) = Phi(1/(2z) - eps z) - e^eps Phi(-1/(2z) - eps z) for noise of z sensitivities. Gaussian
-mechanisms of multipliers z_t one after the other, chosen adaptively, are one of multiplier 1 / mu
-with mu^2 = sum 1 / z_t^2 exactly (Dong, Roth and Su, "Gaussian Differential Privacy", 2022,
-Corollary 2; with multipliers chosen adaptively: Smith and Thakurta, "Fully Adaptive Composition for
-Gaussian Differential Privacy", 2022).
+delta(eps) = Phi(1/(2z) - eps z) - e^eps Phi(-1/(2z) - eps z) for noise of z sensitivities. A
+sequence of adaptively chosen Gaussian mechanisms with multipliers z_t costs exactly as much as one
+with multiplier 1 / mu, mu^2 = sum 1 / z_t^2 (Dong, Roth and Su, "Gaussian Differential Privacy",
+2022, Corollary 2; also if the multipliers are chosen adaptively: Smith and Thakurta, "Fully
+Adaptive Composition for Gaussian Differential Privacy", 2022).
 
-The standard library alone is used: a device has no scipy.
+Only the standard library is used, because devices do not have scipy.
 
 >>> round(gaussian_epsilon(1e-5, 1.0), 6)
 4.377178
@@ -31,7 +31,7 @@ _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
 def _log_ndtr(x: float) -> float:
-    """log Phi(x), to about 1e-14 of itself."""
+    """log Phi(x), to a relative error of about 1e-14."""
     if x > _FAR:
         return math.log(0.5 * math.erfc(-x / _ROOT_TWO))
     # Phi(x) = phi(x) / (y + 1/(y + 2/(y + 3/(y + ...)))), y = -x (Laplace's continued fraction)
@@ -45,6 +45,8 @@ def _log_ndtr(x: float) -> float:
 def log_gaussian_delta(epsilon: float, noise_multiplier: float) -> float:
     """log delta at ``epsilon`` >= 0, without overflow or cancellation to zero.
 
+    With delta = A - B (the two terms of the formula): log delta = log A + log(1 - B / A).
+
     Args:
         epsilon: not negative; unchecked.
         noise_multiplier: z > 0, in sensitivities; unchecked.
@@ -57,7 +59,7 @@ def log_gaussian_delta(epsilon: float, noise_multiplier: float) -> float:
 
 
 def gaussian_delta(epsilon: float, noise_multiplier: float) -> float:
-    """delta at ``epsilon`` >= 0 of noise of ``noise_multiplier`` sensitivities.
+    """delta at ``epsilon`` >= 0 for noise of ``noise_multiplier`` sensitivities.
 
     Raises:
         MechanismError: a number is out of range.
@@ -68,10 +70,10 @@ def gaussian_delta(epsilon: float, noise_multiplier: float) -> float:
 
 
 def gaussian_epsilon(delta: float, noise_multiplier: float) -> float:
-    """The smallest epsilon at ``delta`` of noise of ``noise_multiplier`` sensitivities.
+    """The smallest epsilon at ``delta`` for noise of ``noise_multiplier`` sensitivities.
 
     Raises:
-        MechanismError: ``delta`` is outside (0, 1), or the multiplier not above 0.
+        MechanismError: ``delta`` is outside (0, 1), or the multiplier is not above 0.
     """
     validation.fraction("delta", delta)
     validation.positive("noise_multiplier", noise_multiplier)
@@ -92,7 +94,7 @@ def gaussian_epsilon(delta: float, noise_multiplier: float) -> float:
 
 
 def composed_epsilon(delta: float, squares: float) -> float:
-    """The smallest epsilon at ``delta`` of Gaussian mechanisms with sum 1 / z_t^2 = ``squares``.
+    """The smallest epsilon at ``delta`` for Gaussian mechanisms with sum 1 / z_t^2 = ``squares``.
 
     Args:
         delta: in (0, 1).

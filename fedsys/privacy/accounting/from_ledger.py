@@ -1,4 +1,4 @@
-"""From a ledger back to the privacy loss: what a resumed run and an auditor both need.
+"""Recovers the privacy loss from a ledger, for resumed runs and for auditors.
 
 >>> from fedsys.privacy.planning import make_plan
 >>> plan = make_plan(mechanism="distributed-gaussian", population=1437, expected_cohort=100,
@@ -59,7 +59,7 @@ _NOT_COVERED = ["metrics", "evaluation", "timing", "traffic observers", "tuning 
 
 
 def accountant_versions() -> dict[str, str]:
-    """Versions of what computes epsilon."""
+    """The versions of the code that computes epsilon."""
     return dict(_accountant_versions())
 
 
@@ -77,13 +77,13 @@ def ledger_header(plan: PrivacyPlan, **facts: Any) -> dict[str, Any]:
     """The body of a ledger's first line.
 
     Args:
-        plan: constants of the job.
-        **facts: what the caller knows besides them: trust (authority of the roster, quorum, c,
-            gamma), hashes of code, config and initial model, tuning runs before this one, how N is
-            known, the protocol.
+        plan: the job's plan.
+        **facts: further facts from the caller: trust (authority of the roster, quorum, c, gamma),
+            hashes of code, configuration and initial model, earlier tuning runs, how N is known,
+            the protocol.
 
     Returns:
-        A JSON object; `plan_of` reads the plan back.
+        A JSON object, from which `plan_of` recovers the plan.
     """
     return {
         **facts,
@@ -105,7 +105,7 @@ def ledger_header(plan: PrivacyPlan, **facts: Any) -> dict[str, Any]:
 
 
 def neighbours_of(plan: PrivacyPlan) -> dict[str, str]:
-    """Which data sets each view's epsilon compares."""
+    """By view, which two data sets its epsilon compares."""
     if plan.unit == "example":
         return dict(_EXAMPLES)
     if plan.sampling == "arrivals":
@@ -116,7 +116,7 @@ def neighbours_of(plan: PrivacyPlan) -> dict[str, str]:
 def _delta_parts(plan: PrivacyPlan) -> dict[str, float]:
     parts = {"aborts": plan.delta_abort}
     if plan.corrupt is not None:
-        parts["quorum"] = plan.delta_quorum  # of what aborts cost
+        parts["quorum"] = plan.delta_quorum  # included in the cost of aborts
     for view in VIEWS:
         parts[f"noise_{view}"] = plan.charges.of(view)
         parts[view] = plan.delta_of(view)
@@ -124,10 +124,10 @@ def _delta_parts(plan: PrivacyPlan) -> dict[str, float]:
 
 
 def plan_of(header: Mapping[str, Any]) -> PrivacyPlan:
-    """The plan that a header states, its parts of delta checked.
+    """The plan that a header states, after checking the header's other figures against it.
 
     Raises:
-        LedgerError: there is none, or what is stated besides it disagrees.
+        LedgerError: there is no usable plan, or another figure disagrees with it.
     """
     body = header.get("plan")
     if not isinstance(body, dict):
@@ -142,7 +142,7 @@ def plan_of(header: Mapping[str, Any]) -> PrivacyPlan:
         raise LedgerError("the ledger's header states another unit than its plan")
     stated, derived = header.get("delta_parts"), _delta_parts(plan)
     if not isinstance(stated, dict) or set(stated) != set(derived):
-        raise LedgerError("the ledger's header does not say what its delta is made of")
+        raise LedgerError("the ledger's header does not state the parts of its delta")
     for name, value in derived.items():
         if not _close(stated[name], value):
             raise LedgerError(
@@ -153,7 +153,7 @@ def plan_of(header: Mapping[str, Any]) -> PrivacyPlan:
 
 
 def _close(stated: object, derived: float) -> bool:
-    """Equality up to what another version of scipy may change."""
+    """Equality up to differences between versions of scipy."""
     return (
         isinstance(stated, (int, float))
         and not isinstance(stated, bool)
@@ -162,17 +162,17 @@ def _close(stated: object, derived: float) -> bool:
 
 
 class CohortSource(Protocol):
-    """Private lines by round: a mapping, or a file that is read as its rounds are charged."""
+    """Private lines by round: a mapping, or a file that is read while its rounds are charged."""
 
     def get(self, round: int, /) -> Mapping[str, Any] | None:
-        """``sampled`` and ``survivors`` of a round, or None; rounds are asked for in order."""
+        """A round's ``sampled`` and ``survivors``, or None; rounds are requested in order."""
 
 
 def events_of(view: LedgerView, plan: PrivacyPlan) -> Iterator[tuple[RoundRecord, Event]]:
-    """Each round's event, derived again once for all rounds of equal cost.
+    """Yields each round's event, which is derived only once for rounds of equal cost.
 
     Raises:
-        LedgerError: a reserve holds no event, or one that the plan does not cover.
+        LedgerError: a reserve line has no event, or one that the plan does not cover.
     """
     known: dict[int, tuple[object, Event]] = {}  # by identity: the ledger's rounds share events
     for record in view.rounds:
@@ -194,7 +194,7 @@ def _event_of(round: int, body: Mapping[str, Any], plan: PrivacyPlan) -> Event:
     except (MechanismError, TypeError, ValueError, OverflowError) as error:
         raise LedgerError(f"round {round} cannot be accounted: {error}") from None
     if not covered:
-        raise LedgerError(f"round {round} reserves an event that is not of the header's plan")
+        raise LedgerError(f"round {round} reserves an event that the header's plan does not cover")
     return event
 
 
@@ -204,14 +204,14 @@ def charge_rounds(
     """Charges a ledger's rounds one by one and yields each number once it is charged.
 
     Args:
-        accountant: of the ledger's plan.
+        accountant: an accountant for the ledger's plan.
         view: the ledger.
-        private: private lines by round, checked against their commitments; None charges cohorts
-            as unknown (only the outsider's epsilon then means anything).
+        private: private lines by round, already checked against their commitments. None charges
+            cohorts as unknown, and then only the outsider's epsilon is meaningful.
 
     Raises:
-        LedgerError: a reserve holds no event, or one that the plan does not cover, or private lines
-            do not fit the round.
+        LedgerError: a reserve line has no event or one that the plan does not cover, or a private
+            line does not fit its round.
     """
     for record, event in events_of(view, accountant.plan):
         line = None if private is None else private.get(record.round)
@@ -228,12 +228,12 @@ def charge_rounds(
 
 
 def replay(view: LedgerView, private: CohortSource | None) -> tuple[ViewAccountant, Epsilons]:
-    """The accountant after all of a ledger's rounds, and what they cost.
+    """The accountant after all of a ledger's rounds, and the epsilons that they cost.
 
-    Without private lines only the outsider's epsilon is known.
+    Without private lines, only the outsider's epsilon is known.
 
     Raises:
-        LedgerError: as `plan_of` and `charge_rounds`.
+        LedgerError: as for `plan_of` and `charge_rounds`.
     """
     accountant = ViewAccountant(plan_of(view.header))
     for _ in charge_rounds(accountant, view, private):

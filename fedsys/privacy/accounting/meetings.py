@@ -1,4 +1,4 @@
-"""How often curious clients were in one cohort with the client they are curious about."""
+"""How often curious clients were in the same cohort as their target."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from numpy.typing import NDArray
 __all__ = ["EXACT_POPULATION", "Meetings"]
 
 EXACT_POPULATION = 4096
-"""Largest population whose pairs are counted one by one (64 MiB at most)."""
+"""The largest population whose pairs are counted one by one (in at most 64 MiB)."""
 
 _SMALL = 512
-"""Cohorts up to this size are counted pair by pair, in one half of the table."""
+"""Pairs of cohorts up to this size are counted in one triangle of the table only."""
 
 
 @lru_cache(maxsize=64)
 def _pairs_of(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The indices (size (size - 1) / 2,) of the smaller and the larger member of each pair."""
     return np.triu_indices(size, k=1)
 
 
 class Meetings:
-    """The most rounds that any client shared with any of its c most frequent companions.
+    """A bound on the rounds that any client shared with at least one of any c other clients.
 
-    Exact for c = 1 in populations up to ``EXACT_POPULATION``; for more colluders the sum over the c
-    most frequent companions bounds the union of their rounds. In a larger population the count of
-    the client's own rounds is the bound. Never more than the client's own rounds.
+    Exact for c = 1 in populations up to ``EXACT_POPULATION``. With more colluders, the sum over the
+    c most frequent companions bounds the union of their rounds. In larger populations the bound is
+    the number of the client's own rounds, which it never exceeds in any case.
 
     Args:
         population: N.
         colluders: c, at least 1.
-        rounds: of the job.
+        rounds: the job's number of rounds.
 
     >>> meetings = Meetings(population=10, colluders=1, rounds=3)
     >>> for cohort in ([0, 1, 2], [0, 1], [1, 2]):
@@ -47,7 +48,7 @@ class Meetings:
         """Whether pairs are counted one by one."""
         self._pairs = np.zeros((population, population) if self.exact else (0, 0), dtype=np.uint32)
         self.most = 0
-        """Rounds of the worst client so far."""
+        """The bound for the worst client so far."""
 
     def add(self, cohort: NDArray[np.int64]) -> None:
         """Counts one cohort (k,) of distinct clients."""

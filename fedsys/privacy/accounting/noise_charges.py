@@ -1,16 +1,16 @@
-"""What the noise's distance from a Gaussian costs of delta, in each view.
+"""The part of delta that the noise's distance from a Gaussian costs in each view.
 
-Two things keep a release from being exactly a post-processed Gaussian mechanism: a sum of several
+For two reasons a release is not exactly a post-processed Gaussian mechanism: a sum of several
 rounded terms is one only up to tau (``NOISE.md``), and a draw of the sampler is exact only to
-2^-980. Where every coordinate of every round is within a total variation k of its ideal, a view
-that is (eps, delta)-private in the ideal is (eps, delta + (1 + e^eps) K)-private, K the sum of
-all k. So each view is charged (1 + e^eps) K with an eps that is at least the view's own.
+2^-977. If every coordinate of every round is within total variation k of its ideal, a view that is
+(eps, delta)-private in the ideal is (eps, delta + (1 + e^eps) K)-private, with K the sum of all k.
+So each view is charged (1 + e^eps) K with an eps that is at least the view's own.
 
-That eps has to be known before the first round, or the parts of delta would not be constants. The
-charge is therefore taken at a bound on the job's cost, without amplification first and with it
-where that is too much, but never at more than a hundredth of delta: a view whose epsilon turns out
-larger than such a charge covers has no bound, and a job whose *guaranteed* view is that large from
-the start is refused.
+That eps must be known before the first round, or the parts of delta would not be constants. The
+charge is therefore computed at an upper bound on the job's cost: first without amplification and,
+if the charge is then too large, with it. It is never more than a hundredth of delta. A view whose
+epsilon later exceeds what its charge covers has no bound, and a job whose *guaranteed* view
+exceeds it from the start is refused.
 """
 
 from __future__ import annotations
@@ -40,28 +40,28 @@ CHARGE_SHARE = 0.01
 """The largest part of delta that the noise's distance from a Gaussian may take."""
 
 _AMPLE = 1e-6
-"""Part of delta below which a charge is not looked at any more closely."""
+"""The part of delta below which a charge is not refined any further."""
 
 _HOPELESS = 1e4
-"""Epsilon without amplification above which amplification is not looked at."""
+"""The epsilon without amplification above which amplification is not tried."""
 
 _FAR = math.exp(100.0)
-"""1 + e^eps for an epsilon that nobody relies on."""
+"""1 + e^eps at eps = 100, an epsilon that nobody relies on."""
 
 
 class NoiseTooCoarse(MechanismError):
-    """Rounded noise is too far from Gaussian noise for the epsilon that it is to hold."""
+    """Rounded noise is too far from Gaussian noise for the required epsilon."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoiseCharges:
-    """Of one job.
+    """One job's charges.
 
     Attributes:
-        parts: of delta, by view.
-        largest: epsilon up to which a view's part of delta covers it, by view.
-        uncovered: views whose epsilon may exceed it.
-        terms: what is added up in a release, for messages.
+        parts: the part of delta charged, by view.
+        largest: the largest epsilon that the charge covers, by view.
+        uncovered: the views whose epsilon may exceed it.
+        terms: the rounded terms of a release, for messages.
     """
 
     parts: Mapping[View, float]
@@ -70,11 +70,11 @@ class NoiseCharges:
     terms: RoundedTerms | None
 
     def of(self, view: View) -> float:
-        """A view's part of delta."""
+        """The part of delta charged to a view."""
         return self.parts[view]
 
     def covered(self, view: View, epsilon: float) -> float:
-        """The epsilon, or infinity where the charge does not cover it."""
+        """``epsilon``, or infinity if the view's charge does not cover it."""
         return epsilon if epsilon <= self.largest[view] else math.inf
 
     def require(self, view: View) -> None:
@@ -98,14 +98,15 @@ class NoiseCharges:
 def noise_charges(
     event: Event, *, delta: float, rounds: int, turns: int, contributions: int
 ) -> NoiseCharges:
-    """The charges of a job.
+    """One job's charges.
 
     Args:
-        event: of each round.
-        delta: of the job.
-        rounds: T.
-        turns: of them, in which an outsider counts one client at most.
-        contributions: likewise, for anyone who sees the cohorts.
+        event: the event of every round.
+        delta: the job's delta.
+        rounds: T, the number of rounds.
+        turns: the most rounds that count against one client, for an outsider.
+        contributions: the most rounds that count against one client, for somebody who sees the
+            cohorts.
     """
     parts: dict[View, float] = {}
     largest: dict[View, float] = {}
@@ -142,11 +143,12 @@ def noise_charges(
 
 
 def _charge(epsilon: float, distance: float) -> float:
+    """(1 + e^eps) K, where ``distance`` is K."""
     return math.inf if epsilon > 700 else (1 + math.exp(epsilon)) * distance
 
 
 def _distance(terms: RoundedTerms | None) -> float:
-    """Total variation, in one coordinate of one round, from a post-processed Gaussian."""
+    """The total variation from a post-processed Gaussian, in one coordinate of one round."""
     if terms is None:
         return 0.0
     summed = rounding_distance(terms.sigma, terms.fewest, terms.most)

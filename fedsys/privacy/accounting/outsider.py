@@ -1,4 +1,4 @@
-"""The outsider's view: every reserved round counts, aborted and lost ones too."""
+"""The outsider's view: every reserved round counts, including aborted and lost ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["OutsiderLoss", "worst_step"]
 
 
 def worst_step(steps: Iterable[GaussianStep]) -> GaussianStep:
-    """One step that costs at least what any of these does: the least noise, the largest rate."""
+    """A step that costs at least as much as any of these: least noise and largest rate."""
     known = tuple(steps)
     return GaussianStep(
         multiplier=min(step.multiplier for step in known),
@@ -24,13 +24,13 @@ def worst_step(steps: Iterable[GaussianStep]) -> GaussianStep:
 
 
 class OutsiderLoss:
-    """Someone who sees releases only, by the accountant that the plan reports.
+    """The privacy loss against somebody who sees releases only, by the plan's accountant.
 
-    Where a client takes part in a bounded number of turns (``plan.turns``), the loss is that of so
-    many rounds at the worst-case cost.
+    Where a client takes part in a bounded number of turns (``plan.turns``), the loss is that of
+    this many rounds at the worst-case cost.
 
     Args:
-        plan: of the job.
+        plan: the job's plan.
     """
 
     def __init__(self, plan: PrivacyPlan) -> None:
@@ -46,7 +46,7 @@ class OutsiderLoss:
         self._rounds[outsider_step(event)] += 1
 
     def steps(self, next_event: Event | None = None) -> Counter[GaussianStep]:
-        """What one client can lose by, of the rounds so far and the next if given."""
+        """The steps that count against one client, including the next event if given."""
         counts = Counter(self._rounds)
         if next_event is not None:
             counts[outsider_step(next_event)] += 1
@@ -55,11 +55,11 @@ class OutsiderLoss:
         return counts if turns == rounds else Counter({worst_step(counts): turns})
 
     def rdp_epsilon(self) -> float:
-        """By Rényi orders alone, to check the reported figure from above."""
+        """Epsilon from Rényi divergences alone, an upper bound to check the reported figure."""
         return rdp_epsilon(self.steps(), self._plan.delta_of("outsider"))
 
     def epsilon(self, next_event: Event | None = None) -> float:
-        """Spent so far, or once ``next_event`` is charged too."""
+        """Epsilon spent so far, or once ``next_event`` is charged too."""
         plan = self._plan
         found = steps_epsilon(self.steps(next_event), plan.delta_of("outsider"))
         return plan.charges.covered("outsider", found)

@@ -1,4 +1,4 @@
-"""The participant's view: c curious clients who know the cohorts that they were in."""
+"""The participant's view: c curious clients, who know the cohorts that they were in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["ParticipantLoss", "participant_steps"]
 def participant_steps(
     apart: Counter[GaussianStep], together: GaussianStep, shared: int
 ) -> Counter[GaussianStep]:
-    """The amplified rounds, less ``shared`` of the cheapest of them, plus as many unamplified."""
+    """The amplified steps, with the ``shared`` cheapest of them replaced by ``together``."""
     counts, left = Counter(apart), shared
     for step in sorted(apart, reverse=True):  # the most noise first
         taken = min(left, counts[step])
@@ -32,20 +32,19 @@ def participant_steps(
 
 
 class ParticipantLoss:
-    """Rounds that a curious client shared with its target count unamplified, the others amplified.
+    """The privacy loss against curious clients: rounds shared with the target count unamplified.
 
-    Every invited member sees who else was invited, so the question is what a target's update was,
-    its update or zero, not whether the target was there; see `fedsys.privacy.events.base`. For the
-    target with the most shared rounds: what its other rounds cost an outsider, and the shared ones
-    at the noise that is left without the curious clients' own shares. Rounds in which a curious
-    client sees that the target is absent cost nothing and are counted as amplified ones all the
-    same.
+    Every invited member sees who else was invited, so neighbours are the target's update or zero,
+    not its presence or absence; see `fedsys.privacy.events.base`. The loss is that of the target
+    with the most shared rounds. Its other rounds cost what they cost an outsider; the shared ones
+    cost what the noise without the curious clients' own shares allows. Rounds in which a curious
+    client sees that the target is absent cost nothing, but are counted as amplified ones.
 
-    Where no randomness of the sampling counts (min-separation, arrivals, unit ``example``), all
-    turns of the target count as shared.
+    Where the sampling's randomness does not count (min-separation, arrivals, unit ``example``), all
+    of the target's turns count as shared.
 
     Args:
-        plan: of the job.
+        plan: the job's plan.
     """
 
     def __init__(self, plan: PrivacyPlan) -> None:
@@ -58,11 +57,11 @@ class ParticipantLoss:
         )
 
     def add(self, event: Event, sampled: NDArray[np.int64] | None) -> None:
-        """Charges one round; in an unknown cohort everybody may have met everybody.
+        """Charges one round; if its cohort is unknown, everybody may have met everybody.
 
         Args:
-            event: what it cost.
-            sampled: (k,) distinct clients of the cohort; None if unknown.
+            event: the round's event.
+            sampled: (k,) the cohort's distinct clients; None if unknown.
         """
         self._apart[outsider_step(event)] += 1
         self._together[together_step(event)] += 1
@@ -72,7 +71,7 @@ class ParticipantLoss:
             self.meetings.add(sampled)
 
     def epsilon(self, next_event: Event | None = None) -> float:
-        """Spent so far, or at worst once ``next_event`` is charged too."""
+        """Epsilon spent so far, or at worst once ``next_event`` is charged too."""
         plan, apart, together = self._plan, Counter(self._apart), Counter(self._together)
         shared = self.meetings.most + self._unknown
         if next_event is not None:

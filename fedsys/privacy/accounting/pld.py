@@ -1,11 +1,11 @@
 """Poisson-sampled Gaussian rounds by dp-accounting: loss distributions, and Rényi as a check.
 
-Loss distributions are discretised upwards, so that epsilon is an upper bound whatever the width of
-a bin: Doroshenko, Ghazi, Kamath, Kumar and Manurangsi, "Connect the Dots: Tighter Discrete
-Approximations of Privacy Loss Distributions" (PETS 2022). The width follows the job: it starts at
-an eighth of the standard deviation of the smallest loss that is added and is halved until epsilon
-moves by less than a twentieth of a percent, or the grid reaches a fixed number of bins. The error
-falls with the square of the width, so the last figure is within about .02% of the limit.
+Loss distributions are discretised pessimistically, so epsilon is an upper bound for any bin width:
+Doroshenko, Ghazi, Kamath, Kumar and Manurangsi, "Connect the Dots: Tighter Discrete Approximations
+of Privacy Loss Distributions" (PETS 2022). The width adapts to the job: it starts at an eighth of
+the standard deviation of the smallest composed loss, and is halved until epsilon moves by less than
+0.05% or the grid reaches a fixed number of bins. The error falls with the square of the width, so
+the last figure is within about 0.02% of the limit.
 
 >>> round(gaussian_pld_epsilon({(3.942, 0.1): 100}, 1e-5), 2)
 1.0
@@ -23,7 +23,7 @@ import numpy as np
 __all__ = ["BIN_RULE", "dp_accounting_rdp", "gaussian_pld_deltas", "gaussian_pld_epsilon"]
 
 BIN_RULE = "halved until epsilon moves by less than 0.05%, or 2^17 bins"
-"""How the width of a bin is found, as a ledger's header states it."""
+"""How the bin width is chosen, as a ledger's header states it."""
 
 _MOVES = 5e-4
 _LEAST_MOVE = 1e-7
@@ -49,18 +49,22 @@ def _single(noise_multiplier: float, rate: float, width: float) -> Any:
 
 
 def _first_width(rounds: tuple[tuple[float, float, int], ...]) -> float:
-    """An eighth of the deviation of the smallest loss: q sqrt(e^(1/z^2) - 1), to first order."""
+    """An eighth of the smallest loss's deviation, q sqrt(e^(1/z^2) - 1) to first order in q."""
     deviations = [
         rate * math.sqrt(math.expm1(min(noise_multiplier**-2, 50.0)))
         for noise_multiplier, rate, _ in rounds
     ]
-    # where there is next to no noise, losses are so large that a finer grid tells nothing
+    # With next to no noise, losses are so large that a finer grid makes no difference.
     mean = sum(count / multiplier**2 for multiplier, _, count in rounds) / 2
     return min(min(deviations) / 8, max(_WIDEST, mean / _COARSEST))
 
 
 def _span(rounds: tuple[tuple[float, float, int], ...]) -> float:
-    """The widest range of a single loss, ten deviations of noise out."""
+    """The widest range of a single loss, with the noise up to ten deviations out.
+
+    The loss at noise x, of deviation z, is log(1 - q + q e^u) with u = (2 x + 1) / (2 z^2): more
+    than log(1 - q), and at most its value at x = 10 z.
+    """
     widest = 0.0
     for multiplier, rate, count in rounds:
         z = multiplier / math.sqrt(count) if rate == 1 else multiplier
@@ -72,12 +76,12 @@ def _span(rounds: tuple[tuple[float, float, int], ...]) -> float:
 
 
 def gaussian_pld_epsilon(rounds: Mapping[Key, int], delta: float) -> float:
-    """epsilon at ``delta`` of Poisson-sampled Gaussian rounds, neighbours by adding or removing.
+    """epsilon at ``delta`` of Poisson-sampled Gaussian rounds; neighbours add or remove a client.
 
     Args:
-        rounds: how many rounds there were of each (noise multiplier, sampling rate); a multiplier
-            of 0 costs infinity. A rate of 1 is a round that does not amplify.
-        delta: in (0, 1); infinite is possible below 1e-14, where distributions are cut.
+        rounds: the number of rounds by (noise multiplier, sampling rate). A multiplier of 0 makes
+            epsilon infinite; a rate of 1 means no amplification.
+        delta: in (0, 1). Below 1e-14 epsilon may be infinite, because distributions are truncated.
 
     >>> gaussian_pld_epsilon({}, 1e-5)
     0.0
@@ -105,12 +109,12 @@ def _composed(rounds: tuple[tuple[float, float, int], ...], delta: float) -> flo
 
 
 def gaussian_pld_deltas(rounds: Mapping[Key, int], epsilons: Sequence[float]) -> list[float]:
-    """delta at each of ``epsilons``, from above, of the rounds of `gaussian_pld_epsilon`.
+    """Upper bounds on delta at each of ``epsilons``, for rounds as in `gaussian_pld_epsilon`.
 
-    One grid serves all of them: a quarter of the width that the search for epsilon starts from.
+    One grid serves all of them, of a quarter of the width at which the search for epsilon starts.
 
     Args:
-        rounds: how many rounds there were of each (noise multiplier above 0, sampling rate).
+        rounds: the number of rounds by (noise multiplier above 0, sampling rate).
         epsilons: of either sign.
 
     >>> [round(delta, 6) for delta in gaussian_pld_deltas({(1.0, 1.0): 1}, [0.0, 4.377178])]
@@ -129,10 +133,10 @@ def _at_width(rounds: tuple[tuple[float, float, int], ...], delta: float, width:
 
 
 def _added(rounds: tuple[tuple[float, float, int], ...], width: float) -> Any:
-    """The loss distribution of all rounds."""
+    """The composed loss distribution of all rounds."""
     total: Any = None
     for noise_multiplier, rate, count in rounds:
-        if rate == 1:  # so many Gaussian mechanisms are one
+        if rate == 1:  # `count` Gaussian mechanisms compose to one
             part = _single(noise_multiplier / math.sqrt(count), 1.0, width)
         else:
             part = _single(noise_multiplier, rate, width)
@@ -142,13 +146,13 @@ def _added(rounds: tuple[tuple[float, float, int], ...], width: float) -> Any:
 
 
 def dp_accounting_rdp(steps: Mapping[Key, int], delta: float) -> float:
-    """epsilon of Poisson-sampled Gaussian steps by dp-accounting's Rényi accountant.
+    """epsilon at ``delta`` of Poisson-sampled Gaussian steps, by dp-accounting's Rényi accountant.
 
     Mironov, Talwar and Zhang, "Rényi Differential Privacy of the Sampled Gaussian Mechanism"
     (2019).
 
     Args:
-        steps: how many there were of each (noise multiplier, sampling rate).
+        steps: the number of steps by (noise multiplier, sampling rate).
         delta: in (0, 1).
     """
     from absl import logging as absl_logging
@@ -157,7 +161,7 @@ def dp_accounting_rdp(steps: Mapping[Key, int], delta: float) -> float:
 
     accountant = rdp_privacy_accountant.RdpAccountant()
     verbosity = absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.ERROR)  # orders that do not converge are left out
+    absl_logging.set_verbosity(absl_logging.ERROR)  # it warns of orders that it leaves out
     try:
         for (multiplier, rate), count in steps.items():
             gaussian: Any = dp_event.GaussianDpEvent(multiplier)

@@ -1,4 +1,4 @@
-"""What a planned job will cost in each view, by every accountant that applies.
+"""Projects what a planned job will cost in each view, by every accountant that applies.
 
 >>> from fedsys.privacy.planning import make_plan
 >>> plan = make_plan(mechanism="distributed-gaussian", population=1000, expected_cohort=50,
@@ -37,14 +37,14 @@ __all__ = ["Projection", "outsider_epsilons", "project", "typical_maximum"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Projection:
-    """Epsilons of a job that runs all its rounds.
+    """The epsilons of a job that runs all its rounds.
 
     Attributes:
-        epsilon: by view, then by accountant.
-        reported: the outsider's, by the plan's accountant.
-        participations: rounds of the client that takes part most often, as is typical.
-        meetings: rounds that some client shares with its most frequent companion, as is typical.
-        survivors: clients in a sum, as assumed for the server view.
+        epsilon: epsilon by view, then by accountant.
+        reported: the outsider's epsilon, by the plan's accountant.
+        participations: the typical number of rounds of the client that takes part most often.
+        meetings: the typical number of rounds that some client shares with curious clients.
+        survivors: the number of clients in a sum that the server's view assumes.
     """
 
     epsilon: Mapping[View, Mapping[str, float]]
@@ -68,13 +68,13 @@ class Projection:
 
 
 def typical_maximum(*, trials: int, probability: float, candidates: float) -> int:
-    """The smallest k that all of ``candidates`` Bin(trials, probability) stay within, more often
-    than not (by a union bound).
+    """The smallest k such that, by a union bound, all of ``candidates`` variables distributed as
+    Bin(trials, probability) are at most k with probability 1/2 or more.
 
     Args:
-        trials: rounds.
-        probability: of a success in each.
-        candidates: how many such numbers there are.
+        trials: the number of rounds.
+        probability: the probability of a success in each.
+        candidates: the number of variables.
     """
     low, high = 0, trials
     while low < high:
@@ -87,10 +87,10 @@ def typical_maximum(*, trials: int, probability: float, candidates: float) -> in
 
 
 def project(plan: PrivacyPlan) -> Projection:
-    """Epsilon by view and accountant once all of a plan's rounds are done.
+    """Epsilon by view and accountant after all of a plan's rounds.
 
     The outsider's is a promise. The participant's and the server's depend on how often clients
-    happen to take part; they are given for typical maxima, and counted exactly during the run.
+    happen to take part: they are projected for typical maxima here, and counted during the run.
     """
     event, turns = plan.event(), plan.turns(plan.rounds)
     participations = typical_maximum(
@@ -129,14 +129,14 @@ def project(plan: PrivacyPlan) -> Projection:
 
 
 def outsider_epsilons(steps: Steps, delta: float) -> dict[str, float]:
-    """The outsider's epsilon of these steps: the reported accountant's first, then a check.
+    """The outsider's epsilon for these steps: the reported accountant's first, then a check.
 
     Args:
-        steps: of all rounds that count.
+        steps: the steps of all rounds that count.
         delta: in (0, 1).
 
     Returns:
-        By accountant; the check is dp-accounting's Rényi accountant, where there is one.
+        Epsilon by accountant; the check is dp-accounting's Rényi accountant, where it applies.
 
     Raises:
         MechanismError: ``delta`` is out of range.

@@ -1,29 +1,28 @@
 """Rényi differential privacy of one round, as vectors over a fixed set of orders.
 
 A *loss* is an array over ``INTEGER_GRID`` (orders 0..MAX_ORDER): eps(l) = D_l(P || Q) for an
-update that is certainly in the sum, as the mechanisms' theorems give it. A *curve* is an array
-over ``ORDERS``; curves of several rounds add up, ``epsilon_of`` converts the sum.
+update that is certainly in the sum. A *curve* is an array over ``ORDERS``; the curves of several
+rounds add up, and ``epsilon_of`` converts the sum.
 
-**Tight amplification by Poisson sampling.** With probability q the sum holds the client's update
-(distribution P), else not (Q). Write L = P/Q and M_l = E_Q[L^l] = exp((l-1) eps(l)). For an integer
-order, the binomial theorem gives *exactly*
+**Tight amplification by Poisson sampling.** With probability q the sum contains the client's update
+(distribution P), otherwise not (Q). Write L = P/Q and M_l = E_Q[L^l] = exp((l-1) eps(l)). For an
+integer order, the binomial theorem gives *exactly*
 
     D_a((1-q) Q + q P || Q) = 1/(a-1) log sum_l C(a,l) (1-q)^(a-l) q^l M_l.
 
 The other direction D_a(Q || (1-q) Q + q P) is never larger: reflecting x -> v - x swaps Q with P
 (a Gaussian is symmetric), which is the condition of Mironov, Talwar and Zhang, "Rényi
-Differential Privacy of the Sampled Gaussian Mechanism" (2019), Theorem 5. The sum is
-exact, where the generic bound of Zhu and Wang (2019) has a factor 3 in its higher terms.
+Differential Privacy of the Sampled Gaussian Mechanism" (2019), Theorem 5. The sum is exact, whereas
+the generic bound of Zhu and Wang (2019) has a factor of 3 in its higher terms.
 
-**Fractional orders.** For a = m + t, 0 < t < 1, Taylor's formula around
-1 - q writes
+**Fractional orders.** For a = m + t with 0 < t < 1, Taylor's formula around 1 - q gives
 
     (1 - q + w)^a = sum_{j<m} C(a,j) (1-q)^(a-j) w^j + w^m g(w),   w = q L,
     g(w) = C(a,m) m int_0^1 (1-x)^(m-1) (1-q+xw)^t dx = C(a,m) (1-q)^t 2F1(-t, 1; m+1; -w/(1-q)),
 
 and g is concave and increasing with g(0) > 0. By Jensen's inequality under the weights L^m,
-E[w^m g(w)] <= q^m M_m g(q M_(m+1) / M_m), which increases in both moments, so upper bounds may be
-put in. At integer orders it is the exact sum.
+E[w^m g(w)] <= q^m M_m g(q M_(m+1) / M_m). This increases in both moments, so upper bounds on them
+may be inserted. At integer orders it is the exact sum.
 """
 
 from __future__ import annotations
@@ -56,12 +55,12 @@ INTEGER_GRID: Vector = np.arange(MAX_ORDER + 1, dtype=np.float64)
 _FRACTIONS = (1.25, 1.5, 1.75, *(m + t / 10 for m in range(2, 8) for t in range(1, 10)))
 _INTEGERS = (*range(2, 65), 72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
 ORDERS: Vector = np.array(sorted((*_FRACTIONS, *map(float, _INTEGERS))))
-"""Orders at which rounds are added up."""
+"""The orders at which rounds are composed."""
 ORDERS.setflags(write=False)
 
 
 def gaussian_loss(noise_multiplier: float) -> Vector:
-    """eps(l) = l / (2 z^2) (MAX_ORDER + 1,) of Gaussian noise of z sensitivities, l = 0..MAX_ORDER.
+    """The loss (MAX_ORDER + 1,) of Gaussian noise of z sensitivities: eps(l) = l / (2 z^2).
 
     Mironov, "Rényi Differential Privacy" (2017), Proposition 7.
     """
@@ -76,7 +75,8 @@ def _without_low_orders(loss: Vector) -> Vector:
 
 
 def curve_of(loss: Vector) -> Vector:
-    """A loss at ``ORDERS``: exact at integers, by convexity of (a - 1) eps(a) between them.
+    """A loss at ``ORDERS``: exact at integers; between them interpolated from above, which is
+    sound because (a - 1) eps(a) is convex in a.
 
     Args:
         loss: (MAX_ORDER + 1,).
@@ -93,10 +93,10 @@ def curve_of(loss: Vector) -> Vector:
 
 
 def amplify(loss: Vector, rate: float) -> Vector:
-    """The curve of a Poisson-sampled round, tight; never above the unamplified curve.
+    """The curve (orders,) of a Poisson-sampled round, tight; never above the unamplified curve.
 
     Args:
-        loss: (MAX_ORDER + 1,) of an update that is certainly in the sum.
+        loss: (MAX_ORDER + 1,) the loss of an update that is certainly in the sum.
         rate: q in (0, 1].
 
     Raises:
@@ -132,7 +132,7 @@ def _log1p_of_exp_terms(logs: Vector, moments: Vector) -> float:
     grown = logs + moments
     peak = float(grown.max(initial=-math.inf))
     if peak > 600:
-        # exp(logs) <= 1, so that the lost 1 - sum exp(logs) >= 0 is dropped on the safe side
+        # 1 + sum exp(logs) (exp(moments) - 1) <= 1 + sum exp(logs + moments): an upper bound.
         return float(np.logaddexp(0.0, peak + math.log(float(np.exp(grown - peak).sum()))))
     small = moments < 30
     terms = np.exp(logs) * np.expm1(np.where(small, moments, 0.0))
@@ -141,7 +141,11 @@ def _log1p_of_exp_terms(logs: Vector, moments: Vector) -> float:
 
 
 def _integer_excess(moments: Vector, rate: float, order: int) -> float:
-    """(a - 1) times the amplified loss at an integer order."""
+    """(a - 1) times the amplified loss at an integer order.
+
+    The weights C(a,j) (1-q)^(a-j) q^j add up to 1 and M_0 = M_1 = 1, so the sum of weights times
+    moments is 1 plus the sum over j >= 2 of weights times (M_j - 1).
+    """
     j = INTEGER_GRID[2 : order + 1]
     logs = _log_binomials(float(order), order + 1)[2:]
     logs = logs + (order - j) * math.log1p(-rate) + j * math.log(rate)
@@ -149,7 +153,11 @@ def _integer_excess(moments: Vector, rate: float, order: int) -> float:
 
 
 def _fractional_excess(moments: Vector, rate: float, order: float) -> float:
-    """(a - 1) times an upper bound on the amplified loss between two integer orders."""
+    """(a - 1) times an upper bound on the amplified loss between two integer orders.
+
+    The bound of the module's docstring. With M_j = 1 for all j (no loss) Taylor's formula gives
+    exactly 1, which is subtracted term by term so that small losses keep their digits.
+    """
     whole = int(order)
     part = order - whole
     low, high = float(moments[whole]), float(moments[whole + 1])
@@ -174,15 +182,16 @@ def _fractional_excess(moments: Vector, rate: float, order: float) -> float:
 
 
 def replacement_sampled(loss: Vector, rate: float, pure: float = math.inf) -> Vector:
-    """The curve of a round on a uniform subset of fixed size, neighbours by replacement.
+    """The curve (orders,) of a round on a uniform subset of fixed size, neighbours by replacement.
 
     Wang, Balle and Kasiviswanathan, "Subsampled Rényi Differential Privacy and Analytical Moments
     Accountant" (2019), Theorem 9, for integer orders.
 
     Args:
-        loss: of the unsampled mechanism *for replacement* (twice the sensitivity of adding one).
-        rate: subset size over population size.
-        pure: eps(infinity) of the mechanism, where it is finite.
+        loss: (MAX_ORDER + 1,) the loss of the unsampled mechanism *for replacement* (twice the
+            sensitivity of adding a client).
+        rate: the subset's size over the population's.
+        pure: eps(infinity) of the mechanism, if finite.
     """
     plain = curve_of(loss)
     if rate == 1 or not np.isfinite(loss).all():
@@ -206,7 +215,7 @@ def replacement_sampled(loss: Vector, rate: float, pure: float = math.inf) -> Ve
         terms = terms + log_terms[2 : order + 1]
         peak = float(terms.max())
         total = float(np.logaddexp(0.0, peak + math.log(float(np.exp(terms - peak).sum()))))
-        if peak < -30:  # small: log1p keeps the digits
+        if peak < -30:  # log1p keeps the digits of a small sum
             total = math.log1p(float(np.exp(terms).sum()))
         integers[order] = total / (order - 1)
     known = np.array(_INTEGERS, dtype=np.intp)
@@ -217,11 +226,11 @@ def replacement_sampled(loss: Vector, rate: float, pure: float = math.inf) -> Ve
 
 
 def epsilon_of(curve: Vector, delta: float, orders: Vector = ORDERS) -> float:
-    """The smallest epsilon that a curve gives at ``delta``.
+    """The smallest epsilon that a curve (orders,) gives at ``delta``.
 
     Canonne, Kamath and Steinke, "The Discrete Gaussian for Differential Privacy" (2020),
-    Proposition 12: eps = rdp + log(1 - 1/a) - log(delta a) / (a - 1); 0 where the Kullback-Leibler
-    divergence alone keeps the total variation below delta. The same as dp-accounting's.
+    Proposition 12: eps = rdp + log(1 - 1/a) - log(delta a) / (a - 1). It is 0 where the
+    Kullback-Leibler divergence alone keeps the total variation below delta, as in dp-accounting.
 
     Raises:
         MechanismError: ``delta`` is outside (0, 1).

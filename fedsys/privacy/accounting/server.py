@@ -1,4 +1,4 @@
-"""The server's view: each client's own rounds at the noise that honest survivors added."""
+"""The server's view: each client's own rounds, at the noise that honest survivors added."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ Vector = NDArray[np.float64]
 
 
 def worst_server(plan: PrivacyPlan, rounds: int) -> float:
-    """The server's epsilon after so many rounds at the worst case: a client took part in as many of
-    them as it may, each with the fewest survivors. A function of public constants alone."""
+    """The server's worst-case epsilon after ``rounds`` rounds: a client took part in as many as
+    allowed, each with the fewest survivors. It depends on public constants alone."""
     step = server_step(plan.event())
     found = steps_epsilon({step: plan.contributions(rounds)}, plan.delta_of("server"))
     return plan.charges.covered("server", found)
 
 
 class ServerLoss:
-    """What the server learned of the worst client, at the survivors that there really were.
+    """The worst client's privacy loss against the server, at the actual numbers of survivors.
 
-    Rounds without amplification are Gaussian mechanisms, so that a client's loss is one number,
+    Rounds without amplification are Gaussian mechanisms, so a client's loss is one number,
     mu^2 = sum 1 / z_t^2 over its rounds. Where a secret coin or a local batch amplifies, each round
-    costs its worst case, and the number of the client's rounds is what counts. A client that
-    contributed as often as the plan allows sends zeros from then on: it loses nothing more.
+    is charged at its worst case, and only the number of the client's rounds counts. A client that
+    contributed as often as the plan allows sends zeros from then on and loses nothing more.
 
     Args:
-        plan: of the job.
+        plan: the job's plan.
     """
 
     def __init__(self, plan: PrivacyPlan) -> None:
         self._plan = plan
-        # untouched pages of zeros cost no memory
+        # Pages of zeros that are never written take no memory.
         self._squares: Vector = np.zeros(plan.population)
         self._counts = np.zeros(plan.population, dtype=np.int32)
         self._most_squares = 0.0
@@ -48,12 +48,12 @@ class ServerLoss:
         self._step: GaussianStep | None = None
 
     def add(self, event: Event, clients: NDArray[np.int64] | None, survivors: int | None) -> None:
-        """Charges a round to its clients, at the worst case where ``survivors`` is None.
+        """Charges a round to its clients, at the worst case if ``survivors`` is None.
 
         Args:
-            event: what it cost.
-            clients: (k,) distinct; None charges the round to everybody.
-            survivors: clients in the sum.
+            event: the round's event.
+            clients: (k,) distinct clients; None charges the round to everybody.
+            survivors: the number of clients in the sum.
         """
         step = server_step(event, survivors)
         square = square_of(step)
@@ -78,12 +78,12 @@ class ServerLoss:
         self._step = worst if self._step is None else worst_step((self._step, worst))
 
     def participations(self, client: int) -> int:
-        """Rounds in which a client's update was, or may have been, summed."""
+        """The number of rounds in which a client's update was, or may have been, summed."""
         return int(self._counts[client])
 
     @property
     def exhausted(self) -> NDArray[np.int64]:
-        """Those that contributed, or may have, as often as the plan lets them."""
+        """The clients that contributed, or may have, as often as the plan allows."""
         limit = self._plan.max_participations
         if limit is None:
             return np.zeros(0, dtype=np.int64)
@@ -91,22 +91,21 @@ class ServerLoss:
 
     @property
     def clients(self) -> NDArray[np.int64]:
-        """Those whose updates were, or may have been, summed in a round with a known cohort."""
+        """Clients whose updates were, or may have been, summed in rounds with known cohorts."""
         return np.flatnonzero(self._counts)
 
     @property
     def amplified(self) -> bool:
-        """Whether rounds are counted, rather than mu^2 added up."""
+        """Whether rounds are counted, rather than their mu^2 added up."""
         return self._step is not None and self._step.rate < 1
 
     def squares(self, clients: NDArray[np.int64]) -> Vector:
-        """mu^2 (n,) of each of n clients, unknown rounds included; what `amplified` rounds cost as
-        if nothing amplified."""
+        """mu^2 (n,) of n clients, with unknown rounds; `amplified` rounds count unamplified."""
         found: Vector = self._squares[clients] + self._unknown_squares
         return found
 
     def epsilon(self, next_event: Event | None = None) -> float:
-        """Of the worst client so far, or at worst once ``next_event`` is charged too."""
+        """The worst client's epsilon so far, or at worst once ``next_event`` is charged too."""
         if next_event is None:
             return self._epsilon(self._step, self._most_squares + self._unknown_squares, 0)
         step = server_step(next_event)

@@ -1,1 +1,1 @@
-"""From a float update to bounded integers: clipping, rounding, rotation and the ring of the sum."""
+"""From float updates to bounded integers: clipping, rounding, rotation and the sum's ring."""

@@ -1,10 +1,10 @@
 """Adaptive clipping: the norm follows a quantile of the updates' norms, flat or by layer.
 
 Andrew, Thakkar, McMahan and Ramaswamy, "Differentially Private Learning with Adaptive Clipping"
-(NeurIPS 2021). A client's bit 1[norm <= C] - 1/2, one a layer, travels as a further coordinate of
-its update: inside the clipped, noised, accounted vector, never next to it. With G layers of norms
-C_g and bits of weight w, the vector's norm is at most C = sqrt(sum C_g^2 + G w^2), the clipping
-norm of the round's event; a mechanism of dimension d + G sees nothing unusual.
+(NeurIPS 2021). For each layer, a client's bit 1[norm <= C] - 1/2 travels as a further coordinate of
+its update: inside the clipped, noised and accounted vector, never next to it. With G layers of
+norms C_g and bits of weight w, the vector's norm is at most C = sqrt(sum C_g^2 + G w^2), the
+clipping norm of the round's event. To the mechanism it is an ordinary vector of dimension d + G.
 
 >>> adaptive = AdaptiveClipping.start(layers=(3, 2), clip=1.0, quantile=0.5, learning_rate=0.2,
 ...     bit_fraction=0.1, survival=0.95)
@@ -33,13 +33,13 @@ from fedsys.privacy.encoding.clipping import check_updates, finite_norms
 
 __all__ = ["AdaptiveClipping", "default_bit_fraction"]
 
-_STEEPEST = 20.0  # exp of more than this in one step is refused as a misconfiguration
+_STEEPEST = 20.0  # a larger learning rate is refused as a misconfiguration
 
 
 def default_bit_fraction(noise_multiplier: float, expected_cohort: float) -> float:
-    """w / C for which the noise on a round's fraction deviates by 0.05, at most a half.
+    """The w / C at which the noise on a round's fraction has deviation 0.05; at most 1/2.
 
-    A bit's mean has noise z C / n against a range of 2 w.
+    The mean of a bit has noise of deviation z C / n and a range of 2 w, so w / C = 10 z / n.
 
     Args:
         noise_multiplier: z.
@@ -53,18 +53,18 @@ class AdaptiveClipping:
     """One round's clipping norms; ``updated`` gives the next round's.
 
     Attributes:
-        layers: number of coordinates of each group, in order; one group is flat clipping.
-        norms: C_g of each group.
-        weight: w, what a bit of 1 adds (and a bit of 0 takes away) in its coordinate.
-        quantile: fraction of updates that should stay below their norm.
-        learning_rate: eta of ``C *= exp(-eta (fraction - quantile))``.
-        survival: expected fraction of a cohort that reaches the sum; an assumption, since the
-            realised one is secret.
-        bit_fraction: w / C, kept when the norms move.
+        layers: (G,) the number of coordinates of each group, in order; one group is flat clipping.
+        norms: (G,) C_g, the clipping norm of each group.
+        weight: w; the coordinate of a bit is w for a 1 and -w for a 0.
+        quantile: the target fraction of updates whose norm stays below the clipping norm.
+        learning_rate: eta in ``C *= exp(-eta (fraction - quantile))``.
+        survival: the expected fraction of a cohort that reaches the sum; an assumption, because the
+            realised fraction is secret.
+        bit_fraction: w / C, which is kept when the norms move.
 
     Raises:
-        MechanismError: a value is out of range, there is not one norm a layer, or the bits leave no
-            room for the update.
+        MechanismError: a value is out of range, the number of norms is not that of the layers, or
+            the bits leave no room for the update.
     """
 
     layers: tuple[int, ...]
@@ -78,7 +78,7 @@ class AdaptiveClipping:
     def __post_init__(self) -> None:
         if not self.layers or len(self.layers) != len(self.norms):
             raise MechanismError(
-                f"adaptive clipping needs one norm a layer, got {len(self.norms)} norms for "
+                f"adaptive clipping needs one norm per layer, got {len(self.norms)} norms for "
                 f"{len(self.layers)} layers"
             )
         for size in self.layers:
@@ -92,7 +92,7 @@ class AdaptiveClipping:
         if self.learning_rate > _STEEPEST:
             raise MechanismError(
                 f"adaptive learning_rate={self.learning_rate:g} moves the norm by a factor of "
-                f"exp({self.learning_rate:g}) a round: 0.2 is usual"
+                f"exp({self.learning_rate:g}) per round: 0.2 is usual"
             )
         if len(self.layers) * self.bit_fraction**2 >= 1:
             raise MechanismError(
@@ -111,18 +111,19 @@ class AdaptiveClipping:
         bit_fraction: float = 0.1,
         survival: float = 1.0,
     ) -> AdaptiveClipping:
-        """First norms: ``clip`` in all, spread over the layers by the square root of their size.
+        """The first round's norms: ``clip`` in total, with C_g proportional to the square root of
+        the layer's size.
 
         Args:
-            layers: number of coordinates of each group.
-            clip: C, of the extended vector.
-            quantile: fraction of updates that should stay below their norm.
+            layers: (G,) the number of coordinates of each group.
+            clip: C, the norm of the extended vector.
+            quantile: the target fraction of updates whose norm stays below the clipping norm.
             learning_rate: eta.
             bit_fraction: w / C.
-            survival: expected fraction of a cohort that reaches the sum.
+            survival: the expected fraction of a cohort that reaches the sum.
 
         Raises:
-            MechanismError: as the constructor.
+            MechanismError: as for the constructor.
         """
         validation.positive("clip", clip)
         validation.fraction("bit_fraction", bit_fraction)
@@ -142,17 +143,17 @@ class AdaptiveClipping:
 
     @property
     def dimension(self) -> int:
-        """d, coordinates of an update."""
+        """d, the number of coordinates of an update."""
         return sum(self.layers)
 
     @property
     def length(self) -> int:
-        """d + G: the dimension for which plan and mechanism are built."""
+        """d + G, the dimension for which plan and mechanism are built."""
         return self.dimension + len(self.layers)
 
     @property
     def clip(self) -> float:
-        """C: the extended vector's norm, and the clipping norm of this round's event."""
+        """C, the bound on the extended vector's norm and the clipping norm of the round's event."""
         squares = sum(norm**2 for norm in self.norms)
         return math.sqrt(squares + len(self.layers) * self.weight**2)
 
@@ -165,7 +166,7 @@ class AdaptiveClipping:
     def extend(self, updates: NDArray[Any]) -> NDArray[np.float64]:
         """Clips each layer of K updates (K, d) and appends their bits: (K, d + G) float64.
 
-        A row with a NaN or an infinity stays one, so that the mechanism encodes it as zeros.
+        A row with a NaN or an infinity keeps a NaN, so that the mechanism encodes it as zeros.
 
         Raises:
             MechanismError: the array is not (K, d) of float32 or float64.
@@ -183,9 +184,11 @@ class AdaptiveClipping:
         return extended
 
     def split(self, mean: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """A decoded mean (d + G,) as the mean update (d,) and each layer's noisy fraction (G,).
+        """Splits a decoded mean (d + G,) into the mean update (d,) and the layers' noisy fractions
+        (G,) of updates within their norms.
 
-        The mean's denominator is q N; the fraction's is the expected number of survivors.
+        The denominator of the mean is q N, and that of the fractions is the expected number of
+        survivors.
 
         Raises:
             MechanismError: the mean has another shape.
@@ -196,13 +199,13 @@ class AdaptiveClipping:
         return mean[: self.dimension], bits + 0.5
 
     def updated(self, fractions: NDArray[np.float64]) -> AdaptiveClipping:
-        """The next round's norms: ``C_g *= exp(-eta (fraction_g - quantile))``; w keeps its share.
+        """The next round's norms: ``C_g *= exp(-eta (fraction_g - quantile))``; w / C is kept.
 
         Args:
-            fractions: (G,) as `split` gives them; taken as 0 below 0 and as 1 above 1.
+            fractions: (G,) as returned by `split`; clamped to [0, 1].
 
         Raises:
-            MechanismError: they are not G finite numbers.
+            MechanismError: ``fractions`` is not G finite numbers.
         """
         if fractions.shape != (len(self.layers),) or not np.isfinite(fractions).all():
             raise MechanismError(f"expected {len(self.layers)} finite fractions, got {fractions!r}")
@@ -225,7 +228,7 @@ class AdaptiveClipping:
         """The inverse of ``to_json``.
 
         Raises:
-            MechanismError: keys or values do not fit.
+            MechanismError: a key is missing or unknown, or a value is invalid.
         """
         try:
             fields = {**body, "layers": tuple(body["layers"]), "norms": tuple(body["norms"])}

@@ -1,8 +1,8 @@
 """Clipping in the integers: the bound that accounting needs holds exactly, not up to rounding.
 
 The wide encoding scales an update by s = 64 sqrt(d) / C and rounds it to integers r with
-sum r^2 <= (s C)^2 = 4096 d, an integer, whatever floating point did on the way. So the l2
-sensitivity of the sum is D2 = s C and the l1 sensitivity D1 = sqrt(d) D2.
+sum r^2 <= (s C)^2 = 4096 d, an integer, regardless of rounding errors on the way. So the l2
+sensitivity of the sum is D2 = s C, and the l1 sensitivity is D1 = sqrt(d) D2.
 
 >>> clipped = clip_to_integers(np.array([[3.0, 4.0], [0.03, 0.04], [np.nan, 1.0]]), clip=1.0)
 >>> clipped.values
@@ -40,12 +40,12 @@ INTEGERS_PER_COORDINATE = 64
 """s C = 64 sqrt(d): the root mean square of a clipped update's integers is 64."""
 
 _PASSES = 4
-_DOT = 1 << 13  # OpenBLAS takes threads from 10,000 on
+_DOT = 1 << 13  # OpenBLAS uses threads from 10,000 elements on
 _BLOCK = 1 << 15  # coordinates at once: 256 KiB of float64 stay in the second-level cache
 
 
 def wide_scale(dimension: int, clip: float) -> float:
-    """s = 64 sqrt(d) / C: integers per unit of the update; C > 0."""
+    """s = 64 sqrt(d) / C, integers per unit of the update; C > 0."""
     return INTEGERS_PER_COORDINATE * math.sqrt(dimension) / clip
 
 
@@ -58,7 +58,7 @@ def check_updates(updates: NDArray[Any], dimension: int) -> None:
     """Refuses anything but a (K, d) array of float32 or float64.
 
     Raises:
-        MechanismError: the shape or dtype is another.
+        MechanismError: the array has another shape or dtype.
     """
     if updates.ndim != 2 or updates.shape[1] != dimension:
         raise MechanismError(f"updates must have shape (K, {dimension}), got {updates.shape}")
@@ -69,15 +69,15 @@ def check_updates(updates: NDArray[Any], dimension: int) -> None:
 def finite_norms(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """l2 norms of finite rows, rounded to 24 bits, and which rows are finite.
 
-    The rounding makes the norm, and with it every integer that follows, the same whatever the
-    order in which a backend sums the squares (numpy, torch on a CPU or a GPU).
+    Because of the rounding, the norm, and so every integer that follows from it, does not depend on
+    the order in which a backend (numpy, torch on a CPU or a GPU) sums the squares.
 
     Returns:
         norms (K,), 0 for a row with a NaN or an infinity; finite (K,).
     """
     squares = np.einsum("kd,kd->k", rows, rows)
     peaks: NDArray[np.float64] | None = None
-    if len(rows) == 1 or not np.isfinite(squares).all():  # a device looks twice whatever it finds
+    if len(rows) == 1 or not np.isfinite(squares).all():  # one row: data-independent time
         peaks = np.abs(rows).max(axis=1)
     return _norms_of(squares, peaks, rows.shape[1])
 
@@ -85,8 +85,8 @@ def finite_norms(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArra
 def _norms_of(
     squares: NDArray[np.float64], peaks: NDArray[np.float64] | None, dimension: int
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """As `finite_norms`, from sums of squares (K,) and largest absolute values (K,), which are
-    needed only where a sum of squares is not finite."""
+    """As `finite_norms`, from sums of squares (K,) and largest absolute values (K,); the latter are
+    needed only if a sum of squares is not finite."""
     finite = np.isfinite(squares)
     norms = np.sqrt(squares, where=finite, out=np.zeros_like(squares))
     if peaks is not None:
@@ -108,21 +108,23 @@ def clipping_factors(
 def clip_to_integers(updates: NDArray[Any], *, clip: float) -> Encoded:
     """Scales, clips and rounds K updates so that the integers obey the norm bound.
 
-    r = rint(f x) with f = s min(1, C / |x|). Rounding can lift the norm over s C; then f shrinks
-    by s C / |r| and a margin, at most four times, and as a last resort the row is truncated
-    towards zero, which cannot lift it. A row with a NaN or an infinity becomes zeros: a refusal
-    would leak information.
+    r = rint(f x) with f = s min(1, C / |x|). Rounding can raise the norm above s C. Then f is
+    multiplied by s C / |r| and a margin, at most four times; as a last resort the row is truncated
+    towards zero, which cannot raise the norm. A row with a NaN or an infinity becomes zeros,
+    because a refusal would leak information.
 
-    One row is what a device clips, and how long it takes could be seen from outside: it goes
-    through all passes whatever it is. Many rows are a simulation's, where speed counts and nobody
-    is protected from their own machine. Both give the same integers, to the bit.
+    A device clips a single row, and others could observe how long that takes, so a single row goes
+    through all passes regardless of its values. Many rows come from a simulation, where speed
+    matters and nobody is protected from their own machine. Both give the same integers, bit for
+    bit.
 
     Args:
         updates: (K, d) float32 or float64.
         clip: C > 0, the l2 norm above which an update is scaled down.
 
     Raises:
-        MechanismError: the array has another shape or dtype, or no coordinate, or C is no norm.
+        MechanismError: the array has another shape or dtype or no coordinates, or ``clip`` is not a
+            positive number.
     """
     validation.positive("clip", clip)
     check_updates(updates, updates.shape[-1] if updates.ndim else 0)
@@ -153,10 +155,10 @@ def clip_to_integers(updates: NDArray[Any], *, clip: float) -> Encoded:
 def _round_within(
     rows: NDArray[np.float64], factors: NDArray[np.float64], limit: int
 ) -> NDArray[np.float64]:
-    """Integers (as float64, exact) near ``factors * rows`` with sum of squares <= limit.
+    """Integers (K, d), exact in float64, near ``factors * rows`` with sum of squares <= limit.
 
-    Every product and partial sum of squares is an integer below 2^53, so the float64 sums are
-    exact and their order does not matter.
+    Every square and partial sum of squares is an integer below 2^53, so the float64 sums are exact
+    and their order does not matter.
     """
     rounded = rows * factors[:, None]
     np.rint(rounded, out=rounded)
@@ -167,10 +169,10 @@ def _round_within(
 
 
 def _clip_one(row: NDArray[Any], *, clip: float, scale: float, limit: int) -> Encoded:
-    """What `clip_to_integers` gives for one row (d,), by the same operations on every row.
+    """`clip_to_integers` for one row (d,), with operations that do not depend on its values.
 
-    A factor that is small enough stays as it is for the passes that are left. A block goes through
-    a pass while it is in the cache; no copy of the row is ever as long as the row.
+    Once the factor is small enough, the remaining passes leave it unchanged. Each pass works block
+    by block, in the cache; there is never a copy of the whole row.
     """
     blocks = [row[start : start + _BLOCK] for start in range(0, len(row), _BLOCK)]
     squares, peaks = np.zeros(1), np.zeros(1)
@@ -204,11 +206,11 @@ def _clip_one(row: NDArray[Any], *, clip: float, scale: float, limit: int) -> En
 
 
 class _Zeroed:
-    """The blocks of one row, or as many zeros in the same time.
+    """The blocks of one row, or zeros in their place, in the same time.
 
     Args:
         blocks: float32 or float64.
-        keep: whether they count.
+        keep: whether to yield the blocks rather than zeros.
     """
 
     def __init__(self, blocks: Sequence[NDArray[Any]], *, keep: bool) -> None:
@@ -218,7 +220,7 @@ class _Zeroed:
         self._mask = word.type(np.iinfo(word).max if keep else 0)
 
     def times(self, factor: float) -> Iterator[NDArray[np.float64]]:
-        """Each block times a factor, as float64; the next one may take its place."""
+        """Yields each block times a factor, float64, in a buffer that the next one overwrites."""
         kept = np.empty_like(self._words[0])
         product = np.empty(len(kept), dtype=np.float64)
         for words in self._words:
@@ -229,8 +231,8 @@ class _Zeroed:
 
 
 def _square(values: NDArray[np.float64]) -> float:
-    """Sum of squares (n,), in pieces that BLAS does not hand to threads, which would be woken for
-    less than their waking costs and would spin on afterwards."""
+    """The sum of squares of (n,) values, in pieces too short for BLAS to use threads: waking them
+    would cost more than they save, and they would keep spinning afterwards."""
     pieces = (values[start : start + _DOT] for start in range(0, len(values), _DOT))
     return sum(float(np.dot(piece, piece)) for piece in pieces)
 
@@ -238,6 +240,14 @@ def _square(values: NDArray[np.float64]) -> float:
 def _shrink(
     row: NDArray[np.float64], factor: float, square: float, limit: int
 ) -> NDArray[np.float64]:
+    """Integers (d,) near ``factor * row`` with sum of squares <= limit, by a smaller factor.
+
+    Args:
+        row: (d,) float64.
+        factor: the factor whose rounded product exceeds the limit.
+        square: the sum of squares of that product.
+        limit: (s C)^2.
+    """
     for attempt in range(_PASSES):
         factor *= math.sqrt(limit / square) * (1 - 2.0 ** (attempt - 9))
         rounded = np.rint(factor * row)

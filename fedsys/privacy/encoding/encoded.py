@@ -1,4 +1,4 @@
-"""The one carrier of updates from clipping to the sum."""
+"""The type that carries updates from clipping to the sum."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["Encoded"]
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Encoded:
-    """K updates as integers, and what only their client may know about them.
+    """K updates as integers, and what only each update's client may know about it.
 
-    `encoding.clipping` makes them signed integers of bounded norm, a mechanism's encoder takes them
-    into its ring, and `client.privatize` adds the noise shares; the other fields stay as they are.
+    `encoding.clipping` makes them signed integers of bounded norm, a mechanism's encoder maps them
+    into its ring, and `client.privatize` adds the noise shares; the other fields stay unchanged.
 
     Attributes:
         values: (K, length) signed integers, or elements of the ring in ``ring_dtype(b)``.
         clipped: (K,) whether the update's norm exceeded the clipping norm.
-        unusable: (K,) whether the update was not finite, so that its row encodes zeros.
+        unusable: (K,) whether the update was not finite; its row then encodes zeros.
         norms: (K,) l2 norms before clipping, 0 where unusable.
     """
 

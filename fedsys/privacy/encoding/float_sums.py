@@ -1,14 +1,14 @@
-"""Sums of clipped updates in floating point, rounded to integers once: fast, and not a release.
+"""Sums of clipped updates in floating point, rounded to integers once: fast, but not a release.
 
-Nothing of a single client is ever encoded: the cohort's sum S = sum_k min(1, C / |x_k|) x_k is
-taken in floating point, scaled by s and rounded, and the noise is added to those integers. Without
-one client, S moves by at most C (1 + 1e-4), where 1e-4 is a generous allowance for how floating
-point clips and sums, and rounding moves each coordinate by at most one more. So
+No single update is encoded. The cohort's sum S = sum_k min(1, C / |x_k|) x_k is computed in
+floating point, scaled by s and rounded, and the noise is added to those integers. Removing one
+client changes S by at most C (1 + 1e-4), where 1e-4 is a generous allowance for errors of clipping
+and summing in floating point, and rounding changes each coordinate by at most one more. So
 
     D2 = s C (1 + 1e-4) + sqrt(d).
 
-That allowance is a measured one, not a proof; therefore a run that sums so is marked "not a
-release". It serves research on accuracy and speed.
+The allowance is measured, not proved, so a run that sums in this way is marked "not a release". It
+serves research on accuracy and speed.
 
 >>> round(encoded_norm(10_000, "float") / encoded_norm(10_000, "wide"), 6)
 1.015725
@@ -28,22 +28,22 @@ from fedsys.privacy.encoding.rings import to_ring
 __all__ = ["ALLOWANCE", "FixedPoint", "encoded_norm"]
 
 ALLOWANCE = 1e-4
-"""Relative error that floating point may make in clipping and summing."""
+"""The relative error allowed for clipping and summing in floating point."""
 
 _FRACTION_BITS = 20
 
 
 def encoded_norm(dimension: int, encoding: str) -> float:
-    """D2, in integers, of the encodings with s = 64 sqrt(d) / C: ``wide`` and ``float``."""
+    """D2, in integers, for the encodings with s = 64 sqrt(d) / C: ``wide`` and ``float``."""
     norm = math.sqrt(squared_norm_limit(dimension))
     return norm * (1 + ALLOWANCE) + math.sqrt(dimension) if encoding == "float" else norm
 
 
 class FixedPoint:
-    """Partial sums of a cohort that add up to the same bits in whatever order they come.
+    """Adds a cohort's partial sums so that the result does not depend on their order.
 
-    Each partial sum becomes integers of s 2^20 a unit, so that the order in which processes
-    deliver theirs does not matter; the last 20 bits are rounded away once, at the end.
+    Each partial sum is rounded to integers, s 2^20 per unit of the update, and adding integers is
+    associative. The last 20 bits are rounded away once, at the end.
 
     Args:
         scale: s, integers per unit of the update.

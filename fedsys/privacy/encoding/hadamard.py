@@ -1,4 +1,4 @@
-"""Random rotation by public signs and the Walsh-Hadamard transform: its own inverse up to signs.
+"""Random rotation by public signs and the Walsh-Hadamard transform, which is its own inverse.
 
 The flattening step of Kairouz, Liu and Steinke, "The Distributed Discrete Gaussian Mechanism for
 Federated Learning with Secure Aggregation" (ICML 2021), Algorithm 1.
@@ -31,7 +31,7 @@ _DOMAIN = b"fedsys narrow encoding signs v1\x00"
 
 
 def public_signs(dimension: int, seed: bytes) -> NDArray[np.float64]:
-    """Signs (d,) of -1.0 and 1.0, a public function of a round's seed.
+    """Signs (d,), each -1.0 or 1.0, a public function of a round's seed.
 
     Raises:
         MechanismError: the seed is empty; every round needs its own.
@@ -49,9 +49,10 @@ def public_signs(dimension: int, seed: bytes) -> NDArray[np.float64]:
 def hadamard_transform(rows: NDArray[Real]) -> NDArray[Real]:
     """The unnormalised Walsh-Hadamard transform of each row (K, 2^m); overwrites its argument.
 
-    A row is a matrix of 2^(m - m // 2) by 2^(m // 2). Butterflies of growing span go down its
-    columns, then along its rows, so that every one adds long stretches of memory. Sums of two in a
-    fixed order: another backend that keeps it gets the same bits.
+    A row is treated as a matrix of 2^(m - m // 2) by 2^(m // 2): H_(ab) is the Kronecker product of
+    H_a and H_b, so transforming its columns and then its rows transforms the whole. This way every
+    butterfly adds long contiguous pieces of memory. All sums are of two numbers in a fixed order,
+    so another backend that keeps the order gets the same bits.
 
     Args:
         rows: float32 or float64.
@@ -93,7 +94,7 @@ def rotate(rows: NDArray[Real], seed: bytes) -> NDArray[Real]:
     """H diag(signs) x / sqrt(d) for each row (K, d), d a power of two.
 
     Raises:
-        MechanismError: the seed is empty, or the width no power of two.
+        MechanismError: the seed is empty, or the width is not a power of two.
     """
     width = rows.shape[1]
     turned = hadamard_transform(rows * public_signs(width, seed).astype(rows.dtype))
@@ -102,10 +103,10 @@ def rotate(rows: NDArray[Real], seed: bytes) -> NDArray[Real]:
 
 
 def unrotate(rows: NDArray[Real], seed: bytes) -> NDArray[Real]:
-    """The inverse of ``rotate``, likewise (K, d).
+    """The inverse of ``rotate``: diag(signs) H y / sqrt(d) for each row (K, d), as H H = d I.
 
     Raises:
-        MechanismError: as there.
+        MechanismError: as for ``rotate``.
     """
     width = rows.shape[1]
     turned = hadamard_transform(rows.copy())

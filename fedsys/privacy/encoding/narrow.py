@@ -1,8 +1,8 @@
-"""The narrow encoding for thin uplinks: rotate, scale, round at random, within 20 bits and less.
+"""The narrow encoding for slow uplinks: rotate, scale and round at random, to at most 20 bits.
 
 Kairouz, Liu and Steinke, "The Distributed Discrete Gaussian Mechanism for Federated Learning with
-Secure Aggregation" (ICML 2021), Algorithm 1 and Section 4; the noise is rounded Gaussian, see
-``NOISE.md``.
+Secure Aggregation" (ICML 2021), Algorithm 1 and Section 4, but with rounded Gaussian noise (see
+``NOISE.md``).
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from fedsys.errors import MechanismError
 __all__ = ["MAX_BITS", "NarrowGeometry", "geometry", "padded_dimension"]
 
 MAX_BITS = 20
-_DEVIATIONS = 4  # k: the sum fits into the ring up to k standard deviations
-_LOG_INVERSE_BETA = 0.5  # beta = exp(-1/2): a rounding is accepted with at least 1 - beta
+_DEVIATIONS = 4  # k: the ring holds the sum up to k standard deviations
+_LOG_INVERSE_BETA = 0.5  # beta = exp(-1/2): a rounding is accepted with probability >= 1 - beta
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NarrowGeometry:
-    """What the narrow encoding's parameters give.
+    """What follows from the narrow encoding's parameters.
 
     Attributes:
-        padded_dimension: the next power of two above the dimension.
+        padded_dimension: the smallest power of two that is at least the dimension.
         scale: s, integers per unit of the update.
-        l2: D2, largest l2 norm of a rounded update.
+        l2: D2, the largest l2 norm of a rounded update.
     """
 
     padded_dimension: int
@@ -47,16 +47,19 @@ def geometry(
     cohort: float,
     modulus_bits: int,
 ) -> NarrowGeometry:
-    """Scale and sensitivity, Kairouz et al. 2021, Section 4 with k = 4, beta = exp(-1/2).
+    """Scale and sensitivity by Kairouz et al. 2021, Section 4, with k = 4 and beta = exp(-1/2).
 
-    s^2 = (4^b - n k^2) / (4 k^2 (C^2 n^2 / d + n sigma_loc^2)), n sigma_loc^2 = z^2 C^2, where d is
-    the padded dimension.
+    With d the padded dimension and n sigma_loc^2 = z^2 C^2,
+
+        s^2 = (4^b - n k^2) / (4 k^2 (C^2 n^2 / d + n sigma_loc^2)),
+        D2^2 = min{(s C + sqrt(d))^2,
+                   (s C)^2 + d / 4 + sqrt(2 log(1 / beta)) (s C + sqrt(d) / 2)}.
 
     Args:
-        dimension: coordinates of an update.
-        clip: C.
-        noise_multiplier: z.
-        cohort: n.
+        dimension: the number of coordinates of an update.
+        clip: C, the clipping norm.
+        noise_multiplier: z, of the whole sum.
+        cohort: n, the expected size of a cohort.
         modulus_bits: b, from 2 to 20.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Integers mod 2^b: the ring in which clients' vectors are added.
+"""Integers mod 2^b, the ring in which clients' vectors are added.
 
 >>> to_ring(np.array([-1, 5]), bits=12)
 array([4095,    5], dtype=uint16)
@@ -20,14 +20,14 @@ __all__ = ["MAX_BITS", "RINGS", "check_bits", "from_ring", "ring_dtype", "to_rin
 MAX_BITS = 64
 
 RINGS = (16, 20, 24, 32, 40, 48, 64)
-"""Widths that are chosen from where none is given; whole or half octets pack well."""
+"""The widths to choose from if none is given; multiples of half an octet pack well."""
 
 
 def check_bits(bits: int) -> int:
-    """``bits`` if it is a supported modulus 2^bits.
+    """Returns ``bits`` if the modulus 2^bits is supported.
 
     Raises:
-        MechanismError: it is not an integer from 2 to 64.
+        MechanismError: ``bits`` is not an integer from 2 to 64.
     """
     if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= MAX_BITS:
         raise MechanismError(f"modulus_bits must be an integer from 2 to {MAX_BITS}, got {bits!r}")
@@ -38,7 +38,7 @@ def ring_dtype(bits: int) -> np.dtype[Any]:
     """The unsigned dtype that holds integers mod 2^bits: uint16, uint32 or uint64.
 
     Raises:
-        MechanismError: as `check_bits`.
+        MechanismError: as for `check_bits`.
     """
     check_bits(bits)
     return np.dtype(np.uint16 if bits <= 16 else np.uint32 if bits <= 32 else np.uint64)
@@ -48,7 +48,7 @@ def to_ring(values: NDArray[np.signedinteger[Any]], *, bits: int) -> NDArray[Any
     """Signed integers of any shape reduced mod 2^bits, in ``ring_dtype(bits)``.
 
     Raises:
-        MechanismError: as `check_bits`.
+        MechanismError: as for `check_bits`.
     """
     dtype = ring_dtype(bits)
     ring = values.astype(dtype)
@@ -61,7 +61,7 @@ def from_ring(values: NDArray[Any], *, bits: int) -> NDArray[np.int64]:
     """The representative of each element in [-2^(bits-1), 2^(bits-1)), as int64.
 
     Raises:
-        MechanismError: an element is outside the ring, or no integer.
+        MechanismError: an element is outside the ring or not an integer.
     """
     dtype = ring_dtype(bits)
     if values.dtype.kind not in "iu":
@@ -69,6 +69,7 @@ def from_ring(values: NDArray[Any], *, bits: int) -> NDArray[np.int64]:
     if values.size and (int(values.min()) < 0 or int(values.max()) >> bits):
         raise MechanismError(f"ring element outside [0, 2^{bits}): the sum is not reduced")
     unsigned = values.astype(dtype)
+    # An arithmetic shift from the top of the word extends the sign of the b-bit number.
     shift = 8 * dtype.itemsize - bits
     signed = np.dtype(f"i{dtype.itemsize}")
     lifted = (unsigned << dtype.type(shift)).view(signed) >> signed.type(shift)

@@ -1,10 +1,9 @@
 """What one round costs, as immutable data: the only thing that accountants see.
 
 Mechanisms differ in who adds the noise, how updates become integers (`Encoding`), and whether the
-noise is correlated over rounds; there is one event a kind of that, and `EVENTS` is the list of
-them. An event holds what was chosen; scale, sensitivities and variances follow from it.
-``event_from_json`` derives them again and refuses a record in which they disagree, or a mechanism
-that is not on the list.
+noise is correlated over rounds. `EVENTS` lists the kinds of events. An event holds what was chosen;
+scale, sensitivities and variances follow from it. ``event_from_json`` derives them again, and
+refuses a record in which they disagree or whose mechanism is not on the list.
 
 >>> event = build_event("distributed-gaussian", dimension=650, clip=0.3, noise_multiplier=0.7,
 ...     cap=159, min_survivors=47, expected_cohort=100, population=1437)
@@ -89,11 +88,11 @@ EVENTS: Mapping[tuple[str, Noise], type[SumEvent]] = {
     ("none", "per-client"): UnprotectedEvent,
     ("none", "once"): UnprotectedEvent,
 }
-"""The kinds of events by mechanism and by whether a simulation draws the noise of a whole sum."""
+"""The kinds of events, by mechanism and by whether a simulation draws the whole sum's noise."""
 
 MECHANISMS = tuple(dict.fromkeys(name for name, _ in EVENTS))
 SUMMED_ONCE = tuple(name for name, noise in EVENTS if noise == "once")
-"""Mechanisms whose noise can be drawn for the sum alone."""
+"""Mechanisms whose noise can be drawn once for the whole sum."""
 
 _ENCODINGS: Mapping[str, tuple[EncodingKind, ...]] = {
     "distributed-gaussian": ("wide", "narrow", "float"),
@@ -108,31 +107,31 @@ _FURTHER = {
     "banded-mf": {"horizon": "rounds", "min_separation": "min_separation"},
     "example-gaussian": {"example_rate": "example_rate", "steps": "steps"},
 }
-"""What an event of one kind needs besides the rest, and what it is called in a configuration."""
+"""Fields that only one kind of event has, and their names in a configuration."""
 
 
 class EventChoices(TypedDict, total=False):
-    """Everything that is chosen of one round.
+    """Everything that is chosen for one round.
 
     Attributes:
-        dimension: d, coordinates of an update.
-        clip: C, l2 norm to which updates are clipped.
+        dimension: d, the number of coordinates of an update.
+        clip: C, the l2 norm to which updates are clipped.
         noise_multiplier: z; ignored under ``none``.
-        expected_cohort: n = q N, constant denominator of the mean.
-        population: N.
-        cap: n_cap, largest cohort that is not aborted.
-        min_survivors: m, fewest survivors that are released.
+        expected_cohort: n = q N, the constant denominator of the mean.
+        population: N, the number of clients that may be sampled.
+        cap: n_cap, the largest cohort that is not aborted.
+        min_survivors: m, the fewest survivors whose sum is released.
         encoding: ``wide``, ``narrow``, or ``float`` for sums that are rounded once.
-        modulus_bits: b; 0 for the least ring that fits (16 under ``narrow``).
-        sampling: how cohorts come about.
-        participation: p of secret participation.
+        modulus_bits: b; 0 for the smallest ring that fits (16 under ``narrow``).
+        sampling: how cohorts are drawn.
+        participation: p, the probability that a cohort member secretly contributes its update.
         guarantee: the view for which z was chosen.
-        colluders: c, curious clients in league with the server.
+        colluders: c, the number of curious clients that collude with the server.
         noise: ``once`` where a simulation draws the noise of the whole sum.
-        horizon: rounds of the job (banded-mf).
+        horizon: the job's number of rounds (banded-mf).
         min_separation: rounds between two participations of a client (banded-mf).
-        example_rate: probability of an example being in a local batch (example-gaussian).
-        steps: local steps a round (example-gaussian).
+        example_rate: the probability that an example is in a local batch (example-gaussian).
+        steps: local steps per round (example-gaussian).
     """
 
     dimension: int
@@ -160,14 +159,15 @@ _NARROW_BITS = 16
 
 
 def build_event(name: str, **choices: Unpack[EventChoices]) -> Event:
-    """The event of one round under the mechanism of this name.
+    """One round's event under the mechanism with this name.
 
     Args:
         name: one of ``MECHANISMS``.
         **choices: see `EventChoices`.
 
     Raises:
-        MechanismError: the name or a value is not usable, or does not go with another.
+        MechanismError: the name is unknown, or a value is missing, invalid or incompatible with
+            another.
     """
     validation.one_of("mechanism", name, MECHANISMS)
     encoding, noise = choices.get("encoding", "wide"), choices.get("noise", "per-client")
@@ -176,8 +176,8 @@ def build_event(name: str, **choices: Unpack[EventChoices]) -> Event:
     kind = EVENTS.get((name, noise))
     if kind is None:
         raise MechanismError(
-            f"noise='once' is for {', '.join(SUMMED_ONCE)}; {name} draws its noise in a way of its "
-            "own: use noise='per-client'"
+            f"noise='once' is for {', '.join(SUMMED_ONCE)}; {name} cannot draw its noise that way: "
+            "use noise='per-client'"
         )
     if encoding not in _ENCODINGS[name]:
         raise MechanismError(
@@ -185,7 +185,7 @@ def build_event(name: str, **choices: Unpack[EventChoices]) -> Event:
             f"{', '.join(_ENCODINGS[name])}"
         )
     if encoding == "float" and noise != "once":
-        raise MechanismError("a sum in floating point has no shares of noise: noise='once'")
+        raise MechanismError("a sum in floating point has no noise shares: use noise='once'")
     expected = validation.positive("expected_cohort", _needed(name, choices, "expected_cohort"))
     population = validation.integer("population", _needed(name, choices, "population"))
     if expected > population:
@@ -246,10 +246,10 @@ def _needed(
 
 
 def check_known(event: object) -> Event:
-    """The event itself, if it is of a kind that is on the list.
+    """Returns the event if `EVENTS` lists its kind.
 
     Raises:
-        MechanismError: it is not: nobody knows what it costs or how its noise is drawn.
+        MechanismError: it does not, so neither the event's cost nor its noise is known.
     """
     for kind in EVENTS.values():
         if type(event) is kind:
@@ -261,11 +261,11 @@ def check_known(event: object) -> Event:
 
 
 def event_from_json(body: Mapping[str, Any]) -> Event:
-    """The event that a JSON object describes; everything derivable is derived again.
+    """The event that a JSON object describes; derived values are computed again and compared.
 
     Raises:
-        MechanismError: the mechanism is unknown, a key is missing or superfluous, a value is out of
-            range, or a derived value differs from what its parameters give.
+        MechanismError: the mechanism is unknown, a key is missing or unknown, a value is out of
+            range, or a derived value differs from what the parameters give.
     """
     mechanism = body.get("mechanism")
     try:
@@ -302,21 +302,21 @@ def event_from_json(body: Mapping[str, Any]) -> Event:
         derived = event.to_json()
     except KeyError as missing:
         raise MechanismError(f"an event of {mechanism} lacks the key {missing}") from None
-    except (ArithmeticError, TypeError, ValueError) as error:  # of a number that no plan has
-        raise MechanismError(f"an event of {mechanism!r} cannot be: {error}") from None
+    except (ArithmeticError, TypeError, ValueError) as error:  # absurd numbers
+        raise MechanismError(f"an event of {mechanism!r} is impossible: {error}") from None
     if extra := sorted(set(body) - set(derived)):
         raise MechanismError(f"an event of {mechanism} has unknown keys: {', '.join(extra)}")
     for name, value in derived.items():
         if not _agrees(body.get(name), value):
             raise MechanismError(
-                f"an event's {name}={body.get(name)!r} disagrees with {value!r}, which its other "
-                "values give"
+                f"an event's {name}={body.get(name)!r} disagrees with {value!r}, which follows "
+                "from its other values"
             )
     return event
 
 
 def _agrees(found: object, wanted: object) -> bool:
-    """Equality, up to the last bits of floating point."""
+    """Equality, up to rounding errors in floating point."""
     if isinstance(wanted, float):
         return (
             isinstance(found, (int, float))

@@ -1,4 +1,4 @@
-"""banded-mf (DP-FTRL): the server's noise, correlated over rounds by a banded strategy."""
+"""banded-mf (DP-FTRL): the server's noise, correlated over rounds by a banded factorization."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = ["BandedEvent"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BandedEvent(SumEvent):
-    """One round of a matrix mechanism whose bands do not exceed the rounds between two turns.
+    """One round of a matrix mechanism with at most as many bands as rounds between two turns.
 
-    A client's rounds touch disjoint rows of C x, so k participations cost what k Gaussian
-    mechanisms of multiplier z cost; under Poisson sampling within cyclic groups each is amplified
-    by the group's rate. Under min-separation the schedule is no client's own: without one of them
-    somebody else comes in, so neighbours replace one client, at twice the sensitivity.
+    A client's rounds touch disjoint rows of C x, so k participations cost as much as k Gaussian
+    mechanisms of multiplier z. Under Poisson sampling within cyclic groups each is amplified by the
+    group's rate. Under min-separation clients' schedules depend on each other: without one client
+    another takes its place, so neighbours replace one client, at twice the sensitivity.
 
     Attributes:
-        horizon: rounds of the job.
-        min_separation: b, rounds between two participations of one client, at least.
+        horizon: the job's number of rounds.
+        min_separation: b, the least number of rounds between two participations of one client.
     """
 
     mechanism: ClassVar[str] = "banded-mf"
@@ -68,22 +68,22 @@ class BandedEvent(SumEvent):
 
     @property
     def factors(self) -> BandedStrategy:
-        """The shipped strategy for these rounds and bands."""
+        """The shipped factorization for these rounds and bands."""
         return banded_strategy(horizon=self.horizon, bands=self.min_separation)
 
     @property
     def strategy(self) -> str:
-        """SHA-256 of the coefficients."""
+        """SHA-256 of the factorization, as hex."""
         return self.factors.digest
 
     @property
     def bands(self) -> int:
-        """Nonzero coefficients, at most ``min_separation``."""
+        """The number of nonzero coefficients, at most ``min_separation``."""
         return self.factors.bands
 
     @property
     def white_deviation(self) -> float:
-        """Of Z, in integers: z D2 |c|."""
+        """The standard deviation of Z, in integers: z D2 |c|."""
         return self.noise_multiplier * self.l2 * self.factors.norm
 
     @property
@@ -93,22 +93,22 @@ class BandedEvent(SumEvent):
 
     @property
     def total_multiplier(self) -> float:
-        """Of the last round's release, whose noise is the largest."""
+        """The total multiplier of the last round's release, whose noise is the largest."""
         gain = _largest_gain(self.horizon, self.min_separation)
         return self.noise_multiplier * self.factors.norm * math.sqrt(gain)
 
     @property
     def turn_rate(self) -> float:
-        """Probability of being sampled in a round of one's own group."""
+        """The probability that a client is sampled in a round of its own group."""
         return min(1.0, self.sampling.rate * self.min_separation)
 
     def outsider_step(self) -> GaussianStep:
-        """A turn of the client, amplified within its cyclic group under Poisson sampling."""
+        """One turn of the client, amplified within its cyclic group under Poisson sampling."""
         rate = 1.0 if self.sampling.replaces else self.turn_rate
         return self._towards_releases(self.noise_multiplier, rate)
 
     def together_step(self) -> GaussianStep:
-        """A turn that is known to have been the client's."""
+        """One turn in which the client is known to have taken part."""
         return self._towards_releases(self.noise_multiplier, 1.0)
 
     def server_step(self, survivors: int | None = None) -> GaussianStep:
@@ -116,7 +116,7 @@ class BandedEvent(SumEvent):
         return GaussianStep(multiplier=0.0)
 
     def terms(self, view: View) -> RoundedTerms | None:
-        """One: the correlated noise is rounded once a release."""
+        """One term, because the correlated noise is rounded once per release."""
         if view == "server":
             return None
         return RoundedTerms(sigma=self.white_deviation, fewest=1, most=1, draws=1)
@@ -124,6 +124,6 @@ class BandedEvent(SumEvent):
 
 @lru_cache(maxsize=64)
 def _largest_gain(horizon: int, bands: int) -> float:
-    """Variance of the last round's noise in units of Z's: it grows with the rounds."""
+    """The variance of the last round's noise over Z's: the squared norm of C^-1's first column."""
     strategy = banded_strategy(horizon=horizon, bands=bands)
     return float(np.square(inverse_series(strategy.coefficients, horizon)).sum())

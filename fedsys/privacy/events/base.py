@@ -1,16 +1,17 @@
 """What events have in common: a noisy sum over a sampled cohort.
 
-An event says in one language what a round shows to each view: Gaussian mechanisms of a noise
-multiplier (noise over sensitivity), under a sampling rate. Accountants know these `GaussianStep`s
-and nothing else.
+An event states what a round reveals to each view as Gaussian mechanisms with a noise multiplier
+(noise over sensitivity) and a sampling rate. Accountants know these `GaussianStep`s and nothing
+else.
 
-Neighbours. Under Poisson sampling the outsider's neighbours add or remove one client, and a cohort
-member's update or zero for the participant: one sensitivity. Where cohorts have a fixed size (also
-under min-separation) removing a client moves somebody else in, so neighbours replace one client:
-two sensitivities, or half the multiplier. The server's neighbours are a client's update or zero;
-it takes part either way: one sensitivity under any sampling. In buffered rounds (``arrivals``) that
-holds in every view: a buffer of fixed size has no neighbour with one client fewer, because without
-it every later upload would move up, so the same uploads arrive in the same order either way.
+Neighbours. Under Poisson sampling the outsider's neighbours add or remove one client, and the
+participant's are a cohort member's update or zero: one sensitivity. Where cohorts have a fixed size
+(also under min-separation), removing a client lets another in, so neighbours replace one client:
+two sensitivities, or half the multiplier. The server's neighbours are a client's update or zero,
+and the client takes part either way: one sensitivity under any sampling. In buffered rounds
+(``arrivals``) the same holds in every view: the same uploads arrive in the same order either way.
+A buffer of fixed size has no neighbour with one client fewer, because every later upload would
+move up.
 """
 
 from __future__ import annotations
@@ -41,19 +42,19 @@ SamplingKind = Literal["poisson", "fixed", "min-separation", "arrivals"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How a round's cohort comes about.
+    """How a round's cohort is drawn.
 
     Attributes:
         kind: ``poisson`` (each client independently with probability ``rate``), ``fixed`` (a
-            uniform subset of constant size), ``min-separation`` (no randomness counted) or
-            ``arrivals`` (a buffer of the first uploads to come; no randomness counted).
+            uniform subset of constant size), ``min-separation`` or ``arrivals`` (a buffer of the
+            first uploads to arrive); the last two claim no amplification.
         rate: q, the probability that a given client is in the cohort.
-        participation: p, the probability with which a cohort member secretly contributes its
-            update rather than zero.
+        participation: p, the probability that a cohort member secretly contributes its update
+            rather than zero.
 
     Raises:
-        MechanismError: the kind is another, a probability outside (0, 1], or a secret coin is to
-            amplify arrivals.
+        MechanismError: the kind is unknown, a probability is outside (0, 1], or participation is
+            below 1 under ``arrivals``.
     """
 
     kind: SamplingKind
@@ -72,17 +73,17 @@ class Sampling:
 
     @property
     def replaces(self) -> bool:
-        """Whether neighbours replace one client rather than add or remove one."""
+        """Whether neighbours replace one client rather than adding or removing one."""
         return self.kind in ("fixed", "min-separation")
 
     @property
     def by_turns(self) -> bool:
-        """Whether no randomness of the sampling counts, only how often a client takes part."""
+        """Whether the cost depends on how often a client takes part, not on random sampling."""
         return self.kind in ("min-separation", "arrivals")
 
     @property
     def counted_rate(self) -> float:
-        """The probability of contributing an update, as far as it amplifies for an outsider."""
+        """The probability of contributing an update that amplifies for an outsider."""
         if self.by_turns:
             return self.participation
         return self.rate * self.participation
@@ -94,8 +95,8 @@ class Cohort:
 
     Attributes:
         expected: n = q N, the constant denominator of the mean.
-        cap: n_cap, above which a cohort aborts the round.
-        min_survivors: m, below which it aborts.
+        cap: n_cap; a larger cohort aborts the round.
+        min_survivors: m; fewer survivors abort the round.
 
     Raises:
         MechanismError: a value is out of range, or no round could be released with these bounds.
@@ -117,14 +118,14 @@ class Cohort:
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
 class GaussianStep:
-    """Gaussian mechanisms that a round consists of, as one view sees them.
+    """The Gaussian mechanisms that a round consists of, as one view sees them.
 
     Attributes:
-        multiplier: noise over the sensitivity towards a neighbour; 0 where there is no noise.
-        rate: probability with which the contribution is in the sum, where that is secret.
-        replaces: whether neighbours replace the contribution; the multiplier is then that of the
-            doubled sensitivity.
-        count: how many such mechanisms one after the other.
+        multiplier: noise over the sensitivity between neighbours; 0 where there is no noise.
+        rate: the probability that the contribution is in the sum, where that is secret; else 1.
+        replaces: whether neighbours replace the contribution; the multiplier is then relative to
+            the doubled sensitivity.
+        count: the number of such mechanisms in sequence.
     """
 
     multiplier: float
@@ -138,11 +139,11 @@ class RoundedTerms:
     """The rounded Gaussians whose sum a view relies on, coordinate by coordinate.
 
     Attributes:
-        sigma: standard deviation of each before it is rounded, in integers.
-        fewest: how many are added, at least.
-        most: likewise, at most; more than one make a sum, which is only nearly a post-processed
-            Gaussian, see ``NOISE.md``.
-        draws: how many draws of the sampler are in a release.
+        sigma: the standard deviation of each term before rounding, in integers.
+        fewest: the least number of terms.
+        most: the largest number of terms; a sum of more than one is only approximately a
+            post-processed Gaussian, see ``NOISE.md``.
+        draws: the number of the sampler's draws in a release.
     """
 
     sigma: float
@@ -158,10 +159,10 @@ class SumEvent(ABC):
     Attributes:
         encoding: how updates become integers.
         noise_multiplier: z; the noise that the guaranteed view sees has deviation z D2.
-        cohort: its size and bounds.
-        sampling: how the cohort came about.
-        guarantee: for which view z was chosen.
-        colluders: c, curious clients that the server view assumes.
+        cohort: the cohort's size and bounds.
+        sampling: how the cohort was drawn.
+        guarantee: the view for which z was chosen.
+        colluders: c, the number of curious clients that the server's view assumes.
 
     Raises:
         MechanismError: a value is out of range, no round could be released with these bounds, or
@@ -170,7 +171,7 @@ class SumEvent(ABC):
 
     mechanism: ClassVar[str]
     keys: ClassVar[tuple[str, ...]] = ()
-    """Attributes of one kind of event that its JSON holds besides those of all."""
+    """Attributes that only this kind of event has in its JSON."""
     noiseless: ClassVar[bool] = False
 
     encoding: Encoding
@@ -195,19 +196,19 @@ class SumEvent(ABC):
         geometry = self.geometry
         if not (math.isfinite(geometry.scale) and geometry.scale > 0):
             raise MechanismError(
-                f"clip={self.clip:g} is no norm that updates can be scaled from: choose a larger "
-                "one"
+                f"clip={self.clip:g} is out of the range in which updates can be scaled: choose a "
+                "larger one"
             )
         if self.encoding.kind != "narrow":
             deviation = math.sqrt(self.total_variance)
             check_ring(self.modulus_bits, cap=self.cap, l2=geometry.l2, deviation=deviation)
 
     def _check_buffer(self) -> None:
-        """Refuses a buffer that does not hold the same number of uploads every time.
+        """Refuses buffers whose number of uploads is not constant.
 
         Raises:
-            MechanismError: the bounds differ from one another, or the mechanism needs to know in
-                which rounds a client may take part.
+            MechanismError: the bounds differ, or the mechanism needs to know in which rounds a
+                client may take part.
         """
         size = self.cohort.expected
         if self.mechanism in ("banded-mf", "example-gaussian"):
@@ -222,10 +223,10 @@ class SumEvent(ABC):
             )
 
     def _check(self) -> None:  # noqa: B027 - most kinds have nothing to refuse
-        """Refuses what one kind of event cannot be.
+        """Refuses values that this kind of event does not allow.
 
         Raises:
-            MechanismError: it cannot.
+            MechanismError: there is one.
         """
 
     # -- who adds how much noise ------------------------------------------------------------------
@@ -233,25 +234,25 @@ class SumEvent(ABC):
     @property
     @abstractmethod
     def share_multiplier(self) -> float:
-        """Deviation of the noise that each client adds, over D2; 0 where clients add none."""
+        """The deviation of the noise that each client adds, over D2; 0 where clients add none."""
 
     @property
     @abstractmethod
     def total_multiplier(self) -> float:
-        """Deviation of the noise in every release, over D2."""
+        """The deviation of the noise in every release, over D2."""
 
     # -- what each view sees ----------------------------------------------------------------------
 
     def outsider_step(self) -> GaussianStep:
-        """A round for somebody who sees releases only.
+        """What a round reveals to somebody who sees releases only.
 
-        Under min-separation and arrivals: a round *in which the client takes part*; under
-        banded-mf with Poisson sampling: a round of the client's own group.
+        Under min-separation and arrivals this is a round *in which the client takes part*; under
+        banded-mf with Poisson sampling, a round of the client's own group.
         """
         return self._towards_releases(self.total_multiplier, self.sampling.counted_rate)
 
     def together_step(self) -> GaussianStep:
-        """A round that a curious client shares with its target: its own share is known to it."""
+        """What a round reveals to curious clients in it, who know their own noise shares."""
         curious = min(max(self.colluders, 1), self.cap - 1)
         left = self.total_multiplier**2 - curious * self.share_multiplier**2
         return self._towards_releases(math.sqrt(max(left, 0.0)), self.sampling.participation)
@@ -263,30 +264,30 @@ class SumEvent(ABC):
 
     @abstractmethod
     def server_step(self, survivors: int | None = None) -> GaussianStep:
-        """A round in which the client's update was summed, for the server.
+        """What a round in which the client's update was summed reveals to the server.
 
         Args:
-            survivors: clients in the sum; None for the fewest that may be released. Not looked at
-                where the client's secret coin amplifies: how often it fell is not the ledger's to
-                say, so those rounds are charged at the worst case.
+            survivors: the number of clients in the sum; None for the fewest that may be released.
+                Ignored where the client's secret coin amplifies: the ledger does not record how the
+                coin fell, so such rounds are charged at the worst case.
         """
 
     @abstractmethod
     def terms(self, view: View) -> RoundedTerms | None:
-        """What a view relies on being a post-processed Gaussian; None where it relies on none."""
+        """The terms whose sum a view relies on; None where no noise protects it."""
 
-    # -- what follows -----------------------------------------------------------------------------
+    # -- derived values ---------------------------------------------------------------------------
 
     @property
     def geometry(self) -> Geometry:
-        """Length, scale and largest norm of encoded vectors."""
+        """The length, scale and largest norm of encoded vectors."""
         return self.encoding.geometry(
             cohort=self.cohort.expected, total_multiplier=self.total_multiplier
         )
 
     @property
     def dimension(self) -> int:
-        """d, coordinates of the update."""
+        """d, the number of coordinates of an update."""
         return self.encoding.dimension
 
     @property
@@ -301,7 +302,7 @@ class SumEvent(ABC):
 
     @property
     def length(self) -> int:
-        """Coordinates of the encoded vector."""
+        """The number of coordinates of an encoded vector."""
         return self.geometry.length
 
     @property
@@ -311,17 +312,17 @@ class SumEvent(ABC):
 
     @property
     def l2(self) -> float:
-        """D2, largest l2 norm of one client's integers."""
+        """D2, the largest l2 norm of one client's integers."""
         return self.geometry.l2
 
     @property
     def cap(self) -> int:
-        """n_cap, above which a cohort aborts the round."""
+        """n_cap; a larger cohort aborts the round."""
         return self.cohort.cap
 
     @property
     def min_survivors(self) -> int:
-        """m, below which it aborts."""
+        """m; fewer survivors abort the round."""
         return self.cohort.min_survivors
 
     @property
@@ -331,22 +332,22 @@ class SumEvent(ABC):
 
     @property
     def share_variance(self) -> float:
-        """Of the noise that each client adds, in squared integers."""
+        """The variance of the noise that each client adds, in squared integers."""
         return (self.share_multiplier * self.l2) ** 2
 
     @property
     def total_variance(self) -> float:
-        """V*, of the noise in every release, in squared integers."""
+        """V*, the variance of the noise in every release, in squared integers."""
         return (self.total_multiplier * self.l2) ** 2
 
     @property
     def own_noise(self) -> float:
-        """Deviation of one client's own noise in clipping norms."""
+        """The deviation of one client's own noise, in clipping norms."""
         return math.sqrt(self.share_variance) / (self.scale * self.clip)
 
     @property
     def worst_honest_shares(self) -> int:
-        """Honest noise shares in the smallest sum that is released; one's own at least."""
+        """Honest noise shares in the smallest sum that is released; at least the client's own."""
         return max(self.min_survivors - self.colluders, 1)
 
     def to_json(self) -> dict[str, Any]:

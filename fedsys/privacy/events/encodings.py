@@ -1,10 +1,10 @@
-"""How an update becomes integers: which encoding, and what follows from it.
+"""How an update becomes integers: the encoding, and what follows from it.
 
 - ``wide``: scaled by s = 64 sqrt(d) / C, rounded and clipped in the integers, so that the largest
-  norm D2 is s C exactly (`fedsys.privacy.encoding.clipping`).
-- ``narrow``: rotated and rounded at random, for 20 bits a coordinate and fewer
+  norm D2 is exactly s C (`fedsys.privacy.encoding.clipping`).
+- ``narrow``: rotated and rounded at random, to at most 20 bits per coordinate
   (`fedsys.privacy.encoding.narrow`).
-- ``float``: summed in floating point and rounded once, by a simulation; no release
+- ``float``: summed in floating point and rounded once, by a simulation only; not a release
   (`fedsys.privacy.encoding.float_sums`).
 """
 
@@ -27,19 +27,19 @@ __all__ = ["Encoding", "EncodingKind", "Geometry", "check_ring", "least_ring"]
 EncodingKind = Literal["wide", "narrow", "float"]
 
 _NOISE_TAIL = 12
-"""Standard deviations of noise that must fit into the ring together with the largest sum: a
-coordinate of a release exceeds them with probability 2 Q(12) < 2^-107, and then the mean is wrong,
-not private data revealed."""
+"""Standard deviations of noise that must fit into the ring together with the largest sum. A
+coordinate of a release exceeds them with probability 2 Q(12) < 2^-107; then the mean is wrong, but
+no private data is revealed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Geometry:
-    """What an encoding's parameters give.
+    """What follows from an encoding's parameters.
 
     Attributes:
-        length: coordinates of an encoded vector.
+        length: the number of coordinates of an encoded vector.
         scale: s, integers per unit of the update.
-        l2: D2, largest l2 norm of one client's integers.
+        l2: D2, the largest l2 norm of one client's integers.
     """
 
     length: int
@@ -49,11 +49,11 @@ class Geometry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoding:
-    """The choice of an encoding.
+    """An encoding and its parameters.
 
     Attributes:
         kind: ``wide``, ``narrow`` or ``float``.
-        dimension: d, coordinates of an update.
+        dimension: d, the number of coordinates of an update.
         clip: C, the l2 norm to which an update is clipped.
         modulus_bits: b; vectors are added mod 2^b.
 
@@ -73,11 +73,11 @@ class Encoding:
         check_bits(self.modulus_bits)
 
     def geometry(self, *, cohort: float, total_multiplier: float) -> Geometry:
-        """Length, scale and norm, of which only the narrow encoding's depend on the arguments.
+        """Length, scale and norm; only the narrow encoding's depend on the arguments.
 
         Args:
-            cohort: n, expected.
-            total_multiplier: noise of the whole sum over D2.
+            cohort: n, the expected size of a cohort.
+            total_multiplier: the deviation of the whole sum's noise, over D2.
 
         Raises:
             MechanismError: the narrow encoding has no room for that cohort.
@@ -104,7 +104,7 @@ def _geometry(encoding: Encoding, cohort: float, total_multiplier: float) -> Geo
 
 
 def _largest(*, cap: int, l2: float, deviation: float) -> float:
-    """A coordinate's largest magnitude: the norms of all of the cap, and 12 deviations of noise."""
+    """The largest magnitude of a coordinate: n_cap times D2, plus 12 deviations of noise."""
     return cap * l2 + _NOISE_TAIL * deviation
 
 
@@ -112,10 +112,10 @@ def check_ring(bits: int, *, cap: int, l2: float, deviation: float) -> None:
     """Refuses a ring in which the largest sum and its noise could wrap around.
 
     Args:
-        bits: b, of the modulus 2^b.
-        cap: n_cap, updates in the largest sum.
-        l2: D2, of one update's integers.
-        deviation: of the noise in the sum, in integers.
+        bits: b, where the modulus is 2^b.
+        cap: n_cap, the number of updates in the largest sum.
+        l2: D2, the largest norm of one update's integers.
+        deviation: the standard deviation of the noise in the sum, in integers.
 
     Raises:
         MechanismError: ``cap`` updates of norm ``l2`` and 12 deviations of noise do not fit.
@@ -138,13 +138,13 @@ def least_ring(*, cap: int, l2: float, deviation: float) -> int:
     """The fewest bits, of those in `encoding.rings.RINGS`, that hold the largest sum.
 
     Args:
-        cap: n_cap, updates in the largest sum.
-        l2: D2, of one update's integers.
-        deviation: of the noise in the sum, in integers; 12 of them fit next to the sum, so that a
-            coordinate wraps around with probability below 2^-107.
+        cap: n_cap, the number of updates in the largest sum.
+        l2: D2, the largest norm of one update's integers.
+        deviation: the standard deviation of the noise in the sum, in integers. The ring holds 12
+            deviations besides the sum, so a coordinate wraps with probability below 2^-107.
 
     Raises:
-        MechanismError: no ring does.
+        MechanismError: no ring is large enough.
     """
     largest = _largest(cap=cap, l2=l2, deviation=deviation)
     for bits in RINGS:

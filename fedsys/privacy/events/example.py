@@ -13,20 +13,21 @@ from fedsys.privacy.views import View
 __all__ = ["ExampleEvent"]
 
 _GRID = float(1 << 20)
-"""Integers a clipping norm of the optimizer's grid, `client.training.example.optimizer.UNITS`."""
+"""Grid units per clipping norm: `client.training.example.optimizer.UNITS`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExampleEvent(SumEvent):
     """A round of Poisson-sampled, per-example clipped, noisy steps in each client.
 
-    ``clip`` bounds a client's update for the ring alone; ``noise_multiplier`` is the local
-    optimizer's, relative to its own per-example clipping norm. What leaves a client is private
-    towards everybody, so all views cost the same: nothing but the steps themselves amplifies.
+    ``clip`` bounds a client's update only so that the sum fits into the ring. ``noise_multiplier``
+    is the local optimizer's, relative to its own per-example clipping norm. What leaves a client is
+    already private, so all views cost the same, and only the sampling of local batches amplifies.
 
     Attributes:
-        example_rate: probability of an example being in a local batch; the largest of any client.
-        steps: local steps in one round, at most.
+        example_rate: the probability that an example is in a local batch; the largest of all
+            clients'.
+        steps: the largest number of local steps in a round.
     """
 
     mechanism: ClassVar[str] = "example-gaussian"
@@ -46,7 +47,7 @@ class ExampleEvent(SumEvent):
 
     @property
     def share_multiplier(self) -> float:
-        """0: nothing is added to the sum besides what the optimizers added."""
+        """0: no noise is added to the sum besides the optimizers' own."""
         return 0.0
 
     @property
@@ -72,6 +73,6 @@ class ExampleEvent(SumEvent):
         return self._steps()
 
     def terms(self, view: View) -> RoundedTerms | None:
-        """One a step: the optimizer rounds each noisy gradient once, on its own grid."""
+        """One term per step: the optimizer rounds each noisy gradient once, on its own grid."""
         sigma = self.noise_multiplier * _GRID
         return RoundedTerms(sigma=sigma, fewest=1, most=1, draws=self.steps)

@@ -1,9 +1,9 @@
 """Independent rounded Gaussian noise, by who adds it: clients together, the server, each client.
 
-`SharedEvent`: every client adds a share, the coordinator the shares that are missing, so that every
-release holds exactly n_cap rounded terms of variance V* / n_cap. `OnceEvent`: a simulation, which
-holds the whole sum anyway, draws one rounded term of variance V* for it. `CentralEvent`: the server
-does the same to the secure sum. `LocalEvent`: each client adds full noise.
+`SharedEvent`: every client adds a noise share and the coordinator adds the missing ones, so that
+every release holds exactly n_cap rounded terms of variance V* / n_cap. `OnceEvent`: a simulation,
+which has the whole sum anyway, draws one rounded term of variance V* for it. `CentralEvent`: the
+server does the same to the secure sum. `LocalEvent`: each client adds the full noise.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ __all__ = ["CentralEvent", "LocalEvent", "OnceEvent", "SharedEvent"]
 class SharedEvent(SumEvent):
     """distributed-gaussian: every client adds a share of the noise inside the secure sum.
 
-    A share has variance (z D2)^2 / n_cap, and V* = (z D2)^2; where the guarantee is the server's,
-    (z D2)^2 / (m - c) and V* = n_cap shares: the m - c honest survivors of the smallest sum add z.
+    A share has variance (z D2)^2 / n_cap, so V* = (z D2)^2. Where the guarantee is the server's, a
+    share has variance (z D2)^2 / (m - c), so that the m - c honest survivors of the smallest sum
+    together add multiplier z; V* is then n_cap times the variance of a share.
     """
 
     mechanism: ClassVar[str] = "distributed-gaussian"
@@ -45,7 +46,7 @@ class SharedEvent(SumEvent):
         return self.noise_multiplier
 
     def server_step(self, survivors: int | None = None) -> GaussianStep:
-        """The shares of honest survivors: of the fewest where the number is not known."""
+        """The honest survivors' shares; the fewest possible if the number is not known."""
         participation = self.sampling.participation
         honest = self.worst_honest_shares
         if survivors is not None and participation == 1:
@@ -54,7 +55,7 @@ class SharedEvent(SumEvent):
         return GaussianStep(multiplier=multiplier, rate=participation)
 
     def terms(self, view: View) -> RoundedTerms:
-        """All shares; all but the curious clients'; honest survivors'."""
+        """All shares, all but the curious clients', or the honest survivors', by view."""
         fewest = {
             "outsider": self.cap,
             "participant": max(self.cap - max(self.colluders, 1), 1),
@@ -68,15 +69,15 @@ class SharedEvent(SumEvent):
 class OnceEvent(SharedEvent):
     """distributed-gaussian, simulated: one draw for the whole sum.
 
-    The release holds one rounded term rather than n_cap of them, so its law is another one, and it
-    is accounted as such. What participants and the server would see is accounted for the
-    deployment that is simulated: here nobody adds a share.
+    The release holds one rounded term rather than n_cap of them, so its distribution is a different
+    one and is accounted as such. No client adds a share here, so the participant's and the server's
+    views are accounted for the deployment that is simulated.
     """
 
     noise: ClassVar[str] = "once"
 
     def terms(self, view: View) -> RoundedTerms:
-        """One term for the outsider; those of the deployment for the other views."""
+        """One term for the outsider; the deployment's terms for the other views."""
         if view != "outsider":
             return SharedEvent.terms(self, view)
         sigma = math.sqrt(self.total_variance)
@@ -107,7 +108,7 @@ class CentralEvent(SumEvent):
         return GaussianStep(multiplier=0.0)
 
     def terms(self, view: View) -> RoundedTerms | None:
-        """One."""
+        """One term, added by the coordinator; none for the server."""
         if view == "server":
             return None
         sigma = math.sqrt(self.total_variance)
@@ -116,7 +117,7 @@ class CentralEvent(SumEvent):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalEvent(SumEvent):
-    """local-gaussian: each client adds noise of deviation z D2 itself and trusts nobody."""
+    """local-gaussian: each client adds noise of deviation z D2 itself, and need trust nobody."""
 
     mechanism: ClassVar[str] = "local-gaussian"
 
@@ -127,15 +128,15 @@ class LocalEvent(SumEvent):
 
     @property
     def total_multiplier(self) -> float:
-        """z sqrt(n_cap): the coordinator adds what missing clients would have."""
+        """z sqrt(n_cap): the coordinator adds the noise that missing clients would have added."""
         return self.noise_multiplier * math.sqrt(self.cap)
 
     def server_step(self, survivors: int | None = None) -> GaussianStep:
-        """The client's own noise, which it adds before anybody sees anything."""
+        """The client's own noise, which it adds before anybody else sees the update."""
         return GaussianStep(multiplier=self.noise_multiplier, rate=self.sampling.participation)
 
     def terms(self, view: View) -> RoundedTerms:
-        """All clients'; all but the curious ones'; the client's own."""
+        """All clients' terms, all but the curious clients', or the client's own, by view."""
         sigma = math.sqrt(self.share_variance)
         if view == "server":
             return RoundedTerms(sigma=sigma, fewest=1, most=1, draws=1)
@@ -145,7 +146,7 @@ class LocalEvent(SumEvent):
 
 
 def refuse_server_guarantee(event: SumEvent) -> None:
-    """For events whose noise the server adds.
+    """Refuses a server guarantee for an event whose noise the server adds.
 
     Raises:
         MechanismError: the guarantee is the server's.

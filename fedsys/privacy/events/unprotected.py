@@ -1,4 +1,4 @@
-"""none: no noise, no privacy."""
+"""none: no noise and no privacy."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ class UnprotectedEvent(SumEvent):
         return GaussianStep(multiplier=0.0)
 
     def terms(self, view: View) -> RoundedTerms | None:
-        """None."""
+        """None, because no view is protected."""
         return None

@@ -1,6 +1,6 @@
 """The privacy ledger: a hash-chained, signed record of every round, written before it is spent.
 
-``LEDGER.md`` in the parent package describes the format for people who write their own verifier.
+``LEDGER.md`` in the parent package specifies the format, for anyone who writes a verifier.
 """
 
 from fedsys.privacy.ledger.lines import GENESIS, Line, canonical, commitment

@@ -1,8 +1,9 @@
-"""What a ledger's closing line binds next to the ledger: summary, metrics and model, by hash.
+"""The files that a ledger's closing line binds by hash: summary, metrics and model.
 
-Without those hashes anyone who holds a finished run could cut its ledger to a cheaper one and write
-the rest of the folder to match. ``report.html`` is not among them: it states the ledger's head,
-which is known only after the line is written; an audit makes it again instead and compares.
+Without these hashes, anyone who holds a finished run could truncate its ledger to a cheaper one and
+rewrite the rest of the folder to match. ``report.html`` is not among them, because it states the
+ledger's head, which is known only after the line is written; an audit renders it again and
+compares.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from fedsys.privacy.ledger.lines import canonical
 __all__ = ["COHORT_SECRETS", "closing_facts", "file_sha256", "public_summary", "summary_sha256"]
 
 COHORT_SECRETS = ("clients_trained", "train_seconds", "clients_per_second", "simulated")
-"""Keys of a summary that tell realised cohorts' sizes, which no noise covers."""
+"""Keys of a summary that reveal the sizes of realised cohorts, which no noise hides."""
 
 _COHORT_VIEWS = ("participant", "server")
 _MOST_BYTES = 1 << 32
 
 
 def public_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """A summary without what tells realised cohorts: what is published, and what is bound.
+    """The part of a summary that reveals no realised cohort: what is published and bound.
 
     Args:
         summary: the object in ``summary.json``, untrusted.
@@ -40,10 +41,10 @@ def public_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def summary_sha256(summary: Mapping[str, Any]) -> str:
-    """SHA-256 of a public summary's canonical JSON, without the head that is known only later.
+    """SHA-256 of a public summary's canonical JSON, without the head, which is known only later.
 
     Raises:
-        LedgerError: it is not plain finite JSON.
+        LedgerError: the summary is not plain finite JSON.
     """
     shown = public_summary(summary)
     shown.pop("ledger_head", None)
@@ -51,10 +52,10 @@ def summary_sha256(summary: Mapping[str, Any]) -> str:
 
 
 def file_sha256(path: Path) -> str | None:
-    """SHA-256 of a file as it lies there; None if there is none.
+    """SHA-256 of a file's bytes, as hex; None if there is no file.
 
     Raises:
-        LedgerError: it is no regular file, or cannot be read.
+        LedgerError: it is not a regular file, or cannot be read.
     """
     if not path.exists() and not path.is_symlink():
         return None
@@ -68,12 +69,12 @@ def file_sha256(path: Path) -> str | None:
 def closing_facts(
     *, summary: Mapping[str, Any], metrics: Path, model_sha256: str | None
 ) -> dict[str, str | None]:
-    """Body of a closing line, but for ``reason`` and ``lines``.
+    """The body of a closing line, except for ``reason`` and ``lines``.
 
     Args:
-        summary: as ``summary.json`` will hold it.
-        metrics: path of ``metrics.jsonl``, which is not written to any more.
-        model_sha256: of ``model.pt``.
+        summary: the object that ``summary.json`` will hold.
+        metrics: the path of ``metrics.jsonl``, which must be complete.
+        model_sha256: the hash of ``model.pt``, or None.
     """
     return {
         "metrics_sha256": file_sha256(metrics),

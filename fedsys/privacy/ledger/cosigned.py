@@ -1,8 +1,9 @@
-"""``cosigned.jsonl`` and ``ledger.tlog-proof``: a ledger's head in others' hands.
+"""``cosigned.jsonl`` and ``ledger.tlog-proof``: evidence of a ledger's head from others.
 
-The first has one canonical JSON object a line, one line a witness: the newest checkpoint that it
-cosigned. A witness follows growth alone, so its newest cosignature stands for all the lines before.
-The second proves offline that the ledger's last line is under the coordinator's signed checkpoint.
+The first has one line per witness, a canonical JSON object with the newest checkpoint that the
+witness cosigned. A witness cosigns only ledgers that grow, so its newest cosignature covers all the
+lines before. The second proves offline that the ledger's last line is included in the coordinator's
+signed checkpoint.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ _KEYS = {"note", "witness"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CosignedHead:
-    """A line.
+    """One line of ``cosigned.jsonl``.
 
     Attributes:
-        witness: whose cosignature the note has.
-        note: the checkpoint, with the log's signature and the witness's.
+        witness: the key of the witness whose cosignature the note has.
+        note: the checkpoint, with the log's and the witness's signatures.
     """
 
     witness: VerifierKey
@@ -63,19 +64,19 @@ class CosignedHead:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """What was cosigned.
+        """The checkpoint that was cosigned.
 
         Raises:
-            NoteError: the note is no checkpoint.
+            NoteError: the note is not a checkpoint.
         """
         return Checkpoint.parse(self.note.text)
 
     @property
     def cosignature(self) -> Cosignature | None:
-        """The witness's, if it holds under the key that the line states.
+        """The witness's cosignature, verified under the key that the line states; None if absent.
 
         Raises:
-            NoteError: it does not.
+            NoteError: the cosignature is invalid.
         """
         return next(iter(cosignatures_of(self.note, [self.witness])), None)
 
@@ -88,7 +89,7 @@ class CosignedHead:
         """Reads a line strictly; no signature is verified.
 
         Raises:
-            LedgerError: it is none; the message begins with `what`.
+            LedgerError: the line is malformed; the message begins with `what`.
         """
         found = parse_object(raw, what, limit=_LINE_BYTES)
         note, witness = found.get("note"), found.get("witness")
@@ -105,7 +106,7 @@ class CosignedHead:
 
 
 def write_cosigned(path: Path, heads: Iterable[CosignedHead]) -> None:
-    """Stores the file in place of the one before; on disk when this returns."""
+    """Replaces the file; it is durable when this returns."""
     write_atomically(path, b"".join(each.encode() + b"\n" for each in heads))
 
 
@@ -113,7 +114,7 @@ def read_cosigned(path: Path) -> list[CosignedHead]:
     """Reads the file; no signature is verified.
 
     Raises:
-        LedgerError: it is no regular file, too long, or a line is none.
+        LedgerError: it is not a regular file, is too long, or has a malformed line.
     """
     found: list[CosignedHead] = []
     with open_regular(path, _FILE_BYTES) as file:
@@ -126,12 +127,12 @@ def read_cosigned(path: Path) -> list[CosignedHead]:
 
 
 def write_proof(path: Path, tree: MerkleTree, note: SignedNote) -> None:
-    """Stores the proof that a checkpoint's last leaf is under it.
+    """Stores the proof that the last line is included in a checkpoint.
 
     Args:
-        path: of ``ledger.tlog-proof``.
-        tree: of the ledger.
-        note: a checkpoint of it, not of size 0.
+        path: the path of ``ledger.tlog-proof``.
+        tree: the ledger's Merkle tree.
+        note: a checkpoint of the ledger, of size 1 or more.
     """
     size = Checkpoint.parse(note.text).size
     path_up = tuple(tree.inclusion_proof(size - 1, size))
@@ -142,7 +143,7 @@ def read_proof(path: Path) -> LogProof:
     """Reads a proof; nothing in it is verified.
 
     Raises:
-        LedgerError: it is no regular file, or no proof.
+        LedgerError: it is not a regular file, or not a proof.
     """
     with open_regular(path, MAX_PROOF_BYTES) as file:
         raw = file.read(MAX_PROOF_BYTES + 1)
@@ -151,16 +152,16 @@ def read_proof(path: Path) -> LogProof:
     except NoteError as error:
         raise LedgerError(f"{path.name}: {error}") from None
     if found.encode() != raw:
-        raise LedgerError(f"{path.name} is not in its one form")
+        raise LedgerError(f"{path.name} is not in canonical form")
     return found
 
 
 def contradiction(note: SignedNote, tree: MerkleTree, origin: str) -> str | None:
-    """Why a checkpoint cannot be true together with a ledger; None if it is one of it.
+    """Why a checkpoint contradicts a ledger; None if it is a checkpoint of that ledger.
 
     Args:
-        note: untrusted.
-        tree: of the ledger.
+        note: the checkpoint, untrusted.
+        tree: the ledger's Merkle tree.
         origin: the log's name.
     """
     try:

@@ -1,4 +1,4 @@
-"""Opening untrusted files, and reading their lines: bounded and strict."""
+"""Opens untrusted files and reads their lines, strictly and within bounds."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fedsys.privacy.ledger.lines import MAX_LINE_BYTES
 __all__ = ["MAX_FILE_BYTES", "open_regular", "read_lines"]
 
 MAX_FILE_BYTES = 1 << 30
-"""Of a file that is read at all."""
+"""The largest file that is read."""
 
 
 def open_regular(path: Path, limit: int = MAX_FILE_BYTES) -> BinaryIO:
-    """Opens a regular file of at most ``limit`` bytes; follows no link and waits for nothing.
+    """Opens a regular file of at most ``limit`` bytes; never follows a link, never blocks.
 
     Raises:
-        LedgerError: it is something else, or cannot be read.
+        LedgerError: it is not such a file, or cannot be read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -39,7 +39,7 @@ def open_regular(path: Path, limit: int = MAX_FILE_BYTES) -> BinaryIO:
 def read_lines(
     file: BinaryIO, name: str, *, limit: int = MAX_LINE_BYTES
 ) -> Iterator[tuple[bytes, bool]]:
-    """Lines without their newline, and whether they had one; a longer one than allowed is refused.
+    """Yields each line without its newline, and whether it had one.
 
     Raises:
         LedgerError: a line exceeds ``limit`` bytes.

@@ -45,7 +45,7 @@ _HEX128 = re.compile(r"[0-9a-f]{128}")
 _KEYS = {"seq", "prev_hash", "kind", "body", "hash", "signature"}
 _MAX_DEPTH = 12
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
-"""A JSON string, or the rest of a text in which none ends: each byte is looked at once."""
+"""A JSON string, or an unterminated one up to the end of the text; matches in linear time."""
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ENCODER = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
@@ -59,13 +59,13 @@ _CANONICAL = re.compile(
     rb',"signature":"([0-9a-f]{128})"\}',
     re.DOTALL,
 )
-"""A whole line in canonical form, if its body is."""
+"""A whole line, in canonical form if its body is."""
 
 
 def canonical(value: Any) -> bytes:
-    """The one JSON text of a value: keys sorted, no spaces, ASCII, no NaN or infinity.
+    """The canonical JSON of a value: keys sorted, no spaces, ASCII, no NaN or infinity.
 
-    Floats are written as Python's ``repr`` writes them (the shortest text that reads back).
+    Floats are written as by Python's ``repr``: the shortest text that reads back to the same value.
 
     Raises:
         LedgerError: the value is not JSON.
@@ -95,12 +95,12 @@ def parse_object(raw: bytes, what: str, *, limit: int = MAX_LINE_BYTES) -> dict[
     """A JSON object of bounded size and depth, without duplicate keys, NaN or infinity.
 
     Args:
-        raw: UTF-8 text.
-        what: the message's first words.
-        limit: bytes beyond which it is refused unread.
+        raw: UTF-8 text, untrusted.
+        what: the subject of an error's message.
+        limit: the number of bytes above which the text is refused unread.
 
     Raises:
-        LedgerError: it is not one.
+        LedgerError: the text is not such an object.
     """
     if len(raw) > limit:
         raise LedgerError(f"{what} is longer than {limit} bytes")
@@ -120,7 +120,7 @@ def parse_object(raw: bytes, what: str, *, limit: int = MAX_LINE_BYTES) -> dict[
 def _is_shallow(raw: bytes) -> bool:
     """Whether JSON is nested at most ``_MAX_DEPTH`` deep, in time linear in its size.
 
-    Brackets outside strings are peeled from within, one level at a time.
+    Brackets outside strings are removed from the inside out, one level at a time.
     """
     if raw.count(b"{") + raw.count(b"[") <= _MAX_DEPTH:
         return True
@@ -131,12 +131,12 @@ def _is_shallow(raw: bytes) -> bool:
 
 
 def signed_message(digest: str) -> bytes:
-    """What Ed25519 signs for a line of this hash."""
+    """The bytes that Ed25519 signs for a line with this hash."""
     return _SIGNED + bytes.fromhex(digest)
 
 
 def commitment(name: str, value: Any, salt: bytes) -> str:
-    """SHA-256 commitment to a private value, under the round's 32-byte salt."""
+    """The SHA-256 commitment to a private value under the round's 32-byte salt, as hex."""
     digest = hashlib.sha256(_COMMITTED)
     label = name.encode("utf-8")
     digest.update(len(salt).to_bytes(4, "big") + salt)
@@ -147,18 +147,18 @@ def commitment(name: str, value: Any, salt: bytes) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
-    """A parsed line whose own hash fits its content; neighbours and signature are not checked.
+    """A parsed line whose hash matches its content; chain and signature are not yet checked.
 
     Attributes:
         seq: position, from 0.
         prev_hash: SHA-256 of the whole previous line, its signature included.
         kind: one of ``KINDS``.
-        body: what is recorded; lines with equal events may share one object.
+        body: what the line records; lines with equal events may share one object.
         text: the body's canonical JSON.
-        hash: SHA-256 of the canonical JSON of the four above.
-        signature: Ed25519 by the coordinator over the hash, as hex.
-        link: SHA-256 of this whole line: the next line's ``prev_hash``.
-        leaf: its hash as a leaf of the ledger's Merkle tree.
+        hash: SHA-256 of the canonical JSON of ``body``, ``kind``, ``prev_hash`` and ``seq``.
+        signature: the coordinator's Ed25519 signature over the hash, as hex.
+        link: SHA-256 of this whole line, which is the next line's ``prev_hash``.
+        leaf: the line's hash as a leaf of the ledger's Merkle tree.
     """
 
     seq: int
@@ -195,15 +195,15 @@ class Line:
 
     @classmethod
     def parse(cls, raw: bytes, number: int, *, known: KnownEvents | None = None) -> Line:
-        """Reads a line strictly: exact keys, canonical bytes, fitting hash.
+        """Reads a line strictly: exact keys, canonical bytes, matching hash.
 
         Args:
-            raw: without the newline.
-            number: of the line, from 1.
-            known: events of the lines before.
+            raw: the line without its newline.
+            number: the line's number, from 1.
+            known: events of earlier lines, which need not be parsed again.
 
         Raises:
-            LedgerError: it is anything else; the message says line ``number`` and why.
+            LedgerError: the line is malformed; the message names line ``number`` and says why.
         """
         what = f"ledger line {number}"
         found = _CANONICAL.fullmatch(raw) if len(raw) <= MAX_LINE_BYTES else None
@@ -236,7 +236,7 @@ class Line:
         )
 
     def signed_by(self, key: Ed25519PublicKey) -> bool:
-        """Whether the signature over this line's hash is this key's."""
+        """Whether the line's signature verifies under this key."""
         try:
             key.verify(bytes.fromhex(self.signature), signed_message(self.hash))
         except InvalidSignature:
@@ -269,9 +269,9 @@ def _complaint(raw: bytes, what: str) -> LedgerError:
 
 
 class KnownEvents:
-    """Events that were read before: a job's rounds mostly reserve the same one.
+    """A cache of parsed events, because most of a job's rounds reserve the same one.
 
-    The body ``{"event":E,"round":N}`` is canonical if E and N are, and E's text was found to be.
+    The body ``{"event":E,"round":N}`` is canonical if E and N are, and E's text was checked before.
     """
 
     __slots__ = ("_known",)
@@ -283,7 +283,7 @@ class KnownEvents:
         self._known: dict[bytes, dict[str, Any]] = {}
 
     def learn(self, body: dict[str, Any]) -> None:
-        """Keeps the event of a canonical body, if there is one."""
+        """Stores the event of a canonical body, if it has one."""
         event = body.get("event")
         if isinstance(event, dict):
             if len(self._known) >= self._MOST:
@@ -291,7 +291,7 @@ class KnownEvents:
             self._known[canonical(event)] = event
 
     def reserve(self, text: bytes) -> dict[str, Any] | None:
-        """The body of this text, if it is a round's number besides a known event."""
+        """The body with this text, if it is a known event and a round's number; otherwise None."""
         found = self._RESERVE.fullmatch(text)
         event = None if found is None else self._known.get(found[1])
         return None if found is None or event is None else {"event": event, "round": int(found[2])}

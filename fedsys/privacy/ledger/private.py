@@ -1,7 +1,7 @@
-"""``private.jsonl``: who was asked and summed in each round, and the salts of the commitments.
+"""``private.jsonl``: who was invited and summed in each round, and the commitments' salts.
 
-Anyone who holds it is in the server's view. Cohorts of more than ``LISTED`` clients are packed, so
-that a line stays short; the commitments are to the lists, whichever way they are written.
+Anyone who holds it has the server's view. Cohorts of more than ``LISTED`` clients are packed, so
+that lines stay short; the commitments are to the lists, however they are written.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ __all__ = [
 ]
 
 LISTED = 1024
-"""Clients up to which a cohort is written as a list that people can read."""
+"""The largest cohort that is written as a readable list."""
 MAX_PRIVATE_LINE_BYTES = 8 << 20
-"""Of one round: enough for a cohort of a million clients."""
+"""The longest line, enough for a cohort of a million clients."""
 SALT_BYTES = 32
 PRIVATE_LISTS = ("sampled", "survivors", "participations")
 
@@ -39,13 +39,13 @@ _INCREASING = ("sampled", "survivors")
 
 
 def encode_private(body: Mapping[str, Any]) -> bytes:
-    """A round's line with its newline.
+    """A round's line, including its newline.
 
     Args:
-        body: with ``PRIVATE_LISTS`` as lists.
+        body: the line's content, with ``PRIVATE_LISTS`` as lists.
 
     Raises:
-        LedgerError: it is not JSON, or longer than can be read back.
+        LedgerError: the body is not JSON, or its line would be too long to read back.
     """
     line = dict(body)
     if len(line["sampled"]) > LISTED:
@@ -61,10 +61,10 @@ def encode_private(body: Mapping[str, Any]) -> bytes:
 
 
 def parse_private(raw: bytes, where: str) -> dict[str, Any]:
-    """A round's line, its lists unpacked; what is in them is not checked.
+    """Parses a round's line and unpacks its lists, whose contents are not checked.
 
     Raises:
-        LedgerError: it is not strict JSON, has no round number, or a packed list is malformed; the
+        LedgerError: the line is not strict JSON, has no round number, or has a malformed list; the
             message starts with ``where``.
     """
     body = parse_object(raw, where, limit=MAX_PRIVATE_LINE_BYTES)
@@ -83,11 +83,11 @@ def parse_private(raw: bytes, where: str) -> dict[str, Any]:
 
 
 class PrivateRounds(Mapping[int, dict[str, Any]]):
-    """Private lines by round, in the file's order; kept as text and parsed whenever asked for.
+    """Private lines by round, in the file's order; kept as text and parsed on access.
 
     Args:
-        lines: raw, by round, each as `parse_private` reads it.
-        name: of their file, for messages.
+        lines: raw lines by round, each one readable by `parse_private`.
+        name: the file's name, for messages.
     """
 
     def __init__(self, lines: Mapping[int, bytes], name: str = "private.jsonl") -> None:
@@ -108,7 +108,7 @@ def read_private(path: Path) -> tuple[PrivateRounds, bytes]:
     """The private lines by round number, and the bytes of a torn last line.
 
     Raises:
-        LedgerError: a line is not strict JSON, has no round number, or repeats one.
+        LedgerError: a line is not strict JSON, has no round number, or repeats a round.
     """
     rounds: dict[int, bytes] = {}
     torn = b""
@@ -129,7 +129,7 @@ def check_commitments(record: RoundRecord, private: Mapping[str, Any]) -> None:
     """Checks a round's private line against the salted commitments in the ledger.
 
     Raises:
-        LedgerError: the salt is malformed or a list is not the one that was committed to.
+        LedgerError: the salt is malformed, or a list does not match its commitment.
     """
     stated = record.body.get("commitments")
     where = f"round {record.round}"

@@ -1,4 +1,4 @@
-"""Reading a ledger that is untrusted: bounded, strict, never executing."""
+"""Reads an untrusted ledger: strictly, within bounds, and without executing anything in it."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _MAX_RESUMES = 10_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundRecord:
-    """What the ledger says of one round.
+    """What the ledger records about one round.
 
     Attributes:
-        round: its number; never used twice.
-        reserve: body of the reserve line: the event, which rounds of equal cost share.
-        outcome: ``commit``, ``abort``, or None where neither was written: it counts as spent.
+        round: the round's number, which is never used twice.
+        reserve: the reserve line's body; rounds of equal cost share the event in it.
+        outcome: ``commit``, ``abort``, or None if neither was written; the round counts as spent.
         text: canonical JSON of the commit's or abort's body.
-        hash: of that line: what agents countersign.
-        reserved_at: how many lines are before that of its reservation.
+        hash: the hash of that line, which agents countersign.
+        reserved_at: the reserve line's ``seq``.
     """
 
     round: int
@@ -44,30 +44,30 @@ class RoundRecord:
 
     @property
     def body(self) -> dict[str, Any]:
-        """Body of the commit or abort line, parsed again: 10^5 rounds are kept as text."""
+        """The commit or abort line's body, parsed on access to keep 10^5 rounds small in memory."""
         return parse_object(self.text, f"round {self.round}")
 
     @property
     def refunds_server(self) -> bool:
-        """Whether it was durably aborted before anyone was asked to unmask."""
+        """Whether the round was durably aborted before anyone was asked to unmask."""
         return self.outcome == "abort" and self.body.get("before_unmask") is True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LedgerView:
-    """A ledger whose chain, form and newest signatures hold.
+    """A ledger whose form, chain and newest signatures have been verified.
 
     Attributes:
-        header: body of the first line.
+        header: the first line's body.
         signer: the public key (hex) that the header names and that signed it.
-        rounds: in the order in which they were reserved.
-        head: hash of the last line: what to anchor elsewhere.
-        lines: how many.
-        closed: body of the closing line; None if the job was cut off, or lines were.
-        resumes: bodies of lines written when an interrupted job was taken up again.
-        tail: bytes after the last newline: a line that a crash tore.
+        rounds: the rounds, in the order in which they were reserved.
+        head: the hash of the last line, to be anchored elsewhere.
+        lines: the number of lines.
+        closed: the closing line's body; None if the job was interrupted or the file truncated.
+        resumes: the bodies of the lines written when an interrupted job was resumed.
+        tail: the bytes after the last newline, which a crash left.
         link: SHA-256 of the whole last line.
-        tree: its lines are the leaves, none of them torn.
+        tree: the Merkle tree whose leaves are the complete lines.
     """
 
     header: dict[str, Any]
@@ -83,7 +83,7 @@ class LedgerView:
 
     @property
     def origin(self) -> str:
-        """The name of the log that this ledger is, as its checkpoints have it.
+        """The ledger's name as a transparency log, which its checkpoints state.
 
         Raises:
             LedgerError: the header names no job.
@@ -91,7 +91,7 @@ class LedgerView:
         try:
             return origin_of(signer=self.signer, job=str(self.header.get("job")))
         except ValueError:
-            raise LedgerError("the ledger's header names no job, so that it is no log") from None
+            raise LedgerError("the ledger's header names no job, so it is not a log") from None
 
 
 def read_ledger(
@@ -104,17 +104,17 @@ def read_ledger(
     """Reads and verifies a ledger.
 
     The chain is checked over all lines. A line's hash covers the whole previous line, signature
-    included, so the last signature alone covers every byte before it; beyond it the first and the
-    newest ``newest_signatures`` are checked, which is all of them in any job of ordinary length.
+    included, so the last signature alone covers every byte before it. Besides it, the first and the
+    newest ``newest_signatures`` are verified, which are all of them in a job of ordinary length.
 
     Args:
-        path: of ``ledger.jsonl``.
-        key: the signer to insist on; None takes the header's word for it.
-        newest_signatures: how many to verify from the end.
-        allow_torn: accept an unfinished last line (the writer cuts it off on resuming).
+        path: the path of ``ledger.jsonl``.
+        key: the signer to require; None trusts the key that the header names.
+        newest_signatures: the number of signatures to verify from the end.
+        allow_torn: accept an unfinished last line (the writer removes it when resuming).
 
     Raises:
-        LedgerError: anything does not hold; the message names the line.
+        LedgerError: a check fails; the message names the line.
     """
     tail = bytearray()
     with open_regular(path) as file:
@@ -127,7 +127,7 @@ def read_ledger(
 
 
 def _lines(file: BinaryIO, name: str, tail: bytearray, *, allow_torn: bool) -> Iterator[Line]:
-    """The file's whole lines; what follows the last of them is put into ``tail``."""
+    """The file's complete lines; whatever follows the last one is put into ``tail``."""
     known = KnownEvents()
     for number, (raw, ended) in enumerate(read_lines(file, name), start=1):
         if ended:
@@ -148,16 +148,16 @@ def build_view(
     key: Ed25519PublicKey | None = None,
     newest_signatures: int = _NEWEST_SIGNATURES,
 ) -> LedgerView:
-    """Checks chain, signatures and grammar of parsed lines, one after the other.
+    """Checks chain, signatures and grammar of parsed lines in one pass.
 
     Args:
-        lines: in their order; none is kept.
-        tail: what follows them; read when they are used up.
-        key: the signer to insist on; None takes the header's word for it.
-        newest_signatures: how many to verify from the end.
+        lines: the lines in order; most are not kept in memory.
+        tail: what follows them; read only once they are exhausted.
+        key: the signer to require; None trusts the key that the header names.
+        newest_signatures: the number of signatures to verify from the end.
 
     Raises:
-        LedgerError: one of them does not hold.
+        LedgerError: a check fails.
     """
     rest = iter(lines)
     first = next(rest, None)
@@ -201,7 +201,7 @@ def _check_place(line: Line, seq: int, link: str) -> None:
 
 
 def _signer_of(first: Line, key: Ed25519PublicKey | None) -> Ed25519PublicKey:
-    """The key that the header names, its own signature by that key checked."""
+    """The key that the header names, after verifying the header's signature under it."""
     if first.kind != "header" or first.body.get("format") != FORMAT:
         raise LedgerError(f"the ledger does not start with a header of format {FORMAT}")
     signer = first.body.get("signer")
@@ -224,7 +224,7 @@ def _check_signature(line: Line, key: Ed25519PublicKey) -> None:
 
 
 class _Grammar:
-    """(resume | reserve (commit | abort)?)* closed?, the reserved rounds' numbers rising."""
+    """(resume | reserve (commit | abort)?)* closed?, with increasing numbers of reserved rounds."""
 
     __slots__ = ("_open", "closed", "resumes", "rounds")
 
@@ -235,7 +235,7 @@ class _Grammar:
         self._open = False
 
     def take(self, line: Line) -> None:
-        """Takes the next line after the header."""
+        """Accepts the next line after the header."""
         where = f"ledger line {line.seq + 1}"
         if self.closed is not None:
             raise LedgerError(f"{where} comes after the closing line")

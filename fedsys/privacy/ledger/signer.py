@@ -1,4 +1,4 @@
-"""The coordinator's signing key: outside every run's folder, readable by its owner alone."""
+"""The coordinator's signing key, kept outside every run's folder and readable by its owner only."""
 
 from __future__ import annotations
 
@@ -54,16 +54,16 @@ class Signer:
 
     @classmethod
     def load_or_create(cls, home: Path | None = None, *, entropy: Entropy = os.urandom) -> Signer:
-        """The coordinator's key under ``home`` (default: ``$FEDSYS_HOME``), made on first use.
+        """The coordinator's key under ``home`` (default: ``$FEDSYS_HOME``), created on first use.
 
         Raises:
-            LedgerError: the key file cannot be used, is no key, or is readable by others.
+            LedgerError: the key file cannot be used, is not a key, or is readable by others.
         """
         path = (home or fedsys_home()) / KEY_NAME
         try:
             if not path.exists():
                 _create(path, entropy(_KEY_BYTES))
-            # Whichever process made it: a key that signed a ledger must not go with the power.
+            # Whichever process created it: a key that signed a ledger must survive a power loss.
             flush_names(path.parent)
             mode = stat.S_IMODE(path.stat().st_mode)
             if mode & 0o077:
@@ -75,7 +75,7 @@ class Signer:
         except OSError as error:
             raise LedgerError(
                 f"cannot use the signing key {path}: {error.strerror}; set FEDSYS_HOME to a folder "
-                "that you can write"
+                "that you can write to"
             ) from None
         if len(raw) != _KEY_BYTES:
             raise LedgerError(
@@ -90,7 +90,7 @@ class Signer:
 
     @property
     def public_hex(self) -> str:
-        """The public half as 64 hexadecimal digits: what an auditor pins."""
+        """The public half as 64 hexadecimal digits, which an auditor pins."""
         return self._key.public_key().public_bytes_raw().hex()
 
     def sign(self, digest: str) -> str:
@@ -100,13 +100,13 @@ class Signer:
     def sign_checkpoint(self, tree: MerkleTree, size: int, *, job: bytes) -> SignedNote:
         """The head of a job's ledger as a signed note.
 
-        What is signed for a line begins with text and a zero byte, and a note has no control
-        characters: neither signature is ever one of the other kind.
+        The bytes signed for a line start with text and a zero byte, and a note has no control
+        characters, so neither signature can pass for the other.
 
         Args:
-            tree: of the ledger.
-            size: of how many of its lines.
-            job: 32 bytes, of the header.
+            tree: the ledger's Merkle tree.
+            size: the number of lines that the checkpoint covers.
+            job: 32 bytes, the header's ``job``.
         """
         origin = origin_of(signer=self.public_hex, job=job.hex())
         text = Checkpoint(origin=origin, size=size, root=tree.root(size)).text
@@ -114,9 +114,9 @@ class Signer:
 
 
 def _create(path: Path, raw: bytes) -> None:
-    """Writes a key so that no other user and no second process ever sees half of it.
+    """Writes a key so that no other user can read it and no other process sees it incomplete.
 
-    Its folder's own name is durable before: where there is a key, no loss of power takes both.
+    The folder's own name is made durable first, so that a power loss cannot remove it with the key.
     """
     make_folder(path.parent, mode=0o700)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -128,16 +128,16 @@ def _create(path: Path, raw: bytes) -> None:
             os.close(descriptor)
         os.link(temporary, path)
     except FileExistsError:
-        pass  # another process was first: its key counts
+        pass  # another process was first, and its key is used
     finally:
         os.unlink(temporary)
 
 
 def load_public_key(text: str) -> Ed25519PublicKey:
-    """A public key from 64 hexadecimal digits, or from a file that holds them.
+    """A public key from 64 hexadecimal digits, or from a file that contains them.
 
     Raises:
-        LedgerError: it is neither.
+        LedgerError: the text is neither.
     """
     candidate = text.strip()
     if len(candidate) != 2 * _KEY_BYTES:

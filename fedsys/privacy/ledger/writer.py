@@ -1,12 +1,13 @@
-"""The ledger's one writer: every call is on disk when it returns.
+"""The ledger's only writer: what a call records is on disk when the call returns.
 
-Order of a round: ``reserve`` before clients are invited, ``commit`` before the model is released;
-``abort`` before the first unmask request if it is to refund the server view. A round that is
-reserved and neither committed nor aborted counts as spent, for everybody and at the worst case.
+The order within a round: ``reserve`` before clients are invited, ``commit`` before the model is
+released, and ``abort`` before the first unmask request if it is to refund the server's view. A
+round that is reserved and neither committed nor aborted counts as spent, in every view and at the
+worst case.
 
-One call may ask for less: a ``commit`` ``after`` something waits in memory for the next line, which
-takes it to the disk in the same flush, or for `settle`. Until then its round is not recorded, and
-its model is nobody's; a crash costs the round, as one before the commit does.
+There is one exception: a ``commit`` with ``after`` stays in memory until the next line, which
+writes both in one flush, or until `settle`. Until then its round is not recorded and its model must
+not be released. A crash then loses the round, like a crash before the commit.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ __all__ = ["Ledger"]
 
 
 class Ledger:
-    """Appends to ``ledger.jsonl`` and ``private.jsonl`` of one run; exclusive while it is open.
+    """Appends to one run's ``ledger.jsonl`` and ``private.jsonl``, which it locks while open.
 
     Example:
         >>> import tempfile
@@ -81,9 +82,9 @@ class Ledger:
         self._participations: Counter[int] = Counter()
         self._committed: dict[int, str] = {}
         self.view: LedgerView | None = None
-        """What was on disk when the ledger was opened (None for a new one)."""
+        """The ledger as it was on disk when it was opened; None for a new one."""
         self.private_rounds: Mapping[int, Mapping[str, Any]] = PrivateRounds({})
-        """Private lines that were on disk when the ledger was opened, by round."""
+        """The private lines that were on disk when the ledger was opened, by round."""
 
     @classmethod
     def create(
@@ -98,11 +99,12 @@ class Ledger:
         """Starts a ledger with its header line.
 
         Args:
-            path: of ``ledger.jsonl``; must not exist.
-            private_path: of ``private.jsonl``; must not exist; made readable by its owner alone.
+            path: the path of ``ledger.jsonl``, which must not exist.
+            private_path: the path of ``private.jsonl``, which must not exist; the file is readable
+                by its owner only.
             signer: signs every line.
             header: the body of the first line; ``format`` and ``signer`` are added.
-            entropy: salts of the commitments.
+            entropy: source of the commitments' salts.
 
         Raises:
             LedgerError: a file exists or cannot be written.
@@ -134,20 +136,20 @@ class Ledger:
         facts: Mapping[str, Any] | None = None,
         entropy: Entropy = os.urandom,
     ) -> Ledger:
-        """Takes up an interrupted ledger: verifies it, cuts off a torn last line, notes that.
+        """Resumes an interrupted ledger: verifies it, removes a torn last line, records the resume.
 
         ``view`` and ``private_rounds`` hold what was found, for the accountant to charge again.
 
         Args:
-            path: of ``ledger.jsonl``.
-            private_path: of ``private.jsonl``.
-            signer: the one that began it.
-            facts: what else its line says: hash of the code that goes on, and versions.
-            entropy: salts of the commitments.
+            path: the path of ``ledger.jsonl``.
+            private_path: the path of ``private.jsonl``.
+            signer: the signer that created the ledger.
+            facts: further facts for the resume line: the hash of the code that continues, versions.
+            entropy: source of the commitments' salts.
 
         Raises:
-            LedgerError: it is closed, locked by another process, signed by another key, or
-                anything in it does not hold.
+            LedgerError: the ledger is closed, locked by another process, signed by another key, or
+                fails a check.
         """
         with _ledger_errors(path):
             ledger = DurableFile(path, create=False, mode=0o644)
@@ -188,7 +190,7 @@ class Ledger:
             check_commitments(record, line)
             self._participations.update(line["survivors"])
         # A private line whose ledger line was never written belongs to a round that counts as
-        # spent at the worst case; its number is not used again.
+        # spent at the worst case. Its number is not used again.
         self._last_round = max((self._last_round, *rounds))
         self.view, self.private_rounds = view, rounds
         self._seq, self._link, self._head = view.lines, view.link, view.head
@@ -199,50 +201,53 @@ class Ledger:
         if torn:
             with _ledger_errors(private_path.name):
                 self._private.cut(len(torn))
-        # How long a private line was would tell how many were asked.
+        # The length of the private line would reveal the size of the cohort.
         cut = {"torn_ledger_bytes": len(view.tail), "torn_private": bool(torn)}
         self._append("resume", {**facts, **cut})
 
     @property
     def head(self) -> str:
-        """Hash of the newest line: print it, anchor it elsewhere."""
+        """The hash of the newest line, to be printed and anchored elsewhere."""
         return self._head
 
     @property
     def newest(self) -> bytes:
-        """The line written last, without its newline."""
+        """The newest line, without its newline."""
         return self._newest
 
     @property
     def tree(self) -> MerkleTree:
-        """The lines that are on disk as leaves: what may be shown to others.
+        """The Merkle tree of the lines on disk, which may be shown to others.
 
-        Its size is to be read while no line is being written; roots and proofs of that size may be
-        asked for at any time after.
+        Read its size while no line is being written; roots and proofs for that size are valid at
+        any time after.
         """
         return self._tree
 
     @property
     def next_round(self) -> int:
-        """The smallest round number that was never used."""
+        """One more than the largest round number used so far."""
         return self._last_round + 1
 
     @property
     def participations(self) -> Mapping[int, int]:
-        """In how many committed rounds each client's update was summed."""
+        """The number of rounds in which each client's update was, or may have been, summed.
+
+        An abort after the first unmask request counts for its whole cohort.
+        """
         return self._participations
 
     @property
     def committed(self) -> Mapping[int, str]:
-        """Hash of each committed round's line: what agents countersign."""
+        """The hash of each committed round's line, which agents countersign."""
         return self._committed
 
     def reserve(self, round: int, body: Mapping[str, Any]) -> None:
         """Records a round's cost before anybody is invited.
 
         Args:
-            round: above every number used before.
-            body: the event, as JSON.
+            round: a number above every number used before.
+            body: the event, as a JSON object.
 
         Raises:
             LedgerError: the number was used, or another round is still open.
@@ -272,14 +277,15 @@ class Ledger:
         """Records a round's outcome before its model is released.
 
         Args:
-            round: the open one.
+            round: the open round.
             body: public facts (the aggregate's hash).
-            sampled: the cohort; goes to the private file, a salted commitment to the ledger.
-            survivors: whose updates were summed; likewise.
+            sampled: the cohort; written to the private file, and as a salted commitment to the
+                ledger.
+            survivors: the clients whose updates were summed; written likewise.
             private: diagnostics for the private file.
-            after: called, and has to return, before the line goes to the disk: with the next
-                line, or when `settle` is called. The model may be handed to nobody before. None:
-                the line is on disk when this returns.
+            after: called before the line is written, which happens with the next line or in
+                `settle`; the line is written only if the call returns. The model must not be
+                released before. None: the line is on disk when this returns.
 
         Raises:
             LedgerError: the round is not open, or survivors are not among the sampled.
@@ -298,11 +304,11 @@ class Ledger:
         """Records that a round releases nothing.
 
         Args:
-            round: the open one.
+            round: the open round.
             body: public facts (the reason).
             sampled: the cohort that was invited.
-            before_unmask: whether nobody had been asked to unmask yet: only then the server
-                cannot have seen the sum.
+            before_unmask: whether nobody had been asked to unmask yet; only then is it certain that
+                the server has not seen the sum.
             private: diagnostics for the private file.
 
         Raises:
@@ -345,11 +351,10 @@ class Ledger:
         self._open_round = None
 
     def settle(self) -> None:
-        """Take a commit that is held to the disk, once what it comes after is there.
+        """Writes pending lines to disk, after calling the pending commit's ``after``.
 
         Raises:
-            LedgerError: it could not be written, what it comes after neither, or nothing can any
-                more; the commit is lost.
+            LedgerError: the call or the write failed, or an earlier one did; the commit is lost.
         """
         (first, self._first), (held, self._held) = (self._first, None), (self._held, b"")
         leaves, self._held_leaves = self._held_leaves, []
@@ -362,14 +367,14 @@ class Ledger:
             for leaf in leaves:
                 self._tree.append(leaf)
         except BaseException:
-            self._ledger.give_up()  # the lines to come would follow one that is not there
+            self._ledger.give_up()  # later lines would follow a line that is missing
             raise
 
     def close(self, reason: str, body: Mapping[str, Any] | None = None) -> None:
-        """Writes the closing line, after which truncation shows, and releases the files.
+        """Writes the closing line, which makes truncation detectable, and releases the files.
 
         Args:
-            reason: how the job ended.
+            reason: why the job ended.
             body: further public facts (the released model's hash).
 
         Raises:
@@ -394,7 +399,7 @@ class Ledger:
             digest=digest,
             signature=self._signer.sign(digest),
         )
-        line = Line.parse(raw, self._seq + 1)  # what cannot be read back is never written
+        line = Line.parse(raw, self._seq + 1)  # a line that cannot be read back is never written
         self._held += raw + b"\n"
         self._held_leaves.append(line.leaf)
         if after is not None:

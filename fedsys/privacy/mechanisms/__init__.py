@@ -82,10 +82,10 @@ class SumMechanism:
     """The mechanism of an event: its encoder and its noise source; see ``Mechanism``.
 
     Args:
-        event: of one round.
+        event: one round's event.
 
     Raises:
-        MechanismError: nobody knows how the noise of such an event is drawn, or it cannot be.
+        MechanismError: the event is of an unknown kind, or noise of that size cannot be drawn.
     """
 
     def __init__(self, event: Event) -> None:
@@ -144,19 +144,19 @@ def mechanism_for(event: Event) -> Mechanism:
     """The mechanism whose rounds cost this event.
 
     Raises:
-        MechanismError: there is none, or its noise cannot be drawn.
+        MechanismError: there is none, or noise of that size cannot be drawn.
     """
     return SumMechanism(event)
 
 
 def build_mechanism(name: str, **choices: Unpack[EventChoices]) -> Mechanism:
-    """The mechanism of this name.
+    """The mechanism with this name.
 
     Args:
         name: one of ``MECHANISMS``.
         **choices: see `fedsys.privacy.events.EventChoices`.
 
     Raises:
-        MechanismError: the name or a value is not usable.
+        MechanismError: the name is unknown, or a value is invalid.
     """
     return mechanism_for(build_event(name, **choices))

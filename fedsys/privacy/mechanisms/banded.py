@@ -1,9 +1,10 @@
-"""banded-mf: the server's noise (C^-1 Z)_t, exact in integers, rounded once a release.
+"""banded-mf: the server's noise (C^-1 Z)_t, exact in integers and rounded once per release.
 
-With c_0 = 1, n_t = round(Z_t - sum_{j>=1} c_j n_(t-j)) where Z is real Gaussian. Because x_t is an
-integer vector, y_t = x_t + n_t = round((C x + Z)_t - sum_{j>=1} c_j y_(t-j)): each release is a
-function of the Gaussian mechanism on C x and of earlier releases, so its privacy holds exactly,
-rounding included. The c_j are multiples of 2^-20, so the sum is exact in 64-bit integers.
+With c_0 = 1, the noise is n_t = round(Z_t - sum_{j>=1} c_j n_(t-j)) with Z real Gaussian. Because
+x_t is an integer vector, y_t = x_t + n_t = round((C x + Z)_t - sum_{j>=1} c_j y_(t-j)). So each
+release is a function of the Gaussian mechanism on C x and of earlier releases, and its privacy
+holds exactly, rounding included. The c_j are multiples of 2^-20, so the sum is exact in 64-bit
+integers.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ _BLOCK = 1 << 15
 
 
 class CorrelatedNoise:
-    """See ``NoiseSource``; unlike the others it remembers the noise of its last rounds.
+    """See ``NoiseSource``; unlike the others, it remembers the noise of its last rounds.
 
     Every reserved round takes one position, released or not (``skip`` a round that was cut off).
-    ``state_bytes`` must be durable *before* a round is committed, and stays as secret as the noise:
-    anyone who reads it reads the sums.
+    ``state_bytes`` must be durable *before* a round is committed. It must be kept as secret as the
+    noise: anyone who reads it can recover the sums.
 
     Args:
-        event: of one round.
+        event: one round's event.
 
     Raises:
         MechanismError: noise of that size cannot be drawn.
@@ -57,7 +58,7 @@ class CorrelatedNoise:
 
     @property
     def position(self) -> int:
-        """Rounds whose noise was drawn."""
+        """The number of rounds whose noise has been drawn."""
         return self._position
 
     def noise_shares(self, clients: int, entropy: Entropy | Sequence[Entropy]) -> NDArray[np.int64]:
@@ -65,17 +66,17 @@ class CorrelatedNoise:
         return np.zeros((clients, self._length), dtype=np.int64)
 
     def top_up(self, survivors: int, entropy: Entropy) -> NDArray[np.int64]:
-        """The next position's noise (d,), whatever the number of survivors.
+        """The next position's noise (d,), independent of the number of survivors.
 
         Raises:
-            MechanismError: the job's rounds are used up; a cohort above the cap, or nobody, was
-                summed.
+            MechanismError: the job's rounds are used up, or the number of survivors is 0 or exceeds
+                the cap.
         """
         check_survivors(self._event, survivors)
         return self.skip(entropy)
 
     def skip_to(self, position: int, entropy: Entropy) -> None:
-        """Draws past the rounds that released nothing.
+        """Draws and discards the noise of rounds before ``position``, which released nothing.
 
         Raises:
             MechanismError: the job's rounds are used up.
@@ -84,7 +85,7 @@ class CorrelatedNoise:
             self.skip(entropy)
 
     def skip(self, entropy: Entropy) -> NDArray[np.int64]:
-        """Draws the next position's noise (d,), for a round that releases nothing.
+        """Draws the next position's noise (d,); `top_up` adds it, a lost round discards it.
 
         Raises:
             MechanismError: the job's rounds are used up.
@@ -102,6 +103,8 @@ class CorrelatedNoise:
             carried = np.zeros(noise[part].shape, dtype=np.int64)
             for back in range(1, used + 1):
                 carried -= self._numerators[back] * self._past[-back][part]
+            # carried 2^-20 = whole + fraction, and round(Z + whole + fraction) =
+            # whole + round(Z + fraction) because `whole` is an integer: no float holds the sum.
             fraction = (carried & mask).astype(np.float64) * 2.0**-DENOMINATOR_BITS
             noise[part] = self._white.draw(carried.shape, stream, fraction)
             noise[part] += carried >> DENOMINATOR_BITS
@@ -110,17 +113,17 @@ class CorrelatedNoise:
         return noise.copy()
 
     def state_bytes(self) -> bytes:
-        """Position and remembered noise, to be stored next to a checkpoint, mode 0600."""
+        """Position and remembered noise, to be stored next to a checkpoint with mode 0600."""
         header = _HEADER.pack(
             self._position, len(self._past), self._length, bytes.fromhex(self._strategy)
         )
         return _MAGIC + header + b"".join(noise.astype("<i8").tobytes() for noise in self._past)
 
     def restore(self, state: bytes) -> None:
-        """Takes up a state that ``state_bytes`` wrote.
+        """Restores a state that ``state_bytes`` returned.
 
         Raises:
-            MechanismError: it is another job's, or damaged.
+            MechanismError: it belongs to another job, or is damaged.
         """
         start = len(_MAGIC) + _HEADER.size
         if len(state) < start or not state.startswith(_MAGIC):
@@ -133,7 +136,9 @@ class CorrelatedNoise:
             or count < expected
             or len(state) != start + 8 * count * width
         ):
-            raise MechanismError("a banded-mf state of another model or strategy, or cut off")
+            raise MechanismError(
+                "the banded-mf state belongs to another model or factorization, or is cut off"
+            )
         vectors = np.frombuffer(state, dtype="<i8", offset=start).reshape(count, width)
         self._past.clear()
         self._past.extend(vector.astype(np.int64) for vector in vectors)

@@ -1,4 +1,4 @@
-"""What every mechanism does: encode updates, draw noise, decode the sum, describe the cost."""
+"""The interface of mechanisms: encode updates, draw noise, decode the sum, state the cost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Encoder(Protocol):
 
     @property
     def length(self) -> int:
-        """Coordinates of an encoded vector (at least the update's dimension)."""
+        """The number of coordinates of an encoded vector, at least the update's dimension."""
         ...
 
     @property
@@ -31,8 +31,8 @@ class Encoder(Protocol):
 
     @property
     def sums_integers(self) -> bool:
-        """Whether a vector is the update's clipped integers and nothing else, so that a host may
-        clip many updates and add their integers at once."""
+        """Whether an encoded vector is just the update's clipped integers, so that a host may clip
+        many updates and add their integers at once."""
         ...
 
     def encode(
@@ -45,10 +45,10 @@ class Encoder(Protocol):
         """Clips and encodes K updates (K, d), float32 or float64; never refuses their values.
 
         Args:
-            updates: one row a client.
-            seed: public, the same for all clients of a round and fresh each round.
-            entropy: for encodings that round at random; with one source a client, row k depends
-                on the k-th alone.
+            updates: one row per client.
+            seed: public, the same for all clients of a round and fresh in each round.
+            entropy: for encodings that round at random; with one source per client, row k depends
+                on the k-th source alone.
 
         Raises:
             MechanismError: the array has another shape or dtype, or the seed is missing.
@@ -56,7 +56,7 @@ class Encoder(Protocol):
         ...
 
     def decode(self, total: NDArray[Any], *, seed: bytes = b"") -> NDArray[np.float64]:
-        """The mean update (d,): the sum mod 2^b (length,), lifted, over s q N.
+        """The mean update (d,): the signed sum, from its value mod 2^b (length,), over s q N.
 
         Raises:
             MechanismError: the sum has another shape, or is not reduced mod 2^b.
@@ -74,17 +74,17 @@ class NoiseSource(Protocol):
 
     @property
     def draws_ahead(self) -> bool:
-        """Whether the coordinator's noise depends on nothing that a round brings, so that a host
-        may draw it beforehand."""
+        """Whether the coordinator's noise depends on nothing that happens in a round, so that a
+        host may draw it beforehand."""
         ...
 
     def noise_shares(self, clients: int, entropy: Entropy | Sequence[Entropy]) -> NDArray[np.int64]:
         """The noise that ``clients`` clients add, (clients, length); zeros where they add none.
 
-        With one entropy source a client, row k depends on the k-th source alone.
+        With one entropy source per client, row k depends on the k-th source alone.
 
         Raises:
-            MechanismError: there are neither one source nor ``clients``, where noise is drawn.
+            MechanismError: noise is drawn and the number of sources is neither one nor ``clients``.
         """
         ...
 
@@ -92,34 +92,34 @@ class NoiseSource(Protocol):
         """The noise (length,) that the coordinator adds to a sum of ``survivors`` clients.
 
         Raises:
-            MechanismError: a cohort above the cap, or nobody, was summed.
+            MechanismError: the number of survivors is 0 or exceeds the cap.
         """
         ...
 
     def skip_to(self, position: int, entropy: Entropy) -> None:
-        """Draws past the noise of rounds before the one numbered ``position`` (from 0), where noise
-        is correlated over rounds: each reserved round has its position, released or not."""
+        """Draws and discards the noise of rounds before ``position`` (counted from 0), where noise
+        is correlated over rounds. Each reserved round has a position, released or not."""
         ...
 
     def state_bytes(self) -> bytes:
-        """What is remembered from round to round: to be durable before a round that used it is
-        committed, as secret as the noise. Empty where nothing is."""
+        """What is remembered from round to round; empty if nothing is. It must be durable before a
+        round that used it is committed, and is as secret as the noise."""
         ...
 
     def restore(self, state: bytes) -> None:
-        """Takes up a state that ``state_bytes`` gave.
+        """Restores a state that ``state_bytes`` returned.
 
         Raises:
-            MechanismError: it is another job's, or damaged.
+            MechanismError: it belongs to another job, or is damaged.
         """
         ...
 
 
 class Mechanism(Encoder, NoiseSource, Protocol):
-    """One privacy mechanism, its parameters fixed.
+    """One privacy mechanism with fixed parameters.
 
-    A round is: every client sends ``encode(update) + noise_shares(1)`` mod 2^b; the sum of the
-    survivors' vectors plus ``top_up(survivors)`` is released; ``decode`` turns it into the mean
+    In a round, every client sends ``encode(update) + noise_shares(1)`` mod 2^b. The sum of the
+    survivors' vectors plus ``top_up(survivors)`` is released, and ``decode`` turns it into the mean
     over the constant q N.
     """
 
@@ -135,16 +135,16 @@ class Mechanism(Encoder, NoiseSource, Protocol):
 
     @property
     def noise_deviation(self) -> float:
-        """Standard deviation of the noise in each coordinate of the decoded mean; the largest of
-        all rounds where noise is correlated over them."""
+        """The standard deviation of the noise in each coordinate of the decoded mean; the largest
+        over all rounds where noise is correlated."""
         ...
 
 
 def add_noise(values: NDArray[Any], noise: NDArray[np.int64], *, bits: int) -> NDArray[Any]:
-    """``values + noise`` mod 2^bits, in place and returned.
+    """Adds noise to ``values`` mod 2^bits in place, and returns them.
 
     Args:
-        values: ring elements, in ``ring_dtype(bits)``.
+        values: elements of the ring, in ``ring_dtype(bits)``.
         noise: signed integers of the same shape.
         bits: b.
     """

@@ -1,8 +1,8 @@
-"""The narrow encoding: 20 bits a coordinate and fewer.
+"""The narrow encoding: at most 20 bits per coordinate.
 
 Kairouz, Liu and Steinke 2021, Algorithm 1: clip, pad, rotate, scale, round at random until the norm
 is within D2, reduce mod 2^b. Privacy rests on the integers' norm alone, which is checked; rotation
-and wrap-around concern accuracy only.
+and wrap-around affect accuracy only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fedsys.privacy.randomness import AesCtrStream, Entropy
 __all__ = ["NarrowEncoder", "round_at_random"]
 
 _TRIES = 200
-"""A try is accepted with probability 0.39 at least: all fail with probability 1e-43."""
+"""Each try is accepted with probability at least 0.39: all fail with probability 1e-43."""
 
 _FRACTION_BITS = 16
 _BLOCK = 1 << 16  # coordinates at once: 256 KiB of float32 stay in the second-level cache
@@ -35,19 +35,19 @@ _BLOCK = 1 << 16  # coordinates at once: 256 KiB of float32 stay in the second-l
 def round_at_random(
     rows: NDArray[np.float32], squared_limit: float, streams: Sequence[AesCtrStream]
 ) -> NDArray[np.signedinteger[Any]]:
-    """Rounds each coordinate up with the probability of its fraction, until sum r^2 <= limit.
+    """Rounds each coordinate up with probability its fractional part, until sum r^2 <= limit.
 
-    In fixed point: the value in units of 2^-16, to the nearest, plus 16 random bits, shifted down.
-    So P[up] is the fraction to within 2^-17. After ``_TRIES`` failures a row is truncated towards
-    zero, which cannot lift its norm.
+    In fixed point: the value is rounded to units of 2^-16, 16 random bits are added, and the result
+    is shifted down, so that P[up] is the fractional part to within 2^-17. After ``_TRIES`` failures
+    a row is truncated towards zero, which cannot increase its norm.
 
     Args:
-        rows: (K, d) of norms at most sqrt(squared_limit) or so; scaled in place.
-        squared_limit: of each row's squared norm after rounding.
-        streams: K sources, row k's bits come from the k-th alone.
+        rows: (K, d) with norms of about sqrt(squared_limit) or less; overwritten.
+        squared_limit: the bound on each row's squared norm after rounding.
+        streams: K sources; row k's bits come from the k-th alone.
 
     Returns:
-        (K, d) int32 where fixed point fits into it, else int64.
+        (K, d) int32 where the fixed-point values fit, otherwise int64.
     """
     rows *= np.float32(1 << _FRACTION_BITS)
     np.rint(rows, out=rows)
@@ -73,7 +73,7 @@ def round_at_random(
 
 
 def _squares(rows: NDArray[np.signedinteger[Any]]) -> NDArray[np.float64]:
-    """(K,) sums of squares, exact below 2^53."""
+    """The rows' sums of squares (K,), exact below 2^53."""
     wide = rows.astype(np.float64)
     found: NDArray[np.float64] = np.vecdot(wide, wide)
     return found
@@ -83,7 +83,7 @@ class NarrowEncoder:
     """See ``Encoder``; ``encode`` and ``decode`` need the round's public seed.
 
     Args:
-        event: of one round.
+        event: one round's event.
     """
 
     rotates = True
@@ -95,7 +95,7 @@ class NarrowEncoder:
 
     @property
     def length(self) -> int:
-        """The next power of two above the update's dimension."""
+        """The smallest power of two that is at least the update's dimension."""
         return self._geometry.length
 
     def encode(
@@ -108,13 +108,13 @@ class NarrowEncoder:
         """Clips, rotates and rounds K updates (K, d) to (K, length) integers mod 2^b.
 
         Args:
-            updates: float32 or float64.
-            seed: public, the same for the round's clients.
-            entropy: for rounding; with one source a client, row k depends on the k-th alone.
+            updates: (K, d) float32 or float64.
+            seed: public, the same for all of the round's clients.
+            entropy: for rounding; with one source per client, row k depends on the k-th alone.
 
         Raises:
-            MechanismError: the array has another shape or dtype, the seed is empty, or there are
-                neither one source nor K.
+            MechanismError: the array has another shape or dtype, the seed is empty, or the number
+                of sources is neither one nor K.
         """
         event, geometry = self._event, self._geometry
         check_updates(updates, event.dimension)
@@ -123,7 +123,7 @@ class NarrowEncoder:
         finite = np.empty(count, dtype=np.bool_)
         values = np.empty((count, self.length), dtype=ring_dtype(event.modulus_bits))
         streams = _streams(entropy, count)
-        limit = geometry.l2 * geometry.l2 * (1 - 2.0**-50)
+        limit = geometry.l2 * geometry.l2 * (1 - 2.0**-50)  # squaring in float64 may round up
         at_once = max(1, _BLOCK // self.length)
         signs = public_signs(self.length, seed).astype(np.float32) / math.sqrt(self.length)
         for start in range(0, count, at_once):
@@ -140,10 +140,11 @@ class NarrowEncoder:
         return Encoded(values=values, clipped=norms > event.clip, unusable=~finite, norms=norms)
 
     def decode(self, total: NDArray[Any], *, seed: bytes = b"") -> NDArray[np.float64]:
-        """The mean update (d,) of a sum mod 2^b (length,).
+        """The mean update (d,) from a sum mod 2^b (length,).
 
         Raises:
-            MechanismError: the sum has another shape, or is not reduced; the seed is empty.
+            MechanismError: the sum has another shape or is not reduced mod 2^b, or the seed is
+                empty.
         """
         if total.shape != (self.length,):
             raise MechanismError(f"the sum must have shape ({self.length},), got {total.shape}")
@@ -154,9 +155,11 @@ class NarrowEncoder:
 
 
 def _streams(entropy: Entropy | Sequence[Entropy], count: int) -> list[AesCtrStream]:
-    """A stream a row; one for all where there is one source."""
+    """One stream per row; the same for all rows if there is one source."""
     if callable(entropy):
         return [AesCtrStream.from_entropy(entropy)] * count
     if len(entropy) != count:
-        raise MechanismError(f"{count} clients need as many sources, got {len(entropy)}")
+        raise MechanismError(
+            f"{count} clients need one entropy source or {count}, got {len(entropy)}"
+        )
     return [AesCtrStream.from_entropy(source) for source in entropy]

@@ -1,7 +1,7 @@
-"""Independent noise: shares of the clients, or one draw of the coordinator, or none.
+"""Independent noise: clients' noise shares, or one draw by the coordinator, or none.
 
-A release of ``ClientNoise`` holds exactly n_cap rounded terms no matter who took part: the
-survivors' shares, and those that are missing, which the coordinator draws one by one.
+A release under ``ClientNoise`` holds exactly n_cap rounded terms no matter who took part: the
+survivors' shares and the missing ones, which the coordinator draws one by one.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["ClientNoise", "CoordinatorNoise", "NoNoise", "check_survivors"]
 
 
 def check_survivors(event: Event, survivors: int) -> int:
-    """How many shares are missing below the cap.
+    """The number of noise shares that are missing from n_cap.
 
     Raises:
-        MechanismError: a cohort above the cap, or nobody, was summed.
+        MechanismError: the number of survivors is 0 or exceeds the cap.
     """
     if not 0 < survivors <= event.cap:
         raise MechanismError(f"survivors must be from 1 to the cap {event.cap}, got {survivors}")
@@ -35,27 +35,27 @@ class _Memoryless:
     """Noise that is independent from round to round."""
 
     def skip_to(self, position: int, entropy: Entropy) -> None:
-        """Nothing: no round depends on another."""
+        """Does nothing, because no round depends on another."""
 
     def state_bytes(self) -> bytes:
-        """Nothing is remembered."""
+        """Empty, because nothing is remembered."""
         return b""
 
     def restore(self, state: bytes) -> None:
-        """Refuses the state of a mechanism that remembers.
+        """Refuses a state, because only correlated noise has one.
 
         Raises:
-            MechanismError: there is one.
+            MechanismError: ``state`` is not empty.
         """
         if state:
-            raise MechanismError("a state of correlated noise, where noise is independent")
+            raise MechanismError("the state is for correlated noise, but noise is independent here")
 
 
 class ClientNoise(_Memoryless):
-    """Every client adds a share; the coordinator adds those that are missing below the cap.
+    """Every client adds a noise share; the coordinator adds those missing from n_cap.
 
     Args:
-        event: of one round.
+        event: one round's event.
 
     Raises:
         MechanismError: noise of that size cannot be drawn.
@@ -70,16 +70,18 @@ class ClientNoise(_Memoryless):
         self._sampler = noise_sampler(math.sqrt(event.share_variance))
 
     def noise_shares(self, clients: int, entropy: Entropy | Sequence[Entropy]) -> NDArray[np.int64]:
-        """(clients, length) independent shares.
+        """Independent noise shares (clients, length).
 
         Raises:
-            MechanismError: there are neither one source nor ``clients``.
+            MechanismError: the number of sources is neither one nor ``clients``.
         """
         if callable(entropy):
             stream = AesCtrStream.from_entropy(entropy)
             return self._sampler.draw((clients, self._length), stream)
         if len(entropy) != clients:
-            raise MechanismError(f"{clients} clients need as many sources, got {len(entropy)}")
+            raise MechanismError(
+                f"{clients} clients need one entropy source or {clients}, got {len(entropy)}"
+            )
         streams = [AesCtrStream.from_entropy(source) for source in entropy]
         return self._sampler.draw_rows(streams, self._length)
 
@@ -87,7 +89,7 @@ class ClientNoise(_Memoryless):
         """The sum (length,) of n_cap - survivors further shares.
 
         Raises:
-            MechanismError: a cohort above the cap, or nobody, was summed.
+            MechanismError: the number of survivors is 0 or exceeds the cap.
         """
         missing = check_survivors(self._event, survivors)
         noise = np.zeros(self._length, dtype=np.int64)
@@ -98,10 +100,10 @@ class ClientNoise(_Memoryless):
 
 
 class CoordinatorNoise(_Memoryless):
-    """The coordinator draws the noise of the whole sum: as one rounded term.
+    """The coordinator draws the noise of the whole sum as one rounded term.
 
     Args:
-        event: of one round.
+        event: one round's event.
 
     Raises:
         MechanismError: noise of that size cannot be drawn.
@@ -120,20 +122,20 @@ class CoordinatorNoise(_Memoryless):
         return np.zeros((clients, self._length), dtype=np.int64)
 
     def top_up(self, survivors: int, entropy: Entropy) -> NDArray[np.int64]:
-        """All of the noise (length,), whatever the number of survivors.
+        """All of the noise (length,), independent of the number of survivors.
 
         Raises:
-            MechanismError: a cohort above the cap, or nobody, was summed.
+            MechanismError: the number of survivors is 0 or exceeds the cap.
         """
         check_survivors(self._event, survivors)
         return self._sampler.draw((self._length,), AesCtrStream.from_entropy(entropy))
 
 
 class NoNoise(_Memoryless):
-    """Nothing is added to the sum.
+    """No noise is added to the sum.
 
     Args:
-        event: of one round.
+        event: one round's event.
     """
 
     adds_shares = False
@@ -151,7 +153,7 @@ class NoNoise(_Memoryless):
         """Zeros (length,).
 
         Raises:
-            MechanismError: a cohort above the cap, or nobody, was summed.
+            MechanismError: the number of survivors is 0 or exceeds the cap.
         """
         check_survivors(self._event, survivors)
         return np.zeros(self._length, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The wide encoding: clipped in the integers, native ring, no rotation."""
+"""The wide encoding: updates are clipped as integers and added in the ring, without rotation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class WideEncoder:
     """See ``Encoder``; neither seed nor entropy is used.
 
     Args:
-        event: of one round.
+        event: one round's event.
     """
 
     rotates = False
@@ -36,7 +36,7 @@ class WideEncoder:
 
     @property
     def length(self) -> int:
-        """Coordinates of an encoded vector: the update's own."""
+        """The number of coordinates of an encoded vector: the update's dimension."""
         return self._event.dimension
 
     def encode(
@@ -60,7 +60,7 @@ class WideEncoder:
         return replace(integers, values=to_ring(integers.values, bits=event.modulus_bits))
 
     def decode(self, total: NDArray[Any], *, seed: bytes = b"") -> NDArray[np.float64]:
-        """The mean update (d,) of a sum mod 2^b (d,).
+        """The mean update (d,) from a sum mod 2^b (d,).
 
         Raises:
             MechanismError: the sum has another shape, or is not reduced mod 2^b.

@@ -1,6 +1,6 @@
-"""Integer noise: one exact sampler for everybody, and how far sums of it are from a Gaussian.
+"""Integer noise: the one exact sampler, and how far sums of its draws are from a Gaussian.
 
-``NOISE.md`` next to this package states the lemma on which the accounting rests.
+``NOISE.md`` in the parent package states the lemma on which the accounting rests.
 """
 
 from fedsys.privacy.noise.distance import rounding_distance

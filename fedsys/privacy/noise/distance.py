@@ -8,15 +8,15 @@ series on [-pi, pi] are
     P(t) = prod_i sum_m h(t + 2 pi m),   F(t) = sum_m prod_i h(t + 2 pi m),
     h(w) = exp(-sigma^2 w^2 / 2) sin(w/2) / (w/2).
 
-F consists of those n-fold products of P that take the same m everywhere, so with a = |h(t)| and
-b = sum_(m != 0) |h(t + 2 pi m)|
+F consists of those n-fold products of P that take the same m in every factor, so with
+a = |h(t)| and b = sum_(m != 0) |h(t + 2 pi m)|
 
     |P(t) - F(t)| <= (a + b)^n - a^n,
 
-which increases in a and in b. Both series are even; on [0, pi] a decreases in t and the bound that
-is used for b increases, so the value with a at a cell's left end and b at its right end holds on
-the whole cell. Each coefficient of P - F is at most the mean of that bound, their squares add up to
-at most the mean of its square (Parseval), and outside |k| <= W both laws have little mass:
+which increases in a and in b. Both series are even. On [0, pi] a decreases in t and the bound used
+for b increases, so the value with a at a cell's left end and b at its right end bounds the whole
+cell. Each coefficient of P - F is at most the mean of that bound, their squares add up to at most
+the mean of its square (Parseval), and outside |k| <= W both laws have little mass:
 
     D <= min{(W + 1/2) mean, sqrt((2 W + 1) mean of squares) / 2} + P[|G| > W - n/2].
 
@@ -38,18 +38,18 @@ __all__ = ["rounding_distance"]
 
 _CELLS = 1024
 _NEAREST = 4
-"""Terms of b on either side that are added one by one; the rest is a geometric series."""
+"""Terms of b on either side added one by one; a geometric series bounds the rest."""
 
 _AT_ONCE = 1 << 21
 _TAIL = 46.0
-"""Deviations at which both laws are cut: P[|N| > 46] < 1e-400."""
+"""Standard deviations beyond which mass is neglected: P[|N| > 46] < 1e-400."""
 
 _LEAST = 1e-300
 _CLOSED_FORM = 2.0
-"""Least sigma of the bound in closed form."""
+"""The least sigma for which the bound in closed form holds."""
 
 _SLACK = 1e-9
-"""Relative error of float64 in the sums below, generously."""
+"""A generous bound on the relative error of float64 in the sums below."""
 
 Vector = NDArray[np.float64]
 
@@ -59,12 +59,12 @@ def rounding_distance(sigma: float, fewest: int, most: int) -> float:
     """An upper bound on tau for every number of terms from `fewest` to `most`.
 
     Args:
-        sigma: standard deviation of each term before rounding, in integers, above 0.
-        fewest: n, at least 1; a single term is exactly round(G).
-        most: n; below 2 there is nothing to bound.
+        sigma: the standard deviation of each term before rounding, in integers; above 0.
+        fewest: the smallest n, at least 1; a single term is exactly round(G).
+        most: the largest n; below 2 the distance is 0.
 
     Returns:
-        At most 1, and at least 1e-300 where there is a sum.
+        The bound for one coordinate: at most 1, and at least 1e-300 if ``most`` is 2 or more.
     """
     fewest = max(fewest, 2)
     if most < fewest:
@@ -88,11 +88,11 @@ def _half_width(sigma: float, terms: float) -> float:
 def _closed_form(sigma: float, fewest: int, most: int) -> float:
     """The bound for all numbers of terms at once, for sigma >= 2.
 
-    (a + b)^n - a^n <= n b (a + b)^(n-1) on [0, pi] with a <= exp(-s t^2), s = sigma^2 / 2,
-    b <= 1.1 exp(-s (2 pi - t)^2) and b/a <= r(t) = 1.73 exp(-2 pi sigma^2 (pi - t)). Because
+    On [0, pi], (a + b)^n - a^n <= n b (a + b)^(n-1), where a <= exp(-s t^2) with s = sigma^2 / 2,
+    b <= 1.1 exp(-s (2 pi - t)^2), and b/a <= r(t) = 1.73 exp(-2 pi sigma^2 (pi - t)). Because
     log(1 + r(t)) <= r(0) + .06 s t^2, the product is at most
-    1.1 n exp(n r(0) - s [(2 pi - t)^2 + k t^2]), k = .94 (n - 1), and the bracket is never below
-    4 pi^2 k / (k + 1), which grows with n.
+    1.1 n exp(n r(0) - s [(2 pi - t)^2 + k t^2]) with k = .94 (n - 1). The bracket is at least
+    4 pi^2 k / (k + 1), its minimum over t, which grows with n.
     """
     k = 0.94 * (fewest - 1)
     least = 2 * math.pi**2 * sigma**2
@@ -106,7 +106,7 @@ def _closed_form(sigma: float, fewest: int, most: int) -> float:
 
 
 def _cell_by_cell(sigma: float, terms: Vector) -> Vector:
-    """The bound (n,) of this module's docstring for each number of terms (n,)."""
+    """The bound of this module's docstring, (k,), for k numbers of terms (k,)."""
     edges = np.linspace(0.0, math.pi, _CELLS + 1)
     left, right = edges[:-1], edges[1:]
     log_a = -0.5 * (sigma * left) ** 2 + np.log(np.sinc(left / (2 * math.pi)))
@@ -123,13 +123,13 @@ def _cell_by_cell(sigma: float, terms: Vector) -> Vector:
 
 
 def _others(sigma: float, t: Vector) -> Vector:
-    """A bound (n,) on sum_(m != 0) |h(t + 2 pi m)| that increases on [0, pi]."""
+    """A bound (k,) on sum_(m != 0) |h(t + 2 pi m)| at k points t, increasing on [0, pi]."""
     sine = np.abs(np.sin(t / 2))
     total = np.zeros_like(t)
     for m in range(1, _NEAREST + 1):
         for w in (2 * math.pi * m - t, np.full_like(t, 2 * math.pi * m)):
             total += np.exp(-0.5 * (sigma * w) ** 2) * sine / (w / 2)
-    # beyond: |t + 2 pi m| >= pi k for k = 2 M + 1, 2 M + 2, ...
+    # The terms beyond, with M = _NEAREST: |t + 2 pi m| >= pi k for k = 2 M + 1, 2 M + 2, ...
     k = 2 * _NEAREST + 1
     first = math.exp(-0.5 * (sigma * math.pi * k) ** 2) / (math.pi * k / 2)
     ratio = math.exp(-0.5 * (sigma * math.pi) ** 2 * (2 * k + 1))

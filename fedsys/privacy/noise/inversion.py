@@ -1,13 +1,13 @@
-"""round(shift + sigma Phi^-1(U)) for a uniform real U of which as many bits are read as it takes.
+"""round(shift + sigma Phi^-1(U)) for a uniform real U, of which as many bits are read as needed.
 
-A draw begins with one 64-bit word, the leading bits of U. Almost always they determine the integer:
-`AS241` evaluates the quantile in float64 with a generous error bound, or a table (see
-`fedsys.privacy.noise.sampler`) brackets it. Where they do not, `settle` reads further bits and
-decides in as much precision as that takes. After 1,024 bits it rounds whatever is left: a boundary
-between two integers then lies within the last cell of width 2^-1024, of which there is one a
-boundary.
+A draw begins with one 64-bit word, the leading bits of U. These almost always determine the
+integer: `normal_quantile` evaluates the quantile in float64 with a generous error bound, or a table
+(see `fedsys.privacy.noise.sampler`) brackets it. Where they do not, `settle` reads 960 further bits
+and evaluates the quantile to more than that precision. A draw of 1,024 bits can be wrong only if
+the boundary between two integers lies within its cell of width 2^-1024, and each boundary lies in
+one cell.
 
-Only numpy, mpmath and the standard library are used: a device has no scipy.
+Only numpy, mpmath and the standard library are used, because devices do not have scipy.
 
 Wichura, "Algorithm AS 241: The Percentage Points of the Normal Distribution", Applied Statistics
 37 (1988), PPND16, about 1 part in 10^16.
@@ -33,10 +33,10 @@ __all__ = [
 ]
 
 FURTHER_BYTES = 120
-"""Bytes that a draw reads beyond its first word where that word leaves two integers possible."""
+"""Bytes that a draw reads beyond its first word if that word does not decide the integer."""
 
 SETTLED_BITS = 64 + 8 * FURTHER_BYTES
-"""Bits of the uniform after which a draw is decided, whatever is left of it."""
+"""The number of bits of U that a draw reads at most."""
 
 Vector = NDArray[np.float64]
 
@@ -110,6 +110,7 @@ _FAR_TAIL = (
 
 
 def _ratio(x: Vector, polynomials: tuple[tuple[float, ...], tuple[float, ...]]) -> Vector:
+    """Numerator over denominator at x (n,), both by Horner's method."""
     above, below = (np.full_like(x, polynomial[0]) for polynomial in polynomials)
     for up, down in zip(polynomials[0][1:], polynomials[1][1:], strict=True):
         above *= x
@@ -121,7 +122,11 @@ def _ratio(x: Vector, polynomials: tuple[tuple[float, ...], tuple[float, ...]]) 
 
 
 def normal_quantile(tail: Vector) -> Vector:
-    """x >= 0 (n,) with P[N > x] = tail, for tails (n,) in (0, 1/2]."""
+    """x >= 0 (n,) with P[N > x] = tail, for tails (n,) in (0, 1/2], by AS 241's PPND16.
+
+    With p = 1/2 - tail: x = p A(.180625 - p^2) / B(.180625 - p^2) for p <= .425. Further out, with
+    r = sqrt(-log tail): C(r - 1.6) / D(r - 1.6) for r <= 5 and E(r - 5) / F(r - 5) above.
+    """
     centred = 0.5 - tail
     result: Vector = centred * _ratio(0.180625 - centred * centred, _CENTRE)
     outside = np.flatnonzero(centred > 0.425)
@@ -134,21 +139,21 @@ def normal_quantile(tail: Vector) -> Vector:
 
 
 def settle(word: int, sigma: float, shift: float, stream: AesCtrStream) -> int:
-    """The integer of the draw that began with `word`, by further bits of its uniform.
+    """The integer of the draw that began with `word`, decided by 960 further bits of U.
 
     Args:
         word: the first 64 bits of U, as an integer.
-        sigma: standard deviation.
+        sigma: the standard deviation before rounding, in integers.
         shift: added before rounding, |shift| <= 1.
-        stream: where the further bits come from.
+        stream: the source of the further bits.
     """
     further = int.from_bytes(stream(FURTHER_BYTES), "little")
     cell = (word << (8 * FURTHER_BYTES)) + further  # U is in [cell, cell + 1) / 2^SETTLED_BITS
     upper = cell >> (SETTLED_BITS - 1)
-    if upper:  # the upper half is the mirror image of the lower
+    if upper:  # by symmetry of the normal distribution
         cell = (1 << SETTLED_BITS) - 1 - cell
     with mpmath.workprec(SETTLED_BITS + 80):
-        tail = mpmath.ldexp(mpmath.mpf(2 * cell + 1), -SETTLED_BITS - 1)
+        tail = mpmath.ldexp(mpmath.mpf(2 * cell + 1), -SETTLED_BITS - 1)  # the cell's midpoint
         magnitude = mpmath.mpf(sigma) * tail_quantile(tail)
         return int(mpmath.nint((magnitude if upper else -magnitude) + shift))
 
@@ -156,8 +161,8 @@ def settle(word: int, sigma: float, shift: float, stream: AesCtrStream) -> int:
 def tail_quantile(tail: mpmath.mpf) -> mpmath.mpf:
     """x with P[N > x] = tail, for tail in (0, 1/2), at the working precision.
 
-    By Newton's method on log P[N > x] = log tail: the left side is concave, so that it converges
-    from wherever it begins, and each step doubles the digits.
+    By Newton's method on log P[N > x] = log tail. The left side is concave, so the method converges
+    from any starting point, and each step doubles the number of correct digits.
     """
     if tail > mpmath.ldexp(1, -1000):
         estimate = mpmath.mpf(float(normal_quantile(np.array([float(tail)]))[0]))
@@ -177,7 +182,8 @@ def tail_quantile(tail: mpmath.mpf) -> mpmath.mpf:
 def sampler_distance(sigma: float) -> float:
     """An upper bound on the total variation distance of one draw from round(N(0, sigma^2)).
 
-    Each of the boundaries between two integers lies in one cell of 2^-SETTLED_BITS, and beyond 38
-    standard deviations all of them lie in the first and last: 2 (38 sigma + 2) cells.
+    A draw can be wrong only in a cell of width 2^-SETTLED_BITS that contains a boundary between two
+    integers. Each boundary lies in one cell, and those beyond 38 standard deviations all lie in the
+    first and the last, so there are at most 2 (38 sigma + 2) such cells.
     """
     return math.ldexp(2 * (38 * sigma + 2), -SETTLED_BITS)

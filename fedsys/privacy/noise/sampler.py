@@ -1,12 +1,13 @@
-"""One sampler of integer noise: round(N(0, sigma^2)), by inversion, without floating point.
+"""The sampler of integer noise: round(N(0, sigma^2)) by inversion, exact to 2^-977.
 
-A table holds floor(2^64 P[R <= k]) for every k that 64 bits can resolve. A draw is a uniform 64-bit
-word w, and R is the number of entries below w. A guide over the leading bits of w gives R at once
-where no entry lies in w's bucket, and else where to look. Only where w equals an entry are further
-bits of the uniform read, up to 1,024 in all (`fedsys.privacy.noise.inversion.settle`), so that a
-draw is within 2^-980 of its true distribution. For large sigma, whose table would not fit into a
-cache, and for noise that is shifted before it is rounded (correlated noise), the quantile is
-evaluated instead, and settled likewise wherever floating point leaves a doubt.
+A table holds floor(2^64 P[R <= k]) for every k that 64 bits can resolve. A draw starts from a
+uniform 64-bit word w, and R is determined by the number of entries below w. A guide over the
+leading bits of w gives R at once if no entry lies in w's bucket, and otherwise where to look. Only
+if w equals an entry are further bits of the uniform read, 1,024 in all
+(`fedsys.privacy.noise.inversion.settle`), so a draw is within 2^-977 of its true distribution. For
+large sigma, whose table would not fit into a cache, and for noise that is shifted before it is
+rounded (correlated noise), the quantile is evaluated instead; where floating point leaves the
+integer in doubt, further bits settle it in the same way.
 
 Randomness is an AES-256-CTR stream (NIST SP 800-38A) under a key from the operating system.
 
@@ -34,14 +35,14 @@ __all__ = ["MAX_SIGMA", "RoundedGaussian", "noise_sampler"]
 MAX_SIGMA = float(1 << 40)
 
 _LARGEST_TABLE = float(1 << 14)
-"""Standard deviations above it are drawn by quantile."""
+"""The largest sigma drawn by table; above it the quantile is evaluated."""
 
 _BLOCK = 1 << 15  # words at once: 256 KiB stay in the second-level cache
 _WORD = 64
-_SEARCH = np.iinfo(np.int32).min
+_SEARCH = np.iinfo(np.int32).min  # in the guide: the bucket has entries, so search them
 
 _RELATIVE_ERROR = 1e-13  # of `normal_quantile`; tests measure less than 1e-15
-_FEWEST_WORD = 1 << 24  # nearer to the ends (one draw in 2^39) 64 bits are too coarse
+_FEWEST_WORD = 1 << 24  # closer to 0 or 1 (one draw in 2^39), 64 bits are too coarse
 
 
 class RoundedGaussian:
@@ -51,10 +52,10 @@ class RoundedGaussian:
         sigma: a float in (0, 2^40].
 
     Raises:
-        MechanismError: another sigma.
+        MechanismError: sigma is not such a float.
 
     Attributes:
-        sigma: standard deviation before rounding, in integers.
+        sigma: the standard deviation before rounding, in integers.
         total_variation: an upper bound on the distance of one draw from the true distribution.
     """
 
@@ -80,9 +81,9 @@ class RoundedGaussian:
         """Independent draws of this shape, as int64.
 
         Args:
-            shape: of the result.
-            stream: 8 bytes a draw, and 120 more for one draw in millions.
-            shift: (the same shape) added before rounding, exactly; |shift| <= 1.
+            shape: the shape of the result.
+            stream: supplies 8 bytes per draw, and 120 more for one draw in millions.
+            shift: (shape) added before rounding, exactly; |shift| <= 1.
         """
         out = np.empty(math.prod(shape), dtype=np.int64)
         shifts = None if shift is None else shift.reshape(-1)
@@ -102,10 +103,10 @@ class RoundedGaussian:
             part += self._invert(stream.words(part.size), [stream], part.size)
 
     def draw_rows(self, streams: Sequence[AesCtrStream], width: int) -> NDArray[np.int64]:
-        """One row of ``width`` draws a stream: (len(streams), width) int64.
+        """One row of ``width`` draws per stream: (len(streams), width) int64.
 
-        A row depends on its stream alone, so that a device that draws its own row and a simulator
-        that draws many get the same integers from the same keys.
+        A row depends on its stream alone, so a device that draws its own row and a simulator that
+        draws many get the same integers from the same keys.
         """
         out = np.empty((len(streams), width), dtype=np.int64)
         if width > _BLOCK // 2:
@@ -125,7 +126,7 @@ class RoundedGaussian:
     def _invert(
         self, words: NDArray[np.uint64], streams: Sequence[AesCtrStream], width: int
     ) -> NDArray[np.signedinteger[Any]]:
-        """The draws (n,) of uniform words (n,), of which runs of `width` belong to one stream."""
+        """The draws (n,) for uniform words (n,), `width` consecutive words from each stream."""
         if self._table is None:
             return self._by_quantile(words, streams, width, None)
         drawn, doubtful = self._table.invert(words)
@@ -142,8 +143,9 @@ class RoundedGaussian:
         width: int,
         shift: NDArray[np.float64] | None,
     ) -> NDArray[np.int64]:
+        """As `_invert`, from the normal quantile; for any sigma, and with a shift (n,) or None."""
         upper = (words >> np.uint64(_WORD - 1)).astype(np.bool_)
-        # The word counted from its own end of the unit interval: the tail is in
+        # `near` counts cells from the nearer end of the unit interval, so that the tail lies in
         # [near, near + 1) / 2^64, below 1/2.
         near = np.where(upper, ~words, words)
         middle = near.astype(np.float64) + 0.5
@@ -153,8 +155,8 @@ class RoundedGaussian:
         if shift is not None:
             real += shift
         rounded = np.rint(real)
-        # The quantile's slope at tail t is below 1 / t (times 1.26 at the median); the unseen bits
-        # move t by 2^-65 at most, the conversion of the word to float64 by 2^-54.
+        # The quantile's slope at tail t is below 1 / t (times 1.26 at the median). The unread bits
+        # move t by at most 2^-65, and converting the word to float64 moves it by at most 2^-54.
         tolerance = magnitude * _RELATIVE_ERROR + self.sigma * (1e-14 + 1.3 / middle)
         doubtful = np.abs(np.abs(real - rounded) - 0.5) <= tolerance + np.abs(real) * 2.0**-51
         doubtful |= near < _FEWEST_WORD
@@ -167,7 +169,7 @@ class RoundedGaussian:
 
 
 class _Table:
-    """Entries floor(2^64 P[R <= k]) for k = -K..K-1, and a guide into them."""
+    """The entries floor(2^64 P[R <= k]) for k = -K..K-1, and a guide into them."""
 
     def __init__(self, sigma: float) -> None:
         upper = upper_words(sigma)
@@ -188,7 +190,7 @@ class _Table:
             array.setflags(write=False)
 
     def invert(self, words: NDArray[np.uint64]) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
-        """The draw (n,) of each word (n,), and the places of those that 64 bits do not decide."""
+        """The draws (n,) for words (n,), and the indices of those that 64 bits do not decide."""
         if self._top_sixteen:
             bucket = words.view("<u2")[3::4]
         else:
@@ -213,9 +215,9 @@ class _Table:
 
 @lru_cache(maxsize=32)
 def noise_sampler(sigma: float) -> RoundedGaussian:
-    """The sampler of this standard deviation; the newest few are kept.
+    """The sampler for this standard deviation; the most recently used are cached.
 
     Raises:
-        MechanismError: no such noise can be drawn.
+        MechanismError: noise of that size cannot be drawn.
     """
     return RoundedGaussian(sigma)

@@ -1,13 +1,14 @@
 """The distribution function of round(N(0, sigma^2)) in 64-bit words, exact to the last bit.
 
 Entry k is floor(2^64 P[R <= k]). With x = (k + 1/2) / sigma and Q the normal tail, P[R <= k] is
-1 - Q(x), and Q comes from its Taylor series around the nearest of a grid of points an eighth apart,
+1 - Q(x). Q is computed by its Taylor series around the nearest point x0 of a grid of step 1/8,
 
     Q(x0 + e) = Q(x0) + phi(x0) sum_(n>=1) (-1)^n He_(n-1)(x0) e^n / n!,
 
-in integers of 2^-160: mpmath computes the coefficients, numpy's Python integers the sums. Because
-|He_n(x)| phi(x) <= .44 sqrt(n!) (Cramer's inequality), 22 terms leave an error below 2^-130. An
-entry whose next bits are all alike, so that this error could matter, is computed again by mpmath.
+in units of 2^-160: mpmath computes the coefficients, Python integers in numpy arrays the sums.
+Because |He_n(x)| phi(x) <= .44 sqrt(n!) (Cramér's inequality), 22 terms leave an error below
+2^-130. An entry so close to a multiple of 2^-64 that this error could matter is computed again by
+mpmath.
 """
 
 from __future__ import annotations
@@ -26,17 +27,18 @@ _TERMS = 22
 _PER_DEVIATION = 8
 _WORD = 64
 _UNSURE = 1 << (_BITS - _WORD - 60)
-"""In units of 2^-160, far above the error of the series."""
+"""In units of 2^-160: how close to a multiple of 2^-64 an entry is computed again. It is far above
+the error of the series."""
 
 _REACH = 9.2
 """Q(9.2) is below 2^-64."""
 
 
 def upper_words(sigma: float) -> NDArray[np.uint64]:
-    """floor(2^64 Q((k + 1/2) / sigma)) (K,) for k = 0..K-1, the last of them 0.
+    """floor(2^64 Q((k + 1/2) / sigma)) (K,) for k = 0..K-1, of which the last is 0.
 
     Args:
-        sigma: standard deviation, above 0.
+        sigma: the standard deviation before rounding, in integers; above 0.
     """
     count = math.ceil(_REACH * sigma) + 1
     numerator, denominator = sigma.as_integer_ratio()
@@ -63,7 +65,7 @@ def upper_words(sigma: float) -> NDArray[np.uint64]:
 
 
 def _coefficients(anchor: int) -> list[int]:
-    """Of the Taylor series of Q around anchor / 8, constant term first, in units of 2^-160."""
+    """The Taylor coefficients of Q around anchor / 8, constant first, in units of 2^-160."""
     with mpmath.workprec(_BITS + 60):
         x = mpmath.mpf(anchor) / _PER_DEVIATION
         density = mpmath.exp(-x * x / 2) / mpmath.sqrt(2 * mpmath.pi)
@@ -78,7 +80,7 @@ def _coefficients(anchor: int) -> list[int]:
 
 
 def _exact_word(k: int, sigma: float) -> int:
-    """floor(2^64 Q((k + 1/2) / sigma)) at a precision that leaves no doubt."""
+    """floor(2^64 Q((k + 1/2) / sigma)), computed with 1,200 bits."""
     with mpmath.workprec(1200):
         x = (mpmath.mpf(k) + mpmath.mpf(0.5)) / mpmath.mpf(sigma)
         return int(mpmath.floor(mpmath.ldexp(mpmath.erfc(x / mpmath.sqrt(2)), _WORD - 1)))

@@ -1,10 +1,11 @@
 """Aborts that an outsider can see, and what they cost.
 
-A round is aborted when its cohort exceeds n_cap or fewer than m clients survive. Whether *one*
-client tips it over depends on the others' cohort alone: with N - 1 others, Bin(N-1, q) >= n_cap or
-survivors Bin(N-1, q (1 - dropout)) <= m - 1. Outside that event the release is the mechanism's with
-or without the client, for every fixed choice of the others, so its probability over all rounds is
-added to delta as it is, without a factor exp(epsilon).
+A round is aborted if its cohort exceeds n_cap or fewer than m clients survive. Whether *one* client
+makes the difference depends on the others alone: it can only if n_cap or more of the N - 1 others
+are sampled, Bin(N-1, q) >= n_cap, or at most m - 1 of them survive, Bin(N-1, q (1 - dropout)) <=
+m - 1. Outside that event the release is the mechanism's with or without the client, for every fixed
+choice of the others. So the event's probability over all rounds is added to delta, without a factor
+exp(epsilon).
 
 >>> choice = choose_cap_and_min_survivors(
 ...     population=1000, expected_cohort=50, rounds=200, delta=1e-5, dropout=0.05)
@@ -31,20 +32,20 @@ __all__ = [
 ]
 
 ABORT_SHARE = 0.1
-"""The largest part of delta that aborts may take; a plan with more is refused."""
+"""The largest part of delta that aborts may cost; a plan with more is refused."""
 
 _CHOSEN_SHARE = 0.01
-"""The part that bounds chosen here take: a slightly wider cohort costs less than delta does."""
+"""The part of delta that the bounds chosen here cost: wider bounds cost less than delta does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AbortBounds:
-    """A cohort's bounds and what crossing them costs over the job.
+    """A cohort's bounds, and what crossing them costs over the whole job.
 
     Attributes:
-        cap: n_cap, largest cohort that is not aborted.
-        min_survivors: m, fewest survivors that are released.
-        delta_abort: probability, over all rounds, that an abort depends on one client.
+        cap: n_cap, the largest cohort that is not aborted.
+        min_survivors: m, the fewest survivors whose sum is released.
+        delta_abort: the probability that in some round an abort depends on one client.
     """
 
     cap: int
@@ -86,8 +87,9 @@ def abort_delta(
         cap: n_cap.
         min_survivors: m.
         dropout: the assumed probability that a sampled client drops out; stated in the ledger.
-        sampling: a cohort of constant size cannot exceed a cap.
-        groups: cyclic groups that take turns, each sampled at ``groups`` times the rate.
+        sampling: how cohorts are drawn; one of constant size cannot exceed a cap.
+        groups: the number of cyclic groups that take turns, each sampled at ``groups`` times the
+            rate.
 
     Raises:
         MechanismError: ``rounds`` or ``dropout`` is out of range.
@@ -126,18 +128,19 @@ def choose_cap_and_min_survivors(
     above_colluders: bool = False,
     groups: int = 1,
 ) -> AbortBounds:
-    """Smallest n_cap and largest m whose aborts together cost at most a hundredth of delta.
+    """The smallest n_cap and largest m whose aborts together cost at most a hundredth of delta.
 
     Args:
         population: N.
         expected_cohort: n = q N.
         rounds: T.
-        delta: of the whole job.
-        dropout: assumed probability that a sampled client drops out.
-        sampling: how cohorts come about.
+        delta: the job's delta.
+        dropout: the assumed probability that a sampled client drops out.
+        sampling: how cohorts are drawn.
         colluders: c, at least 0.
-        above_colluders: m must exceed c (server guarantee, whose noise m - c clients carry).
-        groups: cyclic groups that take turns.
+        above_colluders: whether m must exceed c, as in the server guarantee, whose noise comes from
+            m - c clients.
+        groups: the number of cyclic groups that take turns.
 
     Raises:
         MechanismError: no m >= 1 (above c, for the server guarantee) keeps aborts that rare, or a
@@ -175,7 +178,7 @@ def choose_cap_and_min_survivors(
     if survivors < least:
         raise MechanismError(
             f"a cohort of {expected_cohort:g} with dropout={dropout:g} is too small: rounds with "
-            f"fewer than {least} survivors are likelier than delta/200={each:.2g} over {rounds} "
+            f"fewer than {least} survivors have a chance above delta/200={each:.2g} over {rounds} "
             "rounds; raise cohort.expected or delta"
         )
     return AbortBounds(
@@ -195,7 +198,7 @@ def choose_cap_and_min_survivors(
 
 
 def _least(holds: Callable[[int], bool], *, low: int, high: int) -> int:
-    """The smallest value in [low, high] from which a monotone condition holds (high if none)."""
+    """The smallest value in [low, high] at which a monotone condition holds (high if none)."""
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle + 1, high)

@@ -1,4 +1,4 @@
-"""Who takes part in a round, drawn from the operating system's entropy and never from a seed.
+"""Draws who takes part in a round, from the operating system's entropy and never from a seed.
 
 >>> cohort = poisson_cohort(1000, 0.05, AesCtrStream(bytes(32)))
 >>> cohort[:4], cohort.size
@@ -31,17 +31,17 @@ _WORDS_AT_ONCE = 1 << 16
 
 
 def _threshold(probability: float) -> int:
-    """floor(p 2^64): a uniform 64-bit word is below it with probability p, to within 2^-64."""
+    """floor(p 2^64); a uniform 64-bit word is below it with probability p, to within 2^-64."""
     numerator, denominator = probability.as_integer_ratio()
     return (numerator << 64) // denominator
 
 
 def secret_coin(probability: float, entropy: Entropy) -> bool:
-    """Whether an agent contributes its update this round (else zero); nobody else may know.
+    """Whether an agent contributes its update in this round, or zero; nobody else may know.
 
     Args:
-        probability: p, met to within 2^-64.
-        entropy: asked once, for 8 bytes.
+        probability: p, realised to within 2^-64.
+        entropy: called once, for 8 bytes.
 
     Raises:
         MechanismError: ``probability`` is outside (0, 1].
@@ -51,12 +51,12 @@ def secret_coin(probability: float, entropy: Entropy) -> bool:
 
 
 def poisson_cohort(population: int, rate: float, entropy: Entropy) -> NDArray[np.int64]:
-    """Each of the clients 0..N-1 independently with probability ``rate``; ascending.
+    """Samples each of the clients 0..N-1 independently with probability ``rate``; ascending.
 
     Args:
         population: N.
-        rate: q, met to within 2^-64.
-        entropy: asked for a key of 32 bytes, unless q is 1.
+        rate: q, realised to within 2^-64.
+        entropy: called for a 32-byte key, unless q is 1.
 
     Raises:
         MechanismError: ``population`` is below 1 or ``rate`` outside (0, 1].
@@ -78,8 +78,8 @@ def fixed_cohort(population: int, size: int, entropy: Entropy) -> NDArray[np.int
 
     Args:
         population: N.
-        size: from 1 to N.
-        entropy: asked for a key of 32 bytes.
+        size: the cohort's size, from 1 to N.
+        entropy: called for a 32-byte key.
 
     Raises:
         MechanismError: a number is out of range.
@@ -102,10 +102,10 @@ def _uniform_subset(clients: NDArray[np.int64], size: int, entropy: Entropy) -> 
 
 
 def cyclic_group(round: int, bands: int, population: int) -> NDArray[np.int64]:
-    """Clients that may be sampled in a round (from 1) of banded matrix factorisation.
+    """The clients that may be sampled in a round (counted from 1) of banded matrix factorisation.
 
-    A fixed public partition into b groups takes turns, so that a client's rounds are at least b
-    apart (Choquette-Choo et al. 2023, "(Amplified) Banded Matrix Factorization", Algorithm 2).
+    The b groups of a fixed public partition take turns, so a client's rounds are at least b apart
+    (Choquette-Choo et al. 2023, "(Amplified) Banded Matrix Factorization", Algorithm 2).
     """
     return np.arange((round - 1) % bands, population, bands, dtype=np.int64)
 
@@ -113,24 +113,24 @@ def cyclic_group(round: int, bands: int, population: int) -> NDArray[np.int64]:
 def least_first(
     counts: NDArray[np.int64], clients: NDArray[np.int64], entropy: Entropy
 ) -> NDArray[np.int64]:
-    """Clients in the order in which buffered rounds ask them: those who contributed least come
-    first, at random among equals. No randomness of it counts in the accounting.
+    """Clients in the order in which buffered rounds ask them: fewest contributions first, random
+    among equals. The accounting does not rely on this randomness.
 
     Args:
-        counts: (N,) contributions of every client of the population.
-        clients: (n,) increasing, those who may be asked.
-        entropy: of the order.
+        counts: (N,) the number of contributions of each client in the population.
+        clients: (n,) the clients that may be asked, increasing.
+        entropy: source for the random order.
     """
     keys = AesCtrStream.from_entropy(entropy).words(clients.size)
     return clients[np.lexsort((keys, counts[clients]))]
 
 
 class MinSeparation:
-    """Cohorts of constant size in which a client returns after ``separation`` rounds at least.
+    """Cohorts of constant size in which a client returns after at least ``separation`` rounds.
 
     Args:
         population: N.
-        size: of each cohort.
+        size: the size of each cohort.
         separation: b; two rounds of one client differ by b or more.
         max_participations: k; no client takes part more often.
 
@@ -152,7 +152,7 @@ class MinSeparation:
         self._count = np.zeros(population, dtype=np.int64)
 
     def record(self, round: int, cohort: Iterable[int]) -> None:
-        """Notes who was sampled, also on resuming.
+        """Records who was sampled; called by `draw`, and when a run is resumed.
 
         Raises:
             MechanismError: a client returns too early or too often.
@@ -168,19 +168,19 @@ class MinSeparation:
         self._count[ids] += 1
 
     def record_lost(self, round: int) -> None:
-        """Notes a round whose cohort a crash lost: anybody may have been in it."""
+        """Records a round whose cohort was lost in a crash: anybody may have been in it."""
         self._last[:] = round
         self._count += 1
 
     def draw(self, round: int, entropy: Entropy) -> NDArray[np.int64]:
-        """A cohort of those who may take part in this round, recorded.
+        """Draws and records a cohort of clients that may take part in this round.
 
-        Those who took part least come first, at random among equals: a purely random choice would
-        leave too few with turns to spare long before the population's turns are used up. Nothing is
-        lost: no randomness of this sampling counts in the accounting.
+        Those who took part least come first, in random order among equals. A purely random choice
+        would leave too few eligible clients long before the population's turns are used up. This
+        costs nothing, because the accounting does not rely on this sampling's randomness.
 
         Raises:
-            MechanismError: fewer than a cohort may.
+            MechanismError: fewer clients than a cohort needs may take part.
         """
         free = (self._last <= round - self._separation) & (self._count < self._limit)
         clients = np.flatnonzero(free)

@@ -1,15 +1,15 @@
-"""Rounds that secure aggregation gives up for all to see: what it withstands, what the rest costs.
+"""Rounds in which secure aggregation visibly misses its quorum: how rare they are, and their cost.
 
-A sum needs a committee: so many of its members must stay to endorse one set of uploads and to
-answer for it. Up to a cohort of 100 everybody is on the committee; above, it is drawn from the
+A sum needs a committee, a quorum of which must stay to endorse one set of uploads and to answer for
+it. In cohorts of up to 100 everybody is on the committee; in larger ones it is drawn from the
 cohort without replacement. A round that loses more members than its committee withstands has no
-sum, and everybody notices. Whether one client tips it over depends on how many of the others are
-lost. So parameters withstand more losses than are to be expected: as many as are exceeded with
-probability 2^-40, where the quorum leaves room for that. What is left, in small cohorts above all,
-is charged to delta.
+sum, which everybody notices. Whether one client makes the difference depends on how many of the
+others are lost. So parameters withstand more losses than expected: as many as are exceeded with
+probability 2^-40, if the quorum leaves room for that. The remaining probability, which matters
+mostly in small cohorts, is charged to delta.
 
-Members are taken to be lost independently, and anyone who is lost is missing from the committee. So
-the number of a committee's members that stay is binomial, however the committee was drawn.
+Members are assumed to be lost independently, and a lost member is missing from the committee. So
+the number of committee members that stay is binomial, however the committee was drawn.
 
 >>> withstood(100, corrupt=0.1, dropout=0.1)
 Withstood(losses=37, committee=None)
@@ -43,28 +43,28 @@ from secure_agg.errors import ParameterError
 __all__ = ["RARE_BITS", "Cohorts", "Withstood", "quorum_delta", "remedy", "withstood"]
 
 RARE_BITS = 40
-"""Losses that parameters do not withstand have a chance of 2^-40, where there is room for that."""
+"""Parameters fail to withstand a round's losses with probability 2^-40, if there is room."""
 
 _SLACK = 1e-9  # 0.9 * 10 is 9.000000000000002 or 8.999999999999998 and means 9
 _MARGINS = (1, 5, 10, 15, 20, 25, 30, 35, RARE_BITS)
-"""Losses in the cohort that are exceeded with probability 2^-bits; the drawing of the committee has
-a margin of its own, so that the least that does is taken."""
+"""Candidate margins: the cohort withstands losses that are exceeded with probability 2^-bits. The
+drawn committee has a margin of its own, so the smallest candidate that suffices is used."""
 _CLASSES = 4
-"""Cohorts of so many sizes an octave have committees of the same size, with the same margin: all
-sizes that a job's cohorts may have can then be looked at in a fraction of a second."""
+"""Classes of cohort sizes per octave; a class shares the committee's size and margin, so that all
+sizes of a job's cohorts can be evaluated in a fraction of a second."""
 _WIDTH = 9
-"""Standard deviations of a cohort's size that are looked at one by one; 2^-60 lies outside."""
+"""Standard deviations of a cohort's size that are evaluated one by one; mass 2^-60 is outside."""
 _DROPOUTS = (0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0)
-"""Probabilities of losses that a remedy may name."""
+"""Dropout probabilities that a remedy may suggest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Withstood:
-    """What the parameters of a cohort are to withstand.
+    """What a cohort's parameters must withstand.
 
     Attributes:
-        losses: members that may be lost.
-        committee: size of the committee; None where everybody is on it, or any will do.
+        losses: the number of members that may be lost.
+        committee: the committee's size; None if everybody is on it, or any size will do.
     """
 
     losses: int
@@ -73,16 +73,16 @@ class Withstood:
 
 @lru_cache(maxsize=65_536)
 def withstood(n: int, *, corrupt: float, dropout: float, colluders: int = 0) -> Withstood | None:
-    """What the parameters of a cohort of n are to withstand; None where none would be of use.
+    """What the parameters of a cohort of n must withstand; None if no parameters are useful.
 
     A committee of everybody withstands the losses that are exceeded with probability 2^-40, or as
-    many as its quorum leaves. Where that is less than `dropout` of the cohort, nothing is promised.
+    many as its quorum allows. If that is less than `dropout` of the cohort, there is no result.
 
     Args:
-        n: invited.
-        corrupt: fraction of them that may collude with the server.
-        dropout: probability that a member is lost.
-        colluders: absolute number in the roster that may collude, where that is more.
+        n: the number of invited members.
+        corrupt: the fraction of them that may collude with the server.
+        dropout: the probability that a member is lost.
+        colluders: the number of colluders in the roster, which counts if it is the larger bound.
     """
     if not 2 <= n <= MAX_COHORT:
         return None
@@ -110,8 +110,9 @@ def withstood(n: int, *, corrupt: float, dropout: float, colluders: int = 0) -> 
 
 @lru_cache(maxsize=1024)
 def _drawn(n: int, corrupt: float, dropout: float, colluders: int) -> tuple[int, int] | None:
-    """The least margin, in bits, and the size of the committee with which a cohort of n is given up
-    with probability 2^-40 at most, or nearly so; None where no margin leaves a quorum."""
+    """The smallest margin, in bits, and the committee's size with which a cohort of n misses its
+    quorum with probability at most 2^-40, or else the largest margin that leaves a quorum; None if
+    none does."""
     found = None
     for bits in _MARGINS:
         asked = Withstood(losses=_losses(n, dropout, bits), committee=None)
@@ -125,7 +126,7 @@ def _drawn(n: int, corrupt: float, dropout: float, colluders: int) -> tuple[int,
 
 
 def _committee(n: int, corrupt: float, colluders: int, asked: Withstood) -> Committee | None:
-    """The committee that secure aggregation derives."""
+    """The committee that secure aggregation derives; None if there is none."""
     try:
         return choose_committee(
             n=n,
@@ -142,11 +143,11 @@ def _committee(n: int, corrupt: float, colluders: int, asked: Withstood) -> Comm
 def _losses(n: int, dropout: float, bits: int) -> int:
     """One more than the fewest losses d with P[Bin(n, dropout) > d] <= 2^-bits, by bisection.
 
-    One more, so that the one client in question may be lost besides. None where none are expected.
+    The additional loss is the one client in question. The result is 0 if dropout is 0.
     """
     if dropout == 0:
         return 0
-    low, high = -1, n - 1  # too few; enough
+    low, high = -1, n - 1  # `low` is too few, `high` is enough
     while high - low > 1:
         middle = (low + high) // 2
         if bdtrc(middle, n, dropout) <= 2.0**-bits:
@@ -158,19 +159,20 @@ def _losses(n: int, dropout: float, bits: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Cohorts:
-    """What a job says of its cohorts.
+    """What a job states about its cohorts.
 
     Attributes:
         population: N.
         expected: n = q N.
         rounds: T.
-        cap: n_cap; larger cohorts are charged elsewhere.
+        cap: n_cap; larger cohorts are charged elsewhere (`sampling.aborts`).
         min_survivors: m.
-        corrupt: fraction of a cohort that may collude.
-        dropout: the assumed probability that a sampled client is lost, independently.
-        colluders: absolute number in the roster that may collude.
-        sampling: how cohorts come about.
-        groups: cyclic groups that take turns, each sampled at ``groups`` times the rate.
+        corrupt: the fraction of a cohort that may collude.
+        dropout: the assumed probability that a sampled client is lost, independently of others.
+        colluders: the number of colluders in the roster.
+        sampling: how cohorts are drawn.
+        groups: the number of cyclic groups that take turns, each sampled at ``groups`` times the
+            rate.
     """
 
     population: int
@@ -185,7 +187,7 @@ class Cohorts:
     groups: int = 1
 
     def committee(self, n: int) -> Committee | None:
-        """Of a cohort of n; None where it cannot be summed."""
+        """The committee of a cohort of n; None if it cannot be summed."""
         asked = withstood(n, corrupt=self.corrupt, dropout=self.dropout, colluders=self.colluders)
         return None if asked is None else _committee(n, self.corrupt, self.colluders, asked)
 
@@ -193,8 +195,8 @@ class Cohorts:
         """P[a cohort of one of these sizes is given up, and min_survivors of `others` stay].
 
         Args:
-            others: members besides the client in question, who counts as lost.
-            sizes: of the cohorts: with the client, or with it and without it.
+            others: the number of members besides the client in question, who counts as lost.
+            sizes: the sizes of the cohorts: with the client, or without and with it.
         """
         stays, few = 1 - self.dropout, _fewer(self.min_survivors, others, 1 - self.dropout)
         needed, apart = 0, 0.0
@@ -203,7 +205,7 @@ class Cohorts:
             if committee is None:
                 return 1.0 - few
             if self.dropout == 0:
-                continue  # nobody is lost, and all of a committee can be needed
+                continue  # nobody is lost, so even a quorum of the whole committee is met
             if committee.size == n:
                 needed = max(needed, committee.needed)
                 continue
@@ -218,10 +220,11 @@ class Cohorts:
 def quorum_delta(cohorts: Cohorts) -> float:
     """The probability that giving up some round depends on one client, by a union bound.
 
-    With K others in the cohort, of whom L stay, it can only where the cohort of K or that of K + 1
-    is given up, the client lost or not. Committees of everybody give up on one event, that L is too
-    small; drawn ones are drawn apart, and their chances are added. Rounds of which fewer than
-    `min_survivors` of the others stay are charged as such (`sampling.aborts`), not here.
+    With K others in the cohort, of whom L stay, it can depend on the client only if the cohort of K
+    or that of K + 1 is given up, whether or not the client is lost. Committees of everybody give up
+    on the same event, that L is too small; drawn committees are drawn separately, so their
+    probabilities are added. Rounds in which fewer than `min_survivors` of the others stay are
+    charged in `sampling.aborts`, not here.
     """
     if cohorts.sampling == "poisson":
         rate = min(1.0, cohorts.groups * cohorts.expected / cohorts.population)
@@ -234,6 +237,10 @@ def quorum_delta(cohorts: Cohorts) -> float:
 
 
 def _missed(population: int, rate: float, cohorts: Cohorts) -> float:
+    """One round's part of `quorum_delta` under Poisson sampling: E[given_up] over K others.
+
+    K is Bin(N - 1, rate). Sizes far from the mean are not evaluated but count as given up.
+    """
     mean = rate * population
     width = _WIDTH * math.sqrt(mean) + 40
     most = min(population - 1, cohorts.cap - 1)
@@ -250,7 +257,7 @@ def _missed(population: int, rate: float, cohorts: Cohorts) -> float:
 
 
 def remedy(cohorts: Cohorts, allowed: float) -> str:
-    """What would keep the charge within `allowed`, for a message; only what is possible is named.
+    """What would keep the charge within `allowed`, for a message; names only what would work.
 
     >>> small = Cohorts(population=500, expected=30, rounds=40, cap=30, min_survivors=8,
     ...     corrupt=0.1, dropout=0.1, sampling="fixed")
@@ -267,7 +274,7 @@ def remedy(cohorts: Cohorts, allowed: float) -> str:
             ways.append(f"lower dropout to {dropout:g} if no more are lost")
             break
     if not ways:
-        return f"no cohort of these {cohorts.population} clients is served that reliably"
+        return f"no cohort of these {cohorts.population} clients is that reliable"
     return ", or ".join(ways)
 
 

@@ -1,4 +1,4 @@
-"""Computes ``banded_toeplitz.json``: banded Toeplitz strategies of least prefix-sum error.
+"""Computes ``banded_toeplitz.json``: the banded Toeplitz matrices of least prefix-sum error.
 
     python -m fedsys.privacy.tables.build
 
@@ -30,19 +30,19 @@ Vector = NDArray[np.float64]
 
 
 def _objective(tail: Vector, horizon: int) -> tuple[float, Vector]:
-    """log |c| + log |A C^-1|_F and its gradient in c_1..c_(b-1)."""
+    """log |c| + log |A C^-1|_F and its gradient (b - 1,) with respect to c_1..c_(b-1)."""
     column = np.concatenate(([1.0], tail))
     impulse = np.zeros(horizon)
     impulse[0] = 1.0
     if column[1:].sum() > 1e3 or (np.abs(np.roots(column)) > 1.02).any():
-        return math.inf, np.zeros_like(tail)  # a line search gone astray: the inverse explodes
+        return math.inf, np.zeros_like(tail)  # the line search overshot: C^-1 explodes
     inverse = lfilter([1.0], column, impulse)
     prefix = np.cumsum(inverse)
     weights = np.arange(horizon, 0, -1, dtype=np.float64)
     error = float((weights * prefix**2).sum())
     norm = float(column @ column)
     by_inverse = np.cumsum((2 * weights * prefix)[::-1])[::-1]
-    # c * w = 1, so dw = -w * w * dc
+    # w is the first column of C^-1: c * w = 1 (convolution), so dw = -w * w * dc.
     square = fftconvolve(inverse, inverse)[:horizon]
     by_column = np.array(
         [-float(by_inverse[j:] @ square[: horizon - j]) for j in range(1, len(column))]
@@ -52,7 +52,7 @@ def _objective(tail: Vector, horizon: int) -> tuple[float, Vector]:
 
 
 def optimise(horizon: int, bands: int) -> list[int]:
-    """Numerators over 2^20 of the best strategy.
+    """The numerators over 2^20 of the best first column of C.
 
     Raises:
         MechanismError: the optimum is not non-negative and non-increasing.

@@ -84,7 +84,7 @@ def test_sensitivity_against_every_schedule(separation: int, participations: int
 
 def test_any_other_strategy_is_refused() -> None:
     for c in (np.array([1.0, -0.5, 0.1]), np.array([1.0, 0.2, 0.5])):
-        with pytest.raises(MechanismError, match="not known"):
+        with pytest.raises(MechanismError, match="of other matrices is not implemented"):
             sensitivity(c, horizon=10, separation=2, participations=2)
         banded = sensitivity(c, horizon=10, separation=3, participations=2)
         assert banded == pytest.approx(math.sqrt(2) * float(np.linalg.norm(c)))

@@ -75,7 +75,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         ({"dimension": 0}, "dimension must be"),
         ({"clip": 0.0}, "clip must be"),
         ({"clip": math.nan}, "clip must be"),
-        ({"clip": 5e-324}, "no norm that updates can be scaled from"),
+        ({"clip": 5e-324}, "out of the range in which updates can be scaled"),
         ({"dropout": 1.0}, "dropout must be"),
         ({"cap": 60}, r"delta_abort=.* more than a tenth of delta=1e-05: raise cap=60"),
         ({"min_survivors": 40}, r"delta_abort=.* lower min_survivors=40"),
