@@ -1,4 +1,4 @@
-"""What a job, and then each of its rounds, must satisfy before this device takes part."""
+"""The checks that a job, and then each of its rounds, must pass before this device takes part."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ __all__ = [
 ]
 
 _RARE = 1e-9
-"""Chance at which a check of participation refuses a coordinator that samples as it promised."""
+"""Probability that a check of participation refuses a coordinator that samples as it promised."""
 _MOST_ROUNDS = 100_000
-"""Of a protected job: a device counts the rounds of others one by one."""
+"""The most rounds of a protected job: a device accounts for them one by one, joined or not."""
 
 
 class Worker(Protocol):
@@ -44,7 +44,7 @@ class Worker(Protocol):
         ...
 
     def check(self, terms: Terms) -> None:
-        """Raise PolicyRefusal where these terms cannot be trained here."""
+        """Raise PolicyRefusal if these terms cannot be trained here."""
         ...
 
     def train(
@@ -64,46 +64,45 @@ def check_job(
     journal: Journal,
     buffered: bool = False,
 ) -> int:
-    """Check a job against roster, policy, data and what was spent already.
+    """Check a job against the roster, the policy, the data and what was spent already.
 
     Args:
-        terms: offered.
-        node: this device's.
-        chain: the rosters that were announced to it.
-        policy: its owner's.
-        worker: its data.
-        journal: its count.
-        buffered: whether this device can train besides its conversation, as buffered rounds ask.
+        terms: the terms offered.
+        node: this device's node number.
+        chain: the rosters that were announced to this device.
+        policy: the owner's policy.
+        worker: the owner's data.
+        journal: this device's own count.
+        buffered: whether this device can train in the background, as buffered rounds require.
 
     Returns:
         This device's client number in the job.
 
     Raises:
-        PolicyRefusal: naming the limit, its value and what was asked.
+        PolicyRefusal: a check failed; the message names the limit, its value and what was asked.
     """
     roster = _roster_of(terms, node, chain, policy)
     plan, buffering = terms.plan, terms.buffering
     if buffering is not None and not buffered:
         raise PolicyRefusal(
-            "the job's rounds are buffered, in which this device's host takes no part: it joins "
-            "synchronous rounds",
+            "the job's rounds are buffered, but this device's host supports only synchronous ones",
             cause=Cause.TERMS,
         )
     if buffering is not None and not plan.cap <= buffering.concurrency <= plan.population:
         raise PolicyRefusal(
-            f"{buffering.concurrency} devices train at a time, where a buffer takes {plan.cap} of "
-            f"{plan.population}",
+            f"{buffering.concurrency} devices train at a time, where a buffer takes {plan.cap} and "
+            f"the job has {plan.population}",
             cause=Cause.TERMS,
         )
     if plan.population != len(roster.members):
         raise PolicyRefusal(
-            f"the job counts {plan.population} clients, its roster has {len(roster.members)}",
+            f"the job counts {plan.population} clients, but its roster has {len(roster.members)}",
             cause=Cause.ROSTER,
         )
     if policy.witness_threshold and terms.buffering is not None:
         raise PolicyRefusal(
-            f"buffered rounds do not show that witnesses know of their reservations, which the "
-            f"owner's witness_threshold {policy.witness_threshold} asks for",
+            f"buffered rounds do not prove that witnesses saw their reservations, which the "
+            f"owner's witness_threshold {policy.witness_threshold} requires",
             cause=Cause.WITNESSES,
         )
     policy.check_task(terms.task, terms.options, worker.sha256)
@@ -155,7 +154,7 @@ def _roster_of(terms: Terms, node: int, chain: RosterChain, policy: Policy) -> R
 
 
 def _promised(terms: Terms, policy: Policy) -> float:
-    """The most epsilon that a job says it will spend in the owner's view."""
+    """The most epsilon that a job states it will spend, in the view that the owner counts."""
     plan, wanted = terms.plan, policy.epsilon_view
     if not plan.protected:
         return float("inf")
@@ -169,10 +168,10 @@ def _promised(terms: Terms, policy: Policy) -> float:
 
 
 def check_assignment(assignment: Assignment, message: fleet_pb2.Invitation, terms: Terms) -> None:
-    """Check that an invitation is of the terms that were agreed to.
+    """Check that an invitation follows the terms that were agreed to.
 
     Raises:
-        PolicyRefusal: it is not.
+        PolicyRefusal: it does not.
     """
     same = (
         assignment.job == message.job == terms.job
@@ -185,22 +184,22 @@ def check_assignment(assignment: Assignment, message: fleet_pb2.Invitation, term
     )
     if not same:
         raise PolicyRefusal(
-            "the round's assignment is not of the terms that were agreed to", cause=Cause.TERMS
+            "the round's assignment differs from the terms that were agreed to", cause=Cause.TERMS
         )
     if len(assignment.weights) != terms.dimension:
         raise PolicyRefusal(
-            f"a model of {len(assignment.weights)} weights, {terms.dimension} were agreed to",
+            f"a model of {len(assignment.weights)} weights, where {terms.dimension} were agreed to",
             cause=Cause.TERMS,
         )
     if (assignment.clipping is not None) != terms.plan.adaptive_clip:
-        raise PolicyRefusal("adaptive clipping is not as it was agreed to", cause=Cause.TERMS)
+        raise PolicyRefusal("adaptive clipping is not as agreed to", cause=Cause.TERMS)
 
 
 def announced_size(announced: bytes) -> int:
-    """Members of the cohort that announced parameters are for; nothing else is taken from them.
+    """The size of the cohort in announced parameters; nothing else in them is relied on.
 
     Raises:
-        ParameterError: they are none.
+        ParameterError: they do not decode.
     """
     return SecAggParams.decode(announced).n
 
@@ -208,17 +207,17 @@ def announced_size(announced: bytes) -> int:
 def check_params(
     announced: bytes, size: int, terms: Terms, mechanism: Mechanism, roster: Roster
 ) -> SecAggParams:
-    """Compute a round's parameters from what was agreed, and compare.
+    """Derive a round's parameters from the terms, and compare them with those announced.
 
     Args:
-        announced: by the coordinator.
+        announced: the encoded parameters that the coordinator announced.
         size: members of the cohort, within the bounds agreed to.
-        terms: that were agreed to.
-        mechanism: of the round, covered by them.
-        roster: of the job.
+        terms: the terms agreed to.
+        mechanism: the round's mechanism, covered by the terms.
+        roster: the job's roster.
 
     Raises:
-        PolicyRefusal: other parameters were announced, or there are none for such a cohort.
+        PolicyRefusal: other parameters were announced, or none exist for such a cohort.
     """
     try:
         params = round_params(
@@ -234,7 +233,7 @@ def check_params(
         ) from None
     if params.encode() != announced:
         raise PolicyRefusal(
-            "secure aggregation's parameters are not those that the agreed plan gives for a "
+            "secure aggregation's parameters differ from those that the agreed plan gives for a "
             f"cohort of {size}",
             cause=Cause.SECURE_AGGREGATION,
         )
@@ -244,24 +243,24 @@ def check_params(
 def check_participation(plan: PrivacyPlan, round: int, count: int) -> None:
     """Check a device's own count of its rounds against the rate that the plan promises.
 
-    In buffered rounds nothing is drawn: a device contributes as often as was agreed to. Elsewhere
-    each round draws a device with the same chance, independently of the others; under cyclic
-    sampling it is only ever asked in one round of each cycle. A coordinator that samples as agreed
-    exceeds the bound in fewer than one of 10^9 checks.
+    In buffered rounds nothing is drawn: the count is bounded by what was agreed to. Otherwise each
+    round draws a device with the same probability, independently of other rounds; under cyclic
+    sampling a device can be asked in one round of each cycle only. The check is a binomial tail
+    test: it refuses a coordinator that samples as agreed with probability below 10^-9.
 
     Args:
-        plan: as agreed.
+        plan: the plan agreed to.
         round: number of the round that asks.
-        count: rounds taken part in, this one included.
+        count: rounds taken part in, including this one.
 
     Raises:
-        PolicyRefusal: so many are not credible.
+        PolicyRefusal: `count` is not credible.
     """
     if plan.sampling == "arrivals":
         most = plan.max_participations or 0
         if count > most or count > round:
             raise PolicyRefusal(
-                f"asked for the {count}th time in {round} buffers: {most} were agreed to",
+                f"asked to take part {count} times in {round} buffers: {most} were agreed to",
                 cause=Cause.PARTICIPATION,
             )
         return
@@ -273,8 +272,8 @@ def check_participation(plan: PrivacyPlan, round: int, count: int) -> None:
         chances = -(-round // plan.min_separation)
     if count > chances or float(bdtrc(count - 1, chances, rate)) < _RARE:
         raise PolicyRefusal(
-            f"asked for the {count}th time in {round} rounds: at the agreed rate of "
-            f"{plan.rate:.3g} a round that happens less than once in 10^9",
+            f"asked to take part {count} times in {round} rounds: at the agreed rate of "
+            f"{plan.rate:.3g} per round that happens less than once in 10^9",
             cause=Cause.PARTICIPATION,
         )
 
@@ -290,14 +289,14 @@ def check_round(
     """Check a round against the plan, the policy and this device's own count.
 
     Args:
-        assignment: of the round.
-        size: members of its cohort.
-        terms: that were agreed to.
-        policy: its owner's.
-        journal: its count.
+        assignment: the round's assignment.
+        size: members of the round's cohort.
+        terms: the terms agreed to.
+        policy: the owner's policy.
+        journal: this device's own count.
 
     Raises:
-        PolicyRefusal: naming the limit, its value and what was asked.
+        PolicyRefusal: a check failed; the message names the limit, its value and what was asked.
     """
     plan, number = terms.plan, assignment.round
     record = journal.jobs[terms.job.hex()]

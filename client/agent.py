@@ -1,4 +1,4 @@
-"""One client: checks what it is asked, says what to compute, encrypts the result; sans-IO.
+"""One client: checks what it is asked to do, says what to compute, encrypts the result; sans-IO.
 
 ::
 
@@ -8,7 +8,7 @@
     upload = agent.handle(opening)                 # the vector leaves; an ordinary member is done
     reply = agent.handle(message)                  # a committee member's duties, one reply each
 
-Training lies outside so that its host can do it for one client or for many at once.
+Training is left to the host, which can do it for one client or for many at once.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def _mechanism(event: Event) -> Mechanism:
 
 
 def mechanism_of(assignment: Assignment) -> Mechanism:
-    """The mechanism that an assignment prescribes, its numbers checked against one another.
+    """The mechanism that an assignment prescribes, with its parameters checked for consistency.
 
     Raises:
-        MechanismError: they do not fit.
+        MechanismError: they are inconsistent.
     """
     return _mechanism(assignment.event)
 
@@ -48,16 +48,16 @@ class Participations(Protocol):
     """One client's own count of the rounds that it took part in."""
 
     def others(self, job: bytes, round: int) -> int:
-        """How many rounds of a job were joined besides this one."""
+        """The number of rounds of a job that were joined, not counting this one."""
         ...
 
     def join(self, job: bytes, round: int) -> None:
-        """Count a round, once; nothing is answered in it before this has returned."""
+        """Count a round, once; nothing is answered in that round before this returns."""
         ...
 
 
 class _Remembered:
-    """A count that ends with its process."""
+    """A count in memory, which ends with its process."""
 
     def __init__(self) -> None:
         self._joined: dict[bytes, set[int]] = {}
@@ -73,19 +73,19 @@ class Agent:
     """One client through many rounds.
 
     Args:
-        id: in the roster.
-        identity: its signing key.
+        id: the client's number in the roster.
+        identity: the client's signing key.
         roster: the pinned population.
-        policy: what its owner allows.
-        sealing: its single-use sealing keys; by default fresh ones that end with the process.
-        entropy: for secrets and shares.
-        store: keeps marks of what was sent over a crash.
-        counted: counts the rounds taken part in; by default in memory, which does for virtual
+        policy: what the owner allows.
+        sealing: single-use sealing keys; by default fresh ones that end with the process.
+        entropy: source of secrets and shares.
+        store: keeps, across crashes, a record of what was sent.
+        counted: counts the rounds taken part in; by default in memory, which suffices for virtual
             clients. A device's count is durable: see `client.journal.Journal`.
         shared: work shared with other virtual clients of the same process.
 
     Attributes:
-        sealing: as given.
+        sealing: the sealing keys.
     """
 
     def __init__(
@@ -115,24 +115,24 @@ class Agent:
     def accept(
         self, assignment: Assignment, params: SecAggParams, *, buffers: int = 1
     ) -> Mechanism:
-        """Check an assignment and get ready for its round, which counts as taken part in from here.
+        """Check an assignment and get ready for its round, which counts as joined from here on.
 
         An epoch of several buffers does not count yet: see `contribute`.
 
-        A process that did not begin the round takes it up again in the same way: what was sent
-        already is known from the stores.
+        A process that did not begin the round resumes it in the same way: what was sent already is
+        known from the stores.
 
         Args:
-            assignment: of the round.
-            params: its secure aggregation's, computed by the caller from what was agreed.
-            buffers: of the epoch that begins with this assignment's round; 1 in synchronous rounds.
+            assignment: the round's assignment.
+            params: parameters of secure aggregation, derived by the caller from what was agreed.
+            buffers: buffers in the epoch that begins with this round; 1 in synchronous rounds.
 
         Returns:
             The mechanism with which the host is to privatize the update.
 
         Raises:
             PolicyRefusal: the owner does not allow it.
-            MechanismError: the mechanism's numbers do not fit one another.
+            MechanismError: the mechanism's parameters are inconsistent.
             StateError: the store cannot be read.
         """
         job, number = assignment.job, assignment.round
@@ -155,10 +155,10 @@ class Agent:
         return mechanism
 
     def contribute(self, assignment: Assignment) -> None:
-        """Count a buffer of the epoch as taken part in, before anything is uploaded into it.
+        """Count a buffer of the epoch as joined, before anything is uploaded into it.
 
         Args:
-            assignment: of the buffer.
+            assignment: the buffer's assignment.
 
         Raises:
             PolicyRefusal: the owner does not allow one more.
@@ -168,12 +168,12 @@ class Agent:
         self._counted.join(job, number)
 
     def resumes(self, opening: bytes) -> bool:
-        """Whether this opening was accepted before, by an earlier process maybe."""
+        """Whether this opening was accepted before, possibly by an earlier process."""
         return self._current().resumes(opening)
 
     @property
     def uploaded(self) -> bool:
-        """Whether this round's vector left already, so that none is needed any more."""
+        """Whether this round's vector was sent already, so that no other is needed."""
         return self._current().uploaded
 
     def enter(self, opening: bytes) -> None:

@@ -1,16 +1,16 @@
-"""When an upload leaves: at a time that does not tell how much data it was trained on.
+"""When an upload leaves: at a time that does not reveal how much data it was trained on.
 
-A device that answers as soon as it has trained shows the number of its examples to anyone who holds
-a clock. So its answer waits, from the moment it was asked, until the next of a few times that
-follow from the job's terms alone:
+A device that answers as soon as it has trained reveals the number of its examples to anyone with a
+clock. So its answer waits, from the moment it was asked, until the next of a few times that follow
+from the job's terms alone:
 
     bucket k ends after u 2^k seconds,   u = .05 + 6e-9 d e 256
 
-u is what the model's d weights take for e epochs over 256 examples at a billion operations a
-second (6 d operations an example: forward and backward), and a little for a small model. A device
-answers in the highest bucket that it needed in its last four rounds: were it to choose again in
-every round, how often it crosses the end of one would tell how near to it its training time lies.
-What is left to see is one of some ten buckets, and seldom a change of it.
+u is the time that a model of d weights takes for e epochs over 256 examples at a billion operations
+per second (6 d operations per example: forward and backward), plus a constant for small models. A
+device answers in the highest bucket that it needed in its last four rounds: if it chose afresh in
+every round, the frequency with which it crosses a bucket's end would reveal how close its training
+time is to that end. What remains visible is one of some ten buckets, and rarely a change of it.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _SECONDS_PER_WEIGHT_AND_EXAMPLE = 6e-9
 _EXAMPLES = 256
 _REMEMBERED = 4
 _OF_THE_DEADLINE = 0.9
-"""The rest is for the upload itself."""
+"""The remaining tenth is for the upload itself."""
 
 
 def stricter(first: Answer, second: Answer) -> Answer:
-    """What a job and an owner ask for together.
+    """The stricter of what a job and an owner ask for.
 
     >>> stricter("at-once", "bucketed")
     'bucketed'
@@ -51,9 +51,9 @@ class _Habit:
 
     Attributes:
         lately: the buckets that its last rounds needed.
-        deadline: the longest that was announced, in seconds.
-        warm: whether it has trained before in this process; the first time loads libraries, which
-            later rounds need not be held up for.
+        deadline: the longest deadline announced, in seconds.
+        warm: whether it has trained before in this process. The first training also loads
+            libraries, which must not delay later rounds.
     """
 
     lately: deque[int] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
@@ -66,7 +66,7 @@ class AnswerTime:
 
     Args:
         clock: monotonic seconds.
-        sleep: waits that many seconds, or less where the process is to end.
+        sleep: waits the given number of seconds, or less if the process is to end.
     """
 
     def __init__(
@@ -82,16 +82,17 @@ class AnswerTime:
         """Wait until an answer may leave.
 
         Args:
-            terms: of its job.
-            answer: what the owner asks for; the job may ask for more.
-            asked: when the message came that it answers, by `clock`.
-            deadline: seconds that the coordinator announced with it; 0 if none.
+            terms: the job's terms.
+            answer: what the owner asks for; the job may be stricter.
+            asked: when the message to answer came, by `clock`.
+            deadline: seconds that the coordinator announced with that message; 0 if none.
         """
         chosen = stricter(answer, terms.answer)
         if chosen == "at-once":
             return
         habit = self._habits.setdefault(terms.job, _Habit())
-        habit.deadline = max(habit.deadline, deadline)  # a shorter one would be a question
+        # A coordinator could probe the training time with shorter deadlines: the longest counts.
+        habit.deadline = max(habit.deadline, deadline)
         elapsed = self.clock() - asked
         at = _OF_THE_DEADLINE * habit.deadline
         if chosen == "bucketed" or elapsed > at:
@@ -110,7 +111,7 @@ class AnswerTime:
 
 
 def unit_seconds(terms: Terms) -> float:
-    """u: the end of the first bucket, from a job's public constants alone."""
+    """u, the end of the first bucket in seconds, from a job's public constants alone."""
     epochs = terms.local.get("epochs", 1)
     passes = epochs if type(epochs) is int and 0 < epochs < 10**6 else 1
     work = _SECONDS_PER_WEIGHT_AND_EXAMPLE * terms.dimension * passes * _EXAMPLES

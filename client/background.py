@@ -1,7 +1,7 @@
-"""Training besides the conversation: one thread, which lives for as long as there is work.
+"""Training in the background: one thread, which lives for as long as there is work.
 
-A device that trains for long would otherwise leave the committee of its epoch waiting, and could
-not be told of new versions of the model.
+A device that trains for long would otherwise leave the committee of its epoch waiting, and would
+not hear of new versions of the model.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ Work = Callable[[], None]
 
 
 class Background:
-    """Runs what it is given in a thread of its own, one at a time.
+    """Runs work in a thread of its own, one piece at a time.
 
-    Of what waits for its turn only the newest is kept: anyone who asks for something else no longer
-    wants what was asked before, and a queue of models would fill the memory.
+    Only the newest piece of waiting work is kept: a new request supersedes older ones, and a queue
+    of models would fill the memory.
 
-    The process waits for that thread when it ends, as it waits for training anywhere else.
+    When the process ends, it waits for that thread, as it does for training elsewhere.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Background:
         self._busy = False
 
     def run(self, work: Work) -> None:
-        """Run it soon, in place of what waits."""
+        """Run `work` soon, in place of any work that waits."""
         with self._lock:
             self._next = work
             if self._busy:
@@ -45,4 +45,4 @@ class Background:
                     self._busy = False
                     return
             work()
-            del work  # a model, while there is nothing to train
+            del work  # it holds a model, which must not stay in memory while nothing is trained

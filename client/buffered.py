@@ -1,9 +1,9 @@
-"""A device in buffered rounds: it trains in its own time, and uploads when it is asked.
+"""A device in buffered rounds: it trains at its own pace, and uploads when it is asked.
 
-An epoch is entered once: its opening takes the sealing key, and costs nothing. Training goes on
-besides the conversation. The update is asked for when it is there: only then is the buffer that it
-enters counted as spent, durably, and the update scaled by its staleness, clipped, noised and
-encrypted. It is used once, whatever follows.
+An epoch is entered once: its opening uses up the sealing key, and costs no epsilon. Training runs
+in the background. The update is asked for once it is ready: only then is the buffer that it enters
+counted as spent, durably, and the update scaled by its staleness, clipped, noised and encrypted. It
+is used once, whatever follows.
 """
 
 from __future__ import annotations
@@ -40,25 +40,26 @@ _log = logging.getLogger(__name__)
 _DUTIES = (Kind.DELIVERY, Kind.PROPOSAL, Kind.CERTIFICATE)
 
 Work = Callable[[], fleet_pb2.Up | None]
-"""Training, which the host of a session runs in another thread; what it returns is to be sent."""
+"""Training, which a session's host runs in another thread; it returns the message to send, if any.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Device:
-    """What a device has for all of its rounds.
+    """What a device uses in all of its rounds.
 
     Attributes:
         identity: its signing key.
         journal: its durable count.
         worker: its data.
         sealing: its single-use sealing keys.
-        store: keeps secure aggregation's marks.
-        keys: entropy of secure aggregation's keys.
-        noise: entropy of the noise of a round.
-        answer_time: holds back what would tell how long it trained.
-        ready: its owner's policy; raises PolicyRefusal where nothing is to be done now.
-        roster: a version of the list of members, None where it was never announced.
-        refuse: the message that says no, of a job and a round.
+        store: keeps secure aggregation's record of what was sent.
+        keys: source of secure aggregation's keys.
+        noise: maps a round to the source of its noise.
+        answer_time: delays answers that would reveal how long it trained.
+        ready: returns the owner's policy; raises PolicyRefusal if the device must not work now.
+        roster: maps a roster version to its statement, or to None if it was never announced.
+        refuse: makes the refusal of a job's round, given the error.
     """
 
     identity: Identity
@@ -76,7 +77,7 @@ class Device:
 
 @dataclass(kw_only=True, eq=False)
 class _Epoch:
-    """The epoch that this device is in."""
+    """The epoch in which this device takes part."""
 
     terms: Terms
     buffering: Buffering
@@ -92,13 +93,13 @@ class _Epoch:
 
 @dataclass(kw_only=True, eq=False)
 class _Training:
-    """Training in hand or done.
+    """Training that is in progress or done.
 
     Attributes:
-        job: whose.
+        job: the job it is for.
         round: the buffer that was being filled when it began.
-        version: of the model that it began with.
-        update: (1, d), once it is done.
+        version: version of the model that it began with.
+        update: (1, d) the update, once training is done.
     """
 
     job: bytes
@@ -115,10 +116,10 @@ class _Training:
 class BufferedRounds:
     """The buffered rounds of one device.
 
-    Whatever is refused is raised, for the session to say.
+    Refusals are raised; the session sends them.
 
     Args:
-        device: whose.
+        device: the device.
     """
 
     def __init__(self, device: Device) -> None:
@@ -129,18 +130,18 @@ class BufferedRounds:
 
     @property
     def activity(self) -> str:
-        """What is done, for people; empty where nothing is."""
+        """What the device is doing, for people; empty if nothing."""
         if self._epoch is None:
             return ""
         return f"epoch {self._epoch.number} of {self._epoch.terms.name}"
 
     def training(self, job: bytes) -> fleet_pb2.Trained | None:
-        """What this process trains, or has trained, of a job."""
+        """What this process is training, or has trained, for a job; None if nothing."""
         known = self._training
         return None if known is None or known.job != job else known.message()
 
     def take_work(self) -> Work | None:
-        """Training that is to be run besides the conversation; handed out once."""
+        """Training to be run in the background, if any; handed out once."""
         work, self._work = self._work, None
         return work
 
@@ -154,16 +155,16 @@ class BufferedRounds:
         terms: Terms,
         client: int,
     ) -> None:
-        """Enter an epoch, or go on with it after the connection or the process was lost.
+        """Enter an epoch, or resume it after the connection or the process was lost.
 
         Raises:
-            FedsysError: it is not what was agreed to, or the owner does not allow it.
+            FedsysError: it differs from what was agreed to, or the owner does not allow it.
             SecureAggError: a refusal, named by its cause.
         """
         device, buffering = self._device, terms.buffering
         policy = device.ready()
         if buffering is None or kind_of(message.stage.message) is not Kind.OPENING:
-            raise ProtocolError("an invitation to no epoch")
+            raise ProtocolError("an invitation that opens no epoch")
         if model is None or (model.job, model.round) != (message.job, message.round):
             raise ProtocolError("an invitation without its model")
         assignment = Assignment.decode(message.assignment, model.weights)
@@ -216,10 +217,10 @@ class BufferedRounds:
         )
 
     def outcome(self, message: fleet_pb2.Outcome) -> None:
-        """A buffer is over, with or without a new version of the model.
+        """Take note that a buffer is over, with or without a new version of the model.
 
         Raises:
-            PolicyRefusal: that version does not follow the one before.
+            PolicyRefusal: the version announced does not follow the one before.
         """
         epoch = self._epoch
         if epoch is None or epoch.terms.job != message.job:
@@ -233,7 +234,7 @@ class BufferedRounds:
             self._end(epoch)
 
     def offered(self, job: bytes) -> None:
-        """A job is offered: the coordinator is done with every other, and so is this device."""
+        """Drop the state of other jobs: a coordinator that offers `job` has finished them."""
         epoch, known = self._epoch, self._training
         if known is not None and known.job != job:
             self._training = None
@@ -254,10 +255,10 @@ class BufferedRounds:
     # -- training ---------------------------------------------------------------------------------
 
     def begin(self, message: fleet_pb2.Begin, model: fleet_pb2.Model | None) -> None:
-        """Have training begin; what was trained before is dropped.
+        """Let training begin; earlier training is dropped.
 
         Raises:
-            FedsysError: it is not what was agreed to, or the owner does not allow it.
+            FedsysError: it differs from what was agreed to, or the owner does not allow it.
         """
         epoch, device = self._current(message.job), self._device
         policy = device.ready()
@@ -277,8 +278,8 @@ class BufferedRounds:
             raise ProtocolError("training is asked for without its model")
         if len(model.weights) != 4 * epoch.terms.dimension:
             raise PolicyRefusal(
-                f"a model of {len(model.weights)} bytes, {epoch.terms.dimension} weights were "
-                f"agreed to",
+                f"a model of {len(model.weights)} bytes, where {epoch.terms.dimension} weights "
+                f"were agreed to",
                 cause=Cause.TERMS,
             )
         assignment = dataclasses.replace(
@@ -324,7 +325,7 @@ class BufferedRounds:
         self._work = work
 
     def discard(self, message: fleet_pb2.Discard) -> None:
-        """What was trained is not asked for."""
+        """Drop what was trained: the coordinator will not ask for it."""
         known = self._training
         if known is not None and (known.job, known.round) == (message.job, message.round):
             _log.info("buffer %d: the update is not asked for", message.round)
@@ -333,17 +334,17 @@ class BufferedRounds:
     # -- what is sent -----------------------------------------------------------------------------
 
     def collect(self, message: fleet_pb2.Collect) -> bytes:
-        """The upload, which is the same where the same message comes again.
+        """The upload; the same one if the same message comes again.
 
         Raises:
-            FedsysError: it is not what was agreed to, or the owner does not allow it.
+            FedsysError: it differs from what was agreed to, or the owner does not allow it.
             SecureAggError: a refusal, named by its cause.
         """
         stage, device = message.stage, self._device
         epoch = self._current(stage.job)
         policy = device.ready()
         if kind_of(stage.message) is not Kind.NEXT:
-            raise ProtocolError("an upload is asked for by another message than NEXT")
+            raise ProtocolError("an upload is asked for by a message other than NEXT")
         if stage.round in device.journal.jobs[stage.job.hex()].uploaded:
             return self._again(epoch, stage)
         check_buffer(
@@ -356,7 +357,7 @@ class BufferedRounds:
         )
         training = self._training
         if training is None or training.job != stage.job or training.update is None:
-            raise PolicyRefusal("nothing was trained that could be sent", cause=Cause.TRAINING)
+            raise PolicyRefusal("there is no trained update to send", cause=Cause.TRAINING)
         staleness = check_staleness(
             message.staleness, message.version, training.version, epoch.terms
         )
@@ -369,13 +370,13 @@ class BufferedRounds:
         return reply
 
     def _again(self, epoch: _Epoch, stage: fleet_pb2.Stage) -> bytes:
-        """What was sent already; nothing new is at hand that could be sent in its place."""
+        """What was sent already; there is nothing new that could be sent in its place."""
         try:
             return epoch.agent.handle(stage.message)
         except InputError:
             raise PolicyRefusal(
-                f"a vector has left this device in buffer {stage.round} already; there is no "
-                f"second one",
+                f"this device has already sent a vector in buffer {stage.round}; it does not send "
+                f"a second one",
                 cause=Cause.PARTICIPATION,
             ) from None
 
@@ -398,7 +399,7 @@ class BufferedRounds:
         """A committee member's duty.
 
         Raises:
-            ProtocolError: it is none, or of a buffer that is not the epoch's.
+            ProtocolError: it is not such a duty, or of a buffer that is not the epoch's.
             SecureAggError: a refusal, named by its cause.
         """
         epoch = self._current(stage.job)

@@ -1,4 +1,4 @@
-"""Whether now is a good time: hours, idle processors, mains, free memory.
+"""The owner's conditions for working now: hours, idle processors, mains power, free memory.
 
 Each condition is true, false or unknown (None): many devices cannot tell whether they are on mains.
 """
@@ -24,9 +24,9 @@ class Condition:
     """One condition that the owner set.
 
     Attributes:
-        name: of the policy's key.
-        holds: None where the device cannot tell.
-        text: what was found.
+        name: the policy's key.
+        holds: whether it holds; None if the device cannot tell.
+        text: what was found, for people.
     """
 
     name: str
@@ -69,7 +69,7 @@ def conditions(
 
 
 def obstacle(policy: Policy, found: list[Condition]) -> str | None:
-    """Why the device does not work now; None where nothing stands in the way."""
+    """Why the device must not work now; None if nothing stands in the way."""
     for condition in found:
         if condition.holds is False:
             return f"{condition.name}: {condition.text}"
@@ -90,7 +90,7 @@ def _within(span: str, time: dt.time) -> bool:
 
 
 def _busy() -> float | None:
-    """Percent of all processors in use, this process's own part left out."""
+    """Percent of all processors in use, excluding this process."""
     try:
         total = psutil.cpu_percent(interval=0.2)
         own = psutil.Process().cpu_percent(interval=None) / (psutil.cpu_count() or 1)

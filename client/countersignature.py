@@ -1,4 +1,4 @@
-"""A device's word that it took part in a round which the ledger holds."""
+"""A device's signed statement that it took part in a round that the ledger records."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _HASH = 32
 def countersignature(
     identity: Identity, outcome: fleet_pb2.Outcome, uploaded: Collection[int]
 ) -> fleet_pb2.Countersignature | None:
-    """The signature over how a round ended; None where this device has nothing in its sum.
+    """The signature over a round's outcome; None if this device has nothing in the round's sum.
 
     Args:
-        identity: signs.
-        outcome: as announced.
-        uploaded: rounds of that job in which an encrypted vector left this device.
+        identity: the signing key.
+        outcome: the outcome as announced.
+        uploaded: rounds of that job in which this device sent an encrypted vector.
     """
     number, head = outcome.round, outcome.ledger_head
     if not outcome.committed or number not in uploaded or len(head) != _HASH:

@@ -1,8 +1,8 @@
-"""What an epoch of buffered rounds must satisfy, and each buffer of it, before a device takes part.
+"""The checks that an epoch of buffered rounds, and each of its buffers, must pass on a device.
 
-A device is told of every version of the model while it is connected, and of the newest one when it
-comes back. So it knows itself how old its update is when it is asked for it, and a coordinator that
-says something else contradicts what it said before.
+A device receives every version number of the model while it is connected, and the newest one when
+it reconnects. So it knows by itself how stale its update is when it is asked for, and a coordinator
+that announces another staleness contradicts itself.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def check_epoch(
     """Check an epoch of buffered rounds before it is entered.
 
     Args:
-        assignment: of its first buffer, whose number is the epoch's.
-        size: members invited.
-        version: versions of the model that there are, as announced.
-        terms: that were agreed to.
-        policy: its owner's.
-        journal: this device's count.
+        assignment: the assignment of its first buffer, whose number is the epoch's.
+        size: number of members invited.
+        version: number of versions of the model so far, as announced.
+        terms: the terms agreed to.
+        policy: the owner's policy.
+        journal: this device's own count.
 
     Raises:
-        PolicyRefusal: naming the limit, its value and what was asked.
+        PolicyRefusal: a check failed; the message names the limit, its value and what was asked.
     """
     plan, number = terms.plan, assignment.round
     record = journal.jobs[terms.job.hex()]
@@ -62,8 +62,8 @@ def check_epoch(
     last = number - 1 + (0 if terms.buffering is None else terms.buffering.epoch)
     if not record.version <= version <= last:
         raise PolicyRefusal(
-            f"version {version} of the model is announced in epoch {number}, where this device was "
-            f"told of version {record.version}",
+            f"version {version} of the model is announced in epoch {number}, but this device knows "
+            f"of version {record.version}",
             cause=Cause.STALE,
         )
 
@@ -80,23 +80,23 @@ def check_buffer(
     """Check a buffer to which this device is to contribute, before it trains and before it uploads.
 
     Args:
-        number: of the buffer that is being filled.
-        version: of the newest model, as announced.
-        epoch: number of its first buffer.
-        terms: that were agreed to.
-        policy: its owner's.
-        journal: this device's count.
+        number: number of the buffer that is being filled.
+        version: version of the newest model, as announced.
+        epoch: the epoch, by the number of its first buffer.
+        terms: the terms agreed to.
+        policy: the owner's policy.
+        journal: this device's own count.
 
     Raises:
-        PolicyRefusal: naming the limit, its value and what was asked.
+        PolicyRefusal: a check failed; the message names the limit, its value and what was asked.
     """
     plan, record = terms.plan, journal.jobs[terms.job.hex()]
     buffering = terms.buffering
     last = epoch - 1 + (0 if buffering is None else buffering.epoch)
     if not epoch <= number <= min(last, plan.rounds):
         raise PolicyRefusal(
-            f"buffer {number} is not one of the epoch's, which are {epoch} to {last}, or of the "
-            f"job's {plan.rounds}",
+            f"buffer {number} is outside the epoch's, which are {epoch} to {last}, or the job's "
+            f"{plan.rounds}",
             cause=Cause.TERMS,
         )
     if number < record.highest:
@@ -105,8 +105,8 @@ def check_buffer(
         )
     if version != record.version or version >= number:
         raise PolicyRefusal(
-            f"version {version} of the model is announced as the newest in buffer {number}, where "
-            f"this device was told of version {record.version}",
+            f"version {version} of the model is announced as the newest in buffer {number}, but "
+            f"this device knows of version {record.version}",
             cause=Cause.STALE,
         )
     others = len([joined for joined in record.joined if joined != number])
@@ -117,22 +117,22 @@ def check_buffer(
 
 
 def check_staleness(announced: int, version: int, base: int, terms: Terms) -> int:
-    """Compare the staleness that is announced with what this device was sent; returns it.
+    """The staleness of an update, if it is as announced and within the terms.
 
     Args:
-        announced: versions released while it trained, by the coordinator's account.
-        version: of the newest model that this device was told of.
+        announced: staleness by the coordinator's account.
+        version: version of the newest model that this device knows of.
         base: version of the model that it trained from.
-        terms: that were agreed to.
+        terms: the terms agreed to.
 
     Raises:
-        PolicyRefusal: they differ, or it is more than was agreed to.
+        PolicyRefusal: the two differ, or the staleness is more than was agreed to.
     """
     staleness = version - base
     if announced != staleness:
         raise PolicyRefusal(
-            f"a staleness of {announced} is announced for an update of version {base}, where this "
-            f"device was told of version {version}",
+            f"a staleness of {announced} is announced for an update of version {base}, but this "
+            f"device knows of version {version}",
             cause=Cause.STALE,
         )
     most = 0 if terms.buffering is None else terms.buffering.max_staleness
@@ -145,10 +145,10 @@ def check_staleness(announced: int, version: int, base: int, terms: Terms) -> in
 
 
 def check_version(version: int, *, committed: bool, terms: Terms, journal: Journal) -> None:
-    """Check the version that is announced with the end of a buffer: a sum makes one, no sum none.
+    """Check the version that is announced at the end of a buffer: only a sum makes a new one.
 
     Raises:
-        PolicyRefusal: it does not follow the one that this device was told of.
+        PolicyRefusal: it does not follow the version that this device knows of.
     """
     known = journal.jobs[terms.job.hex()].version
     if version != known + int(committed):

@@ -5,13 +5,14 @@
     flower-supernode --superlink HOST:PORT --node-config \\
         'fedsys-agent="/var/lib/fedsys" fedsys-data="digits" fedsys-shard="0/3"'
 
-``fedsys-corrupt=0.0`` is for the policy that the first message writes: see `client.policy.Policy`.
+``fedsys-corrupt=0.0`` sets ``corrupt`` in the policy that the first message writes: see
+`client.policy.Policy`.
 
 The folder is one that `fedsys agent join` made: keys, roster, policy and counts are the owner's and
 stay there. Flower carries bytes; it can neither read an update nor change a round unnoticed.
-Each message may be a process of its own; the folder is held while one is answered. What must not
-reach a disk is kept between them on tmpfs (see `client.volatile`): without one, a device whose
-processes are that short can upload, but cannot serve on a committee.
+Each message may be handled by a process of its own; the folder is locked while one is answered.
+State that must not reach a disk is kept on tmpfs between messages (see `client.volatile`): without
+a tmpfs, a device with such short-lived processes can upload, but cannot serve on a committee.
 """
 
 from __future__ import annotations
@@ -53,21 +54,21 @@ _log = logging.getLogger(__name__)
 _MODEL = "model"
 _MOST_AT_ONCE = 1000
 _REFUSED = 2
-"""Flower's code of an app that failed."""
+"""Flower's error code for an app that failed."""
 
 
 @functools.lru_cache(maxsize=4)
 def open_session(folder: str, data: str, shard: str, corrupt: float = 0.1) -> RelaySession:
-    """The device's session; in a process that Flower keeps for long, one stays open.
+    """The device's session; it stays open in a process that Flower keeps running.
 
     Args:
-        folder: that `fedsys agent join` made.
+        folder: the folder that `fedsys agent join` made.
         data: ``TASK`` or ``TASK=FOLDER``.
-        shard: ``I/N``, or nothing.
-        corrupt: for a policy that is written here.
+        shard: ``I/N``, or empty.
+        corrupt: for the policy, if there is none yet.
 
     Raises:
-        ConfigError: the device has not joined, or its data is not there.
+        ConfigError: the device has not joined, or its data cannot be found.
     """
     credentials = Credentials.load(Path(folder))
     worker = _LateWorker(data, shard)
@@ -80,7 +81,7 @@ def open_session(folder: str, data: str, shard: str, corrupt: float = 0.1) -> Re
 
 
 class _LateWorker:
-    """The owner's data, loaded where a message needs it: most need neither data nor torch."""
+    """The owner's data, loaded on first use: most messages need neither data nor torch."""
 
     def __init__(self, data: str, shard: str) -> None:
         self._source = data, shard
@@ -109,15 +110,15 @@ class _LateWorker:
 
 
 class RelaySession(Session):
-    """A session whose process may not have seen the message before."""
+    """A session that may continue in another process than the one that began it."""
 
     def recall(self, encoded: bytes) -> bool:
-        """Take up terms to which this device agreed in an earlier process, without another check.
+        """Restore terms to which this device agreed in an earlier process, without another check.
 
         A round's invitation is checked against the owner's policy all the same.
 
         Returns:
-            Whether it did agree to them.
+            Whether the device had agreed to them.
         """
         terms = Terms.decode(encoded)
         record = self.journal.jobs.get(terms.job.hex())
@@ -141,19 +142,19 @@ def answer(
     """Answer one message of the coordinator.
 
     Args:
-        message: with the record of `fedsys.wire.flower`.
-        context: Flower's; its node configuration names the device's folder and data, its state
-            keeps the round's model.
+        message: Flower's message, with the record of `fedsys.wire.flower`.
+        context: Flower's context; its node configuration names the device's folder and data, its
+            state keeps the round's model.
         sessions: opens the device's session.
         patience: seconds to wait for another process that works in the device's folder.
 
     Raises:
-        ConfigError: the node's configuration or the device's folder does not hold, or the folder
-            stays taken; nothing is said or counted.
+        ConfigError: the node's configuration or the device's folder is invalid, or the folder
+            remains locked; nothing is answered or counted.
     """
     folder, data = _setting(context, "fedsys-agent"), _setting(context, "fedsys-data")
     whose = folder, data, str(context.node_config.get("fedsys-shard", ""))
-    Credentials.load(Path(folder))  # what is no device's folder, or is none any more, says so
+    Credentials.load(Path(folder))  # fails if the folder is not, or no longer, a device's
     mark = _mark(*whose)
     with exclusive(Path(folder), "Flower's SuperNode", mark=mark, patience=patience) as same:
         if not same:  # another process may have counted rounds or pinned a roster
@@ -163,7 +164,7 @@ def answer(
 
 @functools.cache
 def _mark(_folder: str, _data: str, _shard: str) -> str:
-    """Under which this process remembers a session."""
+    """The mark under which this process remembers a session."""
     return os.urandom(16).hex()
 
 
@@ -182,7 +183,7 @@ def _answer(message: Message, context: Context, session: RelaySession) -> Messag
 
 
 def _corrupt(context: Context) -> dict[str, float]:
-    """For a fresh policy, if the node's configuration says so."""
+    """The fraction for a fresh policy, if the node's configuration gives one."""
     value = context.node_config.get("fedsys-corrupt")
     if value is None:
         return {}
@@ -207,7 +208,7 @@ def _handle(session: RelaySession, asked: ConfigRecord, state: RecordDict) -> li
     raws = found if isinstance(found, list) else []
     if len(raws) > _MOST_AT_ONCE:
         raise ProtocolError(f"{len(raws)} messages at once; at most {_MOST_AT_ONCE} are taken")
-    limits = {**session.limits, "model": MAX_PARCEL}  # which Flower has handed over by now
+    limits = {**session.limits, "model": MAX_PARCEL}  # Flower has received the model by now
     downs = [(raw, _parsed(raw, limits)) for raw in raws]
     in_round = any(down.HasField("invitation") for _, down in downs)
     for raw, down in downs:
@@ -230,7 +231,7 @@ def _handle(session: RelaySession, asked: ConfigRecord, state: RecordDict) -> li
 
 def _parsed(raw: object, limits: Mapping[str, int]) -> fleet_pb2.Down:
     if not isinstance(raw, bytes):
-        raise ProtocolError("a message that is no bytes")
+        raise ProtocolError("a message that is not bytes")
     check_down(raw, limits)
     try:
         down: fleet_pb2.Down = fleet_pb2.Down.FromString(raw)
@@ -240,7 +241,7 @@ def _parsed(raw: object, limits: Mapping[str, int]) -> fleet_pb2.Down:
 
 
 def _restore_model(session: Session, invitation: fleet_pb2.Invitation, state: RecordDict) -> None:
-    """Give a session that has lost it the model that this node keeps of the round."""
+    """Give a session the round's model that this node keeps, if the session has lost it."""
     kept = state.config_records.get(RECORD)
     raw = None if kept is None else kept.get(_MODEL)
     if isinstance(raw, bytes):
@@ -259,5 +260,5 @@ def _query(message: Message, context: Context) -> Message:
         return answer(message, context)
     except FedsysError as error:  # a line; Flower would print a traceback
         _log.error("%s", error)
-        # Paths and limits are the owner's business: who sees the log is told, nobody else.
+        # Paths and limits are the owner's business: they go to the log and nowhere else.
         return Message(Error(code=_REFUSED, reason=Cause.DEVICE.value), reply_to=message)

@@ -1,4 +1,4 @@
-"""How a device connects: mutual TLS to the one authority that it pinned, and joining for once."""
+"""How a device connects: mutual TLS under the one authority that it pinned, and joining once."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def call(
     *,
     address: str = "",
 ) -> Any:
-    """One unary call with a deadline; `address` is the channel's, named where it fails.
+    """One unary call with a deadline; `address` is the channel's, for the error message.
 
     Raises:
-        EnrollmentError: the coordinator declined; its reason.
-        ConfigError: it was not reached.
+        EnrollmentError: the coordinator declined; the message is its reason.
+        ConfigError: the coordinator was not reached.
     """
     stub = channel.unary_unary(
         path, request_serializer=lambda m: m.SerializeToString(), response_deserializer=reply
@@ -80,13 +80,13 @@ def call(
 
 
 def join(address: str, token: JoinToken, folder: Path) -> Credentials:
-    """Make this device's keys, trade the token for a certificate, pin the roster.
+    """Make this device's keys, exchange the token for a certificate, pin the roster.
 
-    Interrupted anywhere, it may be run again with the same token and folder.
+    If it is interrupted at any point, it may be run again with the same token and folder.
 
     Raises:
         EnrollmentError: the coordinator declined.
-        ConfigError: the folder belongs to a device that joined, or nobody was reached.
+        ConfigError: the folder belongs to a device that joined, or the coordinator was not reached.
     """
     if (folder / "agent.toml").exists():
         raise ConfigError(f"{folder}: this device joined already; leave first, or give another one")
@@ -101,7 +101,7 @@ def join(address: str, token: JoinToken, folder: Path) -> Credentials:
             f"{folder}: {reason}; give a folder that can be made and written"
         ) from None
     credential, ca = token.certificate, pem_of(token.ca)
-    # an ECDSA signature differs each time; the request is kept for a second try
+    # ECDSA signatures are randomized: the request is kept, so that a retry sends the same one.
     csr_file = folder / "join.csr"
     if not csr_file.exists():
         write_secret(csr_file, key.csr)
@@ -151,7 +151,7 @@ def join(address: str, token: JoinToken, folder: Path) -> Credentials:
 
 
 def renew(credentials: Credentials, channel: grpc.Channel) -> None:
-    """Trade a certificate that still holds for a new one, under a new key."""
+    """Exchange a certificate that is still valid for a new one, under a new key."""
     key = TlsKey.generate()
     csr = key.csr
     current = credentials.certificate.public_bytes(serialization.Encoding.DER)
@@ -169,7 +169,7 @@ def renew(credentials: Credentials, channel: grpc.Channel) -> None:
 
 
 def leave(credentials: Credentials) -> None:
-    """Have this device revoked at the coordinator."""
+    """Have the coordinator revoke this device."""
     key, certificate = credentials.tls()
     with open_channel(
         credentials.coordinator, ca=credentials.ca, key=key, certificate=certificate
@@ -184,7 +184,7 @@ def leave(credentials: Credentials) -> None:
 
 
 def _own_keys(folder: Path) -> tuple[Identity, TlsKey]:
-    """This device's keys, made at the first call and found again after an interruption."""
+    """This device's keys, made at the first call and reloaded after an interruption."""
     if not (folder / "identity.ed25519").exists():
         write_secret(folder / "identity.ed25519", Identity.generate().private_bytes())
     if not (folder / "tls.key").exists():

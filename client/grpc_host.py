@@ -1,7 +1,7 @@
-"""A device's connection: dials out, holds one stream open, comes back for ever.
+"""A device's connection: dials out, holds one stream open, reconnects forever.
 
-The stream is read in the calling thread; training happens there too, while gRPC's own threads keep
-the connection alive.
+The stream is read in the calling thread, which also trains; gRPC's own threads keep the connection
+alive meanwhile.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _FINAL_SECONDS = 3600.0
 
 
 class Backoff:
-    """Waiting times that double up to a limit, with full jitter, so that a fleet does not return
-    all at once.
+    """Waiting times that double up to a limit, with jitter, so that a fleet does not reconnect all
+    at once.
 
     Args:
         first: upper bound of the first wait, in seconds.
-        most: upper bound of any.
-        draw: a number in [0, 1); by default the operating system's.
+        most: upper bound of any wait, in seconds.
+        draw: returns a number in [0, 1); by default from the operating system's entropy.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Backoff:
         self._tries = 0
 
     def reset(self) -> None:
-        """A session was opened."""
+        """Start over, after a session was opened."""
         self._tries = 0
 
     def next(self) -> float:
@@ -75,9 +75,9 @@ class ConnectionHost:
     """Keeps a `Session` connected until told to stop.
 
     Args:
-        session: answers what is asked.
-        backoff: between attempts.
-        stop: ends `run`, also where it was set before.
+        session: answers the coordinator's messages.
+        backoff: waiting times between attempts.
+        stop: ends `run`, even if it was set before.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class ConnectionHost:
         self._stop.call(self._hang_up)
 
     def stop(self) -> None:
-        """End `run` soon; for another thread or a signal handler."""
+        """End `run` soon; may be called from another thread or a signal handler."""
         self._stop.set()
 
     def _hang_up(self) -> None:
@@ -112,7 +112,7 @@ class ConnectionHost:
         self._status("stopped")
 
     def _attempt(self) -> float:
-        """One session, from dialling to its end; seconds to wait before the next."""
+        """One session, from dialling to its end; returns the seconds to wait before the next."""
         credentials = self._session.credentials
         self._status("connecting")
         key, certificate = credentials.tls()
@@ -138,7 +138,7 @@ class ConnectionHost:
         return self._backoff.next()
 
     def _renew(self, channel: grpc.Channel) -> bool:
-        """Renew the certificate where that is due; at most once a day where it fails."""
+        """Renew the certificate if that is due; retry at most once a day if it fails."""
         credentials = self._session.credentials
         due = credentials.renewal_due(dt.datetime.now(dt.UTC))
         if not due or (self._renewed and time.monotonic() - self._renewed < _DAY):
@@ -158,7 +158,7 @@ class ConnectionHost:
         self._outgoing = outgoing
         stub = channel.stream_stream(method(FLEET, "Session"))
         self._stream = stream = stub(_frames(outgoing))
-        if self._stop.wanted:  # told to while there was no stream yet that could be cancelled
+        if self._stop.wanted:  # set before there was a stream that it could cancel
             stream.cancel()
         assembler = Assembler(limit=self._limit, passed=_passed)
         try:
@@ -170,7 +170,7 @@ class ConnectionHost:
                     message = fleet_pb2.Down.FromString(whole)
                     del whole
                     self._take(message, outgoing)
-                    del message  # a model, maybe, and there may be nothing to hear for long
+                    del message  # it may hold a model, and the next message may be long in coming
         finally:
             self._stream = self._outgoing = None
             outgoing.put(None)
@@ -192,11 +192,11 @@ class ConnectionHost:
             self._background.run(functools.partial(self._train, work))
 
     def _train(self, work: Work) -> None:
-        """In the training thread. Where the connection is gone, the session tells of what was
-        trained as soon as there is another."""
+        """Run training in its own thread. If the connection is lost meanwhile, the session reports
+        what was trained once it is connected again."""
         try:
             reply = work()
-        except Exception:  # nobody else would hear of it
+        except Exception:  # nothing else would report it
             _log.exception("training failed")
             return
         outgoing = self._outgoing
@@ -204,7 +204,7 @@ class ConnectionHost:
             outgoing.put(reply.SerializeToString())
 
     def _status(self, connection: str) -> None:
-        """Write what ``fedsys agent status`` reads, where it changed."""
+        """Write what ``fedsys agent status`` reads, if it changed."""
         shown = (connection, self._session.activity)
         if shown == self._shown:
             return
@@ -224,7 +224,8 @@ class ConnectionHost:
 
 
 def _passed(begins: bytes) -> int:
-    """A model that was not agreed to is not held; its invitation will be refused."""
+    """The bytes of an unwanted message to skip: a model that was not agreed to is received but not
+    kept, and its invitation will be refused."""
     return MAX_PARCEL if kind_of_down(begins) == "model" else 0
 
 
@@ -235,5 +236,5 @@ def _frames(outgoing: queue.SimpleQueue[bytes | None]) -> Iterator[bytes]:
         if message is None:
             return
         yield from split(parcel, message, chunk=MAX_CHUNK)
-        del message  # an upload, maybe, and there may be nothing to say for long
+        del message  # it may hold an upload, and the next message may be long in coming
         parcel += 1

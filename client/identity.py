@@ -1,15 +1,15 @@
-"""Who this device is: keys that were made here and never leave, a certificate, a pinned roster.
+"""A device's identity: keys that were made here and never leave, a certificate, a pinned roster.
 
 ::
 
     agent.toml        node number, name, coordinator's address, pinned keys
-    identity.ed25519  signs this device's part in secure aggregation
+    identity.ed25519  signs this device's messages in secure aggregation
     tls.pem           P-256 key and certificate for the connection
-    ca.pem            the coordinator's authority
+    ca.pem            certificate of the coordinator's authority
     roster.jsonl      every roster that was accepted, in order
-    journal.json      what it agreed to and has spent: see `client.journal`
+    journal.json      what the device agreed to and has spent: see `client.journal`
 
-All of them are there from the day on which it joins; one that is lost later is not started over.
+All of them exist from the moment it joins; one that is lost later is not created again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _ROSTER_LOST = (
 
 @dataclass(frozen=True, repr=False)
 class TlsKey:
-    """A P-256 key of this device, and the request for its certificate."""
+    """This device's P-256 key for the connection."""
 
     private: ec.EllipticCurvePrivateKey
 
@@ -57,15 +57,15 @@ class TlsKey:
 
     @classmethod
     def of_scalar(cls, scalar: bytes) -> TlsKey:
-        """The key of a token's credential.
+        """The key that a token carries.
 
         Raises:
-            ConfigError: it is no P-256 scalar.
+            ConfigError: it is not a P-256 scalar.
         """
         try:
             return cls(ec.derive_private_key(int.from_bytes(scalar, "big"), ec.SECP256R1()))
         except ValueError:
-            raise ConfigError("the token is damaged: it holds no key") from None
+            raise ConfigError("the token is damaged: it holds no valid key") from None
 
     @property
     def pem(self) -> bytes:
@@ -97,17 +97,17 @@ class TlsKey:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Credentials:
-    """What a device's folder holds.
+    """The contents of a device's folder.
 
     Attributes:
-        folder: mode 0700.
-        node: number in the roster.
-        name: what the operator calls it.
-        coordinator: ``HOST:PORT``.
-        identity: signing key.
-        ca: PEM.
-        roster_key: of the roster's authority, pinned when this device joined.
-        signer: signs the coordinator's ledgers.
+        folder: the folder, mode 0700.
+        node: the device's number in the roster.
+        name: the operator's name for it.
+        coordinator: the coordinator's address, ``HOST:PORT``.
+        identity: the signing key.
+        ca: the authority's certificate, PEM.
+        roster_key: public key of the roster's authority, pinned when this device joined.
+        signer: public key that signs the coordinator's ledgers.
     """
 
     folder: Path
@@ -138,7 +138,7 @@ class Credentials:
         try:
             table = tomllib.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: does not read: {error}; {_LOST}") from None
+            raise ConfigError(f"{path}: cannot be read: {error}; {_LOST}") from None
         coordinator = str(_of(table, "coordinator", str, path))
         host_and_port(coordinator, f"{path}: coordinator")
         return cls(
@@ -153,15 +153,16 @@ class Credentials:
         )
 
     def store(self, rosters: Iterable[SignedStatement] = ()) -> None:
-        """Write what makes a folder a device's, ``agent.toml`` last; the keys are there before.
+        """Write the device's files, ``agent.toml`` last, which marks the folder as complete. The
+        keys have been written before.
 
         Args:
-            rosters: those it pins, in order; none where the operator has signed none yet.
+            rosters: the rosters to pin, in order; empty if the operator has not signed any yet.
 
         Raises:
-            ConfigError: a journal that is there already is damaged, or none can be written.
+            ConfigError: an existing journal is damaged, or none can be written.
         """
-        from client.journal import Journal  # and with it accounting, which only joining needs
+        from client.journal import Journal  # it imports accounting, which only joining needs here
 
         write_atomically(self.folder / "ca.pem", self.ca)
         write_atomically(self.folder / "roster.jsonl", b"".join(_line_of(each) for each in rosters))
@@ -185,7 +186,7 @@ class Credentials:
         """The connection's key and certificate, both PEM.
 
         Raises:
-            ConfigError: they, or the authority that they are checked against, are damaged.
+            ConfigError: they, or the authority's certificate, are damaged.
         """
         try:
             x509.load_pem_x509_certificate(self.ca)
@@ -218,7 +219,7 @@ class Credentials:
 
         Raises:
             ProtocolError: the file was changed.
-            ConfigError: it is lost: whom this device was told to trust cannot be known any more.
+            ConfigError: the file is lost, and with it the rosters that this device accepted.
         """
         chain = RosterChain(key=self.roster_key)
         path = self.folder / "roster.jsonl"
@@ -232,7 +233,7 @@ class Credentials:
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise ConfigError(f"{path}: {reason}; the agent must own its folder") from None
-        for line in lines[:-1]:  # what follows the last newline was torn off by a crash
+        for line in lines[:-1]:  # a crash may have torn the text after the last newline
             try:
                 body = json.loads(line)
                 signed = SignedStatement(
@@ -251,7 +252,7 @@ class Credentials:
         """Make newly accepted rosters durable, before they are used.
 
         Raises:
-            OSError: they are not, and must not be used.
+            OSError: they could not be written, and must not be used.
         """
         append_lines(self.folder / "roster.jsonl", b"".join(map(_line_of, accepted)))
 
@@ -269,7 +270,7 @@ def _of(table: dict[str, Any], name: str, read: Callable[[Any], Any], path: Path
     except KeyError:
         raise ConfigError(f"{path}: {name} is missing; {_LOST}") from None
     except (ValueError, TypeError):
-        raise ConfigError(f"{path}: {name} = {table[name]!r} cannot be; {_LOST}") from None
+        raise ConfigError(f"{path}: {name} = {table[name]!r} is invalid; {_LOST}") from None
 
 
 def _key(text: Any) -> bytes:

@@ -27,16 +27,16 @@ class JobRecord:
     """One job, as this device saw it.
 
     Attributes:
-        job: hex name.
-        name: what people call it.
-        terms: digest of what was agreed, as hex.
-        plan: its privacy parameters.
+        job: the job's identifier, hex.
+        name: the job's name for people.
+        terms: digest of the terms agreed to, hex.
+        plan: the job's privacy plan.
         joined: rounds whose assignment was accepted; each counts as spent.
-        highest: highest round number seen.
-        uploaded: rounds in which an encrypted vector left this device.
-        version: in buffered rounds, versions of the model that it was told of.
+        highest: highest round number joined.
+        uploaded: rounds in which this device sent an encrypted vector.
+        version: in buffered rounds, the newest version of the model that was announced to it.
         epoch: in buffered rounds, the newest epoch that it entered.
-        over: in buffered rounds, the newest epoch that it was told is over.
+        over: in buffered rounds, the newest epoch that was announced as over.
     """
 
     job: str
@@ -57,7 +57,7 @@ class JobRecord:
         return self.plan.guarantee if wanted == "guarantee" else wanted
 
     def spent(self, wanted: str) -> float:
-        """Epsilon of this job so far; others' rounds count in the outsider's view."""
+        """Epsilon of this job so far; rounds not joined count in the outsider's view."""
         if not self.joined:
             return 0.0
         if not self.plan.protected:
@@ -66,7 +66,7 @@ class JobRecord:
         return float("inf") if value is None else value
 
     def after(self, round: int, wanted: str) -> float:
-        """Epsilon of this job once this device has taken part in that round too."""
+        """Epsilon of this job after this device has also taken part in `round`."""
         if not self.plan.protected:
             return float("inf")
         accountant = self._up_to(round - 1)
@@ -79,14 +79,15 @@ class JobRecord:
         event, joined = self.plan.event(), set(self.joined)
         for number in range(self._charged + 1, round + 1):
             if number in joined:
-                self._accountant.charge(event)  # at worst: cohort and survivors are not known here
+                # The worst case: a device does not know the cohort and the survivors.
+                self._accountant.charge(event)
             else:
                 self._accountant.charge(event, (), ())
         self._charged = round
         return self._accountant
 
     def to_json(self) -> dict[str, Any]:
-        """For the file."""
+        """Plain values for the file."""
         return {
             "job": self.job,
             "name": self.name,
@@ -102,7 +103,7 @@ class JobRecord:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> JobRecord:
-        """What `to_json` wrote."""
+        """The inverse of `to_json`."""
         return cls(**{**body, "plan": PrivacyPlan.from_json(body["plan"])})
 
 
@@ -114,14 +115,14 @@ class Journal:
 
     Raises:
         ConfigError: the file is lost or damaged; without it the device cannot know what it has
-            spent, and none takes its place.
+            spent, so no new one is created.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.jobs: dict[str, JobRecord] = {}
-        # A process that was killed may have written the file without its being durable; what it
-        # says is relied upon only once this process has written it again.
+        # A process that was killed may have written the file without making it durable: its
+        # contents are relied on only after this process has written them again.
         self._certain = False
         try:
             body = json.loads(path.read_text("utf-8"))
@@ -141,11 +142,11 @@ class Journal:
 
     @classmethod
     def begin(cls, path: Path) -> Journal:
-        """The journal of a device that joins: an empty one, durable when this returns, unless an
-        earlier membership left one, whose count goes on.
+        """The journal of a device that joins: an empty one, durable when this returns, or the one
+        that an earlier membership left, which is continued.
 
         Raises:
-            ConfigError: that one is damaged, or it cannot be written.
+            ConfigError: an existing one is damaged, or a new one cannot be written.
         """
         if not path.exists():
             try:
@@ -159,7 +160,7 @@ class Journal:
 
         Raises:
             PolicyRefusal: other terms were agreed to for this job.
-            ConfigError: it cannot be written.
+            ConfigError: the journal cannot be written.
         """
         job, digest = terms.job.hex(), terms.digest.hex()
         record = self.jobs.get(job)
@@ -178,14 +179,15 @@ class Journal:
         return record
 
     def others(self, job: bytes, round: int) -> int:
-        """How many rounds of an agreed job were joined besides this one."""
+        """The number of rounds of an agreed job that were joined, not counting `round`."""
         return len(set(self.jobs[job.hex()].joined) - {round})
 
     def join(self, job: bytes, round: int) -> None:
         """Count a round of an agreed job as spent; durable when this returns.
 
         Raises:
-            ConfigError: it cannot be written; nothing is counted, and nothing may be said.
+            ConfigError: the journal cannot be written; nothing was counted, and the round must not
+                be answered.
         """
         record = self.jobs[job.hex()]
         if round not in record.joined or not self._certain:
@@ -193,7 +195,7 @@ class Journal:
             self._change(record, joined=joined, highest=max(record.highest, round))
 
     def upload(self, job: bytes, round: int) -> None:
-        """Note that an encrypted vector is about to leave; durable when this returns.
+        """Note that an encrypted vector is about to be sent; durable when this returns.
 
         Raises:
             ConfigError: it cannot be written.
@@ -233,7 +235,7 @@ class Journal:
             self._change(record, over=record.epoch)
 
     def _change(self, record: JobRecord, **values: Any) -> None:
-        """All or nothing: what is not written did not happen."""
+        """Change a record and save it, or change nothing."""
         before = {name: getattr(record, name) for name in values}
         for name, value in values.items():
             setattr(record, name, value)
@@ -245,7 +247,7 @@ class Journal:
             raise
 
     def spent(self, wanted: str, *, without: JobRecord | None = None) -> float:
-        """Epsilon over all jobs: they add up."""
+        """Epsilon over all jobs but `without`: the sum, by basic composition."""
         return sum(record.spent(wanted) for record in self.jobs.values() if record is not without)
 
     def _save(self) -> None:

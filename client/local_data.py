@@ -38,8 +38,8 @@ def code_sha256(task: tasks.Task) -> str:
         source = inspect.getsource(module)
     except (OSError, TypeError):
         raise ConfigError(
-            f"task {task.name}: the source of {module.__name__} is not here, so nobody can approve "
-            f"it; install the task as source"
+            f"task {task.name}: the source of {module.__name__} is not available, so nobody can "
+            f"approve it; install the task as source"
         ) from None
     digest = hashlib.sha256(b"fedsys task v1\x00")
     digest.update(task.name.encode() + b"\x00" + source.encode())
@@ -52,9 +52,9 @@ def shard_rows(
     """The rows of a device's training examples.
 
     Args:
-        data: of the task.
-        shard: part and number of parts of the simulator's ``iid`` partition; None for all rows.
-        seed: of the job.
+        data: the task's data.
+        shard: (part, number of parts) of the simulator's ``iid`` partition; None for all rows.
+        seed: the job's seed.
     """
     if shard is None:
         return np.arange(len(data.train))
@@ -64,12 +64,12 @@ def shard_rows(
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """What ``--data`` and ``--shard`` say.
+    """The values of ``--data`` and ``--shard``.
 
     Attributes:
         task: a built-in task's name or ``"module:Attr"``.
-        folder: where its files lie; None for ``$FEDSYS_DATA``.
-        shard: this device's part of a task's training examples, of how many; None for all.
+        folder: the folder with the task's files; None for ``$FEDSYS_DATA``.
+        shard: (part, number of parts): this device's part of the training examples; None for all.
     """
 
     task: str
@@ -78,15 +78,15 @@ class DataSpec:
 
     @classmethod
     def parse(cls, source: str, shard: str | None) -> DataSpec:
-        """``TASK`` or ``TASK=FOLDER``; a shard is ``I/N`` with I from 0.
+        """Parse ``TASK`` or ``TASK=FOLDER``, and a shard ``I/N`` with I from 0.
 
         Raises:
-            ConfigError: something else.
+            ConfigError: the text has another form.
         """
         if " --" in source:
             raise ConfigError(
-                f"--data {source}: holds further options, which are words of their own; in a unit "
-                f"of systemd they go into FEDSYS_OPTIONS, which is split at spaces"
+                f"--data {source}: contains further options, which must be separate arguments; in "
+                f"a systemd unit put them into FEDSYS_OPTIONS, which is split at spaces"
             )
         task, equals, folder = source.partition("=")
         if not task or (equals and not folder):
@@ -106,7 +106,7 @@ class LocalData:
 
     Args:
         spec: where the data is.
-        options: of the task.
+        options: the task's options.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -136,25 +136,25 @@ class LocalData:
 
     @property
     def sha256(self) -> str:
-        """Of the installed task's code."""
+        """SHA-256 of the installed task's code."""
         return code_sha256(self.task)
 
     def rows(self, seed: int) -> NDArray[np.int64]:
-        """This device's training examples."""
+        """The rows of this device's training examples."""
         return shard_rows(self.data, self.spec.shard, seed)
 
     def trainer(self, terms: Terms) -> Trainer:
-        """The trainer of a job; the newest few are kept.
+        """The trainer of a job; the most recent ones are kept.
 
         Raises:
-            PolicyRefusal: the model is not of the size that the terms say, or the training not
-                one that this version knows.
+            PolicyRefusal: the model does not have the size that the terms state, or this version
+                does not support the training asked for.
         """
         with self._lock:  # another job may be offered while one trains
             trainer = self._trainer(terms)
         if trainer.dimension != terms.dimension:
             raise PolicyRefusal(
-                f"the model of task '{self.task.name}' has {trainer.dimension} weights here, "
+                f"the model of task '{self.task.name}' has {trainer.dimension} weights here, but "
                 f"{terms.dimension} are asked for",
                 cause=Cause.TASK,
             )
@@ -176,15 +176,16 @@ class LocalData:
         return self._trainers[terms.digest]
 
     def check(self, terms: Terms) -> None:
-        """Raise PolicyRefusal where these terms cannot be trained here."""
+        """Raise PolicyRefusal if these terms cannot be trained here."""
         if terms.task != self.spec.task:
             raise PolicyRefusal(
-                f"task '{terms.task}' is asked for, this device holds data of '{self.spec.task}'",
+                f"task '{terms.task}' is asked for, but this device has data for "
+                f"'{self.spec.task}'",
                 cause=Cause.TASK,
             )
         if dict(terms.options) != dict(self.options):
             raise PolicyRefusal(
-                f"task '{terms.task}' runs here with options {dict(self.options)}, "
+                f"task '{terms.task}' runs here with options {dict(self.options)}, but "
                 f"{dict(terms.options)} are asked for; see `fedsys agent run --option`",
                 cause=Cause.TASK,
             )
@@ -193,14 +194,14 @@ class LocalData:
     def train(
         self, terms: Terms, assignment: Assignment, client: int, entropy: Entropy
     ) -> NDArray[np.float32]:
-        """(1, d) this client's update; by DP-SGD where the unit of privacy is the example."""
+        """(1, d) this client's update; by DP-SGD if the unit of privacy is the example."""
         rows = [self.rows(terms.seed)]
         if terms.plan.unit == "example":
             private = self._private.pop(terms.digest, None) or self._example_trainer(terms)
             update = private.train(
                 assignment.weights, self.data.train, rows, entropy, names=["this device"]
             )
-            self._private = {terms.digest: private}  # one that failed is not used again
+            self._private = {terms.digest: private}  # a trainer that failed is not reused
             return update
         return self.trainer(terms).train(
             assignment.weights,

@@ -1,6 +1,6 @@
-"""One process at a time for a device's folder: two would each keep a count of their own.
+"""One process at a time per device folder: two would each keep their own count of what was spent.
 
-``lock`` is held with flock(2), so a process that dies lets go of it; its text says who held it
+``lock`` is held with flock(2), so it is released when a process dies; its text says who held it
 last.
 """
 
@@ -27,14 +27,14 @@ def exclusive(
     """Hold a device's folder.
 
     Args:
-        folder: of the device.
-        who: takes it, for anyone who finds it held.
-        mark: unpredictable, of what remembers the folder while it does not hold it; None if
-            nothing does.
-        patience: seconds to wait for another process; some, since `holder` looks by holding it.
+        folder: the device's folder.
+        who: names the holder, for a process that finds the folder locked.
+        mark: an unpredictable text that identifies a cache of the folder's contents; None if there
+            is no cache.
+        patience: seconds to wait for another process. Not 0, since `holder` takes the lock briefly.
 
     Yields:
-        Whether nobody held it since that mark did: what is remembered is what is there.
+        Whether the last holder had the same mark, so that the cache is still valid.
 
     Raises:
         ConfigError: another process holds it, or it cannot be written.
@@ -48,8 +48,8 @@ def exclusive(
     try:
         if not _taken(handle, patience):
             raise ConfigError(
-                f"{folder}: {_text(handle)[0]} is at work in it; stop that, or wait for its end: "
-                f"one folder is one device's"
+                f"{folder}: {_text(handle)[0]} is at work in it; stop that process, or wait until "
+                f"it ends: only one process may use a device's folder"
             )
         same = mark is not None and _text(handle)[1] == mark
         if not same:
@@ -60,7 +60,7 @@ def exclusive(
 
 
 def holder(folder: Path) -> str | None:
-    """Who holds a device's folder now, if anybody does."""
+    """The process that holds a device's folder now, or None."""
     try:
         handle = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -88,7 +88,7 @@ def _taken(handle: int, patience: float) -> bool:
 
 
 def _text(handle: int) -> tuple[str, str]:
-    """Who holds the folder, or held it last, and its mark."""
+    """The process that holds the folder, or held it last, and its mark."""
     lines = os.pread(handle, 200, 0).decode("utf-8", "replace").splitlines()
     return (lines[0], lines[1]) if len(lines) == 2 else ("another process", "")
 

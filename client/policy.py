@@ -1,7 +1,7 @@
-"""What the owner of the data lets a coordinator ask; a refusal says why.
+"""The owner's policy: what a coordinator may ask of this device. A refusal says why.
 
 ``policy.toml`` in the device's folder is a `Policy`, key by key; it is read again before every job
-and every round, so that a change counts at once.
+and every round, so that a change takes effect at once.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Count = Annotated[int, Field(ge=0)]
 
 @dataclass(frozen=True, kw_only=True)
 class ApprovedTask:
-    """A task whose code the owner has installed, or whose graph they have, and approved.
+    """A task that the owner approved, by the hash of its installed code or of its graph.
 
     Attributes:
-        sha256: SHA-256 of its code, as `client.local_data.code_sha256` gives it, or of its graph's
-            file.
-        options: Options that it may run with, and no others.
+        sha256: SHA-256 of its code, as computed by `client.local_data.code_sha256`, or of its
+            graph's file.
+        options: The options with which it may run; no others are allowed.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -47,43 +47,44 @@ class ApprovedTask:
 class Policy:
     """Limits that an agent checks before it computes anything.
 
-    The defaults limit nothing, which is what a simulation's virtual clients want; `fresh` is what
-    a device starts with.
+    The defaults limit nothing, which suits a simulation's virtual clients; a device starts with
+    `fresh`.
 
     Attributes:
         tasks: Tasks that may run, by name, each with the hash of the code that was approved and
-            the options it may run with. Left out, every installed task may run.
-        min_cohort: Least number of members that a round must have invited.
-        corrupt: Least fraction of a cohort's members that secure aggregation must withstand as
+            the options it may run with. If left out, every installed task may run.
+        min_cohort: Minimum number of members that a round must have invited.
+        corrupt: Minimum fraction of a cohort's members that secure aggregation must withstand as
             colluders. It bounds them only if the coordinator samples cohorts honestly.
-        colluders: Least number of colluding devices, out of all, that it must withstand whatever
+        colluders: Minimum number of colluding devices, out of all, that it must withstand whatever
             cohorts the coordinator chooses.
         max_clip: Largest clipping norm.
-        min_noise_multiplier: Least noise multiplier of a whole cohort; 0 allows no noise at all.
-        min_own_noise: Least standard deviation of this device's own noise, in clipping norms.
-        max_participations: Most rounds of one job that this client takes part in.
-        epsilon: Most epsilon that it spends over all jobs, by its own count.
+        min_noise_multiplier: Minimum noise multiplier of a whole cohort; 0 allows no noise at all.
+        min_own_noise: Minimum standard deviation of this device's own noise, in clipping norms.
+        max_participations: Maximum number of rounds of one job in which this client takes part.
+        epsilon: Maximum epsilon that it spends over all jobs, by its own count.
         epsilon_view: The view whose epsilon is counted; ``guarantee`` is the view that each job
             promises.
-        max_roster_version: Newest list of members that this device accepts. Left out, every signed
-            successor counts.
+        max_roster_version: Newest roster version that this device accepts. If left out, every
+            signed successor is accepted.
         witnesses: Verifier keys of the witnesses that the owner knows, as ``fedsys witness init``
             prints them.
-        witness_threshold: Number of them that must have cosigned a ledger in which the round is
-            reserved, before anything is computed for it.
+        witness_threshold: How many of these witnesses must have cosigned a ledger in which the
+            round is reserved, before anything is computed for it.
         hours: Local times at which the device works, such as ``"22:00-06:00"``; empty for always.
         only_idle: Whether it works only while its processors are mostly idle.
         only_on_mains: Whether it works only on mains power.
-        when_unknown: What happens where the device cannot tell whether a condition holds.
+        when_unknown: What to do if the device cannot determine whether a condition holds.
         threads: Processor threads for training.
         nice: Niceness that is added to the process.
-        min_free_memory_mb: It does not work with less free memory, in MB.
+        min_free_memory_mb: Minimum free memory, in MB, with which the device works.
         gpu: Whether a GPU may be used.
-        answer: When an upload leaves, at least; a job may ask for more. ``at-once`` shows how long
-            training took, and so how much data there is; ``bucketed`` waits for one of a few times
-            that follow from the job alone; ``at-deadline`` waits for the end of the stage.
+        answer: The earliest time at which an upload leaves; a job may be stricter. ``at-once``
+            reveals how long training took, and so how much data there is; ``bucketed`` waits for
+            one of a few times that follow from the job alone; ``at-deadline`` waits for the end of
+            the stage.
         explain: Whether the coordinator may read why this device declines. Such a reason names the
-            owner's limits, what other jobs have spent and how the device stands; without it, a
+            owner's limits, what other jobs have spent and the device's state; without it, a
             refusal carries its cause and nothing else.
     """
 
@@ -116,7 +117,7 @@ class Policy:
     def __post_init__(self) -> None:
         for name in ("max_clip", "min_noise_multiplier", "min_own_noise", "epsilon"):
             value = getattr(self, name)
-            if not value >= 0:  # with nan, whatever is compared with it would pass
+            if not value >= 0:  # also refuses NaN, with which every comparison is false
                 raise ConfigError(f"{name} = {value}: a limit is a number that is not below 0")
         if not 0 <= self.corrupt < 1:
             raise ConfigError(f"corrupt = {self.corrupt}: a fraction from 0 to below 1")
@@ -128,7 +129,7 @@ class Policy:
             raise ConfigError(f"witnesses: {error}") from None
         known = len({key.public for key in keys})
         if known < len(keys):
-            raise ConfigError("witnesses: two of them have one key")
+            raise ConfigError("witnesses: two of them have the same key")
         if not 0 <= self.witness_threshold <= known:
             raise ConfigError(
                 f"witness_threshold = {self.witness_threshold}: a number from 0 to that of the "
@@ -137,8 +138,8 @@ class Policy:
 
     @classmethod
     def fresh(cls, task: str, approved: ApprovedTask, *, corrupt: float = 0.1) -> Policy:
-        """What a device starts with: one task, three members of whom a tenth may collude, and
-        epsilon 10 in total."""
+        """The policy of a new device: one task, cohorts of at least three, of which a fraction
+        `corrupt` may collude, and epsilon 10 in total."""
         return cls(
             tasks={task: approved},
             min_cohort=3,
@@ -152,7 +153,7 @@ class Policy:
         """Read ``policy.toml``.
 
         Raises:
-            ConfigError: it does not read; the line says which key.
+            ConfigError: it cannot be read; the message names the key.
         """
         try:
             return _ADAPTER.validate_python(tomllib.loads(path.read_text("utf-8")))
@@ -166,7 +167,7 @@ class Policy:
             raise ConfigError(f"{path}: {where} = {shown}: {problem['msg'].lower()}") from None
 
     def dump(self) -> str:
-        """As TOML."""
+        """The policy as TOML, with comments."""
         tree = _ADAPTER.dump_python(self, mode="python", exclude_none=True)
         return _HEADER + tomli_w.dumps(tree)
 
@@ -174,7 +175,7 @@ class Policy:
         """Raise unless the assignment is within these limits.
 
         Args:
-            assignment: what is asked.
+            assignment: what the coordinator asks for.
             participations: rounds of this job already taken part in, by the client's own count.
 
         Raises:
@@ -207,14 +208,14 @@ class Policy:
             )
         if options is not None and dict(options) != dict(approved.options):
             raise PolicyRefusal(
-                f"task '{task}' is approved with options {dict(approved.options)}, asked for with "
-                f"{dict(options)}",
+                f"task '{task}' is approved with options {dict(approved.options)}, but asked for "
+                f"with {dict(options)}",
                 cause=Cause.TASK,
             )
         if sha256 is not None and sha256 != approved.sha256:
             raise PolicyRefusal(
                 f"the code or graph of task '{task}' here ({sha256}) is not what the owner "
-                f"approved ({approved.sha256}); its owner has to approve it again",
+                f"approved ({approved.sha256}); the owner has to approve it again",
                 cause=Cause.TASK,
             )
 
@@ -249,11 +250,11 @@ class Policy:
             )
 
     def check_colluders(self, plan: PrivacyPlan, roster: int) -> None:
-        """Raise PolicyRefusal where a job withstands fewer colluders than the owner assumes.
+        """Raise PolicyRefusal if a job withstands fewer colluders than the owner assumes.
 
         Args:
-            plan: of the job.
-            roster: colluders that the roster's authority states.
+            plan: the job's plan.
+            roster: number of colluders that the roster's authority states.
         """
         corrupt = plan.corrupt
         if corrupt is None or not corrupt >= self.corrupt:
@@ -274,8 +275,8 @@ class Policy:
         """Raise PolicyRefusal if a job would bring the device's total over its limit.
 
         Args:
-            others: spent in other jobs.
-            after: of this job, once what is asked is done.
+            others: epsilon spent in other jobs.
+            after: epsilon of this job after what is asked.
         """
         total = others + after
         if not total <= self.epsilon * (1 + 1e-9):
@@ -287,13 +288,13 @@ class Policy:
 
 
 def own_noise(mechanism: Mapping[str, Any]) -> float:
-    """Standard deviation of one client's own noise in clipping norms.
+    """Standard deviation of one client's own noise, in clipping norms.
 
     Args:
         mechanism: an event as JSON, as assignments hold it.
 
     Raises:
-        MechanismError: it is none, or of an unknown mechanism.
+        MechanismError: it is not an event, or of an unknown mechanism.
     """
     return event_from_json(mechanism).own_noise
 
@@ -302,15 +303,15 @@ _ADAPTER = TypeAdapter(Policy)
 _HEADER = """\
 # What the owner of this device allows. Read again before every job and every round.
 # tasks:         what may run, with the SHA-256 of the code that was approved
-# min_cohort:    members of a round, at least
-# corrupt:       fraction of a round's members that must be able to collude with the coordinator
-#                without learning more than a sum; that many only if it samples as it promises
-# colluders:     the same as a number of devices, whatever it does
+# min_cohort:    minimum number of members of a round
+# corrupt:       fraction of a round's members that may collude with the coordinator without
+#                learning more than a sum, provided that the coordinator samples as it promises
+# colluders:     the same as a number of devices, whatever cohorts the coordinator chooses
 # epsilon:       privacy spent in total over all jobs, by this device's own count;
-#                epsilon_view says whose: guarantee (what the job promises), outsider or server
-# witnesses:     keys of witnesses, of whom witness_threshold must have cosigned the coordinator's
-#                ledger, this round's reservation in it, before anything is computed
-# answer:        at-once, bucketed or at-deadline: whether the time of an upload may tell how much
+#                epsilon_view says in which view: guarantee (the job's promise), outsider or server
+# witnesses:     keys of witnesses, of which witness_threshold must have cosigned the coordinator's
+#                ledger with this round's reservation in it, before anything is computed
+# answer:        at-once, bucketed or at-deadline: whether the time of an upload may reveal how much
 #                data it was trained on
 # explain:       true lets the coordinator read why this device declines: limits, numbers, paths
 # hours:         e.g. ["22:00-06:00"]; only_idle, only_on_mains; when_unknown: allow or refuse

@@ -1,4 +1,4 @@
-"""How a device says no: a cause for the coordinator, the whole reason for its owner's log."""
+"""A device's refusals: a cause for the coordinator, the full reason for its owner's log."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def refusal(
     explain: bool,
     passing: bool = False,
 ) -> fleet_pb2.Up:
-    """A refusal whose full reason is in this device's log.
+    """A refusal, whose full reason is written to this device's log.
 
     Args:
-        job: that is declined.
-        round: of it; 0 for all of it.
-        error: why.
-        explain: whether the owner lets others read that. What training said never leaves, since it
-            may quote the data.
-        passing: ask again in a later round.
+        job: the job that is declined.
+        round: the round that is declined; 0 for the whole job.
+        error: the reason.
+        explain: whether the owner lets the coordinator read the reason. Errors from training are
+            never sent, since they may quote the data.
+        passing: whether the coordinator may ask again in a later round.
     """
     what = f"round {round}" if round else f"job {job.hex()[:16]}" if job else "a roster"
     _log.log(logging.INFO if passing else logging.WARNING, "%s is refused: %s", what, error)
@@ -64,7 +64,7 @@ def refusal(
 
 
 def cause_of(error: FedsysError | SecureAggError) -> Cause:
-    """What of an error anybody may know."""
+    """The part of an error that anybody may know."""
     if isinstance(error, PolicyRefusal):
         return error.cause
     return next((cause for kind, cause in _CAUSES if isinstance(error, kind)), Cause.UNSPECIFIED)

@@ -1,9 +1,9 @@
-"""A device's side of a session: what it answers to each message; sans-IO.
+"""A device's side of a session: its answer to each message; sans-IO.
 
-The order is the point. Terms are agreed to before a job may ask anything; a round's opening message
-has all that its one vector needs; the round is counted as spent, durably, before anything is
-trained, and the vector is noted, durably, before it leaves. An ordinary device is then done and may
-vanish; a member of the round's committee has a few short duties more.
+The order matters. Terms are agreed to before a job may ask for anything; a round's opening message
+has everything that the device's one vector needs; the round is counted as spent, durably, before
+anything is trained, and the vector is noted, durably, before it leaves. An ordinary device is then
+done and may disconnect; a member of the round's committee has a few more short duties.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Dismissed(FedsysError):
     """The coordinator ended the session; the message is its reason.
 
     Attributes:
-        final: coming back makes no sense before something is changed.
+        final: whether reconnecting is pointless until something is changed.
     """
 
     def __init__(self, text: str, *, final: bool) -> None:
@@ -76,7 +76,7 @@ class Dismissed(FedsysError):
 
 @dataclass
 class _Round:
-    """The round that this device is in."""
+    """The round in which this device takes part."""
 
     terms: Terms
     client: int
@@ -90,19 +90,19 @@ class Session:
     """One device over all its sessions.
 
     Args:
-        credentials: who it is.
-        worker: its data.
-        policy: read again whenever it counts.
-        noise: entropy of the noise of a round; ``os.urandom`` outside tests.
-        keys: entropy of secure aggregation's keys.
-        store: keeps secure aggregation's marks of what was sent; by default a file in the device's
+        credentials: the device's identity.
+        worker: the owner's data.
+        policy: reads the owner's policy; called again before each decision.
+        noise: maps a round to the source of its noise; ``os.urandom`` outside tests.
+        keys: source of secure aggregation's keys.
+        store: keeps secure aggregation's record of what was sent; by default a file in the device's
             folder.
         volatile: keeps what must not outlive this boot; see `client.volatile`.
-        answer_time: holds uploads back.
+        answer_time: delays uploads.
         buffered: whether its host runs what `take_work` returns, which buffered rounds need.
 
     Raises:
-        ConfigError: what is kept of this device is lost or damaged.
+        ConfigError: the device's stored state is lost or damaged.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Session:
             self._sealing = SealingKeys(credentials.identity, entropy=keys, store=kept)
         except SecureAggError as error:
             raise ConfigError(
-                f"{kept}: {error}; remove it: this device then sits out the round it is in"
+                f"{kept}: {error}; remove it: this device then sits out its current round"
             ) from None
         self._answer_time = answer_time or AnswerTime()
         self._terms: dict[bytes, tuple[Terms, int]] = {}
@@ -161,14 +161,14 @@ class Session:
 
     @property
     def activity(self) -> str:
-        """What this device does, for people."""
+        """What this device is doing, for people."""
         if self._round is None:
             return self._buffered.activity or "waiting"
         return f"round {self._round.assignment.round} of {self._round.terms.name}"
 
     @property
     def limits(self) -> Mapping[str, int]:
-        """Bytes of each kind of message that it takes, by what it has agreed to."""
+        """The most bytes of each kind of message that it accepts, by what it has agreed to."""
         agreed = [terms for terms, _ in self._terms.values()]
         caps = [record.plan.cap for record in self.journal.jobs.values()]
         return down_limits(
@@ -179,8 +179,8 @@ class Session:
     def hello(self) -> fleet_pb2.Up:
         """The greeting that opens a session.
 
-        A device that has lost its sealing keys, or never had any, sends fresh ones in place of all
-        that the coordinator may hold of it.
+        A device that has lost its sealing keys, or never had any, sends fresh ones to replace all
+        those that the coordinator may hold.
         """
         fresh = self._sealing.issue(PREKEYS) if self._sealing.outstanding == 0 else []
         return fleet_pb2.Up(
@@ -195,11 +195,11 @@ class Session:
         )
 
     def handle(self, message: fleet_pb2.Down) -> fleet_pb2.Up | None:
-        """Answer one message, or say nothing.
+        """The answer to one message, or None.
 
         Raises:
             Dismissed: the coordinator ended the session.
-            ProtocolError: a message that no coordinator of this protocol sends.
+            ProtocolError: no coordinator of this protocol sends such a message.
         """
         kind = message.WhichOneof("content")
         if kind == "welcome":
@@ -254,7 +254,7 @@ class Session:
                 break
             if statement is not None:
                 accepted.append((signed, statement))
-        if accepted:  # durable before it is used: a restart must find no older past
+        if accepted:  # durable before use: a restart must not return to an older roster
             self.credentials.append_roster(signed for signed, _ in accepted)
             self.chain = chain
         for _, statement in accepted:
@@ -295,7 +295,7 @@ class Session:
         )
 
     def _refill(self, held: int) -> list[bytes]:
-        """Fresh sealing keys, where the coordinator is about to run out of them."""
+        """Fresh sealing keys, if the coordinator, which holds `held`, is about to run out."""
         return self._sealing.issue(PREKEYS - held) if held <= PREKEYS // 2 else []
 
     # -- a round ----------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ class Session:
         """The owner's policy.
 
         Raises:
-            PolicyRefusal: nothing is to be done now.
+            PolicyRefusal: the device must not work now.
         """
         if self.paused.exists():
             raise PolicyRefusal("paused by its owner", cause=Cause.PAUSED)
@@ -338,7 +338,7 @@ class Session:
         check_assignment(assignment, message, terms)
         current = self._round
         if current is not None and current.assignment.digest == assignment.digest:
-            return  # the connection was lost, the process was not
+            return  # the connection was lost, but this process still has the round
         roster = self.chain.find(terms.roster_version)
         if roster is None:
             raise PolicyRefusal("this device does not hold the job's roster", cause=Cause.ROSTER)
@@ -398,7 +398,7 @@ class Session:
         return current.agent.handle(stage.message)
 
     def _answer(self, stage: fleet_pb2.Stage, reply_of: Callable[[], bytes]) -> fleet_pb2.Up:
-        """What is sent in answer to a step of secure aggregation, or why nothing is."""
+        """The answer to a step of secure aggregation, or the refusal."""
         try:
             reply = reply_of()
         except (FedsysError, SecureAggError) as error:
@@ -410,14 +410,14 @@ class Session:
         return up
 
     def _upload(self, current: _Round, stage: fleet_pb2.Stage) -> bytes:
-        """Train, unless that was done, and give the one vector of this round out."""
+        """Train, unless that was done before, and return this round's one vector, encrypted."""
         asked, trained = self._answer_time.clock(), False
         try:
             if not current.agent.uploaded:
                 if stage.round in self.journal.jobs[stage.job.hex()].uploaded:
                     raise PolicyRefusal(
-                        f"a vector has left this device in round {stage.round} already, and what "
-                        f"secure aggregation kept of it is lost",
+                        f"this device has already sent a vector in round {stage.round}, and secure "
+                        f"aggregation's record of it is lost",
                         cause=Cause.PARTICIPATION,
                     )
                 current.agent.enter(stage.message)
@@ -441,7 +441,7 @@ class Session:
         most = current.terms.plan.max_participations
         try:
             if most is not None and self.journal.others(assignment.job, assignment.round) >= most:
-                # Contributed as often as was agreed to: zeros and noise; a refusal would show.
+                # Contributed as often as agreed: send zeros and noise. A refusal would be visible.
                 update = np.zeros((1, current.terms.dimension), dtype=np.float32)
             else:
                 update = self._worker.train(current.terms, assignment, current.client, entropy)
@@ -491,6 +491,6 @@ class Session:
         passing = cause_of(error) in (Cause.PAUSED, Cause.CONDITIONS)
         try:
             explain = self._policy().explain
-        except ConfigError:  # a policy that does not read allows nothing
+        except ConfigError:  # a policy that cannot be read allows nothing
             explain = False
         return refusal(job, round, error, explain=explain, passing=passing)

@@ -1,8 +1,8 @@
-"""The wish to stop: from a signal handler or another thread, at any instant, without a lock.
+"""A reentrant stop flag: safe to set in signal handlers and from other threads, at any time.
 
-A handler runs between any two bytecodes of the main thread, which may at that moment hold the lock
-of a `threading.Event` that it waits for: setting the same event would then wait for ever. What is
-used here is made to be called from within itself (`queue.SimpleQueue.put` is reentrant).
+A signal handler runs between any two bytecodes of the main thread, which may at that moment hold
+the lock of a `threading.Event` that it waits for: setting the same event would then deadlock. This
+flag uses `queue.SimpleQueue`, whose `put` is reentrant.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Stop"]
 
 
 class Stop:
-    """Set once, never cleared."""
+    """A flag that is set once and never cleared."""
 
     def __init__(self) -> None:
         self._set = self._signalled = False
@@ -36,20 +36,20 @@ class Stop:
             hook()
 
     def wait(self, seconds: float) -> None:
-        """Sleep that long, or until told to stop."""
+        """Sleep for `seconds`, or until the flag is set."""
         if not self._set:
             with contextlib.suppress(queue.Empty):
                 self._wake.get(timeout=seconds)
-                self._wake.put(None)  # for other threads that wait
+                self._wake.put(None)  # wakes other threads that wait
 
     def call(self, hook: Callable[[], None]) -> None:
-        """Have a function called when this is set; at once if it is set already."""
+        """Have `hook` called when the flag is set; at once if it is set already."""
         self._hooks.append(hook)
         if self._set:
             hook()
 
     def on_signals(self) -> None:
-        """Be set by SIGTERM and SIGINT from now on; the second of them ends the process at once."""
+        """Let SIGTERM and SIGINT set the flag; the second signal ends the process at once."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._take)
 

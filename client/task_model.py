@@ -27,8 +27,8 @@ class TaskModel:
         config: names the task, its options and the local training.
 
     Raises:
-        FedsysError: the configuration names something that is not installed here, or whose rows
-            each device would prepare its own way.
+        FedsysError: the task is not installed here, or each device would prepare its rows
+            differently.
     """
 
     def __init__(self, config: Config) -> None:
@@ -55,11 +55,11 @@ class TaskModel:
         return self._trainer.initial_weights()
 
     def state_dict(self, weights: NDArray[np.float32]) -> dict[str, Any]:
-        """The weights under the names of the task's own module."""
+        """The weights as the ``state_dict`` of the task's own module."""
         return self._trainer.state_dict(weights)
 
     def evaluate(self, weights: NDArray[np.float32]) -> dict[str, float] | None:
-        """Loss and metrics on the test data of this machine; None where there is none."""
+        """Loss and metrics on this machine's test data; None if there is none."""
         if not self._looked:
             self._looked = True
             try:

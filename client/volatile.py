@@ -1,9 +1,9 @@
 """State that must not outlive this boot or leave this machine with a copy of the folder.
 
-Private halves of sealing keys, and what a round in progress rests on, are kept in memory and, so
-that the agent's process may be restarted, in a file on tmpfs. Its name is made of the boot, of the
-device folder's path and of its inode: a folder that was copied, or restored elsewhere or after a
-restart of the machine, finds nothing and abstains from the rounds of its original.
+Private sealing keys and the secrets of a round in progress are kept in memory and, so that the
+agent's process can be restarted, in a file on tmpfs. Its name is derived from the boot, the device
+folder's path and its inode: a folder that was copied, or restored elsewhere or after a reboot,
+finds no state and sits out the rounds of its original.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _NOFOLLOW = os.O_NOFOLLOW | os.O_CLOEXEC
 def volatile_folder(
     *, candidates: tuple[str, ...] | None = None, mounts: Path = _MOUNTS
 ) -> Path | None:
-    """This user's own folder on tmpfs, made if need be; None where there is no such place.
+    """This user's own folder on tmpfs, created if necessary; None if there is no such place.
 
     Args:
-        candidates: places to look at; by default ``$RUNTIME_DIRECTORY``, which systemd makes for
-            a unit, ``$XDG_RUNTIME_DIR`` and ``/dev/shm``.
+        candidates: places to try; by default ``$RUNTIME_DIRECTORY``, which systemd creates for a
+            unit, ``$XDG_RUNTIME_DIR`` and ``/dev/shm``.
         mounts: the kernel's table of mounts.
     """
     if candidates is None:
@@ -60,7 +60,7 @@ def _in_memory(place: str, mounts: Path) -> bool:
 
 
 def _own(folder: Path) -> bool:
-    """Whether a folder is ours alone; it is made where nothing has that name."""
+    """Whether a folder is this user's alone; it is created if nothing has that name."""
     try:
         with suppress(FileExistsError):
             folder.mkdir(mode=0o700)
@@ -75,10 +75,10 @@ def _own(folder: Path) -> bool:
 
 
 class VolatileStore:
-    """A `secure_agg.Store` for what a device may lose, but must never have twice.
+    """A `secure_agg.Store` for state that a device may lose, but that must never exist twice.
 
-    Where there is no tmpfs, or no room on it, the process's own memory alone keeps the state; a
-    process that is restarted then sits its round out.
+    Without a tmpfs, or if it is full, only the process's own memory keeps the state; a process that
+    is restarted then sits out its round.
 
     Args:
         device: the device's folder.
@@ -96,14 +96,14 @@ class VolatileStore:
 
     @classmethod
     def of(cls, device: Path) -> VolatileStore:
-        """The store of a device's folder on this machine since it was booted."""
+        """The store of a device's folder on this machine, for this boot."""
         return cls(device, volatile_folder())
 
     def load(self) -> bytes | None:
-        """Return the state, or None where this boot has none of this folder.
+        """The state, or None if this boot has none for this folder.
 
         Raises:
-            StateError: a file is there that is not ours alone, or cannot be read.
+            StateError: the file is not this user's, or cannot be read.
         """
         if self.path is None:
             return self._memory
@@ -121,7 +121,7 @@ class VolatileStore:
             return file.read()
 
     def save(self, data: bytes) -> None:
-        """Replace the state: all of it, or nothing is changed but for where it is kept."""
+        """Replace the state. If the file cannot be written, the state moves to memory."""
         if self.path is None:
             self._memory = data
             return
@@ -138,7 +138,7 @@ class VolatileStore:
             self.path, self._memory = None, data
 
     def forget(self) -> None:
-        """Let nothing be left."""
+        """Remove the state, from memory and from the file."""
         self._memory = None
         if self.path is not None:
             for path in (self.path, self.path.with_name(self.path.name + ".new")):
@@ -147,7 +147,7 @@ class VolatileStore:
 
 
 def _name_of(device: Path) -> str:
-    """Differs for another boot, another path and another folder in the same place."""
+    """A name that changes with the boot, with the path, and if the folder was replaced."""
     resolved = device.resolve()
     found = resolved.stat()
     try:

@@ -1,6 +1,6 @@
-"""A round's reservation, shown under a head that enough of the owner's witnesses cosigned.
+"""Proof of a round's reservation, under a head that enough of the owner's witnesses cosigned.
 
-A device that asks for that takes part in one history of the ledger: the one that those witnesses
+A device that requires it takes part in a single history of the ledger: the one that those witnesses
 saw grow, in which this round was paid for at this price before anybody was invited.
 """
 
@@ -24,13 +24,13 @@ def check_witnessed(
     """Check that a round was reserved in the ledger that the owner's witnesses know.
 
     Args:
-        message: with the reservation's line and its proof, untrusted.
-        assignment: of the same round.
-        policy: names the witnesses; without a threshold nothing is asked for.
+        message: holds the reservation's line and its proof, untrusted.
+        assignment: the assignment of the same round.
+        policy: names the witnesses; without a threshold nothing is required.
         signer: the coordinator's public key, which this device pinned when it joined.
 
     Raises:
-        PolicyRefusal: it is not shown to be.
+        PolicyRefusal: the proof is missing or invalid, or too few witnesses cosigned.
     """
     if not policy.witness_threshold:
         return
@@ -39,7 +39,7 @@ def check_witnessed(
         who = _cosigners(message, assignment, policy, signer)
     except (LedgerError, NoteError) as error:
         raise PolicyRefusal(
-            f"the round's reservation is not shown to be in a witnessed ledger: {error}",
+            f"the round's reservation is not proven to be in a witnessed ledger: {error}",
             cause=Cause.WITNESSES,
         ) from None
     if len(who) < policy.witness_threshold:
@@ -51,7 +51,7 @@ def check_witnessed(
 
 
 def _check_reservation(raw: bytes, assignment: Assignment, signer: bytes) -> None:
-    """That a line is the coordinator's reservation of this very round.
+    """Check that a line is the coordinator's reservation of this very round.
 
     Raises:
         LedgerError: it is not.
@@ -67,11 +67,11 @@ def _check_reservation(raw: bytes, assignment: Assignment, signer: bytes) -> Non
 def _cosigners(
     message: fleet_pb2.Invitation, assignment: Assignment, policy: Policy, signer: bytes
 ) -> list[str]:
-    """Names of the owner's witnesses whose cosignatures a proof of that line has.
+    """Names of the owner's witnesses that cosigned the checkpoint in the line's proof.
 
     Raises:
-        LedgerError: the proof is of another place.
-        NoteError: it is none, or a signature in it does not hold.
+        LedgerError: the proof is of another ledger or line.
+        NoteError: it is malformed, or a signature in it is invalid.
     """
     line, proof = Line.parse(message.reservation, 1), LogProof.parse(message.proof)
     origin = origin_of(signer=signer.hex(), job=assignment.job.hex())

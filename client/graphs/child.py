@@ -1,8 +1,8 @@
-"""The training process: reads one request, locks itself in, trains, answers, ends.
+"""The training process: reads one request, confines itself, trains, answers and exits.
 
-Its standard input has the request, its standard output takes the answer; the examples come as a
-file descriptor, which is mapped and closed. From then on no file, socket or process can be opened
-(`client.graphs.sandbox`); only then is the graph read for the first time.
+The request comes on standard input, the answer goes to standard output; the examples come as a file
+descriptor, which is mapped and closed. From then on no file, socket or process can be opened
+(`client.graphs.sandbox`); only then is the graph parsed for the first time.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def main() -> None:
             y,
         )
         update, losses = trainer.update(weights, rows, request["seed"])
-    except Exception as error:  # whatever a graph or the data lead to: one line for the agent
+    except Exception as error:  # any failure of the graph or the data: one line for the agent
         text = " ".join(str(error).split())[:400]
         write(sys.stdout.buffer, {"error": f"{type(error).__name__}: {text}"})
         return
     answer = {"walls": walls, "losses": [losses[0], losses[-1]] if losses else []}
     write(sys.stdout.buffer, answer, [update.astype("<f4").tobytes()])
-    sys.stdin.buffer.read()  # until the agent has seen what this took
+    sys.stdin.buffer.read()  # stays alive until the agent has read this process's peak memory
 
 
 def _examples(request: dict[str, Any]) -> tuple[NDArray[Any], NDArray[Any]]:

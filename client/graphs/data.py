@@ -1,8 +1,8 @@
-"""The owner's examples as arrays, from a file or from a module of the owner's: no torch.
+"""The owner's examples as arrays, from a file or from the owner's own module, without torch.
 
 ``FILE.npz`` has arrays ``x`` and ``y``. ``FILE.csv`` and ``FILE.parquet`` have a column ``y``; all
-other columns, in the file's order, are x. ``module:function`` names a function that takes nothing
-and returns x and y.
+other columns, in the file's order, are x. ``module:function`` names a function that takes no
+arguments and returns x and y.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from fedsys.graphs import TensorType, TrainingGraph
 __all__ = ["read_examples"]
 
 _MOST = 1 << 35
-"""Bytes of an .npz file's arrays: a mistake in its directory, not a limit."""
+"""Bytes of an .npz file's arrays: far above any data set, so more is a damaged directory."""
 
 Array = NDArray[Any]
 
 
 def read_examples(source: str, graph: TrainingGraph) -> tuple[Array, Array]:
-    """x (M, ...) and y (M, ...) in the types that the graph takes.
+    """x (M, ...) and y (M, ...) in the dtypes that the graph takes.
 
     Args:
-        source: as ``--data`` gives it.
-        graph: says of what shape and type a row is.
+        source: the value of ``--data``.
+        graph: states the shape and dtype of a row.
 
     Raises:
-        ConfigError: the source is of a kind that is not read.
-        DataError: it cannot be read, or its rows are not what the graph takes; the message names
-            row and column and quotes no value.
+        ConfigError: the source is of an unknown kind.
+        DataError: it cannot be read, or its rows do not fit the graph; the message names row and
+            column and quotes no value.
     """
     x, y = _arrays(source)
     if len(x) != len(y):
-        raise DataError(f"--data {source}: {len(x)} rows of x and {len(y)} of y; they go in pairs")
+        raise DataError(f"--data {source}: {len(x)} rows of x but {len(y)} of y; give one y per x")
     if not len(x):
-        raise DataError(f"--data {source}: no example")
+        raise DataError(f"--data {source}: there are no examples")
     return _as(source, "x", x, graph.inputs["x"]), _as(source, "y", y, graph.inputs["y"])
 
 
@@ -82,7 +82,7 @@ def _from_csv(path: Path) -> tuple[Array, Array]:
     except OSError as error:
         raise DataError(f"--data {path}: {error.strerror}") from None
     except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"--data {path}: no CSV in UTF-8 ({type(error).__name__})") from None
+        raise DataError(f"--data {path}: not a CSV in UTF-8 ({type(error).__name__})") from None
     table = np.array(rows, dtype=np.float64).reshape(len(rows), len(names))
     return _columns(path, names, table)
 
@@ -142,15 +142,15 @@ def _from_module(source: str) -> tuple[Array, Array]:
 
 
 def _as(source: str, name: str, array: Array, wanted: TensorType) -> Array:
-    """The rows in the graph's type: floats are rounded, every other conversion must be exact."""
+    """The rows in the graph's dtype: floats are rounded, every other conversion must be exact."""
     row = wanted.shape[1:]
     if array.shape[1:] != row:
         raise DataError(
-            f"--data {source}: a row of {name} has the shape {list(array.shape[1:])}, the graph "
-            f"takes {list(row)}"
+            f"--data {source}: a row of {name} has the shape {list(array.shape[1:])}, but the "
+            f"graph takes {list(row)}"
         )
     if array.dtype.kind not in "biuf":
-        raise DataError(f"--data {source}: {name} has elements that are no numbers")
+        raise DataError(f"--data {source}: {name} has elements that are not numbers")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0]
         raise DataError(f"--data {source}: row {bad} of {name} (from 0) is not finite")

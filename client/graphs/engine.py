@@ -1,4 +1,4 @@
-"""What runs a step of a graph: numpy, or onnxruntime where the owner wants it."""
+"""The engines that run a step of a graph: numpy, or onnxruntime if the owner asks for it."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Engine(Protocol):
     """Runs steps of one graph."""
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Both outputs of a step, in memory that the caller may write into."""
+        """Both outputs of a step, gradient and loss, in memory that the caller may overwrite."""
         ...
 
 
 class _OnnxRuntime:
-    """ONNX Runtime on one processor thread unless told otherwise.
+    """ONNX Runtime on a fixed number of processor threads.
 
-    It is given the file that vetting wrote, never the one that came.
+    It reads the file that vetting wrote, never the one that was received.
     """
 
     def __init__(self, vetted: Vetted, threads: int) -> None:
@@ -59,24 +59,24 @@ class _OnnxRuntime:
 
 
 def check_installed(name: EngineName) -> None:
-    """Raise ConfigError where an engine is not installed; nothing of it is loaded."""
+    """Raise ConfigError if an engine is not installed, without loading it."""
     if name == "ort" and importlib.util.find_spec("onnxruntime") is None:
         raise ConfigError(
             "--engine ort: onnxruntime is not installed; run `pip install onnxruntime`, or leave "
-            "--engine out: numpy serves"
+            "--engine out to use numpy"
         )
 
 
 def preload(name: EngineName) -> Any:
-    """Import what an engine needs, while files may still be opened.
+    """Import what an engine needs, while the process may still open files.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: the engine is not installed.
     """
     check_installed(name)
     if name == "numpy":
         return np
-    # From release 1.29 on its builds report to their maker unless told not to before they load.
+    # From release 1.29 on, its builds send telemetry unless this is set before they are loaded.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
@@ -84,10 +84,10 @@ def preload(name: EngineName) -> Any:
 
 
 def check_engine(name: str) -> EngineName:
-    """The engine of that name.
+    """`name`, if it is an engine's.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such engine.
     """
     for known in ENGINES:
         if name == known:

@@ -22,8 +22,8 @@ class FlatOptimizer:
 
     Args:
         local: hyper-parameters.
-        start: (d,) where the client started, to which FedProx pulls.
-        weights: (d,) float32, what is trained.
+        start: (d,) w_global, towards which FedProx pulls.
+        weights: (d,) float32, the weights to train.
     """
 
     def __init__(self, local: LocalConfig, start: _Vector, weights: _Vector) -> None:
@@ -34,7 +34,7 @@ class FlatOptimizer:
         self._state = [np.zeros_like(weights) for _ in range(states)]
 
     def step(self, gradient: _Vector) -> None:
-        """One step; `gradient` (d,) is overwritten."""
+        """Take one step; `gradient` (d,) is overwritten."""
         self._steps += 1
         local = self._local
         if local.weight_decay:

@@ -1,4 +1,4 @@
-"""The agent's side of the training process: starts it, asks once, bounds what comes back."""
+"""The agent's side of the training process: starts it, asks once, bounds its answer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fedsys.printable import printable
 __all__ = ["SharedExamples", "Trained", "peak_of", "train"]
 
 _SLACK = 256 << 20
-"""Bytes besides what vetting counted: the optimizer's vectors, batches, allocators, onnxruntime."""
+"""Bytes in addition to what vetting counted: optimizer state, batches, allocators, onnxruntime."""
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from client.graphs.child import main; main()"
@@ -37,13 +37,17 @@ _MOST_SAID = 4096
 
 
 class SharedExamples:
-    """Examples in memory that the training process maps: they are held once, not twice.
+    """Examples in memory that the training process maps, so that there is only one copy.
 
-    The memory is given back by `close`, or with the object.
+    The memory is freed by `close`, or with the object.
 
     Args:
-        x: (M, ...) and
-        y: (M, ...); copied.
+        x: (M, ...) inputs; copied.
+        y: (M, ...) targets; copied.
+
+    Attributes:
+        count: M, the number of examples.
+        places: dtype, shape and offset of each array.
     """
 
     def __init__(self, x: NDArray[Any], y: NDArray[Any]) -> None:
@@ -67,16 +71,16 @@ class SharedExamples:
 
     @property
     def descriptor(self) -> int:
-        """Of the memory."""
+        """The memory's file descriptor."""
         return self._file.fileno()
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._finish()
 
 
 def _unnamed_file() -> IO[bytes]:
-    """Memory with a file descriptor where the system has that, else an unlinked file."""
+    """An anonymous memory file if the system has them, else an unlinked file on disk."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("examples"), "wb", buffering=0)
     return tempfile.TemporaryFile()
@@ -84,12 +88,12 @@ def _unnamed_file() -> IO[bytes]:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What came of one local training.
+    """The result of one local training.
 
     Attributes:
-        update: (d,) w_local - w_global.
-        losses: of the first and of the last step; empty without a step.
-        peak: the most bytes that the process had resident; None where the system does not say.
+        update: (d,) float32, w_local - w_global.
+        losses: losses of the first and the last step; empty if there was no step.
+        peak: the process's peak resident memory in bytes; None if the system does not say.
         walls: ``seccomp`` or ``limits``; see `client.graphs.sandbox.confine`.
     """
 
@@ -115,17 +119,17 @@ def train(
 
     Args:
         vetted: the graph, as this device's own vetting wrote it.
-        examples: the client's.
+        examples: the client's examples.
         local: hyper-parameters.
-        weights: (d,) where it starts.
-        rows: of the examples.
-        seed: of its batches.
-        engine: what runs the graph.
-        threads: of the processor.
-        seconds: of processor time, and, doubled, of real time.
+        weights: (d,) the initial weights.
+        rows: the rows of `examples` to train on.
+        seed: seed of the batches.
+        engine: the engine that runs the graph.
+        threads: processor threads.
+        seconds: limit on processor time; twice that is the limit on elapsed time.
 
     Raises:
-        TrainingError: it failed, was stopped at a limit, or answered nonsense.
+        TrainingError: training failed or exceeded a limit, or the process's answer is malformed.
     """
     memory = vetted.memory + 10 * weights.nbytes + 24 * len(rows) * local.epochs + _SLACK
     header = {
@@ -180,7 +184,7 @@ def _converse(
         update = np.frombuffer(read_whole(process.stdout, 4 * dimension), "<f4")
         losses, walls = answer["losses"], answer["walls"]
         if walls not in ("seccomp", "limits") or len(losses) > 2:
-            raise ValueError("an answer that is none")
+            raise ValueError("a malformed answer")
         return Trained(
             update=update.astype(np.float32),
             losses=tuple(float(each) for each in losses),
@@ -196,9 +200,9 @@ def _converse(
 
 
 def peak_of(process: int) -> int | None:
-    """The most bytes that a running process has had resident; None where nobody says.
+    """Peak resident memory of a running process in bytes; None if the system does not say.
 
-    Linux's ``ru_maxrss`` would count what the process that started it had at that time.
+    Linux's ``ru_maxrss`` would include the memory of the parent process at the time of the fork.
     """
     try:
         lines = Path(f"/proc/{process}/status").read_text("ascii").splitlines()
@@ -208,7 +212,7 @@ def peak_of(process: int) -> int | None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> str:
-    """How a process ended, with the last line that it said."""
+    """How a process ended, with the last line of its standard error."""
     said = b""
     if process.stderr is not None:
         with contextlib.suppress(OSError):
@@ -220,7 +224,7 @@ def _end(process: subprocess.Popen[bytes]) -> str:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """No variable of the agent's reaches the process."""
+    """The process's whole environment: it inherits no variable of the agent."""
     count = str(threads)
     return {
         "OMP_NUM_THREADS": count,

@@ -1,10 +1,10 @@
-"""A process that can only compute: it opens no file and no socket and starts nothing.
+"""A process that can only compute: it can open no file or socket and start no process.
 
-Two walls. Resource limits hold everywhere: memory, processor time, no new file descriptor, no
-bytes into files, no new process, no core dump. On Linux (x86-64 and aarch64) a seccomp filter
-(``seccomp(2)``, filter mode) allows the few system calls that arithmetic and answering through
-pipes need and denies every other with EPERM, in all threads. Elsewhere the limits stand alone, and
-`confine` says so.
+There are two walls. Resource limits apply on every system: memory, processor time, no new file
+descriptors, no bytes written to files, no new processes, no core dumps. On Linux (x86-64 and
+aarch64) a seccomp filter (``seccomp(2)``, filter mode) allows the few system calls that arithmetic
+and answering through pipes need, and denies all others with EPERM, in all threads. On other systems
+the limits stand alone, and `confine` says so.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import sys
 
 __all__ = ["confine", "die_with_parent"]
 
-# What numpy, onnxruntime and the interpreter need once everything is loaded, by the system call's
-# number on x86-64 and on aarch64 (Linux, arch/x86/entry/syscalls/syscall_64.tbl and
-# include/uapi/asm-generic/unistd.h). None of them opens, connects, starts or kills anything else.
+# The system calls that numpy, onnxruntime and the interpreter need once everything is loaded, with
+# their numbers on x86-64 and on aarch64 (Linux, arch/x86/entry/syscalls/syscall_64.tbl and
+# include/uapi/asm-generic/unistd.h). None of them can open, connect to, start or kill anything.
 _CALLS: dict[str, tuple[int, int]] = {
     "read": (0, 63),
     "write": (1, 64),
@@ -64,17 +64,17 @@ _SIGKILL = 9
 
 
 def confine(*, memory: int, seconds: int) -> str:
-    """From here on this process computes, answers through pipes that are open, and no more.
+    """Confine this process to computing and to answering through pipes that are already open.
 
     Everything that it will need must have been imported. File descriptors above the standard three
     are closed.
 
     Args:
-        memory: bytes that it may take beyond what it has.
-        seconds: of processor time from now.
+        memory: bytes of address space that it may allocate from now on.
+        seconds: processor time that it may use from now on.
 
     Returns:
-        ``"seccomp"`` where the filter is in force, ``"limits"`` where limits are all there is.
+        ``"seccomp"`` if the filter is in force, ``"limits"`` if there are only resource limits.
     """
     os.closerange(3, 1 << 16)
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -92,22 +92,22 @@ def confine(*, memory: int, seconds: int) -> str:
     for name, most in limits.items():
         number = getattr(resource, name, None)
         if number is not None:
-            with contextlib.suppress(OSError, ValueError):  # a limit that this system has not
+            with contextlib.suppress(OSError, ValueError):  # a limit that this system lacks
                 resource.setrlimit(number, (most, most))
     return "seccomp" if _filter() else "limits"
 
 
 def die_with_parent() -> None:
-    """On Linux, be killed when the process that started this one ends."""
+    """On Linux, have this process killed when its parent ends."""
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it ended before it could be watched
+        if os.getppid() != parent:  # the parent ended before prctl took effect
             os._exit(1)
 
 
 def _mapped() -> int | None:
-    """Bytes of address space that this process has; None where the system does not say."""
+    """Bytes of address space that this process has mapped; None if the system does not say."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[0]) * resource.getpagesize()
@@ -116,7 +116,7 @@ def _mapped() -> int | None:
 
 
 def _filter() -> bool:
-    """Install the seccomp filter in every thread; whether it is in force."""
+    """Install the seccomp filter in every thread; returns whether it is in force."""
     machine = _MACHINES.get(platform.machine())
     if sys.platform != "linux" or machine is None or struct.calcsize("P") != 8:
         return False
@@ -125,7 +125,7 @@ def _filter() -> bool:
     buffer = ctypes.create_string_buffer(code, len(code))
     program = _Program(len(code) // 8, ctypes.cast(buffer, ctypes.c_void_p))
     libc = ctypes.CDLL(None, use_errno=True)
-    # Without new privileges the kernel takes a filter from anybody (prctl(2)).
+    # With no_new_privs set, the kernel accepts a filter from an unprivileged process (prctl(2)).
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return False
     done = libc.syscall(
@@ -144,10 +144,10 @@ class _Program(ctypes.Structure):
 
 
 def _program(allowed: list[int], architecture: int) -> bytes:
-    """The filter: kill on another architecture's calls, allow what is listed, deny the rest.
+    """The filter: kill on calls of another architecture, allow what is listed, deny the rest.
 
     ``seccomp_data`` begins with the call's number (4 bytes) and the architecture (4 bytes). Numbers
-    of the x32 ABI have bit 30 set and are on no list.
+    of the x32 ABI have bit 30 set, so they are never listed.
     """
     lines = [
         (_LOAD, 0, 0, 4),

@@ -1,8 +1,8 @@
-"""A client's local training from a graph: what `client.training.loop` does, without torch.
+"""A client's local training from a graph: `client.training.loop` without torch.
 
-Batches are those of `client.training.schedule`; the optimizer's steps are torch's. A batch that is
-not full repeats its first row with weight 0. Dropout masks are drawn from a stream of the batch
-seed, so that a round can be replayed; torch draws others.
+Batches are those of `client.training.schedule`; the optimizer uses torch's formulas. A batch that
+is not full repeats its first row with weight 0. Dropout masks are drawn from a stream of the batch
+seed, so that a round can be replayed; they differ from torch's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedsys.graphs import TensorType, TrainingGraph
 __all__ = ["GraphTrainer", "check_examples", "dropout_mask"]
 
 _MASKS = 1 << 32
-"""The domains of dropout masks in the client's stream begin here; those of epochs end before."""
+"""The first domain of dropout masks in the client's stream; all domains of epochs are below it."""
 _MOST_MASKS = 256
 _BITS = 24
 
@@ -31,16 +31,16 @@ _BITS = 24
 def dropout_mask(
     type_: TensorType, keep: float, *, seed: int, step: int, number: int
 ) -> NDArray[np.bool_]:
-    """One dropout mask: each element is kept with chance `keep`, rounded to 2^-24.
+    """One dropout mask: each element is kept with probability `keep`, rounded to 2^-24.
 
-    Element i is kept where the top 24 bits of word i of the stream are below ``keep 2^24``.
+    Element i is kept if the top 24 bits of word i of the stream are below ``keep 2^24``.
 
     Args:
-        type_: of the graph's input.
-        keep: chance.
-        seed: of the client's batches.
-        step: of the local training, from 0.
-        number: of the mask in the graph, from 0.
+        type_: type of the graph's input.
+        keep: probability of keeping an element.
+        seed: seed of the client's batches.
+        step: number of the local step, from 0.
+        number: number of the mask in the graph, from 0.
     """
     domain = _MASKS + step * _MOST_MASKS + number
     state = state_of(np.array([seed & (2**64 - 1)], dtype=np.uint64), domain)
@@ -50,32 +50,32 @@ def dropout_mask(
 
 
 def check_examples(graph: TrainingGraph, x: NDArray[Any], y: NDArray[Any]) -> None:
-    """Raise ConfigError unless these examples are what the graph takes."""
+    """Raise ConfigError unless the graph takes these examples."""
     for name, array in (("x", x), ("y", y)):
         wanted = graph.inputs[name]
         if array.shape[1:] != wanted.shape[1:] or array.dtype != wanted.dtype:
             row = TensorType(array.dtype, array.shape[1:])
             expected = TensorType(wanted.dtype, wanted.shape[1:])
             raise ConfigError(
-                f"the data's {name} has rows of {row}, the graph of task {graph.task} takes rows "
-                f"of {expected}"
+                f"the data's {name} has rows of {row}, but the graph of task {graph.task} takes "
+                f"rows of {expected}"
             )
     if len(x) != len(y):
-        raise ConfigError(f"the data have {len(x)} rows of x and {len(y)} of y; they go in pairs")
+        raise ConfigError(f"the data have {len(x)} rows of x but {len(y)} of y; give one y per x")
 
 
 class GraphTrainer:
     """Trains on one client's examples.
 
     Args:
-        graph: of a batch's gradient.
-        engine: runs it.
+        graph: computes a batch's gradient.
+        engine: runs the graph.
         local: hyper-parameters; ``batch_size`` is at most the graph's.
-        x: (M, ...) and
-        y: (M, ...) examples, of the graph's types.
+        x: (M, ...) inputs, of the graph's dtype.
+        y: (M, ...) targets, of the graph's dtype.
 
     Raises:
-        ConfigError: graph, hyper-parameters and examples do not fit.
+        ConfigError: graph, hyper-parameters and examples do not fit together.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class GraphTrainer:
         """(d,) w_local - w_global, and the loss at each step.
 
         Args:
-            start: (d,) where the client starts.
-            rows: of its examples.
-            seed: of its batches.
+            start: (d,) the initial weights.
+            rows: the rows of the examples to train on.
+            seed: seed of the batches.
 
         Raises:
-            TrainingError: the weights are of another model.
+            TrainingError: the weights do not fit the graph.
             IndexError: the data have a class or symbol that the model does not have.
         """
         if start.shape != (self._graph.dimension,):

@@ -1,4 +1,4 @@
-"""What the agent and its training process say to each other: a JSON header, then raw bytes."""
+"""Messages between the agent and its training process: a JSON header, then raw bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST_HEADER = 1 << 16
 
 
 def write(stream: IO[bytes], header: Mapping[str, Any], parts: Sequence[Any] = ()) -> None:
-    """One message: the length of its header (8 bytes, big endian), the header, the parts."""
+    """Write a message: the length of its header (8 bytes, big endian), the header, the parts."""
     text = json.dumps(dict(header)).encode()
     stream.write(len(text).to_bytes(8, "big") + text)
     for part in parts:
@@ -21,10 +21,10 @@ def write(stream: IO[bytes], header: Mapping[str, Any], parts: Sequence[Any] = (
 
 
 def read_whole(stream: IO[bytes], size: int) -> bytes:
-    """Exactly so many bytes.
+    """Read exactly `size` bytes.
 
     Raises:
-        EOFError: the other side ended before.
+        EOFError: the stream ended before.
     """
     data = stream.read(size)
     if len(data) != size:
@@ -33,16 +33,16 @@ def read_whole(stream: IO[bytes], size: int) -> bytes:
 
 
 def read_header(stream: IO[bytes]) -> dict[str, Any]:
-    """The header of the next message.
+    """Read the header of the next message.
 
     Raises:
-        EOFError: the other side ended before.
-        ValueError: it is none.
+        EOFError: the stream ended before.
+        ValueError: it is too long or not a JSON object.
     """
     length = int.from_bytes(read_whole(stream, 8), "big")
     if length > _MOST_HEADER:
         raise ValueError(f"a header of {length} bytes")
     found = json.loads(read_whole(stream, length))
     if not isinstance(found, dict):
-        raise ValueError("a header that is no object")
+        raise ValueError("a header that is not an object")
     return found

@@ -1,4 +1,4 @@
-"""The owner's data and an approved graph: what a session needs, without torch or a task's code."""
+"""The worker of a session that trains from an approved graph, without torch or a task's code."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class GraphData:
     """One client's examples and the graph that trains on them.
 
     Args:
-        graph: vetted.
-        source: of the examples; see `client.graphs.data`.
-        engine: what runs the graph.
-        threads: of the processor, for training.
+        graph: the vetted graph.
+        source: where the examples are; see `client.graphs.data`.
+        engine: the engine that runs the graph.
+        threads: processor threads for training.
 
     Raises:
-        ConfigError: the engine is not installed, or the source is of no known kind.
-        DataError: the examples cannot be read, or are not what the graph takes.
+        ConfigError: the engine is not installed, or the source is of an unknown kind.
+        DataError: the examples cannot be read, or do not fit the graph.
     """
 
     def __init__(
@@ -45,39 +45,40 @@ class GraphData:
 
     @property
     def graph(self) -> Vetted:
-        """As vetted."""
+        """The vetted graph."""
         return self._vetted
 
     @property
     def sha256(self) -> str:
-        """Of the graph's file."""
+        """SHA-256 of the graph's file."""
         return self._vetted.sha256
 
     def check(self, terms: Terms) -> None:
-        """Raise PolicyRefusal where these terms cannot be trained here."""
+        """Raise PolicyRefusal if these terms cannot be trained here."""
         graph = self._vetted.graph
         if terms.task != graph.task or dict(terms.options) != dict(graph.options):
             raise PolicyRefusal(
-                f"task '{terms.task}' with options {dict(terms.options)} is asked for; the graph "
-                f"here is of '{graph.task}' with options {dict(graph.options)}",
+                f"task '{terms.task}' with options {dict(terms.options)} is asked for, but the "
+                f"graph here is of '{graph.task}' with options {dict(graph.options)}",
                 cause=Cause.TASK,
             )
         if terms.dimension != graph.dimension:
             raise PolicyRefusal(
-                f"the graph of task '{graph.task}' has {graph.dimension} weights, "
+                f"the graph of task '{graph.task}' has {graph.dimension} weights, but "
                 f"{terms.dimension} are asked for",
                 cause=Cause.TASK,
             )
         if terms.plan.unit == "example":
             raise PolicyRefusal(
-                "privacy of single examples is asked for, which this device has no graph for",
+                "the unit of privacy is the example, for which this device has no graph",
                 cause=Cause.TASK,
             )
         local = self._local(terms)
         if local.batch_size > graph.batch_size:
             raise PolicyRefusal(
-                f"batches of {local.batch_size} are asked for, the graph takes {graph.batch_size} "
-                f"examples; its operator has to export one with --batch-size {local.batch_size}",
+                f"batches of {local.batch_size} are asked for, but the graph takes "
+                f"{graph.batch_size} examples; the operator has to export one with --batch-size "
+                f"{local.batch_size}",
                 cause=Cause.TASK,
             )
 
@@ -97,7 +98,7 @@ class GraphData:
         )
         peak = "unknown" if trained.peak is None else f"{trained.peak / 1e6:.0f} MB"
         _log.info(
-            "round %d: trained in a process of its own (%s resident, locked in by %s)",
+            "round %d: trained in a process of its own (%s resident, confined by %s)",
             assignment.round,
             peak,
             trained.walls,

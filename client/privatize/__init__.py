@@ -1,4 +1,4 @@
-"""From local updates to what may be summed: clip in the integers, add the noise share, mod 2^b.
+"""Turns local updates into vectors for the sum: clip in the integers, add noise shares, mod 2^b.
 
 This is the last place where a single client's update exists in the clear; a device calls it for
 itself (K = 1), a simulation for K virtual clients at once.
@@ -28,10 +28,10 @@ def privatize(
 
     Args:
         mechanism: what the round's assignment prescribes.
-        updates: (K, d), one row a client. A row that is not finite becomes zeros plus noise:
-            a refusal would leak information.
-        seed: public, equal for all clients of a round.
-        entropy: source for random rounding, then for the noise: one for all rows, or one per row.
+        updates: (K, d) float32, one row per client. A row that is not finite becomes zeros plus
+            noise: a refusal would leak information.
+        seed: public seed, equal for all clients of a round.
+        entropy: source of random rounding, then of the noise: one for all rows, or one per row.
 
     Returns:
         (K, length) vectors mod 2^b, ready for secure aggregation.

@@ -1,6 +1,6 @@
-"""What a client contributes of its update: all of it, or zero by a secret coin; layers clipped.
+"""A client's contribution: its update or, by a secret coin, zero; with adaptive clipping's bits.
 
-Both steps come before the mechanism's own clipping, which bounds whatever they hand over.
+Both steps come before the mechanism's own clipping, which bounds whatever they return.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ def contribution(
     """(K, d) updates as what the mechanism encodes: (K, d), or (K, d + G) with clipping bits.
 
     Args:
-        updates: (K, d), one row a client.
-        participation: p; with probability 1 - p a client contributes zero, and nobody else can
-            tell (the noise and the timing are the same).
+        updates: (K, d) float32, one row per client.
+        participation: p; with probability 1 - p a client contributes zero, which nobody else can
+            observe (the noise and the timing are the same).
         clipping: `AdaptiveClipping` as JSON, or None.
-        entropy: of the coins; one source for all rows, or one a row.
+        entropy: source of the coins: one for all rows, or one per row.
     """
     if participation < 1:
         updates = updates.copy()
         for row in range(len(updates)):
             source = entropy if callable(entropy) else entropy[row]
             kept = secret_coin(participation, source)
-            updates[row] = np.where(kept, updates[row], np.float32(0))  # as long, either way
+            # Takes the same time either way.
+            updates[row] = np.where(kept, updates[row], np.float32(0))
     if clipping is not None:
         return AdaptiveClipping.from_json(clipping).extend(updates).astype(np.float32)
     return updates

@@ -1,4 +1,4 @@
-"""Sums of updates, each scaled down to a norm, in floating point."""
+"""Sums of clipped updates in floating point."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["clip_factors", "clipped_sum_of"]
 
 
 def clip_factors(norms: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """(K,) min(1, clip / norm), 0 where the norm is not finite; and the norms, NaN there."""
+    """(K,) factors min(1, clip / norm) and (K,) norms; where a norm is not finite, 0 and NaN."""
     finite = torch.isfinite(norms)
     factors = torch.where(norms > clip, clip / norms, 1.0)
     return torch.where(finite, factors, 0.0), torch.where(finite, norms, torch.nan)

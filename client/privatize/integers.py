@@ -1,9 +1,9 @@
-"""Clip in the integers and sum, for a whole chunk, on the device that trained it.
+"""Clips in the integers and sums, for a whole chunk, on the device that trained it.
 
-The torch twin of `fedsys.privacy.encoding.clipping`, equal to it to the bit: the same norms,
-factors and rounding, without a (K, d) copy in float64 and without (K, d) integers. Tiles of rows
-and columns are widened to float64, scaled, rounded and added; every value is an integer below 2^53,
-so sums in float64 are exact in any order.
+The torch twin of `fedsys.privacy.encoding.clipping`, bit for bit: the same norms, factors and
+rounding, but without a (K, d) copy in float64 and without (K, d) integers. Tiles of rows and
+columns are widened to float64, scaled, rounded and added; every value is an integer below 2^53, so
+sums in float64 are exact in any order.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _DEVICE_TILE = 1 << 26
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Clipped:
-    """What clipping did to K updates; it never leaves the client.
+    """How clipping changed K updates; it never leaves the client.
 
     Attributes:
         clipped: (K,) whether the row's norm exceeded C.
-        unusable: (K,) whether the row was not finite, so that it counted as zeros.
+        unusable: (K,) whether the row was not finite and counted as zeros.
     """
 
     clipped: NDArray[np.bool_]
@@ -40,12 +40,12 @@ class Clipped:
 
 
 def add_clipped_integers(total: Tensor, updates: Tensor, *, clip: float) -> Clipped:
-    """Adds the clipped integers of K updates to `total`, in place.
+    """Add the clipped integers of K updates to `total`, in place.
 
     Args:
-        total: (d,) float64 on the updates' device; holds integers.
+        total: (d,) float64 integers, on the updates' device.
         updates: (K, d) float32. Rows that are not finite are set to zero.
-        clip: C.
+        clip: C, the clipping norm.
 
     Raises:
         MechanismError: shapes or dtypes do not fit.
@@ -75,7 +75,7 @@ def add_clipped_integers(total: Tensor, updates: Tensor, *, clip: float) -> Clip
 
 
 class _Group:
-    """Some rows, scaled and rounded `width` columns at once."""
+    """R rows, scaled and rounded in tiles of `width` columns."""
 
     def __init__(self, rows: Tensor, width: int, wide: Tensor, scaled: Tensor) -> None:
         self._rows = rows
@@ -85,7 +85,7 @@ class _Group:
         self._held = -1
 
     def add_to(self, total: Tensor, clip: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Adds the rows' clipped integers; (R,) which were clipped and which were finite."""
+        """Add the rows' clipped integers; returns (R,) which were clipped and which are finite."""
         norms, finite = self._norms()
         if not finite.all():
             self._rows[torch.from_numpy(~finite).to(self._rows.device)] = 0
@@ -107,7 +107,7 @@ class _Group:
         return norms > clip, finite
 
     def _norms(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """(R,) norms, rounded as `finite_norms` rounds them, 0 where not finite."""
+        """(R,) norms, rounded to float32 as by `finite_norms`, 0 if not finite; (R,) finiteness."""
         norms = np.sqrt(self._squares(self._widened))
         finite: NDArray[np.bool_] = np.isfinite(norms)
         norms[~finite] = 0.0
@@ -118,11 +118,15 @@ class _Group:
     def _shrunk(
         self, factors: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_], Tensor | None]:
-        """Lowers the factors of rows whose integers exceed the norm, as the reference does.
+        """Lower the factors of rows whose integers exceed the norm, as the reference does.
+
+        Rounding to nearest can lengthen a vector. A row that is too long is rescaled by
+        limit / norm, a little more in each pass; one that is still too long after the last is
+        truncated towards zero, which cannot lengthen it.
 
         Returns:
-            factors (R,); which rows are to be truncated rather than rounded (R,); the rounded
-            rows, where one tile holds them.
+            (R,) factors; (R,) which rows are to be truncated rather than rounded; the rounded rows,
+            if one tile holds them, else None.
         """
         limit = squared_norm_limit(self._dimension)
         squares = self._squares(lambda start: self._times(factors, start).round_())
@@ -139,7 +143,7 @@ class _Group:
         return factors, over, self._view(self._scaled, 0) if kept else None
 
     def _squares(self, tile_at: Callable[[int], Tensor]) -> NDArray[np.float64]:
-        """(R,) sums of squares over all columns; sums of squared integers are exact."""
+        """(R,) sums of squares over all columns; exact for integers."""
         sums = self._rows.new_zeros(self._count, dtype=torch.float64)
         for start in self._starts:
             tile = tile_at(start)

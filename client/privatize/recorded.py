@@ -1,10 +1,10 @@
-"""A chunk's clipped sum as part of a recorded epoch: nothing asks the host on the way.
+"""A chunk's clipped sum as part of a recorded epoch, without synchronizing with the host.
 
-`IntegerSum` is `client.privatize.integers` in a form that a CUDA graph can repeat, equal to it to
-the bit; `FloatSum` is the sum of protocol ``float``. What they bind reads the (K, d) updates where
-training left them and writes a (d,) sum of int64, so that only a flat sum leaves the device.
+`IntegerSum` is `client.privatize.integers` in a form that a CUDA graph can replay, with the same
+result bit for bit; `FloatSum` is the sum of protocol ``float``. Both read the (K, d) updates where
+training left them and write a (d,) sum of int64, so that only a flat sum leaves the device.
 
-Tested in the plain form on a CPU; unmeasured on a GPU.
+Tested in the plain form on a CPU; not measured on a GPU.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class RecordedSum(ABC):
     Args:
         updates: (K, d) float32, read at every call.
         present: (K,) bool, the rows that count; read at every call.
-        clip: C.
+        clip: C, the clipping norm.
 
     Attributes:
-        total: (d,) int64.
-        flags: (3, K) bool, of which the rows are
-        clipped: whether the norm exceeded C,
-        unusable: whether the row was not finite and counted as zeros,
-        left: whether the row is not in `total` yet; see `settle`.
+        total: (d,) int64, the sum.
+        flags: (3, K) bool, the following three stacked.
+        clipped: (K,) whether the norm exceeded C.
+        unusable: (K,) whether the row was not finite and counted as zeros.
+        left: (K,) whether the row is not in `total` yet; see `settle`.
     """
 
     def __init__(self, updates: Tensor, present: Tensor, clip: float) -> None:
@@ -50,18 +50,18 @@ class RecordedSum(ABC):
 
     @abstractmethod
     def __call__(self) -> None:
-        """Sums; may be recorded."""
+        """Compute the sum; may be recorded."""
 
     @abstractmethod
     def settle(self) -> None:
-        """Adds the rows that are `left`; never recorded, and needed only where there are any."""
+        """Add the rows that are `left`; never recorded, and needed only if there are any."""
 
 
 class IntegerSum:
-    """Clip in the integers and sum, at norm `clip`. A `client.training.graph.path.Finish`.
+    """Clips in the integers and sums. A `client.training.graph.path.Finish`.
 
     Args:
-        clip: C.
+        clip: C, the clipping norm.
     """
 
     def __init__(self, clip: float) -> None:
@@ -73,11 +73,11 @@ class IntegerSum:
 
 
 class FloatSum:
-    """Scale updates down to norm `clip` and add them in floating point, rounded to the units of
+    """Clips updates and adds them in floating point, rounded to the units of
     `fedsys.privacy.encoding.float_sums.FixedPoint`. A `client.training.graph.path.Finish`.
 
     Args:
-        clip: C.
+        clip: C, the clipping norm.
     """
 
     def __init__(self, clip: float) -> None:
@@ -89,15 +89,15 @@ class FloatSum:
 
 
 class _IntegerSum(RecordedSum):
-    """Rounding lifts nearly every clipped row over the norm, and shrinking it once nearly always
-    repairs that: both are recorded. Rows that would need more are left to `settle`."""
+    """Rounding lifts nearly every clipped row above the norm, and shrinking it once nearly always
+    corrects that: both are recorded. Rows that need more passes are left to `settle`."""
 
     def __call__(self) -> None:
         rows, limit = self._updates, float(squared_norm_limit(self._updates.shape[1]))
         squares = _squares(rows, None)
         finite = torch.isfinite(squares)
         norms = torch.where(finite, squares, 0.0).sqrt_()
-        # As in `finite_norms`: 24 bits, the same in any order of summation.
+        # As in `finite_norms`: rounding to 24 bits removes the effect of the order of summation.
         in_float32 = (norms < 3e38) & (norms > 1e-37)
         norms = torch.where(in_float32, norms.to(torch.float32).to(torch.float64), norms)
         counted = finite & self._present
@@ -130,7 +130,7 @@ class _FloatSum(RecordedSum):
         counted = finite & self._present
         factors = torch.where(norms > self._clip, self._clip / norms, 1.0)
         factors = torch.where(counted, factors, 0.0)
-        # A product with zero would keep what is not finite.
+        # Not a product with zero, which would keep NaN and infinity.
         rows.copy_(torch.where(counted[:, None], rows, 0.0))
         units = (factors @ rows).to(torch.float64).mul_(FixedPoint(self._scale).units)
         self.total.copy_(units.round_())
@@ -148,13 +148,13 @@ def _tiles(rows: Tensor) -> list[slice]:
 
 
 def _integers(tile: Tensor, factors: Tensor) -> Tensor:
-    """(K, w) float64 integers nearest to factor times row; zeros where the factor is zero."""
+    """(K, w) float64, factor times row rounded to integers; zeros if the factor is zero."""
     wide = tile.to(torch.float64, copy=True).mul_(factors[:, None]).round_()
     return torch.where((factors != 0)[:, None], wide, 0.0)
 
 
 def _squares(rows: Tensor, factors: Tensor | None) -> Tensor:
-    """(K,) float64 sums of squares of the rows, or of their integers at `factors`."""
+    """(K,) float64 sums of squares of the rows or, with `factors`, of their integers."""
     sums = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     for columns in _tiles(rows):
         tile = rows[:, columns]

@@ -1,6 +1,6 @@
 """Chooses a path and a chunk by a short measurement, once per model, hyper-parameters and device.
 
-The choice changes speed and the last bits of floating point, nothing else; it belongs into the
+The choice affects speed and the last bits of floating point, nothing else; it belongs in the
 resolved configuration's ``[engine]``, so that a run can be repeated exactly.
 """
 
@@ -15,9 +15,9 @@ __all__ = ["Choice", "best", "candidates", "measure", "most_at_once"]
 CHUNKS = (8, 32, 128, 512)
 _ENOUGH = 0.05  # seconds for each (path, chunk)
 _REPETITIONS = 3
-_CERTAINLY = 0.5  # seconds that are enough however few repetitions they held
-_TOO_LONG = 1.5  # seconds of one repetition
-_ALIKE = 0.95  # of the best rate: what is within this is called noise
+_CERTAINLY = 0.5  # seconds that are enough regardless of the number of repetitions
+_TOO_LONG = 1.5  # seconds for one repetition
+_ALIKE = 0.95  # rates above this fraction of the best differ from it by noise only
 _HOST_BYTES = 1 << 30
 
 
@@ -27,9 +27,9 @@ class Choice:
 
     Attributes:
         path: ``"graph"``, ``"dual"``, ``"batched"`` or ``"loop"``.
-        chunk: How many clients at once.
+        chunk: Clients that are trained at once.
         refused: Each path that cannot be used, and why.
-        clients_per_second: What was measured for each (path, chunk); empty where nothing was.
+        clients_per_second: The measured rate of each (path, chunk); empty if nothing was measured.
     """
 
     path: str
@@ -56,7 +56,7 @@ def most_at_once(dimension: int) -> int:
 
 
 def candidates(paths: Sequence[str], clients: int, most: int) -> list[tuple[str, int]]:
-    """What is worth measuring for a cohort of `clients`, with at most `most` at once.
+    """The (path, chunk) pairs worth measuring for `clients` clients, at most `most` at once.
 
     >>> candidates(["dual", "loop"], clients=20, most=1000)
     [('dual', 8), ('dual', 32), ('loop', 1)]
@@ -72,14 +72,17 @@ def measure(
     train: Callable[[str, int], float],
     clock: Callable[[], float] | None = None,
 ) -> dict[tuple[str, int], float]:
-    """Clients a second of each (path, chunk); `train(path, clients)` says how many it trained.
+    """Clients per second of each (path, chunk).
 
-    `clock` may be ``time.process_time`` where one thread does all the work: what else runs on the
-    machine then disturbs the choice less.
-
-    The candidates take turns, so that a moment in which the machine is busy harms none of them
-    alone, and the fastest turn of each counts. A path whose small chunk already takes long is not
+    The candidates take turns, so that a moment in which the machine is busy does not harm just one
+    of them, and the fastest turn of each counts. A path whose small chunk already takes long is not
     measured with larger ones, nor again.
+
+    Args:
+        tried: The pairs to measure.
+        train: Trains up to that many clients on a path; returns how many it trained.
+        clock: Seconds. ``time.process_time`` suits if one thread does all the work: other programs
+            then disturb the measurement less. ``time.perf_counter`` by default.
     """
     clock = clock or time.perf_counter
     rates: dict[tuple[str, int], float] = {}
@@ -107,7 +110,7 @@ def measure(
 
 
 def best(rates: Mapping[tuple[str, int], float]) -> tuple[str, int]:
-    """The fastest path with its largest chunk that is as fast but for noise.
+    """The fastest path, with its largest chunk whose rate equals the fastest up to noise.
 
     >>> best({("dual", 8): 98.0, ("dual", 32): 96.0, ("dual", 128): 70.0, ("loop", 1): 97.0})
     ('dual', 32)

@@ -23,8 +23,8 @@ class BatchedPath:
     """Trains K clients at once; the weights of each are one slice of stacked tensors.
 
     Args:
-        task: For its loss.
-        model: Gives the forward pass; its own weights are not used.
+        task: Provides the loss.
+        model: Provides the forward pass; its own weights are not used.
         local: Hyper-parameters.
     """
 
@@ -48,13 +48,13 @@ class BatchedPath:
         seeds: Sequence[int],
         out: Tensor,
     ) -> None:
-        """Each client's w_local - w_global into `out` (K, d); zeros where it has no examples."""
+        """Write each client's w_local - w_global into `out` (K, d); zeros if it has no examples."""
         clients = schedule.clients
         begin = self._layout.views(start)
         params = {name: view.expand(clients, *view.shape).clone() for name, view in begin.items()}
         stepper = Stepper(self._local, list(begin.values()), list(params.values()))
         with seeded(seeds[0] if seeds else 0), warnings.catch_warnings(), torch.no_grad():
-            # vmap warns where it falls back to a loop over clients: slow, never wrong.
+            # vmap warns when it falls back to a loop over clients: slow, but correct.
             warnings.filterwarnings("ignore", message="There is a performance drop")
             for step in schedule.steps:
                 active = len(step.counts)

@@ -1,4 +1,4 @@
-"""Runs one chunk of clients on a path: out of memory halves it, a failure names its client."""
+"""Runs a chunk of clients on a path; halves it when memory runs out; errors name the client."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _log = logging.getLogger(__name__)
 
 
 class Clients:
-    """Some clients of a cohort: their rows, seeds and names, in one order."""
+    """Some clients of a cohort: their rows, seeds and names, all in the same order."""
 
     def __init__(self, rows: Sequence[Rows], seeds: Sequence[int], names: Sequence[object]) -> None:
         if not len(rows) == len(seeds) == len(names):
             raise TrainingError(
-                f"{len(rows)} clients' rows, {len(seeds)} seeds and {len(names)} names: there "
-                f"must be as many of each"
+                f"rows of {len(rows)} clients, {len(seeds)} seeds and {len(names)} names: there "
+                f"must be the same number of each"
             )
         self.rows, self.seeds, self.names = rows, seeds, names
 
@@ -41,7 +41,7 @@ class Clients:
         return len(self.rows)
 
     def take(self, which: Sequence[int]) -> Clients:
-        """Those clients, in that order."""
+        """The clients at the positions `which`, in that order."""
         return Clients(
             [self.rows[k] for k in which],
             [self.seeds[k] for k in which],
@@ -58,10 +58,10 @@ class ChunkRunner:
     """Trains chunks of clients; builds each path when it is first used.
 
     Args:
-        task: For its loss.
-        model: Is copied for each path.
+        task: Provides the loss.
+        model: Copied for each path.
         local: Hyper-parameters.
-        paths: Path factories by name; ``"loop"`` among them.
+        paths: Path factories by name, including ``"loop"``.
     """
 
     def __init__(
@@ -80,12 +80,12 @@ class ChunkRunner:
         clients: Clients,
         out: Tensor | None = None,
     ) -> Tensor:
-        """(K, d) the updates of a chunk, in `out` or in a buffer that the next call uses again.
+        """(K, d) the updates of a chunk, in `out` or in a buffer that the next call reuses.
 
         The clients must be sorted by number of steps, longest first.
 
         Raises:
-            TrainingError: names the client whose training failed, the cause and the remedy.
+            TrainingError: training failed; the message names the client, the cause and the remedy.
         """
         if out is None:
             out = self._room.take("updates", (len(clients), len(start)), start)
@@ -105,8 +105,8 @@ class ChunkRunner:
     ) -> tuple[Tensor, Tensor]:
         """(d,) the sum of a chunk's updates, each scaled down to norm `clip`, and (K,) the norms.
 
-        A client whose update is not finite adds zeros and has the norm NaN. Clients and errors as
-        in `updates`.
+        A client whose update is not finite adds zeros and has the norm NaN. Order of clients and
+        errors are as in `updates`.
         """
         try:
             self._check_fits(path, clients)
@@ -121,28 +121,28 @@ class ChunkRunner:
         return clipped_sum_of(self.updates(path, start, pool, clients), clip)
 
     def _check_fits(self, path: str, clients: Clients) -> None:
-        """Clients for which memory ran out once are not tried again at once."""
+        """Split at once a chunk of a size for which memory ran out before."""
         if len(clients) > self._most.get(path, len(clients)):
             raise _TooManyError
 
     def _halves(
         self, path: str, error: Exception, start: Tensor, pool: Examples, clients: Clients
     ) -> tuple[Clients, Clients]:
-        """What to train instead where memory ran out; said once.
+        """The halves to train instead if memory ran out, which is logged once per size.
 
         Raises:
-            TrainingError: whatever else it was, with the client that it concerns.
+            TrainingError: for any other error; names the client concerned.
         """
         if isinstance(error, _TooManyError):
             return clients.halves()
         if not _out_of_memory(error) or len(clients) == 1:
             raise self._blame(error, start, pool, clients) from error
-        # What did not fit is held by the frames that failed.
+        # The frames that failed still hold the tensors that did not fit.
         traceback.clear_frames(error.__traceback__)
         self._most[path] = len(clients) // 2
         _log.warning(
             "out of memory with %d clients at once: going on with half; set engine.chunk to at "
-            "most %d",
+            "most %d to avoid this",
             len(clients),
             len(clients) // 2,
         )
@@ -163,7 +163,7 @@ class ChunkRunner:
     def _blame(
         self, error: Exception, start: Tensor, pool: Examples, clients: Clients
     ) -> FedsysError:
-        """Trains the clients one by one to find whose data fails."""
+        """The error to raise: trains the clients one by one to find whose data fails."""
         if isinstance(error, FedsysError):
             return error
         for client in range(len(clients)):
@@ -179,7 +179,7 @@ class ChunkRunner:
             except Exception as own:
                 if _out_of_memory(own):
                     return TrainingError(
-                        f"client {alone.names[0]}: out of memory with this client alone, of "
+                        f"client {alone.names[0]}: out of memory with this client alone, which has "
                         f"{len(alone.rows[0])} examples; use a smaller local.batch_size or model, "
                         f"fewer engine.processes, or a machine with more memory"
                     )
@@ -196,7 +196,7 @@ class ChunkRunner:
 
 
 class _TooManyError(Exception):
-    """More clients than memory was found to hold."""
+    """More clients than fit into memory, by an earlier failure."""
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -1,6 +1,6 @@
-"""How many clients fit into a GPU at once: free memory over measured bytes a client.
+"""How many clients fit into a GPU at once: free memory over measured bytes per client.
 
-Tested with a made-up memory; unmeasured on a GPU.
+Tested with a simulated memory; not measured on a GPU.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ __all__ = ["CudaMemory", "DeviceMemory", "clients_that_fit"]
 
 _FEW, _MORE = 2, 8
 _SHARE = 0.75
-"""Of what is free: evaluation, other shapes of chunk and the allocator's rounding need some too."""
+"""The fraction of free memory to fill: evaluation, chunks of other shapes and the allocator's
+rounding need some too."""
 
 
 class DeviceMemory(Protocol):
     """The memory of one device."""
 
     def free(self) -> int:
-        """Bytes that nobody holds."""
+        """Bytes that are not in use."""
         ...
 
     def peak(self, work: Callable[[], object]) -> int:
-        """Bytes that `work` holds at most, beyond those held before it."""
+        """The most bytes that are in use during `work`, beyond those in use before it."""
         ...
 
 
 class CudaMemory:
-    """What the driver and PyTorch's allocator say.
+    """Memory as reported by the driver and PyTorch's allocator.
 
     Args:
         device: a CUDA device.
@@ -40,7 +41,7 @@ class CudaMemory:
         self._device = device
 
     def free(self) -> int:
-        """See `DeviceMemory`; other programs' memory is not free."""
+        """See `DeviceMemory`; memory of other programs counts as in use."""
         torch.cuda.empty_cache()
         free: int = torch.cuda.mem_get_info(self._device)[0]
         return free
@@ -56,15 +57,18 @@ class CudaMemory:
 
 
 def clients_that_fit(memory: DeviceMemory, train: Callable[[int], object], most: int) -> int:
-    """K: how many clients to train at once.
+    """K, the number of clients to train at once.
+
+    The peak is taken to be affine in K: it is measured at two values and solved for the free
+    memory.
 
     Args:
-        memory: of the device.
-        train: trains so many clients and lets go of what it needed.
-        most: K at most.
+        memory: the device's.
+        train: trains the given number of clients and frees what it needed.
+        most: upper bound on K.
 
     Returns:
-        From 1 to `most`. An estimate: anyone who trains still has to halve it when memory runs out.
+        From 1 to `most`. An estimate: the caller still has to halve it when memory runs out.
     """
     try:
         small = memory.peak(lambda: train(_FEW))

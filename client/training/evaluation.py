@@ -15,9 +15,9 @@ BATCH = 512
 def evaluate(
     task: Task, model: nn.Module, examples: Examples, batch: int = BATCH
 ) -> dict[str, float]:
-    """The mean over all examples of ``loss`` and of each of the task's metrics.
+    """The means over all examples of ``loss`` and of each of the task's metrics.
 
-    The model is in evaluation mode during the call; sums are kept in float64.
+    The model is in evaluation mode during the call; sums are accumulated in float64.
     """
     was_training = model.training
     model.eval()

@@ -1,7 +1,7 @@
 """A model's weights as one flat vector, and back.
 
-The order is that of ``named_parameters()``: trainable parameters only, each in row-major order, one
-after the other. Buffers and frozen parameters are not in it; they come from ``Task.init_model``.
+The order is that of ``named_parameters()``: trainable parameters only, each flattened in row-major
+order. Buffers and frozen parameters are not included; they come from ``Task.init_model``.
 
 >>> layout = FlatLayout.of(torch.nn.Linear(3, 2))
 >>> layout.dimension, layout.names
@@ -28,8 +28,8 @@ class FlatLayout:
 
     Attributes:
         names: Trainable parameters in the order of ``named_parameters()``.
-        shapes: Their shapes.
-        offsets: Where each starts; one more at the end, which is the dimension.
+        shapes: The parameters' shapes.
+        offsets: Where each parameter starts, followed by the dimension.
     """
 
     names: tuple[str, ...]
@@ -62,11 +62,11 @@ class FlatLayout:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """How many weights each parameter has."""
+        """The number of weights of each parameter."""
         return tuple(b - a for a, b in pairwise(self.offsets))
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
-        """Each parameter as a view of `flat`: (d,) gives (*shape), (K, d) gives (K, *shape)."""
+        """Each parameter as a view of `flat`: (d,) gives (*shape,), (K, d) gives (K, *shape)."""
         lead = tuple(flat.shape[:-1])
         return {
             name: flat[..., start : start + math.prod(shape)].view(*lead, *shape)

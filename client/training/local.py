@@ -1,4 +1,4 @@
-"""What a client does with its examples: the part of a job's configuration that training reads."""
+"""Local training: the part of a job's configuration that says what a client does with its data."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class LocalConfig:
 
     Attributes:
         epochs: Passes over the client's examples.
-        batch_size: Examples a step; an epoch's last batch may be smaller.
+        batch_size: Examples per step; an epoch's last batch may be smaller.
         optimizer: ``"sgd"`` or ``"adam"`` (beta1 .9, beta2 .999, epsilon 1e-8).
         learning_rate: Step size.
-        momentum: Of SGD (torch's form: v = momentum v + g).
-        weight_decay: Added to the gradient as weight_decay w.
+        momentum: Momentum of SGD, in torch's form: v = momentum v + g.
+        weight_decay: L2 penalty: adds weight_decay w to the gradient.
         proximal_mu: FedProx (Li et al. 2020, equation 2): adds proximal_mu (w - w_global).
     """
 
@@ -52,5 +52,5 @@ class LocalConfig:
             )
 
     def steps(self, examples: int) -> int:
-        """How many steps a client with so many examples takes."""
+        """The number of steps of a client with `examples` examples."""
         return self.epochs * math.ceil(examples / self.batch_size)

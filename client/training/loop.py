@@ -1,7 +1,7 @@
 """The loop path: one client after the other, for any module and for large convolutions on a CPU.
 
-The weights live in the module itself and are set back between clients; gradients come straight
-from autograd, without an optimizer object, ``zero_grad`` or ``state_dict`` copies.
+The weights live in the module itself and are reset between clients; gradients come directly from
+autograd, without an optimizer object, ``zero_grad`` or ``state_dict`` copies.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class LoopPath:
     """Trains clients one by one on one model.
 
     Args:
-        task: For its loss.
-        model: Is trained in place; what it holds before and after is of no meaning.
+        task: Provides the loss.
+        model: Trained in place; its weights before and after have no meaning.
         local: Hyper-parameters.
     """
 
@@ -36,7 +36,7 @@ class LoopPath:
         self._layout = FlatLayout.of(model)
         parameters = dict(model.named_parameters())
         self._params = [parameters[name] for name in self._layout.names]
-        # A CPU's convolutions and, above all, its pooling are faster with the channels last.
+        # A CPU's convolutions and, above all, its pooling are faster in channels-last layout.
         self._images_last = any(isinstance(each, nn.Conv2d) for each in model.modules())
         if self._images_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -49,7 +49,7 @@ class LoopPath:
         seeds: Sequence[int],
         out: Tensor,
     ) -> None:
-        """Each client's w_local - w_global into `out` (K, d); zeros where it has no examples."""
+        """Write each client's w_local - w_global into `out` (K, d); zeros if it has no examples."""
         begin = list(self._layout.views(start).values())
         rows = [torch.from_numpy(step.rows) for step in schedule.steps]
         self._model.train()

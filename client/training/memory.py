@@ -1,4 +1,4 @@
-"""Keeps freed memory in the process, so that the next step finds it without a page fault."""
+"""Keeps freed memory in the process, so that the next step reuses it without page faults."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def keep_freed_memory(limit: int = 512 << 20) -> bool:
-    """Tells glibc's allocator to hold on to up to `limit` bytes that were freed.
+    """Tell glibc's allocator to keep up to `limit` freed bytes.
 
     Training allocates and frees the same megabytes at every step; by default they go back to the
-    kernel each time. Worth calling once in a process that trains many clients; a device need not.
+    kernel each time. Worth calling once in a process that trains many clients, not on a device.
 
     Returns:
-        Whether the C library took it (other libraries than glibc do not, which is no harm).
+        Whether the C library accepted the settings. Those other than glibc do not, harmlessly.
     """
     if not sys.platform.startswith("linux"):
         return False

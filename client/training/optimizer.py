@@ -1,4 +1,4 @@
-"""SGD and Adam, the same code for one client's tensors and for K clients' stacked tensors."""
+"""SGD and Adam: one implementation for one client's tensors and for K clients' stacked tensors."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
 class Stepper:
-    """Updates parameters in place, torch's formulas (``torch.optim.SGD``, ``torch.optim.Adam``).
+    """Updates parameters in place, by the formulas of ``torch.optim.SGD`` and ``torch.optim.Adam``.
 
     Args:
         local: The hyper-parameters.
-        start: Where the clients started (w_global), one tensor a parameter; FedProx pulls there.
-        params: What is trained: each shaped like its start, or with a leading client axis.
+        start: w_global, one tensor per parameter; FedProx pulls towards it.
+        params: The weights to train, each shaped as in `start`, or with a leading client axis.
     """
 
     def __init__(self, local: LocalConfig, start: Sequence[Tensor], params: Sequence[Tensor]):
@@ -31,7 +31,7 @@ class Stepper:
         self._state = [[torch.zeros_like(p) for p in params] for _ in range(states)]
 
     def step(self, grads: Sequence[Tensor], active: int | None = None) -> None:
-        """One step. With `active`, only the first so many clients take part in it."""
+        """Take one step; with `active`, only the first `active` clients take part."""
         self._steps += 1
         for at, grad in enumerate(grads):
             param = self._params[at] if active is None else self._params[at][:active]

@@ -1,7 +1,7 @@
 """Which rows a client visits in which step: a pure function of its seed.
 
 Clients of one chunk are sorted by their number of steps, longest first, so that those still
-training at step t are the first ``active[t]`` of the chunk: nothing is masked for finished ones.
+training at a step are the first ones of the chunk: nothing has to be masked for finished clients.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Step:
 
     Attributes:
         rows: (A, B) rows of the examples; padding repeats a row of the same client.
-        counts: (A,) how many of the B are real; they come first.
+        counts: (A,) how many of the B rows are real; those come first.
     """
 
     rows: Indices
@@ -39,7 +39,7 @@ class Step:
         return bool((self.counts == self.rows.shape[1]).all())
 
     def weights(self) -> NDArray[np.float64]:
-        """(A, B) what each example's loss counts in its client's mean: 1 / count, padding 0."""
+        """(A, B) each example's weight in its client's mean loss: 1 / count, or 0 for padding."""
         real = np.arange(self.rows.shape[1]) < self.counts[:, None]
         return real / self.counts[:, None]
 
@@ -49,8 +49,8 @@ class Schedule:
     """The steps of one chunk of clients.
 
     Attributes:
-        steps: In order; the number of clients never grows.
-        lengths: (K,) how many steps each client takes, not increasing.
+        steps: The steps in order; the number of clients never grows.
+        lengths: (K,) the number of steps of each client, not increasing.
     """
 
     steps: tuple[Step, ...]
@@ -58,12 +58,12 @@ class Schedule:
 
     @property
     def clients(self) -> int:
-        """K, clients without a single example included."""
+        """K, including clients without any example."""
         return len(self.lengths)
 
     @property
     def ragged(self) -> bool:
-        """Whether clients are done before the last step."""
+        """Whether some clients finish before the last step."""
         return any(len(step.counts) < self.clients for step in self.steps)
 
     def rows(self) -> Indices:
@@ -114,7 +114,7 @@ def build(rows: Sequence[Indices], seeds: Sequence[int], local: LocalConfig) -> 
 
 
 def _even(held: Indices, seeds: Sequence[int], local: LocalConfig, lengths: Indices) -> Schedule:
-    """The schedule of clients (K, size) that hold equally many examples: no row is padding."""
+    """The schedule of clients that have the same number of examples (K, size): no padding."""
     clients, size = held.shape
     sizes = np.full(clients, size, dtype=np.int64)
     steps: list[Step] = []
@@ -127,7 +127,7 @@ def _even(held: Indices, seeds: Sequence[int], local: LocalConfig, lengths: Indi
 
 
 def batches(rows: Indices, seed: int, local: LocalConfig) -> list[Indices]:
-    """One client's batches in order: what a plain loop over its data visits."""
+    """One client's batches in order, as a plain loop over its data visits them."""
     schedule = build([rows], [seed], local)
     return [step.rows[0, : step.counts[0]] for step in schedule.steps]
 
@@ -135,8 +135,8 @@ def batches(rows: Indices, seed: int, local: LocalConfig) -> list[Indices]:
 def _orders(seeds: Sequence[int], epoch: int, sizes: Indices, width: int) -> Indices:
     """(K, width) each client's order of its own examples in `epoch`, padding last.
 
-    A permutation by sorting keys, the SplitMix64 stream of (seed, epoch): computed for all clients
-    at once, and equal for a client alone.
+    A permutation is the order that sorts the keys of the SplitMix64 stream of (seed, epoch). It is
+    computed for all clients at once, with the same result as for each client alone.
     """
     own = np.array([seed & _MASK for seed in seeds], dtype=np.uint64)
     keys = words(state_of(own, epoch + 1), width)

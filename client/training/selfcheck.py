@@ -1,8 +1,8 @@
-"""Does a fast path compute what a loop over clients computes? Asked once, in float64.
+"""Checks once, in float64, that a fast path computes what a loop over clients computes.
 
-Three ragged clients (several steps with a partial last batch, exactly one batch, one example) are
-trained by the path and one by one; the updates have to agree to 1e-9 relative.
-Dropout is switched off for the comparison: its masks are drawn differently by each path.
+Three clients (several steps with a partial last batch, exactly one batch, one example) are trained
+by the path and by the loop; the updates have to agree within a relative error of 1e-9. Dropout is
+switched off for the comparison, because each path draws its own masks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LocalPath(Protocol):
 
     @property
     def name(self) -> str:
-        """What ``[engine] path`` calls it."""
+        """The path's name in ``[engine] path``."""
         ...
 
     def updates(
@@ -45,7 +45,7 @@ class LocalPath(Protocol):
         seeds: Sequence[int],
         out: Tensor,
     ) -> None:
-        """(K, d) updates into `out`."""
+        """Write the updates into `out` (K, d)."""
         ...
 
 
@@ -72,7 +72,7 @@ PathFactory = Callable[[Task, nn.Module, LocalConfig], LocalPath]
 def reason_to_refuse(
     factory: PathFactory, task: Task, model: nn.Module, local: LocalConfig, examples: Examples
 ) -> str | None:
-    """None where the path is right, else one line that says why it is not."""
+    """None if the path is correct for this model, else the reason why it is not, in one line."""
     twin = without_dropout(copy.deepcopy(model)).double()
     some = _finite_rows(examples)
     size = min(local.batch_size, _ROWS // 2)
@@ -107,7 +107,7 @@ def reason_to_refuse(
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
-    """The same model with every dropout probability 0."""
+    """`model` itself, with every dropout probability set to 0."""
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -117,7 +117,7 @@ def without_dropout(model: nn.Module) -> nn.Module:
 
 
 def _finite_rows(examples: Examples) -> Examples:
-    """A few rows in float64; what a client's damaged data does to training is not asked here."""
+    """A few finite rows, in float64; how paths treat damaged data is not checked here."""
     x, y = _as_double(examples.x[: 16 * _ROWS]), _as_double(examples.y[: 16 * _ROWS])
     good = torch.isfinite(x).flatten(1).all(1) if x.is_floating_point() else x.new_ones(len(x))
     rows = torch.nonzero(good)[:_ROWS, 0]

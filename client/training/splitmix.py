@@ -1,6 +1,6 @@
-"""The SplitMix64 stream (Steele, Lea, Flood 2014, figure 13), read at any place.
+"""The SplitMix64 stream (Steele, Lea, Flood 2014, figure 13), with random access.
 
-What a client's batches and dropout masks are drawn from: a pure function of a seed, the same in
+A client's batches and dropout masks are drawn from it: a pure function of a seed, the same in
 every language. Not for secrets and not for noise.
 """
 
@@ -19,12 +19,12 @@ _MASK = 0xFFFFFFFFFFFFFFFF
 
 
 def state_of(seeds: NDArray[np.uint64], domain: int) -> NDArray[np.uint64]:
-    """(K,) where the streams of K seeds begin; every domain has streams of its own."""
+    """(K,) the initial states of the streams of K seeds; each domain has its own streams."""
     return _finalise(seeds ^ _WORD(_finalise_int(domain)))
 
 
 def words(state: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
-    """(..., count) the first words of the streams that begin at `state` (...)."""
+    """(..., count) the first 64-bit words of the streams with initial `state` (...)."""
     return _finalise(state[..., None] + _WORD(_GOLDEN) * np.arange(1, count + 1, dtype=_WORD))
 
 

@@ -1,4 +1,4 @@
-"""One step of K clients as tensors: inputs, targets, and what each example's loss counts."""
+"""One step of K clients as tensors: inputs, targets and the weights of the examples' losses."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def gather(examples: Examples, step: Step, dtype: torch.dtype) -> tuple[Tensor, 
 
 
 def examples_of(values: Tensor, step: Step) -> Tensor:
-    """(A, B, ...) one step's rows of all examples' inputs or targets (M, ...)."""
+    """(A, B, ...) one step's rows of `values`, the inputs or targets (M, ...) of all examples."""
     rows = torch.from_numpy(step.rows).to(values.device)
     return values.index_select(0, rows.reshape(-1)).view(*rows.shape, *values.shape[1:])
 
 
 def loss_weights(step: Step, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(A, B) what each example's loss counts in its client's mean."""
+    """(A, B) the weight of each example's loss in its client's mean."""
     return torch.from_numpy(step.weights()).to(device=device, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Batch-first local training: K clients at once, a device being a cohort of one.
+"""Batch-first local training: K clients at once; on a device, K = 1.
 
 >>> from fedsys.tasks import DataSource, load, split
 >>> task = load("digits")
@@ -59,12 +59,12 @@ _fitting: dict[tuple[object, ...], int] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class ClippedSum:
-    """What `Trainer.clipped_sum` returns.
+    """The result of `Trainer.clipped_sum`.
 
     Attributes:
-        total: (d,) float64 the sum of the clipped updates.
-        norms: (K,) each update's norm before clipping; NaN for one that is not finite, which
-            added zeros.
+        total: (d,) float64, the sum of the clipped updates.
+        norms: (K,) float32, each update's norm before clipping; NaN if the update was not finite
+            and added zeros.
     """
 
     total: NDArray[np.float64]
@@ -78,14 +78,14 @@ class Trainer:
         task: Model, loss and metrics.
         local: Local hyper-parameters.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``...
-        path: ``"graph"``, ``"dual"``, ``"batched"``, ``"loop"`` or ``"auto"``: measure and choose
-            at the first call.
+        path: ``"graph"``, ``"dual"``, ``"batched"``, ``"loop"``, or ``"auto"`` to measure and
+            choose at the first call.
         chunk: Clients at once; None or 0 leaves it to the measurement.
-        seed: Of the initial weights.
+        seed: Seed of the initial weights.
 
     Raises:
-        ConfigError: an unknown path, or one that cannot train this model, and why.
-        TrainingError: a model that federated training cannot carry.
+        ConfigError: the path is unknown, or cannot train this model; the message says why.
+        TrainingError: the model is not suited to federated training.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Trainer:
         return weights
 
     def state_dict(self, weights: Weights) -> dict[str, Tensor]:
-        """The model's ``state_dict`` with `weights` in it, on the CPU."""
+        """The model's ``state_dict`` with `weights`, on the CPU."""
         self._layout.write(self._model, self._tensor(weights))
         state = self._model.state_dict()
         return {name: value.detach().cpu().clone() for name, value in state.items()}
@@ -155,9 +155,9 @@ class Trainer:
         *,
         clip: float | None = None,
     ) -> Choice:
-        """The path and chunk for such clients; measured at the first call, then remembered.
+        """The path and chunk for such clients, measured at the first call and then remembered.
 
-        With `clip`, `clipped_sum` is what is measured, else `train`.
+        With `clip`, `clipped_sum` is measured, else `train`.
         """
         if self._choice is None:
             usual = sorted(client_rows, key=len)[len(client_rows) // 4 :]
@@ -184,20 +184,20 @@ class Trainer:
         """Trains every client from the same weights.
 
         Args:
-            weights: (d,) where they start.
+            weights: (d,) the clients' initial weights.
             examples: The pool of training examples.
-            client_rows: Each client's rows of it; a client without rows gets a zero update.
-            seeds: Each client's seed for its batch order: the batches are a pure function of it.
-                Dropout masks too, but they depend on path and chunk besides.
-            names: What an error calls the clients; their positions by default.
-            out: (K, d) float32 to write into; using one again saves the cost of fresh memory.
+            client_rows: Each client's rows of the pool; a client without rows gets a zero update.
+            seeds: Each client's seed. Its batches are a pure function of it; its dropout masks
+                also depend on path and chunk.
+            names: The clients' names in errors; their positions by default.
+            out: (K, d) float32 to write into; reusing one saves the cost of fresh memory.
 
         Returns:
             (K, d) w_local - w_global. A client whose training diverged has NaN or infinity in its
-            row: what to do with it is the privacy mechanism's business.
+            row, which is left to the privacy mechanism.
 
         Raises:
-            TrainingError: names the client, the cause and the remedy.
+            TrainingError: training failed; the message names the client, the cause and the remedy.
         """
         shape = (len(client_rows), self.dimension)
         if out is None:
@@ -226,7 +226,8 @@ class Trainer:
         names: Sequence[object] | None = None,
     ) -> ClippedSum:
         """Trains every client and adds the updates, each scaled down to norm `clip`, in floating
-        point: for simulations that need no single update. Arguments and errors as `train`."""
+        point: for simulations that need no single update. Arguments and errors are as in `train`.
+        """
         if not clip > 0:
             raise TrainingError(f"clip = {clip}: must be positive")
         total = np.zeros(self.dimension, dtype=np.float64)
@@ -249,7 +250,7 @@ class Trainer:
         *,
         clip: float | None = None,
     ) -> Iterator[tuple[str, list[int], Clients]]:
-        """The path, the positions and the clients of each chunk, most steps first."""
+        """The path, positions and clients of each chunk; clients with the most steps come first."""
         called = names if names is not None else range(len(client_rows))
         clients = Clients(client_rows, seeds, called)
         if not len(clients):
@@ -298,7 +299,7 @@ class Trainer:
         """The paths worth measuring, and why others cannot be used."""
         asked = [self._asked_path]
         if self._asked_path == "auto":
-            # Graphs are for GPUs; without one they are the batched path with more padding.
+            # Graphs are for GPUs; without one, this is the batched path with more padding.
             asked = [name for name in PATHS if name != "graph" or self._device.type == "cuda"]
         usable: list[str] = []
         refused: dict[str, str] = {}
@@ -314,7 +315,7 @@ class Trainer:
                 break
             history = self._local.epochs * int(np.median([len(each) for each in rows]))
             if name == "dual" and self._device.type == "cpu" and pays(self._model, history):
-                # It has beaten the others wherever this holds; not asking saves a second.
+                # It was always the fastest under this condition; not measuring saves a second.
                 break
         if not usable:
             raise ConfigError(
@@ -324,7 +325,7 @@ class Trainer:
         return usable, refused
 
     def _fitting(self, path: str, start: Tensor, pool: Examples, rows: Sequence[Rows]) -> int:
-        """Clients that fit into the GPU at once."""
+        """The number of clients that fit into the GPU at once."""
 
         def train(clients: int) -> None:
             many = (list(rows) * -(-clients // len(rows)))[:clients]
@@ -351,7 +352,7 @@ class Trainer:
         rows: Sequence[Rows],
         clip: float | None,
     ) -> float:
-        """Trains so many clients; how many of average size that was."""
+        """Train up to `clients` clients; the amount of work, in clients of average size."""
         some = [rows[k] for k in self._longest_first(rows[:clients])]
         numbers = range(len(some))
         chosen = Clients(some, numbers, numbers)
@@ -400,6 +401,6 @@ def _refuse_running_statistics(model: nn.Module) -> None:
         if getattr(module, "track_running_stats", False):
             raise TrainingError(
                 f"the model's {type(module).__name__} {name!r} keeps running statistics, which "
-                f"are no parameters: clients would not send them and evaluation would use the "
+                f"are not parameters: clients would not send them and evaluation would use the "
                 f"initial ones; use GroupNorm, or track_running_stats=False"
             )

@@ -10,10 +10,10 @@ as ``"package.module:Attr"``::
             with seeded(seed):
                 return torch.nn.Linear(4, 3)
 
-        def loss(self, outputs, targets):           # (B,) one value an example
+        def loss(self, outputs, targets):           # (B,) one value per example
             return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
 
-        def metrics(self, outputs, targets):        # name -> (B,) one value an example
+        def metrics(self, outputs, targets):        # name -> (B,) one value per example
             return {"accuracy": (outputs.argmax(1) == targets).float()}
 
         def clients(self, source):                  # where the examples are
@@ -21,10 +21,10 @@ as ``"package.module:Attr"``::
 
         preprocessing = "row-local"                 # what preparing a row looked at
 
-The last is what claims of privacy rest on (see `fedsys.preprocessing`): ``fixed`` or ``row-local``
-where a row is prepared without looking at any other, ``client-local`` where at rows of its own
-client, ``data-dependent`` where at others' (a mean, a vocabulary, a stratified split over all of
-them), which makes claims void. Left out, the ledger says that nothing was declared.
+Privacy claims rest on ``preprocessing`` (see `fedsys.preprocessing`): ``fixed`` or ``row-local`` if
+a row is prepared without looking at any other row, ``client-local`` if by rows of its own client,
+``data-dependent`` if by other clients' rows (a mean, a vocabulary, a stratified split over all
+rows), which makes claims void. If it is left out, the ledger says that nothing was declared.
 """
 
 from __future__ import annotations
@@ -62,11 +62,12 @@ class Examples:
     """Inputs and targets, row by row, resident once.
 
     Attributes:
-        x: (M, ...) inputs in whatever type the model takes; bytes stay bytes (``uint8``) and the
+        x: (M, ...) inputs in the dtype that the model takes; bytes stay bytes (``uint8``) and the
             model converts them, so that a data set takes no more memory than its file.
         y: (M, ...) targets; class indices are ``int64``.
 
-    Numpy arrays become tensors, their float64 float32; targets of shorter integers int64.
+    Numpy arrays become tensors, with float64 converted to float32; targets of shorter integer
+    dtypes become int64.
     """
 
     x: Tensor
@@ -77,44 +78,44 @@ class Examples:
         y = _tensor("y", self.y)
         object.__setattr__(self, "y", y.long() if y.dtype in _SHORT else y)
         if len(self.x) != len(self.y):
-            raise DataError(f"{len(self.x)} inputs but {len(self.y)} targets; they go in pairs")
+            raise DataError(f"{len(self.x)} inputs but {len(self.y)} targets; give one per input")
 
     def __len__(self) -> int:
         return len(self.x)
 
     def to(self, device: torch.device) -> Examples:
-        """The same examples on `device`; self when they are there."""
+        """The same examples on `device`; self if they are there already."""
         if self.x.device == device and self.y.device == device:
             return self
         return Examples(x=self.x.to(device), y=self.y.to(device))
 
 
 class DataReading(Protocol):
-    """What a task read, in words."""
+    """A description of the data that a task read."""
 
     def lines(self) -> list[str]:
-        """For anyone who may see the data: counts, values, ranges."""
+        """Text for those who may see the data: counts, values, ranges."""
         ...
 
     def summary(self) -> str:
-        """For a log: one line that quotes nothing of the data."""
+        """One line for a log, which quotes nothing of the data."""
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for a file that stays with anyone who holds the data."""
+        """Plain values, for a file that stays with those who hold the data."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class FederatedData:
-    """All examples of a task; who holds which is a partition's business.
+    """All examples of a task; a partition decides who holds which.
 
     Attributes:
-        train: What clients train on.
-        test: What the server evaluates on.
+        train: The clients' training examples.
+        test: The examples on which the coordinator evaluates.
         natural: (M,) ``int64`` client of each training example, numbered from 0 without gaps,
-            or None where the data names no clients.
-        client_names: What the natural clients are called, by number; may be empty.
+            or None if the data names no clients.
+        client_names: Names of the natural clients, by number; may be empty.
         reading: What was read, for people: printed before the first round and kept with the run.
     """
 
@@ -139,7 +140,7 @@ class FederatedData:
 
 
 def _tensor(name: str, given: object) -> Tensor:
-    """A tensor as it is, a numpy array as one."""
+    """A tensor unchanged; a numpy array as a tensor."""
     if isinstance(given, Tensor):
         return given
     if not isinstance(given, np.ndarray) or given.dtype.kind not in "biuf":
@@ -151,7 +152,7 @@ def _tensor(name: str, given: object) -> Tensor:
 
 
 def _client_numbers(given: object) -> Tensor:
-    """(M,) ``int64`` of what numbers clients."""
+    """(M,) ``int64`` client numbers, from any numeric array."""
     if isinstance(given, Tensor):
         found = given
     else:
@@ -159,15 +160,15 @@ def _client_numbers(given: object) -> Tensor:
         found = torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "iu" else float))
     if found.ndim != 1:
         raise DataError(
-            f"FederatedData.natural has shape {tuple(found.shape)}; one client an example is needed"
+            f"FederatedData.natural has shape {tuple(found.shape)}; it needs one client per example"
         )
     if found.is_floating_point():
         bad = torch.nonzero(~(torch.isfinite(found) & (found == found.floor())))
         if len(bad):
             row = int(bad[0])
             raise DataError(
-                f"FederatedData.natural: the client of training example {row} is no whole number; "
-                f"leave such examples out, or number their client"
+                f"FederatedData.natural: the client of training example {row} is not a whole "
+                f"number; leave such examples out, or number their client"
             )
     if len(found) and int(found.min()) < 0:
         row = int(torch.nonzero(found < 0)[0])
@@ -180,12 +181,12 @@ def _client_numbers(given: object) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
-    """Where data files may lie, in the order in which they are looked for.
+    """Folders that may contain the data files, in search order.
 
     Attributes:
-        folders: Each folder with what named it, e.g. ``("--data", Path("data"))``.
-        private: Whether errors may quote nothing that stands in the files: on a device, whose
-            logs travel further than its data may.
+        folders: Each folder with the option that named it, e.g. ``("--data", Path("data"))``.
+        private: Whether errors must not quote the files' contents: so on a device, whose logs
+            travel further than its data may.
     """
 
     folders: tuple[tuple[str, Path], ...] = ()
@@ -199,17 +200,17 @@ class DataSource:
         *,
         private: bool = False,
     ) -> DataSource:
-        """``--data DIR`` where given, then ``$FEDSYS_DATA``."""
+        """``--data DIR`` if given, then ``$FEDSYS_DATA``."""
         folders = [] if given is None else [("--data", given)]
         if environment.get("FEDSYS_DATA"):
             folders.append(("FEDSYS_DATA", Path(environment["FEDSYS_DATA"])))
         return cls(folders=tuple(folders), private=private)
 
     def find(self, name: str, how_to_get: str) -> Path:
-        """The first folder's file called `name`.
+        """The file called `name` in the first folder that has it.
 
         Raises:
-            DataError: says where it was looked for and `how_to_get` it.
+            DataError: no folder has it; the message names the folders and says `how_to_get` it.
         """
         for _, folder in self.folders:
             if (folder / name).is_file():
@@ -221,7 +222,7 @@ class DataSource:
 
 @runtime_checkable
 class Task(Protocol):
-    """What the clients learn together."""
+    """A learning task: model, loss, metrics and data."""
 
     name: str
 
@@ -230,23 +231,23 @@ class Task(Protocol):
         ...
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """(B,) the training loss, one value an example."""
+        """(B,) the training loss, one value per example."""
         ...
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Each (B,): one value an example; the evaluator averages over examples."""
+        """Each (B,): one value per example; the evaluator averages over examples."""
         ...
 
     def clients(self, source: DataSource) -> FederatedData:
-        """Reads the data; raises DataError where it is missing or unusable."""
+        """Reads the data; raises DataError if it is missing or unusable."""
         ...
 
 
 def preprocessing_of(task: Task) -> Preprocessing:
-    """What a task declares of its preprocessing; ``undeclared`` if it says nothing.
+    """A task's declaration of its preprocessing; ``undeclared`` if it has none.
 
     Raises:
-        ConfigError: it declares something else than `fedsys.preprocessing` knows.
+        ConfigError: `fedsys.preprocessing` does not know the declaration.
     """
     declared = getattr(task, "preprocessing", None)
     if declared is None:
@@ -261,7 +262,7 @@ def preprocessing_of(task: Task) -> Preprocessing:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's global generator starts from `seed` inside, and is as it was afterwards.
+    """Seed torch's global generator within the block, and restore its state afterwards.
 
     >>> with seeded(1):
     ...     a = torch.rand(1)
@@ -273,7 +274,7 @@ def seeded(seed: int) -> Iterator[None]:
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.manual_seed(seed)
         else:
-            # torch.manual_seed would keep a stack trace for each device that might come to be:
-            # slow, and memory that grows with every call.
+            # torch.manual_seed would keep a stack trace for each device not yet initialized:
+            # that is slow, and takes more memory with every call.
             torch.default_generator.manual_seed(seed)
         yield

@@ -40,7 +40,7 @@ class Cifar10(Classification):
         self._dropout = given.get("dropout", True)
 
     def init_model(self, seed: int) -> nn.Module:
-        """``benchmark``: pfl-research's (1,626,442 parameters); ``small``: 66,570 parameters."""
+        """``benchmark``: pfl-research's model (1,626,442 parameters); ``small``: 66,570."""
         with seeded(seed):
             scale = Rescale(mean=120.7, std=64.2)
             quarter, half = (0.25, 0.5) if self._dropout else (0.0, 0.0)

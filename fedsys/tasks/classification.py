@@ -17,12 +17,12 @@ class Classification:
         return functional.cross_entropy(outputs, targets, reduction="none")
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """``accuracy``: (B,) one where the largest output is the target's."""
+        """``accuracy``: (B,) 1 if the largest output is the target's, else 0."""
         return {"accuracy": (outputs.argmax(1) == targets).to(torch.float32)}
 
 
 class Rescale(nn.Module):
-    """(x - mean) / std in the model's floating type; lets data stay bytes until it is used."""
+    """(x - mean) / std in the model's floating-point dtype; data stay bytes until they are used."""
 
     mean: Tensor
     std: Tensor
@@ -36,6 +36,6 @@ class Rescale(nn.Module):
         """Any shape; integers become floating point."""
         if x.is_floating_point():
             return (x.to(self.mean.dtype) - self.mean) / self.std
-        # Bytes become a tensor of their own: no second and third of that size for a large batch.
-        # Dividing would take as long as all the rest.
+        # In place on the converted copy, so that a large batch needs no further copies; a
+        # multiplication, because a division would take as long as all the rest.
         return x.to(self.mean.dtype).sub_(self.mean).mul_(1 / self.std)

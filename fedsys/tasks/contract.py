@@ -1,7 +1,7 @@
-"""Whether a task keeps to what `fedsys.tasks.base.Task` asks, tried on a few rows before a run.
+"""Checks, on a few rows before a run, that a task fulfils `fedsys.tasks.base.Task`.
 
-What people hand over at first fails here in one line that names the member, what it gave and what
-it has to give, and not deep inside a training path.
+A faulty task fails here, in one line that names the member, what it returned and what it has to
+return, and not deep inside a training path.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ _ROWS = 3
 
 
 def check_contract(task: Task, data: FederatedData, seed: int) -> None:
-    """Make a model, and evaluate loss and metrics of a few test rows.
+    """Make a model, and evaluate loss and metrics on a few test rows.
 
     Args:
-        task: to try.
-        data: of the task.
-        seed: of the job.
+        task: the task to check.
+        data: the task's data.
+        seed: the job's seed.
 
     Raises:
-        ConfigError: names the member, what it gave, and what it has to give.
+        ConfigError: a member fails; the message says what it returned and what it has to return.
     """
     model = _called(task, "init_model", lambda: task.init_model(seed))
     if not isinstance(model, nn.Module):
         raise ConfigError(
-            f"task {task.name}: init_model gave {type(model).__name__}; it has to give a "
+            f"task {task.name}: init_model returned {type(model).__name__}; it has to return a "
             f"torch.nn.Module"
         )
     _check_parameters(task, model)
@@ -68,8 +68,8 @@ def _check_outputs(task: Task, model: nn.Module, examples: Examples) -> None:
             found = _called(task, "metrics", lambda: task.metrics(outputs, examples.y), examples)
             if not isinstance(found, dict):
                 raise ConfigError(
-                    f"task {task.name}: metrics gave {type(found).__name__}; it has to give a dict "
-                    f"of tensors"
+                    f"task {task.name}: metrics returned {type(found).__name__}; it has to return "
+                    f"a dict of tensors"
                 )
             for name, values in found.items():
                 _check_each(task, f"metric {name!r}", values, len(examples))
@@ -81,12 +81,12 @@ def _check_each(task: Task, what: str, values: Any, rows: int) -> None:
     if not isinstance(values, Tensor):
         raise ConfigError(
             f"task {task.name}: {what} is a {type(values).__name__}; it has to be a tensor with "
-            f"one value an example, not yet averaged"
+            f"one value per example, not yet averaged"
         )
     if tuple(values.shape) != (rows,):
         raise ConfigError(
             f"task {task.name}: {what} of {rows} examples has shape {tuple(values.shape)}; it has "
-            f'to be ({rows},), one value an example: reduction = "none", and no mean'
+            f'to be ({rows},), one value per example: reduction = "none", and no mean'
         )
 
 

@@ -1,4 +1,4 @@
-"""A task's data, read: whatever its code raises becomes one line that says where."""
+"""Reads a task's data: whatever its code raises becomes one line that says where."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def read_data(task: Task, source: DataSource) -> FederatedData:
     """Call ``task.clients``.
 
     Args:
-        task: built in or the user's own.
-        source: where its files may lie; a private one keeps what an exception says, which may
-            quote the data, out of the error.
+        task: a built-in task or the user's own.
+        source: where its files are. If it is private, the text of an exception, which may quote
+            the data, is left out of the error.
 
     Raises:
-        DataError: the task raised something else than an error of ours, or gave something else
-            than `FederatedData`. The exception is its cause, unless the source is private.
-        FedsysError: as the task raised it.
+        DataError: the task raised an exception that is not a FedsysError, or did not return
+            `FederatedData`. The exception is its cause, unless the source is private.
+        FedsysError: as raised by the task.
     """
     try:
         found = task.clients(source)
@@ -32,17 +32,18 @@ def read_data(task: Task, source: DataSource) -> FederatedData:
         words = "" if source.private else f": {' '.join(str(error).split())[:200]}"
         raise DataError(
             f"task {task.name} could not read its data: {type(error).__name__} in "
-            f"{_where(error)}{words}; mend the data, or the task's clients()"
+            f"{_where(error)}{words}; fix the data, or the task's clients()"
         ) from (None if source.private else error)
     if not isinstance(found, FederatedData):
         raise DataError(
-            f"task {task.name}: clients() gave {type(found).__name__}; it has to give FederatedData"
+            f"task {task.name}: clients() returned {type(found).__name__}; it has to return "
+            f"FederatedData"
         )
     return found
 
 
 def _where(error: Exception) -> str:
-    """File and line of the user's innermost code: no library's, where there is other."""
+    """File and line of the innermost frame in the user's code, or in a library if there is none."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn: real, no download.
+"""1,797 handwritten digits of 8 x 8 pixels, shipped with scikit-learn: real data, no download.
 
 Softmax regression 64 -> 10 (650 parameters) by default. Source: E. Alpaydin and C. Kaynak,
 "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
@@ -29,8 +29,9 @@ _TEST_ROWS = (
     "gABAQqCkGApQAIQLhWHGCBCACABMgMAgBAaOAAEIggCBADgIA8AIGQAAEA4BAIQQoCEAMygpBMBEwIBoDgECgwCC"
     "AIgipkAsJAQhCKhggJCBoAwCggJCEgE4pBUA"
 )
-"""A bit for each row of the published file, as base64: a constant, so that no row decides where
-another goes. It is how scikit-learn's ``train_test_split`` holds out 360 rows, stratified, seed 0.
+"""One bit per row of the published file, as base64: whether it is for testing. A constant, so that
+no row influences where another goes: the split of scikit-learn's ``train_test_split`` with 360 test
+rows, stratified, seed 0.
 """
 
 
@@ -44,7 +45,7 @@ class Digits(Classification):
         self._hidden = Options(self.name, options, ("hidden",)).count("hidden", 0, low=0, high=4096)
 
     def init_model(self, seed: int) -> nn.Module:
-        """Softmax regression starts from zero, whatever the seed; an MLP from the seed."""
+        """Softmax regression starts from zero whatever the seed; an MLP depends on the seed."""
         with seeded(seed):
             if self._hidden:
                 return nn.Sequential(
@@ -59,7 +60,7 @@ class Digits(Classification):
         """1,437 training and 360 test examples, a constant split; pixels in [0, 1].
 
         Raises:
-            DataError: scikit-learn has another number of digits than it was published with.
+            DataError: scikit-learn does not have the published number of digits.
         """
         from sklearn.datasets import load_digits
 

@@ -23,10 +23,10 @@ def read_npz(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> dict[s
 
     Args:
         path: The file.
-        shapes: For each array the shape that it must have; None is any length.
+        shapes: For each array the shape that it must have; None means any length.
 
     Raises:
-        DataError: not such a file, an array missing or of another shape or type.
+        DataError: it is not such a file, or an array is missing or of another shape or dtype.
     """
     try:
         with (
@@ -63,13 +63,13 @@ def read_table(
     """A ``pyarrow.Table`` from a ``.parquet`` or ``.csv`` file, all or only some columns.
 
     Args:
-        path: of the file.
-        columns: to read; None for all.
-        numbers: columns that a ``.csv`` holds as numbers, whatever its rows look like.
-        texts: columns that it holds as text, likewise; the others' types are guessed.
+        path: the file.
+        columns: the columns to read; None for all.
+        numbers: columns of a ``.csv`` to read as numbers, whatever its rows look like.
+        texts: columns of a ``.csv`` to read as text; the types of all others are inferred.
 
     Raises:
-        DataError: unreadable, too large, or a column missing.
+        DataError: the file is unreadable or too large, or a column is missing.
     """
     import pyarrow
     from pyarrow import csv, parquet
@@ -100,10 +100,10 @@ def read_table(
 def check_labels(
     path: Path, labels: NDArray[Any], classes: int, *, private: bool = False
 ) -> NDArray[np.int64]:
-    """(M,) class indices as ``int64``; a private error does not quote the label.
+    """(M,) class indices as ``int64``.
 
     Raises:
-        DataError: names the first row whose label is not in [0, classes).
+        DataError: a label is not in [0, classes); names its row and, unless `private`, the label.
     """
     wide = labels.astype(np.int64)
     outside = np.flatnonzero((wide < 0) | (wide >= classes))

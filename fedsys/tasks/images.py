@@ -1,4 +1,4 @@
-"""Pictures in folders: one folder a class, or one a client with a folder a class in each."""
+"""Pictures in folders: one folder per class, or one per client with a folder per class in each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SPLIT = b"fedsys images split v1\x00"
 
 class Images(Classification):
     """Options: ``path`` (the folder), ``classes`` (names of the folders, in order), ``layout``
-    (class | client/class), ``size`` (pixels of a side, to which pictures are scaled), ``channels``
+    (class | client/class), ``size`` (pixels per side, to which pictures are scaled), ``channels``
     (1 | 3), ``test_fraction``, ``model`` (cnn | logistic)."""
 
     name = "images"
@@ -43,7 +43,7 @@ class Images(Classification):
         if len(self._classes) < 2 or len(set(self._classes)) != len(self._classes):
             raise ConfigError(
                 f"task.options.classes = {list(self._classes)}: must be a list of 2 or more "
-                f"folders' names"
+                f"folder names"
             )
         self._by_client = given.choice("layout", "class", ("class", "client/class")) != "class"
         self._size = given.count("size", 32, low=4, high=1024)
@@ -55,7 +55,7 @@ class Images(Classification):
         self.preprocessing: Preprocessing = prepared_by(options)
 
     def init_model(self, seed: int) -> nn.Module:
-        """Two convolutions and a linear map, or a linear map alone; of bytes."""
+        """Two convolutions and a linear map, or a linear map alone; takes bytes."""
         classes = len(self._classes)
         with seeded(seed):
             scale = Rescale(127.5, 127.5)
@@ -74,7 +74,7 @@ class Images(Classification):
             )
 
     def clients(self, source: DataSource) -> FederatedData:
-        """Pixels as bytes (M, channels, size, size); a picture's own bytes say whether it is for
+        """Pixels as bytes (M, channels, size, size). A picture's own bytes decide whether it is for
         testing, so that copies of it go the same way."""
         found = list(self._files(self._folder(source)))
         if not found:
@@ -112,13 +112,13 @@ class Images(Classification):
         raise DataError(f"{self._path}: no such folder in {looked}")
 
     def _files(self, root: Path) -> Iterator[tuple[Path, int, str]]:
-        """(file, class, client) in the order of their names."""
+        """(file, class, client), in the order of their names."""
         clients = [each for each in sorted(root.iterdir()) if each.is_dir()]
         for place in clients if self._by_client else [root]:
             for folder in sorted(each for each in place.iterdir() if each.is_dir()):
                 if folder.name not in self._classes:
                     raise DataError(
-                        f"{folder}: is none of task.options.classes = {list(self._classes)}"
+                        f"{folder}: is not one of task.options.classes = {list(self._classes)}"
                     )
                 label = self._classes.index(folder.name)
                 for path in sorted(folder.iterdir()):

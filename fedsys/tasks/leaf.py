@@ -1,8 +1,8 @@
-"""Data in the JSON of LEAF (Caldas et al. 2018, arXiv:1812.01097): users with their x and y.
+"""Data in LEAF's JSON format (Caldas et al. 2018, arXiv:1812.01097): users with their x and y.
 
-Each file holds ``users``, ``num_samples`` and ``user_data``, a table from a user to its ``x``, a
-list of equally long lists of numbers, and its ``y``, a list of classes counted from 0. FEMNIST and
-the synthetic sets are of this kind; Shakespeare's and Twitter's texts are not.
+Each file holds ``users``, ``num_samples`` and ``user_data``, which maps a user to its ``x``, a list
+of equally long lists of numbers, and its ``y``, a list of classes counted from 0. FEMNIST and the
+synthetic sets have this form; LEAF's texts (Shakespeare, Twitter) do not.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Leaf(Classification):
             )
         if not np.isfinite(x).all():
             row = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
-            raise DataError(f"{path}: {who}, row {row + 1}: x holds what is no finite number")
+            raise DataError(f"{path}: {who}, row {row + 1}: x holds a number that is not finite")
         if y.shape != (len(x),) or y.dtype.kind not in "iu":
             raise DataError(f"{path}: {who}: y has to hold one whole number for each row of x")
         outside = np.flatnonzero((y < 0) | (y >= self._classes))
@@ -134,7 +134,7 @@ class Leaf(Classification):
 
 
 def _files(source: DataSource, name: str) -> list[Path]:
-    """The file, or the folder's files, in the order of their names."""
+    """The file, or the folder's files in the order of their names."""
     places = [Path(name), *(folder / name for _, folder in source.folders)]
     for place in places:
         if place.is_dir():

@@ -41,14 +41,14 @@ def load(name: str, options: Mapping[str, Any] | None = None) -> Task:
     'digits'
 
     Args:
-        name: A built-in task's name, or ``"package.module:Attr"``. The module is looked for in
-            the current folder too, and is imported again if its file, or that of a module of the
-            user's own which it imports, was edited since. `Attr` is a class or a function that
+        name: A built-in task's name, or ``"package.module:Attr"``. The module is also looked for
+            in the current folder, and is imported again if its file, or that of one of the user's
+            own modules that it imports, was edited since. `Attr` is a class or a function that
             makes a task (it is called with the options as keyword arguments), or a task.
         options: The table ``[task] options``.
 
     Raises:
-        ConfigError: nothing of that name; the message has the nearest names.
+        ConfigError: there is no such task; the message suggests the nearest name.
     """
     options = dict(options or {})
     if name in _BUILTIN:
@@ -103,15 +103,16 @@ def _resolve(name: str) -> Any:
 
 
 def _current(name: str) -> ModuleType:
-    """The module of that name as its file is now.
+    """The module of that name, as its file is now.
 
-    One that has to be imported again is a new module: what was made from the old one stays whole.
+    A module that has to be imported again is a new object: objects made from the old one stay
+    intact.
     """
     module = importlib.import_module(name)
     stale = edited(module)
     if not stale:
         return module
-    # Whatever imported a module that is read again would hold on to its old names.
+    # A module that imported a stale one would keep the stale names: import all of them again.
     forget(own_modules(module))
     module = importlib.import_module(name)
     edited(module)  # notes what was read
@@ -119,10 +120,10 @@ def _current(name: str) -> ModuleType:
 
 
 def finished(name: str, found: Any, options: Mapping[str, Any]) -> Task:
-    """A task from what a name stands for: a task, or what makes one of the options.
+    """The task that `found` is, or that it makes from the options.
 
     Raises:
-        ConfigError: it does neither.
+        ConfigError: it is neither a task nor makes one.
     """
     if isinstance(found, type) or not all(hasattr(found, member) for member in _MEMBERS):
         if not callable(found):

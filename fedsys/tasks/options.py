@@ -14,7 +14,7 @@ T = TypeVar("T", str, int, float, bool)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean X?)``, or nothing where nothing is near."""
+    """`` (did you mean X?)``, or nothing if no known name is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""
 
@@ -27,7 +27,7 @@ class Options:
     'cnn'
 
     Raises:
-        ConfigError: for a key that is not in `known`, naming the nearest.
+        ConfigError: a key is not in `known`; the message suggests the nearest one.
     """
 
     def __init__(self, task: str, given: Mapping[str, Any], known: Iterable[str]) -> None:

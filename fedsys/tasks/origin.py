@@ -1,4 +1,4 @@
-"""A task together with how another process gets hold of the same one."""
+"""A task together with the means by which another process obtains the same one."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from fedsys.tasks.sources import check_sources, edited, forget, made_by, sources
 __all__ = ["OBJECT", "Origin", "Recipe"]
 
 OBJECT = "(...)"
-"""Ends the name of a task that was handed over as an object: it cannot be built from its name."""
+"""Suffix of the name of a task that was given as an object: it cannot be built from its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What another process builds a task from.
+    """The data from which another process builds a task.
 
     Attributes:
         name: as `fedsys.tasks.load` takes it.
-        options: likewise.
+        options: as `fedsys.tasks.load` takes them.
         given: a task that cannot be built from its name, or its pickle; else None.
-        sources: SHA-256 of the user's files that its code lies in, by module.
+        sources: SHA-256 of the user's source files with the task's code, by module.
     """
 
     name: str
@@ -64,10 +64,10 @@ class Origin:
     """A task of this process, and where it came from.
 
     Attributes:
-        name: for the configuration.
-        options: of the configuration.
-        task: ready for use.
-        built: whether `name` and `options` give the task.
+        name: the task's name in the configuration.
+        options: the task's options in the configuration.
+        task: the task, ready for use.
+        built: whether the task can be built from `name` and `options`.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Origin:
 
     @classmethod
     def named(cls, name: str, options: Mapping[str, Any] | None = None) -> Origin:
-        """The task of a name, its files read again if they were edited.
+        """The task of a name; its files are read again if they were edited.
 
         Raises:
             ConfigError: as `fedsys.tasks.load`.
@@ -87,14 +87,14 @@ class Origin:
 
     @classmethod
     def of(cls, given: object, options: Mapping[str, Any] | None = None) -> Origin:
-        """The task that a user handed over.
+        """The task that a user passed.
 
         Args:
             given: a name, a class, or a finished task.
-            options: keyword arguments of a class.
+            options: keyword arguments for a class.
 
         Raises:
-            ConfigError: no task comes of it, or its file was edited after it was imported.
+            ConfigError: it does not make a task, or its file was edited after it was imported.
         """
         options = dict(options or {})
         if isinstance(given, str):
@@ -112,7 +112,7 @@ class Origin:
 
     @cached_property
     def obstacle(self) -> str:
-        """Why no other process can have this task, with the remedy; empty where one can."""
+        """Why another process cannot obtain this task, with the remedy; empty if it can."""
         module = sys.modules.get(type(self.task).__module__)
         if self.name.partition(":")[0] == "__main__" or module is None or _lives_here(module):
             return (
@@ -127,7 +127,7 @@ class Origin:
         return ""
 
     def recipe(self, *, pickled: bool = True) -> Recipe:
-        """For another process, or another device of this one.
+        """The recipe for another process, or for another GPU of this process.
 
         Args:
             pickled: whether a task that cannot be built from its name is pickled.
@@ -165,7 +165,7 @@ class Origin:
 
 
 def _refuse_old(made: type | FunctionType, name: str) -> None:
-    """An object cannot be read again from its file; the user's next import can."""
+    """Refuse an object whose module has changed since: only a new import reads the file again."""
     module = sys.modules.get(made.__module__)
     stale = [] if module is None else edited(module)
     if stale and module is not None:
@@ -182,7 +182,7 @@ def _refuse_old(made: type | FunctionType, name: str) -> None:
 
 
 def _lives_here(module: ModuleType) -> bool:
-    """Whether it came from no file that another process could import."""
+    """Whether a module comes from no file that another process could import."""
     return module.__name__ == "__main__" or module.__spec__ is None
 
 

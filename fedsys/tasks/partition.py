@@ -1,4 +1,4 @@
-"""Who holds which training example. A population is an index, never a list of N things.
+"""Which client holds which training examples. A population is an index, never N objects.
 
 >>> import torch
 >>> from fedsys.tasks import Examples, FederatedData
@@ -31,17 +31,17 @@ class Partition(Protocol):
 
     @property
     def clients(self) -> int:
-        """How many clients there are; they are numbered from 0."""
+        """N, the number of clients; they are numbered from 0."""
         ...
 
     def indices_of(self, client: int) -> Indices:
-        """The rows of `client`."""
+        """The rows of the training examples that `client` holds."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compressed:
-    """Each example with at most one client, as compressed sparse rows.
+    """A partition in which each example has at most one client, as compressed sparse rows.
 
     Attributes:
         offsets: (N + 1,) client k's rows are ``indices[offsets[k]:offsets[k + 1]]``.
@@ -53,11 +53,11 @@ class Compressed:
 
     @property
     def clients(self) -> int:
-        """How many clients there are."""
+        """N, the number of clients."""
         return len(self.offsets) - 1
 
     def indices_of(self, client: int) -> Indices:
-        """A view, not a copy."""
+        """The client's rows, as a view."""
         _check_client(client, self.clients)
         return self.indices[self.offsets[client] : self.offsets[client + 1]]
 
@@ -91,21 +91,24 @@ def split(
     shards: int = 2,
     examples: int = 10,
 ) -> Partition:
-    """Deals the training examples out.
+    """Distributes the training examples among clients.
 
     Args:
-        data: The task's data; ``dirichlet`` and ``shards`` need one class an example.
+        data: The task's data; ``dirichlet`` and ``shards`` need one class per example.
         how: ``one-each`` | ``iid`` | ``dirichlet`` (Hsu, Qi, Brown 2019, arXiv:1909.06335: equal
             sizes, each client's class mix drawn from Dirichlet(alpha times the overall mix)) |
             ``shards`` (McMahan et al. 2017, section 3: sorted by label, cut, `shards` pieces
             each) | ``by-column`` (the data's own clients) | ``resampled`` (virtual: `examples`
             rows each, drawn with replacement).
-        clients: N, or None for what the partition yields (``one-each``: M, ``by-column``: all).
-        seed: Feeds the deal, nothing else.
+        clients: N, or None for the partition's own number (``one-each``: M, ``by-column``: all).
+        seed: Used for the partition alone.
+        alpha: Concentration of ``dirichlet``.
+        shards: Pieces per client of ``shards``.
+        examples: Rows per client of ``resampled``.
 
     Raises:
-        ConfigError: an unknown `how`, or one that needs a number of clients.
-        DataError: fewer examples than the clients need.
+        ConfigError: `how` is unknown, or needs a number of clients.
+        DataError: there are fewer examples than the clients need.
     """
     targets = data.train.y.numpy()
     natural = None if data.natural is None else data.natural.numpy()
@@ -151,7 +154,7 @@ def _enough(examples: int, clients: int, each: int = 1) -> None:
 def _classes(how: str, targets: NDArray[Any]) -> Indices:
     if targets.ndim != 1:
         raise DataError(
-            f"population.partition = {how!r} needs one class an example, and this task has "
+            f"population.partition = {how!r} needs one class per example, and this task has "
             f"targets of shape {targets.shape[1:]}; use iid or by-column"
         )
     if not np.issubdtype(targets.dtype, np.integer):
@@ -218,7 +221,7 @@ def _dirichlet(classes: Indices, clients: int, seed: int, alpha: float) -> Compr
         odds = _mix(rng, alpha * prior) / prior
         want = size
         while want:
-            # In proportion to what is left, so that the last client is served like the first.
+            # In proportion to what is left, so that the last client is treated like the first.
             weights = odds * left
             if weights.sum() <= 0:
                 weights = left.astype(np.float64)
@@ -235,10 +238,11 @@ def _dirichlet(classes: Indices, clients: int, seed: int, alpha: float) -> Compr
 
 
 def _mix(rng: np.random.Generator, alpha: NDArray[np.float64]) -> NDArray[np.float64]:
-    """One Dirichlet draw that stays a distribution as alpha goes to 0.
+    """One Dirichlet(alpha) draw that stays a distribution as alpha goes to 0.
 
-    log Gamma(a) draws are log Gamma(a + 1) + log(U) / a (Marsaglia and Tsang 2000, section 6),
-    which does not underflow where a plain Gamma draw is 0 for every class.
+    If X is Gamma(a + 1) and U is uniform, X U^(1/a) is Gamma(a) (Marsaglia and Tsang 2000, section
+    6). In logarithms, log X + log(U) / a, it does not underflow where a plain Gamma draw is 0 for
+    every class; normalising the draws gives the Dirichlet.
     """
     logs = np.log(rng.standard_gamma(alpha + 1.0)) + np.log(1.0 - rng.random(len(alpha))) / alpha
     weights: NDArray[np.float64] = np.exp(logs - logs.max())

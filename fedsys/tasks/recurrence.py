@@ -1,8 +1,8 @@
 """Recurrent layers over whole sequences, written so that many clients can be trained at once.
 
-``torch.nn.LSTM`` and ``torch.nn.GRU`` have no batched form over models (``torch.func.vmap``). These
-have; and the GRU's gradient is written out, so that its weights' gradient is one matrix product
-over all time steps instead of one an addition a step.
+``torch.nn.LSTM`` and ``torch.nn.GRU`` cannot be batched over models (``torch.func.vmap``); these
+can. The GRU's gradient is written out, so that its weights' gradient is one matrix product over all
+time steps instead of a sum of one product per step.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def gru(driven: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     n = tanh(a_n + r u_n), where a = `driven` at t and u = h_{t-1} `weight`^T + `bias`.
 
     Args:
-        driven: (B, T, 3 H) what the inputs contribute to the gates r, z, n.
-        weight: (3 H, H) and
-        bias: (3 H,) of the recurrent map.
+        driven: (B, T, 3 H) the inputs' contributions to the gates r, z, n.
+        weight: (3 H, H) weight of the recurrent map.
+        bias: (3 H,) bias of the recurrent map.
 
     Returns:
-        (B, T, H) every state.
+        (B, T, H) the states h_1, ..., h_T.
     """
     states: Tensor = _Gru.apply(driven, weight, bias)[0]  # type: ignore[no-untyped-call]
     return states
@@ -65,7 +65,13 @@ class _Gru(torch.autograd.Function):
         weight, states, gates, recurrent = ctx.saved_tensors
         reset, update, new = gates.chunk(3, dim=-1)
         before = torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], dim=1)
-        # Each gate's gradient is the state's times a factor known beforehand.
+        # Let g = dL/dh_t, including what comes back from later steps. By the chain rule through
+        # h_t = n + z (h_{t-1} - n), the gradients of the gates' pre-activations are g times
+        #   of_new    = (1 - z) (1 - n^2)           for a_n,
+        #   of_reset  = of_new u_n r (1 - r)        for a_r, since dn/dr = (1 - n^2) u_n,
+        #   of_update = (h_{t-1} - n) z (1 - z)     for a_z.
+        # All are known from the forward pass. Those of u_r and u_z are the same; that of u_n has a
+        # further factor r. Then dL/dh_{t-1} = z g + (gradient of u_t) `weight`.
         of_new = (1 - update) * (1 - new * new)
         of_reset = of_new * recurrent * reset * (1 - reset)
         of_update = (before - new) * update * (1 - update)
@@ -93,12 +99,12 @@ def lstm(driven: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A long short-term memory (Hochreiter and Schmidhuber 1997, with Gers' forget gate), from 0.
 
     Args:
-        driven: (B, T, 4 H) what the inputs contribute to the gates i, f, g, o.
-        weight: (4 H, H) and
-        bias: (4 H,) of the recurrent map.
+        driven: (B, T, 4 H) the inputs' contributions to the gates i, f, g, o.
+        weight: (4 H, H) weight of the recurrent map.
+        bias: (4 H,) bias of the recurrent map.
 
     Returns:
-        (B, T, H) every state.
+        (B, T, H) the states h_1, ..., h_T.
     """
     state = driven.new_zeros((driven.shape[0], weight.shape[-1]))
     memory = state

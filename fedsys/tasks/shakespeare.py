@@ -27,17 +27,17 @@ __all__ = ["CharacterModel", "Shakespeare", "encode"]
 FILE = "shakespeare.parquet"
 HOW = (
     "it is a parquet file with the text columns client_id (the speaking role) and text (one "
-    "speech a row), e.g. tinyshakespeare split at each speaker's name"
+    "speech per row), e.g. tinyshakespeare split at each speaker's name"
 )
 PADDING = -100
-# Printable ASCII and the line break; 0 stands for everything else. Fixed, not counted from data:
-# a vocabulary drawn from clients' text would say something about it.
+# Printable ASCII and the line break; 0 stands for everything else. Fixed, not taken from data: a
+# vocabulary made from clients' text would reveal something about it.
 SYMBOLS = "\n" + "".join(chr(code) for code in range(32, 127))
 VOCABULARY = len(SYMBOLS) + 1
 
 
 def encode(text: str) -> NDArray[np.uint8]:
-    """(len,) symbol numbers.
+    """(len,) ``uint8`` symbol numbers.
 
     >>> encode("a\\n\\u00e9").tolist()
     [67, 1, 0]
@@ -111,12 +111,12 @@ class Shakespeare:
         return each.sum(-1) / (targets != PADDING).sum(-1)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """``accuracy``: (B,) the share of a sequence's characters that were foreseen."""
+        """``accuracy``: (B,) the fraction of a sequence's characters that were predicted."""
         right = (outputs.argmax(-2) == targets).sum(-1)
         return {"accuracy": right / (targets != PADDING).sum(-1)}
 
     def clients(self, source: DataSource) -> FederatedData:
-        """x (M, T) bytes, y (M, T) ``int64`` the characters one later, `PADDING` past the end."""
+        """x (M, T) bytes; y (M, T) ``int64``, the next characters, `PADDING` past the end."""
         path = source.find(FILE, HOW)
         table = read_table(path, ("client_id", "text"))
         speeches: dict[str, list[str]] = {}
@@ -147,8 +147,8 @@ class Shakespeare:
         )
 
     def _cut(self, symbols: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-        """Pieces of sequence + 1 characters, the next starting where one ends; a rest of at
-        least two characters stays."""
+        """Pieces of sequence + 1 characters, each starting with the last character of the one
+        before; a remainder of at least two characters is kept."""
         starts = range(0, max(len(symbols) - 1, 0), self._sequence)
         return [symbols[start : start + self._sequence + 1] for start in starts]
 

@@ -1,9 +1,9 @@
-"""Whether the modules that a task's code lies in are still what their files say.
+"""Checks that the modules with a task's code still match their files.
 
 A notebook's process outlives edits of the files that it imported, and the processes that train
-import those files later. Without a check, clients would train the new code while the server
-evaluates the old. Only modules of the user's own are looked at: neither those of the standard
-library nor installed packages nor the built-in tasks change while a process runs.
+import those files later. Without a check, clients would train the new code while the coordinator
+evaluates the old. Only the user's own modules are checked: the standard library, installed packages
+and the built-in tasks do not change while a process runs.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ __all__ = ["check_sources", "edited", "forget", "made_by", "own_modules", "sourc
 _OURS = ("fedsys", "server", "client", "secure_agg", "simulations")
 
 _CLOCK_ERROR = 2.0
-"""Seconds by which a process's start, which is counted from the boot, may be off."""
+"""Seconds by which a process's start time, which is counted from the boot, may be off."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Seen:
-    """A module's source when it was last known to be what the module was made from.
+    """A module's source when it was last known to match the module.
 
     Attributes:
-        spec: of that import; a reload makes another one.
-        sha256: of the file.
+        spec: the module's spec from that import; a reload makes another one.
+        sha256: SHA-256 of the file.
     """
 
     spec: Any
@@ -50,7 +50,7 @@ _seen: dict[str, _Seen] = {}
 
 
 def own_modules(module: ModuleType) -> list[ModuleType]:
-    """`module` and the user's modules that it imports, directly or not; what is imported first."""
+    """`module` and the user's modules that it imports, directly or not; imported ones first."""
     found: dict[str, ModuleType] = {}
 
     def visit(each: ModuleType, path: frozenset[str]) -> None:
@@ -68,15 +68,15 @@ def own_modules(module: ModuleType) -> list[ModuleType]:
 def edited(module: ModuleType) -> list[ModuleType]:
     """Those of `own_modules` whose files were edited after they were imported.
 
-    The first time that a module is met, the moment of its import is unknown. If its file is younger
-    than this process, the functions in memory are compared with those in the file; a constant
-    that was edited before that first time, on a line that stayed where it was, goes unnoticed.
+    The first time that a module is seen, the time of its import is unknown. If its file is newer
+    than this process, the functions in memory are compared with those in the file; a change of a
+    constant before that first time, without a change of lines, goes unnoticed.
     """
     return [each for each in own_modules(module) if not _is_current(each)]
 
 
 def forget(modules: list[ModuleType]) -> None:
-    """Make the next import of these modules read their files; objects made from them stay whole."""
+    """Make the next import of these modules read their files; old objects stay intact."""
     for module in modules:
         name = module.__name__
         _seen.pop(name, None)
@@ -89,7 +89,7 @@ def forget(modules: list[ModuleType]) -> None:
 
 
 def made_by(module: ModuleType, made: type | FunctionType) -> bool:
-    """Whether a class or function is of this module, and not of an earlier import of its file."""
+    """Whether a class or function is this module's, not that of an earlier import of its file."""
     names = {"": made} if isinstance(made, FunctionType) else vars(made)
     return all(
         function.__globals__ is vars(module)
@@ -100,7 +100,7 @@ def made_by(module: ModuleType, made: type | FunctionType) -> bool:
 
 
 def sources_of(module: ModuleType) -> dict[str, str]:
-    """SHA-256 of each of `own_modules`' files, by name of the module, as it was imported."""
+    """SHA-256 of the files of `own_modules`, by module name, as they were imported."""
     found = {}
     for each in own_modules(module):
         if _is_current(each) and each.__name__ in _seen:
@@ -109,7 +109,7 @@ def sources_of(module: ModuleType) -> dict[str, str]:
 
 
 def check_sources(expected: Mapping[str, str]) -> None:
-    """Raise ConfigError where a file is not what `sources_of` found in another process."""
+    """Raise ConfigError if a file differs from what `sources_of` found in another process."""
     for name, sha256 in expected.items():
         module = sys.modules.get(name)
         source = None if module is None else _source(module)
@@ -144,7 +144,7 @@ def _imports(module: ModuleType) -> Iterator[ModuleType]:
         return
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError):  # being edited: the import will tell
+    except (SyntaxError, ValueError):  # it is being edited: the import will report it
         return
     package = getattr(module, "__package__", None) or ""
     for node in ast.walk(tree):
@@ -239,7 +239,7 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
 
 
 def _key(code: CodeType) -> tuple[Any, ...]:
-    """What of a function's code follows from its source alone."""
+    """The parts of a function's code that follow from its source alone."""
     constants = tuple(
         _key(each) if isinstance(each, CodeType) else (type(each).__name__, repr(each))
         for each in code.co_consts

@@ -1,4 +1,4 @@
-"""Made-up images, for measuring systems at any population size: not for claims of accuracy."""
+"""Synthetic images, for measuring systems at any population size: not for claims of accuracy."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Synthetic(Classification):
             )
 
     def clients(self, source: DataSource) -> FederatedData:
-        """The same examples every time; needs no file."""
+        """The same examples every time; no file is needed."""
         rng = np.random.default_rng(_SEED)
         patterns = rng.integers(0, 256, size=(10, 784), dtype=np.uint8)
         return FederatedData(
@@ -50,7 +50,7 @@ class Synthetic(Classification):
 
 
 def _draw(rng: np.random.Generator, patterns: np.ndarray[Any, Any], count: int) -> Examples:
-    """A class's pattern in which three of four bytes are replaced by noise."""
+    """`count` examples: a class's pattern with three of four bytes replaced by noise."""
     labels = rng.integers(0, 10, size=count)
     x = rng.integers(0, 256, size=(count, patterns.shape[1]), dtype=np.uint8)
     for start in range(0, count, 4096):

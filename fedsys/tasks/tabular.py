@@ -1,6 +1,6 @@
-"""Any table with a label: CSV or parquet, with a client-id column where it has one.
+"""Any table with a label: CSV or parquet, optionally with a column of client ids.
 
-With *declared columns* every row is prepared by itself, and claims of privacy hold::
+With *declared columns* every row is prepared by itself, and privacy claims hold::
 
     [task.options]
     path = "people.csv"
@@ -9,13 +9,14 @@ With *declared columns* every row is prepared by itself, and claims of privacy h
     ranges = { age = [0, 100] }                # numbers, mapped to [-1, 1]
     values = { sex = ["f", "m"] }              # texts, one-hot
 
-``fedsys task schema people.csv --label income`` writes such a declaration. A label that is in
-``ranges`` is predicted as a number; a list of columns of 0 and 1 as labels of which any may hold.
+``fedsys task schema people.csv --label income`` writes such a declaration. A label in ``ranges`` is
+predicted as a number; a list of columns of 0 and 1 is a set of labels, any of which may hold.
 
-Without, columns are looked at: numeric columns are standardised, text columns with few values
-one-hot encoded, the split drawn over all rows. One client's rows then change everybody else's,
-which no epsilon covers: the ledger says so, and the audit refuses the run's claims. That is for
-data that need no protection, and for one process: devices would each prepare rows their own way.
+Without a declaration, columns are inferred from the rows: numeric columns are standardised, text
+columns with few values are one-hot encoded, and the split is drawn over all rows. One client's rows
+then change everybody else's, which no epsilon covers: the ledger says so, and the audit refuses the
+run's claims. This is for data that need no protection, and for one process: devices would each
+prepare rows differently.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ _SPLIT = b"fedsys tabular split v1\x00"
 
 
 class Tabular(Classification):
-    """Options of the table are in `fedsys.tasks.tables.options` and ``docs/tables.md``; those of
+    """Options for the table are in `fedsys.tasks.tables.options` and ``docs/tables.md``; those for
     the model are ``model`` (``logistic``, which is linear regression for a number, or ``mlp``)
     and ``hidden``."""
 
@@ -76,8 +77,8 @@ class Tabular(Classification):
 
     @property
     def columns(self) -> Columns:
-        """How rows are prepared: declared, or inferred from the table, which is read (from the
-        current folder or FEDSYS_DATA) where `clients` was not called before."""
+        """How rows are prepared: as declared, or as inferred from the table, which is read (from
+        the current folder or FEDSYS_DATA) if `clients` was not called before."""
         if self._columns is None:
             place = self._place(DataSource.locate(), self._table.path)
             self._columns = self._table.columns(self._table.open(place, None))
@@ -103,7 +104,7 @@ class Tabular(Classification):
             return model
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """(B,) cross-entropy in nats; of labels its mean over them; of a number half the
+        """(B,) cross-entropy in nats; for labels its mean over them; for a number half the
         squared error, in units of its scale."""
         if not targets.is_floating_point():
             return super().loss(outputs, targets)
@@ -113,8 +114,8 @@ class Tabular(Classification):
         return (outputs.squeeze(-1) - targets).square() / 2
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """``accuracy`` of classes and, as a share of them, of labels; ``mae`` of a number, its
-        absolute error in the column's own unit."""
+        """``accuracy`` for classes, and for labels as the fraction of correct ones; ``mae`` for a
+        number, its absolute error in the column's own unit."""
         if not targets.is_floating_point():
             return super().metrics(outputs, targets)
         if targets.ndim == outputs.ndim:
@@ -126,7 +127,7 @@ class Tabular(Classification):
     def clients(self, source: DataSource) -> FederatedData:
         """A random split, the same every time; with a client column, within each client.
 
-        Where columns are declared, a row's own content says whether it is for testing.
+        If columns are declared, a row's own content decides whether it is for testing.
         """
         place = self._place(source, self._table.path)
         table = self._table.open(place, self._table.declared)
@@ -180,7 +181,7 @@ def test_rows(
 ) -> NDArray[np.bool_]:
     """(M,) whether each row is for testing: a function of its own content alone.
 
-    Equal rows go the same way, so that nobody is tested on what was trained on.
+    Equal rows go the same way, so that no test row also occurs in training.
     """
     limit = int(fraction * 2.0**64)
     chosen = np.zeros(len(targets), dtype=np.bool_)
@@ -196,7 +197,7 @@ def test_rows(
 def _split_within(
     order: NDArray[np.int64], natural: NDArray[np.int64], fraction: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(test, train): of each client the same fraction; one with a single row keeps it to train."""
+    """(test, train) rows: the same fraction for each client; a single row is for training."""
     grouped = order[np.argsort(natural[order], kind="stable")]
     _, sizes = np.unique(natural, return_counts=True)
     place = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)

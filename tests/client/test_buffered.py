@@ -75,7 +75,7 @@ def test_who_contributed_as_often_as_was_agreed_is_asked_no_more(devices: Device
     assert devices.all[0].session.handle(epoch.model(2)) is None
     cause, reason = refused(devices.all[0].handle(epoch.begin()))
     assert cause == "PARTICIPATION"
-    assert "asked for the 2th time in 2 buffers: 1 were agreed to" in reason
+    assert "asked to take part 2 times in 2 buffers: 1 were agreed to" in reason
     assert devices.all[0].session.take_work() is None
 
 
@@ -162,7 +162,7 @@ def test_an_upload_that_was_lost_on_its_way_is_sent_again_to_the_bit(epoch: Epoc
     assert record(device).joined == [1]
     cause, reason = refused(device.handle(epoch.collect(epoch.aggregator.next_upload(0))))
     assert cause == "PARTICIPATION"
-    assert "a vector has left this device in buffer 1 already" in reason
+    assert "this device has already sent a vector in buffer 1" in reason
 
 
 def test_a_crash_while_it_trains_costs_nothing(epoch: Epoch) -> None:

@@ -209,7 +209,7 @@ def test_a_second_upload_into_one_buffer_is_refused(epoch: Epoch) -> None:
     trained(device)
     cause, reason = refused(device.handle(epoch.collect(epoch.aggregator.next_upload(0))))
     assert cause == "PARTICIPATION"
-    assert "a vector has left this device in buffer 1 already; there is no second one" in reason
+    assert "has already sent a vector in buffer 1; it does not send a second one" in reason
 
 
 def test_one_update_is_uploaded_once(epoch: Epoch) -> None:
@@ -246,7 +246,7 @@ def test_an_upload_is_no_duty_of_the_committee(epoch: Epoch) -> None:
         assert cause == "PROTOCOL"
         assert "as if it were the committee's duty" in reason
     cause, reason = refused(device.handle(epoch.collect(epoch.openings[0])))
-    assert "by another message than NEXT" in reason
+    assert "by a message other than NEXT" in reason
     assert record(device).joined == []
 
 

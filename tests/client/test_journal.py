@@ -91,7 +91,7 @@ def test_a_lost_store_does_not_open_a_round_again(devices: Devices) -> None:
     device = devices.start(0)
     device.handle(offer(talk.terms))
     fresh = another(talk, 1)
-    assert "a vector has left this device" in fresh.invite(device, 0).refusal.reason
+    assert "this device has already sent a vector" in fresh.invite(device, 0).refusal.reason
     assert device.worker.trained == 0
     for number, expected in ((3, True), (2, False)):
         assert another(talk, number).invite(device, 0).HasField("answer") is expected

@@ -85,7 +85,7 @@ def test_shards_are_the_simulators_iid_partition() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"task": "mnist"}, "holds data of 'digits'"),
+        ({"task": "mnist"}, "has data for 'digits'"),
         ({"options": {"hidden": 8}}, "are asked for"),
         ({"dimension": 651}, "has 650 weights here"),
         ({"local": {"epochs": 0}}, "local.epochs"),

@@ -173,10 +173,10 @@ def test_a_limit_tightened_later_counts_in_the_next_round(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"seed": 1}, "not of the terms"),
-        ({"local": {"epochs": 50}}, "not of the terms"),
-        ({"task": "mnist"}, "not of the terms"),
-        ({"terms": b"x" * 32}, "not of the terms"),
+        ({"seed": 1}, "differs from the terms"),
+        ({"local": {"epochs": 50}}, "differs from the terms"),
+        ({"task": "mnist"}, "differs from the terms"),
+        ({"terms": b"x" * 32}, "differs from the terms"),
         ({"weights": np.zeros(7, dtype=np.float32)}, "7 weights"),
         ({"clipping": {}}, "adaptive clipping"),
         ({"round": 6}, "round"),
@@ -515,7 +515,7 @@ def test_a_device_that_is_asked_far_too_often_declines() -> None:
     )
     asked = [number for number in range(1, 61) if refused(plan, number, number) is None]
     assert asked == [1, 2, 3]
-    assert "asked for the 60th time in 60 rounds" in str(refused(plan, 60, 60))
+    assert "asked to take part 60 times in 60 rounds" in str(refused(plan, 60, 60))
     assert refused(plan, 60, 4) is None
     assert refused(plan, 1000, 20) is None
     assert refused(plan, 1000, 40) is not None

@@ -177,7 +177,7 @@ def test_half_a_declaration_is_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (TABLE.replace("yes", "maybe"), r"column 'sick', row 1: 'maybe' is none of .*classes"),
+        (TABLE.replace("yes", "maybe"), r"column 'sick', row 1: 'maybe' is not one of .*classes"),
         (TABLE.replace("50", ""), "column 'age', row 3: the cell is empty"),
         (TABLE.replace("age", "years"), "has no column 'age'"),
         ("age,city,clinic,sick\n", "no rows"),

@@ -1,1 +1,1 @@
-"""The dual path: linear layers in dual form, everything else once for all clients of a chunk."""
+"""The dual path: linear layers in dual form, everything else batched over a chunk's clients."""

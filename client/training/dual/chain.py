@@ -1,8 +1,8 @@
-"""Known layers one after the other, differentiated without the autograd engine.
+"""Sequences of known layers, differentiated without the autograd engine.
 
-Clients are small: in their models the engine's bookkeeping costs as much as a tenth of all
-arithmetic. Here every layer keeps what its own backward pass needs. The loss is still the task's,
-and differentiated by the engine.
+Clients' models are small: the engine's bookkeeping takes up to a tenth of the time of all
+arithmetic. Here each layer keeps what its own backward pass needs. The loss is still the task's
+own; see `client.training.dual.losses` for its gradient.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ __all__ = ["Chain"]
 
 Backward = Callable[[Tensor], Tensor | None]
 Rule = Callable[[Any, Any, bool], tuple[Tensor, Backward]]
-"""From a layer, its input, and whether a gradient of that is wanted: its output, and what makes of
-the output's gradient the input's, while the layer takes its own step."""
+"""Maps (layer, input, whether the input's gradient is wanted) to (output, backward). The latter
+maps the output's gradient to the input's; a layer with weights takes its optimizer step in it."""
 
 
 class Chain:
     """Layers in sequence.
 
     Args:
-        before: layers that need no gradient: no layer with parameters comes before them.
-        layers: the rest, the first of them with parameters.
+        before: leading layers that need no gradient, since no parameters come before them.
+        layers: the remaining layers, beginning with the first one that has parameters.
     """
 
     def __init__(self, before: list[nn.Module], layers: list[nn.Module]) -> None:
@@ -40,11 +40,11 @@ class Chain:
 
     @classmethod
     def of(cls, layers: Iterable[nn.Module], *, gradient: bool = False) -> Chain | None:
-        """None where there is a layer without a rule.
+        """A chain of `layers`, or None if one of them has no rule.
 
         Args:
-            layers: one after the other.
-            gradient: whether the first layer's input has a gradient.
+            layers: in the order of the forward pass.
+            gradient: whether the first layer's input needs a gradient.
         """
         before: list[nn.Module] = []
         after: list[nn.Module] = []
@@ -54,23 +54,23 @@ class Chain:
         return cls(before, after) if all(type(layer) in _RULES for layer in after) else None
 
     def reset(self) -> None:
-        """Forget passes that will not go back."""
+        """Drop forward passes whose backward pass will not come."""
         self._frames.clear()
 
     @torch.no_grad()
     def prepared(self, x: Tensor | None) -> Tensor | None:
-        """What the layers make of `x` (None if there is none) that need no gradient."""
+        """The output for `x` of the leading layers that need no gradient; None for None."""
         for layer in self._before:
             x = layer(x)
         return x
 
     @torch.no_grad()
     def forward(self, x: Tensor | None, *, wanted: bool = False) -> Tensor:
-        """The last layer's output; what it takes to go back is kept until `backward`.
+        """The last layer's output; what the backward pass needs is kept until `backward`.
 
         Args:
-            x: as `prepared` gives it; None where the first layer was started with its data.
-            wanted: whether `backward` is to return its gradient.
+            x: as returned by `prepared`; None if the first layer was started with its data.
+            wanted: whether `backward` is to return the gradient of `x`.
         """
         frame: list[Backward] = []
         y: Any = x
@@ -83,13 +83,13 @@ class Chain:
 
     @torch.no_grad()
     def backward(self, gradient: Tensor) -> Tensor | None:
-        """Of the last `forward` that did not go back yet; the layers take their steps.
+        """Backpropagate through the latest pending `forward`; the layers take their steps.
 
         Args:
-            gradient: of the output.
+            gradient: of the loss with respect to the output.
 
         Returns:
-            The input's gradient, where it was wanted.
+            The input's gradient if it was wanted, else None.
         """
         passed: Tensor | None = gradient
         for back in reversed(self._frames.pop()):

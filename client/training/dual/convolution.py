@@ -16,11 +16,11 @@ __all__ = ["ClientConv2d", "channels_last"]
 
 
 class ClientConv2d(OwnWeights, nn.Module):
-    """Client after client in channels-last layout, where the CPU's convolutions and pooling reach
-    nearly the speed of its matrix products; batched and grouped forms reached less.
+    """Runs client by client in channels-last layout, in which a CPU's convolutions and pooling
+    come close to the speed of its matrix products; batched and grouped convolutions were slower.
 
     Raises:
-        UnsupportedLayerError: padding by reflection or by name, or groups.
+        UnsupportedLayerError: `like` pads other than with zeros, or names its padding.
     """
 
     def __init__(self, like: nn.Conv2d) -> None:
@@ -39,7 +39,7 @@ class ClientConv2d(OwnWeights, nn.Module):
     def start(
         self, cohort: Cohort, local: LocalConfig, weight: Tensor, bias: Tensor | None
     ) -> None:
-        """All clients have the weights `weight` (out, in, h, w) and `bias` (out,)."""
+        """Start all clients from `weight` (out, in, h, w) and `bias` (out,)."""
         self._cohort = cohort
         self._grads.clear()
         # (K, out, h, w, in) in memory: each client's slice is channels-last.
@@ -56,18 +56,18 @@ class ClientConv2d(OwnWeights, nn.Module):
         return self._of_client[client]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(A B, in, H, W) to (A B, out, H', W'), or those of one client."""
+        """(A B, in, H, W) to (A B, out, H', W'); B in place of A B if only one client is fed."""
         x = channels_last(x)
         outputs: Tensor = _ClientConv2d.apply(x, self._cohort.anchor, self)  # type: ignore[no-untyped-call]
         return outputs
 
     @property
     def fed(self) -> range:
-        """The clients whose batch comes now."""
+        """The clients whose examples the current batch holds."""
         return self._cohort.fed
 
     def output(self, x: Tensor) -> Tensor:
-        """(A B, out, H', W') of channels-last `x` (A B, in, H, W), or those of one client."""
+        """As `forward`, of channels-last `x` and without autograd."""
         stride, padding, dilation = self.geometry
         return _joined(
             [
@@ -79,7 +79,7 @@ class ClientConv2d(OwnWeights, nn.Module):
         )
 
     def input_gradient(self, x: Tensor, dy: Tensor, clients: range, wanted: bool) -> Tensor | None:
-        """The gradient of `x`, where wanted; these clients' weights learn from dY."""
+        """The gradient of `x` if wanted, else None; these clients' weights are updated from dY."""
         stride, padding, dilation = self.geometry
         dy = dy.contiguous(memory_format=torch.channels_last)
         dx, learnt = [], []
@@ -106,8 +106,8 @@ class ClientConv2d(OwnWeights, nn.Module):
         return _joined(dx) if wanted else None
 
     def learn(self, client: int, weight: Tensor, bias: Tensor | None) -> None:
-        """A client's gradients. It takes its step at once where that needs no more than them, else
-        with all active clients when the last of them has some."""
+        """Take a client's optimizer step with these gradients: at once under plain SGD, else
+        together with all active clients, when the last of their gradients has come."""
         if self._rate is not None:
             for param, gradient in zip(self.of_client(client), (weight, bias), strict=True):
                 if param is not None and gradient is not None:
@@ -123,7 +123,7 @@ class ClientConv2d(OwnWeights, nn.Module):
 
 
 class _ClientConv2d(torch.autograd.Function):
-    """Weights take their optimizer step inside the backward pass: nothing else reads them."""
+    """Takes the optimizer step inside the backward pass, after which nothing reads the weights."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: ClientConv2d) -> Tensor:
@@ -138,8 +138,11 @@ class _ClientConv2d(torch.autograd.Function):
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """`x` (N, C, H, W) in that layout; with its strides even where one channel leaves them open,
-    since strides that say channels-first send oneDNN a slower way."""
+    """`x` (N, C, H, W) in channels-last layout, with the strides to match.
+
+    With a single channel, channels-first strides describe the same memory, but oneDNN then takes a
+    slower kernel.
+    """
     x = x.contiguous(memory_format=torch.channels_last)
     if x.shape[1] > 1 or x.requires_grad:
         return x
@@ -148,7 +151,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def _split(rows: Tensor, clients: range) -> tuple[Tensor, ...]:
-    """A batch, client by client."""
+    """The batch of each client."""
     if len(clients) == 1:
         return (rows,)
     return rows.view(len(clients), -1, *rows.shape[1:]).unbind(0)

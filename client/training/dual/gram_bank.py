@@ -1,4 +1,4 @@
-"""Gram matrices of clients' data, kept for the rounds in which the same clients come back."""
+"""Gram matrices of clients' data, cached for later rounds with the same clients."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 __all__ = ["GramBank"]
 
 _LIMIT = 32 << 20
-"""Bytes a process: enough for some 3,000 clients of 50 examples."""
+"""Bytes per process: enough for some 3,000 clients of 50 examples."""
 
 _ENTRY = 256
-"""Bytes that a client costs besides its matrix and its rows: those count where clients are tiny."""
+"""Bytes per client besides its matrix and its rows; they matter where clients are tiny."""
 
 
 class GramBank:
-    """Keeps X X^T of each client until there is no more room; then it starts over.
+    """Caches X X^T of each client; when it is full, it is emptied.
 
-    A matrix is computed from its client's examples in their own order, alone: it has the same bits
-    no matter who else trains, and whether it was kept.
+    A matrix is computed from one client's examples in their own order, not from a batch of
+    clients: its bits depend neither on who else trains nor on whether it was cached.
 
     Args:
-        limit: bytes, at most, or what one chunk takes if that is more.
+        limit: bytes to hold at most, or what one chunk takes if that is more.
     """
 
     def __init__(self, limit: int = _LIMIT) -> None:
@@ -40,15 +40,18 @@ class GramBank:
         visits: NDArray[np.int64],
         out: Tensor,
     ) -> None:
-        """Each client's X X^T into `out` (K, T, T), its rows and columns in the order of visits.
+        """Write each client's X X^T into `out`, with rows and columns in the order of visits.
+
+        With P the permutation matrix of a client's visits, out = (P X)(P X)^T = P (X X^T) P^T:
+        reordering the cached matrix gives the round's matrix without a product.
 
         Args:
             data: (K, T, n) the clients' data, on the CPU.
-            pool: of which they were made, always in the same way; known by its identity, and not
-                changed.
-            rows: (K, T) rows of the pool, those of a client in the same order each time.
-            visits: (K, T) row t of a client's result is of its row ``visits[k, t]`` of the data.
-            out: written.
+            pool: the examples that `data` was computed from, always in the same way; recognised by
+                identity, so it must not be changed in place.
+            rows: (K, T) each client's rows of the pool, in the same order each time.
+            visits: (K, T) the t-th visit of client k is of its row ``visits[k, t]`` of `data`.
+            out: (K, T, T), overwritten.
         """
         total = rows.shape[1]
         keys = [row.tobytes() for row in rows]
@@ -65,7 +68,7 @@ class GramBank:
         torch.gather(found, 2, columns, out=out)
 
     def _with_room(self, data: Tensor, pool: Tensor, total: int, keys: list[bytes]) -> Tensor:
-        """The matrices (C, T, T), with room for those of `keys` that are not among them."""
+        """The cached matrices (C, T, T), with room for those of `keys` that are missing."""
         kept = self._kept
         fits = kept is not None and kept.shape[1] == total and kept.dtype == data.dtype
         if kept is None or not fits or len(kept) < len(keys):

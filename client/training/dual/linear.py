@@ -14,8 +14,9 @@ from client.training.dual.progress import Cohort, Room
 __all__ = ["DualLinear", "KnownInputs"]
 
 _CANCELLED = 1e-3
-"""Below this share of what its terms could reach, a squared norm is not taken of Gram matrices: the
-error, some 1e-7 of that reach, would approach the 1e-4 that `encoding.float_sums` allows for."""
+"""Below this fraction of the bound that its terms could reach, a squared norm is not computed from
+Gram matrices: float32 errors of about 1e-7 of that bound would then be 1e-4 of the square, close to
+the 1e-4 of the norm that `fedsys.privacy.encoding.float_sums` allows for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +24,13 @@ class KnownInputs:
     """The inputs of all steps of a layer that is fed with data.
 
     Attributes:
-        x: (K, total, in) each client's rows in the order of its visits, or of its own; zeros where
-            it does not take part.
-        visits: (K total,) the row of `x` (K total, in) that is visited there; None: the same.
-        visited: (K total,) when that row of `x` is visited: the inverse.
-        grams: (K, total, total) X X^T in the order of visits; is written over. None: products a
-            step instead, for which `x` is in that order too.
+        x: (K, total, in) each client's inputs, in the order of visits or in the client's own
+            order; zeros in steps in which the client takes no part.
+        visits: (K total,) for each visit, the row of `x` (K total, in); None if `x` is in the order
+            of visits.
+        visited: (K total,) the inverse permutation: for each row of `x`, its visit.
+        grams: (K, total, total) X X^T in the order of visits, overwritten by the layer. None to
+            compute the products step by step, which needs `x` in the order of visits.
     """
 
     x: Tensor
@@ -40,13 +42,23 @@ class KnownInputs:
 class DualLinear:
     """A linear layer whose K weight matrices are never built.
 
-    With g_s = G_s^T X_s (outputs' gradient, inputs), W_t = alpha_t W_0 + sum_s c_{t,s} G_s^T X_s,
-    so X W_t^T = alpha_t X W_0^T + sum_s c_{t,s} (X X_s^T) G_s: one matrix product with W_0 that
-    all clients share, and products with the small Gram matrix X X_s^T. The inputs' gradient
-    expands alike. A bias is a column of ones appended to the inputs: 1 is added to the Gram.
+    Let X_s (B, in) be a client's inputs in step s and G_s (B, out) the gradient of its loss with
+    respect to the outputs. The weight gradient is g_s = G_s^T X_s, so by
+    `client.training.dual.coefficients` W_t = alpha_t W_0 + sum_s c_{t,s} G_s^T X_s. Then
 
-    A layer that is fed with data knows the inputs of all steps beforehand: one product with W_0
-    serves them all, and nothing is copied into a history.
+        X W_t^T = alpha_t X W_0^T + sum_{s<t} c_{t,s} (X X_s^T) G_s     (outputs),
+        dY W_t  = alpha_t dY W_0  + sum_{s<t} c_{t,s} (dY G_s^T) X_s    (inputs' gradient).
+
+    The product with W_0 is one for all clients; the others are with the small Gram matrices
+    X X_s^T and dY G_s^T. In exact arithmetic both lines equal what each client's own W_t gives.
+
+    A bias is one more column of W whose input is always 1. The bias trick: instead of appending a
+    column of ones to X, 1 is added to each entry of the Gram matrix, since
+    [X 1] [X_s 1]^T = X X_s^T + 1 1^T. Momentum, decay and FedProx treat b as a column of W, so the
+    coefficients are the same, and alpha_t X W_0^T becomes alpha_t (X W_0^T + 1 b_0^T).
+
+    A layer that is fed with data knows the inputs of all steps beforehand: a single product with
+    W_0 serves all steps, and no inputs are copied into a history.
     """
 
     def __init__(self, like: nn.Linear) -> None:
@@ -71,14 +83,14 @@ class DualLinear:
         summing: bool = False,
         data: KnownInputs | None = None,
     ) -> None:
-        """All clients have the weights W_0 = `weight` (out, in) and `bias` (out,).
+        """Start all clients from the same weights.
 
         Args:
-            cohort: who trains.
-            weight: of the start.
-            bias: of the start.
+            cohort: the clients that train, and where training stands.
+            weight: (out, in) W_0.
+            bias: (out,) b_0, or None.
             summing: whether norms and a sum will be asked for instead of single updates.
-            data: the inputs of all steps, where they are known.
+            data: the inputs of all steps, if they are known.
         """
         self._weight, self._bias, self._cohort = weight, bias, cohort
         rows = (cohort.clients, cohort.total)
@@ -96,16 +108,16 @@ class DualLinear:
         self._known = self._grams is not None
         if self._grams is not None:
             if bias is not None:
-                self._grams += 1.0
+                self._grams += 1.0  # X X^T + 1 1^T, the Gram matrix of [X 1]
         elif summing and cohort.total**2 <= self.inputs * self.outputs:
             self._grams = self._room.take("grams", (*rows, cohort.total), weight).zero_()
-        if cohort.ragged:
+        if cohort.ragged:  # rows of clients that have finished are never written; they add zero
             self._gradients.zero_()
             if data is None:
                 self._history.zero_()
 
     def output(self, x: Tensor | None) -> Tensor:
-        """(A, B, out) X W_t^T + b_t of `x` (A B, in); None stands for the known data."""
+        """(A, B, out) X W_t^T + b_t for `x` (A B, in), or for the known data if `x` is None."""
         cohort, fed = self._cohort, self._base is not None
         own = cohort.current(self._history)
         if x is not None:
@@ -117,7 +129,11 @@ class DualLinear:
         return cohort.combined(base, gram, self._gradients, inside=not fed).contiguous()
 
     def _gram(self, own: Tensor) -> Tensor:
-        """(A, B, past) X X_s^T; kept, up to the current rows, where norms will be asked for."""
+        """(A, B, past) X X_s^T, plus 1 1^T with a bias, for all earlier steps s side by side.
+
+        If norms will be asked for, the matrix is kept, with the current step's own X X^T. That
+        fills the blocks s <= t of the whole Gram matrix, which is symmetric; see `Cohort.pairs`.
+        """
         cohort = self._cohort
         past = cohort.past
         if self._grams is not None and self._known:
@@ -127,13 +143,13 @@ class DualLinear:
         until = past if self._grams is None else past + cohort.batch
         gram = torch.bmm(own, self._history[: cohort.active, :until].transpose(1, 2))
         if self._bias is not None:
-            gram += 1.0
+            gram += 1.0  # the bias's column of ones, as in `start`
         if self._grams is not None:
             cohort.current(self._grams)[..., :until] = gram
         return gram[..., :past]
 
     def input_gradient(self, dy: Tensor, wanted: bool) -> Tensor | None:
-        """(A, B, in) dY W_t, where wanted; dY (A B, out) is kept in any case."""
+        """(A, B, in) dY W_t if wanted, else None; dY (A B, out) is kept as G_t either way."""
         cohort = self._cohort
         kept = cohort.current(self._gradients)
         own = dy.view(kept.shape)
@@ -141,13 +157,17 @@ class DualLinear:
         if not wanted:
             return None
         dx = (dy @ self._weight).view(*own.shape[:2], -1)
-        gram = own[..., :0]
+        gram = own[..., :0]  # no bias here: its input, the constant 1, has no gradient
         if cohort.past:
             gram = torch.bmm(own, cohort.earlier(self._gradients).transpose(1, 2))
         return cohort.combined(dx, gram, self._history, inside=True)
 
     def write_updates(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Each client's W_T - W_0 into `weight` (K, out, in), b_T - b_0 into `bias` (K, out)."""
+        """Write each client's W_T - W_0 into `weight` (K, out, in), b_T - b_0 into `bias` (K, out).
+
+        W_T - W_0 = (alpha_T - 1) W_0 + sum_s c_{T,s} G_s^T X_s. The bias is the column of W whose
+        inputs are ones: its sum is that of the rows of c_{T,s} G_s.
+        """
         cohort = self._cohort
         scaled = self._like_history(self._scaled())
         torch.bmm(scaled.transpose(1, 2), self._history, out=weight)
@@ -161,11 +181,20 @@ class DualLinear:
                 bias += share[:, None] * self._bias
 
     def squared_norms(self) -> Tensor:
-        """(K,) float64 |W_T - W_0|^2 + |b_T - b_0|^2, where nothing of W_0 decayed.
+        """(K,) float64 |W_T - W_0|^2 + |b_T - b_0|^2, provided that alpha_T = 1 (no decay).
 
-        |sum_s c_s G_s^T X_s|^2 = sum_{s,r} <X_s, X_r> <c_s G_s, c_r G_r>: small products, unless
-        the history is longer than the weights are wide. NaN where the terms cancel so much that
-        rounding would show.
+        Let x_i be the i-th row of a client's history and h_i = c_{T,s(i)} g_i its scaled output
+        gradient, so that W_T - W_0 = sum_i h_i x_i^T. The Frobenius norm is then
+
+            |W_T - W_0|^2 = sum_{i,j} <x_i, x_j> <h_i, h_j>,
+
+        the sum over the elementwise product of two Gram matrices. With 1 added to <x_i, x_j>, it
+        includes |sum_i h_i|^2 = |b_T - b_0|^2. If the history is so long that building the weights
+        is cheaper, they are built.
+
+        Each term is at most |x_i| |x_j| |h_i| |h_j| (Cauchy-Schwarz), and these bounds add up to
+        (sum_i |x_i| |h_i|)^2. Where the terms cancel to less than `_CANCELLED` of that, rounding
+        would show: the result is NaN, and the caller builds the updates instead.
         """
         scaled = self._scaled()
         if self._grams is None:  # then the history is in the order of visits
@@ -173,7 +202,7 @@ class DualLinear:
             squares = _squares(weight)
             return squares if self._bias is None else squares + _squares(scaled.sum(1))
         products = torch.bmm(scaled, scaled.transpose(1, 2)).mul_(self._grams)
-        if not self._known:
+        if not self._known:  # only the blocks s <= t were filled: count earlier steps twice
             products *= self._cohort.pairs()
         squares = products.flatten(1).sum(1, dtype=torch.float64)
         lengths = torch.linalg.vector_norm(scaled, dim=2).double()
@@ -181,12 +210,12 @@ class DualLinear:
         return torch.where(squares >= _CANCELLED * lengths.sum(1).square_(), squares, torch.nan)
 
     def write_sum(self, factors: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-        """sum_k f_k (W_T - W_0)_k into `weight` (out, in), likewise into `bias` (out,).
+        """Write sum_k f_k (W_T - W_0)_k, one product over all clients' histories end to end.
 
         Args:
-            factors: (K,); 0 does not remove a client whose numbers are not finite.
-            weight: written.
-            bias: written.
+            factors: (K,) f_k; 0 does not remove a client whose numbers are not finite.
+            weight: (out, in), overwritten.
+            bias: (out,), overwritten; or None.
         """
         scaled = self._like_history(self._scaled() * factors[:, None, None])
         scaled = scaled.view(-1, self.outputs)
@@ -196,11 +225,11 @@ class DualLinear:
             torch.sum(scaled, dim=0, out=bias)
 
     def _scaled(self) -> Tensor:
-        """(K, total, out) c_{T,s} G_s."""
+        """(K, total, out) c_{T,s} G_s, in the order of visits."""
         return self._gradients * self._cohort.final().unsqueeze(-1)
 
     def _like_history(self, scaled: Tensor) -> Tensor:
-        """(K, total, out) `scaled`, of visits, in the order of the history's rows."""
+        """(K, total, out) `scaled`, brought from the order of visits to that of the history."""
         if self._visited is None:
             return scaled
         return scaled.view(-1, self.outputs).index_select(0, self._visited).view(scaled.shape)

@@ -1,4 +1,4 @@
-"""A loss's gradient by the outputs: by formula where the loss is known, else by the engine."""
+"""The loss's gradient with respect to the outputs: by formula if it is known, else by autograd."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fedsys.tasks.classification import Classification
 __all__ = ["LossGradient", "loss_gradient"]
 
 LossGradient = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From outputs (B, ...), targets (B, ...) and what each example counts (B,): the gradient, in the
-outputs' shape, of the sum of the examples' losses so weighed."""
+"""Maps outputs (B, ...), targets (B, ...) and the examples' weights (B,) to the gradient, in the
+outputs' shape, of the weighted sum of the examples' losses."""
 
 
 def loss_gradient(task: Task) -> LossGradient:
-    """Of the task's loss.
+    """The gradient of the task's loss.
 
-    A small model's loss costs the autograd engine more than a layer does, so the cross-entropy of
-    `Classification`, where a task has not replaced it, is differentiated by its formula.
+    In a small model, autograd spends more time on the loss than on a layer. So the cross-entropy
+    of `Classification`, unless a task replaces it, is differentiated by its formula.
     """
 
     def by_engine(outputs: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
@@ -33,9 +33,10 @@ def loss_gradient(task: Task) -> LossGradient:
     @torch.no_grad()
     def by_formula(outputs: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
         plain = outputs.dim() == 2 and targets.dtype is torch.int64 and targets.dim() == 1
-        if not plain or int(targets.min()) < 0:  # negative ones torch ignores, or refuses
+        if not plain or int(targets.min()) < 0:  # negative targets: torch ignores or refuses them
             return by_engine(outputs, targets, weight)
-        # softmax - one_hot. torch.softmax is slow for few classes.
+        # The gradient of cross-entropy by the logits is softmax(outputs) - one_hot(target). The
+        # softmax is written out because torch.softmax is slow for few classes.
         odds = (outputs - outputs.amax(1, keepdim=True)).exp_()
         odds /= odds.sum(1, keepdim=True)
         rows = targets.unsqueeze(1)
@@ -47,5 +48,5 @@ def loss_gradient(task: Task) -> LossGradient:
 
 
 def _known_to_autograd(tensor: Tensor) -> Tensor:
-    """The same, or a copy of one that was made in inference mode."""
+    """`tensor`, or a copy if it was made in inference mode, which autograd cannot record."""
     return tensor.clone() if tensor.is_inference() else tensor

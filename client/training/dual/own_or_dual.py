@@ -1,4 +1,4 @@
-"""A linear layer of K clients, in the form that costs less for what they train."""
+"""A linear layer of K clients, in whichever form is cheaper for their histories."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["ClientLinear"]
 
 
 class ClientLinear(nn.Module):
-    """A linear layer whose clients' weights are never built, or are where they are small.
+    """A linear layer in dual form, or with each client's own weights where these are small.
 
-    A step in dual form costs each client its batch times its history, in inputs and in outputs;
-    with weights of its own, its batch times the weights. So the smaller of the two decides, the
-    history or the weights. A layer that is fed with data keeps to the dual form, which knows its
-    whole history beforehand.
+    Per client and example, a step in dual form costs on average about total / 2 (in + out)
+    multiplications, with `total` the rows of the whole history; with weights of its own it costs
+    in out. The cheaper form is taken. A layer that is fed with data always takes the dual form,
+    which knows its whole history beforehand.
     """
 
     def __init__(self, like: nn.Linear) -> None:
@@ -33,7 +33,7 @@ class ClientLinear(nn.Module):
         self._calls = -1
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # There are no parameters and no layers inside, which nn.Module would look for each time.
+        # Skips nn.Module's search for parameters and submodules: there are none.
         object.__setattr__(self, name, value)
 
     def start(
@@ -46,15 +46,15 @@ class ClientLinear(nn.Module):
         summing: bool = False,
         data: KnownInputs | None = None,
     ) -> None:
-        """All clients have the weights W_0 = `weight` (out, in) and `bias` (out,).
+        """Start all clients from the same weights.
 
         Args:
-            cohort: who trains.
-            local: with which hyper-parameters.
-            weight: of the start.
-            bias: of the start.
+            cohort: the clients that train, and where training stands.
+            local: hyper-parameters.
+            weight: (out, in) W_0.
+            bias: (out,) b_0, or None.
             summing: whether norms and a sum will be asked for instead of single updates.
-            data: the inputs of all steps, where they are known.
+            data: the inputs of all steps, if they are known.
         """
         self._cohort, self._calls = cohort, -1
         history = cohort.total * (self.inputs + self.outputs) // 2
@@ -66,7 +66,7 @@ class ClientLinear(nn.Module):
             self._dual.start(cohort, weight, bias, summing=summing, data=data)
 
     def forward(self, x: Tensor | None) -> Tensor:
-        """(A B, in) to (A B, out); None stands for the data that the layer was started with."""
+        """(A B, in) to (A B, out); None means the data that the layer was started with."""
         outputs: Tensor = _ClientLinear.apply(x, self._cohort.anchor, self)  # type: ignore[no-untyped-call]
         return outputs
 
@@ -74,7 +74,8 @@ class ClientLinear(nn.Module):
         """(A B, out) X W_t^T + b_t.
 
         Raises:
-            UnsupportedLayerError: images or sequences, or a second use in one forward pass.
+            UnsupportedLayerError: the input is not 2-dimensional, or the layer is used a second
+                time in one forward pass.
         """
         if x is not None and x.dim() != 2:
             raise UnsupportedLayerError(f"a Linear layer is fed {x.dim() - 1}-dimensional examples")
@@ -84,31 +85,31 @@ class ClientLinear(nn.Module):
         return self._form.output(x).view(-1, self.outputs)
 
     def input_gradient(self, dy: Tensor, wanted: bool) -> Tensor | None:
-        """(A B, in) dY W_t, where wanted; the clients learn from dY (A B, out) in any case."""
+        """(A B, in) dY W_t if wanted, else None; the step from dY (A B, out) is taken anyway."""
         dx = self._form.input_gradient(dy, wanted)
         return None if dx is None else dx.view(-1, self.inputs)
 
     def squared_norms(self) -> Tensor:
-        """(K,) float64 the squared norm of each client's update; see `DualLinear`."""
+        """(K,) float64 the squared norm of each client's update, or NaN; see `DualLinear`."""
         return self._form.squared_norms()
 
     def write_sum(self, factors: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-        """sum_k f_k update_k into `weight` (out, in), likewise into `bias` (out,).
+        """Write sum_k f_k update_k.
 
         Args:
-            factors: (K,); 0 does not remove a client whose numbers are not finite.
-            weight: written.
-            bias: written.
+            factors: (K,) f_k; 0 does not remove a client whose numbers are not finite.
+            weight: (out, in), overwritten.
+            bias: (out,), overwritten; or None.
         """
         self._form.write_sum(factors, weight, bias)
 
     def write_updates(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Each client's W_T - W_0 into `weight` (K, out, in), b_T - b_0 into `bias` (K, out)."""
+        """Write each client's W_T - W_0 to `weight` (K, out, in), b_T - b_0 to `bias` (K, out)."""
         self._form.write_updates(weight, bias)
 
 
 class _OwnLinear(OwnWeights):
-    """K weight matrices side by side."""
+    """K weight matrices, stacked."""
 
     _cohort: Cohort
     _x: Tensor
@@ -136,7 +137,7 @@ class _OwnLinear(OwnWeights):
         weight, *bias = self._active()
         dy = dy.view(len(weight), -1, weight.shape[1])
         dx = torch.bmm(dy, weight) if wanted else None
-        if self._rate is not None:  # the gradient need not be built
+        if self._rate is not None:  # W -= eta dY^T X in one call: the gradient is never built
             weight.baddbmm_(dy.transpose(1, 2), self._x, alpha=-self._rate)
             if bias:
                 bias[0].add_(dy.sum(1), alpha=-self._rate)

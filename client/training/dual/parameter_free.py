@@ -1,8 +1,8 @@
 """Faster forms of layers without parameters, for channels-last batches on a CPU.
 
-They compute what the originals compute: `ReLU` after `MaxPool2d` instead of before it (both are
-monotone, so they commute), `Flatten` by transposing image by image, `Dropout` with masks from 16
-random bits an element.
+They compute what the originals compute: `ReLU` after `MaxPool2d` instead of before it (a monotone
+function commutes with the maximum), `Flatten` by transposing one image at a time, `Dropout` with
+masks from 16 random bits per element.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def replacement(module: nn.Module) -> nn.Module | None:
 
 
 def swap_relu_and_pool(model: nn.Module) -> None:
-    """Every ``ReLU, MaxPool2d`` of a Sequential becomes ``MaxPool2d, ReLU``: less to rectify."""
+    """Turn every ``ReLU, MaxPool2d`` of a Sequential into ``MaxPool2d, ReLU``: less to rectify."""
     for module in model.modules():
         if type(module) is nn.Sequential:
             for at in range(len(module) - 1):
@@ -54,12 +54,12 @@ class BitDropout(nn.Module):
         self._bits = np.random.Generator(np.random.SFC64(seed))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape, the same out."""
+        """Any shape to the same shape."""
         mask = self.mask(x)
         return x if mask is None else x * mask
 
     def mask(self, x: Tensor) -> Tensor | None:
-        """What to multiply `x` with, in its shape; None where nothing is dropped."""
+        """The factors 0 or 1 / (1 - p), in the shape of `x`; None if nothing is dropped."""
         dropped = round(self.p * _LEVELS)
         if not self.training or not dropped:
             return None
@@ -68,7 +68,7 @@ class BitDropout(nn.Module):
         kept = words.view(np.uint16)[:count] >= dropped
         mask = torch.from_numpy(kept).to(device=x.device, dtype=x.dtype)
         mask *= _LEVELS / (_LEVELS - dropped)
-        # In the memory order of x, whatever it is.
+        # Strides as those of x, so that the product needs no reordering.
         return mask.as_strided(x.shape, x.stride()) if _dense(x) else mask.view(x.shape)
 
 
@@ -80,14 +80,14 @@ class ImageFlatten(nn.Module):
     """(N, C, H, W) or (N, ...) to (N, C H W), in that order."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Channels-last images take the fast way."""
+        """Flatten; channels-last images are transposed one by one."""
         if x.dim() != 4 or x.is_contiguous():
             return x.flatten(1)
         flat: Tensor = _ImageFlatten.apply(x, self)  # type: ignore[no-untyped-call]
         return flat
 
     def flat(self, x: Tensor) -> Tensor:
-        """What `forward` returns, for callers that differentiate it with `unflat`."""
+        """As `forward`, for callers that differentiate it with `unflat`."""
         if x.dim() != 4 or x.is_contiguous():
             return x.flatten(1)
         count, channels, height, width = x.shape
@@ -95,7 +95,7 @@ class ImageFlatten(nn.Module):
         return _transposed(pixels).view(count, -1)
 
     def unflat(self, gradient: Tensor, shape: torch.Size) -> Tensor:
-        """The gradient of an input of this shape; channels-last for images."""
+        """The gradient with respect to an input of `shape`; channels-last for images."""
         if len(shape) != 4:
             return gradient.view(shape)
         count, channels, height, width = shape
@@ -115,8 +115,10 @@ class _ImageFlatten(torch.autograd.Function):
 
 
 def _transposed(matrices: Tensor) -> Tensor:
-    """(N, P, Q) to (N, Q, P), contiguous: torch copies one large transposed matrix in blocks, a
-    stack of them element by element."""
+    """(N, P, Q) to (N, Q, P), contiguous.
+
+    torch copies one large transposed matrix in blocks, but a stack of them element by element.
+    """
     count, rows, columns = matrices.shape
     if rows * columns < _BLOCKWISE:
         return matrices.transpose(1, 2).contiguous()

@@ -1,8 +1,8 @@
-"""The dual path: linear layers in dual form, everything else once for all clients of the chunk.
+"""The dual path: linear layers in dual form, everything else batched over a chunk's clients.
 
-Each Linear and Conv2d of the model is replaced by its twin of K clients (`client_linear`,
-`convolution`); the clients' examples then pass through the model as one long batch. That is right
-for any model that treats the examples of a batch independently, which the self-check finds out.
+Each Linear and Conv2d of the model is replaced by its twin for K clients (`own_or_dual`,
+`convolution`); the clients' examples then pass through the model as one long batch. That is correct
+for any model that treats the examples of a batch independently, which the self-check verifies.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ __all__ = ["DualPath", "pays"]
 Rows = NDArray[np.int64]
 
 _AT_ONCE = 128
-"""Rows of history a client up to which a known history's Gram matrix is one product: twice the
-operations of a product a step, in fewer and larger calls."""
+"""Rows of history per client up to which the Gram matrix of known inputs is one product: twice the
+operations of one product per step, but fewer and larger calls."""
 
 
 def pays(model: nn.Module, rows: int) -> bool:
-    """Whether a history of so many rows a client is shorter than the widest layer is wide: then
-    Gram matrices are smaller than the weights that they stand for."""
+    """Whether `rows`, the length of a client's history, is at most the width of the widest layer:
+    Gram matrices are then smaller than the weights that they replace."""
     widths = [each.in_features for each in model.modules() if isinstance(each, nn.Linear)]
     return rows <= max(widths, default=0)
 
@@ -53,13 +53,13 @@ class DualPath:
     """Trains K clients at once without building their linear weights.
 
     Args:
-        task: For its loss.
-        model: A model whose trainable parameters all belong to Linear and Conv2d layers, each
+        task: provides the loss.
+        model: a model whose trainable parameters all belong to Linear and Conv2d layers, each
             used once; it is copied.
-        local: Hyper-parameters; the optimizer must be SGD.
+        local: hyper-parameters; the optimizer must be SGD.
 
     Raises:
-        UnsupportedLayerError: another layer has parameters, or another optimizer is asked for.
+        UnsupportedLayerError: another layer has parameters, or the optimizer is not SGD.
     """
 
     name = "dual"
@@ -83,7 +83,7 @@ class DualPath:
         self._room = Room()
 
     def _chained(self) -> Chain | ChainedTrunk | None:
-        """The model without the autograd engine; None where that cannot differentiate a layer."""
+        """The model as a chain, without the autograd engine; None if a layer has no rule."""
         if self._data is not None:
             return Chain.of([self._data.layer, *in_sequence(self._data.after)])
         return (
@@ -114,7 +114,7 @@ class DualPath:
         seeds: Sequence[int],
         out: Tensor,
     ) -> None:
-        """Each client's w_local - w_global into `out` (K, d); zeros where it has no examples."""
+        """Write each client's w_local - w_global into `out` (K, d); zeros if it has no examples."""
         if not schedule.steps:
             out.zero_()
             return
@@ -133,8 +133,10 @@ class DualPath:
         """(d,) the sum of updates, each scaled down to norm `clip`, and (K,) the norms; a client
         whose update is not finite adds zeros and has the norm NaN.
 
-        The clients' linear updates are not built: sum_k f_k dW_k is one matrix product, and the
-        norms come from Gram matrices.
+        With f_k = min(1, clip / |update_k|), the clients' linear updates dW_k are not built:
+        sum_k f_k dW_k is one matrix product, and the norms come from Gram matrices. The updates are
+        built after all under weight decay and FedProx, and for a chunk in which some norm is NaN or
+        infinite: a factor of 0 does not remove such numbers from a product.
         """
         if not schedule.steps:
             return torch.zeros_like(start), start.new_zeros(schedule.clients)
@@ -151,7 +153,7 @@ class DualPath:
     def _sum_of_layers(
         self, cohort: Cohort, start: Tensor, clip: float
     ) -> tuple[Tensor, Tensor] | None:
-        """The clipped sum, layer by layer; None where a norm is not finite."""
+        """The clipped sum, layer by layer; None if a norm is not finite."""
         squares = start.new_zeros(cohort.clients, dtype=torch.float64)
         for _, layer in self._layers():
             squares += layer.squared_norms()
@@ -166,8 +168,8 @@ class DualPath:
         return total, norms
 
     def _without_autograd(self) -> AbstractContextManager[object]:
-        """Tensors that autograd knows nothing of, where a chain goes back by itself: they cost a
-        twentieth of the time of a small model."""
+        """Inference mode if a chain does the backward pass: autograd's bookkeeping of tensors
+        costs a twentieth of a small model's time."""
         return nullcontext() if self._chain is None else torch.inference_mode()
 
     def _write(self, out: Tensor) -> None:
@@ -254,7 +256,7 @@ class _DataLayers:
 
     Attributes:
         layer: the linear layer.
-        after: the rest.
+        after: the layers that follow it.
     """
 
     def __init__(self, before: nn.Module, layer: ClientLinear, after: nn.Module) -> None:
@@ -263,7 +265,7 @@ class _DataLayers:
 
     @classmethod
     def of(cls, model: nn.Module) -> _DataLayers | None:
-        """None where another layer comes first, or one whose output chance decides."""
+        """The cut model; None if a layer with parameters or dropout precedes the linear one."""
         layers = list(in_sequence(model))
         for at, layer in enumerate(layers):
             if isinstance(layer, ClientLinear):
@@ -287,8 +289,8 @@ class _DataLayers:
         return KnownInputs(x=x, grams=grams)
 
     def _in_own_order(self, examples: Examples, rows: Rows) -> KnownInputs:
-        """Each client's inputs in the order of its rows, whatever the order of this round's visits:
-        so their Gram matrices are those of other rounds."""
+        """Each client's inputs in the order of its rows, not of this round's visits, so that their
+        Gram matrices can be reused in other rounds."""
         order = np.argsort(rows, axis=1, kind="stable")
         rows = np.take_along_axis(rows, order, axis=1)
         visits = np.empty_like(order)
@@ -305,7 +307,7 @@ class _DataLayers:
         )
 
     def _visited(self, examples: Examples, schedule: Schedule, rows: Rows) -> Tensor:
-        """(K, total, in) in the order of visits; zeros where a client takes no step."""
+        """(K, total, in) inputs in the order of visits; zeros where a client takes no step."""
         inputs = self._made_of(examples, rows)
         at = 0
         for step in schedule.steps:
@@ -316,7 +318,7 @@ class _DataLayers:
         return inputs
 
     def _made_of(self, examples: Examples, rows: Rows) -> Tensor:
-        """(K, total, in) what the layers before make of these rows (K, total)."""
+        """(K, total, in) the linear layer's inputs for these rows (K, total) of the pool."""
         which = torch.from_numpy(rows.reshape(-1)).to(examples.x.device)
         found: Tensor = self._before(examples.x.index_select(0, which))
         if found.dim() != 2:

@@ -1,4 +1,4 @@
-"""The matrix products that all clients of a chunk share."""
+"""Matrix products that all clients of a chunk share."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from torch.nn import functional
 __all__ = ["linear"]
 
 _WORTH = 1 << 24
-"""Multiplications from which a kernel made for the shape pays: making one takes a millisecond."""
+"""Multiplications from which a kernel generated for the shape pays off: generating one takes a
+millisecond."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(N, out) X W^T + b of `x` (N, in), `weight` (out, in) and `bias` (out,); no gradients.
 
-    torch leaves float32 products on a CPU to MKL, which serves AMD's processors less well than
-    oneDNN, whose kernels its compiler calls by this same operator. Where torch was built without
-    it, MKL or what stands in its place does them all.
+    On a CPU, torch leaves float32 products to MKL, which is slower than oneDNN on AMD processors.
+    oneDNN is reached by the operator that torch's compiler uses. If torch was built without it,
+    the default BLAS serves.
     """
     if _onednn is None or x.device.type != "cpu" or x.dtype is not torch.float32:
         return functional.linear(x, weight, bias)

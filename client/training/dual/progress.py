@@ -1,7 +1,7 @@
-"""What the layers of one chunk of clients share: where training stands, and buffers.
+"""State that the layers of one chunk of clients share: the progress of training, and buffers.
 
-A batch is (A B, ...): B examples of each of the A clients that still train, the longest-training
-first. Layers without parameters need no twin: they treat every example alike.
+A batch is (A B, ...): B examples of each of the A clients that still train, those with the most
+steps first. Layers without parameters need no twin: they treat every example alike.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ __all__ = ["Cohort", "Room", "UnsupportedLayerError"]
 
 
 class UnsupportedLayerError(Exception):
-    """A model, or a use of a layer, that this path cannot carry; the message says which."""
+    """The path cannot train this model, or this use of a layer; the message says which."""
 
 
 class Room:
-    """Buffers that are used again for every chunk: fresh memory costs a page fault a page."""
+    """Buffers that are reused for every chunk: fresh memory costs a fault per page."""
 
     def __init__(self) -> None:
         self._held: dict[str, Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """An uninitialised tensor, valid until `name` is taken again."""
+        """An uninitialised tensor of dtype and device `like`, valid until `name` is taken again."""
         size = math.prod(shape)
         held = self._held.get(name)
         if held is None or len(held) < size or held.dtype != like.dtype:
@@ -39,17 +39,22 @@ class Room:
 
 
 class Cohort:
-    """What all layers of a chunk share: where training stands.
+    """The progress of a chunk's training, which all of its layers share.
+
+    The history of a client is one row per visited example: `total` rows, step after step.
 
     Attributes:
-        clients: K.
-        active: A, how many of them take part in the current step.
-        alone: the only client whose batch the model is fed now; None for all active ones.
-        batch: B of the current step.
-        past: Rows of history that each client has at the current step.
-        rows: (total,) the step of each row of history.
-        weights: of the start and of past gradients in each step's weights.
-        anchor: A scalar that requires a gradient, so that layers fed with data are differentiated.
+        clients: K, the chunk's clients.
+        active: A, the clients that take part in the current step: the first A.
+        alone: the only client whose batch the model is fed now; None if all active ones are.
+        batch: B, the examples per client in the current step.
+        past: rows of history before the current step, the same for every client.
+        total: rows of history after the last step.
+        step: t, the current step, from 0.
+        ragged: whether some clients finish before the last step.
+        weights: the coefficients alpha_t and c_{t,s}.
+        anchor: a scalar that requires a gradient, so that autograd also visits layers whose inputs
+            are data.
     """
 
     def __init__(
@@ -78,11 +83,11 @@ class Cohort:
 
     @property
     def fed(self) -> range:
-        """The clients whose batch the model is fed now."""
+        """The clients whose examples the current batch holds."""
         return range(self.active) if self.alone is None else range(self.alone, self.alone + 1)
 
     def begin(self, step: int, active: int) -> None:
-        """`step` starts, with the first `active` clients."""
+        """Begin `step`, in which the first `active` clients take part."""
         self.step, self.active = step, active
         self.batch = self._widths[step]
         self.past = self._starts[step]
@@ -99,13 +104,16 @@ class Cohort:
         return history[: self.active, : self.past]
 
     def combined(self, base: Tensor, gram: Tensor, history: Tensor, *, inside: bool) -> Tensor:
-        """(A, B, n) alpha_t base + sum_s c_{t,s} gram_s history_s at the current step t.
+        """(A, B, n) alpha_t base + sum_{s<t} c_{t,s} gram_s history_s at the current step t.
+
+        Under plain SGD, c_{t,s} is the same for all s and scales the product as a whole; else each
+        column of `gram` is scaled by its step's coefficient first.
 
         Args:
-            base: (A, B, n) what W_0 gives.
-            gram: (A, B, past).
-            history: (K, total, n).
-            inside: whether `base` may be written over.
+            base: (A, B, n) the product with W_0.
+            gram: (A, B, past) the blocks gram_s side by side.
+            history: (K, total, n) the blocks history_s, one below the other.
+            inside: whether `base` may be overwritten.
         """
         share = float(self.weights.alpha[self.step])
         if not self.past:
@@ -119,8 +127,12 @@ class Cohort:
         return torch.baddbmm(base, gram, past, beta=share, alpha=rate)
 
     def pairs(self) -> Tensor:
-        """(total, total) how often the product of two rows counts in a norm whose Gram matrix was
-        kept up to each step's own rows: 2 for a row of an earlier step, 1 in the step, else 0."""
+        """(total, total) the multiplicity of a pair of rows in a squared norm.
+
+        Entry (i, j) is 2 if j belongs to an earlier step than i, 1 if to the same step, else 0.
+        The Gram matrix is filled only up to each step's own rows; by its symmetry, counting the
+        lower blocks twice gives the sum over all pairs.
+        """
         if self._pairs is None:
             step = self._step_of_row
             weights = 2.0 * (step[:, None] > step) + 1.0 * (step[:, None] == step)
@@ -128,13 +140,13 @@ class Cohort:
         return self._pairs
 
     def final(self) -> Tensor:
-        """(K, total) c_{T,s} of each row of history, T being where its client ended."""
+        """(K, total) c_{T,s} for each row of history, with T the client's number of steps."""
         if self._final is None:
             self._final = self._tensor(self.weights.past[self._lengths][:, self._step_of_row])
         return self._final
 
     def start_share(self) -> Tensor:
-        """(K,) alpha_T - 1: what remains of W_0 in a client's update."""
+        """(K,) alpha_T - 1, the coefficient of W_0 in a client's update W_T - W_0."""
         return self._tensor(self.weights.alpha[self._lengths] - 1.0)
 
     def _tensor(self, values: NDArray[np.float64]) -> Tensor:

@@ -1,9 +1,9 @@
 """The convolutional trunk of a model, client by client.
 
-Between a client's images and its first linear layer lie activations of megabytes. Taken for all
-clients layer by layer they pass through main memory at every layer; taken client by client they
-stay in the cache, forward and, because the autograd engine runs what was recorded last first, also
-backward. The linear layers after it take all clients at once.
+A client's activations between its images and its first linear layer take megabytes. If each layer
+processed all clients at once, they would pass through main memory at every layer. Processed client
+by client they stay in the cache, in the backward pass too, because autograd runs what was recorded
+last first. The linear layers that follow process all clients at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class TrunkAndHead(nn.Module):
     """A model cut before its first linear layer.
 
     Attributes:
-        cohort: who trains; set before each chunk.
+        cohort: the clients that train; set before each chunk.
     """
 
     def __init__(self, trunk: nn.Module, head: nn.Module) -> None:
@@ -35,7 +35,7 @@ class TrunkAndHead(nn.Module):
 
     @classmethod
     def of(cls, model: nn.Module) -> TrunkAndHead | None:
-        """None where no convolution comes before the first linear layer of a sequence."""
+        """The cut model; None unless all convolutions, at least one, precede the linear layers."""
         layers = list(in_sequence(model))
         linear = [_holds(layer, ClientLinear) for layer in layers]
         at = linear.index(True) if True in linear else len(layers)
@@ -58,14 +58,14 @@ class TrunkAndHead(nn.Module):
 
 
 class ChainedTrunk:
-    """The same, differentiated without the autograd engine; see `Chain`."""
+    """`TrunkAndHead`, differentiated without the autograd engine; see `Chain`."""
 
     def __init__(self, cut: TrunkAndHead, trunk: Chain, head: Chain) -> None:
         self._cut, self._trunk, self._head = cut, trunk, head
 
     @classmethod
     def of(cls, cut: TrunkAndHead) -> ChainedTrunk | None:
-        """None where there is a layer without a rule."""
+        """The cut model as two chains, or None if a layer has no rule."""
         trunk = Chain.of(in_sequence(cut.trunk))
         head = Chain.of(in_sequence(cut.head), gradient=True)
         return None if trunk is None or head is None else cls(cut, trunk, head)
@@ -76,13 +76,13 @@ class ChainedTrunk:
         self._head.reset()
 
     def prepared(self, x: Tensor | None) -> Tensor | None:
-        """See `Chain`; all clients at once, as there is nothing to keep."""
+        """See `Chain`; all clients at once, as nothing is kept for a backward pass."""
         return self._trunk.prepared(x)
 
     def forward(self, x: Tensor | None) -> Tensor:
-        """See `Chain`; `x` is there."""
+        """See `Chain`; `x` must not be None."""
         if x is None:
-            raise ValueError("a convolution is fed nothing")
+            raise ValueError("a convolution needs an input")
         cohort = self._cut.cohort
         features = []
         for client, own in enumerate(x.view(cohort.active, cohort.batch, *x.shape[1:]).unbind(0)):
@@ -92,7 +92,7 @@ class ChainedTrunk:
         return self._head.forward(torch.cat(features), wanted=True)
 
     def backward(self, gradient: Tensor) -> None:
-        """See `Chain`; the client whose activations were made last comes first."""
+        """See `Chain`; the client that came last in the forward pass goes first."""
         passed = self._head.backward(gradient)
         if passed is not None:
             active = self._cut.cohort.active
@@ -101,7 +101,7 @@ class ChainedTrunk:
 
 
 def in_sequence(model: nn.Module) -> Iterator[nn.Module]:
-    """The layers of nested Sequentials, one after the other."""
+    """The layers of nested Sequentials, flattened into one sequence."""
     if type(model) is not nn.Sequential:
         yield model
         return

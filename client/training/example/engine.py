@@ -1,8 +1,8 @@
-"""Opacus' privacy engine with entropy from outside: batches and noise from AES-CTR streams.
+"""Opacus' privacy engine with injected entropy: batches and noise come from AES-CTR streams.
 
 Opacus' own secure mode needs ``torchcsprng``, which is no longer maintained; without it, batches
-and noise follow torch's Mersenne Twister. `PrivacyEngine.make_private` puts model, optimizer,
-criterion and batches together here as there; only what draws is replaced.
+and noise follow torch's Mersenne Twister. `PrivacyEngine.make_private` assembles model, optimizer,
+criterion and batches here as in Opacus; only the sources of randomness are replaced.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ __all__ = ["EntropyEngine", "PoissonBatches"]
 
 
 class PoissonBatches:
-    """One client's batches, each example in each with the same probability, independently.
+    """One client's batches by Poisson sampling: independently, each example is in each batch with
+    the same probability.
 
     Args:
         rows: (n,) the client's rows of the pool.
-        rate: The probability.
-        steps: How many batches.
-        stream: Of the coins.
+        rate: The sampling probability.
+        steps: The number of batches.
+        stream: Source of the sampling coins.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class PoissonBatches:
         self._steps, self._stream = steps, stream
 
     def __len__(self) -> int:
-        """How many batches make up an epoch on average, what Opacus takes it for."""
+        """Batches per epoch on average, which is how Opacus reads it."""
         return max(1, round(1 / self.rate))
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
@@ -54,7 +55,7 @@ class EntropyEngine(PrivacyEngine):  # type: ignore[misc]
     """`PrivacyEngine` whose optimizers draw exact noise from `stream`.
 
     Args:
-        noise_multiplier: z; one engine has one, so that its sampler is prepared once.
+        noise_multiplier: z; fixed for an engine, so that its sampler is prepared once.
     """
 
     def __init__(self, noise_multiplier: float) -> None:
@@ -78,7 +79,8 @@ class EntropyEngine(PrivacyEngine):  # type: ignore[misc]
         loss_reduction: str,
         **_: object,
     ) -> DPOptimizer:
-        """As the base, with our classes; `examples` is the batch's expected size, unrounded."""
+        """As in the base class, with the optimizers of `client.training.example.optimizer`;
+        `examples` is the expected batch size, unrounded."""
         kind = GhostLatticeOptimizer if grad_sample_mode == "ghost" else LatticeOptimizer
         return kind(
             optimizer,
@@ -96,7 +98,7 @@ class EntropyEngine(PrivacyEngine):  # type: ignore[misc]
 
 
 def _chosen(stream: AesCtrStream, count: int, rate: float) -> NDArray[np.bool_]:
-    """(count,) independent coins that are true with probability `rate` to within 2^-64."""
+    """(count,) independent coins, each true with probability `rate` to within 2^-64."""
     if rate >= 1:
         return np.ones(count, dtype=np.bool_)
     return stream.words(count) < np.uint64(math.floor(rate * 2.0**64))

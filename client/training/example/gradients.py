@@ -1,16 +1,16 @@
-"""How the clipped gradients of a batch's examples come about: two forms, both Opacus'.
+"""The clipped gradients of a batch's examples, in one of two forms, both by Opacus.
 
 ``ghost``: ghost and fast gradient clipping (Li et al. 2022, arXiv:2110.05679, section 4; Opacus
-mode "ghost"). One pass back finds every example's gradient norm from activations and
-back-propagated signals, a second adds the gradients weighted by their clipping factors; no
-example's gradient of the whole model is built. ``functional``: each example's gradient by
-``torch.func`` (Opacus mode "no_op"), for any module that runs under vmap, recurrent ones included.
+mode "ghost"). One backward pass computes the norm of every example's gradient from activations and
+backpropagated signals; a second adds the gradients weighted by their clipping factors. No example's
+gradient of the whole model is built. ``functional``: each example's gradient by ``torch.func``
+(Opacus mode "no_op"), for any module that runs under vmap, including recurrent ones.
 
-Ghost clipping serves models of more than 8,192 parameters whose layers Opacus knows; CPU ms a
-batch of 64 (functional, ghost): softmax regression of 650 parameters 2.8, 0.9; perceptron of 51k
-17, 2.1; convolutions of 109k 94, 28; perceptron of 400k 425, 8; convolutions of 1.6M 1360, 250.
-Where little is to be gained, the exact sum of the functional form is worth more. A linear layer
-that sees sequences is not left to it: its norms come out of differences there.
+Ghost clipping is used for models of more than 8,192 parameters whose layers Opacus supports. CPU ms
+per batch of 64 (functional, ghost): softmax regression of 650 parameters 2.8, 0.9; perceptron of
+51k 17, 2.1; convolutions of 109k 94, 28; perceptron of 400k 425, 8; convolutions of 1.6M 1360, 250.
+For smaller models, the exact sum of the functional form is worth more than the time. Linear layers
+over sequences are excluded: ghost clipping computes their norms from differences.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ Gradients = Callable[[Tensor, Tensor], None]
 
 
 class PerExampleLoss:
-    """The task's loss as Opacus wants a criterion: one value an example, "reduced" by Opacus."""
+    """The task's loss as the criterion that Opacus expects: one value per example, which Opacus
+    reduces itself."""
 
     def __init__(self, task: Task) -> None:
         self._loss = task.loss
@@ -59,7 +60,7 @@ class PerExampleLoss:
 
 
 def refuse_mixing(model: nn.Module) -> None:
-    """Raise TrainingError where a layer has no gradients of single examples, naming the remedy."""
+    """Raise TrainingError if a layer has no per-example gradients; the message names the remedy."""
     for name, module in model.named_modules():
         checks: Iterable[object] = ()
         if any(p.requires_grad for p in module.parameters(recurse=False)):
@@ -85,7 +86,7 @@ def form_for(task: Task, model: nn.Module, x: Tensor, y: Tensor) -> tuple[str, s
     """("ghost" | "no_op", why): Opacus' mode for this model, tried on a few examples.
 
     Raises:
-        TrainingError: an example's gradient cannot be had, or depends on its batch.
+        TrainingError: an example's gradient cannot be computed, or depends on its batch.
     """
     size = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if size <= _FEW_PARAMETERS:
@@ -93,15 +94,15 @@ def form_for(task: Task, model: nn.Module, x: Tensor, y: Tensor) -> tuple[str, s
     else:
         refused = _ghost_refused(task, model, x, y)
         if refused is None:
-            return "ghost", f"{size} parameters in layers that Opacus clips unseen"
+            return "ghost", f"{size} parameters in layers for which Opacus has ghost clipping"
         why = f"no ghost clipping: {refused}"
     twin = without_dropout(copy.deepcopy(model))
     try:
         found = _functional(task, twin)(x, y)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise TrainingError(
-            f"the gradients of single examples cannot be had ({why}; torch.func: {_line(error)}); "
-            f"use layers that Opacus supports or that run under torch.func.vmap"
+            f"the gradients of single examples cannot be computed ({why}; torch.func: "
+            f"{_line(error)}); use layers that Opacus supports or that run under torch.func.vmap"
         ) from error
     expected = _one_by_one(task, twin, x, y)
     worst = float((found - expected).norm())
@@ -115,15 +116,16 @@ def form_for(task: Task, model: nn.Module, x: Tensor, y: Tensor) -> tuple[str, s
 def step_of(
     mode: str, task: Task, model: nn.Module, private: nn.Module, criterion: Any, optimizer: Any
 ) -> Gradients:
-    """What leaves a physical batch's gradients where `optimizer` looks for them.
+    """A function that computes a physical batch's gradients and stores them where `optimizer`
+    expects them.
 
     Args:
         mode: Opacus' grad_sample_mode.
-        task: For its loss.
+        task: Provides the loss.
         model: The bare model.
-        private: The same, as `make_private` returned it.
-        criterion: As `make_private` returned it (ghost clipping).
-        optimizer: As `make_private` returned it.
+        private: The same model, as returned by `make_private`.
+        criterion: As returned by `make_private`; used in ghost clipping only.
+        optimizer: As returned by `make_private`.
     """
     if mode == "ghost":
         return _ghost_step(private, criterion, optimizer)
@@ -148,7 +150,7 @@ def _ghost_step(private: Any, criterion: Any, optimizer: Any) -> Gradients:
             return
         criterion(private(x), y).backward()
         finite = torch.isfinite(private.per_sample_gradient_norms)
-        # A gradient that is not finite counts as zero: refusing would tell of its example.
+        # A gradient that is not finite counts as zero: a refusal would reveal its example.
         if not bool(finite.all()):
             optimizer.zero_grad()
             ghost(x[finite], y[finite])
@@ -163,7 +165,7 @@ def _nothing(optimizer: DPOptimizer) -> None:
 
 
 def _ghost_refused(task: Task, model: nn.Module, x: Tensor, y: Tensor) -> str | None:
-    """Why not; None where Opacus' norms are those of gradients taken one by one."""
+    """The reason against ghost clipping; None if its norms equal those of plain autograd."""
     twin = without_dropout(copy.deepcopy(model))
     expected = _one_by_one(task, twin, x, y).norm(dim=1)
     sequences: list[str] = []
@@ -184,14 +186,14 @@ def _ghost_refused(task: Task, model: nn.Module, x: Tensor, y: Tensor) -> str | 
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
         return _line(error)
     if sequences:
-        return f"Linear {sequences[0]!r} sees sequences"
+        return f"Linear {sequences[0]!r} is applied to sequences"
     if not torch.allclose(found, expected, rtol=_TOLERANCE, atol=1e-7):
-        return "its norms are not those of single examples (a parameter used in two places?)"
+        return "its norms differ from those of single examples (is a parameter used twice?)"
     return None
 
 
 def _by_name(task: Task, model: nn.Module) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
-    """Gradients (B, *shape) of a batch's losses, by parameter."""
+    """Gradients (B, *shape) of the losses of a batch's examples, by parameter."""
 
     def loss_of(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         outputs = functional_call(model, params, (x.unsqueeze(0),))
@@ -219,7 +221,7 @@ def _functional(task: Task, model: nn.Module) -> Callable[[Tensor, Tensor], Tens
 
 
 def _one_by_one(task: Task, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """(B, d) by plain autograd, one example a batch."""
+    """(B, d) gradients by plain autograd, one example at a time."""
     params = [p for p in model.parameters() if p.requires_grad]
     rows = []
     for at in range(len(x)):

@@ -1,9 +1,9 @@
 """Opacus' optimizers with integer sums and noise from AES-CTR.
 
-`DPOptimizer` clips, adds, noises, scales, steps. Two of its five are replaced here. What is added
-are integers, units of C / 2^20, so physical batches add up exactly; and the noise is
-round(sigma N) on that integer sum, from a stream that the operating system's entropy keys: neither
-torch's generator nor the low bits of a floating-point sum have a say in it.
+`DPOptimizer` clips, adds, noises, scales and steps. Two of these five are replaced here. Gradients
+are added as integers, in units of C / 2^20, so the sum over physical batches is exact; and the
+noise is round(sigma N) on that integer sum, from a stream keyed by the operating system's entropy.
+It depends neither on torch's generator nor on the low bits of a floating-point sum.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from fedsys.privacy.randomness import AesCtrStream
 __all__ = ["UNITS", "GhostLatticeOptimizer", "LatticeOptimizer", "proximal_hook"]
 
 UNITS = float(1 << 20)
-# Float32 norms of millions of coordinates are off by less; clipping to a hair less makes up for it.
+# Clip to slightly less than C: the error of float32 norms of millions of coordinates is smaller.
 _SLACK = 1.0 - 1e-5
-# Ghost clipping adds in float32 besides: off by 1.3e-5 C at most with 256 examples, as measured.
+# Ghost clipping also adds in float32: the measured error is at most 1.3e-5 C with 256 examples.
 _GHOST_SLACK = 1.0 - 1e-4
 
 
 class _OnLattice:
-    """Next to one of Opacus' optimizers: exact noise onto the integer sum that it was given.
+    """Mixin for an optimizer of Opacus: adds exact noise to its integer sum.
 
     Args:
-        optimizer: What steps, e.g. ``torch.optim.SGD``.
-        sampler: Of the noise round(sigma N), in units; its sigma is z 2^20.
-        stream: What the noise is drawn from.
-        settings: Of Opacus' optimizer.
+        optimizer: Takes the step, e.g. ``torch.optim.SGD``.
+        sampler: Draws the noise round(sigma N), in units of C / 2^20; its sigma is z 2^20.
+        stream: Source of the noise.
+        settings: Arguments of Opacus' optimizer.
     """
 
     params: list[nn.Parameter]
@@ -52,7 +52,7 @@ class _OnLattice:
         self._sampler, self._stream = sampler, stream
 
     def add_noise(self) -> None:
-        """``grad`` becomes ``summed_grad`` (int64 units) plus noise, in the gradient's units."""
+        """Set ``grad`` to ``summed_grad`` (int64 units) plus noise, in the gradient's own scale."""
         unit = self.max_grad_norm / UNITS
         for param in self.params:
             noise = torch.from_numpy(self._sampler.draw(tuple(param.shape), self._stream))
@@ -62,18 +62,19 @@ class _OnLattice:
 
 
 class LatticeOptimizer(_OnLattice, DPOptimizer):  # type: ignore[misc]
-    """Adds whole clipped gradients, each truncated to the lattice: the sum's sensitivity is C."""
+    """Adds clipped gradients, each truncated to the lattice: the sum's sensitivity is C."""
 
     def clip_and_accumulate(self) -> None:
         """Adds the physical batch's clipped gradients to ``summed_grad``, in integer units."""
         params: list[nn.Parameter] = self.params
         each = torch.cat([grads.flatten(1) for grads in self.grad_samples], dim=1)
         norms = torch.linalg.vector_norm(each, dim=1)
-        # A gradient that is not finite counts as zero: refusing would tell of its example.
+        # A gradient that is not finite counts as zero: a refusal would reveal its example.
         each[~torch.isfinite(norms)] = 0
         norms = torch.nan_to_num(norms, nan=0.0, posinf=0.0)
         factors = (self.max_grad_norm / norms.clamp_min(1e-30)).clamp_max(1.0)
         each *= (factors * (_SLACK * UNITS / self.max_grad_norm)).unsqueeze(1)
+        # Truncation towards zero cannot lengthen a gradient; float64 adds these integers exactly.
         total = each.trunc_().sum(0, dtype=torch.float64).to(torch.int64)
         for param, part in zip(
             params, torch.split(total, [p.numel() for p in params]), strict=True
@@ -82,10 +83,10 @@ class LatticeOptimizer(_OnLattice, DPOptimizer):  # type: ignore[misc]
 
 
 class GhostLatticeOptimizer(_OnLattice, DPOptimizerFastGradientClipping):  # type: ignore[misc]
-    """The same where Opacus' ghost clipping has added already: rounds a physical batch's sum.
+    """As `LatticeOptimizer`, but rounds a physical batch's sum as ghost clipping returns it.
 
-    No example's gradient is ever built, so a physical batch is added in float32; clipping to a
-    ten-thousandth less makes up for what that is off by.
+    No example's gradient is ever built, so a physical batch is added in float32; clipping to
+    1 - 10^-4 of the norm makes up for the error.
     """
 
     def accumulate(self) -> None:
@@ -99,7 +100,7 @@ class GhostLatticeOptimizer(_OnLattice, DPOptimizerFastGradientClipping):  # typ
 def proximal_hook(
     params: Sequence[nn.Parameter], start: Sequence[Tensor], weight: float
 ) -> Callable[[DPOptimizer], None]:
-    """A step hook that adds FedProx's ``weight (w - w_global)`` once the noise is in."""
+    """A step hook that adds FedProx's ``weight (w - w_global)`` after the noise was added."""
 
     def pull(_: DPOptimizer) -> None:
         for param, origin in zip(params, start, strict=True):

@@ -1,9 +1,10 @@
-"""DP-SGD inside each client, by Opacus: what leaves it hides every single example of its data.
+"""DP-SGD inside each client, by Opacus: each update is differentially private in each example.
 
-Abadi et al. 2016 (arXiv:1607.00133), algorithm 1. Opacus puts it together (`EntropyEngine`): its
-clipping, ghost clipping where that serves (`example_gradients`), its optimizer. Batches and noise
-come from AES-CTR streams keyed by the caller's entropy; clipped gradients are added as integers and
-the noise is round(sigma N) (`example_optimizer`).
+Abadi et al. 2016 (arXiv:1607.00133), algorithm 1. `EntropyEngine` has Opacus assemble it from
+Opacus' clipping, as ghost clipping where that is faster (`client.training.example.gradients`), and
+its optimizer. Batches and noise come from AES-CTR streams keyed by the caller's entropy; clipped
+gradients are added as integers and the noise is round(sigma N)
+(`client.training.example.optimizer`).
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ _TRIED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ExamplePrivacy:
-    """What the accountant of ``example-gaussian`` charges for; the same for every client.
+    """The parameters that the accountant of ``example-gaussian`` charges for, one set for a job.
 
     Attributes:
-        clip: C, the norm to which each example's gradient is clipped.
+        clip: C, the L2 norm to which each example's gradient is clipped.
         noise_multiplier: z; a step's summed gradient gets noise of standard deviation z C.
-        example_rate: Probability with which an example is in a step's batch, independently.
-        steps: Local steps a round.
+        example_rate: Probability that an example is in a step's batch, independently.
+        steps: Local steps per round.
     """
 
     clip: float
@@ -65,23 +66,23 @@ class ExamplePrivateTrainer:
     """Trains clients one after the other with example-level differential privacy.
 
     Args:
-        task: Model and loss. An example's loss must not depend on the others of its batch.
+        task: Model and loss. An example's loss must not depend on other examples of its batch.
         local: Optimizer, learning rate, momentum, weight decay and FedProx; ``epochs`` and
             ``batch_size`` are replaced by the privacy's steps and rate.
-        privacy: What is guaranteed.
+        privacy: The guarantee.
         device: Where gradients are computed; noise is drawn on the host.
-        seed: Of the initial weights.
-        mode: Opacus' way to an example's gradient, ``"ghost"`` or ``"no_op"`` (torch.func); chosen
-            for the model at the first call by default.
+        seed: Seed of the initial weights.
+        mode: Opacus' mode for per-example gradients, ``"ghost"`` or ``"no_op"`` (torch.func); by
+            default chosen for the model at the first call.
 
     A client's number of examples is taken to be public: it divides the summed gradients.
 
-    One trainer serves any number of clients and rounds, and what one trains on has no bearing on
-    the next: each starts from the weights given and the model's buffers as they were made, with an
-    optimizer and a stream of its own. The sampler of the noise keeps nothing.
+    One trainer serves any number of clients and rounds, and no client's data influences the next
+    client: each starts from the given weights and the model's initial buffers, with an optimizer
+    and a stream of its own. The noise sampler is stateless.
 
     Raises:
-        TrainingError: the model has a layer without gradients of single examples.
+        TrainingError: the model has a layer without per-example gradients.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class ExamplePrivateTrainer:
         return self._mode
 
     def opacus_epsilon(self, delta: float) -> float:
-        """Epsilon by Opacus' own accountant, of the steps of all clients as if they were one."""
+        """Epsilon by Opacus' own accountant, as if one client had taken the steps of all."""
         return float(self._engine.get_epsilon(delta))
 
     def train(
@@ -130,14 +131,14 @@ class ExamplePrivateTrainer:
         """(K, d) w_local - w_global, each differentially private in the client's examples.
 
         Args:
-            weights: (d,) where the clients start.
+            weights: (d,) the clients' initial weights.
             examples: The pool of training examples.
-            client_rows: Each client's rows; one without rows gets a zero update.
-            entropy: Keys the batches' and the noise's streams.
-            names: What an error calls the clients; their positions by default.
+            client_rows: Each client's rows of the pool; a client without rows gets a zero update.
+            entropy: Keys the streams of batches and noise.
+            names: The clients' names in errors; their positions by default.
 
         Raises:
-            TrainingError: names the client, the cause and the remedy.
+            TrainingError: training failed; the message names the client and the cause.
         """
         updates = np.zeros((len(client_rows), self.dimension), dtype=np.float32)
         start = torch.from_numpy(np.array(weights, dtype=np.float32)).to(self._device)
@@ -162,7 +163,7 @@ class ExamplePrivateTrainer:
         return updates
 
     def _renew(self) -> None:
-        """A model that bears no trace of Opacus."""
+        """Make a fresh model, without Opacus' hooks."""
         self._model: nn.Module = self._task.init_model(self._seed).to(self._device).train()
         self._private: nn.Module = self._model
         self._buffers = {name: each.clone() for name, each in self._model.named_buffers()}
@@ -225,7 +226,7 @@ class ExamplePrivateTrainer:
     def _physical(
         self, examples: Examples, batch: NDArray[np.int64]
     ) -> Iterator[tuple[Tensor, Tensor, bool]]:
-        """A Poisson batch in parts that fit into memory; the last is marked."""
+        """A Poisson batch in parts (x, y, whether it is the last) that fit into memory."""
         most = max(1, (256 << 20) // (4 * self.dimension))
         if self._mode == "ghost":
             most = _GHOST_BATCH
@@ -238,7 +239,7 @@ class ExamplePrivateTrainer:
         return x.to(self._device), y.to(self._device)
 
     def _choose(self, examples: Examples, rows: NDArray[np.int64]) -> str:
-        """Opacus' mode for this model, tried on the first finite examples; kept."""
+        """Opacus' mode for this model, tried on the first finite examples and then kept."""
         if self._mode is None:
             from client.training.example.gradients import form_for
 
@@ -256,14 +257,14 @@ class ExamplePrivateTrainer:
 
 @lru_cache(maxsize=64)
 def _tell(mode: str, why: str, *_job: object) -> None:
-    """Once a job, for which a device may make several trainers: what tells jobs apart is part of
-    the arguments."""
+    """Log the mode once per job, though a device may make several trainers for it: the arguments
+    that identify the job are the cache's key."""
     _log.info("gradients of examples: %s, %s", mode, why)
 
 
 @contextmanager
 def _without_hints() -> Iterator[None]:
-    """torch's remarks on how Opacus uses it say nothing to who runs a job."""
+    """Silence torch's warnings about Opacus, on which the user of a job cannot act."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
         warnings.filterwarnings("ignore", message="Full backward hook is firing")

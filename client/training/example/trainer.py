@@ -1,4 +1,4 @@
-"""A `Trainer` whose updates are private towards everybody, example by example."""
+"""A `Trainer` whose updates are themselves differentially private in each example."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class ExampleTrainer(Trainer):
 
     Args:
         task: model, loss and metrics.
-        local: optimizer and learning rate.
+        local: optimizer and its hyper-parameters.
         privacy: what each client guarantees to its examples.
         device: where gradients are computed.
-        seed: of the initial weights.
-        entropy: of batches and noise; seeds given to `train` are not used.
+        seed: seed of the initial weights.
+        entropy: source of batches and noise; the seeds given to `train` are not used.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ExampleTrainer(Trainer):
         clip: float,
         names: Sequence[object] | None = None,
     ) -> ClippedSum:
-        """Refuses: what a client sends is an integer vector of its own.
+        """Not available: each client sends its own integer vector.
 
         Raises:
             ConfigError: always.

@@ -1,10 +1,10 @@
-"""The graph path: the whole local epoch of K clients, recorded once and repeated per chunk.
+"""The graph path: the local epoch of K clients, recorded once and replayed for every chunk.
 
-The arithmetic is that of `client.training.batched`; what differs is that shapes are fixed, so that
-a GPU can repeat the epoch as one graph. Chunks are padded to the fixed shapes: a client that is not
-there has no weight in any loss, one that is done keeps its parameters.
+The arithmetic is that of `client.training.batched`, but shapes are fixed, so that a GPU can replay
+the epoch as one graph. Chunks are padded to the fixed shapes: a padding client has weight zero in
+every loss, and a client that has finished keeps its parameters.
 
-On a CPU the same code runs without a graph, which is how it is tested; on a GPU it is unmeasured.
+On a CPU the same code runs without a graph, which is how it is tested; not measured on a GPU.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from fedsys.tasks import Examples, Task, seeded
 __all__ = ["Epoch", "Finish", "GraphPath", "roomy"]
 
 LONGEST = 64
-"""Steps of one graph; longer epochs repeat it."""
+"""The most steps of one graph; longer epochs replay it."""
 
 _KEPT = 4
 Gradients = Callable[[dict[str, Tensor], Tensor, Tensor, Tensor], dict[str, Tensor]]
 
 
 class Finish(Protocol):
-    """What is to be done with the updates, in the same graph."""
+    """Processing of the updates, in the same graph."""
 
     def bind(self, updates: Tensor, present: Tensor) -> Work:
-        """Work over `updates` (K, d) and `present` (K,) bool: whether a client is there. Both stay
-        where they are; a padded client's row is of no meaning."""
+        """Work over `updates` (K, d) and `present` (K,) bool, false for padding clients, whose rows
+        have no meaning. Both tensors stay at their addresses."""
         ...
 
 
 def roomy(count: int) -> int:
-    """A count at least as large, at most an eighth larger: few shapes serve many counts.
+    """`count` rounded up by at most an eighth, so that few shapes serve many counts.
 
     >>> [roomy(count) for count in (0, 5, 16, 17, 50)]
     [0, 5, 16, 18, 52]
@@ -60,22 +60,22 @@ class Epoch:
     """One shape of chunk, recorded: K clients, S steps at once, batches of B.
 
     Attributes:
-        updates: (K, d) of the last chunk, in its order; more rows may follow.
-        finished: what `finish` bound.
+        updates: (K, d) the last chunk's updates, in its order; rows of padding clients come last.
+        finished: the work that `finish` bound, or None.
 
     Args:
-        gradients: of K clients' losses.
+        gradients: computes the gradients of K clients' losses.
         layout: of the flat vector.
         local: hyper-parameters.
-        examples: the pool; must stay where it is.
-        like: the dtype and device of weights.
+        examples: the pool; its tensors must stay at their addresses.
+        like: a tensor with the dtype and device of the weights.
         clients: K.
         steps: S.
         batch: B.
-        ragged: whether clients may be done before the last step.
+        ragged: whether some clients may finish before the last step.
         whole: whether the S steps are the whole epoch, which is then one graph.
-        finish: what follows in the graph.
-        recorder: of the graph.
+        finish: processes the updates, in the same graph.
+        recorder: records the graph.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Epoch:
             self._some = recorder.record(self._train)
 
     def run(self, start: Tensor, schedule: Schedule, local: LocalConfig) -> None:
-        """Trains the schedule's clients; their updates are then in the first rows of `updates`."""
+        """Train the schedule's clients; their updates are then in the first rows of `updates`."""
         self.start.copy_(start)
         held = np.zeros(self.clients, dtype=np.bool_)
         held[: schedule.clients] = True
@@ -133,14 +133,15 @@ class Epoch:
         self._end()
 
     def _stage(self, schedule: Schedule, first: int, local: LocalConfig) -> None:
-        """Hands steps `first` and following to the graph's inputs; no wait for the device."""
+        """Copy the steps from `first` on to the graph's inputs, without waiting for the device."""
         shape = (self.steps, self.clients, self.batch)
         rows, weights = np.zeros(shape, dtype=np.int64), np.zeros(shape)
         active = np.zeros(shape[:2], dtype=np.bool_)
         for at, step in enumerate(schedule.steps[first : first + self.steps]):
             count, width = step.rows.shape
             rows[at, :count, :width] = step.rows
-            # Padding repeats a row of the same client: nobody's data meets another's damage.
+            # Padding repeats a row of the same client, so that no client's damaged data (NaN, say,
+            # which a weight of zero does not remove) reaches another client.
             rows[at, :count, width:] = step.rows[:, :1]
             weights[at, :count, :width] = step.weights()
             active[at, :count] = True
@@ -185,10 +186,10 @@ class GraphPath:
     """Trains K clients at once, by graphs that are recorded when a shape is first seen.
 
     Args:
-        task: For its loss, which must not wait for the device (no ``.item()``, no ``nonzero``).
-        model: Gives the forward pass; its own weights are not used.
+        task: Provides the loss, which must not wait for the device (no ``.item()`` or ``nonzero``).
+        model: Provides the forward pass; its own weights are not used.
         local: Hyper-parameters.
-        recorder: Of the graphs; by default what suits the model's device.
+        recorder: Records the graphs; by default the one that suits the model's device.
     """
 
     name = "graph"
@@ -217,7 +218,7 @@ class GraphPath:
         seeds: Sequence[int],
         out: Tensor,
     ) -> None:
-        """Each client's w_local - w_global into `out` (K, d); zeros where it has no examples."""
+        """Write each client's w_local - w_global into `out` (K, d); zeros if it has no examples."""
         if not schedule.steps:
             out.zero_()
             return
@@ -231,26 +232,26 @@ class GraphPath:
         seeds: Sequence[int],
         finish: Finish | None = None,
     ) -> Epoch:
-        """Trains a schedule of at least one step, and does what `finish` binds.
+        """Train a schedule of at least one step, and do the work that `finish` binds.
 
         Returns:
-            Where the updates are, until the next call.
+            The epoch that holds the updates, until the next call.
         """
         with seeded(seeds[0]), warnings.catch_warnings(), torch.no_grad():
-            # vmap warns where it falls back to a loop over clients: slow, never wrong.
+            # vmap warns when it falls back to a loop over clients: slow, but correct.
             warnings.filterwarnings("ignore", message="There is a performance drop")
             try:
                 epoch = self._epoch(start, examples, schedule, finish)
                 epoch.run(start, schedule, self._local)
             except torch.OutOfMemoryError as error:
-                # What was made half-way is held by the frames that made it.
+                # The frames that failed still hold what they had allocated.
                 traceback.clear_frames(error.__traceback__)
                 self.release()
                 raise
         return epoch
 
     def release(self) -> None:
-        """Lets go of all graphs and their memory."""
+        """Free all graphs and their memory."""
         self._epochs = []
         self._examples = None
         if self._device.type == "cuda":
@@ -266,7 +267,7 @@ class GraphPath:
         batch = max(step.rows.shape[1] for step in schedule.steps)
         parts = math.ceil(total / LONGEST)
         steps = math.ceil(total / parts)
-        # All clients that train do so to the last step; those without examples never start.
+        # Whether every client trains to the last step: then no mask is needed.
         even = int(schedule.lengths.min()) == total and steps * parts == total
         for at, (bound, epoch) in enumerate(self._epochs):
             fits = (

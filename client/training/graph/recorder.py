@@ -1,8 +1,7 @@
-"""Work that is recorded once and repeated: a CUDA graph on a GPU, a plain call on a CPU.
+"""Work that is recorded once and replayed: a CUDA graph on a GPU, a plain call on a CPU.
 
-What is recorded reads and writes tensors that stay where they are, and asks the host nothing. The
-same code then runs in both forms; tests run the plain one. The CUDA form is unmeasured: it was
-written without a GPU at hand.
+Recorded work reads and writes tensors at fixed addresses and never waits for the host, so the same
+code runs in both forms. Tests run the plain one; the CUDA form has not been measured on a GPU.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ _WARM_UPS = 3
 
 
 class Recorder(Protocol):
-    """Turns work into something that repeats it."""
+    """Turns work into a function that repeats it."""
 
     def record(self, work: Work) -> Work:
-        """Repeats `work`. Recording may already run it, any number of times."""
+        """A function that repeats `work`. Recording may run `work` any number of times."""
         ...
 
 
 class PlainRecorder:
-    """Repeats work by doing it again."""
+    """Repeats work by calling it again."""
 
     def record(self, work: Work) -> Work:
         """`work` itself."""
@@ -43,7 +42,7 @@ class CudaRecorder:
     libraries have chosen their kernels and allocated their workspaces.
 
     Args:
-        device: whose memory the work is in.
+        device: where the work runs.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -73,5 +72,5 @@ class CudaRecorder:
 
 
 def recorder_for(device: torch.device) -> Recorder:
-    """What repeats work best on `device`."""
+    """The recorder that suits `device`."""
     return CudaRecorder(device) if device.type == "cuda" else PlainRecorder()

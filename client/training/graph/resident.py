@@ -1,5 +1,5 @@
-"""A pool of examples on its device and the graphs that train from it: chunk after chunk, without
-a wait of the host for the device."""
+"""A pool of examples on its device and the graphs that train from it, chunk after chunk, without
+the host waiting for the device."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Resident:
     """Trains chunks of clients by `GraphPath`.
 
     Args:
-        path: of the model.
-        local: its hyper-parameters.
+        path: the model's graph path.
+        local: the path's hyper-parameters.
         pool: the examples, on the path's device.
-        dimension: d.
+        dimension: d, the number of weights.
     """
 
     def __init__(self, path: GraphPath, local: LocalConfig, pool: Examples, dimension: int) -> None:
@@ -36,14 +36,15 @@ class Resident:
         self.staging = Staging(device)
 
     def begin(self, weights: NDArray[np.float32]) -> None:
-        """The chunks that follow start from `weights` (d,)."""
+        """Start the chunks that follow from `weights` (d,)."""
         self.staging.copy(self.start, weights)
 
     def plan(self, rows: Sequence[NDArray[np.int64]], seeds: Sequence[int]) -> Schedule:
-        """The schedule of clients, sorted by number of steps, longest first. On the host alone.
+        """The schedule of clients that are sorted by number of steps, longest first. Runs on the
+        host alone.
 
         Raises:
-            TrainingError: a row that the pool does not have.
+            TrainingError: a client has a row that the pool does not have.
         """
         for each in rows:
             if len(each) and not 0 <= int(each.min()) <= int(each.max()) < len(self._pool):
@@ -54,9 +55,9 @@ class Resident:
         return build(rows, seeds, self._local)
 
     def train(self, schedule: Schedule, seeds: Sequence[int], finish: Finish) -> Epoch:
-        """Trains a schedule of at least one step; the device may still be at it on return."""
+        """Train a schedule of at least one step; the device may still be training on return."""
         return self._path.run(self.start, self._pool, schedule, seeds, finish)
 
     def release(self) -> None:
-        """Lets go of the graphs and their memory; the examples stay."""
+        """Free the graphs and their memory; the examples stay."""
         self._path.release()

@@ -1,6 +1,6 @@
-"""What crosses between the host and a device: through pinned memory, without waiting.
+"""Copies between the host and a device, through pinned memory and without waiting.
 
-Tested without a GPU, where nothing is pinned; unmeasured on one.
+Tested without a GPU, where nothing is pinned; not measured on one.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _PAUSE = 2e-5
 
 
 class Staging:
-    """Copies host arrays into tensors that stay where they are.
+    """Copies host arrays into tensors at fixed addresses.
 
     On CUDA, a copy goes through page-locked memory and returns at once. PyTorch's host allocator
-    gives such a block away again only when the copy out of it has been done.
+    reuses such a block only after the copy out of it has completed.
 
     Args:
-        device: of the tensors.
+        device: where the tensors are.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._pinned = device.type == "cuda"
 
     def copy(self, into: Tensor, values: NDArray[Any]) -> None:
-        """`values` into `into`, of the same shape."""
+        """Copy `values` to `into`, of the same shape."""
         held = torch.from_numpy(values).to(into.dtype)
         if self._pinned:
             into.copy_(held.pin_memory(), non_blocking=True)
@@ -41,7 +41,7 @@ class Staging:
             into.copy_(held)
 
     def fetch(self, values: Tensor) -> Fetched:
-        """Starts to bring `values` to the host."""
+        """Start copying `values` to the host."""
         return Fetched(values)
 
 
@@ -49,7 +49,7 @@ class Fetched:
     """Values on their way to the host.
 
     Args:
-        values: on any device; what they are now is what arrives.
+        values: on any device; later changes to them do not arrive.
     """
 
     def __init__(self, values: Tensor) -> None:
@@ -63,13 +63,13 @@ class Fetched:
             self._values = values.clone()
 
     def wait(self, deadline: float) -> NDArray[Any]:
-        """The values, once they are there.
+        """The values, once they have arrived.
 
         Args:
-            deadline: seconds.
+            deadline: seconds to wait.
 
         Raises:
-            TrainingError: the device does not answer.
+            TrainingError: they did not arrive in time.
         """
         if self._arrived is not None:
             until = time.monotonic() + deadline
@@ -77,7 +77,7 @@ class Fetched:
                 if time.monotonic() > until:
                     raise TrainingError(
                         f"the GPU gave no answer for {deadline:g} s; raise engine.deadline, lower "
-                        f"engine.chunk, or see what else uses it"
+                        f"engine.chunk, or check what else uses the GPU"
                     )
                 time.sleep(_PAUSE)
         found: NDArray[Any] = self._values.numpy()

@@ -1,4 +1,4 @@
-"""`Stepper` for a recorded epoch: step sizes and who takes part are tensors, not numbers."""
+"""`Stepper` for a recorded epoch: step sizes and active clients are tensors, not numbers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ __all__ = ["StaticStepper", "step_sizes"]
 
 
 def step_sizes(local: LocalConfig, first: int, steps: int) -> NDArray[np.float64]:
-    """(steps, 2) the learning rate and the second moment's factor, from step `first` on.
+    """(steps, 2) the step size and the factor of the second moment, from step `first` on.
 
-    Adam corrects both moments for their start from zero (Kingma and Ba 2015, algorithm 1).
+    For Adam they include the bias corrections 1 / (1 - beta^t) of the two moments (Kingma and Ba
+    2015, algorithm 1).
     """
     sizes = np.empty((steps, 2))
     sizes[:] = local.learning_rate, 1.0
@@ -34,8 +35,8 @@ class StaticStepper(Stepper):
 
     Args:
         local: The hyper-parameters.
-        start: Where the clients started, one tensor a parameter.
-        params: Each with a leading client axis.
+        start: The initial weights, one tensor per parameter.
+        params: The weights to train, one tensor per parameter with a leading client axis.
     """
 
     def __init__(self, local: LocalConfig, start: Sequence[Tensor], params: Sequence[Tensor]):
@@ -44,13 +45,13 @@ class StaticStepper(Stepper):
         self._active: Tensor | None = None
 
     def reset(self) -> None:
-        """Moments are zero again."""
+        """Reset momentum or moments to zero."""
         for state in self._state:
             for each in state:
                 each.zero_()
 
     def take(self, grads: Sequence[Tensor], sizes: Tensor, active: Tensor | None) -> None:
-        """One step of `sizes` (2,), see `step_sizes`; clients not in `active` (K,) stay."""
+        """Take one step with `sizes` (2,) (see `step_sizes`) for clients in `active` (K,) bool."""
         self._sizes, self._active = sizes, active
         self.step(grads)
 
@@ -67,7 +68,7 @@ class StaticStepper(Stepper):
         else:
             move = grad * rate
         if self._active is not None:
-            # Not a product: a client that is done may have a gradient that is not finite.
+            # Not a product: a client that has finished may have a gradient that is not finite.
             there = self._active.view(-1, *[1] * (move.dim() - 1))
             move = torch.where(there, move, 0.0)
         param.sub_(move)

@@ -1,10 +1,10 @@
-"""Tables as people have them: read strictly, each column of a kind that its cells bear out.
+"""Tables as found in practice, read strictly: each column is of a kind that its cells support.
 
-`file` reads a CSV or parquet file without guessing at what cells mean; `cells` turns one column
-into text, numbers or days and names the cell where that fails; `missing` says what an unmeasured
-cell looks like and becomes; `columns` encodes rows by a declaration; `inference` writes such a
-declaration from the rows themselves; `options` reads one from ``[task.options]``; `reading` is
-what was read, for people.
+`file` reads a CSV or parquet file without guessing what cells mean; `cells` turns one column into
+text, numbers or days and names the cell where that fails; `missing` says what a missing value looks
+like and becomes; `columns` encodes rows by a declaration; `inference` derives such a declaration
+from the rows; `options` reads one from ``[task.options]``; `reading` describes what was read, for
+people.
 """
 
 from fedsys.tasks.tables.columns import Columns, Prepared

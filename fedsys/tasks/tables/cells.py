@@ -1,7 +1,7 @@
-"""One column's cells as text, numbers or days; an error names the row and what stands there.
+"""One column's cells as text, numbers or days; an error names the row and quotes its cell.
 
-Nothing is converted that does not convert as a whole: ``12O`` in a column of numbers is an error,
-not a missing value, and ids keep their leading zeros.
+A column is converted as a whole or not at all: ``12O`` in a column of numbers is an error, not a
+missing value, and ids keep their leading zeros.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["ISO_DATE", "MARKS", "NUMBER", "Column", "Place", "plain_number", "su
 MARKS = frozenset(
     ("?", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A", "<NA>", "-", "--", ".")
 )
-"""What tables write where nothing was measured; never taken for that without being told."""
+"""Common marks of a missing value; never taken for one unless the user says so."""
 
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 ISO_DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:?\d\d)?)?$"
@@ -39,9 +39,9 @@ class Place:
     """A file, for errors about it.
 
     Attributes:
-        path: of the file.
-        private: whether errors may quote nothing that stands in the file: on a device, where
-            logs travel further than data may.
+        path: the file's path.
+        private: whether errors must not quote the file's contents: so on a device, whose logs
+            travel further than its data may.
     """
 
     path: Path
@@ -51,11 +51,11 @@ class Place:
         """An error about one cell.
 
         Args:
-            column: its name.
-            row: counted from 0; people count the first row below the header as row 1.
-            value: what stands there.
-            problem: continues "VALUE ".
-            remedy: may hold ``{value}``, the value in quotes.
+            column: the column's name.
+            row: the row, counted from 0; the message counts from 1, below the header.
+            value: the cell's value.
+            problem: text that continues "VALUE ".
+            remedy: text that may contain ``{value}``, for the value in quotes.
         """
         quoted = "the cell" if self.private or value in (None, "") else self.quote(value)
         advice = remedy.replace("{value}", "..." if self.private else self.quote(value))
@@ -64,7 +64,7 @@ class Place:
         )
 
     def column(self, column: str, problem: str) -> DataError:
-        """An error about a whole column; `problem` quotes no cell unless `private` is False."""
+        """An error about a whole column; `problem` may quote cells only if `private` is False."""
         return DataError(f"{self.path}: column {column!r} {problem}")
 
     def file(self, problem: str) -> DataError:
@@ -72,7 +72,7 @@ class Place:
         return DataError(f"{self.path}: {problem}")
 
     def quote(self, value: object) -> str:
-        """The value, cut where it is long; dots where nothing may be quoted."""
+        """The value in quotes, shortened if it is long; dots if nothing may be quoted."""
         if self.private:
             return "..."
         text = str(value)
@@ -85,10 +85,10 @@ class Column:
 
     Attributes:
         place: the file.
-        name: of the column.
-        array: its ``pyarrow.ChunkedArray``: text as it stands in a CSV, or a type of parquet's.
-        decimal: what separates a number's whole part from its fraction in text.
-        thousands: what groups its digits by three; empty where nothing does.
+        name: the column's name.
+        array: the cells as a ``pyarrow.ChunkedArray``: text as in the CSV, or a parquet type.
+        decimal: the decimal separator of numbers in text.
+        thousands: the separator of groups of three digits; empty if there is none.
     """
 
     place: Place
@@ -104,12 +104,12 @@ class Column:
         return len(self.array)
 
     def written(self, decimal: str, thousands: str = "") -> Column:
-        """The same cells, whose numbers are written otherwise."""
+        """The same cells, with other separators in numbers."""
         return replace(self, decimal=decimal, thousands=thousands)
 
     @property
     def kind(self) -> str:
-        """``text``, ``number``, ``date``, ``boolean`` or ``list``; else what arrow calls it."""
+        """``text``, ``number``, ``date``, ``boolean`` or ``list``; else Arrow's type name."""
         from pyarrow import types
 
         kind = self.array.type
@@ -129,11 +129,11 @@ class Column:
 
     @cached_property
     def texts(self) -> Any:
-        """A ``ChunkedArray`` of text: without spaces at the ends, null where the file has null.
+        """A ``ChunkedArray`` of text without spaces at the ends, null where the file has null.
 
         Raises:
-            DataError: it holds lists, or bytes that are no text, or ids that a floating-point
-                number cannot hold.
+            DataError: the column holds lists, bytes that are not text, or integers that a
+                floating-point number cannot represent.
         """
         import pyarrow
         from pyarrow import compute, types
@@ -146,21 +146,22 @@ class Column:
         if self.kind == "list" or types.is_nested(array.type):
             raise self.place.column(
                 self.name,
-                "holds lists, one a row; leave it out with task.options.ignore (as a label: say "
+                "holds lists, one per row; leave it out with task.options.ignore (as a label: say "
                 "target = 'labels')",
             )
         try:
             array = array.cast(pyarrow.large_string() if _large(array.type) else pyarrow.string())
         except pyarrow.ArrowException:
             raise self.place.column(
-                self.name, f"holds {self.array.type}, which is no text; leave it out"
+                self.name, f"holds {self.array.type}, which is not text; leave it out"
             ) from None
         spaced = compute.match_substring_regex(array, r"^\s|\s$|^[^\x00-\x7f]|[^\x00-\x7f]$")
-        # Mostly there is nothing to take off, and no need for a copy of the column.
+        # Usually there is nothing to trim, and no need to copy the column.
         return compute.utf8_trim_whitespace(array) if compute.any(spaced).as_py() else array
 
     def _integral(self, array: Any) -> Any:
-        """Text of floating-point numbers: 3.0, which a missing value makes of 3, is ``3``."""
+        """Floating-point numbers as text. 3.0 becomes ``3``: integers are stored as floats where
+        the column has a missing value."""
         import pyarrow
 
         chunks = []
@@ -171,7 +172,7 @@ class Column:
             if (np.abs(numbers[whole]) >= _EXACT).any():
                 raise self.place.column(
                     self.name,
-                    "holds floating-point numbers beyond 2^53, where different ids are one "
+                    "holds floating-point numbers beyond 2^53, where different ids become the same "
                     "number; write them as text or integers",
                 )
             texts = [
@@ -182,14 +183,14 @@ class Column:
         return pyarrow.chunked_array(chunks, pyarrow.string())
 
     def matches(self, pattern: str) -> NDArray[np.bool_]:
-        """(M,) whether each text matches; False where it is null."""
+        """(M,) whether each text matches; False if it is null."""
         from pyarrow import compute
 
         found = compute.match_substring_regex(self.texts, pattern)
         return _flags(compute.fill_null(found, False))
 
     def missing(self, marks: Iterable[str]) -> NDArray[np.bool_]:
-        """(M,) whether each cell is empty, null, a NaN of a number's column, or one of `marks`."""
+        """(M,) whether each cell is empty, null, NaN in a number column, or one of `marks`."""
         key = frozenset(marks)
         if key not in self._missing:
             self._missing[key] = self._find_missing(key)
@@ -216,7 +217,7 @@ class Column:
         """(M,) ``float64``, NaN where `missing`.
 
         Raises:
-            DataError: a cell is no finite number; `remedy` may hold ``{value}``.
+            DataError: a cell is not a finite number; `remedy` may contain ``{value}``.
         """
         import pyarrow
 
@@ -237,13 +238,13 @@ class Column:
         bad = np.flatnonzero(~np.isfinite(values) & ~missing)
         if len(bad):
             row = int(bad[0])
-            raise self._cell(row, self.at(row), "is no finite number", remedy, len(bad))
+            raise self._cell(row, self.at(row), "is not a finite number", remedy, len(bad))
         return values
 
     def digits(self, missing: NDArray[np.bool_]) -> Any:
-        """Texts with a point for their decimals and nothing between thousands; null if missing.
+        """Texts with a decimal point and without thousands separators; null if missing.
 
-        A cell that is not written that way becomes what is no number.
+        A cell that does not use the column's separators becomes a text that is not a number.
         """
         import pyarrow
         from pyarrow import compute
@@ -261,7 +262,7 @@ class Column:
         return compute.if_else(compute.fill_null(good, True), texts, "no number")
 
     def numeric(self, missing: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """(M,) which texts are numbers as this column writes them; False where `missing`."""
+        """(M,) which texts are numbers, by the column's separators; False where `missing`."""
         from pyarrow import compute
 
         good = compute.match_substring_regex(self.digits(missing), NUMBER)
@@ -270,18 +271,18 @@ class Column:
     def _no_number(self, missing: NDArray[np.bool_], remedy: str) -> DataError:
         bad = np.flatnonzero(~self.numeric(missing) & ~missing)
         row = int(bad[0]) if len(bad) else 0
-        return self._cell(row, self.at(row), "is no number", remedy, len(bad))
+        return self._cell(row, self.at(row), "is not a number", remedy, len(bad))
 
     def days(self, missing: NDArray[np.bool_], form: str, remedy: str) -> NDArray[np.float64]:
         """(M,) days since 1970-01-01, NaN where `missing`.
 
         Args:
-            missing: which cells to pass over.
-            form: as `datetime.strptime` takes it, of text; empty for ISO 8601.
-            remedy: may hold ``{value}``.
+            missing: (M,) cells to skip.
+            form: format of dates in text, as for `datetime.strptime`; empty for ISO 8601.
+            remedy: text that may contain ``{value}``.
 
         Raises:
-            DataError: a cell is no date.
+            DataError: a cell is not a date.
         """
         import pyarrow
         from pyarrow import compute
@@ -300,12 +301,12 @@ class Column:
         bad = np.flatnonzero(np.isnan(values) & ~missing)
         if len(bad):
             row = int(bad[0])
-            how = f"is no date written {form}" if form else "is no date written 2024-12-31"
+            how = f"is not a date written {form}" if form else "is not a date written 2024-12-31"
             raise self._cell(row, self.at(row), how, remedy, len(bad))
         return np.where(missing, np.nan, values)
 
     def coded(self, missing: NDArray[np.bool_]) -> tuple[list[str], NDArray[np.int64]]:
-        """The different texts in the order of their first row, and (M,) each row's place among
+        """The distinct texts in the order of their first row, and (M,) each row's index among
         them, -1 where `missing`."""
         import pyarrow
         from pyarrow import compute
@@ -321,19 +322,19 @@ class Column:
         return encoded.chunk(0).dictionary.to_pylist(), np.concatenate(codes).astype(np.int64)
 
     def lists(self) -> list[list[str] | None]:
-        """Each row's list as text; None where the cell is null."""
+        """Each row's list as texts; None if the cell is null."""
         found: list[list[str] | None] = []
         for cell in self.array.to_pylist():
             if cell is None:
                 found.append(None)
             elif any(isinstance(each, (list, dict)) or each is None for each in cell):
-                raise self.place.column(self.name, "holds lists of lists, or with gaps")
+                raise self.place.column(self.name, "holds lists of lists, or lists with nulls")
             else:
                 found.append([str(each).strip() for each in cell])
         return found
 
     def at(self, row: int) -> Any:
-        """What stands in a row, counted from 0."""
+        """The value of a row, counted from 0."""
         return self.array[row].as_py()
 
     def _cell(self, row: int, value: object, problem: str, remedy: str, cells: int) -> DataError:
@@ -345,12 +346,12 @@ class Column:
 
 
 def such(cells: int, of: int) -> str:
-    """In brackets how many cells more there are like one that is named; nothing where none is."""
+    """In brackets, the number of cells like the one that is named; empty if it is the only one."""
     return f" ({cells} such cells of {of})" if cells > 1 else ""
 
 
 def plain_number(text: str) -> bool:
-    """Whether a text is a finite number as programs write it."""
+    """Whether a text is a finite number with a decimal point and without separators."""
     return bool(re.match(NUMBER, text)) and math.isfinite(float(text))
 
 
@@ -370,7 +371,7 @@ def _numpy(array: Any) -> NDArray[Any]:
 
 
 def _iso(texts: Any) -> Any:
-    """Timestamps without a zone, of ISO 8601 texts; null where a text is none."""
+    """Timestamps without a time zone from ISO 8601 texts; null if a text is not one."""
     import pyarrow
     from pyarrow import compute
 
@@ -387,7 +388,7 @@ def _iso(texts: Any) -> Any:
             plain.cast(kind), moved.cast(pyarrow.timestamp("us", "UTC")).cast(kind)
         )
     except pyarrow.ArrowInvalid:
-        # A day such as 2024-02-31: one at a time, so that it can be named.
+        # Some day does not exist, such as 2024-02-31: convert one by one, so that it can be named.
         return pyarrow.chunked_array([[_moment(each) for each in texts.to_pylist()]], kind)
 
 

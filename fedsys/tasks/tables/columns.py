@@ -1,8 +1,9 @@
-"""How rows of a table become features and targets: written down, and the same for every row.
+"""How rows of a table become features and targets: explicit, and the same for every row.
 
-A `Columns` is either declared in ``[task.options]`` before anybody looked, or inferred from the
-rows. Numbers become ``(value - centre) / scale``; texts become one-hot; a missing value that is a
-category of its own gets a feature that says so. Nothing about a row depends on another row.
+A `Columns` is either declared in ``[task.options]`` without looking at the data, or inferred from
+the rows. Numbers become ``(value - centre) / scale``; texts become one-hot; a missing value that is
+a category of its own gets a feature that indicates it. Given a `Columns`, the encoding of a row
+depends on no other row.
 """
 
 from __future__ import annotations
@@ -25,26 +26,25 @@ from fedsys.tasks.tables.texts import Texts, as_declared, ordered
 __all__ = ["CategoryColumn", "Columns", "NumberColumn", "Prepared"]
 
 _MEND = (
-    "mend it, say missing = [{value}] and when_missing = 'drop' or 'category', or leave the "
+    "fix it, say missing = [{value}] and when_missing = 'drop' or 'category', or leave the "
     "column out"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class NumberColumn:
-    """A number or a date; one feature, and a second one where missing values are a category.
+    """A number or a date; one feature, and a second one if missing values are a category.
 
     Attributes:
-        name: of the column.
-        low: its smallest value, declared or seen; of a date, days since 1970-01-01.
-        high: its largest.
-        centre: is taken off.
-        scale: is divided by.
-        clipped: whether what lies outside [low, high] counts as its end.
-        date: how a date is written as `datetime.strptime` takes it, empty for ISO 8601; None for
-            a number.
-        decimal: before a number's fraction, where the table's format says nothing.
-        flag: whether a missing value is the centre and a feature of its own.
+        name: the column's name.
+        low: its smallest value, declared or seen; for a date in days since 1970-01-01.
+        high: its largest value, declared or seen.
+        centre: subtracted from values.
+        scale: values are divided by it, after subtracting the centre.
+        clipped: whether values outside [low, high] are moved to the nearer end.
+        date: format of dates as for `datetime.strptime`, empty for ISO 8601; None for a number.
+        decimal: the decimal separator, if the table's format does not say it.
+        flag: whether a missing value becomes the centre, with a second feature that indicates it.
     """
 
     name: str
@@ -63,7 +63,7 @@ class NumberColumn:
         return 2 if self.flag else 1
 
     def values(self, column: Column, missing: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """(M,) numbers or days, NaN where `missing`."""
+        """(M,) float64 numbers or days, NaN where `missing`."""
         if self.date is not None:
             return column.days(missing, self.date, _MEND)
         if self.decimal:
@@ -85,7 +85,7 @@ class NumberColumn:
             raise column.place.column(
                 self.name,
                 f"has {outside} of {len(seen)} values outside its declared range "
-                f"[{self.low:g}, {self.high:g}]: is it in another unit? Mend the data, or "
+                f"[{self.low:g}, {self.high:g}]: is it in another unit? Fix the data, or "
                 f"task.options.ranges",
             )
         scaled = (values - self.centre) / self.scale
@@ -111,12 +111,12 @@ class NumberColumn:
 
 @dataclass(frozen=True, kw_only=True)
 class CategoryColumn:
-    """A text, one-hot.
+    """A text, one-hot encoded.
 
     Attributes:
-        name: of the column.
-        values: that it may have.
-        other: whether a text that is none of them is allowed, and all zeros.
+        name: the column's name.
+        values: the texts that it may have.
+        other: whether other texts are allowed, encoded as all zeros.
         flag: whether a missing value is one more category.
     """
 
@@ -157,16 +157,16 @@ class CategoryColumn:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Rows that a model takes.
+    """Encoded rows: the M' of the file's M rows that were kept.
 
     Attributes:
         features: (M', width) ``float32``.
         targets: (M',) ``int64`` classes, (M',) ``float32`` scaled numbers, or (M', labels)
             ``float32`` of 0 and 1.
-        natural: (M',) each row's client, where a column names them.
-        clients: what they are called.
-        kept: (M,) which rows of the file these are.
-        reading: for people.
+        natural: (M',) ``int64`` each row's client, if a column names them.
+        clients: the clients' names.
+        kept: (M,) whether each row of the file was kept.
+        reading: what was read, for people.
     """
 
     features: NDArray[np.float32]
@@ -182,12 +182,12 @@ class Columns:
     """All columns that are used.
 
     Attributes:
-        target: what is predicted.
-        features: what from, in this order.
-        client: names each row's client; may be empty.
-        missing: what cells without a value look like and become.
-        renamed: by column, texts that stand for others.
-        notes: for the reading.
+        target: the label.
+        features: the columns to predict it from, in this order.
+        client: the column that names each row's client; may be empty.
+        missing: what missing values look like and become.
+        renamed: by column, texts to replace and their replacements.
+        notes: notes for the reading.
     """
 
     target: Target
@@ -199,7 +199,7 @@ class Columns:
 
     @property
     def width(self) -> int:
-        """Features of one row."""
+        """The number of features of a row."""
         return sum(each.width for each in self.features)
 
     @property
@@ -209,17 +209,17 @@ class Columns:
         return (*self.target.columns, *client, *(each.name for each in self.features))
 
     def without_client(self) -> Columns:
-        """The same, of a table that need not name clients."""
+        """The same columns, for a table that need not name clients."""
         return replace(self, client="")
 
     def texts(
         self, column: Column, missing: NDArray[np.bool_], declared: Collection[str] = ()
     ) -> Texts:
-        """A column's texts, those of a cell without a value left out and others renamed.
+        """A column's texts, without missing values and with renamed texts replaced.
 
         Raises:
-            DataError: a text looks like a missing value, and neither is it declared nor did
-                anybody say whether it is one.
+            DataError: a text looks like a missing value, but is neither declared nor listed in
+                ``missing``.
         """
         found, codes = column.coded(missing)
         renamed = self.renamed.get(column.name, {})
@@ -230,12 +230,12 @@ class Columns:
         """Encode every row.
 
         Args:
-            table: with the columns that are used.
+            table: the table, with the columns that are used.
             labelled: whether targets are wanted; a table to be scored has none, and names no
                 clients.
 
         Raises:
-            DataError: names the column, and where there is one the row, that does not fit.
+            DataError: a column or a cell does not fit; the message names column and row.
         """
         if not table.rows:
             raise table.place.file("no rows; at least 1 is needed")
@@ -324,7 +324,7 @@ class Columns:
         return kept, dropped
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` reads: plain values."""
+        """Plain values, which `from_json` reads."""
         return {
             "version": 1,
             "target": asdict(self.target),
@@ -339,10 +339,10 @@ class Columns:
 
     @classmethod
     def from_json(cls, body: Any, where: str) -> Columns:
-        """Read what may be anybody's.
+        """The inverse of `to_json`, for untrusted input.
 
         Raises:
-            DataError: it is not what `to_json` writes.
+            DataError: `body` is not of the form that `to_json` writes.
         """
         kinds = {"number": NumberColumn, "category": CategoryColumn}
         try:
@@ -388,12 +388,12 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 def _typed(entry: dict[str, Any]) -> dict[str, Any]:
-    """Lists become tuples of text; what is of another type is refused."""
+    """Check the types of an entry's values; lists become tuples of text."""
     found: dict[str, Any] = {}
     for key, value in entry.items():
         if isinstance(value, (list, tuple)):
             if not all(type(each) is str for each in value):
-                raise ValueError(f"{key} holds something else than text")
+                raise ValueError(f"{key} holds something other than text")
             found[key] = tuple(value)
         elif key in _TYPES and type(value) in _TYPES[key]:
             found[key] = value
@@ -405,7 +405,7 @@ def _typed(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _clients(texts: Texts, kept: NDArray[np.bool_]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """The clients that keep a row, sorted, and each kept row's place among them."""
+    """The clients of the kept rows, sorted, and (M',) each kept row's index among them."""
     codes = texts.codes[kept]
     there = np.unique(codes)
     names = ordered([texts.different[code] for code in there])

@@ -1,4 +1,4 @@
-"""Whether a column of text holds numbers or dates: where its cells say so, and never by guess."""
+"""Decides whether a column of text holds numbers or dates: by evidence, never by guess."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _DATES = r"^\d{1,4}[./-]\d{1,2}[./-]\d{1,4}$"
 def as_numbers(
     column: Column, missing: NDArray[np.bool_], form: Format, said: str, goal: bool = False
 ) -> Column | None:
-    """The column, its decimals found out; None where its cells are evidently no numbers.
+    """The column with its decimal separator determined; None if its cells are clearly not numbers.
 
     Args:
-        column: to judge.
-        missing: (M,) cells to pass over.
-        form: of the file.
-        said: ``number`` where the user says so.
-        goal: whether it is the label.
+        column: the column to examine.
+        missing: (M,) cells to skip.
+        form: the file's format.
+        said: the kind that the user stated, such as ``number``; may be empty.
+        goal: whether the column is the label.
 
     Raises:
-        DataError: it is a number but for a few cells, or could be read in two ways.
+        DataError: all but a few cells are numbers, or the cells could be read in two ways.
     """
     if column.kind != "text":
         return column if column.kind == "number" else None
@@ -67,8 +67,8 @@ def as_numbers(
             f"ignore",
         )
     bad = there & ~good
-    # Numbers, or texts some of which are numbers? Most cells say which, and so does a column whose
-    # other cells are all marks of a missing value.
+    # Numbers, or texts some of which look like numbers? Numbers, if most cells are, or if all other
+    # cells are common marks of a missing value.
     if bad.any() and 2 * int(good.sum()) <= int(there.sum()):
         texts, codes = column.coded(~bad)
         if not all(texts[code] in MARKS for code in np.unique(codes[codes >= 0])):
@@ -80,17 +80,17 @@ def as_numbers(
         column.name,
         row,
         str(column.at(row)).strip(),
-        "is no number" + such(cells, len(column)),
+        "is not a number" + such(cells, len(column)),
         bad_number(column.name, goal),
     )
 
 
 def bad_number(name: str, goal: bool = False) -> str:
-    """What to do about a cell that is no number.
+    """The remedy for a cell that is not a number.
 
     Args:
-        name: of the column.
-        goal: whether it is the label.
+        name: the column's name.
+        goal: whether the column is the label.
     """
     if goal:
         return (
@@ -104,15 +104,15 @@ def bad_number(name: str, goal: bool = False) -> str:
 
 
 def check_units(column: Column, texts: Sequence[str], codes: NDArray[np.int64]) -> None:
-    """Refuse to make categories of numbers that carry a unit, or are written in another way.
+    """Refuse to make categories of numbers that carry a unit or use unknown separators.
 
     Args:
-        column: of text.
-        texts: that differ.
-        codes: (M,) each row's place among them.
+        column: a column of text.
+        texts: the column's distinct texts.
+        codes: (M,) each row's index among `texts`.
 
     Raises:
-        DataError: more than a few texts are there, most of them such numbers.
+        DataError: there are more than a few texts, most of them such numbers.
     """
     like = [at for at, text in enumerate(texts) if re.match(_UNIT, text)]
     if len(texts) > _FEW and 2 * len(like) > len(texts):
@@ -121,19 +121,18 @@ def check_units(column: Column, texts: Sequence[str], codes: NDArray[np.int64]) 
             column.name,
             row,
             texts[codes[row]],
-            f"looks like a number with something besides it ({len(like)} of {len(texts)} different "
-            f"texts do)",
+            f"looks like a number with extra text ({len(like)} of {len(texts)} different texts do)",
             f"write the number alone, say how it is written (decimal, thousands), or say kinds = "
             f"{{ {column.name} = 'text' }}",
         )
 
 
 def check_ids(column: Column, values: NDArray[np.float64]) -> None:
-    """Refuse to take whole numbers beyond 2^53 for quantities: they are ids, and different ones
-    would be one number.
+    """Refuse to treat whole numbers beyond 2^53 as quantities: they are probably ids, and different
+    ones would become the same float64.
 
     Raises:
-        DataError: names the first.
+        DataError: there is such a number; the message names the first.
     """
     wide = np.abs(np.nan_to_num(values)) >= _EXACT
     if not wide.any():
@@ -154,7 +153,7 @@ def check_ids(column: Column, values: NDArray[np.float64]) -> None:
 
 
 def _commas(column: Column, there: NDArray[np.bool_], form: Format) -> Column:
-    """Numbers with commas: decimals, where a cell cannot be grouped by thousands."""
+    """Numbers with commas, as decimal commas if some comma cannot separate thousands."""
     fraction = column.matches(r",") & there
     pointed = column.matches(r"\.") & there
     decimal = fraction & ~column.matches(_GROUPED)
@@ -165,16 +164,16 @@ def _commas(column: Column, there: NDArray[np.bool_], form: Format) -> Column:
         column.name,
         row,
         str(column.at(row)).strip(),
-        "is no number as it is written",
+        "is not a number as it is written",
         "say thousands = ','" if pointed.any() else "say decimal = ',' or thousands = ','",
     )
 
 
 def looks_like_dates(column: Column, missing: NDArray[np.bool_]) -> bool:
-    """Whether most cells are dates of ISO 8601.
+    """Whether most cells are dates in ISO 8601.
 
     Raises:
-        DataError: they look like dates of which it cannot be known what is day and what month.
+        DataError: they look like dates in which day and month cannot be told apart.
     """
     if column.kind == "date":
         return True
@@ -200,7 +199,7 @@ def looks_like_dates(column: Column, missing: NDArray[np.bool_]) -> bool:
             column.name,
             row,
             str(column.at(row)).strip(),
-            "looks like a date, and which part is the month is not said",
+            "looks like a date, but it is not stated which part is the month",
             f"say dates = {{ {column.name} = '%d.%m.%Y' }} as it is written, or leave the column "
             f"out with ignore",
         )

@@ -1,8 +1,8 @@
-"""A CSV or parquet file, read without guessing at what its cells mean.
+"""Reads a CSV or parquet file without guessing what its cells mean.
 
-Every cell of a CSV stays the text that it is. What the file's first bytes and its header say is
-believed: a byte-order mark, the separator of the header's names. What only rows could say (which
-of two hundred encodings) is asked for.
+Every cell of a CSV stays text. What the file's first bytes and its header state is relied on: a
+byte-order mark, the separator between the header's names. What could only be guessed from the rows,
+such as the encoding, the user has to state.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ _BLOCK = 8 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How a CSV is written, as far as somebody said so.
+    """How a CSV is written, as far as it was stated.
 
     Attributes:
-        delimiter: between cells; empty takes it from the header.
-        encoding: one of `ENCODINGS`; empty takes the byte-order mark's, or UTF-8.
-        decimal: before a number's fraction, ``.`` or ``,``; empty was not said.
-        thousands: between groups of three digits; empty for none.
+        delimiter: separator between cells; empty to take it from the header.
+        encoding: one of `ENCODINGS`; empty for that of the byte-order mark, or UTF-8.
+        decimal: decimal separator, ``.`` or ``,``; empty if it was not stated.
+        thousands: separator of groups of three digits; empty for none.
     """
 
     delimiter: str = ""
@@ -79,7 +79,7 @@ class Format:
         ):
             raise ConfigError(
                 f"task.options.thousands = {self.thousands!r}: allowed are ',', '.', \"'\" and "
-                f"' ', and not what separates decimals"
+                f"' ', but not the decimal separator"
             )
 
 
@@ -89,9 +89,9 @@ class TableFile:
 
     Attributes:
         place: the file.
-        names: of the columns that were read, in the file's order.
+        names: names of the columns that were read, in the file's order.
         table: ``pyarrow.Table`` of those columns.
-        format: as it is written: the delimiter and the encoding are filled in.
+        format: the file's format, with the delimiter and the encoding filled in.
     """
 
     place: Place
@@ -102,7 +102,7 @@ class TableFile:
 
     @property
     def rows(self) -> int:
-        """How many there are."""
+        """M, the number of rows."""
         return int(self.table.num_rows)
 
     @property
@@ -117,7 +117,7 @@ class TableFile:
         """One column.
 
         Raises:
-            DataError: it is not there; the message lists those that are.
+            DataError: there is no such column; the message lists those that exist.
         """
         found = tidy_name(name)
         if found not in self.names:
@@ -134,7 +134,7 @@ class TableFile:
 
 
 def tidy_name(name: str) -> str:
-    """A column's name in composed Unicode (NFC), without spaces at its ends.
+    """A column's name in composed Unicode (NFC), without spaces at the ends.
 
     >>> tidy_name(" gro\\u0308\\u00dfe ") == "gr\\u00f6\\u00dfe"
     True
@@ -146,12 +146,12 @@ def open_table(place: Place, form: Format, columns: Iterable[str] | None = None)
     """Read a file, or some of its columns.
 
     Args:
-        place: of the file; its name ends in one of `SUFFIXES`, in any case.
-        form: what is known of how it is written.
-        columns: to read; a field of a struct is ``column.field``. None for all.
+        place: the file; its name ends in one of `SUFFIXES`, in upper or lower case.
+        form: what was stated about its format.
+        columns: the columns to read; a field of a struct is ``column.field``. None for all.
 
     Raises:
-        DataError: unreadable, too large, a column missing or there twice.
+        DataError: the file is unreadable or too large, or a column is missing or appears twice.
     """
     path, wanted = place.path, None if columns is None else [tidy_name(each) for each in columns]
     kind = path.suffix.lower()
@@ -218,8 +218,8 @@ def _csv(place: Place, form: Format, wanted: list[str] | None, usual: str) -> Ta
     for each in wanted or ():
         if each not in names:
             raise _no_column(place, each, names)
-    # The last column is always read: a quote that is never closed swallows all rows up to the
-    # file's end, and shows there.
+    # The last column is always read: a quotation mark that is never closed swallows all rows up to
+    # the file's end, which shows in that column.
     chosen = list(dict.fromkeys([*(wanted if wanted is not None else names), names[-1]]))
     refused: list[Any] = []
 
@@ -277,7 +277,7 @@ def _first_line(place: Place, said: str) -> tuple[str, str]:
     elif start.startswith(b"\xef\xbb\xbf"):
         start, encoding = start[3:], "utf-8"
     try:
-        # A character that the end cuts in two is passed over.
+        # A character that is cut in two at the end of `start` does no harm.
         text = io.TextIOWrapper(io.BytesIO(start), encoding=encoding, newline="").readline()
     except UnicodeError:
         raise _not_encoded(place, encoding) from None
@@ -309,7 +309,7 @@ def _check_header(place: Place, names: list[str]) -> None:
     _once(place, names)
     if names and all(plain_number(name) for name in names):
         raise place.file(
-            "its first line holds numbers alone, where names of columns have to be; add a header"
+            "its first line holds numbers alone, but it has to name the columns; add a header"
         )
 
 
@@ -320,7 +320,7 @@ def _once(place: Place, names: Iterable[str]) -> None:
         if tidy in seen:
             what = repr(tidy) if tidy else "without a name"
             raise place.file(
-                f"column {what} is there twice, as columns {seen[tidy]} and {at}; rename one"
+                f"column {what} appears twice, as columns {seen[tidy]} and {at}; rename one"
             )
         seen[tidy] = at
 
@@ -332,7 +332,7 @@ def _no_column(place: Place, name: str, names: Iterable[str]) -> DataError:
 
 
 def _not_encoded(place: Place, encoding: str) -> DataError:
-    """Which line is not in that encoding, and what else it could be."""
+    """An error that names the first line not in that encoding, and suggests others."""
     where = ""
     with place.path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -342,7 +342,7 @@ def _not_encoded(place: Place, encoding: str) -> DataError:
                 where = f"line {number} "
                 break
     return place.file(
-        f"{where}is not {encoding}; say how it is written, e.g. encoding = 'latin-1' (Western "
+        f"{where}is not {encoding}; say how it is encoded, e.g. encoding = 'latin-1' (Western "
         f"Europe) or 'cp1252' (Windows), or save it as UTF-8"
     )
 
@@ -350,7 +350,7 @@ def _not_encoded(place: Place, encoding: str) -> DataError:
 def _unreadable(
     place: Place, encoding: str, columns: int, refused: list[Any], read: Any, error: Exception
 ) -> DataError:
-    """Why pyarrow gave up: a row of another length, an encoding, or what it says itself."""
+    """Why pyarrow failed: a row of the wrong length, an encoding, or its own message."""
     import pyarrow
 
     if refused:

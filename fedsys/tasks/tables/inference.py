@@ -1,7 +1,7 @@
-"""What the columns of a table are, where its rows bear it out; else a question, in one line.
+"""Infers the columns of a table from its rows if these are unambiguous; else asks, in one line.
 
 Everything here looks at all rows, so that one client's row changes how the others are prepared:
-no claim of privacy covers what is inferred. `fedsys task schema` writes it down for people to
+privacy claims do not cover what is inferred. `fedsys task schema` writes it down for people to
 edit, and what they declare is covered.
 """
 
@@ -38,18 +38,18 @@ _SENTINELS = (-1.0, -9.0, -99.0, -999.0, -9999.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What people said of a table whose columns they did not declare.
+    """What the user stated about a table whose columns are not declared.
 
     Attributes:
         label: the column, or columns, to predict.
-        target: ``class``, ``number`` or ``labels``; empty to find out.
+        target: ``class``, ``number`` or ``labels``; empty to infer it.
         client: the column that names clients; may be empty.
         ignored: columns to leave out.
         kinds: by column, ``number``, ``text`` or ``date``.
-        dates: by column, how its dates are written.
-        missing: what has no value.
-        renamed: by column, texts that stand for others.
-        separator: between labels in one text.
+        dates: by column, the format of its dates.
+        missing: what missing values look like and become.
+        renamed: by column, texts to replace and their replacements.
+        separator: separator between labels in one text.
         scaled: whether numbers are standardised.
     """
 
@@ -66,10 +66,11 @@ class Wanted:
 
 
 def inferred(table: TableFile, wanted: Wanted) -> Columns:
-    """The columns as the rows bear them out.
+    """The columns as inferred from the rows.
 
     Raises:
-        DataError: names the column, the row and what stands there, and what to say.
+        DataError: the rows are ambiguous; names the column, the row and its cell, and says which
+            option decides.
     """
     return _Inference(table, wanted).columns()
 
@@ -89,17 +90,17 @@ class _Inference:
         )
 
     def columns(self) -> Columns:
-        """All of them."""
+        """All columns."""
         wanted, names = self._wanted, self._table.names
         if self._table.rows < 2:
             raise self._place.file(f"{self._table.rows} rows; at least 2 are needed")
         client = (wanted.client,) if wanted.client else ()
         special = [tidy_name(name) for name in (*wanted.label, *client, *wanted.ignored)]
         for name in (*special, *wanted.kinds, *wanted.dates):
-            self._table.column(name)  # says what is there
+            self._table.column(name)  # raises DataError if there is no such column
         left = [name for name in names if name not in special and not self._is_index(name)]
         if not left:
-            raise self._place.file(f"no column is left to learn from besides {special}")
+            raise self._place.file(f"there is no column to learn from besides {special}")
         kept = self._kept([*special[: len(wanted.label) + len(client)], *left])
         target = self._target(kept)
         if client:
@@ -108,8 +109,8 @@ class _Inference:
         return replace(self._bare, target=target, features=features, notes=tuple(self._notes))
 
     def _is_index(self, name: str) -> bool:
-        """Whether a column is the row numbers that pandas writes, or what a separator at every
-        line's end leaves."""
+        """Whether a column is the row numbers that pandas writes, or the empty column that comes
+        of a separator at every line's end."""
         if re.fullmatch(r"__index_level_\d+__", name):
             self._notes.append(f"column {name!r} is the index that pandas stored and was left out")
             return True
@@ -131,7 +132,7 @@ class _Inference:
         )
 
     def _kept(self, names: Sequence[str]) -> NDArray[np.bool_]:
-        """(M,) rows that no missing value drops: what is inferred is inferred from them."""
+        """(M,) rows that are not dropped for a missing value: the rows to infer from."""
         kept = np.ones(self._table.rows, dtype=np.bool_)
         for name in names:
             if self._wanted.missing.becomes(name) == DROP:
@@ -142,7 +143,7 @@ class _Inference:
         return self._wanted.missing.becomes(name) == CATEGORY and bool(missing.any())
 
     def _absent(self, column: Column) -> NDArray[np.bool_]:
-        """Which cells are missing; one that has a value in no row is of no use."""
+        """(M,) which cells are missing; a column without any value is refused."""
         marks = MARKS if self._wanted.missing.marks is None else self._wanted.missing.marks
         if column.missing(marks).all():
             raise self._place.column(
@@ -186,8 +187,8 @@ class _Inference:
         return self._class_target(column, missing)
 
     def _is_quantity(self, column: Column, numeric: Column, missing: NDArray[np.bool_]) -> bool:
-        """Whether a label of numbers is to be predicted as a number, where that is evident."""
-        values = numeric.numbers(missing, "mend it")[~missing]
+        """Whether a label of numbers is to be predicted as a number; raises if that is unclear."""
+        values = numeric.numbers(missing, "fix it")[~missing]
         different = np.unique(values)
         if (different != np.floor(different)).any():
             return True
@@ -202,7 +203,7 @@ class _Inference:
                 column.name,
                 row,
                 "-1",
-                f"besides classes 0 to {whole[-1]} looks like a label that nobody knows "
+                f"besides classes 0 to {whole[-1]} looks like an unknown label "
                 f"({int((values == -1).sum())} such rows of {len(column)})",
                 f"say missing = {{ {column.name} = [{{value}}] }} and when_missing = 'drop', or "
                 f"classes that hold it, or target = 'class'",
@@ -215,14 +216,13 @@ class _Inference:
         raise self._place.column(
             column.name,
             f"holds {count} different whole numbers from {low} to {high}: say target = 'class' "
-            f"if they are names of classes, or target = 'number' if they are to be predicted as "
-            f"a number",
+            f"if they denote classes, or target = 'number' if they are to be predicted as a number",
         )
 
     def _number_target(
         self, column: Column, missing: NDArray[np.bool_], kept: NDArray[np.bool_]
     ) -> Target:
-        remedy = "mend it, or say missing = [{value}] and when_missing = 'drop'"
+        remedy = "fix it, or say missing = [{value}] and when_missing = 'drop'"
         values = column.numbers(missing, remedy)[kept & ~missing]
         if not len(values) or values.min() == values.max():
             raise self._place.column(column.name, "holds one number only")
@@ -257,7 +257,7 @@ class _Inference:
         return Target(kind="class", columns=(column.name,), classes=tuple(classes), flag=flag)
 
     def _check_alike(self, texts: Texts) -> None:
-        """Refuse classes that differ in nothing that means anything."""
+        """Refuse classes that differ only in case, spaces, punctuation or number format."""
         seen: dict[str, str] = {}
         for text in ordered(texts.different):
             key = _same_number(text) or alike(text)
@@ -279,8 +279,8 @@ class _Inference:
         if column.kind not in ("list", "text"):
             raise self._place.column(
                 column.name,
-                "holds one value a row, and target = 'labels' needs several: name several columns "
-                "as the label",
+                "holds one value per row, but target = 'labels' needs several: name several "
+                "columns as the label",
             )
         self._wanted.missing.of_column(column)
         found = label_lists(column, self._wanted.separator)
@@ -311,7 +311,7 @@ class _Inference:
         for one, other in _two_ways(texts.different):
             self._notes.append(
                 f"clients {self._place.quote(one)} and {self._place.quote(other)} differ only in "
-                f"how a number is written; ids are text, so they are two"
+                f"how a number is written; ids are text, so these are two clients"
             )
             break
 
@@ -383,8 +383,8 @@ class _Inference:
             )
         if column.name.lower().endswith("id") and (values == np.floor(values)).all():
             self._notes.append(
-                f"column {column.name!r} is taken as a number; if it names things, leave it out "
-                f"with ignore, or say kinds = {{ {column.name} = 'text' }}"
+                f"column {column.name!r} is taken as a number; if it holds ids, leave it out with "
+                f"ignore, or say kinds = {{ {column.name} = 'text' }}"
             )
 
     def _date(
@@ -392,7 +392,7 @@ class _Inference:
     ) -> NumberColumn:
         form = self._wanted.dates.get(column.name, "")
         remedy = (
-            "mend it, say missing = [{value}] and when_missing = 'drop' or 'category', or leave "
+            "fix it, say missing = [{value}] and when_missing = 'drop' or 'category', or leave "
             "the column out with ignore"
         )
         values = column.days(missing, form, remedy)[kept & ~missing]
@@ -423,20 +423,20 @@ class _Inference:
         if twins:
             self._notes.append(
                 f"column {column.name!r} has {twins} categories that differ from another only in "
-                f"case, spaces or punctuation; rename puts one for the other"
+                f"case, spaces or punctuation; rename can merge them"
             )
         return CategoryColumn(name=column.name, values=tuple(ordered(texts.different)), flag=flag)
 
 
 def _same_number(text: str) -> str:
-    """One text for 1 and 1.0; empty for what is no number."""
+    """The same text for 1 and 1.0; empty if `text` is not a number."""
     return (
         repr(float(text)) if plain_number(text) and not text.lstrip("+-").startswith("00") else ""
     )
 
 
 def _two_ways(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Pairs of ids that are one number written twice, such as 7 and 7.0."""
+    """Pairs of ids that are the same number in two forms, such as 7 and 7.0."""
     seen: dict[float, str] = {}
     for name in names:
         if plain_number(name) and not (len(name) > 1 and name[0] == "0" and name[1].isdigit()):

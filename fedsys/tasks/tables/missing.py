@@ -1,7 +1,7 @@
-"""What a cell looks like where nothing was measured, and what becomes of its row.
+"""What a missing value looks like, and what becomes of its row.
 
-The same for every kind of column. An empty cell is missing always, others where they are listed;
-nothing is missing by guess, since ``NA`` is Namibia and -1 may be a temperature.
+This is the same for every kind of column. An empty cell is always missing, other cells if they are
+listed; nothing is guessed to be missing, since ``NA`` is Namibia and -1 may be a temperature.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Missing:
     """Options ``missing`` and ``when_missing``.
 
     Attributes:
-        marks: of every column; None where nothing was said.
-        marks_of: of single columns, instead.
+        marks: texts that mean a missing value in every column; None if none were stated.
+        marks_of: the same for single columns, in place of `marks`.
         treatment: ``refuse`` the table, ``drop`` the row, or make it a ``category`` of its own:
-            one more value of a text, and of a number the middle with a feature that says so.
-        treatment_of: of single columns, instead.
-        goals: label and client columns. Only by name does a missing label become a class of its
-            own: anyone who wants that of features rarely wants it of labels.
+            for a text one more value, for a number the centre and a feature that indicates it.
+        treatment_of: the same for single columns, in place of `treatment`.
+        goals: label and client columns. A missing label becomes a class of its own only if its
+            column is named: those who want that for features rarely want it for labels.
     """
 
     marks: frozenset[str] | None = None
@@ -47,10 +47,10 @@ class Missing:
 
     @classmethod
     def of(cls, options: Mapping[str, Any], goals: tuple[str, ...] = ()) -> Missing:
-        """Read both options: for all columns, or a table by column with ``*`` for all others.
+        """Read both options: a value for all columns, or a table by column, ``*`` for all others.
 
         Raises:
-            ConfigError: something else.
+            ConfigError: an option has another form.
         """
         marks, treatments = _by_column(options, "missing"), _by_column(options, "when_missing")
         found = {name: _marks(f"missing.{name}", each) for name, each in marks.items()}
@@ -66,7 +66,7 @@ class Missing:
         )
 
     def to_options(self) -> dict[str, Any]:
-        """What `of` reads."""
+        """The options that `of` reads."""
         found: dict[str, Any] = {}
         marks = {name: sorted(each) for name, each in self.marks_of.items()}
         if self.marks is not None:
@@ -91,7 +91,7 @@ class Missing:
         """(M,) which cells are missing.
 
         Raises:
-            DataError: one is, and the treatment is to refuse.
+            DataError: a cell is missing, and the treatment is to refuse.
         """
         marks = self._marks_of(column.name) or frozenset()
         found = column.missing(marks)
@@ -115,16 +115,16 @@ class Missing:
         codes: NDArray[np.int64],
         declared: Collection[str] = (),
     ) -> None:
-        """Refuse what usually stands for a missing value, where nobody said that it does not.
+        """Refuse common marks of a missing value, unless the user stated what is missing.
 
         Args:
-            column: of text.
-            texts: that differ.
-            codes: (M,) each row's place among them.
-            declared: texts that may be there.
+            column: a column of text.
+            texts: the column's distinct texts.
+            codes: (M,) each row's index among `texts`.
+            declared: texts that are values all the same.
 
         Raises:
-            DataError: names the first such cell.
+            DataError: there is such a mark; the message names the first cell.
         """
         if self._marks_of(column.name) is not None:
             return

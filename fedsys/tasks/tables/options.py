@@ -1,4 +1,4 @@
-"""``[task.options]`` of a table: what its columns are, or what is wanted of them."""
+"""``[task.options]`` of a table: the declaration of its columns, or hints for inferring them."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ _KINDS_OF_FEATURES = ("number", "text", "date")
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions:
-    """What was said of a table.
+    """The options of a table.
 
     Attributes:
-        path: of the file, as it was given.
-        test_path: of a file of test rows; may be empty.
-        form: how a CSV is written.
-        declared: its columns, where they are declared.
-        wanted: else what is wanted of them.
+        path: the file's path, as given.
+        test_path: the path of a file of test rows; may be empty.
+        form: the format of a CSV.
+        declared: the columns if they are declared, else None.
+        wanted: what was stated for inferring them otherwise.
     """
 
     path: str
@@ -70,14 +70,14 @@ class TableOptions:
 
     @classmethod
     def of(cls, given: Options, options: Mapping[str, Any]) -> TableOptions:
-        """Read them.
+        """Read the options.
 
         Args:
             given: the task's options.
             options: the same, raw.
 
         Raises:
-            ConfigError: one of them is not what it has to be, or contradicts another.
+            ConfigError: an option is invalid, or contradicts another.
         """
         path, label = given.required("path", "the table's file"), _label(options)
         client = tidy_name(given.get("client", ""))
@@ -110,19 +110,19 @@ class TableOptions:
         )
 
     def open(self, place: Place, columns: Columns | None, *, labelled: bool = True) -> TableFile:
-        """Read the columns that are used; all where none are known yet."""
+        """Read the columns that are used, or all if `columns` is None."""
         if columns is None:
             return open_table(place, self.form)
         used = columns.used if labelled else tuple(each.name for each in columns.features)
         return open_table(place, self.form, used)
 
     def columns(self, table: TableFile) -> Columns:
-        """As declared, or as the rows bear them out."""
+        """The columns, as declared or as inferred from the rows."""
         return self.declared if self.declared is not None else inferred(table, self.wanted)
 
 
 def declaration(columns: Columns, form: Format) -> dict[str, Any]:
-    """Options that declare columns which were inferred, for people to edit.
+    """Options that declare inferred columns, for people to edit.
 
     Ranges are those of the rows, widened to two digits; constant columns are left out.
     """
@@ -187,12 +187,12 @@ def _declared(options: Mapping[str, Any], wanted: Wanted) -> Columns | None:
     given = [key for key in _DECLARING if key in options]
     if not given:
         if "other" in options:
-            raise ConfigError("task.options.other: is for declared columns; see values")
+            raise ConfigError("task.options.other: is for declared columns only; see values")
         return None
     if declared_by(options) == "data-dependent":
         raise ConfigError(
-            f"task.options.{given[0]}: declared columns need classes (texts of the label; of a "
-            f"number to predict, its entry in ranges) and ranges or values (of the columns to "
+            f"task.options.{given[0]}: declared columns need classes (the texts of the label; for "
+            f"a number to predict, its entry in ranges) and ranges or values (of the columns to "
             f"learn from); add what is missing"
         )
     for key in _INFERRING:
@@ -309,7 +309,7 @@ def _range(name: str, ends: object) -> tuple[float, float]:
 
 
 def _days(end: object) -> float:
-    """Days since 1970-01-01; NaN for what is no date."""
+    """Days since 1970-01-01; NaN if `end` is not a date."""
     try:
         return float(np.datetime64(end, "D").astype(np.int64)) if isinstance(end, str) else math.nan
     except ValueError:
@@ -321,7 +321,7 @@ def _day(days: float) -> str:
 
 
 def _widened(low: float, high: float) -> list[float]:
-    """Ends that two digits of the range's size can write, so that they name no row's value.
+    """The ends, widened to two digits of the range's size, so that they reveal no row's value.
 
     >>> _widened(17.0, 90.0), _widened(-0.137, 2.24)
     ([10.0, 90.0], [-0.2, 2.3])
@@ -339,7 +339,7 @@ def _table(options: Mapping[str, Any], key: str, example: str = "") -> dict[str,
     if not isinstance(table, Mapping):
         usual = "{age = [0, 100]}" if key == "ranges" else '{sex = ["f", "m"]}'
         raise ConfigError(
-            f"task.options.{key} = {table!r}: must be a table, one entry a column: "
+            f"task.options.{key} = {table!r}: must be a table, one entry per column: "
             f"{example or usual}"
         )
     return dict(table)

@@ -1,6 +1,6 @@
-"""What was read from a table: printed before the first round, and stored with the run.
+"""A description of a table that was read: printed before the first round, and stored with the run.
 
-It counts rows and names values, so it stays with anyone who holds the data: it is never published.
+It counts rows and names values, so it stays with those who hold the data: it is never published.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ class ColumnRead:
     """One column.
 
     Attributes:
-        name: of it.
-        kind: ``number``, ``date``, ``category``.
-        low: the smallest number or the first date; None where there is none.
-        high: the largest or last.
-        counts: rows by text, of a category.
-        missing: rows without a value that were kept.
-        outside: rows beyond the ends of the declared range.
+        name: the column's name.
+        kind: ``number``, ``date`` or ``category``.
+        low: the smallest number or the first date; None if there is none.
+        high: the largest number or the last date; None if there is none.
+        counts: for a category, the number of rows by text.
+        missing: number of rows without a value that were kept.
+        outside: number of rows outside the declared range.
     """
 
     name: str
@@ -37,7 +37,7 @@ class ColumnRead:
     outside: int = 0
 
     def line(self) -> str:
-        """For people."""
+        """One line for people."""
         if self.kind == "category":
             words = f"{self.name}: {_categories(len(self.counts))}, {_listed(self.counts)}"
         else:
@@ -54,19 +54,19 @@ class Reading:
     """A table that was read.
 
     Attributes:
-        file: that it was in.
-        described: how the file is written.
-        rows: in the file.
+        file: the file's name.
+        described: the file's format.
+        rows: number of rows in the file.
         dropped: rows that were left out for a missing value, by the first column that lacked one.
-        clients: how many, where a column names them.
+        clients: number of clients, if a column names them.
         target: ``class``, ``number`` or ``labels``.
-        label: the column or columns that hold it.
-        classes: rows of each class, or with each label.
+        label: the label's column or columns.
+        classes: number of rows of each class, or with each label.
         low: smallest number to predict.
-        high: largest.
-        columns: that features are made of.
-        width: features of a row.
-        notes: what may be a mistake and was not refused.
+        high: largest number to predict.
+        columns: the columns of which features are made.
+        width: number of features of a row.
+        notes: possible mistakes that were not refused.
         preparation: how rows become features, as `Columns.to_json` writes it.
     """
 
@@ -86,7 +86,7 @@ class Reading:
     preparation: Mapping[str, Any] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """For people, one fact a line."""
+        """Text for people, one fact per line."""
         left_out = sum(self.dropped.values())
         first = f"read {self.file} ({self.described}): {self.rows - left_out} rows"
         if self.clients is not None:
@@ -107,7 +107,7 @@ class Reading:
         return [first, goal, *shown, *(f"  note: {note}" for note in self.notes)]
 
     def summary(self) -> str:
-        """For a log."""
+        """One line for a log, without values."""
         left_out = sum(self.dropped.values())
         return (
             f"read {self.file} ({self.described}): {self.rows - left_out} of {self.rows} rows, "
@@ -115,7 +115,7 @@ class Reading:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """For ``data.json``."""
+        """Plain values for ``data.json``."""
         return {"version": 1, **asdict(self)}
 
 

@@ -1,4 +1,4 @@
-"""How a run's rows became features: from its options, or from what it stored."""
+"""How a run's rows became features, by its options or by what it stored."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _MOST_BYTES = 1 << 26
 
 
 def columns_of(name: str, options: Mapping[str, Any], stored: Path) -> Columns | None:
-    """The columns of a run's task; None where the task is no table, or nothing says.
+    """The columns of a run's task; None if the task is not a table, or they are not known.
 
     Args:
-        name: of the task.
-        options: of the task: declared columns are taken from there, whatever is stored.
-        stored: the run's ``data.json``, which may be anybody's and need not be there.
+        name: the task's name.
+        options: the task's options; columns declared there take precedence over stored ones.
+        stored: the run's ``data.json``, which is untrusted and may not exist.
 
     Raises:
-        ConfigError: the options are not what they have to be.
-        DataError: ``data.json`` is not what a run stores.
+        ConfigError: the options are invalid.
+        DataError: ``data.json`` is not of the form that a run stores.
     """
     if name != "tabular":
         return None
@@ -49,7 +49,7 @@ def columns_of(name: str, options: Mapping[str, Any], stored: Path) -> Columns |
 
 
 def format_of(options: Mapping[str, Any]) -> Format:
-    """How the run's table was written, as far as somebody said so."""
+    """The format of the run's table, as far as it was stated."""
     return _read(options).form
 
 

@@ -1,4 +1,4 @@
-"""What is predicted: one class of several, a number, or any of several labels."""
+"""The label to predict: one class of several, a number, or any of several labels."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Target:
 
     Attributes:
         kind: ``class``, ``number`` or ``labels``.
-        columns: that hold it: one, or for labels one each.
-        classes: their names, in order.
-        low: of a number, its smallest value, declared or seen.
-        high: its largest.
-        centre: is taken off a number.
-        scale: is divided by.
-        clipped: whether a number outside [low, high] counts as its end.
-        separator: between labels that one text holds; empty for a column of lists.
+        columns: the column that holds it; for labels, one column or one per label.
+        classes: names of the classes or labels, in order.
+        low: for a number, its smallest value, declared or seen.
+        high: for a number, its largest value, declared or seen.
+        centre: subtracted from a number.
+        scale: a number is divided by it, after subtracting the centre.
+        clipped: whether a number outside [low, high] is moved to the nearer end.
+        separator: separator between labels in one text; empty for a column of lists.
         flag: whether a missing class is one more class.
-        decimal: before a number's fraction, where the table's format says nothing.
+        decimal: the decimal separator, if the table's format does not say it.
     """
 
     kind: str
@@ -52,12 +52,12 @@ class Target:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the classes or labels, that of a missing class included."""
+        """Names of the classes or labels, including that of a missing class."""
         return (*self.classes, MISSING_CLASS) if self.flag else self.classes
 
     @property
     def outputs(self) -> int:
-        """Of a model."""
+        """The number of outputs of a model."""
         return 1 if self.kind == "number" else len(self.names)
 
     def encode(
@@ -70,14 +70,14 @@ class Target:
         """(targets of the kept rows, rows of each class, smallest and largest number).
 
         Raises:
-            DataError: a cell is not what was declared.
+            DataError: a cell does not fit the declaration.
         """
         first = table.column(self.columns[0])
         missing = absent[self.columns[0]]
         if self.kind == "number":
             if self.decimal:
                 first = first.written(self.decimal, first.thousands)
-            remedy = "mend it, or say missing = [{value}] and when_missing = 'drop'"
+            remedy = "fix it, or say missing = [{value}] and when_missing = 'drop'"
             values = first.numbers(missing, remedy)[kept]
             scaled = (values - self.centre) / self.scale
             scaled = np.clip(scaled, -1, 1) if self.clipped else scaled
@@ -112,8 +112,8 @@ class Target:
                             name,
                             different.row_of(code),
                             different.different[code],
-                            "is neither 0 nor 1, where a column says whether its label holds",
-                            "mend it, or name one column as the label",
+                            "is neither 0 nor 1, but a label's column has to hold these alone",
+                            "fix it, or name one column as the label",
                         )
                 yes = np.array([text in (*_YES, "1.0") for text in lower] + [False])
                 found[:, at] = yes[different.codes]
@@ -124,20 +124,20 @@ class Target:
             for text in labels:
                 if text not in place:
                     raise column.place.cell(
-                        column.name, row, text, "is none of task.options.classes", "declare it"
+                        column.name, row, text, "is not one of task.options.classes", "declare it"
                     )
                 found[row, place[text]] = 1
         return found
 
 
 def label_lists(column: Column, separator: str) -> list[list[str]]:
-    """Each row's labels, of a column of lists or of texts that hold several."""
+    """Each row's labels, from a column of lists or of texts with several labels."""
     if column.kind == "list":
         return [each or [] for each in column.lists()]
     if not separator:
         raise column.place.column(
             column.name,
-            "holds one text a row, and target = 'labels' needs several: say what stands between "
+            "holds one text per row, but target = 'labels' needs several: say what separates "
             "them, e.g. separator = '|', name several columns as the label, or say target = "
             "'class'",
         )

@@ -1,4 +1,4 @@
-"""A column's different texts, and whether they are those that were declared."""
+"""A column's distinct texts, and whether they were declared."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Texts:
     """A column of text.
 
     Attributes:
-        column: that it is.
-        different: its texts, each once.
-        codes: (M,) each row's place among them; -1 where a value is missing.
+        column: the column.
+        different: its distinct texts.
+        codes: (M,) each row's index among them; -1 where a value is missing.
     """
 
     column: Column
@@ -39,7 +39,7 @@ class Texts:
         codes: NDArray[np.int64],
         renamed: Mapping[str, str],
     ) -> Texts:
-        """With texts put for others."""
+        """The texts after replacing those in `renamed`."""
         texts = [renamed.get(text, text) for text in found]
         different = tuple(dict.fromkeys(texts))
         if len(different) == len(found):
@@ -49,7 +49,7 @@ class Texts:
         return cls(column, different, moved[codes])
 
     def counts(self) -> NDArray[np.int64]:
-        """(D,) rows of each text."""
+        """(D,) the number of rows of each text."""
         return np.bincount(self.codes[self.codes >= 0], minlength=len(self.different))
 
     def row_of(self, code: int) -> int:
@@ -60,13 +60,13 @@ class Texts:
 def as_declared(
     texts: Texts, declared: Sequence[str], key: str, other: bool = False
 ) -> NDArray[np.int64]:
-    """(M,) each row's place among the declared texts; -1 where its value is missing.
+    """(M,) each row's index among the declared texts; -1 where its value is missing.
 
     A number may be written 0.0 where 0 is declared. With `other`, a text that was not declared
     is -1 too.
 
     Raises:
-        DataError: a text was not declared; names its first row.
+        DataError: a text was not declared; the message names its first row.
     """
     place = {text: at for at, text in enumerate(declared)}
     known = np.full(len(texts.different) + 1, -1, dtype=np.int64)
@@ -79,13 +79,13 @@ def as_declared(
             remedy = (
                 f"did you mean {near!r}? Say rename = {{ {name} = {{ {{value}} = {near!r} }} }}"
                 if near is not None
-                else "mend it, declare it, or say rename to put a declared text for it"
+                else "fix it, declare it, or replace it by a declared text with rename"
             )
             raise texts.column.place.cell(
                 name,
                 texts.row_of(code),
                 text,
-                f"is none of {key} = [{listed}{', ...' if len(declared) > _SHOWN else ''}]",
+                f"is not one of {key} = [{listed}{', ...' if len(declared) > _SHOWN else ''}]",
                 remedy,
             )
         known[code] = -1 if at is None else at
@@ -104,7 +104,7 @@ def alike(text: str) -> str:
 
 
 def ordered(texts: Sequence[str]) -> list[str]:
-    """Numbers by size where all are whole numbers, else by the alphabet.
+    """The texts, sorted by value if all are whole numbers, else alphabetically.
 
     >>> ordered(["10", "9"]), ordered(["10", "9", "a"])
     (['9', '10'], ['10', '9', 'a'])

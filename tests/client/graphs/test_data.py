@@ -61,10 +61,10 @@ def test_a_module_of_the_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("a,y,b\n1,0\n", "line 2 has 2 columns, the header 3"),
         ("a,y,b\n1,0,1\n1,0,s3cret\n", "line 3, column 'b': not a number"),
         ("a,c,b\n1,0,1\n", "exactly one column must be called y"),
-        ("a,y,b\n", "no example"),
+        ("a,y,b\n", "there are no examples"),
         ("a,y,b\n1,0.5,1\n", "row 0 of y .* int64 cannot hold"),
         ("a,y,b\n1,0,1\n1,1,nan\n", "row 1 of x .* not finite"),
-        ("a,y\n1,0\n", r"a row of x has the shape \[1\], the graph takes \[2\]"),
+        ("a,y\n1,0\n", r"a row of x has the shape \[1\], but the graph takes \[2\]"),
     ],
 )
 def test_a_bad_table_is_named_and_not_quoted(tmp_path: Path, text: str, why: str) -> None:
@@ -78,7 +78,7 @@ def test_a_bad_table_is_named_and_not_quoted(tmp_path: Path, text: str, why: str
     ("arrays", "why"),
     [
         ({"x": X}, "no array 'y'"),
-        ({"x": X, "y": Y[:2]}, "3 rows of x and 2 of y"),
+        ({"x": X, "y": Y[:2]}, "3 rows of x but 2 of y"),
         ({"x": X, "y": Y.astype("U1")}, "neither numbers nor truth values"),
         ({"x": X * 1e60, "y": Y}, "row 0 of x .* float32 cannot hold"),
     ],

@@ -182,7 +182,7 @@ def test_what_does_not_fit_is_refused() -> None:
         GraphTrainer(graph.graph, engine, LocalConfig(batch_size=5), x, y)
     with pytest.raises(ConfigError, match=r"rows of float32 \[1, 28, 28\].*takes rows of uint8"):
         GraphTrainer(graph.graph, engine, LOCALS["sgd"], x.astype(np.float32), y)
-    with pytest.raises(ConfigError, match="go in pairs"):
+    with pytest.raises(ConfigError, match="give one y per x"):
         GraphTrainer(graph.graph, engine, LOCALS["sgd"], x, y[1:])
     trainer = GraphTrainer(graph.graph, engine, LOCALS["sgd"], x, y)
     with pytest.raises(TrainingError, match="which has 50890 parameters"):

@@ -448,7 +448,7 @@ def test_wrong_arguments_are_one_clear_line(data: FederatedData) -> None:
     trainer = Trainer(task, LOCAL, path="loop")
     with pytest.raises(TrainingError, match=r"shape \(3,\) does not fit .* 650 parameters"):
         trainer.train(np.zeros(3, np.float32), data.train, some_clients([1]), [1])
-    with pytest.raises(TrainingError, match="1 clients' rows, 2 seeds"):
+    with pytest.raises(TrainingError, match="rows of 1 clients, 2 seeds"):
         trainer.train(trainer.initial_weights(), data.train, some_clients([1]), [1, 2])
     with pytest.raises(TrainingError, match=r"expected float32 \(1, 650\)"):
         trainer.train(

@@ -362,7 +362,7 @@ def test_a_job_whose_folder_is_gone_is_not_begun_again(fedsys: Fedsys, tmp_path:
 
 
 AGENTS_FILES = [
-    ("agent.toml", "garbage", "status", ["ward/agent.toml", "does not read", "from a backup"]),
+    ("agent.toml", "garbage", "status", ["ward/agent.toml", "cannot be read", "from a backup"]),
     ("identity.ed25519", "garbage", "status", ["ward/identity.ed25519", "from a backup"]),
     ("identity.ed25519", "missing", "status", ["ward/identity.ed25519", "no such file"]),
     ("identity.ed25519", "open", "status", ["ward/identity.ed25519", "chmod 600"]),

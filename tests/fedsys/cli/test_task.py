@@ -114,7 +114,7 @@ def test_a_file_that_does_not_fit_its_declaration(fedsys: Fedsys) -> None:
     Path("people.csv").unlink()
     code, _, said = fedsys("task", "read", "p.toml", "--data", "ward")
     assert code == 2
-    assert "column 'city', row 2: 'Cologne' is none of task.options.values.city" in said
+    assert "column 'city', row 2: 'Cologne' is not one of task.options.values.city" in said
 
 
 def scores(text: str) -> list[dict[str, str]]:
@@ -162,7 +162,7 @@ def test_predicting_from_declared_columns_needs_nothing_stored(fedsys: Fedsys) -
     Path("bad.csv").write_text(lines, encoding="utf-8")
     code, _, said = fedsys("predict", run, "bad.csv")
     assert code == 2
-    assert "column 'age', row 1: '?' is no number" in said
+    assert "column 'age', row 1: '?' is not a number" in said
 
 
 def test_predicting_a_number(fedsys: Fedsys) -> None:

@@ -220,13 +220,13 @@ def test_parquet_tables_are_found_in_the_data_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        (TABLE.replace("50", "nan"), {}, "column 'age', row 3: 'nan' is no number"),
+        (TABLE.replace("50", "nan"), {}, "column 'age', row 3: 'nan' is not a number"),
         (TABLE.replace("50", ""), {}, "column 'age', row 3: the cell is empty; say when_missing"),
-        (TABLE.replace("50", "inf"), {}, "column 'age', row 3: 'inf' is no number"),
+        (TABLE.replace("50", "inf"), {}, "column 'age', row 3: 'inf' is not a number"),
         (TABLE, {"label": "ill"}, "has no column 'ill'; it has age, city, clinic, sick"),
         (TABLE.replace("no", "yes"), {}, "column 'sick' holds one class only: 'yes'"),
         ("age,sick\n1,a\n", {}, "1 rows; at least 2 are needed"),
-        ("sick\na\nb\n", {}, "no column is left to learn from"),
+        ("sick\na\nb\n", {}, "there is no column to learn from"),
         ("a,sick\n1,2\n3\n", {}, "row 2 has 1 cells where the header has 2: '3'"),
         (
             "n,sick\n" + "".join(f"name{k},{k % 2}\n" for k in range(70)),

@@ -71,7 +71,7 @@ def test_what_cannot_be_is_explained(folder: Path) -> None:
         read(folder, classes=["cat"])
     with pytest.raises(ConfigError, match="channels = 2"):
         read(folder, channels=2)
-    with pytest.raises(DataError, match=r"dog: is none of task\.options\.classes"):
+    with pytest.raises(DataError, match=r"dog: is not one of task\.options\.classes"):
         read(folder, classes=["cat", "cow"])
     with pytest.raises(DataError, match="no such folder"):
         read(folder / "nowhere")

@@ -131,5 +131,5 @@ def test_wrong_requests_are_one_clear_line() -> None:
     with pytest.raises(DataError, match="client 2 does not exist; there are 2"):
         split(data, "iid", 2, 0).indices_of(2)
     text = Examples(x=torch.zeros(4, 2), y=torch.zeros(4, 3, dtype=torch.int64))
-    with pytest.raises(DataError, match="needs one class an example"):
+    with pytest.raises(DataError, match="needs one class per example"):
         split(FederatedData(train=text, test=text), "shards", 2, 0)

@@ -27,12 +27,12 @@ DECLARED: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ("31,Rome,no\n", r"column 'city', row 41: 'Rome' is none of task\.options\.values\.city"),
-        ("31,bonn,no\n", r"'bonn' is none of .*did you mean 'Bonn'\? Say rename = "),
-        ("31,Bonn,maybe\n", r"column 'y', row 41: 'maybe' is none of task\.options\.classes"),
-        ("31,Bonn,No.\n", r"'No\.' is none of .*did you mean 'no'"),
-        ("old,Bonn,no\n", "column 'age', row 41: 'old' is no number"),
-        ("1e999,Bonn,no\n", "column 'age', row 41: '1e999' is no finite number"),
+        ("31,Rome,no\n", r"'city', row 41: 'Rome' is not one of task\.options\.values\.city"),
+        ("31,bonn,no\n", r"'bonn' is not one of .*did you mean 'Bonn'\? Say rename = "),
+        ("31,Bonn,maybe\n", r"column 'y', row 41: 'maybe' is not one of task\.options\.classes"),
+        ("31,Bonn,No.\n", r"'No\.' is not one of .*did you mean 'no'"),
+        ("old,Bonn,no\n", "column 'age', row 41: 'old' is not a number"),
+        ("1e999,Bonn,no\n", "column 'age', row 41: '1e999' is not a finite number"),
         ("31,NA,no\n", "column 'city', row 41: 'NA' looks like a missing value"),
     ],
 )
@@ -76,7 +76,7 @@ def test_a_number_and_a_date_are_declared(read: Read) -> None:
     assert data.train.x.abs().max() <= 1
     assert data.train.y.abs().max() <= 1
     assert reading.columns[0].low == "1950-01-01"
-    with pytest.raises(DataError, match="column 'born', row 41: 'soon' is no date"):
+    with pytest.raises(DataError, match="column 'born', row 41: 'soon' is not a date"):
         read(text + "soon,1,1\n", label="price", ranges={
             "born": ["1950-01-01", "1990-01-01"], "price": [0, 40000]})  # fmt: skip
 

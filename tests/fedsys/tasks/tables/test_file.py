@@ -86,7 +86,7 @@ def test_semicolons_with_decimal_commas(read: Read) -> None:
 
 def test_a_comma_that_could_be_either_is_asked_about(read: Read) -> None:
     text = "x;y\n" + "".join(f"{k},{100 + k};{k % 2}\n" for k in range(1, 30))
-    with pytest.raises(DataError, match=r"'1,101' is no number as it is written; say decimal"):
+    with pytest.raises(DataError, match=r"'1,101' is not a number as it is written; say decimal"):
         read(text)
     assert read(text, decimal=",")[1].columns[0].low == pytest.approx(1.101)
     assert read(text, thousands=",")[1].columns[0].low == 1101.0
@@ -94,10 +94,10 @@ def test_a_comma_that_could_be_either_is_asked_about(read: Read) -> None:
 
 def test_thousands_with_decimals(read: Read) -> None:
     text = "x,y\n" + "".join(f'"{k},000.5",{k % 2}\n' for k in range(1, 30))
-    with pytest.raises(DataError, match=r"'1,000.5' is no number as .*; say thousands = ','"):
+    with pytest.raises(DataError, match=r"'1,000.5' is not a number as .*; say thousands = ','"):
         read(text)
     assert read(text, thousands=",")[1].columns[0].low == 1000.5
-    with pytest.raises(DataError, match=r"row 31: '1,00,0' is no number"):
+    with pytest.raises(DataError, match=r"row 31: '1,00,0' is not a number"):
         read(text + '2,1\n"1,00,0",1\n', thousands=",")
 
 
@@ -126,10 +126,10 @@ def test_a_quote_that_is_never_closed_swallows_nothing(read: Read) -> None:
         ("", "is empty; a header and rows are needed"),
         ("\n\n", "its first line is empty"),
         ("x,y\n", "0 rows; at least 2 are needed"),
-        ("x,x,y\n1,2,0\n", "column 'x' is there twice, as columns 1 and 2"),
-        ("x, x,y\n1,2,0\n", "column 'x' is there twice"),
-        ("y,x,y\n1,2,0\n", "column 'y' is there twice, as columns 1 and 3"),
-        (",,y\n1,2,0\n", "column without a name is there twice"),
+        ("x,x,y\n1,2,0\n", "column 'x' appears twice, as columns 1 and 2"),
+        ("x, x,y\n1,2,0\n", "column 'x' appears twice"),
+        ("y,x,y\n1,2,0\n", "column 'y' appears twice, as columns 1 and 3"),
+        (",,y\n1,2,0\n", "column without a name appears twice"),
         ("1,2,3\n4,5,6\n", "its first line holds numbers alone"),
         ("x,y\n1,0\n2,1,7\n", r"row 2 has 3 cells where the header has 2: '2,1,7'"),
         ("x,y\n1,0\n2\n", "row 2 has 1 cells where the header has 2"),
@@ -197,7 +197,7 @@ def test_structs_are_taken_by_field_and_lists_are_refused(read: Read) -> None:
     with pytest.raises(DataError, match=r"column 'who' holds list<.*cannot name a client"):
         read({"x": x, "who": [[k] for k in x], "y": y}, client="who")
     twice = pyarrow.table([x, x, y], names=["x", "x", "y"])
-    with pytest.raises(DataError, match="column 'x' is there twice"):
+    with pytest.raises(DataError, match="column 'x' appears twice"):
         read(twice)
 
 

@@ -88,7 +88,7 @@ def test_a_number_but_for_a_few_cells_is_a_number_with_bad_cells(read: Read, cel
     text = people().replace("\n36,", f'\n"{cell}",')
     with pytest.raises(DataError) as refused:
         read(text)
-    assert f"column 'age', row 17: '{cell}' is no number; say missing = ['{cell}']" in str(
+    assert f"column 'age', row 17: '{cell}' is not a number; say missing = ['{cell}']" in str(
         refused.value
     )
     _, reading = read(text, missing=[cell], when_missing="drop")
@@ -99,13 +99,13 @@ def test_a_number_but_for_a_few_cells_is_a_number_with_bad_cells(read: Read, cel
 def test_marks_alone_do_not_make_a_number_a_text(read: Read) -> None:
     """Of UCI's heart disease, two thirds of `ca` are question marks."""
     text = "ca,y\n" + "".join(f"{'?' if k % 3 else k},{k % 2}\n" for k in range(90))
-    with pytest.raises(DataError, match=r"column 'ca', row 2: '\?' is no number \(60 such cells"):
+    with pytest.raises(DataError, match=r"'ca', row 2: '\?' is not a number \(60 such cells"):
         read(text)
 
 
 def test_the_last_of_many_rows_counts_too(read: Read) -> None:
     text = "x,y\n" + "".join(f"{k}.5,{k % 2}\n" for k in range(90_000)) + "?,1\n"
-    with pytest.raises(DataError, match=r"column 'x', row 90001: '\?' is no number"):
+    with pytest.raises(DataError, match=r"column 'x', row 90001: '\?' is not a number"):
         read(text)
 
 
@@ -125,7 +125,7 @@ def test_texts_some_of_which_are_numbers_are_texts(read: Read) -> None:
 @pytest.mark.parametrize("form", ["{}%", "€{}", "{} kg", "({})", "{}.000,5", "$ {}", "{}°"])
 def test_numbers_with_a_unit_are_no_categories(read: Read, form: str) -> None:
     text = "x,y\n" + "".join(f'"{form.format(k % 30)}",{k % 2}\n' for k in range(60))
-    with pytest.raises(DataError, match="looks like a number with something besides it") as refused:
+    with pytest.raises(DataError, match="looks like a number with extra text") as refused:
         read(text)
     assert f"column 'x', row 1: '{form.format(0)}'" in str(refused.value)
     assert read(text, kinds={"x": "text"})[1].columns[0].kind == "category"
@@ -245,7 +245,7 @@ def test_spaces_around_texts_mean_nothing(read: Read) -> None:
         ({"label": "Y"}, "has no column 'Y'"),
         ({"ignore": ["nothing"]}, "has no column 'nothing'"),
         ({"kinds": {"agee": "text"}}, r"has no column 'agee' \(did you mean age\?\)"),
-        ({"ignore": ["age", "city"]}, "no column is left to learn from"),
+        ({"ignore": ["age", "city"]}, "there is no column to learn from"),
     ],
 )
 def test_a_column_that_is_not_there(read: Read, options: dict[str, Any], message: str) -> None:
@@ -277,12 +277,12 @@ def test_dates(read: Read) -> None:
     text = "born,y\n" + "".join(f"19{50 + k % 40}-0{1 + k % 9}-11,{k % 2}\n" for k in range(60))
     _, reading = read(text)
     assert (reading.columns[0].kind, reading.columns[0].low) == ("date", "1950-01-11")
-    with pytest.raises(DataError, match="column 'born', row 3: '1952-13-11' is no date"):
+    with pytest.raises(DataError, match="column 'born', row 3: '1952-13-11' is not a date"):
         read(text.replace("1952-03-11", "1952-13-11"))
-    with pytest.raises(DataError, match="column 'born', row 3: '1952-02-30' is no date"):
+    with pytest.raises(DataError, match="column 'born', row 3: '1952-02-30' is not a date"):
         read(text.replace("1952-03-11", "1952-02-30"))
     german = "born,y\n" + "".join(f"{1 + k % 28}.3.{1950 + k % 40},{k % 2}\n" for k in range(60))
-    with pytest.raises(DataError, match=r"'1\.3\.1950' looks like a date, and which part"):
+    with pytest.raises(DataError, match=r"'1\.3\.1950' looks like a date, but .* which part"):
         read(german)
     assert read(german, dates={"born": "%d.%m.%Y"})[1].columns[0].low == "1950-03-01"
     zoned = "at,y\n" + "".join(f"2024-01-01T{k:02d}:00:00+02:00,{k % 2}\n" for k in range(24))
@@ -300,7 +300,7 @@ def test_several_labels(read: Read) -> None:
         "b": 20,
         "c": 10,
     }
-    with pytest.raises(DataError, match="say what stands between them"):
+    with pytest.raises(DataError, match="say what separates them"):
         read(text, target="labels")
     columns = "x,sick,old\n" + "".join(
         f"{k},{k % 2},{('no', 'yes')[k % 3 == 0]}\n" for k in range(30)
