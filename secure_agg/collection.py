@@ -301,8 +301,8 @@ class Collection:
         """Return why, for each surplus answer that counts for nothing: its member did not sign it.
 
         While all answers lie on one polynomial, t verified ones determine it and the others change
-        nothing, whoever made them. Otherwise a signature decides whether an answer is the member's
-        word, and can be held against it.
+        nothing, no matter who made them. Otherwise a signature decides whether an answer is the
+        member's word, and can be held against it.
         """
         found: dict[int, str] = {}
         if self._surplus and not agree(

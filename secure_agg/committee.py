@@ -50,7 +50,7 @@ SEAL_OVERHEAD: Final = {1: 16, 2: 16 + 1088}
 _PREKEY_BYTES: Final = {1: 4 + 32 + 64, 2: 4 + 32 + 1184 + 64}
 """Bytes of one committee position in the opening: id, sealing keys, signature."""
 ROW_BYTES: Final = 168
-"""Bytes of one upload in the delivery to a committee member, beside its proof and its share."""
+"""Bytes of one upload in the delivery to a committee member, besides its proof and its share."""
 _UP_WEIGHT: Final = 10
 """Bytes down that one byte up counts as: up is the slow direction of a device's connection."""
 _STEP: Final = 10

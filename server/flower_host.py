@@ -257,7 +257,7 @@ class GridFleet:
             raise ConfigError(f"node {node} is not on the roster")
         public = Ed25519PublicKey.from_public_bytes(roster.members[node])
         public.verify(proof, hello_message(relay.challenge, relay.id))
-        relay.link = Link(node=node)
+        relay.link = Link(node=node, repeats_offers=True)
         relay.ingress = Ingress(relay.link, self._fleet)
 
     def _greet(self, link: Link, hello: fleet_pb2.Hello) -> None:

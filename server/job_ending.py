@@ -16,7 +16,7 @@ from typing import Any
 from fedsys.durable import flush_names, write_atomically
 from fedsys.errors import RunFolderError
 from fedsys.privacy import LedgerView
-from fedsys.privacy.ledger.closing import closing_facts
+from fedsys.privacy.ledger.closing import closing_facts, summary_sha256
 from fedsys.privacy.ledger.cosigned import write_proof
 from fedsys.run_folder import RunFolder, plain_json
 from server.job import Job
@@ -95,6 +95,12 @@ def finish_ended(folder: RunFolder, view: LedgerView) -> None:
             f"{folder.path}: its job is over and {_PENDING} cannot be read ({error}); nothing "
             "else can make summary.json as the ledger binds it"
         ) from None
+    bound = (view.closed or {}).get("summary_sha256")
+    if summary_sha256(summary) != bound:
+        raise RunFolderError(
+            f"{folder.path}: its job is over, and {_PENDING} is not what the ledger's closing line "
+            f"binds (summary_sha256 {bound}); restore that file from a backup"
+        )
     _complete(folder, summary, view.head)
 
 

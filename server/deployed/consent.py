@@ -86,14 +86,17 @@ class Consent:
 
     @property
     def listening(self) -> frozenset[int]:
-        """Clients that agreed in the session that they have open now. Another process of theirs,
-        which was not offered the job yet, does not know of it."""
-        links = self._fleet.links
-        return frozenset(
-            client
-            for client in self.given
-            if client in self._sessions and links.get(self._nodes[client]) is self._sessions[client]
-        )
+        """Clients that agreed in the session that is open now, or whose host repeats the offer.
+
+        Another process of theirs, which was not offered the job yet, does not know of it.
+        """
+        return frozenset(client for client in self.given if self._listens(client))
+
+    def _listens(self, client: int) -> bool:
+        link = self._fleet.links.get(self._nodes[client])
+        if link is None:
+            return False
+        return link.repeats_offers or link is self._sessions.get(client)
 
     @property
     def undecided(self) -> bool:

@@ -64,6 +64,8 @@ class Link:
         overrun: set once more waits for it than an agent that reads would let wait.
         pending: messages from this agent that nobody has taken out of the events yet.
         counted: told of every message: its direction (``in``, ``out``), kind and bytes.
+        repeats_offers: whether the host sends a job's offer along with each of its invitations, so
+            that a device that agreed serves in every later session too.
     """
 
     node: int
@@ -75,6 +77,7 @@ class Link:
     overrun: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     pending: int = 0
     counted: Counted = field(default=lambda _direction, _kind, _size: None, repr=False)
+    repeats_offers: bool = False
     _largest: int = field(default=0, repr=False)
 
     def send(self, message: fleet_pb2.Down) -> None:

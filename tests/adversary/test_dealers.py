@@ -567,7 +567,7 @@ def test_21_an_answer_that_its_member_did_not_sign() -> None:
         assert "wrong sum" in attack().server.result.blamed[6]
 
 
-@pytest.mark.parametrize("liars", [(), (3,)], ids=["", "beside a liar"])
+@pytest.mark.parametrize("liars", [(), (3,)], ids=["", "with a liar"])
 def test_21_surplus_answers_that_their_members_did_not_sign(liars: tuple[int, ...]) -> None:
     """More than can be corrected come after t good ones: none counts as its member's word."""
     late = (ROBUST.n - ROBUST.threshold) // 2 + 1
