@@ -92,8 +92,10 @@ def _within(span: str, time: dt.time) -> bool:
 def _busy() -> float | None:
     """Percent of all processors in use, excluding this process."""
     try:
+        process = psutil.Process()
+        process.cpu_percent(interval=None)  # the first call of an object starts its interval
         total = psutil.cpu_percent(interval=0.2)
-        own = psutil.Process().cpu_percent(interval=None) / (psutil.cpu_count() or 1)
+        own = process.cpu_percent(interval=None) / (psutil.cpu_count() or 1)
     except (OSError, psutil.Error):
         return None
     return float(max(0.0, total - own))

@@ -158,8 +158,8 @@ def _as(source: str, name: str, array: Array, wanted: TensorType) -> Array:
         return array
     with np.errstate(all="ignore"):
         made: Array = array.astype(wanted.dtype)
-    rounds = array.dtype.kind == "f" and wanted.dtype.kind == "f"
-    same = np.isfinite(made) if rounds else made == array
+        rounds = array.dtype.kind == "f" and wanted.dtype.kind == "f"
+        same = np.isfinite(made) if rounds else made.astype(array.dtype) == array
     if not same.all():
         bad = np.flatnonzero(~same.reshape(len(array), -1).all(axis=1))[0]
         raise DataError(

@@ -29,7 +29,7 @@ _RELATIVE = 1e-6
 
 _SAMPLER_HOLDS = 600.0
 """Epsilon up to which one's own share, a single rounded Gaussian and so a post-processed one, is
-near enough to its ideal: draws are exact to 2^-980 = e^-679."""
+near enough to its ideal: draws are exact to 2^-977 = e^-677."""
 
 _RESTS_ON: dict[View, str] = {
     "outsider": "noise really added, sampling really random, N: the coordinator's word",

@@ -368,7 +368,7 @@ class TuningPart(Section):
 
     Attributes:
         delta: Delta of each run.
-        besides: Part of delta at which no step is accounted: it pays for aborts that show, and for
+        overhead: Part of delta at which no step is accounted: it pays for aborts that show, and for
             the noise's distance from a Gaussian.
         aside: Of that, what pays for the noise's distance.
         log_distance: Logarithm of that distance, in total variation.

@@ -117,6 +117,8 @@ class Leaf(Classification):
                 f"{path}: {who}: x holds {what}; task.options.features = {self._features} numbers "
                 f"are needed"
             )
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32)
         if not np.isfinite(x).all():
             row = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
             raise DataError(f"{path}: {who}, row {row + 1}: x holds a number that is not finite")

@@ -28,7 +28,9 @@ def test_ctrl_c_leaves_a_run_that_goes_on(fedsys: CommandLine) -> None:
     assert f"--resume {run}" in stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
-    assert fedsys.run("audit", run).returncode == 0
+    audited = fedsys.run("audit", run)  # unfinished: nothing binds its metrics and report yet
+    assert audited.returncode == 1
+    assert "claims FAIL; Metrics, Report\n" in audited.stdout
     resumed = fedsys.run("simulate", "--resume", run)
     assert resumed.returncode == 0, resumed.stderr
     check(run)

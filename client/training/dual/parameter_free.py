@@ -60,7 +60,7 @@ class BitDropout(nn.Module):
 
     def mask(self, x: Tensor) -> Tensor | None:
         """The factors 0 or 1 / (1 - p), in the shape of `x`; None if nothing is dropped."""
-        dropped = round(self.p * _LEVELS)
+        dropped = min(round(self.p * _LEVELS), _LEVELS - 1)  # p < 1: something may be kept
         if not self.training or not dropped:
             return None
         count = x.numel()

@@ -7,7 +7,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsys.errors import LedgerError
@@ -89,6 +89,7 @@ class TestLargeCohorts:
                 ledger.commit(1, {}, sampled=range(2000), survivors=range(2000))
         assert (tmp_path / "private.jsonl").read_bytes() == b""
 
+    @settings(deadline=None)
     @given(st.lists(st.integers(0, (1 << 42) - 1), max_size=50))
     def test_any_numbers_survive_packing(self, numbers: list[int]) -> None:
         assert unpack(pack(numbers)).tolist() == numbers
