@@ -1,8 +1,8 @@
 """One sum on the server's side: uploads come in, complaints and endorsements, answers, the total.
 
 A synchronous round has one collection, an epoch of buffered rounds one after the other. Ciphertexts
-are added to the running sum as they arrive. Their wire bytes are spooled until the committee has
-checked the shares, because a dealer that it complains about must be taken out of the sum again.
+are added to the running sum as they arrive, a few at a time. They are spooled until the committee
+has checked the shares, because a dealer that it complains about must be taken out of the sum again.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -48,6 +49,9 @@ from secure_agg.signatures import SIGNATURE_SIZE, verifies
 from secure_agg.spool import Spool
 
 __all__ = ["Collection"]
+
+_TOGETHER: Final = 8
+"""Uploads that are added in one go: between two, the sum has left the core's caches."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,6 +100,7 @@ class Collection:
         self._shared = shared
         self._sum = Accumulator(session.params)
         self._spool: Spool | None = Spool()
+        self._fresh: list[bytes | bytearray | memoryview] = []  # not added yet
         self._uploads: dict[int, _Received] = {}
         self._sealed: dict[int, bytes] = {}
         self._rows: bytes | None = None
@@ -151,7 +156,9 @@ class Collection:
         checks.signature(valid, sender, "upload")
         if self._spool is not None:
             self._spool.put(sender, upload.ciphertext)
-        self._sum.add(upload.ciphertext)
+        self._fresh.append(upload.ciphertext)
+        if len(self._fresh) == _TOGETHER:
+            self._add_fresh()
         self._uploads[sender] = _Received(
             dealt=Dealt(
                 id=sender,
@@ -166,6 +173,10 @@ class Collection:
         )
         self._sealed[sender] = upload.sealed
 
+    def _add_fresh(self) -> None:
+        self._sum.add(*self._fresh)
+        self._fresh.clear()
+
     def exclude(self, dealer: int) -> None:
         """Take an upload out of the sum.
 
@@ -176,6 +187,7 @@ class Collection:
             return
         if self._spool is None:
             raise SetError(f"dealer {dealer} cannot be taken out: the set is fixed")
+        self._add_fresh()
         self._sum.subtract(self._spool.take(dealer))
         del self._uploads[dealer]
         self._sealed.pop(dealer, None)
@@ -233,6 +245,7 @@ class Collection:
     def propose(self) -> bytes:
         """Fix the set; return the PROPOSAL message, which is the same for every member."""
         session = self.session
+        self._add_fresh()
         rows = []
         for dealer in self.uploaders:
             received = self._uploads[dealer]

@@ -170,22 +170,23 @@ class Accumulator:
         self.params = params
         self._sum = planes(bytearray(params.ciphertext_bytes), params)
 
-    def add(self, ciphertext: bytes | bytearray | memoryview) -> None:
-        """Add a ciphertext to the sum.
+    def add(self, *ciphertexts: bytes | bytearray | memoryview) -> None:
+        """Add ciphertexts to the sum; several in one go fetch it from memory once.
 
         Raises:
-            MessageError: It does not have ``params.ciphertext_bytes`` bytes.
+            MessageError: One does not have ``params.ciphertext_bytes`` bytes; none was added.
         """
-        for total, term in self._blocks(ciphertext):
-            carry: npt.NDArray[np.bool_] | None = None
-            for index, (t, x) in enumerate(zip(total, term, strict=True)):
-                t += x
-                overflow = t < x if index + 1 < len(total) else None
-                if carry is not None:
-                    t += carry.view(np.uint8)  # no cast where the plane is of bytes
-                    if overflow is not None:
-                        overflow |= carry & (t == 0)
-                carry = overflow
+        for total, *terms in self._blocks(*ciphertexts):
+            for term in terms:
+                carry: npt.NDArray[np.bool_] | None = None
+                for index, (t, x) in enumerate(zip(total, term, strict=True)):
+                    t += x
+                    overflow = t < x if index + 1 < len(total) else None
+                    if carry is not None:
+                        t += carry.view(np.uint8)  # no cast where the plane is of bytes
+                        if overflow is not None:
+                            overflow |= carry & (t == 0)
+                    carry = overflow
 
     def subtract(self, ciphertext: bytes | bytearray | memoryview) -> None:
         """Take out a ciphertext that was added.
@@ -204,18 +205,19 @@ class Accumulator:
                     t -= borrow
                 borrow = underflow
 
-    def _blocks(
-        self, ciphertext: bytes | bytearray | memoryview
-    ) -> Iterator[tuple[list[Any], list[Any]]]:
-        """Yield matching pieces of the planes of the sum and of a ciphertext, low first."""
-        if len(ciphertext) != self.params.ciphertext_bytes:
-            raise MessageError(
-                f"a ciphertext has {len(ciphertext)} bytes, expected {self.params.ciphertext_bytes}"
-            )
-        views = planes(ciphertext, self.params)
+    def _blocks(self, *ciphertexts: bytes | bytearray | memoryview) -> Iterator[list[list[Any]]]:
+        """Yield matching pieces of the planes of the sum and of each ciphertext, low first."""
+        views = [self._sum]
+        for ciphertext in ciphertexts:
+            if len(ciphertext) != self.params.ciphertext_bytes:
+                raise MessageError(
+                    f"a ciphertext has {len(ciphertext)} bytes, "
+                    f"expected {self.params.ciphertext_bytes}"
+                )
+            views.append(planes(ciphertext, self.params))
         for start in range(0, self.params.coefficients, _PIECE):
             piece = slice(start, start + _PIECE)
-            yield [plane[piece] for plane in self._sum], [plane[piece] for plane in views]
+            yield [[plane[piece] for plane in each] for each in views]
 
     def open(
         self,

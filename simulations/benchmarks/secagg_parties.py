@@ -42,8 +42,7 @@ def timed(action: Callable[[], object]) -> float:
 def peak_mb() -> float:
     """Largest resident memory of this process so far, in MiB.
 
-    `getrusage` counts what the parent had resident when it started this process; Linux knows
-    better.
+    `getrusage` also counts what the parent held when it started this process; Linux knows better.
     """
     status = Path("/proc/self/status")
     if status.exists():
