@@ -1,7 +1,7 @@
 """fedsys: federated learning that nobody has to take on trust.
 
-The functions here are those of `fedsys.api`; they are imported when they are first used, so that
-``import fedsys`` is instant.
+The functions here are those of `fedsys.api`; they are imported on first use, so that ``import
+fedsys`` is instant.
 """
 
 from __future__ import annotations

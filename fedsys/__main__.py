@@ -1,4 +1,4 @@
-"""``python -m fedsys`` is ``fedsys``."""
+"""``python -m fedsys`` runs ``fedsys``."""
 
 from fedsys.cli import main
 

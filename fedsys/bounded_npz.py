@@ -1,9 +1,9 @@
-"""Reading ``.npz`` files that somebody else wrote: bounded before they are read, never unpickled.
+"""Reads untrusted ``.npz`` files: bounded before they are read, never unpickled.
 
-NumPy's own reader allocates what an array's header claims before it reads a byte of it, inflates
+NumPy's own reader allocates what an array's header claims before it reads any data, inflates
 whatever the archive holds, and lets a dozen kinds of error escape from damaged files. Here every
-size is taken from the archive's directory, an array must fill its entry exactly, and whatever is
-wrong is a ValueError.
+size is taken from the archive's directory, an array must fill its entry exactly, and every fault is
+a ValueError.
 
 >>> import io
 >>> file = io.BytesIO()
@@ -32,9 +32,9 @@ from numpy.typing import NDArray
 __all__ = ["Arrays", "open_arrays"]
 
 _MOST_DIRECTORY = 1 << 18
-"""Bytes of an archive's directory: some thousand entries; each becomes an object."""
+"""The most bytes of an archive's directory: a few thousand entries; each becomes an object."""
 _MOST_RATIO = 32
-"""What compressed arrays of real data may grow to, in sizes of their file."""
+"""The most that compressed arrays may unpack to, as a multiple of their file's size."""
 _ALWAYS = 64 << 20
 """Bytes that even a small file may unpack to."""
 _MOST_HEADER = 4096
@@ -62,7 +62,7 @@ class Arrays:
     """The arrays of an open file.
 
     Attributes:
-        names: of the arrays, in the file's order.
+        names: the arrays' names, in the file's order.
     """
 
     def __init__(self, archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo]) -> None:
@@ -71,10 +71,10 @@ class Arrays:
         self.names = tuple(entries)
 
     def read(self, name: str) -> NDArray[Any]:
-        """One array of numbers or truth values.
+        """One array of numbers or booleans.
 
         Raises:
-            ValueError: there is none of that name, or it is damaged.
+            ValueError: there is no array of that name, or it is damaged.
             OSError: the file cannot be read.
         """
         if name not in self._entries:
@@ -85,7 +85,7 @@ class Arrays:
                 shape, dtype, column_major, begins = _header(member)
                 count = math.prod(shape)
                 if begins + count * dtype.itemsize != entry.file_size:
-                    raise ValueError("its shape is not its entry's size")
+                    raise ValueError("its shape does not match its entry's size")
                 array = np.empty(count, dtype=dtype)
                 _fill(array.data.cast("B") if count else memoryview(b""), member)
             return array.reshape(shape, order="F" if column_major else "C")
@@ -98,12 +98,12 @@ def open_arrays(file: IO[bytes], *, most: int, compressed: bool = False) -> Iter
     """The arrays of an ``.npz`` file.
 
     Args:
-        file: seekable.
-        most: bytes that all of them may take together.
-        compressed: whether compressed ones are read too.
+        file: a seekable file.
+        most: the most bytes that all arrays may take together.
+        compressed: whether compressed arrays are read too.
 
     Raises:
-        ValueError: it is no such file, or holds more than is read.
+        ValueError: it is not such a file, or holds more than is read.
         OSError: it cannot be read.
     """
     try:
@@ -117,7 +117,7 @@ def open_arrays(file: IO[bytes], *, most: int, compressed: bool = False) -> Iter
 
 
 def _check_directory(file: IO[bytes], size: int) -> None:
-    """Bound the archive's directory before it is read into objects."""
+    """Bounds the archive's directory before it is parsed into objects."""
     tail = min(size, 22 + 20 + 56)
     file.seek(size - tail)
     found = file.read(tail)
@@ -125,7 +125,7 @@ def _check_directory(file: IO[bytes], size: int) -> None:
     if len(end) < 22 or end[:4] != b"PK\x05\x06" or end[20:22] != bytes(2):
         raise ValueError("no archive, or one that is cut off")
     length = int.from_bytes(end[12:16], "little")
-    if found[-42:-38] == b"PK\x06\x07":  # beyond 4 GiB the true length stands here
+    if found[-42:-38] == b"PK\x06\x07":  # ZIP64: the true length is in the record before
         length = int.from_bytes(found[-58:-50], "little")
     if length > _MOST_DIRECTORY:
         raise ValueError(f"a directory of {length} bytes; at most {_MOST_DIRECTORY} are read")
@@ -139,14 +139,14 @@ def _entries(
     for entry in archive.infolist():
         name = entry.filename.removesuffix(".npy")
         if not name.isprintable() or len(name) > _MOST_NAME:
-            raise ValueError("an array whose name is no name")
+            raise ValueError("an array with an invalid name")
         if name in entries:
             raise ValueError(f"two arrays {name!r}")
         if entry.flag_bits & 1:
             raise ValueError(f"array {name!r}: encrypted")
         stored = entry.compress_type == zipfile.ZIP_STORED
         if not stored and not (compressed and entry.compress_type == zipfile.ZIP_DEFLATED):
-            raise ValueError(f"array {name!r}: compressed in a way that is not read")
+            raise ValueError(f"array {name!r}: compressed in an unsupported way")
         if stored and entry.file_size != entry.compress_size:
             raise ValueError(f"array {name!r}: its sizes disagree")
         total += entry.file_size
@@ -162,11 +162,11 @@ def _entries(
 
 
 def _header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool, int]:
-    """Shape, type and order of an array, and where its numbers begin."""
+    """Shape, type, order and data offset of an array."""
     magic = member.read(8)
     width = {b"\x93NUMPY\x01\x00": 2, b"\x93NUMPY\x02\x00": 4}.get(magic)
     if width is None:
-        raise ValueError("no array of a version that is read")
+        raise ValueError("not an array of a supported version")
     length = int.from_bytes(member.read(width), "little")
     if length > _MOST_HEADER:
         raise ValueError(f"a header of {length} bytes; at most {_MOST_HEADER} are read")
@@ -175,19 +175,19 @@ def _header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool, in
         raise ValueError("cut off")
     body = ast.literal_eval(text.decode("ascii").strip())
     if not isinstance(body, dict) or body.keys() != {"descr", "fortran_order", "shape"}:
-        raise ValueError("a header that is none")
+        raise ValueError("a malformed header")
     kind, column_major, shape = body["descr"], body["fortran_order"], body["shape"]
     if type(kind) is not str or _DTYPE.fullmatch(kind) is None:
-        raise ValueError("an array of neither numbers nor truth values")
+        raise ValueError("an array of neither numbers nor booleans")
     if type(column_major) is not bool or type(shape) is not tuple or len(shape) > 32:
-        raise ValueError("a header that is none")
+        raise ValueError("a malformed header")
     if not all(type(each) is int and each >= 0 for each in shape):
-        raise ValueError("a shape that cannot be")
+        raise ValueError("an impossible shape")
     return shape, np.dtype(kind), column_major, 8 + width + length
 
 
 def _fill(target: memoryview, member: IO[bytes]) -> None:
-    """Read exactly what `target` takes; the archive's checksum is compared at the end."""
+    """Fills `target` exactly; the archive's checksum is compared at the end."""
     at = 0
     while at < len(target):
         piece = member.read(min(_PIECE, len(target) - at))

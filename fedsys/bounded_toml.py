@@ -1,7 +1,7 @@
-"""Reading TOML that somebody else wrote, in bounded time and memory.
+"""Reads untrusted TOML, in bounded time and memory.
 
 Python's reader takes time quadratic in the parts of a dotted key, so that a file of half a megabyte
-could keep it busy for an hour; a resolved configuration has nothing of the kind.
+could keep it busy for an hour; a resolved configuration has no such keys.
 
 >>> parse_toml(b"[job]\\nseed = 1\\n")
 {'job': {'seed': 1}}
@@ -16,10 +16,11 @@ __all__ = ["MAX_BYTES", "parse_toml"]
 
 MAX_BYTES = 1 << 18
 _MOST_DOTS = 200
-"""In one line: a dotted key does not go over its end."""
+"""The most dots in one line, which a dotted key cannot cross."""
 _MOST_STEPS = 4_000_000
-"""Of Python's reader in all keys together: for each part of a key it walks over all the parts of
-that key and of its table's name. A quarter of a second; a configuration takes a thousandth."""
+"""The most steps of Python's reader in all keys together: for each part of a key it walks over all
+the parts of that key and of its table's name. That is a quarter of a second; a configuration takes
+a thousandth of it."""
 
 
 def parse_toml(content: bytes) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def _check_keys(content: bytes) -> None:
     for line in content.split(b"\n"):
         dots = line.count(b".")
         if dots > _MOST_DOTS:
-            raise ValueError(f"a line with more than {_MOST_DOTS} dots is no configuration's")
+            raise ValueError(f"a line with more than {_MOST_DOTS} dots is not a configuration's")
         if line.lstrip().startswith(b"["):
             table = dots
         steps += dots * (dots + table)

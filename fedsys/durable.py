@@ -1,7 +1,7 @@
-"""Files that a loss of power does not take: on disk, name and content, when a call returns.
+"""Files that survive a power loss: name and content are on disk when a call returns.
 
-What POSIX promises, and no more: flushing a file makes its content durable, flushing a folder the
-names in it. Every function here raises OSError where the disk does not take it.
+This relies on what POSIX promises, and no more: flushing a file makes its content durable, flushing
+a folder the names in it. Every function here raises OSError where the disk fails.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ __all__ = [
 
 
 class DurableFile:
-    """A file that only grows, exclusively locked; ``append`` returns when the bytes are on disk.
+    """An append-only file, exclusively locked; ``append`` returns when the bytes are on disk.
 
     Args:
-        path: of the file; a link is refused.
-        create: make it; it must not be there. Otherwise it must.
+        path: the file; a link is refused.
+        create: whether to create it, in which case it must not exist; otherwise it must.
         mode: permissions of a new file.
 
     Attributes:
         path: as given.
 
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: another process holds its lock.
         OSError: it cannot be opened.
     """
 
@@ -51,8 +51,8 @@ class DurableFile:
             if create:
                 flush_names(path.parent)
             else:
-                # A process that was killed may have written more than it flushed: before anything
-                # is built upon that, a loss of power must not be able to take it.
+                # A killed process may have written more than it flushed: that must survive a power
+                # loss before anything is built on it.
                 os.fsync(self._descriptor)
         except OSError:
             os.close(self._descriptor)
@@ -61,8 +61,8 @@ class DurableFile:
     def append(self, data: bytes) -> None:
         """Adds bytes at the end.
 
-        Once that failed, or was interrupted, the state of the file is unknown and it takes no
-        more: anyone who opens it next cuts off what is torn.
+        Once that failed or was interrupted, the state of the file is unknown and further appends
+        are refused; the next process that opens it cuts off a torn line.
         """
         if self._failed:
             raise OSError(errno.EIO, "an earlier write to it failed")
@@ -74,7 +74,7 @@ class DurableFile:
             raise
 
     def give_up(self) -> None:
-        """Takes no more."""
+        """Refuses further appends."""
         self._failed = True
 
     def cut(self, count: int) -> None:
@@ -88,7 +88,7 @@ class DurableFile:
 
 
 def flush_names(folder: Path) -> None:
-    """Makes a folder's entries durable, by whichever process they were made."""
+    """Makes a folder's entries durable, whichever process made them."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -97,14 +97,14 @@ def flush_names(folder: Path) -> None:
 
 
 def make_folder(path: Path, *, mode: int = 0o777) -> None:
-    """Makes a folder and its parents, durably; one that is there is taken as it is.
+    """Creates a folder and its parents, durably; an existing folder is left as it is.
 
-    Its name is flushed even then, since anyone who made it may have died before doing so; not where
-    its parent may not be read, for then it was made by somebody else, who keeps it.
+    Its name is flushed even then, since the process that created it may have died before doing so;
+    except where its parent is not readable, since then another user created and keeps it.
 
     Args:
-        path: of the folder.
-        mode: its permissions, less the umask; its parents have the default ones.
+        path: the folder.
+        mode: its permissions, minus the umask; its parents have the default ones.
     """
     there = path.exists()
     missing = [folder for folder in path.parents if not folder.exists()]
@@ -118,10 +118,10 @@ def make_folder(path: Path, *, mode: int = 0o777) -> None:
 def write_new(
     path: Path, content: bytes | memoryview, *, mode: int = 0o644, durable: bool = True
 ) -> None:
-    """Writes a file with its content on disk, in place of one of that name; the new name is
-    durable once `flush_names` was called for its folder. Nothing is flushed unless `durable`.
+    """Writes a new file with its content on disk, replacing an existing one; the new name is
+    durable after `flush_names` of its folder. Nothing is flushed unless `durable`.
 
-    Whatever has that name, a link or a file that others can read, is removed and never written to.
+    An existing link, or file that others can read, is removed and never written to.
     """
     path.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -137,13 +137,13 @@ def write_new(
 def write_atomically(
     path: Path, content: bytes, *, mode: int = 0o644, durable: bool = True
 ) -> None:
-    """Writes ``content`` so that ``path`` holds either what it held before or all of it.
+    """Writes ``content`` so that ``path`` holds either its old content or all of the new.
 
     Args:
-        path: of the file.
-        content: all that it will hold.
+        path: the file.
+        content: its whole new content.
         mode: its permissions.
-        durable: whether it must outlive a loss of power. What another process looks at, and is
+        durable: whether it must survive a power loss. A file that is only for other processes, and
             written again after a start, need not.
     """
     partial = path.with_name(path.name + ".partial")
@@ -154,13 +154,13 @@ def write_atomically(
 
 
 def overwrite(path: Path, content: bytes | memoryview, *, mode: int = 0o644) -> None:
-    """Writes ``content`` in place of what a file holds; one that is not there is made, its name
-    durable too. A crash on the way leaves any mixture of both.
+    """Overwrites a file's content in place; a missing file is created, with its name durable too.
+    A crash during the write leaves any mixture of old and new content.
 
     Args:
-        path: of the file; a link is refused.
-        content: all that it will hold.
-        mode: permissions of a new file; one that is there is left with no others.
+        path: the file; a link is refused.
+        content: its whole new content.
+        mode: permissions of a new file; an existing one loses all others.
     """
     flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     made = not path.exists()
@@ -178,13 +178,13 @@ def overwrite(path: Path, content: bytes | memoryview, *, mode: int = 0o644) -> 
 
 
 def append_lines(path: Path, lines: bytes, *, mode: int = 0o644) -> None:
-    """Adds whole lines to a file, which is made if it is not there (its name is not flushed); a
+    """Adds complete lines to a file, which is created if it is missing (its name is not flushed); a
     last line that a crash tore is cut off first.
 
     Args:
-        path: of the file; a link is refused.
-        lines: each with its line feed.
-        mode: permissions of a new file; one that is there is left with no others.
+        path: the file; a link is refused.
+        lines: the lines, each with its line feed.
+        mode: permissions of a new file; an existing one loses all others.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, mode), "rb+", buffering=0) as file:
@@ -200,7 +200,7 @@ def append_lines(path: Path, lines: bytes, *, mode: int = 0o644) -> None:
 
 
 def _restrict(descriptor: int, mode: int) -> None:
-    """Takes from an open file whatever permissions `mode` does not give; its owner alone can."""
+    """Removes the permissions that `mode` does not include; only the file's owner can."""
     found = stat.S_IMODE(os.fstat(descriptor).st_mode)
     if found & ~mode:
         os.fchmod(descriptor, found & mode)

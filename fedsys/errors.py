@@ -40,7 +40,7 @@ class DataError(FedsysError):
 
 
 class EnrollmentError(FedsysError):
-    """A device that may not join or may not act: unknown, revoked, expired or somebody else's."""
+    """A device that may not join or act: unknown, revoked, expired or somebody else's."""
 
 
 class MechanismError(FedsysError):
@@ -52,7 +52,7 @@ class LedgerError(FedsysError):
 
 
 class LedgerClosed(LedgerError):
-    """A ledger whose job is over; `reason` is what its closing line gives."""
+    """A ledger whose job is over; `reason` is the reason in its closing line."""
 
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
@@ -64,8 +64,8 @@ class BudgetExceeded(FedsysError):
 
 
 class Cause(enum.Enum):
-    """Of what kind a refusal is: all of it that leaves a device whose owner keeps their limits,
-    numbers and circumstances to themselves. The value is what anybody may read."""
+    """The kind of a refusal: all that leaves a device whose owner keeps limits, numbers and
+    circumstances private. The value is the text that anybody may read."""
 
     UNSPECIFIED = "declined; the device's own log says why"
     PAUSED = "paused by its owner"
@@ -89,7 +89,7 @@ class PolicyRefusal(FedsysError):
     """An agent declines what it was asked; the message is its reason, for the owner's eyes.
 
     Attributes:
-        cause: what it may tell others.
+        cause: what others may learn about it.
     """
 
     def __init__(self, message: str, *, cause: Cause = Cause.UNSPECIFIED) -> None:
@@ -110,4 +110,4 @@ class RunFolderError(FedsysError):
 
 
 class AuditInputError(FedsysError):
-    """What was handed to the audit is not a run that it can read."""
+    """The audit's input is not a run that it can read."""

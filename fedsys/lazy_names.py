@@ -1,4 +1,4 @@
-"""A package's names whose modules are loaded when the names are first used."""
+"""Loads the modules of a package's names when the names are first used."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["on_use"]
 def on_use(
     package: str, names: Mapping[str, Iterable[str]], *, modules: Iterable[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` of a package, as PEP 562 has them.
+    """``__getattr__`` and ``__dir__`` of a package, as in PEP 562.
 
-    The package keeps them from type checkers, which take any name for one that a module with a
-    ``__getattr__`` has::
+    The package hides them from type checkers, which assume that a module with a ``__getattr__`` has
+    every name::
 
         if TYPE_CHECKING:
             from shapes.circle import Circle
@@ -24,13 +24,13 @@ def on_use(
             __getattr__, __dir__ = on_use(__name__, {"circle": ("Circle",)})
 
     Args:
-        package: its ``__name__``.
-        names: those of each of its modules.
-        modules: of it that are names themselves.
+        package: the package's ``__name__``.
+        names: by module of the package, the names that it defines.
+        modules: modules of the package that are public names themselves.
 
     Returns:
-        A function that loads a name's module and binds the name in the package, or raises
-        AttributeError on any other name; one that lists the package's names, loaded or not.
+        A function that loads a name's module and binds the name in the package, and raises
+        AttributeError for any other name; and one that lists the package's names, loaded or not.
     """
     module_of = {name: module for module, its in names.items() for name in its}
     own = frozenset(modules)

@@ -1,8 +1,8 @@
 """Log lines of long-running processes: text or JSON, to standard error; never a secret.
 
-What devices and coordinators write is quoted in many lines. The formatters here, and nothing
-before them, make it fit for a terminal: a record is one line, without control characters; a
-traceback follows it indented, so that no line of it looks like a record.
+Many lines quote what devices and coordinators write. The formatters here, and nothing before them,
+make that safe for a terminal: a record is one line without control characters; a traceback follows
+it indented, so that none of its lines looks like a record.
 """
 
 from __future__ import annotations
@@ -48,8 +48,11 @@ class _Json(_Text):
 def configure(kind: str) -> None:
     """Send our loggers' lines to standard error.
 
+    Args:
+        kind: ``text`` or ``json``.
+
     Raises:
-        ConfigError: an unknown kind.
+        ConfigError: `kind` is neither.
     """
     if kind not in ("text", "json"):
         raise ConfigError(f"--log {kind}: allowed are text and json")
@@ -63,7 +66,7 @@ def configure(kind: str) -> None:
 
 
 def configure_unless_hosted() -> None:
-    """The same as text, in a process whose host has set up no logging: Python would otherwise print
-    what others wrote as it is."""
+    """`configure` as text, in a process whose host has set up no logging: otherwise Python would
+    print untrusted text as it is."""
     if not logging.getLogger().handlers:
         configure("text")

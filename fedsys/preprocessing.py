@@ -1,8 +1,8 @@
-"""What a task's preprocessing looks at, and whether a privacy claim can cover that.
+"""What a task's preprocessing depends on, and whether a privacy claim can cover that.
 
-A guarantee bounds what one client's clipped update tells. It bounds nothing of what that client's
-rows did to everybody else's inputs: a mean over all rows, a vocabulary, a split by label. So every
-task says of itself what each prepared row depends on:
+A guarantee bounds what one client's clipped update reveals. It does not bound how that client's
+rows changed everybody else's inputs: a mean over all rows, a vocabulary, a split by label. So every
+task declares what each prepared row depends on:
 
 =================  ==============================================================  ================
 declaration        a prepared row depends on                                       claims cover
@@ -13,8 +13,8 @@ declaration        a prepared row depends on                                    
 ``data-dependent`` rows of other clients                                           nobody
 =================  ==============================================================  ================
 
-A task of the user's own that declares nothing is ``undeclared``: a claim then rests on its author's
-word that it is one of the first three, and so it does if the author declares one.
+A custom task that declares nothing is ``undeclared``: a claim then rests on its author's word that
+it is one of the first three, as it does if the author declares one.
 
 >>> covers("row-local", "example"), covers("client-local", "example")
 (True, False)
@@ -44,7 +44,7 @@ REMEDY = (
     "prepare rows one by one (task tabular: declare classes, ranges and values, as `fedsys task "
     "schema` writes them), or set privacy.mechanism=none"
 )
-"""What helps against a withheld claim."""
+"""The remedy for a withheld claim."""
 
 Preprocessing = Literal["fixed", "row-local", "client-local", "data-dependent", "undeclared"]
 
@@ -61,11 +61,11 @@ _BUILTIN: Mapping[str, Preprocessing] = {
 
 
 def builtin(name: object, options: Mapping[str, Any]) -> Preprocessing | None:
-    """What a task that ships with fedsys declares; None for any other.
+    """What a built-in task declares; None for any other.
 
     Args:
-        name: of the task.
-        options: of the task, as in a configuration that may be anybody's.
+        name: the task's name.
+        options: the task's options, from an untrusted configuration.
     """
     by_options = {"tabular": tabular, "leaf": leaf, "images": images}
     if isinstance(name, str) and name in by_options:
@@ -74,10 +74,10 @@ def builtin(name: object, options: Mapping[str, Any]) -> Preprocessing | None:
 
 
 def tabular(options: Mapping[str, Any]) -> Preprocessing:
-    """What task ``tabular`` does with these options.
+    """The declaration of task ``tabular`` with these options.
 
-    With a declared label and declared features a row's encoding is its own; so is being a test
-    row, unless a client that would keep no row to train on keeps all of them.
+    With a declared label and declared features a row's encoding depends on the row alone; so does
+    being a test row, except that a client that would have no row to train on keeps all of them.
     """
     label = options.get("label")
     labels = {label} if isinstance(label, str) else set()
@@ -93,12 +93,12 @@ def tabular(options: Mapping[str, Any]) -> Preprocessing:
 
 
 def leaf(options: Mapping[str, Any]) -> Preprocessing:
-    """What task ``leaf`` does: the last rows of each user are for testing, if no file is."""
+    """The declaration of task ``leaf``: each user's last rows are for tests, unless a file is."""
     return "row-local" if options.get("test_path") else "client-local"
 
 
 def images(options: Mapping[str, Any]) -> Preprocessing:
-    """What task ``images`` does: a client that would keep no picture to train on keeps all."""
+    """The declaration of task ``images``: a client with no image left to train on keeps all."""
     return "client-local" if options.get("layout") == "client/class" else "row-local"
 
 
@@ -108,21 +108,21 @@ def _names(options: Mapping[str, Any], key: str) -> set[str]:
 
 
 def why_not_deployed(declared: object) -> str | None:
-    """Why devices cannot train a task together that prepares rows so; None where they can."""
+    """Why devices cannot train a task that prepares rows like this; None where they can."""
     if declared != "data-dependent":
         return None
     return (
-        "its rows are prepared by looking at all of them, so that each device would have classes, "
-        "categories and scales of its own, and no model fits them all: declare the columns "
+        "its rows are prepared from all rows together, so each device would have its own classes, "
+        "categories and scales, and no model would fit them all: declare the columns "
         "(`fedsys task schema FILE` writes them), and give every device the same options"
     )
 
 
 def covers(declared: object, unit: str) -> bool | None:
-    """Whether a claim covers what was declared; None where nothing was, or nothing known.
+    """Whether a claim covers what was declared; None if nothing, or nothing known, was declared.
 
     Args:
-        declared: by the task.
+        declared: the task's declaration.
         unit: ``client`` or ``example``.
     """
     if declared in ("fixed", "row-local"):
@@ -138,10 +138,10 @@ def why_withheld(declared: object, unit: str) -> str | None:
         return None
     if declared == "client-local":
         return (
-            "each client's rows are prepared together, so that one example changes how others "
-            "of its client are prepared: no claim for single examples holds"
+            "each client's rows are prepared together, so that one example changes how its "
+            "client's other examples are prepared: no claim for single examples holds"
         )
     return (
-        "the data are prepared by looking at all clients' rows, which no epsilon covers: one "
-        "client changes what all others train on"
+        "the data is prepared from all clients' rows together, which no epsilon covers: one client "
+        "changes what all others train on"
     )

@@ -1,7 +1,7 @@
-"""Text that others wrote, made fit for a log, a terminal or a page: the one place that does it.
+"""Makes untrusted text safe for a log, a terminal or a page: the one place that does it.
 
-A control character can move a terminal's cursor, clear it or end a line, so that what follows looks
-like a line of ours; a direction-changing one lets text read as something else.
+A control character can move a terminal's cursor, clear the screen or end a line, so that what
+follows looks like a line of ours; a direction-changing one makes text read as something else.
 
 >>> printable("paused\\n\\x1b[2Jerror: forged")
 'paused��[2Jerror: forged'
@@ -22,12 +22,12 @@ def printable(value: object, limit: int = MAX_TEXT) -> str:
     """One bounded line of text without control, direction-changing or invisible characters.
 
     Args:
-        value: whose text is shown.
-        limit: characters; what is longer ends in an ellipsis.
+        value: the value whose text is shown.
+        limit: the most characters; a longer text ends in an ellipsis.
     """
     text = str(value)
     shown = text[:limit]
-    if not shown.isprintable():  # which is quick, and refuses more
+    if not shown.isprintable():  # a fast check that is stricter than the categories
         shown = "".join(
             _REPLACEMENT if unicodedata.category(char) in _UNPRINTABLE else char for char in shown
         )
@@ -35,6 +35,6 @@ def printable(value: object, limit: int = MAX_TEXT) -> str:
 
 
 def printable_lines(text: str, *, indent: str) -> str:
-    """Several lines of ours, such as a traceback, in which somebody's words may be quoted; every
-    line is indented, so that none of them looks like a line of a log."""
+    """Several lines of ours, such as a traceback, that may quote untrusted text; every line is
+    indented, so that none looks like a line of a log."""
     return "\n".join(indent + printable(line, 10_000) for line in text.splitlines())

@@ -1,4 +1,4 @@
-"""Plain values that several layers hand to one another; no behaviour beyond their own shape."""
+"""Plain values that several layers exchange; no behaviour beyond their own shape."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["AuditResult", "Claim", "EpsilonPoint", "Epsilons", "Total"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpsilonPoint:
-    """Privacy spent once round ``round`` (1-based) was reserved."""
+    """Privacy spent after round ``round`` (1-based) was reserved."""
 
     round: int
     spent: Epsilons
@@ -21,10 +21,10 @@ class EpsilonPoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """One statement of a run and what became of it.
+    """One statement of a run and the audit's verdict on it.
 
-    ``holds`` is None where the evidence at hand cannot decide; ``rests_on`` then says on whose
-    word it stands.
+    ``holds`` is None where the available evidence cannot decide; ``rests_on`` says what has to be
+    taken on trust.
     """
 
     name: str
@@ -37,13 +37,13 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Total:
-    """What an outsider learns from a run and from the tuning runs that its header states.
+    """The outsider's epsilon of a run and the tuning runs that its header states.
 
     Attributes:
-        runs: before this one.
+        runs: number of tuning runs.
         before: their epsilon together, at their own delta.
-        epsilon: of all of them and this run.
-        delta: at which that holds.
+        epsilon: epsilon of all of them and this run.
+        delta: the delta at which that holds.
     """
 
     runs: int
@@ -52,7 +52,7 @@ class Total:
     delta: float
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON writes it."""
+        """As JSON values."""
         return {
             "runs": self.runs,
             "before": epsilon_to_json(self.before),
@@ -67,16 +67,16 @@ class AuditResult:
 
     Attributes:
         run: its folder's name.
-        claims: in the order of the examination.
+        claims: in the order in which they were examined.
         curve: epsilon over the rounds.
-        delta: of the job.
-        ledger_head: hash of the last line.
+        delta: the job's delta.
+        ledger_head: hash of the ledger's last line.
         signer: public key in the header.
-        notes: what a reader has to know besides the claims.
+        notes: what a reader must know besides the claims.
         details: further facts for machines.
         neighbours: what each view's epsilon compares, as the header declares it.
         withheld: why none of the epsilons can be claimed; None where they can.
-        total: with tuning runs, where the header states any.
+        total: the total with tuning runs; None where the header states none.
     """
 
     run: str

@@ -5,11 +5,11 @@
     config.toml    the resolved configuration, exactly what ran
     ledger.jsonl   hash-chained, signed privacy events (written by `fedsys.privacy.ledger`)
     private.jsonl  server-side secrets: cohorts, survivors, diagnostics, salts
-    countersignatures.jsonl  server-side, of a deployment: agents' word on the ledger
-    cosigned.jsonl what witnesses cosigned last, one line a witness
-    ledger.tlog-proof  that the closing line is under the ledger's signed head
+    countersignatures.jsonl  server-side, in a deployment: agents' signatures on the ledger
+    cosigned.jsonl what witnesses cosigned last, one line per witness
+    ledger.tlog-proof  proof that the closing line is under the ledger's signed head
     data.json      server-side: what a simulation read, and how rows become features
-    metrics.jsonl  one line a round: evaluation only
+    metrics.jsonl  one line per evaluated round
     model.pt       final weights (a state_dict), and checkpoints/
     report.html    self-contained page
     summary.json   machine-readable result
@@ -41,7 +41,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of one run, and the writes that are not the ledger's."""
+    """Paths of one run, and all writes except the ledger's."""
 
     path: Path
 
@@ -91,8 +91,8 @@ class RunFolder:
 
     @property
     def begun(self) -> bool:
-        """Whether the ledger's header is whole. Before that nobody can have been asked anything,
-        so that a start that a crash cut off may be thrown away and made again."""
+        """Whether the ledger's header is complete. Before that nobody can have been invited, so a
+        start that a crash interrupted may be discarded and repeated."""
         try:
             with self.ledger.open("rb") as file:
                 return file.readline().endswith(b"\n")
@@ -101,10 +101,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """Make the folder. An empty one is taken as it is.
+        """Create the folder, or use an existing empty one.
 
         Raises:
-            RunFolderError: it holds something, or cannot be made.
+            RunFolderError: it is not empty, or cannot be created.
         """
         try:
             make_folder(path)
@@ -145,14 +145,14 @@ class RunFolder:
         append_lines(self.metrics, line.encode())
 
     def last_metrics(self) -> dict[str, float]:
-        """The newest whole line of ``metrics.jsonl`` without its round; empty where none is."""
+        """The newest complete line of ``metrics.jsonl`` without its round; empty if none exists."""
         for values in reversed(self.evaluations()):
             values.pop("round", None)
             return {str(key): float(value) for key, value in values.items()}
         return {}
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """The whole lines of ``metrics.jsonl``."""
+        """The complete lines of ``metrics.jsonl``."""
         if not self.metrics.is_file():
             return []
         found = []
@@ -162,7 +162,7 @@ class RunFolder:
         return found
 
     def write_data(self, reading: Mapping[str, Any]) -> None:
-        """Store ``data.json``. It tells of rows that no noise covers: it is never published."""
+        """Store ``data.json``. It reveals rows that no noise covers: it is never published."""
         text = json.dumps(plain_json(reading), indent=2, allow_nan=False, ensure_ascii=False)
         write_atomically(self.data, text.encode() + b"\n")
 
@@ -183,13 +183,13 @@ def free_name(parent: Path, name: str) -> Path:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a failure to write a run into one line that says how to go on."""
+    """Turn a failure to write a run into one line that says how to continue."""
     try:
         yield
     except (OSError, LedgerError) as error:
         reason = _reason(error) if isinstance(error, OSError) else str(error)
         raise RunFolderError(
-            f"{path}: {reason}; what was written is whole: mend that, then continue with "
+            f"{path}: {reason}; what was written is intact: fix that, then continue with "
             f"--resume {path}"
         ) from error
 
@@ -199,7 +199,7 @@ def _reason(error: OSError) -> str:
 
 
 def plain_json(value: Any) -> Any:
-    """The value as a run's JSON files hold it: an infinite or undefined number is a string."""
+    """The value in the form of a run's JSON files: an infinite or undefined number is a string."""
     if isinstance(value, Mapping):
         return {str(key): plain_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -13,20 +13,20 @@ __all__ = ["read_secret", "write_secret"]
 
 
 def write_secret(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Write a new file that only its owner can read; whole or not at all, durable on return
-    unless it need not be."""
+    """Write a new file that only its owner can read; atomically, and durable on return if
+    `durable`."""
     write_atomically(path, content, mode=0o600, durable=durable)
 
 
 def read_secret(path: Path, *, most: int = 1 << 20) -> bytes:
-    """The content of a secret file, looked at and read through one handle.
+    """The content of a secret file, checked and read through one handle.
 
     Args:
-        path: of the file; a link is refused, since it may lead to a file that others write.
-        most: bytes beyond which a file is no secret of ours.
+        path: the file; a link is refused, since it may lead to a file that others write.
+        most: the most bytes of a secret.
 
     Raises:
-        ConfigError: it is not there, others can read it, or it is somebody else's.
+        ConfigError: it is missing, readable by others, owned by another user, or too large.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

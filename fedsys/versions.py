@@ -1,4 +1,4 @@
-"""What exactly ran: versions of everything that touches numbers, and a hash of our own code."""
+"""What exactly ran: versions of everything that affects numbers, and a hash of our own code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NOT_THE_PRODUCT = frozenset({"benchmarks", "deterministic", "testbed"})
 
 
 def versions() -> dict[str, str]:
-    """Python, fedsys and the libraries whose numbers end in a run."""
+    """Versions of Python, fedsys and the libraries that affect a run's numbers."""
     return dict(_versions())
 
 
@@ -36,10 +36,10 @@ def _versions() -> dict[str, str]:
 
 @functools.cache
 def code_hash() -> str:
-    """SHA-256 over the five packages' Python sources by path: the same tree, the same hash.
+    """SHA-256 over the five packages' Python sources, in order of path.
 
-    Benchmarks, testbed and the deterministic world do not count: they are not in the wheel, and an
-    edit of one must not make an earlier run's code claim undecidable.
+    Benchmarks, testbed and the deterministic world are left out: they are not in the wheel, and
+    editing them must not make an earlier run's code claim undecidable.
     """
     root = Path(fedsys.__file__).resolve().parent.parent
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""The notebook's way in: what the commands do, as functions that return values.
+"""The API for notebooks: what the commands do, as functions that return values.
 
 >>> import fedsys
 >>> run = fedsys.simulate("quickstart", {"rounds.count": 3}, out="run")     # doctest: +SKIP

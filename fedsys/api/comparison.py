@@ -1,4 +1,4 @@
-"""Several runs side by side: what each reached and cost, and in which settings they differ."""
+"""Several runs side by side: what each achieved and cost, and in which settings they differ."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["Comparison", "compare"]
 
 _NOT_SETTINGS = ("tuning.", "engine.")
-"""Speed, and what `fedsys tune` writes: neither is what somebody compares."""
+"""Settings that affect speed only, or that `fedsys tune` writes; they are not compared."""
 
 
 class Comparison(Rows):
-    """One row a run: results, epsilons, and the settings in which the runs differ.
+    """One row per run: results, epsilons, and the settings in which the runs differ.
 
     Args:
-        runs: by the name that they are shown under.
+        runs: the runs, by display name.
     """
 
     def __init__(self, runs: Mapping[str, Run]) -> None:
@@ -57,12 +57,12 @@ class Comparison(Rows):
         """A metric of all runs over the rounds, and over the outsider's epsilon.
 
         Raises:
-            FedsysError: there is no such metric in all of them.
+            FedsysError: not all runs have such a metric.
         """
         return draw_comparison({name: run.history for name, run in self.runs.items()}, metric)
 
     def together(self) -> AuditResult:
-        """What all runs cost together, where they had the same clients: epsilons add up.
+        """What all runs cost together, if they had the same clients: epsilons add up.
 
         Raises:
             AuditInputError: fewer than two runs, or units of privacy that do not add up.
@@ -74,10 +74,10 @@ def compare(runs: Iterable[Run | Path | str] | Mapping[str, Run | Path | str]) -
     """A table of runs.
 
     Args:
-        runs: or their folders; a mapping names them, otherwise their folders do.
+        runs: runs or their folders; a mapping's keys name them, otherwise their folders do.
 
     Raises:
-        FedsysError: there is none, or a folder holds no run.
+        FedsysError: no run is given, or a folder holds none.
     """
     if isinstance(runs, Mapping):
         named = {str(name): _opened(run) for name, run in runs.items()}
@@ -98,7 +98,7 @@ def _opened(run: Run | Path | str) -> Run:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """The resolved configuration by dotted key, without what only names the run."""
+    """The resolved configuration by dotted key, without the run's name."""
     flat: dict[str, Any] = {}
 
     def walk(table: Mapping[str, Any], prefix: str) -> None:

@@ -22,7 +22,7 @@ _VIEWS = ("outsider", "participant", "server")
 
 
 def metric_names(history: Rows) -> list[str]:
-    """The columns that evaluations gave, accuracy and loss first."""
+    """The columns that come from evaluations, accuracy and loss first."""
     found = [
         name for name in history.columns if name not in _OTHER and not name.startswith("epsilon_")
     ]
@@ -62,7 +62,7 @@ def draw_comparison(histories: Mapping[str, Rows], metric: str | None) -> Figure
     """A metric of several runs over the rounds, and over the outsider's epsilon where it is finite.
 
     Raises:
-        FedsysError: there is nothing to draw, or no metric that all have.
+        FedsysError: there is nothing to draw, or no metric that all runs have.
     """
     shared = [metric_names(history) for history in histories.values()]
     name = _chosen(metric, [each for each in shared[0] if all(each in names for names in shared)])
@@ -92,7 +92,7 @@ def _chosen(metric: str | None, names: Sequence[str]) -> str:
 
 
 def _points(history: Rows, y: str, x: str = "round") -> tuple[list[float], list[float]]:
-    """Where both columns hold finite numbers."""
+    """The points at which both columns hold finite numbers."""
     if x not in history.columns or y not in history.columns:
         return [], []
     pairs = [
@@ -108,7 +108,7 @@ def _finite(value: Any) -> bool:
 
 
 def _marker(history: Rows) -> str:
-    """A line of one point would not show."""
+    """Markers for short histories: a line of one point would be invisible."""
     return "o" if len(history) < 20 else ""
 
 

@@ -1,4 +1,4 @@
-"""A run's rounds, one row each: evaluation, cohort, and what had been spent by then."""
+"""A run's rounds, one row each: evaluation, cohort, and epsilon spent so far."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["history_of"]
 
 
 def history_of(folder: Path, audit: AuditResult) -> Rows:
-    """One row a round that was reserved.
+    """One row for each reserved round.
 
-    ``outcome`` is ``commit``, ``abort``, or None for a round that a crash cut off; epsilons are
+    ``outcome`` is ``commit``, ``abort``, or None for a round that a crash interrupted; epsilons are
     those that the audit derived. ``sampled``, ``survivors`` and ``clipped_fraction`` come from
-    ``private.jsonl``: they are for anyone who ran the job, and no published folder has them.
+    ``private.jsonl``: they are for the operator of the job, and no published folder has them.
 
     Args:
-        folder: of the run.
-        audit: of that folder.
+        folder: the run's folder.
+        audit: the audit of that folder.
 
     Raises:
         LedgerError: the ledger cannot be read.

@@ -1,4 +1,4 @@
-"""Rows of a table, as a notebook shows them and as pandas takes them."""
+"""Rows of a table, as a notebook shows them and as pandas accepts them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Rows(Sequence[Row]):
     (True, [1, 2])
 
     Args:
-        rows: by column; what one lacks is None there.
+        rows: each by column name; a missing value becomes None.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -42,14 +42,14 @@ class Rows(Sequence[Row]):
         return self._rows[at]
 
     def __len__(self) -> int:
-        """How many rows."""
+        """Number of rows."""
         return len(self._rows)
 
     def __repr__(self) -> str:
         return f"<{len(self)} rows of {', '.join(self.columns)}>"
 
     def column(self, name: str) -> list[Any]:
-        """All values of one column; KeyError where there is none of that name."""
+        """All values of one column; KeyError if there is no such column."""
         if name not in self.columns:
             raise KeyError(f"no column {name!r}; there are {', '.join(self.columns)}")
         return [row[name] for row in self._rows]

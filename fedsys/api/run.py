@@ -1,4 +1,4 @@
-"""A run's folder as a value: what it reached, what it cost, its model, its rounds."""
+"""A run's folder as a value: what it achieved, what it cost, its model, its rounds."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Run:
     """A run's folder and what its summary says.
 
     Attributes:
-        folder: holds everything that the run left.
+        folder: holds everything that the run wrote.
         summary: ``summary.json``.
-        metrics: of the last evaluation.
-        epsilon: at ``delta``, by view.
-        delta: of every epsilon.
+        metrics: the last evaluation's metrics, by name.
+        epsilon: epsilon at ``delta``, by view.
+        delta: delta of every epsilon.
         interrupted: whether there are rounds left, for `resume`.
-        task: that was trained; None where the folder was opened without it.
+        task: the task that was trained; None where the folder was opened without it.
     """
 
     folder: Path
@@ -53,11 +53,11 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path | str, *, task: object | None = None) -> Run:
-        """A run that was made earlier.
+        """Opens a run that was made earlier.
 
         Args:
-            folder: of the run.
-            task: its own task, for `model`: an object, a class or a name. Code that a folder
+            folder: the run's folder.
+            task: its custom task, for `model`: an object, a class or a name. Code that a folder
                 names is not imported unless it is named here.
 
         Raises:
@@ -88,7 +88,7 @@ class Run:
 
     @property
     def report(self) -> Path:
-        """The page, made on the first call."""
+        """The report's path; the page is written on first use."""
         page = self.folder / "report.html"
         if page.exists():
             return page
@@ -100,10 +100,10 @@ class Run:
         return history_of(self.folder, self.audit())
 
     def audit(self, *, key: str | None = None) -> AuditResult:
-        """Derive every claim of the run again from its folder.
+        """Derives every claim of the run again from its folder.
 
         Args:
-            key: the signer to insist on, as for `fedsys.audit_run`.
+            key: the required signer, as for `fedsys.audit_run`.
         """
         return audit_run(self.folder, key=key)
 
@@ -112,15 +112,15 @@ class Run:
 
         Raises:
             RunFolderError: the audit fails, or the run is not finished.
-            ConfigError: the run's task is code of one's own, and was not given.
+            ConfigError: the run's task is custom code, and was not given.
         """
         released = ReleasedModel.of(self.folder)
         config, task = released.config, self.task
         if task is None:
             if ":" in config.task.name:
                 raise ConfigError(
-                    f"{self.folder}: its task {config.task.name} is code of one's own; if you "
-                    f"trust it, open the run with it: Run.open(folder, task=...)"
+                    f"{self.folder}: its task {config.task.name} is custom code; if you trust it, "
+                    f"open the run with it: Run.open(folder, task=...)"
                 )
             task = tasks.load(config.task.name, config.task.options)
         return released.fill(task.init_model(config.job.seed))

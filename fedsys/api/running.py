@@ -1,4 +1,4 @@
-"""`simulate` and `resume`: a job from Python, with the task and settings that a notebook has."""
+"""`simulate` and `resume`: jobs from Python, with a notebook's own task and settings."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ def simulate(
     observer: Observer | None = None,
     progress: bool = True,
 ) -> Run:
-    """Train over virtual clients, as ``fedsys simulate`` does.
+    """Trains over virtual clients, as ``fedsys simulate`` does.
 
     Args:
-        config: a loaded one, a TOML file, a recipe's name, or None for the quickstart; or settings
-            alone, as `settings` takes them, over the quickstart.
+        config: a loaded configuration, a TOML file, a recipe's name, or None for the quickstart; or
+            settings alone, in the form of `settings`, applied to the quickstart.
         settings: keys to replace, ``{"privacy.epsilon": 4}``, None for a key's default; not with a
             loaded `config`.
-        task: what to train: a task, a class that makes one of ``task.options``, or a name. An
-            object or a class of the notebook itself trains in one process; see `fedsys.tasks`.
+        task: what to train: a task, a class that builds one from ``task.options``, or a name. An
+            object or a class defined in the notebook trains in one process; see `fedsys.tasks`.
         out: the run's folder; by default the first free ``runs/<name>``.
         data: folder with data files.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         observer: called after each round with a `simulations.harness.RoundReport`, and with notices
             as text.
-        progress: whether to show how far the run is: in a notebook, on a terminal, or as lines on
-            standard error.
+        progress: whether to show progress: in a notebook, on a terminal, or as lines on standard
+            error.
 
     Raises:
-        FedsysError: with one line that says what does not fit.
+        FedsysError: with one line that says what is wrong.
     """
     chosen, origin = _job(config, settings or {}, task)
     with shown(quiet=not progress) as bar:
@@ -74,18 +74,18 @@ def resume(
     observer: Observer | None = None,
     progress: bool = True,
 ) -> Run:
-    """Continue an interrupted run; arguments as for `simulate`.
+    """Continues an interrupted run; arguments as for `simulate`.
 
     Args:
-        folder: of the run.
-        task: the one that it was started with, where that was an object; else its name is enough.
+        folder: the run's folder.
+        task: the task that it was started with, if that was an object; otherwise its name is known.
         data: folder with data files.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         observer: called after each round, and with notices.
-        progress: whether to show how far the run is.
+        progress: whether to show progress.
 
     Raises:
-        FedsysError: no run there, a damaged one, or one that cannot go on.
+        FedsysError: there is no run, or it is damaged or cannot be continued.
     """
     path = Path(folder)
     stored = RunFolder.open(path).read_config().task
@@ -119,9 +119,9 @@ def _job(
 
 
 def _task_of(settings: Mapping[str, Any], task: object | None) -> tuple[Mapping[str, Any], object]:
-    """Settings without the task's name, and the task that was given, if it is no name of theirs.
+    """Settings without the task's name, and the given task; None if settings only name it.
 
-    A task that takes the place of a recipe's does not take that one's options.
+    A task that replaces a recipe's task does not inherit its options.
     """
     named = settings.get("task.name")
     if task is not None and named is not None:

@@ -1,14 +1,15 @@
-"""Further accountants on the outsider's epsilon, each used for what it can show.
+"""Further accountants for the outsider's epsilon, each used for what it can show.
 
-An accountant's epsilon is an upper bound. Two upper bounds that differ contradict nobody: the
-smaller may be the tighter one. What contradicts a reported epsilon is a *lower* bound above it:
+An accountant's epsilon is an upper bound. Two upper bounds that differ do not contradict each
+other: the smaller may be the tighter one. What contradicts a reported epsilon is a *lower* bound
+above it:
 
 - `fedsys.audit.lower_bounds` attacks the rounds as they are, for every mechanism and sampling;
 - Opacus' PRV accountant brackets Poisson-sampled Gaussian rounds from both sides (Gopi, Lee and
-  Wutschitz 2021): its lower end is a second opinion, by other people's code.
+  Wutschitz 2021): its lower end is a second opinion from independent code.
 
-Bounds from above that are smaller than what is reported would say that less could have been
-claimed; they are shown, and nothing fails by them.
+An upper bound below the reported epsilon says that less could have been claimed; it is shown, and
+fails nothing.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ __all__ = ["cross_checks"]
 
 _VERSION = importlib.metadata.version("dp-accounting")
 _RELATIVE = 1e-6
-"""What floating point may do to a bound that is met exactly."""
+"""Rounding error allowed for a bound that is met exactly."""
 _WIDEST = 100.0
-"""Epsilon above which Opacus is not asked: its grid would be huge."""
+"""Epsilon above which Opacus is not run: its grid would be huge."""
 
 
 def cross_checks(plan: PrivacyPlan, spending: Spending) -> Iterator[Claim]:
@@ -76,7 +77,7 @@ def _opacus(steps: Steps, delta: float, reported: float) -> Claim:
     except ImportError:
         words = "Opacus is not installed"
     except (AttributeError, ValueError, RuntimeError, ArithmeticError) as error:
-        words = f"Opacus cannot tell: {error}"
+        words = f"Opacus gives no bound: {error}"
     else:
         holds, rests_on = reported >= lower * (1 - _RELATIVE), "the folder alone"
         words = f"between {epsilon_text(max(lower, 0.0))} and {epsilon_text(upper)}"

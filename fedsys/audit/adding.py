@@ -1,7 +1,8 @@
 """Several runs' rounds as one: the arithmetic of totals.
 
-A run is a *part*: its Gaussian steps, and what of its delta is spent besides them. Parts are added
-by composing all of their steps at the largest of their deltas, less what every part spends besides.
+A run is a *part*: its Gaussian steps, and the share of its delta that is spent on anything else.
+Parts are added by composing all of their steps at the largest of their deltas, minus what all parts
+spend on anything else.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fedsys.privacy.events import GaussianStep
 __all__ = ["Part", "covered", "outsider_total", "part_of", "usable"]
 
 _SPARE = 1e-9
-"""Part of a total's delta that is kept for the noise's distance from a Gaussian."""
+"""Fraction of a total's delta that is reserved for the noise's distance from a Gaussian."""
 _MOST_STEPS = 4096
 
 
@@ -30,11 +31,12 @@ class Part:
     """What one run, or several together, cost in one view.
 
     Attributes:
-        steps: of the rounds, as one client can lose by them; empty where only epsilons are known.
-        delta: at which it is stated.
-        overhead: of that, for everything but the steps.
-        aside: of that, for the noise's distance from a Gaussian.
-        log_distance: log of that distance, in total variation; -inf where there is none.
+        steps: the rounds' steps, as they can affect one client; empty where only epsilons are
+            known.
+        delta: the delta at which the part is stated.
+        overhead: the portion of delta for everything but the steps.
+        aside: the portion of the overhead for the noise's distance from a Gaussian.
+        log_distance: log of that distance, in total variation; -inf where it is 0.
     """
 
     steps: Steps
@@ -44,7 +46,7 @@ class Part:
     log_distance: float
 
     def to_json(self) -> dict[str, Any]:
-        """For a ledger's header: ``steps`` as (multiplier, rate, 1 if replaced, how many)."""
+        """For a ledger's header: ``steps`` as (multiplier, rate, 1 if replaced, count)."""
         return {
             "delta": self.delta,
             "overhead": self.overhead,
@@ -59,7 +61,7 @@ class Part:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Part | None:
-        """What `to_json` wrote; None for anything else, which may be anybody's."""
+        """Reads what `to_json` wrote, from an untrusted file; None for anything else."""
         names = ("delta", "overhead", "aside", "log_distance")
         numbers = [body.get(name) for name in names]
         rows = body.get("steps")
@@ -110,15 +112,16 @@ def part_of(plan: PrivacyPlan, view: View, steps: Steps) -> Part:
 
 
 def left(parts: Sequence[Part]) -> float:
-    """The largest of the parts' deltas less what all of them spend besides their steps."""
+    """The largest of the parts' deltas, minus what all of them spend on anything but steps."""
     return max(part.delta for part in parts) - math.fsum(part.overhead for part in parts)
 
 
 def covered(parts: Sequence[Part], epsilon: float) -> float:
-    """A total, or infinity where the parts' noise is too far from Gaussian noise for it.
+    """The total epsilon, or infinity where the parts' noise is too far from Gaussian for it.
 
-    Each part's distance K was charged as (1 + e^eps) K at an eps of its own; what was set aside in
-    all, and a little that totals keep, has to pay for the total's.
+    Each part's distance K was charged as (1 + e^eps) K at the part's own eps. At the total's eps,
+    (1 + e^eps) times the sum of the distances must not exceed what the parts set aside, plus the
+    `_SPARE` of the total's delta.
     """
     distances = [part.log_distance for part in parts if part.log_distance > -math.inf]
     if not distances or math.isinf(epsilon):
@@ -129,7 +132,7 @@ def covered(parts: Sequence[Part], epsilon: float) -> float:
 
 
 def usable(parts: Sequence[Part]) -> float:
-    """Delta at which all steps together are accounted; not above 0 if nothing is left."""
+    """The delta at which all steps together are accounted; 0 or less if nothing is left."""
     return left(parts) * (1 - _SPARE)
 
 
@@ -137,7 +140,7 @@ def outsider_total(parts: Sequence[Part]) -> tuple[float, float]:
     """(epsilon, delta) of all parts together.
 
     Args:
-        parts: at least one; a single one keeps its own figure.
+        parts: at least one; a single part keeps its own figure.
     """
     delta = max(part.delta for part in parts)
     steps: Counter[GaussianStep] = Counter()

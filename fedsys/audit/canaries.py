@@ -1,7 +1,8 @@
 """How many guesses about canaries can be right under a claim: two theorems about one run.
 
-Each of m canaries is in the job or not by a fair coin. Afterwards r guesses are made: the r/2
-canaries with the highest scores were in, the r/2 with the lowest were not; c of them are right.
+A fair coin decides whether each of m canaries is in the job. Afterwards r guesses are made: that
+the r/2 canaries with the highest scores were in, and the r/2 with the lowest were not; c of the
+guesses are right.
 
 **One-run** (Steinke, Nasr and Jagielski, "Privacy Auditing with One (1) Training Run", NeurIPS
 2023, Theorem 5.2): under (epsilon, delta)-differential privacy P[C >= c] is at most
@@ -11,14 +12,14 @@ canaries with the highest scores were in, the r/2 with the lowest were not; c of
 
 **f-DP one-run** (Mahloujifar, Melis and Chaudhuri, "Auditing f-Differential Privacy in One Run",
 arXiv 2410.22235, ICML 2025): with p_i = P[C = i], their recursion bounds P[C >= c] by the whole
-trade-off curve f rather than by one point of it. Its step, for a coin with two sides, is
+trade-off curve f rather than by one point on it. Its step, for a two-sided coin, is
 
     sum_{i in I} (i / m) p_i  <=  1 - f( sum_{i in I} ((r - i + 1) / m) p_(i-1) )    for every I.
 
-The argument, which we give because the audit leans on it: fix all coins but that of canary j, and
+The argument, which we give because the audit relies on it: fix all coins but that of canary j, and
 let E be the event that the guess about j says "in" and i - 1 of the other guesses are right, i in
 I. If j is in, E makes i guesses right, j's among them; if not, i - 1, j's not among them. So f-DP
-compares the two sums at j; averaging over j, the other coins and the two sides keeps the
+compares the two sums at j; averaging over j, the other coins and the two sides preserves the
 inequality, because 1 - f is concave. With I = {i, i + 1, ...}, R_i = sum_{k >= i} (k/m) p_k and
 H_i = sum_{k >= i} ((r - k)/m) p_k it reads H_(i-1) >= least(R_i) for `Tradeoff.least`, and moving
 from i to i - 1 adds ((r - i + 1)/m) p_(i-1) to H and ((i - 1)/m) p_(i-1) to R. If P[C >= c] were
@@ -27,9 +28,9 @@ and R_0 + H_0 > r/m, which is impossible, refutes tau ("audit_rh_with_cap" in th
 starting from all of tau at exactly c is the worst case is the paper's; the tests check it against a
 convex program that knows nothing of the recursion.
 
-Both hold however the scores depend on one another, and whatever else is in the job. r must be fixed
+Both hold whatever the dependence between scores, and whatever else is in the job. r must be fixed
 beforehand. More noise than claimed is post-processing of the claimed mechanism, so the bounds on
-the probability of being refuted hold for it as well.
+the probability of a refutation hold for it as well.
 
 >>> round(one_run_bound(canaries=10_000, guesses=300, correct=270, delta=1e-5, level=0.05), 3)
 1.854
@@ -77,15 +78,15 @@ Vector = NDArray[np.float64]
 
 
 def correct_guesses(scores: Vector, included: NDArray[np.bool_], guesses: int) -> int:
-    """How many are right: the r/2 highest scores are guessed in, the r/2 lowest out.
+    """How many guesses are right: the r/2 highest scores are guessed in, the r/2 lowest out.
 
     Args:
         scores: (m,) higher for canaries that look as if they were in.
-        included: (m,) which were, by fair coins.
+        included: (m,) which canaries were in, by fair coins.
         guesses: r, even, fixed before the scores were seen.
 
     Raises:
-        AuditInputError: shapes or numbers cannot be.
+        AuditInputError: shapes or numbers are impossible.
     """
     fits = scores.ndim == 1 and scores.shape == included.shape
     if not fits or guesses % 2 or not 2 <= guesses <= len(scores):
@@ -105,7 +106,10 @@ def correct_guesses(scores: Vector, included: NDArray[np.bool_], guesses: int) -
 def one_run_p_value(
     epsilon: float, *, canaries: int, guesses: int, correct: int, delta: float
 ) -> float:
-    """The largest probability of so many right guesses under (epsilon, delta)-DP."""
+    """The largest probability of ``correct`` or more right guesses under (epsilon, delta)-DP.
+
+    Steinke, Nasr and Jagielski 2023, Theorem 5.2: the formula at the top of this module.
+    """
     accuracy = 1.0 / (1.0 + math.exp(-epsilon))
     beta = float(binom.sf(correct - 1, guesses, accuracy))
     steps = np.arange(1, correct + 1)
@@ -117,17 +121,17 @@ def one_run_p_value(
 def one_run_bound(
     *, canaries: int, guesses: int, correct: int, delta: float, level: float
 ) -> float:
-    """The largest epsilon that so many right guesses refute; 0 if they refute none.
+    """The largest epsilon that ``correct`` right guesses refute; 0 if they refute none.
 
     Args:
         canaries: m.
         guesses: r, fixed beforehand.
         correct: c.
-        delta: of the claim.
-        level: probability with which a true epsilon is refuted, at most.
+        delta: the claim's delta.
+        level: upper bound on the probability that a true epsilon is refuted.
 
     Raises:
-        AuditInputError: the numbers cannot be.
+        AuditInputError: the numbers are impossible.
     """
     _check_counts(canaries, guesses, correct)
 
@@ -150,7 +154,7 @@ def one_run_bound(
 def fdp_refutes(
     tradeoff: Tradeoff, *, canaries: int, guesses: int, correct: int, level: float
 ) -> bool:
-    """Whether so many right guesses have probability below ``level`` under the curve.
+    """Whether ``correct`` or more right guesses have probability below ``level`` under the curve.
 
     Args:
         tradeoff: what the claim promises about one canary.
@@ -160,15 +164,16 @@ def fdp_refutes(
         level: tau.
 
     Raises:
-        AuditInputError: the numbers cannot be.
+        AuditInputError: the numbers are impossible.
     """
     _check_counts(canaries, guesses, correct)
+    # (R_c, H_c) is (right, wrong); each turn of the loop goes from i to i - 1.
     right = level * correct / canaries
     wrong = level * (guesses - correct) / canaries
     whole = guesses / canaries * (1 + 1e-12)
     for count in range(correct - 1, -1, -1):
         needed = tradeoff.least(right)
-        if needed <= wrong:  # neither can change any more
+        if needed <= wrong:  # H, and so R, no longer grows
             return False
         right += count / (guesses - count) * (needed - wrong)
         wrong = needed
@@ -178,7 +183,7 @@ def fdp_refutes(
 
 
 def fdp_p_value(tradeoff: Tradeoff, *, canaries: int, guesses: int, correct: int) -> float:
-    """The smallest level at which so many right guesses refute the curve, to a thousandth."""
+    """The smallest level at which ``correct`` right guesses refute the curve, to 0.1 percent."""
     low, high = _LEAST_LOG_P, 0.0
 
     def refuted(log_level: float) -> bool:
@@ -203,11 +208,11 @@ def fdp_p_value(tradeoff: Tradeoff, *, canaries: int, guesses: int, correct: int
 def fdp_bound(*, canaries: int, guesses: int, correct: int, delta: float, level: float) -> float:
     """The epsilon, at ``delta``, of the least private Gaussian mechanism that is refuted.
 
-    It bounds the epsilon of a Gaussian mechanism alone: whether another claim is refuted is for
-    `fdp_refutes` to say, with that claim's own curve.
+    It bounds the epsilon of a Gaussian mechanism only: whether another claim is refuted,
+    `fdp_refutes` decides with that claim's own curve.
 
     Raises:
-        AuditInputError: the numbers cannot be.
+        AuditInputError: the numbers are impossible.
     """
     low, high = 0.0, _LARGEST_MU
 
@@ -230,11 +235,11 @@ def fdp_bound(*, canaries: int, guesses: int, correct: int, delta: float, level:
 
 
 def candidate_guesses(canaries: int) -> list[int]:
-    """Even numbers of guesses, in about equal proportions.
+    """Even numbers of guesses, approximately in geometric progression.
 
-    As many as there are canaries would be too many: the coins rarely fall half and half, and the
-    canaries of the commoner side that are left over are guessed wrong even without noise. Three
-    deviations of the coins are left out.
+    One guess for each canary would be too many: the coins rarely split evenly, and the surplus
+    canaries of the more frequent side are guessed wrong even without noise. A margin of three
+    standard deviations of the coins is left out.
 
     >>> candidate_guesses(500)[:4], candidate_guesses(500)[-2:]
     ([4, 6, 8, 12], [302, 432])
@@ -251,7 +256,7 @@ def critical_count(guesses: int, refutes: Callable[[int], bool]) -> int | None:
 
     Args:
         guesses: r.
-        refutes: whether c right ones do; more of them refute whatever fewer do.
+        refutes: whether c right guesses refute; monotone in c.
     """
     if not refutes(guesses):
         return None
@@ -266,11 +271,11 @@ def critical_count(guesses: int, refutes: Callable[[int], bool]) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A number of guesses and what it promises.
+    """A number of guesses and its merit.
 
     Attributes:
-        merit: the alternative that it is good for, the weakest departure from the claim highest,
-            and by how many deviations; the larger the better.
+        merit: (rank of the alternative that it can refute, highest for the weakest departure from
+            the claim; margin in standard deviations). Larger is better.
         guesses: r; 0 where no number has any power.
     """
 
@@ -283,16 +288,16 @@ def choose_guesses(
     critical: Callable[[int], int | None],
     accuracies: Sequence[Callable[[int], float]],
 ) -> Choice:
-    """r, from m and the claim alone, before anything is trained.
+    """Chooses r from m and the claim alone, before anything is trained.
 
-    The number for which the expected count of right guesses exceeds the critical one by most
-    standard deviations, under the first alternative for which any does.
+    Picks the number for which the expected count of right guesses exceeds the critical count by
+    the most standard deviations, under the first alternative for which any does.
 
     Args:
         canaries: m.
         critical: the fewest right guesses of r that refute the claim, or None.
         accuracies: for each alternative, weakest departure from the claim first, the expected
-            share of r guesses that is right.
+            fraction of r guesses that are right.
     """
     options = [(r, c) for r in candidate_guesses(canaries) if (c := critical(r)) is not None]
     for place, accuracy in enumerate(accuracies):
@@ -311,5 +316,5 @@ def choose_guesses(
 def _check_counts(canaries: int, guesses: int, correct: int) -> None:
     if not 0 <= correct <= guesses <= canaries or not canaries:
         raise AuditInputError(
-            f"{correct} right of {guesses} guesses about {canaries} canaries cannot be"
+            f"{correct} right of {guesses} guesses about {canaries} canaries is impossible"
         )

@@ -1,4 +1,4 @@
-"""What a ledger claims that canaries can contradict: epsilon, trade-off curve, law of scores.
+"""The claims of a ledger that canaries can contradict: epsilon, trade-off curve, law of scores.
 
 >>> from fedsys.privacy import make_plan
 >>> plan = make_plan(mechanism="distributed-gaussian", population=1437, expected_cohort=100,
@@ -27,7 +27,7 @@ from fedsys.privacy.factorization import inverse_series
 __all__ = ["Claimed", "claimed_of", "planned", "score_law"]
 
 _LEAST_MULTIPLIER = 0.3
-"""A multiplier below which no loss distribution is computed for the sake of a figure."""
+"""Noise multiplier below which no loss distribution is computed just to show a figure."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,13 +35,13 @@ class Claimed:
     """The claim under test.
 
     Attributes:
-        epsilon: the outsider's.
-        delta: of the job.
-        steps: what one client can lose by, as the outsider's accountant counts it.
-        besides: the part of delta that aborts and the noise's distance from a Gaussian take.
+        epsilon: the outsider's epsilon.
+        delta: the job's delta.
+        steps: the steps that can affect one client, as the outsider's accountant counts them.
+        overhead: the part of delta that aborts and the noise's distance from a Gaussian take.
         noise_distance: bound on that distance in total variation, all rounds together.
         tradeoff: the curve of the steps; None where they promise nothing.
-        law: of the scores; None where it is not known.
+        law: the law of the scores; None where it is not known.
     """
 
     epsilon: float
@@ -56,7 +56,7 @@ class Claimed:
         """The outsider's epsilon at another delta, which the same rounds promise as well.
 
         Args:
-            delta: above ``besides``, or nothing is promised.
+            delta: above ``overhead``; otherwise nothing is promised.
         """
         if delta == self.delta:
             return self.epsilon
@@ -65,9 +65,9 @@ class Claimed:
         )
 
     def epsilon_at(self, ratio: float) -> float:
-        """The outsider's epsilon if the noise were ``ratio`` of the claimed one, or a little less.
+        """A lower bound on the outsider's epsilon at ``ratio`` times the claimed noise.
 
-        Where there is next to no noise left the figure is that of more, which is a bound as well.
+        Where hardly any noise is left, the figure is that of more noise, which is a bound as well.
         """
         least = min((step.multiplier for step in self.steps), default=0.0)
         if least <= 0:
@@ -88,7 +88,7 @@ class Claimed:
 
 
 def claimed_of(plan: PrivacyPlan, steps: Steps, *, epsilon: float, law: ScoreLaw | None) -> Claimed:
-    """The claim of a plan whose rounds came to these steps."""
+    """The claim of a plan whose rounds took these steps."""
     overhead = plan.delta - plan.delta_of("outsider") if plan.protected else 0.0
     return Claimed(
         epsilon=epsilon,
@@ -102,7 +102,7 @@ def claimed_of(plan: PrivacyPlan, steps: Steps, *, epsilon: float, law: ScoreLaw
 
 
 def planned(plan: PrivacyPlan) -> Claimed:
-    """The claim for a job that is to begin: every round reserved and committed."""
+    """The claim of a job before it begins, if every round is reserved and committed."""
     accountant, event = ViewAccountant(plan), plan.event()
     for _ in range(plan.rounds):
         accountant.outsider.add(event)
@@ -127,11 +127,11 @@ def score_law(
     """The law of scores that the ledger's events claim; None where they add no noise.
 
     Args:
-        plan: of the job.
+        plan: the job's plan.
         committed: number and event of each round whose sum was released.
-        reserved: rounds in all: a canary may have been sampled in any of them.
-        slack: what the planter states besides the rounding of the noise; None where real clients'
-            contributions could not be taken off exactly, so that the law is not known.
+        reserved: number of rounds in all: a canary may have been sampled in any of them.
+        slack: the slack that the planter states, without the rounding of the noise; None where real
+            clients' contributions could not be subtracted exactly, so that the law is not known.
     """
     rounds = list(committed)
     if slack is None or not rounds or not plan.protected:
@@ -140,7 +140,7 @@ def score_law(
     for gain, deviation, event in _drawn(rounds):
         unit = event.scale * event.clip
         variance += (gain * deviation / unit) ** 2
-        # each release's noise is rounded once, by half an integer a coordinate at most
+        # each release's noise is rounded once, by at most half an integer per coordinate
         rounding += abs(gain) * math.sqrt(event.length) / (2 * unit)
     if variance <= 0:
         return None
@@ -156,8 +156,8 @@ def score_law(
 
 
 def _drawn(rounds: list[tuple[int, Event]]) -> list[tuple[float, float, Event]]:
-    """With which weight each independent draw enters the sum of all releases, its deviation in
-    integers, and the event that it belongs to."""
+    """Of each independent draw: its weight in the sum of all releases, its deviation in integers,
+    and its event."""
     event = rounds[0][1]
     if not isinstance(event, BandedEvent):
         return [(1.0, math.sqrt(each.total_variance), each) for _, each in rounds]

@@ -1,7 +1,7 @@
-"""``canaries.jsonl``: what became of planted canaries, and the protocol that was registered.
+"""``canaries.jsonl``: the scores of planted canaries, and the protocol that was registered.
 
 A first line {"version", "ledger_head", "protocol", "seed", "length", "slack"}, then one line
-{"included", "score"} a canary, in the order of the seed's coins.
+{"included", "score"} per canary, in the order of the seed's coins.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Scores:
     """What the tests look at.
 
     Attributes:
-        included: (m,) whose update was sent.
-        scores: (m,) how far the models moved along each, in clipping norms.
-        length: of the models' change without canaries, in clipping norms.
+        included: (m,) bool, the canaries whose update was sent.
+        scores: (m,) how far the model moved along each canary, in clipping norms.
+        length: L2 norm of the model's change without canaries, in clipping norms.
         dimension: d.
     """
 
@@ -54,21 +54,21 @@ class Scores:
 
     @property
     def outside(self) -> NDArray[np.float64]:
-        """Scores of those that were left out."""
+        """Scores of canaries that were left out."""
         return self.scores[~self.included]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CanaryOutcome:
-    """What became of m planted canaries.
+    """The outcome of m planted canaries.
 
     Attributes:
-        ledger_head: of the run that they were in.
-        protocol: of the audit.
-        seed: that the protocol commits to.
+        ledger_head: the ledger head of the run that they were in.
+        protocol: the registered protocol.
+        seed: the seed that the protocol commits to.
         found: what the tests look at.
-        slack: length of what may not be independent of the noise, that of rounding the noise left
-            out; None where the law of the scores is not known.
+        slack: bound on the L2 norm of what may depend on the noise, except the rounding of the
+            noise; None where the law of the scores is not known.
     """
 
     ledger_head: str
@@ -127,7 +127,7 @@ def read_canaries(path: Path) -> CanaryOutcome:
     slack = None if head.get("slack") is None else _number(head, "slack", where)
     length = _number(head, "length", where)
     if length <= 0 or (slack is not None and slack < 0):
-        raise LedgerError(f"{where}: length and slack are not lengths")
+        raise LedgerError(f"{where}: length or slack is not a length")
     return CanaryOutcome(
         ledger_head=plain(head.get("ledger_head"), 80),
         protocol=protocol,

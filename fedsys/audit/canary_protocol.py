@@ -1,12 +1,12 @@
 """What an empirical audit does, written down and hashed before anything is trained.
 
-A test whose number of guesses, threshold or canaries may be chosen after the scores were seen
+A test whose number of guesses, threshold or canaries can be chosen after the scores were seen
 refutes nothing and confirms nothing. So the protocol is fixed first: which canaries (a commitment
 to the seed that their coins and directions are drawn from), which statistic, how many guesses,
 which tests, at which level. The SHA-256 of its canonical JSON is in the ledger's header, the first
-line that is signed; the audit compares, opens the commitment and draws the coins again.
+line that is signed; the audit compares it, opens the commitment and redraws the coins.
 
-An honest run is refuted by any of the tests with probability `FALSE_ALARM` at most: each has its
+The probability that any test refutes an honest run is at most `FALSE_ALARM`: each test has its
 level, and the levels, together with what the noise's distance from a Gaussian costs, add up to that
 (Bonferroni's inequality, whatever the tests' dependence).
 
@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 FALSE_ALARM = 1e-4
-"""Probability with which an honest run is refuted, at most, all tests together."""
+"""Upper bound on the probability that an honest run is refuted, all tests together."""
 
 TESTS = ("chi-square", "kolmogorov-smirnov", "one-run", "f-dp", "gaussian-scores", "one-shot")
 
@@ -79,12 +79,12 @@ def commitment_to(seed: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Coins:
-    """What a seed says of m canaries in d dimensions.
+    """What a seed determines about m canaries in d dimensions.
 
     Attributes:
-        included: (m,) by fair coins.
+        included: (m,) fair coins: whether each canary is in.
         rows: (m,) distinct rows of the cosine transform.
-        signs: (d,) of every coordinate, 1 or -1.
+        signs: (d,) sign of every coordinate, 1 or -1.
     """
 
     included: NDArray[np.bool_]
@@ -93,7 +93,7 @@ class Coins:
 
     @classmethod
     def included_by(cls, seed: bytes, canaries: int) -> NDArray[np.bool_]:
-        """(m,) the coins alone, which are drawn first."""
+        """(m,) only the coins, which are drawn first."""
         return (AesCtrStream(seed).words(canaries) & np.uint64(1)).astype(np.bool_)
 
     @classmethod
@@ -113,13 +113,13 @@ class Protocol:
     Attributes:
         canaries: m.
         dimension: d.
-        commitment: to the seed, as `commitment_to` gives it.
+        commitment: commitment to the seed, from `commitment_to`.
         guesses: r of the one-run test; 0 where no number of guesses could refute the claim.
-        one_run_delta: at which that test takes the claim. Its p-value is never below 2 delta m / r,
-            so that at the job's own delta it could refute nothing at so small a level; the rounds
-            promise a larger epsilon at a smaller delta as well.
+        one_run_delta: the delta at which that test evaluates the claim. Its p-value is never below
+            2 delta m / r, so that at the job's own delta it could refute nothing at so small a
+            level; the rounds also promise a larger epsilon at a smaller delta.
         fdp_guesses: r of the f-DP one-run test, as for ``guesses``.
-        level: of each of the tests.
+        level: level of each test.
 
     Raises:
         LedgerError: a value is out of range.
@@ -137,16 +137,17 @@ class Protocol:
         for name in ("canaries", "dimension", "guesses", "fdp_guesses"):
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value < 1 << 40:
-                raise LedgerError(f"canary protocol: {name} is not a number of them")
+                raise LedgerError(f"canary protocol: {name} is not a count")
         if not 2 <= self.canaries <= min(self.dimension, MOST_CANARIES):
             raise LedgerError(
                 f"canary protocol: {self.canaries} canaries in {self.dimension} dimensions "
-                "cannot be"
+                "are impossible"
             )
         for guesses in (self.guesses, self.fdp_guesses):
             if guesses % 2 or guesses > self.canaries:
                 raise LedgerError(
-                    f"canary protocol: {guesses} guesses about {self.canaries} canaries cannot be"
+                    f"canary protocol: {guesses} guesses about {self.canaries} canaries are "
+                    "impossible"
                 )
         if not isinstance(self.commitment, str) or not _HEX64.fullmatch(self.commitment):
             raise LedgerError("canary protocol: the commitment is not 64 hexadecimal digits")
@@ -174,10 +175,10 @@ class Protocol:
 
     @classmethod
     def from_json(cls, body: object) -> Protocol:
-        """Reads `to_json` back, and nothing else.
+        """Reads what `to_json` returned, and nothing else.
 
         Raises:
-            LedgerError: it is none, or one that this version does not carry out.
+            LedgerError: it is not a protocol, or not one that this version carries out.
         """
         if not isinstance(body, dict) or not isinstance(body.get("guesses"), dict):
             raise LedgerError("canary protocol: it is not an object with its guesses")
@@ -191,34 +192,35 @@ class Protocol:
             level=body.get("level"),  # type: ignore[arg-type]
         )
         if canonical(found.to_json()) != canonical(body):
-            raise LedgerError("canary protocol: it is not one that this version carries out")
+            raise LedgerError("canary protocol: this version does not carry it out")
         return found
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of its canonical JSON, as the ledger's header has it."""
+        """SHA-256 (hex) of its canonical JSON, as in the ledger's header."""
         return hashlib.sha256(_PROTOCOL + canonical(self.to_json())).hexdigest()
 
     def false_alarm(self, noise: float) -> float:
         """Bound on the probability that any test refutes an honest run.
 
         Args:
-            noise: bound on the noise's total variation from a Gaussian, all rounds together.
+            noise: bound on the noise's total variation distance from a Gaussian, all rounds
+                together.
         """
         return len(TESTS) * self.level + noise
 
 
 def register(claimed: Claimed, *, canaries: int, dimension: int, commitment: str) -> Protocol:
-    """The protocol for a job that is to begin: r and the level follow from m and the claim.
+    """The protocol of a job before it begins: r and the level follow from m and the claim.
 
     Args:
-        claimed: by the plan, for all its rounds.
+        claimed: what the plan claims for all its rounds.
         canaries: m.
         dimension: d.
-        commitment: to the canaries' seed.
+        commitment: commitment to the canaries' seed.
 
     Raises:
-        ConfigError: the noise is so far from a Gaussian that no test could have a level.
+        ConfigError: the noise is so far from a Gaussian that nothing is left for the tests' level.
     """
     left = FALSE_ALARM - claimed.noise_distance
     if left < FALSE_ALARM / 2:
@@ -252,7 +254,7 @@ def register(claimed: Claimed, *, canaries: int, dimension: int, commitment: str
 
 
 def _deltas(claimed: Claimed) -> list[float]:
-    """Deltas at which the one-run test may take the claim."""
+    """Deltas at which the one-run test may evaluate the claim."""
     return [
         delta
         for delta in (claimed.delta / 10**power for power in range(6))

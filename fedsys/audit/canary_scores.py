@@ -1,9 +1,9 @@
-"""Canaries' scores against the noise that the ledger claims: what they are if it was added.
+"""Canaries' scores against the noise that the ledger claims: their law if it was added.
 
-A canary's score is the inner product of the released sums, real clients' contributions taken off,
-with the canary's unit direction, in clipping norms (so the canary adds one for each round that
-summed it). Strategy and learning rate are FedAvg's at 1, so the model's change *is* the sum of the
-releases; any other linear server step would weigh rounds, and `fedsys.audit.empirical` refuses it.
+A canary's score is the inner product of the released sums, minus real clients' contributions, with
+the canary's unit direction, in clipping norms (so the canary adds one for each round that summed
+it). The strategy is FedAvg with learning rate 1, so the model's change *is* the sum of the
+releases; any other linear server step would weight rounds, and `fedsys.audit.empirical` refuses it.
 
 **Null distribution.** Directions e_k are orthonormal. Write the released sum over the committed
 rounds as G + S + E:
@@ -16,12 +16,13 @@ rounds as G + S + E:
   independent, up to a total variation that the ledger states (``noise_outsider``).
 - S, everything that does not depend on G: canaries that are in, the errors of rounding their
   (constant) updates, U. Real clients' updates do depend on the noise of earlier rounds, through
-  the model; they are taken off to the last integer (``wide`` encoding), so nothing of them is left.
+  the model; they are subtracted to the last integer (``wide`` encoding), so nothing of them is
+  left.
 - E, which may depend on G, and whose length is at most `ScoreLaw.slack`: rounding the noise
   (half an integer a coordinate and round), and the weights to float32.
 
-**One-sided.** Scores of canaries that were left out are G + S + E at their directions, with S = 0
-but for what rounding leaves. A shift or further noise must never fail a run, and cannot:
+**One-sided.** Scores of canaries that were left out are G + S + E along their directions, where
+S = 0 except for rounding. A shift or further noise must never fail a run, and cannot:
 
 - *Chi-square.* Anderson's theorem ("The integral of a symmetric unimodal function over a symmetric
   convex set and some probability inequalities", Proc. AMS 1955, Theorem 1 and Corollary 2): for
@@ -79,7 +80,7 @@ __all__ = [
 ]
 
 FEWEST_FREE = 30
-"""Dimensions without a canary that a deviation may be estimated from, at least."""
+"""The fewest dimensions without a canary from which a deviation may be estimated."""
 
 Vector = NDArray[np.float64]
 
@@ -90,10 +91,10 @@ class ScoreLaw:
 
     Attributes:
         sigma: deviation of the noise on a score, all committed rounds together; above 0.
-        rounds: reserved rounds, in each of which a canary may have been summed.
+        rounds: number of reserved rounds, in each of which a canary may have been summed.
         rate: probability of that, independently in each; None where rounds are not independent.
-        most: rounds that can have summed a canary, at most.
-        slack: length of what may not be independent of the noise.
+        most: the most rounds that can have summed a canary.
+        slack: bound on the L2 norm of what may depend on the noise.
     """
 
     sigma: float
@@ -103,8 +104,8 @@ class ScoreLaw:
     slack: float = 0.0
 
     def mean_turns(self, canaries: int, level: float) -> float:
-        """The mean of how many rounds summed each of so many canaries; more with probability
-        ``level`` at most."""
+        """Mean number of rounds that summed each of ``canaries``; exceeded with probability at most
+        ``level``."""
         if self.rate is None or canaries == 0:
             return float(self.most)
         trials = canaries * self.rounds
@@ -116,7 +117,7 @@ class ScoreLaw:
 
 
 def chi_square(scores: Vector, law: ScoreLaw) -> float:
-    """p-value of so small a sum of squares of scores of canaries left out, (n,) of them."""
+    """p-value of the sum of squares being this small, of (n,) scores of canaries left out."""
     _check(scores, 1)
     length = float(np.linalg.norm(scores)) + law.slack
     return float(chi2.cdf((length / law.sigma) ** 2, len(scores)))
@@ -130,7 +131,7 @@ def noise_at_most(scores: Vector, law: ScoreLaw, level: float) -> float:
 
 
 def kolmogorov_smirnov(scores: Vector, law: ScoreLaw) -> float:
-    """p-value of magnitudes of scores of canaries left out, (n,), being so much too small."""
+    """p-value of the magnitudes being this small, of (n,) scores of canaries left out."""
     _check(scores, 1)
     sizes = np.sort(np.abs(scores)) + law.slack
     expected = 2 * ndtr(sizes / law.sigma) - 1
@@ -144,13 +145,13 @@ def kolmogorov_smirnov(scores: Vector, law: ScoreLaw) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Separation:
-    """How far the mean score of canaries that were in lies out, as a noncentral t.
+    """How far the mean score of canaries that were in is from 0, as a noncentral t.
 
     Attributes:
         statistic: t.
         freedom: its degrees of freedom.
-        included: canaries that were in.
-        unit: deviations of t that a mean number of turns of one makes, times sigma.
+        included: number of canaries that were in.
+        unit: noncentrality times sigma, if canaries are summed in one round on average.
     """
 
     statistic: float
@@ -159,11 +160,11 @@ class Separation:
     unit: float
 
     def p_value(self, law: ScoreLaw, level: float, weaker: float = 1.0) -> float:
-        """The probability of so much under the law, plus what bounding the turns leaves out.
+        """Probability of a statistic this large under the law, plus that of exceeding the turns.
 
         Args:
-            law: that is claimed.
-            level: at which the turns are bounded to half; below it a p-value says no more.
+            law: the claimed law.
+            level: the turns are bounded at half this level; below that a p-value says no more.
             weaker: divides the noise.
         """
         certain = law.rate is None or law.rate >= 1
@@ -188,7 +189,7 @@ class Separation:
 
 
 def scores_separation(scores: Vector, included: NDArray[np.bool_], law: ScoreLaw) -> Separation:
-    """The means of both kinds of canaries apart, over the deviation of those left out.
+    """Difference of the two kinds' mean scores, over the deviation of canaries left out.
 
     Raises:
         AuditInputError: too few of either kind.
@@ -221,10 +222,11 @@ def one_shot_separation(
 
     Args:
         inside: (n,) scores of canaries that were in.
-        length: of the change without canaries: sqrt(d) times the deviation in the free directions.
+        length: L2 norm of the change without canaries: sqrt(d) times the deviation in the free
+            directions.
         dimension: d.
         canaries: m.
-        law: that is claimed.
+        law: the claimed law.
 
     Raises:
         AuditInputError: too few canaries or free directions.
@@ -247,7 +249,7 @@ def one_shot_separation(
 
 
 def _ratio(over: float, under: float) -> float:
-    """A t statistic; noise that is nowhere to be seen makes it as large as numbers get."""
+    """A t statistic, clipped to 1e12 where there is hardly any noise."""
     return min(over / under, 1e12) if under > 0 else math.copysign(1e12, over)
 
 
@@ -262,11 +264,11 @@ def _check(scores: Vector, fewest: int) -> None:
 
 
 def expected_accuracy(law: ScoreLaw, share: float, weaker: float) -> float:
-    """The expected share of right guesses if the noise were so many times weaker.
+    """The expected fraction of right guesses if the noise were ``weaker`` times weaker.
 
     Args:
-        law: that is claimed.
-        share: of canaries about which a guess is made, half at either end.
+        law: the claimed law.
+        share: fraction of canaries about which a guess is made, half at either end.
         weaker: divides the noise; infinity for none.
     """
     if share >= 1:
@@ -295,16 +297,16 @@ def expected_accuracy(law: ScoreLaw, share: float, weaker: float) -> float:
 def one_shot_estimate(cosines: Vector, *, dimension: int, delta: float) -> float:
     """Estimates epsilon from the cosines of canaries that were in: Andrew et al. 2024.
 
-    Fits a normal distribution to them and asks at which epsilon it and N(0, 1/d) differ by delta,
-    in whichever direction is worse. An estimate, not a bound.
+    Fits a normal distribution to them and finds the epsilon at which it and N(0, 1/d) differ by
+    delta, in the worse direction. An estimate, not a bound.
 
     Args:
-        cosines: with the final model's change.
+        cosines: (n,) cosines of the canaries with the final model's change.
         dimension: d.
-        delta: of the claim.
+        delta: the claim's delta.
 
     Raises:
-        AuditInputError: fewer than two cosines, or one that is none.
+        AuditInputError: fewer than two cosines, or one that is not finite.
     """
     if len(cosines) < 2 or not np.isfinite(cosines).all():
         raise AuditInputError("one-shot audit: it needs at least two finite cosines")
@@ -345,7 +347,8 @@ def _normal_delta(epsilon: float, mean: float, deviation: float) -> float:
         return _gain([inside], epsilon, mean, deviation)
     root = b * b - 4 * a * c
     if root <= 0:
-        # No sign change: with a > 0 the ratio exceeds everywhere, which cannot be for epsilon > 0.
+        # No sign change: a < 0 means the ratio exceeds nowhere, a > 0 everywhere, where P - e^eps Q
+        # is 1 - e^eps, at most 0 for epsilon >= 0.
         return 0.0 if a < 0 else -math.expm1(epsilon)
     low, high = sorted(((-b - math.sqrt(root)) / (2 * a), (-b + math.sqrt(root)) / (2 * a)))
     if a < 0:
@@ -356,7 +359,7 @@ def _normal_delta(epsilon: float, mean: float, deviation: float) -> float:
 def _gain(
     intervals: list[tuple[float, float]], epsilon: float, mean: float, deviation: float
 ) -> float:
-    """P - e^eps Q of a union of intervals."""
+    """P - e^eps Q on a union of disjoint intervals."""
     total = 0.0
     for low, high in intervals:
         under_p = _log_mass((low - mean) / deviation, (high - mean) / deviation)

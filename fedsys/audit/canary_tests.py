@@ -1,4 +1,4 @@
-"""The registered tests, carried out on scores: those of a run, and simulated ones for their power.
+"""The registered tests, run on a run's scores, and on simulated scores for their power.
 
 >>> from fedsys.audit.canary_claim import planned
 >>> from fedsys.audit.canary_protocol import commitment_to, register
@@ -41,17 +41,17 @@ from fedsys.errors import AuditInputError
 __all__ = ["WEAKENED", "Battery", "Finding", "Power", "simulated"]
 
 WEAKENED = (1.5, 2.0, math.inf)
-"""By what the noise is divided where the tests' power is stated; infinity leaves none."""
+"""Divisors of the noise at which the tests' power is stated; infinity leaves no noise."""
 
 _RUNS = 100
 _SCORES = 2_000_000
-"""Scores that are simulated for one figure of power, at most, but for twenty runs."""
+"""The most scores that are simulated for one figure of power, unless twenty runs need more."""
 
 _CATCHES = 0.9
-"""Share of runs without any noise that a test must catch, or else it has no power."""
+"""Fraction of runs without any noise that a test must refute; otherwise it has no power."""
 
 _FAINT = 1e9
-"""Noise divided by this stands for none."""
+"""Noise divided by this counts as none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,8 +59,8 @@ class Finding:
     """What one test found.
 
     Attributes:
-        p_value: None where the test cannot be carried out.
-        why_not: then the reason, in words.
+        p_value: the p-value; None where the test cannot be run.
+        why_not: the reason it cannot, as text.
     """
 
     p_value: float | None
@@ -69,11 +69,11 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Power:
-    """How often simulated runs are refuted, by test, for each of `WEAKENED`, and by any test.
+    """How often simulated runs are refuted, for each of `WEAKENED`.
 
     Attributes:
-        by_test: shares of runs, in the order of `WEAKENED`.
-        by_any: likewise.
+        by_test: for each test, the fraction of runs that it refutes, in the order of `WEAKENED`.
+        by_any: fraction of runs that any test refutes, in the same order.
     """
 
     by_test: dict[str, tuple[float, ...]]
@@ -88,11 +88,11 @@ class Battery:
     """All tests of one protocol against one claim.
 
     Args:
-        claimed: by the ledger.
-        protocol: as registered.
+        claimed: the ledger's claim.
+        protocol: the registered protocol.
 
     Attributes:
-        critical: the fewest right guesses that refute, by one-run and f-DP one-run.
+        critical: the fewest right guesses that refute the claim, by one-run and by f-DP one-run.
     """
 
     def __init__(self, claimed: Claimed, protocol: Protocol) -> None:
@@ -104,13 +104,13 @@ class Battery:
         return {test: self._finding(test, found) for test in TESTS}
 
     def correct(self, test: str, found: Scores) -> int:
-        """Right guesses of one of the two tests by guesses."""
+        """Number of right guesses, for one of the two tests that guess."""
         protocol = self.protocol
         guesses = protocol.guesses if test == "one-run" else protocol.fdp_guesses
         return correct_guesses(found.scores, found.included, guesses)
 
     def separation(self, test: str, found: Scores) -> Separation:
-        """The statistic of one of the two tests by means.
+        """The statistic of one of the two tests that compare means.
 
         Raises:
             AuditInputError: there are too few canaries or free dimensions.
@@ -127,7 +127,7 @@ class Battery:
         )
 
     def refuted_by(self, found: Scores) -> Iterator[str]:
-        """Tests that refute the claim; quicker than their p-values."""
+        """Tests that refute the claim; faster than computing their p-values."""
         level = self.protocol.level
         for test, critical in zip(("one-run", "f-dp"), self.critical, strict=True):
             if critical is not None and self.correct(test, found) >= critical:
@@ -142,7 +142,7 @@ class Battery:
         """How often each test refutes simulated runs with weaker noise.
 
         Args:
-            seed: of the simulation, which keeps no secret.
+            seed: seed of the simulation, which needs no secrecy.
         """
         counts = {test: [0] * len(WEAKENED) for test in TESTS}
         any_of, runs = [0] * len(WEAKENED), 1
@@ -164,7 +164,7 @@ class Battery:
     def _law(self) -> ScoreLaw:
         law = self.claimed.law
         if law is None:
-            raise AuditInputError("the scores' distribution under the claim is not known here")
+            raise AuditInputError("the distribution of scores under the claim is not known")
         return law
 
     def _finding(self, test: str, found: Scores) -> Finding:
@@ -207,13 +207,13 @@ class Battery:
 def simulated(
     law: ScoreLaw, protocol: Protocol, generator: np.random.Generator, *, weaker: float = 1.0
 ) -> Scores:
-    """Scores of one run under a law.
+    """Simulated scores of one run under a law.
 
     Args:
-        law: of the scores.
-        protocol: how many canaries in how many dimensions.
-        generator: of the simulation, which keeps no secret.
-        weaker: divides the noise; below 1 there is more of it than claimed.
+        law: the law of the scores.
+        protocol: the number of canaries and of dimensions.
+        generator: source of the simulation's randomness, which needs no secrecy.
+        weaker: divides the noise; below 1 there is more noise than claimed.
     """
     canaries, dimension = protocol.canaries, protocol.dimension
     deviation = law.sigma / min(weaker, _FAINT)

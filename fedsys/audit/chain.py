@@ -89,7 +89,7 @@ def ledger_claims(view: LedgerView, plan: PrivacyPlan | None) -> Iterator[Claim]
     if gap is not None:
         words = f"round {gap} is missing"
     elif over:
-        words += f", {len(numbers) - plan.rounds} more than delta was split for"
+        words += f", {len(numbers) - plan.rounds} more than delta was split among"
     yield claim(
         "Rounds within the plan",
         gap is None and not over,
@@ -102,12 +102,12 @@ def ledger_claims(view: LedgerView, plan: PrivacyPlan | None) -> Iterator[Claim]
 def cohort_claims(
     cohorts: Cohorts | None, view: LedgerView, plan: PrivacyPlan, countersigned: str | None = None
 ) -> Iterator[Claim]:
-    """Who was asked and summed, against the salted commitments and the plan's limits.
+    """Who was invited and summed, against the salted commitments and the plan's limits.
 
     Args:
-        cohorts: of ``private.jsonl``, if it is here.
+        cohorts: the contents of ``private.jsonl``, if it is here.
         view: the ledger.
-        plan: of its header.
+        plan: the plan in its header.
         countersigned: what agents' own signatures cover, if anything.
     """
     word = _COORDINATOR
@@ -158,7 +158,7 @@ _DRAWN = {
 
 
 def _sampling_claim(cohorts: Cohorts, plan: PrivacyPlan, rests_on: str) -> Claim:
-    """Whether the cohorts may have been drawn as the accounting assumes."""
+    """Whether the cohorts could have been drawn as the accounting assumes."""
     counts = cohorts.counts
     if counts is None:
         return claim(
@@ -170,7 +170,7 @@ def _sampling_claim(cohorts: Cohorts, plan: PrivacyPlan, rests_on: str) -> Claim
                 if plan.sampling == "arrivals"
                 else "clients only keep their distance between rounds"
             ),
-            rederived="nothing to test; “Cohort limits” has what is kept",
+            rederived="nothing to test; “Cohort limits” states what was enforced",
             by="the plan: no amplification by sampling is counted",
             rests_on=rests_on,
         )
@@ -188,6 +188,6 @@ def _sampling_claim(cohorts: Cohorts, plan: PrivacyPlan, rests_on: str) -> Claim
         claimed=drawn,
         rederived=reason or f"nothing against it in {counts.rounds} rounds",
         by="tests of sizes, of each client's count, of their spread and of overlaps; honest "
-        f"sampling fails them with probability {FALSE_ALARM:g} at most",
-        rests_on=f"{rests_on}; these tests cannot tell secret draws from public ones",
+        f"sampling fails them with probability at most {FALSE_ALARM:g}",
+        rests_on=f"{rests_on}; these tests cannot distinguish secret draws from public ones",
     )

@@ -1,8 +1,8 @@
-"""What the sampling tests look at: counts, sizes and overlaps, kept while cohorts are read.
+"""Input of the sampling tests: counts, sizes and overlaps, accumulated while cohorts are read.
 
 No cohort is kept. A client costs a count and 64 bits, its attendance in the last 64 rounds in which
-it might have been drawn, so that overlaps with each of the 64 cohorts before are counted as the
-rounds go by.
+it could have been drawn, so that overlaps with each of the previous 64 cohorts are counted round by
+round.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ LAGS = 64
 """Rounds (of a cyclic group's own) over which overlaps are counted."""
 
 _REMARKABLE = 4.0
-"""Standard deviations from which one pair's overlap is kept for its exact test."""
+"""Standard deviations from the mean beyond which a pair's overlap is kept for an exact test."""
 
 Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scheme:
-    """How cohorts are drawn, as far as it is random.
+    """How cohorts are drawn, where drawing is random.
 
     Attributes:
         population: N.
-        rate: a client's probability of being in a cohort of a round in which it may be.
-        groups: cyclic groups that take turns; 1 where everybody may be drawn in every round.
-        size: of every cohort, where it is fixed; None under Poisson sampling.
+        rate: a client's probability of being drawn in a round in which it may be.
+        groups: number of cyclic groups that take turns; 1 where everybody may be drawn in every
+            round.
+        size: the fixed size of every cohort; None under Poisson sampling.
     """
 
     population: int
@@ -67,9 +68,9 @@ class Pair:
 
     Attributes:
         rounds: the two rounds.
-        size: of the earlier cohort.
+        size: size of the earlier cohort.
         overlap: clients in both.
-        score: standard deviations from what is expected.
+        score: standard deviations from the expected overlap.
     """
 
     rounds: tuple[int, int]
@@ -86,18 +87,18 @@ class CohortCounts:
 
     Attributes:
         scheme: as given.
-        rounds: noted.
+        rounds: number of rounds noted.
         asked: (N,) rounds in which each client was in the cohort.
-        turns: rounds noted of each cyclic group that had any.
-        sizes: (clients who might have been drawn, cohort) of each round.
-        overlaps: (LAGS + 1,) clients in a cohort and in the one so many turns before, all rounds
-            together; entry 0 is unused.
-        following: (LAGS + 1,) sizes of those earlier cohorts, added up.
+        turns: number of rounds noted for each cyclic group that had any.
+        sizes: (clients that could have been drawn, cohort size) of each round.
+        overlaps: (LAGS + 1,) clients in both a cohort and the one that many turns earlier, summed
+            over all rounds; entry 0 is unused.
+        following: (LAGS + 1,) sum of the sizes of those earlier cohorts.
         pairs: how many pairs of cohorts were compared.
-        highest: the pair with by far the most in common, if any is remarkable.
-        lowest: the pair with by far the least.
+        highest: the pair with the most unexpectedly large overlap; None if none is remarkable.
+        lowest: the pair with the most unexpectedly small overlap; None if none is remarkable.
         repeated: two rounds with the same cohort, if there are any.
-        same_group_pairs: pairs of rounds, at any distance, whose cohorts might have been the same.
+        same_group_pairs: pairs of rounds, at any distance, whose cohorts could have been the same.
     """
 
     def __init__(self, scheme: Scheme) -> None:
@@ -119,11 +120,11 @@ class CohortCounts:
         self._before: dict[int, deque[tuple[int, int]]] = {}
 
     def note(self, round: int, cohort: Ids) -> None:
-        """One round's cohort, in the rounds' order.
+        """Counts one round's cohort; rounds are noted in order.
 
         Args:
             round: its number, from 1.
-            cohort: increasing ids of those drawn, whatever became of them.
+            cohort: increasing ids of the clients drawn, including those lost later.
         """
         group = (round - 1) % self.scheme.groups
         self.rounds += 1
@@ -143,8 +144,8 @@ class CohortCounts:
     def _note_overlaps(self, round: int, cohort: Ids, group: int) -> None:
         turn = self.turns[group]
         elapsed = turn - self._last_turn[cohort]
-        # Bit j - 1 is attendance j turns ago: the client's own last turn becomes bit 0, then both
-        # move back as many turns as have gone by since.
+        # Bit j - 1 is attendance j turns ago: the client's own last turn becomes bit 0, then all
+        # bits move up by the turns that have passed since.
         recent = (self._attended[cohort] << np.uint64(1)) | (self._last_turn[cohort] > 0)
         past = np.where(elapsed <= LAGS, recent << _shift(elapsed - 1), np.uint64(0))
         bits = np.unpackbits(
@@ -182,5 +183,5 @@ class CohortCounts:
 
 
 def _shift(turns: NDArray[np.int32]) -> NDArray[np.uint64]:
-    """A number of bits to shift by that is defined for 64-bit words."""
+    """Clips to shifts that are defined for 64-bit words."""
     return np.clip(turns, 0, LAGS - 1).astype(np.uint64)

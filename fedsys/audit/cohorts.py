@@ -1,7 +1,7 @@
-"""``private.jsonl`` against the ledger's salted commitments, read once, along with the accounting.
+"""``private.jsonl`` against the ledger's salted commitments, read once during the accounting.
 
-No line is kept: each round's cohort is checked, handed to the accountant and forgotten, so that a
-private file of any length costs the memory of one line and of a count a client.
+No line is kept: each round's cohort is checked, passed to the accountant and dropped, so that a
+private file of any length costs the memory of one line and of one count per client.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Round:
-    """Who was asked in one round and whose update was summed; increasing ids."""
+    """Who was invited in one round and whose update was summed; increasing ids."""
 
     round: int
     sampled: Ids
@@ -43,19 +43,19 @@ class Round:
 
 
 class Cohorts:
-    """What ``private.jsonl`` proves; rounds are asked for in their order, then `finish` is called.
+    """What ``private.jsonl`` proves; rounds are requested in order, then `finish` is called.
 
     Args:
-        path: of the file.
-        ledger: verified.
-        plan: of its header.
-        countersigned: by whom; they have to be in the cohorts.
+        path: the file.
+        ledger: the verified ledger.
+        plan: the plan in its header.
+        countersigned: who countersigned which round; they have to be in its cohort.
 
     Attributes:
         opened: rounds whose lists are those that the ledger committed to.
-        counts: what tests of the sampling look at; None where the plan promises no randomness.
+        counts: input of the sampling tests; None where the plan promises no randomness.
         problems: ways in which the file is not what the ledger committed to.
-        broken: limits of the plan that a round did not keep.
+        broken: limits of the plan that a round exceeded.
         participations: rounds in which each client's update was summed.
     """
 
@@ -85,14 +85,14 @@ class Cohorts:
 
     @property
     def most_participations(self) -> int:
-        """Of any client."""
+        """The largest number of participations of any client."""
         return int(self.participations.max(initial=0))
 
     def get(self, round: int, /) -> dict[str, Ids] | None:
-        """A concluded round's cohort, as rounds are charged; None if the file has no line of it.
+        """A concluded round's cohort, as rounds are charged; None if the file has no line for it.
 
         Raises:
-            LedgerError: the next line is not what the ledger committed to; so say ``problems``.
+            LedgerError: the next line is not what the ledger committed to; ``problems`` says why.
         """
         for record in self._todo:
             found = self._take(record)
@@ -103,7 +103,7 @@ class Cohorts:
         return None
 
     def finish(self) -> None:
-        """Checks whatever was not asked for, and that nothing is missing or too much."""
+        """Checks the rounds that were not requested, and that no line is missing or surplus."""
         try:
             for record in self._todo:
                 self._take(record)
@@ -116,7 +116,7 @@ class Cohorts:
                 f"{self._path.name} lacks round {self._missing[0]} ({len(self._missing)} in all)"
             )
         most = self._plan.max_participations
-        # elsewhere a client that reached the limit goes on sending zeros and noise
+        # under other sampling a client that reached the limit keeps sending zeros and noise
         limited = self._plan.by_turns
         if limited and most is not None and self.most_participations > most:
             self.broken.append(
@@ -174,8 +174,8 @@ class Cohorts:
             strangers = self._countersigned.strangers(found.round, found.sampled)
             if strangers:
                 self._countersigned.problem = (
-                    f"client {strangers[0]} countersigned round {found.round}, in which "
-                    f"{self._path.name} has nobody of that number"
+                    f"client {strangers[0]} countersigned round {found.round}, whose cohort in "
+                    f"{self._path.name} does not include it"
                 )
         wrong = (
             _over_limits(found, record, self._plan)
@@ -187,9 +187,9 @@ class Cohorts:
 
 
 class _Separation:
-    """How far apart a client's rounds are, where the plan's accounting rests on it.
+    """How far apart a client's rounds are, where the plan's accounting relies on it.
 
-    Under min-separation sampling two rounds in which a client is asked differ by b or more; under
+    Under min-separation sampling two rounds that invite the same client differ by b or more; under
     banded-mf with Poisson sampling only the clients of the round's own cyclic group may be drawn.
     """
 
@@ -201,21 +201,21 @@ class _Separation:
         self._last = np.full(plan.population if remembers else 0, -self._apart, dtype=np.int64)
 
     def broken_by(self, found: Round) -> str | None:
-        """Why nobody could be asked like this; notes the round."""
+        """Why the plan does not allow this cohort, or None; remembers the round."""
         turn = (found.round - 1) % self._groups
         strangers = int(np.count_nonzero(found.sampled % self._groups != turn))
         if strangers:
-            return f"{strangers} clients were asked out of turn: not of the round's cyclic group"
+            return f"{strangers} invited clients are not in the round's cyclic group"
         if self._last.size:
             early = (found.round - self._last[found.sampled] < self._apart).any()
             self._last[found.sampled] = found.round
             if early:
-                return f"a client was asked again within {self._apart} rounds"
+                return f"a client was invited again within {self._apart} rounds"
         return None
 
 
 def _checked(body: dict[str, Any], record: RoundRecord, plan: PrivacyPlan, counts: Ids) -> Round:
-    """One round's line, as committed to and in order; ``counts`` is brought up to date."""
+    """Checks one round's line against its commitments, and updates ``counts``."""
     check_commitments(record, body)
     where = f"round {record.round}"
     sampled = _ids(body["sampled"], plan.population, f"{where}: sampled")
@@ -231,7 +231,7 @@ def _checked(body: dict[str, Any], record: RoundRecord, plan: PrivacyPlan, count
             raise LedgerError(f"{where}: its survivors do not fit how it was aborted")
     counts[survivors] += 1
     if body["participations"] != counts[survivors].tolist():
-        raise LedgerError(f"{where}: participations are not what the rounds before it add up to")
+        raise LedgerError(f"{where}: participations are not the sums over the rounds so far")
     return Round(round=record.round, sampled=sampled, survivors=survivors)
 
 
@@ -248,8 +248,8 @@ def _ids(value: object, population: int, where: str) -> Ids:
 
 
 def _another_size(found: Round, outcome: str | None, plan: PrivacyPlan) -> str | None:
-    """Cohorts of a fixed size have that size, whatever became of the round; a buffer that was given
-    up may hold less."""
+    """Cohorts of a fixed size have that size, whatever the round's outcome; an aborted buffer may
+    hold less."""
     size = round(plan.expected_cohort)
     if plan.sampling == "poisson" or found.sampled.size == size:
         return None
@@ -257,7 +257,7 @@ def _another_size(found: Round, outcome: str | None, plan: PrivacyPlan) -> str |
         if outcome == "abort" and found.sampled.size < size:
             return None
         return f"{found.sampled.size} uploads were summed; every buffer has {size}"
-    return f"{found.sampled.size} clients were asked; every cohort has {size}"
+    return f"{found.sampled.size} clients were invited; every cohort has {size}"
 
 
 def _over_limits(found: Round, record: RoundRecord, plan: PrivacyPlan) -> str | None:

@@ -1,11 +1,11 @@
 """What several runs on one population cost together: ``fedsys audit A B ... --compose``.
 
-The outsider's losses are those of all rounds together, by the accountant that fits them all, stated
-at the largest of the runs' deltas. The participant's and the server's epsilons are added up, since
-the worst client of each run may be the same, and so are their deltas. Where client numbers mean the
-same clients in every run, the server's losses are also added client by client, and the worst
-client's total is smaller. All of it holds for a client that is in every run's population, and for
-runs whose noise was not chosen by what an earlier one showed.
+The outsider's losses are those of all rounds together, by an accountant that applies to all of
+them, stated at the largest of the runs' deltas. The participant's and the server's epsilons are
+added up, since the worst client of each run may be the same, and so are their deltas. Where client
+numbers mean the same clients in every run, the server's losses are also added client by client, and
+the worst client's total is smaller. All of this holds for a client that is in every run's
+population, and for runs whose noise was not chosen from what an earlier one showed.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _CLIENTS_AT_ONCE = 1 << 14
 def compose(runs: Sequence[Path], *, key: str | None = None) -> AuditResult:
     """The total epsilon of several runs, each audited first.
 
-    The result's claims are one a run (its audit) and one a view (the total); its curve holds the
-    totals alone, by number of runs.
+    The result has one claim per run (its audit) and one per view (the total); its curve holds only
+    the totals, by number of runs.
 
     Args:
         runs: their folders.
-        key: the one signer of them all, as for `audit_run`.
+        key: the public key that signed all of them, as for `audit_run`.
 
     Raises:
-        AuditInputError: fewer than two runs, one of them twice, units or neighbours that do not
-            add up, or a folder that holds no run or no plan.
+        AuditInputError: fewer than two runs, one of them given twice, units or neighbours that do
+            not add up, or a folder that holds no run or no plan.
         LedgerError: ``key`` is not a public key.
     """
     if len(runs) < _NEEDED:
@@ -91,11 +91,11 @@ def _require_comparable(audits: Sequence[Audit], names: Sequence[str]) -> None:
         plan = audit.plan
         if plan is None or first is None or plan.unit != first.unit:
             raise AuditInputError(
-                f"{name} protects another unit than {names[0]}: their epsilons do not add up"
+                f"{name} protects a different unit than {names[0]}: their epsilons do not add up"
             )
         if _replaces(audit) != _replaces(audits[0]):
             raise AuditInputError(
-                f"{name} has other neighbours (replace against add or remove) than {names[0]}: "
+                f"{name} and {names[0]} define neighbours differently (replace, or add or remove): "
                 "their epsilons do not add up"
             )
 
@@ -126,7 +126,7 @@ def _total(audits: Sequence[Audit]) -> Epsilons:
 
 
 def _sum(values: Sequence[float | None]) -> float | None:
-    """None if the sum is not known: any part is missing and none is infinite."""
+    """None if the sum is not known: a part is missing and none is infinite."""
     if math.inf in values:
         return math.inf
     known = [value for value in values if value is not None]
@@ -149,7 +149,7 @@ def outsider_part(audits: Sequence[Audit]) -> dict[str, Any]:
 
 
 def parts_of(audits: Sequence[Audit], view: View) -> list[Part]:
-    """Each run's part; their rounds in the outsider's view alone."""
+    """Each run's part; with its rounds in the outsider's view only."""
     found = []
     for audit in audits:
         if audit.plan is not None and audit.spending is not None:
@@ -159,11 +159,11 @@ def parts_of(audits: Sequence[Audit], view: View) -> list[Part]:
 
 
 def _server_by_client(audits: Sequence[Audit]) -> float | None:
-    """The server's total for the worst client, if a number means one client in all runs.
+    """The server's total for the worst client, if a number means the same client in all runs.
 
-    Each client's rounds are added up as Gaussian mechanisms that nothing amplifies, and stated at
-    the largest of the runs' deltas. None where cohorts are not known, or the populations differ in
-    size, so that numbers cannot mean the same clients.
+    Each client's rounds are added up as unamplified Gaussian mechanisms, and stated at the largest
+    of the runs' deltas. None where cohorts are not known, or where populations differ in size, so
+    that numbers cannot mean the same clients.
     """
     losses = []
     for audit in audits:
@@ -234,7 +234,7 @@ def _total_claims(audits: Sequence[Audit], total: Epsilons) -> list[Claim]:
 def _notes(audits: Sequence[Audit]) -> list[str]:
     notes = [
         "the total holds for a client that is in every run's population, and for runs whose noise, "
-        "sampling and number of rounds were not chosen by what an earlier run showed"
+        "sampling and number of rounds were not chosen from what an earlier run showed"
     ]
     sizes = sorted({audit.plan.population for audit in audits if audit.plan is not None})
     if len(sizes) > 1:

@@ -1,9 +1,9 @@
 """``countersignatures.jsonl``: what agents' own signatures say about the ledger, and what not.
 
-A countersignature is over the hash of the line that commits a round. That line's place in the chain
-covers every line before it, so with the newest one the history up to there cannot be rewritten
-without the agents who signed. It says that they took part in that round. It says nothing of other
-clients, of noise, or of how cohorts came about.
+A countersignature signs the hash of the line that commits a round. That line's place in the chain
+covers every line before it, so the history up to the newest signed line cannot be rewritten without
+the agents that signed it. It says that they took part in that round. It says nothing about other
+clients, noise, or how cohorts were drawn.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ __all__ = ["Countersigned", "countersigned_claims", "read_countersignatures"]
 _FILE_BYTES = 1 << 28
 _MOST_LINES = 500_000
 _VERIFIED = 20_000
-"""Signatures that are verified at most: those of the newest rounds."""
+"""The most signatures that are verified: those of the newest rounds."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Countersigned:
-    """What was found.
+    """What ``countersignatures.jsonl`` holds.
 
     Attributes:
-        committed: rounds that the ledger commits.
-        clients: who countersigned each round, of those whose signatures were verified.
-        unverified: lines of older rounds, beyond the number of signatures that are verified.
-        problem: the first thing that cannot be.
+        committed: number of rounds that the ledger commits.
+        clients: by round, the clients whose countersignatures were verified.
+        unverified: number of lines of older rounds, beyond the most that are verified.
+        problem: the first contradiction; None if there is none.
     """
 
     committed: int
@@ -50,7 +50,7 @@ class Countersigned:
 
     @property
     def agents(self) -> int:
-        """Different agents."""
+        """Number of distinct agents."""
         return len({client for clients in self.clients.values() for client in clients})
 
     @property
@@ -60,25 +60,25 @@ class Countersigned:
 
     @property
     def covers(self) -> str | None:
-        """What is not the coordinator's word alone any more; None if nothing."""
+        """What no longer rests on the coordinator's word alone; None if nothing."""
         if self.problem is not None or self.newest is None:
             return None
         agents = len(self.clients[self.newest])
         return f"up to round {self.newest} countersigned by {agents} agents"
 
     def strangers(self, round: int, sampled: NDArray[np.int64]) -> list[int]:
-        """Who countersigned a round without being in its cohort."""
+        """Clients that countersigned a round without being in its cohort."""
         signed = np.array(self.clients.get(round, []), dtype=np.int64)
         return [int(client) for client in np.setdiff1d(signed, sampled)]
 
 
 def read_countersignatures(run: Path, view: LedgerView, plan: PrivacyPlan) -> Countersigned | None:
-    """Reads and checks the file of a run; None if it has none. Never raises for its content.
+    """Reads and checks a run's file; None if it has none. Never raises for its content.
 
     Args:
         run: the folder.
-        view: its ledger, verified.
-        plan: of its header.
+        view: its verified ledger.
+        plan: the plan in its header.
     """
     path = run / FILE
     if not path.exists() and not path.is_symlink():
@@ -95,7 +95,9 @@ def read_countersignatures(run: Path, view: LedgerView, plan: PrivacyPlan) -> Co
             if each.round < oldest:
                 found.unverified += 1
             elif not each.holds(job):
-                raise LedgerError(f"client {each.client}'s of round {each.round} is forged")
+                raise LedgerError(
+                    f"the countersignature of client {each.client} for round {each.round} is forged"
+                )
             else:
                 found.clients.setdefault(each.round, []).append(each.client)
     except LedgerError as error:
@@ -117,12 +119,12 @@ def _lines(path: Path) -> Iterator[Countersignature]:
         for number, (raw, ended) in enumerate(lines, start=1):
             if number > _MOST_LINES:
                 raise LedgerError(f"{path.name} has more than {_MOST_LINES} lines")
-            if ended:  # else a crash tore it: nothing that was acknowledged
+            if ended:  # otherwise a crash tore it: it was never acknowledged
                 yield Countersignature.parse(raw, f"{path.name} line {number}")
 
 
 class _Checked:
-    """Whether lines fit the ledger and one another, signatures aside."""
+    """Whether lines are consistent with the ledger and one another, signatures aside."""
 
     def __init__(self, heads: dict[int, str], population: int) -> None:
         self._heads = heads
@@ -135,24 +137,24 @@ class _Checked:
         """Takes one line.
 
         Raises:
-            LedgerError: it cannot be true together with the ledger or an earlier line.
+            LedgerError: it contradicts the ledger or an earlier line.
         """
-        whose = f"client {each.client}'s of round {each.round}"
+        whose = f"the countersignature of client {each.client} for round {each.round}"
         if each.round not in self._heads:
-            raise LedgerError(f"{whose} is of a round that the ledger does not commit")
+            raise LedgerError(f"{whose} is for a round that the ledger does not commit")
         if each.ledger_head.hex() != self._heads[each.round]:
             raise LedgerError(
-                f"{whose} is of the line {each.ledger_head.hex()}, the ledger's is "
+                f"{whose} signs line {each.ledger_head.hex()}, the ledger has "
                 f"{self._heads[each.round]}: two histories"
             )
         if each.client >= self._population or not 1 <= each.participations <= each.round:
-            raise LedgerError(f"{whose} states a client or a count that cannot be")
+            raise LedgerError(f"{whose} states an impossible client or count")
         if (each.round, each.client) in self._seen:
-            raise LedgerError(f"{whose} is there twice")
+            raise LedgerError(f"{whose} appears twice")
         self._seen.add((each.round, each.client))
         same_key = self._keys.setdefault(each.client, each.key) == each.key
         if not same_key or self._clients.setdefault(each.key, each.client) != each.client:
-            raise LedgerError(f"{whose} is by another key than before, or by another client's")
+            raise LedgerError(f"{whose} is by a different key than before, or by another client's")
 
     def oldest_verified(self) -> int:
         """The round from which on all signatures are verified."""
@@ -186,20 +188,20 @@ def countersigned_claims(found: Countersigned | None, view: LedgerView) -> Itera
     yield claim(
         "Countersignatures",
         False if found.problem is not None else True if found.clients else None,
-        claimed="agents say of these very lines that they took part in their rounds",
+        claimed="agents confirm that they took part in the rounds of these very lines",
         rederived=words,
         by="Ed25519 by each agent over the commit's hash",
-        rests_on="the agents' keys being those of the roster, and their devices being theirs",
+        rests_on="the agents' keys being those of the roster, and independent of the coordinator",
     )
 
 
 def _words(found: Countersigned) -> str:
     if not found.clients:
-        return "none is there"
+        return "there are none"
     sizes = [len(clients) for clients in found.clients.values()]
     words = (
         f"{found.agents} agents on {len(found.clients)} of {found.committed} committed rounds, "
-        f"{min(sizes)} to {max(sizes)} a round; the newest is round {found.newest}"
+        f"{min(sizes)} to {max(sizes)} per round; the newest is round {found.newest}"
     )
     if found.unverified:
         words += f"; {found.unverified} older ones not verified"

@@ -49,7 +49,7 @@ def to_json(result: AuditResult) -> str:
 
 
 def write(run: Path, result: AuditResult) -> Path:
-    """Writes ``audit.json`` into a run's folder, replacing what is there, a link included.
+    """Writes ``audit.json`` into a run's folder, replacing an existing file or link.
 
     Raises:
         OSError: the folder cannot be written to.

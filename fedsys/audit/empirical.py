@@ -1,10 +1,10 @@
 """``fedsys audit RUN --empirical``: what a run's planted canaries say about its claimed epsilon.
 
 `fedsys simulate --canaries M` leaves ``canaries.jsonl`` in its separate, unreleased run and the
-hash of the audit's protocol in the ledger's header, before it trains. Six tests are carried out as
-that protocol says (`fedsys.audit.canary_scores`, `fedsys.audit.canaries`). Each either *refutes*
-the claim, or *holds*, or has *no power*: where a run without any noise would pass as well, passing
-is no evidence. An honest run is refuted by any of them with probability `FALSE_ALARM` at most.
+hash of the audit's protocol in the ledger's header, before it trains. Six tests are run as that
+protocol says (`fedsys.audit.canary_scores`, `fedsys.audit.canaries`). Each either *refutes* the
+claim, or *holds*, or has *no power*: where a run without any noise would pass as well, passing is
+no evidence. The probability that any of them refutes an honest run is at most `FALSE_ALARM`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CLAIMS = {
     "gaussian-scores": "Empirical lower bound on epsilon (Gaussian scores)",
     "one-shot": "Empirical lower bound on epsilon (one-shot)",
 }
-"""What each test's claim is called."""
+"""Name of each test's claim."""
 
 _SOURCES = {
     "chi-square": "Anderson 1955, chi-square",
@@ -48,12 +48,12 @@ _SOURCES = {
     "gaussian-scores": "noncentral t, Johnson and Welch 1940",
     "one-shot": "Andrew et al. 2024, as a noncentral t",
 }
-_WORD = "anyone who planted the canaries"
+_WORD = "the party that planted the canaries"
 _SECOND = "canaries bound epsilon from below: passing proves nothing beyond the stated power"
 
 
 def audit_canaries(run: Path, *, key: str | None = None) -> AuditResult:
-    """The audit of a run, and on top what its canaries refute.
+    """The audit of a run, plus what its canaries refute.
 
     Args:
         run: a folder that ``fedsys simulate --canaries M`` made.
@@ -85,7 +85,7 @@ def _claims(path: Path, audit: Audit) -> list[Claim]:
     except (LedgerError, OSError) as error:
         return [_belonging(False, "unreadable", str(error))]
     if view is None or spending is None or plan is None:
-        return [_belonging(None, outcome.ledger_head, "the ledger itself cannot be accounted")]
+        return [_belonging(None, outcome.ledger_head, "the ledger cannot be accounted for")]
     own = outcome.ledger_head == view.head and outcome.protocol.dimension == plan.dimension
     claims = [_belonging(own, outcome.ledger_head, view.head)]
     if not own:
@@ -107,7 +107,7 @@ def _claims(path: Path, audit: Audit) -> list[Claim]:
 def _claimed(
     audit: Audit, outcome: CanaryOutcome, view: LedgerView, spending: Spending, plan: PrivacyPlan
 ) -> Claimed:
-    """What the ledger's own rounds claim, those that were released as committed."""
+    """What the ledger's rounds claim, with the law of scores from those that were committed."""
     committed = [
         (record.round, event)
         for record, event in events_of(view, plan)
@@ -124,7 +124,7 @@ def _claimed(
         plan,
         spending.accountant.outsider.steps(),
         epsilon=spending.spent.outsider,
-        # another server step would weigh the rounds' noise, and the law counts each once
+        # any other server step would weight the rounds' noise; the law counts each round once
         law=law if plain_sum else None,
     )
 
@@ -149,11 +149,11 @@ def _unregistered(outcome: CanaryOutcome, view: LedgerView, claimed: Claimed) ->
     if stated is None:
         return "not registered: the ledger's header names no protocol"
     if stated != protocol.digest:
-        return f"another protocol than the header's: {protocol.digest}"
+        return f"not the header's protocol: {protocol.digest}"
     if commitment_to(outcome.seed) != protocol.commitment:
         return "the seed is not the one that the protocol commits to"
     if (Coins.included_by(outcome.seed, protocol.canaries) != outcome.found.included).any():
-        return "the canaries that were in are not those of the seed's coins"
+        return "the included canaries are not those that the seed's coins select"
     if protocol.false_alarm(claimed.noise_distance) > FALSE_ALARM * (1 + 1e-9):
         return f"its tests refute honest runs with probability above {FALSE_ALARM:g}"
     return None
@@ -165,10 +165,10 @@ def _registered(problem: str | None, outcome: CanaryOutcome, view: LedgerView) -
         problem is None,
         claimed=f"{value_text(view.header.get('canaries'))} in the ledger's header",
         rederived=problem
-        or f"registered before training; coins of the committed seed: "
-        f"{len(outcome.found.inside)} of {outcome.protocol.canaries} canaries in",
-        by=f"the hash of the protocol in {CANARIES}, and drawing the coins again",
-        rests_on=f"{_WORD}, for scores",
+        or f"registered before training; by the committed seed's coins "
+        f"{len(outcome.found.inside)} of {outcome.protocol.canaries} canaries are in",
+        by=f"the hash of the protocol in {CANARIES}, and redrawing the coins",
+        rests_on=f"{_WORD}, for the scores",
     )
 
 
@@ -177,7 +177,7 @@ def _registered(problem: str | None, outcome: CanaryOutcome, view: LedgerView) -
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """What each test saw, in a line."""
+    """What each test observed, in one line."""
 
     battery: Battery
     outcome: CanaryOutcome
@@ -199,12 +199,12 @@ class _Words:
             return ""
         ratio = noise_at_most(self.outcome.found.outside, law, level)
         return (
-            f"the noise is at most {ratio:.3g} times the claimed one, from "
+            f"the noise is at most {ratio:.3g} times the claimed noise, from "
             f"{len(self.outcome.found.outside)} scores"
         )
 
     def _kolmogorov_smirnov(self) -> str:
-        return f"{len(self.outcome.found.outside)} scores' magnitudes"
+        return f"magnitudes of {len(self.outcome.found.outside)} scores"
 
     def _one_run(self) -> str:
         protocol, found = self.battery.protocol, self.outcome.found
@@ -250,8 +250,8 @@ class _Words:
         ratio = separation.noise_at_most(law, level)
         bound = battery.claimed.epsilon_at(ratio)
         return (
-            f"at least {epsilon_text(bound)}: {len(found.inside)} canaries apart from the rest as "
-            f"with at most {ratio:.3g} times the claimed noise"
+            f"at least {epsilon_text(bound)}: {len(found.inside)} canaries are separated from the "
+            f"rest as by at most {ratio:.3g} times the claimed noise"
         )
 
     def _one_shot(self) -> str:
@@ -267,7 +267,7 @@ class _Words:
 def _verdict(
     test: str, finding: Finding, power: Power, words: _Words, *, registered: bool
 ) -> Claim:
-    """Refuted, no power, or holds; without registration nothing holds."""
+    """Refuted, no power, or holds; without registration no claim holds."""
     claimed, level = words.battery.claimed, words.battery.protocol.level
     holds: bool | None
     if finding.p_value is None:
@@ -312,7 +312,7 @@ def _noise_text(weaker: float) -> str:
 
 
 def _power_claim(power: Power, battery: Battery) -> Claim:
-    """How often weaker noise would have been caught: what passing is worth."""
+    """How often weaker noise would have been caught: how much evidence passing is."""
     protocol = battery.protocol
     bound = protocol.false_alarm(battery.claimed.noise_distance)
     return claim(

@@ -1,4 +1,4 @@
-"""Claims about what was spent: each view's epsilon, its budget, and other accountants' figures."""
+"""Claims about what was spent: each view's epsilon and the budget."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from fedsys.records import Claim
 __all__ = ["alone_claim", "epsilon_claims", "event_claim", "underivable_claims"]
 
 _RELATIVE = 1e-6
-"""Agreement of two derivations by one accountant."""
+"""Relative difference allowed between two derivations by one accountant."""
 
 _SAMPLER_HOLDS = 600.0
-"""Epsilon up to which one's own share, a single rounded Gaussian and so a post-processed one, is
-near enough to its ideal: draws are exact to 2^-977 = e^-677."""
+"""Epsilon up to which a client's own share, a single rounded Gaussian and so a post-processed one,
+is close enough to the ideal Gaussian: draws are exact to 2^-977 = e^-677."""
 
 _RESTS_ON: dict[View, str] = {
     "outsider": "noise really added, sampling really random, N: the coordinator's word",
@@ -39,12 +39,12 @@ _RESTS_ON: dict[View, str] = {
 
 
 def event_claim(problem: str | None, events: Counter[Event], plan: PrivacyPlan) -> Claim:
-    """Whether every reserve holds an event of the plan, at a clipping norm that may be.
+    """Whether every reserve holds an event of the plan, at a permitted clipping norm.
 
     Args:
-        problem: why the events could not be read, if so.
+        problem: why the events could not be read; None if they could.
         events: how often each was reserved, in the order of their first rounds.
-        plan: of the header.
+        plan: the header's plan.
     """
     rounds, norms = sum(events.values()), [event.clip for event in events]
     words = f"{rounds} rounds, each at C={value_text(plan.clip)}"
@@ -73,10 +73,10 @@ def epsilon_claims(
     """Each view's claimed epsilon against what the ledger's rounds cost, then the budget.
 
     Args:
-        evidence: the summary states them.
-        plan: of the header.
-        spending: of the rounds.
-        cohorts_failed: whether ``private.jsonl`` is not what the ledger committed to.
+        evidence: its summary states the claimed epsilons.
+        plan: the header's plan.
+        spending: what the rounds cost.
+        cohorts_failed: whether ``private.jsonl`` does not match the ledger's commitments.
         withheld: why no epsilon can be claimed, whatever the rounds cost.
     """
     privacy = (evidence.summary.value or {}).get("privacy")
@@ -111,16 +111,16 @@ def epsilon_claims(
 
 
 def alone_claim(plan: PrivacyPlan, events: Counter[Event], turns: int, roster: Any) -> Claim | None:
-    """The server's epsilon if all others collude with it: a client's own share of noise is left.
+    """The server's epsilon if all others collude with it: only a client's own noise share is left.
 
-    Anyone who decides who is a member can fill the cohorts with its own, so this is the figure for
-    a client that trusts neither the operator nor an authority of the roster besides.
+    A party that decides who is a member can fill the cohorts with its own devices, so this is the
+    figure for a client that trusts neither the operator nor the roster's authority.
 
     Args:
-        plan: of the header.
-        events: of the rounds.
+        plan: the header's plan.
+        events: how often each event was reserved.
         turns: rounds in which the worst client's update was, or may have been, summed.
-        roster: whose word the list of members is, as the header says.
+        roster: who vouches for the list of members, as the header says.
     """
     alone = [
         dataclasses.replace(server_step(event), multiplier=event.share_multiplier)
@@ -128,7 +128,7 @@ def alone_claim(plan: PrivacyPlan, events: Counter[Event], turns: int, roster: A
         if 0 < event.share_multiplier < server_step(event).multiplier
     ]
     if not alone:
-        return None  # others' noise never counted, or there is none
+        return None  # others' noise was never counted, or there is no noise
     worst = min(alone, key=lambda step: step.multiplier)
     epsilon = steps_epsilon({worst: turns}, plan.delta_of("server"))
     if epsilon > _SAMPLER_HOLDS:
@@ -136,8 +136,8 @@ def alone_claim(plan: PrivacyPlan, events: Counter[Event], turns: int, roster: A
     return claim(
         "Epsilon, server view, all others colluding",
         None,
-        claimed="nothing: a server that keeps to the protocol is assumed",
-        rederived=f"{epsilon_text(epsilon)} after {turns} rounds at one's own share of noise alone",
+        claimed="nothing: a server that follows the protocol is assumed",
+        rederived=f"{epsilon_text(epsilon)} after {turns} rounds with one's own noise share alone",
         by="exact Gaussian (Balle and Wang), c = n - 1"
         if worst.rate == 1
         else "the client's own secret coin amplifies, c = n - 1",
@@ -146,7 +146,7 @@ def alone_claim(plan: PrivacyPlan, events: Counter[Event], turns: int, roster: A
 
 
 def underivable_claims(reason: str) -> Iterator[Claim]:
-    """For a ledger whose rounds cannot be accounted for at all."""
+    """Claims for a ledger whose rounds cannot be accounted for at all."""
     for view in VIEWS:
         yield claim(
             f"Epsilon, {view} view",
@@ -187,7 +187,7 @@ def _view_claim(
         elif claimed is not None and (number is None or number < 0):
             holds, words = False, "not a number"
     elif claimed is None:
-        # A published summary leaves participant and server out; the outsider's is its headline.
+        # A published summary omits participant and server; it must state the outsider's epsilon.
         missing = view == "outsider" and states_epsilon
         holds = False if missing else None if not states_epsilon else True
     elif number is None:
@@ -207,7 +207,7 @@ def _view_claim(
 
 
 def _stated(value: Any) -> float | None:
-    """A number from a hostile file; None if it is none, or none that a float can hold."""
+    """A number from an untrusted file; None if it is not a number, or too large for a float."""
     if value == "inf":
         return math.inf
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -226,7 +226,7 @@ _ACCOUNTANTS = {
 
 
 def _accountant(view: View, plan: PrivacyPlan) -> str:
-    """What gave a view's epsilon, and of which rounds."""
+    """The accountant behind a view's epsilon, and the rounds that it covers."""
     if not plan.protected:
         return "no noise, no bound"
     event = plan.event()

@@ -1,4 +1,4 @@
-"""Reads a run's folder that is untrusted: bounded, no links, nothing executed.
+"""Reads an untrusted run's folder: bounded, no links, nothing executed.
 
 No file is unpickled, no name in a file is imported, no symbolic link inside the folder is followed,
 no device or pipe is opened. What cannot be read becomes a sentence in `Piece.problem`, because the
@@ -24,7 +24,7 @@ from fedsys.privacy.ledger.reader import LedgerView, read_ledger
 __all__ = ["SUMMARY_VERSION", "Config", "Evidence", "Metrics", "Piece", "gather"]
 
 SUMMARY_VERSION = 1
-"""The run folder's version that this audit reads."""
+"""The version of run folders that this audit reads."""
 
 _DOCUMENT_BYTES = 1 << 20
 _LINES_BYTES = 1 << 28
@@ -68,7 +68,7 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metrics:
-    """``metrics.jsonl``: its whole lines, whether another was begun, and the file's SHA-256."""
+    """``metrics.jsonl``: its complete lines, whether an unfinished one follows, and its SHA-256."""
 
     lines: list[dict[str, Any]]
     torn: bool
@@ -77,11 +77,11 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evidence:
-    """All that a folder holds and the audit reads.
+    """Everything in a folder that the audit reads.
 
     Attributes:
         run: the folder.
-        ledger: verified as far as chain, form and signatures by the key that its header names.
+        ledger: with chain, form and signatures verified under the key that its header names.
         summary: ``summary.json``.
         config: ``config.toml``.
         metrics: ``metrics.jsonl``.
@@ -99,11 +99,11 @@ class Evidence:
 
 
 def gather(run: Path) -> Evidence:
-    """Reads a run's folder, all but ``private.jsonl``, which is checked line by line later.
+    """Reads a run's folder, except ``private.jsonl``, which is checked line by line later.
 
     Raises:
-        AuditInputError: there is no such folder, nothing in it is a run's, or its version is not
-            one that this audit reads.
+        AuditInputError: there is no such folder, it is not a run's folder, or this audit does not
+            read its version.
     """
     if not run.is_dir():
         raise AuditInputError(f"{plain(run)}: no such run folder; give one that holds ledger.jsonl")
@@ -153,7 +153,7 @@ def _require_known_ledger(path: Path) -> None:
             first = file.readline(MAX_LINE_BYTES + 1)
         body = parse_object(first.rstrip(b"\n"), "ledger line 1").get("body")
     except LedgerError:
-        return  # damaged: reading it in earnest says how
+        return  # damaged: the full read says how
     stated = body.get("format") if isinstance(body, dict) else None
     family = FORMAT.rpartition("-")[0]
     if isinstance(stated, str) and stated.rpartition("-")[0] == family and stated != FORMAT:

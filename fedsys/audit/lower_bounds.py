@@ -1,9 +1,9 @@
-"""What Gaussian rounds cost at least: sound bounds from below, by an attacker that exists.
+"""Lower bounds on what Gaussian rounds cost, from an attack that exists.
 
-A reported epsilon is an upper bound, and so is every other accountant's: that one of two upper
-bounds is the larger says nothing about either. What a claim cannot survive is being *below* what an
-attack achieves. Here the attack is the best one on one coordinate, in which everybody else sends
-zero: outputs of one round are
+A reported epsilon is an upper bound, and so is every other accountant's: that one upper bound is
+larger than another says nothing about either. What refutes a claim is being *below* what an attack
+achieves. Here the attack is the best one on one coordinate, in which everybody else sends zero:
+outputs of one round are
 
 - add or remove:  (1-q) N(0, 1) + q N(1/m, 1)  against  N(0, 1), in both directions;
 - replacement:    (1-q) N(0, 1) + q N(1/2m, 1)  against the same with -1/2m,
@@ -11,10 +11,10 @@ zero: outputs of one round are
 for noise multiplier m (of the doubled sensitivity under replacement) and sampling rate q.
 
 Unsampled rounds together are one Gaussian mechanism, whose epsilon is exact (Balle and Wang 2018,
-Theorem 8). For the others each round's output is told only as the interval that it fell into, which
+Theorem 8). For the others each round's output is reduced to the interval that it fell into, which
 is post-processing and loses a little; privacy losses of intervals are rounded down to a grid and
-convolved. Rounding down, dropping tails, and taking off what the convolution wraps around and what
-floating point may add all lower the bound, so that it stays one.
+convolved. Rounding down, dropping tails, and subtracting what the convolution wraps around and what
+floating point may add all lower the result, so that it remains a lower bound.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ __all__ = ["Step", "epsilon_at_least"]
 
 _INTERVALS = 1 << 16
 _REACH = 10.0
-"""Standard deviations beyond the means at which intervals end."""
+"""Standard deviations beyond the means up to which intervals reach."""
 _GRID = 1 << 18
-"""Losses on the grid on which rounds are convolved."""
+"""Number of points of the grid on which losses are convolved."""
 _LARGEST = 1e4
-"""Epsilon above which no bound is looked for."""
+"""Epsilon above which no bound is searched for."""
 
 Vector = NDArray[np.float64]
 
 
 class Step(Protocol):
-    """Gaussian mechanisms one after the other, as one view sees them."""
+    """A sequence of equal Gaussian mechanisms, as one view sees them."""
 
     @property
     def multiplier(self) -> float:
-        """Noise over the sensitivity towards a neighbour."""
+        """Noise deviation over the sensitivity between neighbours."""
 
     @property
     def rate(self) -> float:
-        """Probability with which the contribution is in the sum."""
+        """Probability that the contribution is in the sum."""
 
     @property
     def replaces(self) -> bool:
@@ -58,18 +58,18 @@ class Step(Protocol):
 
     @property
     def count(self) -> int:
-        """How many."""
+        """Number of mechanisms."""
 
 
 def epsilon_at_least(steps: Iterable[tuple[Step, int]], delta: float) -> float:
     """An epsilon below which no claim about these rounds can be true, at ``delta``.
 
     Args:
-        steps: each with how many rounds have it, in any order.
+        steps: (step, number of rounds with it), in any order.
         delta: in (0, 1).
 
     Returns:
-        0 where nothing can be shown, infinity without noise.
+        The bound; 0 where nothing can be shown, infinity without noise.
     """
     known = [(step, count * step.count) for step, count in steps if count]
     if any(step.multiplier <= 0 for step, _ in known):
@@ -82,7 +82,7 @@ def epsilon_at_least(steps: Iterable[tuple[Step, int]], delta: float) -> float:
 
 
 def _gaussian(mu: float, delta: float) -> float:
-    """Exact epsilon of a Gaussian mechanism of sensitivity ``mu`` deviations."""
+    """Epsilon of a Gaussian mechanism of sensitivity ``mu`` deviations (Balle and Wang 2018)."""
 
     def excess(epsilon: float) -> float:
         first = ndtr(mu / 2 - epsilon / mu)
@@ -100,11 +100,11 @@ def _gaussian(mu: float, delta: float) -> float:
 
 
 Losses = tuple[Vector, Vector, int]
-"""Privacy losses of a round's intervals, their probabilities, and how many such rounds."""
+"""Privacy losses of a round's intervals, their probabilities, and the number of such rounds."""
 
 
 def _intervals(step: Step, count: int, added: bool) -> Losses:
-    """One round; ``added`` exchanges the two worlds."""
+    """One round's losses; ``added`` swaps the two neighbours."""
     shift = 1 / (2 * step.multiplier) if step.replaces else 1 / step.multiplier
     low, high = (-shift, shift) if step.replaces else (0.0, shift)
     edges = np.linspace(low - _REACH, high + _REACH, _INTERVALS + 1)
@@ -120,7 +120,11 @@ def _intervals(step: Step, count: int, added: bool) -> Losses:
 
 
 def _convolved(steps: list[tuple[Step, int]], delta: float, added: bool) -> float:
-    """The bound in one direction."""
+    """The bound in one direction.
+
+    The distribution of a sum of losses is the inverse transform of the product of the rounds'
+    transforms, each to the power of its count.
+    """
     rounds = [_intervals(step, count, added) for step, count in steps]
     reach = _window(rounds, delta)
     width = 2 * reach / _GRID
@@ -142,10 +146,11 @@ def _convolved(steps: list[tuple[Step, int]], delta: float, added: bool) -> floa
 
 
 def _rounding(masses: Vector, times: int) -> float:
-    """What floating point may add to all masses together.
+    """Bound on what floating point adds to all masses together.
 
-    A transform of n values is wrong by about u log2(n) of its Euclidean norm (Higham 2002, theorem
-    24.2), its power by as many times that, and a sum of n values by sqrt(n) of their norm.
+    The error of a transform of n values is about u log2(n) times its Euclidean norm (Higham 2002,
+    theorem 24.2); that of its k-th power k times as much; and the sum of n errors is at most
+    sqrt(n) times their norm.
     """
     unit = 2.0**-52 * math.log2(_GRID) * (times + 1)
     return 2 * unit * math.sqrt(_GRID) * float(np.linalg.norm(masses))
@@ -165,7 +170,7 @@ _TILTS: tuple[float, ...] = tuple(np.logspace(-2, 2.5, 40).tolist())
 
 
 def _window(rounds: list[Losses], delta: float) -> float:
-    """A reach of the grid outside which hardly any sum of losses falls."""
+    """A reach of the grid outside which a sum of losses hardly ever falls (Chernoff's bound)."""
     wanted = math.log(max(delta, 1e-280) / 1e4)
     ends = []
     for sign in (1, -1):
@@ -175,7 +180,7 @@ def _window(rounds: list[Losses], delta: float) -> float:
 
 
 def _outside(rounds: list[Losses], reach: float, rounded: float) -> float:
-    """Bound on the probability that a sum of losses, rounded down, falls outside the grid."""
+    """Chernoff's bound on the probability that a rounded sum of losses falls outside the grid."""
     above = min(_tilted(rounds, tilt) - tilt * reach for tilt in _TILTS)
     below = min(_tilted(rounds, -tilt) - tilt * (reach - rounded) for tilt in _TILTS)
     return math.exp(min(0.0, above)) + math.exp(min(0.0, below))

@@ -14,12 +14,12 @@ _DELTA_ERROR = 1e-3
 
 
 def prv_bounds(steps: Sequence[tuple[float, float, int]], delta: float) -> tuple[float, float]:
-    """Between what epsilon at ``delta`` of Poisson-sampled Gaussian steps lies.
+    """Lower and upper bound on epsilon at ``delta`` of Poisson-sampled Gaussian steps.
 
     Gopi, Lee and Wutschitz, "Numerical Composition of Differential Privacy" (2021), Theorem 5.
 
     Args:
-        steps: (noise multiplier, sampling rate, how often) each.
+        steps: (noise multiplier, sampling rate, number of repetitions) of each step.
         delta: in (0, 1).
 
     Raises:
@@ -29,9 +29,9 @@ def prv_bounds(steps: Sequence[tuple[float, float, int]], delta: float) -> tuple
     accountant = PRVAccountant()
     accountant.history = [tuple(step) for step in steps]
     with warnings.catch_warnings():
-        # About the Rényi orders from which it takes the width of its grid, not about the result.
+        # The warning concerns the Rényi orders that set the width of the grid, not the result.
         warnings.filterwarnings("ignore", message="Optimal order", category=UserWarning)
-        # `get_epsilon` gives the upper end alone.
+        # `get_epsilon` returns the upper end alone.
         loss = accountant._get_dprv(eps_error=_ERROR, delta_error=_DELTA_ERROR * delta)
         lower, _, upper = loss.compute_epsilon(delta, _DELTA_ERROR * delta, _ERROR)
     return float(lower), float(upper)

@@ -15,8 +15,8 @@ from fedsys.records import Claim
 
 __all__ = ["UNFINISHED", "outcome_claims"]
 
-UNFINISHED = "; the run is not finished, so that no closing line binds it"
-"""Added to a claim on a file that an unclosed ledger says nothing of."""
+UNFINISHED = "; the run is not finished, so no closing line binds it"
+"""Added to a claim about a file that an unclosed ledger does not cover."""
 _STATUSES = ("completed", "budget-exhausted", "interrupted")
 
 
@@ -85,7 +85,7 @@ def _summary_claims(summary: dict[str, Any], view: LedgerView) -> Iterator[Claim
 
 
 def _bound_summary_claim(summary: dict[str, Any], view: LedgerView) -> Claim:
-    """The summary as it was when the ledger was closed, less what is never published."""
+    """The summary as it was when the ledger was closed, without what is never published."""
     stated = None if view.closed is None else view.closed.get("summary_sha256")
     try:
         found = summary_sha256(summary)
@@ -96,8 +96,8 @@ def _bound_summary_claim(summary: dict[str, Any], view: LedgerView) -> Claim:
         None if view.closed is None else found == stated,
         claimed=value_text(stated),
         rederived=f"{found}{UNFINISHED if view.closed is None else ''}",
-        by="SHA-256 of summary.json, less what tells cohorts, against the closing line",
-        rests_on="the coordinator's word, once given",
+        by="SHA-256 of summary.json, without what reveals cohorts, against the closing line",
+        rests_on="the coordinator's word when the ledger was closed",
     )
 
 
@@ -120,13 +120,13 @@ def _model_claim(evidence: Evidence, view: LedgerView) -> Claim:
         holds,
         claimed=", ".join(f"{value_text(v)} in {where}" for where, v in stated.items()),
         rederived=words,
-        by="SHA-256 of model.pt as it lies there",
+        by="SHA-256 of model.pt in the folder",
         rests_on="this model being the last release: the coordinator's word",
     )
 
 
 def _weights_claim(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> Claim:
-    """The weights in the file against those that the newest commit, or the header, states."""
+    """The weights in the file against those stated by the newest commit, or by the header."""
     committed = [record for record in view.rounds if record.outcome == "commit"]
     stated = view.header.get("initial_weights_sha256")
     where = "the header: no round was committed"
@@ -146,7 +146,7 @@ def _weights_claim(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> C
     if found is None:
         holds = None if "not installed" in (problem or "") else False
     elif not holds and view.closed is None:
-        holds, problem = None, f"{found}: of an earlier round, the run is not finished"
+        holds, problem = None, f"{found}: from an earlier round; the run is not finished"
     elif not holds and count > plan.dimension:
         holds, problem = None, f"{count} numbers, of which {plan.dimension} were trained"
     return claim(
@@ -186,7 +186,7 @@ def _metrics_claim(evidence: Evidence, view: LedgerView) -> Claim:
         newest = dict(lines[-1]) if lines else {}
         newest.pop("round", None)
         if summary.get("metrics") != newest:
-            holds, words = False, "summary.json states other metrics than the last evaluation"
+            holds, words = False, "summary.json's metrics are not those of the last evaluation"
     return claim(
         "Metrics",
         holds,

@@ -1,9 +1,9 @@
-"""``report.html`` against the page that the folder gives, to the byte.
+"""``report.html`` against the page that the folder yields, byte for byte.
 
-The page is generated from the folder and its audit and from nothing else, so it is made again and
-compared: an added banner shows. Where another version of the code is installed than made the run,
-whose pages may differ, its ledger head and the epsilons that people read are looked for in the one
-form in which they are written. Nothing in the page is rendered or run.
+The page is generated from the folder and its audit and nothing else, so it is made again and
+compared: an added banner shows. Where a different version of the code is installed than the one
+that made the run, pages may differ; then the ledger head and the epsilons that people read are
+searched for in the one form in which they are written. Nothing in the page is rendered or run.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def page_claim(path: Path, audit: AuditResult, view: LedgerView, render: PageMak
     """Whether a report states what was derived; None where there is no report.
 
     Args:
-        path: of ``report.html``.
-        audit: of its folder, with nothing pinned.
+        path: ``report.html``.
+        audit: the audit of its folder, with nothing pinned.
         view: the folder's ledger.
-        render: makes a report's text of a folder, its audit and whether cohorts may be shown.
+        render: makes a report's text from a folder, its audit and whether cohorts may be shown.
     """
     if not path.exists() and not path.is_symlink():
         return None
@@ -52,7 +52,7 @@ def page_claim(path: Path, audit: AuditResult, view: LedgerView, render: PageMak
     return claim(
         "Report",
         holds,
-        claimed="report.html states what the folder gives, and nothing else",
+        claimed="report.html states what the folder supports, and nothing else",
         rederived=words,
         by="making the page again and comparing it",
     )
@@ -70,15 +70,15 @@ def _compared(
         return False, "the run is not finished: what it will state is not known yet"
     made = render(path.parent, audit, private=_PRIVATE in found)
     if found == made:
-        return True, f"the same page, to the byte, at ledger head {view.head}"
+        return True, f"the same page, byte for byte, at ledger head {view.head}"
     wrong = None
     if audit.curve:
         wrong = _differences(found, view.head, audit.curve[-1].spent)
     pairs = zip_longest(found.split("\n"), made.split("\n"))
     line = next(number for number, (ours, its) in enumerate(pairs, start=1) if ours != its)
-    words = wrong or f"another page from line {line} on"
+    words = wrong or f"the page differs from line {line} on"
     if wrong is None and view.header.get("code_sha256") != code_hash():
-        return None, f"{words}, and another version of the code is installed than made the run"
+        return None, f"{words}, and the installed code is not the version that made the run"
     return False, f"{words}; delete it, or let `fedsys publish` make it again"
 
 
@@ -87,7 +87,7 @@ def _differences(text: str, head: str, spent: Epsilons) -> str | None:
         return "it was made for another state of the ledger"
     for found in (_FIGURE.findall(text), _CELL.findall(text)):
         if len(found) != len(VIEWS):
-            return f"it states {len(found)} epsilons instead of one a view"
+            return f"it states {len(found)} epsilons instead of one per view"
         for view, shown in zip(VIEWS, found, strict=True):
             derived = spent.of(view)
             if not _agrees(shown.strip(), derived):
@@ -96,7 +96,7 @@ def _differences(text: str, head: str, spent: Epsilons) -> str | None:
 
 
 def _agrees(shown: str, derived: float | None) -> bool:
-    """Whether a figure is a derived one, rounded up as figures are."""
+    """Whether a figure is the derived epsilon, rounded up as the report rounds."""
     if shown == _UNKNOWN:
         return True
     value = _value(shown)

@@ -1,4 +1,4 @@
-"""The claim about what was done to the data before they were trained on."""
+"""The claim about how the data was preprocessed before training."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fedsys.records import Claim
 
 __all__ = ["preparation_claim", "withheld"]
 
-_AUTHOR = "the task author's word: no code of the task is looked at"
+_AUTHOR = "the task author's word: the task's code is not inspected"
 
 
 def withheld(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> str | None:
-    """Why no epsilon covers what was done to the data; None if none is promised, or it may.
+    """Why no epsilon covers the preprocessing; None if one may, or if no privacy is promised.
 
-    What the configuration's task is known to do counts as well as what the header says of it.
+    Considers both what the configuration's task is known to do and what the header declares.
     """
     if not plan.protected:
         return None
@@ -31,7 +31,7 @@ def withheld(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> str | N
 
 
 def preparation_claim(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> Claim:
-    """Whether rows were prepared in a way that a claim of privacy covers."""
+    """Whether rows were preprocessed in a way that a privacy claim covers."""
     declared, known = view.header.get("preprocessing"), _known(evidence)
     name = _task(evidence).get("name")
     reason = withheld(evidence, view, plan)

@@ -53,16 +53,16 @@ _WORD = (
     "that the population was really as large as stated"
 )
 _NOT_COVERED = "they vouch for their own part, not for noise, sampling or anybody else"
-_NOT_SAID = "they vouch for the lines' order, not for what the lines say"
+_NOT_SAID = "they vouch for the order of the lines, not for what the lines say"
 _NO_PINS = Pins()
 _NO_PRIVACY = "MECHANISM NONE: no noise was added; epsilon is infinite and nothing is private"
 _INTERRUPTED = (
-    "the run is not finished: epsilon is what was spent so far, and lines cut off the ledger's end "
-    "would not show"
+    "the run is not finished: epsilon is what was spent so far, and lines cut off the end of the "
+    "ledger would not be noticed"
 )
 _NO_RELEASE = (
-    "NOT A RELEASE: sums were taken in floating point, which no secure sum can carry; epsilon is "
-    "that of the same job under protocol secure"
+    "NOT A RELEASE: sums were computed in floating point, which secure aggregation cannot do; "
+    "epsilon is that of the same job under protocol secure"
 )
 _NOT_ENCRYPTED = (
     "protocol {}: updates were summed without encryption; the participant's and the server's "
@@ -72,19 +72,20 @@ _NOT_ENCRYPTED = (
 
 @dataclass(kw_only=True, slots=True)
 class Audit:
-    """What was found in one folder, in the terms of the other modules here.
+    """What was found in one folder.
 
     Attributes:
-        evidence: what was read.
-        claims: as they were examined.
-        plan: of the header, if usable.
-        events: how often each was reserved.
-        countersigned: by agents; None if there is no such file.
-        cohorts: of ``private.jsonl``; None if it is absent or not what was committed to.
-        spending: None if it cannot be derived.
-        withheld: why none of its epsilons can be claimed, whatever the rounds cost.
-        witnessed: what witnesses stand for; None if the ledger does not verify.
-        total: with the tuning runs that the header states.
+        evidence: the files that were read.
+        claims: in the order in which they were examined.
+        plan: the header's plan, if usable.
+        events: how often each event was reserved.
+        countersigned: what agents countersigned; None if there is no such file.
+        cohorts: the contents of ``private.jsonl``; None if it is absent or does not match the
+            ledger's commitments.
+        spending: the rounds' cost; None if it cannot be derived.
+        withheld: why none of the run's epsilons can be claimed, whatever the rounds cost.
+        witnessed: what witnesses vouch for; None if the ledger does not verify.
+        total: the total with the tuning runs that the header states.
     """
 
     evidence: Evidence
@@ -115,12 +116,12 @@ def audit_run(
         run: the folder, private or published; untrusted.
         key: the signer's public key, as 64 hexadecimal digits or a file that holds them.
         page: makes a report's text, so that ``report.html`` is checked too.
-        witnesses: keys of witnesses, or files that hold them; each must stand for the ledger.
-        checkpoints: files with checkpoints of this ledger that came from elsewhere.
+        witnesses: keys of witnesses, or files that hold them; each must vouch for the ledger.
+        checkpoints: files with checkpoints of this ledger, obtained from elsewhere.
 
     Raises:
-        AuditInputError: there is no such run, or its version is not supported; or a witness's key
-            or a checkpoint is none.
+        AuditInputError: there is no such run, its version is not supported, or a witness's key or
+            a checkpoint is malformed.
         LedgerError: ``key`` is not a public key.
     """
     pinned = None if key is None else load_public_key(key)
@@ -139,7 +140,7 @@ def audit_run(
 
 
 def result_of(run: Path, audit: Audit, key: Ed25519PublicKey | None) -> AuditResult:
-    """What was found, as plain values."""
+    """The findings, as plain values."""
     view, plan, spending = audit.evidence.ledger.value, audit.plan, audit.spending
     return AuditResult(
         run=plain(run.resolve().name or run, 100),
@@ -165,7 +166,7 @@ def _neighbours(view: LedgerView | None) -> dict[str, str]:
 
 
 def examine(run: Path, key: Ed25519PublicKey | None, pins: Pins = _NO_PINS) -> Audit:
-    """The audit with everything it derived, for anyone who goes on from there."""
+    """The audit with everything it derived, for further checks."""
     audit = Audit(evidence=gather(run))
     view = audit.evidence.ledger.value
     audit.claims.append(chain_claim(audit.evidence))
@@ -252,7 +253,7 @@ def _examine_privacy(audit: Audit, view: LedgerView, plan: PrivacyPlan) -> None:
 
 
 def _add_tuning(audit: Audit, view: LedgerView, plan: PrivacyPlan, spending: Spending) -> Claim:
-    """Notes the total with tuning runs, and claims that everything states it."""
+    """Stores the total with tuning runs; the claim is that every file states it."""
     problem = None
     try:
         audit.total = total_of(
@@ -287,7 +288,7 @@ def _notes(audit: Audit, key: Ed25519PublicKey | None) -> Iterator[str]:
     covered = audit.countersigned.covers if audit.countersigned is not None else None
     if covered is not None:
         yield (
-            f"ledger {covered}: its lines up to there cannot be rewritten without them; "
+            f"ledger {covered}: its lines up to that round cannot be rewritten without them; "
             f"{_NOT_COVERED}"
         )
     by = audit.witnessed.covers if audit.witnessed is not None else None
@@ -295,7 +296,7 @@ def _notes(audit: Audit, key: Ed25519PublicKey | None) -> Iterator[str]:
         yield f"ledger {by}: those lines cannot be rewritten without the witnesses; {_NOT_SAID}"
     lost = sum(record.outcome is None for record in view.rounds)
     if lost:
-        yield f"{lost} rounds were reserved and never concluded: spent, and at their worst"
+        yield f"{lost} rounds were reserved and never concluded: charged at their worst case"
     if plan is not None and plan.protected:
         yield _WORD
     protocol = view.header.get("protocol")
@@ -308,7 +309,7 @@ def _notes(audit: Audit, key: Ed25519PublicKey | None) -> Iterator[str]:
             "private.jsonl is not here: the outsider's epsilon is derived; the participant's and "
             "the server's follow from who took part when"
         )
-    yield f"ledger head {view.head}: compare it with one that was anchored elsewhere"
+    yield f"ledger head {view.head}: compare it with a copy that was recorded elsewhere"
 
 
 def _details(audit: Audit) -> dict[str, Any]:

@@ -1,21 +1,23 @@
-"""Tests that honest sampling fails with probability `FALSE_ALARM` at most, all of them together.
+"""Tests that honest sampling fails with probability at most `FALSE_ALARM`, all of them together.
 
-Each test states an upper bound on the probability that honest sampling gives what was seen or
-something further out; the bounds are proved, not asymptotic, so the false-alarm rate is too:
+Each test states an upper bound on the probability that honest sampling gives what was observed or
+something more extreme; the bounds are proved, not asymptotic, so the false-alarm rate is too:
 
 - *Sizes and totals* under Poisson sampling are binomial: exact tails.
-- *Counts a client* are Binomial(rounds, q) under Poisson and under fixed-size sampling: exact
+- *Counts per client* are Binomial(rounds, q) under Poisson and under fixed-size sampling: exact
   tails, and a union bound over the clients.
 - *Spread of the counts.* Sums over clients of (count - mean)_+^2 and (mean - count)_+^2, too large
   (some clients are preferred) or too small (everybody takes turns). Chernoff's bound with the exact
   moment generating function of one client. Under fixed-size sampling counts are not independent,
   but negatively associated (Joag-Dev and Proschan 1983, permutation distributions), and the
   exponential of a monotone function then has at most the independent case's mean.
-- *Overlaps at a lag* under Poisson sampling: each client's number of turns j and j + lag is a
-  function of independent coins, with a moment generating function by transfer matrices. Under
+- *Overlaps at a lag* under Poisson sampling: how often a client attends both turn j and turn
+  j + lag is a function of independent coins, whose moment generating function transfer matrices
+  give. Under
   fixed-size sampling overlaps are independent hypergeometric variables, whose moment generating
   function is at most the binomial one's (Hoeffding 1963, Theorem 4).
-- *Overlap of two cohorts*: binomial or hypergeometric given the earlier one, and a union bound.
+- *Overlap of two cohorts*: binomial or hypergeometric given the earlier one, and a union bound over
+  pairs of rounds.
 - *A cohort that occurs twice*: a union bound over pairs of rounds.
 
 The smallest bound, times the number of tests, is compared with `FALSE_ALARM` (Bonferroni).
@@ -37,14 +39,14 @@ from fedsys.audit.cohort_counts import LAGS, CohortCounts, Pair, Scheme
 __all__ = ["FALSE_ALARM", "Outcome", "outcomes", "unlikely"]
 
 FALSE_ALARM = 1e-6
-"""Probability at most with which honest sampling is called unlikely, all tests together."""
+"""Upper bound on the probability that honest sampling is called unlikely, all tests together."""
 
 _SCALES = np.logspace(-7, 2, 73)
-"""Chernoff exponents, in units of one over what varies; any fixed set is sound."""
+"""Chernoff exponents for sums of scaled squared deviations; any fixed set is sound."""
 _TILTS = np.concatenate([-np.logspace(-6, 1, 57), np.logspace(-6, 1, 57)])
 """Chernoff exponents for counts of overlaps."""
 _CLIPPED_AT = 100.0
-"""Squared deviation of one cohort's size, in variances, that counts as this much at most."""
+"""One cohort's squared deviation in size, in variances, is clipped to this."""
 
 Vector = NDArray[np.float64]
 
@@ -54,8 +56,8 @@ class Outcome:
     """One test.
 
     Attributes:
-        chance: bound on the probability that honest sampling goes that far, in (0, 1].
-        seen: what was seen, in words.
+        chance: bound on the probability that honest sampling is this extreme, in (0, 1].
+        seen: what was observed, as text.
     """
 
     chance: float
@@ -63,7 +65,7 @@ class Outcome:
 
 
 def unlikely(counts: CohortCounts) -> str | None:
-    """Why these cohorts were hardly drawn as the scheme says; None if they may have been."""
+    """Why the scheme is unlikely to have drawn these cohorts; None if it may have."""
     found = list(outcomes(counts))
     if not found:
         return None
@@ -76,7 +78,7 @@ def unlikely(counts: CohortCounts) -> str | None:
 
 
 def outcomes(counts: CohortCounts) -> Iterator[Outcome]:
-    """Every test on what was counted: a fixed number of them, whatever was seen."""
+    """Every test on the counts: a fixed number of them, whatever was observed."""
     if not counts.rounds:
         return
     poisson = counts.scheme.size is None
@@ -99,7 +101,7 @@ def _total(counts: CohortCounts) -> Outcome:
     tail = min(binom.cdf(asked, eligible, rate), binom.sf(asked - 1, eligible, rate))
     return Outcome(
         chance=min(1.0, 2 * float(tail)),
-        seen=f"{asked} were asked in {counts.rounds} rounds, {eligible * rate:.0f} expected",
+        seen=f"{asked} invitations in {counts.rounds} rounds, {eligible * rate:.0f} expected",
     )
 
 
@@ -129,7 +131,7 @@ def _spread_of_sizes(counts: CohortCounts) -> Iterator[Outcome]:
     for above in (True, False):
         yield Outcome(
             chance=_chernoff(laws, seen, _SCALES if above else -_SCALES),
-            seen=f"sizes of cohorts vary too {'much' if above else 'little'} over "
+            seen=f"cohort sizes vary too {'much' if above else 'little'} over "
             f"{counts.rounds} rounds ({seen / counts.rounds:.3g} times the variance expected)",
         )
 
@@ -139,11 +141,11 @@ def _variance(trials: float, rate: float) -> float:
 
 
 Law = tuple[Vector, Vector]
-"""Values of a statistic, and the logarithms of probabilities that they have at least."""
+"""Values of a statistic, and the logarithms of (at least) their probabilities."""
 
 
 def _size_law(members: int, rate: float) -> Law:
-    """The clipped squared deviation of a binomial size; what is further out counts as clipped."""
+    """The law of a binomial size's clipped squared deviation; what is further out is clipped."""
     variance = _variance(members, rate)
     reach = math.sqrt(_CLIPPED_AT * variance)
     low = max(0, math.floor(members * rate - reach))
@@ -165,13 +167,13 @@ def _chernoff(laws: list[tuple[Law, int]], seen: float, exponents: Vector) -> fl
 
 
 def _log_mean(logs: Vector) -> float:
-    """log of a sum of exponentials."""
+    """log of the sum of exp(logs), without overflow."""
     highest = float(logs.max())
     return highest + math.log(float(np.exp(logs - highest).sum()))
 
 
 def _client(counts: CohortCounts) -> Iterator[Outcome]:
-    """The client that was asked most often, and least often."""
+    """The client that was invited most often, and least often."""
     scheme = counts.scheme
     for above in (True, False):
         least, worst = 1.0, "no client stands out"
@@ -195,14 +197,14 @@ def _client(counts: CohortCounts) -> Iterator[Outcome]:
                 )
                 least = tail
                 worst = (
-                    f"client {client} was asked in {end} of {turns} rounds, "
+                    f"client {client} was invited in {end} of {turns} rounds, "
                     f"{turns * scheme.rate:.3g} expected"
                 )
         yield Outcome(chance=min(1.0, scheme.population * least), seen=worst)
 
 
 def _groups_by_turns(counts: CohortCounts) -> dict[int, list[int]]:
-    """Cyclic groups by how many rounds they had."""
+    """Cyclic groups by the number of rounds that they had."""
     found: dict[int, list[int]] = {}
     for group, turns in counts.turns.items():
         found.setdefault(turns, []).append(group)
@@ -210,7 +212,7 @@ def _groups_by_turns(counts: CohortCounts) -> dict[int, list[int]]:
 
 
 def _spread_of_counts(counts: CohortCounts) -> Iterator[Outcome]:
-    """Whether clients were asked too unevenly, or too evenly."""
+    """Whether clients were invited too unevenly, or too evenly."""
     scheme = counts.scheme
     sums = {True: 0.0, False: 0.0}
     laws: dict[bool, list[tuple[Law, int]]] = {True: [], False: []}
@@ -232,14 +234,14 @@ def _spread_of_counts(counts: CohortCounts) -> Iterator[Outcome]:
         for uneven in (True, False):
             yield Outcome(
                 chance=_chernoff(law, sums[above], _SCALES if uneven else -_SCALES) if law else 1.0,
-                seen=f"clients were asked too {'unevenly' if uneven else 'evenly'} over "
+                seen=f"clients were invited too {'unevenly' if uneven else 'evenly'} over "
                 f"{counts.rounds} rounds: counts {'above' if above else 'below'} the mean deviate "
                 f"by {2 * sums[above] / max(clients, 1):.3g} times the variance expected",
             )
 
 
 def _overlaps(counts: CohortCounts) -> Iterator[Outcome]:
-    """Clients in a cohort and in the one so many rounds before, all rounds together."""
+    """Clients in a cohort and in the one `lag` turns earlier, summed over all rounds."""
     generating = (
         _generating_fixed(counts.scheme)
         if counts.scheme.size is not None
@@ -273,7 +275,7 @@ def _generating_fixed(scheme: Scheme) -> Generating:
 
 
 def _generating_poisson(counts: CohortCounts) -> Generating:
-    """Sums over clients, each a product of chains: turns j, j + lag, j + 2 lag, ..."""
+    """Exact: a client's turns split into `lag` independent chains j, j + lag, j + 2 lag, ..."""
     scheme = counts.scheme
     kinds = {
         turns: sum(scheme.members(group) for group in groups)
@@ -295,7 +297,11 @@ def _generating_poisson(counts: CohortCounts) -> Generating:
 
 
 def _chains(lengths: Collection[int], rate: float) -> dict[int, Vector]:
-    """By m: log E exp(tilt * sum of x_i x_(i+1)) of m independent coins, for each of `_TILTS`."""
+    """By m: log E exp(tilt * sum of x_i x_(i+1)) for m independent coins, at each of `_TILTS`.
+
+    The transfer matrix on (last coin 0, last coin 1) is [[1-q, 1-q], [q, q e^tilt]]; the vector is
+    renormalized at every step, and the logarithms of the factors add up.
+    """
     scale = np.zeros_like(_TILTS)
     logs = {length: scale for length in lengths if length < 2}
     weight = np.exp(_TILTS)

@@ -1,4 +1,4 @@
-"""Claims about what was set: header, ``config.toml`` and ``summary.json`` must say the same."""
+"""Claims about settings: header, ``config.toml`` and ``summary.json`` must agree."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _SUMMARY_KEYS = {"delta": "delta", "unit": "unit", "guarantee": "guarantee"}
 
 
 def plan_claim(problem: str | None, plan: PrivacyPlan | None) -> Claim:
-    """Whether the header holds a plan whose numbers fit one another."""
+    """Whether the header holds a consistent plan."""
     words = problem or "nothing"
     if plan is not None:
         words = (
@@ -50,7 +50,7 @@ def plan_claim(problem: str | None, plan: PrivacyPlan | None) -> Claim:
     return claim(
         "Privacy plan",
         problem is None,
-        claimed="the header's constants fit one another",
+        claimed="the header's constants are consistent",
         rederived=words,
         by="building the plan again",
         rests_on="the coordinator's word for N",
@@ -58,7 +58,7 @@ def plan_claim(problem: str | None, plan: PrivacyPlan | None) -> Claim:
 
 
 def header_claims(header: Mapping[str, Any], plan: PrivacyPlan) -> Iterator[Claim]:
-    """Delta with its parts, and what the header says about neighbours and accountants."""
+    """Delta and its parts, and what the header says about neighbours and accountants."""
     again = ledger_header(plan)
     stated, parts = _table(header, "delta_parts"), again["delta_parts"]
     yield claim(
@@ -94,11 +94,11 @@ def header_claims(header: Mapping[str, Any], plan: PrivacyPlan) -> Iterator[Clai
 
 
 def _losses(plan: PrivacyPlan) -> str:
-    """What the chance that a round is given up was computed from."""
+    """The assumption behind the probability that a round is aborted."""
     if plan.dropout == 0:
         return "no member of a cohort being lost"
     return (
-        f"each member of a cohort being lost with a chance of at most {plan.dropout:g}, "
+        f"each member of a cohort being lost with probability at most {plan.dropout:g}, "
         "independently of the others"
     )
 
@@ -157,7 +157,7 @@ def _others(
 
     def compare(where: str, found: Any, wanted: Any) -> None:
         if not _equal(found, wanted):
-            wrong.append(f"{where} = {value_text(found)} against {value_text(wanted)}")
+            wrong.append(f"{where} = {value_text(found)}, not {value_text(wanted)}")
 
     if config is not None:
         for key, fact in _OTHER_KEYS.items():
@@ -187,7 +187,7 @@ def _others(
 
 
 def origin_claims(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> Iterator[Claim]:
-    """The code that ran, the versions beneath it, and where its randomness came from."""
+    """The code that ran, its dependencies' versions, and where its randomness came from."""
     header, summary = view.header, evidence.summary.value
     stated, here = header.get("code_sha256"), code_hash()
     well_formed = isinstance(stated, str) and len(stated) == 64
@@ -196,7 +196,7 @@ def origin_claims(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> It
         "Code",
         True if same else None if well_formed else False,
         claimed=value_text(stated),
-        rederived=here if same else f"{here} is installed here: another version, cannot be decided",
+        rederived=here if same else f"{here} is installed here: another version, not decidable",
         by="SHA-256 of the installed packages against the header",
         rests_on=_WRITER,
     )
@@ -210,9 +210,9 @@ def origin_claims(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> It
             claimed="those of the header",
             rederived="the same"
             if same
-            else "the run was resumed under others"
+            else "the run was resumed under other versions"
             if view.resumes
-            else "summary.json names others",
+            else "summary.json names other versions",
             by="summary.json against the header",
             rests_on=_WRITER,
         )
@@ -220,7 +220,7 @@ def origin_claims(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> It
 
 
 def _resumed_claims(view: LedgerView) -> Iterator[Claim]:
-    """Whether the job was taken up with the code and versions that began it."""
+    """Whether the job was resumed with the code and versions that started it."""
     if not view.resumes:
         return
     began, versions = view.header.get("code_sha256"), view.header.get("versions")
@@ -254,15 +254,15 @@ def _randomness(
     holds = agreed and not (seeded and plan.protected)
     words = source
     if not agreed:
-        words = "summary.json says otherwise than the header"
+        words = "summary.json contradicts the header"
     elif seeded and plan.protected:
-        words = f"reproducible, not private ({source}): its noise can be drawn again"
+        words = f"reproducible, not private ({source}): its noise can be regenerated"
     elif seeded:
         words = f"{source}; no privacy is claimed"
     return claim(
         "Randomness",
         holds,
-        claimed="nobody can draw noise and cohorts again"
+        claimed="nobody can regenerate noise and cohorts"
         if plan.protected
         else "no privacy is claimed",
         rederived=words,
@@ -277,7 +277,7 @@ def _table(body: Mapping[str, Any] | None, key: str) -> Mapping[str, Any]:
 
 
 def _equal(found: Any, wanted: Any) -> bool:
-    """Equality without True being 1; floats up to their last bits."""
+    """Equality in which True is not 1 and floats may differ in their last bits."""
     if isinstance(found, bool) or isinstance(wanted, bool):
         return found is wanted
     if isinstance(found, (int, float)) and isinstance(wanted, (int, float)):

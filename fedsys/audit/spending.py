@@ -1,4 +1,4 @@
-"""What a ledger's rounds cost, charged again from the first line on."""
+"""What a ledger's rounds cost, charged again from the first line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fedsys.records import EpsilonPoint
 __all__ = ["LARGEST_POPULATION", "Spending", "derive", "reserved_events"]
 
 LARGEST_POPULATION = 1 << 27
-"""Clients beyond which the accountants' tables are not allocated for somebody else's folder."""
+"""Clients beyond which the accountants' tables are not allocated for an untrusted folder."""
 
 _CURVE_POINTS = 400
 _DEAR_CURVE_POINTS = 12
@@ -35,9 +35,9 @@ class Spending:
     """Privacy spent by all reserved rounds.
 
     Attributes:
-        spent: at the end; participant and server are None where cohorts are not known.
-        curve: over the rounds: all of them, or evenly spaced ones of a long job.
-        accountant: charged with all of them.
+        spent: after the last round; participant and server are None where cohorts are not known.
+        curve: after each round, or after evenly spaced rounds of a long job.
+        accountant: charged with all rounds.
     """
 
     spent: Epsilons
@@ -54,7 +54,8 @@ def reserved_events(view: LedgerView, plan: PrivacyPlan) -> Counter[Event]:
     """How often each event was reserved.
 
     Raises:
-        LedgerError: a reserve holds none, or one that the plan does not cover; it names the round.
+        LedgerError: a reserve holds no event, or one that the plan does not cover; the message
+            names the round.
     """
     counts: Counter[Event] = Counter()
     for _, event in events_of(view, plan):
@@ -66,9 +67,9 @@ def derive(view: LedgerView, plan: PrivacyPlan, cohorts: Cohorts | None) -> Spen
     """Charges every round.
 
     Args:
-        view: verified.
-        plan: of its header.
-        cohorts: read here as the rounds are charged, or None where they are not known.
+        view: the verified ledger.
+        plan: the plan in its header.
+        cohorts: read as the rounds are charged; None where they are not known.
 
     Raises:
         LedgerError: the rounds cannot be accounted for.
@@ -104,8 +105,8 @@ def _spent(accountant: ViewAccountant, *, known: bool) -> Epsilons:
         )
     if known:
         return accountant.spent()
-    # With unknown cohorts the other views are charged at their worst, which tells nothing unless
-    # that is infinite: then no cohort would have made it finite.
+    # With unknown cohorts the other views are charged at their worst case, which is conclusive only
+    # if it is infinite: then no cohort would have made it finite.
     participant, server = accountant.participant.epsilon(), accountant.server.epsilon()
     return Epsilons(
         outsider=accountant.outsider.epsilon(),

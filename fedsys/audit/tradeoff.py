@@ -1,17 +1,17 @@
-"""The trade-off curve that a claim promises: what a guess about one canary may achieve.
+"""The trade-off curve that a claim promises: what a guess about one canary can achieve.
 
 A mechanism is f-DP if, for neighbouring data sets and every event, P[event | one] is at most
 1 - f(P[event | other]) (Dong, Roth and Su, "Gaussian Differential Privacy", JRSS B 2022, Definition
-2.3). An audit asks the curve one question only, `least`: an event that has probability y with a
-canary's coin on one side has at least which probability with it on the other?
+2.3). An audit asks the curve one question only, `least`: if an event has probability y with a
+canary's coin on one side, what is the least probability that it has with the coin on the other?
 
 A privacy profile delta(epsilon) gives such a curve: it is f-DP for the supremum of the curves
 
     f(x) = max(0, 1 - delta - e^eps x, e^-eps (1 - delta - x))
 
-over any set of epsilons (ibid., Proposition 2.5 and 2.12), so that fewer epsilons, or deltas that
-are too large, only make the promise weaker and the audit slower to refute. Solved for x, each is a
-straight line below the answer; the answer is the upper envelope of finitely many lines.
+over any set of epsilons (ibid., Propositions 2.5 and 2.12), so that fewer epsilons, or deltas that
+are too large, only make the promise weaker and the audit slower to refute. Solved for x, each gives
+straight lines below the answer; the answer is the upper envelope of finitely many lines.
 
 >>> gaussian = GaussianTradeoff(1.0)
 >>> round(gaussian.least(0.5), 6)  # Phi(Phi^-1(0.5) - 1)
@@ -40,16 +40,16 @@ from fedsys.privacy.accounting.pld import gaussian_pld_deltas
 __all__ = ["GaussianTradeoff", "ProfileTradeoff", "Tradeoff", "tradeoff_of"]
 
 _LARGEST = 40.0
-"""Epsilon beyond which a profile's lines are not drawn: e^-40 is no probability to guess by."""
+"""Epsilon beyond which a profile's lines are left out: e^-40 is too small to matter to a guess."""
 _EPSILONS = np.concatenate([np.linspace(0.0, 2.0, 161), np.linspace(2.0, _LARGEST, 305)[1:]])
 _STEEPEST = 14.0
-"""Epsilon beyond which no steep line is drawn, for want of digits."""
+"""Epsilon beyond which steep lines are left out for lack of precision."""
 _ROUNDING = 2.0**-48
 _PLD_SQUARES = 400.0
 """Unamplified mu^2 above which no loss distribution is computed: its grid would be huge."""
 
 Line = tuple[float, float]
-"""Slope and height of x >= slope y + height."""
+"""Slope and intercept of x >= slope y + intercept."""
 
 
 class Tradeoff(Protocol):
@@ -65,7 +65,7 @@ class GaussianTradeoff:
     """mu-GDP: the curve of N(0, 1) against N(mu, 1), exactly (Dong, Roth and Su 2022, (6)).
 
     Attributes:
-        mu: distance of the means in deviations, not negative.
+        mu: distance between the means in standard deviations, not negative.
     """
 
     mu: float
@@ -83,8 +83,8 @@ class ProfileTradeoff:
     """The curve of a privacy profile, at finitely many epsilons.
 
     Args:
-        epsilons: not negative.
-        deltas: at each of them, or larger.
+        epsilons: (n,) not negative.
+        deltas: (n,) the profile's delta at each epsilon, or an upper bound on it.
     """
 
     __slots__ = ("_breaks", "_lines")
@@ -97,7 +97,7 @@ class ProfileTradeoff:
             # y <= delta + e^eps x, and 1 - y >= e^-eps (1 - delta - x)
             lines.append((math.exp(-epsilon), -delta * math.exp(-epsilon)))
             if epsilon <= _STEEPEST:
-                # terms of size e^eps cancel: the line is lowered by more than rounding can raise it
+                # terms of size e^eps cancel: lower the line by more than rounding can raise it
                 height = 1 - delta - math.exp(epsilon)
                 lines.append((math.exp(epsilon), height - _ROUNDING * math.exp(epsilon)))
         self._lines = _envelope(lines)
@@ -113,10 +113,10 @@ class ProfileTradeoff:
 
 
 def _envelope(lines: list[Line]) -> list[Line]:
-    """The lines that are highest somewhere, by slope: the upper convex envelope."""
+    """The lines that are highest somewhere, in order of slope: the upper convex envelope."""
     kept: list[Line] = []
     for line in sorted(lines):
-        # of two parallels the later one is the higher
+        # of two parallel lines the later one is higher
         while kept and (
             kept[-1][0] == line[0] or (len(kept) > 1 and _hidden(kept[-2], kept[-1], line))
         ):
@@ -134,14 +134,14 @@ def _hidden(low: Line, middle: Line, high: Line) -> bool:
 def tradeoff_of(steps: Steps, *, overhead: float = 0.0) -> ProfileTradeoff | None:
     """The curve of Gaussian steps; None where they promise nothing.
 
-    Poisson-sampled steps have the smaller delta of dp-accounting's loss distribution and of the
-    same steps unamplified; steps whose neighbours are replaced under sampling, which have no loss
-    distribution here, the latter alone, which is weaker and therefore sound.
+    For Poisson-sampled steps each delta is the smaller of dp-accounting's loss distribution and of
+    the same steps unamplified. Sampled steps under replacement have no loss distribution here; they
+    get the unamplified delta, which is weaker and therefore sound.
 
     Args:
         steps: as `OutsiderLoss.steps` counts them.
-        overhead: Part of the job's delta that pays for other things than the steps (aborts that
-            show, noise that is not quite Gaussian); it is added to every delta.
+        overhead: the part of the job's delta that pays for anything but the steps (visible aborts,
+            noise that is not exactly Gaussian); it is added to every delta.
     """
     squares = squares_of(steps)
     if squares == 0 or not math.isfinite(squares):
@@ -151,7 +151,7 @@ def tradeoff_of(steps: Steps, *, overhead: float = 0.0) -> ProfileTradeoff | Non
     deltas = [math.exp(log_gaussian_delta(epsilon, multiplier)) for epsilon in epsilons]
     amplified = any(step.rate < 1 for step in steps)
     replaced = any(step.replaces and step.rate < 1 for step in steps)
-    # a loss distribution under so little noise would need a huge grid and say hardly less
+    # with this little noise a loss distribution needs a huge grid and gains next to nothing
     if amplified and not replaced and squares <= _PLD_SQUARES:
         keys: dict[tuple[float, float], int] = {}
         for step, count in steps.items():

@@ -1,4 +1,4 @@
-"""Tuning runs that the header states, and the one total with them that everything has to say."""
+"""Tuning runs that the header states, and the total with them that every file must state."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Before:
     """The runs before this one, as ``[tuning]`` or the header states them.
 
     Attributes:
-        runs: how many.
-        epsilon: of an outsider, all of them together; infinite if it is not stated.
-        delta: at which it holds.
-        part: their rounds, where they are stated.
+        runs: their number.
+        epsilon: the outsider's epsilon of all of them together; infinite if it is not stated.
+        delta: the delta at which it holds.
+        part: their rounds; None where they are not stated.
     """
 
     runs: int
@@ -40,7 +40,7 @@ class Before:
         """What a header or configuration states; None if it states no run.
 
         Raises:
-            ValueError: it is no statement of tuning runs.
+            ValueError: it is not a valid statement of tuning runs.
         """
         if stated is None:
             return None
@@ -68,19 +68,19 @@ class Before:
 
 
 def total_of(stated: object, plan: PrivacyPlan, steps: Steps, spent: float) -> Total | None:
-    """What an outsider learns from a run and the runs before it; None where none is stated.
+    """The outsider's total of a run and the runs before it; None where none is stated.
 
     Where the runs before are stated with their rounds, all rounds are composed at the largest
     delta, as `fedsys audit --compose` does; otherwise epsilons and deltas are added.
 
     Args:
         stated: ``[tuning]`` or the header's statement.
-        plan: of this run.
+        plan: this run's plan.
         steps: its rounds, in the outsider's view.
         spent: its epsilon in that view.
 
     Raises:
-        ValueError: it is no statement of tuning runs.
+        ValueError: ``stated`` is not a valid statement of tuning runs.
     """
     before = Before.of(stated)
     if before is None or not plan.protected:
@@ -99,10 +99,10 @@ def tuning_claim(
     """Whether header, configuration and summary state the same runs and the same total.
 
     Args:
-        evidence: with configuration and summary.
-        view: with the header.
-        total: derived from the header.
-        problem: why it could not be.
+        evidence: the files that were read, of which configuration and summary are used.
+        view: the ledger.
+        total: the total derived from its header; None if none is stated.
+        problem: why it could not be derived; None if it could.
     """
     header = view.header.get("tuning")
     wrong = [] if problem is None else [f"the header: {problem}"]
@@ -125,14 +125,14 @@ def tuning_claim(
     if total is not None:
         words = (
             f"epsilon {epsilon_text(total.epsilon)} at delta {total.delta:g} for an outsider, "
-            f"of {total.runs} tuning runs and this one"
+            f"from {total.runs} tuning runs and this one"
         )
     return claim(
         "Tuning runs and the total with them",
         not wrong,
         claimed="header, config.toml and summary.json state the same",
         rederived="; ".join([words, *wrong[:3]]),
-        by="all rounds that the header states and this run's, composed"
+        by="composing all rounds that the header states and this run's"
         if part is not None
         else "adding up epsilons and deltas",
         rests_on="these being all runs on the same clients: the coordinator's word; their own "
@@ -146,7 +146,7 @@ def _stated_part(header: object) -> Part | None:
 
 
 def _against_config(found: object, header: object) -> list[str]:
-    """What ``[tuning]`` states otherwise than the header."""
+    """Where ``[tuning]`` contradicts the header."""
     stated = dict(header) if isinstance(header, dict) else {}
     table = dict(found) if isinstance(found, dict) else {}
     for each in (stated, table):
@@ -155,7 +155,7 @@ def _against_config(found: object, header: object) -> list[str]:
         if each.get("epsilon") == math.inf:
             each["epsilon"] = "inf"
     return [
-        f"config.toml has tuning.{key} = {value_text(table.get(key))} against "
+        f"config.toml has tuning.{key} = {value_text(table.get(key))}, not "
         f"{value_text(stated.get(key))}"
         for key in sorted(set(stated) | set(table), key=str)
         if table.get(key) != stated.get(key)

@@ -1,8 +1,8 @@
 """``model.pt`` against the weights that the newest commit states; importing it imports torch.
 
-The file may have been made to harm: it is only read as an archive without compression whose
-directory accounts for what is in it, by torch's loader of plain tensors (``weights_only``), which
-calls nothing that the file names, and its storages are mapped rather than copied.
+The file is untrusted: it is only read as an uncompressed archive whose directory accounts for its
+contents, by torch's loader of plain tensors (``weights_only``), which calls nothing that the file
+names, and its storages are mapped rather than copied.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _BLOCK = 1 << 22
 
 
 def weights_digest(path: Path, *, most: int) -> tuple[str, int]:
-    """SHA-256 of a state_dict's weights as the ledger's commits state it, and how many they are.
+    """SHA-256 of a state_dict's weights as the ledger's commits state it, and their number.
 
-    That is of all its float32 tensors in their order, flat, as little-endian float32; a tensor that
-    shares its memory with an earlier one counts once.
+    The hash covers all float32 tensors in their order, flattened, as little-endian float32; a
+    tensor that shares its memory with an earlier one counts once.
 
     Args:
-        path: of ``model.pt``.
-        most: weights beyond which the file is not looked into.
+        path: ``model.pt``.
+        most: number of weights beyond which the file is refused.
 
     Raises:
-        LedgerError: it is no such file.
+        LedgerError: it is not such a file.
     """
     with open_regular(path, _MODEL_BYTES) as file:
         if os.fstat(file.fileno()).st_size > 8 * most + _PICKLE_BYTES:
@@ -48,15 +48,15 @@ def weights_digest(path: Path, *, most: int) -> tuple[str, int]:
             found = torch.load(
                 f"/dev/fd/{file.fileno()}", map_location="cpu", weights_only=True, mmap=True
             )
-        except Exception as error:  # whatever torch makes of a spoiled file
+        except Exception as error:  # whatever torch raises on a malformed file
             raise LedgerError(
-                f"{path.name} is no state_dict of plain tensors: {type(error).__name__}"
+                f"{path.name} is not a state_dict of plain tensors: {type(error).__name__}"
             ) from None
         return _digest(path.name, found, most)
 
 
 def _require_plain(name: str, file: BinaryIO) -> None:
-    """An archive of a few uncompressed records, of which only the small one is unpickled."""
+    """Requires an archive of few uncompressed records, of which only a small one is unpickled."""
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -87,13 +87,13 @@ def _digest(name: str, found: object, most: int) -> tuple[str, int]:
 
 def _weights(name: str, found: object) -> Iterator[torch.Tensor]:
     if not isinstance(found, dict):
-        raise LedgerError(f"{name} is no state_dict")
+        raise LedgerError(f"{name} is not a state_dict")
     seen: set[tuple[int, int, tuple[int, ...], tuple[int, ...]]] = set()
     for value in found.values():
         if type(value) is not torch.Tensor or value.layout != torch.strided:
-            raise LedgerError(f"{name} holds something else than plain tensors")
+            raise LedgerError(f"{name} holds something other than plain tensors")
         if value.device.type != "cpu" or not value.is_contiguous():
-            raise LedgerError(f"{name} holds a tensor that is not plainly there")
+            raise LedgerError(f"{name} holds a tensor that is not contiguous in the file")
         if value.dtype != torch.float32:
             continue
         place = (value.data_ptr(), value.numel(), tuple(value.shape), tuple(value.stride()))

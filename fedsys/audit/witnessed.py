@@ -1,8 +1,8 @@
 """What witnesses' cosignatures say about the ledger (``cosigned.jsonl``), and what they contradict.
 
-A witness follows a log that only grows, so its cosignature on a checkpoint of n lines stands for
-those n lines and their order: the coordinator cannot write them again, for anybody, unless that
-witness helps. It says nothing of what the lines claim.
+A witness follows a log that only grows, so its cosignature on a checkpoint of n lines vouches for
+those n lines and their order: the coordinator cannot rewrite them, for anybody, unless that witness
+helps. It says nothing about what the lines claim.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Pins:
     """What an auditor brings along.
 
     Attributes:
-        witnesses: whose cosignatures count.
-        checkpoints: of this ledger, got elsewhere, such as from a witness; by name.
+        witnesses: keys of the witnesses whose cosignatures count.
+        checkpoints: (name, checkpoint) of this ledger, obtained elsewhere, such as from a witness.
     """
 
     witnesses: tuple[VerifierKey, ...] = ()
@@ -56,10 +56,10 @@ class Pins:
 
 
 def load_witnesses(texts: Sequence[str]) -> tuple[VerifierKey, ...]:
-    """Verifier keys, given as such or as files that hold one a line.
+    """Verifier keys, given as such or as files that hold one per line.
 
     Raises:
-        AuditInputError: one is neither, or no witness's.
+        AuditInputError: one is neither, or is not a witness's key.
     """
     found: dict[str, VerifierKey] = {}
     for text in texts:
@@ -90,7 +90,7 @@ def load_checkpoint(path: Path) -> SignedNote:
     """A checkpoint in a file.
 
     Raises:
-        AuditInputError: it holds none.
+        AuditInputError: it holds no checkpoint.
     """
     try:
         with open_regular(path, MAX_NOTE_BYTES) as file:
@@ -103,11 +103,11 @@ def load_checkpoint(path: Path) -> SignedNote:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Witnessed:
-    """What was found.
+    """What witnesses vouch for.
 
     Attributes:
         claims: in order.
-        sizes: how many of the ledger's lines each pinned witness stands for, by name.
+        sizes: how many of the ledger's lines each pinned witness vouches for, by name.
     """
 
     claims: tuple[Claim, ...]
@@ -115,7 +115,7 @@ class Witnessed:
 
     @property
     def covers(self) -> str | None:
-        """What is not the coordinator's word alone any more; None if nothing."""
+        """What no longer rests on the coordinator's word alone; None if nothing."""
         if not self.sizes or any(each.holds is False for each in self.claims):
             return None
         said = [f"{plain(name, 60)} for {size} lines" for name, size in sorted(self.sizes.items())]
@@ -123,12 +123,12 @@ class Witnessed:
 
 
 def witnessed(run: Path, view: LedgerView, pins: Pins) -> Witnessed:
-    """Reads and checks what a folder has of witnesses. Never raises for its content.
+    """Reads and checks what a folder has from witnesses. Never raises for its content.
 
     Args:
         run: the folder.
-        view: its ledger, verified.
-        pins: of the auditor.
+        view: its verified ledger.
+        pins: what the auditor brings along.
     """
     try:
         origin = view.origin
@@ -150,7 +150,7 @@ def witnessed(run: Path, view: LedgerView, pins: Pins) -> Witnessed:
 
 
 def _without_log(run: Path, pins: Pins, problem: str) -> Witnessed:
-    """A ledger that is no log fails what is asked of it as one, and nothing else."""
+    """A ledger that is not a log fails the claims about it as a log, and nothing else."""
     asked = pins.witnesses or pins.checkpoints
     there = [name for name in (COSIGNED, PROOF) if _exists(run / name)]
     if not asked and not there:
@@ -158,7 +158,7 @@ def _without_log(run: Path, pins: Pins, problem: str) -> Witnessed:
     said = claim(
         "Cosigned heads",
         False,
-        claimed=", ".join(there) or "witnesses stand for the ledger",
+        claimed=", ".join(there) or "witnesses vouch for the ledger",
         rederived=problem,
         by="the header",
     )
@@ -168,7 +168,7 @@ def _without_log(run: Path, pins: Pins, problem: str) -> Witnessed:
 def _heads(
     path: Path, view: LedgerView, origin: str
 ) -> tuple[list[CosignedHead], list[SignedNote], str | None]:
-    """The lines that hold, the notes of all, and what is wrong with the first that does not."""
+    """The valid lines, the notes of all, and what is wrong with the first invalid one."""
     if not _exists(path):
         return [], [], None
     try:
@@ -181,14 +181,14 @@ def _heads(
         if wrong is None:
             good.append(head)
         else:
-            problem = problem or f"{plain(head.witness.name, 80)} cosigned another: {wrong}"
+            problem = problem or f"{plain(head.witness.name, 80)} cosigned another ledger: {wrong}"
     return good, [head.note for head in lines], problem
 
 
 def _wrong(head: CosignedHead, view: LedgerView, origin: str) -> str | None:
     try:
         if head.cosignature is None:
-            return "it has no cosignature of that witness"
+            return "it has no cosignature from that witness"
     except NoteError as error:
         return str(error)
     return contradiction(head.note, view.tree, origin)
@@ -197,7 +197,7 @@ def _wrong(head: CosignedHead, view: LedgerView, origin: str) -> str | None:
 def _heads_claims(
     path: Path, heads: list[CosignedHead], problem: str | None, *, pinned: bool
 ) -> Iterator[Claim]:
-    """The file as a whole: it must not contradict the ledger, anyone who its witnesses are."""
+    """The file as a whole: it must not contradict the ledger, pinned witnesses or not."""
     if not _exists(path):
         return
     names = ", ".join(f"{plain(h.witness.name, 60)} {h.checkpoint.size} lines" for h in heads[:8])
@@ -217,7 +217,7 @@ def _heads_claims(
 def _witness_claim(
     key: VerifierKey, notes: list[SignedNote], view: LedgerView, origin: str
 ) -> tuple[Claim, int]:
-    """What one pinned witness stands for, and for how many lines."""
+    """What one pinned witness vouches for, and for how many lines."""
     size, when, problem = 0, 0, None
     for note in notes:
         try:
@@ -233,7 +233,7 @@ def _witness_claim(
             problem = problem or f"it cosigned another ledger: {wrong}"
         elif checkpoint.size > size:
             size, when = checkpoint.size, found[0].timestamp
-    words = problem or "it stands for nothing here"
+    words = problem or "it vouches for nothing here"
     if size and problem is None:
         reserved = [each.round for each in view.rounds if each.reserved_at < size]
         rounds = f"reservations up to round {reserved[-1]}" if reserved else "no round yet"
@@ -243,10 +243,10 @@ def _witness_claim(
         claim(
             f"Witness {plain(key.name, 80)}",
             False if problem is not None or not size else whole,
-            claimed="it stands for the whole ledger",
+            claimed="it vouches for the whole ledger",
             rederived=words,
             by="the key given with --witness",
-            rests_on="that witness: it saw these lines grow, and nobody else's in their place",
+            rests_on="that witness having seen these lines grow, and no others in their place",
         ),
         0 if problem is not None else size,
     )
@@ -255,7 +255,7 @@ def _witness_claim(
 def _checkpoint_claim(
     name: str, note: SignedNote, view: LedgerView, origin: str, pins: Pins
 ) -> Claim:
-    """A checkpoint that the auditor got elsewhere against the ledger in the folder."""
+    """A checkpoint that the auditor obtained elsewhere against the ledger in the folder."""
     wrong = contradiction(note, view.tree, origin)
     try:
         who = [each.witness.name for each in cosignatures_of(note, pins.witnesses)]

@@ -1,4 +1,4 @@
-"""Words of an audit: bounded, printable, and one way of writing each kind of value."""
+"""Text of an audit: bounded, printable, and one way of writing each kind of value."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def plain(value: object, limit: int = _LONGEST) -> str:
 
 
 def value_text(value: object) -> str:
-    """A number, name or absence from a hostile file, as a claim shows it.
+    """A number, name or missing value from an untrusted file, as a claim shows it.
 
     >>> value_text(0.30000000000000004), value_text(None), value_text(True), value_text("x")
     ('0.3', 'nothing', 'true', 'x')
@@ -61,7 +61,7 @@ def claim(
     by: str,
     rests_on: str = "the folder alone",
 ) -> Claim:
-    """A claim whose words are safe to print, wherever they came from."""
+    """A claim whose text is safe to print, wherever it came from."""
     return Claim(
         name=plain(name),
         claimed=plain(claimed),

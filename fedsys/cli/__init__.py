@@ -1,4 +1,4 @@
-"""Every command. Modules here import what they need when they run, so that help is instant."""
+"""Every command. Modules here import what they need on use, so that help is instant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Entry point of ``fedsys``: runs a command, turns known errors into one line and exit 2."""
+    """Entry point of ``fedsys``: runs a command; known errors become one line and exit status 2."""
     from fedsys.cli.shadowing import check_own_packages
     from fedsys.errors import FedsysError
 

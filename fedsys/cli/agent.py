@@ -32,10 +32,10 @@ def join(
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The coordinator.")],
     folder: Folder,
     token: Annotated[
-        str, typer.Option(help="What `fedsys coordinator enroll` printed; - reads it from stdin.")
+        str, typer.Option(help="The token from `fedsys coordinator enroll`; - reads it from stdin.")
     ],
 ) -> None:
-    """Make this device's keys, get a certificate, pin the roster."""
+    """Create this device's keys, get a certificate, and pin the roster."""
     import sys
 
     from client.grpc_channel import join as join_
@@ -62,15 +62,15 @@ def run(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Train from what `fedsys task export` wrote, without torch and without the "
-            "task's code.",
+            help="Train from a graph that `fedsys task export` wrote, without torch or the task's "
+            "code.",
         ),
     ] = None,
     engine: Annotated[
         str, typer.Option(help="What runs the graph: numpy, or ort (onnxruntime).")
     ] = "numpy",
     shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Part I (from 0) of N, for trying out.")
+        str | None, typer.Option(metavar="I/N", help="Part I (from 0) of N of the data, for tests.")
     ] = None,
     option: Annotated[
         list[str] | None,
@@ -81,8 +81,8 @@ def run(
         typer.Option(
             "--options",
             metavar="FILE",
-            help="A configuration whose \\[task.options] are taken, such as `fedsys task schema` "
-            "writes; --option goes before.",
+            help="A configuration whose \\[task.options] are used, such as `fedsys task schema` "
+            "writes; --option takes precedence.",
         ),
     ] = None,
     corrupt: Annotated[
@@ -95,11 +95,11 @@ def run(
     ] = None,
     log: Annotated[str, typer.Option(help="text or json.")] = "text",
 ) -> None:
-    """Stay connected and take part in what policy.toml allows, until stopped."""
+    """Stay connected and take part in the jobs that policy.toml allows, until stopped."""
     from client.stop import Stop
 
     stop = Stop()
-    stop.on_signals()  # before anything that takes long, or is to be left as it should be
+    stop.on_signals()  # before anything that takes long, or that must be left in a clean state
 
     from client.identity import Credentials
     from client.lock import exclusive
@@ -119,7 +119,7 @@ def run(
 
 @dataclass(frozen=True)
 class _Source:
-    """What the command line says of data and code."""
+    """What the command line says about data and code."""
 
     data: str
     shard: str | None
@@ -128,7 +128,7 @@ class _Source:
     engine: str
 
     def worker(self, policy: Policy | None) -> tuple[Worker, str, ApprovedTask]:
-        """Who trains, the task's name, and what is to be approved of it."""
+        """The worker, the task's name, and what the policy is to approve."""
         from client.policy import ApprovedTask
         from fedsys.errors import ConfigError
 
@@ -138,7 +138,7 @@ class _Source:
 
             if self.shard is not None or self.options:
                 raise ConfigError(
-                    "--shard, --option and --options are for tasks; a graph has its options"
+                    "--shard, --option and --options are for tasks; a graph contains its options"
                 )
             made = graph_worker(self.graph, data=self.data, engine=self.engine, threads=threads)
             graph = made.graph.graph
@@ -150,7 +150,7 @@ class _Source:
         from client.local_data import DataSpec, LocalData
 
         torch.set_num_threads(threads)
-        threadpool_limits(threads, user_api="blas")  # of numpy, until the process ends
+        threadpool_limits(threads, user_api="blas")  # numpy's, until the process ends
         gpu = policy is not None and policy.gpu and torch.cuda.is_available()
         worker = LocalData(
             DataSpec.parse(self.data, self.shard),
@@ -176,14 +176,14 @@ def _serve(credentials: Credentials, source: _Source, *, corrupt: float | None, 
         raise ConfigError(f"--corrupt {corrupt:g}: give a fraction from 0 to below 1")
     if corrupt is not None and policy is not None and policy.corrupt != corrupt:
         raise ConfigError(
-            f"--corrupt {corrupt:g}: {path} says corrupt = {policy.corrupt:g} already; change it "
+            f"--corrupt {corrupt:g}: {path} already says corrupt = {policy.corrupt:g}; change it "
             f"there"
         )
     worker, task, approved = source.worker(policy)
     if policy is None:
         policy = Policy.fresh(task, approved, corrupt=0.1 if corrupt is None else corrupt)
         write_secret(path, policy.dump().encode())
-        say(f"wrote {path}: it allows task {task} alone", err=True)
+        say(f"wrote {path}: it allows only task {task}", err=True)
     if policy.nice:
         os.nice(policy.nice)
     session = Session(
@@ -198,7 +198,7 @@ def _serve(credentials: Credentials, source: _Source, *, corrupt: float | None, 
 
 @app.command()
 def status(folder: Folder) -> None:
-    """What the agent is doing, and what it has spent by its own count."""
+    """Show what the agent is doing, and what it has spent by its own count."""
     import json
 
     from client.identity import Credentials
@@ -211,7 +211,7 @@ def status(folder: Folder) -> None:
     state = "not running"
     who = holder(folder)
     if who is not None and not who.startswith("fedsys agent run"):
-        state = f"{who} is at work in it"
+        state = f"{who} is running in this folder"
     elif who is not None:
         try:
             shown = json.loads((folder / "status.json").read_text("utf-8"))
@@ -239,7 +239,7 @@ def status(folder: Folder) -> None:
 
 @app.command()
 def pause(folder: Folder) -> None:
-    """Take part in no further round until resumed."""
+    """Take part in no more rounds until resumed."""
     from client.identity import Credentials
 
     Credentials.load(folder)
@@ -261,10 +261,11 @@ def resume(folder: Folder) -> None:
 def leave(
     folder: Folder,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Delete the keys here without telling anybody.")
+        bool,
+        typer.Option("--offline", help="Delete the keys here without telling the coordinator."),
     ] = False,
 ) -> None:
-    """Leave the federation, once the agent is stopped: be revoked, and delete the keys."""
+    """Leave the federation, once the agent is stopped: revoke this device and delete its keys."""
     from client.grpc_channel import leave as leave_
     from client.identity import Credentials
     from client.lock import exclusive
@@ -278,7 +279,7 @@ def leave(
                 leave_(credentials)
             except ConfigError as error:
                 raise ConfigError(
-                    f"{error}; or delete the keys here alone with `fedsys agent leave --offline "
+                    f"{error}; or delete only the keys here with `fedsys agent leave --offline "
                     f"{folder}`, and have the operator revoke {credentials.name}"
                 ) from None
         VolatileStore.of(folder).forget()
@@ -289,7 +290,7 @@ def leave(
 
 @app.command()
 def doctor(folder: Folder) -> None:
-    """Check keys, certificate, policy, conditions and the way to the coordinator."""
+    """Check keys, certificate, policy, conditions and the connection to the coordinator."""
     import datetime as dt
     import socket
 
@@ -314,17 +315,17 @@ def doctor(folder: Folder) -> None:
         True if place is not None else None,
         f"sealing keys on tmpfs, in {place}"
         if place is not None
-        else "sealing keys in memory alone, for want of a tmpfs: a restarted agent sits out the "
-        "round it was in",
+        else "sealing keys in memory only, because there is no tmpfs: a restarted agent sits out "
+        "the round it was in",
     )
     try:
         left = credentials.certificate.not_valid_after_utc - dt.datetime.now(dt.UTC)
-        line(left.days >= 0, f"certificate good for {left.days} days")
+        line(left.days >= 0, f"certificate valid for {left.days} days")
     except FedsysError as error:
         line(False, str(error))
     try:
         chain = credentials.roster_chain()
-        line(True, f"roster version {chain.version}, signatures hold")
+        line(True, f"roster version {chain.version}, signatures valid")
     except FedsysError as error:
         line(False, str(error))
     host, _, port = credentials.coordinator.rpartition(":")
@@ -336,14 +337,14 @@ def doctor(folder: Folder) -> None:
         line(
             False,
             f"{credentials.coordinator}: not reached: {reason}; is the coordinator running, and "
-            f"does this network let the device out to it?",
+            f"does this network allow connections to it?",
         )
     try:
         Journal(folder / "journal.json")
     except FedsysError as error:
         line(False, str(error))
     if (folder / "paused").exists():
-        line(False, f"paused by its owner; go on with `fedsys agent resume {folder}`")
+        line(False, f"paused by its owner; resume with `fedsys agent resume {folder}`")
     path = folder / "policy.toml"
     if not path.exists():
         line(None, "no policy.toml yet; the first run writes one")

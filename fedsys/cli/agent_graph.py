@@ -16,10 +16,10 @@ __all__ = ["graph_worker", "inspect"]
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="What `fedsys task export` wrote.")],
+    file: Annotated[Path, typer.Argument(help="A graph that `fedsys task export` wrote.")],
     nodes: Annotated[bool, typer.Option("--nodes", help="List every operator too.")] = False,
 ) -> None:
-    """Check a graph as an agent would, and say what it is; nothing of it runs."""
+    """Check a graph as an agent would, and describe it; no part of it is run."""
     from collections import Counter
 
     from fedsys.graphs import read_graph
@@ -47,7 +47,7 @@ def inspect(
 
 
 def graph_worker(graph: Path, *, data: str, engine: str, threads: int) -> GraphData:
-    """The owner's data with a graph that trains on them."""
+    """The owner's data with a graph that trains on it."""
     from client.graphs.engine import check_engine
     from client.graphs.worker import GraphData
     from fedsys.graphs import read_graph

@@ -27,7 +27,7 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="KEY",
-            help="A witness's key, or a file that holds some: it must stand for the ledger.",
+            help="A witness's key, or a file of keys: each must vouch for the ledger.",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -37,24 +37,24 @@ def audit(
         ),
     ] = None,
     compose: Annotated[
-        bool, typer.Option("--compose", help="Add up several runs on one population.")
+        bool, typer.Option("--compose", help="Compose several runs on one population.")
     ] = False,
     empirical: Annotated[
         bool, typer.Option("--empirical", help="Attack the run through its planted canaries.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print audit.json.")] = False,
 ) -> None:
-    """Check a run: exit 0 if every claim holds, 1 if one does not, 2 if nothing is there."""
+    """Check a run: exit 0 if every claim holds, 1 if one does not, 2 if there is no run."""
     from fedsys.audit import to_json
     from fedsys.errors import AuditInputError
 
     if compose and empirical:
-        raise AuditInputError("--compose adds up accounted runs; leave out --empirical")
+        raise AuditInputError("--compose composes accounted runs; leave out --empirical")
     if len(runs) > 1 and not compose:
         raise AuditInputError(f"{len(runs)} runs given: audit one at a time, or add --compose")
     if (compose or empirical) and (witness or checkpoint):
         raise AuditInputError(
-            "--witness and --checkpoint go with the audit of one run; leave out --compose and "
+            "--witness and --checkpoint apply to the audit of one run; leave out --compose and "
             "--empirical"
         )
     if compose or empirical:
@@ -89,7 +89,7 @@ def _audited(
 
 
 def _store(run: Path, result: AuditResult) -> None:
-    """Leaves ``audit.json`` in the folder where that is possible."""
+    """Writes ``audit.json`` into the folder where that is possible."""
     from fedsys.audit import write
 
     try:

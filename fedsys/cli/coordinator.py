@@ -14,7 +14,7 @@ from fedsys.cli.terminal import say
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Run a coordinator; let devices join it.", no_args_is_help=True)
+app = typer.Typer(help="Run a coordinator, and let devices join it.", no_args_is_help=True)
 app.callback()(prepare)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The coordinator's folder.")]
@@ -40,10 +40,10 @@ def init(
         float | None, typer.Option(help="Privacy budget of the population over all jobs.")
     ] = None,
     colluders: Annotated[
-        int, typer.Option(help="Devices that may collude with this coordinator, out of all.")
+        int, typer.Option(help="Devices, of all, that may collude with this coordinator.")
     ] = 0,
 ) -> None:
-    """Make a certificate authority, a server certificate, keys and a database."""
+    """Create a certificate authority, a server certificate, keys and a database."""
     from fedsys.errors import ConfigError
     from fedsys.privacy import load_public_key
     from server.home.folder import Home
@@ -68,7 +68,7 @@ def init(
     if home.operator_signs_roster:
         say(
             "You hold the roster's key: against you as an active attacker, devices have only the "
-            "trace that roster changes leave. Give --roster-key to let somebody else decide."
+            "record of roster changes. Give --roster-key to let somebody else decide."
         )
 
 
@@ -76,8 +76,8 @@ def init(
 def enroll(
     folder: Folder,
     name: Annotated[str, typer.Argument(help="What to call the device.")],
-    hours: Annotated[float, typer.Option(help="How long the token is good.")] = 24.0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print the token alone.")] = False,
+    hours: Annotated[float, typer.Option(help="How long the token is valid.")] = 24.0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the token.")] = False,
 ) -> None:
     """Print a one-time token with which one device can join."""
     from fedsys.errors import ConfigError
@@ -95,7 +95,7 @@ def enroll(
     if quiet:
         say(token.encode())
         return
-    say(f"Token for {name}, good once within {hours:g} hours; it is a secret:")
+    say(f"Token for {name}, valid once within {hours:g} hours; keep it secret:")
     say()
     say(token.encode())
     say()
@@ -111,7 +111,7 @@ def run(
     ] = "0.0.0.0:7443",
     log: Annotated[str, typer.Option(help="text or json.")] = "text",
 ) -> None:
-    """Serve devices and run jobs until stopped; a job that was cut off goes on."""
+    """Serve devices and run jobs until stopped; an interrupted job is resumed."""
     import asyncio
     import sys
 
@@ -152,7 +152,7 @@ def nodes(folder: Folder) -> None:
 
 @app.command()
 def revoke(folder: Folder, name: Annotated[str, typer.Argument()]) -> None:
-    """Shut a device out for good."""
+    """Exclude a device permanently."""
     from server.home.folder import Home
     from server.home.state import State
 
@@ -163,7 +163,7 @@ def revoke(folder: Folder, name: Annotated[str, typer.Argument()]) -> None:
         state.close()
     say(f"{name} is revoked")
     if not home.operator_signs_roster:
-        say("The roster's authority has to sign the next list: fedsys coordinator roster")
+        say("The roster's authority must sign the next list: fedsys coordinator roster")
 
 
 @app.command()
@@ -182,10 +182,10 @@ def roster(
         Path | None, typer.Option(help="Write the next list, for the authority to sign.")
     ] = None,
     accept: Annotated[
-        Path | None, typer.Option(help="Put a list in force that the authority signed.")
+        Path | None, typer.Option(help="Put a list that the authority signed into force.")
     ] = None,
 ) -> None:
-    """Show the signed roster, propose the next, or put a signed one in force."""
+    """Show the signed roster, propose the next one, or put a signed one into force."""
     from fedsys.errors import ConfigError
     from fedsys.wire.roster_authority import read_signed
     from server.home.folder import Home
@@ -226,7 +226,7 @@ app.command("sign-roster")(sign_roster)
 
 @app.command()
 def templates(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder; made if missing.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder; created if missing.")],
 ) -> None:
     """Write systemd units for coordinator and agent, a Containerfile and a compose file."""
     from importlib import resources

@@ -1,4 +1,4 @@
-"""What every command of a deployment begins with."""
+"""What every deployment command does first."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["no_core_dumps", "prepare", "unwritable"]
 
 
 def prepare() -> None:
-    """Raise ConfigError where the packages of a deployment are not installed; keep gRPC's own log
-    lines, which say less than our one, out of the terminal unless somebody asked for them."""
+    """Raise ConfigError where a deployment's packages are not installed; keep gRPC's own log lines,
+    which say less than ours, out of the terminal unless the user asked for them."""
     require_deploy()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
@@ -30,8 +30,8 @@ def no_core_dumps() -> None:
 
 
 def unwritable(what: str, path: Path, error: OSError) -> ConfigError:
-    """What to say where a file cannot be written."""
+    """The error for a file that cannot be written."""
     from fedsys.errors import ConfigError
 
     reason = (error.strerror or str(error)).lower()
-    return ConfigError(f"{what} {path}: {reason}; give a place that can be written")
+    return ConfigError(f"{what} {path}: {reason}; give a writable path")

@@ -25,7 +25,7 @@ OPTIONAL = {
     "safetensors": "fedsys export to .safetensors",
     "starlette": "fedsys witness run",
     "uvicorn": "fedsys witness run",
-    "httpx": "a coordinator that asks witnesses",
+    "httpx": "a coordinator that has witnesses",
 }
 DATA_FILES = {
     "mnist.npz": "mnist",
@@ -49,14 +49,14 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Diagnosis:
-    """All findings, and the figures among them that programs may want."""
+    """All findings, and their figures for programs."""
 
     lines: tuple[Line, ...]
     figures: Mapping[str, Any]
 
     @property
     def healthy(self) -> bool:
-        """Whether everything that is required is there."""
+        """Whether everything that is required is available."""
         return all(line.state != "problem" for line in self.lines)
 
 
@@ -64,7 +64,7 @@ def doctor(
     config: Annotated[
         str | None,
         typer.Argument(
-            help="Say what the engine would choose for this TOML file or recipe.",
+            help="Show what the engine would choose for this TOML file or recipe.",
             show_default="quickstart",
         ),
     ] = None,
@@ -98,16 +98,16 @@ def diagnose(
     data: Path | None = None,
     device: str = "auto",
 ) -> Diagnosis:
-    """Looks at this machine; missing optional parts are findings, not errors.
+    """Examines this machine; missing optional parts are findings, not errors.
 
     Args:
-        environment: where ``FEDSYS_DATA`` is looked up; the process's if None.
-        config: for which the engine's choice is measured.
+        environment: where ``FEDSYS_DATA`` is looked up; the process's environment if None.
+        config: the configuration for which the engine's choice is measured.
         data: folder with its data files.
         device: where it would train.
 
     Raises:
-        ConfigError: `config` is none.
+        ConfigError: `config` is not a configuration.
     """
     import os
 
@@ -126,7 +126,7 @@ def diagnose(
 
 
 def aes_ctr_rate(seconds: float = AES_SECONDS) -> float:
-    """Bytes a second of the stream that masks and noise are made of, on one core."""
+    """Bytes per second of the stream that masks and noise are made from, on one core."""
     import os
     import time
 
@@ -284,7 +284,7 @@ def _data(environment: Mapping[str, str]) -> list[Line]:
 
     named = environment.get("FEDSYS_DATA")
     if not named:
-        note = "FEDSYS_DATA is not set; only the tasks that read files need it"
+        note = "FEDSYS_DATA is not set; only tasks that read files need it"
         return [Line(topic="data", name="folder", value=note, state="absent")]
     folder = Path(named)
     if not folder.is_dir():
@@ -303,7 +303,7 @@ def _data(environment: Mapping[str, str]) -> list[Line]:
             Line(topic="data", name=name, value=f"{path.stat().st_size / 2**20:.1f} MiB")
             if path.is_file()
             else Line(
-                topic="data", name=name, value=f"not there; task {task} needs it", state="absent"
+                topic="data", name=name, value=f"missing; task {task} needs it", state="absent"
             )
         )
     return lines
@@ -334,4 +334,4 @@ def _print(diagnosis: Diagnosis) -> None:
         table.add_row(Text(mark, style=style), line.name, value)
     if console.is_terminal:
         console.print(table)
-    say("everything needed is here" if diagnosis.healthy else "something needed is missing")
+    say("nothing needed is missing" if diagnosis.healthy else "something needed is missing")

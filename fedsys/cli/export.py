@@ -36,7 +36,7 @@ def export(
 ) -> None:
     """Write a model that carries its epsilon, delta and ledger head; the run is audited first.
 
-    The epsilon is that of an outsider, tuning runs that the ledger states included.
+    The epsilon is the outsider's, including tuning runs that the ledger states.
 
     A recurrent model is unrolled, which takes minutes as .pt2 and longer as .onnx.
     """
@@ -48,9 +48,9 @@ def export(
 
     kind = out.suffix
     if kind not in FORMATS:
-        raise ConfigError(f"{out}: the ending says the format; allowed are {', '.join(FORMATS)}")
+        raise ConfigError(f"{out}: the suffix selects the format; use one of {', '.join(FORMATS)}")
     if out.exists():
-        raise ConfigError(f"{out}: is there already; give another file")
+        raise ConfigError(f"{out}: already exists; give another file")
     if not out.parent.is_dir():
         raise ConfigError(f"{out}: there is no folder {out.parent}")
     require(*_PACKAGES[kind], extra="export")
@@ -75,7 +75,7 @@ def _with_tuning(facts: Mapping[str, str]) -> str:
     if facts["fedsys.tuning_runs"] == "0":
         return ""
     own = float(facts["fedsys.epsilon_of_this_run"])
-    return f", {facts['fedsys.tuning_runs']} tuning runs included (this run alone: {own:.4f})"
+    return f", including {facts['fedsys.tuning_runs']} tuning runs (this run alone: {own:.4f})"
 
 
 _PACKAGES: dict[str, tuple[str, ...]] = {
@@ -95,7 +95,7 @@ def _traced(released: ReleasedModel, kind: str, named: str | None, data: Path | 
     config = released.config
     if ":" in config.task.name and named != config.task.name:
         raise ConfigError(
-            f"task.name = {config.task.name!r} in the run names code of its own; if you trust it, "
+            f"task.name = {config.task.name!r} in the run names custom code; if you trust it, "
             f"add --task {config.task.name}, or export the weights as .safetensors"
         )
     task = tasks.load(config.task.name, config.task.options)

@@ -1,4 +1,4 @@
-"""Commands that need more than the core say so in one line."""
+"""One-line errors of commands that need more than the core packages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["require", "require_deploy"]
 
 
 def require(*packages: str, extra: str) -> None:
-    """Raise ConfigError where one of the packages of an extra is not installed."""
+    """Raise ConfigError where a package of an extra is not installed."""
     for package in packages:
         try:
             found = find_spec(package)
@@ -24,7 +24,7 @@ def require(*packages: str, extra: str) -> None:
 
 
 def require_deploy() -> None:
-    """Raise ConfigError where the packages of a deployment are not installed."""
+    """Raise ConfigError where a package of a deployment is not installed."""
     require(
         *("grpc", "grpc_health", "google.protobuf", "sqlalchemy", "prometheus_client"),
         extra="deploy",

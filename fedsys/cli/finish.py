@@ -10,7 +10,7 @@ __all__ = ["audit_and_report"]
 
 
 def audit_and_report(run: Path, *, private: bool = True) -> AuditResult:
-    """Audit `run` and write its ``report.html`` from what the audit re-derived."""
+    """Audit `run`, and write its ``report.html`` from what the audit re-derived."""
     from fedsys import report
     from fedsys.audit import audit_run, write
 

@@ -20,11 +20,11 @@ R = TypeVar("R")
 
 
 class NoCoordinator(ConfigError):
-    """None is running on that folder."""
+    """No coordinator is running on that folder."""
 
     @classmethod
     def of(cls, folder: Path) -> NoCoordinator:
-        """With the way out."""
+        """The error, with its remedy."""
         return cls(
             f"{folder}: no coordinator answers; start it with `fedsys coordinator run {folder}`"
         )
@@ -50,7 +50,7 @@ class Calls:
         return self._unary("Show", fleet_pb2.JobName(id=id), fleet_pb2.JobStatus)
 
     def cancel(self, id: str) -> fleet_pb2.JobStatus:
-        """Stop a job after the round in hand."""
+        """Stop a job after the current round."""
         return self._unary("Cancel", fleet_pb2.JobName(id=id), fleet_pb2.JobStatus)
 
     def fleet(self) -> fleet_pb2.FleetStatus:
@@ -58,7 +58,7 @@ class Calls:
         return self._unary("Fleet", fleet_pb2.Nothing(), fleet_pb2.FleetStatus)
 
     def watch(self, id: str) -> Iterator[fleet_pb2.JobStatus]:
-        """Every change of a job, to its end."""
+        """Every status change of a job, until it ends."""
         stub = self._channel.unary_stream(
             method(OPERATOR, "Watch"),
             request_serializer=lambda m: m.SerializeToString(),
@@ -97,7 +97,7 @@ def operator(folder: Path) -> Iterator[Calls]:
     """
     if not (folder / "coordinator.toml").is_file():
         raise ConfigError(
-            f"{folder}: no coordinator here; make one with `fedsys coordinator init {folder}`"
+            f"{folder}: no coordinator here; create one with `fedsys coordinator init {folder}`"
         )
     socket = (folder / OPERATOR_SOCKET).resolve()
     if not socket.exists():

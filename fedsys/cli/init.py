@@ -1,4 +1,4 @@
-"""``fedsys init``: a working project with a task of one's own."""
+"""``fedsys init``: a working project with a custom task."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def write_project(directory: Path) -> list[Path]:
     """Writes the project's files.
 
     Args:
-        directory: made if it does not exist; its name becomes the job's.
+        directory: created if it does not exist; its name becomes the job's.
 
     Returns:
         The files written.
 
     Raises:
-        RunFolderError: `directory` holds something already, or cannot be written to.
+        RunFolderError: `directory` is not empty, or cannot be written to.
     """
     from importlib import resources
     from string import Template
@@ -61,7 +61,7 @@ def write_project(directory: Path) -> list[Path]:
                 written.append(target)
     except OSError as error:
         reason = (error.strerror or "cannot be written to").lower()
-        raise RunFolderError(f"{directory}: {reason}; give a folder that can be made") from error
+        raise RunFolderError(f"{directory}: {reason}; give a folder that can be created") from error
     return written
 
 

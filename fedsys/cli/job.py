@@ -1,4 +1,4 @@
-"""``fedsys job``: what a coordinator's devices are to learn."""
+"""``fedsys job``: submit and follow a coordinator's jobs."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def submit(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace one key, e.g. rounds.count=10."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print the job's id alone.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the job's id.")] = False,
 ) -> None:
-    """Queue a job; jobs run one after the other."""
+    """Queue a job; jobs run one after another."""
     from fedsys.cli.grpc_operator import operator
     from fedsys.config import dump, load
     from fedsys.errors import ConfigError
@@ -51,13 +51,13 @@ def submit(
     if quiet:
         say(status.id)
     else:
-        say(f"job {status.id} ({status.name}) is submitted")
+        say(f"submitted job {status.id} ({status.name})")
         say(f"watch it with: fedsys job watch {folder} {status.id}")
 
 
 @app.command("list")
 def list_(folder: Folder) -> None:
-    """All jobs in the order of their submission."""
+    """List all jobs in order of submission."""
     from fedsys.cli.grpc_operator import operator
 
     with operator(folder) as calls:
@@ -67,7 +67,7 @@ def list_(folder: Folder) -> None:
 
 @app.command()
 def show(folder: Folder, id: Id = None) -> None:
-    """One job with its refusals."""
+    """Show one job and its refusals."""
     from fedsys.cli.grpc_operator import operator
 
     with operator(folder) as calls:
@@ -99,7 +99,7 @@ def watch(folder: Folder, id: Id = None) -> None:
 
 @app.command()
 def cancel(folder: Folder, id: Id = None) -> None:
-    """Stop a job after the round in hand; what it spent stays spent."""
+    """Stop a job after the current round; what it spent stays spent."""
     from fedsys.cli.grpc_operator import NoCoordinator, operator
 
     try:
@@ -107,7 +107,7 @@ def cancel(folder: Folder, id: Id = None) -> None:
             status = calls.cancel(_id([each.id for each in calls.list()], id))
         say(describe(status))
         if status.status != "cancelled":
-            say("it ends after the round in hand")
+            say("it ends after the current round")
     except NoCoordinator:
         say(_cancel_without(folder, id))
 
@@ -138,7 +138,7 @@ def fetch(
         state.close()
     source = RunFolder(home.jobs / row.id)
     if row.status in ACTIVE_JOB or not source.summary.exists():
-        raise ConfigError(f"job {id}: has no result ({row.status}); see `fedsys job show`")
+        raise ConfigError(f"job {id} has no result ({row.status}); see `fedsys job show`")
     if out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"OUT {out}: not empty; give a new folder")
     target = RunFolder.create(out)
@@ -152,7 +152,7 @@ def fetch(
 
 
 def describe(status: fleet_pb2.JobStatus) -> str:
-    """One job in one line."""
+    """One job as one line."""
     parts = [status.id, status.name, status.status]
     if status.rounds:
         parts.append(f"round {status.round}/{status.rounds}")
@@ -166,7 +166,7 @@ def describe(status: fleet_pb2.JobStatus) -> str:
 
 
 def _cancel_without(folder: Path, id: str | None) -> str:
-    """Cancel a job whose coordinator does not run, or cannot."""
+    """Cancel a job whose coordinator is not running."""
     from server.home.folder import Home
     from server.home.state import State
 
@@ -176,7 +176,7 @@ def _cancel_without(folder: Path, id: str | None) -> str:
             row = state.cancel_job(_id([each.id for each in state.jobs()], id))
         finally:
             state.close()
-    return f"job {row.id} ({row.name}) is cancelled; the coordinator ends it at its next start"
+    return f"cancelled job {row.id} ({row.name}); the coordinator ends it at its next start"
 
 
 def _id(jobs: list[str], id: str | None) -> str:

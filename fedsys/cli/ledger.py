@@ -1,4 +1,4 @@
-"""``fedsys ledger``: what to write down elsewhere, so that nobody can rewrite a run's history."""
+"""``fedsys ledger``: what to record elsewhere, so that nobody can rewrite a run's history."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def head(
         typer.Option(help="The signer's public key (64 hex digits) or a file that holds it."),
     ] = None,
 ) -> None:
-    """Verify the ledger and print its head: anchor it where the coordinator cannot change it.
+    """Verify the ledger and print its head: keep it where the coordinator cannot change it.
 
-    What witnesses are asked to cosign, its Merkle root, and where they show it, goes to the
-    standard error.
+    The Merkle root that witnesses are asked to cosign, and where they show it, go to standard
+    error.
 
-    Anyone who kept a head can tell later that no line up to it was changed, added or taken away.
+    Anyone who kept a head can check later that no line up to it was changed, added or removed.
     """
     from fedsys.errors import LedgerError
     from fedsys.privacy import load_public_key, read_ledger
 
     path = run / "ledger.jsonl"
     if not path.exists():
-        raise LedgerError(f"{run}: no run's folder: it holds no ledger.jsonl")
+        raise LedgerError(f"{run}: not a run's folder: it holds no ledger.jsonl")
     pinned = None if key is None else load_public_key(key)
     view = read_ledger(path, key=pinned, allow_torn=True)
     say(view.head)

@@ -1,4 +1,4 @@
-"""``fedsys predict``: a run's model scores a table as people have it."""
+"""``fedsys predict``: a run's model scores a raw table."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def predict(
 ) -> None:
     """Score a raw table with a run of task tabular: its columns are prepared as in training.
 
-    One line a row: the prediction and, of classes and labels, how likely each is. Rows without a
-    value that training left out too stay empty. No label is needed; where the table has it, the
-    scores are compared with it.
+    Prints one line per row: the prediction and the probability of each class or label. Rows that
+    training would have left out for a missing value stay empty. No label is needed; where the
+    table has it, the scores are compared with it.
     """
     import csv
     import io
@@ -46,21 +46,21 @@ def predict(
     from fedsys.tasks.tabular import Tabular
 
     if out is not None and out.exists():
-        raise ConfigError(f"--out {out}: is there already; give another file")
+        raise ConfigError(f"--out {out}: already exists; give another file")
     if not file.is_file():
-        raise ConfigError(f"{file}: there is no such file")
+        raise ConfigError(f"{file}: no such file")
     released = ReleasedModel.of(run)
     config = released.config
     if config.task.name != "tabular":
         raise ConfigError(
-            f"{run}: is of task {config.task.name}; tables are scored by runs of task tabular. "
+            f"{run}: its task is {config.task.name}; only runs of task tabular score tables. "
             f"Export its model with fedsys export"
         )
     columns = columns_of(config.task.name, config.task.options, run / "data.json")
     if columns is None:
         raise ConfigError(
             f"{run}: its columns were not declared, and data.json, which says how rows become "
-            f"features, is not there: take the run's own folder"
+            f"features, is missing: use the run's original folder"
         )
     columns = columns.without_client()
     task = Tabular(config.task.options)

@@ -1,4 +1,4 @@
-"""``fedsys privacy``: what noise costs, what a target needs, and how to choose between them."""
+"""``fedsys privacy``: the epsilon of given noise, the noise for a given epsilon, and plans."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _job(
     steps: Steps = None,
     json: AsJson = False,
 ) -> None:
-    """The options that describe a job, the same for both commands."""
+    """The options that describe a job, shared by both commands."""
 
 
 @app.command()
@@ -93,17 +93,17 @@ def epsilon(
     noise_multiplier: Annotated[float, typer.Option(metavar="Z", help="Noise over clip.")],
     **job: Any,
 ) -> None:
-    """What a job with this much noise costs, in every view and by every accountant."""
+    """Show what a job with this much noise costs, in every view and by every accountant."""
     _answer(noise_multiplier=noise_multiplier, **job)
 
 
 @app.command()
 @options_of(_job)
 def calibrate(
-    epsilon: Annotated[float, typer.Option(metavar="E", help="Not to be exceeded.")],
+    epsilon: Annotated[float, typer.Option(metavar="E", help="The epsilon not to exceed.")],
     **job: Any,
 ) -> None:
-    """The least noise that meets an epsilon, by the accountant that is reported."""
+    """Find the least noise that meets an epsilon, by the accountant that is reported."""
     _answer(epsilon=epsilon, **job)
 
 
@@ -179,9 +179,9 @@ def _all_views(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _outsider_alone(options: dict[str, Any]) -> dict[str, Any]:
-    """The outsider's epsilon, which under most mechanisms needs the sampling rate alone.
+    """The outsider's epsilon, which for most mechanisms needs the sampling rate only.
 
-    No aborts in delta: how likely they are depends on the cohort.
+    Delta does not include aborts: their probability depends on the cohort.
     """
     from fedsys.errors import MechanismError
     from fedsys.privacy import validation
@@ -201,7 +201,7 @@ def _outsider_alone(options: dict[str, Any]) -> dict[str, Any]:
     ):
         raise MechanismError(
             "give --cohort: for this mechanism, encoding, sampling or guarantee the sampling rate "
-            "alone does not tell what it costs"
+            "alone does not determine the cost"
         )
     turns = validation.integer("--rounds", options["rounds"])
     delta = validation.fraction("--delta", options["delta"])
@@ -212,7 +212,7 @@ def _outsider_alone(options: dict[str, Any]) -> dict[str, Any]:
             dimension=options["dim"],
             clip=1.0,
             noise_multiplier=noise_multiplier,
-            # a power of two: the rate comes back exactly
+            # a power of two, so that the rate is recovered exactly
             expected_cohort=options["sampling_rate"] * _ANY_POPULATION,
             population=_ANY_POPULATION,
             cap=1,
@@ -280,7 +280,7 @@ def _epsilon_table(answer: dict[str, Any]) -> Table:
     table.add_column("epsilon", justify="right")
     table.add_column("accountant")
     table.add_column("for")
-    meaning = {"outsider": "who sees released models only"}
+    meaning = {"outsider": "somebody who sees released models only"}
     if "cap" in answer:
         meaning |= {
             "participant": f"a client that shared {answer['meetings']} rounds with its target",
@@ -289,7 +289,7 @@ def _epsilon_table(answer: dict[str, Any]) -> Table:
         }
         table.caption = (
             f"cohorts of {answer['min_survivors']} to {answer['cap']}; delta includes "
-            f"{answer['delta_abort']:.2g} for aborts that show"
+            f"{answer['delta_abort']:.2g} for visible aborts"
         )
     for view, values in answer["epsilon"].items():
         if values is None:

@@ -38,48 +38,53 @@ Rate = Annotated[
     typer.Option("--sampling-rate", metavar="Q", help="Probability of being in a cohort."),
 ]
 Rounds = Annotated[int, typer.Option(metavar="T", help="Number of rounds.")]
-Delta = Annotated[float, typer.Option(metavar="D", help="Of the whole job.")]
+Delta = Annotated[float, typer.Option(metavar="D", help="Delta of the whole job.")]
 Dimension = Annotated[int, typer.Option("--dim", metavar="D", help="Coordinates of an update.")]
 Bits = Annotated[
     int | None,
-    typer.Option(metavar="B", help="Of the modulus.", show_default="the least that fits"),
+    typer.Option(metavar="B", help="Bits of the modulus.", show_default="the least that fits"),
 ]
 Encoding = Annotated[str, typer.Option(help="wide or narrow.")]
 Cohort = Annotated[
     float | None,
-    typer.Option(metavar="N", help="Expected cohort. Without it only the outsider is known."),
+    typer.Option(
+        metavar="N", help="Expected cohort size. Without it only the outsider's epsilon is known."
+    ),
 ]
-Population = Annotated[int | None, typer.Option(metavar="N", help="Clients in all.")]
+Population = Annotated[int | None, typer.Option(metavar="N", help="Number of clients in all.")]
 Sampling = Annotated[str, typer.Option(help="poisson, fixed or min-separation.")]
 Participation = Annotated[float, typer.Option(help="Secret participation probability.")]
-Colluders = Annotated[int, typer.Option(metavar="C", help="Curious clients.")]
-Dropout = Annotated[float, typer.Option(help="Assumed chance that a member of a cohort is lost.")]
+Colluders = Annotated[int, typer.Option(metavar="C", help="Number of curious clients.")]
+Dropout = Annotated[
+    float, typer.Option(help="Assumed probability that a member of a cohort is lost.")
+]
 Corrupt = Annotated[
     float | None,
     typer.Option(
         metavar="F",
-        help="Fraction of a cohort that secure aggregation takes for colluders: rounds that miss "
+        help="Fraction of a cohort that secure aggregation assumes to collude: rounds that miss "
         "its quorum then cost delta.",
     ),
 ]
 Guarantee = Annotated[str, typer.Option(help="outsider or server: whose epsilon is the target.")]
 MaxParticipations = Annotated[
-    int | None, typer.Option(metavar="K", help="Rounds a client takes part in at most.")
+    int | None, typer.Option(metavar="K", help="The most rounds that a client takes part in.")
 ]
 MinSeparation = Annotated[
-    int | None, typer.Option(metavar="B", help="Rounds between two turns of a client.")
+    int | None, typer.Option(metavar="B", help="The fewest rounds between two turns of a client.")
 ]
 ExampleRate = Annotated[
-    float | None, typer.Option(help="Of an example in a local batch (example-gaussian).")
+    float | None,
+    typer.Option(help="Probability that an example is in a local batch (example-gaussian)."),
 ]
-Steps = Annotated[int | None, typer.Option(help="Local steps a round (example-gaussian).")]
+Steps = Annotated[int | None, typer.Option(help="Local steps per round (example-gaussian).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def options_of(
     shared: Callable[..., None],
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A decorator: the command's ``**keywords`` are the options of `shared`, told to typer."""
+    """A decorator that replaces a command's ``**keywords`` by the options of `shared`."""
 
     def extend(command: Callable[..., None]) -> Callable[..., None]:
         own, more = (

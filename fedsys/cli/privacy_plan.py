@@ -31,18 +31,20 @@ __all__ = ["plan"]
 
 
 def plan(
-    population: Annotated[int, typer.Option(metavar="N", help="Clients in all.")],
+    population: Annotated[int, typer.Option(metavar="N", help="Number of clients in all.")],
     dim: Dimension,
     epsilon: Annotated[float, typer.Option(metavar="E", help="Budget of the guaranteed view.")],
     delta: Annotated[
-        float | None, typer.Option(metavar="D", help="Of the job.", show_default="1 / N^1.1")
+        float | None,
+        typer.Option(metavar="D", help="Delta of the whole job.", show_default="1 / N^1.1"),
     ] = None,
     mechanism: Mechanism = "distributed-gaussian",
     cohort: Annotated[
-        list[float] | None, typer.Option(metavar="N", help="Cohorts to compare; repeatable.")
+        list[float] | None, typer.Option(metavar="N", help="Cohort sizes to compare; repeatable.")
     ] = None,
     rounds: Annotated[
-        list[int] | None, typer.Option(metavar="T", help="Rounds to compare; repeatable.")
+        list[int] | None,
+        typer.Option(metavar="T", help="Numbers of rounds to compare; repeatable."),
     ] = None,
     encoding: Encoding = "wide",
     bits: Bits = None,
@@ -56,7 +58,7 @@ def plan(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Cohort x rounds x noise for a budget: all views, accuracy lost, memory and bandwidth."""
+    """Compare cohort x rounds x noise for a budget: all views, noise, memory and bandwidth."""
     from fedsys.errors import MechanismError
     from fedsys.privacy import validation
     from fedsys.privacy.accounting.projection import project
@@ -114,7 +116,7 @@ def _default_cohorts(population: int) -> list[float]:
 
 
 def _row(plan: PrivacyPlan, projection: Projection) -> dict[str, Any]:
-    """One line of the plan: privacy by view, noise, and what a client and the server carry."""
+    """One line of the plan: privacy by view, noise, and the load of a client and the server."""
     mechanism = plan.build_mechanism()
     length, width = mechanism.length, 4 * plan.dimension
     upload = length * plan.modulus_bits / 8
@@ -131,7 +133,7 @@ def _row(plan: PrivacyPlan, projection: Projection) -> dict[str, Any]:
         "upload_bytes_a_round": round(upload),
         "download_bytes_a_round": width,
         "bytes_a_client_typical_worst": round((upload + width) * projection.participations),
-        # model, update, encoded integers and noise (int64) at once
+        # model, update, encoded integers and noise (int64), all at once
         "client_memory_bytes": 2 * width + length * (ring + 8),
         "server_memory_bytes": 2 * width + length * (ring + 8),
     }
@@ -158,7 +160,7 @@ def _plan_table(
         caption="z: noise multiplier. noise: its norm in a mean update, in clipping norms.\n"
         "participant, server: typical worst client. a job: bytes of the busiest\n"
         f"client; each holds {_size(kept[0]['client_memory_bytes'])} of vectors and moves "
-        f"{_size(moved)} a round.",
+        f"{_size(moved)} per round.",
         box=box.SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",
@@ -185,7 +187,7 @@ _VIEWS = {"participant": "--", "server": ":"}
 
 
 def _draw(rows: list[dict[str, Any]], path: Path, *, epsilon: float, guarantee: str) -> None:
-    """Noise against rounds, and the three views against rounds, one line a cohort."""
+    """Noise against rounds, and the three views against rounds, one line per cohort size."""
     from matplotlib.figure import Figure
 
     from fedsys.errors import ConfigError
@@ -225,11 +227,11 @@ def _draw(rows: list[dict[str, Any]], path: Path, *, epsilon: float, guarantee: 
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--plot {path}: cannot write it: {error}") from None
+        raise ConfigError(f"--plot {path}: cannot be written: {error}") from None
 
 
 def _plain_numbers(axes: Any, counts: list[int]) -> None:
-    """Logarithmic axes that say 0.5 and 200 rather than powers of ten."""
+    """Logarithmic axes labelled 0.5 and 200 rather than with powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     axes.set_xscale("log")

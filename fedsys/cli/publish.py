@@ -16,7 +16,7 @@ def publish(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     out: Annotated[Path, typer.Argument(help="The folder to publish; new or empty.")],
 ) -> None:
-    """Write what may be shown to anybody: no private.jsonl, no realised cohorts."""
+    """Write a folder that may be shown to anybody: no private.jsonl, no realised cohorts."""
     from fedsys.cli.finish import audit_and_report
     from fedsys.release.publication import publish_run
 

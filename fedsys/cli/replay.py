@@ -1,4 +1,4 @@
-"""``fedsys simulate --replay``: compute a run without noise again, and say whether it is equal."""
+"""``fedsys simulate --replay``: recompute a run without noise, and say whether it is equal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def replay_run(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Replay a run, print what came out; exit 1 where something differs.
+    """Replay a run and print the result; exit 1 where something differs.
 
     Raises:
         FedsysError: the run cannot be replayed; the message says why.
@@ -57,10 +57,10 @@ def replay_run(
 
 def _rows(run: Path, found: Replay) -> list[tuple[str, str]]:
     kind = "devices" if found.deployed else "virtual clients"
-    lost = f", {found.lost} more gave no model" if found.lost else ""
+    lost = f", {found.lost} more without a model" if found.lost else ""
     rows = [
         ("run", f"{run}: {found.clients} {kind}, {found.committed} committed rounds{lost}"),
-        ("replayed", f"{found.replayed} rounds are equal to the bit, {found.trained} updates"),
+        ("replayed", f"{found.replayed} rounds are bit-identical, {found.trained} updates"),
     ]
     if found.difference is not None:
         rows += [
@@ -71,9 +71,9 @@ def _rows(run: Path, found: Replay) -> list[tuple[str, str]]:
         if found.other_versions:
             rows.append(("versions", "here " + ", ".join(found.other_versions)))
         held = "the devices' --shard, their threads" if found.deployed else "the data, --device"
-        rows.append(("check", f"{held}, versions and kind of processor must be those of the run"))
+        rows.append(("check", f"{held}, versions and processor type must be those of the run"))
     elif found.model_sha256 is not None:
-        rows.append(("model", f"equal to the bit: {found.model_sha256}"))
+        rows.append(("model", f"bit-identical: {found.model_sha256}"))
     else:
         rows.append(("model", "none yet: the run has not ended"))
     return rows

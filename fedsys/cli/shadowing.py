@@ -1,4 +1,4 @@
-"""`server` and `client` are common names: say so when somebody else's module takes their place."""
+"""`server` and `client` are common names: report when another module shadows them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ OWN = ("server", "client", "secure_agg", "simulations")
 
 
 def check_own_packages(names: tuple[str, ...] = OWN) -> None:
-    """Raise one clear line if an import of ours would find something else.
+    """Raise one clear line if an import of one of our packages would find another module.
 
     Raises:
-        FedsysError: a module of that name elsewhere comes first on the import path.
+        FedsysError: another module of that name comes first on the import path.
     """
     home = Path(fedsys.__file__).resolve().parent.parent
     for name in names:

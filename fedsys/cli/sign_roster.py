@@ -17,24 +17,25 @@ __all__ = ["sign_roster"]
 
 
 def sign_roster(
-    key: Annotated[Path, typer.Argument(help="The authority's key file; made if missing.")],
+    key: Annotated[Path, typer.Argument(help="The authority's key file; created if missing.")],
     statement: Annotated[
-        Path | None, typer.Argument(help="What the operator proposed.", show_default="none")
+        Path | None,
+        typer.Argument(help="The list that the operator proposed.", show_default="none"),
     ] = None,
     after: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Where the memory of KEY is lost: the list that it signed last, or none.",
+            help="If KEY's record of signed lists is lost: the list that it signed last, or none.",
         ),
     ] = None,
     show: Annotated[
-        bool, typer.Option("--show", help="Show what would be signed, and sign nothing.")
+        bool, typer.Option("--show", help="Show what would be signed, but sign nothing.")
     ] = False,
 ) -> None:
-    """For the roster's authority, on its own machine: make a key, or sign a proposed list.
+    """For the roster's authority, on its own machine: create a key, or sign a proposed list.
 
-    What was signed is remembered next to the key; a second list under an old number is refused.
+    What was signed is recorded next to the key; a second list with the same version is refused.
     """
     from fedsys.errors import ConfigError
     from fedsys.wire.roster import RosterStatement
@@ -72,7 +73,7 @@ def sign_roster(
 
 
 def _changes(before: RosterStatement | None, after: RosterStatement) -> list[str]:
-    """The list as the authority must see it: who comes, who goes, who stays, each by its key."""
+    """The list as the authority must see it: who is added, removed or stays, each by its key."""
     from fedsys.wire.roster import fingerprint
 
     old, new = (dict(before.members) if before is not None else {}), dict(after.members)
@@ -80,12 +81,12 @@ def _changes(before: RosterStatement | None, after: RosterStatement) -> list[str
     base = "the first list" if before is None else f"after version {before.version}"
     lines = [
         f"version {after.version}, {base}: {len(new)} members, each with its key's fingerprint",
-        f"of whom the coordinator may collude with {after.colluders}"
+        f"of which {after.colluders} may collude with the coordinator"
         + ("" if before is None or same else f" (before: {before.colluders})"),
     ]
     for node in sorted(old.keys() | new.keys()):
         sign = " " if node in old and node in new else "+" if node in new else "-"
         lines.append(f"{sign} node {node:<8d} {fingerprint(new.get(node) or old[node])}")
     if old == new:
-        lines.append("nobody comes and nobody goes")
+        lines.append("no member is added or removed")
     return lines

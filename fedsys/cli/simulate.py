@@ -1,4 +1,4 @@
-"""``fedsys simulate``: train over virtual clients, then audit and report what came out."""
+"""``fedsys simulate``: train over virtual clients, then audit and report the result."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def simulate(
     ] = None,
     replay: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Compute a run without noise again; exit 0 if equal."),
+        typer.Option(metavar="RUN", help="Recompute a run without noise; exit 0 if equal."),
     ] = None,
     shards: Annotated[
         str | None,
         typer.Option(
             metavar="I/N,...",
-            help="With --replay: each device's --shard, in the order of joining.",
+            help="With --replay: each device's --shard, in order of joining.",
             show_default="0/N,1/N,...",
         ),
     ] = None,
@@ -78,25 +78,25 @@ def simulate(
             settings.append(f'engine.address="{backend}"')
     if resume is not None and (config is not None or out is not None or settings):
         raise ConfigError(
-            f"--resume {resume} continues with the configuration stored there; leave out CONFIG, "
+            f"--resume {resume} uses the configuration stored there; leave out CONFIG, "
             f"--set, --seed, --backend and --out"
         )
     if replay is not None:
         if config is not None or settings or resume or out or canaries:
             raise ConfigError(
-                f"--replay {replay} takes its configuration from there and writes nothing; it goes "
-                f"with --data, --device, --shards, --json and --quiet alone"
+                f"--replay {replay} uses the configuration stored there and writes nothing; "
+                f"combine it only with --data, --device, --shards, --json and --quiet"
             )
         from fedsys.cli.replay import replay_run
 
         replay_run(replay, data=data, device=device, shards=shards, as_json=json, quiet=quiet)
         return
     if shards is not None:
-        raise ConfigError("--shards says what devices held; it goes with --replay RUN")
+        raise ConfigError("--shards says what devices held; use it with --replay RUN")
     if resume is not None and canaries is not None:
-        raise ConfigError("--canaries plants them in a run of their own; leave out --resume")
+        raise ConfigError("--canaries plants them in a separate run; leave out --resume")
     if track and canaries is not None:
-        raise ConfigError("--canaries makes a run for its audit alone; leave out --track")
+        raise ConfigError("--canaries makes a run only for its audit; leave out --track")
     from fedsys.cli.tracking import tracked
     from fedsys.report.progress import observer
     from fedsys.run_folder import free_name

@@ -1,4 +1,4 @@
-"""``fedsys task``: what a table's columns are, written down before anything is trained."""
+"""``fedsys task``: a table's columns, declared before anything is trained."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Declare a table's columns, and see what is read.", no_args_is_help=True)
+app = typer.Typer(help="Declare a table's columns, and check what is read.", no_args_is_help=True)
 
 _IN_A_LINE = 8
 _HEAD = """\
-# How rows of {file} become features and targets, to be edited: every text and number below was
-# read from its rows, and whatever stays here is told to everybody who gets this configuration.
-# ranges   numbers and dates, mapped to [-1, 1]; what lies outside counts as the end
-# values   texts, one feature each; add a column to `other` where further texts may come up
+# How rows of {file} become features and targets. Edit it: every text and number below was
+# read from its rows, and whatever stays here is visible to everybody who gets this configuration.
+# ranges   numbers and dates, mapped to [-1, 1]; values outside are clipped to the range
+# values   texts, one feature each; add a column to `other` if other texts may occur
 # classes  texts of the label
 # A row that does not fit is refused. Columns that are left out are not read.
 """
@@ -33,7 +33,7 @@ def schema(
     label: Annotated[
         list[str] | None,
         typer.Option(
-            help="The column to predict; several, of 0 and 1, are labels that may all hold."
+            help="The column to predict; several columns of 0 and 1 are labels that may all apply."
         ),
     ] = None,
     client: Annotated[str, typer.Option(help="The column that names clients.")] = "",
@@ -47,8 +47,7 @@ def schema(
 ) -> None:
     """Write a declaration of a table's columns, for `simulate`, `job submit` and `agent run`.
 
-    What it says was read from all rows; claims of privacy hold for what you leave in it as
-    something that may be known.
+    Its contents are read from all rows; privacy claims treat whatever you leave in it as public.
     """
     from fedsys.cli.task_options import options_of
     from fedsys.errors import ConfigError
@@ -58,14 +57,14 @@ def schema(
     from fedsys.tasks.tables.options import KNOWN, TableOptions, declaration
 
     if out is not None and out.exists():
-        raise ConfigError(f"--out {out}: is there already; give another file")
+        raise ConfigError(f"--out {out}: already exists; give another file")
     given = {"path": str(file), **options_of(option or [])}
     if label:
         given["label"] = label[0] if len(label) == 1 else label
     if client:
         given["client"] = client
     if not file.is_file():
-        raise ConfigError(f"{file}: there is no such file")
+        raise ConfigError(f"{file}: no such file")
     if "label" not in given:
         from fedsys.tasks.tables.file import Format, open_table
 
@@ -97,7 +96,7 @@ def schema(
     except OSError as error:
         raise ConfigError(f"--out {out}: {(error.strerror or str(error)).lower()}") from None
     deal = "by-column" if client else "iid --set population.clients=100"
-    say(f"wrote {out}; edit it, and see that it fits: fedsys task read {out} --data {file.parent}")
+    say(f"wrote {out}; edit it, then check it: fedsys task read {out} --data {file.parent}")
     say(
         f"then: fedsys simulate {out} --data {file.parent} --set population.partition={deal} "
         f"--set privacy.epsilon=8"
@@ -107,7 +106,7 @@ def schema(
 @app.command()
 def read(
     config: Annotated[
-        Path, typer.Argument(help="A TOML file with a table [task], as `task schema` writes it.")
+        Path, typer.Argument(help="A TOML file with a table [task], such as `task schema` writes.")
     ],
     data: Annotated[
         Path | None,
@@ -127,7 +126,7 @@ def read(
 
 
 def _toml(options: Mapping[str, Any]) -> str:
-    """``[task]`` and its options, one column a line."""
+    """``[task]`` and its options, one column per line."""
     plain = {key: value for key, value in options.items() if not isinstance(value, dict)}
     lines = ["[task]", 'name = "tabular"', "", "[task.options]"]
     lines += [f"{key} = {_value(value)}" for key, value in plain.items()]
@@ -152,14 +151,14 @@ def _value(value: Any) -> str:
 
 
 def _text(text: str) -> str:
-    """A basic string of TOML, which is one of JSON but for the character DEL."""
+    """A basic TOML string, which is a JSON string except for the character DEL."""
     import json
 
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _check(text: str, options: Mapping[str, Any]) -> None:
-    """What was written reads as what was meant, and is a declaration."""
+    """Requires that the text reads back as the options, and is a valid declaration."""
     from fedsys import tasks
     from fedsys.bounded_toml import parse_toml
     from fedsys.errors import ConfigError
@@ -168,8 +167,8 @@ def _check(text: str, options: Mapping[str, Any]) -> None:
         found = parse_toml(text.encode())["task"]["options"]
     except ValueError as error:
         raise ConfigError(
-            f"the declaration is no configuration that can be read again: {error}; leave columns "
-            f"out with --option 'ignore=[...]'"
+            f"the declaration cannot be read back as a configuration: {error}; leave columns out "
+            f"with --option 'ignore=[...]'"
         ) from None
     if found != dict(options):
         raise ConfigError("the declaration cannot be written as TOML; rename its columns")

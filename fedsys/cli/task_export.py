@@ -18,7 +18,7 @@ __all__ = ["export"]
 def export(
     task: Annotated[str, typer.Argument(help="A built-in task, or MODULE:ATTR of your own.")],
     batch_size: Annotated[
-        int, typer.Option(help="Examples of one step: local.batch_size of the jobs to come.")
+        int, typer.Option(help="Examples per step: local.batch_size of the jobs that will use it.")
     ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="A new file.")
@@ -39,7 +39,7 @@ def export(
     """Write a task's gradient as an ONNX graph without code, weights or data.
 
     The graph is compared with torch on full and on padded batches before it is written. The same
-    task gives the same bytes: anyone who has the task can re-export it and compare (--check).
+    task yields the same bytes: anyone who has the task can re-export it and compare (--check).
     Devices run it with `fedsys agent run --graph`; jobs name its hash in task.graph_sha256.
 
     A recurrent model is unrolled, which takes up to a minute.
@@ -50,9 +50,9 @@ def export(
     from fedsys.tasks.export import export_task
 
     if (out is None) == (check is None):
-        raise ConfigError("give a new file, --out FILE, or one to compare with, --check FILE")
+        raise ConfigError("give a new file, --out FILE, or a file to compare with, --check FILE")
     if out is not None and out.exists():
-        raise ConfigError(f"--out {out}: is there already; give another file")
+        raise ConfigError(f"--out {out}: already exists; give another file")
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}")
     options = _options(option or [])
@@ -91,8 +91,8 @@ def _compare(made: Vetted, path: Path) -> None:
         raise ConfigError(f"--check {path}: {(error.strerror or str(error)).lower()}") from None
     if given != made.encoded:
         raise ConfigError(
-            f"--check {path}: it is not what this task exports to here (sha256 {made.sha256}): "
-            f"the task, its options, --batch-size or the release of torch differ"
+            f"--check {path}: differs from what this task exports to here (sha256 {made.sha256}): "
+            f"the task, its options, --batch-size or the version of torch is another"
         )
     say(f"{path}: is what this task exports to")
     say(f"sha256 {made.sha256}")

@@ -12,10 +12,10 @@ __all__ = ["options_in", "options_of", "task_in"]
 
 
 def options_of(given: list[str]) -> dict[str, Any]:
-    """Options of ``KEY=VALUE``: a value is TOML, or else text.
+    """Options from ``KEY=VALUE``: a value is TOML, or otherwise text.
 
     Raises:
-        ConfigError: something else than ``KEY=VALUE``.
+        ConfigError: one is not ``KEY=VALUE``.
     """
     import tomllib
 
@@ -34,16 +34,16 @@ def options_of(given: list[str]) -> dict[str, Any]:
 
 
 def options_in(path: Path, task: str) -> dict[str, Any]:
-    """The options of a configuration file, which has to be of that task.
+    """The options of a configuration file, which must be for that task.
 
     Raises:
-        ConfigError: there is no such file, or it is of another task.
+        ConfigError: there is no such file, or it is for another task.
     """
     from fedsys.errors import ConfigError
 
     section = task_in(path)
     if section.name != task:
-        raise ConfigError(f"--options {path}: is of task {section.name}, not {task}")
+        raise ConfigError(f"--options {path}: is for task {section.name}, not {task}")
     return dict(section.options)
 
 
@@ -71,4 +71,4 @@ def task_in(path: Path) -> TaskSection:
         where = ".".join(["task", *map(str, first["loc"])])
         raise ConfigError(f"{path}: {where}: {first['msg']}") from None
     except ValueError as error:
-        raise ConfigError(f"{path}: no TOML: {error}") from None
+        raise ConfigError(f"{path}: not TOML: {error}") from None

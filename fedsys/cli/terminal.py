@@ -1,7 +1,7 @@
-"""Where commands print: one line at a time, whatever is in it.
+"""Prints untrusted text: one line at a time, whatever it contains.
 
-Names, reasons and errors come from devices, coordinators and files; they reach a terminal through
-`say` alone, which lets no control character and no second line through.
+Names, reasons and errors come from devices, coordinators and files; they reach a terminal only
+through `say`, which lets no control character and no second line through.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def say(line: object = "", *, err: bool = False) -> None:
     """Print one line.
 
     Args:
-        line: its text; a line break in it is shown as what it is, somebody else's.
-        err: to standard error.
+        line: its text; a line break in it is replaced, because it may be an attacker's.
+        err: whether to print to standard error.
     """
     typer.echo(printable(line, _MOST), err=err)

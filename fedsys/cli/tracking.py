@@ -1,4 +1,4 @@
-"""``--track``: shows a run in TensorBoard, MLflow or a tracker of one's own while it goes on."""
+"""``--track``: shows a run in TensorBoard, MLflow or a custom tracker while it runs."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Watch = Callable[["RoundReport | str"], None]
 def tracked(
     specs: Sequence[str] | None, folder: Path | None, watch: Watch, *, quiet: bool
 ) -> Iterator[Watch]:
-    """`watch`, with trackers told of each round that it is told of.
+    """`watch`, extended to send each round to trackers too.
 
     Args:
         specs: as given to ``--track``.
-        folder: of the run, which may not exist yet.
+        folder: the run's folder, which may not exist yet.
         watch: shows rounds and notices.
-        quiet: whether it shows nothing; failing trackers are then named on standard error.
+        quiet: whether `watch` shows nothing; failing trackers are then named on standard error.
 
     Raises:
-        ConfigError: a tracker that cannot be made, before anything has begun.
+        ConfigError: a tracker cannot be created; raised before the run starts.
     """
     if not specs or folder is None:
         yield watch
@@ -54,7 +54,7 @@ def trackers_of(specs: Sequence[str] | None) -> dict[str, Tracker]:
     """Trackers by the name that the user gave.
 
     Raises:
-        ConfigError: one that cannot be made.
+        ConfigError: one cannot be created.
     """
     if not specs:
         return {}
@@ -64,7 +64,7 @@ def trackers_of(specs: Sequence[str] | None) -> dict[str, Tracker]:
 
 
 def send_to(trackers: Mapping[str, Tracker], folder: Path) -> None:
-    """Tell trackers of a run that has ended."""
+    """Sends a finished run to trackers."""
     if trackers:
         from fedsys.report.following import send
 

@@ -1,4 +1,4 @@
-"""``fedsys tune``: try settings, and count what trying cost."""
+"""``fedsys tune``: search for settings, and account for what the search costs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def tune(
         typer.Argument(help="A TOML file or a shipped recipe's name.", show_default="quickstart"),
     ] = None,
     trials: Annotated[
-        int, typer.Option(min=1, max=100_000, help="How many in all, resumed ones included.")
+        int,
+        typer.Option(min=1, max=100_000, help="Number of trials in all, including resumed ones."),
     ] = 20,
     over: Annotated[
         list[str] | None,
@@ -34,7 +35,7 @@ def tune(
         ),
     ] = None,
     metric: Annotated[
-        str, typer.Option(help="Of the last evaluation; less of a loss is better.")
+        str, typer.Option(help="Metric of the last evaluation; a lower loss is better.")
     ] = "accuracy",
     overrides: Annotated[
         list[str] | None,
@@ -43,9 +44,7 @@ def tune(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="The search's folder; new or empty.")
     ] = Path("runs/tuned"),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the search in --out.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the search in --out.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     data: Annotated[
         Path | None,
@@ -66,7 +65,7 @@ def tune(
 
     if resume and (config is not None or over or overrides or metric != "accuracy"):
         raise ConfigError(
-            f"--resume goes on with the search that {out} holds; leave out CONFIG, --over, "
+            f"--resume continues the search that {out} holds; leave out CONFIG, --over, "
             f"--metric and --set"
         )
     search = None if resume else Search.of(load(config, overrides or ()), over or (), metric)
@@ -83,7 +82,7 @@ def tune(
             )
     except KeyboardInterrupt:
         say(
-            f"interrupted; go on with `fedsys tune --resume --out {out} --trials {trials}`",
+            f"interrupted; continue with `fedsys tune --resume --out {out} --trials {trials}`",
             err=True,
         )
         raise typer.Exit(130) from None
@@ -150,7 +149,7 @@ def _conclusions(tuned: Tuned) -> list[str]:
         )
     if tuned.protected and total is not None and not total.passed:
         failed = ", ".join(claim.name for claim in total.claims if claim.holds is False)
-        lines.append(f"no claim of privacy holds for these runs, audits fail: {failed}")
+        lines.append(f"no privacy claim holds for these runs, audits fail: {failed}")
     if tuned.best is not None:
         value = tuned.best.value or 0.0
         lines += [

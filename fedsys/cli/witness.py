@@ -1,4 +1,4 @@
-"""``fedsys witness``: watch that ledgers only grow, and put one's name to it."""
+"""``fedsys witness``: check that ledgers only grow, and cosign them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def init(
     name: Annotated[
         str | None,
         typer.Option(
-            help="Of its key, by custom a URL without scheme.", show_default="this host's name"
+            help="Name of its key, by convention a URL without scheme.",
+            show_default="this host's name",
         ),
     ] = None,
     log: Annotated[
@@ -36,7 +37,7 @@ def init(
         typer.Option(help="A coordinator's public key, or a log's verifier key; repeatable."),
     ] = None,
 ) -> None:
-    """Make a key and a folder; never bring one back from a backup."""
+    """Create a folder with a key; never restore one from a backup."""
     import socket
 
     from fedsys.witness.folder import WitnessFolder
@@ -56,7 +57,7 @@ def watch(
         typer.Argument(help="A coordinator's public key (64 hex digits), or a log's verifier key."),
     ],
 ) -> None:
-    """Watch one more coordinator's ledgers, or one more log; then restart the witness."""
+    """Watch another coordinator's ledgers, or another log; then restart the witness."""
     from fedsys.witness.folder import WitnessFolder, checked_log
 
     opened = WitnessFolder.open(folder)
@@ -74,7 +75,7 @@ def run(
     ] = "127.0.0.1:7450",
     log: Annotated[str, typer.Option(help="text or json.")] = "text",
 ) -> None:
-    """Serve add-checkpoint until stopped; put TLS in front of it where others reach it."""
+    """Serve add-checkpoint until stopped; put TLS in front of it if it is publicly reachable."""
     import sys
 
     from fedsys.cli.deployment import no_core_dumps

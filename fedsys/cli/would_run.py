@@ -18,11 +18,11 @@ class EngineChoice:
     """What ``[engine]`` would hold after a run.
 
     Attributes:
-        path: of local training.
-        chunk: clients at once.
-        processes: side by side.
-        threads: of each.
-        device: where.
+        path: path of local training.
+        chunk: number of clients trained at once.
+        processes: number of processes in parallel.
+        threads: number of threads per process.
+        device: training device.
         refused: why each other path cannot be used.
         clients_per_second: measured, by path and chunk; empty where one path was enough.
     """
@@ -49,10 +49,10 @@ class EngineChoice:
 
 
 def choose_engine(config: Config, *, data: Path | None, device: str) -> EngineChoice:
-    """Prepares the job as `fedsys simulate` does, and lets go of it again.
+    """Prepares the job as `fedsys simulate` does, and releases it again.
 
     Raises:
-        FedsysError: what keeps it from running.
+        FedsysError: the job cannot run; the message says why.
     """
     from simulations.setting import prepare
 

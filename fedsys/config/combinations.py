@@ -1,4 +1,4 @@
-"""Values that are allowed one by one and not together.
+"""Values that are allowed individually but not together.
 
 Each function takes the tables that it compares, and raises a ConfigError: one line naming the keys,
 their values and the remedy.
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def needs_noise(privacy: Privacy) -> None:
-    """Noise is given, and only where a mechanism adds it."""
+    """Noise is configured if, and only if, a mechanism adds it."""
     if privacy.mechanism == "none":
         for key in ("epsilon", "noise_multiplier"):
             if getattr(privacy, key) is not None:
@@ -45,7 +45,7 @@ def needs_noise(privacy: Privacy) -> None:
 
 
 def cohort_fits(population: Population, cohort: Cohort) -> None:
-    """A cohort is no larger than the population; its bounds are on either side of it."""
+    """A cohort is no larger than the population, and lies between its bounds."""
     clients = population.clients
     if clients is not None and cohort.expected > clients:
         raise ConfigError(
@@ -55,7 +55,7 @@ def cohort_fits(population: Population, cohort: Cohort) -> None:
     if cohort.cap is not None and cohort.cap < cohort.expected:
         raise ConfigError(
             f"cohort.cap = {cohort.cap} is below cohort.expected = {cohort.expected}; a cohort "
-            f"that reaches the cap is given up, so raise it or leave it out"
+            f"above the cap aborts its round, so raise it or leave it out"
         )
     if cohort.min_survivors is not None and cohort.min_survivors > cohort.expected:
         raise ConfigError(
@@ -83,7 +83,7 @@ def narrow_fits(aggregation: Aggregation) -> None:
 
 
 def losses_fit(aggregation: Aggregation) -> None:
-    """Secure aggregation withstands what may be lost or collude."""
+    """Secure aggregation withstands the assumed losses and colluders."""
     if aggregation.dropout + aggregation.corrupt >= 0.5:
         raise ConfigError(
             f"aggregation.dropout + aggregation.corrupt = "
@@ -93,11 +93,11 @@ def losses_fit(aggregation: Aggregation) -> None:
 
 
 def summed_fits(aggregation: Aggregation) -> None:
-    """The protocol can sum what is encoded, noised where it says."""
+    """The protocol can sum this encoding, with noise drawn as configured."""
     if aggregation.protocol == "secure" and aggregation.noise == "once":
         raise ConfigError(
-            "aggregation.noise = 'once' with protocol 'secure': there every client adds its own "
-            "share; use noise = 'per-client', or protocol = 'ideal'"
+            "aggregation.noise = 'once' with protocol 'secure', under which every client adds its "
+            "own share: use noise = 'per-client', or protocol = 'ideal'"
         )
     if aggregation.protocol != "float":
         return
@@ -126,23 +126,23 @@ def protects_examples(privacy: Privacy, aggregation: Aggregation) -> None:
 
 
 def one_holder(population: Population, privacy: Privacy) -> None:
-    """An example that is protected by itself is in one client, once."""
+    """Where examples are the unit, each is held once, by one client."""
     if privacy.unit == "example" and population.partition == "resampled":
         raise ConfigError(
-            "population.partition = 'resampled' with privacy.unit = 'example': it deals each "
-            "example to any number of clients, any number of times, and the cost is that of one "
+            "population.partition = 'resampled' with privacy.unit = 'example': it gives each "
+            "example to any number of clients, any number of times, while the cost is that of one "
             "copy; use another partition, or unit = 'client'"
         )
 
 
 def adapts(privacy: Privacy, aggregation: Aggregation) -> None:
-    """Clipping adapts only where noise hides the bits that tell how."""
+    """Clipping adapts only where noise hides the clipping bits."""
     if privacy.adaptive_quantile is None:
         return
     where = f"privacy.adaptive_quantile = {privacy.adaptive_quantile:g}"
     if privacy.mechanism not in ("distributed-gaussian", "central-gaussian", "local-gaussian"):
         raise ConfigError(
-            f"{where}: mechanism '{privacy.mechanism}' has no noise to hide the clipping bits in, "
+            f"{where}: mechanism '{privacy.mechanism}' has no noise that hides the clipping bits, "
             f"or noise that fixes the norm; use distributed-gaussian, central-gaussian or "
             f"local-gaussian"
         )
@@ -160,8 +160,8 @@ def coin_is_added(cohort: Cohort, aggregation: Aggregation) -> None:
 
 
 def with_buffer_as_cohort(tree: Any) -> Any:
-    """The tree with `cohort.expected` as large as a buffer, where rounds are buffered and it is
-    left out; whatever has another shape is left to validation."""
+    """The tree with `cohort.expected` set to the buffer's size, where rounds are buffered and it is
+    left out; a tree of any other shape is left to validation."""
     if not isinstance(tree, Mapping):
         return tree
     rounds, cohort = tree.get("rounds"), tree.get("cohort", {})
@@ -173,7 +173,7 @@ def with_buffer_as_cohort(tree: Any) -> Any:
 
 
 def buffers_fit(rounds: Rounds, population: Population, cohort: Cohort) -> None:
-    """Buffered rounds say how large they are, and every buffer has that size."""
+    """Buffered rounds state their size, and every buffer has that size."""
     if rounds.mode == "synchronous":
         for key in ("buffer", "concurrency"):
             if getattr(rounds, key) is not None:
@@ -196,8 +196,8 @@ def buffers_fit(rounds: Rounds, population: Population, cohort: Cohort) -> None:
         )
     if size > training:
         raise ConfigError(
-            f"rounds.buffer = {size} is more than rounds.concurrency = {training}; let at least as "
-            f"many clients train as a buffer takes"
+            f"rounds.buffer = {size} is more than rounds.concurrency = {training}; at least as "
+            f"many clients must train as a buffer takes"
         )
     if population.clients is not None and training > population.clients:
         raise ConfigError(
@@ -207,13 +207,13 @@ def buffers_fit(rounds: Rounds, population: Population, cohort: Cohort) -> None:
     if cohort.sampling != "arrivals":
         raise ConfigError(
             f"cohort.sampling = '{cohort.sampling}' with rounds.mode = 'buffered': a buffer takes "
-            f"the uploads that come first, which no sampling describes; say 'arrivals'"
+            f"the uploads that come first, which no sampling describes; use 'arrivals'"
         )
     for key in ("expected", "cap", "min_survivors"):
         if getattr(cohort, key) not in (None, size):
             raise ConfigError(
                 f"cohort.{key} = {getattr(cohort, key)} with rounds.buffer = {size}: every buffer "
-                f"holds exactly that many uploads; leave it out, or say {size}"
+                f"holds exactly that many uploads; leave it out, or set it to {size}"
             )
     if cohort.participation < 1 or cohort.min_separation is not None:
         key = "participation" if cohort.participation < 1 else "min_separation"
@@ -224,7 +224,7 @@ def buffers_fit(rounds: Rounds, population: Population, cohort: Cohort) -> None:
 
 
 def buffers_accounted(rounds: Rounds, privacy: Privacy, aggregation: Aggregation) -> None:
-    """What a buffered round's noise and norm rest on holds whichever buffer an upload enters."""
+    """A buffered round's noise and norm do not depend on which buffer an upload enters."""
     if rounds.mode == "synchronous":
         return
     where = "with rounds.mode = 'buffered'"
@@ -241,7 +241,7 @@ def buffers_accounted(rounds: Rounds, privacy: Privacy, aggregation: Aggregation
     if privacy.adaptive_quantile is not None:
         raise ConfigError(
             f"privacy.adaptive_quantile = {privacy.adaptive_quantile:g} {where}: uploads of one "
-            f"buffer began under different norms; use a fixed privacy.clip"
+            f"buffer started under different norms; use a fixed privacy.clip"
         )
     if aggregation.encoding != "wide":
         raise ConfigError(

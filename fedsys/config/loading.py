@@ -1,4 +1,4 @@
-"""A configuration from its source, and back to TOML."""
+"""Loads a configuration from its source, and writes it back as TOML."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load(
         source: A TOML file, the name of a shipped recipe, or None for the quickstart.
         overrides: ``section.key=value`` each, applied in order; the value is read as TOML, and
             as a bare string where it is not valid TOML.
-        values: the same from Python, ``{"section.key": value}``; None takes a key away.
+        values: the same from Python, ``{"section.key": value}``; None removes a key.
 
     Raises:
         ConfigError: one line naming the key, its value, what is allowed and the nearest name.
@@ -49,7 +49,7 @@ def validate(tree: Mapping[str, Any]) -> Config:
 
 
 def dump(config: Config) -> str:
-    """The configuration as TOML; `load` of it gives an equal `Config`."""
+    """The configuration as TOML; `load` reads it back as an equal `Config`."""
     return tomli_w.dumps(config.model_dump(exclude_none=True))
 
 

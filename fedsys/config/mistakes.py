@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in one line."""
+"""Explains what is wrong with a configuration, in one line."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """The first problem as one line.
 
     Args:
-        error: of validating a tree.
-        root: what the tree was to become.
+        error: from validating a tree.
+        root: the model that the tree was validated against.
     """
     problem = error.errors(include_url=False)[0]
     location = [str(part) for part in problem["loc"]]
@@ -52,6 +52,6 @@ def _literals(location: list[str], root: type[BaseModel]) -> list[str]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The known name that is nearest to an unknown one, in parentheses; empty if none is near."""
+    """The known name nearest to an unknown one, in parentheses; empty if none is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""

@@ -15,17 +15,17 @@ _EXCLUSIVE = {"epsilon": "noise_multiplier", "noise_multiplier": "epsilon"}
 
 
 def apply(overrides: Iterable[str], tree: dict[str, Any]) -> None:
-    """Write values over those of a tree, in place.
+    """Replace values in a tree, in place.
 
-    `privacy.epsilon` and `privacy.noise_multiplier` replace one another unless both are given, and
-    mechanism "none" takes both away.
+    `privacy.epsilon` and `privacy.noise_multiplier` replace each other unless both are given, and
+    mechanism "none" removes both.
 
     Args:
-        overrides: as `fedsys.config.load` takes them.
+        overrides: as for `fedsys.config.load`.
         tree: tables by name.
 
     Raises:
-        ConfigError: an override of another form.
+        ConfigError: an override is malformed.
     """
     given: set[str] = set()
     for override in overrides:
@@ -43,10 +43,10 @@ def apply_values(values: Mapping[str, Any], tree: dict[str, Any]) -> None:
     """The same with values from Python, ``{"privacy.epsilon": 4}`` or ``{"privacy": {...}}``.
 
     NumPy's and torch's scalars and arrays count as the numbers and lists that they hold, paths as
-    text. None takes a key away, so that its default holds.
+    text. None removes a key, so that its default applies.
 
     Raises:
-        ConfigError: names the key of a value that no configuration holds.
+        ConfigError: a value has no TOML type; the message names its key.
     """
     given: set[str] = set()
     for key, value in _flat(values):
@@ -58,17 +58,17 @@ def apply_values(values: Mapping[str, Any], tree: dict[str, Any]) -> None:
 
 
 def plain(value: Any, where: str) -> Any:
-    """What TOML would hold for a value from Python.
+    """A value from Python as TOML would hold it.
 
     >>> import numpy as np
     >>> plain({"rate": np.float64(0.5), "sizes": np.arange(2)}, "settings")
     {'rate': 0.5, 'sizes': [0, 1]}
 
     Raises:
-        ConfigError: starts with `where`.
+        ConfigError: the value has no TOML type; the message starts with `where`.
     """
     if isinstance(value, (bool, int, float, str)):
-        # An int or float may be of a class of its own, as numpy.float64 is.
+        # An int or float may be of a subclass, such as numpy.float64.
         kind: type = next(each for each in (bool, int, float, str) if isinstance(value, each))
         return value if type(value) is kind else kind(value)
     if isinstance(value, os.PathLike):
@@ -80,8 +80,8 @@ def plain(value: Any, where: str) -> Any:
     if hasattr(value, "tolist"):  # NumPy and torch, without importing either
         return plain(value.tolist(), where)
     raise ConfigError(
-        f"{where}: a {type(value).__name__} is no setting; give a number, text, a path, a list or "
-        f"a table of them"
+        f"{where}: a {type(value).__name__} is not a setting; give a number, text, a path, a list "
+        f"or a table of them"
     )
 
 

@@ -1,4 +1,4 @@
-"""The tables of a configuration: what each key is called, may be, and is by default."""
+"""The tables of a configuration: each key's name, allowed values and default."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class Section(BaseModel):
 
 
 class Job(Section):
-    """What a run is called and what its seed feeds.
+    """The job's name and seed.
 
     Attributes:
-        name: Name of the job. A simulation writes to ``runs/<name>`` unless it is told otherwise.
+        name: Name of the job. A simulation writes to ``runs/<name>`` by default.
         seed: Seeds the initial weights, the partition and the order of batches, never cohorts,
             keys or noise: those come from the operating system. A run without noise
-            (``privacy.mechanism = "none"``) derives its cohorts from the seed too, so that it can
+            (``privacy.mechanism = "none"``) also derives its cohorts from the seed, so that it can
             be repeated.
     """
 
@@ -69,7 +69,7 @@ class TaskSection(Section):
             ``"package.module:Attr"`` for a task of your own.
         options: Passed to the task. Each task documents and checks its own options.
         graph_sha256: SHA-256 that ``fedsys task export`` prints. Devices without the task's code
-            train from the graph with this hash; empty where there is none.
+            train from the graph with this hash; empty for none.
     """
 
     name: str = "digits"
@@ -81,17 +81,17 @@ class Population(Section):
     """Which clients exist, and which examples each of them holds.
 
     Attributes:
-        clients: Number of clients. Left out, it is what the partition yields, which ``one-each``
-            and ``by-column`` know; the other partitions need it.
-        partition: How a simulation deals the training examples. ``one-each``: one example a client.
-            ``iid``: equal random parts. ``dirichlet``: equal sizes, each client's mix of classes
-            drawn from a Dirichlet distribution. ``shards``: sorted by class, cut into pieces,
-            ``shards`` pieces a client. ``by-column``: the clients that the data names.
-            ``resampled``: ``examples`` rows a client, drawn with replacement, for measuring
+        clients: Number of clients. If left out, it is what the partition yields, which works for
+            ``one-each`` and ``by-column``; the other partitions need it.
+        partition: How a simulation assigns the training examples. ``one-each``: one example per
+            client. ``iid``: equal random parts. ``dirichlet``: equal sizes, each client's mix of
+            classes drawn from a Dirichlet distribution. ``shards``: sorted by class, cut into
+            pieces, ``shards`` pieces per client. ``by-column``: the clients that the data names.
+            ``resampled``: ``examples`` rows per client, drawn with replacement, for measuring
             systems rather than accuracy.
         alpha: Concentration of ``dirichlet``; the smaller it is, the more the clients differ.
-        shards: Pieces a client under ``shards``.
-        examples: Rows a client under ``resampled``.
+        shards: Pieces per client under ``shards``.
+        examples: Rows per client under ``resampled``.
     """
 
     clients: Count | None = None
@@ -109,19 +109,19 @@ class Cohort(Section):
     Attributes:
         sampling: ``poisson`` invites each client independently. ``fixed`` draws a uniform subset of
             constant size. ``min-separation`` lets at least ``min_separation`` rounds pass before a
-            client returns, and claims no amplification. ``arrivals`` goes with buffered rounds,
-            where a cohort is the clients whose uploads come first.
+            client returns, and claims no amplification. ``arrivals`` is for buffered rounds, where
+            a cohort consists of the clients whose uploads come first.
         expected: Expected size of a cohort, the constant that every sum is divided by. In buffered
             rounds it is ``rounds.buffer``.
-        cap: A larger cohort is given up. Left out, it is derived, so that such rounds are too rare
-            to cost more than a small part of delta.
-        min_survivors: With fewer survivors a round is given up. Left out, it is derived like
-            ``cap``.
-        participation: Probability with which an invited client contributes its update; otherwise it
+        cap: Largest cohort; a larger one aborts its round. If left out, it is derived so that such
+            rounds are rare enough to cost only a small part of delta.
+        min_survivors: Fewest survivors; with fewer a round is aborted. If left out, it is derived
+            like ``cap``.
+        participation: Probability that an invited client contributes its update; otherwise it
             secretly contributes zeros and its share of the noise.
-        min_separation: Least number of rounds between two participations of one client. Required
-            by ``min-separation`` and by ``banded-mf``; under ``banded-mf`` with Poisson sampling
-            it is the number of groups that take turns.
+        min_separation: Fewest rounds between two participations of one client. Required by
+            ``min-separation`` and by ``banded-mf``; under ``banded-mf`` with Poisson sampling it is
+            the number of groups that take turns.
     """
 
     sampling: Literal["poisson", "fixed", "min-separation", "arrivals"] = "poisson"
@@ -136,19 +136,21 @@ class Rounds(Section):
     """How many rounds a job pays for, and when a round closes.
 
     Attributes:
-        count: Number of rounds. Delta is split over them, and a round that a crash lost counts.
-        answer: When a device's upload leaves, unless its owner asks for more. ``at-once`` shows how
-            long it trained, and so how much data it has. ``bucketed`` waits for one of a few times
-            that follow from the job alone. ``at-deadline`` waits for the end of the stage.
+        count: Number of rounds. Delta is split over them, and a round lost to a crash counts.
+        answer: When a device sends its upload, unless its owner requires a later time. ``at-once``
+            reveals how long it trained, and so how much data it has. ``bucketed`` waits for one of
+            a few times that depend on the job alone. ``at-deadline`` waits for the end of the
+            stage.
         mode: In ``synchronous`` rounds a cohort is invited and awaited. In ``buffered`` rounds,
             which do not run over Flower, clients upload when they are ready, and a round closes
             with its ``buffer``-th upload.
-        buffer: Uploads that close a buffered round.
-        concurrency: Clients that train at a time in buffered rounds.
-        max_staleness: Most model versions that may come out while a client trains. It scales its
-            update down by their number s, to 1 / sqrt(1 + s) of it. Beyond this number a
+        buffer: Number of uploads that close a buffered round.
+        concurrency: Number of clients that train at a time in buffered rounds.
+        max_staleness: Most model versions that may be released while a client trains. A client
+            scales its update by 1 / sqrt(1 + s) where s is their number. Above this limit a
             simulated client sends zeros and its share of the noise, and a device is not asked.
-        epoch: Buffers that one committee serves under the same keys, which are erased afterwards.
+        epoch: Number of buffers that one committee serves with the same keys, which are erased
+            afterwards.
     """
 
     count: Count = 40
@@ -161,8 +163,8 @@ class Rounds(Section):
 
     @property
     def epoch_clients(self) -> int:
-        """Clients that an epoch invites: those that train at its beginning, and one for each upload
-        that its buffers take."""
+        """Number of clients that an epoch invites: those that train at its beginning, and one for
+        each upload that its buffers take."""
         return (self.concurrency or 0) + self.epoch * (self.buffer or 0)
 
 
@@ -171,8 +173,8 @@ class Local(Section):
 
     Attributes:
         epochs: Passes over the client's examples in a round.
-        batch_size: Examples in a batch. Under ``example-gaussian`` it is the average size from
-            which ``privacy.example_rate`` follows.
+        batch_size: Examples in a batch. Under ``example-gaussian`` it is the average size, from
+            which ``privacy.example_rate`` is derived.
         optimizer: Optimizer of the local steps.
         learning_rate: Step size.
         momentum: Momentum of SGD.
@@ -192,10 +194,10 @@ class Local(Section):
 class Server(Section):
     """What the server does with a round's mean update.
 
-    The mean is unweighted under every strategy, ``fedavg`` included: each client counts alike,
-    however many examples it has, and the sum is divided by the expected cohort. A weight would be a
-    number of the client's own that no noise hides, and would let some clients move the sum further
-    than the clipping norm that is paid for.
+    The mean is unweighted under every strategy, including ``fedavg``: each client counts equally,
+    however many examples it has, and the sum is divided by the expected cohort size. A weight would
+    be a private number of the client that no noise hides, and would let some clients move the sum
+    by more than the clipping norm that is paid for.
 
     Attributes:
         strategy: Server optimizer: fedavg, fedavgm, fedprox, fedadagrad, fedadam or fedyogi, or
@@ -216,37 +218,37 @@ class Server(Section):
 
 
 class Privacy(Section):
-    """What is promised, and the noise that keeps the promise.
+    """The privacy guarantee, and the noise that provides it.
 
-    ``epsilon`` alone calibrates the noise; ``noise_multiplier`` alone sets it and epsilon follows;
-    with both, epsilon is the budget at which the run stops.
+    ``epsilon`` alone calibrates the noise; ``noise_multiplier`` alone sets it, and epsilon is
+    derived; with both, epsilon is the budget at which the run stops.
 
     Attributes:
         mechanism: ``distributed-gaussian``: every client adds a share of the noise.
-            ``central-gaussian``: the coordinator adds it to the sum. ``local-gaussian``: every
-            client adds all of the noise that is promised. ``banded-mf``: the coordinator's noise is
-            correlated over rounds. ``example-gaussian``: DP-SGD within each client, for few large
-            clients. ``none``: no noise and no privacy claim.
+            ``central-gaussian``: the coordinator adds the noise to the sum. ``local-gaussian``:
+            every client adds all of the noise. ``banded-mf``: the coordinator's noise is correlated
+            over rounds. ``example-gaussian``: DP-SGD within each client, for few large clients.
+            ``none``: no noise and no privacy claim.
         epsilon: Epsilon that the guaranteed view must not exceed.
         noise_multiplier: Standard deviation of the noise over the sensitivity of the sum.
         delta: Delta of the whole job, in every view.
-        clip: L2 norm to which a client's update is clipped; where clipping adapts, that of the
+        clip: L2 norm to which a client's update is clipped; with adaptive clipping, the norm of the
             first round.
-        unit: What one neighbouring data set adds, removes or replaces: a ``client``, or an
-            ``example`` (``example-gaussian`` alone).
+        unit: What neighbouring data sets differ in: a ``client``, or an ``example``
+            (``example-gaussian`` only).
         guarantee: View for which the noise is calibrated and the budget holds. ``outsider`` sees
-            released models, ``server`` sees every cohort as well.
+            released models, ``server`` also sees every cohort.
         max_colluders: Number of clients that may collude, whatever cohorts the coordinator
-            chooses. They are assumed in the epsilons of participant and server.
-        max_participations: Rounds to which one client contributes at most; in further ones it sends
+            chooses. The epsilons of participant and server assume them.
+        max_participations: Most rounds to which one client contributes; in later rounds it sends
             zeros and its share of the noise, and buffered rounds do not ask it. Required by the
             server guarantee, by ``min-separation`` and by buffered rounds.
         example_clip: L2 norm to which an example's gradient is clipped under ``example-gaussian``.
-        example_rate: Probability with which an example is in a local batch under
-            ``example-gaussian``. Left out, it follows from ``local.batch_size`` and the average
-            number of examples a client.
-        adaptive_quantile: Fraction of updates that should stay below the clipping norm. Given, the
-            norm adapts to it from round to round; left out, it is fixed.
+        example_rate: Probability that an example is in a local batch under ``example-gaussian``. If
+            left out, it is derived from ``local.batch_size`` and the average number of examples per
+            client.
+        adaptive_quantile: Fraction of updates that should stay below the clipping norm. If given,
+            the norm adapts to it from round to round; otherwise it is fixed.
         adaptive_rate: Step size of that adaptation.
         adaptive_layers: Whether one norm clips the whole update (``flat``) or each parameter of the
             model has its own (``per-layer``).
@@ -280,16 +282,16 @@ class Aggregation(Section):
 
     Attributes:
         protocol: ``secure`` runs secure aggregation with every client's keys, shares and losses.
-            ``ideal`` adds the same integers in the clear, equal to the bit. ``float`` adds clipped
-            updates in floating point, for speed; it is not a release.
+            ``ideal`` adds the same integers in the clear, with bit-identical sums. ``float`` adds
+            clipped updates in floating point, for speed; it is not a release.
         noise: ``per-client`` draws each client's share. ``once`` draws the noise of a simulated sum
-            in one go, which takes less time.
-        encoding: ``wide`` scales and rounds updates in a wide ring. ``narrow`` rotates them first
-            and rounds at random, for 20 bits a coordinate and fewer.
-        modulus_bits: Bits of the ring in which integers are added. 0 is the smallest of 16, 20, 24,
-            32 and more that holds the largest sum with its noise (16 under ``narrow``).
+            at once, which takes less time.
+        encoding: ``wide`` scales and rounds updates in a wide ring. ``narrow`` first rotates them
+            and then rounds at random, for at most 20 bits per coordinate.
+        modulus_bits: Bits of the ring in which integers are added. 0 chooses the smallest of 16,
+            20, 24, 32 and more that holds the largest sum with its noise (16 under ``narrow``).
         dropout: Probability that a member of a cohort is lost. Secure aggregation withstands more
-            losses than that makes likely, and delta pays for the rest.
+            losses than this makes likely, and delta pays for the rest.
         corrupt: Fraction of a cohort that may collude with the coordinator, which bounds the
             colluders only if cohorts are sampled honestly.
     """
@@ -307,7 +309,7 @@ class Evaluation(Section):
 
     Attributes:
         data: ``test`` evaluates on the task's test examples, ``none`` does not evaluate.
-        every: Rounds between two evaluations; the last round is always evaluated.
+        every: Number of rounds from one evaluation to the next; the last round is always evaluated.
     """
 
     data: Literal["test", "none"] = "test"
@@ -315,7 +317,7 @@ class Evaluation(Section):
 
 
 class Engine(Section):
-    """How fast a simulation trains: nothing here changes what is promised.
+    """How a simulation is computed: nothing here changes the privacy guarantee.
 
     Zero and ``auto`` mean "measure and choose"; the choice is stored with the run.
 
@@ -323,9 +325,9 @@ class Engine(Section):
         path: How clients are trained: one by one (``loop``), many at once (``batched``), through
             Gram matrices where the model is linear enough (``dual``), or as a recorded CUDA graph
             (``graph``, GPUs only).
-        chunk: Clients trained at once.
-        threads: Threads of each training process; 0 is one.
-        processes: Training processes.
+        chunk: Number of clients trained at once.
+        threads: Threads per training process; 0 means one.
+        processes: Number of training processes.
         deadline: Seconds that a chunk of clients may take before the run gives up.
         backend: ``local`` trains on this machine, ``ray`` on a Ray cluster.
         address: Address of the Ray cluster; empty starts one on this machine.
@@ -343,16 +345,17 @@ class Engine(Section):
 class Faults(Section):
     """What a simulation does to its virtual clients.
 
-    All of it is a function of ``job.seed``, so a run's faults can be repeated.
+    All faults are derived from ``job.seed``, so they can be repeated.
 
     Attributes:
         dropout: Probability that a member of a cohort vanishes, at a stage drawn at random.
-        availability: Share of clients that can be reached at their best hour.
-        diurnal: How far that share falls at a client's worst hour, from 0 (not at all) to 1 (to
-            nothing).
+        availability: Probability that a client can be reached at its best hour.
+        diurnal: How far that probability falls at a client's worst hour, from 0 (not at all) to 1
+            (to zero).
         speed_spread: Sigma of the log-normal factor by which clients are faster or slower.
-        seconds_per_example: Simulated seconds that a client of median speed takes for an example.
-        deadline: Simulated seconds after which a round goes on without stragglers; 0 waits for all.
+        seconds_per_example: Simulated seconds that a client of median speed takes per example.
+        deadline: Simulated seconds after which a round continues without stragglers; 0 waits for
+            all.
     """
 
     dropout: Fraction = 0.0
@@ -368,12 +371,12 @@ class TuningPart(Section):
 
     Attributes:
         delta: Delta of each run.
-        overhead: Part of delta at which no step is accounted: it pays for aborts that show, and for
+        overhead: Portion of delta that is not for the steps: it pays for visible aborts, and for
             the noise's distance from a Gaussian.
-        aside: Of that, what pays for the noise's distance.
+        aside: Portion of the overhead that pays for the noise's distance.
         log_distance: Logarithm of that distance, in total variation.
-        steps: Gaussian steps, each as multiplier, sampling rate, 1 if neighbours are replaced, and
-            how many there are.
+        steps: Gaussian steps, each as multiplier, sampling rate, 1 if neighbours are replaced (0 if
+            not), and count.
     """
 
     delta: Annotated[Finite, Field(gt=0, lt=1)]
@@ -391,7 +394,7 @@ class Tuning(Section):
 
     Attributes:
         runs: Number of those runs.
-        epsilon: What the outsider learned from all of them together, at ``delta``.
+        epsilon: Outsider's epsilon of all of them together, at ``delta``.
         delta: Delta of that epsilon.
         heads: Heads of their ledgers.
         part: Their rounds, from which the total with this run is composed; without it epsilons and
@@ -408,6 +411,6 @@ class Tuning(Section):
     part: TuningPart | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """For the ledger; an infinite epsilon is the string "inf"."""
+        """The section for the ledger; an infinite epsilon is the string "inf"."""
         facts = self.model_dump(exclude_none=True)
         return facts | ({"epsilon": "inf"} if self.epsilon == math.inf else {})

@@ -1,4 +1,4 @@
-"""Where a configuration comes from: a file, or a recipe that ships with the product."""
+"""Where a configuration comes from: a file, or a shipped recipe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_BYTES = 1 << 20
 
 
 def recipes() -> dict[str, str]:
-    """The recipes that ship with the product: name to TOML text."""
+    """The shipped recipes: name to TOML text."""
     folder = resources.files("simulations") / "recipes"
     return {
         entry.name.removesuffix(".toml"): entry.read_text(encoding="utf-8")
@@ -26,10 +26,10 @@ def recipes() -> dict[str, str]:
 
 
 def read(source: Path | str | None) -> dict[str, Any]:
-    """The tables of a source as they are written, unchecked.
+    """The tables of a source as written, not validated.
 
     Args:
-        source: as `fedsys.config.load` takes it.
+        source: as for `fedsys.config.load`.
 
     Raises:
         ConfigError: there is no such source, or it is not TOML.
@@ -42,7 +42,7 @@ def read(source: Path | str | None) -> dict[str, Any]:
 
 
 def _text(source: Path | str | None) -> tuple[str, str]:
-    """What a source says, and what to call it."""
+    """A source's text, and its name for messages."""
     if source is None:
         source = "quickstart"
     path = Path(source)
@@ -51,7 +51,7 @@ def _text(source: Path | str | None) -> tuple[str, str]:
         return shipped[source], f"recipe {source}"
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: larger than 1 MiB, which no configuration is")
+            raise ConfigError(f"{path}: larger than 1 MiB, the most that a configuration may be")
         return path.read_text(encoding="utf-8"), str(path)
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text; a configuration is a TOML file") from None

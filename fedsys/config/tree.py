@@ -41,7 +41,7 @@ __all__ = ["Config"]
 
 
 class Config(Section):
-    """A whole job. Immutable; `model_copy(update=...)` makes a variant."""
+    """A job's configuration. Immutable; `model_copy(update=...)` makes a variant."""
 
     job: Job = Field(default_factory=Job)
     task: TaskSection = Field(default_factory=TaskSection)

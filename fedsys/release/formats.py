@@ -1,8 +1,8 @@
-"""A model in the formats that other programs read; each carries what its training cost.
+"""A model in the formats that other programs read; each carries the privacy cost of its training.
 
-``.safetensors`` holds the weights, ``.pt2`` and ``.onnx`` the whole computation with any number of
-examples at once. A model that loops over a sequence is unrolled step by step, which takes torch
-minutes, longest for an ``.onnx``.
+``.safetensors`` holds the weights, ``.pt2`` and ``.onnx`` the whole computation for batches of any
+size. A model that loops over a sequence is unrolled step by step, which takes torch minutes,
+longest for ``.onnx``.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _any_number() -> dict[int, object]:
 
 @contextmanager
 def _quiet(what: str) -> Iterator[None]:
-    """Torch's exporters warn of their own insides, and raise much for one cause."""
+    """Silences torch's exporters' internal warnings, and turns any error into a ConfigError."""
     noisy = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = noisy.level
     noisy.setLevel(logging.ERROR)

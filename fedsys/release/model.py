@@ -1,7 +1,7 @@
-"""The model that a run released, read back from a folder that is untrusted.
+"""The model that a run released, read from an untrusted folder.
 
-Nothing is unpickled but tensors, no code that the folder names is imported, and what is read is
-what the ledger's last line names.
+Nothing but tensors is unpickled, no code that the folder names is imported, and the model must be
+the one that the ledger's last line names.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _MOST_BYTES = 1 << 32
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasedModel:
-    """A run's final weights, and what is known of them.
+    """A run's final weights, and the facts about them.
 
     Attributes:
-        config: of the run.
-        state: its ``state_dict``.
-        facts: words for anyone who gets the model: privacy, ledger's head, hash; all as text.
+        config: the run's configuration.
+        state: the model's ``state_dict``.
+        facts: what goes with the model as metadata: privacy, ledger head, hash; all as text.
     """
 
     config: Config
@@ -46,13 +46,13 @@ class ReleasedModel:
 
     @classmethod
     def of(cls, run: Path) -> ReleasedModel:
-        """Audit a run's folder and read its model.
+        """Audits a run's folder and reads its model.
 
         Args:
-            run: private or published.
+            run: the folder, private or published.
 
         Raises:
-            AuditInputError: it is no run's folder.
+            AuditInputError: it is not a run's folder.
             RunFolderError: its audit fails, or its model is missing or not a plain ``state_dict``.
         """
         audit = audit_run(run)
@@ -96,7 +96,7 @@ class ReleasedModel:
         """`model` with these weights, in evaluation mode.
 
         Raises:
-            RunFolderError: they are another model's.
+            RunFolderError: they are not this model's weights.
         """
         expected = model.state_dict()
         for name in sorted(set(expected) | set(self.state)):
@@ -111,7 +111,7 @@ class ReleasedModel:
 
 
 def _cost(audit: AuditResult) -> dict[str, str]:
-    """What the model tells an outsider, tuning runs included, and what this run alone does."""
+    """The outsider's epsilon including tuning runs, and that of this run alone."""
     spent, total = repr(audit.curve[-1].spent.outsider), audit.total
     if total is None:
         return {"epsilon": spent, "delta": repr(audit.delta), "tuning_runs": "0"}
@@ -125,7 +125,7 @@ def _cost(audit: AuditResult) -> dict[str, str]:
 
 
 def _preparation(config: Config, run: Path) -> str:
-    """How a table's rows become the model's inputs, as JSON; empty where the task is no table."""
+    """How a table's rows become the model's inputs, as JSON; empty if the task reads no table."""
     from fedsys.tasks.tables.stored import columns_of
 
     columns = columns_of(config.task.name, config.task.options, run / "data.json")
@@ -137,7 +137,7 @@ def _form(tensor: Tensor | None) -> str:
 
 
 def _tensors(content: bytes, where: str) -> dict[str, Tensor]:
-    """A ``state_dict`` and nothing else; what it claims to hold must fit into its bytes."""
+    """A ``state_dict`` and nothing else; the sizes that it states must fit into its bytes."""
     import torch
 
     try:
@@ -145,7 +145,7 @@ def _tensors(content: bytes, where: str) -> dict[str, Tensor]:
             if sum(entry.file_size for entry in archive.infolist()) > len(content):
                 raise ValueError("it inflates")
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile archive makes torch raise anything
+    except Exception as error:  # a malicious archive makes torch raise anything
         reason = str(error).split("\n")[0][:120]
         raise RunFolderError(f"{where} is not a state_dict of tensors: {reason}") from None
     if not isinstance(state, dict) or not state:

@@ -1,4 +1,4 @@
-"""What may leave the house: the part of a run's folder that the outsider's epsilon covers."""
+"""What may be published: the part of a run's folder that the outsider's epsilon covers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COPIED = ("config.toml", "ledger.jsonl", COSIGNED, PROOF, "metrics.jsonl", "mod
 
 
 def publish_run(run: Path, out: Path) -> RunFolder:
-    """Copy `run` to the new folder `out` without anything that tells realised cohorts.
+    """Copies `run` to the new folder `out` without anything that reveals realised cohorts.
 
     Raises:
         RunFolderError: `run` is not a finished run, or `out` is not empty.
@@ -31,7 +31,7 @@ def publish_run(run: Path, out: Path) -> RunFolder:
             )
     if (run / "canaries.jsonl").exists():
         raise RunFolderError(
-            f"{run}: a run with canaries is for its audit alone; publish one without --canaries"
+            f"{run}: a run with canaries is only for its audit; publish one without --canaries"
         )
     summary = public_summary(json.loads(source.summary.read_text(encoding="utf-8")))
     target = RunFolder.create(out)

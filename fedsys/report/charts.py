@@ -1,4 +1,4 @@
-"""Which charts a report shows, and what each says in words."""
+"""Which charts a report shows, and their summaries in text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VIEWS = ("outsider", "participant", "server")
 
 
 def metric_charts(folder: RunContents) -> list[Chart]:
-    """One chart a metric over the rounds."""
+    """One chart per metric over the rounds."""
     charts = []
     for name, (rounds, values) in folder.metrics.items():
         fraction = "accuracy" in name and all(0 <= value <= 1 for value in values)
@@ -36,7 +36,7 @@ def metric_charts(folder: RunContents) -> list[Chart]:
 
 
 def epsilon_chart(curve: Sequence[EpsilonPoint], facts: Facts) -> list[Chart]:
-    """Privacy spent against the budget; none where nothing finite was derived."""
+    """Privacy spent against the budget; no chart where nothing finite was derived."""
     series, endless = [], []
     for view in VIEWS:
         values = [getattr(point.spent, view) for point in curve]
@@ -66,7 +66,7 @@ def epsilon_chart(curve: Sequence[EpsilonPoint], facts: Facts) -> list[Chart]:
         notes.append(f"Not drawn, because it is infinite: {' and '.join(endless)}.")
     return [
         Chart(
-            title="Privacy spent (ε), by who looks",
+            title="Privacy spent (ε), by view",
             summary=f"Privacy spent over {len(curve)} rounds, ending at {ends}.",
             series=tuple(series),
             scale=scale,
@@ -88,7 +88,7 @@ def diagnostic_charts(folder: RunContents) -> list[Chart]:
         _time_to_accuracy(folder, rounds),
         _chart(
             "Cohort",
-            "clients asked, and those that stayed to the end",
+            "clients invited, and those that stayed to the end",
             rounds,
             (
                 ("sampled", lambda each: each.sampled),
@@ -107,7 +107,7 @@ def diagnostic_charts(folder: RunContents) -> list[Chart]:
         ),
         _chart(
             "Noise to signal",
-            "length of the noise over that of the summed updates",
+            "norm of the noise over that of the summed updates",
             rounds,
             (("noise / signal", lambda each: each.noise_to_signal),),
             floor=0.0,
@@ -145,7 +145,7 @@ def _time_to_accuracy(folder: RunContents, rounds: Sequence[RoundDiagnostics]) -
             ),
         ),
         scale="percent",
-        note=f"over {unit} of the simulated clock, stragglers and deadline included",
+        note=f"over {unit} of simulated time, including stragglers and deadlines",
     )
 
 

@@ -20,8 +20,8 @@ def checklist(folder: RunContents, audit: AuditResult, facts: Facts) -> tuple[tu
         if claim.name.lower().startswith("epsilon, ") and claim.name.count(",") == 1
     )
     setting = {
-        "distributed-gaussian": "Distributed: noise by the clients, inside a secure sum.",
-        "local-gaussian": "Local: all of the noise by each client.",
+        "distributed-gaussian": "Distributed: the clients add the noise, inside a secure sum.",
+        "local-gaussian": "Local: every client adds all of the noise.",
         "example-gaussian": "Local to each silo: DP-SGD inside every client.",
         "none": "None.",
     }.get(facts.mechanism, "Central: a trusted server adds the noise.")
@@ -36,12 +36,12 @@ def checklist(folder: RunContents, audit: AuditResult, facts: Facts) -> tuple[tu
     formal = (
         "No guarantee: the mechanism is “none”."
         if facts.noiseless
-        else f"None can be made: {facts.withheld}."
+        else f"No statement can be made: {facts.withheld}."
         if facts.withheld is not None
         else "Not derived: see the audit."
         if spent is None
         else f"Outsider: ({figures.epsilon(spent.outsider)}, {figures.small(facts.delta)})-DP for "
-        "the final model and every released one before it, of this run"
+        "this run's final model and every model released before it"
         + (
             f"; participant: ε = {figures.epsilon(spent.participant)}"
             f"; server: ε = {figures.epsilon(spent.server)}, at the same δ."
@@ -63,7 +63,7 @@ def checklist(folder: RunContents, audit: AuditResult, facts: Facts) -> tuple[tu
         (
             "Final mechanism's output",
             "The model after each round. The sum of a round goes to the server alone, whose view "
-            "of it has its own ε.",
+            "has its own ε.",
         ),
         (
             "Unit of privacy",
@@ -80,7 +80,7 @@ def checklist(folder: RunContents, audit: AuditResult, facts: Facts) -> tuple[tu
         (
             "Transparency",
             "A signed, hash-chained ledger; “fedsys audit” derives every ε again, and names what "
-            "rests on somebody's word. "
+            "must be taken on trust. "
             + ("Libraries: " + ", ".join(libraries) + "." if libraries else "Open source."),
         ),
     )
@@ -97,12 +97,12 @@ def _with_tuning(facts: Facts) -> str:
 
 
 def _not_covered(facts: Facts) -> str:
-    """What the header says of tuning; only the ledgers of those runs can prove it."""
+    """What the header says about tuning; only the ledgers of those runs can prove it."""
     total = facts.total
     if total is None:
-        return "Evaluation is not; the ledger's header states no tuning runs."
+        return "Evaluation is not covered; the ledger's header states no tuning runs."
     return (
-        f"Evaluation is not. {figures.count(total.runs)} tuning runs before it cost the outsider's "
-        f"ε = {figures.epsilon(total.before)} by the ledger's header; with this run that makes "
-        f"{figures.epsilon(total.epsilon)} at δ = {figures.small(total.delta)}."
+        f"Evaluation is not covered. According to the ledger's header, {figures.count(total.runs)} "
+        f"tuning runs before it cost an outsider's ε = {figures.epsilon(total.before)}; with this "
+        f"run the total is {figures.epsilon(total.epsilon)} at δ = {figures.small(total.delta)}."
     )

@@ -1,6 +1,6 @@
 """A page that compares runs: one chart, tables, findings, and where they come from.
 
-In the style of a run's report, and like it self-contained: no script, nothing fetched.
+Styled like a run's report, and self-contained too: no script, nothing fetched.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ __all__ = ["Comparison", "Table", "build_comparison"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """Rows of a name and cells.
+    """A table whose rows are a name and cells.
 
     Attributes:
         title: what it shows.
         lead: how to read it.
-        columns: of the names, then of each cell.
+        columns: headings of the names and of each cell.
         rows: a name, and (figure, fine print) for each cell.
     """
 
@@ -42,10 +42,10 @@ class Comparison:
         title: its heading.
         intro: one or two sentences on what was run.
         chart: the comparison at a glance.
-        findings: tone ("good", "warning"...), one word, one sentence each.
+        findings: (tone such as "good" or "warning", one word, one sentence) each.
         tables: in order.
-        origin: label, value, whether it is code; the command among them.
-        config: what all runs share, as TOML.
+        origin: (label, value, whether it is code) each, including the command.
+        config: the configuration that all runs share, as TOML.
     """
 
     eyebrow: str

@@ -1,8 +1,8 @@
-"""What a run's folder says, read for showing it: bounded, no links followed, nothing executed.
+"""Reads a run's folder for display: bounded, no links followed, nothing executed.
 
-The folder is untrusted. Whatever is missing, too large or malformed becomes one
-line in `RunContents.problems`, because a page that shows nine files out of ten helps more than an
-exception. Whether the run's claims hold is for the audit to say, not for this module.
+The folder is untrusted. Anything missing, too large or malformed becomes one line in
+`RunContents.problems`, because a page that shows nine files out of ten is more useful than an
+exception. The audit decides whether the run's claims hold, not this module.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Tolerant(BaseModel):
-    """Reads what it knows; a newer version's keys are no reason not to show the rest."""
+    """Reads known keys and ignores others, such as those of a newer version."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -90,7 +90,7 @@ class Summary(_Tolerant):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundDiagnostics:
-    """One line of ``private.jsonl``, reduced to counts: what a plot needs, no client's id."""
+    """One line of ``private.jsonl``, reduced to the counts that a plot needs: no client ids."""
 
     round: int
     sampled: int | None
@@ -103,12 +103,12 @@ class RoundDiagnostics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunContents:
-    """What could be read of a run.
+    """What could be read from a run's folder.
 
     Attributes:
         config: the parsed ``config.toml``, empty if it could not be read.
-        config_text: its text, for showing.
-        metrics: name -> (rounds, values), one pair of equally long lists a metric.
+        config_text: its text, for display.
+        metrics: name -> (rounds, values), a pair of equally long lists for each metric.
         diagnostics: None in a public report.
         problems: one line for each thing that could not be read.
     """
@@ -132,7 +132,7 @@ def read(run: Path, *, private: bool) -> RunContents:
 
     Args:
         run: the folder.
-        private: whether to open ``private.jsonl``; without it the result is free of cohorts.
+        private: whether to open ``private.jsonl``; otherwise the result reveals no cohorts.
 
     Raises:
         RunFolderError: there is no such folder.
@@ -193,7 +193,7 @@ def _config(path: Path, problems: list[str]) -> tuple[dict[str, Any], str]:
 def _lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
     """Yields the objects of a JSON-lines file up to the first line that is not one."""
     try:
-        with open_regular(path, _ANY_SIZE) as file:  # its lines are counted below
+        with open_regular(path, _ANY_SIZE) as file:  # lines and their size are bounded below
             total = 0
             for number in range(1, MAX_ROUNDS + 1):
                 line = file.readline(MAX_LINE_BYTES + 1)

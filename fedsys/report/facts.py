@@ -35,11 +35,11 @@ class Facts:
 
     @property
     def noiseless(self) -> bool:
-        """Whether the run protects nobody."""
+        """Whether the run has no privacy mechanism."""
         return self.mechanism == "none"
 
     def compared(self, view: str) -> str:
-        """The two cases that a view must not tell apart, as the ledger's header declares."""
+        """The two cases that a view must not distinguish, as the ledger's header declares."""
         return self.neighbours.get(view, "not declared by the ledger's header")
 
 
@@ -47,8 +47,8 @@ _MECHANISMS = {
     "distributed-gaussian": (
         "distributed Gaussian",
         "Every client adds its share of rounded Gaussian noise before its update is encrypted, so "
-        "that outside the clients only a noisy total ever exists; the server adds the shares of "
-        "those that are missing.",
+        "only a noisy total ever exists outside the clients; the server adds the shares of clients "
+        "that were lost.",
     ),
     "central-gaussian": (
         "central Gaussian",
@@ -66,8 +66,8 @@ _MECHANISMS = {
     ),
     "example-gaussian": (
         "per-example Gaussian (DP-SGD in each client)",
-        "Every client adds noise to each of its own training steps, which protects single "
-        "examples inside it.",
+        "Every client adds noise to each of its own training steps, which protects each of its "
+        "examples.",
     ),
     "none": ("none", "Nobody adds noise."),
 }
@@ -76,7 +76,7 @@ SERVER_SEES_SUMS = {"central-gaussian", "banded-mf", "none"}
 
 
 def mechanism_title(name: str) -> str:
-    """The mechanism's name for people."""
+    """The mechanism's display name."""
     return _MECHANISMS.get(name, (printable(name, 60), ""))[0]
 
 
@@ -92,7 +92,7 @@ def explain(facts: Facts) -> str:
 
 
 def gather(folder: RunContents, audit: AuditResult, *, private: bool) -> Facts:
-    """Collects what the statement depends on; the gloomier word wins where sources differ."""
+    """Collects what the statement depends on; where sources differ, the weaker one counts."""
     summary = folder.summary
     mechanisms = [summary.privacy.mechanism, folder.setting("privacy", "mechanism")]
     protocols = [summary.protocol, folder.setting("aggregation", "protocol")]
@@ -127,7 +127,7 @@ def gather(folder: RunContents, audit: AuditResult, *, private: bool) -> Facts:
 
 
 def disclosable(spent: Epsilons, private: bool) -> Epsilons:
-    """Leaves out of a public report the finite figures that follow the secret cohorts."""
+    """Omits from a public report the finite figures that depend on the secret cohorts."""
     if private:
         return spent
     return Epsilons(

@@ -22,7 +22,7 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def epsilon(value: float | None) -> str:
-    """ε rounded up to three figures or so; ``∞`` is no protection, ``–`` is unknown."""
+    """ε rounded up to about three digits; ``∞`` is no protection, ``–`` is unknown."""
     if value is None or math.isnan(value):
         return UNKNOWN
     if math.isinf(value):
@@ -35,7 +35,7 @@ def epsilon(value: float | None) -> str:
 
 
 def small(value: float | None) -> str:
-    """A probability or another number of any size, in powers of ten."""
+    """A probability or any other number, in powers of ten."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
     if value == 0 or 0.01 <= abs(value) < 1e5:
@@ -47,7 +47,7 @@ def small(value: float | None) -> str:
 
 
 def plain(value: float | None) -> str:
-    """Up to four figures, no trailing zeros."""
+    """Up to four digits, no trailing zeros."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
     if abs(value) >= 1e15:
@@ -63,21 +63,21 @@ def percent(fraction: float | None) -> str:
 
 
 def metric(name: str, value: float | None) -> str:
-    """A metric by its name: accuracies are percentages, anything else a plain number."""
+    """A metric's value: accuracies as percentages, anything else as a plain number."""
     if value is not None and "accuracy" in name and 0 <= value <= 1:
         return percent(value)
     return plain(value)
 
 
 def count(value: int | None) -> str:
-    """A number of things, with thousands separated."""
+    """A count, with thousands separators."""
     if value is None:
         return UNKNOWN
     return f"{value:,}" if abs(value) < 10**15 else small(float(min(value, 10**300)))
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as the largest sensible units."""
+    """Seconds, in the largest sensible units."""
     if seconds is None or not 0 <= seconds < 1e9:
         return UNKNOWN
     if seconds < 100:

@@ -1,8 +1,8 @@
-"""Tells trackers how a run goes, from the files that `fedsys publish` would copy and no others.
+"""Sends a run's progress to trackers, only from the files that `fedsys publish` would copy.
 
 ``config.toml``, ``ledger.jsonl``, ``metrics.jsonl`` and the public part of ``summary.json`` are
-read as they grow. Neither ``private.jsonl`` nor the process that runs the job is asked, so nothing
-can go out which the outsider's epsilon does not cover.
+read as they grow. Neither ``private.jsonl`` nor the process that runs the job is consulted, so
+nothing can go out that the outsider's epsilon does not cover.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fedsys.report.trackers import TrackedRun, Tracker, Value, shown
 __all__ = ["Feed", "Following", "send"]
 
 PATIENCE = 30.0
-"""Seconds that the end of a run waits for a tracker."""
+"""Seconds to wait for trackers at the end of a run."""
 
 MAX_LINE_BYTES = 16 << 20
 
@@ -36,10 +36,10 @@ _RESULT = ("status", "rounds", "model_sha256", "ledger_head", "signer", "protoco
 
 
 class Feed:
-    """The public files of one run, read as far as they go.
+    """The public files of one run, read as they grow.
 
     Args:
-        folder: of the run, private or published; it may not exist yet.
+        folder: the run's folder, private or published; it may not exist yet.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -66,7 +66,7 @@ class Feed:
     def rounds(self) -> Iterator[tuple[int, dict[str, float]]]:
         """New rounds with their evaluation and epsilon.
 
-        A round without an evaluation is left out if a later one is there already.
+        A round without an evaluation is omitted if a later round has been reserved already.
         """
         evaluated: dict[int, dict[str, float]] = {}
         for line in self._metrics.new():
@@ -94,7 +94,7 @@ class Feed:
 
 
 class _Lines:
-    """The whole lines of a file that grows, each once."""
+    """Yields each complete line of a growing file once."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._at = path, 0
@@ -134,7 +134,7 @@ Call = Callable[[Tracker], None]
 
 @dataclass(eq=False)
 class _Courier:
-    """One tracker in a thread of its own, so that the run waits for none."""
+    """Calls one tracker in its own thread, so that the run never waits for it."""
 
     spec: str
     tracker: Tracker
@@ -155,7 +155,7 @@ class _Courier:
             return
         self._thread.join(max(seconds, 0.0))
         if self._thread.is_alive() and self.problem is None:
-            self.problem = "did not answer in time; what it had not taken is lost to it"
+            self.problem = "did not answer in time; what it has not received is lost to it"
 
     def _deliver(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -176,12 +176,12 @@ def _reason(error: Exception, spec: str) -> str:
 
 
 class Following:
-    """Follows one run for some trackers; as a context, until the run has ended.
+    """Follows one run for some trackers; as a context manager, until the run has ended.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         trackers: by the name that the user gave.
-        say: is told, in one line each, of trackers that fail; they are told nothing more.
+        say: receives one line about each tracker that fails; that tracker gets nothing more.
         patience: seconds to wait for all of them at the end.
     """
 
@@ -204,7 +204,7 @@ class Following:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._begun or kind is None:  # else what lies in the folder may be another run
+        if self._begun or kind is None:  # otherwise the folder may hold another run
             self._read(self._end)
         for courier in self._couriers:
             courier.hand(None)
@@ -214,12 +214,12 @@ class Following:
         self._complain()
 
     def look(self) -> None:
-        """Tell what is new; raises nothing."""
+        """Sends what is new; raises nothing."""
         self._read(self._rounds)
         self._complain()
 
     def _read(self, what: Callable[[], None]) -> None:
-        """A folder that does not read back ends the following, not the run."""
+        """An unreadable folder stops tracking, not the run."""
         if self._broken:
             return
         try:
@@ -262,7 +262,7 @@ def _round(number: int, values: Mapping[str, float]) -> Call:
 
 
 def send(folder: Path, trackers: Mapping[str, Tracker], *, say: Callable[[str], None]) -> None:
-    """Tell trackers of a run that has ended.
+    """Sends a finished run to trackers.
 
     Raises:
         RunFolderError: there is no run.

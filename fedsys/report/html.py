@@ -1,4 +1,4 @@
-"""``report.html``: one self-contained page that states what a run reached and what it cost.
+"""``report.html``: one self-contained page that states what a run achieved and what it cost.
 
 Nothing on it is fetched, scripted or unescaped: everything from the folder passes through
 `fedsys.report.contents` (bounded, printable) and jinja2's autoescape, and the page forbids itself
@@ -29,11 +29,11 @@ def build(run: Path, audit: AuditResult, *, private: bool) -> Path:
     """Writes ``report.html`` into a run's folder.
 
     Args:
-        run: the folder; whatever cannot be read in it is named on the page.
+        run: the folder; anything in it that cannot be read is named on the page.
         audit: the audit of that same folder, with nothing pinned. For a public report, the audit
-            of the published folder: this function cannot tell which of the claims' words follow
+            of the published folder: this function cannot know which of the claims' text depends on
             secret cohorts.
-        private: whether the page may show realised cohorts and the figures that follow them.
+        private: whether the page may show realised cohorts and the figures that depend on them.
 
     Returns:
         The page's path.
@@ -45,7 +45,7 @@ def build(run: Path, audit: AuditResult, *, private: bool) -> Path:
 
 
 def render(run: Path, audit: AuditResult, *, private: bool) -> str:
-    """The page's text: the same folder and audit give the same page, so that it can be checked.
+    """The page's text: the same folder and audit yield the same page, so that it can be checked.
 
     Args:
         run: as for `build`.
@@ -98,7 +98,7 @@ def render(run: Path, audit: AuditResult, *, private: bool) -> str:
 
 
 def _shown(audit: AuditResult, private: bool) -> Sequence[EpsilonPoint]:
-    """The curve, where it may be claimed; in a public report without what tells cohorts."""
+    """The curve, where it may be claimed; in a public report without what reveals cohorts."""
     if audit.withheld is not None:
         return []
     return [
@@ -108,7 +108,7 @@ def _shown(audit: AuditResult, private: bool) -> Sequence[EpsilonPoint]:
 
 
 def _verdict(audit: AuditResult) -> tuple[str, str, str]:
-    """Tone, words and fine print of the audit's outcome."""
+    """Tone, text and fine print of the audit's outcome."""
     held = sum(claim.holds is True for claim in audit.claims)
     failed = sum(claim.holds is False for claim in audit.claims)
     unsettled = sum(claim.holds is None for claim in audit.claims)
@@ -147,7 +147,10 @@ def _intro(folder: RunContents, facts: Facts) -> str:
 
 
 def _headline(folder: RunContents, *, private: bool) -> list[tuple[str, str, str]]:
-    """Label, figure and fine print of what the run reached; counts and times tell cohorts."""
+    """Label, figure and fine print of what the run achieved.
+
+    Counts of clients and training times reveal cohorts, so they are in a private copy only.
+    """
     summary = folder.summary
     cards = [
         (name.replace("_", " "), figures.metric(name, value), "test data, last round")
@@ -165,7 +168,7 @@ def _headline(folder: RunContents, *, private: bool) -> list[tuple[str, str, str
             (
                 "clients trained",
                 figures.count(summary.clients_trained),
-                f"{figures.plain(speed)} a second" if speed is not None else "over all rounds",
+                f"{figures.plain(speed)} per second" if speed is not None else "over all rounds",
             )
         )
     if private and summary.train_seconds is not None:

@@ -1,4 +1,4 @@
-"""What every page has in common: templates, the style sheet, and how a page reaches the disk."""
+"""What every page has in common: templates, the style sheet, and how a page is written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Figure", "environment", "figure", "write"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """A chart, drawn, with its legend: (swatch, label, value) each."""
+    """A drawn chart with its legend: (swatch, label, value) each."""
 
     chart: plots.Chart
     drawings: dict[str, Markup]
@@ -44,7 +44,7 @@ def figure(chart: plots.Chart, prefix: str, *, wide: bool = False) -> Figure:
 
 
 def environment() -> Environment:
-    """Templates that escape everything and refuse a name they do not know."""
+    """Templates that escape everything and refuse undefined names."""
     environment = Environment(
         loader=PackageLoader("fedsys.report"),
         autoescape=True,
@@ -65,7 +65,7 @@ def environment() -> Environment:
 
 
 def write(path: Path, page: str) -> Path:
-    """Replaces the page at once; a link in its place is replaced, not followed."""
+    """Replaces the page atomically; a link in its place is replaced, not followed."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)

@@ -1,8 +1,8 @@
 """Line and bar charts as inline SVG that follows the page's light or dark theme.
 
-A chart carries numbers and nothing else: names, units and legends are HTML next to it, so that they
-wrap, scale and are escaped like the rest of the page. matplotlib draws with placeholder colours;
-they are replaced by CSS variables, so that one drawing serves both themes. Every chart is drawn
+A chart contains numbers and nothing else: names, units and legends are HTML next to it, so that
+they wrap, scale and are escaped like the rest of the page. matplotlib draws with placeholder
+colours; CSS variables replace them, so that one drawing serves both themes. Every chart is drawn
 twice, for a phone and for a desktop, and the style sheet shows the one that fits: text keeps its
 size instead of shrinking with the drawing.
 """
@@ -59,7 +59,7 @@ class Series:
         value: the figure next to the label, usually the last one, already formatted.
         x: rounds, or whatever the chart's axis counts.
         y: values, NaN where there is none.
-        low: the lower edge of a band around the line; none where empty.
+        low: the lower edge of a band around the line; empty for no band.
         high: its upper edge.
     """
 
@@ -77,13 +77,13 @@ class Chart:
 
     Attributes:
         title: what is shown, plain text.
-        summary: one sentence for those who cannot see the drawing.
+        summary: one sentence for readers who cannot see the drawing.
         kind: "line" or "bars" (stacked).
         scale: "linear", "percent" (0 to 1 shown as 0 to 100 %) or "log".
         reference: a level to compare with, and its label.
         floor: the lowest value that the axis must include.
         axis: what x counts.
-        ticks: where x is marked, on a logarithmic axis then; whole numbers where empty.
+        ticks: where x is marked, which makes its axis logarithmic; if empty, at whole numbers.
     """
 
     title: str
@@ -154,9 +154,9 @@ def _svg(chart: Chart, pixels: tuple[int, int], prefix: str) -> str:
         "grid.linewidth": 1.0,
         "path.simplify": True,
     }
-    # 72 dpi: a point is a pixel, and sizes above are CSS pixels.
+    # At 72 dpi a point is a pixel, so the sizes above are CSS pixels.
     with rc_context(style), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a single round makes an axis of no width
+        warnings.simplefilter("ignore", UserWarning)  # a single round gives an axis of zero width
         figure = Figure(
             figsize=(pixels[0] / 72, pixels[1] / 72),
             dpi=72,
@@ -259,7 +259,7 @@ def _percent(value: float, _position: int | None = None, *, span: float) -> str:
 
 
 def _extent(chart: Chart) -> tuple[float, float]:
-    """The lowest and highest value drawn; bars reach down to nought and up to their sums."""
+    """The lowest and highest value drawn; bars reach from zero to their sums."""
     if chart.kind == "bars":
         totals = np.sum([series.y for series in chart.series], axis=0)
         return 0.0, float(max(np.max(totals, initial=0.0), 1.0))
@@ -284,7 +284,7 @@ def _stack(axes: Axes, layers: Sequence[tuple[NDArray[np.float64], NDArray[np.fl
 
 
 def _thin(series: Series) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """At most `MAX_POINTS` evenly spaced points, the first and the last among them."""
+    """At most `MAX_POINTS` evenly spaced points, including the first and the last."""
     x, y = np.asarray(series.x, dtype=float), np.asarray(series.y, dtype=float)
     if len(x) <= MAX_POINTS:
         return x, y
@@ -293,7 +293,7 @@ def _thin(series: Series) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def _themed(svg: str, prefix: str) -> str:
-    """Makes matplotlib's document a well-behaved guest in a page."""
+    """Makes matplotlib's document safe to embed in a page, with the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)

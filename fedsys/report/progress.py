@@ -22,12 +22,12 @@ _CELL_SECONDS = 0.25
 _NOTICES = 8
 _BAR_SECONDS = 1.0
 _MOST = 20_000
-"""Characters of a line."""
+"""The most characters of a line."""
 
 
 @contextmanager
 def observer(*, quiet: bool) -> Iterator[Callable[[RoundReport | str], None]]:
-    """A callable that shows each round's report, and notices given as text."""
+    """A callable that shows each round's report, and notices passed as text."""
     if quiet:
         yield lambda _event: None
     elif (display := _notebook()) is not None:
@@ -40,7 +40,7 @@ def observer(*, quiet: bool) -> Iterator[Callable[[RoundReport | str], None]]:
 
 
 def describe(report: RoundReport) -> str:
-    """One round in one line."""
+    """One round as one line."""
     parts = []
     if "accuracy" in report.metrics:
         parts.append(f"accuracy {report.metrics['accuracy']:.3f}")
@@ -57,8 +57,8 @@ def describe(report: RoundReport) -> str:
 
 
 def _notebook() -> Callable[..., Any] | None:
-    """IPython's ``display`` where this process is a notebook's kernel; IPython in a terminal is
-    not."""
+    """IPython's ``display`` where this process is a notebook's kernel, which IPython in a terminal
+    is not."""
     ipython = sys.modules.get("IPython")
     if ipython is None or getattr(ipython.get_ipython(), "kernel", None) is None:
         return None
@@ -67,7 +67,7 @@ def _notebook() -> Callable[..., Any] | None:
 
 
 class _Cell:
-    """One display under the notebook's cell, replaced as the run goes on; no widgets needed."""
+    """One display under the notebook's cell, updated during the run; no widgets needed."""
 
     def __init__(self, display: Callable[..., Any]) -> None:
         self._last = -math.inf
@@ -96,7 +96,7 @@ class _Cell:
 
 
 class _Plain:
-    """Lines on standard error, at most one every two seconds, the first and last always."""
+    """Lines on standard error, at most one every two seconds; the first and last always."""
 
     def __init__(self) -> None:
         self._last = -math.inf

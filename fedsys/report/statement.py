@@ -1,4 +1,4 @@
-"""The privacy statement: what the three figures mean, in plain words, and what they do not cover.
+"""The privacy statement: what the three figures mean and do not cover, in plain language.
 
 Every figure here comes from the audit, which derived it from the ledger; nothing is computed from
 what the run says about itself.
@@ -20,7 +20,7 @@ __all__ = ["Banner", "Statement", "state"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Banner:
-    """Something that must not be overlooked; ``tone`` is "danger", "warning" or "note"."""
+    """A notice that must not be overlooked; ``tone`` is "danger", "warning" or "note"."""
 
     tone: str
     title: str
@@ -29,7 +29,7 @@ class Banner:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Statement:
-    """The whole statement, ready to be set."""
+    """The whole statement, ready for the template."""
 
     banners: tuple[Banner, ...]
     lead: str
@@ -53,9 +53,9 @@ def state(folder: RunContents, audit: AuditResult, facts: Facts) -> Statement:
 
 _ANSWERS = {
     "at-once": "Devices may answer as soon as they have trained (rounds.answer = “at-once”): how "
-    "long each takes tells the coordinator about how much data it holds.",
-    "bucketed": "Devices answer at one of a few times that follow from the job alone, so how long "
-    "one trained tells the coordinator no more than which of them it needed.",
+    "long each takes reveals to the coordinator roughly how much data it holds.",
+    "bucketed": "Devices answer at one of a few times that depend on the job alone, so a device's "
+    "training time reveals to the coordinator only which of them it needed.",
     "at-deadline": "Devices answer at the end of their stage, whatever they trained on.",
 }
 
@@ -75,7 +75,7 @@ def _banners(folder: RunContents, facts: Facts) -> tuple[Banner, ...]:
         banners.append(
             Banner(
                 tone="danger",
-                title="No claim of privacy holds",
+                title="No privacy claim holds",
                 text=f"{facts.withheld[:1].upper()}{facts.withheld[1:]}. The noise of this run "
                 "does not cover that, so no ε is stated.",
             )
@@ -86,7 +86,7 @@ def _banners(folder: RunContents, facts: Facts) -> tuple[Banner, ...]:
                 tone="danger",
                 title="Reproducible, not private",
                 text="Noise, sampling and keys were derived from a seed, so anyone who knows the "
-                "seed can take the noise away. For tests only; its privacy claims do not count.",
+                "seed can remove the noise. For tests only; its privacy claims do not count.",
             )
         )
     if facts.protocol == "float":
@@ -103,9 +103,9 @@ def _banners(folder: RunContents, facts: Facts) -> tuple[Banner, ...]:
             Banner(
                 tone="warning",
                 title="Ideal aggregation",
-                text="The encoded updates were added without encryption, which stands in for "
-                "secure aggregation in a simulation. Anyone who ran it could see each of them; the "
-                "figures of the participant and the server are those of the same job under "
+                text="The encoded updates were added without encryption, in place of secure "
+                "aggregation in a simulation. The party that ran it could see each of them; the "
+                "figures for the participant and the server are those of the same job under "
                 "protocol “secure”.",
             )
         )
@@ -116,7 +116,7 @@ def _banners(folder: RunContents, facts: Facts) -> tuple[Banner, ...]:
                 tone="note",
                 title="Stopped at the privacy budget",
                 text="The next round would have cost more than the budget allows, so no client "
-                "was asked for it. The model is that of the last paid round.",
+                "was invited to it. The model is that of the last paid round.",
             )
         )
     elif status == "interrupted":
@@ -124,7 +124,7 @@ def _banners(folder: RunContents, facts: Facts) -> tuple[Banner, ...]:
             Banner(
                 tone="warning",
                 title="Interrupted",
-                text="The run ended early. Every round that was begun counts as spent.",
+                text="The run ended early. Every round that was reserved counts as spent.",
             )
         )
     if facts.private:
@@ -133,7 +133,7 @@ def _banners(folder: RunContents, facts: Facts) -> tuple[Banner, ...]:
                 tone="note",
                 title="Private copy",
                 text="This page shows cohort sizes and dropouts, which the outsider's ε assumes to "
-                "be secret. Keep it with the server; “fedsys publish” writes one to share.",
+                "be secret. Keep it with the server; “fedsys publish” writes a copy to share.",
             )
         )
     return tuple(banners)
@@ -147,15 +147,16 @@ def _lead(facts: Facts) -> str:
     explanation = explain(facts)
     if facts.noiseless:
         return (
-            f"{explanation} There is no bound on what the model tells about a client, no matter "
+            f"{explanation} There is no bound on what the model reveals about a client, no matter "
             "who looks at it."
         )
     return (
-        f"What is protected is the contribution of {_unit(facts)}: two cases that differ in it "
-        f"alone must look alike, and which two these are depends on who looks, as the table says. "
-        f"{explanation} ε and δ bound how unlike they may look: whatever somebody may come to see "
-        "or conclude, its probability in one case is at most e to the ε times that in the other, "
-        f"plus δ = {figures.small(facts.delta)}. The smaller both are, the less can be learned."
+        f"What is protected is the contribution of {_unit(facts)}: two cases that differ only in "
+        f"it must look alike, and which two these are depends on the view, as the table says. "
+        f"{explanation} ε and δ bound how different they may look: the probability of anything "
+        "that somebody sees or concludes in one case is at most e to the ε times its probability "
+        f"in the other, plus δ = {figures.small(facts.delta)}. The smaller both are, the less can "
+        "be learned."
     )
 
 
@@ -166,8 +167,8 @@ def _assumptions(folder: RunContents, facts: Facts) -> tuple[str, ...]:
     if facts.mechanism == "distributed-gaussian":
         found.append(
             "The clients run this software and add their shares of the noise, and the server adds "
-            "the missing ones. That they did rests on them, and on the coordinator's word for how "
-            "many stayed."
+            "the missing ones. Both are taken on trust, and so is the coordinator's word for how "
+            "many clients stayed."
         )
     elif facts.mechanism in SERVER_SEES_SUMS:
         found.append(
@@ -183,27 +184,27 @@ def _assumptions(folder: RunContents, facts: Facts) -> tuple[str, ...]:
     if facts.protocol == "secure":
         found.append(_secure_aggregation(folder))
     elif facts.protocol in ("ideal", "float"):
-        found.append("Single updates were not hidden from the machine that ran this simulation.")
+        found.append("Individual updates were visible to the machine that ran this simulation.")
     found.append(
-        f"δ = {figures.small(facts.delta)} is one budget for several things: the loss that ε "
-        "leaves over, rounds given up in public because too many or too few came, and the "
-        "distance of the noise as it is drawn from the noise as it is accounted. It is not the "
-        "chance that the bound fails."
+        f"δ = {figures.small(facts.delta)} is one budget for several things: the loss that ε does "
+        "not cover, rounds visibly aborted because too many or too few clients came, and the "
+        "distance between the noise that is drawn and the noise that is accounted for. It is not "
+        "the probability that the bound fails."
     )
     if facts.unit == "example":
         found.append(
-            "Each example is held by one client, once. Nobody checks whether two clients hold "
+            "Each example is held once, by one client. Nobody checks whether two clients hold "
             "copies of it; each copy would cost as much again."
         )
     found.append(
-        "Which data are whose, and how many clients there are, is taken as given; a simulation "
-        "deals them out."
+        "Whose data is whose, and how many clients there are, is taken as given; in a simulation, "
+        "the simulator assigns the data."
     )
     found.append(
         "Nobody knows the seed that noise, keys and cohorts were derived from. Here somebody does."
         if facts.reproducible
-        else "Noise, keys and cohorts come from the operating system's random numbers, which "
-        "rests on the word of those that drew them."
+        else "Noise, keys and cohorts come from the operating system's random numbers; for that, "
+        "the parties that drew them are trusted."
     )
     return tuple(found)
 
@@ -216,39 +217,39 @@ def _secure_aggregation(folder: RunContents) -> str:
     bounds = ""
     if isinstance(corrupt, float) and isinstance(dropout, float):
         losses = (
-            f"each of its members being lost with a chance of at most {figures.percent(dropout)}, "
+            f"each of its members being lost with probability at most {figures.percent(dropout)}, "
             "independently of the others"
             if dropout
             else "none of its members being lost"
         )
         bounds = (
-            f" It is built for up to {figures.percent(corrupt)} of a cohort colluding with the "
+            f" It is designed for up to {figures.percent(corrupt)} of a cohort colluding with the "
             f"server, if the server sampled the cohort as stated, and {losses}."
         )
     return (
-        "Secure aggregation hides single updates: of them, the server learns their sum and nothing "
-        "else (it does see who answers, and when), provided that clients know each other's "
+        "Secure aggregation hides individual updates: the server learns their sum and nothing else "
+        "about them (it does see who answers, and when), provided that clients know each other's "
         "identity keys from a list that the server did not make up, and that X25519, Ed25519, "
-        "ChaCha20-Poly1305, SHA-256, AES and ring learning with errors are sound." + bounds
+        "ChaCha20-Poly1305, SHA-256, AES and ring learning with errors are secure." + bounds
     )
 
 
 def _not_covered(folder: RunContents, facts: Facts) -> tuple[str, ...]:
     answer = str(folder.setting("rounds", "answer"))
     covered = [
-        "Accuracy, loss and every other measurement on evaluation data: they are exact, without "
-        "noise, and the rows that they were measured on may be somebody's.",
+        "Accuracy, loss and every other metric on evaluation data: they are exact, without noise, "
+        "and the rows that they were measured on may be personal data.",
         _other_runs(facts),
         "Traffic and timing: anyone who watches the network sees which devices take part, and the "
         "outsider's figure does not hold against them. " + _ANSWERS.get(answer, ""),
-        "What holds for everybody: a model may well reveal that people like you tend to do "
+        "What is true of everybody: a model may well reveal that people like you tend to do "
         "something, whether you took part or not.",
-        "Sabotage: clipping bounds what one client can do to the model in a round, it does not "
+        "Sabotage: clipping bounds what one client can do to the model in a round; it does not "
         "keep harmful updates out.",
     ]
     if facts.unit == "example":
         covered.insert(
-            0, "A client as a whole: single examples are protected, a client with many is not."
+            0, "A client as a whole: each example is protected, a client with many is not."
         )
     return tuple(covered)
 
@@ -257,12 +258,12 @@ def _other_runs(facts: Facts) -> str:
     total = facts.total
     if total is None:
         return (
-            "Other runs on the same clients, tuning among them; the ledger's header states none. "
+            "Other runs on the same clients, including tuning; the ledger's header states none. "
             "Costs add up: “fedsys audit A B --compose” adds them."
         )
     return (
-        f"Other runs on the same clients than this one and the {figures.count(total.runs)} tuning "
-        f"runs that the ledger's header states. With those, the outsider's ε is "
-        f"{figures.epsilon(total.epsilon)} at δ = {figures.small(total.delta)} in all; that there "
-        "were no more rests on the coordinator's word."
+        f"Runs on the same clients other than this one and the {figures.count(total.runs)} tuning "
+        f"runs that the ledger's header states. With those, the outsider's total ε is "
+        f"{figures.epsilon(total.epsilon)} at δ = {figures.small(total.delta)}; that there were no "
+        "more rests on the coordinator's word."
     )

@@ -1,7 +1,7 @@
-"""What a command prints when it is done: results with all three ε, and the table of claims.
+"""What a command prints at the end: results with all three ε, and the table of claims.
 
 On a terminal these are aligned, coloured tables; anywhere else plain lines of text without boxes,
-colours or width limits, so that a log keeps every word.
+colours or width limits, so that a log keeps the full text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["print_audit", "print_run"]
 
 _VIEWS = (
     ("outsider", "sees the released models and nothing else"),
-    ("participant", "takes part as well, and looks at what it is sent"),
+    ("participant", "also takes part, and looks at what it is sent"),
     ("server", "runs the coordinator honestly, and looks at everything"),
 )
 _STYLE = {"good": "green", "warning": "yellow", "danger": "bold red", "unknown": "dim"}
@@ -35,12 +35,12 @@ PLAIN_WIDTH = 100_000
 
 
 def print_run(run: Path, audit: AuditResult, *, file: IO[str] | None = None) -> None:
-    """Prints what a run reached, what it cost in every view, and where it lies.
+    """Prints what a run achieved, what it cost in every view, and where its folder is.
 
     Args:
         run: its folder.
-        audit: the audit of that folder; every ε printed is from there.
-        file: standard output if None.
+        audit: the audit of that folder; every printed ε comes from it.
+        file: where to print; standard output if None.
 
     Raises:
         RunFolderError: there is no such folder.
@@ -85,10 +85,10 @@ def print_run(run: Path, audit: AuditResult, *, file: IO[str] | None = None) -> 
             Text("No differential privacy: mechanism “none” adds no noise.", style="bold red")
         )
     if facts.withheld is not None:
-        console.print(Text(f"No claim of privacy holds: {facts.withheld}.", style="bold red"))
+        console.print(Text(f"No privacy claim holds: {facts.withheld}.", style="bold red"))
     if facts.reproducible:
         console.print(
-            Text("Reproducible, not private: its noise follows from a seed.", style="bold red")
+            Text("Reproducible, not private: its noise comes from a seed.", style="bold red")
         )
     if facts.protocol == "float":
         console.print(
@@ -97,7 +97,7 @@ def print_run(run: Path, audit: AuditResult, *, file: IO[str] | None = None) -> 
 
 
 def print_audit(audit: AuditResult, *, file: IO[str] | None = None) -> None:
-    """Prints every claim with what became of it, failures first, and the verdict last."""
+    """Prints every claim with its outcome, failures first, and the verdict last."""
     console = _console(file)
     claims = sorted(audit.claims, key=lambda claim: claim.holds is not False)
     if console.is_terminal:
@@ -157,7 +157,7 @@ def _results(folder: RunContents) -> list[tuple[str, str, str, str]]:
             (
                 "clients trained",
                 figures.count(summary.clients_trained),
-                f"{figures.plain(speed)} a second" if speed is not None else "",
+                f"{figures.plain(speed)} per second" if speed is not None else "",
                 "",
             )
         )

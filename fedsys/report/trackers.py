@@ -1,7 +1,7 @@
-"""Experiment trackers: where the figures of a run are shown next to those of other runs.
+"""Experiment trackers, which show a run's figures next to those of other runs.
 
 A tracker is named on the command line, ``--track tensorboard:DIR``, ``--track mlflow:URI`` or
-``--track package.module:Attr``. One of one's own has three methods::
+``--track package.module:Attr``. Your own has three methods::
 
     class Mine:
         def started(self, run):                 # a TrackedRun
@@ -13,9 +13,9 @@ A tracker is named on the command line, ``--track tensorboard:DIR``, ``--track m
         def finished(self, facts):              # {"status": "completed", "model_sha256": ...}
             print(facts)
 
-What it is told is what a published folder holds (see `fedsys.report.following`). That has no clock
-in it, since how long a round took tells how many clients were in its cohort: where a tracker wants
-a time, round t is at t seconds after the epoch.
+It receives what a published folder holds (see `fedsys.report.following`). That contains no times,
+since the duration of a round reveals how many clients were in its cohort: where a tracker needs a
+time, round t is at t seconds after the epoch.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class TrackedRun:
     """What is known before the first round.
 
     Attributes:
-        name: of the job.
+        name: the job's name.
         job: its identity, 64 hex digits; a resumed run keeps it.
-        settings: the resolved configuration, one entry a key: ``{"rounds.count": 40, ...}``.
+        settings: the resolved configuration, one entry per key: ``{"rounds.count": 40, ...}``.
     """
 
     name: str
@@ -63,9 +63,9 @@ class TrackedRun:
 
 @runtime_checkable
 class Tracker(Protocol):
-    """What shows a run; called from a thread of its own, one call at a time.
+    """Shows a run; called from its own thread, one call at a time.
 
-    A run that is resumed is told from its first round again, with the values that it had.
+    A resumed run is sent again from its first round, with the same values.
     """
 
     def started(self, run: TrackedRun) -> None:
@@ -82,7 +82,7 @@ class Tracker(Protocol):
 
 
 def shown(spec: str) -> str:
-    """A tracker's name for people: credentials in its address are left out.
+    """A tracker's name for display, without the credentials in its address.
 
     >>> shown("mlflow:https://me:secret@host/x")
     'mlflow:https://***@host/x'
@@ -102,7 +102,7 @@ def build_tracker(spec: str) -> Tracker:
     """
     name, colon, rest = spec.partition(":")
     if name in _BUILTIN and not rest:
-        raise ConfigError(f"--track {shown(spec)}: say where, {_BUILTIN[name][1]}")
+        raise ConfigError(f"--track {shown(spec)}: give a place, as in {_BUILTIN[name][1]}")
     if not colon or not rest:
         raise ConfigError(
             f"--track {shown(spec)}: expected tensorboard:DIR, mlflow:URI or your own "
@@ -115,10 +115,10 @@ def build_tracker(spec: str) -> Tracker:
 
 
 class TensorBoard:
-    """Scalars and the configuration as event files in a folder of the run's own below `folder`.
+    """Scalars and the configuration as event files in the run's own folder under `folder`.
 
     Args:
-        folder: what ``tensorboard --logdir`` is given.
+        folder: the argument of ``tensorboard --logdir``.
     """
 
     def __init__(self, folder: str) -> None:
@@ -178,16 +178,16 @@ class TensorBoard:
 class MLflow:
     """A run in the experiment ``$MLFLOW_EXPERIMENT_NAME``, by default ``fedsys``.
 
-    A database file on this machine is told round by round. A server is told everything when the
-    run ends: it would see from the calls when each round ended. A resumed run goes on in the MLflow
-    run that it began.
+    A database file on this machine is updated round by round. A server gets everything when the
+    run ends: from earlier calls it would learn when each round ended. A resumed run continues the
+    MLflow run that it started.
 
     Args:
-        uri: of the tracking store: ``sqlite:///mlflow.db``, ``https://...``.
+        uri: the tracking store: ``sqlite:///mlflow.db``, ``https://...``.
     """
 
     _MOST = 100
-    """Parameters or metrics in a call; MLflow takes 100 and 1000."""
+    """Parameters or metrics per call; MLflow accepts 100 and 1000."""
 
     def __init__(self, uri: str) -> None:
         for name, value in _MLFLOW.items():
@@ -286,7 +286,7 @@ def _own(spec: str, module: str, attribute: str) -> Tracker:
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"--track {spec}: cannot be made: {type(error).__name__}: {text}; built in are "
+            f"--track {spec}: cannot be created: {type(error).__name__}: {text}; built in are "
             f"tensorboard:DIR and mlflow:URI"
         ) from error
     finally:
@@ -294,7 +294,7 @@ def _own(spec: str, module: str, attribute: str) -> Tracker:
             sys.path.remove(here)
     if not isinstance(tracker, Tracker):
         raise ConfigError(
-            f"--track {spec}: made a {type(tracker).__name__}, which lacks started(run), "
+            f"--track {spec}: returned a {type(tracker).__name__}, which lacks started(run), "
             f"round(number, values) or finished(facts)"
         )
     return tracker

@@ -1,6 +1,6 @@
-"""Who looks, what that costs, and what the number means to somebody who is no expert.
+"""The three views, what a run costs in each, and what the number means to a non-expert.
 
-Tiers and their words are those of Ponomareva et al. 2023, "How to DP-fy ML", section 5.2.
+Tiers and their names are those of Ponomareva et al. 2023, "How to DP-fy ML", section 5.2.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["View", "amplification", "meaning", "tier", "views"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """One observer and what the run costs against it."""
+    """One view, and what the run costs in it."""
 
     key: str
     title: str
@@ -42,9 +42,9 @@ def tier(epsilon: float | None) -> tuple[str, str]:
 
 
 def meaning(epsilon: float | None, delta: float | None) -> str:
-    """What ε and δ let somebody find out who has to tell two neighbouring worlds apart.
+    """How well ε and δ let somebody distinguish two neighbouring cases, as a sentence.
 
-    If both are equally likely beforehand, no rule is right more often than with probability
+    If both are equally likely beforehand, no rule is right with a probability above
     (e^ε + δ) / (e^ε + 1): the sum of its two error rates is at least 2 (1 - δ) / (1 + e^ε)
     (Kairouz, Oh and Viswanath 2015, Theorem 2.1).
     """
@@ -55,14 +55,14 @@ def meaning(epsilon: float | None, delta: float | None) -> str:
     wrong = 100.0 * (1.0 - delta) / (1.0 + math.exp(min(epsilon, 700.0)))  # percent
     if wrong < 0.01:
         return (
-            "No useful limit: telling the two cases apart may succeed in more than 99.99 % of "
+            "No useful limit: distinguishing the two cases may succeed in more than 99.99 % of "
             "attempts."
         )
     digits = 0 if wrong >= 10 else 1 if wrong >= 1 else 2
     right = math.ceil((100.0 - wrong) * 10**digits) / 10**digits
     return (
-        f"Telling the two cases apart, both equally likely, succeeds in at most "
-        f"{right:.{digits}f} % of attempts; tossing a coin does in 50 %."
+        f"Distinguishing the two cases, both equally likely, succeeds in at most "
+        f"{right:.{digits}f} % of attempts; tossing a coin succeeds in 50 %."
     )
 
 
@@ -94,14 +94,14 @@ def _view(
 
 
 def views(facts: Facts) -> tuple[View, ...]:
-    """The three views, in order of what they see."""
+    """The three views, in order of how much they see."""
     spent = facts.spent
     withheld = (
         f"Withheld: {facts.withheld}."
         if facts.withheld is not None
         else "The audit could not derive it from this folder."
         if facts.private or spent is None
-        else "It follows from who took part when, which stays with the server."
+        else "It depends on who took part when, which stays with the server."
     )
     return (
         _view(
@@ -114,7 +114,7 @@ def views(facts: Facts) -> tuple[View, ...]:
             "traffic, reads no file of the server.",
             neighbours=facts.compared("outsider"),
             amplification=amplification(facts),
-            noise="nobody's" if facts.noiseless else "all of it, the same however many took part",
+            noise="none" if facts.noiseless else "all of it, the same however many took part",
         ),
         _view(
             key="participant",
@@ -124,13 +124,13 @@ def views(facts: Facts) -> tuple[View, ...]:
             withheld=withheld,
             who=_participant(facts),
             neighbours=facts.compared("participant"),
-            amplification="of the client's own secret coin alone in a round that one of them "
+            amplification="only by the client's own secret coin, in a round that one of them "
             "shares with it"
             if facts.participation < 1
             else "none in a round that one of them shares with the client in question",
-            noise="nobody's"
+            noise="none"
             if facts.noiseless
-            else "all but what the curious clients added themselves"
+            else "all except what the curious clients added themselves"
             if facts.mechanism == "distributed-gaussian"
             else "all of it",
         ),
@@ -140,12 +140,12 @@ def views(facts: Facts) -> tuple[View, ...]:
             epsilon=spent.server if spent else None,
             delta=facts.delta,
             withheld=withheld,
-            who="Anyone who runs the coordinator by the rules and looks at all it receives"
+            who="Anyone who runs the coordinator by the rules and looks at everything it receives"
             + (f", with {_clients(facts.colluders).lower()}" if facts.colluders else "")
             + "; and anyone who holds private.jsonl. It knows who takes part, and when.",
             neighbours=facts.compared("server"),
             amplification=_server_amplification(facts),
-            noise="nobody's" if facts.noiseless else _server_noise(facts),
+            noise="none" if facts.noiseless else _server_noise(facts),
         ),
     )
 
@@ -157,24 +157,24 @@ def _participant(facts: Facts) -> str:
         if curious == 1
         else f"{_clients(curious)} that also look at what their own devices are sent"
     )
-    sees = ": the model in each of its rounds, and who was invited to them with it"
+    sees = ": the model in each of its rounds, and who else was invited to them"
     if facts.protocol == "secure":
         sees += " (it checks the draw of each round's committee)"
-    return f"{who}{sees}. That somebody takes part is no secret from it."
+    return f"{who}{sees}. It knows that a client takes part."
 
 
 def _server_amplification(facts: Facts) -> str:
     if facts.unit == "example":
         return "by each client's own secret batches"
     if facts.participation >= 1:
-        return "none: it knows who was asked"
-    return f"each client's own secret coin (p = {figures.plain(facts.participation)})"
+        return "none: it knows who was invited"
+    return f"by each client's own secret coin (p = {figures.plain(facts.participation)})"
 
 
 def _server_noise(facts: Facts) -> str:
     return {
         "distributed-gaussian": "only the shares of honest clients that stayed to the end",
-        "local-gaussian": "all of it: it is on the update before it leaves the client",
+        "local-gaussian": "all of it: it is added to the update before that leaves the client",
         "example-gaussian": "all of it: it is in each training step",
     }.get(facts.mechanism, "none: the server adds it, and can leave it out of what it looks at")
 
@@ -188,7 +188,7 @@ def amplification(facts: Facts) -> str:
     if facts.noiseless:
         return "none"
     if facts.unit == "example":
-        return "by each client's own secret batches; which clients are asked is not counted"
+        return "by each client's own secret batches; the choice of clients is not counted"
     return {
         "poisson": "by Poisson sampling: each client is drawn independently, in secret",
         "fixed": "by sampling a cohort of fixed size, in secret",

@@ -1,8 +1,7 @@
 """A transparency log's formats: Merkle trees, signed notes, checkpoints, cosignatures, proofs.
 
-All of them are those of the C2SP specifications (https://c2sp.org), so that witnesses and tools of
-that ecosystem work with a job's ledger, and the other way round. Nothing here knows what a leaf
-means.
+All of them follow the C2SP specifications (https://c2sp.org), so that witnesses and tools of that
+ecosystem work with a job's ledger, and vice versa. Nothing here knows what a leaf means.
 """
 
 from fedsys.transparency.checkpoint import Checkpoint

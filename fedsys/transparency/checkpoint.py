@@ -19,12 +19,12 @@ __all__ = ["Checkpoint"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """What a log says of itself.
+    """A log's statement about itself.
 
     Attributes:
-        origin: which log it is.
-        size: leaves of its tree.
-        root: 32 bytes.
+        origin: the log's name.
+        size: number of leaves of its tree.
+        root: the tree's root hash, 32 bytes.
         extensions: further lines, which no witness vouches for.
     """
 
@@ -38,7 +38,7 @@ class Checkpoint:
         """Reads a note's text.
 
         Raises:
-            NoteError: it is no checkpoint.
+            NoteError: it is not a checkpoint.
         """
         lines = text.removesuffix("\n").split("\n")
         if len(lines) < 3 or not text.endswith("\n") or not all(lines):

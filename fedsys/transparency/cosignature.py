@@ -1,4 +1,4 @@
-"""Cosignatures: a witness's timestamped word on a checkpoint (https://c2sp.org/tlog-cosignature).
+"""Cosignatures: a witness's timestamped statement (https://c2sp.org/tlog-cosignature).
 
 Of the two versions this is v1, over Ed25519. It says: as of this time, the largest consistent tree
 that the witness has seen of the log with this origin has this size and this root.
@@ -30,12 +30,12 @@ _SIGNATURE_BYTES = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cosignature:
-    """A cosignature that verified.
+    """A verified cosignature.
 
     Attributes:
-        witness: whose it is.
+        witness: the witness's key.
         timestamp: POSIX time at which it was made, by the witness's clock.
-        line: as it stands in the note.
+        line: the signature line in the note.
     """
 
     witness: VerifierKey
@@ -51,9 +51,9 @@ def cosign(text: str, *, name: str, key: Ed25519PrivateKey, timestamp: int) -> N
     """A witness's signature line under a checkpoint.
 
     Args:
-        text: of the checkpoint, extension lines included.
-        name: of the witness.
-        key: its own, used for nothing else.
+        text: the checkpoint's text, including extension lines.
+        name: the witness's name.
+        key: the witness's key, used for nothing else.
         timestamp: POSIX seconds, above 0.
     """
     if not 0 < timestamp < 1 << 63:
@@ -71,12 +71,12 @@ def cosignatures_of(note: SignedNote, witnesses: Iterable[VerifierKey]) -> list[
     """The newest cosignature of each witness on a checkpoint that has one.
 
     Args:
-        note: untrusted.
-        witnesses: whose cosignatures count; all others are ignored.
+        note: the note, untrusted.
+        witnesses: keys whose cosignatures count; all others are ignored.
 
     Raises:
-        NoteError: a line states a witness's name and id and does not verify, so that the note is
-            to be rejected as a whole.
+        NoteError: a line states a witness's name and id but does not verify; the note must be
+            rejected as a whole.
     """
     found = []
     for witness in witnesses:
@@ -97,10 +97,10 @@ def _verified(text: str, line: NoteSignature, witness: VerifierKey) -> Cosignatu
 
 
 def require_witness(key: VerifierKey) -> VerifierKey:
-    """A key that cosigns.
+    """Returns the key if it is a witness's.
 
     Raises:
-        NoteError: it signs notes as they are.
+        NoteError: it is a log's key, which signs notes as they are.
     """
     if key.algorithm != COSIGNATURE_V1:
         raise NoteError(f"key {printable(key.name, 80)} is a log's, not a witness's (type 4)")

@@ -42,26 +42,26 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 
 class MerkleTree:
-    """Every complete subtree's hash, so that a root or a proof of any prefix takes O(log n).
+    """Keeps every complete subtree's hash, so that a root or a proof of any prefix takes O(log n).
 
-    An append hashes two nodes on average. 64 bytes are kept for each leaf.
+    An append computes one node hash on average. 64 bytes are kept for each leaf.
     """
 
     __slots__ = ("_levels",)
 
     def __init__(self) -> None:
-        # Level k holds the hashes of the complete subtrees of 2^k leaves, one after the other.
+        # Level k holds the hashes of the complete subtrees of 2^k leaves, one after another.
         self._levels: list[bytearray] = [bytearray()]
 
     def __len__(self) -> int:
-        """How many leaves there are."""
+        """Number of leaves."""
         return len(self._levels[0]) // HASH_BYTES
 
     def append(self, leaf: bytes) -> None:
         """Adds a leaf.
 
         Args:
-            leaf: its hash, of `leaf_hash`.
+            leaf: its hash, from `leaf_hash`.
         """
         if len(leaf) != HASH_BYTES:
             raise ValueError(f"a leaf's hash has {HASH_BYTES} bytes, not {len(leaf)}")
@@ -75,7 +75,7 @@ class MerkleTree:
             level += 1
 
     def copy(self) -> MerkleTree:
-        """A tree of the same leaves that grows by itself."""
+        """An independent tree with the same leaves."""
         other = MerkleTree()
         other._levels = [bytearray(level) for level in self._levels]
         return other
@@ -119,7 +119,7 @@ class MerkleTree:
         return path[::-1]
 
     def consistency_proof(self, old: int, new: int) -> list[bytes]:
-        """PROOF(old, D[0:new]); empty where `old` is 0 or `new`.
+        """PROOF(old, D[0:new]); empty if `old` is 0 or equals `new`.
 
         Raises:
             ValueError: there are fewer leaves than `new`, or `old` exceeds it.
@@ -145,7 +145,8 @@ class MerkleTree:
     def _hash(self, start: int, end: int) -> bytes:
         """MTH(D[start:end]) of a subtree whose start is a multiple of every power of two in it."""
         result: bytes | None = None
-        for level in range(len(self._levels)):  # its complete subtrees, from the right
+        # Its complete subtrees are the binary digits of its size; they are joined from the right.
+        for level in range(len(self._levels)):
             if (end - start) >> level & 1:
                 end_of = end >> level
                 place = (end_of - 1) * HASH_BYTES
@@ -172,11 +173,11 @@ def verify_inclusion(
     """Whether a leaf is at a place of the tree with this root (RFC 9162, section 2.1.3.2).
 
     Args:
-        leaf: its hash.
+        leaf: the leaf's hash.
         index: its place, from 0.
-        size: leaves of the tree.
+        size: number of leaves of the tree.
         proof: siblings from the leaf up, untrusted.
-        root: of the tree.
+        root: the tree's root hash.
     """
     if not 0 <= index < size or len(proof) > MAX_PROOF or not _are_hashes(leaf, root, *proof):
         return False
@@ -197,17 +198,17 @@ def verify_inclusion(
 def verify_consistency(
     old: int, new: int, proof: Sequence[bytes], old_root: bytes, new_root: bytes
 ) -> bool:
-    """Whether the tree with `new_root` begins with that of `old_root` (RFC 9162, section 2.1.4.2).
+    """Whether the tree of `new_root` begins with that of `old_root` (RFC 9162, section 2.1.4.2).
 
-    Between trees of one size the proof is empty. That every tree begins with the empty one needs
-    no proof: none verifies.
+    Between trees of the same size the proof is empty. Every tree begins with the empty tree, so
+    that needs no proof: none verifies.
 
     Args:
-        old: leaves of the first tree.
-        new: leaves of the second one.
-        proof: untrusted.
-        old_root: of the first tree.
-        new_root: of the second one.
+        old: number of leaves of the old tree.
+        new: number of leaves of the new tree.
+        proof: the proof, untrusted.
+        old_root: root hash of the old tree.
+        new_root: root hash of the new tree.
     """
     if not 0 <= old <= new or len(proof) > MAX_PROOF:
         return False

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 ED25519 = 0x01
-"""Signature type of the key that signs a note's text as it is."""
+"""Signature type of a key that signs a note's text as it is."""
 COSIGNATURE_V1 = 0x04
 """Signature type of a witness's timestamped Ed25519 cosignature."""
 MAX_NOTE_BYTES = 1 << 17
@@ -63,9 +63,9 @@ def decode_base64(text: str, what: str, *, strict: bool = True) -> bytes:
     """Standard base64 with padding.
 
     Args:
-        text: untrusted.
-        what: the message's first words.
-        strict: whether the unused bits of the last character have to be zero.
+        text: the text, untrusted.
+        what: what the text is, for the message.
+        strict: whether the unused bits of the last character must be zero.
 
     Raises:
         NoteError: it is anything else.
@@ -75,7 +75,7 @@ def decode_base64(text: str, what: str, *, strict: bool = True) -> bytes:
     except ValueError:
         raise NoteError(f"{what} is not base64") from None
     if strict and base64.b64encode(found).decode("ascii") != text:
-        raise NoteError(f"{what} is not base64 in its one form")
+        raise NoteError(f"{what} is not canonical base64")
     return found
 
 
@@ -91,16 +91,16 @@ def decimal(text: str, what: str) -> int:
 
 
 def require_name(name: str) -> str:
-    """A key's name, which is not empty and has neither spaces nor plus signs.
+    """Returns a valid key name, which is not empty and has neither spaces nor plus signs.
 
     Raises:
-        NoteError: it is none.
+        NoteError: it is not a key name.
     """
     bad = not name or len(name) > _MAX_NAME or "+" in name or _CONTROL.search(name)
     if bad or any(each.isspace() for each in name):
         raise NoteError(
-            f"{printable(name, 80)!r} is no key name: 1 to {_MAX_NAME} characters without spaces "
-            "and '+'"
+            f"{printable(name, 80)!r} is not a key name: expected 1 to {_MAX_NAME} characters "
+            "without spaces and '+'"
         )
     return name
 
@@ -113,12 +113,12 @@ def key_id(name: str, algorithm: int, public: bytes) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifierKey:
-    """A "vkey": whose signatures are looked for, and under which public key.
+    """A "vkey": the name and public key under which signatures are verified.
 
     Attributes:
-        name: of the key.
+        name: the key's name.
         algorithm: `ED25519` or `COSIGNATURE_V1`.
-        public: 32 bytes.
+        public: the public key, 32 bytes.
     """
 
     name: str
@@ -137,7 +137,7 @@ class VerifierKey:
 
     @property
     def id(self) -> int:
-        """What its signatures carry besides its name."""
+        """The key id that its signatures carry besides its name."""
         return key_id(self.name, self.algorithm, self.public)
 
     @classmethod
@@ -145,11 +145,13 @@ class VerifierKey:
         """Reads ``name+hash+key``.
 
         Raises:
-            NoteError: it is no such key, or of an unknown type.
+            NoteError: it is not such a key, or of an unknown type.
         """
         found = _VKEY.fullmatch(text)
         if found is None:
-            raise NoteError(f"{printable(text, 80)!r} is no verifier key: expected name+hash+key")
+            raise NoteError(
+                f"{printable(text, 80)!r} is not a verifier key: expected name+hash+key"
+            )
         raw = decode_base64(found[3], "a verifier key")
         key = cls(name=found[1], algorithm=raw[0] if raw else 0, public=raw[1:])
         if f"{key.id:08x}" != found[2]:
@@ -174,8 +176,8 @@ class NoteSignature:
     """One signature line.
 
     Attributes:
-        name: of the key.
-        id: of the key.
+        name: the key's name.
+        id: the key's id.
         value: what follows the id, at least one byte.
     """
 
@@ -188,7 +190,7 @@ class NoteSignature:
         """Reads a line without its newline.
 
         Raises:
-            NoteError: it is no signature line.
+            NoteError: it is not a signature line.
         """
         name, space, text = line.removeprefix(_DASH).partition(" ")
         if not line.startswith(_DASH) or not space:
@@ -205,11 +207,11 @@ class NoteSignature:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SignedNote:
-    """A text and signatures under it; who signed is not checked by reading it.
+    """A text and signatures under it; reading it verifies no signature.
 
     Attributes:
-        text: ends in a newline.
-        signatures: in their order; those of unknown keys mean nothing.
+        text: the signed text; ends in a newline.
+        signatures: in order; those of unknown keys mean nothing.
     """
 
     text: str
@@ -220,7 +222,7 @@ class SignedNote:
         """Reads a note.
 
         Raises:
-            NoteError: it is none, or too long.
+            NoteError: it is malformed or too long.
         """
         if len(raw) > MAX_NOTE_BYTES:
             raise NoteError(f"a note of {len(raw)} bytes; at most {MAX_NOTE_BYTES} are read")
@@ -248,7 +250,7 @@ class SignedNote:
         return SignedNote(text=self.text, signatures=(*self.signatures, *more))
 
     def signatures_of(self, key: VerifierKey) -> list[NoteSignature]:
-        """Those that state a key's name and id, whether or not they verify."""
+        """The signatures that state a key's name and id, whether or not they verify."""
         wanted = key.id
         return [each for each in self.signatures if each.name == key.name and each.id == wanted]
 
@@ -256,7 +258,7 @@ class SignedNote:
         """Whether an Ed25519 key signed the text.
 
         Raises:
-            NoteError: a signature states the key's name and id and does not verify.
+            NoteError: a signature states the key's name and id but does not verify.
         """
         if key.algorithm != ED25519:
             raise NoteError(f"key {key.name} cosigns; it does not sign notes")
@@ -271,9 +273,9 @@ def sign_note(text: str, *, name: str, key: Ed25519PrivateKey) -> NoteSignature:
     """An Ed25519 signature over a note's text.
 
     Args:
-        text: ends in a newline.
-        name: of the key.
-        key: signs it.
+        text: the text; ends in a newline.
+        name: the key's name.
+        key: the signing key.
     """
     public = key.public_key().public_bytes_raw()
     return NoteSignature(

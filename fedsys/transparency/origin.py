@@ -1,4 +1,4 @@
-"""Names of the logs that jobs' ledgers are: one log a job, known by its coordinator's key.
+"""Names of jobs' ledgers as logs: one log per job, identified by its coordinator's key.
 
 >>> origin_of(signer="ab" * 32, job="cd" * 32) == "fedsys/ledger/v1/" + "ab" * 32 + "/" + "cd" * 32
 True
@@ -30,7 +30,7 @@ def origin_of(*, signer: str, job: str) -> str:
 
 
 def signer_of(origin: str) -> str | None:
-    """Whose ledger an origin names; None if it names none of ours."""
+    """The signer of the ledger that an origin names; None if it is not a job's ledger."""
     found = _ORIGIN.fullmatch(origin)
     return None if found is None else found[1]
 
@@ -39,7 +39,7 @@ def log_key(origin: str) -> VerifierKey:
     """The key that signs the checkpoints of a job's ledger.
 
     Raises:
-        ValueError: the origin is no job's.
+        ValueError: the origin is not that of a job's ledger.
     """
     signer = signer_of(origin)
     if signer is None:

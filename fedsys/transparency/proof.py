@@ -31,7 +31,7 @@ def decode_hashes(lines: list[str]) -> list[bytes]:
     """At most `MAX_PROOF` hashes.
 
     Raises:
-        NoteError: there are more, or one is none.
+        NoteError: there are more, or one is malformed.
     """
     if len(lines) > MAX_PROOF:
         raise NoteError(f"a proof of {len(lines)} hashes; no tree needs more than {MAX_PROOF}")
@@ -46,7 +46,7 @@ class LogProof:
     """A leaf's place under a checkpoint, without the leaf.
 
     Attributes:
-        index: the leaf's, from 0.
+        index: the leaf's index, from 0.
         path: siblings from the leaf up.
         note: the checkpoint, with whatever signatures it has.
     """
@@ -65,7 +65,7 @@ class LogProof:
         """Reads a proof; nothing in it is verified. Extra data is ignored.
 
         Raises:
-            NoteError: it is none.
+            NoteError: it is malformed.
         """
         if len(raw) > MAX_PROOF_BYTES:
             raise NoteError(f"a proof of {len(raw)} bytes; at most {MAX_PROOF_BYTES} are read")
@@ -85,13 +85,13 @@ class LogProof:
         return cls(index=index, path=tuple(decode_hashes(lines[1:])), note=SignedNote.parse(note))
 
     def require(self, leaf: bytes) -> Checkpoint:
-        """The checkpoint under which a leaf is proved to be; its signatures are the caller's.
+        """The checkpoint that contains a leaf by this proof; the caller checks its signatures.
 
         Args:
-            leaf: its hash.
+            leaf: the leaf's hash.
 
         Raises:
-            NoteError: the proof is not of this leaf.
+            NoteError: the proof does not prove this leaf.
         """
         checkpoint = Checkpoint.parse(self.note.text)
         if not verify_inclusion(leaf, self.index, checkpoint.size, self.path, checkpoint.root):

@@ -1,4 +1,4 @@
-"""What is sent to a witness: ``add-checkpoint`` of https://c2sp.org/tlog-witness."""
+"""Requests to a witness: ``add-checkpoint`` of https://c2sp.org/tlog-witness."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = [
 MAX_SUBMISSION_BYTES = MAX_NOTE_BYTES + 8192
 """A longer request is refused unread."""
 CONFLICT_TYPE = "text/x.tlog.size"
-"""Content type of a 409, whose body is the size that the witness has."""
+"""Content type of a 409 response, whose body is the size that the witness has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """A request.
+    """An ``add-checkpoint`` request.
 
     Attributes:
-        old: size of the last checkpoint that the witness cosigned, by the client's account.
-        proof: consistency of the tree of that size with the checkpoint's.
+        old: size of the last checkpoint that the witness cosigned, as far as the sender knows.
+        proof: consistency proof from the tree of that size to the checkpoint's.
         note: the new checkpoint.
     """
 
@@ -43,7 +43,7 @@ class Submission:
         """Reads a request's body; nothing in it is verified.
 
         Raises:
-            NoteError: it is none.
+            NoteError: it is malformed.
         """
         if len(raw) > MAX_SUBMISSION_BYTES:
             raise NoteError(f"a request of {len(raw)} bytes; at most {MAX_SUBMISSION_BYTES}")

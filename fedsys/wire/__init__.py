@@ -1,4 +1,4 @@
-"""What coordinators and agents say to each other.
+"""The messages between coordinators and agents.
 
 An assignment's module is loaded on use: the operator's commands need neither it nor NumPy.
 """

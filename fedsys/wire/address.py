@@ -1,4 +1,4 @@
-"""``HOST:PORT``, as people write it: for a port to listen at, or one to dial."""
+"""Parses ``HOST:PORT``, for a port to listen on or to connect to."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def host_and_port(text: str, what: str, *, least: int = 1) -> tuple[str, int]:
     Args:
         text: ``HOST:PORT``, with an IPv6 address in brackets.
         what: the option or argument, for the message.
-        least: 0 where the system may choose the port.
+        least: the smallest port; 0 where the system may choose it.
 
     Raises:
-        ConfigError: it is no such address.
+        ConfigError: it is not such an address.
 
     >>> host_and_port("[::1]:7443", "--listen")
     ('::1', 7443)

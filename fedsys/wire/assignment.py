@@ -31,10 +31,10 @@ class Assignment:
         task: the task's name, which the client must have installed.
         weights: (d,) float32, the current model.
         local: local training (see `client.training.LocalConfig`), by field name.
-        mechanism: arguments of `fedsys.privacy.build_mechanism`, by name.
-        seed: from which each client derives its batch order.
-        clipping: state of `fedsys.privacy.AdaptiveClipping`, where the norm adapts.
-        terms: digest of the job's `Terms`, where the host has agents agree to them beforehand.
+        mechanism: the round's event, as `fedsys.privacy.event_from_json` reads it.
+        seed: seed from which each client derives its batch order.
+        clipping: state of `fedsys.privacy.AdaptiveClipping`; None where the norm is fixed.
+        terms: digest of the job's `Terms`; empty where the host does not ask agents for consent.
     """
 
     job: bytes
@@ -65,7 +65,7 @@ class Assignment:
 
     @cached_property
     def digest(self) -> bytes:
-        """SHA-256 over all of it: what every client of the cohort must have been given alike.
+        """SHA-256 over all of it: every client of the cohort must have received the same.
 
         It is bound into the session of secure aggregation (its model hash), so a coordinator that
         hands out different models or parameters has two sessions, whose shares do not add up.
@@ -84,10 +84,10 @@ class Assignment:
 
     @cached_property
     def event(self) -> Event:
-        """The mechanism's arguments, their types and ranges checked.
+        """The round's event, with types and ranges checked.
 
         Raises:
-            MechanismError: one of them is wrong.
+            MechanismError: a value is invalid.
         """
         return event_from_json(self.mechanism)
 
@@ -97,11 +97,11 @@ class Assignment:
 
     @classmethod
     def decode(cls, head: bytes, weights: bytes) -> Assignment:
-        """The assignment that `head` and `weights_bytes` of another party are; its weights are a
-        view of those bytes, and read-only.
+        """The assignment encoded by another party's `head` and `weights_bytes`; its weights are a
+        read-only view of those bytes.
 
         Raises:
-            ProtocolError: they are none.
+            ProtocolError: they are not an assignment.
         """
         body = decode_object(head, "an assignment", _KEYS)
         try:
@@ -123,7 +123,7 @@ class Assignment:
         ):
             raise ProtocolError("an assignment with a value of the wrong type")
         if len(weights) % 4:
-            raise ProtocolError(f"weights of {len(weights)} bytes are no float32 vector")
+            raise ProtocolError(f"weights of {len(weights)} bytes are not a float32 vector")
         return cls(
             job=job,
             round=number,
@@ -142,12 +142,12 @@ class Assignment:
         return self.epoch_context(1)
 
     def epoch_context(self, buffers: int) -> RoundContext:
-        """The same for an epoch of so many buffers, of which this is the first one's assignment."""
+        """The same for an epoch of `buffers` buffers, of which this is the first's assignment."""
         return RoundContext(job=self.job, round=self.round, model_hash=self.digest, buffers=buffers)
 
 
 def batch_seed(seed: int, round: int, client: int) -> int:
-    """Seed of one client's batch order: a function of the job's seed, the round, the client.
+    """Seed of one client's batch order, from the job's seed, the round and the client.
 
     Simulated and deployed clients call this one function, so that they train on the same batches.
     """

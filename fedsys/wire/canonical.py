@@ -1,4 +1,4 @@
-"""One text for one value: what is signed or hashed is encoded here and read back strictly."""
+"""Canonical JSON, one text per value: what is signed or hashed is encoded and read strictly."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _LARGEST = 2**63
 
 
 def encode_object(value: Mapping[str, Any]) -> bytes:
-    """Sorted keys, no blanks, no NaN; floats in the shortest form that reads back equal."""
+    """Sorted keys, no spaces, no NaN; floats in the shortest form that reads back equal."""
     return json.dumps(dict(value), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def decode_object(data: bytes, what: str, keys: frozenset[str]) -> dict[str, Any]:
     """The object that `encode_object` wrote, with exactly these keys.
 
-    Every number in it, however deep, is a finite float or an integer of at most 64 bits: whatever
-    is made of it later, no conversion of a number can fail.
+    Every number in it, at any depth, is a finite float or an integer of at most 64 bits, so that no
+    later conversion of a number can fail.
 
     Raises:
-        ProtocolError: it is anything else, another spelling of the same value included.
+        ProtocolError: it is anything else, including another spelling of the same value.
     """
 
     def refuse(_text: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What an agent signs to say that it took part in a round which the ledger holds."""
+"""What an agent signs to confirm that it took part in a round that the ledger commits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedsys.privacy.ledger.lines import parse_object
 __all__ = ["FILE", "MAX_LINE_BYTES", "Countersignature", "message"]
 
 FILE = "countersignatures.jsonl"
-"""In a run's folder, one line a countersignature; it tells cohorts."""
+"""In a run's folder, one line per countersignature; it reveals cohorts."""
 MAX_LINE_BYTES = 1024
 
 _NUMBERS = ("round", "client", "participations")
@@ -25,8 +25,8 @@ def message(*, job: bytes, round: int, ledger_head: bytes, participations: int) 
     """The bytes under an agent's countersignature.
 
     Args:
-        job: 32 bytes.
-        round: that is committed.
+        job: 32 bytes that name the job.
+        round: the committed round.
         ledger_head: hash of the ledger's line that commits it.
         participations: rounds of this job that the agent took part in, by its own count.
     """
@@ -43,15 +43,15 @@ def message(*, job: bytes, round: int, ledger_head: bytes, participations: int) 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Countersignature:
-    """One agent's word on one round, as the run's folder keeps it.
+    """One agent's statement about one round, as the run's folder keeps it.
 
     Attributes:
-        round: that the ledger commits.
-        client: the agent's number in the job, as private.jsonl has it.
+        round: the committed round.
+        client: the agent's number in the job, as in private.jsonl.
         key: its Ed25519 public key, from the roster.
         ledger_head: hash of the line that commits the round.
         participations: rounds of the job that it took part in, by its own count.
-        signature: over `message`.
+        signature: Ed25519 over `message`.
     """
 
     round: int
@@ -85,13 +85,14 @@ class Countersignature:
         """Reads a line strictly.
 
         Raises:
-            LedgerError: it is none, or not in canonical form; the message starts with ``where``.
+            LedgerError: it is malformed or not in canonical form; the message starts with
+                ``where``.
         """
         body = parse_object(raw, where, limit=MAX_LINE_BYTES)
         if set(body) != {*_NUMBERS, *_BYTES}:
             raise LedgerError(f"{where} has other keys than a countersignature")
         if any(type(body[name]) is not int or not 0 <= body[name] < 1 << 32 for name in _NUMBERS):
-            raise LedgerError(f"{where} has a number that cannot be")
+            raise LedgerError(f"{where} has a number out of range")
         octets: dict[str, bytes] = {}
         for name, length in _BYTES.items():
             try:

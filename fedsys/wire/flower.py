@@ -1,8 +1,8 @@
-"""What travels inside Flower's messages: the same `Down` and `Up` as over gRPC, in one record.
+"""The content of Flower's messages: the same `Down` and `Up` as over gRPC, in one record.
 
-A Flower node is a relay that forgets: it may run every message in a process of its own. So each
+A Flower node is a stateless relay: it may handle every message in a separate process. So each
 message is answered by exactly one, both carry a list of serialised `Down` or `Up`, and whatever an
-invitation needs comes with it, but for the model, which the node keeps for the round.
+invitation needs comes with it, except the model, which the node keeps for the round.
 
 Flower's node ids say nothing about who answers. The first exchange is therefore a challenge: the
 device signs it, together with the Flower node's id, with its roster identity.
@@ -31,7 +31,7 @@ _DOMAIN = b"fedsys flower hello v1\x00"
 
 
 def hello_message(challenge: bytes, flower_node: int) -> bytes:
-    """What a device signs to be recognised behind a Flower node.
+    """What a device signs to prove its identity behind a Flower node.
 
     >>> len(hello_message(bytes(32), 2**64 - 1))
     63

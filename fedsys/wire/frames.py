@@ -1,10 +1,10 @@
-"""Long messages in pieces, each with a checksum; both ends hold bounded memory.
+"""Long messages in pieces, each with a checksum; both ends use bounded memory.
 
-A frame is a head of 28 bytes, integers little-endian, and then its data::
+A frame is a head of 28 bytes, integers little-endian, followed by its data::
 
     parcel 8 | size 8 | offset 8 | crc32 4 | data
 
-It is no protobuf message, because reading the data of one copies it twice.
+It is not a protobuf message, because reading data from one copies it twice.
 
 >>> assembler = Assembler(limit=100, least=4)
 >>> [assembler.add(frame) for frame in split(0, b"x" * 10, chunk=4)]
@@ -25,16 +25,17 @@ __all__ = ["CHUNK", "MAX_CHUNK", "MAX_FRAME", "MIN_CHUNK", "Assembler", "Frame",
 Limit = Callable[[bytes], int]
 
 CHUNK = 1 << 18
-"""Bytes of data in a frame; a model on its way to many is held that often, thrice each time."""
+"""Bytes of data in a frame; while a model is sent to many devices, each of them takes three times
+this in memory."""
 MAX_CHUNK = 1 << 20
 """Bytes of data in a frame of a parcel that goes to one receiver."""
 MIN_CHUNK = 1 << 14
-"""What a frame carries at least, unless it is its parcel's last."""
+"""The fewest bytes of data in a frame, unless it is its parcel's last."""
 MAX_FRAME = MAX_CHUNK + 4096
 """What either end accepts as one gRPC message."""
 _HEAD = struct.Struct("<QQQI")
 _BEGINS = 16
-"""Bytes of a parcel by which its kind, and with it its limit, is known."""
+"""First bytes of a parcel, from which its kind, and so its limit, is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +43,10 @@ class Frame:
     """A piece of one parcel.
 
     Attributes:
-        parcel: counts from 0 in each direction of a session.
+        parcel: number of the parcel, from 0 in each direction of a session.
         size: bytes of the whole parcel.
-        offset: of the data in it.
-        crc32: of the data (ISO-HDLC, as in zlib).
+        offset: offset of the data in the parcel.
+        crc32: checksum of the data (ISO-HDLC, as in zlib).
         data: the piece.
     """
 
@@ -62,10 +63,10 @@ class Frame:
 
     @classmethod
     def decode(cls, message: bytes) -> Frame:
-        """The frame that these bytes are; its data is a view of them.
+        """The frame that these bytes encode; its data is a view of them.
 
         Raises:
-            ProtocolError: they are too few.
+            ProtocolError: there are too few bytes.
         """
         if len(message) < _HEAD.size:
             raise ProtocolError(f"a frame of {len(message)} bytes: its head takes {_HEAD.size}")
@@ -86,18 +87,19 @@ def split(parcel: int, data: bytes, *, chunk: int = CHUNK) -> Iterator[bytes]:
 
 
 class Assembler:
-    """Puts one direction's frames together again.
+    """Reassembles one direction's frames.
 
     Args:
-        limit: bytes of the largest parcel that is accepted, or says so by a parcel's first bytes.
-        passed: the same of the largest parcel that is let pass without being held, where it is not
-            accepted: what was right to send when it was sent, and is not any more.
-        least: bytes of a frame that is not its parcel's last; many small ones would cost more to
-            hold than what they carry.
+        limit: size in bytes of the largest accepted parcel, or a function that returns it from a
+            parcel's first bytes.
+        passed: the same for the largest parcel that is skipped without being held, where it is not
+            accepted: a message that was correct when it was sent, but no longer is.
+        least: fewest bytes of a frame that is not its parcel's last; many small frames would cost
+            more to hold than the data in them.
 
     Attributes:
-        limit: may be changed between parcels.
-        parcels: that are complete, accepted or not.
+        limit: as given; may be changed between parcels.
+        parcels: number of complete parcels, accepted or not.
     """
 
     def __init__(
@@ -113,11 +115,11 @@ class Assembler:
         self._have = 0
 
     def add(self, message: bytes) -> bytes | None:
-        """Take the next frame; the whole parcel once it is complete, unless it was let pass.
+        """Takes the next frame; returns the whole parcel once it is complete, unless skipped.
 
         Raises:
-            ProtocolError: out of order, too large, in too small pieces, or damaged; the session
-                cannot go on.
+            ProtocolError: the frame is out of order, too large, too small or damaged; the session
+                cannot continue.
         """
         frame = Frame.decode(message)
         count = len(frame.data)

@@ -1,8 +1,8 @@
-"""How large a message of each kind may be, and what is looked at before one is parsed.
+"""How large a message of each kind may be, and what is checked before one is parsed.
 
-Both ends decide by a message's first byte, which names its kind, before they hold any of it; and
-they look over a list's entries before an object is made of each. So what costs the receiver more
-than the sender is refused while it still costs nothing.
+Both ends decide by a message's first byte, which gives its kind, before they hold any of it; and
+they scan a list's entries before creating an object for each. So a message that would cost the
+receiver more than the sender is refused while it still costs nothing.
 
 >>> from fedsys.wire import fleet_pb2
 >>> kind_of_up(fleet_pb2.Up(refusal=fleet_pb2.Refusal()).SerializeToString())
@@ -33,15 +33,15 @@ __all__ = [
 ]
 
 MAX_SMALL: Final = 64 << 10
-"""An answer that is of no open round: it may have come too late."""
+"""Largest answer outside an open round: it may have come too late."""
 _ENVELOPE: Final = 4096
 _MAX_REFUSAL: Final = 4 << 10
 _MAX_OFFER: Final = 1 << 20
 _MAX_ROSTERS: Final = 96 << 20
-"""A list of a million members, which is the largest; a coordinator sends several in messages of a
-few MiB."""
+"""Room for the largest list, of a million members; a coordinator splits several lists into messages
+of a few MiB."""
 _LEAST_ROSTER: Final = 100
-"""Bytes of a signed list without members; an entry that is shorter is none."""
+"""Bytes of a signed list without members; no entry can be shorter."""
 _MOST_ROSTERS: Final = 10_000
 _MAX_ASSIGNMENT: Final = 1 << 20
 _MAX_PREKEYS: Final = MAX_PREKEYS * (4 + max(PREKEY_SIZE.values()))
@@ -63,10 +63,10 @@ def kind_of_down(message: bytes) -> str:
 
 
 def up_limits(answer: int = 0) -> Mapping[str, int]:
-    """Bytes of each kind of message that a coordinator takes from an agent.
+    """The most bytes that a coordinator accepts from an agent, by kind of message.
 
     Args:
-        answer: of the largest answer in the open round that the agent is in; 0 where it is in none.
+        answer: size of the largest answer in the agent's open round; 0 where it is in none.
     """
     limits = dict.fromkeys(_WITH_PREKEYS, _ENVELOPE + _MAX_PREKEYS)
     return MappingProxyType(
@@ -80,10 +80,10 @@ def up_limits(answer: int = 0) -> Mapping[str, int]:
 
 
 def down_limits(*, dimension: int = 0, cap: int = 0) -> Mapping[str, int]:
-    """Bytes of each kind of message that an agent takes from its coordinator.
+    """The most bytes that an agent accepts from its coordinator, by kind of message.
 
     Args:
-        dimension: weights of the largest model to whose job it agreed; 0 where it agreed to none.
+        dimension: weights of the largest model among the jobs that it agreed to; 0 for no job.
         cap: members of the largest cohort that it agreed to.
     """
     message = largest_from_server(min(cap, MAX_COHORT))
@@ -105,20 +105,20 @@ def down_limits(*, dimension: int = 0, cap: int = 0) -> Mapping[str, int]:
 
 
 def check_up(message: bytes, limits: Mapping[str, int]) -> str:
-    """The kind of an agent's message that may be parsed.
+    """Checks that an agent's message may be parsed, and returns its kind.
 
     Raises:
-        ProtocolError: it is too large, or no single content of a known kind.
+        ProtocolError: it is too large, or not exactly one content of a known kind.
     """
     return _check("an agent's message", kind_of_up(message), message, limits)
 
 
 def check_down(message: bytes, limits: Mapping[str, int]) -> str:
-    """The kind of a coordinator's message that may be parsed.
+    """Checks that a coordinator's message may be parsed, and returns its kind.
 
     Raises:
-        ProtocolError: it is too large, no single content of a known kind, or a roster's entries
-            are none.
+        ProtocolError: it is too large, not exactly one content of a known kind, or its roster
+            entries are malformed.
     """
     kind = _check("a coordinator's message", kind_of_down(message), message, limits)
     if kind in _ROSTER_FIELD:
@@ -135,12 +135,12 @@ def _check(what: str, kind: str, message: bytes, limits: Mapping[str, int]) -> s
         )
     begins, size = _varint(message, 1)
     if message[0] & 7 != 2 or begins + size != len(message):
-        raise ProtocolError(f"{what}: {kind} is not all that it holds")
+        raise ProtocolError(f"{what}: {kind} is not its only content")
     return kind
 
 
 def _check_entries(message: bytes, field: int) -> None:
-    """Walk over the lists in a message, each of which would become an object of some 200 bytes."""
+    """Scan a message's lists before parsing, which makes each an object of some 200 bytes."""
     at, count = _varint(message, 1)[0], 0
     while at < len(message):
         number, wire = message[at] >> 3, message[at] & 7

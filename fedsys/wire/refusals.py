@@ -1,4 +1,4 @@
-"""What a coordinator reads in a refusal: its cause, and a reason where the owner gave one."""
+"""What a coordinator reads from a refusal: its cause, and the owner's reason, if given."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAMES = {each.number: each.name for each in fleet_pb2.Refusal.Cause.DESCRIPTOR.
 
 
 def cause_of(refusal: fleet_pb2.Refusal) -> Cause:
-    """Of what kind a refusal is; a cause that this version does not know is none in particular."""
+    """The kind of a refusal; UNSPECIFIED for a cause that this version does not know."""
     return Cause[_NAMES.get(refusal.cause, "UNSPECIFIED")]
 
 

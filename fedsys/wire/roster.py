@@ -1,8 +1,8 @@
 """Who may take part: a chain of lists, each signed by the roster's authority.
 
-Anyone who holds the authority's key decides who is a member. An agent pins that key when it joins
-and takes a new list only as the signed successor of the one that it holds, so that members who were
-added leave a trace on every device.
+The holder of the authority's key decides who is a member. An agent pins that key when it joins and
+accepts a new list only as the signed successor of the one that it holds, so that every device
+records the members who were added.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class RosterStatement:
         version: 1, 2, 3, ...
         previous: SHA-256 of the statement before; empty for the first.
         members: Ed25519 public key of each node id.
-        colluders: members that the authority expects to collude with the coordinator at most,
-            whatever cohorts that one chooses; an absolute number.
+        colluders: the most members that the authority expects to collude with the coordinator,
+            whatever cohorts it chooses; an absolute number.
     """
 
     version: int
@@ -82,16 +82,16 @@ class RosterStatement:
 
     @cached_property
     def roster(self) -> Roster:
-        """The list as secure aggregation takes it, by client number."""
+        """The list for secure aggregation, by client number."""
         members = {k: self.members[node] for k, node in enumerate(self.nodes)}
         return Roster(members, corrupt=self.colluders)
 
     @classmethod
     def decode(cls, data: bytes) -> RosterStatement:
-        """The statement that these bytes are.
+        """The statement that these bytes encode.
 
         Raises:
-            ProtocolError: they are none.
+            ProtocolError: they are not a statement.
         """
         body = decode_object(data, "a roster", _KEYS)
         try:
@@ -148,7 +148,7 @@ class RosterChain:
         return self.versions[-1].version if self.versions else 0
 
     def find(self, version: int) -> RosterStatement | None:
-        """The list of that number."""
+        """The list with that version; None if it is not held."""
         if 1 <= version <= len(self.versions):
             return self.versions[version - 1]
         return None
@@ -160,8 +160,8 @@ class RosterChain:
             The versions that are new.
 
         Raises:
-            ProtocolError: a signature, the chain or a version does not fit; nothing is accepted
-                from there on.
+            ProtocolError: a signature, the chain or a version is invalid; that list and all after
+                it are not accepted.
         """
         accepted = (self.accept(signed) for signed in news)
         return [statement for statement in accepted if statement is not None]
@@ -169,11 +169,11 @@ class RosterChain:
     def accept(self, signed: SignedStatement) -> RosterStatement | None:
         """Accept one version; None where it is held already.
 
-        The signature is checked before anything is decoded: anyone who is not the authority costs
-        this party a hash of what they sent, and no more.
+        The signature is checked before anything is decoded: a message that is not from the
+        authority costs this party no more than hashing it.
 
         Raises:
-            ProtocolError: a signature, the chain or the version does not fit; nothing is accepted.
+            ProtocolError: the signature, the chain or the version is invalid; nothing is accepted.
         """
         digest = hashlib.sha256(signed.statement).digest()
         if any(held.hash == digest for held in self.versions):
@@ -186,7 +186,7 @@ class RosterChain:
 
 
 def check_signature(signed: SignedStatement, key: bytes) -> None:
-    """Check a statement's signature, before anything of it is decoded.
+    """Check a statement's signature, before any of it is decoded.
 
     Raises:
         ProtocolError: it is not the authority's.
@@ -196,21 +196,21 @@ def check_signature(signed: SignedStatement, key: bytes) -> None:
             signed.signature, signed_message(signed.statement)
         )
     except InvalidSignature:
-        raise ProtocolError("a list that is not signed by the authority that was pinned") from None
+        raise ProtocolError("a list that is not signed by the pinned authority") from None
 
 
 def check_successor(
     held: RosterStatement | None, newest: RosterStatement | None, statement: RosterStatement
 ) -> None:
-    """Check that a list may follow the newest one: for who accepts it, and for who signs it.
+    """Check that a list may follow the newest one; for those that accept it, and its signer.
 
     Args:
-        held: what is held under the same version already.
+        held: the list that is already held under the same version; None if there is none.
         newest: the list in force; None before the first.
-        statement: that is to follow it.
+        statement: the list that is to follow it.
 
     Raises:
-        ProtocolError: it is another past, leaves a gap, or gives a member another key.
+        ProtocolError: it has a different history, leaves a gap, or gives a member another key.
     """
     version = statement.version
     if held is not None and held.hash != statement.hash:
@@ -221,14 +221,14 @@ def check_successor(
     if newest is None:
         return
     if statement.previous != newest.hash:
-        raise ProtocolError(f"roster version {version} is no successor of version {version - 1}")
+        raise ProtocolError(f"roster version {version} is not a successor of version {version - 1}")
     for node, key in statement.members.items():
         if newest.members.get(node, key) != key:
             raise ProtocolError(f"roster version {version} gives node {node} another key")
 
 
 def fingerprint(key: bytes) -> str:
-    """The first 16 bytes of a public key's SHA-256, for people who compare two screens.
+    """The first 16 bytes of a public key's SHA-256, for comparison by eye.
 
     >>> fingerprint(bytes(32))
     '6668-7aad-f862-bd77-6c8f-c18b-8e9f-8e20'
@@ -238,7 +238,7 @@ def fingerprint(key: bytes) -> str:
 
 
 def changes(before: RosterStatement | None, after: RosterStatement) -> dict[str, Any]:
-    """Who came and who went, for logs."""
+    """The members that were added and removed, for logs."""
     old = set() if before is None else set(before.members)
     new = set(after.members)
     return {

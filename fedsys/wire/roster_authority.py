@@ -1,13 +1,13 @@
-"""The roster's authority: a key, and the memory of what it signed, so that it never signs a fork.
+"""The roster's authority: a key, and a record of what it signed, so that it never signs a fork.
 
 ::
 
     authority.key          Ed25519, 32 bytes
     authority.key.signed   version and hash of every list it signed, and the newest list
 
-Two different lists under one version would let a coordinator show two pasts to two devices. So a
-list is remembered, durably, before its signature exists, and a key whose memory is lost signs
-nothing until it is told which list was its last.
+Two different lists under one version would let a coordinator show two histories to two devices. So
+a list is recorded, durably, before its signature exists, and a key whose record is lost signs
+nothing until it is given the last list that it signed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from fedsys.wire.roster import (
 __all__ = ["RosterAuthority", "read_signed", "write_signed"]
 
 _MOST = 1 << 30
-"""Bytes of a memory: a million members take 75 MB."""
+"""The most bytes of a record: a million members take 75 MB."""
 
 
 @dataclass(kw_only=True)
@@ -43,9 +43,9 @@ class RosterAuthority:
     """Signs each next list, once.
 
     Attributes:
-        path: of the key.
+        path: the key file.
         newest: the list that was signed last; None before the first.
-        signed: SHA-256 of every list that was signed, as hex, by version.
+        signed: SHA-256 of every signed list, as hex, by version.
     """
 
     path: Path
@@ -56,23 +56,23 @@ class RosterAuthority:
     @classmethod
     @contextmanager
     def opened(cls, path: Path, *, after: str | None = None) -> Iterator[RosterAuthority]:
-        """The authority of a key file, which is made with an empty memory if it is missing; held
-        against other processes that would sign with it.
+        """The authority of a key file, which is created with an empty record if it is missing;
+        locked against other processes that would sign with it.
 
         Args:
-            path: of the key.
-            after: what takes the place of a lost memory: the file of the list that this key
-                signed last, or ``none`` where it has signed nothing.
+            path: the key file.
+            after: replaces a lost record: the file of the list that this key signed last, or
+                ``none`` if it has signed nothing.
 
         Raises:
-            ConfigError: key or memory cannot be used.
+            ConfigError: key or record cannot be used.
             OSError: they cannot be written.
         """
         memory = _memory_of(path)
         if not path.exists():
             if memory.exists():
-                raise ConfigError(f"{path}: missing, and {memory} is there: restore the key")
-            write_secret(memory, _encode({}, None))  # first: a key without a memory is refused
+                raise ConfigError(f"{path}: missing, but {memory} exists: restore the key")
+            write_secret(memory, _encode({}, None))  # first: a key without a record is refused
             write_secret(path, Ed25519PrivateKey.generate().private_bytes_raw())
         try:
             key = Ed25519PrivateKey.from_private_bytes(read_secret(path))
@@ -87,8 +87,8 @@ class RosterAuthority:
                 signed, newest = _recalled(after, key)
             else:
                 raise ConfigError(
-                    f"{memory}: missing; it holds what {path.name} has signed, without which a "
-                    f"second list could be signed under an old number: restore it from a backup, "
+                    f"{memory}: missing; it records what {path.name} has signed, without which a "
+                    f"second list could be signed under an old version: restore it from a backup, "
                     f"or give --after FILE, the list that was signed last (none: no list was)"
                 )
             yield cls(path=path, newest=newest, signed=signed, _key=key)
@@ -97,7 +97,7 @@ class RosterAuthority:
 
     @property
     def public_key(self) -> bytes:
-        """What devices and coordinator pin."""
+        """The key that devices and coordinator pin."""
         return self._key.public_key().public_bytes_raw()
 
     def check(self, proposed: RosterStatement) -> None:
@@ -111,18 +111,18 @@ class RosterAuthority:
             return
         if known is not None:
             raise ProtocolError(
-                f"roster version {version}: this key signed another list under that number "
+                f"roster version {version}: this key signed another list with that version "
                 f"({known[:16]}...), and a second one would be a fork; have the operator propose "
                 f"version {max(self.signed) + 1}"
             )
         check_successor(None, self.newest, proposed)
 
     def sign(self, proposed: RosterStatement) -> SignedStatement:
-        """Sign the next list; it is remembered, durably, before there is a signature.
+        """Sign the next list; it is recorded, durably, before there is a signature.
 
         Raises:
             ProtocolError: see `check`.
-            OSError: the memory cannot be written; nothing is signed.
+            OSError: the record cannot be written; nothing is signed.
         """
         self.check(proposed)
         if proposed.version not in self.signed:
@@ -136,7 +136,7 @@ class RosterAuthority:
 
 
 def write_signed(path: Path, signed: SignedStatement) -> None:
-    """Write the file that the authority hands back to the operator.
+    """Write the file that the authority returns to the operator.
 
     Raises:
         OSError: it cannot be written.
@@ -149,7 +149,7 @@ def read_signed(path: Path) -> SignedStatement:
     """The list in a file that `write_signed` wrote; its signature is not checked.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not such a file.
         OSError: it cannot be read.
     """
     try:

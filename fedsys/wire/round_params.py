@@ -1,7 +1,7 @@
 """Parameters of a round's secure aggregation, from what was agreed and from nothing else.
 
-The coordinator and every device call this one function. A device compares what is announced with
-its own result and demands equality, so an announcement has no say in what protects it.
+The coordinator and every device call this one function. A device requires what is announced to
+equal its own result, so an announcement has no influence on what protects the device.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ def round_params(
 ) -> SecAggParams:
     """Parameters for a cohort of `n` under an agreed plan.
 
-    They withstand more losses than `plan.dropout`, the chance that a member is lost, makes likely
-    (see `fedsys.privacy.sampling.quorum`): a round given up shows, and delta pays for it. A sum has
-    at least the plan's `min_survivors` inputs, and two more than there may be colluders.
+    They withstand more losses than `plan.dropout`, the probability that a member is lost, makes
+    likely (see `fedsys.privacy.sampling.quorum`): an aborted round is visible, and delta pays for
+    it. A sum has at least the plan's `min_survivors` inputs, and at least two more than there may
+    be colluders.
 
     Args:
-        plan: as agreed; `corrupt` is taken as 0 where it states none.
-        n: members invited.
-        length: coordinates of a vector.
-        modulus_bits: of a coordinate.
+        plan: the agreed plan; `corrupt` is taken as 0 where it states none.
+        n: number of members invited.
+        length: number of coordinates of a vector.
+        modulus_bits: bits of a coordinate.
         colluders: absolute number of colluders that the roster states.
 
     Raises:
-        ParameterError: nothing fits; the message says which of n, corrupt and dropout cannot be.
+        ParameterError: no parameters fit; the message names n, corrupt and dropout.
     """
     corrupt = plan.corrupt or 0.0
     most = max(plan.colluders, colluders)
@@ -50,7 +51,7 @@ def round_params(
     )
     if asked is None:
         raise ParameterError(
-            f"n={n}, corrupt={corrupt}, dropout={plan.dropout}: such a cohort would be given up "
-            f"too often; invite more, or assume less"
+            f"n={n}, corrupt={corrupt}, dropout={plan.dropout}: such a cohort would abort too "
+            f"often; invite more members, or assume fewer losses and colluders"
         )
     return params

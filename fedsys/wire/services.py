@@ -20,19 +20,19 @@ __all__ = [
 PROTOCOL: Final = 1
 """Newest protocol that this version speaks."""
 PROTOCOL_MIN: Final = 1
-"""Oldest that it still speaks."""
+"""Oldest protocol that it still speaks."""
 ENROLLMENT: Final = "fedsys.v1.Enrollment"
 FLEET: Final = "fedsys.v1.Fleet"
 OPERATOR: Final = "fedsys.v1.Operator"
 PREKEYS: Final = 8
-"""Single-use sealing keys of one agent that the coordinator holds when all is well; a round takes
-one from each committee member."""
+"""Single-use sealing keys that the coordinator normally holds from one agent; a round takes one
+from each committee member."""
 MAX_PREKEYS: Final = 16
-"""That it holds of one agent at all."""
+"""The most sealing keys that it holds from one agent."""
 MAX_PARCEL: Final = 1 << 32
-"""The largest message at all: a model of a billion float32 weights."""
+"""Bytes of the largest message of any kind: a model of a billion float32 weights."""
 OPERATOR_SOCKET: Final = "operator.sock"
-"""In the coordinator's folder."""
+"""Name of the socket in the coordinator's folder."""
 
 
 def method(service: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""A job in all its constants: what an agent's owner agrees to before anything is spent."""
+"""All constants of a job: what an agent's owner agrees to before anything is spent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from secure_agg.params import MAX_COHORT
 __all__ = ["MAX_ROUNDS", "Buffering", "Terms"]
 
 MAX_ROUNDS = 1_000_000
-"""Of a job that devices are asked to agree to."""
+"""The most rounds of a job that devices are asked to agree to."""
 
 _TEXTS = ("name", "task", "task_sha256", "graph_sha256", "path", "roster_hash")
 _MOST_TEXT = 200
@@ -31,15 +31,15 @@ _MOST_STALE = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Buffering:
-    """What a job of buffered rounds fixes besides its plan, whose `cap` is the size of a buffer.
+    """Constants of buffered rounds besides the plan, whose `cap` is the size of a buffer.
 
     Attributes:
-        concurrency: devices that train at a time.
-        epoch: buffers that one committee serves under the same sealing keys.
-        max_staleness: versions of the model that may come out while a device trains.
+        concurrency: number of devices that train at a time.
+        epoch: number of buffers that one committee serves with the same sealing keys.
+        max_staleness: most versions of the model that may be released while a device trains.
 
     Raises:
-        ProtocolError: a number out of its range.
+        ProtocolError: a number is out of its range.
     """
 
     concurrency: int
@@ -59,34 +59,34 @@ class Buffering:
 
     def largest_epoch(self, plan: PrivacyPlan) -> int:
         """The most members that an epoch may invite: those that train at its beginning, and one
-        for each upload that its buffers take, as far as secure aggregation serves so many."""
+        for each upload that its buffers take, up to secure aggregation's `MAX_COHORT`."""
         wanted = self.concurrency + self.epoch * plan.cap
         return min(plan.population, wanted, MAX_COHORT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """Constants of a job; an assignment names them by their digest.
+    """Constants of a job; an assignment identifies them by their digest.
 
     Attributes:
         job: 32 bytes that name the job.
-        name: what people call it.
+        name: the job's name for people.
         task: the task's name, which the agent must have installed.
-        options: of the task.
-        task_sha256: of the coordinator's copy of the task's code, as hex.
-        graph_sha256: of the graph of the task's gradient, as hex, for devices that train from it
-            instead of from the code; empty where there is none.
+        options: the task's options.
+        task_sha256: SHA-256 of the coordinator's copy of the task's code, as hex.
+        graph_sha256: SHA-256 of the graph of the task's gradient, as hex, for devices that train
+            from it instead of from the code; empty for none.
         local: local training, by field name.
-        path: of the training engine.
+        path: path of local training.
         dimension: d, weights of the model; adaptive clipping adds to the vectors of the plan.
         example_clip: norm of one example's gradient, where examples are the unit.
         plan: the privacy parameters.
-        seed: from which clients derive their batch order.
-        roster_version: of the list of members from which cohorts are drawn.
-        roster_hash: of that list, as hex.
-        answer: when uploads leave, at least: ``at-once``, ``bucketed`` or ``at-deadline``; see
-            `client.answer_time`.
-        buffering: of buffered rounds; None where rounds are synchronous.
+        seed: seed from which clients derive their batch order.
+        roster_version: version of the list of members from which cohorts are drawn.
+        roster_hash: hash of that list, as hex.
+        answer: when uploads may leave at the earliest: ``at-once``, ``bucketed`` or
+            ``at-deadline``; see `client.answer_time`.
+        buffering: constants of buffered rounds; None where rounds are synchronous.
     """
 
     job: bytes
@@ -108,7 +108,7 @@ class Terms:
 
     @property
     def largest_cohort(self) -> int:
-        """Members that are invited together, at most."""
+        """The most members that are invited together."""
         return self.plan.cap if self.buffering is None else self.buffering.largest_epoch(self.plan)
 
     @cached_property
@@ -132,10 +132,10 @@ class Terms:
 
     @classmethod
     def decode(cls, data: bytes) -> Terms:
-        """The terms that these bytes are.
+        """The terms that these bytes encode.
 
         Raises:
-            ProtocolError: they are none, or of a job that cannot be.
+            ProtocolError: they are not terms, or those of an impossible job.
         """
         keys = frozenset(item.name for item in dataclasses.fields(cls))
         body = decode_object(data, "a job's terms", keys)
@@ -161,7 +161,7 @@ class Terms:
             if buffering is not None:
                 buffering = Buffering(**buffering)
             if (buffering is not None) != (plan.sampling == "arrivals"):
-                raise ValueError("buffered rounds go with cohorts that are arrivals, and only so")
+                raise ValueError("buffered rounds require arrivals as cohorts, and vice versa")
         except (
             ProtocolError,
             MechanismError,
@@ -176,7 +176,7 @@ class Terms:
 
 
 def _plan(body: Any) -> PrivacyPlan:
-    """A plan that another party wrote; what bounds the work of checking it comes first."""
+    """A plan that another party wrote; what bounds the work of checking is checked first."""
     most = {"population": MAX_MEMBERS, "expected_cohort": MAX_MEMBERS, "rounds": MAX_ROUNDS}
     for name, limit in most.items():
         if not 0 < body[name] <= limit:

@@ -1,4 +1,4 @@
-"""The text that lets one device join once, and the proof that the device holds its identity."""
+"""The token with which one device can join once, and the proof that it holds its identity."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def enrollment_proof(credential: bytes, csr: bytes) -> bytes:
     """What a device's identity signs to bind itself to a certificate request.
 
     Args:
-        credential: DER certificate with which the request is sent.
+        credential: DER certificate that authenticates the request.
         csr: DER certificate request.
     """
     return (
@@ -34,7 +34,7 @@ def enrollment_proof(credential: bytes, csr: bytes) -> bytes:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class JoinToken:
-    """A one-time invitation; anyone who holds it can take the device's place until it is used.
+    """A one-time invitation; until it is used, anyone who holds it can join in the device's place.
 
     Attributes:
         ca: DER certificate of the coordinator's authority.
@@ -50,11 +50,11 @@ class JoinToken:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the authority's certificate, to be compared by eye."""
+        """SHA-256 of the authority's certificate, for comparison by eye."""
         return hashlib.sha256(self.ca).hexdigest()
 
     def encode(self) -> str:
-        """One word of text."""
+        """The token as one word of text."""
         message = fleet_pb2.JoinToken(
             ca=self.ca,
             certificate=self.certificate,
@@ -69,7 +69,7 @@ class JoinToken:
         """The token that `encode` wrote.
 
         Raises:
-            ConfigError: the text is no token, or not all of one.
+            ConfigError: the text is not a complete token.
         """
         text = text.strip()
         wrong = ConfigError(

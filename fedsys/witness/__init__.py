@@ -1,4 +1,4 @@
 """A small witness: it cosigns the checkpoints of logs that only ever grow (tlog-witness).
 
-Anyone who rewrites a log, or shows two people two of them, needs the witness's help for it.
+Nobody can rewrite a log, or show two versions of it to two people, without the witness's help.
 """

@@ -1,4 +1,4 @@
-"""What a witness does with a checkpoint (https://c2sp.org/tlog-witness), HTTP aside."""
+"""What a witness does with a checkpoint (https://c2sp.org/tlog-witness), without HTTP."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["PLAIN", "Reply", "Witness"]
 
 PLAIN = "text/plain; charset=utf-8"
 _MOST_TEXT = 4096
-"""Bytes of a checkpoint's text: origin, size, root, and a few extension lines."""
+"""The most bytes of a checkpoint's text: origin, size, root, and a few extension lines."""
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 _log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """An answer."""
+    """An HTTP response."""
 
     status: int
     body: bytes
@@ -56,8 +56,8 @@ class Witness:
     """Cosigns checkpoints, one at a time; may be called from several threads.
 
     Args:
-        folder: its own; the caller holds it alone.
-        clock: POSIX time.
+        folder: the witness's folder; the caller holds its lock.
+        clock: returns POSIX time in seconds.
     """
 
     def __init__(self, folder: WitnessFolder, *, clock: Callable[[], float] = time.time) -> None:
@@ -77,10 +77,10 @@ class Witness:
         self._kept = sum(1 for each in folder.checkpoints.iterdir() if _HASH.fullmatch(each.name))
 
     def add_checkpoint(self, body: bytes) -> Reply:
-        """Cosigns a checkpoint that is consistent with the last one, which it then replaces.
+        """Cosigns a checkpoint that is consistent with the last one, and stores it in its place.
 
         Args:
-            body: of the request, untrusted.
+            body: the request's body, untrusted.
         """
         try:
             submission, checkpoint = self._admitted(body)
@@ -108,7 +108,7 @@ class Witness:
         return Reply(status=200, body=note)
 
     def _admitted(self, body: bytes) -> tuple[Submission, Checkpoint]:
-        """A request of a log that is watched, signed by it; nothing of ours was looked at yet."""
+        """A request from a watched log, signed by it; no stored state has been read yet."""
         try:
             submission = Submission.parse(body)
             checkpoint = Checkpoint.parse(submission.note.text)
@@ -124,7 +124,7 @@ class Witness:
         except NoteError as error:
             raise _Refused(403, str(error)) from None
         if not signed:
-            raise _Refused(403, "the checkpoint has no signature of a key of its log")
+            raise _Refused(403, "the checkpoint has no signature by a key of its log")
         if submission.old > checkpoint.size:
             raise _Refused(400, "the old size exceeds the checkpoint's")
         lines = [each for key in signed for each in submission.note.signatures_of(key)[:1]]
@@ -136,7 +136,7 @@ class Witness:
         return [*keys, log_key(origin)] if signer_of(origin) in self._coordinators else keys
 
     def _cosigned(self, submission: Submission, checkpoint: Checkpoint) -> Reply:
-        """Compares with what was cosigned last and takes its place; no two at a time."""
+        """Compares with the last cosigned checkpoint and replaces it; the lock is held."""
         name = origin_hash(checkpoint.origin)
         known = self._known(name, checkpoint.origin)
         size = 0 if known is None else known.size
@@ -152,7 +152,7 @@ class Witness:
             )
             raise _Refused(422, f"not shown to be consistent with the tree of size {size}")
         if known is None and self._kept >= self._most:
-            raise _Refused(503, f"this witness keeps {self._most} logs already")
+            raise _Refused(503, f"this witness already keeps {self._most} logs")
         line = cosign(
             submission.note.text, name=self.vkey.name, key=self._key, timestamp=int(self._clock())
         )
@@ -161,7 +161,7 @@ class Witness:
         return Reply(status=200, body=f"{line}\n".encode())
 
     def _known(self, name: str, origin: str) -> Checkpoint | None:
-        """What was cosigned last. A file that is not that is an error, never a fresh start."""
+        """The last cosigned checkpoint. A file of any other content is an error, not a new log."""
         stored = self._folder.read_checkpoint(name)
         if stored is None:
             return None

@@ -4,12 +4,12 @@
 
     witness.toml      name, logs (see `Settings`)
     witness.ed25519   its private key
-    witness.vkey      the public one, to be given to anyone who relies on it
+    witness.vkey      its public key, for everybody who relies on it
     checkpoints/HEX   by SHA-256 of the origin: the last checkpoint cosigned, as a signed note
-    lock              held by the witness that runs
+    lock              held by the running witness
 
-Never bring it back from a backup: the witness would forget what it cosigned since and could be led
-to cosign another history. Make a new witness instead.
+Never restore it from a backup: the witness would forget what it cosigned since and could be made to
+cosign another history. Create a new witness instead.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class Settings(BaseModel):
     """``witness.toml``; read when the witness starts.
 
     Attributes:
-        name: of its key, a URL without scheme by custom.
+        name: name of its key, by convention a URL without scheme.
         logs: each a coordinator's public key (64 hex digits, as `fedsys coordinator init` prints
             it), which stands for all of its jobs' ledgers, or a log's verifier key, whose name is
             the one origin that it signs.
-        most_logs: different logs that it keeps; each takes a small file.
+        most_logs: the most logs that it keeps; each takes a small file.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,7 +66,7 @@ class Settings(BaseModel):
 
 
 def checked_log(text: str) -> str:
-    """A log that a witness may be told to watch.
+    """Returns the key of a log that a witness can watch.
 
     Raises:
         ConfigError: it is neither a coordinator's key nor a log's verifier key.
@@ -92,15 +92,16 @@ class WitnessFolder:
 
     @classmethod
     def create(cls, path: Path, *, name: str, logs: Sequence[str]) -> WitnessFolder:
-        """Makes the folder with a fresh key.
+        """Creates the folder with a new key.
 
         Args:
-            path: new, or empty.
-            name: of the key.
-            logs: to watch.
+            path: a new or empty folder.
+            name: the key's name.
+            logs: keys of the logs to watch.
 
         Raises:
-            ConfigError: something is there already, it cannot be written, or a name or log is none.
+            ConfigError: the folder is not empty or cannot be written, or the name or a log is
+                invalid.
         """
         try:
             require_name(name)
@@ -118,9 +119,11 @@ class WitnessFolder:
             write_secret(folder.key_file, key.private_bytes_raw())
             vkey = folder.vkey_of(name, key)
             write_atomically(path / "witness.vkey", f"{vkey}\n".encode())
-            folder.write_settings(settings)  # now it is one
+            folder.write_settings(settings)  # last: it makes this a witness's folder
         except OSError as error:
-            raise ConfigError(f"{path}: {_reason(error)}; give a folder that can be made") from None
+            raise ConfigError(
+                f"{path}: {_reason(error)}; give a folder that can be created"
+            ) from None
         return folder
 
     @classmethod
@@ -128,12 +131,12 @@ class WitnessFolder:
         """An existing folder.
 
         Raises:
-            ConfigError: there is no witness.
+            ConfigError: it is not a witness's folder.
         """
         folder = cls(path)
         if not folder.settings_file.is_file():
             raise ConfigError(
-                f"{path}: no witness here; make one with `fedsys witness init {path}`"
+                f"{path}: no witness here; create one with `fedsys witness init {path}`"
             )
         return folder
 
@@ -149,18 +152,18 @@ class WitnessFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of what was cosigned last."""
+        """Folder of the last cosigned checkpoints."""
         return self.path / "checkpoints"
 
     def write_settings(self, settings: Settings) -> None:
-        """Stores ``witness.toml``."""
+        """Writes ``witness.toml``."""
         write_atomically(self.settings_file, tomli_w.dumps(settings.model_dump()).encode())
 
     def settings(self) -> Settings:
-        """What ``witness.toml`` says.
+        """The settings in ``witness.toml``.
 
         Raises:
-            ConfigError: it does not read; the line says where.
+            ConfigError: it is invalid; the message says where.
         """
         file = self.settings_file
         try:
@@ -175,33 +178,33 @@ class WitnessFolder:
             where = ".".join(map(str, problem["loc"]))
             raise ConfigError(f"{file}: {where}: {problem['msg'].lower()}") from None
         except (ValueError, NoteError, ConfigError) as error:
-            raise ConfigError(f"{file}: {error}; mend it there") from None
+            raise ConfigError(f"{file}: {error}; correct it there") from None
         return found
 
     def key(self) -> Ed25519PrivateKey:
-        """Its private key.
+        """The witness's private key.
 
         Raises:
-            ConfigError: it is not there, no key, or others can read it.
+            ConfigError: it is missing, not a key, or readable by others.
         """
         try:
             return Ed25519PrivateKey.from_private_bytes(read_secret(self.key_file, most=32))
         except ValueError:
             raise ConfigError(
-                f"{self.key_file}: not a key of 32 bytes; make a new witness"
+                f"{self.key_file}: not a key of 32 bytes; create a new witness"
             ) from None
 
     def vkey_of(self, name: str, key: Ed25519PrivateKey) -> VerifierKey:
-        """The public key, as others pin it."""
+        """The public key, in the form that others pin."""
         public = key.public_key().public_bytes_raw()
         return VerifierKey(name=name, algorithm=COSIGNATURE_V1, public=public)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Holds the folder against another process: two would cosign two histories.
+        """Locks the folder against other processes: two could cosign two histories.
 
         Raises:
-            ConfigError: one is running on it, or it cannot be written.
+            ConfigError: another witness is running on it, or it cannot be written.
         """
         lock = self.path / "lock"
         try:
@@ -220,7 +223,7 @@ class WitnessFolder:
             os.close(handle)
 
     def read_checkpoint(self, name: str) -> bytes | None:
-        """The signed note that was stored last under a name; None if none was.
+        """The signed note that was last stored under a name; None if none was.
 
         Raises:
             OSError: it cannot be read.
@@ -236,7 +239,7 @@ class WitnessFolder:
             return file.read(_MOST_CHECKPOINT_BYTES + 1)
 
     def write_checkpoint(self, name: str, note: bytes) -> None:
-        """Stores a note in place of the one before; on disk when this returns."""
+        """Replaces the stored note; it is on disk when this returns."""
         write_atomically(self.checkpoints / name, note, mode=0o600)
 
 

@@ -31,7 +31,7 @@ def application(witness: Witness) -> Starlette:
     """The routes of a witness; submission and monitoring prefix are the same.
 
     Args:
-        witness: answers.
+        witness: answers the requests.
     """
 
     async def add_checkpoint(request: Request) -> Response:
@@ -52,7 +52,7 @@ def application(witness: Witness) -> Starlette:
 
 
 async def _body(request: Request) -> bytes | Reply:
-    """The whole body, or why it is not read to its end."""
+    """The whole body, or the response that says why it was not read to its end."""
     too_long = Reply(status=413, body=f"at most {MAX_SUBMISSION_BYTES} bytes\n".encode())
     stated = request.headers.get("content-length", "0")
     if not stated.isdecimal() or len(stated) > 12 or int(stated) > MAX_SUBMISSION_BYTES:
@@ -82,9 +82,9 @@ def serve(folder: WitnessFolder, *, listen: str, ready: Callable[[int], None]) -
     """Serves until SIGTERM or SIGINT.
 
     Args:
-        folder: of the witness.
+        folder: the witness's folder.
         listen: ``HOST:PORT``; port 0 picks one.
-        ready: called with the port once it listens.
+        ready: called with the port once the server listens.
 
     Raises:
         ConfigError: the folder or the address cannot be used.
@@ -115,7 +115,7 @@ def serve(folder: WitnessFolder, *, listen: str, ready: Callable[[int], None]) -
                     h11_max_incomplete_event_size=_HEADER_BYTES,
                 )
             )
-            # uvicorn raises the signal that ended it once more, for the handlers of before.
+            # uvicorn re-raises the signal that ended it for the handlers installed before it.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: setattr(server, "should_exit", True))
             ready(listener.getsockname()[1])

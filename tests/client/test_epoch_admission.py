@@ -357,7 +357,7 @@ def test_an_epoch_is_not_larger_than_was_agreed(tmp_path: Path) -> None:
 
 def test_terms_say_how_they_buffer_or_are_none(devices: Devices) -> None:
     terms = devices.terms(plan=buffered_plan(**NONE))
-    with pytest.raises(Exception, match="buffered rounds go with cohorts that are arrivals"):
+    with pytest.raises(Exception, match="buffered rounds require arrivals as cohorts"):
         devices.all[0].session.handle(offer(terms))
     few = devices.terms(buffering=Buffering(concurrency=2, epoch=2, max_staleness=2))
     cause, reason = refused(devices.all[0].handle(offer(few)))

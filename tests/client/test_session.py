@@ -286,7 +286,7 @@ def test_a_roster_that_grew_unannounced_is_refused(devices: Devices) -> None:
     )
     device = devices.all[0]
     news = fleet_pb2.Down(roster=fleet_pb2.RosterNews(roster=[forged]))
-    assert "not signed by the authority" in refusal(device.handle(news))
+    assert "not signed by the pinned authority" in refusal(device.handle(news))
     plan = PLAN.changed(population=4, expected_cohort=4.0, cap=4)
     terms = devices.terms(roster_version=2, roster_hash=grown.hash.hex(), plan=plan)
     assert "was not announced" in refusal(device.handle(offer(terms)))
@@ -441,7 +441,7 @@ def test_a_roster_that_nobody_signed_is_not_even_decoded(
     device = devices.all[0]
     monkeypatch.setattr(RosterStatement, "decode", None)
     junk = fleet_pb2.SignedRoster(statement=b"[" * 1000, signature=bytes(64))
-    assert "not signed by the authority" in refusal(device.handle(news(junk)))
+    assert "not signed by the pinned authority" in refusal(device.handle(news(junk)))
 
 
 def test_farewells(devices: Devices) -> None:

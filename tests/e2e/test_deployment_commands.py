@@ -167,7 +167,7 @@ def test_an_independent_authority_signs_the_roster(shell: Shell) -> None:
     assert "pending" in run("coordinator", "nodes", "hq")
     run("coordinator", "roster", "hq", "--propose", "next.json")
     run("coordinator", "sign-roster", "other.key", "next.json")
-    assert "not signed by the authority" in run(
+    assert "not signed by the pinned authority" in run(
         "coordinator", "roster", "hq", "--accept", "next.signed", code=2
     )
     shown = run("coordinator", "sign-roster", "authority.key", "next.json")
@@ -181,7 +181,7 @@ def test_an_independent_authority_signs_the_roster(shell: Shell) -> None:
     forked["colluders"] = 1
     (shell.root / "fork.json").write_text(json.dumps(forked, sort_keys=True, separators=(",", ":")))
     refused = run("coordinator", "sign-roster", "authority.key", "fork.json", code=2)
-    assert "signed another list under that number" in refused
+    assert "signed another list with that version" in refused
     assert not (shell.root / "fork.signed").exists()
 
 

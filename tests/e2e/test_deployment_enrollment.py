@@ -419,7 +419,7 @@ def test_the_rosters_authority_may_be_somebody_else(tmp_path: Path) -> None:
             statement=statement.encoded,
             signature=Ed25519PrivateKey.generate().sign(signed_message(statement.encoded)),
         )
-        with pytest.raises(ProtocolError, match="not signed by the authority"):
+        with pytest.raises(ProtocolError, match="not signed by the pinned authority"):
             port.registry.accept(forged)
         stranger = RosterStatement(
             version=1, previous=b"", members={**statement.members, 9: bytes(32)}

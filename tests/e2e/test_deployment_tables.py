@@ -111,7 +111,7 @@ def test_options_come_from_the_file_that_a_schema_is(tmp_path: Path) -> None:
         options_in(path, "digits")
     for content, message in (
         ("[job]\n", r"has no table \[task\]"),
-        ("[task\n", "no TOML"),
+        ("[task\n", "not TOML"),
         ("[task]\nnam = 'x'\n", r"task\.nam"),
         ("task = 3\n", "task"),
     ):

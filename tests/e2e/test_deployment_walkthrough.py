@@ -58,5 +58,5 @@ def test_the_walkthrough(task: str, tmp_path: Path) -> None:
         if line["round"] in committed:
             assert 3 <= len({*line["survivors"]} & {*range(AGENTS)}) == len(line["survivors"])
     assert audit_run(run).passed
-    assert f"{len(committed)} rounds are equal to the bit" in done.stdout
-    assert re.search(r"^model +equal to the bit: [0-9a-f]{64}$", done.stdout, flags=re.MULTILINE)
+    assert f"{len(committed)} rounds are bit-identical" in done.stdout
+    assert re.search(r"^model +bit-identical: [0-9a-f]{64}$", done.stdout, flags=re.MULTILINE)

@@ -86,7 +86,7 @@ class Unpickled:
     ],
 )
 def test_nothing_but_numbers_is_read(array: Any) -> None:
-    with pytest.raises(ValueError, match="neither numbers nor truth values"):
+    with pytest.raises(ValueError, match="neither numbers nor booleans"):
         read(saved(x=array))
 
 
@@ -129,7 +129,7 @@ def test_a_small_file_does_not_become_a_large_one(tmp_path: Path) -> None:
         tracemalloc.stop()
     with pytest.raises(ValueError, match="at most 100 are read"):
         read(saved(x=np.zeros(1000)), most=100)
-    with pytest.raises(ValueError, match="compressed in a way that is not read"):
+    with pytest.raises(ValueError, match="compressed in an unsupported way"):
         read(saved(np.savez_compressed, x=np.zeros(9)), compressed=False)
 
 

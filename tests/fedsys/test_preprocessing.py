@@ -97,7 +97,7 @@ def test_a_declared_row_is_encoded_by_itself(tmp_path: Path) -> None:
         (35, (0.0, 1.0), 0),
     }
     beyond = declared(tmp_path, TABLE.replace("70", "700"), test_fraction=0.5)
-    assert max(x[0] for _, x, _ in rows(beyond)) == 1.0, "what lies outside counts as the end"
+    assert max(x[0] for _, x, _ in rows(beyond)) == 1.0, "values outside are clipped to the range"
 
 
 @pytest.mark.parametrize("client", ["", "clinic"])

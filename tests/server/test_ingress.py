@@ -40,7 +40,7 @@ def test_texts_are_fit_for_a_log_before_anybody_sees_them() -> None:
     [
         (HELLO.SerializeToString(), "unexpected message: hello"),
         (b"", "does not know"),
-        (b"\x1a\x05ab", "not all that it holds"),
+        (b"\x1a\x05ab", "not its only content"),
         (b"\x1a\x02\xff\xff", "refusal that cannot be read"),
         (up(refusal=fleet_pb2.Refusal(job=b"j" * 31)), "job has 31 bytes"),
         (up(consent=fleet_pb2.Consent(job=bytes(32), terms=b"t")), "terms has 1 bytes"),

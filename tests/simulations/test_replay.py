@@ -191,8 +191,8 @@ def test_the_command_prints_a_table_and_its_exit_tells(run: Path) -> None:
     command = CliRunner()
     done = command.invoke(app, ["simulate", "--replay", str(run)])
     assert done.exit_code == 0, done.output
-    assert "3 rounds are equal to the bit" in done.output
-    assert re.search(r"model +equal to the bit: [0-9a-f]{64}", done.output)
+    assert "3 rounds are bit-identical" in done.output
+    assert re.search(r"model +bit-identical: [0-9a-f]{64}", done.output)
     edit_private(run, 1, lambda line: line["survivors"].pop())
     done = command.invoke(app, ["simulate", "--replay", str(run)])
     assert done.exit_code == 1

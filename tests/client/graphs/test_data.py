@@ -79,7 +79,7 @@ def test_a_bad_table_is_named_and_not_quoted(tmp_path: Path, text: str, why: str
     [
         ({"x": X}, "no array 'y'"),
         ({"x": X, "y": Y[:2]}, "3 rows of x but 2 of y"),
-        ({"x": X, "y": Y.astype("U1")}, "neither numbers nor truth values"),
+        ({"x": X, "y": Y.astype("U1")}, "neither numbers nor booleans"),
         ({"x": X * 1e60, "y": Y}, "row 0 of x .* float32 cannot hold"),
     ],
 )

@@ -66,9 +66,7 @@ def test_who_is_asked_out_of_turn_is_named(tmp_path: Path) -> None:
     cohorts = in_turn(12)
     cohorts[5] = sorted({*cohorts[5], 2})  # of the third group; round 6 is the second's
     found = checked(tmp_path, plan_for(), cohorts)
-    assert found.broken == [
-        "round 6: 1 clients were asked out of turn: not of the round's cyclic group"
-    ]
+    assert found.broken == ["round 6: 1 invited clients are not in the round's cyclic group"]
 
 
 def test_a_group_that_is_asked_whole_is_not_sampled(tmp_path: Path) -> None:
@@ -89,7 +87,7 @@ def test_a_cohort_of_another_size_than_all_have_is_named(tmp_path: Path, samplin
         sampling=sampling, expected_cohort=2, max_participations=12, min_separation=2,
     )  # fmt: skip
     found = checked(tmp_path, plan, [[1, 2], [3, 4], [5, 6, 7]])
-    assert found.broken == ["round 3: 3 clients were asked; every cohort has 2"]
+    assert found.broken == ["round 3: 3 clients were invited; every cohort has 2"]
 
 
 @pytest.mark.parametrize(("apart", "broken"), [(4, False), (3, True)])
@@ -100,4 +98,4 @@ def test_a_client_returns_after_the_separation(tmp_path: Path, apart: int, broke
     found = checked(tmp_path, plan, cohorts)
     assert bool(found.broken) == broken
     if broken:
-        assert found.broken == ["round 4: a client was asked again within 4 rounds"]
+        assert found.broken == ["round 4: a client was invited again within 4 rounds"]

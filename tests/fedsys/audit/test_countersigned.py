@@ -83,7 +83,7 @@ def test_agents_vouch_for_the_history_up_to_their_newest_round(
     assert result.passed
     claim = said(run)
     assert claim.holds is True
-    assert "on 4 of 4 committed rounds, 3 to 3 a round; the newest is round 4" in claim.rederived
+    assert "on 4 of 4 committed rounds, 3 to 3 per round; the newest is round 4" in claim.rederived
     covered = [c for c in result.claims if "countersigned by 3 agents" in c.rests_on]
     assert {"Ledger chain and signatures", "Cohort limits"} <= {c.name for c in covered}
     assert any("cannot be rewritten" in note for note in result.notes)
@@ -121,12 +121,12 @@ SPOILED: dict[str, tuple[Callable[[list[Word], bytes], list[Word]], str]] = {
     "of another job": (lambda words, job: [signed(words[0], bytes(32))], "is forged"),
     "another history": (changed(ledger_head=bytes(32)), "two histories"),
     "a round that is not": (changed(round=9), "which the ledger does not commit|does not commit"),
-    "a count that cannot be": (changed(participations=2), "cannot be"),
-    "no count": (changed(participations=0), "cannot be"),
-    "outside the population": (lambda words, job: _as(words, job, 10**6), "cannot be"),
-    "not of the cohort": (lambda words, job: _as(words, job, None), "has nobody of that number"),
-    "twice": (lambda words, job: [*words, words[0]], "there twice"),
-    "another's key": (by_another, "another key|another client"),
+    "a count that cannot be": (changed(participations=2), "states an impossible"),
+    "no count": (changed(participations=0), "states an impossible"),
+    "outside the population": (lambda words, job: _as(words, job, 10**6), "states an impossible"),
+    "not of the cohort": (lambda words, job: _as(words, job, None), "does not include it"),
+    "twice": (lambda words, job: [*words, words[0]], "appears twice"),
+    "another's key": (by_another, "different key|another client"),
 }
 
 

@@ -177,9 +177,9 @@ def test_a_protocol_that_was_not_registered_does_not_hold(planted: Path) -> None
         return replace(outcome, found=replace(outcome.found, included=other))
 
     for change, words in (
-        (level, "another protocol"),
+        (level, "not the header's protocol"),
         (seed, "not the one"),
-        (both, "another protocol"),
+        (both, "not the header's protocol"),
         (coins, "seed's coins"),
     ):
         result = rewritten(planted, change)

@@ -65,7 +65,7 @@ def test_what_a_client_s_own_noise_protects_is_said(run: Path) -> None:
     [
         (
             0.05,
-            "each member of a cohort being lost with a chance of at most 0.05, independently of "
+            "each member of a cohort being lost with probability at most 0.05, independently of "
             "the others",
         ),
         (0.0, "no member of a cohort being lost"),

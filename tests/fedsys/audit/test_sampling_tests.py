@@ -122,7 +122,7 @@ def test_ten_clients_in_all_forty_rounds_are_caught_among_honest_draws() -> None
     total = next(outcomes(counts))
     assert total.chance > 0.01
     assert unlikely(counts) is not None
-    assert any("client 0 was asked in 40 of 40 rounds, 4 expected" in it.seen
+    assert any("client 0 was invited in 40 of 40 rounds, 4 expected" in it.seen
                and it.chance < 1e-30 for it in outcomes(counts))  # fmt: skip
 
 

@@ -127,7 +127,7 @@ def test_a_ledger_cut_off_with_the_coordinators_key(
     close_again(run, signer)
     found = said(run, alice)
     assert found["Cosigned heads"].holds is False
-    assert "w.example/alice cosigned another: it is of" in found["Cosigned heads"].rederived
+    assert "w.example/alice cosigned another ledger: it is of" in found["Cosigned heads"].rederived
     assert "cut off" in found["Witness w.example/alice"].rederived
     # Without the witness's word in the folder, it has to be asked for.
     (run / "cosigned.jsonl").unlink()

@@ -91,7 +91,7 @@ def test_plain_output_has_a_line_a_finding() -> None:
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert len(lines) == len(diagnose().lines) + 1
-    assert lines[-1] == "everything needed is here"
+    assert lines[-1] == "nothing needed is missing"
 
 
 def test_missing_optional_packages_are_harmless_and_missing_needed_ones_are_not(

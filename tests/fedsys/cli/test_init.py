@@ -98,6 +98,6 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
 def test_a_file_in_the_way_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for target in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(RunFolderError, match="give a folder that can be made"):
+        with pytest.raises(RunFolderError, match="give a folder that can be created"):
             write_project(target)
     assert (tmp_path / "file").read_text() == "mine"

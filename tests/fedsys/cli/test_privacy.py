@@ -211,7 +211,7 @@ def test_bad_numbers_are_one_line_and_exit_2(arguments: str, message: str) -> No
 
 
 def test_an_unwritable_plot_is_a_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(FedsysError, match="cannot write it"):
+    with pytest.raises(FedsysError, match="cannot be written"):
         _run(
             "plan --population 3400 --dim 100 --epsilon 4 --delta 1e-5 --cohort 100 --rounds 20 "
             f"--plot {tmp_path}/missing/plan.png"

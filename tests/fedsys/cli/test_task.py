@@ -96,7 +96,7 @@ def test_a_schema_is_written_read_and_trained_on(fedsys: Fedsys) -> None:
         (("people.csv", "--label", "incom"), "has no column 'incom' (did you mean income?)"),
         (("people.csv", "--label", "income", "--option", "nonsense"), "expected KEY=VALUE"),
         (("people.csv", "--label", "income", "--option", "kind=1"), "task.options.kind: unknown"),
-        (("people.csv", "--label", "income", "--out", "people.csv"), "is there already"),
+        (("people.csv", "--label", "income", "--out", "people.csv"), "already exists"),
         (("people.csv", "--label", "income"), "column 'who', row 1: '000' has a leading zero"),
     ],
 )

@@ -36,9 +36,9 @@ def test_a_graph_is_written_checked_and_inspected(tmp_path: Path) -> None:
     assert "task      digits" in shown
     assert "gradient and loss of batches of 8" in shown
     assert "LogSoftmax" in shown
-    with pytest.raises(ConfigError, match=r"it is not what this task exports to here \(sha256"):
+    with pytest.raises(ConfigError, match=r"differs from what this task exports to here \(sha256"):
         _run("task", "export", "digits", "--batch-size", "9", "--check", file)
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         _run("task", "export", "digits", "--batch-size", "8", "-o", file)
 
 

@@ -171,8 +171,8 @@ def test_bad_arguments_are_one_line(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.onnx").write_text("mine")
-    assert "the ending says the format" in refusal(export(finished, tmp_path / "model.h5"))
-    assert "is there already" in refusal(export(finished, tmp_path / "a.onnx"))
+    assert "the suffix selects the format" in refusal(export(finished, tmp_path / "model.h5"))
+    assert "already exists" in refusal(export(finished, tmp_path / "a.onnx"))
     assert "there is no folder" in refusal(export(finished, tmp_path / "b" / "a.onnx"))
     assert "no such run folder" in refusal(export(tmp_path / "no", tmp_path / "b.pt2"))
     monkeypatch.setattr(extras, "find_spec", lambda _name: None)

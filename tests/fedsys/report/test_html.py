@@ -149,8 +149,8 @@ class TestSoundRun:
         config = run_folder / "config.toml"
         text = config.read_text()
         for answer, said in (
-            ("at-once", "tells the coordinator about how much data it holds"),
-            ("bucketed", "one of a few times that follow from the job alone"),
+            ("at-once", "reveals to the coordinator roughly how much data it holds"),
+            ("bucketed", "one of a few times that depend on the job alone"),
             ("at-deadline", "at the end of their stage, whatever they trained on"),
         ):
             config.write_text(text.replace("[rounds]\n", f'[rounds]\nanswer = "{answer}"\n'))
@@ -162,12 +162,12 @@ class TestSoundRun:
             "add or remove one client",
             "one client's update or zero; it takes part either way",
             "one client's update or zero; it is known to take part",
-            "who was invited to them with it (it checks the draw of each round's committee)",
-            "its probability in one case is at most e to the ε times that in the other, plus δ",
-            "It is not the chance that the bound fails",
+            "who else was invited to them (it checks the draw of each round's committee)",
+            "in one case is at most e to the ε times its probability in the other, plus δ",
+            "It is not the probability that the bound fails",
             "Poisson sampling",
-            "rests on them, and on the coordinator's word",
-            "AES and ring learning with errors are sound",
+            "taken on trust, and so is the coordinator's word",
+            "AES and ring learning with errors are secure",
             "evaluation data",
             "anyone who watches the network",
             "“fedsys audit A B --compose”",
@@ -219,10 +219,10 @@ class TestSoundRun:
         audit = replace(make_audit(private=private), total=total)
         text = _page(run_folder, audit, private=private).text
         for words in (
-            "With the 20 tuning runs that the ledger's header states, the outsider's ε is 11.3 at "
-            "δ = 2 × 10⁻⁵ in all.",
-            "20 tuning runs before it cost the outsider's ε = 6.13 by the ledger's header; with "
-            "this run that makes 11.3 at δ = 2 × 10⁻⁵.",
+            "With the 20 tuning runs that the ledger's header states, the outsider's total ε is "
+            "11.3 at δ = 2 × 10⁻⁵.",
+            "According to the ledger's header, 20 tuning runs before it cost an outsider's "
+            "ε = 6.13; with this run the total is 11.3 at δ = 2 × 10⁻⁵.",
             "With the tuning runs before it: (11.3, 2 × 10⁻⁵)-DP for an outsider.",
             "that there were no more rests on the coordinator's word",
         ):
@@ -258,7 +258,7 @@ class TestPublicReport:
         for secret in (
             "3,811",
             "41.3 s",
-            "clients asked",
+            "clients invited",
             "survived",
             "Noise to signal",
             "12.5",

@@ -108,9 +108,9 @@ def test_a_note_signature_is_no_cosignature_of_the_same_key() -> None:
         (b"text\n\nname AAAAAAA=\n", "signature line"),
         (b"text\n\n\xe2\x80\x94 name AAAA\n", "no bytes after"),
         (b"text\n\n\xe2\x80\x94 name AAAAA\n", "not base64"),
-        (b"text\n\n\xe2\x80\x94 na+me AAAAAAA=\n", "no key name"),
-        (b"text\n\n\xe2\x80\x94 na\xc2\xa0me AAAAAAA=\n", "no key name"),
-        (b"text\n\n\xe2\x80\x94  AAAAAAA=\n", "no key name"),
+        (b"text\n\n\xe2\x80\x94 na+me AAAAAAA=\n", "not a key name"),
+        (b"text\n\n\xe2\x80\x94 na\xc2\xa0me AAAAAAA=\n", "not a key name"),
+        (b"text\n\n\xe2\x80\x94  AAAAAAA=\n", "not a key name"),
         (b"te\txt\n\n\xe2\x80\x94 name AAAAAAA=\n", "control"),
         (b"te\xffxt\n\n\xe2\x80\x94 name AAAAAAA=\n", "UTF-8"),
         (b"text\n\n" + b"\xe2\x80\x94 name AAAAAAA=\n" * (MAX_SIGNATURES + 1), "at most 64"),
@@ -134,7 +134,7 @@ def test_malformed_notes_are_refused(bad: bytes, why: str) -> None:
         (TEXT.replace("\n3\n", "\n-3\n"), "leading zeros"),
         (TEXT.replace("\n3\n", "\n٣\n"), "leading zeros"),
         (TEXT.replace("\n3\n", f"\n{1 << 63}\n"), "below 2"),
-        (TEXT.replace("AAA=", "AAB="), "one form"),
+        (TEXT.replace("AAA=", "AAB="), "not canonical base64"),
         (TEXT.replace("AAAA", "", 1), "29 bytes"),
     ],
 )
@@ -151,7 +151,7 @@ def test_malformed_checkpoints_are_refused(text: str, why: str) -> None:
         (EXAMPLE_KEY.replace("foo", "bar"), "another key's"),
         ("name+00000000+" + base64.b64encode(b"\x02" + bytes(32)).decode(), "signature type 2"),
         ("name+00000000+" + base64.b64encode(b"\x01" + bytes(31)).decode(), "31 bytes"),
-        ("na me+00000000+" + base64.b64encode(b"\x01" + bytes(32)).decode(), "no key name"),
+        ("na me+00000000+" + base64.b64encode(b"\x01" + bytes(32)).decode(), "not a key name"),
     ],
 )
 def test_malformed_keys_are_refused(text: str, why: str) -> None:

@@ -53,9 +53,9 @@ def test_each_list_is_signed_after_the_one_before_and_again_if_it_is_the_same(ke
 @pytest.mark.parametrize(
     ("proposed", "reason"),
     [
-        (FORK, "signed another list under that number"),
-        (after(FORK, 1, 2, 3), "signed another list under that number"),
-        (after(after(FORK, 1), 1), "no successor"),
+        (FORK, "signed another list with that version"),
+        (after(FORK, 1, 2, 3), "signed another list with that version"),
+        (after(after(FORK, 1), 1), "not a successor"),
         (after(after(TWO, 1), 1), "does not follow 2"),
         (
             dataclasses.replace(after(TWO, 1, 3), members={1: KEYS[4], 3: KEYS[3]}),

@@ -92,5 +92,5 @@ def test_buffering_is_an_object_of_its_own(value: object) -> None:
 
 
 def test_buffers_and_arrivals_go_together() -> None:
-    with pytest.raises(ProtocolError, match="buffered rounds go with cohorts that are arrivals"):
+    with pytest.raises(ProtocolError, match="buffered rounds require arrivals as cohorts"):
         Terms.decode(terms(buffering=None).encoded)

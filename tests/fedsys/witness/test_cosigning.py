@@ -343,10 +343,10 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ("", "name: field required"),
-        ('name = "a b"', "no key name"),
+        ('name = "a b"', "not a key name"),
         ('name = "w"\nlogs = ["x"]', "not a log's key"),
         ('name = "w"\nother = 1', "other: extra"),
-        ("name = ", "mend it there"),
+        ("name = ", "correct it there"),
     ],
 )
 def test_bad_settings_say_where(tmp_path: Path, content: str, words: str) -> None:

@@ -499,7 +499,7 @@ def test_an_interrupt_leaves_a_resumable_run(tmp_path: Path) -> None:
     ("settings", "words"),
     [
         (["rounds.buffer=21"], "rounds.buffer = 21 is more than rounds.concurrency = 20"),
-        (["cohort.sampling=poisson"], "say 'arrivals'"),
+        (["cohort.sampling=poisson"], "use 'arrivals'"),
         (["cohort.expected=13"], "cohort.expected = 13 with rounds.buffer = 12"),
         (["cohort.cap=13"], "cohort.cap = 13 with rounds.buffer = 12"),
         (["cohort.participation=0.5"], "claims no amplification"),
