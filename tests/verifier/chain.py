@@ -1,4 +1,4 @@
-"""Lines, chain, signatures and grammar: LEDGER.md, "A line" and "What a verifier checks", 1 to 4."""
+"""Lines, chain, signatures, grammar: LEDGER.md, "A line" and "What a verifier checks", 1 to 4."""
 
 from __future__ import annotations
 

@@ -9,16 +9,37 @@ from typing import Any
 
 from tests.verifier.chain import Refused, canonical, require
 
-KEYS = set(
-    "mechanism population expected_cohort rounds dimension clip noise_multiplier delta cap "
-    "min_survivors encoding modulus_bits sampling participation guarantee colluders dropout "
-    "max_participations budget unit min_separation example_rate steps noise adaptive_clip "
-    "corrupt".split()
-)
 COPIED = (
-    "mechanism encoding dimension modulus_bits noise_multiplier expected_cohort cap "
-    "min_survivors sampling participation guarantee colluders"
-).split()
+    "mechanism",
+    "encoding",
+    "dimension",
+    "modulus_bits",
+    "noise_multiplier",
+    "expected_cohort",
+    "cap",
+    "min_survivors",
+    "sampling",
+    "participation",
+    "guarantee",
+    "colluders",
+)
+KEYS = {
+    *COPIED,
+    "population",
+    "rounds",
+    "clip",
+    "delta",
+    "dropout",
+    "max_participations",
+    "budget",
+    "unit",
+    "min_separation",
+    "example_rate",
+    "steps",
+    "noise",
+    "adaptive_clip",
+    "corrupt",
+}
 ONCE = ("distributed-gaussian", "central-gaussian", "none")
 ENCODINGS = {
     "distributed-gaussian": ("wide", "narrow", "float"),
@@ -85,8 +106,8 @@ class Plan:
         self.z = _number(plan, "noise_multiplier", -1.0)
         self.dropout = _number(plan, "dropout", -1.0, math.nextafter(1.0, 0.0))
         require(min(self.z, self.dropout) >= 0, "a number is below 0")
-        self.limit = None if plan["max_participations"] is None else (
-            _whole(plan, "max_participations", 1)
+        self.limit = (
+            None if plan["max_participations"] is None else (_whole(plan, "max_participations", 1))
         )
         self.apart = None if plan["min_separation"] is None else _whole(plan, "min_separation", 1)
         self.corrupt = None if plan["corrupt"] is None else _number(plan, "corrupt", -1.0, 0.999999)
@@ -119,7 +140,9 @@ class Plan:
             require(self.limit is not None and self.apart is None, "arrivals without a limit")
             require(self.participation == 1, "arrivals with a coin")
             require(self.cap == self.least == self.cohort, "buffers of several sizes")
-            require(mechanism not in ("banded-mf", "example-gaussian"), "arrivals do not go with it")
+            require(
+                mechanism not in ("banded-mf", "example-gaussian"), "arrivals do not go with it"
+            )
         if mechanism == "banded-mf":
             require(self.apart is not None, "no separation")
             require(sampling in ("poisson", "min-separation"), "banded-mf of another sampling")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from scipy.special import bdtr, bdtrc, gammaln
 
@@ -17,7 +17,7 @@ def _up(value: float) -> int:
     return math.ceil(value - SLACK)
 
 
-@lru_cache(maxsize=None)
+@cache
 def marked_at_most(n: int, marked: int, draws: int, bits: int) -> int:
     """The least x with P[H > x] <= 2^-bits, exactly."""
     total, tail = math.comb(n, draws), 0
@@ -89,7 +89,7 @@ class Quorum:
             lost += 1
         return min(lost + 1, n - 1)
 
-    @lru_cache(maxsize=None)  # noqa: B019 - the instances are few and small
+    @cache  # noqa: B019 - the instances are few and small
     def drawn(self, largest: int) -> tuple[int, int] | None:
         found = None
         for bits in (1, 5, 10, 15, 20, 25, 30, 35, 40):
@@ -102,7 +102,7 @@ class Quorum:
                 break
         return found
 
-    @lru_cache(maxsize=None)  # noqa: B019 - likewise
+    @cache  # noqa: B019 - likewise
     def withstands(self, n: int) -> Committee | None:
         if not 2 <= n <= 10_000 or self.may_collude(n) > n - 2:
             return None

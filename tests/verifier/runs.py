@@ -11,7 +11,7 @@ import pytest
 
 from fedsys.config import load
 from fedsys.privacy import Ledger
-from simulations import harness
+from simulations import canaries, harness
 from simulations.search import Search
 from simulations.tuning import tune
 
@@ -79,6 +79,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "privacy.max_participations=2",
     ),
     "resumed": ("rounds.count=3",),
+    "canaries": ("rounds.count=2", "privacy.noise_multiplier=4"),
     "tuned": ("rounds.count=2", "cohort.expected=30"),
     "tuned, at another delta": ("rounds.count=2", "cohort.expected=30", "privacy.delta=1e-6"),
 }
@@ -98,6 +99,8 @@ def make(kind: str, out: Path) -> Path:
         best = _searched(out.parent / "search")
         config = load(best, [each for each in settings if "delta" in each])
         return harness.run(config, out=out).folder
+    if kind == "canaries":
+        return canaries.run(load(recipe, settings), canaries=40, out=out).folder
     if kind == "resumed":
         return _resumed(settings, out)
     return harness.run(load(recipe, settings), out=out).folder

@@ -1,10 +1,11 @@
-"""The second verifier against runs of every kind: the same epsilons, and it uses nothing of ours."""
+"""The second verifier against runs of every kind: the same epsilons, with nothing of ours."""
 
 from __future__ import annotations
 
 import ast
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from fedsys.privacy import Signer
 from fedsys.release.publication import publish_run
 from tests.verifier.chain import Refused
 from tests.verifier.runs import KINDS, Make
+from tests.verifier.schemas import check
 from tests.verifier.verify import TOLERANCE, verify
 
-OF_THE_TESTS = {"conftest.py", "runs.py"}
-"""Modules here that are no part of the verifier: they make the runs that it looks at."""
+OF_THE_TESTS = {"conftest.py", "runs.py", "schemas.py"}
+"""Modules here that are no part of the verifier."""
 
 
 def parts_of_the_verifier() -> list[Path]:
@@ -32,10 +34,8 @@ def parts_of_the_verifier() -> list[Path]:
 def test_the_verifier_imports_nothing_of_the_product() -> None:
     ours = {path.stem for path in parts_of_the_verifier()}
     assert "verify" in ours
-    allowed = {"cryptography", "dp_accounting", "numpy", "scipy", "__future__"} | set(
-        "base64 binascii collections dataclasses functools hashlib itertools json math pathlib re "
-        "typing".split()
-    )
+    libraries = {"cryptography", "dp_accounting", "numpy", "scipy"}
+    allowed = libraries | set(sys.stdlib_module_names) - {"importlib", "runpy", "subprocess"}
     for path in parts_of_the_verifier():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = []
@@ -67,8 +67,12 @@ def test_every_view_of_every_kind_of_run(
     for view, epsilon in found.epsilon.items():
         wanted = math.inf if stated[view] == "inf" else stated[view]
         assert epsilon == pytest.approx(wanted, rel=TOLERANCE), view
-    publish_run(run, tmp_path / "public")
-    assert verify(tmp_path / "public", key).epsilon == {"outsider": found.epsilon["outsider"]}
+    assert check(run) >= {"ledger", "private", "metrics", "summary"}
+    if kind != "canaries":  # never published
+        publish_run(run, tmp_path / "public")
+        seen = verify(tmp_path / "public", key).epsilon
+        assert seen == {"outsider": found.epsilon["outsider"]}
+        assert check(tmp_path / "public") == {"ledger", "metrics", "summary"}
 
 
 def test_the_runs_are_what_they_are_called(run_of: Make) -> None:

@@ -137,7 +137,10 @@ def _of_all_events(change: Callable[[Body], object]) -> Callable[[list[tuple[str
 
 
 def _of_header(change: Callable[[Body], object]) -> Callable[[list[tuple[str, Body]]], None]:
-    return lambda lines: change(lines[0][1])
+    def edit(lines: list[tuple[str, Body]]) -> None:
+        change(lines[0][1])
+
+    return edit
 
 
 def _number_again(lines: list[tuple[str, Body]]) -> None:
@@ -180,10 +183,18 @@ WITH_THE_KEY: dict[str, tuple[str, Callable[[list[tuple[str, Body]]], None], str
         _of_all_events(lambda event: event.update(more=1)),
         "other keys",
     ),
-    "a round dropped": ("distributed-gaussian", lambda lines: lines.__delitem__(slice(1, 3)), "number"),
+    "a round dropped": (
+        "distributed-gaussian",
+        lambda lines: lines.__delitem__(slice(1, 3)),
+        "number",
+    ),
     "a gap": ("distributed-gaussian", _number_again, "another number"),
     "a round twice": ("distributed-gaussian", _twice, "another number"),
-    "a commit dropped": ("distributed-gaussian", lambda lines: lines.__delitem__(2), "participations|derived"),
+    "a commit dropped": (
+        "distributed-gaussian",
+        lambda lines: lines.__delitem__(2),
+        "participations|derived",
+    ),
     "delta's parts": ("distributed-gaussian", _of_header(_loosen), "delta_parts"),
     "another delta": ("distributed-gaussian", _of_header(_more_delta), "delta_parts"),
     "other neighbours": (
@@ -227,9 +238,7 @@ WITH_THE_KEY: dict[str, tuple[str, Callable[[list[tuple[str, Body]]], None], str
 
 
 @pytest.mark.parametrize("name", WITH_THE_KEY)
-def test_tampering_with_the_key(
-    name: str, run_of: Make, signer: Signer, tmp_path: Path
-) -> None:
+def test_tampering_with_the_key(name: str, run_of: Make, signer: Signer, tmp_path: Path) -> None:
     kind, change, message = WITH_THE_KEY[name]
     run = copy(run_of(kind), tmp_path / "run")
     lines = entries(run)

@@ -1,4 +1,4 @@
-"""A verifier of run folders, written from ``fedsys/privacy/LEDGER.md``: none of the product is used.
+"""A verifier of run folders, written from ``fedsys/privacy/LEDGER.md``; it imports nothing of ours.
 
 `verify` refuses what does not hold, and returns what each view's epsilon is.
 """

@@ -28,9 +28,7 @@ def outsider(ledger: Ledger, plan: Plan, parts: Parts) -> float:
     return _covered(epsilon(steps, parts.of("outsider")), parts, "outsider")
 
 
-def participant(
-    ledger: Ledger, plan: Plan, parts: Parts, cohorts: dict[int, Cohort]
-) -> float:
+def participant(ledger: Ledger, plan: Plan, parts: Parts, cohorts: dict[int, Cohort]) -> float:
     rounds = len(ledger.rounds)
     if not rounds:
         return 0.0
