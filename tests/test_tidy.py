@@ -50,6 +50,7 @@ ABOUT_BEHAVIOUR = {
     "tests/examples": "the examples as a reader runs them",
     "tests/flower": "the contract with Flower, for both hosts",
     "tests/test_documents.py": "the documents and the site",
+    "tests/verifier": "a verifier written from LEDGER.md alone, and formats against their schemas",
     "tests/test_tidy.py": "the whole house",
     "tests/client/test_malicious_coordinator.py": "attacks through whole sessions",
     "tests/client/test_session_fuzzing.py": "mutated messages to a session",

@@ -32,10 +32,10 @@ def message(*, job: bytes, round: int, ledger_head: bytes, participations: int) 
     """
     return (
         b"fedsys countersignature v1\x00"
-        + len(job).to_bytes(1, "big")
+        + len(job).to_bytes(4, "big")
         + job
         + round.to_bytes(4, "big")
-        + len(ledger_head).to_bytes(1, "big")
+        + len(ledger_head).to_bytes(4, "big")
         + ledger_head
         + participations.to_bytes(4, "big")
     )

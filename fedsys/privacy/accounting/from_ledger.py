@@ -23,7 +23,7 @@ from fedsys.errors import LedgerError, MechanismError
 from fedsys.privacy.accounting.accountant import ViewAccountant
 from fedsys.privacy.accounting.pld import BIN_RULE
 from fedsys.privacy.accounting.rdp import ORDERS
-from fedsys.privacy.events import Event, event_from_json
+from fedsys.privacy.events import BandedEvent, Event, event_from_json
 from fedsys.privacy.ledger import LedgerView, RoundRecord
 from fedsys.privacy.plan import PrivacyPlan
 from fedsys.privacy.views import VIEWS, Epsilons
@@ -101,7 +101,22 @@ def ledger_header(plan: PrivacyPlan, **facts: Any) -> dict[str, Any]:
         },
         "samplers": "AES-256-CTR expansion; inversion of rounded Gaussians, up to 1024 bits a draw",
         "not_covered": list(_NOT_COVERED),
+        **_factorization(plan),
     }
+
+
+def _factorization(plan: PrivacyPlan) -> dict[str, Any]:
+    """The coefficients with which rounds' noise is correlated, where it is."""
+    event = plan.event()
+    if not isinstance(event, BandedEvent):
+        return {}
+    factors = event.factors
+    stated = {
+        "horizon": factors.horizon,
+        "bands": factors.bands,
+        "numerators": list(factors.numerators),
+    }
+    return {"factorization": stated}
 
 
 def neighbours_of(plan: PrivacyPlan) -> dict[str, str]:
@@ -140,6 +155,8 @@ def plan_of(header: Mapping[str, Any]) -> PrivacyPlan:
         raise LedgerError("the ledger's header states another delta or budget than its plan")
     if header.get("unit") != plan.unit:
         raise LedgerError("the ledger's header states another unit than its plan")
+    if header.get("factorization") != _factorization(plan).get("factorization"):
+        raise LedgerError("the ledger's header states another factorization than its plan's")
     stated, derived = header.get("delta_parts"), _delta_parts(plan)
     if not isinstance(stated, dict) or set(stated) != set(derived):
         raise LedgerError("the ledger's header does not state the parts of its delta")

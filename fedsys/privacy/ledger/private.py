@@ -64,10 +64,12 @@ def parse_private(raw: bytes, where: str) -> dict[str, Any]:
     """Parses a round's line and unpacks its lists, whose contents are not checked.
 
     Raises:
-        LedgerError: the line is not strict JSON, has no round number, or has a malformed list; the
-            message starts with ``where``.
+        LedgerError: it is not canonical JSON, has no round number, or a packed list is malformed;
+            the message starts with ``where``.
     """
     body = parse_object(raw, where, limit=MAX_PRIVATE_LINE_BYTES)
+    if canonical(body) != raw:
+        raise LedgerError(f"{where} is not in canonical form")
     number = body.get("round")
     if not isinstance(number, int) or isinstance(number, bool):
         raise LedgerError(f"{where} has no round number")

@@ -224,7 +224,7 @@ def _check_signature(line: Line, key: Ed25519PublicKey) -> None:
 
 
 class _Grammar:
-    """(resume | reserve (commit | abort)?)* closed?, with increasing numbers of reserved rounds."""
+    """(resume | reserve (commit | abort)?)* closed?, rounds reserved as 1, 2, 3, ..."""
 
     __slots__ = ("_open", "closed", "resumes", "rounds")
 
@@ -256,8 +256,10 @@ class _Grammar:
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise LedgerError(f"{where} has no round number")
         if line.kind == "reserve":
-            if rounds and number <= rounds[-1].round:
-                raise LedgerError(f"{where} reserves round {number} again")
+            if number != len(rounds) + 1:
+                raise LedgerError(
+                    f"{where} reserves round {number} where round {len(rounds) + 1} is next"
+                )
             rounds.append(RoundRecord(round=number, reserve=line.body, reserved_at=line.seq))
         elif not self._open or number != rounds[-1].round:
             raise LedgerError(f"{where} is a {line.kind} of round {number}, which is not open")

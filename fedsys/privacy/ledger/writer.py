@@ -246,11 +246,11 @@ class Ledger:
         """Records a round's cost before anybody is invited.
 
         Args:
-            round: a number above every number used before.
-            body: the event, as a JSON object.
+            round: the next number, 1 for the first.
+            body: the event, as JSON.
 
         Raises:
-            LedgerError: the number was used, or another round is still open.
+            LedgerError: the number is not the next one, or another round is still open.
         """
         self._check_writable()
         if self._open_round is not None:
@@ -261,6 +261,8 @@ class Ledger:
             raise LedgerError(
                 f"round {round} was used before: a repeated round takes a new number and cohort"
             )
+        if round > self.next_round:
+            raise LedgerError(f"round {round} would leave a gap: {self.next_round} is next")
         self._append("reserve", {**body, "round": round})
         self._last_round = self._open_round = round
 

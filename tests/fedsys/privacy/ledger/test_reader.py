@@ -119,7 +119,7 @@ TAMPERINGS: dict[str, tuple[Tamper, str]] = {
             ],
             SIGNER,
         ),
-        "not open|again",
+        "not open|is next",
     ),
     "go on after closing": (
         lambda lines: rechained([*lines, lines[-1]], SIGNER),

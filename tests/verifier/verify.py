@@ -1,0 +1,216 @@
+"""A verifier of run folders, written from ``fedsys/privacy/LEDGER.md``; it imports nothing of ours.
+
+`verify` refuses what does not hold, and returns what each view's epsilon is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from tests.verifier import chain, private, transparency, views
+from tests.verifier.chain import Ledger, canonical, require
+from tests.verifier.delta import Parts, check_parts, parts
+from tests.verifier.epsilon import ORDERS, accountant, epsilon
+from tests.verifier.plan import FIXED_SIZE, Plan, Step, close
+
+UPDATE_OR_ZERO = "one client's update or zero"
+UNBOUND = ("ledger_head", "clients_trained", "train_seconds", "clients_per_second", "simulated")
+TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a folder proves.
+
+    Attributes:
+        ledger: whose chain holds.
+        plan: of its header.
+        epsilon: by view; the outsider's alone where cohorts are not known.
+        total: (epsilon, delta) with the tuning runs, where any are stated.
+    """
+
+    ledger: Ledger
+    plan: Plan
+    epsilon: dict[str, float]
+    total: tuple[float, float] | None
+
+
+def verify(run: Path, key: Ed25519PublicKey | None = None) -> Verified:
+    """Everything that LEDGER.md's "What a verifier checks" lists, of a finished run.
+
+    Raises:
+        Refused: something does not hold.
+    """
+    ledger = chain.read(run / "ledger.jsonl", key)
+    header = ledger.header
+    plan = Plan(header)
+    derived = parts(plan)
+    check_parts(header, derived)
+    _check_header(header, plan, derived)
+    require(len(ledger.rounds) <= plan.rounds, "more rounds than planned")
+    known: set[bytes] = set()
+    for each in ledger.rounds:
+        text = canonical(each.event)
+        if text not in known:
+            plan.check_event(each.event, first=each.number == 1)
+            known.add(text)
+    found = {"outsider": views.outsider(ledger, plan, derived)}
+    if (run / "private.jsonl").exists():
+        cohorts = private.read(run / "private.jsonl", ledger, plan)
+        found["participant"] = views.participant(ledger, plan, derived, cohorts)
+        found["server"] = views.server(ledger, plan, derived, cohorts)
+    total = _total(header, plan, derived, ledger, found["outsider"])
+    _check_closing(run, ledger)
+    _check_summary(run, ledger, plan, derived, found, total)
+    if (run / "ledger.tlog-proof").exists():
+        transparency.check_proof(run / "ledger.tlog-proof", ledger)
+    return Verified(ledger=ledger, plan=plan, epsilon=found, total=total)
+
+
+def _check_header(header: dict[str, Any], plan: Plan, derived: Parts) -> None:
+    stated = header.get("accountants")
+    require(isinstance(stated, dict), "no accountants")
+    reported = accountant(Counter({plan.outsider: 1}), derived.of("outsider"))
+    require((stated or {}).get("reported") == reported, "another accountant")
+    require((stated or {}).get("rdp_orders") == ORDERS, "other Rényi orders")
+    require(header.get("neighbours") == neighbours(plan), "other neighbours")
+    withheld = header.get("preprocessing") == "data-dependent" or (
+        header.get("preprocessing") == "client-local" and plan.body["unit"] == "example"
+    )
+    require((header.get("withheld") is not None) == withheld, "claims withheld, or not")
+
+
+def neighbours(plan: Plan) -> dict[str, str]:
+    every = ("outsider", "participant", "server")
+    if plan.body["unit"] == "example":
+        return dict.fromkeys(every, "add or remove one example of one client")
+    if plan.sampling == "arrivals":
+        same = f"{UPDATE_OR_ZERO}, with the same uploads arriving in the same order"
+        return dict.fromkeys(every, same)
+    found = {
+        "outsider": "add or remove one client",
+        "participant": f"{UPDATE_OR_ZERO}; invited members see who else was invited",
+        "server": f"{UPDATE_OR_ZERO}; it takes part either way (half of replacement)",
+    }
+    if plan.sampling in FIXED_SIZE:
+        found["outsider"] = (
+            "replace one client by another: cohorts have a fixed size, so without one of them "
+            "somebody else comes in"
+        )
+        found["participant"] = (
+            "replace one client's update by any other; invited members see who else was invited"
+        )
+    return found
+
+
+def _sha256(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def summary_digest(summary: dict[str, Any]) -> str:
+    shown = {name: value for name, value in summary.items() if name not in UNBOUND}
+    privacy = dict(shown["privacy"])
+    privacy["epsilon"] = privacy["epsilon"] | {"participant": None, "server": None}
+    return hashlib.sha256(canonical(shown | {"privacy": privacy})).hexdigest()
+
+
+def _check_closing(run: Path, ledger: Ledger) -> None:
+    closed = ledger.closed or {}
+    require(ledger.closed is not None, "the ledger is unfinished")
+    require(closed.get("lines") == len(ledger.lines), "the closing line counts other lines")
+    summary = json.loads((run / "summary.json").read_text())
+    require(closed.get("summary_sha256") == summary_digest(summary), "another summary")
+    for name in ("model.pt", "metrics.jsonl"):
+        stated = closed.get(f"{name.split('.')[0]}_sha256")
+        require(stated == _sha256(run / name), f"another {name}")
+    stated = ledger.header.get("config_sha256")
+    require(stated == _sha256(run / "config.toml"), "another config.toml")
+
+
+def _check_summary(
+    run: Path,
+    ledger: Ledger,
+    plan: Plan,
+    derived: Parts,
+    found: dict[str, float],
+    total: tuple[float, float] | None,
+) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    require(summary.get("ledger_head") == ledger.head, "another head")
+    privacy = summary["privacy"]
+    for view, value in found.items():
+        stated = privacy["epsilon"][view]
+        published = stated is None and view != "outsider"
+        require(published or same(stated, value), f"{view}: {stated}, derived {value}")
+    budget = planned(plan, derived)
+    stated = privacy["budget"]
+    require(stated is None if budget is None else same(stated, budget), "another budget")
+    said = privacy["total"]
+    require((said is None) == (total is None), "a total, or none")
+    if total is not None:
+        require(same(said["epsilon"], total[0]) and same(said["delta"], total[1]), "another total")
+        tuning = ledger.header["tuning"]
+        require(said["runs"] == tuning["runs"], "other tuning runs")
+        require(said["before"] == tuning["epsilon"], "another epsilon before")
+
+
+def same(stated: Any, derived: float) -> bool:
+    """Whether a stated epsilon agrees."""
+    if stated == "inf":
+        return math.isinf(derived)
+    return close(stated, derived, TOLERANCE)
+
+
+def planned(plan: Plan, derived: Parts) -> float | None:
+    """The summary's budget."""
+    if plan.mechanism == "none":
+        return None
+    if plan.body["budget"] is not None:
+        return float(plan.body["budget"])
+    view, steps = "outsider", views.outsider_steps(plan, plan.rounds)
+    if plan.body["guarantee"] == "server":
+        view, steps = "server", Counter({plan.server(): plan.own(plan.rounds)})
+    found = epsilon(steps, derived.of(view))
+    return found if found <= derived.covered[view] else math.inf
+
+
+def _total(
+    header: dict[str, Any], plan: Plan, derived: Parts, ledger: Ledger, spent: float
+) -> tuple[float, float] | None:
+    tuning = header.get("tuning") or {}
+    if not tuning.get("runs") or plan.mechanism == "none":
+        return None
+    before = tuning.get("epsilon")
+    summed = (math.inf if before in (None, "inf") else float(before)) + spent
+    sums = summed, (tuning.get("delta") or 0.0) + plan.delta
+    part = tuning.get("part")
+    if part is None or math.isinf(summed):
+        return sums
+    steps: Counter[Step] = views.outsider_steps(plan, len(ledger.rounds))
+    for multiplier, rate, replaces, count in part["steps"]:
+        steps[Step(multiplier, rate, bool(replaces))] += int(count)
+    largest = max(part["delta"], plan.delta)
+    left = largest - part["overhead"] - (plan.delta - derived.of("outsider"))
+    if left <= 0:
+        return sums
+    found = epsilon(steps, left * (1 - 1e-9))
+    aside = derived.of("noise_outsider")
+    distances = [part["log_distance"]]
+    if aside > 0:
+        distances.append(math.log(aside) - _log1p_exp(derived.covered["outsider"]))
+    needed = math.log(sum(math.exp(each - max(distances)) for each in distances))
+    needed += max(distances) + _log1p_exp(found)
+    paid = math.log(part["aside"] + aside + 1e-9 * left)
+    return (found, largest) if needed <= paid else sums
+
+
+def _log1p_exp(x: float) -> float:
+    return x + math.log1p(math.exp(-x))
