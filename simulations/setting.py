@@ -122,6 +122,8 @@ def prepare(
     strategy_of(config)
     examples = tasks.read_data(task, tasks.DataSource.locate(data))
     tasks.check_contract(task, examples, config.job.seed)
+    if config.evaluation.data != "none":
+        tasks.check_test_rows(task, examples.test)
     partition = partition_of(config, examples)
     if config.cohort.expected > partition.clients:
         raise ConfigError(
