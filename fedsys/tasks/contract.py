@@ -135,7 +135,7 @@ def _check_labels(task: Task, output: Tensor, labels: Tensor, called: str) -> No
     classes = output.shape[1]
     if labels.dtype != torch.int64:
         return
-    strange = labels[(labels < 0) | (labels >= classes)].unique()
+    strange = torch.unique(labels[(labels < 0) | (labels >= classes)])
     for label in strange[:_MOST_LABELS].tolist():
         row = int(torch.nonzero(labels == label)[0, 0])
         try:
