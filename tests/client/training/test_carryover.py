@@ -63,6 +63,7 @@ class Counted(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.seen: Tensor
         self.register_buffer("seen", torch.tensor(0))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -168,6 +169,7 @@ class Cached(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.last: Tensor | None = None
+        self.ones: Tensor
         self.register_buffer("ones", torch.ones(6))
         self.register_buffer("cache", torch.zeros(0), persistent=False)
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from client.training import LocalConfig, Trainer
-from client.training.selfcheck import spread_rows
-from client.training.trainer import PATHS, reason_to_refuse
+from client.training.selfcheck import reason_to_refuse, spread_rows
+from client.training.trainer import PATHS
 from fedsys.errors import ConfigError
 from fedsys.tasks import DataSource, Examples, FederatedData, seeded
 from fedsys.tasks.classification import Classification
