@@ -129,6 +129,7 @@ def test_a_buffered_run_counts_them_too(tmp_path: Path) -> None:
             "rounds.concurrency=8",
             "cohort.sampling=arrivals",
             "cohort.expected=4",
+            "privacy.max_participations=4",
             "aggregation.protocol=ideal",
             "faults.seconds_per_example=0.1",
         ],
