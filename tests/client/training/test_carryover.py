@@ -110,7 +110,8 @@ class Outside(nn.Module):
 
 class NumpyNoise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x + torch.from_numpy(np.random.default_rng().normal(size=x.shape)).to(x.dtype)
+        noise: Tensor = torch.from_numpy(np.random.default_rng().normal(size=x.shape))
+        return x + noise.to(x.dtype)
 
 
 class Centred(Toy):
