@@ -31,7 +31,7 @@ from simulations.engine.noise_ahead import NoiseAhead
 from simulations.interrupts import uninterrupted
 from simulations.randomness import Randomness
 from simulations.setting import Setting, prepare
-from simulations.summation import Cohort, Summed, summation
+from simulations.summation import Cohort, Summed, report_unusable, summation
 
 __all__ = ["RoundReport", "RunResult", "resume", "run", "run_rounds"]
 
@@ -185,8 +185,8 @@ class _Clock:
 def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
     """All rounds that are left, then the model and the summary."""
     coordinator, folder, clock = job.coordinator, job.folder, _Clock()
-    if setting.notice:
-        observer(setting.notice)
+    for line in setting.notice.splitlines():
+        observer(line)
     metrics = folder.last_metrics()
     status = "completed"
     buffered = setting.config.rounds.mode == "buffered"
@@ -297,6 +297,7 @@ def _one_round(setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead
                 diagnostics={
                     "dropped": summed.dropped,
                     "clipped_fraction": summed.clipped / max(summed.trained, 1),
+                    "not_finite": summed.unusable,
                     **_simulated(setting, cohort),
                 },
             )
@@ -304,10 +305,9 @@ def _one_round(setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead
         observer(f"round {open_.number} gave no model: {refused}")
         return 0
     if summed.unusable:
-        observer(
-            f"round {open_.number}: updates of {summed.unusable} clients were not finite and "
-            f"counted as zero; check their data and local.learning_rate"
-        )
+        with uninterrupted():
+            coordinator.settle()
+        report_unusable(summed, f"round {open_.number}", job.folder.path, observer)
     return summed.trained
 
 

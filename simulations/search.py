@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,13 +29,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Search", "Space", "Value", "parse", "setting", "with_settings"]
 
-VERSION = 1
+VERSION = 2
 """Of ``search.json``."""
 
 Value = bool | int | float | str
 
 _FREE = ("local.", "server.", "job.seed", "privacy.clip", "privacy.adaptive_", "engine.")
-_FALLING = ("loss", "error", "perplexity")
+# fmt: off
+_FALLING = frozenset(
+    {
+        "loss", "error", "err", "mae", "mse", "rmse", "mape", "msle", "nll", "perplexity", "ppl",
+        "brier", "cer", "wer", "regret", "hinge",
+    }
+)
+_RISING = frozenset(
+    {
+        "accuracy", "acc", "top1", "top3", "top5", "top10", "precision", "recall", "sensitivity",
+        "specificity", "f1", "auc", "auroc", "auprc", "ap", "map", "iou", "dice", "r2", "mcc",
+        "kappa", "bleu", "rouge", "reward", "return", "score", "hit", "hits", "exact",
+    }
+)
+# fmt: on
 _MOST_BYTES = 1 << 16
 _EXAMPLE_COST = ("local.epochs", "local.batch_size")
 
@@ -82,17 +97,26 @@ class Search:
         base: the configuration that is varied.
         spaces: the values of each key.
         metric: of a trial's last evaluation.
-        minimize: whether less of it is better.
+        minimize: whether less of it is better; None where nothing says so, which no search can
+            begin with.
     """
 
     base: Config
     spaces: tuple[Space, ...]
     metric: str
-    minimize: bool
+    minimize: bool | None
 
     @classmethod
-    def of(cls, base: Config, over: Sequence[str], metric: str) -> Search:
+    def of(
+        cls, base: Config, over: Sequence[str], metric: str, *, minimize: bool | None = None
+    ) -> Search:
         """Read ``--over`` and ``--metric``.
+
+        Args:
+            base: the configuration that is varied.
+            over: each ``KEY=SPACE``.
+            metric: of a trial's last evaluation.
+            minimize: whether less of it is better; None where its name has to tell.
 
         Raises:
             ConfigError: they do not fit the configuration, or would make the trials' costs not
@@ -109,7 +133,9 @@ class Search:
         if len(set(keys)) < len(keys):
             raise ConfigError(f"--over names a key twice: {', '.join(keys)}")
         _require_same_cost(spaces, base)
-        return cls(base=base, spaces=spaces, metric=metric, minimize=metric.endswith(_FALLING))
+        if minimize is None:
+            minimize = _less_is_better(metric)
+        return cls(base=base, spaces=spaces, metric=metric, minimize=minimize)
 
     @property
     def over(self) -> list[str]:
@@ -130,7 +156,12 @@ class Search:
         with disk_errors(folder):
             make_folder(folder)
             write_atomically(folder / "config.toml", dump(self.base).encode())
-            words = {"version": VERSION, "over": self.over, "metric": self.metric}
+            words = {
+                "version": VERSION,
+                "over": self.over,
+                "metric": self.metric,
+                "minimize": self.minimize,
+            }
             write_atomically(folder / "search.json", json.dumps(words, indent=2).encode() + b"\n")
 
     @classmethod
@@ -145,13 +176,29 @@ class Search:
                 words = json.loads(file.read(_MOST_BYTES))
             if words["version"] != VERSION:
                 raise ValueError(f"version {words['version']} instead of {VERSION}")
-            return cls.of(load(folder / "config.toml"), list(words["over"]), str(words["metric"]))
+            if not isinstance(words["minimize"], bool):
+                raise TypeError("minimize is neither true nor false")
+            return cls.of(
+                load(folder / "config.toml"),
+                list(words["over"]),
+                str(words["metric"]),
+                minimize=words["minimize"],
+            )
         except FileNotFoundError:
             raise RunFolderError(
                 f"{folder}: no search to go on with here (search.json is missing)"
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunFolderError(f"{folder}: search.json does not read back: {error}") from None
+
+
+def _less_is_better(metric: str) -> bool | None:
+    """What a metric's name tells; of ``neg_loss`` and ``error_score`` only the user knows."""
+    words = set(re.split(r"[^a-z0-9]+", metric.lower()))
+    falling, rising = bool(words & _FALLING), bool(words & _RISING)
+    if falling == rising or words & {"neg", "negative", "minus", "inverse", "1"}:
+        return None
+    return falling
 
 
 def parse(text: str, base: Config) -> Space:

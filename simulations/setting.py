@@ -23,6 +23,7 @@ from simulations.engine.layout import lay_out, recruits_for
 from simulations.faults import FaultPlan, SimulatedClock
 from simulations.population import Population
 from simulations.randomness import Randomness, SeededRandomness, SystemRandomness, derived_key
+from simulations.rounding import check_clip
 
 __all__ = ["Setting", "clients_at_once", "device_for", "partition_of", "prepare", "trainer_for"]
 
@@ -43,7 +44,7 @@ class Setting:
         faults: who vanishes when.
         clipping: the first round's norms, where they adapt.
         clock: simulated seconds since the job began.
-        notice: one line that anyone who watches the run should read; may be empty.
+        notice: lines that anyone who watches the run should read; may be empty.
         preprocessing: what the task declares.
         reading: what was read of the data, where the task says so.
     """
@@ -122,6 +123,8 @@ def prepare(
     strategy_of(config)
     examples = tasks.read_data(task, tasks.DataSource.locate(data))
     tasks.check_contract(task, examples, config.job.seed)
+    if config.evaluation.data != "none":
+        tasks.check_test_rows(task, examples.test)
     partition = partition_of(config, examples)
     if config.cohort.expected > partition.clients:
         raise ConfigError(
@@ -147,8 +150,11 @@ def prepare(
         plan = plan_for(config, population=partition.clients, layers=sizes)
         _check_secure(config, plan)
         config = _resolved(config, plan, population)
+        with using_threads(config.engine.threads or int(trainer.device.type == "cpu")):
+            notices = [check_clip(config, plan, population)]
         at_once = clients_at_once(config.engine.chunk)
         layout = lay_out(config, plan, population, sources, at_once, recruits)
+        notices.insert(0, layout.notice)
         held.pop_all()
     used = {"processes": layout.processes, "threads": layout.threads}
     return Setting(
@@ -160,7 +166,7 @@ def prepare(
         randomness=sources,
         faults=FaultPlan(seed=config.job.seed, **config.faults.model_dump()),
         clipping=clipping_for(config, plan, sizes),
-        notice=layout.notice,
+        notice="\n".join(each for each in notices if each),
         preprocessing=tasks.preprocessing_of(task),
         reading=examples.reading,
     )

@@ -9,8 +9,9 @@ rounds once; it is not a release.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from client.agent import Agent
 from fedsys.config import Aggregation
+from fedsys.errors import TrainingError
 from fedsys.privacy import Encoded, Mechanism, PrivacyPlan, ring_dtype
 from secure_agg import SecureAggError, Shared, draw_committee
 from server.coordinator import OpenRound
@@ -28,7 +30,7 @@ from simulations.faults import STAGES, UPLOAD, FaultPlan
 from simulations.population import Population
 from simulations.randomness import Randomness
 
-__all__ = ["Cohort", "Summed", "plain_sum", "secure_sum", "summation"]
+__all__ = ["Cohort", "Summed", "plain_sum", "report_unusable", "secure_sum", "summation"]
 
 
 @dataclass(kw_only=True)
@@ -137,6 +139,33 @@ def summation(cohort: Cohort) -> Summed:
     if cohort.aggregation.protocol == "secure":
         return secure_sum(cohort)
     return plain_sum(cohort)
+
+
+def report_unusable(summed: Summed, what: str, folder: Path, tell: Callable[[str], object]) -> None:
+    """Say how many updates were not finite, on the console of whoever simulates alone: it is the
+    clients' data that decide it, so no ledger has it.
+
+    Args:
+        summed: of a round that is finished and settled.
+        what: the round, for people.
+        folder: of the run, which can go on.
+        tell: takes the line.
+
+    Raises:
+        TrainingError: nobody's update was finite.
+    """
+    if not summed.unusable:
+        return
+    if summed.unusable < summed.trained:
+        tell(
+            f"{what}: updates of {summed.unusable} of {summed.trained} clients were not finite and "
+            f"counted as zero; check their data and local.learning_rate"
+        )
+        return
+    raise TrainingError(
+        f"{what}: no update was finite (clients that trained: {summed.trained}); check their data "
+        f"and local.learning_rate, then go on with `fedsys simulate --resume {folder}`"
+    )
 
 
 def plain_sum(cohort: Cohort) -> Summed:

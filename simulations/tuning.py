@@ -3,7 +3,7 @@
 Every trial is a whole run with a folder of its own, its ledger included, below the study's folder::
 
     config.toml    what is varied
-    search.json    the keys, their ranges and the metric
+    search.json    the keys, their ranges, the metric and its direction
     study.sqlite   Optuna's: which settings were tried, and their results
     trial-0001/    a run's folder
     total.json     what all trials together cost
@@ -69,6 +69,7 @@ class Tuned:
     Attributes:
         folder: of the study.
         metric: that was sought.
+        minimize: whether less of it is better.
         trials: in their order.
         best: of those that did not fail; None if all did.
         total: of every run that was begun, failed ones included; None where no run was.
@@ -77,6 +78,7 @@ class Tuned:
 
     folder: Path
     metric: str
+    minimize: bool
     trials: tuple[Trial, ...]
     best: Trial | None
     total: AuditResult | None
@@ -145,6 +147,11 @@ def _check_metric(search: Search, data: Path | None) -> None:
         raise ConfigError(
             f"--metric {search.metric}: task {config.task.name} has no such metric"
             f"{nearest(search.metric, names)}; it has {', '.join(names)}"
+        )
+    if search.minimize is None:
+        raise ConfigError(
+            f"--metric {search.metric}: its name does not say whether more or less of it is "
+            f"better; add --minimize or --maximize"
         )
 
 
@@ -274,6 +281,7 @@ def _conclude(study: Study, search: Search, folder: Path) -> Tuned:
     return Tuned(
         folder=folder,
         metric=search.metric,
+        minimize=bool(search.minimize),
         trials=found,
         best=best,
         total=total,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from client.training.buffers import UnwrittenBuffers
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
 from client.training.optimizer import Stepper
@@ -40,6 +41,7 @@ class LoopPath:
         self._images_last = any(isinstance(each, nn.Conv2d) for each in model.modules())
         if self._images_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._buffers = UnwrittenBuffers(model)
 
     def updates(
         self,
@@ -65,6 +67,7 @@ class LoopPath:
                 for number in range(length):
                     real = int(schedule.steps[number].counts[client])
                     self._step(examples, rows[number][client, :real], stepper)
+            self._buffers.check()
             for param, view in zip(
                 self._params, self._layout.views(out[client]).values(), strict=True
             ):

@@ -1,8 +1,10 @@
 """Checks once, in float64, that a fast path computes what a loop over clients computes.
 
-Three clients (several steps with a partial last batch, exactly one batch, one example) are trained
-by the path and by the loop; the updates have to agree within a relative error of 1e-9. Dropout is
-switched off for the comparison, because each path draws its own masks.
+Ragged clients (full batches, a partial last batch, less than one batch, one example) of different
+examples are trained by the path and one by one; the updates have to agree to 1e-9 relative. In both
+steps some clients have fewer examples than others, so that a path that pads must not let padding
+count: a mean over the batch, in the loss or in a layer, does.
+Dropout is switched off for the comparison: its masks are drawn differently by each path.
 """
 
 from __future__ import annotations
@@ -22,11 +24,19 @@ from client.training.loop import LoopPath
 from client.training.schedule import Schedule, build
 from fedsys.tasks import Examples, Task
 
-__all__ = ["LocalPath", "PathFactory", "SummingPath", "reason_to_refuse"]
+__all__ = [
+    "GENTLE",
+    "LocalPath",
+    "PathFactory",
+    "SummingPath",
+    "reason_to_refuse",
+    "spread_rows",
+]
 
 TOLERANCE = 1e-9
 _ROWS = 64
-_GENTLE = 0.05  # a learning rate at which few models diverge in a handful of steps
+GENTLE = 0.05
+"""A learning rate at which few models diverge in a handful of steps."""
 
 
 class LocalPath(Protocol):
@@ -74,20 +84,25 @@ def reason_to_refuse(
 ) -> str | None:
     """None if the path is correct for this model, else the reason why it is not, in one line."""
     twin = without_dropout(copy.deepcopy(model)).double()
-    some = _finite_rows(examples)
+    some = spread_rows(examples, _ROWS)
+    if not len(some):
+        return None
+    some = Examples(x=_as_double(some.x), y=_as_double(some.y))
     size = min(local.batch_size, _ROWS // 2)
     short = replace(
         local,
         batch_size=size,
         epochs=min(local.epochs, 2),
-        learning_rate=min(local.learning_rate, _GENTLE),
+        learning_rate=min(local.learning_rate, GENTLE),
     )
-    there = np.arange(len(some), dtype=np.int64)
-    rows = [there[: size + max(1, size // 2)], there[-size:], there[:1]]
-    rows.sort(key=lambda each: -short.steps(len(each)))
+    ragged = size + (size + 1) // 2
+    rows = [
+        (first + np.arange(count, dtype=np.int64)) % len(some)
+        for first, count in ((0, 2 * size), (size, ragged), (3, max(1, size - 1)), (1, 1))
+    ]
     start = FlatLayout.of(twin).read(twin)
-    for clients in (rows, rows[:1]):  # several at once, and one alone
-        seeds = [11, 12, 13][: len(clients)]
+    for clients in (rows, rows[1:2]):  # several at once, and one alone
+        seeds = [11, 12, 13, 14][: len(clients)]
         found = start.new_empty((len(clients), len(start)))
         schedule = build(clients, seeds, short)
         try:
@@ -116,11 +131,19 @@ def without_dropout(model: nn.Module) -> nn.Module:
     return model
 
 
-def _finite_rows(examples: Examples) -> Examples:
-    """A few finite rows, in float64; how paths treat damaged data is not checked here."""
-    x, y = _as_double(examples.x[: 16 * _ROWS]), _as_double(examples.y[: 16 * _ROWS])
-    good = torch.isfinite(x).flatten(1).all(1) if x.is_floating_point() else x.new_ones(len(x))
-    rows = torch.nonzero(good)[:_ROWS, 0]
+def spread_rows(examples: Examples, most: int) -> Examples:
+    """A few finite rows from all over the data, so that they differ; how paths treat damaged data
+    is not checked here."""
+    count = min(16 * most, len(examples))
+    every = torch.linspace(0, len(examples) - 1, count, dtype=torch.float64).long()
+    every = every.to(examples.x.device)
+    x, y = examples.x[every], examples.y[every]
+    good = torch.ones(count, dtype=torch.bool, device=x.device)
+    for values in (x, y):
+        if values.is_floating_point():
+            good &= torch.isfinite(values).reshape(count, -1).all(1)
+    rows = torch.nonzero(good)[:, 0]
+    rows = rows[:: max(1, len(rows) // most)][:most]
     return Examples(x=x[rows], y=y[rows])
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from client.training.autotune import Choice, best, candidates, measure, most_at_once
 from client.training.batched import BatchedPath
+from client.training.carryover import refuse_carryover
 from client.training.chunks import ChunkRunner, Clients
 from client.training.device_memory import CudaMemory, clients_that_fit
 from client.training.dual.path import DualPath, pays
@@ -297,6 +298,7 @@ class Trainer:
 
     def _usable(self, pool: Examples, rows: Sequence[Rows]) -> tuple[list[str], dict[str, str]]:
         """The paths worth measuring, and why others cannot be used."""
+        refuse_carryover(self._task, self._model, self._local, pool)
         asked = [self._asked_path]
         if self._asked_path == "auto":
             # Graphs are for GPUs; without one, this is the batched path with more padding.

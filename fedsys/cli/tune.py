@@ -35,8 +35,16 @@ def tune(
         ),
     ] = None,
     metric: Annotated[
-        str, typer.Option(help="Metric of the last evaluation; a lower loss is better.")
+        str, typer.Option(help="Metric of the last evaluation; its name says which way is better.")
     ] = "accuracy",
+    minimize: Annotated[
+        bool | None,
+        typer.Option(
+            "--minimize/--maximize",
+            help="Which way --metric is better, where its name does not say.",
+            show_default=False,
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace one key for all trials."),
@@ -63,12 +71,16 @@ def tune(
     from simulations import tuning
     from simulations.search import Search
 
-    if resume and (config is not None or over or overrides or metric != "accuracy"):
+    changed = config is not None or over or overrides or minimize is not None
+    if resume and (changed or metric != "accuracy"):
         raise ConfigError(
-            f"--resume continues the search that {out} holds; leave out CONFIG, --over, "
-            f"--metric and --set"
+            f"--resume goes on with the search that {out} holds; leave out CONFIG, --over, "
+            f"--metric, --minimize, --maximize and --set"
         )
-    search = None if resume else Search.of(load(config, overrides or ()), over or (), metric)
+    search = None
+    if not resume:
+        base = load(config, overrides or ())
+        search = Search.of(base, over or (), metric, minimize=minimize)
     try:
         with observer(quiet=quiet) as watch:
             tuned = tuning.tune(
@@ -153,7 +165,8 @@ def _conclusions(tuned: Tuned) -> list[str]:
     if tuned.best is not None:
         value = tuned.best.value or 0.0
         lines += [
-            f"best: trial {tuned.best.number}, {tuned.metric} {value:.4f}, {tuned.best.folder}",
+            f"best: trial {tuned.best.number}, {tuned.metric} {value:.4f} "
+            f"({'lowest' if tuned.minimize else 'highest'}), {tuned.best.folder}",
             f"run it with `fedsys simulate {tuned.folder / 'best.toml'}`: its cost adds to theirs, "
             f"and its ledger, summary, report and export state the total",
         ]

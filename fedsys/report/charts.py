@@ -106,6 +106,13 @@ def diagnostic_charts(folder: RunContents) -> list[Chart]:
             floor=0.0,
         ),
         _chart(
+            "Updates that were not finite",
+            "clients whose update counted as zero",
+            rounds if any(each.not_finite for each in rounds) else (),
+            (("not finite", lambda each: each.not_finite),),
+            floor=0.0,
+        ),
+        _chart(
             "Noise to signal",
             "norm of the noise over that of the summed updates",
             rounds,

@@ -99,6 +99,7 @@ class RoundDiagnostics:
     clipped_fraction: float | None
     noise_to_signal: float | None
     simulated_seconds: float | None = None
+    not_finite: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -261,6 +262,7 @@ def _diagnostics(path: Path, problems: list[str]) -> tuple[RoundDiagnostics, ...
                 clipped_fraction=_finite(record.get("clipped_fraction")),
                 noise_to_signal=noise / signal if signal and noise is not None else None,
                 simulated_seconds=_finite(record.get("simulated_seconds")),
+                not_finite=_whole(record.get("not_finite")),
             )
         )
     return tuple(found)

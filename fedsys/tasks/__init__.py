@@ -9,7 +9,7 @@ from fedsys.tasks.base import (
     preprocessing_of,
     seeded,
 )
-from fedsys.tasks.contract import check_contract
+from fedsys.tasks.contract import check_contract, check_test_rows
 from fedsys.tasks.data import read_data
 from fedsys.tasks.loading import builtin_names, load
 from fedsys.tasks.origin import Origin, Recipe
@@ -26,6 +26,7 @@ __all__ = [
     "Task",
     "builtin_names",
     "check_contract",
+    "check_test_rows",
     "load",
     "preprocessing_of",
     "read_data",

@@ -13,16 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fedsys.errors import ConfigError, FedsysError
-from fedsys.tasks.base import Examples, FederatedData, Task
+from fedsys.errors import ConfigError, DataError, FedsysError
+from fedsys.tasks.base import Examples, FederatedData, Task, seeded
+from fedsys.tasks.per_example import check_metric_names, check_rows, check_values
 
-__all__ = ["check_contract"]
+__all__ = ["check_contract", "check_test_rows"]
 
 _ROWS = 3
+_MOST_ROWS = 48
+_MOST_LABELS = 64
+_AT_ONCE = 1 << 16
 
 
 def check_contract(task: Task, data: FederatedData, seed: int) -> None:
-    """Make a model, and evaluate loss and metrics on a few test rows.
+    """Make a model, and evaluate loss and metrics on a few rows of training and of test examples.
 
     Args:
         task: the task to check.
@@ -41,6 +45,25 @@ def check_contract(task: Task, data: FederatedData, seed: int) -> None:
     _check_parameters(task, model)
     for rows in (1, min(_ROWS, len(data.test))):
         _check_outputs(task, model, Examples(x=data.test.x[:rows], y=data.test.y[:rows]))
+    for called, examples in (("training", data.train), ("test", data.test)):
+        _check_each_row(task, model, examples, called)
+    _check_trains(task, model, data.train)
+
+
+def check_test_rows(task: Task, test: Examples) -> None:
+    """One test input that is not finite makes every evaluation NaN.
+
+    Raises:
+        DataError: names the first such example.
+    """
+    for start in range(0, len(test), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        bad = torch.nonzero(~_finite(Examples(x=test.x[part], y=test.y[part])))
+        if len(bad):
+            raise DataError(
+                f"task {task.name}: test example {start + int(bad[0])} is not finite, so every "
+                f"evaluation would be NaN; leave such examples out, or set evaluation.data = 'none'"
+            )
 
 
 def _check_parameters(task: Task, model: nn.Module) -> None:
@@ -71,10 +94,92 @@ def _check_outputs(task: Task, model: nn.Module, examples: Examples) -> None:
                     f"task {task.name}: metrics returned {type(found).__name__}; it has to return "
                     f"a dict of tensors"
                 )
+            check_metric_names(task.name, list(found))
             for name, values in found.items():
                 _check_each(task, f"metric {name!r}", values, len(examples))
     finally:
         model.train(was_training)
+
+
+def _check_each_row(task: Task, model: nn.Module, examples: Examples, called: str) -> None:
+    """Loss and metrics of row i are floating, finite, and come from row i alone; and the loss
+    takes every label."""
+    some = _spread(examples, _MOST_ROWS)
+    some = _rows(some, torch.nonzero(_finite(some))[:, 0])
+    if not len(some):
+        return
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            outputs = _called(task, "model", lambda: model(some.x), some)
+            if isinstance(outputs, Tensor) and outputs.ndim > 1:
+                _check_labels(task, outputs[:1], examples.y, called)
+
+            def each(outputs: Any, targets: Tensor) -> dict[str, Tensor]:
+                loss = _called(task, "loss", lambda: task.loss(outputs, targets), some)
+                found = _called(task, "metrics", lambda: task.metrics(outputs, targets), some)
+                return {"loss": loss} | {f"metric {name!r}": it for name, it in found.items()}
+
+            for what, values in each(outputs, some.y).items():
+                _check_each(task, what, values, len(some))
+                check_values(task.name, what, values)
+            check_rows(task.name, each, outputs, some.y)
+    finally:
+        model.train(was_training)
+
+
+def _check_labels(task: Task, output: Tensor, labels: Tensor, called: str) -> None:
+    """Each label that the model has no output for is tried once: whether the loss takes it (as
+    one to be ignored, say) is known to the loss alone."""
+    classes = output.shape[1]
+    if labels.dtype != torch.int64:
+        return
+    strange = torch.unique(labels[(labels < 0) | (labels >= classes)])
+    for label in strange[:_MOST_LABELS].tolist():
+        row = int(torch.nonzero(labels == label)[0, 0])
+        try:
+            task.loss(output, labels[row : row + 1])
+        except Exception as error:  # whatever a user's code raises
+            raise DataError(
+                f"task {task.name}: {called} example {row} has the label {label}, which loss does "
+                f"not take ({type(error).__name__}); the model has {classes} outputs, for labels 0 "
+                f"to {classes - 1}: correct the label, or give the model more outputs"
+            ) from error
+
+
+def _check_trains(task: Task, model: nn.Module, examples: Examples) -> None:
+    """The loss has a gradient."""
+    some = _spread(examples, _ROWS)
+    with seeded(0):
+        outputs = _called(task, "model", lambda: model(some.x), some)
+        loss = _called(task, "loss", lambda: task.loss(outputs, some.y), some)
+    trainable = [each for each in model.parameters() if each.requires_grad]
+    if trainable and not loss.requires_grad:
+        raise ConfigError(
+            f"task {task.name}: loss depends on no trainable parameter of the model; leave "
+            f"detach(), item() and no_grad() out of the model and the loss"
+        )
+
+
+def _spread(examples: Examples, most: int) -> Examples:
+    """Rows from all over, so that they belong to several clients."""
+    count = min(most, len(examples))
+    rows = torch.linspace(0, len(examples) - 1, count, dtype=torch.float64).long()
+    return _rows(examples, rows)
+
+
+def _rows(examples: Examples, rows: Tensor) -> Examples:
+    return Examples(x=examples.x[rows], y=examples.y[rows])
+
+
+def _finite(examples: Examples) -> Tensor:
+    """(B,) whether a row's inputs and targets are."""
+    good = torch.ones(len(examples), dtype=torch.bool)
+    for values in (examples.x, examples.y):
+        if values.is_floating_point():
+            good &= torch.isfinite(values).reshape(len(values), -1).all(1)
+    return good
 
 
 def _check_each(task: Task, what: str, values: Any, rows: int) -> None:

@@ -32,7 +32,7 @@ from simulations.buffered.epoch import SecureEpoch
 from simulations.engine.chunk import RoundWork, Tally, in_ring
 from simulations.interrupts import uninterrupted
 from simulations.setting import Setting
-from simulations.summation import Summed
+from simulations.summation import Summed, report_unusable
 
 __all__ = ["BufferedRounds"]
 
@@ -302,10 +302,9 @@ class BufferedRounds:
         kept = {training.version for training in self._crowd.training}
         self._models = {it: model for it, model in self._models.items() if it in kept}
         if summed.unusable:
-            self._tell(
-                f"buffer {number}: updates of {summed.unusable} clients were not finite and "
-                f"counted as zero; check their data and local.learning_rate"
-            )
+            with uninterrupted():
+                coordinator.settle()
+            report_unusable(summed, f"buffer {number}", self._job.folder.path, self._tell)
         return summed.trained
 
     def _diagnostics(self, buffer: _Buffer, summed: Summed) -> Mapping[str, Any]:
@@ -314,6 +313,7 @@ class BufferedRounds:
         found = {
             "dropped": {**lost, **summed.dropped},
             "clipped_fraction": summed.clipped / max(summed.trained, 1),
+            "not_finite": summed.unusable,
             "mean_staleness": sum(stale) / len(stale),
             "most_staleness": max(stale),
             "too_stale": sum(it > self._setting.config.rounds.max_staleness for it in stale),

@@ -100,9 +100,40 @@ def test_a_search_is_stored_and_read_back(tmp_path: Path) -> None:
         wanted.store(tmp_path / "new")
     with pytest.raises(RunFolderError, match="no search to go on with"):
         Search.stored(tmp_path)
-    (tmp_path / "new" / "search.json").write_text('{"version": 2}')
-    with pytest.raises(RunFolderError, match="version 2 instead of 1"):
+    (tmp_path / "new" / "search.json").write_text('{"version": 3}')
+    with pytest.raises(RunFolderError, match="version 3 instead of 2"):
         Search.stored(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("metric", "minimize"),
+    [
+        ("loss", True),
+        ("mae", True),
+        ("val_rmse", True),
+        ("error", True),
+        ("MSE", True),
+        ("accuracy", False),
+        ("top5_accuracy", False),
+        ("macro-f1", False),
+        ("r2", False),
+    ],
+)
+def test_a_known_metric_has_a_direction(metric: str, minimize: bool) -> None:
+    assert Search.of(BASE, ["server.momentum=0..0.5"], metric).minimize is minimize
+    other = Search.of(BASE, ["server.momentum=0..0.5"], metric, minimize=not minimize)
+    assert other.minimize is not minimize
+
+
+@pytest.mark.parametrize(
+    "metric", ["quality", "within_10", "neg_loss", "error_score", "glossy", "terror", "lossless"]
+)
+def test_an_unknown_metric_needs_one(metric: str, tmp_path: Path) -> None:
+    assert Search.of(BASE, ["server.momentum=0..0.5"], metric).minimize is None
+    for minimize in (True, False):
+        search = Search.of(BASE, ["server.momentum=0..0.5"], metric, minimize=minimize)
+        search.store(tmp_path / str(minimize))
+        assert Search.stored(tmp_path / str(minimize)) == search
 
 
 def test_the_examples_in_the_module_run() -> None:

@@ -22,6 +22,7 @@ from fedsys.privacy import Signer, read_ledger
 from fedsys.release.model import ReleasedModel
 from fedsys.report import build, figures
 from fedsys.report.terminal import print_run
+from fedsys.tasks.classification import Classification
 from simulations import harness
 from simulations.search import Search
 from simulations.tuning import tune
@@ -270,6 +271,18 @@ def test_without_privacy_the_total_is_infinite_and_failed_trials_count(tmp_path:
 def test_an_unknown_metric_costs_no_trial(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"did you mean accuracy\?\); it has loss, accuracy"):
         tune(search_of(metric="acuracy"), tmp_path / "tuned", trials=1)
+    assert not (tmp_path / "tuned").exists()
+
+
+def test_a_metric_without_a_direction_costs_no_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def metrics(self: Classification, outputs: Any, targets: Any) -> Any:
+        return {"quality": outputs.amax(1)}
+
+    monkeypatch.setattr(Classification, "metrics", metrics)
+    with pytest.raises(ConfigError, match=r"--metric quality: .*add --minimize or --maximize"):
+        tune(search_of(metric="quality"), tmp_path / "tuned", trials=1)
     assert not (tmp_path / "tuned").exists()
 
 

@@ -1,0 +1,120 @@
+"""Is the clipping norm so large that rounding to integers destroys updates?
+
+The wide encoding rounds an update to a grid of step C / (64 sqrt(d)), see
+`fedsys.privacy.encoding.clipping`: fine against C, and coarse against updates that are a hundred
+times shorter than C. Whether they are is a fact about the clients' data, so it is asked only where
+no privacy is claimed; under a mechanism the noise, which is in proportion to C as well, drowns
+such updates long before rounding does.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsys.config import Config
+from fedsys.errors import ConfigError
+from fedsys.privacy import PrivacyPlan
+from fedsys.privacy.encoding.clipping import clip_to_integers, wide_scale
+from simulations.population import Population
+
+__all__ = ["check_clip", "loss_by_rounding"]
+
+_PROBED = 8
+_MOST_LOST = 0.5
+_SAID = 0.1
+
+
+def check_clip(config: Config, plan: PrivacyPlan, population: Population) -> str:
+    """Train a few clients from the initial model, and compare their updates with the clipping norm.
+
+    Args:
+        config: of the job.
+        plan: that it means.
+        population: of which clients from all over are tried.
+
+    Returns:
+        One line for whoever watches, if updates are clipped or rounded noticeably; else nothing.
+
+    Raises:
+        ConfigError: rounding would destroy them; gives the numbers and a norm that fits.
+        TrainingError: a client could not train.
+    """
+    if plan.protected or config.privacy.mechanism != "none":
+        return ""
+    if not plan.build_mechanism().sums_integers:
+        return ""
+    clip = plan.event().clip
+    norms, losses, total = _tried(population, clip)
+    if not norms:
+        return ""
+    lost = float(np.median(losses))
+    if config.aggregation.protocol == "float":  # is rounded once, as a sum
+        lost = _rounded_away(total * max(config.cohort.expected / len(norms), 1.0), clip)
+    step, longest = 1 / wide_scale(len(total), clip), max(norms)
+    known = f"updates of {len(norms)} clients tried have a median norm of {np.median(norms):.3g}"
+    if lost > _MOST_LOST:
+        raise ConfigError(
+            f"privacy.clip = {clip:g}: updates are summed as multiples of {step:.2g}, and {known}: "
+            f"rounding would change them by {min(lost, 1.0):.0%} of their length; set "
+            f"privacy.clip = {_fitting(longest):g}, which clips none of them"
+        )
+    if lost > _SAID:
+        return (
+            f"privacy.clip = {clip:g} is large: {known}, and rounding to multiples of {step:.2g} "
+            f"changes them by {lost:.0%} of their length; privacy.clip = "
+            f"{_fitting(longest):g} would clip none of them"
+        )
+    cut = sum(norm > clip for norm in norms)
+    if cut:
+        return (
+            f"privacy.clip = {clip:g} clips under mechanism 'none' too: {known}, and {cut} of them "
+            f"are longer"
+        )
+    return ""
+
+
+def _tried(
+    population: Population, clip: float
+) -> tuple[list[float], list[float], NDArray[np.float64]]:
+    """Norms of a few clients' updates, what rounding changes of each, and their clipped sum (d,);
+    one client at a time, so that a large model needs no more memory than in training."""
+    weights = population.trainer.initial_weights()
+    norms, losses, total = list[float](), list[float](), np.zeros(len(weights))
+    for id in np.linspace(0, population.size - 1, min(_PROBED, population.size)).astype(int):
+        update = population.train(weights, [int(id)], round=1)[0].astype(np.float64)
+        norm = float(np.linalg.norm(update))
+        if not (math.isfinite(norm) and norm > 0):
+            continue
+        norms.append(norm)
+        losses.append(loss_by_rounding(update, clip))
+        total += update * min(1.0, clip / norm)
+    return norms, losses, total
+
+
+def loss_by_rounding(update: NDArray[np.float64], clip: float) -> float:
+    """|rounded - clipped| / |clipped| of an update (d,) other than 0, rounded as the wide encoding
+    does."""
+    clipped = update * min(1.0, clip / float(np.linalg.norm(update)))
+    rounded = clip_to_integers(update[None], clip=clip).values[0] / wide_scale(len(update), clip)
+    return float(np.linalg.norm(rounded - clipped) / np.linalg.norm(clipped))
+
+
+def _rounded_away(summed: NDArray[np.float64], clip: float) -> float:
+    """The same of a sum that is rounded once; all of it where the updates cancel."""
+    scale, length = wide_scale(len(summed), clip), float(np.linalg.norm(summed))
+    error = np.linalg.norm(np.rint(summed * scale) / scale - summed)
+    return float(error / length) if length else 1.0
+
+
+def _fitting(longest: float) -> float:
+    """A round number at least twice as large: updates at first are not the longest there will be.
+
+    >>> [_fitting(longest) for longest in (0.24, 0.4, 1.2, 3.0)]
+    [0.5, 1.0, 5.0, 10.0]
+    """
+    power = 10.0 ** math.floor(math.log10(2 * longest))
+    steps = (power, 2 * power, 5 * power, 10 * power)
+    return float(next(each for each in steps if each >= 2 * longest * (1 - 1e-9)))

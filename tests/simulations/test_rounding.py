@@ -1,0 +1,72 @@
+"""A clipping norm far above the updates is refused before a round, with the numbers."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedsys.config import Config
+from fedsys.errors import ConfigError
+from simulations import harness, rounding
+from simulations.rounding import loss_by_rounding
+from simulations.setting import prepare
+
+Configure = Callable[..., Config]
+FEW = ("population.partition=iid", "population.clients=50", "cohort.expected=25")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "clip"),
+    [("ideal", "1e4"), ("secure", "2e6"), ("float", "1e7"), ("ideal", "1e300")],
+)
+def test_a_norm_that_rounds_updates_away_is_refused(
+    protocol: str, clip: str, configure: Configure, tmp_path: Path
+) -> None:
+    settings = (*FEW, "privacy.mechanism=none", f"aggregation.protocol={protocol}")
+    config = configure(*settings, f"privacy.clip={clip}")
+    message = (
+        r"privacy\.clip = [\de+]+: updates are summed as multiples of [\d.e+]+, and updates of "
+        r"8 clients tried have a median norm of [\d.]+: rounding would change them by \d+% of "
+        r"their length; set privacy\.clip = ([\d.]+), which clips none of them"
+    )
+    with pytest.raises(ConfigError, match=message) as refused:
+        harness.run(config, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    found = re.search(message, str(refused.value))
+    assert found is not None
+    advised = configure(*settings, f"privacy.clip={found[1]}")
+    assert prepare(advised).notice == ""
+
+
+def test_what_is_large_or_clips_is_said(configure: Configure) -> None:
+    settings = (*FEW, "privacy.mechanism=none")
+    large = prepare(configure(*settings, "privacy.clip=500")).notice
+    assert re.search(r"privacy\.clip = 500 is large: .* changes them by \d\d% of their", large)
+    small = prepare(configure(*settings, "privacy.clip=0.01")).notice
+    assert "privacy.clip = 0.01 clips under mechanism 'none' too" in small
+    assert "and 8 of them are longer" in small
+
+
+def test_under_a_mechanism_nothing_of_the_data_is_told(configure: Configure) -> None:
+    assert prepare(configure("privacy.clip=1e4", "privacy.noise_multiplier=1.0")).notice == ""
+
+
+def test_what_rounding_changes() -> None:
+    rng = np.random.default_rng(0)
+    update = rng.normal(size=1000)
+    norm = float(np.linalg.norm(update))
+    assert loss_by_rounding(update, norm) < 0.01
+    assert loss_by_rounding(update, 0.1 * norm) < 0.01, "what is clipped uses the whole grid"
+    # Uniform rounding: a step has the standard deviation 1 / sqrt(12).
+    expected = 20 / (64 * np.sqrt(12))
+    assert loss_by_rounding(update, 20 * norm) == pytest.approx(expected, rel=0.05)
+    assert loss_by_rounding(update, 1e6 * norm) == 1.0
+
+
+def test_the_examples_in_the_module_run() -> None:
+    assert doctest.testmod(rounding).attempted
