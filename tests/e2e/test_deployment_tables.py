@@ -107,7 +107,7 @@ def test_options_come_from_the_file_that_a_schema_is(tmp_path: Path) -> None:
     path = tmp_path / "people.toml"
     path.write_text('[task]\nname = "tabular"\n[task.options]\npath = "p.csv"\nlabel = "y"\n')
     assert options_in(path, "tabular") == {"path": "p.csv", "label": "y"}
-    with pytest.raises(ConfigError, match="is of task tabular, not digits"):
+    with pytest.raises(ConfigError, match="is for task tabular, not digits"):
         options_in(path, "digits")
     for content, message in (
         ("[job]\n", r"has no table \[task\]"),

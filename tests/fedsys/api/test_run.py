@@ -90,7 +90,7 @@ def test_a_run_that_is_opened_again_imports_no_code_unasked(tmp_path: Path) -> N
     assert run.model().training is False
     again = Run.open(run.folder)
     assert again == dataclasses.replace(run, task=None)
-    with pytest.raises(ConfigError, match=r"test_run:Named is code of one's own; if you trust it"):
+    with pytest.raises(ConfigError, match=r"test_run:Named is custom code; if you trust it"):
         again.model()
     weights = Run.open(run.folder, task=Named).model().state_dict()
     assert all(torch.equal(weights[key], value) for key, value in run.model().state_dict().items())

@@ -97,7 +97,7 @@ def test_only_one_place_says_what_to_train(tmp_path: Path) -> None:
         simulate(tmp_path / "run", Own, task__name="digits")
     with pytest.raises(ConfigError, match="not of a loaded Config"):
         fedsys.simulate(load("quickstart"), {"rounds.count": 1}, out=tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"settings\['rounds.count'\]: a object is no setting"):
+    with pytest.raises(ConfigError, match=r"settings\['rounds.count'\]: a object is not a setting"):
         fedsys.simulate(settings={"rounds.count": object()}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

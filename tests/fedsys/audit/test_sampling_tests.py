@@ -140,7 +140,7 @@ def test_a_cohort_of_constant_size_is_not_poisson_sampling() -> None:
     counts = counted(POISSON, 40, honest(FIXED, rng))
     reason = unlikely(counts)
     assert reason is not None
-    assert "sizes of cohorts vary too little" in reason
+    assert "cohort sizes vary too little" in reason
     assert unlikely(counted(FIXED, 40, honest(FIXED, rng))) is None
 
 

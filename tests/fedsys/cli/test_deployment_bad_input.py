@@ -216,7 +216,7 @@ def test_running_with_what_is_not_there(fedsys: Fedsys, port: Port, tmp_path: Pa
     Path("ward/policy.toml").unlink()
     Path("ward/journal.json").write_text("damaged")
     code, lines = fedsys("agent", "run", "ward", "--data", "digits")
-    assert lines.pop(0) == "wrote ward/policy.toml: it allows task digits alone"
+    assert lines.pop(0) == "wrote ward/policy.toml: it allows only task digits"
     is_one_line((code, lines), "ward/journal.json", "backup")
 
 

@@ -91,7 +91,7 @@ def test_a_schema_is_written_read_and_trained_on(fedsys: Fedsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nowhere.csv", "--label", "y"), "nowhere.csv: there is no such file"),
+        (("nowhere.csv", "--label", "y"), "nowhere.csv: no such file"),
         (("people.csv",), "which column is predicted? who, age, city, joined, income"),
         (("people.csv", "--label", "incom"), "has no column 'incom' (did you mean income?)"),
         (("people.csv", "--label", "income", "--option", "nonsense"), "expected KEY=VALUE"),
@@ -209,7 +209,7 @@ def test_other_tasks_score_no_tables(fedsys: Fedsys) -> None:
     run = trained()
     code, _, said = fedsys("predict", run, "people.csv")
     assert code == 2
-    assert "is of task digits" in said
+    assert "its task is digits" in said
     assert fedsys("predict", "nowhere", "people.csv")[0] == 2
     assert fedsys("predict", run, "nowhere.csv")[0] == 2
 

@@ -64,7 +64,10 @@ def test_text_stays_text() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"rounds.count": object()}, r"settings\['rounds.count'\]: a object is no setting; give"),
+        (
+            {"rounds.count": object()},
+            r"settings\['rounds.count'\]: a object is not a setting; give",
+        ),
         ({"task.options": {"f": print}}, r"settings\['task.options'\]\['f'\]: a builtin_function"),
         ({"rounds": 3}, r"settings\['rounds'\]: expected section.key=value"),
         ({"rounds.count": np.array([1, 2])}, "rounds.count"),

@@ -158,7 +158,7 @@ def test_code_that_a_run_names_is_imported_only_on_demand(
     )
     harness.run(load("quickstart", [*FAST, "task.name=my_own_task:Mine"]), out=tmp_path / "run")
     monkeypatch.delitem(sys.modules, "my_own_task")
-    assert "names code of its own; if you trust it, add --task my_own_task:Mine" in refusal(
+    assert "names custom code; if you trust it, add --task my_own_task:Mine" in refusal(
         export("run", "model.pt2")
     )
     assert export("run", "model.safetensors").exit_code == 0

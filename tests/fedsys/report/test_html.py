@@ -180,7 +180,7 @@ class TestSoundRun:
             (
                 "0.1",
                 "10.0 % of a cohort colluding with the server, if the server sampled the cohort as "
-                "stated, and each of its members being lost with a chance of at most 10.0 %, "
+                "stated, and each of its members being lost with probability at most 10.0 %, "
                 "independently of the others.",
             ),
             ("0.0", "as stated, and none of its members being lost."),
@@ -503,10 +503,10 @@ def test_what_is_compared_is_what_the_header_declares(
 
 
 def test_withheld_claims_leave_no_figure(run_folder: Path, make_audit: MakeAudit) -> None:
-    reason = "the data are prepared by looking at all clients' rows"
+    reason = "the data is prepared from all clients' rows together"
     page = _page(run_folder, replace(make_audit(), withheld=reason))
-    assert "No claim of privacy holds. The data are prepared by looking" in page.text
+    assert "No privacy claim holds. The data is prepared from all" in page.text
     assert page.text.count(f"Withheld: {reason}.") == 3
-    assert "Formal statement None can be made" in page.text
+    assert "Formal statement No statement can be made" in page.text
     for figure in ("8.59", "12.5", "37.7"):
         assert figure not in page.text.partition("Audit Claims of the run")[0]

@@ -198,13 +198,13 @@ def test_a_missing_package_is_one_line(name: str, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("tensorboard", "say where, tensorboard:DIR"),
-        ("mlflow:", "say where, mlflow:sqlite:///"),
+        ("tensorboard", "give a place, as in tensorboard:DIR"),
+        ("mlflow:", "give a place, as in mlflow:sqlite:///"),
         ("wandb", "expected tensorboard:DIR, mlflow:URI"),
         ("mlflow:mlruns", "no longer keeps runs in folders"),
-        ("no.such.module:Attr", "cannot be made: ModuleNotFoundError"),
-        ("json:Nothing", "cannot be made: AttributeError"),
-        ("collections:OrderedDict", "made a OrderedDict, which lacks started"),
+        ("no.such.module:Attr", "cannot be created: ModuleNotFoundError"),
+        ("json:Nothing", "cannot be created: AttributeError"),
+        ("collections:OrderedDict", "returned a OrderedDict, which lacks started"),
         (f"tensorboard:{__file__}", "is a file; give a folder"),
     ],
 )

@@ -90,7 +90,7 @@ def test_a_key_that_lost_its_memory_signs_nothing(key: Path, tmp_path: Path) -> 
         write_signed(last, authority.sign(TWO))
     memory = key.with_name("authority.key.signed")
     memory.unlink()
-    with pytest.raises(ConfigError, match=r"missing; it holds what authority\.key has signed"):
+    with pytest.raises(ConfigError, match=r"missing; it records what authority\.key has signed"):
         sign(key, FORK)
     with pytest.raises(ConfigError, match="not a list that this key signed"):
         sign(key, FORK, recalling=str(key))
