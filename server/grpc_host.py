@@ -67,11 +67,8 @@ class DevicePort:
         fleet: Fleet,
         signer_key: bytes,
     ) -> None:
-        self._credentials = grpc.ssl_server_credentials(
-            [(identity.private_key, identity.certificate)],
-            root_certificates=pem(authority.certificate),
-            require_client_auth=True,
-        )
+        self._identity = identity
+        self._authority = authority
         self._registry = registry
         self._fleet = fleet
         self._signer_key = signer_key
@@ -86,12 +83,17 @@ class DevicePort:
             ConfigError: nobody can listen there; the line says why.
         """
         _check_free(address)
+        credentials = grpc.ssl_server_credentials(
+            [(self._identity.private_key, self._identity.certificate)],
+            root_certificates=pem(self._authority.certificate),
+            require_client_auth=True,
+        )
         server = grpc.aio.server(options=SERVER_OPTIONS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         server.add_generic_rpc_handlers((self._enrollment(), self._sessions()))
         try:
-            port = int(server.add_secure_port(address, self._credentials))
+            port = int(server.add_secure_port(address, credentials))
         except RuntimeError:
             port = 0
         if port == 0:
@@ -181,7 +183,9 @@ class DevicePort:
             rested = [each for each, pace in self._paces.items() if pace.rested]
             for each in rested if len(self._paces) >= _MOST_PACES else ():
                 del self._paces[each]
-            self._paces[serial] = Pace(burst=_CALLS, a_second=_CALLS_A_SECOND)
+            self._paces[serial] = Pace(
+                burst=_CALLS, a_second=_CALLS_A_SECOND, clock=self._fleet.clock
+            )
         if not self._paces[serial].try_take():
             await context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, "this device calls too often; wait a minute"
@@ -192,7 +196,7 @@ class DevicePort:
     def _sessions(self) -> Any:
         handlers = {
             "Session": grpc.stream_stream_rpc_method_handler(
-                self._session,
+                self.session,
                 request_deserializer=_as_it_is,
                 response_serializer=_as_it_is,
             ),
@@ -213,7 +217,13 @@ class DevicePort:
         self.announce_roster()
         return fleet_pb2.Nothing()
 
-    async def _session(self, frames: AsyncIterator[bytes], context: Any) -> None:
+    async def session(self, frames: AsyncIterator[bytes], context: Any) -> None:
+        """One agent's stream, from its greeting to its end.
+
+        Args:
+            frames: what the agent sends, serialised.
+            context: of the call; its peer's certificate is in it, and it takes what is sent back.
+        """
         try:
             await self._within_pace(context)
             peer = await _peer(context)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -156,7 +155,7 @@ class BufferedCycle:
             return
         training, found = message.consent.training, None
         if training.job == job:
-            closes = time.monotonic() + self._facilities.settings.training
+            closes = self._facilities.fleet.clock() + self._facilities.settings.training
             found = Training(round=training.round, version=training.version, closes=closes)
         coordinator = self._job.coordinator
         self._crowd.returned(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -113,14 +112,14 @@ class DeployedRound:
         self._model = fleet_pb2.Down(model=model).SerializeToString()
         self._messages = self._secure.begin()
         while self._messages:
-            stage, started = self._secure.stage, time.monotonic()
+            stage, started = self._secure.stage, self._fleet.clock()
             self._entered(stage)
             self._closes = started + self._deadlines.of(stage)
             self._owed = set(self._messages) & self._willing
             for client in sorted(self._owed):
                 self._tell(client, invite=stage == "upload")
             await self._collect()
-            taken = time.monotonic() - started
+            taken = self._fleet.clock() - started
             self.report.seconds[stage] = round(self.report.seconds.get(stage, 0.0) + taken, 6)
             self._messages = await asyncio.to_thread(self._secure.close_stage)
             self._step += 1
@@ -153,7 +152,7 @@ class DeployedRound:
             round=self._open.number,
             step=self._step,
             message=self._messages[client],
-            milliseconds=max(1, int((self._closes - time.monotonic()) * 1000)),
+            milliseconds=max(1, int((self._closes - self._fleet.clock()) * 1000)),
         )
         if not invite:
             self._fleet.send(node, fleet_pb2.Down(stage=stage))
@@ -188,7 +187,7 @@ class DeployedRound:
 
     def _patience(self) -> float:
         """Seconds for which somebody may still answer; 0 once nobody may."""
-        now, latest = time.monotonic(), 0.0
+        now, latest = self._fleet.clock(), 0.0
         for client in self._secure.waiting:
             if client not in self._willing:
                 continue
@@ -225,8 +224,7 @@ class DeployedRound:
             self._elsewhere(said)
             return
         answer = content.answer
-        current = answer.job == job and answer.round == number and answer.step == self._step
-        if not current or client not in self._secure.waiting:
+        if not self._awaits(client, answer):
             return  # late, or said twice after a reconnection
         try:
             await asyncio.to_thread(self._secure.receive, client, answer.message)
@@ -237,6 +235,12 @@ class DeployedRound:
             self._exclude(client, Cause.PROTOCOL, f"sent something wrong: {error}")
         else:
             self._owed.discard(client)
+
+    def _awaits(self, client: int, answer: fleet_pb2.Answer) -> bool:
+        """Whether this is the answer to what this client was asked last, and is not there yet."""
+        asked = (self._open.assignment.job, self._open.number, self._step)
+        given = (answer.job, answer.round, answer.step)
+        return given == asked and client in self._secure.waiting
 
     def _exclude(self, client: int, cause: Cause, why: str) -> None:
         """Go on without a client."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -190,9 +189,9 @@ class DeployedEpoch:
         self._buffer = buffer
         self._crowd.begin_buffer()
         self._around.entered("upload")
-        started = time.monotonic()
+        started = self._fleet.clock()
         while not self.secure.full:
-            now = time.monotonic()
+            now = self._fleet.clock()
             buffer.lost += len(self._crowd.expire(now))
             for client in [each for each, until in self._away.items() if until <= now]:
                 self._crowd.drop(client)
@@ -209,7 +208,7 @@ class DeployedEpoch:
             event = await self._fleet.next_event(wait)
             if event is not None:
                 await self._take(event)
-        buffer.seconds["upload"] = round(time.monotonic() - started, 6)
+        buffer.seconds["upload"] = round(self._fleet.clock() - started, 6)
 
     async def settle(self, buffer: Buffer) -> None:
         """Have the committee open the sum of the full buffer; `secure.result` then has it.
@@ -219,14 +218,14 @@ class DeployedEpoch:
         """
         self._messages = await asyncio.to_thread(self.secure.settle)
         while self._messages:
-            stage, started = self.secure.stage, time.monotonic()
+            stage, started = self.secure.stage, self._fleet.clock()
             self._around.entered(stage)
             self._step += 1
             self._closes = started + self._around.deadlines.stage
             for client in sorted(self._messages):
                 self._tell(client)
             await self._collect()
-            taken = time.monotonic() - started
+            taken = self._fleet.clock() - started
             buffer.seconds[stage] = round(buffer.seconds.get(stage, 0.0) + taken, 6)
             self._messages = await asyncio.to_thread(self.secure.close_stage)
 
@@ -295,7 +294,7 @@ class DeployedEpoch:
                 job=self.secure.assignment.job,
                 round=buffer.number,
                 message=asked.message,
-                milliseconds=max(1, int((asked.closes - time.monotonic()) * 1000)),
+                milliseconds=max(1, int((asked.closes - self._fleet.clock()) * 1000)),
             ),
         )
         self._fleet.send(self._around.members[client], fleet_pb2.Down(collect=collect))
@@ -325,14 +324,14 @@ class DeployedEpoch:
             round=self._buffer.number,
             step=self._step,
             message=self._messages[client],
-            milliseconds=max(1, int((self._closes - time.monotonic()) * 1000)),
+            milliseconds=max(1, int((self._closes - self._fleet.clock()) * 1000)),
         )
         self._fleet.send(node, fleet_pb2.Down(stage=stage))
 
     async def _collect(self) -> None:
         """Until everybody answered, the deadline passed, or those missing are gone for good."""
         while True:
-            now, latest = time.monotonic(), 0.0
+            now, latest = self._fleet.clock(), 0.0
             for client in self.secure.waiting - self._mute:
                 latest = max(latest, self._away.get(client, self._closes))
             wait = min(self._closes, latest) - now
@@ -361,7 +360,7 @@ class DeployedEpoch:
     def _gone(self, client: int) -> None:
         self._holds.discard(client)
         self._links.pop(client, None)
-        self._away[client] = time.monotonic() + self._around.deadlines.reconnect
+        self._away[client] = self._fleet.clock() + self._around.deadlines.reconnect
 
     def _returned(self, client: int) -> None:
         """Give a device all that a fresh process needs."""

@@ -174,6 +174,7 @@ class Fleet:
         counted: told of every message that passes.
 
     Attributes:
+        clock: as given; whatever waits for the fleet waits by this clock.
         links: open sessions by node.
         largest_answer: bytes of the largest that any round ever allowed.
     """
@@ -186,7 +187,7 @@ class Fleet:
         self.counted = counted
         self._events = _Events()
         self.links: dict[int, Link] = {}
-        self._clock = clock
+        self.clock = clock
         self._start = clock()
         self._gone: dict[int, float] = {}
         self._answers: dict[int, int] = {}
@@ -212,7 +213,7 @@ class Fleet:
         """A session ended."""
         if self.links.get(link.node) is link:
             del self.links[link.node]
-            self._gone[link.node] = self._clock()
+            self._gone[link.node] = self.clock()
             self.events.put_nowait(Left(link.node))
 
     async def room(self) -> None:
@@ -268,7 +269,5 @@ class Fleet:
     def pace_of(self, node: int) -> Pace:
         """How fast a node may send messages, over all its sessions."""
         if node not in self._paces:
-            self._paces[node] = Pace(
-                burst=_MESSAGES, a_second=_MESSAGES_A_SECOND, clock=self._clock
-            )
+            self._paces[node] = Pace(burst=_MESSAGES, a_second=_MESSAGES_A_SECOND, clock=self.clock)
         return self._paces[node]

@@ -59,7 +59,7 @@ class JobRun:
         self._evaluated = prepared.job.folder.last_metrics()
         self._seconds: list[float] = []
         self._clients: list[int] = []
-        self._refusals = Refusals(facilities.state, prepared.id)
+        self._refusals = Refusals(facilities.state, prepared.id, facilities.fleet.clock)
         self._countersignatures = countersignatures
         countersignatures.expect(
             prepared.terms.job,
@@ -161,16 +161,16 @@ class JobRun:
             JobCancelled: the operator did not want to wait.
             JobFailed: too few did.
         """
-        started = time.monotonic()
+        started = self._fleet.clock()
         closes = started + self._settings.patience
         settled = started + self._settings.reconnect
         while True:
             enough = self._consent.enough(at_best=False)
-            if enough and (time.monotonic() > settled or not self._consent.undecided):
+            if enough and (self._fleet.clock() > settled or not self._consent.undecided):
                 return
             self._stop_if_cancelled()
             enough_may_come = self._consent.enough(at_best=True)
-            if not enough and (not enough_may_come or time.monotonic() > closes):
+            if not enough and (not enough_may_come or self._fleet.clock() > closes):
                 waited = f" within {self._settings.patience:g} s" if enough_may_come else ""
                 raise JobFailed(self._consent.shortage(waited))
             event = await self._fleet.next_event(_POLL)
@@ -186,9 +186,9 @@ class JobRun:
             if not self._cycle.open:
                 await self._check_in()
             self._stop_if_cancelled()
-            started = time.monotonic()
+            started = self._fleet.clock()
             trained = await self._cycle.run()
-            self._seconds.append(time.monotonic() - started)
+            self._seconds.append(self._fleet.clock() - started)
             self._clients.append(trained)
             await to_its_end(self._evaluate)
             self._refusals.flush()

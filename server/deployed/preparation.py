@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from fedsys.bounded_toml import parse_toml
 from fedsys.config import Config, validate
 from fedsys.errors import ConfigError, FedsysError, LedgerClosed, LedgerError
-from fedsys.privacy import Ledger, PrivacyPlan, plan_of, read_ledger
+from fedsys.privacy import Entropy, Ledger, PrivacyPlan, plan_of, read_ledger
 from fedsys.run_folder import RunFolder
 from fedsys.wire.roster import RosterStatement
 from fedsys.wire.terms import Buffering, Terms
@@ -75,6 +76,7 @@ class Preparation:
         registry: its nodes.
         models: makes the model of a configuration.
         budget: epsilon that the population may spend over all jobs; None sets no limit.
+        entropy: of jobs' names and the salts of their ledgers.
     """
 
     def __init__(
@@ -85,12 +87,14 @@ class Preparation:
         registry: Registry,
         models: ModelSource,
         budget: float | None,
+        entropy: Entropy = os.urandom,
     ) -> None:
         self._home = home
         self._state = state
         self._registry = registry
         self._models = models
         self._budget = budget
+        self._entropy = entropy
 
     def prepare(self, row: JobRow) -> PreparedJob | AlreadyOver:
         """Start a job, or restore the one that a crash interrupted.
@@ -148,7 +152,7 @@ class Preparation:
 
     def _restore(self, row: JobRow, folder: RunFolder) -> PreparedJob | AlreadyOver:
         try:
-            ledger = take_up(folder, self._home.signer)
+            ledger = take_up(folder, self._home.signer, entropy=self._entropy)
         except LedgerClosed:
             return self._already_over(row, folder)
         except LedgerError as error:
@@ -186,7 +190,10 @@ class Preparation:
         stated = summary["privacy"]["epsilon"][plan.guarantee]
         spent = float(stated) if plan.protected else None
         self._state.update_job(row.id, round=len(view.rounds), spent=spent)
-        return AlreadyOver(str((view.closed or {}).get("reason", "completed")))
+        reason = str((view.closed or {}).get("reason", "completed"))
+        if reason == "interrupted":  # the ledger does not tell these two apart
+            reason = "cancelled" if row.cancelled else "failed"
+        return AlreadyOver(reason)
 
     def _spec(
         self, config: Config, plan: PrivacyPlan, model: JobModel, roster: RosterStatement
@@ -205,6 +212,7 @@ class Preparation:
             ),
             clipping=clipping_for(config, plan, model.layers),
             signer=self._home.signer,
+            entropy=self._entropy,
         )
 
     def _promise(self, row: JobRow, plan: PrivacyPlan) -> float | None:

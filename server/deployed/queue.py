@@ -18,6 +18,7 @@ from typing import Any
 from fedsys.bounded_toml import parse_toml
 from fedsys.config import validate
 from fedsys.errors import ConfigError, FedsysError
+from fedsys.privacy import Entropy
 from server.deployed.countersignatures import Countersignatures
 from server.deployed.disk_work import to_its_end
 from server.deployed.fleet import Fleet, Said
@@ -37,12 +38,13 @@ _log = logging.getLogger(__name__)
 _POLL = 0.5
 
 
-def submit(state: State, text: str) -> JobRow:
+def submit(state: State, text: str, *, entropy: Entropy = os.urandom) -> JobRow:
     """Queue a job; it is durable when this returns.
 
     Args:
         state: the coordinator's database.
         text: the configuration, as TOML.
+        entropy: of the job's id.
 
     Raises:
         ConfigError: the configuration does not hold.
@@ -53,7 +55,7 @@ def submit(state: State, text: str) -> JobRow:
         raise ConfigError(f"the configuration is not valid TOML: {error}") from None
     config = validate(tree)
     row = JobRow(
-        id=os.urandom(6).hex(),
+        id=entropy(6).hex(),
         name=config.job.name,
         config=text,
         status="submitted",
@@ -92,12 +94,14 @@ class Deployment:
         self._state = state
         self._fleet = fleet
         self._settings = home.settings()
+        drawn = randomness or Randomness()
         self._preparation = Preparation(
             home=home,
             state=state,
             registry=registry,
             models=models,
             budget=self._settings.epsilon,
+            entropy=drawn.names,
         )
         self._metrics = metrics or Metrics()
         self._spending = Spending(home, state)
@@ -107,7 +111,7 @@ class Deployment:
             fleet=fleet,
             settings=self._settings,
             metrics=self._metrics,
-            randomness=randomness or Randomness(),
+            randomness=drawn,
             prekeys=registry.prekeys,
         )
         self.wake = asyncio.Event()

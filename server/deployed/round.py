@@ -34,10 +34,12 @@ class Randomness:
     """Where the coordinator's secrets come from; anything but the default is for tests.
 
     Attributes:
+        names: of jobs' names, and of the salts of their ledgers.
         sampling: of a round's cohort.
         top_up: of the coordinator's own noise.
     """
 
+    names: Entropy = os.urandom
     sampling: Callable[[int], Entropy] = lambda _round: os.urandom
     top_up: Callable[[int], Entropy] = lambda _round: os.urandom
 

@@ -81,13 +81,13 @@ class Prekeys:
         with self._state.transaction() as session:
             if replace:
                 session.execute(delete(PrekeyRow).where(PrekeyRow.node == node))
-            room = MAX_PREKEYS - _count(session, node)
-            for statement in statements[:room]:
-                known = select(PrekeyRow.number).where(PrekeyRow.statement == statement)
-                if session.scalar(known) is None:
-                    session.add(PrekeyRow(node=node, statement=statement))
-                    session.flush()
-            return _count(session, node)
+            held = _count(session, node)
+            fresh = list(dict.fromkeys(statements[: MAX_PREKEYS - held]))
+            query = select(PrekeyRow.statement).where(PrekeyRow.statement.in_(fresh))
+            known = set(session.scalars(query))
+            added = [PrekeyRow(node=node, statement=each) for each in fresh if each not in known]
+            session.add_all(added)
+            return held + len(added)
 
     def keep(self, node: int, message: fleet_pb2.Up) -> None:
         """Keep what came with a node's message, which is then without it.

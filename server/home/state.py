@@ -30,6 +30,7 @@ __all__ = [
     "RosterRow",
     "State",
     "TokenRow",
+    "engine_of",
 ]
 
 _FILE = "state.sqlite"
@@ -153,28 +154,44 @@ class CountersignatureRow(Base):
     signature: Mapped[bytes]
 
 
+def engine_of(url: str, **options: Any) -> Engine:
+    """SQLAlchemy's engine for the coordinator's database.
+
+    Args:
+        url: of the database.
+        options: for `sqlalchemy.create_engine`.
+    """
+    engine = create_engine(url, **options)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_immediate)
+    return engine
+
+
 class State:
     """The database.
 
     Args:
-        url: for SQLAlchemy; ``sqlite:///PATH`` unless a larger one is wanted.
+        database: as `engine_of` makes it, or the URL for that: ``sqlite:///PATH`` unless a larger
+            one is wanted.
+
+    Raises:
+        ConfigError: it is damaged, or of another version.
     """
 
-    def __init__(self, url: str) -> None:
-        self._engine: Engine = create_engine(url)
-        if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine, "connect", _configure_sqlite)
-            event.listen(self._engine, "begin", _begin_immediate)
+    def __init__(self, database: str | Engine) -> None:
+        self._engine = engine_of(database) if isinstance(database, str) else database
         try:
             Base.metadata.create_all(self._engine)
-            self._check_version(url)
+            self._check_version()
         except DBAPIError as error:
             raise ConfigError(
-                f"{url}: the database cannot be used: {error.orig}; restore it from a backup"
+                f"{self._engine.url}: the database cannot be used: {error.orig}; restore it from "
+                f"a backup"
             ) from None
 
-    def _check_version(self, url: str) -> None:
-        found = inspect(self._engine)
+    def _check_version(self) -> None:
+        found, url = inspect(self._engine), self._engine.url
         for name, table in Base.metadata.tables.items():
             lacking = set(table.columns.keys()) - {each["name"] for each in found.get_columns(name)}
             if lacking:

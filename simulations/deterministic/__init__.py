@@ -1,10 +1,12 @@
 """Deterministic simulation testing: one seed is one world in which everything may go wrong.
 
-The manner is FoundationDB's and TigerBeetle's. Coordinator, agents, secure aggregation and ledger
-do no input or output of their own making, so one thread drives them all on a virtual clock, over a
-network that delays, loses, doubles, overtakes and splits, on disks that keep only what was
-flushed, and any party may die at any flush and any event. What must hold anyway is in
-`invariants`; a seed that breaks it replays:
+The manner is FoundationDB's and TigerBeetle's. The parties are the product's own: on each device a
+`client.session.Session`, and at the coordinator all that runs a deployed job: the queue, consent,
+rounds and their conversations, the devices' port, registry, sealing keys and database. One thread
+drives them on a virtual clock (asyncio's loop too, see `loop`), over a network that delays, loses,
+doubles and splits, on disks that keep only what was flushed, and any party may die at any flush and
+any event. Agents may cheat or be unwilling, and the operator stops the coordinator or cancels the
+job. What must hold anyway is in `invariants`; a seed that breaks it replays:
 
     python -m simulations.deterministic --seed 4711 --trace
 """

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from client.answer_time import AnswerTime
 from client.identity import Credentials
 from client.policy import Policy
-from client.session import Session
+from client.session import Dismissed, Session
 from client.volatile import VolatileStore
 from fedsys.errors import FedsysError
 from fedsys.privacy import Entropy
@@ -25,13 +25,24 @@ from secure_agg.marks import Marks
 from simulations.deterministic.dice import Dice
 from simulations.deterministic.storage import TMPFS, Disk
 
-__all__ = ["AgentParty", "found", "roster_of"]
+__all__ = ["CODE", "TASK", "AgentParty", "found", "roster_key", "roster_of", "signed_roster"]
 
 DEVICE = "device"
 TASK = "digits"
 CODE = "c0de"
 
 Said = Callable[[int, fleet_pb2.Up], None]
+
+
+def roster_key(seed: int) -> Ed25519PrivateKey:
+    """Of the roster's authority, who is neither the coordinator nor an agent."""
+    return Ed25519PrivateKey.from_private_bytes(Dice(seed, "authority").bytes(32))
+
+
+def signed_roster(roster: RosterStatement, seed: int) -> SignedStatement:
+    """As the authority publishes it."""
+    signature = roster_key(seed).sign(signed_message(roster.encoded))
+    return SignedStatement(statement=roster.encoded, signature=signature)
 
 
 def roster_of(identities: Sequence[Identity]) -> RosterStatement:
@@ -42,7 +53,6 @@ def roster_of(identities: Sequence[Identity]) -> RosterStatement:
 
 def found(disk: Disk, client: int, identity: Identity, roster: RosterStatement, seed: int) -> None:
     """Make what a device that has joined has on its disk, durably."""
-    authority = Ed25519PrivateKey.from_private_bytes(Dice(seed, "authority").bytes(32))
     folder = disk.root / DEVICE
     folder.mkdir()
     write_secret(folder / "identity.ed25519", identity.private_bytes())
@@ -53,15 +63,9 @@ def found(disk: Disk, client: int, identity: Identity, roster: RosterStatement, 
         coordinator="localhost:1",
         identity=identity,
         ca=b"",
-        roster_key=authority.public_key().public_bytes_raw(),
+        roster_key=roster_key(seed).public_key().public_bytes_raw(),
         signer=bytes(32),
-    ).store(
-        [
-            SignedStatement(
-                statement=roster.encoded, signature=authority.sign(signed_message(roster.encoded))
-            )
-        ]
-    )
+    ).store([signed_roster(roster, seed)])
     disk.settle()
 
 
@@ -89,22 +93,33 @@ class AgentParty:
 
     Args:
         id: its client number.
-        most: rounds in which its owner lets it take part.
+        policy: its owner's.
         disk: of a device that has joined.
         dice: for its updates and all its secrets.
+        dial: opens a connection, on which it is to say `hello`.
         say: takes what it sends.
     """
 
-    def __init__(self, *, id: int, most: int | None, disk: Disk, dice: Dice, say: Said) -> None:
+    def __init__(
+        self,
+        *,
+        id: int,
+        policy: Policy,
+        disk: Disk,
+        dice: Dice,
+        dial: Callable[[int], None],
+        say: Said,
+    ) -> None:
         self.id = id
         self.disk = disk
-        self._policy = Policy(max_participations=most, explain=True)
+        self._policy = policy
         self._dice = dice
+        self._dial = dial
         self._say = say
         self._session: Session | None = None
 
     def boot(self) -> None:
-        """A fresh process: it has what disk and memory of its machine hold, and says hello."""
+        """A fresh process: it has what disk and memory of its machine hold, and dials."""
         folder, memory = self.disk.root / DEVICE, self.disk.root / TMPFS
         memory.mkdir(exist_ok=True)
         self._session = Session(
@@ -116,22 +131,31 @@ class AgentParty:
             volatile=VolatileStore(folder, memory),
             answer_time=AnswerTime(clock=lambda: 0.0, sleep=lambda _seconds: None),
         )
-        self._say(self.id, self._session.hello())
+        self._dial(self.id)
 
-    def take(self, messages: Sequence[fleet_pb2.Down]) -> str:
-        """Messages arrive, in this order; says what was done about them, for the trace."""
+    def greet(self) -> None:
+        """A connection is open."""
+        if self._session is not None:
+            self._say(self.id, self._session.hello())
+
+    def take(self, message: fleet_pb2.Down) -> str:
+        """A message arrives; says what was done about it, for the trace.
+
+        Raises:
+            Dismissed: the coordinator ends the connection.
+        """
         if self._session is None:
             return "nobody is there"
-        answers = 0
-        for message in messages:
-            try:
-                answer = self._session.handle(message)
-            except (SecureAggError, FedsysError) as error:
-                return f"{type(error).__name__}: {error}"
-            if answer is not None:
-                answers += 1
-                self._say(self.id, answer)
-        return "answered" if answers else "noted"
+        try:
+            answer = self._session.handle(message)
+        except Dismissed:
+            raise
+        except (SecureAggError, FedsysError) as error:
+            return f"{type(error).__name__}: {error}"
+        if answer is None:
+            return "noted"
+        self._say(self.id, answer)
+        return "answered"
 
     # -- what a loss of power could not take -------------------------------------------------------
 

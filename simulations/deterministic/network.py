@@ -1,14 +1,19 @@
-"""A network that delays, loses, doubles, overtakes and splits, as the dice fall."""
+"""A network that delays, loses, doubles and splits, as the dice fall.
+
+A connection keeps the order of its messages, as the streams of the product's hosts do. One that
+lost a message carries nothing more, and either end finds out in its own time: until then what was
+sent before still arrives, and the next connection may overtake it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from simulations.deterministic.clock import Clock
 from simulations.deterministic.dice import Dice
 
-__all__ = ["Ambush", "Network", "Partition", "Weather"]
+__all__ = ["Ambush", "Connection", "Network", "Partition", "Weather"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +61,11 @@ class Weather:
     """How bad the network is.
 
     Attributes:
-        delay: longest ordinary delay, in seconds; two messages may overtake each other.
+        delay: longest ordinary delay, in seconds.
         straggling: probability of a delay of up to `late` seconds instead.
         late: longest delay of a straggler.
-        loss: probability that a message is lost.
-        doubling: probability that it arrives twice.
+        loss: probability that a message is lost, and its connection with it.
+        doubling: probability that what an agent says is said twice.
         partitions: who is cut off when.
         ambushes: who is cut off, or held up, at a certain stage.
     """
@@ -72,6 +77,29 @@ class Weather:
     doubling: float
     partitions: tuple[Partition, ...] = ()
     ambushes: tuple[Ambush, ...] = ()
+
+
+@dataclass(eq=False)
+class Connection:
+    """From one agent's dialling to the end of it.
+
+    Attributes:
+        agent: at the one end; the coordinator is at the other.
+        broken: nothing that is sent from now on arrives.
+        left: its agent has given it up.
+        torn: its agent's machine died before what it had said was on its way.
+    """
+
+    agent: int
+    broken: bool = False
+    left: bool = False
+    torn: bool = False
+    _last: dict[bool, float] = field(default_factory=dict)
+
+    def in_order(self, arrival: float, *, inbound: bool) -> float:
+        """When a message arrives that would arrive then if it overtook none."""
+        self._last[inbound] = max(arrival, self._last.get(inbound, 0.0))
+        return self._last[inbound]
 
 
 class Network:
@@ -104,27 +132,40 @@ class Network:
         else:
             self._held.update(dict.fromkeys(ambush.agents, (end, ambush.hold)))
 
-    def carry(self, agent: int, *, inbound: bool, arrive: Callable[[], None]) -> str:
+    def carry(
+        self, line: Connection, *, inbound: bool, doubles: bool, arrive: Callable[[], None]
+    ) -> str:
         """Let a message arrive once, twice or never; says which, for the trace.
 
         Args:
-            agent: at the one end; the coordinator is at the other.
+            line: what it is sent on; broken, where it is lost.
             inbound: whether it goes to the coordinator.
+            doubles: whether it may be said twice.
             arrive: called at each arrival.
         """
-        weather, dice, now = self._weather, self._dice, self._clock.now
+        weather, dice, now, agent = self._weather, self._dice, self._clock.now, line.agent
+        if line.broken:
+            return "into the void"
         if now >= self._calm_at:
-            self._clock.after(dice.uniform(0.0, 0.05), arrive)
+            self._deliver(line, dice.uniform(0.0, 0.05), inbound, arrive)
             return "sent"
         cut = any(part.cuts(now, agent, inbound=inbound) for part in self._partitions)
         if cut or dice.chance(weather.loss):
+            line.broken = True
             return "cut off" if cut else "lost"
         until, hold = self._held.get(agent, (0.0, 0.0)) if inbound else (0.0, 0.0)
         if now < until:
-            self._clock.after(hold + dice.uniform(0.0, 1.5), arrive)
+            self._deliver(line, hold + dice.uniform(0.0, 1.5), inbound, arrive)
             return "held up"
-        copies = 2 if dice.chance(weather.doubling) else 1
+        copies = 2 if doubles and dice.chance(weather.doubling) else 1
+        late = dice.chance(weather.straggling)
+        delay = dice.uniform(0.0, weather.late if late else weather.delay)
         for _ in range(copies):
-            late = dice.chance(weather.straggling)
-            self._clock.after(dice.uniform(0.0, weather.late if late else weather.delay), arrive)
+            self._deliver(line, delay, inbound, arrive)
         return "sent twice" if copies == 2 else "sent"
+
+    def _deliver(
+        self, line: Connection, delay: float, inbound: bool, arrive: Callable[[], None]
+    ) -> None:
+        now = self._clock.now
+        self._clock.after(line.in_order(now + delay, inbound=inbound) - now, arrive)

@@ -31,11 +31,18 @@ class Schedule:
         calm_at: second from which nothing goes wrong any more, so that the job can end.
         agent_crash: probability that an agent dies at a flush, and before or after an event.
         sick: agents that die at every fourth flush or so.
-        server_crash: likewise the coordinator.
+        server_crash: likewise the coordinator, where it is more rarely: it does far more.
         power_loss: probability that a crash takes the machine, not the process alone.
-        disk_failure: probability that a flush fails.
+        disk_failure: probability that an agent's flush fails; the coordinator's fail more rarely,
+            since its job may end with one that does.
         outage: longest time in seconds for which a dead party stays down.
         frugal: agents whose owner lets them take part in one round alone.
+        unwilling: agents whose owner allows no such job.
+        cheats: agents whose answers of secure aggregation are damaged now and then.
+        absent: fraction of the population without which a round may begin.
+        cancelled_at: second at which the operator cancels the job, if ever.
+        stops: rounds and the coordinator's messages in them with which the operator stops its
+            process, and starts another.
     """
 
     seed: int
@@ -55,6 +62,11 @@ class Schedule:
     disk_failure: float
     outage: float
     frugal: frozenset[int]
+    unwilling: frozenset[int]
+    cheats: frozenset[int]
+    absent: float
+    cancelled_at: float | None
+    stops: tuple[tuple[int, str], ...]
 
     @classmethod
     def of(cls, seed: int) -> Schedule:
@@ -81,7 +93,7 @@ class Schedule:
                 delay=dice.uniform(0.05, 1.0),
                 straggling=dice.uniform(0.0, 0.15) if swarm[0] else 0.0,
                 late=dice.uniform(1.0, 30.0),
-                loss=dice.uniform(0.0, 0.2) if swarm[1] else 0.0,
+                loss=dice.uniform(0.0, 0.08) if swarm[1] else 0.0,
                 doubling=dice.uniform(0.0, 0.3) if swarm[2] else 0.0,
                 partitions=parts if swarm[3] else (),
                 ambushes=tuple(_ambush(dice, population) for _ in range(dice.below(4))),
@@ -91,9 +103,14 @@ class Schedule:
             sick=frozenset({dice.below(population)} if dice.chance(0.5) else ()),
             server_crash=dice.uniform(0.0, 0.08) if swarm[5] else 0.0,
             power_loss=dice.one_of((0.0, 0.5, 1.0)),
-            disk_failure=dice.uniform(0.0, 0.03) if swarm[6] else 0.0,
+            disk_failure=dice.uniform(0.0, 0.05) if swarm[6] else 0.0,
             outage=dice.uniform(0.1, 8.0),
             frugal=frozenset({dice.below(population)} if dice.chance(0.4) else ()),
+            unwilling=frozenset({dice.below(population)} if dice.chance(0.15) else ()),
+            cheats=frozenset({dice.below(population)} if dice.chance(0.25) else ()),
+            absent=dice.one_of((0.0, 0.4, 0.4)),
+            cancelled_at=dice.uniform(1.0, calm_at) if dice.chance(0.15) else None,
+            stops=((1 + dice.below(3), dice.one_of(KINDS)),) if dice.chance(0.3) else (),
         )
 
 

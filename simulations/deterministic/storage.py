@@ -84,6 +84,16 @@ class Disk:
     _image: dict[str, bytes | None] | None = None
     _power_lost: bool = False
 
+    @property
+    def dead(self) -> bool:
+        """Whether its process died and no other has started: nothing that it does counts."""
+        return self._image is not None
+
+    @property
+    def without_power(self) -> bool:
+        """Whether the machine died with its process, the last time it did."""
+        return self._power_lost
+
     def durable(self, path: Path) -> bytes | None:
         """What a loss of power now would certainly leave of a file; None: maybe not even it."""
         name = path.relative_to(self.root).as_posix()
@@ -105,20 +115,20 @@ class Disk:
 
     def flush(self, inode: int) -> bool:
         """A file's content, or a folder's entries, are now durable; False: none of this disk's."""
-        tree = self._tree()
+        found = self._scan()
         if inode == self.root.stat().st_ino:
-            self._flush_folder("", tree)
+            self._flush_folder("", found)
             return True
-        for name, entry in tree.items():
-            if entry.inode != inode:
+        for name, entry in found.items():
+            if entry.inode() != inode:
                 continue
-            if entry.content is None:
-                self._flush_folder(name + "/", tree)
+            if entry.is_dir(follow_symlinks=False):
+                self._flush_folder(name + "/", found)
                 return True
-            self._flushed[inode] = entry.content
+            self._flushed[inode] = content = _read(entry)
             known = self._durable.get(name)
             if known is not None and known.inode == inode:
-                self._durable[name] = entry
+                self._durable[name] = _Entry(inode=inode, content=content)
             return True
         return False
 
@@ -128,20 +138,20 @@ class Disk:
         if status.st_dev != root.st_dev:
             return False
         inode = status.st_ino
-        return inode == root.st_ino or any(e.inode == inode for e in self._tree().values())
+        return inode == root.st_ino or any(e.inode() == inode for e in self._scan().values())
 
-    def _flush_folder(self, prefix: str, tree: Mapping[str, _Entry]) -> None:
+    def _flush_folder(self, prefix: str, found: Mapping[str, os.DirEntry[str]]) -> None:
         def inside(name: str) -> bool:
             return name.startswith(prefix) and "/" not in name[len(prefix) :]
 
-        for name in [name for name in self._durable if inside(name) and name not in tree]:
+        for name in [name for name in self._durable if inside(name) and name not in found]:
             del self._durable[name]
-        for name, entry in tree.items():
+        for name, entry in found.items():
             if inside(name):
-                flushed = self._flushed.get(entry.inode, b"")
-                content = None if entry.content is None else flushed
-                self._durable[name] = _Entry(inode=entry.inode, content=content)
-        live = {entry.inode for entry in tree.values()}
+                inode, folder = entry.inode(), entry.is_dir(follow_symlinks=False)
+                content = None if folder else self._flushed.get(inode, b"")
+                self._durable[name] = _Entry(inode=inode, content=content)
+        live = {entry.inode() for entry in found.values()}
         self._flushed = {i: data for i, data in self._flushed.items() if i in live}
 
     def die(self, *, power_lost: bool) -> None:
@@ -180,21 +190,26 @@ class Disk:
         """Name to content of all that a loss of power cannot take; folders have None."""
         return {name: entry.content for name, entry in sorted(self._durable.items())}
 
-    def _tree(self) -> dict[str, _Entry]:
-        found: dict[str, _Entry] = {}
+    def _scan(self) -> dict[str, os.DirEntry[str]]:
+        found: dict[str, os.DirEntry[str]] = {}
         todo = [("", str(self.root))]
         while todo:
             prefix, folder = todo.pop()
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    name, content = prefix + entry.name, None
+                    found[prefix + entry.name] = entry
                     if entry.is_dir(follow_symlinks=False):
-                        todo.append((name + "/", entry.path))
-                    else:
-                        with open(entry.path, "rb") as file:
-                            content = file.read()
-                    found[name] = _Entry(inode=entry.inode(), content=content)
+                        todo.append((prefix + entry.name + "/", entry.path))
         return found
+
+    def _tree(self) -> dict[str, _Entry]:
+        return {
+            name: _Entry(
+                inode=entry.inode(),
+                content=None if entry.is_dir(follow_symlinks=False) else _read(entry),
+            )
+            for name, entry in self._scan().items()
+        }
 
     def _after_power_loss(self, tree: Mapping[str, _Entry]) -> dict[str, bytes | None]:
         keeps = self.dice.one_of((0.0, 0.5, 1.0))
@@ -277,6 +292,8 @@ class Storage:
         if disk is None or not disk.holds(status):
             _FLUSH(descriptor)
             return
+        if disk.dead:
+            return
         fate = self._fates(disk)
         if fate.fails:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -285,6 +302,11 @@ class Storage:
         if fate.dies is not None:
             disk.die(power_lost=fate.power_lost)
             raise Crashed(disk, power_lost=fate.power_lost)
+
+
+def _read(entry: os.DirEntry[str]) -> bytes:
+    with open(entry.path, "rb") as file:
+        return file.read()
 
 
 def _open_files(inodes: set[int]) -> list[int]:

@@ -3,42 +3,50 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-from unittest import mock
+from typing import Protocol
 
-from numpy.typing import NDArray
+from sqlalchemy.exc import DBAPIError
 
-from client.agent import Agent
+from client.policy import Policy
+from client.session import Dismissed
 from fedsys.errors import FedsysError
 from fedsys.privacy import read_ledger
 from fedsys.wire import fleet_pb2
 from secure_agg import Identity, SecureAggError
 from secure_agg.messages import kind_of
 from server.checkpoint import sha256_of_weights
+from server.home.state import ACTIVE_JOB
 from simulations.deterministic.agent import AgentParty, found, roster_of
 from simulations.deterministic.clock import Clock
 from simulations.deterministic.coordinator import CoordinatorParty
+from simulations.deterministic.database import job_of
 from simulations.deterministic.dice import Dice
 from simulations.deterministic.invariants import Violation, Witness, recorded
-from simulations.deterministic.job import committees_of, describe
-from simulations.deterministic.network import Network
+from simulations.deterministic.job import INITIAL, describe, small_rounds
+from simulations.deterministic.network import Connection, Network
+from simulations.deterministic.observers import observed
 from simulations.deterministic.schedule import Schedule
 from simulations.deterministic.storage import Crashed, Disk, FlushFate, Storage
 
 __all__ = ["Outcome", "World", "run"]
 
 COORDINATOR = "coordinator"
-EVENTS = 20_000
+EVENTS = 50_000
 _FRAGILE = 6.0
 _SICK = 0.12
 _NAP = 0.6
+_NOTICED = 2.5
+"""Longest time in seconds until somebody finds out that a connection is broken."""
+_REDIAL = 1.0
+_LOOKS = 20.0
+_SOON = 0.3
 _CALM = FlushFate()
-_REPORTED = (FedsysError, SecureAggError, OSError)
+_REPORTED = (FedsysError, SecureAggError, OSError, DBAPIError)
 """What a party raises of its own when its disk has failed."""
 
 
@@ -108,6 +116,9 @@ class World:
         self.crashes = 0
         self.status: str | None = None
         self._root = str(root)
+        self._failed = False
+        self._stops = list(schedule.stops)
+        self._declines_for_its_disk = False
         seed = schedule.seed
         self._clock = Clock()
         self._dice = Dice(seed, "faults")
@@ -117,17 +128,22 @@ class World:
         )
         job = describe(schedule)
         self.witness = Witness(
-            job.plan, sha256_of_weights(job.weights), dict.fromkeys(schedule.frugal, 1)
+            job.plan,
+            sha256_of_weights(INITIAL),
+            dict.fromkeys(schedule.frugal, 1),
+            schedule.cheats,
         )
         keys = Dice(seed, "identities")
         identities = [Identity.generate(keys.bytes) for _ in range(schedule.population)]
         roster = roster_of(identities)
+        self._lines: dict[int, Connection] = {}
         self._agents = {
             id: AgentParty(
                 id=id,
-                most=1 if id in schedule.frugal else None,
+                policy=_policy(schedule, id),
                 disk=self._storage.disk(f"agent-{id}"),
                 dice=Dice(seed, f"agent {id}"),
+                dial=self._dial,
                 say=self._said,
             )
             for id in range(schedule.population)
@@ -135,17 +151,18 @@ class World:
         for id, agent in self._agents.items():
             found(agent.disk, id, identities[id], roster, seed)
         self.coordinator = CoordinatorParty(
-            job=job,
+            text=job.text,
             disk=self._storage.disk(COORDINATOR),
             roster=roster,
-            dice=Dice(seed, COORDINATOR),
-            witness=self.witness,
+            seed=seed,
+            clock=self._clock,
+            act=lambda action: self._act(self._lives[COORDINATOR], action),
             send=self._sent,
-            later=self._later,
-            ended=self._end,
+            hung_up=self._broken,
+            stopped=self._stopped,
         )
         self._lives: dict[str, _Life] = {}
-        parties: list[tuple[_Party, float]] = [(self.coordinator, schedule.server_crash)]
+        parties: list[tuple[_Party, float]] = [(self.coordinator, schedule.server_crash / 20)]
         parties += [
             (agent, _SICK if id in schedule.sick else schedule.agent_crash)
             for id, agent in self._agents.items()
@@ -160,12 +177,27 @@ class World:
         Raises:
             Violation: an invariant broke.
         """
-        with self._storage.watched(), committees_of(self.schedule.committee), self._inputs_seen():
-            for life in self._lives.values():
-                self._boot(life)
-            for _ in range(EVENTS):
-                if self.status is not None or not self._clock.step():
-                    break
+        schedule, coordinator = self.schedule, self._lives[COORDINATOR]
+        with (
+            self._storage.watched(),
+            small_rounds(schedule),
+            observed(
+                self.witness,
+                dead=lambda: coordinator.disk.dead,
+                ended=self._end,
+                note=self._note,
+            ),
+        ):
+            try:
+                for life in self._lives.values():
+                    self._boot(life)
+                if schedule.cancelled_at is not None:
+                    self._clock.after(schedule.cancelled_at, self._cancel)
+                for _ in range(EVENTS):
+                    if self.status is not None or not self._clock.step():
+                        break
+            finally:
+                self.coordinator.bury()
         if self.status is None:
             raise Violation(f"the job has not ended after {self._clock.now:.0f} s")
         self._check_end()
@@ -175,11 +207,25 @@ class World:
         """Virtual time since the start."""
         return self._clock.now
 
+    @property
+    def rounds(self) -> tuple[int, int]:
+        """How many were reserved by now, and how many of them gave a model."""
+        folder = self.coordinator.folder
+        records = read_ledger(folder.ledger, allow_torn=True).rounds if folder.begun else ()
+        return len(records), sum(record.outcome == "commit" for record in records)
+
     def _check_end(self) -> None:
         """What was closed must have been certain, not merely written."""
-        folder, disk = self.coordinator.folder, self.coordinator.disk
-        self.witness.survives(recorded(folder.ledger, folder.private))
-        for path in (folder.ledger, folder.private, folder.model, folder.config):
+        coordinator, disk = self.coordinator, self.coordinator.disk
+        row = job_of(disk.durable(coordinator.database) or b"")
+        if row is None or row.status != self.status:
+            raise Violation("the job ended, but a loss of power could take that from the database")
+        folder = coordinator.folder
+        if folder.begun:
+            self.witness.survives(recorded(folder.ledger, folder.private))
+        if self._failed or not folder.begun:
+            return
+        for path in (folder.ledger, folder.private, folder.model, folder.config, folder.summary):
             if disk.durable(path) != path.read_bytes():
                 raise Violation(f"the job ended, but a loss of power could take {path.name}")
         view = read_ledger(folder.ledger)
@@ -188,68 +234,185 @@ class World:
 
     # -- events ----------------------------------------------------------------------------------
 
-    def _sent(self, agent: int, messages: tuple[fleet_pb2.Down, ...]) -> None:
-        """The coordinator sends messages that arrive together."""
-        what = f"{_named(messages)} to agent {agent}"
-        for number, kind in filter(None, map(_stage_of, messages)):
-            self._network.opens(number, kind)
-        fate = self._network.carry(
-            agent, inbound=False, arrive=lambda: self._at_agent(agent, messages, what)
-        )
-        self._note(f"{what}: {fate}")
+    def _dial(self, agent: int) -> None:
+        """A new connection; the agent greets, if somebody takes the call."""
+        older = self._lines.get(agent)
+        if older is not None:
+            older.left = older.broken = True
+        line = self._lines[agent] = Connection(agent)
+        if self._lives[COORDINATOR].up:
+            self._agents[agent].greet()
+        else:
+            line.broken = True
+            self._redial(line)
 
-    def _at_agent(self, agent: int, messages: tuple[fleet_pb2.Down, ...], what: str) -> None:
+    def _sent(self, line: Connection, message: fleet_pb2.Down) -> None:
+        """The coordinator sends a message."""
+        if self.coordinator.disk.dead:
+            return
+        agent, stage = line.agent, _stage_of(message)
+        what = f"{_named(message, stage)} to agent {agent}"
+        folder = self.coordinator.folder
+        self.witness.leaves(agent, message, self.coordinator.disk.durable(folder.ledger))
+        if stage is not None:
+            self._network.opens(*stage)
+            if stage in self._stops:
+                self._stops.remove(stage)
+                self._clock.after(self._dice.uniform(0.0, _SOON), self._stop)
+        self._carry(line, what, lambda: self._at_agent(line, message, what), inbound=False)
+
+    def _at_agent(self, line: Connection, message: fleet_pb2.Down, what: str) -> None:
+        party = self._agents[line.agent]
+
         def take() -> None:
-            self._note(f"{what}: {party.take(messages)}")
+            if self._lines.get(line.agent) is not line:
+                self._note(f"{what}: of a connection that is gone")
+                return
+            try:
+                self._note(f"{what}: {party.take(message)}")
+            except Dismissed as farewell:
+                self._note(f"{what}: {farewell}")
+                line.broken = True
+                self._redial(line)
 
-        party = self._agents[agent]
         self._act(self._lives[party.disk.name], take)
 
     def _said(self, agent: int, message: fleet_pb2.Up) -> None:
         """An agent sends a message."""
-
-        def take() -> None:
-            self._note(f"{what}: {self.coordinator.take(agent, message)}")
-
-        kind = str(message.WhichOneof("content"))
-        what, sent = f"{kind} from agent {agent}", message.SerializeToString()
+        line, kind = self._lines[agent], str(message.WhichOneof("content"))
+        what = f"{kind} from agent {agent}"
         if kind == "answer":
             answer = message.answer
             self.witness.says(self._agents[agent], answer.round, answer.message)
             what = f"round {answer.round} {kind_of(answer.message).name} from agent {agent}"
-            sent = answer.message
-        fate = self._network.carry(
-            agent, inbound=True, arrive=lambda: self._act(self._lives[COORDINATOR], take)
+            if agent in self.schedule.cheats:
+                answer.message = answer.message[:-1]
+        sent = message.SerializeToString()
+        seen = sent.replace(self._root.encode(), b"")  # an error may name the file
+        what += f" ({hashlib.sha256(seen).hexdigest()[:8]})"
+
+        def take() -> None:
+            self.witness.hears(agent, message)
+            self._note(f"{what}: {self.coordinator.take(line, sent)}")
+
+        self._carry(
+            line,
+            what,
+            lambda: self._at_coordinator(line, what, take),
+            inbound=True,
+            doubles=kind != "hello",
         )
-        digest = hashlib.sha256(sent).hexdigest()[:8]
-        self._note(f"{what} ({digest}): {fate}")
 
-    @contextmanager
-    def _inputs_seen(self) -> Iterator[None]:
-        """While this lasts, the witness sees every vector before it is encrypted."""
-        provide, witness = Agent.provide, self.witness
+    def _at_coordinator(self, line: Connection, what: str, take: Callable[[], None]) -> None:
+        life = self._lives[COORDINATOR]
+        if line.torn:
+            self._note(f"{what}: lost with its sender")
+        elif life.up:
+            self._act(life, take)
+        else:
+            self._note(f"{what}: nobody is there")
+            self._broken(line)
 
-        def seen(agent: Agent, vector: NDArray[Any]) -> None:
-            provide(agent, vector)
-            witness.provides(agent.id, vector)
+    def _carry(
+        self,
+        line: Connection,
+        what: str,
+        arrive: Callable[[], None],
+        *,
+        inbound: bool,
+        doubles: bool = False,
+    ) -> None:
+        gone = line.broken
+        fate = self._network.carry(line, inbound=inbound, doubles=doubles, arrive=arrive)
+        self._note(f"{what}: {fate}")
+        if line.broken and not gone:
+            self._broken(line)
 
-        with mock.patch.object(Agent, "provide", seen):
-            yield
-
-    def _later(self, seconds: float, action: Callable[[], None]) -> None:
-        """A timer of the coordinator's process; it dies with it."""
+    def _broken(self, line: Connection) -> None:
+        """A connection carries nothing more; both ends find out."""
+        line.broken = True
         life = self._lives[COORDINATOR]
         number = life.life
 
-        def ring() -> None:
+        def noticed() -> None:
             if life.life == number:
-                self._act(life, action)
+                self._act(life, lambda: self.coordinator.hang_up(line))
 
-        self._clock.after(seconds, ring)
+        self._clock.after(self._dice.uniform(0.0, _NOTICED), noticed)
+        self._clock.after(self._dice.uniform(0.0, _NOTICED), lambda: self._redial(line))
 
-    def _end(self, status: str) -> None:
-        self._note(f"the job ended: {status}")
-        self.status = status
+    def _redial(self, line: Connection) -> None:
+        """An agent has found out that its connection is gone."""
+        if line.left or self._lines.get(line.agent) is not line:
+            return
+        line.left = True
+        life = self._lives[self._agents[line.agent].disk.name]
+        number = life.life
+
+        def dial() -> None:
+            if life.life == number and self._lines.get(line.agent) is line:
+                self._act(life, lambda: self._dial(line.agent))
+
+        self._clock.after(self._dice.uniform(0.1, _REDIAL), dial)
+
+    def _cancel(self) -> None:
+        """The operator cancels the job; again a while later, where nobody was there."""
+
+        def cancel() -> None:
+            refused = self.coordinator.cancel()
+            self._note(f"the operator cancels the job: {refused or 'noted'}")
+            done.append(True)
+            self._clock.after(_LOOKS, self._look)
+
+        done: list[bool] = []
+        self._act(self._lives[COORDINATOR], cancel)
+        if not done and self.status is None:
+            self._clock.after(0.5, self._cancel)
+
+    def _look(self) -> None:
+        """The operator looks at a cancelled job: one that had not begun was over at once, and no
+        run of it had an end."""
+
+        def look() -> None:
+            if self.status is None and self.coordinator.status not in ACTIVE_JOB:
+                self._note("the job did not begin")
+                self.status = self.coordinator.status
+
+        if self.status is None:
+            self._act(self._lives[COORDINATOR], look)
+            self._clock.after(_LOOKS, self._look)
+
+    def _stop(self) -> None:
+        """The operator stops the coordinator's process, if there is one."""
+
+        def stop() -> None:
+            self._note("the operator stops the coordinator")
+            self.witness.stops()
+            self.coordinator.stop()
+
+        self._act(self._lives[COORDINATOR], stop)
+
+    def _stopped(self, error: BaseException | None) -> None:
+        """The coordinator's process has come to its end, which may have been asked of it."""
+        life = self._lives[COORDINATOR]
+        if error is not None and not life.disk_failed:
+            raise self._unexpected(life, error)
+        if not life.disk.dead:
+            life.disk.die(power_lost=False)
+
+    def _end(self, status: str, reason: str, raised: BaseException | None) -> None:
+        """The end of the job is in the database."""
+        self._note(f"the job ended: {status}" + (f" ({reason})" if reason else ""))
+        self.status, self._failed = status, raised is not None
+        if raised is not None:
+            if not self._lives[COORDINATOR].disk_failed:
+                raise self._unexpected(self._lives[COORDINATOR], raised)
+            return
+        schedule = self.schedule
+        excused = schedule.unwilling or schedule.cheats or self._declines_for_its_disk
+        if status == "failed" and not excused:
+            raise self.witness.broke(f"the job failed: {reason}")
+        self.witness.refusals_are(self.coordinator.refusals)
 
     # -- life and death --------------------------------------------------------------------------
 
@@ -257,36 +420,46 @@ class World:
         """Let a party do something, unless it is dead; it may die before, while or after."""
         if not life.up:
             return
-        self._storage.acting, life.disk_failed = life.disk, False
+        self._storage.acting = life.disk
+        if life.name != COORDINATOR:
+            life.disk_failed = False
         try:
             self._maybe_die(life)
             action()
             self._maybe_die(life)
-        except Crashed as crash:
-            self._bury(life, power_lost=crash.power_lost)
+        except Crashed:
+            pass
         except Violation:
             raise
         except Exception as error:
             if not life.disk_failed or not isinstance(error, _REPORTED):
-                raise Violation(f"{life.name} failed: {type(error).__name__}: {error}") from error
+                raise self._unexpected(life, error) from error
             # A process whose disk failed stops, as the product tells its host to.
             life.disk.die(power_lost=False)
-            self._bury(life, power_lost=False)
         finally:
             self._storage.acting = None
+        if self.witness.broken is not None:
+            raise self.witness.broken
+        if life.disk.dead:
+            self._bury(life)
+
+    def _unexpected(self, life: _Life, error: BaseException) -> Violation:
+        return self.witness.broke(f"{life.name} failed: {type(error).__name__}: {error}")
 
     def _maybe_die(self, life: _Life) -> None:
-        if self.status is None and self._dice.chance(self._rate(life)):
+        if self.status is None and not life.disk.dead and self._dice.chance(self._rate(life)):
             power_lost = self._takes_power(life)
             life.disk.die(power_lost=power_lost)
             raise Crashed(life.disk, power_lost=power_lost)
 
     def _fate(self, disk: Disk) -> FlushFate:
-        life, dice = self._lives[disk.name], self._dice
-        if self._clock.now >= self.schedule.calm_at:
+        life, dice, schedule = self._lives[disk.name], self._dice, self.schedule
+        if self._clock.now >= schedule.calm_at:
             return _CALM
-        if dice.chance(self.schedule.disk_failure):
+        failure = schedule.disk_failure / (40 if life.name == COORDINATOR else 1)
+        if dice.chance(failure):
             life.disk_failed = True
+            self._declines_for_its_disk |= life.name != COORDINATOR
             self._note(f"{life.name}: the disk failed")
             return FlushFate(fails=True)
         if dice.chance(self._rate(life)):
@@ -307,25 +480,51 @@ class World:
         recent = self._clock.now - life.died < 2 * self.schedule.outage
         return min(life.crash_rate * (_FRAGILE if recent else 1.0), 0.25)
 
-    def _bury(self, life: _Life, *, power_lost: bool) -> None:
+    def _bury(self, life: _Life) -> None:
+        power_lost = life.disk.without_power
         life.up, life.died = False, self._clock.now
-        if power_lost and life.name != COORDINATOR:
-            self.witness.lost_power(int(life.name.rpartition("-")[2]))
         life.life += 1
         self.crashes += 1
         self._note(f"{life.name} {'lost power' if power_lost else 'was killed'}")
+        if life.name == COORDINATOR:
+            self._storage.acting = life.disk  # what it still does is done on a dead disk
+            self.coordinator.bury()
+            self._storage.acting = None
+            for line in self._lines.values():
+                self._broken(line)
+        else:
+            agent = int(life.name.rpartition("-")[2])
+            if power_lost:
+                self.witness.lost_power(agent)
+            if agent in self._lines:
+                self._lines[agent].torn = self._dice.chance(0.5)
+                self._broken(self._lines[agent])
         longest = _NAP if life.crash_rate >= _SICK else self.schedule.outage
         outage = self._dice.uniform(0.05, longest)
         self._clock.after(outage, lambda: self._boot(life))
 
     def _boot(self, life: _Life) -> None:
         life.disk.restart()
-        life.up = True
+        life.up, life.disk_failed = True, False
         self._note(f"{life.name} starts")
+        if life.name == COORDINATOR:
+            self.witness.begins()
+            folder = self.coordinator.folder
+            if folder.begun:
+                self.witness.survives(recorded(folder.ledger, folder.private))
         self._act(life, life.boot)
 
     def _note(self, line: str) -> None:
         self.trace.append(f"{self._clock.now:9.3f} {line}".replace(self._root, ""))
+
+
+def _policy(schedule: Schedule, agent: int) -> Policy:
+    """What an agent's owner allows."""
+    return Policy(
+        tasks={} if agent in schedule.unwilling else None,
+        max_participations=1 if agent in schedule.frugal else None,
+        explain=True,
+    )
 
 
 def _stage_of(message: fleet_pb2.Down) -> tuple[int, str] | None:
@@ -337,12 +536,9 @@ def _stage_of(message: fleet_pb2.Down) -> tuple[int, str] | None:
     return stage.round, kind_of(stage.message).name
 
 
-def _named(messages: tuple[fleet_pb2.Down, ...]) -> str:
+def _named(message: fleet_pb2.Down, stage: tuple[int, str] | None) -> str:
     """For the trace."""
-    for message in messages:
-        if (found := _stage_of(message)) is not None:
-            return f"round {found[0]} {found[1]}"
-    return "+".join(str(message.WhichOneof("content")) for message in messages)
+    return str(message.WhichOneof("content")) if stage is None else f"round {stage[0]} {stage[1]}"
 
 
 def run(seed: int, *, root: Path | None = None) -> Outcome:
@@ -356,18 +552,21 @@ def run(seed: int, *, root: Path | None = None) -> Outcome:
     with tempfile.TemporaryDirectory(dir=where, prefix="fedsys-schedule-") as folder:
         world = World(Schedule.of(seed), Path(folder))
         violation: str | None = None
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)  # what the parties log is in the trace
         try:
             world.run()
         except Violation as error:
             violation = str(error).replace(folder, "")
-        ledger = world.coordinator.folder.ledger
-        rounds = () if violation else read_ledger(ledger).rounds
+        finally:
+            logging.disable(before)
+        rounds, commits = (0, 0) if violation else world.rounds
         return Outcome(
             seed=seed,
             status=None if violation else world.status,
             violation=violation,
-            rounds=len(rounds),
-            commits=sum(record.outcome == "commit" for record in rounds),
+            rounds=rounds,
+            commits=commits,
             crashes=world.crashes,
             seconds=world.seconds,
             trace=tuple(world.trace),

@@ -5,13 +5,17 @@ Every mutant is a mistake that somebody could make; the same seed without it hol
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
-from collections.abc import Callable, Mapping
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 import client.journal
 import fedsys.run_folder
@@ -20,16 +24,33 @@ from client.journal import JobRecord, Journal
 from client.session import Session
 from fedsys.durable import DurableFile
 from fedsys.privacy import Ledger, Signer
+from fedsys.wire import fleet_pb2
 from secure_agg import Aggregator, AggregatorStage, FileStore, SealingKeys, checks
 from secure_agg.messages import Kind, Upload, kind_of
 from secure_agg.settlement import Settlement
 from server.checkpoint import Checkpoints
+from server.deployed.consent import Consent
+from server.deployed.conversation import DeployedRound
+from server.deployed.job_run import JobRun
+from server.deployed.round import RoundCycle
+from server.home.prekeys import Prekeys
+from server.home.state import PrekeyRow, State
 from server.rounds import RoundAborted, SecureRound
 from simulations.deterministic import run
-from simulations.deterministic.coordinator import CoordinatorParty
 from simulations.deterministic.invariants import Witness
 
 Mutate = Callable[[pytest.MonkeyPatch], None]
+
+
+def rewrite(patch: pytest.MonkeyPatch, owner: type, name: str, *changes: tuple[str, str]) -> None:
+    """A method with some of its text replaced."""
+    text = textwrap.dedent(inspect.getsource(getattr(owner, name)))
+    for before, after in changes:
+        assert text.count(before) == 1, f"{owner.__name__}.{name} has changed: {before}"
+        text = text.replace(before, after)
+    scope = dict(vars(sys.modules[owner.__module__]))
+    exec(compile(text, f"a mutant of {name}", "exec"), scope)
+    patch.setattr(owner, name, scope[name])
 
 
 def invite_before_reserve(patch: pytest.MonkeyPatch) -> None:
@@ -70,7 +91,7 @@ def folder_without_flush(patch: pytest.MonkeyPatch) -> None:
 def key_without_flush(patch: pytest.MonkeyPatch) -> None:
     """The signing key is whole in a folder that is never flushed."""
 
-    def load(home: Any, *, entropy: Any) -> Signer:
+    def load(home: Any, *, entropy: Any = os.urandom) -> Signer:
         path = home / "key"
         home.mkdir(exist_ok=True)
         if not path.exists():
@@ -113,11 +134,11 @@ def store_without_flush(patch: pytest.MonkeyPatch) -> None:
 def uploads_forgotten(patch: pytest.MonkeyPatch) -> None:
     """Marks that read back as nothing after a restart, and a journal that nobody asks."""
 
-    def careless(self: Session, current: Any, opening: bytes) -> bytes:
+    def careless(self: Session, current: Any, stage: fleet_pb2.Stage) -> bytes:
         if not current.agent.uploaded:
-            current.agent.enter(opening)
+            current.agent.enter(stage.message)
             self._provide(current)
-        reply: bytes = current.agent.handle(opening)
+        reply: bytes = current.agent.handle(stage.message)
         self.journal.upload(current.assignment.job, current.assignment.round)
         return reply
 
@@ -135,8 +156,9 @@ def keys_on_the_disk(patch: pytest.MonkeyPatch) -> None:
 
 
 def keys_named_again(patch: pytest.MonkeyPatch) -> None:
-    """A coordinator that names one sealing key of an agent in all rounds."""
-    patch.setattr(CoordinatorParty, "_prekey", lambda self, agent: self._prekeys[agent][0])
+    """A coordinator that names one sealing key of an agent in all rounds, and nobody sees it."""
+    rewrite(patch, Prekeys, "take", ("session.delete(row)", "pass"))
+    patch.setattr(Witness, "_names", lambda self, member, prekey, session: None)
 
 
 def keys_used_again(patch: pytest.MonkeyPatch) -> None:
@@ -176,7 +198,7 @@ def propose_again_unwatched(patch: pytest.MonkeyPatch) -> None:
     """The same coordinator, and nobody who sees it: what is left is what agents do."""
     propose_a_smaller_set(patch)
     patch.setattr(Witness, "_proposes", lambda self, seen, body: None)
-    patch.setattr(Witness, "blames", lambda self, agent, why: None)
+    patch.setattr(Witness, "blames", lambda self, blamed: None)
 
 
 def endorse_twice(patch: pytest.MonkeyPatch) -> None:
@@ -198,10 +220,15 @@ def refund_after_the_certificate(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SecureRound, "close_stage", generous)
 
 
+def _of_this_round(self: DeployedRound, client: int, answer: fleet_pb2.Answer) -> bool:
+    return answer.round == self._open.number
+
+
 def late_uploads_count(patch: pytest.MonkeyPatch) -> None:
     """An upload that arrives once the shares were passed on is added all the same: the sum does not
     open, though everybody answered."""
     receive = Aggregator.receive
+    patch.setattr(DeployedRound, "_awaits", _of_this_round)
 
     def lenient(self: Aggregator, sender: int, message: bytes) -> None:
         collection = self._settlement.collection
@@ -267,14 +294,98 @@ def participations_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 def another_session_is_blamed(patch: pytest.MonkeyPatch) -> None:
     """A message that the network kept back counts against its sender."""
+    patch.setattr(DeployedRound, "_awaits", lambda self, client, answer: True)
     patch.setattr(checks, "same_session", lambda found, session, sender: None)
+
+
+def round_asks_before_it_pays(patch: pytest.MonkeyPatch) -> None:
+    """The round's reservation is written when its sum is there."""
+    rewrite(
+        patch,
+        RoundCycle,
+        "_run",
+        (
+            "    open_ = await to_its_end(",
+            "    ledger, owed = self._job.ledger, []\n"
+            "    ledger._append = lambda *line: owed.append(line)\n"
+            "    open_ = await to_its_end(",
+        ),
+        (
+            "    round_: DeployedRound | None = None",
+            "    del ledger._append\n    round_: DeployedRound | None = None",
+        ),
+        (
+            "    result = secure.result",
+            "    [ledger._append(*line) for line in owed]\n        result = secure.result",
+        ),
+    )
+
+
+def outcome_before_commit(patch: pytest.MonkeyPatch) -> None:
+    """The cohort hears of a commit that is yet to be written."""
+    dismiss = "    self._dismiss(round_, number, committed=True)\n"
+    before = "    self._exclude(number, result.blamed)\n"
+    rewrite(patch, RoundCycle, "_run", (dismiss, ""), (before, dismiss + before))
+
+
+def consent_not_checked(patch: pytest.MonkeyPatch) -> None:
+    """The whole cohort is invited."""
+    rewrite(patch, DeployedRound, "__init__", ("set(open.cohort) & consenting", "set(open.cohort)"))
+
+
+def refusal_not_counted(patch: pytest.MonkeyPatch) -> None:
+    """What agents refused in a round is forgotten with the round."""
+    rewrite(patch, RoundCycle, "_dismiss", ("round_.report.refusals.items()", "()"))
+
+
+def who_is_blamed_is_invited(patch: pytest.MonkeyPatch) -> None:
+    """A client that was caught cheating stays among those that agreed."""
+    patch.setattr(Consent, "exclude", lambda self, client, reason: None)
+
+
+def blame_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A coordinator that was restarted asks the database for no blame."""
+    patch.setattr(State, "blamed", lambda self, job: {})
+
+
+def prekeys_come_back(patch: pytest.MonkeyPatch) -> None:
+    """What keys were taken is known to the process, and not to the next one."""
+    taken: dict[Prekeys, set[bytes]] = {}
+
+    def take(self: Prekeys, nodes: Iterable[int]) -> dict[int, bytes]:
+        gone, found = taken.setdefault(self, set()), dict[int, bytes]()
+        with self._state.transaction() as session:
+            for node in nodes:
+                rows = select(PrekeyRow).where(PrekeyRow.node == node).order_by(PrekeyRow.number)
+                left = [row for row in session.scalars(rows) if row.statement not in gone]
+                if left:
+                    found[node] = left[0].statement
+                    gone.add(left[0].statement)
+        return found
+
+    patch.setattr(Prekeys, "take", take)
+
+
+def cancelled_job_goes_on(patch: pytest.MonkeyPatch) -> None:
+    """Nobody looks whether the operator cancelled it."""
+    patch.setattr(JobRun, "_stop_if_cancelled", lambda self: None)
+
+
+def shutdown_refunds(patch: pytest.MonkeyPatch) -> None:
+    """A coordinator that is stopped writes that no sum was ever opened."""
+    rewrite(
+        patch,
+        RoundCycle,
+        "_run",
+        ("before = round_ is None or secure.nothing_summed", "before = True"),
+    )
 
 
 CAUGHT: list[tuple[Mutate, str, int]] = [
     (invite_before_reserve, "without a durable reserve", 0),
     (ledger_without_flush, "without a durable reserve", 0),
     (folder_without_flush, "without a durable reserve", 0),
-    (key_without_flush, "the ledger is signed by", 7),
+    (key_without_flush, "the ledger is signed by|coordinator.ed25519: missing", 7),
     (checkpoint_forgotten, "newest committed model", 11),
     (round_number_reused, "was drawn twice|was used twice|reserves round", 39),
     (store_without_flush, "before the mark of it was certain", 0),
@@ -290,6 +401,15 @@ CAUGHT: list[tuple[Mutate, str, int]] = [
     (journal_remembers_what_it_failed_to_write, "before it was certain to count", 26),
     (participations_forgotten, "took part in rounds .*: too many", 0),
     (another_session_is_blamed, "was blamed: .*", 9),
+    (round_asks_before_it_pays, "without a durable reserve", 0),
+    (outcome_before_commit, "was told before its commit", 0),
+    (consent_not_checked, "without its consent", 0),
+    (refusal_not_counted, "refused .* times .* are counted", 0),
+    (who_is_blamed_is_invited, "was caught cheating and is asked", 0),
+    (blame_is_forgotten, "was caught cheating and is asked", 0),
+    (prekeys_come_back, "was named in two sessions", 0),
+    (cancelled_job_goes_on, "of a job that is cancelled", 0),
+    (shutdown_refunds, "epsilon under-counted: the server", 0),
 ]
 """Mutant, what the violation says, and where to begin: any seed does, a near one is quick."""
 RARE = [mutant for mutant in CAUGHT if mutant[0] in (uploads_forgotten, late_uploads_count)]

@@ -1,14 +1,19 @@
-"""No schedule breaks an invariant: some hundreds always, ten thousand in the long run."""
+"""No schedule breaks an invariant: a hundred always, ten thousand in the long run."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from simulations.deterministic import Schedule, run
 
 BLOCK = 50
+ROOT = Path(__file__).parents[3]
 
 
 def _all_hold(first: int, count: int) -> list[str | None]:
@@ -18,10 +23,10 @@ def _all_hold(first: int, count: int) -> list[str | None]:
     return [outcome.status for outcome in outcomes]
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", range(2))
 def test_every_schedule_holds(block: int) -> None:
     statuses = _all_hold(block * BLOCK, BLOCK)
-    assert set(statuses) <= {"completed", "budget-exhausted"}
+    assert set(statuses) <= {"completed", "budget-exhausted", "cancelled", "failed"}
 
 
 @pytest.mark.slow
@@ -33,7 +38,7 @@ def test_ten_thousand_schedules_hold(block: int) -> None:
 def test_schedules_reach_what_they_are_meant_to_test() -> None:
     outcomes = [run(seed) for seed in range(40)]
     lines = "\n".join(line for outcome in outcomes for line in outcome.trace)
-    assert sum(outcome.commits for outcome in outcomes) > 20
+    assert sum(outcome.commits for outcome in outcomes) > 15
     assert sum(outcome.rounds - outcome.commits for outcome in outcomes) > 20
     assert sum(outcome.crashes for outcome in outcomes) > 100
     for happening in (
@@ -44,14 +49,20 @@ def test_schedules_reach_what_they_are_meant_to_test() -> None:
         ": lost",
         ": cut off",
         ": sent twice",
-        "LateMessage",
-        "this member abstains",
-        "never saw the opening",
+        ": into the void",
+        ": lost with its sender",
+        "the operator cancels the job: noted",
+        "the operator stops the coordinator",
+        "gave no model: the coordinator was shut down",
+        "is committed",
+        "countersignature from",
         "CERTIFICATE",
     ):
         assert happening in lines, happening
     ends = Counter(outcome.status for outcome in outcomes)
     assert ends["completed"] > 20
+    assert ends["cancelled"]
+    assert ends["failed"]
 
 
 def test_a_seed_replays_to_the_byte() -> None:
@@ -63,6 +74,24 @@ def test_a_seed_replays_to_the_byte() -> None:
     assert run(3).digest != run(4).digest
 
 
+def test_a_seed_replays_in_another_process() -> None:
+    """Nothing depends on addresses, on the hashes of strings, or on the folder that is used."""
+    script = "import sys; from simulations.deterministic import run; "
+    script += "print(*(run(seed).digest for seed in (3, 38)))"
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": hashes, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for hashes in ("1", "2")
+    }
+    assert found == {f"{run(3).digest} {run(38).digest}\n"}
+
+
 def test_schedules_differ() -> None:
     schedules = [Schedule.of(seed) for seed in range(200)]
     assert {s.population for s in schedules} == {4, 5, 6, 7, 8}
@@ -71,6 +100,10 @@ def test_schedules_differ() -> None:
     assert {s.private for s in schedules} == {True, False}
     assert any(s.budget for s in schedules)
     assert any(s.weather.loss == 0 for s in schedules)
+    assert {len(s.cheats) for s in schedules} == {len(s.unwilling) for s in schedules} == {0, 1}
+    assert {s.absent for s in schedules} == {0.0, 0.4}
+    assert any(s.stops for s in schedules)
+    assert any(s.cancelled_at for s in schedules)
     assert len({s.calm_at for s in schedules}) == 200
     assert Schedule.of(5) == schedules[5]
 
