@@ -36,7 +36,7 @@ def check_clip(config: Config, plan: PrivacyPlan, population: Population) -> str
         population: of which clients from all over are tried.
 
     Returns:
-        One line for whoever watches, if updates are clipped or rounded noticeably; else nothing.
+        One line for the console, if updates are clipped or rounded noticeably; else nothing.
 
     Raises:
         ConfigError: rounding would destroy them; gives the numbers and a norm that fits.

@@ -142,8 +142,8 @@ def summation(cohort: Cohort) -> Summed:
 
 
 def report_unusable(summed: Summed, what: str, folder: Path, tell: Callable[[str], object]) -> None:
-    """Say how many updates were not finite, on the console of whoever simulates alone: it is the
-    clients' data that decide it, so no ledger has it.
+    """Report how many updates were not finite, only on the console of the simulation: the number
+    depends on the clients' data, so no ledger has it.
 
     Args:
         summed: of a round that is finished and settled.

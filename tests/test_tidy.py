@@ -35,7 +35,7 @@ MANY_PARAMETERS = {
     "fedsys/cli/privacy.py:_job": "the command's options",
     "fedsys/cli/privacy_plan.py:plan": "the command's options",
     "fedsys/cli/simulate.py:simulate": "the command's options",
-    "fedsys/tasks/export/windows.py:_convolution_backward": "the arguments of torch's operator",
+    "fedsys/cli/tune.py:tune": "the command's options",
     "server/summary.py:_content": "the fields of summary.json, from two sources",
 }
 ENTRY_POINTS = re.compile(
@@ -94,6 +94,7 @@ ABOUT_BEHAVIOUR = {
     "tests/simulations/deterministic/test_schedules.py": "many schedules of one world",
     "tests/simulations/deterministic/test_two_crashes.py": "every pair of crashes",
     "tests/simulations/test_adaptive_clipping.py": "adaptive clipping in whole jobs",
+    "tests/simulations/test_not_finite.py": "updates that are not finite, in whole jobs",
     "tests/simulations/test_power_loss.py": "power loss at every write",
     "tests/simulations/test_protocols.py": "float, ideal and secure against one another",
     "tests/simulations/test_random_jobs.py": "random configurations, end to end",

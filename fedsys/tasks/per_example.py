@@ -41,7 +41,7 @@ Each = Callable[[Any, Tensor], dict[str, Tensor]]
 
 
 def check_metric_names(task: str, names: list[Any]) -> None:
-    """Metrics become columns beside the loss and the round.
+    """Metrics become columns next to the loss and the round.
 
     Raises:
         ConfigError: a name that is no text, or that a run's history uses itself.
