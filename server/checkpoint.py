@@ -33,7 +33,7 @@ __all__ = [
 
 
 _MOST_BYTES = 1 << 38
-"""Of a checkpoint: many times what a model of a billion weights takes."""
+"""Largest checkpoint that is read: many times the size of a model with a billion weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,11 @@ class Checkpoint:
     """The state after a round.
 
     Attributes:
-        round: its number.
-        weights: (d,) the model.
-        strategy: the server optimizer's state.
-        clipping: the next round's norms, where they adapt.
-        mechanism: of a mechanism that remembers its noise; as secret as that noise.
+        round: The round's number.
+        weights: (d,) float32, the model.
+        strategy: State of the server optimizer.
+        clipping: The next round's clipping norms, where they adapt.
+        mechanism: State of a mechanism that remembers its noise; as secret as that noise.
     """
 
     round: int
@@ -61,7 +61,7 @@ def sha256_of_weights(weights: NDArray[np.float32]) -> str:
 
 
 def sha256_of_aggregate(total: NDArray[Any]) -> str:
-    """SHA-256 of a round's noised sum mod 2^b: little-endian, in the words of its ring."""
+    """SHA-256 of a round's noised sum mod 2^b, as little-endian words of its ring."""
     words = np.ascontiguousarray(total, dtype=total.dtype.newbyteorder("<"))
     return hashlib.sha256(words.data).hexdigest()
 
@@ -69,27 +69,28 @@ def sha256_of_aggregate(total: NDArray[Any]) -> str:
 class Checkpoints:
     """A job's newest two checkpoints: two files, overwritten in turn.
 
-    While one is written the other holds the newest committed round, whatever becomes of the
-    first, so that no name has to be made, moved or removed for a round: that would cost further
-    waits for the disk.
+    While one file is written, the other holds the newest committed round, whatever happens to the
+    first. So no file has to be created, renamed or removed in a round, each of which would be one
+    more wait for the disk.
 
     Args:
-        folder: of the files; made, durably, if it is not there.
-        disk: writes them while its owner goes on; None: `save` does.
+        folder: Where the files are kept; created durably if it does not exist.
+        disk: Writes them in the background; with None, `save` writes and waits.
     """
 
     def __init__(self, folder: Path, disk: Executor | None = None) -> None:
         make_folder(folder)
-        flush_names(folder)  # anyone who made a file may have died before it did this
+        flush_names(folder)  # the process that created a file may have died before its flush
         self._files = [folder / "a.npz", folder / "b.npz"]
         self._disk = disk
 
     def save(self, checkpoint: Checkpoint) -> Callable[[], None]:
-        """Write it over the older one.
+        """Overwrite the older checkpoint with this one.
 
-        It is on disk when what this returns was called and has returned (OSError: it is not); its
-        arrays have to stay as they are until then. Only then may its round be committed, and only
-        once that is committed may this be called again.
+        Returns:
+            A function that waits until the checkpoint is on disk, and raises OSError if it could
+            not be written. Until it returns, the arrays must not change and the round must not be
+            committed; `save` may be called again only after that commit.
         """
         if self._disk is not None:
             return self._disk.submit(self._over_older, checkpoint).result
@@ -101,17 +102,17 @@ class Checkpoints:
         self._files.reverse()  # only now: had it failed, the other would still be the newest
 
     def newest(self, committed: Mapping[int, str]) -> Checkpoint | None:
-        """The one of the newest committed round, or None where no round was committed.
+        """The checkpoint of the newest committed round; None where no round was committed.
 
-        A checkpoint is written before its round is committed: one whose commit never followed is
-        of a model that was never released, and one that does not read back was torn as it was
-        written, as long as the other is of the newest committed round.
+        A checkpoint is written before its round is committed. So one without a commit holds a
+        model that was never released, and is ignored. One that does not read back was torn while
+        it was written, and is ignored as long as the other is of the newest committed round.
 
         Args:
-            committed: SHA-256 of its weights, by committed round.
+            committed: SHA-256 of the weights of each committed round, by its number.
 
         Raises:
-            RunFolderError: a checkpoint that does not read back, or is not what was committed.
+            RunFolderError: A checkpoint does not read back, or is not what was committed.
         """
         found: list[tuple[Checkpoint, Path]] = []
         damaged: list[RunFolderError] = []

@@ -1,4 +1,4 @@
-"""Which sampler of `fedsys.privacy.sampling.cohorts` a plan means, and what survives a crash."""
+"""Draws the cohorts that a plan asks for, and keeps what a resumed job must know of past ones."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class CohortSampler:
     """Draws each round's cohort; a cohort is never drawn again, refilled or over-selected.
 
     Args:
-        plan: population, expected cohort and kind of sampling.
+        plan: States the population, the expected cohort size and the kind of sampling.
 
     Raises:
-        ConfigError: no such cohorts exist.
+        ConfigError: The population is too small for such cohorts.
     """
 
     def __init__(self, plan: PrivacyPlan) -> None:
@@ -51,7 +51,7 @@ class CohortSampler:
             )
 
     def draw(self, round: int, entropy: Entropy) -> tuple[int, ...]:
-        """Increasing ids of the cohort of this round; none yet where it is whose uploads arrive."""
+        """This round's cohort as increasing ids; empty where uploads decide it as they arrive."""
         if self._plan.sampling == "arrivals":
             return ()
         return tuple(int(client) for client in self._draw(round, entropy))
@@ -63,13 +63,15 @@ class CohortSampler:
         if plan.sampling == "fixed":
             return fixed_cohort(plan.population, self._size, entropy)
         if plan.mechanism == "banded-mf" and plan.min_separation is not None:
+            # One of `min_separation` groups takes part in each round, so each of its clients is
+            # sampled `min_separation` times as often for the same expected cohort.
             group = cyclic_group(round, plan.min_separation, plan.population)
             rate = min(1.0, plan.rate * plan.min_separation)
             return group[poisson_cohort(len(group), rate, entropy)]
         return poisson_cohort(plan.population, plan.rate, entropy)
 
     def note(self, round: int, cohort: Iterable[int] | None) -> None:
-        """Remember who was asked; None is a cohort that a crash lost: it may have been anybody."""
+        """Record who was invited; None for a cohort lost in a crash, which may be anybody."""
         if self._separated is None:
             return
         if cohort is None:

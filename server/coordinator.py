@@ -2,8 +2,8 @@
 
 The order is the point. A round's cost is durable in the ledger *before* its cohort is drawn or
 anybody is invited; the commit is durable *before* the new model is handed to anybody. A crash in
-between costs the round's epsilon and nothing else: a round number, a cohort, a noise draw is never
-used again.
+between costs the round's epsilon and nothing else: no round number, cohort or noise draw is ever
+used twice.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class JobTerms:
 
     Attributes:
         job: 32 bytes that name the job.
-        task: name of the task.
-        local: local training, by field name.
-        plan: the privacy parameters.
-        seed: from which clients derive their batch order.
-        agreed: digest of the terms that agents consented to, where the host asks for consent.
+        task: Name of the task.
+        local: Parameters of local training, by field name.
+        plan: The privacy parameters.
+        seed: Seed from which clients derive their batch order.
+        agreed: Digest of the terms that agents consented to, where the host asks for consent.
     """
 
     job: bytes
@@ -67,11 +67,11 @@ class OpenRound:
 
     Attributes:
         number: 1-based, never used before in this job.
-        cohort: increasing ids of those to invite, or of those whose uploads are in the buffer;
-            realised cohorts are server-side secrets.
-        assignment: what they are all asked.
-        reservation: the ledger's line, where it is shown to them.
-        proof: that it is under a head which witnesses cosigned, as text.
+        cohort: Increasing ids of the clients to invite, or of those whose uploads are in the
+            buffer; realised cohorts are server-side secrets.
+        assignment: What every one of them is asked to do.
+        reservation: The ledger's line for this round, where devices are shown it.
+        proof: Proof, as text, that this line is under a head that witnesses cosigned.
     """
 
     number: int
@@ -82,23 +82,23 @@ class OpenRound:
 
 
 class SumRefused(FedsysError):
-    """A sum that may not be released; its round is over, recorded as aborted."""
+    """The sum may not be released; its round has been recorded as aborted."""
 
 
 class Coordinator:
     """One job's rounds, one after the other.
 
     Args:
-        terms: of the job.
-        ledger: durable; this coordinator is its one writer.
-        accountant: charged with every round that the ledger already holds.
-        strategy: makes a new model of a mean update.
-        sampler: draws the cohorts, and knows who took part when.
-        weights: (d,) the current model.
-        clipping: norms of the next round, where they adapt.
-        noise: what a mechanism that remembers its noise remembered at the last checkpoint.
-        keep: begins to make a checkpoint durable; what it returns waits until it is, which comes
-            before the commit, so that a committed model is never lost.
+        terms: What every round of the job has in common.
+        ledger: The job's durable ledger; this coordinator is its only writer.
+        accountant: Already charged with every round that the ledger holds.
+        strategy: Turns a mean update into the next model.
+        sampler: Draws the cohorts, and knows who took part when.
+        weights: (d,) float32, the current model.
+        clipping: Clipping norms of the next round, where they adapt.
+        noise: State, at the last checkpoint, of a mechanism that remembers its noise.
+        keep: Starts writing a checkpoint and returns a function that waits until it is durable.
+            The commit waits for it, so that a committed model is never lost.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Coordinator:
 
     @property
     def spent(self) -> Epsilons:
-        """Epsilon so far, by view; rounds that were lost count."""
+        """Epsilon so far, by view, including rounds that were aborted or lost in a crash."""
         return self._accountant.spent()
 
     def spent_in(self, view: View) -> float:
@@ -138,8 +138,8 @@ class Coordinator:
 
     @property
     def exhausted(self) -> frozenset[int]:
-        """Clients that contributed as often as the plan lets them, or may have: a round whose sum
-        may have been opened counts, and one that a crash lost counts for everybody."""
+        """Clients that have, or may have, contributed as often as the plan allows: a round whose
+        sum may have been opened counts, and one lost in a crash counts for everybody."""
         return frozenset(self._accountant.server.exhausted.tolist())
 
     @property
@@ -150,10 +150,10 @@ class Coordinator:
     def begin_round(self, sampling_entropy: Entropy) -> OpenRound:
         """Reserve the next round durably, then draw its cohort.
 
-        A buffered round has none yet: `admit` says whose uploads came.
+        A buffered round has no cohort yet: `admit` states whose uploads came.
 
         Raises:
-            BudgetExceeded: the round would not fit; nothing was written and nobody is asked.
+            BudgetExceeded: The round does not fit; nothing was written and nobody is invited.
         """
         if self._open is not None:
             raise ProtocolError(f"round {self._open.number} is still open")
@@ -184,10 +184,10 @@ class Coordinator:
         return self._open
 
     def admit(self, clients: Sequence[int]) -> OpenRound:
-        """Name those whose uploads are in the open buffer, before it is finished or given up.
+        """State whose uploads are in the open buffer, before it is finished or aborted.
 
         Raises:
-            ProtocolError: no round is open, its cohort was drawn, or a client is named twice.
+            ProtocolError: No round is open, its cohort was drawn, or a client is named twice.
         """
         open_ = self._current()
         if self.terms.plan.sampling != "arrivals":
@@ -207,23 +207,26 @@ class Coordinator:
         noise: NDArray[np.int64] | None = None,
         held: bool = False,
     ) -> Weights:
-        """Top the noise up, decode, step, keep, commit; returns the model that may now be released.
+        """Top up the noise, decode, step, save and commit.
 
-        Every host's sums come through here, whatever the protocol: one that the plan does not allow
-        to be released is recorded as an aborted round, its cost spent, and refused.
+        Every host's sums come through here, whatever the protocol. A sum that the plan does not
+        allow to be released is refused, and its round recorded as aborted with its cost spent.
 
         Args:
             total: (length,) the survivors' sum mod 2^b.
-            survivors: whose vectors are in it.
-            noise_entropy: of the coordinator's own noise.
-            diagnostics: for ``private.jsonl``.
-            noise: (length,) what the mechanism drew for this round beforehand, and for no other.
-            held: the commit goes to the disk with the next round's reservation, or when `settle`
-                is called; the model may be released only then.
+            survivors: Clients whose vectors are in the sum.
+            noise_entropy: Source for the coordinator's own noise.
+            diagnostics: Figures for ``private.jsonl``.
+            noise: (length,) noise that the mechanism drew ahead for this round, and for no other.
+            held: Write the commit to disk together with the next round's reservation, or when
+                `settle` is called; the model may be released only then.
+
+        Returns:
+            (d,) float32, the model that may now be released (see `held`).
 
         Raises:
-            SumRefused: too few or too many clients, or others than were asked, are in the sum.
-            TrainingError: the step left the numbers that a model can hold; the round is spent.
+            SumRefused: The sum holds too few or too many clients, or others than were invited.
+            TrainingError: The new model is not finite; the round's cost is spent.
         """
         open_, mechanism = self._current(), self.mechanism
         reason = _unfit(open_, survivors, mechanism)
@@ -233,7 +236,7 @@ class Coordinator:
         mechanism.skip_to(open_.number - 1, noise_entropy)
         if noise is None:
             noise = mechanism.top_up(len(survivors), noise_entropy)
-        ring = total.astype(ring_dtype(mechanism.modulus_bits))  # hosts hand in wider words
+        ring = total.astype(ring_dtype(mechanism.modulus_bits))  # hosts may pass wider words
         topped = add_noise(ring, noise, bits=mechanism.modulus_bits)
         seed = open_.assignment.digest if mechanism.rotates else b""
         mean = mechanism.decode(topped, seed=seed)
@@ -276,16 +279,16 @@ class Coordinator:
         return weights
 
     def settle(self) -> None:
-        """Make a commit that is held durable: the current model may be released."""
+        """Make a held commit durable, so that the current model may be released."""
         self._ledger.settle()
 
     def abort_round(self, reason: str, *, before_unmask: bool) -> None:
-        """Give the open round up. Its cost stays spent; the server's view alone may be refunded.
+        """Abort the open round. Its cost stays spent; only the server's view may be refunded.
 
         Args:
-            reason: what happened; up to its first colon for the ledger, which is published, and
-                with the numbers and clients that it names after that for ``private.jsonl`` alone.
-            before_unmask: no certificate had been sent, so that no sum ever existed.
+            reason: What happened. The ledger, which is published, holds it up to its first colon;
+                the numbers and clients named after that go to ``private.jsonl`` alone.
+            before_unmask: Whether no certificate had been sent, so that no sum ever existed.
         """
         open_ = self._current()
         self._ledger.abort(
@@ -306,7 +309,7 @@ class Coordinator:
 
 
 def _unfit(open_: OpenRound, survivors: Sequence[int], mechanism: Mechanism) -> str | None:
-    """Why these survivors' sum may not be released: numbers come after the colon."""
+    """Why these survivors' sum may not be released, or None; numbers come after the colon."""
     event, summed = mechanism.event, set(survivors)
     if len(summed) != len(survivors) or not summed <= set(open_.cohort):
         return "the sum holds clients that were not asked, or one of them twice"
@@ -318,7 +321,11 @@ def _unfit(open_: OpenRound, survivors: Sequence[int], mechanism: Mechanism) -> 
 
 
 def _strength(mean: NDArray[np.float64], mechanism: Mechanism) -> dict[str, float]:
-    """Norms of the released mean's noise, and of its signal as far as the release tells it."""
+    """Estimated L2 norms of the signal and the noise in the released mean.
+
+    Noise of deviation s in each of d coordinates has E‖noise‖² = s²d; where it is independent of
+    the signal, ‖released‖² - s²d is an unbiased estimate of ‖signal‖². Only the release is used.
+    """
     noise = mechanism.noise_deviation * math.sqrt(len(mean))
     # Not np.linalg.norm: the threads of its dot product cost more than they save.
     released = math.sqrt(float(np.square(mean).sum()))

@@ -1,16 +1,16 @@
-"""The coordinator as a Flower ServerApp: the same deployment, with Flower's Grid for a wire.
+"""The coordinator as a Flower ServerApp: the same deployment, carried by Flower's Grid.
 
 ::
 
     flwr run . --run-config 'fedsys-home="DIR" fedsys-job="silo"'
 
-DIR is a coordinator's folder (`fedsys coordinator init`), whose devices have joined it; jobs,
-ledgers and results lie where they do over gRPC. Secure aggregation is ours: SuperLink and nodes
-pass on messages that they cannot open. A run that Flower loses is resumed by the next run of the
-same job, from the coordinator's own ledger and checkpoint.
+DIR is a coordinator's folder (`fedsys coordinator init`) that the devices have joined; jobs,
+ledgers and results are kept where they are over gRPC. Secure aggregation is ours: SuperLink and
+nodes forward messages that they cannot open. A run that Flower loses is resumed by the next run
+of the same job, from the coordinator's own ledger and checkpoint.
 
-Flower's nodes are polled every few seconds, so a stage takes that long; nothing is waited for
-without a deadline.
+Flower's nodes are polled every few seconds, so a stage takes at least that long; every wait has a
+deadline.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ class _Relay:
     """One Flower node, and the device that proved to be behind it.
 
     Attributes:
-        id: Flower's.
-        challenge: sent to it, unpredictable.
-        link: of the device, once it is recognised.
-        ingress: what its messages pass.
+        id: Flower's id of the node.
+        challenge: Unpredictable bytes for the device behind it to sign.
+        link: The device's session, once the device is recognised.
+        ingress: Filter that the device's messages pass.
         pending: Flower's id of the message that is not answered yet.
-        since: when that was sent, or when the node last failed.
-        offer: of the job, as it was last sent.
-        invitation: of the round, as it was last sent.
+        since: When that message was sent, or when the node last failed (monotonic seconds).
+        offer: The job's offer, as it was last sent.
+        invitation: The round's invitation, as it was last sent.
     """
 
     id: int
@@ -82,11 +82,11 @@ class GridFleet:
     """Carries a fleet's messages over Flower's Grid: one open message for each node at a time.
 
     Args:
-        grid: Flower's.
-        fleet: whose links these become.
-        registry: who may take part.
-        poll: seconds between two looks at the Grid.
-        patience: seconds after which an unanswered message means that its node is gone.
+        grid: Flower's connection to its nodes.
+        fleet: Where the recognised devices' sessions are registered.
+        registry: Knows which devices may take part.
+        poll: Seconds between two polls of the Grid.
+        patience: Seconds after which an unanswered message means that its node is gone.
     """
 
     def __init__(
@@ -115,13 +115,13 @@ class GridFleet:
         )
 
     async def serve(self) -> None:
-        """Until cancelled."""
+        """Poll until cancelled."""
         while True:
             await self.step()
             await asyncio.sleep(self._poll)
 
     async def step(self) -> None:
-        """Look once: who is there, what is to be sent, what came back."""
+        """Poll once: find nodes that came or went, send what is queued, read the replies."""
         present = set(await asyncio.to_thread(lambda: list(self._grid.get_node_ids())))
         for gone in self._relays.keys() - present:
             self._lost(self._relays.pop(gone))
@@ -177,12 +177,13 @@ class GridFleet:
                 self._lost(relay)
                 return None
             downs += self._for_one_that_forgets(relay, raw)
-        for each in downs:  # as it travels, which is more than was queued
+        for each in downs:  # counted as sent, which is more than was queued
             self._fleet.counted("out", kind_of_down(each), len(each))
         return ConfigRecord({DOWN: downs}) if downs else None
 
     def _for_one_that_forgets(self, relay: _Relay, raw: bytes) -> Iterable[bytes]:
-        """A message with all that a fresh process needs to understand it."""
+        """A message together with all that a fresh process needs to act on it: Flower may start
+        a new process for every message, which remembers no offer and no invitation."""
         down = fleet_pb2.Down.FromString(raw)
         kind = down.WhichOneof("content")
         if kind == "offer":
@@ -233,7 +234,7 @@ class GridFleet:
             if not isinstance(raw, bytes):
                 raise ProtocolError("an answer that is no bytes")
             if ingress.limit(raw) < len(raw) <= ingress.passed(raw):
-                continue  # it came too late
+                continue  # an answer that came too late
             up = ingress.take(raw)
             self._registry.prekeys.keep(link.node, up)
             kind = up.WhichOneof("content")
@@ -246,8 +247,8 @@ class GridFleet:
         """Find the device whose roster identity signed the challenge.
 
         Raises:
-            FedsysError: it is not on the roster.
-            InvalidSignature: it is not who it says.
+            FedsysError: The device is not on the roster.
+            InvalidSignature: The claimed device did not sign the challenge.
         """
         node, proof = record[NODE], record[PROOF]
         roster = self._registry.chain().newest
@@ -273,7 +274,7 @@ class GridFleet:
         link.roster = self._registry.roster_version()
 
     def _follow_registry(self) -> None:
-        """Tell of a new roster; anyone who is no longer on it is out."""
+        """Announce a new roster, and drop the devices that are no longer on it."""
         newest = self._registry.roster_version()
         behind = [link for link in self._fleet.links.values() if link.roster < newest]
         roster = self._registry.chain().newest if behind else None
@@ -303,20 +304,21 @@ async def run_job(
     randomness: Randomness | None = None,
     metrics: Metrics | None = None,
 ) -> JobRow:
-    """Run one job over the Grid to its end; one that was cut off goes on.
+    """Run one job over the Grid to its end; an interrupted one is resumed.
 
     Args:
-        grid: Flower's.
-        home: the coordinator's folder.
-        text: the job's configuration, TOML.
-        models: makes the model of a configuration.
-        poll: seconds between two looks at the Grid.
-        randomness: for tests.
-        metrics: counted into; served where ``coordinator.toml`` says, until the job is over.
+        grid: Flower's connection to its nodes.
+        home: The coordinator's folder.
+        text: The job's configuration, as TOML.
+        models: Builds the model of a configuration.
+        poll: Seconds between two polls of the Grid.
+        randomness: Replaces the OS's randomness in tests.
+        metrics: Metrics to count into; served at the address in ``coordinator.toml`` until the
+            job is over.
 
     Raises:
-        ConfigError: another coordinator runs on this folder, nothing can be served there, or the
-            job's rounds are buffered.
+        ConfigError: Another coordinator runs on this folder, the metrics cannot be served at that
+            address, or the job's rounds are buffered.
     """
     if validate(parse_toml(text.encode())).rounds.mode == "buffered":
         raise ConfigError(
@@ -364,8 +366,8 @@ async def run_job(
 
 
 async def _cancelled(tasks: Collection[asyncio.Task[None]]) -> None:
-    """Cancel tasks until they end: before Python 3.12 a `wait_for` may swallow a cancellation
-    that comes together with its result."""
+    """Cancel tasks repeatedly until they end: before Python 3.12 a `wait_for` may swallow a
+    cancellation that arrives together with its result."""
     waiting = set(tasks)
     while waiting:
         for task in waiting:

@@ -1,7 +1,7 @@
 """The devices' port: mutual TLS, one long-lived stream for each agent, enrolment, health.
 
-Certificates are checked by TLS against our authority and then, at every call, against the registry;
-`DevicePort.evict`, called every few seconds, ends the open sessions of those revoked meanwhile.
+TLS checks certificates against our authority, and every call checks them against the registry.
+`DevicePort.evict`, called every few seconds, ends the open sessions of nodes revoked meanwhile.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _HELLO_SECONDS = 20.0
 _PENDING = 4
 _CALLS = 60
 _CALLS_A_SECOND = 1.0
-"""Calls and sessions of one certificate; an agent waits longer after every attempt that failed."""
+"""Calls and sessions of one certificate; an agent backs off after every failed attempt."""
 _MOST_PACES = 10_000
 
 
@@ -51,10 +51,10 @@ class DevicePort:
     """The gRPC server that agents dial.
 
     Args:
-        identity: what it presents.
-        authority: whose client certificates it takes.
-        registry: who is admitted.
-        fleet: where sessions are registered.
+        identity: Key and certificate that the server presents.
+        authority: Issuer of the client certificates that it accepts.
+        registry: Decides which nodes are admitted.
+        fleet: Where sessions are registered.
         signer_key: Ed25519 public key under which ledgers are signed.
     """
 
@@ -77,10 +77,10 @@ class DevicePort:
         self._health: Any = None
 
     async def start(self, address: str) -> int:
-        """Listen; returns the port, which is chosen where `address` ends in ``:0``.
+        """Listen; returns the port, which the OS chooses where `address` ends in ``:0``.
 
         Raises:
-            ConfigError: nobody can listen there; the line says why.
+            ConfigError: The address cannot be listened on; the message says why.
         """
         _check_free(address)
         credentials = grpc.ssl_server_credentials(
@@ -148,7 +148,7 @@ class DevicePort:
         )
 
     def announce_roster(self) -> None:
-        """Tell every connected agent of the rosters that it has not seen."""
+        """Send every connected agent the roster versions that it has not seen."""
         newest = self._registry.roster_version()
         for link in self._fleet.links.values():
             if link.roster < newest:
@@ -159,7 +159,7 @@ class DevicePort:
     def _unary(
         self, function: Callable[[Any, Any], Awaitable[Any]], request: Callable[[bytes], Any]
     ) -> Any:
-        """A handler that counts calls, and turns our errors into a status with one line."""
+        """A handler that limits the rate of calls and turns our errors into a one-line status."""
 
         async def handle(message: Any, context: Any) -> Any:
             try:
@@ -177,7 +177,7 @@ class DevicePort:
         )
 
     async def _within_pace(self, context: Any) -> None:
-        """End a call of a certificate that calls too often, before the database is asked."""
+        """Abort a call whose certificate calls too often, before the database is queried."""
         serial = (await _peer(context)).serial
         if serial not in self._paces:
             rested = [each for each, pace in self._paces.items() if pace.rested]
@@ -248,7 +248,7 @@ class DevicePort:
             await asyncio.gather(writer, reader, overrun, return_exceptions=True)
 
     async def _read(self, link: Link, peer: Peer, frames: AsyncIterator[bytes]) -> None:
-        """Read one session to its end; whatever is wrong ends it with a reason."""
+        """Read one session to its end; any violation ends it with a reason."""
         ingress, stream = Ingress(link, self._fleet), aiter(frames)
         assembler = Assembler(limit=ingress.limit, passed=ingress.passed)
         try:
@@ -275,7 +275,7 @@ class DevicePort:
                     elif kind != "prekeys":
                         ingress.hand_on(message, len(whole))
                     del message
-                del frame, whole  # an agent may be silent for long after an upload
+                del frame, whole  # free an upload's memory: its agent may now be silent for long
                 while wait > 0 or link.pending >= _PENDING:  # flow control holds the agent back
                     await asyncio.sleep(max(0.01, wait))
                     wait = 0.0
@@ -322,7 +322,7 @@ async def _write(link: Link, context: Any) -> None:
         for frame in split(parcel, message):
             await context.write(frame)
             del frame
-        del message  # a model, while there is nothing to say for long
+        del message  # free a model's memory: the next message may be a long time away
         parcel += 1
 
 
@@ -334,10 +334,10 @@ async def _peer(context: Any) -> Peer:
 
 
 def _check_free(address: str) -> None:
-    """Try to listen, as gRPC is about to, which would only say that it failed.
+    """Try to bind the address first, because gRPC reports that it failed but not why.
 
     Raises:
-        ConfigError: why it will fail.
+        ConfigError: The address cannot be bound; the message says why.
     """
     host, port = host_and_port(address, "--listen", least=0)
     try:
@@ -355,7 +355,7 @@ def _check_free(address: str) -> None:
                 probe.bind(place)
         except OSError as error:
             reasons.append((error.strerror or str(error)).lower())
-    if len(reasons) == len(found):  # gRPC is content with one of several
+    if len(reasons) == len(found):  # gRPC needs only one of several addresses
         raise ConfigError(
             f"--listen {address}: {reasons[-1]}; give another port, or an address of this machine"
         )

@@ -1,6 +1,6 @@
 """The operator's commands: gRPC on a Unix socket in the coordinator's folder, mode 0600.
 
-Anyone who can open the socket is the operator; the devices' port knows none of these calls.
+Anyone who can open the socket is the operator; the devices' port serves none of these calls.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class OperatorSocket:
     """The operator's server.
 
     Args:
-        home: where the socket lies.
-        state: the database.
-        fleet: the sessions.
-        deployment: woken when a job comes in.
+        home: The coordinator's folder, which holds the socket.
+        state: The coordinator's database.
+        fleet: The devices' open sessions.
+        deployment: Woken when a job is submitted.
     """
 
     def __init__(self, *, home: Home, state: State, fleet: Fleet, deployment: Deployment) -> None:
@@ -48,7 +48,7 @@ class OperatorSocket:
         """Listen.
 
         Raises:
-            ConfigError: the folder's path is too long for a socket.
+            ConfigError: The folder's path is too long for a socket.
         """
         path = self._home.socket.resolve()
         if len(os.fsencode(path)) > 100:

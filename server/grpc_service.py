@@ -1,4 +1,4 @@
-"""A coordinator's whole process: devices' port, operator's socket, jobs, metrics."""
+"""The coordinator's process: devices' port, operator's socket, jobs and metrics."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ async def run_coordinator(
     stop: asyncio.Event | None = None,
     randomness: Randomness | None = None,
 ) -> None:
-    """Serve until SIGTERM, SIGINT or `stop`; jobs that are running go on at the next start.
+    """Serve until SIGTERM, SIGINT or `stop`; running jobs are resumed at the next start.
 
     Args:
-        home: the coordinator's folder.
+        home: The coordinator's folder.
         listen: ``HOST:PORT`` of the devices' port.
-        models: makes the model of a configuration.
-        ready: called with the port once everything listens.
-        stop: ends it; signals are then left alone.
-        randomness: for tests.
+        models: Builds the model of a configuration.
+        ready: Called with the port once everything listens.
+        stop: Ends the service when set; signals are then not handled.
+        randomness: Replaces the OS's randomness in tests.
 
     Raises:
-        ConfigError: another coordinator runs on this folder.
+        ConfigError: Another coordinator runs on this folder.
     """
     with home.alone():
         await _serve(home, listen, models, ready, stop, randomness)
@@ -123,7 +123,7 @@ async def _follow_registry(devices: DevicePort) -> None:
 
 
 async def _ended(tasks: set[asyncio.Task[Any]]) -> None:
-    """Let calls end by themselves: gRPC says that it is stopped once nothing is to be sent any
-    more, and prints a traceback for each whose task is then cancelled with the event loop."""
+    """Let calls end by themselves: gRPC reports that it has stopped once nothing is left to send,
+    and prints a traceback for each call whose task is then cancelled with the event loop."""
     if tasks:
         await asyncio.wait(tasks, timeout=_ENDING_SECONDS)

@@ -1,14 +1,15 @@
-"""What every message of an agent passes before anybody works on it, whatever carried it here.
+"""The filter that every message of an agent passes first, whichever host carried it.
 
 ::
 
     ingress = Ingress(link, fleet)
     assembler = Assembler(limit=ingress.limit, passed=ingress.passed)   # a stream's frames
-    message = ingress.take(whole)                                       # ProtocolError, or an `Up`
+    message = ingress.take(whole)                                       # an `Up`, or ProtocolError
     await asyncio.sleep(ingress.wait())                                 # the agent is held back
 
-Its size is judged by its kind before it is parsed, its kind by where the session stands, and its
-texts are made fit for a log. Rates are kept for each node, over all its sessions.
+A message's kind bounds its size before it is parsed, the session's state decides which kinds are
+allowed, and text in it is made safe for logs. Rates are limited for each node, over all its
+sessions.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from server.deployed.fleet import Fleet, Link, Said
 __all__ = ["MOST_AT_ONCE", "Ingress"]
 
 MOST_AT_ONCE = 32
-"""Messages in one batch, where a host carries batches; an agent answers a handful."""
+"""Messages in one batch, where a host carries batches; an agent sends only a handful."""
 _LENGTHS = {
     "job": (0, 32),
     "terms": (32,),
@@ -40,8 +41,8 @@ class Ingress:
     """The filter of one session.
 
     Args:
-        link: the session's.
-        fleet: whose events take what passes.
+        link: The session.
+        fleet: Receives, as events, the messages that pass.
     """
 
     def __init__(self, link: Link, fleet: Fleet) -> None:
@@ -51,18 +52,18 @@ class Ingress:
         self._pace = fleet.pace_of(link.node)
 
     def limit(self, begins: bytes) -> int:
-        """Bytes of a message that begins so, if it may come now."""
+        """Largest size in bytes of a message that begins so; 0 if it is not allowed now."""
         return up_limits(self._link.answer).get(kind_of_up(begins), 0)
 
     def passed(self, begins: bytes) -> int:
-        """Bytes of a message that begins so and came too late: it is let pass, and not held."""
+        """Largest size in bytes of a late message that begins so: it is read and discarded."""
         return self._fleet.largest_answer if kind_of_up(begins) == "answer" else 0
 
     def take(self, whole: bytes) -> fleet_pb2.Up:
         """Parse one message.
 
         Raises:
-            ProtocolError: the session cannot go on.
+            ProtocolError: The message is not allowed; the session cannot go on.
         """
         kind = check_up(whole, up_limits(self._link.answer))
         self._fleet.counted("in", kind, len(whole))
@@ -88,10 +89,10 @@ class Ingress:
         return message
 
     def hand_on(self, message: fleet_pb2.Up, size: int) -> None:
-        """Give a message to the code that takes the fleet's events."""
+        """Queue a message among the fleet's events."""
         self._link.pending += 1
         self._fleet.events.put_nowait(Said(self._link.node, message, self._link, size))
 
     def wait(self) -> float:
-        """Seconds for which the agent is not to be read: it has said more than it may."""
+        """Count one message; seconds to wait before reading on, if the agent sends too fast."""
         return self._pace.take()

@@ -1,7 +1,7 @@
 """A job and its run's folder.
 
-Every host (the simulator in process, gRPC, Flower) runs its rounds on the `Coordinator` that is
-here, so that all of them keep the same ledger in the same order.
+Every host (the simulator in process, gRPC, Flower) runs its rounds on this job's `Coordinator`,
+so that all of them keep the same ledger in the same order.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class JobFacts:
     """What the ledger's header says besides the privacy plan.
 
     Attributes:
-        population_known: how N is known.
-        roster: whose word the list of members is.
-        randomness: where secrets come from.
-        reproducible: whether somebody could draw them again; then nothing is private.
-        roster_version: of the signed list of members, in a deployment.
-        preprocessing: what the task declares; see `fedsys.preprocessing`.
-        canaries: hash of the protocol of an empirical audit; None where no canaries are planted.
+        population_known: How the population N is known.
+        roster: Who vouches for the list of members.
+        randomness: Where secrets come from.
+        reproducible: Whether somebody could draw the same secrets again; then nothing is private.
+        roster_version: Version of the signed list of members, in a deployment.
+        preprocessing: What the task declares; see `fedsys.preprocessing`.
+        canaries: Hash of an empirical audit's protocol; None where no canaries are planted.
     """
 
     population_known: str
@@ -44,7 +44,7 @@ class JobFacts:
 
 
 def job_withheld(plan: PrivacyPlan, facts: JobFacts) -> str | None:
-    """Why a job that promises privacy can make no claim of it; None where it can."""
+    """Why a job with a privacy plan can make no privacy claim; None where it can."""
     return why_withheld(facts.preprocessing, plan.unit) if plan.protected else None
 
 
@@ -53,13 +53,13 @@ class Job:
     """A job whose folder exists; `server.job_opening` makes them.
 
     Attributes:
-        config: resolved; what ``config.toml`` holds.
-        plan: its privacy parameters.
-        folder: of the run.
-        ledger: open for writing.
-        coordinator: ready for its next round.
-        signer: of the ledger.
-        facts: as the ledger's header has them.
+        config: The resolved configuration, as ``config.toml`` holds it.
+        plan: The job's privacy parameters.
+        folder: The run's folder.
+        ledger: The run's ledger, open for writing.
+        coordinator: Ready for its next round.
+        signer: Signs the ledger.
+        facts: As stated in the ledger's header.
     """
 
     config: Config
@@ -72,19 +72,19 @@ class Job:
 
     @cached_property
     def budget(self) -> float | None:
-        """What epsilon may reach in the guaranteed view; None where nothing is promised."""
+        """Epsilon that the guaranteed view may reach; None where nothing is promised."""
         return budget_of(self.plan)
 
     @property
     def epsilon(self) -> float | None:
-        """Spent so far in the guaranteed view; None where nothing is promised."""
+        """Epsilon spent so far in the guaranteed view; None where nothing is promised."""
         return self.coordinator.spent_in(self.plan.guarantee) if self.plan.protected else None
 
     def close(self, status: str, facts: Mapping[str, str | None]) -> None:
-        """End the ledger; the job takes no further round.
+        """Close the ledger; the job runs no further rounds.
 
         Args:
-            status: how it ended.
-            facts: hashes of what its folder holds (`fedsys.privacy.ledger.closing`).
+            status: How the job ended.
+            facts: Hashes of what its folder holds (`fedsys.privacy.ledger.closing`).
         """
         self.ledger.close(status, facts)

@@ -1,8 +1,8 @@
 """How a job ends: its model, the closing line that binds what the folder holds, its summary.
 
 The closing line states the summary's hash, and the summary states the closing line's. So the
-summary without that head is written first, under another name; a crash after the closing line
-finds it there.
+summary is first written without that head and under another name, where it is found again if the
+process dies after the closing line.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ def end_job(
     seconds: Sequence[float],
     clients: Sequence[int],
 ) -> None:
-    """Writes the model, closes the ledger, writes the summary; the job takes no further round.
+    """Write the model, close the ledger, write the summary; the job runs no further rounds.
 
     Args:
-        job: with no round open and no commit held.
+        job: A job with no open round and no held commit.
         status: ``completed``, ``budget-exhausted`` or ``interrupted``.
-        model: content of ``model.pt``.
-        metrics: the last evaluation.
-        seconds: of each round.
-        clients: that trained in each of those rounds.
+        model: Content of ``model.pt``.
+        metrics: Metrics of the last evaluation.
+        seconds: Duration of each round.
+        clients: Number of clients that trained in each of those rounds.
 
     Raises:
-        OSError: the disk does not take it.
-        LedgerError: nor the ledger.
+        OSError: The model or the summary cannot be written.
+        LedgerError: The ledger cannot be closed.
     """
     folder = job.folder
     write_atomically(folder.model, model)
@@ -79,14 +79,14 @@ def is_unfinished_end(folder: RunFolder) -> bool:
 
 
 def finish_ended(folder: RunFolder, view: LedgerView) -> None:
-    """Writes the summary of a closed ledger whose process died before it did.
+    """Write the summary of a closed ledger whose process died before writing it.
 
     Args:
-        folder: of the run.
-        view: its closed ledger.
+        folder: The run's folder.
+        view: Its closed ledger.
 
     Raises:
-        RunFolderError: what was left is not what the closing line binds.
+        RunFolderError: The pending summary cannot be read.
     """
     try:
         summary: dict[str, Any] = json.loads(_pending(folder).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""How a job begins: its folder written for the first time, or taken up again after a crash."""
+"""How a job begins: in a new folder, or resumed from its folder after a crash."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ Weights = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class JobSpec:
-    """What a job is made of, whether it begins or goes on.
+    """What a new or resumed job is made of.
 
     Attributes:
-        config: resolved; for a job that goes on, as stored in its folder.
-        plan: as `server.job_settings.plan_for` gives it.
-        weights: (d,) of the initial model; a job with a checkpoint goes on from that.
-        facts: for the ledger's header; a job goes on only with those that it was started with.
-        clipping: as `server.job_settings.clipping_for` gives it.
-        signer: of the ledger; by default the coordinator's own.
-        entropy: of the job's name and the ledger's salts.
-        disk: writes checkpoints while the rest of a round is recorded; None: it waits for them.
+        config: The resolved configuration; for a resumed job, as stored in its folder.
+        plan: As returned by `server.job_settings.plan_for`.
+        weights: (d,) float32, the initial model; a job with a checkpoint resumes from that.
+        facts: For the ledger's header; a job is resumed only with those it was started with.
+        clipping: As returned by `server.job_settings.clipping_for`.
+        signer: Signs the ledger; by default the coordinator's own key.
+        entropy: Source for the job's name and the ledger's salts.
+        disk: Writes checkpoints in the background; with None, each round waits for its own.
     """
 
     config: Config
@@ -95,16 +95,16 @@ def start_job(folder: RunFolder, spec: JobSpec) -> Job:
 
 
 def restore_job(folder: RunFolder, spec: JobSpec, *, ledger: Ledger | None = None) -> Job:
-    """Take an interrupted job up again: charge its ledger's rounds, load its committed model.
+    """Resume an interrupted job: charge its ledger's rounds, load its committed model.
 
     Args:
-        folder: of the run.
-        spec: what it is made of.
-        ledger: as `take_up` opened it, where its header had to be read first.
+        folder: The run's folder.
+        spec: What the job is made of.
+        ledger: As opened by `take_up`, where its header had to be read first.
 
     Raises:
-        LedgerError: the ledger is closed, locked or does not hold.
-        RunFolderError: it belongs to another configuration, or a checkpoint does not fit.
+        LedgerError: The ledger is closed, locked or does not verify.
+        RunFolderError: It belongs to another configuration, or a checkpoint does not fit.
     """
     signer = spec.signer or Signer.load_or_create()
     with ExitStack() as held:
@@ -147,8 +147,8 @@ def take_up(folder: RunFolder, signer: Signer, *, entropy: Entropy = os.urandom)
     """Open an interrupted job's ledger: read and verified once, with ``view`` and private rounds.
 
     Raises:
-        LedgerClosed: its job is over.
-        LedgerError: it is locked or does not hold.
+        LedgerClosed: The job is over.
+        LedgerError: The ledger is locked or does not verify.
     """
     return Ledger.open(
         folder.ledger,
@@ -207,7 +207,7 @@ def _view_of_the_same_job(ledger: Ledger, folder: RunFolder, spec: JobSpec) -> L
 
 
 def _committed(view: LedgerView) -> dict[int, str]:
-    """SHA-256 of the model of each committed round, as the ledger has it."""
+    """SHA-256 of each committed round's model, as the ledger states it."""
     return {
         record.round: str(record.body.get("weights_sha256"))
         for record in view.rounds
@@ -216,7 +216,7 @@ def _committed(view: LedgerView) -> dict[int, str]:
 
 
 def _recall(sampler: CohortSampler, view: LedgerView, ledger: Ledger) -> None:
-    """Tell the sampler of the rounds that are over; one whose cohort a crash lost had everybody."""
+    """Give the sampler all past rounds; a cohort that a crash lost counts as everybody."""
     for record in view.rounds:
         line: Mapping[str, Any] | None = ledger.private_rounds.get(record.round)
         known = record.outcome is not None and line is not None
@@ -236,7 +236,7 @@ def _job(
     checkpoint: Checkpoint,
     checkpoints: Checkpoints,
 ) -> Job:
-    """The job that goes on from a checkpoint; `name` is what its ledger calls it."""
+    """The job that continues from a checkpoint; `name` is the job's name in the ledger."""
     config = spec.config
     coordinator = Coordinator(
         terms=JobTerms(

@@ -1,4 +1,4 @@
-"""What a configuration means for a population and a model: plan, clipping, steps, strategy."""
+"""Derives the plan, clipping, steps and strategy from a configuration, population and model."""
 
 from __future__ import annotations
 
@@ -40,27 +40,27 @@ _KEYS = {
     "dropout": "aggregation.dropout",
     "corrupt": "aggregation.corrupt",
 }
-"""What the keys of a configuration are called where a plan is made."""
+"""Configuration key of each parameter of `make_plan`, for its error messages."""
 
 _PLAIN_NAMES = re.compile(
     r"(?<![\w.])(?:(?:min_separation|max_participations|min_survivors|noise_multiplier)(?!\w)"
     rf"|(?:{'|'.join(sorted(_KEYS, key=len, reverse=True))})(?==))"
 )
-"""In a message: names that are no English words, and the others where a value follows."""
+"""Parameter names in a message: those that are no English words, others only before a ``=``."""
 
 
 def plan_for(config: Config, *, population: int, layers: Sequence[int]) -> PrivacyPlan:
-    """The privacy plan that a configuration means for this population and model.
+    """The privacy plan of a configuration for this population and model.
 
     Args:
-        config: `privacy.noise_multiplier` is derived where only `privacy.epsilon` is given.
-        population: N.
-        layers: sizes of the model's parameters; d in all. Adaptive clipping adds a bit for each
-            group of them that is clipped apart.
+        config: Where only `privacy.epsilon` is given, `privacy.noise_multiplier` is derived.
+        population: Number of clients, N.
+        layers: Sizes of the model's parameters, d in all. Adaptive clipping adds one bit for each
+            group of parameters that is clipped separately.
 
     Raises:
-        MechanismError: its numbers do not fit one another.
-        ConfigError: no such cohorts exist.
+        MechanismError: The configuration's numbers do not fit together.
+        ConfigError: The population is too small for such cohorts.
     """
     privacy, cohort, aggregation = config.privacy, config.cohort, config.aggregation
     adaptive = privacy.adaptive_quantile is not None
@@ -109,7 +109,7 @@ def plan_for(config: Config, *, population: int, layers: Sequence[int]) -> Priva
 
 
 def budget_of(plan: PrivacyPlan) -> float | None:
-    """What epsilon may reach in a plan's guaranteed view; None where nothing is promised."""
+    """Epsilon that a plan's guaranteed view may reach; None where nothing is promised."""
     if not plan.protected:
         return None
     return plan.budget if plan.budget is not None else guaranteed_epsilon(plan)
@@ -121,18 +121,20 @@ def clipping_for(
     """The first round's clipping norms, where they adapt.
 
     Args:
-        config: of the job.
-        plan: that it means.
-        layers: sizes of the model's parameters, in the order of the flat vector.
+        config: The job's configuration.
+        plan: The plan derived from it.
+        layers: Sizes of the model's parameters, in the order of the flat vector.
 
     Raises:
-        ConfigError: the bits that tell how to adapt would take all of the norm.
+        ConfigError: The clipping bits would take up the whole clipping norm.
     """
     privacy = config.privacy
     if privacy.adaptive_quantile is None:
         return None
     apart = _clipped_apart(config, layers)
     bit_fraction = default_bit_fraction(plan.noise_multiplier, plan.expected_cohort)
+    # The bits share the update's norm: k bits of `bit_fraction` each have squared norm k times
+    # its square, and the update gets what is left of 1.
     if len(apart) * bit_fraction**2 >= 1:
         raise ConfigError(
             f"privacy.adaptive_layers = '{privacy.adaptive_layers}' with privacy.noise_multiplier "
@@ -156,16 +158,16 @@ def _clipped_apart(config: Config, layers: Sequence[int]) -> tuple[int, ...]:
 
 
 def example_steps(config: Config) -> int:
-    """Local steps of DP-SGD in a round: as many as pass over a client's examples `epochs` times."""
+    """Local DP-SGD steps in a round: `epochs` passes over a client's examples in expectation."""
     rate = config.privacy.example_rate or 1.0
     return config.local.epochs * math.ceil(1 / rate - 1e-9)
 
 
 def strategy_of(config: Config) -> Strategy:
-    """The strategy that a configuration names, fresh.
+    """The strategy that a configuration names, in its initial state.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: There is no strategy of that name.
     """
     server = config.server
     return build_strategy(

@@ -1,9 +1,9 @@
-"""What Prometheus may scrape; ``METRICS.md`` next to this file lists it.
+"""Metrics for Prometheus; ``METRICS.md`` next to this file lists them.
 
-Whatever tells of a realised cohort, of who took part or how long it took, is named
-``fedsys_serverside_...``: anyone who reads it is in the server's view. The rest is no more than
-what the published ledger holds, so that one rule of a scraper (drop ``fedsys_serverside_.*``) makes
-a page for everybody.
+Every metric that reveals something about a realised cohort, such as who took part or how long it
+took, is named ``fedsys_serverside_...``: anyone who reads it is in the server's view. The others
+reveal no more than the published ledger, so one rule in a scraper (drop ``fedsys_serverside_.*``)
+gives a page that anyone may see.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 100
 
 
 class Metrics:
-    """What an operator watches; each coordinator has a registry of its own."""
+    """A coordinator's metrics, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -49,14 +49,14 @@ class Metrics:
         )
         self._stages = Histogram(
             "fedsys_serverside_stage_seconds",
-            "Duration of the stages of committed rounds; tells of stragglers.",
+            "Duration of the stages of committed rounds; reveals stragglers.",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
         )
         self._refusals = Counter(
             "fedsys_serverside_refusals",
-            "What agents declined, a whole job or one round of it.",
+            "What agents declined: a whole job, or one of its rounds.",
             ["of"],
             registry=registry,
         )
@@ -68,10 +68,10 @@ class Metrics:
         )
 
     def serve(self, address: str) -> int:
-        """Answer ``/metrics`` at ``HOST:PORT``; returns the port, chosen where it is 0.
+        """Serve ``/metrics`` at ``HOST:PORT``; returns the port, chosen by the OS where it is 0.
 
         Raises:
-            ConfigError: it is no address, or cannot be listened at.
+            ConfigError: The address is not valid, or cannot be listened on.
         """
         host, _, port = address.rpartition(":")
         try:
@@ -87,42 +87,42 @@ class Metrics:
         return int(self._server.server_port)
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop serving."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
 
     def round_committed(self, seconds: Mapping[str, float]) -> None:
-        """A round ended with a model."""
+        """Count a round that ended with a model, and how long its stages took."""
         self._rounds.labels("committed").inc()
         for stage, duration in seconds.items():
             self._stages.labels(stage).observe(duration)
 
     def round_aborted(self) -> None:
-        """A round ended without one."""
+        """Count a round that ended without a model."""
         self._rounds.labels("aborted").inc()
 
     def refused(self, round: int) -> None:
-        """An agent declined a round, or for 0 the job."""
+        """Count an agent's refusal of a round; 0 is the whole job."""
         self._refusals.labels("round" if round else "job").inc()
 
     def connected(self, agents: int) -> None:
-        """So many sessions are open."""
+        """Set the number of open sessions."""
         self._connected.set(agents)
 
     def job_ended(self, status: str) -> None:
-        """A job is over."""
+        """Count a job that ended."""
         self._jobs.labels(status).inc()
 
     def spent(self, population: str, epsilons: Epsilons) -> None:
-        """So much was spent over all jobs; a view that cannot be told counts as unprotected."""
+        """Set what all jobs spent; a view without a known epsilon counts as unprotected."""
         for view in ("outsider", "participant"):
             self._epsilon.labels(population, view).set(_or_infinite(getattr(epsilons, view)))
         self._server_epsilon.labels(population).set(_or_infinite(epsilons.server))
 
     def passed(self, direction: str, kind: str, size: int) -> None:
-        """A message came ``in`` or went ``out``."""
+        """Count the bytes of a message that came ``in`` or went ``out``."""
         self._bytes.labels(direction, kind).inc(size)
 
 

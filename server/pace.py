@@ -1,4 +1,4 @@
-"""How often one party may do something: a bucket of tokens that fills at a steady rate."""
+"""Rate limit for one party: a token bucket that fills at a steady rate."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ __all__ = ["Pace"]
 
 
 class Pace:
-    """Counts what one party does against what it may.
+    """Counts one party's actions against its allowed rate.
 
     >>> pace = Pace(burst=2, a_second=10.0, clock=lambda: 0.0)
     >>> [pace.take(), pace.take(), round(pace.take(), 3), round(pace.take(), 3)]
     [0.0, 0.0, 0.1, 0.2]
 
     Args:
-        burst: how often at once, after a rest.
-        a_second: how often for long.
-        clock: monotonic seconds.
+        burst: Actions allowed at once after a rest.
+        a_second: Actions allowed per second in the long run.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -28,13 +28,13 @@ class Pace:
         self._left, self._at = float(burst), clock()
 
     def take(self) -> float:
-        """Count one; seconds until it is within the rate, 0 where it is now."""
+        """Count one action; seconds until it is within the rate, 0 if it already is."""
         self._fill()
         self._left -= 1.0
         return max(0.0, -self._left / self._rate)
 
     def try_take(self) -> bool:
-        """Count one if it is within the rate now; whether it is."""
+        """Count one action if the rate allows it now; returns whether it does."""
         self._fill()
         if self._left < 1.0:
             return False
@@ -43,7 +43,7 @@ class Pace:
 
     @property
     def rested(self) -> bool:
-        """Whether it may do a whole burst again, so that nothing need be remembered of it."""
+        """Whether a whole burst is allowed again, so that this object can be forgotten."""
         self._fill()
         return self._left >= self._burst
 

@@ -24,15 +24,15 @@ __all__ = ["ENVELOPE", "RoundAborted", "SecureRound", "params_for"]
 
 
 ENVELOPE = 4096
-"""More bytes than a host puts around a member's message."""
+"""Bytes that a host's envelope around a member's message never exceeds."""
 
 
 class RoundAborted(FedsysError):
     """A round ended without a model; what it reserved stays spent.
 
     Attributes:
-        nothing_summed: it ended before a certificate was sent, so that no sum ever existed.
-        refusals: why, by client, for the operator's eyes; the message itself names no client.
+        nothing_summed: Whether it ended before a certificate was sent, so that no sum ever existed.
+        refusals: Reasons by client, for the operator only; the message itself names no client.
     """
 
     def __init__(self, reason: str, *, nothing_summed: bool) -> None:
@@ -42,10 +42,10 @@ class RoundAborted(FedsysError):
 
 
 def params_for(plan: PrivacyPlan, mechanism: Mechanism, roster: Roster, n: int) -> SecAggParams:
-    """The parameters of a round with a cohort of `n`, as every one of its devices computes them.
+    """The parameters of a round with a cohort of `n`, as each of its devices also computes them.
 
     Raises:
-        RoundAborted: none fit a cohort of this size.
+        RoundAborted: No parameters fit a cohort of this size.
     """
     try:
         return round_params(
@@ -63,16 +63,16 @@ class SecureRound:
     """Aggregator and outcome of one open round.
 
     Args:
-        open: the round, durably reserved.
-        mechanism: whose vectors are summed.
-        roster: the population.
-        params: of secure aggregation; see `params_for`.
-        prekeys: a signed single-use sealing key of each committee member; a member without one
+        open: The round, durably reserved.
+        mechanism: Encodes the vectors that are summed.
+        roster: Signed list of the population's members.
+        params: Parameters of secure aggregation; see `params_for`.
+        prekeys: A signed single-use sealing key of each committee member; a member without one
             counts as lost.
-        shared: for virtual cohorts.
+        shared: Work shared among simulated members in one process.
 
     Raises:
-        RoundAborted: the parameters do not fit this cohort or mechanism.
+        RoundAborted: The parameters do not fit this cohort or mechanism.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class SecureRound:
 
     @property
     def waiting(self) -> frozenset[int]:
-        """Who has not answered; empty: the stage can be closed before its deadline."""
+        """Members that have not answered; if empty, the stage can close before its deadline."""
         return self._aggregator.waiting
 
     @property
@@ -118,12 +118,12 @@ class SecureRound:
 
     @property
     def nothing_summed(self) -> bool:
-        """Whether no certificate was sent yet, without which nobody answers with shares."""
+        """Whether no certificate was sent yet; without one, no member answers with shares."""
         return self._aggregator.stage.value < AggregatorStage.ANSWER.value
 
     @property
     def largest_answer(self) -> int:
-        """Bytes that no member's message exceeds, with the envelope that its host puts it in."""
+        """Bytes that no member's message exceeds, its host's envelope included."""
         return ENVELOPE + Limits(self.params).largest_upload
 
     @property
@@ -135,7 +135,7 @@ class SecureRound:
         """The first message to each member of the cohort.
 
         Raises:
-            RoundAborted: fewer committee members than a sum needs have a sealing key.
+            RoundAborted: Fewer committee members have a sealing key than a sum needs.
         """
         try:
             return self._aggregator.begin()
@@ -143,21 +143,21 @@ class SecureRound:
             raise RoundAborted(f"secure aggregation: {error}", nothing_summed=True) from error
 
     def receive(self, sender: int, message: bytes) -> None:
-        """Take a message; a wrong one excludes its sender and raises SecureAggError.
+        """Process a message; an invalid one excludes its sender.
 
         Raises:
-            LateMessage: it came too late, or is of another session, and is discarded.
-            SecureAggError: it is wrong.
+            LateMessage: The message came too late or belongs to another session; it is discarded.
+            SecureAggError: The message is invalid.
         """
         self._aggregator.receive(sender, message)
 
     def close_stage(self) -> Mapping[int, bytes]:
-        """Go on with those who answered; nothing is returned once the round is over.
+        """Continue with the members that answered; returns the next messages, none at the end.
 
-        Messages that hold shares are put together when they are looked up.
+        Messages that hold shares are assembled when they are looked up.
 
         Raises:
-            RoundAborted: too few are left, or the sum does not open.
+            RoundAborted: Too few members are left, or the sum does not open.
         """
         nothing_summed = self.nothing_summed
         try:

@@ -1,4 +1,4 @@
-"""How long a simulated federation took, on its own clock, to be as accurate as it became."""
+"""How long a simulated federation took, on its own clock, to reach each accuracy."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def simulated_time(
     {'seconds': 150.0, 'to_accuracy': {'0.1': 60.0, '0.2': 150.0, '0.3': 150.0}}
 
     Args:
-        evaluations: lines of ``metrics.jsonl``.
-        rounds: lines of ``private.jsonl`` by round; those that were aborted have no time.
+        evaluations: Lines of ``metrics.jsonl``.
+        rounds: Lines of ``private.jsonl`` by round; those of aborted rounds have no time.
 
     Returns:
-        None where no clock was simulated.
+        The times, or None where no clock was simulated.
     """
     ends = {
         number: float(line["simulated_seconds"])

@@ -4,9 +4,9 @@ A strategy sees one flat vector a round, the decoded private estimate of the coh
 ``Δ = mean(w_client - w_global)``, never a single client's. Everything here is therefore
 post-processing: it costs no privacy and may keep state over rounds.
 
-The mean is *unweighted*, that of FedAvg too, where McMahan et al. 2017 weigh clients by their
-examples: a weight would be a number of the client's own outside the clipped, noised vector, and the
-largest weight would multiply what one client can change.
+The mean is *unweighted*, also in FedAvg, where McMahan et al. 2017 weight clients by their number
+of examples. A weight would be client data outside the clipped, noised vector, and the largest
+weight would multiply the sensitivity to one client.
 
 >>> import numpy as np
 >>> step = build_strategy("fedavgm", learning_rate=1.0, momentum=0.5)
@@ -15,8 +15,8 @@ largest weight would multiply what one client can change.
 array([ 2.5, -5. ])
 
 FedProx (Li et al. 2020, "Federated Optimization in Heterogeneous Networks", Algorithm 2) changes
-the clients' objective alone (``local.proximal_mu``); its server step is FedAvg's, so that is what
-its name stands for here.
+only the clients' objective (``local.proximal_mu``); its server step is FedAvg's, and ``fedprox``
+selects that step.
 """
 
 from __future__ import annotations
@@ -52,29 +52,29 @@ Vector = NDArray[np.floating[Any]]
 
 @runtime_checkable
 class Strategy(Protocol):
-    """The outer optimizer. One instance serves one job and is fed the rounds in order."""
+    """The outer optimizer. One instance serves one job and receives its rounds in order."""
 
     def apply(self, weights: Vector, update: Vector) -> Vector:
-        """Takes one server step.
+        """Take one server step.
 
         Args:
             weights: (d,) the global model, any floating dtype.
             update: (d,) the estimated mean of ``w_client - w_global``.
 
         Returns:
-            (d,) the next global model, a new array of the dtype of ``weights``.
+            (d,) the next global model, a new array with the dtype of ``weights``.
         """
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Returns copies of everything that the next step depends on, for a checkpoint."""
+        """Copies of everything that the next step depends on, for a checkpoint."""
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Continues from what ``state`` returned; ConfigError if it is not this strategy's."""
+        """Continue from what ``state`` returned; ConfigError if it is not this strategy's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StrategyOptions:
-    """The ``[server]`` section of a config; what a strategy of one's own is built from."""
+    """The ``[server]`` section of a configuration, passed to a custom strategy's factory."""
 
     learning_rate: float = 1.0
     momentum: float = 0.0
@@ -95,7 +95,7 @@ class StrategyOptions:
 
 
 class FedAvg:
-    """Moves to the mean of the clients' models.
+    """The mean of the clients' models.
 
     ``w += η Δ``; with η = 1 this is McMahan et al. 2017, "Communication-Efficient Learning of Deep
     Networks from Decentralized Data", Algorithm 1, at equal weights.
@@ -110,7 +110,7 @@ class FedAvg:
         return _advance(weights, self._rate * update.astype(np.float64))
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Returns nothing: every step stands alone."""
+        """Empty: a step depends on no earlier one."""
         return {}
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -152,8 +152,8 @@ class FedAvgM:
 class _Adaptive:
     """The common part of Reddi et al. 2021, "Adaptive Federated Optimization", Algorithm 2.
 
-    ``m = β1 m + (1 - β1) Δ``, v by the subclass, ``w += η m / (sqrt(v) + τ)``; m starts at 0 and v
-    at τ², as the paper asks (``v_{-1} >= τ²``), and there is no bias correction.
+    ``m = β1 m + (1 - β1) Δ``, v by the subclass, ``w += η m / (sqrt(v) + τ)``. m starts at 0 and v
+    at τ², as the paper requires (``v_{-1} >= τ²``), and there is no bias correction.
     """
 
     name: str
@@ -284,19 +284,20 @@ def build_strategy(
     beta2: float = 0.99,
     tau: float = 1e-3,
 ) -> Strategy:
-    """Resolves ``server.strategy``.
+    """Build the strategy that ``server.strategy`` names.
 
     Args:
-        name: one of `STRATEGIES`, or ``"package.module:Attr"``: a callable that takes
+        name: One of `STRATEGIES`, or ``"package.module:Attr"``: a callable that takes
             `StrategyOptions` and returns a `Strategy`.
-        learning_rate: the server's η.
-        momentum: β of FedAvgM; the others do not read it.
-        beta1: decay of the first moment; None is the paper's choice (.9, and 0 for FedAdagrad).
-        beta2: decay of the second moment (FedAdam, FedYogi).
-        tau: adaptivity, the smallest scale that counts as signal (FedAdagrad, FedAdam, FedYogi).
+        learning_rate: The server's learning rate η.
+        momentum: Momentum β of FedAvgM; the others ignore it.
+        beta1: Decay of the first moment; None is the paper's choice (0.9, or 0 for FedAdagrad).
+        beta2: Decay of the second moment (FedAdam, FedYogi).
+        tau: Adaptivity τ, the smallest scale that counts as signal (FedAdagrad, FedAdam, FedYogi).
 
     Raises:
-        ConfigError: an unknown name, a number out of range, or something that is no strategy.
+        ConfigError: The name is unknown, a number is out of range, or the object built is not a
+            strategy.
     """
     options = StrategyOptions(
         learning_rate=learning_rate, momentum=momentum, beta1=beta1, beta2=beta2, tau=tau
@@ -336,7 +337,7 @@ def _build_own(name: str, options: StrategyOptions) -> Strategy:
 
 
 def _import(module_name: str) -> Any:
-    """Imports the user's module; the working directory counts, as it does for ``python -m``."""
+    """Import the user's module, from the working directory too, as ``python -m`` would."""
     here = str(Path.cwd())
     if here in sys.path:
         return importlib.import_module(module_name)
@@ -367,7 +368,7 @@ def _check_shapes(weights: Vector, update: Vector, kept: NDArray[np.float64] | N
 def _check_state(
     strategy: str, state: Mapping[str, NDArray[Any]], names: tuple[str, ...]
 ) -> dict[str, NDArray[np.float64]]:
-    """Copies a checkpoint's state, which holds exactly ``names`` or, before any step, nothing."""
+    """Copy a checkpoint's state, which holds exactly ``names`` or, before any step, nothing."""
     if state and set(state) != set(names):
         raise ConfigError(
             f"the checkpoint's strategy state holds {', '.join(sorted(state))}, "
@@ -382,5 +383,5 @@ def _check_state(
 
 
 def _advance(weights: Vector, step: NDArray[np.float64]) -> Vector:
-    """Adds in float64, so that the rounding to the model's dtype happens once."""
+    """Add in float64, so that rounding to the model's dtype happens only once."""
     return (weights + step).astype(weights.dtype)

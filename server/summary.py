@@ -1,4 +1,4 @@
-"""``summary.json``: a run's result for machines."""
+"""``summary.json``: a run's result in machine-readable form."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def summarize(
     """The content of ``summary.json``.
 
     Args:
-        job: at its end.
+        job: The job, with its last round over.
         status: ``completed``, ``budget-exhausted`` or ``interrupted``.
-        model_sha256: of ``model.pt``, where there is one.
-        metrics: the last evaluation.
-        seconds: of each round, evaluation left out; after a resume, of the rounds since.
-        clients: that trained in each of those rounds.
+        model_sha256: SHA-256 of ``model.pt``, where there is one.
+        metrics: Metrics of the last evaluation.
+        seconds: Duration of each round without evaluation; after a resume, of the rounds since.
+        clients: Number of clients that trained in each of those rounds.
     """
     view = read_ledger(job.folder.ledger, allow_torn=True)
     accountant, spent = replay(view, read_private(job.folder.private)[0])
@@ -66,7 +66,7 @@ def summarize(
 
 
 def _total(config: Config, accountant: ViewAccountant, spent: Epsilons) -> Total | None:
-    """With the tuning runs that the configuration states."""
+    """Total cost, with the tuning runs that the configuration states."""
     return total_of(
         config.tuning.to_json(), accountant.plan, accountant.outsider.steps(), spent.outsider
     )

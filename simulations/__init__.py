@@ -1,1 +1,1 @@
-"""The harness: the same server and client code, driven for many virtual clients."""
+"""Simulation: a deployment's server and client code, run for many virtual clients."""

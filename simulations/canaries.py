@@ -1,14 +1,15 @@
 """Canaries: updates planted in a separate, unreleased run to attack its claimed epsilon.
 
-Each canary is a virtual client alongside the real ones whose update, if a fair coin put it in, is a
-vector of its own direction at the full clipping norm, and otherwise zero, which the release cannot
-tell from absence: the noise and the denominator are constant. Directions are rows of a cosine
-transform with random signs: exactly orthogonal, so that canaries do not disturb one another, and
-spread over all coordinates like random ones. The strategy is plain averaging, so that the final
-model's change is the sum of all releases; what a strategy makes of them is post-processing. What
-the real clients contributed is taken off, to the last integer, before canaries are looked for: who
-attacks differential privacy may know everything but the coins. It has to be exact, because later
-updates follow the noise of earlier rounds, and what is left of them could hide that noise.
+Each canary is a virtual client alongside the real ones. If its fair coin included it, its update
+is a vector at the full clipping norm in a direction of its own; otherwise its update is zero,
+which in the release looks like absence, because the noise and the denominator are constant.
+Directions are rows of a cosine transform with random signs: exactly orthogonal, so that canaries do
+not disturb one another, and spread over all coordinates like random directions. The strategy is
+plain averaging, so that the final model's change is the sum of all releases; any other strategy
+would only post-process them. What the real clients contributed is subtracted, to the last integer,
+before canaries are scored: an attacker of differential privacy may know everything but the coins.
+The subtraction has to be exact, because later updates depend on the noise of earlier rounds, and a
+remainder of them could hide that noise.
 
 Coins and directions come from one seed. The hash of the audit's protocol, which commits to the
 seed, goes into the ledger's header before anything is trained (`fedsys.audit.canary_protocol`).
@@ -64,19 +65,19 @@ __all__ = ["Canaries", "CanaryPopulation", "run"]
 _AT_ONCE = 64
 _FLOAT32 = 2.0**-24
 _ABOVE_CLIP = 1 + 2.0**-8
-"""Canaries exceed the clipping norm by this, so that clipping leaves them all of it."""
+"""Canaries exceed the clipping norm by this factor, so that clipping leaves exactly that norm."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Canaries:
-    """m orthogonal directions in d dimensions, and which of them are in.
+    """m orthogonal directions in d dimensions, and which of them are included.
 
     Attributes:
         seed: 32 bytes that everything below is drawn from; secret until the run is over.
         rows: (m,) distinct rows of the cosine transform.
-        signs: (d,) of every coordinate, 1 or -1.
-        included: (m,) by fair coins.
-        norm: of the updates of those that are in.
+        signs: (d,) sign of every coordinate, 1 or -1.
+        included: (m,) results of fair coins.
+        norm: L2 norm of an included canary's update.
     """
 
     seed: bytes = field(repr=False)
@@ -87,10 +88,10 @@ class Canaries:
 
     @classmethod
     def plant(cls, count: int, *, dimension: int, norm: float, entropy: Entropy) -> Canaries:
-        """Draws a seed, and directions and coins from it.
+        """Draw a seed, and directions and coins from it.
 
         Raises:
-            ConfigError: more canaries than dimensions, or fewer than two.
+            ConfigError: There are more canaries than dimensions, or fewer than two.
         """
         if not 2 <= count <= min(dimension, MOST_CANARIES):
             raise ConfigError(
@@ -105,27 +106,29 @@ class Canaries:
 
     @property
     def count(self) -> int:
-        """m."""
+        """Number of canaries, m."""
         return len(self.rows)
 
     @property
     def dimension(self) -> int:
-        """d."""
+        """Number of dimensions, d."""
         return len(self.signs)
 
     def updates(self, which: Sequence[int]) -> NDArray[np.float32]:
-        """(K, d): the planted update of each, zero for those that are not in."""
+        """(K, d) the planted update of each canary; zero for those not included."""
         updates = np.zeros((len(which), self.dimension), dtype=np.float32)
         inside = np.flatnonzero(self.included[np.asarray(which, dtype=np.int64)])
         for start in range(0, len(inside), _AT_ONCE):
             some = inside[start : start + _AT_ONCE]
+            # The inverse of an orthonormal transform keeps the norm, and maps different unit
+            # vectors to orthogonal rows; signs change neither.
             spectrum = np.zeros((len(some), self.dimension), dtype=np.float32)
             spectrum[np.arange(len(some)), self.rows[np.asarray(which)[some]]] = self.norm
             updates[some] = idct(spectrum, axis=1, norm="ortho", overwrite_x=True) * self.signs
         return updates
 
     def scores(self, change: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(m,) inner products of a change (d,) of the model with each direction."""
+        """(m,) inner products of each direction with a change (d,) of the model."""
         spectrum = dct(change.astype(np.float64) * self.signs, norm="ortho")
         scores: NDArray[np.float64] = spectrum[self.rows]
         return scores
@@ -133,14 +136,14 @@ class Canaries:
 
 @dataclass(kw_only=True)
 class CanaryPopulation(Population):
-    """The real clients 0..N-1 and behind them the canaries N..N+M-1.
+    """The real clients 0..N-1, followed by the canaries N..N+M-1.
 
     Attributes:
-        canaries: what is planted.
-        clip: C.
-        contributed: (d,) by round, what the real clients' clipped updates added to the sum, in C.
-        misplaced: (d,) by round, what encoding the canaries' updates added to them, in C.
-        longest: the largest norm of the model before a round.
+        canaries: The canaries that are planted.
+        clip: Clipping norm C.
+        contributed: By round, (d,) sum of the real clients' clipped updates, in units of C.
+        misplaced: By round, (d,) error of encoding the canaries' updates, in units of C.
+        longest: Largest norm of the model before a round.
     """
 
     canaries: Canaries
@@ -151,12 +154,12 @@ class CanaryPopulation(Population):
 
     @property
     def real(self) -> int:
-        """N, canaries left out."""
+        """Number of real clients, N."""
         return self.partition.clients
 
     @property
     def size(self) -> int:
-        """N + M."""
+        """Number of clients and canaries, N + M."""
         return self.real + self.canaries.count
 
     def train(
@@ -174,20 +177,20 @@ class CanaryPopulation(Population):
         return updates
 
     def planted(self, clients: Sequence[int]) -> NDArray[np.bool_]:
-        """(K,) which of them are canaries."""
+        """(K,) which of these clients are canaries."""
         return np.asarray(clients, dtype=np.int64) >= self.real
 
     def note(
         self, updates: NDArray[np.float32], clients: Sequence[int], round: int, *, exact: bool
     ) -> None:
-        """Remembers what updates (K, d), as they are to be encoded, add to a round's sum.
+        """Record what these updates add to a round's sum once they are encoded.
 
         Args:
-            updates: of the clients, before clipping.
-            clients: whose they are.
-            round: its number.
-            exact: whether the encoding is a function of the update, which is then carried out again
-                to the last integer; otherwise clipping in floating point is close.
+            updates: (K, d) the clients' updates, before clipping.
+            clients: Ids of the clients, in the order of the rows.
+            round: The round's number.
+            exact: Whether the encoding is a deterministic function of the update and can be
+                repeated to the last integer; otherwise floating-point clipping approximates it.
         """
         planted = self.planted(clients)
         add = self._encoded if exact else self._clipped
@@ -196,7 +199,7 @@ class CanaryPopulation(Population):
         self._add(self.misplaced, round, add(updates[planted]) - inside.sum(axis=0))
 
     def _encoded(self, updates: NDArray[np.float32]) -> NDArray[np.float64]:
-        """(d,) the sum of the clipped integers, in C."""
+        """(d,) sum of the clipped integers, in units of C."""
         total = torch.zeros(updates.shape[1], dtype=torch.float64)
         add_clipped_integers(total, torch.from_numpy(updates), clip=self.clip)
         unit = wide_scale(updates.shape[1], self.clip) * self.clip
@@ -204,7 +207,7 @@ class CanaryPopulation(Population):
         return summed
 
     def _clipped(self, updates: NDArray[np.float32]) -> NDArray[np.float64]:
-        """(d,) the sum of the clipped updates, in C."""
+        """(d,) sum of the clipped updates, in units of C."""
         norms = np.linalg.norm(updates.astype(np.float64), axis=1)
         with np.errstate(divide="ignore"):
             factors = np.minimum(1.0, self.clip / norms)
@@ -219,10 +222,10 @@ class CanaryPopulation(Population):
     def clipped_sum(
         self, weights: NDArray[np.float32], clients: Sequence[int], *, round: int, clip: float
     ) -> ClippedSum:
-        """Refused: sums in floating point are no release.
+        """Always refused: floating-point sums are not a release.
 
         Raises:
-            ConfigError: always.
+            ConfigError: Always.
         """
         raise ConfigError("--canaries needs aggregation.protocol = 'secure' or 'ideal'")
 
@@ -239,7 +242,7 @@ class CanaryPopulation(Population):
 
 
 class _WatchedTrainer(ChunkTrainer):
-    """Notes what each client contributes, secret coins and scaling included."""
+    """Records what each client contributes, after secret coins and scaling."""
 
     def __init__(self, population: CanaryPopulation, randomness: Randomness) -> None:
         super().__init__(population, randomness)
@@ -253,7 +256,7 @@ class _WatchedTrainer(ChunkTrainer):
 
 
 class _WatchedEngine(InProcess):
-    """One process whose trainer notes what is contributed."""
+    """An in-process engine whose trainer records what clients contribute."""
 
     def __init__(self, population: CanaryPopulation, randomness: Randomness) -> None:
         super().__init__(population, randomness)
@@ -271,22 +274,22 @@ def run(
     randomness: Randomness | None = None,
     entropy: Entropy = os.urandom,
 ) -> RunResult:
-    """Simulates a job with canaries in a folder of its own, which is never to be released.
+    """Simulate a job with canaries in a folder of its own, which must never be released.
 
     Args:
-        config: of the job under attack; its strategy is replaced by plain averaging, its canaries
-            count among the colluders, population and cohort grow by them at the same sampling
-            rate.
-        canaries: M.
-        out: the run's folder; by default the first free ``runs/<name>-canaries``.
-        data: as for `harness.run`.
-        device: likewise.
-        observer: likewise.
-        randomness: for tests only, likewise.
-        entropy: of the canaries' directions and coins.
+        config: Configuration of the job under attack. Its strategy is replaced by plain averaging,
+            canaries count among the colluders, and the population and cohort grow by the canaries
+            at the same sampling rate.
+        canaries: Number of canaries, M.
+        out: The run's folder; by default the first free ``runs/<name>-canaries``.
+        data: As for `harness.run`.
+        device: As for `harness.run`.
+        observer: As for `harness.run`.
+        randomness: As for `harness.run`; for tests only.
+        entropy: Source for the canaries' directions and coins.
 
     Raises:
-        FedsysError: as `harness.run`; or the canaries do not fit the model.
+        FedsysError: As for `harness.run`; or the canaries do not fit the model.
     """
     _require_attackable(config)
     setting = _plant(config, canaries, data, device, randomness or SystemRandomness(), entropy)
@@ -350,7 +353,7 @@ def _plant(
     """The job's setting with canaries in its population.
 
     The data, the trainer and the engine's choices are those of the same job without privacy; the
-    plan is made again for N + M clients.
+    plan is derived again for N + M clients.
     """
     plain = config.model_copy(
         update={
@@ -424,10 +427,10 @@ def _store(
     protocol: Protocol,
     initial: NDArray[np.float32],
 ) -> None:
-    """Writes ``canaries.jsonl``: readable by its owner alone, like the cohorts.
+    """Write ``canaries.jsonl``, readable by its owner alone, like the cohorts.
 
-    A score counts in clipped updates: that of a canary that is in deviates by noise from the number
-    of rounds that sampled it, that of one that is not from zero.
+    Scores are in units of one clipped update: an included canary's score is the number of rounds
+    that sampled it plus noise, any other's is noise alone.
     """
     canaries, plan = population.canaries, job.plan
     released = job.coordinator.weights.astype(np.float64) - initial.astype(np.float64)
@@ -440,7 +443,7 @@ def _store(
             misplaced += population.misplaced.get(record.round, 0.0)
             rounds += 1
     longest = max(population.longest, float(np.linalg.norm(job.coordinator.weights)))
-    # weights and mean are rounded to float32 once a round, each by 2^-24 of itself at most
+    # Weights and mean are each rounded to float32 once a round, with relative error at most 2^-24.
     stored = rounds * 2 * _FLOAT32 * longest * unit
     exact = job.coordinator.mechanism.sums_integers
     outcome = CanaryOutcome(
@@ -460,7 +463,11 @@ def _store(
 
 
 def _length_of_noise(change: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
-    """How long a change would be without canaries: from the dimensions that they leave free."""
+    """L2 norm that a change would have without canaries.
+
+    The change's energy outside the m orthonormal directions is noise in d - m dimensions, which is
+    scaled up to d; with too few free dimensions the whole change's norm is used.
+    """
     free = len(change) - len(scores)
     squared = float(np.square(change).sum())
     if free >= FEWEST_FREE:

@@ -38,14 +38,15 @@ __all__ = ["RoundReport", "RunResult", "resume", "run", "run_rounds"]
 
 @dataclass(frozen=True, kw_only=True)
 class RoundReport:
-    """What an observer is told after each round.
+    """What an observer receives after each round.
 
     Attributes:
-        number: of the round, and `of` how many.
-        metrics: the newest evaluation.
-        spent: epsilon in the guaranteed view, as `epsilon` gives it; not every observer asks.
-        budget: what it may reach.
-        clients_per_second: of this round.
+        number: The round's number.
+        of: Number of rounds in the job.
+        metrics: Metrics of the latest evaluation.
+        spent: Computes `epsilon` on demand, as not every observer needs it.
+        budget: Epsilon that the guaranteed view may reach.
+        clients_per_second: Rate of this round.
     """
 
     number: int
@@ -57,7 +58,7 @@ class RoundReport:
 
     @property
     def epsilon(self) -> float | None:
-        """Spent so far; None under mechanism ``none``."""
+        """Epsilon spent so far in the guaranteed view; None where no privacy is claimed."""
         return self.spent()
 
 
@@ -87,17 +88,17 @@ def run(
     """Simulate a job in a new folder.
 
     Args:
-        config: as `fedsys.config.load` gives it.
-        out: the run's folder; by default the first free ``runs/<name>``.
-        data: folder with data files, looked in before ``$FEDSYS_DATA``.
+        config: As returned by `fedsys.config.load`.
+        out: The run's folder; by default the first free ``runs/<name>``.
+        data: Folder with data files, searched before ``$FEDSYS_DATA``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        observer: told of each round, and of notices.
-        randomness: for tests only; a seeded one makes the run reproducible and *not private*,
+        observer: Called with a report of each round, and with notices.
+        randomness: For tests only; a seeded one makes the run reproducible and *not private*,
             which the ledger states and the audit refuses.
-        origin: of a task that is there already; None loads the one that the configuration names.
+        origin: A task that is loaded already; None loads the one that the configuration names.
 
     Raises:
-        FedsysError: bad configuration, data or folder, with one line that says which.
+        FedsysError: The configuration, data or folder is not valid; the message is one line.
     """
     setting = prepare(config, data=data, device=device, randomness=randomness, origin=origin)
     with setting.engine, ThreadPoolExecutor(1, "disk") as disk:
@@ -128,14 +129,14 @@ def resume(
     """Continue an interrupted run with fresh rounds; what was reserved stays spent.
 
     Args:
-        path: the run's folder.
-        data: folder with data files.
+        path: The run's folder.
+        data: Folder with data files.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        observer: told of each round, and of notices.
-        origin: of the task that the run was started with; None loads it by its name.
+        observer: Called with a report of each round, and with notices.
+        origin: The task that the run was started with; None loads it by its name.
 
     Raises:
-        FedsysError: no run there, a damaged one, or one that cannot go on.
+        FedsysError: There is no run there, it is damaged, or it cannot be resumed.
     """
     folder = RunFolder.open(path)
     if is_unfinished_end(folder) and (view := _closed(folder)) is not None:
@@ -165,7 +166,7 @@ def _spec(setting: Setting, disk: Executor) -> JobSpec:
 
 
 def _closed(folder: RunFolder) -> LedgerView | None:
-    """The ledger of a job that ended; None where rounds may be left."""
+    """The ledger of a job that ended; None where it has not ended."""
     view = read_ledger(folder.ledger, allow_torn=True)
     return None if view.closed is None else view
 
@@ -176,14 +177,14 @@ def _ignore(_event: RoundReport | str) -> None:
 
 @dataclass
 class _Clock:
-    """Seconds and clients of this process's rounds; evaluation is not in them."""
+    """Seconds and clients of each round that this process ran, without evaluation."""
 
     seconds: list[float] = field(default_factory=list)
     clients: list[int] = field(default_factory=list)
 
 
 def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
-    """All rounds that are left, then the model and the summary."""
+    """Run all remaining rounds, then write the model and the summary."""
     coordinator, folder, clock = job.coordinator, job.folder, _Clock()
     for line in setting.notice.splitlines():
         observer(line)
@@ -256,8 +257,8 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
 
 
 def _one_round(setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead) -> int:
-    """One round to its checkpoint and commit, which the next round's reservation, or `settle`,
-    takes to the disk; returns how many clients trained."""
+    """Run one round up to its checkpoint and commit, which reaches the disk with the next round's
+    reservation or at `settle`; returns how many clients trained."""
     coordinator, randomness = job.coordinator, setting.randomness
     with uninterrupted():
         open_ = coordinator.begin_round(randomness.sampling(coordinator.reserved + 1))
@@ -312,7 +313,7 @@ def _one_round(setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead
 
 
 def _simulated(setting: Setting, cohort: Cohort) -> dict[str, float]:
-    """The simulated clock at the end of a round, where there is one."""
+    """The simulated clock at the end of a round, where time is simulated."""
     if not setting.faults.seconds_per_example:
         return {}
     number, now = cohort.round.number, cohort.now

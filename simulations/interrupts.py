@@ -1,4 +1,4 @@
-"""Ctrl-C waits while a round is reserved, committed or stored: no file is left half written."""
+"""Delays Ctrl-C while a round is reserved, committed or stored, so no file is half written."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Keep SIGINT and SIGTERM until the block is over, then raise KeyboardInterrupt.
+    """Hold back SIGINT and SIGTERM until the block is over, then raise KeyboardInterrupt.
 
-    Outside the main thread, where Python delivers no signals, it does nothing.
+    Does nothing outside the main thread, where Python delivers no signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

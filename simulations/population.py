@@ -1,4 +1,4 @@
-"""The virtual population: who holds which examples, and who signs with which key."""
+"""The virtual population: which examples each client holds, and which key it signs with."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ __all__ = ["Population"]
 class Population:
     """N virtual clients over one resident data set; memory does not grow with N.
 
-    Identities exist only where `roster` is asked for, that is, under protocol ``secure``.
+    Identities exist only once `roster` is read, that is, under protocol ``secure``.
 
     Attributes:
-        train_set: the pool of training examples.
-        partition: which of them each client holds.
-        trainer: of the job's model.
-        seed: of the clients' batch orders.
-        origin: of the task, for other processes; None where the configuration's name will do.
+        train_set: The pool of training examples.
+        partition: Which of the examples each client holds.
+        trainer: Trains the job's model.
+        seed: Seed of the clients' batch orders.
+        origin: Where other processes load the task from; None if its name in the configuration is
+            enough.
     """
 
     train_set: Examples
@@ -43,12 +44,12 @@ class Population:
 
     @property
     def size(self) -> int:
-        """N."""
+        """Number of clients, N."""
         return self.partition.clients
 
     @property
     def roster(self) -> Roster:
-        """The pinned public keys of all N clients; keys are drawn at the first call."""
+        """The pinned public keys of all N clients; keys are drawn on first use."""
         if self._roster is None:
             self._identities = {id: Identity.generate(os.urandom) for id in range(self.size)}
             self._roster = Roster({id: it.public_bytes for id, it in self._identities.items()})
@@ -63,9 +64,9 @@ class Population:
     def train(
         self, weights: NDArray[np.float32], clients: Sequence[int], *, round: int
     ) -> NDArray[np.float32]:
-        """(K, d) updates of these clients from the same `weights`.
+        """(K, d) float32 updates of these clients, all trained from `weights` (d,).
 
-        A client's batch order depends on the job's seed, the round and the client, nothing else.
+        A client's batch order depends only on the job's seed, the round and the client.
         """
         return self.trainer.train(
             weights,
@@ -78,7 +79,7 @@ class Population:
     def clipped_sum(
         self, weights: NDArray[np.float32], clients: Sequence[int], *, round: int, clip: float
     ) -> ClippedSum:
-        """The same clients' updates, each scaled down to norm `clip`, summed in floating point."""
+        """The same updates, each clipped to norm `clip`, summed in floating point."""
         return self.trainer.clipped_sum(
             weights,
             self.train_set,
@@ -91,20 +92,22 @@ class Population:
     def chunks(
         self, clients: Sequence[int], most: int, *, processes: int = 1
     ) -> list[tuple[int, ...]]:
-        """Clients in chunks of equal work, those with most examples first.
+        """Clients in chunks of about equal work, those with most examples first.
 
         Args:
-            clients: to train.
-            most: clients a chunk.
-            processes: the number of chunks is a multiple of it, so that all end together, but
-                where so many clients with few examples share a chunk that it is cut further.
+            clients: Clients to train.
+            most: Largest number of clients in a chunk.
+            processes: The number of chunks is a multiple of this, so that all processes finish
+                together. Only a chunk with more than `most` clients, of few examples each, is cut
+                further.
         """
         sizes = self._examples(clients)
         order = np.argsort(-sizes, kind="stable")
         ordered = [clients[at] for at in order.tolist()]
         parts = -(-len(ordered) // (most * processes)) * processes
-        # A client without an example still costs something.
+        # One more than its examples, because a client without an example still costs something.
         done = np.concatenate([[0], np.cumsum(sizes[order] + 1)])
+        # Equal shares of the work: each client goes where the middle of its own work falls.
         middles = (done[1:] + done[:-1]) / 2
         bounds = np.searchsorted(middles, np.linspace(0, done[-1], parts + 1)).tolist()
         cut = []
@@ -115,7 +118,7 @@ class Population:
         return [chunk for chunk in cut if chunk]
 
     def _examples(self, clients: Sequence[int]) -> NDArray[np.int64]:
-        """(K,) how many examples each client holds."""
+        """(K,) number of examples that each client holds."""
         if isinstance(self.partition, Compressed):
             which = np.asarray(clients, dtype=np.int64)
             return self.partition.offsets[which + 1] - self.partition.offsets[which]

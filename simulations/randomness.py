@@ -1,4 +1,4 @@
-"""Where a simulation's secrets come from: the operating system, or, for tests, a stated key."""
+"""Sources of a simulation's secrets: the operating system or, for tests, a stated seed."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ __all__ = ["Randomness", "SeededRandomness", "SystemRandomness", "derived_key"]
 
 
 class Randomness(Protocol):
-    """Sources of entropy, one a purpose, so that no two purposes share a stream.
+    """One source of entropy for each purpose, so that no two purposes share a stream.
 
     Attributes:
-        name: as the ledger states it.
-        reproducible: whether somebody could draw the same again; then nothing is private.
+        name: Name of the source, as the ledger states it.
+        reproducible: Whether somebody could draw the same again; then nothing is private.
     """
 
     name: str
     reproducible: bool
 
     def job(self) -> Entropy:
-        """The job's name, which rounds derive their public seeds from, and the ledger's salts."""
+        """Source for the job's name, from which public seeds derive, and the ledger's salts."""
         ...
 
     def sampling(self, round: int) -> Entropy:
-        """Who is in a round's cohort."""
+        """Source for a round's cohort."""
         ...
 
     def noise(self, round: int, client: int) -> Entropy:
-        """A client's noise share."""
+        """Source for a client's noise share."""
         ...
 
     def top_up(self, round: int) -> Entropy:
-        """The coordinator's noise."""
+        """Source for the coordinator's noise."""
         ...
 
     def keys(self, round: int, client: int) -> Entropy:
-        """A client's keys and shares in secure aggregation."""
+        """Source for a client's keys and shares in secure aggregation."""
         ...
 
 
 class SystemRandomness:
-    """The operating system's entropy for everything."""
+    """The operating system's entropy for every purpose."""
 
     name = "os.urandom; noise by AES-256-CTR"
     reproducible = False
@@ -69,9 +69,9 @@ class SeededRandomness:
     """AES-256-CTR streams derived from one seed: reproducible, so *not private*.
 
     Args:
-        seed: at least one byte.
-        everything: False leaves noise and keys to the operating system, which is what a run
-            without privacy does to be repeatable in its cohorts alone.
+        seed: At least one byte.
+        everything: Whether noise, keys and the job's name are seeded too. A run without privacy
+            passes False, so that only its cohorts are repeatable.
     """
 
     def __init__(self, seed: bytes, *, everything: bool = True) -> None:
@@ -104,6 +104,6 @@ class SeededRandomness:
 
 
 def derived_key(seed: bytes, purpose: str, *numbers: int) -> bytes:
-    """32 bytes that depend on all arguments."""
+    """A 32-byte key derived from all arguments."""
     text = " ".join([purpose, *map(str, numbers)]).encode()
     return hashlib.sha256(b"fedsys\x00" + len(seed).to_bytes(4, "big") + seed + text).digest()

@@ -1,4 +1,4 @@
-"""A run's folder, read as far as it takes to compute the run again; what cannot be is refused."""
+"""Reads what a replay needs from a run's folder, and refuses runs that cannot be replayed."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["RecordedRun"]
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedRun:
-    """A run's folder as far as a replay needs it.
+    """The parts of a run's folder that a replay needs.
 
     Attributes:
-        path: of the folder.
-        config: as it was signed.
-        plan: as it was signed.
-        view: of the ledger.
-        survivors: whose updates are in the sum, by committed round.
-        invited: how many were in its cohort, likewise.
-        model_sha256: of ``model.pt`` as it is; None where there is none.
+        path: Path of the folder.
+        config: The configuration, whose hash the ledger signed.
+        plan: The privacy plan in the signed header.
+        view: The verified ledger.
+        survivors: Clients whose updates are in the sum, by committed round.
+        invited: Size of the cohort, by committed round.
+        model_sha256: SHA-256 of the present ``model.pt``; None where there is none.
     """
 
     path: Path
@@ -41,11 +41,11 @@ class RecordedRun:
 
     @classmethod
     def read(cls, path: Path) -> RecordedRun:
-        """Read a run's folder, and refuse one that cannot be computed again.
+        """Read a run's folder, and refuse one that cannot be replayed.
 
         Raises:
-            RunFolderError: no run, or not one that can be replayed; the message says why.
-            LedgerError: its ledger does not hold.
+            RunFolderError: There is no run, or it cannot be replayed; the message says why.
+            LedgerError: The ledger does not verify.
         """
         folder = RunFolder(path)
         for needed in (folder.config, folder.ledger):
@@ -80,7 +80,7 @@ class RecordedRun:
 
     @property
     def deployed(self) -> bool:
-        """Whether devices ran it; their clients are numbered by the roster."""
+        """Whether devices ran it, whose clients are numbered by the roster."""
         population = self.view.header.get("population")
         return isinstance(population, dict) and "roster_version" in population
 
@@ -106,7 +106,7 @@ def _refuse_secrets(path: Path, plan: PrivacyPlan) -> None:
 def _cohorts(
     folder: RunFolder, view: LedgerView
 ) -> Iterator[tuple[int, tuple[int, tuple[int, ...]]]]:
-    """For each committed round how many were invited, and who is in the sum."""
+    """For each committed round, the number invited and the clients in the sum."""
     if not folder.private.is_file():
         raise RunFolderError(
             f"{folder.path}: private.jsonl is missing, which says whose updates each round summed; "

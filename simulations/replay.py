@@ -1,10 +1,10 @@
-"""A run without noise, computed a second time: the same survivors must give the same model.
+"""Computes a run without noise a second time: the same survivors must give the same model.
 
 Every round's sum is trained and added again, from the weights that the replay itself reached, and
-its digest is compared with the one that the ledger committed; at the end the model is. Sums are
-integers mod 2^b, so that masks, stages, crashes and the host leave no trace in them: a run of
-devices is replayed as one of virtual clients, and ``secure`` as ``ideal``. Floating point is only
-in the training, which depends on the ``[engine]`` that ``config.toml`` states.
+its digest is compared with the one that the ledger committed; at the end, so is the model's. Sums
+are integers mod 2^b, so masks, stages, crashes and the host leave no trace in them: a run of
+devices is replayed with virtual clients, and ``secure`` as ``ideal``. Only training uses floating
+point, and it depends on the ``[engine]`` that ``config.toml`` states.
 
 Nothing is written.
 """
@@ -44,12 +44,12 @@ _SHARD = re.compile(r"(\d+)/(\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The first thing that did not come out as it was recorded.
+    """The first thing that differs from what was recorded.
 
     Attributes:
-        what: names it, with its round.
-        recorded: its SHA-256 as the ledger has it.
-        replayed: as it came out now.
+        what: Its name, with its round.
+        recorded: Its recorded SHA-256.
+        replayed: Its SHA-256 in the replay.
     """
 
     what: str
@@ -62,16 +62,16 @@ class Replay:
     """What a replay found.
 
     Attributes:
-        deployed: whether devices ran it.
-        clients: of the population.
-        committed: rounds that gave a model.
-        lost: rounds that gave none.
-        replayed: committed rounds that came out equal.
-        trained: updates that were computed for them.
-        model_sha256: of the model that came out equal; None where the run has not ended, or
-            something differs.
-        difference: the first; None where everything is equal.
-        other_versions: libraries that are not those of the run, as "torch 2.13.0 for 2.12.1".
+        deployed: Whether devices ran it.
+        clients: Size of the population.
+        committed: Number of rounds that gave a model.
+        lost: Number of rounds that gave none.
+        replayed: Number of committed rounds that came out equal.
+        trained: Number of updates computed for them.
+        model_sha256: SHA-256 of the model, if it came out equal; None where the run has not ended,
+            or something differs.
+        difference: The first difference; None where everything is equal.
+        other_versions: Libraries whose version is not the run's, as "torch 2.13.0 for 2.12.1".
     """
 
     deployed: bool
@@ -96,16 +96,17 @@ def replay(
     """Compute a run without noise again, and compare; stops at the first difference.
 
     Args:
-        path: of the run's folder: a simulation's, or one that `fedsys job fetch` made.
-        data: folder with data files, looked in before ``$FEDSYS_DATA``.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is the CPU for a run of
-            devices.
-        shards: what each device's ``--shard`` was, in the order in which they joined; by default
-            device i of N had ``i/N``. For a run of devices only.
-        observer: told of each round that came out equal, and of how many there are.
+        path: The run's folder: a simulation's, or one that `fedsys job fetch` made.
+        data: Folder with data files, searched before ``$FEDSYS_DATA``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; for a run of devices, ``auto`` is the
+            CPU.
+        shards: Each device's ``--shard``, in the order in which the devices joined; by default
+            ``i/N`` for device i of N. For a run of devices only.
+        observer: Called, for each round that came out equal, with the number of rounds equal so
+            far and the number of all committed rounds.
 
     Raises:
-        FedsysError: the run cannot be replayed, or not with this data; the message says why.
+        FedsysError: The run cannot be replayed, or not with this data; the message says why.
     """
     recorded = RecordedRun.read(path)
     if recorded.config.rounds.mode == "buffered":
@@ -144,10 +145,10 @@ def _ignore(_number: int, _of: int) -> None:
 def _partition(
     recorded: RecordedRun, examples: tasks.FederatedData, shards: Sequence[str] | None
 ) -> tasks.Partition:
-    """Who held what: by the configuration, or by the devices' ``--shard``.
+    """Which examples each client held, by the configuration or the devices' ``--shard``.
 
     Raises:
-        ConfigError: that is another population than the run's.
+        ConfigError: That gives another population than the run's.
     """
     section, seed, clients = recorded.config.population, recorded.config.job.seed, 0
     if recorded.deployed:
@@ -233,7 +234,7 @@ def _replay(
 def _total(
     recorded: RecordedRun, population: Population, engine: Engine, number: int, weights: Weights
 ) -> NDArray[Any]:
-    """The sum mod 2^b of a round's survivors, in the chunks of the run."""
+    """(length,) the sum mod 2^b of a round's survivors, in the chunks of the run."""
     config, mechanism = recorded.config, recorded.plan.build_mechanism()
     survivors = recorded.survivors[number]
     if not all(0 <= client < population.size for client in survivors):

@@ -1,4 +1,4 @@
-"""What a search varies, and between what: ``local.learning_rate=log:0.01..1``.
+"""The keys that a search varies, and their ranges: ``local.learning_rate=log:0.01..1``.
 
 >>> from fedsys.config import load
 >>> space = parse("server.momentum=0..0.95", load("quickstart"))
@@ -60,11 +60,11 @@ class Space:
 
     Attributes:
         key: ``section.name``.
-        text: as it was written.
-        low: least value; an int where the key takes whole numbers.
-        high: greatest value, itself allowed.
-        log: whether orders of magnitude count alike.
-        choices: the values, where there is no range.
+        text: The range or choices as written.
+        low: Least value; an int where the key takes whole numbers.
+        high: Greatest value, inclusive.
+        log: Whether values are drawn on a logarithmic scale.
+        choices: The allowed values, where there is no range.
     """
 
     key: str
@@ -75,7 +75,7 @@ class Space:
     choices: tuple[Value, ...] = ()
 
     def distribution(self) -> BaseDistribution:
-        """For Optuna."""
+        """The same space as an Optuna distribution."""
         from optuna.distributions import (
             CategoricalDistribution,
             FloatDistribution,
@@ -91,7 +91,7 @@ class Space:
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """What is sought, and where.
+    """What a search optimizes, and over which keys.
 
     Attributes:
         base: the configuration that is varied.
@@ -119,7 +119,7 @@ class Search:
             minimize: whether less of it is better; None where its name has to tell.
 
         Raises:
-            ConfigError: they do not fit the configuration, or would make the trials' costs not
+            ConfigError: They do not fit the configuration, or the trials' privacy costs would not
                 add up.
         """
         if not over:
@@ -139,14 +139,14 @@ class Search:
 
     @property
     def over(self) -> list[str]:
-        """As it was written."""
+        """The ``--over`` arguments as written."""
         return [f"{space.key}={space.text}" for space in self.spaces]
 
     def store(self, folder: Path) -> None:
         """Write ``config.toml`` and ``search.json`` into a new or empty folder.
 
         Raises:
-            RunFolderError: it holds something, or cannot be written.
+            RunFolderError: The folder is not empty, or cannot be written.
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunFolderError(
@@ -166,10 +166,10 @@ class Search:
 
     @classmethod
     def stored(cls, folder: Path) -> Search:
-        """What `store` wrote.
+        """Read what `store` wrote.
 
         Raises:
-            RunFolderError: there is nothing, or it does not read back.
+            RunFolderError: There is no search in the folder, or it does not read back.
         """
         try:
             with (folder / "search.json").open(encoding="utf-8") as file:
@@ -205,11 +205,11 @@ def parse(text: str, base: Config) -> Space:
     """Read ``KEY=LOW..HIGH``, ``KEY=log:LOW..HIGH`` or ``KEY=A,B,...``.
 
     Args:
-        text: as given to ``--over``.
-        base: the configuration that is varied; both ends of the range must fit it.
+        text: The argument of ``--over``.
+        base: The configuration that is varied; both ends of the range must be valid in it.
 
     Raises:
-        ConfigError: with the key, its value and what is allowed.
+        ConfigError: The text is not valid; names the key, its value and what is allowed.
     """
     key, equals, written = text.partition("=")
     key, written = key.strip(), written.strip()
@@ -246,7 +246,7 @@ def _range(text: str, key: str, ends: tuple[Value, Value], log: bool, base: Conf
 
 
 def _value(text: str) -> Value:
-    """As TOML reads it; a bare string where it is not TOML."""
+    """The value as TOML reads it; the bare text where it is not TOML."""
     try:
         value = tomllib.loads(f"v = {text.strip()}")["v"]
     except tomllib.TOMLDecodeError:
@@ -255,7 +255,7 @@ def _value(text: str) -> Value:
 
 
 def _taken(config: Config, key: str) -> Any:
-    """What the configuration holds at a key, once loaded."""
+    """The configuration's value of a key."""
     node: Any = config.model_dump()
     for part in key.split("."):
         node = node.get(part) if isinstance(node, dict) else None
@@ -266,7 +266,7 @@ def with_settings(base: Config, settings: dict[str, Value]) -> Config:
     """`base` with some keys replaced.
 
     Raises:
-        ConfigError: they do not fit.
+        ConfigError: They are not valid.
     """
     tree = tomllib.loads(dump(base))
     for key, value in settings.items():
@@ -290,14 +290,14 @@ def setting(key: str, value: Value) -> str:
 
 
 def _require_same_cost(spaces: Sequence[Space], base: Config) -> None:
-    """Refuses to vary what privacy costs.
+    """Refuse to vary anything that changes a trial's privacy cost.
 
-    The total of trials is their composition. Which settings a trial has depends on what the trials
-    before it showed, and Rényi divergences add up under that only if the cost of each was fixed
-    beforehand (Mironov 2017, Proposition 1; Feldman and Zrnic 2021).
+    The trials' total is their composition. A trial's settings depend on the results of the trials
+    before it, and under such adaptivity Rényi divergences add up only if each trial's cost was
+    fixed beforehand (Mironov 2017, Proposition 1; Feldman and Zrnic 2021).
 
     Raises:
-        ConfigError: a key changes the cost of a trial.
+        ConfigError: A key changes the cost of a trial.
     """
     privacy = base.privacy
     if privacy.mechanism == "none":

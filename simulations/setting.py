@@ -1,4 +1,4 @@
-"""A simulation made ready: task, data, virtual population, privacy plan; nothing is written yet."""
+"""Prepares a simulation: task, data, virtual population and privacy plan. Writes nothing."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Setting:
 
     @property
     def facts(self) -> JobFacts:
-        """For the ledger's header."""
+        """The facts for the ledger's header."""
         return JobFacts(
             population_known="simulated: exact",
             roster="made by this simulation: the server is honest but curious",
@@ -80,12 +80,12 @@ class Setting:
 
     @property
     def withheld(self) -> str | None:
-        """Why no privacy claim can be made for this job, to be said before it runs."""
+        """Why this job can make no privacy claim, for a warning before it runs; None if it can."""
         return job_withheld(self.plan, self.facts)
 
 
 def partition_of(config: Config, held: tasks.FederatedData) -> tasks.Partition:
-    """Who holds which examples, as the configuration deals them."""
+    """Which examples each client holds, as the configuration divides them."""
     section = config.population
     return tasks.split(
         held,
@@ -109,14 +109,14 @@ def prepare(
     """Resolve every name and number of a configuration, before anything is written.
 
     Args:
-        config: as `fedsys.config.load` gives it.
-        data: folder with data files.
+        config: As returned by `fedsys.config.load`.
+        data: Folder with data files.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        randomness: where secrets come from; by default the operating system.
-        origin: of a task that is there already; None loads the one that the configuration names.
+        randomness: Sources of secrets; by default the operating system.
+        origin: A task that is loaded already; None loads the one that the configuration names.
 
     Raises:
-        FedsysError: with one line that says what does not fit.
+        FedsysError: Something does not fit; one line says what.
     """
     origin = origin or tasks.Origin.named(config.task.name, config.task.options)
     task = origin.task
@@ -173,12 +173,12 @@ def prepare(
 
 
 def clients_at_once(chunk: int) -> int:
-    """A few clients where the trainer takes them singly."""
+    """Clients that the engine takes at once: a multiple of the trainer's chunk, at least four."""
     return chunk * -(-_FEWEST // chunk)
 
 
 def trainer_for(config: Config, task: tasks.Task, device: str, randomness: Randomness) -> Trainer:
-    """What trains this configuration's clients."""
+    """The trainer of this configuration's clients."""
     local, privacy = LocalConfig(**config.local.model_dump()), config.privacy
     if privacy.mechanism == "example-gaussian":
         if privacy.noise_multiplier is None or privacy.example_rate is None:
@@ -204,7 +204,8 @@ def trainer_for(config: Config, task: tasks.Task, device: str, randomness: Rando
 
 
 def _with_example_rate(config: Config, partition: tasks.Partition) -> Config:
-    """Batches of `local.batch_size` examples on average, where the mechanism samples examples."""
+    """The configuration with the example rate for batches of `local.batch_size` examples on
+    average, where the mechanism samples examples."""
     privacy = config.privacy
     if privacy.mechanism != "example-gaussian":
         return config
@@ -219,10 +220,10 @@ def _with_example_rate(config: Config, partition: tasks.Partition) -> Config:
 
 
 def device_for(asked: str) -> str:
-    """``auto`` becomes ``cuda`` where there is one.
+    """The device to train on; ``auto`` is ``cuda`` where there is a GPU, otherwise ``cpu``.
 
     Raises:
-        ConfigError: a device that is not there.
+        ConfigError: There is no such device.
     """
     import torch
 
@@ -242,7 +243,7 @@ def device_for(asked: str) -> str:
 
 
 def _resolved(config: Config, plan: PrivacyPlan, population: Population) -> Config:
-    """The configuration with everything that was derived or measured written into it."""
+    """The configuration with everything derived or measured written into it."""
     trainer = population.trainer
     probe = [population.partition.indices_of(id) for id in range(min(population.size, 64))]
     with using_threads(config.engine.threads or int(trainer.device.type == "cpu")):
@@ -270,7 +271,7 @@ def _resolved(config: Config, plan: PrivacyPlan, population: Population) -> Conf
 
 
 def _randomness(config: Config) -> Randomness:
-    """Without privacy the cohorts follow the seed too, so that a run can be repeated."""
+    """The OS's randomness; without privacy, cohorts follow the seed, so that a run repeats."""
     if config.privacy.mechanism != "none":
         return SystemRandomness()
     seed = derived_key(config.job.seed.to_bytes(8, "big"), "cohorts")
@@ -278,7 +279,7 @@ def _randomness(config: Config) -> Randomness:
 
 
 def _check_secure(config: Config, plan: PrivacyPlan) -> None:
-    """Cohorts must be such that secure aggregation can serve them; the plan pays for misses."""
+    """Require cohorts of the expected size to be possible under secure aggregation."""
     aggregation, expected = config.aggregation, config.cohort.expected
     if aggregation.protocol != "secure":
         return
@@ -297,7 +298,7 @@ def _check_secure(config: Config, plan: PrivacyPlan) -> None:
 
 
 def _check_epoch(config: Config, plan: PrivacyPlan, mechanism: Mechanism) -> None:
-    """A buffer must hold two honest uploads even if the server fills it with all that collude."""
+    """Require two honest uploads in a buffer, even if the server fills it with all colluders."""
     rounds, aggregation = config.rounds, config.aggregation
     invited = min(rounds.epoch_clients, plan.population)
     where = (

@@ -35,16 +35,16 @@ __all__ = ["Cohort", "Summed", "plain_sum", "report_unusable", "secure_sum", "su
 
 @dataclass(kw_only=True)
 class Summed:
-    """A round's sum and what the simulation saw on the way.
+    """A round's sum, and counts of its clients.
 
     Attributes:
         total: (length,) integers mod 2^b.
-        survivors: increasing ids of those in the sum.
-        dropped: how many vanished, by stage.
-        trained: clients that trained.
-        clipped: of them, whose update the clipping norm cut.
-        unusable: of them, whose update was not finite and counted as zero.
-        refusals: why, for each client that refused to go on, or was refused.
+        survivors: Increasing ids of the clients in the sum.
+        dropped: Number of clients that vanished, by stage.
+        trained: Clients that trained.
+        clipped: Those of them whose update exceeded the clipping norm.
+        unusable: Those of them whose update was not finite and counted as zero.
+        refusals: Reason for each client that refused to go on, or was refused.
     """
 
     total: NDArray[Any]
@@ -61,18 +61,18 @@ class Cohort:
     """Everything that a summation needs of its round.
 
     Attributes:
-        round: whose cost is reserved.
-        plan: of the job.
-        mechanism: of the round.
-        aggregation: the configuration's section.
-        population: the virtual clients.
-        engine: where they train.
-        chunk: how many at once, at most.
-        faults: who vanishes when.
-        randomness: of keys.
-        now: simulated seconds since the job began.
-        exhausted: clients that contributed as often as they may; like devices they send zeros and
-            their share of noise, so that no round is given up for want of them.
+        round: The round, whose cost is reserved.
+        plan: The job's privacy plan.
+        mechanism: The round's mechanism.
+        aggregation: The configuration's section.
+        population: The virtual clients.
+        engine: Trains the clients.
+        chunk: Largest number of clients trained at once.
+        faults: Decides which clients vanish when.
+        randomness: Source of keys.
+        now: Simulated seconds since the job began.
+        exhausted: Clients that have contributed as often as they may. Like devices, they send
+            zeros and their noise share, so that no round is aborted for lack of them.
     """
 
     round: OpenRound
@@ -102,27 +102,27 @@ class Cohort:
         )
 
     def chunks(self, clients: Sequence[int]) -> list[Chunk]:
-        """The clients, those with most examples first."""
+        """The clients in chunks, those with most examples first."""
         return self.population.chunks(clients, self.chunk, processes=self.engine.processes)
 
     def privatized(self, clients: Sequence[int]) -> Iterator[tuple[Chunk, Encoded]]:
-        """Train and privatize clients, one chunk after the other."""
+        """Train and privatize clients, chunk by chunk."""
         return self.engine.vectors(self.work, self.chunks(clients))
 
     def lost(self, client: int) -> str | None:
-        """The stage at which this client goes away, by the fault plan."""
+        """The stage at which the fault plan has this client vanish, or None."""
         return self.faults.lost(
             round=self.round.number, client=client, now=self.now, examples=self.work_of(client)
         )
 
     def losses(self) -> dict[int, str | None]:
-        """Of each of the round's clients."""
+        """The same for each of the round's clients."""
         if self.faults == FaultPlan(seed=self.faults.seed):  # nothing goes wrong
             return dict.fromkeys(self.round.cohort)
         return {client: self.lost(client) for client in self.round.cohort}
 
     def work_of(self, client: int) -> int:
-        """Examples that a client works through in a round."""
+        """Examples a client trains on in a round, all epochs; 0 where time is not simulated."""
         if not self.faults.seconds_per_example or client in self.exhausted:
             return 0
         epochs = int(self.round.assignment.local["epochs"])
@@ -133,8 +133,8 @@ def summation(cohort: Cohort) -> Summed:
     """The round's sum, by the protocol that the configuration names.
 
     Raises:
-        RoundAborted: no sum came about.
-        TrainingError: a client could not train; names it, the cause and the remedy.
+        RoundAborted: There is no sum.
+        TrainingError: A client could not train; names the client, the cause and the remedy.
     """
     if cohort.aggregation.protocol == "secure":
         return secure_sum(cohort)
@@ -169,7 +169,7 @@ def report_unusable(summed: Summed, what: str, folder: Path, tell: Callable[[str
 
 
 def plain_sum(cohort: Cohort) -> Summed:
-    """The sum, without encryption, of those who live to send their upload."""
+    """The sum, without encryption, over the clients that live to upload."""
     lost = cohort.losses()
     alive = tuple(client for client, at in lost.items() if at != UPLOAD)
     stages = [at for at in lost.values() if at is not None]
@@ -191,7 +191,7 @@ def plain_sum(cohort: Cohort) -> Summed:
 def secure_sum(cohort: Cohort) -> Summed:
     """The same sum by the real protocol, every virtual client an `Agent` of its own.
 
-    A client exists from its training to its upload, those on the committee until the sum is opened.
+    An agent exists only from its training to its upload; on the committee, until the sum is opened.
     """
     open_, roster, shared = cohort.round, cohort.population.roster, Shared()
     params = params_for(cohort.plan, cohort.mechanism, roster, len(open_.cohort))
@@ -209,7 +209,7 @@ def secure_sum(cohort: Cohort) -> Summed:
     summed = Summed(total=np.zeros(0, dtype=np.uint32), survivors=())
 
     def answer(agent: Agent, message: bytes) -> None:
-        """One agent's reply, or why it goes no further."""
+        """Deliver one agent's reply, or record why it goes no further."""
         try:
             round_.receive(agent.id, agent.handle(message))
         except SecureAggError as refusal:
@@ -244,8 +244,8 @@ def secure_sum(cohort: Cohort) -> Summed:
 
 
 def _dropped(lost: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """How many vanished, by the first stage that missed them; one who never came is missed by all
-    the others too."""
+    """Number of clients that vanished, by the first stage that missed them: later stages miss the
+    same clients again."""
     found: dict[str, int] = {}
     known: set[int] = set()
     for stage in STAGES:

@@ -1,16 +1,16 @@
-"""Many trials of one job: which settings do best, and what finding out cost in privacy.
+"""Runs many trials of one job, to find the best settings and what the search cost in privacy.
 
-Every trial is a whole run with a folder of its own, its ledger included, below the study's folder::
+Every trial is a complete run with its own folder and ledger, inside the study's folder::
 
     config.toml    what is varied
     search.json    the keys, their ranges, the metric and its direction
     study.sqlite   Optuna's: which settings were tried, and their results
     trial-0001/    a run's folder
-    total.json     what all trials together cost
+    total.json     what all trials cost together
     best.toml      the best trial's configuration, for the final run
 
-Trials on one population add up: anyone who saw the results saw all of them. ``best.toml`` says what
-was spent before it, and the final run's ledger repeats that.
+Costs of trials on one population add up: anyone who saw the results saw all of them. ``best.toml``
+states what was spent before it, and the final run's ledger repeats that.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class Trial:
     """One trial that has ended.
 
     Attributes:
-        number: from 1.
-        settings: of the keys that are varied.
-        value: of the metric; None if it failed.
-        folder: of its run.
+        number: The trial's number, from 1.
+        settings: Values of the keys that are varied.
+        value: Value of the metric; None if the trial failed.
+        folder: The folder of its run.
     """
 
     number: int
@@ -64,7 +64,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """Where a search stands.
+    """The state of a search.
 
     Attributes:
         folder: of the study.
@@ -95,20 +95,20 @@ def tune(
     observer: Observer = lambda _event: None,
     finish: Callable[[Path], object] = lambda _run: None,
 ) -> Tuned:
-    """Search in a new folder, or go on in one.
+    """Start a search in a new folder, or resume one.
 
     Args:
-        search: what to seek; None goes on with what `folder` says.
-        folder: of the study.
-        trials: how many in all, earlier ones included.
-        data: folder with data files.
-        device: as for `harness.run`.
-        observer: told of trials and of their rounds.
-        finish: called with the folder of each run that has ended, to audit and report it.
+        search: What to search; None resumes the search in `folder`.
+        folder: The study's folder.
+        trials: Number of trials in all, earlier ones included.
+        data: Folder with data files.
+        device: As for `harness.run`.
+        observer: Called with a line for each trial, and with the reports of its rounds.
+        finish: Called with the folder of each run that has ended, to audit and report it.
 
     Raises:
-        FedsysError: bad settings, data or folder, with one line that says which.
-        KeyboardInterrupt: broken off; the search can be gone on with.
+        FedsysError: The settings, data or folder are not valid; the message is one line.
+        KeyboardInterrupt: The search was interrupted; it can be resumed.
     """
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
@@ -134,7 +134,7 @@ def tune(
 
 
 def _check_metric(search: Search, data: Path | None) -> None:
-    """Evaluates an untrained model on one example, so that a wrong name costs no trial."""
+    """Evaluate an untrained model on one example, so that a wrong metric name costs no trial."""
     import torch
 
     config = search.base
@@ -169,7 +169,7 @@ def _study(search: Search, folder: Path) -> Iterator[Study]:
             load_if_exists=True,
         )
         seed = (search.base.job.seed * 1_000_003 + len(study.trials)) % 2**32
-        study.sampler = optuna.samplers.TPESampler(seed=seed)  # another one after a resume
+        study.sampler = optuna.samplers.TPESampler(seed=seed)  # a resume seeds it differently
         yield study
     finally:
         storage.remove_session()
@@ -188,7 +188,7 @@ class _Runner:
     finish: Callable[[Path], object]
 
     def run_trials(self, study: Study, trials: int) -> None:
-        """Trials that were broken off first, then new ones until there are so many."""
+        """Finish interrupted trials first, then run new ones up to this number."""
         from optuna.trial import TrialState
 
         distributions = {space.key: space.distribution() for space in self.search.spaces}
@@ -200,7 +200,7 @@ class _Runner:
                 asked = study.ask(distributions)
                 number, settings = asked.number, dict(asked.params)
             if set(settings) != set(distributions):
-                study.tell(number, state=TrialState.FAIL)  # killed while they were written
+                study.tell(number, state=TrialState.FAIL)  # killed while its settings were written
                 continue
             words = "  ".join(setting(key, value) for key, value in settings.items())
             self.observer(f"trial {number + 1} of {max(trials, number + 1)}  {words}")
@@ -215,7 +215,7 @@ class _Runner:
                 study.tell(number, value)
 
     def _value_of(self, number: int, settings: dict[str, Value]) -> tuple[float | None, str]:
-        """What a trial reached, or None and why it reached nothing."""
+        """A trial's value of the metric, or None and the reason why it has none."""
         try:
             metrics = self._metrics_of(RunFolder(_folder(self.folder, number)), number, settings)
         except (ConfigError, MechanismError, TrainingError) as error:
@@ -228,7 +228,7 @@ class _Runner:
     def _metrics_of(
         self, run: RunFolder, number: int, settings: dict[str, Value]
     ) -> dict[str, float]:
-        """Runs the trial, or what is left of it."""
+        """Run the trial, or what is left of it."""
         if run.summary.is_file() and _ended(run):
             return run.last_metrics()
         if run.begun:
@@ -237,7 +237,7 @@ class _Runner:
             )
         else:
             if run.path.exists():
-                shutil.rmtree(run.path)  # nobody was asked anything yet
+                shutil.rmtree(run.path)  # its ledger was not begun, so nothing was spent
             config = with_settings(self.search.base, settings)
             job = config.job.model_copy(
                 update={"name": f"{config.job.name[:80]}-trial-{number + 1}"}
@@ -264,7 +264,7 @@ def _folder(folder: Path, number: int) -> Path:
 
 
 def _conclude(study: Study, search: Search, folder: Path) -> Tuned:
-    """The total and the best configuration, on disk."""
+    """Write the total and the best configuration to disk."""
     found = tuple(_outcome(trial, folder) for trial in study.trials)
     begun = [trial.folder for trial in found if RunFolder(trial.folder).begun]
     total = None
@@ -299,9 +299,9 @@ def _outcome(trial: FrozenTrial, folder: Path) -> Trial:
 
 
 def _spent(before: Tuning, total: AuditResult, runs: int) -> Tuning:
-    """What the ledger of the final run says was spent before it.
+    """What the final run's ledger states as spent before it.
 
-    An earlier search that `before` tells of has its epsilon added, which is always sound.
+    The epsilon of an earlier search, stated in `before`, is added, which is always sound.
     """
     heads = total.details.get("heads", [total.ledger_head])
     spent = total.curve[-1].spent.outsider if total.curve else 0.0

@@ -1,4 +1,4 @@
-"""Who is let in: one-time tokens, certificates, the signed roster, revocation; no sockets."""
+"""Enrollment of devices: one-time tokens, certificates, the signed roster, revocation; sans-IO."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Enrolled", "Registry"]
 
 TOKEN_HOURS = 24.0
 _MOST_A_DAY = 4
-"""Certificates for one node: that of joining, and renewals that an interruption lost."""
+"""Certificates for one node: the first one, and renewals whose reply was lost."""
 _MOST_CSR = 4096
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -43,16 +43,17 @@ class Registry:
     """The coordinator's list of nodes.
 
     Args:
-        state: where it is kept.
-        authority: issues certificates.
+        state: The database that keeps it.
+        authority: Issues certificates.
         roster_key: Ed25519 public key of the roster's authority.
-        roster_signer: its private half, where the operator holds it; otherwise new nodes stay
-            pending until the authority signs a list that has them.
-        clock: seconds since 1970.
-        colluders: nodes that may collude with the coordinator, for the lists signed from now on.
+        roster_signer: The matching private key, where the operator holds it; otherwise new nodes
+            stay pending until the authority signs a roster that lists them.
+        clock: Returns seconds since 1970.
+        colluders: Number of nodes that may collude with the coordinator, for rosters signed from
+            now on.
 
     Attributes:
-        prekeys: sealing keys that the nodes left for rounds to come.
+        prekeys: Sealing keys that the nodes deposited for future rounds.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Registry:
         """A token with which one device can join as `name`, once.
 
         Raises:
-            ConfigError: the name is taken or not usable.
+            ConfigError: The name is taken or not valid.
         """
         if not _NAME.fullmatch(name):
             raise ConfigError(
@@ -107,10 +108,10 @@ class Registry:
         )
 
     def enroll(self, peer: Peer, *, csr: bytes, identity: bytes, proof: bytes) -> Enrolled:
-        """Trade a token for a certificate. The same device may ask again with the same keys.
+        """Exchange a token for a certificate. The same device may ask again with the same keys.
 
         Raises:
-            EnrollmentError: the token is spent or unknown, or the request does not hold.
+            EnrollmentError: The token is spent, expired or unknown, or the request is not valid.
         """
         if peer.role != "enrol":
             raise EnrollmentError("this certificate does not enrol anybody")
@@ -144,11 +145,11 @@ class Registry:
     def renew(self, peer: Peer, *, csr: bytes, proof: bytes) -> bytes:
         """A new certificate (DER) for a node that holds a valid one, a few times a day at most.
 
-        Those that have expired are forgotten.
+        The node's expired certificates are forgotten.
 
         Raises:
-            EnrollmentError: it is not admitted, its identity did not sign the request, or it had
-                several within a day.
+            EnrollmentError: The node is not admitted, its identity did not sign the request, or it
+                had several certificates within a day.
         """
         self.admit(peer)
         _check_sizes(csr=csr, proof=proof)
@@ -171,7 +172,7 @@ class Registry:
         """The node that may act under this certificate now.
 
         Raises:
-            EnrollmentError: revoked, expired, or no node's.
+            EnrollmentError: The certificate is revoked, expired, or no node's.
         """
         with self._state.transaction() as session:
             row = session.get(CertificateRow, peer.serial)
@@ -185,10 +186,10 @@ class Registry:
         return node
 
     def revoke(self, name: str) -> None:
-        """Shut a node out: no call is answered any more, and the next roster lacks it.
+        """Shut a node out: none of its calls is answered, and the next roster omits it.
 
         Raises:
-            ConfigError: there is no such node.
+            ConfigError: There is no such node.
         """
         with self._state.transaction() as session:
             node = session.scalar(select(NodeRow).where(NodeRow.name == name))
@@ -213,13 +214,13 @@ class Registry:
     # -- the roster -------------------------------------------------------------------------------
 
     def chain(self) -> RosterChain:
-        """All versions, verified."""
+        """All roster versions, verified."""
         chain = RosterChain(key=self._roster_key)
         chain.extend(self.statements())
         return chain
 
     def statements(self, after: int = 0) -> list[SignedStatement]:
-        """Versions after that one, as the authority signed them."""
+        """Roster versions later than `after`, as the authority signed them."""
         return [
             SignedStatement(statement=row.statement, signature=row.signature)
             for row in self._state.rosters(after)
@@ -231,16 +232,16 @@ class Registry:
             return session.scalar(select(func.max(RosterRow.version))) or 0
 
     def propose(self) -> RosterStatement:
-        """The list that the authority is to sign next: everybody enrolled and not revoked."""
+        """The roster that the authority is to sign next: all enrolled nodes not revoked."""
         with self._state.transaction() as session:
             return self._proposal(session)
 
     def accept(self, signed: SignedStatement) -> RosterStatement:
-        """Take the next version from the authority.
+        """Accept the authority's next roster version.
 
         Raises:
-            ProtocolError: it does not follow, or is not signed by the pinned key.
-            ConfigError: it has members that never enrolled, or were revoked.
+            ProtocolError: It does not follow the newest, or is not signed by the pinned key.
+            ConfigError: It has members that never enrolled, or were revoked.
         """
         chain = self.chain()
         added = chain.extend([signed])
@@ -320,7 +321,7 @@ class Registry:
 
 
 def _check_sizes(*, csr: bytes, proof: bytes) -> None:
-    """Bound a request before anything of it is read."""
+    """Bound a request's size before it is parsed."""
     if len(csr) > _MOST_CSR or len(proof) != 64:
         raise EnrollmentError(
             f"a request of {len(csr)} bytes and a proof of {len(proof)}: at most {_MOST_CSR} and "

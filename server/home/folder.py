@@ -9,9 +9,9 @@
     roster.ed25519        signs the roster, unless its authority is somebody else
     roster.pub            the authority's public key, as hex
     state.sqlite          nodes, tokens, rosters, jobs
-    operator.sock         where the operator's commands go; on this machine only
-    lock                  held by the coordinator that runs
-    jobs/ID/              a run's folder each
+    operator.sock         takes the operator's commands, on this machine only
+    lock                  held by the running coordinator
+    jobs/ID/              one run's folder
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class WitnessAddress(BaseModel):
 
     @property
     def vkey(self) -> VerifierKey:
-        """Its key."""
+        """The parsed verifier key."""
         return VerifierKey.parse(self.key)
 
 
@@ -144,12 +144,12 @@ class Home:
 
     @property
     def socket(self) -> Path:
-        """Where the operator's commands go."""
+        """The Unix socket for the operator's commands."""
         return self.path / OPERATOR_SOCKET
 
     @property
     def jobs(self) -> Path:
-        """Folder of the runs' folders."""
+        """The folder that holds the runs' folders."""
         return self.path / "jobs"
 
     @classmethod
@@ -162,17 +162,19 @@ class Home:
         epsilon: float | None = None,
         colluders: int = 0,
     ) -> Home:
-        """Make the folder with all keys.
+        """Create the folder with all its keys.
 
         Args:
-            path: new, or empty.
-            hosts: for the server certificate.
-            roster_key: public key of an authority that the operator is not; None makes a key here.
-            epsilon: budget of the population.
-            colluders: devices that may collude with this coordinator, out of all that enrol.
+            path: A folder that does not exist yet, or is empty.
+            hosts: Names and addresses for the server certificate.
+            roster_key: Public key of a roster authority other than the operator; None creates a
+                key pair here.
+            epsilon: Privacy budget of the population.
+            colluders: Number of devices, out of all that enrol, that may collude with this
+                coordinator.
 
         Raises:
-            ConfigError: something is there already, or the folder cannot be written.
+            ConfigError: The folder is not empty, or cannot be written.
         """
         alternative_names(hosts)  # before anything is made
         try:
@@ -195,17 +197,17 @@ class Home:
         make_folder(home.jobs)
         State.create(path).close()
         settings = Settings(hosts=list(hosts), epsilon=epsilon, colluders=colluders)
-        # Witnesses are added by hand, as tables: no empty list that stands in their way.
+        # Witnesses are added by hand as tables, and TOML would reject those after an empty list.
         table = tomli_w.dumps(settings.model_dump(exclude_none=True, exclude={"witnesses"}))
-        write_atomically(home.settings_file, table.encode())  # now it is one
+        write_atomically(home.settings_file, table.encode())  # last: `open` looks for this file
         return home
 
     @classmethod
     def open(cls, path: Path) -> Home:
-        """An existing folder.
+        """Open an existing folder.
 
         Raises:
-            ConfigError: there is no coordinator.
+            ConfigError: It is not a coordinator's folder.
         """
         home = cls(path)
         if not home.settings_file.is_file():
@@ -216,10 +218,10 @@ class Home:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the folder against another coordinator, whatever its host.
+        """Lock the folder, so that no other coordinator runs on it, whatever its host.
 
         Raises:
-            ConfigError: one is running on it, or it cannot be written.
+            ConfigError: Another one is running on it, or the lock cannot be opened.
         """
         try:
             handle = os.open(
@@ -247,10 +249,10 @@ class Home:
         return self.path / "coordinator.toml"
 
     def settings(self) -> Settings:
-        """What ``coordinator.toml`` says.
+        """Read ``coordinator.toml``.
 
         Raises:
-            ConfigError: it does not read; the line says where.
+            ConfigError: It cannot be read or is not valid; the message says where.
         """
         file = self.settings_file
         try:
@@ -266,24 +268,24 @@ class Home:
             if problem["type"] == "missing":
                 raise ConfigError(f"{file}: {where} is missing; put it back") from None
             why = problem["msg"].removeprefix("Value error, ")
-            if not where:  # of several settings together
+            if not where:  # several settings do not fit together
                 raise ConfigError(f"{file}: {why}; mend it there") from None
             why = why[:1].lower() + why[1:]
             raise ConfigError(f"{file}: {where} = {problem['input']!r}: {why}") from None
-        except ValueError as error:  # of TOML, or of UTF-8
+        except ValueError as error:  # not TOML, or not UTF-8
             raise ConfigError(f"{file}: not TOML: {error}; mend it there") from None
 
     @property
     def authority(self) -> Authority:
-        """Issues certificates."""
+        """The certificate authority."""
         return Authority.load(self.path)
 
     @property
     def signer(self) -> Signer:
-        """Signs ledgers.
+        """The key that signs ledgers.
 
         Raises:
-            ConfigError: the key is gone; another one could go on with no job.
+            ConfigError: The key is missing; a new one could not resume any job.
         """
         path = self.path / KEY_NAME
         if not path.exists():
@@ -307,7 +309,7 @@ class Home:
 
     @property
     def operator_signs_roster(self) -> bool:
-        """Whether the roster's private key lies here."""
+        """Whether the roster's private key is in this folder."""
         return (self.path / "roster.ed25519").exists()
 
     def registry(self, state: State) -> Registry:
@@ -331,7 +333,7 @@ class Home:
         """Key and certificate of the devices' port; reissued a month before they expire.
 
         Raises:
-            ConfigError: the key is not the certificate's.
+            ConfigError: The key does not match the certificate.
         """
         present = now or dt.datetime.now(dt.UTC)
         try:
@@ -354,7 +356,7 @@ class Home:
         return identity
 
     def rotate_server(self) -> None:
-        """A new key and certificate for the devices' port, under the settings' host names."""
+        """Issue a new key and certificate for the devices' port, under the settings' host names."""
         self._store_server(self.authority.issue_server(self.settings().hosts))
 
     def _store_server(self, identity: ServerIdentity) -> None:

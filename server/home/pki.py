@@ -1,7 +1,7 @@
-"""The coordinator's certificate authority: P-256, because gRPC takes no Ed25519 certificates.
+"""The coordinator's certificate authority: P-256, because gRPC rejects Ed25519 certificates.
 
-What a certificate may do is written into its alternative name: ``fedsys://agent/7`` opens
-sessions as node 7, ``fedsys://enrol`` asks for one certificate and nothing else.
+A certificate's alternative name states what it may do: ``fedsys://agent/7`` opens sessions as
+node 7, ``fedsys://enrol`` requests one certificate and nothing else.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CA_DAYS = 3650
 SERVER_DAYS = 365
 AGENT_DAYS = 90
 _BACKDATE = dt.timedelta(minutes=5)
-"""Devices' clocks are not exact."""
+"""Certificates are backdated, because devices' clocks are not exact."""
 _AGENT = "fedsys://agent/"
 _ENROL = "fedsys://enrol"
 _DNS = re.compile(r"(?:\*\.)?(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
@@ -47,14 +47,14 @@ _DNS = re.compile(r"(?:\*\.)?(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """Whose certificate this is.
+    """The holder of a client certificate.
 
     Attributes:
-        role: what it is good for.
-        node: of an agent; -1 for an enrol-only credential.
-        serial: as hex.
-        expires: not valid after.
-        der: the certificate.
+        role: What the certificate allows.
+        node: The agent's node id; -1 for an enrol-only credential.
+        serial: Serial number, as hex.
+        expires: End of the certificate's validity.
+        der: The certificate, as DER.
     """
 
     role: Literal["agent", "enrol"]
@@ -68,7 +68,7 @@ class Peer:
         """Read a client certificate (PEM) that TLS has verified against our authority.
 
         Raises:
-            ProtocolError: it is none of ours.
+            ProtocolError: The certificate has no fedsys name.
         """
         try:
             found = x509.load_pem_x509_certificate(certificate)
@@ -89,14 +89,14 @@ class Peer:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ServerIdentity:
-    """What the devices' port presents; PEM."""
+    """Key and certificate that the devices' port presents, as PEM."""
 
     private_key: bytes
     certificate: bytes
 
     @property
     def fits(self) -> bool:
-        """Whether the key is the certificate's."""
+        """Whether the key matches the certificate."""
         try:
             key = serialization.load_pem_private_key(self.private_key, None)
             return key.public_key() == x509.load_pem_x509_certificate(self.certificate).public_key()
@@ -138,10 +138,10 @@ class Authority:
 
     @classmethod
     def load(cls, folder: Path) -> Authority:
-        """The authority that `create` stored.
+        """Load the authority that `create` stored.
 
         Raises:
-            ConfigError: there is none, or others can read its key.
+            ConfigError: There is none, or others can read its key.
         """
         secret = read_secret(folder / "ca.key")
         try:
@@ -158,7 +158,7 @@ class Authority:
 
     @property
     def der(self) -> bytes:
-        """The authority's own certificate."""
+        """The authority's own certificate, as DER."""
         return self.certificate.public_bytes(serialization.Encoding.DER)
 
     @property
@@ -184,7 +184,7 @@ class Authority:
     def issue_credential(
         self, *, lifetime: dt.timedelta, now: dt.datetime | None = None
     ) -> tuple[x509.Certificate, bytes]:
-        """An enrol-only client certificate and its 32 byte private scalar."""
+        """An enrol-only client certificate and its 32-byte private scalar."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._issue(
             key.public_key(),
@@ -204,10 +204,10 @@ class Authority:
         lifetime: dt.timedelta = dt.timedelta(days=AGENT_DAYS),
         now: dt.datetime | None = None,
     ) -> x509.Certificate:
-        """A certificate for the key in a request (DER); nothing else in the request counts.
+        """A certificate for the key in a request (DER); nothing else in the request is used.
 
         Raises:
-            ProtocolError: the request is damaged, not self-signed, or not of a P-256 key.
+            ProtocolError: The request is damaged, not self-signed, or not for a P-256 key.
         """
         if len(csr) > 8192:
             raise ProtocolError("a certificate request of more than 8 KiB")
@@ -260,17 +260,17 @@ class Authority:
 
 
 def default_hosts() -> list[str]:
-    """localhost, its addresses and this host's name, where that is one that can be certified."""
+    """localhost, its addresses and this host's name, where that is valid in a certificate."""
     own = socket.gethostname()
     names = ["localhost", "127.0.0.1", "::1", *([own] if _DNS.fullmatch(own) else [])]
     return list(dict.fromkeys(names))
 
 
 def alternative_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
-    """What a server certificate for these names and addresses says.
+    """These names and addresses as the alternative names of a server certificate.
 
     Raises:
-        ConfigError: one is neither a host name nor an address.
+        ConfigError: One is neither a host name nor an address.
     """
     return [_host(name) for name in hosts]
 

@@ -1,8 +1,8 @@
-"""Sealing keys that devices left for rounds to come: checked, bounded, each given out once.
+"""Sealing keys that devices deposited for future rounds: checked, bounded, each used once.
 
-A round needs one of each committee member before its first message. A key is gone from the database
-before a message that names it is sent, so that a coordinator that was killed in between has wasted
-it and can never name it twice. Devices refuse a second use all the same.
+A round needs one of each committee member before its first message. A key is deleted from the
+database before a message that names it is sent, so a coordinator killed in between has wasted it
+but can never name it twice. Devices refuse a second use all the same.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _log = logging.getLogger(__name__)
 
 
 class Prekeys:
-    """The pool of every node.
+    """Every node's pool of sealing keys.
 
     Args:
-        state: where they are kept.
-        check: raises SecureAggError unless a statement is signed by that identity.
+        state: The database that keeps them.
+        check: Raises SecureAggError unless the identity given signed the statement given.
     """
 
     def __init__(
@@ -52,18 +52,18 @@ class Prekeys:
         return {node: found.get(node, 0) for node in nodes}
 
     def add(self, node: int, statements: Sequence[bytes], *, replace: bool = False) -> int:
-        """Keep these too, at most `MAX_PREKEYS` in all; what is too much is dropped.
+        """Add a node's keys, up to `MAX_PREKEYS` in all; the excess is dropped.
 
         Args:
-            node: whose they are.
-            statements: signed sealing keys.
-            replace: in place of all that were kept: the device has lost the others.
+            node: The node that sent them.
+            statements: Signed sealing keys.
+            replace: Discard those kept so far, because the device has lost them.
 
         Returns:
-            How many are kept now.
+            Number of the node's keys that are now kept.
 
         Raises:
-            ProtocolError: too many at once, or one that does not hold; none of them is kept.
+            ProtocolError: Too many at once, or one is not valid; none of them is kept.
         """
         if len(statements) > MAX_PREKEYS:
             raise ProtocolError(
@@ -90,10 +90,10 @@ class Prekeys:
             return held + len(added)
 
     def keep(self, node: int, message: fleet_pb2.Up) -> None:
-        """Keep what came with a node's message, which is then without it.
+        """Move the sealing keys in a node's message, if any, into its pool.
 
         Raises:
-            ProtocolError: as `add`.
+            ProtocolError: As for `add`.
         """
         kind = message.WhichOneof("content")
         if kind not in ("hello", "consent", "countersignature", "prekeys"):
@@ -105,7 +105,7 @@ class Prekeys:
             self.add(node, statements, replace=kind == "hello")
 
     def take(self, nodes: Iterable[int]) -> dict[int, bytes]:
-        """One key of each node that has any, the oldest; they are gone when this returns."""
+        """The oldest key of each node that has one; durably deleted when this returns."""
         found: dict[int, bytes] = {}
         with self._state.transaction() as session:
             for node in nodes:

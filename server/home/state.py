@@ -1,7 +1,7 @@
-"""What a coordinator must remember over a crash: nodes, tokens, rosters, jobs; SQLite in WAL mode.
+"""State that survives a crash: nodes, tokens, rosters, jobs; SQLite in WAL mode.
 
-Every change is committed, and flushed to the disk, before the message that announces it is sent.
-The privacy ledger of each job is not here but in the job's folder, in the form that auditors read.
+Every change is committed, and flushed to disk, before the message that announces it is sent. Each
+job's privacy ledger is kept not here but in the job's folder, in the form that auditors read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SCHEMA = 1
 
 
 class Base(DeclarativeBase):
-    """Tables."""
+    """Base of the tables."""
 
 
 class NodeRow(Base):
@@ -111,7 +111,7 @@ class JobRow(Base):
 
 
 class RefusalRow(Base):
-    """Why a node declined: the last time of `count`; `round` 0 is the whole job."""
+    """Why a node declined, the last of `count` times; `round` 0 is the whole job."""
 
     __tablename__ = "refusals"
     job: Mapped[str] = mapped_column(primary_key=True)
@@ -134,7 +134,7 @@ class BlameRow(Base):
 
 
 class PrekeyRow(Base):
-    """A node's single-use sealing key that no round has taken yet; `number` is its age's order."""
+    """A node's single-use sealing key that no round has taken yet; `number` orders keys by age."""
 
     __tablename__ = "prekeys"
     number: Mapped[int] = mapped_column(primary_key=True)
@@ -143,7 +143,7 @@ class PrekeyRow(Base):
 
 
 class CountersignatureRow(Base):
-    """A node's word that it took part in a round."""
+    """A node's signed statement that it took part in a round."""
 
     __tablename__ = "countersignatures"
     job: Mapped[str] = mapped_column(primary_key=True)
@@ -202,7 +202,7 @@ class State:
 
     @classmethod
     def create(cls, folder: Path) -> State:
-        """A new database in a coordinator's folder, which only its owner can read: it tells of
+        """A new database in a coordinator's folder, readable by its owner only because it reveals
         cohorts. SQLite gives its other files the mode of this one."""
         write_new(folder / _FILE, b"", mode=0o600)
         return cls(_url(folder))
@@ -212,8 +212,8 @@ class State:
         """The database in a coordinator's folder.
 
         Raises:
-            ConfigError: it is gone, or is none. An empty one would know no device, and of nothing
-                that was spent.
+            ConfigError: It is missing or not usable. An empty one in its place would know neither
+                the devices nor what was spent.
         """
         if not (folder / _FILE).exists():
             raise ConfigError(
@@ -223,7 +223,7 @@ class State:
         return cls(_url(folder))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the database's connections."""
         self._engine.dispose()
 
     @contextmanager
@@ -238,13 +238,13 @@ class State:
             return list(session.scalars(select(NodeRow).order_by(NodeRow.id)))
 
     def rosters(self, after: int = 0) -> list[RosterRow]:
-        """Roster versions after that one, oldest first."""
+        """Roster versions later than `after`, oldest first."""
         query = select(RosterRow).where(RosterRow.version > after).order_by(RosterRow.version)
         with self.transaction() as session:
             return list(session.scalars(query))
 
     def jobs(self) -> list[JobRow]:
-        """All jobs in the order of their submission."""
+        """All jobs, in order of submission."""
         with self.transaction() as session:
             return list(session.scalars(select(JobRow).order_by(JobRow.number)))
 
@@ -252,7 +252,7 @@ class State:
         """One job.
 
         Raises:
-            ConfigError: there is none of that id.
+            ConfigError: There is no job of that id.
         """
         with self.transaction() as session:
             row = session.scalar(select(JobRow).where(JobRow.id == id))
@@ -271,10 +271,10 @@ class State:
         return row
 
     def cancel_job(self, id: str) -> JobRow:
-        """Have a job end after the round in hand; at once if it did not begin.
+        """Have a job end after its current round, or at once if it has not begun.
 
         Raises:
-            ConfigError: there is none of that id, or it is over.
+            ConfigError: There is no job of that id, or it is over.
         """
         row = self.job(id)
         if row.status not in ACTIVE_JOB:
@@ -283,13 +283,13 @@ class State:
         return self.update_job(id, status="cancelled") if row.status == "submitted" else row
 
     def refuse(self, rows: Iterable[RefusalRow]) -> None:
-        """Note who declined, in place of what was known of the same nodes and causes."""
+        """Record refusals, replacing those of the same job, node and cause."""
         with self.transaction() as session:
             for row in rows:
                 session.merge(row)
 
     def blame(self, *, job: str, round: int, node: int, reason: str) -> None:
-        """Note that a node was caught cheating; the first reason stays."""
+        """Record that a node was caught cheating; the first reason is kept."""
         with self.transaction() as session:
             if session.get(BlameRow, (job, node)) is None:
                 session.add(BlameRow(job=job, node=node, round=round, reason=reason[:500]))
@@ -301,7 +301,7 @@ class State:
             return {row.node: row.reason for row in session.scalars(query)}
 
     def refusals_of(self, job: str) -> list[RefusalRow]:
-        """All that is known of a job's refusals: a row for each node and cause."""
+        """A job's recorded refusals: one row for each node and cause."""
         query = select(RefusalRow).where(RefusalRow.job == job)
         with self.transaction() as session:
             return list(session.scalars(query))

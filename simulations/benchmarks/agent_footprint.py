@@ -1,10 +1,10 @@
-"""What an agent takes on a device: disk, and memory while it waits and after it has trained.
+"""An agent's footprint on a device: disk, and memory while it waits and after it has trained.
 
     python -m simulations.benchmarks.agent_footprint --venv build/agent
 
-Makes an environment with ``fedsys[deploy]`` alone (no ray, no flwr, no extra for tracking, tuning
-or export) unless it is there already, and in it runs a coordinator and three agents with a short
-job on the digits. Memory is resident, shared pages included; "own" is what no other process shares.
+Creates an environment with only ``fedsys[deploy]`` (no ray, no flwr, no extra for tracking, tuning
+or export) unless it exists already, and runs a coordinator and three agents in it with a short job
+on the digits. Memory is resident, shared pages included; "own" is what no other process shares.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PATIENCE = 300.0
 
 
 def install(venv: Path) -> None:
-    """An environment with the extra `deploy` alone, from this checkout."""
+    """Create an environment with only the extra `deploy`, from this checkout."""
     subprocess.run(
         ["make", "--quiet", f"PYTHON={sys.executable}", f"VENV={venv}", f"{venv}/.core"],
         cwd=_ROOT,
@@ -43,8 +43,8 @@ def measure(python: Path) -> dict[str, Any]:
     """Memory of an agent that runs under this interpreter.
 
     Returns:
-        MB of resident memory when it is connected, and after a job; threads and descriptors;
-        seconds until it had joined, and until all were connected.
+        MB of resident memory once it is connected, and after a job; threads and descriptors;
+        seconds for one agent to join, and until all were connected.
     """
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         root = Path(folder)
@@ -108,7 +108,7 @@ def measure(python: Path) -> dict[str, Any]:
 
 
 def size_of(venv: Path, *, largest: int = 8) -> dict[str, Any]:
-    """MB on disk, and the largest packages."""
+    """MB on disk, in all and of the largest packages."""
     (packages,) = (venv / "lib").glob("python3*/site-packages")
     sizes = {each.name: _bytes(each) for each in packages.iterdir()}
     top = sorted(sizes, key=lambda name: -sizes[name])[:largest]
@@ -128,7 +128,7 @@ def _bytes(path: Path) -> int:
 
 
 def _found(pattern: str, log: Path) -> str:
-    """Wait until a line of a log matches; its group."""
+    """Wait until a log matches; returns the pattern's first group."""
     end = time.monotonic() + _PATIENCE
     while True:
         text = log.read_text("utf-8", "replace")

@@ -1,15 +1,15 @@
-"""Simulated time to the same accuracy: buffered rounds alongside rounds that wait for the slowest.
+"""Simulated time to equal accuracy: buffered rounds against rounds that wait for the slowest.
 
     python -m simulations.benchmarks.buffered --seeds 5
 
-All sides are the shipped recipe ``buffered`` without noise: the same model, population, local
-training, clipping norm, speeds and losses of clients, and 100 clients that train at a time. The
-synchronous sides have a fixed cohort of that many in every round, the server's settings of the
-recipe ``quickstart``, and 40 rounds; one waits for everybody, the other for 20 s, twice what a
-client of middling speed takes, and goes on without the others. The buffered side closes a buffer at
-20 uploads and takes as many uploads in all. The target of a seed is the accuracy at the end of the
-synchronous run that waits. A seed decides initial weights, speeds and losses; who is asked when
-follows from it too. Protocol ``ideal``, equal to secure aggregation's.
+All sides run the shipped recipe ``buffered`` without noise: the same model, population, local
+training, clipping norm, client speeds and losses, and 100 clients that train at a time. The
+synchronous sides have a fixed cohort of that size in every round, the server settings of the recipe
+``quickstart``, and 40 rounds. One waits for every client; the other waits 20 s, twice what a client
+of median speed takes, and goes on without the rest. The buffered side closes a buffer at 20 uploads
+and takes the same number of uploads in all. A seed's target is the accuracy at the end of the
+synchronous run that waits. A seed decides initial weights, speeds and losses, and with them which
+clients are invited when. The protocol is ``ideal``, whose sums equal secure aggregation's.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Curve:
     """One run.
 
     Attributes:
-        points: simulated seconds and accuracy after each round.
+        points: Simulated seconds and accuracy after each round.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -73,16 +73,16 @@ class Curve:
         return self.points[-1][1]
 
     def reaches(self, accuracy: float) -> float | None:
-        """Simulated seconds after which a round was first as accurate; None if none was."""
+        """Simulated seconds until a round first reached this accuracy; None if none did."""
         return next((seconds for seconds, found in self.points if found >= accuracy), None)
 
 
 def configurations(seed: int, *, rounds: int = 40) -> dict[str, Config]:
-    """The jobs of a seed, by side: as many uploads are asked for in each.
+    """The jobs of a seed, by side; each asks for the same number of uploads.
 
     Args:
-        seed: of the jobs.
-        rounds: of the synchronous ones.
+        seed: Seed of the jobs.
+        rounds: Number of rounds of the synchronous jobs.
     """
     training = config.load("buffered").rounds.concurrency or 1
     both = {**_BOTH, "job.seed": seed}
@@ -119,7 +119,7 @@ def measure(job: Config, folder: Path) -> Curve:
 
 
 def table(found: Sequence[Mapping[str, Curve]]) -> str:
-    """Markdown, a line a seed."""
+    """Markdown, one line for each seed."""
     lines = [
         "| seed | target | synchronous s | with a deadline s | buffered s | times faster | "
         "at the end: with a deadline, buffered |",
@@ -146,8 +146,8 @@ def _seconds(value: float | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="buffered rounds besides synchronous ones")
-    parser.add_argument("--seeds", type=int, default=5, help="0, 1, ... of so many jobs a side")
+    parser = argparse.ArgumentParser(description="buffered rounds against synchronous ones")
+    parser.add_argument("--seeds", type=int, default=5, help="number of jobs a side: 0, 1, ...")
     asked = parser.parse_args(arguments)
     found = []
     try:

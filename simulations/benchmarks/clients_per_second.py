@@ -1,19 +1,19 @@
-"""Virtual clients a second: fedsys alongside pfl-research, Flower, a plain loop and the bound.
+"""Virtual clients a second: fedsys against pfl-research, Flower, a plain loop and the bound.
 
     python -m simulations.benchmarks.clients_per_second --work W2 --engines fedsys,pfl,flwr,loop
 
-Every engine gets the same model, initial weights, data, batches and hyper-parameters, and the same
-cores. They take turns (A B A B ...), each turn in a fresh process; a turn's first round, which
-holds set-up and caches, is told apart. fedsys clips and adds the noise of differential privacy, if
-the work has any; the others train plainly and take a plain mean. ``bound`` is what the matrix
-products alone would take at this machine's measured rate. The largest difference of some clients'
-updates from a plain loop's in float64 stands alongside the speed (Adam divides by what may be
-almost nothing, so that in float32 the loop itself differs by thousandths).
+Every engine gets the same model, initial weights, data, batches and hyperparameters, and the same
+cores. Engines take turns (A B A B ...), each turn in a fresh process; a turn's first round, which
+includes set-up and cold caches, is reported separately. fedsys clips and adds the noise of
+differential privacy, if the work has any; the others only train and take a mean. ``bound`` is the
+rate that the matrix products alone would allow at this machine's measured speed. Next to the speed
+stands the largest difference of some clients' updates from a plain loop's in float64. (Adam divides
+by values that may be almost zero, so in float32 the loop itself differs by thousandths.)
 
-Clients may hold different amounts, and fedsys' whole job and Flower draw their own cohorts: so a
-rate is the examples a second over the population's mean, in clients of average size. What an engine
-cannot hold or have is refused in one line, and the others run. The peers live in an environment of
-their own: ``make bench``.
+Clients may hold different amounts of data, and fedsys' whole job and Flower draw their own cohorts.
+So a rate is examples a second divided by the population's mean: clients of average size. An engine
+that cannot run a work is refused with one line, and the others run. ``make bench`` installs the
+peers in an environment of their own.
 """
 
 from __future__ import annotations
@@ -85,12 +85,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--work", default="W2", help="W1 to W5, separated by commas")
     parser.add_argument("--engines", default=",".join(ENGINES))
-    parser.add_argument("--rounds", type=int, default=6, help="a turn, the first round included")
+    parser.add_argument("--rounds", type=int, default=6, help="rounds a turn, the first included")
     parser.add_argument(
-        "--own-rounds", type=int, default=0, help="of fedsys, where that many are too short to time"
+        "--own-rounds",
+        type=int,
+        default=0,
+        help="rounds of fedsys, if --rounds is too short to time",
     )
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="of pfl and loop; 0 measures")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="threads of pfl and loop; 0 finds the faster"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("FEDSYS_DATA", "data")))
     parser.add_argument("--peers", type=Path, default=_ROOT / ".venv-bench" / "bin" / "python")
@@ -99,11 +104,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def measure(work: str, engines: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
-    """All turns of one work."""
+    """Measure all turns of one work."""
     settings = [
         f"rounds.count={options.own_rounds or options.rounds}",
         "evaluation.data=none",
-        f"engine.processes={cores()}",  # as a job of more rounds would choose by itself
+        f"engine.processes={cores()}",  # the choice of a job with more rounds
         *options.set,
     ]
     job = config.load(work, settings)
@@ -132,7 +137,7 @@ def measure(work: str, engines: Sequence[str], options: argparse.Namespace) -> d
                     command = _command(engine, folder, options, threads.get(engine, 1))
                     found[engine].append(_turn(command, folder))
                 rate = _steady(found[engine][-1], dealt.examples_per_client)
-                # One line a turn: what was measured is not lost if the run is cut short.
+                # One line a turn, so that nothing measured is lost if the run is cut short.
                 print(f"{work} {engine}: {rate:.4g} clients/s", file=sys.stderr, flush=True)
         equal = _equality(job, dealt, options.data, folder, found)
     return {
@@ -156,7 +161,8 @@ def measure(work: str, engines: Sequence[str], options: argparse.Namespace) -> d
 def flops_per_client(work: Work) -> float:
     """Floating-point operations of an average client's local training, forward and backward.
 
-    Matrix products cost in proportion to their rows, so one client stands for all.
+    The cost of matrix products is proportional to their rows, so one client's count is scaled to
+    the average client.
     """
     client = work.checked[0]
     with FlopCounterMode(display=False) as counter:
@@ -176,7 +182,7 @@ def _command(engine: str, folder: Path, options: argparse.Namespace, threads: in
 
 
 def _turn(command: Sequence[str], folder: Path) -> dict[str, Any]:
-    """One process, its rounds and what they took."""
+    """Run one turn in a process of its own; returns what it measured."""
     out = folder / f"{Path(command[1]).stem}.json"
     out.unlink(missing_ok=True)
     full = [str(out) if part == "OUT" else part for part in command]
@@ -194,7 +200,7 @@ def _turn(command: Sequence[str], folder: Path) -> dict[str, Any]:
 def _threads(
     work: Work, folder: Path, engines: Sequence[str], options: argparse.Namespace
 ) -> dict[str, int]:
-    """For single processes, the number of threads that is faster for them on this work."""
+    """The faster number of threads on this work, for each engine that has one process."""
     if options.threads:
         return dict.fromkeys(("pfl", "loop"), options.threads)
     best = {}
@@ -209,12 +215,12 @@ def _threads(
 
 
 def _steady(turn: Mapping[str, Any], size: float) -> float:
-    """Clients of the mean size, a second, after the first round."""
+    """Clients of the mean size per second, without the first round."""
     return float(sum(turn["examples"][1:]) / size / sum(turn["seconds"][1:]))
 
 
 def _cpu_ms(turn: Mapping[str, Any], size: float) -> float:
-    """CPU milliseconds a client of the mean size, between the first look at them and the last."""
+    """CPU milliseconds per client of the mean size, between the first reading and the last."""
     (first, began), (last, ended) = turn["cpu"][0], turn["cpu"][-1]
     return float(1000 * (ended - began) * size / max(sum(turn["examples"][first:last]), 1))
 
@@ -232,7 +238,7 @@ def _summary(turns: Sequence[Mapping[str, Any]], size: float) -> dict[str, Any]:
 
 
 def _bound(flops: float, size: float) -> dict[str, Any]:
-    """What large matrix products reach on all cores, in clients."""
+    """The rate of large matrix products on all cores, converted to clients."""
     side = 1024
     a, b = torch.randn(side, side), torch.randn(side, side)
     torch.mm(a, b)
@@ -259,8 +265,8 @@ def _equality(
     folder: Path,
     turns: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> dict[str, float]:
-    """Largest difference of a checked client's update from the plain loop's in float64, relative
-    to the update's largest entry."""
+    """By engine, the largest difference of a checked client's update from the plain loop's in
+    float64, relative to the update's largest entry."""
     exact = updates(work, exact=True)
     found = {
         engine: _own(job, work, data, turns[engine][-1]["engine"])
@@ -278,7 +284,7 @@ def _equality(
 
 
 def _own(job: Config, work: Work, data: Path, engine: Mapping[str, Any]) -> NDArray[np.float64]:
-    """(checked, d) what the path that the engine took does to the weights."""
+    """(checked, d) updates of the checked clients on the path that the engine took."""
     task = work.for_check().task
     held = task.clients(tasks.DataSource.locate(data))
     partition = partition_of(job, held)
@@ -298,7 +304,7 @@ def _own(job: Config, work: Work, data: Path, engine: Mapping[str, Any]) -> NDAr
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result for people, as Markdown."""
+    """The result as Markdown."""
     rates = {name: found["clients_per_second"] for name, found in result["engines"].items()}
     privacy = "clipping" if result["privacy"] == "none" else "clipping and noise"
     meaning = {name: words.format(privacy=privacy) for name, words in MEANING.items()}
@@ -336,7 +342,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
-    """Bars on a logarithmic scale."""
+    """Plot the rates as bars on a logarithmic scale."""
     from matplotlib.figure import Figure
 
     names = list(result["engines"])

@@ -1,11 +1,11 @@
-"""What a deployment costs, alongside Flower's: stages, models, a thousand agents, a secure round.
+"""Costs of a deployment, against Flower's: stages, models, a thousand agents, a secure round.
 
     python -m simulations.benchmarks.deployment --out build/deployment
 
 fedsys runs with mutual TLS (`simulations.benchmarks.wire`); flwr 1.41, where the extra `flower` is
-installed, on a SuperLink without TLS (`simulations.benchmarks.flower_superlink`). They take turns,
-so that what the machine does besides falls on both; every turn is a fresh start, and medians of the
-turns count. Prints a table, and writes ``deployment.json`` with every turn.
+installed, runs on a SuperLink without TLS (`simulations.benchmarks.flower_superlink`). They take
+turns, so that other load on the machine affects both. Every turn is a fresh start, and the figures
+are medians of the turns. Prints a table, and writes ``deployment.json`` with every turn.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ _ROWS = (
 def compare(
     engines: dict[str, Measure], agents: Sequence[int], *, turns: int, megabytes: list[int]
 ) -> list[Figures]:
-    """Every engine with every number of agents, in turns.
+    """Measure every engine with every number of agents, in turns.
 
     Args:
-        engines: by name.
-        agents: numbers of agents; models are sent with the first.
-        turns: of each.
-        megabytes: sizes of models.
+        engines: Measuring functions, by name.
+        agents: Numbers of agents; models are sent only with the first number.
+        turns: Number of turns of each engine.
+        megabytes: Sizes of models.
 
     Returns:
-        A line for every turn: its engine, its turn, its figures, the load of the machine.
+        One entry for each turn: engine, turn, figures and the machine's load.
     """
     found = []
     for turn in range(turns):
@@ -97,15 +97,15 @@ def _readable(value: float) -> str:
 
 
 def main() -> None:
-    """Measure everything; see the module's docstring."""
+    """Measure everything and print the table; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--agents", type=int, nargs="*", default=[3, 20], help="alongside Flower")
+    parser.add_argument("--agents", type=int, nargs="*", default=[3, 20], help="against Flower")
     parser.add_argument("--alone", type=int, nargs="*", default=[200, 1000])
     parser.add_argument("--megabytes", type=int, nargs="*", default=[10, 100])
     parser.add_argument("--stages", type=int, default=20)
-    parser.add_argument("--flower-stages", type=int, default=3, help="they take seconds each")
+    parser.add_argument("--flower-stages", type=int, default=3, help="each takes seconds")
     parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--secure", type=int, default=100, help="agents in the secure round; or 0")
+    parser.add_argument("--secure", type=int, default=100, help="agents in the secure round, or 0")
     parser.add_argument("--dimension", type=int, default=1_000_000)
     parser.add_argument("--out", type=Path, default=Path("build/deployment"))
     given = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Flower's SecAgg+ (flwr 1.41), its own stage functions driven in this process.
+"""Flower's SecAgg+ (flwr 1.41), with its own stage functions called in this process.
 
 Clients run ``_setup``, ``_share_keys``, ``_collect_masked_vectors`` and ``_unmask`` of
-``flwr.client.mod.secure_aggregation.secaggplus_mod`` on states that stay in memory; the server runs
-the four stages of ``SecAggPlusWorkflow`` over a grid that calls them. No protocol buffers, no
-processes and no state files are timed.
+``flwr.client.mod.secure_aggregation.secaggplus_mod`` on states kept in memory; the server runs the
+four stages of ``SecAggPlusWorkflow`` over a grid that calls the clients. The times include no
+protocol buffers, processes or state files.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _words() -> Any:
 
 
 class Sharing:
-    """Flower's Shamir functions on the two secrets that its client shares."""
+    """Flower's Shamir functions, applied to the two secrets that a client shares."""
 
     def __init__(self, count: int, threshold: int) -> None:
         self._shamir = _flwr("common.secure_aggregation.crypto.shamir")
@@ -63,16 +63,16 @@ class Sharing:
         return shares
 
     def create(self) -> float:
-        """CPU seconds to share both."""
+        """CPU seconds to share both secrets."""
         return _timed(lambda: [self._split(secret) for secret in self._secrets])
 
     def combine(self) -> float:
-        """CPU seconds to reconstruct both."""
+        """CPU seconds to reconstruct both secrets."""
         return _timed(lambda: [self._shamir.combine_shares(s) for s in self._shares])
 
 
 class Upload:
-    """One Flower client with k neighbours, as far as the masked vector."""
+    """One Flower client with k neighbours, up to its masked vector."""
 
     def __init__(self, degree: int, length: int) -> None:
         client, key = _client(), _words().Key
@@ -108,12 +108,12 @@ class Upload:
         self._step = lambda: client._collect_masked_vectors(states[me], config, 1, vector)
 
     def run(self) -> float:
-        """CPU seconds of the step; it can be repeated."""
+        """CPU seconds of the masking step; may be called repeatedly."""
         return _timed(self._step)
 
 
 class _Grid:
-    """Calls the clients in turn, and times them."""
+    """Calls the clients one after the other, and times them."""
 
     def __init__(self, length: int, gone: frozenset[int]) -> None:
         self._gone = gone
@@ -165,20 +165,20 @@ class _Grid:
 
 
 class _Strategy:
-    """As much of a strategy as the workflow asks for."""
+    """The part of a strategy that the workflow uses."""
 
     def __init__(self, nodes: range) -> None:
         self._nodes = nodes
         self.aggregated = 0
 
     def configure_fit(self, server_round: int, parameters: Any, manager: Any) -> list[Any]:
-        """Sample everybody."""
+        """Select every client."""
         common = _flwr("common")
         fit = common.FitIns(common.Parameters([], ""), {})
         return [(SimpleNamespace(node_id=node), fit) for node in self._nodes]
 
     def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
-        """Note that the sum arrived."""
+        """Record how many clients are in the sum."""
         self.aggregated = len(results)
         return None, {}
 
@@ -187,13 +187,13 @@ def whole_round(n: int, length: int, degree: int, dropped: frozenset[int]) -> di
     """Run one round.
 
     Args:
-        n: Clients.
-        length: Parameters of each.
-        degree: Neighbours of each; even.
-        dropped: Indices from 0 of those that vanish before they upload.
+        n: Number of clients.
+        length: Number of parameters of each client's vector.
+        degree: Number of neighbours of each client; even.
+        dropped: Indices, from 0, of clients that vanish before they upload.
 
     Returns:
-        CPU seconds of the server, of one client that stayed (mean), and of all together.
+        CPU seconds of the server, of a client that stayed (mean), and of all parties together.
     """
     app, words = _flwr("app"), _flwr("server.workflow.constant")
     workflows = _flwr("server.workflow.secure_aggregation.secaggplus_workflow")

@@ -1,7 +1,7 @@
-"""A Flower app that times what `simulations.benchmarks.deployment` times of fedsys.
+"""A Flower app that takes the same times as `simulations.benchmarks.deployment` does for fedsys.
 
-The server's side sends every node a message and waits for all replies, asking the SuperLink for
-them 20 times a second; Flower's own `Grid.send_and_receive` asks every 3 seconds. Copied next to a
+The server side sends every node a message and waits for all replies, polling the SuperLink 20 times
+a second; Flower's own `Grid.send_and_receive` polls every 3 seconds. Copied next to a
 ``pyproject.toml`` by `simulations.benchmarks.flower_superlink`.
 """
 
@@ -29,7 +29,7 @@ client_app = ClientApp()
 
 @client_app.query("echo")  # type: ignore[untyped-decorator, unused-ignore]
 def _echo(message: Message, _context: Context) -> Message:
-    """Send a model back where one came and is wanted; nothing else."""
+    """Send the model back if asked to, otherwise an empty reply."""
     wanted = bool(message.content.config_records["stage"]["echo"])
     content = message.content if wanted else RecordDict({"stage": ConfigRecord({"echo": False})})
     return Message(content, reply_to=message)
@@ -43,7 +43,7 @@ def _main(grid: Grid, context: Context) -> None:
     while len(nodes := sorted(grid.get_node_ids())) < agents and time.monotonic() < ends:
         time.sleep(0.2)
     found: dict[str, float] = {"agents": len(nodes)}
-    _stage(grid, nodes, b"x" * 64)  # the app is installed at its first use
+    _stage(grid, nodes, b"x" * 64)  # warm-up: nodes install the app at its first use
     times = [_stage(grid, nodes, b"x" * 64) for _ in range(stages)]
     found["empty_stage_ms"] = 1000 * statistics.median(times)
     found["empty_stage_worst_ms"] = 1000 * max(times)

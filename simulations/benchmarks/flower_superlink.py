@@ -1,9 +1,9 @@
-"""What flwr 1.41's wire costs: a SuperLink and SuperNodes on the loopback, without TLS.
+"""Cost of flwr 1.41's transport: a SuperLink and SuperNodes on the loopback, without TLS.
 
     python -m simulations.benchmarks.flower_superlink --agents 3 20 --megabytes 10
 
-Needs the extra `flower`. A SuperNode starts a process for every message, so on few cores the
-figures are mostly of that.
+Needs the extra `flower`. A SuperNode starts a process for every message, which dominates the
+figures on few cores.
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ out = ""
 def measure(
     agents: int, *, stages: int, megabytes: list[int], seconds: float = 900.0
 ) -> dict[str, Any]:
-    """Figures with so many SuperNodes.
+    """Figures with this many SuperNodes.
 
     Args:
-        agents: SuperNodes.
-        stages: empty stages to time, after a warm-up.
-        megabytes: sizes of models to send down to, and up from, the first node.
-        seconds: after which it is given up.
+        agents: Number of SuperNodes.
+        stages: Empty stages to time, after a warm-up.
+        megabytes: Sizes of models to send down to, and up from, the first node.
+        seconds: Time after which the run counts as failed.
 
     Returns:
-        As `simulations.benchmarks.wire.measure`, where it applies.
+        The figures of `simulations.benchmarks.wire.measure` that apply.
 
     Raises:
-        RuntimeError: the run failed; the end of the SuperLink's log.
+        RuntimeError: The run failed; the message is the end of the SuperLink's log.
     """
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         root = Path(folder)
@@ -133,7 +133,7 @@ def _await(out: Path, processes: list[psutil.Process], log: Path, seconds: float
 
 
 def _memory(process: psutil.Process) -> int:
-    """Bytes of a process and of those that it started."""
+    """Resident bytes of a process and its descendants."""
     total = 0
     for each in [process, *process.children(recursive=True)]:
         try:

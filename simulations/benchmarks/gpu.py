@@ -1,14 +1,13 @@
-"""Virtual clients a second of the engine on one device, alongside what the device could do at most.
+"""The engine's virtual clients a second on one device, next to the device's limits.
 
     python -m simulations.benchmarks.gpu --work W2 --device cuda:0 --data DIR
 
-Rounds of the work's cohort through the engine alone, clipping included, timed by CUDA events; the
-first round, in which graphs are recorded, is told apart. Two bounds are measured on the same
-device: large matrix products in float32 against the arithmetic of local training, and copies of
-memory against the traffic of the clients' parameters. The larger fraction says what binds.
+Runs rounds of the work's cohort through the engine alone, clipping included, timed by CUDA events;
+the first round, in which graphs are recorded, is reported separately. Two bounds are measured on
+the same device: large float32 matrix products bound the arithmetic of local training, and memory
+copies bound the traffic of the clients' parameters. The larger fraction shows which one limits.
 
-With ``--device cpu`` the same runs by the clock. On a GPU it is unmeasured: it was written without
-one at hand.
+With ``--device cpu`` the same is timed by the clock. It is unmeasured on a GPU.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Rounds of one work on one device."""
+    """Measure rounds of one work on one device."""
     settings = [f"rounds.count={options.rounds}", "engine.processes=1", *options.set]
     setting = prepare(
         config.load(options.work.lower(), settings), data=options.data, device=options.device
@@ -103,12 +102,12 @@ def _rounds(setting: Setting, rounds: int, device: torch.device) -> tuple[list[f
 
 
 def _protocol(setting: Setting) -> Protocol:
-    """Masks are the work of the host."""
+    """Sums of ``secure`` are measured as ``ideal``, because encryption is the host's work."""
     return "float" if setting.config.aggregation.protocol == "float" else "ideal"
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds between two CUDA events around `work`, or by the clock."""
+    """Seconds that `work` takes, between two CUDA events or by the clock."""
     if device.type != "cuda":
         started = time.perf_counter()
         work()
@@ -123,7 +122,7 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _flops(setting: Setting) -> float:
-    """Operations of client 0's matrix products and convolutions, forward and backward."""
+    """Operations in client 0's matrix products and convolutions, forward and backward."""
     job, population = setting.config, setting.population
     trainer = Trainer(
         tasks.load(job.task.name, job.task.options),
@@ -143,16 +142,19 @@ def _flops(setting: Setting) -> float:
 
 
 def _bytes(setting: Setting) -> float:
-    """What one client's parameters cost in traffic at least, in float32: a step reads the weights
-    forward and backward, writes and reads gradients, reads and writes weights; the epoch begins
-    with a copy; clipping reads the update once for the norm, twice to round, once to add."""
+    """Least memory traffic of one client's float32 parameters, in bytes.
+
+    A step makes 6 passes: it reads the weights forward and backward, writes and reads gradients,
+    and reads and writes the weights. An epoch's initial copy makes 2. Clipping makes 4 over the
+    update: 1 for the norm, 2 to round, 1 to add.
+    """
     local, population = setting.config.local, setting.population
     steps = LocalConfig(**local.model_dump()).steps(len(population.partition.indices_of(0)))
     return 4.0 * population.trainer.dimension * (2 + 6 * steps + 4)
 
 
 def _gemm(device: torch.device) -> float:
-    """Operations a second of large matrix products."""
+    """Operations per second of large matrix products."""
     size = _GEMM[device.type]
     a, b = (torch.randn(size, size, device=device) for _ in range(2))
     out = torch.empty_like(a)
@@ -160,7 +162,7 @@ def _gemm(device: torch.device) -> float:
 
 
 def _copies(device: torch.device) -> float:
-    """Bytes a second that a copy reads; it writes as many."""
+    """Bytes per second that a copy reads; it writes the same number."""
     source = torch.zeros(_COPY_BYTES[device.type] // 4, device=device)
     target = torch.empty_like(source)
     return source.numel() * 4 / _best(lambda: target.copy_(source), device)

@@ -1,13 +1,14 @@
-"""Training from a graph besides the torch loop: steps a second, difference, memory.
+"""Training from a graph against the torch loop: steps a second, difference, memory.
 
 ::
 
     OPENBLAS_NUM_THREADS=1 FEDSYS_DATA=data python -m simulations.benchmarks.graph_steps
 
-Each line is one built-in model on its real data, one local epoch on one thread: how far the update
-is from the torch loop's, processor time of both, and the most memory that the training process had
-resident (``--engine ort``: with onnxruntime). Models without dropout, whose masks torch draws
-otherwise. Without the variable numpy takes all processors, and its time counts all of them.
+Each line is one built-in model on its real data, for one local epoch on one thread: how far the
+update is from the torch loop's, the rates of both by CPU time, and the training process's peak
+resident memory. ``--engine ort`` uses onnxruntime. Models with dropout are left out, because torch
+draws their masks differently. Without ``OPENBLAS_NUM_THREADS`` numpy uses all cores, and its CPU
+time counts all of them.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ MODELS: tuple[tuple[str, dict[str, Any], LocalConfig, int], ...] = (
     ("cifar10", {"model": "small"}, LocalConfig(learning_rate=0.05, proximal_mu=0.01), 203),
     ("shakespeare", {}, LocalConfig(learning_rate=1.0, batch_size=4), 22),
 )
-"""Task, options, local training, and how many examples."""
+"""Task, options, local training and number of examples."""
 
 
 def main() -> None:
-    """Prints a table."""
+    """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--engine", default="numpy", help="numpy or ort")
     engine = check_engine(parser.parse_args().engine)
@@ -90,7 +91,7 @@ def _measure(
 
 
 def _seconds(work: Callable[[], object], least: float = 1.0) -> float:
-    """The least processor time of one call."""
+    """Least CPU seconds of one call."""
     work()
     best, until = float("inf"), time.perf_counter() + least
     while time.perf_counter() < until:

@@ -1,15 +1,15 @@
-"""How often does the empirical audit refute an honest run? At most once in ten thousand may be.
+"""How often the empirical audit refutes an honest run, which it may do once in 10,000 at most.
 
     python -m simulations.benchmarks.honest_canaries --runs 100
     python -m simulations.benchmarks.honest_canaries --simulated 1000 --epsilon 8.8 --canaries 500
 
-With ``--runs``, each run goes the whole way that `fedsys simulate --canaries` and `fedsys audit
---empirical` go: one release of digits to canaries alongside 100 real clients at a claimed epsilon,
-clipped, encoded, noised, summed (protocol ``ideal``, the integers of secure aggregation), decoded,
-attacked. Directions, coins, noise: fresh entropy each time.
+With ``--runs``, each run uses the whole pipeline of `fedsys simulate --canaries` and `fedsys audit
+--empirical`: one release of the digits task, with canaries next to 100 real clients at a claimed
+epsilon, is clipped, encoded, noised, summed (protocol ``ideal``, the integers of secure
+aggregation), decoded and attacked. Each run has fresh directions, coins and noise.
 
-With ``--simulated``, the canaries' scores are drawn from their law under the claim, with the
-claimed noise, with more and with less, and every registered test is carried out on them.
+With ``--simulated``, the canaries' scores are drawn from their distribution under the claim, with
+the claimed noise and with more or less, and every registered test is run on them.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Honest:
     """One honest run, audited.
 
     Attributes:
-        refuted: names of the tests that said that the claim cannot be true.
-        power: what the audit says about its own power.
+        refuted: Names of the tests that refuted the claim.
+        power: The audit's statement about its own power.
     """
 
     refuted: tuple[str, ...]
@@ -63,11 +63,11 @@ class Honest:
 
 
 def measure(*, canaries: int, epsilon: float, protocol: str = "ideal") -> Honest:
-    """Plant, release, audit, once.
+    """Plant canaries, release and audit, once.
 
     Args:
-        canaries: m, at most 650.
-        epsilon: claimed, and kept.
+        canaries: Number of canaries m, at most 650.
+        epsilon: The claimed epsilon, which the run keeps to.
         protocol: ``ideal`` or ``secure``.
     """
     with tempfile.TemporaryDirectory() as name:
@@ -81,17 +81,17 @@ def measure(*, canaries: int, epsilon: float, protocol: str = "ideal") -> Honest
 def simulate_runs(
     claimed: Claimed, *, canaries: int, runs: int, seed: int, dimension: int = 650
 ) -> dict[str, dict[str, int]]:
-    """How many simulated runs are refuted, by the noise that they had: by any test, and by each.
+    """Number of simulated runs that are refuted, by noise level: by any test, and by each test.
 
     Args:
-        claimed: by the ledger.
-        canaries: m.
-        runs: of each noise.
-        seed: of the simulation, which keeps no secret.
-        dimension: d.
+        claimed: The ledger's claim.
+        canaries: Number of canaries m.
+        runs: Number of runs at each noise level.
+        seed: Seed of the simulation, in which nothing is secret.
+        dimension: Number of dimensions d.
 
     Raises:
-        SystemExit: the claim says nothing about scores.
+        SystemExit: The claim says nothing about scores.
     """
     protocol = register(claimed, canaries=canaries, dimension=dimension, commitment="0" * 64)
     battery, generator = Battery(claimed, protocol), np.random.default_rng(seed)
@@ -110,7 +110,7 @@ def simulate_runs(
 
 
 def _claim_at(epsilon: float, canaries: int) -> Claimed:
-    """Everybody in one release, at this epsilon."""
+    """The claim of one release with every client in it, at this epsilon."""
     delta = 1e-5
     low, high = 0.1, 100.0
     while high - low > 1e-6 * low:
@@ -154,10 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--runs", type=int, default=0, help="runs of the whole pipeline")
-    parser.add_argument("--simulated", type=int, default=0, help="runs by simulated scores")
+    parser.add_argument("--simulated", type=int, default=0, help="runs with simulated scores")
     parser.add_argument("--canaries", type=int, default=600)
     parser.add_argument("--epsilon", type=float, default=2.0)
-    parser.add_argument("--seed", type=int, default=0, help="of simulated scores")
+    parser.add_argument("--seed", type=int, default=0, help="seed of simulated scores")
     options = parser.parse_args(arguments)
     if min(options.runs, options.simulated) < 0 or options.runs + options.simulated < 1:
         raise SystemExit(f"--runs: {options.runs}; at least one is needed, or --simulated")

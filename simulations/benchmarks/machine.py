@@ -1,4 +1,4 @@
-"""On what a benchmark ran."""
+"""Describes the machine that a benchmark ran on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cores() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, how busy they are, and versions, for people to compare by."""
+    """Processor, cores, load and versions, for comparing results."""
     return {
         "processor": _processor(),
         "cores": cores(),

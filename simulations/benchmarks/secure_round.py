@@ -3,12 +3,12 @@
     python -m simulations.benchmarks.secure_round --agents 100 --dimension 1000000
 
 The coordinator is the deployed one, the agents are real sessions with updates of zeros (see
-`simulations.testbed.crowd`): keys, shares, encryption, uploads, the committee's part and the commit
-are all there, training and noise are not, and no upload is held back to hide how long training
-took. All share this machine's cores.
+`simulations.testbed.crowd`). Keys, shares, encryption, uploads, the committee's part and the commit
+are included; training and noise are not, and no upload is delayed to hide how long training took.
+All parties share this machine's cores.
 
-Besides what a round took stands what it cannot do without, from rates that are measured first:
-every signature and key agreement, the encryption and the clipping of each vector, one SHA-256 of
+Next to the round's cost stands the cost of what it cannot do without, at rates that are measured
+first: every signature and key agreement, the encryption and clipping of each vector, one SHA-256 of
 each model and of each upload at either end, and AES-GCM at both ends of what is sent.
 """
 
@@ -47,18 +47,18 @@ _PARTS = ("coordinator_user", "coordinator_system", "agents_user", "agents_syste
 
 
 def measure(agents: int, *, dimension: int, rounds: int = 3, processes: int = 2) -> dict[str, Any]:
-    """Seconds and memory of a round in which everybody takes part.
+    """Seconds and memory of a round in which every agent takes part.
 
-    The coordinator's memory at rest is its largest until everybody was connected.
+    The coordinator's memory at rest is its peak until all agents were connected.
 
     Args:
-        agents: in the population and in every cohort.
-        dimension: d, weights of the model.
-        rounds: the median counts, by stage.
-        processes: that hold the agents.
+        agents: Number of agents in the population and in every cohort.
+        dimension: Number of the model's weights, d.
+        rounds: Number of rounds; seconds are medians over them, by stage.
+        processes: Number of processes that run the agents.
 
     Raises:
-        RuntimeError: the job did not complete.
+        RuntimeError: The job did not complete.
     """
     config = crowd_job(agents, agents, rounds=rounds)
     least = bound(config, agents, dimension=dimension)
@@ -95,15 +95,15 @@ def measure(agents: int, *, dimension: int, rounds: int = 3, processes: int = 2)
 
 
 def bound(config: Config, agents: int, *, dimension: int) -> dict[str, float]:
-    """CPU seconds of what a round with everybody in it cannot do without, on this machine.
+    """CPU seconds of what a round with every agent cannot do without, on this machine.
 
     Args:
-        config: of the job.
-        agents: in the population and in the cohort.
-        dimension: d, weights of the model.
+        config: The job's configuration.
+        agents: Number of agents in the population and in the cohort.
+        dimension: Number of the model's weights, d.
 
     Returns:
-        By kind of work, for all agents and the coordinator together.
+        Seconds by kind of work, for all agents and the coordinator together.
     """
     plan = plan_for(config, population=agents, layers=(dimension,))
     mechanism = plan.build_mechanism()
@@ -124,9 +124,9 @@ def bound(config: Config, agents: int, *, dimension: int) -> dict[str, float]:
     def encryption() -> None:
         encrypt(vector, secret, public, bytes(32), ciphertext)
 
-    # Every member verifies the committee's sealing keys and a certificate, every committee member
-    # the dealers' signatures besides; the coordinator verifies each of these once, but for the
-    # certificate of its own making.
+    # Every member verifies the committee's sealing keys and a certificate; every committee member
+    # verifies the dealers' signatures too. The coordinator verifies each of these once, except the
+    # certificate, which it makes itself.
     verified = agents * (seats + params.quorum) + seats * agents + 3 * seats + agents
     moved = agents * (model + upload)
     return {
@@ -144,7 +144,7 @@ def bound(config: Config, agents: int, *, dimension: int) -> dict[str, float]:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """CPU seconds of one call in this thread: the least of five tries."""
+    """CPU seconds of one call in this thread, the least of five measurements."""
     work()
     least, calls = math.inf, 1
     for _ in range(5):
@@ -161,7 +161,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _cpu(crowd: Crowd) -> NDArray[np.float64]:
-    """Seconds so far of each of `_PARTS`."""
+    """CPU seconds so far of each of `_PARTS`."""
     found = np.zeros((2, 2))
     for process in [crowd.coordinator, *crowd.holders]:
         times = psutil.Process(process.pid).cpu_times()

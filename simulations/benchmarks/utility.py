@@ -1,16 +1,19 @@
-"""Accuracy bought by a budget: central, distributed and correlated noise at equal epsilon.
+"""Accuracy for a privacy budget: central, distributed and correlated noise at equal epsilon.
 
     python -m simulations.benchmarks.utility --data DIR --epsilons 1,2,4,8,inf --seeds 3
 
 Every run is a whole job of the shipped recipe ``mnist-private``: the same model, population,
 cohorts, rounds, clipping norm and learning rates; only the mechanism and the outsider's epsilon
-differ. Nothing is tuned for a mechanism. The distributed mechanisms and the central one sample by
-Poisson; ``banded-mf`` assumes no secret sampling and so gets no amplification: every client comes
-back after the same number of rounds. ``inf`` clips and adds no noise: one level for all. Sums are
-those of protocol ``ideal``, equal to secure aggregation's. A seed decides initial weights and
-partition; cohorts and noise come from the operating system, so runs never repeat.
-Runs that the output folder already holds are kept, so a grid can be made in several sittings.
-Written there: ``utility.json``, ``utility.md`` (a table), plots, ``report.html`` (all on a page).
+differ. Nothing is tuned for a mechanism. The distributed mechanisms and the central one use Poisson
+sampling; ``banded-mf`` assumes no secret sampling and so gets no amplification: every client comes
+back after the same number of rounds. ``inf`` clips but adds no noise, so it is one run for all
+mechanisms. Sums are those of protocol ``ideal``, equal to secure aggregation's. A seed decides
+initial weights and partition; cohorts and noise come from the operating system, so runs never
+repeat.
+
+Runs already in the output folder are kept, so a grid can be computed in several sessions. The
+command writes ``utility.json``, ``utility.md`` (a table), plots, and ``report.html`` (one page with
+everything).
 """
 
 from __future__ import annotations
@@ -52,14 +55,14 @@ __all__ = ["Grid", "job_of", "main", "measure"]
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """What to run.
+    """The grid of runs.
 
     Attributes:
-        recipe: name or file.
-        settings: that replace its own, for every run.
-        mechanisms: keys of `CURVES`.
-        epsilons: the outsider's; infinity is the run without noise.
-        seeds: 0, 1, ... of so many jobs each.
+        recipe: Name or file of a recipe.
+        settings: Settings that replace the recipe's, for every run.
+        mechanisms: Keys of `CURVES`.
+        epsilons: The outsider's epsilons; infinity is the run without noise.
+        seeds: Number of jobs in each cell, with seeds 0, 1, ...
     """
 
     recipe: str
@@ -70,7 +73,8 @@ class Grid:
 
     @property
     def cells(self) -> list[tuple[str, float, int]]:
-        """Mechanism, epsilon, seed; seed by seed, so that a grid cut short has all of them."""
+        """Mechanism, epsilon and seed of each run, in order of seeds, so that a grid cut short
+        still has all curves."""
         finite = [epsilon for epsilon in self.epsilons if math.isfinite(epsilon)]
         cells = []
         for seed in range(self.seeds):
@@ -80,24 +84,25 @@ class Grid:
         return cells
 
     def base(self) -> str:
-        """What all cells share, as TOML."""
+        """The configuration that all cells share, as TOML."""
         return config.dump(config.load(self.recipe, self.settings))
 
 
 def job_of(
     recipe: str, mechanism: str, epsilon: float, seed: int, settings: Sequence[str] = ()
 ) -> Config:
-    """One job: the recipe, another mechanism, another budget, another seed.
+    """One job: the recipe with another mechanism, budget and seed.
 
-    Min-separation takes as many clients a round as Poisson does on average. A client then comes
-    back after floor(N / n) rounds, and so takes part ceil(T / floor(N / n)) times at most.
+    Min-separation takes as many clients in a round as Poisson sampling does on average, n of N. A
+    client then comes back after floor(N / n) rounds at the earliest, and so takes part in at most
+    ceil(T / floor(N / n)) of T rounds.
 
     Args:
-        recipe: name or file.
-        mechanism: key of `CURVES`, or `NO_NOISE`.
-        epsilon: of the outsider, infinite for `NO_NOISE`.
-        seed: of initial weights and partition.
-        settings: that replace the recipe's, ``section.key=value``.
+        recipe: Name or file of a recipe.
+        mechanism: Key of `CURVES`, or `NO_NOISE`.
+        epsilon: The outsider's epsilon; infinite for `NO_NOISE`.
+        seed: Seed of initial weights and partition.
+        settings: Settings that replace the recipe's, ``section.key=value``.
     """
     curve = CURVES.get(mechanism, CEILING)
     changes = ["aggregation.noise=per-client", *settings, f"job.seed={seed}", *curve.settings]
@@ -149,8 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, help="folder with data files; else $FEDSYS_DATA")
     parser.add_argument("--recipe", default="mnist-private", help="a recipe's name, or a file")
-    parser.add_argument("--set", action="append", default=[], help="section.key=value, for all")
-    parser.add_argument("--epsilons", default="1,2,4,8,inf", help="of the outsider")
+    parser.add_argument("--set", action="append", default=[], help="section.key=value, every run")
+    parser.add_argument("--epsilons", default="1,2,4,8,inf", help="the outsider's epsilons")
     parser.add_argument("--mechanisms", default=",".join(CURVES))
     parser.add_argument("--rounds", type=int, help="instead of the recipe's")
     parser.add_argument("--seeds", type=int, default=3, help="jobs a cell")
@@ -177,7 +182,7 @@ def _epsilon(text: str) -> float:
 def measure(
     grid: Grid, path: Path, *, data: Path | None = None, command: str = ""
 ) -> dict[str, Any]:
-    """Run every cell that `path` does not hold yet; `path` is written after each.
+    """Run every cell that `path` does not hold yet; `path` is written after each run.
 
     Raises:
         FedsysError: `path` holds runs of other settings, or a job cannot run.
@@ -209,7 +214,7 @@ def measure(
 
 
 def _one(job: Config, data: Path | None) -> Run:
-    """A job in a folder of its own, and what its summary and ledger say."""
+    """Run a job in a temporary folder; returns figures from its summary and ledger."""
     started = _cpu(), time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         result = harness.run(job, out=Path(name) / "run", data=data)
@@ -236,7 +241,7 @@ def _one(job: Config, data: Path | None) -> Run:
 
 
 def _cpu() -> float:
-    """Seconds of CPU of this process and of those that it has waited for."""
+    """CPU seconds of this process and of the children that it has waited for."""
     spent = os.times()
     return spent.user + spent.system + spent.children_user + spent.children_system
 

@@ -1,4 +1,4 @@
-"""Privacy-utility curves: which mechanisms are compared, and the results as a table and a plot."""
+"""Privacy-utility curves: the mechanisms compared, and their results as a table and a plot."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 
 NO_NOISE = "none"
 Run = dict[str, Any]
-"""One job: ``mechanism``, ``target`` (its epsilon as text), ``seed``, and what came of it."""
+"""One job: ``mechanism``, ``target`` (its epsilon as text), ``seed``, and its results."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,10 @@ class Curve:
     """One mechanism of the comparison.
 
     Attributes:
-        label: for people.
-        settings: what distinguishes it from the recipe.
-        colour: of its line, as in a run's report.
-        dashes: of its line, so that colour is not all that tells lines apart.
+        label: Name shown in tables and plots.
+        settings: Settings that differ from the recipe's.
+        colour: Colour of its line, as in a run's report.
+        dashes: Dashes of its line, so that lines do not differ by colour alone.
     """
 
     label: str
@@ -85,27 +85,27 @@ CEILING = Curve(
 
 
 def key_of(run: Run) -> tuple[str, str, int]:
-    """What tells one run of a grid from another."""
+    """The key that identifies a run in a grid: mechanism, target, seed."""
     return run["mechanism"], run["target"], run["seed"]
 
 
 def written(epsilon: float) -> str:
-    """As text, for JSON has no infinity."""
+    """An epsilon as text, because JSON has no infinity."""
     return f"{epsilon:g}"
 
 
 def accuracies(runs: Sequence[Run], mechanism: str, target: str) -> list[float]:
-    """Of every seed of one cell."""
+    """Accuracy of every seed in one cell."""
     return [run["accuracy"] for run in runs if key_of(run)[:2] == (mechanism, target)]
 
 
 def targets_of(runs: Sequence[Run]) -> list[str]:
-    """The finite epsilons that runs were made for, increasing."""
+    """The finite target epsilons of these runs, increasing."""
     return sorted({run["target"] for run in runs} - {"inf"}, key=float)
 
 
 def gaps(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
-    """Mean accuracy less that of central noise, in points, by mechanism and epsilon."""
+    """Mean accuracy minus that of central noise, in points, by mechanism and epsilon."""
     found: dict[str, dict[str, float]] = {}
     for mechanism in CURVES:
         for target in targets_of(runs):
@@ -118,7 +118,7 @@ def gaps(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The result for people, as Markdown: accuracy, then what each run cost in every view."""
+    """The result as Markdown: accuracy, then the cost of each run in every view."""
     runs: list[Run] = results["runs"]
     targets = targets_of(runs)
     lines = [
@@ -179,13 +179,13 @@ def _costs(runs: Sequence[Run], targets: Sequence[str]) -> list[str]:
 
 
 def worst(values: Sequence[float | None]) -> str:
-    """The largest for people; infinity where one is None."""
+    """The largest value as text; infinity where one is None."""
     known = [value for value in values if value is not None]
     return f"{max(known):.3g}" if len(known) == len(values) else "∞"
 
 
 def _verdict(results: Mapping[str, Any]) -> list[str]:
-    """Distributed alongside central noise: the widest gap, in points."""
+    """The widest gap between each mechanism and central noise, in points."""
     lines = []
     for name, by_target in gaps(results["runs"]).items():
         target, points = max(by_target.items(), key=lambda item: abs(item[1]))
@@ -198,7 +198,7 @@ def _verdict(results: Mapping[str, Any]) -> list[str]:
 
 
 def plot(results: Mapping[str, Any], path: Path) -> None:
-    """Accuracy over epsilon, a band from the lowest to the highest seed."""
+    """Plot accuracy over epsilon, with a band from the lowest to the highest seed."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Privacy-utility curves as a page in the style of a run's report."""
+"""Privacy-utility curves on a page in the style of a run's report."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What our wire costs: an empty stage, large models, a thousand agents held by one coordinator.
+"""Cost of our transport: an empty stage, large models, a thousand agents on one coordinator.
 
-One process is the coordinator's devices' port, with real mutual TLS, registry and sessions; another
-holds all agents, each with a certificate and a connection of its own, which answer and compute
-nothing. So the figures are of the transport; on one machine they include both ends' work.
+One process is the coordinator's devices' port, with real mutual TLS, registry and sessions. Another
+holds all agents, each with its own certificate and connection; they answer but compute nothing. So
+the figures are those of the transport; on one machine they include the work of both ends.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ Agent = tuple[int, bytes, bytes]
 
 
 def measure(agents: int, *, stages: int, megabytes: list[int]) -> dict[str, Any]:
-    """Figures with so many agents.
+    """Figures with this many agents.
 
     Args:
-        agents: sessions held at once.
-        stages: empty stages to time, after a warm-up.
-        megabytes: sizes of models to send down to, and up from, the first agent.
+        agents: Number of sessions held at once.
+        stages: Empty stages to time, after a warm-up.
+        megabytes: Sizes of models to send down to, and up from, the first agent.
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
-"""Whose upload comes next in buffered rounds: clients that train, on the simulated clock.
+"""Order of arrivals in buffered rounds: which training client's upload comes next.
 
-Everything is a function of the fault plan, of who may be asked and of the order in which they
-stand, so a job replays to the letter.
+Everything is a function of the fault plan, of the clients that may be invited and of their order,
+so a job replays exactly.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ __all__ = ["Crowd", "Training"]
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A client that trains, or whose upload has come.
+    """One client's training, under way or finished.
 
     Attributes:
-        client: its id.
-        buffer: number of the buffer that was being filled when it was asked.
-        version: versions of the model that there had been by then.
-        finish: simulated seconds since the job began at which its upload is due.
-        lost: whether that upload never comes.
+        client: The client's id.
+        buffer: Number of the buffer that was being filled when the client was invited.
+        version: Version of the model that it was given.
+        finish: When its upload is due, in simulated seconds since the job began.
+        lost: Whether that upload never comes.
     """
 
     client: int
@@ -37,13 +37,13 @@ class Training:
 class Crowd:
     """The clients of an epoch, of which a constant number trains at a time.
 
-    A client trains once at a time, and is not asked again while the buffer is being filled in which
-    its upload waits, or to which it failed to come.
+    A client trains once at a time. After its upload came or was lost, it is not invited again
+    until the buffer being filled then is closed.
 
     Args:
-        faults: how long they take, and who vanishes.
-        work_of: examples that a client works through.
-        concurrency: clients that train at a time.
+        faults: Decides how long clients take and which of them vanish.
+        work_of: Returns the number of examples that a client trains on.
+        concurrency: Number of clients that train at a time.
 
     >>> crowd = Crowd(faults=FaultPlan(), work_of=lambda client: 1, concurrency=2)
     >>> crowd.invite([4, 2, 7])
@@ -60,18 +60,18 @@ class Crowd:
         self._concurrency = concurrency
         self._due: list[tuple[float, int, Training]] = []
         self._asked = 0
-        self._places: dict[int, int] = {}  # of the epoch's clients, as they stand
+        self._places: dict[int, int] = {}  # position of each of the epoch's clients
         self._turns: dict[int, int] = {}
         self._idle: list[tuple[int, int, int]] = []  # turns, place, client
         self._waits: set[int] = set()
 
     @property
     def training(self) -> tuple[Training, ...]:
-        """Those that train, in the order in which their uploads are due."""
+        """Clients that are training, in the order in which their uploads are due."""
         return tuple(entry[2] for entry in sorted(self._due, key=lambda entry: entry[:2]))
 
     def invite(self, clients: Iterable[int]) -> None:
-        """An epoch of these clients begins; those that train already have had their turn."""
+        """Begin an epoch of these clients; those training already have had one turn."""
         busy = {training.client for training in self.training}
         self._places = {client: place for place, client in enumerate(clients)}
         self._turns = dict.fromkeys(self._places, 0)
@@ -87,7 +87,7 @@ class Crowd:
             heapq.heappush(self._idle, (self._turns[client], self._places[client], client))
 
     def begin_buffer(self) -> None:
-        """No client's upload waits any more; those that failed to come are asked again."""
+        """Begin a buffer: clients of the last one, lost or not, may be invited again."""
         self._waits.clear()
 
     def ask(
@@ -98,13 +98,13 @@ class Crowd:
         now: float,
         allowed: Callable[[int], bool] = lambda client: True,
     ) -> None:
-        """Have clients begin until as many train as may, those first that had the fewest turns.
+        """Start clients up to the concurrency limit, those with the fewest turns first.
 
         Args:
-            buffer: number of the one that is being filled.
-            version: of the model that they begin with.
-            now: simulated seconds since the job began.
-            allowed: whether a client may contribute once more.
+            buffer: Number of the buffer that is being filled.
+            version: Version of the model that they start from.
+            now: Simulated seconds since the job began.
+            allowed: Whether a client may contribute once more.
         """
         free = max(self._concurrency - len(self._due), 0)
         passed: list[int] = []
@@ -140,10 +140,8 @@ class Crowd:
         self._asked += 1
 
     def next(self) -> Training | None:
-        """The training that ends first, those that began first among equals; None: nobody trains.
-
-        One that is not lost waits from here in the buffer that is being filled.
-        """
+        """The training that ends first (of equals, the one that began first), or None if there is
+        none. Unless it is lost, its upload now waits in the buffer that is being filled."""
         if not self._due:
             return None
         training = heapq.heappop(self._due)[2]

@@ -1,7 +1,7 @@
 """Buffered sums by the real protocol: an epoch of virtual clients under one committee and its keys.
 
-A client's upload is made when its buffer is summed, in the order in which it came; what it trained
-from was handed to it long before.
+A client's upload is made only when its buffer is summed, in order of arrival; the model that it
+trained from was fixed when it was invited.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ class SecureEpoch:
     """One epoch, its server and its clients.
 
     Args:
-        context: of the epoch.
-        cohort: increasing ids of those invited.
-        params: of secure aggregation.
-        size: uploads that close a buffer.
-        population: the virtual clients.
-        faults: who of the committee is away when.
-        randomness: of keys.
+        context: The epoch's job, first round and model, which members check.
+        cohort: Increasing ids of the clients invited.
+        params: Parameters of secure aggregation.
+        size: Number of uploads that closes a buffer.
+        population: The virtual clients.
+        faults: Decides which committee members are away when.
+        randomness: Source of keys.
 
     Attributes:
-        refusals: why, for each client that refused to go on, or was refused.
+        refusals: Reason for each client that refused to go on, or was refused.
 
     Raises:
-        RoundAborted: too few of the committee have a sealing key.
+        RoundAborted: Too few committee members have a sealing key.
     """
 
     def __init__(
@@ -97,11 +97,11 @@ class SecureEpoch:
         except SecureAggError as error:
             raise RoundAborted(f"secure aggregation: {error}", nothing_summed=True) from error
         for id in self._committee:
-            with suppress(InputError):  # only the vector is missing
+            with suppress(InputError):  # raised only because the member has no vector yet
                 self._members[id].handle(self._openings[id])
 
     def upload(self, client: int, vector: NDArray[Any]) -> None:
-        """A client's next upload (length,), mod 2^b."""
+        """Send a client's next upload: `vector` is (length,), mod 2^b."""
         member = self._members[client]
         member.provide(vector)
         opening = self._openings.pop(client, None)
@@ -112,11 +112,11 @@ class SecureEpoch:
         """The sum of the full buffer.
 
         Args:
-            buffer: its number in the job.
-            now: simulated seconds since the job began.
+            buffer: The buffer's number in the job.
+            now: Simulated seconds since the job began.
 
         Raises:
-            RoundAborted: too few are left, or the sum does not open; the epoch goes on.
+            RoundAborted: Too few members are left, or the sum does not open; the epoch goes on.
         """
         server, nothing_summed = self._server, True
         lost = {id: self._faults.lost(round=buffer, client=id, now=now) for id in self._committee}
@@ -146,7 +146,7 @@ class SecureEpoch:
             self.refusals[id] = f"{stage}: {refusal}"
 
     def erase(self) -> None:
-        """The epoch is over: every key that could open one of its uploads goes."""
+        """End the epoch: erase every key that could open one of its uploads."""
         for sealing in self._sealing.values():
             sealing.forget(self._job)
         self._members.clear()

@@ -1,12 +1,12 @@
 """Buffered rounds: a job whose clients upload when they are ready, K of them a round.
 
 In the manner of FedBuff (Nguyen et al., AISTATS 2022): a constant number of clients trains at a
-time, each from the model that was the newest when it began. The K-th upload closes a buffer; its
-sum makes the next version of the model, which every client that begins from then on is given.
-Nobody waits for the slowest.
+time, each from the model that was the newest when it began. The K-th upload closes a buffer, whose
+sum makes the next version of the model; clients that begin after that start from it. Nobody waits
+for the slowest client.
 
-A buffer's cost is reserved before the first upload can enter it. One that cannot be filled is given
-up and ends its epoch, so that its uploads can never be opened.
+A buffer's cost is reserved before the first upload can enter it. A buffer that cannot be filled is
+aborted and ends its epoch, so that its uploads can never be opened.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = ["BufferedRounds"]
 
 @dataclass
 class _Epoch:
-    """Clients that are invited together, and how many of their buffers are left."""
+    """Clients that are invited together, and the number of buffers that they have left."""
 
     cohort: tuple[int, ...]
     left: int
@@ -48,11 +48,11 @@ class _Epoch:
 
 @dataclass
 class _Buffer:
-    """Uploads in the order in which they came.
+    """Uploads in order of arrival.
 
     Attributes:
-        uploads: of different clients.
-        lost: of others that trained meanwhile, how many never came.
+        uploads: Those that came, each of a different client.
+        lost: Number of uploads that were due meanwhile and never came.
     """
 
     uploads: list[Training] = field(default_factory=list)
@@ -60,19 +60,20 @@ class _Buffer:
 
     @property
     def clients(self) -> tuple[int, ...]:
-        """Increasing ids."""
+        """Increasing ids of the clients whose uploads are in the buffer."""
         return tuple(sorted(upload.client for upload in self.uploads))
 
 
 class BufferedRounds:
     """A job's buffers, one after the other.
 
-    Clients that trained when a process ended are asked again once the job is taken up again.
+    Clients that were training when a process ended are invited again once the job is resumed.
 
     Args:
-        setting: what the job runs on.
-        job: open.
-        tell: told of each buffer without a model, and of updates that were no numbers.
+        setting: What the job runs on.
+        job: The job, ready for its next round.
+        tell: Called with a line for each buffer without a model, and for updates that are not
+            finite.
     """
 
     def __init__(self, setting: Setting, job: Job, tell: Callable[[str], None]) -> None:
@@ -90,16 +91,16 @@ class BufferedRounds:
         self._exhausted = job.coordinator.exhausted
 
     def next(self) -> int:
-        """One buffer to its checkpoint and commit, which the next one's reservation, or `settle`,
-        takes to the disk; returns how many clients trained for it.
+        """Run one buffer up to its checkpoint and commit, which reaches the disk with the next
+        buffer's reservation or at `settle`; returns how many clients trained for it.
 
         Raises:
-            BudgetExceeded: the budget is spent, or fewer clients than a buffer takes may contribute
+            BudgetExceeded: The budget is spent, or fewer clients than fill a buffer may contribute
                 once more.
         """
         job, coordinator = self._job, self._job.coordinator
         randomness = self._setting.randomness
-        self._exhausted = coordinator.exhausted  # changes when a buffer is over, and not before
+        self._exhausted = coordinator.exhausted  # changes only when a buffer is over
         left = sum(self._allowed(client) for client in range(job.plan.population))
         if left < self._size:
             raise BudgetExceeded(
@@ -131,7 +132,7 @@ class BufferedRounds:
         return self._finish(open_.number, buffer, summed)
 
     def close(self) -> None:
-        """End the epoch: its keys are erased."""
+        """End the epoch and erase its keys."""
         if self._epoch is not None and self._epoch.secure is not None:
             self._epoch.secure.erase()
         self._epoch = None
@@ -140,7 +141,7 @@ class BufferedRounds:
         if self._epoch is not None and self._epoch.left <= 0:
             self.close()
 
-    # -- who is asked ------------------------------------------------------------------------------
+    # -- who is invited ----------------------------------------------------------------------------
 
     def _allowed(self, client: int) -> bool:
         """Whether a client that neither trains nor waits may contribute once more."""
@@ -154,10 +155,11 @@ class BufferedRounds:
         return setting.config.local.epochs * held
 
     def _open_epoch(self, open_: OpenRound) -> _Epoch:
-        """Invite those who train, and others that contributed least, at random among equals.
+        """Invite the clients that are training, and of the others those that contributed least,
+        at random among equals.
 
         Raises:
-            RoundAborted: secure aggregation cannot serve so few.
+            RoundAborted: Secure aggregation cannot serve so few clients.
         """
         setting, plan, rounds = self._setting, self._job.plan, self._setting.config.rounds
         busy = {training.client for training in self._crowd.training}
@@ -196,10 +198,10 @@ class BufferedRounds:
         return epoch
 
     def _fill(self, buffer: _Buffer, number: int) -> None:
-        """Take uploads as they come until the buffer is full.
+        """Take uploads as they arrive until the buffer is full.
 
         Raises:
-            RoundAborted: nobody is left whose upload could come.
+            RoundAborted: No client is left whose upload could come.
         """
         crowd, clock = self._crowd, self._setting.clock
         crowd.begin_buffer()
@@ -218,10 +220,10 @@ class BufferedRounds:
             else:
                 buffer.uploads.append(training)
 
-    # -- what they send ----------------------------------------------------------------------------
+    # -- what clients send -------------------------------------------------------------------------
 
     def _works(self, buffer: _Buffer) -> Iterator[tuple[RoundWork, tuple[int, ...]]]:
-        """The buffer's clients by the model that they trained from, oldest first."""
+        """The buffer's clients, grouped by the model that they trained from, oldest first."""
         mechanism, aggregation = self._job.coordinator.mechanism, self._setting.config.aggregation
         most = self._setting.config.rounds.max_staleness
         uploads = sorted(buffer.uploads, key=lambda it: (it.buffer, it.client))

@@ -1,7 +1,7 @@
-"""Memory that the engine's processes share: one anonymous file, mapped by each of them.
+"""Memory that the engine's processes share: one anonymous file that each of them maps.
 
-It needs no room in ``/dev/shm``, has no name that a crash could leave behind, and vanishes with its
-last process.
+It takes no space in ``/dev/shm``, has no name that a crash could leave behind, and vanishes with
+its last process.
 
 >>> arena = Arena.of({"weights": ((3,), "float32"), "total": ((2, 2), "int64")})
 >>> arena.array("total")[1] = 7
@@ -33,9 +33,9 @@ class Place:
     """Where an array lies.
 
     Attributes:
-        offset: bytes from the arena's start.
-        shape: of the array.
-        dtype: its name.
+        offset: Bytes from the arena's start.
+        shape: Shape of the array.
+        dtype: Name of the array's dtype.
     """
 
     offset: int
@@ -47,8 +47,8 @@ class Arena:
     """Named arrays in shared memory.
 
     Attributes:
-        descriptor: of the file; a child process inherits it.
-        places: of the arrays.
+        descriptor: Descriptor of the file; a child process inherits it.
+        places: Where each array lies, by name.
     """
 
     def __init__(self, descriptor: int, places: Mapping[str, Place], size: int) -> None:
@@ -59,11 +59,11 @@ class Arena:
     def of(
         cls, arrays: Mapping[str, tuple[tuple[int, ...], str]], descriptor: int | None = None
     ) -> Arena:
-        """A new arena of zeros: shape and dtype by name.
+        """A new arena of zeros.
 
         Args:
-            arrays: what it holds.
-            descriptor: of an empty `anonymous_file`; a new one by default.
+            arrays: Shape and dtype of each array, by name.
+            descriptor: Descriptor of an empty `anonymous_file`; a new one by default.
         """
         places, size = {}, 0
         for name, (shape, dtype) in arrays.items():
@@ -77,23 +77,23 @@ class Arena:
 
     @classmethod
     def attached(cls, descriptor: int, places: Mapping[str, Place]) -> Arena:
-        """The arena that another process made."""
+        """Map an arena that another process made."""
         return cls(descriptor, places, os.fstat(descriptor).st_size)
 
     def array(self, name: str) -> NDArray[Any]:
-        """The array of this name; what one process writes, all of them read."""
+        """The array of this name; what one process writes, all of them see."""
         place = self.places[name]
         return np.ndarray(place.shape, dtype=place.dtype, buffer=self._memory, offset=place.offset)
 
     def close(self) -> None:
-        """Closes the file; the memory goes once no array of any process uses it."""
+        """Close the file; its memory is freed once no process has an array in it."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
 
 
 def anonymous_file() -> int:
-    """Descriptor of an empty file without a name."""
+    """Descriptor of a new empty file without a name."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("fedsys", 0)
     with tempfile.TemporaryFile() as file:

@@ -1,7 +1,7 @@
-"""Where virtual clients train: in this process, in several, or on a Ray cluster, to one sum.
+"""The engines' interface, and the engine that trains in this process.
 
-An engine takes a round's clients in chunks and gives back their sum. What a chunk is and what it
-adds does not depend on the engine, so for the same chunks all of them give the same bits.
+An engine takes a round's clients in chunks and returns their sum. What a chunk adds does not depend
+on the engine, so all engines give the same bits for the same chunks.
 """
 
 from __future__ import annotations
@@ -26,42 +26,42 @@ Chunk = tuple[int, ...]
 
 
 class Engine(Protocol):
-    """Trains the chunks of one round after the other."""
+    """Trains rounds one after the other, each in chunks of clients."""
 
     @property
     def processes(self) -> int:
-        """How many train side by side."""
+        """Number of processes that train in parallel."""
         ...
 
     def total(
         self, work: RoundWork, chunks: Sequence[Chunk], length: int
     ) -> tuple[NDArray[np.int64], Tally]:
-        """The flat sum (length,) of all chunks, and what it saw.
+        """The flat sum (length,) of all chunks, and counts of its clients.
 
         Raises:
-            TrainingError: names client, cause and remedy.
+            TrainingError: A client could not train; names the client, the cause and the remedy.
         """
         ...
 
     def vectors(self, work: RoundWork, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, Encoded]]:
-        """Each client's own privatized vector, chunk by chunk, in any order of the chunks."""
+        """Each client's own privatized vector, chunk by chunk; chunks may come in any order."""
         ...
 
     def draw_ahead(self, round: int) -> bool:
-        """Starts to draw the coordinator's noise of a round to come, where a process has nothing to
-        do meanwhile; whether there is one."""
+        """Start drawing the coordinator's noise for a later round if a process is idle; returns
+        whether one is."""
         return False
 
     def take_drawn(self, round: int) -> NDArray[np.int64] | None:
-        """That noise (length,), handed out once; None where it did not come about."""
+        """That noise (length,), returned once only; None where it was not drawn."""
         return None
 
     def close(self) -> None:
-        """Lets go of processes and memory; once closed it stays closed."""
+        """Release processes and memory; a closed engine cannot be used again."""
         ...
 
     def __enter__(self) -> Self:
-        """Closed by `__exit__`."""
+        """Enter a block at whose end the engine is closed."""
         return self
 
     def __exit__(
@@ -70,17 +70,17 @@ class Engine(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Lets go, whatever happened inside."""
+        """Close the engine, whatever happened in the block."""
         self.close()
 
 
 class InProcess(Engine):
-    """This process, one chunk after the other.
+    """Trains in this process, one chunk after the other.
 
     Args:
-        population: the virtual clients.
-        randomness: of their noise.
-        threads: of torch until `close`; 0 leaves them as they are.
+        population: The virtual clients.
+        randomness: Source of their noise.
+        threads: Number of torch threads until `close`; 0 leaves it as it is.
     """
 
     def __init__(self, population: Population, randomness: Randomness, *, threads: int = 0) -> None:
@@ -117,7 +117,7 @@ class InProcess(Engine):
 
 @contextmanager
 def using_threads(threads: int) -> Iterator[None]:
-    """Torch computes with so many threads inside; 0 changes nothing."""
+    """Have torch use this many threads inside the block; 0 changes nothing."""
     before = torch.get_num_threads()
     if threads:
         torch.set_num_threads(threads)

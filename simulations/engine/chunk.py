@@ -1,9 +1,9 @@
-"""One chunk of virtual clients, trained and added: what every process of the engine does.
+"""Trains one chunk of virtual clients and adds it up: what every process of the engine does.
 
-Three ways, by the round's protocol. ``float``: clipped updates are summed in floating point.
-``ideal``: clipped in the integers, encoded, noised and summed, in place. ``secure``: the same
-vectors, one by one, for agents to encrypt. The first two add into a flat sum of int64, so that
-the order of chunks and the number of processes do not change a bit of it.
+There are three ways, one for each protocol. ``float``: clipped updates are summed in floating
+point. ``ideal``: updates are clipped in the integers, encoded, noised and summed in place.
+``secure``: the same vectors one by one, for agents to encrypt. The first two add into a flat sum of
+int64, so neither the order of chunks nor the number of processes changes a bit of it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["ChunkTrainer", "Protocol", "RoundWork", "Tally", "in_ring", "signed_
 Protocol = Literal["secure", "ideal", "float"]
 Total = NDArray[np.int64]
 
-_SHARES = 1 << 21  # coordinates of noise at once: 16 MiB
+_SHARES = 1 << 21  # coordinates of noise drawn at once: 16 MiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +43,14 @@ class RoundWork:
     """What the chunks of one round have in common.
 
     Attributes:
-        number: of the round.
-        weights: (d,) the model that clients start from.
-        seed: public, equal for all clients of the round; empty where the mechanism uses none.
-        mechanism: its event as JSON.
-        protocol: how updates become a sum.
-        clipping: state of adaptive clipping, or None.
-        exhausted: clients that contribute zeros, untrained.
-        factor: above 0, by which clients scale their updates before they clip them.
+        number: The round's number.
+        weights: (d,) float32, the model that clients start from.
+        seed: Public seed, equal for all clients of the round; empty where the mechanism uses none.
+        mechanism: The mechanism's event, as JSON.
+        protocol: How updates become a sum.
+        clipping: State of adaptive clipping, or None.
+        exhausted: Clients that contribute zeros and do not train.
+        factor: Factor above 0 by which clients scale their updates before clipping them.
     """
 
     number: int
@@ -65,12 +65,12 @@ class RoundWork:
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """What a sum saw.
+    """Counts of the clients in a sum.
 
     Attributes:
-        trained: clients.
-        clipped: of them, whose update the clipping norm cut.
-        unusable: of them, whose update was not finite and counted as zero.
+        trained: Clients that trained.
+        clipped: Those of them whose update exceeded the clipping norm.
+        unusable: Those of them whose update was not finite and counted as zero.
     """
 
     trained: int = 0
@@ -89,8 +89,8 @@ class ChunkTrainer:
     """Trains and adds chunks of one population.
 
     Args:
-        population: the virtual clients.
-        randomness: of their noise.
+        population: The virtual clients.
+        randomness: Source of their noise.
     """
 
     def __init__(self, population: Population, randomness: Randomness) -> None:
@@ -101,7 +101,7 @@ class ChunkTrainer:
         self._floating: torch.Tensor | None = None
 
     def begin(self, work: RoundWork) -> None:
-        """The chunks that follow are of this round."""
+        """Start a round: the chunks that follow belong to it."""
         self._work = work
         if self._made_of != work.mechanism:
             self._mechanism = mechanism_for(event_from_json(work.mechanism))
@@ -115,10 +115,11 @@ class ChunkTrainer:
     def add(self, clients: Sequence[int], total: Total) -> Tally:
         """Train clients and add what they contribute to `total` (length,).
 
-        Under ``float``, `total` counts in units of `fedsys.privacy.encoding.float_sums.FixedPoint`.
+        Under ``float``, `total` is in the fixed point of
+        `fedsys.privacy.encoding.float_sums.FixedPoint`.
 
         Raises:
-            TrainingError: names the client, the cause and the remedy.
+            TrainingError: A client could not train; names the client, the cause and the remedy.
         """
         if self._work.protocol == "float":
             return self._add_floating(clients, total)
@@ -134,6 +135,7 @@ class ChunkTrainer:
         updates = torch.from_numpy(self._updates(clients))
         if self._floating is None or len(self._floating) != self.length:
             self._floating = torch.empty(self.length, dtype=torch.float64)
+        # The float64 buffer holds a chunk's integers exactly, so the cast back loses nothing.
         found = add_clipped_integers(self._floating.zero_(), updates, clip=event.clip)
         np.add(total, self._floating.numpy(), out=total, casting="unsafe")
         self.add_shares(clients, total)
@@ -144,11 +146,11 @@ class ChunkTrainer:
         )
 
     def top_up(self, round: int) -> Total:
-        """`top_up_once` under the mechanism of the round that was begun last."""
+        """`top_up_once` with the mechanism of the latest round."""
         return top_up_once(self._mechanism, self._randomness, round)
 
     def vectors(self, clients: Sequence[int]) -> Encoded:
-        """Train clients and privatize each of them."""
+        """Train clients and privatize each one's update."""
         return privatize(
             self._mechanism,
             self._updates(clients),
@@ -169,11 +171,11 @@ class ChunkTrainer:
         )
 
     def _training(self, clients: Sequence[int]) -> int:
-        """How many of them train."""
+        """Number of these clients that train."""
         return sum(client not in self._work.exhausted for client in clients)
 
     def _trained(self, clients: Sequence[int]) -> NDArray[np.float32]:
-        """(K, d) updates, zeros for clients that contributed as often as they may."""
+        """(K, d) updates; zeros for clients that have contributed as often as they may."""
         work = self._work
         training = [client for client in clients if client not in work.exhausted]
         if len(training) == len(clients):
@@ -189,7 +191,7 @@ class ChunkTrainer:
         clients = [client for client in clients if client not in work.exhausted]
         if not clients:
             return Tally()
-        clip = event.clip / work.factor  # scaling before clipping is clipping at another norm
+        clip = event.clip / work.factor  # clip(f u, C) = f clip(u, C / f)
         summed = self._population.clipped_sum(work.weights, clients, round=work.number, clip=clip)
         added = summed.total * work.factor
         FixedPoint(wide_scale(event.dimension, event.clip)).add(total, added)
@@ -200,7 +202,7 @@ class ChunkTrainer:
         )
 
     def add_shares(self, clients: Sequence[int], total: Total) -> None:
-        """Add the clients' shares of noise, some clients at once, where they add any."""
+        """Add the clients' noise shares, a few clients at a time, where clients add noise."""
         if not self._mechanism.adds_shares:
             return
         at_once = max(1, _SHARES // self.length)
@@ -219,8 +221,8 @@ class ChunkTrainer:
 
 
 def top_up_once(mechanism: Mechanism, randomness: Randomness, round: int) -> Total:
-    """(length,) the coordinator's noise for a round where one draw serves the sum: it depends on no
-    number of survivors, and the cap is always a possible one."""
+    """(length,) the coordinator's noise for a round in which one draw serves the whole sum. It does
+    not depend on the number of survivors; the cap is passed because it is always a valid one."""
     return mechanism.top_up(mechanism.event.cap, randomness.top_up(round))
 
 
@@ -230,11 +232,11 @@ def in_ring(
     """A round's flat sum as integers mod 2^b (length,).
 
     Args:
-        total: of the clients' signed integers; under ``float`` in its own fixed point.
-        mechanism: of the round.
-        protocol: how the updates became a sum.
-        invited: members of the round's cohort. How many values secure aggregation packs together
-            depends on it, and so does where a sum that exceeds its modulus carries to.
+        total: (length,) sum of the clients' signed integers; under ``float``, in fixed point.
+        mechanism: The round's mechanism.
+        protocol: How the updates became a sum.
+        invited: Size of the round's cohort. It decides how many values secure aggregation packs
+            into one, and so where a sum that exceeds its modulus carries to.
     """
     bits, event = mechanism.modulus_bits, mechanism.event
     if protocol == "float":
@@ -247,15 +249,19 @@ def in_ring(
 
 
 def _packing(invited: int, bits: int, length: int) -> SecAggParams:
-    """Parameters whose packing is that of any round of such a cohort: it depends on nothing else,
-    so the least committee will do."""
+    """Parameters with the packing of any round of such a cohort. Packing depends on nothing else,
+    so the smallest committee will do."""
     return SecAggParams.derive(
         n=invited, corrupt=0.0, dropout=0.0, modulus_bits=bits, dimension=length, committee=2
     )
 
 
 def signed_sum(vectors: NDArray[Any], bits: int) -> Total:
-    """(length,) the sum of ring elements (K, length), each taken from [-2^(bits-1), 2^(bits-1))."""
+    """(length,) sum of ring elements (K, length), each read as in [-2^(bits-1), 2^(bits-1)).
+
+    An element with its top bit set stands for itself minus 2^bits, so that is subtracted once for
+    each of them.
+    """
     negative = (vectors >> vectors.dtype.type(bits - 1)).sum(axis=0, dtype=np.int64)
     found: Total = vectors.sum(axis=0, dtype=np.int64) - (negative << bits)
     return found

@@ -1,8 +1,8 @@
-"""The engine on GPUs: data resident, one graph a chunk, only flat integer sums come back.
+"""The engine on GPUs: data stays resident, a chunk is one graph, only flat integer sums come back.
 
-Chunks are dealt over the devices in turn and their sums of int64 are added in the devices' order,
-so the result does not depend on how many there are. One host thread serves all devices: while they
-compute, it draws up the next chunk's schedule and the clients' shares of noise.
+Chunks are dealt to the devices in turn and their int64 sums are added, so the result does not
+depend on the number of devices. One host thread serves all devices: while they compute, it prepares
+the next chunk's schedule and draws the clients' noise shares.
 
 The same code runs on a CPU without graphs, which is how it is tested. It is unmeasured on a GPU.
 """
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 def device_names(asked: torch.device) -> tuple[str, ...]:
-    """Every GPU for plain ``cuda``, else the one that was asked for.
+    """Every GPU for plain ``cuda``, otherwise only the device asked for.
 
     >>> device_names(torch.device("cuda:1"))
     ('cuda:1',)
@@ -47,10 +47,10 @@ class Devices(Engine):
     """An engine over devices; see `simulations.engine.base.Engine`.
 
     Args:
-        populations: the same virtual clients, once for each device, with the trainer there.
-        randomness: of their noise.
-        path: of local training; with ``graph``, clipping and the sum are in the graph too.
-        deadline: seconds that a chunk may take.
+        populations: The same virtual clients once for each device, with a trainer on that device.
+        randomness: Source of their noise.
+        path: Path of local training; with ``graph``, clipping and the sum are in the graph too.
+        deadline: Seconds that a chunk may take.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Devices(Engine):
 
     @property
     def processes(self) -> int:
-        """How many devices: chunks come in multiples of it."""
+        """Number of devices; the number of chunks is a multiple of it."""
         return len(self._devices)
 
     def total(
@@ -116,7 +116,7 @@ class _Device:
         self._open: tuple[RecordedSum, Fetched, int] | None = None
 
     def begin(self, work: RoundWork, length: int) -> None:
-        """The chunks that follow are of this round; whatever was left of another is dropped."""
+        """Start a round: the chunks that follow belong to it, and any earlier state is dropped."""
         self.chunks.begin(work)
         self._number, self._tally, self._open = work.number, Tally(), None
         self._exhausted = work.exhausted
@@ -130,7 +130,7 @@ class _Device:
         self._total = torch.zeros(length, dtype=torch.int64, device=self._population.trainer.device)
 
     def add(self, clients: Chunk) -> None:
-        """Train clients and add what they contribute; the device may still be at it on return."""
+        """Train clients and add what they contribute; the device may still be busy on return."""
         if self._finish is None or self._resident is None:
             self._tally = self._tally + self.chunks.add(clients, self._host)
             return
@@ -139,7 +139,7 @@ class _Device:
         self.chunks.add_shares(clients, self._host)
 
     def end(self, total: NDArray[np.int64]) -> Tally:
-        """Adds this device's part of the round to `total`."""
+        """Add this device's part of the round to `total`."""
         self._settle()
         total += self._host
         if self._finish is not None and self._resident is not None:
@@ -147,14 +147,14 @@ class _Device:
         return self._tally
 
     def release(self) -> None:
-        """Lets go of the graphs and their memory."""
+        """Release the graphs and their memory."""
         self._open = None
         if self._resident is not None:
             self._resident.release()
 
     def _finish_for(self, work: RoundWork) -> IntegerSum | FloatSum | None:
-        """The sum in the graph; None where clients contribute something else than clipped,
-        wide-encoded updates, or where they train on another path."""
+        """The sum in the graph; None where clients train on another path, or contribute anything
+        but clipped, wide-encoded updates."""
         event = event_from_json(work.mechanism)
         if not self._recorded:
             return None
@@ -163,13 +163,13 @@ class _Device:
         if not mechanism_for(event).sums_integers:
             return None
         kind = FloatSum if work.protocol == "float" else IntegerSum
-        # The same object for the same sum: graphs are kept by it.
+        # The same object for the same sum, because recorded graphs are keyed by it.
         return self._finishes.setdefault((kind.__name__, event.clip), kind(event.clip))
 
     def _train_in_parts(
         self, resident: Resident, finish: IntegerSum | FloatSum, clients: Sequence[int]
     ) -> None:
-        """No more at once than memory was found to hold, which may turn out on the way."""
+        """Train no more clients at once than memory holds, a limit that may fall on the way."""
         while clients:
             most = self._most or len(clients)
             part, clients = clients[:most], clients[most:]
@@ -226,7 +226,7 @@ class _Device:
         self._train_in_parts(resident, finish, clients)
 
     def _explained(self, clients: Sequence[int], error: Exception) -> TrainingError:
-        """Which client it was: the trainer finds out, or trains them all."""
+        """The error with the client that caused it, if training again outside the graph fails."""
         try:
             self.chunks.vectors(clients)
         except TrainingError as found:
@@ -238,7 +238,7 @@ class _Device:
         )
 
     def _settle(self) -> None:
-        """What the last chunk added, once it is there."""
+        """Wait for the last chunk, and add its sum and counts."""
         if self._open is None:
             return
         summed, flags, count = self._open

@@ -1,8 +1,8 @@
-"""How many processes and threads train: measured once, where the job is long enough to repay it.
+"""How many processes and threads train, measured once if the job is long enough to repay it.
 
-On a CPU one thread a process is the usual winner: threads of one small matrix product spend their
-time waiting for each other. Starting a process takes seconds, so short jobs stay in this one, and
-the processes of others are started early: they import while the job is being planned.
+On a CPU, one thread for each process is usually fastest: threads that share a small matrix product
+spend their time waiting for each other. Starting a process takes seconds, so short jobs stay in
+this one, and longer ones start their processes early, to import while the job is being planned.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from simulations.randomness import Randomness
 __all__ = ["Layout", "cores", "lay_out", "recruits_for"]
 
 _WORTHWHILE = 1.0
-"""Seconds of training from which on further processes serve."""
+"""Seconds of training from which more processes are used."""
 
 _LONG = 20.0
-"""From here on it is measured whether they do."""
+"""Seconds of training from which it is measured whether they help."""
 
 _SLOWEST = 5e9
-"""Floating-point operations a second that any path surely reaches on one core."""
+"""Floating-point operations a second that any path is sure to reach on one core."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,11 +45,11 @@ class Layout:
     """Where clients train.
 
     Attributes:
-        engine: open.
-        processes: how many; 1 is this one.
-        threads: of each.
-        clients_per_second: measured by number of processes; empty where nothing was.
-        notice: why this process trains alone where more were asked for or would be faster.
+        engine: The engine, ready for use.
+        processes: Number of processes; 1 is this one.
+        threads: Threads of each process.
+        clients_per_second: Measured rate by number of processes; empty where none was measured.
+        notice: Why this process trains alone where more were asked for or would be faster.
     """
 
     engine: Engine
@@ -67,14 +67,14 @@ def cores() -> int:
 
 
 def recruits_for(config: Config, population: Population) -> Recruits | None:
-    """Workers for a job that will or may use them, started before it is planned; to be closed.
+    """Workers for a job that may use them, started before it is planned; the caller closes them.
 
     Args:
-        config: before anything is derived.
-        population: the virtual clients.
+        config: The configuration, before anything is derived.
+        population: The virtual clients.
 
     Raises:
-        TrainingError: a worker process could not be started.
+        TrainingError: A worker process could not be started.
     """
     engine, trainer = config.engine, population.trainer
     if engine.backend == "ray" or trainer.device.type != "cpu" or engine.processes == 1:
@@ -85,6 +85,7 @@ def recruits_for(config: Config, population: Population) -> Recruits | None:
     if not engine.processes:
         trained = config.rounds.count * config.cohort.expected * config.local.epochs
         held = len(population.train_set) / population.size
+        # In a dense model an example costs 6 operations a weight: 2 forward and 4 backward.
         if count == 1 or trained * held * 6 * trainer.dimension < _WORTHWHILE * _SLOWEST:
             return None
     return Recruits(count, threads=engine.threads or 1)
@@ -101,15 +102,15 @@ def lay_out(
     """The engine that the configuration asks for, or the faster one by a short measurement.
 
     Args:
-        config: with path and chunk chosen.
-        plan: of the job.
-        population: the virtual clients.
-        randomness: of their noise.
-        chunk: clients that the engine takes at once.
-        recruits: of `recruits_for`; the engine closes them, or they are closed before this returns.
+        config: The configuration, with path and chunk chosen.
+        plan: The job's privacy plan.
+        population: The virtual clients.
+        randomness: Source of their noise.
+        chunk: Clients that the engine takes at once.
+        recruits: As returned by `recruits_for`; closed by the engine, or before this returns.
 
     Raises:
-        TrainingError: a worker process could not be started.
+        TrainingError: A worker process could not be started.
     """
     layout = _laid_out(config, plan, population, randomness, chunk, recruits)
     if recruits is not None and layout.processes == 1:
@@ -159,7 +160,7 @@ def _laid_out(
     rate = _rate(alone.engine, work, chunks[:1], length)
     seconds = config.rounds.count * config.cohort.expected / rate
     workers = min(cores(), config.cohort.expected)
-    # Whether the machine is busy does not make a small job large.
+    # Without recruits the job has few operations: only a busy machine makes it look large.
     if workers == 1 or seconds < (_LONG if recruits is None else _WORTHWHILE):
         return alone
     if obstacle:
@@ -189,7 +190,7 @@ def _alone(population: Population, randomness: Randomness, threads: int) -> Layo
 
 
 def _on_devices(config: Config, population: Population, randomness: Randomness) -> Layout:
-    """GPUs: all of them, or the one that was asked for."""
+    """GPUs: all of them, or the one asked for."""
     if config.privacy.mechanism == "example-gaussian":
         return _alone(population, randomness, config.engine.threads)
     spec = population_spec(
@@ -238,7 +239,7 @@ def _on_ray(config: Config, population: Population, randomness: Randomness, thre
 
 
 def _obstacle(population: Population) -> str:
-    """Why the task cannot be had in other processes; empty where it can."""
+    """Why the task cannot be built in other processes; empty where it can."""
     return "" if population.origin is None else population.origin.obstacle
 
 
@@ -253,11 +254,11 @@ def population_spec(
     """How a resolved configuration's population is built in another process.
 
     Args:
-        config: resolved.
-        randomness: of the clients' noise.
-        threads: of each process.
-        origin: of the task; None builds it from the configuration.
-        pickled: False hands a task that was given as an object over as it is.
+        config: The resolved configuration.
+        randomness: Source of the clients' noise.
+        threads: Threads of each process.
+        origin: Where the task came from; None builds it from the configuration.
+        pickled: Whether a task that was given as an object is pickled, or passed on as it is.
     """
     if origin is None:
         task = tasks.Recipe(name=config.task.name, options=config.task.options)
@@ -294,7 +295,7 @@ def _probe(population: Population, expected: int, chunk: int, *, processes: int 
 
 
 def _rate(engine: Engine, work: RoundWork, chunks: Sequence[Chunk], length: int) -> float:
-    """Clients a second, after one warm-up."""
+    """Clients a second, after a warm-up."""
     engine.total(work, chunks[:1], length)
     started, trained = time.perf_counter(), 0
     while time.perf_counter() - started < 0.5:

@@ -1,10 +1,10 @@
-"""The coordinator's noise for the next round, drawn while the present one is being stored.
+"""The coordinator's noise for the next round, drawn while the current one is being stored.
 
-A round's noise costs milliseconds of one core, as flushing files costs waiting; the two fit side by
-side, best in a process that trains and has nothing else to do then. Only noise that does not depend
-on what a round brings is drawn so: one draw for the whole sum, at a clipping norm that stays. It
-comes from its own round's source of entropy, lives in memory alone, and is dropped unless that very
-round takes it: nothing of it outlives a crash or an abort.
+Drawing a round's noise takes milliseconds of one core, and flushing files is mostly waiting, so the
+two overlap well, best in a training process that is idle at that time. Only noise that does not
+depend on the round's outcome is drawn ahead: one draw for the whole sum, at a constant clipping
+norm. It comes from its own round's source of entropy, is kept only in memory, and is dropped unless
+that very round takes it, so none of it outlives a crash or an abort.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Noise = NDArray[np.int64]
 
 
 class NoiseAhead:
-    """Draws for one round to come; does nothing where noise cannot be drawn beforehand.
+    """Draws noise for one later round; does nothing where noise cannot be drawn ahead.
 
     Args:
-        mechanism: of all rounds.
-        randomness: of the coordinator's noise.
-        engine: whose processes have nothing to do meanwhile; else a thread draws.
-        possible: whether one draw serves each sum and the mechanism stays as it is.
+        mechanism: The mechanism of all rounds.
+        randomness: Source of the coordinator's noise.
+        engine: Draws in an idle process if it has one; otherwise a thread draws.
+        possible: Whether one draw serves each sum and the mechanism never changes.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class NoiseAhead:
         self._drawn: Callable[[], Noise | None] | None = None
 
     def begin(self, round: int) -> None:
-        """Start to draw for this round; what was drawn for another is dropped."""
+        """Start drawing for this round; noise drawn for another is dropped."""
         if not self._possible:
             return
         self._round = round
@@ -59,12 +59,12 @@ class NoiseAhead:
         ).result
 
     def take(self, round: int) -> Noise | None:
-        """This round's noise (length,), handed out once; None where none was drawn for it."""
+        """This round's noise (length,), returned once only; None where none was drawn for it."""
         drawn, self._drawn = self._drawn, None
         return drawn() if drawn is not None and round == self._round else None
 
     def close(self) -> None:
-        """Drop what was drawn and end the thread."""
+        """Drop the noise drawn ahead and end the thread."""
         self._drawn = None
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)

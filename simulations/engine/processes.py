@@ -1,8 +1,8 @@
-"""Several processes, one thread each: data in shared memory, each adds into one flat sum.
+"""Several processes with shared data, each of which adds into a flat sum of its own.
 
-A chunk is handed to any process that is free. A process that dies takes its sum with it: what it
-had added in this round is done again by the others and by its successor, so the result is the same
-to the bit. Every wait has a deadline, and whatever fails is said with the clients that it concerns.
+A chunk goes to any process that is free. A process that dies takes its sum with it: what it had
+added in this round is done again by the others and by its successor, so the result is the same to
+the bit. Every wait has a deadline, and every error names the clients that it concerns.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from simulations.population import Population
 __all__ = ["Processes", "Recruits"]
 
 _DEATHS = 3
-"""A chunk that outlives so many processes is given up."""
+"""A chunk that kills this many processes ends the run."""
 
 _FAREWELL = 2.0
 
 _LARGE_PAGES = "glibc.malloc.hugetlb=1"
-"""Asks for large pages where the C library and the kernel know them: 2 to 5% of training."""
+"""Asks for large pages where the C library and kernel have them; saves 2 to 5% of training time."""
 
 
 @dataclass(eq=False)
@@ -57,7 +57,7 @@ class _Member:
     done: list[int] = field(default_factory=list)
 
     def send(self, message: tuple[Any, ...]) -> None:
-        with contextlib.suppress(OSError):  # it is dead; the next wait finds out
+        with contextlib.suppress(OSError):  # the process is dead; the next wait finds out
             self.link.send(message)
 
     def stop(self) -> None:
@@ -75,14 +75,14 @@ class Recruits:
     """Worker processes that start, and import what they need, before their work is known.
 
     Args:
-        count: how many.
-        threads: of torch in each.
+        count: Number of processes.
+        threads: Torch threads of each.
 
     Attributes:
-        descriptor: of the empty file that will be their shared memory.
+        descriptor: Descriptor of the empty file that will be their shared memory.
 
     Raises:
-        TrainingError: the operating system starts no more processes.
+        TrainingError: The operating system starts no more processes.
     """
 
     def __init__(self, count: int, *, threads: int) -> None:
@@ -99,11 +99,11 @@ class Recruits:
             ) from None
 
     def next(self) -> tuple[subprocess.Popen[bytes], Connection]:
-        """One that waits for its work, or a new one."""
+        """A process that is waiting for work, or a new one."""
         return self._waiting.popleft() if self._waiting else self._started()
 
     def close(self) -> None:
-        """Sends those home that were never asked for, and closes the file."""
+        """End the processes that got no work, and close the file."""
         for process, link in self._waiting:
             link.close()
             process.kill()
@@ -130,14 +130,14 @@ class Processes(Engine):
     """An engine of `processes` workers; see `simulations.engine.base.Engine`.
 
     Args:
-        population: the virtual clients.
-        spec: how a worker rebuilds them.
-        mechanism: of the job, for the sizes of its vectors.
-        processes: how many workers.
-        chunk: clients of the largest chunk.
-        singly: whether vectors of single clients will be asked for, which takes room.
-        deadline: seconds that a chunk, or a worker's start, may take.
-        recruits: processes that were started beforehand; this engine closes them.
+        population: The virtual clients.
+        spec: How a worker rebuilds them.
+        mechanism: The job's mechanism, for the sizes of its vectors.
+        processes: Number of workers.
+        chunk: Number of clients in the largest chunk.
+        singly: Whether single clients' vectors will be needed, which takes shared memory.
+        deadline: Seconds that a chunk, or a worker's start, may take.
+        recruits: Processes that were started beforehand; this engine closes them.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Processes(Engine):
 
     @property
     def processes(self) -> int:
-        """How many workers there are."""
+        """Number of workers."""
         return len(self._members)
 
     @property
@@ -221,14 +221,14 @@ class Processes(Engine):
             )
 
     def draw_ahead(self, round: int) -> bool:
-        """See `Engine`; by the first process, which knows the mechanism from its last chunk."""
+        """See `Engine`; the first process draws, as it knows the mechanism from its last chunk."""
         able = bool(self._members) and self._members[0].briefed and self._members[0].chunk is None
         if able:
             self._members[0].send(("draw", round, None))
         return able
 
     def take_drawn(self, round: int) -> NDArray[np.int64] | None:
-        """See `Engine`; there once the process that drew it has also answered for a chunk."""
+        """See `Engine`; ready once the process that drew it has also replied to a chunk."""
         if not self._members or self._members[0].drawn != round:
             return None
         self._members[0].drawn = 0
@@ -246,14 +246,14 @@ class Processes(Engine):
     def _run(
         self, work: RoundWork, chunks: Sequence[Chunk], verb: str
     ) -> Iterator[tuple[int, tuple[Any, ...], _Member]]:
-        """Each chunk's number and reply; a number comes again where its sum was lost."""
+        """Each chunk's number and reply; a number comes twice if its sum was lost."""
         if not self._members:
             raise TrainingError("the engine's processes have ended; start the run again")
         self._arena.array("weights")[:] = work.weights
         brief = replace(work, weights=np.zeros(0, dtype=np.float32))
         waiting, deaths = deque(range(len(chunks))), Counter[object]()
         for member in list(self._members):
-            if member.chunk is not None:  # of a round that was given up
+            if member.chunk is not None:  # it still works for an earlier round that was aborted
                 member.stop()
                 member = self._members[member.row] = self._hire(member.row)
             member.done.clear()
@@ -262,7 +262,7 @@ class Processes(Engine):
             for member in self._members:
                 if waiting and member.ready and member.chunk is None:
                     member.chunk, member.since = waiting.popleft(), time.monotonic()
-                    # The round goes with its first chunk: one message wakes a worker once.
+                    # The round's brief goes with its first chunk, so that a worker wakes only once.
                     member.send((verb, chunks[member.chunk], None if member.briefed else brief))
                     member.briefed = True
             for member in self._heard_of(chunks):
@@ -287,7 +287,7 @@ class Processes(Engine):
                     yield done, reply, member
 
     def _heard_of(self, chunks: Sequence[Chunk]) -> list[_Member]:
-        """Members with something to say, or dead; waits for one, until the first deadline."""
+        """Workers with a reply, or dead; waits for at least one, until the first deadline."""
         awaited = [m for m in self._members if m.chunk is not None or not m.ready]
         first = min(awaited, key=lambda member: member.since)
         left = first.since + self._deadline - time.monotonic()
@@ -303,7 +303,7 @@ class Processes(Engine):
         )
 
     def _mourn(self, member: _Member, chunks: Sequence[Chunk], deaths: Counter[object]) -> None:
-        """Count a death; too many at one chunk end the run."""
+        """Count a death; too many on one chunk end the run."""
         member.stop()
         deaths[member.chunk] += 1
         if deaths[member.chunk] < _DEATHS:
@@ -323,7 +323,7 @@ class Processes(Engine):
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """The parent's, with its import path, and with as many threads as asked for."""
+    """This process's environment with its import path, and with this many threads."""
     paths = [path or os.getcwd() for path in sys.path]
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if _LARGE_PAGES.partition("=")[0] not in tunables:

@@ -1,9 +1,8 @@
-"""The engine over a Ray cluster: chunks go to any process that is free, partial sums are added in a
-tree.
+"""The engine over a Ray cluster: chunks go to any free actor, partial sums are added in a tree.
 
-For populations that one machine has outgrown. Every actor does what a process of
-`simulations.engine.processes` does, so for the same chunks the sum is the same to the bit. An actor
-that is lost takes its partial sum with it; what it had added in the round is done again.
+For populations that have outgrown one machine. Every actor does what a process of
+`simulations.engine.processes` does, so for the same chunks the sum is the same to the bit. A lost
+actor takes its partial sum with it; what it had added in the round is done again.
 """
 
 # mypy: disable-error-code="import-not-found, import-untyped, unused-ignore"
@@ -68,7 +67,7 @@ class _Actor:
 
 @contextmanager
 def _heard() -> Iterator[list[str]]:
-    """What training warns of inside: an actor's log is on another machine."""
+    """Collects training's warnings in the block, because an actor's log is on another machine."""
     lines: list[str] = []
 
     class Ear(logging.Handler):
@@ -101,14 +100,15 @@ class RayEngine(Engine):
     """An engine over Ray; see `simulations.engine.base.Engine`.
 
     Args:
-        population: the virtual clients.
-        spec: how an actor rebuilds them.
-        address: of a cluster (``auto``, ``ray://host:port``); empty starts one on this machine.
-        actors: how many; 0 takes as many as the cluster has CPUs.
-        deadline: seconds that a chunk may take.
+        population: The virtual clients.
+        spec: How an actor rebuilds them.
+        address: A cluster's address (``auto``, ``ray://host:port``); empty starts one on this
+            machine.
+        actors: Number of actors; 0 takes as many as the cluster has CPUs.
+        deadline: Seconds that a chunk may take.
 
     Raises:
-        ConfigError: no cluster at that address.
+        ConfigError: There is no cluster at that address.
         TrainingError: Ray does not start on this machine.
     """
 
@@ -134,7 +134,7 @@ class RayEngine(Engine):
 
     @property
     def processes(self) -> int:
-        """How many actors there are."""
+        """Number of actors."""
         return len(self._members)
 
     @property
@@ -155,7 +155,7 @@ class RayEngine(Engine):
             found = self._tree([member.actor.total.remote() for member in parts])
             if found is not None:
                 return found, sum(tallies.values(), start=Tally())
-            # One died after its last chunk: everything that is lost is found by asking each.
+            # An actor died after its last chunk: asking each one finds all sums that are lost.
             waiting.extend(self._redo(work, chunks, deaths))
 
     def vectors(self, work: RoundWork, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, Encoded]]:
@@ -212,9 +212,9 @@ class RayEngine(Engine):
                 reply, warnings = ray.get(ready[0])
             except RayTaskError as error:
                 raise _explained(error, chunks, done) from None
-            except RayError as lost:  # whatever it was, the actor's sum is not to be trusted
+            except RayError as lost:  # whatever the cause, the actor's sum cannot be trusted
                 self._count(chunks, done, deaths, lost)
-                waiting.appendleft(done)  # first, so that what kills actors is known soon
+                waiting.appendleft(done)  # first, so that a chunk that kills actors is found soon
                 if verb == "add":
                     waiting.extend(member.done)
                 self._replace(member, shared)
@@ -247,7 +247,7 @@ class RayEngine(Engine):
         member.actor.begin.remote(shared)
 
     def _redo(self, work: RoundWork, chunks: Sequence[Chunk], deaths: Counter[int]) -> list[int]:
-        """Chunks whose sums are gone with their actors."""
+        """Chunks whose sums were lost with their actors."""
         shared, lost = ray.put(work), []
         for member in self._members:
             if not member.done:
@@ -263,7 +263,7 @@ class RayEngine(Engine):
         return lost
 
     def _tree(self, parts: list[Any]) -> NDArray[np.int64] | None:
-        """The sum of partial sums, added pair by pair on the cluster; None if an actor is lost."""
+        """The sum of partial sums, added in pairs on the cluster; None if an actor is lost."""
         while len(parts) > 1:
             pairs = [self._add.remote(*parts[at : at + 2]) for at in range(0, len(parts) - 1, 2)]
             parts = pairs + ([parts[-1]] if len(parts) % 2 else [])
@@ -295,7 +295,7 @@ def _connect(address: str, actors: int) -> None:
         options = {"address": address}
     try:
         ray.init(**options)
-    except Exception as error:  # Ray raises whatever it likes, a bare Exception among them
+    except Exception as error:  # Ray raises many types here, a bare Exception among them
         said = " ".join(str(error).split())[:300]
         if not address:
             raise TrainingError(

@@ -1,4 +1,4 @@
-"""A process of the engine: trains the chunks that it is handed, into its own row of a shared sum.
+"""A worker process of the engine: trains the chunks it receives into its row of the shared sums.
 
 Run as ``python -m simulations.engine.worker SOCKET MEMORY`` by `simulations.engine.processes`,
 never by hand. It ends when the other side of the socket does.
@@ -30,17 +30,17 @@ __all__ = ["PopulationSpec", "WorkerSpec", "pool_arrays"]
 
 @dataclass(frozen=True, kw_only=True)
 class PopulationSpec:
-    """Everything that rebuilds a population elsewhere, but for its arrays.
+    """Everything needed to rebuild a population in another process, except its arrays.
 
     Attributes:
-        task: how to build it.
-        local: hyper-parameters by field name.
-        device: where to train.
-        path: of local training, chosen already.
-        chunk: clients at once.
-        seed: of the job.
-        randomness: of noise; a seeded one in tests only.
-        threads: of each process.
+        task: How to build the task.
+        local: Hyperparameters of local training, by field name.
+        device: Training device.
+        path: Path of local training, already chosen.
+        chunk: Clients trained at once.
+        seed: The job's seed.
+        randomness: Source of noise; a seeded one in tests only.
+        threads: Threads of each process.
     """
 
     task: tasks.Recipe
@@ -68,14 +68,14 @@ class PopulationSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpec:
-    """What a worker is told first.
+    """The first message to a worker.
 
     Attributes:
-        population: how to build it.
-        pool: pickle of (x, y, partition), its arrays left out.
-        buffers: names of those arrays in the arena.
-        places: of everything in the arena.
-        row: of the shared sums that is this worker's.
+        population: How to build the population.
+        pool: Pickle of (x, y, partition) without its arrays.
+        buffers: Names of those arrays in the arena.
+        places: Places of all arrays in the arena.
+        row: This worker's row of the shared sums.
     """
 
     population: PopulationSpec
@@ -86,7 +86,7 @@ class WorkerSpec:
 
 
 def pool_arrays(population: Population) -> tuple[bytes, list[pickle.PickleBuffer]]:
-    """A population's pool and partition as a pickle and the arrays that it leaves out."""
+    """A population's pool and partition as a pickle, and the arrays left out of it."""
     pool = population.train_set
     found: list[pickle.PickleBuffer] = []
     held = (pool.x.cpu().numpy(), pool.y.cpu().numpy(), population.partition)
@@ -124,13 +124,13 @@ class _Worker:
         return ("vectors", self._told(), found.clipped, found.unusable, found.norms)
 
     def _told(self) -> int:
-        """The round whose noise was drawn since the last answer, or 0."""
+        """The round whose noise was drawn since the last reply, or 0."""
         drawn, self._drawn = self._drawn, 0
         return drawn
 
 
 def serve(link: Connection, arena_descriptor: int) -> None:
-    """Answer until the other side goes."""
+    """Reply to messages until the other side closes the socket."""
     spec: WorkerSpec = link.recv()
     torch.set_num_threads(spec.population.threads)
     keep_freed_memory()
@@ -142,7 +142,7 @@ def serve(link: Connection, arena_descriptor: int) -> None:
     link.send(("ready",))
     while True:
         verb, clients, work = link.recv()
-        if verb == "draw":  # is not answered: the next chunk's reply says that it is done
+        if verb == "draw":  # has no reply of its own: the next chunk's reply states the round
             worker.draw(clients)
             continue
         try:
@@ -172,7 +172,7 @@ def main() -> None:
     """Entry point of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when a run is interrupted
     if sys.platform == "linux":
-        # Else, being woken, it takes the core of the parent that has others to wake: milliseconds.
+        # Otherwise a worker that wakes up preempts the parent, which has others to wake.
         with contextlib.suppress(OSError):  # a container may forbid it
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     link, arena = Connection(int(sys.argv[1])), int(sys.argv[2])

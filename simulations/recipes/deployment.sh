@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A whole deployment on this machine, and what a crash costs it: a certificate authority, a
+# A whole deployment on this machine, and how it survives crashes: a certificate authority, a
 # coordinator, five devices with a fifth of the data each, a job without noise. One device is killed
 # in the middle of a round and started again; the coordinator is killed (kill -9) in every stage of
-# a round and started again. The job ends all the same; its model is computed again to the bit, and
-# its audit passes. Takes about a minute of processor time.
+# a round and started again. The job still ends, its audit passes, and its model is computed again
+# to the bit. Takes about a minute of CPU time.
 #
 #   bash deployment.sh                          on handwritten digits, in a folder of its own
 #   FEDSYS_DATA=DIR TASK=mnist bash deployment.sh FOLDER          (DIR holds mnist.npz)
@@ -32,7 +32,8 @@ finish() {
 }
 trap finish EXIT
 
-# start NAME WORDS...: a fedsys command that stays; its output goes to NAME.log, its id is $started
+# start NAME WORDS...: run a fedsys command in the background; its output goes to NAME.log, its
+# process id is $started
 start() {
     $FEDSYS "${@:2}" >>"$1.log" 2>&1 &
     started=$!
@@ -64,9 +65,9 @@ start_agent() {
     agents[$1]=$started
 }
 
-# freeze_in STAGE: let the coordinator run in very small steps, and hold it (kill -STOP) in STAGE
-# of a round that comes after the last one so found. A stage is in its database before a message of
-# it is sent.
+# freeze_in STAGE: let the coordinator run in very small steps, and stop it (kill -STOP) in STAGE of
+# a round after the last one found this way. A stage is in the coordinator's database before any of
+# its messages is sent.
 last=0
 freeze_in() {
     last=$(python3 - "$coordinator" "$1" "$last" <<'PY'
@@ -79,7 +80,7 @@ database = sqlite3.connect("file:hq/state.sqlite?mode=ro", uri=True, timeout=0.2
 def look():
     try:
         return database.execute("select round, stage, status, reason from jobs").fetchone()
-    except sqlite3.OperationalError:  # it was stopped while it wrote
+    except sqlite3.OperationalError:  # the coordinator was stopped during a write
         return last, "", "running", ""
 
 
@@ -88,7 +89,7 @@ while time.monotonic() < ends:
     os.kill(process, signal.SIGSTOP)
     round, stage, status, reason = look()
     if stage == wanted and round > last:
-        time.sleep(0.02)  # all its threads have stopped
+        time.sleep(0.02)  # until all its threads have stopped
         if look()[:3] == (round, stage, status):
             print(round)
             sys.exit()
@@ -124,7 +125,7 @@ for ((i = 0; i < AGENTS; i++)); do
 done
 
 say "A job"
-rounds=$(($(wc -w <<<"$STAGES") + 4)) # a kill of the coordinator costs one
+rounds=$(($(wc -w <<<"$STAGES") + 4)) # each kill of the coordinator costs a round
 cat >job.toml <<TOML
 [job]
 name = "walkthrough"

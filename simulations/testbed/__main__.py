@@ -23,12 +23,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--agents", type=int, default=5)
-    parser.add_argument("--keep", type=Path, help="a new folder for everything that was written")
+    parser.add_argument("--keep", type=Path, help="a new folder that keeps everything written")
     parser.add_argument(
         "--crowd",
         type=int,
         metavar="N",
-        help="instead: hold N light agents, kill the coordinator under their job, say what it took",
+        help="instead: run N light agents, kill the coordinator during their job, print figures",
     )
     given = parser.parse_args()
     if given.crowd is not None:
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def _stopped(number: int, _frame: object) -> None:
-    """Ends every party on the way out."""
+    """Raise SystemExit, so that every party is ended on the way out."""
     raise SystemExit(128 + number)
 
 

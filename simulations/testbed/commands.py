@@ -1,7 +1,7 @@
-"""``fedsys`` commands as processes, forked from one that has everything imported.
+"""``fedsys`` commands as processes, forked from one that has imported everything.
 
-A fork server's child starts in a tenth of a second instead of three; what it then runs is
-``python -m fedsys`` with the words that a person would type.
+A fork server's child starts in a tenth of a second instead of three; it then runs
+``python -m fedsys`` with the arguments that a person would type.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def start(
     """Start a command.
 
     Args:
-        words: after ``fedsys``.
-        output: where its lines are added.
-        folder: in which it works.
-        environment: changes to this process's.
-        clock: seconds by which its wall clock is wrong.
-        before: called in its process before the command; can be pickled.
+        words: Arguments after ``fedsys``.
+        output: File to which its output is appended.
+        folder: Its working directory.
+        environment: Changes to this process's environment.
+        clock: Seconds by which its wall clock is wrong.
+        before: Called in its process before the command; must be picklable.
     """
     process = _CONTEXT.Process(
         target=_main,
@@ -54,7 +54,7 @@ def start(
 def run(
     words: Sequence[str], *, output: Path, folder: Path, environment: Mapping[str, str]
 ) -> tuple[int, str]:
-    """Run a command to its end; its exit code and what it printed."""
+    """Run a command to its end; returns its exit code and output."""
     output.unlink(missing_ok=True)
     process = start(words, output=output, folder=folder, environment=environment)
     process.join(_SECONDS)

@@ -1,12 +1,12 @@
-"""Very many agents on one machine: real sessions and secure aggregation, no data.
+"""A large number of agents on one machine: real sessions and secure aggregation, no data.
 
 ::
 
     python -m simulations.testbed --crowd 1000
 
-Each agent has its keys, folder, journal, certificate and connection, and answers as the real one
-does; its update is zeros, so that what is seen is the coordinator's work. Hundreds share a process,
-a thread each. The coordinator is the real one; its model is as long as wanted and is never trained.
+Each agent has its own keys, folder, journal, certificate and connection, and answers as a real one
+does. Its update is zero, so that the coordinator's work dominates. Hundreds share a process, with
+one thread each. The coordinator is the real one; its model has any length and is never trained.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ _CODE = "00" * 32
 _CONTEXT = multiprocessing.get_context("spawn")
 _PATIENCE = 600.0
 _M_ARENA_MAX = -8
-"""Of glibc's malloc.h."""
+"""``M_ARENA_MAX`` of glibc's malloc.h."""
 
 
 @dataclass(frozen=True)
 class Flat:
-    """A model of so many weights, all zeros, without a task."""
+    """A model of this many weights, all zeros, without a task."""
 
     dimension: int
 
@@ -78,12 +78,12 @@ class Flat:
 
     @property
     def task_sha256(self) -> str:
-        """What the agents' `Still` has too."""
+        """The same as the agents' `Still.sha256`."""
         return _CODE
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """There are no rows."""
+        """Fixed, because there is no data."""
         return "fixed"
 
     def initial_weights(self) -> NDArray[np.float32]:
@@ -91,28 +91,28 @@ class Flat:
         return np.zeros(self.dimension, np.float32)
 
     def evaluate(self, weights: NDArray[np.float32]) -> dict[str, float] | None:
-        """Nothing to evaluate on."""
+        """None: there is nothing to evaluate on."""
         return None
 
     def state_dict(self, weights: NDArray[np.float32]) -> dict[str, Any]:
-        """For ``model.pt``."""
+        """The content of ``model.pt``."""
         import torch
 
         return {"weights": torch.from_numpy(weights)}
 
 
 class _InTurn(Session):
-    """A device among many in one process, which work one after the other.
+    """One of many devices in one process, which handle messages one at a time.
 
-    They share an interpreter, of which each would otherwise let go at every call into numpy, to
-    have it back a context switch later: half a hundred that do so spend a sixth of their time on
-    it. A device has a process of its own.
+    They share an interpreter lock, which each would otherwise release at every call into numpy and
+    get back a context switch later: fifty devices that do so spend a sixth of their time on it. A
+    real device has a process of its own.
     """
 
     _turn = threading.Lock()
 
     def handle(self, message: fleet_pb2.Down) -> fleet_pb2.Up | None:
-        """As `Session.handle`."""
+        """See `Session.handle`."""
         with self._turn:
             return super().handle(message)
 
@@ -123,7 +123,7 @@ class Still:
     sha256 = _CODE
 
     def check(self, terms: Terms) -> None:
-        """Everything can be left as it is."""
+        """Accepts any terms."""
 
     def train(
         self, terms: Terms, assignment: Assignment, client: int, entropy: Entropy
@@ -133,7 +133,7 @@ class Still:
 
 
 def crowd_job(agents: int, cohort: int, *, rounds: int) -> Config:
-    """A job for a crowd: cohorts of so many, of whom a tenth may be lost, without noise."""
+    """A job for a crowd, without noise: a tenth of each cohort may be lost."""
     return validate(
         {
             "job": {"name": "crowd"},
@@ -159,14 +159,14 @@ class Crowd:
     """A coordinator and many agents.
 
     Attributes:
-        root: holds the coordinator's folder ``c`` and the agents' ``a0``, ``a1``, ...
-        size: how many agents.
-        dimension: of the model.
-        home: the coordinator's folder.
-        state: its database.
-        port: where it listens.
-        coordinator: its process.
-        holders: processes that hold the agents.
+        root: Folder with the coordinator's folder ``c`` and the agents' ``a0``, ``a1``, ...
+        size: Number of agents.
+        dimension: Number of weights of the model.
+        home: The coordinator's folder.
+        state: The coordinator's database.
+        port: The coordinator's port.
+        coordinator: The coordinator's process.
+        holders: Processes that run the agents.
     """
 
     root: Path
@@ -181,7 +181,7 @@ class Crowd:
     @classmethod
     @contextmanager
     def make(cls, root: Path, size: int, *, dimension: int, processes: int = 2) -> Iterator[Crowd]:
-        """Everybody enrolled and running; all die at the end."""
+        """A crowd that is enrolled and running; every process is killed at the end."""
         authority = Ed25519PrivateKey.generate()
         home = Home.create(
             root / "c",
@@ -218,19 +218,19 @@ class Crowd:
             crowd.state.close()
 
     def restart_coordinator(self) -> None:
-        """``kill -9``, and start it again at the same port."""
+        """``kill -9`` the coordinator, and start it again at the same port."""
         self.coordinator.kill()
         self.coordinator.join()
         self.coordinator, _ = _start_coordinator(self.home, self.port, self.dimension)
 
     def wait_connected(self, *, seconds: float = _PATIENCE) -> float:
-        """Wait until every agent says that it is connected to the running coordinator.
+        """Wait until every agent reports that it is connected to the running coordinator.
 
         Returns:
-            The seconds it took.
+            Seconds that it took.
 
         Raises:
-            TestbedError: it takes too long.
+            TestbedError: It took too long.
         """
         started, waiting = time.monotonic(), set(range(self.size))
         since = psutil.Process(self.coordinator.pid).create_time()
@@ -247,7 +247,7 @@ class Crowd:
         return self.wait(row.id, seconds=seconds)
 
     def wait(self, job: str, *, seconds: float = 3600, round: int | None = None) -> JobRow:
-        """Wait until a job is over, or in that round."""
+        """Wait until a job is over, or has reached a round."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             row = self.state.job(job)
@@ -257,7 +257,7 @@ class Crowd:
         raise TestbedError(f"job {self.state.job(job).status} after {seconds:g} s")
 
     def seconds(self, job: str) -> list[dict[str, float]]:
-        """Of each committed round, what each stage took by the coordinator's clock."""
+        """Seconds that each stage of each committed round took, by the coordinator's clock."""
         lines = (self.home.jobs / job / "private.jsonl").read_bytes().splitlines()
         bodies: list[dict[str, Any]] = [json.loads(line) for line in lines]
         return [body["seconds"] for body in bodies if "seconds" in body]
@@ -271,7 +271,7 @@ class Crowd:
         return bool(body["connection"] == "connected" and body["at"] > since)
 
     def _enroll(self, authority: Ed25519PrivateKey) -> list[Path]:
-        """Let everybody join, as `client.grpc_channel.join` does; sign one roster of all."""
+        """Enrol every agent, as `client.grpc_channel.join` does; sign one roster of them all."""
         registry = self.home.registry(self.state)
         found = [self._join(registry, number) for number in range(self.size)]
         statement = registry.propose().encoded
@@ -301,14 +301,14 @@ class Crowd:
 
 
 def survive(root: Path, agents: int, *, cohort: int = 20, rounds: int = 6) -> dict[str, float]:
-    """A crowd's job while the coordinator is killed: everybody comes back, the job completes.
+    """Kill the coordinator during a crowd's job: all agents must return, the job must complete.
 
     Returns:
-        Seconds until all were connected, at first and again; the coordinator's memory and share
-        of a processor's time when nothing is to be done.
+        Seconds until all agents were connected, at first and again; memory and CPU share of the
+        idle coordinator.
 
     Raises:
-        TestbedError: it does not hold.
+        TestbedError: Agents do not return, or the job does not complete.
     """
     with Crowd.make(root, agents, dimension=1000) as crowd:
         found = {"agents": float(agents), "connect_seconds": crowd.wait_connected()}
@@ -325,7 +325,7 @@ def survive(root: Path, agents: int, *, cohort: int = 20, rounds: int = 6) -> di
 
 
 def idle(crowd: Crowd, *, seconds: float = 5.0) -> dict[str, float]:
-    """What a coordinator takes that holds everybody and does nothing else."""
+    """Resources of a coordinator that is connected to every agent and otherwise idle."""
     process = psutil.Process(crowd.coordinator.pid)
     before, start = process.cpu_times(), time.monotonic()
     time.sleep(seconds)
@@ -355,7 +355,7 @@ def _start_coordinator(home: Home, port: int, dimension: int) -> tuple[SpawnProc
 
 
 def _coordinate(folder: Path, port: int, dimension: int, ready: Connection) -> None:
-    import torch  # noqa: F401  # as the model of a task does; not first when a job is over
+    import torch  # noqa: F401  # now, as a task's model would, not first when a job is over
 
     _log_to(folder.parent / "coordinator.log")
     asyncio.run(
@@ -378,8 +378,8 @@ def _hold(folders: list[Path], log: Path) -> None:
             credentials=Credentials.load(folder),
             worker=worker,
             policy=lambda: policy,
-            volatile=MemoryStore(),  # nobody here is restarted
-            answer_time=AnswerTime(sleep=lambda _seconds: None),  # nobody trains here
+            volatile=MemoryStore(),  # agents here are never restarted
+            answer_time=AnswerTime(sleep=lambda _seconds: None),  # agents here never train
         )
         host = ConnectionHost(session, backoff=Backoff(first=1.0, most=10.0))
         threading.Thread(target=host.run, daemon=True).start()
@@ -387,10 +387,10 @@ def _hold(folders: list[Path], log: Path) -> None:
 
 
 def _share_one_heap() -> None:
-    """Let all threads use one heap, where the C library is glibc.
+    """Have all threads use one heap, where the C library is glibc.
 
-    A device works in one thread and uses the memory of its last round again. Half a hundred that
-    share a process have a heap each, and the kernel would clear pages for all of them.
+    A real device works in one thread and reuses the memory of its last round. Fifty devices that
+    share a process would have a heap each, and the kernel would clear pages for all of them.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):

@@ -1,4 +1,4 @@
-"""What can strike a deployment, by name; each leaves it as it found it when it returns."""
+"""Faults that can strike a deployment, by name; each is over when its function returns."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _PATIENCE = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One kind of bad luck, or malice.
+    """One kind of failure or attack.
 
     Attributes:
-        name: on the command line.
-        meaning: in one line.
-        network: it needs the proxy.
-        strike: does it, and says what it did.
+        name: Name on the command line.
+        meaning: Description in one line.
+        network: Whether it needs the proxy.
+        strike: Injects the fault; returns a description of what it did.
     """
 
     name: str
@@ -100,17 +100,17 @@ def _replay(federation: Federation, dice: random.Random) -> str:
 
 
 def replay(port: int, record: bytes) -> int:
-    """Send what an agent once sent, as anybody on the path could: its greeting, then all else.
+    """Send what an agent once sent, as anybody on the path could: its ClientHello, then the rest.
 
     Args:
-        port: of the coordinator.
-        record: TLS records from the first on.
+        port: The coordinator's port.
+        record: The agent's TLS records, from the first on.
 
     Returns:
-        How many bytes the coordinator sent before it hung up.
+        Number of bytes that the coordinator sent before it hung up.
 
     Raises:
-        TestbedError: it did not hang up.
+        TestbedError: The coordinator did not hang up.
     """
     greeting = 5 + int.from_bytes(record[3:5], "big")
     said = 0
@@ -125,13 +125,13 @@ def replay(port: int, record: bytes) -> int:
             raise TestbedError(
                 f"a replayed stream was not refused: {said} bytes of answer, still open"
             ) from None
-        except OSError:  # reset: hung up on
+        except OSError:  # a reset: the coordinator hung up
             return said
     return said
 
 
 def _disk(federation: Federation, dice: random.Random) -> str:
-    """No file of the victim may grow past a small size: its writes end in the middle and fail."""
+    """Limit the victim's files to a small size, so that its writes fail in the middle."""
     victim = _victim(federation, dice)
     pid = federation.parties[victim].pid
     seconds, most = dice.uniform(0.5, 4.0), dice.choice((0, 1000, 10_000))
@@ -178,11 +178,11 @@ FAULTS = {
         Fault(name="clock", meaning="a wall clock wrong by up to two days", strike=_clock),
     )
 }
-"""By name."""
+"""All faults, by name."""
 
 
 def _victim(federation: Federation, dice: random.Random) -> str:
-    """Mostly an agent; the coordinator in one of four."""
+    """A party at random: the coordinator in one case of four, otherwise an agent."""
     everybody = [COORDINATOR, *federation.names]
     weights = [len(federation.names) / 3, *(1.0 for _ in federation.names)]
     while True:

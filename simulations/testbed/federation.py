@@ -36,26 +36,26 @@ _PATIENCE = 60.0
 
 
 class TestbedError(FedsysError):
-    """A party of the testbed does not do what it should; with the end of its log."""
+    """A party of the testbed misbehaves; the message ends with the end of its log."""
 
     __test__ = False  # for pytest
 
 
 @dataclass
 class Federation:
-    """Processes on the loopback; each party's folder and log bear its name.
+    """Processes on the loopback; each party's folder and log have its name.
 
     Attributes:
-        root: holds the coordinator's folder ``c`` and the agents' ``a0``, ``a1``, ...
-        size: how many agents.
-        home: the coordinator's folder.
-        state: its database, which is read here too.
-        port: of the coordinator; 0 until its first start.
-        proxy: through which agents dial; None where they dial directly.
-        parties: what runs, by name.
-        spared: names of those that no fault may end.
-        runtime: stands for what systemd gives a unit: a folder on tmpfs, where there is one.
-        overstayed: who had to be killed because a signal to stop did not end it.
+        root: Folder with the coordinator's folder ``c`` and the agents' ``a0``, ``a1``, ...
+        size: Number of agents.
+        home: The coordinator's folder.
+        state: The coordinator's database, which is read here too.
+        port: The coordinator's port; 0 until its first start.
+        proxy: Proxy that agents dial through; None where they dial directly.
+        parties: Running processes, by name.
+        spared: Names of parties that no fault may strike.
+        runtime: Stands in for systemd's ``RUNTIME_DIRECTORY``: a folder on tmpfs, where possible.
+        overstayed: Parties that had to be killed because a signal to stop did not end them.
     """
 
     root: Path
@@ -74,13 +74,14 @@ class Federation:
     def make(
         cls, root: Path, size: int, *, proxied: bool = False, seed: int = 0
     ) -> Iterator[Federation]:
-        """A coordinator that runs, and devices that joined but do not run yet; all die at the end.
+        """A running coordinator, and devices that have joined but not started; every process is
+        killed at the end.
 
         Args:
-            root: an existing folder.
-            size: how many agents.
-            proxied: let agents dial through a `Proxy`.
-            seed: of the proxy's dice.
+            root: An existing folder.
+            size: Number of agents.
+            proxied: Whether agents dial through a `Proxy`.
+            seed: Seed of the proxy's random draws.
         """
         home = Home.create(root / COORDINATOR, hosts=["127.0.0.1"])
         found = cls(root=root, size=size, home=home, state=State.open(home.path))
@@ -97,7 +98,7 @@ class Federation:
             found.close()
 
     def close(self) -> None:
-        """Kill everybody."""
+        """Kill every party."""
         for process in self.parties.values():
             process.kill()
             process.join()
@@ -108,21 +109,21 @@ class Federation:
 
     @property
     def names(self) -> list[str]:
-        """Of all agents."""
+        """Names of all agents."""
         return [f"a{number}" for number in range(self.size)]
 
     def configure(self, **values: float) -> None:
-        """Change ``coordinator.toml``; it counts at the coordinator's next start."""
+        """Change ``coordinator.toml``, which the coordinator reads at its next start."""
         settings = self.home.settings().model_copy(update=values)
         self.home.settings_file.write_text(tomli_w.dumps(settings.model_dump(exclude_none=True)))
 
     # -- processes ---------------------------------------------------------------------------------
 
     def command(self, *words: str | Path) -> str:
-        """Run a ``fedsys`` command to its end; what it printed.
+        """Run a ``fedsys`` command to its end; returns its output.
 
         Raises:
-            TestbedError: it failed.
+            TestbedError: The command failed.
         """
         code, text = commands.run(
             [str(word) for word in words],
@@ -146,14 +147,14 @@ class Federation:
         """Start a party.
 
         Args:
-            name: of the coordinator or an agent.
-            clock: seconds by which its wall clock is wrong.
-            data: of an agent.
-            shard: of an agent; by default its number, of all.
-            before: called in its process before the command; for tests.
+            name: Name of the coordinator or of an agent.
+            clock: Seconds by which its wall clock is wrong.
+            data: An agent's ``--data``.
+            shard: An agent's ``--shard``; by default its number of all agents.
+            before: Called in its process before the command; for tests.
 
         Raises:
-            TestbedError: the coordinator does not listen.
+            TestbedError: The coordinator does not listen.
         """
         log = self.root / f"{name}.log"
         if name == COORDINATOR:
@@ -177,7 +178,7 @@ class Federation:
         self.port = int(found)
 
     def stop(self, name: str, number: signal.Signals = signal.SIGKILL) -> int | None:
-        """End a party by a signal, and wait until it is gone; its exit code."""
+        """End a party by a signal, and wait until it is gone; returns its exit code."""
         process = self.parties.pop(name)
         if process.pid is not None and process.is_alive():
             os.kill(process.pid, number)
@@ -244,7 +245,7 @@ class Federation:
                 time.sleep(_POLL)
 
     def submit(self, config: Config) -> str:
-        """Queue a job; its id."""
+        """Submit a job; returns its id."""
         path = self.root / "job.toml"
         path.write_text(dump(config))
         return self.command("job", "submit", COORDINATOR, path, "--quiet").strip()
@@ -253,7 +254,7 @@ class Federation:
         """Wait until a job is over, or has this status.
 
         Raises:
-            TestbedError: it took too long, or ended otherwise.
+            TestbedError: It took too long, or the job ended with another status.
         """
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -273,14 +274,14 @@ class Federation:
         path = self.home.jobs / job / "ledger.jsonl"
         found = {}
         if path.exists():
-            for line in path.read_bytes().split(b"\n")[:-1]:  # the last may be under way
+            for line in path.read_bytes().split(b"\n")[:-1]:  # the last may not be complete
                 body = json.loads(line)
                 if body["kind"] == "commit":
                     found[int(body["body"]["round"])] = body["body"]
         return found
 
     def survivors(self, job: str) -> dict[int, list[int]]:
-        """Whose vectors each committed round sums, by position in the roster."""
+        """Clients whose vectors each committed round sums, by position in the roster."""
         path = self.home.jobs / job / "private.jsonl"
         lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_bytes().splitlines()]
         return {line["round"]: line["survivors"] for line in lines if "survivors" in line}

@@ -1,4 +1,4 @@
-"""A device's enrolment without sockets: what `client.grpc_channel.join` asks of the registry."""
+"""A device's enrolment without sockets: makes the calls of `client.grpc_channel.join` itself."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Joined:
     """What a device holds once it has joined.
 
     Attributes:
-        token: that it joined with.
-        key: of its connection.
-        identity: in the roster.
-        enrolled: its number, name and certificate.
+        token: The token that it joined with.
+        key: The TLS key of its connection.
+        identity: Its identity in the roster.
+        enrolled: Its number, name and certificate.
     """
 
     token: JoinToken
@@ -34,7 +34,7 @@ class Joined:
 
 
 def join(registry: Registry, name: str) -> Joined:
-    """Issue a token and enrol a device with it, its keys fresh."""
+    """Issue a token and enrol a device with it, under fresh keys."""
     token = registry.issue_token(name)
     credential = load_der_x509_certificate(token.certificate).public_bytes(Encoding.PEM)
     key, identity = TlsKey.generate(), Identity.generate()

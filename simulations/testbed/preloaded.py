@@ -1,4 +1,4 @@
-"""What the parties of a testbed share: imported once, before they are forked."""
+"""Imports that a testbed's parties share: done once, before they are forked."""
 
 import torch
 
@@ -10,10 +10,10 @@ import fedsys.tasks.digits
 import server.grpc_service
 from fedsys.tasks import DataSource
 
-# A pool of threads does not survive a fork: a child's first parallel operation would wait for ever.
+# A thread pool does not survive a fork: a child's first parallel operation would wait for ever.
 torch.set_num_threads(1)
 
-# reads the data set once, which imports scikit-learn
+# Read the data set once, which imports scikit-learn.
 fedsys.tasks.digits.Digits({}).clients(DataSource())
 
 __all__ = ["client", "fedsys", "server"]

@@ -1,4 +1,4 @@
-"""A network between agents and coordinator that can be made as bad as wanted.
+"""A network between agents and coordinator with adjustable faults.
 
 ::
 
@@ -7,8 +7,8 @@
         proxy.weather = Weather(latency=0.1, jitter=0.05, rate=1e6)
         proxy.cut()
 
-It sees TLS records only. Bytes keep their order, as TCP guarantees; they may be late, changed, or
-the connection may break.
+It sees only TLS records. Bytes keep their order, as TCP guarantees; they may be delayed or changed,
+or the connection may break.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Weather:
     """What the network does to the bytes that it carries.
 
     Attributes:
-        latency: seconds that a byte is under way, in each direction.
-        jitter: up to so many seconds more, drawn for each chunk.
-        rate: bytes a second in each direction of each connection; None for no limit.
-        cut: probability that a chunk (up to 64 KiB) is lost together with its connection.
-        corrupt: probability that a bit of a chunk is flipped.
-        closed: no new connection is let through.
+        latency: Delay of each byte in seconds, in each direction.
+        jitter: Largest additional delay in seconds, drawn for each chunk.
+        rate: Bytes a second in each direction of each connection; None for no limit.
+        cut: Probability that a chunk (up to 64 KiB) is lost together with its connection.
+        corrupt: Probability that one bit of a chunk is flipped.
+        closed: Whether new connections are refused.
     """
 
     latency: float = 0.0
@@ -56,12 +56,12 @@ FAIR = Weather()
 
 @dataclass
 class Counts:
-    """What happened so far.
+    """Counts of what the proxy has done.
 
     Attributes:
-        connections: let through.
-        cuts: connections broken, by weather or `Proxy.cut`.
-        flipped: bits.
+        connections: Connections let through.
+        cuts: Connections broken, by weather or `Proxy.cut`.
+        flipped: Bits flipped.
     """
 
     connections: int = 0
@@ -71,7 +71,7 @@ class Counts:
 
 @dataclass(eq=False)
 class _Connection:
-    """One agent's; `record` is what it sent first."""
+    """One agent's connection; `record` holds the first bytes that the agent sent."""
 
     writers: tuple[asyncio.StreamWriter, asyncio.StreamWriter]
     record: bytearray = field(default_factory=bytearray)
@@ -85,12 +85,12 @@ class Proxy:
     """Listens on a free port of the loopback; runs in a thread of its own.
 
     Args:
-        upstream: where the coordinator listens now.
-        seed: of the weather's dice.
+        upstream: Returns the address at which the coordinator currently listens.
+        seed: Seed of the weather's random draws.
 
     Attributes:
-        weather: read for every chunk; may be changed at any time.
-        counts: what happened so far.
+        weather: Read for every chunk; may be changed at any time.
+        counts: Counts of what happened so far.
     """
 
     def __init__(self, upstream: Callable[[], tuple[str, int]], *, seed: int = 0) -> None:
@@ -118,7 +118,7 @@ class Proxy:
         self._loop.close()
 
     def cut(self) -> int:
-        """Break every connection; how many there were."""
+        """Break every connection; returns how many there were."""
 
         async def cut() -> int:
             found = list(self._open)
@@ -131,7 +131,7 @@ class Proxy:
 
     @property
     def records(self) -> list[bytes]:
-        """What the last few agents sent from their connections' first byte on; up to 1 MiB each."""
+        """What agents sent first on each of the last few connections, up to 1 MiB each."""
 
         async def copy() -> list[bytes]:
             return [*self._records, *(bytes(each.record) for each in self._open)][-_KEPT:]
@@ -164,7 +164,7 @@ class Proxy:
             return
         try:
             upward = await asyncio.open_connection(*self._upstream(), limit=_CHUNK)
-        except OSError:  # the coordinator is down: what a device sees then
+        except OSError:  # the coordinator is down: a device would see a reset too
             writer.transport.abort()
             return
         connection = _Connection(writers=(writer, upward[1]))
@@ -191,7 +191,7 @@ class Proxy:
         writer: asyncio.StreamWriter,
         record: bytearray | None,
     ) -> None:
-        """One direction of a connection; what was read waits in a queue until it is due."""
+        """Carry one direction of a connection; bytes wait in a queue until they are due."""
         under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_QUEUE)
         arrive = asyncio.create_task(self._arrive(under_way, writer))
         try:

@@ -1,4 +1,4 @@
-"""Memory, threads and descriptors of the parties over time: what must stay flat."""
+"""Memory, threads and descriptors of the parties over time, which must stay flat."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _MORE_DESCRIPTORS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One party at one time.
+    """One party's resources at one time.
 
     Attributes:
-        name: of the party.
-        pid: of its process.
-        age: of the process, in seconds.
-        rss: resident memory, in bytes.
-        threads: how many.
-        descriptors: how many are open.
+        name: Name of the party.
+        pid: Id of its process.
+        age: Age of the process in seconds.
+        rss: Resident memory in bytes.
+        threads: Number of threads.
+        descriptors: Number of open descriptors.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Sample:
 
 
 def look(federation: Federation, now: float) -> list[Sample]:
-    """Every party that runs; `now` is seconds since the epoch."""
+    """Sample every running party; `now` is in seconds since 1970."""
     found = []
     for name, party in sorted(federation.parties.items()):
         try:
@@ -60,12 +60,12 @@ def look(federation: Federation, now: float) -> list[Sample]:
 
 
 def leaks(samples: list[Sample]) -> list[str]:
-    """Processes that grew in the last two thirds of their lives: the first third warms up.
+    """Processes that grew in the last two thirds of their lives; the first third is warm-up.
 
-    A process younger than a minute only warms up.
+    A process younger than a minute is still warming up.
 
     Args:
-        samples: of all parties in order of time.
+        samples: Samples of all parties, in order of time.
     """
     found = []
     for life in _lives(samples):
@@ -90,7 +90,7 @@ def leaks(samples: list[Sample]) -> list[str]:
 
 
 def longest_lives(samples: list[Sample]) -> list[list[Sample]]:
-    """Of each party the process that lived longest, by the party's name."""
+    """The samples of each party's longest-lived process, ordered by the party's name."""
     found: dict[str, list[Sample]] = {}
     for life in _lives(samples):
         known = found.get(life[0].name)

@@ -1,4 +1,4 @@
-"""Faults strike a running job; then what must hold is checked."""
+"""Strikes a running job with faults, then checks the invariants."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _LOOK = 10.0
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that must hold, and whether it did.
+    """An invariant, and whether it held.
 
     Attributes:
-        text: what.
-        held: whether.
-        detail: figures, or what went wrong.
+        text: The invariant.
+        held: Whether it held.
+        detail: Figures, or what went wrong.
     """
 
     text: str
@@ -44,10 +44,10 @@ class Report:
     """What was done to a federation, and what held.
 
     Attributes:
-        strikes: (seconds from the start, fault's name, what was done).
-        claims: what was checked.
-        samples: of every party, in order of time.
-        seconds: that faults struck for.
+        strikes: Each fault: seconds from the start, the fault's name, what was done.
+        claims: The invariants that were checked.
+        samples: Resources of every party, in order of time.
+        seconds: Duration of the faults.
     """
 
     strikes: list[tuple[float, str, str]] = field(default_factory=list)
@@ -61,12 +61,12 @@ class Report:
         return all(claim.held for claim in self.claims)
 
     def claim(self, text: str, held: bool, detail: str = "") -> None:
-        """Note that something was checked."""
+        """Record that an invariant was checked."""
         self.claims.append(Claim(text, held, detail))
 
     @property
     def broken(self) -> str:
-        """What did not hold, for people."""
+        """The invariants that did not hold, as text."""
         return "; ".join(f"{each.text}: {each.detail}" for each in self.claims if not each.held)
 
     def lines(self) -> list[str]:
@@ -89,11 +89,11 @@ class Report:
 
 
 def endless(agents: int, *settings: tuple[str, str, object]) -> Config:
-    """A job without an end for so many agents, of whom one may be lost; of fewer than five, none.
+    """An endless job in which one agent may be lost; of fewer than five, none.
 
     Args:
-        agents: in the population.
-        settings: (section, key, value) to replace.
+        agents: Number of agents in the population.
+        settings: Settings to replace, as (section, key, value).
     """
     least, few = max(2, agents // 2), agents < 5
     tree: dict[str, dict[str, object]] = {
@@ -122,11 +122,11 @@ class Trial:
     """One federation, one endless job, faults that strike it.
 
     Args:
-        federation: whose coordinator runs; agents are started here.
-        faults: drawn from at random.
-        seed: of the dice: who is struck, by what, when. What then happens also depends on the
-            machine, so a seed gives the same faults and not the same run.
-        say: called with each line while it happens.
+        federation: A federation with a running coordinator; agents are started here.
+        faults: Faults to draw from at random.
+        seed: Seed of the draws: which party is struck, by what and when. What then happens also
+            depends on the machine, so a seed repeats the faults but not the run.
+        say: Called with a line for each event as it happens.
     """
 
     def __init__(
@@ -146,10 +146,10 @@ class Trial:
         self._job = ""
 
     def run(self, *, seconds: float = 0.0, strikes: int = 0) -> Report:
-        """Strike for so long and at least so often, then check.
+        """Strike for at least this long and this often, then check.
 
         The last agent is never struck, nor the coordinator in the first half of a trial that is
-        measured in seconds: their memory is watched.
+        measured in seconds, so that their memory can be watched.
         """
         federation, report = self._federation, self._report
         for name in federation.names:
@@ -181,11 +181,11 @@ class Trial:
         return report
 
     def _observe(self) -> None:
-        """Note what is committed now: it must be there for ever."""
+        """Record what is committed now; it must never change."""
         self._seen |= self._federation.commits(self._job)
 
     def _revive(self) -> None:
-        """Start again who ended by itself, as systemd would; that is noted."""
+        """Restart parties that ended by themselves, as systemd would, and record it."""
         for name, code in self._federation.dead.items():
             self._say(f"           {name} ended by itself with {code}")
             self._report.strikes.append((0.0, "ended", f"{name}: {code}"))
@@ -239,7 +239,7 @@ class Trial:
         report.claim("nothing committed is lost or changed", not lost, f"lost: {lost}" * bool(lost))
 
     def _check_devices(self) -> None:
-        """Each device's own count covers what the ledger's private part says of it."""
+        """Each device has counted every round in which the ledger's private part lists it."""
         federation, job = self._federation, self._job
         counted = [
             _uploaded(federation.root / name, self._job_of(job)) for name in federation.names
@@ -257,7 +257,7 @@ class Trial:
         )
 
     def _check_result(self) -> None:
-        """What the operator fetches holds, and is what the same survivors give in a simulation."""
+        """The fetched run passes its audit, and a simulation of the same survivors equals it."""
         fetch = ("job", "fetch", COORDINATOR, self._job, "result")
         for text, words in (
             ("the run is fetched, and its audit passes", fetch),
@@ -279,7 +279,7 @@ class Trial:
             self._report.claim("the next job completes", False, str(error))
 
     def _job_of(self, job: str) -> str:
-        """The name under which devices know a job."""
+        """The name by which devices know a job."""
         view = read_ledger(self._federation.home.jobs / job / "ledger.jsonl")
         return str(view.header["job"])
 

@@ -1,4 +1,4 @@
-"""A process whose wall clock is wrong."""
+"""Makes a process's wall clock wrong."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["shift_wall_clock"]
 
 
 def shift_wall_clock(seconds: float) -> None:
-    """Let this process's ``time.time`` and ``datetime.now`` be wrong by so much from now on.
+    """Make this process's ``time.time`` and ``datetime.now`` wrong by this much from now on.
 
-    The monotonic clock stays right, as it does on a machine whose wall clock is set. What reads
-    the system's clock without Python does not notice: TLS checks validity by the true time.
+    The monotonic clock stays right, as it does on a machine whose wall clock is set. Code that
+    reads the system's clock outside Python is not affected: TLS checks validity by the true time.
     """
     true_time, shift = time.time, dt.timedelta(seconds=seconds)
 

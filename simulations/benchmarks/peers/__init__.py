@@ -1,1 +1,1 @@
-"""The engines that are compared, each a script of its own, run in the environment it belongs to."""
+"""The engines compared: each is a script, run in the environment that it needs."""

@@ -1,4 +1,4 @@
-"""What rounds took: seconds, CPU seconds and memory of the process and of all below it."""
+"""Costs of rounds: seconds, and CPU seconds and memory of the process and its descendants."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """Each round's seconds, and CPU seconds and memory of the process and all below it."""
+    """Records each round's seconds, and CPU seconds and memory of the process tree."""
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
@@ -29,14 +29,14 @@ class Clock:
         self.facts: dict[str, Any] = {}
 
     def start(self) -> None:
-        """The first round begins."""
+        """Begin the first round."""
         self._last = time.perf_counter()
 
     def lap(self, clients: int, examples: int) -> None:
-        """A round of so many clients, who hold so many examples in all, has ended.
+        """End a round of this many clients, who hold this many examples in all.
 
-        What is looked up here is in no round's seconds, of CPU neither. It leaves cold caches to
-        the next round, so that looking takes at most a hundredth of the time.
+        The measurement itself counts in no round's seconds or CPU seconds. As it leaves cold caches
+        to the next round, it is limited to a hundredth of the time.
         """
         self._seconds.append(time.perf_counter() - self._last)
         self._clients.append(clients)
@@ -51,11 +51,11 @@ class Clock:
         self._last = time.perf_counter()
 
     def recount(self, clients: Sequence[int], examples: Sequence[int]) -> None:
-        """How many each round had, where that is known only now."""
+        """Set each round's numbers of clients and examples, if they are known only afterwards."""
         self._clients, self._examples = list(clients), list(examples)
 
     def write(self, path: Path) -> None:
-        """All of it, as JSON."""
+        """Write everything recorded as JSON."""
         found = {
             "seconds": self._seconds,
             "clients": self._clients,
@@ -69,7 +69,7 @@ class Clock:
 
 
 def _process_tree() -> tuple[float, int]:
-    """CPU seconds and memory in bytes (its proportional share) of this process and all below it."""
+    """CPU seconds and proportional set size in bytes of this process and its descendants."""
     parents, ticks = {}, {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():

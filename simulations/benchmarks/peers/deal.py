@@ -1,4 +1,4 @@
-"""Writes a work as files that every engine reads."""
+"""Writes a work to files that every engine reads."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _CHECKED = 4
 
 
 def deal(job: Config, data: Path, folder: Path, *, rounds: int, everyone: bool) -> Work:
-    """The pool of examples, and the rows that clients visit, as files in `folder`.
+    """Write the pool of examples, and the rows that clients visit, as files in `folder`.
 
-    A population may be larger than what could be listed: then only those clients are who are in the
-    cohorts of all `rounds`.
+    A population may be too large to list. Then only the clients in the cohorts of the first
+    `rounds` rounds are listed.
 
     Args:
-        job: whose model, data and hyper-parameters.
-        data: folder with data files.
-        folder: where the files go.
-        rounds: the most that an engine will run.
-        everyone: list the whole population, for an engine that draws its own cohorts.
+        job: States the model, data and hyperparameters.
+        data: Folder with data files.
+        folder: Folder to write to.
+        rounds: Largest number of rounds that an engine will run.
+        everyone: Whether to list the whole population, for an engine that draws its own cohorts.
 
     Raises:
-        FedsysError: the data is missing, or too little for the population.
+        FedsysError: The data is missing, or too little for the population.
     """
     task = tasks.load(job.task.name, job.task.options)
     held = task.clients(tasks.DataSource.locate(data))

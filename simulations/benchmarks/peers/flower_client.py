@@ -1,4 +1,4 @@
-"""What a Flower actor runs; a module of its own, as Ray's processes have to import it by name."""
+"""The client app of a Flower actor, in its own module because Ray imports it by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _work(folder: str) -> tuple[Work, torch.nn.Module]:
 
 
 def client_app(folder: str) -> ClientApp:
-    """Trains whichever client a node stands for."""
+    """A client app that trains the client a node stands for."""
     app = ClientApp()
 
     @app.train()

@@ -1,4 +1,4 @@
-"""Flower's simulation engine on Ray, one CPU a client. ``flower_rounds.py WORK ROUNDS OUT``"""
+"""Flower's simulation engine on Ray, one CPU per client. ``flower_rounds.py WORK ROUNDS OUT``"""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class WholeCohorts(FedAvg):
     """FedAvg that goes on only if every client of the cohort trained: a rate counts them all.
 
     Attributes:
-        examples: what the clients of the last round hold in all; Flower draws its own cohorts.
+        examples: Examples that the last round's clients hold; Flower draws its own cohorts.
     """
 
     examples = 0
@@ -31,10 +31,10 @@ class WholeCohorts(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Add the replies up.
+        """Aggregate the replies.
 
         Raises:
-            RuntimeError: some failed.
+            RuntimeError: Some clients failed.
         """
         replies = list(replies)
         failed = [reply for reply in replies if reply.has_error()]
@@ -49,7 +49,7 @@ class WholeCohorts(FedAvg):
 
 
 def server_app(work: Work, rounds: int, clock: Clock) -> ServerApp:
-    """FedAvg over the stated cohort."""
+    """A server app that runs FedAvg with cohorts of the work's size."""
     app = ServerApp()
 
     @app.main()

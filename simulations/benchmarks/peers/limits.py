@@ -1,4 +1,4 @@
-"""What an engine cannot hold or have, each in one line."""
+"""Works that an engine cannot run, with the reason in one line."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _NODES = 100_000
 _SECONDS = 300.0
 _NODE_BYTES = 3000
 _LOOK = 2e-6
-"""Seconds that Flower 1.41 takes to look at one message for one node (InMemoryLinkState's
-``get_message_ins``, measured: 2.0 to 3.3 microseconds of an AMD EPYC)."""
+"""Seconds that Flower 1.41 takes to check one message for one node (InMemoryLinkState's
+``get_message_ins``, measured: 2.0 to 3.3 microseconds on an AMD EPYC)."""
 
 
 def refusals(job: Config, engines: Sequence[str], peers: Path) -> dict[str, str]:
     """Engines that cannot run this work, and why.
 
     Args:
-        job: the work.
-        engines: what was asked for.
-        peers: the Python of the peers' environment.
+        job: The work.
+        engines: The engines asked for.
+        peers: Path of the Python in the peers' environment.
     """
     if job.privacy.mechanism == "example-gaussian":
         return dict.fromkeys(engines, _NOT_PLAIN)
@@ -43,8 +43,8 @@ def refusals(job: Config, engines: Sequence[str], peers: Path) -> dict[str, str]
 
 
 def _nodes(job: Config) -> str | None:
-    """Flower registers every client, and ten times a second looks through all messages of the
-    round for each of them."""
+    """Why Flower cannot hold the population, or None: it registers every client as a node, and ten
+    times a second looks through all of the round's messages for each node."""
     nodes, messages = job.population.clients or 0, job.cohort.expected
     looking = nodes * messages * _LOOK
     if nodes <= _NODES and looking <= _SECONDS:

@@ -1,4 +1,4 @@
-"""The plain loop: one model, one client after the other, in float32. ``loop.py WORK ROUNDS OUT``"""
+"""A plain loop: one model, one client after the other, in float32. ``loop.py WORK ROUNDS OUT``"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """fedsys. ``own.py job|engine CONFIG DATA OUT``
 
-``job`` is the whole harness: sampling, ledger, checkpoints, accounting. ``engine`` is what the
-peers' simulations do and no more, but with clipping and noise: train, sum, decode, step.
+``job`` is the whole harness: sampling, ledger, checkpoints, accounting. ``engine`` does only what
+the peers' simulations do, with clipping and noise added: train, sum, decode, step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from simulations.setting import partition_of, prepare
 
 
 def run_job(job: config.Config, data: Path, clock: Clock) -> None:
-    """A run as a user starts it."""
+    """Run a job as a user would."""
 
     def note(event: RoundReport | str) -> None:
         if isinstance(event, RoundReport):
@@ -44,7 +44,7 @@ def run_job(job: config.Config, data: Path, clock: Clock) -> None:
 
 
 def run_engine(job: config.Config, data: Path, clock: Clock) -> None:
-    """Rounds without records."""
+    """Run rounds on the engine alone, without records."""
     setting = prepare(job, data=data)
     population = setting.population
     mechanism, protocol = setting.plan.build_mechanism(), job.aggregation.protocol
@@ -76,7 +76,7 @@ def run_engine(job: config.Config, data: Path, clock: Clock) -> None:
 
 
 def recount(clock: Clock, trained: Sequence[Sequence[int]], partition: tasks.Partition) -> None:
-    """Tell the clock afterwards who trained in each round."""
+    """Set the clock's numbers from the clients that trained in each round."""
     examples = [sum(len(partition.indices_of(id)) for id in cohort) for cohort in trained]
     clock.recount([len(cohort) for cohort in trained], examples)
 

@@ -1,4 +1,4 @@
-"""pfl-research: its backend, its FedAvg, its PyTorch model. ``pfl_rounds.py WORK ROUNDS OUT``"""
+"""pfl-research's backend, FedAvg and PyTorch model. ``pfl_rounds.py WORK ROUNDS OUT``"""
 
 # mypy: disable-error-code="import-not-found"
 
@@ -34,7 +34,7 @@ _KEPT = 2000
 
 
 class Module(nn.Module):
-    """The task's model with the two methods that pfl asks for."""
+    """The task's model with the two methods that pfl requires."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
@@ -48,19 +48,19 @@ class Module(nn.Module):
 
 
 class Client(Dataset):  # type: ignore[misc]
-    """A client's data; its steps are the work's, all epochs in one pass."""
+    """A client's data, with the work's batches of all epochs in one pass."""
 
     def __init__(self, work: Work, client: int) -> None:
         super().__init__(work.data(client))
         self._steps = list(work.batches(*self.raw_data))
 
     def iter(self, batch_size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Ready batches, as pfl's own dataset keeps them."""
+        """Prepared batches, as pfl's own dataset keeps them."""
         return iter(self._steps)
 
 
 class Lap(TrainingProcessCallback):  # type: ignore[misc]
-    """Tells the clock of each central iteration."""
+    """Reports each central iteration to the clock."""
 
     def __init__(self, clock: Clock, work: Work, cohorts: Sequence[Sequence[int]]) -> None:
         self._clock, self._work, self._cohorts = clock, work, cohorts
@@ -81,7 +81,8 @@ def model_of(work: Work) -> Any:
 
 
 def hyperparameters(work: Work) -> Any:
-    """pfl's own form of what is left of them: its model has the optimizer, its data the epochs."""
+    """The remaining hyperparameters in pfl's form: its model has the optimizer, its data the
+    epochs."""
     return NNTrainHyperParams(
         local_batch_size=work.local.batch_size,
         local_num_epochs=1,
@@ -90,10 +91,10 @@ def hyperparameters(work: Work) -> Any:
 
 
 def simulate(work: Work, rounds: int, clock: Clock) -> None:
-    """Federated averaging, or FedProx, over the stated cohorts."""
+    """Run federated averaging, or FedProx, over the work's cohorts."""
     cohorts = list(work.cohorts(rounds))
     order = iter([client for cohort in cohorts for client in cohort])
-    # A small population's data is made once, as people do; a large one's when it is asked for.
+    # A small population's data is built once and kept; a large one's is built when it is needed.
     client = functools.lru_cache(maxsize=_KEPT)(functools.partial(Client, work))
     facts = {
         "central_num_iterations": rounds,
@@ -117,7 +118,7 @@ def simulate(work: Work, rounds: int, clock: Clock) -> None:
 
 
 def updates(work: Work) -> NDArray[np.float64]:
-    """(checked, d) what pfl's local training does to the weights."""
+    """(checked, d) updates of pfl's local training."""
     found = []
     for client in work.checked:
         model, data, hyper = model_of(work), Client(work, client), hyperparameters(work)

@@ -1,6 +1,6 @@
-"""A work as every engine gets it: the same model, weights, data, batches and hyper-parameters.
+"""A work, the same for every engine: model, weights, data, batches and hyperparameters.
 
-Imported by scripts that run in the peers' environment: nothing here but numpy, torch and tasks.
+Imported by scripts that run in the peers' environment, so it imports only numpy, torch and tasks.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _ARRAYS = ("x", "y", "ids", "offsets", "order")
 
 @dataclass(frozen=True, kw_only=True)
 class Local:
-    """Hyper-parameters of local training: fields and meaning of ``client.training.LocalConfig``,
-    which would bring 55 MB of its package into the peers' memory."""
+    """Hyperparameters of local training, with the fields of ``client.training.LocalConfig``, whose
+    package would add 55 MB to the peers' memory."""
 
     epochs: int
     batch_size: int
@@ -42,20 +42,20 @@ class Work:
     """One work, read from the folder that the driver wrote.
 
     Attributes:
-        task: model and loss.
-        check: the same task without dropout, to compare updates.
-        x: (M, ...) the pool's inputs, and
-        y: (M, ...) targets.
-        ids: (L,) clients whose rows are listed, in increasing order; all that anyone trains.
-        offsets: (L + 1,) the client ``ids[k]`` visits the rows ``order[offsets[k]:offsets[k + 1]]``
-            of the pool, one epoch after the other.
-        order: rows of the pool.
-        seed: of the initial weights and the cohorts.
-        clients: N, the population, which may be larger than what is listed.
-        cohort: clients a round.
-        checked: clients whose updates are compared.
-        examples_per_client: mean over the population.
-        local: hyper-parameters of local training.
+        task: Model and loss.
+        check: The same task without dropout, for comparing updates.
+        x: (M, ...) the pool's inputs.
+        y: (M, ...) the pool's targets.
+        ids: (L,) increasing ids of the clients whose rows are listed; no others are trained.
+        offsets: (L + 1,) client ``ids[k]`` visits the rows ``order[offsets[k]:offsets[k + 1]]`` of
+            the pool, one epoch after the other.
+        order: Rows of the pool, for one client after the other.
+        seed: Seed of the initial weights and the cohorts.
+        clients: Population size N, which may be larger than the number listed.
+        cohort: Clients in a round.
+        checked: Clients whose updates are compared.
+        examples_per_client: Mean over the population.
+        local: Hyperparameters of local training.
     """
 
     task: tasks.Task
@@ -74,7 +74,7 @@ class Work:
 
     @classmethod
     def read(cls, folder: Path) -> Work:
-        """The work of a folder."""
+        """Read the work in a folder."""
         facts: dict[str, Any] = json.loads((folder / "work.json").read_text())
         name = facts.pop("task")
         task, check = (tasks.load(name, facts.pop(key)) for key in ("options", "check_options"))
@@ -91,7 +91,7 @@ class Work:
         )
 
     def for_check(self) -> Work:
-        """The same work, of which updates are compared."""
+        """The same work with the task for comparing updates."""
         return replace(self, task=self.check)
 
     def rows(self, client: int) -> NDArray[np.int64]:
@@ -100,7 +100,7 @@ class Work:
         return self.order[self.offsets[at] : self.offsets[at + 1]]
 
     def examples(self, clients: Sequence[int]) -> int:
-        """How many examples these hold in all."""
+        """Number of examples that these clients hold in all."""
         at = np.searchsorted(self.ids, clients)
         return int((self.offsets[at + 1] - self.offsets[at]).sum()) // self.local.epochs
 
@@ -110,7 +110,7 @@ class Work:
         return self.x[which], self.y[which]
 
     def batches(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """All steps of a client with this data; no batch reaches into the next epoch."""
+        """The batches of a client with this data; no batch extends into the next epoch."""
         size = len(x) // self.local.epochs
         for epoch in range(self.local.epochs):
             for start in range(0, size, self.local.batch_size):
@@ -120,19 +120,19 @@ class Work:
                 yield x[batch], y[batch]
 
     def cohorts(self, rounds: int) -> Iterator[list[int]]:
-        """The same cohorts for every engine that can be told."""
+        """The cohorts of every engine that does not draw its own."""
         return cohorts(self.seed, self.clients, self.cohort, rounds)
 
 
 def cohorts(seed: int, population: int, size: int, rounds: int) -> Iterator[list[int]]:
-    """`rounds` times `size` different clients of `population`."""
+    """`rounds` cohorts of `size` distinct clients out of `population`."""
     rng = np.random.default_rng(seed)
     for _ in range(rounds):
         yield rng.choice(population, size=size, replace=False).tolist()
 
 
 def optimizer_of(local: Local, parameters: Any, lr: float) -> torch.optim.Optimizer:
-    """torch's own, with this work's settings."""
+    """The torch optimizer with these settings."""
     if local.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=lr, weight_decay=local.weight_decay)
     return torch.optim.SGD(
@@ -141,7 +141,7 @@ def optimizer_of(local: Local, parameters: Any, lr: float) -> torch.optim.Optimi
 
 
 def train_client(work: Work, model: nn.Module, client: int) -> None:
-    """What everybody writes: an optimizer's steps over a client's batches."""
+    """Plain local training: optimizer steps over a client's batches."""
     local, parameters = work.local, list(model.parameters())
     optimizer = optimizer_of(local, parameters, local.learning_rate)
     start = [p.detach().clone() for p in parameters] if local.proximal_mu else []
@@ -155,7 +155,7 @@ def train_client(work: Work, model: nn.Module, client: int) -> None:
 
 
 def updates(work: Work, *, exact: bool = False) -> NDArray[np.float64]:
-    """(checked, d) what the plain loop does to the weights, in float32 or exactly in float64."""
+    """(checked, d) updates of the plain loop in float32, or in float64 if `exact`."""
     work = work.for_check()
     if exact and work.x.is_floating_point():
         work = replace(work, x=work.x.double())
@@ -170,7 +170,7 @@ def updates(work: Work, *, exact: bool = False) -> NDArray[np.float64]:
 
 
 def delta_of(before: dict[str, Tensor], model: nn.Module) -> NDArray[np.float64]:
-    """(d,) how far the parameters moved."""
+    """(d,) change of the parameters since `before`."""
     moved = [
         (value.detach().double() - before[name].double()).flatten()
         for name, value in model.named_parameters()
