@@ -113,7 +113,10 @@ def test_a_graph_that_was_exchanged_needs_the_owners_approval_again(tmp_path: Pa
 MISTAKES = [
     (["--graph", "none.graph", "--data", "a.npz"], "none.graph: no such file"),
     (["--graph", "GRAPH", "--data", "digits"], "with --graph, give FILE.npz"),
-    (["--graph", "GRAPH", "--data", "DATA", "--shard", "0/3"], "--shard and --option are for"),
+    (
+        ["--graph", "GRAPH", "--data", "DATA", "--shard", "0/3"],
+        "are for tasks; a graph has its options",
+    ),
     (["--graph", "GRAPH", "--data", "DATA", "--engine", "x"], "--engine x: allowed are numpy"),
     (["--graph", "DATA", "--data", "DATA"], "the file is no ONNX model"),
 ]
