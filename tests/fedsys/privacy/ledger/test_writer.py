@@ -148,7 +148,7 @@ class TestCommitAfterSomething:
             with pytest.raises(LedgerError, match=r"ledger\.jsonl.*No space left"):
                 ledger.reserve(2, event)
             with pytest.raises(LedgerError, match="an earlier write"):
-                ledger.reserve(3, event)
+                ledger.reserve(2, event)
         assert [it.outcome for it in read_ledger(tmp_path / "ledger.jsonl").rounds] == [None]
         with reopen(tmp_path) as ledger:
             assert ledger.next_round == 2
