@@ -50,7 +50,7 @@ def test_mechanisms_of_single_clients_refuse_float(mechanism: str) -> None:
 
 
 def test_a_float_sum_has_no_shares() -> None:
-    with pytest.raises(MechanismError, match="no shares"):
+    with pytest.raises(MechanismError, match="no noise shares"):
         plan("distributed-gaussian", "float", noise="per-client")
 
 
