@@ -53,7 +53,7 @@ def test_a_version_that_was_not_the_newest_cannot_be_trained_from(
     cause, reason = refused(device.handle(epoch.begin(version=version)))
     assert cause == "STALE"
     assert f"version {version} of the model is announced as the newest" in reason
-    assert "told of version 2" in reason
+    assert "knows of version 2" in reason
     device.session.handle(epoch.model(3))
     assert device.session.handle(epoch.begin()) is None
 
@@ -123,7 +123,7 @@ def test_versions_are_not_rolled_back_over_a_restart(epoch: Epoch) -> None:
     cause, reason = refused(device.handle(epoch.invitation(0)))
     assert cause == "STALE"
     assert "version 0 of the model is announced in epoch 1" in reason
-    assert "told of version 1" in reason
+    assert "knows of version 1" in reason
     device.session.handle(epoch.model())
     assert device.session.handle(epoch.invitation(0, version=1)) is None
 
@@ -257,7 +257,7 @@ def test_a_buffer_is_one_of_the_epochs(epoch: Epoch, number: int) -> None:
     message = epoch.aggregator.next_upload(0)
     cause, reason = refused(device.handle(epoch.collect(message, round=number)))
     assert cause == "TERMS"
-    assert f"buffer {number} is not one of the epoch's, which are 1 to 3" in reason
+    assert f"buffer {number} is outside the epoch's, which are 1 to 3" in reason
     device.session.handle(epoch.model(number))
     assert refused(device.handle(epoch.begin(round=number)))[0] == "TERMS"
 
@@ -331,7 +331,7 @@ def test_other_parameters_than_the_plan_gives_are_refused(devices: Devices) -> N
     devices.all[0].session.handle(cheat.model())
     cause, reason = refused(devices.all[0].handle(cheat.invitation(0)))
     assert cause == "SECURE_AGGREGATION"
-    assert "not those that the agreed plan gives for a cohort of 5" in reason
+    assert "differ from those that the agreed plan gives for a cohort of 5" in reason
 
 
 def test_an_epoch_has_as_many_buffers_as_was_agreed(devices: Devices) -> None:

@@ -98,7 +98,7 @@ def test_parameters_below_the_agreed_are_refused(
     agreed = params_of(terms, devices.roster, COUNT)
     low = weaker(agreed, **change)
     talk = Conversation(devices, terms, params=low)
-    said = "not those that the agreed plan gives for a cohort of 10"
+    said = "differ from those that the agreed plan gives for a cohort of 10"
     if place == "in the opening":
         talk.announced, said = agreed, "another parameters than was agreed upon"
     for client, device in enumerate(devices.all):

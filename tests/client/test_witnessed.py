@@ -188,7 +188,7 @@ def test_a_reservation_of_another_job(talk: Conversation, tmp_path: Path) -> Non
     ("change", "words"),
     [
         ({"witnesses": ("x",)}, "expected name"),
-        ({"witnesses": (VKEYS[0], VKEYS[0])}, "one key"),
+        ({"witnesses": (VKEYS[0], VKEYS[0])}, "the same key"),
         ({"witness_threshold": 1}, "from 0 to that of the witnesses, 0"),
         ({"witnesses": VKEYS, "witness_threshold": 3}, "witnesses, 2"),
         ({"witnesses": VKEYS, "witness_threshold": -1}, "witnesses, 2"),

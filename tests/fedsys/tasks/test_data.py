@@ -169,7 +169,7 @@ def test_an_exception_of_the_tasks_code_is_one_line() -> None:
     assert "task mine could not read its data: ValueError in test_data.py:" in str(refused.value)
     assert "SECRET" in str(refused.value)
     assert isinstance(refused.value.__cause__, ValueError)
-    with pytest.raises(DataError, match="clients\\(\\) gave NoneType"):
+    with pytest.raises(DataError, match="clients\\(\\) returned NoneType"):
         read_data(Nothing(), DataSource())
 
 
