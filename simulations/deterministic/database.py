@@ -48,7 +48,7 @@ class _Connection(sqlite3.Connection):
 
 class _Databases:
     """One engine for all of them, one after the other: an engine that is new compiles every query
-    anew, and processes start often here.
+    again, and processes start often here.
 
     Attributes:
         path: of the file that the next connection reads and writes; None for a copy of `content`.

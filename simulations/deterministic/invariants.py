@@ -95,7 +95,7 @@ class Witness:
         cheats: agents that may be blamed.
 
     Attributes:
-        broken: the first invariant that broke; whoever raised it may have been caught on the way.
+        broken: the first invariant that broke; the code that raised it may have been caught on the way.
         numbers: of the rounds whose sums the coordinator opened.
     """
 
@@ -132,7 +132,7 @@ class Witness:
         self._inputs: dict[tuple[int, int], NDArray[Any]] = {}
 
     def broke(self, what: str) -> Violation:
-        """Note that an invariant broke, for whoever is to raise it."""
+        """Note that an invariant broke, for the caller to raise."""
         violation = Violation(what)
         self.broken = self.broken or violation
         return violation

@@ -121,7 +121,8 @@ class Centred(Toy):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         self.baseline = 0.5 * self.baseline + 0.5 * float(outputs.detach().mean())
-        return super().loss(outputs, targets) * (1 + self.baseline)
+        loss: Tensor = super().loss(outputs, targets)
+        return loss * (1.0 + float(self.baseline))
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,10 @@ def test_a_folder_of_files_and_one_for_testing(tmp_path: Path) -> None:
         (users(SECRET={"x": ["to be", "or not"], "y": [0, 1]}), "x holds texts"),
         (users(SECRET={"x": [[1, 2]], "y": [0]}), r"x holds rows of shape \(2,\)"),
         (users(SECRET={"x": [[1, 2, 3], [1]], "y": [0, 1]}), "rows of x differ in length"),
-        (users(SECRET={"x": [[1, 2, float("nan")]], "y": [0]}), "row 1: x holds a number that is not finite"),
+        (
+            users(SECRET={"x": [[1, 2, float("nan")]], "y": [0]}),
+            "row 1: x holds a number that is not",
+        ),
         (users(SECRET={"x": [[1, 2, 3]], "y": [0.5]}), "y has to hold one whole number"),
         (users(SECRET={"x": [[1, 2, 3]], "y": [0, 1]}), "y has to hold one whole number"),
         (users(SECRET={"x": [[1, 2, 3]], "y": [4]}), "row 1: class 4 is not in 0 to 3"),
