@@ -17,7 +17,7 @@ PACKAGES = ("fedsys", "server", "client", "secure_agg", "simulations")
 MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 500, 100, 10
 
 LONG_MODULES = {
-    "simulations/deterministic/world.py": "one world: its processes, their deaths and their restarts",
+    "simulations/deterministic/world.py": "one world: processes, deaths and restarts",
     "tests/adversary/test_dealers.py": "one attack after the other, each with its check removed",
     "tests/adversary/test_rounds.py": "one attack after the other, each with its check removed",
     "tests/client/test_session.py": "every message of a session in every state",

@@ -95,8 +95,8 @@ class Witness:
         cheats: agents that may be blamed.
 
     Attributes:
-        broken: the first invariant that broke; the code that raised it may have been caught on the way.
-        numbers: of the rounds whose sums the coordinator opened.
+        broken: the first invariant that broke; the code that raised it may have been caught on the
+        way. numbers: of the rounds whose sums the coordinator opened.
     """
 
     def __init__(
