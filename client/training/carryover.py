@@ -40,7 +40,7 @@ def refuse_carryover(task: Task, model: nn.Module, local: LocalConfig, examples:
         TrainingError: they are not; names the modules whose buffers or attributes were written.
     """
     twin = copy.deepcopy(model)
-    size = min(local.batch_size, _BATCH)
+    size = min(max(local.batch_size, 2), _BATCH)
     short = replace(
         local, batch_size=size, epochs=1, learning_rate=min(local.learning_rate, GENTLE)
     )
