@@ -19,7 +19,7 @@ from secure_agg.errors import (
     StageError,
     StateError,
 )
-from secure_agg.messages import HEADER_SIZE, Kind, Limits, Opening, frame, kind_of
+from secure_agg.messages import HEADER_SIZE, NAMES, Kind, Limits, Opening, frame, kind_of
 from secure_agg.params import SecAggParams
 from secure_agg.prekeys import check_prekey, prekey_suite, public_key
 from secure_agg.result import SumResult
@@ -158,7 +158,7 @@ class Aggregator:
         checks.same_session(message[2:HEADER_SIZE], self._session.hash, sender)
         now = Kind.UPLOAD if self.stage <= _Stage.UPLOAD else self._settlement.awaited
         step = kind - 1 if self.stage is _Stage.DONE else kind
-        checks.awaited(step, now, sender, self.awaits(sender), kind.name)
+        checks.awaited(step, now, sender, self.awaits(sender), NAMES[kind])
         try:
             self._limits.check(kind, len(message) - HEADER_SIZE)
             if kind is Kind.UPLOAD:
@@ -242,8 +242,35 @@ def open_session(
         )
     for member in invited:
         checks.enrolled(roster, member)
-    verified = Shared() if shared is None else shared  # statements are verified twice
+    verified = Shared() if shared is None else shared  # a statement may be checked twice
     committee = draw_committee(invited, params.committee, context, roster.hash)
+
+    def session(seated: list[bytes]) -> Session:
+        return Session.build(
+            params=params,
+            context=context,
+            roster=roster,
+            cohort=invited,
+            committee=committee,
+            prekeys=seated,
+            shared=verified,
+        )
+
+    try:
+        return session([prekeys.get(member, b"") for member in committee])
+    except SecureAggError:  # somebody's is worthless: whose?
+        return session(_usable(committee, prekeys, roster, params, verified, blamed))
+
+
+def _usable(
+    committee: Iterable[int],
+    prekeys: Mapping[int, bytes],
+    roster: Roster,
+    params: SecAggParams,
+    verified: Shared,
+    blamed: dict[int, str],
+) -> list[bytes]:
+    """Return the committee's sealing keys, empty where one is missing or cannot be used."""
     seated: list[bytes] = []
     seen: set[bytes] = set()
     for member in committee:
@@ -259,12 +286,4 @@ def open_session(
                 blamed[member] = str(error)
                 prekey = b""
         seated.append(prekey)
-    return Session.build(
-        params=params,
-        context=context,
-        roster=roster,
-        cohort=invited,
-        committee=committee,
-        prekeys=seated,
-        shared=verified,
-    )
+    return seated

@@ -71,6 +71,8 @@ class Kind(enum.IntEnum):
 
 
 _KINDS: Final = {int(kind): kind for kind in Kind}
+NAMES: Final = {kind: kind.name for kind in Kind}
+"""Found faster than an attribute of an enumeration."""
 
 
 def largest_from_server(n: int) -> int:
@@ -120,7 +122,7 @@ class Limits:
             MessageError: Naming the kind and the bounds.
         """
         least, most = self._bounds[kind]
-        checks.size(size, least, most, kind.name)
+        checks.size(size, least, most, NAMES[kind])
 
     @property
     def largest_upload(self) -> int:

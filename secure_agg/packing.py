@@ -105,6 +105,10 @@ def _wrap(values: Ints, bits: int) -> Ints:
 def unpack(v: Ints, result: Ints, at: int, params: SecAggParams) -> None:
     """Write the digits of the coefficients from ``at`` on to their places in ``result``."""
     bits = params.modulus_bits
+    if params.log_q - params.scale_bits == bits:  # one digit, as wide as its coefficient
+        place = digit(result, 0, at, v.size, params)
+        place[...] = v[: place.size]
+        return
     for j in range(params.values_per_coefficient):
         place = digit(result, j, at, v.size, params)
         above = _wrap(v, bits)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from secure_agg import checks
 from secure_agg.collection import Collection
 from secure_agg.errors import SecureAggError, StageError
-from secure_agg.messages import HEADER_SIZE, U32, Complaint, Kind, unpack_complaints
+from secure_agg.messages import HEADER_SIZE, NAMES, U32, Complaint, Kind, unpack_complaints
 from secure_agg.result import SumResult
 from secure_agg.stages import AggregatorStage
 
@@ -81,7 +81,7 @@ class Settlement:
         """
         body = message[HEADER_SIZE:]
         (number,) = U32.unpack_from(body)
-        checks.numbered(number, self.collection.number, sender, f"{kind.name} of sum")
+        checks.numbered(number, self.collection.number, sender, f"{NAMES[kind]} of sum")
         params, answer = self.collection.session.params, b""
         if kind is Kind.CHECKED:
             self._complaints[sender] = unpack_complaints(body)[1]

@@ -15,14 +15,15 @@ SIGNATURE_SIZE = 64
 def verifies(public: bytes, signature: bytes, message: bytes, shared: Shared | None = None) -> bool:
     """Whether a signature is valid under a public key of 32 bytes."""
 
-    def verify() -> None:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
-
     try:
         if shared is None:
-            verify()
+            _verify(public, signature, message)
         else:
-            shared.get((public, signature, message), verify)
+            shared.get((public, signature, message), lambda: _verify(public, signature, message))
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def _verify(public: bytes, signature: bytes, message: bytes) -> None:
+    Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
