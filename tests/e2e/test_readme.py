@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README", "docs/simulate", "docs/deploy", "docs/audit", "docs/tune", "docs/own-task")
+GUIDES = ("simulate", "deploy", "audit", "tune", "own-task", "graphs")
+PAGES = ("README", *(f"docs/{guide}" for guide in GUIDES))
 TEXT = "\n".join((ROOT / f"{page}.md").read_text(encoding="utf-8") for page in PAGES)
 MAKE = {"demo", "test", "test-all", "bench", "lint", "setup"}
 PASSED = ("FEDSYS_DATA", "COVERAGE_PROCESS_CONFIG")
