@@ -152,10 +152,10 @@ def test_a_client_whose_data_is_not_a_number_counts_as_zero(fedsys_here: Termina
     assert any("not finite" in line and "zero" in line for line in lines), lines
 
 
-def test_a_client_whose_data_breaks_training_is_named(fedsys_here: Terminal) -> None:
+def test_a_label_that_the_loss_does_not_take_is_named(fedsys_here: Terminal) -> None:
     code, lines = own(fedsys_here, "own_label", "y[:6] = 7")
     assert code == 2
-    assert "client 0" in lines[-1]
+    assert "training example 0 has the label 7" in lines[-1]
     assert len([line for line in lines if line.startswith("error")]) == 1
 
 

@@ -23,7 +23,7 @@ from fedsys.errors import LedgerError, MechanismError
 from fedsys.privacy.accounting.accountant import ViewAccountant
 from fedsys.privacy.accounting.pld import BIN_RULE
 from fedsys.privacy.accounting.rdp import ORDERS
-from fedsys.privacy.events import BandedEvent, Event, event_from_json
+from fedsys.privacy.events import Event, event_from_json
 from fedsys.privacy.ledger import LedgerView, RoundRecord
 from fedsys.privacy.plan import PrivacyPlan
 from fedsys.privacy.views import VIEWS, Epsilons
@@ -107,16 +107,8 @@ def ledger_header(plan: PrivacyPlan, **facts: Any) -> dict[str, Any]:
 
 def _factorization(plan: PrivacyPlan) -> dict[str, Any]:
     """The coefficients with which rounds' noise is correlated, where it is."""
-    event = plan.event()
-    if not isinstance(event, BandedEvent):
-        return {}
-    factors = event.factors
-    stated = {
-        "horizon": factors.horizon,
-        "bands": factors.bands,
-        "numerators": list(factors.numerators),
-    }
-    return {"factorization": stated}
+    stated = plan.event().factorization
+    return {} if stated is None else {"factorization": dict(stated)}
 
 
 def neighbours_of(plan: PrivacyPlan) -> dict[str, str]:

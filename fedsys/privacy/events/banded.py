@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -65,6 +66,16 @@ class BandedEvent(SumEvent):
                 f"a cohort of {self.expected_cohort:g} exceeds a cyclic group, a "
                 f"{self.min_separation}th of the population: lower min_separation or the cohort"
             )
+
+    @property
+    def factorization(self) -> Mapping[str, Any]:
+        """The first column of C by its numerators, with its horizon and number of bands."""
+        factors = self.factors
+        return {
+            "horizon": factors.horizon,
+            "bands": factors.bands,
+            "numerators": list(factors.numerators),
+        }
 
     @property
     def factors(self) -> BandedStrategy:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -180,6 +181,11 @@ class SumEvent(ABC):
     sampling: Sampling
     guarantee: Guarantee = "outsider"
     colluders: int = 0
+
+    @property
+    def factorization(self) -> Mapping[str, Any] | None:
+        """The coefficients that correlate the noise of rounds, as JSON; None for independent noise."""
+        return None
 
     def __post_init__(self) -> None:
         validation.positive("noise_multiplier", self.noise_multiplier, zero=self.noiseless)

@@ -14,7 +14,7 @@ the number of committee members that stay is binomial, however the committee was
 >>> withstood(100, corrupt=0.1, dropout=0.1)
 Withstood(losses=37, committee=None)
 >>> withstood(1000, corrupt=0.1, dropout=0.1)
-Withstood(losses=101, committee=190)
+Withstood(losses=119, committee=170)
 """
 
 from __future__ import annotations
