@@ -184,7 +184,7 @@ class SumEvent(ABC):
 
     @property
     def factorization(self) -> Mapping[str, Any] | None:
-        """The coefficients that correlate the noise of rounds, as JSON; None for independent noise."""
+        """The coefficients that correlate the rounds' noise, as JSON; None if it is independent."""
         return None
 
     def __post_init__(self) -> None:
