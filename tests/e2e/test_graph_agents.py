@@ -91,6 +91,7 @@ def test_a_job_that_names_another_graph_is_refused(tmp_path: Path) -> None:
     assert any(f"graph {'0' * 64}) is not the one that this device has" in each for each in said)
 
 
+@pytest.mark.slow
 def test_a_graph_that_was_exchanged_needs_the_owners_approval_again(tmp_path: Path) -> None:
     graph, sha256, parts = _files(tmp_path)
     with federation(tmp_path / "fed", 3) as fed:

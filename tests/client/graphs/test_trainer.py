@@ -102,8 +102,17 @@ LOCALS = {
 }
 
 
+RECURRENT = [pytest.param(name, marks=pytest.mark.slow) for name in ("gru", "transformer")]
+"""Exporting them takes seconds; with plain SGD they are among the quick tests."""
+
+
+@pytest.mark.parametrize("name", ["gru", "transformer"])
+def test_updates_of_larger_models_are_those_of_the_torch_loop(name: str) -> None:
+    test_updates_are_those_of_the_torch_loop(name, "sgd")
+
+
 @pytest.mark.parametrize("local", LOCALS)
-@pytest.mark.parametrize("name", ["mnist-mlp", "mnist-cnn", "gru", "transformer"])
+@pytest.mark.parametrize("name", ["mnist-mlp", "mnist-cnn", *RECURRENT])
 def test_updates_are_those_of_the_torch_loop(name: str, local: str) -> None:
     rows = np.arange(1, 40, 2)[:18]  # 18 examples: the last batch of 4 has 2
     found = _by_graph(name, LOCALS[local], _start(name), rows, 11)
@@ -113,7 +122,10 @@ def test_updates_are_those_of_the_torch_loop(name: str, local: str) -> None:
     np.testing.assert_allclose(found[moved], expected[moved], rtol=0, atol=_CLOSE)
 
 
-@pytest.mark.parametrize("name", ["norms", "nn.GRU", "nn.LSTM"])
+@pytest.mark.parametrize(
+    "name",
+    ["norms", *(pytest.param(each, marks=pytest.mark.slow) for each in ("nn.GRU", "nn.LSTM"))],
+)
 def test_other_models_train_as_in_torch(name: str) -> None:
     rows = np.arange(10)
     found = _by_graph(name, LOCALS["sgd"], _start(name), rows, 2)
