@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fedsys import tasks
 from fedsys.audit import audit_run
