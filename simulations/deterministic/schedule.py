@@ -10,6 +10,7 @@ from simulations.deterministic.network import Ambush, Partition, Weather
 __all__ = ["DIMENSION", "Schedule"]
 
 KINDS = ("OPENING", "DELIVERY", "PROPOSAL", *("CERTIFICATE",) * 3)
+REPLIES = ("UPLOAD", "UPLOAD", "CHECKED", "ENDORSEMENT", "ANSWER")
 DIMENSION = 8
 
 
@@ -43,6 +44,8 @@ class Schedule:
         cancelled_at: second at which the operator cancels the job, if ever.
         stops: rounds and the coordinator's messages in them with which the operator stops its
             process, and starts another.
+        relapses: rounds, an agent's messages in them, and agents that die as they say them: nobody
+            hears them, and another process starts soon.
     """
 
     seed: int
@@ -67,6 +70,7 @@ class Schedule:
     absent: float
     cancelled_at: float | None
     stops: tuple[tuple[int, str], ...]
+    relapses: tuple[tuple[int, str, int], ...]
 
     @classmethod
     def of(cls, seed: int) -> Schedule:
@@ -111,6 +115,10 @@ class Schedule:
             absent=dice.one_of((0.0, 0.4, 0.4)),
             cancelled_at=dice.uniform(1.0, calm_at) if dice.chance(0.15) else None,
             stops=((1 + dice.below(3), dice.one_of(KINDS)),) if dice.chance(0.3) else (),
+            relapses=tuple(
+                (1 + dice.below(2), dice.one_of(REPLIES), dice.below(population))
+                for _ in range(dice.below(3))
+            ),
         )
 
 

@@ -171,7 +171,8 @@ class Disk:
         if image is None:
             return
         self._image = None
-        for descriptor in _open_files({entry.inode for entry in tree.values()}):
+        inodes = {entry.inode for entry in tree.values()}
+        for descriptor in _open_files(self.root.stat().st_dev, inodes):
             os.close(descriptor)
         for name in sorted(tree.keys() - image.keys(), reverse=True):
             path = self.root / name
@@ -309,12 +310,13 @@ def _read(entry: os.DirEntry[str]) -> bytes:
         return file.read()
 
 
-def _open_files(inodes: set[int]) -> list[int]:
+def _open_files(device: int, inodes: set[int]) -> list[int]:
     """Descriptors of this process that a dead party left open on its files."""
     found = []
     for name in os.listdir("/dev/fd"):
         with suppress(OSError, ValueError):
             status = os.fstat(int(name))
-            if stat.S_ISREG(status.st_mode) and status.st_ino in inodes:
+            here = status.st_dev == device and status.st_ino in inodes
+            if here and stat.S_ISREG(status.st_mode):
                 found.append(int(name))
     return found

@@ -100,6 +100,7 @@ class _Life:
     life: int = 0
     died: float = -1e9
     disk_failed: bool = False
+    doomed: bool = False
 
 
 class World:
@@ -118,6 +119,7 @@ class World:
         self._root = str(root)
         self._failed = False
         self._stops = list(schedule.stops)
+        self._relapses = list(schedule.relapses)
         self._declines_for_its_disk = False
         seed = schedule.seed
         self._clock = Clock()
@@ -281,10 +283,16 @@ class World:
         """An agent sends a message."""
         line, kind = self._lines[agent], str(message.WhichOneof("content"))
         what = f"{kind} from agent {agent}"
-        if kind == "answer":
+        if kind == "refusal":
+            what += f", which refused: {message.refusal.reason}"
+        elif kind == "answer":
             answer = message.answer
             self.witness.says(self._agents[agent], answer.round, answer.message)
-            what = f"round {answer.round} {kind_of(answer.message).name} from agent {agent}"
+            reply = kind_of(answer.message).name
+            what = f"round {answer.round} {reply} from agent {agent}"
+            if (answer.round, reply, agent) in self._relapses:
+                self._relapses.remove((answer.round, reply, agent))
+                self._lives[self._agents[agent].disk.name].doomed = True
             if agent in self.schedule.cheats:
                 answer.message = answer.message[:-1]
         sent = message.SerializeToString()
@@ -447,7 +455,9 @@ class World:
         return self.witness.broke(f"{life.name} failed: {type(error).__name__}: {error}")
 
     def _maybe_die(self, life: _Life) -> None:
-        if self.status is None and not life.disk.dead and self._dice.chance(self._rate(life)):
+        if self.status is not None or life.disk.dead:
+            return
+        if life.doomed or self._dice.chance(self._rate(life)):
             power_lost = self._takes_power(life)
             life.disk.die(power_lost=power_lost)
             raise Crashed(life.disk, power_lost=power_lost)
@@ -497,9 +507,11 @@ class World:
             if power_lost:
                 self.witness.lost_power(agent)
             if agent in self._lines:
-                self._lines[agent].torn = self._dice.chance(0.5)
+                self._lines[agent].torn = life.doomed or self._dice.chance(0.5)
                 self._broken(self._lines[agent])
-        longest = _NAP if life.crash_rate >= _SICK else self.schedule.outage
+        short = life.doomed or life.crash_rate >= _SICK
+        life.doomed = False
+        longest = _NAP if short else self.schedule.outage
         outage = self._dice.uniform(0.05, longest)
         self._clock.after(outage, lambda: self._boot(life))
 
