@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from fedsys.cli.app import app
 from fedsys.config import Config
 from fedsys.errors import ConfigError, FedsysError, LedgerError, RunFolderError
+from fedsys.privacy.ledger.lines import canonical
 from fedsys.release.publication import publish_run
 from simulations import harness
 from simulations.population import Population
@@ -39,7 +40,7 @@ def edit_private(run: Path, round: int, change: Callable[[dict[str, Any]], None]
     path = run / "private.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     change(lines[round - 1])
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_bytes(b"".join(canonical(line) + b"\n" for line in lines))
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,8 @@ class Quorum:
             return None
         columns = -(-2048 // min(packing, 2048))
         answers = tau - (-2048 // columns)
-        cost = size * (2 * (columns + 8) + 116) + 16 * answers
+        share, proof = 2 * (columns + 8) + 16, 16 * answers
+        cost = 10 * (size * share + proof) + size * (268 + share + proof)
         return Committee(size=size, needed=max(votes, answers), cost=cost)
 
     def chosen(self, n: int, lost: int, size: int | None = None) -> Committee | None:

@@ -11,6 +11,7 @@ from typing import Any
 from fedsys.privacy import Signer
 from fedsys.privacy.ledger import Line
 from fedsys.privacy.ledger.closing import closing_facts, file_sha256
+from fedsys.privacy.ledger.lines import canonical
 from tests.fedsys.privacy.ledger.ledgers import chained
 
 Entry = tuple[str, dict[str, Any]]
@@ -62,7 +63,7 @@ def edit_private(folder: Path, round: int, change: Callable[[dict[str, Any]], ob
     path = folder / "private.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     change(next(line for line in lines if line["round"] == round))
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_bytes(b"".join(canonical(line) + b"\n" for line in lines))
 
 
 def replace_text(path: Path, old: str, new: str) -> None:

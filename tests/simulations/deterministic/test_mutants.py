@@ -425,7 +425,10 @@ def first_violation(begin: int) -> tuple[int, str]:
 
 @pytest.mark.parametrize(
     ("mutate", "message", "begin"),
-    [pytest.param(*each, id=each[0].__name__) for each in CAUGHT],
+    [
+        pytest.param(*each, id=each[0].__name__, marks=[pytest.mark.slow] if at % 2 else [])
+        for at, each in enumerate(CAUGHT)
+    ],
 )
 def test_a_broken_rule_is_caught_and_its_seed_replays(
     mutate: Mutate, message: str, begin: int, monkeypatch: pytest.MonkeyPatch
