@@ -7,6 +7,8 @@ import signal
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from fedsys.privacy import read_ledger
 from fedsys.privacy.ledger import read_private
 from tests.e2e.conftest import CommandLine
@@ -26,6 +28,7 @@ def reserved(run: Path) -> int:
     return ledger.read_bytes().count(b'"kind":"reserve"') if ledger.exists() else 0
 
 
+@pytest.mark.slow
 def test_a_job_is_interrupted_goes_on_and_its_claims_hold(fedsys: CommandLine) -> None:
     run = fedsys.folder / "job"
     stopped = fedsys.run_until(

@@ -79,6 +79,7 @@ def test_two_devices_without_torch_and_one_with_it_finish_a_job(tmp_path: Path) 
         assert all("round 3: trained in a process of its own" in each for each in said)
 
 
+@pytest.mark.slow
 def test_a_job_that_names_another_graph_is_refused(tmp_path: Path) -> None:
     graph, _, parts = _files(tmp_path)
     with federation(tmp_path / "fed", 3) as fed:
@@ -124,6 +125,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     graph, _, parts = _files(tmp_path)
     places = {"GRAPH": str(graph), "DATA": str(parts[0])}

@@ -122,6 +122,7 @@ def test_updates_are_those_of_the_torch_loop(name: str, local: str) -> None:
     np.testing.assert_allclose(found[moved], expected[moved], rtol=0, atol=_CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["norms", *(pytest.param(each, marks=pytest.mark.slow) for each in ("nn.GRU", "nn.LSTM"))],
@@ -133,6 +134,7 @@ def test_other_models_train_as_in_torch(name: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=_CLOSE)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     count=st.integers(0, 15),
@@ -156,6 +158,7 @@ def test_any_number_of_examples_any_batch_size(
     )
 
 
+@pytest.mark.slow
 def test_dropout_takes_the_masks_that_the_stream_gives() -> None:
     name, local = "dropout", LocalConfig(batch_size=BATCH, learning_rate=0.05, epochs=2)
     graph, rows, seed = _graph(name), np.arange(10), 9

@@ -129,6 +129,7 @@ def _compare_examples(task: Any, examples: Examples, model: nn.Module) -> None:
         np.testing.assert_allclose(losses[at], loss.item(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_single_examples_are_torchs() -> None:
     examples = rows(3, 12, 12, classes=5)
     task = Small("norms", Norms, examples)
@@ -202,6 +203,7 @@ def test_a_loss_that_is_no_value_an_example_is_refused() -> None:
         _export(lambda: nn.Linear(6, 3), rows(6), task=task)
 
 
+@pytest.mark.slow
 def test_the_same_task_gives_the_same_bytes_in_every_process() -> None:
     code = "from tests.fedsys.tasks.export.test_exporting import _hash\nprint(_hash(), end='')"
     other = subprocess.run(
