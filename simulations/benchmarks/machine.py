@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fedsys.versions import versions
 
-__all__ = ["cores", "machine"]
+__all__ = ["cores", "machine", "one_core"]
 
 
 def cores() -> int:
@@ -17,6 +19,25 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Keep this process on one core, and its linear algebra in one thread, for as long as this lasts.
+
+    Threads that wait for each other on one core would cost CPU time that no work needed.
+    """
+    from threadpoolctl import threadpool_limits
+
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else None
+    with threadpool_limits(limits=1):
+        try:
+            if allowed is not None:
+                os.sched_setaffinity(0, {min(allowed)})
+            yield
+        finally:
+            if allowed is not None:
+                os.sched_setaffinity(0, allowed)
 
 
 def machine() -> dict[str, Any]:

@@ -191,8 +191,9 @@ def test_a_class_of_the_notebook_itself_trains_and_says_why_in_one_process(tmp_p
     assert finished.returncode == 0, finished.stderr
     lines = finished.stdout.splitlines()
     assert lines[:3] == ["1 Sequential"] * 3 or lines[:3] == ["1 Linear"] * 3, lines
-    assert len(lines) == 6
-    for line in lines[3:]:
+    assert len(lines) == 9
+    for line, clipping in zip(lines[3::2], lines[4::2], strict=True):
+        assert clipping.startswith("privacy.clip = 0.3 clips under mechanism 'none' too")
         assert line.startswith("engine.processes = 1: task __main__:Mine")
         assert line.endswith('say mytask.py, and give task="mytask:Mine"')
     for number in range(3):

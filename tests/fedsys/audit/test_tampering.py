@@ -393,8 +393,12 @@ class TestTheKeyHolderLies:
     def test_a_round_left_out(self, run: Path, signer: Signer) -> None:
         lines = [line for line in entries(run) if line[1].get("round") != 2]
         lines[-1][1]["lines"] = len(lines)
+        assert self.sign(run, signer, lines) >= {CHAIN}, "a gap is no ledger"
+        for line in lines:
+            if line[1].get("round", 0) > 2:
+                line[1]["round"] -= 1
         failures = self.sign(run, signer, lines)
-        assert {"Rounds within the plan", COMMITMENTS, "Epsilon, outsider view"} <= failures
+        assert {"Rounds", COMMITMENTS, "Epsilon, outsider view"} <= failures
 
     def test_another_commitment(self, run: Path, signer: Signer) -> None:
         lines = entries(run)

@@ -211,7 +211,7 @@ def test_running_with_what_is_not_there(fedsys: Fedsys, port: Port, tmp_path: Pa
     Path("ward/policy.toml").write_text("corrupt = 0.1\n")
     is_one_line(
         fedsys("agent", "run", "ward", "--data", "digits", "--corrupt", "0"),
-        "--corrupt 0: ward/policy.toml says corrupt = 0.1",
+        "--corrupt 0: ward/policy.toml already says corrupt = 0.1",
     )
     Path("ward/policy.toml").unlink()
     Path("ward/journal.json").write_text("damaged")
@@ -384,9 +384,9 @@ def test_a_devices_file_that_is_damaged(fedsys: Fedsys, port: Port, tmp_path: Pa
 
 
 VALUES = [
-    ("node = 1", "node = 'x'", ["node = 'x' cannot be", "from a backup"]),
+    ("node = 1", "node = 'x'", ["node = 'x' is invalid", "from a backup"]),
     ("node = 1", "", ["node is missing", "from a backup"]),
-    ("signer = ", "signer = 'zz' #", ["signer = 'zz' cannot be"]),
+    ("signer = ", "signer = 'zz' #", ["signer = 'zz' is invalid"]),
     ("coordinator = ", "coordinator = 'hub' #", ["coordinator hub", "HOST:PORT"]),
 ]
 

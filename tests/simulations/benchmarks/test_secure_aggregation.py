@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,11 @@ def test_all_parts_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     path = tmp_path / "figures.json"
     parts = "bounds,whole,devices"
     asked = ["--quick", "--repeats", "1", "--parts", parts, "--json", str(path)]
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     assert secure_aggregation.main(asked) == 0
+    if cores is not None:
+        assert os.sched_getaffinity(0) == cores, "what runs next has all of them"
+    assert not logging.root.manager.disable
     told = capsys.readouterr().out
     found = json.loads(path.read_text())
     assert set(parts.split(",")) <= set(found)
