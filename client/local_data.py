@@ -167,7 +167,7 @@ class LocalData:
             try:
                 local = LocalConfig(**terms.local)
                 self._trainers[terms.digest] = Trainer(
-                    self.task, local, self.device, terms.path, 1, terms.seed
+                    self.task, local, self.device, terms.path, 1, terms.seed, self.data.train
                 )
             except (ConfigError, TypeError) as error:
                 raise PolicyRefusal(
@@ -228,4 +228,5 @@ class LocalData:
             ),
             self.device,
             terms.seed,
+            sample=self.data.train,
         )

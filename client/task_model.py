@@ -33,6 +33,8 @@ class TaskModel:
 
     def __init__(self, config: Config) -> None:
         self._task = tasks.load(config.task.name, config.task.options)
+        self._data: tasks.FederatedData | None = None
+        self._looked = False
         self.task_sha256 = code_sha256(self._task)
         self.preprocessing = tasks.preprocessing_of(self._task)
         reason = why_not_deployed(self.preprocessing)
@@ -45,10 +47,10 @@ class TaskModel:
             "loop" if config.engine.path == "auto" else config.engine.path,
             1,
             config.job.seed,
+            self._sample,
         )
         self.layers = self._trainer.layout.sizes
-        self._data: tasks.FederatedData | None = None
-        self._looked = False
+        self.frozen_sha256 = self._trainer.frozen_sha256
 
     def initial_weights(self) -> NDArray[np.float32]:
         """(d,) the weights of round 0."""
@@ -60,10 +62,29 @@ class TaskModel:
 
     def evaluate(self, weights: NDArray[np.float32]) -> dict[str, float] | None:
         """Loss and metrics on this machine's test data; None if there is none."""
+        data = self._own_data()
+        return None if data is None else self._trainer.evaluate(weights, data.test)
+
+    def _own_data(self) -> tasks.FederatedData | None:
         if not self._looked:
             self._looked = True
             try:
                 self._data = tasks.read_data(self._task, tasks.DataSource.locate(None))
             except DataError as error:
                 _log.warning("no evaluation: %s", error)
-        return None if self._data is None else self._trainer.evaluate(weights, self._data.test)
+        return self._data
+
+    def _sample(self) -> tasks.Examples:
+        """An example for the shapes of lazy modules.
+
+        Raises:
+            ConfigError: there is no data here.
+        """
+        data = self._own_data()
+        if data is None:
+            raise ConfigError(
+                f"task {self._task.name}: its model has lazy modules, whose shapes come from an "
+                f"example, and this coordinator has no data; state the sizes in init_model, or "
+                f"put test data here"
+            )
+        return data.test

@@ -31,6 +31,8 @@ class JobFacts:
         reproducible: Whether somebody could draw the same secrets again; then nothing is private.
         roster_version: Version of the signed list of members, in a deployment.
         preprocessing: What the task declares; see `fedsys.preprocessing`.
+        frozen_sha256: Binds the form of the model and whatever of it is not trained (`fedsys.
+            model_state`); None where no model is stored.
         canaries: Hash of an empirical audit's protocol; None where no canaries are planted.
     """
 
@@ -40,6 +42,7 @@ class JobFacts:
     reproducible: bool = False
     roster_version: int | None = None
     preprocessing: Preprocessing = "undeclared"
+    frozen_sha256: str | None = None
     canaries: str | None = None
 
 

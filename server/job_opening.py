@@ -161,7 +161,8 @@ def take_up(folder: RunFolder, signer: Signer, *, entropy: Entropy = os.urandom)
 
 def _header(folder: RunFolder, spec: JobSpec, name: bytes) -> dict[str, Any]:
     config, plan, facts = spec.config, spec.plan, spec.facts
-    registered = {} if facts.canaries is None else {"canaries": facts.canaries}
+    optional = {"canaries": facts.canaries, "frozen_sha256": facts.frozen_sha256}
+    registered = {key: value for key, value in optional.items() if value is not None}
     return ledger_header(
         plan,
         job=name.hex(),
@@ -200,6 +201,11 @@ def _view_of_the_same_job(ledger: Ledger, folder: RunFolder, spec: JobSpec) -> L
         raise RunFolderError(
             f"{folder.config}: gives another privacy plan than {folder.ledger.name} was "
             f"started with; restore the file, or start a new run"
+        )
+    if view.header.get("frozen_sha256") != spec.facts.frozen_sha256:
+        raise RunFolderError(
+            f"{folder.path}: the model's frozen weights or buffers, or its form, are not those "
+            f"that the run was started with; restore the task's code and the files that it reads"
         )
     if view.header.get("randomness") != spec.facts.randomness:
         raise RunFolderError(f"{folder.path}: a seeded test run is not resumed; start over")

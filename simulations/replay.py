@@ -124,10 +124,11 @@ def replay(
     config, randomness = recorded.config, SystemRandomness()
     task = tasks.load(config.task.name, config.task.options)
     examples = tasks.read_data(task, tasks.DataSource.locate(data))
+    trainer = trainer_for(config, task, device_for(device), randomness, examples.train)
     population = Population(
-        train_set=examples.train,
+        train_set=trainer.conformed(examples.train),
         partition=_partition(recorded, examples, shards),
-        trainer=trainer_for(config, task, device_for(device), randomness),
+        trainer=trainer,
         seed=config.job.seed,
     )
     processes = min(max(1, config.engine.processes), cores())

@@ -76,6 +76,7 @@ class Setting:
             randomness=self.randomness.name,
             reproducible=self.randomness.reproducible,
             preprocessing=self.preprocessing,
+            frozen_sha256=self.population.trainer.frozen_sha256,
         )
 
     @property
@@ -134,9 +135,9 @@ def prepare(
         )
     config = _with_example_rate(config, partition)
     sources = randomness or _randomness(config)
-    trainer = trainer_for(config, task, device_for(device), sources)
+    trainer = trainer_for(config, task, device_for(device), sources, examples.train)
     population = Population(
-        train_set=examples.train,
+        train_set=trainer.conformed(examples.train),
         partition=partition,
         trainer=trainer,
         seed=config.job.seed,
@@ -177,8 +178,10 @@ def clients_at_once(chunk: int) -> int:
     return chunk * -(-_FEWEST // chunk)
 
 
-def trainer_for(config: Config, task: tasks.Task, device: str, randomness: Randomness) -> Trainer:
-    """The trainer of this configuration's clients."""
+def trainer_for(
+    config: Config, task: tasks.Task, device: str, randomness: Randomness, sample: Examples
+) -> Trainer:
+    """The trainer of this configuration's clients, whose lazy modules get the shape of `sample`."""
     local, privacy = LocalConfig(**config.local.model_dump()), config.privacy
     if privacy.mechanism == "example-gaussian":
         if privacy.noise_multiplier is None or privacy.example_rate is None:
@@ -198,9 +201,10 @@ def trainer_for(config: Config, task: tasks.Task, device: str, randomness: Rando
             device,
             seed=config.job.seed,
             entropy=randomness.noise(0, 0),
+            sample=sample,
         )
     engine = config.engine
-    return Trainer(task, local, device, engine.path, engine.chunk or None, config.job.seed)
+    return Trainer(task, local, device, engine.path, engine.chunk or None, config.job.seed, sample)
 
 
 def _with_example_rate(config: Config, partition: tasks.Partition) -> Config:

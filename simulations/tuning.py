@@ -140,9 +140,10 @@ def _check_metric(search: Search, data: Path | None) -> None:
     config = search.base
     task = tasks.load(config.task.name, config.task.options)
     test = tasks.read_data(task, tasks.DataSource.locate(data)).test
-    model = task.init_model(config.job.seed).eval()
+    model = tasks.init_model(task, config.job.seed, test).eval()
+    one = tasks.conformed(model, test[:1])
     with torch.inference_mode():
-        names = ["loss", *task.metrics(model(test.x[:1]), test.y[:1])]
+        names = ["loss", *task.metrics(model(one.x), one.y)]
     if search.metric not in names:
         raise ConfigError(
             f"--metric {search.metric}: task {config.task.name} has no such metric"

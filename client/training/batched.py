@@ -15,6 +15,7 @@ from client.training.optimizer import Stepper
 from client.training.schedule import Schedule
 from client.training.step_tensors import gather
 from fedsys.tasks import Examples, Task, seeded
+from fedsys.tasks.examples import Values
 
 __all__ = ["BatchedPath"]
 
@@ -32,11 +33,12 @@ class BatchedPath:
 
     def __init__(self, task: Task, model: nn.Module, local: LocalConfig) -> None:
         self._local = local
-        self._layout = FlatLayout.of(model)
+        self._layout = layout = FlatLayout.of(model)
         model.train()
 
-        def loss_of(params: dict[str, Tensor], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-            return (task.loss(functional_call(model, params, (x,)), y) * weight).sum()
+        def loss_of(params: dict[str, Tensor], x: Values, y: Values, weight: Tensor) -> Tensor:
+            outputs = functional_call(model, layout.in_model(params), (x,))
+            return (task.loss(outputs, y) * weight).sum()
 
         self._gradients = vmap(grad(loss_of), randomness="different")
 

@@ -25,9 +25,9 @@ def evaluate(
     try:
         with torch.inference_mode():
             for start in range(0, len(examples), batch):
-                x, y = examples.x[start : start + batch], examples.y[start : start + batch]
-                outputs = model(x)
-                values = {"loss": task.loss(outputs, y), **task.metrics(outputs, y)}
+                some = examples[start : start + batch]
+                outputs = model(some.x)
+                values = {"loss": task.loss(outputs, some.y), **task.metrics(outputs, some.y)}
                 for name, each in values.items():
                     totals[name] = totals.get(name, 0.0) + float(each.double().sum())
     finally:

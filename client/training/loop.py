@@ -17,6 +17,7 @@ from client.training.local import LocalConfig
 from client.training.optimizer import Stepper
 from client.training.schedule import Schedule
 from fedsys.tasks import Examples, Task, seeded
+from fedsys.tasks.examples import transformed
 
 __all__ = ["LoopPath"]
 
@@ -41,6 +42,12 @@ class LoopPath:
         self._images_last = any(isinstance(each, nn.Conv2d) for each in model.modules())
         if self._images_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._masters = [
+            param.detach()
+            if param.dtype == self._layout.dtype
+            else param.detach().to(self._layout.dtype)
+            for param in self._params
+        ]
         self._buffers = UnwrittenBuffers(model)
 
     def updates(
@@ -59,32 +66,42 @@ class LoopPath:
             if not length:
                 out[client] = 0
                 continue
-            with torch.no_grad():
-                for param, view in zip(self._params, begin, strict=True):
-                    param.copy_(view)
-            stepper = Stepper(self._local, begin, [param.detach() for param in self._params])
+            for master, view in zip(self._masters, begin, strict=True):
+                master.copy_(view)
+            self._round()
+            stepper = Stepper(self._local, begin, self._masters)
             with seeded(seeds[client]):
                 for number in range(length):
                     real = int(schedule.steps[number].counts[client])
                     self._step(examples, rows[number][client, :real], stepper)
             self._buffers.check()
-            for param, view in zip(
-                self._params, self._layout.views(out[client]).values(), strict=True
+            for master, view in zip(
+                self._masters, self._layout.views(out[client]).values(), strict=True
             ):
-                view.copy_(param.detach())
+                view.copy_(master)
             out[client] -= start
 
+    def _round(self) -> None:
+        """The parameters of 16 bits become their masters, rounded; all others are their own."""
+        with torch.no_grad():
+            for param, master in zip(self._params, self._masters, strict=True):
+                if param.dtype != master.dtype:
+                    param.copy_(master)
+
     def _step(self, examples: Examples, rows: Tensor, stepper: Stepper) -> None:
-        rows = rows.to(examples.x.device)
-        x, y = examples.x.index_select(0, rows), examples.y.index_select(0, rows)
-        if self._images_last and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        loss = self._task.loss(self._model(x), y).mean()
+        some = examples.take(rows)
+        x = transformed(some.x, _channels_last) if self._images_last else some.x
+        loss = self._task.loss(self._model(x), some.y).mean()
         grads = torch.autograd.grad(loss, self._params, allow_unused=True)
         with torch.no_grad():
             stepper.step(
                 [
-                    torch.zeros_like(param) if grad is None else grad
-                    for param, grad in zip(self._params, grads, strict=True)
+                    torch.zeros_like(master) if grad is None else grad.to(master.dtype)
+                    for master, grad in zip(self._masters, grads, strict=True)
                 ]
             )
+        self._round()
+
+
+def _channels_last(part: Tensor) -> Tensor:
+    return part.contiguous(memory_format=torch.channels_last) if part.dim() == 4 else part

@@ -83,11 +83,15 @@ def reason_to_refuse(
     factory: PathFactory, task: Task, model: nn.Module, local: LocalConfig, examples: Examples
 ) -> str | None:
     """None if the path is correct for this model, else the reason why it is not, in one line."""
-    twin = without_dropout(copy.deepcopy(model)).double()
     some = spread_rows(examples, _ROWS)
     if not len(some):
         return None
-    some = Examples(x=_as_double(some.x), y=_as_double(some.y))
+    if not FlatLayout.of(model).uniform:
+        why = _fails(factory, task, copy.deepcopy(model), local, some)
+        if why is not None:
+            return why
+    twin = without_dropout(copy.deepcopy(model)).double()
+    some = some.double()
     size = min(local.batch_size, _ROWS // 2)
     short = replace(
         local,
@@ -121,6 +125,23 @@ def reason_to_refuse(
     return None
 
 
+def _fails(
+    factory: PathFactory, task: Task, model: nn.Module, local: LocalConfig, examples: Examples
+) -> str | None:
+    """Why the path does not run in the model's own dtypes, which the comparison replaces."""
+    start = FlatLayout.of(model).read(model)
+    one = replace(local, batch_size=2, epochs=1)
+    rows = [np.arange(2, dtype=np.int64) % len(examples)] * 2
+    try:
+        path = factory(task, model, one)
+        path.updates(
+            start, examples, build(rows, [1, 2], one), [1, 2], start.new_empty((2, len(start)))
+        )
+    except Exception as error:
+        return f"{type(error).__name__}: {_first_line(error)}"
+    return None
+
+
 def without_dropout(model: nn.Module) -> nn.Module:
     """`model` itself, with every dropout probability set to 0."""
     for module in model.modules():
@@ -136,19 +157,9 @@ def spread_rows(examples: Examples, most: int) -> Examples:
     is not checked here."""
     count = min(16 * most, len(examples))
     every = torch.linspace(0, len(examples) - 1, count, dtype=torch.float64).long()
-    every = every.to(examples.x.device)
-    x, y = examples.x[every], examples.y[every]
-    good = torch.ones(count, dtype=torch.bool, device=x.device)
-    for values in (x, y):
-        if values.is_floating_point():
-            good &= torch.isfinite(values).reshape(count, -1).all(1)
-    rows = torch.nonzero(good)[:, 0]
-    rows = rows[:: max(1, len(rows) // most)][:most]
-    return Examples(x=x[rows], y=y[rows])
-
-
-def _as_double(values: Tensor) -> Tensor:
-    return values.double() if values.is_floating_point() else values
+    some = examples.take(every)
+    rows = torch.nonzero(some.finite())[:, 0]
+    return some.take(rows[:: max(1, len(rows) // most)][:most])
 
 
 def _first_line(error: Exception) -> str:

@@ -7,14 +7,15 @@ from torch import Tensor
 
 from client.training.schedule import Step
 from fedsys.tasks import Examples
+from fedsys.tasks.examples import Values
 
 __all__ = ["examples_of", "gather", "loss_weights"]
 
 
-def gather(examples: Examples, step: Step, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def gather(examples: Examples, step: Step, dtype: torch.dtype) -> tuple[Values, Values, Tensor]:
     """One step's inputs (A, B, ...), targets (A, B, ...) and loss weights (A, B)."""
-    x, y = examples_of(examples.x, step), examples_of(examples.y, step)
-    return x, y, loss_weights(step, dtype, x.device)
+    some = examples.map(lambda part: examples_of(part, step))
+    return some.x, some.y, loss_weights(step, dtype, some.device)
 
 
 def examples_of(values: Tensor, step: Step) -> Tensor:

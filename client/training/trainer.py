@@ -39,7 +39,9 @@ from client.training.local import LocalConfig
 from client.training.loop import LoopPath
 from client.training.selfcheck import PathFactory, reason_to_refuse
 from fedsys.errors import ConfigError, TrainingError
+from fedsys.model_state import arranged, digest_of
 from fedsys.tasks import Examples, Task
+from fedsys.tasks.modelling import conformed, init_model
 
 __all__ = ["ClippedSum", "Trainer"]
 
@@ -83,6 +85,7 @@ class Trainer:
             choose at the first call.
         chunk: Clients at once; None or 0 leaves it to the measurement.
         seed: Seed of the initial weights.
+        sample: At least one example, which gives lazy modules their shapes.
 
     Raises:
         ConfigError: the path is unknown, or cannot train this model; the message says why.
@@ -97,6 +100,7 @@ class Trainer:
         path: str = "auto",
         chunk: int | None = None,
         seed: int = 0,
+        sample: Examples | Callable[[], Examples] | None = None,
     ) -> None:
         if path not in (*PATHS, "auto"):
             raise ConfigError(f"engine.path = {path!r}: allowed are auto, {', '.join(PATHS)}")
@@ -104,7 +108,7 @@ class Trainer:
             raise ConfigError(f"engine.chunk = {chunk}: must not be negative")
         self._task, self._local, self._device = task, local, torch.device(device)
         self._asked_path, self._asked_chunk = path, chunk or 0
-        self._model = task.init_model(seed).to(self._device)
+        self._model = init_model(task, seed, sample).to(self._device)
         _refuse_running_statistics(self._model)
         self._layout = FlatLayout.of(self._model)
         self._initial = self._layout.read(self._model)
@@ -132,21 +136,32 @@ class Trainer:
         """The path and chunk in use; None before the first call."""
         return self._choice
 
+    def conformed(self, examples: Examples) -> Examples:
+        """`examples` with floating-point inputs in the model's dtype."""
+        return conformed(self._model, examples)
+
     def initial_weights(self) -> Weights:
         """(d,) the weights of ``task.init_model(seed)``."""
-        weights: Weights = self._initial.cpu().numpy().astype(np.float32)
+        weights: Weights = self._initial.float().cpu().numpy()
         return weights
 
     def state_dict(self, weights: Weights) -> dict[str, Tensor]:
-        """The model's ``state_dict`` with `weights`, on the CPU."""
-        self._layout.write(self._model, self._tensor(weights))
-        state = self._model.state_dict()
-        return {name: value.detach().cpu().clone() for name, value in state.items()}
+        """The model's ``state_dict`` with `weights`, on the CPU, as `fedsys.model_state` arranges
+        it; raises StateError where no file could hold it."""
+        flat = self._tensor(weights)
+        self._layout.write(self._model, flat)
+        return arranged(self._model.state_dict(), self._layout.views(flat))
+
+    @property
+    def frozen_sha256(self) -> str:
+        """SHA-256 of what a ``state_dict`` holds besides the trained weights, and of its form."""
+        return digest_of(self.state_dict(self.initial_weights()), self.dimension).frozen
 
     def evaluate(self, weights: Weights, examples: Examples) -> dict[str, float]:
         """Mean loss and metrics of `weights` over `examples`."""
         self._layout.write(self._model, self._tensor(weights))
-        return evaluate(self._task, self._model, examples.to(self._device))
+        placed = conformed(self._model, examples.to(self._device))
+        return evaluate(self._task, self._model, placed)
 
     def choose(
         self,
@@ -208,12 +223,12 @@ class Trainer:
         start, pool = self._tensor(weights), self._place(examples)
         for path, which, clients in self._chunks(weights, examples, client_rows, seeds, names):
             in_order = which == list(range(which[0], which[0] + len(which)))
-            if in_order and self._device.type == "cpu":
+            if in_order and self._device.type == "cpu" and start.dtype == torch.float32:
                 into = torch.from_numpy(out[which[0] : which[0] + len(which)])
                 self._runner.updates(path, start, pool, clients, into)
             else:
                 trained = self._runner.updates(path, start, pool, clients)
-                out[which] = trained.cpu().numpy()
+                out[which] = trained.float().cpu().numpy()
         return out
 
     def clipped_sum(
@@ -377,7 +392,7 @@ class Trainer:
             self._local,
             str(self._device),
             torch.get_num_threads(),
-            pool.x.shape[1:],
+            pool.form,
             size,
             tuple(tried),
         )
@@ -389,20 +404,22 @@ class Trainer:
                 f"a weight vector of shape {tuple(flat.shape)} does not fit the model of task "
                 f"{self._task.name}, which has {self.dimension} parameters"
             )
-        return flat.to(self._device)
+        return flat.to(self._device, self._layout.dtype)
 
     def _place(self, examples: Examples) -> Examples:
         """`examples` on the device; the last pool is kept there."""
         if self._placed is None or self._placed[0] is not examples:
-            self._placed = (examples, examples.to(self._device))
+            self._placed = (examples, conformed(self._model, examples.to(self._device)))
         return self._placed[1]
 
 
 def _refuse_running_statistics(model: nn.Module) -> None:
+    model.train()  # what a frozen part keeps in evaluation mode stays there, and does not change
     for name, module in model.named_modules():
-        if getattr(module, "track_running_stats", False):
+        if getattr(module, "track_running_stats", False) and module.training:
             raise TrainingError(
                 f"the model's {type(module).__name__} {name!r} keeps running statistics, which "
                 f"are not parameters: clients would not send them and evaluation would use the "
-                f"initial ones; use GroupNorm, or track_running_stats=False"
+                f"initial ones; use GroupNorm, or track_running_stats=False, or keep a frozen one "
+                f"in evaluation mode in its model's train()"
             )

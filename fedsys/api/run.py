@@ -123,7 +123,12 @@ class Run:
                     f"open the run with it: Run.open(folder, task=...)"
                 )
             task = tasks.load(config.task.name, config.task.options)
-        return released.fill(task.init_model(config.job.seed))
+        found = task
+
+        def sample() -> tasks.Examples:
+            return tasks.read_data(found, tasks.DataSource.locate()).test
+
+        return released.fill(tasks.init_model(found, config.job.seed, sample))
 
     def plot(self, metric: str | None = None) -> Figure:
         """A metric over the rounds (by default accuracy, or the first), and epsilon next to it.

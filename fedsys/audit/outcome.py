@@ -133,27 +133,39 @@ def _weights_claim(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> C
     if committed:
         stated = committed[-1].body.get("weights_sha256")
         where = f"the commit of round {committed[-1].round}"
-    found, count, problem = None, 0, None
+    bound = view.header.get("frozen_sha256")
+    found, problem = None, None
     try:
         from fedsys.audit.weights import weights_digest
 
-        found, count = weights_digest(evidence.run / "model.pt", most=2 * plan.dimension)
+        found = weights_digest(evidence.run / "model.pt", plan.dimension)
     except ImportError:
         problem = "torch is not installed: the file was not opened"
     except LedgerError as error:
         problem = str(error)
-    holds: bool | None = found == stated
+    holds: bool | None
     if found is None:
         holds = None if "not installed" in (problem or "") else False
-    elif not holds and view.closed is None:
-        holds, problem = None, f"{found}: from an earlier round; the run is not finished"
-    elif not holds and count > plan.dimension:
-        holds, problem = None, f"{count} numbers, of which {plan.dimension} were trained"
+    else:
+        holds = found.trained == stated
+        words = f"{found.trained} of {plan.dimension} weights"
+        frozen = found.numbers - plan.dimension
+        if not holds and view.closed is None:
+            holds = None
+            problem = f"{found.trained}: from an earlier round; the run is not finished"
+        elif holds and found.frozen != bound:
+            holds = None if bound is None else False
+            problem = (
+                f"{words}, but names, forms or {frozen} frozen numbers give {found.frozen}, the "
+                f"header has {value_text(bound)}"
+            )
+        elif frozen:
+            words += f", and {frozen} frozen numbers as the header binds them"
     return claim(
         "Model weights",
         holds,
         claimed=f"{value_text(stated)} in {where}",
-        rederived=problem or f"{found} of {count} weights",
+        rederived=problem or words,
         by="reading tensors from model.pt and nothing else",
         rests_on="these weights being what the rounds gave: the coordinator's word",
     )

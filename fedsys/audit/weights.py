@@ -1,4 +1,4 @@
-"""``model.pt`` against the weights that the newest commit states; importing it imports torch.
+"""``model.pt`` against what the ledger states of it; importing it imports torch.
 
 The file is untrusted: it is only read as an uncompressed archive whose directory accounts for its
 contents, by torch's loader of plain tensors (``weights_only``), which calls nothing that the file
@@ -7,16 +7,15 @@ names, and its storages are mapped rather than copied.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
 from fedsys.errors import LedgerError
+from fedsys.model_state import StateDigest, StateError, digest_of
 from fedsys.privacy.ledger.files import open_regular
 
 __all__ = ["weights_digest"]
@@ -24,25 +23,20 @@ __all__ = ["weights_digest"]
 _MODEL_BYTES = 1 << 32
 _PICKLE_BYTES = 1 << 24
 _ENTRIES = 100_000
-_BLOCK = 1 << 22
 
 
-def weights_digest(path: Path, *, most: int) -> tuple[str, int]:
-    """SHA-256 of a state_dict's weights as the ledger's commits state it, and their number.
-
-    The hash covers all float32 tensors in their order, flattened, as little-endian float32; a
-    tensor that shares its memory with an earlier one counts once.
+def weights_digest(path: Path, dimension: int) -> StateDigest:
+    """The digests of a model's file, as the ledger states them.
 
     Args:
         path: ``model.pt``.
-        most: number of weights beyond which the file is refused.
+        dimension: d, the number of trained weights.
 
     Raises:
         LedgerError: it is not such a file.
     """
     with open_regular(path, _MODEL_BYTES) as file:
-        if os.fstat(file.fileno()).st_size > 8 * most + _PICKLE_BYTES:
-            raise LedgerError(f"{path.name} is larger than a model of {most} weights can be")
+        size = os.fstat(file.fileno()).st_size
         _require_plain(path.name, file)
         try:
             found = torch.load(
@@ -52,7 +46,12 @@ def weights_digest(path: Path, *, most: int) -> tuple[str, int]:
             raise LedgerError(
                 f"{path.name} is not a state_dict of plain tensors: {type(error).__name__}"
             ) from None
-        return _digest(path.name, found, most)
+        if not isinstance(found, dict):
+            raise LedgerError(f"{path.name} is not a state_dict")
+        try:
+            return digest_of(found, dimension, most_bytes=size)
+        except StateError as error:
+            raise LedgerError(f"{path.name} {error}") from None
 
 
 def _require_plain(name: str, file: BinaryIO) -> None:
@@ -70,33 +69,3 @@ def _require_plain(name: str, file: BinaryIO) -> None:
             raise LedgerError(f"{name} holds a compressed record, which is not opened")
         if entry.filename.endswith(".pkl") and entry.file_size > _PICKLE_BYTES:
             raise LedgerError(f"{name} holds a directory of {entry.file_size} bytes")
-
-
-def _digest(name: str, found: object, most: int) -> tuple[str, int]:
-    digest, count = hashlib.sha256(), 0
-    for tensor in _weights(name, found):
-        count += tensor.numel()
-        if count > most:
-            raise LedgerError(f"{name} holds more than {most} weights")
-        flat = tensor.detach().reshape(-1)
-        for start in range(0, flat.numel(), _BLOCK):
-            block = flat[start : start + _BLOCK].contiguous().numpy()
-            digest.update(block.astype("<f4", copy=False).tobytes())
-    return digest.hexdigest(), count
-
-
-def _weights(name: str, found: object) -> Iterator[torch.Tensor]:
-    if not isinstance(found, dict):
-        raise LedgerError(f"{name} is not a state_dict")
-    seen: set[tuple[int, int, tuple[int, ...], tuple[int, ...]]] = set()
-    for value in found.values():
-        if type(value) is not torch.Tensor or value.layout != torch.strided:
-            raise LedgerError(f"{name} holds something other than plain tensors")
-        if value.device.type != "cpu" or not value.is_contiguous():
-            raise LedgerError(f"{name} holds a tensor that is not contiguous in the file")
-        if value.dtype != torch.float32:
-            continue
-        place = (value.data_ptr(), value.numel(), tuple(value.shape), tuple(value.stride()))
-        if place not in seen or not value.numel():
-            seen.add(place)
-            yield value

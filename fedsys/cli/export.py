@@ -99,7 +99,8 @@ def _traced(released: ReleasedModel, kind: str, named: str | None, data: Path | 
             f"add --task {config.task.name}, or export the weights as .safetensors"
         )
     task = tasks.load(config.task.name, config.task.options)
-    example = tasks.read_data(task, tasks.DataSource.locate(data)).test.x[:1]
-    model = released.fill(task.init_model(config.job.seed))
+    test = tasks.read_data(task, tasks.DataSource.locate(data)).test
+    model = released.fill(tasks.init_model(task, config.job.seed, test))
+    three = tasks.conformed(model, test.take(torch.zeros(3, dtype=torch.int64)))
     write = as_onnx if kind == ".onnx" else as_pt2
-    return write(model, torch.cat([example, example, example]), released.facts)
+    return write(model, three.x, released.facts)

@@ -20,6 +20,8 @@ from fedsys.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fedsys.tasks.examples import Values
+
 __all__ = ["FORMATS", "METADATA_FILE", "as_onnx", "as_pt2", "as_safetensors"]
 
 FORMATS = (".onnx", ".pt2", ".safetensors")
@@ -28,13 +30,15 @@ METADATA_FILE = "fedsys.json"
 
 
 def as_safetensors(state: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
-    """Weights by name; `facts` are the file's metadata."""
+    """Weights by name; `facts` are the file's metadata. One that goes by several names is written
+    under each of them, because the format shares no memory."""
     import safetensors.torch
 
-    return bytes(safetensors.torch.save(dict(state), metadata=dict(facts)))
+    apart = {name: value.clone() for name, value in state.items()}
+    return bytes(safetensors.torch.save(apart, metadata=dict(facts)))
 
 
-def as_pt2(model: nn.Module, example: Tensor, facts: Mapping[str, str]) -> bytes:
+def as_pt2(model: nn.Module, example: Values, facts: Mapping[str, str]) -> bytes:
     """A program for ``torch.export.load``; `facts` are its extra file ``fedsys.json``.
 
     Args:
@@ -48,14 +52,15 @@ def as_pt2(model: nn.Module, example: Tensor, facts: Mapping[str, str]) -> bytes
     import torch
 
     with _quiet("torch.export"):
-        program = torch.export.export(model, (example,), dynamic_shapes=(_any_number(),))
+        program = torch.export.export(model, (example,), dynamic_shapes=(_any_numbers(example),))
         buffer = io.BytesIO()
         torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(dict(facts))})
     return buffer.getvalue()
 
 
-def as_onnx(model: nn.Module, example: Tensor, facts: Mapping[str, str]) -> bytes:
-    """An ONNX model from ``input`` to ``output``; `facts` are its metadata properties.
+def as_onnx(model: nn.Module, example: Values, facts: Mapping[str, str]) -> bytes:
+    """An ONNX model from ``input`` (or the inputs' own names, or ``input_0``...) to ``output``;
+    `facts` are its metadata properties.
 
     Args:
         model: in evaluation mode.
@@ -72,8 +77,8 @@ def as_onnx(model: nn.Module, example: Tensor, facts: Mapping[str, str]) -> byte
             model,
             (example,),
             dynamo=True,
-            dynamic_shapes=(_any_number(),),
-            input_names=["input"],
+            dynamic_shapes=(_any_numbers(example),),
+            input_names=_names(example),
             output_names=["output"],
             verbose=False,
         )
@@ -83,10 +88,22 @@ def as_onnx(model: nn.Module, example: Tensor, facts: Mapping[str, str]) -> byte
         return bytes(program.model_proto.SerializeToString())
 
 
-def _any_number() -> dict[int, object]:
+def _any_numbers(example: Values) -> Values:
     from torch.export import Dim
 
-    return {0: Dim("batch", min=1, max=1 << 20)}
+    from fedsys.tasks.examples import transformed
+
+    batch = {0: Dim("batch", min=1, max=1 << 20)}
+    return transformed(example, lambda _: batch)
+
+
+def _names(example: Values) -> list[str]:
+    from fedsys.tasks.examples import parts_of
+
+    if isinstance(example, dict):
+        return list(example)
+    count = len(parts_of(example))
+    return ["input"] if count == 1 else [f"input_{at}" for at in range(count)]
 
 
 @contextmanager

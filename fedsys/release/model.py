@@ -101,7 +101,7 @@ class ReleasedModel:
         expected = model.state_dict()
         for name in sorted(set(expected) | set(self.state)):
             there, wanted = self.state.get(name), expected.get(name)
-            if there is None or wanted is None or _form(there) != _form(wanted):
+            if there is None or wanted is None or not _fits(there, wanted):
                 raise RunFolderError(
                     f"model.pt: {name} is {_form(there)}, task {self.config.task.name} has "
                     f"{_form(wanted)}: is this the task that the run was made with?"
@@ -130,6 +130,13 @@ def _preparation(config: Config, run: Path) -> str:
 
     columns = columns_of(config.task.name, config.task.options, run / "data.json")
     return "" if columns is None else json.dumps(columns.to_json(), ensure_ascii=False)
+
+
+def _fits(there: Tensor, wanted: Tensor) -> bool:
+    """Same form; a parameter of 16 bits was trained, and is stored, as its float32 master."""
+    master = str(there.dtype) == "torch.float32" and wanted.dtype.itemsize == 2
+    same = there.dtype == wanted.dtype or (master and wanted.is_floating_point())
+    return same and there.shape == wanted.shape
 
 
 def _form(tensor: Tensor | None) -> str:

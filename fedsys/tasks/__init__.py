@@ -12,6 +12,7 @@ from fedsys.tasks.base import (
 from fedsys.tasks.contract import check_contract, check_test_rows
 from fedsys.tasks.data import read_data
 from fedsys.tasks.loading import builtin_names, load
+from fedsys.tasks.modelling import conformed, init_model
 from fedsys.tasks.origin import Origin, Recipe
 from fedsys.tasks.partition import Partition, split
 
@@ -27,6 +28,8 @@ __all__ = [
     "builtin_names",
     "check_contract",
     "check_test_rows",
+    "conformed",
+    "init_model",
     "load",
     "preprocessing_of",
     "read_data",

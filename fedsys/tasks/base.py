@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from fedsys.errors import ConfigError, DataError
 from fedsys.preprocessing import DECLARATIONS, Preprocessing
+from fedsys.tasks.examples import Examples, Values
 
 __all__ = [
     "DataReading",
@@ -52,42 +53,6 @@ __all__ = [
     "preprocessing_of",
     "seeded",
 ]
-
-
-_SHORT = (torch.int8, torch.int16, torch.int32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Examples:
-    """Inputs and targets, row by row, resident once.
-
-    Attributes:
-        x: (M, ...) inputs in the dtype that the model takes; bytes stay bytes (``uint8``) and the
-            model converts them, so that a data set takes no more memory than its file.
-        y: (M, ...) targets; class indices are ``int64``.
-
-    Numpy arrays become tensors, with float64 converted to float32; targets of shorter integer
-    dtypes become int64.
-    """
-
-    x: Tensor
-    y: Tensor
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "x", _tensor("x", self.x))
-        y = _tensor("y", self.y)
-        object.__setattr__(self, "y", y.long() if y.dtype in _SHORT else y)
-        if len(self.x) != len(self.y):
-            raise DataError(f"{len(self.x)} inputs but {len(self.y)} targets; give one per input")
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def to(self, device: torch.device) -> Examples:
-        """The same examples on `device`; self if they are there already."""
-        if self.x.device == device and self.y.device == device:
-            return self
-        return Examples(x=self.x.to(device), y=self.y.to(device))
 
 
 class DataReading(Protocol):
@@ -137,18 +102,6 @@ class FederatedData:
                 f"{len(self.natural)} client ids for {len(self.train)} training examples; "
                 f"one each is needed"
             )
-
-
-def _tensor(name: str, given: object) -> Tensor:
-    """A tensor unchanged; a numpy array as a tensor."""
-    if isinstance(given, Tensor):
-        return given
-    if not isinstance(given, np.ndarray) or given.dtype.kind not in "biuf":
-        kind = f"numpy {given.dtype}" if isinstance(given, np.ndarray) else type(given).__name__
-        raise DataError(f"Examples.{name} is {kind}; it has to be a tensor of numbers")
-    if given.dtype == np.float64:
-        given = given.astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(given.astype(given.dtype.newbyteorder("="))))
 
 
 def _client_numbers(given: object) -> Tensor:
@@ -230,11 +183,11 @@ class Task(Protocol):
         """A fresh model whose weights are a function of `seed` alone."""
         ...
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, outputs: Any, targets: Values) -> Tensor:
         """(B,) the training loss, one value per example."""
         ...
 
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def metrics(self, outputs: Any, targets: Values) -> dict[str, Tensor]:
         """Each (B,): one value per example; the evaluator averages over examples."""
         ...
 

@@ -11,18 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from fedsys.errors import ConfigError, DataError, FedsysError
-from fedsys.tasks.base import Examples, FederatedData, Task, seeded
+from fedsys.tasks.base import FederatedData, Task, seeded
+from fedsys.tasks.examples import Examples, Values, parts_of
+from fedsys.tasks.modelling import conformed, init_model
 from fedsys.tasks.per_example import check_metric_names, check_rows, check_values
 
 __all__ = ["check_contract", "check_test_rows"]
 
+_TRAINED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _ROWS = 3
 _MOST_ROWS = 48
 _MOST_LABELS = 64
-_AT_ONCE = 1 << 16
+_BYTES_AT_ONCE = 1 << 24
 
 
 def check_contract(task: Task, data: FederatedData, seed: int) -> None:
@@ -36,18 +38,14 @@ def check_contract(task: Task, data: FederatedData, seed: int) -> None:
     Raises:
         ConfigError: a member fails; the message says what it returned and what it has to return.
     """
-    model = _called(task, "init_model", lambda: task.init_model(seed))
-    if not isinstance(model, nn.Module):
-        raise ConfigError(
-            f"task {task.name}: init_model returned {type(model).__name__}; it has to return a "
-            f"torch.nn.Module"
-        )
+    model = _called(task, "init_model", lambda: init_model(task, seed, data.train))
     _check_parameters(task, model)
-    for rows in (1, min(_ROWS, len(data.test))):
-        _check_outputs(task, model, Examples(x=data.test.x[:rows], y=data.test.y[:rows]))
-    for called, examples in (("training", data.train), ("test", data.test)):
+    train, test = conformed(model, data.train), conformed(model, data.test)
+    for rows in (1, min(_ROWS, len(test))):
+        _check_outputs(task, model, test[:rows])
+    for called, examples in (("training", train), ("test", test)):
         _check_each_row(task, model, examples, called)
-    _check_trains(task, model, data.train)
+    _check_trains(task, model, train)
 
 
 def check_test_rows(task: Task, test: Examples) -> None:
@@ -56,9 +54,10 @@ def check_test_rows(task: Task, test: Examples) -> None:
     Raises:
         DataError: names the first such example.
     """
-    for start in range(0, len(test), _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        bad = torch.nonzero(~_finite(Examples(x=test.x[part], y=test.y[part])))
+    row = sum(part[:1].numel() * part.itemsize for part in test.parts)
+    at_once = max(1, _BYTES_AT_ONCE // max(row, 1))
+    for start in range(0, len(test), at_once):
+        bad = torch.nonzero(~test[start : start + at_once].finite())
         if len(bad):
             raise DataError(
                 f"task {task.name}: test example {start + int(bad[0])} is not finite, so every "
@@ -68,15 +67,10 @@ def check_test_rows(task: Task, test: Examples) -> None:
 
 def _check_parameters(task: Task, model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
+        if parameter.requires_grad and parameter.dtype not in _TRAINED:
             raise ConfigError(
-                f"task {task.name}: init_model's parameter {name} is lazy and has no shape yet; "
-                f"give its size, or call the model with one example inside init_model"
-            )
-        if parameter.dtype != torch.float32:
-            raise ConfigError(
-                f"task {task.name}: init_model's parameter {name} is {_kind(parameter)}; models "
-                f"train as float32: leave the conversion out, and convert inside forward"
+                f"task {task.name}: init_model's parameter {name} is {_kind(parameter)}; what is "
+                f"trained is float32, float64, float16 or bfloat16: convert it, or freeze it"
             )
 
 
@@ -105,7 +99,7 @@ def _check_each_row(task: Task, model: nn.Module, examples: Examples, called: st
     """Loss and metrics of row i are floating, finite, and come from row i alone; and the loss
     takes every label."""
     some = _spread(examples, _MOST_ROWS)
-    some = _rows(some, torch.nonzero(_finite(some))[:, 0])
+    some = some[some.finite()]
     if not len(some):
         return
     was_training = model.training
@@ -113,10 +107,10 @@ def _check_each_row(task: Task, model: nn.Module, examples: Examples, called: st
     try:
         with torch.inference_mode():
             outputs = _called(task, "model", lambda: model(some.x), some)
-            if isinstance(outputs, Tensor) and outputs.ndim > 1:
+            if isinstance(outputs, Tensor) and outputs.ndim > 1 and isinstance(some.y, Tensor):
                 _check_labels(task, outputs[:1], examples.y, called)
 
-            def each(outputs: Any, targets: Tensor) -> dict[str, Tensor]:
+            def each(outputs: Any, targets: Values) -> dict[str, Tensor]:
                 loss = _called(task, "loss", lambda: task.loss(outputs, targets), some)
                 found = _called(task, "metrics", lambda: task.metrics(outputs, targets), some)
                 return {"loss": loss} | {f"metric {name!r}": it for name, it in found.items()}
@@ -166,20 +160,7 @@ def _spread(examples: Examples, most: int) -> Examples:
     """Rows from all over, so that they belong to several clients."""
     count = min(most, len(examples))
     rows = torch.linspace(0, len(examples) - 1, count, dtype=torch.float64).long()
-    return _rows(examples, rows)
-
-
-def _rows(examples: Examples, rows: Tensor) -> Examples:
-    return Examples(x=examples.x[rows], y=examples.y[rows])
-
-
-def _finite(examples: Examples) -> Tensor:
-    """(B,) whether a row's inputs and targets are."""
-    good = torch.ones(len(examples), dtype=torch.bool)
-    for values in (examples.x, examples.y):
-        if values.is_floating_point():
-            good &= torch.isfinite(values).reshape(len(values), -1).all(1)
-    return good
+    return examples.take(rows)
 
 
 def _check_each(task: Task, what: str, values: Any, rows: int) -> None:
@@ -205,11 +186,17 @@ def _called(
     except Exception as error:  # whatever a user's code raises
         given = ""
         if examples is not None:
-            given = f" on inputs {_kind(examples.x)} and targets {_kind(examples.y)}"
+            given = f" on inputs {_kinds(examples.x)} and targets {_kinds(examples.y)}"
         words = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"task {task.name}: {member} failed{given}: {type(error).__name__}: {words}"
         ) from error
+
+
+def _kinds(values: Values) -> str:
+    if isinstance(values, dict):
+        return ", ".join(f"{name} {_kind(part)}" for name, part in values.items())
+    return ", ".join(_kind(part) for part in parts_of(values))
 
 
 def _kind(tensor: Tensor) -> str:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedsys.errors import ConfigError, DataError
 from fedsys.tasks.base import FederatedData
+from fedsys.tasks.examples import parts_of
 from fedsys.tasks.options import nearest
 
 __all__ = ["Compressed", "Partition", "Resampled", "split"]
@@ -110,16 +111,16 @@ def split(
         ConfigError: `how` is unknown, or needs a number of clients.
         DataError: there are fewer examples than the clients need.
     """
-    targets = data.train.y.numpy()
+    count = len(data.train)
     natural = None if data.natural is None else data.natural.numpy()
     dealers: dict[str, Callable[[], Partition]] = {
-        "one-each": lambda: _one_each(len(targets), clients, seed),
-        "iid": lambda: _iid(len(targets), _needed(how, clients), seed),
-        "dirichlet": lambda: _dirichlet(_classes(how, targets), _needed(how, clients), seed, alpha),
-        "shards": lambda: _shards(_classes(how, targets), _needed(how, clients), seed, shards),
+        "one-each": lambda: _one_each(count, clients, seed),
+        "iid": lambda: _iid(count, _needed(how, clients), seed),
+        "dirichlet": lambda: _dirichlet(_classes(how, data), _needed(how, clients), seed, alpha),
+        "shards": lambda: _shards(_classes(how, data), _needed(how, clients), seed, shards),
         "by-column": lambda: _by_column(natural, clients, seed),
         "resampled": lambda: Resampled(
-            clients=_needed(how, clients), size=examples, pool=len(targets), seed=seed
+            clients=_needed(how, clients), size=examples, pool=count, seed=seed
         ),
     }
     if how not in dealers:
@@ -151,7 +152,13 @@ def _enough(examples: int, clients: int, each: int = 1) -> None:
         )
 
 
-def _classes(how: str, targets: NDArray[Any]) -> Indices:
+def _classes(how: str, data: FederatedData) -> Indices:
+    if len(parts_of(data.train.y)) != 1:
+        raise DataError(
+            f"population.partition = {how!r} needs one class per example, and this task has "
+            f"targets of several tensors; use iid or by-column"
+        )
+    targets: NDArray[Any] = parts_of(data.train.y)[0].numpy()
     if targets.ndim != 1:
         raise DataError(
             f"population.partition = {how!r} needs one class per example, and this task has "

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedsys.errors import ConfigError
+from fedsys.tasks.examples import Values, parts_of, transformed
 
 __all__ = ["RESERVED_METRICS", "check_metric_names", "check_rows", "check_values"]
 
@@ -36,7 +37,7 @@ RESERVED_METRICS = frozenset(
 
 _RELATIVE, _ABSOLUTE = 1e-4, 1e-6
 
-Each = Callable[[Any, Tensor], dict[str, Tensor]]
+Each = Callable[[Any, Values], dict[str, Tensor]]
 """Outputs and targets of B rows -> what to call it -> (B,) values."""
 
 
@@ -83,19 +84,19 @@ def check_values(task: str, what: str, values: Tensor) -> None:
         )
 
 
-def check_rows(task: str, each: Each, outputs: Any, targets: Tensor) -> None:
+def check_rows(task: str, each: Each, outputs: Any, targets: Values) -> None:
     """Value i stays as it is when all rows but i are exchanged, and when row i is alone.
 
     Args:
         task: its name.
         each: the task's loss and metrics.
         outputs: of the model for B rows: tensors (B, ...), or tuples, lists and dicts of them.
-        targets: (B, ...).
+        targets: (B, ...), or dicts and tuples of such tensors.
 
     Raises:
         ConfigError: names what depends on other rows, and the row.
     """
-    count = len(targets)
+    count = len(parts_of(targets)[0])
     if count < 2 or not _by_row(outputs, count):
         return
     values = each(outputs, targets)
@@ -104,15 +105,20 @@ def check_rows(task: str, each: Each, outputs: Any, targets: Tensor) -> None:
         for variant in range(3):
             order, other = _others(count, kept, variant)
             try:
-                found = each(_exchanged(outputs, order, keep, variant), targets[other])
+                found = each(_exchanged(outputs, order, keep, variant), _taken(targets, other))
             except ConfigError:
                 if variant == 2:  # a loss of probabilities takes no negative outputs
                     continue
                 raise
             _compare(task, values, found, kept, kept, f"when the other {count - 1} rows change")
         alone = torch.tensor([kept])
-        found = each(_exchanged(outputs, alone, torch.ones(1, dtype=torch.bool), 0), targets[alone])
+        single = torch.ones(1, dtype=torch.bool)
+        found = each(_exchanged(outputs, alone, single, 0), _taken(targets, alone))
         _compare(task, values, found, kept, 0, f"in a batch of its own instead of {count} rows")
+
+
+def _taken(targets: Values, rows: Tensor) -> Values:
+    return transformed(targets, lambda part: part[rows])
 
 
 def _others(count: int, kept: int, variant: int) -> tuple[Tensor, Tensor]:

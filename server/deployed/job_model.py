@@ -32,6 +32,11 @@ class JobModel(Protocol):
         """What the task declares."""
         ...
 
+    @property
+    def frozen_sha256(self) -> str | None:
+        """Binds what of the model is not trained; None where no model is stored."""
+        ...
+
     def initial_weights(self) -> NDArray[np.float32]:
         """(d,)."""
         ...

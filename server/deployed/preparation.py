@@ -209,6 +209,7 @@ class Preparation:
                 randomness="os.urandom; noise by AES-256-CTR",
                 roster_version=roster.version,
                 preprocessing=model.preprocessing,
+                frozen_sha256=model.frozen_sha256,
             ),
             clipping=clipping_for(config, plan, model.layers),
             signer=self._home.signer,

@@ -52,6 +52,7 @@ class ScheduleModel:
     layers = (DIMENSION,)
     task_sha256 = CODE
     preprocessing: Preprocessing = "fixed"
+    frozen_sha256 = None
 
     def __init__(self, config: Config) -> None:
         """Every configuration has this model."""

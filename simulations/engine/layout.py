@@ -200,10 +200,8 @@ def _on_devices(config: Config, population: Population, randomness: Randomness) 
         origin=population.origin,
         pickled=False,
     )
-    pool = population.train_set
-    x, y = pool.x.cpu().numpy(), pool.y.cpu().numpy()
     others = [
-        replace(spec, device=name).build(x, y, population.partition)
+        replace(spec, device=name).build(population.train_set, population.partition)
         for name in device_names(population.trainer.device)[1:]
     ]
     engine = Devices(

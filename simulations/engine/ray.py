@@ -26,8 +26,10 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from client.training import keep_freed_memory
 from fedsys.errors import ConfigError, FedsysError, TrainingError
 from fedsys.privacy import Encoded
+from fedsys.tasks import Partition
 from simulations.engine.base import Chunk, Engine
 from simulations.engine.chunk import ChunkTrainer, RoundWork, Tally
+from simulations.engine.pool import SharedPool
 from simulations.engine.worker import PopulationSpec
 from simulations.population import Population
 
@@ -40,11 +42,11 @@ _log = logging.getLogger(__name__)
 class _Actor:
     """One worker on the cluster."""
 
-    def __init__(self, spec: PopulationSpec, pool: tuple[Any, Any, Any]) -> None:
+    def __init__(self, spec: PopulationSpec, held: tuple[SharedPool, Partition]) -> None:
         torch.set_num_threads(spec.threads)
         keep_freed_memory()
-        x, y, partition = pool
-        population = spec.build(np.array(x), np.array(y), partition)
+        pool, partition = held
+        population = spec.build(pool.examples(), partition)
         self._trainer = ChunkTrainer(population, spec.randomness)
         self._total: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
@@ -124,8 +126,7 @@ class RayEngine(Engine):
         self._owner = not ray.is_initialized()
         if self._owner:
             _connect(address, actors)
-        pool = population.train_set
-        self._pool = ray.put((pool.x.cpu().numpy(), pool.y.cpu().numpy(), population.partition))
+        self._pool = ray.put((SharedPool.of(population.train_set), population.partition))
         self._spec, self._deadline = spec, deadline
         self._make = ray.remote(num_cpus=1, max_restarts=0)(_Actor)
         self._add = ray.remote(num_cpus=0)(_added)
@@ -283,7 +284,8 @@ class RayEngine(Engine):
 
 def _connect(address: str, actors: int) -> None:
     options: dict[str, Any] = {
-        "address": address or None,
+        # Without an address Ray joins whatever cluster ran on this machine last, dead or alive.
+        "address": address or "local",
         "include_dashboard": False,
         "log_to_driver": False,
         "logging_level": logging.ERROR,

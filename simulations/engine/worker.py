@@ -22,6 +22,7 @@ from fedsys import tasks
 from fedsys.errors import FedsysError
 from simulations.engine.arena import Arena, Place
 from simulations.engine.chunk import ChunkTrainer, RoundWork
+from simulations.engine.pool import SharedPool
 from simulations.population import Population
 from simulations.randomness import Randomness
 
@@ -52,7 +53,7 @@ class PopulationSpec:
     randomness: Randomness
     threads: int
 
-    def build(self, x: Any, y: Any, partition: tasks.Partition) -> Population:
+    def build(self, pool: tasks.Examples, partition: tasks.Partition) -> Population:
         """The population over a pool of examples."""
         trainer = Trainer(
             self.task.build(),
@@ -61,8 +62,8 @@ class PopulationSpec:
             path=self.path,
             chunk=self.chunk,
             seed=self.seed,
+            sample=pool,
         )
-        pool = tasks.Examples(x=torch.from_numpy(x), y=torch.from_numpy(y))
         return Population(train_set=pool, partition=partition, trainer=trainer, seed=self.seed)
 
 
@@ -72,7 +73,7 @@ class WorkerSpec:
 
     Attributes:
         population: How to build the population.
-        pool: Pickle of (x, y, partition) without its arrays.
+        pool: Pickle of the examples and the partition without their arrays.
         buffers: Names of those arrays in the arena.
         places: Places of all arrays in the arena.
         row: This worker's row of the shared sums.
@@ -87,9 +88,8 @@ class WorkerSpec:
 
 def pool_arrays(population: Population) -> tuple[bytes, list[pickle.PickleBuffer]]:
     """A population's pool and partition as a pickle, and the arrays left out of it."""
-    pool = population.train_set
     found: list[pickle.PickleBuffer] = []
-    held = (pool.x.cpu().numpy(), pool.y.cpu().numpy(), population.partition)
+    held = (SharedPool.of(population.train_set), population.partition)
     pickled = pickle.dumps(held, protocol=5, buffer_callback=found.append)
     return pickled, found
 
@@ -97,8 +97,8 @@ def pool_arrays(population: Population) -> tuple[bytes, list[pickle.PickleBuffer
 class _Worker:
     def __init__(self, spec: WorkerSpec, arena: Arena) -> None:
         buffers = [arena.array(name) for name in spec.buffers]
-        x, y, partition = pickle.loads(spec.pool, buffers=buffers)  # noqa: S301 - from the parent
-        population = spec.population.build(x, y, partition)
+        pool, partition = pickle.loads(spec.pool, buffers=buffers)  # noqa: S301 - from the parent
+        population = spec.population.build(pool.examples(), partition)
         self._trainer = ChunkTrainer(population, spec.population.randomness)
         self._weights = arena.array("weights")
         self._total = arena.array("totals")[spec.row]

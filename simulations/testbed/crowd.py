@@ -86,6 +86,13 @@ class Flat:
         """Fixed, because there is no data."""
         return "fixed"
 
+    @property
+    def frozen_sha256(self) -> str:
+        """Nothing is frozen."""
+        from fedsys.model_state import digest_of
+
+        return digest_of(self.state_dict(self.initial_weights()), self.dimension).frozen
+
     def initial_weights(self) -> NDArray[np.float32]:
         """(d,) zeros."""
         return np.zeros(self.dimension, np.float32)

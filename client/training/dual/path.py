@@ -69,6 +69,8 @@ class DualPath:
             raise UnsupportedLayerError(f"optimizer {local.optimizer!r} has no dual form")
         self._task, self._local, self._loss_gradient = task, local, loss_gradient(task)
         self._layout = FlatLayout.of(model)
+        if not self._layout.uniform:
+            raise UnsupportedLayerError("parameters of several dtypes, or of 16 bits")
         _check_trainable_once(model, self._layout)
         model = copy.deepcopy(model)
         self._linear: dict[str, ClientLinear] = {}
@@ -115,6 +117,7 @@ class DualPath:
         out: Tensor,
     ) -> None:
         """Write each client's w_local - w_global into `out` (K, d); zeros if it has no examples."""
+        _refuse_several(examples)
         if not schedule.steps:
             out.zero_()
             return
@@ -197,7 +200,7 @@ class DualPath:
             model, self._cut.cohort = self._cut, cohort
         if self._chain is not None:
             self._chain.reset()
-        which = torch.from_numpy(schedule.rows()).to(examples.y.device)
+        which = torch.from_numpy(schedule.rows()).to(examples.device)
         held = examples.y.index_select(0, which.view(-1)).view(*which.shape, *examples.y.shape[1:])
         even: dict[tuple[int, ...], Tensor] = {}
         seed = seeds[0] & 0xFFFFFFFFFFFFFFFF
@@ -327,6 +330,11 @@ class _DataLayers:
 
 
 _NO_DATA = (ClientLinear, ClientConv2d, BitDropout, nn.modules.dropout._DropoutNd)
+
+
+def _refuse_several(examples: Examples) -> None:
+    if not examples.plain:
+        raise UnsupportedLayerError("inputs or targets of several tensors")
 
 
 def _check_trainable_once(model: nn.Module, layout: FlatLayout) -> None:

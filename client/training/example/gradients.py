@@ -30,7 +30,8 @@ from torch.func import functional_call, grad, vmap
 
 from client.training.selfcheck import without_dropout
 from fedsys.errors import TrainingError
-from fedsys.tasks import Task
+from fedsys.tasks import Examples, Task
+from fedsys.tasks.examples import Values, parts_of, transformed
 
 __all__ = ["Gradients", "PerExampleLoss", "form_for", "refuse_mixing", "step_of"]
 
@@ -43,7 +44,7 @@ _REMEDIES: dict[type[nn.Module], str] = {
     nn.MultiheadAttention: "opacus.layers.DPMultiheadAttention",
 }
 
-Gradients = Callable[[Tensor, Tensor], None]
+Gradients = Callable[[Values, Values], None]
 
 
 class PerExampleLoss:
@@ -82,7 +83,7 @@ def _why(module: nn.Module) -> str:
     return f"it hides its gradients from Opacus; use {remedy}"
 
 
-def form_for(task: Task, model: nn.Module, x: Tensor, y: Tensor) -> tuple[str, str]:
+def form_for(task: Task, model: nn.Module, x: Values, y: Values) -> tuple[str, str]:
     """("ghost" | "no_op", why): Opacus' mode for this model, tried on a few examples.
 
     Raises:
@@ -131,8 +132,8 @@ def step_of(
         return _ghost_step(private, criterion, optimizer)
     gradients = _by_name(task, model)
 
-    def functional(x: Tensor, y: Tensor) -> None:
-        if not len(x):
+    def functional(x: Values, y: Values) -> None:
+        if not _count(x):
             _nothing(optimizer)
             return
         found = gradients(x, y)
@@ -144,8 +145,8 @@ def step_of(
 
 
 def _ghost_step(private: Any, criterion: Any, optimizer: Any) -> Gradients:
-    def ghost(x: Tensor, y: Tensor) -> None:
-        if not len(x):
+    def ghost(x: Values, y: Values) -> None:
+        if not _count(x):
             _nothing(optimizer)
             return
         criterion(private(x), y).backward()
@@ -153,7 +154,8 @@ def _ghost_step(private: Any, criterion: Any, optimizer: Any) -> Gradients:
         # A gradient that is not finite counts as zero: a refusal would reveal its example.
         if not bool(finite.all()):
             optimizer.zero_grad()
-            ghost(x[finite], y[finite])
+            some = Examples(x=x, y=y)[finite]
+            ghost(some.x, some.y)
 
     return ghost
 
@@ -164,7 +166,7 @@ def _nothing(optimizer: DPOptimizer) -> None:
         param.grad = torch.zeros_like(param)
 
 
-def _ghost_refused(task: Task, model: nn.Module, x: Tensor, y: Tensor) -> str | None:
+def _ghost_refused(task: Task, model: nn.Module, x: Values, y: Values) -> str | None:
     """The reason against ghost clipping; None if its norms equal those of plain autograd."""
     twin = without_dropout(copy.deepcopy(model))
     expected = _one_by_one(task, twin, x, y).norm(dim=1)
@@ -192,16 +194,16 @@ def _ghost_refused(task: Task, model: nn.Module, x: Tensor, y: Tensor) -> str | 
     return None
 
 
-def _by_name(task: Task, model: nn.Module) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+def _by_name(task: Task, model: nn.Module) -> Callable[[Values, Values], dict[str, Tensor]]:
     """Gradients (B, *shape) of the losses of a batch's examples, by parameter."""
 
-    def loss_of(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        outputs = functional_call(model, params, (x.unsqueeze(0),))
-        return task.loss(outputs, y.unsqueeze(0)).sum()
+    def loss_of(params: dict[str, Tensor], x: Values, y: Values) -> Tensor:
+        outputs = functional_call(model, params, (transformed(x, _alone),))
+        return task.loss(outputs, transformed(y, _alone)).sum()
 
     each = vmap(grad(loss_of), in_dims=(None, 0, 0), randomness="different")
 
-    def gradients(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def gradients(x: Values, y: Values) -> dict[str, Tensor]:
         params = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
         found: dict[str, Tensor] = each(params, x, y)
         return found
@@ -209,28 +211,38 @@ def _by_name(task: Task, model: nn.Module) -> Callable[[Tensor, Tensor], dict[st
     return gradients
 
 
-def _functional(task: Task, model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+def _alone(example: Tensor) -> Tensor:
+    return example.unsqueeze(0)
+
+
+def _functional(task: Task, model: nn.Module) -> Callable[[Values, Values], Tensor]:
     gradients = _by_name(task, model)
 
-    def flat(x: Tensor, y: Tensor) -> Tensor:
+    def flat(x: Values, y: Values) -> Tensor:
         found = gradients(x, y)
         names = [name for name, p in model.named_parameters() if p.requires_grad]
-        return torch.cat([found[name].flatten(1) for name in names], dim=1)
+        return torch.cat([found[name].flatten().view(_count(x), -1) for name in names], dim=1)
 
     return flat
 
 
-def _one_by_one(task: Task, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _count(x: Values) -> int:
+    return len(parts_of(x)[0])
+
+
+def _one_by_one(task: Task, model: nn.Module, x: Values, y: Values) -> Tensor:
     """(B, d) gradients by plain autograd, one example at a time."""
     params = [p for p in model.parameters() if p.requires_grad]
     rows = []
-    for at in range(len(x)):
-        loss = task.loss(model(x[at : at + 1]), y[at : at + 1]).sum()
+    some = Examples(x=x, y=y)
+    for at in range(len(some)):
+        one = some[at : at + 1]
+        loss = task.loss(model(one.x), one.y).sum()
         grads = torch.autograd.grad(loss, params, allow_unused=True)
         rows.append(
             torch.cat(
                 [
-                    torch.zeros(p.numel(), device=p.device) if g is None else g.flatten()
+                    p.new_zeros(p.numel()) if g is None else g.flatten()
                     for p, g in zip(params, grads, strict=True)
                 ]
             )

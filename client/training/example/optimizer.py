@@ -55,7 +55,8 @@ class _OnLattice:
         """Set ``grad`` to ``summed_grad`` (int64 units) plus noise, in the gradient's own scale."""
         unit = self.max_grad_norm / UNITS
         for param in self.params:
-            noise = torch.from_numpy(self._sampler.draw(tuple(param.shape), self._stream))
+            noise = torch.from_numpy(self._sampler.draw((param.numel(),), self._stream))
+            noise = noise.view(param.shape)
             noisy = param.summed_grad.cpu() + noise  # type: ignore[attr-defined]
             param.grad = (noisy.double() * unit).to(param)
             param.summed_grad = None  # type: ignore[attr-defined]
@@ -67,7 +68,13 @@ class LatticeOptimizer(_OnLattice, DPOptimizer):  # type: ignore[misc]
     def clip_and_accumulate(self) -> None:
         """Adds the physical batch's clipped gradients to ``summed_grad``, in integer units."""
         params: list[nn.Parameter] = self.params
-        each = torch.cat([grads.flatten(1) for grads in self.grad_samples], dim=1)
+        each = torch.cat(
+            [
+                grads.reshape(len(grads), param.numel())
+                for grads, param in zip(self.grad_samples, params, strict=True)
+            ],
+            dim=1,
+        )
         norms = torch.linalg.vector_norm(each, dim=1)
         # A gradient that is not finite counts as zero: a refusal would reveal its example.
         each[~torch.isfinite(norms)] = 0

@@ -24,9 +24,12 @@ from torch import Tensor, nn
 
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
+from client.training.selfcheck import spread_rows
 from fedsys.errors import ConfigError, TrainingError
 from fedsys.privacy.randomness import AesCtrStream, Entropy
 from fedsys.tasks import Examples, Task, seeded
+from fedsys.tasks.examples import Values
+from fedsys.tasks.modelling import conformed, init_model
 
 __all__ = ["ExamplePrivacy", "ExamplePrivateTrainer"]
 
@@ -74,6 +77,7 @@ class ExamplePrivateTrainer:
         seed: Seed of the initial weights.
         mode: Opacus' mode for per-example gradients, ``"ghost"`` or ``"no_op"`` (torch.func); by
             default chosen for the model at the first call.
+        sample: at least one example, which gives lazy modules their shapes.
 
     A client's number of examples is taken to be public: it divides the summed gradients.
 
@@ -94,15 +98,22 @@ class ExamplePrivateTrainer:
         seed: int = 0,
         *,
         mode: str | None = None,
+        sample: Examples | None = None,
     ) -> None:
         from client.training.example.engine import EntropyEngine
         from client.training.example.gradients import refuse_mixing
 
         self._task, self._local, self._privacy = task, local, privacy
         self._device, self._seed, self._mode = torch.device(device), seed, mode
+        self._sample = None if sample is None else sample[:1]
         self._renew()
         refuse_mixing(self._model)
         self._layout = FlatLayout.of(self._model)
+        if not self._layout.uniform:
+            raise TrainingError(
+                "mechanism 'example-gaussian' clips and steps in the parameters' own dtype, which "
+                "has to be float32 or float64 for all of them; leave out the conversion to 16 bits"
+            )
         self._engine = EntropyEngine(privacy.noise_multiplier)
 
     @property
@@ -142,6 +153,7 @@ class ExamplePrivateTrainer:
         """
         updates = np.zeros((len(client_rows), self.dimension), dtype=np.float32)
         start = torch.from_numpy(np.array(weights, dtype=np.float32)).to(self._device)
+        examples = conformed(self._model, examples)
         for client, rows in enumerate(client_rows):
             if not len(rows):
                 continue
@@ -159,12 +171,13 @@ class ExamplePrivateTrainer:
                     f"client {name}: example-private training failed: {type(error).__name__}: "
                     f"{text}"
                 ) from error
-            updates[client] = (trained - start).cpu().numpy()
+            updates[client] = (trained - start).float().cpu().numpy()
         return updates
 
     def _renew(self) -> None:
         """Make a fresh model, without Opacus' hooks."""
-        self._model: nn.Module = self._task.init_model(self._seed).to(self._device).train()
+        made = init_model(self._task, self._seed, self._sample)
+        self._model: nn.Module = made.to(self._device).train()
         self._private: nn.Module = self._model
         self._buffers = {name: each.clone() for name, each in self._model.named_buffers()}
 
@@ -181,7 +194,7 @@ class ExamplePrivateTrainer:
             self._model.get_buffer(name).copy_(made)
         # A dropout mask may follow a fixed seed: privacy rests on batches and noise alone.
         with seeded(0), _without_hints():
-            mode = self._choose(examples, rows)
+            mode = self._choose(examples)
             params = [p for p in self._model.parameters() if p.requires_grad]
             made = self._engine.make_private(
                 module=self._private,
@@ -225,7 +238,7 @@ class ExamplePrivateTrainer:
 
     def _physical(
         self, examples: Examples, batch: NDArray[np.int64]
-    ) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    ) -> Iterator[tuple[Values, Values, bool]]:
         """A Poisson batch in parts (x, y, whether it is the last) that fit into memory."""
         most = max(1, (256 << 20) // (4 * self.dimension))
         if self._mode == "ghost":
@@ -233,24 +246,22 @@ class ExamplePrivateTrainer:
         for at in range(0, max(len(batch), 1), most):
             yield *self._take(examples, batch[at : at + most]), at + most >= len(batch)
 
-    def _take(self, examples: Examples, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        which = torch.from_numpy(np.ascontiguousarray(rows)).to(examples.x.device)
-        x, y = examples.x.index_select(0, which), examples.y.index_select(0, which)
-        return x.to(self._device), y.to(self._device)
+    def _take(self, examples: Examples, rows: NDArray[np.int64]) -> tuple[Values, Values]:
+        some = examples.take(torch.from_numpy(np.ascontiguousarray(rows))).to(self._device)
+        return some.x, some.y
 
-    def _choose(self, examples: Examples, rows: NDArray[np.int64]) -> str:
-        """Opacus' mode for this model, tried on the first finite examples and then kept."""
+    def _choose(self, examples: Examples) -> str:
+        """Opacus' mode for this model, tried on finite examples from all over the data, so that it
+        does not depend on which client is the first, and then kept."""
         if self._mode is None:
             from client.training.example.gradients import form_for
 
-            x, y = self._take(examples, rows[: 64 * _TRIED])
-            finite = torch.isfinite(x.flatten(1)).all(1) if x.is_floating_point() else slice(None)
-            x, y = x[finite][:_TRIED], y[finite][:_TRIED]
-            if not len(x):
+            some = spread_rows(examples, _TRIED).to(self._device)
+            if not len(some):
                 self._private = self._model
                 return "no_op"
             self._private = self._model
-            self._mode, why = form_for(self._task, self._model, x, y)
+            self._mode, why = form_for(self._task, self._model, some.x, some.y)
             _tell(self._mode, why, self._privacy, self._local, self._seed, self.dimension)
         return self._mode
 

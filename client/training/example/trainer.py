@@ -29,6 +29,7 @@ class ExampleTrainer(Trainer):
         device: where gradients are computed.
         seed: seed of the initial weights.
         entropy: source of batches and noise; the seeds given to `train` are not used.
+        sample: at least one example, which gives lazy modules their shapes.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class ExampleTrainer(Trainer):
         *,
         seed: int = 0,
         entropy: Entropy = os.urandom,
+        sample: Examples | None = None,
     ) -> None:
-        super().__init__(task, local, device, "loop", 1, seed)
-        self._private = ExamplePrivateTrainer(task, local, privacy, device, seed)
+        super().__init__(task, local, device, "loop", 1, seed, sample)
+        self._private = ExamplePrivateTrainer(task, local, privacy, device, seed, sample=sample)
         self._entropy = entropy
 
     def train(

@@ -27,6 +27,7 @@ from client.training.graph.stepper import StaticStepper, step_sizes
 from client.training.local import LocalConfig
 from client.training.schedule import Schedule
 from fedsys.tasks import Examples, Task, seeded
+from fedsys.tasks.examples import Values
 
 __all__ = ["Epoch", "Finish", "GraphPath", "roomy"]
 
@@ -34,7 +35,7 @@ LONGEST = 64
 """The most steps of one graph; longer epochs replay it."""
 
 _KEPT = 4
-Gradients = Callable[[dict[str, Tensor], Tensor, Tensor, Tensor], dict[str, Tensor]]
+Gradients = Callable[[dict[str, Tensor], Values, Values, Tensor], dict[str, Tensor]]
 
 
 class Finish(Protocol):
@@ -163,13 +164,8 @@ class Epoch:
         shape = (self.clients, self.batch)
         for at in range(self.steps):
             flat = self._rows[at].view(-1)
-            x, y = (each.index_select(0, flat) for each in (self._examples.x, self._examples.y))
-            grads = self._gradients(
-                self._params,
-                x.view(*shape, *x.shape[1:]),
-                y.view(*shape, *y.shape[1:]),
-                self._weights[at],
-            )
+            some = self._examples.take(flat).map(lambda part: part.view(*shape, *part.shape[1:]))
+            grads = self._gradients(self._params, some.x, some.y, self._weights[at])
             self._stepper.take(
                 [grads[name] for name in self._params],
                 self._sizes[at],
@@ -198,17 +194,23 @@ class GraphPath:
         self, task: Task, model: nn.Module, local: LocalConfig, recorder: Recorder | None = None
     ) -> None:
         self._local = local
-        self._layout = FlatLayout.of(model)
+        self._layout = layout = FlatLayout.of(model)
         model.train()
         self._device = next(model.parameters()).device
         self._recorder = recorder or recorder_for(self._device)
         self._examples: Examples | None = None
         self._epochs: list[tuple[Finish | None, Epoch]] = []
 
-        def loss_of(params: dict[str, Tensor], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-            return (task.loss(functional_call(model, params, (x,)), y) * weight).sum()
+        def loss_of(params: dict[str, Tensor], x: Values, y: Values, weight: Tensor) -> Tensor:
+            outputs = functional_call(model, layout.in_model(params), (x,))
+            return (task.loss(outputs, y) * weight).sum()
 
         self._gradients: Gradients = vmap(grad(loss_of), randomness="different")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which weights are trained."""
+        return self._layout.dtype
 
     def updates(
         self,

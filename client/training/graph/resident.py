@@ -31,8 +31,8 @@ class Resident:
 
     def __init__(self, path: GraphPath, local: LocalConfig, pool: Examples, dimension: int) -> None:
         self._path, self._local, self._pool = path, local, pool
-        device = pool.x.device
-        self.start = torch.zeros(dimension, dtype=torch.float32, device=device)
+        device = pool.device
+        self.start = torch.zeros(dimension, dtype=path.dtype, device=device)
         self.staging = Staging(device)
 
     def begin(self, weights: NDArray[np.float32]) -> None:

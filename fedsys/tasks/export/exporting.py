@@ -16,6 +16,7 @@ from fedsys.tasks.base import Examples, Task, seeded
 from fedsys.tasks.export.checking import check
 from fedsys.tasks.export.lowering import UnsupportedError, lower
 from fedsys.tasks.export.tracing import trace, trainable
+from fedsys.tasks.modelling import init_model
 
 __all__ = ["export_task"]
 
@@ -57,9 +58,13 @@ def export_task(
     if batch_size < 1:
         raise ConfigError(f"--batch-size {batch_size}: at least 1 is needed")
     rows = torch.arange(batch_size) % len(examples)
-    x, y = examples.x[rows], examples.y[rows]
     try:
-        model = task.init_model(0).train()
+        if not examples.plain:
+            raise UnsupportedError("inputs or targets of several tensors")
+        x, y = examples.x[rows], examples.y[rows]
+        model = init_model(task, 0, examples).train()
+        if any(each.dtype != torch.float32 for each in trainable(model).values()):
+            raise UnsupportedError("parameters that are not float32")
         if not trainable(model):
             raise UnsupportedError("a model without a trainable parameter")
         _refuse_running_statistics(model)

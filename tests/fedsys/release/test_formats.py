@@ -46,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def digits() -> Tensor:
+def digits() -> Any:
     """Test examples; more than the exporter saw."""
     return tasks.load("digits").clients(tasks.DataSource()).test.x[:17]
 
