@@ -14,6 +14,7 @@ from fedsys import tasks
 from fedsys.config import Config
 from fedsys.errors import ConfigError, DataError
 from fedsys.preprocessing import why_not_deployed
+from fedsys.privacy.encoding.parts import Parts
 
 __all__ = ["TaskModel"]
 
@@ -33,7 +34,7 @@ class TaskModel:
 
     def __init__(self, config: Config) -> None:
         self._task = tasks.load(config.task.name, config.task.options)
-        self.task_sha256 = code_sha256(self._task)
+        self.task_sha256 = code_sha256(self._task, config.local.procedure)
         self.preprocessing = tasks.preprocessing_of(self._task)
         reason = why_not_deployed(self.preprocessing)
         if reason is not None:
@@ -47,8 +48,18 @@ class TaskModel:
             config.job.seed,
         )
         self.layers = self._trainer.layout.sizes
+        if self._trainer.keeps_state and config.rounds.mode == "buffered":
+            raise ConfigError(
+                "rounds.mode = 'buffered' with a local procedure: what a client keeps belongs to a "
+                "round, and its rounds overlap here; set rounds.mode = 'synchronous'"
+            )
         self._data: tasks.FederatedData | None = None
         self._looked = False
+
+    @property
+    def parts(self) -> Parts:
+        """What local training returns: the update, and a procedure's blocks."""
+        return self._trainer.parts
 
     def initial_weights(self) -> NDArray[np.float32]:
         """(d,) the weights of round 0."""
