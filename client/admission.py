@@ -50,7 +50,7 @@ class Worker(Protocol):
     def train(
         self, terms: Terms, assignment: Assignment, client: int, entropy: Entropy
     ) -> NDArray[np.float32]:
-        """(1, d) this client's update."""
+        """(1, length) this client's update, with what the terms have it send besides."""
         ...
 
 
@@ -189,6 +189,12 @@ def check_assignment(assignment: Assignment, message: fleet_pb2.Invitation, term
     if len(assignment.weights) != terms.dimension:
         raise PolicyRefusal(
             f"a model of {len(assignment.weights)} weights, where {terms.dimension} were agreed to",
+            cause=Cause.TERMS,
+        )
+    shared = sum(each.size for each in assignment.shared.values())
+    if shared != terms.shared:
+        raise PolicyRefusal(
+            f"{shared} numbers besides the model, where {terms.shared} were agreed to",
             cause=Cause.TERMS,
         )
     if (assignment.clipping is not None) != terms.plan.adaptive_clip:

@@ -71,7 +71,7 @@ def open_session(folder: str, data: str, shard: str, corrupt: float = 0.1) -> Re
         ConfigError: the device has not joined, or its data cannot be found.
     """
     credentials = Credentials.load(Path(folder))
-    worker = _LateWorker(data, shard)
+    worker = _LateWorker(data, shard, Path(folder) / "states")
     path = Path(folder) / "policy.toml"
     if not path.exists():
         approved = ApprovedTask(sha256=worker.sha256, options={})
@@ -83,15 +83,17 @@ def open_session(folder: str, data: str, shard: str, corrupt: float = 0.1) -> Re
 class _LateWorker:
     """The owner's data, loaded on first use: most messages need neither data nor torch."""
 
-    def __init__(self, data: str, shard: str) -> None:
-        self._source = data, shard
+    def __init__(self, data: str, shard: str, states: Path) -> None:
+        self._source, self._states = (data, shard), states
 
     @functools.cached_property
     def _data(self) -> LocalData:
+        from client.device_states import DeviceStates
         from client.local_data import DataSpec, LocalData
 
         data, shard = self._source
-        return LocalData(DataSpec.parse(data, shard or None))
+        states = DeviceStates(self._states)
+        return LocalData(DataSpec.parse(data, shard or None), states=states)
 
     @property
     def sha256(self) -> str:

@@ -9,15 +9,18 @@ import re
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from client.device_states import DeviceStates
 from client.training import LocalConfig, Trainer
 from client.training.example.privacy import ExamplePrivacy, ExamplePrivateTrainer
+from client.training.procedure.loading import BUILTIN, procedure_named
+from client.training.procedure.visit import Visit
 from fedsys import tasks
 from fedsys.errors import Cause, ConfigError, PolicyRefusal
 from fedsys.preprocessing import why_not_deployed
@@ -31,19 +34,28 @@ _log = logging.getLogger(__name__)
 _SHARD = re.compile(r"(\d+)/(\d+)")
 
 
-def code_sha256(task: tasks.Task) -> str:
-    """SHA-256 over a task's name and the source of the module that defines it."""
-    module = sys.modules[type(task).__module__]
+def code_sha256(task: tasks.Task, procedure: str = "") -> str:
+    """SHA-256 over a task's name and the source of the module that defines it, and the same of a
+    local procedure that does not ship with the product."""
+    digest = hashlib.sha256(b"fedsys task v1\x00")
+    named = f"task {task.name}"
+    digest.update(task.name.encode() + b"\x00" + _source(type(task).__module__, named).encode())
+    if ":" in procedure:
+        found = procedure_named(procedure).object
+        module = getattr(found, "__module__", None) or type(found).__module__
+        digest.update(b"\x00" + procedure.encode() + b"\x00")
+        digest.update(_source(module, f"local.procedure = {procedure!r}").encode())
+    return digest.hexdigest()
+
+
+def _source(module: str, what: str) -> str:
     try:
-        source = inspect.getsource(module)
+        return inspect.getsource(sys.modules[module])
     except (OSError, TypeError):
         raise ConfigError(
-            f"task {task.name}: the source of {module.__name__} is not available, so nobody can "
-            f"approve it; install the task as source"
+            f"{what}: the source of {module} is not available, so nobody can approve it; install "
+            f"it as source"
         ) from None
-    digest = hashlib.sha256(b"fedsys task v1\x00")
-    digest.update(task.name.encode() + b"\x00" + source.encode())
-    return digest.hexdigest()
 
 
 def shard_rows(
@@ -108,11 +120,15 @@ class LocalData:
         spec: where the data is.
         options: the task's options.
         device: ``cpu`` or ``cuda``.
+        procedure: the local procedure of the owner's own that jobs may name; empty for none.
+        states: where procedures keep what stays on this device; None keeps nothing.
     """
 
     spec: DataSpec
     options: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    procedure: str = ""
+    states: DeviceStates | None = None
     _trainers: dict[bytes, Trainer] = field(default_factory=dict, repr=False)
     _private: dict[bytes, ExamplePrivateTrainer] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -136,8 +152,8 @@ class LocalData:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the installed task's code."""
-        return code_sha256(self.task)
+        """SHA-256 of the installed task's code, and of the procedure's."""
+        return code_sha256(self.task, self.procedure)
 
     def rows(self, seed: int) -> NDArray[np.int64]:
         """The rows of this device's training examples."""
@@ -150,6 +166,15 @@ class LocalData:
             PolicyRefusal: the model does not have the size that the terms state, or this version
                 does not support the training asked for.
         """
+        asked = terms.local.get("procedure", "")
+        if asked and asked not in BUILTIN and asked != self.procedure:
+            # Never import what a coordinator names: the owner has to have named it first.
+            raise PolicyRefusal(
+                f"the local procedure '{asked}' is asked for, but this device runs "
+                f"{repr(self.procedure) if self.procedure else 'none of its own'}; see "
+                f"`fedsys agent run --procedure`",
+                cause=Cause.TASK,
+            )
         with self._lock:  # another job may be offered while one trains
             trainer = self._trainer(terms)
         if trainer.dimension != terms.dimension:
@@ -157,6 +182,19 @@ class LocalData:
                 f"the model of task '{self.task.name}' has {trainer.dimension} weights here, but "
                 f"{terms.dimension} are asked for",
                 cause=Cause.TASK,
+            )
+        parts = replace(trainer.parts, weight_cap=terms.weight_cap)
+        if parts.length != terms.row_length:
+            raise PolicyRefusal(
+                f"vectors of {terms.row_length} coordinates are asked for, but the local procedure "
+                f"here sends {parts.length}",
+                cause=Cause.TASK,
+            )
+        if trainer.keeps_state and terms.buffering is not None:
+            raise PolicyRefusal(
+                "the job's rounds are buffered, and overlap; what a local procedure keeps belongs "
+                "to a round",
+                cause=Cause.TERMS,
             )
         return trainer
 
@@ -194,7 +232,8 @@ class LocalData:
     def train(
         self, terms: Terms, assignment: Assignment, client: int, entropy: Entropy
     ) -> NDArray[np.float32]:
-        """(1, d) this client's update; by DP-SGD if the unit of privacy is the example."""
+        """(1, length) this client's update, its blocks and its weight; by DP-SGD if the unit of
+        privacy is the example."""
         rows = [self.rows(terms.seed)]
         if terms.plan.unit == "example":
             private = self._private.pop(terms.digest, None) or self._example_trainer(terms)
@@ -203,13 +242,22 @@ class LocalData:
             )
             self._private = {terms.digest: private}  # a trainer that failed is not reused
             return update
-        return self.trainer(terms).train(
+        trainer = self.trainer(terms)
+        trained = trainer.train(
             assignment.weights,
             self.data.train,
             rows,
             [assignment.batch_seed(client)],
             names=["this device"],
+            visit=Visit(
+                round=assignment.round,
+                rounds=terms.plan.rounds,
+                shared=assignment.shared,
+                states=None if self.states is None else self.states.of(terms.job),
+            ),
         )
+        parts = replace(trainer.parts, weight_cap=terms.weight_cap)
+        return parts.assemble(trained, clip=terms.plan.clip, examples=[len(rows[0])])
 
     def _example_trainer(self, terms: Terms) -> ExamplePrivateTrainer:
         plan = terms.plan

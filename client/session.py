@@ -172,7 +172,7 @@ class Session:
         agreed = [terms for terms, _ in self._terms.values()]
         caps = [record.plan.cap for record in self.journal.jobs.values()]
         return down_limits(
-            dimension=max((terms.dimension for terms in agreed), default=0),
+            dimension=max((terms.dimension + terms.shared for terms in agreed), default=0),
             cap=max((*caps, *(terms.largest_cohort for terms in agreed)), default=0),
         )
 
@@ -442,7 +442,7 @@ class Session:
         try:
             if most is not None and self.journal.others(assignment.job, assignment.round) >= most:
                 # Contributed as often as agreed: send zeros and noise. A refusal would be visible.
-                update = np.zeros((1, current.terms.dimension), dtype=np.float32)
+                update = np.zeros((1, current.terms.row_length), dtype=np.float32)
             else:
                 update = self._worker.train(current.terms, assignment, current.client, entropy)
         except (

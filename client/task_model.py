@@ -14,6 +14,7 @@ from fedsys import tasks
 from fedsys.config import Config
 from fedsys.errors import ConfigError, DataError
 from fedsys.preprocessing import why_not_deployed
+from fedsys.privacy.encoding.parts import Parts
 
 __all__ = ["TaskModel"]
 
@@ -35,7 +36,7 @@ class TaskModel:
         self._task = tasks.load(config.task.name, config.task.options)
         self._data: tasks.FederatedData | None = None
         self._looked = False
-        self.task_sha256 = code_sha256(self._task)
+        self.task_sha256 = code_sha256(self._task, config.local.procedure)
         self.preprocessing = tasks.preprocessing_of(self._task)
         reason = why_not_deployed(self.preprocessing)
         if reason is not None:
@@ -51,6 +52,16 @@ class TaskModel:
         )
         self.layers = self._trainer.layout.sizes
         self.frozen_sha256 = self._trainer.frozen_sha256
+        if self._trainer.keeps_state and config.rounds.mode == "buffered":
+            raise ConfigError(
+                "rounds.mode = 'buffered' with a local procedure: what a client keeps belongs to a "
+                "round, and its rounds overlap here; set rounds.mode = 'synchronous'"
+            )
+
+    @property
+    def parts(self) -> Parts:
+        """What local training returns: the update, and a procedure's blocks."""
+        return self._trainer.parts
 
     def initial_weights(self) -> NDArray[np.float32]:
         """(d,) the weights of round 0."""

@@ -17,7 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsys.errors import BudgetExceeded, FedsysError, ProtocolError, TrainingError
+from fedsys.errors import (
+    BudgetExceeded,
+    ConfigError,
+    FedsysError,
+    ProtocolError,
+    TrainingError,
+)
 from fedsys.privacy import (
     AdaptiveClipping,
     Entropy,
@@ -30,10 +36,11 @@ from fedsys.privacy import (
     add_noise,
     ring_dtype,
 )
+from fedsys.privacy.encoding.parts import Parts
 from fedsys.wire import Assignment
 from server.checkpoint import Checkpoint, sha256_of_aggregate, sha256_of_weights
 from server.cohorts import CohortSampler
-from server.strategies import Strategy
+from server.strategy_base import ReceivingStrategy, Strategy, shared_by
 
 __all__ = ["Coordinator", "JobTerms", "OpenRound", "SumRefused"]
 
@@ -51,6 +58,7 @@ class JobTerms:
         plan: The privacy parameters.
         seed: Seed from which clients derive their batch order.
         agreed: Digest of the terms that agents consented to, where the host asks for consent.
+        parts: What lies where in a client's vector; None where it is the update alone.
     """
 
     job: bytes
@@ -59,6 +67,7 @@ class JobTerms:
     plan: PrivacyPlan
     seed: int
     agreed: bytes = b""
+    parts: Parts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +135,7 @@ class Coordinator:
         self._sampler = sampler
         self._keep = keep
         self._open: OpenRound | None = None
+        self._shapes: dict[str, tuple[int, ...]] | None = None
 
     @property
     def spent(self) -> Epsilons:
@@ -179,6 +189,7 @@ class Coordinator:
                 seed=self.terms.seed,
                 clipping=None if self.clipping is None else self.clipping.to_json(),
                 terms=self.terms.agreed,
+                shared=self._shared(),
             ),
         )
         return self._open
@@ -244,6 +255,13 @@ class Coordinator:
         if clipping is not None:
             mean, fractions = clipping.split(mean)
             clipping = clipping.updated(fractions)
+        parts = self.terms.parts
+        if parts is not None and not parts.plain:
+            mean, sent = parts.split(
+                mean, clip=mechanism.event.clip, deviation=mechanism.noise_deviation
+            )
+            if sent and isinstance(self.strategy, ReceivingStrategy):
+                self.strategy.receive(sent)
         weights = self.strategy.apply(self.weights, mean).astype(np.float32)
         if not np.isfinite(weights).all():
             self.abort_round("the model diverged", before_unmask=False)
@@ -301,6 +319,18 @@ class Coordinator:
         survivors = () if before_unmask else None
         self._accountant.charge(self.mechanism.event, open_.cohort, survivors)
         self._open = None
+
+    def _shared(self) -> dict[str, NDArray[np.float32]]:
+        """What the strategy sends with the model, of the same shapes in every round."""
+        shared = shared_by(self.strategy)
+        shapes = {name: each.shape for name, each in shared.items()}
+        if self._shapes not in (None, shapes):
+            raise ConfigError(
+                f"server.strategy: shared() returned {shapes}, and {self._shapes} before; names "
+                f"and shapes stay as they are"
+            )
+        self._shapes = shapes
+        return shared
 
     def _current(self) -> OpenRound:
         if self._open is None:

@@ -26,6 +26,7 @@ from fedsys.privacy import (
     charge_rounds,
     ledger_header,
 )
+from fedsys.privacy.encoding.parts import Parts
 from fedsys.run_folder import RunFolder
 from fedsys.versions import code_hash, versions
 from server.checkpoint import Checkpoint, Checkpoints, sha256_of_weights
@@ -33,7 +34,7 @@ from server.cohorts import CohortSampler
 from server.coordinator import Coordinator, JobTerms
 from server.job import Job, JobFacts, job_withheld
 from server.job_settings import strategy_of
-from server.strategies import Strategy
+from server.strategy_base import Strategy
 
 __all__ = ["JobSpec", "restore_job", "start_job", "take_up"]
 
@@ -53,6 +54,7 @@ class JobSpec:
         signer: Signs the ledger; by default the coordinator's own key.
         entropy: Source for the job's name and the ledger's salts.
         disk: Writes checkpoints in the background; with None, each round waits for its own.
+        parts: What lies where in a client's vector; None where it is the update alone.
     """
 
     config: Config
@@ -63,6 +65,7 @@ class JobSpec:
     signer: Signer | None = None
     entropy: Entropy = os.urandom
     disk: Executor | None = None
+    parts: Parts | None = None
 
 
 def start_job(folder: RunFolder, spec: JobSpec) -> Job:
@@ -85,7 +88,7 @@ def start_job(folder: RunFolder, spec: JobSpec) -> Job:
             signer=signer,
             ledger=ledger,
             accountant=ViewAccountant(spec.plan),
-            strategy=strategy_of(spec.config),
+            strategy=strategy_of(spec.config, spec.plan, len(spec.weights), spec.parts),
             sampler=CohortSampler(spec.plan),
             checkpoint=Checkpoint(round=0, weights=spec.weights),
             checkpoints=Checkpoints(folder.checkpoints, spec.disk),
@@ -112,7 +115,7 @@ def restore_job(folder: RunFolder, spec: JobSpec, *, ledger: Ledger | None = Non
             ledger = take_up(folder, signer, entropy=spec.entropy)
         held.enter_context(ledger)
         view = _view_of_the_same_job(ledger, folder, spec)
-        strategy = strategy_of(spec.config)
+        strategy = strategy_of(spec.config, spec.plan, len(spec.weights), spec.parts)
         checkpoints = Checkpoints(folder.checkpoints, spec.disk)
         checkpoint = checkpoints.newest(_committed(view))
         if checkpoint is not None:
@@ -251,6 +254,7 @@ def _job(
             local=config.local.model_dump(),
             plan=accountant.plan,
             seed=config.job.seed,
+            parts=spec.parts,
         ),
         ledger=ledger,
         accountant=accountant,

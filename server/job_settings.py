@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fedsys.config import Config
 from fedsys.errors import ConfigError, MechanismError
@@ -15,10 +16,12 @@ from fedsys.privacy import (
     guaranteed_epsilon,
     make_plan,
 )
+from fedsys.privacy.encoding.parts import Parts
 from server.cohorts import CohortSampler
-from server.strategies import Strategy, build_strategy
+from server.strategies import build_strategy
+from server.strategy_base import ReceivingStrategy, Strategy, StrategyOptions
 
-__all__ = ["budget_of", "clipping_for", "example_steps", "plan_for", "strategy_of"]
+__all__ = ["budget_of", "clipping_for", "example_steps", "parts_of", "plan_for", "strategy_of"]
 
 _KEYS = {
     "guarantee": "privacy.guarantee",
@@ -49,7 +52,9 @@ _PLAIN_NAMES = re.compile(
 """Parameter names in a message: those that are no English words, others only before a ``=``."""
 
 
-def plan_for(config: Config, *, population: int, layers: Sequence[int]) -> PrivacyPlan:
+def plan_for(
+    config: Config, *, population: int, layers: Sequence[int], further: int = 0
+) -> PrivacyPlan:
     """The privacy plan of a configuration for this population and model.
 
     Args:
@@ -57,6 +62,7 @@ def plan_for(config: Config, *, population: int, layers: Sequence[int]) -> Priva
         population: Number of clients, N.
         layers: Sizes of the model's parameters, d in all. Adaptive clipping adds one bit for each
             group of parameters that is clipped separately.
+        further: Coordinates of a client's vector behind its update; see `parts_of`.
 
     Raises:
         MechanismError: The configuration's numbers do not fit together.
@@ -74,7 +80,7 @@ def plan_for(config: Config, *, population: int, layers: Sequence[int]) -> Priva
             population=population,
             expected_cohort=float(cohort.expected),
             rounds=config.rounds.count,
-            dimension=sum(layers) + bits,
+            dimension=sum(layers) + bits + further,
             adaptive_clip=adaptive,
             clip=privacy.clip,
             delta=privacy.delta,
@@ -163,18 +169,73 @@ def example_steps(config: Config) -> int:
     return config.local.epochs * math.ceil(1 / rate - 1e-9)
 
 
-def strategy_of(config: Config) -> Strategy:
-    """The strategy that a configuration names, in its initial state.
+def parts_of(config: Config, parts: Parts) -> Parts:
+    """What lies where in a client's vector, the weight of `cohort.weighting` included.
+
+    Args:
+        config: The job's configuration.
+        parts: What local training returns: the update and a procedure's blocks.
 
     Raises:
-        ConfigError: There is no strategy of that name.
+        ConfigError: Blocks leave nothing of `privacy.clip`, or something does not go with them.
+    """
+    if config.cohort.weighting == "examples":
+        parts = replace(parts, weight_cap=config.cohort.weight_cap or 1)
+    if parts.plain:
+        return parts
+    what = f"the blocks {', '.join(parts.blocks)}" if parts.blocks else "weights"
+    refused = {
+        f"privacy.adaptive_quantile = {config.privacy.adaptive_quantile}": (
+            config.privacy.adaptive_quantile is not None
+        ),
+        "privacy.mechanism = 'example-gaussian'": config.privacy.mechanism == "example-gaussian",
+        "rounds.mode = 'buffered'": config.rounds.mode == "buffered",
+    }
+    for setting, holds in refused.items():
+        if holds:
+            raise ConfigError(f"{setting} with {what} besides the update: they do not go together")
+    parts.update_clip(config.privacy.clip)
+    return parts
+
+
+def strategy_of(
+    config: Config,
+    plan: PrivacyPlan | None = None,
+    dimension: int = 0,
+    parts: Parts | None = None,
+) -> Strategy:
+    """The strategy that a configuration names, in its initial state.
+
+    Args:
+        config: The job's configuration.
+        plan: The plan derived from it; None where only the name and the numbers are checked.
+        dimension: d, the length of the flat model.
+        parts: What lies where in a client's vector; None where nobody asks.
+
+    Raises:
+        ConfigError: There is no strategy of that name, or it does not take the blocks that clients
+            send.
     """
     server = config.server
-    return build_strategy(
+    strategy = build_strategy(
         server.strategy,
-        learning_rate=server.learning_rate,
-        momentum=server.momentum,
-        beta1=server.beta1,
-        beta2=server.beta2,
-        tau=server.tau,
+        StrategyOptions(
+            learning_rate=server.learning_rate,
+            momentum=server.momentum,
+            beta1=server.beta1,
+            beta2=server.beta2,
+            tau=server.tau,
+            options=server.options,
+            dimension=dimension,
+            clients=0 if plan is None else plan.population,
+            expected=0.0 if plan is None else plan.expected_cohort,
+            rounds=0 if plan is None else plan.rounds,
+        ),
     )
+    blocks = () if parts is None else tuple(parts.blocks)
+    if blocks and not isinstance(strategy, ReceivingStrategy):
+        raise ConfigError(
+            f"server.strategy = '{server.strategy}' does not take the blocks {', '.join(blocks)} "
+            f"that the local procedure sends; name one with receive(sent)"
+        )
+    return strategy

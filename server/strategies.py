@@ -23,17 +23,25 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.errors import ConfigError
+from server.procedure_strategies import FedNova, Scaffold
+from server.strategy_base import (
+    Strategy,
+    StrategyOptions,
+    Vector,
+    advance,
+    check_shapes,
+    check_state,
+)
 
 __all__ = [
     "STRATEGIES",
@@ -46,52 +54,6 @@ __all__ = [
     "StrategyOptions",
     "build_strategy",
 ]
-
-Vector = NDArray[np.floating[Any]]
-
-
-@runtime_checkable
-class Strategy(Protocol):
-    """The outer optimizer. One instance serves one job and receives its rounds in order."""
-
-    def apply(self, weights: Vector, update: Vector) -> Vector:
-        """Take one server step.
-
-        Args:
-            weights: (d,) the global model, any floating dtype.
-            update: (d,) the estimated mean of ``w_client - w_global``.
-
-        Returns:
-            (d,) the next global model, a new array with the dtype of ``weights``.
-        """
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Copies of everything that the next step depends on, for a checkpoint."""
-
-    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Continue from what ``state`` returned; ConfigError if it is not this strategy's."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StrategyOptions:
-    """The ``[server]`` section of a configuration, passed to a custom strategy's factory."""
-
-    learning_rate: float = 1.0
-    momentum: float = 0.0
-    beta1: float | None = None
-    beta2: float = 0.99
-    tau: float = 1e-3
-
-    def __post_init__(self) -> None:
-        _require("learning_rate", self.learning_rate, self.learning_rate > 0, "a number > 0")
-        for name, value in (
-            ("momentum", self.momentum),
-            ("beta1", self.beta1),
-            ("beta2", self.beta2),
-        ):
-            if value is not None:
-                _require(name, value, 0 <= value < 1, "a number in [0, 1)")
-        _require("tau", self.tau, self.tau > 0, "a number > 0")
 
 
 class FedAvg:
@@ -106,8 +68,8 @@ class FedAvg:
 
     def apply(self, weights: Vector, update: Vector) -> Vector:
         """See `Strategy.apply`."""
-        _check_shapes(weights, update)
-        return _advance(weights, self._rate * update.astype(np.float64))
+        check_shapes(weights, update)
+        return advance(weights, self._rate * update.astype(np.float64))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Empty: a step depends on no earlier one."""
@@ -115,7 +77,7 @@ class FedAvg:
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         """See `Strategy.load`."""
-        _check_state("fedavg", state, ())
+        check_state("fedavg", state, ())
 
 
 class FedAvgM:
@@ -132,12 +94,12 @@ class FedAvgM:
 
     def apply(self, weights: Vector, update: Vector) -> Vector:
         """See `Strategy.apply`."""
-        _check_shapes(weights, update, self._velocity)
+        check_shapes(weights, update, self._velocity)
         velocity = update.astype(np.float64)
         if self._velocity is not None:
             velocity += self._momentum * self._velocity
         self._velocity = velocity
-        return _advance(weights, self._rate * velocity)
+        return advance(weights, self._rate * velocity)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """See `Strategy.state`: ``velocity`` (d,) float64, once a step was taken."""
@@ -145,7 +107,7 @@ class FedAvgM:
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         """See `Strategy.load`."""
-        loaded = _check_state("fedavgm", state, ("velocity",))
+        loaded = check_state("fedavgm", state, ("velocity",))
         self._velocity = loaded.get("velocity")
 
 
@@ -180,13 +142,13 @@ class _Adaptive:
 
     def apply(self, weights: Vector, update: Vector) -> Vector:
         """See `Strategy.apply`."""
-        _check_shapes(weights, update, self._first)
+        check_shapes(weights, update, self._first)
         delta = update.astype(np.float64)
         first = np.zeros_like(delta) if self._first is None else self._first
         second = np.full_like(delta, self._tau**2) if self._second is None else self._second
         self._first = self._beta1 * first + (1 - self._beta1) * delta
         self._second = self._next_second(second, delta * delta)
-        return _advance(weights, self._rate * self._first / (np.sqrt(self._second) + self._tau))
+        return advance(weights, self._rate * self._first / (np.sqrt(self._second) + self._tau))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """See `Strategy.state`: ``first`` and ``second`` (d,) float64, once a step was taken."""
@@ -196,7 +158,7 @@ class _Adaptive:
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         """See `Strategy.load`."""
-        loaded = _check_state(self.name, state, ("first", "second"))
+        loaded = check_state(self.name, state, ("first", "second"))
         self._first = loaded.get("first")
         self._second = loaded.get("second")
 
@@ -265,6 +227,18 @@ def _adaptive(kind: type[FedAdam] | type[FedYogi]) -> Callable[[StrategyOptions]
     return build
 
 
+def _scaffold(options: StrategyOptions) -> Strategy:
+    return Scaffold(
+        learning_rate=options.learning_rate,
+        fraction=options.expected / options.clients if options.clients else 1.0,
+        dimension=options.dimension,
+    )
+
+
+def _fednova(options: StrategyOptions) -> Strategy:
+    return FedNova(learning_rate=options.learning_rate)
+
+
 STRATEGIES: Mapping[str, Callable[[StrategyOptions], Strategy]] = {
     "fedavg": _fedavg,
     "fedavgm": _fedavgm,
@@ -272,36 +246,25 @@ STRATEGIES: Mapping[str, Callable[[StrategyOptions], Strategy]] = {
     "fedadagrad": _fedadagrad,
     "fedadam": _adaptive(FedAdam),
     "fedyogi": _adaptive(FedYogi),
+    "scaffold": _scaffold,
+    "fednova": _fednova,
 }
 
 
-def build_strategy(
-    name: str,
-    *,
-    learning_rate: float = 1.0,
-    momentum: float = 0.0,
-    beta1: float | None = None,
-    beta2: float = 0.99,
-    tau: float = 1e-3,
-) -> Strategy:
+def build_strategy(name: str, options: StrategyOptions | None = None, **numbers: Any) -> Strategy:
     """Build the strategy that ``server.strategy`` names.
 
     Args:
         name: One of `STRATEGIES`, or ``"package.module:Attr"``: a callable that takes
             `StrategyOptions` and returns a `Strategy`.
-        learning_rate: The server's learning rate η.
-        momentum: Momentum β of FedAvgM; the others ignore it.
-        beta1: Decay of the first moment; None is the paper's choice (0.9, or 0 for FedAdagrad).
-        beta2: Decay of the second moment (FedAdam, FedYogi).
-        tau: Adaptivity τ, the smallest scale that counts as signal (FedAdagrad, FedAdam, FedYogi).
+        options: What it takes.
+        numbers: Fields of `StrategyOptions` that replace those of `options`.
 
     Raises:
         ConfigError: The name is unknown, a number is out of range, or the object built is not a
             strategy.
     """
-    options = StrategyOptions(
-        learning_rate=learning_rate, momentum=momentum, beta1=beta1, beta2=beta2, tau=tau
-    )
+    options = replace(options or StrategyOptions(), **numbers)
     if ":" in name:
         return _build_own(name, options)
     if name not in STRATEGIES:
@@ -310,6 +273,11 @@ def build_strategy(
         raise ConfigError(
             f"server.strategy = '{name}' is unknown: use one of {', '.join(STRATEGIES)}, "
             f'or "package.module:Attr" for your own{hint}'
+        )
+    if options.options:
+        raise ConfigError(
+            f"server.options = {dict(options.options)}: '{name}' takes none; they are for a "
+            f"strategy of your own"
         )
     return STRATEGIES[name](options)
 
@@ -346,42 +314,3 @@ def _import(module_name: str) -> Any:
         return importlib.import_module(module_name)
     finally:
         sys.path.remove(here)
-
-
-def _require(name: str, value: float, holds: bool, expected: str) -> None:
-    if not (math.isfinite(value) and holds):
-        raise ConfigError(f"server.{name} = {value!r} must be {expected}")
-
-
-def _check_shapes(weights: Vector, update: Vector, kept: NDArray[np.float64] | None = None) -> None:
-    if weights.ndim != 1 or weights.shape != update.shape:
-        raise ConfigError(
-            f"weights {weights.shape} and update {update.shape} must be flat vectors of one length"
-        )
-    if kept is not None and kept.shape != weights.shape:
-        raise ConfigError(
-            f"the strategy's state has {kept.size} coordinates and the model {weights.size}: "
-            "it belongs to another model"
-        )
-
-
-def _check_state(
-    strategy: str, state: Mapping[str, NDArray[Any]], names: tuple[str, ...]
-) -> dict[str, NDArray[np.float64]]:
-    """Copy a checkpoint's state, which holds exactly ``names`` or, before any step, nothing."""
-    if state and set(state) != set(names):
-        raise ConfigError(
-            f"the checkpoint's strategy state holds {', '.join(sorted(state))}, "
-            f"'{strategy}' keeps {', '.join(names) or 'nothing'}: it belongs to another strategy"
-        )
-    loaded = {name: np.array(state[name], dtype=np.float64) for name in state}
-    if any(value.ndim != 1 or not np.isfinite(value).all() for value in loaded.values()):
-        raise ConfigError(f"the checkpoint's '{strategy}' state is not finite flat vectors")
-    if len({value.size for value in loaded.values()}) > 1:
-        raise ConfigError(f"the checkpoint's '{strategy}' vectors differ in length")
-    return loaded
-
-
-def _advance(weights: Vector, step: NDArray[np.float64]) -> Vector:
-    """Add in float64, so that rounding to the model's dtype happens only once."""
-    return (weights + step).astype(weights.dtype)

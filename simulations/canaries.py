@@ -38,6 +38,7 @@ from scipy.fft import dct, idct
 
 from client.privatize.integers import add_clipped_integers
 from client.training import ClippedSum
+from client.training.procedure.visit import Visit
 from fedsys.audit.canary_claim import planned
 from fedsys.audit.canary_outcome import CANARIES, CanaryOutcome, Scores, format_outcome
 from fedsys.audit.canary_protocol import MOST_CANARIES, Coins, Protocol, commitment_to, register
@@ -163,7 +164,12 @@ class CanaryPopulation(Population):
         return self.real + self.canaries.count
 
     def train(
-        self, weights: NDArray[np.float32], clients: Sequence[int], *, round: int
+        self,
+        weights: NDArray[np.float32],
+        clients: Sequence[int],
+        *,
+        round: int,
+        visit: Visit | None = None,
     ) -> NDArray[np.float32]:
         """(K, d) updates; a canary's is the same in every round."""
         self.longest = max(self.longest, float(np.linalg.norm(weights)))
@@ -173,7 +179,8 @@ class CanaryPopulation(Population):
         if planted.any():
             updates[planted] = self.canaries.updates((ids[planted] - self.real).tolist())
         if not planted.all():
-            updates[~planted] = super().train(weights, ids[~planted].tolist(), round=round)
+            real = ids[~planted].tolist()
+            updates[~planted] = super().train(weights, real, round=round, visit=visit)
         return updates
 
     def planted(self, clients: Sequence[int]) -> NDArray[np.bool_]:
@@ -220,7 +227,13 @@ class CanaryPopulation(Population):
         sums[round] = sums.get(round, 0.0) + part
 
     def clipped_sum(
-        self, weights: NDArray[np.float32], clients: Sequence[int], *, round: int, clip: float
+        self,
+        weights: NDArray[np.float32],
+        clients: Sequence[int],
+        *,
+        round: int,
+        clip: float,
+        visit: Visit | None = None,
     ) -> ClippedSum:
         """Always refused: floating-point sums are not a release.
 
@@ -338,6 +351,11 @@ def _require_attackable(config: Config) -> None:
             "--canaries with rounds.mode = 'buffered': whether a canary is there must not move the "
             "other uploads; use 'synchronous'"
         )
+    if config.cohort.weighting != "none":
+        raise ConfigError(
+            f"--canaries has cohort.weighting = '{config.cohort.weighting}': canaries hold no "
+            f"examples; audit the job with weighting = 'none'"
+        )
     if config.privacy.unit == "example":
         raise ConfigError("--canaries attacks the unit 'client'; privacy.unit is 'example'")
 
@@ -365,6 +383,11 @@ def _plant(
         }
     )
     base = prepare(plain, data=data, device=device)
+    if base.population.trainer.parts.blocks:
+        raise ConfigError(
+            f"--canaries with the blocks {', '.join(base.population.trainer.parts.blocks)} of a "
+            f"local procedure: canaries are updates; audit the job with local.procedure = 'train'"
+        )
     population = CanaryPopulation(
         train_set=base.population.train_set,
         partition=base.population.partition,

@@ -27,6 +27,8 @@ from server.job_opening import JobSpec, restore_job, start_job
 from server.rounds import RoundAborted
 from server.summary import summarize
 from simulations.buffered.rounds import BufferedRounds
+from simulations.client_states import NAME as CLIENT_STATES
+from simulations.client_states import ClientStates
 from simulations.engine.noise_ahead import NoiseAhead
 from simulations.interrupts import uninterrupted
 from simulations.randomness import Randomness
@@ -162,6 +164,7 @@ def _spec(setting: Setting, disk: Executor) -> JobSpec:
         clipping=setting.clipping,
         entropy=setting.randomness.job(),
         disk=disk,
+        parts=setting.parts,
     )
 
 
@@ -198,12 +201,14 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
         possible=job.plan.noise == "once" and coordinator.clipping is None and not buffered,
     )
     buffers = BufferedRounds(setting, job, observer) if buffered else None
+    states = ClientStates(folder.path / CLIENT_STATES)
+    states.keep_only(job.ledger.committed)
     try:
         while coordinator.reserved < job.plan.rounds:
             started = time.monotonic()
             with disk_errors(folder.path):
                 if buffers is None:
-                    trained = _one_round(setting, job, observer, ahead)
+                    trained = _one_round(setting, job, observer, ahead, states)
                 else:
                     trained = buffers.next()
                 if evaluated := _evaluation_due(job):
@@ -224,6 +229,7 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
         status = "interrupted"
     finally:
         ahead.close()
+        states.close()
         if buffers is not None:
             buffers.close()
     with disk_errors(folder.path), uninterrupted():
@@ -256,7 +262,9 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
     )
 
 
-def _one_round(setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead) -> int:
+def _one_round(
+    setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead, states: ClientStates
+) -> int:
     """Run one round up to its checkpoint and commit, which reaches the disk with the next round's
     reservation or at `settle`; returns how many clients trained."""
     coordinator, randomness = job.coordinator, setting.randomness
@@ -274,11 +282,14 @@ def _one_round(setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead
         randomness=randomness,
         now=setting.clock.now,
         exhausted=coordinator.exhausted,
+        states=str(states.path) if setting.population.trainer.keeps_state else "",
+        weight_cap=0 if setting.parts is None else setting.parts.weight_cap,
     )
     try:
         summed = _sum(setting, cohort)
     except RoundAborted as abort:
         with uninterrupted():
+            states.forget(open_.number)
             coordinator.abort_round(str(abort), before_unmask=abort.nothing_summed)
         observer(f"round {open_.number} gave no model: {abort}")
         for client, reason in list(abort.refusals.items())[:1]:
@@ -289,6 +300,7 @@ def _one_round(setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead
         ahead.begin(open_.number + 1)
     try:
         with uninterrupted():
+            states.settle(open_.number)
             coordinator.finish_round(
                 summed.total,
                 summed.survivors,
@@ -303,6 +315,7 @@ def _one_round(setting: Setting, job: Job, observer: Observer, ahead: NoiseAhead
                 },
             )
     except SumRefused as refused:
+        states.forget(open_.number)
         observer(f"round {open_.number} gave no model: {refused}")
         return 0
     if summed.unusable:

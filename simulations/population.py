@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.training import ClippedSum, Trainer
+from client.training.procedure.visit import Visit
 from fedsys.tasks import Examples, Origin, Partition
 from fedsys.tasks.partition import Compressed, Resampled
 from fedsys.wire.assignment import batch_seed
@@ -62,9 +63,15 @@ class Population:
         return self._identities[client]
 
     def train(
-        self, weights: NDArray[np.float32], clients: Sequence[int], *, round: int
+        self,
+        weights: NDArray[np.float32],
+        clients: Sequence[int],
+        *,
+        round: int,
+        visit: Visit | None = None,
     ) -> NDArray[np.float32]:
-        """(K, d) float32 updates of these clients, all trained from `weights` (d,).
+        """(K, width) float32 updates of these clients, all trained from `weights` (d,), with the
+        blocks of a local procedure that sends any.
 
         A client's batch order depends only on the job's seed, the round and the client.
         """
@@ -74,10 +81,17 @@ class Population:
             [self.partition.indices_of(client) for client in clients],
             [batch_seed(self.seed, round, client) for client in clients],
             names=list(clients),
+            visit=visit,
         )
 
     def clipped_sum(
-        self, weights: NDArray[np.float32], clients: Sequence[int], *, round: int, clip: float
+        self,
+        weights: NDArray[np.float32],
+        clients: Sequence[int],
+        *,
+        round: int,
+        clip: float,
+        visit: Visit | None = None,
     ) -> ClippedSum:
         """The same updates, each clipped to norm `clip`, summed in floating point."""
         return self.trainer.clipped_sum(
@@ -87,6 +101,7 @@ class Population:
             [batch_seed(self.seed, round, client) for client in clients],
             clip=clip,
             names=list(clients),
+            visit=visit,
         )
 
     def chunks(
@@ -101,7 +116,7 @@ class Population:
                 together. Only a chunk with more than `most` clients, of few examples each, is cut
                 further.
         """
-        sizes = self._examples(clients)
+        sizes = self.examples(clients)
         order = np.argsort(-sizes, kind="stable")
         ordered = [clients[at] for at in order.tolist()]
         parts = -(-len(ordered) // (most * processes)) * processes
@@ -117,7 +132,7 @@ class Population:
             cut += [tuple(ordered[a:b]) for a, b in pairwise(cuts)]
         return [chunk for chunk in cut if chunk]
 
-    def _examples(self, clients: Sequence[int]) -> NDArray[np.int64]:
+    def examples(self, clients: Sequence[int]) -> NDArray[np.int64]:
         """(K,) number of examples that each client holds."""
         if isinstance(self.partition, Compressed):
             which = np.asarray(clients, dtype=np.int64)

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ from fedsys.errors import ConfigError, LedgerError
 from fedsys.tasks.partition import Compressed
 from fedsys.versions import versions
 from server.checkpoint import model_bytes, sha256_of_aggregate, sha256_of_weights
-from server.job_settings import strategy_of
+from server.job_settings import parts_of, strategy_of
+from server.strategy_base import ReceivingStrategy, shared_by
+from simulations.client_states import NAME as CLIENT_STATES
+from simulations.client_states import ClientStates
 from simulations.engine.base import Engine
-from simulations.engine.chunk import Protocol, RoundWork, in_ring
+from simulations.engine.chunk import RoundWork, in_ring
 from simulations.engine.layout import cores, lay_out
 from simulations.population import Population
 from simulations.randomness import SystemRandomness
@@ -135,8 +139,12 @@ def replay(
     local = {"backend": "local", "processes": processes}
     here = config.model_copy(update={"engine": config.engine.model_copy(update=local)})
     at_once = clients_at_once(config.engine.chunk)
-    with lay_out(here, recorded.plan, population, randomness, at_once).engine as engine:
-        return _replay(recorded, population, engine, observer or _ignore)
+    with (
+        lay_out(here, recorded.plan, population, randomness, at_once).engine as engine,
+        tempfile.TemporaryDirectory(prefix="fedsys-replay-") as scratch,
+    ):
+        states = ClientStates(Path(scratch) / CLIENT_STATES)
+        return _replay(recorded, population, engine, observer or _ignore, states)
 
 
 def _ignore(_number: int, _of: int) -> None:
@@ -189,9 +197,12 @@ def _replay(
     population: Population,
     engine: Engine,
     observer: Callable[[int, int], None],
+    states: ClientStates,
 ) -> Replay:
     view, mechanism = recorded.view, recorded.plan.build_mechanism()
-    strategy, weights = strategy_of(recorded.config), population.trainer.initial_weights()
+    trainer = population.trainer
+    strategy = strategy_of(recorded.config, recorded.plan, trainer.dimension)
+    parts, weights = parts_of(recorded.config, trainer.parts), trainer.initial_weights()
     stated = {record.round: record.body for record in view.rounds if record.outcome == "commit"}
     difference = _compared(
         "the initial model", view.header.get("initial_weights_sha256"), sha256_of_weights(weights)
@@ -200,12 +211,27 @@ def _replay(
     for number, survivors in recorded.survivors.items():
         if difference is not None:
             break
-        total = _total(recorded, population, engine, number, weights)
+        work = _work(recorded, number, weights)
+        work = replace(
+            work,
+            shared=shared_by(strategy),
+            states=str(states.path) if trainer.keeps_state else "",
+            weight_cap=parts.weight_cap,
+        )
+        total = _total(recorded, population, engine, work)
+        states.settle(number)
         body = stated[number]
         difference = _compared(
             f"round {number}'s aggregate", body.get("aggregate_sha256"), sha256_of_aggregate(total)
         )
-        weights = strategy.apply(weights, mechanism.decode(total)).astype(np.float32)
+        mean, sent = parts.split(
+            mechanism.decode(total),
+            clip=mechanism.event.clip,
+            deviation=mechanism.noise_deviation,
+        )
+        if sent and isinstance(strategy, ReceivingStrategy):
+            strategy.receive(sent)
+        weights = strategy.apply(weights, mean).astype(np.float32)
         difference = difference or _compared(
             f"round {number}'s model", body.get("weights_sha256"), sha256_of_weights(weights)
         )
@@ -232,29 +258,33 @@ def _replay(
     )
 
 
-def _total(
-    recorded: RecordedRun, population: Population, engine: Engine, number: int, weights: Weights
-) -> NDArray[Any]:
-    """(length,) the sum mod 2^b of a round's survivors, in the chunks of the run."""
-    config, mechanism = recorded.config, recorded.plan.build_mechanism()
-    survivors = recorded.survivors[number]
-    if not all(0 <= client < population.size for client in survivors):
-        raise LedgerError(f"round {number} summed a client that the population does not have")
-    protocol: Protocol = "float" if config.aggregation.protocol == "float" else "ideal"
-    work = RoundWork(
+def _work(recorded: RecordedRun, number: int, weights: Weights) -> RoundWork:
+    return RoundWork(
         number=number,
         weights=weights,
         seed=bytes(32),
-        mechanism=mechanism.event.to_json(),
-        protocol=protocol,
+        mechanism=recorded.plan.build_mechanism().event.to_json(),
+        protocol="float" if recorded.config.aggregation.protocol == "float" else "ideal",
+        rounds=recorded.plan.rounds,
     )
+
+
+def _total(
+    recorded: RecordedRun, population: Population, engine: Engine, work: RoundWork
+) -> NDArray[Any]:
+    """(length,) the sum mod 2^b of a round's survivors, in the chunks of the run."""
+    config, mechanism = recorded.config, recorded.plan.build_mechanism()
+    number = work.number
+    survivors = recorded.survivors[number]
+    if not all(0 <= client < population.size for client in survivors):
+        raise LedgerError(f"round {number} summed a client that the population does not have")
     chunks = population.chunks(
         survivors,
         clients_at_once(config.engine.chunk),
         processes=max(1, config.engine.processes),
     )
     flat, _tally = engine.total(work, chunks, mechanism.length)
-    return in_ring(flat, mechanism, protocol, invited=recorded.invited[number])
+    return in_ring(flat, mechanism, work.protocol, invited=recorded.invited[number])
 
 
 def _compared(what: str, recorded: object, replayed: str) -> Difference | None:

@@ -14,10 +14,13 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from client.training.procedure.visit import Visit
 from fedsys.config import Config
 from fedsys.errors import ConfigError
 from fedsys.privacy import PrivacyPlan
 from fedsys.privacy.encoding.clipping import clip_to_integers, wide_scale
+from server.job_settings import strategy_of
+from server.strategy_base import shared_by
 from simulations.population import Population
 
 __all__ = ["check_clip", "loss_by_rounding"]
@@ -47,7 +50,7 @@ def check_clip(config: Config, plan: PrivacyPlan, population: Population) -> str
     if not plan.build_mechanism().sums_integers:
         return ""
     clip = plan.event().clip
-    norms, losses, total = _tried(population, clip)
+    norms, losses, total = _tried(population, clip, _visit(config, plan, population))
     if not norms:
         return ""
     lost = float(np.median(losses))
@@ -77,14 +80,15 @@ def check_clip(config: Config, plan: PrivacyPlan, population: Population) -> str
 
 
 def _tried(
-    population: Population, clip: float
+    population: Population, clip: float, visit: Visit
 ) -> tuple[list[float], list[float], NDArray[np.float64]]:
     """Norms of a few clients' updates, what rounding changes of each, and their clipped sum (d,);
     one client at a time, so that a large model needs no more memory than in training."""
-    weights = population.trainer.initial_weights()
+    weights, dimension = population.trainer.initial_weights(), population.trainer.dimension
     norms, losses, total = list[float](), list[float](), np.zeros(len(weights))
     for id in np.linspace(0, population.size - 1, min(_PROBED, population.size)).astype(int):
-        update = population.train(weights, [int(id)], round=1)[0].astype(np.float64)
+        trained = population.train(weights, [int(id)], round=1, visit=visit)
+        update = trained[0, :dimension].astype(np.float64)
         norm = float(np.linalg.norm(update))
         if not (math.isfinite(norm) and norm > 0):
             continue
@@ -92,6 +96,12 @@ def _tried(
         losses.append(loss_by_rounding(update, clip))
         total += update * min(1.0, clip / norm)
     return norms, losses, total
+
+
+def _visit(config: Config, plan: PrivacyPlan, population: Population) -> Visit:
+    """A first round, of which clients keep nothing."""
+    strategy = strategy_of(config, plan, population.trainer.dimension)
+    return Visit(round=0, rounds=plan.rounds, shared=shared_by(strategy))
 
 
 def loss_by_rounding(update: NDArray[np.float64], clip: float) -> float:

@@ -13,11 +13,12 @@ from fedsys.config import Config
 from fedsys.errors import ConfigError
 from fedsys.preprocessing import Preprocessing
 from fedsys.privacy import AdaptiveClipping, Mechanism, PrivacyPlan
+from fedsys.privacy.encoding.parts import Parts
 from fedsys.tasks import Examples
 from fedsys.wire.round_params import round_params
 from secure_agg.errors import ParameterError
 from server.job import JobFacts, job_withheld
-from server.job_settings import clipping_for, example_steps, plan_for, strategy_of
+from server.job_settings import clipping_for, example_steps, parts_of, plan_for, strategy_of
 from simulations.engine.base import Engine, using_threads
 from simulations.engine.layout import lay_out, recruits_for
 from simulations.faults import FaultPlan, SimulatedClock
@@ -47,6 +48,7 @@ class Setting:
         notice: lines that anyone who watches the run should read; may be empty.
         preprocessing: what the task declares.
         reading: what was read of the data, where the task says so.
+        parts: what lies where in a client's vector.
     """
 
     config: Config
@@ -61,6 +63,7 @@ class Setting:
     notice: str = ""
     preprocessing: Preprocessing = "undeclared"
     reading: tasks.DataReading | None = None
+    parts: Parts | None = None
 
     @property
     def chunk(self) -> int:
@@ -121,7 +124,8 @@ def prepare(
     """
     origin = origin or tasks.Origin.named(config.task.name, config.task.options)
     task = origin.task
-    strategy_of(config)
+    if ":" not in config.server.strategy:
+        strategy_of(config)  # its name and numbers, before anything is read
     examples = tasks.read_data(task, tasks.DataSource.locate(data))
     tasks.check_contract(task, examples, config.job.seed)
     if config.evaluation.data != "none":
@@ -144,11 +148,15 @@ def prepare(
         origin=origin,
     )
     sizes = trainer.layout.sizes
+    parts = parts_of(config, trainer.parts)
+    _check_procedure(config, trainer)
     with ExitStack() as held:
         recruits = recruits_for(config, population)
         if recruits is not None:
             held.callback(recruits.close)
-        plan = plan_for(config, population=partition.clients, layers=sizes)
+        further = parts.length - parts.dimension
+        plan = plan_for(config, population=partition.clients, layers=sizes, further=further)
+        strategy_of(config, plan, trainer.dimension, parts)
         _check_secure(config, plan)
         config = _resolved(config, plan, population)
         with using_threads(config.engine.threads or int(trainer.device.type == "cpu")):
@@ -170,6 +178,7 @@ def prepare(
         notice="\n".join(each for each in notices if each),
         preprocessing=tasks.preprocessing_of(task),
         reading=examples.reading,
+        parts=parts,
     )
 
 
@@ -205,6 +214,22 @@ def trainer_for(
         )
     engine = config.engine
     return Trainer(task, local, device, engine.path, engine.chunk or None, config.job.seed, sample)
+
+
+def _check_procedure(config: Config, trainer: Trainer) -> None:
+    """A procedure of one's own goes where its clients' states can be kept."""
+    if not trainer.keeps_state:
+        return
+    if config.rounds.mode == "buffered":
+        raise ConfigError(
+            "rounds.mode = 'buffered' with a local procedure: what a client keeps belongs to a "
+            "round, and its rounds overlap here; set rounds.mode = 'synchronous'"
+        )
+    if config.engine.backend == "ray":
+        raise ConfigError(
+            "engine.backend = 'ray' with a local procedure: what clients keep is a file of this "
+            "machine; set engine.backend = 'local'"
+        )
 
 
 def _with_example_rate(config: Config, partition: tasks.Partition) -> Config:

@@ -73,6 +73,8 @@ class Cohort:
         now: Simulated seconds since the job began.
         exhausted: Clients that have contributed as often as they may. Like devices, they send
             zeros and their noise share, so that no round is aborted for lack of them.
+        states: File in which clients' own tensors are kept; empty keeps none.
+        weight_cap: Number of examples at which a client's weight is 1; 0 where clients count alike.
     """
 
     round: OpenRound
@@ -86,6 +88,8 @@ class Cohort:
     randomness: Randomness
     now: float = 0.0
     exhausted: frozenset[int] = frozenset()
+    states: str = ""
+    weight_cap: int = 0
 
     @property
     def work(self) -> RoundWork:
@@ -99,6 +103,10 @@ class Cohort:
             protocol=self.aggregation.protocol,
             clipping=assignment.clipping,
             exhausted=self.exhausted,
+            rounds=self.plan.rounds,
+            shared=assignment.shared,
+            states=self.states,
+            weight_cap=self.weight_cap,
         )
 
     def chunks(self, clients: Sequence[int]) -> list[Chunk]:

@@ -14,6 +14,7 @@ from client.training.local import LocalConfig
 from fedsys.errors import Cause, ConfigError, PolicyRefusal
 from fedsys.graphs import Vetted
 from fedsys.privacy import Entropy
+from fedsys.privacy.encoding.parts import Parts
 from fedsys.wire import Assignment
 from fedsys.wire.terms import Terms
 
@@ -74,6 +75,12 @@ class GraphData:
                 cause=Cause.TASK,
             )
         local = self._local(terms)
+        if not local.plain or terms.shared:
+            raise PolicyRefusal(
+                "the job asks for a local procedure, a schedule or another optimizer than sgd and "
+                "adam, for which this device has a graph only",
+                cause=Cause.TASK,
+            )
         if local.batch_size > graph.batch_size:
             raise PolicyRefusal(
                 f"batches of {local.batch_size} are asked for, but the graph takes "
@@ -85,7 +92,7 @@ class GraphData:
     def train(
         self, terms: Terms, assignment: Assignment, client: int, entropy: Entropy
     ) -> NDArray[np.float32]:
-        """(1, d) this client's update, from a process of its own."""
+        """(1, length) this client's update and weight, from a process of its own."""
         trained = train(
             self._vetted,
             self._examples,
@@ -103,7 +110,10 @@ class GraphData:
             peak,
             trained.walls,
         )
-        return trained.update[None]
+        parts = Parts(dimension=terms.dimension, weight_cap=terms.weight_cap)
+        return parts.assemble(
+            trained.update[None], clip=terms.plan.clip, examples=[self._examples.count]
+        )
 
     @staticmethod
     def _local(terms: Terms) -> LocalConfig:

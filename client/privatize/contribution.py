@@ -1,6 +1,7 @@
-"""A client's contribution: its update or, by a secret coin, zero; with adaptive clipping's bits.
+"""A client's contribution: its update or, by a secret coin, zero; with adaptive clipping's bits, or
+with a procedure's blocks and the client's weight.
 
-Both steps come before the mechanism's own clipping, which bounds whatever they return.
+All steps come before the mechanism's own clipping, which bounds whatever they return.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.privacy import AdaptiveClipping, Entropy
+from fedsys.privacy.encoding.parts import Parts
 from fedsys.privacy.sampling.cohorts import secret_coin
 
 __all__ = ["contribution"]
@@ -23,8 +25,13 @@ def contribution(
     participation: float,
     clipping: Mapping[str, Any] | None,
     entropy: Entropy | Sequence[Entropy],
+    parts: Parts | None = None,
+    clip: float = 0.0,
+    examples: Sequence[int] = (),
 ) -> NDArray[np.float32]:
     """(K, d) updates as what the mechanism encodes: (K, d), or (K, d + G) with clipping bits.
+
+    With `parts`, rows are (K, width) and come back as (K, length).
 
     Args:
         updates: (K, d) float32, one row per client.
@@ -32,7 +39,12 @@ def contribution(
             observe (the noise and the timing are the same).
         clipping: `AdaptiveClipping` as JSON, or None.
         entropy: source of the coins: one for all rows, or one per row.
+        parts: what lies where in a row; None where it is the update alone.
+        clip: C, with `parts`.
+        examples: (K,) numbers of examples, where clients are weighted by them.
     """
+    if parts is not None and not parts.plain:
+        updates = parts.assemble(updates, clip=clip, examples=examples)
     if participation < 1:
         updates = updates.copy()
         for row in range(len(updates)):

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from client.privatize.floats import clipped_sum_of
 from client.training.autotune import Choice, best, candidates, measure, most_at_once
 from client.training.batched import BatchedPath
 from client.training.carryover import refuse_carryover
@@ -37,9 +38,13 @@ from client.training.graph.path import GraphPath
 from client.training.graph.resident import Resident
 from client.training.local import LocalConfig
 from client.training.loop import LoopPath
+from client.training.procedure.loading import procedure_of
+from client.training.procedure.path import ProcedurePath
+from client.training.procedure.visit import Visit
 from client.training.selfcheck import PathFactory, reason_to_refuse
 from fedsys.errors import ConfigError, TrainingError
 from fedsys.model_state import arranged, digest_of
+from fedsys.privacy.encoding.parts import Parts
 from fedsys.tasks import Examples, Task
 from fedsys.tasks.modelling import conformed, init_model
 
@@ -112,6 +117,7 @@ class Trainer:
         _refuse_running_statistics(self._model)
         self._layout = FlatLayout.of(self._model)
         self._initial = self._layout.read(self._model)
+        self._procedure = self._procedure_path(path)
         self._runner = ChunkRunner(task, self._model, local, PATHS)
         self._choice: Choice | None = None
         self._placed: tuple[Examples, Examples] | None = None
@@ -130,6 +136,23 @@ class Trainer:
     def layout(self) -> FlatLayout:
         """Where each parameter lies in the flat vector."""
         return self._layout
+
+    @property
+    def parts(self) -> Parts:
+        """What a client's row holds: its update, and the blocks of its procedure."""
+        if self._procedure is None:
+            return Parts(dimension=self.dimension)
+        return self._procedure.parts
+
+    @property
+    def has_procedure(self) -> bool:
+        """Whether a local procedure trains the clients."""
+        return self._procedure is not None
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether that procedure may keep tensors of its clients: any but the plain one."""
+        return self._procedure is not None and not self._procedure.stateless
 
     @property
     def choice(self) -> Choice | None:
@@ -175,6 +198,8 @@ class Trainer:
 
         With `clip`, `clipped_sum` is measured, else `train`.
         """
+        if self._procedure is not None:
+            self._choice = Choice(path="loop", chunk=self._asked_chunk or 1)
         if self._choice is None:
             usual = sorted(client_rows, key=len)[len(client_rows) // 4 :]
             start, pool = self._tensor(weights), self._place(examples)
@@ -196,6 +221,7 @@ class Trainer:
         *,
         names: Sequence[object] | None = None,
         out: Weights | None = None,
+        visit: Visit | None = None,
     ) -> Weights:
         """Trains every client from the same weights.
 
@@ -206,21 +232,27 @@ class Trainer:
             seeds: Each client's seed. Its batches are a pure function of it; its dropout masks
                 also depend on path and chunk.
             names: The clients' names in errors; their positions by default.
-            out: (K, d) float32 to write into; reusing one saves the cost of fresh memory.
+            out: (K, width) float32 to write into; reusing one saves the cost of fresh memory.
+            visit: What the round brings to a local procedure.
 
         Returns:
-            (K, d) w_local - w_global. A client whose training diverged has NaN or infinity in its
+            (K, width) w_local - w_global, and behind it the blocks of a procedure that sends any
+            (see `parts`). A client whose training diverged has NaN or infinity in its
             row, which is left to the privacy mechanism.
 
         Raises:
             TrainingError: training failed; the message names the client, the cause and the remedy.
         """
-        shape = (len(client_rows), self.dimension)
+        shape = (len(client_rows), self.parts.width)
         if out is None:
             out = np.empty(shape, dtype=np.float32)
         elif out.shape != shape or out.dtype != np.float32:
             raise TrainingError(f"out is {out.dtype} {out.shape}; expected float32 {shape}")
         start, pool = self._tensor(weights), self._place(examples)
+        if self._procedure is not None:
+            called = names if names is not None else range(len(client_rows))
+            self._procedure.train(start, pool, client_rows, seeds, called, visit or Visit(), out)
+            return out
         for path, which, clients in self._chunks(weights, examples, client_rows, seeds, names):
             in_order = which == list(range(which[0], which[0] + len(which)))
             if in_order and self._device.type == "cpu" and start.dtype == torch.float32:
@@ -240,12 +272,18 @@ class Trainer:
         *,
         clip: float,
         names: Sequence[object] | None = None,
+        visit: Visit | None = None,
     ) -> ClippedSum:
         """Trains every client and adds the updates, each scaled down to norm `clip`, in floating
         point: for simulations that need no single update. Arguments and errors are as in `train`.
         """
         if not clip > 0:
             raise TrainingError(f"clip = {clip}: must be positive")
+        if self._procedure is not None:
+            rows = self.train(weights, examples, client_rows, seeds, names=names, visit=visit)
+            made = torch.from_numpy(self.parts.assemble(rows, clip=clip))
+            summed, found = clipped_sum_of(made, clip)
+            return ClippedSum(total=summed.double().numpy(), norms=found.numpy())
         total = np.zeros(self.dimension, dtype=np.float64)
         norms = np.zeros(len(client_rows), dtype=np.float32)
         start, pool = self._tensor(weights), self._place(examples)
@@ -276,6 +314,17 @@ class Trainer:
         for at in range(0, len(order), choice.chunk):
             which = order[at : at + choice.chunk]
             yield choice.path, which, clients.take(which)
+
+    def _procedure_path(self, path: str) -> ProcedurePath | None:
+        procedure = procedure_of(self._task, self._local)
+        if procedure is None:
+            return None
+        if path not in ("auto", "loop"):
+            raise ConfigError(
+                f"engine.path = {path!r}: {procedure.name} trains clients one by one; set it to "
+                f"'auto' or 'loop'"
+            )
+        return ProcedurePath(self._task, self._model, self._local, procedure)
 
     def _longest_first(self, rows: Sequence[Rows]) -> list[int]:
         lengths = np.array([self._local.steps(len(each)) for each in rows])

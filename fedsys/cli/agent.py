@@ -85,6 +85,13 @@ def run(
             "writes; --option takes precedence.",
         ),
     ] = None,
+    procedure: Annotated[
+        str,
+        typer.Option(
+            metavar="MODULE:ATTR",
+            help="A local procedure, installed here, that jobs may name in local.procedure.",
+        ),
+    ] = "",
     corrupt: Annotated[
         float | None,
         typer.Option(
@@ -112,7 +119,7 @@ def run(
     stored = {} if options_file is None else options_in(options_file, data.partition("=")[0])
     options = {**stored, **options_of(option or [])}
     with exclusive(folder, "fedsys agent run"):
-        source = _Source(data, shard, options, graph, engine)
+        source = _Source(data, shard, options, graph, engine, procedure, folder / "states")
         _serve(credentials, source, corrupt=corrupt, stop=stop)
     say("stopped", err=True)
 
@@ -126,6 +133,8 @@ class _Source:
     options: dict[str, object]
     graph: Path | None
     engine: str
+    procedure: str
+    states: Path
 
     def worker(self, policy: Policy | None) -> tuple[Worker, str, ApprovedTask]:
         """The worker, the task's name, and what the policy is to approve."""
@@ -136,9 +145,10 @@ class _Source:
         if self.graph is not None:
             from fedsys.cli.agent_graph import graph_worker
 
-            if self.shard is not None or self.options:
+            if self.shard is not None or self.options or self.procedure:
                 raise ConfigError(
-                    "--shard, --option and --options are for tasks; a graph contains its options"
+                    "--shard, --option, --options and --procedure are for tasks; a graph contains "
+                    "its options"
                 )
             made = graph_worker(self.graph, data=self.data, engine=self.engine, threads=threads)
             graph = made.graph.graph
@@ -147,6 +157,7 @@ class _Source:
         import torch
         from threadpoolctl import threadpool_limits
 
+        from client.device_states import DeviceStates
         from client.local_data import DataSpec, LocalData
 
         torch.set_num_threads(threads)
@@ -156,6 +167,8 @@ class _Source:
             DataSpec.parse(self.data, self.shard),
             options=self.options,
             device="cuda" if gpu else "cpu",
+            procedure=self.procedure,
+            states=DeviceStates(self.states),
         )
         return worker, worker.spec.task, ApprovedTask(sha256=worker.sha256, options=self.options)
 

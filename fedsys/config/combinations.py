@@ -24,6 +24,7 @@ __all__ = [
     "one_holder",
     "protects_examples",
     "summed_fits",
+    "weighting_fits",
     "with_buffer_as_cohort",
 ]
 
@@ -41,6 +42,32 @@ def needs_noise(privacy: Privacy) -> None:
         raise ConfigError(
             f"privacy.mechanism = '{privacy.mechanism}' needs privacy.epsilon (the noise is "
             f"derived) or privacy.noise_multiplier (epsilon is derived)"
+        )
+
+
+def weighting_fits(cohort: Cohort, privacy: Privacy, aggregation: Aggregation) -> None:
+    """Weights have a cap, and travel in a vector of their own."""
+    if cohort.weighting == "none":
+        if cohort.weight_cap is not None:
+            raise ConfigError(
+                f"cohort.weight_cap = {cohort.weight_cap} with cohort.weighting = 'none': leave it "
+                f"out, or set cohort.weighting = 'examples'"
+            )
+        return
+    if cohort.weight_cap is None:
+        raise ConfigError(
+            "cohort.weighting = 'examples' needs cohort.weight_cap: the number of examples at "
+            "which a client's weight is 1"
+        )
+    if aggregation.protocol == "float":
+        raise ConfigError(
+            "cohort.weighting = 'examples' with aggregation.protocol = 'float': use 'ideal' or "
+            "'secure'"
+        )
+    if privacy.mechanism == "example-gaussian":
+        raise ConfigError(
+            "cohort.weighting = 'examples' with privacy.mechanism = 'example-gaussian', which "
+            "protects examples and would show how many there are: use weighting = 'none'"
         )
 
 

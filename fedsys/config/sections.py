@@ -119,6 +119,12 @@ class Cohort(Section):
             like ``cap``.
         participation: Probability that an invited client contributes its update; otherwise it
             secretly contributes zeros and its share of the noise.
+        weighting: Whether a client's update counts by its number of examples. ``none``: clients
+            count alike, the mean is unweighted. ``examples``: weights up to ``weight_cap``
+            examples, which travel as one more noised coordinate and never in the clear; it takes
+            half of ``privacy.clip``, which leaves 87% of it to the update.
+        weight_cap: Number of examples at which a client's weight is 1, under ``examples``. It must
+            not be derived from the clients' data.
         min_separation: Fewest rounds between two participations of one client. Required by
             ``min-separation`` and by ``banded-mf``; under ``banded-mf`` with Poisson sampling it is
             the number of groups that take turns.
@@ -129,6 +135,8 @@ class Cohort(Section):
     cap: Count | None = None
     min_survivors: Count | None = None
     participation: Probability = 1.0
+    weighting: Literal["none", "examples"] = "none"
+    weight_cap: Count | None = None
     min_separation: Count | None = None
 
 
@@ -175,38 +183,65 @@ class Local(Section):
         epochs: Passes over the client's examples in a round.
         batch_size: Examples in a batch. Under ``example-gaussian`` it is the average size, from
             which ``privacy.example_rate`` is derived.
-        optimizer: Optimizer of the local steps.
+        optimizer: Optimizer of the local steps: sgd, adam, or the name of any other in
+            ``torch.optim``, such as adamw, which trains clients one by one.
+        optimizer_options: Further arguments of such an optimizer.
         learning_rate: Step size.
         momentum: Momentum of SGD.
         weight_decay: Coefficient of the L2 penalty that is added to the gradient.
         proximal_mu: Strength of FedProx's pull back to the round's model; 0 turns it off.
+        gradient_clip: L2 norm to which a batch's gradient is scaled down; 0 for none. It has
+            nothing to do with privacy.
+        schedule: How the step size changes from the job's first round to its last: ``constant``,
+            ``linear``, ``cosine`` or ``exponential``.
+        final_factor: The last round's step size over the first's.
+        step_schedule: The same over the steps of one client's round.
+        step_final_factor: The last step's step size over the first's.
+        warmup_steps: Number of steps of a client's round over which the step size rises.
+        procedure: How clients train, where it is more than steps of an optimizer: ``scaffold``,
+            ``fednova``, ``train`` (as this section says, even if the task has a procedure of its
+            own), or ``"package.module:Attr"`` for a procedure of your own. It trains clients one by
+            one. Devices run it only where it is installed and their owner named it.
+        options: The procedure's own options.
     """
 
     epochs: Count = 1
     batch_size: Count = 10
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: str = "sgd"
+    optimizer_options: dict[str, Any] = Field(default_factory=dict)
     learning_rate: Positive = 0.1
     momentum: Fraction = 0.0
     weight_decay: NonNegative = 0.0
     proximal_mu: NonNegative = 0.0
+    gradient_clip: NonNegative = 0.0
+    schedule: Literal["constant", "linear", "cosine", "exponential"] = "constant"
+    final_factor: Probability = 0.1
+    step_schedule: Literal["constant", "linear", "cosine", "exponential"] = "constant"
+    step_final_factor: Probability = 0.1
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
+    procedure: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Server(Section):
     """What the server does with a round's mean update.
 
     The mean is unweighted under every strategy, including ``fedavg``: each client counts equally,
-    however many examples it has, and the sum is divided by the expected cohort size. A weight would
-    be a private number of the client that no noise hides, and would let some clients move the sum
-    by more than the clipping norm that is paid for.
+    however many examples it has, and the sum is divided by the expected cohort size. A weight in
+    the clear would be a private number of the client that no noise hides, and would let some
+    clients move the sum by more than the clipping norm that is paid for; ``cohort.weighting =
+    "examples"`` weights within the noised vector.
 
     Attributes:
-        strategy: Server optimizer: fedavg, fedavgm, fedprox, fedadagrad, fedadam or fedyogi, or
+        strategy: Server optimizer: fedavg, fedavgm, fedprox, fedadagrad, fedadam or fedyogi;
+            scaffold or fednova, with the local procedure of that name; or
             ``"package.module:Attr"`` for one of your own.
         learning_rate: Step size of the server.
         momentum: Momentum of ``fedavgm``; the other strategies ignore it.
         beta1: Decay of the first moment (fedadagrad, fedadam, fedyogi).
         beta2: Decay of the second moment (fedadam, fedyogi).
         tau: Adaptivity, the smallest scale that counts as signal (fedadagrad, fedadam, fedyogi).
+        options: Options of a strategy of your own.
     """
 
     strategy: str = "fedavgm"
@@ -215,6 +250,7 @@ class Server(Section):
     beta1: Fraction = 0.9
     beta2: Fraction = 0.99
     tau: Positive = 1e-3
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Privacy(Section):

@@ -18,6 +18,7 @@ from fedsys.config.combinations import (
     one_holder,
     protects_examples,
     summed_fits,
+    weighting_fits,
     with_buffer_as_cohort,
 )
 from fedsys.config.sections import (
@@ -69,6 +70,7 @@ class Config(Section):
         narrow_fits(self.aggregation)
         losses_fit(self.aggregation)
         summed_fits(self.aggregation)
+        weighting_fits(self.cohort, self.privacy, self.aggregation)
         protects_examples(self.privacy, self.aggregation)
         one_holder(self.population, self.privacy)
         adapts(self.privacy, self.aggregation)

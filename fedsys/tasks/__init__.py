@@ -1,5 +1,6 @@
 """Tasks: model, data, loss and metrics, built in or the user's own."""
 
+from fedsys.privacy.encoding.parts import Block
 from fedsys.tasks.base import (
     DataReading,
     DataSource,
@@ -17,6 +18,7 @@ from fedsys.tasks.origin import Origin, Recipe
 from fedsys.tasks.partition import Partition, split
 
 __all__ = [
+    "Block",
     "DataReading",
     "DataSource",
     "Examples",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +19,10 @@ from secure_agg import RoundContext
 
 __all__ = ["Assignment", "batch_seed"]
 
-_KEYS = frozenset({"job", "round", "task", "local", "mechanism", "seed", "terms", "clipping"})
+_KEYS = frozenset(
+    {"job", "round", "task", "local", "mechanism", "seed", "terms", "clipping", "shared"}
+)
+_MOST_SHARED = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,7 @@ class Assignment:
         seed: seed from which each client derives its batch order.
         clipping: state of `fedsys.privacy.AdaptiveClipping`; None where the norm is fixed.
         terms: digest of the job's `Terms`; empty where the host does not ask agents for consent.
+        shared: further tensors that the server sends to everybody, by name, for a local procedure.
     """
 
     job: bytes
@@ -46,10 +51,11 @@ class Assignment:
     seed: int
     clipping: Mapping[str, Any] | None = None
     terms: bytes = b""
+    shared: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @cached_property
     def head(self) -> bytes:
-        """Everything but the weights, as canonical bytes."""
+        """Everything but the numbers of weights and shared tensors, as canonical bytes."""
         return encode_object(
             {
                 "job": self.job.hex(),
@@ -60,6 +66,7 @@ class Assignment:
                 "seed": self.seed,
                 "clipping": None if self.clipping is None else dict(self.clipping),
                 "terms": self.terms.hex(),
+                "shared": [[name, list(each.shape)] for name, each in self.shared.items()],
             }
         )
 
@@ -74,13 +81,15 @@ class Assignment:
         digest = hashlib.sha256(b"fedsys assignment v1\x00")
         digest.update(len(head).to_bytes(8, "big"))
         digest.update(head)
-        digest.update(np.ascontiguousarray(self.weights, dtype="<f4").data)
+        for each in (self.weights, *self.shared.values()):
+            digest.update(np.ascontiguousarray(each, dtype="<f4").tobytes())
         return digest.digest()
 
     @cached_property
     def weights_bytes(self) -> bytes:
-        """The weights as little-endian float32."""
-        return np.ascontiguousarray(self.weights, dtype="<f4").tobytes()
+        """The weights, then the shared tensors, as little-endian float32."""
+        numbers = (self.weights, *self.shared.values())
+        return b"".join(np.ascontiguousarray(each, dtype="<f4").tobytes() for each in numbers)
 
     @cached_property
     def event(self) -> Event:
@@ -124,11 +133,15 @@ class Assignment:
             raise ProtocolError("an assignment with a value of the wrong type")
         if len(weights) % 4:
             raise ProtocolError(f"weights of {len(weights)} bytes are not a float32 vector")
+        numbers = np.frombuffer(weights, dtype="<f4").astype(np.float32, copy=False)
+        shared = _shared(body["shared"], numbers)
+        own = len(numbers) - sum(each.size for each in shared.values())
         return cls(
             job=job,
             round=number,
             task=body["task"],
-            weights=np.frombuffer(weights, dtype="<f4").astype(np.float32, copy=False),
+            weights=numbers[:own],
+            shared=shared,
             local=body["local"],
             mechanism=body["mechanism"],
             seed=seed,
@@ -144,6 +157,34 @@ class Assignment:
     def epoch_context(self, buffers: int) -> RoundContext:
         """The same for an epoch of `buffers` buffers, of which this is the first's assignment."""
         return RoundContext(job=self.job, round=self.round, model_hash=self.digest, buffers=buffers)
+
+
+def _shared(stated: Any, numbers: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """The shared tensors at the end of an assignment's numbers, by their stated names and shapes.
+
+    Raises:
+        ProtocolError: no such tensors are there.
+    """
+    if type(stated) is not list or len(stated) > _MOST_SHARED:
+        raise ProtocolError("an assignment whose shared tensors are no short list")
+    sizes: list[tuple[str, tuple[int, ...], int]] = []
+    for each in stated:
+        if type(each) is not list or len(each) != 2 or type(each[0]) is not str:
+            raise ProtocolError("an assignment whose shared tensors have no names and shapes")
+        name, shape = each
+        if type(shape) is not list or len(shape) > 32 or not name.isprintable():
+            raise ProtocolError("an assignment whose shared tensors have no names and shapes")
+        if not all(type(size) is int and 0 <= size < 2**40 for size in shape):
+            raise ProtocolError("an assignment with a shared tensor of an impossible shape")
+        sizes.append((name, tuple(shape), math.prod(shape)))
+    start = len(numbers) - sum(size for _, _, size in sizes)
+    if start < 0 or len({name for name, _, _ in sizes}) != len(sizes):
+        raise ProtocolError("an assignment that lacks numbers of its shared tensors")
+    found: dict[str, NDArray[np.float32]] = {}
+    for name, shape, size in sizes:
+        found[name] = numbers[start : start + size].reshape(shape)
+        start += size
+    return found
 
 
 def batch_seed(seed: int, round: int, client: int) -> int:

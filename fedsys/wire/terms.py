@@ -21,6 +21,7 @@ MAX_ROUNDS = 1_000_000
 """The most rounds of a job that devices are asked to agree to."""
 
 _TEXTS = ("name", "task", "task_sha256", "graph_sha256", "path", "roster_hash")
+_NUMBERS = ("seed", "roster_version", "dimension", "shared", "weight_cap")
 _MOST_TEXT = 200
 """Characters of a name, which people will read in logs and on terminals."""
 
@@ -87,6 +88,8 @@ class Terms:
         answer: when uploads may leave at the earliest: ``at-once``, ``bucketed`` or
             ``at-deadline``; see `client.answer_time`.
         buffering: constants of buffered rounds; None where rounds are synchronous.
+        shared: numbers that the coordinator sends with each model, for a local procedure.
+        weight_cap: number of examples at which a client's weight is 1; 0 where clients count alike.
     """
 
     job: bytes
@@ -105,6 +108,13 @@ class Terms:
     answer: Literal["at-once", "bucketed", "at-deadline"] = "bucketed"
     graph_sha256: str = ""
     buffering: Buffering | None = None
+    shared: int = 0
+    weight_cap: int = 0
+
+    @property
+    def row_length(self) -> int:
+        """Coordinates of a client's vector, before adaptive clipping adds its bits."""
+        return self.dimension if self.plan.adaptive_clip else self.plan.dimension
 
     @property
     def largest_cohort(self) -> int:
@@ -142,7 +152,7 @@ class Terms:
         try:
             job = bytes.fromhex(body["job"])
             texts = [body[key] for key in _TEXTS]
-            numbers = [body[key] for key in ("seed", "roster_version", "dimension")]
+            numbers = [body[key] for key in _NUMBERS]
             tables = [body[key] for key in ("options", "local")]
             if (
                 len(job) != 32

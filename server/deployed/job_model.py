@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fedsys.config import Config
 from fedsys.preprocessing import Preprocessing
+from fedsys.privacy.encoding.parts import Parts
 
 __all__ = ["JobModel", "ModelSource"]
 
@@ -20,6 +21,11 @@ class JobModel(Protocol):
     @property
     def layers(self) -> tuple[int, ...]:
         """Sizes of the parameters, in the order of the flat vector; d in all."""
+        ...
+
+    @property
+    def parts(self) -> Parts:
+        """What local training returns: the update, and a procedure's blocks."""
         ...
 
     @property

@@ -24,8 +24,9 @@ from server.home.state import ACTIVE_JOB, JobRow, State
 from server.job import Job, JobFacts
 from server.job_ending import finish_ended, is_unfinished_end
 from server.job_opening import JobSpec, restore_job, start_job, take_up
-from server.job_settings import budget_of, clipping_for, plan_for
+from server.job_settings import budget_of, clipping_for, parts_of, plan_for
 from server.rounds import params_for
+from server.strategy_base import shared_by
 
 __all__ = ["AlreadyOver", "FolderLost", "JobFailed", "Preparation", "PreparedJob"]
 
@@ -130,7 +131,7 @@ class Preparation:
             raise JobFailed("no node is on the roster; enrol devices first")
         _require_fit(config, len(roster.members))
         model = self._models(config)
-        plan = plan_for(config, population=len(roster.members), layers=model.layers)
+        plan = _plan(config, model, roster)
         if plan.colluders < roster.colluders:
             raise JobFailed(
                 f"privacy.max_colluders = {plan.colluders}, but the roster's authority expects "
@@ -177,7 +178,7 @@ class Preparation:
         if roster is None:
             raise JobFailed(f"roster version {version} is gone")
         model = self._models(config)
-        plan = plan_for(config, population=len(roster.members), layers=model.layers)
+        plan = _plan(config, model, roster)
         spec = self._spec(config, plan, model, roster)
         return restore_job(folder, spec, ledger=ledger), model, roster
 
@@ -214,6 +215,7 @@ class Preparation:
             clipping=clipping_for(config, plan, model.layers),
             signer=self._home.signer,
             entropy=self._entropy,
+            parts=parts_of(config, model.parts),
         )
 
     def _promise(self, row: JobRow, plan: PrivacyPlan) -> float | None:
@@ -238,6 +240,13 @@ class Preparation:
                 f"by other jobs, and this one asks for {asked}"
             )
         return promised
+
+
+def _plan(config: Config, model: JobModel, roster: RosterStatement) -> PrivacyPlan:
+    parts = parts_of(config, model.parts)
+    further = parts.length - parts.dimension
+    population = len(roster.members)
+    return plan_for(config, population=population, layers=model.layers, further=further)
 
 
 def _require_fit(config: Config, population: int) -> None:
@@ -309,6 +318,8 @@ def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -
         roster_hash=roster.hash.hex(),
         answer=job.config.rounds.answer,
         buffering=_buffering(job.config),
+        shared=sum(each.size for each in shared_by(coordinator.strategy).values()),
+        weight_cap=parts_of(job.config, model.parts).weight_cap,
     )
     coordinator.terms = dataclasses.replace(coordinator.terms, agreed=terms.digest)
     return PreparedJob(id=row.id, job=job, model=model, terms=terms, roster=roster)

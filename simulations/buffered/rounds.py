@@ -239,6 +239,7 @@ class BufferedRounds:
                 protocol=aggregation.protocol,
                 exhausted=frozenset() if factor else frozenset(clients),
                 factor=factor or 1.0,
+                rounds=self._job.plan.rounds,
             )
             yield work, clients
 

@@ -18,6 +18,7 @@ import server.rounds
 from fedsys.config import Config, validate
 from fedsys.preprocessing import Preprocessing
 from fedsys.privacy import PrivacyPlan
+from fedsys.privacy.encoding.parts import Parts
 from fedsys.wire.round_params import round_params
 from secure_agg import SecAggParams
 from server.deployed.round import RoundCycle
@@ -50,6 +51,7 @@ class ScheduleModel:
     """The model of a schedule's job: eight weights from zero, and no test data."""
 
     layers = (DIMENSION,)
+    parts = Parts(dimension=DIMENSION)
     task_sha256 = CODE
     preprocessing: Preprocessing = "fixed"
     frozen_sha256 = None

@@ -9,7 +9,8 @@ int64, so neither the order of chunks nor the number of processes changes a bit 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,14 +20,17 @@ from numpy.typing import NDArray
 from client.privatize import privatize
 from client.privatize.contribution import contribution
 from client.privatize.integers import add_clipped_integers
+from client.training.procedure.visit import Visit
 from fedsys.privacy import Encoded, Entropy, Mechanism, event_from_json, mechanism_for
 from fedsys.privacy.encoding.clipping import wide_scale
 from fedsys.privacy.encoding.float_sums import FixedPoint
+from fedsys.privacy.encoding.parts import Parts
 from fedsys.privacy.encoding.rings import to_ring
 from secure_agg import SecAggParams
 from secure_agg.committee import MAX_COHORT
 from secure_agg.packing import PackedSum
 from secure_agg.params import MAX_MODULUS_BITS
+from simulations.client_states import ClientStates
 from simulations.population import Population
 from simulations.randomness import Randomness
 
@@ -51,6 +55,10 @@ class RoundWork:
         clipping: State of adaptive clipping, or None.
         exhausted: Clients that contribute zeros and do not train.
         factor: Factor above 0 by which clients scale their updates before clipping them.
+        rounds: Number of rounds of the job, for schedules.
+        shared: What the server sends to local procedures with the model.
+        states: File in which clients' own tensors are kept; empty keeps none.
+        weight_cap: Number of examples at which a client's weight is 1; 0 where clients count alike.
     """
 
     number: int
@@ -61,6 +69,10 @@ class RoundWork:
     clipping: Mapping[str, Any] | None = None
     exhausted: frozenset[int] = frozenset()
     factor: float = 1.0
+    rounds: int = 1
+    shared: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    states: str = ""
+    weight_cap: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +111,8 @@ class ChunkTrainer:
         self._mechanism: Mechanism
         self._made_of: dict[str, Any] | None = None
         self._floating: torch.Tensor | None = None
+        self._states: ClientStates | None = None
+        self._parts: Parts
 
     def begin(self, work: RoundWork) -> None:
         """Start a round: the chunks that follow belong to it."""
@@ -106,6 +120,9 @@ class ChunkTrainer:
         if self._made_of != work.mechanism:
             self._mechanism = mechanism_for(event_from_json(work.mechanism))
             self._made_of = work.mechanism
+        if work.states and self._states is None:
+            self._states = ClientStates(Path(work.states))
+        self._parts = replace(self._population.trainer.parts, weight_cap=work.weight_cap)
 
     @property
     def length(self) -> int:
@@ -168,7 +185,15 @@ class ChunkTrainer:
             participation=self._mechanism.event.sampling.participation,
             clipping=work.clipping,
             entropy=self._noise(clients),
+            parts=self._parts,
+            clip=self._mechanism.event.clip,
+            examples=self._population.examples(clients).tolist() if work.weight_cap else (),
         )
+
+    @property
+    def _visit(self) -> Visit:
+        work = self._work
+        return Visit(round=work.number, rounds=work.rounds, shared=work.shared, states=self._states)
 
     def _training(self, clients: Sequence[int]) -> int:
         """Number of these clients that train."""
@@ -179,11 +204,15 @@ class ChunkTrainer:
         work = self._work
         training = [client for client in clients if client not in work.exhausted]
         if len(training) == len(clients):
-            return self._population.train(work.weights, clients, round=work.number)
-        updates = np.zeros((len(clients), len(work.weights)), dtype=np.float32)
+            return self._population.train(
+                work.weights, clients, round=work.number, visit=self._visit
+            )
+        updates = np.zeros((len(clients), self._parts.width), dtype=np.float32)
         if training:
             rows = [row for row, client in enumerate(clients) if client not in work.exhausted]
-            updates[rows] = self._population.train(work.weights, training, round=work.number)
+            updates[rows] = self._population.train(
+                work.weights, training, round=work.number, visit=self._visit
+            )
         return updates
 
     def _add_floating(self, clients: Sequence[int], total: Total) -> Tally:
@@ -192,7 +221,9 @@ class ChunkTrainer:
         if not clients:
             return Tally()
         clip = event.clip / work.factor  # clip(f u, C) = f clip(u, C / f)
-        summed = self._population.clipped_sum(work.weights, clients, round=work.number, clip=clip)
+        summed = self._population.clipped_sum(
+            work.weights, clients, round=work.number, clip=clip, visit=self._visit
+        )
         added = summed.total * work.factor
         FixedPoint(wide_scale(event.dimension, event.clip)).add(total, added)
         return Tally(

@@ -158,7 +158,7 @@ class _Device:
         event = event_from_json(work.mechanism)
         if not self._recorded:
             return None
-        if event.sampling.participation < 1 or work.clipping is not None:
+        if event.sampling.participation < 1 or work.clipping is not None or work.weight_cap:
             return None
         if not mechanism_for(event).sums_integers:
             return None

@@ -17,7 +17,8 @@ from fedsys import tasks
 from fedsys.config import Config
 from fedsys.errors import ConfigError
 from fedsys.privacy import PrivacyPlan
-from server.job_settings import clipping_for
+from server.job_settings import clipping_for, parts_of, strategy_of
+from server.strategy_base import shared_by
 from simulations.engine.base import Chunk, Engine, InProcess
 from simulations.engine.chunk import RoundWork
 from simulations.engine.devices import Devices, device_names
@@ -284,6 +285,8 @@ def _probe_work(config: Config, plan: PrivacyPlan, population: Population) -> Ro
         mechanism=plan.event().to_json(),
         protocol="ideal" if protocol == "secure" else protocol,
         clipping=None if clipping is None else clipping.to_json(),
+        shared=shared_by(strategy_of(config, plan, population.trainer.dimension)),
+        weight_cap=parts_of(config, population.trainer.parts).weight_cap,
     )
 
 

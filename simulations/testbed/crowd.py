@@ -43,6 +43,7 @@ from fedsys.config import Config, dump, validate
 from fedsys.logs import configure
 from fedsys.preprocessing import Preprocessing
 from fedsys.privacy import Entropy
+from fedsys.privacy.encoding.parts import Parts
 from fedsys.secret_files import write_secret
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.roster import SignedStatement, signed_message
@@ -75,6 +76,11 @@ class Flat:
     def layers(self) -> tuple[int, ...]:
         """One parameter."""
         return (self.dimension,)
+
+    @property
+    def parts(self) -> Parts:
+        """The update alone."""
+        return Parts(dimension=self.dimension)
 
     @property
     def task_sha256(self) -> str:

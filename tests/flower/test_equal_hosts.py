@@ -40,8 +40,23 @@ def digests(run: Path) -> dict[int, tuple[str, str]]:
     }
 
 
-def test_every_host_gives_the_same_aggregates(tmp_path: Path) -> None:
-    config = silos("privacy.mechanism=none", "cohort.sampling=fixed", "rounds.count=3")
+SCAFFOLD = ("local.procedure=scaffold", "server.strategy=scaffold", "privacy.clip=100")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        pytest.param(
+            (*SCAFFOLD, "cohort.weighting=examples", "cohort.weight_cap=1000"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["plain", "what clients keep, blocks and weights"],
+)
+def test_every_host_gives_the_same_aggregates(tmp_path: Path, settings: tuple[str, ...]) -> None:
+    usual = ("privacy.mechanism=none", "cohort.sampling=fixed", "rounds.count=3")
+    config = silos(*usual, *settings)
     simulated = harness.run(config, out=tmp_path / "run").folder
     with federation(tmp_path / "fed", SILOS) as fed:
         for number in range(SILOS):

@@ -204,7 +204,7 @@ def test_an_unknown_name_gets_the_nearest_one() -> None:
 def test_numbers_out_of_range_are_named(options: dict[str, float]) -> None:
     (name,) = options
     with pytest.raises(ConfigError, match=f"server.{name} = "):
-        build_strategy("fedavgm", **options)
+        build_strategy("fedavgm", None, **options)
 
 
 OWN = """

@@ -82,10 +82,10 @@ def test_rounds_that_gave_no_model_are_left_out(
 
     train = Population.train
 
-    def dies(self: Population, weights: Any, clients: Any, *, round: int) -> Any:
+    def dies(self: Population, weights: Any, clients: Any, *, round: int, visit: Any) -> Any:
         if round == 2:
             raise Killed
-        return train(self, weights, clients, round=round)
+        return train(self, weights, clients, round=round, visit=visit)
 
     with monkeypatch.context() as patch:
         patch.setattr(Population, "train", dies)

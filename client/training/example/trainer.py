@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from client.training.example.privacy import ExamplePrivacy, ExamplePrivateTrainer
 from client.training.local import LocalConfig
+from client.training.procedure.visit import Visit
 from client.training.trainer import ClippedSum, Trainer
 from fedsys.errors import ConfigError
 from fedsys.privacy.randomness import Entropy
@@ -44,6 +45,11 @@ class ExampleTrainer(Trainer):
         sample: Examples | None = None,
     ) -> None:
         super().__init__(task, local, device, "loop", 1, seed, sample)
+        if self.has_procedure:
+            raise ConfigError(
+                "privacy.mechanism = 'example-gaussian' trains by DP-SGD itself: leave "
+                "local.procedure, schedules, local.gradient_clip and other optimizers out"
+            )
         self._private = ExamplePrivateTrainer(task, local, privacy, device, seed, sample=sample)
         self._entropy = entropy
 
@@ -56,6 +62,7 @@ class ExampleTrainer(Trainer):
         *,
         names: Sequence[object] | None = None,
         out: NDArray[np.float32] | None = None,
+        visit: Visit | None = None,
     ) -> NDArray[np.float32]:
         """(K, d) w_local - w_global, each differentially private in the client's examples."""
         updates = self._private.train(weights, examples, client_rows, self._entropy, names=names)
@@ -73,6 +80,7 @@ class ExampleTrainer(Trainer):
         *,
         clip: float,
         names: Sequence[object] | None = None,
+        visit: Visit | None = None,
     ) -> ClippedSum:
         """Not available: each client sends its own integer vector.
 

@@ -461,7 +461,7 @@ def test_wrong_arguments_are_one_clear_line(data: FederatedData) -> None:
     with pytest.raises(TrainingError, match="clip = 0: must be positive"):
         trainer.clipped_sum(trainer.initial_weights(), data.train, [], [], clip=0)
     with pytest.raises(ConfigError, match=r"local\.optimizer = 'lamb'"):
-        LocalConfig(optimizer="lamb")
+        Trainer(load("digits"), LocalConfig(optimizer="lamb"))
     with pytest.raises(ConfigError, match=r"local\.epochs = 0"):
         LocalConfig(epochs=0)
     with pytest.raises(ConfigError, match=r"local\.momentum = 0\.9 is SGD's"):

@@ -1,0 +1,1 @@
+"""Local procedures: any training of a model in place, a client at a time."""
