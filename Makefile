@@ -25,6 +25,13 @@ $(VENV)/.core: pyproject.toml $(LOCKS)
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
+# A device's agent, which trains from graphs: no torch, no SciPy.
+$(VENV)/.agent: pyproject.toml requirements-agent.lock
+	$(PYTHON) -m venv $(VENV)
+	$(LOCKED) -r requirements-agent.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
 $(VENV)/.dev: pyproject.toml $(LOCKS)
 	$(PYTHON) -m venv $(VENV)
 	$(torch-$(TORCH))
@@ -90,6 +97,8 @@ lock: $(VENV)/.dev
 		--output-file requirements.lock
 	$(COMPILE) pyproject.toml --extra deploy --group build --no-emit-package torch \
 		--constraints requirements.lock --output-file requirements-deploy.lock
+	$(COMPILE) pyproject.toml --group build \
+		--constraints requirements.lock --output-file requirements-agent.lock
 	$(COMPILE) pyproject.toml --extra track --extra ray --no-emit-package torch \
 		--constraints requirements.lock --output-file requirements-extra.lock
 	grep -o '^torch==[0-9.]*' torch-cpu.lock | $(COMPILE) --no-config - \

@@ -6,12 +6,12 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtrc
 
 from client.journal import JobRecord, Journal
 from client.policy import Policy
 from fedsys.errors import Cause, PolicyRefusal
 from fedsys.privacy import Entropy, Mechanism, PrivacyPlan, event_from_json, guaranteed_epsilon
+from fedsys.privacy.numerics import binomial
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.roster import RosterChain, RosterStatement
 from fedsys.wire.round_params import round_params
@@ -276,7 +276,7 @@ def check_participation(plan: PrivacyPlan, round: int, count: int) -> None:
     if plan.mechanism == "banded-mf" and plan.sampling == "poisson" and plan.min_separation:
         rate = min(1.0, rate * plan.min_separation)
         chances = -(-round // plan.min_separation)
-    if count > chances or float(bdtrc(count - 1, chances, rate)) < _RARE:
+    if count > chances or binomial.above(count - 1, chances, rate) < _RARE:
         raise PolicyRefusal(
             f"asked to take part {count} times in {round} rounds: at the agreed rate of "
             f"{plan.rate:.3g} per round that happens less than once in 10^9",

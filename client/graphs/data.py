@@ -116,8 +116,8 @@ def _from_parquet(path: Path) -> tuple[Array, Array]:
         from pyarrow import parquet as reader
     except ImportError:
         raise ConfigError(
-            f"--data {path}: pyarrow is not installed; run `pip install pyarrow`, or give a "
-            f".npz or .csv file"
+            f"--data {path}: pyarrow is not installed; run `pip install 'fedsys[parquet]'`, or "
+            f"give a .npz or .csv file"
         ) from None
     try:
         table = reader.read_table(path)

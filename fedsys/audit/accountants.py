@@ -27,7 +27,6 @@ from fedsys.records import Claim
 
 __all__ = ["cross_checks"]
 
-_VERSION = importlib.metadata.version("dp-accounting")
 _RELATIVE = 1e-6
 """Rounding error allowed for a bound that is met exactly."""
 _WIDEST = 100.0
@@ -51,7 +50,8 @@ def _from_below(steps: Steps, delta: float, reported: float) -> Claim:
     upper = second_opinion(steps, delta) if reported < math.inf else None
     words = f"at least {epsilon_text(lower)}, by an attack on one coordinate"
     if upper is not None:
-        words += f"; at most {epsilon_text(upper)} by dp-accounting {_VERSION} RDP"
+        version = importlib.metadata.version("dp-accounting")
+        words += f"; at most {epsilon_text(upper)} by dp-accounting {version} RDP"
     holds: bool | None = reported >= lower * (1 - _RELATIVE)
     if lower == 0 < reported:
         holds, words = None, f"nothing can be shown at delta = {delta:g}{words[words.find(';') :]}"
@@ -65,7 +65,7 @@ def _from_below(steps: Steps, delta: float, reported: float) -> Claim:
 
 
 def _opacus(steps: Steps, delta: float, reported: float) -> Claim:
-    name, rests_on = "Epsilon cross-check: second opinion", "dp-accounting"
+    name, rests_on = "Epsilon cross-check: second opinion", "fedsys's loss distributions"
     holds: bool | None = None
     try:
         from fedsys.audit.opacus_accounting import prv_bounds
@@ -75,7 +75,7 @@ def _opacus(steps: Steps, delta: float, reported: float) -> Claim:
         ]
         lower, upper = prv_bounds(history, delta)
     except ImportError:
-        words = "Opacus is not installed"
+        words = "not run: Opacus is not installed"
     except (AttributeError, ValueError, RuntimeError, ArithmeticError) as error:
         words = f"Opacus gives no bound: {error}"
     else:

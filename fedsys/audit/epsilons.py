@@ -219,7 +219,7 @@ def _stated(value: Any) -> float | None:
 
 
 _ACCOUNTANTS = {
-    "pld": "privacy loss distributions (dp-accounting)",
+    "pld": "privacy loss distributions (connect the dots)",
     "gaussian": "exact Gaussian (Balle and Wang)",
     "rdp": "Rényi divergences",
 }

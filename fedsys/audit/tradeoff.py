@@ -134,7 +134,7 @@ def _hidden(low: Line, middle: Line, high: Line) -> bool:
 def tradeoff_of(steps: Steps, *, overhead: float = 0.0) -> ProfileTradeoff | None:
     """The curve of Gaussian steps; None where they promise nothing.
 
-    For Poisson-sampled steps each delta is the smaller of dp-accounting's loss distribution and of
+    For Poisson-sampled steps each delta is the smaller of the loss distribution and of
     the same steps unamplified. Sampled steps under replacement have no loss distribution here; they
     get the unamplified delta, which is weaker and therefore sound.
 

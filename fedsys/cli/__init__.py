@@ -26,6 +26,14 @@ def main() -> None:
 
         print(f"error: {printable(error, 20_000)}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        from fedsys.cli.extras import missing
+
+        needed = missing(error)
+        if needed is None:
+            raise
+        print(f"error: {needed}", file=sys.stderr)
+        sys.exit(needed.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedsys.cli.deployment import no_core_dumps, prepare, unwritable
+from fedsys.cli.deployment import no_core_dumps, prepare_coordinator, unwritable
 from fedsys.cli.extras import require
 from fedsys.cli.sign_roster import sign_roster
 from fedsys.cli.terminal import say
@@ -15,7 +15,7 @@ from fedsys.cli.terminal import say
 __all__ = ["app"]
 
 app = typer.Typer(help="Run a coordinator, and let devices join it.", no_args_is_help=True)
-app.callback()(prepare)
+app.callback()(prepare_coordinator)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The coordinator's folder.")]
 

@@ -6,19 +6,26 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedsys.cli.extras import require_deploy
+from fedsys.cli.extras import require
 
 if TYPE_CHECKING:
     from fedsys.errors import ConfigError
 
-__all__ = ["no_core_dumps", "prepare", "unwritable"]
+__all__ = ["no_core_dumps", "prepare", "prepare_coordinator", "unwritable"]
 
 
 def prepare() -> None:
-    """Raise ConfigError where a deployment's packages are not installed; keep gRPC's own log lines,
-    which say less than ours, out of the terminal unless the user asked for them."""
-    require_deploy()
+    """Keep gRPC's own log lines, which say less than ours, out of the terminal.
+
+    Unless the user asked for them.
+    """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def prepare_coordinator() -> None:
+    """`prepare`, and raise ConfigError where a coordinator's packages are not installed."""
+    require("grpc_health", "sqlalchemy", "prometheus_client", extra="deploy")
+    prepare()
 
 
 def no_core_dumps() -> None:

@@ -13,10 +13,15 @@ from fedsys.cli.terminal import say
 
 __all__ = ["Diagnosis", "Line", "diagnose", "doctor"]
 
-REQUIRED = ("torch", "numpy", "scipy", "cryptography", "dp-accounting", "opacus")
+REQUIRED = ("numpy", "cryptography", "grpcio")
 OPTIONAL = {
+    "torch": "training from a task's code: a simulation, a coordinator",
+    "opacus": 'unit = "example", and the audit\'s second opinion',
+    "scipy": "fedsys audit",
+    "dp-accounting": "fedsys audit",
+    "pyarrow": "tables in .parquet",
+    "SQLAlchemy": "a coordinator",
     "flwr": "the Flower host",
-    "grpcio": "the gRPC host",
     "ray": "the Ray backend",
     "tensorboard": "--track tensorboard:DIR",
     "mlflow-skinny": "--track mlflow:URI",
@@ -234,6 +239,9 @@ def _engine(name: str, data: Path | None, device: str, figures: dict[str, Any]) 
     config = load(name)
     try:
         choice = choose_engine(config, data=data, device=device)
+    except ModuleNotFoundError as error:
+        value, state = f"not without the package {error.name}", "absent"
+        return [Line(topic="would run", name=name, value=value, state=state)]
     except Exception as error:  # a broken driver or build must not stop the diagnosis
         said = " ".join(str(error).split())
         if not isinstance(error, FedsysError):
@@ -261,6 +269,8 @@ def _gpus(figures: dict[str, Any]) -> list[Line]:
             torch.cuda.get_device_properties(index)
             for index in range(torch.cuda.device_count() if available else 0)
         ]
+    except ModuleNotFoundError:
+        return [Line(topic="machine", name="GPU", value="not used without torch", state="absent")]
     except Exception as error:  # a broken driver or build must not stop the diagnosis
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return [Line(topic="machine", name="GPU", value=f"torch fails: {reason}", state="problem")]

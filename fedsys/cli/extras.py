@@ -6,7 +6,13 @@ from importlib.util import find_spec
 
 from fedsys.errors import ConfigError
 
-__all__ = ["require", "require_deploy"]
+__all__ = ["missing", "require"]
+
+_EXTRAS = {
+    "audit": ("dp_accounting", "jinja2", "matplotlib", "scipy"),
+    "train": ("PIL", "opacus", "pyarrow", "sklearn", "threadpoolctl", "torch"),
+    "deploy": ("grpc_health", "prometheus_client", "sqlalchemy"),
+}
 
 
 def require(*packages: str, extra: str) -> None:
@@ -17,15 +23,19 @@ def require(*packages: str, extra: str) -> None:
         except (ModuleNotFoundError, ValueError):
             found = None
         if found is None:
-            raise ConfigError(
-                f"this command needs the package {package}; install it with: pip install "
-                f"'fedsys[{extra}]'"
-            )
+            raise _needed(package, extra)
 
 
-def require_deploy() -> None:
-    """Raise ConfigError where a package of a deployment is not installed."""
-    require(
-        *("grpc", "grpc_health", "google.protobuf", "sqlalchemy", "prometheus_client"),
-        extra="deploy",
+def missing(error: ModuleNotFoundError) -> ConfigError | None:
+    """The error for a package of an extra that a command tried to import; None for any other."""
+    package = (error.name or "").partition(".")[0].replace("-", "_")
+    for extra, packages in _EXTRAS.items():
+        if package in packages:
+            return _needed(package, extra)
+    return None
+
+
+def _needed(package: str, extra: str) -> ConfigError:
+    return ConfigError(
+        f"this command needs the package {package}; install it with: pip install 'fedsys[{extra}]'"
     )

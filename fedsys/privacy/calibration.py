@@ -14,8 +14,6 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 
-from scipy.optimize import brentq
-
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
 from fedsys.privacy.accounting.costs import (
@@ -29,6 +27,7 @@ from fedsys.privacy.accounting.exact_gaussian import composed_epsilon
 from fedsys.privacy.accounting.noise_charges import NoiseTooCoarse
 from fedsys.privacy.accounting.server import worst_server
 from fedsys.privacy.encoding.rings import MAX_BITS
+from fedsys.privacy.numerics.roots import brent
 from fedsys.privacy.plan import LEAST_NOISE, PrivacyPlan
 
 __all__ = ["bisect_noise", "calibrate", "guaranteed_epsilon", "least_noise", "planned_outsider"]
@@ -89,11 +88,11 @@ def bisect_noise(
         return low
     # Brent's method bisects, and interpolates where the curve is smooth. An infinite epsilon is
     # capped, because interpolation needs finite values.
-    root = brentq(
+    root = brent(
         lambda log_z: min(epsilon_at(math.exp(log_z)), 1e9 + 2 * target) - target,
         math.log(low),
         math.log(high),
-        xtol=_RELATIVE / 4,
+        tolerance=_RELATIVE / 4,
     )
     found = math.exp(root) * (1 + _RELATIVE / 2)
     while epsilon_at(found) > target:

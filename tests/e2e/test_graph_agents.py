@@ -14,15 +14,10 @@ import pytest
 from fedsys import tasks
 from fedsys.audit import audit_run
 from fedsys.tasks.export import export_task
+from tests.e2e.base_packages import WITHOUT
 from tests.e2e.processes import Federation, federation, silos
 
-_WITHOUT = (
-    "import sys\n"
-    "for name in ('torch', 'onnx', 'onnxruntime', 'sklearn', 'pandas', 'matplotlib'):\n"
-    "    sys.modules[name] = None\n"
-    "from fedsys.cli import main\n"
-    "main()\n"
-)
+_WITHOUT = f"{WITHOUT}from fedsys.cli import main\nmain()\n"
 _ROOT = Path(__file__).parents[2]
 
 
@@ -73,7 +68,10 @@ def test_two_devices_without_torch_and_one_with_it_finish_a_job(tmp_path: Path) 
             said = _stop(agents)
         assert row.status == "completed", (row.reason, said)
         run = fed.home.jobs / job
-        assert audit_run(run).passed
+        outcome = audit_run(run)
+        assert outcome.passed
+        (signed,) = [each for each in outcome.claims if each.name == "Countersignatures"]
+        assert signed.holds, signed
         accuracy = json.loads((run / "summary.json").read_text())["metrics"]["accuracy"]
         assert accuracy > 0.8
         assert all("round 3: trained in a process of its own" in each for each in said)

@@ -140,11 +140,15 @@ def steps_epsilon(steps: Steps, delta: float) -> float:
 def second_opinion(steps: Steps, delta: float) -> float | None:
     """An upper bound by dp-accounting's Rényi accountant on the same steps; None if it has none.
 
-    It has none for sampled steps whose neighbours are replaced, nor where there is no noise.
+    It has none for sampled steps whose neighbours are replaced, nor where there is no noise; there
+    is none without dp-accounting, which an agent does not install.
     """
     if any(step.replaces and step.rate < 1 for step in steps) or math.isinf(squares_of(steps)):
         return None
-    return dp_accounting_rdp(_keys(steps), delta)
+    try:
+        return dp_accounting_rdp(_keys(steps), delta)
+    except ModuleNotFoundError:
+        return None
 
 
 def _keys(steps: Steps) -> dict[tuple[float, float], int]:

@@ -7,8 +7,6 @@ with multiplier 1 / mu, mu^2 = sum 1 / z_t^2 (Dong, Roth and Su, "Gaussian Diffe
 2022, Corollary 2; also if the multipliers are chosen adaptively: Smith and Thakurta, "Fully
 Adaptive Composition for Gaussian Differential Privacy", 2022).
 
-Only the standard library is used, because devices do not have scipy.
-
 >>> round(gaussian_epsilon(1e-5, 1.0), 6)
 4.377178
 >>> round(gaussian_delta(gaussian_epsilon(1e-5, 1.0), 1.0), 12)
@@ -22,24 +20,9 @@ from __future__ import annotations
 import math
 
 from fedsys.privacy import validation
+from fedsys.privacy.numerics.normal import log_ndtr
 
 __all__ = ["composed_epsilon", "gaussian_delta", "gaussian_epsilon", "log_gaussian_delta"]
-
-_FAR = -8.0
-_ROOT_TWO = math.sqrt(2.0)
-_HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
-
-
-def _log_ndtr(x: float) -> float:
-    """log Phi(x), to a relative error of about 1e-14."""
-    if x > _FAR:
-        return math.log(0.5 * math.erfc(-x / _ROOT_TWO))
-    # Phi(x) = phi(x) / (y + 1/(y + 2/(y + 3/(y + ...)))), y = -x (Laplace's continued fraction)
-    y = -x
-    tail = y
-    for k in range(80, 0, -1):
-        tail = y + k / tail
-    return -0.5 * y * y - _HALF_LOG_TWO_PI - math.log(tail)
 
 
 def log_gaussian_delta(epsilon: float, noise_multiplier: float) -> float:
@@ -52,8 +35,8 @@ def log_gaussian_delta(epsilon: float, noise_multiplier: float) -> float:
         noise_multiplier: z > 0, in sensitivities; unchecked.
     """
     half, scaled = 0.5 / noise_multiplier, epsilon * noise_multiplier
-    first = _log_ndtr(half - scaled)
-    second = epsilon + _log_ndtr(-half - scaled)
+    first = log_ndtr(half - scaled)
+    second = epsilon + log_ndtr(-half - scaled)
     gap = second - first  # below 0
     return first + math.log(-math.expm1(gap)) if gap < 0 else -math.inf
 

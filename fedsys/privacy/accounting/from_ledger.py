@@ -67,9 +67,8 @@ def accountant_versions() -> dict[str, str]:
 def _accountant_versions() -> dict[str, str]:
     return {
         "fedsys-rdp": "2",
-        "dp-accounting": importlib.metadata.version("dp-accounting"),
+        "fedsys-pld": "1",
         "numpy": importlib.metadata.version("numpy"),
-        "scipy": importlib.metadata.version("scipy"),
     }
 
 

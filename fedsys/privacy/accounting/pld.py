@@ -1,4 +1,4 @@
-"""Poisson-sampled Gaussian rounds by dp-accounting: loss distributions, and Rényi as a check.
+"""Poisson-sampled Gaussian rounds by loss distributions, and by dp-accounting as a check.
 
 Loss distributions are discretised pessimistically, so epsilon is an upper bound for any bin width:
 Doroshenko, Ghazi, Kamath, Kumar and Manurangsi, "Connect the Dots: Tighter Discrete Approximations
@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
+
+from fedsys.privacy.accounting.loss_distribution import LossDistribution, gaussian_losses
 
 __all__ = ["BIN_RULE", "dp_accounting_rdp", "gaussian_pld_deltas", "gaussian_pld_epsilon"]
 
@@ -37,15 +39,8 @@ Key = tuple[float, float]
 
 
 @lru_cache(maxsize=64)
-def _single(noise_multiplier: float, rate: float, width: float) -> Any:
-    from dp_accounting.pld import privacy_loss_distribution
-
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        noise_multiplier,
-        value_discretization_interval=width,
-        sampling_prob=rate,
-        use_connect_dots=True,
-    )
+def _single(noise_multiplier: float, rate: float, width: float) -> LossDistribution:
+    return gaussian_losses(noise_multiplier, rate, width)
 
 
 def _first_width(rounds: tuple[tuple[float, float, int], ...]) -> float:
@@ -124,25 +119,23 @@ def gaussian_pld_deltas(rounds: Mapping[Key, int], epsilons: Sequence[float]) ->
     width = max(_first_width(known) / _PROFILE_FINER, _span(known) / _MOST_BINS)
     with np.errstate(over="ignore"):
         total = _added(known, width)
-        return [float(total.get_delta_for_epsilon(epsilon)) for epsilon in epsilons]
+        return [total.delta(epsilon) for epsilon in epsilons]
 
 
 def _at_width(rounds: tuple[tuple[float, float, int], ...], delta: float, width: float) -> float:
     with np.errstate(over="ignore"):
-        return float(_added(rounds, width).get_epsilon_for_delta(delta))
+        return _added(rounds, width).epsilon(delta)
 
 
-def _added(rounds: tuple[tuple[float, float, int], ...], width: float) -> Any:
+def _added(rounds: tuple[tuple[float, float, int], ...], width: float) -> LossDistribution:
     """The composed loss distribution of all rounds."""
-    total: Any = None
+    parts = []
     for noise_multiplier, rate, count in rounds:
         if rate == 1:  # `count` Gaussian mechanisms compose to one
-            part = _single(noise_multiplier / math.sqrt(count), 1.0, width)
+            parts.append(_single(noise_multiplier / math.sqrt(count), 1.0, width))
         else:
-            part = _single(noise_multiplier, rate, width)
-            part = part.self_compose(count) if count > 1 else part
-        total = part if total is None else total.compose(part)
-    return total
+            parts.append(_single(noise_multiplier, rate, width).repeat(count))
+    return reduce(LossDistribution.compose, parts)
 
 
 def dp_accounting_rdp(steps: Mapping[Key, int], delta: float) -> float:

@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.special import bdtrc
-
 from fedsys.privacy.accounting.costs import (
     Accountant,
     Steps,
@@ -29,6 +27,7 @@ from fedsys.privacy.accounting.costs import (
     together_step,
 )
 from fedsys.privacy.accounting.participant import participant_steps
+from fedsys.privacy.numerics import binomial
 from fedsys.privacy.plan import PrivacyPlan
 from fedsys.privacy.views import View, epsilon_to_json
 
@@ -79,7 +78,7 @@ def typical_maximum(*, trials: int, probability: float, candidates: float) -> in
     low, high = 0, trials
     while low < high:
         middle = (low + high) // 2
-        if candidates * float(bdtrc(middle, trials, probability)) <= 0.5:
+        if candidates * binomial.above(middle, trials, probability) <= 0.5:
             high = middle
         else:
             low = middle + 1

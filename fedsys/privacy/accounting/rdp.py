@@ -32,9 +32,10 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln, hyp2f1
 
 from fedsys.errors import MechanismError
+from fedsys.privacy.numerics.binomial import log_choose
+from fedsys.privacy.numerics.hypergeometric import concave_tail
 
 __all__ = [
     "INTEGER_GRID",
@@ -122,9 +123,7 @@ def amplify(loss: Vector, rate: float) -> Vector:
 @lru_cache(maxsize=256)
 def _log_binomials(order: float, count: int) -> Vector:
     """log C(order, j) for j = 0..count-1 <= order."""
-    j = np.arange(count, dtype=np.float64)
-    values: Vector = gammaln(order + 1) - gammaln(j + 1) - gammaln(order - j + 1)
-    return values
+    return log_choose(order, np.arange(count))
 
 
 def _log1p_of_exp_terms(logs: Vector, moments: Vector) -> float:
@@ -169,12 +168,10 @@ def _fractional_excess(moments: Vector, rate: float, order: float) -> float:
         j = INTEGER_GRID[2:whole]
         logs = _log_binomials(order, whole)[2:] + (order - j) * math.log(rest) + j * math.log(rate)
         below = float((np.exp(logs) * np.expm1(moments[2:whole])).sum())
-    coefficient = math.exp(
-        float(gammaln(order + 1) - gammaln(whole + 1) - gammaln(part + 1)) + part * math.log(rest)
-    )
+    coefficient = math.exp(float(log_choose(order, whole)) + part * math.log(rest))
 
     def concave(w: float) -> float:
-        return coefficient * float(hyp2f1(-part, 1.0, whole + 1.0, -w / rest))
+        return coefficient * concave_tail(part, whole, w / rest)
 
     tail = math.exp(low) * concave(rate * math.exp(high - low)) - concave(rate)
     excess = below + rate**whole * tail * (1 + 1e-12)

@@ -18,11 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scipy.special import bdtr, bdtrc
-
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
 from fedsys.privacy.events import SamplingKind
+from fedsys.privacy.numerics import binomial
 
 __all__ = [
     "ABORT_SHARE",
@@ -57,14 +56,14 @@ def _overflow(*, population: int, rate: float, rounds: int, cap: int) -> float:
     """T P[Bin(N-1, q) >= n_cap]."""
     if cap > population - 1:
         return 0.0
-    return rounds * float(bdtrc(cap - 1, population - 1, rate))
+    return rounds * binomial.above(cap - 1, population - 1, rate)
 
 
 def _shortfall(*, others: int, rate: float, rounds: int, min_survivors: int) -> float:
     """T P[Bin(others, rate) <= m - 1]."""
     if others <= min_survivors - 1:
         return float(rounds)
-    return rounds * float(bdtr(min_survivors - 1, others, rate))
+    return rounds * binomial.below(min_survivors - 1, others, rate)
 
 
 def abort_delta(

@@ -26,10 +26,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import bdtr, bdtrc
 
 from fedsys.privacy.events import SamplingKind
+from fedsys.privacy.numerics import binomial
 from secure_agg.committee import (
     EVERYBODY,
     MAX_COHORT,
@@ -150,7 +149,7 @@ def _losses(n: int, dropout: float, bits: int) -> int:
     low, high = -1, n - 1  # `low` is too few, `high` is enough
     while high - low > 1:
         middle = (low + high) // 2
-        if bdtrc(middle, n, dropout) <= 2.0**-bits:
+        if binomial.above(middle, n, dropout) <= 2.0**-bits:
             high = middle
         else:
             low = middle
@@ -246,13 +245,14 @@ def _missed(population: int, rate: float, cohorts: Cohorts) -> float:
     most = min(population - 1, cohorts.cap - 1)
     lowest = min(max(0, math.floor(mean - width)), most)
     widest = min(most, math.ceil(mean + width))
-    others = np.arange(lowest, widest + 1)
-    chances = [cohorts.given_up(count, [count, count + 1]) for count in others.tolist()]
-    found = float(_chances(others, population - 1, rate) @ np.array(chances))
+    others = range(lowest, widest + 1)
+    chances = [cohorts.given_up(count, [count, count + 1]) for count in others]
+    likely = [binomial.mass(count, population - 1, rate) for count in others]
+    found = float(np.array(likely) @ np.array(chances))
     if lowest > 0:
-        found += float(bdtr(lowest - 1, population - 1, rate))
+        found += binomial.below(lowest - 1, population - 1, rate)
     if widest < most:
-        found += float(bdtrc(widest, population - 1, rate))
+        found += binomial.above(widest, population - 1, rate)
     return found
 
 
@@ -301,11 +301,4 @@ def _fewer(needed: int, count: int, stays: float) -> float:
     """P[Bin(count, stays) < needed]."""
     if needed > count:
         return 1.0
-    return float(bdtr(needed - 1, count, stays)) if needed > 0 else 0.0
-
-
-def _chances(k: NDArray[np.int64], n: int, rate: float) -> NDArray[np.float64]:
-    """P[Bin(n, rate) = k] for consecutive k."""
-    below = 0.0 if k[0] == 0 else float(bdtr(k[0] - 1, n, rate))
-    found: NDArray[np.float64] = np.maximum(np.diff(bdtr(k, n, rate), prepend=below), 0.0)
-    return found
+    return binomial.below(needed - 1, count, stays)

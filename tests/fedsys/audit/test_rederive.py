@@ -181,7 +181,7 @@ def test_single_examples_are_named_as_what_is_protected(tmp_path: Path) -> None:
     by = {claim.name: claim.by for claim in result.claims}
     for view in ("outsider", "participant", "server"):
         assert by[f"Epsilon, {view} view"] == (
-            "privacy loss distributions (dp-accounting) of every client's local batches, which "
+            "privacy loss distributions (connect the dots) of every client's local batches, which "
             "amplify"
         )
 
@@ -192,7 +192,7 @@ def test_single_examples_are_named_as_what_is_protected(tmp_path: Path) -> None:
         ((), "exact Gaussian (Balle and Wang) of each client's own rounds"),
         (
             ("cohort.participation=0.5", "cohort.sampling=fixed"),
-            "privacy loss distributions (dp-accounting) of each client's own rounds",
+            "privacy loss distributions (connect the dots) of each client's own rounds",
         ),
     ],
 )
@@ -202,7 +202,7 @@ def test_an_epsilon_names_the_accountant_that_gave_it(
     result = audit_run(harness.run(job(*settings), out=tmp_path / "run").folder)
     by = {claim.name: claim.by for claim in result.claims}
     assert by["Epsilon, server view"] == server
-    outsider = "Rényi divergences" if settings else "privacy loss distributions (dp-accounting)"
+    outsider = "Rényi divergences" if settings else "privacy loss distributions (connect the dots)"
     assert by["Epsilon, outsider view"].startswith(outsider)
 
 

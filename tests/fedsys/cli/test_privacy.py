@@ -44,7 +44,7 @@ def test_epsilon_of_the_worked_example() -> None:
     assert wide["modulus_bits"] == 24
     assert set(wide["delta_noise"]) == {"outsider", "participant", "server"}
     assert wide["noise_multiplier"] == 1.0
-    assert {"fedsys", "dp-accounting"} <= set(wide["versions"])
+    assert {"fedsys", "fedsys-pld"} <= set(wide["versions"])
     assert (wide["population"], wide["cap"], wide["min_survivors"]) == (1000, 99, 12)
     narrow = _json(f"epsilon --noise-multiplier 1 {WORKED} --encoding narrow --bits 16")
     assert narrow["reported"] == pytest.approx(4.77, abs=0.01)
@@ -112,7 +112,7 @@ def test_a_hopeless_target_takes_no_search_among_hopeless_noise(
 
     def counted(multiplier: float, rate: float, width: float) -> Any:
         found = single(multiplier, rate, width)
-        sizes.append(found._pmf_remove.size)
+        sizes.append(found.removed.probabilities.size)
         return found
 
     monkeypatch.setattr(pld, "_single", counted)

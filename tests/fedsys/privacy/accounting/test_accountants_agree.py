@@ -145,7 +145,7 @@ def test_bins_are_halved_a_bounded_number_of_times(
 
     def counted(multiplier: float, rate: float, width: float) -> Any:
         found = single(multiplier, rate, width)
-        sizes.append(found._pmf_remove.size)
+        sizes.append(len(found.removed.probabilities))
         return found
 
     monkeypatch.setattr(pld, "_single", counted)
