@@ -82,6 +82,8 @@ def check_job(
         PolicyRefusal: a check failed; the message names the limit, its value and what was asked.
     """
     roster = _roster_of(terms, node, chain, policy)
+    if terms.job.hex() not in journal.jobs:  # one that was agreed to goes on under its own roster
+        _require_current(roster, chain)
     plan, buffering = terms.plan, terms.buffering
     if buffering is not None and not buffered:
         raise PolicyRefusal(
@@ -151,6 +153,26 @@ def _roster_of(terms: Terms, node: int, chain: RosterChain, policy: Policy) -> R
     if node not in roster.members:
         raise PolicyRefusal("this device is not on the job's roster", cause=Cause.ROSTER)
     return roster
+
+
+def _require_current(roster: RosterStatement, chain: RosterChain) -> None:
+    """Refuse a list that later ones replaced for a reason: a member was removed, or more collude.
+
+    A list to which members were only added may be that of a job which began before.
+    """
+    for later in chain.versions[roster.version :]:
+        removed = sorted(roster.members.keys() - later.members.keys())
+        if removed or later.colluders > roster.colluders:
+            why = (
+                f"removed node {', '.join(map(str, removed))}"
+                if removed
+                else f"expects {later.colluders} colluders instead of {roster.colluders}"
+            )
+            raise PolicyRefusal(
+                f"the job uses roster version {roster.version}, and this device holds version "
+                f"{later.version}, which {why}: was the coordinator restored from an older backup?",
+                cause=Cause.ROSTER,
+            )
 
 
 def _promised(terms: Terms, policy: Policy) -> float:

@@ -90,7 +90,7 @@ class ConnectionHost:
         self._background = Background()
         self._outgoing: queue.SimpleQueue[bytes | None] | None = None
         self._renewed = 0.0
-        self._shown = ("", "")
+        self._shown = ("", "", "")
         self._stop.call(self._hang_up)
 
     def stop(self) -> None:
@@ -205,7 +205,7 @@ class ConnectionHost:
 
     def _status(self, connection: str) -> None:
         """Write what ``fedsys agent status`` reads, if it changed."""
-        shown = (connection, self._session.activity)
+        shown = (connection, self._session.activity, self._session.warning)
         if shown == self._shown:
             return
         body = {
@@ -213,6 +213,7 @@ class ConnectionHost:
             "connection": connection,
             "activity": self._session.activity,
             "roster_version": self._session.chain.version,
+            "warning": self._session.warning,
             "at": time.time(),
         }
         try:

@@ -167,6 +167,14 @@ class Credentials:
         write_atomically(self.folder / "ca.pem", self.ca)
         write_atomically(self.folder / "roster.jsonl", b"".join(_line_of(each) for each in rosters))
         Journal.begin(self.folder / "journal.json")
+        self.store_table()
+
+    def store_table(self) -> None:
+        """Write ``agent.toml``.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         table = {
             "node": self.node,
             "name": self.name,
@@ -222,6 +230,22 @@ class Credentials:
             ConfigError: the file is lost, and with it the rosters that this device accepted.
         """
         chain = RosterChain(key=self.roster_key)
+        for signed in self.rosters():
+            try:
+                chain.extend([signed])
+            except ProtocolError as error:
+                path = self.folder / "roster.jsonl"
+                raise ProtocolError(f"{path}: {error}; {_ROSTER_LOST}") from None
+        return chain
+
+    def rosters(self) -> list[SignedStatement]:
+        """Every roster accepted so far, as its authority signed it; no signature is checked.
+
+        Raises:
+            ProtocolError: the file was changed.
+            ConfigError: the file is lost.
+        """
+        found = []
         path = self.folder / "roster.jsonl"
         try:
             lines = path.read_bytes().split(b"\n")
@@ -236,17 +260,15 @@ class Credentials:
         for line in lines[:-1]:  # a crash may have torn the text after the last newline
             try:
                 body = json.loads(line)
-                signed = SignedStatement(
-                    statement=body["statement"].encode(),
-                    signature=bytes.fromhex(body["signature"]),
+                found.append(
+                    SignedStatement(
+                        statement=body["statement"].encode(),
+                        signature=bytes.fromhex(body["signature"]),
+                    )
                 )
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise ProtocolError(f"{path}: damaged; {_ROSTER_LOST}") from None
-            try:
-                chain.extend([signed])
-            except ProtocolError as error:
-                raise ProtocolError(f"{path}: {error}; {_ROSTER_LOST}") from None
-        return chain
+        return found
 
     def append_roster(self, accepted: Iterable[SignedStatement]) -> None:
         """Make newly accepted rosters durable, before they are used.

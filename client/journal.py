@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from fedsys.errors import Cause, ConfigError, MechanismError, PolicyRefusal
-from fedsys.privacy import PrivacyPlan, ViewAccountant
+from fedsys.privacy import PrivacyPlan, ViewAccountant, guaranteed_epsilon
 from fedsys.secret_files import write_secret
+from fedsys.wire import fleet_pb2
 from fedsys.wire.terms import Terms
 
 __all__ = ["JobRecord", "Journal"]
 
 _VERSION = 1
+_MOST_TOLD = 32
 _LOST = (
     "it counts what this device has spent of its owner's epsilon, and a new one would begin at 0: "
     "restore it from a backup, or leave (`fedsys agent leave DIR`) and join again under a new name"
@@ -37,6 +39,7 @@ class JobRecord:
         version: in buffered rounds, the newest version of the model that was announced to it.
         epoch: in buffered rounds, the newest epoch that it entered.
         over: in buffered rounds, the newest epoch that was announced as over.
+        signer: public key, hex, that signs the ledgers of the job's coordinator.
     """
 
     job: str
@@ -49,8 +52,18 @@ class JobRecord:
     version: int = 0
     epoch: int = 0
     over: int = 0
+    signer: str = ""
     _accountant: ViewAccountant | None = field(default=None, repr=False)
     _charged: int = field(default=0, repr=False)
+    _promised: float | None = field(default=None, repr=False)
+
+    @property
+    def promised(self) -> float | None:
+        """The most epsilon that the job's coordinator promised to spend; None for no limit."""
+        if self._promised is None and self.plan.protected:
+            budget = self.plan.budget
+            self._promised = guaranteed_epsilon(self.plan) if budget is None else budget
+        return self._promised
 
     def view(self, wanted: str) -> str:
         """The view whose epsilon is counted."""
@@ -99,6 +112,7 @@ class JobRecord:
             "version": self.version,
             "epoch": self.epoch,
             "over": self.over,
+            "signer": self.signer,
         }
 
     @classmethod
@@ -155,8 +169,12 @@ class Journal:
                 raise _unwritten(path, error) from error
         return cls(path)
 
-    def agree(self, terms: Terms) -> JobRecord:
+    def agree(self, terms: Terms, *, signer: bytes = b"") -> JobRecord:
         """Pin a job's terms; the same terms may be agreed to again.
+
+        Args:
+            terms: the job's.
+            signer: public key that signs the ledgers of its coordinator.
 
         Raises:
             PolicyRefusal: other terms were agreed to for this job.
@@ -165,7 +183,9 @@ class Journal:
         job, digest = terms.job.hex(), terms.digest.hex()
         record = self.jobs.get(job)
         if record is None:
-            record = JobRecord(job=job, name=terms.name, terms=digest, plan=terms.plan)
+            record = JobRecord(
+                job=job, name=terms.name, terms=digest, plan=terms.plan, signer=signer.hex()
+            )
             self.jobs[job] = record
             try:
                 self._save()
@@ -233,6 +253,22 @@ class Journal:
         record = self.jobs[job.hex()]
         if record.over != record.epoch or not self._certain:
             self._change(record, over=record.epoch)
+
+    def spent_with(self, signer: bytes) -> list[fleet_pb2.Spent]:
+        """The newest jobs of one coordinator that this device spent on, for it to compare.
+
+        Args:
+            signer: public key that signs its ledgers.
+        """
+        own = [each for each in self.jobs.values() if each.signer == signer.hex() and each.highest]
+        return [
+            fleet_pb2.Spent(
+                job=bytes.fromhex(each.job),
+                round=each.highest,
+                promised=each.promised,
+            )
+            for each in own[-_MOST_TOLD:]
+        ]
 
     def _change(self, record: JobRecord, **values: Any) -> None:
         """Change a record and save it, or change nothing."""

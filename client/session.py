@@ -8,10 +8,9 @@ done and may disconnect; a member of the round's committee has a few more short 
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from client.policy import Policy
 from client.privatize import privatize
 from client.privatize.contribution import contribution
 from client.refusal import cause_of, refusal
+from client.roster_news import lists_after, take_news
 from client.volatile import VolatileStore
 from client.witnessed import check_witnessed
 from fedsys.errors import (
@@ -51,7 +51,6 @@ from fedsys.printable import printable
 from fedsys.privacy import Entropy, Mechanism
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.limits import down_limits
-from fedsys.wire.roster import RosterStatement, SignedStatement, changes
 from fedsys.wire.services import PREKEYS, PROTOCOL, PROTOCOL_MIN
 from fedsys.wire.terms import Terms
 from secure_agg import FileStore, SealingKeys, SecureAggError, Store
@@ -88,6 +87,10 @@ class _Round:
 
 class Session:
     """One device over all its sessions.
+
+    Attributes:
+        instance: tells this process from another one with the same keys.
+        warning: the last that the coordinator had for the device's owner; may be empty.
 
     Args:
         credentials: the device's identity.
@@ -134,6 +137,8 @@ class Session:
                 f"{kept}: {error}; remove it: this device then sits out its current round"
             ) from None
         self._answer_time = answer_time or AnswerTime()
+        self.instance = keys(16)
+        self.warning = ""
         self._terms: dict[bytes, tuple[Terms, int]] = {}
         self._model: fleet_pb2.Model | None = None
         self._round: _Round | None = None
@@ -183,6 +188,7 @@ class Session:
         those that the coordinator may hold.
         """
         fresh = self._sealing.issue(PREKEYS) if self._sealing.outstanding == 0 else []
+        newest = self.chain.newest
         return fleet_pb2.Up(
             hello=fleet_pb2.Hello(
                 prekeys=fresh,
@@ -191,6 +197,9 @@ class Session:
                 node=self.credentials.node,
                 version=fedsys.__version__,
                 roster_version=self.chain.version,
+                roster_hash=newest.hash if newest is not None else b"",
+                instance=self.instance,
+                jobs=self.journal.spent_with(self.credentials.signer),
             )
         )
 
@@ -203,9 +212,15 @@ class Session:
         """
         kind = message.WhichOneof("content")
         if kind == "welcome":
-            return self._news(list(message.welcome.roster))
+            return self._news(message.welcome.roster)
         if kind == "roster":
-            return self._news(list(message.roster.roster))
+            return self._news(message.roster.roster)
+        if kind == "roster_wanted":
+            return lists_after(self.credentials, message.roster_wanted.after)
+        if kind == "notice":
+            self.warning = printable(message.notice.text)
+            _log.error("the coordinator warns: %s", self.warning)
+            return None
         if kind == "offer":
             return self._offer(message.offer)
         if kind == "model":
@@ -229,7 +244,6 @@ class Session:
             final = message.goodbye.reason in (
                 fleet_pb2.Goodbye.OUTDATED,
                 fleet_pb2.Goodbye.REVOKED,
-                fleet_pb2.Goodbye.REPLACED,
             )
             raise Dismissed(printable(message.goodbye.text), final=final)
         raise ProtocolError("a message of a kind that this version does not know")
@@ -240,26 +254,8 @@ class Session:
 
     # -- the roster -------------------------------------------------------------------------------
 
-    def _news(self, news: list[fleet_pb2.SignedRoster]) -> fleet_pb2.Up | None:
-        before = self.chain.newest
-        refused: ProtocolError | None = None
-        chain = dataclasses.replace(self.chain, versions=list(self.chain.versions))
-        accepted: list[tuple[SignedStatement, RosterStatement]] = []
-        for each in news:
-            signed = SignedStatement(statement=each.statement, signature=each.signature)
-            try:
-                statement = chain.accept(signed)
-            except ProtocolError as error:
-                refused = error
-                break
-            if statement is not None:
-                accepted.append((signed, statement))
-        if accepted:  # durable before use: a restart must not return to an older roster
-            self.credentials.append_roster(signed for signed, _ in accepted)
-            self.chain = chain
-        for _, statement in accepted:
-            _log.info("roster: %s", changes(before, statement))
-            before = statement
+    def _news(self, news: Iterable[fleet_pb2.SignedRoster]) -> fleet_pb2.Up | None:
+        self.chain, refused = take_news(self.credentials, self.chain, news)
         if refused is not None:
             why = PolicyRefusal(f"a roster is refused: {refused}", cause=Cause.ROSTER)
             return self._refuse(b"", 0, why)
@@ -279,7 +275,7 @@ class Session:
                 journal=self.journal,
                 buffered=self._takes_buffered,
             )
-            self.journal.agree(terms)
+            self.journal.agree(terms, signer=self.credentials.signer)
             self._buffered.offered(terms.job)
         except FedsysError as error:
             return self._refuse(terms.job, 0, error)

@@ -39,6 +39,7 @@ from fedsys.wire.flower import CHALLENGE, DOWN, NODE, PROOF, QUERY, RECORD, UP, 
 from fedsys.wire.limits import kind_of_down
 from server.deployed.fleet import Fleet, Link
 from server.deployed.job_model import ModelSource
+from server.deployed.lost_rosters import compare_greeting, take_back
 from server.deployed.queue import Deployment, submit
 from server.deployed.roster_news import roster_news
 from server.deployed.round import Randomness
@@ -240,6 +241,8 @@ class GridFleet:
             kind = up.WhichOneof("content")
             if kind == "hello":
                 self._greet(link, up.hello)
+            elif kind == "roster":
+                take_back(self._registry, link, up.roster)
             elif kind != "prekeys":
                 ingress.hand_on(up, len(raw))
 
@@ -266,6 +269,7 @@ class GridFleet:
         link.roster = min(hello.roster_version, self._registry.roster_version())
         if self._fleet.links.get(link.node) is not link:
             self._announce(link)
+            compare_greeting(self._registry, link, hello)
             self._fleet.open(link)
 
     def _announce(self, link: Link) -> None:

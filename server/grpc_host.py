@@ -17,11 +17,13 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedsys.errors import ConfigError, EnrollmentError, FedsysError, ProtocolError
+from fedsys.printable import printable
 from fedsys.wire import fleet_pb2
 from fedsys.wire.address import host_and_port
 from fedsys.wire.frames import MAX_FRAME, Assembler, split
 from fedsys.wire.services import ENROLLMENT, FLEET, PROTOCOL, PROTOCOL_MIN
 from server.deployed.fleet import Fleet, Link
+from server.deployed.lost_rosters import compare_greeting, take_back
 from server.deployed.roster_news import roster_news
 from server.home.enrollment import Registry
 from server.home.pki import Authority, Peer, ServerIdentity, pem
@@ -230,7 +232,9 @@ class DevicePort:
             self._registry.admit(peer)
         except FedsysError as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
-        link = Link(node=peer.node, counted=self._fleet.counted)
+        link = Link(
+            node=peer.node, counted=self._fleet.counted, address=printable(context.peer(), 100)
+        )
         writer = asyncio.create_task(_write(link, context))
         reader = asyncio.create_task(self._read(link, peer, frames))
         overrun = asyncio.create_task(link.overrun.wait())
@@ -267,11 +271,14 @@ class DevicePort:
                 if whole is not None:
                     message = ingress.take(whole)
                     kind = message.WhichOneof("content")
-                    if kind not in ("refusal", "answer"):
+                    if kind == "hello" and not self._may_greet(link, peer, message.hello):
+                        return
+                    if kind not in ("refusal", "answer", "roster"):
                         await asyncio.to_thread(self._registry.prekeys.keep, peer.node, message)
                     if kind == "hello":
-                        if not self._greet(link, peer, message.hello):
-                            return
+                        self._greet(link, peer, message.hello)
+                    elif kind == "roster":
+                        take_back(self._registry, link, message.roster)
                     elif kind != "prekeys":
                         ingress.hand_on(message, len(whole))
                     del message
@@ -287,7 +294,8 @@ class DevicePort:
             _log.warning("node %d: session ended: %s", link.node, error)
             link.close(fleet_pb2.Goodbye.MISBEHAVED, str(error))
 
-    def _greet(self, link: Link, peer: Peer, hello: fleet_pb2.Hello) -> bool:
+    def _may_greet(self, link: Link, peer: Peer, hello: fleet_pb2.Hello) -> bool:
+        """Whether the session may go on; nothing that its agent sent is kept before."""
         if hello.node != peer.node:
             raise ProtocolError(
                 f"the greeting is of node {hello.node}, the certificate of node {peer.node}"
@@ -300,6 +308,16 @@ class DevicePort:
                 f"{hello.protocol_min} to {hello.protocol_max}: update the older one",
             )
             return False
+        link.instance = hello.instance
+        rival = self._fleet.rival_of(link)
+        if rival is not None:
+            told = self._fleet.warn_of_copy(link, rival)
+            link.close(fleet_pb2.Goodbye.DUPLICATE, told)
+            return False
+        return True
+
+    def _greet(self, link: Link, peer: Peer, hello: fleet_pb2.Hello) -> None:
+        protocol = min(PROTOCOL, hello.protocol_max)
         link.version = hello.version
         link.peer = peer
         newest = self._registry.roster_version()
@@ -308,8 +326,8 @@ class DevicePort:
         for part in more:
             link.send(fleet_pb2.Down(roster=fleet_pb2.RosterNews(roster=part)))
         link.roster = newest
+        compare_greeting(self._registry, link, hello)
         self._fleet.open(link)
-        return True
 
 
 async def _write(link: Link, context: Any) -> None:

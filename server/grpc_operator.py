@@ -129,6 +129,7 @@ class OperatorSocket:
                 connected=row.id in self._fleet.links,
                 version=self._fleet.links[row.id].version if row.id in self._fleet.links else "",
                 expires=int(expiry.get(row.id, 0.0)),
+                warning=self._fleet.copies.get(row.id, ""),
             )
             for row in self._state.nodes()
         ]
@@ -139,6 +140,7 @@ class OperatorSocket:
             roster_version=rosters[-1].version if rosters else 0,
             budget=self._home.settings().epsilon,
             spent=sum(float("inf") if value is None else value for value in spent),
+            held=[row.text for row in self._deployment.continuity.holds()],
         )
 
 

@@ -14,6 +14,8 @@ sessions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from google.protobuf.message import DecodeError
 
 from fedsys.errors import ProtocolError
@@ -34,6 +36,8 @@ _LENGTHS = {
     "ledger_head": (32,),
     "signature": (64,),
     "prekeys": tuple(PREKEY_SIZE.values()),
+    "roster_hash": (0, 32),
+    "instance": (0, 16),
 }
 
 
@@ -53,7 +57,11 @@ class Ingress:
 
     def limit(self, begins: bytes) -> int:
         """Largest size in bytes of a message that begins so; 0 if it is not allowed now."""
-        return up_limits(self._link.answer).get(kind_of_up(begins), 0)
+        return self._limits.get(kind_of_up(begins), 0)
+
+    @property
+    def _limits(self) -> Mapping[str, int]:
+        return up_limits(self._link.answer, rosters=self._link.rosters)
 
     def passed(self, begins: bytes) -> int:
         """Largest size in bytes of a late message that begins so: it is read and discarded."""
@@ -65,7 +73,7 @@ class Ingress:
         Raises:
             ProtocolError: The message is not allowed; the session cannot go on.
         """
-        kind = check_up(whole, up_limits(self._link.answer))
+        kind = check_up(whole, self._limits)
         self._fleet.counted("in", kind, len(whole))
         if not self.greeted and kind != "hello":
             raise ProtocolError("the first message is not a greeting")
@@ -85,6 +93,8 @@ class Ingress:
             content.reason = reason_of(content)
         elif kind == "hello":
             content.version = printable(content.version, 64)
+            if any(len(each.job) != 32 for each in content.jobs):
+                raise ProtocolError("a hello that names a job by other than 32 bytes")
         self.greeted = True
         return message
 

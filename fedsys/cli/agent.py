@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedsys.cli.agent_address import set_address
 from fedsys.cli.agent_graph import inspect
 from fedsys.cli.deployment import no_core_dumps, prepare
 from fedsys.cli.terminal import say
@@ -23,6 +24,7 @@ __all__ = ["app"]
 app = typer.Typer(help="Take part with the data of this device.", no_args_is_help=True)
 app.callback()(prepare)
 app.command()(inspect)
+app.command()(set_address)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The device's folder.")]
 
@@ -221,7 +223,7 @@ def status(folder: Folder) -> None:
     credentials = Credentials.load(folder)
     say(f"{credentials.name}, node {credentials.node}, at {credentials.coordinator}")
     say(f"identity {fingerprint(credentials.identity.public_bytes)}")
-    state = "not running"
+    state, warning = "not running", ""
     who = holder(folder)
     if who is not None and not who.startswith("fedsys agent run"):
         state = f"{who} is running in this folder"
@@ -229,9 +231,12 @@ def status(folder: Folder) -> None:
         try:
             shown = json.loads((folder / "status.json").read_text("utf-8"))
             state = f"{shown['connection']}, {shown['activity']}"
+            warning = str(shown.get("warning", ""))
         except (OSError, ValueError, KeyError):
             state = "starting"
     say(state + (", paused" if (folder / "paused").exists() else ""))
+    if warning:
+        say(f"the coordinator warns: {warning}")
     expires = credentials.certificate.not_valid_after_utc
     say(f"certificate until {expires:%Y-%m-%d}")
     path = folder / "policy.toml"

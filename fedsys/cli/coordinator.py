@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fedsys.cli.coordinator_state import backup, move, recover, restore
 from fedsys.cli.deployment import no_core_dumps, prepare_coordinator, unwritable
 from fedsys.cli.extras import require
 from fedsys.cli.sign_roster import sign_roster
@@ -146,8 +147,12 @@ def nodes(folder: Folder) -> None:
         connected = "connected" if node.connected else "away"
         expires = dt.datetime.fromtimestamp(node.expires, dt.UTC).date()
         say(f"{node.id:5d}  {node.name:24s} {node.status:8s} {connected:9s} until {expires}")
+        if node.warning:
+            say(f"       {node.warning}")
     budget = f" of {fleet.budget:g}" if fleet.HasField("budget") else ", no budget set"
     say(f"roster version {fleet.roster_version}; epsilon spent {fleet.spent:.4g}{budget}")
+    for why in fleet.held:
+        say(f"no job runs: {why}; see fedsys coordinator recover {folder}")
 
 
 @app.command()
@@ -222,6 +227,10 @@ def roster(
 
 
 app.command("sign-roster")(sign_roster)
+app.command()(backup)
+app.command()(restore)
+app.command()(move)
+app.command()(recover)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Up(_message.Message):
-    __slots__ = ("hello", "consent", "refusal", "answer", "countersignature", "prekeys", "trained")
+    __slots__ = ("hello", "consent", "refusal", "answer", "countersignature", "prekeys", "trained", "roster")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     CONSENT_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,7 @@ class Up(_message.Message):
     COUNTERSIGNATURE_FIELD_NUMBER: _ClassVar[int]
     PREKEYS_FIELD_NUMBER: _ClassVar[int]
     TRAINED_FIELD_NUMBER: _ClassVar[int]
+    ROSTER_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     consent: Consent
     refusal: Refusal
@@ -23,10 +24,11 @@ class Up(_message.Message):
     countersignature: Countersignature
     prekeys: Prekeys
     trained: Trained
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., consent: _Optional[_Union[Consent, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., countersignature: _Optional[_Union[Countersignature, _Mapping]] = ..., prekeys: _Optional[_Union[Prekeys, _Mapping]] = ..., trained: _Optional[_Union[Trained, _Mapping]] = ...) -> None: ...
+    roster: RosterNews
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., consent: _Optional[_Union[Consent, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., countersignature: _Optional[_Union[Countersignature, _Mapping]] = ..., prekeys: _Optional[_Union[Prekeys, _Mapping]] = ..., trained: _Optional[_Union[Trained, _Mapping]] = ..., roster: _Optional[_Union[RosterNews, _Mapping]] = ...) -> None: ...
 
 class Down(_message.Message):
-    __slots__ = ("welcome", "roster", "offer", "invitation", "stage", "outcome", "goodbye", "model", "begin", "collect", "discard")
+    __slots__ = ("welcome", "roster", "offer", "invitation", "stage", "outcome", "goodbye", "model", "begin", "collect", "discard", "roster_wanted", "notice")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +40,8 @@ class Down(_message.Message):
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     COLLECT_FIELD_NUMBER: _ClassVar[int]
     DISCARD_FIELD_NUMBER: _ClassVar[int]
+    ROSTER_WANTED_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     roster: RosterNews
     offer: Offer
@@ -49,23 +53,41 @@ class Down(_message.Message):
     begin: Begin
     collect: Collect
     discard: Discard
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., roster: _Optional[_Union[RosterNews, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., invitation: _Optional[_Union[Invitation, _Mapping]] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., collect: _Optional[_Union[Collect, _Mapping]] = ..., discard: _Optional[_Union[Discard, _Mapping]] = ...) -> None: ...
+    roster_wanted: RosterWanted
+    notice: Notice
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., roster: _Optional[_Union[RosterNews, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., invitation: _Optional[_Union[Invitation, _Mapping]] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., collect: _Optional[_Union[Collect, _Mapping]] = ..., discard: _Optional[_Union[Discard, _Mapping]] = ..., roster_wanted: _Optional[_Union[RosterWanted, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_min", "protocol_max", "node", "version", "roster_version", "prekeys")
+    __slots__ = ("protocol_min", "protocol_max", "node", "version", "roster_version", "prekeys", "roster_hash", "instance", "jobs")
     PROTOCOL_MIN_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_MAX_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ROSTER_VERSION_FIELD_NUMBER: _ClassVar[int]
     PREKEYS_FIELD_NUMBER: _ClassVar[int]
+    ROSTER_HASH_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    JOBS_FIELD_NUMBER: _ClassVar[int]
     protocol_min: int
     protocol_max: int
     node: int
     version: str
     roster_version: int
     prekeys: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., node: _Optional[int] = ..., version: _Optional[str] = ..., roster_version: _Optional[int] = ..., prekeys: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    roster_hash: bytes
+    instance: bytes
+    jobs: _containers.RepeatedCompositeFieldContainer[Spent]
+    def __init__(self, protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., node: _Optional[int] = ..., version: _Optional[str] = ..., roster_version: _Optional[int] = ..., prekeys: _Optional[_Iterable[bytes]] = ..., roster_hash: _Optional[bytes] = ..., instance: _Optional[bytes] = ..., jobs: _Optional[_Iterable[_Union[Spent, _Mapping]]] = ...) -> None: ...
+
+class Spent(_message.Message):
+    __slots__ = ("job", "round", "promised")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    PROMISED_FIELD_NUMBER: _ClassVar[int]
+    job: bytes
+    round: int
+    promised: float
+    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., promised: _Optional[float] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("protocol", "roster")
@@ -74,6 +96,18 @@ class Welcome(_message.Message):
     protocol: int
     roster: _containers.RepeatedCompositeFieldContainer[SignedRoster]
     def __init__(self, protocol: _Optional[int] = ..., roster: _Optional[_Iterable[_Union[SignedRoster, _Mapping]]] = ...) -> None: ...
+
+class RosterWanted(_message.Message):
+    __slots__ = ("after",)
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    after: int
+    def __init__(self, after: _Optional[int] = ...) -> None: ...
+
+class Notice(_message.Message):
+    __slots__ = ("text",)
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    def __init__(self, text: _Optional[str] = ...) -> None: ...
 
 class RosterNews(_message.Message):
     __slots__ = ("roster",)
@@ -307,12 +341,14 @@ class Goodbye(_message.Message):
         REVOKED: _ClassVar[Goodbye.Reason]
         REPLACED: _ClassVar[Goodbye.Reason]
         MISBEHAVED: _ClassVar[Goodbye.Reason]
+        DUPLICATE: _ClassVar[Goodbye.Reason]
     UNSPECIFIED: Goodbye.Reason
     SHUTTING_DOWN: Goodbye.Reason
     OUTDATED: Goodbye.Reason
     REVOKED: Goodbye.Reason
     REPLACED: Goodbye.Reason
     MISBEHAVED: Goodbye.Reason
+    DUPLICATE: Goodbye.Reason
     REASON_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     reason: Goodbye.Reason
@@ -433,29 +469,33 @@ class JobList(_message.Message):
     def __init__(self, jobs: _Optional[_Iterable[_Union[JobStatus, _Mapping]]] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("id", "name", "status", "connected", "version", "expires")
+    __slots__ = ("id", "name", "status", "connected", "version", "expires", "warning")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_FIELD_NUMBER: _ClassVar[int]
+    WARNING_FIELD_NUMBER: _ClassVar[int]
     id: int
     name: str
     status: str
     connected: bool
     version: str
     expires: int
-    def __init__(self, id: _Optional[int] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., connected: _Optional[bool] = ..., version: _Optional[str] = ..., expires: _Optional[int] = ...) -> None: ...
+    warning: str
+    def __init__(self, id: _Optional[int] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., connected: _Optional[bool] = ..., version: _Optional[str] = ..., expires: _Optional[int] = ..., warning: _Optional[str] = ...) -> None: ...
 
 class FleetStatus(_message.Message):
-    __slots__ = ("nodes", "roster_version", "budget", "spent")
+    __slots__ = ("nodes", "roster_version", "budget", "spent", "held")
     NODES_FIELD_NUMBER: _ClassVar[int]
     ROSTER_VERSION_FIELD_NUMBER: _ClassVar[int]
     BUDGET_FIELD_NUMBER: _ClassVar[int]
     SPENT_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     nodes: _containers.RepeatedCompositeFieldContainer[NodeStatus]
     roster_version: int
     budget: float
     spent: float
-    def __init__(self, nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., roster_version: _Optional[int] = ..., budget: _Optional[float] = ..., spent: _Optional[float] = ...) -> None: ...
+    held: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., roster_version: _Optional[int] = ..., budget: _Optional[float] = ..., spent: _Optional[float] = ..., held: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -23,6 +23,7 @@ from secure_agg.params import MAX_COHORT
 from secure_agg.prekeys import PREKEY_SIZE
 
 __all__ = [
+    "MAX_NEWER",
     "MAX_SMALL",
     "check_down",
     "check_up",
@@ -44,12 +45,16 @@ _LEAST_ROSTER: Final = 100
 """Bytes of a signed list without members; no entry can be shorter."""
 _MOST_ROSTERS: Final = 10_000
 _MAX_ASSIGNMENT: Final = 1 << 20
+MAX_NEWER: Final = 4 << 20
+"""Bytes of lists that an agent sends at once to a coordinator that has lost them, unless one alone
+is larger."""
 _MAX_PREKEYS: Final = MAX_PREKEYS * (4 + max(PREKEY_SIZE.values()))
 _WITH_PREKEYS: Final = ("hello", "consent", "countersignature", "prekeys")
 
 _UP = {each.number: each.name for each in fleet_pb2.Up.DESCRIPTOR.fields}
 _DOWN = {each.number: each.name for each in fleet_pb2.Down.DESCRIPTOR.fields}
 _ROSTER_FIELD = {"welcome": 2, "roster": 1}
+_UP_ROSTER_FIELD: Final = 1
 
 
 def kind_of_up(message: bytes) -> str:
@@ -62,15 +67,17 @@ def kind_of_down(message: bytes) -> str:
     return _DOWN.get(message[0] >> 3, "unknown") if message else "unknown"
 
 
-def up_limits(answer: int = 0) -> Mapping[str, int]:
+def up_limits(answer: int = 0, *, rosters: bool = False) -> Mapping[str, int]:
     """The most bytes that a coordinator accepts from an agent, by kind of message.
 
     Args:
         answer: size of the largest answer in the agent's open round; 0 where it is in none.
+        rosters: whether the agent was asked for signed lists that the coordinator has lost.
     """
     limits = dict.fromkeys(_WITH_PREKEYS, _ENVELOPE + _MAX_PREKEYS)
     return MappingProxyType(
         limits
+        | ({"roster": _MAX_ROSTERS} if rosters else {})
         | {
             "refusal": _MAX_REFUSAL,
             "trained": _MAX_REFUSAL,
@@ -100,6 +107,8 @@ def down_limits(*, dimension: int = 0, cap: int = 0) -> Mapping[str, int]:
             "discard": _ENVELOPE,
             "outcome": _ENVELOPE,
             "goodbye": _ENVELOPE,
+            "roster_wanted": _ENVELOPE,
+            "notice": _ENVELOPE,
         }
     )
 
@@ -108,9 +117,13 @@ def check_up(message: bytes, limits: Mapping[str, int]) -> str:
     """Checks that an agent's message may be parsed, and returns its kind.
 
     Raises:
-        ProtocolError: it is too large, or not exactly one content of a known kind.
+        ProtocolError: it is too large, not exactly one content of a known kind, or its roster
+            entries are malformed.
     """
-    return _check("an agent's message", kind_of_up(message), message, limits)
+    kind = _check("an agent's message", kind_of_up(message), message, limits)
+    if kind == "roster":
+        _check_entries(message, _UP_ROSTER_FIELD)
+    return kind
 
 
 def check_down(message: bytes, limits: Mapping[str, int]) -> str:

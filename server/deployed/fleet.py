@@ -7,6 +7,7 @@ through the fleet and reads the events. Everything lives on one event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from server.pace import Pace
 
 __all__ = ["Arrived", "Event", "Fleet", "Left", "Link", "Said"]
 
+_log = logging.getLogger(__name__)
 Counted = Callable[[str, str, int], None]
 _MOST_HELD = 16 << 20
 """Bytes of messages waiting to be taken out of the events beyond which nobody is read further."""
@@ -27,6 +29,8 @@ that reads nothing would otherwise hold every round's model."""
 _MESSAGES = 400
 _MESSAGES_A_SECOND = 100.0
 """What an agent may say: several times what rounds that take milliseconds ask of it."""
+
+_MOST_WARNINGS = 10_000
 
 
 class _Outgoing(asyncio.Queue[bytes | None]):
@@ -64,6 +68,10 @@ class Link:
         overrun: set once more waits for it than an agent that reads would let wait.
         pending: messages from this agent that nobody has taken out of the events yet.
         counted: told of every message: its direction (``in``, ``out``), kind and bytes.
+        rosters: whether it was asked for signed lists that this coordinator has lost.
+        instance: tells the agent's process from another one with the same keys; empty where its
+            host cannot.
+        address: where the agent is, for people; may be empty.
         repeats_offers: whether the host sends a job's offer along with each of its invitations, so
             that a device that agreed serves in every later session too.
     """
@@ -77,6 +85,9 @@ class Link:
     overrun: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     pending: int = 0
     counted: Counted = field(default=lambda _direction, _kind, _size: None, repr=False)
+    rosters: bool = False
+    instance: bytes = b""
+    address: str = ""
     repeats_offers: bool = False
     _largest: int = field(default=0, repr=False)
 
@@ -177,6 +188,7 @@ class Fleet:
         clock: as given; whatever waits for the fleet waits by this clock.
         links: open sessions by node.
         largest_answer: bytes of the largest that any round ever allowed.
+        copies: by node, what its operator should know of a second process with its keys.
     """
 
     def __init__(
@@ -192,12 +204,50 @@ class Fleet:
         self._gone: dict[int, float] = {}
         self._answers: dict[int, int] = {}
         self._paces: dict[int, Pace] = {}
+        self._warned: set[tuple[int, bytes]] = set()
         self.largest_answer = 0
+        self.copies: dict[int, str] = {}
 
     @property
     def events(self) -> asyncio.Queue[Event]:
         """What happened, in order."""
         return self._events
+
+    def rival_of(self, link: Link) -> Link | None:
+        """The open session of another process with the same node's keys: the device's folder was
+        copied, or its process was started again and its old connection is not known to be dead."""
+        older = self.links.get(link.node)
+        if older is None or not older.instance or older.instance == link.instance:
+            return None
+        return older
+
+    def warn_of_copy(self, link: Link, first: Link) -> str:
+        """Tell operator and owner, once for each process, that two hold one device's keys.
+
+        Args:
+            link: of the process that came later.
+            first: of the one that is connected.
+
+        Returns:
+            What the later one is told.
+        """
+        where = f"from {link.address or 'elsewhere'}"
+        text = (
+            f"node {link.node}: a second agent with this device's keys tries to connect {where}, "
+            f"while the first is connected from {first.address or 'elsewhere'}: either its folder "
+            f"was copied, so revoke it, or it lost its connection and will be back in a minute"
+        )
+        if (link.node, link.instance) not in self._warned:
+            if len(self._warned) >= _MOST_WARNINGS:
+                self._warned.clear()
+            self._warned.add((link.node, link.instance))
+            self.copies[link.node] = text
+            _log.warning("%s", text)
+            first.send(fleet_pb2.Down(notice=fleet_pb2.Notice(text=text)))
+        return (
+            f"another agent with this device's keys is connected, from {first.address}: only one "
+            f"may be; if it is not yours, its keys were copied: tell the coordinator's operator"
+        )
 
     def open(self, link: Link) -> None:
         """Register a session; an older one of the same node is ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from fedsys.errors import BudgetExceeded, Cause, FedsysError
 from fedsys.wire.refusals import cause_of, reason_of
@@ -19,13 +20,17 @@ from server.deployed.spending import Spending
 from server.deployed.witnesses import JobWitnesses
 from server.job_ending import end_job
 
-__all__ = ["JobRun"]
+__all__ = ["JobHeld", "JobRun"]
 
 _POLL = 0.5
 
 
 class JobCancelled(FedsysError):
     """The operator cancelled it."""
+
+
+class JobHeld(FedsysError):
+    """This coordinator may be older than its devices: its operator has to look first."""
 
 
 class JobRun:
@@ -36,6 +41,7 @@ class JobRun:
         facilities: what it runs on.
         spending: of all jobs before.
         countersignatures: takes those of its rounds.
+        held: why no job may go on now; empty if it may.
     """
 
     def __init__(
@@ -45,7 +51,9 @@ class JobRun:
         *,
         spending: Spending,
         countersignatures: Countersignatures,
+        held: Callable[[], str],
     ) -> None:
+        self._held = held
         self._id = prepared.id
         self._job = prepared.job
         self._model = prepared.model
@@ -229,6 +237,9 @@ class JobRun:
         )
 
     def _stop_if_cancelled(self) -> None:
+        held = self._held()
+        if held:
+            raise JobHeld(held)
         if self._state.job(self._id).cancelled:
             raise JobCancelled("cancelled by the operator")
 

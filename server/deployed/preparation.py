@@ -145,6 +145,7 @@ class Preparation:
         self._state.update_job(
             row.id,
             status="waiting",
+            ledger=job.coordinator.terms.job.hex(),
             roster_version=roster.version,
             promised=promised,
             rounds=plan.rounds,
@@ -165,7 +166,14 @@ class Preparation:
         with ExitStack() as held:
             held.enter_context(ledger)
             job, model, roster = self._resume(folder, ledger)
+            reserved = job.coordinator.reserved
+            if row.round > reserved:
+                raise JobFailed(
+                    f"{folder.ledger}: has {reserved} rounds, and {row.round} were begun: it is "
+                    f"older than the database; the job counts as having spent all that it promised"
+                )
             held.pop_all()
+        self._state.update_job(row.id, ledger=job.coordinator.terms.job.hex())
         _log.info("job %s: resumed after %d rounds", row.id, job.coordinator.reserved)
         return _prepared(row, job, model, roster)
 

@@ -23,7 +23,7 @@ from server.deployed.countersignatures import Countersignatures
 from server.deployed.disk_work import to_its_end
 from server.deployed.fleet import Fleet, Said
 from server.deployed.job_model import ModelSource
-from server.deployed.job_run import JobRun
+from server.deployed.job_run import JobHeld, JobRun
 from server.deployed.preparation import AlreadyOver, FolderLost, Preparation
 from server.deployed.round import Facilities, Randomness
 from server.deployed.spending import Spending
@@ -78,6 +78,10 @@ class Deployment:
         models: makes the model of a configuration.
         metrics: counted into.
         randomness: for tests.
+
+    Attributes:
+        continuity: says why no job may run.
+        wake: set when there is something to do.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class Deployment:
     ) -> None:
         self._state = state
         self._fleet = fleet
+        self.continuity = registry.continuity
         self._settings = home.settings()
         drawn = randomness or Randomness()
         self._preparation = Preparation(
@@ -121,11 +126,14 @@ class Deployment:
         await to_its_end(self._show_spent)
         while True:
             row = next((row for row in self._state.jobs() if row.status in ACTIVE_JOB), None)
-            if row is None:
+            if row is None or self._held(row):
                 await self._idle()
                 continue
             try:
                 status, reason = await self._run(row)
+            except JobHeld as held:
+                _log.error("job %s: is held: %s", row.id, held)
+                continue
             except FolderLost:
                 raise  # for people; the job waits for them
             except FedsysError as error:
@@ -134,6 +142,14 @@ class Deployment:
                 _log.exception("job %s", row.id)
                 status, reason = "failed", "an unexpected error; see the coordinator's log"
             self._end(row, status, reason)
+
+    def _held(self, row: JobRow) -> bool:
+        """Whether the job has to wait because this database may be older than its devices."""
+        held = self.continuity.held
+        stage = f"held: {held}" if held else ""
+        if row.stage != stage and (held or row.stage.startswith("held: ")):
+            self._state.update_job(row.id, stage=stage)
+        return bool(held)
 
     def take_late(self) -> None:
         """Between two jobs: the last round's countersignatures count, and nothing else does."""
@@ -159,6 +175,7 @@ class Deployment:
             self._facilities,
             spending=self._spending,
             countersignatures=self._countersignatures,
+            held=lambda: self.continuity.held,
         )
         return await run.run()
 

@@ -10,7 +10,7 @@ from fedsys.privacy import Epsilons, read_ledger, replay
 from fedsys.privacy.ledger import read_private
 from fedsys.run_folder import RunFolder
 from server.home.folder import Home
-from server.home.state import ACTIVE_JOB, State
+from server.home.state import ACTIVE_JOB, JobRow, State
 
 __all__ = ["NOTHING", "Spending"]
 
@@ -42,9 +42,19 @@ class Spending:
             if row.status in ACTIVE_JOB:
                 continue
             if row.id not in self._over:
-                self._over[row.id] = _of(RunFolder(self._home.jobs / row.id))
+                self._over[row.id] = (
+                    _promised(row)
+                    if row.status == "lost"
+                    else _of(RunFolder(self._home.jobs / row.id))
+                )
             total = _sum(total, self._over[row.id])
         return total
+
+
+def _promised(row: JobRow) -> Epsilons:
+    """Of a job that only devices remember: in the view that it guarantees, whichever that is."""
+    spent = math.inf if row.promised is None else row.promised
+    return Epsilons(outsider=spent, participant=math.inf, server=math.inf)
 
 
 def _of(folder: RunFolder) -> Epsilons:

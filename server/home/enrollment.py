@@ -14,12 +14,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from fedsys.errors import ConfigError, EnrollmentError
+from fedsys.errors import ConfigError, EnrollmentError, ProtocolError
 from fedsys.wire.roster import RosterChain, RosterStatement, SignedStatement, signed_message
 from fedsys.wire.token import JoinToken, enrollment_proof
+from server.home.continuity import Continuity
 from server.home.pki import AGENT_DAYS, Authority, Peer
 from server.home.prekeys import Prekeys
-from server.home.state import CertificateRow, NodeRow, PrekeyRow, RosterRow, State, TokenRow
+from server.home.state import (
+    CertificateRow,
+    MarkRow,
+    NodeRow,
+    PrekeyRow,
+    RosterRow,
+    State,
+    TokenRow,
+)
 
 __all__ = ["Enrolled", "Registry"]
 
@@ -54,6 +63,7 @@ class Registry:
 
     Attributes:
         prekeys: Sealing keys that the nodes deposited for future rounds.
+        continuity: Notices that this database is older than what its nodes hold.
     """
 
     def __init__(
@@ -67,6 +77,7 @@ class Registry:
         colluders: int = 0,
     ) -> None:
         self.prekeys = Prekeys(state)
+        self.continuity = Continuity(state, clock)
         self._colluders = colluders
         self._state = state
         self._authority = authority
@@ -116,6 +127,11 @@ class Registry:
         if peer.role != "enrol":
             raise EnrollmentError("this certificate does not enrol anybody")
         _check_sizes(csr=csr, proof=proof)
+        if self.continuity.held:
+            raise EnrollmentError(
+                "this coordinator seems to have been restored from an older backup: its operator "
+                "has to run `fedsys coordinator recover` before a device can join"
+            )
         _check_proof(identity, proof, enrollment_proof(peer.der, csr))
         now = self._clock()
         with self._state.transaction() as session:
@@ -177,6 +193,8 @@ class Registry:
         with self._state.transaction() as session:
             row = session.get(CertificateRow, peer.serial)
             node = session.get(NodeRow, peer.node) if peer.role == "agent" else None
+            if row is None and node is not None:
+                row = _certificate_that_was_lost(session, peer)
         if row is None or node is None or row.node != peer.node or row.der != peer.der:
             raise EnrollmentError("this certificate is no node's")
         if row.revoked or node.status == "revoked":
@@ -191,19 +209,16 @@ class Registry:
         Raises:
             ConfigError: There is no such node.
         """
+        holds = self.continuity.holds()
         with self._state.transaction() as session:
             node = session.scalar(select(NodeRow).where(NodeRow.name == name))
             if node is None:
                 raise ConfigError(f"node {name}: there is none; see `fedsys coordinator nodes`")
-            node.status = "revoked"
-            for row in session.scalars(
-                select(CertificateRow).where(CertificateRow.node == node.id)
-            ):
-                row.revoked = True
-            session.execute(delete(PrekeyRow).where(PrekeyRow.node == node.id))
-            session.flush()
-            if self._roster_signer is not None:
-                self._sign_roster(session, self._proposal(session))
+            self._shut_out(session, node)
+            # A list that is signed before newer ones came back from the devices would be a fork.
+            if all(row.node == node.id for row in holds):
+                session.flush()
+                self._sign_if_changed(session)
 
     def shut_out(self) -> frozenset[str]:
         """Serial numbers of all revoked certificates."""
@@ -266,7 +281,65 @@ class Registry:
             )
         return added[0]
 
+    def sign(self) -> None:
+        """Sign the list of the nodes as they are, where the operator is its authority, unless the
+        newest one is the same."""
+        with self._state.transaction() as session:
+            self._sign_if_changed(session)
+
+    def take_back(self, signed: SignedStatement) -> RosterStatement | None:
+        """Take a list that the authority signed and this database has lost from a device that kept
+        it: nodes that it omits are revoked, and those that it adds are known again.
+
+        Returns:
+            The list; None where it is held already.
+
+        Raises:
+            ProtocolError: It does not follow the newest, or is not signed by the pinned key.
+        """
+        statement = self.chain().accept(signed)
+        if statement is None:
+            return None
+        with self._state.transaction() as session:
+            known = {row.id: row for row in session.scalars(select(NodeRow))}
+            for node, key in statement.members.items():
+                if node in known and known[node].identity != key:
+                    raise ProtocolError(
+                        f"roster version {statement.version} gives node {node} another key than "
+                        f"this database, which enrolled it after an old backup came back"
+                    )
+                if node not in known:
+                    name = f"restored-{node}"
+                    session.add(
+                        NodeRow(
+                            id=node,
+                            name=name,
+                            identity=key,
+                            status="active",
+                            enrolled_at=self._clock(),
+                        )
+                    )
+                elif known[node].status == "pending":
+                    known[node].status = "active"
+            for node, row in known.items():
+                if row.status == "active" and node not in statement.members:
+                    self._shut_out(session, row)
+            session.add(
+                RosterRow(
+                    version=statement.version,
+                    statement=signed.statement,
+                    signature=signed.signature,
+                )
+            )
+        return statement
+
     # -- inside a transaction ---------------------------------------------------------------------
+
+    def _shut_out(self, session: Session, node: NodeRow) -> None:
+        node.status = "revoked"
+        for row in session.scalars(select(CertificateRow).where(CertificateRow.node == node.id)):
+            row.revoked = True
+        session.execute(delete(PrekeyRow).where(PrekeyRow.node == node.id))
 
     def _again(self, session: Session, token: TokenRow, csr: bytes, identity: bytes) -> Enrolled:
         node = session.get_one(NodeRow, token.node)
@@ -308,6 +381,13 @@ class Registry:
             colluders=min(self._colluders, len(members)),
         )
 
+    def _sign_if_changed(self, session: Session) -> None:
+        newest = session.scalars(select(RosterRow).order_by(RosterRow.version.desc())).first()
+        proposal = self._proposal(session)
+        before = {} if newest is None else RosterStatement.decode(newest.statement).members
+        if dict(before) != dict(proposal.members):
+            self._sign_roster(session, proposal)
+
     def _sign_roster(self, session: Session, statement: RosterStatement) -> None:
         if self._roster_signer is None:
             return
@@ -318,6 +398,26 @@ class Registry:
                 signature=self._roster_signer.sign(signed_message(statement.encoded)),
             )
         )
+
+
+def _certificate_that_was_lost(session: Session, peer: Peer) -> CertificateRow | None:
+    """A certificate of our authority that an older backup does not list, known again.
+
+    Only one that was issued before the operator put the restored database to work: from then on
+    every certificate is listed again.
+    """
+    recovered = session.get(MarkRow, "recovered")
+    if recovered is None or peer.issued is None or peer.issued.timestamp() >= recovered.at:
+        return None
+    row = CertificateRow(
+        serial=peer.serial,
+        node=peer.node,
+        der=peer.der,
+        expires_at=peer.expires.timestamp(),
+        revoked=False,
+    )
+    session.add(row)
+    return row
 
 
 def _check_sizes(*, csr: bytes, proof: bytes) -> None:

@@ -43,7 +43,10 @@ from server.home.enrollment import Registry
 from server.home.pki import Authority, ServerIdentity, alternative_names
 from server.home.state import State
 
-__all__ = ["Home", "Settings", "WitnessAddress"]
+__all__ = ["MOVED", "Home", "Settings", "WitnessAddress"]
+
+MOVED = "moved"
+"""A file that says where this coordinator went; one that has it is not run."""
 
 _RENEW = dt.timedelta(days=30)
 _LOST = "restore it from a backup of this folder"
@@ -221,8 +224,14 @@ class Home:
         """Lock the folder, so that no other coordinator runs on it, whatever its host.
 
         Raises:
-            ConfigError: Another one is running on it, or the lock cannot be opened.
+            ConfigError: Another one is running on it, it was moved, or the lock cannot be opened.
         """
+        if (self.path / MOVED).exists():
+            text = (self.path / MOVED).read_text("utf-8", "replace").strip()
+            raise ConfigError(
+                f"{self.path}: this coordinator was {text}, and two would spend the same budget; "
+                f"run it there, or, if that one never ran, delete {self.path / MOVED}"
+            )
         try:
             handle = os.open(
                 self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600

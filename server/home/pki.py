@@ -55,6 +55,7 @@ class Peer:
         serial: Serial number, as hex.
         expires: End of the certificate's validity.
         der: The certificate, as DER.
+        issued: When an agent's certificate was issued.
     """
 
     role: Literal["agent", "enrol"]
@@ -62,6 +63,7 @@ class Peer:
     serial: str
     expires: dt.datetime
     der: bytes
+    issued: dt.datetime | None = None
 
     @classmethod
     def of(cls, certificate: bytes) -> Peer:
@@ -83,7 +85,14 @@ class Peer:
         if len(uris) == 1 and uris[0].startswith(_AGENT):
             number = uris[0].removeprefix(_AGENT)
             if number.isascii() and number.isdecimal():
-                return cls(role="agent", node=int(number), serial=serial, expires=expires, der=der)
+                return cls(
+                    role="agent",
+                    node=int(number),
+                    serial=serial,
+                    expires=expires,
+                    der=der,
+                    issued=found.not_valid_before_utc + _BACKDATE,
+                )
         raise ProtocolError("a client certificate without a fedsys name")
 
 

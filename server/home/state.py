@@ -23,7 +23,9 @@ __all__ = [
     "BlameRow",
     "CertificateRow",
     "CountersignatureRow",
+    "HoldRow",
     "JobRow",
+    "MarkRow",
     "NodeRow",
     "PrekeyRow",
     "RefusalRow",
@@ -89,7 +91,8 @@ class RosterRow(Base):
 
 
 class JobRow(Base):
-    """A job; `number` gives the order in which jobs run."""
+    """A job; `number` gives the order in which jobs run. `ledger` is its name in its ledger, as
+    hex, by which devices know it."""
 
     __tablename__ = "jobs"
     number: Mapped[int] = mapped_column(primary_key=True)
@@ -98,6 +101,7 @@ class JobRow(Base):
     config: Mapped[str]
     status: Mapped[str]
     reason: Mapped[str] = mapped_column(default="")
+    ledger: Mapped[str] = mapped_column(default="")
     roster_version: Mapped[int | None] = mapped_column(default=None)
     promised: Mapped[float | None] = mapped_column(default=None)
     spent: Mapped[float | None] = mapped_column(default=None)
@@ -140,6 +144,28 @@ class PrekeyRow(Base):
     number: Mapped[int] = mapped_column(primary_key=True)
     node: Mapped[int] = mapped_column(index=True)
     statement: Mapped[bytes] = mapped_column(unique=True)
+
+
+class HoldRow(Base):
+    """A sign that this database is older than what its devices hold; no job runs while there is
+    one. `node` is who said so, 0 for the operator, who restored a backup."""
+
+    __tablename__ = "holds"
+    key: Mapped[str] = mapped_column(primary_key=True)
+    node: Mapped[int] = mapped_column(default=0)
+    text: Mapped[str]
+    job: Mapped[str] = mapped_column(default="")
+    version: Mapped[int] = mapped_column(default=0)
+    promised: Mapped[float | None] = mapped_column(default=None)
+    at: Mapped[float]
+
+
+class MarkRow(Base):
+    """A moment that is kept: ``recovered``, when a restored database was last put to work."""
+
+    __tablename__ = "marks"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[float]
 
 
 class CountersignatureRow(Base):

@@ -100,6 +100,9 @@ class _Session:
     def auth_context(self) -> Mapping[str, list[bytes]]:
         return {"x509_pem_cert": [pem(_pki().certificates[self.line.agent + 1])]}
 
+    def peer(self) -> str:
+        return f"agent {self.line.agent}"
+
     async def write(self, frame: bytes) -> None:
         whole = self._assembler.add(frame)
         if whole is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,49 @@ def test_told_to_stop_while_it_is_connected_it_hangs_up(tmp_path: Path) -> None:
         host.stop()
         thread.join(PATIENCE)
         assert not thread.is_alive()
+
+
+def test_a_copied_folder_that_connects_does_not_silence_the_device(tmp_path: Path) -> None:
+    with running_port(tmp_path / "coordinator") as port:
+        first = session_of(port.enroll("ward", tmp_path / "agent"))
+        shutil.copytree(tmp_path / "agent", tmp_path / "copy")
+        second = session_of(Credentials.load(tmp_path / "copy"))
+        told: list[str] = []
+
+        class Copy(Session):
+            def handle(self, message: fleet_pb2.Down) -> fleet_pb2.Up | None:
+                told.append(message.goodbye.text)
+                return super().handle(message)
+
+        second.__class__ = Copy
+        hosts = [
+            ConnectionHost(each, backoff=Backoff(first=0.01, most=0.01)) for each in (first, second)
+        ]
+        threads = [threading.Thread(target=each.run, daemon=True) for each in hosts]
+        try:
+            threads[0].start()
+            _until(lambda: bool(port.fleet.links))
+            link = port.fleet.links[1]
+            threads[1].start()
+            _until(lambda: len(told) > 1 and bool(first.warning))
+            assert port.fleet.links[1] is link, "the first session goes on"
+            assert "another agent with this device's keys is connected" in told[0]
+            assert "127.0.0.1" in first.warning
+            assert list(port.fleet.copies) == [1]
+            hosts[0].stop()
+            _until(lambda: port.fleet.links.get(1) not in (None, link))
+        finally:
+            for host in hosts:
+                host.stop()
+            for thread in threads:
+                thread.join(PATIENCE)
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 BIG = 8 << 20

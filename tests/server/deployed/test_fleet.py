@@ -26,6 +26,26 @@ def test_a_second_session_of_a_node_ends_the_first() -> None:
     asyncio.run(scene())
 
 
+def test_a_copied_folder_does_not_end_the_first_session_and_both_are_told() -> None:
+    async def scene() -> None:
+        fleet = Fleet()
+        first = Link(node=1, instance=b"a" * 16, address="ipv4:10.0.0.1:5")
+        again = Link(node=1, instance=b"a" * 16)
+        copy = Link(node=1, instance=b"b" * 16, address="ipv4:10.0.0.2:5")
+        assert fleet.rival_of(first) is None
+        fleet.open(first)
+        assert fleet.rival_of(again) is None, "the same process, over a new connection"
+        assert fleet.rival_of(copy) is first
+        for _ in range(3):  # it tries again
+            assert "10.0.0.1" in fleet.warn_of_copy(copy, first)
+        notice = fleet_pb2.Down.FromString(first.outgoing.get_nowait() or b"").notice.text
+        assert "10.0.0.2" in notice
+        assert first.outgoing.empty(), "told once"
+        assert fleet.copies == {1: notice}
+
+    asyncio.run(scene())
+
+
 def test_absence_is_counted_from_the_end_of_the_session() -> None:
     async def scene() -> None:
         now = [100.0]

@@ -1,0 +1,73 @@
+"""The signed lists of members that a device accepts, keeps, and sends to a coordinator that has
+lost them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable
+
+from client.identity import Credentials
+from fedsys.errors import ProtocolError
+from fedsys.wire import fleet_pb2
+from fedsys.wire.limits import MAX_NEWER
+from fedsys.wire.roster import RosterChain, RosterStatement, SignedStatement, changes
+
+__all__ = ["lists_after", "take_news"]
+
+_log = logging.getLogger(__name__)
+
+
+def take_news(
+    credentials: Credentials, chain: RosterChain, news: Iterable[fleet_pb2.SignedRoster]
+) -> tuple[RosterChain, ProtocolError | None]:
+    """Accept further lists, each the signed successor of the one before, and make them durable.
+
+    Args:
+        credentials: of the device that keeps them.
+        chain: the lists that it holds.
+        news: what the coordinator sent, oldest first.
+
+    Returns:
+        The lists that it holds now, and why the rest of the news is refused, if it is.
+
+    Raises:
+        OSError: they could not be written; none is accepted.
+    """
+    before = chain.newest
+    refused: ProtocolError | None = None
+    longer = dataclasses.replace(chain, versions=list(chain.versions))
+    accepted: list[tuple[SignedStatement, RosterStatement]] = []
+    for each in news:
+        signed = SignedStatement(statement=each.statement, signature=each.signature)
+        try:
+            statement = longer.accept(signed)
+        except ProtocolError as error:
+            refused = error
+            break
+        if statement is not None:
+            accepted.append((signed, statement))
+    if not accepted:
+        return chain, refused
+    # Durable before use: a restart must not return to an older list.
+    credentials.append_roster(signed for signed, _ in accepted)
+    for _, statement in accepted:
+        _log.info("roster: %s", changes(before, statement))
+        before = statement
+    return longer, refused
+
+
+def lists_after(credentials: Credentials, version: int) -> fleet_pb2.Up:
+    """The lists that follow a version, for a coordinator that has lost them: all that fit 4 MiB,
+    but at least one.
+
+    Raises:
+        FedsysError: the file that keeps them is lost or was changed.
+    """
+    found = fleet_pb2.RosterNews()
+    for signed in credentials.rosters()[version:]:
+        roster = fleet_pb2.SignedRoster(statement=signed.statement, signature=signed.signature)
+        if found.roster and found.ByteSize() + roster.ByteSize() > MAX_NEWER:
+            break
+        found.roster.append(roster)
+    return fleet_pb2.Up(roster=found)
