@@ -15,6 +15,7 @@ from fedsys.privacy import (
     guaranteed_epsilon,
     make_plan,
 )
+from server.asking import Answering, sheet_of
 from server.cohorts import CohortSampler
 from server.strategies import Strategy, build_strategy
 
@@ -169,6 +170,8 @@ def strategy_of(config: Config) -> Strategy:
     Raises:
         ConfigError: There is no strategy of that name.
     """
+    if config.job.kind != "train":
+        return Answering(sheet_of(config).size)
     server = config.server
     return build_strategy(
         server.strategy,

@@ -11,6 +11,7 @@ that was looked up in the data would itself reveal them.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -26,6 +27,7 @@ MOST_BINS = 4096
 """The most coordinates of one question."""
 _MOST_QUESTIONS = 64
 _MOST_COLUMNS = 32
+_MOST_TEXT = 1 << 17
 
 
 def _finite(value: float) -> float:
@@ -454,6 +456,9 @@ def parse(tables: Sequence[Any]) -> tuple[Question, ...]:
     """
     if not 1 <= len(tables) <= _MOST_QUESTIONS:
         raise ConfigError(f"questions: {len(tables)} are asked; allowed are 1 to {_MOST_QUESTIONS}")
+    length = len(json.dumps(tables, default=str))
+    if length > _MOST_TEXT:
+        raise ConfigError(f"questions: {length} characters; at most {_MOST_TEXT} are allowed")
     asked = tuple(_question(number, table) for number, table in enumerate(tables, start=1))
     seen: set[str] = set()
     for each in asked:

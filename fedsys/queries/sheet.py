@@ -60,7 +60,7 @@ from fedsys.queries.rows import Rows
 
 __all__ = ["MOST_COORDINATES", "Sheet", "block_of"]
 
-MOST_COORDINATES = 1 << 14
+MOST_COORDINATES = 4096
 """The most coordinates of all questions together."""
 _INTEGERS = 64  # as in fedsys.privacy.encoding.clipping
 _FINE, _FINEST = 4096, 1 << 16
