@@ -156,7 +156,12 @@ def _kind(schema: Schema) -> str:
 def _several(schema: Schema) -> str:
     if "$ref" in schema:
         return "tables"
-    plural = {"string": "texts", "number": "numbers", "array": "lists of numbers"}
+    plural = {
+        "string": "texts",
+        "number": "numbers",
+        "array": "lists of numbers",
+        "object": "tables",
+    }
     return plural[schema["type"]] + (
         f" matching `{schema['pattern']}`" if "pattern" in schema else ""
     )

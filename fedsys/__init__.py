@@ -12,11 +12,11 @@ from fedsys.lazy_names import on_use
 
 if TYPE_CHECKING:
     from fedsys import config, errors, privacy, tasks
-    from fedsys.api import Run, audit_run, compare, resume, simulate
+    from fedsys.api import Run, audit_run, compare, query, resume, simulate
 else:
     __getattr__, __dir__ = on_use(
         __name__,
-        {"api": ("Run", "audit_run", "compare", "resume", "simulate")},
+        {"api": ("Run", "audit_run", "compare", "query", "resume", "simulate")},
         modules=("config", "errors", "privacy", "tasks"),
     )
 
@@ -28,6 +28,7 @@ __all__ = [
     "config",
     "errors",
     "privacy",
+    "query",
     "resume",
     "simulate",
     "tasks",

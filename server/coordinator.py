@@ -59,6 +59,7 @@ class JobTerms:
         seed: Seed from which clients derive their batch order.
         agreed: Digest of the terms that agents consented to, where the host asks for consent.
         parts: What lies where in a client's vector; None where it is the update alone.
+        kind: What rounds ask for: ``train``, ``query`` or ``evaluate``.
     """
 
     job: bytes
@@ -68,6 +69,12 @@ class JobTerms:
     seed: int
     agreed: bytes = b""
     parts: Parts | None = None
+    kind: str = "train"
+
+    @property
+    def released(self) -> str:
+        """The key under which a commit states the hash of what it releases."""
+        return "weights_sha256" if self.kind == "train" else "answer_sha256"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +181,7 @@ class Coordinator:
             raise BudgetExceeded(f"all {rounds} rounds of this job are paid for already")
         self._accountant.require_budget(event)
         number = self._ledger.next_round
-        self._ledger.reserve(number, {"event": event.to_json()})
+        self._ledger.reserve(number, {"event": event.to_json(), "kind": self.terms.kind})
         cohort = self._sampler.draw(number, sampling_entropy)
         self._open = OpenRound(
             number=number,
@@ -282,7 +289,7 @@ class Coordinator:
             open_.number,
             {
                 "aggregate_sha256": sha256_of_aggregate(topped),
-                "weights_sha256": sha256_of_weights(weights),
+                self.terms.released: sha256_of_weights(weights),
             },
             sampled=open_.cohort,
             survivors=survivors,

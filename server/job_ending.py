@@ -31,7 +31,7 @@ def end_job(
     job: Job,
     *,
     status: str,
-    model: bytes,
+    model: bytes | None,
     metrics: dict[str, float],
     seconds: Sequence[float],
     clients: Sequence[int],
@@ -41,7 +41,7 @@ def end_job(
     Args:
         job: A job with no open round and no held commit.
         status: ``completed``, ``budget-exhausted`` or ``interrupted``.
-        model: Content of ``model.pt``.
+        model: Content of ``model.pt``; None where rounds asked and there is none.
         metrics: Metrics of the last evaluation.
         seconds: Duration of each round.
         clients: Number of clients that trained in each of those rounds.
@@ -51,8 +51,10 @@ def end_job(
         LedgerError: The ledger cannot be closed.
     """
     folder = job.folder
-    write_atomically(folder.model, model)
-    model_sha256 = hashlib.sha256(model).hexdigest()
+    model_sha256 = None
+    if model is not None:
+        write_atomically(folder.model, model)
+        model_sha256 = hashlib.sha256(model).hexdigest()
     stated = summarize(
         job,
         status=status,

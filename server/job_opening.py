@@ -119,7 +119,8 @@ def restore_job(folder: RunFolder, spec: JobSpec, *, ledger: Ledger | None = Non
         checkpoints = Checkpoints(folder.checkpoints, spec.disk)
         checkpoint = checkpoints.newest(_committed(view))
         if checkpoint is not None:
-            if checkpoint.weights.shape != spec.weights.shape:
+            asks = spec.config.job.kind != "train"  # what is kept is the answer, not a model
+            if checkpoint.weights.shape != spec.weights.shape and not asks:
                 raise RunFolderError(
                     f"{folder.checkpoints}: holds {len(checkpoint.weights)} weights, the task "
                     f"has {len(spec.weights)}; is this the task that the run was started with?"
@@ -183,6 +184,7 @@ def _header(folder: RunFolder, spec: JobSpec, name: bytes) -> dict[str, Any]:
         preprocessing=facts.preprocessing,
         withheld=job_withheld(plan, facts),
         tuning=config.tuning.to_json(),
+        kind=config.job.kind,
         config_sha256=hashlib.sha256(folder.config.read_bytes()).hexdigest(),
         code_sha256=code_hash(),
         initial_weights_sha256=sha256_of_weights(spec.weights),
@@ -218,7 +220,7 @@ def _view_of_the_same_job(ledger: Ledger, folder: RunFolder, spec: JobSpec) -> L
 def _committed(view: LedgerView) -> dict[int, str]:
     """SHA-256 of each committed round's model, as the ledger states it."""
     return {
-        record.round: str(record.body.get("weights_sha256"))
+        record.round: str(record.body.get("weights_sha256", record.body.get("answer_sha256")))
         for record in view.rounds
         if record.outcome == "commit"
     }
@@ -255,6 +257,7 @@ def _job(
             plan=accountant.plan,
             seed=config.job.seed,
             parts=spec.parts,
+            kind=config.job.kind,
         ),
         ledger=ledger,
         accountant=accountant,

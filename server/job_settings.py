@@ -17,6 +17,7 @@ from fedsys.privacy import (
     make_plan,
 )
 from fedsys.privacy.encoding.parts import Parts
+from server.asking import Answering, sheet_of
 from server.cohorts import CohortSampler
 from server.strategies import build_strategy
 from server.strategy_base import ReceivingStrategy, Strategy, StrategyOptions
@@ -216,6 +217,8 @@ def strategy_of(
         ConfigError: There is no strategy of that name, or it does not take the blocks that clients
             send.
     """
+    if config.job.kind != "train":
+        return Answering(sheet_of(config).size)
     server = config.server
     strategy = build_strategy(
         server.strategy,

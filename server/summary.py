@@ -18,6 +18,7 @@ from fedsys.privacy.ledger import read_private
 from fedsys.records import Total
 from fedsys.run_folder import FORMAT_VERSION, RunFolder
 from fedsys.versions import versions
+from server.asking import result_of
 from server.job import Job
 from server.job_settings import budget_of
 from server.simulated_time import simulated_time
@@ -46,7 +47,7 @@ def summarize(
     """
     view = read_ledger(job.folder.ledger, allow_torn=True)
     accountant, spent = replay(view, read_private(job.folder.private)[0])
-    return _content(
+    content = _content(
         config=job.config,
         plan=job.plan,
         spent=spent,
@@ -63,6 +64,16 @@ def summarize(
         reproducible=job.facts.reproducible,
         simulated=_simulated(job.config, job.folder),
     )
+    return content if job.config.job.kind == "train" else {**content, "query": _asked(job)}
+
+
+def _asked(job: Job) -> dict[str, Any] | None:
+    """The answers; None where no round gave any."""
+    if not job.ledger.committed:
+        return None
+    coordinator = job.coordinator
+    deviation = coordinator.mechanism.noise_deviation
+    return result_of(job.config, coordinator.weights, deviation=deviation, rate=job.plan.rate)
 
 
 def _total(config: Config, accountant: ViewAccountant, spent: Epsilons) -> Total | None:

@@ -249,7 +249,7 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
             end_job(
                 job,
                 status=status,
-                model=model_bytes(setting.population.trainer.state_dict(coordinator.weights)),
+                model=_model(setting, job),
                 metrics=metrics,
                 seconds=clock.seconds,
                 clients=clock.clients,
@@ -344,6 +344,13 @@ def _sum(setting: Setting, cohort: Cohort) -> Summed:
     if len(cohort.round.cohort) > event.cap:
         raise RoundAborted("the cohort exceeds the cap", nothing_summed=True)
     return summation(cohort)
+
+
+def _model(setting: Setting, job: Job) -> bytes | None:
+    """The content of ``model.pt``; None where rounds asked."""
+    if job.config.job.kind != "train":
+        return None
+    return model_bytes(setting.population.trainer.state_dict(job.coordinator.weights))
 
 
 def _evaluation_due(job: Job) -> bool:

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from client.answering.evaluated import respondent_for
+from client.answering.respondent import Respondent
 from client.training import ExamplePrivacy, ExampleTrainer, LocalConfig, Trainer
 from fedsys import tasks
 from fedsys.config import Config
@@ -15,8 +19,10 @@ from fedsys.preprocessing import Preprocessing
 from fedsys.privacy import AdaptiveClipping, Mechanism, PrivacyPlan
 from fedsys.privacy.encoding.parts import Parts
 from fedsys.tasks import Examples
+from fedsys.tasks.partition import Compressed, kept_for
 from fedsys.wire.round_params import round_params
 from secure_agg.errors import ParameterError
+from server.asking import everybody, sheet_of
 from server.job import JobFacts, job_withheld
 from server.job_settings import clipping_for, example_steps, parts_of, plan_for, strategy_of
 from simulations.engine.base import Engine, using_threads
@@ -91,7 +97,7 @@ class Setting:
 def partition_of(config: Config, held: tasks.FederatedData) -> tasks.Partition:
     """Which examples each client holds, as the configuration divides them."""
     section = config.population
-    return tasks.split(
+    whole = tasks.split(
         held,
         section.partition,
         section.clients,
@@ -100,6 +106,12 @@ def partition_of(config: Config, held: tasks.FederatedData) -> tasks.Partition:
         shards=section.shards,
         examples=section.examples,
     )
+    if not section.held_out or not isinstance(whole, Compressed):
+        return whole
+    kind, fraction = config.job.kind, section.held_out
+    kept = [kept_for(kind, whole.indices_of(k), fraction) for k in range(whole.clients)]
+    sizes = np.array([0, *map(len, kept)], dtype=np.int64)
+    return Compressed(offsets=np.cumsum(sizes), indices=np.concatenate(kept))
 
 
 def prepare(
@@ -131,13 +143,14 @@ def prepare(
     if config.evaluation.data != "none":
         tasks.check_test_rows(task, examples.test)
     partition = partition_of(config, examples)
+    config = everybody(config, partition.clients)
     if config.cohort.expected > partition.clients:
         raise ConfigError(
             f"cohort.expected = {config.cohort.expected} is more than the population of "
             f"{partition.clients} clients that partition '{config.population.partition}' yields; "
             f"ask for at most {partition.clients}"
         )
-    config = _with_example_rate(config, partition)
+    config = _in_this_process(_with_example_rate(config, partition))
     sources = randomness or _randomness(config)
     trainer = trainer_for(config, task, device_for(device), sources, examples.train)
     population = Population(
@@ -147,6 +160,8 @@ def prepare(
         seed=config.job.seed,
         origin=origin,
     )
+    if isinstance(trainer, Respondent):
+        trainer.check(examples.train)
     sizes = trainer.layout.sizes
     parts = parts_of(config, trainer.parts)
     _check_procedure(config, trainer)
@@ -160,7 +175,7 @@ def prepare(
         _check_secure(config, plan)
         config = _resolved(config, plan, population)
         with using_threads(config.engine.threads or int(trainer.device.type == "cpu")):
-            notices = [check_clip(config, plan, population)]
+            notices = [check_clip(config, plan, population) if config.job.kind == "train" else ""]
         at_once = clients_at_once(config.engine.chunk)
         layout = lay_out(config, plan, population, sources, at_once, recruits)
         notices.insert(0, layout.notice)
@@ -191,6 +206,8 @@ def trainer_for(
     config: Config, task: tasks.Task, device: str, randomness: Randomness, sample: Examples
 ) -> Trainer:
     """The trainer of this configuration's clients, whose lazy modules get the shape of `sample`."""
+    if config.job.kind != "train":
+        return respondent_for(config, task, sheet_of(config), device)
     local, privacy = LocalConfig(**config.local.model_dump()), config.privacy
     if privacy.mechanism == "example-gaussian":
         if privacy.noise_multiplier is None or privacy.example_rate is None:
@@ -230,6 +247,18 @@ def _check_procedure(config: Config, trainer: Trainer) -> None:
             "engine.backend = 'ray' with a local procedure: what clients keep is a file of this "
             "machine; set engine.backend = 'local'"
         )
+
+
+def _in_this_process(config: Config) -> Config:
+    """The configuration with one process where rounds ask: counting rows is quick."""
+    if config.job.kind == "train":
+        return config
+    if config.engine.backend != "local":
+        raise ConfigError(
+            f"engine.backend = '{config.engine.backend}' with job.kind = '{config.job.kind}': "
+            f"questions are answered in this process; leave it out"
+        )
+    return config.model_copy(update={"engine": config.engine.model_copy(update={"processes": 1})})
 
 
 def _with_example_rate(config: Config, partition: tasks.Partition) -> Config:

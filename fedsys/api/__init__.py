@@ -8,10 +8,21 @@
 True
 """
 
+from fedsys.api.asking import Answers, query
 from fedsys.api.comparison import Comparison, compare
 from fedsys.api.rows import Rows
 from fedsys.api.run import Run
 from fedsys.api.running import resume, simulate
 from fedsys.audit import audit_run
 
-__all__ = ["Comparison", "Rows", "Run", "audit_run", "compare", "resume", "simulate"]
+__all__ = [
+    "Answers",
+    "Comparison",
+    "Rows",
+    "Run",
+    "audit_run",
+    "compare",
+    "query",
+    "resume",
+    "simulate",
+]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+from fedsys.audit.asked import kind_of
 from fedsys.audit.evidence import Evidence
 from fedsys.audit.wording import claim, value_text
 from fedsys.errors import LedgerError
@@ -39,7 +40,8 @@ def outcome_claims(
     else:
         yield from _summary_claims(summary, view)
         yield _bound_summary_claim(summary, view)
-    yield _model_claim(evidence, view)
+    if not _has_no_model(evidence, view):
+        yield _model_claim(evidence, view)
     if evidence.model.value is not None and plan is not None:
         yield _weights_claim(evidence, view, plan)
     yield _metrics_claim(evidence, view)
@@ -99,6 +101,12 @@ def _bound_summary_claim(summary: dict[str, Any], view: LedgerView) -> Claim:
         by="SHA-256 of summary.json, without what reveals cohorts, against the closing line",
         rests_on="the coordinator's word when the ledger was closed",
     )
+
+
+def _has_no_model(evidence: Evidence, view: LedgerView) -> bool:
+    """Whether rounds asked, and neither a file nor the closing line claims a model."""
+    named = None if view.closed is None else view.closed.get("model_sha256")
+    return kind_of(view) in ("query", "evaluate") and named is None and evidence.model.missing
 
 
 def _model_claim(evidence: Evidence, view: LedgerView) -> Claim:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedsys.audit.accountants import cross_checks
 from fedsys.audit.adding import part_of
+from fedsys.audit.asked import asked_claims
 from fedsys.audit.chain import UNPINNED, chain_claim, cohort_claims, ledger_claims, signer_claim
 from fedsys.audit.cohorts import Cohorts
 from fedsys.audit.countersigned import (
@@ -183,6 +184,7 @@ def examine(run: Path, key: Ed25519PublicKey | None, pins: Pins = _NO_PINS) -> A
         _examine_privacy(audit, view, audit.plan)
     else:
         audit.claims.extend(underivable_claims("the header holds no usable plan"))
+    audit.claims.extend(asked_claims(audit.evidence, view, audit.plan))
     audit.claims.extend(outcome_claims(audit.evidence, view, audit.plan))
     return audit
 

@@ -19,6 +19,7 @@ from fedsys.cli import (
     predict,
     privacy,
     publish,
+    query,
     simulate,
     task,
     task_export,
@@ -54,6 +55,7 @@ def root(
 
 
 app.command("simulate")(simulate.simulate)
+app.command("query")(query.query)
 app.command("audit")(audit.audit)
 app.command("publish")(publish.publish)
 app.command("tune")(tune.tune)

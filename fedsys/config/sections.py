@@ -17,6 +17,7 @@ __all__ = [
     "Local",
     "Population",
     "Privacy",
+    "Query",
     "Rounds",
     "Section",
     "Server",
@@ -55,10 +56,27 @@ class Job(Section):
             keys or noise: those come from the operating system. A run without noise
             (``privacy.mechanism = "none"``) also derives its cohorts from the seed, so that it can
             be repeated.
+        kind: What rounds ask of clients. ``train``: updates of a model. ``query``: answers about
+            their data. ``evaluate``: how good a model is on their data. The latter two take one
+            round, whose questions are in ``[query]``.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = "quickstart"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    kind: Literal["train", "query", "evaluate"] = "train"
+
+
+class Query(Section):
+    """What a round of kind ``query`` or ``evaluate`` asks; [Ask before you train](ask.md) has the
+    questions.
+
+    Attributes:
+        questions: The questions, one table each, with ``ask`` and ``name``.
+        model: Folder of the run whose model is evaluated.
+    """
+
+    questions: list[dict[str, Any]] = Field(default_factory=list)
+    model: str = ""
 
 
 class TaskSection(Section):
@@ -92,6 +110,9 @@ class Population(Section):
         alpha: Concentration of ``dirichlet``; the smaller it is, the more the clients differ.
         shards: Pieces per client under ``shards``.
         examples: Rows per client under ``resampled``.
+        held_out: Fraction of each client's examples that it does not train on and keeps for
+            evaluations (``job.kind = "evaluate"``). A row's place in the data decides, so that a
+            training job and an evaluation with the same fraction agree.
     """
 
     clients: Count | None = None
@@ -101,6 +122,7 @@ class Population(Section):
     alpha: Positive = 0.5
     shards: Count = 2
     examples: Count = 10
+    held_out: Fraction = 0.0
 
 
 class Cohort(Section):

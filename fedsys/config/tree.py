@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from fedsys.config.asking import asks_fit, with_question_defaults
 from fedsys.config.combinations import (
     adapts,
     buffers_accounted,
@@ -31,6 +32,7 @@ from fedsys.config.sections import (
     Local,
     Population,
     Privacy,
+    Query,
     Rounds,
     Section,
     Server,
@@ -57,11 +59,12 @@ class Config(Section):
     engine: Engine = Field(default_factory=Engine)
     faults: Faults = Field(default_factory=Faults)
     tuning: Tuning = Field(default_factory=Tuning)
+    query: Query = Field(default_factory=Query)
 
     @model_validator(mode="before")
     @classmethod
     def _buffer_is_cohort(cls, tree: Any) -> Any:
-        return with_buffer_as_cohort(tree)
+        return with_question_defaults(with_buffer_as_cohort(tree))
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:
@@ -77,4 +80,5 @@ class Config(Section):
         coin_is_added(self.cohort, self.aggregation)
         buffers_fit(self.rounds, self.population, self.cohort)
         buffers_accounted(self.rounds, self.privacy, self.aggregation)
+        asks_fit(self)
         return self

@@ -22,6 +22,7 @@ from fedsys.errors import LedgerError, RunFolderError
 from fedsys.printable import printable
 from fedsys.privacy.ledger.files import open_regular
 from fedsys.privacy.ledger.packing import unpack
+from fedsys.report.answers import QueryStated
 
 __all__ = ["PrivacySummary", "RoundDiagnostics", "RunContents", "Summary", "read"]
 
@@ -86,6 +87,7 @@ class Summary(_Tolerant):
     versions: dict[Text, Text] = Field(default_factory=dict)
     reproducible: bool = False
     simulated: SimulatedTime | None = None
+    query: QueryStated | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ from fedsys import __version__
 from fedsys.printable import printable
 from fedsys.records import AuditResult, EpsilonPoint
 from fedsys.report import figures
+from fedsys.report.answers import shown
 from fedsys.report.charts import diagnostic_charts, epsilon_chart, metric_charts
 from fedsys.report.contents import RunContents, read
 from fedsys.report.facts import Facts, disclosable, gather, mechanism_title
@@ -71,6 +72,7 @@ def render(run: Path, audit: AuditResult, *, private: bool) -> str:
             intro=_intro(folder, facts),
             headline=_headline(folder, private=private),
             statement=state(folder, audit, facts),
+            answers=shown(folder.summary.query),
             training=[figure(chart, f"m{i}") for i, chart in enumerate(metric_charts(folder))],
             spending=[
                 figure(chart, f"e{i}", wide=True)

@@ -1,0 +1,122 @@
+"""What a configuration whose rounds ask questions must hold, and its defaults.
+
+A question is a job of one round on everybody, under the same mechanisms, bounds and budget as
+training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from fedsys.config.sections import (
+    Aggregation,
+    Cohort,
+    Evaluation,
+    Job,
+    Population,
+    Privacy,
+    Query,
+    Rounds,
+)
+from fedsys.errors import ConfigError
+from fedsys.queries import parse
+
+__all__ = ["Asking", "asks_fit", "with_question_defaults"]
+
+_MECHANISMS = ("distributed-gaussian", "central-gaussian", "local-gaussian", "none")
+_DEFAULTS: Mapping[str, Mapping[str, object]] = {
+    "rounds": {"count": 1},
+    "evaluation": {"data": "none"},
+}
+
+
+class Asking(Protocol):
+    """The tables that `asks_fit` compares."""
+
+    @property
+    def job(self) -> Job: ...
+    @property
+    def query(self) -> Query: ...
+    @property
+    def population(self) -> Population: ...
+    @property
+    def cohort(self) -> Cohort: ...
+    @property
+    def rounds(self) -> Rounds: ...
+    @property
+    def privacy(self) -> Privacy: ...
+    @property
+    def aggregation(self) -> Aggregation: ...
+    @property
+    def evaluation(self) -> Evaluation: ...
+
+
+def with_question_defaults(tree: object) -> object:
+    """The tree with the defaults of a job that asks: its name, one round, no test examples, and
+    everybody as cohort where the population is known. Any other tree is left to validation."""
+    if not isinstance(tree, Mapping) or not isinstance(tree.get("job"), Mapping):
+        return tree
+    kind = tree["job"].get("kind", "train")
+    if kind not in ("query", "evaluate"):
+        return tree
+    found = dict(tree)
+    defaults: dict[str, Mapping[str, object]] = {"job": {"name": kind}, **_DEFAULTS}
+    for section, values in defaults.items():
+        given = found.get(section, {})
+        if isinstance(given, Mapping):
+            found[section] = dict(values) | dict(given)
+    population, cohort = found.get("population", {}), found.get("cohort", {})
+    if isinstance(population, Mapping) and isinstance(cohort, Mapping):
+        clients = population.get("clients")
+        if clients is not None and "expected" not in cohort:
+            found["cohort"] = {**cohort, "expected": clients}
+    return found
+
+
+def asks_fit(config: Asking) -> None:
+    """Questions are asked in one round whose sum they can be read from."""
+    kind = config.job.kind
+    if config.population.held_out and config.population.partition == "resampled":
+        raise ConfigError(
+            f"population.held_out = {config.population.held_out:g} with population.partition = "
+            f"'resampled', whose clients share rows: use another partition"
+        )
+    if kind == "train":
+        if config.query.questions:
+            raise ConfigError(
+                "query.questions with job.kind = 'train': set job.kind to 'query' or 'evaluate', "
+                "or remove them"
+            )
+        return
+    where = f"job.kind = '{kind}'"
+    parse(config.query.questions)
+    wrong = {
+        "rounds.count": (config.rounds.count, 1),
+        "rounds.mode": (config.rounds.mode, "synchronous"),
+        "privacy.clip": (config.privacy.clip, 1.0),
+        "privacy.adaptive_quantile": (config.privacy.adaptive_quantile, None),
+        "privacy.unit": (config.privacy.unit, "client"),
+        "aggregation.encoding": (config.aggregation.encoding, "wide"),
+        "cohort.participation": (config.cohort.participation, 1.0),
+        "evaluation.data": (config.evaluation.data, "none"),
+    }
+    for key, (value, only) in wrong.items():
+        if value != only:
+            raise ConfigError(
+                f"{key} = {value} with {where}: leave it out; only {only} can be asked with"
+            )
+    if config.privacy.mechanism not in _MECHANISMS:
+        raise ConfigError(
+            f"privacy.mechanism = '{config.privacy.mechanism}' with {where}: allowed are "
+            f"{', '.join(_MECHANISMS)}"
+        )
+    if config.cohort.sampling not in ("poisson", "fixed"):
+        raise ConfigError(
+            f"cohort.sampling = '{config.cohort.sampling}' with {where}: allowed are poisson, fixed"
+        )
+    if (kind == "evaluate") != bool(config.query.model):
+        raise ConfigError(
+            f"query.model = '{config.query.model}' with {where}: an evaluation needs the folder "
+            f"of the run whose model it looks at (`--of RUN`), and a query has none"
+        )

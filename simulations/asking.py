@@ -1,0 +1,92 @@
+"""A file of questions as a job's configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fedsys.bounded_toml import MAX_BYTES, parse_toml
+from fedsys.errors import ConfigError
+from fedsys.run_folder import RunFolder
+
+__all__ = ["asking_tree", "spec_settings"]
+
+_INHERITED = ("partition", "clients", "alpha", "shards", "examples", "held_out")
+
+
+def spec_settings(spec: Path, *, task: str | None, of: Path | None) -> dict[str, Any]:
+    """The tables of a configuration from a file of questions.
+
+    The file is a configuration whose questions may stand at the top, as ``[[questions]]``.
+
+    Args:
+        spec: the file.
+        task: name of the task, where the file does not say it.
+        of: folder of the run whose model is evaluated.
+
+    Raises:
+        ConfigError: the file cannot be read, is not TOML, or contradicts the arguments.
+    """
+    try:
+        with spec.open("rb") as file:
+            tree = parse_toml(file.read(MAX_BYTES + 1))
+    except OSError as error:
+        raise ConfigError(f"{spec}: {(error.strerror or 'cannot be read').lower()}") from None
+    except ValueError as error:
+        raise ConfigError(f"{spec}: {error}") from None
+    tree = asking_tree(tree, str(spec), of)
+    if task is not None:
+        section = tree.setdefault("task", {})
+        if isinstance(section, dict):
+            if section.get("name", task) != task:
+                raise ConfigError(
+                    f"{spec}: task.name = {section['name']!r}, but {task!r} is asked: leave one out"
+                )
+            section["name"] = task
+    return tree
+
+
+def asking_tree(tree: dict[str, Any], where: str, of: Path | None) -> dict[str, Any]:
+    """A tree with its questions in place, and what an evaluation takes from its run.
+
+    Args:
+        tree: tables by name, with the questions at the top or in ``query``; changed.
+        where: what it came from, for messages.
+        of: folder of the run whose model is evaluated.
+
+    Raises:
+        ConfigError: nothing is asked, or in two places.
+        RunFolderError: there is no such run.
+    """
+    questions, kind = tree.pop("questions", None), tree.pop("kind", None)
+    asked = dict(tree.get("query") or {}) if isinstance(tree.get("query") or {}, dict) else {}
+    if questions is not None:
+        if "questions" in asked:
+            raise ConfigError(f"{where}: has questions twice, at the top and in [query]")
+        asked["questions"] = questions
+    if not asked.get("questions"):
+        raise ConfigError(f"{where}: asks nothing; add a table [[questions]] with ask and name")
+    job = dict(tree.get("job") or {})
+    job.setdefault("kind", kind or ("query" if of is None else "evaluate"))
+    tree["job"] = job
+    if of is not None:
+        asked["model"] = str(of)
+        _inherit(tree, of)
+    tree["query"] = asked
+    return tree
+
+
+def _inherit(tree: dict[str, Any], of: Path) -> None:
+    """Task, population and seed as the evaluated run had them, where the tree does not say."""
+    there = RunFolder.open(of).read_config()
+    task = dict(tree.get("task") or {})
+    task.setdefault("name", there.task.name)
+    task.setdefault("options", there.task.options)
+    tree["task"] = task
+    population = dict(tree.get("population") or {})
+    for key in _INHERITED:
+        value = getattr(there.population, key)
+        if value is not None:
+            population.setdefault(key, value)
+    tree["population"] = population
+    tree["job"].setdefault("seed", there.job.seed)
