@@ -23,7 +23,7 @@ def cores() -> int:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Keep this process on one core, and its linear algebra in one thread, for as long as this lasts.
+    """Keep this process on one core, its linear algebra in one thread, for as long as this lasts.
 
     Threads that wait for each other on one core would cost CPU time that no work needed.
     """
