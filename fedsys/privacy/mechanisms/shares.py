@@ -1,7 +1,7 @@
 """Independent noise: clients' noise shares, or one draw by the coordinator, or none.
 
 A release under ``ClientNoise`` holds exactly n_cap rounded terms no matter who took part: the
-survivors' shares and the missing ones, which the coordinator draws one by one.
+survivors' shares and the missing ones, which the coordinator draws, one by one or in lumps.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class ClientNoise(_Memoryless):
         self._sampler.add_sum(total, _streams(clients, entropy))
 
     def top_up(self, survivors: int, entropy: Entropy) -> NDArray[np.int64]:
-        """The sum (length,) of n_cap - survivors further shares.
+        """Noise (length,) for the sum of n_cap - survivors further shares.
 
         Raises:
             MechanismError: the number of survivors is 0 or exceeds the cap.
@@ -133,7 +133,7 @@ class ClientNoise(_Memoryless):
         missing = check_survivors(self._event, survivors)
         noise = np.zeros(self._length, dtype=np.int64)
         if missing:
-            self._sampler.add_sum(noise, [AesCtrStream.from_entropy(entropy)] * missing)
+            self._sampler.add_many(noise, missing, AesCtrStream.from_entropy(entropy))
         return noise
 
 

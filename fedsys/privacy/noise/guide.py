@@ -9,16 +9,19 @@ bits; only if it equals an entry does `fedsys.privacy.noise.inversion.settle` re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.privacy.noise.inversion import settle
+from fedsys.privacy.noise.lumps import settle_small_sum, small_sum_words
 from fedsys.privacy.noise.table import upper_words
 from fedsys.privacy.randomness import AesCtrStream
 
 __all__ = ["GuidedTable"]
+
+Settle = Callable[[int, AesCtrStream], int]
 
 _LEADING = 16
 _WORD = 64
@@ -32,17 +35,18 @@ _ALONE, _CROWDED = -(1 << 31), -3 * (1 << 29)
 
 
 class GuidedTable:
-    """Draws step * round(N(0, sigma^2)).
+    """Draws step * R for an R on the integers that is as likely as -R.
 
     Args:
-        sigma: the standard deviation before rounding; its table must fit into int32.
+        upper: floor(2^64 P[R > k]) (K,) for k = 0..K-1, of which the last is 0; no P[R > k] is a
+            multiple of 2^-64.
+        settle: what R is for a word that equals an entry; it reads further bits from the stream.
         step: an integer by which draws are multiplied.
     """
 
-    def __init__(self, sigma: float, step: int = 1) -> None:
-        self._sigma, self._step = sigma, step
-        upper = upper_words(sigma)
-        # P[R <= -k-1] = Q((k + 1/2) / sigma) = 1 - P[R <= k], and no entry is a multiple of 2^-64.
+    def __init__(self, upper: NDArray[np.uint64], settle: Settle, step: int = 1) -> None:
+        self._settle, self._step = settle, step
+        # P[R <= -k-1] = P[R > k] = 1 - P[R <= k]
         self.entries = np.concatenate([upper[::-1], ~upper])
         self._least = -len(upper)
         shift = np.uint64(_WORD - _LEADING)
@@ -55,6 +59,18 @@ class GuidedTable:
         self._guide = np.where(inside == 0, found, search).astype(np.int32)
         for array in (self.entries, self._guide):
             array.setflags(write=False)
+
+    @classmethod
+    def rounded_gaussian(cls, sigma: float, step: int = 1) -> GuidedTable:
+        """The table of R = round(N(0, sigma^2))."""
+        return cls(upper_words(sigma), lambda word, stream: settle(word, sigma, 0.0, stream), step)
+
+    @classmethod
+    def small_sum(cls, terms: int) -> GuidedTable:
+        """The table of a sum of small terms; see `fedsys.privacy.noise.lumps`."""
+        return cls(
+            small_sum_words(terms), lambda word, stream: settle_small_sum(terms, word, stream)
+        )
 
     def draw(
         self,
@@ -91,7 +107,7 @@ class GuidedTable:
         found, doubtful = self._search(words, flat.take(where))
         for index in doubtful.tolist():
             stream = streams[int(where[index]) // width]
-            found[index] = settle(int(words[index]), self._sigma, 0.0, stream)
+            found[index] = self._settle(int(words[index]), stream)
         found *= np.int32(self._step)
         flat[where] = found
 
@@ -107,7 +123,7 @@ class GuidedTable:
     def _search(
         self, words: NDArray[np.uint64], guide: NDArray[np.int32]
     ) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
-        """round(N(0, sigma^2)) (n,) for words (n,) that share leading bits with entries, and the
+        """R (n,) for words (n,) that share leading bits with entries, and the
         indices of those that equal one; from what the guide has for them."""
         crowded = np.flatnonzero(guide >= _CROWDED)
         index = guide - np.int32(_ALONE)

@@ -16,8 +16,9 @@ array([ 1,  0, -2,  0, -2, -4])
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from fedsys.errors import MechanismError
 from fedsys.privacy.noise.grids import FEWEST_ON_GRIDS, on_grids, split
 from fedsys.privacy.noise.guide import GuidedTable
 from fedsys.privacy.noise.inversion import normal_quantile, sampler_distance, settle
+from fedsys.privacy.noise.lumps import LEAST_SIGMA, SMALL, deviation_of, powers
 from fedsys.privacy.randomness import AesCtrStream
 
 __all__ = ["MAX_SIGMA", "RoundedGaussian", "noise_sampler"]
@@ -39,65 +41,26 @@ _BLOCK = 1 << 17
 _QUANTILES = 1 << 15  # the same where the quantile is evaluated: words of 256 KiB
 _WORD = 64
 
+_MANY = 1 << 21
+"""Draws for a sum from which on they are replaced by fewer: about 10 ms."""
+
 _RELATIVE_ERROR = 1e-13  # of `normal_quantile`; tests measure less than 1e-15
 _FEWEST_WORD = 1 << 24  # closer to 0 or 1 (one draw in 2^39), 64 bits are too coarse
 
 
-class RoundedGaussian:
-    """Draws round(shift + sigma N) for a fixed sigma.
+class _TableSampler:
+    """Draws sums of one draw from each of some tables.
 
     Args:
-        sigma: a float in (0, 2^40].
-
-    Raises:
-        MechanismError: sigma is not such a float.
-
-    Attributes:
-        sigma: the standard deviation before rounding, in integers.
-        total_variation: an upper bound on the distance of one draw from the true distribution.
+        tables: the tables.
+        deviation: of a draw, in integers.
     """
 
-    def __init__(self, sigma: float) -> None:
-        if not (isinstance(sigma, float) and 0 < sigma <= MAX_SIGMA):
-            raise MechanismError(
-                "the noise's standard deviation must be in (0, 2^40] integers, got "
-                f"{sigma!r}; lower the noise multiplier"
-            )
-        self.sigma = sigma
-        self.total_variation = sampler_distance(sigma)
-        self._tables = _tables(sigma)
-        # A draw is at most 38 sigma + 2 in absolute value, so this many fit into an int32.
-        self._summable = max(1, np.iinfo(np.int32).max // int(40 * sigma + 4))
-
-    def __repr__(self) -> str:
-        return f"RoundedGaussian(sigma={self.sigma!r})"
-
-    def draw(
-        self,
-        shape: tuple[int, ...],
-        stream: AesCtrStream,
-        shift: NDArray[np.float64] | None = None,
-    ) -> NDArray[np.int64]:
-        """Independent draws of this shape, as int64.
-
-        Args:
-            shape: the shape of the result.
-            stream: supplies 2 bytes per draw and table, and further ones where they do not decide;
-                8 bytes per draw with a shift or without a table.
-            shift: (shape) added before rounding, exactly; |shift| <= 1.
-        """
-        out = np.empty(math.prod(shape), dtype=np.int64)
-        if shift is None:
-            for columns in self._columns(out.size):
-                for _, drawn in self._rows([stream], columns):
-                    out[columns] = drawn[0]
-            return out.reshape(shape)
-        shifts = shift.reshape(-1)
-        for start in range(0, out.size, _QUANTILES):
-            part = slice(start, min(start + _QUANTILES, out.size))
-            words = stream.words(part.stop - start)
-            out[part] = self._by_quantile(words, [stream], words.size, shifts[part])
-        return out.reshape(shape)
+    def __init__(self, tables: tuple[GuidedTable, ...], deviation: float) -> None:
+        self._tables = tables
+        self._block = _BLOCK
+        # A draw is at most 38 deviations + 2 in absolute value, so this many fit into an int32.
+        self._summable = max(1, np.iinfo(np.int32).max // int(40 * deviation + 4))
 
     def draw_rows(self, streams: Sequence[AesCtrStream], width: int) -> NDArray[np.int64]:
         """One row of ``width`` draws per stream: (len(streams), width) int64.
@@ -143,9 +106,8 @@ class RoundedGaussian:
 
     def _columns(self, width: int) -> Iterator[slice]:
         """Columns that are drawn at once: a row's stream gives them one block after the other."""
-        most = _BLOCK if self._tables else _QUANTILES
-        for start in range(0, width, most):
-            yield slice(start, min(start + most, width))
+        for start in range(0, width, self._block):
+            yield slice(start, min(start + self._block, width))
 
     def _rows(
         self, streams: Sequence[AesCtrStream], columns: slice
@@ -153,25 +115,105 @@ class RoundedGaussian:
         """Draws (R, n) for a block of columns, and their rows, as many as fit into the cache. The
         next ones overwrite them."""
         width = columns.stop - columns.start
-        most = max(1, (_BLOCK if self._tables else _QUANTILES) // width)
+        most = max(1, self._block // width)
         count = min(most, len(streams))
-        words = np.empty((count, width), dtype="<u2" if self._tables else "<u8")
+        leading = np.empty((count, width), dtype="<u2")
         drawn, coarse = (np.empty((count, width), dtype=np.int32) for _ in range(2))
         for start in range(0, len(streams), most):
             group = streams[start : start + most]
-            rows, some = slice(start, start + len(group)), words[: len(group)]
-            if not self._tables:
-                for row, stream in zip(some, group, strict=True):
-                    stream.fill(row)
-                flat = self._by_quantile(some.reshape(-1), group, width, None)
-                yield rows, flat.reshape(some.shape)
-                continue
-            found = drawn[: len(group)]
+            some, found = leading[: len(group)], drawn[: len(group)]
             self._tables[0].draw(group, some, found)
             for table in self._tables[1:]:
                 table.draw(group, some, coarse[: len(group)])
                 found += coarse[: len(group)]
-            yield rows, found
+            yield slice(start, start + len(group)), found
+
+
+class RoundedGaussian(_TableSampler):
+    """Draws round(shift + sigma N) for a fixed sigma.
+
+    Args:
+        sigma: a float in (0, 2^40].
+
+    Raises:
+        MechanismError: sigma is not such a float.
+
+    Attributes:
+        sigma: the standard deviation before rounding, in integers.
+        total_variation: an upper bound on the distance of one draw from the true distribution.
+    """
+
+    def __init__(self, sigma: float) -> None:
+        if not (isinstance(sigma, float) and 0 < sigma <= MAX_SIGMA):
+            raise MechanismError(
+                "the noise's standard deviation must be in (0, 2^40] integers, got "
+                f"{sigma!r}; lower the noise multiplier"
+            )
+        self.sigma = sigma
+        self.total_variation = sampler_distance(sigma)
+        super().__init__(_tables(sigma), sigma)
+        if not self._tables:
+            self._block = _QUANTILES
+
+    def __repr__(self) -> str:
+        return f"RoundedGaussian(sigma={self.sigma!r})"
+
+    def draw(
+        self,
+        shape: tuple[int, ...],
+        stream: AesCtrStream,
+        shift: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.int64]:
+        """Independent draws of this shape, as int64.
+
+        Args:
+            shape: the shape of the result.
+            stream: supplies 2 bytes per draw and table, and further ones where they do not decide;
+                8 bytes per draw with a shift or without a table.
+            shift: (shape) added before rounding, exactly; |shift| <= 1.
+        """
+        out = np.empty(math.prod(shape), dtype=np.int64)
+        if shift is None:
+            for columns in self._columns(out.size):
+                for _, drawn in self._rows([stream], columns):
+                    out[columns] = drawn[0]
+            return out.reshape(shape)
+        shifts = shift.reshape(-1)
+        for start in range(0, out.size, _QUANTILES):
+            part = slice(start, min(start + _QUANTILES, out.size))
+            words = stream.words(part.stop - start)
+            out[part] = self._by_quantile(words, [stream], words.size, shifts[part])
+        return out.reshape(shape)
+
+    def add_many(self, total: NDArray[np.int64], count: int, stream: AesCtrStream) -> None:
+        """Adds to `total` (n,), in place, noise for the sum of `count` draws: the draws themselves
+        or, where they are many, fewer draws with the same variance and as many roundings, which
+        hide as much (`fedsys.privacy.noise.lumps`)."""
+        if not LEAST_SIGMA <= self.sigma <= MAX_SIGMA / 8 or count * total.size < _MANY:
+            self.add_sum(total, [stream] * count)
+            return
+        large = Counter(powers(count))
+        for terms, times in large.items():
+            noise_sampler(deviation_of(terms, self.sigma)).add_sum(total, [stream] * times)
+        for terms, times in Counter(powers(count - large.total())).items():
+            _small_sum(terms).add_sum(total, [stream] * times)
+
+    def _rows(
+        self, streams: Sequence[AesCtrStream], columns: slice
+    ) -> Iterator[tuple[slice, NDArray[np.signedinteger[Any]]]]:
+        """See `_TableSampler`; without a table by the quantile, as int64."""
+        if self._tables:
+            yield from super()._rows(streams, columns)
+            return
+        width = columns.stop - columns.start
+        most = max(1, self._block // width)
+        for start in range(0, len(streams), most):
+            group = streams[start : start + most]
+            words = np.empty((len(group), width), dtype="<u8")
+            for row, stream in zip(words, group, strict=True):
+                stream.fill(row)
+            drawn = self._by_quantile(words.reshape(-1), group, width, None)
+            yield slice(start, start + len(group)), drawn.reshape(words.shape)
 
     def _by_quantile(
         self,
@@ -209,11 +251,17 @@ class RoundedGaussian:
 def _tables(sigma: float) -> tuple[GuidedTable, ...]:
     """The tables whose draws add up to this sigma; none where the quantile is evaluated."""
     if sigma <= FEWEST_ON_GRIDS:
-        return (GuidedTable(sigma),)
+        return (GuidedTable.rounded_gaussian(sigma),)
     if not on_grids(sigma):
         return ()
     fine, coarse, step = split(sigma)
-    return GuidedTable(fine), GuidedTable(coarse, step)
+    return GuidedTable.rounded_gaussian(fine), GuidedTable.rounded_gaussian(coarse, step)
+
+
+@cache
+def _small_sum(terms: int) -> _TableSampler:
+    """Draws the sum of this many small terms, a power of two up to 64."""
+    return _TableSampler((GuidedTable.small_sum(terms),), SMALL * terms)
 
 
 @lru_cache(maxsize=32)

@@ -89,7 +89,7 @@ def test_the_table_is_the_distribution_function_to_the_last_bit(sigma: float) ->
 @pytest.mark.parametrize("sigma", [1.0, 89.46, 2000.0])
 def test_every_word_gives_the_number_of_entries_below_it(sigma: float) -> None:
     """Around each entry of the table: guide, search and doubt agree with plain counting."""
-    table = GuidedTable(sigma)
+    table = GuidedTable.rounded_gaussian(sigma)
     entries = table.entries
     words = np.unique(np.concatenate([entries, entries - np.uint64(1), entries + np.uint64(1)]))
     drawn, doubtful = table.invert(words.copy())
@@ -133,7 +133,7 @@ def test_further_bits_decide_as_the_distribution_function_does(word: int, sigma:
 def test_a_word_on_a_boundary_reads_further_bits() -> None:
     """Both outcomes of the word that holds P[R <= 0] occur, as the further bits fall."""
     sampler = RoundedGaussian(50.0)
-    entries = GuidedTable(50.0).entries
+    entries = GuidedTable.rounded_gaussian(50.0).entries
     word = int(entries[len(entries) // 2])
 
     class Fixed(AesCtrStream):
@@ -192,7 +192,7 @@ def test_a_sum_of_many_draws_does_not_overflow() -> None:
 def test_table_and_quantile_are_one_function(sigma: float) -> None:
     """The two ways of inverting give the same integers from the same words."""
     words = _stream(11).words(200_000)
-    found, doubtful = GuidedTable(sigma).invert(words)
+    found, doubtful = GuidedTable.rounded_gaussian(sigma).invert(words)
     assert not doubtful.size
     by_quantile = RoundedGaussian(sigma)._by_quantile(words, [_stream(0)], words.size, None)
     np.testing.assert_array_equal(found, by_quantile)
@@ -203,13 +203,17 @@ def test_a_draw_reads_its_word_in_two_parts(sigma: float) -> None:
     """16 bits for all of a row first, then the rest of the words that those do not decide."""
     stream, drawn = _stream(12), noise_sampler(sigma).draw((40_000,), _stream(12))
     leading = np.frombuffer(stream(80_000), dtype="<u2").astype(np.uint64)
-    first = GuidedTable(sigma).invert(leading << np.uint64(48))[0]
-    last = GuidedTable(sigma).invert((leading << np.uint64(48)) + np.uint64((1 << 48) - 1))[0]
+    first = GuidedTable.rounded_gaussian(sigma).invert(leading << np.uint64(48))[0]
+    last = GuidedTable.rounded_gaussian(sigma).invert(
+        (leading << np.uint64(48)) + np.uint64((1 << 48) - 1)
+    )[0]
     np.testing.assert_array_equal(drawn[first == last], first[first == last])
     open_ = np.flatnonzero(first != last)
     further = stream.words(open_.size) >> np.uint64(16)
     words = (leading[open_] << np.uint64(48)) | further
-    np.testing.assert_array_equal(drawn[open_], GuidedTable(sigma).invert(words)[0])
+    np.testing.assert_array_equal(
+        drawn[open_], GuidedTable.rounded_gaussian(sigma).invert(words)[0]
+    )
 
 
 def test_a_shift_is_added_before_rounding() -> None:
