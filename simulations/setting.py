@@ -79,13 +79,14 @@ class Setting:
     @property
     def facts(self) -> JobFacts:
         """The facts for the ledger's header."""
+        trainer = self.population.trainer
         return JobFacts(
             population_known="simulated: exact",
             roster="made by this simulation: the server is honest but curious",
             randomness=self.randomness.name,
             reproducible=self.randomness.reproducible,
             preprocessing=self.preprocessing,
-            frozen_sha256=self.population.trainer.frozen_sha256,
+            frozen_sha256=trainer.frozen_sha256 if self.config.job.kind == "train" else None,
         )
 
     @property

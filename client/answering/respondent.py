@@ -17,8 +17,10 @@ from client.answering.columns import columns_of
 from client.training.autotune import Choice
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
+from client.training.procedure.visit import Visit
 from client.training.splitmix import state_of, words
 from client.training.trainer import ClippedSum, Trainer
+from fedsys.privacy.encoding.parts import Parts
 from fedsys.queries import Column, Rows, Sheet
 from fedsys.tasks import Examples, Task
 
@@ -75,6 +77,11 @@ class Respondent(Trainer):
         size = self._sheet.dimension
         return FlatLayout(names=("answers",), shapes=((size,),), offsets=(0, size))
 
+    @property
+    def parts(self) -> Parts:
+        """One vector, without blocks."""
+        return Parts(dimension=self.layout.dimension)
+
     def initial_weights(self) -> NDArray[np.float32]:
         """(d,) what a client is sent: the model that it evaluates, or nothing."""
         return self._start
@@ -99,6 +106,7 @@ class Respondent(Trainer):
         *,
         names: Sequence[object] | None = None,
         out: NDArray[np.float32] | None = None,
+        visit: Visit | None = None,
     ) -> NDArray[np.float32]:
         """(K, D) what each client contributes; arguments as for `Trainer.train`.
 
@@ -125,6 +133,7 @@ class Respondent(Trainer):
         *,
         clip: float,
         names: Sequence[object] | None = None,
+        visit: Visit | None = None,
     ) -> ClippedSum:
         """The same, summed; no vector is longer than 1, so that only a lower `clip` changes one."""
         found = self.train(weights, examples, client_rows, seeds, names=names).astype(np.float64)
@@ -170,8 +179,8 @@ class Respondent(Trainer):
             with torch.inference_mode():
                 for start in range(0, len(rows), _AT_ONCE):
                     some = torch.from_numpy(rows[start : start + _AT_ONCE])
-                    x, y = examples.x[some].to(self._device), examples.y[some].to(self._device)
-                    for name, each in self._values(x, y).items():
+                    batch = self.conformed(examples.take(some).to(self._device))
+                    for name, each in self._values(batch.x, batch.y).items():
                         parts.setdefault(name, []).append(each.double().cpu().numpy().reshape(-1))
         finally:
             self._model.train(was_training)
@@ -180,7 +189,7 @@ class Respondent(Trainer):
         return {name: Column(values=np.concatenate(each)) for name, each in parts.items()}
 
     def _values(self, x: Any, y: Any) -> dict[str, Any]:
-        outputs = self._model(x)
+        outputs = call(self._model, x)
         found = {"loss": self._task.loss(outputs, y), **self._task.metrics(outputs, y)}
         if outputs.ndim == 2 and not y.is_floating_point():
             chances = torch.softmax(outputs.double(), dim=1)

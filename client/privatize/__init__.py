@@ -7,12 +7,11 @@ itself (K = 1), a simulation for K virtual clients at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsys.privacy import Encoded, Entropy, Mechanism, add_noise
+from fedsys.privacy import Encoded, Entropy, Mechanism
 
 __all__ = ["privatize"]
 
@@ -37,8 +36,5 @@ def privatize(
         (K, length) vectors mod 2^b, ready for secure aggregation.
     """
     encoded = mechanism.encode(updates, seed=seed, entropy=entropy)
-    if not mechanism.adds_shares:
-        return encoded
-    noise = mechanism.noise_shares(len(updates), entropy)
-    values = add_noise(encoded.values, noise, bits=mechanism.modulus_bits)
-    return replace(encoded, values=values)
+    mechanism.add_shares(encoded.values, entropy)
+    return encoded

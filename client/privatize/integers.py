@@ -1,14 +1,20 @@
 """Clips in the integers and sums, for a whole chunk, on the device that trained it.
 
 The torch twin of `fedsys.privacy.encoding.clipping`, bit for bit: the same norms, factors and
-rounding, but without a (K, d) copy in float64 and without (K, d) integers. Tiles of rows and
-columns are widened to float64, scaled, rounded and added; every value is an integer below 2^53, so
-sums in float64 are exact in any order.
+rounding, but without a (K, d) copy in float64 and without (K, d) integers. Tiles of many rows and a
+few columns are widened to float64, scaled, rounded and added while they are in a cache; every value
+is an integer below 2^53, so sums in float64 are exact in any order.
+
+An update is read twice (norm, sum), or three times if it is clipped: rounding lengthens a clipped
+row beyond the norm nearly always, and shrinking it once nearly always corrects that, so the second
+reading finds the factor and the third adds the row and checks it. A row that is still too long is
+taken out again and shrunk further.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +28,17 @@ from fedsys.privacy.encoding.clipping import clipping_factors, squared_norm_limi
 __all__ = ["Clipped", "add_clipped_integers"]
 
 _PASSES = 4  # as in fedsys.privacy.encoding.clipping
-_HOST_TILE = 1 << 16  # coordinates: two tiles of float64 are 1 MiB, about a second-level cache
+_HOST_TILE = 1 << 17  # coordinates: a tile of float64 is 1 MiB, about a second-level cache
 _DEVICE_TILE = 1 << 26
+_FEWEST_COLUMNS = 1 << 10
+
+_SURE = 0.99
+"""Rounding lengthens a row by at most sqrt(d) / 2, a norm of C / 128, so a row of this norm in C or
+less stays within the limit: 0.99 + 1/128 < 1."""
+
+_LIKELY = 1 - 2e-5
+"""Rounding adds about d / 12 to a square of up to 4096 d: above this norm, in C, a row is likely to
+exceed the limit."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -62,111 +77,134 @@ def add_clipped_integers(total: Tensor, updates: Tensor, *, clip: float) -> Clip
         return Clipped(clipped=np.zeros(0, dtype=np.bool_), unusable=np.zeros(0, dtype=np.bool_))
     count, dimension = updates.shape
     tile = _HOST_TILE if updates.device.type == "cpu" else _DEVICE_TILE
-    at_once = min(count, max(1, tile // dimension))
-    width = min(dimension, tile)
-    tiles = updates.new_empty((2, at_once * width), dtype=torch.float64)
+    at_once = min(count, max(1, tile // min(dimension, _FEWEST_COLUMNS)))
+    width = min(dimension, max(1, tile // at_once))
+    buffer = updates.new_empty(at_once * width, dtype=torch.float64)
     clipped = np.empty(count, dtype=np.bool_)
     finite = np.empty(count, dtype=np.bool_)
     for start in range(0, count, at_once):
         part = slice(start, start + at_once)
-        group = _Group(updates[part], width, tiles[0], tiles[1])
+        group = _Rows(updates[part], width, buffer)
         clipped[part], finite[part] = group.add_to(total, clip)
     return Clipped(clipped=clipped, unusable=~finite)
 
 
-class _Group:
-    """R rows, scaled and rounded in tiles of `width` columns."""
+class _Rows:
+    """R rows, scaled and rounded in tiles of `width` columns, which overwrite each other."""
 
-    def __init__(self, rows: Tensor, width: int, wide: Tensor, scaled: Tensor) -> None:
-        self._rows = rows
-        self._count, self._dimension = rows.shape
-        self._starts = range(0, self._dimension, width)
-        self._width, self._wide, self._scaled = width, wide, scaled
-        self._held = -1
+    def __init__(self, rows: Tensor, width: int, buffer: Tensor) -> None:
+        self._rows, self._width, self._buffer = rows, width, buffer
+        self._starts = range(0, rows.shape[1], width)
 
     def add_to(self, total: Tensor, clip: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Add the rows' clipped integers; returns (R,) which were clipped and which are finite."""
         norms, finite = self._norms()
         if not finite.all():
             self._rows[torch.from_numpy(~finite).to(self._rows.device)] = 0
-            self._held = -1
-        scale = wide_scale(self._dimension, clip)
-        factors = clipping_factors(norms, clip=clip, scale=scale)
-        factors, truncated, rounded = self._shrunk(factors)
-        for start in self._starts:
-            into = total[start : start + self._width]
-            tile = rounded
-            if tile is None:
-                tile = self._times(factors, start)
-                if truncated.any():
-                    cut = torch.from_numpy(truncated).to(tile.device)[:, None]
-                    tile = torch.where(cut, tile.trunc(), tile.round())
-                else:
-                    tile.round_()
-            into += tile[0] if self._count == 1 else tile.sum(0)
+        dimension = self._rows.shape[1]
+        limit = squared_norm_limit(dimension)
+        factors = clipping_factors(norms, clip=clip, scale=wide_scale(dimension, clip))
+        passes = np.zeros(len(norms), dtype=np.int64)
+        long = np.flatnonzero(norms > clip * _LIKELY)
+        if long.size and _PASSES:
+            some = self if long.size == len(norms) else self._only(long)
+            squares = some._squares(factors[long])
+            over = long[squares > limit]
+            factors[over] *= _shrinking(squares[squares > limit], limit, 0)
+            passes[over] = 1
+        squares = self._add(total, factors, check=bool((norms > clip * _SURE).any()))
+        for row in np.flatnonzero(squares > limit).tolist():
+            self._only(np.array([row]))._shrink_further(
+                total, factors[row : row + 1], squares[row : row + 1], limit, int(passes[row])
+            )
         return norms > clip, finite
+
+    def _shrink_further(
+        self,
+        total: Tensor,
+        factor: NDArray[np.float64],
+        square: NDArray[np.float64],
+        limit: int,
+        passes: int,
+    ) -> None:
+        """Replace the row, which is in `total` and too long, as the reference does: rescaled by
+        limit / norm, a little more in each pass, and truncated towards zero if it is still too long
+        after the last; that cannot lengthen it.
+
+        Args:
+            total: (d,) as in `add_clipped_integers`.
+            factor: (1,) with which the row was added.
+            square: (1,) its sum of squares.
+            limit: the largest that is allowed.
+            passes: passes that led to the factor.
+        """
+        self._add(total, factor, check=False, sign=-1)
+        for attempt in range(passes, _PASSES):
+            factor = factor * _shrinking(square, limit, attempt)
+            square = self._squares(factor)
+            if square[0] <= limit:
+                self._add(total, factor, check=False)
+                return
+        factor = factor * (1 - 2.0**-20)
+        for start in self._starts:
+            total[start : start + self._width] += self._times(factor, start).trunc_()[0]
 
     def _norms(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """(R,) norms, rounded to float32 as by `finite_norms`, 0 if not finite; (R,) finiteness."""
-        norms = np.sqrt(self._squares(self._widened))
+        norms = np.sqrt(self._sums(self._widened(start) for start in self._starts))
         finite: NDArray[np.bool_] = np.isfinite(norms)
         norms[~finite] = 0.0
         in_float32 = (norms < 3e38) & (norms > 1e-37)
         norms[in_float32] = norms[in_float32].astype(np.float32)
         return norms, finite
 
-    def _shrunk(
-        self, factors: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_], Tensor | None]:
-        """Lower the factors of rows whose integers exceed the norm, as the reference does.
+    def _add(
+        self, total: Tensor, factors: NDArray[np.float64], *, check: bool, sign: int = 1
+    ) -> NDArray[np.float64]:
+        """Add the rounded rows times `sign` to `total`; (R,) their sums of squares, or zeros if
+        nothing is to be checked."""
 
-        Rounding to nearest can lengthen a vector. A row that is too long is rescaled by
-        limit / norm, a little more in each pass; one that is still too long after the last is
-        truncated towards zero, which cannot lengthen it.
+        def added() -> Iterator[Tensor]:
+            for start in self._starts:
+                tile = self._times(factors, start).round_()
+                into = total[start : start + self._width]
+                into.add_(tile[0] if len(tile) == 1 else tile.sum(0), alpha=sign)
+                yield tile
 
-        Returns:
-            (R,) factors; (R,) which rows are to be truncated rather than rounded; the rounded rows,
-            if one tile holds them, else None.
-        """
-        limit = squared_norm_limit(self._dimension)
-        squares = self._squares(lambda start: self._times(factors, start).round_())
-        over = squares > limit
-        for attempt in range(_PASSES):
-            if not over.any():
-                break
-            shrink = np.sqrt(limit / squares[over]) * (1 - 2.0 ** (attempt - 9))
-            factors[over] *= shrink
-            squares = self._squares(lambda start: self._times(factors, start).round_())
-            over = squares > limit
-        factors[over] *= 1 - 2.0**-20
-        kept = len(self._starts) == 1 and not over.any()
-        return factors, over, self._view(self._scaled, 0) if kept else None
+        if check:
+            return self._sums(added())
+        deque(added(), maxlen=0)
+        return np.zeros(len(factors))
 
-    def _squares(self, tile_at: Callable[[int], Tensor]) -> NDArray[np.float64]:
-        """(R,) sums of squares over all columns; exact for integers."""
-        sums = self._rows.new_zeros(self._count, dtype=torch.float64)
-        for start in self._starts:
-            tile = tile_at(start)
-            if self._count == 1:
-                sums += torch.dot(tile[0], tile[0])
-            else:
-                sums += torch.linalg.vecdot(tile, tile)
+    def _squares(self, factors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(R,) sums of squares of the rounded rows."""
+        return self._sums(self._times(factors, start).round_() for start in self._starts)
+
+    def _sums(self, tiles: Iterator[Tensor]) -> NDArray[np.float64]:
+        """(R,) sums of squares over all tiles; exact for integers."""
+        sums = self._rows.new_zeros(len(self._rows), dtype=torch.float64)
+        for tile in tiles:
+            sums += torch.linalg.vecdot(tile, tile)
         found: NDArray[np.float64] = sums.cpu().numpy()
         return found
 
     def _times(self, factors: NDArray[np.float64], start: int) -> Tensor:
         """The tile at `start` times each row's factor."""
         wide = self._widened(start)
-        by = torch.from_numpy(factors).to(wide.device)[:, None]
-        return torch.mul(wide, by, out=self._view(self._scaled, start))
+        return wide.mul_(torch.from_numpy(factors).to(wide.device)[:, None])
 
     def _widened(self, start: int) -> Tensor:
-        tile = self._view(self._wide, start)
-        if self._held != start:
-            tile.copy_(self._rows[:, start : start + self._width])
-            self._held = start
-        return tile
+        columns = self._rows[:, start : start + self._width]
+        tile = self._buffer[: columns.numel()].view(columns.shape)
+        return tile.copy_(columns)
 
-    def _view(self, tile: Tensor, start: int) -> Tensor:
-        width = min(self._width, self._dimension - start)
-        return tile[: self._count * width].view(self._count, width)
+    def _only(self, which: NDArray[np.intp]) -> _Rows:
+        """Some of the rows, as copies."""
+        rows = self._rows[torch.from_numpy(which).to(self._rows.device)]
+        return _Rows(rows, self._width, self._buffer)
+
+
+def _shrinking(squares: NDArray[np.float64], limit: int, attempt: int) -> NDArray[np.float64]:
+    """What the factors of rows with these sums of squares (n,) are multiplied by."""
+    shrunk: NDArray[np.float64] = np.sqrt(limit / squares) * (1 - 2.0 ** (attempt - 9))
+    return shrunk

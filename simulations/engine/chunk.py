@@ -39,8 +39,6 @@ __all__ = ["ChunkTrainer", "Protocol", "RoundWork", "Tally", "in_ring", "signed_
 Protocol = Literal["secure", "ideal", "float"]
 Total = NDArray[np.int64]
 
-_SHARES = 1 << 21  # coordinates of noise drawn at once: 16 MiB
-
 
 @dataclass(frozen=True, kw_only=True)
 class RoundWork:
@@ -233,15 +231,9 @@ class ChunkTrainer:
         )
 
     def add_shares(self, clients: Sequence[int], total: Total) -> None:
-        """Add the clients' noise shares, a few clients at a time, where clients add noise."""
-        if not self._mechanism.adds_shares:
-            return
-        at_once = max(1, _SHARES // self.length)
-        for start in range(0, len(clients), at_once):
-            some = clients[start : start + at_once]
-            shares = self._mechanism.noise_shares(len(some), self._noise(some))
-            for share in shares:
-                total += share
+        """Add the clients' noise shares, where clients add noise."""
+        if self._mechanism.adds_shares:
+            self._mechanism.add_share_sum(total, len(clients), self._noise(clients))
 
     def _noise(self, clients: Sequence[int]) -> Entropy | list[Entropy]:
         number = self._work.number

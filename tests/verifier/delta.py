@@ -106,7 +106,8 @@ def _charge(plan: Plan, view: str) -> tuple[float, float, bool]:
     if terms is None:
         return 0.0, math.inf, True
     sigma, fewest, most, draws = terms
-    one = tau(sigma, fewest, most) + draws * math.ldexp(2 * (38 * sigma + 2), -1024)
+    grids = 1e-300 if 2**11 < sigma <= 2**19 else 0.0
+    one = tau(sigma, fewest, most) + draws * (math.ldexp(2 * (38 * sigma + 2), -1024) + grids)
     distance = one * plan.geometry(plan.clip)[0] * plan.rounds
     if distance == 0:
         return 0.0, math.inf, True

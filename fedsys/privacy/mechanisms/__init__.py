@@ -123,6 +123,16 @@ class SumMechanism:
         """See ``NoiseSource``."""
         return self._noise.noise_shares(clients, entropy)
 
+    def add_shares(self, vectors: NDArray[Any], entropy: Entropy | Sequence[Entropy]) -> None:
+        """See ``NoiseSource``."""
+        self._noise.add_shares(vectors, entropy)
+
+    def add_share_sum(
+        self, total: NDArray[np.int64], clients: int, entropy: Entropy | Sequence[Entropy]
+    ) -> None:
+        """See ``NoiseSource``."""
+        self._noise.add_share_sum(total, clients, entropy)
+
     def top_up(self, survivors: int, entropy: Entropy) -> NDArray[np.int64]:
         """See ``NoiseSource``."""
         return self._noise.top_up(survivors, entropy)

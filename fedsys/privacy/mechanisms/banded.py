@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from fedsys.errors import MechanismError
 from fedsys.privacy.events import BandedEvent
 from fedsys.privacy.factorization import DENOMINATOR_BITS
-from fedsys.privacy.mechanisms.shares import check_survivors
+from fedsys.privacy.mechanisms.shares import NoShares, check_survivors
 from fedsys.privacy.noise import noise_sampler
 from fedsys.privacy.randomness import AesCtrStream, Entropy
 
@@ -30,7 +29,7 @@ _HEADER = struct.Struct("<QQQ32s")
 _BLOCK = 1 << 15
 
 
-class CorrelatedNoise:
+class CorrelatedNoise(NoShares):
     """See ``NoiseSource``; unlike the others, it remembers the noise of its last rounds.
 
     Every reserved round takes one position, released or not (``skip`` a round that was cut off).
@@ -44,12 +43,11 @@ class CorrelatedNoise:
         MechanismError: noise of that size cannot be drawn.
     """
 
-    adds_shares = False
     draws_ahead = False
 
     def __init__(self, event: BandedEvent) -> None:
+        super().__init__(event.length)
         self._event = event
-        self._length = event.length
         self._strategy = event.strategy
         self._numerators = event.factors.numerators
         self._white = noise_sampler(event.white_deviation)
@@ -60,10 +58,6 @@ class CorrelatedNoise:
     def position(self) -> int:
         """The number of rounds whose noise has been drawn."""
         return self._position
-
-    def noise_shares(self, clients: int, entropy: Entropy | Sequence[Entropy]) -> NDArray[np.int64]:
-        """Zeros (clients, d): clients add nothing."""
-        return np.zeros((clients, self._length), dtype=np.int64)
 
     def top_up(self, survivors: int, entropy: Entropy) -> NDArray[np.int64]:
         """The next position's noise (d,), independent of the number of survivors.

@@ -88,6 +88,26 @@ class NoiseSource(Protocol):
         """
         ...
 
+    def add_shares(self, vectors: NDArray[Any], entropy: Entropy | Sequence[Entropy]) -> None:
+        """Adds `noise_shares` to the vectors (K, length) of K clients mod 2^b, in place, without an
+        array of the noise; does nothing where clients add none.
+
+        Raises:
+            MechanismError: as `noise_shares`.
+        """
+        ...
+
+    def add_share_sum(
+        self, total: NDArray[np.int64], clients: int, entropy: Entropy | Sequence[Entropy]
+    ) -> None:
+        """Adds the sum of `noise_shares` to `total` (length,), in place, without an array of the
+        noise; does nothing where clients add none.
+
+        Raises:
+            MechanismError: as `noise_shares`.
+        """
+        ...
+
     def top_up(self, survivors: int, entropy: Entropy) -> NDArray[np.int64]:
         """The noise (length,) that the coordinator adds to a sum of ``survivors`` clients.
 

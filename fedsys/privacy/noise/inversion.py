@@ -21,6 +21,7 @@ import mpmath
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsys.privacy.noise.grids import grid_distance
 from fedsys.privacy.randomness import AesCtrStream
 
 __all__ = [
@@ -180,10 +181,11 @@ def tail_quantile(tail: mpmath.mpf) -> mpmath.mpf:
 
 
 def sampler_distance(sigma: float) -> float:
-    """An upper bound on the total variation distance of one draw from round(N(0, sigma^2)).
+    """An upper bound on the total variation distance of one draw from what it is accounted as:
+    round(N(0, sigma^2)) or, on two grids, that of `fedsys.privacy.noise.grids`.
 
     A draw can be wrong only in a cell of width 2^-SETTLED_BITS that contains a boundary between two
     integers. Each boundary lies in one cell, and those beyond 38 standard deviations all lie in the
-    first and the last, so there are at most 2 (38 sigma + 2) such cells.
+    first and the last, so there are at most 2 (38 sigma + 2) such cells; two grids have fewer.
     """
-    return math.ldexp(2 * (38 * sigma + 2), -SETTLED_BITS)
+    return math.ldexp(2 * (38 * sigma + 2), -SETTLED_BITS) + grid_distance(sigma)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import linalg, stats
 
 from fedsys.errors import MechanismError
-from fedsys.privacy import AesCtrStream, Mechanism, add_noise, build_mechanism, to_ring
+from fedsys.privacy import AesCtrStream, Mechanism, add_noise, build_mechanism, ring_dtype, to_ring
 from fedsys.privacy.encoding.clipping import clip_to_integers
 from fedsys.privacy.encoding.hadamard import hadamard_transform
 from fedsys.privacy.events import MECHANISMS
@@ -181,6 +181,21 @@ def test_a_row_of_noise_depends_on_its_own_source(case: str) -> None:
     together = mechanism.noise_shares(4, [_stream(k) for k in range(4)])
     alone = mechanism.noise_shares(1, [_stream(2)])
     np.testing.assert_array_equal(together[2], alone[0])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_noise_in_place_is_the_same_noise(case: str) -> None:
+    """Added to vectors mod 2^b or summed, in place: what `noise_shares` returns as an array."""
+    mechanism = _build(case)
+    shares = mechanism.noise_shares(3, [_stream(k) for k in range(3)])
+    bits = mechanism.modulus_bits
+    vectors = np.full(shares.shape, 5, dtype=ring_dtype(bits))
+    expected = add_noise(vectors.copy(), shares, bits=bits)
+    mechanism.add_shares(vectors, [_stream(k) for k in range(3)])
+    np.testing.assert_array_equal(vectors, expected)
+    total = np.arange(mechanism.length)
+    mechanism.add_share_sum(total, 3, [_stream(k) for k in range(3)])
+    np.testing.assert_array_equal(total, np.arange(mechanism.length) + shares.sum(axis=0))
 
 
 @pytest.mark.parametrize("case", CASES)

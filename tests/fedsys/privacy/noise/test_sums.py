@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from functools import lru_cache
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -244,21 +245,21 @@ def test_one_share_more_or_less_would_be_noticed() -> None:
 
 @pytest.mark.parametrize("name", ["distributed-gaussian", "local-gaussian"])
 def test_exactly_the_missing_shares_are_drawn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dropouts of any pattern: words read for a release are n_cap a coordinate."""
+    """Dropouts of any pattern: draws for a release are n_cap a coordinate."""
     mechanism = _mechanism(name, noise_multiplier=1.0, dimension=50)
-    words = []
-    original = AesCtrStream.words
+    drawn = []
+    original = AesCtrStream.fill
 
-    def counted(self: AesCtrStream, count: int) -> NDArray[np.uint64]:
-        words.append(count)
-        return original(self, count)
+    def counted(self: AesCtrStream, out: NDArray[Any]) -> None:
+        drawn.append(out.size if out.dtype == np.dtype("<u2") else 0)  # a draw's leading bits
+        original(self, out)
 
-    monkeypatch.setattr(AesCtrStream, "words", counted)
+    monkeypatch.setattr(AesCtrStream, "fill", counted)
     for survivors in range(1, CAP + 1):
-        words.clear()
+        drawn.clear()
         mechanism.noise_shares(survivors, _stream(survivors))
         mechanism.top_up(survivors, _stream(100 + survivors))
-        assert sum(words) == CAP * 50
+        assert sum(drawn) == CAP * 50
 
 
 @pytest.mark.parametrize(
