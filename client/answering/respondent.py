@@ -75,7 +75,9 @@ class Respondent(Trainer):
     def layout(self) -> FlatLayout:
         """One vector of answers."""
         size = self._sheet.dimension
-        return FlatLayout(names=("answers",), shapes=((size,),), offsets=(0, size))
+        return FlatLayout(
+            names=("answers",), shapes=((size,),), offsets=(0, size), dtypes=(torch.float32,)
+        )
 
     @property
     def parts(self) -> Parts:
@@ -189,7 +191,7 @@ class Respondent(Trainer):
         return {name: Column(values=np.concatenate(each)) for name, each in parts.items()}
 
     def _values(self, x: Any, y: Any) -> dict[str, Any]:
-        outputs = call(self._model, x)
+        outputs = self._model(x)
         found = {"loss": self._task.loss(outputs, y), **self._task.metrics(outputs, y)}
         if outputs.ndim == 2 and not y.is_floating_point():
             chances = torch.softmax(outputs.double(), dim=1)
