@@ -165,7 +165,12 @@ def take_up(folder: RunFolder, signer: Signer, *, entropy: Entropy = os.urandom)
 
 def _header(folder: RunFolder, spec: JobSpec, name: bytes) -> dict[str, Any]:
     config, plan, facts = spec.config, spec.plan, spec.facts
-    optional = {"canaries": facts.canaries, "frozen_sha256": facts.frozen_sha256}
+    further = config.job.kind == "train" and len(spec.weights) != plan.dimension
+    optional = {
+        "canaries": facts.canaries,
+        "frozen_sha256": facts.frozen_sha256,
+        "model_dimension": len(spec.weights) if further else None,
+    }
     registered = {key: value for key, value in optional.items() if value is not None}
     return ledger_header(
         plan,

@@ -133,6 +133,14 @@ def _model_claim(evidence: Evidence, view: LedgerView) -> Claim:
     )
 
 
+def _model_dimension(view: LedgerView, plan: PrivacyPlan) -> int:
+    """The number of trained weights: what a client sends, less blocks and a weight beside them."""
+    stated = view.header.get("model_dimension", plan.dimension)
+    if isinstance(stated, bool) or not isinstance(stated, int):
+        return plan.dimension
+    return stated if 0 < stated < plan.dimension else plan.dimension
+
+
 def _weights_claim(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> Claim:
     """The weights in the file against those stated by the newest commit, or by the header."""
     committed = [record for record in view.rounds if record.outcome == "commit"]
@@ -142,11 +150,12 @@ def _weights_claim(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> C
         stated = committed[-1].body.get("weights_sha256")
         where = f"the commit of round {committed[-1].round}"
     bound = view.header.get("frozen_sha256")
+    dimension = _model_dimension(view, plan)
     found, problem = None, None
     try:
         from fedsys.audit.weights import weights_digest
 
-        found = weights_digest(evidence.run / "model.pt", plan.dimension)
+        found = weights_digest(evidence.run / "model.pt", dimension)
     except ImportError:
         problem = "torch is not installed: the file was not opened"
     except LedgerError as error:
@@ -156,8 +165,8 @@ def _weights_claim(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> C
         holds = None if "not installed" in (problem or "") else False
     else:
         holds = found.trained == stated
-        words = f"{found.trained} of {plan.dimension} weights"
-        frozen = found.numbers - plan.dimension
+        words = f"{found.trained} of {dimension} weights"
+        frozen = found.numbers - dimension
         if not holds and view.closed is None:
             holds = None
             problem = f"{found.trained}: from an earlier round; the run is not finished"
