@@ -10,9 +10,10 @@ from typing import Any
 from client.training import ExamplePrivacy, ExampleTrainer, LocalConfig, Trainer
 from fedsys import tasks
 from fedsys.config import Config
-from fedsys.errors import ConfigError
+from fedsys.errors import ConfigError, MechanismError
 from fedsys.preprocessing import Preprocessing
 from fedsys.privacy import AdaptiveClipping, Mechanism, PrivacyPlan
+from fedsys.privacy.sampling.turns import turns_last, turns_needed
 from fedsys.tasks import Examples
 from fedsys.wire.round_params import round_params
 from secure_agg.errors import ParameterError
@@ -25,9 +26,18 @@ from simulations.population import Population
 from simulations.randomness import Randomness, SeededRandomness, SystemRandomness, derived_key
 from simulations.rounding import check_clip
 
-__all__ = ["Setting", "clients_at_once", "device_for", "partition_of", "prepare", "trainer_for"]
+__all__ = [
+    "Setting",
+    "check_turns",
+    "clients_at_once",
+    "device_for",
+    "partition_of",
+    "prepare",
+    "trainer_for",
+]
 
 _FEWEST = 4
+_TRIAL = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +162,8 @@ def prepare(
         _check_secure(config, plan)
         config = _resolved(config, plan, population)
         with using_threads(config.engine.threads or int(trainer.device.type == "cpu")):
-            notices = [check_clip(config, plan, population)]
+            notices = [check_clip(config, plan, population), check_turns(plan)]
+        notices.append(_refused_by_secure(config, plan))
         at_once = clients_at_once(config.engine.chunk)
         layout = lay_out(config, plan, population, sources, at_once, recruits)
         notices.insert(0, layout.notice)
@@ -282,23 +293,64 @@ def _randomness(config: Config) -> Randomness:
     return SeededRandomness(seed, everything=False)
 
 
+def check_turns(plan: PrivacyPlan) -> str:
+    """One line if clients' turns end before the rounds do.
+
+    Raises:
+        ConfigError: fewer than half of the turns that the rounds ask for are there, in a job of
+            more rounds than a trial has.
+    """
+    most = plan.max_participations
+    if most is None or plan.sampling not in ("poisson", "fixed"):
+        return ""
+    lasts = turns_last(plan.population, plan.expected_cohort, most)
+    if lasts >= plan.rounds:
+        return ""
+    wanted = turns_needed(plan.population, plan.expected_cohort, plan.rounds)
+    text = (
+        f"rounds.count = {plan.rounds}, but the turns of {plan.population} clients last about "
+        f"{lasts} rounds (privacy.max_participations = {most}, cohort.expected = "
+        f"{plan.expected_cohort:g}); from then on most of them send zeros: rounds.count = {lasts}, "
+        f"or privacy.max_participations = {wanted}"
+    )
+    if 2 * lasts < plan.rounds and plan.rounds >= _TRIAL:
+        raise ConfigError(text)
+    return text
+
+
 def _check_secure(config: Config, plan: PrivacyPlan) -> None:
     """Require cohorts of the expected size to be possible under secure aggregation."""
-    aggregation, expected = config.aggregation, config.cohort.expected
-    if aggregation.protocol != "secure":
+    if config.aggregation.protocol != "secure":
         return
-    mechanism = plan.build_mechanism()
     if config.rounds.mode == "buffered":
-        _check_epoch(config, plan, mechanism)
+        _check_epoch(config, plan, plan.build_mechanism())
         return
+    _check_cohort(config, plan)
+
+
+def _check_cohort(config: Config, plan: PrivacyPlan) -> None:
+    mechanism, expected = plan.build_mechanism(), config.cohort.expected
     length, bits = mechanism.length, mechanism.modulus_bits
     try:
         round_params(plan, expected, length=length, modulus_bits=bits)
     except ParameterError as error:
         raise ConfigError(
-            f"cohort.expected = {expected} with aggregation.corrupt = {aggregation.corrupt:g} and "
-            f"aggregation.dropout = {aggregation.dropout:g}: {error}"
+            f"cohort.expected = {expected} with aggregation.corrupt = "
+            f"{config.aggregation.corrupt:g} and aggregation.dropout = "
+            f"{config.aggregation.dropout:g}: {error}"
         ) from None
+
+
+def _refused_by_secure(config: Config, plan: PrivacyPlan) -> str:
+    """One line if protocol ``ideal`` runs, with a claim of privacy, what no devices could."""
+    secure_runs = config.aggregation.protocol == "ideal" and config.rounds.mode == "synchronous"
+    if not (secure_runs and plan.protected):
+        return ""
+    try:
+        _check_cohort(config, plan.changed(corrupt=config.aggregation.corrupt))
+    except (ConfigError, MechanismError) as error:
+        return f"protocol 'ideal' runs what 'secure', and so any device, refuses: {error}"
+    return ""
 
 
 def _check_epoch(config: Config, plan: PrivacyPlan, mechanism: Mechanism) -> None:

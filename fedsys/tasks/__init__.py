@@ -11,7 +11,7 @@ from fedsys.tasks.base import (
 )
 from fedsys.tasks.contract import check_contract, check_test_rows
 from fedsys.tasks.data import read_data
-from fedsys.tasks.loading import builtin_names, load
+from fedsys.tasks.loading import builtin_names, load, look_beside
 from fedsys.tasks.modelling import conformed, init_model
 from fedsys.tasks.origin import Origin, Recipe
 from fedsys.tasks.partition import Partition, split
@@ -31,6 +31,7 @@ __all__ = [
     "conformed",
     "init_model",
     "load",
+    "look_beside",
     "preprocessing_of",
     "read_data",
     "seeded",
