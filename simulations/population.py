@@ -10,13 +10,15 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from client.training import ClippedSum, Trainer
+from client.training import Choice, ClippedSum, Trainer
 from fedsys.tasks import Examples, Origin, Partition
 from fedsys.tasks.partition import Compressed, Resampled
 from fedsys.wire.assignment import batch_seed
 from secure_agg import Identity, Roster
 
 __all__ = ["Population"]
+
+_PROBED = 64
 
 
 @dataclass
@@ -60,6 +62,15 @@ class Population:
         if self._roster is None:
             self._roster = self.roster
         return self._identities[client]
+
+    def choose(self, clip: float | None) -> Choice:
+        """Path and chunk of local training, measured on some of the clients and then kept.
+
+        Args:
+            clip: the norm, where clipped sums are asked for instead of updates.
+        """
+        probe = [self.partition.indices_of(id) for id in range(min(self.size, _PROBED))]
+        return self.trainer.choose(self.trainer.initial_weights(), self.train_set, probe, clip=clip)
 
     def train(
         self, weights: NDArray[np.float32], clients: Sequence[int], *, round: int

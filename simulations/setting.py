@@ -24,7 +24,7 @@ from simulations.engine.layout import lay_out, recruits_for
 from simulations.faults import FaultPlan, SimulatedClock
 from simulations.population import Population
 from simulations.randomness import Randomness, SeededRandomness, SystemRandomness, derived_key
-from simulations.rounding import check_clip
+from simulations.rounding import check_clip, unclipped
 
 __all__ = [
     "Setting",
@@ -158,11 +158,13 @@ def prepare(
         recruits = recruits_for(config, population)
         if recruits is not None:
             held.callback(recruits.close)
+        with using_threads(config.engine.threads or int(trainer.device.type == "cpu")):
+            config, unasked = unclipped(config, population)
         plan = plan_for(config, population=partition.clients, layers=sizes)
         _check_secure(config, plan)
         config = _resolved(config, plan, population)
         with using_threads(config.engine.threads or int(trainer.device.type == "cpu")):
-            notices = [check_clip(config, plan, population), check_turns(plan)]
+            notices = [unasked, check_clip(config, plan, population), check_turns(plan)]
         notices.append(_refused_by_secure(config, plan))
         at_once = clients_at_once(config.engine.chunk)
         layout = lay_out(config, plan, population, sources, at_once, recruits)
@@ -260,14 +262,9 @@ def device_for(asked: str) -> str:
 def _resolved(config: Config, plan: PrivacyPlan, population: Population) -> Config:
     """The configuration with everything derived or measured written into it."""
     trainer = population.trainer
-    probe = [population.partition.indices_of(id) for id in range(min(population.size, 64))]
     with using_threads(config.engine.threads or int(trainer.device.type == "cpu")):
-        choice = trainer.choose(
-            trainer.initial_weights(),
-            population.train_set,
-            probe,
-            clip=plan.event().clip if config.aggregation.protocol == "float" else None,
-        )
+        floats = config.aggregation.protocol == "float"
+        choice = population.choose(plan.event().clip if floats else None)
     update: dict[str, Any] = {
         "population": config.population.model_copy(update={"clients": population.size}),
         "cohort": config.cohort.model_copy(
