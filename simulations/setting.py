@@ -151,6 +151,7 @@ def prepare(
         partition=partition,
         trainer=trainer,
         seed=config.job.seed,
+        by_client=examples.by_client,
         origin=origin,
     )
     sizes = trainer.layout.sizes

@@ -9,6 +9,7 @@ from fedsys.tasks.base import (
     preprocessing_of,
     seeded,
 )
+from fedsys.tasks.by_client import ByClient
 from fedsys.tasks.contract import check_contract, check_test_rows
 from fedsys.tasks.data import read_data
 from fedsys.tasks.loading import builtin_names, load, look_beside
@@ -17,6 +18,7 @@ from fedsys.tasks.origin import Origin, Recipe
 from fedsys.tasks.partition import Partition, split
 
 __all__ = [
+    "ByClient",
     "DataReading",
     "DataSource",
     "Examples",

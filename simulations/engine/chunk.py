@@ -107,6 +107,10 @@ class ChunkTrainer:
             self._mechanism = mechanism_for(event_from_json(work.mechanism))
             self._made_of = work.mechanism
 
+    def expect(self, clients: Sequence[int]) -> None:
+        """Say which chunk follows the next one."""
+        self._population.expect([id for id in clients if id not in self._work.exhausted])
+
     @property
     def length(self) -> int:
         """Coordinates of the round's sum."""
