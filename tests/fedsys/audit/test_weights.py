@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,8 +88,8 @@ def test_its_own_audit_holds_and_its_model_is_released(finished: Path) -> None:
     assert "of 56 weights, and " in words
     released = ReleasedModel.of(finished)
     task = FineTuned()
-    model = released.fill(init_model(task, 0, task.clients(DataSource()).test))
-    before = init_model(task, released.config.job.seed, task.clients(DataSource()).test)
+    model: Any = released.fill(init_model(task, 0, task.clients(DataSource()).test))
+    before: Any = init_model(task, released.config.job.seed, task.clients(DataSource()).test)
     assert not torch.equal(model[2].weight, before[2].weight)
     assert torch.equal(model[1][0].weight, before[1][0].weight)
     assert model[4].weight is model[2].weight
