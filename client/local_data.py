@@ -147,6 +147,9 @@ class LocalData:
             raise ConfigError(f"task {self.spec.task} cannot run on a device: {reason}")
         source = tasks.DataSource.locate(self.spec.folder, private=True)
         self.data = tasks.read_data(self.task, source)
+        if self.data.by_client is not None:  # a device holds what it trains on
+            whole = self.data.by_client.whole()
+            self.data = replace(self.data, train=whole, by_client=None)
         if self.data.reading is not None:
             _log.info("%s", self.data.reading.summary())
 

@@ -391,6 +391,7 @@ def _plant(
     population = CanaryPopulation(
         train_set=base.population.train_set,
         partition=base.population.partition,
+        by_client=base.population.by_client,
         trainer=base.population.trainer,
         seed=base.population.seed,
         canaries=Canaries.plant(

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.training import ClippedSum, Trainer
+from client.training import Choice, ClippedSum, Trainer
 from client.training.procedure.visit import Visit
-from fedsys.tasks import Examples, Origin, Partition
+from fedsys.errors import TrainingError
+from fedsys.tasks import ByClient, Examples, Origin, Partition
 from fedsys.tasks.partition import Compressed, Resampled
 from fedsys.wire.assignment import batch_seed
 from secure_agg import Identity, Roster
 
 __all__ = ["Population"]
+
+_PROBED, _READ = 64, 8
+
+_Held = tuple[Examples, list[NDArray[np.int64]]]
 
 
 @dataclass
@@ -27,10 +33,11 @@ class Population:
     Identities exist only once `roster` is read, that is, under protocol ``secure``.
 
     Attributes:
-        train_set: The pool of training examples.
+        train_set: The pool of training examples; with `by_client`, those of a few clients.
         partition: Which of the examples each client holds.
         trainer: Trains the job's model.
         seed: Seed of the clients' batch orders.
+        by_client: Examples that are read when their client trains.
         origin: Where other processes load the task from; None if its name in the configuration is
             enough.
     """
@@ -39,9 +46,12 @@ class Population:
     partition: Partition
     trainer: Trainer
     seed: int
+    by_client: ByClient | None = None
     origin: Origin | None = field(default=None, repr=False)
     _identities: dict[int, Identity] = field(default_factory=dict, repr=False)
     _roster: Roster | None = field(default=None, repr=False)
+    _next: tuple[int, ...] = field(default=(), repr=False)
+    _ahead: tuple[tuple[int, ...], Future[_Held]] | None = field(default=None, repr=False)
 
     @property
     def size(self) -> int:
@@ -62,6 +72,41 @@ class Population:
             self._roster = self.roster
         return self._identities[client]
 
+    def choose(self, clip: float | None) -> Choice:
+        """Path and chunk of local training, measured on some of the clients and then kept.
+
+        Args:
+            clip: the norm, where clipped sums are asked for instead of updates.
+        """
+        most = _PROBED if self.by_client is None else _READ
+        pool, probe = self._held(range(min(self.size, most)))
+        return self.trainer.choose(self.trainer.initial_weights(), pool, probe, clip=clip)
+
+    def expect(self, clients: Sequence[int]) -> None:
+        """Say who trains after the next: their examples, if they have to be read, are read while
+        the others train."""
+        self._next = tuple(clients)
+
+    def _held(self, clients: Sequence[int]) -> _Held:
+        """A pool of examples, and each client's rows of it."""
+        if self.by_client is None:
+            return self.train_set, [self.partition.indices_of(client) for client in clients]
+        ahead, self._ahead = self._ahead, None
+        known = ahead is not None and ahead[0] == tuple(clients)
+        held = ahead[1].result() if ahead is not None and known else self._read(clients)
+        if self._next:
+            reader = ThreadPoolExecutor(1)
+            self._ahead = (self._next, reader.submit(self._read, self._next))
+            reader.shutdown(wait=False)
+            self._next = ()
+        return held
+
+    def _read(self, clients: Sequence[int]) -> _Held:
+        if self.by_client is None:
+            raise TrainingError("examples that are in memory are not read again")
+        pool, rows = self.by_client.take([self.partition.indices_of(id) for id in clients])
+        return self.trainer.conformed(pool), rows
+
     def train(
         self,
         weights: NDArray[np.float32],
@@ -75,10 +120,11 @@ class Population:
 
         A client's batch order depends only on the job's seed, the round and the client.
         """
+        pool, rows = self._held(clients)
         return self.trainer.train(
             weights,
-            self.train_set,
-            [self.partition.indices_of(client) for client in clients],
+            pool,
+            rows,
             [batch_seed(self.seed, round, client) for client in clients],
             names=list(clients),
             visit=visit,
@@ -94,10 +140,11 @@ class Population:
         visit: Visit | None = None,
     ) -> ClippedSum:
         """The same updates, each clipped to norm `clip`, summed in floating point."""
+        pool, rows = self._held(clients)
         return self.trainer.clipped_sum(
             weights,
-            self.train_set,
-            [self.partition.indices_of(client) for client in clients],
+            pool,
+            rows,
             [batch_seed(self.seed, round, client) for client in clients],
             clip=clip,
             names=list(clients),

@@ -133,6 +133,7 @@ def replay(
         train_set=trainer.conformed(examples.train),
         partition=_partition(recorded, examples, shards),
         trainer=trainer,
+        by_client=examples.by_client,
         seed=config.job.seed,
     )
     processes = min(max(1, config.engine.processes), cores())

@@ -1,4 +1,4 @@
-"""Is the clipping norm so large that rounding to integers destroys updates?
+"""Which clipping norm clips nothing, and is one so large that rounding destroys updates?
 
 The wide encoding rounds an update to a grid of step C / (64 sqrt(d)), see
 `fedsys.privacy.encoding.clipping`: fine against C, and coarse against updates that are a hundred
@@ -23,11 +23,12 @@ from server.job_settings import strategy_of
 from server.strategy_base import shared_by
 from simulations.population import Population
 
-__all__ = ["check_clip", "loss_by_rounding"]
+__all__ = ["check_clip", "loss_by_rounding", "unclipped"]
 
 _PROBED = 8
 _MOST_LOST = 0.5
 _SAID = 0.1
+_ROOM = 8.0
 
 
 def check_clip(config: Config, plan: PrivacyPlan, population: Population) -> str:
@@ -77,6 +78,36 @@ def check_clip(config: Config, plan: PrivacyPlan, population: Population) -> str
             f"are longer"
         )
     return ""
+
+
+def unclipped(config: Config, population: Population) -> tuple[Config, str]:
+    """Under mechanism ``none``, a clipping norm above any update, unless the configuration asks for
+    one.
+
+    Sums are of integers, whose range needs some norm: it is 8 to 16 times the longest update of a
+    few clients, which rounding then changes by less than a tenth of its length, at random.
+
+    Returns:
+        The configuration with ``privacy.clip`` and one line about it; unchanged and nothing where
+        a norm was given, there is a mechanism, or no update tried has a length.
+
+    Raises:
+        TrainingError: a client could not train.
+    """
+    privacy = config.privacy
+    if privacy.mechanism != "none" or "clip" in privacy.model_fields_set:
+        return config, ""
+    population.choose(privacy.clip if config.aggregation.protocol == "float" else None)
+    norms, _, _ = _tried(population, privacy.clip)
+    if not norms:
+        return config, ""
+    clip = 2.0 ** math.ceil(math.log2(_ROOM * max(norms)))
+    said = (
+        f"privacy.clip = {clip:g}: mechanism 'none' clips only where privacy.clip is given, and "
+        f"this norm is {clip / max(norms):.2g} times the longest update of {len(norms)} clients"
+    )
+    given = {"privacy": privacy.model_copy(update={"clip": clip})}
+    return config.model_copy(update=given), said
 
 
 def _tried(

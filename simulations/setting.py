@@ -14,10 +14,11 @@ from client.answering.respondent import Respondent
 from client.training import ExamplePrivacy, ExampleTrainer, LocalConfig, Trainer
 from fedsys import tasks
 from fedsys.config import Config
-from fedsys.errors import ConfigError
+from fedsys.errors import ConfigError, MechanismError
 from fedsys.preprocessing import Preprocessing
 from fedsys.privacy import AdaptiveClipping, Mechanism, PrivacyPlan
 from fedsys.privacy.encoding.parts import Parts
+from fedsys.privacy.sampling.turns import turns_last, turns_needed
 from fedsys.tasks import Examples
 from fedsys.tasks.partition import Compressed, kept_for
 from fedsys.wire.round_params import round_params
@@ -30,11 +31,20 @@ from simulations.engine.layout import lay_out, recruits_for
 from simulations.faults import FaultPlan, SimulatedClock
 from simulations.population import Population
 from simulations.randomness import Randomness, SeededRandomness, SystemRandomness, derived_key
-from simulations.rounding import check_clip
+from simulations.rounding import check_clip, unclipped
 
-__all__ = ["Setting", "clients_at_once", "device_for", "partition_of", "prepare", "trainer_for"]
+__all__ = [
+    "Setting",
+    "check_turns",
+    "clients_at_once",
+    "device_for",
+    "partition_of",
+    "prepare",
+    "trainer_for",
+]
 
 _FEWEST = 4
+_TRIAL = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +169,7 @@ def prepare(
         partition=partition,
         trainer=trainer,
         seed=config.job.seed,
+        by_client=examples.by_client,
         origin=origin,
     )
     if isinstance(trainer, Respondent):
@@ -170,13 +181,22 @@ def prepare(
         recruits = recruits_for(config, population)
         if recruits is not None:
             held.callback(recruits.close)
+        unasked, clipped = "", ""
+        threads = config.engine.threads or int(trainer.device.type == "cpu")
+        trains = config.job.kind == "train"
+        if trains:
+            with using_threads(threads):
+                config, unasked = unclipped(config, population)
+            parts = parts_of(config, trainer.parts)
         further = parts.length - parts.dimension
         plan = plan_for(config, population=partition.clients, layers=sizes, further=further)
         strategy_of(config, plan, trainer.dimension, parts)
         _check_secure(config, plan)
         config = _resolved(config, plan, population)
-        with using_threads(config.engine.threads or int(trainer.device.type == "cpu")):
-            notices = [check_clip(config, plan, population) if config.job.kind == "train" else ""]
+        if trains:
+            with using_threads(threads):
+                clipped = check_clip(config, plan, population)
+        notices = [unasked, clipped, check_turns(plan), _refused_by_secure(config, plan)]
         at_once = clients_at_once(config.engine.chunk)
         layout = lay_out(config, plan, population, sources, at_once, recruits)
         notices.insert(0, layout.notice)
@@ -304,14 +324,9 @@ def device_for(asked: str) -> str:
 def _resolved(config: Config, plan: PrivacyPlan, population: Population) -> Config:
     """The configuration with everything derived or measured written into it."""
     trainer = population.trainer
-    probe = [population.partition.indices_of(id) for id in range(min(population.size, 64))]
     with using_threads(config.engine.threads or int(trainer.device.type == "cpu")):
-        choice = trainer.choose(
-            trainer.initial_weights(),
-            population.train_set,
-            probe,
-            clip=plan.event().clip if config.aggregation.protocol == "float" else None,
-        )
+        floats = config.aggregation.protocol == "float"
+        choice = population.choose(plan.event().clip if floats else None)
     update: dict[str, Any] = {
         "population": config.population.model_copy(update={"clients": population.size}),
         "cohort": config.cohort.model_copy(
@@ -337,23 +352,64 @@ def _randomness(config: Config) -> Randomness:
     return SeededRandomness(seed, everything=False)
 
 
+def check_turns(plan: PrivacyPlan) -> str:
+    """One line if clients' turns end before the rounds do.
+
+    Raises:
+        ConfigError: fewer than half of the turns that the rounds ask for are there, in a job of
+            more rounds than a trial has.
+    """
+    most = plan.max_participations
+    if most is None or plan.sampling not in ("poisson", "fixed"):
+        return ""
+    lasts = turns_last(plan.population, plan.expected_cohort, most)
+    if lasts >= plan.rounds:
+        return ""
+    wanted = turns_needed(plan.population, plan.expected_cohort, plan.rounds)
+    text = (
+        f"rounds.count = {plan.rounds}, but the turns of {plan.population} clients last about "
+        f"{lasts} rounds (privacy.max_participations = {most}, cohort.expected = "
+        f"{plan.expected_cohort:g}); from then on most of them send zeros: rounds.count = {lasts}, "
+        f"or privacy.max_participations = {wanted}"
+    )
+    if 2 * lasts < plan.rounds and plan.rounds >= _TRIAL:
+        raise ConfigError(text)
+    return text
+
+
 def _check_secure(config: Config, plan: PrivacyPlan) -> None:
     """Require cohorts of the expected size to be possible under secure aggregation."""
-    aggregation, expected = config.aggregation, config.cohort.expected
-    if aggregation.protocol != "secure":
+    if config.aggregation.protocol != "secure":
         return
-    mechanism = plan.build_mechanism()
     if config.rounds.mode == "buffered":
-        _check_epoch(config, plan, mechanism)
+        _check_epoch(config, plan, plan.build_mechanism())
         return
+    _check_cohort(config, plan)
+
+
+def _check_cohort(config: Config, plan: PrivacyPlan) -> None:
+    mechanism, expected = plan.build_mechanism(), config.cohort.expected
     length, bits = mechanism.length, mechanism.modulus_bits
     try:
         round_params(plan, expected, length=length, modulus_bits=bits)
     except ParameterError as error:
         raise ConfigError(
-            f"cohort.expected = {expected} with aggregation.corrupt = {aggregation.corrupt:g} and "
-            f"aggregation.dropout = {aggregation.dropout:g}: {error}"
+            f"cohort.expected = {expected} with aggregation.corrupt = "
+            f"{config.aggregation.corrupt:g} and aggregation.dropout = "
+            f"{config.aggregation.dropout:g}: {error}"
         ) from None
+
+
+def _refused_by_secure(config: Config, plan: PrivacyPlan) -> str:
+    """One line if protocol ``ideal`` runs, with a claim of privacy, what no devices could."""
+    secure_runs = config.aggregation.protocol == "ideal" and config.rounds.mode == "synchronous"
+    if not (secure_runs and plan.protected):
+        return ""
+    try:
+        _check_cohort(config, plan.changed(corrupt=config.aggregation.corrupt))
+    except (ConfigError, MechanismError) as error:
+        return f"protocol 'ideal' runs what 'secure', and so any device, refuses: {error}"
+    return ""
 
 
 def _check_epoch(config: Config, plan: PrivacyPlan, mechanism: Mechanism) -> None:

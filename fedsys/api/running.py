@@ -110,6 +110,7 @@ def _job(
     if isinstance(config, Mapping):
         settings = {**config, **settings}
         config = None
+    tasks.look_beside(config)
     settings, given = _task_of(settings, task)
     chosen = config if isinstance(config, Config) else load(config, values=settings)
     section = chosen.task

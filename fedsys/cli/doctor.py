@@ -232,10 +232,12 @@ def _choice(figures: Mapping[str, Any]) -> Line:
 
 def _engine(name: str, data: Path | None, device: str, figures: dict[str, Any]) -> list[Line]:
     """What the engine would choose for a configuration, and which paths it cannot use."""
+    from fedsys import tasks
     from fedsys.cli.would_run import choose_engine
     from fedsys.config import load
     from fedsys.errors import FedsysError
 
+    tasks.look_beside(name)
     config = load(name)
     try:
         choice = choose_engine(config, data=data, device=device)

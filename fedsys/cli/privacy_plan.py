@@ -58,18 +58,27 @@ def plan(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Compare cohort x rounds x noise for a budget: all views, noise, memory and bandwidth."""
+    """Compare cohort x rounds x noise for a budget, and recommend one of the rows.
+
+    The server guarantee needs --max-participations; without it, each row takes the fewest with
+    which clients' turns last for all of its rounds.
+    """
     from fedsys.errors import MechanismError
     from fedsys.privacy import validation
     from fedsys.privacy.accounting.projection import project
     from fedsys.privacy.planning import make_plan
+    from fedsys.privacy.sampling.turns import turns_needed
 
+    searched = guarantee == "server" and max_participations is None
     validation.integer("--population", population, least=2)
     validation.integer("--dim", dim)
     delta = population**-1.1 if delta is None else delta
     rows: list[dict[str, Any]] = []
     for size in cohort or _default_cohorts(population):
         for count in rounds or [50, 200, 1000]:
+            most = max_participations
+            if searched and size > 0 and count > 0:
+                most = turns_needed(population, size, count)
             try:
                 found = make_plan(
                     mechanism=mechanism,
@@ -86,7 +95,7 @@ def plan(
                     colluders=colluders,
                     dropout=dropout,
                     corrupt=corrupt,
-                    max_participations=max_participations,
+                    max_participations=most,
                 )
             except MechanismError as error:
                 rows.append({"cohort": size, "rounds": count, "refused": str(error)})
@@ -94,10 +103,12 @@ def plan(
             rows.append(_row(found, project(found)))
     if all("refused" in row for row in rows):
         raise MechanismError(rows[0]["refused"])
+    chosen = _recommended(rows)
     if plot is not None:
         _draw(rows, plot, epsilon=epsilon, guarantee=guarantee)
     if json:
-        typer.echo(json_text.dumps({"delta": delta, "epsilon": epsilon, "rows": rows}, indent=2))
+        answer = {"delta": delta, "epsilon": epsilon, "rows": rows, "recommended": chosen}
+        typer.echo(json_text.dumps(answer, indent=2))
         return
     from rich.console import Console
 
@@ -106,8 +117,55 @@ def plan(
     for row in rows:
         if "refused" in row:
             console.print(f"cohort {row['cohort']:g}, {row['rounds']} rounds: {row['refused']}")
+    console.print(_advice(rows, chosen))
     if plot is not None:
         console.print(f"plot: {plot}")
+
+
+def _lasts(row: dict[str, Any]) -> bool:
+    turns = row["turns_last_rounds"]
+    return turns is None or turns >= row["rounds"]
+
+
+def _worth(row: dict[str, Any]) -> float:
+    """Steps add up and independent noise does so by its square root."""
+    return float(row["rounds"] ** 0.5 / row["noise_norm_over_clip"])
+
+
+def _recommended(rows: list[dict[str, Any]]) -> int | None:
+    """The place of the row to take: of those whose noise is within a tenth of the least against
+    what all rounds add up to, the one that costs its busiest client the fewest bytes; None if in
+    every row the clients' turns end before the rounds do."""
+    fit = [at for at, row in enumerate(rows) if "refused" not in row and _lasts(row)]
+    fit = [at for at in fit if rows[at]["noise_norm_over_clip"] > 0]
+    if not fit:
+        return None
+    best = max(_worth(rows[at]) for at in fit)
+    near = [at for at in fit if _worth(rows[at]) >= 0.9 * best]
+    return min(near, key=lambda at: (rows[at]["bytes_a_client_typical_worst"], at))
+
+
+def _advice(rows: list[dict[str, Any]], chosen: int | None) -> str:
+    if chosen is None:
+        if all(row["noise_norm_over_clip"] == 0 for row in rows if "refused" not in row):
+            return "recommended: none, without noise all rows are alike"
+        return (
+            "recommended: none, in every row the clients' turns end before the rounds do; raise "
+            "--max-participations, or lower --rounds or --cohort"
+        )
+    row = rows[chosen]
+    turns = row["max_participations"]
+    said = "" if turns is None else f" --max-participations {turns}"
+    large = ""
+    if row["noise_norm_over_clip"] > 1:
+        large = (
+            f"; a round's noise is {row['noise_norm_over_clip']:.2g} times as long as the largest "
+            f"update: expect slow learning, or train fewer parameters"
+        )
+    return (
+        f"recommended: cohort {row['cohort']:g}, {row['rounds']} rounds{said}, the least noise "
+        f"against what the rounds add up to, or within a tenth of it for fewer bytes{large}"
+    )
 
 
 def _default_cohorts(population: int) -> list[float]:
@@ -117,7 +175,9 @@ def _default_cohorts(population: int) -> list[float]:
 
 def _row(plan: PrivacyPlan, projection: Projection) -> dict[str, Any]:
     """One line of the plan: privacy by view, noise, and the load of a client and the server."""
-    mechanism = plan.build_mechanism()
+    from fedsys.privacy.sampling.turns import turns_last
+
+    mechanism, most = plan.build_mechanism(), plan.max_participations
     length, width = mechanism.length, 4 * plan.dimension
     upload = length * plan.modulus_bits / 8
     ring = 2 if plan.modulus_bits <= 16 else 4 if plan.modulus_bits <= 32 else 8
@@ -130,6 +190,10 @@ def _row(plan: PrivacyPlan, projection: Projection) -> dict[str, Any]:
         "noise_per_coordinate": mechanism.noise_deviation,
         "noise_norm_over_clip": mechanism.noise_deviation * plan.dimension**0.5,
         **projection.to_json(),
+        "max_participations": most,
+        "turns_last_rounds": (
+            None if most is None else turns_last(plan.population, plan.expected_cohort, most)
+        ),
         "upload_bytes_a_round": round(upload),
         "download_bytes_a_round": width,
         "bytes_a_client_typical_worst": round((upload + width) * projection.participations),
@@ -160,13 +224,15 @@ def _plan_table(
         caption="z: noise multiplier. noise: its norm in a mean update, in clipping norms.\n"
         "participant, server: typical worst client. a job: bytes of the busiest\n"
         f"client; each holds {_size(kept[0]['client_memory_bytes'])} of vectors and moves "
-        f"{_size(moved)} per round.",
+        f"{_size(moved)} per round. turns, last: the most rounds of one client, and how\n"
+        "many rounds they last.",
         box=box.SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",
     )
-    names = ("cohort", "rounds", "z", "noise", "outsider", "participant", "server", "a job")
-    for name in names:
+    names = ["cohort", "rounds", "z", "noise", "outsider", "participant", "server", "a job"]
+    limited = any(row["max_participations"] is not None for row in kept)
+    for name in names + ["turns", "last"] * limited:
         table.add_column(name, justify="right", no_wrap=True)
     for row in kept:
         views = [next(iter(values.values())) for values in row["epsilon"].values()]
@@ -177,8 +243,13 @@ def _plan_table(
             f"{row['noise_norm_over_clip']:.3g}",
             *("infinite" if value == "inf" else f"{value:.3g}" for value in views),
             _size(row["bytes_a_client_typical_worst"]),
+            *([str(row["max_participations"]), _turns(row)] if limited else []),
         )
     return table
+
+
+def _turns(row: dict[str, Any]) -> str:
+    return "all rounds" if _lasts(row) else f"{row['turns_last_rounds']} ROUNDS"
 
 
 _COLOURS = ("#1f5fd0", "#c05e00", "#137a66", "#a0218a", "#6b6f1d", "#7a5cc8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,9 +66,12 @@ def simulate(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")] = False,
 ) -> None:
     """Train one model over many virtual clients and report what it cost in privacy."""
+    from fedsys import tasks
     from fedsys.config import load
     from fedsys.errors import ConfigError
     from simulations import harness
+
+    tasks.look_beside(config)
 
     settings = list(overrides or [])
     if seed is not None:
@@ -104,6 +109,7 @@ def simulate(
     if track and resume is None and out is None:
         out = free_name(Path("runs"), load(config, settings).job.name)
     with (
+        redirect_stdout(sys.stderr) if json else nullcontext(),  # whatever a task's code prints
         observer(quiet=quiet or json) as shown,
         tracked(track, resume or out, shown, quiet=quiet or json) as watch,
     ):

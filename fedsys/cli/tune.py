@@ -64,6 +64,7 @@ def tune(
     from fedsys.cli.extras import require
 
     require("optuna", "sqlalchemy", extra="tune")
+    from fedsys import tasks
     from fedsys.cli.finish import audit_and_report
     from fedsys.config import load
     from fedsys.errors import ConfigError
@@ -79,6 +80,7 @@ def tune(
         )
     search = None
     if not resume:
+        tasks.look_beside(config)
         base = load(config, overrides or ())
         search = Search.of(base, over or (), metric, minimize=minimize)
     try:

@@ -291,7 +291,8 @@ class Privacy(Section):
         noise_multiplier: Standard deviation of the noise over the sensitivity of the sum.
         delta: Delta of the whole job, in every view.
         clip: L2 norm to which a client's update is clipped; with adaptive clipping, the norm of the
-            first round.
+            first round. Under mechanism ``none`` a simulation clips only if this is given; if not,
+            it takes a norm far above the updates of a few clients.
         unit: What neighbouring data sets differ in: a ``client``, or an ``example``
             (``example-gaussian`` only).
         guarantee: View for which the noise is calibrated and the budget holds. ``outsider`` sees

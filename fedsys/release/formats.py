@@ -76,6 +76,7 @@ def as_onnx(model: nn.Module, example: Values, facts: Mapping[str, str]) -> byte
         program = torch.onnx.export(
             model,
             (example,),
+            kwargs={},  # else a dict would be taken for the model's keyword arguments
             dynamo=True,
             dynamic_shapes=(_any_numbers(example),),
             input_names=_names(example),

@@ -10,15 +10,17 @@ from fedsys.tasks.base import (
     preprocessing_of,
     seeded,
 )
+from fedsys.tasks.by_client import ByClient
 from fedsys.tasks.contract import check_contract, check_test_rows
 from fedsys.tasks.data import read_data
-from fedsys.tasks.loading import builtin_names, load
+from fedsys.tasks.loading import builtin_names, load, look_beside
 from fedsys.tasks.modelling import conformed, init_model
 from fedsys.tasks.origin import Origin, Recipe
 from fedsys.tasks.partition import Partition, split
 
 __all__ = [
     "Block",
+    "ByClient",
     "DataReading",
     "DataSource",
     "Examples",
@@ -33,6 +35,7 @@ __all__ = [
     "conformed",
     "init_model",
     "load",
+    "look_beside",
     "preprocessing_of",
     "read_data",
     "seeded",

@@ -32,9 +32,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from fedsys.errors import ConfigError, DataError
 from fedsys.preprocessing import DECLARATIONS, Preprocessing
+from fedsys.tasks.by_client import ByClient
 from fedsys.tasks.examples import Examples, Values
 
 __all__ = [
@@ -76,21 +77,30 @@ class FederatedData:
     """All examples of a task; a partition decides who holds which.
 
     Attributes:
-        train: The clients' training examples.
+        train: The clients' training examples; with `by_client`, those of a few of them.
         test: The examples on which the coordinator evaluates.
         natural: (M,) ``int64`` client of each training example, numbered from 0 without gaps,
             or None if the data names no clients.
         client_names: Names of the natural clients, by number; may be empty.
         reading: What was read, for people: printed before the first round and kept with the run.
+        by_client: Training examples that are read when a client trains, in place of `train` and
+            `natural`.
     """
 
-    train: Examples
     test: Examples
+    train: Examples = field(default=cast(Examples, None))
     natural: Tensor | None = None
     client_names: tuple[str, ...] = ()
     reading: DataReading | None = None
+    by_client: ByClient | None = None
 
     def __post_init__(self) -> None:
+        if self.by_client is not None:
+            if self.natural is not None or self.train is not None:
+                raise DataError("FederatedData.by_client is given, and train or natural too")
+            object.__setattr__(self, "train", self.by_client.sample())
+        elif self.train is None:
+            raise DataError("FederatedData has neither train nor by_client")
         if not len(self.train):
             raise DataError("no training example is left; check the data file and its options")
         if not len(self.test):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ from fedsys.tasks.base import Task
 from fedsys.tasks.options import nearest
 from fedsys.tasks.sources import edited, forget, own_modules
 
-__all__ = ["builtin_names", "finished", "load"]
+__all__ = ["builtin_names", "finished", "folders", "load", "look_beside", "look_in"]
 
 _BUILTIN = {
     "digits": ("fedsys.tasks.digits", "Digits"),
@@ -34,6 +35,35 @@ def builtin_names() -> tuple[str, ...]:
     return tuple(_BUILTIN)
 
 
+_beside: list[str] = []
+
+
+def look_beside(config: object) -> None:
+    """Look for modules in the folder of a configuration's file too, before the current one.
+
+    Args:
+        config: the file; anything else, such as a recipe's name, changes nothing. The folder's
+            code will be run, so it has to be the user's own, never that of a run to be checked.
+    """
+    if isinstance(config, (str, Path)) and Path(config).suffix == ".toml":
+        file = Path(config)
+        if file.is_file():
+            look_in([str(file.resolve().parent)])
+
+
+def look_in(folders: Iterable[str]) -> None:
+    """Look for modules in these folders, before others and before the current one."""
+    for folder in folders:
+        if folder in _beside:
+            _beside.remove(folder)
+        _beside.insert(0, folder)
+
+
+def folders() -> tuple[str, ...]:
+    """Where modules are looked for, in an order that `look_in` takes."""
+    return tuple(reversed(_beside))
+
+
 def load(name: str, options: Mapping[str, Any] | None = None) -> Task:
     """Finds and builds a task.
 
@@ -42,9 +72,10 @@ def load(name: str, options: Mapping[str, Any] | None = None) -> Task:
 
     Args:
         name: A built-in task's name, or ``"package.module:Attr"``. The module is also looked for
-            in the current folder, and is imported again if its file, or that of one of the user's
-            own modules that it imports, was edited since. `Attr` is a class or a function that
-            makes a task (it is called with the options as keyword arguments), or a task.
+            next to the configuration (`look_beside`) and in the current folder, and is imported
+            again if its file, or that of one of the user's own modules that it imports, was edited
+            since. `Attr` is a class or a function that makes a task (it is called with the options
+            as keyword arguments), or a task.
         options: The table ``[task] options``.
 
     Raises:
@@ -65,23 +96,24 @@ def load(name: str, options: Mapping[str, Any] | None = None) -> Task:
 
 def _resolve(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
+    places = list(dict.fromkeys([*_beside, str(Path.cwd())]))
+    sys.path[:0] = places
     try:
-        module = _current(module_name)
+        with redirect_stdout(sys.stderr):  # which belongs to what the command prints
+            module = _current(module_name)
     except Exception as error:
-        files = [path.stem for path in Path(here).glob("*.py")]
+        files = [path.stem for place in places for path in Path(place).glob("*.py")]
         missing = isinstance(error, ModuleNotFoundError) and error.name == module_name
         hint = nearest(module_name, files) if missing else ""
         raise ConfigError(
             f"task.name = {name!r}: importing {module_name} failed: "
-            f"{type(error).__name__}: {error}{hint} (looked in {here} and the installed packages)"
+            f"{type(error).__name__}: {error}{hint} (looked in {', '.join(places)} and the "
+            f"installed packages)"
         ) from error
     finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
+        del sys.path[: len(places)]
+        # Imports within methods run later; at the end of the path they shadow nothing.
+        sys.path.extend(place for place in places if place not in sys.path)
     try:
         return getattr(module, attribute)
     except AttributeError:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedsys.errors import ConfigError
 from fedsys.tasks.base import Task
-from fedsys.tasks.loading import finished, load
+from fedsys.tasks.loading import finished, folders, load, look_in
 from fedsys.tasks.sources import check_sources, edited, forget, made_by, sources_of
 
 __all__ = ["OBJECT", "Origin", "Recipe"]
@@ -30,12 +30,14 @@ class Recipe:
         options: as `fedsys.tasks.load` takes them.
         given: a task that cannot be built from its name, or its pickle; else None.
         sources: SHA-256 of the user's source files with the task's code, by module.
+        folders: where modules are looked for, besides the current folder.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     given: bytes | Task | None = field(default=None, repr=False)
     sources: Mapping[str, str] = field(default_factory=dict, repr=False)
+    folders: tuple[str, ...] = field(default=(), repr=False)
 
     def build(self) -> Task:
         """The task.
@@ -43,6 +45,7 @@ class Recipe:
         Raises:
             ConfigError: it cannot be built here, or its files were edited in the meantime.
         """
+        look_in(self.folders)
         if self.given is None:
             task = load(self.name, self.options)
         elif not isinstance(self.given, bytes):
@@ -144,6 +147,7 @@ class Origin:
             options=self.options,
             given=self._given(pickled),
             sources=sources,
+            folders=folders(),
         )
 
     def _given(self, pickled: bool) -> bytes | Task | None:

@@ -142,6 +142,13 @@ def split(
     """
     count = len(data.train)
     natural = None if data.natural is None else data.natural.numpy()
+    if data.by_client is not None:
+        if how != "by-column":
+            raise ConfigError(
+                f"population.partition = {how!r}: this task's examples are read client by client; "
+                f"use by-column"
+            )
+        natural = data.by_client.natural.numpy()
     dealers: dict[str, Callable[[], Partition]] = {
         "one-each": lambda: _one_each(count, clients, seed),
         "iid": lambda: _iid(count, _needed(how, clients), seed),

@@ -100,14 +100,16 @@ class InProcess(Engine):
         """See `Engine`."""
         self._trainer.begin(work)
         total, tally = np.zeros(length, dtype=np.int64), Tally()
-        for chunk in chunks:
+        for at, chunk in enumerate(chunks):
+            self._trainer.expect(chunks[at + 1] if at + 1 < len(chunks) else ())
             tally = tally + self._trainer.add(chunk, total)
         return total, tally
 
     def vectors(self, work: RoundWork, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, Encoded]]:
         """See `Engine`."""
         self._trainer.begin(work)
-        for chunk in chunks:
+        for at, chunk in enumerate(chunks):
+            self._trainer.expect(chunks[at + 1] if at + 1 < len(chunks) else ())
             yield chunk, self._trainer.vectors(chunk)
 
     def close(self) -> None:

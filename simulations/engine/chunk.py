@@ -122,6 +122,10 @@ class ChunkTrainer:
             self._states = ClientStates(Path(work.states))
         self._parts = replace(self._population.trainer.parts, weight_cap=work.weight_cap)
 
+    def expect(self, clients: Sequence[int]) -> None:
+        """Say which chunk follows the next one."""
+        self._population.expect([id for id in clients if id not in self._work.exhausted])
+
     @property
     def length(self) -> int:
         """Coordinates of the round's sum."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -85,7 +86,9 @@ def recruits_for(config: Config, population: Population) -> Recruits | None:
     count = engine.processes or min(cores(), config.cohort.expected)
     if not engine.processes:
         trained = config.rounds.count * config.cohort.expected * config.local.epochs
-        held = len(population.train_set) / population.size
+        lazy = population.by_client
+        examples = len(population.train_set) if lazy is None else int(lazy.sizes.sum())
+        held = examples / population.size
         # In a dense model an example costs 6 operations a weight: 2 forward and 4 backward.
         if count == 1 or trained * held * 6 * trainer.dimension < _WORTHWHILE * _SLOWEST:
             return None
@@ -192,7 +195,7 @@ def _alone(population: Population, randomness: Randomness, threads: int) -> Layo
 
 def _on_devices(config: Config, population: Population, randomness: Randomness) -> Layout:
     """GPUs: all of them, or the one asked for."""
-    if config.privacy.mechanism == "example-gaussian":
+    if config.privacy.mechanism == "example-gaussian" or population.by_client is not None:
         return _alone(population, randomness, config.engine.threads)
     spec = population_spec(
         config,
@@ -239,6 +242,13 @@ def _on_ray(config: Config, population: Population, randomness: Randomness, thre
 
 def _obstacle(population: Population) -> str:
     """Why the task cannot be built in other processes; empty where it can."""
+    try:
+        pickle.dumps(population.by_client)
+    except Exception as error:  # whatever an object raises that is asked for its state
+        return (
+            f"ByClient.load cannot be sent to other processes ({type(error).__name__}); make it a "
+            f"module's function, or a method of an object that can be pickled"
+        )
     return "" if population.origin is None else population.origin.obstacle
 
 

@@ -120,6 +120,7 @@ class Recruits:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "simulations.engine.worker", *map(str, descriptors)],
                 stdin=subprocess.DEVNULL,
+                stdout=2,  # what a user's code prints must not mix with what the command prints
                 pass_fds=descriptors,
                 env=_environment(self._threads),
             )

@@ -26,7 +26,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from client.training import keep_freed_memory
 from fedsys.errors import ConfigError, FedsysError, TrainingError
 from fedsys.privacy import Encoded
-from fedsys.tasks import Partition
+from fedsys.tasks import ByClient, Partition
 from simulations.engine.base import Chunk, Engine
 from simulations.engine.chunk import ChunkTrainer, RoundWork, Tally
 from simulations.engine.pool import SharedPool
@@ -42,11 +42,13 @@ _log = logging.getLogger(__name__)
 class _Actor:
     """One worker on the cluster."""
 
-    def __init__(self, spec: PopulationSpec, held: tuple[SharedPool, Partition]) -> None:
+    def __init__(
+        self, spec: PopulationSpec, held: tuple[SharedPool, Partition, ByClient | None]
+    ) -> None:
         torch.set_num_threads(spec.threads)
         keep_freed_memory()
-        pool, partition = held
-        population = spec.build(pool.examples(), partition)
+        pool, partition, by_client = held
+        population = spec.build(pool.examples(), partition, by_client)
         self._trainer = ChunkTrainer(population, spec.randomness)
         self._total: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
@@ -126,7 +128,8 @@ class RayEngine(Engine):
         self._owner = not ray.is_initialized()
         if self._owner:
             _connect(address, actors)
-        self._pool = ray.put((SharedPool.of(population.train_set), population.partition))
+        shared = SharedPool.of(population.train_set)
+        self._pool = ray.put((shared, population.partition, population.by_client))
         self._spec, self._deadline = spec, deadline
         self._make = ray.remote(num_cpus=1, max_restarts=0)(_Actor)
         self._add = ray.remote(num_cpus=0)(_added)

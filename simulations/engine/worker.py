@@ -53,8 +53,13 @@ class PopulationSpec:
     randomness: Randomness
     threads: int
 
-    def build(self, pool: tasks.Examples, partition: tasks.Partition) -> Population:
-        """The population over a pool of examples."""
+    def build(
+        self,
+        pool: tasks.Examples,
+        partition: tasks.Partition,
+        by_client: tasks.ByClient | None = None,
+    ) -> Population:
+        """The population over a pool of examples, or over those that are read client by client."""
         trainer = Trainer(
             self.task.build(),
             LocalConfig(**self.local),
@@ -64,7 +69,13 @@ class PopulationSpec:
             seed=self.seed,
             sample=pool,
         )
-        return Population(train_set=pool, partition=partition, trainer=trainer, seed=self.seed)
+        return Population(
+            train_set=pool,
+            partition=partition,
+            trainer=trainer,
+            seed=self.seed,
+            by_client=by_client,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +100,7 @@ class WorkerSpec:
 def pool_arrays(population: Population) -> tuple[bytes, list[pickle.PickleBuffer]]:
     """A population's pool and partition as a pickle, and the arrays left out of it."""
     found: list[pickle.PickleBuffer] = []
-    held = (SharedPool.of(population.train_set), population.partition)
+    held = (SharedPool.of(population.train_set), population.partition, population.by_client)
     pickled = pickle.dumps(held, protocol=5, buffer_callback=found.append)
     return pickled, found
 
@@ -97,8 +108,8 @@ def pool_arrays(population: Population) -> tuple[bytes, list[pickle.PickleBuffer
 class _Worker:
     def __init__(self, spec: WorkerSpec, arena: Arena) -> None:
         buffers = [arena.array(name) for name in spec.buffers]
-        pool, partition = pickle.loads(spec.pool, buffers=buffers)  # noqa: S301 - from the parent
-        population = spec.population.build(pool.examples(), partition)
+        held = pickle.loads(spec.pool, buffers=buffers)  # noqa: S301 - from the parent
+        population = spec.population.build(held[0].examples(), *held[1:])
         self._trainer = ChunkTrainer(population, spec.population.randomness)
         self._weights = arena.array("weights")
         self._total = arena.array("totals")[spec.row]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedsys.config import Config
+from fedsys.config import Config, validate
 from fedsys.errors import ConfigError
 from simulations import harness, rounding
 from simulations.rounding import loss_by_rounding
@@ -52,8 +52,29 @@ def test_what_is_large_or_clips_is_said(configure: Configure) -> None:
     assert "and 8 of them are longer" in small
 
 
+def test_without_a_mechanism_nothing_is_clipped_unless_asked(
+    configure: Configure, tmp_path: Path
+) -> None:
+    asked = configure(*FEW, "privacy.mechanism=none", "aggregation.protocol=ideal")
+    keys = asked.model_dump(exclude_unset=True)
+    del keys["privacy"]["clip"]
+    setting = prepare(validate(keys))
+    clip = setting.config.privacy.clip
+    found = re.search(
+        r"this norm is ([\d.]+) times the longest update of 8 clients", setting.notice
+    )
+    assert found is not None
+    assert 8 <= float(found[1]) <= 16
+    assert f"privacy.clip = {clip:g}: mechanism 'none' clips only where" in setting.notice
+    weights = setting.population.trainer.initial_weights()
+    updates = setting.population.train(weights, list(range(50)), round=3)
+    assert np.linalg.norm(updates, axis=1).max() < clip
+    assert prepare(asked).config.privacy.clip == asked.privacy.clip
+
+
 def test_under_a_mechanism_nothing_of_the_data_is_told(configure: Configure) -> None:
-    assert prepare(configure("privacy.clip=1e4", "privacy.noise_multiplier=1.0")).notice == ""
+    notice = prepare(configure("privacy.clip=1e4", "privacy.noise_multiplier=1.0")).notice
+    assert "clip" not in notice
 
 
 def test_what_rounding_changes() -> None:

@@ -67,7 +67,8 @@ def refuse_mixing(model: nn.Module) -> None:
         if any(p.requires_grad for p in module.parameters(recurse=False)):
             check = ModuleValidator.VALIDATORS.get(type(module))
             checks = check(module) if check is not None else ()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) or list(checks):
+        mixes = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+        if mixes or list(checks):
             raise TrainingError(
                 f"the model's {type(module).__name__} {name!r} cannot train under mechanism "
                 f"'example-gaussian': {_why(module)}"

@@ -170,6 +170,23 @@ def test_plan_compares_and_draws(tmp_path: Path) -> None:
     assert "participant" in table
 
 
+def test_plan_recommends_a_row_in_which_turns_last() -> None:
+    options = "plan --population 5000 --dim 5000 --epsilon 2 --delta 1e-6 --guarantee server"
+    rows = "--cohort 100 --cohort 1000 --rounds 20 --rounds 200"
+    body = _json(f"{options} {rows} --max-participations 5")
+    lasting = {(row["cohort"], row["rounds"]): row["turns_last_rounds"] for row in body["rows"]}
+    assert lasting == {(100, 20): 250, (100, 200): 250, (1000, 20): 25, (1000, 200): 25}
+    best = body["rows"][body["recommended"]]
+    assert best["turns_last_rounds"] >= best["rounds"]
+    text = _run(f"{options} {rows} --max-participations 5")
+    assert "25 ROUNDS" in text
+    assert f"recommended: cohort {best['cohort']:g}, {best['rounds']} rounds" in text
+    alone = _run(f"{options} --cohort 1000 --rounds 200 --max-participations 5")
+    assert "recommended: none, in every row the clients' turns end" in " ".join(alone.split())
+    searched = _json(f"{options} --cohort 1000 --rounds 200")["rows"][0]
+    assert (searched["max_participations"], searched["turns_last_rounds"]) == (53, 265)
+
+
 def test_plan_says_what_it_refuses() -> None:
     text = _run("plan --population 1000 --dim 100 --epsilon 4 --delta 1e-5 --cohort 5 --cohort 80")
     assert "too small" in text

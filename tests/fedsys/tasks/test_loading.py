@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from fedsys.errors import ConfigError, DataError
-from fedsys.tasks import DataSource, Examples, FederatedData, Task, builtin_names, load
+from fedsys.tasks import (
+    DataSource,
+    Examples,
+    FederatedData,
+    Origin,
+    Task,
+    builtin_names,
+    load,
+    look_beside,
+)
 
 OWN = """
 import torch
@@ -66,6 +76,35 @@ def test_ones_own_task_from_the_current_folder(own: str) -> None:
     assert task.init_model(0).in_features == 5
     assert load(f"{own}:ready").name == "mine"
     assert len(task.clients(DataSource()).train) == 4
+
+
+def test_a_task_next_to_its_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its neighbours are found while its methods run, here and in other processes, and what it
+    prints is not taken for a command's output."""
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    project.mkdir()
+    elsewhere.mkdir()
+    (project / "config.toml").touch()
+    (project / "neighbour_7f.py").write_text("WIDTH = 7\n")
+    text = OWN.replace(
+        "return torch.nn.Linear(self.width",
+        "from neighbour_7f import WIDTH\n            return torch.nn.Linear(WIDTH",
+    )
+    (project / "beside_7f.py").write_text("print('hello')\n" + text)
+    (elsewhere / "beside_7f.py").write_text("raise SystemExit\n")
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr("fedsys.tasks.loading._beside", [])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    look_beside("quickstart")
+    look_beside(project / "config.toml")
+    origin = Origin.named("beside_7f:Mine")
+    assert origin.task.init_model(0).in_features == 7
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "hello\n")
+    monkeypatch.setattr("fedsys.tasks.loading._beside", [])  # as in another process
+    assert origin.recipe().build().init_model(0).in_features == 7
 
 
 def test_wrong_names_are_one_clear_line(own: str) -> None:

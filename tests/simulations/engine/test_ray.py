@@ -30,6 +30,18 @@ def test_without_ray_the_remedy_is_named(
         prepare(configure("engine.backend=ray"))
 
 
+def test_no_address_is_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not the cluster that ran here last, whose processes may be dead."""
+    ray = pytest.importorskip("ray")
+    from simulations.engine.ray import _connect
+
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(ray, "init", lambda **options: asked.update(options))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    _connect("", 2)
+    assert asked["address"] == "local"
+
+
 @pytest.fixture
 def cluster() -> Iterator[None]:
     ray = pytest.importorskip("ray")
