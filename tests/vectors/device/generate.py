@@ -53,7 +53,8 @@ def _floats(count: int, number: int, norm: float) -> NDArray[np.float32]:
     """Reproducible without any library's generator: words of an AES-CTR stream."""
     words = AesCtrStream(number.to_bytes(32, "big")).words(count)
     row = words.astype(np.float64) * 2.0**-63 - 1.0
-    return (row * norm / np.sqrt(count / 3)).astype(np.float32)
+    scaled: NDArray[np.float32] = (row * norm / np.sqrt(count / 3)).astype(np.float32)
+    return scaled
 
 
 def _hex(array: NDArray[Any]) -> str:
