@@ -27,6 +27,7 @@ include_patterns = [
     "docs/api/*.md",
     "fedsys/THREATS.md",
     "fedsys/privacy/*.md",
+    "fedsys/wire/*.md",
     "secure_agg/PROTOCOL.md",
     "server/METRICS.md",
     "simulations/RESULTS.md",

@@ -47,6 +47,7 @@ ENTRY_POINTS = re.compile(
 
 ABOUT_BEHAVIOUR = {
     "tests/adversary": "attacks on secure_agg, by who attacks",
+    "tests/device": "a device in another language, written from DEVICE.md",
     "tests/e2e": "whole commands in processes of their own",
     "tests/examples": "the examples as a reader runs them",
     "tests/flower": "the contract with Flower, for both hosts",

@@ -2,14 +2,16 @@
 
 The page is generated from the folder and its audit and nothing else, so it is made again and
 compared: an added banner shows. Where a different version of the code is installed than the one
-that made the run, pages may differ; then the ledger head and the epsilons that people read are
-searched for in the one form in which they are written. Nothing in the page is rendered or run.
+that made the run, or no torch, pages may differ; then the ledger head and the epsilons that people
+read are searched for in the one form in which they are written. Nothing in the page is rendered or
+run.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +28,8 @@ __all__ = ["PageMaker", "page_claim"]
 _PAGE_BYTES = 1 << 25
 _FIGURE = re.compile(r'<p class="epsilon"><span class="symbol">ε</span> ([^<]{1,40}) <span')
 _CELL = re.compile(r'</th><td class="figure">([^<]{1,40})</td>')
+_SHOWN_BY = ("torch", "opacus")
+"""Packages without which fewer claims are decided, so that a page shows others."""
 _UNKNOWN = "–"
 _PRIVATE = " · private copy</p>"
 _EXPONENT = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
@@ -79,6 +83,12 @@ def _compared(
     words = wrong or f"the page differs from line {line} on"
     if wrong is None and view.header.get("code_sha256") != code_hash():
         return None, f"{words}, and the installed code is not the version that made the run"
+    lacking = next((name for name in _SHOWN_BY if find_spec(name) is None), None)
+    if wrong is None and lacking is not None:
+        return (
+            None,
+            f"{words}, and it may show what an audit finds with {lacking}, which is not here",
+        )
     return False, f"{words}; delete it, or let `fedsys publish` make it again"
 
 

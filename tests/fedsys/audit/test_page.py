@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import pytest
 
 from fedsys import report
-from fedsys.audit import audit_run
+from fedsys.audit import audit_run, page
 from fedsys.audit.page import _agrees
 from fedsys.privacy import Signer
 from fedsys.records import AuditResult
@@ -50,14 +51,14 @@ def test_the_report_of_a_run_agrees_with_its_audit(reported: Path, tmp_path: Pat
 
 def test_another_figure_in_the_report_is_refused(reported: Path) -> None:
     spent = checked(reported).curve[-1].spent
-    page = (reported / "report.html").read_text()
+    text = (reported / "report.html").read_text()
     for value in (spent.outsider, spent.participant, spent.server):
         shown = epsilon(value)
         for written in (f"</span> {shown} <span", f'<td class="figure">{shown}</td>'):
-            (reported / "report.html").write_text(page)
+            (reported / "report.html").write_text(text)
             replace_text(reported / "report.html", written, written.replace(shown, "0.10"))
             assert failures(checked(reported)) == {"Report"}
-    (reported / "report.html").write_text(page.replace('<p class="epsilon">', "<p>"))
+    (reported / "report.html").write_text(text.replace('<p class="epsilon">', "<p>"))
     assert failures(checked(reported)) == {"Report"}
 
 
@@ -70,15 +71,28 @@ def test_a_report_of_an_earlier_state_is_refused(reported: Path, signer: Signer)
     assert failures(checked(reported)) == {"Report"}
 
 
+def test_without_torch_only_figures_decide(reported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page made with Opacus' second opinion differs from one that is made without."""
+    monkeypatch.setitem(sys.modules, "fedsys.audit.opacus_accounting", None)
+    assert failures(checked(reported)) == {"Report"}
+    monkeypatch.setattr(page, "find_spec", lambda name: None)
+    found = {claim.name: claim for claim in checked(reported).claims}
+    assert found["Report"].holds is None
+    assert "not run: Opacus" in found["Epsilon cross-check: second opinion"].rederived
+    shown = epsilon(checked(reported).curve[-1].spent.outsider)
+    replace_text(reported / "report.html", f"</span> {shown} <span", "</span> 0.10 <span")
+    assert failures(checked(reported)) == {"Report"}
+
+
 def test_hostile_pages_are_not_read(reported: Path, tmp_path: Path) -> None:
-    page = reported / "report.html"
-    page.rename(tmp_path / "elsewhere")
-    page.symlink_to(tmp_path / "elsewhere")
+    path = reported / "report.html"
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
     assert failures(checked(reported)) == {"Report"}
-    page.unlink()
-    sparse(page, 10 << 30)
+    path.unlink()
+    sparse(path, 10 << 30)
     assert failures(checked(reported)) == {"Report"}
-    page.write_bytes(b"\xff")
+    path.write_bytes(b"\xff")
     assert failures(checked(reported)) == {"Report"}
 
 

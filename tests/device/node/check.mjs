@@ -1,0 +1,88 @@
+// node tests/device/node/check.mjs tests/vectors/device/vectors.json
+// Reproduces the vectors; prints what was compared, and fails at the first difference.
+import { strict as assert } from "node:assert";
+import { readFileSync } from "node:fs";
+import { hex, sha256, unhex } from "./bytes.mjs";
+import { Assembler, split } from "./frames.mjs";
+import { batches, batchSeed, clip, inRing, Noise } from "./local.mjs";
+import { read } from "./onnx.mjs";
+import { Member, prekey, rosterHash } from "./secure.mjs";
+import { train } from "./training.mjs";
+
+const vectors = JSON.parse(readFileSync(process.argv[2], "utf8"));
+const floats = (text) => {
+  const raw = unhex(text);
+  return Float32Array.from({ length: raw.length / 4 }, (_, i) => raw.readFloatLE(4 * i));
+};
+
+function frames({ parcel, message, chunk, frames }) {
+  assert.deepEqual([...split(parcel, unhex(message), chunk)].map(hex), frames);
+  const assembler = new Assembler();
+  assembler.parcel = parcel;
+  assert.equal(hex(frames.map((each) => assembler.add(unhex(each))).at(-1)), message);
+}
+function agreement({ terms, terms_digest, head, weights, assignment_digest }) {
+  assert.equal(hex(sha256(Buffer.from("fedsys terms v1\0"), unhex(terms))), terms_digest);
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64BE(BigInt(head.length / 2));
+  assert.equal(hex(sha256(Buffer.from("fedsys assignment v1\0"), length, unhex(head), unhex(weights))),
+    assignment_digest);
+}
+function checkBatches(all) {
+  for (const each of all) {
+    const seed = batchSeed(BigInt(each.seed), each.round, each.client);
+    assert.equal(String(seed), each.batch_seed);
+    assert.deepEqual([...batches(each.rows, seed, each)], each.batches);
+  }
+}
+function training({ graph, local, x, y, seed, weights, update, losses, tolerance }) {
+  const found = train(read(unhex(graph)),
+    { x: floats(x), y, weights: floats(weights), seed: BigInt(seed), local, size: local.batch_size });
+  const wanted = floats(update);
+  assert.ok(found.update.every((value, i) => Math.abs(value - wanted[i]) <= tolerance));
+  assert.ok(found.losses.every((value, i) => Math.abs(value - losses[i]) <= tolerance));
+}
+function clipping(all) {
+  for (const { update, clip: bound, integers, bits, ring } of all) {
+    const found = clip(floats(update), bound);
+    assert.deepEqual(found, integers);
+    assert.deepEqual(inRing(found, bits).map(Number), ring);
+  }
+}
+function noise(all) {
+  for (const { sigma, draws } of all) {
+    const source = new Noise(sigma);
+    for (const [word, further, drawn] of draws) {
+      const asked = () => { assert.notEqual(further, "", "a word that decides"); return unhex(further); };
+      assert.equal(source.draw(BigInt(`0x${word}`), asked), drawn, `${sigma} ${word}`);
+    }
+  }
+}
+function adding({ bits, values, noise, sum }) {
+  assert.deepEqual(inRing(values.map((value, i) => value + noise[i]), bits).map(Number), sum);
+}
+function round(given) {
+  const keys = new Map(Object.entries(given.roster).map(([id, key]) => [Number(id), unhex(key)]));
+  assert.equal(hex(rosterHash(keys, null)), given.roster_hash);
+  const identity = unhex(given.identity), sealing = unhex(given.sealing);
+  assert.equal(hex(prekey(identity, sealing)), given.prekey);
+  const member = new Member({ id: given.id, identity, keys, sealing, agreed: {
+    job: unhex(given.job), round: given.round, model: unhex(given.model), params: unhex(given.params),
+    roster: unhex(given.roster_hash) } });
+  for (const { kind, message, reply } of given.steps) {
+    let found;
+    if (kind === "OPENING") {
+      member.open(unhex(message));
+      found = member.upload(given.vector.map(BigInt), unhex(given.entropy));
+    } else found = member.handle(unhex(message));
+    assert.equal(reply.startsWith("sha256") ? `sha256 ${hex(sha256(found))}` : hex(found), reply, kind);
+  }
+}
+
+const CHECKS = { frames, agreement, batches: checkBatches, training, clipping, noise, adding, round };
+assert.deepEqual(Object.keys(vectors).sort(), Object.keys(CHECKS).sort());
+for (const [name, check] of Object.entries(CHECKS)) {
+  const began = performance.now();
+  check(vectors[name]);
+  console.log(`${name} agrees (${Math.round(performance.now() - began)} ms)`);
+}

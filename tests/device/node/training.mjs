@@ -1,0 +1,25 @@
+// DEVICE.md, "Training": local SGD from a graph.
+import { batches } from "./local.mjs";
+import { run } from "./onnx.mjs";
+
+const f32 = Math.fround;
+
+// x: (rows, width) flat; y: (rows,); weights: Float32Array. Returns w_local - w_global.
+export function train(graph, { x, y, weights, seed, local, size }) {
+  if (local.optimizer !== "sgd" || local.momentum || local.weight_decay || local.proximal_mu) {
+    throw new Error("only plain SGD is supported here");
+  }
+  const width = x.length / y.length, trained = Float32Array.from(weights), losses = [];
+  for (const batch of batches(y.length, seed, local)) {
+    const rows = [...batch, ...Array(size - batch.length).fill(batch[0])];
+    const [gradient, loss] = run(graph, {
+      weights: { shape: [trained.length], data: Array.from(trained) },
+      x: { shape: [size, width], data: rows.flatMap((row) => Array.from(x.slice(row * width, (row + 1) * width))) },
+      y: { shape: [size], data: rows.map((row) => y[row]) },
+      example_weights: { shape: [size], data: rows.map((_, i) => (i < batch.length ? f32(1 / batch.length) : 0)) },
+    });
+    losses.push(loss);
+    gradient.forEach((value, i) => { trained[i] = f32(trained[i] - f32(value * f32(local.learning_rate))); });
+  }
+  return { update: trained.map((value, i) => value - weights[i]), losses };
+}

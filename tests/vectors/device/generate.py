@@ -1,0 +1,260 @@
+"""Test vectors of a device, for `fedsys/wire/DEVICE.md`: what another language has to reproduce.
+
+    python -m tests.vectors.device.generate
+
+Bytes are hexadecimal, and long replies their SHA-256. Vectors of float32 are their bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.graphs.engine import engine_of
+from client.graphs.trainer import GraphTrainer
+from client.training.local import LocalConfig
+from client.training.schedule import batches
+from fedsys.graphs import Limits, vet
+from fedsys.privacy import AesCtrStream
+from fedsys.privacy.encoding.clipping import clip_to_integers
+from fedsys.privacy.encoding.rings import to_ring
+from fedsys.privacy.mechanisms.base import add_noise
+from fedsys.privacy.noise import noise_sampler
+from fedsys.privacy.noise.inversion import FURTHER_BYTES, settle
+from fedsys.privacy.noise.table import upper_words
+from fedsys.privacy.planning import make_plan
+from fedsys.wire import Assignment
+from fedsys.wire.assignment import batch_seed
+from fedsys.wire.frames import split
+from fedsys.wire.terms import Terms
+from secure_agg import RoundContext, SecAggParams
+from secure_agg.messages import Kind
+from tests.secure_agg.world import World, fixed_entropy
+
+__all__ = ["PATH", "build", "trained"]
+
+PATH = Path(__file__).with_name("vectors.json")
+JOB = bytes(range(32))
+MEMBER = 4
+LARGE = 1024
+LOCAL = {
+    "epochs": 2, "batch_size": 4, "optimizer": "sgd", "learning_rate": 0.5,
+    "momentum": 0.0, "weight_decay": 0.0, "proximal_mu": 0.0,
+}  # fmt: skip
+
+
+def _floats(count: int, number: int, norm: float) -> NDArray[np.float32]:
+    """Reproducible without any library's generator: words of an AES-CTR stream."""
+    words = AesCtrStream(number.to_bytes(32, "big")).words(count)
+    row = words.astype(np.float64) * 2.0**-63 - 1.0
+    scaled: NDArray[np.float32] = (row * norm / np.sqrt(count / 3)).astype(np.float32)
+    return scaled
+
+
+def _hex(array: NDArray[Any]) -> str:
+    return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes().hex()
+
+
+def _agreement() -> dict[str, Any]:
+    plan = make_plan(
+        mechanism="distributed-gaussian", population=10, expected_cohort=10, rounds=3,
+        dimension=650, clip=1.0, delta=1e-5, noise_multiplier=1.0, sampling="fixed",
+    )  # fmt: skip
+    terms = Terms(
+        job=JOB, name="vectors", task="digits", options={}, task_sha256="0" * 64, local=LOCAL,
+        path="loop", dimension=650, example_clip=1.0, plan=plan, seed=7, roster_version=1,
+        roster_hash="1" * 64, graph_sha256="2" * 64,
+    )  # fmt: skip
+    assignment = Assignment(
+        job=JOB, round=2, task="digits", weights=_floats(650, 1, 1.0), local=LOCAL,
+        mechanism=plan.event().to_json(), seed=7, terms=terms.digest,
+    )  # fmt: skip
+    return {
+        "terms": terms.encoded.hex(),
+        "terms_digest": terms.digest.hex(),
+        "head": assignment.head.hex(),
+        "weights": assignment.weights_bytes.hex(),
+        "assignment_digest": assignment.digest.hex(),
+    }
+
+
+def _batches() -> list[dict[str, Any]]:
+    found = []
+    for seed, round_, client, rows, size, epochs in (
+        (7, 1, 0, 10, 4, 2),
+        (2**40, 900, 63, 5, 5, 1),
+    ):
+        own = batch_seed(seed, round_, client)
+        local = LocalConfig(batch_size=size, epochs=epochs)
+        listed = [each.tolist() for each in batches(np.arange(rows), own, local)]
+        found.append(
+            {"seed": seed, "round": round_, "client": client, "rows": rows, "batch_size": size,
+             "epochs": epochs, "batch_seed": str(own), "batches": listed}
+        )  # fmt: skip
+    return found
+
+
+def _clipping() -> list[dict[str, Any]]:
+    found = []
+    rows = [(1, 1.0, 1.0), (7, 0.5, 1.0), (7, 40.0, 1.0), (33, 1.0, 1.0), (650, 3.0, 0.01)]
+    updates = [(_floats(d, number, norm), clip) for number, (d, norm, clip) in enumerate(rows)]
+    updates.append((np.array([np.nan, 1, 2], np.float32), 1.0))
+    updates.append((np.array([3e38, -3e38, 1], np.float32), 1.0))
+    updates.append((np.full(3, 1 / 128 / np.sqrt(3), np.float32), 1.0))
+    for update, clip in updates:
+        integers = clip_to_integers(update[None], clip=clip).values
+        ring = to_ring(integers, bits=20)
+        found.append(
+            {"update": _hex(update), "clip": clip, "integers": integers[0].tolist(), "bits": 20,
+             "ring": ring[0].tolist()}
+        )  # fmt: skip
+    return found
+
+
+def _noise() -> list[dict[str, Any]]:
+    found = []
+    for sigma in (0.75, 3.0, 1000.25):
+        words = AesCtrStream(bytes([9]) * 32).words(24)
+        draws = noise_sampler(sigma).draw((24,), AesCtrStream(bytes([9]) * 32))
+        listed = [
+            [f"{word:016x}", "", int(k)] for word, k in zip(words.tolist(), draws, strict=True)
+        ]
+        further = AesCtrStream(bytes([10]) * 32)
+        for place in (0, 1, 2):  # words that equal an entry of the table, on both sides of 0
+            entry = int(upper_words(sigma)[place])
+            for word in (entry, (1 << 64) - 1 - entry):
+                for more in (bytes(FURTHER_BYTES), further(FURTHER_BYTES), b"\xff" * FURTHER_BYTES):
+                    k = settle(word, sigma, 0.0, _Replayed(more))  # type: ignore[arg-type]
+                    listed.append([f"{word:016x}", more.hex(), k])
+        found.append({"sigma": sigma, "draws": listed})
+    return found
+
+
+class _Replayed:
+    """A stream that gives bytes which were drawn before."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __call__(self, count: int) -> bytes:
+        assert count == len(self._content)
+        return self._content
+
+
+def _adding() -> dict[str, Any]:
+    values = to_ring(np.array([[-5, 0, 524287, 3]], np.int32), bits=20)
+    noise = np.array([[2, -1, 1, -4]], np.int64)
+    start = values[0].tolist()
+    return {"bits": 20, "values": start, "noise": noise[0].tolist(),
+            "sum": add_noise(values, noise, bits=20)[0].tolist()}  # fmt: skip
+
+
+def _exported() -> tuple[bytes, NDArray[np.float32], NDArray[np.int64]]:
+    """The graph of task digits, and six of its examples."""
+    from fedsys import tasks
+    from fedsys.tasks.export import export_task
+
+    task = tasks.load("digits")
+    examples = task.clients(tasks.DataSource()).train
+    made = export_task(task, examples, name="digits", options={}, batch_size=4)
+    return made.encoded, examples.x[:6].numpy(), examples.y[:6].numpy()
+
+
+def trained(
+    graph: bytes, x: NDArray[np.float32], y: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], list[float]]:
+    """The update and the losses of a training that `LOCAL` describes."""
+    vetted = vet(graph, Limits())
+    local = LocalConfig(**LOCAL)  # type: ignore[arg-type]
+    trainer = GraphTrainer(vetted.graph, engine_of("numpy", vetted, 1), local, x, y)
+    return trainer.update(_floats(650, 2, 0.5), np.arange(len(x)), 11)
+
+
+def _training() -> dict[str, Any]:
+    graph, x, y = _exported()
+    update, losses = trained(graph, x, y)
+    weights = _floats(650, 2, 0.5)
+    return {
+        "graph": graph.hex(), "local": LOCAL, "x": _hex(x), "y": y.tolist(), "seed": 11,
+        "weights": _hex(weights), "update": _hex(update), "losses": losses, "tolerance": 5e-6,
+    }  # fmt: skip
+
+
+def _round() -> dict[str, Any]:
+    """A round of secure aggregation as the fifth of ten members sees it."""
+    params = SecAggParams.derive(n=10, corrupt=0.1, dropout=0.1, modulus_bits=20, dimension=50)
+    context = RoundContext(job=JOB, round=2, model_hash=hashlib.sha256(b"model").digest())
+    world = World(params, context=context, seed="device")
+    drawn = fixed_entropy(f"device/member/{MEMBER}")
+    sealing, entropy = drawn(32), drawn(32)
+    steps: list[dict[str, str]] = []
+    messages: Mapping[int, bytes] = world.server.begin()
+    while messages:
+        replies = world.deliver(messages, set())
+        steps.append(
+            {"kind": Kind(messages[MEMBER][1]).name, "message": messages[MEMBER].hex(),
+             "reply": _short(replies[MEMBER])}
+        )  # fmt: skip
+        for sender, reply in replies.items():
+            world.server.receive(sender, reply)
+        messages = world.server.close_stage()
+    return {
+        "id": MEMBER,
+        "identity": world.identities[MEMBER].private_bytes().hex(),
+        "sealing": sealing.hex(),
+        "prekey": world.prekeys[MEMBER].hex(),
+        "entropy": entropy.hex(),
+        "roster": {str(id_): key.hex() for id_, key in world.roster.items()},
+        "roster_hash": world.roster.hash.hex(),
+        "job": JOB.hex(),
+        "round": 2,
+        "model": context.model_hash.hex(),
+        "params": params.encode().hex(),
+        "vector": world.inputs[MEMBER].tolist(),
+        "steps": steps,
+    }
+
+
+def _short(message: bytes) -> str:
+    if len(message) <= LARGE:
+        return message.hex()
+    return "sha256 " + hashlib.sha256(message).hexdigest()
+
+
+def build(training: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """All vectors, as JSON holds them.
+
+    Args:
+        training: those of training, made before; None to make them, which needs torch.
+    """
+    parcel = bytes(range(256)) * 100
+    return {
+        "frames": {
+            "parcel": 3,
+            "message": parcel.hex(),
+            "chunk": 16384,
+            "frames": [each.hex() for each in split(3, parcel, chunk=16384)],
+        },
+        "agreement": _agreement(),
+        "batches": _batches(),
+        "training": _training() if training is None else training,
+        "clipping": _clipping(),
+        "noise": _noise(),
+        "adding": _adding(),
+        "round": _round(),
+    }
+
+
+def main() -> None:
+    """Write the file."""
+    PATH.write_text(json.dumps(build(), indent=1) + "\n", encoding="ascii")
+
+
+if __name__ == "__main__":
+    main()
