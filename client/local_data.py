@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import logging
 import re
-import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,28 +19,14 @@ from fedsys import tasks
 from fedsys.errors import Cause, ConfigError, PolicyRefusal
 from fedsys.preprocessing import why_not_deployed
 from fedsys.privacy import Entropy
+from fedsys.tasks.code import code_of
 from fedsys.wire import Assignment
 from fedsys.wire.terms import Terms
 
-__all__ = ["DataSpec", "LocalData", "code_sha256", "shard_rows"]
+__all__ = ["DataSpec", "LocalData", "shard_rows"]
 
 _log = logging.getLogger(__name__)
 _SHARD = re.compile(r"(\d+)/(\d+)")
-
-
-def code_sha256(task: tasks.Task) -> str:
-    """SHA-256 over a task's name and the source of the module that defines it."""
-    module = sys.modules[type(task).__module__]
-    try:
-        source = inspect.getsource(module)
-    except (OSError, TypeError):
-        raise ConfigError(
-            f"task {task.name}: the source of {module.__name__} is not available, so nobody can "
-            f"approve it; install the task as source"
-        ) from None
-    digest = hashlib.sha256(b"fedsys task v1\x00")
-    digest.update(task.name.encode() + b"\x00" + source.encode())
-    return digest.hexdigest()
 
 
 def shard_rows(
@@ -126,6 +109,7 @@ class LocalData:
             raise ConfigError(
                 f"{error}; a device takes options from --options FILE and --option KEY=VALUE"
             ) from None
+        self._code = code_of(self.task)
         reason = why_not_deployed(tasks.preprocessing_of(self.task))
         if reason is not None:
             raise ConfigError(f"task {self.spec.task} cannot run on a device: {reason}")
@@ -136,8 +120,18 @@ class LocalData:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the installed task's code."""
-        return code_sha256(self.task)
+        """SHA-256 of the task's code, as this process imported it.
+
+        Raises:
+            PolicyRefusal: its files changed since.
+        """
+        self._code.require_unchanged()
+        return self._code.sha256
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """SHA-256 of each file of the task's code, by name."""
+        return self._code.files
 
     def rows(self, seed: int) -> NDArray[np.int64]:
         """The rows of this device's training examples."""
@@ -194,7 +188,12 @@ class LocalData:
     def train(
         self, terms: Terms, assignment: Assignment, client: int, entropy: Entropy
     ) -> NDArray[np.float32]:
-        """(1, d) this client's update; by DP-SGD if the unit of privacy is the example."""
+        """(1, d) this client's update; by DP-SGD if the unit of privacy is the example.
+
+        Raises:
+            PolicyRefusal: the task's files changed since this process imported them.
+        """
+        self._code.require_unchanged()
         rows = [self.rows(terms.seed)]
         if terms.plan.unit == "example":
             private = self._private.pop(terms.digest, None) or self._example_trainer(terms)

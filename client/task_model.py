@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.local_data import code_sha256
 from client.training import LocalConfig, Trainer
 from fedsys import tasks
 from fedsys.config import Config
 from fedsys.errors import ConfigError, DataError
 from fedsys.preprocessing import why_not_deployed
+from fedsys.tasks.code import code_sha256
 
 __all__ = ["TaskModel"]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedsys.cli.agent_address import set_address
+from fedsys.cli.agent_approve import approve
 from fedsys.cli.agent_graph import inspect
 from fedsys.cli.deployment import no_core_dumps, prepare
 from fedsys.cli.terminal import say
@@ -25,6 +26,7 @@ app = typer.Typer(help="Take part with the data of this device.", no_args_is_hel
 app.callback()(prepare)
 app.command()(inspect)
 app.command()(set_address)
+app.command()(approve)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The device's folder.")]
 
@@ -166,6 +168,7 @@ def _serve(credentials: Credentials, source: _Source, *, corrupt: float | None, 
     import os
 
     from client.answer_time import AnswerTime
+    from client.approval import Candidate, remember
     from client.grpc_host import ConnectionHost
     from client.policy import Policy
     from client.session import Session
@@ -185,6 +188,11 @@ def _serve(credentials: Credentials, source: _Source, *, corrupt: float | None, 
     if policy is None:
         policy = Policy.fresh(task, approved, corrupt=0.1 if corrupt is None else corrupt)
         write_secret(path, policy.dump().encode())
+        files = getattr(worker, "files", {"the graph": approved.sha256})
+        remember(
+            credentials.folder,
+            Candidate(task=task, sha256=approved.sha256, options=approved.options, files=files),
+        )
         say(f"wrote {path}: it allows only task {task}", err=True)
     if policy.nice:
         os.nice(policy.nice)
