@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from sqlalchemy.exc import DBAPIError
 
 from fedsys.errors import ConfigError, EnrollmentError, FedsysError, ProtocolError
 from fedsys.printable import printable
@@ -171,6 +172,9 @@ class DevicePort:
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
             except FedsysError as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            except DBAPIError as error:
+                _log.error("a call failed: the database cannot be used: %s", error.orig)
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the coordinator cannot write")
 
         return grpc.unary_unary_rpc_method_handler(
             handle,
@@ -290,6 +294,11 @@ class DevicePort:
             return
         except TimeoutError:
             link.close(fleet_pb2.Goodbye.MISBEHAVED, "no greeting came")
+        except DBAPIError as error:  # a full disk, for one
+            _log.error(
+                "node %d: session ended: the database cannot be used: %s", link.node, error.orig
+            )
+            link.close(fleet_pb2.Goodbye.SHUTTING_DOWN, "the coordinator cannot write")
         except ProtocolError as error:
             _log.warning("node %d: session ended: %s", link.node, error)
             link.close(fleet_pb2.Goodbye.MISBEHAVED, str(error))
