@@ -10,6 +10,7 @@ import asyncio
 import datetime as dt
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -208,6 +209,7 @@ class DevicePort:
             ),
             "Renew": self._unary(self._renew, fleet_pb2.RenewRequest.FromString),
             "Leave": self._unary(self._leave, fleet_pb2.Nothing.FromString),
+            "Check": self._unary(self._check, fleet_pb2.Nothing.FromString),
         }
         return grpc.method_handlers_generic_handler(FLEET, handlers)
 
@@ -215,6 +217,10 @@ class DevicePort:
         peer = await _peer(context)
         certificate = self._registry.renew(peer, csr=request.csr, proof=request.proof)
         return fleet_pb2.RenewReply(certificate=certificate)
+
+    async def _check(self, _request: fleet_pb2.Nothing, context: Any) -> Any:
+        self._registry.admit(await _peer(context))
+        return fleet_pb2.CheckReply(now=time.time(), roster_version=self._registry.roster_version())
 
     async def _leave(self, _request: fleet_pb2.Nothing, context: Any) -> Any:
         node = self._registry.admit(await _peer(context))

@@ -305,12 +305,12 @@ def leave(
 def doctor(folder: Folder) -> None:
     """Check keys, certificate, policy, conditions and the connection to the coordinator."""
     import datetime as dt
-    import socket
 
     from client.conditions import conditions, obstacle
     from client.identity import Credentials
     from client.journal import Journal
     from client.policy import Policy
+    from client.reachability import admitted
     from client.volatile import volatile_folder
     from fedsys.errors import FedsysError
 
@@ -341,17 +341,10 @@ def doctor(folder: Folder) -> None:
         line(True, f"roster version {chain.version}, signatures valid")
     except FedsysError as error:
         line(False, str(error))
-    host, _, port = credentials.coordinator.rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
-            line(True, f"{credentials.coordinator} answers")
-    except (OSError, ValueError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
-        line(
-            False,
-            f"{credentials.coordinator}: not reached: {reason}; is the coordinator running, and "
-            f"does this network allow connections to it?",
-        )
+        line(*admitted(credentials))
+    except FedsysError as error:
+        line(False, str(error))
     try:
         Journal(folder / "journal.json")
     except FedsysError as error:

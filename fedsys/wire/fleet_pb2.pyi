@@ -407,6 +407,14 @@ class RenewReply(_message.Message):
     certificate: bytes
     def __init__(self, certificate: _Optional[bytes] = ...) -> None: ...
 
+class CheckReply(_message.Message):
+    __slots__ = ("now", "roster_version")
+    NOW_FIELD_NUMBER: _ClassVar[int]
+    ROSTER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    now: float
+    roster_version: int
+    def __init__(self, now: _Optional[float] = ..., roster_version: _Optional[int] = ...) -> None: ...
+
 class Nothing(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
