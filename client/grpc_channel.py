@@ -57,8 +57,17 @@ def call(
     reply: Callable[[bytes], Any],
     *,
     address: str = "",
+    explain: Callable[[], str | None] | None = None,
 ) -> Any:
-    """One unary call with a deadline; `address` is the channel's, for the error message.
+    """One unary call with a deadline.
+
+    Args:
+        channel: to the coordinator.
+        path: of the method.
+        request: its message.
+        reply: reads the answer.
+        address: the channel's, for the error message.
+        explain: finds out why it was not reached, if it was not.
 
     Raises:
         EnrollmentError: the coordinator declined; the message is its reason.
@@ -72,10 +81,15 @@ def call(
     except grpc.RpcError as error:
         if error.code() in _REFUSALS:
             raise EnrollmentError(error.details()) from None
+        why = explain() if explain is not None else None
         raise ConfigError(
             f"{address}{address and ': '}the coordinator was not reached "
-            f"({error.code().name.lower()}: {error.details()}); check the address, that its "
-            f"certificate names this host, and that the token or certificate has not expired"
+            f"({error.code().name.lower()}: {error.details()}); "
+            + (
+                why
+                or "has the token, or the certificate, expired, or was it made for another "
+                "coordinator?"
+            )
         ) from None
 
 
@@ -122,6 +136,7 @@ def join(address: str, token: JoinToken, folder: Path) -> Credentials:
             ),
             fleet_pb2.EnrollReply.FromString,
             address=address,
+            explain=lambda: _fault(address, ca, pem_of(credential)),
         )
     key.check(reply.certificate, ca)
     Ed25519PublicKey.from_public_bytes(reply.signer)
@@ -163,6 +178,7 @@ def renew(credentials: Credentials, channel: grpc.Channel) -> None:
         ),
         fleet_pb2.RenewReply.FromString,
         address=credentials.coordinator,
+        explain=lambda: _fault(credentials.coordinator, credentials.ca, credentials.tls()[1]),
     )
     key.check(reply.certificate, credentials.ca)
     credentials.store_tls(key, reply.certificate)
@@ -180,7 +196,14 @@ def leave(credentials: Credentials) -> None:
             fleet_pb2.Nothing(),
             fleet_pb2.Nothing.FromString,
             address=credentials.coordinator,
+            explain=lambda: _fault(credentials.coordinator, credentials.ca, certificate),
         )
+
+
+def _fault(address: str, ca: bytes, certificate: bytes) -> str | None:
+    from client.reachability import fault  # it calls through this module
+
+    return fault(address, ca=ca, certificate=certificate)
 
 
 def _own_keys(folder: Path) -> tuple[Identity, TlsKey]:

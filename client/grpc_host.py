@@ -23,6 +23,7 @@ from google.protobuf.message import DecodeError
 from client.background import Background
 from client.buffered import Work
 from client.grpc_channel import open_channel, renew
+from client.reachability import fault
 from client.session import Dismissed, Session
 from client.stop import Stop
 from fedsys.errors import FedsysError, ProtocolError
@@ -37,6 +38,7 @@ __all__ = ["Backoff", "ConnectionHost"]
 _log = logging.getLogger(__name__)
 _DAY = 86_400.0
 _FINAL_SECONDS = 3600.0
+_EXPLAIN_SECONDS = 300.0
 
 
 class Backoff:
@@ -90,6 +92,7 @@ class ConnectionHost:
         self._background = Background()
         self._outgoing: queue.SimpleQueue[bytes | None] | None = None
         self._renewed = 0.0
+        self._explained = float("-inf")
         self._shown = ("", "", "")
         self._stop.call(self._hang_up)
 
@@ -130,12 +133,27 @@ class ConnectionHost:
         except grpc.RpcError as error:
             if not self._stop.wanted:
                 code = error.code().name.lower()
-                _log.warning("no session: %s: %s", code, error.details())
+                _log.warning("no session: %s: %s%s", code, error.details(), self._why(error))
                 if error.code() is grpc.StatusCode.PERMISSION_DENIED:
                     return self._backoff.next() + 30.0
         except (ProtocolError, DecodeError, OSError) as error:
             _log.error("the session is given up: %s", error)
         return self._backoff.next()
+
+    def _why(self, error: Any) -> str:
+        """What is wrong with the way to the coordinator, looked into now and then."""
+        due = time.monotonic() - self._explained > _EXPLAIN_SECONDS
+        if error.code() is not grpc.StatusCode.UNAVAILABLE or not due:
+            return ""
+        self._explained = time.monotonic()
+        credentials = self._session.credentials
+        try:
+            why = fault(
+                credentials.coordinator, ca=credentials.ca, certificate=credentials.tls()[1]
+            )
+        except FedsysError as problem:
+            why = str(problem)
+        return f": {why}" if why else ""
 
     def _renew(self, channel: grpc.Channel) -> bool:
         """Renew the certificate if that is due; retry at most once a day if it fails."""
@@ -182,6 +200,7 @@ class ConnectionHost:
     def _take(self, message: fleet_pb2.Down, outgoing: queue.SimpleQueue[bytes | None]) -> None:
         if message.WhichOneof("content") == "welcome":
             self._backoff.reset()
+            self._explained = float("-inf")
             _log.info("connected to %s", self._session.credentials.coordinator)
         reply = self._session.handle(message)
         self._status("connected")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import logging
 import re
-import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -25,37 +22,26 @@ from fedsys import tasks
 from fedsys.errors import Cause, ConfigError, PolicyRefusal
 from fedsys.preprocessing import why_not_deployed
 from fedsys.privacy import Entropy
+from fedsys.tasks.code import TaskCode, code_of
 from fedsys.wire import Assignment
 from fedsys.wire.terms import Terms
 
-__all__ = ["DataSpec", "LocalData", "code_sha256", "shard_rows"]
+__all__ = ["DataSpec", "LocalData", "shard_rows"]
 
 _log = logging.getLogger(__name__)
 _SHARD = re.compile(r"(\d+)/(\d+)")
 
 
-def code_sha256(task: tasks.Task, procedure: str = "") -> str:
-    """SHA-256 over a task's name and the source of the module that defines it, and the same of a
-    local procedure that does not ship with the product."""
-    digest = hashlib.sha256(b"fedsys task v1\x00")
-    named = f"task {task.name}"
-    digest.update(task.name.encode() + b"\x00" + _source(type(task).__module__, named).encode())
-    if ":" in procedure:
-        found = procedure_named(procedure).object
-        module = getattr(found, "__module__", None) or type(found).__module__
-        digest.update(b"\x00" + procedure.encode() + b"\x00")
-        digest.update(_source(module, f"local.procedure = {procedure!r}").encode())
-    return digest.hexdigest()
+def job_code(task: tasks.Task, procedure: str = "") -> TaskCode:
+    """The code of a task, and of a local procedure that does not ship with the product.
 
-
-def _source(module: str, what: str) -> str:
-    try:
-        return inspect.getsource(sys.modules[module])
-    except (OSError, TypeError):
-        raise ConfigError(
-            f"{what}: the source of {module} is not available, so nobody can approve it; install "
-            f"it as source"
-        ) from None
+    Raises:
+        ConfigError: its files cannot be found, so that nobody could approve them.
+        PolicyRefusal: they changed since this process imported them.
+    """
+    if ":" not in procedure:
+        return code_of(task)
+    return code_of(task, procedure_named(procedure).object, procedure)
 
 
 def shard_rows(
@@ -142,6 +128,7 @@ class LocalData:
             raise ConfigError(
                 f"{error}; a device takes options from --options FILE and --option KEY=VALUE"
             ) from None
+        self._code = job_code(self.task, self.procedure)
         reason = why_not_deployed(tasks.preprocessing_of(self.task))
         if reason is not None:
             raise ConfigError(f"task {self.spec.task} cannot run on a device: {reason}")
@@ -155,8 +142,18 @@ class LocalData:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the installed task's code, and of the procedure's."""
-        return code_sha256(self.task, self.procedure)
+        """SHA-256 of the task's code and the procedure's, as this process imported them.
+
+        Raises:
+            PolicyRefusal: its files changed since.
+        """
+        self._code.require_unchanged()
+        return self._code.sha256
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """SHA-256 of each file of the task's code, by name."""
+        return self._code.files
 
     def rows(self, seed: int) -> NDArray[np.int64]:
         """The rows of this device's training examples."""
@@ -236,7 +233,12 @@ class LocalData:
         self, terms: Terms, assignment: Assignment, client: int, entropy: Entropy
     ) -> NDArray[np.float32]:
         """(1, length) this client's update, its blocks and its weight; by DP-SGD if the unit of
-        privacy is the example."""
+        privacy is the example.
+
+        Raises:
+            PolicyRefusal: the task's files changed since this process imported them.
+        """
+        self._code.require_unchanged()
         rows = [self.rows(terms.seed)]
         if terms.plan.unit == "example":
             private = self._private.pop(terms.digest, None) or self._example_trainer(terms)

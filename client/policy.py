@@ -32,8 +32,7 @@ class ApprovedTask:
     """A task that the owner approved, by the hash of its installed code or of its graph.
 
     Attributes:
-        sha256: SHA-256 of its code, as computed by `client.local_data.code_sha256`, or of its
-            graph's file.
+        sha256: SHA-256 of its code, as `fedsys.tasks.code` computes it, or of its graph's file.
         options: The options with which it may run; no others are allowed.
     """
 

@@ -102,6 +102,8 @@ class Session:
             folder.
         volatile: keeps what must not outlive this boot; see `client.volatile`.
         answer_time: delays uploads.
+        instance: 16 bytes that tell this process from another one with the same keys; drawn at
+            random unless given.
         buffered: whether its host runs what `take_work` returns, which buffered rounds need.
 
     Raises:
@@ -120,6 +122,7 @@ class Session:
         volatile: Store | None = None,
         answer_time: AnswerTime | None = None,
         buffered: bool = False,
+        instance: bytes | None = None,
     ) -> None:
         self.credentials = credentials
         self.journal = Journal(credentials.folder / "journal.json")
@@ -137,7 +140,7 @@ class Session:
                 f"{kept}: {error}; remove it: this device then sits out its current round"
             ) from None
         self._answer_time = answer_time or AnswerTime()
-        self.instance = keys(16)
+        self.instance = os.urandom(16) if instance is None else instance
         self.warning = ""
         self._terms: dict[bytes, tuple[Terms, int]] = {}
         self._model: fleet_pb2.Model | None = None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.local_data import code_sha256
+from client.local_data import job_code
 from client.training import LocalConfig, Trainer
 from fedsys import tasks
 from fedsys.config import Config
@@ -36,7 +36,7 @@ class TaskModel:
         self._task = tasks.load(config.task.name, config.task.options)
         self._data: tasks.FederatedData | None = None
         self._looked = False
-        self.task_sha256 = code_sha256(self._task, config.local.procedure)
+        self.task_sha256 = job_code(self._task, config.local.procedure).sha256
         self.preprocessing = tasks.preprocessing_of(self._task)
         reason = why_not_deployed(self.preprocessing)
         if reason is not None:

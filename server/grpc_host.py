@@ -10,11 +10,13 @@ import asyncio
 import datetime as dt
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from sqlalchemy.exc import DBAPIError
 
 from fedsys.errors import ConfigError, EnrollmentError, FedsysError, ProtocolError
 from fedsys.printable import printable
@@ -171,6 +173,9 @@ class DevicePort:
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
             except FedsysError as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            except DBAPIError as error:
+                _log.error("a call failed: the database cannot be used: %s", error.orig)
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the coordinator cannot write")
 
         return grpc.unary_unary_rpc_method_handler(
             handle,
@@ -204,6 +209,7 @@ class DevicePort:
             ),
             "Renew": self._unary(self._renew, fleet_pb2.RenewRequest.FromString),
             "Leave": self._unary(self._leave, fleet_pb2.Nothing.FromString),
+            "Check": self._unary(self._check, fleet_pb2.Nothing.FromString),
         }
         return grpc.method_handlers_generic_handler(FLEET, handlers)
 
@@ -211,6 +217,10 @@ class DevicePort:
         peer = await _peer(context)
         certificate = self._registry.renew(peer, csr=request.csr, proof=request.proof)
         return fleet_pb2.RenewReply(certificate=certificate)
+
+    async def _check(self, _request: fleet_pb2.Nothing, context: Any) -> Any:
+        self._registry.admit(await _peer(context))
+        return fleet_pb2.CheckReply(now=time.time(), roster_version=self._registry.roster_version())
 
     async def _leave(self, _request: fleet_pb2.Nothing, context: Any) -> Any:
         node = self._registry.admit(await _peer(context))
@@ -290,6 +300,11 @@ class DevicePort:
             return
         except TimeoutError:
             link.close(fleet_pb2.Goodbye.MISBEHAVED, "no greeting came")
+        except DBAPIError as error:  # a full disk, for one
+            _log.error(
+                "node %d: session ended: the database cannot be used: %s", link.node, error.orig
+            )
+            link.close(fleet_pb2.Goodbye.SHUTTING_DOWN, "the coordinator cannot write")
         except ProtocolError as error:
             _log.warning("node %d: session ended: %s", link.node, error)
             link.close(fleet_pb2.Goodbye.MISBEHAVED, str(error))

@@ -11,13 +11,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+from sqlalchemy.exc import DBAPIError
 
 from fedsys.errors import ConfigError, FedsysError
 from fedsys.run_folder import RunFolder
 from fedsys.wire import fleet_pb2
 from fedsys.wire.services import OPERATOR
 from server.deployed.fleet import Fleet
-from server.deployed.queue import Deployment, submit
+from server.deployed.queue import Deployment
 from server.home.folder import Home
 from server.home.state import ACTIVE_JOB, CertificateRow, JobRow, State
 
@@ -60,6 +61,7 @@ class OperatorSocket:
             "List": _unary(self._list, fleet_pb2.Nothing.FromString),
             "Show": _unary(self._show, fleet_pb2.JobName.FromString),
             "Cancel": _unary(self._cancel, fleet_pb2.JobName.FromString),
+            "Resume": _unary(self._resume, fleet_pb2.JobName.FromString),
             "Fleet": _unary(self._nodes, fleet_pb2.Nothing.FromString),
             "Watch": grpc.unary_stream_rpc_method_handler(
                 self._watch,
@@ -84,7 +86,7 @@ class OperatorSocket:
             self._home.socket.unlink(missing_ok=True)
 
     async def _submit(self, request: fleet_pb2.SubmitRequest) -> fleet_pb2.JobStatus:
-        row = submit(self._state, request.config)
+        row = await self._deployment.submit(request.config, start=request.start)
         self._deployment.wake.set()
         return job_status(self._home, self._state, row)
 
@@ -97,6 +99,11 @@ class OperatorSocket:
 
     async def _cancel(self, request: fleet_pb2.JobName) -> fleet_pb2.JobStatus:
         return job_status(self._home, self._state, self._state.cancel_job(request.id))
+
+    async def _resume(self, request: fleet_pb2.JobName) -> fleet_pb2.JobStatus:
+        row = self._state.resume_job(request.id)
+        self._deployment.wake.set()
+        return job_status(self._home, self._state, row)
 
     async def _watch(
         self, request: fleet_pb2.JobName, context: Any
@@ -173,6 +180,9 @@ def _unary(function: Callable[[Any], Awaitable[Any]], request: Callable[[bytes],
             return await function(message)
         except FedsysError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except DBAPIError as error:
+            text = f"the coordinator's database cannot be used: {error.orig}"
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, text)
 
     return grpc.unary_unary_rpc_method_handler(
         handle,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.config import Config
-from fedsys.errors import RunFolderError
+from fedsys.errors import ConfigError, RunFolderError
 from fedsys.privacy import (
     AdaptiveClipping,
     Entropy,
@@ -25,6 +25,7 @@ from fedsys.privacy import (
     ViewAccountant,
     charge_rounds,
     ledger_header,
+    read_ledger,
 )
 from fedsys.privacy.encoding.parts import Parts
 from fedsys.run_folder import RunFolder
@@ -36,7 +37,7 @@ from server.job import Job, JobFacts, job_withheld
 from server.job_settings import strategy_of
 from server.strategy_base import Strategy
 
-__all__ = ["JobSpec", "restore_job", "start_job", "take_up"]
+__all__ = ["JobSpec", "Weights", "reached", "restore_job", "start_job", "take_up"]
 
 Weights = NDArray[np.float32]
 
@@ -145,6 +146,20 @@ def restore_job(folder: RunFolder, spec: JobSpec, *, ledger: Ledger | None = Non
         )
         held.pop_all()
     return job
+
+
+def reached(folder: RunFolder) -> Weights:
+    """(d,) the weights of a job's newest committed round.
+
+    Raises:
+        ConfigError: it has none.
+        FedsysError: its folder cannot be read.
+    """
+    committed = _committed(read_ledger(folder.ledger, allow_torn=True)) if folder.begun else {}
+    checkpoint = Checkpoints(folder.checkpoints).newest(committed) if committed else None
+    if checkpoint is None:
+        raise ConfigError(f"{folder.path}: no round of that job was committed")
+    return checkpoint.weights
 
 
 def take_up(folder: RunFolder, signer: Signer, *, entropy: Entropy = os.urandom) -> Ledger:

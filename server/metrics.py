@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -35,6 +36,12 @@ class Metrics:
             "fedsys_rounds", "Rounds that ended, by outcome.", ["outcome"], registry=registry
         )
         self._connected = Gauge("fedsys_connected_agents", "Open sessions.", registry=registry)
+        self._lacking = Gauge(
+            "fedsys_job_lacks_agents",
+            "Agents that must still agree and connect before a job goes on; 0 where it goes on.",
+            ["job"],
+            registry=registry,
+        )
         self._epsilon = Gauge(
             "fedsys_epsilon",
             "Epsilon spent over all jobs by population and view; +Inf without protection.",
@@ -111,8 +118,14 @@ class Metrics:
         """Set the number of open sessions."""
         self._connected.set(agents)
 
-    def job_ended(self, status: str) -> None:
-        """Count a job that ended."""
+    def lacking(self, job: str, agents: int) -> None:
+        """Set how many agents a job waits for."""
+        self._lacking.labels(job).set(agents)
+
+    def job_ended(self, job: str, status: str) -> None:
+        """Count a job that ended, or was paused."""
+        with suppress(KeyError):
+            self._lacking.remove(job)
         self._jobs.labels(status).inc()
 
     def spent(self, population: str, epsilons: Epsilons) -> None:

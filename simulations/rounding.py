@@ -98,7 +98,7 @@ def unclipped(config: Config, population: Population) -> tuple[Config, str]:
     if privacy.mechanism != "none" or "clip" in privacy.model_fields_set:
         return config, ""
     population.choose(privacy.clip if config.aggregation.protocol == "float" else None)
-    norms, _, _ = _tried(population, privacy.clip)
+    norms, _, _ = _tried(population, privacy.clip, _visit(config, None, population))
     if not norms:
         return config, ""
     clip = 2.0 ** math.ceil(math.log2(_ROOM * max(norms)))
@@ -129,10 +129,10 @@ def _tried(
     return norms, losses, total
 
 
-def _visit(config: Config, plan: PrivacyPlan, population: Population) -> Visit:
+def _visit(config: Config, plan: PrivacyPlan | None, population: Population) -> Visit:
     """A first round, of which clients keep nothing."""
     strategy = strategy_of(config, plan, population.trainer.dimension)
-    return Visit(round=0, rounds=plan.rounds, shared=shared_by(strategy))
+    return Visit(round=0, rounds=config.rounds.count, shared=shared_by(strategy))
 
 
 def loss_by_rounding(update: NDArray[np.float64], clip: float) -> float:

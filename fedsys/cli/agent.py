@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedsys.cli.agent_address import set_address
+from fedsys.cli.agent_approve import approve
 from fedsys.cli.agent_graph import inspect
 from fedsys.cli.deployment import no_core_dumps, prepare
 from fedsys.cli.terminal import say
@@ -25,6 +26,7 @@ app = typer.Typer(help="Take part with the data of this device.", no_args_is_hel
 app.callback()(prepare)
 app.command()(inspect)
 app.command()(set_address)
+app.command()(approve)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The device's folder.")]
 
@@ -179,6 +181,7 @@ def _serve(credentials: Credentials, source: _Source, *, corrupt: float | None, 
     import os
 
     from client.answer_time import AnswerTime
+    from client.approval import Candidate, remember
     from client.grpc_host import ConnectionHost
     from client.policy import Policy
     from client.session import Session
@@ -198,6 +201,11 @@ def _serve(credentials: Credentials, source: _Source, *, corrupt: float | None, 
     if policy is None:
         policy = Policy.fresh(task, approved, corrupt=0.1 if corrupt is None else corrupt)
         write_secret(path, policy.dump().encode())
+        files = getattr(worker, "files", {"the graph": approved.sha256})
+        remember(
+            credentials.folder,
+            Candidate(task=task, sha256=approved.sha256, options=approved.options, files=files),
+        )
         say(f"wrote {path}: it allows only task {task}", err=True)
     if policy.nice:
         os.nice(policy.nice)
@@ -310,12 +318,12 @@ def leave(
 def doctor(folder: Folder) -> None:
     """Check keys, certificate, policy, conditions and the connection to the coordinator."""
     import datetime as dt
-    import socket
 
     from client.conditions import conditions, obstacle
     from client.identity import Credentials
     from client.journal import Journal
     from client.policy import Policy
+    from client.reachability import admitted
     from client.volatile import volatile_folder
     from fedsys.errors import FedsysError
 
@@ -346,17 +354,10 @@ def doctor(folder: Folder) -> None:
         line(True, f"roster version {chain.version}, signatures valid")
     except FedsysError as error:
         line(False, str(error))
-    host, _, port = credentials.coordinator.rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
-            line(True, f"{credentials.coordinator} answers")
-    except (OSError, ValueError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
-        line(
-            False,
-            f"{credentials.coordinator}: not reached: {reason}; is the coordinator running, and "
-            f"does this network allow connections to it?",
-        )
+        line(*admitted(credentials))
+    except FedsysError as error:
+        line(False, str(error))
     try:
         Journal(folder / "journal.json")
     except FedsysError as error:

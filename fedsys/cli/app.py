@@ -22,6 +22,7 @@ from fedsys.cli import (
     query,
     simulate,
     task,
+    task_bundle,
     task_export,
     tune,
     witness,
@@ -65,6 +66,8 @@ app.command("init")(init.init)
 app.command("doctor")(doctor.doctor)
 _task = task.app
 _task.command("export")(task_export.export)
+_task.command("hash")(task_bundle.hash_)
+_task.command("bundle")(task_bundle.bundle)
 app.add_typer(_task, name="task")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(coordinator.app, name="coordinator")

@@ -10,6 +10,7 @@ import typer
 from fedsys.cli.coordinator_state import backup, move, recover, restore
 from fedsys.cli.deployment import no_core_dumps, prepare_coordinator, unwritable
 from fedsys.cli.extras import require
+from fedsys.cli.job_lines import node_json
 from fedsys.cli.sign_roster import sign_roster
 from fedsys.cli.terminal import say
 
@@ -135,7 +136,12 @@ def run(
 
 
 @app.command()
-def nodes(folder: Folder) -> None:
+def nodes(
+    folder: Folder,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, one device a line, instead of text.")
+    ] = False,
+) -> None:
     """List the devices that joined."""
     import datetime as dt
 
@@ -143,6 +149,10 @@ def nodes(folder: Folder) -> None:
 
     with operator(folder) as calls:
         fleet = calls.fleet()
+    if as_json:
+        for node in fleet.nodes:
+            say(node_json(node))
+        return
     for node in fleet.nodes:
         connected = "connected" if node.connected else "away"
         expires = dt.datetime.fromtimestamp(node.expires, dt.UTC).date()

@@ -37,9 +37,10 @@ class Calls:
         self._channel = channel
         self._folder = folder
 
-    def submit(self, config: str) -> fleet_pb2.JobStatus:
-        """Queue a job."""
-        return self._unary("Submit", fleet_pb2.SubmitRequest(config=config), fleet_pb2.JobStatus)
+    def submit(self, config: str, *, start: str = "") -> fleet_pb2.JobStatus:
+        """Queue a job, that starts from another one's model if that is named."""
+        request = fleet_pb2.SubmitRequest(config=config, start=start)
+        return self._unary("Submit", request, fleet_pb2.JobStatus)
 
     def list(self) -> list[fleet_pb2.JobStatus]:
         """All jobs."""
@@ -52,6 +53,10 @@ class Calls:
     def cancel(self, id: str) -> fleet_pb2.JobStatus:
         """Stop a job after the current round."""
         return self._unary("Cancel", fleet_pb2.JobName(id=id), fleet_pb2.JobStatus)
+
+    def resume(self, id: str) -> fleet_pb2.JobStatus:
+        """Have a paused job go on."""
+        return self._unary("Resume", fleet_pb2.JobName(id=id), fleet_pb2.JobStatus)
 
     def fleet(self) -> fleet_pb2.FleetStatus:
         """Nodes, roster, budget."""

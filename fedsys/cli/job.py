@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedsys.cli.deployment import prepare
+from fedsys.cli.job_lines import describe, job_json
 from fedsys.cli.terminal import say
 from fedsys.cli.tracking import TRACK_HELP, send_to, trackers_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fedsys.wire import fleet_pb2
 
 __all__ = ["app"]
@@ -20,6 +23,9 @@ app = typer.Typer(help="Submit jobs to a running coordinator.", no_args_is_help=
 app.callback()(prepare)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The coordinator's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one job a line, instead of text.")]
+_AWAY_SECONDS = 600.0
+"""How long `watch` waits for a coordinator that is being started again."""
 Id = Annotated[str | None, typer.Argument(metavar="[ID]", show_default="the newest job")]
 
 
@@ -31,9 +37,19 @@ def submit(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace one key, e.g. rounds.count=10."),
     ] = None,
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from", metavar="ID", help="Start from the model that another job, now over, reached."
+        ),
+    ] = "",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the job's id.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Queue a job; jobs run one after another."""
+    """Queue a job, once it was checked that this fleet could run it.
+
+    Jobs of devices that overlap run one after another.
+    """
     from fedsys.cli.grpc_operator import operator
     from fedsys.config import dump, load
     from fedsys.errors import ConfigError
@@ -44,11 +60,13 @@ def submit(
     if reason is not None:
         raise ConfigError(f"task {loaded.task.name} cannot run on devices: {reason}")
     with operator(folder) as calls:
-        status = calls.submit(dump(loaded))
+        status = calls.submit(dump(loaded), start=start)
     withheld = why_withheld(builtin(loaded.task.name, loaded.task.options), loaded.privacy.unit)
     if withheld is not None and loaded.privacy.mechanism != "none":
         say(f"NO PRIVACY CLAIM: {withheld}; the job's audit will fail: {REMEDY}", err=True)
-    if quiet:
+    if as_json:
+        say(job_json(status))
+    elif quiet:
         say(status.id)
     else:
         say(f"submitted job {status.id} ({status.name})")
@@ -56,22 +74,25 @@ def submit(
 
 
 @app.command("list")
-def list_(folder: Folder) -> None:
+def list_(folder: Folder, as_json: Json = False) -> None:
     """List all jobs in order of submission."""
     from fedsys.cli.grpc_operator import operator
 
     with operator(folder) as calls:
         for status in calls.list():
-            say(describe(status))
+            say(job_json(status) if as_json else describe(status))
 
 
 @app.command()
-def show(folder: Folder, id: Id = None) -> None:
+def show(folder: Folder, id: Id = None, as_json: Json = False) -> None:
     """Show one job and its refusals."""
     from fedsys.cli.grpc_operator import operator
 
     with operator(folder) as calls:
         status = calls.show(_id([each.id for each in calls.list()], id))
+    if as_json:
+        say(job_json(status))
+        return
     say(describe(status))
     if status.reason:
         say(f"  {status.reason}")
@@ -80,21 +101,56 @@ def show(folder: Folder, id: Id = None) -> None:
 
 
 @app.command()
-def watch(folder: Folder, id: Id = None) -> None:
-    """Follow a job to its end; exit 0 only if it completed."""
-    from fedsys.cli.grpc_operator import operator
-
-    with operator(folder) as calls:
-        status = None
-        for status in calls.watch(_id([each.id for each in calls.list()], id)):
-            say(describe(status))
+def watch(folder: Folder, id: Id = None, as_json: Json = False) -> None:
+    """Follow a job to its end, over restarts of the coordinator; exit 0 only if it completed."""
+    status = None
+    for status in _followed(folder, id):
+        say(job_json(status) if as_json else describe(status))
     if status is None or status.status != "completed":
-        if status is not None:
+        if status is not None and not as_json:
             for refusal in status.refusals:
                 say(f"  refused: {refusal}", err=True)
             if status.reason:
                 say(f"error: {status.reason}", err=True)
         raise typer.Exit(1)
+
+
+def _followed(folder: Path, id: str | None) -> Iterator[fleet_pb2.JobStatus]:
+    """Every change of a job's status until it is over; a coordinator that is away is waited for.
+
+    Raises:
+        NoCoordinator: it was not there at first, or did not come back.
+    """
+    import time
+
+    from fedsys.cli.grpc_operator import NoCoordinator, operator
+
+    with operator(folder) as calls:
+        wanted = _id([each.id for each in calls.list()], id)
+    away: float | None = None
+    while True:
+        try:
+            with operator(folder) as calls:
+                for status in calls.watch(wanted):
+                    away = None
+                    yield status
+            return
+        except NoCoordinator:
+            if away is None:
+                away = time.monotonic()
+                say("the coordinator is away; waiting for it", err=True)
+            if time.monotonic() - away > _AWAY_SECONDS:
+                raise
+        time.sleep(1.0)
+
+
+@app.command()
+def resume(folder: Folder, id: Id = None) -> None:
+    """Have a job go on that was paused because too few devices were there."""
+    from fedsys.cli.grpc_operator import operator
+
+    with operator(folder) as calls:
+        say(describe(calls.resume(_id([each.id for each in calls.list()], id))))
 
 
 @app.command()
@@ -149,20 +205,6 @@ def fetch(
     say(f"{out}: {row.status}, audit {'passes' if checked.passed else 'FAILS'}")
     if not checked.passed:
         raise typer.Exit(1)
-
-
-def describe(status: fleet_pb2.JobStatus) -> str:
-    """One job as one line."""
-    parts = [status.id, status.name, status.status]
-    if status.rounds:
-        parts.append(f"round {status.round}/{status.rounds}")
-    if status.stage:
-        parts.append(status.stage)
-    if status.HasField("epsilon"):
-        budget = f" of {status.budget:.2f}" if status.HasField("budget") else ""
-        parts.append(f"epsilon {status.epsilon:.2f}{budget}")
-    parts += [f"{name} {value:.4f}" for name, value in sorted(status.metrics.items())]
-    return "  ".join(parts)
 
 
 def _cancel_without(folder: Path, id: str | None) -> str:

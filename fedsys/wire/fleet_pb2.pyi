@@ -407,15 +407,25 @@ class RenewReply(_message.Message):
     certificate: bytes
     def __init__(self, certificate: _Optional[bytes] = ...) -> None: ...
 
+class CheckReply(_message.Message):
+    __slots__ = ("now", "roster_version")
+    NOW_FIELD_NUMBER: _ClassVar[int]
+    ROSTER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    now: float
+    roster_version: int
+    def __init__(self, now: _Optional[float] = ..., roster_version: _Optional[int] = ...) -> None: ...
+
 class Nothing(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class SubmitRequest(_message.Message):
-    __slots__ = ("config",)
+    __slots__ = ("config", "start")
     CONFIG_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
     config: str
-    def __init__(self, config: _Optional[str] = ...) -> None: ...
+    start: str
+    def __init__(self, config: _Optional[str] = ..., start: _Optional[str] = ...) -> None: ...
 
 class JobName(_message.Message):
     __slots__ = ("id",)
@@ -469,7 +479,7 @@ class JobList(_message.Message):
     def __init__(self, jobs: _Optional[_Iterable[_Union[JobStatus, _Mapping]]] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("id", "name", "status", "connected", "version", "expires", "warning")
+    __slots__ = ("id", "name", "status", "connected", "version", "expires", "warning", "labels")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -477,6 +487,7 @@ class NodeStatus(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_FIELD_NUMBER: _ClassVar[int]
     WARNING_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     id: int
     name: str
     status: str
@@ -484,7 +495,8 @@ class NodeStatus(_message.Message):
     version: str
     expires: int
     warning: str
-    def __init__(self, id: _Optional[int] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., connected: _Optional[bool] = ..., version: _Optional[str] = ..., expires: _Optional[int] = ..., warning: _Optional[str] = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[int] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., connected: _Optional[bool] = ..., version: _Optional[str] = ..., expires: _Optional[int] = ..., warning: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FleetStatus(_message.Message):
     __slots__ = ("nodes", "roster_version", "budget", "spent", "held")

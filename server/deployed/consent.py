@@ -10,7 +10,7 @@ from server.deployed.preparation import PreparedJob
 
 __all__ = ["Consent"]
 
-_MOST_REASONS = 20
+_MOST_NAMES = 50
 
 
 class Consent:
@@ -22,6 +22,7 @@ class Consent:
         prekeys: how many sealing keys of a node are held, for the offer.
         blamed: why, for each client that was caught cheating in an earlier round.
         serves: whether rounds could succeed if these clients were there, and no others.
+        names: of the nodes.
 
     Attributes:
         given: clients that agreed.
@@ -36,7 +37,9 @@ class Consent:
         prekeys: Callable[[int], int],
         blamed: Mapping[int, str],
         serves: Callable[[frozenset[int]], bool],
+        names: Mapping[int, str],
     ) -> None:
+        self._names = names
         self.given: set[int] = set()
         self.declined = dict(blamed)
         self._blamed = set(blamed)
@@ -117,17 +120,59 @@ class Consent:
             return self._serves(frozenset(range(len(self._nodes))) - self.declined.keys())
         return self._serves(self.listening)
 
+    @property
+    def needed(self) -> int:
+        """How many agents must have agreed and be connected; more than there are if no number will
+        do."""
+        low, high = 0, len(self._nodes) + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._serves(frozenset(range(middle))):
+                high = middle
+            else:
+                low = middle
+        return high
+
+    @property
+    def lacking(self) -> int:
+        """How many more must agree and connect."""
+        return max(0, self.needed - len(self.listening))
+
+    def standing(self) -> str:
+        """Who is there and who is away, by name."""
+        away = [
+            self._name(client)
+            for client, node in enumerate(self._nodes)
+            if node not in self._fleet.links and client not in self.declined
+        ]
+        gone = f" ({_names(away)} away)" if away else ""
+        refuse = f", {len(self.declined)} refuse" if self.declined else ""
+        there = len(self._nodes) - len(away) - len(self.declined)
+        return f"{there} of {len(self._nodes)} connected{gone}{refuse}, needs {self.needed}"
+
+    def refusals(self) -> str:
+        """All refusals, those with one reason together, by name."""
+        by_reason: dict[str, list[str]] = {}
+        for client, reason in sorted(self.declined.items()):
+            by_reason.setdefault(reason, []).append(self._name(client))
+        return "; ".join(f"{_names(names)}: {reason}" for reason, names in by_reason.items())
+
     def shortage(self, waited: str) -> str:
         """Why the job cannot go on, for its operator.
 
         Args:
             waited: how long, or nothing.
         """
-        reasons = "; ".join(
-            f"node {self._nodes[client]}: {reason}"
-            for client, reason in sorted(self.declined.items())[:_MOST_REASONS]
+        reasons = self.refusals()
+        return f"{self.standing()}: too few agreed and are connected{waited}" + (
+            f". Refused: {reasons}" if reasons else ""
         )
-        return (
-            f"{len(self.given)} of {len(self._nodes)} agents agreed and are connected{waited}, "
-            f"too few for cohorts that succeed" + (f". Refused: {reasons}" if reasons else "")
-        )
+
+    def _name(self, client: int) -> str:
+        node = self._nodes[client]
+        return self._names.get(node, f"node {node}")
+
+
+def _names(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -20,7 +21,9 @@ from server.deployed.spending import Spending
 from server.deployed.witnesses import JobWitnesses
 from server.job_ending import end_job
 
-__all__ = ["JobHeld", "JobRun"]
+__all__ = ["JobHeld", "JobPaused", "JobRun"]
+
+_log = logging.getLogger(__name__)
 
 _POLL = 0.5
 
@@ -31,6 +34,10 @@ class JobCancelled(FedsysError):
 
 class JobHeld(FedsysError):
     """This coordinator may be older than its devices: its operator has to look first."""
+
+
+class JobPaused(FedsysError):
+    """Too few devices are there; nothing is lost, and the operator may resume the job."""
 
 
 class JobRun:
@@ -83,7 +90,9 @@ class JobRun:
             prekeys=facilities.prekeys.held,
             blamed=self._known_to_cheat(),
             serves=self._cycle.serves,
+            names={row.id: row.name for row in facilities.state.nodes()},
         )
+        self._waiting = ""
 
     def _cycle_of(
         self, prepared: PreparedJob, facilities: Facilities
@@ -129,6 +138,9 @@ class JobRun:
                 status, reason = "cancelled", str(error)
             except JobFailed as error:
                 status, reason = "failed", str(error)
+            except (JobPaused, JobHeld):
+                self._refusals.flush()
+                raise
             finally:
                 self._cycle.close()
             self._refusals.flush()
@@ -167,25 +179,45 @@ class JobRun:
 
         Raises:
             JobCancelled: the operator did not want to wait.
-            JobFailed: too few did.
+            JobFailed: too many refused.
+            JobPaused: too few came in time.
         """
         started = self._fleet.clock()
         closes = started + self._settings.patience
         settled = started + self._settings.reconnect
         while True:
             enough = self._consent.enough(at_best=False)
-            if enough and (self._fleet.clock() > settled or not self._consent.undecided):
+            answered = self._fleet.clock() > settled or not self._consent.undecided
+            if enough and answered:
+                self._show_waiting(None)
                 return
             self._stop_if_cancelled()
-            enough_may_come = self._consent.enough(at_best=True)
-            if not enough and (not enough_may_come or self._fleet.clock() > closes):
-                waited = f" within {self._settings.patience:g} s" if enough_may_come else ""
-                raise JobFailed(self._consent.shortage(waited))
+            if not enough and answered and not self._consent.enough(at_best=True):
+                raise JobFailed(self._consent.shortage(""))
+            if not enough and self._fleet.clock() > closes:
+                raise JobPaused(self._consent.shortage(f" within {self._settings.patience:g} s"))
+            if not enough and answered:
+                self._show_waiting(closes - self._fleet.clock())
             event = await self._fleet.next_event(_POLL)
             if event is not None:
                 self.take(event)
             else:
                 self._refusals.flush()
+
+    def _show_waiting(self, seconds: float | None) -> None:
+        """Say in log, status and metrics for whom the job waits, and until when; None: no more."""
+        text = "" if seconds is None else f"waiting: {self._consent.standing()}"
+        self._metrics.lacking(self._id, 0 if seconds is None else self._consent.lacking)
+        if text == self._waiting:
+            return
+        self._waiting = text
+        if seconds is not None:
+            ends = time.strftime("%H:%M:%S", time.localtime(time.time() + seconds))
+            text = f"{text}, until {ends}"
+            _log.warning("job %s: %s", self._id, text)
+        else:
+            _log.info("job %s: enough devices are there", self._id)
+        self._state.update_job(self._id, stage=text)
 
     async def _rounds(self) -> None:
         coordinator = self._job.coordinator

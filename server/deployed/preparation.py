@@ -20,10 +20,10 @@ from fedsys.wire.terms import Buffering, Terms
 from server.deployed.job_model import JobModel, ModelSource
 from server.home.enrollment import Registry
 from server.home.folder import Home
-from server.home.state import ACTIVE_JOB, JobRow, State
+from server.home.state import ACTIVE_JOB, PAUSED, JobRow, State
 from server.job import Job, JobFacts
 from server.job_ending import finish_ended, is_unfinished_end
-from server.job_opening import JobSpec, restore_job, start_job, take_up
+from server.job_opening import JobSpec, Weights, reached, restore_job, start_job, take_up
 from server.job_settings import budget_of, clipping_for, parts_of, plan_for
 from server.rounds import params_for
 from server.strategy_base import shared_by
@@ -124,8 +124,31 @@ class Preparation:
             leftover.unlink()  # a crash before the ledger's first line: nothing was asked
         return self._start(row, folder)
 
-    def _start(self, row: JobRow, folder: RunFolder) -> PreparedJob:
-        config = validate(parse_toml(row.config.encode()))
+    def check(self, text: str, start: str) -> None:
+        """See that a job could start now; nothing is changed.
+
+        Args:
+            text: its configuration, as TOML.
+            start: id of the job whose model it starts from; empty for none.
+
+        Raises:
+            FedsysError: it could not.
+        """
+        row = JobRow(number=-1, id="", config=text, start=start)
+        _, plan, model, _ = self._fitted(row)
+        self._promise(row, plan)
+        self._initial_weights(row, model)
+
+    def _fitted(self, row: JobRow) -> tuple[Config, PrivacyPlan, JobModel, RosterStatement]:
+        """The job's plan for the devices that there are.
+
+        Raises:
+            FedsysError: it cannot run with them.
+        """
+        try:
+            config = validate(parse_toml(row.config.encode()))
+        except ValueError as error:
+            raise ConfigError(f"the configuration is not valid TOML: {error}") from None
         roster = self._registry.chain().newest
         if roster is None or not roster.members:
             raise JobFailed("no node is on the roster; enrol devices first")
@@ -138,10 +161,35 @@ class Preparation:
                 f"{roster.colluders} colluders; set privacy.max_colluders = {roster.colluders}"
             )
         _require_params(config, plan, roster)
-        promised = self._promise(row, plan)
+        return config, plan, model, roster
+
+    def _initial_weights(self, row: JobRow, model: JobModel) -> Weights:
+        """Those of the task, or those that another job reached.
+
+        Raises:
+            ConfigError: that job is not over, has no model, or one of another size.
+        """
+        if not row.start:
+            return model.initial_weights()
+        other = self._state.job(row.start)
+        if other.status in (*ACTIVE_JOB, PAUSED):
+            raise ConfigError(
+                f"--from {row.start}: that job is {other.status}; wait for its end, or cancel it"
+            )
+        weights = reached(RunFolder(self._home.jobs / row.start))
+        if len(weights) != sum(model.layers):
+            raise ConfigError(
+                f"--from {row.start}: its model has {len(weights)} weights, and this job's "
+                f"{sum(model.layers)}"
+            )
+        return weights
+
+    def _start(self, row: JobRow, folder: RunFolder) -> PreparedJob:
+        config, plan, model, roster = self._fitted(row)
+        promised, weights = self._promise(row, plan), self._initial_weights(row, model)
         resolved = _resolved(config, plan)
         RunFolder.create(folder.path)
-        job = start_job(folder, self._spec(resolved, plan, model, roster))
+        job = start_job(folder, self._spec(resolved, plan, model, roster, weights))
         self._state.update_job(
             row.id,
             status="waiting",
@@ -165,7 +213,7 @@ class Preparation:
             ) from None
         with ExitStack() as held:
             held.enter_context(ledger)
-            job, model, roster = self._resume(folder, ledger)
+            job, model, roster = self._resume(row, folder, ledger)
             reserved = job.coordinator.reserved
             if row.round > reserved:
                 raise JobFailed(
@@ -177,7 +225,9 @@ class Preparation:
         _log.info("job %s: resumed after %d rounds", row.id, job.coordinator.reserved)
         return _prepared(row, job, model, roster)
 
-    def _resume(self, folder: RunFolder, ledger: Ledger) -> tuple[Job, JobModel, RosterStatement]:
+    def _resume(
+        self, row: JobRow, folder: RunFolder, ledger: Ledger
+    ) -> tuple[Job, JobModel, RosterStatement]:
         if ledger.view is None:
             raise JobFailed(f"{folder.ledger}: a ledger that was not read")
         config = folder.read_config()
@@ -187,7 +237,7 @@ class Preparation:
             raise JobFailed(f"roster version {version} is gone")
         model = self._models(config)
         plan = _plan(config, model, roster)
-        spec = self._spec(config, plan, model, roster)
+        spec = self._spec(config, plan, model, roster, self._initial_weights(row, model))
         return restore_job(folder, spec, ledger=ledger), model, roster
 
     def _already_over(self, row: JobRow, folder: RunFolder) -> AlreadyOver:
@@ -205,13 +255,18 @@ class Preparation:
         return AlreadyOver(reason)
 
     def _spec(
-        self, config: Config, plan: PrivacyPlan, model: JobModel, roster: RosterStatement
+        self,
+        config: Config,
+        plan: PrivacyPlan,
+        model: JobModel,
+        roster: RosterStatement,
+        weights: Weights,
     ) -> JobSpec:
         authority = "the operator" if self._home.operator_signs_roster else "an independent key"
         return JobSpec(
             config=config,
             plan=plan,
-            weights=model.initial_weights(),
+            weights=weights,
             facts=JobFacts(
                 population_known="enrolled devices, by the signed roster",
                 roster=f"version {roster.version}, {roster.hash.hex()}, signed by {authority}",
@@ -239,7 +294,8 @@ class Preparation:
         before = 0.0
         for other in self._state.jobs():
             if other.number != row.number and other.started_at is not None:
-                spent = other.promised if other.status in ACTIVE_JOB else other.spent
+                open_ = other.status in (*ACTIVE_JOB, PAUSED)
+                spent = other.promised if open_ else other.spent
                 before += float("inf") if spent is None else spent
         if promised is None or before + promised > budget * (1 + 1e-9):
             asked = "no limit" if promised is None else f"{promised:.4g}"

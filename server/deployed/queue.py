@@ -20,16 +20,17 @@ from fedsys.config import validate
 from fedsys.errors import ConfigError, FedsysError
 from fedsys.privacy import Entropy
 from server.deployed.countersignatures import Countersignatures
+from server.deployed.disk_space import is_full, space_again
 from server.deployed.disk_work import to_its_end
 from server.deployed.fleet import Fleet, Said
 from server.deployed.job_model import ModelSource
-from server.deployed.job_run import JobHeld, JobRun
+from server.deployed.job_run import JobHeld, JobPaused, JobRun
 from server.deployed.preparation import AlreadyOver, FolderLost, Preparation
 from server.deployed.round import Facilities, Randomness
 from server.deployed.spending import Spending
 from server.home.enrollment import Registry
 from server.home.folder import Home
-from server.home.state import ACTIVE_JOB, JobRow, State
+from server.home.state import ACTIVE_JOB, PAUSED, JobRow, State
 from server.metrics import Metrics
 
 __all__ = ["Deployment", "submit"]
@@ -38,12 +39,13 @@ _log = logging.getLogger(__name__)
 _POLL = 0.5
 
 
-def submit(state: State, text: str, *, entropy: Entropy = os.urandom) -> JobRow:
+def submit(state: State, text: str, *, start: str = "", entropy: Entropy = os.urandom) -> JobRow:
     """Queue a job; it is durable when this returns.
 
     Args:
         state: the coordinator's database.
         text: the configuration, as TOML.
+        start: id of the job whose model it starts from; empty for none.
         entropy: of the job's id.
 
     Raises:
@@ -61,6 +63,7 @@ def submit(state: State, text: str, *, entropy: Entropy = os.urandom) -> JobRow:
         status="submitted",
         submitted_at=time.time(),
         rounds=config.rounds.count,
+        start=start,
     )
     with state.transaction() as session:
         session.add(row)
@@ -95,6 +98,7 @@ class Deployment:
         metrics: Metrics | None = None,
         randomness: Randomness | None = None,
     ) -> None:
+        self._home = home
         self._state = state
         self._fleet = fleet
         self.continuity = registry.continuity
@@ -121,27 +125,71 @@ class Deployment:
         )
         self.wake = asyncio.Event()
 
+    async def submit(self, text: str, *, start: str = "") -> JobRow:
+        """Check that a job could run with the devices and the budget that there are, and queue it.
+
+        Raises:
+            FedsysError: it could not, or the configuration does not hold; nothing is queued.
+        """
+        await to_its_end(self._preparation.check, text, start)
+        return submit(self._state, text, start=start)
+
     async def serve(self) -> None:
         """Until cancelled."""
         await to_its_end(self._show_spent)
         while True:
-            row = next((row for row in self._state.jobs() if row.status in ACTIVE_JOB), None)
-            if row is None or self._held(row):
-                await self._idle()
-                continue
             try:
-                status, reason = await self._run(row)
-            except JobHeld as held:
-                _log.error("job %s: is held: %s", row.id, held)
-                continue
-            except FolderLost:
-                raise  # for people; the job waits for them
-            except FedsysError as error:
-                status, reason = "failed", str(error)
-            except Exception:
+                await self._turn()
+            except Exception as error:
+                if not is_full(error):
+                    raise
+                await self._wait_for_space()
+
+    async def _turn(self) -> None:
+        """The next job to its end, or a moment without one."""
+        row = next((row for row in self._state.jobs() if row.status in ACTIVE_JOB), None)
+        if row is None or self._held(row):
+            await self._idle()
+            return
+        try:
+            status, reason = await self._run(row)
+        except JobHeld as held:
+            _log.error("job %s: is held: %s", row.id, held)
+            return
+        except JobPaused as paused:
+            self._pause(row, str(paused))
+            return
+        except FolderLost:
+            raise  # for people; the job waits for them
+        except Exception as error:
+            if is_full(error):
+                raise
+            status, reason = "failed", str(error)
+            if not isinstance(error, FedsysError):
                 _log.exception("job %s", row.id)
-                status, reason = "failed", "an unexpected error; see the coordinator's log"
-            self._end(row, status, reason)
+                reason = "an unexpected error; see the coordinator's log"
+        self._end(row, status, reason)
+
+    async def _wait_for_space(self) -> None:
+        """Everything that a job has spent is on the disk; it is taken up again from there."""
+        rows = [row for row in self._state.jobs() if row.status in ACTIVE_JOB]
+        what = (
+            f"job {rows[0].id} pauses at round {rows[0].round}, and goes on" if rows else "goes on"
+        )
+        _log.error("no space left on %s: %s when there is", self._home.path, what)
+        await space_again(self._home.path)
+        _log.warning("there is space on %s again", self._home.path)
+
+    def _pause(self, row: JobRow, reason: str) -> None:
+        self._state.update_job(row.id, status=PAUSED, reason=reason[:2000], stage="")
+        self._metrics.job_ended(row.id, PAUSED)
+        _log.error(
+            "job %s: paused: %s; nothing is lost: `fedsys job resume %s %s` goes on",
+            row.id,
+            reason,
+            self._home.path,
+            row.id,
+        )
 
     def _held(self, row: JobRow) -> bool:
         """Whether the job has to wait because this database may be older than its devices."""
@@ -183,9 +231,10 @@ class Deployment:
         self._state.update_job(
             row.id, status=status, reason=reason[:2000], stage="", ended_at=time.time()
         )
-        self._metrics.job_ended(status)
+        self._metrics.job_ended(row.id, status)
         self._show_spent()
-        _log.info("job %s: %s %s", row.id, status, reason)
+        failed = status == "failed"
+        _log.log(logging.ERROR if failed else logging.INFO, "job %s: %s %s", row.id, status, reason)
 
     def _show_spent(self) -> None:
         self._metrics.spent(self._spending.population, self._spending.total())

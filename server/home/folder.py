@@ -304,6 +304,12 @@ class Home:
         return Signer.load_or_create(self.path)
 
     @property
+    def signing_key(self) -> Ed25519PrivateKey:
+        """The private key of `signer`, for signatures other than a ledger's."""
+        _ = self.signer  # it exists, and is readable by its owner only
+        return Ed25519PrivateKey.from_private_bytes(read_secret(self.path / KEY_NAME))
+
+    @property
     def roster_key(self) -> bytes:
         """Public key of the roster's authority."""
         try:

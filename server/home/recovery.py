@@ -12,7 +12,7 @@ from sqlalchemy import delete, select
 
 from fedsys.errors import ConfigError
 from server.home.enrollment import Registry
-from server.home.state import ACTIVE_JOB, HoldRow, JobRow, MarkRow, PrekeyRow, State
+from server.home.state import ACTIVE_JOB, PAUSED, HoldRow, JobRow, MarkRow, PrekeyRow, State
 
 __all__ = ["recover"]
 
@@ -79,7 +79,7 @@ def _require_rosters(holds: list[HoldRow], newest: int) -> None:
 
 
 def _begun(row: JobRow) -> bool:
-    return row.status in ACTIVE_JOB and row.status != "submitted"
+    return row.status in (*ACTIVE_JOB, PAUSED) and row.status != "submitted"
 
 
 def _forgotten(holds: list[HoldRow]) -> list[tuple[str, float | None, int]]:

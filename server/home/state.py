@@ -20,6 +20,7 @@ from fedsys.errors import ConfigError
 
 __all__ = [
     "ACTIVE_JOB",
+    "PAUSED",
     "BlameRow",
     "CertificateRow",
     "CountersignatureRow",
@@ -37,7 +38,9 @@ __all__ = [
 
 _FILE = "state.sqlite"
 ACTIVE_JOB = ("submitted", "waiting", "running")
-"""Statuses of jobs that are not over."""
+"""Statuses of jobs that are in the queue or run."""
+PAUSED = "paused"
+"""Status of a job that is not over, and goes on when its operator resumes it."""
 _SCHEMA = 1
 
 
@@ -92,7 +95,7 @@ class RosterRow(Base):
 
 class JobRow(Base):
     """A job; `number` gives the order in which jobs run. `ledger` is its name in its ledger, as
-    hex, by which devices know it."""
+    hex, by which devices know it, and `start` the job whose model it starts from."""
 
     __tablename__ = "jobs"
     number: Mapped[int] = mapped_column(primary_key=True)
@@ -102,6 +105,7 @@ class JobRow(Base):
     status: Mapped[str]
     reason: Mapped[str] = mapped_column(default="")
     ledger: Mapped[str] = mapped_column(default="")
+    start: Mapped[str] = mapped_column(default="")
     roster_version: Mapped[int | None] = mapped_column(default=None)
     promised: Mapped[float | None] = mapped_column(default=None)
     spent: Mapped[float | None] = mapped_column(default=None)
@@ -303,10 +307,28 @@ class State:
             ConfigError: There is no job of that id, or it is over.
         """
         row = self.job(id)
+        if row.status == PAUSED:  # the queue takes it up to end it
+            return self.update_job(id, status="running", cancelled=True)
         if row.status not in ACTIVE_JOB:
             raise ConfigError(f"job {id}: is over already ({row.status})")
         row = self.update_job(id, cancelled=True)
         return self.update_job(id, status="cancelled") if row.status == "submitted" else row
+
+    def resume_job(self, id: str) -> JobRow:
+        """Have a paused job go on.
+
+        Raises:
+            ConfigError: There is no job of that id, or it is not paused.
+        """
+        row = self.job(id)
+        if row.status != PAUSED:
+            more = (
+                ""
+                if row.status in ACTIVE_JOB
+                else (f"; start another from what it reached with `fedsys job submit --from {id}`")
+            )
+            raise ConfigError(f"job {id}: is not paused but {row.status}{more}")
+        return self.update_job(id, status="running", reason="", ended_at=None)
 
     def refuse(self, rows: Iterable[RefusalRow]) -> None:
         """Record refusals, replacing those of the same job, node and cause."""

@@ -117,17 +117,20 @@ class AgentParty:
         self._dial = dial
         self._say = say
         self._session: Session | None = None
+        self._boots = 0
 
     def boot(self) -> None:
         """A fresh process: it has what disk and memory of its machine hold, and dials."""
         folder, memory = self.disk.root / DEVICE, self.disk.root / TMPFS
         memory.mkdir(exist_ok=True)
+        self._boots += 1
         self._session = Session(
             credentials=Credentials.load(folder),
             worker=_DiceWorker(self._dice),
             policy=lambda: self._policy,
             noise=lambda _round: self._dice.bytes,
             keys=self._dice.bytes,
+            instance=bytes([self.id]) * 8 + self._boots.to_bytes(8, "little"),
             volatile=VolatileStore(folder, memory),
             answer_time=AnswerTime(clock=lambda: 0.0, sleep=lambda _seconds: None),
         )

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import client.local_data
-from client.local_data import DataSpec, LocalData, code_sha256
+from client.local_data import DataSpec, LocalData
 from client.training.example.privacy import ExamplePrivateTrainer
 from fedsys import tasks
 from fedsys.errors import ConfigError, PolicyRefusal
@@ -178,9 +178,3 @@ def test_a_private_trainer_that_was_interrupted_is_not_used_again(
             device.train(key(1))
     assert (device.train(key(1)) == before).all()
     assert len(made) == 2
-
-
-def test_the_codes_hash_tells_tasks_apart() -> None:
-    digits, synthetic = tasks.load("digits"), tasks.load("synthetic")
-    assert code_sha256(digits) == code_sha256(tasks.load("digits", {"hidden": 8}))
-    assert code_sha256(digits) != code_sha256(synthetic)

@@ -121,14 +121,16 @@ def test_a_task_that_is_not_on_the_list_is_refused(tmp_path: Path) -> None:
         assert "its task, options or code are not what this device was given" in row.reason
 
 
-def test_a_job_without_enough_agents_ends(tmp_path: Path) -> None:
+def test_a_job_without_enough_agents_is_paused(tmp_path: Path) -> None:
     with federation(tmp_path, 3) as fed:
         fed.configure(patience=1.0)
         fed.restart_coordinator()
         fed.start_agent(0, 3)
         row = fed.wait(fed.submit(silos()))
-        assert row.status == "failed"
-        assert "too few" in row.reason
+        assert row.status == "paused"
+        assert "1 of 3 connected (silo-1, silo-2 away), needs 3" in row.reason
+        fed.state.cancel_job(row.id)
+        assert fed.wait(row.id).status == "cancelled"
         assert RunFolder(fed.home.jobs / row.id).summary.exists()
 
 

@@ -13,7 +13,6 @@ import pytest
 
 from client.task_model import TaskModel
 from fedsys.cli.grpc_operator import Calls, operator
-from fedsys.cli.job import describe
 from fedsys.config import dump, load
 from fedsys.errors import ConfigError
 from server.grpc_service import run_coordinator
@@ -49,18 +48,13 @@ def home(tmp_path: Path) -> Home:
     return Home.create(tmp_path / "c", hosts=["127.0.0.1"], epsilon=5.0)
 
 
-def test_a_job_without_devices_fails_with_its_reason(home: Home) -> None:
+def test_a_job_that_cannot_run_is_refused_when_it_is_submitted(home: Home) -> None:
     with running(home) as calls:
         assert stat.S_IMODE(home.socket.stat().st_mode) == 0o600
         assert stat.S_IMODE(home.path.stat().st_mode) == 0o700
-        submitted = calls.submit(dump(load("silo")))
-        assert submitted.status == "submitted"
-        *_, last = calls.watch(submitted.id)
-        assert last.status == "failed"
-        assert "no node is on the roster" in last.reason
-        assert calls.show(submitted.id).reason == last.reason
-        assert [job.id for job in calls.list()] == [submitted.id]
-        assert "failed" in describe(last)
+        with pytest.raises(ConfigError, match="no node is on the roster; enrol devices first"):
+            calls.submit(dump(load("silo")))
+        assert calls.list() == []
         fleet = calls.fleet()
         assert (fleet.budget, fleet.spent, len(fleet.nodes)) == (5.0, 0.0, 0)
     assert not home.socket.exists()

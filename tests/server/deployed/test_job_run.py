@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.answer_time import AnswerTime
@@ -17,11 +20,14 @@ from client.policy import Policy
 from client.session import Session
 from client.volatile import VolatileStore
 from fedsys.config import Config, dump, validate
+from fedsys.durable import DurableFile
+from fedsys.errors import ConfigError
 from fedsys.privacy import read_ledger
 from fedsys.secret_files import write_secret
 from fedsys.wire import fleet_pb2
 from fedsys.wire.roster import SignedStatement, signed_message
 from secure_agg.messages import HEADER_SIZE, Kind, Opening, kind_of
+from server.deployed import disk_space
 from server.deployed.fleet import Fleet, Link, Said
 from server.deployed.queue import Deployment, submit
 from server.home.folder import Home
@@ -43,6 +49,7 @@ class Party:
     spoiled: dict[int, tuple[Kind, Spoil]] = field(default_factory=dict)
     asked: dict[int, list[int]] = field(default_factory=dict)
     ordinary_vanish: bool = False
+    absent: set[int] = field(default_factory=set)
     vanished: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -78,6 +85,12 @@ class Party:
         ).store()
         return folder
 
+    def settle(self, **settings: float) -> None:
+        """Change ``coordinator.toml``."""
+        changed = self.home.settings().model_copy(update=settings)
+        text = tomli_w.dumps(changed.model_dump(exclude_none=True, exclude={"witnesses"}))
+        self.home.settings_file.write_text(text)
+
     def job(self, rounds: int, *, corrupt: float = 0.1, dropout: float = 0.1) -> str:
         """Everybody in every round, without noise; its id."""
         return submit(self.state, dump(job_of(self.size, rounds, corrupt, dropout))).id
@@ -95,7 +108,8 @@ class Party:
             fleet=fleet,
             models=lambda _config: Flat(5),
         )
-        tasks = [asyncio.create_task(self._serve(fleet, number)) for number in range(self.size)]
+        there = [number for number in range(self.size) if number not in self.absent]
+        tasks = [asyncio.create_task(self._serve(fleet, number)) for number in there]
         tasks.append(asyncio.create_task(deployment.serve()))
         try:
             while True:
@@ -272,3 +286,75 @@ def test_a_rosters_colluders_are_in_every_devices_parameters(party: Callable[...
     assert row.status == "completed", row.reason
     statement: SignedStatement = found.registry.statements()[-1]
     assert b'"colluders":2' in statement.statement
+
+
+def test_a_job_without_enough_devices_says_for_whom_it_waits_is_paused_and_goes_on(
+    party: Callable[..., Party], caplog: pytest.LogCaptureFixture
+) -> None:
+    found = party(5)
+    found.settle(patience=0.6, reconnect=0.1)
+    found.absent = {1, 2, 3}
+    job = found.job(2)
+    row = found.run(job)
+    assert row.status == "paused"
+    assert row.reason == (
+        "2 of 5 connected (n1, n2, n3 away), needs 5: too few agreed and are connected within 0.6 s"
+    )
+    assert "waiting: 2 of 5 connected (n1, n2, n3 away), needs 5, until " in caplog.text
+    assert "fedsys job resume" in caplog.text
+    found.absent = set()
+    found.state.resume_job(job)
+    row = found.run(job)
+    assert row.status == "completed", row.reason
+    with pytest.raises(ConfigError, match=f"is not paused but completed.*--from {job}"):
+        found.state.resume_job(job)
+
+
+def test_all_refusals_are_named_at_once(party: Callable[..., Party]) -> None:
+    found = party(4)
+    found.settle(reconnect=5.0)
+    found.corrupt = 0.5
+    row = found.run(found.job(1))
+    assert row.status == "failed"
+    assert "Refused: n0, n1, n2, n3: its cohorts are too small" in row.reason
+
+
+def test_a_job_starts_from_what_another_one_reached(party: Callable[..., Party]) -> None:
+    found = party(4)
+    first = found.job(2)
+    assert found.run(first).status == "completed"
+    config = dump(job_of(4, 1, 0.1, 0.1))
+    second = submit(found.state, config, start=first).id
+    row = found.run(second)
+    assert row.status == "completed", row.reason
+    reached = read_ledger(found.home.jobs / first / "ledger.jsonl").rounds[-1].body
+    begun = read_ledger(found.home.jobs / second / "ledger.jsonl").header
+    assert begun["initial_weights_sha256"] == reached["weights_sha256"]
+    none = submit(found.state, config, start="nobody")
+    assert "nobody: there is none" in found.run(none.id).reason
+
+
+def test_a_full_disk_pauses_a_job_that_goes_on_when_there_is_space(
+    party: Callable[..., Party], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = party(4)
+    append, failures = DurableFile.append, [0]
+
+    def full(self: DurableFile, data: bytes) -> None:
+        if b'"commit"' in data and failures[0] < 2:
+            failures[0] += 1
+            self.give_up()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(self, data)
+
+    monkeypatch.setattr(DurableFile, "append", full)
+    monkeypatch.setattr(disk_space, "_SECONDS", 0.01)
+    job = found.job(4)
+    row = found.run(job)
+    assert row.status == "completed", row.reason
+    assert failures == [2]
+    lines = [each for each in caplog.messages if "no space left" in each]
+    assert len(lines) == 2
+    assert f"job {job} pauses at round 1, and goes on when there is" in lines[0]
+    assert "Traceback" not in caplog.text
+    assert outcomes(found, job).count("commit") >= 2
