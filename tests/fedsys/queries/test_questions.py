@@ -61,8 +61,8 @@ def test_there_are_bounds_on_all_questions_together() -> None:
         parse([MEAN, MEAN])
     with pytest.raises(ConfigError, match="allowed are 1 to 64"):
         parse([])
+    words = [f"{'a' * 150}{number}" for number in range(4000)]
     with pytest.raises(ConfigError, match="characters"):
-        words = [f"{'a' * 150}{number}" for number in range(4000)]
         parse([{"ask": "top", "name": "t", "column": "w", "values": words}])
 
 

@@ -173,8 +173,8 @@ def covered(block: Any, truth: Measured, noisy: Measured) -> NDArray[np.float64]
 
 @pytest.mark.parametrize(("noise", "rate"), [(4.0, 1.0), (15.0, 1.0), (4.0, 0.3)])
 def test_intervals_cover_in_many_rounds(noise: float, rate: float) -> None:
-    """At 95 % a band of .8 % is 5.8 standard errors of 25,000 runs: fewer than 40 checks in all have
-    a false alarm with probability below 40 x 7e-9 < 1e-6."""
+    """At 95 % a band of .8 % is 5.8 standard errors of 25,000 runs: fewer than 40 checks in all
+    have a false alarm with probability below 40 x 7e-9 < 1e-6."""
     rng = np.random.default_rng(11)
     tables = [each for each in EVERY if each["name"] in ("count", "mean", "variance", "labels")]
     tables.append({**EVERY[10], "levels": 2})
