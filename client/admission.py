@@ -10,8 +10,9 @@ from scipy.special import bdtrc
 
 from client.journal import JobRecord, Journal
 from client.policy import Policy
-from fedsys.errors import Cause, PolicyRefusal
+from fedsys.errors import Cause, ConfigError, PolicyRefusal
 from fedsys.privacy import Entropy, Mechanism, PrivacyPlan, event_from_json, guaranteed_epsilon
+from fedsys.queries import Sheet, parse
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.roster import RosterChain, RosterStatement
 from fedsys.wire.round_params import round_params
@@ -126,11 +127,30 @@ def check_job(
         )
     policy.check_colluders(plan, roster.colluders)
     policy.check_mechanism(plan.event().to_json())
+    _check_questions(terms, policy)
     worker.check(terms)
     known = journal.jobs.get(terms.job.hex())
     others = journal.spent(policy.epsilon_view, without=known)
     policy.check_epsilon(others=others, after=_promised(terms, policy))
     return roster.nodes.index(node)
+
+
+def _check_questions(terms: Terms, policy: Policy) -> None:
+    """Check what a round that asks would read, and that its vector is what the terms say."""
+    if terms.kind == "train":
+        return
+    try:
+        asked = parse(terms.questions)
+        Sheet.of(asked, dimension=terms.plan.dimension)
+    except ConfigError as error:
+        raise PolicyRefusal(str(error), cause=Cause.QUESTION) from None
+    if terms.plan.clip != 1 or terms.plan.encoding != "wide" or terms.plan.adaptive_clip:
+        raise PolicyRefusal(
+            f"questions under clip {terms.plan.clip:g} and encoding '{terms.plan.encoding}', where "
+            f"their vectors have norm 1 and the encoding is 'wide'",
+            cause=Cause.TERMS,
+        )
+    policy.queries.check(terms.kind, asked)
 
 
 def _roster_of(terms: Terms, node: int, chain: RosterChain, policy: Policy) -> RosterStatement:

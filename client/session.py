@@ -442,7 +442,7 @@ class Session:
         try:
             if most is not None and self.journal.others(assignment.job, assignment.round) >= most:
                 # Contributed as often as agreed: send zeros and noise. A refusal would be visible.
-                update = np.zeros((1, current.terms.dimension), dtype=np.float32)
+                update = np.zeros((1, current.terms.contribution), dtype=np.float32)
             else:
                 update = self._worker.train(current.terms, assignment, current.client, entropy)
         except (

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.answering.evaluated import respondent_for
 from client.local_data import code_sha256
 from client.training import LocalConfig, Trainer
 from fedsys import tasks
@@ -38,7 +39,15 @@ class TaskModel:
         reason = why_not_deployed(self.preprocessing)
         if reason is not None:
             raise ConfigError(f"task {config.task.name} cannot run on devices: {reason}")
-        self._trainer = Trainer(
+        self._trainer = self._trainer_of(config)
+        self.layers = self._trainer.layout.sizes
+        self._data: tasks.FederatedData | None = None
+        self._looked = False
+
+    def _trainer_of(self, config: Config) -> Trainer:
+        if config.job.kind != "train":
+            return respondent_for(config, self._task, "cpu")
+        return Trainer(
             self._task,
             LocalConfig(**config.local.model_dump()),
             "cpu",
@@ -46,9 +55,6 @@ class TaskModel:
             1,
             config.job.seed,
         )
-        self.layers = self._trainer.layout.sizes
-        self._data: tasks.FederatedData | None = None
-        self._looked = False
 
     def initial_weights(self) -> NDArray[np.float32]:
         """(d,) the weights of round 0."""

@@ -21,7 +21,7 @@ from fedsys.tasks import Examples
 from fedsys.tasks.partition import Compressed, kept_for
 from fedsys.wire.round_params import round_params
 from secure_agg.errors import ParameterError
-from server.asking import everybody, sheet_of
+from server.asking import everybody
 from server.job import JobFacts, job_withheld
 from server.job_settings import clipping_for, example_steps, plan_for, strategy_of
 from simulations.engine.base import Engine, using_threads
@@ -195,7 +195,7 @@ def clients_at_once(chunk: int) -> int:
 def trainer_for(config: Config, task: tasks.Task, device: str, randomness: Randomness) -> Trainer:
     """The trainer of this configuration's clients."""
     if config.job.kind != "train":
-        return respondent_for(config, task, sheet_of(config), device)
+        return respondent_for(config, task, device)
     local, privacy = LocalConfig(**config.local.model_dump()), config.privacy
     if privacy.mechanism == "example-gaussian":
         if privacy.noise_multiplier is None or privacy.example_rate is None:

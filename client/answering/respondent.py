@@ -156,7 +156,8 @@ class Respondent(Trainer):
 
     def check(self, examples: Examples) -> None:
         """Raise DataError unless every column that is asked for is there."""
-        self.rows(self._start, examples, [np.arange(min(1, len(examples)))])
+        start = super().initial_weights() if self._kind == "evaluate" else self._start
+        self.rows(start, examples, [np.arange(min(1, len(examples)))])
 
     def _evaluated(
         self, weights: NDArray[np.float32], examples: Examples, rows: NDArray[np.int64]

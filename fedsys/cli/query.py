@@ -43,7 +43,12 @@ def query(
     from simulations.asking import spec_settings
 
     deployed = Path(target, "coordinator.toml").is_file()
+    if deployed and of is not None:
+        kept = Path(target, "jobs", of)
+        of = (kept if kept.is_dir() else of).resolve()
     tree = spec_settings(spec, task=None if deployed else target, of=of)
+    if deployed:
+        tree.get("population", {}).pop("clients", None)
     apply(overrides or [], tree)
     config = validate(tree)
     if deployed:

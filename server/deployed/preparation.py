@@ -17,6 +17,7 @@ from fedsys.privacy import Entropy, Ledger, PrivacyPlan, plan_of, read_ledger
 from fedsys.run_folder import RunFolder
 from fedsys.wire.roster import RosterStatement
 from fedsys.wire.terms import Buffering, Terms
+from server.asking import everybody
 from server.deployed.job_model import JobModel, ModelSource
 from server.home.enrollment import Registry
 from server.home.folder import Home
@@ -128,6 +129,7 @@ class Preparation:
         roster = self._registry.chain().newest
         if roster is None or not roster.members:
             raise JobFailed("no node is on the roster; enrol devices first")
+        config = everybody(config, len(roster.members))
         _require_fit(config, len(roster.members))
         model = self._models(config)
         plan = plan_for(config, population=len(roster.members), layers=model.layers)
@@ -290,7 +292,7 @@ def _buffering(config: Config) -> Buffering | None:
 
 def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -> PreparedJob:
     """The job whose terms devices are asked to agree to, and whose rounds name those terms."""
-    coordinator = job.coordinator
+    coordinator, kind = job.coordinator, job.config.job.kind
     terms = Terms(
         job=coordinator.terms.job,
         name=job.config.job.name,
@@ -300,7 +302,7 @@ def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -
         graph_sha256=job.config.task.graph_sha256,
         local=coordinator.terms.local,
         path=job.config.engine.path,
-        dimension=sum(model.layers),
+        dimension=sum(model.layers) if kind == "train" else len(model.initial_weights()),
         example_clip=job.config.privacy.example_clip,
         plan=job.plan,
         seed=coordinator.terms.seed,
@@ -308,6 +310,9 @@ def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -
         roster_hash=roster.hash.hex(),
         answer=job.config.rounds.answer,
         buffering=_buffering(job.config),
+        kind=kind,
+        questions=tuple(job.config.query.questions),
+        held_out=job.config.population.held_out,
     )
     coordinator.terms = dataclasses.replace(coordinator.terms, agreed=terms.digest)
     return PreparedJob(id=row.id, job=job, model=model, terms=terms, roster=roster)
