@@ -12,6 +12,7 @@ from client.journal import JobRecord, Journal
 from client.policy import Policy
 from fedsys.errors import Cause, ConfigError, PolicyRefusal
 from fedsys.privacy import Entropy, Mechanism, PrivacyPlan, event_from_json, guaranteed_epsilon
+from fedsys.privacy.accounting.adding import Standing, promised_part
 from fedsys.queries import Sheet, parse
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.roster import RosterChain, RosterStatement
@@ -131,7 +132,8 @@ def check_job(
     worker.check(terms)
     known = journal.jobs.get(terms.job.hex())
     others = journal.spent(policy.epsilon_view, without=known)
-    policy.check_epsilon(others=others, after=_promised(terms, policy))
+    adds = journal.adds(policy.epsilon_view, _promised(terms, policy), without=known)
+    policy.check_epsilon(others=others, after=adds)
     return roster.nodes.index(node)
 
 
@@ -173,18 +175,20 @@ def _roster_of(terms: Terms, node: int, chain: RosterChain, policy: Policy) -> R
     return roster
 
 
-def _promised(terms: Terms, policy: Policy) -> float:
-    """The most epsilon that a job states it will spend, in the view that the owner counts."""
+def _promised(terms: Terms, policy: Policy) -> Standing:
+    """The most that a job states it will spend, in the view that the owner counts."""
     plan, wanted = terms.plan, policy.epsilon_view
     if not plan.protected:
-        return float("inf")
+        return Standing(part=None, epsilon=float("inf"))
     fresh = JobRecord(job="", name="", terms="", plan=plan)
     promised = fresh.after(1, wanted)
     if fresh.view(wanted) == plan.guarantee:
         promised = max(promised, guaranteed_epsilon(plan))
         if plan.budget is not None:
             promised = min(promised, plan.budget)
-    return promised
+    view = fresh.view(wanted)
+    part = promised_part(plan, view)  # type: ignore[arg-type]
+    return Standing.of(plan, view, part, promised)  # type: ignore[arg-type]
 
 
 def check_assignment(assignment: Assignment, message: fleet_pb2.Invitation, terms: Terms) -> None:
@@ -346,4 +350,5 @@ def check_round(
         )
     wanted = policy.epsilon_view
     others = journal.spent(wanted, without=record)
-    policy.check_epsilon(others=others, after=record.after(number, wanted))
+    adds = journal.adds(wanted, record.standing(wanted, after=number), without=record)
+    policy.check_epsilon(others=others, after=adds)

@@ -103,6 +103,7 @@ def query(
     of: Path | str | None = None,
     out: Path | str | None = None,
     data: Path | str | None = None,
+    population: Path | str | None = None,
 ) -> Answers:
     """Asks virtual clients one round of questions, as ``fedsys query`` does.
 
@@ -113,6 +114,7 @@ def query(
         of: folder of a run whose model is evaluated on the clients' rows.
         out: the run's folder; by default the first free ``runs/<name>``.
         data: folder with data files.
+        population: folder of all runs on these clients, under one budget.
 
     Raises:
         FedsysError: with one line that says what is wrong.
@@ -132,6 +134,7 @@ def query(
         data=None if data is None else Path(data),
         observer=None,
         origin=origin,
+        population=None if population is None else Path(population),
     )
     return answers_of(result.folder)
 

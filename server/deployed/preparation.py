@@ -14,11 +14,13 @@ from fedsys.bounded_toml import parse_toml
 from fedsys.config import Config, validate
 from fedsys.errors import ConfigError, FedsysError, LedgerClosed, LedgerError
 from fedsys.privacy import Entropy, Ledger, PrivacyPlan, plan_of, read_ledger
+from fedsys.privacy.accounting.adding import Standing, composed
 from fedsys.run_folder import RunFolder
 from fedsys.wire.roster import RosterStatement
 from fedsys.wire.terms import Buffering, Terms
 from server.asking import everybody
 from server.deployed.job_model import JobModel, ModelSource
+from server.deployed.spending import promised_by, standing_of
 from server.home.enrollment import Registry
 from server.home.folder import Home
 from server.home.state import ACTIVE_JOB, JobRow, State
@@ -96,6 +98,7 @@ class Preparation:
         self._models = models
         self._budget = budget
         self._entropy = entropy
+        self._over: dict[str, Standing] = {}
 
     def prepare(self, row: JobRow) -> PreparedJob | AlreadyOver:
         """Start a job, or restore the one that a crash interrupted.
@@ -217,6 +220,16 @@ class Preparation:
             entropy=self._entropy,
         )
 
+    def _standing(self, row: JobRow) -> Standing:
+        """What another job counts; what it spent does not change once it is over."""
+        known = self._over.get(row.id)
+        if known is not None:
+            return known
+        found = standing_of(row, RunFolder(self._home.jobs / row.id))
+        if row.status not in ACTIVE_JOB:
+            self._over[row.id] = found
+        return found
+
     def _promise(self, row: JobRow, plan: PrivacyPlan) -> float | None:
         """What this job promises to spend at most, checked against the population's budget.
 
@@ -227,16 +240,18 @@ class Preparation:
         budget = self._budget
         if budget is None:
             return promised
-        before = 0.0
-        for other in self._state.jobs():
-            if other.number != row.number and other.started_at is not None:
-                spent = other.promised if other.status in ACTIVE_JOB else other.spent
-                before += float("inf") if spent is None else spent
-        if promised is None or before + promised > budget * (1 + 1e-9):
+        others = [
+            self._standing(other)
+            for other in self._state.jobs()
+            if other.number != row.number and other.started_at is not None
+        ]
+        before = composed(others)
+        total = composed([*others, promised_by(plan)])
+        if total > budget * (1 + 1e-9):
             asked = "no limit" if promised is None else f"{promised:.4g}"
             raise JobFailed(
                 f"the population's budget is epsilon {budget:g}: {before:.4g} is spent or promised "
-                f"by other jobs, and this one asks for {asked}"
+                f"by other jobs, and this one asks for {asked}, which makes {total:.4g}"
             )
         return promised
 
