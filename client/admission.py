@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from client.journal import JobRecord, Journal
 from client.policy import Policy
-from fedsys.errors import Cause, PolicyRefusal
+from fedsys.errors import Cause, ConfigError, PolicyRefusal
 from fedsys.privacy import Entropy, Mechanism, PrivacyPlan, event_from_json, guaranteed_epsilon
+from fedsys.privacy.accounting.adding import Standing, promised_part
 from fedsys.privacy.numerics import binomial
+from fedsys.queries import Sheet, parse
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.roster import RosterChain, RosterStatement
 from fedsys.wire.round_params import round_params
@@ -128,11 +130,31 @@ def check_job(
         )
     policy.check_colluders(plan, roster.colluders)
     policy.check_mechanism(plan.event().to_json())
+    _check_questions(terms, policy)
     worker.check(terms)
     known = journal.jobs.get(terms.job.hex())
     others = journal.spent(policy.epsilon_view, without=known)
-    policy.check_epsilon(others=others, after=_promised(terms, policy))
+    adds = journal.adds(policy.epsilon_view, _promised(terms, policy), without=known)
+    policy.check_epsilon(others=others, after=adds)
     return roster.nodes.index(node)
+
+
+def _check_questions(terms: Terms, policy: Policy) -> None:
+    """Check what a round that asks would read, and that its vector is what the terms say."""
+    if terms.kind == "train":
+        return
+    try:
+        asked = parse(terms.questions)
+        Sheet.of(asked, dimension=terms.plan.dimension)
+    except ConfigError as error:
+        raise PolicyRefusal(str(error), cause=Cause.QUESTION) from None
+    if terms.plan.clip != 1 or terms.plan.encoding != "wide" or terms.plan.adaptive_clip:
+        raise PolicyRefusal(
+            f"questions under clip {terms.plan.clip:g} and encoding '{terms.plan.encoding}', where "
+            f"their vectors have norm 1 and the encoding is 'wide'",
+            cause=Cause.TERMS,
+        )
+    policy.queries.check(terms.kind, asked)
 
 
 def _roster_of(terms: Terms, node: int, chain: RosterChain, policy: Policy) -> RosterStatement:
@@ -175,18 +197,20 @@ def _require_current(roster: RosterStatement, chain: RosterChain) -> None:
             )
 
 
-def _promised(terms: Terms, policy: Policy) -> float:
-    """The most epsilon that a job states it will spend, in the view that the owner counts."""
+def _promised(terms: Terms, policy: Policy) -> Standing:
+    """The most that a job states it will spend, in the view that the owner counts."""
     plan, wanted = terms.plan, policy.epsilon_view
     if not plan.protected:
-        return float("inf")
+        return Standing(part=None, epsilon=float("inf"))
     fresh = JobRecord(job="", name="", terms="", plan=plan)
     promised = fresh.after(1, wanted)
     if fresh.view(wanted) == plan.guarantee:
         promised = max(promised, guaranteed_epsilon(plan))
         if plan.budget is not None:
             promised = min(promised, plan.budget)
-    return promised
+    view = fresh.view(wanted)
+    part = promised_part(plan, view)  # type: ignore[arg-type]
+    return Standing.of(plan, view, part, promised)  # type: ignore[arg-type]
 
 
 def check_assignment(assignment: Assignment, message: fleet_pb2.Invitation, terms: Terms) -> None:
@@ -354,4 +378,5 @@ def check_round(
         )
     wanted = policy.epsilon_view
     others = journal.spent(wanted, without=record)
-    policy.check_epsilon(others=others, after=record.after(number, wanted))
+    adds = journal.adds(wanted, record.standing(wanted, after=number), without=record)
+    policy.check_epsilon(others=others, after=adds)

@@ -113,7 +113,8 @@ def check_buffer(
     check_participation(plan, number, others + 1)
     wanted = policy.epsilon_view
     spent = journal.spent(wanted, without=record)
-    policy.check_epsilon(others=spent, after=record.after(number, wanted))
+    adds = journal.adds(wanted, record.standing(wanted, after=number), without=record)
+    policy.check_epsilon(others=spent, after=adds)
 
 
 def check_staleness(announced: int, version: int, base: int, terms: Terms) -> int:

@@ -10,6 +10,8 @@ from typing import Any
 
 from fedsys.errors import Cause, ConfigError, MechanismError, PolicyRefusal
 from fedsys.privacy import PrivacyPlan, ViewAccountant, guaranteed_epsilon
+from fedsys.privacy.accounting.adding import Standing, composed, part_of
+from fedsys.privacy.accounting.costs import server_step
 from fedsys.secret_files import write_secret
 from fedsys.wire import fleet_pb2
 from fedsys.wire.terms import Terms
@@ -77,6 +79,23 @@ class JobRecord:
             return float("inf")
         value = self._up_to(self.highest).spent().of(self.view(wanted))  # type: ignore[arg-type]
         return float("inf") if value is None else value
+
+    def standing(self, wanted: str, *, after: int | None = None) -> Standing:
+        """What this job has spent, or will have once this device has taken part in a round, for a
+        total with other jobs."""
+        epsilon = self.spent(wanted) if after is None else self.after(after, wanted)
+        view, plan = self.view(wanted), self.plan
+        if not plan.protected:
+            return Standing(part=None, epsilon=epsilon)
+        event = plan.event()
+        if view == "server":
+            rounds = len(self.joined) if after is None else len({*self.joined, after})
+            steps = {server_step(event): rounds}
+        else:
+            counted = self._up_to(self.highest if after is None else after - 1)
+            steps = counted.outsider.steps(None if after is None else event)
+        part = part_of(plan, view, steps)  # type: ignore[arg-type]
+        return Standing.of(plan, view, part, epsilon)  # type: ignore[arg-type]
 
     def after(self, round: int, wanted: str) -> float:
         """Epsilon of this job after this device has also taken part in `round`."""
@@ -283,8 +302,17 @@ class Journal:
             raise
 
     def spent(self, wanted: str, *, without: JobRecord | None = None) -> float:
-        """Epsilon over all jobs but `without`: the sum, by basic composition."""
-        return sum(record.spent(wanted) for record in self.jobs.values() if record is not without)
+        """Epsilon over all jobs but `without`: their rounds composed, whatever they asked for."""
+        return composed(self._others(wanted, without))
+
+    def adds(self, wanted: str, standing: Standing, *, without: JobRecord | None = None) -> float:
+        """What a job adds to the total of all the others, once it stands so."""
+        others = self._others(wanted, without)
+        total = composed([*others, standing])
+        return total - composed(others) if total < float("inf") else total
+
+    def _others(self, wanted: str, without: JobRecord | None) -> list[Standing]:
+        return [each.standing(wanted) for each in self.jobs.values() if each is not without]
 
     def _save(self) -> None:
         try:

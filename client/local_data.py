@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.answering.respondent import Respondent
 from client.device_states import DeviceStates
 from client.training import LocalConfig, Trainer
 from client.training.example.privacy import ExamplePrivacy, ExamplePrivateTrainer
 from client.training.procedure.loading import BUILTIN, procedure_named
 from client.training.procedure.visit import Visit
 from fedsys import tasks
-from fedsys.errors import Cause, ConfigError, PolicyRefusal
+from fedsys.errors import Cause, ConfigError, DataError, PolicyRefusal
 from fedsys.preprocessing import why_not_deployed
 from fedsys.privacy import Entropy
+from fedsys.queries import Sheet, parse
 from fedsys.tasks.code import TaskCode, code_of
+from fedsys.tasks.partition import kept_for
 from fedsys.wire import Assignment
 from fedsys.wire.terms import Terms
 
@@ -203,15 +206,30 @@ class LocalData:
             while len(self._trainers) >= 2:
                 del self._trainers[next(iter(self._trainers))]
             try:
-                local = LocalConfig(**terms.local)
-                self._trainers[terms.digest] = Trainer(
-                    self.task, local, self.device, terms.path, 1, terms.seed, self.data.train
-                )
-            except (ConfigError, TypeError) as error:
+                self._trainers[terms.digest] = self._made(terms)
+            except (ConfigError, DataError, TypeError) as error:
                 raise PolicyRefusal(
                     f"training as asked is not possible here: {error}", cause=Cause.TASK
                 ) from None
         return self._trainers[terms.digest]
+
+    def _made(self, terms: Terms) -> Trainer:
+        """What computes a job's contributions: a trainer, or what answers its questions."""
+        if terms.kind == "train":
+            local = LocalConfig(**terms.local)
+            return Trainer(
+                self.task, local, self.device, terms.path, 1, terms.seed, self.data.train
+            )
+        made = Respondent(
+            self.task,
+            Sheet.of(parse(terms.questions), dimension=terms.plan.dimension),
+            kind=terms.kind,
+            device=self.device,
+            seed=terms.seed,
+            sample=self.data.train,
+        )
+        made.check(self.data.train)
+        return made
 
     def check(self, terms: Terms) -> None:
         """Raise PolicyRefusal if these terms cannot be trained here."""
@@ -239,7 +257,7 @@ class LocalData:
             PolicyRefusal: the task's files changed since this process imported them.
         """
         self._code.require_unchanged()
-        rows = [self.rows(terms.seed)]
+        rows = [kept_for(terms.kind, self.rows(terms.seed), terms.held_out)]
         if terms.plan.unit == "example":
             private = self._private.pop(terms.digest, None) or self._example_trainer(terms)
             update = private.train(

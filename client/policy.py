@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,11 +18,12 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedsys.errors import Cause, ConfigError, PolicyRefusal
 from fedsys.privacy import PrivacyPlan, event_from_json
+from fedsys.queries import Question
 from fedsys.transparency import NoteError, VerifierKey
 from fedsys.transparency.cosignature import require_witness
 from fedsys.wire import Assignment
 
-__all__ = ["ApprovedTask", "Policy", "own_noise"]
+__all__ = ["ApprovedTask", "Policy", "QueryPolicy", "own_noise"]
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -40,6 +41,55 @@ class ApprovedTask:
 
     sha256: str
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryPolicy:
+    """What rounds may ask besides training. Their epsilon counts with that of all jobs.
+
+    Attributes:
+        allow: Kinds of rounds that are answered, of ``query`` and ``evaluate``; training is always
+            allowed.
+        columns: Columns that a query may read. If left out, all of the task's.
+        min_bins: Fewest bins of a question that counts rows by bin; one bin alone could single out
+            a person that the coordinator describes.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    allow: tuple[Literal["query", "evaluate"], ...] = ("query", "evaluate")
+    columns: tuple[str, ...] | None = None
+    min_bins: Count = 0
+
+    def check(self, kind: str, questions: Sequence[Question]) -> None:
+        """Raise PolicyRefusal unless a round of this kind may ask these questions.
+
+        Args:
+            kind: ``query`` or ``evaluate``.
+            questions: as `fedsys.queries.parse` returned them.
+
+        Raises:
+            PolicyRefusal: the message names the limit, its value and what was asked.
+        """
+        if kind not in self.allow:
+            raise PolicyRefusal(
+                f"a job of kind '{kind}', where the owner's queries.allow is {list(self.allow)}",
+                cause=Cause.QUESTION,
+            )
+        for each in questions:
+            barred = [] if self.columns is None else set(each.columns_used) - set(self.columns)
+            if barred and kind == "query":
+                raise PolicyRefusal(
+                    f"question '{each.name}' reads column '{min(barred)}', which is not among the "
+                    f"owner's queries.columns",
+                    cause=Cause.QUESTION,
+                )
+            if each.bins_used is not None and each.bins_used < self.min_bins:
+                raise PolicyRefusal(
+                    f"question '{each.name}' has {each.bins_used} bins, fewer than the owner's "
+                    f"queries.min_bins {self.min_bins}",
+                    cause=Cause.QUESTION,
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +135,7 @@ class Policy:
         explain: Whether the coordinator may read why this device declines. Such a reason names the
             owner's limits, what other jobs have spent and the device's state; without it, a
             refusal carries its cause and nothing else.
+        queries: What rounds may ask besides training.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -112,6 +163,7 @@ class Policy:
     gpu: bool = False
     answer: Literal["at-once", "bucketed", "at-deadline"] = "at-once"
     explain: bool = False
+    queries: QueryPolicy = field(default_factory=QueryPolicy)
 
     def __post_init__(self) -> None:
         for name in ("max_clip", "min_noise_multiplier", "min_own_noise", "epsilon"):
@@ -145,6 +197,7 @@ class Policy:
             corrupt=corrupt,
             epsilon=10.0,
             answer="bucketed",
+            queries=QueryPolicy(allow=()),
         )
 
     @classmethod
@@ -313,5 +366,7 @@ _HEADER = """\
 # answer:        at-once, bucketed or at-deadline: whether the time of an upload may reveal how much
 #                data it was trained on
 # explain:       true lets the coordinator read why this device declines: limits, numbers, paths
+# queries:       allow: kinds of rounds that are answered besides training (query, evaluate);
+#                columns: what a query may read; min_bins: fewest bins of a histogram
 # hours:         e.g. ["22:00-06:00"]; only_idle, only_on_mains; when_unknown: allow or refuse
 """

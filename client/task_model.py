@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.answering.evaluated import respondent_for
 from client.local_data import job_code
 from client.training import LocalConfig, Trainer
 from fedsys import tasks
@@ -41,7 +42,20 @@ class TaskModel:
         reason = why_not_deployed(self.preprocessing)
         if reason is not None:
             raise ConfigError(f"task {config.task.name} cannot run on devices: {reason}")
-        self._trainer = Trainer(
+        self._trainer = self._trainer_of(config)
+        self.layers = self._trainer.layout.sizes
+        trains = config.job.kind == "train"
+        self.frozen_sha256 = self._trainer.frozen_sha256 if trains else None
+        if self._trainer.keeps_state and config.rounds.mode == "buffered":
+            raise ConfigError(
+                "rounds.mode = 'buffered' with a local procedure: what a client keeps belongs to a "
+                "round, and its rounds overlap here; set rounds.mode = 'synchronous'"
+            )
+
+    def _trainer_of(self, config: Config) -> Trainer:
+        if config.job.kind != "train":
+            return respondent_for(config, self._task, "cpu", self._sample)
+        return Trainer(
             self._task,
             LocalConfig(**config.local.model_dump()),
             "cpu",
@@ -50,13 +64,6 @@ class TaskModel:
             config.job.seed,
             self._sample,
         )
-        self.layers = self._trainer.layout.sizes
-        self.frozen_sha256 = self._trainer.frozen_sha256
-        if self._trainer.keeps_state and config.rounds.mode == "buffered":
-            raise ConfigError(
-                "rounds.mode = 'buffered' with a local procedure: what a client keeps belongs to a "
-                "round, and its rounds overlap here; set rounds.mode = 'synchronous'"
-            )
 
     @property
     def parts(self) -> Parts:

@@ -19,7 +19,7 @@ import griffe
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import PydanticUndefined
 
-from client.policy import ApprovedTask, Policy
+from client.policy import ApprovedTask, Policy, QueryPolicy
 from fedsys.config import Config
 from server.home.folder import Settings, WitnessAddress
 
@@ -49,7 +49,7 @@ def undescribed() -> list[str]:
     wrong = []
     for table, model in tables.items():
         wrong += [f"{table}.{key}" for key in set(model.model_fields) ^ set(meanings(model))]
-    for kind in (Policy, ApprovedTask):
+    for kind in (Policy, ApprovedTask, QueryPolicy):
         keys = {each.name for each in fields(kind)}
         wrong += [f"policy.toml: {kind.__name__}.{key}" for key in keys ^ set(meanings(kind))]
     return sorted(wrong)
@@ -76,6 +76,8 @@ def configuration() -> str:
     page += _table(Policy, schema["properties"], fresh=_first_policy())
     page += ["", "### `[tasks.NAME]`", "", *_prose(ApprovedTask)]
     page += _table(ApprovedTask, schema["$defs"]["ApprovedTask"]["properties"])
+    page += ["", "### `[queries]`", "", *_prose(QueryPolicy)]
+    page += _table(QueryPolicy, schema["$defs"]["QueryPolicy"]["properties"])
     return "\n".join(page) + "\n"
 
 
@@ -208,6 +210,8 @@ def _toml(value: Any) -> str:
         return f'"{value}"'
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(each) for each in value) + "]"
+    if isinstance(value, QueryPolicy):
+        return f"{{ allow = {_toml(value.allow)} }}"
     if isinstance(value, Mapping):
         return "{}"
     return str(value)

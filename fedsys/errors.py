@@ -82,6 +82,7 @@ class Cause(enum.Enum):
     SECURE_AGGREGATION = "a step of secure aggregation was refused"
     PROTOCOL = "a message that does not fit the state of the round"
     DEVICE = "this device cannot take part; its own log says why"
+    QUESTION = "its owner does not allow such a question"
     STALE = "a version of the model that is too old, or not the one that was announced"
 
 

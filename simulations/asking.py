@@ -33,7 +33,7 @@ def spec_settings(spec: Path, *, task: str | None, of: Path | None) -> dict[str,
     except OSError as error:
         raise ConfigError(f"{spec}: {(error.strerror or 'cannot be read').lower()}") from None
     except ValueError as error:
-        raise ConfigError(f"{spec}: {error}") from None
+        raise ConfigError(f"{spec}: not valid TOML: {error}") from None
     tree = asking_tree(tree, str(spec), of)
     if task is not None:
         section = tree.setdefault("task", {})

@@ -18,7 +18,7 @@ from fedsys.config import Config
 from fedsys.errors import BudgetExceeded
 from fedsys.preprocessing import REMEDY
 from fedsys.privacy import LedgerView, read_ledger
-from fedsys.run_folder import RunFolder, disk_errors, free_name
+from fedsys.run_folder import RunFolder, disk_errors
 from server.checkpoint import model_bytes
 from server.coordinator import SumRefused
 from server.job import Job, job_withheld
@@ -31,6 +31,7 @@ from simulations.client_states import NAME as CLIENT_STATES
 from simulations.client_states import ClientStates
 from simulations.engine.noise_ahead import NoiseAhead
 from simulations.interrupts import uninterrupted
+from simulations.membership import joining
 from simulations.randomness import Randomness
 from simulations.setting import Setting, prepare
 from simulations.summation import Cohort, Summed, report_unusable, summation
@@ -86,6 +87,7 @@ def run(
     observer: Observer | None = None,
     randomness: Randomness | None = None,
     origin: tasks.Origin | None = None,
+    population: Path | None = None,
 ) -> RunResult:
     """Simulate a job in a new folder.
 
@@ -98,17 +100,19 @@ def run(
         randomness: For tests only; a seeded one makes the run reproducible and *not private*,
             which the ledger states and the audit refuses.
         origin: A task that is loaded already; None loads the one that the configuration names.
+        population: Folder of all runs on these clients, under one budget (`joining`).
 
     Raises:
         FedsysError: The configuration, data or folder is not valid; the message is one line.
     """
     setting = prepare(config, data=data, device=device, randomness=randomness, origin=origin)
     with setting.engine, ThreadPoolExecutor(1, "disk") as disk:
-        folder = RunFolder.create(out or free_name(Path("runs"), config.job.name))
-        with disk_errors(folder.path):
-            job = start_job(folder, _spec(setting, disk))
-            if setting.reading is not None:
-                folder.write_data(setting.reading.to_json())
+        with joining(population, setting, out) as (setting, path):
+            folder = RunFolder.create(path)
+            with disk_errors(folder.path):
+                job = start_job(folder, _spec(setting, disk))
+                if setting.reading is not None:
+                    folder.write_data(setting.reading.to_json())
         with job.ledger:
             if setting.reading is not None and observer is not None:
                 for line in setting.reading.lines():

@@ -23,7 +23,7 @@ from fedsys.tasks import Examples
 from fedsys.tasks.partition import Compressed, kept_for
 from fedsys.wire.round_params import round_params
 from secure_agg.errors import ParameterError
-from server.asking import everybody, sheet_of
+from server.asking import everybody
 from server.job import JobFacts, job_withheld
 from server.job_settings import clipping_for, example_steps, parts_of, plan_for, strategy_of
 from simulations.engine.base import Engine, using_threads
@@ -228,7 +228,7 @@ def trainer_for(
 ) -> Trainer:
     """The trainer of this configuration's clients, whose lazy modules get the shape of `sample`."""
     if config.job.kind != "train":
-        return respondent_for(config, task, sheet_of(config), device)
+        return respondent_for(config, task, device, sample)
     local, privacy = LocalConfig(**config.local.model_dump()), config.privacy
     if privacy.mechanism == "example-gaussian":
         if privacy.noise_multiplier is None or privacy.example_rate is None:

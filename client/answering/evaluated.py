@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from client.training.flat import FlatLayout
 from fedsys import tasks
 from fedsys.config import Config
 from fedsys.errors import ConfigError
-from fedsys.queries import Sheet
+from fedsys.queries import Sheet, parse
 from fedsys.release.model import ReleasedModel
 
 __all__ = ["evaluated_weights", "respondent_for"]
@@ -45,13 +46,26 @@ def evaluated_weights(config: Config, task: tasks.Task) -> NDArray[np.float32]:
     return weights
 
 
-def respondent_for(config: Config, task: tasks.Task, sheet: Sheet, device: str) -> Respondent:
-    """What answers a configuration's questions.
+def respondent_for(
+    config: Config,
+    task: tasks.Task,
+    device: str,
+    sample: tasks.Examples | Callable[[], tasks.Examples] | None = None,
+) -> Respondent:
+    """What answers the questions of a configuration whose population is known; `sample` gives lazy
+    modules their shapes.
 
     Raises:
         FedsysError: The model that is to be evaluated cannot be read.
     """
     model = evaluated_weights(config, task) if config.job.kind == "evaluate" else None
+    sheet = Sheet.of(parse(config.query.questions), population=config.population.clients)
     return Respondent(
-        task, sheet, kind=config.job.kind, model=model, device=device, seed=config.job.seed
+        task,
+        sheet,
+        kind=config.job.kind,
+        model=model,
+        device=device,
+        seed=config.job.seed,
+        sample=sample,
     )

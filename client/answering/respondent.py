@@ -6,7 +6,7 @@ seeds and returns vectors of the same kind, which are clipped, noised and summed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ class Respondent(Trainer):
         model: (d,) weights of the model that is evaluated; None in a query.
         device: Where an evaluation's model runs.
         seed: The job's seed.
+        sample: At least one example, which gives lazy modules their shapes.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class Respondent(Trainer):
         model: NDArray[np.float32] | None = None,
         device: str = "cpu",
         seed: int = 0,
+        sample: Examples | Callable[[], Examples] | None = None,
     ) -> None:
-        super().__init__(task, LocalConfig(), device, "loop", 1, seed)
+        super().__init__(task, LocalConfig(), device, "loop", 1, seed, sample)
         self._sheet = sheet
         self._kind = kind
         self._start = np.zeros(0, dtype=np.float32) if model is None else model
@@ -167,7 +169,8 @@ class Respondent(Trainer):
 
     def check(self, examples: Examples) -> None:
         """Raise DataError unless every column that is asked for is there."""
-        self.rows(self._start, examples, [np.arange(min(1, len(examples)))])
+        start = super().initial_weights() if self._kind == "evaluate" else self._start
+        self.rows(start, examples, [np.arange(min(1, len(examples)))])
 
     def _evaluated(
         self, weights: NDArray[np.float32], examples: Examples, rows: NDArray[np.int64]

@@ -57,6 +57,12 @@ class GraphData:
     def check(self, terms: Terms) -> None:
         """Raise PolicyRefusal if these terms cannot be trained here."""
         graph = self._vetted.graph
+        if terms.kind != "train":
+            raise PolicyRefusal(
+                f"a job of kind '{terms.kind}' is asked for, but a graph only trains; install the "
+                f"task's code to answer questions",
+                cause=Cause.TASK,
+            )
         if terms.task != graph.task or dict(terms.options) != dict(graph.options):
             raise PolicyRefusal(
                 f"task '{terms.task}' with options {dict(terms.options)} is asked for, but the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -15,6 +16,7 @@ from fedsys.config import validate
 from fedsys.config.overrides import apply_values
 from fedsys.errors import FedsysError
 from fedsys.queries import Answer, Estimate
+from fedsys.queries.answers import scale_of
 from fedsys.report import figures
 from simulations import harness
 from simulations.asking import asking_tree
@@ -60,7 +62,8 @@ class Answers:
         return Rows(dict(zip(columns, row, strict=True)) for row in found)
 
     def plot(self, name: str | None = None) -> Figure:
-        """The estimates of one question (by default the first) with their intervals.
+        """The estimates of one question (by default the first) with their intervals: those of the
+        scale that most of them have.
 
         Raises:
             FedsysError: there is nothing to draw, or Matplotlib is not installed.
@@ -70,7 +73,9 @@ class Answers:
         except ImportError:
             raise FedsysError("plots need Matplotlib: pip install matplotlib") from None
         answer = self.answers[0] if name is None else self[name]
-        drawn = [each for each in answer.estimates if each.low is not None]
+        scales = Counter(scale_of(each.label) for each in answer.estimates)
+        most = scales.most_common(1)[0][0] if scales else ""
+        drawn = [e for e in answer.estimates if e.low is not None and scale_of(e.label) == most]
         if not drawn:
             raise FedsysError(f"question {answer.name!r} has no interval to draw")
         figure = Figure(figsize=(6.4, 0.8 + 0.3 * len(drawn)), layout="constrained")
@@ -103,6 +108,7 @@ def query(
     of: Path | str | None = None,
     out: Path | str | None = None,
     data: Path | str | None = None,
+    population: Path | str | None = None,
 ) -> Answers:
     """Asks virtual clients one round of questions, as ``fedsys query`` does.
 
@@ -113,6 +119,7 @@ def query(
         of: folder of a run whose model is evaluated on the clients' rows.
         out: the run's folder; by default the first free ``runs/<name>``.
         data: folder with data files.
+        population: folder of all runs on these clients, under one budget.
 
     Raises:
         FedsysError: with one line that says what is wrong.
@@ -132,6 +139,7 @@ def query(
         data=None if data is None else Path(data),
         observer=None,
         origin=origin,
+        population=None if population is None else Path(population),
     )
     return answers_of(result.folder)
 

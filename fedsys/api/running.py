@@ -31,6 +31,7 @@ def simulate(
     device: str = "auto",
     observer: Observer | None = None,
     progress: bool = True,
+    population: Path | str | None = None,
 ) -> Run:
     """Trains over virtual clients, as ``fedsys simulate`` does.
 
@@ -48,6 +49,7 @@ def simulate(
             as text.
         progress: whether to show progress: in a notebook, on a terminal, or as lines on standard
             error.
+        population: folder of all runs on these clients, under one budget.
 
     Raises:
         FedsysError: with one line that says what is wrong.
@@ -61,6 +63,7 @@ def simulate(
             device=device,
             observer=_both(bar, observer),
             origin=origin,
+            population=_path(population),
         )
     return replace(Run.open(result.folder), task=origin.task)
 

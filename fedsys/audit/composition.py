@@ -12,20 +12,25 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedsys.audit.adding import Part, covered, outsider_total, part_of, usable
 from fedsys.audit.rederive import Audit, examine
 from fedsys.audit.wording import claim, epsilon_text, plain
 from fedsys.errors import AuditInputError
 from fedsys.privacy import Epsilons, View, load_public_key
+from fedsys.privacy.accounting.adding import (
+    Part,
+    covered,
+    outsider_total,
+    part_of,
+    together,
+    usable,
+)
 from fedsys.privacy.accounting.exact_gaussian import composed_epsilon
-from fedsys.privacy.events import GaussianStep
 from fedsys.records import AuditResult, Claim, EpsilonPoint
 
 __all__ = ["compose"]
@@ -135,17 +140,7 @@ def _sum(values: Sequence[float | None]) -> float | None:
 
 def outsider_part(audits: Sequence[Audit]) -> dict[str, Any]:
     """All runs' rounds as a later run's header states them."""
-    parts = parts_of(audits, "outsider")
-    steps: Counter[GaussianStep] = Counter()
-    for part in parts:
-        steps.update(part.steps)
-    return Part(
-        steps=steps,
-        delta=max(part.delta for part in parts),
-        overhead=math.fsum(part.overhead for part in parts),
-        aside=math.fsum(part.aside for part in parts),
-        log_distance=float(np.logaddexp.reduce([part.log_distance for part in parts])),
-    ).to_json()
+    return together(parts_of(audits, "outsider")).to_json()
 
 
 def parts_of(audits: Sequence[Audit], view: View) -> list[Part]:

@@ -18,7 +18,6 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedsys.audit.accountants import cross_checks
-from fedsys.audit.adding import part_of
 from fedsys.audit.asked import asked_claims
 from fedsys.audit.chain import UNPINNED, chain_claim, cohort_claims, ledger_claims, signer_claim
 from fedsys.audit.cohorts import Cohorts
@@ -45,6 +44,7 @@ from fedsys.audit.witnessed import (
 from fedsys.audit.wording import plain
 from fedsys.errors import LedgerError, MechanismError
 from fedsys.privacy import VIEWS, Event, LedgerView, PrivacyPlan, load_public_key, plan_of
+from fedsys.privacy.accounting.adding import part_of
 from fedsys.records import AuditResult, Claim, Total
 
 __all__ = ["Audit", "audit_run", "examine", "result_of"]

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedsys.audit.adding import Part, outsider_total, part_of
 from fedsys.audit.evidence import Evidence
 from fedsys.audit.wording import claim, epsilon_text, value_text
 from fedsys.privacy import LedgerView, PrivacyPlan
+from fedsys.privacy.accounting.adding import Part, outsider_total, part_of
 from fedsys.privacy.accounting.costs import Steps
 from fedsys.records import Claim, Total
 

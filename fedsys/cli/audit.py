@@ -17,7 +17,10 @@ __all__ = ["audit"]
 
 def audit(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="A run's folder, private or published.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="A run's folder, private or published, or a population's."
+        ),
     ],
     key: Annotated[
         str | None,
@@ -57,11 +60,20 @@ def audit(
             "--witness and --checkpoint apply to the audit of one run; leave out --compose and "
             "--empirical"
         )
-    if compose or empirical:
+    whole = False
+    if len(runs) == 1 and not compose and not empirical:
+        from fedsys.audit.population import is_population
+
+        whole = is_population(runs[0])
+    if whole:
+        from fedsys.audit.population import audit_population
+
+        result = audit_population(runs[0], key=key)
+    elif compose or empirical:
         result = _several_or_empirical(runs, key, compose=compose)
     else:
         result = _audited(runs[0], key, witness or [], checkpoint or [])
-    if not compose:
+    if not compose and not whole:
         _store(runs[0], result)
     if json:
         typer.echo(to_json(result), nl=False)

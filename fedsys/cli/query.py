@@ -34,6 +34,12 @@ def query(
         Path | None,
         typer.Option(help="Folder with data files.", show_default="$FEDSYS_DATA"),
     ] = None,
+    population: Annotated[
+        Path | None,
+        typer.Option(
+            "--population", metavar="DIR", help="Folder of all runs on these clients, one budget."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
 ) -> None:
     """Ask clients one round of questions: only noisy sums of their answers are seen."""
@@ -43,14 +49,19 @@ def query(
     from simulations.asking import spec_settings
 
     deployed = Path(target, "coordinator.toml").is_file()
+    if deployed and of is not None:
+        kept = Path(target, "jobs", of)
+        of = (kept if kept.is_dir() else of).resolve()
     tree = spec_settings(spec, task=None if deployed else target, of=of)
+    if deployed:
+        tree.get("population", {}).pop("clients", None)
     apply(overrides or [], tree)
     config = validate(tree)
     if deployed:
-        if out is not None or data is not None or json:
+        if out is not None or data is not None or population is not None or json:
             raise ConfigError(
                 f"{target} is a coordinator's folder, whose devices have the data: leave out "
-                f"--out, --data and --json"
+                f"--out, --data, --population and --json"
             )
         from fedsys.cli.grpc_operator import operator
 
@@ -63,7 +74,7 @@ def query(
     from simulations import harness
 
     with observer(quiet=True) as watch:
-        result = harness.run(config, out=out, data=data, observer=watch)
+        result = harness.run(config, out=out, data=data, observer=watch, population=population)
     _finish(result.folder, as_json=json)
 
 

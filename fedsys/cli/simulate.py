@@ -55,6 +55,12 @@ def simulate(
             show_default="0/N,1/N,...",
         ),
     ] = None,
+    population: Annotated[
+        Path | None,
+        typer.Option(
+            "--population", metavar="DIR", help="Folder of all runs on these clients, one budget."
+        ),
+    ] = None,
     canaries: Annotated[
         int | None,
         typer.Option(min=1, metavar="M", help="Plant M canaries, for `fedsys audit --empirical`."),
@@ -98,6 +104,8 @@ def simulate(
         return
     if shards is not None:
         raise ConfigError("--shards says what devices held; use it with --replay RUN")
+    if population is not None and (resume is not None or canaries is not None):
+        raise ConfigError("--population takes new runs; leave out --resume and --canaries")
     if resume is not None and canaries is not None:
         raise ConfigError("--canaries plants them in a separate run; leave out --resume")
     if track and canaries is not None:
@@ -128,7 +136,12 @@ def simulate(
             )
         else:
             result = harness.run(
-                load(config, settings), out=out, data=data, device=device, observer=watch
+                load(config, settings),
+                out=out,
+                data=data,
+                device=device,
+                observer=watch,
+                population=population,
             )
     _finish(result, json=json, quiet=quiet)
 

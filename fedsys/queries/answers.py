@@ -24,10 +24,20 @@ from scipy.special import ndtri
 
 from fedsys.queries.questions import Question
 
-__all__ = ["LEVEL", "Answer", "Estimate", "Measured", "fieller", "normal_quantile"]
+__all__ = [
+    "LEVEL",
+    "Answer",
+    "Estimate",
+    "Measured",
+    "fieller",
+    "normal_quantile",
+    "scale_of",
+]
 
 LEVEL = 0.95
 """Confidence of every interval."""
+
+_OWN = ("mean", "variance", "standard deviation", "expected calibration error")
 
 Floats = NDArray[np.float64]
 Kind = Literal["exact", "conservative", "asymptotic"]
@@ -36,6 +46,18 @@ Kind = Literal["exact", "conservative", "asymptotic"]
 def normal_quantile(comparisons: int = 1) -> float:
     """z with P[|Z| <= z] = 1 - (1 - LEVEL) / `comparisons`."""
     return float(ndtri(1 - (1 - LEVEL) / (2 * comparisons)))
+
+
+def scale_of(label: str) -> str:
+    """Which estimates of an answer may be drawn on one axis: those of equal scale.
+
+    >>> scale_of("quantile 0.5"), scale_of("0 to 0.1: rows"), scale_of("0 to 0.1")
+    ('quantile', 'rows', '')
+    """
+    if ": " in label:
+        return label.rpartition(": ")[2]
+    first = label.partition(" ")[0]
+    return label if label in _OWN else first if first in ("quantile", "below") else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ from fedsys.queries.answers import (
     listed,
     normal_quantile,
 )
+from fedsys.queries.axes import Axis
 from fedsys.queries.questions import (
-    Axis,
     Calibration,
     Confusion,
     Crosstab,

@@ -12,101 +12,30 @@ that was looked up in the data would itself reveal them.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedsys.errors import ConfigError
+from fedsys.queries.axes import (
+    MOST_BINS,
+    Axis,
+    Edges,
+    Finite,
+    Range,
+    Share,
+    Text,
+    Values,
+    finite,
+    increasing,
+)
 
-__all__ = ["KINDS", "MOST_BINS", "Axis", "Question", "parse", "to_json"]
+__all__ = ["KINDS", "Question", "parse", "to_json"]
 
-MOST_BINS = 4096
-"""The most coordinates of one question."""
 _MOST_QUESTIONS = 64
 _MOST_COLUMNS = 32
 _MOST_TEXT = 1 << 17
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return value
-
-
-def _printable(value: str) -> str:
-    if not value.isprintable():
-        raise ValueError("must be printable text")
-    return value
-
-
-Finite = Annotated[float, AfterValidator(_finite), Field(ge=-1e100, le=1e100)]
-Text = Annotated[str, AfterValidator(_printable), Field(min_length=1, max_length=200)]
-Share = Annotated[float, AfterValidator(_finite), Field(gt=0, lt=1)]
-Edges = Annotated[tuple[Finite, ...], Field(min_length=2, max_length=MOST_BINS + 1)]
-Values = Annotated[tuple[Text | int, ...], Field(min_length=1, max_length=MOST_BINS)]
-
-
-class Axis(BaseModel):
-    """A column and its bins.
-
-    Attributes:
-        column: name of the column.
-        edges: increasing edges of the bins of a number; values outside count in the nearest bin.
-        values: the values of a category; others are not counted.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    column: Text
-    edges: Edges | None = None
-    values: Values | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Axis:
-        if (self.edges is None) == (self.values is None):
-            raise ValueError("needs either edges or values")
-        if self.edges is not None:
-            _increasing(self.edges)
-        if self.values is not None and len({str(each) for each in self.values}) < len(self.values):
-            raise ValueError("values must differ")
-        return self
-
-    @property
-    def bins(self) -> int:
-        """The number of bins."""
-        return len(self.values) if self.values is not None else len(self.edges or ()) - 1
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The bins' names."""
-        if self.values is not None:
-            return tuple(str(each) for each in self.values)
-        edges = self.edges or ()
-        return tuple(f"{a:g} to {b:g}" for a, b in pairwise(edges))
-
-
-def _increasing(edges: Sequence[float]) -> None:
-    if any(b <= a for a, b in pairwise(edges)):
-        raise ValueError("edges must increase")
-
-
-class Range(BaseModel):
-    """A column and the range to which its values are clipped."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    column: Text
-    low: Finite
-    high: Finite
-
-    @model_validator(mode="after")
-    def _check_range(self) -> Range:
-        if not self.low < self.high:
-            raise ValueError("low must be below high")
-        return self
 
 
 class Question(BaseModel):
@@ -121,7 +50,7 @@ class Question(BaseModel):
 
     ask: str
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
-    weight: Annotated[float, AfterValidator(_finite), Field(gt=0, le=1e6)] = 1.0
+    weight: Annotated[float, AfterValidator(finite), Field(gt=0, le=1e6)] = 1.0
 
     @property
     def columns_used(self) -> tuple[str, ...]:
@@ -196,7 +125,7 @@ class Histogram(_OverRows):
     column: Text
     edges: Edges | None = None
     values: Values | None = None
-    l2: Annotated[float, AfterValidator(_finite), Field(gt=0, le=1e6)] | None = None
+    l2: Annotated[float, AfterValidator(finite), Field(gt=0, le=1e6)] | None = None
 
     @model_validator(mode="after")
     def _check_axis(self) -> Histogram:
@@ -224,7 +153,7 @@ class Labels(_OverRows):
 
     ask: Literal["labels"]
     classes: Annotated[int, Field(ge=2, le=MOST_BINS)]
-    l2: Annotated[float, AfterValidator(_finite), Field(gt=0, le=1e6)] | None = None
+    l2: Annotated[float, AfterValidator(finite), Field(gt=0, le=1e6)] | None = None
 
     @property
     def axis(self) -> Axis:
@@ -247,7 +176,7 @@ class Crosstab(_OverRows):
 
     ask: Literal["crosstab"]
     axes: tuple[Axis, Axis]
-    l2: Annotated[float, AfterValidator(_finite), Field(gt=0, le=1e6)] | None = None
+    l2: Annotated[float, AfterValidator(finite), Field(gt=0, le=1e6)] | None = None
 
     @property
     def columns_used(self) -> tuple[str, ...]:
@@ -291,7 +220,7 @@ class Examples(Question):
 
     @model_validator(mode="after")
     def _check_edges(self) -> Examples:
-        _increasing(self.edges)
+        increasing(self.edges)
         return self
 
     @property

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from fedsys.printable import printable
+from fedsys.queries.answers import scale_of
 from fedsys.report import figures
 
 __all__ = ["AnswerStated", "QueryStated", "Shown", "print_answers", "shown"]
@@ -107,7 +108,18 @@ def _ends(each: EstimateStated) -> str:
 
 
 def _bars(rows: Sequence[EstimateStated]) -> list[Markup]:
-    """A bar from 0 to each estimate, and a line for its interval, all on one scale."""
+    """A bar from 0 to each estimate, and a line for its interval; those of one scale share it."""
+    scales: dict[str, list[int]] = {}
+    for place, each in enumerate(rows):
+        scales.setdefault(scale_of(each.label), []).append(place)
+    found = [Markup()] * len(rows)
+    for places in scales.values():
+        for place, bar in zip(places, _drawn([rows[at] for at in places]), strict=True):
+            found[place] = bar
+    return found
+
+
+def _drawn(rows: Sequence[EstimateStated]) -> list[Markup]:
     marks = [0.0]
     for each in rows:
         marks += [each.value, *(end for end in (each.low, each.high) if end is not None)]

@@ -169,6 +169,7 @@ class Refusal(_message.Message):
         DEVICE: _ClassVar[Refusal.Cause]
         STALE: _ClassVar[Refusal.Cause]
         WITNESSES: _ClassVar[Refusal.Cause]
+        QUESTION: _ClassVar[Refusal.Cause]
     UNSPECIFIED: Refusal.Cause
     PAUSED: Refusal.Cause
     CONDITIONS: Refusal.Cause
@@ -185,6 +186,7 @@ class Refusal(_message.Message):
     DEVICE: Refusal.Cause
     STALE: Refusal.Cause
     WITNESSES: Refusal.Cause
+    QUESTION: Refusal.Cause
     JOB_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]

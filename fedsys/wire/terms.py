@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -90,6 +90,10 @@ class Terms:
         buffering: constants of buffered rounds; None where rounds are synchronous.
         shared: numbers that the coordinator sends with each model, for a local procedure.
         weight_cap: number of examples at which a client's weight is 1; 0 where clients count alike.
+        kind: what rounds ask for: ``train``, ``query`` or ``evaluate``.
+        questions: of a round that asks, as `fedsys.queries.parse` reads them; each device checks
+            them itself.
+        held_out: fraction of a device's rows that it does not train on and keeps for evaluations.
     """
 
     job: bytes
@@ -110,11 +114,15 @@ class Terms:
     buffering: Buffering | None = None
     shared: int = 0
     weight_cap: int = 0
+    kind: Literal["train", "query", "evaluate"] = "train"
+    questions: Sequence[Mapping[str, Any]] = ()
+    held_out: float = 0.0
 
     @property
     def row_length(self) -> int:
         """Coordinates of a client's vector, before adaptive clipping adds its bits."""
-        return self.dimension if self.plan.adaptive_clip else self.plan.dimension
+        adds = self.kind == "train" and self.plan.adaptive_clip
+        return self.dimension if adds else self.plan.dimension
 
     @property
     def largest_cohort(self) -> int:
@@ -132,6 +140,7 @@ class Terms:
                 "job": self.job.hex(),
                 "plan": self.plan.to_json(),
                 "buffering": buffering,
+                "questions": list(self.questions),
             }
         )
 
@@ -164,6 +173,7 @@ class Terms:
                 or body["answer"] not in ("at-once", "bucketed", "at-deadline")
             ):
                 raise ValueError("a value of the wrong type")
+            _check_asking(body)
             if not all(each.isprintable() and len(each) <= _MOST_TEXT for each in texts):
                 raise ValueError("a name that is too long or not printable")
             plan = _plan(body["plan"])
@@ -182,7 +192,24 @@ class Terms:
             ValueError,
         ) as error:
             raise ProtocolError(f"a job's terms: {error}") from None
-        return cls(**{**body, "job": job, "plan": plan, "buffering": buffering})
+        asked = tuple(body["questions"])
+        return cls(**{**body, "job": job, "plan": plan, "buffering": buffering, "questions": asked})
+
+
+def _check_asking(body: Mapping[str, Any]) -> None:
+    """Raise ValueError unless what rounds ask for is of the right type and in one piece."""
+    kind, questions, held_out = body["kind"], body["questions"], body["held_out"]
+    if (
+        kind not in ("train", "query", "evaluate")
+        or type(questions) is not list
+        or not all(type(each) is dict for each in questions)
+        or (kind == "train") != (not questions)
+        or type(held_out) is not float
+        or not 0 <= held_out < 1
+    ):
+        raise ValueError("rounds that ask for something unknown")
+    if kind != "train" and (body["buffering"] is not None or body["plan"]["rounds"] != 1):
+        raise ValueError("questions that are asked more than once")
 
 
 def _plan(body: Any) -> PrivacyPlan:

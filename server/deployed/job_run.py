@@ -259,7 +259,7 @@ class JobRun:
         end_job(
             job,
             status=outcome,
-            model=model_bytes(self._model.state_dict(job.coordinator.weights)),
+            model=self._released(),
             metrics=self._evaluated,
             seconds=self._seconds,
             clients=self._clients,
@@ -267,6 +267,12 @@ class JobRun:
         self._state.update_job(
             self._id, round=job.coordinator.reserved, stage="", spent=job.epsilon
         )
+
+    def _released(self) -> bytes | None:
+        """The content of ``model.pt``; None where rounds asked."""
+        if self._job.config.job.kind != "train":
+            return None
+        return model_bytes(self._model.state_dict(self._job.coordinator.weights))
 
     def _stop_if_cancelled(self) -> None:
         held = self._held()

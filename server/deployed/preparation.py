@@ -14,10 +14,13 @@ from fedsys.bounded_toml import parse_toml
 from fedsys.config import Config, validate
 from fedsys.errors import ConfigError, FedsysError, LedgerClosed, LedgerError
 from fedsys.privacy import Entropy, Ledger, PrivacyPlan, plan_of, read_ledger
+from fedsys.privacy.accounting.adding import Standing, composed
 from fedsys.run_folder import RunFolder
 from fedsys.wire.roster import RosterStatement
 from fedsys.wire.terms import Buffering, Terms
+from server.asking import everybody
 from server.deployed.job_model import JobModel, ModelSource
+from server.deployed.spending import promised_by, standing_of
 from server.home.enrollment import Registry
 from server.home.folder import Home
 from server.home.state import ACTIVE_JOB, PAUSED, JobRow, State
@@ -96,6 +99,7 @@ class Preparation:
         self._models = models
         self._budget = budget
         self._entropy = entropy
+        self._over: dict[str, Standing] = {}
 
     def prepare(self, row: JobRow) -> PreparedJob | AlreadyOver:
         """Start a job, or restore the one that a crash interrupted.
@@ -152,6 +156,7 @@ class Preparation:
         roster = self._registry.chain().newest
         if roster is None or not roster.members:
             raise JobFailed("no node is on the roster; enrol devices first")
+        config = everybody(config, len(roster.members))
         _require_fit(config, len(roster.members))
         model = self._models(config)
         plan = _plan(config, model, roster)
@@ -281,6 +286,16 @@ class Preparation:
             parts=parts_of(config, model.parts),
         )
 
+    def _standing(self, row: JobRow) -> Standing:
+        """What another job counts; what it spent does not change once it is over."""
+        known = self._over.get(row.id)
+        if known is not None:
+            return known
+        found = standing_of(row, RunFolder(self._home.jobs / row.id))
+        if row.status not in (*ACTIVE_JOB, PAUSED):
+            self._over[row.id] = found
+        return found
+
     def _promise(self, row: JobRow, plan: PrivacyPlan) -> float | None:
         """What this job promises to spend at most, checked against the population's budget.
 
@@ -291,17 +306,18 @@ class Preparation:
         budget = self._budget
         if budget is None:
             return promised
-        before = 0.0
-        for other in self._state.jobs():
-            if other.number != row.number and other.started_at is not None:
-                open_ = other.status in (*ACTIVE_JOB, PAUSED)
-                spent = other.promised if open_ else other.spent
-                before += float("inf") if spent is None else spent
-        if promised is None or before + promised > budget * (1 + 1e-9):
+        others = [
+            self._standing(other)
+            for other in self._state.jobs()
+            if other.number != row.number and other.started_at is not None
+        ]
+        before = composed(others)
+        total = composed([*others, promised_by(plan)])
+        if total > budget * (1 + 1e-9):
             asked = "no limit" if promised is None else f"{promised:.4g}"
             raise JobFailed(
                 f"the population's budget is epsilon {budget:g}: {before:.4g} is spent or promised "
-                f"by other jobs, and this one asks for {asked}"
+                f"by other jobs, and this one asks for {asked}, which makes {total:.4g}"
             )
         return promised
 
@@ -364,7 +380,7 @@ def _buffering(config: Config) -> Buffering | None:
 
 def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -> PreparedJob:
     """The job whose terms devices are asked to agree to, and whose rounds name those terms."""
-    coordinator = job.coordinator
+    coordinator, kind = job.coordinator, job.config.job.kind
     terms = Terms(
         job=coordinator.terms.job,
         name=job.config.job.name,
@@ -374,7 +390,7 @@ def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -
         graph_sha256=job.config.task.graph_sha256,
         local=coordinator.terms.local,
         path=job.config.engine.path,
-        dimension=sum(model.layers),
+        dimension=sum(model.layers) if kind == "train" else len(model.initial_weights()),
         example_clip=job.config.privacy.example_clip,
         plan=job.plan,
         seed=coordinator.terms.seed,
@@ -384,6 +400,9 @@ def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -
         buffering=_buffering(job.config),
         shared=sum(each.size for each in shared_by(coordinator.strategy).values()),
         weight_cap=parts_of(job.config, model.parts).weight_cap,
+        kind=kind,
+        questions=tuple(job.config.query.questions),
+        held_out=job.config.population.held_out,
     )
     coordinator.terms = dataclasses.replace(coordinator.terms, agreed=terms.digest)
     return PreparedJob(id=row.id, job=job, model=model, terms=terms, roster=roster)

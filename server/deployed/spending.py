@@ -1,4 +1,8 @@
-"""What a population has spent by view over all its jobs: they add up."""
+"""What a population has spent over all its jobs: by view, added up; against its budget, composed.
+
+Training, queries and evaluations count alike. What a job that is not over may still spend is what
+its plan allows, so that nothing is spent twice.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,16 @@ import json
 import math
 
 from fedsys.errors import FedsysError
-from fedsys.privacy import Epsilons, read_ledger, replay
+from fedsys.privacy import Epsilons, PrivacyPlan, plan_of, read_ledger, replay
+from fedsys.privacy.accounting.adding import Standing, part_of, promised_part
+from fedsys.privacy.accounting.costs import server_step
 from fedsys.privacy.ledger import read_private
 from fedsys.run_folder import RunFolder
 from server.home.folder import Home
-from server.home.state import ACTIVE_JOB, JobRow, State
+from server.home.state import ACTIVE_JOB, PAUSED, JobRow, State
+from server.job_settings import budget_of
 
-__all__ = ["NOTHING", "Spending"]
+__all__ = ["NOTHING", "Spending", "promised_by", "standing_of"]
 
 NOTHING = Epsilons(outsider=0.0, participant=0.0, server=0.0)
 
@@ -55,6 +62,43 @@ def _promised(row: JobRow) -> Epsilons:
     """Of a job that only devices remember: in the view that it guarantees, whichever that is."""
     spent = math.inf if row.promised is None else row.promised
     return Epsilons(outsider=spent, participant=math.inf, server=math.inf)
+
+
+def promised_by(plan: PrivacyPlan) -> Standing:
+    """The most that a job may spend in the view that it promises; infinite if it promises none."""
+    promised = budget_of(plan)
+    if promised is None:
+        return Standing(part=None, epsilon=math.inf)
+    return Standing.of(plan, plan.guarantee, promised_part(plan, plan.guarantee), promised)
+
+
+def standing_of(row: JobRow, folder: RunFolder) -> Standing:
+    """What a job that began counts with others: what it spent if it is over, else its promise.
+
+    Where its ledger cannot be read, the database's figure counts, and is added.
+
+    Args:
+        row: the job in the database.
+        folder: its run.
+    """
+    active = row.status in (*ACTIVE_JOB, PAUSED, "lost")
+    stated = row.promised if active else row.spent
+    epsilon = math.inf if stated is None else stated
+    try:
+        view = read_ledger(folder.ledger, allow_torn=True)
+        plan = plan_of(view.header)
+        if active:
+            return promised_by(plan)
+        rounds = replay(view, read_private(folder.private)[0])[0]
+        if epsilon > rounds.spent_in(plan.guarantee) * (1 + 1e-6):
+            return promised_by(plan)  # its last round may have been cut off, and counts in full
+        if plan.guarantee == "server":
+            part = part_of(plan, "server", {server_step(plan.event()): len(view.rounds)})
+        else:
+            part = part_of(plan, "outsider", rounds.outsider.steps())
+    except (FedsysError, OSError):
+        return Standing(part=None, epsilon=epsilon)
+    return Standing.of(plan, plan.guarantee, part, epsilon)
 
 
 def _of(folder: RunFolder) -> Epsilons:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from client.journal import Journal
-from client.policy import Policy
+from client.journal import JobRecord, Journal
+from client.policy import Policy, QueryPolicy
 from fedsys.errors import ConfigError
-from tests.client.devices import Conversation, Devices, offer
+from fedsys.privacy.accounting.costs import steps_epsilon
+from fedsys.privacy.events import GaussianStep
+from fedsys.wire import fleet_pb2
+from tests.client.devices import Conversation, Devices, offer, plan_of
 
 JOB = b"j" * 32
 
@@ -164,3 +167,40 @@ def test_a_damaged_journal_is_named(tmp_path: Path, damage: bytes) -> None:
         with pytest.raises(ConfigError, match=r"journal\.json: damaged .*restore it from a backup"):
             begin(path)
     assert path.read_bytes() == damage
+
+
+def test_queries_and_training_count_together_and_the_eleventh_is_refused_by_the_device(
+    devices: Devices,
+) -> None:
+    """A forged coordinator has eleven jobs agreed to while nothing is spent, and then asks for all
+    of them: the device's own count, by composition, ends it."""
+    plan = plan_of(3, rounds=1)
+    device = devices.all[0]
+    for each in devices.all:
+        each.policy[0] = dataclasses.replace(each.policy[0], queries=QueryPolicy())
+    jobs = [
+        devices.agree(
+            job=bytes([number]) * 32,
+            plan=plan,
+            kind="train" if number == 0 else "evaluate",
+            questions=() if number == 0 else ({"ask": "count", "name": "rows"},),
+        )
+        for number in range(12)
+    ]
+    alone = JobRecord(job="", name="", terms="", plan=plan).after(1, "guarantee")
+    step = GaussianStep(multiplier=plan.event().outsider_step().multiplier, rate=1.0)
+    limit = steps_epsilon({step: 11}, plan.delta * 0.99)
+    device.policy[0] = dataclasses.replace(device.policy[0], epsilon=limit)
+    for number, terms in enumerate(jobs[:11]):
+        answer = Conversation(devices, terms).invite(device, 0)
+        assert answer.HasField("answer"), (number, answer)
+    spent = device.session.journal.spent("guarantee")
+    assert spent < 0.4 * 11 * alone
+    answer = Conversation(devices, jobs[11]).invite(device, 0)
+    assert "epsilon would reach" in answer.refusal.reason
+    assert answer.refusal.cause == fleet_pb2.Refusal.EPSILON
+    assert jobs[11].job.hex() not in [
+        job for job, record in device.session.journal.jobs.items() if record.joined
+    ]
+    again = devices.start(0).session.journal
+    assert again.spent("guarantee") == pytest.approx(spent)

@@ -60,6 +60,7 @@ class Round:
 
     number: int
     event: dict[str, Any]
+    kind: object = None
     outcome: str | None = None
     body: dict[str, Any] = field(default_factory=dict)
 
@@ -135,7 +136,9 @@ def _grammar(
             require(type(number) is int and number == len(rounds) + 1, "a round has another number")
             event = body.get("event")
             require(isinstance(event, dict), "a reserve holds no event")
-            rounds.append(Round(number=len(rounds) + 1, event=dict(event or {})))
+            rounds.append(
+                Round(number=len(rounds) + 1, event=dict(event or {}), kind=body.get("kind"))
+            )
         elif kind in ("commit", "abort"):
             require(is_open and type(number) is int and number == len(rounds), "no such open round")
             rounds[-1].outcome, rounds[-1].body = kind, body

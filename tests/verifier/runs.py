@@ -80,6 +80,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "resumed": ("rounds.count=3",),
     "canaries": ("rounds.count=2", "privacy.noise_multiplier=4"),
+    "query": ("rounds.count=1", "job.kind=query", "evaluation.data=none", "privacy.clip=1"),
     "tuned": ("rounds.count=2", "cohort.expected=30"),
     "tuned, at another delta": ("rounds.count=2", "cohort.expected=30", "privacy.delta=1e-6"),
 }
@@ -95,6 +96,12 @@ def make(kind: str, out: Path) -> Path:
     """Simulates one kind of run in a folder."""
     recipe = "buffered" if kind == "buffered" else "quickstart"
     settings = [*USUAL, *KINDS[kind]]
+    if kind == "query":
+        asked = [
+            {"ask": "labels", "name": "classes", "classes": 10},
+            {"ask": "mean", "name": "ink", "column": "x20", "low": 0, "high": 1, "weight": 4},
+        ]
+        return harness.run(load(recipe, settings, {"query.questions": asked}), out=out).folder
     if kind.startswith("tuned"):
         best = _searched(out.parent / "search")
         config = load(best, [each for each in settings if "delta" in each])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import struct
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ def verify(run: Path, key: Ed25519PublicKey | None = None) -> Verified:
     require(len(ledger.rounds) <= plan.rounds, "more rounds than planned")
     known: set[bytes] = set()
     for each in ledger.rounds:
+        require(each.kind == header.get("kind"), "a round of another kind")
         text = canonical(each.event)
         if text not in known:
             plan.check_event(each.event, first=each.number == 1)
@@ -69,6 +71,7 @@ def verify(run: Path, key: Ed25519PublicKey | None = None) -> Verified:
         found["server"] = views.server(ledger, plan, derived, cohorts)
     total = _total(header, plan, derived, ledger, found["outsider"])
     _check_closing(run, ledger)
+    _check_answer(run, ledger, plan)
     _check_summary(run, ledger, plan, derived, found, total)
     if (run / "ledger.tlog-proof").exists():
         transparency.check_proof(run / "ledger.tlog-proof", ledger)
@@ -133,6 +136,28 @@ def _check_closing(run: Path, ledger: Ledger) -> None:
         require(stated == _sha256(run / name), f"another {name}")
     stated = ledger.header.get("config_sha256")
     require(stated == _sha256(run / "config.toml"), "another config.toml")
+
+
+def _check_answer(run: Path, ledger: Ledger, plan: Plan) -> None:
+    """LEDGER.md, "Rounds that ask"."""
+    stated = json.loads((run / "summary.json").read_text()).get("query")
+    kind = ledger.header.get("kind")
+    require(kind in ("train", "query", "evaluate"), "rounds of an unknown kind")
+    committed = [each for each in ledger.rounds if each.outcome == "commit"]
+    if kind == "train" or not committed:
+        require(stated is None, "answers, where nothing was asked")
+        return
+    require(isinstance(stated, dict) and stated["kind"] == kind, "no answers")
+    require(plan.rounds == 1 and plan.clip == 1, "questions under another plan")
+    vector = struct.pack(f"<{len(stated['released'])}f", *stated["released"])
+    digest = hashlib.sha256(vector).hexdigest()
+    require(digest == committed[0].body.get("answer_sha256"), "another answer was committed")
+    event = committed[0].event
+    per_mean = event["scale"] * plan.cohort
+    require(
+        close(stated["deviation"], math.sqrt(event["total_variance"]) / per_mean, 1e-9), "noise"
+    )
+    require(close(sum(each**2 for each in stated["shares"]), 1.0, 1e-9), "shares of another norm")
 
 
 def _check_summary(

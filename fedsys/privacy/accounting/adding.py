@@ -15,11 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from fedsys.privacy import PrivacyPlan, View
-from fedsys.privacy.accounting.costs import Steps, steps_epsilon
+from fedsys.privacy.accounting.costs import Steps, outsider_step, server_step, steps_epsilon
 from fedsys.privacy.events import GaussianStep
+from fedsys.privacy.plan import PrivacyPlan
+from fedsys.privacy.views import View
 
-__all__ = ["Part", "covered", "outsider_total", "part_of", "usable"]
+__all__ = [
+    "Part",
+    "Standing",
+    "composed",
+    "covered",
+    "outsider_total",
+    "part_of",
+    "promised_part",
+    "together",
+    "usable",
+]
 
 _SPARE = 1e-9
 """Fraction of a total's delta that is reserved for the noise's distance from a Gaussian."""
@@ -150,3 +161,69 @@ def outsider_total(parts: Sequence[Part]) -> tuple[float, float]:
     if at <= 0:
         return math.inf, delta
     return covered(parts, steps_epsilon(steps, at)), delta
+
+
+def together(parts: Sequence[Part]) -> Part:
+    """Several parts as one, at the largest of their deltas."""
+    steps: Counter[GaussianStep] = Counter()
+    for part in parts:
+        steps.update(part.steps)
+    return Part(
+        steps=steps,
+        delta=max(part.delta for part in parts),
+        overhead=math.fsum(part.overhead for part in parts),
+        aside=math.fsum(part.aside for part in parts),
+        log_distance=float(np.logaddexp.reduce([part.log_distance for part in parts])),
+    )
+
+
+def promised_part(plan: PrivacyPlan, view: View) -> Part:
+    """All rounds that a plan allows, as a part in the outsider's or the server's view."""
+    event, rounds = plan.event(), plan.rounds
+    if view == "server":
+        return part_of(plan, view, {server_step(event): plan.contributions(rounds)})
+    return part_of(plan, view, {outsider_step(event): plan.turns(rounds)})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """What one job has spent or promised, for a total with others.
+
+    Attributes:
+        part: its rounds in one view; None where only its epsilon is known.
+        epsilon: its epsilon alone.
+        alike: what has to be equal for two jobs' rounds to compose: unit, neighbours, view.
+    """
+
+    part: Part | None
+    epsilon: float
+    alike: tuple[str, bool, str] = ("", False, "")
+
+    @classmethod
+    def of(cls, plan: PrivacyPlan, view: View, part: Part, epsilon: float) -> Standing:
+        """The standing of a job under a plan."""
+        alike = (plan.unit, plan.event().sampling.replaces, view)
+        return cls(part=part if plan.protected else None, epsilon=epsilon, alike=alike)
+
+
+def composed(standings: Sequence[Standing]) -> float:
+    """The total epsilon of several jobs on one client.
+
+    Jobs whose rounds compose are added as one sequence of Gaussian steps, at the largest of their
+    deltas (`outsider_total`, whose arithmetic is that of any view's steps), or epsilon by epsilon
+    where that gives less; the others by adding epsilons.
+    """
+    groups: dict[tuple[str, bool, str], list[Standing]] = {}
+    total = 0.0
+    for each in standings:
+        if each.part is None or each.part.delta <= 0:
+            total += each.epsilon
+        elif each.epsilon > 0:
+            groups.setdefault(each.alike, []).append(each)
+    for group in groups.values():
+        added = math.fsum(each.epsilon for each in group)
+        if len(group) > 1:
+            parts = [each.part for each in group if each.part is not None]
+            added = min(added, outsider_total(parts)[0])
+        total += added
+    return total

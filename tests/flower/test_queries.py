@@ -1,0 +1,110 @@
+"""Questions over a deployed fleet: the same sums as in a simulation, and what owners allow."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("flwr")
+
+from client.policy import ApprovedTask, Policy, QueryPolicy
+from client.task_model import TaskModel
+from fedsys.audit import audit_run
+from fedsys.config import Config, dump, validate
+from fedsys.privacy import read_ledger
+from fedsys.secret_files import write_secret
+from fedsys.tasks import load
+from server.deployed.round import Randomness
+from server.flower_host import run_job
+from server.home.folder import Home
+from server.home.state import JobRow
+from simulations import harness
+from simulations.randomness import SeededRandomness
+from tests.flower.grid import InProcessGrid
+from tests.flower.test_contract import SILOS, home, nodes, task_identity
+
+__all__ = ["home", "task_identity"]  # fixtures
+
+QUESTIONS: list[dict[str, Any]] = [
+    {"ask": "labels", "name": "classes", "classes": 10, "rows": 500},
+    {"ask": "mean", "name": "ink", "column": "x20", "low": 0, "high": 1, "rows": 500},
+]
+
+
+def asking(**job: Any) -> Config:
+    return validate(
+        {
+            "job": {"kind": "query", **job},
+            "task": {"name": "digits"},
+            "population": {"partition": "iid", "clients": SILOS},
+            "cohort": {"expected": SILOS, "cap": SILOS, "min_survivors": 2},
+            "privacy": {"noise_multiplier": 1.5, "delta": 1e-5},
+            "aggregation": {"dropout": 0.0, "corrupt": 0.0},
+            "query": {"questions": QUESTIONS},
+        }
+    )
+
+
+def allow(folder: Path, **queries: Any) -> None:
+    """Write the owner's policy."""
+    from client.local_data import code_sha256
+
+    approved = ApprovedTask(sha256=code_sha256(load("digits", {})))
+    policy = Policy.fresh("digits", approved, corrupt=0.0)
+    policy = dataclasses.replace(policy, queries=QueryPolicy(**queries), explain=True)
+    write_secret(folder / "policy.toml", policy.dump().encode())
+
+
+def over_flower(home: Home, tmp_path: Path, config: Config, seed: bytes) -> JobRow:
+    source = SeededRandomness(seed)
+    job = run_job(
+        InProcessGrid(nodes(tmp_path, seed), None),
+        home,
+        dump(config),
+        models=TaskModel,
+        poll=0.02,
+        randomness=Randomness(sampling=source.sampling, top_up=source.top_up),
+    )
+    return asyncio.run(asyncio.wait_for(job, 280))
+
+
+def test_a_fleet_gives_the_answers_of_a_simulation_to_the_bit(home: Home, tmp_path: Path) -> None:
+    seed = b"equal answers"
+    simulated = harness.run(asking(), out=tmp_path / "run", randomness=SeededRandomness(seed))
+    expected = read_ledger(simulated.folder / "ledger.jsonl").rounds[0].body
+    for number in range(SILOS):
+        allow(tmp_path / f"a{number}", allow=("query",), columns=("label", "x20"), min_bins=5)
+    row = over_flower(home, tmp_path, asking(), seed)
+    assert row.status == "completed", row.reason
+    run = home.jobs / row.id
+    found = read_ledger(run / "ledger.jsonl").rounds[0]
+    assert found.reserve["kind"] == "query"
+    assert found.body["answer_sha256"] == expected["answer_sha256"]
+    assert found.body["aggregate_sha256"] == expected["aggregate_sha256"]
+    assert audit_run(run).passed
+    answers = json.loads((run / "summary.json").read_text())["query"]["answers"]
+    assert sum(each["value"] for each in answers[0]["estimates"]) > 1000
+
+
+@pytest.mark.parametrize(
+    ("queries", "said"),
+    [
+        ({"allow": ()}, "queries.allow is []"),
+        ({"columns": ("label",)}, "reads column 'x20'"),
+        ({"min_bins": 11}, "fewer than the owner's queries.min_bins 11"),
+    ],
+)
+def test_a_question_that_an_owner_does_not_allow_is_not_answered(
+    home: Home, tmp_path: Path, queries: dict[str, Any], said: str
+) -> None:
+    for number in range(SILOS):
+        allow(tmp_path / f"a{number}", **queries)
+    row = over_flower(home, tmp_path, asking(), b"refused")
+    assert row.status == "failed"
+    assert said in row.reason
+    assert read_ledger(home.jobs / row.id / "ledger.jsonl").rounds == ()

@@ -1,0 +1,121 @@
+"""One budget for training, queries and evaluations on the same clients."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsys.audit import audit_run
+from fedsys.audit.population import audit_population
+from fedsys.config import Config, validate
+from fedsys.errors import BudgetExceeded, ConfigError
+from fedsys.privacy import read_ledger
+from simulations import harness
+
+Configure = Callable[..., Config]
+
+QUERIES = 10
+
+
+def asking(**privacy: Any) -> Config:
+    return validate(
+        {
+            "job": {"kind": "query"},
+            "population": {"partition": "iid", "clients": 60},
+            "privacy": {"epsilon": 0.5, "delta": 1e-6, **privacy},
+            "aggregation": {"protocol": "ideal", "dropout": 0.0},
+            "query": {"questions": [{"ask": "count", "name": "rows"}]},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def population(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten queries and a training job; never to be changed."""
+    folder = tmp_path_factory.mktemp("population")
+    (folder / "population.toml").write_text("epsilon = 3.4\ndelta = 1e-6\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSYS_HOME", str(tmp_path_factory.mktemp("home")))
+        training = {
+            "job": {"name": "train"},
+            "population": {"partition": "iid", "clients": 60},
+            "cohort": {"expected": 30},
+            "rounds": {"count": 2},
+            "privacy": {"epsilon": 2.5, "delta": 1e-6},
+            "aggregation": {"protocol": "ideal", "dropout": 0.0},
+            "engine": {"path": "loop", "chunk": 30, "processes": 1},
+        }
+        harness.run(validate(training), population=folder)
+        for _ in range(QUERIES):
+            harness.run(asking(), population=folder)
+    return folder
+
+
+def test_ten_queries_and_a_training_job_have_one_epsilon_below_the_sum(population: Path) -> None:
+    result = audit_population(population)
+    failed = [each for each in result.claims if each.holds is False]
+    assert not failed, failed
+    runs = sorted(population.glob("*/summary.json"))
+    alone = [json.loads(each.read_text())["privacy"]["epsilon"]["outsider"] for each in runs]
+    assert len(alone) == QUERIES + 1
+    total = result.curve[-1].spent.outsider
+    assert total <= 3.4
+    assert total < 0.5 * sum(alone)
+    last = population / f"query-{QUERIES}" / "summary.json"
+    stated = json.loads(last.read_text())["privacy"]["total"]
+    assert stated["runs"] == QUERIES
+    assert stated["epsilon"] == pytest.approx(total, rel=1e-3)
+    assert audit_run(last.parent).passed, "each run alone derives the total from its own header"
+
+
+def test_the_eleventh_query_is_refused_and_writes_nothing(population: Path) -> None:
+    before = sorted(population.iterdir())
+    with pytest.raises(BudgetExceeded, match=r"population's budget is epsilon 3\.4"):
+        harness.run(asking(epsilon=2.0), population=population)
+    with pytest.raises(BudgetExceeded, match=r"at 0\.0001"):
+        harness.run(asking(delta=1e-4), population=population)
+    assert sorted(population.iterdir()) == before
+
+
+def test_a_run_that_was_taken_away_leaves_a_gap(population: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(population, tmp_path / "copy"))
+    shutil.rmtree(copy / "query-3")
+    failed = {each.name for each in audit_population(copy).claims if each.holds is False}
+    assert failed == {"Linked ledgers"}
+
+
+def test_a_run_that_is_not_over_counts_with_all_that_it_may_do(
+    population: Path, tmp_path: Path, configure: Configure
+) -> None:
+    copy = Path(shutil.copytree(population, tmp_path / "copy"))
+    for run in copy.glob("*/ledger.jsonl"):
+        if run.parent.name != "train":
+            shutil.rmtree(run.parent)
+    budget = json.loads((copy / "train/summary.json").read_text())["privacy"]["epsilon"]["outsider"]
+    lines = (copy / "train/ledger.jsonl").read_bytes().splitlines(keepends=True)
+    (copy / "train/ledger.jsonl").write_bytes(lines[0])  # crashed before its first round
+    (copy / "population.toml").write_text(f"epsilon = {budget}\ndelta = 1e-6\n")
+    assert not read_ledger(copy / "train/ledger.jsonl").rounds
+    with pytest.raises(BudgetExceeded, match=r"2\.\d+ is spent or promised by 1 runs"):
+        harness.run(asking(), population=copy)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "write `epsilon"),
+        ("epsilon = 1", "delta"),
+        ("epsilon = -1\ndelta = 1e-5", "a number above 0"),
+        ("epsilon = 1\ndelta = 1e-5\nmore = 2", "more"),
+    ],
+)
+def test_a_budget_that_is_none_is_named(tmp_path: Path, text: str | None, said: str) -> None:
+    if text is not None:
+        (tmp_path / "population.toml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        harness.run(asking(), population=tmp_path)
