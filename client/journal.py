@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedsys.errors import Cause, ConfigError, MechanismError, PolicyRefusal
+from client.ledger_copy import LedgerCopy, Sent
+from fedsys.errors import Cause, ConfigError, LedgerError, MechanismError, PolicyRefusal
 from fedsys.privacy import PrivacyPlan, ViewAccountant
 from fedsys.secret_files import write_secret
+from fedsys.wire.countersign import Countersignature
 from fedsys.wire.terms import Terms
 
 __all__ = ["JobRecord", "Journal"]
 
-_VERSION = 1
+_VERSION = 2
 _LOST = (
     "it counts what this device has spent of its owner's epsilon, and a new one would begin at 0: "
     "restore it from a backup, or leave (`fedsys agent leave DIR`) and join again under a new name"
@@ -37,6 +40,10 @@ class JobRecord:
         version: in buffered rounds, the newest version of the model that was announced to it.
         epoch: in buffered rounds, the newest epoch that it entered.
         over: in buffered rounds, the newest epoch that was announced as over.
+        sent: by round, what was sent in rounds that were not countersigned yet.
+        copy: the ledger's lines that were checked when a round was countersigned last.
+        signed: the newest countersignature; None before the first.
+        dispute: why this device says that the ledger cannot be trusted; empty while it can.
     """
 
     job: str
@@ -49,6 +56,10 @@ class JobRecord:
     version: int = 0
     epoch: int = 0
     over: int = 0
+    sent: dict[int, Sent] = field(default_factory=dict)
+    copy: LedgerCopy = field(default_factory=LedgerCopy)
+    signed: Countersignature | None = None
+    dispute: str = ""
     _accountant: ViewAccountant | None = field(default=None, repr=False)
     _charged: int = field(default=0, repr=False)
 
@@ -99,12 +110,25 @@ class JobRecord:
             "version": self.version,
             "epoch": self.epoch,
             "over": self.over,
+            "sent": {str(round): dataclasses.asdict(each) for round, each in self.sent.items()},
+            "copy": dataclasses.asdict(self.copy),
+            "signed": None if self.signed is None else self.signed.encode().decode(),
+            "dispute": self.dispute,
         }
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> JobRecord:
         """The inverse of `to_json`."""
-        return cls(**{**body, "plan": PrivacyPlan.from_json(body["plan"])})
+        signed = body["signed"]
+        return cls(
+            **{
+                **body,
+                "plan": PrivacyPlan.from_json(body["plan"]),
+                "sent": {int(round): Sent(**each) for round, each in body["sent"].items()},
+                "copy": LedgerCopy(**body["copy"]),
+                "signed": signed and Countersignature.parse(signed.encode(), "a countersignature"),
+            }
+        )
 
 
 class Journal:
@@ -137,7 +161,14 @@ class Journal:
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise ConfigError(f"{path}: {reason}; the agent must own its folder") from None
-        except (ValueError, KeyError, TypeError, AttributeError, MechanismError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            MechanismError,
+            LedgerError,
+        ) as error:
             raise ConfigError(f"{path}: damaged ({error}); {_LOST}") from None
 
     @classmethod
@@ -193,6 +224,37 @@ class Journal:
         if round not in record.joined or not self._certain:
             joined = sorted({*record.joined, round})
             self._change(record, joined=joined, highest=max(record.highest, round))
+
+    def receive(self, job: bytes, round: int, sent: Sent) -> Sent:
+        """Note what was sent in a round that is about to be joined, which makes it durable.
+
+        Returns:
+            What was noted before, in an earlier process or session, or else `sent`.
+        """
+        return self.jobs[job.hex()].sent.setdefault(round, sent)
+
+    def countersign(self, job: bytes, copy: LedgerCopy, signed: Countersignature) -> None:
+        """Note a countersignature that is about to be sent; durable when this returns.
+
+        Args:
+            job: an agreed job.
+            copy: the ledger that it covers.
+            signed: the countersignature.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        record = self.jobs[job.hex()]
+        later = {each: sent for each, sent in record.sent.items() if each > signed.round}
+        self._change(record, copy=copy, signed=signed, sent=later)
+
+    def dispute(self, job: bytes, reason: str) -> None:
+        """Note that the ledger of an agreed job cannot be trusted; durable when this returns.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        self._change(self.jobs[job.hex()], dispute=reason)
 
     def upload(self, job: bytes, round: int) -> None:
         """Note that an encrypted vector is about to be sent; durable when this returns.

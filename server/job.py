@@ -30,6 +30,7 @@ class JobFacts:
         randomness: Where secrets come from.
         reproducible: Whether somebody could draw the same secrets again; then nothing is private.
         roster_version: Version of the signed list of members, in a deployment.
+        roster_sha256: Hash of that list.
         preprocessing: What the task declares; see `fedsys.preprocessing`.
         canaries: Hash of an empirical audit's protocol; None where no canaries are planted.
     """
@@ -39,6 +40,7 @@ class JobFacts:
     randomness: str
     reproducible: bool = False
     roster_version: int | None = None
+    roster_sha256: str | None = None
     preprocessing: Preprocessing = "undeclared"
     canaries: str | None = None
 

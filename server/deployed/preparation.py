@@ -12,9 +12,11 @@ from typing import Any
 
 from fedsys.bounded_toml import parse_toml
 from fedsys.config import Config, validate
+from fedsys.durable import write_atomically
 from fedsys.errors import ConfigError, FedsysError, LedgerClosed, LedgerError
 from fedsys.privacy import Entropy, Ledger, PrivacyPlan, plan_of, read_ledger
 from fedsys.run_folder import RunFolder
+from fedsys.wire.members import Members
 from fedsys.wire.roster import RosterStatement
 from fedsys.wire.terms import Buffering, Terms
 from server.deployed.job_model import JobModel, ModelSource
@@ -148,7 +150,7 @@ class Preparation:
             promised=promised,
             rounds=plan.rounds,
         )
-        return _prepared(row, job, model, roster)
+        return self._ready(row, job, model, roster)
 
     def _restore(self, row: JobRow, folder: RunFolder) -> PreparedJob | AlreadyOver:
         try:
@@ -164,9 +166,26 @@ class Preparation:
         with ExitStack() as held:
             held.enter_context(ledger)
             job, model, roster = self._resume(folder, ledger)
+            prepared = self._ready(row, job, model, roster)
             held.pop_all()
         _log.info("job %s: resumed after %d rounds", row.id, job.coordinator.reserved)
-        return _prepared(row, job, model, roster)
+        return prepared
+
+    def _ready(
+        self, row: JobRow, job: Job, model: JobModel, roster: RosterStatement
+    ) -> PreparedJob:
+        """The job, in whose folder is what devices agreed to and who they are."""
+        prepared = _prepared(row, job, model, roster)
+        signed = self._registry.statements(roster.version - 1)[0]
+        members = Members(
+            statement=signed.statement,
+            signature=signed.signature,
+            authority=self._registry.chain().key,
+            terms=prepared.terms.encoded,
+        )
+        if not job.folder.members.exists():
+            write_atomically(job.folder.members, members.encode(), mode=0o600)
+        return prepared
 
     def _resume(self, folder: RunFolder, ledger: Ledger) -> tuple[Job, JobModel, RosterStatement]:
         if ledger.view is None:
@@ -208,6 +227,7 @@ class Preparation:
                 roster=f"version {roster.version}, {roster.hash.hex()}, signed by {authority}",
                 randomness="os.urandom; noise by AES-256-CTR",
                 roster_version=roster.version,
+                roster_sha256=roster.hash.hex(),
                 preprocessing=model.preprocessing,
             ),
             clipping=clipping_for(config, plan, model.layers),
