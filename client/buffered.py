@@ -9,6 +9,7 @@ is used once, whatever follows.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,12 +22,14 @@ from client.agent import Agent, mechanism_of
 from client.answer_time import AnswerTime
 from client.epoch_admission import check_buffer, check_epoch, check_staleness, check_version
 from client.journal import Journal
+from client.ledger_copy import Sent, event_digest
 from client.policy import Policy
 from client.privatize import privatize
 from client.privatize.contribution import contribution
 from client.privatize.staleness import staleness_factor
 from fedsys.errors import Cause, FedsysError, PolicyRefusal, ProtocolError, TrainingError
 from fedsys.privacy import Entropy, Mechanism
+from fedsys.privacy.ledger.openings import NONCE_BYTES
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.roster import RosterStatement
 from fedsys.wire.terms import Buffering, Terms
@@ -99,12 +102,14 @@ class _Training:
         job: the job it is for.
         round: the buffer that was being filled when it began.
         version: version of the model that it began with.
+        weights: SHA-256 of that model, as hex.
         update: (1, d) the update, once training is done.
     """
 
     job: bytes
     round: int
     version: int
+    weights: str
     update: NDArray[np.float32] | None = None
 
     def message(self) -> fleet_pb2.Trained:
@@ -288,7 +293,8 @@ class BufferedRounds:
             weights=np.frombuffer(model.weights, dtype="<f4").astype(np.float32),
         )
         job, number, version = asked
-        training = _Training(job=job, round=number, version=version)
+        digest = hashlib.sha256(model.weights).hexdigest()
+        training = _Training(job=job, round=number, version=version, weights=digest)
         started, deadline = device.answer_time.clock(), message.milliseconds / 1000
         self._training = training
 
@@ -362,6 +368,12 @@ class BufferedRounds:
             message.staleness, message.version, training.version, epoch.terms
         )
         self._training = None  # used once, whatever follows
+        sent = Sent(
+            weights=training.weights,
+            event=event_digest(epoch.assignment.mechanism),
+            nonce=device.keys(NONCE_BYTES).hex(),
+        )
+        device.journal.receive(stage.job, stage.round, sent)
         epoch.agent.contribute(dataclasses.replace(epoch.assignment, round=stage.round))
         factor = staleness_factor(staleness, most=epoch.buffering.max_staleness)
         self._provide(epoch, stage.round, training.update * np.float32(factor))

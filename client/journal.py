@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedsys.errors import Cause, ConfigError, MechanismError, PolicyRefusal
+from client.ledger_copy import LedgerCopy, Sent
+from fedsys.errors import Cause, ConfigError, LedgerError, MechanismError, PolicyRefusal
 from fedsys.privacy import PrivacyPlan, ViewAccountant, guaranteed_epsilon
 from fedsys.privacy.accounting.adding import Standing, composed, part_of
 from fedsys.privacy.accounting.costs import server_step
 from fedsys.secret_files import write_secret
 from fedsys.wire import fleet_pb2
+from fedsys.wire.countersign import Countersignature
 from fedsys.wire.terms import Terms
 
 __all__ = ["JobRecord", "Journal"]
 
-_VERSION = 1
+_VERSION = 2
 _MOST_TOLD = 32
 _LOST = (
     "it counts what this device has spent of its owner's epsilon, and a new one would begin at 0: "
@@ -42,6 +45,10 @@ class JobRecord:
         epoch: in buffered rounds, the newest epoch that it entered.
         over: in buffered rounds, the newest epoch that was announced as over.
         signer: public key, hex, that signs the ledgers of the job's coordinator.
+        sent: by round, what was sent in rounds that were not countersigned yet.
+        copy: the ledger's lines that were checked when a round was countersigned last.
+        signed: the newest countersignature; None before the first.
+        dispute: why this device says that the ledger cannot be trusted; empty while it can.
     """
 
     job: str
@@ -55,6 +62,10 @@ class JobRecord:
     epoch: int = 0
     over: int = 0
     signer: str = ""
+    sent: dict[int, Sent] = field(default_factory=dict)
+    copy: LedgerCopy = field(default_factory=LedgerCopy)
+    signed: Countersignature | None = None
+    dispute: str = ""
     _accountant: ViewAccountant | None = field(default=None, repr=False)
     _charged: int = field(default=0, repr=False)
     _promised: float | None = field(default=None, repr=False)
@@ -132,12 +143,25 @@ class JobRecord:
             "epoch": self.epoch,
             "over": self.over,
             "signer": self.signer,
+            "sent": {str(round): dataclasses.asdict(each) for round, each in self.sent.items()},
+            "copy": dataclasses.asdict(self.copy),
+            "signed": None if self.signed is None else self.signed.encode().decode(),
+            "dispute": self.dispute,
         }
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> JobRecord:
         """The inverse of `to_json`."""
-        return cls(**{**body, "plan": PrivacyPlan.from_json(body["plan"])})
+        signed = body["signed"]
+        return cls(
+            **{
+                **body,
+                "plan": PrivacyPlan.from_json(body["plan"]),
+                "sent": {int(round): Sent(**each) for round, each in body["sent"].items()},
+                "copy": LedgerCopy(**body["copy"]),
+                "signed": signed and Countersignature.parse(signed.encode(), "a countersignature"),
+            }
+        )
 
 
 class Journal:
@@ -170,7 +194,14 @@ class Journal:
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise ConfigError(f"{path}: {reason}; the agent must own its folder") from None
-        except (ValueError, KeyError, TypeError, AttributeError, MechanismError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            MechanismError,
+            LedgerError,
+        ) as error:
             raise ConfigError(f"{path}: damaged ({error}); {_LOST}") from None
 
     @classmethod
@@ -232,6 +263,37 @@ class Journal:
         if round not in record.joined or not self._certain:
             joined = sorted({*record.joined, round})
             self._change(record, joined=joined, highest=max(record.highest, round))
+
+    def receive(self, job: bytes, round: int, sent: Sent) -> Sent:
+        """Note what was sent in a round that is about to be joined, which makes it durable.
+
+        Returns:
+            What was noted before, in an earlier process or session, or else `sent`.
+        """
+        return self.jobs[job.hex()].sent.setdefault(round, sent)
+
+    def countersign(self, job: bytes, copy: LedgerCopy, signed: Countersignature) -> None:
+        """Note a countersignature that is about to be sent; durable when this returns.
+
+        Args:
+            job: an agreed job.
+            copy: the ledger that it covers.
+            signed: the countersignature.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        record = self.jobs[job.hex()]
+        later = {each: sent for each, sent in record.sent.items() if each > signed.round}
+        self._change(record, copy=copy, signed=signed, sent=later)
+
+    def dispute(self, job: bytes, reason: str) -> None:
+        """Note that the ledger of an agreed job cannot be trusted; durable when this returns.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        self._change(self.jobs[job.hex()], dispute=reason)
 
     def upload(self, job: bytes, round: int) -> None:
         """Note that an encrypted vector is about to be sent; durable when this returns.

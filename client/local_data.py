@@ -29,7 +29,7 @@ from fedsys.tasks.partition import kept_for
 from fedsys.wire import Assignment
 from fedsys.wire.terms import Terms
 
-__all__ = ["DataSpec", "LocalData", "shard_rows"]
+__all__ = ["DataSpec", "LocalData", "job_code", "shard_rows"]
 
 _log = logging.getLogger(__name__)
 _SHARD = re.compile(r"(\d+)/(\d+)")

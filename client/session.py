@@ -8,13 +8,11 @@ done and may disconnect; a member of the round's committee has a few more short 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 import fedsys
 from client.admission import (
@@ -29,14 +27,14 @@ from client.agent import Agent, mechanism_of
 from client.answer_time import AnswerTime
 from client.buffered import BufferedRounds, Device, Work
 from client.conditions import conditions, obstacle
-from client.countersignature import countersignature
+from client.countersignature import Countersigner
 from client.identity import Credentials
 from client.journal import Journal
+from client.ledger_copy import Sent, event_digest
 from client.policy import Policy
-from client.privatize import privatize
-from client.privatize.contribution import contribution
 from client.refusal import cause_of, refusal
 from client.roster_news import lists_after, take_news
+from client.synchronous import SynchronousRound, provide
 from client.volatile import VolatileStore
 from client.witnessed import check_witnessed
 from fedsys.errors import (
@@ -45,10 +43,10 @@ from fedsys.errors import (
     FedsysError,
     PolicyRefusal,
     ProtocolError,
-    TrainingError,
 )
 from fedsys.printable import printable
-from fedsys.privacy import Entropy, Mechanism
+from fedsys.privacy import Entropy
+from fedsys.privacy.ledger.openings import NONCE_BYTES
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.limits import down_limits
 from fedsys.wire.services import PREKEYS, PROTOCOL, PROTOCOL_MIN
@@ -71,18 +69,6 @@ class Dismissed(FedsysError):
     def __init__(self, text: str, *, final: bool) -> None:
         super().__init__(text)
         self.final = final
-
-
-@dataclass
-class _Round:
-    """The round in which this device takes part."""
-
-    terms: Terms
-    client: int
-    assignment: Assignment
-    mechanism: Mechanism
-    agent: Agent
-    policy: Policy
 
 
 class Session:
@@ -142,9 +128,10 @@ class Session:
         self._answer_time = answer_time or AnswerTime()
         self.instance = os.urandom(16) if instance is None else instance
         self.warning = ""
+        self._countersigner = Countersigner(credentials.identity, self.journal, credentials.signer)
         self._terms: dict[bytes, tuple[Terms, int]] = {}
         self._model: fleet_pb2.Model | None = None
-        self._round: _Round | None = None
+        self._round: SynchronousRound | None = None
         self._takes_buffered = buffered
         self._buffered = BufferedRounds(
             Device(
@@ -241,6 +228,8 @@ class Session:
         if kind == "discard":
             self._buffered.discard(message.discard)
             return None
+        if kind == "lines":
+            return self._lines(message.lines)
         if kind == "outcome":
             return self._outcome(message.outcome)
         if kind == "goodbye":
@@ -279,6 +268,7 @@ class Session:
                 buffered=self._takes_buffered,
             )
             self.journal.agree(terms, signer=self.credentials.signer)
+            self._countersigner.require_undisputed(terms.job)
             self._buffered.offered(terms.job)
         except FedsysError as error:
             return self._refuse(terms.job, 0, error)
@@ -290,6 +280,7 @@ class Session:
                 terms=terms.digest,
                 prekeys=self._refill(offer.prekeys),
                 training=self._buffered.training(terms.job),
+                lines=self._countersigner.lines(terms.job),
             )
         )
 
@@ -316,6 +307,7 @@ class Session:
     def _invitation(self, message: fleet_pb2.Invitation) -> fleet_pb2.Up | None:
         agreed = self._terms.get(message.job)
         try:
+            self._countersigner.require_undisputed(message.job)
             if agreed is not None and agreed[0].buffering is not None:
                 terms, client = agreed
                 self._buffered.invite(message, self._model, terms=terms, client=client)
@@ -359,8 +351,17 @@ class Session:
             store=self._store,
             counted=self.journal,
         )
+        self.journal.receive(
+            terms.job,
+            assignment.round,
+            Sent(
+                weights=hashlib.sha256(model.weights).hexdigest(),
+                event=event_digest(assignment.mechanism),
+                nonce=self._keys(NONCE_BYTES).hex(),
+            ),
+        )
         agent.accept(assignment, params)  # counted as spent, durably, from here
-        self._round = _Round(
+        self._round = SynchronousRound(
             terms=terms,
             client=client,
             assignment=assignment,
@@ -391,7 +392,7 @@ class Session:
             return self._refuse(stage.job, stage.round, stray)
         return self._answer(stage, lambda: self._step(current, stage))
 
-    def _step(self, current: _Round, stage: fleet_pb2.Stage) -> bytes:
+    def _step(self, current: SynchronousRound, stage: fleet_pb2.Stage) -> bytes:
         if kind_of(stage.message) is Kind.OPENING:
             return self._upload(current, stage)
         return current.agent.handle(stage.message)
@@ -406,9 +407,12 @@ class Session:
         answer = up.answer
         answer.job, answer.round, answer.step = stage.job, stage.round, stage.step
         answer.message = reply
+        if kind_of(stage.message) in (Kind.OPENING, Kind.NEXT):
+            sent = self.journal.jobs[stage.job.hex()].sent.get(stage.round)
+            answer.nonce = b"" if sent is None else bytes.fromhex(sent.nonce)
         return up
 
-    def _upload(self, current: _Round, stage: fleet_pb2.Stage) -> bytes:
+    def _upload(self, current: SynchronousRound, stage: fleet_pb2.Stage) -> bytes:
         """Train, unless that was done before, and return this round's one vector, encrypted."""
         asked, trained = self._answer_time.clock(), False
         try:
@@ -421,7 +425,7 @@ class Session:
                     )
                 current.agent.enter(stage.message)
                 trained = True
-                self._provide(current)
+                provide(current, self._worker, self.journal, self._noise(stage.round))
             reply = current.agent.handle(stage.message)
             self.journal.upload(stage.job, stage.round)
             return reply
@@ -434,42 +438,17 @@ class Session:
                     deadline=stage.milliseconds / 1000,
                 )
 
-    def _provide(self, current: _Round) -> None:
-        assignment = current.assignment
-        entropy = self._noise(assignment.round)
-        most = current.terms.plan.max_participations
+    def _lines(self, message: fleet_pb2.Lines) -> fleet_pb2.Up | None:
+        agreed = self._terms.get(message.job)
         try:
-            if most is not None and self.journal.others(assignment.job, assignment.round) >= most:
-                # Contributed as often as agreed: send zeros and noise. A refusal would be visible.
-                update = np.zeros((1, current.terms.row_length), dtype=np.float32)
-            else:
-                update = self._worker.train(current.terms, assignment, current.client, entropy)
-        except (
-            ArithmeticError,
-            LookupError,
-            MemoryError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as e:
-            raise TrainingError(f"training failed: {type(e).__name__}: {e}") from e
-        contributed = contribution(
-            update,
-            participation=current.mechanism.event.sampling.participation,
-            clipping=assignment.clipping,
-            entropy=entropy,
-        )
-        privatized = privatize(
-            current.mechanism, contributed, seed=assignment.digest, entropy=entropy
-        )
-        if privatized.unusable.any():
-            _log.error(
-                "round %d: the update is not finite; zeros and noise were sent", assignment.round
-            )
-        current.agent.provide(privatized.values[0])
+            if agreed is None:
+                raise ProtocolError("lines of the ledger of a job that was not agreed to")
+            self._countersigner.take(message, agreed[0])
+        except FedsysError as error:
+            return self._refuse(message.job, 0, error)
+        return None
 
     def _outcome(self, outcome: fleet_pb2.Outcome) -> fleet_pb2.Up | None:
-        record = self.journal.jobs.get(outcome.job.hex())
         current = self._round
         over = (outcome.job, outcome.round)
         if current is not None and (current.assignment.job, current.assignment.round) == over:
@@ -479,10 +458,13 @@ class Session:
         except (FedsysError, SecureAggError) as error:
             return self._refuse(outcome.job, outcome.round, error)
         prekeys = self._refill(outcome.prekeys)
-        uploaded = () if record is None else record.uploaded
-        word = countersignature(self.credentials.identity, outcome, uploaded)
-        if word is None:
+        try:
+            said = self._countersigner.statement(outcome)
+        except FedsysError as error:
+            return self._refuse(outcome.job, outcome.round, error)
+        if said is None:
             return fleet_pb2.Up(prekeys=fleet_pb2.Prekeys(prekeys=prekeys)) if prekeys else None
+        word = said.to_wire(outcome.job)
         word.prekeys.extend(prekeys)
         return fleet_pb2.Up(countersignature=word)
 

@@ -78,6 +78,7 @@ class Cause(enum.Enum):
     ROSTER = "its roster is not one that this device accepts"
     TERMS = "it is not what was agreed to"
     WITNESSES = "its ledger is not cosigned by the witnesses that the owner asks for"
+    LEDGER = "its ledger contradicts itself, or what this device did"
     TRAINING = "local training failed"
     SECURE_AGGREGATION = "a step of secure aggregation was refused"
     PROTOCOL = "a message that does not fit the state of the round"

@@ -6,6 +6,7 @@
     ledger.jsonl   hash-chained, signed privacy events (written by `fedsys.privacy.ledger`)
     private.jsonl  server-side secrets: cohorts, survivors, diagnostics, salts
     countersignatures.jsonl  server-side, in a deployment: agents' signatures on the ledger
+    members.json   server-side, in a deployment: the signed roster, and the terms agreed to
     cosigned.jsonl what witnesses cosigned last, one line per witness
     ledger.tlog-proof  proof that the closing line is under the ledger's signed head
     data.json      server-side: what a simulation read, and how rows become features
@@ -30,6 +31,7 @@ from fedsys.config import Config, dump, load
 from fedsys.durable import append_lines, make_folder, write_atomically
 from fedsys.errors import LedgerError, RunFolderError
 from fedsys.privacy.ledger.cosigned import COSIGNED, PROOF
+from fedsys.privacy.ledger.files import MEMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +58,10 @@ class RunFolder:
     @property
     def private(self) -> Path:
         return self.path / "private.jsonl"
+
+    @property
+    def members(self) -> Path:
+        return self.path / MEMBERS
 
     @property
     def cosigned(self) -> Path:

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from fedsys.errors import ProtocolError
 from fedsys.printable import printable
+from fedsys.privacy.ledger.openings import NONCE_BYTES
 from fedsys.wire import fleet_pb2
 from fedsys.wire.limits import check_up, kind_of_up, up_limits
 from fedsys.wire.refusals import reason_of
@@ -34,6 +35,9 @@ _LENGTHS = {
     "job": (0, 32),
     "terms": (32,),
     "ledger_head": (32,),
+    "previous": (32,),
+    "weights": (32,),
+    "nonce": (0, NONCE_BYTES),
     "signature": (64,),
     "prekeys": tuple(PREKEY_SIZE.values()),
     "roster_hash": (0, 32),

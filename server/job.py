@@ -30,6 +30,7 @@ class JobFacts:
         randomness: Where secrets come from.
         reproducible: Whether somebody could draw the same secrets again; then nothing is private.
         roster_version: Version of the signed list of members, in a deployment.
+        roster_sha256: Hash of that list.
         preprocessing: What the task declares; see `fedsys.preprocessing`.
         frozen_sha256: Binds the form of the model and whatever of it is not trained (`fedsys.
             model_state`); None where no model is stored.
@@ -41,6 +42,7 @@ class JobFacts:
     randomness: str
     reproducible: bool = False
     roster_version: int | None = None
+    roster_sha256: str | None = None
     preprocessing: Preprocessing = "undeclared"
     frozen_sha256: str | None = None
     canaries: str | None = None

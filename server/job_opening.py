@@ -217,6 +217,7 @@ def _population(plan: PrivacyPlan, facts: JobFacts) -> dict[str, Any]:
     known: dict[str, Any] = {"clients": plan.population, "known": facts.population_known}
     if facts.roster_version is not None:
         known["roster_version"] = facts.roster_version
+        known["roster_sha256"] = facts.roster_sha256
     return known
 
 

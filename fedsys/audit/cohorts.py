@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.audit.cohort_counts import CohortCounts, Scheme
-from fedsys.audit.countersigned import Countersigned
+from fedsys.audit.countersigned import AgainstCohorts, Countersigned
 from fedsys.errors import LedgerError
 from fedsys.privacy import PrivacyPlan
 from fedsys.privacy.ledger.files import open_regular, read_lines
@@ -49,7 +49,7 @@ class Cohorts:
         path: the file.
         ledger: the verified ledger.
         plan: the plan in its header.
-        countersigned: who countersigned which round; they have to be in its cohort.
+        countersigned: agents' statements, which have to agree with the lists.
 
     Attributes:
         opened: rounds whose lists are those that the ledger committed to.
@@ -67,7 +67,9 @@ class Cohorts:
         countersigned: Countersigned | None = None,
     ) -> None:
         self.opened = 0
-        self._countersigned = countersigned
+        self._statements = (
+            None if countersigned is None else AgainstCohorts(countersigned, ledger, plan)
+        )
         scheme = Scheme.of(plan)
         self.counts = None if scheme is None else CohortCounts(scheme)
         self.problems: list[str] = []
@@ -170,13 +172,13 @@ class Cohorts:
         self.opened += 1
         if self.counts is not None:
             self.counts.note(found.round, found.sampled)
-        if self._countersigned is not None and self._countersigned.problem is None:
-            strangers = self._countersigned.strangers(found.round, found.sampled)
-            if strangers:
-                self._countersigned.problem = (
-                    f"client {strangers[0]} countersigned round {found.round}, whose cohort in "
-                    f"{self._path.name} does not include it"
-                )
+        if self._statements is not None:
+            self._statements.note(
+                found.round,
+                found.sampled,
+                found.survivors,
+                committed=record.outcome == "commit",
+            )
         wrong = (
             _over_limits(found, record, self._plan)
             or _another_size(found, record.outcome, self._plan)

@@ -28,6 +28,7 @@ from fedsys.audit.countersigned import (
 )
 from fedsys.audit.epsilons import alone_claim, epsilon_claims, event_claim, underivable_claims
 from fedsys.audit.evidence import Evidence, gather
+from fedsys.audit.members import known_members, members_claims
 from fedsys.audit.outcome import outcome_claims
 from fedsys.audit.page import PageMaker, page_claim
 from fedsys.audit.preparation import preparation_claim, withheld
@@ -108,6 +109,7 @@ def audit_run(
     page: PageMaker | None = None,
     witnesses: Sequence[str] = (),
     checkpoints: Sequence[Path] = (),
+    authority: str | None = None,
 ) -> AuditResult:
     """Checks every claim of a run that its folder can support.
 
@@ -119,16 +121,20 @@ def audit_run(
         page: makes a report's text, so that ``report.html`` is checked too.
         witnesses: keys of witnesses, or files that hold them; each must vouch for the ledger.
         checkpoints: files with checkpoints of this ledger, obtained from elsewhere.
+        authority: the public key of the authority that signs rosters, in the same forms as `key`.
 
     Raises:
         AuditInputError: there is no such run, its version is not supported, or a witness's key or
             a checkpoint is malformed.
-        LedgerError: ``key`` is not a public key.
+        LedgerError: ``key`` or ``authority`` is not a public key.
     """
     pinned = None if key is None else load_public_key(key)
     pins = Pins(
         witnesses=load_witnesses(witnesses),
         checkpoints=tuple((path.name, load_checkpoint(path)) for path in checkpoints),
+        authority=None
+        if authority is None
+        else load_public_key(authority).public_bytes_raw().hex(),
     )
     audit = examine(run, pinned, pins)
     view = audit.evidence.ledger.value
@@ -181,7 +187,7 @@ def examine(run: Path, key: Ed25519PublicKey | None, pins: Pins = _NO_PINS) -> A
     audit.claims.extend(ledger_claims(view, audit.plan))
     audit.claims.append(plan_claim(problem, audit.plan))
     if audit.plan is not None:
-        _examine_privacy(audit, view, audit.plan)
+        _examine_privacy(audit, view, audit.plan, pins.authority)
     else:
         audit.claims.extend(underivable_claims("the header holds no usable plan"))
     audit.claims.extend(asked_claims(audit.evidence, view, audit.plan))
@@ -200,14 +206,18 @@ def _read_plan(audit: Audit, view: LedgerView) -> str | None:
     return None
 
 
-def _examine_privacy(audit: Audit, view: LedgerView, plan: PrivacyPlan) -> None:
+def _examine_privacy(
+    audit: Audit, view: LedgerView, plan: PrivacyPlan, authority: str | None
+) -> None:
     evidence, claims = audit.evidence, audit.claims
     claims.extend(header_claims(view.header, plan))
     claims.extend(config_claims(evidence, view, plan))
     claims.extend(origin_claims(evidence, view, plan))
     claims.append(preparation_claim(evidence, view, plan))
     audit.withheld = withheld(evidence, view, plan)
-    audit.countersigned = read_countersignatures(evidence.run, view, plan)
+    members = known_members(evidence.run, view, plan)
+    claims.extend(members_claims(members, view, authority))
+    audit.countersigned = read_countersignatures(evidence.run, view, plan, members)
     found = None
     if evidence.has_private:
         found = Cohorts(evidence.run / "private.jsonl", view, plan, audit.countersigned)

@@ -49,10 +49,12 @@ class Pins:
     Attributes:
         witnesses: keys of the witnesses whose cosignatures count.
         checkpoints: (name, checkpoint) of this ledger, obtained elsewhere, such as from a witness.
+        authority: public key (hex) of the authority that signs the roster; None if not known.
     """
 
     witnesses: tuple[VerifierKey, ...] = ()
     checkpoints: tuple[tuple[str, SignedNote], ...] = ()
+    authority: str | None = None
 
 
 def load_witnesses(texts: Sequence[str]) -> tuple[VerifierKey, ...]:

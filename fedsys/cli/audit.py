@@ -39,6 +39,13 @@ def audit(
             metavar="FILE", help="A checkpoint of this ledger from elsewhere, such as a witness."
         ),
     ] = None,
+    authority: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Public key (64 hex digits, or a file) of the authority that signs the roster.",
+        ),
+    ] = None,
     compose: Annotated[
         bool, typer.Option("--compose", help="Compose several runs on one population.")
     ] = False,
@@ -55,10 +62,10 @@ def audit(
         raise AuditInputError("--compose composes accounted runs; leave out --empirical")
     if len(runs) > 1 and not compose:
         raise AuditInputError(f"{len(runs)} runs given: audit one at a time, or add --compose")
-    if (compose or empirical) and (witness or checkpoint):
+    if (compose or empirical) and (witness or checkpoint or authority):
         raise AuditInputError(
-            "--witness and --checkpoint apply to the audit of one run; leave out --compose and "
-            "--empirical"
+            "--witness, --checkpoint and --authority apply to the audit of one run; leave out "
+            "--compose and --empirical"
         )
     whole = False
     if len(runs) == 1 and not compose and not empirical:
@@ -72,7 +79,7 @@ def audit(
     elif compose or empirical:
         result = _several_or_empirical(runs, key, compose=compose)
     else:
-        result = _audited(runs[0], key, witness or [], checkpoint or [])
+        result = _audited(runs[0], key, witness or [], checkpoint or [], authority)
     if not compose and not whole:
         _store(runs[0], result)
     if json:
@@ -92,12 +99,23 @@ def _several_or_empirical(runs: list[Path], key: str | None, *, compose: bool) -
 
 
 def _audited(
-    run: Path, key: str | None, witnesses: list[str], checkpoints: list[Path]
+    run: Path,
+    key: str | None,
+    witnesses: list[str],
+    checkpoints: list[Path],
+    authority: str | None,
 ) -> AuditResult:
     from fedsys.audit import audit_run
     from fedsys.report import render
 
-    return audit_run(run, key=key, page=render, witnesses=witnesses, checkpoints=checkpoints)
+    return audit_run(
+        run,
+        key=key,
+        page=render,
+        witnesses=witnesses,
+        checkpoints=checkpoints,
+        authority=authority,
+    )
 
 
 def _store(run: Path, result: AuditResult) -> None:

@@ -28,7 +28,7 @@ class Up(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., consent: _Optional[_Union[Consent, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., countersignature: _Optional[_Union[Countersignature, _Mapping]] = ..., prekeys: _Optional[_Union[Prekeys, _Mapping]] = ..., trained: _Optional[_Union[Trained, _Mapping]] = ..., roster: _Optional[_Union[RosterNews, _Mapping]] = ...) -> None: ...
 
 class Down(_message.Message):
-    __slots__ = ("welcome", "roster", "offer", "invitation", "stage", "outcome", "goodbye", "model", "begin", "collect", "discard", "roster_wanted", "notice")
+    __slots__ = ("welcome", "roster", "offer", "invitation", "stage", "outcome", "goodbye", "model", "begin", "collect", "discard", "roster_wanted", "notice", "lines")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,7 @@ class Down(_message.Message):
     DISCARD_FIELD_NUMBER: _ClassVar[int]
     ROSTER_WANTED_FIELD_NUMBER: _ClassVar[int]
     NOTICE_FIELD_NUMBER: _ClassVar[int]
+    LINES_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     roster: RosterNews
     offer: Offer
@@ -55,7 +56,8 @@ class Down(_message.Message):
     discard: Discard
     roster_wanted: RosterWanted
     notice: Notice
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., roster: _Optional[_Union[RosterNews, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., invitation: _Optional[_Union[Invitation, _Mapping]] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., collect: _Optional[_Union[Collect, _Mapping]] = ..., discard: _Optional[_Union[Discard, _Mapping]] = ..., roster_wanted: _Optional[_Union[RosterWanted, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ...) -> None: ...
+    lines: Lines
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., roster: _Optional[_Union[RosterNews, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., invitation: _Optional[_Union[Invitation, _Mapping]] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., collect: _Optional[_Union[Collect, _Mapping]] = ..., discard: _Optional[_Union[Discard, _Mapping]] = ..., roster_wanted: _Optional[_Union[RosterWanted, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., lines: _Optional[_Union[Lines, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol_min", "protocol_max", "node", "version", "roster_version", "prekeys", "roster_hash", "instance", "jobs")
@@ -132,16 +134,18 @@ class Offer(_message.Message):
     def __init__(self, terms: _Optional[bytes] = ..., prekeys: _Optional[int] = ...) -> None: ...
 
 class Consent(_message.Message):
-    __slots__ = ("job", "terms", "prekeys", "training")
+    __slots__ = ("job", "terms", "prekeys", "training", "lines")
     JOB_FIELD_NUMBER: _ClassVar[int]
     TERMS_FIELD_NUMBER: _ClassVar[int]
     PREKEYS_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
+    LINES_FIELD_NUMBER: _ClassVar[int]
     job: bytes
     terms: bytes
     prekeys: _containers.RepeatedScalarFieldContainer[bytes]
     training: Trained
-    def __init__(self, job: _Optional[bytes] = ..., terms: _Optional[bytes] = ..., prekeys: _Optional[_Iterable[bytes]] = ..., training: _Optional[_Union[Trained, _Mapping]] = ...) -> None: ...
+    lines: int
+    def __init__(self, job: _Optional[bytes] = ..., terms: _Optional[bytes] = ..., prekeys: _Optional[_Iterable[bytes]] = ..., training: _Optional[_Union[Trained, _Mapping]] = ..., lines: _Optional[int] = ...) -> None: ...
 
 class Prekeys(_message.Message):
     __slots__ = ("prekeys",)
@@ -170,6 +174,7 @@ class Refusal(_message.Message):
         STALE: _ClassVar[Refusal.Cause]
         WITNESSES: _ClassVar[Refusal.Cause]
         QUESTION: _ClassVar[Refusal.Cause]
+        LEDGER: _ClassVar[Refusal.Cause]
     UNSPECIFIED: Refusal.Cause
     PAUSED: Refusal.Cause
     CONDITIONS: Refusal.Cause
@@ -187,6 +192,7 @@ class Refusal(_message.Message):
     STALE: Refusal.Cause
     WITNESSES: Refusal.Cause
     QUESTION: Refusal.Cause
+    LEDGER: Refusal.Cause
     JOB_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -244,16 +250,26 @@ class Stage(_message.Message):
     def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., message: _Optional[bytes] = ..., milliseconds: _Optional[int] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("job", "round", "step", "message")
+    __slots__ = ("job", "round", "step", "message", "nonce")
     JOB_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
     job: bytes
     round: int
     step: int
     message: bytes
-    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., message: _Optional[bytes] = ...) -> None: ...
+    nonce: bytes
+    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., message: _Optional[bytes] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+
+class Lines(_message.Message):
+    __slots__ = ("job", "lines")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    job: bytes
+    lines: bytes
+    def __init__(self, job: _Optional[bytes] = ..., lines: _Optional[bytes] = ...) -> None: ...
 
 class Outcome(_message.Message):
     __slots__ = ("job", "round", "committed", "ledger_head", "prekeys", "version", "over")
@@ -318,20 +334,32 @@ class Discard(_message.Message):
     def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., cause: _Optional[_Union[Refusal.Cause, str]] = ...) -> None: ...
 
 class Countersignature(_message.Message):
-    __slots__ = ("job", "round", "ledger_head", "participations", "signature", "prekeys")
+    __slots__ = ("job", "terms", "round", "ledger_head", "previous", "weights", "uploaded", "nonce", "invitations", "uploads", "signature", "prekeys")
     JOB_FIELD_NUMBER: _ClassVar[int]
+    TERMS_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     LEDGER_HEAD_FIELD_NUMBER: _ClassVar[int]
-    PARTICIPATIONS_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    UPLOADED_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    INVITATIONS_FIELD_NUMBER: _ClassVar[int]
+    UPLOADS_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     PREKEYS_FIELD_NUMBER: _ClassVar[int]
     job: bytes
+    terms: bytes
     round: int
     ledger_head: bytes
-    participations: int
+    previous: bytes
+    weights: bytes
+    uploaded: bool
+    nonce: bytes
+    invitations: int
+    uploads: int
     signature: bytes
     prekeys: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, job: _Optional[bytes] = ..., round: _Optional[int] = ..., ledger_head: _Optional[bytes] = ..., participations: _Optional[int] = ..., signature: _Optional[bytes] = ..., prekeys: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, job: _Optional[bytes] = ..., terms: _Optional[bytes] = ..., round: _Optional[int] = ..., ledger_head: _Optional[bytes] = ..., previous: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., uploaded: _Optional[bool] = ..., nonce: _Optional[bytes] = ..., invitations: _Optional[int] = ..., uploads: _Optional[int] = ..., signature: _Optional[bytes] = ..., prekeys: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Goodbye(_message.Message):
     __slots__ = ("reason", "text")

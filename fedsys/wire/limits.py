@@ -23,6 +23,7 @@ from secure_agg.params import MAX_COHORT
 from secure_agg.prekeys import PREKEY_SIZE
 
 __all__ = [
+    "MAX_LINES",
     "MAX_NEWER",
     "MAX_SMALL",
     "check_down",
@@ -35,6 +36,8 @@ __all__ = [
 
 MAX_SMALL: Final = 64 << 10
 """Largest answer outside an open round: it may have come too late."""
+MAX_LINES: Final = 2 << 20
+"""Bytes of a ledger's lines in one message, of which a single one may have 1 MiB."""
 _ENVELOPE: Final = 4096
 _MAX_REFUSAL: Final = 4 << 10
 _MAX_OFFER: Final = 1 << 20
@@ -105,6 +108,7 @@ def down_limits(*, dimension: int = 0, cap: int = 0) -> Mapping[str, int]:
             "begin": _ENVELOPE,
             "collect": _ENVELOPE,
             "discard": _ENVELOPE,
+            "lines": _ENVELOPE + MAX_LINES,
             "outcome": _ENVELOPE,
             "goodbye": _ENVELOPE,
             "roster_wanted": _ENVELOPE,

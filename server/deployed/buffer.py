@@ -25,6 +25,7 @@ from server.deployed.crowd import Crowd, Training
 from server.deployed.disk_work import to_its_end
 from server.deployed.epoch import Buffer, DeployedEpoch, Surroundings
 from server.deployed.fleet import Event, Said
+from server.deployed.ledger_news import LedgerNews
 from server.deployed.preparation import JobFailed, PreparedJob
 from server.deployed.round import Facilities
 from server.deployed.secure_epoch import SecureEpoch
@@ -49,6 +50,7 @@ class BufferedCycle:
         elsewhere: takes every event that is no buffer's business; it hands all of them to
             `overhear`.
         witnesses: of the job's ledger.
+        news: of the job's ledger, for its devices.
         refused: takes round, node, cause and reason of each refusal.
         blamed: takes round, client and reason of each member that was caught cheating, durably.
 
@@ -65,6 +67,7 @@ class BufferedCycle:
         listening: Callable[[], frozenset[int]],
         elsewhere: Callable[[Event], None],
         witnesses: JobWitnesses,
+        news: LedgerNews,
         refused: Callable[[int, int, Cause, str], None],
         blamed: Callable[[int, int, str], None],
     ) -> None:
@@ -80,6 +83,7 @@ class BufferedCycle:
         self._listening = listening
         self._elsewhere = elsewhere
         self._witnesses = witnesses
+        self._news = news
         self._refused = refused
         self._blamed = blamed
         self._clients = {node: client for client, node in enumerate(prepared.roster.nodes)}
@@ -342,7 +346,7 @@ class BufferedCycle:
                 version=self._versions,
                 over=over,
             )
-            self._facilities.fleet.send(node, fleet_pb2.Down(outcome=outcome))
+            self._news.tell(client, outcome)
         if over:
             epoch.end()
             self._epoch = None

@@ -18,7 +18,7 @@ from secure_agg import SecureAggError
 from secure_agg.errors import LateMessage
 from server.coordinator import OpenRound
 from server.deployed.fleet import Arrived, Event, Fleet, Left, Said
-from server.home.prekeys import Prekeys
+from server.deployed.ledger_news import LedgerNews
 from server.rounds import SecureRound
 
 __all__ = ["Deadlines", "DeployedRound", "Report"]
@@ -64,7 +64,7 @@ class DeployedRound:
         deadlines: of its stages.
         elsewhere: takes every event that is not this round's business.
         entered: called with each stage's name, durably, before its messages are sent.
-        prekeys: how many sealing keys each member has left is told with the outcome.
+        news: of the ledger, told with the outcome.
     """
 
     def __init__(
@@ -78,15 +78,16 @@ class DeployedRound:
         deadlines: Deadlines,
         elsewhere: Callable[[Event], None],
         entered: Callable[[str], None],
-        prekeys: Prekeys,
+        news: LedgerNews,
     ) -> None:
         self.report = Report()
-        self._prekeys = prekeys
+        self._news = news
         self._open = open
         self._secure = secure
         self._members = members
         self._clients = {members[client]: client for client in open.cohort}
-        self._willing = set(open.cohort) & consenting
+        self._invited = frozenset(open.cohort) & consenting
+        self._willing = set(self._invited)
         self._fleet = fleet
         self._deadlines = deadlines
         self._elsewhere = elsewhere
@@ -126,18 +127,24 @@ class DeployedRound:
         await self._drain()
 
     def dismiss(self, *, committed: bool, ledger_head: bytes) -> None:
-        """Tell the cohort how the round ended, and each how many sealing keys it has left."""
-        there = [node for node in self._clients if node in self._fleet.links]
-        held = self._prekeys.counts(there)
-        for node in there:
+        """Tell the cohort how the round ended, and each how many sealing keys it has left. Who is
+        not there, or has not agreed in its new session, is told once it has."""
+        there = {
+            client: node for node, client in self._clients.items() if node in self._fleet.links
+        }
+        held = self._news.prekeys(list(there.values()))
+        for client in (*there, *sorted(self._invited - there.keys())):
             outcome = fleet_pb2.Outcome(
                 job=self._open.assignment.job,
                 round=self._open.number,
                 committed=committed,
                 ledger_head=ledger_head,
-                prekeys=held[node],
             )
-            self._fleet.send(node, fleet_pb2.Down(outcome=outcome))
+            if client in there and self._news.knows(client):
+                outcome.prekeys = held[there[client]]
+                self._news.tell(client, outcome)
+            else:
+                self._news.owe(client, outcome)
 
     # -- talking ----------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Agents' word that they took part in a round: checked against roster and ledger, then kept."""
+"""Agents' statements about rounds: checked against roster, terms and ledger, then kept."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import logging
 from collections import Counter
 
 from fedsys.durable import append_lines
+from fedsys.privacy.ledger.openings import NONCE_BYTES
 from fedsys.wire import countersign, fleet_pb2
-from fedsys.wire.countersign import Countersignature
+from fedsys.wire.countersign import NO_HEAD, Countersignature
 from fedsys.wire.roster import RosterStatement
 from server.home.state import CountersignatureRow, State
 from server.job import Job
@@ -32,16 +33,19 @@ class Countersignatures:
         self._jobs: dict[bytes, _Book] = {}
         self._wrong: Counter[int] = Counter()
 
-    def expect(self, name: bytes, *, id: str, roster: RosterStatement, job: Job) -> None:
+    def expect(
+        self, name: bytes, *, id: str, terms: bytes, roster: RosterStatement, job: Job
+    ) -> None:
         """Take those of a job from now on.
 
         Args:
             name: the job's 32 bytes, which are signed.
             id: the job's in the database.
+            terms: digest of the terms that agents agreed to.
             roster: whose keys count.
             job: whose ledger is countersigned.
         """
-        self._jobs[name] = _Book(state=self._state, id=id, roster=roster, job=job)
+        self._jobs[name] = _Book(state=self._state, id=id, terms=terms, roster=roster, job=job)
 
     def take(self, node: int, given: fleet_pb2.Countersignature) -> None:
         """Keep a node's signature if it holds and is of our ledger; durable when this returns.
@@ -54,20 +58,18 @@ class Countersignatures:
         if book is None or node not in book.roster.members:
             self._complain(node, "a countersignature of no job that was asked for")
             return
-        row = CountersignatureRow(
-            job=book.id,
-            round=given.round,
-            node=node,
-            ledger_head=given.ledger_head,
-            participations=given.participations,
-            signature=given.signature,
+        found = Countersignature.from_wire(
+            given, client=book.roster.nodes.index(node), key=book.roster.members[node]
         )
-        found = book.of_row(row)
-        if book.committed(given.round) != given.ledger_head:
-            self._complain(node, f"a countersignature of no commit of round {given.round}")
-        elif not found.holds(given.job):
-            self._complain(node, "a countersignature that does not hold")
+        wrong = book.contradiction(found)
+        if wrong is None and not found.holds(given.job):
+            wrong = "does not hold"
+        if wrong is not None:
+            self._complain(node, f"a countersignature for round {found.round} that {wrong}")
         elif not book.holds(found):
+            row = CountersignatureRow(
+                job=book.id, round=found.round, node=node, line=found.encode().decode()
+            )
             with self._state.transaction() as session:
                 session.merge(row)
             book.add([found])
@@ -84,8 +86,12 @@ class Countersignatures:
 class _Book:
     """One job's file; what the database has and it lacks, because of a crash, is added first."""
 
-    def __init__(self, *, state: State, id: str, roster: RosterStatement, job: Job) -> None:
+    def __init__(
+        self, *, state: State, id: str, terms: bytes, roster: RosterStatement, job: Job
+    ) -> None:
         self.id = id
+        self._terms = terms
+        self._arrivals = job.plan.sampling == "arrivals"
         self.roster = roster
         self._ledger = job.ledger
         self._path = job.folder.path / countersign.FILE
@@ -94,26 +100,29 @@ class _Book:
             self._read()
         with state.transaction() as session:
             rows = session.query(CountersignatureRow).filter_by(job=id).all()
-            stored = [self.of_row(row) for row in rows]
+            stored = [Countersignature.parse(row.line.encode(), "a stored one") for row in rows]
         self.add([each for each in stored if not self.holds(each)])
 
-    def committed(self, round: int) -> bytes:
-        """Hash of the line that commits a round; empty if none does."""
-        return bytes.fromhex(self._ledger.committed.get(round, ""))
+    def contradiction(self, found: Countersignature) -> str | None:
+        """What is wrong with a statement by the ledger; None if it belongs to it."""
+        ends = self._ledger.concluded
+        end = ends.get(found.round)
+        if end is None or end.hash != found.ledger_head.hex():
+            return "is of no line that concludes it"
+        if found.terms != self._terms:
+            return "is of other terms"
+        if found.weights.hex() != end.model and not self._arrivals:
+            return "states another model than was sent"
+        if len(found.nonce) != NONCE_BYTES:
+            return "has no nonce"
+        before = self._ledger.concluded_by(found.previous.hex())
+        if found.previous != NO_HEAD and not (before and before < found.round):
+            return "follows a statement about another ledger"
+        return None
 
     def holds(self, found: Countersignature) -> bool:
         """Whether this client's word on this round is kept."""
         return (found.round, found.client) in self._kept
-
-    def of_row(self, row: CountersignatureRow) -> Countersignature:
-        return Countersignature(
-            round=row.round,
-            client=self.roster.nodes.index(row.node),
-            key=self.roster.members[row.node],
-            ledger_head=row.ledger_head,
-            participations=row.participations,
-            signature=row.signature,
-        )
 
     def add(self, found: list[Countersignature]) -> None:
         """Appends lines; on disk when this returns."""

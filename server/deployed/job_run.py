@@ -14,6 +14,7 @@ from server.deployed.consent import Consent
 from server.deployed.countersignatures import Countersignatures
 from server.deployed.disk_work import to_its_end
 from server.deployed.fleet import Arrived, Event, Said
+from server.deployed.ledger_news import LedgerNews
 from server.deployed.preparation import JobFailed, PreparedJob
 from server.deployed.refusals import Refusals
 from server.deployed.round import Facilities, RoundCycle
@@ -79,8 +80,17 @@ class JobRun:
         countersignatures.expect(
             prepared.terms.job,
             id=prepared.id,
+            terms=prepared.terms.digest,
             roster=prepared.roster,
             job=prepared.job,
+        )
+        self._news = LedgerNews(
+            prepared.job.ledger,
+            prepared.job.folder.ledger,
+            job=prepared.terms.job,
+            fleet=facilities.fleet,
+            members=prepared.roster.nodes,
+            prekeys=facilities.prekeys.counts,
         )
         self._witnesses = JobWitnesses(job=prepared.job, settings=facilities.settings)
         self._cycle = self._cycle_of(prepared, facilities)
@@ -104,6 +114,7 @@ class JobRun:
                 consenting=lambda: frozenset(self._consent.given),
                 elsewhere=self.take,
                 witnesses=self._witnesses,
+                news=self._news,
                 refused=self._refused,
                 blamed=self._blamed,
             )
@@ -114,6 +125,7 @@ class JobRun:
             listening=lambda: self._consent.listening,
             elsewhere=self.take,
             witnesses=self._witnesses,
+            news=self._news,
             refused=self._refused,
             blamed=self._blamed,
         )
@@ -153,6 +165,7 @@ class JobRun:
         self._metrics.connected(len(self._fleet.links))
         if isinstance(event, Arrived):
             if event.node in self._roster.members:
+                self._news.arrived(self._roster.nodes.index(event.node))
                 self._consent.offer(event.node)
         elif isinstance(event, Said) and event.node in self._roster.members:
             self._said(event)
@@ -164,6 +177,8 @@ class JobRun:
         kind = message.WhichOneof("content")
         if kind == "consent":
             self._consent.agree(client, message.consent, event.link)
+            if client in self._consent.given:
+                self._news.consented(client, message.consent.lines)
         elif kind == "refusal":
             refusal = message.refusal
             if refusal.job in (self._terms.job, b"") and refusal.round == 0:

@@ -12,10 +12,12 @@ from typing import Any
 
 from fedsys.bounded_toml import parse_toml
 from fedsys.config import Config, validate
+from fedsys.durable import write_atomically
 from fedsys.errors import ConfigError, FedsysError, LedgerClosed, LedgerError
 from fedsys.privacy import Entropy, Ledger, PrivacyPlan, plan_of, read_ledger
 from fedsys.privacy.accounting.adding import Standing, composed
 from fedsys.run_folder import RunFolder
+from fedsys.wire.members import Members
 from fedsys.wire.roster import RosterStatement
 from fedsys.wire.terms import Buffering, Terms
 from server.asking import everybody
@@ -203,7 +205,7 @@ class Preparation:
             promised=promised,
             rounds=plan.rounds,
         )
-        return _prepared(row, job, model, roster)
+        return self._ready(row, job, model, roster)
 
     def _restore(self, row: JobRow, folder: RunFolder) -> PreparedJob | AlreadyOver:
         try:
@@ -225,10 +227,27 @@ class Preparation:
                     f"{folder.ledger}: has {reserved} rounds, and {row.round} were begun: it is "
                     f"older than the database; the job counts as having spent all that it promised"
                 )
+            prepared = self._ready(row, job, model, roster)
             held.pop_all()
         self._state.update_job(row.id, ledger=job.coordinator.terms.job.hex())
         _log.info("job %s: resumed after %d rounds", row.id, job.coordinator.reserved)
-        return _prepared(row, job, model, roster)
+        return prepared
+
+    def _ready(
+        self, row: JobRow, job: Job, model: JobModel, roster: RosterStatement
+    ) -> PreparedJob:
+        """The job, in whose folder is what devices agreed to and who they are."""
+        prepared = _prepared(row, job, model, roster)
+        signed = self._registry.statements(roster.version - 1)[0]
+        members = Members(
+            statement=signed.statement,
+            signature=signed.signature,
+            authority=self._registry.chain().key,
+            terms=prepared.terms.encoded,
+        )
+        if not job.folder.members.exists():
+            write_atomically(job.folder.members, members.encode(), mode=0o600)
+        return prepared
 
     def _resume(
         self, row: JobRow, folder: RunFolder, ledger: Ledger
@@ -277,6 +296,7 @@ class Preparation:
                 roster=f"version {roster.version}, {roster.hash.hex()}, signed by {authority}",
                 randomness="os.urandom; noise by AES-256-CTR",
                 roster_version=roster.version,
+                roster_sha256=roster.hash.hex(),
                 preprocessing=model.preprocessing,
                 frozen_sha256=model.frozen_sha256,
             ),

@@ -16,6 +16,7 @@ from server.coordinator import OpenRound, SumRefused
 from server.deployed.conversation import Deadlines, DeployedRound
 from server.deployed.disk_work import to_its_end
 from server.deployed.fleet import Event, Fleet
+from server.deployed.ledger_news import LedgerNews
 from server.deployed.preparation import JobFailed, PreparedJob
 from server.deployed.witnesses import JobWitnesses, WitnessesMissing
 from server.home.folder import Settings
@@ -74,6 +75,7 @@ class RoundCycle:
         consenting: clients that agreed, as of now; no others are invited.
         elsewhere: takes every event that is no round's business.
         witnesses: of the job's ledger.
+        news: of the job's ledger, for its devices.
         refused: takes round, node, cause and reason of each refusal.
         blamed: takes round, client and reason of each member that was caught cheating, durably.
     """
@@ -86,6 +88,7 @@ class RoundCycle:
         consenting: Callable[[], frozenset[int]],
         elsewhere: Callable[[Event], None],
         witnesses: JobWitnesses,
+        news: LedgerNews,
         refused: Callable[[int, int, Cause, str], None],
         blamed: Callable[[int, int, str], None],
     ) -> None:
@@ -100,6 +103,7 @@ class RoundCycle:
         self._consenting = consenting
         self._elsewhere = elsewhere
         self._witnesses = witnesses
+        self._news = news
         self._refused = refused
         self._blamed = blamed
         self._prekeys = facilities.prekeys
@@ -237,13 +241,13 @@ class RoundCycle:
             secure=secure,
             members=self._roster.nodes,
             consenting=consenting,
-            prekeys=self._prekeys,
             fleet=self._fleet,
             deadlines=Deadlines(
                 stage=settings.stage, training=settings.training, reconnect=settings.reconnect
             ),
             elsewhere=self._elsewhere,
             entered=self._enter,
+            news=self._news,
         )
 
     def _enter(self, stage: str) -> None:

@@ -173,15 +173,13 @@ class MarkRow(Base):
 
 
 class CountersignatureRow(Base):
-    """A node's signed statement that it took part in a round."""
+    """A node's signed statement about a round; `line` is as in ``countersignatures.jsonl``."""
 
     __tablename__ = "countersignatures"
     job: Mapped[str] = mapped_column(primary_key=True)
     round: Mapped[int] = mapped_column(primary_key=True)
     node: Mapped[int] = mapped_column(primary_key=True)
-    ledger_head: Mapped[bytes]
-    participations: Mapped[int]
-    signature: Mapped[bytes]
+    line: Mapped[str]
 
 
 def engine_of(url: str, **options: Any) -> Engine:

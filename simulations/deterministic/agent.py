@@ -15,7 +15,7 @@ from client.policy import Policy
 from client.session import Dismissed, Session
 from client.volatile import VolatileStore
 from fedsys.errors import FedsysError
-from fedsys.privacy import Entropy
+from fedsys.privacy import Entropy, Signer
 from fedsys.secret_files import write_secret
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.roster import RosterStatement, SignedStatement, signed_message
@@ -37,6 +37,11 @@ Said = Callable[[int, fleet_pb2.Up], None]
 def roster_key(seed: int) -> Ed25519PrivateKey:
     """Of the roster's authority, who is neither the coordinator nor an agent."""
     return Ed25519PrivateKey.from_private_bytes(Dice(seed, "authority").bytes(32))
+
+
+def ledger_signer(seed: int) -> Signer:
+    """The coordinator's, which agents pin when they join."""
+    return Signer.generate(entropy=Dice(seed, "ledger").bytes)
 
 
 def signed_roster(roster: RosterStatement, seed: int) -> SignedStatement:
@@ -64,7 +69,7 @@ def found(disk: Disk, client: int, identity: Identity, roster: RosterStatement, 
         identity=identity,
         ca=b"",
         roster_key=roster_key(seed).public_key().public_bytes_raw(),
-        signer=bytes(32),
+        signer=bytes.fromhex(ledger_signer(seed).public_hex),
     ).store([signed_roster(roster, seed)])
     disk.settle()
 

@@ -37,7 +37,7 @@ from server.home.enrollment import Registry
 from server.home.folder import Home, Settings
 from server.home.pki import Authority, Peer, ServerIdentity, pem
 from server.home.state import CertificateRow, NodeRow, RefusalRow, RosterRow, State
-from simulations.deterministic.agent import roster_key, signed_roster
+from simulations.deterministic.agent import ledger_signer, roster_key, signed_roster
 from simulations.deterministic.clock import Clock
 from simulations.deterministic.database import FILE, open_state
 from simulations.deterministic.dice import Dice
@@ -204,7 +204,7 @@ class CoordinatorParty:
             authority=_pki().authority,
             registry=registry,
             fleet=self._fleet,
-            signer_key=bytes(32),
+            signer_key=bytes.fromhex(ledger_signer(self._seed).public_hex),
         )
         self._loop = Loop(  # type: ignore[abstract]
             self._clock, self._threads, act=self._act, alive=lambda: not self.disk.dead
@@ -218,7 +218,7 @@ class CoordinatorParty:
         home, agents = self.home, len(self._roster.members)
         shutil.rmtree(home.path, ignore_errors=True)
         make_folder(home.path, mode=0o700)
-        Signer.load_or_create(home.path, entropy=self._dice.bytes)
+        Signer.load_or_create(home.path, entropy=Dice(self._seed, "ledger").bytes)
         authority = roster_key(self._seed).public_key().public_bytes_raw()
         write_atomically(home.path / "roster.pub", authority.hex().encode() + b"\n")
         make_folder(home.jobs)

@@ -21,6 +21,7 @@
 13. Nothing leaves an agent in a round that a loss of power could make it forget, and no agent takes
     part in more rounds than its owner allows.
 14. What an agent refused is counted in the database when the job is over.
+15. What agents countersigned agrees with the run that is left, as an audit compares the two.
 """
 
 from __future__ import annotations
@@ -35,12 +36,16 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsys.audit.cohorts import Cohorts
+from fedsys.audit.countersigned import read_countersignatures
+from fedsys.audit.members import known_members
 from fedsys.errors import Cause
 from fedsys.privacy import (
     Epsilons,
     PrivacyPlan,
     ViewAccountant,
     event_from_json,
+    plan_of,
     read_ledger,
     replay,
 )
@@ -56,7 +61,7 @@ from server.home.state import RefusalRow
 from server.rounds import SecureRound
 from simulations.deterministic.agent import AgentParty
 
-__all__ = ["Violation", "Witness", "recorded"]
+__all__ = ["Violation", "Witness", "countersigned", "recorded"]
 
 _TWICE = {
     Kind.UPLOAD: "uploaded two vectors",
@@ -387,6 +392,17 @@ class Witness:
                 f"agent {party.id} sent its {kind.name} of round {round} before the mark of it was "
                 f"certain"
             )
+
+
+def countersigned(run: Path, view: LedgerView) -> str | None:
+    """What contradicts what the agents of a finished run countersigned; None if nothing does."""
+    plan = plan_of(view.header)
+    found = read_countersignatures(run, view, plan, known_members(run, view, plan))
+    if found is None:
+        return None
+    cohorts = Cohorts(run / "private.jsonl", view, plan, found)
+    cohorts.finish()
+    return next(iter(cohorts.problems), found.problem)
 
 
 def recorded(ledger: Path, private: Path) -> Epsilons:

@@ -26,7 +26,12 @@ from simulations.deterministic.clock import Clock
 from simulations.deterministic.coordinator import CoordinatorParty
 from simulations.deterministic.database import job_of
 from simulations.deterministic.dice import Dice
-from simulations.deterministic.invariants import Violation, Witness, recorded
+from simulations.deterministic.invariants import (
+    Violation,
+    Witness,
+    countersigned,
+    recorded,
+)
 from simulations.deterministic.job import INITIAL, describe, small_rounds
 from simulations.deterministic.network import Connection, Network
 from simulations.deterministic.observers import observed
@@ -233,6 +238,9 @@ class World:
         view = read_ledger(folder.ledger)
         if view.closed is None:
             raise Violation("the job ended, but its ledger is not closed")
+        wrong = countersigned(folder.path, view)
+        if wrong is not None:
+            raise Violation(f"the run contradicts what its agents countersigned: {wrong}")
 
     # -- events ----------------------------------------------------------------------------------
 

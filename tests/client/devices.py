@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import math
 from collections.abc import Mapping
@@ -19,13 +20,15 @@ from client.identity import Credentials
 from client.policy import ApprovedTask, Policy
 from client.session import Session
 from client.volatile import VolatileStore
-from fedsys.privacy import Entropy, PrivacyPlan, make_plan
+from fedsys.privacy import Entropy, PrivacyPlan, Signer, make_plan
+from fedsys.privacy.ledger import Line
 from fedsys.secret_files import write_secret
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.roster import RosterStatement, SignedStatement, signed_message
 from fedsys.wire.round_params import round_params
 from fedsys.wire.terms import Terms
 from secure_agg import Aggregator, Identity, SealingKeys, SecAggParams
+from tests.fedsys.privacy.ledger.ledgers import SIGNER, chained
 
 D = 6
 
@@ -153,7 +156,7 @@ class Devices:
                 identity=self.identities[number],
                 ca=b"",
                 roster_key=self.authority.public_key().public_bytes_raw(),
-                signer=bytes(32),
+                signer=bytes.fromhex(SIGNER.public_hex),
             ).store()
         worker = ConstantWorker()
         fresh_policy = Policy.fresh(
@@ -210,6 +213,67 @@ class Devices:
 
 def offer(terms: Terms) -> fleet_pb2.Down:
     return fleet_pb2.Down(offer=fleet_pb2.Offer(terms=terms.encoded))
+
+
+MODEL = hashlib.sha256(bytes(4 * D)).hexdigest()
+"""Of the weights that a `Conversation` sends."""
+
+
+@dataclass
+class Book:
+    """A coordinator's ledger of a job, of which it tells its devices.
+
+    Attributes:
+        terms: of the job.
+        entries: kind and body of each line.
+        signer: of the lines.
+    """
+
+    terms: Terms
+    entries: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    signer: Signer = SIGNER
+
+    def __post_init__(self) -> None:
+        roster = {
+            "roster_version": self.terms.roster_version,
+            "roster_sha256": self.terms.roster_hash,
+        }
+        header = {
+            "job": self.terms.job.hex(),
+            "plan": self.terms.plan.to_json(),
+            "population": roster,
+            "initial_weights_sha256": MODEL,
+        }
+        self.entries = self.entries or [("header", header)]
+
+    def reserve(self, round: int, **change: Any) -> None:
+        event = {**self.terms.plan.event().to_json(), **change}
+        self.entries.append(("reserve", {"round": round, "event": event}))
+
+    def round(self, round: int, *, model: str = MODEL, kind: str = "commit") -> None:
+        """A whole one."""
+        self.reserve(round)
+        self.entries.append((kind, {"round": round, "weights_sha256": model}))
+
+    @property
+    def lines(self) -> list[bytes]:
+        return list(chained(self.entries, lambda _, digest: self.signer.sign(digest)))
+
+    @property
+    def head(self) -> bytes:
+        return bytes.fromhex(Line.parse(self.lines[-1], 1).hash)
+
+    def told(self, first: int = 0) -> fleet_pb2.Down:
+        """The lines from one on."""
+        raw = b"".join(line + b"\n" for line in self.lines[first:])
+        return fleet_pb2.Down(lines=fleet_pb2.Lines(job=self.terms.job, lines=raw))
+
+    def outcome(self, round: int, *, committed: bool = True) -> fleet_pb2.Down:
+        return fleet_pb2.Down(
+            outcome=fleet_pb2.Outcome(
+                job=self.terms.job, round=round, committed=committed, ledger_head=self.head
+            )
+        )
 
 
 def params_of(terms: Terms, roster: RosterStatement, size: int) -> SecAggParams:
@@ -312,10 +376,3 @@ class Conversation:
             self.aggregator.receive(client, answer.answer.message)
         self.messages = self.aggregator.close_stage()
         self.step = next(self.steps)
-
-    def outcome(self, head: bytes) -> fleet_pb2.Down:
-        return fleet_pb2.Down(
-            outcome=fleet_pb2.Outcome(
-                job=self.assignment.job, round=self.number, committed=True, ledger_head=head
-            )
-        )

@@ -158,7 +158,7 @@ def test_a_folder_that_is_joined_again_counts_on(devices: Devices) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [b"", b"\xff", b"[]", b'{"version": 1}', b'{"version": 1, "jobs": [{"plan": {}}]}'],
+    [b"", b"\xff", b"[]", b'{"version": 2}', b'{"version": 2, "jobs": [{"plan": {}}]}'],
 )
 def test_a_damaged_journal_is_named(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "journal.json"

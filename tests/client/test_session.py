@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
-    Ed25519PublicKey,
 )
 
 from client.admission import check_participation
@@ -21,10 +20,10 @@ from client.policy import ApprovedTask, Policy
 from client.session import Dismissed
 from fedsys.errors import ConfigError, PolicyRefusal, ProtocolError
 from fedsys.privacy import PrivacyPlan, from_ring
-from fedsys.wire import countersign, fleet_pb2
+from fedsys.wire import fleet_pb2
 from fedsys.wire.roster import RosterStatement, signed_message
 from secure_agg import Identity
-from tests.client.devices import PLAN, Conversation, D, Device, Devices, offer, plan_of
+from tests.client.devices import PLAN, Book, Conversation, D, Device, Devices, offer, plan_of
 
 NO_NOISE: dict[str, Any] = {"mechanism": "none", "noise_multiplier": 0.0}
 
@@ -61,19 +60,6 @@ def test_a_round_sums_what_the_devices_hold(devices: Devices) -> None:
     assert np.abs(mean - 0.1).max() < 7 * spread  # six Gaussian draws: 2e-11
     assert from_ring(result.total, bits=PLAN.modulus_bits).any()
     assert [device.worker.trained for device in devices.all] == [1, 1, 1]
-
-
-def test_a_device_countersigns_only_what_it_uploaded_to(devices: Devices) -> None:
-    talk = agree(devices)
-    head, device = b"h" * 32, devices.all[0]
-    assert not device.handle(talk.outcome(head)).HasField("countersignature")
-    run(talk, devices.all)
-    given = device.handle(talk.outcome(head)).countersignature
-    assert given.participations == 1
-    Ed25519PublicKey.from_public_bytes(devices.roster.members[1]).verify(
-        given.signature,
-        countersign.message(job=talk.terms.job, round=1, ledger_head=head, participations=1),
-    )
 
 
 def test_a_restarted_device_goes_on_where_it_was(devices: Devices) -> None:
@@ -489,23 +475,19 @@ def test_sealing_keys_are_sent_where_few_are_left(devices: Devices) -> None:
 
     assert [sent(left) for left in (0, 4, 5, 8, 2**32 - 1)] == [8, 4, 0, 0, 0]
     talk = Conversation(devices, devices.agree())
-    over = talk.outcome(b"h" * 32)
+    book = Book(talk.terms)
+    book.round(1)
+    device.session.handle(book.told())
+    over = book.outcome(1)
     over.outcome.prekeys = 1
     assert len(device.handle(over).prekeys.prekeys) == 7, "nothing to countersign"
     run(talk, devices.all)
     given = device.handle(over).countersignature
-    assert (len(given.prekeys), given.participations) == (7, 1)
+    assert (len(given.prekeys), given.uploads) == (7, 1)
     over.outcome.prekeys = 8
     assert not device.handle(over).countersignature.prekeys
     over.outcome.job = b"of no job that was agreed to"
     assert device.session.handle(over) is None
-
-
-@pytest.mark.parametrize("head", [b"", b"h" * 31, b"h" * 300])
-def test_a_ledger_head_that_is_no_hash_is_not_signed(devices: Devices, head: bytes) -> None:
-    talk = agree(devices)
-    run(talk, devices.all)
-    assert not devices.all[0].handle(talk.outcome(head)).HasField("countersignature")
 
 
 def test_a_device_that_is_asked_far_too_often_declines() -> None:

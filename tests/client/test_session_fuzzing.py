@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from client.session import Dismissed
 from fedsys.errors import ProtocolError
 from fedsys.wire import fleet_pb2
-from tests.client.devices import Conversation, Devices, offer, plan_of
+from tests.client.devices import Book, Conversation, Devices, offer, plan_of
 from tests.client.epochs import Epoch, buffered_plan, buffered_terms
 
 COUNT = 4
@@ -60,6 +60,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "model": ("job", "weights"),
     "invitation": ("job", "assignment", "params", "message"),
     "stage": ("job", "message"),
+    "lines": ("job", "lines"),
     "outcome": ("job", "ledger_head"),
 }
 
@@ -88,13 +89,16 @@ def inner(down: fleet_pb2.Down, field: str) -> Message:
 
 
 def messages(devices: Devices, talk: Conversation) -> dict[str, fleet_pb2.Down]:
+    book = Book(talk.terms)
+    book.round(talk.number)
     return {
         "welcome": devices.welcome(devices.roster),
         "offer": offer(talk.terms),
         "model": talk.model(),
         "invitation": talk.invitation(0),
         "stage": fleet_pb2.Down(stage=talk.stage(0)),
-        "outcome": talk.outcome(b"h" * 32),
+        "lines": book.told(),
+        "outcome": book.outcome(talk.number),
     }
 
 

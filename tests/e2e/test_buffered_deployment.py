@@ -109,8 +109,9 @@ def test_a_straggler_counts_until_it_is_too_late(tmp_path: Path) -> None:
     simulated = harness.run(config, out=tmp_path / "simulated").folder
     claims = {each.name: each for each in audit_run(simulated).claims}
     deployed = {each.name: each for each in audited.claims}
-    assert deployed.keys() - claims.keys() == {"Countersignatures"}
+    assert deployed.keys() - claims.keys() == {"Countersignatures", "Members"}
     assert deployed["Countersignatures"].holds
+    assert deployed["Members"].holds
     assert all(deployed[name].holds == each.holds for name, each in claims.items())
     for view in ("outsider", "participant"):  # the server's is of the buffers that came about
         name = f"Epsilon, {view} view"

@@ -52,9 +52,9 @@ def asking(**job: Any) -> Config:
 
 def allow(folder: Path, **queries: Any) -> None:
     """Write the owner's policy."""
-    from client.local_data import code_sha256
+    from fedsys.tasks.code import code_of
 
-    approved = ApprovedTask(sha256=code_sha256(load("digits", {})))
+    approved = ApprovedTask(sha256=code_of(load("digits", {})).sha256)
     policy = Policy.fresh("digits", approved, corrupt=0.0)
     policy = dataclasses.replace(policy, queries=QueryPolicy(**queries), explain=True)
     write_secret(folder / "policy.toml", policy.dump().encode())

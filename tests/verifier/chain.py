@@ -56,13 +56,16 @@ def parse(raw: bytes, most: int = MOST_BYTES) -> dict[str, Any]:
 
 @dataclass
 class Round:
-    """A reserved round and what became of it."""
+    """A reserved round, the model that it began with, and what became of it: `head` is the hash of
+    the line that concludes it."""
 
     number: int
     event: dict[str, Any]
     kind: object = None
     outcome: str | None = None
     body: dict[str, Any] = field(default_factory=dict)
+    head: str = ""
+    model: Any = None
 
 
 @dataclass
@@ -81,7 +84,7 @@ def read(path: Path, key: Ed25519PublicKey | None = None) -> Ledger:
     raw = path.read_bytes()
     require(raw.endswith(b"\n"), "the ledger ends in a torn line")
     lines = raw[:-1].split(b"\n")
-    bodies: list[tuple[str, dict[str, Any]]] = []
+    bodies: list[tuple[str, dict[str, Any], str]] = []
     link, head = "0" * 64, ""
     for seq, line in enumerate(lines):
         found = parse(line)
@@ -99,9 +102,9 @@ def read(path: Path, key: Ed25519PublicKey | None = None) -> Ledger:
             require(found["kind"] == "header" and body.get("format") == FORMAT, "no header")
             key = _signer(body, key)
         _verify(key, found["signature"], b"fedsys ledger line v1\0" + bytes.fromhex(head))
-        bodies.append((found["kind"], body))
+        bodies.append((found["kind"], body, head))
         link = hashlib.sha256(line).hexdigest()
-    rounds, closed = _grammar(bodies[1:])
+    rounds, closed = _grammar(bodies[1:], bodies[0][1].get("initial_weights_sha256"))
     return Ledger(lines=lines, header=bodies[0][1], rounds=rounds, closed=closed, head=head)
 
 
@@ -125,23 +128,25 @@ def _verify(key: Ed25519PublicKey | None, signature: str, message: bytes) -> Non
 
 
 def _grammar(
-    lines: list[tuple[str, dict[str, Any]]],
+    lines: list[tuple[str, dict[str, Any], str]], model: Any
 ) -> tuple[list[Round], dict[str, Any] | None]:
     rounds: list[Round] = []
     is_open, closed = False, None
-    for kind, body in lines:
+    for kind, body, head in lines:
         require(closed is None, "a line follows the closing line")
         number = body.get("round")
         if kind == "reserve":
             require(type(number) is int and number == len(rounds) + 1, "a round has another number")
             event = body.get("event")
             require(isinstance(event, dict), "a reserve holds no event")
+            kind_of_round = body.get("kind")
             rounds.append(
-                Round(number=len(rounds) + 1, event=dict(event or {}), kind=body.get("kind"))
+                Round(len(rounds) + 1, dict(event or {}), kind=kind_of_round, model=model)
             )
         elif kind in ("commit", "abort"):
             require(is_open and type(number) is int and number == len(rounds), "no such open round")
-            rounds[-1].outcome, rounds[-1].body = kind, body
+            rounds[-1].outcome, rounds[-1].body, rounds[-1].head = kind, body, head
+            model = body.get("weights_sha256") if kind == "commit" else model
         elif kind == "closed":
             closed = body
         else:

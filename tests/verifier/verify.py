@@ -16,7 +16,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from tests.verifier import chain, private, transparency, views
+from tests.verifier import agents, chain, private, transparency, views
 from tests.verifier.chain import Ledger, canonical, require
 from tests.verifier.delta import Parts, check_parts, parts
 from tests.verifier.epsilon import ORDERS, accountant, epsilon
@@ -65,10 +65,13 @@ def verify(run: Path, key: Ed25519PublicKey | None = None) -> Verified:
             plan.check_event(each.event, first=each.number == 1)
             known.add(text)
     found = {"outsider": views.outsider(ledger, plan, derived)}
+    cohorts: dict[int, private.Cohort] = {}
     if (run / "private.jsonl").exists():
         cohorts = private.read(run / "private.jsonl", ledger, plan)
         found["participant"] = views.participant(ledger, plan, derived, cohorts)
         found["server"] = views.server(ledger, plan, derived, cohorts)
+    if (run / "countersignatures.jsonl").exists():
+        agents.check(run, ledger, plan, cohorts)
     total = _total(header, plan, derived, ledger, found["outsider"])
     _check_closing(run, ledger)
     _check_answer(run, ledger, plan)

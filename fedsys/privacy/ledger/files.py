@@ -11,8 +11,10 @@ from typing import BinaryIO
 from fedsys.errors import LedgerError
 from fedsys.privacy.ledger.lines import MAX_LINE_BYTES
 
-__all__ = ["MAX_FILE_BYTES", "open_regular", "read_lines"]
+__all__ = ["MAX_FILE_BYTES", "MEMBERS", "open_regular", "read_lines"]
 
+MEMBERS = "members.json"
+"""In a deployed run's folder: the signed roster, and the terms that its members agreed to."""
 MAX_FILE_BYTES = 1 << 30
 """The largest file that is read."""
 

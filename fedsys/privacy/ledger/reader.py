@@ -32,7 +32,8 @@ class RoundRecord:
         outcome: ``commit``, ``abort``, or None if neither was written; the round counts as spent.
         text: canonical JSON of the commit's or abort's body.
         hash: the hash of that line, which agents countersign.
-        reserved_at: the reserve line's ``seq``.
+        reserved_at: the reserve line's ``seq``; a conclusion is the next line.
+        model: SHA-256 of the weights in force when the round was reserved, as earlier lines state.
     """
 
     round: int
@@ -41,6 +42,7 @@ class RoundRecord:
     text: bytes = b"{}"
     hash: str = ""
     reserved_at: int = 0
+    model: str = ""
 
     @property
     def body(self) -> dict[str, Any]:
@@ -165,7 +167,7 @@ def build_view(
         raise LedgerError("the ledger is empty: not even its header was written")
     _check_place(first, 0, GENESIS)
     stated = _signer_of(first, key)
-    grammar, newest = _Grammar(), deque[Line]([first], maxlen=max(newest_signatures, 1))
+    grammar, newest = _Grammar(first.body), deque[Line]([first], maxlen=max(newest_signatures, 1))
     last, count, tree = first, 1, MerkleTree()
     tree.append(first.leaf)
     for line in rest:
@@ -226,9 +228,10 @@ def _check_signature(line: Line, key: Ed25519PublicKey) -> None:
 class _Grammar:
     """(resume | reserve (commit | abort)?)* closed?, rounds reserved as 1, 2, 3, ..."""
 
-    __slots__ = ("_open", "closed", "resumes", "rounds")
+    __slots__ = ("_model", "_open", "closed", "resumes", "rounds")
 
-    def __init__(self) -> None:
+    def __init__(self, header: dict[str, Any]) -> None:
+        self._model = str(header.get("initial_weights_sha256", ""))
         self.rounds: list[RoundRecord] = []
         self.resumes: list[dict[str, Any]] = []
         self.closed: dict[str, Any] | None = None
@@ -260,7 +263,11 @@ class _Grammar:
                 raise LedgerError(
                     f"{where} reserves round {number} where round {len(rounds) + 1} is next"
                 )
-            rounds.append(RoundRecord(round=number, reserve=line.body, reserved_at=line.seq))
+            rounds.append(
+                RoundRecord(
+                    round=number, reserve=line.body, reserved_at=line.seq, model=self._model
+                )
+            )
         elif not self._open or number != rounds[-1].round:
             raise LedgerError(f"{where} is a {line.kind} of round {number}, which is not open")
         else:
@@ -271,5 +278,8 @@ class _Grammar:
                 text=line.text,
                 hash=line.hash,
                 reserved_at=rounds[-1].reserved_at,
+                model=rounds[-1].model,
             )
+            if line.kind == "commit":
+                self._model = str(line.body.get("weights_sha256", ""))
         self._open = line.kind == "reserve"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -38,6 +38,20 @@ from fedsys.privacy.randomness import Entropy
 from fedsys.transparency import MerkleTree
 
 __all__ = ["Ledger"]
+
+
+class Conclusion(NamedTuple):
+    """The line that commits or aborts a round.
+
+    Attributes:
+        seq: its place.
+        hash: its hash.
+        model: SHA-256 of the weights that the round began with, as the lines before it state.
+    """
+
+    seq: int
+    hash: str
+    model: str
 
 
 class Ledger:
@@ -81,6 +95,9 @@ class Ledger:
         self._first: Callable[[], object] | None = None
         self._participations: Counter[int] = Counter()
         self._committed: dict[int, str] = {}
+        self._concluded: dict[int, Conclusion] = {}
+        self._rounds: dict[str, int] = {}
+        self._model = ""
         self.view: LedgerView | None = None
         """The ledger as it was on disk when it was opened; None for a new one."""
         self.private_rounds: Mapping[int, Mapping[str, Any]] = PrivateRounds({})
@@ -119,6 +136,7 @@ class Ledger:
             path.unlink(missing_ok=True)
             raise
         self = cls(ledger=ledger, private=private, signer=signer, entropy=entropy)
+        self._model = str(header.get("initial_weights_sha256", ""))
         try:
             self._append("header", {**header, "format": FORMAT, "signer": signer.public_hex})
         except BaseException:
@@ -176,12 +194,16 @@ class Ledger:
                 f"{path.name} is closed: start a new run", reason=str(view.closed.get("reason"))
             )
         rounds, torn = read_private(private_path)
+        self._model = str(view.header.get("initial_weights_sha256", ""))
         for record in view.rounds:
             self._last_round = record.round
             if record.outcome is None:
                 continue
+            end = Conclusion(record.reserved_at + 1, record.hash, record.model)
+            self._concluded[record.round], self._rounds[record.hash] = end, record.round
             if record.outcome == "commit":
                 self._committed[record.round] = record.hash
+                self._model = str(record.body.get("weights_sha256", ""))
             if record.round not in rounds:
                 raise LedgerError(
                     f"{private_path.name} lacks round {record.round}, which {path.name} records"
@@ -239,8 +261,17 @@ class Ledger:
 
     @property
     def committed(self) -> Mapping[int, str]:
-        """The hash of each committed round's line, which agents countersign."""
+        """The hash of each committed round's line."""
         return self._committed
+
+    @property
+    def concluded(self) -> Mapping[int, Conclusion]:
+        """By round, the commit or abort, which agents countersign."""
+        return self._concluded
+
+    def concluded_by(self, head: str) -> int | None:
+        """The round that the line with this hash commits or aborts; None if it does neither."""
+        return self._rounds.get(head)
 
     def reserve(self, round: int, body: Mapping[str, Any]) -> None:
         """Records a round's cost before anybody is invited.
@@ -347,8 +378,11 @@ class Ledger:
         with _ledger_errors(self._private.path.name):
             self._private.append(encode_private(line))
         self._append(kind, {**body, "round": round, "commitments": commitments}, after)
+        end = Conclusion(self._seq - 1, self._head, self._model)
+        self._concluded[round], self._rounds[self._head] = end, round
         if kind == "commit":
             self._committed[round] = self._head
+            self._model = str(body.get("weights_sha256", ""))
         self._participations.update(summed)
         self._open_round = None
 

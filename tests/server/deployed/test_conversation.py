@@ -15,10 +15,9 @@ from secure_agg.messages import Kind, kind_of
 from server.coordinator import OpenRound
 from server.deployed.conversation import Deadlines, DeployedRound
 from server.deployed.fleet import Event, Fleet, Link, Said
-from server.home.prekeys import Prekeys
-from server.home.state import State
 from server.rounds import SecureRound
 from tests.client.devices import Conversation, D, Device, Devices, plan_of
+from tests.server.deployed.news import silent_news
 
 Spoil = Callable[[bytes], bytes]
 NO_NOISE: dict[str, Any] = {"mechanism": "none", "noise_multiplier": 0.0}
@@ -62,7 +61,6 @@ async def round_with(
         prekeys={k: kept.pop(0) for k, kept in enumerate(devices.prekeys)},
     )
     fleet, strays = Fleet(), list[Event]()
-    state = State.create(devices.root)
     round_ = DeployedRound(
         open=open_,
         secure=secure,
@@ -72,7 +70,7 @@ async def round_with(
         deadlines=Deadlines(stage=patience, training=60.0, reconnect=60.0),
         elsewhere=strays.append,
         entered=stages.append,
-        prekeys=Prekeys(state),
+        news=silent_news(fleet),
     )
     tasks = []
     for node, device in zip(devices.roster.nodes, devices.all, strict=True):
@@ -80,10 +78,9 @@ async def round_with(
         fleet.open(link)
         tasks.append(asyncio.create_task(serve(fleet, link, device)))
     await round_.run()
-    round_.dismiss(committed=True, ledger_head=b"h" * 32)
+    round_.dismiss(committed=True, ledger_head=b"")
     for task in tasks:
         task.cancel()
-    state.close()
     return secure, round_
 
 
@@ -211,7 +208,6 @@ def test_no_message_is_held_once_it_is_on_its_way(tmp_path: Path) -> None:
         assert len(await link.outgoing.get() or b"") > BIG
 
     async def scenario() -> None:
-        state = State.create(tmp_path)
         round_ = DeployedRound(
             open=open_,
             secure=dealer,
@@ -221,7 +217,7 @@ def test_no_message_is_held_once_it_is_on_its_way(tmp_path: Path) -> None:
             deadlines=Deadlines(stage=60.0, training=60.0, reconnect=60.0),
             elsewhere=lambda event: None,
             entered=lambda stage: None,
-            prekeys=Prekeys(state),
+            news=silent_news(fleet),
         )
         links = [Link(node=node) for node in range(CROWD)]
         fleet.links.update({link.node: link for link in links})
@@ -232,7 +228,6 @@ def test_no_message_is_held_once_it_is_on_its_way(tmp_path: Path) -> None:
         for node in sorted(set(range(CROWD)) - {absent}, key=lambda node: node not in refusing):
             fleet.events.put_nowait(Said(node, says(node)))
         await running
-        state.close()
 
     tracemalloc.start()
     try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -13,13 +14,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedsys.privacy import Ledger, Signer, make_plan
 from fedsys.run_folder import RunFolder
 from fedsys.wire import fleet_pb2
-from fedsys.wire.countersign import FILE, Countersignature, message
+from fedsys.wire.countersign import FILE, NO_HEAD, Countersignature, message
 from fedsys.wire.roster import RosterStatement
 from server.deployed.countersignatures import Countersignatures
 from server.home.state import State
 from server.job import Job
 
 JOB = bytes(range(32))
+TERMS = bytes([5] * 32)
+MODEL = "0d" * 32
 NODES = (3, 7)
 KEYS = {node: Ed25519PrivateKey.from_private_bytes(bytes([node] * 32)) for node in NODES}
 ROSTER = RosterStatement(
@@ -37,11 +40,13 @@ def job(tmp_path: Path) -> Job:
         delta=1e-5, sampling="fixed", cap=2, min_survivors=1,
     )  # fmt: skip
     folder = RunFolder(tmp_path)
-    ledger = Ledger.create(folder.ledger, folder.private, signer=Signer.generate(), header={})
+    header = {"initial_weights_sha256": MODEL}
+    ledger = Ledger.create(folder.ledger, folder.private, signer=Signer.generate(), header=header)
     for number in (1, 2):
         ledger.reserve(number, {"event": plan.event().to_json()})
-        ledger.commit(number, {}, sampled=[0, 1], survivors=[0, 1])
-    return cast(Job, SimpleNamespace(ledger=ledger, folder=folder))
+        body = {"weights_sha256": MODEL}
+        ledger.commit(number, body, sampled=[0, 1], survivors=[0, 1])
+    return cast(Job, SimpleNamespace(ledger=ledger, folder=folder, plan=plan))
 
 
 @pytest.fixture
@@ -51,19 +56,29 @@ def state(tmp_path: Path) -> State:
 
 def book(state: State, job: Job) -> Countersignatures:
     found = Countersignatures(state)
-    found.expect(JOB, id="1", roster=ROSTER, job=job)
+    found.expect(JOB, id="1", terms=TERMS, roster=ROSTER, job=job)
     return found
 
 
-def given(node: int, round: int, head: str, *, by: int | None = None) -> fleet_pb2.Countersignature:
-    text = message(job=JOB, round=round, ledger_head=bytes.fromhex(head), participations=round)
-    return fleet_pb2.Countersignature(
-        job=JOB,
-        round=round,
-        ledger_head=bytes.fromhex(head),
-        participations=round,
-        signature=KEYS[by or node].sign(text),
-    )
+def given(
+    node: int, round: int, head: str, *, by: int | None = None, **change: Any
+) -> fleet_pb2.Countersignature:
+    values: dict[str, Any] = {
+        "round": round,
+        "client": 0,
+        "key": bytes(32),
+        "terms": TERMS,
+        "ledger_head": bytes.fromhex(head),
+        "previous": NO_HEAD,
+        "weights": bytes.fromhex(MODEL),
+        "uploaded": True,
+        "nonce": bytes([node] * 16),
+        "invitations": round,
+        "uploads": round,
+    }
+    unsigned = Countersignature(**{**values, **change})
+    signature = KEYS[by or node].sign(message(JOB, unsigned))
+    return dataclasses.replace(unsigned, signature=signature).to_wire(JOB)
 
 
 def lines(job: Job) -> list[tuple[int, int]]:
@@ -89,6 +104,15 @@ def test_what_is_not_of_this_ledger_is_not_kept(state: State, job: Job) -> None:
     words.take(3, given(3, 3, heads[2]))  # a round that is not committed
     words.take(3, given(3, 1, heads[1], by=7))  # another's signature
     words.take(9, given(3, 1, heads[1]))  # nobody on the roster
+    changes: list[dict[str, Any]] = [
+        {"terms": bytes(32)},
+        {"weights": bytes(32)},
+        {"previous": bytes.fromhex(heads[2])},
+        {"previous": bytes([1] * 32)},
+        {"nonce": b""},
+    ]
+    for change in changes:
+        words.take(3, given(3, 1, heads[1], **change))
     foreign = given(3, 1, heads[1])
     foreign.job = bytes(32)
     words.take(3, foreign)

@@ -21,9 +21,9 @@ from server.deployed.fleet import Fleet, Link, Said
 from server.deployed.refusals import Refusals
 from server.grpc_operator import job_status
 from server.home.folder import Home
-from server.home.prekeys import Prekeys
 from server.home.state import JobRow, NodeRow, State
 from tests.client.devices import Conversation, Devices
+from tests.server.deployed.news import silent_news
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_member_declines_a_round_once(tmp_path: Path, caplog: pytest.LogCaptur
     caplog.set_level("INFO")
     devices = Devices(tmp_path)
     assignment = Conversation(devices, devices.terms()).assignment
-    fleet, secure, state = Fleet(), Silent(), State.create(tmp_path)
+    fleet, secure = Fleet(), Silent()
     untyped: Any = secure
 
     async def scene() -> DeployedRound:
@@ -146,7 +146,7 @@ def test_a_member_declines_a_round_once(tmp_path: Path, caplog: pytest.LogCaptur
             deadlines=Deadlines(stage=60.0, training=60.0, reconnect=60.0),
             elsewhere=lambda event: None,
             entered=lambda stage: None,
-            prekeys=Prekeys(state),
+            news=silent_news(fleet),
         )
         fleet.links.update({node: Link(node=node) for node in (1, 2)})
         running = asyncio.create_task(round_.run())

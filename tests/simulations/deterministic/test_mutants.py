@@ -22,6 +22,7 @@ import fedsys.run_folder
 import simulations.deterministic.agent
 from client.journal import JobRecord, Journal
 from client.session import Session
+from client.synchronous import provide
 from fedsys.durable import DurableFile
 from fedsys.privacy import Ledger, Signer
 from fedsys.wire import fleet_pb2
@@ -137,7 +138,7 @@ def uploads_forgotten(patch: pytest.MonkeyPatch) -> None:
     def careless(self: Session, current: Any, stage: fleet_pb2.Stage) -> bytes:
         if not current.agent.uploaded:
             current.agent.enter(stage.message)
-            self._provide(current)
+            provide(current, self._worker, self.journal, self._noise(stage.round))
         reply: bytes = current.agent.handle(stage.message)
         self.journal.upload(current.assignment.job, current.assignment.round)
         return reply
