@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 
-from fedsys.errors import FedsysError
+from fedsys.errors import FedsysError, RunFolderError
 from fedsys.privacy import Epsilons, read_ledger, replay
 from fedsys.privacy.ledger import read_private
 from fedsys.run_folder import RunFolder
@@ -52,14 +51,14 @@ def _of(folder: RunFolder) -> Epsilons:
     if not folder.begun:
         return NOTHING
     try:
-        stated = json.loads(folder.summary.read_text("utf-8"))["privacy"]["epsilon"]
+        stated = folder.read_summary()["privacy"]["epsilon"]
         participant, server = stated["participant"], stated["server"]
         return Epsilons(
             outsider=float(stated["outsider"]),
             participant=None if participant is None else float(participant),
             server=None if server is None else float(server),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (RunFolderError, ValueError, KeyError, TypeError):
         pass
     try:
         private, _torn = read_private(folder.private)
