@@ -19,6 +19,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -27,11 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsys.config import Config, dump, load
+from fedsys.bounded_toml import MAX_BYTES
+from fedsys.config import Config, dump, parse
 from fedsys.durable import append_lines, make_folder, write_atomically
 from fedsys.errors import LedgerError, RunFolderError
 from fedsys.privacy.ledger.cosigned import COSIGNED, PROOF
-from fedsys.privacy.ledger.files import MEMBERS
+from fedsys.privacy.ledger.files import MEMBERS, open_regular, read_lines
+from fedsys.privacy.ledger.lines import MAX_LINE_BYTES, parse_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,10 +43,16 @@ __all__ = ["FORMAT_VERSION", "RunFolder", "disk_errors", "free_name", "plain_jso
 
 FORMAT_VERSION = 1
 
+_METRICS_BYTES = 1 << 28
+
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of one run, and all writes except the ledger's."""
+    """Paths of one run, and all writes except the ledger's.
+
+    What is read may come from somebody else: every file is regular and bounded, no link is
+    followed, and nothing that a file names is imported.
+    """
 
     path: Path
 
@@ -142,8 +151,58 @@ class RunFolder:
         write_atomically(self.config, dump(config).encode())
 
     def read_config(self) -> Config:
-        """The stored configuration."""
-        return load(self.config)
+        """The stored configuration.
+
+        Raises:
+            RunFolderError: the file cannot be read.
+            ConfigError: it is not a configuration.
+        """
+        return parse(self._read(self.config, MAX_BYTES), str(self.config))
+
+    def signed_config(self, header: Mapping[str, Any]) -> Config:
+        """The stored configuration, which the ledger's header must state the hash of.
+
+        Args:
+            header: the body of the verified ledger's first line.
+
+        Raises:
+            RunFolderError: the file cannot be read, or was edited or exchanged.
+            ConfigError: it is not a configuration.
+        """
+        content = self._read(self.config, MAX_BYTES)
+        if hashlib.sha256(content).hexdigest() != header.get("config_sha256"):
+            raise RunFolderError(
+                f"{self.path}: config.toml is not the one that the ledger signed the hash of; "
+                f"restore that file, or start a new run"
+            )
+        return parse(content, str(self.config))
+
+    def read_summary(self) -> dict[str, Any]:
+        """``summary.json``, in which an infinite number is the string "inf".
+
+        Raises:
+            RunFolderError: there is none, or it does not read back.
+        """
+        return self.read_object(self.summary)
+
+    def read_object(self, path: Path) -> dict[str, Any]:
+        """A JSON document of the folder, of at most a mebibyte.
+
+        Raises:
+            RunFolderError: there is none, or it does not read back.
+        """
+        content = self._read(path, MAX_LINE_BYTES)
+        try:
+            return parse_object(content, path.name)
+        except LedgerError as error:
+            raise RunFolderError(f"{self.path}: {error}") from None
+
+    def _read(self, path: Path, most: int) -> bytes:
+        try:
+            with open_regular(path, most) as file:
+                return file.read(most)
+        except LedgerError as error:
+            raise RunFolderError(f"{self.path}: {error}") from None
 
     def append_metrics(self, round_number: int, metrics: Mapping[str, float]) -> None:
         """Add one line to ``metrics.jsonl``; a torn last line is cut off first."""
@@ -158,13 +217,21 @@ class RunFolder:
         return {}
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """The complete lines of ``metrics.jsonl``."""
+        """The complete lines of ``metrics.jsonl``.
+
+        Raises:
+            RunFolderError: the file cannot be read.
+        """
         if not self.metrics.is_file():
             return []
         found = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
+        try:
+            with open_regular(self.metrics, _METRICS_BYTES) as file:
+                for raw, _ended in read_lines(file, self.metrics.name):
+                    with contextlib.suppress(LedgerError):
+                        found.append(parse_object(raw, self.metrics.name))
+        except LedgerError as error:
+            raise RunFolderError(f"{self.path}: {error}") from None
         return found
 
     def write_data(self, reading: Mapping[str, Any]) -> None:

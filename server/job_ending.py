@@ -91,8 +91,8 @@ def finish_ended(folder: RunFolder, view: LedgerView) -> None:
         RunFolderError: The pending summary cannot be read.
     """
     try:
-        summary: dict[str, Any] = json.loads(_pending(folder).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        summary = folder.read_object(_pending(folder))
+    except RunFolderError as error:
         raise RunFolderError(
             f"{folder.path}: its job is over and {_PENDING} cannot be read ({error}); nothing "
             "else can make summary.json as the ledger binds it"

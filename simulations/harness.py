@@ -10,14 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedsys import tasks
 from fedsys.config import Config
+from fedsys.config.named_code import NamedCode
 from fedsys.errors import BudgetExceeded
 from fedsys.preprocessing import REMEDY
-from fedsys.privacy import LedgerView, read_ledger
+from fedsys.privacy import LedgerView, Signer, read_ledger
+from fedsys.privacy.ledger import read_header
 from fedsys.run_folder import RunFolder, disk_errors
 from server.checkpoint import model_bytes
 from server.coordinator import SumRefused
@@ -131,6 +133,7 @@ def resume(
     device: str = "auto",
     observer: Observer | None = None,
     origin: tasks.Origin | None = None,
+    named: NamedCode | None = None,
 ) -> RunResult:
     """Continue an interrupted run with fresh rounds; what was reserved stays spent.
 
@@ -140,23 +143,37 @@ def resume(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         observer: Called with a report of each round, and with notices.
         origin: The task that the run was started with; None loads it by its name.
+        named: Code of the user's own that the run uses, named by the user: the folder's word does
+            not suffice. The task need not be named where `origin` is given.
 
     Raises:
-        FedsysError: There is no run there, it is damaged, or it cannot be resumed.
+        FedsysError: There is no run there, it is damaged, signed by another key, or it cannot be
+            resumed.
     """
     folder = RunFolder.open(path)
+    config = _signed_config(folder)
+    named = named or NamedCode()
+    if origin is not None:
+        named = replace(named, task=NamedCode.of(config).task)
+    named.require(config, path)
     if is_unfinished_end(folder) and (view := _closed(folder)) is not None:
         with disk_errors(path), uninterrupted():
             finish_ended(folder, view)
         metrics = folder.last_metrics()
         return RunResult(folder=path, rounds=len(view.rounds), interrupted=False, metrics=metrics)
-    setting = prepare(folder.read_config(), data=data, device=device, origin=origin)
+    setting = prepare(config, data=data, device=device, origin=origin)
     with setting.engine, ThreadPoolExecutor(1, "disk") as disk:
         job = restore_job(folder, _spec(setting, disk))
         with job.ledger:
             lines = job.ledger.private_rounds.values()
             setting.clock.now = max((it.get("simulated_seconds", 0.0) for it in lines), default=0.0)
             return run_rounds(setting, job, observer or _ignore)
+
+
+def _signed_config(folder: RunFolder) -> Config:
+    """The configuration of a run that this coordinator's own key began, compared with its hash."""
+    key = Signer.load_or_create().public_key
+    return folder.signed_config(read_header(folder.ledger, key=key))
 
 
 def _spec(setting: Setting, disk: Executor) -> JobSpec:

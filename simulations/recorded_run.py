@@ -12,9 +12,12 @@ from fedsys.config import Config
 from fedsys.errors import LedgerError, RunFolderError
 from fedsys.privacy import LedgerView, PrivacyPlan, plan_of, read_ledger
 from fedsys.privacy.ledger import read_private
+from fedsys.privacy.ledger.files import open_regular
 from fedsys.run_folder import RunFolder
 
 __all__ = ["RecordedRun"]
+
+_MOST_BYTES = 1 << 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +57,12 @@ class RecordedRun:
         view = read_ledger(folder.ledger, allow_torn=True)
         plan = plan_of(view.header)
         _refuse_secrets(path, plan)
-        if hashlib.sha256(folder.config.read_bytes()).hexdigest() != view.header.get(
-            "config_sha256"
-        ):
-            raise RunFolderError(
-                f"{path}: config.toml is not the one that the ledger signed the hash of"
-            )
-        config = folder.read_config()
+        config = folder.signed_config(view.header)
         if config.engine.path == "auto" or not config.engine.chunk:
             raise RunFolderError(
                 f"{path}: config.toml does not say which [engine] path and chunk ran, so floating "
                 f"point cannot be repeated"
             )
-        model = folder.model.read_bytes() if folder.model.is_file() else None
         cohorts = dict(_cohorts(folder, view))
         return cls(
             path=path,
@@ -75,7 +71,7 @@ class RecordedRun:
             view=view,
             survivors={round: survivors for round, (_, survivors) in cohorts.items()},
             invited={round: invited for round, (invited, _) in cohorts.items()},
-            model_sha256=None if model is None else hashlib.sha256(model).hexdigest(),
+            model_sha256=_sha256(folder.model),
         )
 
     @property
@@ -83,6 +79,16 @@ class RecordedRun:
         """Whether devices ran it, whose clients are numbered by the roster."""
         population = self.view.header.get("population")
         return isinstance(population, dict) and "roster_version" in population
+
+
+def _sha256(model: Path) -> str | None:
+    if not model.is_file():
+        return None
+    digest = hashlib.sha256()
+    with open_regular(model, _MOST_BYTES) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _refuse_secrets(path: Path, plan: PrivacyPlan) -> None:

@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 
 from client.local_data import shard_rows
 from fedsys import tasks
+from fedsys.config.named_code import NamedCode
 from fedsys.errors import ConfigError, LedgerError
 from fedsys.tasks.partition import Compressed
 from fedsys.versions import versions
+from fedsys.wire.roster import MAX_MEMBERS
 from server.checkpoint import model_bytes, sha256_of_aggregate, sha256_of_weights
 from server.job_settings import parts_of, strategy_of
 from server.strategy_base import ReceivingStrategy, shared_by
@@ -96,6 +98,7 @@ def replay(
     device: str = "auto",
     shards: Sequence[str] | None = None,
     observer: Callable[[int, int], None] | None = None,
+    named: NamedCode | None = None,
 ) -> Replay:
     """Compute a run without noise again, and compare; stops at the first difference.
 
@@ -108,6 +111,8 @@ def replay(
             ``i/N`` for device i of N. For a run of devices only.
         observer: Called, for each round that came out equal, with the number of rounds equal so
             far and the number of all committed rounds.
+        named: Code of the user's own that the run uses, named by the user: the folder's word does
+            not suffice.
 
     Raises:
         FedsysError: The run cannot be replayed, or not with this data; the message says why.
@@ -126,6 +131,7 @@ def replay(
     if device == "auto" and recorded.deployed:
         device = "cpu"
     config, randomness = recorded.config, SystemRandomness()
+    (named or NamedCode()).require(config, path)
     task = tasks.load(config.task.name, config.task.options)
     examples = tasks.read_data(task, tasks.DataSource.locate(data))
     trainer = trainer_for(config, task, device_for(device), randomness, examples.train)
@@ -159,10 +165,16 @@ def _partition(
 
     Raises:
         ConfigError: That gives another population than the run's.
+        LedgerError: The ledger states more devices than a roster can have.
     """
     section, seed, clients = recorded.config.population, recorded.config.job.seed, 0
     if recorded.deployed:
         clients = recorded.plan.population
+        if clients > MAX_MEMBERS:
+            raise LedgerError(
+                f"{recorded.path}: a ledger of {clients} devices; a roster has {MAX_MEMBERS} at "
+                f"most"
+            )
         given = shards or [f"{client}/{clients}" for client in range(clients)]
         rows = [shard_rows(examples, _shard(each), seed) for each in given]
         sizes = np.cumsum([0, *map(len, rows)], dtype=np.int64)

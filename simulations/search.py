@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsys.config import Config, dump, load, validate
+from fedsys.config import Config, dump, validate
 from fedsys.durable import make_folder, write_atomically
 from fedsys.errors import ConfigError, RunFolderError
-from fedsys.run_folder import disk_errors
+from fedsys.run_folder import RunFolder, disk_errors
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -50,7 +50,6 @@ _RISING = frozenset(
     }
 )
 # fmt: on
-_MOST_BYTES = 1 << 16
 _EXAMPLE_COST = ("local.epochs", "local.batch_size")
 
 
@@ -171,24 +170,22 @@ class Search:
         Raises:
             RunFolderError: There is no search in the folder, or it does not read back.
         """
+        stored, file = RunFolder(folder), folder / "search.json"
+        if not file.is_file():
+            raise RunFolderError(f"{folder}: no search to go on with here (search.json is missing)")
+        words = stored.read_object(file)
         try:
-            with (folder / "search.json").open(encoding="utf-8") as file:
-                words = json.loads(file.read(_MOST_BYTES))
             if words["version"] != VERSION:
                 raise ValueError(f"version {words['version']} instead of {VERSION}")
             if not isinstance(words["minimize"], bool):
                 raise TypeError("minimize is neither true nor false")
             return cls.of(
-                load(folder / "config.toml"),
+                stored.read_config(),
                 list(words["over"]),
                 str(words["metric"]),
                 minimize=words["minimize"],
             )
-        except FileNotFoundError:
-            raise RunFolderError(
-                f"{folder}: no search to go on with here (search.json is missing)"
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise RunFolderError(f"{folder}: search.json does not read back: {error}") from None
 
 

@@ -171,8 +171,9 @@ def report_unusable(summed: Summed, what: str, folder: Path, tell: Callable[[str
         )
         return
     raise TrainingError(
-        f"{what}: no update was finite (clients that trained: {summed.trained}); check their data "
-        f"and local.learning_rate, then go on with `fedsys simulate --resume {folder}`"
+        f"{what}: no update was finite (clients that trained: {summed.trained}); check their data, "
+        f"then go on with `fedsys simulate --resume {folder}`, or start again with a lower "
+        f"local.learning_rate"
     )
 
 

@@ -15,7 +15,6 @@ states what was spent before it, and the final run's ledger repeats that.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -27,9 +26,11 @@ from typing import TYPE_CHECKING
 from fedsys import tasks
 from fedsys.audit import audit_run, compose, to_json
 from fedsys.config import Tuning, dump
+from fedsys.config.named_code import NamedCode
 from fedsys.config.sections import TuningPart
 from fedsys.durable import write_atomically
 from fedsys.errors import ConfigError, MechanismError, RunFolderError, TrainingError
+from fedsys.privacy.accounting.adding import MOST_STEPS
 from fedsys.records import AuditResult
 from fedsys.run_folder import RunFolder, disk_errors
 from fedsys.tasks.options import nearest
@@ -94,6 +95,7 @@ def tune(
     device: str = "auto",
     observer: Observer = lambda _event: None,
     finish: Callable[[Path], object] = lambda _run: None,
+    named: NamedCode | None = None,
 ) -> Tuned:
     """Start a search in a new folder, or resume one.
 
@@ -105,6 +107,7 @@ def tune(
         device: As for `harness.run`.
         observer: Called with a line for each trial, and with the reports of its rounds.
         finish: Called with the folder of each run that has ended, to audit and report it.
+        named: For a search that is resumed, code of the user's own that it uses, named by the user.
 
     Raises:
         FedsysError: The settings, data or folder are not valid; the message is one line.
@@ -115,6 +118,7 @@ def tune(
 
     if search is None:
         search = Search.stored(folder)
+        (named or NamedCode()).require(search.base, folder)
         _check_metric(search, data)
     else:
         _check_metric(search, data)
@@ -234,7 +238,11 @@ class _Runner:
             return run.last_metrics()
         if run.begun:
             result = harness.resume(
-                run.path, data=self.data, device=self.device, observer=self.observer
+                run.path,
+                data=self.data,
+                device=self.device,
+                observer=self.observer,
+                named=NamedCode.of(self.search.base),
             )
         else:
             if run.path.exists():
@@ -256,8 +264,7 @@ class _Runner:
 
 
 def _ended(run: RunFolder) -> bool:
-    status = json.loads(run.summary.read_text(encoding="utf-8")).get("status")
-    return status in ("completed", "budget-exhausted")
+    return run.read_summary().get("status") in ("completed", "budget-exhausted")
 
 
 def _folder(folder: Path, number: int) -> Path:
@@ -310,10 +317,12 @@ def _spent(before: Tuning, total: AuditResult, runs: int) -> Tuning:
     if before.runs:
         spent += math.inf if before.epsilon is None else before.epsilon
         delta, part = (before.delta or 0.0) + (delta or 0.0), None
+    if part is not None and (len(part["steps"]) > MOST_STEPS or math.isinf(spent)):
+        part = None
     return Tuning(
         runs=before.runs + runs,
         epsilon=spent,
         delta=delta,
         heads=[*before.heads, *(str(head) for head in heads if head)],
-        part=None if part is None or math.isinf(spent) else TuningPart(**part),
+        part=None if part is None else TuningPart(**part),
     )

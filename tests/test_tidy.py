@@ -28,6 +28,7 @@ LONG_MODULES = {
 }
 LONG_FUNCTIONS = {
     "fedsys/cli/simulate.py:simulate": "its parameters are the command's options, with their help",
+    "fedsys/cli/tune.py:tune": "its parameters are the command's options, with their help",
     "tests/fedsys/report/conftest.py:audit": "the claims of a run, written out",
     "tests/simulations/test_random_jobs.py:draw": "draws every key of a configuration",
 }
@@ -60,6 +61,7 @@ ABOUT_BEHAVIOUR = {
     "tests/client/training/test_random_models.py": "random models over every path",
     "tests/fedsys/audit/test_command.py": "the audit as a command, over the folders made here",
     "tests/fedsys/audit/test_hostile_folder.py": "folders that somebody hostile made",
+    "tests/simulations/test_hostile_folders.py": "folders that somebody hostile made, run here",
     "tests/fedsys/audit/test_planted.py": "canaries, from planting to the verdict",
     "tests/fedsys/audit/test_tampering.py": "every edit of a run that the audit must notice",
     "tests/fedsys/audit/test_truncation.py": "a finished run cut to a cheaper one",

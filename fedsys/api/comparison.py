@@ -11,9 +11,9 @@ from fedsys.api.drawing import draw_comparison
 from fedsys.api.rows import Rows
 from fedsys.api.run import Run
 from fedsys.audit import compose
-from fedsys.config import load
 from fedsys.errors import FedsysError
 from fedsys.records import AuditResult
+from fedsys.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,6 +109,6 @@ def _settings(run: Run) -> dict[str, Any]:
                 plain = isinstance(value, (str, int, float))
                 flat[prefix + key] = value if plain else json.dumps(value, default=str)
 
-    walk(load(run.folder / "config.toml").model_dump(), "")
+    walk(RunFolder(run.folder).read_config().model_dump(), "")
     flat.pop("job.name", None)
     return flat

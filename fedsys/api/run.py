@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from fedsys.privacy import Epsilons
 from fedsys.records import AuditResult
 from fedsys.release.model import ReleasedModel
 from fedsys.report import figures
+from fedsys.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,8 +64,11 @@ class Run:
             RunFolderError: there is no run with a summary.
         """
         folder = Path(folder)
+        stored = RunFolder(folder)
+        if not stored.summary.exists():
+            raise RunFolderError(f"{folder}: no finished or interrupted run: no summary.json")
+        summary = stored.read_summary()
         try:
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
             privacy = summary["privacy"]
             epsilons = {
                 view: math.inf if value == "inf" else value
@@ -80,9 +83,6 @@ class Run:
                 interrupted=summary["status"] == "interrupted",
                 task=None if task is None else tasks.Origin.of(task).task,
             )
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise RunFolderError(f"{folder}: no finished or interrupted run: {reason}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunFolderError(f"{folder}: summary.json is damaged: {error}") from None
 

@@ -10,9 +10,11 @@ from typing import Any
 from fedsys import tasks
 from fedsys.api.run import Run
 from fedsys.config import Config, load
+from fedsys.config.named_code import NamedCode
 from fedsys.errors import ConfigError
 from fedsys.report.progress import observer as shown
 from fedsys.run_folder import RunFolder
+from fedsys.tasks.origin import OBJECT
 from simulations import harness
 
 __all__ = ["resume", "simulate"]
@@ -72,6 +74,8 @@ def resume(
     folder: Path | str,
     *,
     task: object | None = None,
+    strategy: str | None = None,
+    cluster: str | None = None,
     data: Path | str | None = None,
     device: str = "auto",
     observer: Observer | None = None,
@@ -81,7 +85,10 @@ def resume(
 
     Args:
         folder: the run's folder.
-        task: the task that it was started with, if that was an object; otherwise its name is known.
+        task: the task that it was started with, unless that is built in: a folder may name any
+            code, so a name has to be given by you.
+        strategy: the name of the strategy that it was started with, unless that is built in.
+        cluster: the address of the Ray cluster that it uses, if it does.
         data: folder with data files.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         observer: called after each round, and with notices.
@@ -92,7 +99,16 @@ def resume(
     """
     path = Path(folder)
     stored = RunFolder.open(path).read_config().task
-    origin = tasks.Origin.of(stored.name if task is None else task, stored.options)
+    named = NamedCode(
+        task=task if isinstance(task, str) else None, strategy=strategy, cluster=cluster
+    )
+    given = None if task is None or isinstance(task, str) else task
+    if stored.name.endswith(OBJECT) and given is None:
+        raise ConfigError(
+            f"{path}: the run was given a task as an object, {stored.name}, which its name cannot "
+            f"rebuild; give the same again: fedsys.resume(folder, task=...)"
+        )
+    origin = None if given is None else tasks.Origin.of(given, stored.options)
     with shown(quiet=not progress) as bar:
         result = harness.resume(
             path,
@@ -100,8 +116,12 @@ def resume(
             device=device,
             observer=_both(bar, observer),
             origin=origin,
+            named=named,
         )
-    return replace(Run.open(result.folder), task=origin.task)
+    trained = None if origin is None else origin.task
+    if isinstance(task, str):
+        trained = tasks.load(task, stored.options)
+    return replace(Run.open(result.folder), task=trained)
 
 
 def _job(

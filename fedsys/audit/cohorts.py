@@ -200,7 +200,8 @@ class _Separation:
         cyclic = plan.mechanism == "banded-mf" and plan.sampling == "poisson"
         self._groups = (plan.min_separation or 1) if cyclic else 1
         remembers = self._apart and plan.sampling == "min-separation"
-        self._last = np.full(plan.population if remembers else 0, -self._apart, dtype=np.int64)
+        # Round numbers; 0 means never. Pages of zeros that are never written take no memory.
+        self._last = np.zeros(plan.population if remembers else 0, dtype=np.int64)
 
     def broken_by(self, found: Round) -> str | None:
         """Why the plan does not allow this cohort, or None; remembers the round."""
@@ -209,7 +210,8 @@ class _Separation:
         if strangers:
             return f"{strangers} invited clients are not in the round's cyclic group"
         if self._last.size:
-            early = (found.round - self._last[found.sampled] < self._apart).any()
+            last = self._last[found.sampled]
+            early = ((last > 0) & (found.round - last < self._apart)).any()
             self._last[found.sampled] = found.round
             if early:
                 return f"a client was invited again within {self._apart} rounds"

@@ -33,7 +33,7 @@ from fedsys.audit.outcome import outcome_claims
 from fedsys.audit.page import PageMaker, page_claim
 from fedsys.audit.preparation import preparation_claim, withheld
 from fedsys.audit.settings import config_claims, header_claims, origin_claims, plan_claim
-from fedsys.audit.spending import LARGEST_POPULATION, Spending, derive, reserved_events
+from fedsys.audit.spending import Spending, derive, require_size, reserved_events
 from fedsys.audit.tuning import total_of, tuning_claim
 from fedsys.audit.witnessed import (
     Pins,
@@ -198,8 +198,7 @@ def examine(run: Path, key: Ed25519PublicKey | None, pins: Pins = _NO_PINS) -> A
 def _read_plan(audit: Audit, view: LedgerView) -> str | None:
     try:
         plan = plan_of(view.header)
-        if plan.population > LARGEST_POPULATION:
-            raise LedgerError(f"a population of {plan.population} is more than this audit holds")
+        require_size(plan)
     except (LedgerError, MechanismError, TypeError, ValueError, ArithmeticError) as error:
         return str(error)
     audit.plan = plan
@@ -274,7 +273,7 @@ def _add_tuning(audit: Audit, view: LedgerView, plan: PrivacyPlan, spending: Spe
             spending.accountant.outsider.steps(),
             spending.spent.outsider,
         )
-    except (ValueError, MechanismError, OverflowError, MemoryError) as error:
+    except (ValueError, MechanismError, ArithmeticError, MemoryError) as error:
         problem = plain(error)
     return tuning_claim(audit.evidence, view, audit.total, problem)
 

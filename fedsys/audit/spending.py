@@ -19,7 +19,7 @@ from fedsys.privacy import (
 )
 from fedsys.records import EpsilonPoint
 
-__all__ = ["LARGEST_POPULATION", "Spending", "derive", "reserved_events"]
+__all__ = ["LARGEST_POPULATION", "Spending", "derive", "require_size", "reserved_events"]
 
 LARGEST_POPULATION = 1 << 27
 """Clients beyond which the accountants' tables are not allocated for an untrusted folder."""
@@ -50,6 +50,19 @@ class Spending:
         return self.accountant.outsider.rdp_epsilon()
 
 
+def require_size(plan: PrivacyPlan) -> None:
+    """Refuses a plan of somebody else's whose population needs more memory than it is worth.
+
+    Raises:
+        LedgerError: the population exceeds ``LARGEST_POPULATION``.
+    """
+    if plan.population > LARGEST_POPULATION:
+        raise LedgerError(
+            f"a population of {plan.population} is more than is allocated for a folder that "
+            f"anybody may have written, {LARGEST_POPULATION}"
+        )
+
+
 def reserved_events(view: LedgerView, plan: PrivacyPlan) -> Counter[Event]:
     """How often each event was reserved.
 
@@ -74,8 +87,7 @@ def derive(view: LedgerView, plan: PrivacyPlan, cohorts: Cohorts | None) -> Spen
     Raises:
         LedgerError: the rounds cannot be accounted for.
     """
-    if plan.population > LARGEST_POPULATION:
-        raise LedgerError(f"a population of {plan.population} is more than this audit allocates")
+    require_size(plan)
     accountant = ViewAccountant(plan)
     points = _CURVE_POINTS if plan.accountant == "rdp" else _DEAR_CURVE_POINTS
     wanted = _spaced(len(view.rounds), points)

@@ -52,6 +52,12 @@ def audit(
     empirical: Annotated[
         bool, typer.Option("--empirical", help="Attack the run through its planted canaries.")
     ] = False,
+    registry: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write a deployment registry's entry: a new .json or .yaml file."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print audit.json.")] = False,
 ) -> None:
     """Check a run: exit 0 if every claim holds, 1 if one does not, 2 if there is no run."""
@@ -72,6 +78,8 @@ def audit(
         from fedsys.audit.population import is_population
 
         whole = is_population(runs[0])
+    if registry is not None:
+        _check_entry(registry, several=compose or empirical or whole)
     if whole:
         from fedsys.audit.population import audit_population
 
@@ -89,7 +97,41 @@ def audit(
 
         print_audit(result)
     if not result.passed:
+        if registry is not None:
+            say(f"--registry {registry}: not written, because a claim fails", err=True)
         raise typer.Exit(1)
+    if registry is not None:
+        _write_entry(registry, runs[0], result)
+
+
+def _check_entry(path: Path, *, several: bool) -> None:
+    from fedsys.errors import AuditInputError
+    from fedsys.report.registry import SUFFIXES
+
+    if several:
+        raise AuditInputError("--registry describes one run; leave out --compose and --empirical")
+    if path.suffix not in SUFFIXES:
+        raise AuditInputError(f"--registry {path}: give a file that ends in {', '.join(SUFFIXES)}")
+    if path.exists() or not path.parent.is_dir():
+        reason = "already exists" if path.exists() else f"there is no folder {path.parent}"
+        raise AuditInputError(f"--registry {path}: {reason}; give a new file")
+
+
+def _write_entry(path: Path, run: Path, result: AuditResult) -> None:
+    from fedsys.durable import write_atomically
+    from fedsys.errors import AuditInputError
+    from fedsys.report.registry import ASK, entry, to_text
+
+    text = to_text(entry(run, result))
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise AuditInputError(f"--registry {path}: {reason}") from None
+    say(
+        f"{path}: {text.count(ASK)} values begin with '{ASK.strip()}': state them yourself",
+        err=True,
+    )
 
 
 def _several_or_empirical(runs: list[Path], key: str | None, *, compose: bool) -> AuditResult:

@@ -58,7 +58,7 @@ def export(
     if kind == ".safetensors":
         content = as_safetensors(released.state, released.facts)
     else:
-        content = _traced(released, kind, task, data)
+        content = _traced(run, released, kind, task, data)
     try:
         write_atomically(out, content)
     except OSError as error:
@@ -85,19 +85,24 @@ _PACKAGES: dict[str, tuple[str, ...]] = {
 }
 
 
-def _traced(released: ReleasedModel, kind: str, named: str | None, data: Path | None) -> bytes:
+def _traced(
+    run: Path, released: ReleasedModel, kind: str, named: str | None, data: Path | None
+) -> bytes:
+    from dataclasses import replace
+
     import torch
 
     from fedsys import tasks
+    from fedsys.config.named_code import NamedCode
     from fedsys.errors import ConfigError
     from fedsys.release.formats import as_onnx, as_pt2
 
     config = released.config
-    if ":" in config.task.name and named != config.task.name:
-        raise ConfigError(
-            f"task.name = {config.task.name!r} in the run names custom code; if you trust it, "
-            f"add --task {config.task.name}, or export the weights as .safetensors"
-        )
+    wanted = NamedCode.of(config)
+    try:
+        replace(wanted, task=named).require(config, run)
+    except ConfigError as error:
+        raise ConfigError(f"{error}, or export the weights as .safetensors") from None
     task = tasks.load(config.task.name, config.task.options)
     test = tasks.read_data(task, tasks.DataSource.locate(data)).test
     model = released.fill(tasks.init_model(task, config.job.seed, test))

@@ -13,6 +13,7 @@ import typer
 from fedsys.cli.terminal import say
 
 if TYPE_CHECKING:
+    from fedsys.config.named_code import NamedCode
     from simulations.replay import Replay
 
 __all__ = ["replay_run"]
@@ -21,6 +22,7 @@ __all__ = ["replay_run"]
 def replay_run(
     run: Path,
     *,
+    named: NamedCode,
     data: Path | None,
     device: str,
     shards: str | None,
@@ -41,6 +43,7 @@ def replay_run(
 
     found = replay(
         run,
+        named=named,
         data=data,
         device=device,
         shards=None if shards is None else shards.split(","),

@@ -15,7 +15,9 @@ from fedsys.cli.tracking import TRACK_HELP
 if TYPE_CHECKING:
     from simulations.harness import RunResult
 
-__all__ = ["simulate"]
+__all__ = ["NAMED_HELP", "simulate"]
+
+NAMED_HELP = "With --resume or --replay: import this {}, which the run names; only if you trust it."
 
 
 def simulate(
@@ -61,6 +63,14 @@ def simulate(
             "--population", metavar="DIR", help="Folder of all runs on these clients, one budget."
         ),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:ATTR", help=NAMED_HELP.format("task")),
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:ATTR", help=NAMED_HELP.format("strategy")),
+    ] = None,
     canaries: Annotated[
         int | None,
         typer.Option(min=1, metavar="M", help="Plant M canaries, for `fedsys audit --empirical`."),
@@ -74,6 +84,7 @@ def simulate(
     """Train one model over many virtual clients and report what it cost in privacy."""
     from fedsys import tasks
     from fedsys.config import load
+    from fedsys.config.named_code import NamedCode
     from fedsys.errors import ConfigError
     from simulations import harness
 
@@ -82,7 +93,8 @@ def simulate(
     settings = list(overrides or [])
     if seed is not None:
         settings.append(f"job.seed={seed}")
-    if backend is not None:
+    named = NamedCode(task=task, strategy=strategy, cluster=None if resume is None else backend)
+    if backend is not None and resume is None:
         name, _, host = backend.partition("://")
         settings.append(f"engine.backend={name}")
         if host:
@@ -90,18 +102,32 @@ def simulate(
     if resume is not None and (config is not None or out is not None or settings):
         raise ConfigError(
             f"--resume {resume} uses the configuration stored there; leave out CONFIG, "
-            f"--set, --seed, --backend and --out"
+            f"--set, --seed and --out"
         )
     if replay is not None:
         if config is not None or settings or resume or out or canaries:
             raise ConfigError(
                 f"--replay {replay} uses the configuration stored there and writes nothing; "
-                f"combine it only with --data, --device, --shards, --json and --quiet"
+                f"combine it only with --task, --strategy, --data, --device, --shards, --json "
+                f"and --quiet"
             )
         from fedsys.cli.replay import replay_run
 
-        replay_run(replay, data=data, device=device, shards=shards, as_json=json, quiet=quiet)
+        replay_run(
+            replay,
+            named=named,
+            data=data,
+            device=device,
+            shards=shards,
+            as_json=json,
+            quiet=quiet,
+        )
         return
+    if resume is None and (task is not None or strategy is not None):
+        raise ConfigError(
+            "--task and --strategy say that you trust the code that a run's folder names: use them "
+            "with --resume or --replay; a new run takes --set task.name and --set server.strategy"
+        )
     if shards is not None:
         raise ConfigError("--shards says what devices held; use it with --replay RUN")
     if population is not None and (resume is not None or canaries is not None):
@@ -122,7 +148,7 @@ def simulate(
         tracked(track, resume or out, shown, quiet=quiet or json) as watch,
     ):
         if resume is not None:
-            result = harness.resume(resume, data=data, device=device, observer=watch)
+            result = harness.resume(resume, data=data, device=device, observer=watch, named=named)
         elif canaries is not None:
             from simulations import canaries as planted
 
@@ -146,6 +172,15 @@ def simulate(
     _finish(result, json=json, quiet=quiet)
 
 
+def _resuming(folder: Path) -> str:
+    """The command that continues a run of this user's."""
+    from fedsys.config.named_code import NamedCode
+    from fedsys.run_folder import RunFolder
+
+    named = NamedCode.of(RunFolder(folder).read_config()).options
+    return " ".join(filter(None, ["fedsys simulate --resume", str(folder), named]))
+
+
 def _finish(result: RunResult, *, json: bool, quiet: bool) -> None:
     from fedsys.cli.finish import audit_and_report
 
@@ -158,8 +193,7 @@ def _finish(result: RunResult, *, json: bool, quiet: bool) -> None:
         print_run(result.folder, checked)
     if result.interrupted:
         say(
-            f"interrupted after round {result.rounds}; continue with "
-            f"`fedsys simulate --resume {result.folder}`",
+            f"interrupted after round {result.rounds}; continue with `{_resuming(result.folder)}`",
             err=True,
         )
         raise typer.Exit(130)

@@ -53,6 +53,27 @@ def tune(
         Path, typer.Option(metavar="DIR", help="The search's folder; new or empty.")
     ] = Path("runs/tuned"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the search in --out.")] = False,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:ATTR",
+            help="With --resume: import this task, which the search names; only if you trust it.",
+        ),
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:ATTR",
+            help="With --resume: import this strategy, which the search names.",
+        ),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="With --resume: use this Ray cluster, which the search names.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     data: Annotated[
         Path | None,
@@ -67,8 +88,10 @@ def tune(
     from fedsys import tasks
     from fedsys.cli.finish import audit_and_report
     from fedsys.config import load
+    from fedsys.config.named_code import NamedCode
     from fedsys.errors import ConfigError
     from fedsys.report.progress import observer
+    from fedsys.run_folder import RunFolder
     from simulations import tuning
     from simulations.search import Search
 
@@ -77,6 +100,12 @@ def tune(
         raise ConfigError(
             f"--resume goes on with the search that {out} holds; leave out CONFIG, --over, "
             f"--metric, --minimize, --maximize and --set"
+        )
+    named = NamedCode(task=task, strategy=strategy, cluster=backend)
+    if not resume and named != NamedCode():
+        raise ConfigError(
+            "--task, --strategy and --backend say that you trust what a search's folder names: use "
+            "them with --resume; a new search takes --set task.name, server.strategy or engine"
         )
     search = None
     if not resume:
@@ -93,10 +122,13 @@ def tune(
                 device=device,
                 observer=watch,
                 finish=audit_and_report,
+                named=named,
             )
     except KeyboardInterrupt:
+        again = NamedCode.of(RunFolder(out).read_config()).options
         say(
-            f"interrupted; continue with `fedsys tune --resume --out {out} --trials {trials}`",
+            f"interrupted; continue with `fedsys tune --resume --out {out} --trials {trials}"
+            f"{again and f' {again}'}`",
             err=True,
         )
         raise typer.Exit(130) from None

@@ -10,7 +10,7 @@ Keys that change the privacy guarantee live in ``[population]``, ``[cohort]``, `
 of floating point), ``[faults]`` only what a simulation does to its virtual clients.
 """
 
-from fedsys.config.loading import dump, load, validate
+from fedsys.config.loading import dump, load, parse, validate
 from fedsys.config.sections import (
     Aggregation,
     Cohort,
@@ -50,6 +50,7 @@ __all__ = [
     "Tuning",
     "dump",
     "load",
+    "parse",
     "recipes",
     "validate",
 ]

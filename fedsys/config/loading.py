@@ -11,11 +11,11 @@ from pydantic import BaseModel, ValidationError
 
 from fedsys.config.mistakes import explain
 from fedsys.config.overrides import apply, apply_values
-from fedsys.config.source import read
+from fedsys.config.source import read, tables_of
 from fedsys.config.tree import Config
 from fedsys.errors import ConfigError
 
-__all__ = ["dump", "load", "validate"]
+__all__ = ["dump", "load", "parse", "validate"]
 
 
 def load(
@@ -38,6 +38,23 @@ def load(
     apply(overrides, tree)
     apply_values(values or {}, tree)
     return validate(tree)
+
+
+def parse(content: bytes, where: str) -> Config:
+    """The configuration that untrusted bytes hold.
+
+    Args:
+        content: TOML.
+        where: the subject of an error's message.
+
+    Raises:
+        ConfigError: they hold none; nothing that they name is imported.
+    """
+    tree = tables_of(content, where)
+    try:
+        return validate(tree)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def validate(tree: Mapping[str, Any]) -> Config:

@@ -442,7 +442,7 @@ class TuningPart(Section):
     overhead: Fraction
     aside: Fraction
     log_distance: Finite
-    steps: Annotated[list[list[float]], Field(min_length=1, max_length=4096)]
+    steps: Annotated[list[list[float]], Field(min_length=1, max_length=4)]
 
 
 class Tuning(Section):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from fedsys.bounded_toml import MAX_BYTES, parse_toml
 from fedsys.config.mistakes import did_you_mean
 from fedsys.errors import ConfigError
 
-__all__ = ["read", "recipes"]
-
-MAX_BYTES = 1 << 20
+__all__ = ["read", "recipes", "tables_of"]
 
 
 def recipes() -> dict[str, str]:
@@ -34,27 +32,37 @@ def read(source: Path | str | None) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such source, or it is not TOML.
     """
-    text, where = _text(source)
+    content, where = _content(source)
+    return tables_of(content, where)
+
+
+def tables_of(content: bytes, where: str) -> dict[str, Any]:
+    """The tables of a configuration's bytes, which are untrusted.
+
+    Args:
+        content: TOML.
+        where: the subject of an error's message.
+
+    Raises:
+        ConfigError: it is not TOML, or larger or deeper than a configuration is.
+    """
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{where}: not valid TOML: {error}") from None
+        return parse_toml(content)
+    except ValueError as error:
+        raise ConfigError(f"{where}: not a configuration in TOML: {error}") from None
 
 
-def _text(source: Path | str | None) -> tuple[str, str]:
-    """A source's text, and its name for messages."""
+def _content(source: Path | str | None) -> tuple[bytes, str]:
+    """A source's bytes, one more at most than are allowed, and its name for messages."""
     if source is None:
         source = "quickstart"
     path = Path(source)
     shipped = recipes()
     if isinstance(source, str) and source in shipped and not path.exists():
-        return shipped[source], f"recipe {source}"
+        return shipped[source].encode(), f"recipe {source}"
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: larger than 1 MiB, the most that a configuration may be")
-        return path.read_text(encoding="utf-8"), str(path)
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text; a configuration is a TOML file") from None
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1), str(path)
     except OSError as error:
         nearest = did_you_mean(str(source), shipped)
         raise ConfigError(

@@ -35,13 +35,35 @@ from fedsys.privacy.sampling.aborts import ABORT_SHARE, abort_delta
 from fedsys.privacy.sampling.quorum import Cohorts, quorum_delta, remedy
 from fedsys.privacy.views import View
 
-__all__ = ["LEAST_NOISE", "PrivacyPlan", "event_choices", "turn_groups"]
+__all__ = ["LEAST_NOISE", "PrivacyPlan", "QuorumMissed", "event_choices", "turn_groups"]
 
 LEAST_NOISE = 1e-2
 """The smallest noise multiplier: plans below it are refused and calibration stops there."""
 
+_MOST_ROUNDS = 10**9
 _LARGEST_POPULATION = 1 << 28
 """A bound on the accountant's memory: it keeps an index per client."""
+
+
+class QuorumMissed(MechanismError):
+    """A plan whose cohorts miss the quorum of secure aggregation too often.
+
+    Attributes:
+        cohorts: the plan's cohorts.
+        delta: the plan's delta.
+    """
+
+    def __init__(self, message: str, *, cohorts: Cohorts, delta: float) -> None:
+        super().__init__(message)
+        self.cohorts = cohorts
+        self.delta = delta
+
+    def remedy(self) -> str:
+        """What would help. It is searched for, which takes seconds: not for a plan of a stranger's.
+
+        The cost may take half of what aborts may: bounds on the cohort's size need some of it too.
+        """
+        return remedy(self.cohorts, self.delta * ABORT_SHARE / 2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +96,7 @@ class PrivacyPlan(PlanValues):
 
     def __post_init__(self) -> None:
         validation.integer("population", self.population, most=_LARGEST_POPULATION)
-        validation.integer("rounds", self.rounds)
+        validation.integer("rounds", self.rounds, most=_MOST_ROUNDS)
         validation.fraction("delta", self.delta)
         validation.fraction("dropout", self.dropout, zero=True)
         validation.one_of("unit", self.unit, get_args(Unit))
@@ -91,11 +113,13 @@ class PrivacyPlan(PlanValues):
         if self.mechanism == "none":
             return
         if self.delta_quorum > self.delta * ABORT_SHARE:
-            raise MechanismError(
+            raise QuorumMissed(
                 f"a cohort of {self.expected_cohort:g} with corrupt={self.corrupt:g} and "
                 f"dropout={self.dropout:g} misses the quorum of secure aggregation too often: that "
                 f"is visible and costs {self.delta_quorum:.3g} over {self.rounds} rounds, more "
-                f"than a tenth of delta={self.delta:g}: {self._quorum_remedy}"
+                f"than a tenth of delta={self.delta:g}",
+                cohorts=self._cohorts,
+                delta=self.delta,
             )
         if self.delta_abort > self.delta * ABORT_SHARE:
             raise MechanismError(
@@ -179,11 +203,6 @@ class PrivacyPlan(PlanValues):
             sampling=self.sampling,
             groups=turn_groups(self.mechanism, self.sampling, self.min_separation),
         )
-
-    @property
-    def _quorum_remedy(self) -> str:
-        # Half of what aborts may cost: bounds on the cohort's size need some of it too.
-        return remedy(self._cohorts, self.delta * ABORT_SHARE / 2)
 
     @property
     def _delta_bounds(self) -> float:

@@ -16,7 +16,7 @@ from fedsys.errors import MechanismError
 from fedsys.privacy import validation
 from fedsys.privacy.calibration import calibrate
 from fedsys.privacy.events import EventChoices, build_event
-from fedsys.privacy.plan import PrivacyPlan, event_choices, turn_groups
+from fedsys.privacy.plan import PrivacyPlan, QuorumMissed, event_choices, turn_groups
 from fedsys.privacy.plan_parts import PARTS, Unit
 from fedsys.privacy.sampling.aborts import choose_cap_and_min_survivors
 
@@ -66,6 +66,13 @@ def make_plan(**choices: Unpack[PlanChoices]) -> PrivacyPlan:
     Raises:
         MechanismError: a value is out of range, or nothing meets the target.
     """
+    try:
+        return _made(choices)
+    except QuorumMissed as missed:
+        raise MechanismError(f"{missed}: {missed.remedy()}") from None
+
+
+def _made(choices: PlanChoices) -> PrivacyPlan:
     body: dict[str, Any] = {name: value for name, value in choices.items() if value is not None}
     mechanism, epsilon = body["mechanism"], body.pop("epsilon", None)
     body.setdefault("dropout", 0.05)

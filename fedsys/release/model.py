@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedsys.audit import audit_run
-from fedsys.config import Config, load
+from fedsys.config import Config
 from fedsys.errors import LedgerError, RunFolderError
 from fedsys.privacy import read_ledger
 from fedsys.privacy.ledger.files import open_regular
 from fedsys.records import AuditResult
+from fedsys.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,8 +61,8 @@ class ReleasedModel:
         if failed:
             raise RunFolderError(f"{run}: its audit fails ({', '.join(failed)}); see fedsys audit")
         try:
-            closed = read_ledger(run / "ledger.jsonl", allow_torn=True).closed or {}
-            named = closed.get("model_sha256")
+            view = read_ledger(run / "ledger.jsonl", allow_torn=True)
+            named = (view.closed or {}).get("model_sha256")
             if named is None or not (run / "model.pt").exists():
                 raise RunFolderError(f"{run}: holds no finished model; finish the run first")
             with open_regular(run / "model.pt", _MOST_BYTES) as file:
@@ -70,7 +71,7 @@ class ReleasedModel:
             raise RunFolderError(f"{run}: {error}") from None
         if hashlib.sha256(content).hexdigest() != named:
             raise RunFolderError(f"{run}: model.pt is not the model that the ledger names")
-        config = load(run / "config.toml")
+        config = RunFolder(run).signed_config(view.header)
         if not audit.curve or audit.delta is None:
             raise RunFolderError(f"{run}: its epsilon cannot be derived; see fedsys audit")
         facts = {

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
-from fedsys.errors import RunFolderError
+from fedsys.errors import LedgerError, RunFolderError
 from fedsys.privacy.ledger.closing import public_summary
 from fedsys.privacy.ledger.cosigned import COSIGNED, PROOF
+from fedsys.privacy.ledger.files import open_regular
 from fedsys.run_folder import RunFolder, disk_errors
 
 __all__ = ["publish_run"]
 
 _COPIED = ("config.toml", "ledger.jsonl", COSIGNED, PROOF, "metrics.jsonl", "model.pt")
+_MOST_BYTES = 1 << 32
 
 
 def publish_run(run: Path, out: Path) -> RunFolder:
@@ -34,11 +35,25 @@ def publish_run(run: Path, out: Path) -> RunFolder:
         raise RunFolderError(
             f"{run}: a run with canaries is only for its audit; publish one without --canaries"
         )
-    summary = public_summary(json.loads(source.summary.read_text(encoding="utf-8")))
+    summary = public_summary(source.read_summary())
     target = RunFolder.create(out)
     with disk_errors(out):
         for name in _COPIED:
             if (run / name).is_file():
-                shutil.copyfile(run / name, out / name)
+                _copy(run / name, out / name)
         target.write_summary(summary)
     return target
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a regular file; a link in the run's folder may lead to anything.
+
+    Raises:
+        RunFolderError: it is not a regular file.
+    """
+    try:
+        file = open_regular(source, _MOST_BYTES)
+    except LedgerError as error:
+        raise RunFolderError(f"{source.parent}: {error}") from None
+    with file, target.open("xb") as copy:
+        shutil.copyfileobj(file, copy)

@@ -13,7 +13,6 @@ import queue
 import re
 import threading
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,14 +22,17 @@ from fedsys.errors import FedsysError, RunFolderError
 from fedsys.privacy import plan_of
 from fedsys.privacy.accounting.outsider import OutsiderLoss
 from fedsys.privacy.events import event_from_json
+from fedsys.privacy.ledger.files import open_regular
+from fedsys.privacy.ledger.lines import MAX_LINE_BYTES, parse_object
 from fedsys.report.trackers import TrackedRun, Tracker, Value, shown
+from fedsys.run_folder import RunFolder
 
 __all__ = ["Feed", "Following", "send"]
 
 PATIENCE = 30.0
 """Seconds to wait for trackers at the end of a run."""
 
-MAX_LINE_BYTES = 16 << 20
+MAX_BYTES = 1 << 32
 
 _RESULT = ("status", "rounds", "model_sha256", "ledger_head", "signer", "protocol", "reproducible")
 
@@ -55,11 +57,11 @@ class Feed:
             plan = plan_of(line["body"])
             withheld = line["body"].get("withheld") is not None
             self._spent, self._private = OutsiderLoss(plan), plan.protected and not withheld
-            text = (self._folder / "config.toml").read_text(encoding="utf-8")
+            settings = RunFolder(self._folder).read_config().model_dump(exclude_none=True)
             return TrackedRun(
                 name=str(line["body"]["name"]),
                 job=str(line["body"]["job"]),
-                settings=dict(_flat(tomllib.loads(text))),
+                settings=dict(_flat(settings)),
             )
         return None
 
@@ -86,10 +88,10 @@ class Feed:
 
     def result(self) -> dict[str, Value] | None:
         """The public part of the summary; None while there is none."""
-        try:
-            summary = json.loads((self._folder / "summary.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        folder = RunFolder(self._folder)
+        if not folder.summary.is_file():
             return None
+        summary = folder.read_summary()
         return {key: summary[key] for key in _RESULT if summary.get(key) is not None}
 
 
@@ -100,15 +102,14 @@ class _Lines:
         self._path, self._at = path, 0
 
     def new(self, most: int | None = None) -> Iterator[dict[str, Any]]:
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._at)
-                while most != 0 and (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
-                    self._at += len(line)
-                    most = None if most is None else most - 1
-                    yield json.loads(line)
-        except FileNotFoundError:
+        if not self._path.is_file():
             return
+        with open_regular(self._path, MAX_BYTES) as file:
+            file.seek(self._at)
+            while most != 0 and (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
+                self._at += len(line)
+                most = None if most is None else most - 1
+                yield parse_object(line[:-1], self._path.name)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Value]]:

@@ -13,6 +13,7 @@ from fedsys.report import figures
 from fedsys.report.checklist import checklist
 from fedsys.report.contents import RunContents
 from fedsys.report.facts import SERVER_SEES_SUMS, Facts, explain
+from fedsys.report.pyramid import pyramid
 from fedsys.report.views import View, views
 
 __all__ = ["Banner", "Statement", "state"]
@@ -37,6 +38,7 @@ class Statement:
     assumptions: tuple[str, ...]
     not_covered: tuple[str, ...]
     checklist: tuple[tuple[str, str], ...]
+    pyramid: tuple[tuple[str, str], ...]
 
 
 def state(folder: RunContents, audit: AuditResult, facts: Facts) -> Statement:
@@ -48,6 +50,7 @@ def state(folder: RunContents, audit: AuditResult, facts: Facts) -> Statement:
         assumptions=_assumptions(folder, facts),
         not_covered=_not_covered(folder, facts),
         checklist=checklist(folder, audit, facts),
+        pyramid=pyramid(folder, audit, facts),
     )
 
 

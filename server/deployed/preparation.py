@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 from contextlib import ExitStack
@@ -254,7 +253,7 @@ class Preparation:
     ) -> tuple[Job, JobModel, RosterStatement]:
         if ledger.view is None:
             raise JobFailed(f"{folder.ledger}: a ledger that was not read")
-        config = folder.read_config()
+        config = folder.signed_config(ledger.view.header)
         version = int(ledger.view.header["population"]["roster_version"])
         roster = self._registry.chain().find(version)
         if roster is None:
@@ -268,7 +267,7 @@ class Preparation:
         view = read_ledger(folder.ledger, allow_torn=True)
         if is_unfinished_end(folder):
             finish_ended(folder, view)
-        summary = json.loads(folder.summary.read_text("utf-8"))
+        summary = folder.read_summary()
         plan = plan_of(view.header)
         stated = summary["privacy"]["epsilon"][plan.guarantee]
         spent = float(stated) if plan.protected else None

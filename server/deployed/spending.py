@@ -6,10 +6,9 @@ its plan allows, so that nothing is spent twice.
 
 from __future__ import annotations
 
-import json
 import math
 
-from fedsys.errors import FedsysError
+from fedsys.errors import FedsysError, RunFolderError
 from fedsys.privacy import Epsilons, PrivacyPlan, plan_of, read_ledger, replay
 from fedsys.privacy.accounting.adding import Standing, part_of, promised_part
 from fedsys.privacy.accounting.costs import server_step
@@ -106,14 +105,14 @@ def _of(folder: RunFolder) -> Epsilons:
     if not folder.begun:
         return NOTHING
     try:
-        stated = json.loads(folder.summary.read_text("utf-8"))["privacy"]["epsilon"]
+        stated = folder.read_summary()["privacy"]["epsilon"]
         participant, server = stated["participant"], stated["server"]
         return Epsilons(
             outsider=float(stated["outsider"]),
             participant=None if participant is None else float(participant),
             server=None if server is None else float(server),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (RunFolderError, ValueError, KeyError, TypeError):
         pass
     try:
         private, _torn = read_private(folder.private)

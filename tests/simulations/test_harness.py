@@ -311,7 +311,7 @@ def test_resume_needs_the_run_that_was_started(configure: Configure, tmp_path: P
             harness.run(configure(), out=out)
     config = out / "config.toml"
     config.write_text(config.read_text().replace("clip = 0.3", "clip = 0.4"))
-    with pytest.raises(RunFolderError, match="another privacy plan"):
+    with pytest.raises(RunFolderError, match="not the one that the ledger signed the hash of"):
         harness.resume(out)
 
 

@@ -95,8 +95,9 @@ def test_everybody_stops_the_run_which_can_go_on(
     config = configure(*SETTINGS, f"aggregation.protocol={protocol}")
     _, error = ran(config, Damaged(10), tmp_path / "run")
     assert error == (
-        f"round 1: no update was finite (clients that trained: 10); check their data and "
-        f"local.learning_rate, then go on with `fedsys simulate --resume {tmp_path / 'run'}`"
+        f"round 1: no update was finite (clients that trained: 10); check their data, then go on "
+        f"with `fedsys simulate --resume {tmp_path / 'run'}`, or start again with a lower "
+        f"local.learning_rate"
     )
     assert counted(tmp_path / "run") == [10]
     mended = tasks.Origin.of(Damaged(0))

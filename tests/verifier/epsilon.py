@@ -73,11 +73,14 @@ def pld(steps: Counter[Step], delta: float) -> float:
     for step, count in steps.items():
         merged[step.multiplier, step.rate] += count * step.count
     rows = tuple((z, r, k) for (z, r), k in sorted(merged.items()))
+    if any(r < 1 and k > 2**20 for _, r, k in rows):
+        return math.inf
     width = min(
         min(r * math.sqrt(math.expm1(min(z**-2, 50.0))) for z, r, _ in rows) / 8,
         max(0.05, math.fsum(k / z**2 for z, _, k in rows) / 2**17),
     )
     span = max(map(_span, rows))
+    width = max(width, span / 2**17)
     best = _at(rows, delta, width)
     for _ in range(12):
         width /= 2

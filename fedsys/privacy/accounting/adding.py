@@ -15,12 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from fedsys.privacy.accounting.costs import Steps, outsider_step, server_step, steps_epsilon
+from fedsys.privacy.accounting.costs import (
+    Steps,
+    outsider_step,
+    rdp_epsilon,
+    server_step,
+    steps_epsilon,
+)
 from fedsys.privacy.events import GaussianStep
 from fedsys.privacy.plan import PrivacyPlan
 from fedsys.privacy.views import View
 
 __all__ = [
+    "MOST_STEPS",
     "Part",
     "Standing",
     "composed",
@@ -34,7 +41,12 @@ __all__ = [
 
 _SPARE = 1e-9
 """Fraction of a total's delta that is reserved for the noise's distance from a Gaussian."""
-_MOST_STEPS = 4096
+MOST_STEPS = 4
+"""The most kinds of steps that a header may state: each of them takes a loss distribution."""
+_MOST_ROUNDS = 10**6
+"""The most steps of one kind that a header may state."""
+_HOPELESS = 500.0
+"""Epsilon by Rényi orders above which that figure stands: a loss distribution would be huge."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +88,7 @@ class Part:
         names = ("delta", "overhead", "aside", "log_distance")
         numbers = [body.get(name) for name in names]
         rows = body.get("steps")
-        if not isinstance(rows, list) or not 0 < len(rows) <= _MOST_STEPS:
+        if not isinstance(rows, list) or not 0 < len(rows) <= MOST_STEPS:
             return None
         if not all(map(_number, numbers)) or not all(map(_is_step, rows)):
             return None
@@ -103,7 +115,7 @@ def _is_step(row: object) -> bool:
         return False
     multiplier, rate, replaces, count = row
     known = multiplier > 0 and 0 < rate <= 1 and replaces in (0, 1)
-    return bool(known and 1 <= count < 2**53 and count == int(count))
+    return bool(known and 1 <= count <= _MOST_ROUNDS and count == int(count))
 
 
 def part_of(plan: PrivacyPlan, view: View, steps: Steps) -> Part:
@@ -160,7 +172,10 @@ def outsider_total(parts: Sequence[Part]) -> tuple[float, float]:
     at = usable(parts) if len(parts) > 1 else parts[0].delta - parts[0].overhead
     if at <= 0:
         return math.inf, delta
-    return covered(parts, steps_epsilon(steps, at)), delta
+    found = rdp_epsilon(steps, at)
+    if found <= _HOPELESS or math.isinf(found):
+        found = steps_epsilon(steps, at)
+    return covered(parts, found), delta
 
 
 def together(parts: Sequence[Part]) -> Part:

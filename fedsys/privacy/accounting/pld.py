@@ -5,7 +5,8 @@ Doroshenko, Ghazi, Kamath, Kumar and Manurangsi, "Connect the Dots: Tighter Disc
 of Privacy Loss Distributions" (PETS 2022). The width adapts to the job: it starts at an eighth of
 the standard deviation of the smallest composed loss, and is halved until epsilon moves by less than
 0.05% or the grid reaches a fixed number of bins. The error falls with the square of the width, so
-the last figure is within about 0.02% of the limit.
+the last figure is within about 0.02% of the limit, unless the rate is so small that the first grid
+would exceed that number already: then epsilon is next to nothing and the width is what fits.
 
 >>> round(gaussian_pld_epsilon({(3.942, 0.1): 100}, 1e-5), 2)
 1.0
@@ -30,6 +31,8 @@ BIN_RULE = "halved until epsilon moves by less than 0.05%, or 2^17 bins"
 _MOVES = 5e-4
 _LEAST_MOVE = 1e-7
 _MOST_BINS = 1 << 17
+_MOST_COMPOSED = 1 << 20
+"""Sampled steps of one kind beyond which nothing is composed."""
 _WIDEST = 0.05
 _COARSEST = 1 << 16
 _HALVINGS = 12
@@ -44,14 +47,16 @@ def _single(noise_multiplier: float, rate: float, width: float) -> LossDistribut
 
 
 def _first_width(rounds: tuple[tuple[float, float, int], ...]) -> float:
-    """An eighth of the smallest loss's deviation, q sqrt(e^(1/z^2) - 1) to first order in q."""
+    """An eighth of the smallest loss's deviation, q sqrt(e^(1/z^2) - 1) to first order in q, if a
+    grid of that width is not too large."""
     deviations = [
         rate * math.sqrt(math.expm1(min(noise_multiplier**-2, 50.0)))
         for noise_multiplier, rate, _ in rounds
     ]
     # With next to no noise, losses are so large that a finer grid makes no difference.
     mean = sum(count / multiplier**2 for multiplier, _, count in rounds) / 2
-    return min(min(deviations) / 8, max(_WIDEST, mean / _COARSEST))
+    wanted = min(min(deviations) / 8, max(_WIDEST, mean / _COARSEST))
+    return max(wanted, _span(rounds) / _MOST_BINS)
 
 
 def _span(rounds: tuple[tuple[float, float, int], ...]) -> float:
@@ -76,7 +81,8 @@ def gaussian_pld_epsilon(rounds: Mapping[Key, int], delta: float) -> float:
     Args:
         rounds: the number of rounds by (noise multiplier, sampling rate). A multiplier of 0 makes
             epsilon infinite; a rate of 1 means no amplification.
-        delta: in (0, 1). Below 1e-14 epsilon may be infinite, because distributions are truncated.
+        delta: in (0, 1). Below 1e-14 epsilon may be infinite, because distributions are truncated,
+            and so it is for more than 2^20 sampled rounds of one kind.
 
     >>> gaussian_pld_epsilon({}, 1e-5)
     0.0
@@ -88,7 +94,7 @@ def gaussian_pld_epsilon(rounds: Mapping[Key, int], delta: float) -> float:
 def _composed(rounds: tuple[tuple[float, float, int], ...], delta: float) -> float:
     if not rounds:
         return 0.0
-    if rounds[0][0] <= 0:
+    if rounds[0][0] <= 0 or any(r < 1 and count > _MOST_COMPOSED for _, r, count in rounds):
         return math.inf
     width = _first_width(rounds)
     best = _at_width(rounds, delta, width)

@@ -15,6 +15,9 @@ __all__ = ["ExampleEvent"]
 _GRID = float(1 << 20)
 """Grid units per clipping norm: `client.training.example.optimizer.UNITS`."""
 
+_MOST_STEPS = 10**6
+"""A bound on the work of composing them."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExampleEvent(SumEvent):
@@ -38,7 +41,7 @@ class ExampleEvent(SumEvent):
 
     def _check(self) -> None:
         validation.probability("example_rate", self.example_rate)
-        validation.integer("steps", self.steps)
+        validation.integer("steps", self.steps, most=_MOST_STEPS)
         if self.encoding.kind != "wide":
             raise MechanismError(
                 f"encoding={self.encoding.kind!r} does not go with example-gaussian: use "

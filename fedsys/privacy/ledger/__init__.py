@@ -5,7 +5,7 @@
 
 from fedsys.privacy.ledger.lines import GENESIS, Line, canonical, commitment
 from fedsys.privacy.ledger.private import PrivateRounds, read_private
-from fedsys.privacy.ledger.reader import LedgerView, RoundRecord, read_ledger
+from fedsys.privacy.ledger.reader import LedgerView, RoundRecord, read_header, read_ledger
 from fedsys.privacy.ledger.signer import Signer, load_public_key
 from fedsys.privacy.ledger.writer import Ledger
 
@@ -20,6 +20,7 @@ __all__ = [
     "canonical",
     "commitment",
     "load_public_key",
+    "read_header",
     "read_ledger",
     "read_private",
 ]

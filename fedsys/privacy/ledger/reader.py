@@ -16,7 +16,7 @@ from fedsys.privacy.ledger.lines import FORMAT, GENESIS, KnownEvents, Line, pars
 from fedsys.transparency import MerkleTree
 from fedsys.transparency.origin import origin_of
 
-__all__ = ["LedgerView", "RoundRecord", "build_view", "read_ledger"]
+__all__ = ["LedgerView", "RoundRecord", "build_view", "read_header", "read_ledger"]
 
 _NEWEST_SIGNATURES = 4096
 _MAX_RESUMES = 10_000
@@ -94,6 +94,26 @@ class LedgerView:
             return origin_of(signer=self.signer, job=str(self.header.get("job")))
         except ValueError:
             raise LedgerError("the ledger's header names no job, so it is not a log") from None
+
+
+def read_header(path: Path, *, key: Ed25519PublicKey | None = None) -> dict[str, Any]:
+    """The body of a ledger's first line, whose signature is verified; the rest is not read.
+
+    Args:
+        path: the path of ``ledger.jsonl``.
+        key: the signer to require; None trusts the key that the header names.
+
+    Raises:
+        LedgerError: a check fails.
+    """
+    with open_regular(path) as file:
+        raw, ended = next(read_lines(file, path.name), (b"", False))
+    if not ended:
+        raise LedgerError("the ledger is empty: not even its header was written")
+    first = Line.parse(raw, 1)
+    _check_place(first, 0, GENESIS)
+    _signer_of(first, key)
+    return first.body
 
 
 def read_ledger(

@@ -154,11 +154,11 @@ def test_what_a_notebook_shows_is_escaped(finished: Run) -> None:
 
 
 def test_folders_that_are_no_runs_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="no finished or interrupted run: no such file"):
+    with pytest.raises(RunFolderError, match=r"no finished or interrupted run: no summary\.json"):
         Run.open(tmp_path)
     for text in ("[]", "{", '{"privacy": 3}'):
         (tmp_path / "summary.json").write_text(text, encoding="utf-8")
-        with pytest.raises(RunFolderError, match=r"summary\.json is damaged"):
+        with pytest.raises(RunFolderError, match=r"summary\.json is (damaged|not|nested)"):
             Run.open(tmp_path)
 
 

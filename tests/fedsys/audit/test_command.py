@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from fedsys.cli.app import app
@@ -60,12 +61,32 @@ def test_an_inconsistent_run_exits_1_and_says_where(run: Path) -> None:
         (("{run}", "--compose", "--empirical"), "leave out"),
         (("{run}", "--empirical"), "fedsys simulate --canaries"),
         (("{run}", "--key", "00"), "not a public key"),
+        (("{run}", "--registry", "{run}/entry.txt"), "ends in .json, .yaml, .yml"),
+        (("{run}", "--registry", "{run}/summary.json"), "already exists; give a new file"),
+        (("{run}", "--registry", "{run}/no/entry.json"), "there is no folder"),
+        (("{run}", "{run}", "--compose", "--registry", "e.json"), "leave out --compose"),
     ],
 )
 def test_what_cannot_be_audited_exits_2(run: Path, arguments: tuple[str, ...], words: str) -> None:
     code, output = call(*(argument.format(run=run) for argument in arguments))
     assert code == 2
     assert words in output
+
+
+def test_a_registry_s_entry_is_written_of_a_run_whose_claims_hold(run: Path) -> None:
+    file = run.parent / "entry.yaml"
+    code, output = call(str(run), "--registry", str(file))
+    assert code == 0
+    assert "12 values begin with 'OPERATOR:': state them yourself" in output
+    made = yaml.safe_load(file.read_text())
+    spent = json.loads((run / "audit.json").read_text())["epsilon"]["outsider"]
+    loss = made["deployment"]["privacy_loss"]
+    assert loss["privacy_parameters"] == {"epsilon": spent, "delta": 1e-5}
+    assert "1437 clients of a simulation" in made["deployment"]["product"]["description"]
+    edit_json(run, lambda body: body.update(rounds=3))
+    code, output = call(str(run), "--registry", str(run.parent / "other.json"))
+    assert (code, "not written, because a claim fails" in output) == (1, True)
+    assert not (run.parent / "other.json").exists()
 
 
 def test_a_folder_that_cannot_be_written_to_is_a_note(

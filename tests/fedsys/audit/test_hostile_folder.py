@@ -278,6 +278,9 @@ def test_poisoned_configurations_are_refused(run: Path, content: bytes) -> None:
         {"clip": 5e-324},
         {"clip": 1e308},
         {"budget": 5e-324},
+        {"population": 1 << 27},  # at so small a rate, a grid as fine as the loss has 10^7 bins
+        {"population": 1 << 28},
+        {"corrupt": 0.0, "dropout": 0.5, "population": 1 << 26, "min_survivors": 1},
     ],
     ids=lambda change: "-".join(map(str, change.values())),
 )
@@ -299,6 +302,24 @@ def test_plans_made_to_be_dear_cost_nothing(
             body["event"] = event
     sign_again(run, lines, signer)
     assert failed(run)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [[[1.0, 0.5, 0.0, 2.0**50]], [[0.5 + kind / 4096, 0.01, 0.0, 5.0] for kind in range(4096)]],
+    ids=["many", "many kinds"],
+)
+def test_tuning_runs_made_to_be_dear_cost_nothing(
+    run: Path, signer: Signer, steps: list[list[float]]
+) -> None:
+    """Hours, if a loss distribution were made of every step; they are not composed but added."""
+    lines = entries(run)
+    part = {"delta": 1e-5, "overhead": 1e-6, "aside": 0.0, "log_distance": -1e308, "steps": steps}
+    stated = {"runs": 3, "epsilon": 1.0, "delta": 1e-5, "heads": [], "part": part}
+    lines[0][1]["tuning"] = stated
+    sign_again(run, lines, signer)
+    said = {claim.name: claim for claim in audit_run(run).claims}
+    assert said["Tuning runs and the total with them"].holds is False
 
 
 def _put(name: str, content: bytes) -> Callable[[Path], None]:

@@ -499,7 +499,7 @@ def test_what_is_compared_is_what_the_header_declares(
     assert "Outsider: replace one client. Participant: <b>. Server: its update." in page
     assert "add or remove one client" not in page
     silent = _page(run_folder, replace(make_audit(), neighbours={})).text
-    assert silent.count("not declared by the ledger's header") == 6
+    assert silent.count("not declared by the ledger's header") == 7
 
 
 def test_withheld_claims_leave_no_figure(run_folder: Path, make_audit: MakeAudit) -> None:
