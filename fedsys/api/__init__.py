@@ -13,5 +13,16 @@ from fedsys.api.rows import Rows
 from fedsys.api.run import Run
 from fedsys.api.running import resume, simulate
 from fedsys.audit import audit_run
+from simulations.personal import Figures, evaluate_clients
 
-__all__ = ["Comparison", "Rows", "Run", "audit_run", "compare", "resume", "simulate"]
+__all__ = [
+    "Comparison",
+    "Figures",
+    "Rows",
+    "Run",
+    "audit_run",
+    "compare",
+    "evaluate_clients",
+    "resume",
+    "simulate",
+]

@@ -55,10 +55,14 @@ class Job(Section):
             keys or noise: those come from the operating system. A run without noise
             (``privacy.mechanism = "none"``) also derives its cohorts from the seed, so that it can
             be repeated.
+        reproducible: Whether a simulation draws cohorts, noise and keys from the seed too, so that
+            a figure with noise can be computed again. Anybody who knows the seed can then subtract
+            the noise: NOTHING IS PRIVATE, the ledger says so, and the audit fails.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = "quickstart"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    reproducible: bool = False
 
 
 class TaskSection(Section):
