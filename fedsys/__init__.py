@@ -12,21 +12,43 @@ from fedsys.lazy_names import on_use
 
 if TYPE_CHECKING:
     from fedsys import config, errors, privacy, tasks
-    from fedsys.api import Run, audit_run, compare, query, resume, simulate
+    from fedsys.api import (
+        Figures,
+        Run,
+        audit_run,
+        compare,
+        evaluate_clients,
+        query,
+        resume,
+        simulate,
+    )
 else:
     __getattr__, __dir__ = on_use(
         __name__,
-        {"api": ("Run", "audit_run", "compare", "query", "resume", "simulate")},
+        {
+            "api": (
+                "Figures",
+                "Run",
+                "audit_run",
+                "compare",
+                "evaluate_clients",
+                "query",
+                "resume",
+                "simulate",
+            )
+        },
         modules=("config", "errors", "privacy", "tasks"),
     )
 
 __all__ = [
+    "Figures",
     "Run",
     "__version__",
     "audit_run",
     "compare",
     "config",
     "errors",
+    "evaluate_clients",
     "privacy",
     "query",
     "resume",

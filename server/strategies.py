@@ -251,7 +251,9 @@ STRATEGIES: Mapping[str, Callable[[StrategyOptions], Strategy]] = {
 }
 
 
-def build_strategy(name: str, options: StrategyOptions | None = None, **numbers: Any) -> Strategy:
+def build_strategy(
+    name: str, options: StrategyOptions | None = None, /, **numbers: Any
+) -> Strategy:
     """Build the strategy that ``server.strategy`` names.
 
     Args:

@@ -46,6 +46,12 @@ __all__ = [
 _FEWEST = 4
 _TRIAL = 20
 
+NOT_PRIVATE = (
+    "NOT PRIVATE: cohorts, noise and keys are drawn from a seed (job.reproducible = true), so "
+    "anybody who knows it can subtract the noise; the run's audit will fail, and its model must "
+    "not be released"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -200,6 +206,8 @@ def prepare(
         at_once = clients_at_once(config.engine.chunk)
         layout = lay_out(config, plan, population, sources, at_once, recruits)
         notices.insert(0, layout.notice)
+        if sources.reproducible:
+            notices.insert(0, NOT_PRIVATE)
         held.pop_all()
     used = {"processes": layout.processes, "threads": layout.threads}
     return Setting(
@@ -346,6 +354,8 @@ def _resolved(config: Config, plan: PrivacyPlan, population: Population) -> Conf
 
 def _randomness(config: Config) -> Randomness:
     """The OS's randomness; without privacy, cohorts follow the seed, so that a run repeats."""
+    if config.job.reproducible:
+        return SeededRandomness(derived_key(config.job.seed.to_bytes(8, "big"), "everything"))
     if config.privacy.mechanism != "none":
         return SystemRandomness()
     seed = derived_key(config.job.seed.to_bytes(8, "big"), "cohorts")

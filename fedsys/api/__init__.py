@@ -14,14 +14,17 @@ from fedsys.api.rows import Rows
 from fedsys.api.run import Run
 from fedsys.api.running import resume, simulate
 from fedsys.audit import audit_run
+from simulations.personal import Figures, evaluate_clients
 
 __all__ = [
     "Answers",
     "Comparison",
+    "Figures",
     "Rows",
     "Run",
     "audit_run",
     "compare",
+    "evaluate_clients",
     "query",
     "resume",
     "simulate",

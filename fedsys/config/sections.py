@@ -59,11 +59,15 @@ class Job(Section):
         kind: What rounds ask of clients. ``train``: updates of a model. ``query``: answers about
             their data. ``evaluate``: how good a model is on their data. The latter two take one
             round, whose questions are in ``[query]``.
+        reproducible: Whether a simulation draws cohorts, noise and keys from the seed too, so that
+            a figure with noise can be computed again. Anybody who knows the seed can then subtract
+            the noise: NOTHING IS PRIVATE, the ledger says so, and the audit fails.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = "quickstart"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     kind: Literal["train", "query", "evaluate"] = "train"
+    reproducible: bool = False
 
 
 class Query(Section):

@@ -349,6 +349,11 @@ def _plan(config: Config, model: JobModel, roster: RosterStatement) -> PrivacyPl
 
 
 def _require_fit(config: Config, population: int) -> None:
+    if config.job.reproducible:
+        raise JobFailed(
+            "job.reproducible = true draws noise from a seed, which is for simulations: devices "
+            "never do; remove it"
+        )
     wanted = config.population.clients
     if wanted is not None and wanted != population:
         raise JobFailed(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,3 +86,30 @@ def test_every_example_is_run_here() -> None:
         "first_steps.ipynb",
         "sweep.py",
     }
+
+
+def quickly(name: str, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """What a script's quick version finds, in this process."""
+    patch.chdir(folder)
+    patch.setenv("FEDSYS_HOME", str(folder / "home"))
+    spec = importlib.util.spec_from_file_location(f"examples_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    patch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module.main(quick=True)
+
+
+def test_a_policy_learns_to_hold_the_pole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quick version's margin over a random policy is 20 steps; the whole one's is 80."""
+    found = quickly("cartpole", tmp_path, monkeypatch)
+    assert found["trained"] > found["random"] + 20
+
+
+def test_models_of_ones_own_are_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = quickly("personalisation", tmp_path, monkeypatch)
+    shared = found["shared model"]
+    for name in ("fine-tuned", "own heads"):
+        assert found[name].mean > shared.mean + 0.1
+        assert found[name].worst_decile > shared.worst_decile + 0.1

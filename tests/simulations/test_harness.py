@@ -76,6 +76,22 @@ def test_with_a_mechanism_nothing_secret_follows_the_seed(
     assert summary(first)["model_sha256"] != summary(second)["model_sha256"]
 
 
+def test_a_figure_with_noise_can_be_computed_again_and_is_not_private(
+    configure: Configure, tmp_path: Path
+) -> None:
+    config = configure("job.reproducible=true", "rounds.count=2", "aggregation.dropout=0")
+    said: list[str] = []
+    runs = [
+        harness.run(config, out=tmp_path / name, observer=lambda it: said.append(str(it))).folder
+        for name in ("one", "two")
+    ]
+    assert len({(run / "model.pt").read_bytes() for run in runs}) == 1
+    assert any(line.startswith("NOT PRIVATE: ") for line in said)
+    audit = audit_run(runs[0])
+    assert not audit.passed
+    assert any("not private" in str(each) for each in audit.claims if each.holds is False)
+
+
 def test_a_tampered_upload_is_left_out_of_the_sum(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

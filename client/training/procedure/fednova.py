@@ -27,7 +27,7 @@ STEPS = "steps"
 
 class FedNova:
     """Options: ``most_steps``, the largest t_i that is told (100 by default); ``step_clip``, what
-    the block takes of ``privacy.clip`` (0.1 by default)."""
+    the block takes of ``privacy.clip`` (0.1 by default); ``epochs``, see `Local.epochs`."""
 
     def sends(self, model: nn.Module, config: LocalConfig) -> Mapping[str, Block]:
         """t_i."""
@@ -43,7 +43,7 @@ class FedNova:
                 f"its normalisation is that of SGD; use 'sgd'"
             )
         begin = [each.detach().clone() for each in model.parameters() if each.requires_grad]
-        steps = local.train(model, examples)
+        steps = local.train(model, examples, epochs=local.epochs())
         added = gradients_added(steps, local.config.momentum)
         with torch.no_grad():
             trained = (each for each in model.parameters() if each.requires_grad)

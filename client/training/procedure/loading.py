@@ -42,11 +42,11 @@ class Procedure:
 
 
 class Plain:
-    """Training as ``[local]`` says, and nothing more."""
+    """Training as ``[local]`` says, and nothing more. Option: ``epochs``, see `Local.epochs`."""
 
     def local_update(self, model: nn.Module, examples: Examples, local: Local) -> None:
         """See `Local.train`."""
-        local.train(model, examples)
+        local.train(model, examples, epochs=local.epochs())
 
 
 BUILTIN: Mapping[str, Callable[[], Any]] = {

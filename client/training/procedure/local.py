@@ -196,6 +196,17 @@ class Local:
             optimizer.step()
         return step
 
+    def epochs(self) -> int:
+        """Passes of this client in a round: ``local.epochs``, or one of the numbers of the option
+        ``epochs``, drawn in the client's first round and kept, as of faster and slower devices."""
+        choices = self.options.get("epochs")
+        if choices is None:
+            return self.config.epochs
+        if "epochs" not in self.state:
+            drawn = int(self.rng.numpy.choice(np.asarray(choices, dtype=np.int64)))
+            self.state["epochs"] = torch.tensor(drawn)
+        return int(self.state["epochs"])
+
     def _seed_of_pass(self) -> int:
         self._passes += 1
         if self._passes == 1:

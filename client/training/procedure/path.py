@@ -53,7 +53,7 @@ class ProcedurePath:
     @property
     def stateless(self) -> bool:
         """Whether clients keep nothing from round to round."""
-        return isinstance(self._procedure.object, Plain)
+        return isinstance(self._procedure.object, Plain) and "epochs" not in self._local.options
 
     @functools.cached_property
     def parts(self) -> Parts:
