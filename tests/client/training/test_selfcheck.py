@@ -109,6 +109,34 @@ def test_auto_trains_ragged_clients_as_a_plain_loop_does(task: Any, sizes: list[
         Trainer(task, local, path="batched", chunk=3).train(weights, examples(), rows, [5, 6, 7])
 
 
+class Bytes(Toy):
+    """Inputs stay bytes, and forward asks for float32 by name."""
+
+    def __init__(self, mixing: bool) -> None:
+        self._mixing = mixing
+
+    def init_model(self, seed: int) -> nn.Module:
+        layers = [Single(), nn.Linear(6, 5), *([Layer()] if self._mixing else []), nn.Linear(5, 2)]
+        with seeded(seed):
+            return nn.Sequential(*layers)
+
+
+class Single(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float() / 255
+
+
+@pytest.mark.parametrize("path", ["batched", "dual", "graph"])
+def test_a_model_that_computes_in_float32_alone_is_compared_in_it(path: str) -> None:
+    some = examples()
+    pool = Examples(x=(some.x * 40 + 128).clamp(0, 255).to(torch.uint8), y=some.y)
+    local = LocalConfig(batch_size=10, learning_rate=0.1)
+    for mixing in (False, True):
+        task = Bytes(mixing)
+        why = reason_to_refuse(PATHS[path], task, task.init_model(0), local, pool)
+        assert (why is not None) == mixing, why
+
+
 def test_rows_come_from_all_over_and_are_finite() -> None:
     pool = Examples(x=torch.arange(5000.0).view(-1, 1), y=torch.zeros(5000))
     pool.x[:100] = torch.nan
