@@ -26,7 +26,7 @@ from client.local_data import shard_rows
 from fedsys import tasks
 from fedsys.config.named_code import NamedCode
 from fedsys.errors import ConfigError, LedgerError
-from fedsys.tasks.partition import Compressed
+from fedsys.tasks.partition import Compressed, kept_for
 from fedsys.versions import versions
 from fedsys.wire.roster import MAX_MEMBERS
 from server.checkpoint import model_bytes, sha256_of_aggregate, sha256_of_weights
@@ -40,7 +40,7 @@ from simulations.engine.layout import cores, lay_out
 from simulations.population import Population
 from simulations.randomness import SystemRandomness
 from simulations.recorded_run import RecordedRun
-from simulations.setting import clients_at_once, device_for, trainer_for
+from simulations.setting import clients_at_once, device_for, partition_of, trainer_for
 
 __all__ = ["Difference", "Replay", "replay"]
 
@@ -123,6 +123,11 @@ def replay(
             f"{path}: its rounds were buffered, and which model each client trained from is not "
             f"recorded; only synchronous rounds are replayed"
         )
+    if recorded.config.job.kind != "train":
+        raise ConfigError(
+            f"{path}: its round asked questions; `fedsys audit` derives its answers again from the "
+            f"sum, and only training is replayed"
+        )
     if shards is not None and not recorded.deployed:
         raise ConfigError(
             f"--shards says what each device held; {path} is a simulation, whose partition is in "
@@ -176,19 +181,14 @@ def _partition(
                 f"most"
             )
         given = shards or [f"{client}/{clients}" for client in range(clients)]
-        rows = [shard_rows(examples, _shard(each), seed) for each in given]
+        rows = [
+            kept_for("train", shard_rows(examples, _shard(each), seed), section.held_out)
+            for each in given
+        ]
         sizes = np.cumsum([0, *map(len, rows)], dtype=np.int64)
         partition: tasks.Partition = Compressed(offsets=sizes, indices=np.concatenate(rows))
     else:
-        partition = tasks.split(
-            examples,
-            section.partition,
-            section.clients,
-            seed,
-            alpha=section.alpha,
-            shards=section.shards,
-            examples=section.examples,
-        )
+        partition = partition_of(recorded.config, examples)
     if partition.clients != recorded.plan.population:
         source = "--shards names" if recorded.deployed else "this data yields"
         raise ConfigError(

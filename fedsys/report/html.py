@@ -168,7 +168,7 @@ def _headline(folder: RunContents, *, private: bool) -> list[tuple[str, str, str
         speed = summary.clients_per_second
         cards.append(
             (
-                "clients trained",
+                "clients trained" if summary.query is None else "clients that answered",
                 figures.count(summary.clients_trained),
                 f"{figures.plain(speed)} per second" if speed is not None else "over all rounds",
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from server.home.state import JobRow
 from simulations import harness
 from simulations.randomness import SeededRandomness
 from tests.flower.grid import InProcessGrid
-from tests.flower.test_contract import SILOS, home, nodes, task_identity
+from tests.flower.test_contract import SILOS, home, nodes, silo, task_identity
 
 __all__ = ["home", "task_identity"]  # fixtures
 
@@ -56,7 +57,9 @@ def allow(folder: Path, **queries: Any) -> None:
 
     approved = ApprovedTask(sha256=code_of(load("digits", {})).sha256)
     policy = Policy.fresh("digits", approved, corrupt=0.0)
-    policy = dataclasses.replace(policy, queries=QueryPolicy(**queries), explain=True)
+    policy = dataclasses.replace(
+        policy, queries=QueryPolicy(**queries), explain=True, epsilon=math.inf
+    )
     write_secret(folder / "policy.toml", policy.dump().encode())
 
 
@@ -108,3 +111,39 @@ def test_a_question_that_an_owner_does_not_allow_is_not_answered(
     assert row.status == "failed"
     assert said in row.reason
     assert read_ledger(home.jobs / row.id / "ledger.jsonl").rounds == ()
+
+
+@pytest.mark.slow
+def test_a_fleet_evaluates_a_model_that_it_trained_on_rows_that_it_held_out(
+    home: Home, tmp_path: Path
+) -> None:
+    for number in range(SILOS):
+        allow(tmp_path / f"a{number}", allow=("evaluate",))
+    population = {"partition": "iid", "clients": SILOS, "held_out": 0.25}
+    trained = over_flower(
+        home,
+        tmp_path,
+        silo(rounds=2).model_copy(
+            update={"population": silo().population.model_copy(update=population)}
+        ),
+        b"trained",
+    )
+    assert trained.status == "completed", trained.reason
+    asked = [
+        {"ask": "count", "name": "rows", "rows": 500},
+        {"ask": "mean", "name": "accuracy", "column": "accuracy", "low": 0, "high": 1, "rows": 200},
+    ]
+    tree = asking().model_dump(exclude_none=True) | {
+        "job": {"kind": "evaluate"},
+        "population": population,
+        "query": {"model": str(home.jobs / trained.id), "questions": asked},
+        "privacy": {"mechanism": "none"},
+    }
+    row = over_flower(home, tmp_path, validate(tree), b"evaluated")
+    assert row.status == "completed", row.reason
+    run = home.jobs / row.id
+    assert audit_run(run).passed
+    answers = json.loads((run / "summary.json").read_text())["query"]["answers"]
+    assert answers[0]["estimates"][0]["value"] == pytest.approx(1437 * 0.25, rel=0.1)
+    weights = read_ledger(home.jobs / trained.id / "ledger.jsonl").rounds[-1].body["weights_sha256"]
+    assert read_ledger(run / "ledger.jsonl").header["initial_weights_sha256"] == weights
