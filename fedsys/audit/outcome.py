@@ -134,7 +134,7 @@ def _model_claim(evidence: Evidence, view: LedgerView) -> Claim:
 
 
 def _model_dimension(view: LedgerView, plan: PrivacyPlan) -> int:
-    """The number of trained weights: what a client sends, less blocks and a weight beside them."""
+    """The number of trained weights: what a client sends, less its blocks and its weight."""
     stated = view.header.get("model_dimension", plan.dimension)
     if isinstance(stated, bool) or not isinstance(stated, int):
         return plan.dimension

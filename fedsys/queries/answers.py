@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from fedsys.queries.questions import Question
 
@@ -45,7 +45,7 @@ Kind = Literal["exact", "conservative", "asymptotic"]
 
 def normal_quantile(comparisons: int = 1) -> float:
     """z with P[|Z| <= z] = 1 - (1 - LEVEL) / `comparisons`."""
-    return float(ndtri(1 - (1 - LEVEL) / (2 * comparisons)))
+    return NormalDist().inv_cdf(1 - (1 - LEVEL) / (2 * comparisons))
 
 
 def scale_of(label: str) -> str:
