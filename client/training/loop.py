@@ -83,6 +83,8 @@ class LoopPath:
 
     def _round(self) -> None:
         """The parameters of 16 bits become their masters, rounded; all others are their own."""
+        if self._layout.uniform:
+            return
         with torch.no_grad():
             for param, master in zip(self._params, self._masters, strict=True):
                 if param.dtype != master.dtype:

@@ -131,8 +131,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[ExamplePrivateTrainer]:
     """Trainers that were made, in order."""
     found: list[ExamplePrivateTrainer] = []
 
-    def make(*args: Any) -> ExamplePrivateTrainer:
-        found.append(ExamplePrivateTrainer(*args))
+    def make(*args: Any, **named: Any) -> ExamplePrivateTrainer:
+        found.append(ExamplePrivateTrainer(*args, **named))
         return found[-1]
 
     monkeypatch.setattr(client.local_data, "ExamplePrivateTrainer", make)

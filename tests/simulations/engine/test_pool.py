@@ -10,11 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedsys.config import load
 from fedsys.errors import TrainingError
-from fedsys.tasks import Examples
+from fedsys.tasks import DataSource, Examples, FederatedData, Origin, seeded
+from fedsys.tasks.classification import Classification
 from simulations.engine.pool import SharedPool, mapped_file
+from simulations.engine.processes import Processes
+from simulations.setting import prepare
+from tests.simulations.engine.works import work_of
 
 ROWS, WIDTH = 3000, 500
 linux = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
@@ -73,6 +78,68 @@ def test_a_file_that_changes_or_is_missing_is_named(file: Path) -> None:
     file.unlink()
     with pytest.raises(TrainingError, match=r"x\.npy: no such file .* every machine needs it"):
         pool.examples()
+
+
+FILE = 500 << 20
+
+
+class Large(Classification):
+    """500 MB of bytes in a file."""
+
+    name = "large"
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def init_model(self, seed: int) -> nn.Module:
+        with seeded(seed):
+            return nn.Sequential(Scaled(), nn.Linear(4096, 2))
+
+    def clients(self, source: DataSource) -> FederatedData:
+        x = np.memmap(self.path, np.uint8, "r").reshape(-1, 4096)
+        y = torch.arange(len(x)) % 2
+        train, test = Examples(x=x, y=y), Examples(x=x[:100], y=y[:100])
+        return FederatedData(train=train, test=test, natural=torch.arange(len(x)) % 2000)
+
+
+class Scaled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float() / 255
+
+
+def own_memory(pid: int) -> int:
+    """Bytes of a process that are in no file."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    kept = [line for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))]
+    return 1024 * sum(int(line.split()[1]) for line in kept)
+
+
+@linux
+@pytest.mark.slow
+def test_the_file_is_in_memory_once_however_many_processes_train(tmp_path: Path) -> None:
+    """A process of its own memory alone: a copy would be half a gigabyte more in one of them."""
+    with (tmp_path / "x").open("wb") as file:
+        file.truncate(FILE)
+    origin = Origin.of(Large(str(tmp_path / "x")))
+    changes = [
+        f'task.name="{origin.name}"',
+        "privacy.mechanism=none",
+        "aggregation.protocol=ideal",
+        "population.partition=by-column",
+        "cohort.expected=100",
+        "engine.path=loop",
+        "engine.chunk=8",
+        "engine.processes=2",
+    ]
+    before = own_memory(os.getpid())
+    setting = prepare(load("quickstart", changes), origin=origin)
+    with setting.engine as engine:
+        assert isinstance(engine, Processes)
+        chunks = setting.population.chunks(range(0, 2000, 10), 8)
+        length = setting.plan.build_mechanism().length
+        engine.total(work_of(setting), chunks, length)
+        assert own_memory(os.getpid()) - before < FILE // 5
+        assert max(own_memory(pid) for pid in engine.pids) < FILE
 
 
 def test_every_form_and_dtype_arrives(file: Path) -> None:
