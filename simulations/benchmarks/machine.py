@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 from fedsys.versions import versions
 
-__all__ = ["cores", "machine", "one_core"]
+__all__ = ["cores", "machine", "one_core", "quiet"]
 
 
 def cores() -> int:
@@ -23,7 +24,7 @@ def cores() -> int:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Keep this process on one core, and its linear algebra in one thread, for as long as this lasts.
+    """Keep this process on one core and its linear algebra in one thread, while this lasts.
 
     Threads that wait for each other on one core would cost CPU time that no work needed.
     """
@@ -38,6 +39,17 @@ def one_core() -> Iterator[None]:
         finally:
             if allowed is not None:
                 os.sched_setaffinity(0, allowed)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what others log as they go along, while this lasts."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def machine() -> dict[str, Any]:
