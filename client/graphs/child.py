@@ -15,11 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.graphs.engine import check_engine, engine_of, preload
+from client.graphs.example_trainer import ExampleGraphTrainer, PrivateSteps
 from client.graphs.sandbox import confine, die_with_parent
 from client.graphs.trainer import GraphTrainer
 from client.graphs.wire import read_header, read_whole, write
+from client.training.example_privacy import ExamplePrivacy
 from client.training.local import LocalConfig
 from fedsys.graphs import Limits, vet
+from fedsys.privacy.randomness import KEY_BYTES
 
 __all__ = ["main"]
 
@@ -31,20 +34,26 @@ def main() -> None:
     graph = read_whole(sys.stdin.buffer, request["graph"])
     weights = np.frombuffer(read_whole(sys.stdin.buffer, request["weights"]), "<f4")
     rows = np.frombuffer(read_whole(sys.stdin.buffer, request["rows"]), "<i8")
+    given = request["private"]
+    private = None
+    if given is not None:
+        key = read_whole(sys.stdin.buffer, KEY_BYTES)
+        private = PrivateSteps(privacy=ExamplePrivacy(**given), key=key)
     x, y = _examples(request)
     engine = check_engine(request["engine"])
     preload(engine)
     walls = confine(memory=request["memory"], seconds=request["seconds"])
     try:
         vetted = vet(graph, Limits(memory=request["memory"]))
-        trainer = GraphTrainer(
-            vetted.graph,
-            engine_of(engine, vetted, request["threads"]),
-            LocalConfig(**request["local"]),
-            x,
-            y,
-        )
-        update, losses = trainer.update(weights, rows, request["seed"])
+        runs, local = engine_of(engine, vetted, request["threads"]), LocalConfig(**request["local"])
+        losses: list[float] = []
+        if private is None:
+            plain = GraphTrainer(vetted.graph, runs, local, x, y)
+            update, losses = plain.update(weights, rows, request["seed"])
+        else:  # losses of examples stay where they are
+            update = ExampleGraphTrainer(vetted.graph, runs, local, x, y).update(
+                weights, rows, private
+            )
     except Exception as error:  # any failure of the graph or the data: one line for the agent
         text = " ".join(str(error).split())[:400]
         write(sys.stdout.buffer, {"error": f"{type(error).__name__}: {text}"})

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.graphs.engine import EngineName
+from client.graphs.example_trainer import PrivateSteps
 from client.graphs.wire import read_header, read_whole, write
 from client.training.local import LocalConfig
 from fedsys.errors import TrainingError
@@ -111,6 +112,7 @@ def train(
     weights: NDArray[np.float32],
     rows: NDArray[np.int64],
     seed: int,
+    private: PrivateSteps | None = None,
     engine: EngineName = "numpy",
     threads: int = 1,
     seconds: int = 3600,
@@ -124,6 +126,7 @@ def train(
         weights: (d,) the initial weights.
         rows: the rows of `examples` to train on.
         seed: seed of the batches.
+        private: for a graph of examples' gradients, in place of the seed.
         engine: the engine that runs the graph.
         threads: processor threads.
         seconds: limit on processor time; twice that is the limit on elapsed time.
@@ -131,7 +134,8 @@ def train(
     Raises:
         TrainingError: training failed or exceeded a limit, or the process's answer is malformed.
     """
-    memory = vetted.memory + 10 * weights.nbytes + 24 * len(rows) * local.epochs + _SLACK
+    vectors = 10 if private is None else 22
+    memory = vetted.memory + vectors * weights.nbytes + 24 * len(rows) * local.epochs + _SLACK
     header = {
         "graph": len(vetted.encoded),
         "weights": weights.nbytes,
@@ -140,12 +144,15 @@ def train(
         **examples.places,
         "local": dataclasses.asdict(local),
         "seed": seed,
+        "private": None if private is None else dataclasses.asdict(private.privacy),
         "engine": engine,
         "threads": threads,
         "memory": memory,
         "seconds": seconds,
     }
     parts = [vetted.encoded, weights.astype("<f4").tobytes(), rows.astype("<i8").tobytes()]
+    if private is not None:
+        parts.append(private.key)
     path = [os.path.abspath(each) for each in sys.path]
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _START, json.dumps(path)],

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from client.graphs.data import read_examples
 from client.graphs.engine import EngineName, check_installed
+from client.graphs.example_trainer import PrivateSteps
 from client.graphs.process import SharedExamples, train
+from client.training.example_privacy import ExamplePrivacy
 from client.training.local import LocalConfig
 from fedsys.errors import Cause, ConfigError, PolicyRefusal
-from fedsys.graphs import Vetted
+from fedsys.graphs import Kind, Vetted
 from fedsys.privacy import Entropy
 from fedsys.privacy.encoding.parts import Parts
+from fedsys.privacy.randomness import KEY_BYTES
 from fedsys.wire import Assignment
 from fedsys.wire.terms import Terms
 
 __all__ = ["GraphData"]
 
 _log = logging.getLogger(__name__)
+_KINDS: Mapping[str, Kind] = {"client": "gradient", "example": "example-gradients"}
 
 
 class GraphData:
@@ -75,19 +80,28 @@ class GraphData:
                 f"{terms.dimension} are asked for",
                 cause=Cause.TASK,
             )
-        if terms.plan.unit == "example":
+        local, wanted = self._local(terms), _KINDS[terms.plan.unit]
+        if graph.kind != wanted:
             raise PolicyRefusal(
-                "the unit of privacy is the example, for which this device has no graph",
+                f"the unit of privacy is the {terms.plan.unit}, for which a graph of kind {wanted} "
+                f"is needed; this device has one of kind {graph.kind}",
                 cause=Cause.TASK,
             )
-        local = self._local(terms)
         if not local.plain or terms.shared:
             raise PolicyRefusal(
                 "the job asks for a local procedure, a schedule or another optimizer than sgd and "
                 "adam, for which this device has a graph only",
                 cause=Cause.TASK,
             )
-        if local.batch_size > graph.batch_size:
+        if terms.plan.unit == "example":
+            self._privacy(terms)
+            if graph.batch_size != 1:
+                raise PolicyRefusal(
+                    f"the graph takes {graph.batch_size} examples a step, which it could mix; the "
+                    f"operator has to export one with --batch-size 1",
+                    cause=Cause.TASK,
+                )
+        elif local.batch_size > graph.batch_size:
             raise PolicyRefusal(
                 f"batches of {local.batch_size} are asked for, but the graph takes "
                 f"{graph.batch_size} examples; the operator has to export one with --batch-size "
@@ -99,6 +113,9 @@ class GraphData:
         self, terms: Terms, assignment: Assignment, client: int, entropy: Entropy
     ) -> NDArray[np.float32]:
         """(1, length) this client's update and weight, from a process of its own."""
+        private = None
+        if terms.plan.unit == "example":
+            private = PrivateSteps(privacy=self._privacy(terms), key=entropy(KEY_BYTES))
         trained = train(
             self._vetted,
             self._examples,
@@ -106,6 +123,7 @@ class GraphData:
             weights=assignment.weights,
             rows=np.arange(self._examples.count),
             seed=assignment.batch_seed(client),
+            private=private,
             engine=self._engine,
             threads=self._threads,
         )
@@ -119,6 +137,20 @@ class GraphData:
         parts = Parts(dimension=terms.dimension, weight_cap=terms.weight_cap)
         return parts.assemble(
             trained.update[None], clip=terms.plan.clip, examples=[self._examples.count]
+        )
+
+    @staticmethod
+    def _privacy(terms: Terms) -> ExamplePrivacy:
+        plan = terms.plan
+        if plan.example_rate is None or plan.steps is None:
+            raise PolicyRefusal(
+                "the unit is the example, but rate and steps are not given", cause=Cause.TERMS
+            )
+        return ExamplePrivacy(
+            clip=terms.example_clip,
+            noise_multiplier=plan.noise_multiplier,
+            example_rate=plan.example_rate,
+            steps=plan.steps,
         )
 
     @staticmethod

@@ -27,6 +27,10 @@ def export(
         Path | None,
         typer.Option(metavar="FILE", help="Export again and compare with this file instead."),
     ] = None,
+    per_example: Annotated[
+        bool,
+        typer.Option("--per-example", help='Each example\'s gradient, for unit = "example".'),
+    ] = False,
     option: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="An option of the task; repeatable."),
@@ -55,10 +59,22 @@ def export(
         raise ConfigError(f"--out {out}: already exists; give another file")
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}")
+    if per_example and batch_size != 1:
+        raise ConfigError(
+            f"--batch-size {batch_size}: --per-example takes 1, because devices refuse graphs that "
+            f"could mix examples"
+        )
     options = _options(option or [])
     loaded = tasks.load(task, options)
     examples = loaded.clients(tasks.DataSource.locate(data)).train
-    made = export_task(loaded, examples, name=task, options=options, batch_size=batch_size)
+    made = export_task(
+        loaded,
+        examples,
+        name=task,
+        options=options,
+        batch_size=batch_size,
+        kind="example-gradients" if per_example else "gradient",
+    )
     if check is not None:
         _compare(made, check)
         return

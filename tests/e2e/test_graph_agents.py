@@ -13,6 +13,8 @@ import pytest
 
 from fedsys import tasks
 from fedsys.audit import audit_run
+from fedsys.config import load
+from fedsys.graphs import Kind
 from fedsys.tasks.export import export_task
 from tests.e2e.base_packages import WITHOUT
 from tests.e2e.processes import Federation, federation, silos
@@ -21,11 +23,12 @@ _WITHOUT = f"{WITHOUT}from fedsys.cli import main\nmain()\n"
 _ROOT = Path(__file__).parents[2]
 
 
-def _files(folder: Path) -> tuple[Path, str, list[Path]]:
+def _files(folder: Path, kind: Kind = "gradient") -> tuple[Path, str, list[Path]]:
     """The graph of task digits, its hash, and the thirds of the examples."""
     task = tasks.load("digits")
     examples = task.clients(tasks.DataSource()).train
-    made = export_task(task, examples, name="digits", options={}, batch_size=32)
+    size = 32 if kind == "gradient" else 1
+    made = export_task(task, examples, name="digits", options={}, batch_size=size, kind=kind)
     graph = folder / "digits.graph"
     graph.write_bytes(made.encoded)
     parts = []
@@ -75,6 +78,27 @@ def test_two_devices_without_torch_and_one_with_it_finish_a_job(tmp_path: Path) 
         accuracy = json.loads((run / "summary.json").read_text())["metrics"]["accuracy"]
         assert accuracy > 0.8
         assert all("round 3: trained in a process of its own" in each for each in said)
+
+
+@pytest.mark.slow
+def test_devices_without_torch_protect_examples(tmp_path: Path) -> None:
+    """The silo recipe, DP-SGD in each device, from a graph of examples' gradients."""
+    graph, sha256, parts = _files(tmp_path, kind="example-gradients")
+    with federation(tmp_path / "fed", 3) as fed:
+        agents = [_start(fed, number, graph, parts[number]) for number in range(3)]
+        try:
+            job = fed.submit(load("silo", [f"task.graph_sha256={sha256}"]))
+            row = fed.wait(job)
+            plain = fed.submit(silos(f"task.graph_sha256={sha256}", "rounds.count=1"))
+            assert fed.wait(plain).status == "failed"
+        finally:
+            said = _stop(agents)
+        assert row.status == "completed", (row.reason, said)
+        run = fed.home.jobs / job
+        assert audit_run(run).passed
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary["metrics"]["accuracy"] > 0.8
+    assert all("a graph of kind gradient is needed" in each for each in said)
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ criterion and batches here as in Opacus; only the sources of randomness are repl
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 from opacus import PrivacyEngine
 from opacus.optimizers import DPOptimizer
 
-from client.training.example.optimizer import UNITS, GhostLatticeOptimizer, LatticeOptimizer
+from client.training.example.optimizer import GhostLatticeOptimizer, LatticeOptimizer
+from client.training.example_privacy import UNITS, poisson_batch
 from fedsys.privacy.noise import RoundedGaussian
 from fedsys.privacy.randomness import AesCtrStream
 
@@ -48,7 +48,7 @@ class PoissonBatches:
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
         for _ in range(self._steps):
-            yield self.dataset[_chosen(self._stream, len(self.dataset), self.rate)]
+            yield self.dataset[poisson_batch(self._stream, len(self.dataset), self.rate)]
 
 
 class EntropyEngine(PrivacyEngine):  # type: ignore[misc]
@@ -95,10 +95,3 @@ class EntropyEngine(PrivacyEngine):  # type: ignore[misc]
     def _prepare_criterion(self, **given: Any) -> Any:
         known = ("module", "optimizer", "criterion", "loss_reduction")
         return super()._prepare_criterion(**{name: given[name] for name in known})
-
-
-def _chosen(stream: AesCtrStream, count: int, rate: float) -> NDArray[np.bool_]:
-    """(count,) independent coins, each true with probability `rate` to within 2^-64."""
-    if rate >= 1:
-        return np.ones(count, dtype=np.bool_)
-    return stream.words(count) < np.uint64(math.floor(rate * 2.0**64))

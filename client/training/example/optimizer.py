@@ -15,14 +15,12 @@ import torch
 from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
+from client.training.example_privacy import SLACK, UNITS
 from fedsys.privacy.noise import RoundedGaussian
 from fedsys.privacy.randomness import AesCtrStream
 
-__all__ = ["UNITS", "GhostLatticeOptimizer", "LatticeOptimizer", "proximal_hook"]
+__all__ = ["GhostLatticeOptimizer", "LatticeOptimizer", "proximal_hook"]
 
-UNITS = float(1 << 20)
-# Clip to slightly less than C: the error of float32 norms of millions of coordinates is smaller.
-_SLACK = 1.0 - 1e-5
 # Ghost clipping also adds in float32: the measured error is at most 1.3e-5 C with 256 examples.
 _GHOST_SLACK = 1.0 - 1e-4
 
@@ -80,7 +78,7 @@ class LatticeOptimizer(_OnLattice, DPOptimizer):  # type: ignore[misc]
         each[~torch.isfinite(norms)] = 0
         norms = torch.nan_to_num(norms, nan=0.0, posinf=0.0)
         factors = (self.max_grad_norm / norms.clamp_min(1e-30)).clamp_max(1.0)
-        each *= (factors * (_SLACK * UNITS / self.max_grad_norm)).unsqueeze(1)
+        each *= (factors * (SLACK * UNITS / self.max_grad_norm)).unsqueeze(1)
         # Truncation towards zero cannot lengthen a gradient; float64 adds these integers exactly.
         total = each.trunc_().sum(0, dtype=torch.float64).to(torch.int64)
         for param, part in zip(

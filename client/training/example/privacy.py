@@ -10,11 +10,9 @@ gradients are added as integers and the noise is round(sigma N)
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -22,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from client.training.example_privacy import ExamplePrivacy
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
 from client.training.selfcheck import spread_rows
-from fedsys.errors import ConfigError, TrainingError
+from fedsys.errors import TrainingError
 from fedsys.privacy.randomness import AesCtrStream, Entropy
 from fedsys.tasks import Examples, Task, seeded
 from fedsys.tasks.examples import Values
@@ -36,33 +35,6 @@ __all__ = ["ExamplePrivacy", "ExamplePrivateTrainer"]
 _log = logging.getLogger(__name__)
 _GHOST_BATCH = 256
 _TRIED = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExamplePrivacy:
-    """The parameters that the accountant of ``example-gaussian`` charges for, one set for a job.
-
-    Attributes:
-        clip: C, the L2 norm to which each example's gradient is clipped.
-        noise_multiplier: z; a step's summed gradient gets noise of standard deviation z C.
-        example_rate: Probability that an example is in a step's batch, independently.
-        steps: Local steps per round.
-    """
-
-    clip: float
-    noise_multiplier: float
-    example_rate: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        for name in ("clip", "noise_multiplier"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"privacy.{name} = {value}: must be a positive number")
-        if not 0 < self.example_rate <= 1:
-            raise ConfigError(f"example_rate = {self.example_rate}: must be in (0, 1]")
-        if self.steps < 1:
-            raise ConfigError(f"steps = {self.steps}: at least 1 is needed")
 
 
 class ExamplePrivateTrainer:

@@ -36,7 +36,10 @@ export function clip(update, bound) { // float32 in, integers out
   const peak = update.reduce((most, x) => (Number.isNaN(x) ? NaN : Math.max(most, Math.abs(x))), 0);
   const finite = Number.isFinite(peak);
   if (!finite) norm = 0;
-  if (norm < 3e38 && norm > 1e-37) norm = Math.fround(norm);
+  if (norm > 1e-300) { // to 24 significant bits
+    const unit = 2 ** Math.floor(Math.log2(norm));
+    norm = Math.fround(norm / unit) * unit;
+  }
   let factor = scale * (bound / Math.max(norm, bound)), over = false;
   const row = finite ? update : new Float32Array(d);
   for (let attempt = 0; attempt <= 4; attempt++) {

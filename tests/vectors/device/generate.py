@@ -106,6 +106,7 @@ def _clipping() -> list[dict[str, Any]]:
     updates = [(_floats(d, number, norm), clip) for number, (d, norm, clip) in enumerate(rows)]
     updates.append((np.array([np.nan, 1, 2], np.float32), 1.0))
     updates.append((np.array([3e38, -3e38, 1], np.float32), 1.0))
+    updates.append((np.array([1e-40, -2e-40], np.float32), 1e-42))
     updates.append((np.full(3, 1 / 128 / np.sqrt(3), np.float32), 1.0))
     for update, clip in updates:
         integers = clip_to_integers(update[None], clip=clip).values

@@ -16,9 +16,8 @@ from scipy import stats
 from torch import nn
 
 from client.training import LocalConfig, Trainer
-from client.training.example.engine import _chosen
-from client.training.example.optimizer import UNITS
-from client.training.example.privacy import ExamplePrivacy, ExamplePrivateTrainer
+from client.training.example.privacy import ExamplePrivateTrainer
+from client.training.example_privacy import UNITS, ExamplePrivacy, poisson_batch
 from fedsys.errors import ConfigError, TrainingError
 from fedsys.privacy.noise import RoundedGaussian
 from fedsys.privacy.randomness import AesCtrStream
@@ -96,10 +95,10 @@ def test_the_noise_has_the_promised_size(data: FederatedData) -> None:
 
 
 def test_batches_are_poisson_samples() -> None:
-    coins = _chosen(AesCtrStream(bytes(32)), 20_000, 0.3)
+    coins = poisson_batch(AesCtrStream(bytes(32)), 20_000, 0.3)
     low, high = stats.binom.ppf([5e-7, 1 - 5e-7], 20_000, 0.3)
     assert low <= int(coins.sum()) <= high
-    assert _chosen(AesCtrStream(bytes(32)), 7, 1.0).all()
+    assert poisson_batch(AesCtrStream(bytes(32)), 7, 1.0).all()
 
 
 def test_batches_and_noise_follow_the_entropy_alone(data: FederatedData) -> None:
