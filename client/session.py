@@ -36,7 +36,7 @@ from client.policy import Policy
 from client.privatize import privatize
 from client.privatize.contribution import contribution
 from client.refusal import cause_of, refusal
-from client.roster_news import lists_after, take_news
+from client.roster_news import list_of, lists_after, take_news
 from client.volatile import VolatileStore
 from client.witnessed import check_witnessed
 from fedsys.errors import (
@@ -89,7 +89,7 @@ class Session:
     """One device over all its sessions.
 
     Attributes:
-        instance: tells this process from another one with the same keys.
+        instance: 16 bytes that tell this process from another one with the same keys.
         warning: the last that the coordinator had for the device's owner; may be empty.
 
     Args:
@@ -102,8 +102,6 @@ class Session:
             folder.
         volatile: keeps what must not outlive this boot; see `client.volatile`.
         answer_time: delays uploads.
-        instance: 16 bytes that tell this process from another one with the same keys; drawn at
-            random unless given.
         buffered: whether its host runs what `take_work` returns, which buffered rounds need.
 
     Raises:
@@ -122,7 +120,6 @@ class Session:
         volatile: Store | None = None,
         answer_time: AnswerTime | None = None,
         buffered: bool = False,
-        instance: bytes | None = None,
     ) -> None:
         self.credentials = credentials
         self.journal = Journal(credentials.folder / "journal.json")
@@ -140,7 +137,7 @@ class Session:
                 f"{kept}: {error}; remove it: this device then sits out its current round"
             ) from None
         self._answer_time = answer_time or AnswerTime()
-        self.instance = os.urandom(16) if instance is None else instance
+        self.instance = os.urandom(16)
         self.warning = ""
         self._terms: dict[bytes, tuple[Terms, int]] = {}
         self._model: fleet_pb2.Model | None = None
@@ -157,7 +154,7 @@ class Session:
                 noise=noise,
                 answer_time=self._answer_time,
                 ready=self._ready,
-                roster=lambda version: self.chain.find(version),
+                roster=lambda terms: list_of(self.chain, terms),
                 refuse=self._refuse,
             )
         )
@@ -338,7 +335,7 @@ class Session:
         current = self._round
         if current is not None and current.assignment.digest == assignment.digest:
             return  # the connection was lost, but this process still has the round
-        roster = self.chain.find(terms.roster_version)
+        roster = list_of(self.chain, terms)
         if roster is None:
             raise PolicyRefusal("this device does not hold the job's roster", cause=Cause.ROSTER)
         size = announced_size(message.params)

@@ -92,6 +92,9 @@ class Population(Section):
         alpha: Concentration of ``dirichlet``; the smaller it is, the more the clients differ.
         shards: Pieces per client under ``shards``.
         examples: Rows per client under ``resampled``.
+        devices: In a deployment, the devices that take part: their names, labels that they were
+            given when they enrolled, or patterns such as ``"ward-*"``, separated by blanks. If left
+            out, all of them do.
     """
 
     clients: Count | None = None
@@ -101,6 +104,7 @@ class Population(Section):
     alpha: Positive = 0.5
     shards: Count = 2
     examples: Count = 10
+    devices: Annotated[str, Field(pattern=r"^[A-Za-z0-9._=*?\[\]! -]{0,1000}$")] = ""
 
 
 class Cohort(Section):

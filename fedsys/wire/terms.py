@@ -87,6 +87,7 @@ class Terms:
         answer: when uploads may leave at the earliest: ``at-once``, ``bucketed`` or
             ``at-deadline``; see `client.answer_time`.
         buffering: constants of buffered rounds; None where rounds are synchronous.
+        members: increasing node ids of those on that list who take part; none stand for all.
     """
 
     job: bytes
@@ -105,6 +106,7 @@ class Terms:
     answer: Literal["at-once", "bucketed", "at-deadline"] = "bucketed"
     graph_sha256: str = ""
     buffering: Buffering | None = None
+    members: tuple[int, ...] = ()
 
     @property
     def largest_cohort(self) -> int:
@@ -116,9 +118,11 @@ class Terms:
         """Canonical bytes."""
         body = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         buffering = None if self.buffering is None else dataclasses.asdict(self.buffering)
+        part = {} if not body.pop("members") else {"members": list(self.members)}
         return encode_object(
             {
                 **body,
+                **part,
                 "job": self.job.hex(),
                 "plan": self.plan.to_json(),
                 "buffering": buffering,
@@ -138,7 +142,7 @@ class Terms:
             ProtocolError: they are not terms, or those of an impossible job.
         """
         keys = frozenset(item.name for item in dataclasses.fields(cls))
-        body = decode_object(data, "a job's terms", keys)
+        body = decode_object(data, "a job's terms", keys - {"members"}, optional={"members"})
         try:
             job = bytes.fromhex(body["job"])
             texts = [body[key] for key in _TEXTS]
@@ -156,6 +160,11 @@ class Terms:
                 raise ValueError("a value of the wrong type")
             if not all(each.isprintable() and len(each) <= _MOST_TEXT for each in texts):
                 raise ValueError("a name that is too long or not printable")
+            members = tuple(body.get("members", ()))
+            if not all(type(each) is int and 0 <= each < 2**31 for each in members):
+                raise ValueError("members that are no node ids")
+            if "members" in body and not members:
+                raise ValueError("an empty list of members")
             plan = _plan(body["plan"])
             buffering = body["buffering"]
             if buffering is not None:
@@ -172,7 +181,8 @@ class Terms:
             ValueError,
         ) as error:
             raise ProtocolError(f"a job's terms: {error}") from None
-        return cls(**{**body, "job": job, "plan": plan, "buffering": buffering})
+        made = {"job": job, "plan": plan, "buffering": buffering, "members": members}
+        return cls(**{**body, **made})
 
 
 def _plan(body: Any) -> PrivacyPlan:

@@ -6,8 +6,10 @@ import dataclasses
 import json
 import logging
 import os
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from fedsys.bounded_toml import parse_toml
@@ -151,6 +153,7 @@ class Preparation:
         roster = self._registry.chain().newest
         if roster is None or not roster.members:
             raise JobFailed("no node is on the roster; enrol devices first")
+        roster = roster.only(self._chosen(config, roster))
         _require_fit(config, len(roster.members))
         model = self._models(config)
         plan = plan_for(config, population=len(roster.members), layers=model.layers)
@@ -161,6 +164,55 @@ class Preparation:
             )
         _require_params(config, plan, roster)
         return config, plan, model, roster
+
+    def _chosen(self, config: Config, roster: RosterStatement) -> tuple[int, ...]:
+        """Increasing ids of the nodes on a list that a job is for; none for all of them.
+
+        Raises:
+            JobFailed: a pattern is no device's.
+        """
+        patterns = config.population.devices.split()
+        if not patterns:
+            return ()
+        found: set[int] = set()
+        rows = [row for row in self._state.nodes() if row.id in roster.members]
+        for pattern in patterns:
+            fits = {
+                row.id
+                for row in rows
+                if any(fnmatchcase(each, pattern) for each in (row.name, *row.labels.split()))
+            }
+            if not fits:
+                raise JobFailed(
+                    f"population.devices = '{pattern}': no device on the roster has that name or "
+                    f"label; see `fedsys coordinator nodes`"
+                )
+            found |= fits
+        return tuple(sorted(found))
+
+    def enough(self, row: JobRow, connected: Collection[int]) -> bool:
+        """Whether as many of a job's devices are connected as a typical cohort has."""
+        try:
+            config = validate(parse_toml(row.config.encode()))
+        except (FedsysError, ValueError):
+            return True  # it ends at once, and says why
+        there = len(self.nodes_of(row).intersection(connected))
+        return there >= max(2, config.cohort.expected)
+
+    def nodes_of(self, row: JobRow) -> frozenset[int]:
+        """The nodes that a job takes, or would take if it started now; none where it cannot."""
+        version = row.roster_version
+        chain = self._registry.chain()
+        roster = chain.newest if version is None else chain.find(version)
+        if roster is None:
+            return frozenset()
+        if version is not None:
+            return frozenset(roster.only(_ids(row.members)).members)
+        try:
+            config = validate(parse_toml(row.config.encode()))
+            return frozenset(roster.only(self._chosen(config, roster)).members)
+        except (FedsysError, ValueError):
+            return frozenset()  # its start will say why
 
     def _initial_weights(self, row: JobRow, model: JobModel) -> Weights:
         """Those of the task, or those that another job reached.
@@ -188,6 +240,8 @@ class Preparation:
         promised, weights = self._promise(row, plan), self._initial_weights(row, model)
         resolved = _resolved(config, plan)
         RunFolder.create(folder.path)
+        part = " ".join(map(str, roster.nodes)) if roster.signed else ""
+        self._state.update_job(row.id, members=part)
         job = start_job(folder, self._spec(resolved, plan, model, roster, weights))
         self._state.update_job(
             row.id,
@@ -234,6 +288,7 @@ class Preparation:
         roster = self._registry.chain().find(version)
         if roster is None:
             raise JobFailed(f"roster version {version} is gone")
+        roster = roster.only(_ids(row.members))
         model = self._models(config)
         plan = plan_for(config, population=len(roster.members), layers=model.layers)
         spec = self._spec(config, plan, model, roster, self._initial_weights(row, model))
@@ -301,6 +356,10 @@ class Preparation:
                 f"by other jobs, and this one asks for {asked}"
             )
         return promised
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split()))
 
 
 def _require_fit(config: Config, population: int) -> None:
@@ -372,6 +431,7 @@ def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -
         roster_hash=roster.hash.hex(),
         answer=job.config.rounds.answer,
         buffering=_buffering(job.config),
+        members=roster.nodes if roster.signed else (),
     )
     coordinator.terms = dataclasses.replace(coordinator.terms, agreed=terms.digest)
     return PreparedJob(id=row.id, job=job, model=model, terms=terms, roster=roster)
