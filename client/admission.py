@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from client.journal import JobRecord, Journal
 from client.policy import Policy
-from fedsys.errors import Cause, ConfigError, PolicyRefusal
+from fedsys.errors import Cause, ConfigError, PolicyRefusal, ProtocolError
 from fedsys.privacy import Entropy, Mechanism, PrivacyPlan, event_from_json, guaranteed_epsilon
 from fedsys.privacy.accounting.adding import Standing, promised_part
 from fedsys.privacy.numerics import binomial
@@ -172,9 +172,13 @@ def _roster_of(terms: Terms, node: int, chain: RosterChain, policy: Policy) -> R
             f"is {newest}",
             cause=Cause.ROSTER,
         )
-    if node not in roster.members:
+    try:
+        part = roster.only(terms.members)
+    except ProtocolError as error:
+        raise PolicyRefusal(str(error), cause=Cause.ROSTER) from None
+    if node not in part.members:
         raise PolicyRefusal("this device is not on the job's roster", cause=Cause.ROSTER)
-    return roster
+    return part
 
 
 def _require_current(roster: RosterStatement, chain: RosterChain) -> None:
@@ -184,7 +188,8 @@ def _require_current(roster: RosterStatement, chain: RosterChain) -> None:
     """
     for later in chain.versions[roster.version :]:
         removed = sorted(roster.members.keys() - later.members.keys())
-        if removed or later.colluders > roster.colluders:
+        more = min(later.colluders, len(roster.members)) > roster.colluders
+        if removed or more:
             why = (
                 f"removed node {', '.join(map(str, removed))}"
                 if removed

@@ -61,7 +61,7 @@ class Device:
         noise: maps a round to the source of its noise.
         answer_time: delays answers that would reveal how long it trained.
         ready: returns the owner's policy; raises PolicyRefusal if the device must not work now.
-        roster: maps a roster version to its statement, or to None if it was never announced.
+        roster: maps a job's terms to the list of its members, or to None if it was never announced.
         refuse: makes the refusal of a job's round, given the error.
     """
 
@@ -74,7 +74,7 @@ class Device:
     noise: Callable[[int], Entropy]
     answer_time: AnswerTime
     ready: Callable[[], Policy]
-    roster: Callable[[int], RosterStatement | None]
+    roster: Callable[[Terms], RosterStatement | None]
     refuse: Callable[[bytes, int, FedsysError | SecureAggError], fleet_pb2.Up]
 
 
@@ -193,7 +193,7 @@ class BufferedRounds:
         policy: Policy,
     ) -> _Epoch:
         device = self._device
-        roster = device.roster(terms.roster_version)
+        roster = device.roster(terms)
         if roster is None:
             raise PolicyRefusal("this device does not hold the job's roster", cause=Cause.ROSTER)
         mechanism = mechanism_of(assignment)

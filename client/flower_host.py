@@ -130,7 +130,7 @@ class RelaySession(Session):
             return False
         if roster is None or roster.hash.hex() != terms.roster_hash or node not in roster.members:
             return False
-        self._terms[terms.job] = (terms, roster.nodes.index(node))
+        self._terms[terms.job] = (terms, roster.only(terms.members).nodes.index(node))
         return True
 
 

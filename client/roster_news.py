@@ -12,8 +12,9 @@ from fedsys.errors import ProtocolError
 from fedsys.wire import fleet_pb2
 from fedsys.wire.limits import MAX_NEWER
 from fedsys.wire.roster import RosterChain, RosterStatement, SignedStatement, changes
+from fedsys.wire.terms import Terms
 
-__all__ = ["lists_after", "take_news"]
+__all__ = ["list_of", "lists_after", "take_news"]
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +56,12 @@ def take_news(
         _log.info("roster: %s", changes(before, statement))
         before = statement
     return longer, refused
+
+
+def list_of(chain: RosterChain, terms: Terms) -> RosterStatement | None:
+    """Those who take part in an agreed job; None if its list was never announced."""
+    found = chain.find(terms.roster_version)
+    return None if found is None else found.only(terms.members)
 
 
 def lists_after(credentials: Credentials, version: int) -> fleet_pb2.Up:

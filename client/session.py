@@ -33,7 +33,7 @@ from client.journal import Journal
 from client.ledger_copy import Sent, event_digest
 from client.policy import Policy
 from client.refusal import cause_of, refusal
-from client.roster_news import lists_after, take_news
+from client.roster_news import list_of, lists_after, take_news
 from client.synchronous import SynchronousRound, provide
 from client.volatile import VolatileStore
 from client.witnessed import check_witnessed
@@ -75,7 +75,7 @@ class Session:
     """One device over all its sessions.
 
     Attributes:
-        instance: tells this process from another one with the same keys.
+        instance: 16 bytes that tell this process from another one with the same keys.
         warning: the last that the coordinator had for the device's owner; may be empty.
 
     Args:
@@ -88,8 +88,6 @@ class Session:
             folder.
         volatile: keeps what must not outlive this boot; see `client.volatile`.
         answer_time: delays uploads.
-        instance: 16 bytes that tell this process from another one with the same keys; drawn at
-            random unless given.
         buffered: whether its host runs what `take_work` returns, which buffered rounds need.
 
     Raises:
@@ -108,7 +106,6 @@ class Session:
         volatile: Store | None = None,
         answer_time: AnswerTime | None = None,
         buffered: bool = False,
-        instance: bytes | None = None,
     ) -> None:
         self.credentials = credentials
         self.journal = Journal(credentials.folder / "journal.json")
@@ -126,7 +123,7 @@ class Session:
                 f"{kept}: {error}; remove it: this device then sits out its current round"
             ) from None
         self._answer_time = answer_time or AnswerTime()
-        self.instance = os.urandom(16) if instance is None else instance
+        self.instance = os.urandom(16)
         self.warning = ""
         self._countersigner = Countersigner(credentials.identity, self.journal, credentials.signer)
         self._terms: dict[bytes, tuple[Terms, int]] = {}
@@ -144,7 +141,7 @@ class Session:
                 noise=noise,
                 answer_time=self._answer_time,
                 ready=self._ready,
-                roster=lambda version: self.chain.find(version),
+                roster=lambda terms: list_of(self.chain, terms),
                 refuse=self._refuse,
             )
         )
@@ -330,7 +327,7 @@ class Session:
         current = self._round
         if current is not None and current.assignment.digest == assignment.digest:
             return  # the connection was lost, but this process still has the round
-        roster = self.chain.find(terms.roster_version)
+        roster = list_of(self.chain, terms)
         if roster is None:
             raise PolicyRefusal("this device does not hold the job's roster", cause=Cause.ROSTER)
         size = announced_size(message.params)

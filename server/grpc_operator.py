@@ -137,6 +137,7 @@ class OperatorSocket:
                 version=self._fleet.links[row.id].version if row.id in self._fleet.links else "",
                 expires=int(expiry.get(row.id, 0.0)),
                 warning=self._fleet.copies.get(row.id, ""),
+                labels=row.labels.split(),
             )
             for row in self._state.nodes()
         ]

@@ -151,6 +151,11 @@ def prepare(
     Raises:
         FedsysError: Something does not fit; one line says what.
     """
+    if config.population.devices:
+        raise ConfigError(
+            f"population.devices = '{config.population.devices}': is for jobs on devices; a "
+            f"simulation has none: leave it out"
+        )
     origin = origin or tasks.Origin.named(config.task.name, config.task.options)
     task = origin.task
     if ":" not in config.server.strategy:

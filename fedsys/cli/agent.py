@@ -124,8 +124,8 @@ def run(
     options = {**stored, **options_of(option or [])}
     with exclusive(folder, "fedsys agent run"):
         source = _Source(data, shard, options, graph, engine, procedure, folder / "states")
-        _serve(credentials, source, corrupt=corrupt, stop=stop)
-    say("stopped", err=True)
+        _serve(credentials, source, corrupt=corrupt, stop=stop, log=log)
+    _note("stopped", log)
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,19 @@ class _Source:
         return worker, worker.spec.task, ApprovedTask(sha256=worker.sha256, options=self.options)
 
 
-def _serve(credentials: Credentials, source: _Source, *, corrupt: float | None, stop: Stop) -> None:
+def _note(text: str, log: str) -> None:
+    """A line for people, or one of JSON where all lines are."""
+    if log == "json":
+        import logging
+
+        logging.getLogger(__name__).info("%s", text)
+    else:
+        say(text, err=True)
+
+
+def _serve(
+    credentials: Credentials, source: _Source, *, corrupt: float | None, stop: Stop, log: str
+) -> None:
     import os
 
     from client.answer_time import AnswerTime
@@ -206,7 +218,7 @@ def _serve(credentials: Credentials, source: _Source, *, corrupt: float | None, 
             credentials.folder,
             Candidate(task=task, sha256=approved.sha256, options=approved.options, files=files),
         )
-        say(f"wrote {path}: it allows only task {task}", err=True)
+        _note(f"wrote {path}: it allows only task {task}", log)
     if policy.nice:
         os.nice(policy.nice)
     session = Session(

@@ -79,6 +79,10 @@ def enroll(
     folder: Folder,
     name: Annotated[str, typer.Argument(help="What to call the device.")],
     hours: Annotated[float, typer.Option(help="How long the token is valid.")] = 24.0,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="A label by which jobs may choose the device; repeatable."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the token.")] = False,
 ) -> None:
     """Print a one-time token with which one device can join."""
@@ -91,7 +95,7 @@ def enroll(
     home = Home.open(folder)
     state = State.open(folder)
     try:
-        token = home.registry(state).issue_token(name, hours=hours)
+        token = home.registry(state).issue_token(name, hours=hours, labels=label or ())
     finally:
         state.close()
     if quiet:
@@ -115,6 +119,7 @@ def run(
 ) -> None:
     """Serve devices and run jobs until stopped; an interrupted job is resumed."""
     import asyncio
+    import logging
     import sys
 
     from client.task_model import TaskModel
@@ -129,7 +134,11 @@ def run(
         require("httpx", extra="witness")
 
     def ready(port: int) -> None:
-        say(f"listening on {listen.rpartition(':')[0]}:{port}")
+        text = f"listening on {listen.rpartition(':')[0]}:{port}"
+        if log == "json":  # every line of its output is JSON
+            logging.getLogger(__name__).info("%s", text)
+            return
+        say(text)
         sys.stdout.flush()
 
     asyncio.run(run_coordinator(home, listen=listen, models=TaskModel, ready=ready))
@@ -156,7 +165,10 @@ def nodes(
     for node in fleet.nodes:
         connected = "connected" if node.connected else "away"
         expires = dt.datetime.fromtimestamp(node.expires, dt.UTC).date()
-        say(f"{node.id:5d}  {node.name:24s} {node.status:8s} {connected:9s} until {expires}")
+        labels = "".join(f" {label}" for label in node.labels)
+        say(
+            f"{node.id:5d}  {node.name:24s} {node.status:8s} {connected:9s} until {expires}{labels}"
+        )
         if node.warning:
             say(f"       {node.warning}")
     budget = f" of {fleet.budget:g}" if fleet.HasField("budget") else ", no budget set"

@@ -200,6 +200,7 @@ def fetch(
     target = RunFolder.create(out)
     with disk_errors(out):
         shutil.copytree(source.path, target.path, dirs_exist_ok=True)
+        target.path.chmod(0o700)  # who took part is in it
     checked = audit_and_report(out)
     send_to(trackers, out)
     say(f"{out}: {row.status}, audit {'passes' if checked.passed else 'FAILS'}")

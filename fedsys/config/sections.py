@@ -117,6 +117,9 @@ class Population(Section):
         held_out: Fraction of each client's examples that it does not train on and keeps for
             evaluations (``job.kind = "evaluate"``). A row's place in the data decides, so that a
             training job and an evaluation with the same fraction agree.
+        devices: In a deployment, the devices that take part: their names, labels that they were
+            given when they enrolled, or patterns such as ``"ward-*"``, separated by blanks. If left
+            out, all of them do.
     """
 
     clients: Count | None = None
@@ -127,6 +130,7 @@ class Population(Section):
     shards: Count = 2
     examples: Count = 10
     held_out: Fraction = 0.0
+    devices: Annotated[str, Field(pattern=r"^[A-Za-z0-9._=*?\[\]! -]{0,1000}$")] = ""
 
 
 class Cohort(Section):

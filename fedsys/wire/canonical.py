@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, NoReturn
 
 from fedsys.errors import ProtocolError
@@ -18,8 +18,10 @@ def encode_object(value: Mapping[str, Any]) -> bytes:
     return json.dumps(dict(value), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def decode_object(data: bytes, what: str, keys: frozenset[str]) -> dict[str, Any]:
-    """The object that `encode_object` wrote, with exactly these keys.
+def decode_object(
+    data: bytes, what: str, keys: frozenset[str], *, optional: Set[str] = frozenset()
+) -> dict[str, Any]:
+    """The object that `encode_object` wrote, with exactly these keys, and maybe optional ones.
 
     Every number in it, at any depth, is a finite float or an integer of at most 64 bits, so that no
     later conversion of a number can fail.
@@ -44,7 +46,7 @@ def decode_object(data: bytes, what: str, keys: frozenset[str]) -> dict[str, Any
             raise ValueError("not in canonical form")
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"{what}: {error}") from None
-    if value.keys() != keys:
-        wrong = ", ".join(sorted(value.keys() ^ keys))
+    if value.keys() - optional != keys:
+        wrong = ", ".join(sorted((value.keys() - optional) ^ keys))
         raise ProtocolError(f"{what}: missing or unknown keys: {wrong}")
     return value

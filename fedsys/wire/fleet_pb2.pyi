@@ -28,7 +28,7 @@ class Up(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., consent: _Optional[_Union[Consent, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., countersignature: _Optional[_Union[Countersignature, _Mapping]] = ..., prekeys: _Optional[_Union[Prekeys, _Mapping]] = ..., trained: _Optional[_Union[Trained, _Mapping]] = ..., roster: _Optional[_Union[RosterNews, _Mapping]] = ...) -> None: ...
 
 class Down(_message.Message):
-    __slots__ = ("welcome", "roster", "offer", "invitation", "stage", "outcome", "goodbye", "model", "begin", "collect", "discard", "roster_wanted", "notice", "lines")
+    __slots__ = ("welcome", "roster", "offer", "invitation", "stage", "outcome", "goodbye", "model", "begin", "collect", "discard", "lines", "roster_wanted", "notice")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
@@ -40,9 +40,9 @@ class Down(_message.Message):
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     COLLECT_FIELD_NUMBER: _ClassVar[int]
     DISCARD_FIELD_NUMBER: _ClassVar[int]
+    LINES_FIELD_NUMBER: _ClassVar[int]
     ROSTER_WANTED_FIELD_NUMBER: _ClassVar[int]
     NOTICE_FIELD_NUMBER: _ClassVar[int]
-    LINES_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     roster: RosterNews
     offer: Offer
@@ -54,10 +54,10 @@ class Down(_message.Message):
     begin: Begin
     collect: Collect
     discard: Discard
+    lines: Lines
     roster_wanted: RosterWanted
     notice: Notice
-    lines: Lines
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., roster: _Optional[_Union[RosterNews, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., invitation: _Optional[_Union[Invitation, _Mapping]] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., collect: _Optional[_Union[Collect, _Mapping]] = ..., discard: _Optional[_Union[Discard, _Mapping]] = ..., roster_wanted: _Optional[_Union[RosterWanted, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., lines: _Optional[_Union[Lines, _Mapping]] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., roster: _Optional[_Union[RosterNews, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., invitation: _Optional[_Union[Invitation, _Mapping]] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., collect: _Optional[_Union[Collect, _Mapping]] = ..., discard: _Optional[_Union[Discard, _Mapping]] = ..., lines: _Optional[_Union[Lines, _Mapping]] = ..., roster_wanted: _Optional[_Union[RosterWanted, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol_min", "protocol_max", "node", "version", "roster_version", "prekeys", "roster_hash", "instance", "jobs")

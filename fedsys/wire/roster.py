@@ -8,7 +8,7 @@ records the members who were added.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -51,17 +51,19 @@ class RosterStatement:
         members: Ed25519 public key of each node id.
         colluders: the most members that the authority expects to collude with the coordinator,
             whatever cohorts it chooses; an absolute number.
+        signed: of a part of a list, the canonical bytes of the whole, which was signed.
     """
 
     version: int
     previous: bytes
     members: Mapping[int, bytes]
     colluders: int = 0
+    signed: bytes = field(default=b"", repr=False)
 
     @cached_property
     def encoded(self) -> bytes:
-        """Canonical bytes."""
-        return encode_object(
+        """Canonical bytes of the list, or of the one that it is a part of."""
+        return self.signed or encode_object(
             {
                 "version": self.version,
                 "previous": self.previous.hex(),
@@ -85,6 +87,27 @@ class RosterStatement:
         """The list for secure aggregation, by client number."""
         members = {k: self.members[node] for k, node in enumerate(self.nodes)}
         return Roster(members, corrupt=self.colluders)
+
+    def only(self, nodes: Sequence[int]) -> RosterStatement:
+        """The part of this list that takes part in a job; its hash remains that of the whole.
+
+        Args:
+            nodes: increasing node ids; none stand for all.
+
+        Raises:
+            ProtocolError: they are not increasing, or not all on the list.
+        """
+        if not nodes:
+            return self
+        if list(nodes) != sorted(set(nodes)) or not self.members.keys() >= set(nodes):
+            raise ProtocolError("a job for devices that are not on its roster, or in another order")
+        return RosterStatement(
+            version=self.version,
+            previous=self.previous,
+            members={node: self.members[node] for node in nodes},
+            colluders=min(self.colluders, len(nodes)),
+            signed=self.encoded,
+        )
 
     @classmethod
     def decode(cls, data: bytes) -> RosterStatement:

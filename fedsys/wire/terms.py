@@ -94,6 +94,7 @@ class Terms:
         questions: of a round that asks, as `fedsys.queries.parse` reads them; each device checks
             them itself.
         held_out: fraction of a device's rows that it does not train on and keeps for evaluations.
+        members: increasing node ids of those on that list who take part; none stand for all.
     """
 
     job: bytes
@@ -117,6 +118,7 @@ class Terms:
     kind: Literal["train", "query", "evaluate"] = "train"
     questions: Sequence[Mapping[str, Any]] = ()
     held_out: float = 0.0
+    members: tuple[int, ...] = ()
 
     @property
     def row_length(self) -> int:
@@ -134,9 +136,11 @@ class Terms:
         """Canonical bytes."""
         body = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         buffering = None if self.buffering is None else dataclasses.asdict(self.buffering)
+        part = {} if not body.pop("members") else {"members": list(self.members)}
         return encode_object(
             {
                 **body,
+                **part,
                 "job": self.job.hex(),
                 "plan": self.plan.to_json(),
                 "buffering": buffering,
@@ -157,7 +161,7 @@ class Terms:
             ProtocolError: they are not terms, or those of an impossible job.
         """
         keys = frozenset(item.name for item in dataclasses.fields(cls))
-        body = decode_object(data, "a job's terms", keys)
+        body = decode_object(data, "a job's terms", keys - {"members"}, optional={"members"})
         try:
             job = bytes.fromhex(body["job"])
             texts = [body[key] for key in _TEXTS]
@@ -176,6 +180,11 @@ class Terms:
             _check_asking(body)
             if not all(each.isprintable() and len(each) <= _MOST_TEXT for each in texts):
                 raise ValueError("a name that is too long or not printable")
+            members = tuple(body.get("members", ()))
+            if not all(type(each) is int and 0 <= each < 2**31 for each in members):
+                raise ValueError("members that are no node ids")
+            if "members" in body and not members:
+                raise ValueError("an empty list of members")
             plan = _plan(body["plan"])
             buffering = body["buffering"]
             if buffering is not None:
@@ -192,8 +201,8 @@ class Terms:
             ValueError,
         ) as error:
             raise ProtocolError(f"a job's terms: {error}") from None
-        asked = tuple(body["questions"])
-        return cls(**{**body, "job": job, "plan": plan, "buffering": buffering, "questions": asked})
+        made = {"job": job, "plan": plan, "buffering": buffering, "members": members}
+        return cls(**{**body, **made, "questions": tuple(body["questions"])})
 
 
 def _check_asking(body: Mapping[str, Any]) -> None:

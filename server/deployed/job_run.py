@@ -22,7 +22,7 @@ from server.deployed.spending import Spending
 from server.deployed.witnesses import JobWitnesses
 from server.job_ending import end_job
 
-__all__ = ["JobHeld", "JobPaused", "JobRun"]
+__all__ = ["JobHeld", "JobPaused", "JobRun", "JobYields"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +41,10 @@ class JobPaused(FedsysError):
     """Too few devices are there; nothing is lost, and the operator may resume the job."""
 
 
+class JobYields(FedsysError):
+    """Too few devices are there, and another job, which has enough, goes first."""
+
+
 class JobRun:
     """One job until it is over.
 
@@ -50,6 +54,9 @@ class JobRun:
         spending: of all jobs before.
         countersignatures: takes those of its rounds.
         held: why no job may go on now; empty if it may.
+        closes: until when, by the fleet's clock, a job that waits already goes on waiting; None for
+            one that does not.
+        gives_way: whether another job could run meanwhile.
     """
 
     def __init__(
@@ -60,8 +67,12 @@ class JobRun:
         spending: Spending,
         countersignatures: Countersignatures,
         held: Callable[[], str],
+        closes: float | None = None,
+        gives_way: Callable[[], bool] = lambda: False,
     ) -> None:
         self._held = held
+        self._gives_way = gives_way
+        self.closes = closes
         self._id = prepared.id
         self._job = prepared.job
         self._model = prepared.model
@@ -150,7 +161,7 @@ class JobRun:
                 status, reason = "cancelled", str(error)
             except JobFailed as error:
                 status, reason = "failed", str(error)
-            except (JobPaused, JobHeld):
+            except (JobPaused, JobHeld, JobYields):
                 self._refusals.flush()
                 raise
             finally:
@@ -198,21 +209,25 @@ class JobRun:
             JobPaused: too few came in time.
         """
         started = self._fleet.clock()
-        closes = started + self._settings.patience
+        if self.closes is None:
+            self.closes = started + self._settings.patience
         settled = started + self._settings.reconnect
         while True:
             enough = self._consent.enough(at_best=False)
             answered = self._fleet.clock() > settled or not self._consent.undecided
             if enough and answered:
                 self._show_waiting(None)
+                self.closes = None
                 return
             self._stop_if_cancelled()
             if not enough and answered and not self._consent.enough(at_best=True):
                 raise JobFailed(self._consent.shortage(""))
-            if not enough and self._fleet.clock() > closes:
+            if not enough and self._fleet.clock() > self.closes:
                 raise JobPaused(self._consent.shortage(f" within {self._settings.patience:g} s"))
             if not enough and answered:
-                self._show_waiting(closes - self._fleet.clock())
+                self._show_waiting(self.closes - self._fleet.clock())
+                if self._gives_way():
+                    raise JobYields
             event = await self._fleet.next_event(_POLL)
             if event is not None:
                 self.take(event)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from fedsys.bounded_toml import parse_toml
@@ -157,6 +159,7 @@ class Preparation:
         roster = self._registry.chain().newest
         if roster is None or not roster.members:
             raise JobFailed("no node is on the roster; enrol devices first")
+        roster = roster.only(self._chosen(config, roster))
         config = everybody(config, len(roster.members))
         _require_fit(config, len(roster.members))
         model = self._models(config)
@@ -168,6 +171,55 @@ class Preparation:
             )
         _require_params(config, plan, roster)
         return config, plan, model, roster
+
+    def _chosen(self, config: Config, roster: RosterStatement) -> tuple[int, ...]:
+        """Increasing ids of the nodes on a list that a job is for; none for all of them.
+
+        Raises:
+            JobFailed: a pattern is no device's.
+        """
+        patterns = config.population.devices.split()
+        if not patterns:
+            return ()
+        found: set[int] = set()
+        rows = [row for row in self._state.nodes() if row.id in roster.members]
+        for pattern in patterns:
+            fits = {
+                row.id
+                for row in rows
+                if any(fnmatchcase(each, pattern) for each in (row.name, *row.labels.split()))
+            }
+            if not fits:
+                raise JobFailed(
+                    f"population.devices = '{pattern}': no device on the roster has that name or "
+                    f"label; see `fedsys coordinator nodes`"
+                )
+            found |= fits
+        return tuple(sorted(found))
+
+    def enough(self, row: JobRow, connected: Collection[int]) -> bool:
+        """Whether as many of a job's devices are connected as a typical cohort has."""
+        try:
+            config = validate(parse_toml(row.config.encode()))
+        except (FedsysError, ValueError):
+            return True  # it ends at once, and says why
+        there = len(self.nodes_of(row).intersection(connected))
+        return there >= max(2, config.cohort.expected)
+
+    def nodes_of(self, row: JobRow) -> frozenset[int]:
+        """The nodes that a job takes, or would take if it started now; none where it cannot."""
+        version = row.roster_version
+        chain = self._registry.chain()
+        roster = chain.newest if version is None else chain.find(version)
+        if roster is None:
+            return frozenset()
+        if version is not None:
+            return frozenset(roster.only(_ids(row.members)).members)
+        try:
+            config = validate(parse_toml(row.config.encode()))
+            return frozenset(roster.only(self._chosen(config, roster)).members)
+        except (FedsysError, ValueError):
+            return frozenset()  # its start will say why
 
     def _initial_weights(self, row: JobRow, model: JobModel) -> Weights:
         """Those of the task, or those that another job reached.
@@ -195,6 +247,8 @@ class Preparation:
         promised, weights = self._promise(row, plan), self._initial_weights(row, model)
         resolved = _resolved(config, plan)
         RunFolder.create(folder.path)
+        part = " ".join(map(str, roster.nodes)) if roster.signed else ""
+        self._state.update_job(row.id, members=part)
         job = start_job(folder, self._spec(resolved, plan, model, roster, weights))
         self._state.update_job(
             row.id,
@@ -258,6 +312,7 @@ class Preparation:
         roster = self._registry.chain().find(version)
         if roster is None:
             raise JobFailed(f"roster version {version} is gone")
+        roster = roster.only(_ids(row.members))
         model = self._models(config)
         plan = _plan(config, model, roster)
         spec = self._spec(config, plan, model, roster, self._initial_weights(row, model))
@@ -348,6 +403,10 @@ def _plan(config: Config, model: JobModel, roster: RosterStatement) -> PrivacyPl
     return plan_for(config, population=population, layers=model.layers, further=further)
 
 
+def _ids(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split()))
+
+
 def _require_fit(config: Config, population: int) -> None:
     if config.job.reproducible:
         raise JobFailed(
@@ -427,6 +486,7 @@ def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -
         kind=kind,
         questions=tuple(job.config.query.questions),
         held_out=job.config.population.held_out,
+        members=roster.nodes if roster.signed else (),
     )
     coordinator.terms = dataclasses.replace(coordinator.terms, agreed=terms.digest)
     return PreparedJob(id=row.id, job=job, model=model, terms=terms, roster=roster)

@@ -24,7 +24,7 @@ from server.deployed.disk_space import is_full, space_again
 from server.deployed.disk_work import to_its_end
 from server.deployed.fleet import Fleet, Said
 from server.deployed.job_model import ModelSource
-from server.deployed.job_run import JobHeld, JobPaused, JobRun
+from server.deployed.job_run import JobHeld, JobPaused, JobRun, JobYields
 from server.deployed.preparation import AlreadyOver, FolderLost, Preparation
 from server.deployed.round import Facilities, Randomness
 from server.deployed.spending import Spending
@@ -123,6 +123,8 @@ class Deployment:
             randomness=drawn,
             prekeys=registry.prekeys,
         )
+        self._waiting: dict[str, float] = {}
+        """Jobs that gave way, and until when they wait for devices."""
         self.wake = asyncio.Event()
 
     async def submit(self, text: str, *, start: str = "") -> JobRow:
@@ -147,12 +149,16 @@ class Deployment:
 
     async def _turn(self) -> None:
         """The next job to its end, or a moment without one."""
-        row = next((row for row in self._state.jobs() if row.status in ACTIVE_JOB), None)
+        rows = [row for row in self._state.jobs() if row.status in ACTIVE_JOB]
+        row = next((row for row in rows if row.id not in self._waiting), rows[0] if rows else None)
         if row is None or self._held(row):
             await self._idle()
             return
         try:
             status, reason = await self._run(row)
+        except JobYields:
+            _log.info("job %s: waits, while another job runs", row.id)
+            return
         except JobHeld as held:
             _log.error("job %s: is held: %s", row.id, held)
             return
@@ -179,6 +185,18 @@ class Deployment:
         _log.error("no space left on %s: %s when there is", self._home.path, what)
         await space_again(self._home.path)
         _log.warning("there is space on %s again", self._home.path)
+
+    def _could_run_another(self, row: JobRow) -> bool:
+        """Whether a job behind this one in the queue has enough devices that are connected."""
+        there = self._fleet.links.keys()
+        return any(
+            other.id != row.id
+            and other.status in ACTIVE_JOB
+            and other.id not in self._waiting
+            and not other.cancelled
+            and self._preparation.enough(other, there)
+            for other in self._state.jobs()
+        )
 
     def _pause(self, row: JobRow, reason: str) -> None:
         self._state.update_job(row.id, status=PAUSED, reason=reason[:2000], stage="")
@@ -224,8 +242,15 @@ class Deployment:
             spending=self._spending,
             countersignatures=self._countersignatures,
             held=lambda: self.continuity.held,
+            closes=self._waiting.pop(row.id, None),
+            gives_way=lambda: self._could_run_another(row),
         )
-        return await run.run()
+        try:
+            return await run.run()
+        except JobYields:
+            if run.closes is not None:
+                self._waiting[row.id] = run.closes
+            raise
 
     def _end(self, row: JobRow, status: str, reason: str) -> None:
         self._state.update_job(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
@@ -37,6 +37,7 @@ _MOST_A_DAY = 4
 """Certificates for one node: the first one, and renewals whose reply was lost."""
 _MOST_CSR = 4096
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +88,25 @@ class Registry:
 
     # -- tokens and certificates ------------------------------------------------------------------
 
-    def issue_token(self, name: str, *, hours: float = TOKEN_HOURS) -> JoinToken:
+    def issue_token(
+        self, name: str, *, hours: float = TOKEN_HOURS, labels: Sequence[str] = ()
+    ) -> JoinToken:
         """A token with which one device can join as `name`, once.
 
+        Args:
+            name: Of the device.
+            hours: How long the token is valid.
+            labels: By which jobs may choose the device.
+
         Raises:
-            ConfigError: The name is taken or not valid.
+            ConfigError: The name is taken, or it or a label is not valid.
         """
+        for label in labels:
+            if not _LABEL.fullmatch(label):
+                raise ConfigError(
+                    f"--label {label!r}: letters, digits, '.', '_', '=' and '-' are allowed, 64 at "
+                    f"most"
+                )
         if not _NAME.fullmatch(name):
             raise ConfigError(
                 f"node name {name!r}: letters, digits, '.', '_' and '-' are allowed, 64 at most"
@@ -102,13 +116,16 @@ class Registry:
             lifetime=dt.timedelta(hours=hours), now=_utc(now)
         )
         with self._state.transaction() as session:
-            if session.scalar(select(NodeRow).where(NodeRow.name == name)) is not None:
-                raise ConfigError(f"node {name}: enrolled already; choose another name")
+            taken = session.scalar(select(NodeRow).where(NodeRow.name == name))
+            if taken is not None:
+                was = "was revoked, for good" if taken.status == "revoked" else "enrolled already"
+                raise ConfigError(f"node {name}: {was}; choose another name")
             session.add(
                 TokenRow(
                     serial=format(certificate.serial_number, "x"),
                     name=name,
                     expires_at=now + hours * 3600,
+                    labels=" ".join(dict.fromkeys(labels)),
                 )
             )
         return JoinToken(
@@ -146,7 +163,12 @@ class Registry:
             if taken is not None:
                 raise EnrollmentError("this name or this identity is enrolled already")
             node = NodeRow(
-                name=token.name, identity=identity, status="pending", enrolled_at=now, version=""
+                name=token.name,
+                identity=identity,
+                status="pending",
+                enrolled_at=now,
+                version="",
+                labels=token.labels,
             )
             session.add(node)
             session.flush()

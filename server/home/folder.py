@@ -89,7 +89,7 @@ class Settings(BaseModel):
         hosts: Names and addresses under which devices reach this coordinator; the server
             certificate holds them.
         epsilon: Privacy budget of the population over all jobs. Left out, there is none.
-        patience: Seconds that a job waits for enough agents before it is given up.
+        patience: Seconds that a job waits for enough agents before it is paused.
         reconnect: Seconds that a stage waits for an agent that lost its connection.
         stage: Seconds until a stage without training closes, and in buffered rounds until an
             upload that was asked for is given up.
@@ -137,6 +137,19 @@ class Settings(BaseModel):
         except ConfigError as error:
             raise ValueError(str(error).removeprefix("--host ")) from None
         return hosts
+
+
+_HEADER = """\
+# Settings of this coordinator; read at its start. docs/configuration.md explains every key.
+# hosts:      names and addresses of this machine; after a change: fedsys coordinator rotate
+# epsilon:    privacy budget of the population over all jobs; left out: none
+# patience:   seconds that a job waits for enough devices before it is paused
+# reconnect:  seconds that a stage waits for a device that lost its connection
+# stage, training:  seconds until a stage without, or with, training closes
+# metrics:    "localhost:9464" serves a page for Prometheus
+# colluders:  devices, of all, that may collude with this coordinator
+# witnesses:  tables [[witnesses]] with url and key at the end of this file
+"""
 
 
 @dataclass(frozen=True)
@@ -202,7 +215,8 @@ class Home:
         settings = Settings(hosts=list(hosts), epsilon=epsilon, colluders=colluders)
         # Witnesses are added by hand as tables, and TOML would reject those after an empty list.
         table = tomli_w.dumps(settings.model_dump(exclude_none=True, exclude={"witnesses"}))
-        write_atomically(home.settings_file, table.encode())  # last: `open` looks for this file
+        text = _HEADER + table
+        write_atomically(home.settings_file, text.encode())  # last: `open` looks for this file
         return home
 
     @classmethod

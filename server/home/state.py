@@ -50,7 +50,7 @@ class Base(DeclarativeBase):
 
 class NodeRow(Base):
     """A device that enrolled; `status` is ``pending`` (not in the roster yet), ``active`` or
-    ``revoked``."""
+    ``revoked``, and `labels` are separated by blanks."""
 
     __tablename__ = "nodes"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -60,6 +60,7 @@ class NodeRow(Base):
     enrolled_at: Mapped[float]
     last_seen: Mapped[float | None] = mapped_column(default=None)
     version: Mapped[str] = mapped_column(default="")
+    labels: Mapped[str] = mapped_column(default="")
 
 
 class CertificateRow(Base):
@@ -80,6 +81,7 @@ class TokenRow(Base):
     serial: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
     expires_at: Mapped[float]
+    labels: Mapped[str] = mapped_column(default="")
     node: Mapped[int | None] = mapped_column(default=None)
     csr: Mapped[bytes | None] = mapped_column(default=None)
 
@@ -95,7 +97,8 @@ class RosterRow(Base):
 
 class JobRow(Base):
     """A job; `number` gives the order in which jobs run. `ledger` is its name in its ledger, as
-    hex, by which devices know it, and `start` the job whose model it starts from."""
+    hex, by which devices know it, `start` the job whose model it starts from, and `members` the
+    ids of the nodes that take part, separated by blanks; empty for all."""
 
     __tablename__ = "jobs"
     number: Mapped[int] = mapped_column(primary_key=True)
@@ -106,6 +109,7 @@ class JobRow(Base):
     reason: Mapped[str] = mapped_column(default="")
     ledger: Mapped[str] = mapped_column(default="")
     start: Mapped[str] = mapped_column(default="")
+    members: Mapped[str] = mapped_column(default="")
     roster_version: Mapped[int | None] = mapped_column(default=None)
     promised: Mapped[float | None] = mapped_column(default=None)
     spent: Mapped[float | None] = mapped_column(default=None)

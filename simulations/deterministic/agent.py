@@ -135,10 +135,10 @@ class AgentParty:
             policy=lambda: self._policy,
             noise=lambda _round: self._dice.bytes,
             keys=self._dice.bytes,
-            instance=bytes([self.id]) * 8 + self._boots.to_bytes(8, "little"),
             volatile=VolatileStore(folder, memory),
             answer_time=AnswerTime(clock=lambda: 0.0, sleep=lambda _seconds: None),
         )
+        self._session.instance = bytes([self.id]) * 8 + self._boots.to_bytes(8, "little")
         self._dial(self.id)
 
     def greet(self) -> None:

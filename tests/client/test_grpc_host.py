@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 
 from client.grpc_host import Backoff, ConnectionHost
 from client.identity import Credentials
@@ -20,6 +21,8 @@ from client.session import Session
 from fedsys.wire import fleet_pb2
 from fedsys.wire.frames import Frame, split
 from fedsys.wire.limits import down_limits
+from server.home.recovery import recover
+from server.home.state import CertificateRow, NodeRow, RosterRow, TokenRow
 from simulations.testbed.crowd import Still
 from tests.e2e.deployment import running_port
 
@@ -276,3 +279,35 @@ def test_what_was_not_agreed_to_is_neither_held_nor_parsed(
     monkeypatch.setattr("client.grpc_host.open_channel", channel)
     host.run()
     assert found == heard
+
+
+def test_lists_that_a_coordinator_lost_come_back_over_the_connection(tmp_path: Path) -> None:
+    with running_port(tmp_path / "coordinator") as port:
+        session = session_of(port.enroll("a", tmp_path / "a"))
+        for name in ("b", "c"):
+            port.enroll(name, tmp_path / name)
+        _connect_until(session, lambda: session.chain.version == 3)
+        with port.state.transaction() as database:  # what an older backup does not have
+            for table in (CertificateRow, TokenRow):
+                database.execute(delete(table).where(table.node == 3))
+            database.execute(delete(NodeRow).where(NodeRow.id == 3))
+            database.execute(delete(RosterRow).where(RosterRow.version > 1))
+        assert port.registry.roster_version() == 1
+        _connect_until(session, lambda: port.registry.roster_version() == 3)
+        assert [row.name for row in port.state.nodes()] == ["a", "b", "restored-3"]
+        assert "a holds roster version 3, and this coordinator 1" in port.registry.continuity.held
+        recover(port.state, port.registry, act=True)
+        assert not port.registry.continuity.held
+        newcomer = session_of(Credentials.load(tmp_path / "c"))
+        _connect_until(newcomer, lambda: 3 in port.fleet.links)
+
+
+def _connect_until(session: Session, holds: Callable[[], bool]) -> None:
+    host = ConnectionHost(session, backoff=Backoff(first=0.01, most=0.01))
+    thread = threading.Thread(target=host.run, daemon=True)
+    thread.start()
+    try:
+        _until(holds)
+    finally:
+        host.stop()
+        thread.join(PATIENCE)

@@ -31,7 +31,7 @@ from server.deployed import disk_space
 from server.deployed.fleet import Fleet, Link, Said
 from server.deployed.queue import Deployment, submit
 from server.home.folder import Home
-from server.home.state import ACTIVE_JOB, JobRow, State
+from server.home.state import ACTIVE_JOB, JobRow, NodeRow, State
 from simulations.testbed.crowd import Flat, Still
 from simulations.testbed.joining import join
 
@@ -358,3 +358,50 @@ def test_a_full_disk_pauses_a_job_that_goes_on_when_there_is_space(
     assert f"job {job} pauses at round 1, and goes on when there is" in lines[0]
     assert "Traceback" not in caplog.text
     assert outcomes(found, job).count("commit") >= 2
+
+
+def chosen(size: int, rounds: int, devices: str) -> str:
+    """A job for some of the devices."""
+    config = job_of(size, rounds, 0.1, 0.1)
+    population = config.population.model_copy(update={"clients": None, "devices": devices})
+    return dump(config.model_copy(update={"population": population}))
+
+
+def label(party: Party, **labels: str) -> None:
+    """What `fedsys coordinator enroll --label` does, for devices that joined."""
+    with party.state.transaction() as session:
+        for row in session.query(NodeRow):
+            row.labels = labels.get(row.name, "")
+
+
+def test_a_job_takes_the_devices_that_it_names_by_name_or_label(
+    party: Callable[..., Party],
+) -> None:
+    found = party(7)
+    label(found, n1="ward=east", n3="ward=east", n5="ward=west")
+    job = submit(found.state, chosen(4, 3, "ward=* n6")).id
+    row = found.run(job, until_round=2)
+    row = found.run(job)  # the coordinator and the devices were started again
+    assert row.status == "completed", row.reason
+    assert set(found.asked) == {1, 3, 5, 6}
+    assert outcomes(found, job).count("commit") >= 2
+    header = read_ledger(found.home.jobs / job / "ledger.jsonl").header
+    assert header["population"]["clients"] == 4
+    none = submit(found.state, chosen(4, 1, "ward=north"))
+    row = found.run(none.id)
+    assert "population.devices = 'ward=north': no device on the roster" in row.reason
+
+
+def test_a_job_that_waits_for_devices_does_not_block_the_queue(
+    party: Callable[..., Party], caplog: pytest.LogCaptureFixture
+) -> None:
+    found = party(6)
+    caplog.set_level("INFO")
+    found.settle(patience=60.0, reconnect=0.1)
+    found.absent = {4, 5}
+    first = found.job(1)
+    second = submit(found.state, chosen(4, 1, "n0 n1 n2 n3")).id
+    row = found.run(second)
+    assert row.status == "completed", row.reason
+    assert found.state.job(first).status == "waiting"
+    assert f"job {first}: waits, while another job runs" in caplog.text

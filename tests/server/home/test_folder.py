@@ -9,6 +9,8 @@ import pytest
 from fedsys.errors import ConfigError
 from fedsys.witness.folder import WitnessFolder
 from server.home.folder import Home
+from server.home.state import State
+from simulations.testbed.joining import join
 
 
 @pytest.fixture
@@ -60,3 +62,17 @@ def test_what_is_no_witness_is_refused_in_one_line(home: Home, tmp_path: Path) -
     )
     with pytest.raises(ConfigError, match="there are 0 witnesses"):
         home.settings()
+
+
+def test_a_new_settings_file_explains_itself_and_a_revoked_name_says_so(tmp_path: Path) -> None:
+    home = Home.create(tmp_path / "c", hosts=["localhost"])
+    assert home.settings_file.read_text().startswith("# Settings of this coordinator")
+    state = State.open(home.path)
+    registry = home.registry(state)
+    join(registry, "ward")
+    with pytest.raises(ConfigError, match="enrolled already"):
+        registry.issue_token("ward")
+    registry.revoke("ward")
+    with pytest.raises(ConfigError, match="was revoked, for good; choose another name"):
+        registry.issue_token("ward")
+    state.close()
