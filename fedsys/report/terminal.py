@@ -158,7 +158,7 @@ def _results(folder: RunContents) -> list[tuple[str, str, str, str]]:
         speed = summary.clients_per_second
         rows.append(
             (
-                "clients trained",
+                "clients trained" if summary.query is None else "clients that answered",
                 figures.count(summary.clients_trained),
                 f"{figures.plain(speed)} per second" if speed is not None else "",
                 "",

@@ -18,12 +18,13 @@ import fedsys
 from fedsys.audit import audit_run, compose
 from fedsys.config import Config, validate
 from fedsys.errors import ConfigError, DataError, FedsysError
-from fedsys.privacy import read_ledger
+from fedsys.privacy import Signer, read_ledger
 from fedsys.privacy.planning import make_plan
 from fedsys.queries import Rows, Sheet, parse
 from simulations import harness
 from simulations.asking import spec_settings
 from simulations.randomness import SeededRandomness
+from tests.fedsys.audit import forge
 
 Configure = Callable[..., Config]
 
@@ -99,6 +100,16 @@ def test_an_answer_that_does_not_follow_from_the_sum_is_noticed(
         query["answers"][2]["name"] = "other"
     (run / "summary.json").write_text(json.dumps(stated))
     assert "Answers" in failed(run)
+
+
+def test_a_round_that_was_reserved_as_another_kind_is_noticed(asked: Path, tmp_path: Path) -> None:
+    """Though the coordinator signs it again with its own key."""
+    run = Path(shutil.copytree(asked, tmp_path / "run"))
+    lines = forge.entries(run)
+    spoiled = [(k, {**b, "kind": "train"} if k == "reserve" else b) for k, b in lines]
+    head = forge.sign_again(run, spoiled, Signer.load_or_create())
+    forge.edit_json(run, lambda body: body.update(ledger_head=head))
+    assert "Kind of rounds" in failed(run)
 
 
 def test_secure_and_ideal_give_the_same_answers_to_the_bit(tmp_path: Path) -> None:

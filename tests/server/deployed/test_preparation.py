@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from client.task_model import TaskModel
 from fedsys.config import Config, dump
@@ -164,3 +165,35 @@ def test_after_a_damaged_ledger_the_next_job_has_its_turn(port: Port) -> None:
         True,
     )
     assert "population.clients = 7" in port.state.job(second.id).reason
+
+
+def test_training_and_queries_are_composed_against_the_populations_budget(port: Port) -> None:
+    """Each promises epsilon 1; added, the budget of 2.5 would allow two of them."""
+    asked = Preparation(
+        home=port.home,
+        state=port.state,
+        registry=port.registry,
+        models=TaskModel,
+        budget=2.5,
+    )
+    query = {
+        "job": {"kind": "query"},
+        "task": {"name": "digits"},
+        "privacy": {"epsilon": 1.0, "delta": 1e-5},
+        "aggregation": {"dropout": 0.0, "corrupt": 0.0},
+        "query": {"questions": [{"ask": "count", "name": "rows"}]},
+    }
+
+    def begin(jobs: int) -> None:
+        for _ in range(jobs):
+            row = submit(port.state, tomli_w.dumps(query))
+            prepared = asked.prepare(row)
+            assert isinstance(prepared, PreparedJob)
+            with prepared.job.ledger:
+                assert prepared.terms.kind == "query"
+                assert prepared.terms.plan.expected_cohort == 3
+            port.state.update_job(row.id, started_at=1.0)
+
+    begin(4)
+    with pytest.raises(JobFailed, match=r"budget is epsilon 2\.5: .* this one asks for 1, which"):
+        begin(8)
