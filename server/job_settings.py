@@ -15,7 +15,7 @@ from fedsys.privacy import (
     guaranteed_epsilon,
     make_plan,
 )
-from server.cohorts import CohortSampler
+from fedsys.privacy.sampling.drawing import CohortSampler
 from server.strategies import Strategy, build_strategy
 
 __all__ = ["budget_of", "clipping_for", "example_steps", "plan_for", "strategy_of"]

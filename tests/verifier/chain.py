@@ -64,6 +64,7 @@ class Round:
     outcome: str | None = None
     body: dict[str, Any] = field(default_factory=dict)
     head: str = ""
+    seed: Any = None
     model: Any = None
 
 
@@ -138,7 +139,14 @@ def _grammar(
             require(type(number) is int and number == len(rounds) + 1, "a round has another number")
             event = body.get("event")
             require(isinstance(event, dict), "a reserve holds no event")
-            rounds.append(Round(number=len(rounds) + 1, event=dict(event or {}), model=model))
+            rounds.append(
+                Round(
+                    number=len(rounds) + 1,
+                    event=dict(event or {}),
+                    model=model,
+                    seed=body.get("seed_sha256"),
+                )
+            )
         elif kind in ("commit", "abort"):
             require(is_open and type(number) is int and number == len(rounds), "no such open round")
             rounds[-1].outcome, rounds[-1].body, rounds[-1].head = kind, body, head
