@@ -371,7 +371,7 @@ class BufferedRounds:
         sent = Sent(
             weights=training.weights,
             event=event_digest(epoch.assignment.mechanism),
-            nonce=device.keys(NONCE_BYTES).hex(),
+            nonce=device.noise(stage.round)(NONCE_BYTES).hex(),
         )
         device.journal.receive(stage.job, stage.round, sent)
         epoch.agent.contribute(dataclasses.replace(epoch.assignment, round=stage.round))

@@ -354,7 +354,7 @@ class Session:
             Sent(
                 weights=hashlib.sha256(model.weights).hexdigest(),
                 event=event_digest(assignment.mechanism),
-                nonce=self._keys(NONCE_BYTES).hex(),
+                nonce=self._noise(assignment.round)(NONCE_BYTES).hex(),
             ),
         )
         agent.accept(assignment, params)  # counted as spent, durably, from here
@@ -437,9 +437,9 @@ class Session:
 
     def _lines(self, message: fleet_pb2.Lines) -> fleet_pb2.Up | None:
         agreed = self._terms.get(message.job)
+        if agreed is None:  # not by this process, which does not know the terms
+            return None
         try:
-            if agreed is None:
-                raise ProtocolError("lines of the ledger of a job that was not agreed to")
             self._countersigner.take(message, agreed[0])
         except FedsysError as error:
             return self._refuse(message.job, 0, error)

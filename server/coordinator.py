@@ -12,6 +12,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from fedsys.errors import (
 )
 from fedsys.privacy import (
     AdaptiveClipping,
+    AesCtrStream,
     Entropy,
     Epsilons,
     Ledger,
@@ -37,14 +39,25 @@ from fedsys.privacy import (
     ring_dtype,
 )
 from fedsys.privacy.encoding.parts import Parts
+from fedsys.privacy.ledger.openings import (
+    SEED_BYTES,
+    Opening,
+    cohort_key,
+    mixed,
+    noise_key,
+    seed_commitment,
+    sketch,
+    sketch_key,
+)
+from fedsys.privacy.sampling.drawing import CohortSampler
 from fedsys.wire import Assignment
 from server.checkpoint import Checkpoint, sha256_of_aggregate, sha256_of_weights
-from server.cohorts import CohortSampler
 from server.strategy_base import ReceivingStrategy, Strategy, shared_by
 
 __all__ = ["Coordinator", "JobTerms", "OpenRound", "SumRefused"]
 
 Weights = NDArray[np.float32]
+_NO_NONCES: Mapping[int, bytes] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +156,10 @@ class Coordinator:
         self._keep = keep
         self._open: OpenRound | None = None
         self._shapes: dict[str, tuple[int, ...]] | None = None
+        self._mix: bytes | None = None
+        self._seeds: dict[int, bytes] = {}
+        """Of the open round, and of the next one where its noise is drawn ahead."""
+        self._cohort_key: bytes | None = None
 
     @property
     def spent(self) -> Epsilons:
@@ -164,10 +181,28 @@ class Coordinator:
         """Rounds paid for so far."""
         return self._ledger.next_round - 1
 
-    def begin_round(self, sampling_entropy: Entropy) -> OpenRound:
-        """Reserve the next round durably, then draw its cohort.
+    def go_on_from(self, mix: bytes) -> None:
+        """After a restart: draw the next cohort from what the last round's seed and nonces gave."""
+        self._mix = mix
+
+    def noise_ahead(self, entropy: Entropy) -> bytes:
+        """Key of the stream of the next round's noise, if that mixes in no nonces.
+
+        Args:
+            entropy: Source of that round's seed.
+        """
+        number = self._ledger.next_round
+        seed = self._seeds.setdefault(number, entropy(SEED_BYTES))
+        return noise_key(mixed(self.terms.job, number, seed, {}))
+
+    def begin_round(self, entropy: Entropy) -> OpenRound:
+        """Reserve the next round durably and commit to its seed, then draw its cohort: from the
+        mix of the round before, or where there is none from a fresh key.
 
         A buffered round has no cohort yet: `admit` states whose uploads came.
+
+        Args:
+            entropy: Source of the round's seed, and of a fresh key.
 
         Raises:
             BudgetExceeded: The round does not fit; nothing was written and nobody is invited.
@@ -181,8 +216,14 @@ class Coordinator:
             raise BudgetExceeded(f"all {rounds} rounds of this job are paid for already")
         self._accountant.require_budget(event)
         number = self._ledger.next_round
-        self._ledger.reserve(number, {"event": event.to_json(), "kind": self.terms.kind})
-        cohort = self._sampler.draw(number, sampling_entropy)
+        seed = self._seeds.get(number) or entropy(SEED_BYTES)
+        committed = seed_commitment(self.terms.job, number, seed)
+        reserved = {"event": event.to_json(), "kind": self.terms.kind, "seed_sha256": committed}
+        self._ledger.reserve(number, reserved)
+        self._seeds, mix, self._mix = {number: seed}, self._mix, None
+        self._cohort_key = entropy(SEED_BYTES) if mix is None else None
+        key = self._cohort_key if mix is None else cohort_key(mix)
+        cohort = self._sampler.draw(number, AesCtrStream(key or b""))
         self._open = OpenRound(
             number=number,
             cohort=cohort,
@@ -220,8 +261,8 @@ class Coordinator:
         total: NDArray[Any],
         survivors: Sequence[int],
         *,
-        noise_entropy: Entropy,
         diagnostics: Mapping[str, Any],
+        nonces: Mapping[int, bytes] = _NO_NONCES,
         noise: NDArray[np.int64] | None = None,
         held: bool = False,
     ) -> Weights:
@@ -233,9 +274,10 @@ class Coordinator:
         Args:
             total: (length,) the survivors' sum mod 2^b.
             survivors: Clients whose vectors are in the sum.
-            noise_entropy: Source for the coordinator's own noise.
             diagnostics: Figures for ``private.jsonl``.
-            noise: (length,) noise that the mechanism drew ahead for this round, and for no other.
+            nonces: What every survivor sent with its upload; empty where nobody sent any.
+            noise: (length,) noise that the mechanism drew ahead for this round, with the key that
+                `noise_ahead` returned for it.
             held: Write the commit to disk together with the next round's reservation, or when
                 `settle` is called; the model may be released only then.
 
@@ -251,11 +293,14 @@ class Coordinator:
         if reason is not None:
             self.abort_round(reason, before_unmask=False)
             raise SumRefused(f"round {open_.number}: {reason}")
-        mechanism.skip_to(open_.number - 1, noise_entropy)
+        opening = self._opening({client: nonces[client] for client in survivors if nonces})
+        mix = self._mixed(opening)
         if noise is None:
-            noise = mechanism.top_up(len(survivors), noise_entropy)
+            stream = AesCtrStream(noise_key(mix))
+            mechanism.skip_to(open_.number - 1, stream)
+            noise = mechanism.top_up(len(survivors), stream)
         ring = total.astype(ring_dtype(mechanism.modulus_bits))  # hosts may pass wider words
-        topped = add_noise(ring, noise, bits=mechanism.modulus_bits)
+        topped = add_noise(ring.copy(), noise, bits=mechanism.modulus_bits)
         seed = open_.assignment.digest if mechanism.rotates else b""
         mean = mechanism.decode(topped, seed=seed)
         strength, clipping = _strength(mean, mechanism), self.clipping
@@ -285,21 +330,27 @@ class Coordinator:
                 clipping=None if clipping is None else clipping.to_json(),
             )
         )
+        aggregate = sha256_of_aggregate(topped)
+        forms = sketch_key(self.terms.job, open_.number, aggregate)
+        opening = dataclasses.replace(
+            opening, sum_sketch=sketch(ring, forms, mechanism.modulus_bits)
+        )
         self._ledger.commit(
             open_.number,
             {
-                "aggregate_sha256": sha256_of_aggregate(topped),
+                "aggregate_sha256": aggregate,
+                "aggregate_sketch": sketch(topped, forms, mechanism.modulus_bits),
                 self.terms.released: sha256_of_weights(weights),
             },
             sampled=open_.cohort,
             survivors=survivors,
-            private={**diagnostics, **strength},
+            private={**diagnostics, **strength, "opening": opening.to_json()},
             after=kept,
         )
         if not held:
             self._ledger.settle()
         self._accountant.charge(mechanism.event, open_.cohort, survivors)
-        self._open = None
+        self._open, self._mix = None, mix
         self.weights, self.clipping = weights, clipping
         return weights
 
@@ -315,16 +366,17 @@ class Coordinator:
                 the numbers and clients named after that go to ``private.jsonl`` alone.
             before_unmask: Whether no certificate had been sent, so that no sum ever existed.
         """
-        open_ = self._current()
+        open_, opening = self._current(), self._opening({})
         self._ledger.abort(
             open_.number,
             {"reason": reason.partition(":")[0]},
             sampled=open_.cohort,
             before_unmask=before_unmask,
-            private={"reason": reason},
+            private={"reason": reason, "opening": opening.to_json()},
         )
         survivors = () if before_unmask else None
         self._accountant.charge(self.mechanism.event, open_.cohort, survivors)
+        self._mix = self._mixed(opening)
         self._open = None
 
     def _shared(self) -> dict[str, NDArray[np.float32]]:
@@ -338,6 +390,14 @@ class Coordinator:
             )
         self._shapes = shapes
         return shared
+
+    def _opening(self, nonces: Mapping[int, bytes]) -> Opening:
+        """How the open round was drawn, for those who hold ``private.jsonl``."""
+        seed = self._seeds[self._current().number]
+        return Opening(seed=seed, nonces=nonces, cohort=self._cohort_key)
+
+    def _mixed(self, opening: Opening) -> bytes:
+        return mixed(self.terms.job, self._current().number, opening.seed, opening.nonces)
 
     def _current(self) -> OpenRound:
         if self._open is None:

@@ -193,6 +193,8 @@ class GridFleet:
             relay.invitation = down.invitation
         elif kind == "stage" and relay.invitation is not None:
             relay.invitation.stage.CopyFrom(down.stage)
+        if kind == "lines" and relay.offer is not None:
+            return [relay.offer, raw]
         if kind not in ("invitation", "stage") or relay.invitation is None:
             return [raw]
         again = fleet_pb2.Down(invitation=relay.invitation).SerializeToString()

@@ -28,10 +28,11 @@ from fedsys.privacy import (
     read_ledger,
 )
 from fedsys.privacy.encoding.parts import Parts
+from fedsys.privacy.ledger.openings import Opening, mixed
+from fedsys.privacy.sampling.drawing import CohortSampler
 from fedsys.run_folder import RunFolder
 from fedsys.versions import code_hash, versions
 from server.checkpoint import Checkpoint, Checkpoints, sha256_of_weights
-from server.cohorts import CohortSampler
 from server.coordinator import Coordinator, JobTerms
 from server.job import Job, JobFacts, job_withheld
 from server.job_settings import strategy_of
@@ -86,7 +87,6 @@ def start_job(folder: RunFolder, spec: JobSpec) -> Job:
             folder,
             spec,
             name=name,
-            signer=signer,
             ledger=ledger,
             accountant=ViewAccountant(spec.plan),
             strategy=strategy_of(spec.config, spec.plan, len(spec.weights), spec.parts),
@@ -136,7 +136,6 @@ def restore_job(folder: RunFolder, spec: JobSpec, *, ledger: Ledger | None = Non
             folder,
             spec,
             name=bytes.fromhex(view.header["job"]),
-            signer=signer,
             ledger=ledger,
             accountant=accountant,
             strategy=strategy,
@@ -144,6 +143,8 @@ def restore_job(folder: RunFolder, spec: JobSpec, *, ledger: Ledger | None = Non
             checkpoint=checkpoint or Checkpoint(round=0, weights=spec.weights),
             checkpoints=checkpoints,
         )
+        if (mix := _mix(view, ledger)) is not None:
+            job.coordinator.go_on_from(mix)
         held.pop_all()
     return job
 
@@ -255,12 +256,21 @@ def _recall(sampler: CohortSampler, view: LedgerView, ledger: Ledger) -> None:
         sampler.note(record.round, line["sampled"] if known and line is not None else None)
 
 
+def _mix(view: LedgerView, ledger: Ledger) -> bytes | None:
+    """What the last round's seed and nonces gave; None where a crash took them."""
+    if not view.rounds or view.rounds[-1].outcome is None:
+        return None
+    number = view.rounds[-1].round
+    line = ledger.private_rounds[number]
+    opening = Opening.parse(line.get("opening"), line["survivors"], f"round {number}")
+    return mixed(bytes.fromhex(view.header["job"]), number, opening.seed, opening.nonces)
+
+
 def _job(
     folder: RunFolder,
     spec: JobSpec,
     *,
     name: bytes,
-    signer: Signer,
     ledger: Ledger,
     accountant: ViewAccountant,
     strategy: Strategy,
@@ -269,7 +279,7 @@ def _job(
     checkpoints: Checkpoints,
 ) -> Job:
     """The job that continues from a checkpoint; `name` is the job's name in the ledger."""
-    config = spec.config
+    config, signer = spec.config, spec.signer or Signer.load_or_create()
     coordinator = Coordinator(
         terms=JobTerms(
             job=name,

@@ -17,8 +17,8 @@ from fedsys.privacy import (
     make_plan,
 )
 from fedsys.privacy.encoding.parts import Parts
+from fedsys.privacy.sampling.drawing import CohortSampler
 from server.asking import Answering, sheet_of
-from server.cohorts import CohortSampler
 from server.strategies import build_strategy
 from server.strategy_base import ReceivingStrategy, Strategy, StrategyOptions
 

@@ -217,7 +217,6 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
     buffered = setting.config.rounds.mode == "buffered"
     ahead = NoiseAhead(
         coordinator.mechanism,
-        setting.randomness,
         setting.engine,
         possible=job.plan.noise == "once" and coordinator.clipping is None and not buffered,
     )
@@ -318,14 +317,15 @@ def _one_round(
         return 0
     noise = ahead.take(open_.number)
     if open_.number < job.plan.rounds:
-        ahead.begin(open_.number + 1)
+        entropy = randomness.sampling(open_.number + 1)
+        ahead.begin(open_.number + 1, lambda: coordinator.noise_ahead(entropy))
     try:
         with uninterrupted():
             states.settle(open_.number)
             coordinator.finish_round(
                 summed.total,
                 summed.survivors,
-                noise_entropy=randomness.top_up(open_.number),
+                nonces=setting.nonces(open_.number, summed.survivors),
                 noise=noise,
                 held=True,
                 diagnostics={

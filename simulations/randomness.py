@@ -27,15 +27,11 @@ class Randomness(Protocol):
         ...
 
     def sampling(self, round: int) -> Entropy:
-        """Source for a round's cohort."""
+        """Source for a round's seed, which gives the coordinator's noise and the next cohort."""
         ...
 
     def noise(self, round: int, client: int) -> Entropy:
         """Source for a client's noise share."""
-        ...
-
-    def top_up(self, round: int) -> Entropy:
-        """Source for the coordinator's noise."""
         ...
 
     def keys(self, round: int, client: int) -> Entropy:
@@ -56,9 +52,6 @@ class SystemRandomness:
         return os.urandom
 
     def noise(self, round: int, client: int) -> Entropy:
-        return os.urandom
-
-    def top_up(self, round: int) -> Entropy:
         return os.urandom
 
     def keys(self, round: int, client: int) -> Entropy:
@@ -92,9 +85,6 @@ class SeededRandomness:
 
     def noise(self, round: int, client: int) -> Entropy:
         return self._stream("noise", round, client) if self._everything else os.urandom
-
-    def top_up(self, round: int) -> Entropy:
-        return self._stream("top-up", round, 0) if self._everything else os.urandom
 
     def keys(self, round: int, client: int) -> Entropy:
         return self._stream("keys", round, client) if self._everything else os.urandom

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +19,13 @@ from fedsys.errors import ConfigError, MechanismError
 from fedsys.preprocessing import Preprocessing
 from fedsys.privacy import AdaptiveClipping, Mechanism, PrivacyPlan
 from fedsys.privacy.encoding.parts import Parts
+from fedsys.privacy.ledger.openings import NONCE_BYTES
 from fedsys.privacy.sampling.turns import turns_last, turns_needed
 from fedsys.tasks import Examples
 from fedsys.tasks.partition import Compressed, kept_for
 from fedsys.wire.round_params import round_params
 from secure_agg.errors import ParameterError
+from secure_agg.params import MAX_COHORT
 from server.asking import everybody
 from server.job import JobFacts, job_withheld
 from server.job_settings import clipping_for, example_steps, parts_of, plan_for, strategy_of
@@ -91,6 +94,19 @@ class Setting:
     def chunk(self) -> int:
         """Clients that the engine takes at once."""
         return clients_at_once(self.config.engine.chunk)
+
+    @property
+    def gives_nonces(self) -> bool:
+        """Whether virtual clients mix nonces into the coordinator's randomness, as devices do. Not
+        where cohorts are to be repeatable, too large for that, or noise is drawn ahead."""
+        plan = self.plan
+        return plan.protected and plan.noise != "once" and plan.cap <= MAX_COHORT
+
+    def nonces(self, round: int, clients: Iterable[int]) -> dict[int, bytes]:
+        """What these clients send with their uploads, by client."""
+        if not self.gives_nonces:
+            return {}
+        return {client: self.randomness.noise(round, client)(NONCE_BYTES) for client in clients}
 
     @property
     def facts(self) -> JobFacts:

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from fedsys.audit.cohort_counts import CohortCounts, Scheme
 from fedsys.audit.countersigned import AgainstCohorts, Countersigned
+from fedsys.audit.openings import Openings
 from fedsys.errors import LedgerError
 from fedsys.privacy import PrivacyPlan
 from fedsys.privacy.ledger.files import open_regular, read_lines
+from fedsys.privacy.ledger.openings import Opening
 from fedsys.privacy.ledger.private import (
     MAX_PRIVATE_LINE_BYTES,
     check_commitments,
@@ -52,6 +54,7 @@ class Cohorts:
         countersigned: agents' statements, which have to agree with the lists.
 
     Attributes:
+        openings: how cohorts and noise were drawn.
         opened: rounds whose lists are those that the ledger committed to.
         counts: input of the sampling tests; None where the plan promises no randomness.
         problems: ways in which the file is not what the ledger committed to.
@@ -75,6 +78,7 @@ class Cohorts:
         self.problems: list[str] = []
         self.broken: list[str] = []
         self.participations = np.zeros(plan.population, dtype=np.int64)
+        self.openings = Openings(ledger, plan)
         self._path = path
         self._plan = plan
         self._closed = ledger.closed is not None
@@ -165,10 +169,11 @@ class Cohorts:
                     raise LedgerError(f"{where} is of round {last}, which the ledger lacks")
                 if record.outcome is not None:
                     found = _checked(body, record, self._plan, self.participations)
-                    self._note(found, record)
+                    opening = self.openings.take(record, body, found.sampled, found.survivors)
+                    self._note(found, record, opening)
                     yield found
 
-    def _note(self, found: Round, record: RoundRecord) -> None:
+    def _note(self, found: Round, record: RoundRecord, opening: Opening | None) -> None:
         self.opened += 1
         if self.counts is not None:
             self.counts.note(found.round, found.sampled)
@@ -178,6 +183,7 @@ class Cohorts:
                 found.sampled,
                 found.survivors,
                 committed=record.outcome == "commit",
+                nonces=None if opening is None else opening.nonces,
             )
         wrong = (
             _over_limits(found, record, self._plan)

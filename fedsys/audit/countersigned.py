@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,15 @@ class AgainstCohorts:
         self._listed: Counter[int] = Counter()
         self._summed: Counter[int] = Counter()
 
-    def note(self, round: int, sampled: Ids, survivors: Ids, *, committed: bool) -> None:
+    def note(
+        self,
+        round: int,
+        sampled: Ids,
+        survivors: Ids,
+        *,
+        committed: bool,
+        nonces: Mapping[int, bytes] | None,
+    ) -> None:
         """Takes one round's lists.
 
         Args:
@@ -127,6 +135,7 @@ class AgainstCohorts:
             sampled: its cohort, increasing.
             survivors: whose updates were summed, increasing.
             committed: whether the sum was released.
+            nonces: by survivor, those that the coordinator says it mixed in; None if it does not.
         """
         found = self._found
         if found.problem is not None:
@@ -136,6 +145,8 @@ class AgainstCohorts:
         self._summed.update(np.intersect1d(summed, self._signers).tolist())
         for client, said in found.said.get(round, {}).items():
             wrong = self._wrong(round, client, said, sampled, summed)
+            if wrong is None and committed and nonces is not None and _holds(summed, client):
+                wrong = _against_nonce(said, nonces.get(client, b""))
             if wrong is not None:
                 who = found.members.name(client)
                 found.problem = f"round {round}: {who} {wrong}"
@@ -158,6 +169,15 @@ class AgainstCohorts:
                 f"lists {listed}"
             )
         return None
+
+
+def _against_nonce(said: Said, mixed: bytes) -> str | None:
+    if said.nonce == mixed:
+        return None
+    return (
+        f"says that it sent the nonce {said.nonce.hex()}, and private.jsonl mixes in "
+        f"{mixed.hex() or 'none'}"
+    )
 
 
 def _holds(ids: Ids, client: int) -> bool:

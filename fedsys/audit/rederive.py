@@ -29,6 +29,7 @@ from fedsys.audit.countersigned import (
 from fedsys.audit.epsilons import alone_claim, epsilon_claims, event_claim, underivable_claims
 from fedsys.audit.evidence import Evidence, gather
 from fedsys.audit.members import known_members, members_claims
+from fedsys.audit.openings import opening_claims, reuse_claim
 from fedsys.audit.outcome import outcome_claims
 from fedsys.audit.page import PageMaker, page_claim
 from fedsys.audit.preparation import preparation_claim, withheld
@@ -53,6 +54,11 @@ __all__ = ["Audit", "audit_run", "examine", "result_of"]
 _WORD = (
     "on the coordinator's word: that the noise was really added, that sampling was really random, "
     "that the population was really as large as stated"
+)
+_WORD_FOR_SUMS = (
+    "on the coordinator's word: that sums are what clients sent with their noise, that the first "
+    "cohort, and those after rounds without nonces, were really random, that the population was "
+    "really as large as stated"
 )
 _NOT_COVERED = "they vouch for their own part, not for noise, sampling or anybody else"
 _NOT_SAID = "they vouch for the order of the lines, not for what the lines say"
@@ -236,8 +242,10 @@ def _examine_privacy(
     claims.extend(countersigned_claims(audit.countersigned, view))
     covered = audit.countersigned.covers if audit.countersigned is not None else None
     claims.extend(cohort_claims(found, view, plan, covered))
+    claims.extend(opening_claims(None if found is None or found.problems else found.openings))
     if covered is not None:
         claims[0] = dataclasses.replace(claims[0], rests_on=f"{claims[0].rests_on}; {covered}")
+    claims.append(reuse_claim(view, plan))
     claims.append(event_claim(problem, audit.events, plan))
     if audit.spending is None:
         claims.extend(underivable_claims(unread or "not derived"))
@@ -309,7 +317,7 @@ def _notes(audit: Audit, key: Ed25519PublicKey | None) -> Iterator[str]:
     if lost:
         yield f"{lost} rounds were reserved and never concluded: charged at their worst case"
     if plan is not None and plan.protected:
-        yield _WORD
+        yield _WORD_FOR_SUMS if _drawn_again(audit.cohorts) else _WORD
     protocol = view.header.get("protocol")
     if protocol == "float":
         yield _NO_RELEASE
@@ -321,6 +329,15 @@ def _notes(audit: Audit, key: Ed25519PublicKey | None) -> Iterator[str]:
             "the server's follow from who took part when"
         )
     yield f"ledger head {view.head}: compare it with a copy that was recorded elsewhere"
+
+
+def _drawn_again(cohorts: Cohorts | None) -> bool:
+    """Whether cohorts and the coordinator's noise were drawn again from what it committed to."""
+    if cohorts is None:
+        return False
+    found = cohorts.openings
+    whole = found.problem is None and found.noise_problem is None
+    return whole and found.stated and 0 < found.topped == found.releases
 
 
 def _details(audit: Audit) -> dict[str, Any]:

@@ -193,7 +193,7 @@ class BufferedCycle:
         coordinator, randomness = self._job.coordinator, self._facilities.randomness
         number = coordinator.reserved + 1
         self._exhausted = coordinator.exhausted  # changes when a buffer is over, and not before
-        open_ = await to_its_end(coordinator.begin_round, randomness.sampling(number))
+        open_ = await to_its_end(coordinator.begin_round, randomness.seeds(number))
         self._facilities.state.update_job(
             self._id, round=number, stage="reserved", spent=self._job.epsilon
         )
@@ -259,7 +259,7 @@ class BufferedCycle:
         counts = np.zeros(self._job.plan.population, dtype=np.int64)
         for client, times in self._job.ledger.participations.items():
             counts[client] = times
-        entropy = self._facilities.randomness.sampling(open_.number)
+        entropy = self._facilities.randomness.seeds(open_.number)
         order = least_first(counts, np.array(free, dtype=np.int64), entropy)
         room = max(self._terms.largest_cohort - len(busy), 0)
         return tuple(sorted([*busy, *order[:room].tolist()]))
@@ -300,7 +300,7 @@ class BufferedCycle:
                 coordinator.finish_round,
                 result.total,
                 result.included,
-                noise_entropy=self._facilities.randomness.top_up(number),
+                nonces=buffer.nonces,
                 diagnostics=_diagnostics(buffer, result),
             )
         except SumRefused as refused:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fedsys.errors import Cause, ProtocolError
+from fedsys.privacy.ledger.openings import NONCE_BYTES
 from fedsys.wire import fleet_pb2
 from fedsys.wire.refusals import cause_of, reason_of
 from secure_agg import SecureAggError
@@ -97,6 +98,8 @@ class DeployedRound:
         self._model: bytes = b""
         self._messages: Mapping[int, bytes] = {}
         """Of the current exchange, some of them put together when they are looked up."""
+        self.nonces: dict[int, bytes] = {}
+        """What each client sent along with its upload."""
         self._owed: set[int] = set()
         """Who may still have to be told, or told again."""
 
@@ -233,7 +236,10 @@ class DeployedRound:
         answer = content.answer
         if not self._awaits(client, answer):
             return  # late, or said twice after a reconnection
+        uploads = self._secure.stage == "upload"
         try:
+            if uploads and len(answer.nonce) != NONCE_BYTES:
+                raise ProtocolError(f"a nonce of {len(answer.nonce)} bytes, not {NONCE_BYTES}")
             await asyncio.to_thread(self._secure.receive, client, answer.message)
         except LateMessage:
             return
@@ -242,6 +248,8 @@ class DeployedRound:
             self._exclude(client, Cause.PROTOCOL, f"sent something wrong: {error}")
         else:
             self._owed.discard(client)
+            if uploads:
+                self.nonces[client] = bytes(answer.nonce)
 
     def _awaits(self, client: int, answer: fleet_pb2.Answer) -> bool:
         """Whether this is the answer to what this client was asked last, and is not there yet."""

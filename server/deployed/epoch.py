@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fedsys.errors import Cause, ProtocolError
+from fedsys.privacy.ledger.openings import NONCE_BYTES
 from fedsys.wire import fleet_pb2
 from fedsys.wire.refusals import cause_of, reason_of
 from secure_agg import SecureAggError
@@ -44,6 +45,7 @@ class Buffer:
         open: reserved; nobody is in it yet.
         version: versions of the model released before it.
         staleness: of each upload in it, by client.
+        nonces: what each of them came with, by client.
         too_stale: updates that were not asked for, being too old.
         lost: clients that were asked and did not come.
         seconds: each stage's duration by name.
@@ -52,6 +54,7 @@ class Buffer:
     open: OpenRound
     version: int
     staleness: dict[int, int] = field(default_factory=dict)
+    nonces: dict[int, bytes] = field(default_factory=dict)
     too_stale: int = 0
     lost: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -394,6 +397,8 @@ class DeployedEpoch:
         if (answer.round, answer.step) != (buffer.number, step) or not owed:
             return  # late, or said twice after a reconnection
         try:
+            if asked is not None and len(answer.nonce) != NONCE_BYTES:
+                raise ProtocolError(f"a nonce of {len(answer.nonce)} bytes, not {NONCE_BYTES}")
             await asyncio.to_thread(self.secure.receive, client, answer.message)
         except (LateMessage, StageError):
             return
@@ -403,6 +408,7 @@ class DeployedEpoch:
             return
         if asked is not None:
             buffer.staleness[client] = asked.staleness
+            buffer.nonces[client] = bytes(answer.nonce)
             self._crowd.fail(client)  # it had its turn
 
     def _declined(self, client: int, refusal: fleet_pb2.Refusal) -> None:

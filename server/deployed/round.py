@@ -36,13 +36,11 @@ class Randomness:
 
     Attributes:
         names: of jobs' names, and of the salts of their ledgers.
-        sampling: of a round's cohort.
-        top_up: of the coordinator's own noise.
+        seeds: of a round's seed, from which its noise and the next cohort are drawn.
     """
 
     names: Entropy = os.urandom
-    sampling: Callable[[int], Entropy] = lambda _round: os.urandom
-    top_up: Callable[[int], Entropy] = lambda _round: os.urandom
+    seeds: Callable[[int], Entropy] = lambda _round: os.urandom
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -145,7 +143,7 @@ class RoundCycle:
     async def _run(self) -> int:
         coordinator = self._job.coordinator
         number = coordinator.reserved + 1
-        open_ = await to_its_end(coordinator.begin_round, self._randomness.sampling(number))
+        open_ = await to_its_end(coordinator.begin_round, self._randomness.seeds(number))
         self._state.update_job(self._id, round=number, stage="reserved", spent=self._job.epsilon)
         round_: DeployedRound | None = None
         consenting = self._consenting()
@@ -181,7 +179,7 @@ class RoundCycle:
                 coordinator.finish_round,
                 result.total,
                 result.included,
-                noise_entropy=self._randomness.top_up(number),
+                nonces=round_.nonces,
                 diagnostics={
                     "dropped": {stage: len(ids) for stage, ids in result.dropped.items()},
                     "seconds": round_.report.seconds,

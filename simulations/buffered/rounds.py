@@ -294,7 +294,7 @@ class BufferedRounds:
                 coordinator.finish_round(
                     summed.total,
                     summed.survivors,
-                    noise_entropy=self._setting.randomness.top_up(number),
+                    nonces=self._setting.nonces(number, summed.survivors),
                     held=True,
                     diagnostics=self._diagnostics(buffer, summed),
                 )

@@ -195,8 +195,7 @@ class CoordinatorParty:
             models=ScheduleModel,
             randomness=Randomness(
                 names=self._dice.bytes,
-                sampling=lambda _round: self._dice.bytes,
-                top_up=lambda _round: self._dice.bytes,
+                seeds=lambda _round: self._dice.bytes,
             ),
         )
         self._port = DevicePort(

@@ -47,9 +47,9 @@ class Engine(Protocol):
         """Each client's own privatized vector, chunk by chunk; chunks may come in any order."""
         ...
 
-    def draw_ahead(self, round: int) -> bool:
-        """Start drawing the coordinator's noise for a later round if a process is idle; returns
-        whether one is."""
+    def draw_ahead(self, round: int, key: bytes) -> bool:
+        """Start drawing the coordinator's noise for a later round, from its stream's key, if a
+        process is idle; returns whether one is."""
         return False
 
     def take_drawn(self, round: int) -> NDArray[np.int64] | None:

@@ -21,7 +21,14 @@ from client.privatize import privatize
 from client.privatize.contribution import contribution
 from client.privatize.integers import add_clipped_integers
 from client.training.procedure.visit import Visit
-from fedsys.privacy import Encoded, Entropy, Mechanism, event_from_json, mechanism_for
+from fedsys.privacy import (
+    AesCtrStream,
+    Encoded,
+    Entropy,
+    Mechanism,
+    event_from_json,
+    mechanism_for,
+)
 from fedsys.privacy.encoding.clipping import wide_scale
 from fedsys.privacy.encoding.float_sums import FixedPoint
 from fedsys.privacy.encoding.parts import Parts
@@ -164,9 +171,9 @@ class ChunkTrainer:
             unusable=int(found.unusable.sum()),
         )
 
-    def top_up(self, round: int) -> Total:
+    def top_up(self, key: bytes) -> Total:
         """`top_up_once` with the mechanism of the latest round."""
-        return top_up_once(self._mechanism, self._randomness, round)
+        return top_up_once(self._mechanism, key)
 
     def vectors(self, clients: Sequence[int]) -> Encoded:
         """Train clients and privatize each one's update."""
@@ -247,10 +254,10 @@ class ChunkTrainer:
         return sources
 
 
-def top_up_once(mechanism: Mechanism, randomness: Randomness, round: int) -> Total:
+def top_up_once(mechanism: Mechanism, key: bytes) -> Total:
     """(length,) the coordinator's noise for a round in which one draw serves the whole sum. It does
     not depend on the number of survivors; the cap is passed because it is always a valid one."""
-    return mechanism.top_up(mechanism.event.cap, randomness.top_up(round))
+    return mechanism.top_up(mechanism.event.cap, AesCtrStream(key))
 
 
 def in_ring(

@@ -3,7 +3,7 @@
 Drawing a round's noise takes milliseconds of one core, and flushing files is mostly waiting, so the
 two overlap well, best in a training process that is idle at that time. Only noise that does not
 depend on the round's outcome is drawn ahead: one draw for the whole sum, at a constant clipping
-norm. It comes from its own round's source of entropy, is kept only in memory, and is dropped unless
+norm. It comes from its own round's seed, is kept only in memory, and is dropped unless
 that very round takes it, so none of it outlives a crash or an abort.
 """
 
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from fedsys.privacy import Mechanism
 from simulations.engine.base import Engine
 from simulations.engine.chunk import top_up_once
-from simulations.randomness import Randomness
 
 __all__ = ["NoiseAhead"]
 
@@ -30,33 +29,34 @@ class NoiseAhead:
 
     Args:
         mechanism: The mechanism of all rounds.
-        randomness: Source of the coordinator's noise.
         engine: Draws in an idle process if it has one; otherwise a thread draws.
-        possible: Whether one draw serves each sum and the mechanism never changes.
+        possible: Whether one draw serves each sum, the mechanism never changes, and clients add
+            nothing to the coordinator's randomness.
     """
 
-    def __init__(
-        self, mechanism: Mechanism, randomness: Randomness, engine: Engine, *, possible: bool
-    ) -> None:
-        self._mechanism, self._randomness, self._engine = mechanism, randomness, engine
+    def __init__(self, mechanism: Mechanism, engine: Engine, *, possible: bool) -> None:
+        self._mechanism, self._engine = mechanism, engine
         self._possible = possible and mechanism.draws_ahead
         self._executor: ThreadPoolExecutor | None = None
         self._round = 0
         self._drawn: Callable[[], Noise | None] | None = None
 
-    def begin(self, round: int) -> None:
-        """Start drawing for this round; noise drawn for another is dropped."""
+    def begin(self, round: int, key: Callable[[], bytes]) -> None:
+        """Start drawing for this round; noise drawn for another is dropped.
+
+        Args:
+            round: The round.
+            key: Returns the key of its noise's stream; called where noise can be drawn ahead.
+        """
         if not self._possible:
             return
-        self._round = round
-        if self._engine.draw_ahead(round):
+        self._round, secret = round, key()
+        if self._engine.draw_ahead(round, secret):
             self._drawn = lambda: self._engine.take_drawn(round)
             return
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="noise")
-        self._drawn = self._executor.submit(
-            top_up_once, self._mechanism, self._randomness, round
-        ).result
+        self._drawn = self._executor.submit(top_up_once, self._mechanism, secret).result
 
     def take(self, round: int) -> Noise | None:
         """This round's noise (length,), returned once only; None where none was drawn for it."""

@@ -221,11 +221,11 @@ class Processes(Engine):
                 Encoded(values=vectors, clipped=clipped, unusable=unusable, norms=norms),
             )
 
-    def draw_ahead(self, round: int) -> bool:
+    def draw_ahead(self, round: int, key: bytes) -> bool:
         """See `Engine`; the first process draws, as it knows the mechanism from its last chunk."""
         able = bool(self._members) and self._members[0].briefed and self._members[0].chunk is None
         if able:
-            self._members[0].send(("draw", round, None))
+            self._members[0].send(("draw", (round, key), None))
         return able
 
     def take_drawn(self, round: int) -> NDArray[np.int64] | None:

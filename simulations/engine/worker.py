@@ -121,8 +121,8 @@ class _Worker:
         self._total[:] = 0
         self._trainer.begin(replace(work, weights=self._weights.copy()))
 
-    def draw(self, round: int) -> None:
-        self._noise[:] = self._trainer.top_up(round)
+    def draw(self, round: int, key: bytes) -> None:
+        self._noise[:] = self._trainer.top_up(key)
         self._drawn = round
 
     def add(self, clients: tuple[int, ...]) -> tuple[Any, ...]:
@@ -154,7 +154,7 @@ def serve(link: Connection, arena_descriptor: int) -> None:
     while True:
         verb, clients, work = link.recv()
         if verb == "draw":  # has no reply of its own: the next chunk's reply states the round
-            worker.draw(clients)
+            worker.draw(*clients)
             continue
         try:
             if work is not None:

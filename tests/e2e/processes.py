@@ -51,7 +51,7 @@ def prepare_coordinator(seed: bytes | None, crash: Crash | None) -> None:
         _die_when(State, "update_job", crash, lambda values: values.get("stage"))
     if seed is not None:
         seeded = SeededRandomness(seed)
-        randomness = Randomness(sampling=seeded.sampling, top_up=seeded.top_up)
+        randomness = Randomness(names=seeded.job(), seeds=seeded.sampling)
         _set_default(run_coordinator, "randomness", randomness)
 
 

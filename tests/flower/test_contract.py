@@ -142,7 +142,7 @@ def test_in_process_and_over_flower_every_round_gives_the_same_model(
     view = read_ledger(simulated.folder / "ledger.jsonl")
     expected = {each.round: each.body["weights_sha256"] for each in view.rounds}
     source = SeededRandomness(seed)
-    randomness = Randomness(sampling=source.sampling, top_up=source.top_up)
+    randomness = Randomness(names=source.job(), seeds=source.sampling)
     row = over_flower(home, config, nodes(tmp_path, seed), randomness=randomness)
     assert row.status == "completed", row.reason
     assert len(expected) == 3

@@ -44,9 +44,7 @@ def job_of(folder: Path, *settings: str, clients: int = 400) -> Job:
 
 def finish(job: Job, survivors: Sequence[int]) -> None:
     total = np.zeros(job.coordinator.mechanism.length, dtype=np.uint32)
-    job.coordinator.finish_round(
-        total, survivors, noise_entropy=AesCtrStream(bytes(32)), diagnostics={}
-    )
+    job.coordinator.finish_round(total, survivors, diagnostics={})
 
 
 @pytest.mark.parametrize(

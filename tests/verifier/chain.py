@@ -65,6 +65,7 @@ class Round:
     outcome: str | None = None
     body: dict[str, Any] = field(default_factory=dict)
     head: str = ""
+    seed: Any = None
     model: Any = None
 
 
@@ -139,9 +140,14 @@ def _grammar(
             require(type(number) is int and number == len(rounds) + 1, "a round has another number")
             event = body.get("event")
             require(isinstance(event, dict), "a reserve holds no event")
-            kind_of_round = body.get("kind")
             rounds.append(
-                Round(len(rounds) + 1, dict(event or {}), kind=kind_of_round, model=model)
+                Round(
+                    number=len(rounds) + 1,
+                    event=dict(event or {}),
+                    kind=body.get("kind"),
+                    model=model,
+                    seed=body.get("seed_sha256"),
+                )
             )
         elif kind in ("commit", "abort"):
             require(is_open and type(number) is int and number == len(rounds), "no such open round")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.verifier.chain import Ledger, Refused, Round, canonical, parse, require
+from tests.verifier.draws import Draws
 from tests.verifier.plan import BY_TURNS, Plan
 
 MOST_BYTES = 1 << 23
@@ -31,6 +32,9 @@ def read(path: Path, ledger: Ledger, plan: Plan) -> dict[int, Cohort]:
     counts: Counter[int] = Counter()
     found: dict[int, Cohort] = {}
     last = 0
+    seeds = {each.seed is not None for each in ledger.rounds}
+    require(len(seeds) < 2, "some rounds have no seed")
+    draws = Draws(ledger, plan) if True in seeds else None
     for line in raw[:-1].split(b"\n") if raw else []:
         body = parse(line, MOST_BYTES)
         number = body.get("round")
@@ -38,7 +42,11 @@ def read(path: Path, ledger: Ledger, plan: Plan) -> dict[int, Cohort]:
             raise Refused("a private line is of another round")
         last, reserved = number, ledger.rounds[number - 1]
         if reserved.outcome is not None:
-            found[number] = _opened(body, reserved, plan, counts)
+            cohort = _opened(body, reserved, plan, counts, seeded=draws is not None)
+            found[number] = cohort
+            if draws is not None:
+                draws.check(body, reserved, list(cohort.survivors))
+                draws.invited(list(cohort.sampled))
     missing = [r.number for r in ledger.rounds if r.outcome is not None and r.number not in found]
     require(not missing, f"private.jsonl lacks the rounds {missing[:3]}")
     _limits(found, ledger, plan)
@@ -47,13 +55,17 @@ def read(path: Path, ledger: Ledger, plan: Plan) -> dict[int, Cohort]:
     return found
 
 
-def _opened(body: dict[str, Any], reserved: Round, plan: Plan, counts: Counter[int]) -> Cohort:
+def _opened(
+    body: dict[str, Any], reserved: Round, plan: Plan, counts: Counter[int], *, seeded: bool
+) -> Cohort:
     stated = reserved.body.get("commitments")
-    require(isinstance(stated, dict) and set(stated) == set(LISTS), "other commitments")
+    named = (*LISTS, "opening") if seeded else LISTS
+    require(isinstance(stated, dict) and set(stated) == set(named), "other commitments")
     require(re.fullmatch("[0-9a-f]{64}", str(body.get("salt"))), "a salt is not 32 octets")
     salt = bytes.fromhex(body["salt"])
     lists = {name: _numbers(body.get(name), gaps=name != "participations") for name in LISTS}
-    for name, value in lists.items():
+    told: dict[str, Any] = {**lists, **({"opening": body.get("opening")} if seeded else {})}
+    for name, value in told.items():
         digest = hashlib.sha256(
             b"fedsys ledger commitment v1\0"
             + len(salt).to_bytes(4, "big")

@@ -271,12 +271,16 @@ def _complaint(raw: bytes, what: str) -> LedgerError:
 class KnownEvents:
     """A cache of parsed events, because most of a job's rounds reserve the same one.
 
-    The body ``{"event":E,"round":N}`` is canonical if E and N are, and E's text was checked before.
+    The body ``{"event":E,"round":N,"seed_sha256":S}``, of which the last may be missing, is
+    canonical if E, N and S are, and E's text was checked before.
     """
 
     __slots__ = ("_known",)
 
-    _RESERVE = re.compile(rb'\{"event":(\{.*\}),"round":([1-9][0-9]{0,17})\}', re.DOTALL)
+    _RESERVE = re.compile(
+        rb'\{"event":(\{.*\}),"round":([1-9][0-9]{0,17})(?:,"seed_sha256":"([0-9a-f]{64})")?\}',
+        re.DOTALL,
+    )
     _MOST = 64
 
     def __init__(self) -> None:
@@ -291,7 +295,10 @@ class KnownEvents:
             self._known[canonical(event)] = event
 
     def reserve(self, text: bytes) -> dict[str, Any] | None:
-        """The body with this text, if it is a known event and a round's number; otherwise None."""
+        """The body with this text, if it is a known event, a number and a hash; otherwise None."""
         found = self._RESERVE.fullmatch(text)
         event = None if found is None else self._known.get(found[1])
-        return None if found is None or event is None else {"event": event, "round": int(found[2])}
+        if found is None or event is None:
+            return None
+        seed = {} if found[3] is None else {"seed_sha256": found[3].decode()}
+        return {"event": event, "round": int(found[2]), **seed}

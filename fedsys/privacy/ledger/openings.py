@@ -1,8 +1,184 @@
-"""Commitments to what a round's coordinator draws, and their openings."""
+"""What a coordinator draws in a round: committed to beforehand, mixed with what members send.
+
+A round's seed is chosen and committed to in its ``reserve`` line. Members that upload send nonces,
+which nobody knew before. Both together, the *mix*, give the coordinator's own noise in that round
+and the cohort of the next one. So neither can be chosen by the coordinator, and ``private.jsonl``
+opens both to an auditor.
+
+>>> seed = bytes(32)
+>>> mix = mixed(b"j" * 32, 1, seed, {3: b"n" * 16})
+>>> mix != mixed(b"j" * 32, 1, seed, {})
+True
+>>> noise_key(mix) != cohort_key(mix)
+True
+"""
 
 from __future__ import annotations
 
-__all__ = ["NONCE_BYTES"]
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsys.errors import LedgerError
+from fedsys.privacy.randomness import AesCtrStream
+
+__all__ = [
+    "NONCE_BYTES",
+    "SEED_BYTES",
+    "Opening",
+    "cohort_key",
+    "difference",
+    "mixed",
+    "noise_key",
+    "seed_commitment",
+    "sketch",
+    "sketch_key",
+]
+
+SEED_BYTES = 32
 NONCE_BYTES = 16
 """What a member adds to a round's randomness, with its upload."""
+
+_FORMS = 2
+_BLOCK = 1 << 16
+
+
+def seed_commitment(job: bytes, round: int, seed: bytes) -> str:
+    """SHA-256 in a ``reserve`` line, as hex."""
+    place = _framed(job) + round.to_bytes(4, "big")
+    return hashlib.sha256(b"fedsys round seed v1\x00" + place + _framed(seed)).hexdigest()
+
+
+def mixed(job: bytes, round: int, seed: bytes, nonces: Mapping[int, bytes]) -> bytes:
+    """The 32 bytes that a round's seed and its members' nonces, by client, give."""
+    digest = hashlib.sha256(b"fedsys round mix v1\x00" + _framed(job) + round.to_bytes(4, "big"))
+    digest.update(_framed(seed) + len(nonces).to_bytes(4, "big"))
+    for client in sorted(nonces):
+        digest.update(client.to_bytes(4, "big") + _framed(nonces[client]))
+    return digest.digest()
+
+
+def noise_key(mix: bytes) -> bytes:
+    """Key of the stream from which the coordinator's noise in the mix's round is drawn."""
+    return hashlib.sha256(b"fedsys top-up v1\x00" + mix).digest()
+
+
+def cohort_key(mix: bytes) -> bytes:
+    """Key of the stream from which the cohort of the round after the mix's is drawn."""
+    return hashlib.sha256(b"fedsys cohort v1\x00" + mix).digest()
+
+
+def sketch(vector: NDArray[Any], key: bytes, bits: int) -> str:
+    """Two random linear forms of a vector mod 2^b, as hex: linear, so sketches can be subtracted.
+
+    Args:
+        vector: (n,) integers.
+        key: 32 bytes, from which the coefficients are drawn.
+        bits: b.
+    """
+    values = np.asarray(vector).astype(np.int64, copy=False).view(np.uint64)
+    stream, found = AesCtrStream(key), np.zeros(_FORMS, dtype=np.uint64)
+    for start in range(0, values.size, _BLOCK):
+        part = values[start : start + _BLOCK]
+        found += part @ stream.words(_FORMS * part.size).reshape(part.size, _FORMS)
+    return _written(found, bits)
+
+
+def sketch_key(job: bytes, round: int, aggregate_sha256: str) -> bytes:
+    """The key of a round's sketches, which depends on what is released."""
+    place = _framed(job) + round.to_bytes(4, "big") + bytes.fromhex(aggregate_sha256)
+    return hashlib.sha256(b"fedsys sketch v1\x00" + place).digest()
+
+
+def difference(one: str, other: str, bits: int) -> str:
+    """The sketch of the difference of two vectors, from theirs."""
+    first, second = (np.frombuffer(bytes.fromhex(each), ">u8") for each in (one, other))
+    return _written(first.astype(np.uint64) - second.astype(np.uint64), bits)
+
+
+def _written(forms: NDArray[np.uint64], bits: int) -> str:
+    return (forms & np.uint64((1 << bits) - 1)).astype(">u8").tobytes().hex()
+
+
+def _framed(value: bytes) -> bytes:
+    return len(value).to_bytes(4, "big") + value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """What a round's private line says about how the coordinator drew.
+
+    Attributes:
+        seed: the round's seed.
+        nonces: by survivor, what it sent; empty if nobody sent any.
+        cohort: key of the stream that gave the round's cohort, where no round before gave it.
+        sum_sketch: sketch of the sum before the coordinator's noise; None where none was released.
+    """
+
+    seed: bytes
+    nonces: Mapping[int, bytes]
+    cohort: bytes | None = None
+    sum_sketch: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for the line."""
+        joined = b"".join(self.nonces[client] for client in sorted(self.nonces))
+        body: dict[str, Any] = {
+            "seed": self.seed.hex(),
+            "nonces": base64.b64encode(joined).decode(),
+        }
+        if self.cohort is not None:
+            body["cohort_key"] = self.cohort.hex()
+        if self.sum_sketch is not None:
+            body["sum_sketch"] = self.sum_sketch
+        return body
+
+    @classmethod
+    def parse(cls, body: Any, survivors: Sequence[int], where: str) -> Opening:
+        """Reads a line's opening strictly.
+
+        Args:
+            body: the value, untrusted.
+            survivors: the line's survivors.
+            where: begins an error's message.
+
+        Raises:
+            LedgerError: it is malformed.
+        """
+        try:
+            if not {"seed", "nonces"} <= set(body) <= _KEYS:
+                raise ValueError("has other keys than an opening")
+            joined = base64.b64decode(body["nonces"], validate=True)
+            if len(joined) not in (0, NONCE_BYTES * len(survivors)):
+                raise ValueError("does not have one nonce for each survivor")
+            cohort, summed = body.get("cohort_key"), body.get("sum_sketch")
+            found = cls(
+                seed=_exactly(body["seed"], SEED_BYTES),
+                nonces={
+                    client: joined[NONCE_BYTES * at : NONCE_BYTES * (at + 1)]
+                    for at, client in enumerate(sorted(survivors) if joined else ())
+                },
+                cohort=None if cohort is None else _exactly(cohort, SEED_BYTES),
+                sum_sketch=None if summed is None else _exactly(summed, 8 * _FORMS).hex(),
+            )
+            if found.to_json() != body:
+                raise ValueError("is not in canonical form")
+        except (TypeError, ValueError, AttributeError, binascii.Error) as error:
+            raise LedgerError(f"{where}: the opening {error}") from None
+        return found
+
+
+_KEYS = {"seed", "nonces", "cohort_key", "sum_sketch"}
+
+
+def _exactly(value: Any, length: int) -> bytes:
+    raw = bytes.fromhex(value)
+    if len(raw) != length:
+        raise ValueError(f"does not have {length} bytes of hex")
+    return raw

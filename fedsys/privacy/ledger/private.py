@@ -19,6 +19,7 @@ from fedsys.privacy.ledger.reader import RoundRecord
 __all__ = [
     "LISTED",
     "MAX_PRIVATE_LINE_BYTES",
+    "OPENING",
     "PRIVATE_LISTS",
     "SALT_BYTES",
     "PrivateRounds",
@@ -34,6 +35,8 @@ MAX_PRIVATE_LINE_BYTES = 8 << 20
 """The longest line, enough for a cohort of a million clients."""
 SALT_BYTES = 32
 PRIVATE_LISTS = ("sampled", "survivors", "participations")
+OPENING = "opening"
+"""Key of what a line says about how its round was drawn."""
 
 _INCREASING = ("sampled", "survivors")
 
@@ -143,7 +146,8 @@ def check_commitments(record: RoundRecord, private: Mapping[str, Any]) -> None:
         salt = b""
     if len(salt) != SALT_BYTES:
         raise LedgerError(f"{where}: the private line's salt is not {SALT_BYTES} bytes of hex")
-    for name in PRIVATE_LISTS:
+    opened = (OPENING,) if OPENING in stated or OPENING in private else ()
+    for name in (*PRIVATE_LISTS, *opened):
         if name not in stated or name not in private:
             raise LedgerError(f"{where}: {name} is missing from the ledger or the private line")
         if commitment(name, private[name], salt) != stated[name]:

@@ -26,6 +26,7 @@ from fedsys.durable import DurableFile
 from fedsys.errors import LedgerClosed, LedgerError
 from fedsys.privacy.ledger.lines import FORMAT, GENESIS, Line, commitment
 from fedsys.privacy.ledger.private import (
+    OPENING,
     SALT_BYTES,
     PrivateRounds,
     check_commitments,
@@ -315,7 +316,8 @@ class Ledger:
             sampled: the cohort; written to the private file, and as a salted commitment to the
                 ledger.
             survivors: the clients whose updates were summed; written likewise.
-            private: diagnostics for the private file.
+            private: diagnostics for the private file, and the round's opening, which is committed
+                to like the lists.
             after: called before the line is written, which happens with the next line or in
                 `settle`; the line is written only if the call returns. The model must not be
                 released before. None: the line is on disk when this returns.
@@ -373,7 +375,8 @@ class Ledger:
             "survivors": summed,
             "participations": [self._participations[client] + 1 for client in summed],
         }
-        commitments = {name: commitment(name, value, salt) for name, value in hidden.items()}
+        told = {**hidden, **({OPENING: private[OPENING]} if private and OPENING in private else {})}
+        commitments = {name: commitment(name, value, salt) for name, value in told.items()}
         line = {**(private or {}), **hidden, "round": round, "salt": salt.hex()}
         with _ledger_errors(self._private.path.name):
             self._private.append(encode_private(line))

@@ -51,7 +51,7 @@ def run_engine(job: config.Config, data: Path, clock: Clock) -> None:
     weights = population.trainer.initial_weights()
     drawn = list(cohorts(job.job.seed, population.size, job.cohort.expected, job.rounds.count))
     once = setting.plan.noise == "once"
-    ahead = NoiseAhead(mechanism, setting.randomness, setting.engine, possible=once)
+    ahead = NoiseAhead(mechanism, setting.engine, possible=once)
     with setting.engine as engine, closing(ahead):
         for number, cohort in enumerate(drawn, start=1):
             work = RoundWork(
@@ -65,7 +65,7 @@ def run_engine(job: config.Config, data: Path, clock: Clock) -> None:
             flat, tally = engine.total(work, chunks, mechanism.length)
             total = in_ring(flat, mechanism, protocol, invited=len(cohort))
             noise = ahead.take(number)
-            ahead.begin(number + 1)
+            ahead.begin(number + 1, lambda: os.urandom(32))
             if noise is None:
                 noise = mechanism.top_up(tally.trained, os.urandom)
             mean = mechanism.decode(add_noise(total, noise, bits=mechanism.modulus_bits))

@@ -74,11 +74,15 @@ def deploy(run: Path, signer: Signer) -> None:
 
 
 def _bring_back(run: Path, rest: list[Entry]) -> None:
-    """Edits ``private.jsonl`` and the ledger's commitments to it."""
+    """Edits ``private.jsonl`` and the ledger's commitments to it, which then commits to no seeds:
+    nobody could draw such cohorts."""
     path, counts = run / "private.jsonl", Counter[int]()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     who, other = lines[0]["sampled"][0], lines[1]["sampled"][0]
+    for _, body in rest:
+        body.pop("seed_sha256", None)
     for line in lines:
+        del line["opening"]
         for name in ("sampled", "survivors"):
             if line["round"] == 2 and who not in line[name]:
                 line[name] = sorted({*line[name], who} - {other})

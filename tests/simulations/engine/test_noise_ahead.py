@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedsys.config import Config
-from fedsys.privacy import read_ledger
+from fedsys.privacy import AesCtrStream, read_ledger
 from simulations import harness
 from simulations.engine.noise_ahead import NoiseAhead
 from simulations.engine.processes import Processes
@@ -50,15 +50,15 @@ def test_a_run_has_the_same_bits_with_noise_drawn_beforehand(
 def test_noise_is_handed_out_once_and_to_its_round_alone(configure: Configure) -> None:
     setting = prepare(configure("aggregation.protocol=float"))
     setting.engine.close()
-    mechanism, sources = setting.plan.build_mechanism(), SeededRandomness(b"noise")
-    ahead = NoiseAhead(mechanism, sources, setting.engine, possible=True)
-    ahead.begin(5)
+    mechanism, key = setting.plan.build_mechanism(), b"k" * 32
+    ahead = NoiseAhead(mechanism, setting.engine, possible=True)
+    ahead.begin(5, lambda: key)
     assert ahead.take(6) is None
     assert ahead.take(5) is None, "another round asked: it is gone"
-    ahead.begin(7)
+    ahead.begin(7, lambda: key)
     found = ahead.take(7)
     assert found is not None
-    np.testing.assert_array_equal(found, mechanism.top_up(1, sources.top_up(7)))
+    np.testing.assert_array_equal(found, mechanism.top_up(1, AesCtrStream(key)))
     assert ahead.take(7) is None
     ahead.close()
 
@@ -66,10 +66,8 @@ def test_noise_is_handed_out_once_and_to_its_round_alone(configure: Configure) -
 def test_shares_of_single_clients_are_not_drawn_beforehand(configure: Configure) -> None:
     setting = prepare(configure("aggregation.noise=per-client"))
     setting.engine.close()
-    ahead = NoiseAhead(
-        setting.plan.build_mechanism(), setting.randomness, setting.engine, possible=False
-    )
-    ahead.begin(1)
+    ahead = NoiseAhead(setting.plan.build_mechanism(), setting.engine, possible=False)
+    ahead.begin(1, lambda: bytes(32))
     assert ahead.take(1) is None
     ahead.close()
 
@@ -78,17 +76,17 @@ def test_a_process_that_died_took_its_noise_with_it(configure: Configure) -> Non
     setting = prepare(configure("aggregation.protocol=float", "engine.processes=2"))
     with setting.engine as engine:
         assert isinstance(engine, Processes)
-        assert not engine.draw_ahead(1), "it has not heard of a mechanism yet"
+        assert not engine.draw_ahead(1, bytes(32)), "it has not heard of a mechanism yet"
         length = setting.plan.build_mechanism().length
         engine.total(work_of(setting, number=1), [(0, 1), (2, 3)], length)
-        assert engine.draw_ahead(2)
+        assert engine.draw_ahead(2, bytes(32))
         assert engine.take_drawn(2) is None, "nobody has said yet that it is done"
         engine.total(work_of(setting, number=2), [(0, 1), (2, 3)], length)
         drawn = engine.take_drawn(2)
         assert drawn is not None
         assert np.abs(drawn).max() > 0
         assert engine.take_drawn(2) is None
-        assert engine.draw_ahead(3)
+        assert engine.draw_ahead(3, bytes(32))
         os.kill(engine.pids[0], signal.SIGKILL)
         engine.total(work_of(setting, number=3), [(0, 1), (2, 3)], length)
         assert engine.take_drawn(3) is None
