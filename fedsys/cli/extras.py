@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from fedsys.errors import ConfigError
+from fedsys.installation import how_to_install
 
 __all__ = ["require", "require_deploy"]
 
@@ -18,8 +19,7 @@ def require(*packages: str, extra: str) -> None:
             found = None
         if found is None:
             raise ConfigError(
-                f"this command needs the package {package}; install it with: pip install "
-                f"'fedsys[{extra}]'"
+                f"this command needs the package {package}; install it: {how_to_install(extra)}"
             )
 
 

@@ -45,6 +45,7 @@ def export(
     A recurrent model is unrolled, which takes up to a minute.
     """
     from fedsys import tasks
+    from fedsys.cli.task_options import options_of
     from fedsys.durable import write_atomically
     from fedsys.errors import ConfigError
     from fedsys.tasks.export import export_task
@@ -55,7 +56,7 @@ def export(
         raise ConfigError(f"--out {out}: already exists; give another file")
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}")
-    options = _options(option or [])
+    options = options_of(option or [])
     loaded = tasks.load(task, options)
     examples = loaded.clients(tasks.DataSource.locate(data)).train
     made = export_task(loaded, examples, name=task, options=options, batch_size=batch_size)
@@ -96,20 +97,3 @@ def _compare(made: Vetted, path: Path) -> None:
         )
     say(f"{path}: is what this task exports to")
     say(f"sha256 {made.sha256}")
-
-
-def _options(given: list[str]) -> dict[str, object]:
-    import tomllib
-
-    from fedsys.errors import ConfigError
-
-    found: dict[str, object] = {}
-    for each in given:
-        key, equals, text = each.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--option {each}: expected KEY=VALUE")
-        try:
-            found[key] = tomllib.loads(f"v = {text}")["v"]
-        except tomllib.TOMLDecodeError:
-            found[key] = text
-    return found

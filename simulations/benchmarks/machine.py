@@ -10,20 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fedsys.versions import versions
+from simulations.engine.layout import cores
 
-__all__ = ["cores", "machine", "one_core"]
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+__all__ = ["machine", "one_core"]
 
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Keep this process on one core, and its linear algebra in one thread, for as long as this lasts.
+    """Keep this process on one core, and its linear algebra in one thread, while this lasts.
 
     Threads that wait for each other on one core would cost CPU time that no work needed.
     """
