@@ -7,9 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from client.volatile import volatile_folder
+
+hypothesis.settings.register_profile("fedsys", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("fedsys")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedsys.cli.terminal import say
+from fedsys.cli.terminal import document, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +73,7 @@ def predict(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows(_rows(columns, prepared, outputs))
     if out is None:
-        typer.echo(text.getvalue(), nl=False)
+        document(text.getvalue())
     else:
         try:
             write_atomically(out, text.getvalue().encode())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedsys.cli.terminal import say
+from fedsys.cli.terminal import document, say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,7 +87,7 @@ def schema(
     if left:
         say(f"  left out, the same in every row: {', '.join(left)}", err=True)
     if out is None:
-        typer.echo(text, nl=False)
+        document(text)
         return
     from fedsys.durable import write_atomically
 

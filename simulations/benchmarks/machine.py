@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from collections.abc import Iterator
@@ -12,12 +13,12 @@ from typing import Any
 from fedsys.versions import versions
 from simulations.engine.layout import cores
 
-__all__ = ["machine", "one_core"]
+__all__ = ["machine", "one_core", "quiet"]
 
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Keep this process on one core, and its linear algebra in one thread, while this lasts.
+    """Keep this process on one core and its linear algebra in one thread, while this lasts.
 
     Threads that wait for each other on one core would cost CPU time that no work needed.
     """
@@ -32,6 +33,17 @@ def one_core() -> Iterator[None]:
         finally:
             if allowed is not None:
                 os.sched_setaffinity(0, allowed)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what others log as they go along, while this lasts."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def machine() -> dict[str, Any]:

@@ -20,14 +20,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import logging
 import os
 import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +35,7 @@ import numpy as np
 from secure_agg import SecAggParams
 from secure_agg.masking import Accumulator
 from simulations.benchmarks import flower_secagg
-from simulations.benchmarks.machine import one_core
+from simulations.benchmarks.machine import one_core, quiet
 from simulations.benchmarks.secagg_parties import Device, device, peak_mb, play, timed
 
 __all__ = ["PARTS", "Bound", "Row", "Whole", "main"]
@@ -348,17 +346,6 @@ def _devices(devices: Sequence[Device]) -> list[str]:
         for each in devices
     ]
     return [" ".join(f"{cell:>10}" for cell in row) for row in (head, *rows)]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without what Flower logs as it goes along."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -52,6 +52,7 @@ def test_the_folder_holds_what_it_should(run: Path) -> None:
         "checkpoints",
         "config.toml",
         "ledger.jsonl",
+        "ledger.tlog-proof",
         "metrics.jsonl",
         "model.pt",
         "private.jsonl",

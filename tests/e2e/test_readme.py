@@ -98,6 +98,7 @@ def test_commands_run_in_their_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_tuning_tracking_and_export_run_in_their_order(tmp_path: Path) -> None:
     steps = [words for words in commands() if not set(words).isdisjoint(EXTRAS)]
     assert [words[1] for words in steps] == ["tune", "simulate", "export"]
@@ -143,6 +144,7 @@ def listening(port: int) -> bool:
         return caller.connect_ex(("localhost", port)) == 0
 
 
+@pytest.mark.slow
 def test_the_deployment_runs_as_it_is_written(tmp_path: Path) -> None:
     port, last = free_port(), ""
     steps = [words for words in commands() if words[1] in DEPLOYMENT or "runs/silo" in words]

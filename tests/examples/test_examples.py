@@ -69,6 +69,7 @@ def test_a_notebook_is_committed_without_outputs(path: Path) -> None:
         assert cell.get("execution_count") is None
 
 
+@pytest.mark.slow
 def test_the_sweep_prints_a_line_a_run_and_draws(tmp_path: Path) -> None:
     finished = run(tmp_path, str(EXAMPLES / "sweep.py"))
     assert finished.returncode == 0, finished.stderr

@@ -95,6 +95,10 @@ def _norms_of(
         norms[huge] = peaks[huge] * math.sqrt(dimension)  # an upper bound; C / norm is tiny
     in_float32 = (norms < 3e38) & (norms > 1e-37)
     norms[in_float32] = norms[in_float32].astype(np.float32)
+    others = ~in_float32 & (norms > 0)
+    if others.any():
+        mantissas, exponents = np.frexp(norms[others])
+        norms[others] = np.ldexp(np.rint(mantissas * 2**24) / 2**24, exponents)
     return norms, finite
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fedsys.audit import audit_run
+from fedsys.audit import accountants, audit_run, opacus_accounting
 from fedsys.config import Config, load
 from fedsys.privacy import Signer
 from fedsys.records import AuditResult
@@ -21,6 +22,29 @@ def job(*settings: str) -> Config:
     """The quickstart, cut down to a second."""
     usual = ["rounds.count=4", "cohort.expected=40", "aggregation.protocol=ideal"]
     return load("quickstart", [*usual, "engine.path=batched", "engine.chunk=64", *settings])
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _asked_once() -> Iterator[None]:
+    """Other accountants are asked once about the same rounds: hundreds of audits are of one run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("second_opinion", "epsilon_at_least"):
+            patch.setattr(accountants, name, _remembered(getattr(accountants, name)))
+        patch.setattr(opacus_accounting, "prv_bounds", _remembered(opacus_accounting.prv_bounds))
+        yield
+
+
+def _remembered(function: Callable[[Any, float], Any]) -> Callable[[Any, float], Any]:
+    found: dict[tuple[object, ...], Any] = {}
+
+    def answer(steps: Any, delta: float) -> Any:
+        steps = dict(steps) if isinstance(steps, Mapping) else list(steps)
+        key = (repr(steps), delta)
+        if key not in found:
+            found[key] = function(steps, delta)
+        return found[key]
+
+    return answer
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,7 @@ def test_any_folder_name_gives_a_valid_job(tmp_path: Path, name: str) -> None:
     assert config.load(path).job.name == _job_name(name)
 
 
+@pytest.mark.slow
 def test_the_projects_own_tests_pass(tmp_path: Path) -> None:
     """In a process of its own, as the user runs them."""
     write_project(tmp_path / "mine")

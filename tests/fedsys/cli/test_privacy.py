@@ -100,7 +100,7 @@ def test_calibrate_and_epsilon_are_inverse() -> None:
     assert 2.999 < back <= 3.0
 
 
-@pytest.mark.parametrize("cohort", ["", " --cohort 50"])
+@pytest.mark.parametrize("cohort", [pytest.param("", marks=pytest.mark.slow), " --cohort 50"])
 @pytest.mark.parametrize("mechanism", ["distributed-gaussian", "central-gaussian"])
 def test_a_hopeless_target_takes_no_search_among_hopeless_noise(
     cohort: str, mechanism: str, monkeypatch: pytest.MonkeyPatch
