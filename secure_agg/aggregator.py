@@ -7,6 +7,7 @@ something wrong, by then is out; the round goes on while enough are left.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 
 from secure_agg import checks
@@ -29,13 +30,93 @@ from secure_agg.settlement import Settlement
 from secure_agg.shared import Shared
 from secure_agg.stages import AggregatorStage
 
-__all__ = ["Aggregator"]
+__all__ = ["Aggregator", "Committed", "openings"]
 
 
 _Stage = AggregatorStage
 
 
-class Aggregator:
+class Committed(ABC):
+    """A server with a committee: seats it, and blames the sender of a wrong message.
+
+    Args:
+        roster: The list of members.
+        params: As for every member.
+        context: As for every member.
+        cohort: Ids of those invited.
+        prekeys: As for `Aggregator`.
+        shared: Work shared with a virtual cohort in this process.
+
+    Attributes:
+        blamed: Why, for each member caught cheating so far.
+
+    Raises:
+        ParameterError: When the cohort is not ``params.n`` distinct members.
+        RosterError: When one of them is not in the roster.
+    """
+
+    def __init__(
+        self,
+        *,
+        roster: Roster,
+        params: SecAggParams,
+        context: RoundContext,
+        cohort: Iterable[int],
+        prekeys: Mapping[int, bytes],
+        shared: Shared | None = None,
+    ) -> None:
+        self.params = params
+        self.context = context
+        self.blamed: dict[int, str] = {}
+        self._shared = shared
+        self._limits = Limits(params)
+        self._session = open_session(
+            roster=roster,
+            params=params,
+            context=context,
+            cohort=cohort,
+            prekeys=prekeys,
+            blamed=self.blamed,
+            shared=shared,
+        )
+        self._out: set[int] = set()
+
+    @property
+    def session(self) -> Session:
+        """The round or epoch with its committee."""
+        return self._session
+
+    def receive(self, sender: int, message: bytes) -> None:
+        """Take a member's message; the host has authenticated ``sender``.
+
+        An upload is added to the running sum at once.
+
+        Raises:
+            LateMessage: Its step is closed, or the message is of another session; it is discarded,
+                and nobody is to blame.
+            StageError: It is not expected now, or not of this member; nobody is to blame either.
+            SecureAggError: The message is wrong. That can only be the sender's doing: it is now in
+                `blamed`, and out of the round or epoch, which goes on.
+        """
+        kind = kind_of(message)
+        if kind % 2:
+            raise MessageError(f"a {kind.name} message, which servers send and never receive")
+        checks.same_session(message[2:HEADER_SIZE], self._session.hash, sender)
+        try:
+            self._take(kind, sender, message)
+        except (LateMessage, StageError, StateError):
+            raise
+        except SecureAggError as error:
+            self.blamed[sender] = str(error)
+            self._out.add(sender)
+            raise
+
+    @abstractmethod
+    def _take(self, kind: Kind, sender: int, message: bytes) -> None:
+        """Check a message of this session, and use it."""
+
+
+class Aggregator(Committed):
     """One synchronous round.
 
     Args:
@@ -67,34 +148,22 @@ class Aggregator:
         prekeys: Mapping[int, bytes],
         shared: Shared | None = None,
     ) -> None:
-        self.params = params
-        self.context = context
-        self.blamed: dict[int, str] = {}
-        self.stage = _Stage.IDLE
-        self._shared = shared
-        self._limits = Limits(params)
-        self._session = open_session(
+        super().__init__(
             roster=roster,
             params=params,
             context=context,
             cohort=cohort,
             prekeys=prekeys,
-            blamed=self.blamed,
             shared=shared,
         )
+        self.stage = _Stage.IDLE
         self._collection = Collection(self._session, 0, shared)
-        self._out: set[int] = set()
         self._lost: dict[str, set[int]] = {}
         self._settlement = Settlement(
             self._collection, blamed=self.blamed, out=self._out, lost=self._lost
         )
 
     # -- the outside -----------------------------------------------------------------------------
-
-    @property
-    def session(self) -> Session:
-        """The round with its committee."""
-        return self._session
 
     @property
     def waiting(self) -> frozenset[int]:
@@ -140,37 +209,15 @@ class Aggregator:
         self.stage = _Stage.UPLOAD
         return openings(self._session)
 
-    def receive(self, sender: int, message: bytes) -> None:
-        """Take a member's message; the host has authenticated ``sender``.
-
-        An upload is added to the running sum at once.
-
-        Raises:
-            LateMessage: Its step is closed, or the message is of another session; it is discarded,
-                and nobody is to blame.
-            StageError: It is not expected now, or not of this member; nobody is to blame either.
-            SecureAggError: The message is wrong. That can only be the sender's doing: it is now in
-                `blamed`, and out of the round; the round goes on.
-        """
-        kind = kind_of(message)
-        if kind % 2:
-            raise MessageError(f"a {kind.name} message, which servers send and never receive")
-        checks.same_session(message[2:HEADER_SIZE], self._session.hash, sender)
+    def _take(self, kind: Kind, sender: int, message: bytes) -> None:
         now = Kind.UPLOAD if self.stage <= _Stage.UPLOAD else self._settlement.awaited
         step = kind - 1 if self.stage is _Stage.DONE else kind
         checks.awaited(step, now, sender, self.awaits(sender), NAMES[kind])
-        try:
-            self._limits.check(kind, len(message) - HEADER_SIZE)
-            if kind is Kind.UPLOAD:
-                self._collection.take_upload(sender, message, 0)
-            else:
-                self._settlement.take(kind, sender, message)
-        except (LateMessage, StageError, StateError):
-            raise
-        except SecureAggError as error:
-            self.blamed[sender] = str(error)
-            self._out.add(sender)
-            raise
+        self._limits.check(kind, len(message) - HEADER_SIZE)
+        if kind is Kind.UPLOAD:
+            self._collection.take_upload(sender, message, 0)
+        else:
+            self._settlement.take(kind, sender, message)
 
     def close_stage(self) -> Mapping[int, bytes]:
         """Go on with those that answered.

@@ -15,21 +15,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 from secure_agg import checks
-from secure_agg.aggregator import open_session, openings
+from secure_agg.aggregator import Committed, openings
 from secure_agg.collection import Collection
-from secure_agg.errors import (
-    LateMessage,
-    MessageError,
-    ParameterError,
-    SecureAggError,
-    StageError,
-    StateError,
-)
-from secure_agg.messages import HEADER_SIZE, U32, Kind, Limits, frame, kind_of
+from secure_agg.errors import LateMessage, ParameterError, SecureAggError, StageError
+from secure_agg.messages import HEADER_SIZE, U32, Kind, frame
 from secure_agg.params import SecAggParams
 from secure_agg.result import SumResult
 from secure_agg.roster import Roster
-from secure_agg.session import RoundContext, Session
+from secure_agg.session import RoundContext
 from secure_agg.settlement import Settlement
 from secure_agg.shared import Shared
 from secure_agg.stages import AggregatorStage
@@ -37,7 +30,7 @@ from secure_agg.stages import AggregatorStage
 __all__ = ["EpochAggregator"]
 
 
-class EpochAggregator:
+class EpochAggregator(Committed):
     """One epoch.
 
     Args:
@@ -76,23 +69,16 @@ class EpochAggregator:
             )
         if context.buffers < 2:
             raise ParameterError("an epoch takes more than one buffer: use Aggregator for one")
-        self.params = params
-        self.context = context
-        self.size = size
-        self.blamed: dict[int, str] = {}
-        self.results: list[SumResult | None] = []
-        self._shared = shared
-        self._limits = Limits(params)
-        self._session = open_session(
+        super().__init__(
             roster=roster,
             params=params,
             context=context,
             cohort=cohort,
             prekeys=prekeys,
-            blamed=self.blamed,
             shared=shared,
         )
-        self._out: set[int] = set()
+        self.size = size
+        self.results: list[SumResult | None] = []
         self._asked: dict[int, int] = {}
         self._pending: set[int] = set()
         self._opened = 0
@@ -101,11 +87,6 @@ class EpochAggregator:
         self._settlement: Settlement | None = None
 
     # -- the outside -----------------------------------------------------------------------------
-
-    @property
-    def session(self) -> Session:
-        """The epoch with its committee."""
-        return self._session
 
     @property
     def stage(self) -> AggregatorStage:
@@ -130,6 +111,10 @@ class EpochAggregator:
     def waiting(self) -> frozenset[int]:
         """Committee members whose message for the sum that is being settled has not come."""
         return frozenset() if self._settlement is None else self._settlement.waiting
+
+    def awaits(self, member: int) -> bool:
+        """Whether a member is among those that are waited for, without listing them all."""
+        return self._settlement is not None and self._settlement.awaits(member)
 
     @property
     def uploading(self) -> frozenset[int]:
@@ -166,36 +151,6 @@ class EpochAggregator:
         self._asked[member] += 1
         self._pending.add(member)
         return frame(Kind.NEXT, self._session.hash, U32.pack(self._asked[member]))
-
-    def receive(self, sender: int, message: bytes) -> None:
-        """Take a member's message; the host has authenticated ``sender``.
-
-        Raises:
-            LateMessage: Its step is closed, or the message is of another session.
-            StageError: It is not expected now. As above, nobody is to blame.
-            SecureAggError: The message is wrong: its sender is in `blamed`, and out of the epoch.
-        """
-        kind = kind_of(message)
-        if kind % 2:
-            raise MessageError(f"a {kind.name} message, which servers send and never receive")
-        checks.same_session(message[2:HEADER_SIZE], self._session.hash, sender)
-        settlement = self._settlement
-        try:
-            self._limits.check(kind, len(message) - HEADER_SIZE)
-            if kind is Kind.UPLOAD:
-                self._take_upload(sender, message)
-            elif settlement is None:
-                raise LateMessage(f"member {sender}: a {kind.name} message after its sum")
-            else:
-                expected = settlement.awaits(sender)
-                checks.awaited(kind, settlement.awaited, sender, expected, kind.name)
-                settlement.take(kind, sender, message)
-        except (LateMessage, StageError, StateError):
-            raise
-        except SecureAggError as error:
-            self.blamed[sender] = str(error)
-            self._out.add(sender)
-            raise
 
     def settle(self) -> Mapping[int, bytes]:
         """Begin to settle the oldest full buffer: the shares, for the committee.
@@ -244,6 +199,18 @@ class EpochAggregator:
             self._settlement = None
             self.results.append(settlement.result)
         return messages
+
+    def _take(self, kind: Kind, sender: int, message: bytes) -> None:
+        settlement = self._settlement
+        self._limits.check(kind, len(message) - HEADER_SIZE)
+        if kind is Kind.UPLOAD:
+            self._take_upload(sender, message)
+        elif settlement is None:
+            raise LateMessage(f"member {sender}: a {kind.name} message after its sum")
+        else:
+            expected = settlement.awaits(sender)
+            checks.awaited(kind, settlement.awaited, sender, expected, kind.name)
+            settlement.take(kind, sender, message)
 
     def _take_upload(self, sender: int, message: bytes) -> None:
         asked = sender in self._pending and sender not in self._out

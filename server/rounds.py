@@ -111,6 +111,10 @@ class SecureRound:
         """Members that have not answered; if empty, the stage can close before its deadline."""
         return self._aggregator.waiting
 
+    def awaits(self, client: int) -> bool:
+        """Whether a member is among `waiting`, without listing them all."""
+        return self._aggregator.awaits(client)
+
     @property
     def blamed(self) -> Mapping[int, str]:
         """Why, for each member caught cheating so far."""

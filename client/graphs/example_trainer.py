@@ -111,7 +111,7 @@ class ExampleGraphTrainer:
                 (gradient,), _loss = self._engine.run(self._inputs(weights, row, runs))
                 runs += 1
                 total += _on_lattice(gradient, privacy.clip)
-            sampler.add(total, stream)
+            sampler.add_sum(total, [stream])
             optimizer.step((total * unit).astype(np.float32))
         weights -= start
         return weights

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from fedsys.errors import ConfigError
+from fedsys.installation import how_to_install
 
 __all__ = ["missing", "require"]
 
@@ -37,5 +38,5 @@ def missing(error: ModuleNotFoundError) -> ConfigError | None:
 
 def _needed(package: str, extra: str) -> ConfigError:
     return ConfigError(
-        f"this command needs the package {package}; install it with: pip install 'fedsys[{extra}]'"
+        f"this command needs the package {package}; install it: {how_to_install(extra)}"
     )

@@ -49,6 +49,7 @@ def export(
     A recurrent model is unrolled, which takes up to a minute.
     """
     from fedsys import tasks
+    from fedsys.cli.task_options import options_of
     from fedsys.durable import write_atomically
     from fedsys.errors import ConfigError
     from fedsys.tasks.export import export_task
@@ -64,7 +65,7 @@ def export(
             f"--batch-size {batch_size}: --per-example takes 1, because devices refuse graphs that "
             f"could mix examples"
         )
-    options = _options(option or [])
+    options = options_of(option or [])
     loaded = tasks.load(task, options)
     examples = loaded.clients(tasks.DataSource.locate(data)).train
     made = export_task(
@@ -112,20 +113,3 @@ def _compare(made: Vetted, path: Path) -> None:
         )
     say(f"{path}: is what this task exports to")
     say(f"sha256 {made.sha256}")
-
-
-def _options(given: list[str]) -> dict[str, object]:
-    import tomllib
-
-    from fedsys.errors import ConfigError
-
-    found: dict[str, object] = {}
-    for each in given:
-        key, equals, text = each.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--option {each}: expected KEY=VALUE")
-        try:
-            found[key] = tomllib.loads(f"v = {text}")["v"]
-        except tomllib.TOMLDecodeError:
-            found[key] = text
-    return found

@@ -32,6 +32,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from urllib.parse import urlsplit
 
 from fedsys.errors import ConfigError
+from fedsys.installation import how_to_install
 
 __all__ = ["MLflow", "TensorBoard", "TrackedRun", "Tracker", "build_tracker", "shown"]
 
@@ -271,8 +272,7 @@ def _require(module: str, tracker: str) -> None:
         importlib.import_module(module)
     except ImportError:
         raise ConfigError(
-            f"--track {tracker} needs the package {module}; install it with: pip install "
-            f"'fedsys[track]'"
+            f"--track {tracker} needs the package {module}; install it: {how_to_install(tracker)}"
         ) from None
 
 

@@ -211,7 +211,7 @@ class DeployedRound:
         client = self._clients.get(event.node)
         if isinstance(event, Arrived):
             self._elsewhere(event)
-            if client is not None and client in self._willing & self._secure.waiting:
+            if client in self._willing and client is not None and self._secure.awaits(client):
                 self._tell(client, invite=True)
             return
         if isinstance(event, Left) or client is None:
@@ -255,7 +255,7 @@ class DeployedRound:
         """Whether this is the answer to what this client was asked last, and is not there yet."""
         asked = (self._open.assignment.job, self._open.number, self._step)
         given = (answer.job, answer.round, answer.step)
-        return given == asked and client in self._secure.waiting
+        return given == asked and self._secure.awaits(client)
 
     def _exclude(self, client: int, cause: Cause, why: str) -> None:
         """Go on without a client."""

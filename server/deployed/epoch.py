@@ -374,7 +374,7 @@ class DeployedEpoch:
         self._invite(client, buffer.version)
         if client in self._crowd.asked:
             self._ask(buffer, client)
-        if client in self.secure.waiting and client in self._messages:
+        if self.secure.awaits(client) and client in self._messages:
             self._tell(client)
 
     async def _take(self, event: Event) -> None:
@@ -392,7 +392,7 @@ class DeployedEpoch:
 
     async def _answered(self, client: int, answer: fleet_pb2.Answer, buffer: Buffer) -> None:
         asked = self._crowd.asked.get(client)
-        owed = asked is not None or client in self.secure.waiting
+        owed = asked is not None or self.secure.awaits(client)
         step = 0 if asked is not None else self._step
         if (answer.round, answer.step) != (buffer.number, step) or not owed:
             return  # late, or said twice after a reconnection
@@ -415,7 +415,7 @@ class DeployedEpoch:
         """One that could not train, or not now, is asked again in the next buffer; one that may not
         contribute any more serves on the committee all the same."""
         cause, reason = cause_of(refusal), reason_of(refusal)
-        if cause in _OF_THE_COMMITTEE and client in self.secure.waiting:
+        if cause in _OF_THE_COMMITTEE and self.secure.awaits(client):
             self._mute.add(client)
         if client in self._out:
             return  # said again, it changes nothing

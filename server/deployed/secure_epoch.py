@@ -100,6 +100,10 @@ class SecureEpoch:
         """Committee members that have not answered."""
         return self._aggregator.waiting
 
+    def awaits(self, client: int) -> bool:
+        """Whether a member is among `waiting`, without listing them all."""
+        return self._aggregator.awaits(client)
+
     @property
     def blamed(self) -> Mapping[int, str]:
         """Why, for each member caught cheating so far."""

@@ -40,10 +40,11 @@ from fedsys import config, tasks
 from fedsys.config import Config
 from fedsys.errors import FedsysError
 from fedsys.wire.assignment import batch_seed
-from simulations.benchmarks.machine import cores, machine
+from simulations.benchmarks.machine import machine
 from simulations.benchmarks.peers.deal import deal
 from simulations.benchmarks.peers.limits import refusals
 from simulations.benchmarks.peers.work import Work, train_client, updates
+from simulations.engine.layout import cores
 from simulations.setting import partition_of
 
 __all__ = ["main"]

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedsys.installation import how_to_install
 from simulations.benchmarks import flower_superlink, secure_round, wire
 
 __all__ = ["compare", "table"]
@@ -120,7 +121,7 @@ def main() -> None:
     if importlib.util.find_spec("flwr") is not None:
         engines["flwr"] = flower
     else:
-        print("flwr is not installed: fedsys alone (pip install 'fedsys[flower]')")
+        print(f"flwr is not installed: fedsys alone; install it: {how_to_install('flower')}")
     lines = compare(engines, given.agents, turns=given.turns, megabytes=given.megabytes)
     lines += compare({"fedsys": ours}, given.alone, turns=given.turns, megabytes=[])
     secure = None

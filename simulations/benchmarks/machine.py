@@ -11,15 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fedsys.versions import versions
+from simulations.engine.layout import cores
 
-__all__ = ["cores", "machine", "one_core", "quiet"]
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+__all__ = ["machine", "one_core", "quiet"]
 
 
 @contextmanager

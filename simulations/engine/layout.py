@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from fedsys import tasks
 from fedsys.config import Config
 from fedsys.errors import ConfigError
+from fedsys.installation import how_to_install
 from fedsys.privacy import PrivacyPlan
 from server.job_settings import clipping_for, parts_of, strategy_of
 from server.strategy_base import shared_by
@@ -224,7 +225,7 @@ def _on_ray(config: Config, population: Population, randomness: Randomness, thre
         if (error.name or "").partition(".")[0] != "ray":
             raise
         raise ConfigError(
-            "engine.backend = 'ray': Ray is not installed; pip install 'fedsys[ray]'"
+            f"engine.backend = 'ray': Ray is not installed; install it: {how_to_install('ray')}"
         ) from None
     cluster = RayEngine(
         population,

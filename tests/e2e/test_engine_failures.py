@@ -45,7 +45,7 @@ BACKENDS = [
         marks=[
             pytest.mark.slow,
             pytest.mark.skipif(
-                find_spec("ray") is None, reason="Ray is not installed: pip install 'fedsys[ray]'"
+                find_spec("ray") is None, reason="needs Ray, of requirements-extra.lock"
             ),
         ],
     ),

@@ -71,7 +71,7 @@ def over_flower(home: Home, tmp_path: Path, config: Config, seed: bytes) -> JobR
         dump(config),
         models=TaskModel,
         poll=0.02,
-        randomness=Randomness(sampling=source.sampling, top_up=source.top_up),
+        randomness=Randomness(seeds=source.sampling),
     )
     return asyncio.run(asyncio.wait_for(job, 280))
 

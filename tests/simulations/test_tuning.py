@@ -317,4 +317,4 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     result = invoke("--over", OVER[0])
     assert isinstance(result.exception, ConfigError)
     assert result.exception.exit_code == 2
-    assert str(result.exception).endswith("pip install 'fedsys[tune]'")
+    assert str(result.exception).endswith("pip install --require-hashes -r requirements.lock")

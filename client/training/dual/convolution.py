@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from client.training.dual.own_weights import OwnWeights, copies, plain
-from client.training.dual.progress import Cohort, UnsupportedLayerError
+from client.training.dual.progress import Progress, UnsupportedLayerError
 from client.training.local import LocalConfig
 
 __all__ = ["ClientConv2d", "channels_last"]
@@ -31,23 +31,23 @@ class ClientConv2d(OwnWeights, nn.Module):
             )
         self.geometry = (list(like.stride), list(like.padding), list(like.dilation))
         self.groups = like.groups
-        self._cohort: Cohort
+        self._progress: Progress
         self._of_client: list[tuple[Tensor, Tensor | None]] = []
         self._rate: float | None = None
         self._grads: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     def start(
-        self, cohort: Cohort, local: LocalConfig, weight: Tensor, bias: Tensor | None
+        self, progress: Progress, local: LocalConfig, weight: Tensor, bias: Tensor | None
     ) -> None:
         """Start all clients from `weight` (out, in, h, w) and `bias` (out,)."""
-        self._cohort = cohort
+        self._progress = progress
         self._grads.clear()
         # (K, out, h, w, in) in memory: each client's slice is channels-last.
         last = weight.permute(0, 2, 3, 1)
-        own = copies(last, cohort.clients).permute(0, 1, 4, 2, 3)
-        biases = [] if bias is None else [copies(bias, cohort.clients)]
+        own = copies(last, progress.clients).permute(0, 1, 4, 2, 3)
+        biases = [] if bias is None else [copies(bias, progress.clients)]
         self.own(local, (weight, bias), [own, *biases])
-        each_bias = biases[0].unbind(0) if biases else [None] * cohort.clients
+        each_bias = biases[0].unbind(0) if biases else [None] * progress.clients
         self._of_client = list(zip(own.unbind(0), each_bias, strict=True))
         self._rate = local.learning_rate if plain(local) else None
 
@@ -58,13 +58,13 @@ class ClientConv2d(OwnWeights, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(A B, in, H, W) to (A B, out, H', W'); B in place of A B if only one client is fed."""
         x = channels_last(x)
-        outputs: Tensor = _ClientConv2d.apply(x, self._cohort.anchor, self)  # type: ignore[no-untyped-call]
+        outputs: Tensor = _ClientConv2d.apply(x, self._progress.anchor, self)  # type: ignore[no-untyped-call]
         return outputs
 
     @property
     def fed(self) -> range:
         """The clients whose examples the current batch holds."""
-        return self._cohort.fed
+        return self._progress.fed
 
     def output(self, x: Tensor) -> Tensor:
         """As `forward`, of channels-last `x` and without autograd."""
@@ -114,7 +114,7 @@ class ClientConv2d(OwnWeights, nn.Module):
                     param.add_(gradient, alpha=-self._rate)
             return
         self._grads[client] = weight, bias
-        active = range(self._cohort.active)
+        active = range(self._progress.active)
         if len(self._grads) == len(active):
             weights = torch.stack([self._grads[each][0] for each in active])
             biases = [own for each in active if (own := self._grads[each][1]) is not None]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from client.training.dual.products import linear
-from client.training.dual.progress import Cohort, Room
+from client.training.dual.progress import Progress, Room
 
 __all__ = ["DualLinear", "KnownInputs"]
 
@@ -65,7 +65,7 @@ class DualLinear:
         self.outputs, self.inputs = like.out_features, like.in_features
         self._weight: Tensor
         self._bias: Tensor | None
-        self._cohort: Cohort
+        self._progress: Progress
         self._history: Tensor
         self._visited: Tensor | None = None
         self._gradients: Tensor
@@ -76,7 +76,7 @@ class DualLinear:
 
     def start(
         self,
-        cohort: Cohort,
+        progress: Progress,
         weight: Tensor,
         bias: Tensor | None,
         *,
@@ -86,14 +86,14 @@ class DualLinear:
         """Start all clients from the same weights.
 
         Args:
-            cohort: the clients that train, and where training stands.
+            progress: where the training of the chunk stands.
             weight: (out, in) W_0.
             bias: (out,) b_0, or None.
             summing: whether norms and a sum will be asked for instead of single updates.
             data: the inputs of all steps, if they are known.
         """
-        self._weight, self._bias, self._cohort = weight, bias, cohort
-        rows = (cohort.clients, cohort.total)
+        self._weight, self._bias, self._progress = weight, bias, progress
+        rows = (progress.clients, progress.total)
         self._base = self._visited = None
         if data is None:
             self._history = self._room.take("history", (*rows, self.inputs), weight)
@@ -109,58 +109,58 @@ class DualLinear:
         if self._grams is not None:
             if bias is not None:
                 self._grams += 1.0  # X X^T + 1 1^T, the Gram matrix of [X 1]
-        elif summing and cohort.total**2 <= self.inputs * self.outputs:
-            self._grams = self._room.take("grams", (*rows, cohort.total), weight).zero_()
-        if cohort.ragged:  # rows of clients that have finished are never written; they add zero
+        elif summing and progress.total**2 <= self.inputs * self.outputs:
+            self._grams = self._room.take("grams", (*rows, progress.total), weight).zero_()
+        if progress.ragged:  # rows of clients that have finished are never written; they add zero
             self._gradients.zero_()
             if data is None:
                 self._history.zero_()
 
     def output(self, x: Tensor | None) -> Tensor:
         """(A, B, out) X W_t^T + b_t for `x` (A B, in), or for the known data if `x` is None."""
-        cohort, fed = self._cohort, self._base is not None
-        own = cohort.current(self._history)
+        progress, fed = self._progress, self._base is not None
+        own = progress.current(self._history)
         if x is not None:
             own.copy_(x.view(own.shape))
             base = functional.linear(x, self._weight, self._bias).view(*own.shape[:2], -1)
         elif self._base is not None:
-            base = cohort.current(self._base)
+            base = progress.current(self._base)
         gram = self._gram(own)
-        return cohort.combined(base, gram, self._gradients, inside=not fed).contiguous()
+        return progress.combined(base, gram, self._gradients, inside=not fed).contiguous()
 
     def _gram(self, own: Tensor) -> Tensor:
         """(A, B, past) X X_s^T, plus 1 1^T with a bias, for all earlier steps s side by side.
 
         If norms will be asked for, the matrix is kept, with the current step's own X X^T. That
-        fills the blocks s <= t of the whole Gram matrix, which is symmetric; see `Cohort.pairs`.
+        fills the blocks s <= t of the whole Gram matrix, which is symmetric; see `Progress.pairs`.
         """
-        cohort = self._cohort
-        past = cohort.past
+        progress = self._progress
+        past = progress.past
         if self._grams is not None and self._known:
-            return cohort.current(self._grams)[..., :past]
+            return progress.current(self._grams)[..., :past]
         if self._grams is None and not past:
             return own[..., :0]
-        until = past if self._grams is None else past + cohort.batch
-        gram = torch.bmm(own, self._history[: cohort.active, :until].transpose(1, 2))
+        until = past if self._grams is None else past + progress.batch
+        gram = torch.bmm(own, self._history[: progress.active, :until].transpose(1, 2))
         if self._bias is not None:
             gram += 1.0  # the bias's column of ones, as in `start`
         if self._grams is not None:
-            cohort.current(self._grams)[..., :until] = gram
+            progress.current(self._grams)[..., :until] = gram
         return gram[..., :past]
 
     def input_gradient(self, dy: Tensor, wanted: bool) -> Tensor | None:
         """(A, B, in) dY W_t if wanted, else None; dY (A B, out) is kept as G_t either way."""
-        cohort = self._cohort
-        kept = cohort.current(self._gradients)
+        progress = self._progress
+        kept = progress.current(self._gradients)
         own = dy.view(kept.shape)
         kept.copy_(own)
         if not wanted:
             return None
         dx = (dy @ self._weight).view(*own.shape[:2], -1)
         gram = own[..., :0]  # no bias here: its input, the constant 1, has no gradient
-        if cohort.past:
-            gram = torch.bmm(own, cohort.earlier(self._gradients).transpose(1, 2))
-        return cohort.combined(dx, gram, self._history, inside=True)
+        if progress.past:
+            gram = torch.bmm(own, progress.earlier(self._gradients).transpose(1, 2))
+        return progress.combined(dx, gram, self._history, inside=True)
 
     def write_updates(self, weight: Tensor, bias: Tensor | None) -> None:
         """Write each client's W_T - W_0 into `weight` (K, out, in), b_T - b_0 into `bias` (K, out).
@@ -168,10 +168,10 @@ class DualLinear:
         W_T - W_0 = (alpha_T - 1) W_0 + sum_s c_{T,s} G_s^T X_s. The bias is the column of W whose
         inputs are ones: its sum is that of the rows of c_{T,s} G_s.
         """
-        cohort = self._cohort
+        progress = self._progress
         scaled = self._like_history(self._scaled())
         torch.bmm(scaled.transpose(1, 2), self._history, out=weight)
-        share = cohort.start_share()
+        share = progress.start_share()
         decayed = bool((share != 0).any())
         if decayed:
             weight += share[:, None, None] * self._weight
@@ -203,7 +203,7 @@ class DualLinear:
             return squares if self._bias is None else squares + _squares(scaled.sum(1))
         products = torch.bmm(scaled, scaled.transpose(1, 2)).mul_(self._grams)
         if not self._known:  # only the blocks s <= t were filled: count earlier steps twice
-            products *= self._cohort.pairs()
+            products *= self._progress.pairs()
         squares = products.flatten(1).sum(1, dtype=torch.float64)
         lengths = torch.linalg.vector_norm(scaled, dim=2).double()
         lengths *= self._grams.diagonal(dim1=1, dim2=2).double().sqrt_()
@@ -226,7 +226,7 @@ class DualLinear:
 
     def _scaled(self) -> Tensor:
         """(K, total, out) c_{T,s} G_s, in the order of visits."""
-        return self._gradients * self._cohort.final().unsqueeze(-1)
+        return self._gradients * self._progress.final().unsqueeze(-1)
 
     def _like_history(self, scaled: Tensor) -> Tensor:
         """(K, total, out) `scaled`, brought from the order of visits to that of the history."""

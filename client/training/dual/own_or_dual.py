@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from client.training.dual.linear import DualLinear, KnownInputs
 from client.training.dual.own_weights import OwnWeights, copies, plain
-from client.training.dual.progress import Cohort, UnsupportedLayerError
+from client.training.dual.progress import Progress, UnsupportedLayerError
 from client.training.local import LocalConfig
 
 __all__ = ["ClientLinear"]
@@ -29,7 +29,7 @@ class ClientLinear(nn.Module):
         self.outputs, self.inputs = like.out_features, like.in_features
         self._dual, self._own = DualLinear(like), _OwnLinear()
         self._form: DualLinear | _OwnLinear = self._dual
-        self._cohort: Cohort
+        self._progress: Progress
         self._calls = -1
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -38,7 +38,7 @@ class ClientLinear(nn.Module):
 
     def start(
         self,
-        cohort: Cohort,
+        progress: Progress,
         local: LocalConfig,
         weight: Tensor,
         bias: Tensor | None,
@@ -49,25 +49,25 @@ class ClientLinear(nn.Module):
         """Start all clients from the same weights.
 
         Args:
-            cohort: the clients that train, and where training stands.
+            progress: where the training of the chunk stands.
             local: hyper-parameters.
             weight: (out, in) W_0.
             bias: (out,) b_0, or None.
             summing: whether norms and a sum will be asked for instead of single updates.
             data: the inputs of all steps, if they are known.
         """
-        self._cohort, self._calls = cohort, -1
-        history = cohort.total * (self.inputs + self.outputs) // 2
+        self._progress, self._calls = progress, -1
+        history = progress.total * (self.inputs + self.outputs) // 2
         if data is None and self.inputs * self.outputs <= history:
             self._form = self._own
-            self._own.start(cohort, local, weight, bias)
+            self._own.start(progress, local, weight, bias)
         else:
             self._form = self._dual
-            self._dual.start(cohort, weight, bias, summing=summing, data=data)
+            self._dual.start(progress, weight, bias, summing=summing, data=data)
 
     def forward(self, x: Tensor | None) -> Tensor:
         """(A B, in) to (A B, out); None means the data that the layer was started with."""
-        outputs: Tensor = _ClientLinear.apply(x, self._cohort.anchor, self)  # type: ignore[no-untyped-call]
+        outputs: Tensor = _ClientLinear.apply(x, self._progress.anchor, self)  # type: ignore[no-untyped-call]
         return outputs
 
     def output(self, x: Tensor | None) -> Tensor:
@@ -79,9 +79,9 @@ class ClientLinear(nn.Module):
         """
         if x is not None and x.dim() != 2:
             raise UnsupportedLayerError(f"a Linear layer is fed {x.dim() - 1}-dimensional examples")
-        if self._calls == self._cohort.step:
+        if self._calls == self._progress.step:
             raise UnsupportedLayerError("a Linear layer is used more than once in a forward pass")
-        self._calls = self._cohort.step
+        self._calls = self._progress.step
         return self._form.output(x).view(-1, self.outputs)
 
     def input_gradient(self, dy: Tensor, wanted: bool) -> Tensor | None:
@@ -111,15 +111,15 @@ class ClientLinear(nn.Module):
 class _OwnLinear(OwnWeights):
     """K weight matrices, stacked."""
 
-    _cohort: Cohort
+    _progress: Progress
     _x: Tensor
     _rate: float | None
 
     def start(
-        self, cohort: Cohort, local: LocalConfig, weight: Tensor, bias: Tensor | None
+        self, progress: Progress, local: LocalConfig, weight: Tensor, bias: Tensor | None
     ) -> None:
-        self._cohort, self._rate = cohort, local.learning_rate if plain(local) else None
-        own = [copies(each, cohort.clients) for each in (weight, bias) if each is not None]
+        self._progress, self._rate = progress, local.learning_rate if plain(local) else None
+        own = [copies(each, progress.clients) for each in (weight, bias) if each is not None]
         self.own(local, (weight, bias), own)
 
     def output(self, x: Tensor | None) -> Tensor:
@@ -149,7 +149,7 @@ class _OwnLinear(OwnWeights):
         return dx
 
     def _active(self) -> list[Tensor]:
-        return [each[: self._cohort.active] for each in self._params]
+        return [each[: self._progress.active] for each in self._params]
 
 
 class _ClientLinear(torch.autograd.Function):

@@ -25,7 +25,7 @@ from client.training.dual.linear import KnownInputs
 from client.training.dual.losses import loss_gradient
 from client.training.dual.own_or_dual import ClientLinear
 from client.training.dual.parameter_free import BitDropout, replacement, swap_relu_and_pool
-from client.training.dual.progress import Cohort, Room, UnsupportedLayerError
+from client.training.dual.progress import Progress, Room, UnsupportedLayerError
 from client.training.dual.trunk import ChainedTrunk, TrunkAndHead, in_sequence
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
@@ -145,19 +145,19 @@ class DualPath:
             return torch.zeros_like(start), start.new_zeros(schedule.clients)
         with self._without_autograd():
             summing = not (self._local.weight_decay or self._local.proximal_mu)
-            cohort = self._train(start, examples, schedule, seeds, summing=summing)
-            summed = self._sum_of_layers(cohort, start, clip) if summing else None
+            progress = self._train(start, examples, schedule, seeds, summing=summing)
+            summed = self._sum_of_layers(progress, start, clip) if summing else None
             if summed is None:
-                updates = self._room.take("updates", (cohort.clients, len(start)), start)
+                updates = self._room.take("updates", (progress.clients, len(start)), start)
                 self._write(updates)
                 summed = clipped_sum_of(updates, clip)
             return summed
 
     def _sum_of_layers(
-        self, cohort: Cohort, start: Tensor, clip: float
+        self, progress: Progress, start: Tensor, clip: float
     ) -> tuple[Tensor, Tensor] | None:
         """The clipped sum, layer by layer; None if a norm is not finite."""
-        squares = start.new_zeros(cohort.clients, dtype=torch.float64)
+        squares = start.new_zeros(progress.clients, dtype=torch.float64)
         for _, layer in self._layers():
             squares += layer.squared_norms()
         if not bool(torch.isfinite(squares).all()):
@@ -192,12 +192,12 @@ class DualPath:
         seeds: Sequence[int],
         *,
         summing: bool = False,
-    ) -> Cohort:
+    ) -> Progress:
         data = None if self._data is None else self._data.inputs(examples, schedule)
-        cohort = self._begin(start, schedule, data, summing)
+        progress = self._begin(start, schedule, data, summing)
         model: nn.Module = self._model
         if self._cut is not None:
-            model, self._cut.cohort = self._cut, cohort
+            model, self._cut.progress = self._cut, progress
         if self._chain is not None:
             self._chain.reset()
         which = torch.from_numpy(schedule.rows()).to(examples.device)
@@ -208,7 +208,7 @@ class DualPath:
             dropout.reseed((seed << 16) + number)
         with seeded(seed):
             for number, step in enumerate(schedule.steps):
-                cohort.begin(number, len(step.counts))
+                progress.begin(number, len(step.counts))
                 x = None if data is not None else examples_of(examples.x, step).flatten(0, 1)
                 if self._chain is not None:
                     outputs = self._chain.forward(self._chain.prepared(x))
@@ -216,7 +216,7 @@ class DualPath:
                     outputs = self._data.after(self._data.layer(None))
                 else:
                     outputs = model(x)
-                targets = cohort.current(held).flatten(0, 1)
+                targets = progress.current(held).flatten(0, 1)
                 weight = even.get(step.rows.shape) if step.full else None
                 if weight is None:
                     weight = loss_weights(step, start.dtype, start.device).flatten()
@@ -227,31 +227,31 @@ class DualPath:
                     self._chain.backward(self._loss_gradient(outputs, targets, weight))
                 else:
                     torch.autograd.backward(self._task.loss(outputs, targets), weight)
-        return cohort
+        return progress
 
     def _begin(
         self, start: Tensor, schedule: Schedule, data: KnownInputs | None, summing: bool
-    ) -> Cohort:
+    ) -> Progress:
         first = schedule.steps[0]
-        cohort = Cohort(
+        progress = Progress(
             widths=[step.rows.shape[1] for step in schedule.steps],
             lengths=schedule.lengths,
             ragged=schedule.ragged,
             weights=combination(self._local, len(schedule.steps)),
             like=start,
         )
-        cohort.begin(0, len(first.counts))
+        progress.begin(0, len(first.counts))
         views = self._layout.views(start)
         fed = None if self._data is None else self._data.layer
         for prefix, linear in self._linear.items():
             name = f"{prefix}." if prefix else ""
             weight, bias = views[f"{name}weight"], views.get(f"{name}bias")
             known = data if linear is fed else None
-            linear.start(cohort, self._local, weight, bias, summing=summing, data=known)
+            linear.start(progress, self._local, weight, bias, summing=summing, data=known)
         for prefix, conv in self._conv.items():
             name = f"{prefix}." if prefix else ""
-            conv.start(cohort, self._local, views[f"{name}weight"], views.get(f"{name}bias"))
-        return cohort
+            conv.start(progress, self._local, views[f"{name}weight"], views.get(f"{name}bias"))
+        return progress
 
 
 class _DataLayers:

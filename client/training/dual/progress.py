@@ -16,7 +16,7 @@ from torch import Tensor
 
 from client.training.dual.coefficients import Combination
 
-__all__ = ["Cohort", "Room", "UnsupportedLayerError"]
+__all__ = ["Progress", "Room", "UnsupportedLayerError"]
 
 
 class UnsupportedLayerError(Exception):
@@ -38,7 +38,7 @@ class Room:
         return held[:size].view(shape)
 
 
-class Cohort:
+class Progress:
     """The progress of a chunk's training, which all of its layers share.
 
     The history of a client is one row per visited example: `total` rows, step after step.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from client.training.dual.chain import Chain
 from client.training.dual.convolution import ClientConv2d
 from client.training.dual.own_or_dual import ClientLinear
-from client.training.dual.progress import Cohort
+from client.training.dual.progress import Progress
 
 __all__ = ["ChainedTrunk", "TrunkAndHead", "in_sequence"]
 
@@ -25,13 +25,13 @@ class TrunkAndHead(nn.Module):
     """A model cut before its first linear layer.
 
     Attributes:
-        cohort: the clients that train; set before each chunk.
+        progress: where the training of the present chunk stands; set before each chunk.
     """
 
     def __init__(self, trunk: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.trunk, self.head = trunk, head
-        self.cohort: Cohort
+        self.progress: Progress
 
     @classmethod
     def of(cls, model: nn.Module) -> TrunkAndHead | None:
@@ -47,12 +47,14 @@ class TrunkAndHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(A B, ...) to (A B, ...)."""
-        cohort = self.cohort
+        progress = self.progress
         features = []
-        for client, own in enumerate(x.view(cohort.active, cohort.batch, *x.shape[1:]).unbind(0)):
-            cohort.alone = client
+        for client, own in enumerate(
+            x.view(progress.active, progress.batch, *x.shape[1:]).unbind(0)
+        ):
+            progress.alone = client
             features.append(self.trunk(own))
-        cohort.alone = None
+        progress.alone = None
         outputs: Tensor = self.head(torch.cat(features))
         return outputs
 
@@ -83,19 +85,21 @@ class ChainedTrunk:
         """See `Chain`; `x` must not be None."""
         if x is None:
             raise ValueError("a convolution needs an input")
-        cohort = self._cut.cohort
+        progress = self._cut.progress
         features = []
-        for client, own in enumerate(x.view(cohort.active, cohort.batch, *x.shape[1:]).unbind(0)):
-            cohort.alone = client
+        for client, own in enumerate(
+            x.view(progress.active, progress.batch, *x.shape[1:]).unbind(0)
+        ):
+            progress.alone = client
             features.append(self._trunk.forward(own))
-        cohort.alone = None
+        progress.alone = None
         return self._head.forward(torch.cat(features), wanted=True)
 
     def backward(self, gradient: Tensor) -> None:
         """See `Chain`; the client that came last in the forward pass goes first."""
         passed = self._head.backward(gradient)
         if passed is not None:
-            active = self._cut.cohort.active
+            active = self._cut.progress.active
             for own in reversed(passed.view(active, -1, *passed.shape[1:]).unbind(0)):
                 self._trunk.backward(own)
 

@@ -32,16 +32,15 @@ class Meetings:
     Args:
         population: N.
         colluders: c, at least 1.
-        rounds: the job's number of rounds.
 
-    >>> meetings = Meetings(population=10, colluders=1, rounds=3)
+    >>> meetings = Meetings(population=10, colluders=1)
     >>> for cohort in ([0, 1, 2], [0, 1], [1, 2]):
     ...     meetings.add(np.array(cohort))
     >>> meetings.most
     2
     """
 
-    def __init__(self, *, population: int, colluders: int, rounds: int) -> None:
+    def __init__(self, *, population: int, colluders: int) -> None:
         self._colluders = colluders
         self._own = np.zeros(population, dtype=np.int64)
         self.exact = population <= EXACT_POPULATION

@@ -52,9 +52,7 @@ class ParticipantLoss:
         self._unknown = 0
         self._apart: Counter[GaussianStep] = Counter()
         self._together: Counter[GaussianStep] = Counter()
-        self.meetings = Meetings(
-            population=plan.population, colluders=max(plan.colluders, 1), rounds=plan.rounds
-        )
+        self.meetings = Meetings(population=plan.population, colluders=max(plan.colluders, 1))
 
     def add(self, event: Event, sampled: NDArray[np.int64] | None) -> None:
         """Charges one round; if its cohort is unknown, everybody may have met everybody.

@@ -176,7 +176,9 @@ def test_bad_arguments_are_one_line(
     assert "there is no folder" in refusal(export(finished, tmp_path / "b" / "a.onnx"))
     assert "no such run folder" in refusal(export(tmp_path / "no", tmp_path / "b.pt2"))
     monkeypatch.setattr(extras, "find_spec", lambda _name: None)
-    assert "pip install 'fedsys[export]'" in refusal(export(finished, tmp_path / "b.onnx"))
+    assert "pip install --require-hashes -r requirements.lock" in refusal(
+        export(finished, tmp_path / "b.onnx")
+    )
     assert (tmp_path / "a.onnx").read_text() == "mine"
 
 

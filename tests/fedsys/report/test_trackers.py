@@ -190,8 +190,10 @@ def test_a_missing_package_is_one_line(name: str, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ConfigError) as caught:
         build_tracker(f"{name}:sqlite:///x.db")
     assert caught.value.exit_code == 2
+    lock = {"mlflow": "requirements-extra.lock", "tensorboard": "requirements.lock"}[name]
     assert str(caught.value) == (
-        f"--track {name} needs the package {name}; install it with: pip install 'fedsys[track]'"
+        f"--track {name} needs the package {name}; install it: in the repository, pip install "
+        f"--require-hashes -r {lock}"
     )
 
 

@@ -174,6 +174,9 @@ class Dealer:
         self._before = tracemalloc.get_traced_memory()[0]
         return Shares()
 
+    def awaits(self, client: int) -> bool:
+        return client in self.waiting
+
     def receive(self, client: int, _message: bytes) -> None:
         self.waiting -= {client}
         if len(self.waiting) in (CROWD - 1, len(self._refusing)):

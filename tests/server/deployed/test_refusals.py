@@ -122,6 +122,9 @@ class Silent:
     def begin(self) -> dict[int, bytes]:
         return {0: b"x", 1: b"x"}
 
+    def awaits(self, client: int) -> bool:
+        return client in self.waiting
+
     def receive(self, client: int, _message: bytes) -> None:
         self.waiting -= {client}
 

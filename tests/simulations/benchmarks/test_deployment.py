@@ -54,7 +54,7 @@ def test_a_secure_round_is_measured() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(
-    importlib.util.find_spec("flwr") is None, reason="needs flwr: pip install 'fedsys[flower]'"
+    importlib.util.find_spec("flwr") is None, reason="needs flwr, of requirements.lock"
 )
 def test_flowers_superlink_is_measured() -> None:
     found = flower_superlink.measure(2, stages=1, megabytes=[1])

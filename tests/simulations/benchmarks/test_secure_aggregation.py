@@ -39,7 +39,7 @@ def test_all_parts_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_beside_flower_small() -> None:
-    pytest.importorskip("flwr", reason="pip install 'fedsys[flower]' to compare")
+    pytest.importorskip("flwr", reason="needs flwr, of requirements.lock")
     row = secure_aggregation.upload_row(6, 500, 4, 1, with_flower=True, aim=1.0)
     assert row.flower is not None
     assert row.ratio == row.flower / row.ours

@@ -26,7 +26,7 @@ def test_without_ray_the_remedy_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "simulations.engine.ray", raising=False)
-    with pytest.raises(ConfigError, match=r"pip install 'fedsys\[ray\]'"):
+    with pytest.raises(ConfigError, match=r"-r requirements-extra\.lock"):
         prepare(configure("engine.backend=ray"))
 
 

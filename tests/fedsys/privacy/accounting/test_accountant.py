@@ -347,7 +347,7 @@ def test_charging_a_round_does_not_replay_the_past() -> None:
 def test_meetings_against_brute_force(colluders: int) -> None:
     rng = np.random.default_rng(4)
     cohorts = [np.flatnonzero(rng.random(30) < 0.3) for _ in range(20)]
-    meetings = Meetings(population=30, colluders=colluders, rounds=20)
+    meetings = Meetings(population=30, colluders=colluders)
     for cohort in cohorts:
         meetings.add(cohort)
     sets = [set(cohort.tolist()) for cohort in cohorts]
@@ -371,7 +371,7 @@ def test_meetings_against_brute_force(colluders: int) -> None:
 
 
 def test_large_populations_use_the_participation_bound() -> None:
-    meetings = Meetings(population=EXACT_POPULATION + 1, colluders=1, rounds=3)
+    meetings = Meetings(population=EXACT_POPULATION + 1, colluders=1)
     for cohort in ([1, 2], [1, 3], [1, 4]):
         meetings.add(np.array(cohort))
     assert not meetings.exact
