@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from client.local_data import code_sha256
 from client.training import LocalConfig, Trainer
+from client.training.whole_metrics import whole_metrics
 from fedsys import tasks
 from fedsys.config import Config
 from fedsys.errors import ConfigError, DataError
@@ -53,6 +54,8 @@ class TaskModel:
                 "rounds.mode = 'buffered' with a local procedure: what a client keeps belongs to a "
                 "round, and its rounds overlap here; set rounds.mode = 'synchronous'"
             )
+        whole_metrics(config.evaluation.metrics)
+        self._metrics = config.evaluation.metrics
         self._data: tasks.FederatedData | None = None
         self._looked = False
 
@@ -77,4 +80,6 @@ class TaskModel:
                 self._data = tasks.read_data(self._task, tasks.DataSource.locate(None))
             except DataError as error:
                 _log.warning("no evaluation: %s", error)
-        return None if self._data is None else self._trainer.evaluate(weights, self._data.test)
+        if self._data is None:
+            return None
+        return self._trainer.evaluate(weights, self._data.test, self._metrics)

@@ -42,6 +42,7 @@ from client.training.procedure.loading import procedure_of
 from client.training.procedure.path import ProcedurePath
 from client.training.procedure.visit import Visit
 from client.training.selfcheck import PathFactory, reason_to_refuse
+from client.training.whole_metrics import whole_metrics
 from fedsys.errors import ConfigError, TrainingError
 from fedsys.privacy.encoding.parts import Parts
 from fedsys.tasks import Examples, Task
@@ -166,10 +167,14 @@ class Trainer:
         state = self._model.state_dict()
         return {name: value.detach().cpu().clone() for name, value in state.items()}
 
-    def evaluate(self, weights: Weights, examples: Examples) -> dict[str, float]:
-        """Mean loss and metrics of `weights` over `examples`."""
+    def evaluate(
+        self, weights: Weights, examples: Examples, whole: Sequence[str] = ()
+    ) -> dict[str, float]:
+        """Mean loss and metrics of `weights` over `examples`, and the figures of all of them
+        together that `whole` names; see `client.training.whole_metrics`."""
         self._layout.write(self._model, self._tensor(weights))
-        return evaluate(self._task, self._model, examples.to(self._device))
+        figures = whole_metrics(whole)
+        return evaluate(self._task, self._model, examples.to(self._device), whole=figures)
 
     def choose(
         self,
