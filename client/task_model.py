@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from client.answering.evaluated import respondent_for
 from client.local_data import job_code
 from client.training import LocalConfig, Trainer
+from client.training.whole_metrics import whole_metrics
 from fedsys import tasks
 from fedsys.config import Config
 from fedsys.errors import ConfigError, DataError
@@ -42,6 +43,8 @@ class TaskModel:
         reason = why_not_deployed(self.preprocessing)
         if reason is not None:
             raise ConfigError(f"task {config.task.name} cannot run on devices: {reason}")
+        whole_metrics(config.evaluation.metrics)
+        self._metrics = config.evaluation.metrics
         self._trainer = self._trainer_of(config)
         self.layers = self._trainer.layout.sizes
         trains = config.job.kind == "train"
@@ -81,7 +84,7 @@ class TaskModel:
     def evaluate(self, weights: NDArray[np.float32]) -> dict[str, float] | None:
         """Loss and metrics on this machine's test data; None if there is none."""
         data = self._own_data()
-        return None if data is None else self._trainer.evaluate(weights, data.test)
+        return None if data is None else self._trainer.evaluate(weights, data.test, self._metrics)
 
     def _own_data(self) -> tasks.FederatedData | None:
         if not self._looked:

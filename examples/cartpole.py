@@ -126,6 +126,7 @@ def main(*, quick: bool = False) -> dict[str, float]:
         "local.optimizer": "adam",
         "local.learning_rate": 0.03,
         "server.strategy": "fedavg",
+        "server.learning_rate": 1.0,
         "privacy.mechanism": "none",
         "privacy.clip": 10.0,
         "aggregation.protocol": "float",

@@ -31,6 +31,7 @@ SETTINGS: dict[str, Any] = {
     "local.batch_size": 10,
     "local.learning_rate": 0.1,
     "server.strategy": "fedavg",
+    "server.learning_rate": 1.0,
     "privacy.mechanism": "none",
     "privacy.clip": 10.0,
     "aggregation.protocol": "float",

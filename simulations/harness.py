@@ -238,7 +238,9 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
             clock.clients.append(trained)
             if evaluated:
                 population = setting.population
-                metrics = population.trainer.evaluate(coordinator.weights, setting.test)
+                metrics = population.trainer.evaluate(
+                    coordinator.weights, setting.test, setting.config.evaluation.metrics
+                )
                 with disk_errors(folder.path), uninterrupted():
                     folder.append_metrics(coordinator.reserved, metrics)
             observer(_report(job, metrics, clock))

@@ -13,6 +13,7 @@ import numpy as np
 from client.answering.evaluated import respondent_for
 from client.answering.respondent import Respondent
 from client.training import ExamplePrivacy, ExampleTrainer, LocalConfig, Trainer
+from client.training.whole_metrics import whole_metrics
 from fedsys import tasks
 from fedsys.config import Config
 from fedsys.errors import ConfigError, MechanismError
@@ -174,6 +175,7 @@ def prepare(
         )
     origin = origin or tasks.Origin.named(config.task.name, config.task.options)
     task = origin.task
+    whole_metrics(config.evaluation.metrics)
     if ":" not in config.server.strategy:
         strategy_of(config)  # its name and numbers, before anything is read
     examples = tasks.read_data(task, tasks.DataSource.locate(data))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedsys.tasks import Examples, Task
 
@@ -13,23 +15,35 @@ BATCH = 512
 
 
 def evaluate(
-    task: Task, model: nn.Module, examples: Examples, batch: int = BATCH
+    task: Task,
+    model: nn.Module,
+    examples: Examples,
+    batch: int = BATCH,
+    whole: Mapping[str, Callable[[Tensor, Tensor], float]] | None = None,
 ) -> dict[str, float]:
-    """The means over all examples of ``loss`` and of each of the task's metrics.
+    """The means over all examples of ``loss`` and of each of the task's metrics, and what each of
+    `whole` gives for the outputs and targets of all examples together.
 
     The model is in evaluation mode during the call; sums are accumulated in float64.
     """
     was_training = model.training
     model.eval()
     totals: dict[str, float] = {}
+    kept: list[Tensor] = []
     try:
         with torch.inference_mode():
             for start in range(0, len(examples), batch):
                 some = examples[start : start + batch]
                 outputs = model(some.x)
+                if whole:
+                    kept.append(outputs.cpu())
                 values = {"loss": task.loss(outputs, some.y), **task.metrics(outputs, some.y)}
                 for name, each in values.items():
                     totals[name] = totals.get(name, 0.0) + float(each.double().sum())
     finally:
         model.train(was_training)
-    return {name: total / len(examples) for name, total in totals.items()}
+    found = {name: total / len(examples) for name, total in totals.items()}
+    if whole:
+        outputs, targets = torch.cat(kept), examples.to(torch.device("cpu")).y
+        found |= {name: figure(outputs, targets) for name, figure in whole.items()}
+    return found

@@ -42,6 +42,7 @@ from client.training.procedure.loading import procedure_of
 from client.training.procedure.path import ProcedurePath
 from client.training.procedure.visit import Visit
 from client.training.selfcheck import PathFactory, reason_to_refuse
+from client.training.whole_metrics import whole_metrics
 from fedsys.errors import ConfigError, TrainingError
 from fedsys.model_state import arranged, digest_of
 from fedsys.privacy.encoding.parts import Parts
@@ -180,11 +181,14 @@ class Trainer:
         """SHA-256 of what a ``state_dict`` holds besides the trained weights, and of its form."""
         return digest_of(self.state_dict(self.initial_weights()), self.dimension).frozen
 
-    def evaluate(self, weights: Weights, examples: Examples) -> dict[str, float]:
-        """Mean loss and metrics of `weights` over `examples`."""
+    def evaluate(
+        self, weights: Weights, examples: Examples, whole: Sequence[str] = ()
+    ) -> dict[str, float]:
+        """Mean loss and metrics of `weights` over `examples`, and the figures of all of them
+        together that `whole` names; see `client.training.whole_metrics`."""
         self._layout.write(self._model, self._tensor(weights))
         placed = conformed(self._model, examples.to(self._device))
-        return evaluate(self._task, self._model, placed)
+        return evaluate(self._task, self._model, placed, whole=whole_metrics(whole))
 
     def choose(
         self,

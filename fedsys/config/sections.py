@@ -110,7 +110,8 @@ class Population(Section):
             classes drawn from a Dirichlet distribution. ``shards``: sorted by class, cut into
             pieces, ``shards`` pieces per client. ``by-column``: the clients that the data names.
             ``resampled``: ``examples`` rows per client, drawn with replacement, for measuring
-            systems rather than accuracy.
+            systems rather than accuracy. ``"package.module:Attr"``: a function of your own of
+            (data, clients, seed) that returns each client's rows.
         alpha: Concentration of ``dirichlet``; the smaller it is, the more the clients differ.
         shards: Pieces per client under ``shards``.
         examples: Rows per client under ``resampled``.
@@ -123,9 +124,7 @@ class Population(Section):
     """
 
     clients: Count | None = None
-    partition: Literal["one-each", "iid", "dirichlet", "shards", "by-column", "resampled"] = (
-        "one-each"
-    )
+    partition: str = "one-each"
     alpha: Positive = 0.5
     shards: Count = 2
     examples: Count = 10
@@ -377,10 +376,14 @@ class Evaluation(Section):
     Attributes:
         data: ``test`` evaluates on the task's test examples, ``none`` does not evaluate.
         every: Number of rounds from one evaluation to the next; the last round is always evaluated.
+        metrics: Further figures over the whole test set, which no mean over examples gives:
+            ``macro-f1``, ``auc``, or ``"package.module:Attr"`` for a function of your own of
+            (outputs, targets) that returns a number.
     """
 
     data: Literal["test", "none"] = "test"
     every: Count = 1
+    metrics: Annotated[list[str], Field(max_length=64)] = Field(default_factory=list)
 
 
 class Engine(Section):

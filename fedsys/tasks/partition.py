@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from fedsys.errors import ConfigError, DataError
 from fedsys.tasks.base import FederatedData
 from fedsys.tasks.examples import parts_of
+from fedsys.tasks.named import attribute_of
 from fedsys.tasks.options import nearest
 
 __all__ = ["Compressed", "Partition", "Resampled", "is_held_out", "kept_for", "split"]
@@ -159,12 +160,38 @@ def split(
             clients=_needed(how, clients), size=examples, pool=count, seed=seed
         ),
     }
+    if ":" in how:
+        return _own(how, data, clients, seed)
     if how not in dealers:
         raise ConfigError(
             f"population.partition = {how!r}: allowed are {', '.join(dealers)}"
-            f"{nearest(how, dealers)}"
+            f'{nearest(how, dealers)}; your own is written "package.module:Attr"'
         )
     return dealers[how]()
+
+
+def _own(how: str, data: FederatedData, clients: int | None, seed: int) -> Compressed:
+    """A partition by the user's own function, whose rows are checked."""
+    called = f"population.partition = {how!r}"
+    rows = [
+        np.asarray(each) for each in attribute_of(how, "population.partition")(data, clients, seed)
+    ]
+    if any(len(each) and each.dtype.kind not in "iu" for each in rows):
+        raise ConfigError(f"{called} has to return each client's rows, as integers")
+    rows = [each.astype(np.int64).ravel() for each in rows]
+    if not rows:
+        raise ConfigError(f"{called} returned no client")
+    if clients is not None and len(rows) != clients:
+        raise ConfigError(f"{called} returned {len(rows)} clients; population.clients = {clients}")
+    indices = np.concatenate(rows)
+    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(data.train):
+        raise DataError(
+            f"{called} returned rows {indices.min()} to {indices.max()} of {len(data.train)} "
+            f"training examples"
+        )
+    if len(np.unique(indices)) != len(indices):
+        raise DataError(f"{called} gave an example to two clients, or twice to one")
+    return Compressed(offsets=_offsets(np.array([len(each) for each in rows])), indices=indices)
 
 
 def _check_client(client: int, clients: int) -> None:

@@ -113,3 +113,24 @@ def test_models_of_ones_own_are_better(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("fine-tuned", "own heads"):
         assert found[name].mean > shared.mean + 0.1
         assert found[name].worst_decile > shared.worst_decile + 0.1
+
+
+@pytest.mark.slow
+def test_a_generator_comes_close_and_an_encoder_brings_neighbours_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    made = quickly("gan", tmp_path / "a", monkeypatch)
+    assert made["after"] < made["before"] / 2
+    encoded = quickly("contrastive", tmp_path / "b", monkeypatch)
+    assert encoded["after"] > encoded["before"]
+
+
+@pytest.mark.slow
+def test_adapters_of_a_small_part_learn_what_the_base_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = quickly("lora", tmp_path, monkeypatch)
+    assert found["after"] > found["before"] + 0.2
+    assert found["sent"] < 0.05

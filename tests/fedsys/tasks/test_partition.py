@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedsys.errors import ConfigError, DataError
+from fedsys.errors import ConfigError, DataError, FedsysError
 from fedsys.tasks import Examples, FederatedData, Partition, split
 
 
@@ -133,3 +133,30 @@ def test_wrong_requests_are_one_clear_line() -> None:
     text = Examples(x=torch.zeros(4, 2), y=torch.zeros(4, 3, dtype=torch.int64))
     with pytest.raises(DataError, match="needs one class per example"):
         split(FederatedData(train=text, test=text), "shards", 2, 0)
+
+
+def own(data: FederatedData, clients: int | None, seed: int) -> list[list[int]]:
+    return [[0, 2], [], [1]]
+
+
+def twice(data: FederatedData, clients: int | None, seed: int) -> list[list[int]]:
+    return [[0], [0]]
+
+
+def beyond(data: FederatedData, clients: int | None, seed: int) -> list[list[int]]:
+    return [[10_000_000]]
+
+
+def test_a_partition_of_ones_own_is_checked() -> None:
+    ten = Examples(x=torch.zeros(10, 1), y=torch.zeros(10, dtype=torch.int64))
+    data = FederatedData(train=ten, test=ten)
+    found = split(data, f"{__name__}:own", None, 0)
+    assert [found.indices_of(client).tolist() for client in range(3)] == [[0, 2], [], [1]]
+    for name, clients, message in (
+        ("own", 2, "returned 3 clients"),
+        ("twice", None, "an example to two clients"),
+        ("beyond", None, "returned rows 10000000"),
+        ("nothing", None, "cannot be loaded"),
+    ):
+        with pytest.raises(FedsysError, match=message):
+            split(data, f"{__name__}:{name}", clients, 0)
