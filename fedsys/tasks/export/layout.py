@@ -212,7 +212,7 @@ def _reduce(kind: str) -> Rule:
         rank, name = len(low.shape(x)), low.value(x, low.dtype())
         listed = [dims] if isinstance(dims, int) else list(dims or range(rank))
         axes = [each % rank for each in listed]
-        if all(low.shape(x)[axis] == 1 for axis in axes):
+        if low.shape() and all(low.shape(x)[axis] == 1 for axis in axes):
             return low.reshape(name, low.shape())
         return low.total(kind, name, axes, keep=keepdim)
 

@@ -113,6 +113,13 @@ def test_an_embedding_larger_than_one_hot_rows_with_padding() -> None:
     assert "ScatterND" in {node.operator for node in made.graph.nodes}
 
 
+@pytest.mark.parametrize("kind", ["gradient", "example-gradients"])
+def test_batches_of_one_are_exported(kind: str) -> None:
+    """Comparing with torch is part of exporting; sums over one example become scalars."""
+    made = _export(lambda: nn.Linear(6, 3), rows(6), batch_size=1, kind=kind)
+    assert made.graph.batch_size == 1
+
+
 def _compare_examples(task: Any, examples: Examples, model: nn.Module) -> None:
     made = export_task(task, examples, name="x", options={}, batch_size=5, kind="example-gradients")
     parameters: dict[str, Tensor] = dict(model.named_parameters())
