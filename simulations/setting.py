@@ -28,6 +28,7 @@ from simulations.rounding import check_clip
 __all__ = ["Setting", "clients_at_once", "device_for", "partition_of", "prepare", "trainer_for"]
 
 _FEWEST = 4
+_LARGE = 1 << 23  # coordinates of updates that are not large together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ class Setting:
     @property
     def chunk(self) -> int:
         """Clients that the engine takes at once."""
-        return clients_at_once(self.config.engine.chunk)
+        return clients_at_once(self.config.engine.chunk, self.population.trainer.dimension)
 
     @property
     def facts(self) -> JobFacts:
@@ -152,7 +153,7 @@ def prepare(
         config = _resolved(config, plan, population)
         with using_threads(config.engine.threads or int(trainer.device.type == "cpu")):
             notices = [check_clip(config, plan, population)]
-        at_once = clients_at_once(config.engine.chunk)
+        at_once = clients_at_once(config.engine.chunk, trainer.dimension)
         layout = lay_out(config, plan, population, sources, at_once, recruits)
         notices.insert(0, layout.notice)
         held.pop_all()
@@ -172,9 +173,11 @@ def prepare(
     )
 
 
-def clients_at_once(chunk: int) -> int:
-    """Clients that the engine takes at once: a multiple of the trainer's chunk, at least four."""
-    return chunk * -(-_FEWEST // chunk)
+def clients_at_once(chunk: int, dimension: int) -> int:
+    """Clients that the engine takes at once: a multiple of the trainer's chunk, at least four
+    unless their updates are large."""
+    fewest = max(1, min(_FEWEST, _LARGE // dimension))
+    return chunk * -(-fewest // chunk)
 
 
 def trainer_for(config: Config, task: tasks.Task, device: str, randomness: Randomness) -> Trainer:
