@@ -156,7 +156,8 @@ class Member:
         """Hand over the input, before the message that asks for it arrives.
 
         Args:
-            vector: Shape (dimension,), integers from 0 to 2^modulus_bits - 1; it is copied.
+            vector: Shape (dimension,), integers from 0 to 2^modulus_bits - 1. It is copied, but for
+                a virtual cohort's, which uploads before its host changes it.
 
         Raises:
             InputError: On anything else, and after an input was uploaded in this round.
@@ -173,7 +174,7 @@ class Member:
             raise InputError("an element of the vector is negative")
         checks.input_range(int(array.max()), self.params.modulus_bits)
         width = np.uint32 if self.params.modulus_bits <= 32 else np.uint64
-        self._vector = array.astype(width)
+        self._vector = array.astype(width, copy=self._shared is None)
 
     def handle(self, message: bytes) -> bytes:
         """Answer one server message.
@@ -236,6 +237,8 @@ class Member:
             raise InputError("no input was provided: call provide() before this message")
         now, mark, reply = self._upload(now, session, mark, 0)
         self._commit(now, mark, question, reply)
+        if self.context.buffers == 1:
+            self._vector = None  # it left, and there is one a round
         return reply
 
     def _read_opening(self, body: bytes) -> Session:

@@ -150,7 +150,7 @@ def replay(
     processes = min(max(1, config.engine.processes), cores())
     local = {"backend": "local", "processes": processes}
     here = config.model_copy(update={"engine": config.engine.model_copy(update=local)})
-    at_once = clients_at_once(config.engine.chunk)
+    at_once = clients_at_once(config.engine.chunk, population.trainer.dimension)
     with (
         lay_out(here, recorded.plan, population, randomness, at_once).engine as engine,
         tempfile.TemporaryDirectory(prefix="fedsys-replay-") as scratch,
@@ -293,7 +293,7 @@ def _total(
         raise LedgerError(f"round {number} summed a client that the population does not have")
     chunks = population.chunks(
         survivors,
-        clients_at_once(config.engine.chunk),
+        clients_at_once(config.engine.chunk, population.trainer.dimension),
         processes=max(1, config.engine.processes),
     )
     flat, _tally = engine.total(work, chunks, mechanism.length)

@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 _FEWEST = 4
+<<<<<<< HEAD
 _TRIAL = 20
 
 NOT_PRIVATE = (
@@ -55,6 +56,9 @@ NOT_PRIVATE = (
     "anybody who knows it can subtract the noise; the run's audit will fail, and its model must "
     "not be released"
 )
+=======
+_LARGE = 1 << 23  # coordinates of updates that are not large together
+>>>>>>> integers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +98,7 @@ class Setting:
     @property
     def chunk(self) -> int:
         """Clients that the engine takes at once."""
-        return clients_at_once(self.config.engine.chunk)
+        return clients_at_once(self.config.engine.chunk, self.population.trainer.dimension)
 
     @property
     def gives_nonces(self) -> bool:
@@ -222,11 +226,17 @@ def prepare(
         strategy_of(config, plan, trainer.dimension, parts)
         _check_secure(config, plan)
         config = _resolved(config, plan, population)
+<<<<<<< HEAD
         if trains:
             with using_threads(threads):
                 clipped = check_clip(config, plan, population)
         notices = [unasked, clipped, check_turns(plan), _refused_by_secure(config, plan)]
         at_once = clients_at_once(config.engine.chunk)
+=======
+        with using_threads(config.engine.threads or int(trainer.device.type == "cpu")):
+            notices = [check_clip(config, plan, population)]
+        at_once = clients_at_once(config.engine.chunk, trainer.dimension)
+>>>>>>> integers
         layout = lay_out(config, plan, population, sources, at_once, recruits)
         notices.insert(0, layout.notice)
         if sources.reproducible:
@@ -249,9 +259,11 @@ def prepare(
     )
 
 
-def clients_at_once(chunk: int) -> int:
-    """Clients that the engine takes at once: a multiple of the trainer's chunk, at least four."""
-    return chunk * -(-_FEWEST // chunk)
+def clients_at_once(chunk: int, dimension: int) -> int:
+    """Clients that the engine takes at once: a multiple of the trainer's chunk, at least four
+    unless their updates are large."""
+    fewest = max(1, min(_FEWEST, _LARGE // dimension))
+    return chunk * -(-fewest // chunk)
 
 
 def trainer_for(

@@ -23,7 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsys.errors import MechanismError
-from fedsys.privacy.encoding.clipping import clipping_factors, squared_norm_limit, wide_scale
+from fedsys.privacy.encoding.clipping import (
+    SURELY_WITHIN,
+    clipping_factors,
+    squared_norm_limit,
+    wide_scale,
+)
 
 __all__ = ["Clipped", "add_clipped_integers"]
 
@@ -31,10 +36,6 @@ _PASSES = 4  # as in fedsys.privacy.encoding.clipping
 _HOST_TILE = 1 << 17  # coordinates: a tile of float64 is 1 MiB, about a second-level cache
 _DEVICE_TILE = 1 << 26
 _FEWEST_COLUMNS = 1 << 10
-
-_SURE = 0.99
-"""Rounding lengthens a row by at most sqrt(d) / 2, a norm of C / 128, so a row of this norm in C or
-less stays within the limit: 0.99 + 1/128 < 1."""
 
 _LIKELY = 1 - 2e-5
 """Rounding adds about d / 12 to a square of up to 4096 d: above this norm, in C, a row is likely to
@@ -112,7 +113,7 @@ class _Rows:
             over = long[squares > limit]
             factors[over] *= _shrinking(squares[squares > limit], limit, 0)
             passes[over] = 1
-        squares = self._add(total, factors, check=bool((norms > clip * _SURE).any()))
+        squares = self._add(total, factors, check=bool((norms > clip * SURELY_WITHIN).any()))
         for row in np.flatnonzero(squares > limit).tolist():
             self._only(np.array([row]))._shrink_further(
                 total, factors[row : row + 1], squares[row : row + 1], limit, int(passes[row])

@@ -60,8 +60,11 @@ def candidates(paths: Sequence[str], clients: int, most: int) -> list[tuple[str,
 
     >>> candidates(["dual", "loop"], clients=20, most=1000)
     [('dual', 8), ('dual', 32), ('loop', 1)]
+
+    Of clients so large that the smallest chunk does not fit, half as many are taken: their
+    gradients on the way, updates and encoded vectors need as much memory again.
     """
-    fitting = [chunk for chunk in CHUNKS if chunk <= most] or [max(1, most)]
+    fitting = [chunk for chunk in CHUNKS if chunk <= most] or [max(1, most // 2)]
     enough = next((at for at, chunk in enumerate(fitting) if chunk >= clients), len(fitting))
     chunks = fitting[: enough + 1]
     return [(path, chunk) for path in paths for chunk in ([1] if path == "loop" else chunks)]

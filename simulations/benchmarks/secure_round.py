@@ -87,6 +87,7 @@ def measure(agents: int, *, dimension: int, rounds: int = 3, processes: int = 2)
             "agent_cpu_s": round(float(spent[2:].sum()) / rounds / agents, 3),
             "bound_cpu_s": {name: round(value, 2) for name, value in least.items()},
             "of_bound": round(sum(least.values()) / (float(spent.sum()) / rounds), 2),
+            "upload_kb": round(_upload_bytes(config, agents, dimension) / 1024, 1),
             "coordinator_at_rest_mb": at_rest,
             "coordinator_peak_mb": _peak(crowd.coordinator.pid),
             "agents_peak_mb": round(sum(_peak(each.pid) for each in crowd.holders), 1),
@@ -141,6 +142,15 @@ def bound(config: Config, agents: int, *, dimension: int) -> dict[str, float]:
         / len(data),
         "AES-GCM": 2 * moved * _seconds(lambda: cipher.encrypt(nonce, data, None)) / len(data),
     }
+
+
+def _upload_bytes(config: Config, agents: int, dimension: int) -> int:
+    """Bytes of the largest upload that is allowed."""
+    plan = plan_for(config, population=agents, layers=(dimension,))
+    mechanism = plan.build_mechanism()
+    bits = mechanism.modulus_bits
+    params = round_params(plan, agents, length=mechanism.length, modulus_bits=bits)
+    return Limits(params).largest_upload
 
 
 def _seconds(work: Callable[[], object]) -> float:

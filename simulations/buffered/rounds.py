@@ -267,7 +267,7 @@ class BufferedRounds:
         for work, clients in self._works(buffer):
             summed.trained += len(set(clients) - work.exhausted)
             for chunk, privatized in setting.engine.vectors(work, self._chunks(clients)):
-                vectors |= {id: privatized.values[row] for row, id in enumerate(chunk)}
+                vectors |= {id: privatized.values[row].copy() for row, id in enumerate(chunk)}
                 summed.clipped += int(privatized.clipped.sum())
                 summed.unusable += int(privatized.unusable.sum())
         for upload in buffer.uploads:

@@ -44,7 +44,10 @@ class Engine(Protocol):
         ...
 
     def vectors(self, work: RoundWork, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, Encoded]]:
-        """Each client's own privatized vector, chunk by chunk; chunks may come in any order."""
+        """Each client's own privatized vector, chunk by chunk; chunks may come in any order.
+
+        The next chunk may overwrite the vectors of the one before.
+        """
         ...
 
     def draw_ahead(self, round: int, key: bytes) -> bool:

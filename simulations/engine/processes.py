@@ -214,7 +214,7 @@ class Processes(Engine):
         """See `Engine`."""
         slots = self._arena.array("vectors")
         for at, reply, member in self._run(work, chunks, "vectors"):
-            vectors = slots[member.row, : len(chunks[at])].copy()
+            vectors = slots[member.row, : len(chunks[at])]
             clipped, unusable, norms = reply[2:]
             yield (
                 chunks[at],

@@ -28,6 +28,7 @@ from fedsys.privacy.encoding.encoded import Encoded
 
 __all__ = [
     "INTEGERS_PER_COORDINATE",
+    "SURELY_WITHIN",
     "check_updates",
     "clip_to_integers",
     "clipping_factors",
@@ -38,6 +39,10 @@ __all__ = [
 
 INTEGERS_PER_COORDINATE = 64
 """s C = 64 sqrt(d): the root mean square of a clipped update's integers is 64."""
+
+SURELY_WITHIN = 0.99
+"""Rounding lengthens a row by at most sqrt(d) / 2, a norm of C / 128, so a row of this norm in C or
+less stays within the limit: 0.99 + 1/128 < 1."""
 
 _PASSES = 4
 _DOT = 1 << 13  # OpenBLAS uses threads from 10,000 elements on
@@ -143,6 +148,11 @@ def clip_to_integers(updates: NDArray[Any], *, clip: float) -> Encoded:
     values = np.empty((count, dimension), dtype=np.int32)
     finite = np.empty(count, dtype=np.bool_)
     norms = np.empty(count, dtype=np.float64)
+    if dimension > _BLOCK:
+        with np.errstate(over="ignore", invalid="ignore"):
+            for row, update in enumerate(updates):
+                norms[row], finite[row] = _clip_into(values[row], update, clip, scale, limit)
+        return Encoded(values=values, clipped=norms > clip, unusable=~finite, norms=norms)
     rows_at_once = max(1, _BLOCK // dimension)
     for start in range(0, count, rows_at_once):
         part = slice(start, start + rows_at_once)
@@ -170,6 +180,49 @@ def _round_within(
     for row in np.flatnonzero(squares > limit):
         rounded[row] = _shrink(rows[row], float(factors[row]), float(squares[row]), limit)
     return rounded
+
+
+def _clip_into(
+    out: NDArray[np.int32], row: NDArray[Any], clip: float, scale: float, limit: int
+) -> tuple[float, bool]:
+    """`clip_to_integers` for one long row (d,) of many, block by block in the cache; it stops as
+    soon as the row fits. Returns its norm, and whether it is finite."""
+    parts = [slice(start, start + _BLOCK) for start in range(0, len(row), _BLOCK)]
+    wide = np.empty(min(_BLOCK, len(row)))
+
+    def scaled(part: slice, factor: float) -> NDArray[np.float64]:
+        block = wide[: len(row[part])]
+        np.copyto(block, row[part])
+        return np.multiply(block, factor, out=block)
+
+    square = sum(_square(scaled(part, 1.0)) for part in parts)
+    peaks = None if math.isfinite(square) else np.abs(row).max(keepdims=True).astype(np.float64)
+    found, finite = _norms_of(np.array([square]), peaks, len(row))
+    norm = float(found[0])
+    if not finite[0]:
+        out[:] = 0
+        return norm, False
+    factor = float(clipping_factors(found, clip=clip, scale=scale)[0])
+    sure = norm <= SURELY_WITHIN * clip
+    for attempt in range(_PASSES + 1):
+        square = 0.0
+        for part in parts:
+            block = scaled(part, factor)
+            np.rint(block, out=block)
+            square += 0.0 if sure else _square(block)
+            out[part] = block
+        if square <= limit:
+            return norm, True
+        if attempt < _PASSES:
+            factor *= math.sqrt(limit / square) * (1 - 2.0 ** (attempt - 9))
+    square = 0.0
+    for part in parts:
+        block = scaled(part, factor * (1 - 2.0**-20))
+        np.trunc(block, out=block)
+        square += _square(block)
+        out[part] = block
+    out *= square <= limit  # see the end of `_shrink`
+    return norm, True
 
 
 def _clip_one(row: NDArray[Any], *, clip: float, scale: float, limit: int) -> Encoded:

@@ -57,7 +57,10 @@ class WideEncoder:
                 f"updates must have shape (K, {event.dimension}), got {updates.shape}"
             )
         integers = clip_to_integers(updates, clip=event.clip)
-        return replace(integers, values=to_ring(integers.values, bits=event.modulus_bits))
+        values = integers.values
+        if event.modulus_bits == 32:  # the same 32 bits, without a copy
+            return replace(integers, values=values.view(np.uint32))
+        return replace(integers, values=to_ring(values, bits=event.modulus_bits))
 
     def decode(self, total: NDArray[Any], *, seed: bytes = b"") -> NDArray[np.float64]:
         """The mean update (d,) from a sum mod 2^b (d,).

@@ -119,7 +119,10 @@ def test_one_process_and_several_give_the_same_bits(alone: Callable[..., Setting
             np.testing.assert_array_equal(found, expected)
             assert counted == seen
             assert seen.trained == 100
-        apart = dict(pool.vectors(work_of(setting), chunks))
+        apart = {
+            chunk: dataclasses.replace(found, values=found.values.copy())
+            for chunk, found in pool.vectors(work_of(setting), chunks)
+        }
         assert set(apart) == set(chunks)
         for chunk, privatized in setting.engine.vectors(work_of(setting), chunks):
             np.testing.assert_array_equal(apart[chunk].values, privatized.values)

@@ -108,6 +108,19 @@ HARD: dict[str, Callable[[int], Any]] = {
 }
 
 
+@pytest.mark.parametrize("clip", [1.0, 1e3])
+def test_long_rows_are_clipped_alike_alone_and_among_others(clip: float) -> None:
+    """Longer than a block, where many rows are clipped one by one and stop early."""
+    noise = np.random.default_rng(4).standard_normal(70_001)
+    rows = np.stack([*(row(70_001) for row in HARD.values()), noise, noise * 1e-4, noise / 265])
+    together = clip_to_integers(rows, clip=clip)
+    for k, row in enumerate(rows):
+        alone = clip_to_integers(row[None], clip=clip)
+        np.testing.assert_array_equal(alone.values[0], together.values[k])
+        for name in ("clipped", "unusable", "norms"):
+            assert getattr(alone, name)[0] == getattr(together, name)[k]
+
+
 def passes(row: NDArray[np.float64], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The operations over all coordinates that clipping one row takes, in order."""
     found: list[str] = []
