@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 _FEWEST = 4
-<<<<<<< HEAD
+_LARGE = 1 << 23  # coordinates of updates that are not large together
 _TRIAL = 20
 
 NOT_PRIVATE = (
@@ -56,9 +56,6 @@ NOT_PRIVATE = (
     "anybody who knows it can subtract the noise; the run's audit will fail, and its model must "
     "not be released"
 )
-=======
-_LARGE = 1 << 23  # coordinates of updates that are not large together
->>>>>>> integers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,17 +223,11 @@ def prepare(
         strategy_of(config, plan, trainer.dimension, parts)
         _check_secure(config, plan)
         config = _resolved(config, plan, population)
-<<<<<<< HEAD
         if trains:
             with using_threads(threads):
                 clipped = check_clip(config, plan, population)
         notices = [unasked, clipped, check_turns(plan), _refused_by_secure(config, plan)]
-        at_once = clients_at_once(config.engine.chunk)
-=======
-        with using_threads(config.engine.threads or int(trainer.device.type == "cpu")):
-            notices = [check_clip(config, plan, population)]
         at_once = clients_at_once(config.engine.chunk, trainer.dimension)
->>>>>>> integers
         layout = lay_out(config, plan, population, sources, at_once, recruits)
         notices.insert(0, layout.notice)
         if sources.reproducible:
@@ -262,7 +253,7 @@ def prepare(
 def clients_at_once(chunk: int, dimension: int) -> int:
     """Clients that the engine takes at once: a multiple of the trainer's chunk, at least four
     unless their updates are large."""
-    fewest = max(1, min(_FEWEST, _LARGE // dimension))
+    fewest = max(1, min(_FEWEST, _LARGE // max(1, dimension)))
     return chunk * -(-fewest // chunk)
 
 
