@@ -66,7 +66,7 @@ class ByClient:
         return self._joined(np.flatnonzero(self.sizes).tolist())
 
     def take(self, rows: Sequence[Rows]) -> tuple[Examples, list[Rows]]:
-        """The examples of the clients that hold these rows, and where in them the rows are.
+        """The examples of the clients that hold these rows, and where among them the rows are.
 
         Raises:
             DataError: a client's examples could not be read, or are not as many as its size.
