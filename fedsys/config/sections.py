@@ -100,7 +100,7 @@ class Population(Section):
     )
     alpha: Positive = 0.5
     shards: Count = 2
-    examples: Count = 10
+    examples: Annotated[int, Field(ge=1, le=10**6)] = 10
 
 
 class Cohort(Section):
