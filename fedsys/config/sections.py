@@ -127,7 +127,7 @@ class Population(Section):
     partition: str = "one-each"
     alpha: Positive = 0.5
     shards: Count = 2
-    examples: Count = 10
+    examples: Annotated[int, Field(ge=1, le=10**6)] = 10
     held_out: Fraction = 0.0
     devices: Annotated[str, Field(pattern=r"^[A-Za-z0-9._=*?\[\]! -]{0,1000}$")] = ""
 

@@ -27,7 +27,7 @@ class Synthetic(Classification):
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         given = Options(self.name, options, ("examples", "hidden"))
-        self._examples = given.count("examples", 20_000, low=10)
+        self._examples = given.count("examples", 20_000, low=10, high=10**6)
         self._hidden = given.count("hidden", 64, high=65536)
 
     def init_model(self, seed: int) -> nn.Module:
