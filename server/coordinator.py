@@ -193,7 +193,7 @@ class Coordinator:
         """
         number = self._ledger.next_round
         seed = self._seeds.setdefault(number, entropy(SEED_BYTES))
-        return noise_key(mixed(self.terms.job, number, seed, {}))
+        return noise_key(mixed(number, seed, {}))
 
     def begin_round(self, entropy: Entropy) -> OpenRound:
         """Reserve the next round durably and commit to its seed, then draw its cohort: from the
@@ -397,7 +397,7 @@ class Coordinator:
         return Opening(seed=seed, nonces=nonces, cohort=self._cohort_key)
 
     def _mixed(self, opening: Opening) -> bytes:
-        return mixed(self.terms.job, self._current().number, opening.seed, opening.nonces)
+        return mixed(self._current().number, opening.seed, opening.nonces)
 
     def _current(self) -> OpenRound:
         if self._open is None:

@@ -263,7 +263,7 @@ def _mix(view: LedgerView, ledger: Ledger) -> bytes | None:
     number = view.rounds[-1].round
     line = ledger.private_rounds[number]
     opening = Opening.parse(line.get("opening"), line["survivors"], f"round {number}")
-    return mixed(bytes.fromhex(view.header["job"]), number, opening.seed, opening.nonces)
+    return mixed(number, opening.seed, opening.nonces)
 
 
 def _job(

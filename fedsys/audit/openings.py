@@ -93,7 +93,7 @@ class Openings:
             if record.reserve.get("seed_sha256") != committed:
                 raise LedgerError(f"round {number}: the seed is not the one committed to")
             self._draw_cohort(number, opening, sampled)
-            mix = openings.mixed(self._job, number, opening.seed, opening.nonces)
+            mix = openings.mixed(number, opening.seed, opening.nonces)
             self._mixes = {number: (mix, bool(opening.nonces))}
         except (LedgerError, MechanismError) as error:
             self.problem = str(error)

@@ -77,7 +77,7 @@ class Draws:
             for at, client in enumerate(survivors if nonces else [])
         )
         mix = hashlib.sha256(
-            b"fedsys round mix v1\0" + place + framed(seed) + u32(len(nonces) // 16) + mixed
+            b"fedsys round mix v1\0" + u32(number) + framed(seed) + u32(len(nonces) // 16) + mixed
         ).digest()
         before = self._mix if self._mix[0] == number - 1 > 0 else None
         require((before is None) == ("cohort_key" in found), "a cohort of another key")

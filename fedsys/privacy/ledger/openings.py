@@ -6,8 +6,8 @@ and the cohort of the next one. So neither can be chosen by the coordinator, and
 opens both to an auditor.
 
 >>> seed = bytes(32)
->>> mix = mixed(b"j" * 32, 1, seed, {3: b"n" * 16})
->>> mix != mixed(b"j" * 32, 1, seed, {})
+>>> mix = mixed(1, seed, {3: b"n" * 16})
+>>> mix != mixed(1, seed, {})
 True
 >>> noise_key(mix) != cohort_key(mix)
 True
@@ -55,9 +55,9 @@ def seed_commitment(job: bytes, round: int, seed: bytes) -> str:
     return hashlib.sha256(b"fedsys round seed v1\x00" + place + _framed(seed)).hexdigest()
 
 
-def mixed(job: bytes, round: int, seed: bytes, nonces: Mapping[int, bytes]) -> bytes:
+def mixed(round: int, seed: bytes, nonces: Mapping[int, bytes]) -> bytes:
     """The 32 bytes that a round's seed and its members' nonces, by client, give."""
-    digest = hashlib.sha256(b"fedsys round mix v1\x00" + _framed(job) + round.to_bytes(4, "big"))
+    digest = hashlib.sha256(b"fedsys round mix v1\x00" + round.to_bytes(4, "big"))
     digest.update(_framed(seed) + len(nonces).to_bytes(4, "big"))
     for client in sorted(nonces):
         digest.update(client.to_bytes(4, "big") + _framed(nonces[client]))
