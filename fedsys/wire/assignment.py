@@ -82,7 +82,7 @@ class Assignment:
         digest.update(len(head).to_bytes(8, "big"))
         digest.update(head)
         for each in (self.weights, *self.shared.values()):
-            digest.update(np.ascontiguousarray(each, dtype="<f4").tobytes())
+            digest.update(np.ascontiguousarray(each, dtype="<f4").reshape(-1).data)
         return digest.digest()
 
     @cached_property

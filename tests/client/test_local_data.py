@@ -91,6 +91,9 @@ def test_shards_are_the_simulators_iid_partition() -> None:
         ({"local": {"epochs": 0}}, "local.epochs"),
         ({"local": {"code": "x"}}, "not possible here"),
         ({"path": "warp"}, "engine.path"),
+        ({"local": {"procedure": "os:system"}}, "this device runs none of its own"),
+        ({"local": {"procedure": "scaffold"}}, "sends 1300"),
+        ({"weight_cap": 10}, "sends 651"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(change: dict[str, Any], reason: str) -> None:
@@ -98,6 +101,18 @@ def test_what_cannot_be_trained_is_refused(change: dict[str, Any], reason: str) 
     worker.check(TERMS)
     with pytest.raises(PolicyRefusal, match=reason):
         worker.check(dataclasses.replace(TERMS, **change))
+
+
+def test_a_procedure_of_the_owners_is_part_of_the_hash() -> None:
+    own = "tests.client.training.procedure.own:draws"
+    worker = LocalData(DataSpec(task="digits"), procedure=own)
+    plain = LocalData(DataSpec(task="digits"))
+    assert worker.sha256 == code_sha256(worker.task, own) != plain.sha256
+    assert code_sha256(plain.task, "scaffold") == plain.sha256  # ships with the product
+    asked = dataclasses.replace(TERMS, local={"procedure": own})
+    worker.check(asked)
+    with pytest.raises(PolicyRefusal, match="--procedure"):
+        plain.check(asked)
 
 
 class Rounds:

@@ -24,6 +24,7 @@ ASSIGNMENT = Assignment(
     mechanism={"clip": 0.3},
     seed=5,
     terms=bytes(32),
+    shared={"control": np.ones((2, 2), np.float32), "pace": np.array(3, np.float32)},
 )
 
 
@@ -31,6 +32,11 @@ def test_an_assignment_reads_back_equal() -> None:
     found = Assignment.decode(ASSIGNMENT.head, ASSIGNMENT.weights_bytes)
     assert found.digest == ASSIGNMENT.digest
     assert np.array_equal(found.weights, ASSIGNMENT.weights)
+    assert {name: each.shape for name, each in found.shared.items()} == {
+        "control": (2, 2),
+        "pace": (),
+    }
+    assert found.shared["pace"] == 3
     assert found.context == ASSIGNMENT.context
 
 
@@ -43,6 +49,8 @@ def test_an_assignment_reads_back_equal() -> None:
         {"terms": b"\1" + bytes(31)},
         {"mechanism": {"clip": 0.30000000000000004}},
         {"weights": np.linspace(-1, 1.0000002, 7, dtype=np.float32)},
+        {"shared": {}},
+        {"shared": {**ASSIGNMENT.shared, "pace": np.array(4, np.float32)}},
     ],
 )
 def test_the_digest_depends_on_everything(change: dict[str, Any]) -> None:
@@ -61,6 +69,13 @@ def test_the_digest_depends_on_everything(change: dict[str, Any]) -> None:
         ("task", 1),
         ("local", []),
         ("extra", 1),
+        ("shared", {}),
+        ("shared", [["a", [2**39]]]),
+        ("shared", [["a", [-1]]]),
+        ("shared", [["a", [1]], ["a", [1]]]),
+        ("shared", [["a\n", [1]]]),
+        ("shared", [["a"]] * 2),
+        ("shared", [["a", [1]]] * 2000),
     ],
 )
 def test_a_malformed_assignment_is_refused(key: str, value: object) -> None:
