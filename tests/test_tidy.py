@@ -33,7 +33,6 @@ LONG_FUNCTIONS = {
     "tests/simulations/test_random_jobs.py:draw": "draws every key of a configuration",
 }
 MANY_PARAMETERS = {
-    "client/session.py:__init__": "whatever tests and the deterministic world replace",
     "client/training/graph/path.py:__init__": "buffers of one recorded epoch, made together",
     "fedsys/cli/privacy.py:_job": "the command's options",
     "fedsys/cli/privacy_plan.py:plan": "the command's options",

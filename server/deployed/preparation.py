@@ -20,8 +20,9 @@ from fedsys.privacy.accounting.adding import Standing, composed
 from fedsys.run_folder import RunFolder
 from fedsys.wire.members import Members
 from fedsys.wire.roster import RosterStatement
-from fedsys.wire.terms import Buffering, Terms
+from fedsys.wire.terms import Terms
 from server.asking import everybody
+from server.deployed.fit import JobFailed, buffering_of, require_fit, require_params
 from server.deployed.job_model import JobModel, ModelSource
 from server.deployed.spending import promised_by, standing_of
 from server.home.enrollment import Registry
@@ -31,16 +32,11 @@ from server.job import Job, JobFacts
 from server.job_ending import finish_ended, is_unfinished_end
 from server.job_opening import JobSpec, Weights, reached, restore_job, start_job, take_up
 from server.job_settings import budget_of, clipping_for, parts_of, plan_for
-from server.rounds import params_for
 from server.strategy_base import shared_by
 
 __all__ = ["AlreadyOver", "FolderLost", "JobFailed", "Preparation", "PreparedJob"]
 
 _log = logging.getLogger(__name__)
-
-
-class JobFailed(FedsysError):
-    """A job ends without a result that it was asked for; the message goes to the operator."""
 
 
 class FolderLost(ConfigError):
@@ -161,7 +157,7 @@ class Preparation:
             raise JobFailed("no node is on the roster; enrol devices first")
         roster = roster.only(self._chosen(config, roster))
         config = everybody(config, len(roster.members))
-        _require_fit(config, len(roster.members))
+        require_fit(config, len(roster.members))
         model = self._models(config)
         plan = _plan(config, model, roster)
         if plan.colluders < roster.colluders:
@@ -169,7 +165,7 @@ class Preparation:
                 f"privacy.max_colluders = {plan.colluders}, but the roster's authority expects "
                 f"{roster.colluders} colluders; set privacy.max_colluders = {roster.colluders}"
             )
-        _require_params(config, plan, roster)
+        require_params(config, plan, roster)
         return config, plan, model, roster
 
     def _chosen(self, config: Config, roster: RosterStatement) -> tuple[int, ...]:
@@ -407,60 +403,6 @@ def _ids(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split()))
 
 
-def _require_fit(config: Config, population: int) -> None:
-    if config.job.reproducible:
-        raise JobFailed(
-            "job.reproducible = true draws noise from a seed, which is for simulations: devices "
-            "never do; remove it"
-        )
-    wanted = config.population.clients
-    if wanted is not None and wanted != population:
-        raise JobFailed(
-            f"population.clients = {wanted}, but {population} nodes are on the roster; leave "
-            f"it out, or enrol and revoke nodes"
-        )
-    if config.cohort.expected > population:
-        raise JobFailed(
-            f"cohort.expected = {config.cohort.expected}, but {population} nodes are on the "
-            f"roster; enrol more, or ask for fewer"
-        )
-    training = config.rounds.concurrency
-    if training is not None and training > population:
-        raise JobFailed(
-            f"rounds.concurrency = {training}, but {population} nodes are on the roster; enrol "
-            f"more, or have fewer train at a time"
-        )
-    if config.aggregation.protocol != "secure":
-        raise JobFailed(
-            f"aggregation.protocol = '{config.aggregation.protocol}' is for simulations; "
-            f"devices take part in 'secure' only"
-        )
-
-
-def _require_params(config: Config, plan: PrivacyPlan, roster: RosterStatement) -> None:
-    """Raise unless secure aggregation can serve this job's cohorts, or epochs, from this roster."""
-    buffering = _buffering(config)
-    size = config.cohort.expected if buffering is None else buffering.largest_epoch(plan)
-    params = params_for(plan, plan.build_mechanism(), roster.roster, size)
-    if buffering is not None and params.min_included > plan.cap:
-        raise JobFailed(
-            f"rounds.buffer = {plan.cap}: of the {size} members of an epoch "
-            f"{params.min_included - 2} may collude and be in one buffer; raise rounds.buffer to "
-            f"{params.min_included}, or lower rounds.epoch or rounds.concurrency"
-        )
-
-
-def _buffering(config: Config) -> Buffering | None:
-    rounds = config.rounds
-    if rounds.mode == "synchronous":
-        return None
-    return Buffering(
-        concurrency=rounds.concurrency or 0,
-        epoch=rounds.epoch,
-        max_staleness=rounds.max_staleness,
-    )
-
-
 def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -> PreparedJob:
     """The job whose terms devices are asked to agree to, and whose rounds name those terms."""
     coordinator, kind = job.coordinator, job.config.job.kind
@@ -480,7 +422,7 @@ def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -
         roster_version=roster.version,
         roster_hash=roster.hash.hex(),
         answer=job.config.rounds.answer,
-        buffering=_buffering(job.config),
+        buffering=buffering_of(job.config),
         shared=sum(each.size for each in shared_by(coordinator.strategy).values()),
         weight_cap=parts_of(job.config, model.parts).weight_cap,
         kind=kind,

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import client.local_data
-from client.local_data import DataSpec, LocalData
+from client.local_data import DataSpec, LocalData, job_code
 from client.training.example.privacy import ExamplePrivateTrainer
 from fedsys import tasks
 from fedsys.errors import ConfigError, PolicyRefusal
@@ -107,8 +107,8 @@ def test_a_procedure_of_the_owners_is_part_of_the_hash() -> None:
     own = "tests.client.training.procedure.own:draws"
     worker = LocalData(DataSpec(task="digits"), procedure=own)
     plain = LocalData(DataSpec(task="digits"))
-    assert worker.sha256 == code_sha256(worker.task, own) != plain.sha256
-    assert code_sha256(plain.task, "scaffold") == plain.sha256  # ships with the product
+    assert worker.sha256 == job_code(worker.task, own).sha256 != plain.sha256
+    assert job_code(plain.task, "scaffold").sha256 == plain.sha256  # ships with the product
     asked = dataclasses.replace(TERMS, local={"procedure": own})
     worker.check(asked)
     with pytest.raises(PolicyRefusal, match="--procedure"):

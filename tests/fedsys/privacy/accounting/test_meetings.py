@@ -12,7 +12,7 @@ from fedsys.privacy.accounting.meetings import Meetings
 def test_pairs_of_small_and_large_cohorts(size: int) -> None:
     """In one go up to 512 clients, row by row above; the order of a cohort does not matter."""
     rng = np.random.default_rng(size)
-    counted = Meetings(population=800, colluders=1, rounds=12)
+    counted = Meetings(population=800, colluders=1)
     together = np.zeros((800, 800), dtype=np.int64)
     for _ in range(12):
         cohort = rng.choice(800, size=size, replace=False)
@@ -23,7 +23,7 @@ def test_pairs_of_small_and_large_cohorts(size: int) -> None:
 
 
 def test_many_rounds_widen_the_table() -> None:
-    counted = Meetings(population=3, colluders=1, rounds=70_000)
+    counted = Meetings(population=3, colluders=1)
     pair = np.array([2, 0])
     for _ in range((1 << 16) + 2):
         counted.add(pair)
