@@ -68,6 +68,7 @@ def _checked(members: Members, view: LedgerView, plan: PrivacyPlan) -> KnownMemb
     listed = (roster.version, roster.hash.hex())
     if listed != (stated.get("roster_version"), stated.get("roster_sha256")):
         raise LedgerError("the roster is not the one that the ledger's header names")
+    roster = roster.only(terms.members)
     if len(roster.members) != plan.population:
         raise LedgerError(f"the roster has {len(roster.members)} members, not {plan.population}")
     same = (

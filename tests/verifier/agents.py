@@ -74,11 +74,15 @@ def members(path: Path, ledger: Ledger, plan: Plan) -> tuple[list[str], str]:
     stated = ledger.header["population"]
     require(stated["roster_sha256"] == digest, "another roster")
     require(stated["roster_version"] == roster["version"], "another version of the roster")
-    require(len(roster["members"]) == plan.population, "another population")
+    part = terms.get("members")
+    require(part is None or (part and part == sorted(set(part))), "members in another order")
+    chosen = [each for each in sorted(roster["members"]) if part is None or each[0] in part]
+    require(part is None or len(chosen) == len(part), "members who are not on the roster")
+    require(len(chosen) == plan.population, "another population")
     require(terms["job"] == ledger.header["job"], "terms of another job")
     require(canonical(terms["plan"]) == canonical(ledger.header["plan"]), "another plan agreed to")
     require(terms["roster_hash"] == digest, "another roster agreed to")
-    keys = [key for _, key in sorted(roster["members"])]
+    keys = [key for _, key in chosen]
     return keys, hashlib.sha256(b"fedsys terms v1\0" + text).hexdigest()
 
 

@@ -19,6 +19,7 @@ from client.identity import Credentials, pem_of
 from client.policy import Policy
 from client.session import Session
 from client.volatile import VolatileStore
+from fedsys.audit import audit_run
 from fedsys.config import Config, dump, validate
 from fedsys.durable import DurableFile
 from fedsys.errors import ConfigError
@@ -385,8 +386,10 @@ def test_a_job_takes_the_devices_that_it_names_by_name_or_label(
     assert row.status == "completed", row.reason
     assert set(found.asked) == {1, 3, 5, 6}
     assert outcomes(found, job).count("commit") >= 2
-    header = read_ledger(found.home.jobs / job / "ledger.jsonl").header
-    assert header["population"]["clients"] == 4
+    run = found.home.jobs / job
+    assert read_ledger(run / "ledger.jsonl").header["population"]["clients"] == 4
+    claims = {each.name: each.holds for each in audit_run(run).claims}
+    assert claims["Members"] is claims["Countersignatures"] is True
     none = submit(found.state, chosen(4, 1, "ward=north"))
     row = found.run(none.id)
     assert "population.devices = 'ward=north': no device on the roster" in row.reason
