@@ -20,7 +20,7 @@ import fedsys
 from fedsys.tasks import Examples
 from fedsys.tasks.digits import Digits
 
-STRENGTH, TEMPERATURE = 2.0, 2.0
+STRENGTH, TEMPERATURE = 0.1, 2.0
 
 
 class Taught(Digits):
