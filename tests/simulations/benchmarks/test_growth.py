@@ -51,7 +51,7 @@ def test_points_are_kept_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A folder that holds every point is not measured again."""
     monkeypatch.setattr(growth, "AXES", {"simulation": {"cohort": (30, 100, 300, 1000)}})
     monkeypatch.setattr(growth, "VARIANTS", {"simulation": ("ideal",)})
-    monkeypatch.setattr(growth.subprocess, "run", lambda *_a, **_k: pytest.fail("measured again"))
+    monkeypatch.setattr("subprocess.run", lambda *_a, **_k: pytest.fail("measured again"))
     for point in points(1.0):
         (tmp_path / f"simulation_ideal_cohort_{point['cohort']}.json").write_text(json.dumps(point))
     growth.main(["--subjects", "simulation", "--out", str(tmp_path)])
