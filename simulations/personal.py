@@ -80,7 +80,7 @@ def evaluate_clients(
             continue
         model = task.init_model(config.job.seed)
         model.load_state_dict(weights)
-        own = tasks.Examples(x=held.train.x[rows], y=held.train.y[rows])
+        own = held.train.take(rows)
         with tasks.seeded(config.job.seed + client):
             found[client] = float(evaluate(model, own, states.load(client, _EVER)))
     states.close()

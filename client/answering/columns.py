@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fedsys.errors import DataError
@@ -38,7 +39,7 @@ def columns_of(
     Raises:
         DataError: there is no such column; the message names some that there are.
     """
-    some = Examples(x=examples.x[rows], y=examples.y[rows])
+    some = examples.take(torch.from_numpy(np.asarray(rows, dtype=np.int64)))
     found: dict[str, Column] = {}
     own = getattr(task, "query_columns", None)
     if callable(own):
@@ -47,9 +48,10 @@ def columns_of(
     table = getattr(task, "columns", None)
     if isinstance(table, Columns):
         _add_table(found, table, some)
-    if some.y.ndim == 1:
+    if isinstance(some.y, torch.Tensor) and some.y.ndim == 1:
         found.setdefault("label", Column(values=some.y.numpy().astype(np.float64)))
-    flat = some.x.reshape(len(some), -1)
+    numbers = isinstance(some.x, torch.Tensor)
+    flat = some.x.reshape(len(some), -1) if numbers else torch.zeros(len(some), 0)
     for name in names:
         place = _place(name)
         if name not in found and place is not None and place < flat.shape[1]:

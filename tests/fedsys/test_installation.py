@@ -16,7 +16,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["p
 ]
 
 
-@pytest.mark.parametrize("what", [*(set(EXTRAS) - {"dev", "track"}), "mlflow", "tensorboard"])
+@pytest.mark.parametrize("what", [*sorted(set(EXTRAS) - {"dev", "track"}), "mlflow", "tensorboard"])
 def test_the_lock_that_is_named_holds_the_packages(what: str) -> None:
     wanted = EXTRAS.get(what, [{"mlflow": "mlflow-skinny"}.get(what, what)])
     lock = how_to_install(what).rpartition(" ")[2]

@@ -236,5 +236,4 @@ def optimizer_named(name: str) -> type[torch.optim.Optimizer]:
 
 
 def _taken(examples: Examples, rows: Any) -> Examples:
-    index = torch.from_numpy(rows).to(examples.x.device)
-    return Examples(x=examples.x[index], y=examples.y[index])
+    return examples.take(torch.from_numpy(rows))

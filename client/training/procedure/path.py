@@ -101,8 +101,7 @@ class ProcedurePath:
         model = copy.deepcopy(self._model)
         self._layout.write(model, start)
         model.train()
-        index = torch.from_numpy(np.asarray(rows)).to(examples.x.device)
-        own = Examples(x=examples.x[index], y=examples.y[index])
+        own = examples.take(torch.from_numpy(np.asarray(rows)))
         stored = visit.states is not None and visit.round > 0
         kept = visit.states.load(name, visit.round) if visit.states and stored else {}
         local = Local(
