@@ -52,7 +52,7 @@ def _last_reply(vectors: dict[str, Any]) -> None:
 
 
 def _a_draw(vectors: dict[str, Any]) -> None:
-    vectors["noise"][2]["draws"][0][2] += 1
+    vectors["noise"][3]["drawn"][-1] += 1
 
 
 @needs_node

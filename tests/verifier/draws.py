@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from tests.verifier.chain import Ledger, Round, require
+from tests.verifier.noise import many, shifted, terms
 from tests.verifier.plan import Plan
 
 Integers = NDArray[np.int64]
@@ -37,11 +37,14 @@ class Keystream:
     def __init__(self, key: bytes) -> None:
         self._next = Cipher(AES256(key), CTR(bytes(16))).encryptor().update
 
+    def read(self, count: int) -> bytes:
+        return self._next(bytes(count))
+
     def key(self) -> bytes:
-        return self._next(bytes(32))
+        return self.read(32)
 
     def words(self, count: int) -> NDArray[np.uint64]:
-        return np.frombuffer(self._next(bytes(8 * count)), "<u8").astype(np.uint64)
+        return np.frombuffer(self.read(8 * count), "<u8").astype(np.uint64)
 
 
 def _hex(value: Any, octets: int) -> bytes:
@@ -150,11 +153,12 @@ class Draws:
             noise = self._noise.drawn(reserved.number, event, stream)
         elif plan.body["noise"] == "once" or plan.mechanism == "central-gaussian":
             if plan.mechanism != "none":
-                noise = rounded(Keystream(stream.key()), length, math.sqrt(event["total_variance"]))
+                read = Keystream(stream.key()).read
+                noise = terms(read, length, math.sqrt(event["total_variance"]))
         elif plan.mechanism in ("distributed-gaussian", "local-gaussian"):
-            sigma, source = math.sqrt(event["share_variance"]), Keystream(stream.key())
-            for _ in range(plan.cap - survivors):
-                noise += rounded(source, length, sigma)
+            sigma, missing = math.sqrt(event["share_variance"]), plan.cap - survivors
+            if missing:
+                noise = many(Keystream(stream.key()).read, length, sigma, missing)
         aggregate = _hex(body.get("aggregate_sha256"), 32)
         place = framed(self._job) + u32(reserved.number) + aggregate
         forms = Keystream(hashlib.sha256(b"fedsys sketch v1\0" + place).digest())
@@ -183,19 +187,6 @@ def _least(clients: list[int], size: int, stream: Keystream) -> list[int]:
             return [clients[at] for at in order[:size]]
 
 
-def rounded(
-    source: Keystream, length: int, sigma: float, shift: NDArray[np.float64] | None = None
-) -> Integers:
-    """One term. Where 64 bits do not decide, which happens once in 10^15 draws, this refuses."""
-    words = source.words(length)
-    upper = words >> np.uint64(63) == 1
-    near = np.where(upper, ~words, words)
-    real = -ndtri((near.astype(np.float64) + 0.5) * 2.0**-64) * sigma
-    real = np.where(upper, real, -real) + (0.0 if shift is None else shift)
-    found: Integers = np.rint(real).astype(np.int64)
-    return found
-
-
 class _Correlated:
     """The noise of ``banded-mf``, round after round."""
 
@@ -217,7 +208,7 @@ class _Correlated:
                 carried -= self._numerators[back] * past
         fraction = (carried & ((1 << DENOMINATOR) - 1)).astype(np.float64) * 2.0**-DENOMINATOR
         source = Keystream(stream.key())
-        noise = rounded(source, length, event["white_deviation"], fraction)
+        noise = shifted(source.read, event["white_deviation"], fraction)
         noise += carried >> DENOMINATOR
         self._past.append(noise)
         return noise

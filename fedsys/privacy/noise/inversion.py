@@ -1,11 +1,11 @@
 """round(shift + sigma Phi^-1(U)) for a uniform real U, of which as many bits are read as needed.
 
 A draw begins with one 64-bit word, the leading bits of U. These almost always determine the
-integer: `normal_quantile` evaluates the quantile in float64 with a generous error bound, or a table
-(see `fedsys.privacy.noise.sampler`) brackets it. Where they do not, `settle` reads 960 further bits
-and evaluates the quantile to more than that precision. A draw of 1,024 bits can be wrong only if
-the boundary between two integers lies within its cell of width 2^-1024, and each boundary lies in
-one cell.
+integer: `normal_quantile` evaluates the quantile in float64 with a generous error bound, beyond
+which `decided` does so in high precision, or a table (see `fedsys.privacy.noise.sampler`) brackets
+it. Where they do not, `settle` reads 960 further bits and evaluates the quantile to more than that
+precision. A draw of 1,024 bits can be wrong only if the boundary between two integers lies within
+its cell of width 2^-1024, and each boundary lies in one cell.
 
 Only numpy, mpmath and the standard library are used, because devices do not have scipy.
 
@@ -27,6 +27,7 @@ from fedsys.privacy.randomness import AesCtrStream
 __all__ = [
     "FURTHER_BYTES",
     "SETTLED_BITS",
+    "decided",
     "normal_quantile",
     "sampler_distance",
     "settle",
@@ -38,6 +39,8 @@ FURTHER_BYTES = 120
 
 SETTLED_BITS = 64 + 8 * FURTHER_BYTES
 """The number of bits of U that a draw reads at most."""
+
+_WORD_BITS = 64
 
 Vector = NDArray[np.float64]
 
@@ -139,6 +142,26 @@ def normal_quantile(tail: Vector) -> Vector:
     return result
 
 
+def decided(word: int, sigma: float, shift: float) -> int | None:
+    """The integer of a draw whose uniform begins with `word`; None if 64 bits do not decide it.
+
+    Args:
+        word: the first 64 bits of U, as an integer.
+        sigma: the standard deviation before rounding, in integers.
+        shift: added before rounding, |shift| <= 1.
+    """
+    upper = word >> (_WORD_BITS - 1)
+    near = (1 << _WORD_BITS) - 1 - word if upper else word
+    if not near:
+        return None
+    with mpmath.workprec(4 * _WORD_BITS):
+        ends = set()
+        for edge in (near, near + 1):
+            magnitude = mpmath.mpf(sigma) * tail_quantile(mpmath.ldexp(edge, -_WORD_BITS))
+            ends.add(int(mpmath.nint((magnitude if upper else -magnitude) + shift)))
+    return ends.pop() if len(ends) == 1 else None
+
+
 def settle(word: int, sigma: float, shift: float, stream: AesCtrStream) -> int:
     """The integer of the draw that began with `word`, decided by 960 further bits of U.
 
@@ -160,7 +183,7 @@ def settle(word: int, sigma: float, shift: float, stream: AesCtrStream) -> int:
 
 
 def tail_quantile(tail: mpmath.mpf) -> mpmath.mpf:
-    """x with P[N > x] = tail, for tail in (0, 1/2), at the working precision.
+    """x with P[N > x] = tail, for tail in (0, 1/2], at the working precision.
 
     By Newton's method on log P[N > x] = log tail. The left side is concave, so the method converges
     from any starting point, and each step doubles the number of correct digits.

@@ -5,7 +5,8 @@ needed: 16 decide almost every draw (`fedsys.privacy.noise.guide`), and 1,024 ar
 draw is within 2^-977 of its true distribution. A sigma whose table would not fit into a cache is
 drawn on two grids (`fedsys.privacy.noise.grids`). For a still larger sigma, and for noise that is
 shifted before it is rounded (correlated noise), the quantile is evaluated from 64 bits; where
-floating point leaves the integer in doubt, further bits settle it in the same way.
+floating point leaves the integer in doubt, high precision does, and where 64 bits do, further bits
+settle it in the same way. ``NOISE.md`` says which bytes of a stream are read for what.
 
 Randomness is an AES-256-CTR stream (NIST SP 800-38A) under a key from the operating system.
 
@@ -27,7 +28,12 @@ from numpy.typing import NDArray
 from fedsys.errors import MechanismError
 from fedsys.privacy.noise.grids import FEWEST_ON_GRIDS, on_grids, split
 from fedsys.privacy.noise.guide import GuidedTable
-from fedsys.privacy.noise.inversion import normal_quantile, sampler_distance, settle
+from fedsys.privacy.noise.inversion import (
+    decided,
+    normal_quantile,
+    sampler_distance,
+    settle,
+)
 from fedsys.privacy.noise.lumps import LEAST_SIGMA, SMALL, deviation_of, powers
 from fedsys.privacy.randomness import AesCtrStream
 
@@ -243,8 +249,11 @@ class RoundedGaussian(_TableSampler):
         drawn: NDArray[np.int64] = rounded.astype(np.int64)
         for index in np.flatnonzero(doubtful):
             offset = 0.0 if shift is None else float(shift[index])
-            stream = streams[int(index) // max(width, 1)]
-            drawn[index] = settle(int(words[index]), self.sigma, offset, stream)
+            word = int(words[index])
+            found = decided(word, self.sigma, offset)
+            if found is None:
+                found = settle(word, self.sigma, offset, streams[int(index) // max(width, 1)])
+            drawn[index] = found
         return drawn
 
 

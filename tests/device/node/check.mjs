@@ -2,9 +2,9 @@
 // Reproduces the vectors; prints what was compared, and fails at the first difference.
 import { strict as assert } from "node:assert";
 import { readFileSync } from "node:fs";
-import { hex, sha256, unhex } from "./bytes.mjs";
+import { hex, Keystream, sha256, unhex } from "./bytes.mjs";
 import { Assembler, split } from "./frames.mjs";
-import { batches, batchSeed, clip, inRing, Noise } from "./local.mjs";
+import { batches, batchSeed, clip, inRing, Noise, Table } from "./local.mjs";
 import { read } from "./onnx.mjs";
 import { Member, prekey, rosterHash } from "./secure.mjs";
 import { train } from "./training.mjs";
@@ -50,11 +50,14 @@ function clipping(all) {
   }
 }
 function noise(all) {
-  for (const { sigma, draws } of all) {
-    const source = new Noise(sigma);
-    for (const [word, further, drawn] of draws) {
-      const asked = () => { assert.notEqual(further, "", "a word that decides"); return unhex(further); };
-      assert.equal(source.draw(BigInt(`0x${word}`), asked), drawn, `${sigma} ${word}`);
+  for (const { sigma, key, drawn, settled } of all) {
+    const stream = new Keystream(unhex(key));
+    assert.deepEqual(new Noise(sigma).draws(drawn.length, (count) => stream.read(count)), drawn);
+    const table = new Table(sigma);
+    for (const [word, further, k] of settled) {
+      let asked = 0;
+      assert.equal(table.draw(BigInt(`0x${word}`), () => { asked++; return unhex(further); }), k, `${sigma} ${word}`);
+      assert.equal(asked, 1);
     }
   }
 }

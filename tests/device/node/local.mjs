@@ -91,8 +91,8 @@ export function upperTail(k, sigma, bits) {
   return (one / 2n - (sum * one) / rootTwoPi(work)) >> BigInt(work - bits);
 }
 
-export class Noise {
-  constructor(sigma) { this.sigma = sigma; this.entries = new Map(); }
+class Table { // step round(N(0, sigma^2)), from the leading 16 bits of U, 48 more, and 960 more
+  constructor(sigma, step = 1) { this.sigma = sigma; this.step = step; this.entries = new Map(); }
   entry(k) { // floor(2^64 P[R <= k])
     if (!this.entries.has(k)) {
       const tail = upperTail(k >= 0 ? k : -k - 1, this.sigma, 64 + 96) >> 96n;
@@ -100,14 +100,18 @@ export class Noise {
     }
     return this.entries.get(k);
   }
-  draw(word, further) { // `further` gives 120 bytes, if the word does not decide
+  least(word) { // the least k whose entry is not below the word
     const reach = Math.ceil(9.2 * this.sigma) + 1;
-    let low = -reach, high = reach; // the least k whose entry is not below the word
+    let low = -reach, high = reach;
     while (low < high) {
       const middle = Math.floor((low + high) / 2);
       if (this.entry(middle) < word) low = middle + 1; else high = middle;
     }
-    return this.entry(low) === word ? this.settle(word, number(further()), low) : low;
+    return low;
+  }
+  draw(word, further) { // `further` gives 120 bytes, if the word does not decide
+    const k = this.least(word);
+    return this.entry(k) === word ? this.settle(word, number(further(120)), k) : k;
   }
   settle(word, more, k) { // U has 1,024 bits; the cell's midpoint decides between k and its neighbours
     const bits = 1024 + 64, middle = (2n * ((word << 960n) + more) + 1n) << 63n;
@@ -119,4 +123,42 @@ export class Noise {
     while (below(k) < middle) k++;
     return k;
   }
+  batch(count, read) {
+    const raw = read(2 * count);
+    const heads = Array.from({ length: count }, (_, i) => BigInt(raw.readUInt16LE(2 * i)));
+    const found = heads.map((head) => this.least(head << 48n));
+    const open = [...found.keys()].filter((i) => this.entry(found[i]) >> 48n === heads[i]);
+    const words = open.map((i) => (heads[i] << 48n) | (number(read(8)) >> 16n));
+    open.forEach((i, at) => { found[i] = this.draw(words[at], read); });
+    return found.map((k) => k * this.step);
+  }
 }
+const squared = (...factors) => { // the exact square of a product of doubles, as a fraction
+  const [above, below] = factors.map(rational).reduce(([a, b], [c, d]) => [a * c, b * d]);
+  return [above * above, below * below];
+};
+function grids(sigma) { // a fine and a coarse table whose variances add up to sigma^2 at least
+  const step = rint(Math.sqrt(sigma / 7)), fine = 7 * step;
+  const bits = new DataView(new ArrayBuffer(8)), [above, below] = squared(sigma);
+  bits.setFloat64(0, Math.sqrt(sigma * sigma - fine * fine) / step);
+  for (;; bits.setBigInt64(0, bits.getBigInt64(0) + 1n)) { // the next double
+    const coarse = bits.getFloat64(0), [top, bottom] = squared(step, coarse);
+    if ((BigInt(fine) ** 2n * bottom + top) * below >= above * bottom) return [new Table(fine), new Table(coarse, step)];
+  }
+}
+export class Noise { // round(N(0, sigma^2)); `read` gives the next bytes of a stream
+  constructor(sigma) {
+    if (sigma > 2 ** 19) throw new Error("noise that is not supported here");
+    this.tables = sigma > 2 ** 11 ? grids(sigma) : [new Table(sigma)];
+  }
+  draws(count, read) {
+    const found = [];
+    for (let start = 0; start < count; start += 1 << 17) {
+      const size = Math.min(1 << 17, count - start);
+      const parts = this.tables.map((table) => table.batch(size, read));
+      for (let i = 0; i < size; i++) found.push(parts.reduce((sum, part) => sum + part[i], 0));
+    }
+    return found;
+  }
+}
+export { Table };

@@ -26,6 +26,7 @@ from fedsys.privacy.encoding.clipping import clip_to_integers
 from fedsys.privacy.encoding.rings import to_ring
 from fedsys.privacy.mechanisms.base import add_noise
 from fedsys.privacy.noise import noise_sampler
+from fedsys.privacy.noise.grids import FEWEST_ON_GRIDS
 from fedsys.privacy.noise.inversion import FURTHER_BYTES, settle
 from fedsys.privacy.noise.table import upper_words
 from fedsys.privacy.planning import make_plan
@@ -119,21 +120,21 @@ def _clipping() -> list[dict[str, Any]]:
 
 
 def _noise() -> list[dict[str, Any]]:
+    """Draws from a stream, and words that equal an entry of the table, on both sides of 0."""
     found = []
-    for sigma in (0.75, 3.0, 1000.25):
-        words = AesCtrStream(bytes([9]) * 32).words(24)
-        draws = noise_sampler(sigma).draw((24,), AesCtrStream(bytes([9]) * 32))
-        listed = [
-            [f"{word:016x}", "", int(k)] for word, k in zip(words.tolist(), draws, strict=True)
-        ]
-        further = AesCtrStream(bytes([10]) * 32)
-        for place in (0, 1, 2):  # words that equal an entry of the table, on both sides of 0
-            entry = int(upper_words(sigma)[place])
+    for sigma, count in ((0.75, 200), (3.0, 200), (1000.25, 200), (5000.5, 100)):
+        key = bytes([9]) * 32
+        drawn = noise_sampler(sigma).draw((count,), AesCtrStream(key))
+        further, settled = AesCtrStream(bytes([10]) * 32), []
+        entries = [int(word) for word in upper_words(sigma)[:3]] if sigma < FEWEST_ON_GRIDS else []
+        for entry in entries:
             for word in (entry, (1 << 64) - 1 - entry):
                 for more in (bytes(FURTHER_BYTES), further(FURTHER_BYTES), b"\xff" * FURTHER_BYTES):
                     k = settle(word, sigma, 0.0, _Replayed(more))  # type: ignore[arg-type]
-                    listed.append([f"{word:016x}", more.hex(), k])
-        found.append({"sigma": sigma, "draws": listed})
+                    settled.append([f"{word:016x}", more.hex(), k])
+        found.append(
+            {"sigma": sigma, "key": key.hex(), "drawn": drawn.tolist(), "settled": settled}
+        )
     return found
 
 

@@ -22,6 +22,7 @@ from fedsys.privacy.noise.guide import GuidedTable
 from fedsys.privacy.noise.inversion import (
     FURTHER_BYTES,
     SETTLED_BITS,
+    decided,
     normal_quantile,
     settle,
     tail_quantile,
@@ -223,18 +224,31 @@ def test_a_shift_is_added_before_rounding() -> None:
     assert _p_value(draws, lambda k: ndtr((k + 0.5 - 0.25) / sigma)) > FALSE_ALARM
 
 
-def test_doubtful_draws_are_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At a sigma of 2^36 floating point cannot round; every such draw must be settled exactly."""
-    settled = []
+def test_doubtful_draws_are_decided_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a sigma of 2^36 floating point cannot round; the words decide all the same."""
+    doubtful, sigma = [], float(1 << 36)
 
-    def count(word: int, sigma: float, shift: float, stream: AesCtrStream) -> int:
-        settled.append(word)
-        return settle(word, sigma, shift, stream)
+    def count(word: int, sigma: float, shift: float) -> int | None:
+        doubtful.append(word)
+        return decided(word, sigma, shift)
 
-    monkeypatch.setattr(sampling, "settle", count)
-    draws = RoundedGaussian(float(1 << 36)).draw((300,), _stream(8))
-    assert settled
-    assert np.abs(draws / (1 << 36)).max() < 6
+    monkeypatch.setattr(sampling, "decided", count)
+    draws = RoundedGaussian(sigma).draw((300,), _stream(8))
+    words = _stream(8).words(300).tolist()
+    assert doubtful
+    assert set(doubtful) < set(words)
+    assert draws.tolist() == [settle(word, sigma, 0.0, _Zeros()) for word in words]
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.25])
+def test_a_word_decides_unless_it_holds_a_boundary(shift: float) -> None:
+    sigma = 12.5
+    with mpmath.workprec(300):
+        below = mpmath.ncdf((mpmath.mpf(3) + mpmath.mpf(0.5) - shift) / sigma)
+        word = int(mpmath.floor(mpmath.ldexp(below, 64)))
+    assert [decided(word + more, sigma, shift) for more in (-1, 0, 1)] == [3, None, 4]
+    assert decided(0, sigma, shift) is None
+    assert decided(ONE, sigma, shift) is None
 
 
 @pytest.mark.parametrize("tail", ["0.49", "0.3", "1e-5", "1e-30", "1e-75", "1e-320"])
