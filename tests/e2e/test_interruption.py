@@ -7,6 +7,8 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
+
 from fedsys.privacy import read_ledger, replay
 from fedsys.privacy.ledger import read_private
 from tests.e2e.conftest import CommandLine
@@ -67,6 +69,7 @@ def check(run: Path) -> None:
     assert len(set(drawn)) == len(drawn)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_resumed(fedsys: CommandLine) -> None:
     run = fedsys.folder / "finished"
     first = fedsys.run("simulate", *SMALL, "--set", "rounds.count=1", "--out", run)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = ("simulate", "deploy", "audit", "tune", "own-task", "graphs")
 PAGES = ("README", *(f"docs/{guide}" for guide in GUIDES))
-TEXT = "\n".join((ROOT / f"{page}.md").read_text(encoding="utf-8") for page in PAGES)
+TEXTS = {page: (ROOT / f"{page}.md").read_text(encoding="utf-8") for page in PAGES}
 MAKE = {"demo", "test", "test-all", "bench", "lint", "setup"}
 PASSED = ("FEDSYS_DATA", "COVERAGE_PROCESS_CONFIG")
 SHORTER = ["--set", "rounds.count=3"]
@@ -30,8 +30,9 @@ EXTRAS = ("runs/tuned", "runs/tuned/best.toml", "runs/best")
 """What the commands of extras read and write; they need none of the others."""
 
 
-def commands() -> list[list[str]]:
-    blocks = re.findall(r"```console\n(.*?)```", TEXT, flags=re.DOTALL)
+def commands(pages: Sequence[str] = PAGES) -> list[list[str]]:
+    text = "\n".join(TEXTS[page] for page in pages)
+    blocks = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("$ ")]
     return [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
 
@@ -69,10 +70,13 @@ def run(words: list[str], folder: Path, here: Path) -> subprocess.CompletedProce
     )
 
 
-def test_commands_run_in_their_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("pages", "fewest"), [(("docs/simulate",), 3), pytest.param(PAGES, 8, marks=pytest.mark.slow)]
+)
+def test_commands_run_in_their_order(tmp_path: Path, pages: Sequence[str], fewest: int) -> None:
     here, ran = tmp_path, 0
     data = os.environ.get("FEDSYS_DATA", "")
-    for words in commands():
+    for words in commands(pages):
         if words[0] == "cd":
             here = here / words[1]
             continue
@@ -94,7 +98,7 @@ def test_commands_run_in_their_order(tmp_path: Path) -> None:
         assert finished.returncode == 0, (words, finished.stderr)
         assert "Traceback" not in finished.stderr
         ran += 1
-    assert ran >= 8
+    assert ran >= fewest
 
 
 @pytest.mark.timeout(900)
@@ -175,7 +179,7 @@ def test_the_deployment_runs_as_it_is_written(tmp_path: Path) -> None:
 
 
 def test_the_notebook_example_runs(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", "\n".join(TEXTS.values()), flags=re.DOTALL)
     finished = subprocess.run(
         [sys.executable, "-P", "-c", code],
         cwd=tmp_path,

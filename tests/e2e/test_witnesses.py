@@ -53,6 +53,7 @@ def submit(at: Running, submission: Submission) -> tuple[int, bytes]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_job_is_cosigned_and_a_fork_of_it_is_not(tmp_path: Path, fedsys: CommandLine) -> None:
     with ExitStack() as stack:
         fed = stack.enter_context(federation(tmp_path / "fed", 3))

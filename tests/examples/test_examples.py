@@ -101,6 +101,7 @@ def quickly(name: str, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     return module.main(quick=True)
 
 
+@pytest.mark.slow
 def test_a_policy_learns_to_hold_the_pole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its return is that of a random policy, about 22, and more than 20 steps; a whole run's is the
     most there is."""

@@ -59,6 +59,7 @@ def same(one: fedsys.Run, other: fedsys.Run) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_an_object_trains_alike_in_one_process_and_in_two(tmp_path: Path) -> None:
     one = simulate(tmp_path / "one", Own(2.0))
     two = simulate(tmp_path / "two", Own(2.0), engine__processes=2)
@@ -214,7 +215,7 @@ class Mine(Digits):
 """
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_edited_task_is_trained_and_evaluated_by_the_same_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:

@@ -22,7 +22,7 @@ from tests.simulations.engine.works import work_of
 Configure = Callable[..., Config]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_has_the_same_bits_with_noise_drawn_beforehand(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
