@@ -180,14 +180,16 @@ class Device {
   statement(fields) { // what this device says about a round that is over: once, and durably
     const job = bytesAt(fields, 1), name = hex(job), round = intAt(fields, 2), head = bytesAt(fields, 4);
     const agreed = this.jobs.get(name), sent = this.sent.get(`${name} ${round}`), before = this.noted(name, "signed").at(-1);
+    const dispute = (holds, text) => { if (!holds) this.note(name, round, "disputed"); require(holds, "ledger", text); };
     if (before && round <= Number(before[1])) {
-      require(round === Number(before[1]) && before[3] === hex(head), "ledger", `round ${round} has a second outcome`);
+      require(round === Number(before[1]), "ledger", `round ${round} comes after ${before[1]}, which is signed`);
+      dispute(before[3] === hex(head), `round ${round} has a second outcome`);
       return unhex(before[4]);
     }
     if (!agreed || !sent || head.length !== 32) return null;
     const { ledger } = agreed, committed = intAt(fields, 3) === 1;
     if (ledger.head !== hex(head)) return null; // its lines did not come
-    require(ledger.rounds === round && ledger.kind === (committed ? "commit" : "abort"), "ledger", "another outcome");
+    dispute(ledger.rounds === round && ledger.kind === (committed ? "commit" : "abort"), `round ${round} has another outcome`);
     const uploaded = this.noted(name, "uploaded").some(([, b]) => Number(b) === round);
     const said = { job, terms: agreed.digest, round, head, previous: before ? unhex(before[3]) : Buffer.alloc(32),
       weights: unhex(sent.weights), uploaded, nonce: uploaded ? sent.nonce : Buffer.alloc(16),
