@@ -12,6 +12,7 @@ import pytest
 from fedsys import tasks
 from fedsys.audit import audit_run
 from fedsys.tasks.export import export_task
+from fedsys.wire.countersign import FILE
 from tests.device.test_vectors import NODE, needs_node
 from tests.e2e.processes import federation, silos
 
@@ -49,3 +50,5 @@ def test_javascript_takes_part_in_a_job(tmp_path: Path) -> None:
         (signed,) = [each for each in outcome.claims if each.name == "Countersignatures"]
         assert signed.holds, signed
         assert said.count("uploaded") == said.count("countersigned") == 3, said
+        kept = (fed.home.jobs / job / FILE).read_text().splitlines()
+        assert sorted(json.loads(line)["client"] for line in kept) == [0, 0, 0, 1, 1, 1, 2, 2, 2]

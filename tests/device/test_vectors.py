@@ -55,8 +55,12 @@ def _a_draw(vectors: dict[str, Any]) -> None:
     vectors["noise"][3]["drawn"][-1] += 1
 
 
+def _a_ledger(vectors: dict[str, Any]) -> None:
+    vectors["ledger"]["wrong"]["none"] = vectors["ledger"]["lines"]
+
+
 @needs_node
-@pytest.mark.parametrize("change", [_last_reply, _a_draw])
+@pytest.mark.parametrize("change", [_last_reply, _a_draw, _a_ledger])
 def test_javascript_notices_a_difference(
     change: Callable[[dict[str, Any]], None], tmp_path: Path
 ) -> None:

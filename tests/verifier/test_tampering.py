@@ -193,7 +193,7 @@ WITH_THE_KEY: dict[str, tuple[str, Callable[[list[tuple[str, Body]]], None], str
     "a commit dropped": (
         "distributed-gaussian",
         lambda lines: lines.__delitem__(2),
-        "participations|derived",
+        "participations|another key",  # the latter if the two rounds have no client in common
     ),
     "delta's parts": ("distributed-gaussian", _of_header(_loosen), "delta_parts"),
     "another delta": ("distributed-gaussian", _of_header(_more_delta), "delta_parts"),

@@ -6,17 +6,19 @@ import { closeSync, existsSync, fsyncSync, openSync, readFileSync, writeSync } f
 import { connect } from "node:http2";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { be, hex, number, publicOf, sha256, signed, unhex, verifies } from "./bytes.mjs";
+import { be, hex, Keystream, publicOf, sha256, signed, unhex, verifies } from "./bytes.mjs";
 import { Assembler, split } from "./frames.mjs";
+import { Ledger, priced, same, statement } from "./ledger.mjs";
 import { batchSeed, clip, inRing, Noise } from "./local.mjs";
 import { read } from "./onnx.mjs";
 import { bytesAt, decode, encode, intAt, message } from "./protobuf.mjs";
 import { kindOf, Member, OPENING, prekey, readParams, rosterHash } from "./secure.mjs";
 import { train } from "./training.mjs";
 
-const UP = { hello: 1, consent: 2, refusal: 3, answer: 4, countersignature: 5, prekeys: 6 };
-const DOWN = { 1: "welcome", 2: "roster", 3: "offer", 4: "invitation", 5: "stage", 6: "outcome", 7: "goodbye", 8: "model" };
-const CAUSE = { task: 3, cohort: 4, mechanism: 5, participation: 7, roster: 8, terms: 9, training: 10, protocol: 12 };
+const UP = { hello: 1, consent: 2, refusal: 3, answer: 4, countersignature: 5, prekeys: 6, roster: 8 };
+const DOWN = { 1: "welcome", 2: "roster", 3: "offer", 4: "invitation", 5: "stage", 6: "outcome", 7: "goodbye", 8: "model",
+  12: "lines", 13: "roster_wanted", 14: "notice" };
+const CAUSE = { task: 3, cohort: 4, mechanism: 5, participation: 7, roster: 8, terms: 9, training: 10, protocol: 12, ledger: 17 };
 const HELD = 8, MOST_MEMBERS = 100;
 
 class Refused extends Error {
@@ -32,6 +34,7 @@ class Device {
     this.node = Number(setting("node"));
     this.coordinator = setting("coordinator");
     this.rosterKey = unhex(setting("roster_key"));
+    this.signer = unhex(setting("signer"));
     this.identity = file("identity.ed25519");
     const tls = file("tls.pem").toString(), at = tls.indexOf("-----BEGIN CERTIFICATE");
     this.tls = { ca: file("ca.pem"), key: tls.slice(0, at), cert: tls.slice(at) };
@@ -42,16 +45,18 @@ class Device {
     this.graph = { ...read(encoded), sha256: hex(sha256(encoded)) };
     this.data = JSON.parse(readFileSync(data, "utf8"));
     this.pool = new Map(); this.rosters = []; this.jobs = new Map();
+    this.sent = new Map(); this.instance = randomBytes(16);
   }
-  note(job, round, what) { // durable before it returns
-    this.rounds.push([job, String(round), what]);
+  note(job, round, what, ...more) { // durable before it returns
+    this.rounds.push([job, String(round), what, ...more]);
     const file = openSync(this.journal, "a", 0o600);
-    writeSync(file, `${job} ${round} ${what}\n`);
+    writeSync(file, `${[job, round, what, ...more].join(" ")}\n`);
     fsyncSync(file);
     closeSync(file);
   }
+  noted(job, what) { return this.rounds.filter(([a, , c]) => a === job && c === what); }
   count(job, what, upTo = Infinity) {
-    return new Set(this.rounds.filter(([a, b, c]) => a === job && c === what && Number(b) <= upTo).map(([, b]) => b)).size;
+    return new Set(this.noted(job, what).map(([, b]) => b).filter((b) => Number(b) <= upTo)).size;
   }
   keys(count) { // fresh single-use sealing keys
     return Array.from({ length: count }, () => {
@@ -63,8 +68,11 @@ class Device {
   refill(held) { return held <= HELD / 2 ? this.keys(HELD - held) : []; }
 
   hello() {
+    const spent = new Map(); // by job, the newest round
+    for (const [job, round, what] of this.rounds) if (what === "joined") spent.set(job, Number(round));
     return [UP.hello, encode([[1, 1], [2, 1], [3, this.node], [4, "0.1.0"],
-      ...this.keys(HELD).map((each) => [6, each])])];
+      ...this.keys(HELD).map((each) => [6, each]), [8, this.instance],
+      ...[...spent].slice(-32).map(([job, round]) => [9, encode([[1, unhex(job)], [2, round]])])])];
   }
   news(list) {
     for (const each of list) {
@@ -74,7 +82,7 @@ class Device {
         "roster", "a roster that its authority did not sign");
       require(body.version === this.rosters.length + 1 && body.previous === (before ? before.hash : ""),
         "roster", "a roster that does not follow the last");
-      this.rosters.push({ ...body, hash: hex(sha256(statement)) });
+      this.rosters.push({ ...body, hash: hex(sha256(statement)), raw: each });
     }
   }
   offer(fields) {
@@ -88,30 +96,31 @@ class Device {
       "mechanism", "a mechanism that is not supported here");
     require(["distributed-gaussian", "none"].includes(plan.mechanism), "mechanism", `mechanism ${plan.mechanism}`);
     require(terms.buffering === null && plan.cap <= MOST_MEMBERS, "terms", "buffered rounds or drawn committees");
+    require(!this.noted(terms.job, "disputed").length, "ledger", "its ledger contradicted itself");
     const digest = sha256(Buffer.from("fedsys terms v1\0"), text);
-    this.jobs.set(terms.job, { terms, digest, client, roster });
+    const ledger = this.jobs.get(terms.job)?.ledger ?? new Ledger(terms.job, terms, this.signer);
+    this.jobs.set(terms.job, { terms, digest, client, roster, ledger });
     return [UP.consent, encode([[1, unhex(terms.job)], [2, digest],
-      ...this.refill(intAt(fields, 2)).map((each) => [3, each])])];
+      ...this.refill(intAt(fields, 2)).map((each) => [3, each]), [5, ledger.lines]])];
   }
   invite(fields) {
     const job = hex(bytesAt(fields, 1)), round = intAt(fields, 2), head = bytesAt(fields, 3);
     const agreed = this.jobs.get(job), { model } = this;
     require(agreed && model && model.job === job && model.round === round, "protocol", "no terms, or no model");
     const { terms, digest, client, roster } = agreed, assignment = JSON.parse(head.toString());
-    const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
     require(assignment.terms === hex(digest) && assignment.job === job && assignment.round === round &&
       same(assignment.local, terms.local) && assignment.seed === terms.seed && assignment.clipping === null &&
       model.weights.length === 4 * terms.dimension, "terms", "another assignment than was agreed to");
     const event = assignment.mechanism;
-    require(event.mechanism === terms.plan.mechanism && event.clip === terms.plan.clip &&
-      event.noise_multiplier === terms.plan.noise_multiplier && event.cap === terms.plan.cap &&
-      event.modulus_bits === terms.plan.modulus_bits, "terms", "another event than was agreed to");
+    require(priced(event, terms.plan), "terms", "another event than was agreed to");
+    require(!this.noted(job, "disputed").length, "ledger", "its ledger contradicted itself");
     const ids = new Map(roster.members.map(([, key], k) => [k, unhex(key)])), announced = bytesAt(fields, 4);
     const params = readParams(announced);
     require(params.n <= terms.plan.cap && params.minIncluded >= Math.max(2, terms.plan.min_survivors), "cohort", "cohort");
     require(round <= terms.plan.rounds && this.count(job, "joined") < round, "participation", "asked too often");
     require(!this.rounds.some(([a, b]) => a === job && Number(b) >= round), "participation", "a round that is over");
     this.note(job, round, "joined"); // spent, from here on
+    this.sent.set(`${job} ${round}`, { weights: hex(sha256(model.weights)), event, nonce: randomBytes(16) });
     this.round = { job, round, terms, client, event, weights: model.weights,
       member: new Member({ id: client, identity: this.identity, keys: ids, sealing: null, agreed: {
         job: unhex(job), round, model: sha256(Buffer.from("fedsys assignment v1\0"), be(head.length, 8), head, model.weights),
@@ -121,24 +130,26 @@ class Device {
   async stage(fields) {
     const current = this.round, asked = bytesAt(fields, 4), round = intAt(fields, 2);
     require(current && hex(bytesAt(fields, 1)) === current.job && round === current.round, "protocol", "another round");
-    let reply;
+    let reply, nonce;
     if (kindOf(asked) === OPENING) {
+      nonce = this.sent.get(`${current.job} ${round}`).nonce;
       current.member.open(asked);
       const seat = hex(current.member.seats[current.member.position]);
       current.member.sealing = this.pool.get(seat);
       this.pool.delete(seat);
       reply = await this.upload(current);
     } else reply = current.member.handle(asked);
-    return [UP.answer, encode([[1, bytesAt(fields, 1)], [2, round], [3, intAt(fields, 3)], [4, reply]])];
+    return [UP.answer, encode([[1, bytesAt(fields, 1)], [2, round], [3, intAt(fields, 3)], [4, reply], [5, nonce]])];
   }
   async upload({ job, round, terms, client, event, weights, member }) {
     const began = performance.now(), { x, y } = this.data;
     const start = Float32Array.from({ length: terms.dimension }, (_, i) => weights.readFloatLE(4 * i));
     const { update } = train(this.graph, { x: x.flat(), y, weights: start, local: terms.local,
       seed: batchSeed(BigInt(terms.seed), round, client), size: terms.local.batch_size });
-    const values = clip(update, event.clip), noise = new Noise(Math.sqrt(event.share_variance) || 1);
-    const vector = event.mechanism === "none" ? values : values.map((value) =>
-      value + noise.draw(number(randomBytes(8)), () => randomBytes(120)));
+    const values = clip(update, event.clip), stream = new Keystream(randomBytes(32));
+    const noise = event.mechanism === "none" ? values.map(() => 0)
+      : new Noise(Math.sqrt(event.share_variance)).draws(values.length, (count) => stream.read(count));
+    const vector = values.map((value, i) => value + noise[i]);
     const message = member.upload(inRing(vector, event.modulus_bits), randomBytes(32));
     this.note(job, round, "uploaded");
     const unit = 50 + 1e3 * 6e-9 * terms.dimension * terms.local.epochs * 256; // milliseconds
@@ -147,20 +158,48 @@ class Device {
     console.log(`round ${round}: uploaded`);
     return message;
   }
-  outcome(fields) {
-    const job = bytesAt(fields, 1), round = intAt(fields, 2), head = bytesAt(fields, 4);
-    const fresh = this.refill(intAt(fields, 5));
-    this.round = null;
-    const uploaded = this.rounds.some(([a, b, c]) => a === hex(job) && Number(b) === round && c === "uploaded");
-    if (!intAt(fields, 3) || !uploaded || head.length !== 32) {
-      return fresh.length ? [UP.prekeys, encode(fresh.map((each) => [1, each]))] : null;
+  lines(fields) {
+    const job = hex(bytesAt(fields, 1)), agreed = this.jobs.get(job);
+    if (!agreed) return null;
+    try {
+      agreed.ledger.take(bytesAt(fields, 2), (round) => this.sent.get(`${job} ${round}`),
+        (round) => this.noted(job, "signed").find(([, b]) => Number(b) === round)?.[3]);
+    } catch (error) {
+      this.note(job, agreed.ledger.rounds, "disputed");
+      throw new Refused("ledger", error.message);
     }
-    const count = this.count(hex(job), "uploaded", round);
-    const what = Buffer.concat([Buffer.from("fedsys countersignature v1\0"), be(32, 4), job, be(round, 4), be(32, 4), head,
-      be(count, 4)]);
-    console.log(`round ${round}: countersigned`);
-    return [UP.countersignature, encode([[1, job], [2, round], [3, head], [4, count], [5, signed(this.identity, what)],
-      ...fresh.map((each) => [6, each])])];
+    return null;
+  }
+  outcome(fields) {
+    const fresh = this.refill(intAt(fields, 5)), said = this.statement(fields);
+    this.round = null;
+    if (!said) return fresh.length ? [UP.prekeys, encode(fresh.map((each) => [1, each]))] : null;
+    console.log(`round ${intAt(fields, 2)}: countersigned`);
+    return [UP.countersignature, Buffer.concat([said, encode(fresh.map((each) => [12, each]))])];
+  }
+  statement(fields) { // what this device says about a round that is over: once, and durably
+    const job = bytesAt(fields, 1), name = hex(job), round = intAt(fields, 2), head = bytesAt(fields, 4);
+    const agreed = this.jobs.get(name), sent = this.sent.get(`${name} ${round}`), before = this.noted(name, "signed").at(-1);
+    const dispute = (holds, text) => { if (!holds) this.note(name, round, "disputed"); require(holds, "ledger", text); };
+    if (before && round <= Number(before[1])) {
+      require(round === Number(before[1]), "ledger", `round ${round} comes after ${before[1]}, which is signed`);
+      dispute(before[3] === hex(head), `round ${round} has a second outcome`);
+      return unhex(before[4]);
+    }
+    if (!agreed || !sent || head.length !== 32) return null;
+    const { ledger } = agreed, committed = intAt(fields, 3) === 1;
+    if (ledger.head !== hex(head)) return null; // its lines did not come
+    dispute(ledger.rounds === round && ledger.kind === (committed ? "commit" : "abort"), `round ${round} has another outcome`);
+    const uploaded = this.noted(name, "uploaded").some(([, b]) => Number(b) === round);
+    const said = { job, terms: agreed.digest, round, head, previous: before ? unhex(before[3]) : Buffer.alloc(32),
+      weights: unhex(sent.weights), uploaded, nonce: uploaded ? sent.nonce : Buffer.alloc(16),
+      invitations: this.count(name, "joined", round), uploads: this.count(name, "uploaded", round) };
+    const encoded = encode([[1, job], [2, said.terms], [3, round], [4, head], [5, said.previous], [6, said.weights],
+      [7, uploaded], [8, said.nonce], [9, said.invitations], [10, said.uploads],
+      [11, signed(this.identity, statement(said))]]);
+    this.note(name, round, "signed", hex(head), hex(encoded));
+    this.sent.delete(`${name} ${round}`);
+    return encoded;
   }
   async handle(down) { // one message of the coordinator; returns the answer's field and bytes, or null
     const [[field, [content]]] = decode(down), kind = DOWN[field], fields = decode(content);
@@ -175,13 +214,17 @@ class Device {
         case "invitation": return await this.invite(fields);
         case "stage": return await this.stage(fields);
         case "outcome": return this.outcome(fields);
+        case "lines": return this.lines(fields);
+        case "roster_wanted":
+          return [UP.roster, encode(this.rosters.slice(intAt(fields, 1)).map((each) => [1, each.raw]))];
+        case "notice": console.log(`notice: ${bytesAt(fields, 1)}`); return null;
         case "goodbye": console.log(`goodbye: ${bytesAt(fields, 2)}`); return null;
         default: throw new Error(`a message of kind ${field}`);
       }
     } catch (error) { // the reason stays here; the coordinator learns the cause
       console.log(`refused: ${error instanceof Refused ? error.message : error.stack}`);
       const [job, round] = kind === "offer" ? [unhex(JSON.parse(bytesAt(fields, 1).toString()).job), 0]
-        : [bytesAt(fields, 1), intAt(fields, 2)];
+        : [bytesAt(fields, 1), kind === "lines" ? 0 : intAt(fields, 2)];
       return [UP.refusal, encode([[1, job], [2, round], [5, error.cause ?? CAUSE.training]])];
     }
   }

@@ -4,6 +4,7 @@ import { strict as assert } from "node:assert";
 import { readFileSync } from "node:fs";
 import { hex, Keystream, sha256, unhex } from "./bytes.mjs";
 import { Assembler, split } from "./frames.mjs";
+import { Ledger, statement } from "./ledger.mjs";
 import { batches, batchSeed, clip, inRing, Noise, Table } from "./local.mjs";
 import { read } from "./onnx.mjs";
 import { Member, prekey, rosterHash } from "./secure.mjs";
@@ -27,6 +28,20 @@ function agreement({ terms, terms_digest, head, weights, assignment_digest }) {
   length.writeBigUInt64BE(BigInt(head.length / 2));
   assert.equal(hex(sha256(Buffer.from("fedsys assignment v1\0"), length, unhex(head), unhex(weights))),
     assignment_digest);
+}
+function ledger(given, { terms, terms_digest }) {
+  const agreed = JSON.parse(unhex(terms).toString()), { round, event, weights } = given;
+  const taken = (text) => {
+    const found = new Ledger(agreed.job, agreed, unhex(given.signer));
+    found.take(Buffer.from(text, "latin1"), (at) => (at === round ? { event, weights } : undefined), () => undefined);
+    return found;
+  };
+  const found = taken(given.lines);
+  assert.deepEqual([found.head, found.rounds, found.kind], [given.head, round, "abort"]);
+  for (const [name, text] of Object.entries(given.wrong)) assert.throws(() => taken(text), Error, name);
+  assert.equal(hex(statement({ job: unhex(agreed.job), terms: unhex(terms_digest), round, head: unhex(given.head),
+    previous: unhex(given.previous), weights: unhex(weights), uploaded: true, nonce: unhex(given.nonce),
+    invitations: given.invitations, uploads: given.uploads })), given.signed);
 }
 function checkBatches(all) {
   for (const each of all) {
@@ -82,10 +97,10 @@ function round(given) {
   }
 }
 
-const CHECKS = { frames, agreement, batches: checkBatches, training, clipping, noise, adding, round };
+const CHECKS = { frames, agreement, ledger, batches: checkBatches, training, clipping, noise, adding, round };
 assert.deepEqual(Object.keys(vectors).sort(), Object.keys(CHECKS).sort());
 for (const [name, check] of Object.entries(CHECKS)) {
   const began = performance.now();
-  check(vectors[name]);
+  check(vectors[name], vectors.agreement);
   console.log(`${name} agrees (${Math.round(performance.now() - began)} ms)`);
 }

@@ -14,16 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from client.graphs.engine import engine_of
 from client.graphs.trainer import GraphTrainer
+from client.ledger_copy import LedgerCopy, Sent, event_digest, parse_lines
 from client.training.local import LocalConfig
 from client.training.schedule import batches
+from fedsys.errors import LedgerError, ProtocolError
 from fedsys.graphs import Limits, vet
 from fedsys.privacy import AesCtrStream
 from fedsys.privacy.encoding.clipping import clip_to_integers
 from fedsys.privacy.encoding.rings import to_ring
+from fedsys.privacy.ledger.lines import canonical, signed_message
+from fedsys.privacy.ledger.openings import NONCE_BYTES
 from fedsys.privacy.mechanisms.base import add_noise
 from fedsys.privacy.noise import noise_sampler
 from fedsys.privacy.noise.grids import FEWEST_ON_GRIDS
@@ -32,10 +37,13 @@ from fedsys.privacy.noise.table import upper_words
 from fedsys.privacy.planning import make_plan
 from fedsys.wire import Assignment
 from fedsys.wire.assignment import batch_seed
+from fedsys.wire.countersign import Countersignature
+from fedsys.wire.countersign import message as countersigned
 from fedsys.wire.frames import split
 from fedsys.wire.terms import Terms
 from secure_agg import RoundContext, SecAggParams
 from secure_agg.messages import Kind
+from tests.fedsys.privacy.ledger.ledgers import chained
 from tests.secure_agg.world import World, fixed_entropy
 
 __all__ = ["PATH", "build", "trained"]
@@ -62,19 +70,23 @@ def _hex(array: NDArray[Any]) -> str:
     return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes().hex()
 
 
-def _agreement() -> dict[str, Any]:
+def _terms() -> Terms:
     plan = make_plan(
         mechanism="distributed-gaussian", population=10, expected_cohort=10, rounds=3,
         dimension=650, clip=1.0, delta=1e-5, noise_multiplier=1.0, sampling="fixed",
     )  # fmt: skip
-    terms = Terms(
+    return Terms(
         job=JOB, name="vectors", task="digits", options={}, task_sha256="0" * 64, local=LOCAL,
         path="loop", dimension=650, example_clip=1.0, plan=plan, seed=7, roster_version=1,
         roster_hash="1" * 64, graph_sha256="2" * 64,
     )  # fmt: skip
+
+
+def _agreement() -> dict[str, Any]:
+    terms = _terms()
     assignment = Assignment(
         job=JOB, round=2, task="digits", weights=_floats(650, 1, 1.0), local=LOCAL,
-        mechanism=plan.event().to_json(), seed=7, terms=terms.digest,
+        mechanism=terms.plan.event().to_json(), seed=7, terms=terms.digest,
     )  # fmt: skip
     return {
         "terms": terms.encoded.hex(),
@@ -223,6 +235,65 @@ def _round() -> dict[str, Any]:
     }
 
 
+def _ledger() -> dict[str, Any]:
+    """A ledger that a device of `_terms` accepts, what it signs then, and what it refuses."""
+    terms, key = _terms(), Ed25519PrivateKey.from_private_bytes(bytes([11]) * 32)
+    signer = key.public_key().public_bytes_raw()
+    event, models = terms.plan.event().to_json(), [f"{number:064x}" for number in (1, 2)]
+    roster = {"roster_version": terms.roster_version, "roster_sha256": terms.roster_hash}
+    header = {
+        "job": JOB.hex(), "plan": terms.plan.to_json(), "population": roster,
+        "initial_weights_sha256": models[0],
+    }  # fmt: skip
+    entries: list[tuple[str, dict[str, Any]]] = [
+        ("header", header),
+        ("reserve", {"round": 1, "event": event}),
+        ("commit", {"round": 1, "weights_sha256": models[1]}),
+        ("resume", {}),
+        ("reserve", {"round": 2, "event": event}),
+        ("abort", {"round": 2}),
+    ]
+    own = {2: Sent(weights=models[1], event=event_digest(event), nonce="00" * NONCE_BYTES)}
+
+    def lines(*changed: tuple[int, tuple[str, dict[str, Any]]]) -> bytes:
+        content = [dict(changed).get(place, each) for place, each in enumerate(entries)]
+        made = chained(content, lambda _, digest: key.sign(signed_message(digest)).hex())
+        return b"".join(line + b"\n" for line in made)
+
+    whole = lines()
+    copy = LedgerCopy().extended(parse_lines(whole, signer), terms, own)
+    wrong = {
+        "a header of another job": lines((0, ("header", {**header, "job": "00" * 32}))),
+        "a second header": lines((3, ("header", header))),
+        "another price": lines((4, ("reserve", {"round": 2, "event": {**event, "clip": 2.0}}))),
+        "another round": lines((4, ("reserve", {"round": 3, "event": event}))),
+        "another model": lines((2, ("commit", {"round": 1, "weights_sha256": models[0]}))),
+        "a round that is not open": lines((4, ("resume", {}))),
+        "a line left out": b"".join(whole.splitlines(keepends=True)[:3:2]),
+        "an edited line": whole.replace(b'"round":2}', b'"round":1}'),
+        "another signer": whole[:-6] + (b"00" if whole[-6:-4] != b"00" else b"01") + whole[-4:],
+        "half a line": whole[:-1],
+    }
+    for name, raw in wrong.items():
+        try:
+            LedgerCopy().extended(parse_lines(raw, signer), terms, own)
+        except (LedgerError, ProtocolError):
+            continue
+        raise AssertionError(f"{name} is accepted")
+    said = Countersignature(
+        round=2, client=0, key=bytes(32), terms=terms.digest, ledger_head=bytes.fromhex(copy.head),
+        previous=bytes([1]) * 32, weights=bytes.fromhex(models[1]), uploaded=True,
+        nonce=bytes(range(16)), invitations=2, uploads=1,
+    )  # fmt: skip
+    return {
+        "signer": signer.hex(), "lines": whole.decode(), "round": 2,
+        "event": json.loads(canonical(event)), "weights": models[1], "head": copy.head,
+        "wrong": {name: raw.decode() for name, raw in wrong.items()},
+        "previous": said.previous.hex(), "nonce": said.nonce.hex(), "invitations": 2, "uploads": 1,
+        "signed": countersigned(JOB, said).hex(),
+    }  # fmt: skip
+
+
 def _short(message: bytes) -> str:
     if len(message) <= LARGE:
         return message.hex()
@@ -244,6 +315,7 @@ def build(training: Mapping[str, Any] | None = None) -> dict[str, Any]:
             "frames": [each.hex() for each in split(3, parcel, chunk=16384)],
         },
         "agreement": _agreement(),
+        "ledger": _ledger(),
         "batches": _batches(),
         "training": _training() if training is None else training,
         "clipping": _clipping(),
