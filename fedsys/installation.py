@@ -14,9 +14,12 @@ _LOCKS = {
     "mlflow": "requirements-extra.lock",
 }
 _EVERYTHING_ELSE = "requirements.lock"
+_TORCH = "--no-deps --index-url https://download.pytorch.org/whl/cpu -r torch-cpu.lock"
 
 
 def how_to_install(what: str) -> str:
     """The command that installs an extra of ``pyproject.toml``, or a package of one, by hash."""
+    if what == "torch":
+        return f"in the repository, pip install --require-hashes {_TORCH}"
     lock = _LOCKS.get(what, _EVERYTHING_ELSE)
     return f"in the repository, pip install --require-hashes -r {lock}"

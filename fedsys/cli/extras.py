@@ -37,6 +37,5 @@ def missing(error: ModuleNotFoundError) -> ConfigError | None:
 
 
 def _needed(package: str, extra: str) -> ConfigError:
-    return ConfigError(
-        f"this command needs the package {package}; install it: {how_to_install(extra)}"
-    )
+    how = how_to_install("torch" if package == "torch" else extra)
+    return ConfigError(f"this command needs the package {package}; install it: {how}")

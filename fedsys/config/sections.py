@@ -236,7 +236,21 @@ class Local(Section):
 
     epochs: Count = 1
     batch_size: Count = 10
-    optimizer: str = "sgd"
+    optimizer: Literal[
+        "sgd",
+        "adam",
+        "adadelta",
+        "adafactor",
+        "adagrad",
+        "adamax",
+        "adamw",
+        "asgd",
+        "muon",
+        "nadam",
+        "radam",
+        "rmsprop",
+        "rprop",
+    ] = "sgd"
     optimizer_options: dict[str, Any] = Field(default_factory=dict)
     learning_rate: Positive = 0.1
     momentum: Fraction = 0.0

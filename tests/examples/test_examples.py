@@ -83,7 +83,13 @@ def test_the_sweep_prints_a_line_a_run_and_draws(tmp_path: Path) -> None:
 
 def test_every_example_is_run_here() -> None:
     assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == {
+        "cartpole.py",
+        "contrastive.py",
+        "distillation.py",
         "first_steps.ipynb",
+        "gan.py",
+        "lora.py",
+        "personalisation.py",
         "sweep.py",
     }
 
@@ -136,3 +142,10 @@ def test_adapters_of_a_small_part_learn_what_the_base_cannot(
     found = quickly("lora", tmp_path, monkeypatch)
     assert found["after"] > found["before"] + 0.2
     assert found["sent"] < 0.05
+
+
+@pytest.mark.slow
+def test_a_student_learns_from_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far above a guess, .1; RESULTS says where plain averaging is better."""
+    found = quickly("distillation", tmp_path, monkeypatch)
+    assert found["distillation"] > 0.3

@@ -90,8 +90,9 @@ def test_a_configuration_is_read_only_if_the_ledger_signed_its_hash(tmp_path: Pa
 def test_a_published_folder_holds_no_file_that_a_link_led_to(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    for name in ("config.toml", "ledger.jsonl", "model.pt"):
+    for name in ("ledger.jsonl", "model.pt"):
         (run / name).write_text("")
+    (run / "config.toml").write_text("privacy.noise_multiplier = 1.0\n")
     (run / "summary.json").write_text("{}")
     (tmp_path / "secret").write_text("private")
     (run / "metrics.jsonl").symlink_to(tmp_path / "secret")

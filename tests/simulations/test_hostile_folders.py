@@ -61,10 +61,10 @@ def begun(configure: Configure, out: Path) -> Path:
     """A run without noise that was interrupted in its second round."""
     train = Population.train
 
-    def dies(self: Population, *arguments: object, round: int) -> object:
+    def dies(self: Population, *arguments: object, round: int, **more: object) -> object:
         if round == 2:
             raise Stop
-        return train(self, *arguments, round=round)  # type: ignore[arg-type]
+        return train(self, *arguments, round=round, **more)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Population, "train", dies)

@@ -47,7 +47,7 @@ def test_a_space_is_read_as_it_is_meant(text: str, expected: object) -> None:
         ("local.optimizer=sgd..adam", "the ends of a range are numbers"),
         ("local.optimizer=sgd", "two or more different values"),
         ("local.optimizer=sgd,sgd", "two or more different values"),
-        ("local.optimizer=sgd,adma", "did you mean adam?"),
+        ("local.optimizer=sdg,adam", "did you mean sgd?"),
         ("local.learning_rate.x=0..1", "learning_rate is a value, not a section"),
     ],
 )

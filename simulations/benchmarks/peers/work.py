@@ -6,8 +6,8 @@ Imported by scripts that run in the peers' environment, so it imports only numpy
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,11 @@ class Local:
     momentum: float
     weight_decay: float
     proximal_mu: float
+
+    @classmethod
+    def of(cls, stated: Mapping[str, Any]) -> Local:
+        """From all settings of local training, of which a peer takes these."""
+        return cls(**{each.name: stated[each.name] for each in fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +89,7 @@ class Work:
             check=check,
             x=torch.from_numpy(arrays.pop("x")),
             y=torch.from_numpy(arrays.pop("y")),
-            local=Local(**facts.pop("local")),
+            local=Local.of(facts.pop("local")),
             checked=tuple(facts.pop("checked")),
             **arrays,
             **facts,

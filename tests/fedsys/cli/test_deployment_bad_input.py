@@ -433,7 +433,7 @@ def test_what_the_doctor_says_of_a_device(
     for fragments, line in zip(
         (
             ["ward/roster.jsonl: damaged", "from a backup"],
-            [address, "not reached", "connection refused", "is the coordinator running"],
+            [address, "not reached", "connection refused", "that the coordinator runs"],
             ["ward/journal.json: damaged", "from a backup"],
             ["paused", "fedsys agent resume ward"],
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from client.training import LocalConfig, Trainer
 from client.training.procedure.visit import Visit
+from fedsys.config.sections import Local as LocalSection
 from fedsys.errors import ConfigError, FedsysError, TrainingError
 from fedsys.tasks import DataSource, FederatedData, load, read_data
 
@@ -124,3 +125,13 @@ def test_optimizers_are_those_of_torch(data: FederatedData) -> None:
         train(data, optimizer="adagrad", momentum=0.5)
     with pytest.raises(ConfigError, match=r"engine\.path = 'batched'"):
         Trainer(load("digits"), LocalConfig(procedure="train"), path="batched")
+
+
+def test_the_optimizers_that_a_configuration_may_name_are_torchs() -> None:
+    allowed = get_args(LocalSection.model_fields["optimizer"].annotation)
+    found = {
+        name.lower()
+        for name, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    }
+    assert set(allowed) == found - {"lbfgs", "sparseadam", "optimizer"}
