@@ -259,11 +259,16 @@ class CoordinatorParty:
             if line.left or fleet_pb2.Up.FromString(message).WhichOneof("content") != "hello":
                 return "of a connection that is gone"
             session = self._accept(line)
+            session.came.put_nowait(message)
+            if line.noticed:  # who greeted had gone before the greeting came
+                session.came.put_nowait(None)
+            return "taken"
         session.came.put_nowait(message)
         return "taken"
 
     def hang_up(self, line: Connection) -> None:
         """It finds out that a connection is broken."""
+        line.noticed = True
         session = self._sessions.get(line)
         if session is not None:
             session.came.put_nowait(None)
