@@ -175,6 +175,11 @@ class CoordinatorParty:
         return None if self._state is None else self._state.job(self.job).status
 
     @property
+    def reason(self) -> str:
+        """Why the job ended, as the database has it."""
+        return "" if self._state is None else self._state.job(self.job).reason
+
+    @property
     def refusals(self) -> list[RefusalRow]:
         """That the database counts."""
         return [] if self._state is None else self._state.refusals_of(self.job)
