@@ -175,6 +175,11 @@ class CoordinatorParty:
         return None if self._state is None else self._state.job(self.job).status
 
     @property
+    def reason(self) -> str:
+        """Why the job ended, as the database has it."""
+        return "" if self._state is None else self._state.job(self.job).reason
+
+    @property
     def refusals(self) -> list[RefusalRow]:
         """That the database counts."""
         return [] if self._state is None else self._state.refusals_of(self.job)
@@ -259,11 +264,16 @@ class CoordinatorParty:
             if line.left or fleet_pb2.Up.FromString(message).WhichOneof("content") != "hello":
                 return "of a connection that is gone"
             session = self._accept(line)
+            session.came.put_nowait(message)
+            if line.noticed:  # who greeted had gone before the greeting came
+                session.came.put_nowait(None)
+            return "taken"
         session.came.put_nowait(message)
         return "taken"
 
     def hang_up(self, line: Connection) -> None:
         """It finds out that a connection is broken."""
+        line.noticed = True
         session = self._sessions.get(line)
         if session is not None:
             session.came.put_nowait(None)

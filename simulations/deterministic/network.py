@@ -88,12 +88,14 @@ class Connection:
         broken: nothing that is sent from now on arrives.
         left: its agent has given it up.
         torn: its agent's machine died before what it had said was on its way.
+        noticed: the coordinator has found out that it is broken, maybe before its first message.
     """
 
     agent: int
     broken: bool = False
     left: bool = False
     torn: bool = False
+    noticed: bool = False
     _last: dict[bool, float] = field(default_factory=dict)
 
     def in_order(self, arrival: float, *, inbound: bool) -> float:

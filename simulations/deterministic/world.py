@@ -20,7 +20,7 @@ from fedsys.wire import fleet_pb2
 from secure_agg import Identity, SecureAggError
 from secure_agg.messages import kind_of
 from server.checkpoint import sha256_of_weights
-from server.home.state import ACTIVE_JOB
+from server.home.state import ACTIVE_JOB, PAUSED
 from simulations.deterministic.agent import AgentParty, found, roster_of
 from simulations.deterministic.clock import Clock
 from simulations.deterministic.coordinator import CoordinatorParty
@@ -125,7 +125,7 @@ class World:
         self._failed = False
         self._stops = list(schedule.stops)
         self._relapses = list(schedule.relapses)
-        self._declines_for_its_disk = False
+        self._declines_for_its_disk = self._server_disk_failed = False
         seed = schedule.seed
         self._clock = Clock()
         self._dice = Dice(seed, "faults")
@@ -424,11 +424,26 @@ class World:
             if not self._lives[COORDINATOR].disk_failed:
                 raise self._unexpected(self._lives[COORDINATOR], raised)
             return
+        self._fails_for_cause(reason)
+        self.witness.refusals_are(self.coordinator.refusals)
+
+    def _boot_coordinator(self) -> None:
+        """One that died as the end of its job became durable told nobody; the next has no job."""
+        self._lives[COORDINATOR].boot()
+        status = self.coordinator.status
+        if self.status is None and status not in (*ACTIVE_JOB, PAUSED, None):
+            self._note(f"the job had ended: {status}")
+            self.status, self._failed = status, status == "failed"
+            if not self._server_disk_failed:
+                self._fails_for_cause(self.coordinator.reason)
+            self.witness.refusals_are(self.coordinator.refusals)
+
+    def _fails_for_cause(self, reason: str) -> None:
+        """A job fails for what its agents did, or their disks."""
         schedule = self.schedule
         excused = schedule.unwilling or schedule.cheats or self._declines_for_its_disk
-        if status == "failed" and not excused:
+        if self.status == "failed" and not excused:
             raise self.witness.broke(f"the job failed: {reason}")
-        self.witness.refusals_are(self.coordinator.refusals)
 
     # -- life and death --------------------------------------------------------------------------
 
@@ -478,6 +493,7 @@ class World:
         if dice.chance(failure):
             life.disk_failed = True
             self._declines_for_its_disk |= life.name != COORDINATOR
+            self._server_disk_failed |= life.name == COORDINATOR
             self._note(f"{life.name}: the disk failed")
             return FlushFate(fails=True)
         if dice.chance(self._rate(life)):
@@ -532,7 +548,9 @@ class World:
             folder = self.coordinator.folder
             if folder.begun:
                 self.witness.survives(recorded(folder.ledger, folder.private))
-        self._act(life, life.boot)
+            self._act(life, self._boot_coordinator)
+        else:
+            self._act(life, life.boot)
 
     def _note(self, line: str) -> None:
         self.trace.append(f"{self._clock.now:9.3f} {line}".replace(self._root, ""))

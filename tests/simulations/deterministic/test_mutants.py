@@ -323,10 +323,11 @@ def round_asks_before_it_pays(patch: pytest.MonkeyPatch) -> None:
 
 
 def outcome_before_commit(patch: pytest.MonkeyPatch) -> None:
-    """The cohort hears of a commit that is yet to be written."""
+    """The cohort hears of a commit that is yet to be written, and so has no line to be sent."""
     dismiss = "    self._dismiss(round_, number, committed=True)\n"
     before = "    self._exclude(number, result.blamed)\n"
-    rewrite(patch, RoundCycle, "_run", (dismiss, ""), (before, dismiss + before))
+    early = "    round_.dismiss(committed=True, ledger_head=b'')\n"
+    rewrite(patch, RoundCycle, "_run", (dismiss, ""), (before, early + before))
 
 
 def consent_not_checked(patch: pytest.MonkeyPatch) -> None:
@@ -385,7 +386,7 @@ def shutdown_refunds(patch: pytest.MonkeyPatch) -> None:
 CAUGHT: list[tuple[Mutate, str, int]] = [
     (invite_before_reserve, "without a durable reserve", 0),
     (ledger_without_flush, "without a durable reserve", 0),
-    (folder_without_flush, "without a durable reserve", 0),
+    (folder_without_flush, "without a durable reserve", 4),
     (key_without_flush, "the ledger is signed by|coordinator.ed25519: missing", 0),
     (checkpoint_forgotten, "newest committed model", 21),
     (round_number_reused, "was drawn twice|was used twice|reserves round", 19),
