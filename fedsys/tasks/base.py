@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from fedsys.errors import ConfigError, DataError
 from fedsys.preprocessing import DECLARATIONS, Preprocessing
-from fedsys.tasks.by_client import ByClient
+from fedsys.tasks.by_client import READING, ByClient
 from fedsys.tasks.examples import Examples, Values
 
 __all__ = [
@@ -227,12 +227,20 @@ def preprocessing_of(task: Task) -> Preprocessing:
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's global generator within the block, and restore its state afterwards.
 
+    Raises:
+        DataError: within a `ByClient.load`, where other threads draw from that generator too.
+
     >>> with seeded(1):
     ...     a = torch.rand(1)
     >>> with seeded(1):
     ...     bool((torch.rand(1) == a).item())
     True
     """
+    if READING.get():
+        raise DataError(
+            "ByClient.load uses seeded(), whose generator other threads use at the same time; draw "
+            "from torch.Generator().manual_seed(...) instead"
+        )
     with torch.random.fork_rng(devices=[]):
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.manual_seed(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,12 @@ from torch import Tensor
 from fedsys.errors import DataError, FedsysError
 from fedsys.tasks.examples import Examples, Values
 
-__all__ = ["ByClient"]
+__all__ = ["READING", "ByClient"]
 
 Rows = NDArray[np.int64]
+
+READING: ContextVar[bool] = ContextVar("reading", default=False)
+"""Whether this thread is inside a `ByClient.load`."""
 
 _SAMPLED = 8
 _READERS = 4
@@ -30,7 +34,8 @@ class ByClient:
     Attributes:
         load: The examples of client k, from 0: the same at each call, in any thread. Other
             processes get it by pickle, so it is a module's function, or a method of an object that
-            can be pickled.
+            can be pickled. Random numbers come from a generator of its own (``torch.Generator``):
+            torch's global one is at work in other threads, on training and other clients.
         sizes: (N,) the number of examples of each client.
 
     Raises:
@@ -95,6 +100,7 @@ class ByClient:
         return Examples(x=_cat([part.x for part in parts]), y=_cat([part.y for part in parts]))
 
     def _read(self, client: int) -> Examples:
+        entered = READING.set(True)
         try:
             found = self.load(client)
         except FedsysError:
@@ -104,6 +110,8 @@ class ByClient:
             raise DataError(
                 f"ByClient.load({client}) failed: {type(error).__name__}: {words}"
             ) from error
+        finally:
+            READING.reset(entered)
         if not isinstance(found, Examples):
             raise DataError(
                 f"ByClient.load({client}) returned {type(found).__name__}; it has to return "

@@ -55,7 +55,8 @@ SCAFFOLD = ("local.procedure=scaffold", "server.strategy=scaffold", "privacy.cli
     ids=["plain", "what clients keep, blocks and weights"],
 )
 def test_every_host_gives_the_same_aggregates(tmp_path: Path, settings: tuple[str, ...]) -> None:
-    usual = ("privacy.mechanism=none", "cohort.sampling=fixed", "rounds.count=3")
+    clip = "privacy.clip=1"  # without it, only a simulation would not clip
+    usual = ("privacy.mechanism=none", "cohort.sampling=fixed", "rounds.count=3", clip)
     config = silos(*usual, *settings)
     simulated = harness.run(config, out=tmp_path / "run").folder
     with federation(tmp_path / "fed", SILOS) as fed:

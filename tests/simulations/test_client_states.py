@@ -12,6 +12,7 @@ import torch
 
 from fedsys.audit import audit_run
 from fedsys.config import Config
+from fedsys.config.named_code import NamedCode
 from fedsys.errors import FedsysError
 from fedsys.privacy import read_ledger
 from fedsys.release.publication import publish_run
@@ -82,8 +83,9 @@ def test_a_round_without_a_model_leaves_nothing(
     left = ClientStates(run / NAME)
     assert any(left.load(client, 3)["rounds"] == 2 for client in range(12) if left.load(client, 3))
     left.close()
-    harness.resume(run)
-    found = replay(run)
+    named = NamedCode(strategy=f"{__name__}:Counting")
+    harness.resume(run, named=named)
+    found = replay(run, named=named)
     assert (found.lost, found.replayed, found.difference) == (1, 3, None)
     assert audit_run(run).passed
     assert (run / NAME).stat().st_mode & 0o777 == 0o600

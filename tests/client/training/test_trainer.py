@@ -352,7 +352,8 @@ def test_candidates_stay_within_memory_and_cohort() -> None:
         ("dual", 32),
         ("loop", 1),
     ]
-    assert candidates(["batched"], clients=1000, most=3) == [("batched", 3)]
+    assert candidates(["batched"], clients=1000, most=7) == [("batched", 3)], "half of what fits"
+    assert candidates(["batched"], clients=1000, most=1) == [("batched", 1)]
     assert candidates(["batched"], clients=8, most=1000) == [("batched", 8)]
 
 

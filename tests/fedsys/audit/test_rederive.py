@@ -37,7 +37,7 @@ def test_an_honest_run_passes_and_names_what_rests_on_whose_word(run: Path) -> N
     assert result.passed
     assert UNPINNED in result.notes
     assert verdict(result, "Signer") is None
-    assert any("noise was really added" in note for note in result.notes)
+    assert any("sums are what clients sent with their noise" in note for note in result.notes)
     assert verdict(result, "Code") is True
     summary = json.loads((run / "summary.json").read_text())
     assert result.ledger_head == summary["ledger_head"]

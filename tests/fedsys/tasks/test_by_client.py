@@ -22,8 +22,15 @@ SIZES = (3, 0, 5, 1, 4, 2, 6, 3)
 
 
 def of(client: int) -> Examples:
+    own, size = torch.Generator().manual_seed(client), SIZES[client]
+    return Examples(
+        x=torch.randn(size, 4, generator=own), y=torch.randint(0, 2, (size,), generator=own)
+    )
+
+
+def of_the_global_generator(client: int) -> Examples:
     with seeded(client):
-        return Examples(x=torch.randn(SIZES[client], 4), y=torch.randint(0, 2, (SIZES[client],)))
+        return of(client)
 
 
 def whole() -> FederatedData:
@@ -119,6 +126,8 @@ def test_what_people_get_wrong() -> None:
         ByClient(load=lambda client: None, sizes=[2]).sample()  # type: ignore[arg-type,return-value]
     with pytest.raises(DataError, match=r"load\(1\) failed: IndexError: tuple index"):
         ByClient(load=lambda k: of(k + 7), sizes=[3, 3]).sample()
+    with pytest.raises(DataError, match="whose generator other threads use at the same time"):
+        ByClient(load=of_the_global_generator, sizes=SIZES[:1]).sample()
     mixed = [Examples(x=torch.zeros(1, k), y=torch.zeros(1)) for k in (1, 2)]
     with pytest.raises(DataError, match="have different forms"):
         ByClient(load=lambda k: mixed[k], sizes=[1, 1]).sample()
