@@ -352,7 +352,8 @@ class Session:
             terms.job,
             assignment.round,
             Sent(
-                weights=hashlib.sha256(model.weights).hexdigest(),
+                # The ledger has the weights, not what a strategy shares, which comes after them.
+                weights=hashlib.sha256(model.weights[: assignment.weights.nbytes]).hexdigest(),
                 event=event_digest(assignment.mechanism),
                 nonce=self._noise(assignment.round)(NONCE_BYTES).hex(),
             ),
