@@ -82,6 +82,7 @@ class JobRun:
         self._fleet = facilities.fleet
         self._settings = facilities.settings
         self._metrics = facilities.metrics
+        self._now = facilities.now
         self._spending = spending
         self._evaluated = prepared.job.folder.last_metrics()
         self._seconds: list[float] = []
@@ -152,7 +153,7 @@ class JobRun:
             try:
                 self._consent.offer_all()
                 await self._check_in()
-                self._state.update_job(self._id, status="running", started_at=time.time())
+                self._state.update_job(self._id, status="running", started_at=self._now())
                 self._show_spent()
                 await self._rounds()
             except BudgetExceeded as error:
@@ -242,7 +243,7 @@ class JobRun:
             return
         self._waiting = text
         if seconds is not None:
-            ends = time.strftime("%H:%M:%S", time.localtime(time.time() + seconds))
+            ends = time.strftime("%H:%M:%S", time.localtime(self._now() + seconds))
             text = f"{text}, until {ends}"
             _log.warning("job %s: %s", self._id, text)
         else:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -81,6 +81,7 @@ class Deployment:
         models: makes the model of a configuration.
         metrics: counted into.
         randomness: for tests.
+        now: seconds since 1970.
 
     Attributes:
         continuity: says why no job may run.
@@ -97,7 +98,9 @@ class Deployment:
         models: ModelSource,
         metrics: Metrics | None = None,
         randomness: Randomness | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
+        self._now = now
         self._home = home
         self._state = state
         self._fleet = fleet
@@ -122,6 +125,7 @@ class Deployment:
             metrics=self._metrics,
             randomness=drawn,
             prekeys=registry.prekeys,
+            now=now,
         )
         self._waiting: dict[str, float] = {}
         """Jobs that gave way, and until when they wait for devices."""
@@ -254,7 +258,7 @@ class Deployment:
 
     def _end(self, row: JobRow, status: str, reason: str) -> None:
         self._state.update_job(
-            row.id, status=status, reason=reason[:2000], stage="", ended_at=time.time()
+            row.id, status=status, reason=reason[:2000], stage="", ended_at=self._now()
         )
         self._metrics.job_ended(row.id, status)
         self._show_spent()

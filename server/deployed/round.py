@@ -54,6 +54,7 @@ class Facilities:
         metrics: counted into.
         randomness: for tests.
         prekeys: the devices' sealing keys, one taken for each place on a round's committee.
+        now: seconds since 1970, for people.
     """
 
     state: State
@@ -62,6 +63,7 @@ class Facilities:
     metrics: Metrics
     randomness: Randomness
     prekeys: Prekeys
+    now: Callable[[], float]
 
 
 class RoundCycle:

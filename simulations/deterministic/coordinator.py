@@ -202,6 +202,7 @@ class CoordinatorParty:
                 names=self._dice.bytes,
                 seeds=lambda _round: self._dice.bytes,
             ),
+            now=lambda: _DAY.timestamp() + self._clock.now,
         )
         self._port = DevicePort(
             identity=ServerIdentity(private_key=b"", certificate=b""),
