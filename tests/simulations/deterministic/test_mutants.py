@@ -385,11 +385,11 @@ def shutdown_refunds(patch: pytest.MonkeyPatch) -> None:
 
 CAUGHT: list[tuple[Mutate, str, int]] = [
     (invite_before_reserve, "without a durable reserve", 0),
-    (ledger_without_flush, "without a durable reserve", 0),
+    (ledger_without_flush, "without a durable reserve", 4),
     (folder_without_flush, "without a durable reserve", 4),
     (key_without_flush, "the ledger is signed by|coordinator.ed25519: missing", 0),
     (checkpoint_forgotten, "newest committed model", 21),
-    (round_number_reused, "was drawn twice|was used twice|reserves round", 19),
+    (round_number_reused, "was drawn twice|was used twice|reserves round|were begun", 38),
     (store_without_flush, "before the mark of it was certain", 0),
     (uploads_forgotten, "uploaded two vectors", 4),
     (keys_on_the_disk, "after it lost power", 4),
