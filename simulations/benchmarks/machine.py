@@ -10,9 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedsys.versions import versions
-from simulations.engine.layout import cores
-
 __all__ = ["machine", "one_core", "quiet"]
 
 
@@ -48,6 +45,9 @@ def quiet() -> Iterator[None]:
 
 def machine() -> dict[str, Any]:
     """Processor, cores, load and versions, for comparing results."""
+    from fedsys.versions import versions  # these bring torch, which a measured process may not have
+    from simulations.engine.layout import cores
+
     return {
         "processor": _processor(),
         "cores": cores(),
