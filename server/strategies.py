@@ -23,15 +23,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsys.current_folder import importable_here
 from fedsys.errors import ConfigError
 from server.procedure_strategies import FedNova, Scaffold
 from server.strategy_base import (
@@ -287,7 +286,9 @@ def build_strategy(
 def _build_own(name: str, options: StrategyOptions) -> Strategy:
     module_name, _, attribute = name.partition(":")
     try:
-        factory = getattr(_import(module_name), attribute)
+        with importable_here():
+            module = importlib.import_module(module_name)
+        factory = getattr(module, attribute)
     except (ImportError, ValueError, AttributeError) as error:
         raise ConfigError(f"server.strategy = '{name}' cannot be loaded: {error}") from error
     if not callable(factory):
@@ -304,15 +305,3 @@ def _build_own(name: str, options: StrategyOptions) -> Strategy:
             "which lacks apply(weights, update), state() or load(state)"
         )
     return strategy
-
-
-def _import(module_name: str) -> Any:
-    """Import the user's module, from the working directory too, as ``python -m`` would."""
-    here = str(Path.cwd())
-    if here in sys.path:
-        return importlib.import_module(module_name)
-    sys.path.insert(0, here)
-    try:
-        return importlib.import_module(module_name)
-    finally:
-        sys.path.remove(here)

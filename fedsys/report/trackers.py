@@ -23,7 +23,6 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 from urllib.parse import urlsplit
 
+from fedsys.current_folder import importable_here
 from fedsys.errors import ConfigError
 from fedsys.installation import how_to_install
 
@@ -277,21 +277,15 @@ def _require(module: str, tracker: str) -> None:
 
 
 def _own(spec: str, module: str, attribute: str) -> Tracker:
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
     try:
-        tracker = getattr(importlib.import_module(module), attribute)()
+        with importable_here():
+            tracker = getattr(importlib.import_module(module), attribute)()
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"--track {spec}: cannot be created: {type(error).__name__}: {text}; built in are "
             f"tensorboard:DIR and mlflow:URI"
         ) from error
-    finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
     if not isinstance(tracker, Tracker):
         raise ConfigError(
             f"--track {spec}: returned a {type(tracker).__name__}, which lacks started(run), "

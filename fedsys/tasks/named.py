@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from fedsys.current_folder import importable_here
 from fedsys.errors import ConfigError
 
 __all__ = ["attribute_of"]
@@ -24,17 +23,11 @@ def attribute_of(name: str, key: str) -> Callable[..., Any]:
         ConfigError: there is nothing callable of that name.
     """
     module_name, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
+        with importable_here():
+            found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, ValueError, AttributeError) as error:
         raise ConfigError(f"{key} = {name!r} cannot be loaded: {error}") from error
-    finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
     if not callable(found):
         raise ConfigError(f"{key} = {name!r} is a {type(found).__name__}, not a function")
     made: Callable[..., Any] = found

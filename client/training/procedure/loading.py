@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -15,6 +13,7 @@ from client.training.local import LocalConfig
 from client.training.procedure.fednova import FedNova
 from client.training.procedure.local import Local
 from client.training.procedure.scaffold import Scaffold
+from fedsys.current_folder import importable_here
 from fedsys.errors import ConfigError
 from fedsys.privacy.encoding.parts import Block
 from fedsys.tasks import Examples, Task
@@ -84,7 +83,9 @@ def procedure_named(name: str) -> Procedure:
             f'your own is written "package.module:Attr"'
         )
     try:
-        found = getattr(_imported(module_name), attribute)
+        with importable_here():
+            module = importlib.import_module(module_name)
+        found = getattr(module, attribute)
     except (ImportError, ValueError, AttributeError) as error:
         raise ConfigError(f"local.procedure = {name!r} cannot be loaded: {error}") from error
     try:
@@ -115,15 +116,3 @@ def _made(name: str, found: Any) -> Procedure:
         return dict(blocks)
 
     return Procedure(name=name, run=run, sends=declared, object=found)
-
-
-def _imported(module_name: str) -> Any:
-    """Import the user's module, from the working directory too."""
-    here = str(Path.cwd())
-    if here in sys.path:
-        return importlib.import_module(module_name)
-    sys.path.insert(0, here)
-    try:
-        return importlib.import_module(module_name)
-    finally:
-        sys.path.remove(here)

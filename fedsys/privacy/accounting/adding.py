@@ -166,9 +166,7 @@ def outsider_total(parts: Sequence[Part]) -> tuple[float, float]:
         parts: at least one; a single part keeps its own figure.
     """
     delta = max(part.delta for part in parts)
-    steps: Counter[GaussianStep] = Counter()
-    for part in parts:
-        steps.update(part.steps)
+    steps = _steps_of(parts)
     at = usable(parts) if len(parts) > 1 else parts[0].delta - parts[0].overhead
     if at <= 0:
         return math.inf, delta
@@ -178,13 +176,18 @@ def outsider_total(parts: Sequence[Part]) -> tuple[float, float]:
     return covered(parts, found), delta
 
 
-def together(parts: Sequence[Part]) -> Part:
-    """Several parts as one, at the largest of their deltas."""
+def _steps_of(parts: Sequence[Part]) -> Steps:
+    """All steps of all parts."""
     steps: Counter[GaussianStep] = Counter()
     for part in parts:
         steps.update(part.steps)
+    return steps
+
+
+def together(parts: Sequence[Part]) -> Part:
+    """Several parts as one, at the largest of their deltas."""
     return Part(
-        steps=steps,
+        steps=_steps_of(parts),
         delta=max(part.delta for part in parts),
         overhead=math.fsum(part.overhead for part in parts),
         aside=math.fsum(part.aside for part in parts),
