@@ -214,8 +214,8 @@ def _promised(terms: Terms, policy: Policy) -> Standing:
         if plan.budget is not None:
             promised = min(promised, plan.budget)
     view = fresh.view(wanted)
-    part = promised_part(plan, view)  # type: ignore[arg-type]
-    return Standing.of(plan, view, part, promised)  # type: ignore[arg-type]
+    part = promised_part(plan, view)
+    return Standing.of(plan, view, part, promised)
 
 
 def check_assignment(assignment: Assignment, message: fleet_pb2.Invitation, terms: Terms) -> None:

@@ -7,11 +7,11 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from client.ledger_copy import LedgerCopy, Sent
 from fedsys.errors import Cause, ConfigError, LedgerError, MechanismError, PolicyRefusal
-from fedsys.privacy import PrivacyPlan, ViewAccountant, guaranteed_epsilon
+from fedsys.privacy import PrivacyPlan, View, ViewAccountant, guaranteed_epsilon
 from fedsys.privacy.accounting.adding import Standing, composed, part_of
 from fedsys.privacy.accounting.costs import server_step
 from fedsys.secret_files import write_secret
@@ -20,6 +20,9 @@ from fedsys.wire.countersign import Countersignature
 from fedsys.wire.terms import Terms
 
 __all__ = ["JobRecord", "Journal"]
+
+Counted = Literal["guarantee"] | View
+"""The view whose epsilon an owner counts; ``guarantee``: the one that each job promises."""
 
 _VERSION = 2
 _MOST_TOLD = 32
@@ -78,20 +81,20 @@ class JobRecord:
             self._promised = guaranteed_epsilon(self.plan) if budget is None else budget
         return self._promised
 
-    def view(self, wanted: str) -> str:
+    def view(self, wanted: Counted) -> View:
         """The view whose epsilon is counted."""
         return self.plan.guarantee if wanted == "guarantee" else wanted
 
-    def spent(self, wanted: str) -> float:
+    def spent(self, wanted: Counted) -> float:
         """Epsilon of this job so far; rounds not joined count in the outsider's view."""
         if not self.joined:
             return 0.0
         if not self.plan.protected:
             return float("inf")
-        value = self._up_to(self.highest).spent().of(self.view(wanted))  # type: ignore[arg-type]
+        value = self._up_to(self.highest).spent().of(self.view(wanted))
         return float("inf") if value is None else value
 
-    def standing(self, wanted: str, *, after: int | None = None) -> Standing:
+    def standing(self, wanted: Counted, *, after: int | None = None) -> Standing:
         """What this job has spent, or will have once this device has taken part in a round, for a
         total with other jobs."""
         epsilon = self.spent(wanted) if after is None else self.after(after, wanted)
@@ -105,15 +108,15 @@ class JobRecord:
         else:
             counted = self._up_to(self.highest if after is None else after - 1)
             steps = counted.outsider.steps(None if after is None else event)
-        part = part_of(plan, view, steps)  # type: ignore[arg-type]
-        return Standing.of(plan, view, part, epsilon)  # type: ignore[arg-type]
+        part = part_of(plan, view, steps)
+        return Standing.of(plan, view, part, epsilon)
 
-    def after(self, round: int, wanted: str) -> float:
+    def after(self, round: int, wanted: Counted) -> float:
         """Epsilon of this job after this device has also taken part in `round`."""
         if not self.plan.protected:
             return float("inf")
         accountant = self._up_to(round - 1)
-        value = accountant.after_next(self.plan.event()).of(self.view(wanted))  # type: ignore[arg-type]
+        value = accountant.after_next(self.plan.event()).of(self.view(wanted))
         return float("inf") if value is None else value
 
     def _up_to(self, round: int) -> ViewAccountant:
@@ -363,17 +366,19 @@ class Journal:
                 setattr(record, name, value)
             raise
 
-    def spent(self, wanted: str, *, without: JobRecord | None = None) -> float:
+    def spent(self, wanted: Counted, *, without: JobRecord | None = None) -> float:
         """Epsilon over all jobs but `without`: their rounds composed, whatever they asked for."""
         return composed(self._others(wanted, without))
 
-    def adds(self, wanted: str, standing: Standing, *, without: JobRecord | None = None) -> float:
+    def adds(
+        self, wanted: Counted, standing: Standing, *, without: JobRecord | None = None
+    ) -> float:
         """What a job adds to the total of all the others, once it stands so."""
         others = self._others(wanted, without)
         total = composed([*others, standing])
         return total - composed(others) if total < float("inf") else total
 
-    def _others(self, wanted: str, without: JobRecord | None) -> list[Standing]:
+    def _others(self, wanted: Counted, without: JobRecord | None) -> list[Standing]:
         return [each.standing(wanted) for each in self.jobs.values() if each is not without]
 
     def _save(self) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from client.journal import JobRecord
 from fedsys.privacy import guaranteed_epsilon
 from fedsys.privacy.planning import make_plan
+from fedsys.privacy.views import VIEWS
 from tests.e2e.base_packages import ABSENT, WITHOUT
 
 _ROOT = Path(__file__).parents[2]
@@ -61,7 +62,7 @@ def test_every_view_costs_the_same_without_the_packages_of_extras() -> None:
     assert done.returncode == 0, done.stderr
     for plan, line in zip(plans, done.stdout.splitlines(), strict=True):
         record = JobRecord("", "", "", plan, joined=[2, 5], highest=5)
-        views = [record.after(7, view) for view in ("outsider", "participant", "server")]
+        views = [record.after(7, view) for view in VIEWS]
         assert json.loads(line) == [guaranteed_epsilon(plan), *views]
 
 
