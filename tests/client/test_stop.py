@@ -109,6 +109,24 @@ def test_every_thread_that_waits_is_woken() -> None:
     assert sorted(woken) == [0, 1, 2]
 
 
+def test_signals_do_not_prolong_a_wait() -> None:
+    stop, ticks = Stop(), 0
+
+    def tick(_number: int, _frame: object) -> None:
+        nonlocal ticks
+        ticks += 1
+
+    before = signal.signal(signal.SIGALRM, tick)
+    signal.setitimer(signal.ITIMER_REAL, 2e-4, 2e-4)
+    try:
+        for _ in range(300):
+            stop.wait(2e-4)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert ticks > 10, "signals arrived while it waited"
+
+
 def test_a_hook_is_called_also_when_it_comes_late() -> None:
     stop, called = Stop(), []
     stop.call(lambda: called.append("early"))
