@@ -22,7 +22,8 @@ from google.protobuf.message import DecodeError
 
 from client.background import Background
 from client.buffered import Work
-from client.grpc_channel import open_channel, renew
+from client.enrollment import renew
+from client.grpc_channel import open_channel
 from client.reachability import fault
 from client.session import Dismissed, Session
 from client.stop import Stop

@@ -42,7 +42,7 @@ def join(
     """Create this device's keys, get a certificate, and pin the roster."""
     import sys
 
-    from client.grpc_channel import join as join_
+    from client.enrollment import join as join_
     from fedsys.wire.token import JoinToken
 
     text = sys.stdin.readline() if token == "-" else token
@@ -304,7 +304,7 @@ def leave(
     ] = False,
 ) -> None:
     """Leave the federation, once the agent is stopped: revoke this device and delete its keys."""
-    from client.grpc_channel import leave as leave_
+    from client.enrollment import leave as leave_
     from client.identity import Credentials
     from client.lock import exclusive
     from client.volatile import VolatileStore

@@ -284,7 +284,7 @@ class Crowd:
         return bool(body["connection"] == "connected" and body["at"] > since)
 
     def _enroll(self, authority: Ed25519PrivateKey) -> list[Path]:
-        """Enrol every agent, as `client.grpc_channel.join` does; sign one roster of them all."""
+        """Enrol every agent, as `client.enrollment.join` does; sign one roster of them all."""
         registry = self.home.registry(self.state)
         found = [self._join(registry, number) for number in range(self.size)]
         statement = registry.propose().encoded

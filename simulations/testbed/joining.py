@@ -1,4 +1,4 @@
-"""A device's enrolment without sockets: makes the calls of `client.grpc_channel.join` itself."""
+"""A device's enrolment without sockets: makes the calls of `client.enrollment.join` itself."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from client.grpc_channel import join
+from client.enrollment import join
 from client.identity import Credentials
 from server.deployed.fleet import Fleet
 from server.grpc_host import DevicePort

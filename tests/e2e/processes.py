@@ -198,7 +198,7 @@ class Federation(testbed.Federation):
 
     def join(self, agents: int) -> None:
         """Let so many devices join; the coordinator must be running."""
-        from client.grpc_channel import join
+        from client.enrollment import join
 
         registry = self.home.registry(self.state)
         for number in range(agents):

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from grpc._cython import cygrpc
 from grpc_health.v1 import health_pb2
 
-from client.grpc_channel import CHANNEL_OPTIONS, call, join, leave, open_channel, renew
+from client.enrollment import join, leave, renew
+from client.grpc_channel import CHANNEL_OPTIONS, call, open_channel
 from client.identity import Credentials, TlsKey, pem_of
 from fedsys.errors import ConfigError, EnrollmentError, FedsysError, ProtocolError
 from fedsys.wire import fleet_pb2

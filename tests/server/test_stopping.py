@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from client.grpc_channel import join
+from client.enrollment import join
 from client.grpc_host import Backoff, ConnectionHost
 from client.policy import Policy
 from client.session import Session
