@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import graphlib
 import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -229,3 +231,10 @@ def test_no_forbidden_word_is_used() -> None:
     lists = {"docs/glossary.md", "tests/test_documents.py"}
     found = {name for name, text in texts.items() if name not in lists and mark.search(text)}
     assert found == set()
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports inside functions count, those for type checkers alone do not."""
+    graph = grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True, cache_dir=None)
+    imports = {each: graph.find_modules_directly_imported_by(each) for each in graph.modules}
+    graphlib.TopologicalSorter(imports).prepare()  # raises a CycleError that names a circle
