@@ -1,4 +1,4 @@
-"""The coordinator's process: devices' port, operator's socket, jobs and metrics."""
+"""The coordinator's process: devices' port, operator's socket and page, jobs and metrics."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from server.deployed.fleet import Fleet
 from server.deployed.job_model import ModelSource
+from server.deployed.presence import Presence
 from server.deployed.queue import Deployment
 from server.deployed.round import Randomness
 from server.grpc_host import DevicePort
@@ -17,6 +18,9 @@ from server.grpc_operator import OperatorSocket
 from server.home.folder import Home
 from server.home.state import State
 from server.metrics import Metrics
+
+if TYPE_CHECKING:
+    from fedsys.web.serving import PageServer
 
 __all__ = ["run_coordinator"]
 
@@ -84,6 +88,8 @@ async def _serve(
         signer_key=bytes.fromhex(home.signer.public_hex),
     )
     operator = OperatorSocket(home=home, state=state, fleet=fleet, deployment=deployment)
+    metrics.watch(state, fleet)
+    page: PageServer | None = None
     tasks: list[asyncio.Task[None]] = []
     try:
         port = await devices.start(listen)
@@ -91,7 +97,10 @@ async def _serve(
         address = home.settings().metrics
         if address:
             _log.info("metrics at port %d", metrics.serve(address))
+        if home.settings().web:
+            page = _page(home, state, fleet, metrics)
         tasks = [
+            asyncio.create_task(Presence(state, fleet).follow()),
             asyncio.create_task(deployment.serve()),
             asyncio.create_task(_follow_registry(devices)),
         ]
@@ -107,11 +116,24 @@ async def _serve(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if page is not None:
+            await page.stop()
         await operator.stop()
         await devices.stop()
         await _ended(asyncio.all_tasks() - before)
         metrics.close()
         state.close()
+
+
+def _page(home: Home, state: State, fleet: Fleet, metrics: Metrics) -> PageServer:
+    """The operator's page, started; its packages are loaded only where it is wanted."""
+    from server.web.service import operator_page
+
+    page = operator_page(home, state, fleet, healthy=metrics.why_unhealthy)
+    page.start()
+    where = f"port {page.port}" if page.port else home.settings().web
+    _log.info("page at %s; fedsys coordinator web %s prints its address", where, home.path)
+    return page
 
 
 async def _follow_registry(devices: DevicePort) -> None:

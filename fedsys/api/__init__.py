@@ -9,11 +9,11 @@ True
 """
 
 from fedsys.api.asking import Answers, query
-from fedsys.api.comparison import Comparison, compare
-from fedsys.api.rows import Rows
-from fedsys.api.run import Run
 from fedsys.api.running import resume, simulate
 from fedsys.audit import audit_run
+from fedsys.runs.comparison import Comparison, compare
+from fedsys.runs.rows import Rows
+from fedsys.runs.run import Run
 from simulations.personal import Figures, evaluate_clients
 
 __all__ = [

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsys import tasks
-from fedsys.api.rows import Rows
-from fedsys.api.run import Run
 from fedsys.config import validate
 from fedsys.config.overrides import apply_values
 from fedsys.errors import FedsysError
 from fedsys.queries import Answer, Estimate
 from fedsys.queries.answers import scale_of
 from fedsys.report import figures
+from fedsys.runs.rows import Rows
+from fedsys.runs.run import Run
 from simulations import harness
 from simulations.asking import asking_tree
 

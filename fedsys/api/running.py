@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fedsys import tasks
-from fedsys.api.run import Run
 from fedsys.config import Config, load
 from fedsys.config.named_code import NamedCode
 from fedsys.errors import ConfigError
 from fedsys.report.progress import observer as shown
 from fedsys.run_folder import RunFolder
+from fedsys.runs.run import Run
 from fedsys.tasks.origin import OBJECT
 from simulations import harness
 

@@ -10,6 +10,7 @@ from fedsys import __version__
 from fedsys.cli import (
     agent,
     audit,
+    compare,
     coordinator,
     doctor,
     export,
@@ -20,6 +21,7 @@ from fedsys.cli import (
     privacy,
     publish,
     query,
+    runs,
     simulate,
     task,
     task_bundle,
@@ -58,6 +60,8 @@ def root(
 app.command("simulate")(simulate.simulate)
 app.command("query")(query.query)
 app.command("audit")(audit.audit)
+app.command("compare")(compare.compare)
+app.command("runs")(runs.runs)
 app.command("publish")(publish.publish)
 app.command("tune")(tune.tune)
 app.command("export")(export.export)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fedsys.cli.coordinator_state import backup, move, recover, restore
+from fedsys.cli.coordinator_web import web
 from fedsys.cli.deployment import no_core_dumps, prepare_coordinator, unwritable
 from fedsys.cli.extras import require
 from fedsys.cli.job_lines import node_json
@@ -132,6 +133,8 @@ def run(
     home = Home.open(folder)
     if home.settings().witnesses:
         require("httpx", extra="witness")
+    if home.settings().web:
+        require("starlette", "uvicorn", extra="web")
 
     def ready(port: int) -> None:
         text = f"listening on {listen.rpartition(':')[0]}:{port}"
@@ -253,6 +256,7 @@ app.command()(backup)
 app.command()(restore)
 app.command()(move)
 app.command()(recover)
+app.command()(web)
 
 
 @app.command()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from fedsys.records import EpsilonPoint
 from fedsys.report import figures
 from fedsys.report.contents import RoundDiagnostics, RunContents
-from fedsys.report.facts import Facts
 from fedsys.report.plots import Chart, Series
 
-__all__ = ["diagnostic_charts", "epsilon_chart", "metric_charts"]
+__all__ = ["Budgeted", "diagnostic_charts", "epsilon_chart", "metric_charts"]
 
 VIEWS = ("outsider", "participant", "server")
 
@@ -35,7 +35,19 @@ def metric_charts(folder: RunContents) -> list[Chart]:
     return charts
 
 
-def epsilon_chart(curve: Sequence[EpsilonPoint], facts: Facts) -> list[Chart]:
+class Budgeted(Protocol):
+    """What a run's budget is, and in which view."""
+
+    @property
+    def budget(self) -> float | None:
+        """Epsilon that may be spent; None without a budget."""
+
+    @property
+    def guarantee(self) -> str:
+        """The view that the budget is for."""
+
+
+def epsilon_chart(curve: Sequence[EpsilonPoint], facts: Budgeted) -> list[Chart]:
     """Privacy spent against the budget; no chart where nothing finite was derived."""
     series, endless = [], []
     for view in VIEWS:

@@ -41,7 +41,7 @@ class Comparison:
         eyebrow: the kind of page.
         title: its heading.
         intro: one or two sentences on what was run.
-        chart: the comparison at a glance.
+        chart: the comparison at a glance; None where there is nothing to draw.
         findings: (tone such as "good" or "warning", one word, one sentence) each.
         tables: in order.
         origin: (label, value, whether it is code) each, including the command.
@@ -51,7 +51,7 @@ class Comparison:
     eyebrow: str
     title: str
     intro: str
-    chart: Chart
+    chart: Chart | None
     findings: Sequence[tuple[str, str, str]]
     tables: Sequence[Table]
     origin: Sequence[tuple[str, str, bool]]
@@ -65,5 +65,5 @@ def build_comparison(path: Path, page: Comparison) -> Path:
         RunFolderError: it cannot be written.
     """
     template = environment().get_template("comparison.html.j2")
-    drawn = figure(page.chart, "c", wide=True)
+    drawn = None if page.chart is None else figure(page.chart, "c", wide=True)
     return write(path, template.render(version=__version__, page=page, drawn=drawn))

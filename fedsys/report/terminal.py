@@ -18,11 +18,12 @@ from rich.text import Text
 from fedsys.printable import printable
 from fedsys.records import AuditResult, Claim
 from fedsys.report import figures
+from fedsys.report.comparison import Comparison
 from fedsys.report.contents import RunContents, read
 from fedsys.report.facts import Facts, gather, mechanism_title
 from fedsys.report.views import tier
 
-__all__ = ["print_audit", "print_run"]
+__all__ = ["print_audit", "print_comparison", "print_run"]
 
 _VIEWS = (
     ("outsider", "sees the released models and nothing else"),
@@ -118,6 +119,34 @@ def print_audit(audit: AuditResult, *, file: IO[str] | None = None) -> None:
         console.print(Text(f"note: {printable(note)}", style="dim"))
     _, words, detail, style = _outcome(audit)
     console.print(Text(f"{words}; {detail}" if detail else words, style=style))
+
+
+def print_comparison(page: Comparison, *, file: IO[str] | None = None) -> None:
+    """Prints a comparison's tables and findings; every cell is in the output, however narrow it is.
+
+    Args:
+        page: what to print.
+        file: where to print; standard output if None.
+    """
+    console = _console(file)
+    for found in page.tables:
+        rows = [(name, *(cell for cell, _fine in cells)) for name, cells in found.rows]
+        if console.is_terminal:
+            table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+            for at, heading in enumerate(found.columns):
+                table.add_column(heading, overflow="fold", justify="right" if at else "left")
+            for row in rows:
+                table.add_row(Text(row[0], style="bold"), *map(Text, row[1:]))
+            console.print(table)
+        else:
+            lines = [tuple(found.columns), *rows]
+            widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+            for line in lines:
+                cells = (f"{cell:{width}}" for cell, width in zip(line, widths, strict=True))
+                console.print("  ".join(cells).rstrip(), markup=False)
+        console.print()
+    for tone, word, text in page.findings:
+        console.print(Text(f"{word}: {text}", style=_STYLE.get(tone, "")))
 
 
 def _console(file: IO[str] | None) -> Console:

@@ -38,6 +38,7 @@ from fedsys.privacy.ledger.signer import KEY_NAME
 from fedsys.secret_files import read_secret, write_secret
 from fedsys.transparency import NoteError, VerifierKey
 from fedsys.transparency.cosignature import require_witness
+from fedsys.web.address import WebAddress
 from fedsys.wire.services import OPERATOR_SOCKET
 from server.home.enrollment import Registry
 from server.home.pki import Authority, ServerIdentity, alternative_names
@@ -96,6 +97,8 @@ class Settings(BaseModel):
         training: Seconds until the stage closes in which agents train and upload. In buffered
             rounds, what one agent's training may take.
         metrics: ``HOST:PORT`` of the Prometheus page; empty for none.
+        web: Address of the operator's page, on this machine alone: ``localhost:7480``, or
+            ``unix:/PATH`` for a Unix socket; empty for none.
         colluders: Number of devices, out of all that enrol, that may collude with this coordinator.
             It goes into the rosters that are signed or proposed from now on.
         witnesses: Witnesses that cosign each job's ledger after every reservation and commit.
@@ -113,6 +116,7 @@ class Settings(BaseModel):
     stage: Seconds = 30.0
     training: Seconds = 600.0
     metrics: str = ""
+    web: str = ""
     colluders: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     witness_threshold: Annotated[int, Field(ge=0)] = 0
     witness_wait: Seconds = 600.0
@@ -128,6 +132,16 @@ class Settings(BaseModel):
                 f"witness_threshold = {self.witness_threshold}, and there are {len(keys)} witnesses"
             )
         return self
+
+    @field_validator("web")
+    @classmethod
+    def _here(cls, web: str) -> str:
+        if web:
+            try:
+                WebAddress.parse(web)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return web
 
     @field_validator("hosts")
     @classmethod
@@ -147,6 +161,7 @@ _HEADER = """\
 # reconnect:  seconds that a stage waits for a device that lost its connection
 # stage, training:  seconds until a stage without, or with, training closes
 # metrics:    "localhost:9464" serves a page for Prometheus
+# web:        "localhost:7480" serves a page for the operator; fedsys coordinator web prints its URL
 # colluders:  devices, of all, that may collude with this coordinator
 # witnesses:  tables [[witnesses]] with url and key at the end of this file
 """
@@ -162,6 +177,11 @@ class Home:
     def socket(self) -> Path:
         """The Unix socket for the operator's commands."""
         return self.path / OPERATOR_SOCKET
+
+    @property
+    def web_token(self) -> Path:
+        """The token of the operator's page."""
+        return self.path / "web.token"
 
     @property
     def jobs(self) -> Path:

@@ -264,6 +264,11 @@ class State:
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
 
+    def check(self) -> None:
+        """Read one value; raises SQLAlchemy's `DBAPIError` where the database cannot be used."""
+        with self._engine.connect() as connection:
+            connection.exec_driver_sql("SELECT count(*) FROM nodes")
+
     def nodes(self) -> list[NodeRow]:
         """All nodes by id."""
         with self.transaction() as session:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from fedsys.api.comparison import compare
-from fedsys.api.run import Run
 from fedsys.config import dump, load
 from fedsys.errors import ConfigError, FedsysError, RunFolderError
 from fedsys.privacy import Epsilons
 from fedsys.release.publication import publish_run
 from fedsys.run_folder import RunFolder
+from fedsys.runs.comparison import compare
+from fedsys.runs.run import Run
 from tests.reading import reads_at_most
 
 GIGABYTES = 10 << 30

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +21,7 @@ from fedsys.wire import fleet_pb2
 from server.deployed.fleet import Fleet, Link
 from server.deployed.spending import NOTHING, Spending
 from server.home.folder import Home
-from server.home.state import JobRow, State
+from server.home.state import JobRow, NodeRow, State
 from server.metrics import Metrics
 from tests.e2e.processes import federation, silos
 
@@ -50,8 +52,33 @@ def plain(name: str) -> str:
     return re.sub(r"_(bucket|sum|count)$", "", name)
 
 
-def everything() -> Metrics:
+def watched(folder: Path) -> tuple[State, Fleet]:
+    """A database with two devices, one of them connected, and a job of each status."""
+    folder.mkdir(exist_ok=True)
+    state, fleet = State.create(folder), Fleet()
+    with state.transaction() as session:
+        for number in (1, 2):
+            session.add(
+                NodeRow(
+                    id=number,
+                    name=f"silo-{number}",
+                    identity=bytes([number]) * 32,
+                    status="active",
+                    enrolled_at=0.0,
+                    last_seen=1000.0 * number,
+                )
+            )
+        for status in ("submitted", "running", "paused", "completed"):
+            row = JobRow(id=status, name=status, config="", status=status, submitted_at=0.0)
+            row.round, row.rounds = 3, 8
+            session.add(row)
+    fleet.open(Link(node=1))
+    return state, fleet
+
+
+def everything(folder: Path) -> Metrics:
     metrics = Metrics()
+    metrics.watch(*watched(folder))
     metrics.round_committed({"upload": 0.1, "answer": 0.2})
     metrics.round_aborted()
     metrics.refused(0)
@@ -65,8 +92,8 @@ def everything() -> Metrics:
     return metrics
 
 
-def test_the_page_is_what_the_list_says() -> None:
-    metrics = everything()
+def test_the_page_is_what_the_list_says(tmp_path: Path) -> None:
+    metrics = everything(tmp_path)
     port = metrics.serve("127.0.0.1:0")
     try:
         found = scrape(port)
@@ -83,13 +110,44 @@ def test_the_page_is_what_the_list_says() -> None:
     passed = found["fedsys_serverside_bytes_total", (("direction", "in"), ("kind", "answer"))]
     assert passed == 123
     assert found["fedsys_serverside_refusals_total", (("of", "round"),)] == 1
+    assert found["fedsys_queue_jobs", (("status", "submitted"),)] == 1
+    assert found["fedsys_queue_jobs", (("status", "waiting"),)] == 0
+    assert found["fedsys_job_round", (("job", "paused"),)] == 3
+    assert found["fedsys_job_rounds", (("job", "running"),)] == 8
+    assert ("fedsys_job_round", (("job", "completed"),)) not in found
+    connected = "fedsys_serverside_device_connected"
+    assert [found[connected, (("device", f"silo-{each}"),)] for each in (1, 2)] == [1, 0]
+    assert found["fedsys_serverside_device_last_seen_seconds", (("device", "silo-2"),)] == 2000
+    assert found["fedsys_serverside_process_resident_memory_bytes", ()] > 1 << 20
 
 
-def test_what_is_not_server_side_tells_no_cohort() -> None:
+def test_health_is_answered_to_anybody_and_says_when_the_database_is_gone(tmp_path: Path) -> None:
+    state, fleet = watched(tmp_path)
+    metrics = Metrics()
+    metrics.watch(state, fleet)
+    port = metrics.serve("127.0.0.1:0")
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60) as answer:
+            assert (answer.status, json.load(answer)) == (200, {"status": "serving"})
+        state.close()
+        (tmp_path / "state.sqlite").write_bytes(b"damaged" * 1000)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60)
+        assert refused.value.code == 503
+        assert "the database cannot be used" in json.load(refused.value)["status"]
+        names = {name for name, _ in scrape(port)}
+        assert "fedsys_connected_agents" in names
+        assert "fedsys_queue_jobs" not in names
+    finally:
+        metrics.close()
+
+
+def test_what_is_not_server_side_tells_no_cohort(tmp_path: Path) -> None:
     """Two coordinators whose rounds had other members show the same to everybody else."""
 
     def page(members: int) -> str:
         metrics = Metrics()
+        metrics.watch(*watched(tmp_path / str(members)))
         fleet = Fleet(counted=metrics.passed)
         for node in range(members):
             link = Link(node=node, counted=fleet.counted)
@@ -191,4 +249,5 @@ def test_a_deployment_is_scraped(tmp_path: Path) -> None:
     }
     assert kinds >= {("out", "model"), ("out", "invitation"), ("out", "stage"), ("out", "offer")}
     assert kinds >= {("in", "hello"), ("in", "consent"), ("in", "answer")}
+    assert found["fedsys_serverside_device_connected", (("device", "silo-0"),)] == 1
     assert {plain(name) for name, _ in found} <= set(listed())

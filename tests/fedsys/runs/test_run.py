@@ -17,8 +17,8 @@ import torch
 
 import fedsys
 from fedsys import Run, tasks
-from fedsys.api import rows
 from fedsys.errors import ConfigError, FedsysError, RunFolderError
+from fedsys.runs import rows
 from fedsys.tasks.digits import Digits
 from tests.fedsys.api.conftest import SMALL
 

@@ -10,21 +10,20 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsys import report, tasks
-from fedsys.api.drawing import draw_run
-from fedsys.api.history import history_of
-from fedsys.api.rows import Rows
-from fedsys.audit import audit_run
 from fedsys.errors import ConfigError, RunFolderError
 from fedsys.privacy import Epsilons
 from fedsys.records import AuditResult
-from fedsys.release.model import ReleasedModel
 from fedsys.report import figures
 from fedsys.run_folder import RunFolder
+from fedsys.runs.drawing import draw_run
+from fedsys.runs.history import history_of
+from fedsys.runs.rows import Rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
+
+    from fedsys import tasks
 
 __all__ = ["Run"]
 
@@ -63,7 +62,11 @@ class Run:
         Raises:
             RunFolderError: there is no run with a summary.
         """
-        folder = Path(folder)
+        folder, found = Path(folder), None
+        if task is not None:
+            from fedsys.tasks import Origin
+
+            found = Origin.of(task).task
         stored = RunFolder(folder)
         if not stored.summary.exists():
             raise RunFolderError(f"{folder}: no finished or interrupted run: no summary.json")
@@ -81,7 +84,7 @@ class Run:
                 epsilon=Epsilons(**epsilons),
                 delta=privacy["delta"],
                 interrupted=summary["status"] == "interrupted",
-                task=None if task is None else tasks.Origin.of(task).task,
+                task=found,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunFolderError(f"{folder}: summary.json is damaged: {error}") from None
@@ -92,6 +95,8 @@ class Run:
         page = self.folder / "report.html"
         if page.exists():
             return page
+        from fedsys import report
+
         return report.build(self.folder, self.audit(), private=True)
 
     @cached_property
@@ -105,6 +110,8 @@ class Run:
         Args:
             key: the required signer, as for `fedsys.audit_run`.
         """
+        from fedsys.audit import audit_run
+
         return audit_run(self.folder, key=key)
 
     def model(self) -> nn.Module:
@@ -114,6 +121,9 @@ class Run:
             RunFolderError: the audit fails, or the run is not finished.
             ConfigError: the run's task is custom code, and was not given.
         """
+        from fedsys import tasks
+        from fedsys.release.model import ReleasedModel
+
         released = ReleasedModel.of(self.folder)
         config, task = released.config, self.task
         if task is None:

@@ -1,22 +1,28 @@
-"""Several runs side by side: what each achieved and cost, and in which settings they differ."""
+"""Several runs side by side: what each achieved and cost, and in which settings they differ.
+
+The notebook's table, ``fedsys compare`` and the pages are all made of this one.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsys.api.drawing import draw_comparison
-from fedsys.api.rows import Rows
-from fedsys.api.run import Run
-from fedsys.audit import compose
-from fedsys.errors import FedsysError
-from fedsys.records import AuditResult
+from fedsys.errors import FedsysError, RunFolderError
+from fedsys.privacy import Epsilons
 from fedsys.run_folder import RunFolder
+from fedsys.runs.drawing import draw_comparison
+from fedsys.runs.progress import ProgressReader
+from fedsys.runs.rows import Rows
+from fedsys.runs.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from fedsys.records import AuditResult
 
 __all__ = ["Comparison", "compare"]
 
@@ -29,15 +35,20 @@ class Comparison(Rows):
 
     Args:
         runs: the runs, by display name.
+
+    Attributes:
+        runs: as given.
+        differing: the settings in which the runs differ, by dotted key.
+        settings: by run, every setting that is compared.
     """
 
     def __init__(self, runs: Mapping[str, Run]) -> None:
         self.runs = dict(runs)
-        settings = {name: _settings(run) for name, run in self.runs.items()}
+        self.settings = settings = {name: _settings(run) for name, run in self.runs.items()}
         keys = dict.fromkeys(key for each in settings.values() for key in each)
-        differing = [
+        self.differing = tuple(
             key for key in keys if len({repr(each.get(key)) for each in settings.values()}) > 1
-        ]
+        )
         super().__init__(
             {
                 "run": name,
@@ -48,7 +59,7 @@ class Comparison(Rows):
                 "epsilon_participant": run.epsilon.participant,
                 "epsilon_server": run.epsilon.server,
                 "delta": run.delta,
-                **{key: settings[name].get(key) for key in differing},
+                **{key: settings[name].get(key) for key in self.differing},
             }
             for name, run in self.runs.items()
         )
@@ -67,6 +78,8 @@ class Comparison(Rows):
         Raises:
             AuditInputError: fewer than two runs, or units of privacy that do not add up.
         """
+        from fedsys.audit import compose
+
         return compose([run.folder for run in self.runs.values()])
 
 
@@ -74,7 +87,8 @@ def compare(runs: Iterable[Run | Path | str] | Mapping[str, Run | Path | str]) -
     """A table of runs.
 
     Args:
-        runs: runs or their folders; a mapping's keys name them, otherwise their folders do.
+        runs: runs or their folders, of runs that train still too; a mapping's keys name them,
+            otherwise their folders do.
 
     Raises:
         FedsysError: no run is given, or a folder holds none.
@@ -94,7 +108,26 @@ def compare(runs: Iterable[Run | Path | str] | Mapping[str, Run | Path | str]) -
 
 
 def _opened(run: Run | Path | str) -> Run:
-    return run if isinstance(run, Run) else Run.open(run)
+    if isinstance(run, Run):
+        return run
+    folder = Path(run)
+    return Run.open(folder) if RunFolder(folder).summary.exists() else _unfinished(folder)
+
+
+def _unfinished(folder: Path) -> Run:
+    """A run that has no summary yet, as far as it got; unknown epsilons are not numbers."""
+    if not RunFolder(folder).begun:
+        raise RunFolderError(f"{folder}: no run here; give a folder that `fedsys simulate` wrote")
+    found = ProgressReader(folder).read()
+    unknown = Epsilons(outsider=math.nan, participant=None, server=None)
+    return Run(
+        folder=folder,
+        summary={"status": found.status, "rounds": found.round},
+        metrics=found.metrics,
+        epsilon=found.spent or unknown,
+        delta=math.nan if found.delta is None else found.delta,
+        interrupted=False,
+    )
 
 
 def _settings(run: Run) -> dict[str, Any]:

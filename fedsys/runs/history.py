@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fedsys.api.rows import Rows
 from fedsys.privacy import VIEWS, read_ledger
 from fedsys.records import AuditResult
 from fedsys.report.contents import read
 from fedsys.run_folder import RunFolder
+from fedsys.runs.rows import Rows
 
 __all__ = ["history_of"]
 

@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedsys.api.rows import Rows
 from fedsys.errors import FedsysError
 from fedsys.report import figures
+from fedsys.runs.rows import Rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
