@@ -17,6 +17,7 @@ from client.answering.respondent import Respondent
 from client.device_states import DeviceStates
 from client.training import LocalConfig, Trainer
 from client.training.example.privacy import ExamplePrivacy, ExamplePrivateTrainer
+from client.training.held_out import kept_for
 from client.training.procedure.loading import BUILTIN, procedure_named
 from client.training.procedure.visit import Visit
 from fedsys import tasks
@@ -25,7 +26,6 @@ from fedsys.preprocessing import why_not_deployed
 from fedsys.privacy import Entropy
 from fedsys.queries import Sheet, parse
 from fedsys.tasks.code import TaskCode, code_of
-from fedsys.tasks.partition import kept_for
 from fedsys.wire import Assignment
 from fedsys.wire.terms import Terms
 

@@ -10,6 +10,7 @@ __all__ = ["how_to_install"]
 
 _LOCKS = {
     "deploy": "requirements-deploy.lock",
+    "parquet": "requirements-deploy.lock",
     "ray": "requirements-extra.lock",
     "mlflow": "requirements-extra.lock",
 }

@@ -23,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.local_data import shard_rows
+from client.training.held_out import kept_for
 from fedsys import tasks
 from fedsys.config.named_code import NamedCode
 from fedsys.errors import ConfigError, LedgerError
-from fedsys.tasks.partition import Compressed, kept_for
+from fedsys.tasks.partition import Compressed
 from fedsys.versions import versions
 from fedsys.wire.roster import MAX_MEMBERS
 from server.checkpoint import model_bytes, sha256_of_aggregate, sha256_of_weights

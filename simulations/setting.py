@@ -13,6 +13,7 @@ import numpy as np
 from client.answering.evaluated import respondent_for
 from client.answering.respondent import Respondent
 from client.training import ExamplePrivacy, ExampleTrainer, LocalConfig, Trainer
+from client.training.held_out import kept_for
 from client.training.whole_metrics import whole_metrics
 from fedsys import tasks
 from fedsys.config import Config
@@ -23,7 +24,7 @@ from fedsys.privacy.encoding.parts import Parts
 from fedsys.privacy.ledger.openings import NONCE_BYTES
 from fedsys.privacy.sampling.turns import turns_last, turns_needed
 from fedsys.tasks import Examples
-from fedsys.tasks.partition import Compressed, kept_for
+from fedsys.tasks.partition import Compressed
 from fedsys.wire.round_params import round_params
 from secure_agg.errors import ParameterError
 from secure_agg.params import MAX_COHORT

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsys.errors import DataError
+from client.answering.inputs import with_inputs
 from fedsys.queries import Column
 from fedsys.tasks import Examples, Task
 from fedsys.tasks.tables.columns import Columns, NumberColumn
@@ -52,22 +52,7 @@ def columns_of(
         found.setdefault("label", Column(values=some.y.numpy().astype(np.float64)))
     numbers = isinstance(some.x, torch.Tensor)
     flat = some.x.reshape(len(some), -1) if numbers else torch.zeros(len(some), 0)
-    for name in names:
-        place = _place(name)
-        if name not in found and place is not None and place < flat.shape[1]:
-            found[name] = Column(values=flat[:, place].numpy().astype(np.float64))
-        if name not in found:
-            inputs = f", x0 to x{flat.shape[1] - 1}" if flat.shape[1] else ""
-            known = ", ".join(list(found)[:20])
-            raise DataError(f"column {name!r}: task {task.name} has {known}{inputs}")
-    return {name: found[name] for name in names}
-
-
-def _place(name: str) -> int | None:
-    """The input that ``x0``, ``x1``, ... names."""
-    digits = name[1:]
-    plain = name[:1] == "x" and digits.isascii() and digits.isdecimal() and len(digits) < 8
-    return int(digits) if plain else None
+    return with_inputs(task.name, found, flat.numpy(), names)
 
 
 def _add_table(found: dict[str, Column], table: Columns, some: Examples) -> None:

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from client.answering.columns import columns_of
+from client.answering.inputs import vectors
 from client.training.autotune import Choice
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
 from client.training.procedure.visit import Visit
-from client.training.splitmix import state_of, words
 from client.training.trainer import ClippedSum, Trainer
 from fedsys.privacy.encoding.parts import Parts
 from fedsys.queries import Column, Rows, Sheet
@@ -28,7 +28,6 @@ __all__ = ["EVALUATED", "Respondent"]
 
 EVALUATED = ("predicted", "confidence", "loss", "accuracy")
 """Columns that an evaluation adds, besides the task's other metrics."""
-_ROUNDING = 0x726F756E64  # "round": its own streams, apart from batches and dropout
 _AT_ONCE = 4096
 _CLIENTS = 256
 
@@ -120,9 +119,7 @@ class Respondent(Trainer):
             DataError: a column that is asked for is not there.
         """
         rows = self.rows(weights, examples, client_rows)
-        state = state_of(np.array(seeds, dtype=np.uint64), _ROUNDING)
-        bits = words(state, self._sheet.size) >> np.uint64(11)
-        found = self._sheet.contributions(rows, bits.astype(np.float64) * 2.0**-53)
+        found = vectors(self._sheet, rows, seeds)
         if out is None:
             return found
         out[:] = found

@@ -7,18 +7,15 @@ descriptor, which is mapped and closed. From then on no file, socket or process 
 
 from __future__ import annotations
 
-import mmap
 import sys
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from client.graphs.engine import check_engine, engine_of, preload
 from client.graphs.example_trainer import ExampleGraphTrainer, PrivateSteps
 from client.graphs.sandbox import confine, die_with_parent
 from client.graphs.trainer import GraphTrainer
-from client.graphs.wire import read_header, read_whole, write
+from client.graphs.wire import mapped, read_header, read_whole, write
 from client.training.example_privacy import ExamplePrivacy
 from client.training.local import LocalConfig
 from fedsys.graphs import Limits, vet
@@ -39,7 +36,7 @@ def main() -> None:
     if given is not None:
         key = read_whole(sys.stdin.buffer, KEY_BYTES)
         private = PrivateSteps(privacy=ExamplePrivacy(**given), key=key)
-    x, y = _examples(request)
+    x, y = mapped(request["examples"], request)
     engine = check_engine(request["engine"])
     preload(engine)
     walls = confine(memory=request["memory"], seconds=request["seconds"])
@@ -61,15 +58,3 @@ def main() -> None:
     answer = {"walls": walls, "losses": [losses[0], losses[-1]] if losses else []}
     write(sys.stdout.buffer, answer, [update.astype("<f4").tobytes()])
     sys.stdin.buffer.read()  # stays alive until the agent has read this process's peak memory
-
-
-def _examples(request: dict[str, Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The examples, mapped read-only; pages are shared with the agent."""
-    mapped = mmap.mmap(request["examples"], 0, prot=mmap.PROT_READ)
-    found = []
-    for name in ("x", "y"):
-        place = request[name]
-        dtype, shape = np.dtype(place["dtype"]), tuple(place["shape"])
-        count = int(np.prod(shape))
-        found.append(np.frombuffer(mapped, dtype, count, place["offset"]).reshape(shape))
-    return found[0], found[1]

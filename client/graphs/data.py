@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import importlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.bounded_npz import open_arrays
+from fedsys.current_folder import importable_here
 from fedsys.errors import ConfigError, DataError
 from fedsys.graphs import TensorType, TrainingGraph
+from fedsys.installation import how_to_install
 
 __all__ = ["read_examples"]
 
@@ -116,7 +117,7 @@ def _from_parquet(path: Path) -> tuple[Array, Array]:
         from pyarrow import parquet as reader
     except ImportError:
         raise ConfigError(
-            f"--data {path}: pyarrow is not installed; run `pip install 'fedsys[parquet]'`, or "
+            f"--data {path}: pyarrow is not installed; install it: {how_to_install('parquet')}; or "
             f"give a .npz or .csv file"
         ) from None
     try:
@@ -130,14 +131,11 @@ def _from_parquet(path: Path) -> tuple[Array, Array]:
 
 def _from_module(source: str) -> tuple[Array, Array]:
     module, _, name = source.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
     try:
-        x, y = getattr(importlib.import_module(module), name)()
+        with importable_here():
+            x, y = getattr(importlib.import_module(module), name)()
     except Exception as error:  # whatever the owner's code raises
         raise DataError(f"--data {source}: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(here)
     return np.asarray(x), np.asarray(y)
 
 

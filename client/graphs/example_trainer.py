@@ -18,11 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.graphs.engine import Engine
-from client.graphs.optimizer import FlatOptimizer
-from client.graphs.trainer import check_examples, dropout_mask
+from client.graphs.trainer import FromGraph
 from client.training.example_privacy import SLACK, UNITS, ExamplePrivacy, poisson_batch
 from client.training.local import LocalConfig
-from fedsys.errors import ConfigError, TrainingError
+from fedsys.errors import ConfigError
 from fedsys.graphs import TrainingGraph
 from fedsys.privacy.noise import RoundedGaussian
 from fedsys.privacy.randomness import AesCtrStream
@@ -43,20 +42,14 @@ class PrivateSteps:
     key: bytes = field(repr=False)
 
 
-class ExampleGraphTrainer:
+class ExampleGraphTrainer(FromGraph):
     """Trains on one client's examples; the number of them is taken to be public.
 
-    Args:
-        graph: computes the gradient of one example.
-        engine: runs the graph.
-        local: optimizer and its hyper-parameters; ``epochs`` and ``batch_size`` are replaced by
-            the privacy's steps and rate.
-        x: (M, ...) inputs, of the graph's dtype.
-        y: (M, ...) targets, of the graph's dtype.
-
-    Raises:
-        ConfigError: graph and examples do not fit together.
+    Of ``local``, ``epochs`` and ``batch_size`` are replaced by the privacy's steps and rate. The
+    graph computes the gradient of one example.
     """
+
+    kind = "example-gradients"
 
     def __init__(
         self,
@@ -66,16 +59,12 @@ class ExampleGraphTrainer:
         x: NDArray[Any],
         y: NDArray[Any],
     ) -> None:
-        if graph.kind != "example-gradients":
-            raise ConfigError(f"a graph of kind {graph.kind}; each example's gradient is needed")
+        super().__init__(graph, engine, local, x, y)
         if graph.batch_size != 1:
             raise ConfigError(
                 f"a graph of {graph.batch_size} examples a step, which could mix them; export one "
                 f"with --batch-size 1"
             )
-        check_examples(graph, x, y)
-        self._graph, self._engine, self._local = graph, engine, local
-        self._x, self._y = x, y
 
     def update(
         self, start: NDArray[np.float32], rows: NDArray[np.int64], private: PrivateSteps
@@ -91,15 +80,9 @@ class ExampleGraphTrainer:
             TrainingError: the weights do not fit the graph.
         """
         privacy, dimension = private.privacy, self._graph.dimension
-        if start.shape != (dimension,):
-            raise TrainingError(
-                f"a weight vector of shape {start.shape} does not fit the graph of task "
-                f"{self._graph.task}, which has {dimension} parameters"
-            )
-        weights = np.array(start, dtype=np.float32)
+        weights, optimizer = self._start(start)
         if not len(rows):
             return weights - start
-        optimizer = FlatOptimizer(self._local, start, weights)
         stream = AesCtrStream(private.key)
         sampler = RoundedGaussian(float(privacy.noise_multiplier * UNITS))
         unit = privacy.clip / UNITS / (privacy.example_rate * len(rows))
@@ -107,27 +90,16 @@ class ExampleGraphTrainer:
         for _ in range(privacy.steps):
             batch = rows[poisson_batch(stream, len(rows), privacy.example_rate)]
             total = np.zeros(dimension, dtype=np.int64)
-            for row in batch.tolist():
-                (gradient,), _loss = self._engine.run(self._inputs(weights, row, runs))
+            for row in batch:
+                # A dropout mask may follow a fixed seed: privacy rests on batches and noise alone.
+                inputs = self._inputs(weights, row[None], seed=0, step=runs)
+                (gradient,), _loss = self._engine.run(inputs)
                 runs += 1
                 total += _on_lattice(gradient, privacy.clip)
             sampler.add_sum(total, [stream])
             optimizer.step((total * unit).astype(np.float32))
         weights -= start
         return weights
-
-    def _inputs(
-        self, weights: NDArray[np.float32], row: int, number: int
-    ) -> dict[str, NDArray[Any]]:
-        inputs: dict[str, NDArray[Any]] = {
-            "weights": weights,
-            "x": self._x[row : row + 1],
-            "y": self._y[row : row + 1],
-        }
-        # A dropout mask may follow a fixed seed: privacy rests on batches and noise alone.
-        for mask, (name, type_, keep) in enumerate(self._graph.masks):
-            inputs[name] = dropout_mask(type_, keep, seed=0, step=number, number=mask)
-        return inputs
 
 
 def _on_lattice(gradient: NDArray[np.float32], clip: float) -> NDArray[np.int64]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from client.graphs.engine import EngineName
 from client.graphs.example_trainer import PrivateSteps
-from client.graphs.wire import read_header, read_whole, write
+from client.graphs.wire import mapped, read_header, read_whole, write
 from client.training.local import LocalConfig
 from fedsys.errors import TrainingError
 from fedsys.graphs import Vetted
@@ -74,6 +74,10 @@ class SharedExamples:
     def descriptor(self) -> int:
         """The memory's file descriptor."""
         return self._file.fileno()
+
+    def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """x (M, ...) and y (M, ...), mapped and read-only."""
+        return mapped(self.descriptor, self.places)
 
     def close(self) -> None:
         """Free the memory."""

@@ -18,9 +18,9 @@ from client.training.local import LocalConfig
 from client.training.schedule import batches
 from client.training.splitmix import state_of, words
 from fedsys.errors import ConfigError, TrainingError
-from fedsys.graphs import TensorType, TrainingGraph
+from fedsys.graphs import Kind, TensorType, TrainingGraph
 
-__all__ = ["GraphTrainer", "check_examples", "dropout_mask"]
+__all__ = ["FromGraph", "GraphTrainer", "check_examples", "dropout_mask"]
 
 _MASKS = 1 << 32
 """The first domain of dropout masks in the client's stream; all domains of epochs are below it."""
@@ -64,19 +64,22 @@ def check_examples(graph: TrainingGraph, x: NDArray[Any], y: NDArray[Any]) -> No
         raise ConfigError(f"the data have {len(x)} rows of x but {len(y)} of y; give one y per x")
 
 
-class GraphTrainer:
-    """Trains on one client's examples.
+class FromGraph:
+    """What training from a batch's gradient and from each example's have in common.
 
     Args:
-        graph: computes a batch's gradient.
+        graph: computes the gradient.
         engine: runs the graph.
-        local: hyper-parameters; ``batch_size`` is at most the graph's.
+        local: hyper-parameters.
         x: (M, ...) inputs, of the graph's dtype.
         y: (M, ...) targets, of the graph's dtype.
 
     Raises:
         ConfigError: graph, hyper-parameters and examples do not fit together.
     """
+
+    kind: Kind
+    """Of the graphs that it trains from."""
 
     def __init__(
         self,
@@ -86,16 +89,51 @@ class GraphTrainer:
         x: NDArray[Any],
         y: NDArray[Any],
     ) -> None:
-        if graph.kind != "gradient":
-            raise ConfigError(f"a graph of kind {graph.kind}; a batch's gradient is needed")
+        if graph.kind != self.kind:
+            raise ConfigError(f"a graph of kind {graph.kind}; one of kind {self.kind} is needed")
+        check_examples(graph, x, y)
+        self._graph, self._engine, self._local = graph, engine, local
+        self._x, self._y = x, y
+
+    def _start(self, start: NDArray[np.float32]) -> tuple[NDArray[np.float32], FlatOptimizer]:
+        """(d,) a copy of the initial weights, and what changes it."""
+        if start.shape != (self._graph.dimension,):
+            raise TrainingError(
+                f"a weight vector of shape {start.shape} does not fit the graph of task "
+                f"{self._graph.task}, which has {self._graph.dimension} parameters"
+            )
+        weights = np.array(start, dtype=np.float32)
+        return weights, FlatOptimizer(self._local, start, weights)
+
+    def _inputs(
+        self, weights: NDArray[np.float32], rows: NDArray[np.int64], *, seed: int, step: int
+    ) -> dict[str, NDArray[Any]]:
+        """The graph's inputs, but the examples' weights."""
+        inputs = {"weights": weights, "x": self._x[rows], "y": self._y[rows]}
+        for number, (name, type_, keep) in enumerate(self._graph.masks):
+            inputs[name] = dropout_mask(type_, keep, seed=seed, step=step, number=number)
+        return inputs
+
+
+class GraphTrainer(FromGraph):
+    """Trains on one client's examples; ``local.batch_size`` is at most the graph's."""
+
+    kind = "gradient"
+
+    def __init__(
+        self,
+        graph: TrainingGraph,
+        engine: Engine,
+        local: LocalConfig,
+        x: NDArray[Any],
+        y: NDArray[Any],
+    ) -> None:
+        super().__init__(graph, engine, local, x, y)
         if local.batch_size > graph.batch_size:
             raise ConfigError(
                 f"local.batch_size = {local.batch_size}: the graph takes {graph.batch_size} "
                 f"examples a step; export one with --batch-size {local.batch_size}"
             )
-        check_examples(graph, x, y)
-        self._graph, self._engine, self._local = graph, engine, local
-        self._x, self._y = x, y
 
     def update(
         self, start: NDArray[np.float32], rows: NDArray[np.int64], seed: int
@@ -111,22 +149,16 @@ class GraphTrainer:
             TrainingError: the weights do not fit the graph.
             IndexError: the data have a class or symbol that the model does not have.
         """
-        if start.shape != (self._graph.dimension,):
-            raise TrainingError(
-                f"a weight vector of shape {start.shape} does not fit the graph of task "
-                f"{self._graph.task}, which has {self._graph.dimension} parameters"
-            )
-        weights = np.array(start, dtype=np.float32)
-        optimizer = FlatOptimizer(self._local, start, weights)
+        weights, optimizer = self._start(start)
         losses = []
         for number, batch in enumerate(batches(rows, seed, self._local)):
-            gradient, loss = self._engine.run(self._inputs(weights, batch, seed, number))
+            gradient, loss = self._engine.run(self._batch(weights, batch, seed, number))
             losses.append(float(loss))
             optimizer.step(gradient)
         weights -= start
         return weights, losses
 
-    def _inputs(
+    def _batch(
         self, weights: NDArray[np.float32], rows: NDArray[np.int64], seed: int, step: int
     ) -> dict[str, NDArray[Any]]:
         size, real = self._graph.batch_size, len(rows)
@@ -134,12 +166,5 @@ class GraphTrainer:
             rows = np.concatenate([rows, np.full(size - real, rows[0])])
         counts = np.zeros(size, dtype=np.float32)
         counts[:real] = 1 / real
-        inputs = {
-            "weights": weights,
-            "x": self._x[rows],
-            "y": self._y[rows],
-            "example_weights": counts,
-        }
-        for number, (name, type_, keep) in enumerate(self._graph.masks):
-            inputs[name] = dropout_mask(type_, keep, seed=seed, step=step, number=number)
-        return inputs
+        inputs = self._inputs(weights, rows, seed=seed, step=step)
+        return {**inputs, "example_weights": counts}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
-__all__ = ["read_header", "read_whole", "write"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["mapped", "read_header", "read_whole", "write"]
 
 _MOST_HEADER = 1 << 16
 
@@ -46,3 +50,20 @@ def read_header(stream: IO[bytes]) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("a header that is not an object")
     return found
+
+
+def mapped(
+    descriptor: int, places: Mapping[str, Mapping[str, Any]]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The arrays x and y of `SharedExamples`, read-only; all processes share their pages.
+
+    Args:
+        descriptor: the memory's file descriptor; the arrays outlive it.
+        places: dtype, shape and offset of each array.
+    """
+    memory = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+    x, y = (
+        np.ndarray(tuple(each["shape"]), np.dtype(each["dtype"]), memory, each["offset"])
+        for each in (places["x"], places["y"])
+    )
+    return x, y

@@ -1,4 +1,7 @@
-"""The worker of a session that trains from an approved graph, without torch or a task's code."""
+"""The worker of a session that trains from an approved graph, without torch or a task's code.
+
+It answers the questions of a query, too: those need no model.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,15 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from client.graphs.answers import answers
 from client.graphs.data import read_examples
 from client.graphs.engine import EngineName, check_installed
 from client.graphs.example_trainer import PrivateSteps
 from client.graphs.process import SharedExamples, train
 from client.training.example_privacy import ExamplePrivacy
+from client.training.held_out import kept_for
 from client.training.local import LocalConfig
-from fedsys.errors import Cause, ConfigError, PolicyRefusal
+from fedsys.errors import Cause, ConfigError, DataError, PolicyRefusal
 from fedsys.graphs import Kind, Vetted
 from fedsys.privacy import Entropy
 from fedsys.privacy.encoding.parts import Parts
@@ -62,10 +67,10 @@ class GraphData:
     def check(self, terms: Terms) -> None:
         """Raise PolicyRefusal if these terms cannot be trained here."""
         graph = self._vetted.graph
-        if terms.kind != "train":
+        if terms.kind == "evaluate":
             raise PolicyRefusal(
-                f"a job of kind '{terms.kind}' is asked for, but a graph only trains; install the "
-                f"task's code to answer questions",
+                "a job of kind 'evaluate' is asked for, but a graph trains and does not predict; "
+                "install the task's code to evaluate models",
                 cause=Cause.TASK,
             )
         if terms.task != graph.task or dict(terms.options) != dict(graph.options):
@@ -74,6 +79,9 @@ class GraphData:
                 f"graph here is of '{graph.task}' with options {dict(graph.options)}",
                 cause=Cause.TASK,
             )
+        if terms.kind == "query":
+            self._answer(terms, rows=slice(1), seed=0)
+            return
         if terms.dimension != graph.dimension:
             raise PolicyRefusal(
                 f"the graph of task '{graph.task}' has {graph.dimension} weights, but "
@@ -112,8 +120,12 @@ class GraphData:
     def train(
         self, terms: Terms, assignment: Assignment, client: int, entropy: Entropy
     ) -> NDArray[np.float32]:
-        """(1, length) this client's update and weight, from a process of its own."""
+        """(1, length) this client's update and weight, from a process of its own; in a query, its
+        answers."""
+        if terms.kind == "query":
+            return self._answer(terms, rows=slice(None), seed=assignment.batch_seed(client))
         private = None
+        rows = kept_for(terms.kind, np.arange(self._examples.count), terms.held_out)
         if terms.plan.unit == "example":
             private = PrivateSteps(privacy=self._privacy(terms), key=entropy(KEY_BYTES))
         trained = train(
@@ -121,7 +133,7 @@ class GraphData:
             self._examples,
             self._local(terms),
             weights=assignment.weights,
-            rows=np.arange(self._examples.count),
+            rows=rows,
             seed=assignment.batch_seed(client),
             private=private,
             engine=self._engine,
@@ -135,9 +147,17 @@ class GraphData:
             trained.walls,
         )
         parts = Parts(dimension=terms.dimension, weight_cap=terms.weight_cap)
-        return parts.assemble(
-            trained.update[None], clip=terms.plan.clip, examples=[self._examples.count]
-        )
+        return parts.assemble(trained.update[None], clip=terms.plan.clip, examples=[len(rows)])
+
+    def _answer(self, terms: Terms, *, rows: slice, seed: int) -> NDArray[np.float32]:
+        """(1, D) what some of the examples contribute to a query."""
+        x, y = self._examples.arrays()
+        try:
+            return answers(self._vetted.graph, terms, x[rows], y[rows], seed=seed)
+        except (ConfigError, DataError) as error:
+            raise PolicyRefusal(
+                f"these questions cannot be answered here: {error}", cause=Cause.TASK
+            ) from None
 
     @staticmethod
     def _privacy(terms: Terms) -> ExamplePrivacy:

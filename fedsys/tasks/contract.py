@@ -80,6 +80,10 @@ def _check_outputs(task: Task, model: nn.Module, examples: Examples) -> None:
     try:
         with torch.inference_mode():
             outputs = _called(task, "model", lambda: model(examples.x), examples)
+            if isinstance(outputs, Tensor) and isinstance(examples.y, Tensor):
+                if outputs.ndim > 1:
+                    _check_labels(task, outputs[:1], examples.y, "test")
+                _check_kind_of_labels(task, outputs, examples.y)
             loss = _called(task, "loss", lambda: task.loss(outputs, examples.y), examples)
             _check_each(task, "loss", loss, len(examples))
             found = _called(task, "metrics", lambda: task.metrics(outputs, examples.y), examples)
@@ -139,6 +143,26 @@ def _check_labels(task: Task, output: Tensor, labels: Tensor, called: str) -> No
                 f"task {task.name}: {called} example {row} has the label {label}, which loss does "
                 f"not take ({type(error).__name__}); the model has {classes} outputs, for labels 0 "
                 f"to {classes - 1}: correct the label, or give the model more outputs"
+            ) from error
+
+
+def _check_kind_of_labels(task: Task, outputs: Tensor, labels: Tensor) -> None:
+    """Labels of a kind that the loss does not take, though it takes them after a conversion."""
+    try:
+        task.loss(outputs, labels)
+    except Exception as error:  # whatever a user's code raises
+        for kind in (torch.int64, outputs.dtype):
+            converted = labels.to(kind)
+            if labels.dtype == kind or not torch.equal(converted.to(labels.dtype), labels):
+                continue
+            try:
+                task.loss(outputs, converted)
+            except Exception:  # the first error is the one to report
+                continue
+            name = str(kind).removeprefix("torch.")
+            raise DataError(
+                f"task {task.name}: the targets are {_kind(labels)}, which loss does not take "
+                f"({type(error).__name__}) though it takes {name}: give y.to(torch.{name})"
             ) from error
 
 

@@ -23,7 +23,7 @@ from fedsys.tasks.examples import parts_of
 from fedsys.tasks.named import attribute_of
 from fedsys.tasks.options import nearest
 
-__all__ = ["Compressed", "Partition", "Resampled", "is_held_out", "kept_for", "split"]
+__all__ = ["Compressed", "Partition", "Resampled", "split"]
 
 Indices = NDArray[np.int64]
 
@@ -81,35 +81,6 @@ class Resampled:
         """(size,) rows, drawn with replacement."""
         _check_client(client, self.clients)
         return np.random.default_rng((self.seed, client)).integers(0, self.pool, size=self.size)
-
-
-def is_held_out(rows: Indices, fraction: float) -> NDArray[np.bool_]:
-    """(M,) whether each row is kept for evaluations: a function of its place in the data alone.
-
-    The place is hashed with SplitMix64's finalizer (Steele, Lea and Flood 2014), so that the rows
-    that are held out are spread evenly.
-    """
-    z = rows.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    found: NDArray[np.bool_] = (z >> np.uint64(11)).astype(np.float64) * 2.0**-53 < fraction
-    return found
-
-
-def kept_for(kind: str, rows: Indices, fraction: float) -> Indices:
-    """The rows of a client that a round of a kind looks at: a query at all of them, training at
-    those that are not held out, an evaluation at those that are (at all where none are).
-
-    Args:
-        kind: ``train``, ``query`` or ``evaluate``.
-        rows: (M,) the client's rows.
-        fraction: of them that are held out.
-    """
-    if fraction == 0 or kind == "query":
-        return rows
-    found: Indices = rows[is_held_out(rows, fraction) == (kind == "evaluate")]
-    return found
 
 
 def split(

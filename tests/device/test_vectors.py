@@ -17,7 +17,7 @@ from tests.vectors.device import generate
 NODE = shutil.which("node")
 CHECK = Path(__file__).with_name("node") / "check.mjs"
 needs_node = pytest.mark.skipif(
-    NODE is None, reason="needs Node 20 or newer: apt-get install nodejs"
+    NODE is None, reason="needs Node 18 or newer: apt-get install nodejs"
 )
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from fedsys import tasks
 from fedsys.audit import audit_run
-from fedsys.config import load
+from fedsys.config import load, validate
 from fedsys.graphs import Kind
 from fedsys.tasks.export import export_task
 from tests.e2e.base_packages import WITHOUT
@@ -99,6 +99,42 @@ def test_devices_without_torch_protect_examples(tmp_path: Path) -> None:
         summary = json.loads((run / "summary.json").read_text())
         assert summary["metrics"]["accuracy"] > 0.8
     assert all("a graph of kind gradient is needed" in each for each in said)
+
+
+@pytest.mark.slow
+def test_devices_without_torch_answer_questions_about_their_rows(tmp_path: Path) -> None:
+    graph, sha256, parts = _files(tmp_path)
+    asked = [
+        {"ask": "count", "name": "rows", "rows": 500},
+        {"ask": "labels", "name": "digits", "classes": 10, "rows": 500},
+    ]
+    config = validate(
+        {
+            "job": {"kind": "query"},
+            "task": {"name": "digits", "graph_sha256": sha256},
+            "population": {"partition": "iid", "clients": 3},
+            "cohort": {"expected": 3, "cap": 3, "min_survivors": 2},
+            "privacy": {"mechanism": "none"},
+            "aggregation": {"dropout": 0.0, "corrupt": 0.0},
+            "query": {"questions": asked},
+        }
+    )
+    with federation(tmp_path / "fed", 3) as fed:
+        for number in range(3):
+            fed.allow_anything(number)
+        agents = [_start(fed, number, graph, parts[number]) for number in (0, 1)]
+        try:
+            fed.start_agent(2, 3)
+            job = fed.submit(config)
+            row = fed.wait(job)
+        finally:
+            said = _stop(agents)
+        assert row.status == "completed", (row.reason, said)
+        run = fed.home.jobs / job
+        assert audit_run(run).passed
+        rows, digits = json.loads((run / "summary.json").read_text())["query"]["answers"]
+        assert rows["estimates"][0]["value"] == pytest.approx(1437, abs=5)
+        assert sum(each["value"] for each in digits["estimates"]) == pytest.approx(1437, abs=20)
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def test_a_client_without_examples_and_what_does_not_fit() -> None:
         trainer.update(_start()[1:], np.arange(3), private)
     task = _task()
     plain = export_task(task, task.examples, name="dense", options={}, batch_size=2)
-    with pytest.raises(ConfigError, match="each example's gradient is needed"):
+    with pytest.raises(ConfigError, match="one of kind example-gradients is needed"):
         ExampleGraphTrainer(
             plain.graph, engine_of("numpy", plain), LOCALS[0],
             task.examples.x.numpy(), task.examples.y.numpy(),

@@ -222,15 +222,44 @@ def test_a_mean_inside_nested_outputs_is_found() -> None:
 
 
 @pytest.mark.parametrize("label", [3, 9, -1])
+@pytest.mark.parametrize("row", [0, 17])
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_a_label_without_an_output_is_found_wherever_it_is(part: str, label: int) -> None:
+def test_a_label_without_an_output_is_found_wherever_it_is(part: str, row: int, label: int) -> None:
     held = drawn(400)
     examples = getattr(held, part)
-    examples.y[17] = label
+    examples.y[row] = label
     word = {"train": "training", "test": "test"}[part]
-    match = f"task mine: {word} example 17 has the label {label}, .*labels 0 to 2"
+    match = f"task mine: {word} example {row} has the label {label}, .*labels 0 to 2"
     with pytest.raises(DataError, match=match):
         check_contract(Task(), held, 0)
+
+
+class Binary(Task):
+    def loss(self, outputs: Any, targets: Tensor) -> Any:
+        return functional.binary_cross_entropy_with_logits(outputs[:, 0], targets, reduction="none")
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "taken"),
+    [(Task(), torch.float32, "int64"), (Binary(), torch.int64, "float32")],
+)
+def test_targets_of_another_kind_are_named_with_the_conversion(
+    task: Task, given: torch.dtype, taken: str
+) -> None:
+    held = drawn(classes=2)
+    parts = [Examples(x=each.x, y=each.y.to(given)) for each in (held.train, held.test)]
+    match = rf"targets are {str(given)[6:]} .*give y\.to\(torch\.{taken}\)"
+    with pytest.raises(DataError, match=match):
+        check_contract(task, FederatedData(train=parts[0], test=parts[1]), 0)
+
+
+def test_targets_that_no_conversion_helps_keep_their_error() -> None:
+    class Broken(Task):
+        def loss(self, outputs: Any, targets: Tensor) -> Any:
+            raise ValueError("no loss today")
+
+    with pytest.raises(ConfigError, match=r"loss failed on .*no loss today"):
+        check_contract(Broken(), drawn(), 0)
 
 
 def test_a_label_that_the_loss_ignores_is_no_mistake() -> None:
