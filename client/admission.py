@@ -25,7 +25,9 @@ __all__ = [
     "Worker",
     "announced_size",
     "check_assignment",
+    "check_concluded",
     "check_job",
+    "check_model",
     "check_params",
     "check_participation",
     "check_round",
@@ -237,6 +239,17 @@ def check_assignment(assignment: Assignment, message: fleet_pb2.Invitation, term
         raise PolicyRefusal(
             "the round's assignment differs from the terms that were agreed to", cause=Cause.TERMS
         )
+    check_model(assignment, terms)
+    if (assignment.clipping is not None) != terms.plan.adaptive_clip:
+        raise PolicyRefusal("adaptive clipping is not as agreed to", cause=Cause.TERMS)
+
+
+def check_model(assignment: Assignment, terms: Terms) -> None:
+    """Check that a round's model, and what comes with it, have the sizes that were agreed to.
+
+    Raises:
+        PolicyRefusal: they do not.
+    """
     if len(assignment.weights) != terms.dimension:
         raise PolicyRefusal(
             f"a model of {len(assignment.weights)} weights, where {terms.dimension} were agreed to",
@@ -248,8 +261,6 @@ def check_assignment(assignment: Assignment, message: fleet_pb2.Invitation, term
             f"{shared} numbers besides the model, where {terms.shared} were agreed to",
             cause=Cause.TERMS,
         )
-    if (assignment.clipping is not None) != terms.plan.adaptive_clip:
-        raise PolicyRefusal("adaptive clipping is not as agreed to", cause=Cause.TERMS)
 
 
 def announced_size(announced: bytes) -> int:
@@ -295,6 +306,24 @@ def check_params(
             cause=Cause.SECURE_AGGREGATION,
         )
     return params
+
+
+def check_concluded(record: JobRecord, number: int) -> None:
+    """Refuse a round whose outcome this device has countersigned: what it stated there is final.
+
+    Args:
+        record: this device's own count of the job.
+        number: the round, or in buffered rounds the buffer, that asks.
+
+    Raises:
+        PolicyRefusal: the round is over.
+    """
+    if record.signed is not None and number <= record.signed.round:
+        raise PolicyRefusal(
+            f"round {number} is over: this device has countersigned the outcome of round "
+            f"{record.signed.round}",
+            cause=Cause.PARTICIPATION,
+        )
 
 
 def check_participation(plan: PrivacyPlan, round: int, count: int) -> None:
@@ -364,6 +393,7 @@ def check_round(
         raise PolicyRefusal(
             f"round {number} comes after round {record.highest}", cause=Cause.PARTICIPATION
         )
+    check_concluded(record, number)
     policy.check_cohort(size)
     if not max(2, plan.min_survivors) <= size <= plan.cap:
         raise PolicyRefusal(

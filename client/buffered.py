@@ -9,7 +9,6 @@ is used once, whatever follows.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from client.admission import Worker, announced_size, check_assignment, check_params
+from client.admission import (
+    Worker,
+    announced_size,
+    check_assignment,
+    check_model,
+    check_params,
+)
 from client.agent import Agent, mechanism_of
 from client.answer_time import AnswerTime
 from client.epoch_admission import check_buffer, check_epoch, check_staleness, check_version
@@ -102,7 +107,7 @@ class _Training:
         job: the job it is for.
         round: the buffer that was being filled when it began.
         version: version of the model that it began with.
-        weights: SHA-256 of that model, as hex.
+        weights: SHA-256 of that model's weights, as hex.
         update: (1, d) the update, once training is done.
     """
 
@@ -281,20 +286,13 @@ class BufferedRounds:
             return
         if model is None or (model.job, model.round) != asked[:2]:
             raise ProtocolError("training is asked for without its model")
-        if len(model.weights) != 4 * epoch.terms.dimension:
-            raise PolicyRefusal(
-                f"a model of {len(model.weights)} bytes, where {epoch.terms.dimension} weights "
-                f"were agreed to",
-                cause=Cause.TERMS,
-            )
-        assignment = dataclasses.replace(
-            epoch.assignment,
-            round=message.round,
-            weights=np.frombuffer(model.weights, dtype="<f4").astype(np.float32),
-        )
+        head = dataclasses.replace(epoch.assignment, round=message.round).head
+        assignment = Assignment.decode(head, model.weights)
+        check_model(assignment, epoch.terms)
         job, number, version = asked
-        digest = hashlib.sha256(model.weights).hexdigest()
-        training = _Training(job=job, round=number, version=version, weights=digest)
+        training = _Training(
+            job=job, round=number, version=version, weights=assignment.weights_sha256
+        )
         started, deadline = device.answer_time.clock(), message.milliseconds / 1000
         self._training = training
 
@@ -373,7 +371,7 @@ class BufferedRounds:
             event=event_digest(epoch.assignment.mechanism),
             nonce=device.noise(stage.round)(NONCE_BYTES).hex(),
         )
-        device.journal.receive(stage.job, stage.round, sent)
+        device.journal.receive(stage.job, stage.round, sent, one_model=False)
         epoch.agent.contribute(dataclasses.replace(epoch.assignment, round=stage.round))
         factor = staleness_factor(staleness, most=epoch.buffering.max_staleness)
         self._provide(epoch, stage.round, training.update * np.float32(factor))

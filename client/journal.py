@@ -267,13 +267,32 @@ class Journal:
             joined = sorted({*record.joined, round})
             self._change(record, joined=joined, highest=max(record.highest, round))
 
-    def receive(self, job: bytes, round: int, sent: Sent) -> Sent:
+    def receive(self, job: bytes, round: int, sent: Sent, *, one_model: bool = True) -> None:
         """Note what was sent in a round that is about to be joined, which makes it durable.
 
-        Returns:
-            What was noted before, in an earlier process or session, or else `sent`.
+        The nonce that was noted first stays.
+
+        Args:
+            job: an agreed job.
+            round: whose vector was not uploaded yet.
+            sent: what the vector will be computed from.
+            one_model: whether all that is sent in a round is the same, as in synchronous rounds. In
+                buffered ones, a device that lost its update may begin again from a newer model.
+
+        Raises:
+            PolicyRefusal: the round was joined with another model or price.
         """
-        return self.jobs[job.hex()].sent.setdefault(round, sent)
+        record = self.jobs[job.hex()]
+        noted = record.sent.get(round)
+        if noted is not None and round in record.joined:
+            sent = dataclasses.replace(sent, nonce=noted.nonce)
+            if sent.event != noted.event or (one_model and sent.weights != noted.weights):
+                raise PolicyRefusal(
+                    f"round {round} is announced with another model or price than this device was "
+                    f"sent in it before",
+                    cause=Cause.TERMS,
+                )
+        record.sent[round] = sent
 
     def countersign(self, job: bytes, copy: LedgerCopy, signed: Countersignature) -> None:
         """Note a countersignature that is about to be sent; durable when this returns.

@@ -8,7 +8,6 @@ done and may disconnect; a member of the round's committee has a few more short 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -352,8 +351,7 @@ class Session:
             terms.job,
             assignment.round,
             Sent(
-                # The ledger has the weights, not what a strategy shares, which comes after them.
-                weights=hashlib.sha256(model.weights[: assignment.weights.nbytes]).hexdigest(),
+                weights=assignment.weights_sha256,
                 event=event_digest(assignment.mechanism),
                 nonce=self._noise(assignment.round)(NONCE_BYTES).hex(),
             ),

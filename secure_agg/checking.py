@@ -14,11 +14,11 @@ from secure_agg.errors import LowOrderPoint, ShareError
 from secure_agg.field import PRIME, centred
 from secure_agg.messages import Complaint, Dealt, read_rows, unpack_values
 from secure_agg.sealing import ENCAPSULATION_SIZE, TAG_SIZE, Opener, unseal
-from secure_agg.session import Session, proof_statement, upload_digest
+from secure_agg.session import SET_ROW, Session, proof_statement, upload_digest
 from secure_agg.shared import Large, Shared
 from secure_agg.signatures import verifies
 
-__all__ = ["Dealers", "Held", "fails", "open_shares", "read_dealers"]
+__all__ = ["Dealers", "Held", "fails", "open_shares", "read_dealers", "rows_of"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,13 +27,13 @@ class Dealers:
 
     Attributes:
         dealt: By increasing id.
-        digests: What each dealer signed.
+        rows: A `SET_ROW` for each dealer, one after the other.
         proofs: Shape (dealers, CHECKS, t), taken modulo the prime.
         coefficients: The challenges, shape (dealers, CHECKS, K).
     """
 
     dealt: tuple[Dealt, ...]
-    digests: tuple[bytes, ...]
+    rows: bytes
     proofs: npt.NDArray[np.uint16]
     coefficients: npt.NDArray[np.uint16]
 
@@ -45,13 +45,13 @@ class Held:
     Attributes:
         dealers: Increasing ids.
         sequences: Of their uploads.
-        digests: Of their uploads.
+        rows: A `SET_ROW` for each of them, one after the other.
         shares: Shape (dealers, K), residues; secret.
     """
 
     dealers: tuple[int, ...]
     sequences: tuple[int, ...]
-    digests: tuple[bytes, ...]
+    rows: bytes
     shares: npt.NDArray[np.uint16] = field(repr=False)
 
 
@@ -74,7 +74,7 @@ def _read_dealers(session: Session, rows: bytes, shared: Shared | None) -> Deale
     params = session.params
     dealt = read_rows(rows, params)
     checks.distinct((one.id for one in dealt), len(dealt), "dealer")
-    digests = []
+    packed = []
     count = len(dealt)
     coefficients = np.empty((count, sharing.CHECKS, params.columns), np.uint16)
     for i, one in enumerate(dealt):
@@ -90,7 +90,7 @@ def _read_dealers(session: Session, rows: bytes, shared: Shared | None) -> Deale
         )
         public = checks.enrolled(session.roster, one.id)
         checks.signature(verifies(public, one.signature, signed, shared), one.id, "upload")
-        digests.append(signed)
+        packed.append(SET_ROW.pack(one.id, one.sequence, signed))
         statement = proof_statement(
             session.hash, one.id, one.sequence, one.ephemeral, one.sealed_hash
         )
@@ -98,7 +98,7 @@ def _read_dealers(session: Session, rows: bytes, shared: Shared | None) -> Deale
     proofs = unpack_values(b"".join(one.proof for one in dealt))
     return Dealers(
         dealt=tuple(dealt),
-        digests=tuple(digests),
+        rows=b"".join(packed),
         proofs=proofs.reshape(count, sharing.CHECKS, params.threshold),
         coefficients=coefficients,
     )
@@ -128,7 +128,8 @@ def open_shares(
     params = session.params
     head, size = ENCAPSULATION_SIZE[params.suite], params.share_bytes
     complaints: list[Complaint] = []
-    agreed: list[tuple[int, bytes]] = []
+    opened: list[int] = []
+    keys: list[bytes] = []
     for i, (one, key) in enumerate(zip(dealers.dealt, known, strict=True)):
         try:
             if key is None:
@@ -137,20 +138,19 @@ def open_shares(
         except LowOrderPoint:
             complaints.append(Complaint(dealer=one.id))
             continue
-        agreed.append((i, key))
-    opened: list[int] = []
-    keys: list[bytes] = []
-    plains: list[bytes] = []
-    for i, key in agreed:  # apart from the agreements: a core keeps the code that it runs
-        plain = unseal(key, sealed[i * size + head : (i + 1) * size], session.hash)
-        try:
-            checks.share_opens(plain, dealers.dealt[i].id)
-        except ShareError:
-            complaints.append(Complaint(dealer=dealers.dealt[i].id))
-            continue
         opened.append(i)
         keys.append(key)
-        plains.append(bytes(size - head - TAG_SIZE) if plain is None else plain)
+    # Apart from the agreements: a core keeps the code that it runs.
+    boxes = [sealed[i * size + head : (i + 1) * size] for i in opened]
+    found = [unseal(key, box, session.hash) for key, box in zip(keys, boxes, strict=True)]
+    plains = [bytes(size - head - TAG_SIZE) if plain is None else plain for plain in found]
+    for place in reversed([place for place, plain in enumerate(found) if plain is None]):
+        dealer = dealers.dealt[opened[place]].id
+        try:
+            checks.share_opens(None, dealer)
+        except ShareError:
+            complaints.append(Complaint(dealer=dealer))
+            del opened[place], keys[place], plains[place]
     values = unpack_values(b"".join(plains)).reshape(len(opened), -1)
     good = passes(session, values, dealers, np.array(opened, np.int64), seat)
     largest = values.max(axis=1, initial=0)
@@ -169,10 +169,18 @@ def open_shares(
     held = Held(
         dealers=tuple(dealers.dealt[i].id for i in chosen),
         sequences=tuple(dealers.dealt[i].sequence for i in chosen),
-        digests=tuple(dealers.digests[i] for i in chosen),
+        rows=rows_of(dealers.rows, chosen, len(dealers.dealt)),
         shares=np.ascontiguousarray(values[kept, : params.columns]),
     )
     return held, complaints
+
+
+def rows_of(rows: bytes, chosen: Sequence[int], count: int) -> bytes:
+    """Return the rows of `SET_ROW`, of ``count``, whose numbers are in ``chosen``: increasing."""
+    if len(chosen) == count:
+        return rows
+    size = SET_ROW.size
+    return b"".join(rows[i * size : (i + 1) * size] for i in chosen)
 
 
 def passes(
@@ -216,7 +224,7 @@ def fails(session: Session, dealt: Dealt, sealed: bytes, key: bytes, seat: int) 
     )
     dealers = Dealers(
         dealt=(dealt,),
-        digests=(b"",),
+        rows=b"",
         proofs=unpack_values(dealt.proof).reshape(1, sharing.CHECKS, params.threshold),
         coefficients=sharing.challenge(statement, params.columns).astype(np.uint16)[None],
     )

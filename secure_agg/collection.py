@@ -38,6 +38,7 @@ from secure_agg.messages import (
 from secure_agg.params import RING_DEGREE
 from secure_agg.sealing import is_low_order
 from secure_agg.session import (
+    SET_ROW,
     Session,
     answer_digest,
     endorsement_digest,
@@ -249,8 +250,8 @@ class Collection:
         rows = []
         for dealer in self.uploaders:
             received = self._uploads[dealer]
-            rows.append((dealer, received.dealt.sequence, received.digest))
-        self._digest = set_digest(session.hash, self.number, rows)
+            rows.append(SET_ROW.pack(dealer, received.dealt.sequence, received.digest))
+        self._digest = set_digest(session.hash, self.number, b"".join(rows))
         if self._spool is not None:
             self._spool.close()
         self._spool = None

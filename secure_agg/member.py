@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secure_agg import checks
-from secure_agg.checking import open_shares, read_dealers
+from secure_agg.checking import open_shares, read_dealers, rows_of
 from secure_agg.dealer import deal, sealing_keys_of
 from secure_agg.errors import (
     InputError,
@@ -331,9 +331,10 @@ class Member:
         rows = {dealer: row for row, dealer in enumerate(work.held.dealers)}
         places = unpack_bits(body[4:], self.params.n, "a PROPOSAL message's set")
         named = [session.cohort[place] for place in places]
-        for dealer in named:
-            checks.held(dealer in rows, dealer)
-        chosen = tuple(rows[dealer] for dealer in named if dealer in rows)
+        chosen = tuple([rows[dealer] for dealer in named if dealer in rows])
+        if len(chosen) < len(named):
+            for dealer in named:
+                checks.held(dealer in rows, dealer)
         checks.enough_included(len(chosen), self.params.min_included, "in the proposed set")
         digest = _digest_of(session, buffer, work, chosen)
         endorsed = mark.endorsed.get(buffer)
@@ -453,8 +454,7 @@ class Member:
 
 def _digest_of(session: Session, buffer: int, work: Work, chosen: tuple[int, ...]) -> bytes:
     held = work.held
-    rows = [(held.dealers[row], held.sequences[row], held.digests[row]) for row in chosen]
-    return set_digest(session.hash, buffer, rows)
+    return set_digest(session.hash, buffer, rows_of(held.rows, chosen, len(held.dealers)))
 
 
 def _verify(

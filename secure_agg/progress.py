@@ -13,7 +13,7 @@ from secure_agg.errors import StateError
 from secure_agg.messages import Opening
 from secure_agg.prekeys import Bound
 from secure_agg.roster import Roster
-from secure_agg.session import Session
+from secure_agg.session import SET_ROW, Session
 from secure_agg.shared import Shared
 from secure_agg.stages import MemberStage
 from secure_agg.store import pack_fields, unpack_fields
@@ -21,7 +21,6 @@ from secure_agg.store import pack_fields, unpack_fields
 __all__ = ["Progress", "Work"]
 
 _MAGIC = b"secure_agg member 2\n"
-_DEALER = struct.Struct("<II32s")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,10 +63,9 @@ class Progress:
         fields = [bytes((self.stage,)), opening, question]
         for number in sorted(self.works):
             work, held = self.works[number], self.works[number].held
-            rows = zip(held.dealers, held.sequences, held.digests, strict=True)
             fields += (
                 number.to_bytes(4, "little"),
-                b"".join(_DEALER.pack(*row) for row in rows),
+                held.rows,
                 held.shares.astype("<u2").tobytes(),
                 np.array(work.chosen, "<u4").tobytes(),
             )
@@ -89,11 +87,11 @@ class Progress:
         try:
             for at in range(0, len(rest), 4):
                 number, rows, shares, chosen = rest[at : at + 4]
-                dealers = list(_DEALER.iter_unpack(rows))
+                dealers = list(SET_ROW.iter_unpack(rows))
                 held = Held(
                     dealers=tuple(row[0] for row in dealers),
                     sequences=tuple(row[1] for row in dealers),
-                    digests=tuple(row[2] for row in dealers),
+                    rows=rows,
                     shares=np.frombuffer(shares, "<u2").reshape(len(dealers), -1),
                 )
                 picked = tuple(np.frombuffer(chosen, "<u4").tolist())

@@ -44,6 +44,7 @@ TAG_SIZE: Final = 16
 PUBLIC_SIZE: Final = {1: 32, 2: 32 + 1184}
 PRIVATE_SIZE: Final = {1: 32, 2: 32 + 64}
 ENCAPSULATION_SIZE: Final = {1: 0, 2: 1088}
+_ZERO: Final = bytes(32)
 _NONCE: Final = bytes(12)  # every key seals one share
 _COUNTER: Final = b"\0\0\0\1"
 _DEALT: Final = struct.Struct("<II")
@@ -106,7 +107,7 @@ def _agree(exchange: Callable[[X25519PublicKey], bytes], public: X25519PublicKey
     try:
         secret = exchange(public)
     except ValueError:  # OpenSSL refuses an all-zero secret
-        secret = bytes(32)
+        secret = _ZERO
     checks.contributory(secret)
     return secret
 
@@ -156,7 +157,12 @@ class Sealer:
             LowOrderPoint: A member's key is of low order.
         """
         points = [_x25519(public[:32]) for public in publics]
-        secrets = [_agree(self._exchange, point) for point in points]
+        try:
+            secrets = list(map(self._exchange, points))
+            if _ZERO in secrets:
+                checks.contributory(_ZERO)
+        except ValueError:  # a key of low order among them: which one it is, is found one by one
+            secrets = [_agree(self._exchange, point) for point in points]
         heads = [b""] * len(secrets)
         for i, public in enumerate(publics):
             if len(public) > 32:

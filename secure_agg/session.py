@@ -22,6 +22,7 @@ from secure_agg.roster import Roster
 from secure_agg.shared import Shared
 
 __all__ = [
+    "SET_ROW",
     "RoundContext",
     "Session",
     "answer_digest",
@@ -35,6 +36,8 @@ MAX_NAME = 255
 MAX_BUFFERS = 2**20
 _NUMBERS = struct.Struct("<QI")
 _ROW = struct.Struct("<II")
+SET_ROW = struct.Struct("<II32s")
+"""One upload of a set: the dealer's id, its sequence number, the digest of the upload."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,16 +236,15 @@ def proof_statement(
     return digest("proof", session, _ROW.pack(id_, sequence), ephemeral, sealed_hash)
 
 
-def set_digest(session: bytes, buffer: int, rows: Sequence[tuple[int, int, bytes]]) -> bytes:
+def set_digest(session: bytes, buffer: int, rows: bytes) -> bytes:
     """Return what stands for a set of uploads; 32 bytes.
 
     Args:
         session: 32 bytes.
         buffer: Number of the sum in the session.
-        rows: Dealer's id, sequence number and upload digest, by increasing id.
+        rows: A `SET_ROW` for each upload, by increasing id of the dealer.
     """
-    body = b"".join(_ROW.pack(id_, sequence) + upload for id_, sequence, upload in rows)
-    return digest("set", session, buffer.to_bytes(4, "little"), body)
+    return digest("set", session, buffer.to_bytes(4, "little"), rows)
 
 
 def endorsement_digest(set_hash: bytes) -> bytes:

@@ -92,6 +92,12 @@ class Assignment:
         return b"".join(np.ascontiguousarray(each, dtype="<f4").tobytes() for each in numbers)
 
     @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights alone, as hex: what the ledger states of a round's model. The
+        shared tensors, of which a strategy is the source, are not in it."""
+        return hashlib.sha256(np.ascontiguousarray(self.weights, dtype="<f4").data).hexdigest()
+
+    @cached_property
     def event(self) -> Event:
         """The round's event, with types and ranges checked.
 

@@ -33,6 +33,7 @@ from secure_agg.messages import (
 from secure_agg.params import RING_DEGREE
 from secure_agg.sealing import Opener
 from secure_agg.session import (
+    SET_ROW,
     Session,
     draw_committee,
     endorsement_digest,
@@ -165,7 +166,9 @@ class Eve:
         return frame(Kind.PROPOSAL, self.session.hash, U32.pack(buffer), bits)
 
     def digest(self, dealers: Collection[int], buffer: int = 0) -> bytes:
-        rows = [(i, self.dealt[i].sequence, self.digests[i]) for i in sorted(dealers)]
+        rows = b"".join(
+            SET_ROW.pack(i, self.dealt[i].sequence, self.digests[i]) for i in sorted(dealers)
+        )
         return set_digest(self.session.hash, buffer, rows)
 
     def endorse(self, colluder: int, dealers: Collection[int], buffer: int = 0) -> bytes:

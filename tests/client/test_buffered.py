@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -193,7 +195,16 @@ def test_a_crash_between_count_and_upload_counts_and_goes_on(
     epoch.invite(0)
     assert record(device).joined == [1]
     assert record(device).uploaded == []
-    epoch.contribute(0, 1, 2)
+    first, before = record(device).sent[1], epoch.assignment
+    epoch.assignment = dataclasses.replace(before, weights=np.ones(D, dtype=np.float32))
+    epoch.contribute(0)  # from another model, this time
+    epoch.assignment = before
+    sent = record(device).sent[1]
+    assert sent.weights == hashlib.sha256(np.ones(D, dtype="<f4").tobytes()).hexdigest()
+    assert (sent.nonce, sent.event) == (first.nonce, first.event)
+    assert record(restarted(epoch, 0)).sent[1] == sent
+    epoch.invite(0)
+    epoch.contribute(1, 2)
     assert epoch.settle().included == (0, 1, 2)
     assert record(device).joined == [1]
 

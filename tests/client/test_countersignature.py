@@ -66,6 +66,61 @@ def declines(devices: Devices) -> bool:
     return answer.HasField("refusal") and answer.refusal.cause == fleet_pb2.Refusal.LEDGER
 
 
+def unopened(talk: Conversation) -> Conversation:
+    """The round with an opening that no device accepts."""
+    talk.messages = {client: message[:-1] for client, message in talk.messages.items()}
+    return talk
+
+
+def other_model(devices: Devices) -> Conversation:
+    """The first round, with other weights than the ledger's."""
+    talk = Conversation(devices, devices.terms())
+    talk.assignment = dataclasses.replace(talk.assignment, weights=np.ones(D, dtype=np.float32))
+    talk.aggregator = talk.another()
+    talk.messages = talk.aggregator.begin()
+    return talk
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_the_model_that_is_countersigned_is_the_one_that_was_trained_on(
+    devices: Devices, restart: bool
+) -> None:
+    """A coordinator shows the ledger's model, with an opening that fails, and then another one."""
+    talk = unopened(Conversation(devices, devices.agree()))
+    device = devices.all[0]
+    assert talk.invite(device, 0).HasField("refusal")
+    if restart:
+        device = devices.start(0)
+        device.handle(offer(talk.terms))
+    answer = other_model(devices).invite(device, 0)
+    assert answer.HasField("refusal"), "its statement would have named the first model"
+    assert "another model or price" in answer.refusal.reason
+    assert device.worker.trained == 0
+    # The round itself is not lost to an honest coordinator, whose opening was damaged on its way.
+    again = Conversation(devices, talk.terms)
+    assert again.invite(device, 0).HasField("answer")
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_round_whose_outcome_was_countersigned_is_not_joined_again(
+    devices: Devices, restart: bool
+) -> None:
+    """It has stated that it uploaded nothing there."""
+    talk = unopened(Conversation(devices, devices.agree()))
+    device = devices.all[0]
+    assert talk.invite(device, 0).HasField("refusal")
+    book = Book(talk.terms)
+    book.round(1)
+    assert not said(device, book, 1).uploaded
+    if restart:
+        device = devices.start(0)
+        device.handle(offer(talk.terms))
+    answer = Conversation(devices, talk.terms).invite(device, 0)
+    assert answer.HasField("refusal"), answer
+    assert "round 1 is over" in answer.refusal.reason
+    assert device.worker.trained == 0
+
+
 def test_a_device_states_what_it_was_sent_and_did(devices: Devices, device: Device) -> None:
     book = Book(devices.terms())
     talk = upload(devices)

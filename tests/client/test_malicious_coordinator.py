@@ -22,7 +22,7 @@ from fedsys.wire import fleet_pb2
 from secure_agg import Aggregator, Identity, Kind, SealingKeys, SecAggParams
 from secure_agg.errors import QuorumNotMet
 from secure_agg.messages import HEADER_SIZE, Certificate, Delivery, Opening, frame, read_rows
-from secure_agg.session import endorsement_digest, set_digest, upload_digest
+from secure_agg.session import SET_ROW, endorsement_digest, set_digest, upload_digest
 from tests.client.devices import Conversation, D, Device, Devices, params_of, plan_of
 
 COUNT = 10
@@ -274,7 +274,7 @@ def signed_by_the_colluder(talk: Conversation, delivery: bytes, left_out: int | 
     session = talk.aggregator.session
     dealt = read_rows(Delivery.parse(delivery[HEADER_SIZE:], session.params).rows, session.params)
     rows = [
-        (
+        SET_ROW.pack(
             one.id,
             one.sequence,
             upload_digest(
@@ -290,7 +290,7 @@ def signed_by_the_colluder(talk: Conversation, delivery: bytes, left_out: int | 
         for one in dealt
         if one.id != left_out
     ]
-    digest = endorsement_digest(set_digest(session.hash, 0, rows))
+    digest = endorsement_digest(set_digest(session.hash, 0, b"".join(rows)))
     signature = talk.devices.identities[COLLUDER].sign(digest)
     return frame(Kind.ENDORSEMENT, session.hash, bytes(4), signature)
 

@@ -62,7 +62,7 @@ def store(folder: Path) -> FileStore:
 
 def held(_folder: Path) -> Held:
     shares = np.frombuffer(SECRET, "<u2").reshape(1, -1)
-    return Held(dealers=(1,), sequences=(0,), digests=(bytes(32),), shares=shares)
+    return Held(dealers=(1,), sequences=(0,), rows=bytes(40), shares=shares)
 
 
 def bound(_folder: Path) -> Bound:

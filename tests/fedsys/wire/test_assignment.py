@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from typing import Any
 
@@ -38,6 +39,8 @@ def test_an_assignment_reads_back_equal() -> None:
     }
     assert found.shared["pace"] == 3
     assert found.context == ASSIGNMENT.context
+    own = hashlib.sha256(np.linspace(-1, 1, 7, dtype="<f4").tobytes()).hexdigest()
+    assert found.weights_sha256 == ASSIGNMENT.weights_sha256 == own
 
 
 @pytest.mark.parametrize(
