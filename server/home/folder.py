@@ -96,6 +96,7 @@ class Settings(BaseModel):
         training: Seconds until the stage closes in which agents train and upload. In buffered
             rounds, what one agent's training may take.
         metrics: ``HOST:PORT`` of the Prometheus page; empty for none.
+        jobs_at_once: Number of jobs that may run at a time, on devices that do not overlap.
         colluders: Number of devices, out of all that enrol, that may collude with this coordinator.
             It goes into the rosters that are signed or proposed from now on.
         witnesses: Witnesses that cosign each job's ledger after every reservation and commit.
@@ -113,6 +114,7 @@ class Settings(BaseModel):
     stage: Seconds = 30.0
     training: Seconds = 600.0
     metrics: str = ""
+    jobs_at_once: Annotated[int, Field(ge=1, le=1000)] = 4
     colluders: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     witness_threshold: Annotated[int, Field(ge=0)] = 0
     witness_wait: Seconds = 600.0
@@ -147,6 +149,7 @@ _HEADER = """\
 # reconnect:  seconds that a stage waits for a device that lost its connection
 # stage, training:  seconds until a stage without, or with, training closes
 # metrics:    "localhost:9464" serves a page for Prometheus
+# jobs_at_once:  jobs that may run at a time, on devices that do not overlap
 # colluders:  devices, of all, that may collude with this coordinator
 # witnesses:  tables [[witnesses]] with url and key at the end of this file
 """
