@@ -268,7 +268,7 @@ class DevicePort:
         try:
             while True:
                 if ingress.greeted:
-                    await self._fleet.room()
+                    await self._fleet.room(peer.node)
                     frame = await anext(stream)
                 else:
                     async with asyncio.timeout(_HELLO_SECONDS):

@@ -51,24 +51,30 @@ def check_clip(config: Config, plan: PrivacyPlan, population: Population) -> str
     if not plan.build_mechanism().sums_integers:
         return ""
     clip = plan.event().clip
-    norms, losses, total = _tried(population, clip, _visit(config, plan, population))
+    together = max(1, min(_PROBED, int(config.cohort.expected)))
+    norms, losses, total, error = _tried(
+        population, clip, _visit(config, plan, population), together=together
+    )
     if not norms:
         return ""
-    lost = float(np.median(losses))
     if config.aggregation.protocol == "float":  # is rounded once, as a sum
-        lost = _rounded_away(total * max(config.cohort.expected / len(norms), 1.0), clip)
+        lost = _rounded_away(total * max(config.cohort.expected / together, 1.0), clip)
+    else:  # what rounding adds to one update may cancel in a sum, and updates themselves too
+        length = float(np.linalg.norm(total))
+        summed = float(np.linalg.norm(error)) / length if length else 1.0
+        lost = min(float(np.median(losses)), summed)
     step, longest = 1 / wide_scale(len(total), clip), max(norms)
     known = f"updates of {len(norms)} clients tried have a median norm of {np.median(norms):.3g}"
     if lost > _MOST_LOST:
         raise ConfigError(
             f"privacy.clip = {clip:g}: updates are summed as multiples of {step:.2g}, and {known}: "
-            f"rounding would change them by {min(lost, 1.0):.0%} of their length; set "
+            f"rounding would change their sum by {min(lost, 1.0):.0%} of its length; set "
             f"privacy.clip = {_fitting(longest):g}, which clips none of them"
         )
     if lost > _SAID:
         return (
             f"privacy.clip = {clip:g} is large: {known}, and rounding to multiples of {step:.2g} "
-            f"changes them by {lost:.0%} of their length; privacy.clip = "
+            f"changes their sum by {lost:.0%} of its length; privacy.clip = "
             f"{_fitting(longest):g} would clip none of them"
         )
     cut = sum(norm > clip for norm in norms)
@@ -98,7 +104,7 @@ def unclipped(config: Config, population: Population) -> tuple[Config, str]:
     if privacy.mechanism != "none" or "clip" in privacy.model_fields_set:
         return config, ""
     population.choose(privacy.clip if config.aggregation.protocol == "float" else None)
-    norms, _, _ = _tried(population, privacy.clip, _visit(config, None, population))
+    norms, _, _, _ = _tried(population, privacy.clip, _visit(config, None, population))
     if not norms:
         return config, ""
     clip = 2.0 ** math.ceil(math.log2(_ROOM * max(norms)))
@@ -111,22 +117,27 @@ def unclipped(config: Config, population: Population) -> tuple[Config, str]:
 
 
 def _tried(
-    population: Population, clip: float, visit: Visit
-) -> tuple[list[float], list[float], NDArray[np.float64]]:
-    """Norms of a few clients' updates, what rounding changes of each, and their clipped sum (d,);
-    one client at a time, so that a large model needs no more memory than in training."""
+    population: Population, clip: float, visit: Visit, *, together: int = _PROBED
+) -> tuple[list[float], list[float], NDArray[np.float64], NDArray[np.float64]]:
+    """Norms of a few clients' updates, what rounding changes of each; the clipped sum (d,) of the
+    first `together` of them, and what rounding each adds to it (d,). One client at a time, so that
+    a large model needs no more memory than in training."""
     weights, dimension = population.trainer.initial_weights(), population.trainer.dimension
-    norms, losses, total = list[float](), list[float](), np.zeros(len(weights))
+    norms, losses = list[float](), list[float]()
+    total, error = np.zeros(len(weights)), np.zeros(len(weights))
     for id in np.linspace(0, population.size - 1, min(_PROBED, population.size)).astype(int):
         trained = population.train(weights, [int(id)], round=1, visit=visit)
         update = trained[0, :dimension].astype(np.float64)
         norm = float(np.linalg.norm(update))
         if not (math.isfinite(norm) and norm > 0):
             continue
+        clipped, off = _rounded(update, clip)
         norms.append(norm)
-        losses.append(loss_by_rounding(update, clip))
-        total += update * min(1.0, clip / norm)
-    return norms, losses, total
+        losses.append(float(np.linalg.norm(off) / np.linalg.norm(clipped)))
+        if len(norms) <= together:
+            total += clipped
+            error += off
+    return norms, losses, total, error
 
 
 def _visit(config: Config, plan: PrivacyPlan | None, population: Population) -> Visit:
@@ -138,9 +149,17 @@ def _visit(config: Config, plan: PrivacyPlan | None, population: Population) -> 
 def loss_by_rounding(update: NDArray[np.float64], clip: float) -> float:
     """|rounded - clipped| / |clipped| of an update (d,) other than 0, rounded as the wide encoding
     does."""
+    clipped, off = _rounded(update, clip)
+    return float(np.linalg.norm(off) / np.linalg.norm(clipped))
+
+
+def _rounded(
+    update: NDArray[np.float64], clip: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """An update (d,) other than 0, clipped, and what the wide encoding's rounding adds to it."""
     clipped = update * min(1.0, clip / float(np.linalg.norm(update)))
     rounded = clip_to_integers(update[None], clip=clip).values[0] / wide_scale(len(update), clip)
-    return float(np.linalg.norm(rounded - clipped) / np.linalg.norm(clipped))
+    return clipped, rounded - clipped
 
 
 def _rounded_away(summed: NDArray[np.float64], clip: float) -> float:

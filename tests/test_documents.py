@@ -72,6 +72,17 @@ def test_every_link_of_a_document_leads_somewhere(document: str) -> None:
     assert [each for each in relative if each and not (here / each).exists()] == []
 
 
+def test_every_kind_of_input_names_tests_that_exist() -> None:
+    rows = [line for line in text_of("docs/inputs.md").splitlines() if line.startswith("| ")]
+    rows = [line for line in rows if not line.startswith(("| case |", "| --- |"))]
+    assert len(rows) >= 45
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row.rpartition(" | ")[2])
+        assert named, row
+        for path, test in named:
+            assert re.search(rf"^def {test}\(", (ROOT / path).read_text("utf-8"), re.MULTILINE), row
+
+
 def test_the_map_names_enough_to_be_one() -> None:
     assert len(named_paths("ARCHITECTURE.md")) >= 50
     assert len(named_paths("CONTRIBUTING.md")) >= 25

@@ -48,7 +48,7 @@ def submit(
 ) -> None:
     """Queue a job, once it was checked that this fleet could run it.
 
-    Jobs of devices that overlap run one after another.
+    Jobs on devices that do not overlap run at once.
     """
     from fedsys.cli.grpc_operator import operator
     from fedsys.config import dump, load

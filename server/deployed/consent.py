@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from fedsys.wire import fleet_pb2
-from server.deployed.fleet import Fleet, Link
+from server.deployed.fleet import Devices, Link
 from server.deployed.preparation import PreparedJob
 
-__all__ = ["Consent"]
+__all__ = ["Consent", "Shortfall"]
 
 _MOST_NAMES = 50
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shortfall:
+    """That too few of a job's devices agreed and are connected.
+
+    Attributes:
+        nodes: the job's devices.
+        needed: how many of them it needs.
+        silent: sessions that are open and did not agree; one that is opened later may.
+    """
+
+    nodes: frozenset[int]
+    needed: int
+    silent: frozenset[Link]
+
+    def met(self, links: Mapping[int, Link]) -> bool:
+        """Whether enough are connected that agreed, or that were not asked yet.
+
+        Args:
+            links: the open sessions by node.
+        """
+        there = {links[node] for node in self.nodes & links.keys()}
+        return len(there - self.silent) >= self.needed
 
 
 class Consent:
@@ -32,7 +57,7 @@ class Consent:
     def __init__(
         self,
         prepared: PreparedJob,
-        fleet: Fleet,
+        fleet: Devices,
         *,
         prekeys: Callable[[int], int],
         blamed: Mapping[int, str],
@@ -137,6 +162,15 @@ class Consent:
     def lacking(self) -> int:
         """How many more must agree and connect."""
         return max(0, self.needed - len(self.listening))
+
+    @property
+    def shortfall(self) -> Shortfall:
+        """By what the job is short now."""
+        nodes = frozenset(self._nodes)
+        agreed = {self._nodes[client] for client in self.listening}
+        there = self._fleet.links
+        silent = frozenset(there[node] for node in (nodes - agreed) & there.keys())
+        return Shortfall(nodes=nodes, needed=self.needed, silent=silent)
 
     def standing(self) -> str:
         """Who is there and who is away, by name."""

@@ -18,7 +18,7 @@ from fedsys.wire.refusals import cause_of, reason_of
 from secure_agg import SecureAggError
 from secure_agg.errors import LateMessage
 from server.coordinator import OpenRound
-from server.deployed.fleet import Arrived, Event, Fleet, Left, Said
+from server.deployed.fleet import Arrived, Devices, Event, Left, Said
 from server.deployed.ledger_news import LedgerNews
 from server.rounds import SecureRound
 
@@ -75,7 +75,7 @@ class DeployedRound:
         secure: SecureRound,
         members: tuple[int, ...],
         consenting: frozenset[int],
-        fleet: Fleet,
+        fleet: Devices,
         deadlines: Deadlines,
         elsewhere: Callable[[Event], None],
         entered: Callable[[str], None],

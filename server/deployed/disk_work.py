@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["to_its_end"]
+__all__ = ["all_ended", "to_its_end"]
 
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -31,3 +31,17 @@ async def to_its_end(function: Callable[P, T], *arguments: P.args, **options: P.
         if not task.cancelled() and task.exception() is not None:
             _log.error("while stopping: %s", task.exception())
         raise
+
+
+async def all_ended(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait for their ends, however often the caller is cancelled meanwhile; what
+    they raise is logged."""
+    waiting = {task for task in tasks if not task.done()}
+    for task in waiting:
+        task.cancel()
+    while waiting:
+        with suppress(asyncio.CancelledError):
+            _, waiting = await asyncio.wait(waiting)
+    for task in tasks:
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("while stopping: %s", task.exception())

@@ -25,7 +25,7 @@ from secure_agg.errors import LateMessage, StageError
 from server.coordinator import OpenRound
 from server.deployed.conversation import Deadlines
 from server.deployed.crowd import Asked, Crowd, Training
-from server.deployed.fleet import Arrived, Event, Fleet, Left, Link, Said
+from server.deployed.fleet import Arrived, Devices, Event, Left, Link, Said
 from server.deployed.secure_epoch import SecureEpoch
 from server.rounds import RoundAborted
 
@@ -81,7 +81,7 @@ class Surroundings:
     """
 
     members: tuple[int, ...]
-    fleet: Fleet
+    fleet: Devices
     deadlines: Deadlines
     most_stale: int
     able: Callable[[], frozenset[int]]

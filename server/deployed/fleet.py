@@ -1,7 +1,8 @@
-"""Who is connected, and the two queues between them and the code that runs the job; no sockets.
+"""Who is connected, and the queues between them and the code that runs jobs; no sockets.
 
-A host makes a `Link` for each open session and feeds the fleet's events; the runner of jobs sends
-through the fleet and reads the events. Everything lives on one event loop.
+A host makes a `Link` for each open session and feeds the fleet's events; each job that runs sends
+to its part of the fleet and reads what happens there. Parts do not overlap: a device serves one job
+at a time. Everything lives on one event loop.
 """
 
 from __future__ import annotations
@@ -9,20 +10,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from fedsys.wire import fleet_pb2
 from fedsys.wire.limits import kind_of_down
 from server.home.pki import Peer
 from server.pace import Pace
 
-__all__ = ["Arrived", "Event", "Fleet", "Left", "Link", "Said"]
+__all__ = ["Arrived", "Devices", "Event", "Fleet", "Left", "Link", "Part", "Said"]
 
 _log = logging.getLogger(__name__)
 Counted = Callable[[str, str, int], None]
 _MOST_HELD = 16 << 20
-"""Bytes of messages waiting to be taken out of the events beyond which nobody is read further."""
+"""Bytes of messages that wait for one job beyond which its devices are not read further."""
 _MOST_QUEUED = 16 << 20
 """Bytes that wait for an agent, besides three of the largest message, before it is given up: one
 that reads nothing would otherwise hold every round's model."""
@@ -146,15 +149,26 @@ Event = Arrived | Left | Said
 class _Events(asyncio.Queue[Event]):
     """Counts the bytes it holds; counts down what a link has pending when its message is taken.
 
+    Args:
+        owners: the queue of each node that a job has; what happens there is put into that one.
+
     Attributes:
         room: set while it does not hold too much.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, owners: Mapping[int, _Events] = MappingProxyType({})) -> None:
         super().__init__()
         self.room = asyncio.Event()
         self.room.set()
+        self._owners = owners
         self._held = 0
+
+    def put_nowait(self, item: Event) -> None:
+        owner = self._owners.get(item.node)
+        if owner is None:
+            super().put_nowait(item)
+        else:
+            owner.put_nowait(item)
 
     def _put(self, item: Event) -> None:
         super()._put(item)
@@ -177,7 +191,75 @@ class _Events(asyncio.Queue[Event]):
             self.room.set()
 
 
-class Fleet:
+class Devices(ABC):
+    """What a job sees of a fleet.
+
+    Attributes:
+        clock: monotonic seconds; whatever waits for devices waits by this clock.
+        links: open sessions by node, of the whole fleet.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        links: dict[int, Link],
+        gone: dict[int, float],
+        start: float,
+        events: _Events,
+    ) -> None:
+        self.clock = clock
+        self.links = links
+        self._gone = gone
+        self._start = start
+        self._events = events
+
+    @property
+    def events(self) -> asyncio.Queue[Event]:
+        """What happened, in order."""
+        return self._events
+
+    async def next_event(self, seconds: float) -> Event | None:
+        """Take the next event; None where there was none in time.
+
+        Not `asyncio.wait_for`: before Python 3.12 that swallows a cancellation which comes together
+        with an event, and anyone who was to stop waits on.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.events.get()
+        except TimeoutError:
+            return None
+
+    def send(self, node: int, message: fleet_pb2.Down) -> bool:
+        """Queue a message for a node; False where it is not connected."""
+        link = self.links.get(node)
+        if link is None:
+            return False
+        link.send(message)
+        return True
+
+    def send_bytes(self, node: int, message: bytes) -> bool:
+        """Queue a serialised message, which many nodes may share."""
+        link = self.links.get(node)
+        if link is None:
+            return False
+        link.send_bytes(message)
+        return True
+
+    def absent_since(self, node: int) -> float | None:
+        """When a node was seen last by this clock; None while it is connected."""
+        if node in self.links:
+            return None
+        return self._gone.get(node, self._start)
+
+    @abstractmethod
+    def allow(self, bytes_each: int, nodes: Iterable[int]) -> None:
+        """Set what the agents of an open round may send as one answer, those that come back later
+        too; no other may send more than little. With no nodes no round is open."""
+
+
+class Fleet(Devices):
     """All sessions.
 
     Args:
@@ -185,7 +267,7 @@ class Fleet:
         counted: told of every message that passes.
 
     Attributes:
-        clock: as given; whatever waits for the fleet waits by this clock.
+        clock: as given.
         links: open sessions by node.
         largest_answer: bytes of the largest that any round ever allowed.
         copies: by node, what its operator should know of a second process with its keys.
@@ -196,22 +278,39 @@ class Fleet:
         clock: Callable[[], float] = time.monotonic,
         counted: Counted = lambda _direction, _kind, _size: None,
     ) -> None:
+        self._owners: dict[int, _Events] = {}
+        super().__init__(
+            clock=clock, links={}, gone={}, start=clock(), events=_Events(self._owners)
+        )
         self.counted = counted
-        self._events = _Events()
-        self.links: dict[int, Link] = {}
-        self.clock = clock
-        self._start = clock()
-        self._gone: dict[int, float] = {}
         self._answers: dict[int, int] = {}
         self._paces: dict[int, Pace] = {}
         self._warned: set[tuple[int, bytes]] = set()
         self.largest_answer = 0
         self.copies: dict[int, str] = {}
 
-    @property
-    def events(self) -> asyncio.Queue[Event]:
-        """What happened, in order."""
-        return self._events
+    def part(self, nodes: Iterable[int]) -> Part:
+        """Give these nodes to a job, whose alone they are until it releases them.
+
+        Raises:
+            ValueError: another job has one of them.
+        """
+        wanted = frozenset(nodes)
+        if taken := wanted & self._owners.keys():
+            raise ValueError(f"nodes {sorted(taken)} serve another job")
+        events = _Events()
+        self._owners.update(dict.fromkeys(wanted, events))
+        return Part(self, wanted, events)
+
+    def release(self, part: Part) -> None:
+        """Take a part back; what happened there and nobody took becomes the fleet's."""
+        for node in part.nodes:
+            del self._owners[node]
+        while not part.events.empty():
+            event = part.events.get_nowait()
+            if isinstance(event, Said) and event.link is not None:
+                event.link.pending += 1  # it still waits
+            self.events.put_nowait(event)
 
     def rival_of(self, link: Link) -> Link | None:
         """The open session of another process with the same node's keys: the device's folder was
@@ -266,52 +365,31 @@ class Fleet:
             self._gone[link.node] = self.clock()
             self.events.put_nowait(Left(link.node))
 
-    async def room(self) -> None:
-        """Wait while so much is waiting to be taken that a host should read nobody.
+    async def room(self, node: int | None = None) -> None:
+        """Wait while so much of a node's job, or of any, is waiting to be taken that a host should
+        not read on.
 
         Anyone who takes the events waits for no message that is still to be read, so that this
         ends.
         """
-        await self._events.room.wait()
+        if node is not None:
+            await self._owners.get(node, self._events).room.wait()
+            return
+        for events in {self._events, *self._owners.values()}:
+            await events.room.wait()
 
-    async def next_event(self, seconds: float) -> Event | None:
-        """Take the next event; None where there was none in time.
+    def allow(
+        self, bytes_each: int, nodes: Iterable[int], *, of: frozenset[int] | None = None
+    ) -> None:
+        """As `Devices.allow` says.
 
-        Not `asyncio.wait_for`: before Python 3.12 that swallows a cancellation which comes together
-        with an event, and anyone who was to stop waits on.
+        Args:
+            bytes_each: of the largest answer.
+            nodes: members of the open round.
+            of: nodes of the part in which it is; nothing changes for others. None for all nodes.
         """
-        try:
-            async with asyncio.timeout(seconds):
-                return await self.events.get()
-        except TimeoutError:
-            return None
-
-    def send(self, node: int, message: fleet_pb2.Down) -> bool:
-        """Queue a message for a node; False where it is not connected."""
-        link = self.links.get(node)
-        if link is None:
-            return False
-        link.send(message)
-        return True
-
-    def send_bytes(self, node: int, message: bytes) -> bool:
-        """Queue a serialised message, which many nodes may share."""
-        link = self.links.get(node)
-        if link is None:
-            return False
-        link.send_bytes(message)
-        return True
-
-    def absent_since(self, node: int) -> float | None:
-        """When a node was seen last by this clock; None while it is connected."""
-        if node in self.links:
-            return None
-        return self._gone.get(node, self._start)
-
-    def allow(self, bytes_each: int, nodes: Iterable[int]) -> None:
-        """Set what the agents of an open round may send as one answer, those that come back later
-        too; no other may send more than little. With no nodes no round is open."""
-        self._answers = dict.fromkeys(nodes, bytes_each)
+        kept = {} if of is None else {n: each for n, each in self._answers.items() if n not in of}
+        self._answers = {**kept, **dict.fromkeys(nodes, bytes_each)}
         self.largest_answer = max(self.largest_answer, bytes_each)
         for node, link in self.links.items():
             link.answer = self._answers.get(node, 0)
@@ -321,3 +399,31 @@ class Fleet:
         if node not in self._paces:
             self._paces[node] = Pace(burst=_MESSAGES, a_second=_MESSAGES_A_SECOND, clock=self.clock)
         return self._paces[node]
+
+
+class Part(Devices):
+    """The devices of one job.
+
+    Args:
+        fleet: which they are of.
+        nodes: theirs.
+        events: what happens there.
+
+    Attributes:
+        nodes: as given.
+    """
+
+    def __init__(self, fleet: Fleet, nodes: frozenset[int], events: _Events) -> None:
+        super().__init__(
+            clock=fleet.clock,
+            links=fleet.links,
+            gone=fleet._gone,
+            start=fleet._start,
+            events=events,
+        )
+        self.nodes = nodes
+        self._fleet = fleet
+
+    def allow(self, bytes_each: int, nodes: Iterable[int]) -> None:
+        """As `Devices.allow` says; other jobs' rounds go on as they are."""
+        self._fleet.allow(bytes_each, nodes, of=self.nodes)

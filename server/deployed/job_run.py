@@ -10,7 +10,7 @@ from fedsys.errors import BudgetExceeded, Cause, FedsysError
 from fedsys.wire.refusals import cause_of, reason_of
 from server.checkpoint import model_bytes
 from server.deployed.buffer import BufferedCycle
-from server.deployed.consent import Consent
+from server.deployed.consent import Consent, Shortfall
 from server.deployed.countersignatures import Countersignatures
 from server.deployed.disk_work import to_its_end
 from server.deployed.fleet import Arrived, Event, Said
@@ -42,7 +42,18 @@ class JobPaused(FedsysError):
 
 
 class JobYields(FedsysError):
-    """Too few devices are there, and another job, which has enough, goes first."""
+    """Too few devices are there, and another job, which has enough, goes first.
+
+    Args:
+        reason: for people.
+        shortfall: what the job lacks.
+        closes: until when, by the fleet's clock, it goes on waiting.
+    """
+
+    def __init__(self, reason: str, *, shortfall: Shortfall, closes: float) -> None:
+        super().__init__(reason)
+        self.shortfall = shortfall
+        self.closes = closes
 
 
 class JobRun:
@@ -72,7 +83,7 @@ class JobRun:
     ) -> None:
         self._held = held
         self._gives_way = gives_way
-        self.closes = closes
+        self._closes = closes
         self._id = prepared.id
         self._job = prepared.job
         self._model = prepared.model
@@ -151,6 +162,7 @@ class JobRun:
         status, reason = "completed", ""
         with self._job.ledger:
             try:
+                self._stop_if_cancelled()  # its devices may serve another job
                 self._consent.offer_all()
                 await self._check_in()
                 self._state.update_job(self._id, status="running", started_at=self._now())
@@ -210,25 +222,29 @@ class JobRun:
             JobPaused: too few came in time.
         """
         started = self._fleet.clock()
-        if self.closes is None:
-            self.closes = started + self._settings.patience
+        if self._closes is None:
+            self._closes = started + self._settings.patience
         settled = started + self._settings.reconnect
         while True:
             enough = self._consent.enough(at_best=False)
             answered = self._fleet.clock() > settled or not self._consent.undecided
             if enough and answered:
                 self._show_waiting(None)
-                self.closes = None
+                self._closes = None
                 return
             self._stop_if_cancelled()
             if not enough and answered and not self._consent.enough(at_best=True):
                 raise JobFailed(self._consent.shortage(""))
-            if not enough and self._fleet.clock() > self.closes:
+            if not enough and self._fleet.clock() > self._closes:
                 raise JobPaused(self._consent.shortage(f" within {self._settings.patience:g} s"))
             if not enough and answered:
-                self._show_waiting(self.closes - self._fleet.clock())
+                self._show_waiting(self._closes - self._fleet.clock())
                 if self._gives_way():
-                    raise JobYields
+                    raise JobYields(
+                        self._consent.shortage(f" within {self._settings.patience:g} s"),
+                        shortfall=self._consent.shortfall,
+                        closes=self._closes,
+                    )
             event = await self._fleet.next_event(_POLL)
             if event is not None:
                 self.take(event)
@@ -269,8 +285,8 @@ class JobRun:
             self._show_spent()
 
     def _show_spent(self) -> None:
-        spent = self._job.coordinator.spent
-        self._metrics.spent(self._spending.population, self._spending.total(spent))
+        self._spending.note(self._id, self._job.coordinator.spent)
+        self._metrics.spent(self._spending.population, self._spending.total())
 
     def _evaluate(self) -> None:
         job, number = self._job, self._job.coordinator.reserved

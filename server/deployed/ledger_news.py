@@ -9,7 +9,7 @@ from pathlib import Path
 from fedsys.privacy import Ledger
 from fedsys.wire import fleet_pb2
 from fedsys.wire.limits import MAX_LINES
-from server.deployed.fleet import Fleet
+from server.deployed.fleet import Devices
 
 __all__ = ["LedgerNews"]
 
@@ -36,7 +36,7 @@ class LedgerNews:
         path: Path,
         *,
         job: bytes,
-        fleet: Fleet,
+        fleet: Devices,
         members: tuple[int, ...],
         prekeys: Callable[[Sequence[int]], Mapping[int, int]],
     ) -> None:

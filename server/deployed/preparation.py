@@ -99,6 +99,8 @@ class Preparation:
         self._budget = budget
         self._entropy = entropy
         self._over: dict[str, Standing] = {}
+        self._nodes: dict[str, tuple[tuple[bool, int | None], frozenset[int]]] = {}
+        """By job: whether it began, under which roster, and the nodes."""
 
     def prepare(self, row: JobRow) -> PreparedJob | AlreadyOver:
         """Start a job, or restore the one that a crash interrupted.
@@ -204,6 +206,14 @@ class Preparation:
 
     def nodes_of(self, row: JobRow) -> frozenset[int]:
         """The nodes that a job takes, or would take if it started now; none where it cannot."""
+        begun = row.roster_version is not None
+        at = row.roster_version if begun else self._registry.roster_version()
+        known = self._nodes.get(row.id)
+        if known is None or known[0] != (begun, at):
+            self._nodes[row.id] = known = ((begun, at), self._find_nodes(row))
+        return known[1]
+
+    def _find_nodes(self, row: JobRow) -> frozenset[int]:
         version = row.roster_version
         chain = self._registry.chain()
         roster = chain.newest if version is None else chain.find(version)
@@ -356,6 +366,13 @@ class Preparation:
             parts=parts_of(config, model.parts),
         )
 
+    def _promises(self, row: JobRow) -> bool:
+        """Whether a job counts against the budget: from its ledger's first line on, whether or not
+        the database knows yet."""
+        if row.started_at is not None or row.ledger:
+            return True
+        return row.status in ACTIVE_JOB and RunFolder(self._home.jobs / row.id).begun
+
     def _standing(self, row: JobRow) -> Standing:
         """What another job counts; what it spent does not change once it is over."""
         known = self._over.get(row.id)
@@ -379,7 +396,7 @@ class Preparation:
         others = [
             self._standing(other)
             for other in self._state.jobs()
-            if other.number != row.number and other.started_at is not None
+            if other.number != row.number and self._promises(other)
         ]
         before = composed(others)
         total = composed([*others, promised_by(plan)])

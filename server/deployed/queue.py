@@ -1,32 +1,37 @@
-"""The queue of a deployed coordinator: jobs are submitted, and run one after the other.
+"""The queue of a deployed coordinator: jobs are submitted, and run at once where they may.
 
-What a job has spent is in its ledger; where it stands, in the database. A coordinator that was
-killed at any point finds both when it starts again, charges the round that it lost at its worst,
-and goes on with the next.
+`server.deployed.schedule` decides which start. What a job has spent is in its ledger; where it
+stands, in the database. A coordinator that was killed at any point finds both when it starts again,
+charges each round that it lost at its worst, and goes on: those that ran get their devices back
+first, the others follow in order of submission.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from fedsys.bounded_toml import parse_toml
 from fedsys.config import validate
 from fedsys.errors import ConfigError, FedsysError
 from fedsys.privacy import Entropy
+from server.deployed.consent import Shortfall
 from server.deployed.countersignatures import Countersignatures
 from server.deployed.disk_space import is_full, space_again
-from server.deployed.disk_work import to_its_end
-from server.deployed.fleet import Fleet, Said
+from server.deployed.disk_work import all_ended, to_its_end
+from server.deployed.fleet import Fleet, Part, Said
 from server.deployed.job_model import ModelSource
 from server.deployed.job_run import JobHeld, JobPaused, JobRun, JobYields
-from server.deployed.preparation import AlreadyOver, FolderLost, Preparation
+from server.deployed.preparation import AlreadyOver, FolderLost, Preparation, PreparedJob
 from server.deployed.round import Facilities, Randomness
+from server.deployed.schedule import Queued, decide
 from server.deployed.spending import Spending
 from server.home.enrollment import Registry
 from server.home.folder import Home
@@ -70,8 +75,40 @@ def submit(state: State, text: str, *, start: str = "", entropy: Entropy = os.ur
     return row
 
 
+@dataclass(kw_only=True, eq=False)
+class _Work:
+    """A job that runs.
+
+    Attributes:
+        task: runs it.
+        nodes: that serve it.
+    """
+
+    task: asyncio.Task[None]
+    nodes: frozenset[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Lacking:
+    """A job that gave way.
+
+    Attributes:
+        reason: why it would be paused.
+        shortfall: what it lacks.
+        closes: until when it waits, by the fleet's clock.
+    """
+
+    reason: str
+    shortfall: Shortfall
+    closes: float
+
+
+class _Overtaken(Exception):
+    """A device joined while a job was prepared that would take it, and serves another already."""
+
+
 class Deployment:
-    """Runs the jobs in the database over the fleet.
+    """Runs the jobs in the database over the fleet, at most `Settings.jobs_at_once` at a time.
 
     Args:
         home: the coordinator's folder.
@@ -127,9 +164,18 @@ class Deployment:
             prekeys=registry.prekeys,
             now=now,
         )
-        self._waiting: dict[str, float] = {}
-        """Jobs that gave way, and until when they wait for devices."""
+        self._running: dict[str, _Work] = {}
+        self._lacking: dict[str, _Lacking] = {}
+        self._queue: list[Queued] = []
+        """The others, as they stood when they were looked at last."""
+        self._preparing = asyncio.Lock()
+        """One job after the other sees what all before it promised to spend."""
         self.wake = asyncio.Event()
+
+    @property
+    def running(self) -> dict[str, frozenset[int]]:
+        """The devices of each job that runs."""
+        return {id: work.nodes for id, work in self._running.items()}
 
     async def submit(self, text: str, *, start: str = "") -> JobRow:
         """Check that a job could run with the devices and the budget that there are, and queue it.
@@ -137,31 +183,84 @@ class Deployment:
         Raises:
             FedsysError: it could not, or the configuration does not hold; nothing is queued.
         """
-        await to_its_end(self._preparation.check, text, start)
+        async with self._preparing:
+            await to_its_end(self._preparation.check, text, start)
         return submit(self._state, text, start=start)
 
     async def serve(self) -> None:
-        """Until cancelled."""
+        """Until cancelled; the rounds of all jobs are then over."""
         await to_its_end(self._show_spent)
-        while True:
-            try:
-                await self._turn()
-            except Exception as error:
-                if not is_full(error):
-                    raise
-                await self._wait_for_space()
+        try:
+            while True:
+                try:
+                    self._turn()
+                except Exception as error:
+                    if not is_full(error):
+                        raise
+                    await self._wait_for_space()
+                await self._idle()
+        except (Exception, asyncio.CancelledError):
+            await all_ended([work.task for work in self._running.values()])
+            raise
 
-    async def _turn(self) -> None:
-        """The next job to its end, or a moment without one."""
-        rows = [row for row in self._state.jobs() if row.status in ACTIVE_JOB]
-        row = next((row for row in rows if row.id not in self._waiting), rows[0] if rows else None)
-        if row is None or self._held(row):
-            await self._idle()
+    def _turn(self) -> None:
+        """See which jobs have ended, and have others start.
+
+        Raises:
+            FolderLost: a job began, and its folder is gone: for people; the job waits for them.
+            Exception: what a job could not go on from, such as a full disk; it is not over.
+        """
+        self.take_late()
+        self._metrics.connected(len(self._fleet.links))
+        for id in [id for id, work in self._running.items() if work.task.done()]:
+            self._running.pop(id).task.result()
+        rows = {
+            row.id: row
+            for row in sorted(
+                self._state.jobs(), key=lambda row: (row.status != "running", row.number)
+            )
+            if row.status in ACTIVE_JOB and row.id not in self._running
+        }
+        self._lacking = {id: each for id, each in self._lacking.items() if id in rows}
+        held = self.continuity.held
+        if held:
+            for row in rows.values():
+                self._say(row, f"held: {held}")
             return
+        for row in [row for row in rows.values() if row.cancelled]:
+            self._start(rows.pop(row.id), frozenset())  # it ends, and needs no device for that
+        for row in [row for row in rows.values() if self._gave_up(row)]:
+            del rows[row.id]
+        self._queue = [
+            Queued(id=id, nodes=self._preparation.nodes_of(row), lacks=id in self._lacking)
+            for id, row in rows.items()
+        ]
+        decision = decide(self._queue, self.running, at_once=self._settings.jobs_at_once)
+        nodes = {each.id: each.nodes for each in self._queue}
+        for id in decision.starts:
+            self._start(rows[id], nodes[id])
+        for id, others in decision.waits.items():
+            if id not in self._lacking:  # its stage says what it lacks
+                self._say(rows[id], f"queued: {_why(others)}")
+
+    def _start(self, row: JobRow, nodes: frozenset[int]) -> None:
+        self._say(row, "")
+        task = asyncio.create_task(self._work(row))
+        task.add_done_callback(lambda _: self.wake.set())
+        self._running[row.id] = _Work(task=task, nodes=nodes)
+
+    async def _work(self, row: JobRow) -> None:
+        """A job to its end, or as far as it comes now."""
         try:
             status, reason = await self._run(row)
-        except JobYields:
+        except JobYields as short:
             _log.info("job %s: waits, while another job runs", row.id)
+            self._state.update_job(row.id, status="waiting")
+            self._lacking[row.id] = _Lacking(
+                reason=str(short), shortfall=short.shortfall, closes=short.closes
+            )
+            return
+        except _Overtaken:
             return
         except JobHeld as held:
             _log.error("job %s: is held: %s", row.id, held)
@@ -170,7 +269,7 @@ class Deployment:
             self._pause(row, str(paused))
             return
         except FolderLost:
-            raise  # for people; the job waits for them
+            raise
         except Exception as error:
             if is_full(error):
                 raise
@@ -181,26 +280,44 @@ class Deployment:
         self._end(row, status, reason)
 
     async def _wait_for_space(self) -> None:
-        """Everything that a job has spent is on the disk; it is taken up again from there."""
-        rows = [row for row in self._state.jobs() if row.status in ACTIVE_JOB]
-        what = (
-            f"job {rows[0].id} pauses at round {rows[0].round}, and goes on" if rows else "goes on"
+        """Everything that jobs have spent is on the disk; they are taken up again from there."""
+        rows = [
+            row
+            for row in self._state.jobs()
+            if row.status in ACTIVE_JOB and row.started_at and row.id not in self._running
+        ]
+        what = ", ".join(f"job {row.id} pauses at round {row.round}" for row in rows)
+        _log.error(
+            "no space left on %s: %s when there is",
+            self._home.path,
+            f"{what}, and goes on" if rows else "goes on",
         )
-        _log.error("no space left on %s: %s when there is", self._home.path, what)
         await space_again(self._home.path)
         _log.warning("there is space on %s again", self._home.path)
 
-    def _could_run_another(self, row: JobRow) -> bool:
-        """Whether a job behind this one in the queue has enough devices that are connected."""
+    def _gave_up(self, row: JobRow) -> bool:
+        """Whether a job that gave way is paused now; one that lacks nothing any longer is again
+        like any other."""
+        lacking = self._lacking.get(row.id)
+        if lacking is None:
+            return False
+        if lacking.shortfall.met(self._fleet.links):
+            del self._lacking[row.id]
+            return False
+        if self._fleet.clock() <= lacking.closes:
+            return False
+        del self._lacking[row.id]
+        self._pause(row, lacking.reason)
+        return True
+
+    def _could_run_another(self, id: str) -> bool:
+        """Whether a job that waits for devices is in the way of one that has enough."""
+        running = {other: nodes for other, nodes in self.running.items() if other != id}
+        others = [each for each in self._queue if not each.lacks and each.id != id]
         there = self._fleet.links.keys()
-        return any(
-            other.id != row.id
-            and other.status in ACTIVE_JOB
-            and other.id not in self._waiting
-            and not other.cancelled
-            and self._preparation.enough(other, there)
-            for other in self._state.jobs()
-        )
+        starts = decide(others, running, at_once=self._settings.jobs_at_once).starts
+        rows = [self._state.job(each) for each in starts]
+        return any(not row.cancelled and self._preparation.enough(row, there) for row in rows)
 
     def _pause(self, row: JobRow, reason: str) -> None:
         self._state.update_job(row.id, status=PAUSED, reason=reason[:2000], stage="")
@@ -213,48 +330,65 @@ class Deployment:
             row.id,
         )
 
-    def _held(self, row: JobRow) -> bool:
-        """Whether the job has to wait because this database may be older than its devices."""
-        held = self.continuity.held
-        stage = f"held: {held}" if held else ""
-        if row.stage != stage and (held or row.stage.startswith("held: ")):
-            self._state.update_job(row.id, stage=stage)
-        return bool(held)
+    def _say(self, row: JobRow, stage: str) -> None:
+        """Show why a job does not run; what its last round left there is kept."""
+        old = row.stage
+        if old != stage and (stage or old.startswith(("held: ", "queued: ", "waiting: "))):
+            row.stage = self._state.update_job(row.id, stage=stage).stage
 
     def take_late(self) -> None:
-        """Between two jobs: the last round's countersignatures count, and nothing else does."""
+        """Of devices that serve no job now, countersignatures count, and nothing else does."""
         while not self._fleet.events.empty():
             event = self._fleet.events.get_nowait()
             if isinstance(event, Said) and event.message.HasField("countersignature"):
                 self._countersignatures.take(event.node, event.message.countersignature)
 
     async def _idle(self) -> None:
-        self.take_late()
-        self._metrics.connected(len(self._fleet.links))
         self.wake.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(_POLL):  # `wait_for` may swallow a cancellation
                 await self.wake.wait()
 
     async def _run(self, row: JobRow) -> tuple[str, str]:
-        prepared = await to_its_end(self._preparation.prepare, row)
+        async with self._preparing:
+            prepared = await to_its_end(self._preparation.prepare, row)
         if isinstance(prepared, AlreadyOver):
             return prepared.status, ""
-        run = JobRun(
-            prepared,
-            self._facilities,
-            spending=self._spending,
-            countersignatures=self._countersignatures,
-            held=lambda: self.continuity.held,
-            closes=self._waiting.pop(row.id, None),
-            gives_way=lambda: self._could_run_another(row),
-        )
+        part = self._fleet.part(self._claimed(prepared, row))
         try:
-            return await run.run()
-        except JobYields:
-            if run.closes is not None:
-                self._waiting[row.id] = run.closes
-            raise
+            return await self._begun(prepared, part).run()
+        finally:
+            self._fleet.release(part)
+
+    def _begun(self, prepared: PreparedJob, part: Part) -> JobRun:
+        lacking = self._lacking.pop(prepared.id, None)
+        with ExitStack() as held:
+            held.enter_context(prepared.job.ledger)
+            run = JobRun(
+                prepared,
+                dataclasses.replace(self._facilities, fleet=part),
+                spending=self._spending,
+                countersignatures=self._countersignatures,
+                held=lambda: self.continuity.held,
+                closes=None if lacking is None else lacking.closes,
+                gives_way=lambda: self._could_run_another(prepared.id),
+            )
+            held.pop_all()
+        return run
+
+    def _claimed(self, prepared: PreparedJob, row: JobRow) -> frozenset[int]:
+        """The devices of a job that begins now; none for one that is ended.
+
+        Raises:
+            _Overtaken: one of them serves another job.
+        """
+        nodes = frozenset() if row.cancelled else frozenset(prepared.roster.nodes)
+        others = [work.nodes for id, work in self._running.items() if id != row.id]
+        if any(nodes & each for each in others):
+            with prepared.job.ledger:
+                raise _Overtaken
+        self._running[row.id].nodes = nodes
+        return nodes
 
     def _end(self, row: JobRow, status: str, reason: str) -> None:
         self._state.update_job(
@@ -267,3 +401,11 @@ class Deployment:
 
     def _show_spent(self) -> None:
         self._metrics.spent(self._spending.population, self._spending.total())
+
+
+def _why(others: tuple[str, ...]) -> str:
+    """Why a job waits, for its operator."""
+    if not others:
+        return "as many jobs run as jobs_at_once in coordinator.toml allows"
+    many = "s" if len(others) > 1 else ""
+    return f"its devices serve job{many} {', '.join(others)} first"

@@ -15,7 +15,7 @@ from secure_agg import draw_committee
 from server.coordinator import OpenRound, SumRefused
 from server.deployed.conversation import Deadlines, DeployedRound
 from server.deployed.disk_work import to_its_end
-from server.deployed.fleet import Event, Fleet
+from server.deployed.fleet import Devices, Event
 from server.deployed.ledger_news import LedgerNews
 from server.deployed.preparation import JobFailed, PreparedJob
 from server.deployed.witnesses import JobWitnesses, WitnessesMissing
@@ -58,7 +58,7 @@ class Facilities:
     """
 
     state: State
-    fleet: Fleet
+    fleet: Devices
     settings: Settings
     metrics: Metrics
     randomness: Randomness

@@ -36,24 +36,26 @@ class Spending:
         self._home = home
         self._state = state
         self._over: dict[str, Epsilons] = {}
+        self._begun: dict[str, Epsilons] = {}
+        """Of jobs that are not over: what they spent by their last round."""
 
-    def total(self, current: Epsilons = NOTHING) -> Epsilons:
-        """What the jobs that are over spent, and the one in hand.
+    def note(self, job: str, spent: Epsilons) -> None:
+        """State what a job that is not over has spent so far."""
+        self._begun[job] = spent
 
-        Args:
-            current: spent so far by the job that is not over.
-        """
-        total = current
+    def total(self) -> Epsilons:
+        """What all jobs spent, those that are not over too."""
+        total = NOTHING
         for row in self._state.jobs():
-            if row.status in ACTIVE_JOB:
-                continue
-            if row.id not in self._over:
-                self._over[row.id] = (
+            unfinished = row.status in (*ACTIVE_JOB, PAUSED)
+            known = self._begun if unfinished else self._over
+            if row.id not in known:
+                known[row.id] = (
                     _promised(row)
                     if row.status == "lost"
                     else _of(RunFolder(self._home.jobs / row.id))
                 )
-            total = _sum(total, self._over[row.id])
+            total = _sum(total, known[row.id])
         return total
 
 

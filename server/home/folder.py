@@ -99,6 +99,7 @@ class Settings(BaseModel):
         metrics: ``HOST:PORT`` of the Prometheus page; empty for none.
         web: Address of the operator's page, on this machine alone: ``localhost:7480``, or
             ``unix:/PATH`` for a Unix socket; empty for none.
+        jobs_at_once: Number of jobs that may run at a time, on devices that do not overlap.
         colluders: Number of devices, out of all that enrol, that may collude with this coordinator.
             It goes into the rosters that are signed or proposed from now on.
         witnesses: Witnesses that cosign each job's ledger after every reservation and commit.
@@ -117,6 +118,7 @@ class Settings(BaseModel):
     training: Seconds = 600.0
     metrics: str = ""
     web: str = ""
+    jobs_at_once: Annotated[int, Field(ge=1, le=1000)] = 4
     colluders: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     witness_threshold: Annotated[int, Field(ge=0)] = 0
     witness_wait: Seconds = 600.0
@@ -162,6 +164,7 @@ _HEADER = """\
 # stage, training:  seconds until a stage without, or with, training closes
 # metrics:    "localhost:9464" serves a page for Prometheus
 # web:        "localhost:7480" serves a page for the operator; fedsys coordinator web prints its URL
+# jobs_at_once:  jobs that may run at a time, on devices that do not overlap
 # colluders:  devices, of all, that may collude with this coordinator
 # witnesses:  tables [[witnesses]] with url and key at the end of this file
 """

@@ -335,7 +335,7 @@ class State:
                 else (f"; start another from what it reached with `fedsys job submit --from {id}`")
             )
             raise ConfigError(f"job {id}: is not paused but {row.status}{more}")
-        return self.update_job(id, status="running", reason="", ended_at=None)
+        return self.update_job(id, status="waiting", reason="", ended_at=None)
 
     def refuse(self, rows: Iterable[RefusalRow]) -> None:
         """Record refusals, replacing those of the same job, node and cause."""

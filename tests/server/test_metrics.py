@@ -204,13 +204,18 @@ def test_what_was_spent_adds_up_over_jobs(tmp_path: Path) -> None:
     job("a", "completed", epsilon % (1.0, 2.0, '"inf"'))
     job("b", "running", epsilon % (50.0, 50.0, 50.0))
     spending = Spending(home, state)
+    spending.note("b", NOTHING)  # what its folder says is of its end
     assert spending.total() == Epsilons(outsider=1.0, participant=2.0, server=math.inf)
     job("c", "cancelled", epsilon % (0.5, "null", 1.0))
     assert spending.total() == Epsilons(outsider=1.5, participant=None, server=math.inf)
-    current = Epsilons(outsider=0.25, participant=1.0, server=1.0)
-    assert spending.total(current).outsider == 1.75
+    rows.append(SimpleNamespace(id="runs besides", status="running"))
+    for id in ("b", "runs besides"):
+        spending.note(id, Epsilons(outsider=0.25, participant=1.0, server=1.0))
+    assert spending.total().outsider == 2.0
     rows.append(SimpleNamespace(id="never began", status="failed"))
-    assert spending.total().outsider == 1.5
+    assert spending.total().outsider == 2.0
+    rows[1].status = "completed"
+    assert spending.total().outsider == 51.75
     job("d", "failed", None)  # a ledger that cannot be read: nobody can say
     assert spending.total().outsider == math.inf
     assert NOTHING.outsider == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fedsys.config import Config, validate
 from fedsys.errors import ConfigError
@@ -31,8 +32,8 @@ def test_a_norm_that_rounds_updates_away_is_refused(
     config = configure(*settings, f"privacy.clip={clip}")
     message = (
         r"privacy\.clip = [\de+]+: updates are summed as multiples of [\d.e+]+, and updates of "
-        r"8 clients tried have a median norm of [\d.]+: rounding would change them by \d+% of "
-        r"their length; set privacy\.clip = ([\d.]+), which clips none of them"
+        r"8 clients tried have a median norm of [\d.]+: rounding would change their sum by \d+% of "
+        r"its length; set privacy\.clip = ([\d.]+), which clips none of them"
     )
     with pytest.raises(ConfigError, match=message) as refused:
         harness.run(config, out=tmp_path / "run")
@@ -46,7 +47,7 @@ def test_a_norm_that_rounds_updates_away_is_refused(
 def test_what_is_large_or_clips_is_said(configure: Configure) -> None:
     settings = (*FEW, "privacy.mechanism=none")
     large = prepare(configure(*settings, "privacy.clip=500")).notice
-    assert re.search(r"privacy\.clip = 500 is large: .* changes them by \d\d% of their", large)
+    assert re.search(r"privacy\.clip = 500 is large: .* changes their sum by \d+% of its", large)
     small = prepare(configure(*settings, "privacy.clip=0.01")).notice
     assert "privacy.clip = 0.01 clips under mechanism 'none' too" in small
     assert "and 8 of them are longer" in small
@@ -91,3 +92,32 @@ def test_what_rounding_changes() -> None:
 
 def test_the_examples_in_the_module_run() -> None:
     assert doctest.testmod(rounding).attempted
+
+
+@pytest.mark.parametrize(("cohort", "refused"), [(25, False), (1, True)])
+def test_what_rounding_adds_may_cancel_over_a_cohort(
+    cohort: int, refused: bool, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Coordinates of up to a step, drawn apart for each client: rounding changes one update by half
+    of its length, and the sum of eight by less than a third."""
+    settings = ("population.partition=iid", "population.clients=50", "privacy.mechanism=none")
+    clip = 500.0
+    config = configure(*settings, f"cohort.expected={cohort}", f"privacy.clip={clip}")
+    rng, setting = np.random.default_rng(0), prepare(config)
+    d = setting.population.trainer.dimension
+    step = clip / (64 * np.sqrt(d))
+
+    def updates(*_args: object, **_named: object) -> NDArray[np.float32]:
+        drawn: NDArray[np.float32] = (rng.uniform(size=(1, d)) * step).astype(np.float32)
+        return drawn
+
+    alone = [loss_by_rounding(updates()[0].astype(np.float64), clip) for _ in range(9)]
+    assert min(alone) > 0.4
+    monkeypatch.setattr(setting.population, "train", updates)
+    monkeypatch.setattr(rounding, "_MOST_LOST", 0.4)
+    if refused:
+        with pytest.raises(ConfigError, match=r"their sum by [45]\d% of its length"):
+            rounding.check_clip(config, setting.plan, setting.population)
+    else:
+        said = rounding.check_clip(config, setting.plan, setting.population)
+        assert re.search(r"their sum by [12]\d% of its length", said)

@@ -1,5 +1,6 @@
 // node agent.mjs FOLDER GRAPH DATA: a device of a fleet, after `fedsys agent join` made FOLDER.
 // Synchronous rounds, the wide encoding, committees of everybody, plain SGD; it refuses the rest.
+// What it has to remember is in FOLDER: journal.node (rounds) and rosters.node.
 // DATA is JSON: x, rows of floats; y, classes.
 import { randomBytes } from "node:crypto";
 import { closeSync, existsSync, fsyncSync, openSync, readFileSync, writeSync } from "node:fs";
@@ -7,9 +8,10 @@ import { connect } from "node:http2";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { be, hex, Keystream, publicOf, sha256, signed, unhex, verifies } from "./bytes.mjs";
+import { read as readJson } from "./canonical.mjs";
 import { Assembler, split } from "./frames.mjs";
 import { Ledger, priced, same, statement } from "./ledger.mjs";
-import { batchSeed, clip, inRing, Noise } from "./local.mjs";
+import { batchSeed, clip, inRing, keptRows, Noise } from "./local.mjs";
 import { read } from "./onnx.mjs";
 import { bytesAt, decode, encode, intAt, message } from "./protobuf.mjs";
 import { kindOf, Member, OPENING, prekey, readParams, rosterHash } from "./secure.mjs";
@@ -19,7 +21,19 @@ const UP = { hello: 1, consent: 2, refusal: 3, answer: 4, countersignature: 5, p
 const DOWN = { 1: "welcome", 2: "roster", 3: "offer", 4: "invitation", 5: "stage", 6: "outcome", 7: "goodbye", 8: "model",
   12: "lines", 13: "roster_wanted", 14: "notice" };
 const CAUSE = { task: 3, cohort: 4, mechanism: 5, participation: 7, roster: 8, terms: 9, training: 10, protocol: 12, ledger: 17 };
-const HELD = 8, MOST_MEMBERS = 100;
+const HELD = 8, MOST_MEMBERS = 100, MOST_BYTES = 1 << 28;
+const OUTDATED = 2, REVOKED = 3; // a goodbye after which it does not come back
+const TERMS = ["job", "name", "task", "options", "task_sha256", "local", "path", "dimension", "example_clip", "plan",
+  "seed", "roster_version", "roster_hash", "answer", "graph_sha256", "buffering", "shared", "weight_cap", "kind",
+  "questions", "held_out"];
+const ASSIGNMENT = ["job", "round", "task", "local", "mechanism", "seed", "terms", "clipping", "shared"];
+const ROSTER = ["version", "previous", "members", "colluders"];
+// Of local training, what differs from these is refused.
+const PLAIN = { optimizer: "sgd", optimizer_options: {}, momentum: 0, weight_decay: 0, proximal_mu: 0, gradient_clip: 0,
+  schedule: "constant", step_schedule: "constant", warmup_steps: 0, procedure: "", options: {} };
+const TAKEN = ["epochs", "batch_size", "learning_rate", "final_factor", "step_final_factor"];
+const plain = (local) => Object.entries(local).every(([key, value]) =>
+  TAKEN.includes(key) || (key in PLAIN && same(value, PLAIN[key])));
 
 class Refused extends Error {
   constructor(cause, text) { super(text); this.cause = CAUSE[cause]; }
@@ -44,13 +58,18 @@ class Device {
     const encoded = readFileSync(graph);
     this.graph = { ...read(encoded), sha256: hex(sha256(encoded)) };
     this.data = JSON.parse(readFileSync(data, "utf8"));
-    this.pool = new Map(); this.rosters = []; this.jobs = new Map();
+    this.pool = new Map(); this.rosters = []; this.jobs = new Map(); this.habits = new Map();
+    this.kept = join(folder, "rosters.node");
+    if (existsSync(this.kept)) this.news(readFileSync(this.kept, "utf8").trim().split("\n").map(unhex), false);
     this.sent = new Map(); this.instance = randomBytes(16);
   }
   note(job, round, what, ...more) { // durable before it returns
     this.rounds.push([job, String(round), what, ...more]);
-    const file = openSync(this.journal, "a", 0o600);
-    writeSync(file, `${[job, round, what, ...more].join(" ")}\n`);
+    this.append(this.journal, [job, round, what, ...more].join(" "));
+  }
+  append(path, line) {
+    const file = openSync(path, "a", 0o600);
+    writeSync(file, `${line}\n`);
     fsyncSync(file);
     closeSync(file);
   }
@@ -68,38 +87,46 @@ class Device {
   refill(held) { return held <= HELD / 2 ? this.keys(HELD - held) : []; }
 
   hello() {
-    const spent = new Map(); // by job, the newest round
+    const spent = new Map(), newest = this.rosters.at(-1); // by job, the newest round
     for (const [job, round, what] of this.rounds) if (what === "joined") spent.set(job, Number(round));
     return [UP.hello, encode([[1, 1], [2, 1], [3, this.node], [4, "0.1.0"],
-      ...this.keys(HELD).map((each) => [6, each]), [8, this.instance],
+      [5, this.rosters.length], [7, newest ? unhex(newest.hash) : undefined], ...this.keys(HELD).map((each) => [6, each]), [8, this.instance],
       ...[...spent].slice(-32).map(([job, round]) => [9, encode([[1, unhex(job)], [2, round]])])])];
   }
-  news(list) {
+  news(list, fresh = true) { // durable before they are used
     for (const each of list) {
-      const fields = decode(each), statement = bytesAt(fields, 1), body = JSON.parse(statement.toString());
+      const fields = decode(each), statement = bytesAt(fields, 1), body = readJson(statement, ROSTER);
       const before = this.rosters.at(-1);
       require(verifies(this.rosterKey, bytesAt(fields, 2), Buffer.concat([Buffer.from("fedsys roster v1\0"), statement])),
         "roster", "a roster that its authority did not sign");
       require(body.version === this.rosters.length + 1 && body.previous === (before ? before.hash : ""),
         "roster", "a roster that does not follow the last");
+      if (fresh) this.append(this.kept, hex(each));
       this.rosters.push({ ...body, hash: hex(sha256(statement)), raw: each });
     }
   }
   offer(fields) {
-    const text = bytesAt(fields, 1), terms = JSON.parse(text.toString()), { plan } = terms;
+    const text = bytesAt(fields, 1), terms = readJson(text, TERMS, ["members"]), { plan } = terms;
     const roster = this.rosters.find((each) => each.version === terms.roster_version);
     require(roster && roster.hash === terms.roster_hash, "roster", "another roster");
-    const nodes = roster.members.map(([node]) => node), client = nodes.indexOf(this.node);
-    require(client >= 0 && nodes.length === plan.population, "roster", "this device is not on the roster");
+    const asked = new Set(terms.members ?? roster.members.map(([node]) => node));
+    const members = roster.members.filter(([node]) => asked.has(node)), client = members.findIndex(([node]) => node === this.node);
+    require(client >= 0 && members.length === asked.size && members.length === plan.population, "roster", "this device is not on the roster");
     require(terms.graph_sha256 === this.graph.sha256, "task", "another graph");
     require(plan.unit === "client" && plan.encoding === "wide" && !plan.adaptive_clip && plan.participation === 1,
       "mechanism", "a mechanism that is not supported here");
     require(["distributed-gaussian", "none"].includes(plan.mechanism), "mechanism", `mechanism ${plan.mechanism}`);
+    require(terms.kind === "train" && !terms.shared && !terms.weight_cap && plain(terms.local), "terms",
+      "questions, shared numbers, weights or a local procedure");
+    require(terms.local.batch_size <= this.graph.batch, "task", `batches of ${terms.local.batch_size}`);
     require(terms.buffering === null && plan.cap <= MOST_MEMBERS, "terms", "buffered rounds or drawn committees");
     require(!this.noted(terms.job, "disputed").length, "ledger", "its ledger contradicted itself");
     const digest = sha256(Buffer.from("fedsys terms v1\0"), text);
+    const [before] = this.noted(terms.job, "agreed");
+    require(!before || before[3] === hex(digest), "terms", "other terms than were agreed to under this name");
+    if (!before) this.note(terms.job, 0, "agreed", hex(digest)); // before the consent leaves
     const ledger = this.jobs.get(terms.job)?.ledger ?? new Ledger(terms.job, terms, this.signer);
-    this.jobs.set(terms.job, { terms, digest, client, roster, ledger });
+    this.jobs.set(terms.job, { terms, digest, client, members, colluders: roster.colluders, ledger });
     return [UP.consent, encode([[1, unhex(terms.job)], [2, digest],
       ...this.refill(intAt(fields, 2)).map((each) => [3, each]), [5, ledger.lines]])];
   }
@@ -107,14 +134,14 @@ class Device {
     const job = hex(bytesAt(fields, 1)), round = intAt(fields, 2), head = bytesAt(fields, 3);
     const agreed = this.jobs.get(job), { model } = this;
     require(agreed && model && model.job === job && model.round === round, "protocol", "no terms, or no model");
-    const { terms, digest, client, roster } = agreed, assignment = JSON.parse(head.toString());
+    const { terms, digest, client, members, colluders } = agreed, assignment = readJson(head, ASSIGNMENT);
     require(assignment.terms === hex(digest) && assignment.job === job && assignment.round === round &&
       same(assignment.local, terms.local) && assignment.seed === terms.seed && assignment.clipping === null &&
       model.weights.length === 4 * terms.dimension, "terms", "another assignment than was agreed to");
     const event = assignment.mechanism;
     require(priced(event, terms.plan), "terms", "another event than was agreed to");
     require(!this.noted(job, "disputed").length, "ledger", "its ledger contradicted itself");
-    const ids = new Map(roster.members.map(([, key], k) => [k, unhex(key)])), announced = bytesAt(fields, 4);
+    const ids = new Map(members.map(([, key], k) => [k, unhex(key)])), announced = bytesAt(fields, 4);
     const params = readParams(announced);
     require(params.n <= terms.plan.cap && params.minIncluded >= Math.max(2, terms.plan.min_survivors), "cohort", "cohort");
     require(round <= terms.plan.rounds && this.count(job, "joined") < round, "participation", "asked too often");
@@ -124,7 +151,7 @@ class Device {
     this.round = { job, round, terms, client, event, weights: model.weights,
       member: new Member({ id: client, identity: this.identity, keys: ids, sealing: null, agreed: {
         job: unhex(job), round, model: sha256(Buffer.from("fedsys assignment v1\0"), be(head.length, 8), head, model.weights),
-        params: announced, roster: rosterHash(ids, roster.colluders) } }) };
+        params: announced, roster: rosterHash(ids, colluders) } }) };
     return this.stage(decode(bytesAt(fields, 5)));
   }
   async stage(fields) {
@@ -137,26 +164,37 @@ class Device {
       const seat = hex(current.member.seats[current.member.position]);
       current.member.sealing = this.pool.get(seat);
       this.pool.delete(seat);
-      reply = await this.upload(current);
+      reply = await this.upload(current, intAt(fields, 5));
     } else reply = current.member.handle(asked);
     return [UP.answer, encode([[1, bytesAt(fields, 1)], [2, round], [3, intAt(fields, 3)], [4, reply], [5, nonce]])];
   }
-  async upload({ job, round, terms, client, event, weights, member }) {
-    const began = performance.now(), { x, y } = this.data;
+  async upload({ job, round, terms, client, event, weights, member }, milliseconds) {
+    const asked = performance.now(), { x, y } = this.data, most = terms.plan.max_participations;
     const start = Float32Array.from({ length: terms.dimension }, (_, i) => weights.readFloatLE(4 * i));
-    const { update } = train(this.graph, { x: x.flat(), y, weights: start, local: terms.local,
-      seed: batchSeed(BigInt(terms.seed), round, client), size: terms.local.batch_size });
+    // Contributed as often as agreed: zeros and noise. A refusal would be visible.
+    const done = most !== null && this.count(job, "joined", round - 1) >= most;
+    const update = done ? new Float32Array(terms.dimension) : train(this.graph, { x, y, weights: start, local: terms.local,
+      seed: batchSeed(BigInt(terms.seed), round, client), rows: keptRows(y.length, terms.held_out) }).update;
     const values = clip(update, event.clip), stream = new Keystream(randomBytes(32));
     const noise = event.mechanism === "none" ? values.map(() => 0)
       : new Noise(Math.sqrt(event.share_variance)).draws(values.length, (count) => stream.read(count));
     const vector = values.map((value, i) => value + noise[i]);
     const message = member.upload(inRing(vector, event.modulus_bits), randomBytes(32));
     this.note(job, round, "uploaded");
-    const unit = 50 + 1e3 * 6e-9 * terms.dimension * terms.local.epochs * 256; // milliseconds
-    const bucket = Math.max(0, Math.ceil(Math.log2((performance.now() - began) / unit)));
-    if (terms.answer !== "at-once") await sleep(unit * 2 ** bucket - (performance.now() - began));
+    await sleep(this.leaves(job, terms, performance.now() - asked, milliseconds));
     console.log(`round ${round}: uploaded`);
     return message;
+  }
+  leaves(job, terms, elapsed, milliseconds) { // DEVICE.md, "When an upload leaves": how long to wait still
+    if (terms.answer === "at-once") return 0;
+    const habit = this.habits.get(job) ?? { lately: [], deadline: 0 };
+    this.habits.set(job, habit);
+    habit.deadline = Math.max(habit.deadline, milliseconds);
+    const late = 0.9 * habit.deadline;
+    if (terms.answer === "at-deadline" && elapsed <= late) return late - elapsed;
+    const unit = 50 + 1e3 * 6e-9 * terms.dimension * terms.local.epochs * 256;
+    habit.lately = [...habit.lately.slice(-3), Math.max(0, Math.ceil(Math.log2(elapsed / unit)))];
+    return unit * 2 ** Math.max(...habit.lately) - elapsed;
   }
   lines(fields) {
     const job = hex(bytesAt(fields, 1)), agreed = this.jobs.get(job);
@@ -218,7 +256,10 @@ class Device {
         case "roster_wanted":
           return [UP.roster, encode(this.rosters.slice(intAt(fields, 1)).map((each) => [1, each.raw]))];
         case "notice": console.log(`notice: ${bytesAt(fields, 1)}`); return null;
-        case "goodbye": console.log(`goodbye: ${bytesAt(fields, 2)}`); return null;
+        case "goodbye":
+          console.log(`goodbye: ${bytesAt(fields, 2)}`);
+          this.final = [OUTDATED, REVOKED].includes(intAt(fields, 1));
+          return null;
         default: throw new Error(`a message of kind ${field}`);
       }
     } catch (error) { // the reason stays here; the coordinator learns the cause
@@ -230,31 +271,49 @@ class Device {
   }
 }
 
-function run(device) {
-  const session = connect(`https://${device.coordinator}`, device.tls);
-  const stream = session.request({ ":method": "POST", ":path": "/fedsys.v1.Fleet/Session",
+function session(device, ended) {
+  const client = connect(`https://${device.coordinator}`, device.tls);
+  const stream = client.request({ ":method": "POST", ":path": "/fedsys.v1.Fleet/Session",
     "content-type": "application/grpc", te: "trailers" }, { endStream: false });
-  const assembler = new Assembler();
-  let parcel = 0, rest = Buffer.alloc(0), work = Promise.resolve();
+  const assembler = new Assembler(MOST_BYTES);
+  let parcel = 0, rest = Buffer.alloc(0), work = Promise.resolve(), open = true;
   const send = ([field, bytes]) => {
+    if (!open) return;
     for (const frame of split(parcel, encode([[field, message(bytes)]]))) {
       stream.write(Buffer.concat([Buffer.from([0]), be(frame.length, 4), frame]));
     }
     parcel++;
   };
+  const end = (why) => {
+    if (!open) return;
+    open = false;
+    if (why) console.log(why);
+    client.destroy();
+    work.then(() => ended(parcel > 1)); // what is being answered is noted first
+  };
   stream.on("data", (data) => {
     rest = Buffer.concat([rest, data]);
-    while (rest.length >= 5 && rest.length >= 5 + rest.readUInt32BE(1)) {
-      const size = rest.readUInt32BE(1), whole = assembler.add(rest.subarray(5, 5 + size));
-      rest = rest.subarray(5 + size);
-      if (whole) work = work.then(() => device.handle(whole)).then((answer) => answer && send(answer));
-    }
+    try {
+      while (open && rest.length >= 5 && rest.length >= 5 + rest.readUInt32BE(1)) {
+        const size = rest.readUInt32BE(1), whole = assembler.add(rest.subarray(5, 5 + size));
+        rest = rest.subarray(5 + size);
+        if (whole) work = work.then(() => device.handle(whole)).then((answer) => answer && send(answer));
+      }
+    } catch (error) { end(error.message); }
   });
-  for (const each of [session, stream]) each.on("error", (error) => { console.log(error.message); process.exit(1); });
+  for (const each of [client, stream]) each.on("error", (error) => end(error.message));
   stream.on("trailers", (found) => found["grpc-status"] !== "0" && console.log(found["grpc-message"]));
-  stream.on("close", () => process.exit(0));
-  process.on("SIGTERM", () => process.exit(0));
+  stream.on("close", () => end(""));
   send(device.hello());
+}
+
+async function run(device) { // a lost session is opened again, later after each failure
+  process.on("SIGTERM", () => process.exit(0));
+  for (let wait = 500; !device.final;) {
+    const worked = await new Promise((ended) => session(device, ended));
+    wait = worked ? 500 : Math.min(2 * wait, 60000);
+    if (!device.final) await sleep(Math.random() * wait);
+  }
 }
 
 run(new Device(...process.argv.slice(2)));

@@ -3,9 +3,10 @@
 import { strict as assert } from "node:assert";
 import { readFileSync } from "node:fs";
 import { hex, Keystream, sha256, unhex } from "./bytes.mjs";
+import { read as readJson } from "./canonical.mjs";
 import { Assembler, split } from "./frames.mjs";
 import { Ledger, statement } from "./ledger.mjs";
-import { batches, batchSeed, clip, inRing, Noise, Table } from "./local.mjs";
+import { batches, batchSeed, clip, inRing, keptRows, Noise, Table } from "./local.mjs";
 import { read } from "./onnx.mjs";
 import { Member, prekey, rosterHash } from "./secure.mjs";
 import { train } from "./training.mjs";
@@ -21,6 +22,13 @@ function frames({ parcel, message, chunk, frames }) {
   const assembler = new Assembler();
   assembler.parcel = parcel;
   assert.equal(hex(frames.map((each) => assembler.add(unhex(each))).at(-1)), message);
+}
+function canonical({ keys, read: good, refused }) {
+  for (const text of good) readJson(unhex(text), keys);
+  for (const text of refused) assert.throws(() => readJson(unhex(text), keys), `${unhex(text)} is taken`);
+}
+function held_out({ rows, held_out: fraction, trained }) {
+  assert.deepEqual(keptRows(rows, fraction), trained);
 }
 function agreement({ terms, terms_digest, head, weights, assignment_digest }) {
   assert.equal(hex(sha256(Buffer.from("fedsys terms v1\0"), unhex(terms))), terms_digest);
@@ -51,8 +59,9 @@ function checkBatches(all) {
   }
 }
 function training({ graph, local, x, y, seed, weights, update, losses, tolerance }) {
-  const found = train(read(unhex(graph)),
-    { x: floats(x), y, weights: floats(weights), seed: BigInt(seed), local, size: local.batch_size });
+  const flat = floats(x), width = flat.length / y.length;
+  const rows = y.map((_, i) => flat.subarray(i * width, (i + 1) * width));
+  const found = train(read(unhex(graph)), { x: rows, y, weights: floats(weights), seed: BigInt(seed), local });
   const wanted = floats(update);
   assert.ok(found.update.every((value, i) => Math.abs(value - wanted[i]) <= tolerance));
   assert.ok(found.losses.every((value, i) => Math.abs(value - losses[i]) <= tolerance));
@@ -97,7 +106,7 @@ function round(given) {
   }
 }
 
-const CHECKS = { frames, agreement, ledger, batches: checkBatches, training, clipping, noise, adding, round };
+const CHECKS = { frames, canonical, agreement, ledger, batches: checkBatches, held_out, training, clipping, noise, adding, round };
 assert.deepEqual(Object.keys(vectors).sort(), Object.keys(CHECKS).sort());
 for (const [name, check] of Object.entries(CHECKS)) {
   const began = performance.now();

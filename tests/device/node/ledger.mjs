@@ -1,9 +1,11 @@
 // DEVICE.md, "Countersignature": the job's ledger as far as it was checked, and what is signed of it.
+import { read as readJson } from "./canonical.mjs";
 import { be, hex, sha256, unhex, verifies } from "./bytes.mjs";
 
 const LINE = /^\{"body":(\{.*\})(,"hash":"([0-9a-f]{64})")(,"kind":"([a-z]+)","prev_hash":"([0-9a-f]{64})","seq":(\d+)),"signature":"([0-9a-f]{128})"\}$/;
 const NOTHING = "0".repeat(64), MOST_BYTES = 2 ** 21;
-export const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+const written = (value) => JSON.stringify(value, (_, each) => (typeof each === "bigint" ? `${each}` : each));
+export const same = (a, b) => written(a) === written(b);
 export const priced = (event, plan) => event.mechanism === plan.mechanism && event.clip === plan.clip &&
   event.noise_multiplier === plan.noise_multiplier && event.cap === plan.cap && event.modulus_bits === plan.modulus_bits;
 
@@ -32,7 +34,8 @@ export class Ledger {
       return;
     }
     if (Number(seq) !== this.lines || before !== this.link) throw new Error("two histories");
-    this.content(kind, JSON.parse(body), hash, sent, signed);
+    const read = readJson(Buffer.from(text, "latin1"), ["body", "hash", "kind", "prev_hash", "seq", "signature"]);
+    this.content(kind, read.body, hash, sent, signed);
     this.lines++;
     this.link = link; this.head = hash; this.kind = kind; this.open = kind === "reserve";
   }

@@ -15,7 +15,9 @@ export const words = (seed, domain, count) => {
 export const batchSeed = (seed, round, client) => number(Buffer.from(
   sha256(Buffer.from("fedsys\0"), be(8, 4), be(seed, 8), Buffer.from(`batches ${round} ${client}`))
     .subarray(0, 8)).reverse());
-export function* batches(rows, seed, { epochs, batch_size: size }) {
+export const keptRows = (count, heldOut) => [...Array(count).keys()].filter( // those that are trained on
+  (row) => Number(finalise((BigInt(row) + GOLDEN) & WORD) >> 11n) * 2 ** -53 >= heldOut);
+export function* batches(rows, seed, { epochs, batch_size: size }) { // places among the rows
   for (let epoch = 0; epoch < epochs; epoch++) {
     const keys = words(seed, epoch + 1, rows).map((word) => word >> 1n);
     const order = [...keys.keys()].sort((a, b) => (keys[a] < keys[b] ? -1 : keys[a] > keys[b] ? 1 : a - b));

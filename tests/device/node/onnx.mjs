@@ -39,7 +39,11 @@ export function read(file) {
     return { op: text(bytesAt(fields, 4)), inputs: (fields.get(1) ?? []).map(text),
              outputs: (fields.get(2) ?? []).map(text), attributes };
   });
-  return { values, nodes };
+  const shapes = new Map((graph.get(11) ?? []).map((each) => {
+    const input = decode(each), type = decode(bytesAt(decode(bytesAt(input, 2)), 1));
+    return [text(bytesAt(input, 1)), (decode(bytesAt(type, 2)).get(1) ?? []).map((one) => intAt(decode(one), 1))];
+  }));
+  return { values, nodes, batch: shapes.get("y")[0] }; // how many examples it takes
 }
 
 const f32 = Math.fround;

@@ -98,11 +98,21 @@ class Party:
 
     def run(self, job: str, *, until_round: int | None = None) -> JobRow:
         """A coordinator's and all agents' processes, until the job is over or in that round."""
-        return asyncio.run(asyncio.wait_for(self._run(job, until_round), 120))
 
-    async def _run(self, job: str, until_round: int | None) -> JobRow:
-        fleet = Fleet()
-        deployment = Deployment(
+        def over() -> bool:
+            row = self.state.job(job)
+            return row.status not in ACTIVE_JOB or bool(until_round and row.round >= until_round)
+
+        self.run_until(over)
+        return self.state.job(job)
+
+    def run_until(self, over: Callable[[], bool]) -> None:
+        """The same, until a condition holds, which is looked at again and again."""
+        asyncio.run(asyncio.wait_for(self._run(over), 240))
+
+    async def _run(self, over: Callable[[], bool]) -> None:
+        self.fleet = fleet = Fleet()
+        self.deployment = deployment = Deployment(
             home=self.home,
             state=self.state,
             registry=self.registry,
@@ -112,11 +122,13 @@ class Party:
         there = [number for number in range(self.size) if number not in self.absent]
         tasks = [asyncio.create_task(self._serve(fleet, number)) for number in there]
         tasks.append(asyncio.create_task(deployment.serve()))
+
+        def join_late(number: int) -> None:
+            tasks.append(asyncio.create_task(self._serve(fleet, number)))
+
+        self.join_late = join_late
         try:
-            while True:
-                row = self.state.job(job)
-                if row.status not in ACTIVE_JOB or (until_round and row.round >= until_round):
-                    return row
+            while not over():
                 await asyncio.sleep(0.02)
         finally:
             for task in tasks:

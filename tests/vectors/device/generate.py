@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from client.graphs.engine import engine_of
 from client.graphs.trainer import GraphTrainer
 from client.ledger_copy import LedgerCopy, Sent, event_digest, parse_lines
+from client.training.held_out import kept_for
 from client.training.local import LocalConfig
 from client.training.schedule import batches
 from fedsys.errors import LedgerError, ProtocolError
@@ -37,6 +38,7 @@ from fedsys.privacy.noise.table import upper_words
 from fedsys.privacy.planning import make_plan
 from fedsys.wire import Assignment
 from fedsys.wire.assignment import batch_seed
+from fedsys.wire.canonical import decode_object
 from fedsys.wire.countersign import Countersignature
 from fedsys.wire.countersign import message as countersigned
 from fedsys.wire.frames import split
@@ -300,6 +302,41 @@ def _short(message: bytes) -> str:
     return "sha256 " + hashlib.sha256(message).hexdigest()
 
 
+CANONICAL = (
+    '{"a":1}', '{"a":-9007199254740993}', '{"a":0.1}', '{"a":-0.0}', '{"a":1e-05}', '{"a":1e+16}',
+    '{"a":1000000000000000.0}', '{"a":[{},[],null,true]}', r'{"a":"\u00e9\ud83d\ude00\n\""}',
+    '{"a":{"Z":1,"a":2,"aa":3}}',
+)  # fmt: skip
+OTHERWISE = (
+    '{"a":1} ', '{"a": 1}', '{"a":01}', '{"a":+1}', '{"a":1.50}', '{"a":1e16}', '{"a":1e-5}',
+    '{"a":NaN}', '{"a":1e999}', '{"a":9223372036854775808}', '{"a":"\u00e9"}',
+    r'{"a":"\u0041"}', '{"a":[1,]}',
+    '{"a":{"b":1,"a":2}}', '{"a":1,"a":1}', '{"a":1,"b":2}', "{}", "[1]", "",
+)  # fmt: skip
+"""What is no canonical JSON of an object whose one key is a."""
+
+
+def _canonical() -> dict[str, Any]:
+    for text in CANONICAL:
+        decode_object(text.encode(), "a vector", frozenset("a"))
+    for text in OTHERWISE:
+        try:
+            decode_object(text.encode(), "a vector", frozenset("a"))
+        except ProtocolError:
+            continue
+        raise AssertionError(f"{text} is accepted")
+    return {
+        "keys": ["a"],
+        "read": [text.encode().hex() for text in CANONICAL],
+        "refused": [text.encode().hex() for text in OTHERWISE],
+    }
+
+
+def _held_out() -> dict[str, Any]:
+    kept = kept_for("train", np.arange(40), 0.3)
+    return {"rows": 40, "held_out": 0.3, "trained": kept.tolist()}
+
+
 def build(training: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """All vectors, as JSON holds them.
 
@@ -314,9 +351,11 @@ def build(training: Mapping[str, Any] | None = None) -> dict[str, Any]:
             "chunk": 16384,
             "frames": [each.hex() for each in split(3, parcel, chunk=16384)],
         },
+        "canonical": _canonical(),
         "agreement": _agreement(),
         "ledger": _ledger(),
         "batches": _batches(),
+        "held_out": _held_out(),
         "training": _training() if training is None else training,
         "clipping": _clipping(),
         "noise": _noise(),
