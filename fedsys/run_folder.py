@@ -22,6 +22,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,12 +108,18 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether the ledger's header is complete. Before that nobody can have been invited, so a
-        start that a crash interrupted may be discarded and repeated."""
-        try:
-            with self.ledger.open("rb") as file:
-                return file.readline().endswith(b"\n")
-        except FileNotFoundError:
+        start that a crash interrupted may be discarded and repeated.
+
+        Raises:
+            RunFolderError: the ledger is not a file, or cannot be read.
+        """
+        if not os.path.lexists(self.ledger):
             return False
+        try:
+            with open_regular(self.ledger) as file:
+                return file.readline(MAX_LINE_BYTES + 1).endswith(b"\n")
+        except LedgerError as error:
+            raise RunFolderError(f"{self.path}: {error}") from None
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 
 from fedsys.bounded_npz import open_arrays
 from fedsys.durable import flush_names, make_folder, overwrite
-from fedsys.errors import RunFolderError
+from fedsys.errors import LedgerError, RunFolderError
+from fedsys.privacy.ledger.files import open_regular
 
 __all__ = [
     "Checkpoint",
@@ -157,7 +159,9 @@ def _write(checkpoint: Checkpoint, path: Path) -> None:
 
 def _read(path: Path) -> Checkpoint:
     try:
-        with path.open("rb") as file, open_arrays(file, most=_MOST_BYTES) as arrays:
+        if not os.path.lexists(path):
+            raise FileNotFoundError(path)
+        with open_regular(path, _MOST_BYTES) as file, open_arrays(file, most=_MOST_BYTES) as arrays:
             prefix, facts = "strategy.", json.loads(arrays.read("facts").tobytes())
             round, clipping = facts["round"], facts["clipping"]
             weights = arrays.read("weights")
@@ -177,7 +181,7 @@ def _read(path: Path) -> Checkpoint:
             )
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (LedgerError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunFolderError(
             f"{path}: checkpoint does not read back ({error}); delete it to resume from the one "
             f"before"

@@ -16,7 +16,7 @@ from typing import Any
 from fedsys.durable import flush_names, write_atomically
 from fedsys.errors import RunFolderError
 from fedsys.privacy import LedgerView
-from fedsys.privacy.ledger.closing import closing_facts, summary_sha256
+from fedsys.privacy.ledger.closing import SALT, closing_facts, summary_sha256
 from fedsys.privacy.ledger.cosigned import write_proof
 from fedsys.run_folder import RunFolder, plain_json
 from server.job import Job
@@ -64,10 +64,13 @@ def end_job(
         clients=clients,
     )
     del stated["ledger_head"]
+    stated[SALT] = job.ledger.salt().hex()
     text = json.dumps(plain_json(stated), allow_nan=False)
     write_atomically(_pending(folder), text.encode(), mode=0o600)
     summary = json.loads(text)
-    facts = closing_facts(summary=summary, metrics=folder.metrics, model_sha256=model_sha256)
+    facts = closing_facts(
+        summary=summary, metrics=folder.metrics, model_sha256=model_sha256, data=folder.data
+    )
     job.close(status, facts)
     tree = job.ledger.tree
     note = job.signer.sign_checkpoint(tree, len(tree), job=job.coordinator.terms.job)

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from fedsys.audit.rederive import Audit, examine
+from fedsys.audit.page import PageMaker
+from fedsys.audit.rederive import Audit, examine_with_page
 from fedsys.audit.wording import claim, epsilon_text, plain
 from fedsys.errors import AuditInputError
 from fedsys.privacy import Epsilons, View, load_public_key
@@ -39,7 +40,9 @@ _NEEDED = 2
 _CLIENTS_AT_ONCE = 1 << 14
 
 
-def compose(runs: Sequence[Path], *, key: str | None = None) -> AuditResult:
+def compose(
+    runs: Sequence[Path], *, key: str | None = None, page: PageMaker | None = None
+) -> AuditResult:
     """The total epsilon of several runs, each audited first.
 
     The result has one claim per run (its audit) and one per view (the total); its curve holds only
@@ -48,6 +51,7 @@ def compose(runs: Sequence[Path], *, key: str | None = None) -> AuditResult:
     Args:
         runs: their folders.
         key: the public key that signed all of them, as for `audit_run`.
+        page: makes a report's text, so that each run's ``report.html`` is checked too.
 
     Raises:
         AuditInputError: fewer than two runs, one of them given twice, units or neighbours that do
@@ -57,7 +61,7 @@ def compose(runs: Sequence[Path], *, key: str | None = None) -> AuditResult:
     if len(runs) < _NEEDED:
         raise AuditInputError("--compose needs at least two runs")
     pinned = None if key is None else load_public_key(key)
-    audits = [examine(run, pinned) for run in runs]
+    audits = [examine_with_page(run, pinned, page=page) for run in runs]
     names = [plain(run.resolve().name or run, 60) for run in runs]
     _require_comparable(audits, names)
     curve = [

@@ -68,9 +68,11 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metrics:
-    """``metrics.jsonl``: its complete lines, whether an unfinished one follows, and its SHA-256."""
+    """``metrics.jsonl``: the round of each complete line, the last line's values, whether an
+    unfinished one follows, and its SHA-256."""
 
-    lines: list[dict[str, Any]]
+    rounds: list[int]
+    newest: dict[str, Any]
     torn: bool
     sha256: str
 
@@ -182,7 +184,8 @@ def _toml(path: Path) -> Config:
 
 
 def _metrics(path: Path) -> Metrics:
-    found: list[dict[str, Any]] = []
+    found: list[int] = []
+    newest: dict[str, Any] = {}
     digest, torn = hashlib.sha256(), False
     with open_regular(path, _LINES_BYTES) as file:
         for number, (raw, ended) in enumerate(read_lines(file, path.name), start=1):
@@ -192,11 +195,12 @@ def _metrics(path: Path) -> Metrics:
                 break
             if number > _MOST_EVALUATIONS:
                 raise LedgerError(f"{path.name} has more than {_MOST_EVALUATIONS} lines")
-            line = parse_object(raw, f"{path.name} line {number}")
-            if type(line.get("round")) is not int:
+            newest = parse_object(raw, f"{path.name} line {number}")
+            round = newest.pop("round", None)
+            if type(round) is not int or abs(round) >= 1 << 63:
                 raise LedgerError(f"{path.name} line {number} has no round number")
-            found.append(line)
-    return Metrics(lines=found, torn=torn, sha256=digest.hexdigest())
+            found.append(round)
+    return Metrics(rounds=found, newest=newest, torn=torn, sha256=digest.hexdigest())
 
 
 def _sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -11,7 +12,12 @@ from fedsys.audit.evidence import Evidence
 from fedsys.audit.wording import claim, value_text
 from fedsys.errors import LedgerError
 from fedsys.privacy import LedgerView, PrivacyPlan
-from fedsys.privacy.ledger.closing import summary_sha256
+from fedsys.privacy.ledger.closing import (
+    COHORT_SECRETS,
+    SALT,
+    secrets_commitment,
+    summary_sha256,
+)
 from fedsys.records import Claim
 
 __all__ = ["UNFINISHED", "outcome_claims"]
@@ -40,6 +46,7 @@ def outcome_claims(
     else:
         yield from _summary_claims(summary, view)
         yield _bound_summary_claim(summary, view)
+    yield from _secrets_claims(evidence, view)
     if not _has_no_model(evidence, view):
         yield _model_claim(evidence, view)
     if evidence.model.value is not None and plan is not None:
@@ -99,6 +106,34 @@ def _bound_summary_claim(summary: dict[str, Any], view: LedgerView) -> Claim:
         claimed=value_text(stated),
         rederived=f"{found}{UNFINISHED if view.closed is None else ''}",
         by="SHA-256 of summary.json, without what reveals cohorts, against the closing line",
+        rests_on="the coordinator's word when the ledger was closed",
+    )
+
+
+def _secrets_claims(evidence: Evidence, view: LedgerView) -> Iterator[Claim]:
+    """What is never published, as it was when the ledger was closed; nothing where it is not here,
+    or where an older ledger does not bind it."""
+    summary, data = evidence.summary.value or {}, evidence.run / "data.json"
+    named = [key for key in COHORT_SECRETS if key in summary]
+    named += [data.name] if os.path.lexists(data) else []
+    stated = None if view.closed is None else view.closed.get("secrets")
+    if not named or (view.closed is not None and "secrets" not in view.closed):
+        return
+    words = "" if view.closed is not None else UNFINISHED.removeprefix("; ")
+    holds: bool | None = None
+    if view.closed is not None:
+        try:
+            found = secrets_commitment(summary, data)
+            holds = found is not None and found == stated
+            words = found or f"summary.json has no {SALT}, so that nothing binds these"
+        except LedgerError as error:
+            holds, words = False, str(error)
+    yield claim(
+        "What is not published, as closed",
+        holds,
+        claimed=", ".join(named),
+        rederived=words,
+        by="salted SHA-256 of what reveals cohorts and data, against the closing line",
         rests_on="the coordinator's word when the ledger was closed",
     )
 
@@ -190,13 +225,12 @@ def _weights_claim(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> C
 
 def _metrics_claim(evidence: Evidence, view: LedgerView) -> Claim:
     metrics, problem = evidence.metrics.value, evidence.metrics.problem
-    lines = metrics.lines if metrics is not None else []
+    rounds = metrics.rounds if metrics is not None else []
     last = view.rounds[-1].round if view.rounds else 0
     summary = evidence.summary.value
     holds: bool | None = problem is None
     words = problem or "no metrics.jsonl"
     if metrics is not None:
-        rounds = [line["round"] for line in lines]
         words = f"{len(rounds)} evaluations"
         if metrics.torn:
             holds = None if view.closed is None else False
@@ -209,13 +243,11 @@ def _metrics_claim(evidence: Evidence, view: LedgerView) -> Claim:
         stated = view.closed.get("metrics_sha256")
         if stated != (metrics.sha256 if metrics is not None else None):
             holds, words = False, "metrics.jsonl is not the file that the closing line binds"
-    elif holds and lines:
+    elif holds and rounds:
         holds, words = False, words + UNFINISHED
-    if holds and summary is not None:
-        newest = dict(lines[-1]) if lines else {}
-        newest.pop("round", None)
-        if summary.get("metrics") != newest:
-            holds, words = False, "summary.json's metrics are not those of the last evaluation"
+    newest = metrics.newest if metrics is not None else {}
+    if holds and summary is not None and summary.get("metrics") != newest:
+        holds, words = False, "summary.json's metrics are not those of the last evaluation"
     return claim(
         "Metrics",
         holds,

@@ -9,15 +9,16 @@ summary states the total. A run that is not over counts with all rounds that its
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedsys.audit.composition import compose
+from fedsys.audit.page import PageMaker
 from fedsys.audit.rederive import audit_run
 from fedsys.audit.wording import claim, epsilon_text, plain, value_text
-from fedsys.bounded_toml import parse_toml
+from fedsys.bounded_toml import MAX_BYTES, parse_toml
 from fedsys.errors import AuditInputError, BudgetExceeded, ConfigError, LedgerError
 from fedsys.privacy import LedgerView, PrivacyPlan, View, plan_of, read_ledger, replay
 from fedsys.privacy.accounting.adding import (
@@ -27,12 +28,16 @@ from fedsys.privacy.accounting.adding import (
     promised_part,
     together,
 )
+from fedsys.privacy.ledger.files import open_regular
 from fedsys.records import AuditResult, Claim
 
 __all__ = ["BUDGET", "Budget", "audit_population", "is_population", "linked"]
 
 BUDGET = "population.toml"
 _MOST_RUNS = 10_000
+_MOST_TOTALS = 32
+"""Runs whose statement of the runs before them is derived again: the last ones."""
+_RELATIVE = 1e-6
 _VIEW: View = "outsider"
 
 
@@ -57,11 +62,11 @@ class Budget:
         """
         path = folder / BUDGET
         try:
-            found = parse_toml(path.read_bytes())
-        except OSError as error:
-            reason = (error.strerror or "cannot be read").lower()
+            with open_regular(path, MAX_BYTES) as file:
+                found = parse_toml(file.read(MAX_BYTES + 1))
+        except LedgerError as error:
             raise ConfigError(
-                f"{path}: {reason}; write `epsilon = 4.0` and `delta = 1e-5` into it"
+                f"{plain(folder)}: {error}; write `epsilon = 4.0` and `delta = 1e-5` into it"
             ) from None
         except ValueError as error:
             raise ConfigError(f"{path}: not valid TOML: {error}") from None
@@ -137,11 +142,21 @@ def _view(run: Path) -> LedgerView:
     try:
         return read_ledger(run / "ledger.jsonl", allow_torn=True)
     except LedgerError as error:
-        raise AuditInputError(f"{plain(run.name)}: {plain(error)}; see `fedsys audit`") from None
+        raise _unreadable(run.name, error) from None
 
 
-def _part(name: str, view: LedgerView, new: PrivacyPlan) -> Part:
+def _unreadable(name: str, error: LedgerError) -> AuditInputError:
+    return AuditInputError(f"{plain(name)}: {plain(error)}; see `fedsys audit`")
+
+
+def _part(name: str, view: LedgerView, new: PrivacyPlan, *, over: bool = True) -> Part:
     """What a run counts: what it spent if it is over, else all that its plan allows.
+
+    Args:
+        name: its folder's.
+        view: its ledger.
+        new: the plan of the run that follows it.
+        over: whether its ledger ended then as it does now.
 
     Raises:
         AuditInputError: its rounds cannot be accounted for, or do not compose with the new run's.
@@ -150,7 +165,7 @@ def _part(name: str, view: LedgerView, new: PrivacyPlan) -> Part:
         plan = plan_of(view.header)
         spent = replay(view, None)[0].outsider.steps()
     except LedgerError as error:
-        raise AuditInputError(f"{plain(name)}: {plain(error)}; see `fedsys audit`") from None
+        raise _unreadable(name, error) from None
     if view.header.get("withheld") is not None or not plan.protected:
         raise AuditInputError(
             f"{plain(name)} promises nothing, so that no budget covers its clients any more"
@@ -161,15 +176,20 @@ def _part(name: str, view: LedgerView, new: PrivacyPlan) -> Part:
             f"{plain(name)} protects another unit, or defines neighbours differently (replace, or "
             f"add or remove), than the new run: their epsilons do not add up"
         )
-    return promised_part(plan, _VIEW) if view.closed is None else part_of(plan, _VIEW, spent)
+    if view.closed is None or not over:
+        return promised_part(plan, _VIEW)
+    return part_of(plan, _VIEW, spent)
 
 
-def audit_population(folder: Path, *, key: str | None = None) -> AuditResult:
+def audit_population(
+    folder: Path, *, key: str | None = None, page: PageMaker | None = None
+) -> AuditResult:
     """The audit of every run of a population, their total, and that total against the budget.
 
     Args:
         folder: with ``population.toml``; untrusted.
         key: the public key that signed all runs, as for `audit_run`.
+        page: makes a report's text, so that each run's ``report.html`` is checked too.
 
     Raises:
         AuditInputError: there is no run, or the runs do not compose.
@@ -179,7 +199,10 @@ def audit_population(folder: Path, *, key: str | None = None) -> AuditResult:
     budget, runs = Budget.load(folder), _runs(folder)
     if not runs:
         raise AuditInputError(f"{plain(folder)}: holds no run yet")
-    result = compose(runs, key=key) if len(runs) > 1 else audit_run(runs[0], key=key)
+    if len(runs) > 1:
+        result = compose(runs, key=key, page=page)
+    else:
+        result = audit_run(runs[0], key=key, page=page)
     total = result.curve[-1].spent.outsider if result.curve else math.inf
     within = total <= budget.epsilon * (1 + 1e-6) and (result.delta or 1) <= budget.delta * (
         1 + 1e-9
@@ -207,18 +230,95 @@ def audit_population(folder: Path, *, key: str | None = None) -> AuditResult:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Linked:
+    """One run of a population, as far as its ledger goes.
+
+    Attributes:
+        name: its folder's.
+        view: its ledger.
+        hashes: of all its lines.
+        before: what its header states of the runs before it.
+        count: their number; -1 if the statement is malformed.
+    """
+
+    name: str
+    view: LedgerView
+    hashes: frozenset[str]
+    before: Mapping[str, Any]
+    count: int
+
+    @classmethod
+    def read(cls, run: Path) -> _Linked:
+        hashes: set[str] = set()
+        try:
+            view = read_ledger(run / "ledger.jsonl", allow_torn=True, hashes=hashes)
+        except LedgerError as error:
+            raise _unreadable(run.name, error) from None
+        tuning = view.header.get("tuning")
+        before = tuning if isinstance(tuning, dict) else {}
+        count = before.get("runs", 0) if isinstance(tuning, dict | None) else None
+        return cls(
+            name=plain(run.name, 60),
+            view=view,
+            hashes=frozenset(hashes),
+            before=before,
+            count=count if type(count) is int else -1,
+        )
+
+
 def _links(runs: Sequence[Path]) -> Claim:
-    """Each run's header states how many were before it: 0, 1, 2, ... without a gap."""
-    stated: list[int] = []
-    for run in runs:
-        tuning = _view(run).header.get("tuning")
-        count = tuning.get("runs", 0) if isinstance(tuning, dict) else None
-        stated.append(count if type(count) is int else -1)
+    """Each run's header states the runs before it: how many, their heads then, and their cost."""
+    found = sorted((_Linked.read(run) for run in runs), key=lambda each: each.count)
+    problem: str | None = None
+    if [each.count for each in found] != list(range(len(found))):
+        counts = ", ".join(str(each.count) for each in found)
+        problem = f"{counts} runs before: a run is missing, or is there twice"
+    for place in range(len(found)):
+        costly = place < len(found) - _MOST_TOTALS
+        problem = problem or _misstated(found[place], found[:place], with_cost=not costly)
     return claim(
         "Linked ledgers",
-        sorted(stated) == list(range(len(runs))),
+        problem is None,
         claimed="each run's header states all runs before it",
-        rederived=", ".join(map(str, sorted(stated))) + " runs before",
-        by="the headers; a run that was taken away leaves a gap",
+        rederived=problem or f"{len(found)} runs, each linked to all before it",
+        by="the number, heads and rounds of earlier runs in each header; a run that was taken "
+        "away or exchanged shows",
         rests_on="the last run not having been taken away: keep its head elsewhere",
     )
+
+
+def _misstated(run: _Linked, earlier: Sequence[_Linked], *, with_cost: bool) -> str | None:
+    """What a header says of the runs before it that their ledgers contradict; None if nothing."""
+    heads = run.before.get("heads", [])
+    if not isinstance(heads, list) or len(heads) != len(earlier):
+        return f"{run.name} does not state a head for each of {len(earlier)} runs before it"
+    stated = {each for each in heads if isinstance(each, str)}
+    then = [next(iter(stated & each.hashes), None) for each in earlier]
+    if len(stated) != len(heads) or None in then:
+        other = next((e.name for e, head in zip(earlier, then, strict=True) if head is None), "")
+        return f"{run.name} was linked to another ledger than {other or 'those here'}"
+    if not earlier or not with_cost:
+        return None
+    try:
+        plan = plan_of(run.view.header)
+        parts = [
+            _part(each.name, each.view, plan, over=head == each.view.head)
+            for each, head in zip(earlier, then, strict=True)
+        ]
+        epsilon, delta = outsider_total(parts)
+    except (AuditInputError, LedgerError, ValueError, ArithmeticError) as error:
+        return plain(error)
+    said, at = run.before.get("epsilon"), run.before.get("delta")
+    if not (_close(said, epsilon) and _close(at, delta)):
+        return (
+            f"{run.name} states epsilon {epsilon_text(said)} at delta = {value_text(at)} for the "
+            f"runs before it, which cost {epsilon_text(epsilon)} at {value_text(delta)}"
+        )
+    return None
+
+
+def _close(stated: object, derived: float) -> bool:
+    if type(stated) not in (int, float):
+        return stated == "inf" and math.isinf(derived)
+    return math.isclose(float(stated), derived, rel_tol=_RELATIVE)  # type: ignore[arg-type]

@@ -49,7 +49,7 @@ from fedsys.privacy import VIEWS, Event, LedgerView, PrivacyPlan, load_public_ke
 from fedsys.privacy.accounting.adding import part_of
 from fedsys.records import AuditResult, Claim, Total
 
-__all__ = ["Audit", "audit_run", "examine", "result_of"]
+__all__ = ["Audit", "audit_run", "examine", "examine_with_page", "result_of"]
 
 _WORD = (
     "on the coordinator's word: that the noise was really added, that sampling was really random, "
@@ -142,14 +142,25 @@ def audit_run(
         if authority is None
         else load_public_key(authority).public_bytes_raw().hex(),
     )
-    audit = examine(run, pinned, pins)
+    return result_of(run, examine_with_page(run, pinned, pins, page=page), pinned)
+
+
+def examine_with_page(
+    run: Path,
+    key: Ed25519PublicKey | None,
+    pins: Pins = _NO_PINS,
+    *,
+    page: PageMaker | None = None,
+) -> Audit:
+    """As `examine`, and ``report.html`` too if `page` can make its text."""
+    audit = examine(run, key, pins)
     view = audit.evidence.ledger.value
     if page is not None and view is not None:
-        plainly = pinned is None and pins == Pins()
+        plainly = key is None and pins == Pins()
         bare = audit if plainly else examine(run, None)  # what the page was made from
         said = page_claim(run / "report.html", result_of(run, bare, None), view, page)
         audit.claims.extend([said] if said is not None else [])
-    return result_of(run, audit, pinned)
+    return audit
 
 
 def result_of(run: Path, audit: Audit, key: Ed25519PublicKey | None) -> AuditResult:

@@ -82,8 +82,9 @@ def audit(
         _check_entry(registry, several=compose or empirical or whole)
     if whole:
         from fedsys.audit.population import audit_population
+        from fedsys.report import render
 
-        result = audit_population(runs[0], key=key)
+        result = audit_population(runs[0], key=key, page=render)
     elif compose or empirical:
         result = _several_or_empirical(runs, key, compose=compose)
     else:
@@ -137,7 +138,11 @@ def _write_entry(path: Path, run: Path, result: AuditResult) -> None:
 def _several_or_empirical(runs: list[Path], key: str | None, *, compose: bool) -> AuditResult:
     from fedsys import audit as audits
 
-    return audits.compose(runs, key=key) if compose else audits.audit_canaries(runs[0], key=key)
+    if not compose:
+        return audits.audit_canaries(runs[0], key=key)
+    from fedsys.report import render
+
+    return audits.compose(runs, key=key, page=render)
 
 
 def _audited(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedsys.errors import LedgerError, ProtocolError
 from fedsys.privacy.ledger.files import MEMBERS, open_regular
 from fedsys.wire.canonical import decode_object, encode_object
-from fedsys.wire.roster import RosterStatement, SignedStatement, check_signature
+from fedsys.wire.roster import MAX_MEMBERS, RosterStatement, SignedStatement, check_signature
 from fedsys.wire.terms import Terms
 
 __all__ = ["Members", "read_members"]
 
 _KEYS = frozenset({"authority", "signature", "statement", "terms"})
 _MOST_BYTES = 128 << 20
+_MOST_VALUES = 4 * MAX_MEMBERS + 10_000
+"""Values in the file, counted before it is parsed: a small value takes thirty octets for one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +76,10 @@ def read_members(run: Path) -> Members | None:
     if not path.exists() and not path.is_symlink():
         return None
     with open_regular(path, _MOST_BYTES) as file:
-        raw = file.read(_MOST_BYTES + 1)
+        raw = file.read(os.fstat(file.fileno()).st_size)
     try:
+        if sum(map(raw.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+            raise ValueError(f"more values than a roster of {MAX_MEMBERS} members has")
         body = decode_object(raw, path.name, _KEYS)
         if not all(isinstance(each, str) for each in body.values()):
             raise ValueError("a value is not a string")

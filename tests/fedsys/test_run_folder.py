@@ -41,6 +41,7 @@ def spoiled(folder: Path, name: str, how: str) -> Path:
 
 
 READERS: dict[str, Callable[[RunFolder], Any]] = {
+    "ledger.jsonl": lambda folder: folder.begun,
     "summary.json": RunFolder.read_summary,
     "config.toml": RunFolder.read_config,
     "metrics.jsonl": RunFolder.evaluations,

@@ -137,6 +137,13 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     assert target.read_bytes() == b"kept"
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    for name in ("a.npz", "b.npz"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(RunFolderError, match=r"a\.npz: .*not a regular file"):
+        Checkpoints(tmp_path).newest(committed(1))
+
+
 @pytest.mark.parametrize("thread", [False, True])
 def test_one_that_fails_leaves_the_newest_alone_next_time_too(
     thread: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,16 @@ from typing import Any
 
 import pytest
 
+from fedsys import report
 from fedsys.audit import audit_run
 from fedsys.audit.population import audit_population
 from fedsys.config import Config, validate
 from fedsys.errors import BudgetExceeded, ConfigError
-from fedsys.privacy import read_ledger
+from fedsys.privacy import Signer, read_ledger
+from fedsys.privacy.accounting.adding import Part, outsider_total
 from simulations import harness
+from tests.fedsys.audit.forge import entries, sign_again, sparse
+from tests.reading import reads_at_most
 
 Configure = Callable[..., Config]
 
@@ -87,6 +92,71 @@ def test_a_run_that_was_taken_away_leaves_a_gap(population: Path, tmp_path: Path
     shutil.rmtree(copy / "query-3")
     failed = {each.name for each in audit_population(copy).claims if each.holds is False}
     assert failed == {"Linked ledgers"}
+
+
+def spoiled(population: Path, to: Path) -> Path:
+    """The training job and the first query, linked to it."""
+    copy = Path(shutil.copytree(population, to))
+    for each in copy.glob("query*"):
+        if each.name != "query":
+            shutil.rmtree(each)
+    return copy
+
+
+def refused(folder: Path) -> dict[str, str]:
+    found = audit_population(folder, page=report.render).claims
+    return {each.name: each.rederived for each in found if each.holds is False}
+
+
+def test_another_run_in_the_place_of_one_is_seen(
+    population: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As cheap as anybody likes, and audited alone it holds."""
+    monkeypatch.setenv("FEDSYS_HOME", str(tmp_path / "home"))
+    copy = spoiled(population, tmp_path / "copy")
+    shutil.rmtree(copy / "train")
+    harness.run(asking(), out=copy / "train")
+    assert refused(copy) == {
+        "Linked ledgers": "query was linked to another ledger than train",
+    }
+
+
+def test_the_key_holder_cannot_understate_earlier_runs(population: Path, tmp_path: Path) -> None:
+    copy = spoiled(population, tmp_path / "copy")
+    run, signer = copy / "query", Signer.generate()
+    lines = entries(run)
+    stated = lines[0][1]["tuning"]
+    stated["part"]["steps"] = [[z, q, r, 1.0] for z, q, r, _ in stated["part"]["steps"]]
+    part = Part.from_json(stated["part"])
+    assert part is not None
+    cheaper = outsider_total((part,))[0]
+    assert cheaper < stated["epsilon"]
+    stated["epsilon"] = cheaper
+    sign_again(run, lines, signer)
+    said = refused(copy)["Linked ledgers"]
+    assert said.startswith("query states epsilon ")
+    assert "which cost" in said
+
+
+def test_a_banner_in_any_report_of_a_population_is_seen(population: Path, tmp_path: Path) -> None:
+    copy = spoiled(population, tmp_path / "copy")
+    run = copy / "query"
+    page = report.build(run, audit_run(run), private=True)
+    page.write_text(page.read_text().replace("<main>", "<main><p>CERTIFIED</p>"))
+    assert set(refused(copy)) == {"Run query"}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "large"])
+def test_a_budget_made_to_harm_is_not_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "population.toml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        sparse(path, 10 << 30)
+    with reads_at_most(16), pytest.raises(ConfigError, match=r"population\.toml"):
+        audit_population(tmp_path)
 
 
 def test_a_run_that_is_not_over_counts_with_all_that_it_may_do(

@@ -59,22 +59,16 @@ def _opened(
     body: dict[str, Any], reserved: Round, plan: Plan, counts: Counter[int], *, seeded: bool
 ) -> Cohort:
     stated = reserved.body.get("commitments")
-    named = (*LISTS, "opening") if seeded else LISTS
+    named = [*LISTS, "rest", *(["opening"] if seeded else [])]
     require(isinstance(stated, dict) and set(stated) == set(named), "other commitments")
     require(re.fullmatch("[0-9a-f]{64}", str(body.get("salt"))), "a salt is not 32 octets")
     salt = bytes.fromhex(body["salt"])
     lists = {name: _numbers(body.get(name), gaps=name != "participations") for name in LISTS}
     told: dict[str, Any] = {**lists, **({"opening": body.get("opening")} if seeded else {})}
+    told["rest"] = {key: body[key] for key in body if key not in (*told, "round", "salt")}
     for name, value in told.items():
-        digest = hashlib.sha256(
-            b"fedsys ledger commitment v1\0"
-            + len(salt).to_bytes(4, "big")
-            + salt
-            + len(name).to_bytes(4, "big")
-            + name.encode()
-            + canonical(value)
-        )
-        require(digest.hexdigest() == (stated or {})[name], f"{name} is not what was committed to")
+        digest = commitment(name, value, salt)
+        require(digest == (stated or {})[name], f"{name} is not what was committed to")
     for name in ("sampled", "survivors"):
         ids = lists[name]
         require(ids == sorted(set(ids)), f"{name} does not increase")
@@ -87,6 +81,19 @@ def _opened(
     counts.update(survivors)
     require(lists["participations"] == [counts[i] for i in survivors], "other participations")
     return Cohort(sampled=tuple(sampled), survivors=tuple(survivors))
+
+
+def commitment(name: str, value: Any, salt: bytes) -> str:
+    """LEDGER.md, "A commitment is"."""
+    content = (
+        b"fedsys ledger commitment v1\0"
+        + len(salt).to_bytes(4, "big")
+        + salt
+        + len(name).to_bytes(4, "big")
+        + name.encode()
+        + canonical(value)
+    )
+    return hashlib.sha256(content).hexdigest()
 
 
 def _numbers(value: Any, *, gaps: bool) -> list[int]:

@@ -12,6 +12,7 @@ import pytest
 
 from fedsys.privacy import AesCtrStream, Signer
 from fedsys.privacy.ledger import commitment
+from fedsys.privacy.ledger.private import told
 from fedsys.privacy.noise import noise_sampler
 from tests.fedsys.audit.forge import close_again, edit_private, entries, sign_again
 from tests.verifier.chain import Refused
@@ -70,7 +71,7 @@ def test_other_draws_are_refused(
         cheat(commit, reserve, line)
         salt = bytes.fromhex(line["salt"])
         commit["commitments"] = {
-            name: commitment(name, line[name], salt) for name in commit["commitments"]
+            name: commitment(name, value, salt) for name, value in told(line).items()
         }
 
     edit_private(run, 3, change)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ from tests.verifier.chain import Ledger, canonical, require
 from tests.verifier.delta import Parts, check_parts, parts
 from tests.verifier.epsilon import ORDERS, accountant, epsilon
 from tests.verifier.plan import FIXED_SIZE, Plan, Step, close
+from tests.verifier.private import commitment
 
 UPDATE_OR_ZERO = "one client's update or zero"
-UNBOUND = ("ledger_head", "clients_trained", "train_seconds", "clients_per_second", "simulated")
+SECRET = ("clients_trained", "train_seconds", "clients_per_second", "simulated")
+UNBOUND = ("ledger_head", "salt", *SECRET)
 TOLERANCE = 1e-6
 
 
@@ -134,6 +137,12 @@ def _check_closing(run: Path, ledger: Ledger) -> None:
     require(closed.get("lines") == len(ledger.lines), "the closing line counts other lines")
     summary = json.loads((run / "summary.json").read_text())
     require(closed.get("summary_sha256") == summary_digest(summary), "another summary")
+    if any(name in summary for name in (*SECRET, "salt")) or (run / "data.json").exists():
+        require(re.fullmatch("[0-9a-f]{64}", str(summary.get("salt"))), "no salt")
+        hidden = {name: summary[name] for name in SECRET if name in summary}
+        value = {"data_sha256": _sha256(run / "data.json"), "summary": hidden}
+        found = commitment("secrets", value, bytes.fromhex(summary["salt"]))
+        require(closed.get("secrets") == found, "other counts or times")
     for name in ("model.pt", "metrics.jsonl"):
         stated = closed.get(f"{name.split('.')[0]}_sha256")
         require(stated == _sha256(run / name), f"another {name}")

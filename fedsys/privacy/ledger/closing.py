@@ -1,4 +1,4 @@
-"""The files that a ledger's closing line binds by hash: summary, metrics and model.
+"""The files that a ledger's closing line binds: summary, metrics, model and what was read.
 
 Without these hashes, anyone who holds a finished run could truncate its ledger to a cheaper one and
 rewrite the rest of the folder to match. ``report.html`` is not among them, because it states the
@@ -13,16 +13,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedsys.errors import LedgerError
 from fedsys.privacy.ledger.files import open_regular
-from fedsys.privacy.ledger.lines import canonical
+from fedsys.privacy.ledger.lines import canonical, commitment
 
-__all__ = ["COHORT_SECRETS", "closing_facts", "file_sha256", "public_summary", "summary_sha256"]
+__all__ = [
+    "COHORT_SECRETS",
+    "SALT",
+    "closing_facts",
+    "file_sha256",
+    "public_summary",
+    "secrets_commitment",
+    "summary_sha256",
+]
 
-COHORT_SECRETS = ("clients_trained", "train_seconds", "clients_per_second", "simulated")
+SALT = "salt"
+"""Key of a summary that opens the commitment to what is never published."""
+COHORT_SECRETS = ("clients_trained", "train_seconds", "clients_per_second", "simulated", SALT)
 """Keys of a summary that reveal the sizes of realised cohorts, which no noise hides."""
 
 _COHORT_VIEWS = ("participant", "server")
 _MOST_BYTES = 1 << 32
+_SALT_DIGITS = 64
 
 
 def public_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,6 +63,32 @@ def summary_sha256(summary: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(shown)).hexdigest()
 
 
+def secrets_commitment(summary: Mapping[str, Any], data: Path) -> str | None:
+    """The salted commitment to what is never published: a summary's secrets, and ``data.json``.
+
+    Args:
+        summary: the object in ``summary.json``, untrusted.
+        data: the path of ``data.json``, which may not exist.
+
+    Returns:
+        None if the summary has no salt.
+
+    Raises:
+        LedgerError: the salt is malformed, or a part cannot be read.
+    """
+    if SALT not in summary:
+        return None
+    stated = summary[SALT]
+    try:
+        salt = bytes.fromhex(stated) if isinstance(stated, str) else b""
+    except ValueError:
+        salt = b""
+    if len(salt) * 2 != _SALT_DIGITS:
+        raise LedgerError(f"summary.json: its {SALT} is not {_SALT_DIGITS} hexadecimal digits")
+    hidden = {key: summary[key] for key in COHORT_SECRETS if key in summary and key != SALT}
+    return commitment("secrets", {"data_sha256": file_sha256(data), "summary": hidden}, salt)
+
+
 def file_sha256(path: Path) -> str | None:
     """SHA-256 of a file's bytes, as hex; None if there is no file.
 
@@ -67,7 +105,7 @@ def file_sha256(path: Path) -> str | None:
 
 
 def closing_facts(
-    *, summary: Mapping[str, Any], metrics: Path, model_sha256: str | None
+    *, summary: Mapping[str, Any], metrics: Path, model_sha256: str | None, data: Path
 ) -> dict[str, str | None]:
     """The body of a closing line, except for ``reason`` and ``lines``.
 
@@ -75,9 +113,11 @@ def closing_facts(
         summary: the object that ``summary.json`` will hold.
         metrics: the path of ``metrics.jsonl``, which must be complete.
         model_sha256: the hash of ``model.pt``, or None.
+        data: the path of ``data.json``, which may not exist.
     """
     return {
         "metrics_sha256": file_sha256(metrics),
         "model_sha256": model_sha256,
+        "secrets": secrets_commitment(summary, data),
         "summary_sha256": summary_sha256(summary),
     }

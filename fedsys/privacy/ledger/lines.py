@@ -27,6 +27,7 @@ __all__ = [
     "Line",
     "canonical",
     "commitment",
+    "is_signature",
     "parse_object",
     "signed_message",
 ]
@@ -135,6 +136,15 @@ def signed_message(digest: str) -> bytes:
     return _SIGNED + bytes.fromhex(digest)
 
 
+def is_signature(signature: str, digest: str, key: Ed25519PublicKey) -> bool:
+    """Whether this signature (hex) of a line with this hash verifies under this key."""
+    try:
+        key.verify(bytes.fromhex(signature), signed_message(digest))
+    except InvalidSignature:
+        return False
+    return True
+
+
 def commitment(name: str, value: Any, salt: bytes) -> str:
     """The SHA-256 commitment to a private value under the round's 32-byte salt, as hex."""
     digest = hashlib.sha256(_COMMITTED)
@@ -159,6 +169,7 @@ class Line:
         signature: the coordinator's Ed25519 signature over the hash, as hex.
         link: SHA-256 of this whole line, which is the next line's ``prev_hash``.
         leaf: the line's hash as a leaf of the ledger's Merkle tree.
+        shared: whether the body shares most of its memory with an earlier line's.
     """
 
     seq: int
@@ -170,6 +181,7 @@ class Line:
     signature: str
     link: str
     leaf: bytes
+    shared: bool = False
 
     @staticmethod
     def hash_of(*, seq: int, prev_hash: str, kind: str, body: dict[str, Any]) -> str:
@@ -211,6 +223,7 @@ class Line:
             raise _complaint(raw, what)
         text = found[1]
         body = None if known is None else known.reserve(text)
+        shared = body is not None
         if body is None:
             if not _is_shallow(raw):
                 raise _complaint(raw, what)
@@ -233,15 +246,12 @@ class Line:
             signature=found[6].decode(),
             link=hashlib.sha256(raw).hexdigest(),
             leaf=leaf_hash(raw),
+            shared=shared,
         )
 
     def signed_by(self, key: Ed25519PublicKey) -> bool:
         """Whether the line's signature verifies under this key."""
-        try:
-            key.verify(bytes.fromhex(self.signature), signed_message(self.hash))
-        except InvalidSignature:
-            return False
-        return True
+        return is_signature(self.signature, self.hash, key)
 
 
 def _complaint(raw: bytes, what: str) -> LedgerError:
@@ -271,17 +281,18 @@ def _complaint(raw: bytes, what: str) -> LedgerError:
 class KnownEvents:
     """A cache of parsed events, because most of a job's rounds reserve the same one.
 
-    The body ``{"event":E,"round":N,"seed_sha256":S}``, of which the last may be missing, is
-    canonical if E, N and S are, and E's text was checked before.
+    The body ``{"event":E,"kind":K,"round":N,"seed_sha256":S}``, of which K and S may be missing, is
+    canonical if its parts are, and E's text was checked before.
     """
 
     __slots__ = ("_known",)
 
     _RESERVE = re.compile(
-        rb'\{"event":(\{.*\}),"round":([1-9][0-9]{0,17})(?:,"seed_sha256":"([0-9a-f]{64})")?\}',
+        rb'\{"event":(\{.*\})(?:,"kind":"([a-z]{1,16})")?,"round":([1-9][0-9]{0,17})'
+        rb'(?:,"seed_sha256":"([0-9a-f]{64})")?\}',
         re.DOTALL,
     )
-    _MOST = 64
+    _MOST, _LONGEST = 64, 1 << 14
 
     def __init__(self) -> None:
         self._known: dict[bytes, dict[str, Any]] = {}
@@ -289,16 +300,18 @@ class KnownEvents:
     def learn(self, body: dict[str, Any]) -> None:
         """Stores the event of a canonical body, if it has one."""
         event = body.get("event")
-        if isinstance(event, dict):
+        text = canonical(event) if isinstance(event, dict) else b""
+        if isinstance(event, dict) and len(text) <= self._LONGEST:
             if len(self._known) >= self._MOST:
                 self._known.clear()
-            self._known[canonical(event)] = event
+            self._known[text] = event
 
     def reserve(self, text: bytes) -> dict[str, Any] | None:
-        """The body with this text, if it is a known event, a number and a hash; otherwise None."""
+        """The body with this text, if it is a known event, a kind, a number and a hash."""
         found = self._RESERVE.fullmatch(text)
         event = None if found is None else self._known.get(found[1])
         if found is None or event is None:
             return None
-        seed = {} if found[3] is None else {"seed_sha256": found[3].decode()}
-        return {"event": event, "round": int(found[2]), **seed}
+        kind = {} if found[2] is None else {"kind": found[2].decode()}
+        seed = {} if found[4] is None else {"seed_sha256": found[4].decode()}
+        return {"event": event, **kind, "round": int(found[3]), **seed}

@@ -21,12 +21,14 @@ __all__ = [
     "MAX_PRIVATE_LINE_BYTES",
     "OPENING",
     "PRIVATE_LISTS",
+    "REST",
     "SALT_BYTES",
     "PrivateRounds",
     "check_commitments",
     "encode_private",
     "parse_private",
     "read_private",
+    "told",
 ]
 
 LISTED = 1024
@@ -37,6 +39,8 @@ SALT_BYTES = 32
 PRIVATE_LISTS = ("sampled", "survivors", "participations")
 OPENING = "opening"
 """Key of what a line says about how its round was drawn."""
+REST = "rest"
+"""Name of the commitment to everything else in a line: what a host noted about the round."""
 
 _INCREASING = ("sampled", "survivors")
 
@@ -130,11 +134,22 @@ def read_private(path: Path) -> tuple[PrivateRounds, bytes]:
     return PrivateRounds(rounds, path.name), torn
 
 
+def told(line: Mapping[str, Any]) -> dict[str, Any]:
+    """What a ledger commits to of a private line, by the name of each commitment.
+
+    Args:
+        line: with ``PRIVATE_LISTS`` as lists; ``salt`` and ``round`` are not committed to.
+    """
+    named = {name: line[name] for name in (*PRIVATE_LISTS, OPENING) if name in line}
+    rest = {key: value for key, value in line.items() if key not in (*named, "round", "salt")}
+    return {**named, REST: rest}
+
+
 def check_commitments(record: RoundRecord, private: Mapping[str, Any]) -> None:
     """Checks a round's private line against the salted commitments in the ledger.
 
     Raises:
-        LedgerError: the salt is malformed, or a list does not match its commitment.
+        LedgerError: the salt is malformed, or a part of the line does not match its commitment.
     """
     stated = record.body.get("commitments")
     where = f"round {record.round}"
@@ -146,9 +161,11 @@ def check_commitments(record: RoundRecord, private: Mapping[str, Any]) -> None:
         salt = b""
     if len(salt) != SALT_BYTES:
         raise LedgerError(f"{where}: the private line's salt is not {SALT_BYTES} bytes of hex")
-    opened = (OPENING,) if OPENING in stated or OPENING in private else ()
-    for name in (*PRIVATE_LISTS, *opened):
-        if name not in stated or name not in private:
+    found = told(private)
+    if REST not in stated:
+        del found[REST]  # an older ledger's
+    for name in sorted({*PRIVATE_LISTS, *found, *stated}):
+        if name not in stated or name not in found:
             raise LedgerError(f"{where}: {name} is missing from the ledger or the private line")
-        if commitment(name, private[name], salt) != stated[name]:
+        if commitment(name, found[name], salt) != stated[name]:
             raise LedgerError(f"{where}: {name} is not what the ledger committed to")

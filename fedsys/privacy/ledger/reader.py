@@ -6,13 +6,20 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedsys.errors import LedgerError
 from fedsys.privacy.ledger.files import open_regular, read_lines
-from fedsys.privacy.ledger.lines import FORMAT, GENESIS, KnownEvents, Line, parse_object
+from fedsys.privacy.ledger.lines import (
+    FORMAT,
+    GENESIS,
+    KnownEvents,
+    Line,
+    is_signature,
+    parse_object,
+)
 from fedsys.transparency import MerkleTree
 from fedsys.transparency.origin import origin_of
 
@@ -20,6 +27,9 @@ __all__ = ["LedgerView", "RoundRecord", "build_view", "read_header", "read_ledge
 
 _NEWEST_SIGNATURES = 4096
 _MAX_RESUMES = 10_000
+_MOST_PARSED = 1 << 24
+"""Octets of bodies that are kept as objects, which take some thirty times as much memory: further
+ones are kept as text, and further resumptions are refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +38,7 @@ class RoundRecord:
 
     Attributes:
         round: the round's number, which is never used twice.
-        reserve: the reserve line's body; rounds of equal cost share the event in it.
+        reserved: the reserve line's body, or its text in a ledger with very many different ones.
         outcome: ``commit``, ``abort``, or None if neither was written; the round counts as spent.
         text: canonical JSON of the commit's or abort's body.
         hash: the hash of that line, which agents countersign.
@@ -37,12 +47,19 @@ class RoundRecord:
     """
 
     round: int
-    reserve: dict[str, Any]
+    reserved: dict[str, Any] | bytes
     outcome: str | None = None
     text: bytes = b"{}"
     hash: str = ""
     reserved_at: int = 0
     model: str = ""
+
+    @property
+    def reserve(self) -> dict[str, Any]:
+        """The reserve line's body; rounds of equal cost share the event in it."""
+        if isinstance(self.reserved, bytes):
+            return parse_object(self.reserved, f"round {self.round}")
+        return self.reserved
 
     @property
     def body(self) -> dict[str, Any]:
@@ -122,6 +139,7 @@ def read_ledger(
     key: Ed25519PublicKey | None = None,
     newest_signatures: int = _NEWEST_SIGNATURES,
     allow_torn: bool = False,
+    hashes: set[str] | None = None,
 ) -> LedgerView:
     """Reads and verifies a ledger.
 
@@ -134,14 +152,16 @@ def read_ledger(
         key: the signer to require; None trusts the key that the header names.
         newest_signatures: the number of signatures to verify from the end.
         allow_torn: accept an unfinished last line (the writer removes it when resuming).
+        hashes: receives every line's hash, each of which was the ledger's head once.
 
     Raises:
         LedgerError: a check fails; the message names the line.
     """
     tail = bytearray()
     with open_regular(path) as file:
+        lines = _lines(file, path.name, tail, allow_torn=allow_torn)
         return build_view(
-            _lines(file, path.name, tail, allow_torn=allow_torn),
+            lines if hashes is None else _noted(lines, hashes),
             tail=tail,
             key=key,
             newest_signatures=newest_signatures,
@@ -161,6 +181,12 @@ def _lines(file: BinaryIO, name: str, tail: bytearray, *, allow_torn: bool) -> I
             )
         else:
             tail.extend(raw)
+
+
+def _noted(lines: Iterator[Line], hashes: set[str]) -> Iterator[Line]:
+    for line in lines:
+        hashes.add(line.hash)
+        yield line
 
 
 def build_view(
@@ -187,17 +213,18 @@ def build_view(
         raise LedgerError("the ledger is empty: not even its header was written")
     _check_place(first, 0, GENESIS)
     stated = _signer_of(first, key)
-    grammar, newest = _Grammar(first.body), deque[Line]([first], maxlen=max(newest_signatures, 1))
+    grammar = _Grammar(first.body)
+    newest = deque([_Signed.of(first)], maxlen=max(newest_signatures, 1))
     last, count, tree = first, 1, MerkleTree()
     tree.append(first.leaf)
     for line in rest:
         _check_place(line, count, last.link)
         grammar.take(line)
-        newest.append(line)
+        newest.append(_Signed.of(line))
         tree.append(line.leaf)
         last, count = line, count + 1
-    for line in newest:
-        _check_signature(line, stated)
+    for signed in newest:
+        _check_signature(signed, stated)
     return LedgerView(
         header=first.body,
         signer=str(first.body.get("signer")),
@@ -235,12 +262,24 @@ def _signer_of(first: Line, key: Ed25519PublicKey | None) -> Ed25519PublicKey:
         raise LedgerError(
             f"the ledger is signed by {signer}, not by {key.public_bytes_raw().hex()}"
         )
-    _check_signature(first, stated)
+    _check_signature(_Signed.of(first), stated)
     return stated
 
 
-def _check_signature(line: Line, key: Ed25519PublicKey) -> None:
-    if not line.signed_by(key):
+class _Signed(NamedTuple):
+    """What is kept of a line whose signature is still to be verified: its body may be large."""
+
+    seq: int
+    hash: str
+    signature: str
+
+    @classmethod
+    def of(cls, line: Line) -> _Signed:
+        return cls(line.seq, line.hash, line.signature)
+
+
+def _check_signature(line: _Signed, key: Ed25519PublicKey) -> None:
+    if not is_signature(line.signature, line.hash, key):
         signer = key.public_bytes_raw().hex()
         raise LedgerError(f"ledger line {line.seq + 1} has a signature that is not {signer}'s")
 
@@ -248,7 +287,7 @@ def _check_signature(line: Line, key: Ed25519PublicKey) -> None:
 class _Grammar:
     """(resume | reserve (commit | abort)?)* closed?, rounds reserved as 1, 2, 3, ..."""
 
-    __slots__ = ("_model", "_open", "closed", "resumes", "rounds")
+    __slots__ = ("_model", "_open", "_parsed", "closed", "resumes", "rounds")
 
     def __init__(self, header: dict[str, Any]) -> None:
         self._model = str(header.get("initial_weights_sha256", ""))
@@ -256,6 +295,7 @@ class _Grammar:
         self.resumes: list[dict[str, Any]] = []
         self.closed: dict[str, Any] | None = None
         self._open = False
+        self._parsed = 0
 
     def take(self, line: Line) -> None:
         """Accepts the next line after the header."""
@@ -267,12 +307,19 @@ class _Grammar:
         elif line.kind == "resume":
             if len(self.resumes) >= _MAX_RESUMES:
                 raise LedgerError(f"{where} resumes the job for the {_MAX_RESUMES + 1}th time")
+            if not self._may_keep(line):
+                raise LedgerError(f"{where}: its resumptions state too much")
             self.resumes.append(line.body)
             self._open = False
         elif line.kind == "header":
             raise LedgerError(f"{where} is a second header")
         else:
             self._take_round(line, where)
+
+    def _may_keep(self, line: Line) -> bool:
+        """Whether memory allows to keep a line's body as an object."""
+        self._parsed += 0 if line.shared else len(line.text)
+        return self._parsed <= _MOST_PARSED
 
     def _take_round(self, line: Line, where: str) -> None:
         number, rounds = line.body.get("round"), self.rounds
@@ -285,7 +332,10 @@ class _Grammar:
                 )
             rounds.append(
                 RoundRecord(
-                    round=number, reserve=line.body, reserved_at=line.seq, model=self._model
+                    round=number,
+                    reserved=line.body if self._may_keep(line) else line.text,
+                    reserved_at=line.seq,
+                    model=self._model,
                 )
             )
         elif not self._open or number != rounds[-1].round:
@@ -293,7 +343,7 @@ class _Grammar:
         else:
             rounds[-1] = RoundRecord(
                 round=number,
-                reserve=rounds[-1].reserve,
+                reserved=rounds[-1].reserved,
                 outcome=line.kind,
                 text=line.text,
                 hash=line.hash,

@@ -26,12 +26,12 @@ from fedsys.durable import DurableFile
 from fedsys.errors import LedgerClosed, LedgerError
 from fedsys.privacy.ledger.lines import FORMAT, GENESIS, Line, commitment
 from fedsys.privacy.ledger.private import (
-    OPENING,
     SALT_BYTES,
     PrivateRounds,
     check_commitments,
     encode_private,
     read_private,
+    told,
 )
 from fedsys.privacy.ledger.reader import LedgerView, read_ledger
 from fedsys.privacy.ledger.signer import Signer
@@ -316,7 +316,7 @@ class Ledger:
             sampled: the cohort; written to the private file, and as a salted commitment to the
                 ledger.
             survivors: the clients whose updates were summed; written likewise.
-            private: diagnostics for the private file, and the round's opening, which is committed
+            private: diagnostics for the private file, and the round's opening; both are committed
                 to like the lists.
             after: called before the line is written, which happens with the next line or in
                 `settle`; the line is written only if the call returns. The model must not be
@@ -375,9 +375,8 @@ class Ledger:
             "survivors": summed,
             "participations": [self._participations[client] + 1 for client in summed],
         }
-        told = {**hidden, **({OPENING: private[OPENING]} if private and OPENING in private else {})}
-        commitments = {name: commitment(name, value, salt) for name, value in told.items()}
         line = {**(private or {}), **hidden, "round": round, "salt": salt.hex()}
+        commitments = {name: commitment(name, value, salt) for name, value in told(line).items()}
         with _ledger_errors(self._private.path.name):
             self._private.append(encode_private(line))
         self._append(kind, {**body, "round": round, "commitments": commitments}, after)
@@ -388,6 +387,10 @@ class Ledger:
             self._model = str(body.get("weights_sha256", ""))
         self._participations.update(summed)
         self._open_round = None
+
+    def salt(self) -> bytes:
+        """A fresh salt for a commitment to something else than a round."""
+        return self._entropy(SALT_BYTES)
 
     def settle(self) -> None:
         """Writes pending lines to disk, after calling the pending commit's ``after``.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedsys.errors import DataError
+from fedsys.errors import DataError, LedgerError
+from fedsys.privacy.ledger.files import open_regular
 from fedsys.tasks.options import Options
 from fedsys.tasks.tables.columns import Columns
 from fedsys.tasks.tables.file import Format
@@ -15,7 +17,7 @@ from fedsys.tasks.tables.options import KNOWN, TableOptions
 
 __all__ = ["columns_of", "format_of"]
 
-_MOST_BYTES = 1 << 26
+_MOST_BYTES = 1 << 24
 
 
 def columns_of(name: str, options: Mapping[str, Any], stored: Path) -> Columns | None:
@@ -35,13 +37,15 @@ def columns_of(name: str, options: Mapping[str, Any], stored: Path) -> Columns |
     declared = _read(options).declared
     if declared is not None:
         return declared
-    try:
-        with stored.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
-    except OSError:
+    if not os.path.lexists(stored):
         return None
     try:
-        body = json.loads(content[:_MOST_BYTES])
+        with open_regular(stored, _MOST_BYTES) as file:
+            content = file.read(_MOST_BYTES)
+    except LedgerError as error:
+        raise DataError(f"{stored.parent}: {error}") from None
+    try:
+        body = json.loads(content)
         preparation = body["preparation"]
     except (ValueError, LookupError, TypeError, RecursionError):
         raise DataError(f"{stored}: not what a run stores of its data") from None

@@ -44,6 +44,7 @@ def close_again(folder: Path, signer: Signer) -> str:
         summary=summary,
         metrics=folder / "metrics.jsonl",
         model_sha256=file_sha256(folder / "model.pt"),
+        data=folder / "data.json",
     )
     head = sign_again(folder, [*new[:-1], (kind, {**closed, **facts})], signer)
     edit_json(folder, lambda body: body.update(ledger_head=head))

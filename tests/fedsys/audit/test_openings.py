@@ -21,6 +21,7 @@ from fedsys.config import load
 from fedsys.privacy import Ledger, Signer, plan_of, read_ledger
 from fedsys.privacy.ledger import commitment
 from fedsys.privacy.ledger.openings import NONCE_BYTES
+from fedsys.privacy.ledger.private import told
 from fedsys.records import Claim
 from fedsys.run_folder import RunFolder
 from server.coordinator import Coordinator
@@ -225,7 +226,7 @@ def committed_again(folder: Path, lines: list[Any]) -> list[Any]:
         body = next(b for k, b in lines if k == "commit" and b["round"] == line["round"])
         salt = bytes.fromhex(line["salt"])
         body["commitments"] = {
-            name: commitment(name, line[name], salt) for name in body["commitments"]
+            name: commitment(name, value, salt) for name, value in told(line).items()
         }
     return lines
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,11 +13,12 @@ from fedsys import report
 from fedsys.audit import audit_run
 from fedsys.privacy import Signer
 from fedsys.privacy.ledger import Line
+from fedsys.privacy.ledger.closing import COHORT_SECRETS
 from fedsys.release.publication import publish_run
 from fedsys.run_folder import RunFolder
 from simulations import harness
 from tests.fedsys.audit.conftest import failed, failures, job
-from tests.fedsys.audit.forge import close_again, edit_json
+from tests.fedsys.audit.forge import close_again, edit_json, edit_private
 
 
 @pytest.fixture(scope="module")
@@ -115,15 +118,56 @@ def test_a_report_by_other_code_is_open_at_best(
     assert failures(audit_run(public, page=report.render)) == {"Report"}
 
 
-def test_the_parts_of_a_summary_that_are_not_published_are_not_bound(
-    published: Path, run: Path
+HIDDEN = "What is not published, as closed"
+
+
+def test_what_is_not_published_is_bound_too(run: Path) -> None:
+    """By a commitment that the published folder does not open."""
+    assert failed(run) == set()
+    whole = (run / "summary.json").read_text()
+    for change in (
+        lambda body: body.update(clients_trained=1),
+        lambda body: body.update(train_seconds=0.0),
+        lambda body: body.update(simulated={"seconds": 1.0}),
+        lambda body: body.update(salt="00" * 32),
+        lambda body: body.update(salt=7),
+        lambda body: body.pop("salt"),
+        lambda body: body.pop("clients_trained"),
+    ):
+        edit_json(run, change)
+        assert failed(run) == {HIDDEN}
+        (run / "summary.json").write_text(whole)
+    (run / "data.json").write_text('{"preparation": {}}')
+    assert failed(run) == {HIDDEN}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line.update(clipped_fraction=0.0),
+        lambda line: line.update(noise_norm=99.0),
+        lambda line: line.update(approved="by everybody"),
+        lambda line: line.pop("dropped"),
+    ],
+)
+def test_what_a_host_noted_about_a_round_is_bound(
+    run: Path, change: Callable[[dict[str, Any]], object]
 ) -> None:
-    """Publishing leaves the binding as it is."""
-    assert failed(run) == set()
-    edit_json(run, lambda body: body.update(clients_trained=1, train_seconds=0.0))
-    assert failed(run) == set()
-    edit_json(run, lambda body: body.update(reproducible=0))
-    assert "Summary as closed" in failed(run)
+    edit_private(run, 2, change)
+    (said,) = (each for each in audit_run(run).claims if each.holds is False)
+    assert said.rederived == "round 2: rest is not what the ledger committed to"
+
+
+def test_a_published_folder_opens_no_commitment(published: Path) -> None:
+    summary = json.loads((published / "summary.json").read_text())
+    assert not set(summary) & set(COHORT_SECRETS)
+    names = [each.name for each in audit_run(published).claims]
+    assert HIDDEN not in names
+    (published / "data.json").write_text("{}")
+    try:
+        assert failed(published) == {HIDDEN}
+    finally:
+        (published / "data.json").unlink()
 
 
 def test_whoever_has_the_key_can_close_another_history(public: Path, signer: Signer) -> None:
