@@ -62,9 +62,9 @@ class GraphData:
     def check(self, terms: Terms) -> None:
         """Raise PolicyRefusal if these terms cannot be trained here."""
         graph = self._vetted.graph
-        if terms.kind != "train":
+        if terms.kind != "train" or terms.evaluate_every:
             raise PolicyRefusal(
-                f"a job of kind '{terms.kind}' is asked for, but a graph only trains; install the "
+                f"questions are asked (kind '{terms.kind}'), but a graph only trains; install the "
                 f"task's code to answer questions",
                 cause=Cause.TASK,
             )
