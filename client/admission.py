@@ -143,20 +143,42 @@ def check_job(
 
 def _check_questions(terms: Terms, policy: Policy) -> None:
     """Check what a round that asks would read, and that its vector is what the terms say."""
-    if terms.kind == "train":
+    between = bool(terms.evaluate_every)
+    if terms.kind == "train" and not between:
         return
     try:
         asked = parse(terms.questions)
         Sheet.of(asked, dimension=terms.plan.dimension)
     except ConfigError as error:
         raise PolicyRefusal(str(error), cause=Cause.QUESTION) from None
-    if terms.plan.clip != 1 or terms.plan.encoding != "wide" or terms.plan.adaptive_clip:
+    if between:
+        _check_between(terms)
+    elif terms.plan.clip != 1 or terms.plan.encoding != "wide" or terms.plan.adaptive_clip:
         raise PolicyRefusal(
             f"questions under clip {terms.plan.clip:g} and encoding '{terms.plan.encoding}', where "
             f"their vectors have norm 1 and the encoding is 'wide'",
             cause=Cause.TERMS,
         )
-    policy.queries.check(terms.kind, asked)
+    policy.queries.check("evaluate" if between else terms.kind, asked)
+
+
+def _check_between(terms: Terms) -> None:
+    """Check that evaluations between rounds of training send what these rounds send."""
+    plan = terms.plan
+    if (
+        plan.encoding != "wide"
+        or plan.adaptive_clip
+        or plan.unit != "client"
+        or plan.mechanism == "banded-mf"
+        or plan.participation != 1
+        or terms.weight_cap
+        or plan.dimension != terms.dimension
+    ):
+        raise PolicyRefusal(
+            "evaluations between rounds of training whose vectors hold more than an update, or are "
+            "not in the 'wide' encoding of every client's contribution",
+            cause=Cause.TERMS,
+        )
 
 
 def _roster_of(terms: Terms, node: int, chain: RosterChain, policy: Policy) -> RosterStatement:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.answering.respondent import Respondent
+from client.answering.respondent import Respondent, respondent_between
 from client.device_states import DeviceStates
 from client.training import LocalConfig, Trainer
 from client.training.example.privacy import ExamplePrivacy, ExamplePrivateTrainer
@@ -119,6 +119,7 @@ class LocalData:
     procedure: str = ""
     states: DeviceStates | None = None
     _trainers: dict[bytes, Trainer] = field(default_factory=dict, repr=False)
+    _evaluators: dict[bytes, Trainer] = field(default_factory=dict, repr=False)
     _private: dict[bytes, ExamplePrivateTrainer] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -180,6 +181,8 @@ class LocalData:
             )
         with self._lock:  # another job may be offered while one trains
             trainer = self._trainer(terms)
+            if terms.evaluate_every:
+                self._between(terms)
         if trainer.dimension != terms.dimension:
             raise PolicyRefusal(
                 f"the model of task '{self.task.name}' has {trainer.dimension} weights here, but "
@@ -202,16 +205,37 @@ class LocalData:
         return trainer
 
     def _trainer(self, terms: Terms) -> Trainer:
-        if terms.digest not in self._trainers:
-            while len(self._trainers) >= 2:
-                del self._trainers[next(iter(self._trainers))]
+        return self._kept(self._trainers, terms, self._made)
+
+    def _between(self, terms: Terms) -> Trainer:
+        """What evaluates the model between rounds of training."""
+        return self._kept(self._evaluators, terms, self._evaluator)
+
+    def _kept(
+        self, kept: dict[bytes, Trainer], terms: Terms, make: Callable[[Terms], Trainer]
+    ) -> Trainer:
+        if terms.digest not in kept:
+            while len(kept) >= 2:
+                del kept[next(iter(kept))]
             try:
-                self._trainers[terms.digest] = self._made(terms)
+                kept[terms.digest] = make(terms)
             except (ConfigError, DataError, TypeError) as error:
                 raise PolicyRefusal(
                     f"training as asked is not possible here: {error}", cause=Cause.TASK
                 ) from None
-        return self._trainers[terms.digest]
+        return kept[terms.digest]
+
+    def _evaluator(self, terms: Terms) -> Respondent:
+        made = respondent_between(
+            self.task,
+            terms.questions,
+            terms.plan,
+            device=self.device,
+            seed=terms.seed,
+            sample=self.data.train,
+        )
+        made.check(self.data.train)
+        return made
 
     def _made(self, terms: Terms) -> Trainer:
         """What computes a job's contributions: a trainer, or what answers its questions."""
@@ -257,7 +281,13 @@ class LocalData:
             PolicyRefusal: the task's files changed since this process imported them.
         """
         self._code.require_unchanged()
-        rows = [kept_for(terms.kind, self.rows(terms.seed), terms.held_out)]
+        kind = terms.kind_of(assignment.round)
+        rows = [kept_for(kind, self.rows(terms.seed), terms.held_out)]
+        if kind != terms.kind:
+            with self._lock:
+                evaluator = self._between(terms)
+            seeds = [assignment.batch_seed(client)]
+            return evaluator.train(assignment.weights, self.data.train, rows, seeds)
         if terms.plan.unit == "example":
             private = self._private.pop(terms.digest, None) or self._example_trainer(terms)
             update = private.train(

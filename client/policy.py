@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedsys.errors import Cause, ConfigError, PolicyRefusal
 from fedsys.privacy import PrivacyPlan, event_from_json
-from fedsys.queries import Question
+from fedsys.queries import EVALUATED, Question
 from fedsys.transparency import NoteError, VerifierKey
 from fedsys.transparency.cosignature import require_witness
 from fedsys.wire import Assignment
@@ -50,7 +50,8 @@ class QueryPolicy:
     Attributes:
         allow: Kinds of rounds that are answered, of ``query`` and ``evaluate``; training is always
             allowed.
-        columns: Columns that a query may read. If left out, all of the task's.
+        columns: Columns that may be read, besides loss, accuracy, prediction and confidence in an
+            evaluation. If left out, all of the task's.
         min_bins: Fewest bins of a question that counts rows by bin; one bin alone could single out
             a person that the coordinator describes.
     """
@@ -77,8 +78,10 @@ class QueryPolicy:
                 cause=Cause.QUESTION,
             )
         for each in questions:
-            barred = [] if self.columns is None else set(each.columns_used) - set(self.columns)
-            if barred and kind == "query":
+            known = EVALUATED if kind == "evaluate" else frozenset()
+            allowed = None if self.columns is None else known.union(self.columns)
+            barred = set() if allowed is None else set(each.columns_used) - allowed
+            if barred:
                 raise PolicyRefusal(
                     f"question '{each.name}' reads column '{min(barred)}', which is not among the "
                     f"owner's queries.columns",
@@ -367,6 +370,6 @@ _HEADER = """\
 #                data it was trained on
 # explain:       true lets the coordinator read why this device declines: limits, numbers, paths
 # queries:       allow: kinds of rounds that are answered besides training (query, evaluate);
-#                columns: what a query may read; min_bins: fewest bins of a histogram
+#                columns: what they may read; min_bins: fewest bins of a histogram
 # hours:         e.g. ["22:00-06:00"]; only_idle, only_on_mains; when_unknown: allow or refuse
 """

@@ -11,6 +11,7 @@
     ledger.tlog-proof  proof that the closing line is under the ledger's signed head
     data.json      server-side: what a simulation read, and how rows become features
     metrics.jsonl  one line per evaluated round
+    answers.jsonl  one line per round in which devices evaluated between rounds of training
     model.pt       final weights (a state_dict), and checkpoints/
     report.html    self-contained page
     summary.json   machine-readable result
@@ -23,7 +24,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,10 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def answers(self) -> Path:
+        return self.path / "answers.jsonl"
 
     @property
     def model(self) -> Path:
@@ -216,6 +221,24 @@ class RunFolder:
         line = json.dumps({"round": round_number, **plain_json(metrics)}) + "\n"
         append_lines(self.metrics, line.encode())
 
+    def append_answers(self, round_number: int, stated: Mapping[str, Any]) -> None:
+        """Add one line to ``answers.jsonl``, durably; a torn last line is cut off first."""
+        line = json.dumps({"round": round_number, **plain_json(stated)}) + "\n"
+        append_lines(self.answers, line.encode())
+
+    def keep_answers(self, rounds: Collection[int]) -> None:
+        """Drop what is in ``answers.jsonl`` of all rounds but these, which are committed.
+
+        Raises:
+            RunFolderError: the file cannot be read.
+        """
+        if not self.answers.exists():
+            return
+        found = self._objects(self.answers)
+        kept = [each for each in found if each.get("round") in rounds]
+        text = "".join(json.dumps(each) + "\n" for each in kept)
+        write_atomically(self.answers, text.encode())
+
     def last_metrics(self) -> dict[str, float]:
         """The newest complete line of ``metrics.jsonl`` without its round; empty if none exists."""
         for values in reversed(self.evaluations()):
@@ -229,14 +252,25 @@ class RunFolder:
         Raises:
             RunFolderError: the file cannot be read.
         """
-        if not self.metrics.is_file():
+        return self._objects(self.metrics)
+
+    def device_evaluations(self) -> list[dict[str, Any]]:
+        """The complete lines of ``answers.jsonl``.
+
+        Raises:
+            RunFolderError: the file cannot be read.
+        """
+        return self._objects(self.answers)
+
+    def _objects(self, path: Path) -> list[dict[str, Any]]:
+        if not path.is_file():
             return []
         found = []
         try:
-            with open_regular(self.metrics, _METRICS_BYTES) as file:
-                for raw, _ended in read_lines(file, self.metrics.name):
+            with open_regular(path, _METRICS_BYTES) as file:
+                for raw, _ended in read_lines(file, path.name):
                     with contextlib.suppress(LedgerError):
-                        found.append(parse_object(raw, self.metrics.name))
+                        found.append(parse_object(raw, path.name))
         except LedgerError as error:
             raise RunFolderError(f"{self.path}: {error}") from None
         return found

@@ -10,10 +10,52 @@ from numpy.typing import NDArray
 
 from fedsys.config import Config
 from fedsys.errors import ConfigError
+from fedsys.privacy import PrivacyPlan
 from fedsys.queries import Sheet, parse
 from fedsys.queries.statement import statement_of
+from fedsys.wire.turns import Turns
 
-__all__ = ["Answering", "everybody", "result_of", "sheet_of"]
+__all__ = [
+    "Answering",
+    "between_of",
+    "everybody",
+    "result_of",
+    "sheet_between",
+    "sheet_of",
+    "tested_after",
+    "turns_of",
+]
+
+
+def turns_of(config: Config) -> Turns:
+    """Which of a job's rounds train, and which ask devices how good the model is."""
+    return Turns.of(training=config.rounds.count, every=config.evaluation.on_devices_every)
+
+
+def sheet_between(config: Config, dimension: int) -> Sheet | None:
+    """What the rounds between those of training ask; None where there are none.
+
+    Args:
+        config: The configuration of a training job.
+        dimension: D, the coordinates of a client's update, which their vectors share.
+
+    Raises:
+        ConfigError: The questions have more coordinates than an update.
+    """
+    if not config.evaluation.on_devices_every:
+        return None
+    return Sheet.of(parse(config.evaluation.questions), dimension=dimension)
+
+
+def tested_after(config: Config, number: int) -> bool:
+    """Whether the model is evaluated on the coordinator's test data after a round: every
+    `evaluation.every` rounds of training, after the last round, and where devices evaluate the same
+    model in the next."""
+    turns, evaluation = turns_of(config), config.evaluation
+    if evaluation.data == "none" or turns.evaluates(number):
+        return False
+    last = number >= turns.rounds or turns.evaluates(number + 1)
+    return last or turns.trained(number) % evaluation.every == 0
 
 
 def everybody(config: Config, population: int) -> Config:
@@ -88,3 +130,26 @@ def result_of(
         rate=rate,
         population=config.population.clients or 0,
     )
+
+
+def between_of(
+    config: Config, plan: PrivacyPlan, number: int, answer: NDArray[np.float32]
+) -> dict[str, Any]:
+    """A line of ``answers.jsonl``: what devices said of the model between rounds of training.
+
+    Args:
+        config: The training job's configuration.
+        plan: Its plan.
+        number: The round in which devices evaluated.
+        answer: (d,) the noisy sum over q N, in clipping norms.
+    """
+    sheet = Sheet.of(parse(config.evaluation.questions), dimension=plan.dimension)
+    stated = statement_of(
+        sheet,
+        "evaluate",
+        answer,
+        deviation=plan.build_mechanism().noise_deviation / plan.clip,
+        rate=plan.rate,
+        population=plan.population,
+    )
+    return {"trained": turns_of(config).trained(number), **stated}

@@ -48,6 +48,8 @@ class Checkpoint:
         strategy: State of the server optimizer.
         clipping: The next round's clipping norms, where they adapt.
         mechanism: State of a mechanism that remembers its noise; as secret as that noise.
+        answer: (d,) what devices answered in this round, if it lies between rounds of training;
+            kept in ``answers.jsonl``, not with the weights.
     """
 
     round: int
@@ -55,6 +57,7 @@ class Checkpoint:
     strategy: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     clipping: dict[str, Any] | None = None
     mechanism: bytes = field(default=b"", repr=False)
+    answer: NDArray[np.float32] | None = None
 
 
 def sha256_of_weights(weights: NDArray[np.float32]) -> str:

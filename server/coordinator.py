@@ -51,6 +51,7 @@ from fedsys.privacy.ledger.openings import (
 )
 from fedsys.privacy.sampling.drawing import CohortSampler
 from fedsys.wire import Assignment
+from fedsys.wire.turns import Turns
 from server.checkpoint import Checkpoint, sha256_of_aggregate, sha256_of_weights
 from server.strategy_base import ReceivingStrategy, Strategy, shared_by
 
@@ -73,6 +74,8 @@ class JobTerms:
         agreed: Digest of the terms that agents consented to, where the host asks for consent.
         parts: What lies where in a client's vector; None where it is the update alone.
         kind: What rounds ask for: ``train``, ``query`` or ``evaluate``.
+        turns: Which rounds of a training job ask devices how good its model is.
+        asked: d, the coordinates of what these ask for.
     """
 
     job: bytes
@@ -83,11 +86,18 @@ class JobTerms:
     agreed: bytes = b""
     parts: Parts | None = None
     kind: str = "train"
+    turns: Turns | None = None
+    asked: int = 0
 
     @property
     def released(self) -> str:
         """The key under which a commit states the hash of what it releases."""
         return "weights_sha256" if self.kind == "train" else "answer_sha256"
+
+    def kind_of(self, number: int) -> str:
+        """What a round asks for."""
+        between = self.turns is not None and self.turns.evaluates(number)
+        return "evaluate" if between else self.kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +136,9 @@ class Coordinator:
         weights: (d,) float32, the current model.
         clipping: Clipping norms of the next round, where they adapt.
         noise: State, at the last checkpoint, of a mechanism that remembers its noise.
-        keep: Starts writing a checkpoint and returns a function that waits until it is durable.
-            The commit waits for it, so that a committed model is never lost.
+        keep: Starts writing a checkpoint, with its answer if it has one, and returns a function
+            that waits until it is durable. The commit waits for it, so that a committed model is
+            never lost.
     """
 
     def __init__(
@@ -218,7 +229,8 @@ class Coordinator:
         number = self._ledger.next_round
         seed = self._seeds.get(number) or entropy(SEED_BYTES)
         committed = seed_commitment(self.terms.job, number, seed)
-        reserved = {"event": event.to_json(), "kind": self.terms.kind, "seed_sha256": committed}
+        kind = self.terms.kind_of(number)
+        reserved = {"event": event.to_json(), "kind": kind, "seed_sha256": committed}
         self._ledger.reserve(number, reserved)
         self._seeds, mix, self._mix = {number: seed}, self._mix, None
         self._cohort_key = entropy(SEED_BYTES) if mix is None else None
@@ -304,6 +316,7 @@ class Coordinator:
         seed = open_.assignment.digest if mechanism.rotates else b""
         mean = mechanism.decode(topped, seed=seed)
         strength, clipping = _strength(mean, mechanism), self.clipping
+        answer = self._answer(open_.number, mean)
         if clipping is not None:
             mean, fractions = clipping.split(mean)
             clipping = clipping.updated(fractions)
@@ -314,7 +327,7 @@ class Coordinator:
             )
             if sent and isinstance(self.strategy, ReceivingStrategy):
                 self.strategy.receive(sent)
-        weights = self.strategy.apply(self.weights, mean).astype(np.float32)
+        weights = self.weights if answer is not None else self._step(mean)
         if not np.isfinite(weights).all():
             self.abort_round("the model diverged", before_unmask=False)
             raise TrainingError(
@@ -328,6 +341,7 @@ class Coordinator:
                 strategy=self.strategy.state(),
                 mechanism=mechanism.state_bytes(),
                 clipping=None if clipping is None else clipping.to_json(),
+                answer=answer,
             )
         )
         aggregate = sha256_of_aggregate(topped)
@@ -340,7 +354,7 @@ class Coordinator:
             {
                 "aggregate_sha256": aggregate,
                 "aggregate_sketch": sketch(topped, forms, mechanism.modulus_bits),
-                self.terms.released: sha256_of_weights(weights),
+                **self._released(weights, answer),
             },
             sampled=open_.cohort,
             survivors=survivors,
@@ -378,6 +392,20 @@ class Coordinator:
         self._accountant.charge(self.mechanism.event, open_.cohort, survivors)
         self._mix = self._mixed(opening)
         self._open = None
+
+    def _step(self, mean: NDArray[np.float64]) -> Weights:
+        return self.strategy.apply(self.weights, mean).astype(np.float32)
+
+    def _released(self, weights: Weights, answer: Weights | None) -> dict[str, str]:
+        """Hashes of what a commit releases."""
+        found = {self.terms.released: sha256_of_weights(weights)}
+        return found if answer is None else found | {"answer_sha256": sha256_of_weights(answer)}
+
+    def _answer(self, number: int, mean: NDArray[np.float64]) -> Weights | None:
+        """(d,) what devices answered in a round between those of training; None in any other."""
+        if self.terms.kind_of(number) == self.terms.kind:
+            return None
+        return (mean[: self.terms.asked] / self.mechanism.event.clip).astype(np.float32)
 
     def _shared(self) -> dict[str, NDArray[np.float32]]:
         """What the strategy sends with the model, of the same shapes in every round."""

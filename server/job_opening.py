@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from fedsys.privacy.ledger.openings import Opening, mixed
 from fedsys.privacy.sampling.drawing import CohortSampler
 from fedsys.run_folder import RunFolder
 from fedsys.versions import code_hash, versions
+from server.asking import between_of, sheet_between, turns_of
 from server.checkpoint import Checkpoint, Checkpoints, sha256_of_weights
 from server.coordinator import Coordinator, JobTerms
 from server.job import Job, JobFacts, job_withheld
@@ -127,6 +128,7 @@ def restore_job(folder: RunFolder, spec: JobSpec, *, ledger: Ledger | None = Non
                     f"has {len(spec.weights)}; is this the task that the run was started with?"
                 )
             strategy.load(checkpoint.strategy)
+        folder.keep_answers(_committed(view))
         accountant = ViewAccountant(spec.plan)
         for _ in charge_rounds(accountant, view, ledger.private_rounds):
             pass
@@ -186,6 +188,7 @@ def _header(folder: RunFolder, spec: JobSpec, name: bytes) -> dict[str, Any]:
         "canaries": facts.canaries,
         "frozen_sha256": facts.frozen_sha256,
         "model_dimension": len(spec.weights) if further else None,
+        "on_devices_every": config.evaluation.on_devices_every or None,
     }
     registered = {key: value for key, value in optional.items() if value is not None}
     return ledger_header(
@@ -280,6 +283,14 @@ def _job(
 ) -> Job:
     """The job that continues from a checkpoint; `name` is the job's name in the ledger."""
     config, signer = spec.config, spec.signer or Signer.load_or_create()
+    sheet = sheet_between(config, accountant.plan.dimension)
+
+    def keep(kept: Checkpoint) -> Callable[[], object]:
+        if kept.answer is not None:
+            stated = between_of(config, accountant.plan, kept.round, kept.answer)
+            folder.append_answers(kept.round, stated)
+        return checkpoints.save(kept)
+
     coordinator = Coordinator(
         terms=JobTerms(
             job=name,
@@ -289,6 +300,8 @@ def _job(
             seed=config.job.seed,
             parts=spec.parts,
             kind=config.job.kind,
+            turns=None if sheet is None else turns_of(config),
+            asked=0 if sheet is None else sheet.size,
         ),
         ledger=ledger,
         accountant=accountant,
@@ -297,7 +310,7 @@ def _job(
         weights=checkpoint.weights,
         clipping=_at(checkpoint, spec.clipping),
         noise=checkpoint.mechanism,
-        keep=checkpoints.save,
+        keep=keep,
     )
     return Job(
         config=config,

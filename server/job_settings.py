@@ -18,7 +18,7 @@ from fedsys.privacy import (
 )
 from fedsys.privacy.encoding.parts import Parts
 from fedsys.privacy.sampling.drawing import CohortSampler
-from server.asking import Answering, sheet_of
+from server.asking import Answering, sheet_of, turns_of
 from server.strategies import build_strategy
 from server.strategy_base import ReceivingStrategy, Strategy, StrategyOptions
 
@@ -80,7 +80,7 @@ def plan_for(
             mechanism=privacy.mechanism,
             population=population,
             expected_cohort=float(cohort.expected),
-            rounds=config.rounds.count,
+            rounds=turns_of(config).rounds,
             dimension=sum(layers) + bits + further,
             adaptive_clip=adaptive,
             clip=privacy.clip,
@@ -232,7 +232,7 @@ def strategy_of(
             dimension=dimension,
             clients=0 if plan is None else plan.population,
             expected=0.0 if plan is None else plan.expected_cohort,
-            rounds=0 if plan is None else plan.rounds,
+            rounds=0 if plan is None else config.rounds.count,
         ),
     )
     blocks = () if parts is None else tuple(parts.blocks)

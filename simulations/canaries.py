@@ -54,6 +54,7 @@ from server.job import Job
 from server.job_opening import JobSpec, start_job
 from server.job_settings import plan_for
 from simulations import harness
+from simulations.attackable import require_attackable
 from simulations.engine.base import InProcess
 from simulations.engine.chunk import ChunkTrainer
 from simulations.harness import Observer, RunResult
@@ -304,7 +305,7 @@ def run(
     Raises:
         FedsysError: As for `harness.run`; or the canaries do not fit the model.
     """
-    _require_attackable(config)
+    require_attackable(config)
     setting = _plant(config, canaries, data, device, randomness or SystemRandomness(), entropy)
     population = setting.population
     if not isinstance(population, CanaryPopulation):
@@ -336,28 +337,6 @@ def run(
 
 def _ignore(_event: object) -> None:
     return None
-
-
-def _require_attackable(config: Config) -> None:
-    if config.aggregation.protocol == "float":
-        raise ConfigError("--canaries needs aggregation.protocol = 'secure' or 'ideal'")
-    if config.privacy.adaptive_quantile is not None:
-        raise ConfigError(
-            f"--canaries with privacy.adaptive_quantile = {config.privacy.adaptive_quantile}: "
-            f"canaries are planted at a fixed clipping norm; leave adaptive clipping out"
-        )
-    if config.rounds.mode == "buffered":
-        raise ConfigError(
-            "--canaries with rounds.mode = 'buffered': whether a canary is there must not move the "
-            "other uploads; use 'synchronous'"
-        )
-    if config.cohort.weighting != "none":
-        raise ConfigError(
-            f"--canaries has cohort.weighting = '{config.cohort.weighting}': canaries hold no "
-            f"examples; audit the job with weighting = 'none'"
-        )
-    if config.privacy.unit == "example":
-        raise ConfigError("--canaries attacks the unit 'client'; privacy.unit is 'example'")
 
 
 def _plant(

@@ -21,6 +21,7 @@ from fedsys.preprocessing import REMEDY
 from fedsys.privacy import LedgerView, Signer, read_ledger
 from fedsys.privacy.ledger import read_header
 from fedsys.run_folder import RunFolder, disk_errors
+from server.asking import tested_after, turns_of
 from server.checkpoint import model_bytes
 from server.coordinator import SumRefused
 from server.job import Job, job_withheld
@@ -28,6 +29,7 @@ from server.job_ending import end_job, finish_ended, is_unfinished_end
 from server.job_opening import JobSpec, restore_job, start_job
 from server.rounds import RoundAborted
 from server.summary import summarize
+from simulations.between import working
 from simulations.buffered.rounds import BufferedRounds
 from simulations.client_states import NAME as CLIENT_STATES
 from simulations.client_states import ClientStates
@@ -231,7 +233,7 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
                     trained = _one_round(setting, job, observer, ahead, states)
                 else:
                     trained = buffers.next()
-                if evaluated := _evaluation_due(job):
+                if evaluated := tested_after(job.config, coordinator.reserved):
                     with uninterrupted():
                         coordinator.settle()
             clock.seconds.append(time.monotonic() - started)
@@ -292,23 +294,27 @@ def _one_round(
     coordinator, randomness = job.coordinator, setting.randomness
     with uninterrupted():
         open_ = coordinator.begin_round(randomness.sampling(coordinator.reserved + 1))
-    cohort = Cohort(
-        round=open_,
-        plan=job.plan,
-        mechanism=coordinator.mechanism,
-        aggregation=setting.config.aggregation,
-        population=setting.population,
-        engine=setting.engine,
-        chunk=setting.chunk,
-        faults=setting.faults,
-        randomness=randomness,
-        now=setting.clock.now,
-        exhausted=coordinator.exhausted,
-        states=str(states.path) if setting.population.trainer.keeps_state else "",
-        weight_cap=0 if setting.parts is None else setting.parts.weight_cap,
-    )
+    asks = turns_of(job.config).evaluates(open_.number)
     try:
-        summed = _sum(setting, cohort)
+        with working(
+            setting.between if asks else None, setting.population, setting.engine, randomness
+        ) as (population, engine):
+            cohort = Cohort(
+                round=open_,
+                plan=job.plan,
+                mechanism=coordinator.mechanism,
+                aggregation=setting.config.aggregation,
+                population=population,
+                engine=engine,
+                chunk=setting.chunk,
+                faults=setting.faults,
+                randomness=randomness,
+                now=setting.clock.now,
+                exhausted=coordinator.exhausted,
+                states="" if asks or not population.trainer.keeps_state else str(states.path),
+                weight_cap=0 if setting.parts is None else setting.parts.weight_cap,
+            )
+            summed = _sum(cohort)
     except RoundAborted as abort:
         with uninterrupted():
             states.forget(open_.number)
@@ -362,7 +368,7 @@ def _simulated(setting: Setting, cohort: Cohort) -> dict[str, float]:
     return {"simulated_seconds": setting.clock.advance(setting.faults, work)}
 
 
-def _sum(setting: Setting, cohort: Cohort) -> Summed:
+def _sum(cohort: Cohort) -> Summed:
     event = cohort.mechanism.event
     if len(cohort.round.cohort) > event.cap:
         raise RoundAborted("the cohort exceeds the cap", nothing_summed=True)
@@ -374,11 +380,6 @@ def _model(setting: Setting, job: Job) -> bytes | None:
     if job.config.job.kind != "train":
         return None
     return model_bytes(setting.population.trainer.state_dict(job.coordinator.weights))
-
-
-def _evaluation_due(job: Job) -> bool:
-    evaluation, round = job.config.evaluation, job.coordinator.reserved
-    return evaluation.data != "none" and (round % evaluation.every == 0 or round >= job.plan.rounds)
 
 
 def _report(job: Job, metrics: dict[str, float], clock: _Clock) -> RoundReport:

@@ -40,6 +40,7 @@ class Population:
         by_client: Examples that are read when their client trains.
         origin: Where other processes load the task from; None if its name in the configuration is
             enough.
+        keys: The same clients in another role, whose keys they sign with; None for keys of its own.
     """
 
     train_set: Examples
@@ -48,6 +49,7 @@ class Population:
     seed: int
     by_client: ByClient | None = None
     origin: Origin | None = field(default=None, repr=False)
+    keys: Population | None = field(default=None, repr=False)
     _identities: dict[int, Identity] = field(default_factory=dict, repr=False)
     _roster: Roster | None = field(default=None, repr=False)
     _next: tuple[int, ...] = field(default=(), repr=False)
@@ -61,6 +63,8 @@ class Population:
     @property
     def roster(self) -> Roster:
         """The pinned public keys of all N clients; keys are drawn on first use."""
+        if self.keys is not None:
+            return self.keys.roster
         if self._roster is None:
             self._identities = {id: Identity.generate(os.urandom) for id in range(self.size)}
             self._roster = Roster({id: it.public_bytes for id, it in self._identities.items()})
@@ -68,6 +72,8 @@ class Population:
 
     def identity(self, client: int) -> Identity:
         """The signing key of one client."""
+        if self.keys is not None:
+            return self.keys.identity(client)
         if self._roster is None:
             self._roster = self.roster
         return self._identities[client]

@@ -30,6 +30,7 @@ from fedsys.errors import ConfigError, LedgerError
 from fedsys.tasks.partition import Compressed
 from fedsys.versions import versions
 from fedsys.wire.roster import MAX_MEMBERS
+from server.asking import turns_of
 from server.checkpoint import model_bytes, sha256_of_aggregate, sha256_of_weights
 from server.job_settings import parts_of, strategy_of
 from server.strategy_base import ReceivingStrategy, shared_by
@@ -217,12 +218,19 @@ def _replay(
     trainer = population.trainer
     strategy = strategy_of(recorded.config, recorded.plan, trainer.dimension)
     parts, weights = parts_of(recorded.config, trainer.parts), trainer.initial_weights()
-    stated = {record.round: record.body for record in view.rounds if record.outcome == "commit"}
+    turns = turns_of(recorded.config)
+    stated = {
+        record.round: record.body
+        for record in view.rounds
+        if record.outcome == "commit" and not turns.evaluates(record.round)
+    }
     difference = _compared(
         "the initial model", view.header.get("initial_weights_sha256"), sha256_of_weights(weights)
     )
     replayed = trained = 0
     for number, survivors in recorded.survivors.items():
+        if number not in stated:
+            continue  # devices evaluated: the model is as before
         if difference is not None:
             break
         work = _work(recorded, number, weights)
@@ -263,7 +271,7 @@ def _replay(
         deployed=recorded.deployed,
         clients=population.size,
         committed=len(stated),
-        lost=len(view.rounds) - len(stated),
+        lost=sum(record.outcome != "commit" for record in view.rounds),
         replayed=replayed,
         trained=trained,
         model_sha256=model if difference is None else None,

@@ -31,6 +31,7 @@ from secure_agg.params import MAX_COHORT
 from server.asking import everybody
 from server.job import JobFacts, job_withheld
 from server.job_settings import clipping_for, example_steps, parts_of, plan_for, strategy_of
+from simulations.between import clients_between
 from simulations.engine.base import Engine, using_threads
 from simulations.engine.layout import lay_out, recruits_for
 from simulations.faults import FaultPlan, SimulatedClock
@@ -77,6 +78,7 @@ class Setting:
         preprocessing: what the task declares.
         reading: what was read of the data, where the task says so.
         parts: what lies where in a client's vector.
+        between: the same clients as they evaluate between rounds of training; None if they do not.
     """
 
     config: Config
@@ -92,6 +94,7 @@ class Setting:
     preprocessing: Preprocessing = "undeclared"
     reading: tasks.DataReading | None = None
     parts: Parts | None = None
+    between: Population | None = None
 
     @property
     def chunk(self) -> int:
@@ -130,8 +133,9 @@ class Setting:
         return job_withheld(self.plan, self.facts)
 
 
-def partition_of(config: Config, held: tasks.FederatedData) -> tasks.Partition:
-    """Which examples each client holds, as the configuration divides them."""
+def partition_of(config: Config, held: tasks.FederatedData, kind: str = "") -> tasks.Partition:
+    """Which examples each client looks at in a round of a kind, by default the job's, as the
+    configuration divides them."""
     section = config.population
     whole = tasks.split(
         held,
@@ -144,7 +148,7 @@ def partition_of(config: Config, held: tasks.FederatedData) -> tasks.Partition:
     )
     if not section.held_out or not isinstance(whole, Compressed):
         return whole
-    kind, fraction = config.job.kind, section.held_out
+    kind, fraction = kind or config.job.kind, section.held_out
     kept = [kept_for(kind, whole.indices_of(k), fraction) for k in range(whole.clients)]
     sizes = np.array([0, *map(len, kept)], dtype=np.int64)
     return Compressed(offsets=np.cumsum(sizes), indices=np.concatenate(kept))
@@ -203,8 +207,7 @@ def prepare(
         by_client=examples.by_client,
         origin=origin,
     )
-    if isinstance(trainer, Respondent):
-        trainer.check(examples.train)
+    _check_questions(trainer, examples.train)
     sizes = trainer.layout.sizes
     parts = parts_of(config, trainer.parts)
     _check_procedure(config, trainer)
@@ -229,6 +232,7 @@ def prepare(
                 clipped = check_clip(config, plan, population)
         notices = [unasked, clipped, check_turns(plan), _refused_by_secure(config, plan)]
         at_once = clients_at_once(config.engine.chunk, trainer.dimension)
+        between = clients_between(config, plan, population, examples, partition_of)
         layout = lay_out(config, plan, population, sources, at_once, recruits)
         notices.insert(0, layout.notice)
         if sources.reproducible:
@@ -248,6 +252,7 @@ def prepare(
         preprocessing=tasks.preprocessing_of(task),
         reading=examples.reading,
         parts=parts,
+        between=between,
     )
 
 
@@ -287,6 +292,11 @@ def trainer_for(
         )
     engine = config.engine
     return Trainer(task, local, device, engine.path, engine.chunk or None, config.job.seed, sample)
+
+
+def _check_questions(trainer: Trainer, examples: Examples) -> None:
+    if isinstance(trainer, Respondent):
+        trainer.check(examples)
 
 
 def _check_procedure(config: Config, trainer: Trainer) -> None:

@@ -6,7 +6,7 @@ seeds and returns vectors of the same kind, which are clipped, noised and summed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,14 @@ from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
 from client.training.procedure.visit import Visit
 from client.training.trainer import ClippedSum, Trainer
+from fedsys.errors import DataError
+from fedsys.privacy import PrivacyPlan
 from fedsys.privacy.encoding.parts import Parts
-from fedsys.queries import Column, Rows, Sheet
+from fedsys.queries import EVALUATED, Column, Rows, Sheet, parse
 from fedsys.tasks import Examples, Task
 
-__all__ = ["EVALUATED", "Respondent"]
+__all__ = ["Respondent", "respondent_between"]
 
-EVALUATED = ("predicted", "confidence", "loss", "accuracy")
-"""Columns that an evaluation adds, besides the task's other metrics."""
 _AT_ONCE = 4096
 _CLIENTS = 256
 
@@ -43,6 +43,7 @@ class Respondent(Trainer):
         device: Where an evaluation's model runs.
         seed: The job's seed.
         sample: At least one example, which gives lazy modules their shapes.
+        norm: The largest norm of a vector: the clipping norm of its round.
     """
 
     def __init__(
@@ -55,10 +56,12 @@ class Respondent(Trainer):
         device: str = "cpu",
         seed: int = 0,
         sample: Examples | Callable[[], Examples] | None = None,
+        norm: float = 1.0,
     ) -> None:
         super().__init__(task, LocalConfig(), device, "loop", 1, seed, sample)
         self._sheet = sheet
         self._kind = kind
+        self._norm = np.float32(norm)
         self._start = np.zeros(0, dtype=np.float32) if model is None else model
         self._names = tuple(dict.fromkeys(n for q in sheet.questions for n in q.columns_used))
 
@@ -120,6 +123,7 @@ class Respondent(Trainer):
         """
         rows = self.rows(weights, examples, client_rows)
         found = vectors(self._sheet, rows, seeds)
+        found *= self._norm
         if out is None:
             return found
         out[:] = found
@@ -136,7 +140,8 @@ class Respondent(Trainer):
         names: Sequence[object] | None = None,
         visit: Visit | None = None,
     ) -> ClippedSum:
-        """The same, summed; no vector is longer than 1, so that only a lower `clip` changes one."""
+        """The same, summed; no vector is longer than its norm, so that only a lower `clip` changes
+        one."""
         found = self.train(weights, examples, client_rows, seeds, names=names).astype(np.float64)
         norms = np.sqrt(np.square(found).sum(axis=1))
         total = (found * (clip / np.maximum(norms, clip))[:, None]).sum(axis=0)
@@ -157,9 +162,16 @@ class Respondent(Trainer):
         every = np.concatenate([np.asarray(each, dtype=np.int64) for each in client_rows])
         columns: dict[str, Column] = {}
         wanted = self._names
+        if not len(every):  # of no rows no column is missing
+            columns, wanted = {name: Column(values=np.zeros(0)) for name in wanted}, ()
         if self._kind == "evaluate" and wanted:
             columns = self._evaluated(weights, examples, every)
             wanted = tuple(name for name in wanted if name not in columns)
+            if lacking := EVALUATED.intersection(wanted):  # no column of the data's stands for it
+                raise DataError(
+                    f"column {min(lacking)!r}: an evaluation of task {self._task.name} adds "
+                    f"{', '.join(sorted(columns))}"
+                )
         columns |= columns_of(self._task, examples, every, wanted)
         device = np.repeat(np.arange(len(sizes)), sizes)
         return Rows(columns=columns, device=device, devices=len(sizes))
@@ -186,8 +198,6 @@ class Respondent(Trainer):
                         parts.setdefault(name, []).append(each.double().cpu().numpy().reshape(-1))
         finally:
             self._model.train(was_training)
-        if not parts:
-            return {name: Column(values=np.zeros(0)) for name in EVALUATED}
         return {name: Column(values=np.concatenate(each)) for name, each in parts.items()}
 
     def _values(self, x: Any, y: Any) -> dict[str, Any]:
@@ -197,3 +207,37 @@ class Respondent(Trainer):
             chances = torch.softmax(outputs.double(), dim=1)
             found["confidence"], found["predicted"] = chances.max(dim=1)
         return found
+
+
+def respondent_between(
+    task: Task,
+    questions: Sequence[Mapping[str, Any]],
+    plan: PrivacyPlan,
+    *,
+    device: str,
+    seed: int,
+    sample: Examples | Callable[[], Examples] | None = None,
+) -> Respondent:
+    """What answers, between rounds of training, how good the model is; vectors are as long as an
+    update, and within the same norm.
+
+    Args:
+        task: says what the rows mean, and has the model.
+        questions: of the job, as `fedsys.queries.parse` reads them.
+        plan: of the training job.
+        device: where the model runs.
+        seed: of the job.
+        sample: gives lazy modules their shapes.
+
+    Raises:
+        ConfigError: the questions have more coordinates than an update.
+    """
+    return Respondent(
+        task,
+        Sheet.of(parse(questions), dimension=plan.dimension),
+        kind="evaluate",
+        device=device,
+        seed=seed,
+        sample=sample,
+        norm=plan.clip,
+    )

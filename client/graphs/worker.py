@@ -67,9 +67,9 @@ class GraphData:
     def check(self, terms: Terms) -> None:
         """Raise PolicyRefusal if these terms cannot be trained here."""
         graph = self._vetted.graph
-        if terms.kind == "evaluate":
+        if terms.kind == "evaluate" or terms.evaluate_every:
             raise PolicyRefusal(
-                "a job of kind 'evaluate' is asked for, but a graph trains and does not predict; "
+                "evaluations on devices are asked for, but a graph trains and does not predict; "
                 "install the task's code to evaluate models",
                 cause=Cause.TASK,
             )

@@ -129,6 +129,11 @@ class Trainer:
         return self._layout.dimension
 
     @property
+    def task(self) -> Task:
+        """What is trained."""
+        return self._task
+
+    @property
     def device(self) -> torch.device:
         """Where clients train."""
         return self._device

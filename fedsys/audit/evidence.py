@@ -87,6 +87,7 @@ class Evidence:
         summary: ``summary.json``.
         config: ``config.toml``.
         metrics: ``metrics.jsonl``.
+        answers: ``answers.jsonl``, which has the same form.
         model: SHA-256 of ``model.pt``.
         has_private: whether there is a ``private.jsonl``.
     """
@@ -96,6 +97,7 @@ class Evidence:
     summary: Piece[dict[str, Any]]
     config: Piece[Config]
     metrics: Piece[Metrics]
+    answers: Piece[Metrics]
     model: Piece[str]
     has_private: bool
 
@@ -116,6 +118,7 @@ def gather(run: Path) -> Evidence:
         summary=_piece(run / "summary.json", _json),
         config=_piece(run / "config.toml", _toml),
         metrics=_piece(run / "metrics.jsonl", _metrics),
+        answers=_piece(run / "answers.jsonl", _metrics),
         model=_piece(run / "model.pt", _sha256),
         has_private=_exists(run / "private.jsonl"),
     )

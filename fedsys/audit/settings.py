@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fedsys.audit.asked import turns_of
 from fedsys.audit.evidence import Config, Evidence
 from fedsys.audit.wording import claim, value_text
 from fedsys.privacy import LedgerView, PrivacyPlan, ledger_header
@@ -164,7 +165,11 @@ def _others(
             wanted = facts.get(fact)
             if key == "aggregation.encoding" and plan.encoding == "float":
                 wanted = "wide"  # protocol "float" has no encoding of its own
+            if key == "rounds.count":
+                wanted = turns_of(view, plan).trained(plan.rounds)
             compare(key, config.get(key), wanted)
+        every = config.get("evaluation.on_devices_every") or 0
+        compare("evaluation.on_devices_every", every, turns_of(view, plan).every)
         compare("job.name", config.get("job.name"), view.header.get("name"))
         compare(
             "aggregation.protocol", config.get("aggregation.protocol"), view.header.get("protocol")

@@ -18,6 +18,7 @@ from fedsys.config.sections import (
     Privacy,
     Query,
     Rounds,
+    TaskSection,
 )
 from fedsys.errors import ConfigError
 from fedsys.queries import parse
@@ -36,6 +37,8 @@ class Asking(Protocol):
 
     @property
     def job(self) -> Job: ...
+    @property
+    def task(self) -> TaskSection: ...
     @property
     def query(self) -> Query: ...
     @property
@@ -88,8 +91,14 @@ def asks_fit(config: Asking) -> None:
                 "query.questions with job.kind = 'train': set job.kind to 'query' or 'evaluate', "
                 "or remove them"
             )
+        _evaluates_between(config)
         return
     where = f"job.kind = '{kind}'"
+    if config.evaluation.on_devices_every or config.evaluation.questions:
+        raise ConfigError(
+            f"evaluation.on_devices_every and evaluation.questions with {where}: are for training "
+            f"jobs; ask in query.questions"
+        )
     parse(config.query.questions)
     wrong = {
         "rounds.count": (config.rounds.count, 1),
@@ -119,4 +128,54 @@ def asks_fit(config: Asking) -> None:
         raise ConfigError(
             f"query.model = '{config.query.model}' with {where}: an evaluation needs the folder "
             f"of the run whose model it looks at (`--of RUN`), and a query has none"
+        )
+
+
+def _evaluates_between(config: Asking) -> None:
+    """Rounds between those of training ask in a vector of the same length, under the same plan."""
+    every, asked = config.evaluation.on_devices_every, config.evaluation.questions
+    if not every:
+        if asked:
+            raise ConfigError(
+                "evaluation.questions without evaluation.on_devices_every: say after how many "
+                "rounds of training they are asked, or remove them"
+            )
+        return
+    where = f"evaluation.on_devices_every = {every}"
+    if not asked:
+        raise ConfigError(
+            f"{where} asks nothing; add a table [[evaluation.questions]] with ask and name, such "
+            f"as ask = 'devices' and name = 'accuracy by device'"
+        )
+    parse(asked)
+    if not config.population.held_out:
+        raise ConfigError(
+            f"{where} with population.held_out = 0: clients would evaluate on what they train on; "
+            f"set population.held_out = 0.2"
+        )
+    wrong = {
+        "rounds.mode": (config.rounds.mode, "synchronous"),
+        "privacy.adaptive_quantile": (config.privacy.adaptive_quantile, None),
+        "privacy.unit": (config.privacy.unit or "client", "client"),
+        "aggregation.encoding": (config.aggregation.encoding, "wide"),
+        "cohort.participation": (config.cohort.participation, 1.0),
+        "cohort.weighting": (config.cohort.weighting, "none"),
+    }
+    for key, (value, only) in wrong.items():
+        if value != only:
+            raise ConfigError(
+                f"{key} = {value} with {where}: leave it out; only {only} can be asked with"
+            )
+    if config.privacy.mechanism not in _MECHANISMS:
+        raise ConfigError(
+            f"privacy.mechanism = '{config.privacy.mechanism}' with {where}: allowed are "
+            f"{', '.join(_MECHANISMS)}"
+        )
+    if config.cohort.sampling not in ("poisson", "fixed"):
+        raise ConfigError(
+            f"cohort.sampling = '{config.cohort.sampling}' with {where}: allowed are poisson, fixed"
+        )
+    if config.task.graph_sha256:
+        raise ConfigError(
+            f"task.graph_sha256 with {where}: devices that train from a graph answer no questions"
         )

@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from fedsys.config.section import (
+    Count,
+    Finite,
+    Fraction,
+    NonNegative,
+    Positive,
+    Probability,
+    Section,
+)
 
 __all__ = [
     "Aggregation",
@@ -24,27 +34,6 @@ __all__ = [
     "TaskSection",
     "Tuning",
 ]
-
-Count = Annotated[int, Field(ge=1, le=10**9)]
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return value
-
-
-Finite = Annotated[float, AfterValidator(_finite)]
-Positive = Annotated[Finite, Field(gt=0)]
-NonNegative = Annotated[Finite, Field(ge=0)]
-Fraction = Annotated[Finite, Field(ge=0, lt=1)]
-Probability = Annotated[Finite, Field(gt=0, le=1)]
-
-
-class Section(BaseModel):
-    """A table of the configuration; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Job(Section):
@@ -174,6 +163,7 @@ class Rounds(Section):
 
     Attributes:
         count: Number of rounds. Delta is split over them, and a round lost to a crash counts.
+            Rounds in which devices evaluate (``evaluation.on_devices_every``) are added to it.
         answer: When a device sends its upload, unless its owner requires a later time. ``at-once``
             reveals how long it trained, and so how much data it has. ``bucketed`` waits for one of
             a few times that depend on the job alone. ``at-deadline`` waits for the end of the
@@ -393,11 +383,19 @@ class Evaluation(Section):
         metrics: Further figures over the whole test set, which no mean over examples gives:
             ``macro-f1``, ``auc``, or ``"package.module:Attr"`` for a function of your own of
             (outputs, targets) that returns a number.
+        on_devices_every: Number of rounds of training after which, and after the last, one more
+            round asks ``questions`` of the model on clients' held-out examples
+            (``population.held_out``). Such rounds come on top of ``rounds.count``, at the same
+            cost each, within the same epsilon; 0 asks never.
+        questions: What they ask, one table each, with ``ask`` and ``name``; [Ask before you
+            train](ask.md) has the questions.
     """
 
     data: Literal["test", "none"] = "test"
     every: Count = 1
     metrics: Annotated[list[str], Field(max_length=64)] = Field(default_factory=list)
+    on_devices_every: Annotated[int, Field(ge=0, le=10**6)] = 0
+    questions: list[dict[str, Any]] = Field(default_factory=list)
 
 
 class Engine(Section):

@@ -13,11 +13,12 @@ intervals are computed from the sum. No module here imports torch.
 """
 
 from fedsys.queries.answers import Answer, Estimate, Measured
-from fedsys.queries.questions import KINDS, Question, parse, to_json
+from fedsys.queries.questions import EVALUATED, KINDS, Question, parse, to_json
 from fedsys.queries.rows import Column, Rows
 from fedsys.queries.sheet import Sheet
 
 __all__ = [
+    "EVALUATED",
     "KINDS",
     "Answer",
     "Column",

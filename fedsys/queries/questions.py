@@ -31,7 +31,11 @@ from fedsys.queries.axes import (
     increasing,
 )
 
-__all__ = ["KINDS", "Question", "parse", "to_json"]
+__all__ = ["EVALUATED", "KINDS", "Question", "parse", "to_json"]
+
+EVALUATED = frozenset({"predicted", "confidence", "loss", "accuracy"})
+"""Columns that an evaluation adds to each row, besides the task's other metrics."""
+
 
 _MOST_QUESTIONS = 64
 _MOST_COLUMNS = 32

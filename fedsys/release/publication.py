@@ -13,7 +13,8 @@ from fedsys.run_folder import RunFolder, disk_errors
 
 __all__ = ["publish_run"]
 
-_COPIED = ("config.toml", "ledger.jsonl", COSIGNED, PROOF, "metrics.jsonl", "model.pt")
+_RESULTS = ("metrics.jsonl", "answers.jsonl", "model.pt")
+_COPIED = ("config.toml", "ledger.jsonl", COSIGNED, PROOF, *_RESULTS)
 _MOST_BYTES = 1 << 32
 
 

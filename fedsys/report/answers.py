@@ -14,7 +14,14 @@ from fedsys.printable import printable
 from fedsys.queries.answers import scale_of
 from fedsys.report import figures
 
-__all__ = ["AnswerStated", "QueryStated", "Shown", "print_answers", "shown"]
+__all__ = [
+    "AnswerStated",
+    "DeviceEvaluation",
+    "QueryStated",
+    "Shown",
+    "print_answers",
+    "shown",
+]
 
 Text = Annotated[str, BeforeValidator(lambda value: printable(value))]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -57,6 +64,13 @@ class QueryStated(_Tolerant):
 
     kind: Text = "query"
     answers: Annotated[list[AnswerStated], Field(max_length=64)] = Field(default_factory=list)
+
+
+class DeviceEvaluation(QueryStated):
+    """A line of ``answers.jsonl``: what devices said of the model between rounds of training."""
+
+    round: int
+    trained: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,16 +23,48 @@ def metric_charts(folder: RunContents) -> list[Chart]:
         fraction = "accuracy" in name and all(0 <= value <= 1 for value in values)
         last = figures.metric(name, values[-1])
         title = name.replace("_", " ").capitalize()
+        devices = _device_series(folder, name)
+        series = (Series(label="test data", value=last, x=rounds, y=values), *devices)
+        also = "".join(f"; {each.label}: {each.value}" for each in devices)
         charts.append(
             Chart(
                 title=title,
-                summary=f"{title} over rounds {rounds[0]} to {rounds[-1]}, ending at {last}.",
-                series=(Series(label="test data", value=last, x=rounds, y=values),),
+                summary=f"{title} over rounds {rounds[0]} to {rounds[-1]}, ending at {last}{also}.",
+                series=series,
                 scale="percent" if fraction else "linear",
                 floor=0.0 if not fraction and min(values) >= 0 else None,
             )
         )
     return charts
+
+
+def _device_series(folder: RunContents, name: str) -> tuple[Series, ...]:
+    """A metric's mean over devices' own rows, with its intervals, where rounds asked for it."""
+    asked = folder.setting("evaluation", "questions")
+    questions = asked if isinstance(asked, list) else []
+    wanted = [
+        each.get("name")
+        for each in questions
+        if isinstance(each, dict) and each.get("ask") == "mean" and each.get("column") == name
+    ]
+    points = [
+        (float(each.round), answer.estimates[0])
+        for each in folder.on_devices
+        for answer in each.answers
+        if wanted and answer.name == wanted[0] and answer.estimates
+    ]
+    if not points:
+        return ()
+    return (
+        Series(
+            label="devices' own rows",
+            value=figures.metric(name, points[-1][1].value),
+            x=[at for at, _ in points],
+            y=[each.value for _, each in points],
+            low=[each.value if each.low is None else each.low for _, each in points],
+            high=[each.value if each.high is None else each.high for _, each in points],
+        ),
+    )
 
 
 class Budgeted(Protocol):

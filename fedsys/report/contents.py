@@ -22,7 +22,7 @@ from fedsys.errors import LedgerError, RunFolderError
 from fedsys.printable import printable
 from fedsys.privacy.ledger.files import open_regular
 from fedsys.privacy.ledger.packing import unpack
-from fedsys.report.answers import QueryStated
+from fedsys.report.answers import DeviceEvaluation, QueryStated
 
 __all__ = ["PrivacySummary", "RoundDiagnostics", "RunContents", "Summary", "read"]
 
@@ -112,6 +112,7 @@ class RunContents:
         config: the parsed ``config.toml``, empty if it could not be read.
         config_text: its text, for display.
         metrics: name -> (rounds, values), a pair of equally long lists for each metric.
+        on_devices: evaluations between rounds of training, in their order.
         diagnostics: None in a public report.
         problems: one line for each thing that could not be read.
     """
@@ -123,6 +124,7 @@ class RunContents:
     metrics: Mapping[str, tuple[list[int], list[float]]]
     diagnostics: tuple[RoundDiagnostics, ...] | None
     problems: tuple[str, ...] = field(default=())
+    on_devices: tuple[DeviceEvaluation, ...] = field(default=())
 
     def setting(self, section: str, key: str) -> Any:
         """Returns ``section.key`` of the config, or None."""
@@ -151,6 +153,7 @@ def read(run: Path, *, private: bool) -> RunContents:
         config=config,
         config_text=config_text,
         metrics=_metrics(run / "metrics.jsonl", problems),
+        on_devices=_on_devices(run / "answers.jsonl", problems),
         diagnostics=_diagnostics(run / "private.jsonl", problems) if private else None,
         problems=tuple(problems),
     )
@@ -244,6 +247,19 @@ def _metrics(path: Path, problems: list[str]) -> dict[str, tuple[list[int], list
     leading = ("accuracy", "loss")
     order = sorted(series, key=lambda name: leading.index(name) if name in leading else 2)
     return {name: series[name] for name in order}
+
+
+def _on_devices(path: Path, problems: list[str]) -> tuple[DeviceEvaluation, ...]:
+    if not os.path.lexists(path):
+        return ()
+    found = []
+    for record in _lines(path, problems):
+        try:
+            found.append(DeviceEvaluation.model_validate(record))
+        except ValidationError as error:
+            problems.append(_complaint(path, error))
+            break
+    return tuple(found)
 
 
 def _diagnostics(path: Path, problems: list[str]) -> tuple[RoundDiagnostics, ...]:

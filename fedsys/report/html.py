@@ -73,6 +73,8 @@ def render(run: Path, audit: AuditResult, *, private: bool) -> str:
             headline=_headline(folder, private=private),
             statement=state(folder, audit, facts),
             answers=shown(folder.summary.query),
+            on_devices=shown(folder.on_devices[-1] if folder.on_devices else None),
+            evaluations=folder.on_devices,
             training=[figure(chart, f"m{i}") for i, chart in enumerate(metric_charts(folder))],
             spending=[
                 figure(chart, f"e{i}", wide=True)

@@ -175,6 +175,27 @@ def _print_rows(console: Console, rows: Sequence[tuple[str, str, str, str]]) -> 
         console.print(line, markup=False)
 
 
+def _on_devices(folder: RunContents) -> list[tuple[str, str, str, str]]:
+    """The figures of the last evaluation on devices; bins and matrices are on the page."""
+    if not folder.on_devices:
+        return []
+    last = folder.on_devices[-1]
+    found = []
+    for answer in last.answers:
+        for each in answer.estimates:
+            if (
+                each.low is None
+                or each.high is None
+                or (each.label and "quantile" not in each.label)
+            ):
+                continue
+            ends = f"{figures.plain(each.low)} to {figures.plain(each.high)}"
+            name = " ".join(word for word in (answer.name, each.label) if word)
+            words = f"{ends}, devices' own rows after {figures.count(last.trained)} rounds"
+            found.append((name, figures.plain(each.value), words, "bold"))
+    return found[:8]
+
+
 def _results(folder: RunContents) -> list[tuple[str, str, str, str]]:
     summary = folder.summary
     status = (summary.status or "").replace("-", " ")
@@ -183,6 +204,7 @@ def _results(folder: RunContents) -> list[tuple[str, str, str, str]]:
         (name, figures.metric(name, value), "test data, last round", "bold")
         for name, value in list(summary.metrics.items())[:8]
     ]
+    rows += _on_devices(folder)
     if summary.clients_trained is not None:
         speed = summary.clients_per_second
         rows.append(

@@ -13,6 +13,7 @@ from fedsys.errors import MechanismError, ProtocolError
 from fedsys.privacy import PrivacyPlan
 from fedsys.wire.canonical import decode_object, encode_object
 from fedsys.wire.roster import MAX_MEMBERS
+from fedsys.wire.turns import Turns
 from secure_agg.params import MAX_COHORT
 
 __all__ = ["MAX_ROUNDS", "Buffering", "Terms"]
@@ -93,6 +94,8 @@ class Terms:
         kind: what rounds ask for: ``train``, ``query`` or ``evaluate``.
         questions: of a round that asks, as `fedsys.queries.parse` reads them; each device checks
             them itself.
+        evaluate_every: rounds of training after which, and after the last, one round asks these
+            questions of the model; 0 where only rounds of training come.
         held_out: fraction of a device's rows that it does not train on and keeps for evaluations.
         members: increasing node ids of those on that list who take part; none stand for all.
     """
@@ -118,7 +121,13 @@ class Terms:
     kind: Literal["train", "query", "evaluate"] = "train"
     questions: Sequence[Mapping[str, Any]] = ()
     held_out: float = 0.0
+    evaluate_every: int = 0
     members: tuple[int, ...] = ()
+
+    def kind_of(self, round: int) -> Literal["train", "query", "evaluate"]:
+        """What a round of this job asks for."""
+        turns = Turns(rounds=self.plan.rounds, every=self.evaluate_every)
+        return "evaluate" if turns.evaluates(round) else self.kind
 
     @property
     def row_length(self) -> int:
@@ -136,7 +145,9 @@ class Terms:
         """Canonical bytes."""
         body = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         buffering = None if self.buffering is None else dataclasses.asdict(self.buffering)
-        part = {} if not body.pop("members") else {"members": list(self.members)}
+        part: dict[str, Any] = {} if not body.pop("members") else {"members": list(self.members)}
+        if not body["evaluate_every"]:
+            del body["evaluate_every"]
         return encode_object(
             {
                 **body,
@@ -161,7 +172,8 @@ class Terms:
             ProtocolError: they are not terms, or those of an impossible job.
         """
         keys = frozenset(item.name for item in dataclasses.fields(cls))
-        body = decode_object(data, "a job's terms", keys - {"members"}, optional={"members"})
+        sometimes = {"members", "evaluate_every"}
+        body = decode_object(data, "a job's terms", keys - sometimes, optional=sometimes)
         try:
             job = bytes.fromhex(body["job"])
             texts = [body[key] for key in _TEXTS]
@@ -208,11 +220,16 @@ class Terms:
 def _check_asking(body: Mapping[str, Any]) -> None:
     """Raise ValueError unless what rounds ask for is of the right type and in one piece."""
     kind, questions, held_out = body["kind"], body["questions"], body["held_out"]
+    every = body.get("evaluate_every", 0)
+    if "evaluate_every" in body and not (type(every) is int and 0 < every <= MAX_ROUNDS):
+        raise ValueError("evaluations after no number of rounds")
+    if every and (kind != "train" or body["buffering"] is not None or not held_out):
+        raise ValueError("evaluations between rounds that do not train, or of no rows")
     if (
         kind not in ("train", "query", "evaluate")
         or type(questions) is not list
         or not all(type(each) is dict for each in questions)
-        or (kind == "train") != (not questions)
+        or (kind == "train" and not every) != (not questions)
         or type(held_out) is not float
         or not 0 <= held_out < 1
     ):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from fedsys.errors import BudgetExceeded, Cause, FedsysError
 from fedsys.wire.refusals import cause_of, reason_of
+from server.asking import tested_after
 from server.checkpoint import model_bytes
 from server.deployed.buffer import BufferedCycle
 from server.deployed.consent import Consent, Shortfall
@@ -290,9 +291,7 @@ class JobRun:
 
     def _evaluate(self) -> None:
         job, number = self._job, self._job.coordinator.reserved
-        evaluation = job.config.evaluation
-        due = number % evaluation.every == 0 or number >= job.plan.rounds
-        if evaluation.data == "none" or not due:
+        if not tested_after(job.config, number):
             return
         metrics = self._model.evaluate(job.coordinator.weights)
         if metrics is not None:

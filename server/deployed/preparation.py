@@ -443,7 +443,8 @@ def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -
         shared=sum(each.size for each in shared_by(coordinator.strategy).values()),
         weight_cap=parts_of(job.config, model.parts).weight_cap,
         kind=kind,
-        questions=tuple(job.config.query.questions),
+        questions=tuple(job.config.query.questions or job.config.evaluation.questions),
+        evaluate_every=job.config.evaluation.on_devices_every,
         held_out=job.config.population.held_out,
         members=roster.nodes if roster.signed else (),
     )

@@ -22,6 +22,7 @@ from fedsys.bounded_toml import parse_toml
 from fedsys.config import validate
 from fedsys.errors import ConfigError, FedsysError
 from fedsys.privacy import Entropy
+from server.asking import turns_of
 from server.deployed.consent import Shortfall
 from server.deployed.countersignatures import Countersignatures
 from server.deployed.disk_space import is_full, space_again
@@ -67,7 +68,7 @@ def submit(state: State, text: str, *, start: str = "", entropy: Entropy = os.ur
         config=text,
         status="submitted",
         submitted_at=time.time(),
-        rounds=config.rounds.count,
+        rounds=turns_of(config).rounds,
         start=start,
     )
     with state.transaction() as session:

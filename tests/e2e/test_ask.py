@@ -43,7 +43,7 @@ def test_the_page_as_a_reader_runs_it(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "policy.toml").write_text(policy)
     assert Policy.load(tmp_path / "policy.toml").queries.min_bins == 5
     commands = [line for block in blocks("console") for line in block.splitlines()]
-    assert len(commands) == 6
+    assert len(commands) == 7
     for line in commands:
         words = shlex.split(line.removeprefix("$ "))
         assert words[0] == "fedsys"

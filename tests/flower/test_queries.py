@@ -113,6 +113,61 @@ def test_a_question_that_an_owner_does_not_allow_is_not_answered(
     assert read_ledger(home.jobs / row.id / "ledger.jsonl").rounds == ()
 
 
+def between() -> Config:
+    """Two rounds of training, after each of which the silos evaluate."""
+    tree = silo(rounds=2).model_dump(exclude_none=True)
+    tree["population"]["held_out"] = 0.25
+    tree["privacy"] = {"noise_multiplier": 1.5, "clip": 0.5, "delta": 1e-5}
+    tree["evaluation"] = {
+        "data": "none",
+        "on_devices_every": 1,
+        "questions": [
+            {"ask": "count", "name": "rows", "rows": 500},
+            {"ask": "mean", "name": "accuracy", "column": "accuracy", "low": 0, "high": 1},
+        ],
+    }
+    return validate(tree)
+
+
+def test_a_fleet_evaluates_between_rounds_of_training_as_a_simulation_does(
+    home: Home, tmp_path: Path
+) -> None:
+    seed = b"between rounds"
+    simulated = harness.run(between(), out=tmp_path / "run", randomness=SeededRandomness(seed))
+    expected = read_ledger(simulated.folder / "ledger.jsonl").rounds
+    for number in range(SILOS):
+        allow(tmp_path / f"a{number}", allow=("evaluate",), columns=())
+    row = over_flower(home, tmp_path, between(), seed)
+    assert row.status == "completed", row.reason
+    run = home.jobs / row.id
+    found = read_ledger(run / "ledger.jsonl").rounds
+    assert [each.reserve["kind"] for each in found] == ["train", "evaluate"] * 2
+    for name in ("aggregate_sha256", "weights_sha256", "answer_sha256"):
+        assert [each.body.get(name) for each in found] == [each.body.get(name) for each in expected]
+    assert (run / "answers.jsonl").read_text() == (simulated.folder / "answers.jsonl").read_text()
+    assert audit_run(run).passed
+
+
+@pytest.mark.parametrize(
+    ("queries", "said"),
+    [
+        ({"allow": ("query",)}, "a job of kind 'evaluate', where the owner's queries.allow is"),
+        ({"min_bins": 20, "columns": ()}, "fewer than the owner's queries.min_bins 20"),
+    ],
+)
+def test_an_owner_who_answers_no_evaluations_takes_no_part_in_a_job_with_them(
+    home: Home, tmp_path: Path, queries: dict[str, Any], said: str
+) -> None:
+    for number in range(SILOS):
+        allow(tmp_path / f"a{number}", **queries)
+    tree = between().model_dump(exclude_none=True)
+    tree["evaluation"]["questions"].append({"ask": "devices", "name": "by device"})
+    row = over_flower(home, tmp_path, validate(tree), b"refused")
+    assert row.status == "failed"
+    assert said in row.reason
+    assert read_ledger(home.jobs / row.id / "ledger.jsonl").rounds == ()
+
+
 @pytest.mark.slow
 def test_a_fleet_evaluates_a_model_that_it_trained_on_rows_that_it_held_out(
     home: Home, tmp_path: Path

@@ -62,7 +62,7 @@ def verify(run: Path, key: Ed25519PublicKey | None = None) -> Verified:
     require(len(ledger.rounds) <= plan.rounds, "more rounds than planned")
     known: set[bytes] = set()
     for each in ledger.rounds:
-        require(each.kind == header.get("kind"), "a round of another kind")
+        require(each.kind == _kind(header, plan, each.number), "a round of another kind")
         text = canonical(each.event)
         if text not in known:
             plan.check_event(each.event, first=each.number == 1)
@@ -78,6 +78,7 @@ def verify(run: Path, key: Ed25519PublicKey | None = None) -> Verified:
     total = _total(header, plan, derived, ledger, found["outsider"])
     _check_closing(run, ledger)
     _check_answer(run, ledger, plan)
+    _check_between(run, ledger, plan)
     _check_summary(run, ledger, plan, derived, found, total)
     if (run / "ledger.tlog-proof").exists():
         transparency.check_proof(run / "ledger.tlog-proof", ledger)
@@ -148,6 +149,42 @@ def _check_closing(run: Path, ledger: Ledger) -> None:
         require(stated == _sha256(run / name), f"another {name}")
     stated = ledger.header.get("config_sha256")
     require(stated == _sha256(run / "config.toml"), "another config.toml")
+
+
+def _kind(header: dict[str, Any], plan: Plan, number: int) -> Any:
+    """LEDGER.md, "Rounds that ask": of each round."""
+    every = header.get("on_devices_every")
+    if every is None:
+        return header.get("kind")
+    require(type(every) is int and every > 0 and header.get("kind") == "train", "no such turns")
+    asks = number % (every + 1) == 0 or number == plan.rounds
+    return "evaluate" if asks else "train"
+
+
+def _check_between(run: Path, ledger: Ledger, plan: Plan) -> None:
+    """LEDGER.md, "Rounds that ask": between rounds of training."""
+    every = ledger.header.get("on_devices_every") or 0
+    path = run / "answers.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = {line["round"]: line for line in lines}
+    require(len(found) == len(lines), "a round answers twice")
+    wanted = {
+        each.number: each
+        for each in ledger.rounds
+        if each.outcome == "commit" and each.kind == "evaluate" and every
+    }
+    require(set(found) == set(wanted), "answers of other rounds")
+    for number, each in wanted.items():
+        line = found[number]
+        vector = struct.pack(f"<{len(line['released'])}f", *line["released"])
+        digest = hashlib.sha256(vector).hexdigest()
+        require(digest == each.body.get("answer_sha256"), "another answer was committed")
+        per_mean = each.event["scale"] * plan.cohort * plan.clip
+        deviation = math.sqrt(each.event["total_variance"]) / per_mean
+        require(close(line["deviation"], deviation, 1e-9), "noise")
+        last = number == plan.rounds and number % (every + 1) != 0
+        trained = number - number // (every + 1) - last
+        require(line["trained"] == trained and line["kind"] == "evaluate", "another evaluation")
 
 
 def _check_answer(run: Path, ledger: Ledger, plan: Plan) -> None:
