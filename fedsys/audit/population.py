@@ -16,6 +16,7 @@ from typing import Any
 
 from fedsys.audit.composition import compose
 from fedsys.audit.rederive import audit_run
+from fedsys.audit.stopping import ended_early
 from fedsys.audit.wording import claim, epsilon_text, plain, value_text
 from fedsys.bounded_toml import parse_toml
 from fedsys.errors import AuditInputError, BudgetExceeded, ConfigError, LedgerError
@@ -141,7 +142,8 @@ def _view(run: Path) -> LedgerView:
 
 
 def _part(name: str, view: LedgerView, new: PrivacyPlan) -> Part:
-    """What a run counts: what it spent if it is over, else all that its plan allows.
+    """What a run counts: what it spent if it is over, and all that its plan allows if it is not, or
+    if what it released decided how many rounds there were.
 
     Raises:
         AuditInputError: its rounds cannot be accounted for, or do not compose with the new run's.
@@ -161,7 +163,8 @@ def _part(name: str, view: LedgerView, new: PrivacyPlan) -> Part:
             f"{plain(name)} protects another unit, or defines neighbours differently (replace, or "
             f"add or remove), than the new run: their epsilons do not add up"
         )
-    return promised_part(plan, _VIEW) if view.closed is None else part_of(plan, _VIEW, spent)
+    promised = view.closed is None or ended_early(view)
+    return promised_part(plan, _VIEW) if promised else part_of(plan, _VIEW, spent)
 
 
 def audit_population(folder: Path, *, key: str | None = None) -> AuditResult:

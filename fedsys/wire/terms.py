@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,10 @@ MAX_ROUNDS = 1_000_000
 """The most rounds of a job that devices are asked to agree to."""
 
 _TEXTS = ("name", "task", "task_sha256", "graph_sha256", "path", "roster_hash")
+_OPTIONAL = frozenset({"members", "frozen_sha256"})
+"""Fields that are left out where they are empty."""
 _NUMBERS = ("seed", "roster_version", "dimension", "shared", "weight_cap")
+_SHA256 = re.compile("[0-9a-f]{64}")
 _MOST_TEXT = 200
 """Characters of a name, which people will read in logs and on terminals."""
 
@@ -95,6 +99,8 @@ class Terms:
             them itself.
         held_out: fraction of a device's rows that it does not train on and keeps for evaluations.
         members: increasing node ids of those on that list who take part; none stand for all.
+        frozen_sha256: SHA-256 of the frozen weights and buffers of the coordinator's copy of the
+            model, as hex, for devices that build it from the task's code; empty where it has none.
     """
 
     job: bytes
@@ -119,6 +125,7 @@ class Terms:
     questions: Sequence[Mapping[str, Any]] = ()
     held_out: float = 0.0
     members: tuple[int, ...] = ()
+    frozen_sha256: str = ""
 
     @property
     def row_length(self) -> int:
@@ -136,7 +143,7 @@ class Terms:
         """Canonical bytes."""
         body = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         buffering = None if self.buffering is None else dataclasses.asdict(self.buffering)
-        part = {} if not body.pop("members") else {"members": list(self.members)}
+        part = {key: value for key in _OPTIONAL if (value := body.pop(key))}
         return encode_object(
             {
                 **body,
@@ -161,7 +168,7 @@ class Terms:
             ProtocolError: they are not terms, or those of an impossible job.
         """
         keys = frozenset(item.name for item in dataclasses.fields(cls))
-        body = decode_object(data, "a job's terms", keys - {"members"}, optional={"members"})
+        body = decode_object(data, "a job's terms", keys - _OPTIONAL, optional=_OPTIONAL)
         try:
             job = bytes.fromhex(body["job"])
             texts = [body[key] for key in _TEXTS]
@@ -185,6 +192,8 @@ class Terms:
                 raise ValueError("members that are no node ids")
             if "members" in body and not members:
                 raise ValueError("an empty list of members")
+            if _SHA256.fullmatch(body.get("frozen_sha256", "0" * 64)) is None:
+                raise ValueError("a hash of frozen weights that is none")
             plan = _plan(body["plan"])
             buffering = body["buffering"]
             if buffering is not None:
