@@ -189,6 +189,13 @@ class LocalData:
                 f"{terms.dimension} are asked for",
                 cause=Cause.TASK,
             )
+        if terms.frozen_sha256 and trainer.frozen_sha256 != terms.frozen_sha256:
+            raise PolicyRefusal(
+                f"the frozen weights and buffers of task '{self.task.name}' give "
+                f"{trainer.frozen_sha256} here, and {terms.frozen_sha256} at the coordinator: "
+                f"install the files from which the task reads them",
+                cause=Cause.TASK,
+            )
         parts = replace(trainer.parts, weight_cap=terms.weight_cap)
         if parts.length != terms.row_length:
             raise PolicyRefusal(

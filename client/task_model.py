@@ -49,6 +49,8 @@ class TaskModel:
         self.layers = self._trainer.layout.sizes
         trains = config.job.kind == "train"
         self.frozen_sha256 = self._trainer.frozen_sha256 if trains else None
+        compares = config.job.kind != "query" and self._trainer.freezes
+        self.frozen_compared = self._trainer.frozen_sha256 if compares else ""
         if self._trainer.keeps_state and config.rounds.mode == "buffered":
             raise ConfigError(
                 "rounds.mode = 'buffered' with a local procedure: what a client keeps belongs to a "

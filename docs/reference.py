@@ -29,6 +29,8 @@ HERE = Path(__file__).parent
 NOTE = "<!-- Written by `make reference`; edit the docstrings in the code instead. -->\n"
 
 Schema = Mapping[str, Any]
+_NESTED = {"evaluation": ("stop",), "tuning": ("part",)}
+"""Tables within a table."""
 
 
 def meanings(model: type) -> dict[str, str]:
@@ -44,7 +46,8 @@ def meanings(model: type) -> dict[str, str]:
 def undescribed() -> list[str]:
     """Keys without a meaning, and meanings without a key."""
     tables: dict[str, type[BaseModel]] = {name: _section(name) for name in Config.model_fields}
-    tables["tuning.part"] = _nested(tables["tuning"], "part")
+    for outer, inner in _NESTED.items():
+        tables |= {f"{outer}.{key}": _nested(tables[outer], key) for key in inner}
     tables["coordinator.toml"] = Settings
     wrong = []
     for table, model in tables.items():
@@ -63,9 +66,9 @@ def configuration() -> str:
         model = _section(name)
         page += ["", f"## `[{name}]`", "", *_prose(model)]
         page += _table(model, definitions[model.__name__]["properties"])
-        if name == "tuning":
-            part = _nested(model, "part")
-            page += ["", f"### `[{name}.part]`", "", *_prose(part)]
+        for key in _NESTED.get(name, ()):
+            part = _nested(model, key)
+            page += ["", f"### `[{name}.{key}]`", "", *_prose(part)]
             page += _table(part, definitions[part.__name__]["properties"])
     page += ["", "## A coordinator: `coordinator.toml`", "", _COORDINATOR, ""]
     page += _table(Settings, Settings.model_json_schema()["properties"])
@@ -225,7 +228,8 @@ def _section(name: str) -> type[BaseModel]:
 
 
 def _nested(model: type[BaseModel], key: str) -> type[BaseModel]:
-    kinds = getattr(model.model_fields[key].annotation, "__args__", ())
+    annotation = model.model_fields[key].annotation
+    kinds = getattr(annotation, "__args__", (annotation,))
     (found,) = [each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)]
     return found
 

@@ -87,6 +87,7 @@ class Checkpoints:
         make_folder(folder)
         flush_names(folder)  # the process that created a file may have died before its flush
         self._files = [folder / "a.npz", folder / "b.npz"]
+        self._start = folder / "start.npz"
         self._disk = disk
 
     def save(self, checkpoint: Checkpoint) -> Callable[[], None]:
@@ -105,6 +106,29 @@ class Checkpoints:
     def _over_older(self, checkpoint: Checkpoint) -> None:
         _write(checkpoint, self._files[0])
         self._files.reverse()  # only now: had it failed, the other would still be the newest
+
+    def begin(self, checkpoint: Checkpoint) -> None:
+        """Keep what a job begins with for as long as its folder, where that is not the task's own
+        initial model."""
+        _write(checkpoint, self._start)
+
+    def start(self, weights_sha256: str) -> Checkpoint:
+        """What `begin` kept.
+
+        Raises:
+            RunFolderError: it is missing, does not read back, or holds other weights.
+        """
+        try:
+            found = _read(self._start)
+        except FileNotFoundError:
+            raise RunFolderError(
+                f"{self._start}: missing, and the run started from that model; restore the file"
+            ) from None
+        if sha256_of_weights(found.weights) != weights_sha256:
+            raise RunFolderError(
+                f"{self._start}: not the model that the ledger's header says the run started from"
+            )
+        return found
 
     def newest(self, committed: Mapping[int, str]) -> Checkpoint | None:
         """The checkpoint of the newest committed round; None where no round was committed.

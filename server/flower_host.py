@@ -32,6 +32,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedsys.bounded_toml import parse_toml
 from fedsys.config import dump, load, validate
 from fedsys.errors import ConfigError, FedsysError, ProtocolError
+from fedsys.improvement import STOPPED
 from fedsys.logs import configure_unless_hosted
 from fedsys.printable import printable
 from fedsys.wire import fleet_pb2
@@ -398,5 +399,5 @@ def _main(grid: Grid, context: Context) -> None:
     home = Home.open(Path(str(settings["fedsys-home"])))
     row = asyncio.run(run_job(grid, home, dump(config), models=models))
     _log.info("job %s: %s", row.id, row.status)
-    if row.status not in ("completed", "budget-exhausted"):
+    if row.status not in ("completed", "budget-exhausted", STOPPED):
         raise FedsysError(f"job {row.id}: {row.status}: {row.reason}")

@@ -40,7 +40,7 @@ def end_job(
 
     Args:
         job: A job with no open round and no held commit.
-        status: ``completed``, ``budget-exhausted`` or ``interrupted``.
+        status: ``completed``, ``budget-exhausted``, ``stopped-early`` or ``interrupted``.
         model: Content of ``model.pt``; None where rounds asked and there is none.
         metrics: Metrics of the last evaluation.
         seconds: Duration of each round.

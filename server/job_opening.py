@@ -58,6 +58,8 @@ class JobSpec:
         entropy: Source for the job's name and the ledger's salts.
         disk: Writes checkpoints in the background; with None, each round waits for its own.
         parts: What lies where in a client's vector; None where it is the update alone.
+        begin: What the job begins with, where another run reached it: `weights`, and the state of
+            strategy and clipping. It is kept in the job's folder.
     """
 
     config: Config
@@ -69,12 +71,19 @@ class JobSpec:
     entropy: Entropy = os.urandom
     disk: Executor | None = None
     parts: Parts | None = None
+    begin: Checkpoint | None = None
 
 
 def start_job(folder: RunFolder, spec: JobSpec) -> Job:
     """Write configuration and ledger header into an empty folder."""
     signer, name = spec.signer or Signer.load_or_create(), spec.entropy(32)
     folder.write_config(spec.config)
+    checkpoints = Checkpoints(folder.checkpoints, spec.disk)
+    strategy = strategy_of(spec.config, spec.plan, len(spec.weights), spec.parts)
+    if spec.begin is not None:
+        checkpoints.begin(spec.begin)
+        if spec.begin.strategy:
+            strategy.load(spec.begin.strategy)
     ledger = Ledger.create(
         folder.ledger,
         folder.private,
@@ -90,10 +99,10 @@ def start_job(folder: RunFolder, spec: JobSpec) -> Job:
             name=name,
             ledger=ledger,
             accountant=ViewAccountant(spec.plan),
-            strategy=strategy_of(spec.config, spec.plan, len(spec.weights), spec.parts),
+            strategy=strategy,
             sampler=CohortSampler(spec.plan),
-            checkpoint=Checkpoint(round=0, weights=spec.weights),
-            checkpoints=Checkpoints(folder.checkpoints, spec.disk),
+            checkpoint=spec.begin or Checkpoint(round=0, weights=spec.weights),
+            checkpoints=checkpoints,
         )
         held.pop_all()
     return job
@@ -120,6 +129,8 @@ def restore_job(folder: RunFolder, spec: JobSpec, *, ledger: Ledger | None = Non
         strategy = strategy_of(spec.config, spec.plan, len(spec.weights), spec.parts)
         checkpoints = Checkpoints(folder.checkpoints, spec.disk)
         checkpoint = checkpoints.newest(_committed(view))
+        if checkpoint is None and "start" in view.header:
+            checkpoint = checkpoints.start(str(view.header.get("initial_weights_sha256")))
         if checkpoint is not None:
             asks = spec.config.job.kind != "train"  # what is kept is the answer, not a model
             if checkpoint.weights.shape != spec.weights.shape and not asks:
@@ -127,7 +138,8 @@ def restore_job(folder: RunFolder, spec: JobSpec, *, ledger: Ledger | None = Non
                     f"{folder.checkpoints}: holds {len(checkpoint.weights)} weights, the task "
                     f"has {len(spec.weights)}; is this the task that the run was started with?"
                 )
-            strategy.load(checkpoint.strategy)
+            if checkpoint.round or checkpoint.strategy:
+                strategy.load(checkpoint.strategy)
         folder.keep_answers(_committed(view))
         accountant = ViewAccountant(spec.plan)
         for _ in charge_rounds(accountant, view, ledger.private_rounds):
@@ -151,18 +163,22 @@ def restore_job(folder: RunFolder, spec: JobSpec, *, ledger: Ledger | None = Non
     return job
 
 
-def reached(folder: RunFolder) -> Weights:
-    """(d,) the weights of a job's newest committed round.
+def reached(folder: RunFolder) -> Checkpoint:
+    """A job's newest committed round.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: it has none, or its folder is the published part.
         FedsysError: its folder cannot be read.
     """
     committed = _committed(read_ledger(folder.ledger, allow_torn=True)) if folder.begun else {}
+    if committed and not folder.checkpoints.is_dir():
+        raise ConfigError(
+            f"{folder.path}: holds no checkpoints; name the folder that the run itself wrote"
+        )
     checkpoint = Checkpoints(folder.checkpoints).newest(committed) if committed else None
     if checkpoint is None:
         raise ConfigError(f"{folder.path}: no round of that job was committed")
-    return checkpoint.weights
+    return checkpoint
 
 
 def take_up(folder: RunFolder, signer: Signer, *, entropy: Entropy = os.urandom) -> Ledger:
@@ -187,6 +203,7 @@ def _header(folder: RunFolder, spec: JobSpec, name: bytes) -> dict[str, Any]:
     optional = {
         "canaries": facts.canaries,
         "frozen_sha256": facts.frozen_sha256,
+        "start": config.job.start or None,
         "model_dimension": len(spec.weights) if further else None,
         "on_devices_every": config.evaluation.on_devices_every or None,
     }

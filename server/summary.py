@@ -7,6 +7,7 @@ from typing import Any
 
 from fedsys.audit.tuning import total_of
 from fedsys.config import Config
+from fedsys.improvement import STOPPED
 from fedsys.privacy import (
     Epsilons,
     PrivacyPlan,
@@ -22,6 +23,7 @@ from server.asking import result_of
 from server.job import Job
 from server.job_settings import budget_of
 from server.simulated_time import simulated_time
+from server.standstill import stopped
 
 __all__ = ["summarize"]
 
@@ -39,7 +41,7 @@ def summarize(
 
     Args:
         job: The job, with its last round over.
-        status: ``completed``, ``budget-exhausted`` or ``interrupted``.
+        status: ``completed``, ``budget-exhausted``, ``stopped-early`` or ``interrupted``.
         model_sha256: SHA-256 of ``model.pt``, where there is one.
         metrics: Metrics of the last evaluation.
         seconds: Duration of each round without evaluation; after a resume, of the rounds since.
@@ -64,6 +66,8 @@ def summarize(
         reproducible=job.facts.reproducible,
         simulated=_simulated(job.config, job.folder),
     )
+    if status == STOPPED:
+        content["stopped"] = stopped(job.config, job.plan, job.folder.evaluations())
     return content if job.config.job.kind == "train" else {**content, "query": _asked(job)}
 
 

@@ -15,6 +15,7 @@ import sqlite3
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import torch
 from torch import Tensor
@@ -102,8 +103,28 @@ class ClientStates:
         with self._database() as database:
             held = [row[0] for row in database.execute("SELECT DISTINCT round FROM states")]
             for round in held:
-                if round not in rounds:
+                if round and round not in rounds:  # 0: kept from the run before
                     database.execute("DELETE FROM states WHERE round = ?", (round,))
+
+    def take_over(self, other: Path) -> None:
+        """Begin with what the clients of another run kept last, where it kept anything."""
+        if not other.exists():
+            return
+        with self._database():
+            pass  # the file and its table are there
+        self.close()
+        source = sqlite3.connect(f"file:{quote(str(other))}?mode=ro", uri=True)
+        try:
+            newest = source.execute(
+                "SELECT client, tensors, MAX(round) FROM states GROUP BY client"
+            )
+            with self._database() as database:
+                for client, tensors, _ in newest:
+                    database.execute("INSERT INTO states VALUES (?, 0, ?)", (client, tensors))
+        except sqlite3.Error as error:
+            raise RunFolderError(f"{other}: what clients keep cannot be read: {error}") from None
+        finally:
+            source.close()
 
     def close(self) -> None:
         """Close the file; it opens again on use."""

@@ -16,7 +16,8 @@ from pathlib import Path
 from fedsys import tasks
 from fedsys.config import Config
 from fedsys.config.named_code import NamedCode
-from fedsys.errors import BudgetExceeded
+from fedsys.errors import BudgetExceeded, ConfigError
+from fedsys.improvement import STOPPED
 from fedsys.preprocessing import REMEDY
 from fedsys.privacy import LedgerView, Signer, read_ledger
 from fedsys.privacy.ledger import read_header
@@ -28,11 +29,13 @@ from server.job import Job, job_withheld
 from server.job_ending import end_job, finish_ended, is_unfinished_end
 from server.job_opening import JobSpec, restore_job, start_job
 from server.rounds import RoundAborted
+from server.standstill import standstill
 from server.summary import summarize
 from simulations.between import working
 from simulations.buffered.rounds import BufferedRounds
 from simulations.client_states import NAME as CLIENT_STATES
 from simulations.client_states import ClientStates
+from simulations.continuing import Start
 from simulations.engine.noise_ahead import NoiseAhead
 from simulations.interrupts import uninterrupted
 from simulations.membership import joining
@@ -92,6 +95,7 @@ def run(
     randomness: Randomness | None = None,
     origin: tasks.Origin | None = None,
     population: Path | None = None,
+    start: Path | None = None,
 ) -> RunResult:
     """Simulate a job in a new folder.
 
@@ -105,19 +109,35 @@ def run(
             which the ledger states and the audit refuses.
         origin: A task that is loaded already; None loads the one that the configuration names.
         population: Folder of all runs on these clients, under one budget (`joining`).
+        start: A finished run whose model this one starts from (`Start`).
 
     Raises:
         FedsysError: The configuration, data or folder is not valid; the message is one line.
     """
+    if config.job.start and start is None:
+        raise ConfigError(
+            f"job.start = '{config.job.start}': is written by --from RUN; name that run's folder"
+        )
+    began = None if start is None else Start.of(start)
     setting = prepare(config, data=data, device=device, randomness=randomness, origin=origin)
     with setting.engine, ThreadPoolExecutor(1, "disk") as disk:
-        with joining(population, setting, out) as (setting, path):
+        with joining(population, setting, out, began) as (setting, path):
             folder = RunFolder.create(path)
             with disk_errors(folder.path):
-                job = start_job(folder, _spec(setting, disk))
+                spec = _spec(setting, disk)
+                if began is not None:
+                    begin = began.checkpoint_for(setting.config)
+                    spec = replace(spec, weights=begin.weights, begin=begin)
+                    if began.goes_on_in(setting.config):
+                        states = ClientStates(folder.path / CLIENT_STATES)
+                        states.take_over(began.path / CLIENT_STATES)
+                        states.close()
+                job = start_job(folder, spec)
                 if setting.reading is not None:
                     folder.write_data(setting.reading.to_json())
         with job.ledger:
+            if began is not None and observer is not None:
+                observer(began.notice(setting.config, setting.plan))
             if setting.reading is not None and observer is not None:
                 for line in setting.reading.lines():
                     observer(line)
@@ -227,6 +247,10 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
     states.keep_only(job.ledger.committed)
     try:
         while coordinator.reserved < job.plan.rounds:
+            if (stands := standstill(setting.config, folder.evaluations())) is not None:
+                observer(f"stopped early: {stands.text}")
+                status = STOPPED
+                break
             started = time.monotonic()
             with disk_errors(folder.path):
                 if buffers is None:

@@ -26,14 +26,14 @@ from client.local_data import shard_rows
 from client.training.held_out import kept_for
 from fedsys import tasks
 from fedsys.config.named_code import NamedCode
-from fedsys.errors import ConfigError, LedgerError
+from fedsys.errors import ConfigError, LedgerError, RunFolderError
 from fedsys.tasks.partition import Compressed
 from fedsys.versions import versions
 from fedsys.wire.roster import MAX_MEMBERS
 from server.asking import turns_of
-from server.checkpoint import model_bytes, sha256_of_aggregate, sha256_of_weights
+from server.checkpoint import Checkpoints, model_bytes, sha256_of_aggregate, sha256_of_weights
 from server.job_settings import parts_of, strategy_of
-from server.strategy_base import ReceivingStrategy, shared_by
+from server.strategy_base import ReceivingStrategy, Strategy, shared_by
 from simulations.client_states import NAME as CLIENT_STATES
 from simulations.client_states import ClientStates
 from simulations.engine.base import Engine
@@ -207,6 +207,24 @@ def _shard(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def _begun_with(recorded: RecordedRun, strategy: Strategy) -> Weights:
+    """The weights of the run that a run started from; its strategy's state goes on in `strategy`.
+
+    Raises:
+        RunFolderError: The folder does not hold them.
+    """
+    stated = str(recorded.view.header.get("initial_weights_sha256"))
+    if not (recorded.path / "checkpoints").is_dir():
+        raise RunFolderError(
+            f"{recorded.path}: started from another run's model, and holds no checkpoints with it; "
+            f"replay the folder that the run itself wrote"
+        )
+    start = Checkpoints(recorded.path / "checkpoints").start(stated)
+    if start.strategy:
+        strategy.load(start.strategy)
+    return start.weights
+
+
 def _replay(
     recorded: RecordedRun,
     population: Population,
@@ -218,6 +236,13 @@ def _replay(
     trainer = population.trainer
     strategy = strategy_of(recorded.config, recorded.plan, trainer.dimension)
     parts, weights = parts_of(recorded.config, trainer.parts), trainer.initial_weights()
+    if "start" in view.header:
+        if trainer.keeps_state:
+            raise ConfigError(
+                f"{recorded.path}: started from another run, and what its clients had kept by then "
+                f"is not recorded; replay that run instead"
+            )
+        weights = _begun_with(recorded, strategy)
     turns = turns_of(recorded.config)
     stated = {
         record.round: record.body

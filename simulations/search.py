@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from fedsys.config import Config, dump, validate
 from fedsys.durable import make_folder, write_atomically
 from fedsys.errors import ConfigError, RunFolderError
+from fedsys.improvement import less_is_better
 from fedsys.run_folder import RunFolder, disk_errors
 
 if TYPE_CHECKING:
@@ -35,21 +35,6 @@ VERSION = 2
 Value = bool | int | float | str
 
 _FREE = ("local.", "server.", "job.seed", "privacy.clip", "privacy.adaptive_", "engine.")
-# fmt: off
-_FALLING = frozenset(
-    {
-        "loss", "error", "err", "mae", "mse", "rmse", "mape", "msle", "nll", "perplexity", "ppl",
-        "brier", "cer", "wer", "regret", "hinge",
-    }
-)
-_RISING = frozenset(
-    {
-        "accuracy", "acc", "top1", "top3", "top5", "top10", "precision", "recall", "sensitivity",
-        "specificity", "f1", "auc", "auroc", "auprc", "ap", "map", "iou", "dice", "r2", "mcc",
-        "kappa", "bleu", "rouge", "reward", "return", "score", "hit", "hits", "exact",
-    }
-)
-# fmt: on
 _EXAMPLE_COST = ("local.epochs", "local.batch_size")
 
 
@@ -125,6 +110,12 @@ class Search:
             raise ConfigError(
                 "--over is missing: say what to vary, local.learning_rate=log:0.01..1"
             )
+        if base.evaluation.stop.metric and base.privacy.mechanism != "none":
+            raise ConfigError(
+                f"evaluation.stop.metric = '{base.evaluation.stop.metric}': would make what a "
+                f"trial costs in privacy depend on its results, and then costs do not add up; "
+                f"remove evaluation.stop, or set privacy.mechanism = 'none'"
+            )
         if base.evaluation.data == "none":
             raise ConfigError("evaluation.data = 'none': a search needs evaluations to compare")
         spaces = tuple(parse(text, base) for text in over)
@@ -133,7 +124,7 @@ class Search:
             raise ConfigError(f"--over names a key twice: {', '.join(keys)}")
         _require_same_cost(spaces, base)
         if minimize is None:
-            minimize = _less_is_better(metric)
+            minimize = less_is_better(metric)
         return cls(base=base, spaces=spaces, metric=metric, minimize=minimize)
 
     @property
@@ -187,15 +178,6 @@ class Search:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise RunFolderError(f"{folder}: search.json does not read back: {error}") from None
-
-
-def _less_is_better(metric: str) -> bool | None:
-    """What a metric's name tells; of ``neg_loss`` and ``error_score`` only the user knows."""
-    words = set(re.split(r"[^a-z0-9]+", metric.lower()))
-    falling, rising = bool(words & _FALLING), bool(words & _RISING)
-    if falling == rising or words & {"neg", "negative", "minus", "inverse", "1"}:
-        return None
-    return falling
 
 
 def parse(text: str, base: Config) -> Space:

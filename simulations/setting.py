@@ -17,20 +17,19 @@ from client.training.held_out import kept_for
 from client.training.whole_metrics import whole_metrics
 from fedsys import tasks
 from fedsys.config import Config
-from fedsys.errors import ConfigError, MechanismError
+from fedsys.errors import ConfigError
 from fedsys.preprocessing import Preprocessing
-from fedsys.privacy import AdaptiveClipping, Mechanism, PrivacyPlan
+from fedsys.privacy import AdaptiveClipping, PrivacyPlan
 from fedsys.privacy.encoding.parts import Parts
 from fedsys.privacy.ledger.openings import NONCE_BYTES
 from fedsys.privacy.sampling.turns import turns_last, turns_needed
 from fedsys.tasks import Examples
 from fedsys.tasks.partition import Compressed
-from fedsys.wire.round_params import round_params
-from secure_agg.errors import ParameterError
 from secure_agg.params import MAX_COHORT
 from server.asking import everybody
 from server.job import JobFacts, job_withheld
 from server.job_settings import clipping_for, example_steps, parts_of, plan_for, strategy_of
+from server.standstill import check_metric
 from simulations.between import clients_between
 from simulations.engine.base import Engine, using_threads
 from simulations.engine.layout import lay_out, recruits_for
@@ -38,6 +37,7 @@ from simulations.faults import FaultPlan, SimulatedClock
 from simulations.population import Population
 from simulations.randomness import Randomness, SeededRandomness, SystemRandomness, derived_key
 from simulations.rounding import check_clip, unclipped
+from simulations.secure_fit import check_secure
 
 __all__ = [
     "Setting",
@@ -211,6 +211,7 @@ def prepare(
     sizes = trainer.layout.sizes
     parts = parts_of(config, trainer.parts)
     _check_procedure(config, trainer)
+    _check_stop(config, trainer, examples.test)
     with ExitStack() as held:
         recruits = recruits_for(config, population)
         if recruits is not None:
@@ -225,12 +226,12 @@ def prepare(
         further = parts.length - parts.dimension
         plan = plan_for(config, population=partition.clients, layers=sizes, further=further)
         strategy_of(config, plan, trainer.dimension, parts)
-        _check_secure(config, plan)
+        impossible = check_secure(config, plan)
         config = _resolved(config, plan, population)
         if trains:
             with using_threads(threads):
                 clipped = check_clip(config, plan, population)
-        notices = [unasked, clipped, check_turns(plan), _refused_by_secure(config, plan)]
+        notices = [unasked, clipped, check_turns(plan), impossible]
         at_once = clients_at_once(config.engine.chunk, trainer.dimension)
         between = clients_between(config, plan, population, examples, partition_of)
         layout = lay_out(config, plan, population, sources, at_once, recruits)
@@ -313,6 +314,13 @@ def _check_procedure(config: Config, trainer: Trainer) -> None:
             "engine.backend = 'ray' with a local procedure: what clients keep is a file of this "
             "machine; set engine.backend = 'local'"
         )
+
+
+def _check_stop(config: Config, trainer: Trainer, test: Examples) -> None:
+    """The metric by which the run may end is one that its evaluations have."""
+    if config.evaluation.stop.metric:
+        one = trainer.evaluate(trainer.initial_weights(), test[:1])
+        check_metric(config, [*one, *whole_metrics(config.evaluation.metrics)])
 
 
 def _in_this_process(config: Config) -> Config:
@@ -422,60 +430,3 @@ def check_turns(plan: PrivacyPlan) -> str:
     if 2 * lasts < plan.rounds and plan.rounds >= _TRIAL:
         raise ConfigError(text)
     return text
-
-
-def _check_secure(config: Config, plan: PrivacyPlan) -> None:
-    """Require cohorts of the expected size to be possible under secure aggregation."""
-    if config.aggregation.protocol != "secure":
-        return
-    if config.rounds.mode == "buffered":
-        _check_epoch(config, plan, plan.build_mechanism())
-        return
-    _check_cohort(config, plan)
-
-
-def _check_cohort(config: Config, plan: PrivacyPlan) -> None:
-    mechanism, expected = plan.build_mechanism(), config.cohort.expected
-    length, bits = mechanism.length, mechanism.modulus_bits
-    try:
-        round_params(plan, expected, length=length, modulus_bits=bits)
-    except ParameterError as error:
-        raise ConfigError(
-            f"cohort.expected = {expected} with aggregation.corrupt = "
-            f"{config.aggregation.corrupt:g} and aggregation.dropout = "
-            f"{config.aggregation.dropout:g}: {error}"
-        ) from None
-
-
-def _refused_by_secure(config: Config, plan: PrivacyPlan) -> str:
-    """One line if protocol ``ideal`` runs, with a claim of privacy, what no devices could."""
-    secure_runs = config.aggregation.protocol == "ideal" and config.rounds.mode == "synchronous"
-    if not (secure_runs and plan.protected):
-        return ""
-    try:
-        _check_cohort(config, plan.changed(corrupt=config.aggregation.corrupt))
-    except (ConfigError, MechanismError) as error:
-        return f"protocol 'ideal' runs what 'secure', and so any device, refuses: {error}"
-    return ""
-
-
-def _check_epoch(config: Config, plan: PrivacyPlan, mechanism: Mechanism) -> None:
-    """Require two honest uploads in a buffer, even if the server fills it with all colluders."""
-    rounds, aggregation = config.rounds, config.aggregation
-    invited = min(rounds.epoch_clients, plan.population)
-    where = (
-        f"rounds.concurrency = {rounds.concurrency}, rounds.buffer = {rounds.buffer} and "
-        f"rounds.epoch = {rounds.epoch} invite {invited} clients at a time"
-    )
-    try:
-        params = round_params(
-            plan, invited, length=mechanism.length, modulus_bits=mechanism.modulus_bits
-        )
-    except ParameterError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    if params.min_included > plan.min_survivors:
-        raise ConfigError(
-            f"{where}, of whom {params.min_included - 2} may collude under aggregation.corrupt = "
-            f"{aggregation.corrupt:g} and be in one buffer: raise rounds.buffer, or lower "
-            f"rounds.epoch or rounds.concurrency"
-        )

@@ -27,9 +27,10 @@ from fedsys import tasks
 from fedsys.audit import audit_run, compose, to_json
 from fedsys.config import Tuning, dump
 from fedsys.config.named_code import NamedCode
-from fedsys.config.sections import TuningPart
+from fedsys.config.tuning import TuningPart
 from fedsys.durable import write_atomically
 from fedsys.errors import ConfigError, MechanismError, RunFolderError, TrainingError
+from fedsys.improvement import STOPPED
 from fedsys.privacy.accounting.adding import MOST_STEPS
 from fedsys.records import AuditResult
 from fedsys.run_folder import RunFolder, disk_errors
@@ -264,7 +265,7 @@ class _Runner:
 
 
 def _ended(run: RunFolder) -> bool:
-    return run.read_summary().get("status") in ("completed", "budget-exhausted")
+    return run.read_summary().get("status") in ("completed", "budget-exhausted", STOPPED)
 
 
 def _folder(folder: Path, number: int) -> Path:

@@ -19,6 +19,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ from client.training.procedure.visit import Visit
 from client.training.selfcheck import PathFactory, reason_to_refuse
 from client.training.whole_metrics import whole_metrics
 from fedsys.errors import ConfigError, TrainingError
-from fedsys.model_state import arranged, digest_of
+from fedsys.model_state import StateDigest, arranged, digest_of
 from fedsys.privacy.encoding.parts import Parts
 from fedsys.tasks import Examples, Task
 from fedsys.tasks.modelling import conformed, init_model
@@ -184,7 +185,17 @@ class Trainer:
     @property
     def frozen_sha256(self) -> str:
         """SHA-256 of what a ``state_dict`` holds besides the trained weights, and of its form."""
-        return digest_of(self.state_dict(self.initial_weights()), self.dimension).frozen
+        return self._stored.frozen
+
+    @property
+    def freezes(self) -> bool:
+        """Whether a ``state_dict`` holds numbers besides the trained weights."""
+        return self._stored.numbers > self._layout.dimension
+
+    @cached_property
+    def _stored(self) -> StateDigest:
+        weights = self._initial.float().cpu().numpy()
+        return digest_of(self.state_dict(weights), self._layout.dimension)
 
     def evaluate(
         self, weights: Weights, examples: Examples, whole: Sequence[str] = ()

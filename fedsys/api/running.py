@@ -34,6 +34,7 @@ def simulate(
     observer: Observer | None = None,
     progress: bool = True,
     population: Path | str | None = None,
+    start: Path | str | None = None,
 ) -> Run:
     """Trains over virtual clients, as ``fedsys simulate`` does.
 
@@ -52,6 +53,8 @@ def simulate(
         progress: whether to show progress: in a notebook, on a terminal, or as lines on standard
             error.
         population: folder of all runs on these clients, under one budget.
+        start: folder of a finished run whose model this one starts from; the rounds of both count
+            in its total.
 
     Raises:
         FedsysError: with one line that says what is wrong.
@@ -66,6 +69,7 @@ def simulate(
             observer=_both(bar, observer),
             origin=origin,
             population=_path(population),
+            start=_path(start),
         )
     return replace(Run.open(result.folder), task=origin.task)
 

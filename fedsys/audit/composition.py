@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from fedsys.audit.page import PageMaker
-from fedsys.audit.rederive import Audit, examine_with_page
+from fedsys.audit.rederive import Audit, counted_part, examine_with_page
+from fedsys.audit.start import links
 from fedsys.audit.wording import claim, epsilon_text, plain
 from fedsys.errors import AuditInputError
-from fedsys.privacy import Epsilons, View, load_public_key
+from fedsys.privacy import Epsilons, LedgerView, View, load_public_key
 from fedsys.privacy.accounting.adding import (
     Part,
     covered,
@@ -71,7 +72,11 @@ def compose(
     total, deltas = curve[-1].spent, [_delta(audit) for audit in audits]
     return AuditResult(
         run=plain(" + ".join(names), 200),
-        claims=(*map(_audit_claim, audits, names), *_total_claims(audits, total)),
+        claims=(
+            *map(_audit_claim, audits, names),
+            *links(_views(audits, names)),
+            *_total_claims(audits, total),
+        ),
         curve=tuple(curve),
         delta=max(deltas),
         notes=tuple(_notes(audits)),
@@ -114,6 +119,11 @@ def _replaces(audit: Audit) -> bool:
     return plan is not None and plan.event().sampling.replaces
 
 
+def _views(audits: Sequence[Audit], names: Sequence[str]) -> list[tuple[str, LedgerView]]:
+    found = [audit.evidence.ledger.value for audit in audits]
+    return [(name, view) for name, view in zip(names, found, strict=True) if view is not None]
+
+
 def _delta(audit: Audit) -> float:
     return audit.plan.delta if audit.plan is not None else 1.0
 
@@ -152,8 +162,8 @@ def parts_of(audits: Sequence[Audit], view: View) -> list[Part]:
     found = []
     for audit in audits:
         if audit.plan is not None and audit.spending is not None:
-            rounds = audit.spending.accountant.outsider
-            found.append(part_of(audit.plan, view, rounds.steps() if view == "outsider" else {}))
+            own = counted_part(audit) if view == "outsider" else part_of(audit.plan, view, {})
+            found.append(own)
     return found
 
 

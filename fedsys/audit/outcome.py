@@ -11,6 +11,7 @@ from fedsys.audit.asked import kind_of
 from fedsys.audit.evidence import Evidence
 from fedsys.audit.wording import claim, value_text
 from fedsys.errors import LedgerError
+from fedsys.improvement import STOPPED
 from fedsys.privacy import LedgerView, PrivacyPlan
 from fedsys.privacy.ledger.closing import (
     COHORT_SECRETS,
@@ -24,7 +25,7 @@ __all__ = ["UNFINISHED", "outcome_claims"]
 
 UNFINISHED = "; the run is not finished, so no closing line binds it"
 """Added to a claim about a file that an unclosed ledger does not cover."""
-_STATUSES = ("completed", "budget-exhausted", "interrupted")
+_STATUSES = ("completed", "budget-exhausted", STOPPED, "interrupted")
 
 
 def outcome_claims(

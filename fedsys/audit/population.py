@@ -17,6 +17,7 @@ from typing import Any
 from fedsys.audit.composition import compose
 from fedsys.audit.page import PageMaker
 from fedsys.audit.rederive import audit_run
+from fedsys.audit.stopping import ended_early
 from fedsys.audit.wording import claim, epsilon_text, plain, value_text
 from fedsys.bounded_toml import MAX_BYTES, parse_toml
 from fedsys.errors import AuditInputError, BudgetExceeded, ConfigError, LedgerError
@@ -150,7 +151,8 @@ def _unreadable(name: str, error: LedgerError) -> AuditInputError:
 
 
 def _part(name: str, view: LedgerView, new: PrivacyPlan, *, over: bool = True) -> Part:
-    """What a run counts: what it spent if it is over, else all that its plan allows.
+    """What a run counts: what it spent if it is over, and all that its plan allows if it is not, or
+    if what it released decided how many rounds there were.
 
     Args:
         name: its folder's.
@@ -176,9 +178,8 @@ def _part(name: str, view: LedgerView, new: PrivacyPlan, *, over: bool = True) -
             f"{plain(name)} protects another unit, or defines neighbours differently (replace, or "
             f"add or remove), than the new run: their epsilons do not add up"
         )
-    if view.closed is None or not over:
-        return promised_part(plan, _VIEW)
-    return part_of(plan, _VIEW, spent)
+    promised = view.closed is None or not over or ended_early(view)
+    return promised_part(plan, _VIEW) if promised else part_of(plan, _VIEW, spent)
 
 
 def audit_population(

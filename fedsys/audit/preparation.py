@@ -10,7 +10,10 @@ from fedsys.preprocessing import builtin, covers, why_withheld
 from fedsys.privacy import LedgerView, PrivacyPlan
 from fedsys.records import Claim
 
-__all__ = ["preparation_claim", "withheld"]
+__all__ = ["PREPARATION", "preparation_claim", "withheld"]
+
+PREPARATION = "Preparation of the data"
+"""The claim's name."""
 
 _AUTHOR = "the task author's word: the task's code is not inspected"
 
@@ -49,7 +52,7 @@ def preparation_claim(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -
         if covers(declared, plan.unit) is None:
             words = "the task declares nothing"
     return claim(
-        "Preparation of the data",
+        PREPARATION,
         holds,
         claimed=f"{value_text(declared)}, by the header",
         rederived=words,

@@ -35,6 +35,8 @@ from fedsys.audit.page import PageMaker, page_claim
 from fedsys.audit.preparation import preparation_claim, withheld
 from fedsys.audit.settings import config_claims, header_claims, origin_claims, plan_claim
 from fedsys.audit.spending import Spending, derive, require_size, reserved_events
+from fedsys.audit.start import start_claim
+from fedsys.audit.stopping import ended_early, stopping_claim
 from fedsys.audit.tuning import total_of, tuning_claim
 from fedsys.audit.witnessed import (
     Pins,
@@ -46,10 +48,17 @@ from fedsys.audit.witnessed import (
 from fedsys.audit.wording import plain
 from fedsys.errors import LedgerError, MechanismError
 from fedsys.privacy import VIEWS, Event, LedgerView, PrivacyPlan, load_public_key, plan_of
-from fedsys.privacy.accounting.adding import part_of
+from fedsys.privacy.accounting.adding import Part, part_of, promised_part
 from fedsys.records import AuditResult, Claim, Total
 
-__all__ = ["Audit", "audit_run", "examine", "examine_with_page", "result_of"]
+__all__ = [
+    "Audit",
+    "audit_run",
+    "counted_part",
+    "examine",
+    "examine_with_page",
+    "result_of",
+]
 
 _WORD = (
     "on the coordinator's word: that the noise was really added, that sampling was really random, "
@@ -67,6 +76,11 @@ _NO_PRIVACY = "MECHANISM NONE: no noise was added; epsilon is infinite and nothi
 _INTERRUPTED = (
     "the run is not finished: epsilon is what was spent so far, and lines cut off the end of the "
     "ledger would not be noticed"
+)
+_STOPPED = (
+    "stopped early: epsilon is that of the rounds that ran, whose number was chosen from what they "
+    "released and from the coordinator's own test data; that of all planned rounds (see “Stopped "
+    "early”) holds whatever it was chosen from"
 )
 _NO_RELEASE = (
     "NOT A RELEASE: sums were computed in floating point, which secure aggregation cannot do; "
@@ -209,6 +223,9 @@ def examine(run: Path, key: Ed25519PublicKey | None, pins: Pins = _NO_PINS) -> A
         audit.claims.extend(underivable_claims("the header holds no usable plan"))
     audit.claims.extend(asked_claims(audit.evidence, view, audit.plan))
     audit.claims.extend(outcome_claims(audit.evidence, view, audit.plan))
+    if audit.plan is not None:
+        early = stopping_claim(audit.evidence, view, audit.plan)
+        audit.claims.extend([early] if early is not None else [])
     return audit
 
 
@@ -268,6 +285,8 @@ def _examine_privacy(
         )
     )
     claims.append(_add_tuning(audit, view, plan, audit.spending))
+    begun = start_claim(evidence, view)
+    claims.extend([begun] if begun is not None else [])
     if audit.cohorts is not None:
         lost = sum(record.outcome is None for record in view.rounds)
         trust = view.header.get("trust")
@@ -324,6 +343,8 @@ def _notes(audit: Audit, key: Ed25519PublicKey | None) -> Iterator[str]:
     by = audit.witnessed.covers if audit.witnessed is not None else None
     if by is not None:
         yield f"ledger {by}: those lines cannot be rewritten without the witnesses; {_NOT_SAID}"
+    if ended_early(view) and plan is not None and plan.protected:
+        yield _STOPPED
     lost = sum(record.outcome is None for record in view.rounds)
     if lost:
         yield f"{lost} rounds were reserved and never concluded: charged at their worst case"
@@ -351,6 +372,17 @@ def _drawn_again(cohorts: Cohorts | None) -> bool:
     return whole and found.stated and 0 < found.topped == found.releases
 
 
+def counted_part(audit: Audit) -> Part:
+    """What a run with a plan and a cost counts in a total with others, in the outsider's view: its
+    rounds, or all that were planned where results decided how many there were."""
+    view, plan, spending = audit.evidence.ledger.value, audit.plan, audit.spending
+    if view is None or plan is None or spending is None:
+        raise LedgerError("its rounds cannot be accounted for")
+    if ended_early(view):
+        return promised_part(plan, "outsider")
+    return part_of(plan, "outsider", spending.accountant.outsider.steps())
+
+
 def _details(audit: Audit) -> dict[str, Any]:
     details: dict[str, Any] = {"private": audit.cohorts is not None}
     view, plan = audit.evidence.ledger.value, audit.plan
@@ -367,6 +399,5 @@ def _details(audit: Audit) -> dict[str, Any]:
     if audit.spending is not None:
         details["outsider_by_rdp"] = audit.spending.rdp_outsider
         if plan is not None and plan.protected:
-            steps = audit.spending.accountant.outsider.steps()
-            details["outsider_part"] = part_of(plan, "outsider", steps).to_json()
+            details["outsider_part"] = counted_part(audit).to_json()
     return details

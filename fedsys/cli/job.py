@@ -106,7 +106,7 @@ def watch(folder: Folder, id: Id = None, as_json: Json = False) -> None:
     status = None
     for status in _followed(folder, id):
         say(job_json(status) if as_json else describe(status))
-    if status is None or status.status != "completed":
+    if status is None or status.status not in ("completed", "stopped-early"):
         if status is not None and not as_json:
             for refusal in status.refusals:
                 say(f"  refused: {refusal}", err=True)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["NAMED_HELP", "simulate"]
 
-NAMED_HELP = "With --resume or --replay: import this {}, which the run names; only if you trust it."
+NAMED_HELP = (
+    "With --resume, --replay or --from: import this {}, which the run names; only if you trust it."
+)
 
 
 def simulate(
@@ -63,6 +65,14 @@ def simulate(
             "--population", metavar="DIR", help="Folder of all runs on these clients, one budget."
         ),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="Start from a finished run's model; without CONFIG, more rounds of that run.",
+        ),
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(metavar="MODULE:ATTR", help=NAMED_HELP.format("task")),
@@ -93,7 +103,9 @@ def simulate(
     settings = list(overrides or [])
     if seed is not None:
         settings.append(f"job.seed={seed}")
-    named = NamedCode(task=task, strategy=strategy, cluster=None if resume is None else backend)
+    goes_on = start is not None and config is None
+    stored = resume is not None or goes_on
+    named = NamedCode(task=task, strategy=strategy, cluster=backend if stored else None)
     if backend is not None and resume is None:
         name, _, host = backend.partition("://")
         settings.append(f"engine.backend={name}")
@@ -105,7 +117,7 @@ def simulate(
             f"--set, --seed and --out"
         )
     if replay is not None:
-        if config is not None or settings or resume or out or canaries:
+        if config is not None or settings or resume or out or canaries or start:
             raise ConfigError(
                 f"--replay {replay} uses the configuration stored there and writes nothing; "
                 f"combine it only with --task, --strategy, --data, --device, --shards, --json "
@@ -123,11 +135,13 @@ def simulate(
             quiet=quiet,
         )
         return
-    if resume is None and (task is not None or strategy is not None):
+    if not stored and (task is not None or strategy is not None):
         raise ConfigError(
             "--task and --strategy say that you trust the code that a run's folder names: use them "
             "with --resume or --replay; a new run takes --set task.name and --set server.strategy"
         )
+    if start is not None and (resume is not None or canaries is not None):
+        raise ConfigError(f"--from {start} begins a new run; leave out --resume and --canaries")
     if shards is not None:
         raise ConfigError("--shards says what devices held; use it with --replay RUN")
     if population is not None and (resume is not None or canaries is not None):
@@ -140,8 +154,15 @@ def simulate(
     from fedsys.report.progress import observer
     from fedsys.run_folder import free_name
 
+    if goes_on and start is not None:
+        from simulations.continuing import continued
+
+        asked = continued(start, settings)
+        named.require(asked, start)
+    else:
+        asked = load(config, settings)
     if track and resume is None and out is None:
-        out = free_name(Path("runs"), load(config, settings).job.name)
+        out = free_name(population or Path("runs"), asked.job.name)
     with (
         redirect_stdout(sys.stderr) if json else nullcontext(),  # whatever a task's code prints
         observer(quiet=quiet or json) as shown,
@@ -153,7 +174,7 @@ def simulate(
             from simulations import canaries as planted
 
             result = planted.run(
-                load(config, settings),
+                asked,
                 canaries=canaries,
                 out=out,
                 data=data,
@@ -162,12 +183,13 @@ def simulate(
             )
         else:
             result = harness.run(
-                load(config, settings),
+                asked,
                 out=out,
                 data=data,
                 device=device,
                 observer=watch,
                 population=population,
+                start=start,
             )
     _finish(result, json=json, quiet=quiet)
 

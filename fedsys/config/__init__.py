@@ -10,12 +10,12 @@ Keys that change the privacy guarantee live in ``[population]``, ``[cohort]``, `
 of floating point), ``[faults]`` only what a simulation does to its virtual clients.
 """
 
+from fedsys.config.evaluation import Evaluation
 from fedsys.config.loading import dump, load, parse, validate
 from fedsys.config.sections import (
     Aggregation,
     Cohort,
     Engine,
-    Evaluation,
     Faults,
     Job,
     Local,
@@ -26,10 +26,10 @@ from fedsys.config.sections import (
     Section,
     Server,
     TaskSection,
-    Tuning,
 )
 from fedsys.config.source import recipes
 from fedsys.config.tree import Config
+from fedsys.config.tuning import Tuning
 
 __all__ = [
     "Aggregation",

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from fedsys.config.evaluation import Evaluation
 from fedsys.config.sections import (
     Aggregation,
     Cohort,
-    Evaluation,
     Job,
     Population,
     Privacy,

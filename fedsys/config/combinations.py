@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedsys.config.evaluation import Evaluation
 from fedsys.config.sections import Aggregation, Cohort, Population, Privacy, Rounds
 from fedsys.errors import ConfigError
 
@@ -23,6 +24,7 @@ __all__ = [
     "needs_noise",
     "one_holder",
     "protects_examples",
+    "stop_fits",
     "summed_fits",
     "weighting_fits",
     "with_buffer_as_cohort",
@@ -68,6 +70,24 @@ def weighting_fits(cohort: Cohort, privacy: Privacy, aggregation: Aggregation) -
         raise ConfigError(
             "cohort.weighting = 'examples' with privacy.mechanism = 'example-gaussian', which "
             "protects examples and would show how many there are: use weighting = 'none'"
+        )
+
+
+def stop_fits(evaluation: Evaluation) -> None:
+    """A run that may end early has a metric of the coordinator's own, with a direction."""
+    stop = evaluation.stop
+    if not stop.metric:
+        return
+    if evaluation.data == "none":
+        raise ConfigError(
+            f"evaluation.stop.metric = '{stop.metric}' with evaluation.data = 'none': a run ends "
+            f"early by a metric on the coordinator's own test data; clients' figures would cost "
+            f"epsilon: set evaluation.data = 'test', or remove evaluation.stop"
+        )
+    if stop.less is None:
+        raise ConfigError(
+            f"evaluation.stop.metric = '{stop.metric}': its name does not say whether more or less "
+            f"of it is better; set evaluation.stop.better = 'less' or 'more'"
         )
 
 

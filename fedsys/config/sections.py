@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -21,7 +20,6 @@ __all__ = [
     "Aggregation",
     "Cohort",
     "Engine",
-    "Evaluation",
     "Faults",
     "Job",
     "Local",
@@ -32,7 +30,6 @@ __all__ = [
     "Section",
     "Server",
     "TaskSection",
-    "Tuning",
 ]
 
 
@@ -51,12 +48,15 @@ class Job(Section):
         reproducible: Whether a simulation draws cohorts, noise and keys from the seed too, so that
             a figure with noise can be computed again. Anybody who knows the seed can then subtract
             the noise: NOTHING IS PRIVATE, the ledger says so, and the audit fails.
+        start: Head of the ledger of the run whose model this one starts from; ``fedsys simulate
+            --from`` writes it. That run's rounds count in the total, as those in ``[tuning]`` do.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = "quickstart"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     kind: Literal["train", "query", "evaluate"] = "train"
     reproducible: bool = False
+    start: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
 
 
 class Query(Section):
@@ -76,8 +76,8 @@ class TaskSection(Section):
     """What is learned: a model, its data, its loss and its metrics.
 
     Attributes:
-        name: Name of a built-in task (digits, mnist, cifar10, shakespeare, tabular, synthetic), or
-            ``"package.module:Attr"`` for a task of your own.
+        name: Name of a built-in task (digits, mnist, cifar10, shakespeare, tabular, images, leaf,
+            synthetic), or ``"package.module:Attr"`` for a task of your own.
         options: Passed to the task. Each task documents and checks its own options.
         graph_sha256: SHA-256 that ``fedsys task export`` prints. Devices without the task's code
             train from the graph with this hash; empty for none.
@@ -374,30 +374,6 @@ class Aggregation(Section):
     corrupt: Fraction = 0.1
 
 
-class Evaluation(Section):
-    """When the model is evaluated, and on what.
-
-    Attributes:
-        data: ``test`` evaluates on the task's test examples, ``none`` does not evaluate.
-        every: Number of rounds from one evaluation to the next; the last round is always evaluated.
-        metrics: Further figures over the whole test set, which no mean over examples gives:
-            ``macro-f1``, ``auc``, or ``"package.module:Attr"`` for a function of your own of
-            (outputs, targets) that returns a number.
-        on_devices_every: Number of rounds of training after which, and after the last, one more
-            round asks ``questions`` of the model on clients' held-out examples
-            (``population.held_out``). Such rounds come on top of ``rounds.count``, at the same
-            cost each, within the same epsilon; 0 asks never.
-        questions: What they ask, one table each, with ``ask`` and ``name``; [Ask before you
-            train](ask.md) has the questions.
-    """
-
-    data: Literal["test", "none"] = "test"
-    every: Count = 1
-    metrics: Annotated[list[str], Field(max_length=64)] = Field(default_factory=list)
-    on_devices_every: Annotated[int, Field(ge=0, le=10**6)] = 0
-    questions: list[dict[str, Any]] = Field(default_factory=list)
-
-
 class Engine(Section):
     """How a simulation is computed: nothing here changes the privacy guarantee.
 
@@ -446,53 +422,3 @@ class Faults(Section):
     speed_spread: Annotated[Finite, Field(ge=0, le=5)] = 0.0
     seconds_per_example: NonNegative = 0.0
     deadline: NonNegative = 0.0
-
-
-class TuningPart(Section):
-    """Rounds of tuning runs as ``fedsys tune`` found them in their ledgers.
-
-    Attributes:
-        delta: Delta of each run.
-        overhead: Portion of delta that is not for the steps: it pays for visible aborts, and for
-            the noise's distance from a Gaussian.
-        aside: Portion of the overhead that pays for the noise's distance.
-        log_distance: Logarithm of that distance, in total variation.
-        steps: Gaussian steps, each as multiplier, sampling rate, 1 if neighbours are replaced (0 if
-            not), and count.
-    """
-
-    delta: Annotated[Finite, Field(gt=0, lt=1)]
-    overhead: Fraction
-    aside: Fraction
-    log_distance: Finite
-    steps: Annotated[list[list[float]], Field(min_length=1, max_length=4)]
-
-
-class Tuning(Section):
-    """Earlier runs on the same clients whose results chose these settings.
-
-    ``fedsys tune`` fills this section in. The header of the ledger repeats it, and summary, report,
-    audit and export state the total with this run.
-
-    Attributes:
-        runs: Number of those runs.
-        epsilon: Outsider's epsilon of all of them together, at ``delta``.
-        delta: Delta of that epsilon.
-        heads: Heads of their ledgers.
-        part: Their rounds, from which the total with this run is composed; without it epsilons and
-            deltas are added.
-    """
-
-    runs: Annotated[int, Field(ge=0)] = 0
-    epsilon: Annotated[float, Field(ge=0)] | None = None
-    delta: Annotated[Finite, Field(gt=0, lt=1)] | None = None
-    heads: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
-        default_factory=list, max_length=10_000
-    )
-
-    part: TuningPart | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The section for the ledger; an infinite epsilon is the string "inf"."""
-        facts = self.model_dump(exclude_none=True)
-        return facts | ({"epsilon": "inf"} if self.epsilon == math.inf else {})

@@ -18,15 +18,16 @@ from fedsys.config.combinations import (
     needs_noise,
     one_holder,
     protects_examples,
+    stop_fits,
     summed_fits,
     weighting_fits,
     with_buffer_as_cohort,
 )
+from fedsys.config.evaluation import Evaluation
 from fedsys.config.sections import (
     Aggregation,
     Cohort,
     Engine,
-    Evaluation,
     Faults,
     Job,
     Local,
@@ -37,8 +38,8 @@ from fedsys.config.sections import (
     Section,
     Server,
     TaskSection,
-    Tuning,
 )
+from fedsys.config.tuning import Tuning
 
 __all__ = ["Config"]
 
@@ -75,6 +76,7 @@ class Config(Section):
         summed_fits(self.aggregation)
         weighting_fits(self.cohort, self.privacy, self.aggregation)
         protects_examples(self.privacy, self.aggregation)
+        stop_fits(self.evaluation)
         one_holder(self.population, self.privacy)
         adapts(self.privacy, self.aggregation)
         coin_is_added(self.cohort, self.aggregation)

@@ -69,6 +69,16 @@ class SimulatedTime(_Tolerant):
     to_accuracy: dict[Text, FiniteNumber] = Field(default_factory=dict)
 
 
+class Stopped(_Tolerant):
+    """``summary.json``'s ``stopped``: why a run ended early."""
+
+    metric: Text | None = None
+    best_round: int | None = None
+    best: Number | None = None
+    planned_rounds: int | None = None
+    planned_epsilon: Number | None = None
+
+
 class Summary(_Tolerant):
     """``summary.json``; every field may be absent."""
 
@@ -87,6 +97,7 @@ class Summary(_Tolerant):
     versions: dict[Text, Text] = Field(default_factory=dict)
     reproducible: bool = False
     simulated: SimulatedTime | None = None
+    stopped: Stopped | None = None
     query: QueryStated | None = None
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedsys.improvement import STOPPED
 from fedsys.records import AuditResult
 from fedsys.report import figures
 from fedsys.report.checklist import checklist
-from fedsys.report.contents import RunContents
+from fedsys.report.contents import RunContents, Summary
 from fedsys.report.facts import SERVER_SEES_SUMS, Facts, explain
 from fedsys.report.pyramid import pyramid
 from fedsys.report.views import View, views
@@ -122,6 +123,8 @@ def _banners(folder: RunContents, facts: Facts) -> tuple[Banner, ...]:
                 "was invited to it. The model is that of the last paid round.",
             )
         )
+    elif status == STOPPED:
+        banners.append(Banner(tone="note", title="Stopped early", text=_early(folder.summary)))
     elif status == "interrupted":
         banners.append(
             Banner(
@@ -140,6 +143,25 @@ def _banners(folder: RunContents, facts: Facts) -> tuple[Banner, ...]:
             )
         )
     return tuple(banners)
+
+
+def _early(summary: Summary) -> str:
+    """Why the run ended, which round was best, and the epsilon that the choice does not weaken."""
+    found = summary.stopped
+    if found is None:
+        return "The metric on the coordinator's own test data no longer improved."
+    text = (
+        f"{found.metric} on the coordinator's own test data, which no ε covers, no longer "
+        f"improved; it was best in round {figures.count(found.best_round)} "
+        f"({figures.plain(found.best)}). The model is that of the last round."
+    )
+    if found.planned_epsilon is not None:
+        text += (
+            f" How many rounds there were was chosen from what they released: whatever that was, "
+            f"ε is at most {figures.epsilon(found.planned_epsilon)}, that of all "
+            f"{figures.count(found.planned_rounds)} planned rounds."
+        )
+    return text
 
 
 def _unit(facts: Facts) -> str:

@@ -76,7 +76,7 @@ def print_run(run: Path, audit: AuditResult, *, file: IO[str] | None = None) -> 
             (
                 "ε with tuning",
                 figures.epsilon(facts.total.epsilon),
-                f"outsider, {figures.count(facts.total.runs)} tuning runs included, at δ = "
+                f"outsider, with runs before this one: {figures.count(facts.total.runs)}, at δ = "
                 f"{figures.small(facts.total.delta)}",
                 _STYLE[tier(facts.total.epsilon)[1]],
             )

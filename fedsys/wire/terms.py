@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,10 @@ MAX_ROUNDS = 1_000_000
 """The most rounds of a job that devices are asked to agree to."""
 
 _TEXTS = ("name", "task", "task_sha256", "graph_sha256", "path", "roster_hash")
+_OPTIONAL = frozenset({"evaluate_every", "frozen_sha256", "members"})
+"""Fields that are left out where they are empty."""
 _NUMBERS = ("seed", "roster_version", "dimension", "shared", "weight_cap")
+_SHA256 = re.compile("[0-9a-f]{64}")
 _MOST_TEXT = 200
 """Characters of a name, which people will read in logs and on terminals."""
 
@@ -98,6 +102,8 @@ class Terms:
             questions of the model; 0 where only rounds of training come.
         held_out: fraction of a device's rows that it does not train on and keeps for evaluations.
         members: increasing node ids of those on that list who take part; none stand for all.
+        frozen_sha256: SHA-256 of the frozen weights and buffers of the coordinator's copy of the
+            model, as hex, for devices that build it from the task's code; empty where it has none.
     """
 
     job: bytes
@@ -123,6 +129,7 @@ class Terms:
     held_out: float = 0.0
     evaluate_every: int = 0
     members: tuple[int, ...] = ()
+    frozen_sha256: str = ""
 
     def kind_of(self, round: int) -> Literal["train", "query", "evaluate"]:
         """What a round of this job asks for."""
@@ -145,9 +152,7 @@ class Terms:
         """Canonical bytes."""
         body = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         buffering = None if self.buffering is None else dataclasses.asdict(self.buffering)
-        part: dict[str, Any] = {} if not body.pop("members") else {"members": list(self.members)}
-        if not body["evaluate_every"]:
-            del body["evaluate_every"]
+        part = {key: value for key in _OPTIONAL if (value := body.pop(key))}
         return encode_object(
             {
                 **body,
@@ -172,8 +177,7 @@ class Terms:
             ProtocolError: they are not terms, or those of an impossible job.
         """
         keys = frozenset(item.name for item in dataclasses.fields(cls))
-        sometimes = {"members", "evaluate_every"}
-        body = decode_object(data, "a job's terms", keys - sometimes, optional=sometimes)
+        body = decode_object(data, "a job's terms", keys - _OPTIONAL, optional=_OPTIONAL)
         try:
             job = bytes.fromhex(body["job"])
             texts = [body[key] for key in _TEXTS]
@@ -197,6 +201,8 @@ class Terms:
                 raise ValueError("members that are no node ids")
             if "members" in body and not members:
                 raise ValueError("an empty list of members")
+            if _SHA256.fullmatch(body.get("frozen_sha256", "0" * 64)) is None:
+                raise ValueError("a hash of frozen weights that is none")
             plan = _plan(body["plan"])
             buffering = body["buffering"]
             if buffering is not None:

@@ -43,6 +43,11 @@ class JobModel(Protocol):
         """Binds what of the model is not trained; None where no model is stored."""
         ...
 
+    @property
+    def frozen_compared(self) -> str:
+        """The same for devices, which compare it with theirs; empty where nothing is frozen."""
+        ...
+
     def initial_weights(self) -> NDArray[np.float32]:
         """(d,)."""
         ...

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from fedsys.errors import BudgetExceeded, Cause, FedsysError
+from fedsys.improvement import STOPPED, Standing
 from fedsys.wire.refusals import cause_of, reason_of
 from server.asking import tested_after
 from server.checkpoint import model_bytes
@@ -22,6 +23,7 @@ from server.deployed.round import Facilities, RoundCycle
 from server.deployed.spending import Spending
 from server.deployed.witnesses import JobWitnesses
 from server.job_ending import end_job
+from server.standstill import standstill
 
 __all__ = ["JobHeld", "JobPaused", "JobRun", "JobYields"]
 
@@ -168,7 +170,9 @@ class JobRun:
                 await self._check_in()
                 self._state.update_job(self._id, status="running", started_at=self._now())
                 self._show_spent()
-                await self._rounds()
+                stands = await self._rounds()
+                if stands is not None:
+                    status, reason = STOPPED, f"stopped early: {stands.text}"
             except BudgetExceeded as error:
                 status, reason = "budget-exhausted", str(error)
             except JobCancelled as error:
@@ -267,9 +271,13 @@ class JobRun:
             _log.info("job %s: enough devices are there", self._id)
         self._state.update_job(self._id, stage=text)
 
-    async def _rounds(self) -> None:
-        coordinator = self._job.coordinator
+    async def _rounds(self) -> Standing | None:
+        """All rounds that are left, or as many as the metric improves; how it stood if it did
+        not."""
+        coordinator, folder = self._job.coordinator, self._job.folder
         while coordinator.reserved < self._job.plan.rounds:
+            if (stands := standstill(self._job.config, folder.evaluations())) is not None:
+                return stands
             self._cycle.require_clients()
             if not self._cycle.open:
                 await self._check_in()
@@ -284,6 +292,7 @@ class JobRun:
                 self._id, round=coordinator.reserved, stage="", spent=self._job.epsilon
             )
             self._show_spent()
+        return None
 
     def _show_spent(self) -> None:
         self._spending.note(self._id, self._job.coordinator.spent)
@@ -301,7 +310,8 @@ class JobRun:
     def _finish(self, status: str) -> None:
         """Model, closed ledger, summary; the job takes no further round."""
         job = self._job
-        outcome = status if status in ("completed", "budget-exhausted") else "interrupted"
+        ended = status in ("completed", "budget-exhausted", STOPPED)
+        outcome = status if ended else "interrupted"
         end_job(
             job,
             status=outcome,

@@ -32,6 +32,7 @@ from server.job import Job, JobFacts
 from server.job_ending import finish_ended, is_unfinished_end
 from server.job_opening import JobSpec, Weights, reached, restore_job, start_job, take_up
 from server.job_settings import budget_of, clipping_for, parts_of, plan_for
+from server.standstill import check_metric
 from server.strategy_base import shared_by
 
 __all__ = ["AlreadyOver", "FolderLost", "JobFailed", "Preparation", "PreparedJob"]
@@ -240,7 +241,7 @@ class Preparation:
             raise ConfigError(
                 f"--from {row.start}: that job is {other.status}; wait for its end, or cancel it"
             )
-        weights = reached(RunFolder(self._home.jobs / row.start))
+        weights = reached(RunFolder(self._home.jobs / row.start)).weights
         if len(weights) != sum(model.layers):
             raise ConfigError(
                 f"--from {row.start}: its model has {len(weights)} weights, and this job's "
@@ -251,6 +252,8 @@ class Preparation:
     def _start(self, row: JobRow, folder: RunFolder) -> PreparedJob:
         config, plan, model, roster = self._fitted(row)
         promised, weights = self._promise(row, plan), self._initial_weights(row, model)
+        if config.evaluation.stop.metric:
+            check_metric(config, model.evaluate(weights))
         resolved = _resolved(config, plan)
         RunFolder.create(folder.path)
         part = " ".join(map(str, roster.nodes)) if roster.signed else ""
@@ -447,6 +450,7 @@ def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -
         evaluate_every=job.config.evaluation.on_devices_every,
         held_out=job.config.population.held_out,
         members=roster.nodes if roster.signed else (),
+        frozen_sha256=model.frozen_compared,
     )
     coordinator.terms = dataclasses.replace(coordinator.terms, agreed=terms.digest)
     return PreparedJob(id=row.id, job=job, model=model, terms=terms, roster=roster)

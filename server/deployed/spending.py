@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from fedsys.errors import FedsysError, RunFolderError
+from fedsys.improvement import STOPPED
 from fedsys.privacy import Epsilons, PrivacyPlan, plan_of, read_ledger, replay
 from fedsys.privacy.accounting.adding import Standing, part_of, promised_part
 from fedsys.privacy.accounting.costs import server_step
@@ -88,7 +89,8 @@ def standing_of(row: JobRow, folder: RunFolder) -> Standing:
     try:
         view = read_ledger(folder.ledger, allow_torn=True)
         plan = plan_of(view.header)
-        if active:
+        stopped = view.closed is not None and view.closed.get("reason") == STOPPED
+        if active or stopped:  # how many rounds there were was chosen from what they released
             return promised_by(plan)
         rounds = replay(view, read_private(folder.private)[0])[0]
         if epsilon > rounds.spent_in(plan.guarantee) * (1 + 1e-6):

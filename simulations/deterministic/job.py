@@ -55,6 +55,7 @@ class ScheduleModel:
     task_sha256 = CODE
     preprocessing: Preprocessing = "fixed"
     frozen_sha256 = None
+    frozen_compared = ""
 
     def __init__(self, config: Config) -> None:
         """Every configuration has this model."""

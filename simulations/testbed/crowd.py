@@ -99,6 +99,11 @@ class Flat:
 
         return digest_of(self.state_dict(self.initial_weights()), self.dimension).frozen
 
+    @property
+    def frozen_compared(self) -> str:
+        """Empty for the same reason."""
+        return ""
+
     def initial_weights(self) -> NDArray[np.float32]:
         """(d,) zeros."""
         return np.zeros(self.dimension, np.float32)

@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from torch import nn
 
 import client.local_data
 from client.local_data import DataSpec, LocalData, job_code
+from client.task_model import TaskModel
 from client.training.example.privacy import ExamplePrivateTrainer
 from fedsys import tasks
+from fedsys.config import load
 from fedsys.errors import ConfigError, PolicyRefusal
 from fedsys.privacy import AesCtrStream, Entropy, make_plan
 from fedsys.privacy.noise import RoundedGaussian
+from fedsys.tasks.digits import Digits
 from fedsys.wire import Assignment
 from fedsys.wire.terms import Terms
 
@@ -101,6 +105,42 @@ def test_what_cannot_be_trained_is_refused(change: dict[str, Any], reason: str) 
     worker.check(TERMS)
     with pytest.raises(PolicyRefusal, match=reason):
         worker.check(dataclasses.replace(TERMS, **change))
+
+
+class Frozen(Digits):
+    """A pretrained layer, which each machine reads from its own copy of a file."""
+
+    name = "frozen"
+    scale = 1.0
+
+    def init_model(self, seed: int) -> nn.Module:
+        first = nn.Linear(64, 8)
+        for parameter in first.parameters():
+            nn.init.constant_(parameter, self.scale)
+            parameter.requires_grad_(False)
+        return nn.Sequential(first, nn.Linear(8, 10))
+
+
+def test_a_device_with_other_frozen_weights_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = f"{Frozen.__module__}:Frozen"
+    monkeypatch.setattr(tasks, "load", lambda *_: Frozen({}))
+    config = load("quickstart", [f"task.name={named}"])
+    model = TaskModel(config)
+    assert model.frozen_compared == model.frozen_sha256
+    asked = dataclasses.replace(
+        TERMS, task=named, dimension=90, plan=PLAN.changed(dimension=90),
+        frozen_sha256=model.frozen_compared,
+    )  # fmt: skip
+    assert Terms.decode(asked.encoded) == asked
+    LocalData(DataSpec(task=named)).check(asked)
+    monkeypatch.setattr(Frozen, "scale", 1.001)
+    with pytest.raises(PolicyRefusal, match=rf"frozen weights.*{asked.frozen_sha256} at the coor"):
+        LocalData(DataSpec(task=named)).check(asked)
+
+
+def test_nothing_is_compared_where_nothing_is_frozen() -> None:
+    model = TaskModel(load("quickstart"))
+    assert (model.frozen_compared, bool(model.frozen_sha256)) == ("", True)
 
 
 def test_a_procedure_of_the_owners_is_part_of_the_hash() -> None:

@@ -94,3 +94,14 @@ def test_buffering_is_an_object_of_its_own(value: object) -> None:
 def test_buffers_and_arrivals_go_together() -> None:
     with pytest.raises(ProtocolError, match="buffered rounds require arrivals as cohorts"):
         Terms.decode(terms(buffering=None).encoded)
+
+
+def test_a_hash_of_frozen_weights_is_left_out_or_whole() -> None:
+    assert b"frozen" not in terms().encoded
+    found = terms(frozen_sha256="ab" * 32)
+    assert Terms.decode(found.encoded) == found
+    assert found.digest != terms().digest
+    for wrong in ("", "AB" * 32, "ab" * 31, 7):
+        body = json.loads(found.encoded) | {"frozen_sha256": wrong}
+        with pytest.raises(ProtocolError, match=r"frozen weights|terms"):
+            Terms.decode(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())

@@ -1,0 +1,98 @@
+"""The claim of a run that ended early: that its metric stood still, and what covers that choice.
+
+How many rounds there were was chosen from what the rounds released, and from the coordinator's own
+test data. A run of all planned rounds of which only a part is looked at reveals no more than all of
+it (post-processing), so the epsilon of all planned rounds holds whatever the choice was made from;
+that of the rounds that ran is what they cost by themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fedsys.audit.evidence import Evidence
+from fedsys.audit.wording import claim, epsilon_text, value_text
+from fedsys.errors import MechanismError
+from fedsys.improvement import STOPPED, less_is_better, standing
+from fedsys.privacy import LedgerView, PrivacyPlan, guaranteed_epsilon
+from fedsys.records import Claim
+
+__all__ = ["ended_early", "stopping_claim"]
+
+_RELATIVE = 1e-6
+
+
+def ended_early(view: LedgerView) -> bool:
+    """Whether a job ended because its metric no longer improved."""
+    return view.closed is not None and view.closed.get("reason") == STOPPED
+
+
+def stopping_claim(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> Claim | None:
+    """Whether the metric had stood still when a run ended early; None for any other run."""
+    if not ended_early(view):
+        return None
+    stop = _table(evidence.config.value.get("evaluation.stop") if evidence.config.value else None)
+    metric, patience, better = (stop.get(key) for key in ("metric", "patience", "better"))
+    lines = evidence.metrics.value.lines if evidence.metrics.value is not None else []
+    epsilon = _of_all_rounds(plan)
+    less = better == "less"
+    if better == "by-name" and isinstance(metric, str):
+        less = bool(less_is_better(metric))
+    found = standing(lines, metric, less=less) if isinstance(metric, str) else None
+    before = standing(lines[:-1], metric, less=less) if isinstance(metric, str) else None
+    problem = None
+    if not metric or type(patience) is not int:
+        problem = "config.toml has no evaluation.stop"
+    elif found is None or found.waited < patience:
+        problem = f"{value_text(metric)} had not stood still for {patience} evaluations"
+    elif before is not None and before.waited >= patience:
+        problem = f"{value_text(metric)} had stood still before: the run went on"
+    said = evidence.summary.value.get("stopped") if evidence.summary.value else None
+    if problem is None and found is not None and evidence.summary.value is not None:
+        wanted = {
+            "metric": found.metric,
+            "best_round": found.round,
+            "best": found.best,
+            "planned_rounds": plan.rounds,
+            "planned_epsilon": epsilon,
+        }
+        wrong = [key for key in wanted if not _same(_table(said).get(key), wanted[key])]
+        if wrong:
+            problem = f"summary.json states another stopped.{wrong[0]}"
+    words = problem or (found.text if found is not None else "")
+    if epsilon is not None:
+        words += (
+            f"; whatever it was chosen from, epsilon is at most {epsilon_text(epsilon)}, that of "
+            f"all {plan.rounds} planned rounds"
+        )
+    return claim(
+        "Stopped early",
+        problem is None,
+        claimed=f"{value_text(metric)} had not improved for {value_text(patience)} evaluations",
+        rederived=words,
+        by="metrics.jsonl against evaluation.stop in config.toml",
+        rests_on="the metric being of the coordinator's own data, which no epsilon covers: the "
+        "coordinator's word",
+    )
+
+
+def _of_all_rounds(plan: PrivacyPlan) -> float | None:
+    if not plan.protected:
+        return None
+    try:
+        return guaranteed_epsilon(plan)
+    except (MechanismError, ValueError, ArithmeticError, MemoryError):
+        return math.inf
+
+
+def _same(found: object, wanted: object) -> bool:
+    if wanted == math.inf:
+        return found == "inf"
+    if isinstance(wanted, float) and isinstance(found, (int, float)):
+        return math.isclose(found, wanted, rel_tol=_RELATIVE, abs_tol=1e-300)
+    return type(found) is type(wanted) and found == wanted
+
+
+def _table(found: object) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}
