@@ -25,6 +25,7 @@ from fedsys.privacy.sampling.turns import turns_last, turns_needed
 from fedsys.tasks import Examples
 from fedsys.tasks.partition import Compressed, kept_for
 from fedsys.wire.round_params import round_params
+from secure_agg.committee import SUITE_NAMES
 from secure_agg.errors import ParameterError
 from secure_agg.params import MAX_COHORT
 from server.asking import everybody
@@ -427,7 +428,8 @@ def _check_cohort(config: Config, plan: PrivacyPlan) -> None:
     mechanism, expected = plan.build_mechanism(), config.cohort.expected
     length, bits = mechanism.length, mechanism.modulus_bits
     try:
-        round_params(plan, expected, length=length, modulus_bits=bits)
+        suite = SUITE_NAMES[config.aggregation.suite]
+        round_params(plan, expected, length=length, modulus_bits=bits, suite=suite)
     except ParameterError as error:
         raise ConfigError(
             f"cohort.expected = {expected} with aggregation.corrupt = "
@@ -458,7 +460,11 @@ def _check_epoch(config: Config, plan: PrivacyPlan, mechanism: Mechanism) -> Non
     )
     try:
         params = round_params(
-            plan, invited, length=mechanism.length, modulus_bits=mechanism.modulus_bits
+            plan,
+            invited,
+            length=mechanism.length,
+            modulus_bits=mechanism.modulus_bits,
+            suite=SUITE_NAMES[aggregation.suite],
         )
     except ParameterError as error:
         raise ConfigError(f"{where}: {error}") from None

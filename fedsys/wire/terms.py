@@ -13,6 +13,7 @@ from fedsys.errors import MechanismError, ProtocolError
 from fedsys.privacy import PrivacyPlan
 from fedsys.wire.canonical import decode_object, encode_object
 from fedsys.wire.roster import MAX_MEMBERS
+from secure_agg.committee import SUITE_NAMES
 from secure_agg.params import MAX_COHORT
 
 __all__ = ["MAX_ROUNDS", "Buffering", "Terms"]
@@ -26,6 +27,7 @@ _MOST_TEXT = 200
 """Characters of a name, which people will read in logs and on terminals."""
 
 
+_USUAL_SUITE = "x25519"
 _MOST_BUFFERS = 10_000
 _MOST_STALE = 1_000_000
 
@@ -95,6 +97,7 @@ class Terms:
             them itself.
         held_out: fraction of a device's rows that it does not train on and keeps for evaluations.
         members: increasing node ids of those on that list who take part; none stand for all.
+        suite: how shares of keys are sealed, as `secure_agg.committee.SUITE_NAMES` calls it.
     """
 
     job: bytes
@@ -119,6 +122,12 @@ class Terms:
     questions: Sequence[Mapping[str, Any]] = ()
     held_out: float = 0.0
     members: tuple[int, ...] = ()
+    suite: str = _USUAL_SUITE
+
+    @property
+    def secagg_suite(self) -> int:
+        """The suite's number in `secure_agg`."""
+        return SUITE_NAMES[self.suite]
 
     @property
     def row_length(self) -> int:
@@ -136,7 +145,11 @@ class Terms:
         """Canonical bytes."""
         body = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         buffering = None if self.buffering is None else dataclasses.asdict(self.buffering)
-        part = {} if not body.pop("members") else {"members": list(self.members)}
+        part: dict[str, Any] = {}
+        if body.pop("members"):
+            part["members"] = list(self.members)
+        if body.pop("suite") != _USUAL_SUITE:
+            part["suite"] = self.suite
         return encode_object(
             {
                 **body,
@@ -161,7 +174,8 @@ class Terms:
             ProtocolError: they are not terms, or those of an impossible job.
         """
         keys = frozenset(item.name for item in dataclasses.fields(cls))
-        body = decode_object(data, "a job's terms", keys - {"members"}, optional={"members"})
+        parts = {"members", "suite"}  # left out where they say nothing
+        body = decode_object(data, "a job's terms", keys - parts, optional=parts)
         try:
             job = bytes.fromhex(body["job"])
             texts = [body[key] for key in _TEXTS]
@@ -185,6 +199,9 @@ class Terms:
                 raise ValueError("members that are no node ids")
             if "members" in body and not members:
                 raise ValueError("an empty list of members")
+            suite = body.get("suite", _USUAL_SUITE)
+            if "suite" in body and (suite not in SUITE_NAMES or suite == _USUAL_SUITE):
+                raise ValueError(f"suite {suite!r}, which this version does not know")
             plan = _plan(body["plan"])
             buffering = body["buffering"]
             if buffering is not None:

@@ -95,6 +95,7 @@ class Device {
     require(plan.unit === "client" && plan.encoding === "wide" && !plan.adaptive_clip && plan.participation === 1,
       "mechanism", "a mechanism that is not supported here");
     require(["distributed-gaussian", "none"].includes(plan.mechanism), "mechanism", `mechanism ${plan.mechanism}`);
+    require(terms.suite === undefined, "terms", "a suite with ML-KEM-768");
     require(terms.buffering === null && plan.cap <= MOST_MEMBERS, "terms", "buffered rounds or drawn committees");
     require(!this.noted(terms.job, "disputed").length, "ledger", "its ledger contradicted itself");
     const digest = sha256(Buffer.from("fedsys terms v1\0"), text);
