@@ -20,6 +20,7 @@ from fedsys.wire.round_params import round_params
 from fedsys.wire.terms import Terms
 from secure_agg import Roster, SecAggParams
 from secure_agg.errors import ParameterError
+from secure_agg.sealing import require_suite
 
 __all__ = [
     "Worker",
@@ -111,6 +112,10 @@ def check_job(
             f"owner's witness_threshold {policy.witness_threshold} requires",
             cause=Cause.WITNESSES,
         )
+    try:
+        require_suite(terms.secagg_suite)
+    except ParameterError as error:
+        raise PolicyRefusal(str(error), cause=Cause.SECURE_AGGREGATION) from None
     policy.check_task(terms.task, terms.options, worker.sha256)
     if worker.sha256 not in (terms.task_sha256, terms.graph_sha256):
         graph = f", graph {terms.graph_sha256}" if terms.graph_sha256 else ""
@@ -316,6 +321,7 @@ def check_params(
             length=mechanism.length,
             modulus_bits=mechanism.modulus_bits,
             colluders=roster.corrupt or 0,
+            suite=terms.secagg_suite,
         )
     except ParameterError as error:
         raise PolicyRefusal(

@@ -274,15 +274,18 @@ class Session:
             consent=fleet_pb2.Consent(
                 job=terms.job,
                 terms=terms.digest,
-                prekeys=self._refill(offer.prekeys),
+                prekeys=self._refill(offer.prekeys, terms),
                 training=self._buffered.training(terms.job),
                 lines=self._countersigner.lines(terms.job),
             )
         )
 
-    def _refill(self, held: int) -> list[bytes]:
-        """Fresh sealing keys, if the coordinator, which holds `held`, is about to run out."""
-        return self._sealing.issue(PREKEYS - held) if held <= PREKEYS // 2 else []
+    def _refill(self, held: int, terms: Terms | None) -> list[bytes]:
+        """Fresh sealing keys of a job's suite, if the coordinator, which holds `held`, is about to
+        run out."""
+        if terms is None or held > PREKEYS // 2:
+            return []
+        return self._sealing.issue(PREKEYS - held, terms.secagg_suite)
 
     # -- a round ----------------------------------------------------------------------------------
 
@@ -453,7 +456,8 @@ class Session:
             self._buffered.outcome(outcome)
         except (FedsysError, SecureAggError) as error:
             return self._refuse(outcome.job, outcome.round, error)
-        prekeys = self._refill(outcome.prekeys)
+        agreed = self._terms.get(outcome.job)
+        prekeys = self._refill(outcome.prekeys, None if agreed is None else agreed[0])
         try:
             said = self._countersigner.statement(outcome)
         except FedsysError as error:

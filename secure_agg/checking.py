@@ -151,7 +151,8 @@ def open_shares(
         except ShareError:
             complaints.append(Complaint(dealer=dealer))
             del opened[place], keys[place], plains[place]
-    values = unpack_values(b"".join(plains)).reshape(len(opened), -1)
+    width = params.columns + sharing.CHECKS  # stated: of none, nothing could be inferred
+    values = unpack_values(b"".join(plains)).reshape(len(opened), width)
     good = passes(session, values, dealers, np.array(opened, np.int64), seat)
     largest = values.max(axis=1, initial=0)
     failed: set[int] = set()

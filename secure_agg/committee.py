@@ -25,6 +25,7 @@ __all__ = [
     "SEAL_OVERHEAD",
     "SECRECY_BITS",
     "SUITES",
+    "SUITE_NAMES",
     "Committee",
     "choose_committee",
     "cohort_colluders",
@@ -45,6 +46,8 @@ PROOF_COLUMNS: Final = 8
 """Random combinations in the low-degree proof: a false one passes with chance 65521^-8 = 2^-128."""
 SUITES: Final = (1, 2)
 """1: X25519. 2: X25519 and ML-KEM-768."""
+SUITE_NAMES: Final = {"x25519": 1, "x25519-mlkem768": 2}
+"""What configurations and terms call them."""
 SEAL_OVERHEAD: Final = {1: 16, 2: 16 + 1088}
 """Bytes that sealing adds to a share: the tag, and in suite 2 the ML-KEM-768 ciphertext."""
 _PREKEY_BYTES: Final = {1: 4 + 32 + 64, 2: 4 + 32 + 1184 + 64}

@@ -21,7 +21,6 @@ from secure_agg.dealer import deal, sealing_keys_of
 from secure_agg.errors import (
     InputError,
     MessageError,
-    ParameterError,
     SecureAggError,
     StageError,
     StateError,
@@ -84,7 +83,6 @@ class Member:
 
     Raises:
         RosterError: When the roster holds no key, or another, for this member.
-        ParameterError: When the sealing keys are of another suite than the round's.
         StateError: When a store's content cannot be read or written.
     """
 
@@ -102,10 +100,6 @@ class Member:
         shared: Shared | None = None,
     ) -> None:
         checks.own_identity(identity.public_bytes, checks.enrolled(roster, id))
-        if sealing.suite != params.suite:
-            raise ParameterError(
-                f"sealing keys of suite {sealing.suite}: the round is of suite {params.suite}"
-            )
         self.id = id
         self.params = params
         self.context = context

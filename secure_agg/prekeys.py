@@ -30,6 +30,7 @@ from secure_agg.sealing import (
     is_encapsulation_key,
     is_low_order,
     public_of,
+    require_suite,
 )
 from secure_agg.shared import Shared
 from secure_agg.signatures import SIGNATURE_SIZE, verifies
@@ -78,7 +79,8 @@ class SealingKeys:
 
     Args:
         identity: Signs the statements.
-        suite: 1 for X25519, 2 for X25519 with ML-KEM-768.
+        suite: 1 for X25519, 2 for X25519 with ML-KEM-768: of the keys that `issue` draws unless it
+            is told otherwise. The pool holds keys of both.
         entropy: Asked once for each key: 32 bytes, or 96 in suite 2.
         store: A volatile one, on a tmpfs, so that a restarted process goes on. Never on a disk.
 
@@ -97,8 +99,7 @@ class SealingKeys:
         entropy: Entropy = os.urandom,
         store: Store | None = None,
     ) -> None:
-        if suite not in PUBLIC_SIZE:
-            raise ParameterError(f"suite is {suite}: 1 is X25519, 2 is X25519 with ML-KEM-768")
+        _require_known(suite)
         self.suite = suite
         self.marks = Marks()
         self._identity = identity
@@ -115,27 +116,36 @@ class SealingKeys:
         """Keys in the pool: handed out and not yet used."""
         return len(self._pool)
 
-    def issue(self, count: int) -> list[bytes]:
+    def issue(self, count: int, suite: int | None = None) -> list[bytes]:
         """Draw keys and return their signed public statements, to be sent to the server.
 
-        The pool keeps the MAX_OUTSTANDING newest; a round that names an older one goes on without
-        this member on its committee.
+        The pool keeps the MAX_OUTSTANDING newest of a suite; a round that names an older one goes
+        on without this member on its committee.
+
+        Args:
+            count: How many.
+            suite: Of these; by default that of this object.
 
         Raises:
-            ParameterError: On a count outside 1 to MAX_OUTSTANDING.
+            ParameterError: On a count outside 1 to MAX_OUTSTANDING, or a suite that is not known or
+                that this machine cannot compute.
             StateError: The store could not be written; no key was issued.
         """
+        suite = self.suite if suite is None else suite
+        _require_known(suite)
+        require_suite(suite)
         if not 1 <= count <= MAX_OUTSTANDING:
             raise ParameterError(f"{count} sealing keys: from 1 to {MAX_OUTSTANDING} at once")
         pool, statements = dict(self._pool), []
         for _ in range(count):
-            private = self._entropy(PRIVATE_SIZE[self.suite])
-            public = public_of(private, self.suite)
+            private = self._entropy(PRIVATE_SIZE[suite])
+            public = public_of(private, suite)
             pool[public] = private
             signature = self._identity.sign(_statement(self._identity.public_bytes, public))
-            statements.append(bytes((self.suite,)) + public + signature)
-        while len(pool) > MAX_OUTSTANDING:
-            del pool[next(iter(pool))]
+            statements.append(bytes((suite,)) + public + signature)
+        alike = [public for public in pool if len(public) == PUBLIC_SIZE[suite]]
+        for public in alike[: max(len(alike) - MAX_OUTSTANDING, 0)]:
+            del pool[public]
         self._save(pool, self._bound, self.marks)
         return statements
 
@@ -192,14 +202,17 @@ class SealingKeys:
         fields = unpack_fields(_MAGIC, data)
         if len(fields) < 3:
             raise StateError("stored sealing keys whose fields do not fill them")
-        suite, marks, count, *rest = fields
-        if suite != bytes((self.suite,)):
-            raise StateError("stored sealing keys of another suite")
+        _suite, marks, count, *rest = (
+            fields  # both suites are kept; which was the usual one is moot
+        )
         split = 2 * int.from_bytes(count, "little")
         pool, bound = rest[:split], rest[split:]
         if len(pool) != split or len(bound) % 6:
             raise StateError("stored sealing keys whose fields do not fill them")
         self._pool = dict(zip(pool[::2], pool[1::2], strict=True))
+        sizes = {(PUBLIC_SIZE[suite], PRIVATE_SIZE[suite]) for suite in PUBLIC_SIZE}
+        if any((len(public), len(private)) not in sizes for public, private in self._pool.items()):
+            raise StateError("stored sealing keys of no known suite")
         for at in range(0, len(bound), 6):
             job, session, public, private, work, reply = bound[at : at + 6]
             self._bound[job] = Bound(
@@ -209,6 +222,11 @@ class SealingKeys:
 
     def __repr__(self) -> str:
         return f"SealingKeys({self.outstanding} outstanding, suite={self.suite})"
+
+
+def _require_known(suite: int) -> None:
+    if suite not in PUBLIC_SIZE:
+        raise ParameterError(f"suite is {suite}: 1 is X25519, 2 is X25519 with ML-KEM-768")
 
 
 def prekey_suite(prekey: bytes) -> int:

@@ -84,15 +84,18 @@ class Progress:
             raise StateError("a stored round whose fields do not fill it")
         session = Opening.parse(body).session(roster, shared) if body else None
         works = {}
+        if rest and session is None:
+            raise StateError("a stored round with shares and without an opening")
         try:
             for at in range(0, len(rest), 4):
                 number, rows, shares, chosen = rest[at : at + 4]
                 dealers = list(SET_ROW.iter_unpack(rows))
+                columns = 0 if session is None else session.params.columns
                 held = Held(
                     dealers=tuple(row[0] for row in dealers),
                     sequences=tuple(row[1] for row in dealers),
                     rows=rows,
-                    shares=np.frombuffer(shares, "<u2").reshape(len(dealers), -1),
+                    shares=np.frombuffer(shares, "<u2").reshape(len(dealers), columns),
                 )
                 picked = tuple(np.frombuffer(chosen, "<u4").tolist())
                 works[int.from_bytes(number, "little")] = Work(held=held, chosen=picked)

@@ -16,13 +16,14 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from secure_agg import checks
 from secure_agg.digests import tag
+from secure_agg.errors import ParameterError
 
 __all__ = [
     "ENCAPSULATION_SIZE",
@@ -35,6 +36,7 @@ __all__ = [
     "is_encapsulation_key",
     "is_low_order",
     "public_of",
+    "require_suite",
     "seal",
     "unseal",
 ]
@@ -77,6 +79,29 @@ def is_encapsulation_key(public: bytes) -> bool:
         return not public or bool(_mlkem(public))
     except ValueError:
         return False
+
+
+@functools.cache
+def _has_mlkem() -> bool:
+    try:
+        MLKEM768PrivateKey.from_seed_bytes(bytes(64))
+    except UnsupportedAlgorithm:
+        return False
+    return True
+
+
+def require_suite(suite: int) -> None:
+    """Refuse a suite that this machine cannot compute.
+
+    Raises:
+        ParameterError: `cryptography` was built on a library without ML-KEM-768.
+    """
+    if suite == 2 and not _has_mlkem():
+        raise ParameterError(
+            "suite 'x25519-mlkem768' needs ML-KEM-768, which the library that the package "
+            "'cryptography' was built on does not have: install its wheel from PyPI, or choose "
+            "suite 'x25519'"
+        )
 
 
 def public_of(private: bytes, suite: int) -> bytes:

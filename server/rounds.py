@@ -41,7 +41,9 @@ class RoundAborted(FedsysError):
         self.refusals: dict[int, str] = {}
 
 
-def params_for(plan: PrivacyPlan, mechanism: Mechanism, roster: Roster, n: int) -> SecAggParams:
+def params_for(
+    plan: PrivacyPlan, mechanism: Mechanism, roster: Roster, n: int, *, suite: int = 1
+) -> SecAggParams:
     """The parameters of a round with a cohort of `n`, as each of its devices also computes them.
 
     Raises:
@@ -54,6 +56,7 @@ def params_for(plan: PrivacyPlan, mechanism: Mechanism, roster: Roster, n: int) 
             length=mechanism.length,
             modulus_bits=mechanism.modulus_bits,
             colluders=roster.corrupt or 0,
+            suite=suite,
         )
     except ParameterError as error:
         raise RoundAborted(f"secure aggregation: {error}", nothing_summed=True) from error

@@ -14,6 +14,7 @@ from fedsys.privacy import Mechanism, PrivacyPlan
 from fedsys.privacy.plan import QuorumMissed
 from fedsys.privacy.sampling.quorum import withstood
 from fedsys.wire.round_params import round_params
+from secure_agg.committee import SUITE_NAMES
 from secure_agg.errors import ParameterError
 from secure_agg.params import MAX_COHORT
 
@@ -74,7 +75,7 @@ def check_secure(config: Config, plan: PrivacyPlan) -> str:
 
 def _check_cohort(config: Config, plan: PrivacyPlan) -> None:
     expected = config.cohort.expected
-    reason = _refused(plan, expected)
+    reason = _refused(plan, expected, SUITE_NAMES[config.aggregation.suite])
     if reason is None:
         return
     aggregation = config.aggregation
@@ -86,11 +87,12 @@ def _check_cohort(config: Config, plan: PrivacyPlan) -> None:
     )
 
 
-def _refused(plan: PrivacyPlan, n: int) -> str | None:
+def _refused(plan: PrivacyPlan, n: int, suite: int) -> str | None:
     """Why a cohort of `n` cannot be summed; None if it can."""
     mechanism = plan.build_mechanism()
+    length, bits = mechanism.length, mechanism.modulus_bits
     try:
-        round_params(plan, n, length=mechanism.length, modulus_bits=mechanism.modulus_bits)
+        round_params(plan, n, length=length, modulus_bits=bits, suite=suite)
     except ParameterError as error:
         return str(error)
     return None
@@ -130,7 +132,11 @@ def _check_epoch(config: Config, plan: PrivacyPlan, mechanism: Mechanism) -> Non
     )
     try:
         params = round_params(
-            plan, invited, length=mechanism.length, modulus_bits=mechanism.modulus_bits
+            plan,
+            invited,
+            length=mechanism.length,
+            modulus_bits=mechanism.modulus_bits,
+            suite=SUITE_NAMES[aggregation.suite],
         )
     except ParameterError as error:
         raise ConfigError(f"{where}: {error}") from None

@@ -22,6 +22,7 @@ from fedsys.config import Aggregation
 from fedsys.errors import TrainingError
 from fedsys.privacy import Encoded, Mechanism, PrivacyPlan, ring_dtype
 from secure_agg import SecureAggError, Shared, draw_committee
+from secure_agg.committee import SUITE_NAMES
 from server.coordinator import OpenRound
 from server.rounds import RoundAborted, SecureRound, params_for
 from simulations.engine.base import Chunk, Engine
@@ -203,7 +204,8 @@ def secure_sum(cohort: Cohort) -> Summed:
     An agent exists only from its training to its upload; on the committee, until the sum is opened.
     """
     open_, roster, shared = cohort.round, cohort.population.roster, Shared()
-    params = params_for(cohort.plan, cohort.mechanism, roster, len(open_.cohort))
+    suite = SUITE_NAMES[cohort.aggregation.suite]
+    params = params_for(cohort.plan, cohort.mechanism, roster, len(open_.cohort), suite=suite)
     drawn = draw_committee(open_.cohort, params.committee, open_.assignment.context, roster.hash)
     committee = {id: _agent(cohort, id, shared) for id in drawn}
     round_ = SecureRound(
@@ -211,7 +213,7 @@ def secure_sum(cohort: Cohort) -> Summed:
         mechanism=cohort.mechanism,
         roster=roster,
         params=params,
-        prekeys={id: agent.sealing.issue(1)[0] for id, agent in committee.items()},
+        prekeys={id: agent.sealing.issue(1, suite)[0] for id, agent in committee.items()},
         shared=shared,
     )
     lost = cohort.losses()

@@ -11,12 +11,19 @@ from fedsys.privacy.sampling.quorum import withstood
 from secure_agg import SecAggParams
 from secure_agg.errors import ParameterError
 from secure_agg.params import cohort_colluders
+from secure_agg.sealing import require_suite
 
 __all__ = ["round_params"]
 
 
 def round_params(
-    plan: PrivacyPlan, n: int, *, length: int, modulus_bits: int, colluders: int = 0
+    plan: PrivacyPlan,
+    n: int,
+    *,
+    length: int,
+    modulus_bits: int,
+    colluders: int = 0,
+    suite: int = 1,
 ) -> SecAggParams:
     """Parameters for a cohort of `n` under an agreed plan.
 
@@ -31,10 +38,13 @@ def round_params(
         length: number of coordinates of a vector.
         modulus_bits: bits of a coordinate.
         colluders: absolute number of colluders that the roster states.
+        suite: 1 or 2, as agreed; see `secure_agg.committee.SUITES`.
 
     Raises:
-        ParameterError: no parameters fit; the message names n, corrupt and dropout.
+        ParameterError: no parameters fit; the message names n, corrupt and dropout. Or this machine
+            cannot compute the suite.
     """
+    require_suite(suite)
     corrupt = plan.corrupt or 0.0
     most = max(plan.colluders, colluders)
     bad = cohort_colluders(n=n, corrupt=corrupt, colluders=most)
@@ -47,6 +57,7 @@ def round_params(
         dimension=length,
         colluders=most,
         min_included=max(plan.min_survivors, bad + 2),
+        suite=suite,
         committee=None if asked is None else asked.committee,
     )
     if asked is None:

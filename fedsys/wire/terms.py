@@ -15,6 +15,7 @@ from fedsys.privacy import PrivacyPlan
 from fedsys.wire.canonical import decode_object, encode_object
 from fedsys.wire.roster import MAX_MEMBERS
 from fedsys.wire.turns import Turns
+from secure_agg.committee import SUITE_NAMES
 from secure_agg.params import MAX_COHORT
 
 __all__ = ["MAX_ROUNDS", "Buffering", "Terms"]
@@ -23,14 +24,15 @@ MAX_ROUNDS = 1_000_000
 """The most rounds of a job that devices are asked to agree to."""
 
 _TEXTS = ("name", "task", "task_sha256", "graph_sha256", "path", "roster_hash")
-_OPTIONAL = frozenset({"evaluate_every", "frozen_sha256", "members"})
-"""Fields that are left out where they are empty."""
+_OPTIONAL = frozenset({"evaluate_every", "frozen_sha256", "members", "suite"})
+"""Fields that are left out where they say nothing."""
 _NUMBERS = ("seed", "roster_version", "dimension", "shared", "weight_cap")
 _SHA256 = re.compile("[0-9a-f]{64}")
 _MOST_TEXT = 200
 """Characters of a name, which people will read in logs and on terminals."""
 
 
+_USUAL_SUITE = "x25519"
 _MOST_BUFFERS = 10_000
 _MOST_STALE = 1_000_000
 
@@ -104,6 +106,7 @@ class Terms:
         members: increasing node ids of those on that list who take part; none stand for all.
         frozen_sha256: SHA-256 of the frozen weights and buffers of the coordinator's copy of the
             model, as hex, for devices that build it from the task's code; empty where it has none.
+        suite: how shares of keys are sealed, as `secure_agg.committee.SUITE_NAMES` calls it.
     """
 
     job: bytes
@@ -130,6 +133,12 @@ class Terms:
     evaluate_every: int = 0
     members: tuple[int, ...] = ()
     frozen_sha256: str = ""
+    suite: str = _USUAL_SUITE
+
+    @property
+    def secagg_suite(self) -> int:
+        """The suite's number in `secure_agg`."""
+        return SUITE_NAMES[self.suite]
 
     def kind_of(self, round: int) -> Literal["train", "query", "evaluate"]:
         """What a round of this job asks for."""
@@ -152,7 +161,9 @@ class Terms:
         """Canonical bytes."""
         body = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         buffering = None if self.buffering is None else dataclasses.asdict(self.buffering)
-        part = {key: value for key in _OPTIONAL if (value := body.pop(key))}
+        part = {
+            key: value for key in _OPTIONAL if (value := body.pop(key)) and value != _USUAL_SUITE
+        }
         return encode_object(
             {
                 **body,
@@ -203,6 +214,9 @@ class Terms:
                 raise ValueError("an empty list of members")
             if _SHA256.fullmatch(body.get("frozen_sha256", "0" * 64)) is None:
                 raise ValueError("a hash of frozen weights that is none")
+            suite = body.get("suite", _USUAL_SUITE)
+            if "suite" in body and (suite not in SUITE_NAMES or suite == _USUAL_SUITE):
+                raise ValueError(f"suite {suite!r}, which this version does not know")
             plan = _plan(body["plan"])
             buffering = body["buffering"]
             if buffering is not None:

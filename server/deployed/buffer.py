@@ -131,7 +131,13 @@ class BufferedCycle:
             return False
         mechanism = self._job.coordinator.mechanism
         try:
-            params = params_for(self._job.plan, mechanism, self._roster.roster, size)
+            params = params_for(
+                self._job.plan,
+                mechanism,
+                self._roster.roster,
+                size,
+                suite=self._terms.secagg_suite,
+            )
         except RoundAborted:
             return False
         return params.min_included <= cap
@@ -272,11 +278,12 @@ class BufferedCycle:
                 nothing_summed=True,
             )
         roster = self._roster.roster
-        params = params_for(plan, mechanism, roster, len(cohort))
+        suite = self._terms.secagg_suite
+        params = params_for(plan, mechanism, roster, len(cohort), suite=suite)
         context = open_.assignment.epoch_context(self._buffering.epoch)
         committee = draw_committee(cohort, params.committee, context, roster.hash)
         nodes = {self._roster.nodes[id]: id for id in committee}
-        taken = self._facilities.prekeys.take(nodes)
+        taken = self._facilities.prekeys.take(nodes, suite=suite)
         return SecureEpoch(
             assignment=open_.assignment,
             cohort=cohort,
@@ -335,7 +342,7 @@ class BufferedCycle:
         if epoch is None:
             return
         present = epoch.present
-        held = self._facilities.prekeys.counts(list(present))
+        held = self._facilities.prekeys.counts(list(present), suite=self._terms.secagg_suite)
         for node, client in present.items():
             outcome = fleet_pb2.Outcome(
                 job=self._terms.job,

@@ -7,6 +7,7 @@ from fedsys.errors import FedsysError
 from fedsys.privacy import PrivacyPlan
 from fedsys.wire.roster import RosterStatement
 from fedsys.wire.terms import Buffering
+from secure_agg.committee import SUITE_NAMES
 from server.rounds import params_for
 
 __all__ = ["JobFailed", "buffering_of", "require_fit", "require_params"]
@@ -51,7 +52,8 @@ def require_params(config: Config, plan: PrivacyPlan, roster: RosterStatement) -
     """Raise unless secure aggregation can serve this job's cohorts, or epochs, from this roster."""
     buffering = buffering_of(config)
     size = config.cohort.expected if buffering is None else buffering.largest_epoch(plan)
-    params = params_for(plan, plan.build_mechanism(), roster.roster, size)
+    suite = SUITE_NAMES[config.aggregation.suite]
+    params = params_for(plan, plan.build_mechanism(), roster.roster, size, suite=suite)
     if buffering is not None and params.min_included > plan.cap:
         raise JobFailed(
             f"rounds.buffer = {plan.cap}: of the {size} members of an epoch "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -110,20 +111,21 @@ class JobRun:
             roster=prepared.roster,
             job=prepared.job,
         )
+        suite = prepared.terms.secagg_suite
         self._news = LedgerNews(
             prepared.job.ledger,
             prepared.job.folder.ledger,
             job=prepared.terms.job,
             fleet=facilities.fleet,
             members=prepared.roster.nodes,
-            prekeys=facilities.prekeys.counts,
+            prekeys=functools.partial(facilities.prekeys.counts, suite=suite),
         )
         self._witnesses = JobWitnesses(job=prepared.job, settings=facilities.settings)
         self._cycle = self._cycle_of(prepared, facilities)
         self._consent = Consent(
             prepared,
             facilities.fleet,
-            prekeys=facilities.prekeys.held,
+            prekeys=functools.partial(facilities.prekeys.held, suite=suite),
             blamed=self._known_to_cheat(),
             serves=self._cycle.serves,
             names={row.id: row.name for row in facilities.state.nodes()},

@@ -451,6 +451,7 @@ def _prepared(row: JobRow, job: Job, model: JobModel, roster: RosterStatement) -
         held_out=job.config.population.held_out,
         members=roster.nodes if roster.signed else (),
         frozen_sha256=model.frozen_compared,
+        suite=job.config.aggregation.suite,
     )
     coordinator.terms = dataclasses.replace(coordinator.terms, agreed=terms.digest)
     return PreparedJob(id=row.id, job=job, model=model, terms=terms, roster=roster)

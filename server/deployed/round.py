@@ -94,6 +94,7 @@ class RoundCycle:
     ) -> None:
         self._id = prepared.id
         self._job = prepared.job
+        self._suite = prepared.terms.secagg_suite
         self._roster = prepared.roster
         self._state = facilities.state
         self._fleet = facilities.fleet
@@ -218,12 +219,12 @@ class RoundCycle:
         if len(open_.cohort) < max(2, mechanism.event.min_survivors):
             raise RoundAborted("the cohort is below min_survivors", nothing_summed=True)
         roster = self._roster.roster
-        params = params_for(self._job.plan, mechanism, roster, len(open_.cohort))
+        params = params_for(self._job.plan, mechanism, roster, len(open_.cohort), suite=self._suite)
         committee = draw_committee(
             open_.cohort, params.committee, open_.assignment.context, roster.hash
         )
         nodes = {self._roster.nodes[id]: id for id in committee if id in consenting}
-        taken = self._prekeys.take(nodes)
+        taken = self._prekeys.take(nodes, suite=self._suite)
         return SecureRound(
             open=open_,
             mechanism=mechanism,

@@ -24,6 +24,7 @@ from fedsys.errors import BudgetExceeded
 from fedsys.privacy import ring_dtype
 from fedsys.privacy.sampling.cohorts import least_first
 from secure_agg import RoundContext
+from secure_agg.committee import SUITE_NAMES
 from server.coordinator import OpenRound, SumRefused
 from server.job import Job
 from server.rounds import RoundAborted, params_for
@@ -178,6 +179,7 @@ class BufferedRounds:
         cohort = tuple(sorted(invited))
         epoch = _Epoch(cohort=cohort, left=rounds.epoch)
         if setting.config.aggregation.protocol == "secure":
+            suite = SUITE_NAMES[setting.config.aggregation.suite]
             mechanism, roster = self._job.coordinator.mechanism, setting.population.roster
             assignment = open_.assignment
             epoch.secure = SecureEpoch(
@@ -188,7 +190,7 @@ class BufferedRounds:
                     buffers=rounds.epoch,
                 ),
                 cohort=cohort,
-                params=params_for(plan, mechanism, roster, len(cohort)),
+                params=params_for(plan, mechanism, roster, len(cohort), suite=suite),
                 size=self._size,
                 population=setting.population,
                 faults=setting.faults,

@@ -124,11 +124,22 @@ def small_rounds(schedule: Schedule) -> Iterator[None]:
     size = schedule.committee
 
     def drawn(
-        plan: PrivacyPlan, n: int, *, length: int, modulus_bits: int, colluders: int = 0
+        plan: PrivacyPlan,
+        n: int,
+        *,
+        length: int,
+        modulus_bits: int,
+        colluders: int = 0,
+        suite: int = 1,
     ) -> SecAggParams:
         if size is None or n <= size:
             return round_params(
-                plan, n, length=length, modulus_bits=modulus_bits, colluders=colluders
+                plan,
+                n,
+                length=length,
+                modulus_bits=modulus_bits,
+                colluders=colluders,
+                suite=suite,
             )
         return SecAggParams.derive(
             n=n,
@@ -138,6 +149,7 @@ def small_rounds(schedule: Schedule) -> Iterator[None]:
             dimension=length,
             min_included=max(plan.min_survivors, 2),
             committee=size,
+            suite=suite,
         )
 
     def serves(self: RoundCycle, clients: frozenset[int]) -> bool:

@@ -210,9 +210,6 @@ def test_06_a_weaker_suite() -> None:
         attack()
     with without("suite"):
         assert {len(key) for key in attack().keys} == {32}
-    world = World(params)
-    with pytest.raises(ParameterError, match="sealing keys of suite 1: the round is of suite 2"):
-        world.member(0, sealing=SealingKeys(world.identities[0]))
 
 
 def test_06_an_encapsulation_key_that_is_none() -> None:

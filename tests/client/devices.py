@@ -27,7 +27,7 @@ from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.roster import RosterStatement, SignedStatement, signed_message
 from fedsys.wire.round_params import round_params
 from fedsys.wire.terms import Terms
-from secure_agg import Aggregator, Identity, SealingKeys, SecAggParams
+from secure_agg import Aggregator, Identity, SealingKeys, SecAggParams, prekey_suite
 from tests.fedsys.privacy.ledger.ledgers import SIGNER, chained
 
 D = 6
@@ -135,6 +135,14 @@ class Devices:
             assert answer.consent.terms == terms.digest, answer
             self.prekeys[number] += answer.consent.prekeys
         return terms
+
+    def take(self, number: int, suite: int = 1) -> bytes:
+        """The oldest key of a device and a suite, which is used up; empty if there is none."""
+        held = self.prekeys[number]
+        for place, prekey in enumerate(held):
+            if prekey_suite(prekey) == suite:
+                return held.pop(place)
+        return b""
 
     def reboot(self) -> None:
         """What lies on tmpfs is gone."""
@@ -285,6 +293,7 @@ def params_of(terms: Terms, roster: RosterStatement, size: int) -> SecAggParams:
         length=mechanism.length,
         modulus_bits=mechanism.modulus_bits,
         colluders=roster.colluders,
+        suite=terms.secagg_suite,
     )
 
 
@@ -298,6 +307,7 @@ class Conversation:
         number: of the round.
         params: other ones than the terms give, for a coordinator that cheats.
         cohort: everybody by default.
+        suite: of the sealing keys that it names; by default that of the terms.
     """
 
     devices: Devices
@@ -305,8 +315,10 @@ class Conversation:
     number: int = 1
     params: SecAggParams | None = None
     cohort: tuple[int, ...] = ()
+    suite: int = 0
 
     def __post_init__(self) -> None:
+        self.suite = self.suite or self.terms.secagg_suite
         self.assignment = Assignment(
             job=self.terms.job,
             round=self.number,
@@ -319,7 +331,8 @@ class Conversation:
         )
         devices = self.devices
         self.cohort = self.cohort or tuple(range(devices.count))
-        self.prekeys = {k: devices.prekeys[k].pop(0) for k in self.cohort if devices.prekeys[k]}
+        keys = {k: devices.take(k, self.suite) for k in self.cohort}
+        self.prekeys = {k: key for k, key in keys.items() if key}
         self.announced = self.params or params_of(self.terms, devices.roster, len(self.cohort))
         self.aggregator = self.another()
         self.messages: Mapping[int, bytes] = self.aggregator.begin()

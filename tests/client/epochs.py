@@ -60,7 +60,7 @@ class Epoch:
     keys: Mapping[int, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        devices, terms = self.devices, self.terms
+        devices, terms, suite = self.devices, self.terms, self.terms.secagg_suite
         assert terms.buffering is not None
         self.assignment = Assignment(
             job=terms.job,
@@ -73,7 +73,7 @@ class Epoch:
             terms=terms.digest,
         )
         self.cohort = self.cohort or tuple(range(devices.count))
-        self.keys = self.keys or {k: devices.prekeys[k].pop(0) for k in self.cohort}
+        self.keys = self.keys or {k: devices.take(k, suite) for k in self.cohort}
         self.announced = self.params or params_of(terms, devices.roster, len(self.cohort))
         self.aggregator = EpochAggregator(
             roster=devices.roster.roster,

@@ -106,6 +106,56 @@ def test_parameters_below_the_agreed_are_refused(
         assert device.worker.trained == 0
 
 
+HYBRID = "x25519-mlkem768"
+
+
+def test_a_weaker_suite_than_was_agreed_to_is_refused(tmp_path: Path) -> None:
+    """What is recorded of a round that sealed with X25519 alone opens to a quantum computer."""
+    devices = Devices(tmp_path, count=4, plan=plan_of(4))
+    terms = devices.agree(suite=HYBRID)
+    usual = dataclasses.replace(terms, suite="x25519")
+    weak = params_of(usual, devices.roster, 4)
+    assert (weak.suite, params_of(terms, devices.roster, 4).suite) == (1, 2)
+    device = devices.all[VICTIM]
+    # Parameters of suite 1, and sealing keys that fit them.
+    talk = Conversation(devices, terms, params=weak, suite=1)
+    said = "differ from those that the agreed plan gives for a cohort of 4"
+    assert said in reason(talk.invite(device, VICTIM))
+    # The agreed parameters, in an opening of suite 1.
+    talk.announced = params_of(terms, devices.roster, 4)
+    assert "another parameters than was agreed upon" in reason(talk.invite(device, VICTIM))
+    # Another word on what was agreed.
+    offered = device.handle(fleet_pb2.Down(offer=fleet_pb2.Offer(terms=usual.encoded)))
+    assert "differ from those agreed to before" in reason(offered)
+    assert device.worker.trained == 0
+    # An honest coordinator's round.
+    finished(Conversation(devices, terms))
+
+
+def test_sealing_keys_of_a_weaker_suite_are_refused(tmp_path: Path) -> None:
+    devices = Devices(tmp_path, count=4, plan=plan_of(4))
+    terms = devices.agree(suite=HYBRID)
+    talk = Conversation(devices, terms)
+    weak = tuple(devices.take(client, 1) for client in talk.cohort)
+    assert all(weak)
+    talk.messages = dict.fromkeys(talk.cohort, opened(talk, prekeys=weak))
+    said = reason(talk.invite(devices.all[VICTIM], VICTIM))
+    assert "an OPENING message that ends before its committee" in said, "they are too short"
+    assert devices.all[VICTIM].worker.trained == 0
+
+
+def test_a_device_without_ml_kem_says_so_before_anything_is_agreed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = Devices(tmp_path, count=4, plan=plan_of(4))
+    monkeypatch.setattr("secure_agg.sealing._has_mlkem", lambda: False)
+    terms = devices.terms(suite=HYBRID)
+    said = devices.all[0].handle(fleet_pb2.Down(offer=fleet_pb2.Offer(terms=terms.encoded)))
+    assert "install its wheel from PyPI, or choose suite 'x25519'" in reason(said)
+    assert not devices.all[0].session.journal.jobs
+    devices.agree()
+
+
 def test_a_cohort_below_the_agreed_survivors_is_refused(devices: Devices) -> None:
     """Cohorts of at least five were agreed to; three are invited, one of them the coordinator's."""
     terms = devices.agree()

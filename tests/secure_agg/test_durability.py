@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import hashlib
 import os
@@ -34,7 +35,7 @@ from secure_agg.errors import (
     StateError,
 )
 from secure_agg.marks import Mark, Marks
-from secure_agg.messages import Kind
+from secure_agg.messages import HEADER_SIZE, Delivery, Kind, frame, unpack_complaints
 from secure_agg.prekeys import (
     MAX_BOUND,
     MAX_OUTSTANDING,
@@ -174,8 +175,17 @@ def test_sealing_keys_are_signed_bounded_and_survive_in_memory_alone(suite: int)
             keys.issue(count)
     with pytest.raises(ParameterError, match="suite is 3"):
         SealingKeys(identity, suite=3)
-    with pytest.raises(StateError, match="another suite"):
-        SealingKeys(identity, suite=3 - suite, store=store)
+    other = SealingKeys(identity, suite=3 - suite, store=store)
+    assert other._pool == keys._pool
+    assert prekey_suite(other.issue(1)[0]) == 3 - suite
+    assert other.outstanding == MAX_OUTSTANDING + 1, "the keys of one suite leave the other's alone"
+    blob = store.data
+    assert blob is not None
+    (public, *_), short = other._pool, MemoryStore()
+    damaged = SealingKeys(identity, store=short)
+    damaged._save({public: b"short"}, {}, damaged.marks)
+    with pytest.raises(StateError, match="of no known suite"):
+        SealingKeys(identity, store=short)
     for secret in keys._pool.values():
         assert secret.hex() not in repr(keys)
 
@@ -310,3 +320,20 @@ def test_a_file_store_reads_no_link_and_no_pipe(tmp_path: Path) -> None:
     for name in ("link", "pipe"):
         with pytest.raises(StateError, match="cannot be read"):
             FileStore(tmp_path / name).load()
+
+
+@pytest.mark.parametrize("what", ["of nothing", "of junk"])
+def test_a_delivery_in_which_no_share_opens_is_answered_by_name(what: str) -> None:
+    world = World(SecAggParams.derive(n=5, corrupt=0, dropout=0, modulus_bits=20, dimension=6))
+    good = world.until(Kind.DELIVERY)[1]
+    delivery = Delivery.parse(good[HEADER_SIZE:], world.params)
+    if what == "of nothing":
+        delivery = dataclasses.replace(delivery, rows=b"", sealed=b"", count=0)
+    else:
+        delivery = dataclasses.replace(delivery, sealed=bytes(len(delivery.sealed)))
+    member = world.members[1]
+    reply = member.handle(frame(Kind.DELIVERY, good[2:HEADER_SIZE], *delivery.parts()))
+    complaints = unpack_complaints(reply[HEADER_SIZE:])[1]
+    assert [each.dealer for each in complaints] == list(range(delivery.count))
+    assert not any(each.proven for each in complaints)
+    assert world.restart(1).stage is member.stage, "its state is read back"

@@ -70,6 +70,18 @@ def test_who_is_lost_after_its_upload_is_in_the_sum(
     assert commits[0] == commits[1]
 
 
+def test_the_hybrid_suite_gives_the_same_sum(configure: Configure, tmp_path: Path) -> None:
+    commits = []
+    for settings in (
+        ("aggregation.protocol=ideal",),
+        ("aggregation.protocol=secure", "aggregation.suite=x25519-mlkem768"),
+    ):
+        config = configure(*SECURE, *FIXED, *settings, "cohort.expected=6")
+        run = harness.run(config, out=tmp_path / settings[0], randomness=SeededRandomness(b"one"))
+        commits.append(read_ledger(run.folder / "ledger.jsonl").rounds[0].body["aggregate_sha256"])
+    assert commits[0] == commits[1]
+
+
 @pytest.mark.parametrize(
     ("stage", "refunded"), [("upload", True), ("endorse", True), ("answer", False)]
 )

@@ -116,9 +116,10 @@ class Device {
     require(plan.unit === "client" && plan.encoding === "wide" && !plan.adaptive_clip && plan.participation === 1,
       "mechanism", "a mechanism that is not supported here");
     require(["distributed-gaussian", "none"].includes(plan.mechanism), "mechanism", `mechanism ${plan.mechanism}`);
-    require(terms.kind === "train" && !terms.shared && !terms.weight_cap && plain(terms.local), "terms",
+    require(terms.kind === "train" && !terms.evaluate_every && !terms.shared && !terms.weight_cap && plain(terms.local), "terms",
       "questions, shared numbers, weights or a local procedure");
     require(terms.local.batch_size <= this.graph.batch, "task", `batches of ${terms.local.batch_size}`);
+    require(terms.suite === undefined, "terms", "a suite with ML-KEM-768");
     require(terms.buffering === null && plan.cap <= MOST_MEMBERS, "terms", "buffered rounds or drawn committees");
     require(!this.noted(terms.job, "disputed").length, "ledger", "its ledger contradicted itself");
     const digest = sha256(Buffer.from("fedsys terms v1\0"), text);

@@ -9,6 +9,7 @@ import pytest
 
 from fedsys.errors import ProtocolError
 from fedsys.privacy import make_plan
+from fedsys.wire.canonical import encode_object
 from fedsys.wire.terms import Buffering, Terms
 
 PLAN = make_plan(
@@ -52,6 +53,19 @@ def test_buffering_reads_back_equal_and_is_in_the_digest() -> None:
     assert found.buffering == BUFFERING
     other = Buffering(concurrency=30, epoch=3, max_staleness=5)
     assert terms(buffering=other).digest != found.digest
+
+
+def test_a_suite_is_stated_where_it_is_not_the_usual_one() -> None:
+    usual, hybrid = terms(), terms(suite="x25519-mlkem768")
+    assert b"suite" not in usual.encoded
+    assert Terms.decode(usual.encoded).secagg_suite == 1
+    found = Terms.decode(hybrid.encoded)
+    assert (found, found.secagg_suite) == (hybrid, 2)
+    assert found.digest != usual.digest
+    for stated in ("x25519", "mlkem", "", 2, None, ["x25519-mlkem768"]):
+        body = {**json.loads(hybrid.encoded), "suite": stated}
+        with pytest.raises(ProtocolError, match="a job's terms: "):
+            Terms.decode(encode_object(body))
 
 
 def test_an_epoch_invites_no_more_than_there_are_and_can_be_served() -> None:

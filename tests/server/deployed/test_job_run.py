@@ -6,7 +6,7 @@ import asyncio
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from fedsys.privacy import read_ledger
 from fedsys.secret_files import write_secret
 from fedsys.wire import fleet_pb2
 from fedsys.wire.roster import SignedStatement, signed_message
+from secure_agg import prekey_suite
 from secure_agg.messages import HEADER_SIZE, Kind, Opening, kind_of
 from server.deployed import disk_space
 from server.deployed.fleet import Fleet, Link, Said
@@ -92,9 +93,13 @@ class Party:
         text = tomli_w.dumps(changed.model_dump(exclude_none=True, exclude={"witnesses"}))
         self.home.settings_file.write_text(text)
 
-    def job(self, rounds: int, *, corrupt: float = 0.1, dropout: float = 0.1) -> str:
+    def job(
+        self, rounds: int, *, corrupt: float = 0.1, dropout: float = 0.1, suite: str = "x25519"
+    ) -> str:
         """Everybody in every round, without noise; its id."""
-        return submit(self.state, dump(job_of(self.size, rounds, corrupt, dropout))).id
+        config = job_of(self.size, rounds, corrupt, dropout)
+        chosen = config.aggregation.model_copy(update={"suite": suite})
+        return submit(self.state, dump(config.model_copy(update={"aggregation": chosen}))).id
 
     def run(self, job: str, *, until_round: int | None = None) -> JobRow:
         """A coordinator's and all agents' processes, until the job is over or in that round."""
@@ -275,8 +280,8 @@ def test_every_sealing_key_is_used_once(party: Callable[..., Party]) -> None:
     taken: list[bytes] = []
     take = found.registry.prekeys.take
 
-    def noted(nodes: object) -> dict[int, bytes]:
-        given = take(nodes)  # type: ignore[arg-type]
+    def noted(nodes: Iterable[int], *, suite: int = 1) -> dict[int, bytes]:
+        given = take(nodes, suite=suite)
         taken.extend(given.values())
         return given
 
@@ -285,6 +290,29 @@ def test_every_sealing_key_is_used_once(party: Callable[..., Party]) -> None:
     assert row.status == "completed", row.reason
     assert len(taken) == len(set(taken)) == 4 * 12
     assert all(count > 0 for count in found.registry.prekeys.counts([1, 2, 3, 4]).values())
+
+
+def test_jobs_of_both_suites_run_on_one_fleet(party: Callable[..., Party]) -> None:
+    """Each takes sealing keys of its own suite; devices send what is about to run out."""
+    found = party(4)
+    taken: list[bytes] = []
+    take = found.registry.prekeys.take
+
+    def noted(nodes: Iterable[int], *, suite: int = 1) -> dict[int, bytes]:
+        given = take(nodes, suite=suite)
+        taken.extend(given.values())
+        return given
+
+    found.registry.prekeys.take = noted  # type: ignore[method-assign]
+    first = found.job(1, dropout=0.0)
+    assert found.run(first).status == "completed"
+    row = found.run(found.job(6, dropout=0.0, suite="x25519-mlkem768"))
+    assert row.status == "completed", row.reason
+    assert outcomes(found, row.id) == ["commit"] * 6
+    assert [prekey_suite(each) for each in taken] == [1] * 4 + [2] * 4 * 6
+    for suite in (1, 2):
+        assert min(found.registry.prekeys.counts([1, 2, 3, 4], suite=suite).values()) > 0
+    assert found.run(found.job(1, dropout=0.0)).status == "completed"
 
 
 def test_a_rosters_colluders_are_in_every_devices_parameters(party: Callable[..., Party]) -> None:

@@ -68,6 +68,21 @@ def test_a_pool_is_bounded(state: State) -> None:
     assert pool.held(1) == MAX_PREKEYS
 
 
+def test_each_suite_has_a_pool_of_its_own(state: State) -> None:
+    keys, pool = enrol(state, 1), Prekeys(state)
+    usual, hybrid = keys.issue(2), keys.issue(MAX_PREKEYS, suite=2)
+    assert pool.add(1, usual) == 2
+    assert pool.add(1, hybrid) == 2 + MAX_PREKEYS
+    assert pool.add(1, keys.issue(1, suite=2)) == 2 + MAX_PREKEYS, "one too many of that suite"
+    assert (pool.held(1), pool.held(1, suite=2)) == (2, MAX_PREKEYS)
+    assert pool.take([1], suite=2) == {1: hybrid[0]}
+    assert pool.take([1]) == {1: usual[0]}
+    assert pool.counts([1], suite=2) == {1: MAX_PREKEYS - 1}
+    assert pool.counts([1]) == {1: 1}
+    pool.take([1])
+    assert pool.take([1]) == {}, "no round gets a key of the other suite"
+
+
 def test_only_the_nodes_own_keys_are_kept(state: State) -> None:
     enrol(state, 1)
     stranger, pool = SealingKeys(Identity.generate()), Prekeys(state)
