@@ -53,6 +53,9 @@ __all__ = ["Collection"]
 
 _TOGETHER: Final = 8
 """Uploads that are added in one go: between two, the sum has left the core's caches."""
+_HELD: Final = 1 << 26
+"""Bytes of ciphertexts that wait to be added, 64 MiB: of large ones fewer are added in one go. What
+that saves, passes over the sum, is little next to the work of encrypting one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -158,7 +161,8 @@ class Collection:
         if self._spool is not None:
             self._spool.put(sender, upload.ciphertext)
         self._fresh.append(upload.ciphertext)
-        if len(self._fresh) == _TOGETHER:
+        held = len(self._fresh)
+        if held == _TOGETHER or held * session.params.ciphertext_bytes >= _HELD:
             self._add_fresh()
         self._uploads[sender] = _Received(
             dealt=Dealt(

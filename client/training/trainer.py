@@ -93,6 +93,8 @@ class Trainer:
         chunk: Clients at once; None or 0 leaves it to the measurement.
         seed: Seed of the initial weights.
         sample: At least one example, which gives lazy modules their shapes.
+        checked: Whether another trainer of this task found that the path trains as the loop does;
+            path and chunk are then taken as they are.
 
     Raises:
         ConfigError: the path is unknown, or cannot train this model; the message says why.
@@ -108,6 +110,7 @@ class Trainer:
         chunk: int | None = None,
         seed: int = 0,
         sample: Examples | Callable[[], Examples] | None = None,
+        checked: bool = False,
     ) -> None:
         if path not in (*PATHS, "auto"):
             raise ConfigError(f"engine.path = {path!r}: allowed are auto, {', '.join(PATHS)}")
@@ -122,6 +125,8 @@ class Trainer:
         self._procedure = self._procedure_path(path)
         self._runner = ChunkRunner(task, self._model, local, PATHS)
         self._choice: Choice | None = None
+        if checked and path != "auto" and chunk:
+            self._choice = Choice(path=path, chunk=chunk)
         self._placed: tuple[Examples, Examples] | None = None
 
     @property

@@ -68,6 +68,7 @@ class PopulationSpec:
             chunk=self.chunk,
             seed=self.seed,
             sample=pool,
+            checked=True,  # when the path was chosen, in float64: more memory than training
         )
         return Population(
             train_set=pool,
@@ -113,12 +114,13 @@ class _Worker:
         self._trainer = ChunkTrainer(population, spec.population.randomness)
         self._weights = arena.array("weights")
         self._total = arena.array("totals")[spec.row]
+        self._cleared = False
         self._vectors = arena.array("vectors")[spec.row]
         self._noise = arena.array("noise")
         self._drawn = 0
 
     def begin(self, work: RoundWork) -> None:
-        self._total[:] = 0
+        self._cleared = False
         self._trainer.begin(replace(work, weights=self._weights.copy()))
 
     def draw(self, round: int, key: bytes) -> None:
@@ -126,6 +128,9 @@ class _Worker:
         self._drawn = round
 
     def add(self, clients: tuple[int, ...]) -> tuple[Any, ...]:
+        if not self._cleared:  # a round of single vectors never touches this memory
+            self._total[:] = 0
+            self._cleared = True
         tally = self._trainer.add(clients, self._total)
         return ("added", self._told(), tally)
 

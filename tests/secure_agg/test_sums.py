@@ -93,6 +93,18 @@ def test_large_sums_are_exact(n: int, dimension: int, bits: int) -> None:
     assert np.array_equal(result.total, expected)
 
 
+@pytest.mark.parametrize("held", [1, 30_000, 1 << 40])
+def test_the_sum_does_not_depend_on_how_many_uploads_wait(
+    held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of large uploads fewer wait to be added together."""
+    monkeypatch.setattr("secure_agg.collection._HELD", held)
+    params = derived(30, 20)
+    inputs = vectors(range(30), params)
+    result = secure_sum(inputs, params, dropped={"upload": {3}})
+    assert result.total.tolist() == exact_sum(inputs, sorted(set(range(30)) - {3}), 20)
+
+
 def test_suite_2_sums_exactly() -> None:
     params = SecAggParams.derive(
         n=5, corrupt=0.2, dropout=0.2, modulus_bits=20, dimension=33, suite=2

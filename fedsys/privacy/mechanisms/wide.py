@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedsys.errors import MechanismError
 from fedsys.privacy.encoding.clipping import clip_to_integers
 from fedsys.privacy.encoding.encoded import Encoded
-from fedsys.privacy.encoding.rings import from_ring, to_ring
+from fedsys.privacy.encoding.rings import from_ring, ring_dtype, to_ring
 from fedsys.privacy.events import Event
 from fedsys.privacy.randomness import Entropy
 
@@ -57,10 +57,13 @@ class WideEncoder:
                 f"updates must have shape (K, {event.dimension}), got {updates.shape}"
             )
         integers = clip_to_integers(updates, clip=event.clip)
-        values = integers.values
-        if event.modulus_bits == 32:  # the same 32 bits, without a copy
-            return replace(integers, values=values.view(np.uint32))
-        return replace(integers, values=to_ring(values, bits=event.modulus_bits))
+        values, bits = integers.values, event.modulus_bits
+        if ring_dtype(bits) != np.uint32:
+            return replace(integers, values=to_ring(values, bits=bits))
+        ring = values.view(np.uint32)  # the same 32 bits, without a copy
+        if bits < 32:
+            ring &= np.uint32((1 << bits) - 1)
+        return replace(integers, values=ring)
 
     def decode(self, total: NDArray[Any], *, seed: bytes = b"") -> NDArray[np.float64]:
         """The mean update (d,) from a sum mod 2^b (d,).

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Clock"]
+__all__ = ["Clock", "process_tree"]
 
 
 class Clock:
@@ -43,7 +43,7 @@ class Clock:
         self._examples.append(examples)
         if len(self._cpu) < 2 or time.perf_counter() >= self._look_again:
             began, spent = time.perf_counter(), time.process_time()
-            cpu, memory = _process_tree()
+            cpu, memory = process_tree(os.getpid())
             self._cpu.append((len(self._seconds), cpu - self._looking))
             self._looking += time.process_time() - spent
             self._look_again = time.perf_counter() + 100 * (time.perf_counter() - began)
@@ -68,8 +68,8 @@ class Clock:
         path.write_text(json.dumps(found))
 
 
-def _process_tree() -> tuple[float, int]:
-    """CPU seconds and proportional set size in bytes of this process and its descendants."""
+def process_tree(root: int) -> tuple[float, int]:
+    """CPU seconds and proportional set size in bytes of a process and its descendants."""
     parents, ticks = {}, {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -80,7 +80,7 @@ def _process_tree() -> tuple[float, int]:
             continue
         parents[int(folder.name)] = int(fields[1])
         ticks[int(folder.name)] = int(fields[11]) + int(fields[12])
-    tree, grown = {os.getpid()}, True
+    tree, grown = {root}, True
     while grown:
         below = {pid for pid, parent in parents.items() if parent in tree}
         grown = not below <= tree

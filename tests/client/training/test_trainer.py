@@ -309,6 +309,26 @@ def test_running_statistics_are_refused_with_a_remedy() -> None:
         Trainer(Custom(model), LOCAL)
 
 
+def test_what_another_trainer_checked_is_not_checked_again(
+    data: FederatedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = load("digits", {"hidden": 8})
+    rows, seeds = some_clients([9, 5]), [1, 2]
+    usual = Trainer(task, LOCAL, path="dual", chunk=2)
+    expected = usual.train(usual.initial_weights(), data.train, rows, seeds)
+
+    def refuse(*_arguments: object) -> str:
+        return "it was checked again"
+
+    monkeypatch.setattr("client.training.trainer.reason_to_refuse", refuse)
+    trainer = Trainer(task, LOCAL, path="dual", chunk=2, checked=True)
+    found = trainer.train(trainer.initial_weights(), data.train, rows, seeds)
+    np.testing.assert_array_equal(found, expected)
+    fresh = Trainer(task, LOCAL, path="dual", chunk=2)
+    with pytest.raises(ConfigError, match="it was checked again"):
+        fresh.train(fresh.initial_weights(), data.train, rows, seeds)
+
+
 def test_auto_measures_once_and_then_remembers(data: FederatedData) -> None:
     task: Task = load("digits", {"hidden": 5})
     trainer = Trainer(task, LOCAL)
