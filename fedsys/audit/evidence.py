@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -21,7 +21,7 @@ from fedsys.privacy.ledger.files import open_regular, read_lines
 from fedsys.privacy.ledger.lines import FORMAT, MAX_LINE_BYTES, parse_object
 from fedsys.privacy.ledger.reader import LedgerView, read_ledger
 
-__all__ = ["SUMMARY_VERSION", "Config", "Evidence", "Metrics", "Piece", "gather"]
+__all__ = ["SUMMARY_VERSION", "Config", "Evidence", "Metrics", "Piece", "complete_lines", "gather"]
 
 SUMMARY_VERSION = 1
 """The version of run folders that this audit reads."""
@@ -204,6 +204,19 @@ def _metrics(path: Path) -> Metrics:
                 raise LedgerError(f"{path.name} line {number} has no round number")
             found.append(round)
     return Metrics(rounds=found, newest=newest, torn=torn, sha256=digest.hexdigest())
+
+
+def complete_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of lines, one after the other; an unfinished last one is left out.
+
+    Raises:
+        LedgerError: a line is no object.
+        OSError: the file is not there.
+    """
+    with open_regular(path, _LINES_BYTES) as file:
+        for number, (raw, ended) in enumerate(read_lines(file, path.name), start=1):
+            if ended:
+                yield parse_object(raw, f"{path.name} line {number}")
 
 
 def _sha256(path: Path) -> str:

@@ -9,9 +9,10 @@ that of the rounds that ran is what they cost by themselves.
 from __future__ import annotations
 
 import math
+from itertools import islice
 from typing import Any
 
-from fedsys.audit.evidence import Evidence
+from fedsys.audit.evidence import Evidence, complete_lines
 from fedsys.audit.wording import claim, epsilon_text, value_text
 from fedsys.errors import MechanismError
 from fedsys.improvement import STOPPED, less_is_better, standing
@@ -34,13 +35,17 @@ def stopping_claim(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> C
         return None
     stop = _table(evidence.config.value.get("evaluation.stop") if evidence.config.value else None)
     metric, patience, better = (stop.get(key) for key in ("metric", "patience", "better"))
-    lines = evidence.metrics.value.lines if evidence.metrics.value is not None else []
+    count = 0 if evidence.metrics.value is None else len(evidence.metrics.value.rounds)
     epsilon = _of_all_rounds(plan)
     less = better == "less"
     if better == "by-name" and isinstance(metric, str):
         less = bool(less_is_better(metric))
-    found = standing(lines, metric, less=less) if isinstance(metric, str) else None
-    before = standing(lines[:-1], metric, less=less) if isinstance(metric, str) else None
+    found, before = (
+        standing(islice(complete_lines(evidence.run / "metrics.jsonl"), n), metric, less=less)
+        if isinstance(metric, str) and n > 0
+        else None
+        for n in (count, count - 1)
+    )
     problem = None
     if not metric or type(patience) is not int:
         problem = "config.toml has no evaluation.stop"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from client.training.held_out import kept_for
 from fedsys import tasks
 from fedsys.audit import audit_run
 from fedsys.audit.asked import asked_claims
@@ -142,7 +143,7 @@ def test_answers_are_those_of_the_model_on_held_out_rows(tmp_path: Path) -> None
     counted = np.bincount(place, minlength=10)
     stated = [each["value"] for each in last["accuracy by device"]["estimates"][:10]]
     assert stated == pytest.approx(counted, abs=0.05)
-    assert tasks.partition.kept_for("train", np.arange(99), 0.3).size + 99 * 0.3 > 60
+    assert kept_for("train", np.arange(99), 0.3).size + 99 * 0.3 > 60
 
 
 @pytest.mark.slow
