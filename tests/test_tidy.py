@@ -64,6 +64,7 @@ ABOUT_BEHAVIOUR = {
     "tests/fedsys/audit/test_command.py": "the audit as a command, over the folders made here",
     "tests/fedsys/audit/test_hostile_folder.py": "folders that somebody hostile made",
     "tests/simulations/test_hostile_folders.py": "folders that somebody hostile made, run here",
+    "tests/fedsys/audit/test_mutations.py": "every single change of a run's folder",
     "tests/fedsys/audit/test_planted.py": "canaries, from planting to the verdict",
     "tests/fedsys/audit/test_tampering.py": "every edit of a run that the audit must notice",
     "tests/fedsys/audit/test_truncation.py": "a finished run cut to a cheaper one",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -97,6 +98,32 @@ def ledger_claims(view: LedgerView, plan: PrivacyPlan | None) -> Iterator[Claim]
         rederived=words,
         by="counting reserve lines",
     )
+    wrong = next(_malformed(view), None)
+    yield claim(
+        "Hashes of what was released",
+        wrong is None,
+        claimed="every commit states its sum's and its model's or answer's",
+        rederived=wrong or "each is there, and 64 hexadecimal digits",
+        by="the header and every commit line",
+        rests_on=_COORDINATOR,
+    )
+
+
+def _malformed(view: LedgerView) -> Iterator[str]:
+    """Places where a hash is missing or is none."""
+    if not _is_hash(view.header.get("initial_weights_sha256")):
+        yield "the header's initial_weights_sha256 is not a hash"
+    released = "weights_sha256" if view.header.get("kind") == "train" else "answer_sha256"
+    for record in view.rounds:
+        if record.outcome == "commit":
+            body = record.body
+            for name in ("aggregate_sha256", released):
+                if not _is_hash(body.get(name)):
+                    yield f"round {record.round}: {name} is not a hash"
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def cohort_claims(

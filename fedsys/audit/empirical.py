@@ -21,7 +21,8 @@ from fedsys.audit.canary_outcome import CANARIES, CanaryOutcome, read_canaries
 from fedsys.audit.canary_protocol import FALSE_ALARM, TESTS, Coins, commitment_to
 from fedsys.audit.canary_scores import noise_at_most, one_shot_estimate
 from fedsys.audit.canary_tests import WEAKENED, Battery, Finding, Power
-from fedsys.audit.rederive import Audit, examine, result_of
+from fedsys.audit.page import PageMaker
+from fedsys.audit.rederive import Audit, examine_with_page, result_of
 from fedsys.audit.spending import Spending
 from fedsys.audit.wording import claim, epsilon_text, plain, value_text
 from fedsys.errors import AuditInputError, LedgerError
@@ -52,19 +53,22 @@ _WORD = "the party that planted the canaries"
 _SECOND = "canaries bound epsilon from below: passing proves nothing beyond the stated power"
 
 
-def audit_canaries(run: Path, *, key: str | None = None) -> AuditResult:
+def audit_canaries(
+    run: Path, *, key: str | None = None, page: PageMaker | None = None
+) -> AuditResult:
     """The audit of a run, plus what its canaries refute.
 
     Args:
         run: a folder that ``fedsys simulate --canaries M`` made.
         key: as for `audit_run`.
+        page: as for `audit_run`.
 
     Raises:
         AuditInputError: there is no such run, or it has no canaries.
         LedgerError: ``key`` is not a public key.
     """
     pinned = None if key is None else load_public_key(key)
-    audit = examine(run, pinned)
+    audit = examine_with_page(run, pinned, page=page)
     path, view = run / CANARIES, audit.evidence.ledger.value
     planted = path.exists() or path.is_symlink()
     if not planted and (view is None or view.header.get("canaries") is None):

@@ -135,6 +135,18 @@ class Openings:
         self.fresh += before is None
         self.unmixed += before is not None and not before[1]
 
+    def _mechanism_of(self, record: RoundRecord) -> Mechanism | None:
+        """What added a round's noise; None if what it reserves is no event of the plan."""
+        stated = record.reserve.get("event")
+        try:
+            event = event_from_json(stated if isinstance(stated, dict) else {})
+            found = self._mechanisms.get(event)
+            if found is None and self.plan.covers(event):
+                found = self._mechanisms[event] = mechanism_for(event)
+        except (MechanismError, TypeError, ValueError, OverflowError):
+            return None
+        return found
+
     def _draw_noise(
         self, record: RoundRecord, opening: Opening, mix: bytes, survivors: int
     ) -> None:
@@ -146,17 +158,14 @@ class Openings:
         number = record.round
         if number not in self._examined:
             return
-        event = event_from_json(record.reserve["event"])
-        mechanism = self._mechanisms.get(event)
+        mechanism = self._mechanism_of(record)
         if mechanism is None:
-            if not self.plan.covers(event):
-                return  # which is a failed claim of its own
-            mechanism = self._mechanisms[event] = mechanism_for(event)
+            return  # which is a failed claim of its own
         stream = AesCtrStream(openings.noise_key(mix))
         mechanism.skip_to(number - 1, stream)
         noise = mechanism.top_up(survivors, stream)
-        bits, stated = mechanism.modulus_bits, record.body
-        aggregate, released = stated.get("aggregate_sha256"), stated.get("aggregate_sketch")
+        bits, body = mechanism.modulus_bits, record.body
+        aggregate, released = body.get("aggregate_sha256"), body.get("aggregate_sketch")
         try:
             key = openings.sketch_key(self._job, number, aggregate)  # type: ignore[arg-type]
             added = openings.difference(released, opening.sum_sketch or "", bits)  # type: ignore[arg-type]

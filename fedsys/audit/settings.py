@@ -24,6 +24,7 @@ _OTHER_KEYS = {
     "privacy.max_colluders": "colluders",
     "privacy.max_participations": "max_participations",
     "privacy.epsilon": "budget",
+    "privacy.example_rate": "example_rate",
     "population.clients": "population",
     "cohort.sampling": "sampling",
     "cohort.expected": "expected_cohort",
@@ -83,8 +84,13 @@ def header_claims(header: Mapping[str, Any], plan: PrivacyPlan) -> Iterator[Clai
         for key, value in again["accountants"].items()
         if key != "versions" and accountants.get(key) != value
     ]
-    if _table(header, "population").get("clients", plan.population) != plan.population:
-        wrong.append("population.clients")
+    trust, population = _table(header, "trust"), _table(header, "population")
+    for name, found, wanted in (
+        ("population.clients", population.get("clients"), plan.population),
+        ("trust.dropout", trust.get("dropout"), plan.dropout),
+        ("release", header.get("release"), header.get("protocol") != "float"),
+    ):
+        wrong += [] if _equal(found, wanted) else [name]
     yield claim(
         "Header: neighbours, accountants, what is not covered",
         not wrong,
@@ -170,6 +176,10 @@ def _others(
             compare(key, config.get(key), wanted)
         every = config.get("evaluation.on_devices_every") or 0
         compare("evaluation.on_devices_every", every, turns_of(view, plan).every)
+        quantile = config.get("privacy.adaptive_quantile")
+        compare("adaptive clipping", quantile is not None, facts["adaptive_clip"])
+        if config.get("privacy.example_rate") is None:
+            compare("steps of an example's noise", facts["steps"], None)
         compare("job.name", config.get("job.name"), view.header.get("name"))
         compare(
             "aggregation.protocol", config.get("aggregation.protocol"), view.header.get("protocol")

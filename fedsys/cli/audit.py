@@ -137,11 +137,10 @@ def _write_entry(path: Path, run: Path, result: AuditResult) -> None:
 
 def _several_or_empirical(runs: list[Path], key: str | None, *, compose: bool) -> AuditResult:
     from fedsys import audit as audits
-
-    if not compose:
-        return audits.audit_canaries(runs[0], key=key)
     from fedsys.report import render
 
+    if not compose:
+        return audits.audit_canaries(runs[0], key=key, page=render)
     return audits.compose(runs, key=key, page=render)
 
 

@@ -63,6 +63,10 @@ def verify(run: Path, key: Ed25519PublicKey | None = None) -> Verified:
     known: set[bytes] = set()
     for each in ledger.rounds:
         require(each.kind == _kind(header, plan, each.number), "a round of another kind")
+        if each.outcome == "commit":
+            what = "weights_sha256" if each.kind == "train" else "answer_sha256"
+            released = [each.body.get(name) for name in ("aggregate_sha256", what)]
+            require(all(map(_is_hash, released)), "no hash of a release")
         text = canonical(each.event)
         if text not in known:
             plan.check_event(each.event, first=each.number == 1)
@@ -92,6 +96,10 @@ def _check_header(header: dict[str, Any], plan: Plan, derived: Parts) -> None:
     require((stated or {}).get("reported") == reported, "another accountant")
     require((stated or {}).get("rdp_orders") == ORDERS, "other Rényi orders")
     require(header.get("neighbours") == neighbours(plan), "other neighbours")
+    require(header["population"]["clients"] == plan.population, "another number of clients")
+    require(header["trust"]["dropout"] == plan.body["dropout"], "another chance of losses")
+    require(header.get("release") is (header.get("protocol") != "float"), "a release, or none")
+    require(_is_hash(header.get("initial_weights_sha256")), "no hash of the first model")
     withheld = header.get("preprocessing") == "data-dependent" or (
         header.get("preprocessing") == "client-local" and plan.body["unit"] == "example"
     )
@@ -119,6 +127,10 @@ def neighbours(plan: Plan) -> dict[str, str]:
             "replace one client's update by any other; invited members see who else was invited"
         )
     return found
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def _sha256(path: Path) -> str | None:
