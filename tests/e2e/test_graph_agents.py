@@ -20,6 +20,7 @@ from tests.e2e.base_packages import WITHOUT
 from tests.e2e.processes import Federation, federation, silos
 
 _WITHOUT = f"{WITHOUT}from fedsys.cli import main\nmain()\n"
+_WITH = "from fedsys.cli import main; main()"
 _ROOT = Path(__file__).parents[2]
 
 
@@ -39,12 +40,18 @@ def _files(folder: Path, kind: Kind = "gradient") -> tuple[Path, str, list[Path]
     return graph, made.sha256, parts
 
 
-def _start(fed: Federation, number: int, graph: Path, data: Path) -> subprocess.Popen[str]:
+def _start(
+    fed: Federation, number: int, graph: Path, data: Path, engine: str = "numpy"
+) -> subprocess.Popen[str]:
     arguments = ["agent", "run", str(fed.root / f"a{number}"), "--graph", str(graph)]
+    arguments += ["--engine", engine]
     if not (fed.root / f"a{number}" / "policy.toml").exists():
         arguments += ["--corrupt", "0"]
     return subprocess.Popen(
-        [sys.executable, "-c", _WITHOUT, *arguments, "--data", str(data)],
+        [
+            *(sys.executable, "-c", _WITHOUT if engine == "numpy" else _WITH),
+            *(*arguments, "--data", str(data)),
+        ],
         cwd=_ROOT,
         stderr=subprocess.PIPE,
         text=True,
@@ -99,6 +106,21 @@ def test_devices_without_torch_protect_examples(tmp_path: Path) -> None:
         summary = json.loads((run / "summary.json").read_text())
         assert summary["metrics"]["accuracy"] > 0.8
     assert all("a graph of kind gradient is needed" in each for each in said)
+
+
+@pytest.mark.slow
+def test_engines_may_differ_within_a_job(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs `pip install onnxruntime`")
+    graph, sha256, parts = _files(tmp_path)
+    with federation(tmp_path / "fed", 3) as fed:
+        engines = ("ort", "ort", "numpy")
+        agents = [_start(fed, k, graph, parts[k], engine) for k, engine in enumerate(engines)]
+        try:
+            row = fed.wait(fed.submit(silos(f"task.graph_sha256={sha256}")))
+        finally:
+            said = _stop(agents)
+    assert row.status == "completed", (row.reason, said)
+    assert all("round 3: trained in a process of its own" in each for each in said)
 
 
 @pytest.mark.slow

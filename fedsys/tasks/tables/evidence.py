@@ -103,13 +103,16 @@ def bad_number(name: str, goal: bool = False) -> str:
     )
 
 
-def check_units(column: Column, texts: Sequence[str], codes: NDArray[np.int64]) -> None:
-    """Refuse to make categories of numbers that carry a unit or use unknown separators.
+def check_units(
+    column: Column, texts: Sequence[str], codes: NDArray[np.int64], otherwise: str
+) -> None:
+    """Refuse to make categories or classes of numbers that carry a unit or use unknown separators.
 
     Args:
         column: a column of text.
         texts: the column's distinct texts.
         codes: (M,) each row's index among `texts`.
+        otherwise: the option that says that they are texts.
 
     Raises:
         DataError: there are more than a few texts, most of them such numbers.
@@ -122,8 +125,8 @@ def check_units(column: Column, texts: Sequence[str], codes: NDArray[np.int64]) 
             row,
             texts[codes[row]],
             f"looks like a number with extra text ({len(like)} of {len(texts)} different texts do)",
-            f"write the number alone, say how it is written (decimal, thousands), or say kinds = "
-            f"{{ {column.name} = 'text' }}",
+            f"write the number alone, say how it is written (decimal, thousands), or say "
+            f"{otherwise}",
         )
 
 

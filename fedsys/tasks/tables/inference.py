@@ -8,6 +8,7 @@ edit, and what they declare is covered.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -184,6 +185,14 @@ class _Inference:
             numeric is not None and self._is_quantity(column, numeric, missing)
         ):
             return self._number_target(numeric if numeric is not None else column, missing, kept)
+        said = wanted.target or wanted.kinds.get(column.name, "")
+        if numeric is None and not said and column.kind == "text":
+            if looks_like_dates(column, missing):
+                raise self._place.column(
+                    column.name, "holds dates, which cannot be a label; say target = 'class' if so"
+                )
+            texts, codes = column.coded(missing)
+            check_units(column, texts, codes, "target = 'class'")
         return self._class_target(column, missing)
 
     def _is_quantity(self, column: Column, numeric: Column, missing: NDArray[np.bool_]) -> bool:
@@ -314,6 +323,12 @@ class _Inference:
                 f"how a number is written; ids are text, so these are two clients"
             )
             break
+        for one, other in _two_forms(texts.different):
+            self._notes.append(
+                f"clients {self._place.quote(one)} and {self._place.quote(other)} look alike and "
+                f"are two Unicode forms of one text; ids are text, so these are two clients"
+            )
+            break
 
     # Features
 
@@ -334,7 +349,7 @@ class _Inference:
         numeric = self._as_numbers(column, missing)
         if numeric is None:
             texts, codes = column.coded(missing)
-            check_units(column, texts, codes)
+            check_units(column, texts, codes, f"kinds = {{ {name} = 'text' }}")
             return self._category(column, missing)
         values = numeric.numbers(missing, bad_number(column.name))
         if not said:
@@ -443,3 +458,12 @@ def _two_ways(names: Sequence[str]) -> Iterator[tuple[str, str]]:
             value = float(name)
             if seen.setdefault(value, name) != name and abs(value) < 2**53:
                 yield seen[value], name
+
+
+def _two_forms(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of ids that are one text in two Unicode forms, as two systems write an accent."""
+    seen: dict[str, str] = {}
+    for name in names:
+        one = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        if one != name:
+            yield one, name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 
 import pyarrow
@@ -131,6 +132,35 @@ def test_numbers_with_a_unit_are_no_categories(read: Read, form: str) -> None:
     assert read(text, kinds={"x": "text"})[1].columns[0].kind == "category"
     few = "x,y\n" + "".join(f'"{form.format(k % 5)}",{k % 2}\n' for k in range(60))
     assert len(read(few)[1].columns[0].counts) == 5
+
+
+@pytest.mark.parametrize("form", ["{}%", "${}00", "€ {}", "{} kg"])
+def test_numbers_with_a_unit_are_no_classes(read: Read, form: str) -> None:
+    text = "x,y\n" + "".join(f'{k},"{form.format(k % 30)}"\n' for k in range(60))
+    with pytest.raises(DataError, match="looks like a number with extra text") as refused:
+        read(text)
+    assert f"column 'y', row 1: '{form.format(0)}'" in str(refused.value)
+    assert "or say target = 'class'" in str(refused.value)
+    assert len(read(text, target="class")[1].classes) == 30
+    assert len(read(text, kinds={"y": "text"})[1].classes) == 30
+    few = "x,y\n" + "".join(f'{k},"{form.format(k % 3)}"\n' for k in range(60))
+    assert len(read(few)[1].classes) == 3
+
+
+def test_dates_are_no_classes_whatever_the_format_of_the_file(read: Read) -> None:
+    days = [dt.date(2024, 1, 1 + k % 28) for k in range(60)]
+    rows = "".join(f"{k},{day}\n" for k, day in enumerate(days))
+    for content in (f"x,y\n{rows}", {"x": list(range(60)), "y": days}):
+        with pytest.raises(DataError, match="'y' holds dates, which cannot be a label"):
+            read(content)
+        assert len(read(content, target="class")[1].classes) == 28
+
+
+def test_ids_in_two_unicode_forms_are_noted(read: Read) -> None:
+    names = ("Ren\u00e9", "Rene\u0301", "Rene")
+    text = "who,x,y\n" + "".join(f"{names[k % 3]},{k},{k % 2}\n" for k in range(30))
+    found = read(text, client="who")[1]
+    assert any("two Unicode forms of one text" in note for note in found.notes)
 
 
 def test_wide_integers_are_ids(read: Read) -> None:
