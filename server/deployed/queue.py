@@ -35,7 +35,7 @@ from server.deployed.schedule import Queued, decide
 from server.deployed.spending import Spending
 from server.home.enrollment import Registry
 from server.home.folder import Home
-from server.home.state import ACTIVE_JOB, PAUSED, JobRow, State
+from server.home.state import ACTIVE_JOB, PAUSED, JobRow, JobsSeen, State
 from server.metrics import Metrics
 
 __all__ = ["Deployment", "submit"]
@@ -140,6 +140,7 @@ class Deployment:
         self._now = now
         self._home = home
         self._state = state
+        self._jobs = JobsSeen(state)
         self._fleet = fleet
         self.continuity = registry.continuity
         self._settings = home.settings()
@@ -217,13 +218,14 @@ class Deployment:
         rows = {
             row.id: row
             for row in sorted(
-                self._state.jobs(), key=lambda row: (row.status != "running", row.number)
+                self._jobs.all(), key=lambda row: (row.status != "running", row.number)
             )
             if row.status in ACTIVE_JOB and row.id not in self._running
         }
         self._lacking = {id: each for id, each in self._lacking.items() if id in rows}
         held = self.continuity.held
         if held:
+            self._jobs.forget()  # an operator recovers it in another process
             for row in rows.values():
                 self._say(row, f"held: {held}")
             return
@@ -334,7 +336,7 @@ class Deployment:
         """Show why a job does not run; what its last round left there is kept."""
         old = row.stage
         if old != stage and (stage or old.startswith(("held: ", "queued: ", "waiting: "))):
-            row.stage = self._state.update_job(row.id, stage=stage).stage
+            self._state.update_job(row.id, stage=stage)
 
     def take_late(self) -> None:
         """Of devices that serve no job now, countersignatures count, and nothing else does."""
@@ -351,7 +353,7 @@ class Deployment:
 
     async def _run(self, row: JobRow) -> tuple[str, str]:
         async with self._preparing:
-            prepared = await to_its_end(self._preparation.prepare, row)
+            prepared = await self._prepared(row)
         if isinstance(prepared, AlreadyOver):
             return prepared.status, ""
         part = self._fleet.part(self._claimed(prepared, row))
@@ -359,6 +361,18 @@ class Deployment:
             return await self._begun(prepared, part).run()
         finally:
             self._fleet.release(part)
+
+    async def _prepared(self, row: JobRow) -> PreparedJob | AlreadyOver:
+        found: list[PreparedJob | AlreadyOver] = []
+        try:
+            await to_its_end(lambda: found.append(self._preparation.prepare(row)))
+        except asyncio.CancelledError:
+            for each in found:
+                if isinstance(each, PreparedJob):
+                    with each.job.ledger:  # nobody will go on with it
+                        raise
+            raise
+        return found[0]
 
     def _begun(self, prepared: PreparedJob, part: Part) -> JobRun:
         lacking = self._lacking.pop(prepared.id, None)
@@ -370,6 +384,7 @@ class Deployment:
                 spending=self._spending,
                 countersignatures=self._countersignatures,
                 held=lambda: self.continuity.held,
+                cancelled=lambda: self._jobs.cancelled(prepared.id),
                 closes=None if lacking is None else lacking.closes,
                 gives_way=lambda: self._could_run_another(prepared.id),
             )

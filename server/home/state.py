@@ -26,6 +26,7 @@ __all__ = [
     "CountersignatureRow",
     "HoldRow",
     "JobRow",
+    "JobsSeen",
     "MarkRow",
     "NodeRow",
     "PrekeyRow",
@@ -207,12 +208,16 @@ class State:
         database: as `engine_of` makes it, or the URL for that: ``sqlite:///PATH`` unless a larger
             one is wanted.
 
+    Attributes:
+        changes: how often this object may have changed it.
+
     Raises:
         ConfigError: it is damaged, or of another version.
     """
 
     def __init__(self, database: str | Engine) -> None:
         self._engine = engine_of(database) if isinstance(database, str) else database
+        self.changes = 0
         try:
             Base.metadata.create_all(self._engine)
             self._check_version()
@@ -261,23 +266,32 @@ class State:
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """A session whose changes are durable when the block ends, or undone if it raises."""
+        try:
+            with self.reading() as session:
+                yield session
+        finally:
+            self.changes += 1
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A session that changes nothing."""
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     def nodes(self) -> list[NodeRow]:
         """All nodes by id."""
-        with self.transaction() as session:
+        with self.reading() as session:
             return list(session.scalars(select(NodeRow).order_by(NodeRow.id)))
 
     def rosters(self, after: int = 0) -> list[RosterRow]:
         """Roster versions later than `after`, oldest first."""
         query = select(RosterRow).where(RosterRow.version > after).order_by(RosterRow.version)
-        with self.transaction() as session:
+        with self.reading() as session:
             return list(session.scalars(query))
 
     def jobs(self) -> list[JobRow]:
         """All jobs, in order of submission."""
-        with self.transaction() as session:
+        with self.reading() as session:
             return list(session.scalars(select(JobRow).order_by(JobRow.number)))
 
     def job(self, id: str) -> JobRow:
@@ -286,7 +300,7 @@ class State:
         Raises:
             ConfigError: There is no job of that id.
         """
-        with self.transaction() as session:
+        with self.reading() as session:
             row = session.scalar(select(JobRow).where(JobRow.id == id))
         if row is None:
             raise ConfigError(f"job {id}: there is none; see `fedsys job list`")
@@ -347,13 +361,13 @@ class State:
     def blamed(self, job: str) -> dict[int, str]:
         """Why, for each node that was caught cheating in a job."""
         query = select(BlameRow).where(BlameRow.job == job)
-        with self.transaction() as session:
+        with self.reading() as session:
             return {row.node: row.reason for row in session.scalars(query)}
 
     def refusals_of(self, job: str) -> list[RefusalRow]:
         """A job's recorded refusals: one row for each node and cause."""
         query = select(RefusalRow).where(RefusalRow.job == job)
-        with self.transaction() as session:
+        with self.reading() as session:
             return list(session.scalars(query))
 
     def newest_refusals(self, job: str, most: int) -> list[tuple[str, RefusalRow]]:
@@ -365,8 +379,39 @@ class State:
             .order_by(RefusalRow.at.desc(), RefusalRow.node)
             .limit(most)
         )
-        with self.transaction() as session:
+        with self.reading() as session:
             return [(name, row) for name, row in reversed(session.execute(query).all())]
+
+
+class JobsSeen:
+    """The jobs as the coordinator's process sees them, which alone writes them: they are read again
+    once it has changed anything, so that asking again and again is cheap.
+
+    Args:
+        state: the database.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._rows: dict[str, JobRow] = {}
+        self._after: int | None = None
+
+    def all(self) -> list[JobRow]:
+        """In order of submission; not to be changed."""
+        changes = self._state.changes  # before the query: what comes in between is read again
+        if self._after != changes:
+            self._rows = {row.id: row for row in self._state.jobs()}
+            self._after = changes
+        return list(self._rows.values())
+
+    def cancelled(self, id: str) -> bool:
+        """Whether a job is to end."""
+        self.all()
+        return self._rows[id].cancelled
+
+    def forget(self) -> None:
+        """Another process may have changed them."""
+        self._after = None
 
 
 def _url(folder: Path) -> str:
