@@ -88,7 +88,7 @@ class _Work:
     nodes: frozenset[int]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Lacking:
     """A job that gave way.
 
@@ -96,11 +96,13 @@ class _Lacking:
         reason: why it would be paused.
         shortfall: what it lacks.
         closes: until when it waits, by the fleet's clock.
+        passed: whether another job has started since; until then it is not back in its place.
     """
 
     reason: str
     shortfall: Shortfall
     closes: float
+    passed: bool = False
 
 
 class _Overtaken(Exception):
@@ -241,6 +243,8 @@ class Deployment:
         nodes = {each.id: each.nodes for each in self._queue}
         for id in decision.starts:
             self._start(rows[id], nodes[id])
+        for id, lacking in self._lacking.items():
+            lacking.passed |= any(each != id for each in decision.starts)
         for id, others in decision.waits.items():
             if id not in self._lacking:  # its stage says what it lacks
                 self._say(rows[id], f"queued: {_why(others)}")
@@ -303,7 +307,7 @@ class Deployment:
         lacking = self._lacking.get(row.id)
         if lacking is None:
             return False
-        if lacking.shortfall.met(self._fleet.links):
+        if lacking.passed and lacking.shortfall.met(self._fleet.links):
             del self._lacking[row.id]
             return False
         if self._fleet.clock() <= lacking.closes:
