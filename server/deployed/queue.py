@@ -142,7 +142,7 @@ class Deployment:
         self._now = now
         self._home = home
         self._state = state
-        self._jobs = JobsSeen(state)
+        self._jobs = JobsSeen(state, fleet.clock)
         self._fleet = fleet
         self.continuity = registry.continuity
         self._settings = home.settings()

@@ -6,7 +6,9 @@ job's privacy ledger is kept not here but in the job's folder, in the form that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ ACTIVE_JOB = ("submitted", "waiting", "running")
 PAUSED = "paused"
 """Status of a job that is not over, and goes on when its operator resumes it."""
 _SCHEMA = 1
+_SECONDS = 1.0
 
 
 class Base(DeclarativeBase):
@@ -384,24 +387,27 @@ class State:
 
 
 class JobsSeen:
-    """The jobs as the coordinator's process sees them, which alone writes them: they are read again
-    once it has changed anything, so that asking again and again is cheap.
+    """The jobs for one who asks again and again: they are read once this process has changed
+    anything, and each second besides, since another process may have.
 
     Args:
         state: the database.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, clock: Callable[[], float] = time.monotonic) -> None:
         self._state = state
+        self._clock = clock
         self._rows: dict[str, JobRow] = {}
-        self._after: int | None = None
+        self._after = -1
+        self._until = -math.inf
 
     def all(self) -> list[JobRow]:
         """In order of submission; not to be changed."""
         changes = self._state.changes  # before the query: what comes in between is read again
-        if self._after != changes:
+        if self._after != changes or self._clock() >= self._until:
             self._rows = {row.id: row for row in self._state.jobs()}
-            self._after = changes
+            self._after, self._until = changes, self._clock() + _SECONDS
         return list(self._rows.values())
 
     def cancelled(self, id: str) -> bool:
@@ -410,8 +416,8 @@ class JobsSeen:
         return self._rows[id].cancelled
 
     def forget(self) -> None:
-        """Another process may have changed them."""
-        self._after = None
+        """Another process has probably changed them."""
+        self._until = -math.inf
 
 
 def _url(folder: Path) -> str:

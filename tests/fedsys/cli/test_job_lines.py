@@ -20,10 +20,10 @@ def test_every_key_is_documented_and_there() -> None:
         json.loads(fetched_json("j", "completed", Path("out"), audit=True)),
     ]
     text = DEPLOY.read_text()
-    assert [list(each) for each in found] == [
-        "id name status reason round rounds stage epsilon budget metrics refusals".split(),
-        "id name status connected version expires labels warning".split(),
-        "id status folder audit".split(),
+    assert [" ".join(each) for each in found] == [
+        "id name status reason round rounds stage epsilon budget metrics refusals",
+        "id name status connected version expires labels warning",
+        "id status folder audit",
     ]
     assert all(f"`{key}`" in text for each in found for key in each)
     assert found[2] == {"id": "j", "status": "completed", "folder": "out", "audit": True}
