@@ -38,12 +38,18 @@ _log = logging.getLogger(__name__)
 SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_FRAME),
     ("grpc.max_send_message_length", MAX_FRAME),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
+    # A device whose machine lost power comes back as another process, and waits until its old
+    # connection is known to be dead. gRPC's own threads answer while a device trains.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 8_000),
+    ("grpc.http2.ping_timeout_ms", 8_000),
+    ("grpc.http2.max_pings_without_data", 0),  # as many as there are quiet hours
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.so_reuseport", 0),
 )
 _HELLO_SECONDS = 20.0
+_RIVAL_SECONDS = 20.0
+"""Longer than a dead connection is taken for a live one."""
 _PENDING = 4
 _CALLS = 60
 _CALLS_A_SECOND = 1.0
@@ -281,7 +287,7 @@ class DevicePort:
                 if whole is not None:
                     message = ingress.take(whole)
                     kind = message.WhichOneof("content")
-                    if kind == "hello" and not self._may_greet(link, peer, message.hello):
+                    if kind == "hello" and not await self._may_greet(link, peer, message.hello):
                         return
                     if kind not in ("refusal", "answer", "roster"):
                         await asyncio.to_thread(self._registry.prekeys.keep, peer.node, message)
@@ -309,7 +315,7 @@ class DevicePort:
             _log.warning("node %d: session ended: %s", link.node, error)
             link.close(fleet_pb2.Goodbye.MISBEHAVED, str(error))
 
-    def _may_greet(self, link: Link, peer: Peer, hello: fleet_pb2.Hello) -> bool:
+    async def _may_greet(self, link: Link, peer: Peer, hello: fleet_pb2.Hello) -> bool:
         """Whether the session may go on; nothing that its agent sent is kept before."""
         if hello.node != peer.node:
             raise ProtocolError(
@@ -325,6 +331,9 @@ class DevicePort:
             return False
         link.instance = hello.instance
         rival = self._fleet.rival_of(link)
+        if rival is not None:
+            await rival.ended(_RIVAL_SECONDS)
+            rival = self._fleet.rival_of(link)
         if rival is not None:
             told = self._fleet.warn_of_copy(link, rival)
             link.close(fleet_pb2.Goodbye.DUPLICATE, told)

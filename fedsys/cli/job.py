@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedsys.cli.deployment import prepare
-from fedsys.cli.job_lines import describe, job_json
+from fedsys.cli.job_lines import describe, fetched_json, job_json
 from fedsys.cli.terminal import say
 from fedsys.cli.tracking import TRACK_HELP, send_to, trackers_of
 
@@ -145,27 +145,32 @@ def _followed(folder: Path, id: str | None) -> Iterator[fleet_pb2.JobStatus]:
 
 
 @app.command()
-def resume(folder: Folder, id: Id = None) -> None:
+def resume(folder: Folder, id: Id = None, as_json: Json = False) -> None:
     """Have a job go on that was paused because too few devices were there."""
     from fedsys.cli.grpc_operator import operator
 
     with operator(folder) as calls:
-        say(describe(calls.resume(_id([each.id for each in calls.list()], id))))
+        status = calls.resume(_id([each.id for each in calls.list()], id))
+    say(job_json(status) if as_json else describe(status))
 
 
 @app.command()
-def cancel(folder: Folder, id: Id = None) -> None:
+def cancel(folder: Folder, id: Id = None, as_json: Json = False) -> None:
     """Stop a job after the current round; what it spent stays spent."""
     from fedsys.cli.grpc_operator import NoCoordinator, operator
 
+    after = "it ends after the current round"
     try:
         with operator(folder) as calls:
             status = calls.cancel(_id([each.id for each in calls.list()], id))
-        say(describe(status))
-        if status.status != "cancelled":
-            say("it ends after the current round")
     except NoCoordinator:
-        say(_cancel_without(folder, id))
+        status, after = _cancel_without(folder, id), "the coordinator ends it at its next start"
+    if as_json:
+        say(job_json(status))
+        return
+    say(describe(status))
+    if status.status != "cancelled":
+        say(after)
 
 
 @app.command()
@@ -176,6 +181,7 @@ def fetch(
     track: Annotated[
         list[str] | None, typer.Option("--track", metavar="TRACKER", help=TRACK_HELP)
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Copy a finished job's run folder for `fedsys audit`; it holds server-side secrets."""
     import shutil
@@ -203,23 +209,28 @@ def fetch(
         target.path.chmod(0o700)  # who took part is in it
     checked = audit_and_report(out)
     send_to(trackers, out)
-    say(f"{out}: {row.status}, audit {'passes' if checked.passed else 'FAILS'}")
+    if as_json:
+        say(fetched_json(row.id, row.status, out, audit=checked.passed))
+    else:
+        say(f"{out}: {row.status}, audit {'passes' if checked.passed else 'FAILS'}")
     if not checked.passed:
         raise typer.Exit(1)
 
 
-def _cancel_without(folder: Path, id: str | None) -> str:
+def _cancel_without(folder: Path, id: str | None) -> fleet_pb2.JobStatus:
     """Cancel a job whose coordinator is not running."""
+    from server.grpc_operator import job_status
     from server.home.folder import Home
     from server.home.state import State
 
-    with Home.open(folder).alone():
+    home = Home.open(folder)
+    with home.alone():
         state = State.open(folder)
         try:
             row = state.cancel_job(_id([each.id for each in state.jobs()], id))
+            return job_status(home, state, row)
         finally:
             state.close()
-    return f"cancelled job {row.id} ({row.name}); the coordinator ends it at its next start"
 
 
 def _id(jobs: list[str], id: str | None) -> str:

@@ -7,9 +7,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fedsys.wire import fleet_pb2
 
-__all__ = ["describe", "job_json", "node_json"]
+__all__ = ["describe", "fetched_json", "job_json", "node_json"]
 
 
 def describe(status: fleet_pb2.JobStatus) -> str:
@@ -43,6 +45,11 @@ def job_json(status: fleet_pb2.JobStatus) -> str:
             "refusals": list(status.refusals),
         }
     )
+
+
+def fetched_json(id: str, status: str, folder: Path, *, audit: bool) -> str:
+    """What was fetched, as one line of JSON."""
+    return _line({"id": id, "status": status, "folder": str(folder), "audit": audit})
 
 
 def node_json(node: fleet_pb2.NodeStatus) -> str:

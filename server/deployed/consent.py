@@ -21,21 +21,22 @@ class Shortfall:
     Attributes:
         nodes: the job's devices.
         needed: how many of them it needs.
-        silent: sessions that are open and did not agree; one that is opened later may.
+        declined: sessions that are open and in which its terms were declined; in another one they
+            may be agreed to.
     """
 
     nodes: frozenset[int]
     needed: int
-    silent: frozenset[Link]
+    declined: frozenset[Link]
 
     def met(self, links: Mapping[int, Link]) -> bool:
-        """Whether enough are connected that agreed, or that were not asked yet.
+        """Whether enough are connected that have not declined.
 
         Args:
             links: the open sessions by node.
         """
         there = {links[node] for node in self.nodes & links.keys()}
-        return len(there - self.silent) >= self.needed
+        return len(there - self.declined) >= self.needed
 
 
 class Consent:
@@ -166,11 +167,13 @@ class Consent:
     @property
     def shortfall(self) -> Shortfall:
         """By what the job is short now."""
-        nodes = frozenset(self._nodes)
-        agreed = {self._nodes[client] for client in self.listening}
         there = self._fleet.links
-        silent = frozenset(there[node] for node in (nodes - agreed) & there.keys())
-        return Shortfall(nodes=nodes, needed=self.needed, silent=silent)
+        declined = {self._nodes[client] for client in self.declined}
+        return Shortfall(
+            nodes=frozenset(self._nodes),
+            needed=self.needed,
+            declined=frozenset(there[node] for node in declined & there.keys()),
+        )
 
     def standing(self) -> str:
         """Who is there and who is away, by name."""

@@ -12,6 +12,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -77,6 +78,7 @@ class Link:
         address: where the agent is, for people; may be empty.
         repeats_offers: whether the host sends a job's offer along with each of its invitations, so
             that a device that agreed serves in every later session too.
+        over: set once the session has ended.
     """
 
     node: int
@@ -92,6 +94,7 @@ class Link:
     instance: bytes = b""
     address: str = ""
     repeats_offers: bool = False
+    over: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     _largest: int = field(default=0, repr=False)
 
     def send(self, message: fleet_pb2.Down) -> None:
@@ -105,6 +108,12 @@ class Link:
         self._largest = max(self._largest, len(message))
         if self.outgoing.held > _MOST_QUEUED + 3 * self._largest:
             self.overrun.set()
+
+    async def ended(self, seconds: float) -> None:
+        """Wait for the session's end, but no longer than so many seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.over.wait()
 
     def close(self, reason: fleet_pb2.Goodbye.Reason, text: str) -> None:
         """Say why, then end the session."""
@@ -334,7 +343,7 @@ class Fleet(Devices):
         text = (
             f"node {link.node}: a second agent with this device's keys tries to connect {where}, "
             f"while the first is connected from {first.address or 'elsewhere'}: either its folder "
-            f"was copied, so revoke it, or it lost its connection and will be back in a minute"
+            f"was copied, so revoke it, or its network was cut and it will be back in a minute"
         )
         if (link.node, link.instance) not in self._warned:
             if len(self._warned) >= _MOST_WARNINGS:
@@ -360,6 +369,7 @@ class Fleet(Devices):
 
     def closed(self, link: Link) -> None:
         """A session ended."""
+        link.over.set()
         if self.links.get(link.node) is link:
             del self.links[link.node]
             self._gone[link.node] = self.clock()

@@ -69,6 +69,7 @@ class JobRun:
         spending: of all jobs before.
         countersignatures: takes those of its rounds.
         held: why no job may go on now; empty if it may.
+        cancelled: whether its operator wants it to end.
         closes: until when, by the fleet's clock, a job that waits already goes on waiting; None for
             one that does not.
         gives_way: whether another job could run meanwhile.
@@ -82,10 +83,12 @@ class JobRun:
         spending: Spending,
         countersignatures: Countersignatures,
         held: Callable[[], str],
+        cancelled: Callable[[], bool],
         closes: float | None = None,
         gives_way: Callable[[], bool] = lambda: False,
     ) -> None:
         self._held = held
+        self._cancelled = cancelled
         self._gives_way = gives_way
         self._closes = closes
         self._id = prepared.id
@@ -336,7 +339,7 @@ class JobRun:
         held = self._held()
         if held:
             raise JobHeld(held)
-        if self._state.job(self._id).cancelled:
+        if self._cancelled():
             raise JobCancelled("cancelled by the operator")
 
     def _known_to_cheat(self) -> dict[int, str]:

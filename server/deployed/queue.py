@@ -36,7 +36,7 @@ from server.deployed.schedule import Queued, decide
 from server.deployed.spending import Spending
 from server.home.enrollment import Registry
 from server.home.folder import Home
-from server.home.state import ACTIVE_JOB, PAUSED, JobRow, State
+from server.home.state import ACTIVE_JOB, PAUSED, JobRow, JobsSeen, State
 from server.metrics import Metrics
 
 __all__ = ["Deployment", "submit"]
@@ -89,7 +89,7 @@ class _Work:
     nodes: frozenset[int]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Lacking:
     """A job that gave way.
 
@@ -97,11 +97,13 @@ class _Lacking:
         reason: why it would be paused.
         shortfall: what it lacks.
         closes: until when it waits, by the fleet's clock.
+        passed: whether another job has started since; until then it is not back in its place.
     """
 
     reason: str
     shortfall: Shortfall
     closes: float
+    passed: bool = False
 
 
 class _Overtaken(Exception):
@@ -141,6 +143,7 @@ class Deployment:
         self._now = now
         self._home = home
         self._state = state
+        self._jobs = JobsSeen(state, fleet.clock)
         self._fleet = fleet
         self.continuity = registry.continuity
         self._settings = home.settings()
@@ -218,13 +221,14 @@ class Deployment:
         rows = {
             row.id: row
             for row in sorted(
-                self._state.jobs(), key=lambda row: (row.status != "running", row.number)
+                self._jobs.all(), key=lambda row: (row.status != "running", row.number)
             )
             if row.status in ACTIVE_JOB and row.id not in self._running
         }
         self._lacking = {id: each for id, each in self._lacking.items() if id in rows}
         held = self.continuity.held
         if held:
+            self._jobs.forget()  # an operator recovers it in another process
             for row in rows.values():
                 self._say(row, f"held: {held}")
             return
@@ -240,6 +244,8 @@ class Deployment:
         nodes = {each.id: each.nodes for each in self._queue}
         for id in decision.starts:
             self._start(rows[id], nodes[id])
+        for id, lacking in self._lacking.items():
+            lacking.passed |= any(each != id for each in decision.starts)
         for id, others in decision.waits.items():
             if id not in self._lacking:  # its stage says what it lacks
                 self._say(rows[id], f"queued: {_why(others)}")
@@ -302,7 +308,7 @@ class Deployment:
         lacking = self._lacking.get(row.id)
         if lacking is None:
             return False
-        if lacking.shortfall.met(self._fleet.links):
+        if lacking.passed and lacking.shortfall.met(self._fleet.links):
             del self._lacking[row.id]
             return False
         if self._fleet.clock() <= lacking.closes:
@@ -335,7 +341,7 @@ class Deployment:
         """Show why a job does not run; what its last round left there is kept."""
         old = row.stage
         if old != stage and (stage or old.startswith(("held: ", "queued: ", "waiting: "))):
-            row.stage = self._state.update_job(row.id, stage=stage).stage
+            self._state.update_job(row.id, stage=stage)
 
     def take_late(self) -> None:
         """Of devices that serve no job now, countersignatures count, and nothing else does."""
@@ -352,7 +358,7 @@ class Deployment:
 
     async def _run(self, row: JobRow) -> tuple[str, str]:
         async with self._preparing:
-            prepared = await to_its_end(self._preparation.prepare, row)
+            prepared = await self._prepared(row)
         if isinstance(prepared, AlreadyOver):
             return prepared.status, ""
         part = self._fleet.part(self._claimed(prepared, row))
@@ -360,6 +366,18 @@ class Deployment:
             return await self._begun(prepared, part).run()
         finally:
             self._fleet.release(part)
+
+    async def _prepared(self, row: JobRow) -> PreparedJob | AlreadyOver:
+        found: list[PreparedJob | AlreadyOver] = []
+        try:
+            await to_its_end(lambda: found.append(self._preparation.prepare(row)))
+        except asyncio.CancelledError:
+            for each in found:
+                if isinstance(each, PreparedJob):
+                    with each.job.ledger:  # nobody will go on with it
+                        raise
+            raise
+        return found[0]
 
     def _begun(self, prepared: PreparedJob, part: Part) -> JobRun:
         lacking = self._lacking.pop(prepared.id, None)
@@ -371,6 +389,7 @@ class Deployment:
                 spending=self._spending,
                 countersignatures=self._countersignatures,
                 held=lambda: self.continuity.held,
+                cancelled=lambda: self._jobs.cancelled(prepared.id),
                 closes=None if lacking is None else lacking.closes,
                 gives_way=lambda: self._could_run_another(prepared.id),
             )

@@ -39,6 +39,8 @@ class Continuity:
     def __init__(self, state: State, clock: Callable[[], float] = time.time) -> None:
         self._state = state
         self._clock = clock
+        self._none = False
+        """Whether no hold is kept: only this object adds any, in one thread."""
 
     def greeted(self, node: int, hello: fleet_pb2.Hello) -> int | None:
         """Compare a device's greeting with what is known.
@@ -78,6 +80,8 @@ class Continuity:
             for each in hello.jobs[:_MOST_JOBS]:
                 found += _forgotten(session, node, name, each)
             self._remember(session, node, found)
+        if found:
+            self._none = False
         return newest if hello.roster_version > newest else None
 
     def _remember(self, session: Session, node: int, found: list[HoldRow]) -> None:
@@ -101,14 +105,19 @@ class Continuity:
         """Why no job may run, oldest first; what revoked nodes said does not count."""
         revoked = select(NodeRow.id).where(NodeRow.status == "revoked")
         query = select(HoldRow).where(HoldRow.node.not_in(revoked)).order_by(HoldRow.at)
-        with self._state.transaction() as session:
+        with self._state.reading() as session:
             return list(session.scalars(query))
 
     @property
     def held(self) -> str:
-        """Why no job may run, in one line; empty if jobs may run."""
+        """Why no job may run, in one line; empty if jobs may run. Asked often, it reads holds only
+        where there may be some."""
+        if self._none:
+            return ""
         rows = self.holds()
         if not rows:
+            with self._state.reading() as session:
+                self._none = not session.scalar(select(func.count()).select_from(HoldRow))
             return ""
         more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
         return f"{rows[0].text}{more}; see `fedsys coordinator recover`"
@@ -117,6 +126,7 @@ class Continuity:
         """Hold all jobs until the operator has looked; for one who restored a backup."""
         with self._state.transaction() as session:
             session.merge(HoldRow(key="restored", node=0, text=text, at=self._clock()))
+        self._none = False
 
 
 def _forgotten(session: Session, node: int, name: str, spent: fleet_pb2.Spent) -> list[HoldRow]:

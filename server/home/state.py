@@ -6,7 +6,9 @@ job's privacy ledger is kept not here but in the job's folder, in the form that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ __all__ = [
     "CountersignatureRow",
     "HoldRow",
     "JobRow",
+    "JobsSeen",
     "MarkRow",
     "NodeRow",
     "PrekeyRow",
@@ -42,6 +45,7 @@ ACTIVE_JOB = ("submitted", "waiting", "running")
 PAUSED = "paused"
 """Status of a job that is not over, and goes on when its operator resumes it."""
 _SCHEMA = 1
+_SECONDS = 1.0
 
 
 class Base(DeclarativeBase):
@@ -207,12 +211,16 @@ class State:
         database: as `engine_of` makes it, or the URL for that: ``sqlite:///PATH`` unless a larger
             one is wanted.
 
+    Attributes:
+        changes: how often this object may have changed it.
+
     Raises:
         ConfigError: it is damaged, or of another version.
     """
 
     def __init__(self, database: str | Engine) -> None:
         self._engine = engine_of(database) if isinstance(database, str) else database
+        self.changes = 0
         try:
             Base.metadata.create_all(self._engine)
             self._check_version()
@@ -261,6 +269,15 @@ class State:
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """A session whose changes are durable when the block ends, or undone if it raises."""
+        try:
+            with self.reading() as session:
+                yield session
+        finally:
+            self.changes += 1
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A session that changes nothing."""
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
 
@@ -271,18 +288,18 @@ class State:
 
     def nodes(self) -> list[NodeRow]:
         """All nodes by id."""
-        with self.transaction() as session:
+        with self.reading() as session:
             return list(session.scalars(select(NodeRow).order_by(NodeRow.id)))
 
     def rosters(self, after: int = 0) -> list[RosterRow]:
         """Roster versions later than `after`, oldest first."""
         query = select(RosterRow).where(RosterRow.version > after).order_by(RosterRow.version)
-        with self.transaction() as session:
+        with self.reading() as session:
             return list(session.scalars(query))
 
     def jobs(self) -> list[JobRow]:
         """All jobs, in order of submission."""
-        with self.transaction() as session:
+        with self.reading() as session:
             return list(session.scalars(select(JobRow).order_by(JobRow.number)))
 
     def job(self, id: str) -> JobRow:
@@ -291,7 +308,7 @@ class State:
         Raises:
             ConfigError: There is no job of that id.
         """
-        with self.transaction() as session:
+        with self.reading() as session:
             row = session.scalar(select(JobRow).where(JobRow.id == id))
         if row is None:
             raise ConfigError(f"job {id}: there is none; see `fedsys job list`")
@@ -352,13 +369,13 @@ class State:
     def blamed(self, job: str) -> dict[int, str]:
         """Why, for each node that was caught cheating in a job."""
         query = select(BlameRow).where(BlameRow.job == job)
-        with self.transaction() as session:
+        with self.reading() as session:
             return {row.node: row.reason for row in session.scalars(query)}
 
     def refusals_of(self, job: str) -> list[RefusalRow]:
         """A job's recorded refusals: one row for each node and cause."""
         query = select(RefusalRow).where(RefusalRow.job == job)
-        with self.transaction() as session:
+        with self.reading() as session:
             return list(session.scalars(query))
 
     def newest_refusals(self, job: str, most: int) -> list[tuple[str, RefusalRow]]:
@@ -370,8 +387,42 @@ class State:
             .order_by(RefusalRow.at.desc(), RefusalRow.node)
             .limit(most)
         )
-        with self.transaction() as session:
+        with self.reading() as session:
             return [(name, row) for name, row in reversed(session.execute(query).all())]
+
+
+class JobsSeen:
+    """The jobs for one who asks again and again: they are read once this process has changed
+    anything, and each second besides, since another process may have.
+
+    Args:
+        state: the database.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, state: State, clock: Callable[[], float] = time.monotonic) -> None:
+        self._state = state
+        self._clock = clock
+        self._rows: dict[str, JobRow] = {}
+        self._after = -1
+        self._until = -math.inf
+
+    def all(self) -> list[JobRow]:
+        """In order of submission; not to be changed."""
+        changes = self._state.changes  # before the query: what comes in between is read again
+        if self._after != changes or self._clock() >= self._until:
+            self._rows = {row.id: row for row in self._state.jobs()}
+            self._after, self._until = changes, self._clock() + _SECONDS
+        return list(self._rows.values())
+
+    def cancelled(self, id: str) -> bool:
+        """Whether a job is to end."""
+        self.all()
+        return self._rows[id].cancelled
+
+    def forget(self) -> None:
+        """Another process has probably changed them."""
+        self._until = -math.inf
 
 
 def _url(folder: Path) -> str:

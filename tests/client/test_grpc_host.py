@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -21,6 +24,7 @@ from client.session import Session
 from fedsys.wire import fleet_pb2
 from fedsys.wire.frames import Frame, split
 from fedsys.wire.limits import down_limits
+from server import grpc_host
 from server.home.recovery import recover
 from server.home.state import CertificateRow, NodeRow, RosterRow, TokenRow
 from simulations.testbed.crowd import Still
@@ -70,7 +74,10 @@ def test_told_to_stop_while_it_is_connected_it_hangs_up(tmp_path: Path) -> None:
         assert not thread.is_alive()
 
 
-def test_a_copied_folder_that_connects_does_not_silence_the_device(tmp_path: Path) -> None:
+def test_a_copied_folder_that_connects_does_not_silence_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_host, "_RIVAL_SECONDS", 0.01)
     with running_port(tmp_path / "coordinator") as port:
         first = session_of(port.enroll("ward", tmp_path / "agent"))
         shutil.copytree(tmp_path / "agent", tmp_path / "copy")
@@ -104,6 +111,49 @@ def test_a_copied_folder_that_connects_does_not_silence_the_device(tmp_path: Pat
                 host.stop()
             for thread in threads:
                 thread.join(PATIENCE)
+
+
+AGENT = """
+import sys
+from pathlib import Path
+from client.grpc_host import ConnectionHost
+from client.identity import Credentials
+from client.policy import Policy
+from client.session import Session
+from simulations.testbed.crowd import Still
+
+credentials = Credentials.load(Path(sys.argv[1]))
+ConnectionHost(Session(credentials=credentials, worker=Still(), policy=Policy)).run()
+"""
+
+
+def test_a_device_that_lost_power_is_back_once_its_old_connection_is_known_to_be_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old process is frozen: nothing tells the coordinator that it is gone."""
+    seconds = ("keepalive_time_ms", "keepalive_timeout_ms", "http2.ping_timeout_ms")
+    quick = {f"grpc.{name}": 1000 for name in seconds}
+    options = tuple({**dict(grpc_host.SERVER_OPTIONS), **quick}.items())
+    monkeypatch.setattr(grpc_host, "SERVER_OPTIONS", options)
+    monkeypatch.setattr(grpc_host, "_RIVAL_SECONDS", PATIENCE)
+    with running_port(tmp_path / "coordinator") as port:
+        port.enroll("ward", tmp_path / "agent")
+        shutil.copytree(tmp_path / "agent", tmp_path / "again")
+        old = subprocess.Popen([sys.executable, "-c", AGENT, str(tmp_path / "agent")])
+        host = ConnectionHost(session_of(Credentials.load(tmp_path / "again")))
+        thread = threading.Thread(target=host.run, daemon=True)
+        try:
+            _until(lambda: bool(port.fleet.links))
+            dead = port.fleet.links[1]
+            old.send_signal(signal.SIGSTOP)
+            thread.start()
+            _until(lambda: port.fleet.links.get(1) not in (None, dead))
+            assert not port.fleet.copies, "nobody is taken for a copy"
+        finally:
+            old.kill()
+            old.wait()
+            host.stop()
+            thread.join(PATIENCE)
 
 
 def _until(holds: Callable[[], bool]) -> None:

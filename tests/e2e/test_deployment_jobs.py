@@ -98,6 +98,46 @@ def test_a_job_over_the_owners_budget_is_refused_with_its_reason(tmp_path: Path)
         assert fed.wait(third).status == "completed"
 
 
+@pytest.mark.slow
+def test_two_jobs_at_once_survive_a_kill_and_a_third_waits_for_both(tmp_path: Path) -> None:
+    """Real processes: the coordinator is killed while both are in a round."""
+    gates = tmp_path / "gates"
+    gates.mkdir()
+
+    def for_devices(*numbers: int) -> str:
+        names = " ".join(f"silo-{number}" for number in numbers)
+        return fed.submit(silos(f"population.devices={names}", "rounds.count=3"))
+
+    with federation(tmp_path / "fed", 6) as fed:
+        for number in range(6):
+            fed.start_agent(number, 6, gates=gates)
+        first, second = for_devices(0, 1, 2), for_devices(3, 4, 5)
+        third = for_devices(1, 2, 3)
+
+        def training(round: int) -> None:
+            expected = [gates / f"at-{number}-{round}" for number in range(6)]
+            end = time.monotonic() + 240
+            while not all(path.exists() for path in expected):
+                assert time.monotonic() < end, fed.log("coordinator")
+                time.sleep(0.05)
+
+        training(1)  # all six at once: neither of the two jobs waits for the other
+        row = fed.state.job(third)
+        assert row.stage == f"queued: its devices serve jobs {first}, {second} first"
+        assert fed.coordinator is not None
+        fed.coordinator.kill()
+        fed.coordinator.join(30)
+        fed.start_coordinator()
+        (gates / "go").touch()
+        for job in (first, second, third):
+            row = fed.wait(job, seconds=240)
+            assert row.status == "completed", row.reason
+            assert audit_run(fed.home.jobs / job).passed
+        begun = [fed.state.job(job).started_at or 0.0 for job in (first, second, third)]
+        ended = [fed.state.job(job).ended_at or 0.0 for job in (first, second)]
+        assert begun[2] >= max(ended)
+
+
 def test_a_job_over_the_populations_budget_never_starts(tmp_path: Path) -> None:
     with federation(tmp_path, 3, epsilon=8.0) as fed:
         for number in range(3):
