@@ -70,8 +70,24 @@ def run(words: list[str], folder: Path, here: Path) -> subprocess.CompletedProce
     )
 
 
+def watch(words: list[str], folder: Path, here: Path) -> None:
+    """A page is served until it is ended, at an address that is printed."""
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "fedsys", *words[1:]],
+        cwd=here,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        process.terminate()
+        assert process.wait(60) == 0
+    assert re.search(r" at http://127\.0\.0\.1:\d+/#token=[0-9a-f]{64}$", line), line
+
+
 @pytest.mark.parametrize(
-    ("pages", "fewest"), [(("docs/simulate",), 3), pytest.param(PAGES, 8, marks=pytest.mark.slow)]
+    ("pages", "fewest"), [(("docs/simulate",), 5), pytest.param(PAGES, 8, marks=pytest.mark.slow)]
 )
 def test_commands_run_in_their_order(tmp_path: Path, pages: Sequence[str], fewest: int) -> None:
     here, ran = tmp_path, 0
@@ -88,6 +104,10 @@ def test_commands_run_in_their_order(tmp_path: Path, pages: Sequence[str], fewes
             if not data:
                 continue
             words = [data if word == "DIR" else word for word in words]
+        if words[1] == "runs":
+            watch(words, tmp_path, here)
+            ran += 1
+            continue
         training = words[1] == "simulate" and not {"--resume", "--replay"} & {*words}
         if "--resume" in words:
             finished = run(words, tmp_path, here)
@@ -148,9 +168,18 @@ def listening(port: int) -> bool:
         return caller.connect_ex(("localhost", port)) == 0
 
 
+def set_web(settings: Path, address: str) -> None:
+    """What the page says to write, at a port that is free."""
+    line = 'web = "localhost:7480"'
+    assert line in TEXTS["docs/deploy"]
+    text = settings.read_text("utf-8")
+    assert 'web = ""' in text
+    settings.write_text(text.replace('web = ""', line.replace("localhost:7480", address)), "utf-8")
+
+
 @pytest.mark.slow
 def test_the_deployment_runs_as_it_is_written(tmp_path: Path) -> None:
-    port, last = free_port(), ""
+    port, web, last = free_port(), f"localhost:{free_port()}", ""
     steps = [words for words in commands() if words[1] in DEPLOYMENT or "runs/silo" in words]
     device = [words for words in steps if "enroll" in words or words[1] == "agent"]
     first = steps.index(device[0])
@@ -164,6 +193,8 @@ def test_the_deployment_runs_as_it_is_written(tmp_path: Path) -> None:
         for words in steps:
             words = [word.replace("localhost:7443", f"localhost:{port}") for word in words]
             words = [last if word in ("TOKEN", "ID") else word for word in words]
+            if words[1:] == ["coordinator", "run", "fleet", "--listen", f"localhost:{port}"]:
+                set_web(tmp_path / "fleet" / "coordinator.toml", web)
             if words[2] == "run":
                 running.enter_context(background(words, tmp_path))
                 deadline = time.monotonic() + 60
@@ -175,6 +206,9 @@ def test_the_deployment_runs_as_it_is_written(tmp_path: Path) -> None:
             assert finished.returncode == 0, (words, finished.stderr, log[-2000:])
             if "--quiet" in words:
                 last = finished.stdout.strip()
+            if words[1:3] == ["coordinator", "web"]:
+                assert finished.stdout.startswith(f"http://127.0.0.1:{web.split(':')[1]}/#token=")
+                assert listening(int(web.split(":")[1]))
     assert (tmp_path / "runs" / "silo" / "report.html").is_file()
 
 

@@ -90,7 +90,8 @@ function jobEntry(job, chosen) {
 }
 
 function jobDetail(job) {
-  const why = job.reason || job.stage;
+  const held = /^(waiting|held): /.test(job.stage) || job.status === "paused";
+  const why = job.reason || (held ? job.stage : "");
   const started = job.started ?? job.submitted;
   return h(
     "article",
@@ -99,6 +100,7 @@ function jobDetail(job) {
     why && h("p", { class: `why ${OVER.has(job.status) ? "" : "going"}` }, why),
     facts([
       ["Round", `${job.round} of ${job.rounds}`],
+      ["Stage", held ? "" : job.stage],
       ...job.metrics.map(([name, value]) => [name, value]),
       ["Task", job.task],
       ["Mechanism", job.mechanism],
@@ -201,7 +203,8 @@ function fleetSection(page, fleet) {
 }
 
 function ledgerRow(job, threshold) {
-  const vouched = job.witnesses.filter((each) => (each.size ?? 0) >= job.lines).length;
+  const witnesses = job.witnesses.filter((each) => each.size !== null || !OVER.has(job.status));
+  const vouched = witnesses.filter((each) => (each.size ?? 0) >= job.lines).length;
   return h(
     "tr",
     { "data-key": job.id },
@@ -211,9 +214,9 @@ function ledgerRow(job, threshold) {
     h(
       "td",
       { "data-label": "Witnesses", class: "notes-cell" },
-      job.witnesses.length === 0 && h("span", { class: "muted" }, "none is asked"),
-      job.witnesses.map((each) => h("p", {}, chip((each.size ?? 0) >= job.lines ? "good" : each.size ? "warning" : "danger", each.size === null ? "nothing yet" : `${each.size} of ${job.lines} lines`), ` ${each.name} `, h("span", { class: "fine" }, each.at ? ago(each.at) : ""))),
-      threshold > 0 && h("p", { class: "fine" }, `${vouched} vouch for every line; a round needs ${threshold}`),
+      witnesses.length === 0 && h("span", { class: "muted" }, "none"),
+      witnesses.map((each) => h("p", {}, chip((each.size ?? 0) >= job.lines ? "good" : each.size ? "warning" : "danger", each.size === null ? "nothing yet" : `${each.size} of ${job.lines} lines`), ` ${each.name} `, h("span", { class: "fine" }, each.at ? ago(each.at) : ""))),
+      threshold > 0 && !OVER.has(job.status) && h("p", { class: "fine" }, `${vouched} vouch for every line; a round needs ${threshold}`),
     ),
   );
 }

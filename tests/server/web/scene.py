@@ -10,9 +10,17 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedsys.privacy import read_ledger
+from fedsys.privacy.ledger.cosigned import CosignedHead, read_cosigned, write_cosigned
+from fedsys.run_folder import RunFolder
+from fedsys.transparency import Checkpoint, SignedNote, VerifierKey
+from fedsys.transparency.cosignature import cosign
+from fedsys.transparency.note import COSIGNATURE_V1, sign_note
 from server.deployed.fleet import Fleet, Link
 from server.home.folder import Home
-from server.home.state import CertificateRow, HoldRow, JobRow, NodeRow, RefusalRow, State
+from server.home.state import CertificateRow, HoldRow, JobRow, NodeRow, RefusalRow, RosterRow, State
 
 __all__ = ["NOW", "Scene", "make_scene"]
 
@@ -47,6 +55,23 @@ class Scene:
             setattr(row, key, value)
         with self.state.transaction() as session:
             session.add(row)
+
+    def add_witness(self, name: str, key: bytes, *, job: str, behind: int, at: float) -> None:
+        """A witness that is asked, and what it cosigned last of one job's ledger."""
+        private = Ed25519PrivateKey.from_private_bytes(key)
+        public = private.public_key().public_bytes_raw()
+        vkey = VerifierKey(name=name, algorithm=COSIGNATURE_V1, public=public)
+        with self.home.settings_file.open("a", encoding="utf-8") as settings:
+            settings.write(f'\n[[witnesses]]\nurl = "https://{name}/"\nkey = "{vkey}"\n')
+        run = RunFolder(self.home.jobs / job)
+        view = read_ledger(run.ledger)
+        size = view.lines - behind
+        text = Checkpoint(origin=view.origin, size=size, root=view.tree.root(size)).text
+        log = sign_note(text, name=view.origin, key=private)
+        mine = cosign(text, name=name, key=private, timestamp=int(at))
+        head = CosignedHead(witness=vkey, note=SignedNote(text=text, signatures=(log, mine)))
+        known = read_cosigned(run.cosigned) if run.cosigned.exists() else []
+        write_cosigned(run.cosigned, [*known, head])
 
     def hold(self, text: str) -> None:
         """Have no job run."""
@@ -83,6 +108,7 @@ def make_scene(folder: Path, runs: list[Path], *, now: float = NOW) -> Scene:
             session.add(
                 CertificateRow(serial=name, node=number, der=b"", expires_at=now + days * _DAY)
             )
+        session.add(RosterRow(version=7, statement=b"", signature=b""))
         retired = NodeRow(
             id=9, name="clinic-old", identity=bytes(32), status="revoked", enrolled_at=now - _DAY
         )
@@ -113,4 +139,10 @@ def make_scene(folder: Path, runs: list[Path], *, now: float = NOW) -> Scene:
                     at=now - 300 - node,
                 )
             )
+    for key, (name, behind) in enumerate(
+        (("witness.uni-basel.example", 0), ("witness.ngo.example", 6))
+    ):
+        scene.add_witness(
+            name, bytes([key]) * 32, job="0de2f3c4a911", behind=behind, at=now - 60 - 400 * key
+        )
     return scene

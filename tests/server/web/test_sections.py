@@ -80,13 +80,18 @@ def test_what_holds_all_jobs_is_shown(scene: Scene) -> None:
     assert sections_of(scene)["page"]["held"] == ["restored on 2026-01-01 from a backup"]
 
 
-def test_witnesses_are_shown_with_what_they_cosigned(scene: Scene, monkeypatch: Any) -> None:
-    from fedsys.runs import progress
-
-    seen = progress.Cosigned(name="w.example", size=3, at=int(NOW))
-    monkeypatch.setattr(progress, "_cosigned", lambda _folder: (seen,))
-    going = sections_of(scene)["job/0de2f3c4a911"]
-    assert going["witnesses"] == [{"name": "w.example", "size": 3, "at": int(NOW), "asked": False}]
+def test_witnesses_are_shown_with_what_they_cosigned(scene: Scene) -> None:
+    found = sections_of(scene)
+    lines = found["job/0de2f3c4a911"]["lines"]
+    assert found["job/0de2f3c4a911"]["witnesses"] == [
+        {"name": name, "size": lines - behind, "at": int(NOW - 60 - late), "asked": True}
+        for name, behind, late in (
+            ("witness.uni-basel.example", 0, 0),
+            ("witness.ngo.example", 6, 400),
+        )
+    ]
+    ended = found["job/5b1c09aa71d2"]["witnesses"]
+    assert [(each["size"], each["asked"]) for each in ended] == [(None, True)] * 2
 
 
 def test_folders_that_cannot_be_read_leave_the_rest(scene: Scene) -> None:
