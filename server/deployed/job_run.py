@@ -270,8 +270,9 @@ class JobRun:
             self._show_spent()
 
     def _show_spent(self) -> None:
-        spent = self._job.coordinator.spent
-        self._metrics.spent(self._spending.population, self._spending.total(spent))
+        coordinator = self._job.coordinator
+        total = self._spending.total(coordinator.spent, coordinator.standing)
+        self._metrics.spent(self._spending.population, total)
 
     def _evaluate(self) -> None:
         job, number = self._job, self._job.coordinator.reserved
