@@ -38,6 +38,7 @@ from fedsys.privacy import (
     add_noise,
     ring_dtype,
 )
+from fedsys.privacy.accounting.adding import Standing, part_of
 from fedsys.privacy.encoding.parts import Parts
 from fedsys.privacy.ledger.openings import (
     SEED_BYTES,
@@ -176,6 +177,13 @@ class Coordinator:
     def spent(self) -> Epsilons:
         """Epsilon so far, by view, including rounds that were aborted or lost in a crash."""
         return self._accountant.spent()
+
+    @property
+    def standing(self) -> Standing:
+        """The rounds so far in the outsider's view, for a total with other jobs."""
+        steps, plan = self._accountant.outsider.steps(), self.terms.plan
+        part = part_of(plan, "outsider", steps)
+        return Standing.of(plan, "outsider", part, self._accountant.spent_in("outsider"))
 
     def spent_in(self, view: View) -> float:
         """Epsilon so far in one view."""

@@ -55,14 +55,16 @@ def joining(
             f"--out {folder}: the runs of --population {population} are kept in that folder; leave "
             f"--out out, or name a folder in it"
         )
-    if setting.config.tuning.runs:
-        raise ConfigError(
-            f"tuning.runs = {setting.config.tuning.runs} with --population {population}: its "
-            f"header states the runs of that folder; keep tuning runs there, or leave one out"
-        )
     with (population / BUDGET).open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # released when it is closed, or the process dies
         before = linked(population, setting.plan)
+        stated = setting.config.tuning
+        there = [] if before is None else before["heads"]
+        if stated.runs and not (stated.heads and set(stated.heads) <= set(there)):
+            raise ConfigError(
+                f"tuning.runs = {stated.runs} with --population {population}: its header states "
+                f"the runs of that folder; keep tuning runs there, or leave one out"
+            )
         if before is not None:
             setting = _with(setting, tuning=Tuning.model_validate(before))
         yield setting, folder

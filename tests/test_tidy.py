@@ -58,6 +58,8 @@ ABOUT_BEHAVIOUR = {
     "tests/verifier": "a verifier written from LEDGER.md alone, and formats against their schemas",
     "tests/test_tidy.py": "the whole house",
     "tests/client/test_malicious_coordinator.py": "attacks through whole sessions",
+    "tests/fedsys/queries/test_coverage.py": "the intervals of every question, in many rounds",
+    "tests/fedsys/queries/test_opendp.py": "every question against an oracle",
     "tests/client/test_session_fuzzing.py": "mutated messages to a session",
     "tests/client/training/test_paths.py": "one contract for every path of local training",
     "tests/client/training/test_random_models.py": "random models over every path",

@@ -89,18 +89,57 @@ def schema(
     if out is None:
         document(text)
         return
-    from fedsys.durable import write_atomically
-
-    try:
-        write_atomically(out, text.encode())
-    except OSError as error:
-        raise ConfigError(f"--out {out}: {(error.strerror or str(error)).lower()}") from None
+    _write(out, text)
     deal = "by-column" if client else "iid --set population.clients=100"
     say(f"wrote {out}; edit it, then check it: fedsys task read {out} --data {file.parent}")
     say(
         f"then: fedsys simulate {out} --data {file.parent} --set population.partition={deal} "
         f"--set privacy.epsilon=8"
     )
+
+
+@app.command("from-query")
+def from_query(
+    run: Annotated[Path, typer.Argument(help="The folder of a query about a table.")],
+    out: Annotated[
+        Path | None, typer.Option(help="A new .toml file.", show_default="standard output")
+    ] = None,
+) -> None:
+    """Write a declaration whose ranges and values are a query's answers, with what it cost.
+
+    A range is from the lowest to the highest quantile that was asked for; values are those of top.
+    """
+    import tomli_w
+
+    from fedsys import tasks
+    from fedsys.errors import ConfigError
+    from simulations.declaring import declared_by
+
+    if out is not None and out.exists():
+        raise ConfigError(f"--out {out}: already exists; give another file")
+    tree = declared_by(run)
+    tasks.load(tree["task"]["name"], tree["task"]["options"])
+    stated = tree["tuning"]
+    text = (
+        f"# Ranges and values are answers to questions: noisy sums, which {stated['epsilon']:.4g} "
+        f"of epsilon\n# paid for. [tuning] states that, and the total of whatever is trained with "
+        f"this covers it.\n\n{tomli_w.dumps(tree)}"
+    )
+    if out is None:
+        document(text)
+        return
+    _write(out, text)
+    say(f"wrote {out}; check it with `fedsys task read {out}`, then train with it")
+
+
+def _write(out: Path, text: str) -> None:
+    from fedsys.durable import write_atomically
+    from fedsys.errors import ConfigError
+
+    try:
+        write_atomically(out, text.encode())
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {(error.strerror or str(error)).lower()}") from None
 
 
 @app.command()

@@ -20,6 +20,7 @@ __all__ = [
     "Values",
     "finite",
     "increasing",
+    "require_range",
 ]
 
 MOST_BINS = 4096
@@ -43,7 +44,11 @@ Finite = Annotated[float, AfterValidator(finite), Field(ge=-1e100, le=1e100)]
 Text = Annotated[str, AfterValidator(_printable), Field(min_length=1, max_length=200)]
 Share = Annotated[float, AfterValidator(finite), Field(gt=0, lt=1)]
 Edges = Annotated[tuple[Finite, ...], Field(min_length=2, max_length=MOST_BINS + 1)]
-Values = Annotated[tuple[Text | int, ...], Field(min_length=1, max_length=MOST_BINS)]
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
+"""An integer that a column of floats can hold."""
+Values = Annotated[tuple[Text | Whole, ...], Field(min_length=1, max_length=MOST_BINS)]
+NARROWEST = 1e-100
+"""The narrowest range: below it a float has too few digits to scale by."""
 
 
 class Axis(BaseModel):
@@ -91,6 +96,14 @@ def increasing(edges: Sequence[float]) -> None:
         raise ValueError("edges must increase")
 
 
+def require_range(low: float, high: float) -> None:
+    """Raise ValueError unless `low` is below `high`, by more than a float cannot tell."""
+    if not low < high:
+        raise ValueError("low must be below high")
+    if high - low < NARROWEST:
+        raise ValueError(f"low must be below high by at least {NARROWEST:g}")
+
+
 class Range(BaseModel):
     """A column and the range to which its values are clipped."""
 
@@ -102,6 +115,5 @@ class Range(BaseModel):
 
     @model_validator(mode="after")
     def _check_range(self) -> Range:
-        if not self.low < self.high:
-            raise ValueError("low must be below high")
+        require_range(self.low, self.high)
         return self

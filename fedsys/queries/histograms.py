@@ -145,7 +145,7 @@ class HistogramBlock:
         )
 
 
-def quantile_ends(below: Floats, deviation: Floats, edges: Floats) -> tuple[float, float]:
+def quantile_ends(below: Floats, deviation: Floats, edges: Floats) -> tuple[Floats, Floats]:
     """The interval of a quantile x from tests at every edge.
 
     `below[e]` estimates (number of values below edge e) - p (number of values), which at the edge
@@ -154,16 +154,20 @@ def quantile_ends(below: Floats, deviation: Floats, edges: Floats) -> tuple[floa
     not: with probability 2.5 % at most. The upper end likewise.
 
     Args:
-        below: (bins - 1,) at the inner edges.
-        deviation: (bins - 1,) its standard deviation.
+        below: (..., bins - 1) at the inner edges.
+        deviation: (..., bins - 1) its standard deviation.
         edges: (bins + 1,).
+
+    Returns:
+        (...) lower and upper ends.
     """
     z = normal_quantile()
-    fits_low = np.concatenate([below + z * deviation >= 0, [True]])  # edges 1 ... bins
-    fits_high = np.concatenate([[True], below - z * deviation <= 0])  # edges 0 ... bins - 1
-    first = int(np.argmax(fits_low)) + 1
-    last = len(fits_high) - 1 - int(np.argmax(fits_high[::-1]))
-    return float(edges[first - 1]), float(edges[last + 1])
+    always = np.ones((*below.shape[:-1], 1), dtype=bool)
+    fits_low = np.concatenate([below + z * deviation >= 0, always], axis=-1)  # edges 1 ... bins
+    fits_high = np.concatenate([always, below - z * deviation <= 0], axis=-1)  # edges 0 ...
+    first = np.argmax(fits_low, axis=-1) + 1
+    last = fits_high.shape[-1] - 1 - np.argmax(fits_high[..., ::-1], axis=-1)
+    return edges[first - 1], edges[last + 1]
 
 
 class DevicesBlock:
@@ -188,29 +192,37 @@ class DevicesBlock:
         found[np.arange(rows.devices), place] = held > 0
         return found
 
-    def answer(self, measured: Measured) -> Answer:
-        """See `Block`: devices by bin, and quantiles over devices."""
-        asked, sums = self._question, measured.sums
+    def interval(self, measured: Measured) -> tuple[Floats, Floats, Floats]:
+        """value, low, high of sums (..., bins); values are not negative."""
+        sums = measured.sums
         sampling = measured.unseen * measured.mass(sums)
         low, high = ends(sums, np.sqrt(measured.deviation**2 + sampling))
-        names = Axis(column=asked.column, edges=tuple(self._edges.tolist())).labels
-        value = np.maximum(sums, 0.0)
-        estimates = listed(names, value, np.maximum(low, 0.0), np.maximum(high, 0.0))
-        below, total = np.cumsum(sums)[:-1], float(sums.sum())
+        return np.maximum(sums, 0.0), np.maximum(low, 0.0), np.maximum(high, 0.0)
+
+    def quantile_interval(self, measured: Measured, share: float) -> tuple[Floats, Floats]:
+        """(...) the ends of a quantile over devices, from sums (..., bins)."""
+        sums = measured.sums
+        below, total = np.cumsum(sums, axis=-1)[..., :-1], sums.sum(axis=-1, keepdims=True)
         inner = np.arange(1, self.size)
+        noise = measured.deviation**2 * (inner * (1 - share) ** 2 + (self.size - inner) * share**2)
+        spread = measured.mass(below) * (1 - share) ** 2 + measured.mass(total) * share**2
+        deviation = np.sqrt(noise + measured.unseen * spread)
+        return quantile_ends(below - share * total, deviation, self._edges)
+
+    def answer(self, measured: Measured) -> Answer:
+        """See `Block`: devices by bin, and quantiles over devices."""
+        asked = self._question
+        value, low, high = self.interval(measured)
+        names = Axis(column=asked.column, edges=tuple(self._edges.tolist())).labels
+        estimates = listed(names, value, low, high)
         for share in asked.quantiles:
-            noise = measured.deviation**2 * (
-                inner * (1 - share) ** 2 + (self.size - inner) * share**2
-            )
-            spread = measured.mass(below) * (1 - share) ** 2 + measured.mass(total) * share**2
-            deviation = np.sqrt(noise + measured.unseen * spread)
-            ends_ = quantile_ends(below - share * total, deviation, self._edges)
+            first, last = (float(each) for each in self.quantile_interval(measured, share))
             estimates.append(
                 Estimate(
                     label=f"quantile {share:g}",
-                    value=_quantile(value, share, self._edges),
-                    low=ends_[0],
-                    high=ends_[1],
+                    value=min(max(_quantile(value, share, self._edges), first), last),
+                    low=first,
+                    high=last,
                 )
             )
         return answer_to(
@@ -253,35 +265,34 @@ class CalibrationBlock:
         parts = [rows.counts(bins, many, weights * each) for each in (1.0, right, place)]
         return np.concatenate(parts, axis=1)
 
+    def interval(self, measured: Measured) -> tuple[Floats, Floats, Floats]:
+        """value, low, high (..., bins, 3) of sums (..., 3 bins): each bin's rows, accuracy and mean
+        confidence."""
+        many = self._question.bins
+        count, right, place = np.split(measured.sums, 3, axis=-1)
+        sampling = (
+            measured.unseen * self._question.rows * measured.mass(count) * float(measured.sampled)
+        )
+        low, high = ends(count, np.sqrt(measured.deviation**2 + sampling))
+        rows = [np.maximum(each, 0.0) for each in (count, low, high)]
+        accuracy = fieller(right, count, measured.deviation**2, sampling)
+        inside = fieller(place, count, measured.deviation**2, sampling)
+        start = np.linspace(0, 1, many + 1)[:-1]
+        found = [
+            np.stack([a, (b + 1) / 2, start + (c + 1) / 2 / many], axis=-1)
+            for a, b, c in zip(rows, accuracy, inside, strict=True)
+        ]
+        return found[0], found[1], found[2]
+
     def answer(self, measured: Measured) -> Answer:
         """See `Block`: rows, accuracy and mean confidence of each bin, and their difference."""
         many = self._question.bins
         count, right, place = np.split(measured.sums, 3)
-        sampling = (
-            measured.unseen * self._question.rows * measured.mass(count) * float(measured.sampled)
-        )
-        estimates: list[Estimate] = []
-        edges = np.linspace(0, 1, many + 1)
+        edges, width = np.linspace(0, 1, many + 1), 1 / many
         names = [f"{a:g} to {b:g}" for a, b in pairwise(edges)]
-        low, high = ends(count, np.sqrt(measured.deviation**2 + sampling))
-        rows = listed(
-            tuple(f"{each}: rows" for each in names),
-            np.maximum(count, 0.0),
-            np.maximum(low, 0.0),
-            np.maximum(high, 0.0),
-        )
-        accuracy = fieller(right, count, measured.deviation**2, sampling)
-        inside = fieller(place, count, measured.deviation**2, sampling)
-        width = 1 / many
-        for at, name in enumerate(names):
-            estimates.append(rows[at])
-            estimates += listed(
-                (f"{name}: accuracy",), *(((each[at : at + 1] + 1) / 2) for each in accuracy)
-            )
-            estimates += listed(
-                (f"{name}: confidence",),
-                *((edges[at] + width * (each[at : at + 1] + 1) / 2) for each in inside),
-            )
+        labels = [f"{each}: {of}" for each in names for of in ("rows", "accuracy", "confidence")]
+        found = (each.reshape(-1) for each in self.interval(measured))
+        estimates = listed(tuple(labels), *found)
         correct = (right + count) / 2
         stated = edges[:-1] * count + width * (place + count) / 2
         total = max(float(np.maximum(count, 0.0).sum()), 1e-9)

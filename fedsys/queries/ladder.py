@@ -92,23 +92,26 @@ class QuantilesBlock:
         deviation = np.sqrt(np.maximum(variance, 0.0) * measured.deviation**2 + sampling)
         return (below - share * total)[..., 1:-1], deviation[..., 1:-1]
 
+    def quantile_interval(self, measured: Measured, share: float) -> tuple[Floats, Floats]:
+        """(...) the ends of a quantile, from sums (..., nodes)."""
+        return quantile_ends(*self.tests(measured, share), self.edges)
+
     def answer(self, measured: Measured) -> Answer:
         """See `Block`: quantiles, and the distribution function at some edges."""
         asked = self._question
-        below, covariance = self.below(measured.sums)
+        below, _ = self.below(measured.sums)
         total = float(below[-1])
         monotone = np.clip(isotonic(below / max(total, 1e-9)), 0.0, 1.0)
         monotone[0], monotone[-1] = 0.0, 1.0
         estimates = []
         for share in asked.quantiles:
-            difference, deviation = self.tests(measured, share)
-            low, high = quantile_ends(difference, deviation, self.edges)
+            low, high = (float(each) for each in self.quantile_interval(measured, share))
             value = float(np.interp(share, monotone, self.edges)) if total > 0 else math.nan
             value = min(max(value, low), high) if total > 0 else (low + high) / 2
             estimates.append(Estimate(label=f"quantile {share:g}", value=value, low=low, high=high))
         step = max(1, self._bins // (_SHOWN - 1))
         for at in range(step, self._bins, step):
-            low, high = self._share(measured, below, covariance, at)
+            low, high = (float(each) for each in self.share_interval(measured, at))
             estimates.append(
                 Estimate(
                     label=f"below {self.edges[at]:g}",
@@ -127,24 +130,28 @@ class QuantilesBlock:
             ),
         )
 
-    def _share(
-        self, measured: Measured, below: Floats, covariance: Floats, at: int
-    ) -> tuple[float, float]:
-        """The interval of the share of values below an edge: all p that a test does not refuse."""
+    def share_interval(self, measured: Measured, at: int) -> tuple[Floats, Floats]:
+        """(...) ends of the share of values below edge `at`, from sums (..., nodes): all p that a
+        test does not refuse."""
+        every, covariance = self.below(measured.sums)
+        below, total = every[..., at, None], every[..., -1, None]
         shares = np.linspace(0, 1, 1001)
         variance = (
             covariance[at, at] - 2 * shares * covariance[at, -1] + shares**2 * covariance[-1, -1]
         )
-        there, every = measured.mass(below[at]), measured.mass(below[-1])
-        spread = there * (1 - shares) ** 2 + every * shares**2
+        spread = measured.mass(below) * (1 - shares) ** 2 + measured.mass(total) * shares**2
         sampling = measured.unseen * self._question.rows * spread
         deviation = np.sqrt(np.maximum(variance, 0.0) * measured.deviation**2 + sampling)
-        low, high = ends(below[at] - shares * below[-1], deviation)
-        kept = shares[(low <= 0) & (high >= 0)]
-        if not len(kept):
-            near = float(np.clip(below[at] / max(float(below[-1]), 1e-9), 0, 1))
-            return near, near
-        return max(float(kept[0]) - 1e-3, 0.0), min(float(kept[-1]) + 1e-3, 1.0)
+        low, high = ends(below - shares * total, deviation)
+        kept = (low <= 0) & (high >= 0)
+        first = shares[np.argmax(kept, axis=-1)] - 1e-3
+        last = shares[len(shares) - 1 - np.argmax(kept[..., ::-1], axis=-1)] + 1e-3
+        near = np.clip(below / np.maximum(total, 1e-9), 0, 1)[..., 0]
+        some = kept.any(axis=-1)
+        return (
+            np.where(some, np.maximum(first, 0.0), near),
+            np.where(some, np.minimum(last, 1.0), near),
+        )
 
 
 def isotonic(values: Floats) -> Floats:

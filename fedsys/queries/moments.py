@@ -79,12 +79,18 @@ class SumBlock:
         values = np.clip(middle + half * scaled, asked.low, asked.high)
         return rows.sums(rows.weights(asked.rows) * values * there)[:, None]
 
-    def answer(self, measured: Measured) -> Answer:
-        """See `Block`; where cohorts are sampled, every device counts with the largest square."""
-        value = float(measured.sums[0])
+    def interval(self, measured: Measured) -> tuple[Floats, Floats, Floats]:
+        """value, low, high of sums (..., 1), without the last axis; with sampled cohorts every
+        device counts with the largest square."""
+        value = measured.sums[..., 0]
         sampling = measured.unseen * measured.population * self.sensitivity**2
-        low, high = ends(np.array(value), math.sqrt(measured.deviation**2 + sampling))
-        return answer_to(self._question, [_one(value, float(low), float(high))], measured.kind())
+        low, high = ends(value, math.sqrt(measured.deviation**2 + sampling))
+        return value, low, high
+
+    def answer(self, measured: Measured) -> Answer:
+        """See `Block`."""
+        value, low, high = (float(each) for each in self.interval(measured))
+        return answer_to(self._question, [_one(value, low, high)], measured.kind())
 
 
 class MeanBlock:
@@ -211,49 +217,64 @@ class CorrelationBlock:
         return np.stack([rows.sums(weights * each) for each in terms], axis=1)
 
     def interval(self, measured: Measured) -> tuple[Floats, Floats, Floats]:
-        """(m, m) matrices: raw correlations, and the ends by the delta method."""
-        m = self._columns
-        count = max(float(measured.sums[0]), _LEAST)
-        mean = measured.sums[1 : 1 + m] / count
-        second = np.zeros((m, m))
-        for value, (i, j) in zip(measured.sums[1 + m :], self._pairs, strict=True):
-            second[i, j] = second[j, i] = value / count
-        covariance = second - np.outer(mean, mean)
-        noise = measured.deviation / count
-        variance = np.diag(covariance)
-        value, low, high = np.eye(m), np.eye(m), np.eye(m)
+        """(..., m, m) matrices from sums (..., size): raw correlations, and the ends by the delta
+        method; all of [-1, 1] where the sums say nothing."""
+        m, sums = self._columns, measured.sums
+        count = np.maximum(sums[..., 0], _LEAST)
+        mean = sums[..., 1 : 1 + m] / count[..., None]
+        second = np.zeros((*count.shape, m, m))
+        for at, (i, j) in enumerate(self._pairs):
+            second[..., i, j] = second[..., j, i] = sums[..., 1 + m + at] / count
+        covariance = second - mean[..., :, None] * mean[..., None, :]
+        value = np.broadcast_to(np.eye(m), covariance.shape).copy()
+        low, high = value.copy(), value.copy()
         for i, j in self._pairs:
-            if i == j:
-                continue
-            value[i, j] = value[j, i] = 0.0
-            low[i, j] = low[j, i] = -1.0
-            high[i, j] = high[j, i] = 1.0
-            if measured.sums[0] < 4 * measured.deviation or min(variance[i], variance[j]) <= 0:
-                continue
-            scale = math.sqrt(variance[i] * variance[j])
-            r = covariance[i, j] / scale
-            # Gradient by (count, S_i, S_j, S_ii, S_jj, S_ij), times count.
-            a, b = r / (2 * variance[i]), r / (2 * variance[j])
-            slope = np.array(
-                [
-                    (2 * mean[i] * mean[j] - second[i, j]) / scale
-                    - a * (2 * mean[i] ** 2 - second[i, i])
-                    - b * (2 * mean[j] ** 2 - second[j, j]),
-                    -mean[j] / scale + 2 * a * mean[i],
-                    -mean[i] / scale + 2 * b * mean[j],
-                    -a,
-                    -b,
-                    1 / scale,
-                ]
-            )
-            # A row moves r by z_i z_j - r (z_i^2 + z_j^2) / 2 over the count, z standardized.
-            reach = [(1 + abs(mean[k])) / math.sqrt(variance[k]) for k in (i, j)]
-            most = reach[0] * reach[1] + abs(r) * (reach[0] ** 2 + reach[1] ** 2) / 2
-            sampling = measured.unseen * self._question.rows * most * (1 + abs(r)) / count
-            width = np.sqrt(noise**2 * float(slope @ slope) + sampling)
-            found = (r, *(float(each) for each in ends(np.array(r), width)))
-            for matrix, each in zip((value, low, high), found, strict=True):
-                matrix[i, j] = matrix[j, i] = min(1.0, max(-1.0, each))
+            if i != j:
+                found = self._pair(measured, (i, j), mean, second, covariance)
+                for matrix, each in zip((value, low, high), found, strict=True):
+                    matrix[..., i, j] = matrix[..., j, i] = each
+        return value, low, high
+
+    def _pair(
+        self,
+        measured: Measured,
+        pair: tuple[int, int],
+        mean: Floats,
+        second: Floats,
+        covariance: Floats,
+    ) -> tuple[Floats, Floats, Floats]:
+        """(...) value, low, high of one correlation."""
+        i, j = pair
+        count = np.maximum(measured.sums[..., 0], _LEAST)
+        vi, vj = covariance[..., i, i], covariance[..., j, j]
+        known = (measured.sums[..., 0] >= 4 * measured.deviation) & (np.minimum(vi, vj) > 0)
+        vi, vj = np.where(known, vi, 1.0), np.where(known, vj, 1.0)
+        mi, mj = mean[..., i], mean[..., j]
+        scale = np.sqrt(vi * vj)
+        r = covariance[..., i, j] / scale
+        # Gradient by (count, S_i, S_j, S_ii, S_jj, S_ij), times count.
+        a, b = r / (2 * vi), r / (2 * vj)
+        slope = (
+            (2 * mi * mj - second[..., i, j]) / scale
+            - a * (2 * mi**2 - second[..., i, i])
+            - b * (2 * mj**2 - second[..., j, j]),
+            -mj / scale + 2 * a * mi,
+            -mi / scale + 2 * b * mj,
+            -a,
+            -b,
+            1 / scale,
+        )
+        steep: Floats = np.sum([each**2 for each in slope], axis=0)
+        # A row moves r by z_i z_j - r (z_i^2 + z_j^2) / 2 over the count, z standardized.
+        ri, rj = (1 + np.abs(mi)) / np.sqrt(vi), (1 + np.abs(mj)) / np.sqrt(vj)
+        most = ri * rj + np.abs(r) * (ri**2 + rj**2) / 2
+        sampling = measured.unseen * self._question.rows * most * (1 + np.abs(r)) / count
+        width = np.sqrt((measured.deviation / count) ** 2 * steep + sampling)
+        found = (r, *ends(r, width))
+        value, low, high = (
+            np.where(known, np.clip(each, -1.0, 1.0), other)
+            for each, other in zip(found, (0.0, -1.0, 1.0), strict=True)
+        )
         return value, low, high
 
     def answer(self, measured: Measured) -> Answer:

@@ -12,6 +12,7 @@ that was looked up in the data would itself reveal them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,7 @@ from fedsys.queries.axes import (
     Values,
     finite,
     increasing,
+    require_range,
 )
 
 __all__ = ["EVALUATED", "KINDS", "Question", "parse", "to_json"]
@@ -40,6 +42,7 @@ EVALUATED = frozenset({"predicted", "confidence", "loss", "accuracy"})
 _MOST_QUESTIONS = 64
 _MOST_COLUMNS = 32
 _MOST_TEXT = 1 << 17
+_STEP = re.compile(r"[a-z0-9_]+")  # a key or a place; pydantic names its validators there too
 
 
 class Question(BaseModel):
@@ -54,7 +57,7 @@ class Question(BaseModel):
 
     ask: str
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
-    weight: Annotated[float, AfterValidator(finite), Field(gt=0, le=1e6)] = 1.0
+    weight: Annotated[float, AfterValidator(finite), Field(ge=1e-6, le=1e6)] = 1.0
 
     @property
     def columns_used(self) -> tuple[str, ...]:
@@ -84,8 +87,7 @@ class _OverColumn(_OverRows):
 
     @model_validator(mode="after")
     def _check_range(self) -> _OverColumn:
-        if not self.low < self.high:
-            raise ValueError("low must be below high")
+        require_range(self.low, self.high)
         return self
 
     @property
@@ -129,7 +131,7 @@ class Histogram(_OverRows):
     column: Text
     edges: Edges | None = None
     values: Values | None = None
-    l2: Annotated[float, AfterValidator(finite), Field(gt=0, le=1e6)] | None = None
+    l2: Annotated[float, AfterValidator(finite), Field(ge=1e-6, le=1e6)] | None = None
 
     @model_validator(mode="after")
     def _check_axis(self) -> Histogram:
@@ -157,7 +159,7 @@ class Labels(_OverRows):
 
     ask: Literal["labels"]
     classes: Annotated[int, Field(ge=2, le=MOST_BINS)]
-    l2: Annotated[float, AfterValidator(finite), Field(gt=0, le=1e6)] | None = None
+    l2: Annotated[float, AfterValidator(finite), Field(ge=1e-6, le=1e6)] | None = None
 
     @property
     def axis(self) -> Axis:
@@ -180,7 +182,7 @@ class Crosstab(_OverRows):
 
     ask: Literal["crosstab"]
     axes: tuple[Axis, Axis]
-    l2: Annotated[float, AfterValidator(finite), Field(gt=0, le=1e6)] | None = None
+    l2: Annotated[float, AfterValidator(finite), Field(ge=1e-6, le=1e6)] | None = None
 
     @property
     def columns_used(self) -> tuple[str, ...]:
@@ -252,8 +254,7 @@ class Devices(Question):
 
     @model_validator(mode="after")
     def _check_range(self) -> Devices:
-        if not self.low < self.high:
-            raise ValueError("low must be below high")
+        require_range(self.low, self.high)
         return self
 
     @property
@@ -389,7 +390,10 @@ def parse(tables: Sequence[Any]) -> tuple[Question, ...]:
     """
     if not 1 <= len(tables) <= _MOST_QUESTIONS:
         raise ConfigError(f"questions: {len(tables)} are asked; allowed are 1 to {_MOST_QUESTIONS}")
-    length = len(json.dumps(tables, default=str))
+    try:
+        length = len(json.dumps(tables, default=str))
+    except (RecursionError, ValueError):  # nested far too deeply, or within itself
+        raise ConfigError("questions: tables within tables without an end") from None
     if length > _MOST_TEXT:
         raise ConfigError(f"questions: {length} characters; at most {_MOST_TEXT} are allowed")
     asked = tuple(_question(number, table) for number, table in enumerate(tables, start=1))
@@ -418,7 +422,8 @@ def _question(number: int, table: Any) -> Question:
         return model.model_validate(_frozen(table))
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        path = ".".join([where, *(str(part) for part in problem["loc"])])
+        steps = (str(part) for part in problem["loc"])
+        path = ".".join([where, *(step for step in steps if _STEP.fullmatch(step))])
         if problem["type"] == "extra_forbidden":
             known = ", ".join(model.model_fields)
             raise ConfigError(f"{path}: unknown key; ask = {kind!r} has {known}") from None

@@ -300,7 +300,8 @@ class JobRun:
         return None
 
     def _show_spent(self) -> None:
-        self._spending.note(self._id, self._job.coordinator.spent)
+        coordinator = self._job.coordinator
+        self._spending.note(self._id, coordinator.spent, coordinator.standing)
         self._metrics.spent(self._spending.population, self._spending.total())
 
     def _evaluate(self) -> None:

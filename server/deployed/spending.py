@@ -1,4 +1,7 @@
-"""What a population has spent over all its jobs: by view, added up; against its budget, composed.
+"""What a population has spent over all its jobs: composed, for an outsider and against the budget.
+
+The participant's and the server's epsilon are those of the client that spent most in a job. Which
+one that is differs from job to job, so the totals of these views add up, an upper bound.
 
 Training, queries and evaluations count alike. What a job that is not over may still spend is what
 its plan allows, so that nothing is spent twice.
@@ -7,11 +10,12 @@ its plan allows, so that nothing is spent twice.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from fedsys.errors import FedsysError, RunFolderError
 from fedsys.improvement import STOPPED
 from fedsys.privacy import Epsilons, PrivacyPlan, plan_of, read_ledger, replay
-from fedsys.privacy.accounting.adding import Standing, part_of, promised_part
+from fedsys.privacy.accounting.adding import Standing, composed, part_of, promised_part
 from fedsys.privacy.accounting.costs import server_step
 from fedsys.privacy.ledger import read_private
 from fedsys.run_folder import RunFolder
@@ -36,34 +40,53 @@ class Spending:
         self.population = home.roster_key.hex()[:16]
         self._home = home
         self._state = state
-        self._over: dict[str, Epsilons] = {}
-        self._begun: dict[str, Epsilons] = {}
+        self._over: dict[str, tuple[Epsilons, Standing]] = {}
+        self._begun: dict[str, tuple[Epsilons, Standing]] = {}
         """Of jobs that are not over: what they spent by their last round."""
 
-    def note(self, job: str, spent: Epsilons) -> None:
-        """State what a job that is not over has spent so far."""
-        self._begun[job] = spent
+    def note(self, job: str, spent: Epsilons, standing: Standing | None = None) -> None:
+        """State what a job that is not over has spent so far.
+
+        Args:
+            job: its id.
+            spent: in each view.
+            standing: its rounds in the outsider's view; None where only its epsilon is known.
+        """
+        self._begun[job] = (spent, standing or Standing(part=None, epsilon=spent.outsider))
 
     def total(self) -> Epsilons:
         """What all jobs spent, those that are not over too."""
-        total = NOTHING
+        total, outsiders = NOTHING, []
         for row in self._state.jobs():
             unfinished = row.status in (*ACTIVE_JOB, PAUSED)
             known = self._begun if unfinished else self._over
             if row.id not in known:
-                known[row.id] = (
-                    _promised(row)
-                    if row.status == "lost"
-                    else _of(RunFolder(self._home.jobs / row.id))
-                )
-            total = _sum(total, known[row.id])
-        return total
+                folder = RunFolder(self._home.jobs / row.id)
+                spent = _promised(row) if row.status == "lost" else _of(folder)
+                known[row.id] = (spent, _outsider_of(row, folder, spent.outsider))
+            spent, standing = known[row.id]
+            total = _sum(total, spent)
+            outsiders.append(standing)
+        return replace(total, outsider=composed(outsiders))
 
 
 def _promised(row: JobRow) -> Epsilons:
     """Of a job that only devices remember: in the view that it guarantees, whichever that is."""
     spent = math.inf if row.promised is None else row.promised
     return Epsilons(outsider=spent, participant=math.inf, server=math.inf)
+
+
+def _outsider_of(row: JobRow, folder: RunFolder, epsilon: float) -> Standing:
+    """The rounds of a job that is over; where its ledger cannot be read, its epsilon alone."""
+    if row.status == "lost" or not folder.begun:
+        return Standing(part=None, epsilon=epsilon)
+    try:
+        view = read_ledger(folder.ledger, allow_torn=True)
+        plan = plan_of(view.header)
+        steps = replay(view, None)[0].outsider.steps()
+        return Standing.of(plan, "outsider", part_of(plan, "outsider", steps), epsilon)
+    except (FedsysError, OSError):
+        return Standing(part=None, epsilon=epsilon)
 
 
 def promised_by(plan: PrivacyPlan) -> Standing:

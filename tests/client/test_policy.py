@@ -10,9 +10,10 @@ import pytest
 
 from client.conditions import conditions, obstacle
 from client.grpc_host import Backoff
-from client.policy import ApprovedTask, Policy, own_noise
+from client.policy import ApprovedTask, Policy, QueryPolicy, own_noise
 from fedsys.errors import ConfigError, MechanismError, PolicyRefusal
 from fedsys.privacy.events import build_event
+from fedsys.queries import parse
 
 
 def test_a_fresh_policy_reads_back(tmp_path: Path) -> None:
@@ -154,3 +155,27 @@ def test_waits_double_up_to_a_limit_with_jitter() -> None:
     assert [round(shortest.next(), 3) for _ in range(3)] == [0.1, 0.2, 0.4]
     drawn = Backoff()
     assert all(0 < drawn.next() <= 60 for _ in range(100))
+
+
+@pytest.mark.parametrize(
+    ("kind", "column", "allowed"),
+    [
+        ("query", "age", True),
+        ("query", "wage", False),
+        ("query", "accuracy", False),
+        ("evaluate", "accuracy", True),
+        ("evaluate", "age", True),
+        ("evaluate", "wage", False),
+    ],
+)
+def test_an_evaluation_reads_no_column_that_a_query_may_not(
+    kind: str, column: str, allowed: bool
+) -> None:
+    """Otherwise a query would only have to call itself an evaluation."""
+    asked = parse([{"ask": "mean", "name": "m", "column": column, "low": 0, "high": 1}])
+    policy = QueryPolicy(columns=("age",))
+    if allowed:
+        policy.check(kind, asked)
+        return
+    with pytest.raises(PolicyRefusal, match=f"reads column '{column}'"):
+        policy.check(kind, asked)

@@ -15,14 +15,17 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from fedsys.config import load
 from fedsys.errors import ConfigError
-from fedsys.privacy import Epsilons
+from fedsys.privacy import Epsilons, read_ledger, replay
+from fedsys.privacy.accounting.adding import Standing, part_of
 from fedsys.wire import fleet_pb2
 from server.deployed.fleet import Fleet, Link
 from server.deployed.spending import NOTHING, Spending
 from server.home.folder import Home
 from server.home.state import JobRow, NodeRow, State
 from server.metrics import Metrics
+from simulations import harness
 from tests.e2e.processes import federation, silos
 
 LIST = Path(__file__).parents[2] / "server" / "METRICS.md"
@@ -187,7 +190,36 @@ def test_an_address_that_does_not_work_is_named(address: str) -> None:
         Metrics().serve(address)
 
 
-def test_what_was_spent_adds_up_over_jobs(tmp_path: Path) -> None:
+def test_jobs_whose_ledgers_are_there_compose(tmp_path: Path) -> None:
+    """For an outsider they cost less than the sum of their epsilons, as the budget counts."""
+    home = Home.create(tmp_path / "home", hosts=["localhost"])
+    rows: list[Any] = []
+    config = load(None, [
+        "population.clients=60", "population.partition=iid", "cohort.expected=40",
+        "rounds.count=1", "privacy.epsilon=2", "aggregation.protocol=ideal", "engine.path=loop",
+        "engine.processes=1", "engine.chunk=64", "evaluation.data=none",
+    ])  # fmt: skip
+    for name in ("a", "b"):
+        harness.run(config, out=home.jobs / name)
+        rows.append(SimpleNamespace(id=name, status="completed"))
+    state: Any = SimpleNamespace(jobs=lambda: rows)
+    spending = Spending(home, state)
+    total = spending.total()
+    assert 2.0 < total.outsider < 3.4
+    view = read_ledger(home.jobs / "a" / "ledger.jsonl")
+    accountant, spent = replay(view, None)
+    plan = accountant.plan
+    part = part_of(plan, "outsider", accountant.outsider.steps())
+    standing = Standing.of(plan, "outsider", part, spent.outsider)
+    rows.append(SimpleNamespace(id="c", status="running"))
+    spending.note("c", spent, standing)
+    third = spending.total().outsider
+    assert total.outsider < third < total.outsider + spent.outsider
+    assert total.server is not None
+    assert total.server > total.outsider
+
+
+def test_what_was_spent_adds_up_where_only_summaries_can_be_read(tmp_path: Path) -> None:
     home = Home.create(tmp_path / "home", hosts=["localhost"])
     rows: list[Any] = []
     state: Any = SimpleNamespace(jobs=lambda: rows)

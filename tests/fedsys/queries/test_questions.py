@@ -78,3 +78,39 @@ def test_questions_survive_being_written_and_read() -> None:
         ]
     )  # fmt: skip
     assert parse(to_json(asked)) == asked
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"ask": "sum", "name": "s", "column": "a", "low": 0, "high": 5e-324}, "at least 1e-100"),
+        ({"ask": "devices", "name": "d", "low": 0, "high": 1e-320}, "at least 1e-100"),
+        ({"ask": "count", "name": "c", "weight": 5e-324}, "weight = 5e-324"),
+        ({"ask": "labels", "name": "l", "classes": 3, "l2": 1e-300}, "l2 = 1e-300"),
+        ({"ask": "top", "name": "t", "column": "a", "values": [10**400]}, r"values\.0"),
+        ({"ask": "top", "name": "t", "column": "a", "values": ["x" * 201]}, r"values\.0 = 'xxx"),
+        ({"ask": "labels", "name": "l", "classes": 10**9}, "classes = 1000000000"),
+        ({"ask": "mean", "name": "m", "column": "a", "low": float("nan"), "high": 1}, "low = nan"),
+        ({"ask": "mean", "name": "m", "column": "a\x1b[31m", "low": 0, "high": 1}, "printable"),
+    ],
+)
+def test_what_an_untrusted_coordinator_may_ask_is_refused_in_one_line(
+    table: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said) as refused:
+        parse([table])
+    assert "\n" not in str(refused.value)
+    assert "function" not in str(refused.value)
+    assert len(str(refused.value)) < 300
+
+
+def test_tables_without_an_end_are_refused() -> None:
+    deep: dict[str, Any] = {"ask": "count", "name": "n"}
+    inner = deep
+    for _ in range(50_000):
+        inner["more"] = {}
+        inner = inner["more"]
+    with pytest.raises(ConfigError, match="without an end"):
+        parse([deep])
+    while deep:  # so that freeing it recurses nowhere
+        deep = deep.pop("more", {})
