@@ -372,6 +372,7 @@ class Session:
     def _begin(self, message: fleet_pb2.Begin) -> fleet_pb2.Up | None:
         model, self._model = self._model, None
         try:
+            self._countersigner.require_undisputed(message.job)
             self._buffered.begin(message, model)
         except (FedsysError, SecureAggError) as error:
             return self._refuse(message.job, message.round, error)
@@ -399,6 +400,7 @@ class Session:
     def _answer(self, stage: fleet_pb2.Stage, reply_of: Callable[[], bytes]) -> fleet_pb2.Up:
         """The answer to a step of secure aggregation, or the refusal."""
         try:
+            self._countersigner.require_undisputed(stage.job)
             reply = reply_of()
         except (FedsysError, SecureAggError) as error:
             return self._refuse(stage.job, stage.round, error)

@@ -12,7 +12,7 @@ import pytest
 from fedsys.wire import fleet_pb2
 from secure_agg import Kind
 from secure_agg.messages import kind_of
-from tests.client.devices import D, Devices, offer
+from tests.client.devices import Book, D, Devices, offer
 from tests.client.epochs import (
     BUFFERING,
     NONE,
@@ -229,3 +229,20 @@ def test_the_keys_of_an_epoch_that_is_over_are_gone(epoch: Epoch) -> None:
     device.session.handle(epoch.outcome(committed=False, version=0, over=True))
     assert sealing.bound(job) is None
     assert record(device).over == 1
+
+
+def test_who_disputes_a_ledger_trains_and_sends_nothing_more(epoch: Epoch) -> None:
+    one, two = epoch.devices.all[:2]
+    epoch.train(one)
+    book = Book(epoch.terms)
+    book.entries[0][1]["job"] = "00" * 32
+    for device in (one, two):
+        cause, _ = refused(device.session.handle(book.told()))
+        assert cause == "LEDGER"
+    cause, _ = refused(one.handle(epoch.collect(epoch.aggregator.next_upload(0))))
+    assert cause == "LEDGER"
+    assert two.session.handle(epoch.model(epoch.buffer)) is None
+    cause, _ = refused(two.session.handle(epoch.begin()))
+    assert cause == "LEDGER"
+    assert two.session.take_work() is None
+    assert not record(one).uploaded

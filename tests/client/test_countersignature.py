@@ -121,6 +121,22 @@ def test_a_round_whose_outcome_was_countersigned_is_not_joined_again(
     assert device.worker.trained == 0
 
 
+def test_who_disputes_a_ledger_sends_nothing_more_in_the_round_that_is_open(
+    devices: Devices, device: Device
+) -> None:
+    """It was invited before it saw the lines; the opening comes as a stage, not an invitation."""
+    talk = unopened(Conversation(devices, devices.agree()))
+    assert talk.invite(device, 0).HasField("refusal")
+    book = Book(talk.terms)
+    book.entries[0][1]["initial_weights_sha256"] = "00" * 32
+    book.reserve(1)
+    assert "this device was sent the model" in refused(device, book.told())
+    good = Conversation(devices, talk.terms)
+    stage = fleet_pb2.Down(stage=good.stage(0))
+    assert "this device was sent the model" in refused(device, stage)
+    assert device.worker.trained == 0
+
+
 def test_a_device_states_what_it_was_sent_and_did(devices: Devices, device: Device) -> None:
     book = Book(devices.terms())
     talk = upload(devices)

@@ -401,7 +401,7 @@ CAUGHT: list[tuple[Mutate, str, int]] = [
     (who_vanishes_is_left_out, "were taken in round .*, not summed", 0),
     (journal_without_flush, "before it was certain to count|journal.json: damaged", 0),
     (journal_remembers_what_it_failed_to_write, "before it was certain to count", 274),
-    (participations_forgotten, "took part in rounds .*: too many", 13),
+    (participations_forgotten, "took part in rounds .*: too many", 17),
     (another_session_is_blamed, "was blamed: .*", 18),
     (round_asks_before_it_pays, "without a durable reserve", 0),
     (outcome_before_commit, "was told before its commit", 0),
