@@ -6,7 +6,8 @@ Every engine gets the same model, initial weights, data, batches and hyperparame
 cores. Engines take turns (A B A B ...), each turn in a fresh process; a turn's first round, which
 includes set-up and cold caches, is reported separately. fedsys clips and adds the noise of
 differential privacy, if the work has any; the others only train and take a mean. ``bound`` is the
-rate that the matrix products alone would allow at this machine's measured speed. Next to the speed
+rate that the work's least products alone would allow, at the rates that the same kernels reach on
+all cores in the same turn (`peers/bound.py` says how both are found). Next to the speed
 stands the largest difference of some clients' updates from a plain loop's in float64. (Adam divides
 by values that may be almost zero, so in float32 the loop itself differs by thousandths.)
 
@@ -25,13 +26,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -57,7 +56,7 @@ MEANING = {
     "pfl": "pfl-research 0.6, plain training",
     "flwr": "Flower 1.41 on Ray, plain training",
     "loop": "plain loop",
-    "bound": "matrix products at the measured rate",
+    "bound": "least products at the measured rates",
 }
 _ROOT = Path(__file__).parents[2]
 _PEERS = Path(__file__).parent / "peers"
@@ -132,11 +131,8 @@ def measure(work: str, engines: Sequence[str], options: argparse.Namespace) -> d
         threads = _threads(dealt, folder, engines, options)
         for _ in range(options.turns):
             for engine in engines:
-                if engine == "bound":
-                    found[engine].append(_bound(flops, dealt.examples_per_client))
-                else:
-                    command = _command(engine, folder, options, threads.get(engine, 1))
-                    found[engine].append(_turn(command, folder))
+                command = _command(engine, folder, options, threads.get(engine, 1))
+                found[engine].append(_turn(command, folder))
                 rate = _steady(found[engine][-1], dealt.examples_per_client)
                 # One line a turn, so that nothing measured is lost if the run is cut short.
                 print(f"{work} {engine}: {rate:.4g} clients/s", file=sys.stderr, flush=True)
@@ -177,6 +173,8 @@ def _command(engine: str, folder: Path, options: argparse.Namespace, threads: in
         how = "engine" if engine == "engine" else "job"
         toml = folder / ("ideal.toml" if engine == "ideal" else "float.toml")
         return [sys.executable, str(_PEERS / "own.py"), how, str(toml), str(options.data), "OUT"]
+    if engine == "bound":
+        return [sys.executable, str(_PEERS / "bound.py"), str(folder), "OUT"]
     script = {"pfl": "pfl_rounds.py", "flwr": "flower_rounds.py", "loop": "loop.py"}[engine]
     python = sys.executable if engine == "loop" else str(options.peers)
     return [python, str(_PEERS / script), str(folder), str(options.rounds), "OUT", str(threads)]
@@ -235,27 +233,6 @@ def _summary(turns: Sequence[Mapping[str, Any]], size: float) -> dict[str, Any]:
         "cpu_ms_per_client": statistics.median(_cpu_ms(turn, size) for turn in turns),
         "memory": max(turn["memory"] for turn in turns),
         "engine": turns[-1].get("engine"),
-    }
-
-
-def _bound(flops: float, size: float) -> dict[str, Any]:
-    """The rate of large matrix products on all cores, converted to clients."""
-    side = 1024
-    a, b = torch.randn(side, side), torch.randn(side, side)
-    torch.mm(a, b)
-    started, done = time.perf_counter(), 0
-    while time.perf_counter() - started < 1.0:
-        torch.mm(a, b)
-        done += 1
-    seconds = time.perf_counter() - started
-    rate = done * 2.0 * side**3 / seconds
-    return {
-        "seconds": [0.0, 1.0],
-        "clients": [0, rate / flops],
-        "examples": [0, size * rate / flops],
-        "cpu": [[1, 0.0], [2, float(cores())]],
-        "memory": 0,
-        "engine": {"gigaflops": rate / 1e9},
     }
 
 
