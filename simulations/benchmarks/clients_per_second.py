@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--work", default="W2", help="W1 to W5, separated by commas")
+    parser.add_argument("--work", default="W2", help="W1 to W6, separated by commas")
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--rounds", type=int, default=6, help="rounds a turn, the first included")
     parser.add_argument(

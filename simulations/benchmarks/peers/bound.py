@@ -111,11 +111,11 @@ def _made(value: Any, larger: int = 1) -> Any:
     return tree_map(lambda each: each.made(larger) if isinstance(each, _Like) else each, value)
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects products while a client trains."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: dict[str, Product] = {}
         self.times: Counter[str] = Counter()
 
@@ -181,8 +181,8 @@ def measure(work: Work) -> dict[str, Any]:
         kernels.append((-1, 2 * side**3, lambda a=a, b=b: torch.mm(a, b)))  # type: ignore[misc]
     best = dict.fromkeys(range(-1, len(products)), 0.0)
     for _ in range(_TURNS):
-        for at, flops, run in kernels:
-            best[at] = max(best[at], flops / _seconds(run))
+        for at, operations, run in kernels:
+            best[at] = max(best[at], operations / _seconds(run))
     seconds = flops = 0.0
     for at, (product, times) in enumerate(products):
         rate = best[at] if product.name in _CONVOLUTIONS else max(best[at], best[-1])
