@@ -54,7 +54,7 @@ MEANING = {
     "ideal": "fedsys, whole job, integers mod 2^32 (ideal), {privacy}",
     "engine": "fedsys, engine alone, protocol float, {privacy}",
     "pfl": "pfl-research 0.6, plain training",
-    "flwr": "Flower 1.41 on Ray, plain training",
+    "flwr": "Flower 1.42 on Ray, plain training",
     "loop": "plain loop",
     "bound": "least products at the measured rates",
 }
@@ -71,13 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"--engines: unknown {', '.join(unknown)}; there are {', '.join(ENGINES)}")
     options.out.mkdir(parents=True, exist_ok=True)
     for work in options.work.split(","):
+        kept = options.out / f"clients_per_second_{work.lower()}.json"
+        if options.resume and kept.exists():
+            print(table(json.loads(kept.read_text())))
+            continue
         try:
             result = measure(work.lower(), engines, options)
         except FedsysError as error:
             raise SystemExit(f"{work}: {error}") from None
-        name = f"clients_per_second_{result['work']}"
-        (options.out / f"{name}.json").write_text(json.dumps(result, indent=1))
-        plot(result, options.out / f"{name}.png")
+        plot(result, kept.with_suffix(".png"))
+        kept.write_text(json.dumps(result, indent=1))
         print(table(result))
 
 
@@ -100,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("FEDSYS_DATA", "data")))
     parser.add_argument("--peers", type=Path, default=_ROOT / ".venv-bench" / "bin" / "python")
     parser.add_argument("--out", type=Path, default=Path("build"))
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the works whose result --out already holds"
+    )
     return parser
 
 
