@@ -1,11 +1,12 @@
 """The bound: a work's least products at the rates of this machine's kernels. ``bound.py WORK OUT``
 
-**Work.** Every product of one client's training (matrix products, convolutions, attention; forward
-and backward) is recorded with its shapes while the plain loop trains it. What can be had for less
-is taken off: under plain SGD the first layer, if it is linear, multiplies by the round's model and
-adds up gradients once for each *distinct* example that the round visits, because its inputs never
-change (the dual form). Clipping, noise and everything that is no product count nothing. Zeros
-that ReLU, pooling and dropout leave are multiplied like other numbers, as by every kernel here.
+**Work.** Every product of one client's training (matrix products and convolutions, forward and
+backward; not the products within fused attention) is recorded with its shapes while the plain loop
+trains it. What can be had for less is taken off: under plain SGD the first layer, if it is linear,
+multiplies by the round's model and adds up gradients once for each *distinct* example that the
+round visits, because its inputs never change (the dual form). Clipping, noise and everything that
+is no product count nothing. Zeros that ReLU, pooling and dropout leave are multiplied like other
+numbers, as by every kernel here.
 
 **Rate.** Each recorded product is timed with its own shapes and layout, a convolution also with
 several times the batch, and the fastest counts; a matrix product is never taken to be slower than
