@@ -79,13 +79,16 @@ proto: $(VENV)/.dev
 .venv-bench/.made: requirements.lock
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip --disable-pip-version-check --quiet install \
-		torch==2.13.0 'flwr[simulation]==1.41.0' pfl==0.6.0
+		torch==2.13.0 'flwr[simulation]==1.42.0' pfl==0.6.0
 	@touch $@
 
+# Works whose result is in build/bench are not measured again.
 bench: $(VENV)/.dev .venv-bench/.made
 	$(BIN)/python -m simulations.benchmarks.secure_aggregation
 	$(BIN)/python -m simulations.benchmarks.deployment
-	$(BIN)/python -m simulations.benchmarks.clients_per_second --work W1,W2,W3 --own-rounds 20 --out build/bench
+	$(BIN)/python -m simulations.benchmarks.clients_per_second --work W1,W2,W3,W4,W6 --own-rounds 20 \
+		--resume --out build/bench
+	$(BIN)/python -m simulations.benchmarks.large_model --turns 1 --out build/bench
 
 # Versions stay as they are unless `make lock UPGRADE=--upgrade` or pyproject.toml asks for others.
 # torch-cpu.lock is written by hand: its hashes are those that PyTorch's index lists.

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedsys.errors import DataError
+from fedsys.errors import ConfigError, DataError
 from fedsys.preprocessing import Preprocessing
+from fedsys.tasks.attention import causal_attention
 from fedsys.tasks.base import DataSource, Examples, FederatedData, seeded
 from fedsys.tasks.files import read_table
 from fedsys.tasks.options import Options
 from fedsys.tasks.recurrence import gru, lstm
 
-__all__ = ["CharacterModel", "Shakespeare", "encode"]
+__all__ = ["CharacterModel", "Shakespeare", "Transformer", "encode"]
 
 FILE = "shakespeare.parquet"
 HOW = (
@@ -83,26 +84,79 @@ class CharacterModel(nn.Module):
         return outputs.transpose(-1, -2)
 
 
+class Block(nn.Module):
+    """Causal self-attention and a perceptron of four times the width, each behind a norm and added
+    to its input, as in GPT-2 (Radford et al. 2019)."""
+
+    def __init__(self, hidden: int, heads: int) -> None:
+        super().__init__()
+        self._heads = heads
+        self.before_attention, self.before_perceptron = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        self.inputs, self.outputs = nn.Linear(hidden, 3 * hidden), nn.Linear(hidden, hidden)
+        self.wider, self.narrower = nn.Linear(hidden, 4 * hidden), nn.Linear(4 * hidden, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, H) to (B, T, H)."""
+        batch, length, hidden = x.shape
+        taken = self.inputs(self.before_attention(x))
+        split = taken.reshape(batch, length, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
+        seen = causal_attention(*split.unbind(0)).transpose(1, 2).reshape(batch, length, hidden)
+        x = x + self.outputs(seen)
+        wide = functional.gelu(self.wider(self.before_perceptron(x)), approximate="tanh")
+        added: Tensor = x + self.narrower(wide)
+        return added
+
+
+class Transformer(nn.Module):
+    """Embeddings of symbols and positions, blocks, linear read-out: (B, T) symbols to
+    (B, VOCABULARY, T)."""
+
+    def __init__(self, hidden: int, layers: int, heads: int, sequence: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, hidden)
+        self.positions = nn.Parameter(0.02 * torch.randn(sequence, hidden))
+        self.blocks = nn.ModuleList(Block(hidden, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(hidden)
+        self.readout = nn.Linear(hidden, VOCABULARY)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        """(B, T) to (B, VOCABULARY, T)."""
+        x = self.embedding(symbols.long()) + self.positions[: symbols.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        outputs: Tensor = self.readout(self.norm(x))
+        return outputs.transpose(-1, -2)
+
+
 class Shakespeare:
-    """Options: ``cell`` (gru | lstm), ``hidden``, ``layers``, ``embedding``, ``sequence``,
-    ``test_fraction``."""
+    """Options: ``cell`` (gru | lstm | transformer), ``hidden``, ``layers``, ``sequence``,
+    ``test_fraction``; of a recurrent cell ``embedding``, of a transformer ``heads``."""
 
     name = "shakespeare"
     preprocessing: Preprocessing = "client-local"
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        known = ("cell", "hidden", "layers", "embedding", "sequence", "test_fraction")
+        known = ("cell", "hidden", "layers", "embedding", "heads", "sequence", "test_fraction")
         given = Options(self.name, options, known)
-        self._cell = given.choice("cell", "gru", ("gru", "lstm"))
+        self._cell = given.choice("cell", "gru", ("gru", "lstm", "transformer"))
         self._hidden = given.count("hidden", 256, high=8192)
         self._layers = given.count("layers", 2, high=16)
         self._embedding = given.count("embedding", 32, high=4096)
+        self._heads = given.count("heads", 4, high=64)
+        if self._cell == "transformer" and self._hidden % self._heads:
+            raise ConfigError(
+                f"task.options.heads = {self._heads}: must divide task.options.hidden = "
+                f"{self._hidden}"
+            )
         self._sequence = given.count("sequence", 80, low=2, high=10_000)
         self._test_fraction = given.fraction("test_fraction", 0.1)
 
     def init_model(self, seed: int) -> nn.Module:
-        """A `CharacterModel`."""
+        """A `CharacterModel` or a `Transformer`."""
         with seeded(seed):
+            if self._cell == "transformer":
+                return Transformer(self._hidden, self._layers, self._heads, self._sequence)
             return CharacterModel(self._cell, self._embedding, self._hidden, self._layers)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ Every engine gets the same model, initial weights, data, batches and hyperparame
 cores. Engines take turns (A B A B ...), each turn in a fresh process; a turn's first round, which
 includes set-up and cold caches, is reported separately. fedsys clips and adds the noise of
 differential privacy, if the work has any; the others only train and take a mean. ``bound`` is the
-rate that the matrix products alone would allow at this machine's measured speed. Next to the speed
+rate that the work's least products alone would allow, at the rates that the same kernels reach on
+all cores in the same turn (`peers/bound.py` says how both are found). Next to the speed
 stands the largest difference of some clients' updates from a plain loop's in float64. (Adam divides
 by values that may be almost zero, so in float32 the loop itself differs by thousandths.)
 
@@ -25,13 +26,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -55,9 +54,9 @@ MEANING = {
     "ideal": "fedsys, whole job, integers mod 2^32 (ideal), {privacy}",
     "engine": "fedsys, engine alone, protocol float, {privacy}",
     "pfl": "pfl-research 0.6, plain training",
-    "flwr": "Flower 1.41 on Ray, plain training",
+    "flwr": "Flower 1.42 on Ray, plain training",
     "loop": "plain loop",
-    "bound": "matrix products at the measured rate",
+    "bound": "least products at the measured rates",
 }
 _ROOT = Path(__file__).parents[2]
 _PEERS = Path(__file__).parent / "peers"
@@ -72,19 +71,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"--engines: unknown {', '.join(unknown)}; there are {', '.join(ENGINES)}")
     options.out.mkdir(parents=True, exist_ok=True)
     for work in options.work.split(","):
+        kept = options.out / f"clients_per_second_{work.lower()}.json"
+        if options.resume and kept.exists():
+            print(table(json.loads(kept.read_text())))
+            continue
         try:
             result = measure(work.lower(), engines, options)
         except FedsysError as error:
             raise SystemExit(f"{work}: {error}") from None
-        name = f"clients_per_second_{result['work']}"
-        (options.out / f"{name}.json").write_text(json.dumps(result, indent=1))
-        plot(result, options.out / f"{name}.png")
+        plot(result, kept.with_suffix(".png"))
+        kept.write_text(json.dumps(result, indent=1))
         print(table(result))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--work", default="W2", help="W1 to W5, separated by commas")
+    parser.add_argument("--work", default="W2", help="W1 to W6, separated by commas")
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--rounds", type=int, default=6, help="rounds a turn, the first included")
     parser.add_argument(
@@ -101,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("FEDSYS_DATA", "data")))
     parser.add_argument("--peers", type=Path, default=_ROOT / ".venv-bench" / "bin" / "python")
     parser.add_argument("--out", type=Path, default=Path("build"))
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the works whose result --out already holds"
+    )
     return parser
 
 
@@ -132,11 +137,8 @@ def measure(work: str, engines: Sequence[str], options: argparse.Namespace) -> d
         threads = _threads(dealt, folder, engines, options)
         for _ in range(options.turns):
             for engine in engines:
-                if engine == "bound":
-                    found[engine].append(_bound(flops, dealt.examples_per_client))
-                else:
-                    command = _command(engine, folder, options, threads.get(engine, 1))
-                    found[engine].append(_turn(command, folder))
+                command = _command(engine, folder, options, threads.get(engine, 1))
+                found[engine].append(_turn(command, folder))
                 rate = _steady(found[engine][-1], dealt.examples_per_client)
                 # One line a turn, so that nothing measured is lost if the run is cut short.
                 print(f"{work} {engine}: {rate:.4g} clients/s", file=sys.stderr, flush=True)
@@ -177,6 +179,8 @@ def _command(engine: str, folder: Path, options: argparse.Namespace, threads: in
         how = "engine" if engine == "engine" else "job"
         toml = folder / ("ideal.toml" if engine == "ideal" else "float.toml")
         return [sys.executable, str(_PEERS / "own.py"), how, str(toml), str(options.data), "OUT"]
+    if engine == "bound":
+        return [sys.executable, str(_PEERS / "bound.py"), str(folder), "OUT"]
     script = {"pfl": "pfl_rounds.py", "flwr": "flower_rounds.py", "loop": "loop.py"}[engine]
     python = sys.executable if engine == "loop" else str(options.peers)
     return [python, str(_PEERS / script), str(folder), str(options.rounds), "OUT", str(threads)]
@@ -235,27 +239,6 @@ def _summary(turns: Sequence[Mapping[str, Any]], size: float) -> dict[str, Any]:
         "cpu_ms_per_client": statistics.median(_cpu_ms(turn, size) for turn in turns),
         "memory": max(turn["memory"] for turn in turns),
         "engine": turns[-1].get("engine"),
-    }
-
-
-def _bound(flops: float, size: float) -> dict[str, Any]:
-    """The rate of large matrix products on all cores, converted to clients."""
-    side = 1024
-    a, b = torch.randn(side, side), torch.randn(side, side)
-    torch.mm(a, b)
-    started, done = time.perf_counter(), 0
-    while time.perf_counter() - started < 1.0:
-        torch.mm(a, b)
-        done += 1
-    seconds = time.perf_counter() - started
-    rate = done * 2.0 * side**3 / seconds
-    return {
-        "seconds": [0.0, 1.0],
-        "clients": [0, rate / flops],
-        "examples": [0, size * rate / flops],
-        "cpu": [[1, 0.0], [2, float(cores())]],
-        "memory": 0,
-        "engine": {"gigaflops": rate / 1e9},
     }
 
 

