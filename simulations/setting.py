@@ -174,16 +174,9 @@ def prepare(
     Raises:
         FedsysError: Something does not fit; one line says what.
     """
-    if config.population.devices:
-        raise ConfigError(
-            f"population.devices = '{config.population.devices}': is for jobs on devices; a "
-            f"simulation has none: leave it out"
-        )
+    _check_names(config)
     origin = origin or tasks.Origin.named(config.task.name, config.task.options)
     task = origin.task
-    whole_metrics(config.evaluation.metrics)
-    if ":" not in config.server.strategy:
-        strategy_of(config)  # its name and numbers, before anything is read
     examples = tasks.read_data(task, tasks.DataSource.locate(data))
     tasks.check_contract(task, examples, config.job.seed)
     if config.evaluation.data != "none":
@@ -255,6 +248,18 @@ def prepare(
         parts=parts,
         between=between,
     )
+
+
+def _check_names(config: Config) -> None:
+    """Refuse what needs neither task nor data to be refused."""
+    if config.population.devices:
+        raise ConfigError(
+            f"population.devices = '{config.population.devices}': is for jobs on devices; a "
+            f"simulation has none: leave it out"
+        )
+    whole_metrics(config.evaluation.metrics)
+    if ":" not in config.server.strategy:
+        strategy_of(config)
 
 
 def clients_at_once(chunk: int, dimension: int) -> int:

@@ -67,8 +67,7 @@ def test_a_device_joins_and_is_greeted(port: Port, tmp_path: Path) -> None:
     assert Credentials.load(tmp_path / "agent").node == credentials.node == 1
     assert (tmp_path / "agent" / "identity.ed25519").stat().st_mode & 0o077 == 0
     assert (tmp_path / "agent" / "tls.pem").stat().st_mode & 0o077 == 0
-    newest = credentials.roster_chain().newest
-    assert newest is not None
+    assert (newest := credentials.roster_chain().newest) is not None
     assert newest.members == {1: credentials.identity.public_bytes}
     with channel_of(credentials) as channel:
         answers = converse(channel, hello(credentials.node))
