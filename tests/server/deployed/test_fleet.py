@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from fedsys.wire import fleet_pb2
 from server.deployed.fleet import Arrived, Fleet, Left, Link, Said
 
@@ -125,5 +127,59 @@ def test_nobody_is_read_while_too_much_waits_to_be_taken() -> None:
         await asyncio.wait_for(reader, 60)
         fleet.events.put_nowait(Said(5, fleet_pb2.Up()))  # small ones never fill it
         await asyncio.wait_for(fleet.room(), 60)
+
+    asyncio.run(scene())
+
+
+def test_what_happens_at_a_jobs_devices_is_that_jobs_alone() -> None:
+    async def scene() -> None:
+        fleet, link = Fleet(), Link(node=1)
+        part = fleet.part([1, 2])
+        fleet.open(link)
+        link.pending += 1
+        fleet.events.put_nowait(Said(1, fleet_pb2.Up(), link))
+        fleet.events.put_nowait(Arrived(3))
+        assert fleet.events.get_nowait() == Arrived(3)
+        assert fleet.events.empty()
+        assert await part.next_event(60) == Arrived(1)
+        with pytest.raises(ValueError, match=r"nodes \[2\] serve another job"):
+            fleet.part([2, 3])
+        fleet.release(part)
+        assert link.pending == 1, "what nobody took waits still"
+        assert fleet.events.get_nowait() == Said(1, fleet_pb2.Up())
+        assert link.pending == 0
+        fleet.part([2, 3])
+
+    asyncio.run(scene())
+
+
+def test_rounds_of_two_jobs_allow_and_forbid_their_own_devices_alone() -> None:
+    async def scene() -> None:
+        fleet, first, second = Fleet(), Link(node=1), Link(node=2)
+        one, other = fleet.part([1]), fleet.part([2])
+        fleet.open(first)
+        fleet.open(second)
+        one.allow(100, [1])
+        other.allow(200, [2])
+        assert (first.answer, second.answer) == (100, 200)
+        one.allow(0, ())
+        assert (first.answer, second.answer) == (0, 200)
+
+    asyncio.run(scene())
+
+
+def test_a_job_that_takes_nothing_does_not_keep_others_from_being_read() -> None:
+    async def scene() -> None:
+        fleet = Fleet()
+        part = fleet.part([1])
+        for _ in range(5):
+            fleet.events.put_nowait(Said(1, fleet_pb2.Up(), size=4 << 20))
+        await asyncio.wait_for(fleet.room(2), 60)
+        reader = asyncio.create_task(fleet.room(1))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not reader.done()
+        fleet.release(part)  # its job is over
+        await asyncio.wait_for(reader, 60)
 
     asyncio.run(scene())

@@ -102,6 +102,7 @@ def test_jobs_on_other_devices_run_at_once_and_one_that_overlaps_waits_for_both(
     assert outcomes(found, third) == ["commit", "commit"]
 
 
+@pytest.mark.slow
 def test_no_more_jobs_run_than_the_operator_allows(party: Callable[[int], Party]) -> None:
     found = party(6)
     found.settle(jobs_at_once=1)
