@@ -114,7 +114,8 @@ def _file(path: Path, kind: str) -> Response:
 
 
 async def _events(board: Board) -> AsyncIterator[bytes]:
-    """One event for each section that changed; the first round has them all."""
+    """An event with all sections that changed, so that a page never shows half of a change; the
+    first one has them all."""
     with board:
         version = 0
         yield _HEARTBEAT
@@ -125,5 +126,5 @@ async def _events(board: Board) -> AsyncIterator[bytes]:
             if board.closed:
                 return
             version, sections = board.since(version)
-            for name, text in sections.items():
-                yield f"data: [{json.dumps(name)},{text}]\n\n".encode()
+            pairs = ",".join(f"{json.dumps(name)}:{text}" for name, text in sections.items())
+            yield f"data: {{{pairs}}}\n\n".encode()

@@ -88,9 +88,10 @@ export function follow(render) {
       text = events.pop();
       for (const event of events) {
         if (!event.startsWith("data: ")) continue;
-        const [name, content] = JSON.parse(event.slice(6));
-        if (content === null) sections.delete(name);
-        else sections.set(name, content);
+        for (const [name, content] of Object.entries(JSON.parse(event.slice(6)))) {
+          if (content === null) sections.delete(name);
+          else sections.set(name, content);
+        }
       }
       soon();
     }

@@ -104,5 +104,4 @@ class Page:
 def _events(answer: http.client.HTTPResponse) -> Iterator[tuple[str, Any]]:
     while line := answer.readline():
         if line.startswith(b"data: "):
-            name, content = json.loads(line[6:])
-            yield name, content
+            yield from json.loads(line[6:]).items()
