@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -158,14 +158,16 @@ def read(run: Path, *, private: bool) -> RunContents:
     problems: list[str] = []
     summary = _summary(run / "summary.json", problems)
     config, config_text = _config(run / "config.toml", problems)
+    on_devices = _on_devices(run / "answers.jsonl", problems)
+    asked = frozenset(each.round for each in on_devices)
     return RunContents(
         name=printable(summary.name or run.resolve().name, 100),
         summary=summary,
         config=config,
         config_text=config_text,
         metrics=_metrics(run / "metrics.jsonl", problems),
-        on_devices=_on_devices(run / "answers.jsonl", problems),
-        diagnostics=_diagnostics(run / "private.jsonl", problems) if private else None,
+        on_devices=on_devices,
+        diagnostics=_diagnostics(run / "private.jsonl", problems, asked) if private else None,
         problems=tuple(problems),
     )
 
@@ -273,7 +275,10 @@ def _on_devices(path: Path, problems: list[str]) -> tuple[DeviceEvaluation, ...]
     return tuple(found)
 
 
-def _diagnostics(path: Path, problems: list[str]) -> tuple[RoundDiagnostics, ...]:
+def _diagnostics(
+    path: Path, problems: list[str], asked: Collection[int]
+) -> tuple[RoundDiagnostics, ...]:
+    """The rounds' counts; clipping and noise are of updates, so not of the rounds that asked."""
     found = []
     for record in _lines(path, problems):
         signal, noise = _finite(record.get("signal_norm")), _finite(record.get("noise_norm"))
@@ -288,8 +293,14 @@ def _diagnostics(path: Path, problems: list[str]) -> tuple[RoundDiagnostics, ...
                     for stage, value in (dropped.items() if isinstance(dropped, dict) else ())
                     if (count := _whole(value)) is not None
                 },
-                clipped_fraction=_finite(record.get("clipped_fraction")),
-                noise_to_signal=noise / signal if signal and noise is not None else None,
+                clipped_fraction=(
+                    None if record["round"] in asked else _finite(record.get("clipped_fraction"))
+                ),
+                noise_to_signal=(
+                    noise / signal
+                    if signal and noise is not None and record["round"] not in asked
+                    else None
+                ),
                 simulated_seconds=_finite(record.get("simulated_seconds")),
                 not_finite=_whole(record.get("not_finite")),
             )

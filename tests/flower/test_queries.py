@@ -28,13 +28,9 @@ from simulations import harness
 from simulations.randomness import SeededRandomness
 from tests.flower.grid import InProcessGrid
 from tests.flower.test_contract import SILOS, home, nodes, silo, task_identity
+from tests.simulations.test_asking import EVERY_QUERY
 
 __all__ = ["home", "task_identity"]  # fixtures
-
-QUESTIONS: list[dict[str, Any]] = [
-    {"ask": "labels", "name": "classes", "classes": 10, "rows": 500},
-    {"ask": "mean", "name": "ink", "column": "x20", "low": 0, "high": 1, "rows": 500},
-]
 
 
 def asking(**job: Any) -> Config:
@@ -46,7 +42,7 @@ def asking(**job: Any) -> Config:
             "cohort": {"expected": SILOS, "cap": SILOS, "min_survivors": 2},
             "privacy": {"noise_multiplier": 1.5, "delta": 1e-5},
             "aggregation": {"dropout": 0.0, "corrupt": 0.0},
-            "query": {"questions": QUESTIONS},
+            "query": {"questions": EVERY_QUERY},
         }
     )
 
@@ -81,7 +77,9 @@ def test_a_fleet_gives_the_answers_of_a_simulation_to_the_bit(home: Home, tmp_pa
     simulated = harness.run(asking(), out=tmp_path / "run", randomness=SeededRandomness(seed))
     expected = read_ledger(simulated.folder / "ledger.jsonl").rounds[0].body
     for number in range(SILOS):
-        allow(tmp_path / f"a{number}", allow=("query",), columns=("label", "x20"), min_bins=5)
+        allow(
+            tmp_path / f"a{number}", allow=("query",), columns=("label", "x20", "x21"), min_bins=5
+        )
     row = over_flower(home, tmp_path, asking(), seed)
     assert row.status == "completed", row.reason
     run = home.jobs / row.id

@@ -34,6 +34,25 @@ QUESTIONS: list[dict[str, Any]] = [
     {"ask": "mean", "name": "ink", "column": "x20", "low": 0, "high": 1, "rows": 40},
 ]
 
+PIXEL = {"column": "x20", "low": 0, "high": 1, "rows": 40}
+EVERY_QUERY: list[dict[str, Any]] = [
+    {"ask": "labels", "name": "classes", "classes": 10, "rows": 500},
+    {"ask": "count", "name": "rows", "rows": 40},
+    {"ask": "sum", "name": "sum", **PIXEL},
+    {"ask": "mean", "name": "mean", **PIXEL},
+    {"ask": "variance", "name": "variance", **PIXEL},
+    {"ask": "histogram", "name": "histogram", "column": "x20", "edges": [0, 0.2, 0.4, 0.6, 0.8, 1]},
+    {"ask": "crosstab", "name": "crosstab", "axes": [
+        {"column": "label", "values": [0, 1, 2]}, {"column": "x20", "edges": [0, 0.5, 1]}]},
+    {"ask": "examples", "name": "examples", "edges": [0, 5, 10, 20, 40, 1000]},
+    {"ask": "devices", "name": "devices", "column": "x20"},
+    {"ask": "quantiles", "name": "quantiles", **PIXEL},
+    {"ask": "top", "name": "top", "column": "label", "values": [1, 2, 3, 4, 5], "most": 2},
+    {"ask": "correlation", "name": "correlation", "columns": [
+        {"column": "x20", "low": 0, "high": 1}, {"column": "x21", "low": 0, "high": 1}]},
+]  # fmt: skip
+"""Everything that can be asked of data; evaluations have ``confusion`` and ``calibration``."""
+
 
 def asking(protocol: str = "ideal", **settings: Any) -> Config:
     tree: dict[str, Any] = {
@@ -116,7 +135,12 @@ def test_secure_and_ideal_give_the_same_answers_to_the_bit(tmp_path: Path) -> No
     found = []
     for protocol in ("secure", "ideal"):
         run = harness.run(
-            asking(protocol, cohort__expected=40, privacy__noise_multiplier=3.0),
+            asking(
+                protocol,
+                cohort__expected=40,
+                privacy__noise_multiplier=3.0,
+                query__questions=EVERY_QUERY,
+            ),
             out=tmp_path / protocol,
             randomness=SeededRandomness(b"questions"),
         )
