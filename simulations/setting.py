@@ -27,7 +27,14 @@ from fedsys.tasks.partition import Compressed, kept_for
 from secure_agg.params import MAX_COHORT
 from server.asking import everybody
 from server.job import JobFacts, job_withheld
-from server.job_settings import clipping_for, example_steps, parts_of, plan_for, strategy_of
+from server.job_settings import (
+    check_rate,
+    clipping_for,
+    example_steps,
+    parts_of,
+    plan_for,
+    strategy_of,
+)
 from server.standstill import check_metric
 from simulations.engine.base import Engine, using_threads
 from simulations.engine.layout import lay_out, recruits_for
@@ -76,6 +83,7 @@ class Setting:
         preprocessing: what the task declares.
         reading: what was read of the data, where the task says so.
         parts: what lies where in a client's vector.
+        rows: the rows on which clients are evaluated one by one, if they are.
     """
 
     config: Config
@@ -91,6 +99,7 @@ class Setting:
     preprocessing: Preprocessing = "undeclared"
     reading: tasks.DataReading | None = None
     parts: Parts | None = None
+    rows: tasks.Partition | None = None
 
     @property
     def chunk(self) -> int:
@@ -202,12 +211,9 @@ def prepare(
         by_client=examples.by_client,
         origin=origin,
     )
-    if isinstance(trainer, Respondent):
-        trainer.check(examples.train)
+    _check_trainer(config, trainer, examples)
     sizes = trainer.layout.sizes
     parts = parts_of(config, trainer.parts)
-    _check_procedure(config, trainer)
-    _check_stop(config, trainer, examples.test)
     with ExitStack() as held:
         recruits = recruits_for(config, population)
         if recruits is not None:
@@ -227,7 +233,7 @@ def prepare(
         if trains:
             with using_threads(threads):
                 clipped = check_clip(config, plan, population)
-        notices = [unasked, clipped, check_turns(plan), impossible]
+        notices = [unasked, clipped, check_turns(plan), impossible, check_rate(config)]
         at_once = clients_at_once(config.engine.chunk, trainer.dimension)
         layout = lay_out(config, plan, population, sources, at_once, recruits)
         notices.insert(0, layout.notice)
@@ -248,7 +254,17 @@ def prepare(
         preprocessing=tasks.preprocessing_of(task),
         reading=examples.reading,
         parts=parts,
+        rows=_evaluated_rows(config, examples),
     )
+
+
+def _evaluated_rows(config: Config, held: tasks.FederatedData) -> tasks.Partition | None:
+    """The rows on which clients are evaluated one by one; None where they are not, or on those that
+    they train on."""
+    if not (config.evaluation.clients and config.population.held_out):
+        return None
+    job = config.job.model_copy(update={"kind": "evaluate"})
+    return partition_of(config.model_copy(update={"job": job}), held)
 
 
 def clients_at_once(chunk: int, dimension: int) -> int:
@@ -287,6 +303,14 @@ def trainer_for(
         )
     engine = config.engine
     return Trainer(task, local, device, engine.path, engine.chunk or None, config.job.seed, sample)
+
+
+def _check_trainer(config: Config, trainer: Trainer, held: tasks.FederatedData) -> None:
+    """What is asked of the trainer suits it and the data."""
+    if isinstance(trainer, Respondent):
+        trainer.check(held.train)
+    _check_procedure(config, trainer)
+    _check_stop(config, trainer, held.test)
 
 
 def _check_procedure(config: Config, trainer: Trainer) -> None:

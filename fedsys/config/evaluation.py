@@ -46,10 +46,15 @@ class Evaluation(Section):
         metrics: Further figures over the whole test set, which no mean over examples gives:
             ``macro-f1``, ``auc``, or ``"package.module:Attr"`` for a function of your own of
             (outputs, targets) that returns a number.
+        clients: Whether a simulation also evaluates its last model client by client, on the rows
+            that ``population.held_out`` keeps aside, or on those that the client trained on. Those
+            figures are of single clients, and no epsilon covers them: they stay in
+            ``clients.json`` and in the private report. A job on devices has no such view.
         stop: When the run ends early.
     """
 
     data: Literal["test", "none"] = "test"
     every: Count = 1
     metrics: Annotated[list[str], Field(max_length=64)] = Field(default_factory=list)
+    clients: bool = False
     stop: Stop = Field(default_factory=Stop)

@@ -115,6 +115,22 @@ class RoundDiagnostics:
     not_finite: int | None = None
 
 
+class ClientFigures(_Tolerant):
+    """One metric of ``clients.json``."""
+
+    mean: FiniteNumber | None = None
+    worst_decile: FiniteNumber | None = None
+    values: list[FiniteNumber] = Field(default_factory=list, max_length=100_000)
+
+
+class ByClientFigures(_Tolerant):
+    """``clients.json``: figures of single clients, in a simulation's private copy alone."""
+
+    rows: Text = ""
+    clients: int | None = None
+    metrics: dict[Text, ClientFigures] = Field(default_factory=dict, max_length=64)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunContents:
     """What could be read from a run's folder.
@@ -124,6 +140,7 @@ class RunContents:
         config_text: its text, for display.
         metrics: name -> (rounds, values), a pair of equally long lists for each metric.
         diagnostics: None in a public report.
+        clients: figures of single clients; None in a public report, or where there are none.
         problems: one line for each thing that could not be read.
     """
 
@@ -133,6 +150,7 @@ class RunContents:
     config_text: str
     metrics: Mapping[str, tuple[list[int], list[float]]]
     diagnostics: tuple[RoundDiagnostics, ...] | None
+    clients: ByClientFigures | None = None
     problems: tuple[str, ...] = field(default=())
 
     def setting(self, section: str, key: str) -> Any:
@@ -163,6 +181,7 @@ def read(run: Path, *, private: bool) -> RunContents:
         config_text=config_text,
         metrics=_metrics(run / "metrics.jsonl", problems),
         diagnostics=_diagnostics(run / "private.jsonl", problems) if private else None,
+        clients=_clients(run / "clients.json", problems) if private else None,
         problems=tuple(problems),
     )
 
@@ -193,6 +212,16 @@ def _summary(path: Path, problems: list[str]) -> Summary:
     except _UNREADABLE as error:
         problems.append(_complaint(path, error))
         return Summary()
+
+
+def _clients(path: Path, problems: list[str]) -> ByClientFigures | None:
+    if not path.exists() and not path.is_symlink():
+        return None
+    try:
+        return ByClientFigures.model_validate_json(_document(path))
+    except _UNREADABLE as error:
+        problems.append(_complaint(path, error))
+        return None
 
 
 def _config(path: Path, problems: list[str]) -> tuple[dict[str, Any], str]:
