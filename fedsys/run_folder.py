@@ -10,6 +10,7 @@
     cosigned.jsonl what witnesses cosigned last, one line per witness
     ledger.tlog-proof  proof that the closing line is under the ledger's signed head
     data.json      server-side: what a simulation read, and how rows become features
+    clients.json   a simulation's figures of single clients, never published
     metrics.jsonl  one line per evaluated round
     answers.jsonl  one line per round in which devices evaluated between rounds of training
     model.pt       final weights (a state_dict), and checkpoints/
@@ -85,6 +86,10 @@ class RunFolder:
     @property
     def data(self) -> Path:
         return self.path / "data.json"
+
+    @property
+    def clients(self) -> Path:
+        return self.path / "clients.json"
 
     @property
     def metrics(self) -> Path:
@@ -279,6 +284,11 @@ class RunFolder:
         """Store ``data.json``. It reveals rows that no noise covers: it is never published."""
         text = json.dumps(plain_json(reading), indent=2, allow_nan=False, ensure_ascii=False)
         write_atomically(self.data, text.encode() + b"\n")
+
+    def write_clients(self, figures: Mapping[str, Any]) -> None:
+        """Store ``clients.json``. It is about single clients: it is never published."""
+        text = json.dumps(plain_json(figures), allow_nan=False)
+        write_atomically(self.clients, text.encode() + b"\n", mode=0o600)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Store ``summary.json``; an infinite number is written as the string "inf"."""

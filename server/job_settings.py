@@ -22,7 +22,15 @@ from server.asking import Answering, sheet_of, turns_of
 from server.strategies import build_strategy
 from server.strategy_base import ReceivingStrategy, Strategy, StrategyOptions
 
-__all__ = ["budget_of", "clipping_for", "example_steps", "parts_of", "plan_for", "strategy_of"]
+__all__ = [
+    "budget_of",
+    "check_rate",
+    "clipping_for",
+    "example_steps",
+    "parts_of",
+    "plan_for",
+    "strategy_of",
+]
 
 _KEYS = {
     "guarantee": "privacy.guarantee",
@@ -45,6 +53,9 @@ _KEYS = {
     "corrupt": "aggregation.corrupt",
 }
 """Configuration key of each parameter of `make_plan`, for its error messages."""
+
+_ADAPTIVE = ("fedadagrad", "fedadam", "fedyogi")
+_LARGE_STEP = 1.0
 
 _PLAIN_NAMES = re.compile(
     r"(?<![\w.])(?:(?:min_separation|max_participations|min_survivors|noise_multiplier)(?!\w)"
@@ -197,6 +208,23 @@ def parts_of(config: Config, parts: Parts) -> Parts:
             raise ConfigError(f"{setting} with {what} besides the update: they do not go together")
     parts.update_clip(config.privacy.clip)
     return parts
+
+
+def check_rate(config: Config) -> str:
+    """One line if the server's step size is the default one of strategies that do not scale it.
+
+    FedAdagrad, FedAdam and FedYogi divide by the size of the update: a step moves each weight by
+    about ``server.learning_rate``, whatever the updates are (Reddi et al. 2021, Algorithm 2).
+    """
+    server = config.server
+    if server.strategy not in _ADAPTIVE or server.learning_rate < _LARGE_STEP:
+        return ""
+    return (
+        f"server.learning_rate = {server.learning_rate:g} with server.strategy = "
+        f"'{server.strategy}', whose steps move each weight by about that much a round, however "
+        f"small updates are: such models tend to stay at chance; try server.learning_rate = 0.01 "
+        f"to 0.1"
+    )
 
 
 def strategy_of(

@@ -39,6 +39,7 @@ from simulations.continuing import Start
 from simulations.engine.noise_ahead import NoiseAhead
 from simulations.interrupts import uninterrupted
 from simulations.membership import joining
+from simulations.per_client import measured, text_of
 from simulations.randomness import Randomness
 from simulations.setting import Setting, prepare
 from simulations.summation import Cohort, Summed, report_unusable, summation
@@ -282,6 +283,10 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
             buffers.close()
     with disk_errors(folder.path), uninterrupted():
         coordinator.settle()
+        if setting.config.evaluation.clients and status != "interrupted":
+            figures = measured(setting, coordinator.weights)
+            folder.write_clients(figures)
+            observer(text_of(figures))
         if status == "interrupted":
             folder.write_summary(
                 summarize(

@@ -27,7 +27,7 @@ from fedsys.run_folder import RunFolder, disk_errors
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-__all__ = ["Search", "Space", "Value", "parse", "setting", "with_settings"]
+__all__ = ["OPTIONS", "Search", "Space", "Value", "parse", "setting", "with_settings"]
 
 VERSION = 2
 """Of ``search.json``."""
@@ -35,6 +35,8 @@ VERSION = 2
 Value = bool | int | float | str
 
 _FREE = ("local.", "server.", "job.seed", "privacy.clip", "privacy.adaptive_", "engine.")
+OPTIONS = "task.options."
+"""Keys of the task's own, such as the sizes of its model."""
 _EXAMPLE_COST = ("local.epochs", "local.batch_size")
 
 
@@ -181,7 +183,7 @@ class Search:
 
 
 def parse(text: str, base: Config) -> Space:
-    """Read ``KEY=LOW..HIGH``, ``KEY=log:LOW..HIGH`` or ``KEY=A,B,...``.
+    """Read ``KEY=LOW..HIGH``, ``KEY=log:LOW..HIGH``, ``KEY=A,B,...`` or ``KEY=A|B|...``.
 
     Args:
         text: The argument of ``--over``.
@@ -198,7 +200,7 @@ def parse(text: str, base: Config) -> Space:
     low, dots, high = written.removeprefix("log:").partition("..")
     if dots:
         return _range(text, key, (_value(low), _value(high)), log, base)
-    choices = tuple(_value(part) for part in written.split(","))
+    choices = tuple(_value(part) for part in written.split("|" if "|" in written else ","))
     if log or len(choices) < 2 or len(set(choices)) < len(choices):
         raise ConfigError(
             f"--over {text}: expected a range, {key}=0.1..1 or {key}=log:0.001..1, or two or more "
@@ -283,6 +285,16 @@ def _require_same_cost(spaces: Sequence[Space], base: Config) -> None:
         return
     for space in spaces:
         free = space.key.startswith(_FREE)
+        if space.key.startswith(OPTIONS):
+            # A step costs what its noise multiplier says, whatever the model's size; that all
+            # values give the same population is checked when the data has been read.
+            free = bool(space.choices) and privacy.noise_multiplier is not None
+            if not free:
+                raise ConfigError(
+                    f"--over {space.key}={space.text}: list the values, {space.key}=8|16, and set "
+                    f"privacy.noise_multiplier in place of privacy.epsilon: a trial's cost has to "
+                    f"be the same for every one of them"
+                )
         if privacy.unit == "example" and space.key in _EXAMPLE_COST:
             free = False
         if not free:

@@ -28,7 +28,14 @@ from fedsys.tasks.partition import Compressed
 from secure_agg.params import MAX_COHORT
 from server.asking import everybody
 from server.job import JobFacts, job_withheld
-from server.job_settings import clipping_for, example_steps, parts_of, plan_for, strategy_of
+from server.job_settings import (
+    check_rate,
+    clipping_for,
+    example_steps,
+    parts_of,
+    plan_for,
+    strategy_of,
+)
 from server.standstill import check_metric
 from simulations.between import clients_between
 from simulations.engine.base import Engine, using_threads
@@ -79,6 +86,7 @@ class Setting:
         reading: what was read of the data, where the task says so.
         parts: what lies where in a client's vector.
         between: the same clients as they evaluate between rounds of training; None if they do not.
+        rows: the rows on which clients are evaluated one by one, if they are.
     """
 
     config: Config
@@ -95,6 +103,7 @@ class Setting:
     reading: tasks.DataReading | None = None
     parts: Parts | None = None
     between: Population | None = None
+    rows: tasks.Partition | None = None
 
     @property
     def chunk(self) -> int:
@@ -200,11 +209,9 @@ def prepare(
         by_client=examples.by_client,
         origin=origin,
     )
-    _check_questions(trainer, examples.train)
+    _check_trainer(config, trainer, examples)
     sizes = trainer.layout.sizes
     parts = parts_of(config, trainer.parts)
-    _check_procedure(config, trainer)
-    _check_stop(config, trainer, examples.test)
     with ExitStack() as held:
         recruits = recruits_for(config, population)
         if recruits is not None:
@@ -224,7 +231,7 @@ def prepare(
         if trains:
             with using_threads(threads):
                 clipped = check_clip(config, plan, population)
-        notices = [unasked, clipped, check_turns(plan), impossible]
+        notices = [unasked, clipped, check_turns(plan), impossible, check_rate(config)]
         at_once = clients_at_once(config.engine.chunk, trainer.dimension)
         between = clients_between(config, plan, population, examples, partition_of)
         layout = lay_out(config, plan, population, sources, at_once, recruits)
@@ -247,6 +254,7 @@ def prepare(
         reading=examples.reading,
         parts=parts,
         between=between,
+        rows=_evaluated_rows(config, examples),
     )
 
 
@@ -260,6 +268,15 @@ def _check_names(config: Config) -> None:
     whole_metrics(config.evaluation.metrics)
     if ":" not in config.server.strategy:
         strategy_of(config)
+
+
+def _evaluated_rows(config: Config, held: tasks.FederatedData) -> tasks.Partition | None:
+    """The rows on which clients are evaluated one by one; None where they are not, or on those that
+    they train on."""
+    if not (config.evaluation.clients and config.population.held_out):
+        return None
+    job = config.job.model_copy(update={"kind": "evaluate"})
+    return partition_of(config.model_copy(update={"job": job}), held)
 
 
 def clients_at_once(chunk: int, dimension: int) -> int:
@@ -300,9 +317,12 @@ def trainer_for(
     return Trainer(task, local, device, engine.path, engine.chunk or None, config.job.seed, sample)
 
 
-def _check_questions(trainer: Trainer, examples: Examples) -> None:
+def _check_trainer(config: Config, trainer: Trainer, held: tasks.FederatedData) -> None:
+    """What is asked of the trainer suits it and the data."""
     if isinstance(trainer, Respondent):
-        trainer.check(examples)
+        trainer.check(held.train)
+    _check_procedure(config, trainer)
+    _check_stop(config, trainer, held.test)
 
 
 def _check_procedure(config: Config, trainer: Trainer) -> None:

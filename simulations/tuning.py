@@ -36,7 +36,8 @@ from fedsys.records import AuditResult
 from fedsys.run_folder import RunFolder, disk_errors
 from fedsys.tasks.options import nearest
 from simulations import harness
-from simulations.search import Search, Value, setting, with_settings
+from simulations.search import OPTIONS, Search, Value, setting, with_settings
+from simulations.setting import partition_of
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -123,6 +124,7 @@ def tune(
         _check_metric(search, data)
     else:
         _check_metric(search, data)
+        _check_populations(search, data)
         search.store(folder)
     runner = _Runner(
         search=search, folder=folder, data=data, device=device, observer=observer, finish=finish
@@ -158,6 +160,29 @@ def _check_metric(search: Search, data: Path | None) -> None:
         raise ConfigError(
             f"--metric {search.metric}: its name does not say whether more or less of it is "
             f"better; add --minimize or --maximize"
+        )
+
+
+def _check_populations(search: Search, data: Path | None) -> None:
+    """Require all values of the task's options to give the same clients, on which a trial's cost
+    depends."""
+    if search.base.privacy.mechanism == "none":
+        return
+    counts: dict[str, int] = {}
+    for space in search.spaces:
+        if not space.key.startswith(OPTIONS):
+            continue
+        for choice in space.choices:
+            config = with_settings(search.base, {space.key: choice})
+            task = tasks.load(config.task.name, config.task.options)
+            held = tasks.read_data(task, tasks.DataSource.locate(data))
+            counts[setting(space.key, choice)] = partition_of(config, held).clients
+    if len(set(counts.values())) > 1:
+        words = ", ".join(f"{count} with {text}" for text, count in counts.items())
+        raise ConfigError(
+            f"--over: the number of clients would depend on the trial ({words}), and with it what "
+            f"a trial costs: then costs do not add up; leave that key out, or set "
+            f"population.clients"
         )
 
 

@@ -118,8 +118,16 @@ def plan(
         if "refused" in row:
             console.print(f"cohort {row['cohort']:g}, {row['rounds']} rounds: {row['refused']}")
     console.print(_advice(rows, chosen))
+    console.print(_CLIP)
     if plot is not None:
         console.print(f"plot: {plot}")
+
+
+_CLIP = (
+    "the clipping norm: privacy.adaptive_quantile = 0.5 lets it follow the updates at the same "
+    "epsilon (distributed-, central- or local-gaussian); or find privacy.clip by `fedsys tune` on "
+    "data that need no protection. Noise is in proportion to it"
+)
 
 
 def _lasts(row: dict[str, Any]) -> bool:

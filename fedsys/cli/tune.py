@@ -30,8 +30,8 @@ def tune(
         list[str] | None,
         typer.Option(
             metavar="KEY=SPACE",
-            help="What to vary: local.learning_rate=log:0.01..1, server.momentum=0..0.95 or "
-            "local.optimizer=sgd,adam; may be given several times.",
+            help="What to vary: local.learning_rate=log:0.01..1, server.momentum=0..0.95, "
+            "local.optimizer=sgd,adam or 'task.options.hidden=8|16'; may be given several times.",
         ),
     ] = None,
     metric: Annotated[

@@ -109,6 +109,7 @@ def asks_fit(config: Asking) -> None:
         "aggregation.encoding": (config.aggregation.encoding, "wide"),
         "cohort.participation": (config.cohort.participation, 1.0),
         "evaluation.data": (config.evaluation.data, "none"),
+        "evaluation.clients": (config.evaluation.clients, False),
     }
     for key, (value, only) in wrong.items():
         if value != only:

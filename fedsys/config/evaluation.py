@@ -52,6 +52,10 @@ class Evaluation(Section):
             cost each, within the same epsilon; 0 asks never.
         questions: What they ask, one table each, with ``ask`` and ``name``; [Ask before you
             train](ask.md) has the questions.
+        clients: Whether a simulation also evaluates its last model client by client, on the rows
+            that ``population.held_out`` keeps aside, or on those that the client trained on. Those
+            figures are of single clients, and no epsilon covers them: they stay in
+            ``clients.json`` and in the private report. A job on devices has no such view.
         stop: When the run ends early.
     """
 
@@ -60,4 +64,5 @@ class Evaluation(Section):
     metrics: Annotated[list[str], Field(max_length=64)] = Field(default_factory=list)
     on_devices_every: Annotated[int, Field(ge=0, le=10**6)] = 0
     questions: list[dict[str, Any]] = Field(default_factory=list)
+    clients: bool = False
     stop: Stop = Field(default_factory=Stop)

@@ -58,7 +58,9 @@ def as_pt2(model: nn.Module, example: Values, facts: Mapping[str, str]) -> bytes
     return buffer.getvalue()
 
 
-def as_onnx(model: nn.Module, example: Values, facts: Mapping[str, str]) -> bytes:
+def as_onnx(
+    model: nn.Module, example: Values, facts: Mapping[str, str], *, optimize: bool = True
+) -> bytes:
     """An ONNX model from ``input`` (or the inputs' own names, or ``input_0``...) to ``output``;
     `facts` are its metadata properties.
 
@@ -66,6 +68,7 @@ def as_onnx(model: nn.Module, example: Values, facts: Mapping[str, str]) -> byte
         model: in evaluation mode.
         example: (B, ...) an input, B at least 2.
         facts: to carry.
+        optimize: whether constants may be computed in advance, which would undo 8-bit weights.
 
     Raises:
         ConfigError: torch cannot trace the model.
@@ -82,6 +85,7 @@ def as_onnx(model: nn.Module, example: Values, facts: Mapping[str, str]) -> byte
             input_names=_names(example),
             output_names=["output"],
             verbose=False,
+            optimize=optimize,
         )
         if program is None:
             raise RuntimeError("torch.onnx gave no program")

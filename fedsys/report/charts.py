@@ -11,7 +11,13 @@ from fedsys.report import figures
 from fedsys.report.contents import RoundDiagnostics, RunContents
 from fedsys.report.plots import Chart, Series
 
-__all__ = ["Budgeted", "diagnostic_charts", "epsilon_chart", "metric_charts"]
+__all__ = [
+    "Budgeted",
+    "client_charts",
+    "diagnostic_charts",
+    "epsilon_chart",
+    "metric_charts",
+]
 
 VIEWS = ("outsider", "participant", "server")
 
@@ -167,6 +173,45 @@ def diagnostic_charts(folder: RunContents) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
+def client_charts(folder: RunContents) -> list[Chart]:
+    """How the last model serves single clients: a histogram of each metric."""
+    if folder.clients is None:
+        return []
+    charts = []
+    for name, each in folder.clients.metrics.items():
+        if not each.values or each.mean is None or each.worst_decile is None:
+            continue
+        low, high = min(each.values), max(each.values)
+        counts = [0] * _BINS
+        for value in each.values:
+            place = _BINS * (value - low) / (high - low) if high > low else 0.0
+            counts[min(_BINS - 1, int(place))] += 1
+        mean, worst = figures.plain(each.mean), figures.plain(each.worst_decile)
+        label = name.replace("_", " ")
+        charts.append(
+            Chart(
+                title=f"{label.capitalize()}, client by client",
+                summary=f"{label} of {figures.count(len(each.values))} clients from "
+                f"{figures.plain(low)} to {figures.plain(high)}: mean {mean}, worst decile "
+                f"{worst}.",
+                series=(
+                    Series(
+                        label="clients",
+                        value=f"mean {mean}, worst decile {worst}",
+                        x=list(range(1, _BINS + 1)),
+                        y=counts,
+                    ),
+                ),
+                kind="bars",
+                note=f"clients in each tenth of the range from {figures.plain(low)} to "
+                f"{figures.plain(high)}",
+                axis="tenth of the range",
+            )
+        )
+    return charts
+
+
+_BINS = 10
 _UNITS = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 
 

@@ -115,6 +115,22 @@ class RoundDiagnostics:
     not_finite: int | None = None
 
 
+class ClientFigures(_Tolerant):
+    """One metric of ``clients.json``."""
+
+    mean: FiniteNumber | None = None
+    worst_decile: FiniteNumber | None = None
+    values: list[FiniteNumber] = Field(default_factory=list, max_length=100_000)
+
+
+class ByClientFigures(_Tolerant):
+    """``clients.json``: figures of single clients, in a simulation's private copy alone."""
+
+    rows: Text = ""
+    clients: int | None = None
+    metrics: dict[Text, ClientFigures] = Field(default_factory=dict, max_length=64)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunContents:
     """What could be read from a run's folder.
@@ -125,6 +141,7 @@ class RunContents:
         metrics: name -> (rounds, values), a pair of equally long lists for each metric.
         on_devices: evaluations between rounds of training, in their order.
         diagnostics: None in a public report.
+        clients: figures of single clients; None in a public report, or where there are none.
         problems: one line for each thing that could not be read.
     """
 
@@ -134,6 +151,7 @@ class RunContents:
     config_text: str
     metrics: Mapping[str, tuple[list[int], list[float]]]
     diagnostics: tuple[RoundDiagnostics, ...] | None
+    clients: ByClientFigures | None = None
     problems: tuple[str, ...] = field(default=())
     on_devices: tuple[DeviceEvaluation, ...] = field(default=())
 
@@ -168,6 +186,7 @@ def read(run: Path, *, private: bool) -> RunContents:
         metrics=_metrics(run / "metrics.jsonl", problems),
         on_devices=on_devices,
         diagnostics=_diagnostics(run / "private.jsonl", problems, asked) if private else None,
+        clients=_clients(run / "clients.json", problems) if private else None,
         problems=tuple(problems),
     )
 
@@ -198,6 +217,16 @@ def _summary(path: Path, problems: list[str]) -> Summary:
     except _UNREADABLE as error:
         problems.append(_complaint(path, error))
         return Summary()
+
+
+def _clients(path: Path, problems: list[str]) -> ByClientFigures | None:
+    if not path.exists() and not path.is_symlink():
+        return None
+    try:
+        return ByClientFigures.model_validate_json(_document(path))
+    except _UNREADABLE as error:
+        problems.append(_complaint(path, error))
+        return None
 
 
 def _config(path: Path, problems: list[str]) -> tuple[dict[str, Any], str]:

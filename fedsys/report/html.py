@@ -15,7 +15,7 @@ from fedsys.printable import printable
 from fedsys.records import AuditResult, EpsilonPoint
 from fedsys.report import figures
 from fedsys.report.answers import shown
-from fedsys.report.charts import diagnostic_charts, epsilon_chart, metric_charts
+from fedsys.report.charts import client_charts, diagnostic_charts, epsilon_chart, metric_charts
 from fedsys.report.contents import RunContents, read
 from fedsys.report.facts import Facts, disclosable, gather, mechanism_title
 from fedsys.report.pages import environment, figure, write
@@ -83,6 +83,7 @@ def render(run: Path, audit: AuditResult, *, private: bool) -> str:
             diagnostics=[
                 figure(chart, f"d{i}") for i, chart in enumerate(diagnostic_charts(folder))
             ],
+            by_client=[figure(chart, f"k{i}") for i, chart in enumerate(client_charts(folder))],
             claims=[
                 (
                     {None: "open", True: "holds", False: "fails"}[claim.holds],

@@ -24,6 +24,11 @@ def require_fit(config: Config, population: int) -> None:
             "job.reproducible = true draws noise from a seed, which is for simulations: devices "
             "never do; remove it"
         )
+    if config.evaluation.clients:
+        raise JobFailed(
+            "evaluation.clients = true: figures of single clients are a simulation's view, and no "
+            "epsilon covers them; leave it out, or ask devices with `fedsys query`"
+        )
     wanted = config.population.clients
     if wanted is not None and wanted != population:
         raise JobFailed(

@@ -81,6 +81,7 @@ def test_a_run_ends_when_its_metric_stands_still_and_its_audit_says_what_covers_
         harness.resume(ended)
 
 
+@pytest.mark.slow
 def test_runs_after_it_count_all_planned_rounds(ended: Path) -> None:
     (ended.parent / "population.toml").write_text("epsilon = 100.0\ndelta = 1e-5\n")
     plan = plan_of(read_ledger(ended / "ledger.jsonl").header)
@@ -89,6 +90,7 @@ def test_runs_after_it_count_all_planned_rounds(ended: Path) -> None:
     assert before["epsilon"] == pytest.approx(guaranteed_epsilon(plan), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_another_story_fails_the_audit(ended: Path, tmp_path: Path) -> None:
     changes: list[Callable[[dict[str, Any]], object]] = [
         lambda body: body["stopped"].update(best_round=1),

@@ -74,6 +74,7 @@ def test_more_rounds_of_a_run_go_on_from_its_model_under_one_total(
     assert total.epsilon == pytest.approx(everything, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_start_that_is_not_counted_or_another_model_fails_the_audit(
     first: Path, tmp_path: Path
 ) -> None:
@@ -114,6 +115,7 @@ def test_a_crash_before_the_first_commit_resumes_from_the_other_runs_model(
     assert audit_run(tmp_path / "b").passed
 
 
+@pytest.mark.slow
 def test_a_start_model_that_was_exchanged_is_refused(
     first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +135,7 @@ def test_a_start_model_that_was_exchanged_is_refused(
         harness.resume(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_a_run_without_noise_goes_on_and_is_replayed(configure: Configure, tmp_path: Path) -> None:
     plain = ("privacy.mechanism=none", "evaluation.data=none")
     one = harness.run(configure(*plain), out=tmp_path / "one").folder
@@ -145,6 +148,7 @@ def test_a_run_without_noise_goes_on_and_is_replayed(configure: Configure, tmp_p
         replay(two)
 
 
+@pytest.mark.slow
 def test_another_job_starts_from_a_run_with_fresh_state(
     first: Path, configure: Configure, tmp_path: Path
 ) -> None:
@@ -172,6 +176,7 @@ def test_what_does_not_fit_is_one_line(
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_promises_nothing_leaves_no_total(configure: Configure, tmp_path: Path) -> None:
     one = harness.run(
         configure("privacy.mechanism=none", "evaluation.data=none"), out=tmp_path / "one"
@@ -185,6 +190,7 @@ def test_a_run_that_promises_nothing_leaves_no_total(configure: Configure, tmp_p
     assert audit_run(two).passed
 
 
+@pytest.mark.slow
 def test_a_population_that_the_first_run_is_in_is_joined(
     first: Path, configure: Configure, tmp_path: Path
 ) -> None:

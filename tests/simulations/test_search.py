@@ -73,6 +73,23 @@ def test_what_a_trial_costs_is_not_varied(settings: list[str], over: str) -> Non
         Search.of(load("quickstart", settings), [over], "accuracy")
 
 
+def test_the_size_of_a_model_is_varied_where_a_step_costs_the_same() -> None:
+    (space,) = Search.of(BASE, ["task.options.hidden=8|16|32"], "accuracy").spaces
+    assert space.choices == (8, 16, 32)
+    for settings, over in (
+        (["privacy.epsilon=4"], "task.options.hidden=8|16"),
+        ([], "task.options.hidden=8..16"),
+    ):
+        with pytest.raises(ConfigError, match="list the values"):
+            Search.of(load("quickstart", settings), [over], "accuracy")
+
+
+def test_a_search_does_not_stop_its_trials_early() -> None:
+    base = load("quickstart", ["evaluation.stop.metric=loss"])
+    with pytest.raises(ConfigError, match=r"remove evaluation\.stop"):
+        Search.of(base, ["server.momentum=0..0.5"], "accuracy")
+
+
 def test_without_privacy_anything_is_varied() -> None:
     base = load("quickstart", ["privacy.mechanism=none"])
     assert Search.of(base, ["cohort.expected=50..100"], "accuracy").over == [

@@ -201,6 +201,20 @@ def test_a_run_that_states_none_has_no_total(tmp_path: Path) -> None:
     assert float(facts["fedsys.epsilon"]) == summary(run)["privacy"]["epsilon"]["outsider"]
 
 
+@pytest.mark.slow
+def test_architectures_are_compared_on_the_same_clients(tmp_path: Path) -> None:
+    search = Search.of(load("quickstart", FAST), ["task.options.hidden=0|4"], "accuracy")
+    tuned = tune(search, tmp_path / "tuned", trials=2)
+    assert tuned.best is not None
+    assert tuned.total is not None
+    assert tuned.total.passed
+    synthetic = load("quickstart", [*FAST, "task.name=synthetic", "task.options={}"])
+    wrong = Search.of(synthetic, ["task.options.examples=400|500"], "accuracy")
+    with pytest.raises(ConfigError, match="the number of clients would depend on the trial"):
+        tune(wrong, tmp_path / "wrong", trials=1)
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_a_search_that_is_broken_off_goes_on_where_it_was(tmp_path: Path) -> None:
     folder = tmp_path / "tuned"
 

@@ -139,6 +139,36 @@ def refusal(result: Any) -> str:
     return text
 
 
+def test_a_smaller_model_is_written_with_figures_and_the_run_stays(
+    finished: Path, tmp_path: Path
+) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    out = tmp_path / "small.safetensors"
+    said = export(finished, out, "--quantize", "int8", "--prune", "0.5")
+    assert said.exit_code == 0, said.output
+    for line in ("loss ", "accuracy ", "bytes ", "bytes, compressed ", "latency "):
+        assert any(each.startswith(line) and " -> " in each for each in said.output.splitlines())
+    with safe_open(out, "pt") as file:
+        facts = file.metadata()
+        weight, scale = file.get_tensor("weight"), file.get_tensor("weight.scale")
+    check_facts({k: v for k, v in facts.items() if k.startswith("fedsys.")}, finished)
+    assert facts["fedsys.pruned"] == "0.5"
+    assert weight.dtype == torch.int8
+    assert int((weight == 0).sum()) >= 320
+    model = torch.load(finished / "model.pt", weights_only=True)["weight"]
+    kept = weight != 0
+    assert torch.allclose((weight * scale)[kept], model[kept], atol=float(scale.max()))
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    for words, reason in (
+        (["--quantize", "int4"], "allowed is int8"),
+        (["--prune", "1"], "above 0 and below 1"),
+    ):
+        wrong = export(finished, tmp_path / "wrong.safetensors", *words)
+        assert isinstance(wrong.exception, ConfigError)
+        assert reason in str(wrong.exception)
+        assert not (tmp_path / "wrong.safetensors").exists()
+
+
 def test_a_changed_model_is_not_read(finished: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     torch.save({"weight": torch.zeros(3)}, run / "model.pt")
