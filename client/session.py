@@ -282,10 +282,11 @@ class Session:
 
     def _refill(self, held: int, terms: Terms | None) -> list[bytes]:
         """Fresh sealing keys of a job's suite, if the coordinator, which holds `held`, is about to
-        run out."""
-        if terms is None or held > PREKEYS // 2:
+        run out. A process that does not know the terms, as Flower may start for one message, sends
+        the usual ones; the next offer asks for others."""
+        if held > PREKEYS // 2:
             return []
-        return self._sealing.issue(PREKEYS - held, terms.secagg_suite)
+        return self._sealing.issue(PREKEYS - held, 1 if terms is None else terms.secagg_suite)
 
     # -- a round ----------------------------------------------------------------------------------
 
