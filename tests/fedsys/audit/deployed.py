@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedsys.privacy import Signer, plan_of, read_ledger
 from fedsys.privacy.ledger import canonical, commitment, read_private
-from fedsys.privacy.ledger.private import PRIVATE_LISTS
+from fedsys.privacy.ledger.private import told
 from fedsys.wire.countersign import FILE, NO_HEAD, Countersignature, message
 from fedsys.wire.members import Members
 from fedsys.wire.roster import RosterStatement, signed_message
@@ -90,7 +90,9 @@ def _bring_back(run: Path, rest: list[Entry]) -> None:
         line["participations"] = [counts[client] for client in line["survivors"]]
         body = next(b for k, b in rest if k == "commit" and b["round"] == line["round"])
         salt = bytes.fromhex(line["salt"])
-        body["commitments"] = {name: commitment(name, line[name], salt) for name in PRIVATE_LISTS}
+        body["commitments"] = {
+            name: commitment(name, value, salt) for name, value in told(line).items()
+        }
     path.write_bytes(b"".join(canonical(line) + b"\n" for line in lines))
 
 
