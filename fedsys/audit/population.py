@@ -272,12 +272,14 @@ def _links(runs: Sequence[Path]) -> Claim:
     """Each run's header states the runs before it: how many, their heads then, and their cost."""
     found = sorted((_Linked.read(run) for run in runs), key=lambda each: each.count)
     problem: str | None = None
+    known: dict[tuple[str, bool], Part] = {}
     if [each.count for each in found] != list(range(len(found))):
         counts = ", ".join(str(each.count) for each in found)
         problem = f"{counts} runs before: a run is missing, or is there twice"
     for place in range(len(found)):
         costly = place < len(found) - _MOST_TOTALS
-        problem = problem or _misstated(found[place], found[:place], with_cost=not costly)
+        costs = None if costly else known
+        problem = problem or _misstated(found[place], found[:place], costs)
     return claim(
         "Linked ledgers",
         problem is None,
@@ -289,8 +291,17 @@ def _links(runs: Sequence[Path]) -> Claim:
     )
 
 
-def _misstated(run: _Linked, earlier: Sequence[_Linked], *, with_cost: bool) -> str | None:
-    """What a header says of the runs before it that their ledgers contradict; None if nothing."""
+def _misstated(
+    run: _Linked, earlier: Sequence[_Linked], known: dict[tuple[str, bool], Part] | None
+) -> str | None:
+    """What a header says of the runs before it that their ledgers contradict; None if nothing.
+
+    Args:
+        run: whose header it is.
+        earlier: the runs before it.
+        known: what earlier runs cost, by their head and whether they were over, as far as it was
+            derived; None if the cost is not compared.
+    """
     heads = run.before.get("heads", [])
     if not isinstance(heads, list) or len(heads) != len(earlier):
         return f"{run.name} does not state a head for each of {len(earlier)} runs before it"
@@ -299,22 +310,24 @@ def _misstated(run: _Linked, earlier: Sequence[_Linked], *, with_cost: bool) -> 
     if len(stated) != len(heads) or None in then:
         other = next((e.name for e, head in zip(earlier, then, strict=True) if head is None), "")
         return f"{run.name} was linked to another ledger than {other or 'those here'}"
-    if not earlier or not with_cost:
+    if not earlier or known is None:
         return None
+    parts: list[Part] = []
     try:
         plan = plan_of(run.view.header)
-        parts = [
-            _part(each.name, each.view, plan, over=head == each.view.head)
-            for each, head in zip(earlier, then, strict=True)
-        ]
+        for each, head in zip(earlier, then, strict=True):
+            at = each.view.head, head == each.view.head
+            if at not in known:
+                known[at] = _part(each.name, each.view, plan, over=at[1])
+            parts.append(known[at])
         epsilon, delta = outsider_total(parts)
     except (AuditInputError, LedgerError, ValueError, ArithmeticError) as error:
         return plain(error)
-    said, at = run.before.get("epsilon"), run.before.get("delta")
-    if not (_close(said, epsilon) and _close(at, delta)):
+    said, said_at = run.before.get("epsilon"), run.before.get("delta")
+    if not (_close(said, epsilon) and _close(said_at, delta)):
         return (
-            f"{run.name} states epsilon {epsilon_text(said)} at delta = {value_text(at)} for the "
-            f"runs before it, which cost {epsilon_text(epsilon)} at {value_text(delta)}"
+            f"{run.name} states epsilon {epsilon_text(said)} at delta = {value_text(said_at)} for "
+            f"the runs before it, which cost {epsilon_text(epsilon)} at {value_text(delta)}"
         )
     return None
 

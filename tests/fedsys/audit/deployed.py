@@ -91,7 +91,7 @@ def _bring_back(run: Path, rest: list[Entry]) -> None:
         body = next(b for k, b in rest if k == "commit" and b["round"] == line["round"])
         salt = bytes.fromhex(line["salt"])
         body["commitments"] = {
-            name: commitment(name, each, salt) for name, each in told(line).items()
+            name: commitment(name, value, salt) for name, value in told(line).items()
         }
     path.write_bytes(b"".join(canonical(line) + b"\n" for line in lines))
 
