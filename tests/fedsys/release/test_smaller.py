@@ -84,7 +84,6 @@ def test_formats_hold_the_integers_and_compute_the_same() -> None:
     assert kinds.count(onnx.TensorProto.INT8) == 3
     (found,) = ReferenceEvaluator(content).run(None, {"input": x.numpy()})
     np.testing.assert_allclose(np.asarray(found), wanted, atol=1e-5)
-    assert len(content) < len(as_onnx(model, x[:3], {}))
 
 
 @pytest.mark.slow
