@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shutil
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -126,8 +127,8 @@ class Preparation:
                 f"{folder.ledger}: missing, and job {row.id} began: bring its disk or a backup "
                 f"back, or give the job up with `fedsys job cancel {self._home.path} {row.id}`"
             )
-        for leftover in folder.path.glob("*") if folder.path.exists() else ():
-            leftover.unlink()  # a crash before the ledger's first line: nothing was asked
+        if folder.path.exists():  # a crash before the ledger's first line: nothing was asked
+            shutil.rmtree(folder.path)
         return self._start(row, folder)
 
     def check(self, text: str, start: str) -> None:

@@ -165,11 +165,11 @@ class OperatorSections:
 
     def _spent(self, rows: _Rows, found: Mapping[str, Progress | None]) -> dict[str, Any]:
         """Over all jobs: by view, and in the promised views against the budget; all added up."""
-        total = self._spending.total()
         for row in rows.jobs:
             progress = found.get(row.id)
-            if row.status in ACTIVE_JOB and progress is not None and progress.spent is not None:
-                total = _sum(total, progress.spent)
+            if progress is not None and progress.spent is not None:
+                self._spending.note(row.id, progress.spent)
+        total = self._spending.total()
         began = [row.spent for row in rows.jobs if row.started_at is not None]
         promised = sum(math.inf if value is None else value for value in began)
         budget = self._settings.epsilon

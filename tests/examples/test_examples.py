@@ -87,6 +87,7 @@ def test_every_example_is_run_here() -> None:
         "contrastive.py",
         "distillation.py",
         "first_steps.ipynb",
+        "fleet.sh",
         "gan.py",
         "lora.py",
         "personalisation.py",

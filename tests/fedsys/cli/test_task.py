@@ -139,8 +139,12 @@ def test_predicting_from_columns_that_were_inferred(fedsys: Fedsys) -> None:
     code, again, said = fedsys("predict", run, "new.csv", "--out", "scores.csv")
     assert (code, again) == (0, ""), said
     assert Path("scores.csv").read_text("utf-8") == out
+    assert fedsys("publish", run, "public")[0] == 0
     (run / "data.json").unlink()
     code, _, said = fedsys("predict", run, "new.csv")
+    assert code == 2
+    assert "its audit fails (What is not published, as closed)" in said
+    code, _, said = fedsys("predict", "public", "new.csv")
     assert code == 2
     assert "its columns were not declared, and data.json" in said
 
@@ -148,16 +152,18 @@ def test_predicting_from_columns_that_were_inferred(fedsys: Fedsys) -> None:
 def test_predicting_from_declared_columns_needs_nothing_stored(fedsys: Fedsys) -> None:
     declared = "label = 'income', classes = ['<=50K', '>50K'], ranges = { age = [0, 100] }"
     run = trained(*options(declared), "population.partition=iid", "population.clients=20")
-    body = json.loads((run / "data.json").read_text("utf-8"))
-    body["preparation"]["features"][0]["scale"] = 1e-9
-    (run / "data.json").write_text(json.dumps(body))
     first = fedsys("predict", run, "people.csv")
-    (run / "data.json").unlink()
-    assert fedsys("predict", run, "people.csv")[1] == first[1], "the ledger's options decide"
+    assert first[0] == 0
     code, _, _ = fedsys("publish", run, "public")
     assert code == 0
     assert not (Path("public") / "data.json").exists()
-    assert fedsys("predict", "public", "people.csv")[1] == first[1]
+    assert fedsys("predict", "public", "people.csv")[1] == first[1], "the options decide"
+    body = json.loads((run / "data.json").read_text("utf-8"))
+    body["preparation"]["features"][0]["scale"] = 1e-9
+    (Path("public") / "data.json").write_text(json.dumps(body))
+    code, _, said = fedsys("predict", "public", "people.csv")
+    assert code == 2
+    assert "its audit fails" in said
     lines = PEOPLE.replace("20,Bonn", "?,Bonn")
     Path("bad.csv").write_text(lines, encoding="utf-8")
     code, _, said = fedsys("predict", run, "bad.csv")
