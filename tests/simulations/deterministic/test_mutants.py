@@ -432,7 +432,6 @@ QUICK = (
     "store_without_flush",
     "propose_a_smaller_set",
     "who_vanishes_is_left_out",
-    "another_session_is_blamed",
     "outcome_before_commit",
     "refusal_not_counted",
     "cancelled_job_goes_on",
