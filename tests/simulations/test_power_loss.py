@@ -178,7 +178,7 @@ def test_a_round_takes_three_flushes(configure: Configure, tmp_path: Path) -> No
 @pytest.mark.parametrize("fate", DIES)
 def test_wherever_it_dies_it_goes_on(fate: FlushFate, configure: Configure, tmp_path: Path) -> None:
     """Some of the flushes; all of them in the slow test."""
-    check_deaths(configure(*JOB), fate, tmp_path, (AtOnce, AtLast), step=5)
+    check_deaths(configure(*JOB), fate, tmp_path, (AtOnce, AtLast), step=8)
 
 
 @pytest.mark.slow
