@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.graphs.engine import Engine
 from client.graphs.trainer import FromGraph
 from client.training.example_privacy import SLACK, UNITS, ExamplePrivacy, poisson_batch
 from client.training.local import LocalConfig
@@ -51,15 +49,7 @@ class ExampleGraphTrainer(FromGraph):
 
     kind = "example-gradients"
 
-    def __init__(
-        self,
-        graph: TrainingGraph,
-        engine: Engine,
-        local: LocalConfig,
-        x: NDArray[Any],
-        y: NDArray[Any],
-    ) -> None:
-        super().__init__(graph, engine, local, x, y)
+    def _check_batch(self, graph: TrainingGraph, local: LocalConfig) -> None:
         if graph.batch_size != 1:
             raise ConfigError(
                 f"a graph of {graph.batch_size} examples a step, which could mix them; export one "

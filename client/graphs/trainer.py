@@ -92,8 +92,13 @@ class FromGraph:
         if graph.kind != self.kind:
             raise ConfigError(f"a graph of kind {graph.kind}; one of kind {self.kind} is needed")
         check_examples(graph, x, y)
+        self._check_batch(graph, local)
         self._graph, self._engine, self._local = graph, engine, local
         self._x, self._y = x, y
+
+    def _check_batch(self, graph: TrainingGraph, local: LocalConfig) -> None:
+        """Raise ConfigError unless the graph takes the examples of a step."""
+        raise NotImplementedError
 
     def _start(self, start: NDArray[np.float32]) -> tuple[NDArray[np.float32], FlatOptimizer]:
         """(d,) a copy of the initial weights, and what changes it."""
@@ -120,15 +125,7 @@ class GraphTrainer(FromGraph):
 
     kind = "gradient"
 
-    def __init__(
-        self,
-        graph: TrainingGraph,
-        engine: Engine,
-        local: LocalConfig,
-        x: NDArray[Any],
-        y: NDArray[Any],
-    ) -> None:
-        super().__init__(graph, engine, local, x, y)
+    def _check_batch(self, graph: TrainingGraph, local: LocalConfig) -> None:
         if local.batch_size > graph.batch_size:
             raise ConfigError(
                 f"local.batch_size = {local.batch_size}: the graph takes {graph.batch_size} "

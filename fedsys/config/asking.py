@@ -111,7 +111,23 @@ def asks_fit(config: Asking) -> None:
         "evaluation.data": (config.evaluation.data, "none"),
         "evaluation.clients": (config.evaluation.clients, False),
     }
-    for key, (value, only) in wrong.items():
+    _check_askable(config, where, wrong)
+    if (kind == "evaluate") != bool(config.query.model):
+        raise ConfigError(
+            f"query.model = '{config.query.model}' with {where}: an evaluation needs the folder "
+            f"of the run whose model it looks at (`--of RUN`), and a query has none"
+        )
+
+
+def _check_askable(config: Asking, where: str, fixed: Mapping[str, tuple[object, object]]) -> None:
+    """Refuse what no round of questions can be asked with.
+
+    Args:
+        config: the job's.
+        where: the key that has questions asked, for the message.
+        fixed: by key, its value and the only one that is allowed.
+    """
+    for key, (value, only) in fixed.items():
         if value != only:
             raise ConfigError(
                 f"{key} = {value} with {where}: leave it out; only {only} can be asked with"
@@ -124,11 +140,6 @@ def asks_fit(config: Asking) -> None:
     if config.cohort.sampling not in ("poisson", "fixed"):
         raise ConfigError(
             f"cohort.sampling = '{config.cohort.sampling}' with {where}: allowed are poisson, fixed"
-        )
-    if (kind == "evaluate") != bool(config.query.model):
-        raise ConfigError(
-            f"query.model = '{config.query.model}' with {where}: an evaluation needs the folder "
-            f"of the run whose model it looks at (`--of RUN`), and a query has none"
         )
 
 
@@ -162,20 +173,7 @@ def _evaluates_between(config: Asking) -> None:
         "cohort.participation": (config.cohort.participation, 1.0),
         "cohort.weighting": (config.cohort.weighting, "none"),
     }
-    for key, (value, only) in wrong.items():
-        if value != only:
-            raise ConfigError(
-                f"{key} = {value} with {where}: leave it out; only {only} can be asked with"
-            )
-    if config.privacy.mechanism not in _MECHANISMS:
-        raise ConfigError(
-            f"privacy.mechanism = '{config.privacy.mechanism}' with {where}: allowed are "
-            f"{', '.join(_MECHANISMS)}"
-        )
-    if config.cohort.sampling not in ("poisson", "fixed"):
-        raise ConfigError(
-            f"cohort.sampling = '{config.cohort.sampling}' with {where}: allowed are poisson, fixed"
-        )
+    _check_askable(config, where, wrong)
     if config.task.graph_sha256:
         raise ConfigError(
             f"task.graph_sha256 with {where}: devices that train from a graph answer no questions"

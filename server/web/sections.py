@@ -21,7 +21,6 @@ from fedsys import __version__
 from fedsys.config import parse
 from fedsys.errors import FedsysError
 from fedsys.printable import printable
-from fedsys.privacy import Epsilons
 from fedsys.report import figures
 from fedsys.report.views import tier
 from fedsys.run_folder import RunFolder
@@ -314,14 +313,3 @@ def _counts(devices: list[dict[str, Any]]) -> dict[str, int]:
         "revoked": len(devices) - len(members),
         "attention": sum(bool(each["warnings"]) for each in members),
     }
-
-
-def _sum(one: Epsilons, other: Epsilons) -> Epsilons:
-    def plus(a: float | None, b: float | None) -> float | None:
-        return None if a is None or b is None else a + b
-
-    return Epsilons(
-        outsider=one.outsider + other.outsider,
-        participant=plus(one.participant, other.participant),
-        server=plus(one.server, other.server),
-    )
