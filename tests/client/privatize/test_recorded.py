@@ -85,8 +85,11 @@ def test_rows_that_are_not_there_add_nothing(kind: type[IntegerSum] | type[Float
     there[4:] = False
     found = kind(0.5).bind(rows, there)
     found()
-    alone = kind(0.5).bind(rows[:4].clone(), present(4))
-    alone()
-    assert torch.equal(found.total, alone.total)
-    assert found.flags[:, 4:].any().item() is False
-    assert (found.flags[:, :4] == alone.flags).all()
+    # Of the same shape: a float sum's order, and so its last bits, may follow from the shape.
+    zeros = updates(8, 60)
+    zeros[4:] = 0.0
+    expected = kind(0.5).bind(zeros, present(8))
+    expected()
+    assert expected.total.any().item() is True
+    assert torch.equal(found.total, expected.total)
+    assert torch.equal(found.flags, expected.flags)
