@@ -48,6 +48,8 @@ SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),
 )
 _HELLO_SECONDS = 20.0
+_PARTING_SECONDS = 5.0
+"""How long a device may take to read why its session ends."""
 _RIVAL_SECONDS = 20.0
 """Longer than a dead connection is taken for a live one."""
 _PENDING = 4
@@ -260,7 +262,11 @@ class DevicePort:
                 _log.warning("node %d: session ended: it does not read", link.node)
             elif reader.done() and not writer.done():
                 link.outgoing.put_nowait(None)
-                await asyncio.wait({writer, overrun}, timeout=5.0)
+                await asyncio.wait(
+                    {writer, overrun},
+                    timeout=_PARTING_SECONDS,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
         finally:
             self._fleet.closed(link)
             for task in (writer, reader, overrun):

@@ -300,6 +300,15 @@ def test_an_old_agent_is_told(port: Port, tmp_path: Path) -> None:
     assert "update" in last.goodbye.text
 
 
+def test_a_session_ends_as_soon_as_its_last_message_is_written(
+    port: Port, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.grpc_host._PARTING_SECONDS", 600.0)
+    credentials = port.enroll("a", tmp_path / "a")
+    with channel_of(credentials) as channel:
+        converse(channel, hello(1))  # its deadline, 10 s, ends the call otherwise
+
+
 def test_a_certificate_is_renewed_under_a_new_key(port: Port, tmp_path: Path) -> None:
     credentials = port.enroll("a", tmp_path / "a")
     before = credentials.tls()
