@@ -4,6 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+# Many tests wait for sockets and processes: one more than there are cores, up to four.
+CORES   := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+WORKERS ?= $(shell [ $(CORES) -ge 4 ] && echo 4 || expr $(CORES) + 1)
+TESTS   := -m pytest -n $(WORKERS) --dist worksteal
+
 # torch: the CPU build (TORCH=cpu), or that of PyPI, which brings CUDA on Linux (TORCH=pypi).
 TORCH       ?= cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -51,15 +56,15 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+	$(BIN)/python $(TESTS)
 
 test-all: lint
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal -m ""
+	$(BIN)/python $(TESTS) -m ""
 
 # How much of the code the tests reach, in every process that they start: TOTAL is the figure.
 coverage: $(VENV)/.dev
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -n logical --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m coverage run $(TESTS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 

@@ -167,6 +167,7 @@ def test_the_commit_hooks_run_what_is_installed() -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(
         [

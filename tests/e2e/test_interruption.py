@@ -38,6 +38,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(fedsys: CommandLine) -> None:
     check(run)
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment(fedsys: CommandLine) -> None:
     run = fedsys.folder / "killed"
     first = ("simulate", *SMALL, "--out", run)

@@ -82,18 +82,17 @@ def test_the_audit_passes(fedsys: CommandLine, run: Path) -> None:
     assert not audit_run(run, key="00" * 32).passed
 
 
-def test_the_audit_notices_a_claim_that_is_too_good(fedsys: CommandLine, run: Path) -> None:
+def test_the_audit_notices_a_claim_that_is_too_good(run: Path) -> None:
     path = run / "summary.json"
     honest = path.read_text()
     better = read(path)
     better["privacy"]["epsilon"]["outsider"] = 1.0
     try:
         path.write_text(json.dumps(better))
-        finished = fedsys.run("audit", run)
+        audited = audit_run(run)
     finally:
         path.write_text(honest)
-    assert finished.returncode == 1
-    assert "outsider" in finished.stdout
+    assert any("outsider" in claim.name for claim in audited.claims if claim.holds is False)
 
 
 def test_what_is_published_tells_no_cohort(fedsys: CommandLine, run: Path) -> None:
@@ -108,7 +107,7 @@ def test_what_is_published_tells_no_cohort(fedsys: CommandLine, run: Path) -> No
     assert summary["privacy"]["epsilon"]["outsider"] > 0
     assert summary["privacy"]["epsilon"]["server"] is None
     assert "clients_trained" not in summary
-    assert fedsys.run("audit", public).returncode == 0
+    assert audit_run(public).passed
     again = fedsys.run("publish", run, "public")
     assert again.returncode == 2
     assert "not empty" in again.stderr

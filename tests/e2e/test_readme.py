@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -30,8 +30,8 @@ EXTRAS = ("runs/tuned", "runs/tuned/best.toml", "runs/best")
 """What the commands of extras read and write; they need none of the others."""
 
 
-def commands(pages: Sequence[str] = PAGES) -> list[list[str]]:
-    text = "\n".join(TEXTS[page] for page in pages)
+def commands() -> list[list[str]]:
+    text = "\n".join(TEXTS[page] for page in PAGES)
     blocks = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("$ ")]
     return [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
@@ -86,13 +86,11 @@ def watch(words: list[str], folder: Path, here: Path) -> None:
     assert re.search(r" at http://127\.0\.0\.1:\d+/#token=[0-9a-f]{64}$", line), line
 
 
-@pytest.mark.parametrize(
-    ("pages", "fewest"), [(("docs/simulate",), 5), pytest.param(PAGES, 8, marks=pytest.mark.slow)]
-)
-def test_commands_run_in_their_order(tmp_path: Path, pages: Sequence[str], fewest: int) -> None:
+@pytest.mark.slow
+def test_commands_run_in_their_order(tmp_path: Path) -> None:
     here, ran = tmp_path, 0
     data = os.environ.get("FEDSYS_DATA", "")
-    for words in commands(pages):
+    for words in commands():
         if words[0] == "cd":
             here = here / words[1]
             continue
@@ -118,7 +116,7 @@ def test_commands_run_in_their_order(tmp_path: Path, pages: Sequence[str], fewes
         assert finished.returncode == 0, (words, finished.stderr)
         assert "Traceback" not in finished.stderr
         ran += 1
-    assert ran >= fewest
+    assert ran >= 8
 
 
 @pytest.mark.timeout(900)

@@ -51,6 +51,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_a_notebooks_cells_run_in_their_order(path: Path, tmp_path: Path) -> None:
     finished = run(tmp_path, "-c", KERNEL, str(path))
     assert finished.returncode == 0, finished.stderr
