@@ -428,11 +428,21 @@ class World:
         self.witness.refusals_are(self.coordinator.refusals)
 
     def _boot_coordinator(self) -> None:
-        """One that died as the end of its job became durable told nobody; the next has no job."""
-        self._lives[COORDINATOR].boot()
+        """One that died as the end of its job became durable told nobody; the next has no job.
+
+        Where the end can be read but is not certain yet, the machine loses power: whoever starts
+        after that ends the job again.
+        """
+        life = self._lives[COORDINATOR]
+        certain = life.disk.durable(self.coordinator.database)
+        certain_row = job_of(certain or b"")  # before the process opens its own
+        life.boot()
         status = self.coordinator.status
         if self.status is None and status not in (*ACTIVE_JOB, PAUSED, None):
             self._note(f"the job had ended: {status}")
+            if certain_row is None or certain_row.status != status:
+                life.disk.die(power_lost=True)
+                raise Crashed(life.disk, power_lost=True)
             self.status, self._failed = status, status == "failed"
             if not self._server_disk_failed:
                 self._fails_for_cause(self.coordinator.reason)
