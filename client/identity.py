@@ -6,7 +6,7 @@
     identity.ed25519  signs this device's messages in secure aggregation
     tls.pem           P-256 key and certificate for the connection
     ca.pem            certificate of the coordinator's authority
-    roster.jsonl      every roster that was accepted, in order
+    roster.jsonl      every roster that was accepted, in order: the first in full, then its changes
     journal.json      what the device agreed to and has spent: see `client.journal`
 
 All of them exist from the moment it joins; one that is lost later is not created again.
@@ -32,7 +32,8 @@ from fedsys.durable import append_lines, write_atomically
 from fedsys.errors import ConfigError, ProtocolError
 from fedsys.secret_files import read_secret, write_secret
 from fedsys.wire.address import host_and_port
-from fedsys.wire.roster import RosterChain, SignedStatement
+from fedsys.wire.roster import SignedStatement
+from fedsys.wire.roster_chain import RosterChain
 from secure_agg import Identity, SecureAggError
 
 __all__ = ["Credentials", "TlsKey", "pem_of"]
@@ -239,7 +240,7 @@ class Credentials:
         return chain
 
     def rosters(self) -> list[SignedStatement]:
-        """Every roster accepted so far, as its authority signed it; no signature is checked.
+        """Every roster accepted so far, as it came; no signature is checked.
 
         Raises:
             ProtocolError: the file was changed.

@@ -276,7 +276,7 @@ class GridFleet:
             self._fleet.open(link)
 
     def _announce(self, link: Link) -> None:
-        for part in roster_news(self._registry, link.roster):
+        for part in roster_news(self._registry, link.node, link.roster):
             link.send(fleet_pb2.Down(roster=fleet_pb2.RosterNews(roster=part)))
         link.roster = self._registry.roster_version()
 
