@@ -47,7 +47,6 @@ async def operator_side(
     operator = OperatorSocket(home=home, state=state, fleet=fleet, deployment=deployment)
     metrics.watch(state, fleet)
     page: PageServer | None = None
-    presence: asyncio.Task[None] | None = None
     try:
         await operator.start()
         settings = home.settings()
@@ -55,12 +54,15 @@ async def operator_side(
             _log.info("metrics at port %d", metrics.serve(settings.metrics))
         if settings.web:
             page = _page(home, state, fleet, metrics)
-        presence = asyncio.create_task(Presence(state, fleet).follow())
-        yield presence
-    finally:
-        if presence is not None:
+        attendance = Presence(state, fleet)
+        presence = asyncio.create_task(attendance.follow())
+        try:
+            yield presence
+        finally:
             presence.cancel()
             await asyncio.gather(presence, return_exceptions=True)
+            await asyncio.to_thread(attendance.note, last=True)
+    finally:
         if page is not None:
             await page.stop()
         await operator.stop()
