@@ -52,7 +52,7 @@ def take_news(
     if not accepted:
         return chain, refused
     # Durable before use: a restart must not return to an older list.
-    credentials.append_roster(signed for signed, _ in accepted)
+    credentials.append_roster((signed for signed, _ in accepted), begins=before is None)
     for _, statement in accepted:
         _log.info("roster: %s", changes(before, statement))
         before = statement
