@@ -15,7 +15,8 @@ from fedsys.privacy.accounting.adding import Standing, promised_part
 from fedsys.privacy.numerics import binomial
 from fedsys.queries import Sheet, parse
 from fedsys.wire import Assignment, fleet_pb2
-from fedsys.wire.roster import RosterChain, RosterStatement
+from fedsys.wire.roster import RosterStatement
+from fedsys.wire.roster_chain import RosterChain
 from fedsys.wire.round_params import round_params
 from fedsys.wire.terms import Terms
 from secure_agg import Roster, SecAggParams
@@ -215,8 +216,8 @@ def _require_current(roster: RosterStatement, chain: RosterChain) -> None:
 
     A list to which members were only added may be that of a job which began before.
     """
-    for later in chain.versions[roster.version :]:
-        removed = sorted(roster.members.keys() - later.members.keys())
+    for later in chain.after(roster.version):
+        removed = sorted(roster.members.keys() & later.removed.keys())
         more = min(later.colluders, len(roster.members)) > roster.colluders
         if removed or more:
             why = (

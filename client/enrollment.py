@@ -17,7 +17,8 @@ from fedsys.errors import ConfigError, ProtocolError
 from fedsys.secret_files import read_secret, write_secret
 from fedsys.wire import fleet_pb2
 from fedsys.wire.address import host_and_port
-from fedsys.wire.roster import RosterChain, SignedStatement
+from fedsys.wire.roster import SignedStatement
+from fedsys.wire.roster_chain import RosterChain
 from fedsys.wire.services import ENROLLMENT, FLEET, method
 from fedsys.wire.token import JoinToken, enrollment_proof
 from secure_agg import Identity

@@ -6,7 +6,7 @@
     identity.ed25519  signs this device's messages in secure aggregation
     tls.pem           P-256 key and certificate for the connection
     ca.pem            certificate of the coordinator's authority
-    roster.jsonl      every roster that was accepted, in order
+    roster.jsonl      every roster that was accepted, in order: the first in full, then its changes
     journal.json      what the device agreed to and has spent: see `client.journal`
 
 All of them exist from the moment it joins; one that is lost later is not created again.
@@ -32,7 +32,8 @@ from fedsys.durable import append_lines, write_atomically
 from fedsys.errors import ConfigError, ProtocolError
 from fedsys.secret_files import read_secret, write_secret
 from fedsys.wire.address import host_and_port
-from fedsys.wire.roster import RosterChain, SignedStatement
+from fedsys.wire.roster import SignedStatement
+from fedsys.wire.roster_chain import RosterChain
 from secure_agg import Identity, SecureAggError
 
 __all__ = ["Credentials", "TlsKey", "pem_of"]
@@ -165,7 +166,7 @@ class Credentials:
         from client.journal import Journal  # it imports accounting, which only joining needs here
 
         write_atomically(self.folder / "ca.pem", self.ca)
-        write_atomically(self.folder / "roster.jsonl", b"".join(_line_of(each) for each in rosters))
+        write_atomically(self.folder / "roster.jsonl", _lines_of(rosters, begins=True))
         Journal.begin(self.folder / "journal.json")
         self.store_table()
 
@@ -229,8 +230,10 @@ class Credentials:
             ProtocolError: the file was changed.
             ConfigError: the file is lost, and with it the rosters that this device accepted.
         """
-        chain = RosterChain(key=self.roster_key)
-        for signed in self.rosters():
+        lines = self._roster_lines()
+        # A file that was begun again while the device ran lacks what this device accepted before.
+        chain = RosterChain(key=self.roster_key, complete=bool(lines) and not lines[0][1])
+        for signed, _ in lines:
             try:
                 chain.extend([signed])
             except ProtocolError as error:
@@ -239,12 +242,16 @@ class Credentials:
         return chain
 
     def rosters(self) -> list[SignedStatement]:
-        """Every roster accepted so far, as its authority signed it; no signature is checked.
+        """Every roster accepted so far, as it came; no signature is checked.
 
         Raises:
             ProtocolError: the file was changed.
             ConfigError: the file is lost.
         """
+        return [signed for signed, _ in self._roster_lines()]
+
+    def _roster_lines(self) -> list[tuple[SignedStatement, bool]]:
+        """The file's rosters, each with whether this device began with it."""
         found = []
         path = self.folder / "roster.jsonl"
         try:
@@ -260,29 +267,40 @@ class Credentials:
         for line in lines[:-1]:  # a crash may have torn the text after the last newline
             try:
                 body = json.loads(line)
-                found.append(
-                    SignedStatement(
-                        statement=body["statement"].encode(),
-                        signature=bytes.fromhex(body["signature"]),
-                    )
+                signed = SignedStatement(
+                    statement=body["statement"].encode(),
+                    signature=bytes.fromhex(body["signature"]),
                 )
+                found.append((signed, body.get("begins") is True))
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise ProtocolError(f"{path}: damaged; {_ROSTER_LOST}") from None
         return found
 
-    def append_roster(self, accepted: Iterable[SignedStatement]) -> None:
+    def append_roster(self, accepted: Iterable[SignedStatement], *, begins: bool = False) -> None:
         """Make newly accepted rosters durable, before they are used.
+
+        Args:
+            accepted: in order.
+            begins: whether this device held none before them.
 
         Raises:
             OSError: they could not be written, and must not be used.
         """
-        append_lines(self.folder / "roster.jsonl", b"".join(map(_line_of, accepted)))
+        append_lines(self.folder / "roster.jsonl", _lines_of(accepted, begins=begins))
 
 
-def _line_of(signed: SignedStatement) -> bytes:
-    """One line of ``roster.jsonl``."""
-    line = {"statement": signed.statement.decode(), "signature": signed.signature.hex()}
-    return json.dumps(line).encode() + b"\n"
+def _lines_of(rosters: Iterable[SignedStatement], *, begins: bool) -> bytes:
+    """Lines of ``roster.jsonl``; the first that a device ever held says so."""
+    lines = []
+    for signed in rosters:
+        line: dict[str, Any] = {
+            "statement": signed.statement.decode(),
+            "signature": signed.signature.hex(),
+        }
+        if begins and not lines:
+            line["begins"] = True
+        lines.append(json.dumps(line).encode() + b"\n")
+    return b"".join(lines)
 
 
 def _of(table: dict[str, Any], name: str, read: Callable[[Any], Any], path: Path) -> Any:

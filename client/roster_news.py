@@ -3,15 +3,15 @@ lost them."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterable
 
 from client.identity import Credentials
 from fedsys.errors import ProtocolError
 from fedsys.wire import fleet_pb2
-from fedsys.wire.limits import MAX_NEWER
-from fedsys.wire.roster import RosterChain, RosterStatement, SignedStatement, changes
+from fedsys.wire.limits import MAX_NEWER, MOST_ROSTERS
+from fedsys.wire.roster import RosterStatement, SignedStatement, changes
+from fedsys.wire.roster_chain import RosterChain
 from fedsys.wire.terms import Terms
 
 __all__ = ["list_of", "lists_after", "take_news"]
@@ -22,7 +22,8 @@ _log = logging.getLogger(__name__)
 def take_news(
     credentials: Credentials, chain: RosterChain, news: Iterable[fleet_pb2.SignedRoster]
 ) -> tuple[RosterChain, ProtocolError | None]:
-    """Accept further lists, each the signed successor of the one before, and make them durable.
+    """Accept further lists, each the signed successor of the one before, and make them durable. A
+    device that holds none begins with the first that comes.
 
     Args:
         credentials: of the device that keeps them.
@@ -37,7 +38,7 @@ def take_news(
     """
     before = chain.newest
     refused: ProtocolError | None = None
-    longer = dataclasses.replace(chain, versions=list(chain.versions))
+    longer = chain.copy()
     accepted: list[tuple[SignedStatement, RosterStatement]] = []
     for each in news:
         signed = SignedStatement(statement=each.statement, signature=each.signature)
@@ -51,7 +52,7 @@ def take_news(
     if not accepted:
         return chain, refused
     # Durable before use: a restart must not return to an older list.
-    credentials.append_roster(signed for signed, _ in accepted)
+    credentials.append_roster((signed for signed, _ in accepted), begins=before is None)
     for _, statement in accepted:
         _log.info("roster: %s", changes(before, statement))
         before = statement
@@ -65,16 +66,19 @@ def list_of(chain: RosterChain, terms: Terms) -> RosterStatement | None:
 
 
 def lists_after(credentials: Credentials, version: int) -> fleet_pb2.Up:
-    """The lists that follow a version, for a coordinator that has lost them: all that fit 4 MiB,
-    but at least one.
+    """The lists that follow a version, for a coordinator that has lost them: as many as fit 4 MiB
+    and a message, but at least one.
 
     Raises:
         FedsysError: the file that keeps them is lost or was changed.
     """
-    found = fleet_pb2.RosterNews()
-    for signed in credentials.rosters()[version:]:
+    held = credentials.rosters()
+    first = RosterStatement.decode(held[0].statement).version if held else 1
+    found, size = fleet_pb2.RosterNews(), 0
+    for signed in held[max(0, version + 1 - first) :][:MOST_ROSTERS]:
         roster = fleet_pb2.SignedRoster(statement=signed.statement, signature=signed.signature)
-        if found.roster and found.ByteSize() + roster.ByteSize() > MAX_NEWER:
+        size += roster.ByteSize()
+        if found.roster and size > MAX_NEWER:
             break
         found.roster.append(roster)
     return fleet_pb2.Up(roster=found)

@@ -49,6 +49,7 @@ from server.home.folder import Home
 from server.home.state import ACTIVE_JOB, JobRow, State
 from server.ingress import MOST_AT_ONCE, Ingress
 from server.metrics import Metrics
+from server.operator_side import operator_side
 
 __all__ = ["GridFleet", "app", "run_job"]
 
@@ -276,7 +277,7 @@ class GridFleet:
             self._fleet.open(link)
 
     def _announce(self, link: Link) -> None:
-        for part in roster_news(self._registry, link.roster):
+        for part in roster_news(self._registry, link.node, link.roster):
             link.send(fleet_pb2.Down(roster=fleet_pb2.RosterNews(roster=part)))
         link.roster = self._registry.roster_version()
 
@@ -324,8 +325,8 @@ async def run_job(
             job is over.
 
     Raises:
-        ConfigError: Another coordinator runs on this folder, the metrics cannot be served at that
-            address, or the job's rounds are buffered.
+        ConfigError: Another coordinator runs on this folder, the operator's side cannot be served
+            as ``coordinator.toml`` says, or the job's rounds are buffered.
     """
     if validate(parse_toml(text.encode())).rounds.mode == "buffered":
         raise ConfigError(
@@ -350,25 +351,29 @@ async def run_job(
         )
         active = [row for row in state.jobs() if row.status in ACTIVE_JOB and row.config == text]
         id = (active[0] if active else submit(state, text)).id
+        operator = operator_side(
+            home=home, state=state, fleet=fleet, deployment=deployment, metrics=metrics
+        )
         tasks: list[asyncio.Task[None]] = []
         try:
-            if settings.metrics:
-                _log.info("metrics at port %d", metrics.serve(settings.metrics))
-            tasks += map(asyncio.create_task, (deployment.serve(), carrier.serve()))
-            while state.job(id).status in ACTIVE_JOB:
-                done, _ = await asyncio.wait(
-                    tasks, timeout=poll, return_when=asyncio.FIRST_COMPLETED
-                )
-                for task in done:
-                    task.result()
-            ends = time.monotonic() + settings.stage  # for the last round's countersignatures
-            while carrier.busy and time.monotonic() < ends:
-                await asyncio.sleep(poll)
-            deployment.take_late()
+            async with operator as presence:
+                try:
+                    tasks += map(asyncio.create_task, (deployment.serve(), carrier.serve()))
+                    while state.job(id).status in ACTIVE_JOB:
+                        done, _ = await asyncio.wait(
+                            {presence, *tasks}, timeout=poll, return_when=asyncio.FIRST_COMPLETED
+                        )
+                        for task in done:
+                            task.result()
+                    # For the last round's countersignatures:
+                    ends = time.monotonic() + settings.stage
+                    while carrier.busy and time.monotonic() < ends:
+                        await asyncio.sleep(poll)
+                    deployment.take_late()
+                finally:
+                    await _cancelled(tasks)
             return state.job(id)
         finally:
-            await _cancelled(tasks)
-            metrics.close()
             state.close()
 
 

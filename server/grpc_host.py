@@ -52,6 +52,8 @@ _PARTING_SECONDS = 5.0
 """How long a device may take to read why its session ends."""
 _RIVAL_SECONDS = 20.0
 """Longer than a dead connection is taken for a live one."""
+_MOST_AT_ENROLMENT = MAX_FRAME // 2
+"""Bytes of rosters in the answer to a device that joins."""
 _PENDING = 4
 _CALLS = 60
 _CALLS_A_SECOND = 1.0
@@ -151,11 +153,14 @@ class DevicePort:
         )
         _log.info("node %d (%s) enrolled", enrolled.node, enrolled.name)
         self.announce_roster()
+        roster = roster_news(self._registry, enrolled.node, 0, most=_MOST_AT_ENROLMENT)[0]
+        if sum(each.ByteSize() for each in roster) > _MOST_AT_ENROLMENT:
+            roster = []  # a list of very many comes with the welcome, cut into frames
         return fleet_pb2.EnrollReply(
             node=enrolled.node,
             name=enrolled.name,
             certificate=enrolled.certificate,
-            roster=roster_news(self._registry, 0, most=MAX_FRAME // 2)[0],
+            roster=roster,
             signer=self._signer_key,
         )
 
@@ -164,7 +169,7 @@ class DevicePort:
         newest = self._registry.roster_version()
         for link in self._fleet.links.values():
             if link.roster < newest:
-                for part in roster_news(self._registry, link.roster):
+                for part in roster_news(self._registry, link.node, link.roster):
                     link.send(fleet_pb2.Down(roster=fleet_pb2.RosterNews(roster=part)))
                 link.roster = newest
 
@@ -351,7 +356,7 @@ class DevicePort:
         link.version = hello.version
         link.peer = peer
         newest = self._registry.roster_version()
-        first, *more = roster_news(self._registry, min(hello.roster_version, newest))
+        first, *more = roster_news(self._registry, link.node, min(hello.roster_version, newest))
         link.send(fleet_pb2.Down(welcome=fleet_pb2.Welcome(protocol=protocol, roster=first)))
         for part in more:
             link.send(fleet_pb2.Down(roster=fleet_pb2.RosterNews(roster=part)))

@@ -141,11 +141,10 @@ class OperatorSocket:
             )
             for row in self._state.nodes()
         ]
-        rosters = self._state.rosters()
         spent = [row.spent for row in self._state.jobs() if row.started_at is not None]
         return fleet_pb2.FleetStatus(
             nodes=nodes,
-            roster_version=rosters[-1].version if rosters else 0,
+            roster_version=self._state.roster_version(),
             budget=self._home.settings().epsilon,
             spent=sum(float("inf") if value is None else value for value in spent),
             held=[row.text for row in self._deployment.continuity.holds()],

@@ -6,21 +6,17 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from server.deployed.fleet import Fleet
 from server.deployed.job_model import ModelSource
-from server.deployed.presence import Presence
 from server.deployed.queue import Deployment
 from server.deployed.round import Randomness
 from server.grpc_host import DevicePort
-from server.grpc_operator import OperatorSocket
 from server.home.folder import Home
 from server.home.state import State
 from server.metrics import Metrics
-
-if TYPE_CHECKING:
-    from fedsys.web.serving import PageServer
+from server.operator_side import operator_side
 
 __all__ = ["run_coordinator"]
 
@@ -87,53 +83,34 @@ async def _serve(
         fleet=fleet,
         signer_key=bytes.fromhex(home.signer.public_hex),
     )
-    operator = OperatorSocket(home=home, state=state, fleet=fleet, deployment=deployment)
-    metrics.watch(state, fleet)
-    page: PageServer | None = None
+    operator = operator_side(
+        home=home, state=state, fleet=fleet, deployment=deployment, metrics=metrics
+    )
     tasks: list[asyncio.Task[None]] = []
     try:
         port = await devices.start(listen)
-        await operator.start()
-        address = home.settings().metrics
-        if address:
-            _log.info("metrics at port %d", metrics.serve(address))
-        if home.settings().web:
-            page = _page(home, state, fleet, metrics)
-        tasks = [
-            asyncio.create_task(Presence(state, fleet).follow()),
-            asyncio.create_task(deployment.serve()),
-            asyncio.create_task(_follow_registry(devices)),
-        ]
-        ready(port)
-        waiter = asyncio.create_task(stop.wait())
-        done, _ = await asyncio.wait({waiter, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-        waiter.cancel()
-        for task in done - {waiter}:
-            task.result()
+        async with operator as presence:
+            try:
+                tasks = [
+                    asyncio.create_task(deployment.serve()),
+                    asyncio.create_task(_follow_registry(devices)),
+                ]
+                ready(port)
+                waiter = asyncio.create_task(stop.wait())
+                ends = {waiter, presence, *tasks}
+                done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                waiter.cancel()
+                for task in done - {waiter}:
+                    task.result()
+            finally:
+                _log.info("shutting down")
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
     finally:
-        if tasks:
-            _log.info("shutting down")
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if page is not None:
-            await page.stop()
-        await operator.stop()
         await devices.stop()
         await _ended(asyncio.all_tasks() - before)
-        metrics.close()
         state.close()
-
-
-def _page(home: Home, state: State, fleet: Fleet, metrics: Metrics) -> PageServer:
-    """The operator's page, started; its packages are loaded only where it is wanted."""
-    from server.web.service import operator_page
-
-    page = operator_page(home, state, fleet, healthy=metrics.why_unhealthy)
-    page.start()
-    where = f"port {page.port}" if page.port else home.settings().web
-    _log.info("page at %s; fedsys coordinator web %s prints its address", where, home.path)
-    return page
 
 
 async def _follow_registry(devices: DevicePort) -> None:

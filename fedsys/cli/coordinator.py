@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -244,11 +245,20 @@ def roster(
                 ) from None
             say(f"roster version {registry.accept(signed).version} is in force")
         else:
-            for each in registry.chain().versions:
-                members = ", ".join(map(str, each.nodes))
-                say(f"version {each.version}  {each.hash.hex()[:16]}  nodes {members}")
+            members = 0
+            for step in registry.chain().steps:
+                members += len(step.added) - len(step.removed)
+                say(
+                    f"version {step.version}  {step.hash.hex()[:16]}  {members} nodes"
+                    f"{_listed('added', step.added)}{_listed('removed', step.removed)}"
+                )
     finally:
         state.close()
+
+
+def _listed(what: str, nodes: Iterable[int]) -> str:
+    text = ", ".join(map(str, nodes))
+    return f"; {what} {text}" if text else ""
 
 
 app.command("sign-roster")(sign_roster)

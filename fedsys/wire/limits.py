@@ -26,6 +26,7 @@ __all__ = [
     "MAX_LINES",
     "MAX_NEWER",
     "MAX_SMALL",
+    "MOST_ROSTERS",
     "check_down",
     "check_up",
     "down_limits",
@@ -45,8 +46,10 @@ _MAX_ROSTERS: Final = 96 << 20
 """Room for the largest list, of a million members; a coordinator splits several lists into messages
 of a few MiB."""
 _LEAST_ROSTER: Final = 100
-"""Bytes of a signed list without members; no entry can be shorter."""
-_MOST_ROSTERS: Final = 10_000
+"""Bytes of a signed list without members, or of a change that changes nothing; no entry can be
+shorter."""
+MOST_ROSTERS: Final = 10_000
+"""Signed lists in one message."""
 _MAX_ASSIGNMENT: Final = 1 << 20
 MAX_NEWER: Final = 4 << 20
 """Bytes of lists that an agent sends at once to a coordinator that has lost them, unless one alone
@@ -163,8 +166,8 @@ def _check_entries(message: bytes, field: int) -> None:
         number, wire = message[at] >> 3, message[at] & 7
         at, value = _varint(message, at + 1)
         count += 1
-        if count > _MOST_ROSTERS:
-            raise ProtocolError(f"more than {_MOST_ROSTERS} rosters at once")
+        if count > MOST_ROSTERS:
+            raise ProtocolError(f"more than {MOST_ROSTERS} rosters at once")
         if wire == 2:
             at += value
             if number != field or value < _LEAST_ROSTER:

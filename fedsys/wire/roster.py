@@ -1,14 +1,14 @@
-"""Who may take part: a chain of lists, each signed by the roster's authority.
+"""Who may take part: lists, each signed by the roster's authority.
 
 The holder of the authority's key decides who is a member. An agent pins that key when it joins and
 accepts a new list only as the signed successor of the one that it holds, so that every device
-records the members who were added.
+records the members who were added: see `fedsys.wire.roster_chain`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,17 +17,17 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedsys.errors import ProtocolError
-from fedsys.wire.canonical import decode_object, encode_object
+from fedsys.wire.canonical import decode_object
 from secure_agg import Roster
 
 __all__ = [
-    "RosterChain",
     "RosterStatement",
     "SignedStatement",
     "changes",
     "check_signature",
     "check_successor",
     "fingerprint",
+    "members_of",
     "signed_message",
 ]
 
@@ -63,14 +63,14 @@ class RosterStatement:
     @cached_property
     def encoded(self) -> bytes:
         """Canonical bytes of the list, or of the one that it is a part of."""
-        return self.signed or encode_object(
-            {
-                "version": self.version,
-                "previous": self.previous.hex(),
-                "members": [[node, self.members[node].hex()] for node in sorted(self.members)],
-                "colluders": self.colluders,
-            }
-        )
+        if self.signed:
+            return self.signed
+        # As `encode_object` would, but each version of a long chain is written by each device.
+        members = ",".join([f'[{node},"{self.members[node].hex()}"]' for node in self.nodes])
+        return (
+            f'{{"colluders":{self.colluders},"members":[{members}],'
+            f'"previous":"{self.previous.hex()}","version":{self.version}}}'
+        ).encode()
 
     @cached_property
     def hash(self) -> bytes:
@@ -109,6 +109,22 @@ class RosterStatement:
             signed=self.encoded,
         )
 
+    def successor(self, members: Mapping[int, bytes], *, colluders: int) -> RosterStatement:
+        """The next version, with these members.
+
+        Raises:
+            ProtocolError: they are too many, share a key, or are fewer than the colluders.
+        """
+        if (
+            len(members) > MAX_MEMBERS
+            or len(set(members.values())) != len(members)
+            or not 0 <= colluders <= len(members)
+        ):
+            raise ProtocolError(f"roster version {self.version + 1} is not a list of members")
+        return RosterStatement(
+            version=self.version + 1, previous=self.hash, members=members, colluders=colluders
+        )
+
     @classmethod
     def decode(cls, data: bytes) -> RosterStatement:
         """The statement that these bytes encode.
@@ -119,19 +135,12 @@ class RosterStatement:
         body = decode_object(data, "a roster", _KEYS)
         try:
             version, members = body["version"], body["members"]
-            if type(version) is not int or version < 1 or len(members) > MAX_MEMBERS:
-                raise ValueError("version or size")
+            if type(version) is not int or version < 1:
+                raise ValueError("version")
             previous = bytes.fromhex(body["previous"])
             if len(previous) != (0 if version == 1 else 32):
                 raise ValueError("previous")
-            found: dict[int, bytes] = {}
-            for node, text in members:
-                key = bytes.fromhex(text)
-                if type(node) is not int or not 0 <= node < 2**31 or len(key) != 32:
-                    raise ValueError(f"member {node}")
-                found[node] = key
-            if len(found) != len(members) or len(set(found.values())) != len(found):
-                raise ValueError("a member is listed twice")
+            found = members_of(members)
             colluders = body["colluders"]
             if type(colluders) is not int or not 0 <= colluders <= len(found):
                 raise ValueError("number of colluders")
@@ -140,72 +149,39 @@ class RosterStatement:
         return cls(version=version, previous=previous, members=found, colluders=colluders)
 
 
+def members_of(listed: Any) -> dict[int, bytes]:
+    """The keys in a list of [node, hex of its key], by increasing node.
+
+    Raises:
+        TypeError, ValueError, AttributeError: it is no such list, as the message says.
+    """
+    if len(listed) > MAX_MEMBERS:
+        raise ValueError("size")
+    found: dict[int, bytes] = {}
+    for node, text in listed:
+        key = bytes.fromhex(text)
+        if type(node) is not int or not 0 <= node < 2**31 or len(key) != 32:
+            raise ValueError(f"member {node}")
+        found[node] = key
+    if len(found) != len(listed) or len(set(found.values())) != len(found):
+        raise ValueError("member, who is listed twice")
+    if list(found) != sorted(found):
+        raise ValueError("order of members")
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class SignedStatement:
-    """A statement's bytes with the authority's signature over `signed_message` of them."""
+    """A list with the authority's signature over `signed_message` of its bytes.
+
+    Attributes:
+        statement: the list's bytes; or, for those who hold the one before, those of the
+            `fedsys.wire.roster_chain.RosterChange` that makes it.
+        signature: over the whole list, in either case.
+    """
 
     statement: bytes
     signature: bytes
-
-
-@dataclass
-class RosterChain:
-    """The versions that one party accepts, each the signed successor of the one before.
-
-    Attributes:
-        key: the authority's pinned Ed25519 public key.
-        versions: oldest first.
-    """
-
-    key: bytes
-    versions: list[RosterStatement] = field(default_factory=list)
-
-    @property
-    def newest(self) -> RosterStatement | None:
-        """The list in force."""
-        return self.versions[-1] if self.versions else None
-
-    @property
-    def version(self) -> int:
-        """Number of the newest list; 0 before the first."""
-        return self.versions[-1].version if self.versions else 0
-
-    def find(self, version: int) -> RosterStatement | None:
-        """The list with that version; None if it is not held."""
-        if 1 <= version <= len(self.versions):
-            return self.versions[version - 1]
-        return None
-
-    def extend(self, news: Iterable[SignedStatement]) -> list[RosterStatement]:
-        """Accept further versions; those already held must be the same.
-
-        Returns:
-            The versions that are new.
-
-        Raises:
-            ProtocolError: a signature, the chain or a version is invalid; that list and all after
-                it are not accepted.
-        """
-        accepted = (self.accept(signed) for signed in news)
-        return [statement for statement in accepted if statement is not None]
-
-    def accept(self, signed: SignedStatement) -> RosterStatement | None:
-        """Accept one version; None where it is held already.
-
-        The signature is checked before anything is decoded: a message that is not from the
-        authority costs this party no more than hashing it.
-
-        Raises:
-            ProtocolError: the signature, the chain or the version is invalid; nothing is accepted.
-        """
-        digest = hashlib.sha256(signed.statement).digest()
-        if any(held.hash == digest for held in self.versions):
-            return None
-        check_signature(signed, self.key)
-        statement = RosterStatement.decode(signed.statement)
-        check_successor(self.find(statement.version), self.newest, statement)
-        self.versions.append(statement)
-        return statement
 
 
 def check_signature(signed: SignedStatement, key: bytes) -> None:
@@ -222,13 +198,10 @@ def check_signature(signed: SignedStatement, key: bytes) -> None:
         raise ProtocolError("a list that is not signed by the pinned authority") from None
 
 
-def check_successor(
-    held: RosterStatement | None, newest: RosterStatement | None, statement: RosterStatement
-) -> None:
+def check_successor(newest: RosterStatement | None, statement: RosterStatement) -> None:
     """Check that a list may follow the newest one; for those that accept it, and its signer.
 
     Args:
-        held: the list that is already held under the same version; None if there is none.
         newest: the list in force; None before the first.
         statement: the list that is to follow it.
 
@@ -236,8 +209,6 @@ def check_successor(
         ProtocolError: it has a different history, leaves a gap, or gives a member another key.
     """
     version = statement.version
-    if held is not None and held.hash != statement.hash:
-        raise ProtocolError(f"roster version {version} differs from the one accepted before")
     if version != (1 if newest is None else newest.version + 1):
         before = 0 if newest is None else newest.version
         raise ProtocolError(f"roster version {version} does not follow {before}")

@@ -115,7 +115,7 @@ class RosterAuthority:
                 f"({known[:16]}...), and a second one would be a fork; have the operator propose "
                 f"version {max(self.signed) + 1}"
             )
-        check_successor(None, self.newest, proposed)
+        check_successor(self.newest, proposed)
 
     def sign(self, proposed: RosterStatement) -> SignedStatement:
         """Sign the next list; it is recorded, durably, before there is a signature.

@@ -301,7 +301,7 @@ class Preparation:
     ) -> PreparedJob:
         """The job, in whose folder is what devices agreed to and who they are."""
         prepared = _prepared(row, job, model, roster)
-        signed = self._registry.statements(roster.version - 1)[0]
+        signed = self._registry.rosters.signed(roster.version)
         members = Members(
             statement=signed.statement,
             signature=signed.signature,

@@ -40,12 +40,17 @@ class Presence:
             await asyncio.to_thread(self.note)
             await asyncio.sleep(_POLL)
 
-    def note(self) -> None:
-        """Write what changed: who came, who left, and from time to time who is still there."""
+    def note(self, *, last: bool = False) -> None:
+        """Write what changed: who came, who left, and from time to time who is still there.
+
+        Args:
+            last: nothing will be written any more: write everybody who is there.
+        """
         now = self._now()
         there = {node: link.version for node, link in list(self._fleet.links.items())}
         left = self._written.keys() - there.keys()
-        due = {node for node in there if now - self._written.get(node, float("-inf")) >= _REPEAT}
+        since = {node: now - self._written.get(node, float("-inf")) for node in there}
+        due = {node for node, seconds in since.items() if last or seconds >= _REPEAT}
         if not left and not due:
             return
         try:

@@ -9,7 +9,6 @@ from the devices at once: a signature needs nobody's word.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -33,11 +32,18 @@ class Continuity:
 
     Args:
         state: the database.
+        hash_of: the hash of a roster version, read in a transaction; None if there is none.
         clock: seconds since 1970.
     """
 
-    def __init__(self, state: State, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        state: State,
+        hash_of: Callable[[Session, int], bytes | None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._state = state
+        self._hash_of = hash_of
         self._clock = clock
         self._none = False
         """Whether no hold is kept: only this object adds any, in one thread."""
@@ -51,7 +57,7 @@ class Continuity:
         """
         with self._state.transaction() as session:
             newest = session.scalar(select(func.max(RosterRow.version))) or 0
-            held = session.get(RosterRow, hello.roster_version)
+            held = self._hash_of(session, hello.roster_version)
             name = session.scalar(select(NodeRow.name).where(NodeRow.id == node)) or f"node {node}"
             found: list[HoldRow] = []
             if hello.roster_version > newest:
@@ -63,11 +69,7 @@ class Continuity:
                         version=min(hello.roster_version, 2**62),
                     )
                 )
-            elif (
-                held is not None
-                and hello.roster_hash
-                and hashlib.sha256(held.statement).digest() != hello.roster_hash
-            ):
+            elif held is not None and hello.roster_hash and held != hello.roster_hash:
                 found.append(
                     HoldRow(
                         key=f"{node}:fork",

@@ -15,17 +15,18 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from fedsys.errors import ConfigError, EnrollmentError, ProtocolError
-from fedsys.wire.roster import RosterChain, RosterStatement, SignedStatement, signed_message
+from fedsys.wire.roster import RosterStatement, SignedStatement, signed_message
+from fedsys.wire.roster_chain import RosterChain
 from fedsys.wire.token import JoinToken, enrollment_proof
 from server.home.continuity import Continuity
 from server.home.pki import AGENT_DAYS, Authority, Peer
 from server.home.prekeys import Prekeys
+from server.home.rosters import Rosters, row_of
 from server.home.state import (
     CertificateRow,
     MarkRow,
     NodeRow,
     PrekeyRow,
-    RosterRow,
     State,
     TokenRow,
 )
@@ -64,6 +65,7 @@ class Registry:
 
     Attributes:
         prekeys: Sealing keys that the nodes deposited for future rounds.
+        rosters: All versions of the roster.
         continuity: Notices that this database is older than what its nodes hold.
     """
 
@@ -78,7 +80,8 @@ class Registry:
         colluders: int = 0,
     ) -> None:
         self.prekeys = Prekeys(state)
-        self.continuity = Continuity(state, clock)
+        self.rosters = Rosters(state, roster_key)
+        self.continuity = Continuity(state, self.rosters.hash_of, clock)
         self._colluders = colluders
         self._state = state
         self._authority = authority
@@ -251,22 +254,16 @@ class Registry:
     # -- the roster -------------------------------------------------------------------------------
 
     def chain(self) -> RosterChain:
-        """All roster versions, verified."""
-        chain = RosterChain(key=self._roster_key)
-        chain.extend(self.statements())
-        return chain
+        """All roster versions, verified; a copy, to which others may be added."""
+        return self.rosters.chain()
 
     def statements(self, after: int = 0) -> list[SignedStatement]:
-        """Roster versions later than `after`, as the authority signed them."""
-        return [
-            SignedStatement(statement=row.statement, signature=row.signature)
-            for row in self._state.rosters(after)
-        ]
+        """Roster versions later than `after`, as they are kept: see `RosterRow`."""
+        return self.rosters.statements(after)
 
     def roster_version(self) -> int:
         """Number of the newest version; 0 before the first."""
-        with self._state.transaction() as session:
-            return session.scalar(select(func.max(RosterRow.version))) or 0
+        return self._state.roster_version()
 
     def propose(self) -> RosterStatement:
         """The roster that the authority is to sign next: all enrolled nodes not revoked."""
@@ -280,28 +277,22 @@ class Registry:
             ProtocolError: It does not follow the newest, or is not signed by the pinned key.
             ConfigError: It has members that never enrolled, or were revoked.
         """
-        chain = self.chain()
-        added = chain.extend([signed])
-        if not added:
-            raise ConfigError("this roster version is in force already")
         with self._state.transaction() as session:
+            chain = self.rosters.followed(session)
+            before, statement = chain.newest, chain.accept(signed)
+            if statement is None:
+                raise ConfigError("this roster version is in force already")
             known = {row.id: row for row in session.scalars(select(NodeRow))}
-            for node, key in added[0].members.items():
+            for node, key in statement.members.items():
                 if node not in known or known[node].identity != key:
                     raise ConfigError(f"the roster has node {node}, which never enrolled so")
                 if known[node].status == "revoked":
                     raise ConfigError(f"the roster has node {node}, which was revoked")
             for node, row in known.items():
                 if row.status != "revoked":
-                    row.status = "active" if node in added[0].members else "pending"
-            session.add(
-                RosterRow(
-                    version=added[0].version,
-                    statement=signed.statement,
-                    signature=signed.signature,
-                )
-            )
-        return added[0]
+                    row.status = "active" if node in statement.members else "pending"
+            session.add(row_of(before, statement, signed.signature))
+        return statement
 
     def sign(self) -> None:
         """Sign the list of the nodes as they are, where the operator is its authority, unless the
@@ -319,10 +310,11 @@ class Registry:
         Raises:
             ProtocolError: It does not follow the newest, or is not signed by the pinned key.
         """
-        statement = self.chain().accept(signed)
-        if statement is None:
-            return None
         with self._state.transaction() as session:
+            chain = self.rosters.followed(session)
+            before, statement = chain.newest, chain.accept(signed)
+            if statement is None:
+                return None
             known = {row.id: row for row in session.scalars(select(NodeRow))}
             for node, key in statement.members.items():
                 if node in known and known[node].identity != key:
@@ -346,13 +338,7 @@ class Registry:
             for node, row in known.items():
                 if row.status == "active" and node not in statement.members:
                     self._shut_out(session, row)
-            session.add(
-                RosterRow(
-                    version=statement.version,
-                    statement=signed.statement,
-                    signature=signed.signature,
-                )
-            )
+            session.add(row_of(before, statement, signed.signature))
         return statement
 
     # -- inside a transaction ---------------------------------------------------------------------
@@ -392,8 +378,7 @@ class Registry:
         return der
 
     def _proposal(self, session: Session) -> RosterStatement:
-        newest = session.scalars(select(RosterRow).order_by(RosterRow.version.desc())).first()
-        before = None if newest is None else RosterStatement.decode(newest.statement)
+        before = self.rosters.followed(session).newest
         rows = session.scalars(select(NodeRow).where(NodeRow.status != "revoked"))
         members = {row.id: row.identity for row in rows}
         return RosterStatement(
@@ -404,22 +389,15 @@ class Registry:
         )
 
     def _sign_if_changed(self, session: Session) -> None:
-        newest = session.scalars(select(RosterRow).order_by(RosterRow.version.desc())).first()
-        proposal = self._proposal(session)
-        before = {} if newest is None else RosterStatement.decode(newest.statement).members
-        if dict(before) != dict(proposal.members):
+        newest, proposal = self.rosters.followed(session).newest, self._proposal(session)
+        if dict(newest.members if newest is not None else {}) != dict(proposal.members):
             self._sign_roster(session, proposal)
 
     def _sign_roster(self, session: Session, statement: RosterStatement) -> None:
         if self._roster_signer is None:
             return
-        session.add(
-            RosterRow(
-                version=statement.version,
-                statement=statement.encoded,
-                signature=self._roster_signer.sign(signed_message(statement.encoded)),
-            )
-        )
+        signature = self._roster_signer.sign(signed_message(statement.encoded))
+        session.add(row_of(self.rosters.followed(session).newest, statement, signature))
 
 
 def _certificate_that_was_lost(session: Session, peer: Peer) -> CertificateRow | None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, ForeignKey, create_engine, event, inspect, select
+from sqlalchemy import Engine, ForeignKey, create_engine, event, func, inspect, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -91,7 +91,8 @@ class TokenRow(Base):
 
 
 class RosterRow(Base):
-    """One version of the roster, as the authority signed it."""
+    """One version of the roster: `statement` is the whole list, or what it changes in the one
+    before, and `signature` the authority's over the whole list in either case."""
 
     __tablename__ = "rosters"
     version: Mapped[int] = mapped_column(primary_key=True)
@@ -296,6 +297,11 @@ class State:
         query = select(RosterRow).where(RosterRow.version > after).order_by(RosterRow.version)
         with self.reading() as session:
             return list(session.scalars(query))
+
+    def roster_version(self) -> int:
+        """Number of the newest roster version; 0 before the first."""
+        with self.reading() as session:
+            return session.scalar(select(func.max(RosterRow.version))) or 0
 
     def jobs(self) -> list[JobRow]:
         """All jobs, in order of submission."""

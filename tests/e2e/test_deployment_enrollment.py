@@ -23,6 +23,7 @@ from fedsys.errors import ConfigError, EnrollmentError, FedsysError, ProtocolErr
 from fedsys.wire import fleet_pb2
 from fedsys.wire.frames import Frame, split
 from fedsys.wire.roster import RosterStatement, SignedStatement, signed_message
+from fedsys.wire.roster_chain import RosterChain
 from fedsys.wire.services import FLEET, OPERATOR, PROTOCOL, method
 from fedsys.wire.token import JoinToken, enrollment_proof
 from server.grpc_host import SERVER_OPTIONS
@@ -121,7 +122,8 @@ def test_an_expired_token_is_refused(port: Port, tmp_path: Path) -> None:
 def test_a_damaged_token_is_one_line(port: Port) -> None:
     text = port.registry.issue_token("a").encode()
     assert JoinToken.decode(text) == JoinToken.decode(f"  {text}\n")
-    for wrong in (text[:-3], text[:40] + "x" + text[41:], "hello", ""):
+    changed = "y" if text[40] == "x" else "x"
+    for wrong in (text[:-3], text[:40] + changed + text[41:], "hello", ""):
         with pytest.raises(ConfigError, match="damaged or incomplete"):
             JoinToken.decode(wrong)
     assert text not in repr(JoinToken.decode(text))
@@ -396,17 +398,24 @@ def test_a_device_joins_a_fleet_whose_lists_fill_many_messages(
 ) -> None:
     for number in range(12):
         port.enroll(f"n{number}", tmp_path / f"n{number}")
-    monkeypatch.setattr("server.deployed.roster_news._MOST", 2000)
-    monkeypatch.setattr("server.grpc_host.MAX_FRAME", 4000)
+    monkeypatch.setattr("server.deployed.roster_news._MOST", 600)
+    monkeypatch.setattr("server.grpc_host._MOST_AT_ENROLMENT", 600)
     credentials = port.enroll("last", tmp_path / "last")
-    held = credentials.roster_chain().version
-    assert 0 < held < 13
+    assert credentials.roster_chain().version == 0, "a list too large for this message comes later"
     with channel_of(credentials) as channel:
         answers = converse(channel, hello(credentials.node))
+    (first,) = answers[0].welcome.roster
+    assert len(RosterStatement.decode(first.statement).members) == 13
+    oldest = Credentials.load(tmp_path / "n0")
+    with channel_of(oldest) as channel:
+        answers = converse(channel, hello(oldest.node))
     assert len(answers) > 2
     news = [*answers[0].welcome.roster]
     news += [each for down in answers[1:] for each in down.roster.roster]
     assert len(news) == 13
+    chain = RosterChain(key=oldest.roster_key)
+    chain.extend(SignedStatement(statement=s.statement, signature=s.signature) for s in news)
+    assert chain.version == 13
 
 
 def test_a_device_leaves(port: Port, tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ import { closeSync, existsSync, fsyncSync, openSync, readFileSync, writeSync } f
 import { connect } from "node:http2";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { be, hex, Keystream, publicOf, sha256, signed, unhex, verifies } from "./bytes.mjs";
+import { be, hex, Keystream, publicOf, sha256, signed, unhex } from "./bytes.mjs";
 import { read as readJson } from "./canonical.mjs";
 import { Assembler, split } from "./frames.mjs";
 import { Ledger, priced, same, statement } from "./ledger.mjs";
 import { batchSeed, clip, inRing, keptRows, Noise } from "./local.mjs";
 import { read } from "./onnx.mjs";
 import { bytesAt, decode, encode, intAt, message } from "./protobuf.mjs";
+import { next } from "./rosters.mjs";
 import { kindOf, Member, OPENING, prekey, readParams, rosterHash } from "./secure.mjs";
 import { train } from "./training.mjs";
 
@@ -27,7 +28,6 @@ const TERMS = ["job", "name", "task", "options", "task_sha256", "local", "path",
   "seed", "roster_version", "roster_hash", "answer", "graph_sha256", "buffering", "shared", "weight_cap", "kind",
   "questions", "held_out"];
 const ASSIGNMENT = ["job", "round", "task", "local", "mechanism", "seed", "terms", "clipping", "shared"];
-const ROSTER = ["version", "previous", "members", "colluders"];
 // Of local training, what differs from these is refused.
 const PLAIN = { optimizer: "sgd", optimizer_options: {}, momentum: 0, weight_decay: 0, proximal_mu: 0, gradient_clip: 0,
   schedule: "constant", step_schedule: "constant", warmup_steps: 0, procedure: "", options: {} };
@@ -90,19 +90,20 @@ class Device {
     const spent = new Map(), newest = this.rosters.at(-1); // by job, the newest round
     for (const [job, round, what] of this.rounds) if (what === "joined") spent.set(job, Number(round));
     return [UP.hello, encode([[1, 1], [2, 1], [3, this.node], [4, "0.1.0"],
-      [5, this.rosters.length], [7, newest ? unhex(newest.hash) : undefined], ...this.keys(HELD).map((each) => [6, each]), [8, this.instance],
+      [5, newest?.version ?? 0], [7, newest ? unhex(newest.hash) : undefined], ...this.keys(HELD).map((each) => [6, each]), [8, this.instance],
       ...[...spent].slice(-32).map(([job, round]) => [9, encode([[1, unhex(job)], [2, round]])])])];
   }
   news(list, fresh = true) { // durable before they are used
     for (const each of list) {
-      const fields = decode(each), statement = bytesAt(fields, 1), body = readJson(statement, ROSTER);
-      const before = this.rosters.at(-1);
-      require(verifies(this.rosterKey, bytesAt(fields, 2), Buffer.concat([Buffer.from("fedsys roster v1\0"), statement])),
-        "roster", "a roster that its authority did not sign");
-      require(body.version === this.rosters.length + 1 && body.previous === (before ? before.hash : ""),
-        "roster", "a roster that does not follow the last");
+      const fields = decode(each);
+      let list;
+      try {
+        list = next(this.rosters, this.rosterKey, bytesAt(fields, 1), bytesAt(fields, 2));
+      } catch (error) {
+        throw new Refused("roster", error.message);
+      }
       if (fresh) this.append(this.kept, hex(each));
-      this.rosters.push({ ...body, hash: hex(sha256(statement)), raw: each });
+      this.rosters.push({ ...list, raw: each });
     }
   }
   offer(fields) {
@@ -124,6 +125,12 @@ class Device {
     require(!this.noted(terms.job, "disputed").length, "ledger", "its ledger contradicted itself");
     const digest = sha256(Buffer.from("fedsys terms v1\0"), text);
     const [before] = this.noted(terms.job, "agreed");
+    for (const later of before ? [] : this.rosters.filter(({ version }) => version > roster.version)) {
+      const kept = new Set(later.members.map(([node]) => node));
+      require(members.every(([node]) => kept.has(node)) &&
+        Math.min(later.colluders, members.length) <= Math.min(roster.colluders, members.length),
+        "roster", `roster ${later.version} removed a member, or expects more colluders`);
+    }
     require(!before || before[3] === hex(digest), "terms", "other terms than were agreed to under this name");
     if (!before) this.note(terms.job, 0, "agreed", hex(digest)); // before the consent leaves
     const ledger = this.jobs.get(terms.job)?.ledger ?? new Ledger(terms.job, terms, this.signer);
@@ -255,7 +262,8 @@ class Device {
         case "outcome": return this.outcome(fields);
         case "lines": return this.lines(fields);
         case "roster_wanted":
-          return [UP.roster, encode(this.rosters.slice(intAt(fields, 1)).map((each) => [1, each.raw]))];
+          return [UP.roster, encode(this.rosters.filter(({ version }) => version > intAt(fields, 1))
+            .map((each) => [1, each.raw]))];
         case "notice": console.log(`notice: ${bytesAt(fields, 1)}`); return null;
         case "goodbye":
           console.log(`goodbye: ${bytesAt(fields, 2)}`);

@@ -8,6 +8,7 @@ import { Assembler, split } from "./frames.mjs";
 import { Ledger, statement } from "./ledger.mjs";
 import { batches, batchSeed, clip, inRing, keptRows, Noise, Table } from "./local.mjs";
 import { read } from "./onnx.mjs";
+import { next } from "./rosters.mjs";
 import { Member, prekey, rosterHash } from "./secure.mjs";
 import { train } from "./training.mjs";
 
@@ -26,6 +27,19 @@ function frames({ parcel, message, chunk, frames }) {
 function canonical({ keys, read: good, refused }) {
   for (const text of good) readJson(unhex(text), keys);
   for (const text of refused) assert.throws(() => readJson(unhex(text), keys), `${unhex(text)} is taken`);
+}
+function rosters({ key, accepted, first, refused }) {
+  const after = (held, each) => next(held, unhex(key), Buffer.from(each.statement), unhex(each.signature));
+  const held = [];
+  for (const each of accepted) {
+    held.push(after(held, each));
+    assert.deepEqual([held.at(-1).version, held.at(-1).hash], [each.version, each.hash]);
+  }
+  const later = [];
+  for (const each of [first, ...accepted.slice(first.version)]) later.push(after(later, each));
+  assert.equal(later.at(-1).hash, held.at(-1).hash);
+  for (const [name, { holds, ...each }] of Object.entries(refused))
+    assert.throws(() => after(held.slice(0, holds), each), Error, `${name} is taken`);
 }
 function held_out({ rows, held_out: fraction, trained }) {
   assert.deepEqual(keptRows(rows, fraction), trained);
@@ -106,7 +120,7 @@ function round(given) {
   }
 }
 
-const CHECKS = { frames, canonical, agreement, ledger, batches: checkBatches, held_out, training, clipping, noise, adding, round };
+const CHECKS = { frames, canonical, rosters, agreement, ledger, batches: checkBatches, held_out, training, clipping, noise, adding, round };
 assert.deepEqual(Object.keys(vectors).sort(), Object.keys(CHECKS).sort());
 for (const [name, check] of Object.entries(CHECKS)) {
   const began = performance.now();

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from fedsys.cli.app import app
 from fedsys.errors import ConfigError, FedsysError, ProtocolError
-from fedsys.wire.roster import RosterChain, RosterStatement, fingerprint
+from fedsys.wire.roster import RosterStatement, fingerprint
 from fedsys.wire.roster_authority import RosterAuthority, read_signed, write_signed
+from fedsys.wire.roster_chain import RosterChain
 from secure_agg import Identity
 
 KEYS = {node: Identity.generate().public_bytes for node in range(1, 6)}

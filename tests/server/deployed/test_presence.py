@@ -42,6 +42,11 @@ def test_coming_staying_and_leaving_are_written(tmp_path: Path) -> None:
     assert seen()[0] == (1075.0, "1.2"), "the version of its last session"
     now[0] = 2000.0
     assert seen()[0] == (1075.0, "1.2")
+    fleet.open(Link(node=2, version="1.3"))
+    assert seen()[1] == (2000.0, "1.3")
+    now[0] = 2010.0
+    presence.note(last=True)
+    assert [row.last_seen for row in state.nodes()] == [1075.0, 2010.0]
     state.close()
 
 

@@ -42,6 +42,9 @@ from fedsys.wire.canonical import decode_object
 from fedsys.wire.countersign import Countersignature
 from fedsys.wire.countersign import message as countersigned
 from fedsys.wire.frames import split
+from fedsys.wire.roster import RosterStatement, SignedStatement
+from fedsys.wire.roster import signed_message as signed_roster
+from fedsys.wire.roster_chain import RosterChain, RosterChange, shortest
 from fedsys.wire.terms import Terms
 from secure_agg import RoundContext, SecAggParams
 from secure_agg.messages import Kind
@@ -332,6 +335,94 @@ def _canonical() -> dict[str, Any]:
     }
 
 
+def _rosters() -> dict[str, Any]:
+    """A chain of five lists, the whole third one with which a device may begin, and what a device
+    that holds the first `holds` of them refuses."""
+    authority = Ed25519PrivateKey.from_private_bytes(bytes([7]) * 32)
+    key = authority.public_key().public_bytes_raw()
+    keys = {node: hashlib.sha256(bytes([node])).digest() for node in range(1, 9)}
+
+    def members(*nodes: int) -> dict[int, bytes]:
+        return {node: keys[node] for node in nodes}
+
+    def given(text: bytes, whole: RosterStatement) -> dict[str, Any]:
+        signature = authority.sign(signed_roster(whole.encoded))
+        return {"statement": text.decode(), "signature": signature.hex()}
+
+    one = RosterStatement(version=1, previous=b"", members=members(1, 2))
+    two = one.successor(members(1, 2, 3), colluders=0)
+    three = two.successor(members(1, 3), colluders=1)
+    four = three.successor(members(1, 3, 4), colluders=1)
+    five = four.successor(members(1, 4, 5), colluders=0)
+    lists = [one, two, three, four, five]
+    before: list[RosterStatement | None] = [None, one, two, three, four]
+    texts = [shortest(old, new) for old, new in zip(before, lists, strict=True)]
+    texts[3] = four.encoded  # a whole list may follow as well
+    accepted = [
+        {**given(text, whole), "version": whole.version, "hash": whole.hash.hex()}
+        for text, whole in zip(texts, lists, strict=True)
+    ]
+    other = two.successor(members(1, 2, 3, 6), colluders=0)
+    elsewhere = other.successor(other.members, colluders=2)
+    twice = RosterChange(version=3, added=members(2), removed=(), colluders=0)
+    renamed = three.successor({**members(1), 3: keys[8]}, colluders=1)
+    back = three.successor({**members(1, 3), 2: keys[8]}, colluders=1)
+    unsorted = two.successor(members(1, 3, 2), colluders=1)
+    text = unsorted.encoded.decode()
+    first, second = (f'[{node},"{keys[node].hex()}"]' for node in (1, 2))
+    swapped = text.replace(f"{first},{second}", f"{second},{first}").encode()
+    refused = {
+        "a signature over the change alone": {
+            "statement": texts[1].decode(),
+            "signature": authority.sign(signed_roster(texts[1])).hex(),
+            "holds": 1,
+        },
+        "a change with another's signature": {**given(texts[1], three), "holds": 1},
+        "a change of the list before": {**given(texts[2], three), "holds": 1},
+        "a change of another list": {**given(shortest(other, elsewhere), elsewhere), "holds": 3},
+        "a change for one that holds none": {**given(texts[1], two), "holds": 0},
+        "a fork": {**given(other.encoded, other), "holds": 3},
+        "a gap": {**given(five.encoded, five), "holds": 3},
+        "another key": {**given(renamed.encoded, renamed), "holds": 3},
+        "another key after it was removed": {**given(shortest(three, back), back), "holds": 3},
+        "an added node that is there": {**given(twice.encoded, two), "holds": 2},
+        "members in another order": {
+            "statement": swapped.decode(),
+            "signature": authority.sign(signed_roster(swapped)).hex(),
+            "holds": 2,
+        },
+    }  # fmt: skip
+    _check_rosters(key, accepted, refused)
+    return {
+        "key": key.hex(),
+        "accepted": accepted,
+        "first": {**given(three.encoded, three), "version": 3},
+        "refused": refused,
+    }
+
+
+def _check_rosters(
+    key: bytes, accepted: list[dict[str, Any]], refused: Mapping[str, dict[str, Any]]
+) -> None:
+    def signed(each: Mapping[str, Any]) -> SignedStatement:
+        return SignedStatement(
+            statement=each["statement"].encode(), signature=bytes.fromhex(each["signature"])
+        )
+
+    for name, each in refused.items():
+        chain = RosterChain(key=key)
+        chain.extend(map(signed, accepted[: each["holds"]]))
+        try:
+            chain.accept(signed(each))
+        except ProtocolError:
+            continue
+        raise AssertionError(f"{name} is accepted")
+    chain = RosterChain(key=key)
+    assert [each.hash.hex() for each in chain.extend(map(signed, accepted))] == [
+        each["hash"] for each in accepted
+    ]
+
+
 def _held_out() -> dict[str, Any]:
     kept = kept_for("train", np.arange(40), 0.3)
     return {"rows": 40, "held_out": 0.3, "trained": kept.tolist()}
@@ -352,6 +443,7 @@ def build(training: Mapping[str, Any] | None = None) -> dict[str, Any]:
             "frames": [each.hex() for each in split(3, parcel, chunk=16384)],
         },
         "canonical": _canonical(),
+        "rosters": _rosters(),
         "agreement": _agreement(),
         "ledger": _ledger(),
         "batches": _batches(),
