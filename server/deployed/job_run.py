@@ -300,8 +300,7 @@ class JobRun:
         return None
 
     def _show_spent(self) -> None:
-        coordinator = self._job.coordinator
-        self._spending.note(self._id, coordinator.spent, coordinator.standing)
+        self._spending.note(self._id, self._job.coordinator.standings)
         self._metrics.spent(self._spending.population, self._spending.total())
 
     def _evaluate(self) -> None:
