@@ -24,13 +24,18 @@ pytestmark = pytest.mark.slow  # processes that import torch
 SEED = b"equal answers"
 
 
-def asking(**query: Any) -> Config:
-    tree = silos().model_dump(exclude_none=True)
-    tree["job"]["kind"] = "query"
-    tree["rounds"]["count"] = 1
-    tree["privacy"] = {"noise_multiplier": 1.5, "delta": 1e-5}
-    tree["query"] = {"questions": EVERY_QUERY, **query}
-    return validate(tree)
+def asking() -> Config:
+    return validate(
+        {
+            "job": {"kind": "query"},
+            "task": {"name": "digits"},
+            "population": {"partition": "iid", "clients": 3},
+            "cohort": {"expected": 3, "cap": 3, "min_survivors": 2},
+            "privacy": {"noise_multiplier": 1.5, "delta": 1e-5},
+            "aggregation": {"dropout": 0.0, "corrupt": 0.0},
+            "query": {"questions": EVERY_QUERY},
+        }
+    )
 
 
 def watched(**privacy: Any) -> Config:
