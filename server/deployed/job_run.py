@@ -10,7 +10,7 @@ from collections.abc import Callable
 from fedsys.errors import BudgetExceeded, Cause, FedsysError
 from fedsys.improvement import STOPPED, Standing
 from fedsys.wire.refusals import cause_of, reason_of
-from server.asking import tested_after
+from server.asking import tested_after, turns_of
 from server.checkpoint import model_bytes
 from server.deployed.buffer import BufferedCycle
 from server.deployed.consent import Consent, Shortfall
@@ -290,7 +290,8 @@ class JobRun:
             started = self._fleet.clock()
             trained = await self._cycle.run()
             self._seconds.append(self._fleet.clock() - started)
-            self._clients.append(trained)
+            asked = turns_of(self._job.config).evaluates(coordinator.reserved)
+            self._clients.append(0 if asked else trained)
             await to_its_end(self._evaluate)
             self._refusals.flush()
             self._state.update_job(

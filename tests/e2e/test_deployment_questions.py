@@ -85,6 +85,7 @@ def test_devices_evaluate_between_rounds_as_in_a_simulation(tmp_path: Path) -> N
     found = audit_run(run)
     assert found.passed, [each.name for each in found.claims if each.holds is False]
     assert verify(run).plan.rounds == 5
+    assert json.loads((run / "summary.json").read_text())["clients_trained"] == 9
     page = report.build(run, found, private=True).read_text()
     for question in EVERY_EVALUATION:
         assert question["name"] in page

@@ -180,7 +180,9 @@ def test_a_run_with_evaluations_is_replayed_to_the_bit(tmp_path: Path) -> None:
     survivors = RecordedRun.read(run).survivors
     assert found.trained == len(survivors[1]) + len(survivors[2])
     assert found.answered == len(survivors[3])
-    assert found.model_sha256 == json.loads((run / "summary.json").read_text())["model_sha256"]
+    summary = json.loads((run / "summary.json").read_text())
+    assert found.model_sha256 == summary["model_sha256"]
+    assert found.trained == summary["clients_trained"]
     edit_private(run, 3, lambda line: line["survivors"].pop())
     other = replay(run).difference
     assert other is not None
