@@ -13,7 +13,6 @@ from client.ledger_copy import LedgerCopy, Sent
 from fedsys.errors import Cause, ConfigError, LedgerError, MechanismError, PolicyRefusal
 from fedsys.privacy import PrivacyPlan, View, ViewAccountant, guaranteed_epsilon
 from fedsys.privacy.accounting.adding import Standing, composed, part_of
-from fedsys.privacy.accounting.costs import server_step
 from fedsys.secret_files import write_secret
 from fedsys.wire import fleet_pb2
 from fedsys.wire.countersign import Countersignature
@@ -101,15 +100,9 @@ class JobRecord:
         view, plan = self.view(wanted), self.plan
         if not plan.protected:
             return Standing(part=None, epsilon=epsilon)
-        event = plan.event()
-        if view == "server":
-            rounds = len(self.joined) if after is None else len({*self.joined, after})
-            steps = {server_step(event): rounds}
-        else:
-            counted = self._up_to(self.highest if after is None else after - 1)
-            steps = counted.outsider.steps(None if after is None else event)
-        part = part_of(plan, view, steps)
-        return Standing.of(plan, view, part, epsilon)
+        counted = self._up_to(self.highest if after is None else after - 1)
+        steps = counted.steps_in(view, None if after is None else plan.event())
+        return Standing.of(plan, view, part_of(plan, view, steps), epsilon)
 
     def after(self, round: int, wanted: Counted) -> float:
         """Epsilon of this job after this device has also taken part in `round`."""

@@ -26,6 +26,7 @@ from fedsys.errors import (
     TrainingError,
 )
 from fedsys.privacy import (
+    VIEWS,
     AdaptiveClipping,
     AesCtrStream,
     Entropy,
@@ -38,7 +39,7 @@ from fedsys.privacy import (
     add_noise,
     ring_dtype,
 )
-from fedsys.privacy.accounting.adding import Standing, part_of
+from fedsys.privacy.accounting.adding import Standing
 from fedsys.privacy.encoding.parts import Parts
 from fedsys.privacy.ledger.openings import (
     SEED_BYTES,
@@ -179,11 +180,9 @@ class Coordinator:
         return self._accountant.spent()
 
     @property
-    def standing(self) -> Standing:
-        """The rounds so far in the outsider's view, for a total with other jobs."""
-        steps, plan = self._accountant.outsider.steps(), self.terms.plan
-        part = part_of(plan, "outsider", steps)
-        return Standing.of(plan, "outsider", part, self._accountant.spent_in("outsider"))
+    def standings(self) -> dict[View, Standing]:
+        """The rounds so far by view, for a total with other jobs."""
+        return {view: self._accountant.standing(view) for view in VIEWS}
 
     def spent_in(self, view: View) -> float:
         """Epsilon so far in one view."""

@@ -16,7 +16,6 @@ from pathlib import Path
 from fedsys.audit.population import is_population
 from fedsys.audit.preparation import PREPARATION
 from fedsys.audit.rederive import Audit, counted_part, examine
-from fedsys.audit.stopping import ended_early
 from fedsys.audit.tuning import Before
 from fedsys.config import Config, Tuning, validate
 from fedsys.config.overrides import apply
@@ -26,8 +25,9 @@ from fedsys.privacy import LedgerView, PrivacyPlan, Signer, plan_of
 from fedsys.privacy.accounting.adding import (
     MOST_STEPS,
     Part,
-    outsider_total,
+    cost_together,
     promised_part,
+    replaces,
     together,
 )
 from fedsys.privacy.ledger import read_header
@@ -174,7 +174,7 @@ class Start:
             if math.isinf(spent):
                 return f"{line}; NO TOTAL: {runs} promise nothing for these clients"
             return f"{line}; {runs} cost an outsider's epsilon of {spent:.4g}, which adds up"
-        total, delta = outsider_total([part, promised_part(plan, "outsider")])
+        total, delta = cost_together([part, promised_part(plan, "outsider")])
         return (
             f"{line}; with {runs}, all of its rounds come to epsilon {total:.4g} at delta "
             f"{delta:g} for an outsider"
@@ -185,8 +185,8 @@ class Start:
         promises = plan.protected and self._audit.withheld is None
         if not promises or spending is None or self.view.header.get("reproducible") is not False:
             return math.inf
-        if ended_early(self.view):
-            return outsider_total([promised_part(plan, "outsider")])[0]
+        if self.view.ended_early:
+            return cost_together([promised_part(plan, "outsider")])[0]
         return spending.spent.outsider
 
     def _own_part(self, plan: PrivacyPlan) -> Part | None:
@@ -226,7 +226,7 @@ def _finite(stated: dict[str, object]) -> dict[str, object]:
 def _require_alike(path: Path, own: PrivacyPlan, plan: PrivacyPlan) -> None:
     if not (own.protected and plan.protected):
         return
-    alike = own.event().sampling.replaces == plan.event().sampling.replaces
+    alike = replaces(own, "outsider") == replaces(plan, "outsider")
     if own.unit != plan.unit or not alike:
         raise ConfigError(
             f"--from {path}: that run protects another unit, or defines neighbours differently "
@@ -249,7 +249,7 @@ def _added(
     """Epsilon and delta of all runs before, and their rounds where those compose."""
     composed = [part for part in parts if part is not None]
     if len(composed) == len(parts):
-        epsilon, at = outsider_total(composed)
+        epsilon, at = cost_together(composed)
         part = together(composed).to_json()
         if math.isfinite(epsilon) and len(part["steps"]) <= MOST_STEPS:
             return epsilon, at, TuningPart(**part)

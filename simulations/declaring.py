@@ -15,7 +15,7 @@ from fedsys.audit.tuning import Before
 from fedsys.config import Config
 from fedsys.errors import ConfigError
 from fedsys.privacy import plan_of, read_ledger, replay
-from fedsys.privacy.accounting.adding import outsider_total, part_of, together
+from fedsys.privacy.accounting.adding import cost_together, part_of, together
 from fedsys.queries import Question, parse
 from fedsys.queries.questions import Quantiles, Top
 from fedsys.run_folder import RunFolder
@@ -107,7 +107,7 @@ def _charged(run: Path, config: Config) -> dict[str, Any]:
         if before.part is None:
             raise ConfigError(f"{run}: its header states earlier runs without their rounds")
         parts.append(before.part)
-    epsilon, delta = outsider_total(parts)
+    epsilon, delta = cost_together(parts)
     return {
         "runs": 1 + (0 if before is None else before.runs),
         "epsilon": epsilon,

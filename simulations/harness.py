@@ -262,7 +262,8 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
                     with uninterrupted():
                         coordinator.settle()
             clock.seconds.append(time.monotonic() - started)
-            clock.clients.append(trained)
+            asked = turns_of(job.config).evaluates(coordinator.reserved)
+            clock.clients.append(0 if asked else trained)
             if evaluated:
                 population = setting.population
                 metrics = population.trainer.evaluate(

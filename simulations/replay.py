@@ -1,7 +1,8 @@
 """Computes a run without noise a second time: the same survivors must give the same model.
 
 Every round's sum is trained and added again, from the weights that the replay itself reached, and
-its digest is compared with the one that the ledger committed; at the end, so is the model's. Sums
+its digest is compared with the one that the ledger committed; at the end, so is the model's. Rounds
+in which devices evaluate the model are answered again from the rows that they hold out. Sums
 are integers mod 2^b, so masks, stages, crashes and the host leave no trace in them: a run of
 devices is replayed with virtual clients, and ``secure`` as ``ideal``. Only training uses floating
 point, and it depends on the ``[engine]`` that ``config.toml`` states.
@@ -30,10 +31,11 @@ from fedsys.errors import ConfigError, LedgerError, RunFolderError
 from fedsys.tasks.partition import Compressed
 from fedsys.versions import versions
 from fedsys.wire.roster import MAX_MEMBERS
-from server.asking import turns_of
+from server.asking import sheet_between, turns_of
 from server.checkpoint import Checkpoints, model_bytes, sha256_of_aggregate, sha256_of_weights
 from server.job_settings import parts_of, strategy_of
 from server.strategy_base import ReceivingStrategy, Strategy, shared_by
+from simulations.between import clients_between, working
 from simulations.client_states import NAME as CLIENT_STATES
 from simulations.client_states import ClientStates
 from simulations.engine.base import Engine
@@ -72,10 +74,11 @@ class Replay:
     Attributes:
         deployed: Whether devices ran it.
         clients: Size of the population.
-        committed: Number of rounds that gave a model.
-        lost: Number of rounds that gave none.
+        committed: Number of rounds that gave a model, or answers about it.
+        lost: Number of rounds that gave neither.
         replayed: Number of committed rounds that came out equal.
         trained: Number of updates computed for them.
+        answered: Number of devices' answers about the model computed for them.
         model_sha256: SHA-256 of the model, if it came out equal; None where the run has not ended,
             or something differs.
         difference: The first difference; None where everything is equal.
@@ -88,6 +91,7 @@ class Replay:
     lost: int
     replayed: int
     trained: int
+    answered: int
     model_sha256: str | None
     difference: Difference | None
     other_versions: tuple[str, ...]
@@ -149,6 +153,13 @@ def replay(
         by_client=examples.by_client,
         seed=config.job.seed,
     )
+    between = clients_between(
+        config,
+        recorded.plan,
+        population,
+        examples,
+        lambda _config, _held, kind: _partition(recorded, examples, shards, kind),
+    )
     processes = min(max(1, config.engine.processes), cores())
     local = {"backend": "local", "processes": processes}
     here = config.model_copy(update={"engine": config.engine.model_copy(update=local)})
@@ -158,7 +169,7 @@ def replay(
         tempfile.TemporaryDirectory(prefix="fedsys-replay-") as scratch,
     ):
         states = ClientStates(Path(scratch) / CLIENT_STATES)
-        return _replay(recorded, population, engine, observer or _ignore, states)
+        return _replay(recorded, population, between, engine, observer or _ignore, states)
 
 
 def _ignore(_number: int, _of: int) -> None:
@@ -166,9 +177,13 @@ def _ignore(_number: int, _of: int) -> None:
 
 
 def _partition(
-    recorded: RecordedRun, examples: tasks.FederatedData, shards: Sequence[str] | None
+    recorded: RecordedRun,
+    examples: tasks.FederatedData,
+    shards: Sequence[str] | None,
+    kind: str = "train",
 ) -> tasks.Partition:
-    """Which examples each client held, by the configuration or the devices' ``--shard``.
+    """Which examples each client looked at in rounds of a kind, by the configuration or the
+    devices' ``--shard``.
 
     Raises:
         ConfigError: That gives another population than the run's.
@@ -184,13 +199,13 @@ def _partition(
             )
         given = shards or [f"{client}/{clients}" for client in range(clients)]
         rows = [
-            kept_for("train", shard_rows(examples, _shard(each), seed), section.held_out)
+            kept_for(kind, shard_rows(examples, _shard(each), seed), section.held_out)
             for each in given
         ]
         sizes = np.cumsum([0, *map(len, rows)], dtype=np.int64)
         partition: tasks.Partition = Compressed(offsets=sizes, indices=np.concatenate(rows))
     else:
-        partition = partition_of(recorded.config, examples)
+        partition = partition_of(recorded.config, examples, kind)
     if partition.clients != recorded.plan.population:
         source = "--shards names" if recorded.deployed else "this data yields"
         raise ConfigError(
@@ -228,6 +243,7 @@ def _begun_with(recorded: RecordedRun, strategy: Strategy) -> Weights:
 def _replay(
     recorded: RecordedRun,
     population: Population,
+    between: Population | None,
     engine: Engine,
     observer: Callable[[int, int], None],
     states: ClientStates,
@@ -244,18 +260,12 @@ def _replay(
             )
         weights = _begun_with(recorded, strategy)
     turns = turns_of(recorded.config)
-    stated = {
-        record.round: record.body
-        for record in view.rounds
-        if record.outcome == "commit" and not turns.evaluates(record.round)
-    }
+    stated = {record.round: record.body for record in view.rounds if record.outcome == "commit"}
     difference = _compared(
         "the initial model", view.header.get("initial_weights_sha256"), sha256_of_weights(weights)
     )
-    replayed = trained = 0
+    replayed = trained = answered = 0
     for number, survivors in recorded.survivors.items():
-        if number not in stated:
-            continue  # devices evaluated: the model is as before
         if difference is not None:
             break
         work = _work(recorded, number, weights)
@@ -265,25 +275,38 @@ def _replay(
             states=str(states.path) if trainer.keeps_state else "",
             weight_cap=parts.weight_cap,
         )
-        total = _total(recorded, population, engine, work)
+        asks = turns.evaluates(number)
+        with working(between if asks else None, population, engine, SystemRandomness()) as (
+            clients,
+            here,
+        ):
+            total = _total(recorded, clients, here, work)
         states.settle(number)
-        body = stated[number]
+        body, mean = stated[number], mechanism.decode(total)
         difference = _compared(
             f"round {number}'s aggregate", body.get("aggregate_sha256"), sha256_of_aggregate(total)
         )
-        mean, sent = parts.split(
-            mechanism.decode(total),
-            clip=mechanism.event.clip,
-            deviation=mechanism.noise_deviation,
-        )
-        if sent and isinstance(strategy, ReceivingStrategy):
-            strategy.receive(sent)
-        weights = strategy.apply(weights, mean).astype(np.float32)
+        if asks:
+            difference = difference or _compared(
+                f"round {number}'s answers", body.get("answer_sha256"), _answers(recorded, mean)
+            )
+        else:
+            update, sent = parts.split(
+                mean, clip=mechanism.event.clip, deviation=mechanism.noise_deviation
+            )
+            if sent and isinstance(strategy, ReceivingStrategy):
+                strategy.receive(sent)
+            weights = strategy.apply(weights, update).astype(np.float32)
         difference = difference or _compared(
             f"round {number}'s model", body.get("weights_sha256"), sha256_of_weights(weights)
         )
         if difference is None:
-            replayed, trained = replayed + 1, trained + len(survivors)
+            replayed += 1
+            trained, answered = (
+                (trained, answered + len(survivors))
+                if asks
+                else (trained + len(survivors), answered)
+            )
             observer(replayed, len(stated))
     model = None
     if difference is None and view.closed is not None and "model_sha256" in view.closed:
@@ -299,10 +322,18 @@ def _replay(
         lost=sum(record.outcome != "commit" for record in view.rounds),
         replayed=replayed,
         trained=trained,
+        answered=answered,
         model_sha256=model if difference is None else None,
         difference=difference,
         other_versions=_other_versions(view.header),
     )
+
+
+def _answers(recorded: RecordedRun, mean: NDArray[np.float64]) -> str:
+    """SHA-256 of what devices answered, as a commit states it."""
+    sheet = sheet_between(recorded.config, recorded.plan.dimension)
+    asked = 0 if sheet is None else sheet.size
+    return sha256_of_weights((mean[:asked] / recorded.plan.clip).astype(np.float32))
 
 
 def _work(recorded: RecordedRun, number: int, weights: Weights) -> RoundWork:

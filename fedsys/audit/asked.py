@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fedsys.audit.evidence import Config, Evidence, complete_lines
+from fedsys.audit.evidence import Config, Evidence
 from fedsys.audit.wording import claim, value_text
 from fedsys.errors import ConfigError, FedsysError
 from fedsys.privacy import LedgerView, PrivacyPlan
@@ -152,7 +152,7 @@ def _between(
     answers, config = evidence.answers.value, evidence.config.value
     if answers is None and committed:
         return False, evidence.answers.problem or "answers.jsonl is missing"
-    lines = [] if answers is None else list(complete_lines(evidence.run / "answers.jsonl"))
+    lines = [] if answers is None else list(answers.lines())
     if answers is not None and answers.torn and view.closed is not None:
         return False, "answers.jsonl ends in an unfinished line"
     stated = {line["round"]: line for line in lines}

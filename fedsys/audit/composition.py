@@ -1,18 +1,19 @@
 """What several runs on one population cost together: ``fedsys audit A B ... --compose``.
 
-The outsider's losses are those of all rounds together, by an accountant that applies to all of
-them, stated at the largest of the runs' deltas. The participant's and the server's epsilons are
-added up, since the worst client of each run may be the same, and so are their deltas. Where client
-numbers mean the same clients in every run, the server's losses are also added client by client, and
-the worst client's total is smaller. All of this holds for a client that is in every run's
-population, and for runs whose noise was not chosen from what an earlier one showed.
+In each view the losses are those of all rounds together, by an accountant that applies to all of
+them, stated at the largest of the runs' deltas (`fedsys.privacy.accounting.adding` quotes the
+theorem). In the participant's and the server's view each run counts at its worst client, since that
+of each run may be the same. Where client numbers mean the same clients in every run, the server's
+losses are also added client by client, and the worst client's total is smaller. All of this holds
+for a client that is in every run's population, and for runs whose noise was not chosen from what an
+earlier one showed.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ from fedsys.audit.rederive import Audit, counted_part, examine_with_page
 from fedsys.audit.start import links
 from fedsys.audit.wording import claim, epsilon_text, plain
 from fedsys.errors import AuditInputError
-from fedsys.privacy import Epsilons, LedgerView, View, load_public_key
+from fedsys.privacy import VIEWS, Epsilons, LedgerView, View, load_public_key
 from fedsys.privacy.accounting.adding import (
     Part,
+    cost_together,
     covered,
-    outsider_total,
-    part_of,
+    replaces,
     together,
     usable,
 )
@@ -39,6 +40,7 @@ __all__ = ["compose"]
 
 _NEEDED = 2
 _CLIENTS_AT_ONCE = 1 << 14
+_HOW = {False: "all rounds together", True: "adding up"}
 
 
 def compose(
@@ -69,21 +71,21 @@ def compose(
         EpsilonPoint(round=count, spent=_total(audits[:count]))
         for count in range(1, len(audits) + 1)
     ]
-    total, deltas = curve[-1].spent, [_delta(audit) for audit in audits]
+    total, deltas = curve[-1].spent, {view: _together(audits, view)[1] for view in VIEWS}
     return AuditResult(
         run=plain(" + ".join(names), 200),
         claims=(
             *map(_audit_claim, audits, names),
             *links(_views(audits, names)),
-            *_total_claims(audits, total),
+            *_total_claims(audits, total, deltas),
         ),
         curve=tuple(curve),
-        delta=max(deltas),
+        delta=deltas["outsider"],
         notes=tuple(_notes(audits)),
         details={
             "runs": names,
             "heads": [_head(audit) for audit in audits],
-            "delta": {"outsider": max(deltas), "others": math.fsum(deltas)},
+            "delta": deltas,
             "server_by_client": _server_by_client(audits),
             "outsider_part": outsider_part(audits),
         },
@@ -107,16 +109,11 @@ def _require_comparable(audits: Sequence[Audit], names: Sequence[str]) -> None:
             raise AuditInputError(
                 f"{name} protects a different unit than {names[0]}: their epsilons do not add up"
             )
-        if _replaces(audit) != _replaces(audits[0]):
+        if replaces(plan, "outsider") != replaces(first, "outsider"):
             raise AuditInputError(
                 f"{name} and {names[0]} define neighbours differently (replace, or add or remove): "
                 "their epsilons do not add up"
             )
-
-
-def _replaces(audit: Audit) -> bool:
-    plan = audit.plan
-    return plan is not None and plan.event().sampling.replaces
 
 
 def _views(audits: Sequence[Audit], names: Sequence[str]) -> list[tuple[str, LedgerView]]:
@@ -134,22 +131,29 @@ def _head(audit: Audit) -> str | None:
 
 
 def _total(audits: Sequence[Audit]) -> Epsilons:
-    parts = [audit.spending.spent for audit in audits if audit.spending is not None]
-    participant = [part.participant for part in parts]
-    server = [part.server for part in parts]
     return Epsilons(
-        outsider=outsider_total(parts_of(audits, "outsider"))[0],
-        participant=_sum(participant),
-        server=_sum(server),
+        outsider=cost_together(parts_of(audits, "outsider"))[0],
+        participant=_together(audits, "participant")[0],
+        server=_together(audits, "server")[0],
     )
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
-    """None if the sum is not known: a part is missing and none is infinite."""
-    if math.inf in values:
-        return math.inf
-    known = [value for value in values if value is not None]
-    return math.fsum(known) if len(known) == len(values) else None
+def _together(audits: Sequence[Audit], view: View) -> tuple[float | None, float]:
+    """(epsilon, delta) of all runs; epsilon is None where that of a run is not known and none is
+    infinite.
+
+    So many runs that nothing of the largest delta is left for their rounds are added up instead,
+    deltas too, but for the outsider, whose delta is that of the whole result.
+    """
+    spent = [audit.spending.spent.of(view) for audit in audits if audit.spending is not None]
+    deltas = [_delta(audit) for audit in audits]
+    known = [epsilon for epsilon in spent if epsilon is not None]
+    if math.inf in known or len(known) < len(spent):
+        return (math.inf if math.inf in known else None), max(deltas)
+    epsilon, delta = cost_together(parts_of(audits, view))
+    if math.isinf(epsilon) and view != "outsider":
+        return math.fsum(known), math.fsum(deltas)
+    return epsilon, delta
 
 
 def outsider_part(audits: Sequence[Audit]) -> dict[str, Any]:
@@ -158,13 +162,8 @@ def outsider_part(audits: Sequence[Audit]) -> dict[str, Any]:
 
 
 def parts_of(audits: Sequence[Audit], view: View) -> list[Part]:
-    """Each run's part; with its rounds in the outsider's view only."""
-    found = []
-    for audit in audits:
-        if audit.plan is not None and audit.spending is not None:
-            own = counted_part(audit) if view == "outsider" else part_of(audit.plan, view, {})
-            found.append(own)
-    return found
+    """Each run's part; the runs' cohorts are known, or the view is the outsider's."""
+    return [counted_part(audit, view) for audit in audits if audit.spending is not None]
 
 
 def _server_by_client(audits: Sequence[Audit]) -> float | None:
@@ -208,9 +207,11 @@ def _audit_claim(audit: Audit, name: str) -> Claim:
     )
 
 
-def _total_claims(audits: Sequence[Audit], total: Epsilons) -> list[Claim]:
+def _total_claims(
+    audits: Sequence[Audit], total: Epsilons, deltas: Mapping[View, float]
+) -> list[Claim]:
     parts = [audit.spending.spent for audit in audits if audit.spending is not None]
-    deltas = [_delta(audit) for audit in audits]
+    largest = max(_delta(audit) for audit in audits)
     by_client = _server_by_client(audits)
     claims = [
         claim(
@@ -218,12 +219,10 @@ def _total_claims(audits: Sequence[Audit], total: Epsilons) -> list[Claim]:
             None,
             claimed=" and ".join(epsilon_text(part.of(view)) for part in parts),
             rederived=epsilon_text(total.of(view)) if total.of(view) is not None else "not known",
-            by=f"all rounds together, at delta = {max(deltas):g}"
-            if view == "outsider"
-            else f"adding up, at delta = {math.fsum(deltas):g}",
+            by=f"{_HOW[deltas[view] > largest]}, at delta = {deltas[view]:g}",
             rests_on="no further run on this population: the coordinator's word",
         )
-        for view in ("outsider", "participant", "server")
+        for view in VIEWS
     ]
     if by_client is not None:
         claims.append(
@@ -232,7 +231,7 @@ def _total_claims(audits: Sequence[Audit], total: Epsilons) -> list[Claim]:
                 None,
                 claimed=epsilon_text(total.server),
                 rederived=f"{epsilon_text(by_client)} for the worst client",
-                by=f"each client's own rounds in all runs, at delta = {max(deltas):g}",
+                by=f"each client's own rounds in all runs, at delta = {largest:g}",
                 rests_on="a number meaning the same client in every run, and no further run: the "
                 "coordinator's word",
             )

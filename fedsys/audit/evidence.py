@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -21,7 +21,7 @@ from fedsys.privacy.ledger.files import open_regular, read_lines
 from fedsys.privacy.ledger.lines import FORMAT, MAX_LINE_BYTES, parse_object
 from fedsys.privacy.ledger.reader import LedgerView, read_ledger
 
-__all__ = ["SUMMARY_VERSION", "Config", "Evidence", "Metrics", "Piece", "complete_lines", "gather"]
+__all__ = ["SUMMARY_VERSION", "Config", "Evidence", "Metrics", "Piece", "gather"]
 
 SUMMARY_VERSION = 1
 """The version of run folders that this audit reads."""
@@ -68,13 +68,26 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metrics:
-    """``metrics.jsonl``: the round of each complete line, the last line's values, whether an
-    unfinished one follows, and its SHA-256."""
+    """``metrics.jsonl``, which is read once: whatever is claimed of it, it is these bytes.
+
+    Attributes:
+        rounds: the round of each complete line.
+        newest: the last complete line's values.
+        torn: whether an unfinished line follows.
+        sha256: of the file.
+        raw: the complete lines, which take less memory than their objects.
+    """
 
     rounds: list[int]
     newest: dict[str, Any]
     torn: bool
     sha256: str
+    raw: list[bytes] = field(repr=False)
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """The objects of the complete lines."""
+        for each in self.raw:
+            yield parse_object(each, "a line that was read before")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,6 +201,7 @@ def _toml(path: Path) -> Config:
 
 def _metrics(path: Path) -> Metrics:
     found: list[int] = []
+    lines: list[bytes] = []
     newest: dict[str, Any] = {}
     digest, torn = hashlib.sha256(), False
     with open_regular(path, _LINES_BYTES) as file:
@@ -203,20 +217,8 @@ def _metrics(path: Path) -> Metrics:
             if type(round) is not int or abs(round) >= 1 << 63:
                 raise LedgerError(f"{path.name} line {number} has no round number")
             found.append(round)
-    return Metrics(rounds=found, newest=newest, torn=torn, sha256=digest.hexdigest())
-
-
-def complete_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of lines, one after the other; an unfinished last one is left out.
-
-    Raises:
-        LedgerError: a line is no object.
-        OSError: the file is not there.
-    """
-    with open_regular(path, _LINES_BYTES) as file:
-        for number, (raw, ended) in enumerate(read_lines(file, path.name), start=1):
-            if ended:
-                yield parse_object(raw, f"{path.name} line {number}")
+            lines.append(raw)
+    return Metrics(rounds=found, newest=newest, torn=torn, sha256=digest.hexdigest(), raw=lines)
 
 
 def _sha256(path: Path) -> str:

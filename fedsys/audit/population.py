@@ -17,16 +17,16 @@ from typing import Any
 from fedsys.audit.composition import compose
 from fedsys.audit.page import PageMaker
 from fedsys.audit.rederive import audit_run
-from fedsys.audit.stopping import ended_early
 from fedsys.audit.wording import claim, epsilon_text, plain, value_text
 from fedsys.bounded_toml import MAX_BYTES, parse_toml
 from fedsys.errors import AuditInputError, BudgetExceeded, ConfigError, LedgerError
 from fedsys.privacy import LedgerView, PrivacyPlan, View, plan_of, read_ledger, replay
 from fedsys.privacy.accounting.adding import (
     Part,
-    outsider_total,
+    cost_together,
     part_of,
     promised_part,
+    replaces,
     together,
 )
 from fedsys.privacy.ledger.files import open_regular
@@ -114,9 +114,9 @@ def linked(folder: Path, plan: PrivacyPlan) -> dict[str, Any] | None:
             f"{folder}: mechanism 'none' promises nothing, and the budget of its population is "
             f"epsilon {budget.epsilon:g}: choose a mechanism"
         )
-    total, delta = outsider_total([*parts, promised_part(plan, _VIEW)])
+    total, delta = cost_together([*parts, promised_part(plan, _VIEW)])
     if total > budget.epsilon * (1 + 1e-9) or delta > budget.delta * (1 + 1e-9):
-        before = outsider_total(parts)[0] if parts else 0.0
+        before = cost_together(parts)[0] if parts else 0.0
         raise BudgetExceeded(
             f"{folder}: the population's budget is epsilon {budget.epsilon:g} at delta "
             f"{budget.delta:g}; {before:.4g} is spent or promised by {len(parts)} runs, and with "
@@ -124,7 +124,7 @@ def linked(folder: Path, plan: PrivacyPlan) -> dict[str, Any] | None:
         )
     if not parts:
         return None
-    epsilon, at = outsider_total(parts)
+    epsilon, at = cost_together(parts)
     return {
         "runs": len(parts),
         "epsilon": epsilon,
@@ -173,12 +173,12 @@ def _part(name: str, view: LedgerView, new: PrivacyPlan, *, over: bool = True) -
             f"{plain(name)} promises nothing, so that no budget covers its clients any more"
         )
     alike = plan.unit == new.unit
-    if not alike or plan.event().sampling.replaces != new.event().sampling.replaces:
+    if not alike or replaces(plan, _VIEW) != replaces(new, _VIEW):
         raise AuditInputError(
             f"{plain(name)} protects another unit, or defines neighbours differently (replace, or "
             f"add or remove), than the new run: their epsilons do not add up"
         )
-    promised = view.closed is None or not over or ended_early(view)
+    promised = view.closed is None or not over or view.ended_early
     return promised_part(plan, _VIEW) if promised else part_of(plan, _VIEW, spent)
 
 
@@ -320,7 +320,7 @@ def _misstated(
             if at not in known:
                 known[at] = _part(each.name, each.view, plan, over=at[1])
             parts.append(known[at])
-        epsilon, delta = outsider_total(parts)
+        epsilon, delta = cost_together(parts)
     except (AuditInputError, LedgerError, ValueError, ArithmeticError) as error:
         return plain(error)
     said, said_at = run.before.get("epsilon"), run.before.get("delta")

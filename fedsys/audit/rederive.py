@@ -36,7 +36,7 @@ from fedsys.audit.preparation import preparation_claim, withheld
 from fedsys.audit.settings import config_claims, header_claims, origin_claims, plan_claim
 from fedsys.audit.spending import Spending, derive, require_size, reserved_events
 from fedsys.audit.start import start_claim
-from fedsys.audit.stopping import ended_early, stopping_claim
+from fedsys.audit.stopping import stopping_claim
 from fedsys.audit.tuning import total_of, tuning_claim
 from fedsys.audit.witnessed import (
     Pins,
@@ -47,7 +47,15 @@ from fedsys.audit.witnessed import (
 )
 from fedsys.audit.wording import plain
 from fedsys.errors import LedgerError, MechanismError
-from fedsys.privacy import VIEWS, Event, LedgerView, PrivacyPlan, load_public_key, plan_of
+from fedsys.privacy import (
+    VIEWS,
+    Event,
+    LedgerView,
+    PrivacyPlan,
+    View,
+    load_public_key,
+    plan_of,
+)
 from fedsys.privacy.accounting.adding import Part, part_of, promised_part
 from fedsys.records import AuditResult, Claim, Total
 
@@ -343,7 +351,7 @@ def _notes(audit: Audit, key: Ed25519PublicKey | None) -> Iterator[str]:
     by = audit.witnessed.covers if audit.witnessed is not None else None
     if by is not None:
         yield f"ledger {by}: those lines cannot be rewritten without the witnesses; {_NOT_SAID}"
-    if ended_early(view) and plan is not None and plan.protected:
+    if view.ended_early and plan is not None and plan.protected:
         yield _STOPPED
     lost = sum(record.outcome is None for record in view.rounds)
     if lost:
@@ -372,15 +380,20 @@ def _drawn_again(cohorts: Cohorts | None) -> bool:
     return whole and found.stated and 0 < found.topped == found.releases
 
 
-def counted_part(audit: Audit) -> Part:
-    """What a run with a plan and a cost counts in a total with others, in the outsider's view: its
-    rounds, or all that were planned where results decided how many there were."""
-    view, plan, spending = audit.evidence.ledger.value, audit.plan, audit.spending
-    if view is None or plan is None or spending is None:
+def counted_part(audit: Audit, view: View = "outsider") -> Part:
+    """What a run with a plan and a cost counts in a total with others: its rounds, or all that were
+    planned where results decided how many there were.
+
+    Args:
+        audit: the run's.
+        view: other than the outsider's only where cohorts are known.
+    """
+    ledger, plan, spending = audit.evidence.ledger.value, audit.plan, audit.spending
+    if ledger is None or plan is None or spending is None:
         raise LedgerError("its rounds cannot be accounted for")
-    if ended_early(view):
-        return promised_part(plan, "outsider")
-    return part_of(plan, "outsider", spending.accountant.outsider.steps())
+    if ledger.ended_early:
+        return promised_part(plan, view)
+    return part_of(plan, view, spending.accountant.steps_in(view))
 
 
 def _details(audit: Audit) -> dict[str, Any]:

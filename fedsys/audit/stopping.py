@@ -12,37 +12,33 @@ import math
 from itertools import islice
 from typing import Any
 
-from fedsys.audit.evidence import Evidence, complete_lines
+from fedsys.audit.evidence import Evidence
 from fedsys.audit.wording import claim, epsilon_text, value_text
 from fedsys.errors import MechanismError
-from fedsys.improvement import STOPPED, less_is_better, standing
+from fedsys.improvement import less_is_better, standing
 from fedsys.privacy import LedgerView, PrivacyPlan, guaranteed_epsilon
 from fedsys.records import Claim
 
-__all__ = ["ended_early", "stopping_claim"]
+__all__ = ["stopping_claim"]
 
 _RELATIVE = 1e-6
 
 
-def ended_early(view: LedgerView) -> bool:
-    """Whether a job ended because its metric no longer improved."""
-    return view.closed is not None and view.closed.get("reason") == STOPPED
-
-
 def stopping_claim(evidence: Evidence, view: LedgerView, plan: PrivacyPlan) -> Claim | None:
     """Whether the metric had stood still when a run ended early; None for any other run."""
-    if not ended_early(view):
+    if not view.ended_early:
         return None
     stop = _table(evidence.config.value.get("evaluation.stop") if evidence.config.value else None)
     metric, patience, better = (stop.get(key) for key in ("metric", "patience", "better"))
-    count = 0 if evidence.metrics.value is None else len(evidence.metrics.value.rounds)
+    measured = evidence.metrics.value
+    count = 0 if measured is None else len(measured.rounds)
     epsilon = _of_all_rounds(plan)
     less = better == "less"
     if better == "by-name" and isinstance(metric, str):
         less = bool(less_is_better(metric))
     found, before = (
-        standing(islice(complete_lines(evidence.run / "metrics.jsonl"), n), metric, less=less)
-        if isinstance(metric, str) and n > 0
+        standing(islice(measured.lines(), n), metric, less=less)
+        if measured is not None and isinstance(metric, str) and n > 0
         else None
         for n in (count, count - 1)
     )

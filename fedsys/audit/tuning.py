@@ -11,7 +11,7 @@ from fedsys.audit.evidence import Evidence
 from fedsys.audit.wording import claim, epsilon_text, value_text
 from fedsys.errors import MechanismError
 from fedsys.privacy import LedgerView, PrivacyPlan
-from fedsys.privacy.accounting.adding import Part, outsider_total, part_of
+from fedsys.privacy.accounting.adding import Part, cost_together, part_of
 from fedsys.privacy.accounting.costs import Steps
 from fedsys.records import Claim, Total
 
@@ -88,7 +88,7 @@ def total_of(stated: object, plan: PrivacyPlan, steps: Steps, spent: float) -> T
         return None
     epsilon, delta = before.epsilon + spent, before.delta + plan.delta
     if before.part is not None and math.isfinite(epsilon):
-        composed, at = outsider_total((before.part, part_of(plan, "outsider", steps)))
+        composed, at = cost_together((before.part, part_of(plan, "outsider", steps)))
         if math.isfinite(composed):
             epsilon, delta = composed, at
     return Total(runs=before.runs, before=before.epsilon, epsilon=epsilon, delta=delta)
@@ -144,7 +144,7 @@ def tuning_claim(
 def _cost_of(part: Part) -> float | None:
     """The outsider's epsilon of the runs before; None if it cannot be derived."""
     try:
-        return outsider_total((part,))[0]
+        return cost_together((part,))[0]
     except (ValueError, MechanismError, ArithmeticError, MemoryError):
         return None
 

@@ -61,9 +61,13 @@ def replay_run(
 def _rows(run: Path, found: Replay) -> list[tuple[str, str]]:
     kind = "devices" if found.deployed else "virtual clients"
     lost = f", {found.lost} more without a model" if found.lost else ""
+    answers = f", {found.answered} answers about the model" if found.answered else ""
     rows = [
         ("run", f"{run}: {found.clients} {kind}, {found.committed} committed rounds{lost}"),
-        ("replayed", f"{found.replayed} rounds are bit-identical, {found.trained} updates"),
+        (
+            "replayed",
+            f"{found.replayed} rounds are bit-identical, {found.trained} updates{answers}",
+        ),
     ]
     if found.difference is not None:
         rows += [

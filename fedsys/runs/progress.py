@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fedsys.errors import FedsysError, LedgerError
-from fedsys.privacy import Epsilons, plan_of, read_ledger
+from fedsys.privacy import VIEWS, Epsilons, View, plan_of, read_ledger
 from fedsys.privacy.accounting.accountant import ViewAccountant
+from fedsys.privacy.accounting.adding import Standing
 from fedsys.privacy.accounting.from_ledger import charge_rounds
 from fedsys.privacy.ledger import LedgerView, read_private
 from fedsys.privacy.ledger.cosigned import CosignedHead, read_cosigned
@@ -65,6 +66,8 @@ class Progress:
         round: reserved rounds.
         rounds: of the plan; 0 where no ledger is there yet.
         spent: epsilon by view; None where it is withheld or cannot be derived.
+        standings: its rounds by view, for a total with other jobs; without the views in which they
+            are not known.
         curve: epsilon over the rounds.
         budget: epsilon that the run may spend; None without a budget.
         guarantee: the view that the budget is for.
@@ -83,6 +86,7 @@ class Progress:
     round: int = 0
     rounds: int = 0
     spent: Epsilons | None = None
+    standings: Mapping[View, Standing] = field(default_factory=dict)
     curve: tuple[EpsilonPoint, ...] = ()
     budget: float | None = None
     guarantee: str = "outsider"
@@ -211,15 +215,18 @@ def _of_ledger(folder: Path) -> dict[str, Any]:
     if values["withheld"]:
         return values
     try:
-        curve = _curve(view, plan, folder)
+        curve, standings = _curve(view, plan, folder)
         spent = curve[-1].spent if curve else Epsilons(outsider=0.0, participant=0.0, server=0.0)
-        return {**values, "curve": curve, "spent": spent}
+        return {**values, "curve": curve, "spent": spent, "standings": standings}
     except (FedsysError, OSError, ValueError, OverflowError, MemoryError) as error:
         return {**values, "problem": str(error)}
 
 
-def _curve(view: LedgerView, plan: PrivacyPlan, folder: Path) -> tuple[EpsilonPoint, ...]:
-    """Epsilon after evenly spaced rounds, the last one included."""
+def _curve(
+    view: LedgerView, plan: PrivacyPlan, folder: Path
+) -> tuple[tuple[EpsilonPoint, ...], dict[View, Standing]]:
+    """Epsilon after evenly spaced rounds, the last one included, and what all rounds are in a
+    total."""
     if plan.population > _LARGEST_POPULATION:
         raise LedgerError(f"a population of {plan.population} is not accounted for here")
     private = None
@@ -231,7 +238,8 @@ def _curve(view: LedgerView, plan: PrivacyPlan, folder: Path) -> tuple[EpsilonPo
     for count, number in enumerate(charge_rounds(accountant, view, private), start=1):
         if count % step == 0 or count == len(view.rounds):
             curve.append(EpsilonPoint(round=number, spent=_spent(accountant, private is not None)))
-    return tuple(curve)
+    known: tuple[View, ...] = ("outsider",) if private is None else VIEWS
+    return tuple(curve), {each: accountant.standing(each) for each in known}
 
 
 def _spent(accountant: ViewAccountant, known: bool) -> Epsilons:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from fedsys.errors import BudgetExceeded, Cause, FedsysError
 from fedsys.improvement import STOPPED, Standing
 from fedsys.wire.refusals import cause_of, reason_of
-from server.asking import tested_after
+from server.asking import tested_after, turns_of
 from server.checkpoint import model_bytes
 from server.deployed.buffer import BufferedCycle
 from server.deployed.consent import Consent, Shortfall
@@ -290,7 +290,8 @@ class JobRun:
             started = self._fleet.clock()
             trained = await self._cycle.run()
             self._seconds.append(self._fleet.clock() - started)
-            self._clients.append(trained)
+            asked = turns_of(self._job.config).evaluates(coordinator.reserved)
+            self._clients.append(0 if asked else trained)
             await to_its_end(self._evaluate)
             self._refusals.flush()
             self._state.update_job(
@@ -300,8 +301,7 @@ class JobRun:
         return None
 
     def _show_spent(self) -> None:
-        coordinator = self._job.coordinator
-        self._spending.note(self._id, coordinator.spent, coordinator.standing)
+        self._spending.note(self._id, self._job.coordinator.standings)
         self._metrics.spent(self._spending.population, self._spending.total())
 
     def _evaluate(self) -> None:

@@ -17,7 +17,6 @@ from fedsys.config import Config, validate
 from fedsys.durable import write_atomically
 from fedsys.errors import ConfigError, FedsysError, LedgerClosed, LedgerError
 from fedsys.privacy import Entropy, Ledger, PrivacyPlan, plan_of, read_ledger
-from fedsys.privacy.accounting.adding import Standing, composed
 from fedsys.run_folder import RunFolder
 from fedsys.wire.members import Members
 from fedsys.wire.roster import RosterStatement
@@ -25,7 +24,7 @@ from fedsys.wire.terms import Terms
 from server.asking import everybody
 from server.deployed.fit import JobFailed, buffering_of, require_fit, require_params
 from server.deployed.job_model import JobModel, ModelSource
-from server.deployed.spending import promised_by, standing_of
+from server.deployed.spending import Promises
 from server.home.enrollment import Registry
 from server.home.folder import Home
 from server.home.state import ACTIVE_JOB, PAUSED, JobRow, State
@@ -100,7 +99,7 @@ class Preparation:
         self._models = models
         self._budget = budget
         self._entropy = entropy
-        self._over: dict[str, Standing] = {}
+        self._promises = Promises(home, state)
         self._nodes: dict[str, tuple[tuple[bool, int | None], frozenset[int]]] = {}
         """By job: whether it began, under which roster, and the nodes."""
 
@@ -370,23 +369,6 @@ class Preparation:
             parts=parts_of(config, model.parts),
         )
 
-    def _promises(self, row: JobRow) -> bool:
-        """Whether a job counts against the budget: from its ledger's first line on, whether or not
-        the database knows yet."""
-        if row.started_at is not None or row.ledger:
-            return True
-        return row.status in ACTIVE_JOB and RunFolder(self._home.jobs / row.id).begun
-
-    def _standing(self, row: JobRow) -> Standing:
-        """What another job counts; what it spent does not change once it is over."""
-        known = self._over.get(row.id)
-        if known is not None:
-            return known
-        found = standing_of(row, RunFolder(self._home.jobs / row.id))
-        if row.status not in (*ACTIVE_JOB, PAUSED):
-            self._over[row.id] = found
-        return found
-
     def _promise(self, row: JobRow, plan: PrivacyPlan) -> float | None:
         """What this job promises to spend at most, checked against the population's budget.
 
@@ -397,13 +379,8 @@ class Preparation:
         budget = self._budget
         if budget is None:
             return promised
-        others = [
-            self._standing(other)
-            for other in self._state.jobs()
-            if other.number != row.number and self._promises(other)
-        ]
-        before = composed(others)
-        total = composed([*others, promised_by(plan)])
+        before = self._promises.total(without=row.number)
+        total = self._promises.total(without=row.number, also=plan)
         if total > budget * (1 + 1e-9):
             asked = "no limit" if promised is None else f"{promised:.4g}"
             raise JobFailed(

@@ -1,31 +1,46 @@
-"""What a population has spent over all its jobs: composed, for an outsider and against the budget.
+"""What a population has spent over all its jobs, by view, and what counts against its budget.
 
-The participant's and the server's epsilon are those of the client that spent most in a job. Which
-one that is differs from job to job, so the totals of these views add up, an upper bound.
+Training, queries and evaluations count alike. Jobs whose rounds compose in a view are added as one
+sequence of rounds (`fedsys.privacy.accounting.adding`). In the participant's and the server's view
+each job counts at its worst client, whichever that is.
 
-Training, queries and evaluations count alike. What a job that is not over may still spend is what
-its plan allows, so that nothing is spent twice.
+Against the budget a job that is not over counts with all that its plan allows, so that nothing is
+spent twice.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping
 
 from fedsys.errors import FedsysError, RunFolderError
 from fedsys.improvement import STOPPED
-from fedsys.privacy import Epsilons, PrivacyPlan, plan_of, read_ledger, replay
-from fedsys.privacy.accounting.adding import Standing, composed, part_of, promised_part
-from fedsys.privacy.accounting.costs import server_step
-from fedsys.privacy.ledger import read_private
+from fedsys.privacy import (
+    VIEWS,
+    Epsilons,
+    LedgerView,
+    PrivacyPlan,
+    View,
+    ViewAccountant,
+    plan_of,
+    read_ledger,
+    replay,
+)
+from fedsys.privacy.accounting.adding import Standing, composed, cost_together, promised_part
+from fedsys.privacy.ledger import read_header, read_private
 from fedsys.run_folder import RunFolder
 from server.home.folder import Home
 from server.home.state import ACTIVE_JOB, PAUSED, JobRow, State
 from server.job_settings import budget_of
 
-__all__ = ["NOTHING", "Spending", "promised_by", "standing_of"]
+__all__ = ["NOTHING", "Promises", "Spending", "alone"]
+
+Standings = Mapping[View, Standing]
+"""A job's standing by view; without the views in which its epsilon is not known."""
 
 NOTHING = Epsilons(outsider=0.0, participant=0.0, server=0.0)
+_UNKNOWN = Epsilons(outsider=math.inf, participant=math.inf, server=math.inf)
+_RELATIVE = 1e-9
 
 
 class Spending:
@@ -40,97 +55,106 @@ class Spending:
         self.population = home.roster_key.hex()[:16]
         self._home = home
         self._state = state
-        self._over: dict[str, tuple[Epsilons, Standing]] = {}
-        self._begun: dict[str, tuple[Epsilons, Standing]] = {}
+        self._over: dict[str, Standings] = {}
+        self._begun: dict[str, Standings] = {}
         """Of jobs that are not over: what they spent by their last round."""
 
-    def note(self, job: str, spent: Epsilons, standing: Standing | None = None) -> None:
+    def note(self, job: str, standings: Standings) -> None:
         """State what a job that is not over has spent so far.
 
         Args:
             job: its id.
-            spent: in each view.
-            standing: its rounds in the outsider's view; None where only its epsilon is known.
+            standings: its rounds by view.
         """
-        self._begun[job] = (spent, standing or Standing(part=None, epsilon=spent.outsider))
+        self._begun[job] = standings
 
     def total(self) -> Epsilons:
         """What all jobs spent, those that are not over too."""
-        total, outsiders = NOTHING, []
-        for row in self._state.jobs():
-            unfinished = row.status in (*ACTIVE_JOB, PAUSED)
-            known = self._begun if unfinished else self._over
-            if row.id not in known:
-                folder = RunFolder(self._home.jobs / row.id)
-                spent = _promised(row) if row.status == "lost" else _of(folder)
-                known[row.id] = (spent, _outsider_of(row, folder, spent.outsider))
-            spent, standing = known[row.id]
-            total = _sum(total, spent)
-            outsiders.append(standing)
-        return replace(total, outsider=composed(outsiders))
+        found = [self._standings(row) for row in self._state.jobs()]
+        total: dict[View, float | None] = {
+            view: composed([each[view] for each in found])
+            if all(view in each for each in found)
+            else None
+            for view in VIEWS
+        }
+        return Epsilons(
+            outsider=math.inf if total["outsider"] is None else total["outsider"],
+            participant=total["participant"],
+            server=total["server"],
+        )
+
+    def _standings(self, row: JobRow) -> Standings:
+        """What is settled is read once: nothing of a job that is over changes any more."""
+        if row.status in (*ACTIVE_JOB, PAUSED):
+            if row.id not in self._begun:
+                self._begun[row.id] = _spent_by(row, RunFolder(self._home.jobs / row.id))
+            return self._begun[row.id]
+        if row.id not in self._over:
+            folder, noted = RunFolder(self._home.jobs / row.id), self._begun.pop(row.id, None)
+            kept = noted is not None and row.status != STOPPED and _states(folder, noted)
+            self._over[row.id] = noted if noted and kept else _spent_by(row, folder)
+        return self._over[row.id]
 
 
-def _promised(row: JobRow) -> Epsilons:
-    """Of a job that only devices remember: in the view that it guarantees, whichever that is."""
-    spent = math.inf if row.promised is None else row.promised
-    return Epsilons(outsider=spent, participant=math.inf, server=math.inf)
+def alone(spent: Epsilons) -> Standings:
+    """A job of which only its epsilons are known, which are added to those of others."""
+    return {
+        view: Standing(part=None, epsilon=epsilon)
+        for view in VIEWS
+        if (epsilon := spent.of(view)) is not None
+    }
 
 
-def _outsider_of(row: JobRow, folder: RunFolder, epsilon: float) -> Standing:
-    """The rounds of a job that is over; where its ledger cannot be read, its epsilon alone."""
-    if row.status == "lost" or not folder.begun:
-        return Standing(part=None, epsilon=epsilon)
-    try:
-        view = read_ledger(folder.ledger, allow_torn=True)
-        plan = plan_of(view.header)
-        steps = replay(view, None)[0].outsider.steps()
-        return Standing.of(plan, "outsider", part_of(plan, "outsider", steps), epsilon)
-    except (FedsysError, OSError):
-        return Standing(part=None, epsilon=epsilon)
+def _states(folder: RunFolder, noted: Standings) -> bool:
+    """Whether a summary states the epsilons that were noted after the last round."""
+    stated = _stated(folder)
+    return stated is not None and all(
+        view in noted
+        and (epsilon := stated.of(view)) is not None
+        and math.isclose(noted[view].epsilon, epsilon, rel_tol=_RELATIVE)
+        for view in VIEWS
+    )
 
 
-def promised_by(plan: PrivacyPlan) -> Standing:
-    """The most that a job may spend in the view that it promises; infinite if it promises none."""
-    promised = budget_of(plan)
-    if promised is None:
-        return Standing(part=None, epsilon=math.inf)
-    return Standing.of(plan, plan.guarantee, promised_part(plan, plan.guarantee), promised)
-
-
-def standing_of(row: JobRow, folder: RunFolder) -> Standing:
-    """What a job that began counts with others: what it spent if it is over, else its promise.
-
-    Where its ledger cannot be read, the database's figure counts, and is added.
-
-    Args:
-        row: the job in the database.
-        folder: its run.
-    """
-    active = row.status in (*ACTIVE_JOB, PAUSED, "lost")
-    stated = row.promised if active else row.spent
-    epsilon = math.inf if stated is None else stated
-    try:
-        view = read_ledger(folder.ledger, allow_torn=True)
-        plan = plan_of(view.header)
-        stopped = view.closed is not None and view.closed.get("reason") == STOPPED
-        if active or stopped:  # how many rounds there were was chosen from what they released
-            return promised_by(plan)
-        rounds = replay(view, read_private(folder.private)[0])[0]
-        if epsilon > rounds.spent_in(plan.guarantee) * (1 + 1e-6):
-            return promised_by(plan)  # its last round may have been cut off, and counts in full
-        if plan.guarantee == "server":
-            part = part_of(plan, "server", {server_step(plan.event()): len(view.rounds)})
-        else:
-            part = part_of(plan, "outsider", rounds.outsider.steps())
-    except (FedsysError, OSError):
-        return Standing(part=None, epsilon=epsilon)
-    return Standing.of(plan, plan.guarantee, part, epsilon)
-
-
-def _of(folder: RunFolder) -> Epsilons:
-    """What a run that is over says it spent; without a summary, what its ledger charges."""
+def _spent_by(row: JobRow, folder: RunFolder) -> Standings:
+    """By what a job's folder holds; where its ledger cannot be read, by its epsilons alone."""
+    if row.status == "lost":  # only devices remember it, in the view that it guarantees
+        spent = math.inf if row.promised is None else row.promised
+        return alone(Epsilons(outsider=spent, participant=math.inf, server=math.inf))
     if not folder.begun:
-        return NOTHING
+        return alone(NOTHING)
+    stated = _stated(folder)
+    try:
+        view = read_ledger(folder.ledger, allow_torn=True)
+        accountant, derived = _replayed(view, folder)
+    except (FedsysError, OSError):
+        return alone(stated or _UNKNOWN)
+    spent = stated or derived
+    return {
+        each: _counted(accountant, each, epsilon, early=view.ended_early)
+        for each in VIEWS
+        if (epsilon := spent.of(each)) is not None
+    }
+
+
+def _replayed(view: LedgerView, folder: RunFolder) -> tuple[ViewAccountant, Epsilons]:
+    try:
+        return replay(view, read_private(folder.private)[0])
+    except (FedsysError, OSError):
+        return replay(view, None)
+
+
+def _counted(accountant: ViewAccountant, view: View, epsilon: float, *, early: bool) -> Standing:
+    """A job that is over, with all planned rounds where results decided how many there were."""
+    plan = accountant.plan
+    if early and plan.protected:
+        part = promised_part(plan, view)
+        return Standing.of(plan, view, part, max(epsilon, cost_together([part])[0]))
+    return accountant.standing(view, epsilon)
+
+
+def _stated(folder: RunFolder) -> Epsilons | None:
+    """What a run's summary says it spent; None without one."""
     try:
         stated = folder.read_summary()["privacy"]["epsilon"]
         participant, server = stated["participant"], stated["server"]
@@ -140,20 +164,85 @@ def _of(folder: RunFolder) -> Epsilons:
             server=None if server is None else float(server),
         )
     except (RunFolderError, ValueError, KeyError, TypeError):
-        pass
+        return None
+
+
+class Promises:
+    """What counts against a population's budget: what its jobs have spent, or may still spend, in
+    the views that they promise.
+
+    Args:
+        home: where the runs' folders are.
+        state: knows the jobs.
+    """
+
+    def __init__(self, home: Home, state: State) -> None:
+        self._home = home
+        self._state = state
+        self._known: dict[str, tuple[bool, Standing]] = {}
+        """By job: whether it was not over, and what it counted then."""
+
+    def total(self, *, without: int | None = None, also: PrivacyPlan | None = None) -> float:
+        """Epsilon over all jobs that count.
+
+        Args:
+            without: number of a job that is left out.
+            also: the plan of a job that would count too.
+        """
+        found = [
+            self._standing(row)
+            for row in self._state.jobs()
+            if row.number != without and self._counts(row)
+        ]
+        return composed(found if also is None else [*found, _promised_by(also)])
+
+    def _counts(self, row: JobRow) -> bool:
+        """Whether a job counts: from its ledger's first line on, whether or not the database knows
+        yet."""
+        if row.started_at is not None or row.ledger:
+            return True
+        return row.status in ACTIVE_JOB and RunFolder(self._home.jobs / row.id).begun
+
+    def _standing(self, row: JobRow) -> Standing:
+        unfinished = row.status in (*ACTIVE_JOB, PAUSED, "lost")
+        known = self._known.get(row.id)
+        if known is None or known[0] != unfinished:
+            folder = RunFolder(self._home.jobs / row.id)
+            known = unfinished, _standing_of(row, folder, unfinished=unfinished)
+            self._known[row.id] = known
+        return known[1]
+
+
+def _promised_by(plan: PrivacyPlan) -> Standing:
+    """The most that a job may spend in the view that it promises; infinite if it promises none."""
+    promised = budget_of(plan)
+    if promised is None:
+        return Standing(part=None, epsilon=math.inf)
+    return Standing.of(plan, plan.guarantee, promised_part(plan, plan.guarantee), promised)
+
+
+def _standing_of(row: JobRow, folder: RunFolder, *, unfinished: bool) -> Standing:
+    """What a job that began counts with others: what it spent if it is over, else its promise.
+
+    Where its ledger cannot be read, the database's figure counts, and is added.
+
+    Args:
+        row: the job in the database.
+        folder: its run.
+        unfinished: whether it may spend more.
+    """
+    stated = row.promised if unfinished else row.spent
+    epsilon = math.inf if stated is None else stated
     try:
-        private, _torn = read_private(folder.private)
-        return replay(read_ledger(folder.ledger, allow_torn=True), private)[1]
+        if unfinished:
+            return _promised_by(plan_of(read_header(folder.ledger)))
+        view = read_ledger(folder.ledger, allow_torn=True)
+        plan = plan_of(view.header)
+        if view.ended_early:
+            return _promised_by(plan)
+        accountant = replay(view, read_private(folder.private)[0])[0]
+        if epsilon > accountant.spent_in(plan.guarantee) * (1 + 1e-6):
+            return _promised_by(plan)  # its last round may have been cut off, and counts in full
     except (FedsysError, OSError):
-        return Epsilons(outsider=math.inf, participant=math.inf, server=math.inf)
-
-
-def _sum(one: Epsilons, other: Epsilons) -> Epsilons:
-    def plus(a: float | None, b: float | None) -> float | None:
-        return None if a is None or b is None else a + b
-
-    return Epsilons(
-        outsider=one.outsider + other.outsider,
-        participant=plus(one.participant, other.participant),
-        server=plus(one.server, other.server),
-    )
+        return Standing(part=None, epsilon=epsilon)
+    return accountant.standing(plan.guarantee, epsilon)

@@ -27,7 +27,7 @@ from fedsys.run_folder import RunFolder
 from fedsys.runs.progress import Progress, ProgressReader
 from fedsys.web.run_section import RunSections
 from server.deployed.fleet import Fleet
-from server.deployed.spending import Spending
+from server.deployed.spending import Promises, Spending
 from server.home.folder import Home, Settings
 from server.home.state import (
     ACTIVE_JOB,
@@ -83,6 +83,7 @@ class OperatorSections:
         self._now = now
         self._settings = home.settings()
         self._spending = Spending(home, state)
+        self._promises = Promises(home, state)
         self._readers: dict[str, ProgressReader] = {}
         self._sections = RunSections()
         self._tasks: dict[str, str] = {}
@@ -163,14 +164,13 @@ class OperatorSections:
         }
 
     def _spent(self, rows: _Rows, found: Mapping[str, Progress | None]) -> dict[str, Any]:
-        """Over all jobs: by view, and in the promised views against the budget; all added up."""
+        """Over all jobs: by view, and in the promised views against the budget, as it is counted
+        before a job starts."""
         for row in rows.jobs:
             progress = found.get(row.id)
-            if progress is not None and progress.spent is not None:
-                self._spending.note(row.id, progress.spent)
-        total = self._spending.total()
-        began = [row.spent for row in rows.jobs if row.started_at is not None]
-        promised = sum(math.inf if value is None else value for value in began)
+            if progress is not None and progress.standings:
+                self._spending.note(row.id, progress.standings)
+        total, promised = self._spending.total(), self._promises.total()
         budget = self._settings.epsilon
         return {
             "views": [

@@ -17,11 +17,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fedsys.config import load
 from fedsys.errors import ConfigError
-from fedsys.privacy import Epsilons, read_ledger, replay
-from fedsys.privacy.accounting.adding import Standing, part_of
+from fedsys.privacy import VIEWS, Epsilons, read_ledger, replay
+from fedsys.privacy.ledger import read_private
 from fedsys.wire import fleet_pb2
 from server.deployed.fleet import Fleet, Link
-from server.deployed.spending import NOTHING, Spending
+from server.deployed.spending import NOTHING, Spending, alone
 from server.home.folder import Home
 from server.home.state import JobRow, NodeRow, State
 from server.metrics import Metrics
@@ -206,17 +206,19 @@ def test_jobs_whose_ledgers_are_there_compose(tmp_path: Path) -> None:
     spending = Spending(home, state)
     total = spending.total()
     assert 2.0 < total.outsider < 3.4
-    view = read_ledger(home.jobs / "a" / "ledger.jsonl")
-    accountant, spent = replay(view, None)
-    plan = accountant.plan
-    part = part_of(plan, "outsider", accountant.outsider.steps())
-    standing = Standing.of(plan, "outsider", part, spent.outsider)
+    accountant, spent = replay(
+        read_ledger(home.jobs / "a" / "ledger.jsonl"),
+        read_private(home.jobs / "a" / "private.jsonl")[0],
+    )
     rows.append(SimpleNamespace(id="c", status="running"))
-    spending.note("c", spent, standing)
-    third = spending.total().outsider
-    assert total.outsider < third < total.outsider + spent.outsider
-    assert total.server is not None
-    assert total.server > total.outsider
+    spending.note("c", {view: accountant.standing(view) for view in VIEWS})
+    third = spending.total()
+    for view in VIEWS:
+        before, own, after = total.of(view), spent.of(view), third.of(view)
+        assert before is not None
+        assert own is not None
+        assert after is not None
+        assert own < before < after < before + own < 3 * own
 
 
 def test_what_was_spent_adds_up_where_only_summaries_can_be_read(tmp_path: Path) -> None:
@@ -236,13 +238,13 @@ def test_what_was_spent_adds_up_where_only_summaries_can_be_read(tmp_path: Path)
     job("a", "completed", epsilon % (1.0, 2.0, '"inf"'))
     job("b", "running", epsilon % (50.0, 50.0, 50.0))
     spending = Spending(home, state)
-    spending.note("b", NOTHING)  # what its folder says is of its end
+    spending.note("b", alone(NOTHING))  # what its folder says is of its end
     assert spending.total() == Epsilons(outsider=1.0, participant=2.0, server=math.inf)
     job("c", "cancelled", epsilon % (0.5, "null", 1.0))
     assert spending.total() == Epsilons(outsider=1.5, participant=None, server=math.inf)
     rows.append(SimpleNamespace(id="runs besides", status="running"))
     for id in ("b", "runs besides"):
-        spending.note(id, Epsilons(outsider=0.25, participant=1.0, server=1.0))
+        spending.note(id, alone(Epsilons(outsider=0.25, participant=1.0, server=1.0)))
     assert spending.total().outsider == 2.0
     rows.append(SimpleNamespace(id="never began", status="failed"))
     assert spending.total().outsider == 2.0

@@ -51,7 +51,15 @@ EVERY_QUERY: list[dict[str, Any]] = [
     {"ask": "correlation", "name": "correlation", "columns": [
         {"column": "x20", "low": 0, "high": 1}, {"column": "x21", "low": 0, "high": 1}]},
 ]  # fmt: skip
-"""Everything that can be asked of data; evaluations have ``confusion`` and ``calibration``."""
+"""Everything that can be asked of data."""
+EVERY_EVALUATION: list[dict[str, Any]] = [
+    *({**each, "name": f"{each['name']} held out"} for each in EVERY_QUERY),
+    {"ask": "mean", "name": "accuracy on devices", "column": "accuracy", "low": 0, "high": 1},
+    {"ask": "devices", "name": "accuracy by device"},
+    {"ask": "confusion", "name": "confusion", "classes": 10, "rows": 30},
+    {"ask": "calibration", "name": "calibration", "rows": 30},
+]
+"""Everything that can be asked of a model on devices' own rows."""
 
 
 def asking(protocol: str = "ideal", **settings: Any) -> Config:

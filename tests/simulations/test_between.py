@@ -25,8 +25,12 @@ from fedsys.report import html
 from server.checkpoint import sha256_of_aggregate
 from simulations import canaries, harness
 from simulations.randomness import SeededRandomness
+from simulations.recorded_run import RecordedRun
+from simulations.replay import replay
 from simulations.setting import partition_of
 from tests.fedsys.audit import forge
+from tests.simulations.test_asking import EVERY_EVALUATION
+from tests.simulations.test_replay import edit_private
 from tests.verifier.chain import Refused
 from tests.verifier.verify import verify
 
@@ -151,7 +155,11 @@ def test_secure_and_ideal_give_the_same_answers_to_the_bit(tmp_path: Path) -> No
     found = []
     for protocol in ("secure", "ideal"):
         config = training(
-            protocol, rounds__count=1, privacy__noise_multiplier=3.0, evaluation__data="none"
+            protocol,
+            rounds__count=1,
+            privacy__noise_multiplier=3.0,
+            evaluation__data="none",
+            evaluation__questions=EVERY_EVALUATION,
         )
         run = harness.run(
             config, out=tmp_path / protocol, randomness=SeededRandomness(b"between")
@@ -161,6 +169,24 @@ def test_secure_and_ideal_give_the_same_answers_to_the_bit(tmp_path: Path) -> No
         )
     assert found[0] == found[1]
     assert len(found[0]) == 1
+
+
+def test_a_run_with_evaluations_is_replayed_to_the_bit(tmp_path: Path) -> None:
+    config = training(privacy__mechanism="none", evaluation__data="none", rounds__count=2)
+    run = harness.run(config, out=tmp_path / "run").folder
+    found = replay(run)
+    assert found.difference is None
+    assert (found.committed, found.replayed) == (3, 3)
+    survivors = RecordedRun.read(run).survivors
+    assert found.trained == len(survivors[1]) + len(survivors[2])
+    assert found.answered == len(survivors[3])
+    summary = json.loads((run / "summary.json").read_text())
+    assert found.model_sha256 == summary["model_sha256"]
+    assert found.trained == summary["clients_trained"]
+    edit_private(run, 3, lambda line: line["survivors"].pop())
+    other = replay(run).difference
+    assert other is not None
+    assert other.what == "round 3's aggregate"
 
 
 @pytest.mark.parametrize("spoil", ["value", "released", "missing", "twice", "round", "trained"])

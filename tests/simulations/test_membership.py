@@ -17,7 +17,7 @@ from fedsys.audit.population import audit_population
 from fedsys.config import Config, validate
 from fedsys.errors import BudgetExceeded, ConfigError
 from fedsys.privacy import Signer, read_ledger
-from fedsys.privacy.accounting.adding import Part, outsider_total
+from fedsys.privacy.accounting.adding import Part, cost_together
 from simulations import harness
 from tests.fedsys.audit.forge import entries, sign_again, sparse
 from tests.reading import reads_at_most
@@ -129,7 +129,7 @@ def test_the_key_holder_cannot_understate_earlier_runs(population: Path, tmp_pat
     stated["part"]["steps"] = [[z, q, r, 1.0] for z, q, r, _ in stated["part"]["steps"]]
     part = Part.from_json(stated["part"])
     assert part is not None
-    cheaper = outsider_total((part,))[0]
+    cheaper = cost_together((part,))[0]
     assert cheaper < stated["epsilon"]
     stated["epsilon"] = cheaper
     sign_again(run, lines, signer)

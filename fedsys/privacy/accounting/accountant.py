@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.errors import BudgetExceeded, MechanismError
+from fedsys.privacy.accounting.adding import Standing, part_of
+from fedsys.privacy.accounting.costs import Steps
 from fedsys.privacy.accounting.outsider import OutsiderLoss
 from fedsys.privacy.accounting.participant import ParticipantLoss
 from fedsys.privacy.accounting.server import ServerLoss, worst_server
@@ -111,6 +113,26 @@ class ViewAccountant:
         if view == "outsider":
             return self.outsider.epsilon()
         return self.participant.epsilon() if view == "participant" else self.server.epsilon()
+
+    def steps_in(self, view: View, next_event: Event | None = None) -> Steps:
+        """The rounds so far as steps that count against one client in a view, including the next
+        event at its worst if given: what a total with other jobs is made of."""
+        if view == "outsider":
+            return self.outsider.steps(next_event)
+        if view == "participant":
+            return self.participant.steps(next_event)
+        return self.server.steps(next_event)
+
+    def standing(self, view: View, epsilon: float | None = None) -> Standing:
+        """The rounds so far, for a total with other jobs.
+
+        Args:
+            view: whose total.
+            epsilon: that of the rounds so far, where it is known.
+        """
+        part = part_of(self.plan, view, self.steps_in(view))
+        known = self.spent_in(view) if epsilon is None else epsilon
+        return Standing.of(self.plan, view, part, known)
 
     def after_next(self, event: Event) -> Epsilons:
         """Worst-case epsilon by view once a further round with this event is charged.

@@ -1,8 +1,20 @@
-"""Several runs' rounds as one: the arithmetic of totals.
+"""Several runs' rounds as one: the arithmetic of totals, in any view.
 
-A run is a *part*: its Gaussian steps, and the share of its delta that is spent on anything else.
-Parts are added by composing all of their steps at the largest of their deltas, minus what all parts
-spend on anything else.
+A run is a *part*: its Gaussian steps as they count against one client, and the share of its delta
+that is spent on anything else. Parts are added by composing all of their steps at the largest of
+their deltas, minus what all parts spend on anything else.
+
+That rests on Zhu, Dong and Wang, "Optimal Accounting of Differential Privacy via Characteristic
+Function" (AISTATS 2022), Theorem 10: "If (P, Q) dominates M and (P', Q') dominates M', then
+(P x P', Q x Q') dominates the composed mechanism (M, M')." A run's steps dominate what it reveals
+of *any* client: in the participant's view they are those of the client that met curious ones most
+often, in the server's those of the client with the largest mu^2 or the most rounds. So the total
+covers every client, though the worst one may differ from run to run, and client numbers need not
+mean the same people. (That the worst client's steps dominate those of the others is our own step:
+more rounds, less noise and less amplification never lower a divergence.)
+
+It needs one pair of neighbours: jobs of different units, or whose neighbours differ in the view
+(`Standing.alike`), do not compose. For these epsilons are added, each a promise of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +32,9 @@ from fedsys.privacy.accounting.costs import (
     outsider_step,
     rdp_epsilon,
     server_step,
+    squares_of,
     steps_epsilon,
+    together_step,
 )
 from fedsys.privacy.events import GaussianStep
 from fedsys.privacy.plan import PrivacyPlan
@@ -31,10 +45,11 @@ __all__ = [
     "Part",
     "Standing",
     "composed",
+    "cost_together",
     "covered",
-    "outsider_total",
     "part_of",
     "promised_part",
+    "replaces",
     "together",
     "usable",
 ]
@@ -159,8 +174,8 @@ def usable(parts: Sequence[Part]) -> float:
     return left(parts) * (1 - _SPARE)
 
 
-def outsider_total(parts: Sequence[Part]) -> tuple[float, float]:
-    """(epsilon, delta) of all parts together.
+def cost_together(parts: Sequence[Part]) -> tuple[float, float]:
+    """(epsilon, delta) of all parts together, in the view of all of them.
 
     Args:
         parts: at least one; a single part keeps its own figure.
@@ -168,7 +183,7 @@ def outsider_total(parts: Sequence[Part]) -> tuple[float, float]:
     delta = max(part.delta for part in parts)
     steps = _steps_of(parts)
     at = usable(parts) if len(parts) > 1 else parts[0].delta - parts[0].overhead
-    if at <= 0:
+    if at <= 0 or math.isinf(squares_of(steps)):
         return math.inf, delta
     found = rdp_epsilon(steps, at)
     if found <= _HOPELESS or math.isinf(found):
@@ -196,11 +211,18 @@ def together(parts: Sequence[Part]) -> Part:
 
 
 def promised_part(plan: PrivacyPlan, view: View) -> Part:
-    """All rounds that a plan allows, as a part in the outsider's or the server's view."""
+    """All rounds that a plan allows, as a part in a view, each at its worst."""
     event, rounds = plan.event(), plan.rounds
     if view == "server":
         return part_of(plan, view, {server_step(event): plan.contributions(rounds)})
-    return part_of(plan, view, {outsider_step(event): plan.turns(rounds)})
+    step = outsider_step(event) if view == "outsider" else together_step(event)
+    return part_of(plan, view, {step: plan.turns(rounds)})
+
+
+def replaces(plan: PrivacyPlan, view: View) -> bool:
+    """Whether neighbours replace one client in a view: where cohorts have a fixed size, but not in
+    the server's view, where the client takes part either way, nor where the unit is an example."""
+    return plan.unit == "client" and view != "server" and plan.event().sampling.replaces
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,7 +232,8 @@ class Standing:
     Attributes:
         part: its rounds in one view; None where only its epsilon is known.
         epsilon: its epsilon alone.
-        alike: what has to be equal for two jobs' rounds to compose: unit, neighbours, view.
+        alike: what has to be equal for two jobs' rounds to compose: unit, whether neighbours
+            replace, view.
     """
 
     part: Part | None
@@ -220,7 +243,7 @@ class Standing:
     @classmethod
     def of(cls, plan: PrivacyPlan, view: View, part: Part, epsilon: float) -> Standing:
         """The standing of a job under a plan."""
-        alike = (plan.unit, plan.event().sampling.replaces, view)
+        alike = (plan.unit, replaces(plan, view), view)
         return cls(part=part if plan.protected else None, epsilon=epsilon, alike=alike)
 
 
@@ -228,8 +251,10 @@ def composed(standings: Sequence[Standing]) -> float:
     """The total epsilon of several jobs on one client.
 
     Jobs whose rounds compose are added as one sequence of Gaussian steps, at the largest of their
-    deltas (`outsider_total`, whose arithmetic is that of any view's steps), or epsilon by epsilon
-    where that gives less; the others by adding epsilons.
+    deltas, or epsilon by epsilon where that gives less, as for jobs whose budget ends them before
+    their last round; the others by adding epsilons. Added epsilons hold at the sum of the deltas
+    (Dwork and Roth 2014, Theorem 3.16: for (eps_i, delta_i)-differentially private M_i, "M_[k] is
+    (sum eps_i, sum delta_i)-differentially private").
     """
     groups: dict[tuple[str, bool, str], list[Standing]] = {}
     total = 0.0
@@ -242,6 +267,6 @@ def composed(standings: Sequence[Standing]) -> float:
         added = math.fsum(each.epsilon for each in group)
         if len(group) > 1:
             parts = [each.part for each in group if each.part is not None]
-            added = min(added, outsider_total(parts)[0])
+            added = min(added, cost_together(parts)[0])
         total += added
     return total

@@ -68,8 +68,9 @@ class ParticipantLoss:
         else:
             self.meetings.add(sampled)
 
-    def epsilon(self, next_event: Event | None = None) -> float:
-        """Epsilon spent so far, or at worst once ``next_event`` is charged too."""
+    def steps(self, next_event: Event | None = None) -> Counter[GaussianStep]:
+        """The steps that count against the client with the most shared rounds, including the next
+        event at its worst if given."""
         plan, apart, together = self._plan, Counter(self._apart), Counter(self._together)
         shared = self.meetings.most + self._unknown
         if next_event is not None:
@@ -78,12 +79,16 @@ class ParticipantLoss:
             shared += 1
         rounds = apart.total()
         if not rounds:
-            return 0.0
+            return Counter()
         turns = plan.turns(rounds)
         if turns < rounds:
             apart = Counter({worst_step(apart): turns})
         if plan.by_turns or plan.unit == "example":
             shared = turns
-        counts = participant_steps(apart, worst_step(together), min(shared, turns))
-        found = steps_epsilon(counts, plan.delta_of("participant"))
+        return participant_steps(apart, worst_step(together), min(shared, turns))
+
+    def epsilon(self, next_event: Event | None = None) -> float:
+        """Epsilon spent so far, or at worst once ``next_event`` is charged too."""
+        plan = self._plan
+        found = steps_epsilon(self.steps(next_event), plan.delta_of("participant"))
         return plan.charges.covered("participant", found)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -104,25 +107,39 @@ class ServerLoss:
         found: Vector = self._squares[clients] + self._unknown_squares
         return found
 
+    def steps(self, next_event: Event | None = None) -> Counter[GaussianStep]:
+        """The steps that count against the worst client, including the next event if given.
+
+        Without amplification they are one Gaussian mechanism with the client's mu^2.
+        """
+        worst, rounds, squares = self._worst(next_event)
+        if worst is None or not rounds:
+            return Counter()
+        if worst.rate < 1:
+            return Counter({worst: rounds})
+        return Counter({GaussianStep(multiplier=1 / math.sqrt(squares)): 1} if squares else {})
+
     def epsilon(self, next_event: Event | None = None) -> float:
         """The worst client's epsilon so far, or at worst once ``next_event`` is charged too."""
-        if next_event is None:
-            return self._epsilon(self._step, self._most_squares + self._unknown_squares, 0)
-        step = server_step(next_event)
-        worst = step if self._step is None else worst_step((self._step, step))
-        return self._epsilon(worst, self._most_squares + self._unknown_squares + square_of(step), 1)
-
-    def _epsilon(self, step: GaussianStep | None, squares: float, more: int) -> float:
-        plan = self._plan
-        rounds = self._most_rounds + self._unknown + more
-        if step is None or not rounds:
+        plan, (worst, rounds, squares) = self._plan, self._worst(next_event)
+        if worst is None or not rounds:
             return 0.0
-        delta, limit = plan.delta_of("server"), plan.max_participations
-        if limit is not None and rounds > limit:
-            rounds = limit
-            squares = min(squares, limit * square_of(step))
-        if step.rate < 1:
-            found = steps_epsilon({step: rounds}, delta)
+        delta = plan.delta_of("server")
+        if worst.rate < 1:
+            found = steps_epsilon({worst: rounds}, delta)
         else:
             found = composed_epsilon(delta, squares)
         return plan.charges.covered("server", found)
+
+    def _worst(self, next_event: Event | None) -> tuple[GaussianStep | None, int, float]:
+        """The worst round, and the number of rounds and mu^2 of the client that lost most."""
+        worst, limit = self._step, self._plan.max_participations
+        rounds = self._most_rounds + self._unknown
+        squares = self._most_squares + self._unknown_squares
+        if next_event is not None:
+            step = server_step(next_event)
+            worst = step if worst is None else worst_step((worst, step))
+            rounds, squares = rounds + 1, squares + square_of(step)
+        if worst is not None and limit is not None and rounds > limit:
+            rounds, squares = limit, min(squares, limit * square_of(worst))
+        return worst, rounds, squares

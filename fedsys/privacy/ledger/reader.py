@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedsys.errors import LedgerError
+from fedsys.improvement import STOPPED
 from fedsys.privacy.ledger.files import open_regular, read_lines
 from fedsys.privacy.ledger.lines import (
     FORMAT,
@@ -99,6 +100,12 @@ class LedgerView:
     tail: bytes
     link: str
     tree: MerkleTree
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether the job ended because its metric no longer improved, so that what it released
+        decided how many rounds there were."""
+        return self.closed is not None and self.closed.get("reason") == STOPPED
 
     @property
     def origin(self) -> str:

@@ -34,7 +34,7 @@ function overview(page, jobs) {
       stat("Devices connected", `${counts.connected} of ${counts.devices}`, [counts.pending && `${counts.pending} not on the roster yet`, `roster version ${page.roster}`].filter(Boolean).join(" · "), counts.devices > 0 && bar(counts.connected / counts.devices, "share of devices connected", "good")),
       stat("Jobs running", String(going), waiting ? `${count(waiting, "more waits", "more wait")}` : `${count(jobs.length, "job")} so far`),
       page.spent.budget
-        ? stat("Budget spent", `ε ${spent.promised}`, `of ${spent.budget}, in the guaranteed views, added`, bar(spent.part, "share of the budget spent", spent.part > 0.9 ? "warning" : "accent"))
+        ? stat("Budget spent", `ε ${spent.promised}`, `of ${spent.budget}, by all jobs together; one that is not over counts with all that it may spend`, bar(spent.part, "share of the budget spent", spent.part > 0.9 ? "warning" : "accent"))
         : stat("Privacy spent", `ε ${outsider}`, "outsider, over all jobs; no budget is set"),
       stat("Over all jobs", `ε ${outsider}`, `outsider · ${others}`),
       stat("Machine", bytes(page.free), `free · ${bytes(page.memory)} of memory in use · up since ${clock(page.started)}`),

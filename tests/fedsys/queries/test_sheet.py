@@ -157,7 +157,40 @@ def test_without_noise_the_answers_are_those_of_the_data() -> None:
     expected = np.cov(columns, aweights=weights, ddof=0)
     r = expected[0, 1] / math.sqrt(expected[0, 0] * expected[1, 1])
     assert found["correlation"].value("age, income") == pytest.approx(r)
-    assert len(found["top"].estimates) == 2
+    pet, predicted = rows.columns["pet"].values, rows.columns["predicted"].values
+    for low, high in ((0, 20), (20, 40), (40, 60), (60, 100)):
+        within = (clipped >= low) & (clipped < high)
+        assert found["ages"].value(f"{low} to {high}") == pytest.approx(weights[within].sum())
+    kept = np.zeros((400, 2))
+    for device, value, weight in zip(rows.device, pet, weights, strict=True):
+        if value < 2:
+            kept[device, int(value)] += weight
+    kept *= np.minimum(1, 1.5 / np.maximum(np.linalg.norm(kept, axis=1), 1e-9))[:, None]
+    totals = [weights[pet == at].sum() for at in range(3)]
+    for at, name in enumerate(("cat", "dog", "owl")):
+        if at < 2:
+            assert found["pets"].value(name) == pytest.approx(kept[:, at].sum())
+        young = weights[(pet == at) & (clipped < 50)].sum()
+        assert found["cross"].value(f"{name}, 0 to 50") == pytest.approx(young)
+    top = [(each.label, each.value) for each in found["top"].estimates]
+    best = sorted(zip(("cat", "dog", "owl"), totals, strict=True), key=lambda each: -each[1])
+    assert top == [(name, pytest.approx(total)) for name, total in best[:2]]
+    for true, said in itertools.product(range(4), range(4)):
+        both = weights[(label == true) & (predicted == said)].sum()
+        assert found["confusion"].value(f"{true}, {said}") == pytest.approx(both, abs=1e-9)
+    right, confidence = rows.columns["accuracy"].values, rows.columns["confidence"].values
+    some = (confidence >= 0.7) & (confidence < 0.8)
+    inside = {"rows": weights[some].sum()} | {
+        name: np.average(values[some], weights=weights[some])
+        for name, values in (("accuracy", right), ("confidence", confidence))
+    }
+    for name, value in inside.items():
+        assert found["calibration"].value(f"0.7 to 0.8: {name}") == pytest.approx(value)
+    means = [right[rows.device == device].mean() for device in np.flatnonzero(rows.per_device)]
+    bins = np.clip(np.floor(np.array(means) * 10 + 1e-9), 0, 9).astype(int)
+    for at, many in enumerate(np.bincount(bins, minlength=10)):
+        name = f"{at / 10:g} to {(at + 1) / 10:g}"
+        assert found["devices"].value(name) == pytest.approx(many, abs=1e-6)
 
 
 RUNS = 25_000

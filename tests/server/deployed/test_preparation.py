@@ -20,6 +20,7 @@ from server.deployed.fleet import Fleet
 from server.deployed.job_model import JobModel
 from server.deployed.preparation import AlreadyOver, JobFailed, Preparation, PreparedJob
 from server.deployed.queue import Deployment, submit
+from server.deployed.spending import Promises
 from server.grpc_operator import job_status
 from server.home.state import ACTIVE_JOB, JobRow
 from server.job_ending import end_job
@@ -167,33 +168,34 @@ def test_after_a_damaged_ledger_the_next_job_has_its_turn(port: Port) -> None:
     assert "population.clients = 7" in port.state.job(second.id).reason
 
 
-def test_training_and_queries_are_composed_against_the_populations_budget(port: Port) -> None:
-    """Each promises epsilon 1; added, the budget of 2.5 would allow two of them."""
+def test_the_eleventh_query_after_a_training_job_is_refused(port: Port) -> None:
+    """They promise epsilon 2 and ten times 0.5, which would make 7 if they were added."""
+    budget = 2.8
     asked = Preparation(
-        home=port.home,
-        state=port.state,
-        registry=port.registry,
-        models=TaskModel,
-        budget=2.5,
+        home=port.home, state=port.state, registry=port.registry, models=TaskModel, budget=budget
     )
     query = {
         "job": {"kind": "query"},
         "task": {"name": "digits"},
-        "privacy": {"epsilon": 1.0, "delta": 1e-5},
+        "privacy": {"epsilon": 0.5, "delta": 1e-5},
         "aggregation": {"dropout": 0.0, "corrupt": 0.0},
         "query": {"questions": [{"ask": "count", "name": "rows"}]},
     }
 
-    def begin(jobs: int) -> None:
-        for _ in range(jobs):
-            row = submit(port.state, tomli_w.dumps(query))
-            prepared = asked.prepare(row)
-            assert isinstance(prepared, PreparedJob)
-            with prepared.job.ledger:
-                assert prepared.terms.kind == "query"
-                assert prepared.terms.plan.expected_cohort == 3
-            port.state.update_job(row.id, started_at=1.0)
+    def begin(text: str, kind: str) -> None:
+        row = submit(port.state, text)
+        prepared = asked.prepare(row)
+        assert isinstance(prepared, PreparedJob)
+        with prepared.job.ledger:
+            assert prepared.terms.kind == kind
+            assert prepared.terms.plan.expected_cohort == 3
+        port.state.update_job(row.id, started_at=1.0)
 
-    begin(4)
-    with pytest.raises(JobFailed, match=r"budget is epsilon 2\.5: .* this one asks for 1, which"):
-        begin(8)
+    begin(dump(silos("rounds.count=2", "privacy.epsilon=2")), "train")
+    for _ in range(10):
+        begin(tomli_w.dumps(query), "query")
+    assert 0.95 * budget < Promises(port.home, port.state).total() <= budget
+    with pytest.raises(
+        JobFailed, match=r"budget is epsilon 2\.8: .* this one asks for 0\.5, which"
+    ):
+        begin(tomli_w.dumps(query), "query")

@@ -7,6 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from fedsys.privacy import guaranteed_epsilon, read_ledger, replay
+from fedsys.privacy.accounting.adding import Standing, composed, promised_part
+from fedsys.privacy.ledger import read_private
 from fedsys.report import figures
 from fedsys.run_folder import RunFolder, plain_json
 from server.deployed.fleet import Fleet, Link
@@ -69,10 +72,21 @@ def test_a_job_is_shown_with_what_its_ledger_says(scene: Scene, runs: list[Path]
     assert waiting["stage"].startswith("waiting: 4 of 6 connected")
     assert (waiting["views"], waiting["charts"], waiting["head"]) == ([], [], "")
     total = found["page"]["spent"]
-    assert total["promised"] == figures.epsilon(0.97 + 5.03)
     assert total["budget"] == "12.0"
-    both = sum(RunFolder(run).read_summary()["privacy"]["epsilon"]["outsider"] for run in runs)
-    assert total["views"][0]["epsilon"] == figures.epsilon(both)
+    replayed = [
+        replay(read_ledger(run / "ledger.jsonl"), read_private(run / "private.jsonl")[0])[0]
+        for run in runs
+    ]
+    for each in total["views"]:
+        both = composed([accountant.standing(each["view"]) for accountant in replayed])
+        assert each["epsilon"] == figures.epsilon(both)
+    over, going_on = replayed
+    plan = going_on.plan
+    assert plan.guarantee == "outsider"
+    part = promised_part(plan, "outsider")
+    all_rounds = Standing.of(plan, "outsider", part, plan.budget or guaranteed_epsilon(plan))
+    against = composed([over.standing("outsider", 0.97), all_rounds])
+    assert total["promised"] == figures.epsilon(against)
 
 
 def test_what_holds_all_jobs_is_shown(scene: Scene) -> None:
