@@ -215,7 +215,7 @@ class Session:
         if kind == "invitation":
             return self._invitation(message.invitation)
         if kind == "stage":
-            return self._stage(message.stage)
+            return self._uninvited(message.stage)
         if kind == "begin":
             return self._begin(message.begin)
         if kind == "collect":
@@ -314,6 +314,7 @@ class Session:
                 return None
             self._join(message, self._ready())
         except (FedsysError, SecureAggError) as error:
+            self._leave(message.job, message.round)
             return self._refuse(message.job, message.round, error)
         return self._stage(message.stage)
 
@@ -378,6 +379,25 @@ class Session:
         except (FedsysError, SecureAggError) as error:
             return self._refuse(message.job, message.round, error)
         return None
+
+    def _leave(self, job: bytes, round: int) -> None:
+        """Take part in a round no further, unless another invitation to it is accepted."""
+        current = self._round
+        if current is not None and (job, round) == (
+            current.assignment.job,
+            current.assignment.round,
+        ):
+            self._round = None
+
+    def _uninvited(self, stage: fleet_pb2.Stage) -> fleet_pb2.Up:
+        """The answer to a step that came without an invitation. An opening should not, and nothing
+        was asked of the owner before this one."""
+        try:
+            if kind_of(stage.message) is Kind.OPENING:
+                self._ready()
+        except (FedsysError, SecureAggError) as error:
+            return self._refuse(stage.job, stage.round, error)
+        return self._stage(stage)
 
     def _stage(self, stage: fleet_pb2.Stage) -> fleet_pb2.Up:
         agreed = self._terms.get(stage.job)
@@ -451,10 +471,7 @@ class Session:
         return None
 
     def _outcome(self, outcome: fleet_pb2.Outcome) -> fleet_pb2.Up | None:
-        current = self._round
-        over = (outcome.job, outcome.round)
-        if current is not None and (current.assignment.job, current.assignment.round) == over:
-            self._round = None
+        self._leave(outcome.job, outcome.round)
         try:
             self._buffered.outcome(outcome)
         except (FedsysError, SecureAggError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -26,4 +28,10 @@ def verifies(public: bytes, signature: bytes, message: bytes, shared: Shared | N
 
 
 def _verify(public: bytes, signature: bytes, message: bytes) -> None:
-    Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+    _key(public).verify(signature, message)
+
+
+@functools.lru_cache(maxsize=4096)
+def _key(public: bytes) -> Ed25519PublicKey:
+    """A member signs its sealing key, its upload, its endorsement and its answer."""
+    return Ed25519PublicKey.from_public_bytes(public)

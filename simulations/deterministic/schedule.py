@@ -11,6 +11,10 @@ __all__ = ["DIMENSION", "Schedule"]
 
 KINDS = ("OPENING", "DELIVERY", "PROPOSAL", *("CERTIFICATE",) * 3)
 REPLIES = ("UPLOAD", "UPLOAD", "CHECKED", "ENDORSEMENT", "ANSWER")
+ASKED = (*("OPENING",) * 4, "DELIVERY", "PROPOSAL", "CERTIFICATE")
+FLUSHES = (*range(8), 6, 7, 6, 7)
+"""Of an agent that answers an opening: its count, twice its marks, and its count again, a file and
+its folder each time. The last two stand between it and what it says."""
 DIMENSION = 8
 
 
@@ -46,6 +50,9 @@ class Schedule:
             process, and starts another.
         relapses: rounds, an agent's messages in them, and agents that die as they say them: nobody
             hears them, and another process starts soon.
+        setbacks: rounds, the coordinator's messages in them, agents, and which of their flushes
+            fails as they answer: the connection breaks too, so that nobody hears of it and the same
+            process is asked again.
     """
 
     seed: int
@@ -71,6 +78,7 @@ class Schedule:
     cancelled_at: float | None
     stops: tuple[tuple[int, str], ...]
     relapses: tuple[tuple[int, str, int], ...]
+    setbacks: tuple[tuple[int, str, int, int], ...]
 
     @classmethod
     def of(cls, seed: int) -> Schedule:
@@ -119,7 +127,17 @@ class Schedule:
                 (1 + dice.below(2), dice.one_of(REPLIES), dice.below(population))
                 for _ in range(dice.below(3))
             ),
+            setbacks=_setbacks(Dice(seed, "setbacks"), population),
         )
+
+
+def _setbacks(dice: Dice, population: int) -> tuple[tuple[int, str, int, int], ...]:
+    """For every other seed: in the rest, what else goes wrong has the time for it."""
+    count = 2 + dice.below(3) if dice.chance(0.5) else 0
+    return tuple(
+        (1 + dice.below(2), dice.one_of(ASKED), dice.below(population), dice.one_of(FLUSHES))
+        for _ in range(count)
+    )
 
 
 def _partition(dice: Dice, population: int, calm_at: float) -> Partition:

@@ -125,6 +125,10 @@ class World:
         self._failed = False
         self._stops = list(schedule.stops)
         self._relapses = list(schedule.relapses)
+        self._setbacks = {each[:3]: each[3] for each in schedule.setbacks}
+        self._setback: tuple[Connection, int] | None = None
+        """In hand: the connection of the agent that answers, and flushes before the one that fails.
+        """
         self._declines_for_its_disk = self._server_disk_failed = False
         seed = schedule.seed
         self._clock = Clock()
@@ -272,18 +276,22 @@ class World:
         self._carry(line, what, lambda: self._at_agent(line, message, what), inbound=False)
 
     def _at_agent(self, line: Connection, message: fleet_pb2.Down, what: str) -> None:
-        party = self._agents[line.agent]
+        party, stage = self._agents[line.agent], _stage_of(message)
 
         def take() -> None:
             if self._lines.get(line.agent) is not line:
                 self._note(f"{what}: of a connection that is gone")
                 return
+            flushes = None if stage is None else self._setbacks.pop((*stage, line.agent), None)
+            self._setback = None if flushes is None else (line, flushes)
             try:
                 self._note(f"{what}: {party.take(message)}")
             except Dismissed as farewell:
                 self._note(f"{what}: {farewell}")
                 line.broken = True
                 self._redial(line)
+            finally:
+                self._setback = None
 
         self._act(self._lives[party.disk.name], take)
 
@@ -500,7 +508,7 @@ class World:
         if self._clock.now >= schedule.calm_at:
             return _CALM
         failure = schedule.disk_failure / (40 if life.name == COORDINATOR else 1)
-        if dice.chance(failure):
+        if self._is_set_back() or dice.chance(failure):
             life.disk_failed = True
             self._declines_for_its_disk |= life.name != COORDINATOR
             self._server_disk_failed |= life.name == COORDINATOR
@@ -512,6 +520,16 @@ class World:
                 power_lost=self._takes_power(life),
             )
         return _CALM
+
+    def _is_set_back(self) -> bool:
+        """Whether this is the flush that fails as an agent answers, unheard."""
+        if self._setback is None:
+            return False
+        line, left = self._setback
+        self._setback = (line, left - 1) if left else None
+        if not left:
+            self._broken(line)
+        return not left
 
     def _takes_power(self, life: _Life) -> bool:
         sick = life.crash_rate >= _SICK

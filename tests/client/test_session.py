@@ -292,6 +292,23 @@ def test_a_paused_device_declines_for_the_time_being(devices: Devices) -> None:
     assert talk.invite(device, 0).HasField("answer")
 
 
+def test_a_paused_device_trains_for_no_opening_whatever_came_before_it(devices: Devices) -> None:
+    """It is in the round already: its first training failed, so that it has yet to upload."""
+    talk, device = agree(devices), devices.all[0]
+    device.worker.error = ValueError("no batch")
+    assert talk.invite(device, 0).refusal.cause == fleet_pb2.Refusal.TRAINING
+    device.worker.error = None
+    device.session.paused.touch()
+    opening = fleet_pb2.Down(stage=talk.stage(0))
+    assert device.handle(opening).refusal.cause == fleet_pb2.Refusal.PAUSED
+    assert talk.invite(device, 0).refusal.cause == fleet_pb2.Refusal.PAUSED
+    device.session.paused.unlink()
+    assert device.handle(opening).refusal.cause == fleet_pb2.Refusal.PROTOCOL, "it refused"
+    assert device.worker.trained == 1, "the one that failed"
+    assert talk.invite(device, 0).HasField("answer")
+    assert device.worker.trained == 2
+
+
 def test_conditions_are_checked_at_each_round(devices: Devices) -> None:
     talk, device = agree(devices), devices.all[0]
     device.policy[0] = dataclasses.replace(device.policy[0], min_free_memory_mb=1 << 30)

@@ -14,6 +14,7 @@ from fedsys.audit import audit_run
 from fedsys.config import load
 from fedsys.privacy import read_ledger
 from fedsys.run_folder import RunFolder
+from secure_agg.committee import SUITE_NAMES
 from simulations import harness
 from simulations.randomness import SeededRandomness
 from tests.e2e.processes import federation, silos
@@ -44,9 +45,14 @@ def digests(commit: Mapping[str, Any]) -> tuple[str, str]:
     return commit["aggregate_sha256"], commit["weights_sha256"]
 
 
-def test_in_process_and_over_grpc_every_round_gives_the_same_aggregate(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "suite", ["x25519", pytest.param("x25519-mlkem768", marks=pytest.mark.slow)]
+)
+def test_in_process_and_over_grpc_every_round_gives_the_same_aggregate(
+    tmp_path: Path, suite: str
+) -> None:
     seed = b"equal hosts"
-    config = silos("rounds.count=3", "privacy.epsilon=9")
+    config = silos("rounds.count=3", "privacy.epsilon=9", f"aggregation.suite={suite}")
     simulated = harness.run(config, out=tmp_path / "run", randomness=SeededRandomness(seed))
     view = read_ledger(simulated.folder / "ledger.jsonl")
     expected = {each.round: digests(each.body) for each in view.rounds}
@@ -56,6 +62,9 @@ def test_in_process_and_over_grpc_every_round_gives_the_same_aggregate(tmp_path:
         job = fed.submit(config)
         assert fed.wait(job).status == "completed"
         deployed = {round: digests(body) for round, body in fed.commits(job).items()}
+        prekeys = fed.home.registry(fed.state).prekeys
+        kept = prekeys.counts((1, 2, 3), suite=SUITE_NAMES["x25519-mlkem768"])
+        assert all(kept.values()) is (suite == "x25519-mlkem768"), "devices have sent such keys"
     assert len(expected) == 3
     assert deployed == expected
 

@@ -29,6 +29,7 @@ from fedsys.errors import Cause, ConfigError
 from fedsys.privacy import read_ledger
 from fedsys.wire.fleet_pb2 import Down, Refusal, RosterNews, Up
 from fedsys.wire.flower import CHALLENGE, DOWN, NODE, PROOF, QUERY, RECORD, UP, hello_message
+from secure_agg import SecAggParams
 from server.deployed.round import Randomness
 from server.flower_host import GridFleet, run_job
 from server.home.folder import Home
@@ -59,7 +60,7 @@ def home(tmp_path: Path) -> Home:
         return port.home
 
 
-def silo(rounds: int = 3) -> Config:
+def silo(rounds: int = 3, *, suite: str = "x25519") -> Config:
     """Three devices, each in every round."""
     return validate(
         {
@@ -71,7 +72,7 @@ def silo(rounds: int = 3) -> Config:
             "local": {"batch_size": 32, "learning_rate": 0.5},
             "server": {"strategy": "fedavg"},
             "privacy": {"epsilon": 9.0, "delta": 1e-5, "clip": 1.0},
-            "aggregation": {"dropout": 0.0, "corrupt": 0.0},
+            "aggregation": {"dropout": 0.0, "corrupt": 0.0, "suite": suite},
             "engine": {"path": "loop", "chunk": 1},
         }
     )
@@ -152,6 +153,32 @@ def test_in_process_and_over_flower_every_round_gives_the_same_model(
     assert len(expected) == 3
     assert commits(home, row.id) == expected
     assert audit_run(home.jobs / row.id).passed
+
+
+def test_a_job_in_the_hybrid_suite_gives_the_same_model(home: Home, tmp_path: Path) -> None:
+    """Devices first send sealing keys of the usual suite; the offer has them send others."""
+    seed, suites = b"hybrid", set[int]()
+    config = silo(1, suite="x25519-mlkem768")
+    simulated = harness.run(config, out=tmp_path / "run", randomness=SeededRandomness(seed))
+    view = read_ledger(simulated.folder / "ledger.jsonl")
+    present = nodes(tmp_path, seed)
+    for node in present.values():
+
+        def handle(message: Message, context: Context, inner: Handler = node.handler) -> Message:
+            raws = message.content.config_records[RECORD].get(DOWN, [])
+            assert isinstance(raws, list)
+            for down in map(Down.FromString, raws):
+                if down.HasField("invitation"):
+                    suites.add(SecAggParams.decode(down.invitation.params).suite)
+            return inner(message, context)
+
+        node.handler = handle
+    source = SeededRandomness(seed)
+    randomness = Randomness(names=source.job(), seeds=source.sampling)
+    row = over_flower(home, config, present, randomness=randomness)
+    assert row.status == "completed", row.reason
+    assert suites == {2}
+    assert commits(home, row.id) == {1: view.rounds[0].body["weights_sha256"]}
 
 
 def test_the_silo_recipe_passes_fresh_policies_and_every_round_is_countersigned(

@@ -26,7 +26,8 @@ from fedsys.privacy import Entropy, read_ledger
 from fedsys.privacy.ledger import read_private
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.terms import Terms
-from secure_agg.messages import Kind, kind_of
+from secure_agg import prekey_suite
+from secure_agg.messages import HEADER_SIZE, Kind, Opening, kind_of
 from server.deployed.fleet import Fleet, Link, Said
 from server.deployed.queue import submit
 from server.home.state import JobRow
@@ -154,6 +155,7 @@ def buffered_job(
     most: int = 4,
     stale: int = 2,
     concurrency: int | None = None,
+    suite: str = "x25519",
     **privacy: Any,
 ) -> Config:
     """Everybody may train at a time."""
@@ -172,7 +174,7 @@ def buffered_job(
             },
             "server": {"strategy": "fedavg"},
             "privacy": {"mechanism": "none", "max_participations": most, **privacy},
-            "aggregation": {"dropout": 0.1, "corrupt": 0.0},
+            "aggregation": {"dropout": 0.1, "corrupt": 0.0, "suite": suite},
             "engine": {"path": "loop", "chunk": 1},
             "evaluation": {"data": "none"},
         }
@@ -207,6 +209,21 @@ def test_every_buffer_holds_as_many_uploads_as_was_agreed(
     assert found.outcomes(job) == ["commit"] * 4
     assert [len(line["survivors"]) for line in found.lines(job).values()] == [3] * 4
     assert not found.refusals()
+    assert audit_run(found.home.jobs / job).passed
+
+
+def test_epochs_run_in_the_hybrid_suite(party: Callable[[int], Buffers]) -> None:
+    found = party(5)
+    job = found.buffered(suite="x25519-mlkem768")
+    run(found, job)
+    assert found.outcomes(job) == ["commit"] * 4
+    assert not found.refusals()
+    invitations = [down.invitation for _, down in found.told if down.HasField("invitation")]
+    openings = [Opening.parse(each.stage.message[HEADER_SIZE:]) for each in invitations]
+    assert {opening.context.round for opening in openings} == {1, 3}
+    named = [prekey for opening in openings for prekey in opening.prekeys]
+    assert {prekey_suite(prekey) for prekey in named} == {2}
+    assert len(set(named)) == 2 * 5, "each epoch has keys of its own"
     assert audit_run(found.home.jobs / job).passed
 
 
