@@ -120,8 +120,14 @@ def tuning_claim(
     part = _stated_part(header)
     if part is not None and total is not None and problem is None:
         again = _cost_of(part)
+        stated = header.get("delta") if isinstance(header, dict) else None
         if again is None or not math.isclose(again, total.before, rel_tol=_RELATIVE):
             wrong.append(f"the rounds that the header states cost {epsilon_text(again)}")
+        elif stated != part.delta:
+            wrong.append(
+                f"the rounds that the header states cost that at delta {part.delta:g}, not at "
+                f"{value_text(stated)}"
+            )
     words = "no tuning run is stated"
     if total is not None:
         words = (
