@@ -12,6 +12,7 @@ import math
 from itertools import islice
 from typing import Any
 
+from fedsys.agreement import agrees
 from fedsys.audit.evidence import Evidence, complete_lines
 from fedsys.audit.spending import Spending
 from fedsys.audit.wording import claim, epsilon_text, value_text
@@ -148,8 +149,8 @@ def _of_all_rounds(plan: PrivacyPlan) -> float | None:
 def _same(found: object, wanted: object) -> bool:
     if wanted == math.inf:
         return found == "inf"
-    if isinstance(wanted, float) and isinstance(found, (int, float)):
-        return math.isclose(found, wanted, rel_tol=_RELATIVE, abs_tol=1e-300)
+    if isinstance(wanted, float):
+        return agrees(found, wanted, relative=_RELATIVE, absolute=1e-300)
     return type(found) is type(wanted) and found == wanted
 
 
