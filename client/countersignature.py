@@ -75,7 +75,9 @@ class Countersigner:
         record = self._journal.jobs[terms.job.hex()]
         own = {round: sent for round, sent in record.sent.items() if round in record.joined}
         try:
-            self._copies[terms.job] = self._copy(terms.job).extended(lines, terms, own)
+            self._copies[terms.job] = self._copy(terms.job).extended(
+                lines, terms, own, answered=record.answered
+            )
         except LedgerError as error:
             raise self._dispute(terms.job, str(error)) from None
 

@@ -43,6 +43,8 @@ class JobRecord:
         joined: rounds whose assignment was accepted; each counts as spent.
         highest: highest round number joined.
         uploaded: rounds in which this device sent an encrypted vector.
+        answered: rounds whose sum this device helped to open, as far as they are not covered by
+            its newest countersignature.
         version: in buffered rounds, the newest version of the model that was announced to it.
         epoch: in buffered rounds, the newest epoch that it entered.
         over: in buffered rounds, the newest epoch that was announced as over.
@@ -60,6 +62,7 @@ class JobRecord:
     joined: list[int] = field(default_factory=list)
     highest: int = 0
     uploaded: list[int] = field(default_factory=list)
+    answered: list[int] = field(default_factory=list)
     version: int = 0
     epoch: int = 0
     over: int = 0
@@ -135,6 +138,7 @@ class JobRecord:
             "joined": self.joined,
             "highest": self.highest,
             "uploaded": self.uploaded,
+            "answered": self.answered,
             "version": self.version,
             "epoch": self.epoch,
             "over": self.over,
@@ -300,7 +304,8 @@ class Journal:
         """
         record = self.jobs[job.hex()]
         later = {each: sent for each, sent in record.sent.items() if each > signed.round}
-        self._change(record, copy=copy, signed=signed, sent=later)
+        answered = [each for each in record.answered if each > signed.round]
+        self._change(record, copy=copy, signed=signed, sent=later, answered=answered)
 
     def dispute(self, job: bytes, reason: str) -> None:
         """Note that the ledger of an agreed job cannot be trusted; durable when this returns.
@@ -319,6 +324,17 @@ class Journal:
         record = self.jobs[job.hex()]
         if round not in record.uploaded or not self._certain:
             self._change(record, uploaded=sorted({*record.uploaded, round}))
+
+    def answer(self, job: bytes, round: int) -> None:
+        """Note that a sum is about to be opened with this device's shares; durable when this
+        returns.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        record = self.jobs[job.hex()]
+        if round not in record.answered or not self._certain:
+            self._change(record, answered=sorted({*record.answered, round}))
 
     def note_version(self, job: bytes, version: int) -> None:
         """Note how many versions of a job's model there are; durable when this returns.

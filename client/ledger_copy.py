@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,13 +96,21 @@ class LedgerCopy:
     kind: str = ""
     model: str = ""
 
-    def extended(self, lines: list[Line], terms: Terms, own: Mapping[int, Sent]) -> LedgerCopy:
+    def extended(
+        self,
+        lines: list[Line],
+        terms: Terms,
+        own: Mapping[int, Sent],
+        *,
+        answered: Container[int] = (),
+    ) -> LedgerCopy:
         """The copy with further lines; those that it has already are compared and passed over.
 
         Args:
             lines: as `parse_lines` returns them.
             terms: the terms that this device agreed to.
             own: what it was sent in its rounds that it has not countersigned.
+            answered: rounds whose sum it helped to open.
 
         Raises:
             LedgerError: they contradict one another, the lines before, the terms, or what this
@@ -120,6 +128,7 @@ class LedgerCopy:
                 )
             if line.seq == copy.lines:
                 copy = copy._with(line, terms, own)
+                copy._require_honest_abort(line, answered)
             before = line
         return copy
 
@@ -153,6 +162,19 @@ class LedgerCopy:
             kind=line.kind,
             **change,
         )
+
+    def _require_honest_abort(self, line: Line, answered: Container[int]) -> None:
+        """An abort that is not charged to the server's view is of a sum that nobody opened.
+
+        Raises:
+            LedgerError: this device helped to open it.
+        """
+        unseen = line.kind == "abort" and line.body.get("before_unmask") is True
+        if unseen and self.rounds in answered:
+            raise LedgerError(
+                f"ledger line {line.seq + 1} says that the sum of round {self.rounds} was never "
+                f"opened, and this device helped to open it"
+            )
 
     def _reserve(
         self, body: Mapping[str, Any], terms: Terms, own: Mapping[int, Sent], where: str

@@ -423,6 +423,8 @@ class Session:
         try:
             self._countersigner.require_undisputed(stage.job)
             reply = reply_of()
+            if kind_of(stage.message) is Kind.CERTIFICATE:
+                self.journal.answer(stage.job, stage.round)
         except (FedsysError, SecureAggError) as error:
             return self._refuse(stage.job, stage.round, error)
         up = fleet_pb2.Up()  # a message given to the constructor of another is copied

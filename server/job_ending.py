@@ -16,7 +16,13 @@ from typing import Any
 from fedsys.durable import flush_names, write_atomically
 from fedsys.errors import RunFolderError
 from fedsys.privacy import LedgerView
-from fedsys.privacy.ledger.closing import SALT, closing_facts, summary_sha256
+from fedsys.privacy.ledger.closing import (
+    FILES,
+    SALT,
+    closing_facts,
+    hidden_files,
+    summary_sha256,
+)
 from fedsys.privacy.ledger.cosigned import write_proof
 from fedsys.run_folder import RunFolder, plain_json
 from server.job import Job
@@ -64,6 +70,7 @@ def end_job(
         clients=clients,
     )
     del stated["ledger_head"]
+    stated[FILES] = hidden_files(folder.path)
     stated[SALT] = job.ledger.salt().hex()
     text = json.dumps(plain_json(stated), allow_nan=False)
     write_atomically(_pending(folder), text.encode(), mode=0o600)

@@ -72,6 +72,8 @@ class Countersigned:
         clients: by round, the clients whose countersignatures were verified.
         said: by round and client, what all of them state.
         unverified: number of lines of older rounds, beyond the most that are verified.
+        uncounted: by client, committed rounds for which it says that it sent a vector, and
+            private.jsonl does not count it: late, or left out of what the server's view costs.
         problem: the first contradiction; None if there is none.
     """
 
@@ -80,6 +82,7 @@ class Countersigned:
     clients: dict[int, list[int]] = field(default_factory=dict)
     said: dict[int, dict[int, Said]] = field(default_factory=dict)
     unverified: int = 0
+    uncounted: Counter[int] = field(default_factory=Counter)
     problem: str | None = None
 
     @property
@@ -147,6 +150,7 @@ class AgainstCohorts:
             wrong = self._wrong(round, client, said, sampled, summed)
             if wrong is None and committed and nonces is not None and _holds(summed, client):
                 wrong = _against_nonce(said, nonces.get(client, b""))
+            found.uncounted[client] += committed and said.uploaded and not _holds(summed, client)
             if wrong is not None:
                 who = found.members.name(client)
                 found.problem = f"round {round}: {who} {wrong}"
@@ -391,6 +395,12 @@ def _words(found: Countersigned) -> str:
         f"{found.agents} agents on {len(found.clients)} of {found.concluded} concluded rounds, "
         f"{min(sizes)} to {max(sizes)} per round; the newest is round {found.newest}"
     )
+    if (late := found.uncounted.total()) > 0:
+        client, most = found.uncounted.most_common(1)[0]
+        words += (
+            f"; {late} vectors that agents sent are in no sum by private.jsonl, {most} of them by "
+            f"{found.members.name(client)}: late, or the server's epsilon is understated"
+        )
     if found.unverified:
         words += f"; {found.unverified} older ones not verified"
     return words

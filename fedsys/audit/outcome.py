@@ -15,7 +15,11 @@ from fedsys.improvement import STOPPED
 from fedsys.privacy import LedgerView, PrivacyPlan
 from fedsys.privacy.ledger.closing import (
     COHORT_SECRETS,
+    FILES,
+    NEVER_PUBLISHED,
     SALT,
+    file_sha256,
+    hidden_epsilons,
     secrets_commitment,
     summary_sha256,
 )
@@ -25,13 +29,22 @@ __all__ = ["UNFINISHED", "outcome_claims"]
 
 UNFINISHED = "; the run is not finished, so no closing line binds it"
 """Added to a claim about a file that an unclosed ledger does not cover."""
+PRIVATE, CLIENTS = NEVER_PUBLISHED
 _STATUSES = ("completed", "budget-exhausted", STOPPED, "interrupted")
 
 
 def outcome_claims(
-    evidence: Evidence, view: LedgerView, plan: PrivacyPlan | None
+    evidence: Evidence, view: LedgerView, plan: PrivacyPlan | None, *, cohorts_failed: bool
 ) -> Iterator[Claim]:
-    """Everything in the folder next to the ledger that states a result."""
+    """Everything in the folder next to the ledger that states a result.
+
+    Args:
+        evidence: the files that were read.
+        view: the ledger.
+        plan: the plan in its header, if usable.
+        cohorts_failed: whether ``private.jsonl`` does not match the ledger's commitments, which is
+            a failed claim of its own.
+    """
     summary = evidence.summary.value
     if summary is None:
         missing = evidence.summary.missing
@@ -47,7 +60,7 @@ def outcome_claims(
     else:
         yield from _summary_claims(summary, view)
         yield _bound_summary_claim(summary, view)
-    yield from _secrets_claims(evidence, view)
+    yield from _secrets_claims(evidence, view, cohorts_failed=cohorts_failed)
     if not _has_no_model(evidence, view):
         yield _model_claim(evidence, view)
     if evidence.model.value is not None and plan is not None:
@@ -111,12 +124,18 @@ def _bound_summary_claim(summary: dict[str, Any], view: LedgerView) -> Claim:
     )
 
 
-def _secrets_claims(evidence: Evidence, view: LedgerView) -> Iterator[Claim]:
+def _secrets_claims(
+    evidence: Evidence, view: LedgerView, *, cohorts_failed: bool
+) -> Iterator[Claim]:
     """What is never published, as it was when the ledger was closed; nothing where it is not here,
     or where an older ledger does not bind it."""
     summary, data = evidence.summary.value or {}, evidence.run / "data.json"
     named = [key for key in COHORT_SECRETS if key in summary]
-    named += [data.name] if os.path.lexists(data) else []
+    named += [name for name in (data.name, CLIENTS) if os.path.lexists(evidence.run / name)]
+    if evidence.has_private:
+        named += [PRIVATE] if summary else []
+    else:  # from it they are derived
+        named += [f"epsilon of the {name}" for name in hidden_epsilons(summary)]
     stated = None if view.closed is None else view.closed.get("secrets")
     if not named or (view.closed is not None and "secrets" not in view.closed):
         return
@@ -127,6 +146,8 @@ def _secrets_claims(evidence: Evidence, view: LedgerView) -> Iterator[Claim]:
             found = secrets_commitment(summary, data)
             holds = found is not None and found == stated
             words = found or f"summary.json has no {SALT}, so that nothing binds these"
+            if holds and (other := _other_file(evidence, summary, cohorts_failed=cohorts_failed)):
+                holds, words = False, f"{other} is not the file that was there"
         except LedgerError as error:
             holds, words = False, str(error)
     yield claim(
@@ -136,6 +157,24 @@ def _secrets_claims(evidence: Evidence, view: LedgerView) -> Iterator[Claim]:
         rederived=words,
         by="salted SHA-256 of what reveals cohorts and data, against the closing line",
         rests_on="the coordinator's word when the ledger was closed",
+    )
+
+
+def _other_file(evidence: Evidence, summary: dict[str, Any], *, cohorts_failed: bool) -> str | None:
+    """The first file that is not what a summary states of it; None where there is none, or where
+    an older summary states nothing. A file that is not here claims nothing.
+
+    Raises:
+        LedgerError: one is not a regular file, or cannot be read.
+    """
+    stated = summary.get(FILES)
+    if not isinstance(stated, dict):
+        return None
+    there = [name for name in NEVER_PUBLISHED if os.path.lexists(evidence.run / name)]
+    if cohorts_failed:
+        there = [name for name in there if name != PRIVATE]
+    return next(
+        (name for name in there if file_sha256(evidence.run / name) != stated.get(name)), None
     )
 
 

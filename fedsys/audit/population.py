@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedsys.agreement import agrees
 from fedsys.audit.composition import compose
 from fedsys.audit.page import PageMaker
 from fedsys.audit.rederive import audit_run
@@ -333,6 +334,6 @@ def _misstated(
 
 
 def _close(stated: object, derived: float) -> bool:
-    if type(stated) not in (int, float):
-        return stated == "inf" and math.isinf(derived)
-    return math.isclose(float(stated), derived, rel_tol=_RELATIVE)  # type: ignore[arg-type]
+    if stated == "inf":
+        return math.isinf(derived)
+    return agrees(stated, derived, relative=_RELATIVE)

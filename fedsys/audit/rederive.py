@@ -30,13 +30,14 @@ from fedsys.audit.epsilons import alone_claim, epsilon_claims, event_claim, unde
 from fedsys.audit.evidence import Evidence, gather
 from fedsys.audit.members import known_members, members_claims
 from fedsys.audit.openings import opening_claims, reuse_claim
+from fedsys.audit.others import others_claim
 from fedsys.audit.outcome import outcome_claims
 from fedsys.audit.page import PageMaker, page_claim
 from fedsys.audit.preparation import preparation_claim, withheld
 from fedsys.audit.settings import config_claims, header_claims, origin_claims, plan_claim
 from fedsys.audit.spending import Spending, derive, require_size, reserved_events
 from fedsys.audit.start import start_claim
-from fedsys.audit.stopping import stopping_claim
+from fedsys.audit.stopping import ending_claim, stopping_claim
 from fedsys.audit.tuning import total_of, tuning_claim
 from fedsys.audit.witnessed import (
     Pins,
@@ -182,6 +183,9 @@ def examine_with_page(
         bare = audit if plainly else examine(run, None)  # what the page was made from
         said = page_claim(run / "report.html", result_of(run, bare, None), view, page)
         audit.claims.extend([said] if said is not None else [])
+    if page is not None:
+        others = others_claim(run)
+        audit.claims.extend([others] if others is not None else [])
     return audit
 
 
@@ -230,10 +234,12 @@ def examine(run: Path, key: Ed25519PublicKey | None, pins: Pins = _NO_PINS) -> A
     else:
         audit.claims.extend(underivable_claims("the header holds no usable plan"))
     audit.claims.extend(asked_claims(audit.evidence, view, audit.plan))
-    audit.claims.extend(outcome_claims(audit.evidence, view, audit.plan))
+    failed = audit.evidence.has_private and audit.cohorts is None
+    audit.claims.extend(outcome_claims(audit.evidence, view, audit.plan, cohorts_failed=failed))
     if audit.plan is not None:
+        ended = ending_claim(view, audit.plan, audit.spending)
         early = stopping_claim(audit.evidence, view, audit.plan)
-        audit.claims.extend([early] if early is not None else [])
+        audit.claims.extend(each for each in (ended, early) if each is not None)
     return audit
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fedsys.agreement import agrees
 from fedsys.audit.asked import turns_of
 from fedsys.audit.evidence import Config, Evidence
 from fedsys.audit.wording import claim, value_text
@@ -296,8 +296,5 @@ def _equal(found: Any, wanted: Any) -> bool:
     if isinstance(found, bool) or isinstance(wanted, bool):
         return found is wanted
     if isinstance(found, (int, float)) and isinstance(wanted, (int, float)):
-        try:
-            return math.isclose(found, wanted, rel_tol=1e-12, abs_tol=0.0)
-        except OverflowError:
-            return False
+        return agrees(found, wanted, relative=1e-12)
     return type(found) is type(wanted) and bool(found == wanted)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedsys.agreement import agrees, is_finite
 from fedsys.audit.evidence import Evidence
 from fedsys.audit.wording import claim, epsilon_text, value_text
 from fedsys.errors import MechanismError
@@ -57,7 +58,8 @@ class Before:
             return None
         spent = math.inf if epsilon in (None, "inf") else epsilon
         at = 0.0 if delta is None else delta
-        if not all(type(value) in (int, float) and value >= 0 for value in (spent, at)):
+        known = (spent == math.inf or is_finite(spent)) and is_finite(at)
+        if not known or spent < 0 or at < 0:
             raise ValueError("epsilon or delta is not a number")
         part = stated.get("part")
         return cls(
@@ -120,8 +122,14 @@ def tuning_claim(
     part = _stated_part(header)
     if part is not None and total is not None and problem is None:
         again = _cost_of(part)
+        stated = header.get("delta") if isinstance(header, dict) else None
         if again is None or not math.isclose(again, total.before, rel_tol=_RELATIVE):
             wrong.append(f"the rounds that the header states cost {epsilon_text(again)}")
+        elif stated != part.delta:
+            wrong.append(
+                f"the rounds that the header states cost that at delta {part.delta:g}, not at "
+                f"{value_text(stated)}"
+            )
     words = "no tuning run is stated"
     if total is not None:
         words = (
@@ -182,8 +190,6 @@ def _same_total(said: object, total: Total | None) -> bool:
         if type(other) is str or type(value) is str or type(other) is bool:
             if other is not value and other != value:
                 return False
-        elif not (
-            isinstance(other, (int, float)) and math.isclose(other, value, rel_tol=_RELATIVE)
-        ):
+        elif not agrees(other, value, relative=_RELATIVE):
             return False
     return True

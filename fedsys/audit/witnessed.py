@@ -138,7 +138,7 @@ def witnessed(run: Path, view: LedgerView, pins: Pins) -> Witnessed:
         return _without_log(run, pins, str(error))
     heads, notes, problem = _heads(run / COSIGNED, view, origin)
     claims = list(_proof_claims(run / PROOF, view, origin))
-    claims.extend(_heads_claims(run / COSIGNED, heads, problem, pinned=bool(pins.witnesses)))
+    claims.extend(_heads_claims(run / COSIGNED, heads, problem, pins.witnesses))
     for name, note in pins.checkpoints:
         claims.append(_checkpoint_claim(name, note, view, origin, pins))
     notes.extend(note for _, note in pins.checkpoints)
@@ -197,18 +197,22 @@ def _wrong(head: CosignedHead, view: LedgerView, origin: str) -> str | None:
 
 
 def _heads_claims(
-    path: Path, heads: list[CosignedHead], problem: str | None, *, pinned: bool
+    path: Path, heads: list[CosignedHead], problem: str | None, pinned: tuple[VerifierKey, ...]
 ) -> Iterator[Claim]:
     """The file as a whole: it must not contradict the ledger, pinned witnesses or not."""
     if not _exists(path):
         return
-    names = ", ".join(f"{plain(h.witness.name, 60)} {h.checkpoint.size} lines" for h in heads[:8])
+    known = [head for head in heads if head.witness in pinned]
+    names = ", ".join(
+        f"{plain(h.witness.name, 60)} {h.checkpoint.size} lines" for h in (known or heads)[:8]
+    )
     words = problem or names or "nobody cosigned"
-    if problem is None and not pinned:
-        words += "; keys not pinned: anybody can make such witnesses (give --witness KEY)"
+    if problem is None and len(known) < len(heads):
+        whose = f"{len(heads) - len(known)} more by keys that are" if known else "keys"
+        words += f"; {whose} not pinned: anybody can make such witnesses (give --witness KEY)"
     yield claim(
         "Cosigned heads",
-        False if problem is not None else True if pinned and heads else None,
+        False if problem is not None else True if known else None,
         claimed="what witnesses cosigned is this ledger",
         rederived=words,
         by="Merkle roots of the ledger's lines, Ed25519 by the log and each witness",

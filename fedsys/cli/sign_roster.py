@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["sign_roster"]
 
+_MOST_BYTES = 128 << 20
+"""More than a roster of a million members takes; what is longer is cut off, and then no list."""
+
 
 def sign_roster(
     key: Annotated[Path, typer.Argument(help="The authority's key file; created if missing.")],
@@ -47,7 +50,8 @@ def sign_roster(
                 say(authority.public_key.hex())
                 return
             try:
-                found = RosterStatement.decode(statement.read_bytes())
+                with statement.open("rb") as file:
+                    found = RosterStatement.decode(file.read(_MOST_BYTES))
             except OSError as error:
                 reason = (error.strerror or str(error)).lower()
                 raise ConfigError(

@@ -103,7 +103,8 @@ def _compare(made: Vetted, path: Path) -> None:
     from fedsys.errors import ConfigError
 
     try:
-        given = path.read_bytes()
+        with path.open("rb") as file:
+            given = file.read(len(made.encoded) + 1)
     except OSError as error:
         raise ConfigError(f"--check {path}: {(error.strerror or str(error)).lower()}") from None
     if given != made.encoded:

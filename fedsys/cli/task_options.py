@@ -55,12 +55,13 @@ def task_in(path: Path) -> TaskSection:
     """
     from pydantic import ValidationError
 
-    from fedsys.bounded_toml import parse_toml
+    from fedsys.bounded_toml import MAX_BYTES, parse_toml
     from fedsys.config.sections import TaskSection
     from fedsys.errors import ConfigError
 
     try:
-        tables = parse_toml(path.read_bytes())
+        with path.open("rb") as file:
+            tables = parse_toml(file.read(MAX_BYTES + 1))
         return TaskSection.model_validate(tables["task"])
     except OSError as error:
         raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from None

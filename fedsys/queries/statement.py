@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsys.agreement import agrees
 from fedsys.queries.sheet import MOST_COORDINATES, Sheet
 
 __all__ = ["released_of", "same_statement", "statement_of"]
@@ -70,5 +70,5 @@ def same_statement(stated: Any, derived: Any) -> bool:
             and all(map(same_statement, stated, derived))
         )
     if type(derived) in (int, float) and type(stated) in (int, float):
-        return math.isclose(stated, derived, rel_tol=1e-6, abs_tol=1e-9)
+        return agrees(stated, derived, relative=1e-6, absolute=1e-9)
     return type(stated) is type(derived) and bool(stated == derived)

@@ -112,7 +112,15 @@ def restore(file: Path, folder: Path, *, hosts: Sequence[str] = ()) -> str:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
             archive.extractall(folder, filter="data")
-    except (tarfile.TarError, ValueError, KeyError, TypeError):
+    except (
+        tarfile.TarError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ):
         raise ConfigError(
             f"FILE {file}: not a backup, or a damaged one; give a file that `fedsys coordinator "
             f"backup` wrote"

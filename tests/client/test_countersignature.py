@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client.journal import JobRecord
 from fedsys.privacy.ledger.openings import NONCE_BYTES
 from fedsys.wire import fleet_pb2
 from fedsys.wire.countersign import NO_HEAD, Countersignature
@@ -135,6 +136,38 @@ def test_who_disputes_a_ledger_sends_nothing_more_in_the_round_that_is_open(
     stage = fleet_pb2.Down(stage=good.stage(0))
     assert "this device was sent the model" in refused(device, stage)
     assert device.worker.trained == 0
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_who_helped_to_open_a_sum_is_not_told_that_nobody_did(
+    devices: Devices, restart: bool
+) -> None:
+    """An abort before that is not charged to the server's view."""
+    talk = Conversation(devices, devices.agree())
+    talk.close({k: talk.invite(device, k) for k, device in enumerate(devices.all)})
+    device = devices.all[0]
+    while not devices_journal(device).answered:
+        stages = [fleet_pb2.Down(stage=talk.stage(k)) for k in range(devices.count)]
+        answers = [each.handle(stage) for each, stage in zip(devices.all, stages, strict=True)]
+        talk.close(dict(enumerate(answers)))
+    if restart:
+        device = devices.start(0)
+        device.handle(offer(talk.terms))
+    book = Book(talk.terms)
+    book.round(1, kind="abort")
+    book.entries[-1][1]["before_unmask"] = False
+    honest = book.told()
+    book.entries[-1][1]["before_unmask"] = True
+    assert "the sum of round 1 was never opened, and this device" in refused(device, book.told())
+    assert declines(devices)
+    other = devices.all[1]
+    assert other.session.handle(honest) is None
+
+
+def devices_journal(device: Device) -> JobRecord:
+    """What the device's journal holds of its only job."""
+    (record,) = device.session.journal.jobs.values()
+    return record
 
 
 def test_a_device_states_what_it_was_sent_and_did(devices: Devices, device: Device) -> None:

@@ -166,21 +166,26 @@ def test_whatever_states_other_tuning_runs_fails_the_audit(
     assert failed(run) == {"Tuning runs and the total with them"}
 
 
+@pytest.mark.parametrize(("key", "factor"), [("epsilon", 0.5), ("delta", 0.01)])
 def test_rounds_that_cost_more_than_is_stated_fail_the_audit(
-    tuned_run: Path, tmp_path: Path
+    tuned_run: Path, tmp_path: Path, key: str, factor: float
 ) -> None:
-    """Header and configuration agree on an epsilon that their own rounds contradict."""
+    """Header and configuration agree on a figure that their own rounds contradict."""
     run = Path(shutil.copytree(tuned_run, tmp_path / "run"))
     lines = entries(run)
-    before = lines[0][1]["tuning"]["epsilon"]
-    lines[0][1]["tuning"]["epsilon"] = before / 2
-    replace_text(run / "config.toml", f"epsilon = {before!r}", f"epsilon = {before / 2!r}")
-    content = (run / "config.toml").read_bytes()
-    lines[0][1]["config_sha256"] = hashlib.sha256(content).hexdigest()
+    before = lines[0][1]["tuning"][key]
+    lines[0][1]["tuning"][key] = before * factor
+    path = run / "config.toml"
+    start, tuning = path.read_text().split("[tuning]\n")
+    assert f"{key} = {before!r}\n" in tuning
+    tuning = tuning.replace(f"{key} = {before!r}\n", f"{key} = {before * factor!r}\n", 1)
+    path.write_text(f"{start}[tuning]\n{tuning}")
+    lines[0][1]["config_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     signer = Signer.generate()
     sign_again(run, lines, signer)
     edit_json(run, lambda body: body.update(signer=signer.public_hex))
-    edit_json(run, lambda body: body["privacy"]["total"].update(before=before / 2))
+    if key == "epsilon":
+        edit_json(run, lambda body: body["privacy"]["total"].update(before=before * factor))
     close_again(run, signer)
     assert failed(run) == {"Tuning runs and the total with them"}
 

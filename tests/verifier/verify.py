@@ -25,7 +25,7 @@ from tests.verifier.plan import FIXED_SIZE, Plan, Step, close
 from tests.verifier.private import commitment
 
 UPDATE_OR_ZERO = "one client's update or zero"
-SECRET = ("clients_trained", "train_seconds", "clients_per_second", "simulated")
+SECRET = ("clients_trained", "train_seconds", "clients_per_second", "simulated", "files")
 UNBOUND = ("ledger_head", "salt", *SECRET)
 TOLERANCE = 1e-6
 
@@ -80,10 +80,11 @@ def verify(run: Path, key: Ed25519PublicKey | None = None) -> Verified:
     if (run / "countersignatures.jsonl").exists():
         agents.check(run, ledger, plan, cohorts)
     total = _total(header, plan, derived, ledger, found["outsider"])
-    _check_closing(run, ledger)
+    _check_closing(run, ledger, plan)
     _check_answer(run, ledger, plan)
     _check_between(run, ledger, plan)
     _check_summary(run, ledger, plan, derived, found, total)
+    _check_secrets(run, (ledger.closed or {}).get("secrets"))
     if (run / "ledger.tlog-proof").exists():
         transparency.check_proof(run / "ledger.tlog-proof", ledger)
     return Verified(ledger=ledger, plan=plan, epsilon=found, total=total)
@@ -144,23 +145,45 @@ def summary_digest(summary: dict[str, Any]) -> str:
     return hashlib.sha256(canonical(shown | {"privacy": privacy})).hexdigest()
 
 
-def _check_closing(run: Path, ledger: Ledger) -> None:
+def _check_closing(run: Path, ledger: Ledger, plan: Plan) -> None:
     closed = ledger.closed or {}
     require(ledger.closed is not None, "the ledger is unfinished")
     require(closed.get("lines") == len(ledger.lines), "the closing line counts other lines")
+    whole = len(ledger.rounds) == plan.rounds
+    require(whole or closed.get("reason") != "completed", "rounds are missing at the end")
     summary = json.loads((run / "summary.json").read_text())
     require(closed.get("summary_sha256") == summary_digest(summary), "another summary")
-    if any(name in summary for name in (*SECRET, "salt")) or (run / "data.json").exists():
-        require(re.fullmatch("[0-9a-f]{64}", str(summary.get("salt"))), "no salt")
-        hidden = {name: summary[name] for name in SECRET if name in summary}
-        value = {"data_sha256": _sha256(run / "data.json"), "summary": hidden}
-        found = commitment("secrets", value, bytes.fromhex(summary["salt"]))
-        require(closed.get("secrets") == found, "other counts or times")
     for name in ("model.pt", "metrics.jsonl"):
         stated = closed.get(f"{name.split('.')[0]}_sha256")
         require(stated == _sha256(run / name), f"another {name}")
     stated = ledger.header.get("config_sha256")
     require(stated == _sha256(run / "config.toml"), "another config.toml")
+
+
+def _check_secrets(run: Path, stated: Any) -> None:
+    """LEDGER.md, "Kinds": what is never published."""
+    summary = json.loads((run / "summary.json").read_text())
+    views = summary["privacy"]["epsilon"]
+    told = {view: views[view] for view in ("participant", "server") if views.get(view) is not None}
+    there = [name for name in ("data.json", "clients.json") if (run / name).exists()]
+    underived = told if not (run / "private.jsonl").exists() else {}
+    if not (underived or there or any(name in summary for name in (*SECRET, "salt"))):
+        return
+    require(re.fullmatch("[0-9a-f]{64}", str(summary.get("salt"))), "no salt")
+    value: dict[str, Any] = {
+        "data_sha256": _sha256(run / "data.json"),
+        "summary": {name: summary[name] for name in SECRET if name in summary},
+    }
+    if "files" in summary:
+        value["epsilon"] = told
+    found = commitment("secrets", value, bytes.fromhex(summary["salt"]))
+    require(stated == found, "other counts, times or epsilons")
+    for name in ("private.jsonl", "clients.json"):
+        file = _sha256(run / name)
+        require(
+            file is None or "files" not in summary or file == summary["files"].get(name),
+            f"another {name}",
+        )
 
 
 def _kind(header: dict[str, Any], plan: Plan, number: int) -> Any:

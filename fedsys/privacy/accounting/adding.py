@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsys.agreement import is_finite
 from fedsys.privacy.accounting.costs import (
     Steps,
     outsider_step,
@@ -122,7 +123,7 @@ class Part:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and type(value) is not bool and math.isfinite(value)
+    return is_finite(value)
 
 
 def _is_step(row: object) -> bool:

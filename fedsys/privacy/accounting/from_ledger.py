@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from fedsys.agreement import agrees
 from fedsys.errors import LedgerError, MechanismError
 from fedsys.privacy.accounting.accountant import ViewAccountant
 from fedsys.privacy.accounting.pld import BIN_RULE
@@ -162,11 +162,7 @@ def plan_of(header: Mapping[str, Any]) -> PrivacyPlan:
 
 def _close(stated: object, derived: float) -> bool:
     """Equality up to differences between versions of scipy."""
-    return (
-        isinstance(stated, (int, float))
-        and not isinstance(stated, bool)
-        and math.isclose(stated, derived, rel_tol=1e-6)
-    )
+    return agrees(stated, derived, relative=1e-6)
 
 
 class CohortSource(Protocol):

@@ -16,10 +16,10 @@ True
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict, Unpack
 
+from fedsys.agreement import agrees, is_finite
 from fedsys.errors import MechanismError
 from fedsys.privacy import validation
 from fedsys.privacy.events.banded import BandedEvent
@@ -318,10 +318,5 @@ def event_from_json(body: Mapping[str, Any]) -> Event:
 def _agrees(found: object, wanted: object) -> bool:
     """Equality, up to rounding errors in floating point."""
     if isinstance(wanted, float):
-        return (
-            isinstance(found, (int, float))
-            and not isinstance(found, bool)
-            and abs(found) <= sys.float_info.max
-            and math.isclose(found, wanted, rel_tol=1e-9, abs_tol=0.0)
-        )
+        return is_finite(found) and agrees(found, wanted, relative=1e-9)
     return type(found) is type(wanted) and found == wanted

@@ -1,4 +1,4 @@
-"""The files that a ledger's closing line binds: summary, metrics, model and what was read.
+"""The files that a ledger's closing line binds: summary, metrics, model and what is not published.
 
 Without these hashes, anyone who holds a finished run could truncate its ledger to a cheaper one and
 rewrite the rest of the folder to match. ``report.html`` is not among them, because it states the
@@ -19,9 +19,13 @@ from fedsys.privacy.ledger.lines import canonical, commitment
 
 __all__ = [
     "COHORT_SECRETS",
+    "FILES",
+    "NEVER_PUBLISHED",
     "SALT",
     "closing_facts",
     "file_sha256",
+    "hidden_epsilons",
+    "hidden_files",
     "public_summary",
     "secrets_commitment",
     "summary_sha256",
@@ -29,7 +33,17 @@ __all__ = [
 
 SALT = "salt"
 """Key of a summary that opens the commitment to what is never published."""
-COHORT_SECRETS = ("clients_trained", "train_seconds", "clients_per_second", "simulated", SALT)
+FILES = "files"
+"""Key of a summary with the SHA-256 of each file in ``NEVER_PUBLISHED`` that is there."""
+NEVER_PUBLISHED = ("private.jsonl", "clients.json")
+COHORT_SECRETS = (
+    "clients_trained",
+    "train_seconds",
+    "clients_per_second",
+    "simulated",
+    FILES,
+    SALT,
+)
 """Keys of a summary that reveal the sizes of realised cohorts, which no noise hides."""
 
 _COHORT_VIEWS = ("participant", "server")
@@ -86,7 +100,32 @@ def secrets_commitment(summary: Mapping[str, Any], data: Path) -> str | None:
     if len(salt) * 2 != _SALT_DIGITS:
         raise LedgerError(f"summary.json: its {SALT} is not {_SALT_DIGITS} hexadecimal digits")
     hidden = {key: summary[key] for key in COHORT_SECRETS if key in summary and key != SALT}
-    return commitment("secrets", {"data_sha256": file_sha256(data), "summary": hidden}, salt)
+    content: dict[str, Any] = {"data_sha256": file_sha256(data), "summary": hidden}
+    if FILES in summary:  # an older summary has none, and its ledger binds no more than the above
+        content["epsilon"] = hidden_epsilons(summary)
+    return commitment("secrets", content, salt)
+
+
+def hidden_epsilons(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The epsilons in a summary that depend on cohorts, by view, as far as they are stated.
+
+    Args:
+        summary: the object in ``summary.json``, untrusted.
+    """
+    privacy = summary.get("privacy")
+    epsilon = privacy.get("epsilon") if isinstance(privacy, dict) else None
+    stated = epsilon if isinstance(epsilon, dict) else {}
+    return {view: stated[view] for view in _COHORT_VIEWS if stated.get(view) is not None}
+
+
+def hidden_files(folder: Path) -> dict[str, str]:
+    """What a summary states as its ``FILES``.
+
+    Raises:
+        LedgerError: one of them is not a regular file, or cannot be read.
+    """
+    found = {name: file_sha256(folder / name) for name in NEVER_PUBLISHED}
+    return {name: digest for name, digest in found.items() if digest is not None}
 
 
 def file_sha256(path: Path) -> str | None:

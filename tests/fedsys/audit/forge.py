@@ -10,7 +10,7 @@ from typing import Any
 
 from fedsys.privacy import Signer
 from fedsys.privacy.ledger import Line
-from fedsys.privacy.ledger.closing import closing_facts, file_sha256
+from fedsys.privacy.ledger.closing import FILES, closing_facts, file_sha256, hidden_files
 from fedsys.privacy.ledger.lines import canonical
 from tests.fedsys.privacy.ledger.ledgers import chained
 
@@ -39,6 +39,8 @@ def close_again(folder: Path, signer: Signer) -> str:
     states: what only the coordinator can do."""
     new = entries(folder)
     kind, closed = new[-1]
+    if FILES in json.loads((folder / "summary.json").read_text()):
+        edit_json(folder, lambda body: body.update({FILES: hidden_files(folder)}))
     summary = json.loads((folder / "summary.json").read_text())
     facts = closing_facts(
         summary=summary,

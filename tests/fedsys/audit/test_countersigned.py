@@ -10,11 +10,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedsys.audit import audit_run
-from fedsys.privacy import Signer, read_ledger
+from fedsys.audit.countersigned import AgainstCohorts, Countersigned, Said, countersigned_claims
+from fedsys.privacy import Signer, plan_of, read_ledger
 from fedsys.records import Claim
 from fedsys.release.publication import publish_run
 from fedsys.wire.countersign import FILE
@@ -235,6 +237,23 @@ SPOILED: dict[str, tuple[Callable[[list[Word], bytes], list[Word]], str]] = {
     "twice": (lambda words, job: [*words, words[0]], "appears twice"),
     "invented": (changed(key=public(5000)), "an invented agent"),
 }
+
+
+def test_vectors_that_were_sent_and_not_counted_are_named(run: Path) -> None:
+    """Whoever is said to have been lost costs the server's view nothing."""
+    view = read_ledger(run / "ledger.jsonl")
+    said = Said(follows=0, uploaded=True, nonce=b"n" * 16, invitations=1, uploads=1)
+    found = Countersigned(concluded=4, clients={1: [3]}, said={1: {3: said}, 2: {3: said}})
+    cohorts = AgainstCohorts(found, view, plan_of(view.header))
+    asked, summed = np.array([3, 5]), np.array([5])
+    cohorts.note(1, asked, summed, committed=True, nonces=None)
+    (claim,) = countersigned_claims(found, view)
+    assert claim.holds is True
+    assert "1 vectors that agents sent are in no sum by private.jsonl, 1 of them by client 3" in (
+        claim.rederived
+    )
+    cohorts.note(2, asked, asked, committed=False, nonces=None)
+    assert found.uncounted.total() == 1
 
 
 def _as(words: list[Word], job: bytes, client: int | None) -> list[Word]:

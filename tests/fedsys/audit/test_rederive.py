@@ -120,7 +120,7 @@ def test_a_published_folder_supports_the_outsider_alone(run: Path, tmp_path: Pat
 def test_without_private_lines_a_participant_below_the_outsider_is_refused(run: Path) -> None:
     (run / "private.jsonl").unlink()
     edit_json(run, lambda body: body["privacy"]["epsilon"].update(participant=0.5))
-    assert failed(run) == {"Epsilon, participant view"}
+    assert failed(run) == {"Epsilon, participant view", "What is not published, as closed"}
 
 
 @pytest.mark.parametrize(

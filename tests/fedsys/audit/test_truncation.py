@@ -18,7 +18,7 @@ from fedsys.release.publication import publish_run
 from fedsys.run_folder import RunFolder
 from simulations import harness
 from tests.fedsys.audit.conftest import failed, failures, job
-from tests.fedsys.audit.forge import close_again, edit_json, edit_private
+from tests.fedsys.audit.forge import close_again, edit_json, edit_private, entries, sign_again
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +168,66 @@ def test_a_published_folder_opens_no_commitment(published: Path) -> None:
         assert failed(published) == {HIDDEN}
     finally:
         (published / "data.json").unlink()
+
+
+@pytest.mark.parametrize("view", ["participant", "server"])
+def test_an_epsilon_that_nothing_here_gives_is_not_stated(
+    public: Path, run: Path, view: str
+) -> None:
+    """Neither added to a published summary, nor edited where cohorts were taken away."""
+    edit_json(public, lambda body: body["privacy"]["epsilon"].update({view: 99.0}))
+    assert failed(public) == {HIDDEN}
+    (run / "private.jsonl").unlink()
+    assert failed(run) == set(), "it is as it was closed"
+    edit_json(run, lambda body: body["privacy"]["epsilon"].update({view: 99.0}))
+    assert failed(run) == {HIDDEN}
+    edit_json(run, lambda body: [body.pop(key, None) for key in COHORT_SECRETS])
+    assert failed(run) == {HIDDEN}
+
+
+def test_files_that_are_never_published_are_bound(run: Path, signer: Signer) -> None:
+    """The figures of single clients, and the private line of a round that a crash took."""
+    (run / "clients.json").write_text('{"metrics": {}}')
+    assert failed(run) == {HIDDEN}
+    close_again(run, signer)
+    assert failed(run) == set()
+    (run / "clients.json").write_text('{"metrics": {"accuracy": {"mean": 1.0}}}')
+    assert failed(run) == {HIDDEN}
+    (run / "clients.json").unlink()
+    *kept, (kind, body), (last, closed) = entries(run)
+    assert (kind, body["round"]) == ("commit", 4)
+    sign_again(run, [*kept, (last, {**closed, "lines": len(kept) + 1})], signer)
+    close_again(run, signer)
+    assert HIDDEN not in failed(run)
+    edit_private(run, 4, lambda line: line.update(approved="by everybody"))
+    assert HIDDEN in failed(run)
+
+
+def test_a_run_states_why_it_ended_where_it_did(run: Path, signer: Signer) -> None:
+    """Nobody stops at results, with the coordinator's key, and calls that the plan."""
+    lines = entries(run)
+    kind, closed = lines[-1]
+    private = (run / "private.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "private.jsonl").write_bytes(b"".join(private[:2]))
+    (run / "metrics.jsonl").unlink(missing_ok=True)
+    for reason in ("completed", "budget-exhausted"):
+        sign_again(run, [*lines[:5], (kind, {**closed, "lines": 6, "reason": reason})], signer)
+        edit_json(run, lambda body, r=reason: body.update(rounds=2, status=r, metrics={}))  # type: ignore[misc]
+        close_again(run, signer)
+        spent = audit_run(run).curve[-1].spent.to_json()
+        edit_json(run, lambda body, e=spent: body["privacy"].update(epsilon=e))  # type: ignore[misc]
+        close_again(run, signer)
+        assert failed(run) == {"End of the job", "Model weights"}, reason
+
+
+def test_files_that_no_audit_examines_are_named(public: Path) -> None:
+    assert "Other files" not in {c.name for c in audit_run(public, page=report.render).claims}
+    (public / "Summary.json").write_text("{}")
+    (public / "approved.html").write_text("<h1>by everybody</h1>")
+    result = audit_run(public, page=report.render)
+    said = next(each for each in result.claims if each.name == "Other files")
+    assert (said.holds, said.rederived) == (None, "not examined: Summary.json, approved.html")
+    assert result.passed
 
 
 def test_whoever_has_the_key_can_close_another_history(public: Path, signer: Signer) -> None:

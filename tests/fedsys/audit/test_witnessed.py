@@ -236,6 +236,17 @@ def test_invented_and_forged_witnesses(
     assert "does not verify" in found["Witness w.example/alice"].rederived
 
 
+def test_who_is_not_pinned_is_not_counted_with_those_who_are(
+    run: Path, signer: Signer, alice: Witness, tmp_path: Path
+) -> None:
+    """Not even under the name of a witness that is."""
+    show(witness(tmp_path / "x" / "alice", signer), run, signer)
+    show(alice, run, signer, size=4)
+    found = said(run, alice)["Cosigned heads"]
+    assert found.holds is True
+    assert found.rederived.startswith("w.example/alice 4 lines; 1 more by keys that are not pinned")
+
+
 def test_a_head_that_the_log_did_not_sign(run: Path, signer: Signer) -> None:
     """A witness in league with somebody who is not the coordinator."""
     key = Ed25519PrivateKey.generate()
