@@ -77,7 +77,7 @@ class TaskSection(Section):
 
     Attributes:
         name: Name of a built-in task (digits, mnist, cifar10, shakespeare, tabular, images, leaf,
-            synthetic), or ``"package.module:Attr"`` for a task of your own.
+            hf, synthetic), or ``"package.module:Attr"`` for a task of your own.
         options: Passed to the task. Each task documents and checks its own options.
         graph_sha256: SHA-256 that ``fedsys task export`` prints. Devices without the task's code
             train from the graph with this hash; empty for none.
