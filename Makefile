@@ -109,6 +109,10 @@ lock: $(VENV)/.dev
 		--constraints requirements.lock --output-file requirements-agent.lock
 	$(COMPILE) pyproject.toml --extra track --extra ray --no-emit-package torch \
 		--constraints requirements.lock --output-file requirements-extra.lock
+	mkdir -p build  # datasets takes an fsspec of some months ago: all else is the same
+	sed '/^fsspec==/,/[^\\]$$/d' requirements.lock >build/but-fsspec.txt
+	$(COMPILE) pyproject.toml --extra hf --no-emit-package torch \
+		--constraints build/but-fsspec.txt --output-file requirements-hf.lock
 	grep -o '^torch==[0-9.]*' torch-cpu.lock | $(COMPILE) --no-config - \
 		--constraints requirements.lock --output-file torch-pypi.lock
 

@@ -12,6 +12,7 @@ _LOCKS = {
     "deploy": "requirements-deploy.lock",
     "parquet": "requirements-deploy.lock",
     "ray": "requirements-extra.lock",
+    "hf": "requirements-hf.lock",
     "mlflow": "requirements-extra.lock",
 }
 _EVERYTHING_ELSE = "requirements.lock"

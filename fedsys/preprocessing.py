@@ -33,6 +33,7 @@ __all__ = [
     "Preprocessing",
     "builtin",
     "covers",
+    "hf",
     "images",
     "leaf",
     "tabular",
@@ -67,7 +68,7 @@ def builtin(name: object, options: Mapping[str, Any]) -> Preprocessing | None:
         name: the task's name.
         options: the task's options, from an untrusted configuration.
     """
-    by_options = {"tabular": tabular, "leaf": leaf, "images": images}
+    by_options = {"tabular": tabular, "leaf": leaf, "images": images, "hf": hf}
     if isinstance(name, str) and name in by_options:
         return by_options[name](options)
     return _BUILTIN.get(name) if isinstance(name, str) else None
@@ -100,6 +101,16 @@ def leaf(options: Mapping[str, Any]) -> Preprocessing:
 def images(options: Mapping[str, Any]) -> Preprocessing:
     """The declaration of task ``images``: a client with no image left to train on keeps all."""
     return "client-local" if options.get("layout") == "client/class" else "row-local"
+
+
+def hf(options: Mapping[str, Any]) -> Preprocessing:
+    """The declaration of task ``hf``: that of a table of the same columns, or of pictures, of which
+    a client with none left to train on keeps all."""
+    by_client = bool(options.get("client") or options.get("partitioner"))
+    if "image" in options:
+        split_by_client = by_client and not options.get("test_split")
+        return "client-local" if split_by_client else "row-local"
+    return tabular({**options, "test_path": options.get("test_split"), "client": by_client})
 
 
 def _names(options: Mapping[str, Any], key: str) -> set[str]:

@@ -36,7 +36,7 @@ from server.asking import between_of, sheet_between, turns_of
 from server.checkpoint import Checkpoint, Checkpoints, sha256_of_weights
 from server.coordinator import Coordinator, JobTerms
 from server.job import Job, JobFacts, job_withheld
-from server.job_settings import strategy_of
+from server.job_settings import sampler_of, strategy_of
 from server.strategy_base import Strategy
 
 __all__ = ["JobSpec", "Weights", "reached", "restore_job", "start_job", "take_up"]
@@ -100,7 +100,7 @@ def start_job(folder: RunFolder, spec: JobSpec) -> Job:
             ledger=ledger,
             accountant=ViewAccountant(spec.plan),
             strategy=strategy,
-            sampler=CohortSampler(spec.plan),
+            sampler=sampler_of(spec.config, spec.plan),
             checkpoint=spec.begin or Checkpoint(round=0, weights=spec.weights),
             checkpoints=checkpoints,
         )
@@ -144,7 +144,7 @@ def restore_job(folder: RunFolder, spec: JobSpec, *, ledger: Ledger | None = Non
         accountant = ViewAccountant(spec.plan)
         for _ in charge_rounds(accountant, view, ledger.private_rounds):
             pass
-        sampler = CohortSampler(spec.plan)
+        sampler = sampler_of(spec.config, spec.plan)
         _recall(sampler, view, ledger)
         job = _job(
             folder,

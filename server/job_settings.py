@@ -29,6 +29,7 @@ __all__ = [
     "example_steps",
     "parts_of",
     "plan_for",
+    "sampler_of",
     "strategy_of",
 ]
 
@@ -104,7 +105,7 @@ def plan_for(
             encoding="float" if aggregation.protocol == "float" else aggregation.encoding,
             noise="once" if aggregation.protocol == "float" else aggregation.noise,
             modulus_bits=aggregation.modulus_bits,
-            sampling=cohort.sampling,
+            sampling=cohort.kind,
             participation=cohort.participation,
             guarantee=privacy.guarantee,
             colluders=privacy.max_colluders,
@@ -124,6 +125,19 @@ def plan_for(
             reason = f"privacy.epsilon = {privacy.epsilon:g}: {reason}"
         raise MechanismError(reason) from None
     return plan
+
+
+def sampler_of(config: Config, plan: PrivacyPlan) -> CohortSampler:
+    """What makes a job's cohorts.
+
+    Raises:
+        ConfigError: The configuration names code of its own that is not there.
+    """
+    if config.cohort.kind != "chosen":
+        return CohortSampler(plan)
+    from fedsys.tasks.named import attribute_of
+
+    return CohortSampler(plan, attribute_of(config.cohort.sampling, "cohort.sampling"))
 
 
 def budget_of(plan: PrivacyPlan) -> float | None:

@@ -19,7 +19,7 @@ from fedsys import tasks
 from fedsys.config import Config
 from fedsys.errors import ConfigError
 from fedsys.preprocessing import Preprocessing
-from fedsys.privacy import AdaptiveClipping, PrivacyPlan
+from fedsys.privacy import AdaptiveClipping, AesCtrStream, PrivacyPlan
 from fedsys.privacy.encoding.parts import Parts
 from fedsys.privacy.ledger.openings import NONCE_BYTES
 from fedsys.privacy.sampling.turns import turns_last, turns_needed
@@ -34,6 +34,7 @@ from server.job_settings import (
     example_steps,
     parts_of,
     plan_for,
+    sampler_of,
     strategy_of,
 )
 from server.standstill import check_metric
@@ -226,6 +227,7 @@ def prepare(
         further = parts.length - parts.dimension
         plan = plan_for(config, population=partition.clients, layers=sizes, further=further)
         strategy_of(config, plan, trainer.dimension, parts)
+        _try_sampler(config, plan)
         impossible = check_secure(config, plan)
         config = _resolved(config, plan, population)
         if trains:
@@ -268,6 +270,12 @@ def _check_names(config: Config) -> None:
     whole_metrics(config.evaluation.metrics)
     if ":" not in config.server.strategy:
         strategy_of(config)
+
+
+def _try_sampler(config: Config, plan: PrivacyPlan) -> None:
+    """Have code of the user's own choose a first cohort, before anything is spent on one."""
+    if plan.sampling == "chosen":
+        sampler_of(config, plan).draw(1, AesCtrStream(bytes(32)))
 
 
 def _evaluated_rows(config: Config, held: tasks.FederatedData) -> tasks.Partition | None:

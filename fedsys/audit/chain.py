@@ -184,6 +184,13 @@ _DRAWN = {
 }
 
 
+_NOT_DRAWN = {
+    "arrivals": "a buffer takes the uploads that come first",
+    "chosen": "code of the job's own chooses who takes part",
+    "min-separation": "clients only keep their distance between rounds",
+}
+
+
 def _sampling_claim(cohorts: Cohorts, plan: PrivacyPlan, rests_on: str) -> Claim:
     """Whether the cohorts could have been drawn as the accounting assumes."""
     counts = cohorts.counts
@@ -191,12 +198,7 @@ def _sampling_claim(cohorts: Cohorts, plan: PrivacyPlan, rests_on: str) -> Claim
         return claim(
             "Cohorts look sampled",
             None,
-            claimed="no randomness: "
-            + (
-                "a buffer takes the uploads that come first"
-                if plan.sampling == "arrivals"
-                else "clients only keep their distance between rounds"
-            ),
+            claimed=f"no randomness: {_NOT_DRAWN[plan.sampling]}",
             rederived="nothing to test; “Cohort limits” states what was enforced",
             by="the plan: no amplification by sampling is counted",
             rests_on=rests_on,

@@ -40,6 +40,11 @@ _MOST_DRAWS = 400_000_000
 
 Ids = NDArray[np.int64]
 
+_UNDRAWN = {
+    "arrivals": "a buffer takes the uploads that come first",
+    "chosen": "code of the job's own chooses them, and no claim rests on how",
+}
+
 
 class Openings:
     """What the openings of a run show; concluded rounds are given in order.
@@ -119,7 +124,7 @@ class Openings:
                 + ("drawn from no key" if before is None else "not drawn from the round before")
             )
         sampler = self._sampler
-        if sampler is None or self.plan.sampling == "arrivals":
+        if sampler is None or self.plan.sampling in _UNDRAWN:
             return
         while self._next_lost is not None and self._next_lost < number:
             sampler.note(self._next_lost, None)
@@ -219,13 +224,14 @@ def opening_claims(found: Openings | None) -> Iterator[Claim]:
         words += f", {found.unmixed} after a round without nonces"
     if found.fresh:
         words += f", {found.fresh} from a fresh key"
-    drawn = found.plan.sampling != "arrivals"
+    sampling = found.plan.sampling
+    drawn = sampling not in _UNDRAWN
     yield claim(
         "Cohorts drawn as committed to",
         found.problem is None,
         claimed="each cohort follows from the seed and the nonces of the round before"
         if drawn
-        else "no cohorts are drawn: a buffer takes the uploads that come first",
+        else f"no cohorts are drawn: {_UNDRAWN[sampling]}",
         rederived=found.problem or (words if drawn else "every seed is the one committed to"),
         by="the openings in private.jsonl, SHA-256 and AES-256-CTR",
         rests_on="the coordinator's word for cohorts from fresh keys or without nonces; for the "

@@ -173,7 +173,10 @@ def _others(
                 wanted = "wide"  # protocol "float" has no encoding of its own
             if key == "rounds.count":
                 wanted = turns_of(view, plan).trained(plan.rounds)
-            compare(key, config.get(key), wanted)
+            found = config.get(key)
+            if key == "cohort.sampling" and ":" in str(found):
+                found = "chosen"  # by the code that the configuration names
+            compare(key, found, wanted)
         every = config.get("evaluation.on_devices_every") or 0
         compare("evaluation.on_devices_every", every, turns_of(view, plan).every)
         quantile = config.get("privacy.adaptive_quantile")

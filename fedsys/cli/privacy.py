@@ -197,7 +197,7 @@ def _outsider_alone(options: dict[str, Any]) -> dict[str, Any]:
         options["guarantee"] != "outsider"
         or mechanism in ("local-gaussian", "banded-mf")
         or options["encoding"] != "wide"
-        or options["sampling"] in ("min-separation", "arrivals")
+        or options["sampling"] in ("min-separation", "chosen", "arrivals")
     ):
         raise MechanismError(
             "give --cohort: for this mechanism, encoding, sampling or guarantee the sampling rate "

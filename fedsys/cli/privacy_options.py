@@ -52,7 +52,7 @@ Cohort = Annotated[
     ),
 ]
 Population = Annotated[int | None, typer.Option(metavar="N", help="Number of clients in all.")]
-Sampling = Annotated[str, typer.Option(help="poisson, fixed or min-separation.")]
+Sampling = Annotated[str, typer.Option(help="poisson, fixed, min-separation or chosen.")]
 Participation = Annotated[float, typer.Option(help="Secret participation probability.")]
 Colluders = Annotated[int, typer.Option(metavar="C", help="Number of curious clients.")]
 Dropout = Annotated[

@@ -60,6 +60,13 @@ def tune(
             help="With --resume: import this task, which the search names; only if you trust it.",
         ),
     ] = None,
+    code: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:ATTR",
+            help="With --resume: import this other code, which the search names.",
+        ),
+    ] = None,
     strategy: Annotated[
         str | None,
         typer.Option(
@@ -101,11 +108,11 @@ def tune(
             f"--resume goes on with the search that {out} holds; leave out CONFIG, --over, "
             f"--metric, --minimize, --maximize and --set"
         )
-    named = NamedCode(task=task, strategy=strategy, cluster=backend)
+    named = NamedCode(task=task, strategy=strategy, cluster=backend, code=tuple(code or ()))
     if not resume and named != NamedCode():
         raise ConfigError(
-            "--task, --strategy and --backend say that you trust what a search's folder names: use "
-            "them with --resume; a new search takes --set task.name, server.strategy or engine"
+            "--task, --strategy, --code and --backend say that you trust what a search's folder "
+            "names: use them with --resume; a new search takes --set task.name and the like"
         )
     search = None
     if not resume:

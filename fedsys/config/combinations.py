@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedsys.config.evaluation import Evaluation
+from fedsys.config.mistakes import did_you_mean
 from fedsys.config.sections import Aggregation, Cohort, Population, Privacy, Rounds
 from fedsys.errors import ConfigError
 
@@ -24,6 +25,7 @@ __all__ = [
     "needs_noise",
     "one_holder",
     "protects_examples",
+    "sampling_known",
     "stop_fits",
     "summed_fits",
     "weighting_fits",
@@ -88,6 +90,38 @@ def stop_fits(evaluation: Evaluation) -> None:
         raise ConfigError(
             f"evaluation.stop.metric = '{stop.metric}': its name does not say whether more or less "
             f"of it is better; set evaluation.stop.better = 'less' or 'more'"
+        )
+
+
+_SAMPLINGS = ("poisson", "fixed", "min-separation", "arrivals")
+
+
+def sampling_known(cohort: Cohort, privacy: Privacy) -> None:
+    """Cohorts are drawn in a known way, or chosen by code from which nothing is claimed."""
+    named = f"cohort.sampling = '{cohort.sampling}'"
+    if ":" not in cohort.sampling:
+        if cohort.sampling not in _SAMPLINGS:
+            raise ConfigError(
+                f"{named}: allowed are {', '.join(_SAMPLINGS)}"
+                f"{did_you_mean(cohort.sampling, _SAMPLINGS)}; your own is written "
+                f'"package.module:Attr"'
+            )
+        return
+    if privacy.max_participations is None:
+        raise ConfigError(
+            f"{named}: nothing is claimed from how code of your own chooses, so every client "
+            f"counts as being in privacy.max_participations rounds: set it, to rounds.count if "
+            f"a client may be in all"
+        )
+    if cohort.min_separation is not None:
+        raise ConfigError(
+            f"cohort.min_separation = {cohort.min_separation} with {named}: no distance between "
+            f"rounds is claimed; leave it out"
+        )
+    if privacy.mechanism == "banded-mf":
+        raise ConfigError(
+            f"{named} with privacy.mechanism = 'banded-mf', which needs the distance between a "
+            f"client's rounds: use cohort.sampling = 'min-separation', or another mechanism"
         )
 
 

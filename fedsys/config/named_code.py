@@ -1,8 +1,8 @@
 """What a stored configuration would import or connect to, and whether the user named it too.
 
-A run's folder may come from anybody. ``task.name`` and ``server.strategy`` of the form
-``package.module:Attr`` are code, and ``engine.address`` is a cluster that answers with pickles: a
-command that reads them from a folder uses them only if its user named the same.
+A run's folder may come from anybody. ``task.name``, ``server.strategy`` and whatever else has the
+form ``package.module:Attr`` are code, and ``engine.address`` is a cluster that answers with
+pickles: a command that reads them from a folder uses them only if its user named the same.
 
 >>> from fedsys.config import load
 >>> stored = load("quickstart", ["task.name=subprocess:Popen"])
@@ -30,16 +30,25 @@ class NamedCode:
         task: a task, as in ``task.name``; None if none was named.
         strategy: a strategy, as in ``server.strategy``; None if none was named.
         cluster: a Ray cluster, as in ``engine.address``; None if none was named.
+        code: all else: a local procedure, partition, sampler or figure of the user's own.
     """
 
     task: str | None = None
     strategy: str | None = None
     cluster: str | None = None
+    code: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: Config) -> NamedCode:
         """All that has to be named for this configuration."""
+        others = (
+            config.local.procedure,
+            config.population.partition,
+            config.cohort.sampling,
+            *config.evaluation.metrics,
+        )
         return cls(
+            code=tuple(dict.fromkeys(name for name in others if ":" in name)),
             task=config.task.name if ":" in config.task.name else None,
             strategy=config.server.strategy if ":" in config.server.strategy else None,
             cluster=config.engine.address or None if config.engine.backend == "ray" else None,
@@ -48,7 +57,12 @@ class NamedCode:
     @property
     def options(self) -> str:
         """The command line's options that name the same; empty if there is nothing to name."""
-        named = (("--task", self.task), ("--strategy", self.strategy), ("--backend", self.cluster))
+        named = (
+            ("--task", self.task),
+            ("--strategy", self.strategy),
+            *(("--code", name) for name in self.code),
+            ("--backend", self.cluster),
+        )
         return " ".join(
             f"{option} {shlex.quote(name)}" for option, name in named if name is not None
         )
@@ -73,7 +87,12 @@ class NamedCode:
         for option, given, needed, stored in rows:
             if given is not None and given not in (needed, stored):
                 raise ConfigError(f"{option} {given}: {where} was made with {needed or stored}")
+        for name in self.code:
+            if name not in wanted.code:
+                made = f"with {', '.join(wanted.code)}" if wanted.code else "without such code"
+                raise ConfigError(f"--code {name}: {where} was made {made}")
         lacking = NamedCode(
+            code=tuple(name for name in wanted.code if name not in self.code),
             task=wanted.task if self.task is None else None,
             strategy=wanted.strategy if self.strategy is None else None,
             cluster=wanted.cluster if self.cluster is None else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
 
@@ -77,7 +77,7 @@ class TaskSection(Section):
 
     Attributes:
         name: Name of a built-in task (digits, mnist, cifar10, shakespeare, tabular, images, leaf,
-            synthetic), or ``"package.module:Attr"`` for a task of your own.
+            hf, synthetic), or ``"package.module:Attr"`` for a task of your own.
         options: Passed to the task. Each task documents and checks its own options.
         graph_sha256: SHA-256 that ``fedsys task export`` prints. Devices without the task's code
             train from the graph with this hash; empty for none.
@@ -128,7 +128,10 @@ class Cohort(Section):
         sampling: ``poisson`` invites each client independently. ``fixed`` draws a uniform subset of
             constant size. ``min-separation`` lets at least ``min_separation`` rounds pass before a
             client returns, and claims no amplification. ``arrivals`` is for buffered rounds, where
-            a cohort consists of the clients whose uploads come first.
+            a cohort consists of the clients whose uploads come first. ``"package.module:Attr"``: a
+            function of your own, in simulations, of (round, clients with turns left, expected,
+            random numbers) that returns a cohort. Nothing is claimed from how it chooses: every
+            client counts as being in ``privacy.max_participations`` rounds.
         expected: Expected size of a cohort, the constant that every sum is divided by. In buffered
             rounds it is ``rounds.buffer``.
         cap: Largest cohort; a larger one aborts its round. If left out, it is derived so that such
@@ -148,7 +151,7 @@ class Cohort(Section):
             the number of groups that take turns.
     """
 
-    sampling: Literal["poisson", "fixed", "min-separation", "arrivals"] = "poisson"
+    sampling: str = "poisson"
     expected: Count = 100
     cap: Count | None = None
     min_survivors: Count | None = None
@@ -156,6 +159,13 @@ class Cohort(Section):
     weighting: Literal["none", "examples"] = "none"
     weight_cap: Count | None = None
     min_separation: Count | None = None
+
+    @property
+    def kind(self) -> Literal["poisson", "fixed", "min-separation", "chosen", "arrivals"]:
+        """How cohorts come about, as a privacy plan calls it."""
+        if ":" in self.sampling:
+            return "chosen"
+        return cast(Literal["poisson", "fixed", "min-separation", "arrivals"], self.sampling)
 
 
 class Rounds(Section):
@@ -312,7 +322,8 @@ class Privacy(Section):
             chooses. The epsilons of participant and server assume them.
         max_participations: Most rounds to which one client contributes; in later rounds it sends
             zeros and its share of the noise, and buffered rounds do not ask it. Required by the
-            server guarantee, by ``min-separation`` and by buffered rounds.
+            server guarantee, by ``min-separation``, by cohorts that code of your own chooses and by
+            buffered rounds.
         example_clip: L2 norm to which an example's gradient is clipped under ``example-gaussian``.
         example_rate: Probability that an example is in a local batch under ``example-gaussian``. If
             left out, it is derived from ``local.batch_size`` and the average number of examples per

@@ -18,6 +18,7 @@ from fedsys.config.combinations import (
     needs_noise,
     one_holder,
     protects_examples,
+    sampling_known,
     stop_fits,
     summed_fits,
     weighting_fits,
@@ -70,6 +71,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _combinations(self) -> Config:
         needs_noise(self.privacy)
+        sampling_known(self.cohort, self.privacy)
         cohort_fits(self.population, self.cohort)
         narrow_fits(self.aggregation)
         losses_fit(self.aggregation)

@@ -148,12 +148,12 @@ class PrivacyPlan(PlanValues):
                 "sampling='min-separation' needs min_separation and max_participations, got "
                 f"{self.min_separation} and {self.max_participations}"
             )
-        if self.sampling == "arrivals" and (
+        if self.sampling in ("arrivals", "chosen") and (
             self.max_participations is None or self.min_separation is not None
         ):
             raise MechanismError(
-                "sampling='arrivals' needs max_participations, over which its epsilon is composed, "
-                f"and takes no min_separation, got {self.max_participations} and "
+                f"sampling={self.sampling!r} needs max_participations, over which its epsilon is "
+                f"composed, and takes no min_separation, got {self.max_participations} and "
                 f"{self.min_separation}"
             )
         if (self.unit == "example") != (self.mechanism == "example-gaussian"):

@@ -194,4 +194,5 @@ def amplification(facts: Facts) -> str:
         "fixed": "by sampling a cohort of fixed size, in secret",
         "min-separation": "none claimed: clients keep a minimum distance between rounds",
         "arrivals": "none claimed: a buffer takes the uploads that come first",
-    }.get(facts.sampling, "as the ledger's header says")
+        "chosen": "none claimed: code of the job's own chooses who takes part",
+    }.get("chosen" if ":" in facts.sampling else facts.sampling, "as the ledger's header says")

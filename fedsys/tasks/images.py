@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,10 +21,10 @@ from fedsys.tasks.base import DataSource, Examples, FederatedData, seeded
 from fedsys.tasks.classification import Classification, Rescale
 from fedsys.tasks.options import Options
 
-__all__ = ["Images"]
+__all__ = ["MOST_BYTES", "Images", "decoded", "is_test_picture", "picture_model"]
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
-_MOST_BYTES = 64 << 20
+MOST_BYTES = 64 << 20
 _MOST_PIXELS = 64_000_000
 _SPLIT = b"fedsys images split v1\x00"
 
@@ -56,22 +57,9 @@ class Images(Classification):
 
     def init_model(self, seed: int) -> nn.Module:
         """Two convolutions and a linear map, or a linear map alone; takes bytes."""
-        classes = len(self._classes)
-        with seeded(seed):
-            scale = Rescale(127.5, 127.5)
-            if self._kind == "logistic":
-                pixels = self._channels * self._size**2
-                return nn.Sequential(scale, nn.Flatten(), nn.Linear(pixels, classes))
-            side = math.ceil(math.ceil(self._size / 2) / 2)
-            return nn.Sequential(
-                scale,
-                nn.Conv2d(self._channels, 16, 3, stride=2, padding=1),
-                nn.ReLU(),
-                nn.Conv2d(16, 32, 3, stride=2, padding=1),
-                nn.ReLU(),
-                nn.Flatten(),
-                nn.Linear(32 * side**2, classes),
-            )
+        return picture_model(
+            seed, self._kind, (self._channels, self._size, self._size), len(self._classes)
+        )
 
     def clients(self, source: DataSource) -> FederatedData:
         """Pixels as bytes (M, channels, size, size). A picture's own bytes decide whether it is for
@@ -84,11 +72,9 @@ class Images(Classification):
             )
         pixels = np.empty((len(found), self._channels, self._size, self._size), np.uint8)
         testing = np.zeros(len(found), np.bool_)
-        limit = int(self._test_fraction * 2.0**64)
         for row, (path, _, _) in enumerate(found):
             pixels[row] = self._decoded(path)
-            digest = hashlib.blake2b(_SPLIT + pixels[row].tobytes(), digest_size=8).digest()
-            testing[row] = int.from_bytes(digest, "little") < limit
+            testing[row] = is_test_picture(pixels[row], self._test_fraction)
         labels = np.array([label for _, label, _ in found], np.int64)
         names = sorted({client for _, _, client in found})
         owner = np.array([names.index(client) for _, _, client in found], np.int64)
@@ -126,17 +112,61 @@ class Images(Classification):
                         yield path, label, place.name if self._by_client else ""
 
     def _decoded(self, path: Path) -> NDArray[np.uint8]:
-        from PIL import Image, UnidentifiedImageError
-
         try:
-            if path.stat().st_size > _MOST_BYTES:
-                raise DataError(f"{path}: larger than {_MOST_BYTES} bytes")
-            with Image.open(path, formats=("JPEG", "PNG")) as opened:
-                if opened.width * opened.height > _MOST_PIXELS:
-                    raise DataError(f"{path}: {opened.size} pixels are too many")
-                mode = "L" if self._channels == 1 else "RGB"
-                image = opened.convert(mode).resize((self._size, self._size))
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
+            if path.stat().st_size > MOST_BYTES:
+                raise DataError(f"{path}: larger than {MOST_BYTES} bytes")
+            content = path.read_bytes()
+        except OSError as error:
             raise DataError(f"{path}: not a readable picture ({type(error).__name__})") from None
-        pixels = np.asarray(image, dtype=np.uint8)
-        return pixels[None] if self._channels == 1 else pixels.transpose(2, 0, 1)
+        return decoded(content, str(path), self._size, self._channels)
+
+
+def picture_model(seed: int, kind: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """A model of pictures (channels, size, size) of bytes: ``cnn``, two convolutions and a linear
+    map, or ``logistic``."""
+    channels, size, _ = shape
+    with seeded(seed):
+        scale = Rescale(127.5, 127.5)
+        if kind == "logistic":
+            return nn.Sequential(scale, nn.Flatten(), nn.Linear(channels * size**2, classes))
+        side = math.ceil(math.ceil(size / 2) / 2)
+        return nn.Sequential(
+            scale,
+            nn.Conv2d(channels, 16, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * side**2, classes),
+        )
+
+
+def is_test_picture(pixels: NDArray[np.uint8], fraction: float) -> bool:
+    """Whether a picture is for testing, by its own bytes, so that copies of it go the same way."""
+    digest = hashlib.blake2b(_SPLIT + pixels.tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") < int(fraction * 2.0**64)
+
+
+def decoded(content: bytes, where: str, size: int, channels: int) -> NDArray[np.uint8]:
+    """(channels, size, size) the pixels of a PNG or JPEG file.
+
+    Args:
+        content: The file.
+        where: Which it is, for errors.
+        size: Pixels per side, to which it is scaled.
+        channels: 1 or 3.
+
+    Raises:
+        DataError: it is no such file, or has too many pixels.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as opened:
+            if opened.width * opened.height > _MOST_PIXELS:
+                raise DataError(f"{where}: {opened.size} pixels are too many")
+            image = opened.convert("L" if channels == 1 else "RGB").resize((size, size))
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
+        raise DataError(f"{where}: not a readable picture ({type(error).__name__})") from None
+    pixels = np.asarray(image, dtype=np.uint8)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)

@@ -25,6 +25,7 @@ _BUILTIN = {
     "tabular": ("fedsys.tasks.tabular", "Tabular"),
     "images": ("fedsys.tasks.images", "Images"),
     "leaf": ("fedsys.tasks.leaf", "Leaf"),
+    "hf": ("fedsys.tasks.hf", "task_of"),
     "synthetic": ("fedsys.tasks.synthetic", "Synthetic"),
 }
 _MEMBERS = ("name", "init_model", "loss", "metrics", "clients")

@@ -40,6 +40,7 @@ from fedsys.tasks.classification import Classification
 from fedsys.tasks.options import Options
 from fedsys.tasks.tables.cells import Place
 from fedsys.tasks.tables.columns import Columns, Prepared
+from fedsys.tasks.tables.file import TableFile
 from fedsys.tasks.tables.options import KNOWN, TableOptions
 
 __all__ = ["Tabular", "test_rows"]
@@ -80,8 +81,8 @@ class Tabular(Classification):
         """How rows are prepared: as declared, or as inferred from the table, which is read (from
         the current folder or FEDSYS_DATA) if `clients` was not called before."""
         if self._columns is None:
-            place = self._place(DataSource.locate(), self._table.path)
-            self._columns = self._table.columns(self._table.open(place, None))
+            table = self._read(DataSource.locate(), self._table.path, None)
+            self._columns = self._table.columns(table)
         return self._columns
 
     @columns.setter
@@ -129,20 +130,17 @@ class Tabular(Classification):
 
         If columns are declared, a row's own content decides whether it is for testing.
         """
-        place = self._place(source, self._table.path)
-        table = self._table.open(place, self._table.declared)
+        table = self._read(source, self._table.path, self._table.declared)
         columns = self._table.columns(table)
-        prepared = columns.prepare(table)
+        prepared = self._owned(columns.prepare(table), source)
         del table
         self._columns = columns
         if self._table.declared is None:
             test, train = self._drawn(prepared)
             held = _examples(prepared, test)
         elif self._table.test_path:
-            other = self._place(source, self._table.test_path)
-            tests = columns.without_client().prepare(
-                self._table.open(other, columns.without_client())
-            )
+            alone = columns.without_client()
+            tests = alone.prepare(self._read(source, self._table.test_path, alone))
             held, train = _examples(tests, slice(None)), np.arange(len(prepared.targets))
         else:
             testing = test_rows(prepared.features, prepared.targets, self._test_fraction)
@@ -167,6 +165,14 @@ class Tabular(Classification):
             return _split_within(order, prepared.natural, self._test_fraction)
         held_out = round(rows * self._test_fraction)
         return order[:held_out], order[held_out:]
+
+    def _read(self, source: DataSource, name: str, columns: Columns | None) -> TableFile:
+        """The table of that name, whole if `columns` is None."""
+        return self._table.open(self._place(source, name), columns)
+
+    def _owned(self, prepared: Prepared, source: DataSource) -> Prepared:
+        """The rows with the clients that hold them: those that a column names."""
+        return prepared
 
     def _place(self, source: DataSource, name: str) -> Place:
         given = Path(name)

@@ -223,6 +223,8 @@ class Terms:
                 buffering = Buffering(**buffering)
             if (buffering is not None) != (plan.sampling == "arrivals"):
                 raise ValueError("buffered rounds require arrivals as cohorts, and vice versa")
+            if plan.sampling == "chosen":
+                raise ValueError("cohorts that the coordinator chooses, instead of drawing them")
         except (
             ProtocolError,
             MechanismError,

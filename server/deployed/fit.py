@@ -24,6 +24,12 @@ def require_fit(config: Config, population: int) -> None:
             "job.reproducible = true draws noise from a seed, which is for simulations: devices "
             "never do; remove it"
         )
+    if config.cohort.kind == "chosen":
+        raise JobFailed(
+            f"cohort.sampling = '{config.cohort.sampling}': code of your own chooses cohorts in "
+            f"simulations; devices take part where cohorts are drawn: use 'poisson', 'fixed' or "
+            f"'min-separation'"
+        )
     if config.evaluation.clients:
         raise JobFailed(
             "evaluation.clients = true: figures of single clients are a simulation's view, and no "

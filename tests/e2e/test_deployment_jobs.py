@@ -12,12 +12,14 @@ import pytest
 
 from fedsys.audit import audit_run
 from fedsys.config import load
-from fedsys.privacy import read_ledger
+from fedsys.privacy import guaranteed_epsilon, plan_of, read_ledger
 from fedsys.run_folder import RunFolder
 from secure_agg.committee import SUITE_NAMES
 from simulations import harness
 from simulations.randomness import SeededRandomness
 from tests.e2e.processes import federation, silos
+
+SILOS = Path(__file__).with_name("silos.toml")
 
 
 def test_the_silo_job_passes_fresh_policies_and_its_audit(tmp_path: Path) -> None:
@@ -38,6 +40,40 @@ def test_the_silo_job_passes_fresh_policies_and_its_audit(tmp_path: Path) -> Non
         assert row.spent is not None
         assert row.spent <= 8.0 + 1e-6
         assert sorted(fed.commits(job)) == [1, 2, 3, 4, 5]
+
+
+def test_a_job_ends_early_by_its_coordinator_s_own_metric(tmp_path: Path) -> None:
+    """Only rounds that train are evaluated; those that ask devices neither count nor are owed."""
+    asked = {"ask": "mean", "name": "right", "column": "accuracy", "low": 0, "high": 1, "rows": 99}
+    settings = (
+        "rounds.count=6",
+        "server.learning_rate=1e-60",  # the model stays as it is
+        "population.held_out=0.2",
+        "evaluation.on_devices_every=2",
+        "evaluation.stop.metric=accuracy",
+        "evaluation.stop.patience=2",
+    )
+    with federation(tmp_path, 3) as fed:
+        for number in range(3):
+            fed.allow_anything(number)
+            fed.start_agent(number, 3)
+        config = load(SILOS, settings, {"evaluation.questions": [asked]})
+        job = fed.submit(config)
+        row = fed.wait(job)
+        assert (row.status, row.round) == ("stopped-early", 4), row.reason
+        assert row.reason.startswith("stopped early: accuracy has not improved for 2 evaluations")
+        later = fed.submit(silos("privacy.epsilon=9", "rounds.count=1"))
+        assert fed.wait(later).status == "completed", "the devices are free, and work on"
+        run = fed.home.jobs / job
+        audit = audit_run(run)
+        assert audit.passed, [each for each in audit.claims if each.holds is False]
+        summary = json.loads((run / "summary.json").read_text())
+        plan = plan_of(read_ledger(run / "ledger.jsonl").header)
+        assert summary["stopped"]["planned_rounds"] == plan.rounds == 9
+        assert summary["stopped"]["planned_epsilon"] == guaranteed_epsilon(plan)
+        assert [line["round"] for line in RunFolder(run).evaluations()] == [1, 2, 4]
+        assert len((run / "answers.jsonl").read_text().splitlines()) == 1
+        assert len((run / "model.pt").read_bytes()) > 2000
 
 
 def digests(commit: Mapping[str, Any]) -> tuple[str, str]:

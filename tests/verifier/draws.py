@@ -114,7 +114,7 @@ class Draws:
 
     def cohort(self, number: int, stream: Keystream) -> list[int] | None:
         plan = self._plan
-        if plan.sampling == "arrivals":
+        if plan.sampling in ("arrivals", "chosen"):
             return None
         if plan.sampling == "poisson":
             clients, rate = list(range(plan.population)), plan.rate

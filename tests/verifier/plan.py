@@ -49,8 +49,8 @@ ENCODINGS = {
     "example-gaussian": ("wide",),
     "none": ("wide", "float"),
 }
-FIXED_SIZE = ("fixed", "min-separation")
-BY_TURNS = ("min-separation", "arrivals")
+FIXED_SIZE = ("fixed", "min-separation", "chosen")
+BY_TURNS = ("min-separation", "chosen", "arrivals")
 
 
 @dataclass(frozen=True, order=True)
@@ -136,8 +136,9 @@ class Plan:
             require(mechanism not in ("central-gaussian", "banded-mf", "none"), "no such guarantee")
         if sampling == "min-separation":
             require(self.limit is not None and self.apart is not None, "no separation")
+        if sampling in ("arrivals", "chosen"):
+            require(self.limit is not None and self.apart is None, f"{sampling} without a limit")
         if sampling == "arrivals":
-            require(self.limit is not None and self.apart is None, "arrivals without a limit")
             require(self.participation == 1, "arrivals with a coin")
             require(self.cap == self.least == self.cohort, "buffers of several sizes")
             require(

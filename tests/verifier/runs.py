@@ -56,6 +56,10 @@ KINDS: dict[str, tuple[str, ...]] = {
     "none": ("privacy.mechanism=none",),
     "fixed": ("cohort.sampling=fixed",),
     "min-separation": (*TURNS, "cohort.min_separation=2"),
+    "chosen": (
+        "cohort.sampling=tests.fedsys.privacy.sampling.test_drawing:by_turns",
+        "privacy.max_participations=2",
+    ),
     "secret participation": ("cohort.participation=0.5",),
     "guarantee server": (
         "privacy.guarantee=server",

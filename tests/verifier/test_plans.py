@@ -61,6 +61,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "fixed, with little of delta": {"sampling": "fixed", "noise_multiplier": 9.0, "delta": 1e-13},
     "tiny delta": {"noise_multiplier": 6.0, "delta": 1e-14},
     "min-separation": {"sampling": "min-separation", "min_separation": 4, "max_participations": 3},
+    "chosen": {"sampling": "chosen", "max_participations": 3},
     "separated, with a coin": {
         "sampling": "min-separation",
         "min_separation": 4,
@@ -98,7 +99,7 @@ PLANS: dict[str, dict[str, Any]] = {
 def _cohort(plan: PrivacyPlan, number: int, dice: np.random.Generator) -> list[int]:
     """Somebody who may be asked in this round, and nobody too often."""
     clients, size = np.arange(plan.population), round(plan.expected_cohort)
-    if plan.sampling in ("min-separation", "arrivals"):
+    if plan.sampling in ("min-separation", "chosen", "arrivals"):
         start = (number - 1) * size  # never twice
         return [int(each) for each in clients[start : start + size]]
     if plan.mechanism == "banded-mf":
@@ -159,6 +160,7 @@ def _near(epsilon: float | None) -> Any:
         {"guarantee": "server", "max_participations": 1, "colluders": 100},
         {"mechanism": "central-gaussian", "guarantee": "server", "max_participations": 1},
         {"sampling": "min-separation"},
+        {"sampling": "chosen"},
         {"sampling": "arrivals", "max_participations": 2},
         {"unit": "example"},
         {"mechanism": "magic"},

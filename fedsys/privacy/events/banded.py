@@ -55,7 +55,7 @@ class BandedEvent(SumEvent):
             raise MechanismError(
                 f"encoding={self.encoding.kind!r} does not go with banded-mf: use encoding='wide'"
             )
-        if sampling.kind == "fixed" or sampling.participation < 1:
+        if sampling.kind in ("fixed", "chosen") or sampling.participation < 1:
             raise MechanismError(
                 "banded-mf needs sampling='min-separation', or 'poisson' (within cyclic groups), "
                 f"and participation=1; got sampling={sampling.kind!r}, "

@@ -6,12 +6,12 @@ else.
 
 Neighbours. Under Poisson sampling the outsider's neighbours add or remove one client, and the
 participant's are a cohort member's update or zero: one sensitivity. Where cohorts have a fixed size
-(also under min-separation), removing a client lets another in, so neighbours replace one client:
-two sensitivities, or half the multiplier. The server's neighbours are a client's update or zero,
-and the client takes part either way: one sensitivity under any sampling. In buffered rounds
-(``arrivals``) the same holds in every view: the same uploads arrive in the same order either way.
-A buffer of fixed size has no neighbour with one client fewer, because every later upload would
-move up.
+(also under min-separation, and where the job's own code chooses them), removing a client lets
+another in, so neighbours replace one client: two sensitivities, or half the multiplier. The
+server's neighbours are a client's update or zero, and the client takes part either way: one
+sensitivity under any sampling. In buffered rounds (``arrivals``) the same holds in every view: the
+same uploads arrive in the same order either way. A buffer of fixed size has no neighbour with one
+client fewer, because every later upload would move up.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 Guarantee = Literal["outsider", "server"]
-SamplingKind = Literal["poisson", "fixed", "min-separation", "arrivals"]
+SamplingKind = Literal["poisson", "fixed", "min-separation", "chosen", "arrivals"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +47,9 @@ class Sampling:
 
     Attributes:
         kind: ``poisson`` (each client independently with probability ``rate``), ``fixed`` (a
-            uniform subset of constant size), ``min-separation`` or ``arrivals`` (a buffer of the
-            first uploads to arrive); the last two claim no amplification.
+            uniform subset of constant size), ``min-separation``, ``chosen`` (by code of the
+            job's own, from public values alone) or ``arrivals`` (a buffer of the first uploads to
+            arrive); the last three claim no amplification.
         rate: q, the probability that a given client is in the cohort.
         participation: p, the probability that a cohort member secretly contributes its update
             rather than zero.
@@ -75,12 +76,12 @@ class Sampling:
     @property
     def replaces(self) -> bool:
         """Whether neighbours replace one client rather than adding or removing one."""
-        return self.kind in ("fixed", "min-separation")
+        return self.kind in ("fixed", "min-separation", "chosen")
 
     @property
     def by_turns(self) -> bool:
         """Whether the cost depends on how often a client takes part, not on random sampling."""
-        return self.kind in ("min-separation", "arrivals")
+        return self.kind in ("min-separation", "chosen", "arrivals")
 
     @property
     def counted_rate(self) -> float:
@@ -252,8 +253,8 @@ class SumEvent(ABC):
     def outsider_step(self) -> GaussianStep:
         """What a round reveals to somebody who sees releases only.
 
-        Under min-separation and arrivals this is a round *in which the client takes part*; under
-        banded-mf with Poisson sampling, a round of the client's own group.
+        Under min-separation, chosen and arrivals this is a round *in which the client takes part*;
+        under banded-mf with Poisson sampling, a round of the client's own group.
         """
         return self._towards_releases(self.total_multiplier, self.sampling.counted_rate)
 

@@ -172,12 +172,8 @@ class MinSeparation:
         self._last[:] = round
         self._count += 1
 
-    def draw(self, round: int, entropy: Entropy) -> NDArray[np.int64]:
-        """Draws and records a cohort of clients that may take part in this round.
-
-        Those who took part least come first, in random order among equals. A purely random choice
-        would leave too few eligible clients long before the population's turns are used up. This
-        costs nothing, because the accounting does not rely on this sampling's randomness.
+    def eligible(self, round: int) -> NDArray[np.int64]:
+        """The clients that may take part in this round; ascending.
 
         Raises:
             MechanismError: fewer clients than a cohort needs may take part.
@@ -189,6 +185,19 @@ class MinSeparation:
                 f"round {round}: {clients.size} clients may take part, {self._size} are needed; "
                 "raise the population or max_participations, or lower min_separation or the cohort"
             )
+        return clients
+
+    def draw(self, round: int, entropy: Entropy) -> NDArray[np.int64]:
+        """Draws and records a cohort of clients that may take part in this round.
+
+        Those who took part least come first, in random order among equals. A purely random choice
+        would leave too few eligible clients long before the population's turns are used up. This
+        costs nothing, because the accounting does not rely on this sampling's randomness.
+
+        Raises:
+            MechanismError: fewer clients than a cohort needs may take part.
+        """
+        clients = self.eligible(round)
         counts = self._count[clients]
         level = np.partition(counts, self._size - 1)[self._size - 1]
         certain, drawn = clients[counts < level], clients[counts == level]

@@ -20,7 +20,16 @@ from fedsys.errors import ConfigError, DataError
 from fedsys.tasks.options import nearest
 from fedsys.tasks.tables.cells import Column, Place, plain_number
 
-__all__ = ["ENCODINGS", "SUFFIXES", "Format", "TableFile", "open_table", "tidy_name"]
+__all__ = [
+    "ENCODINGS",
+    "MAX_ROWS",
+    "SUFFIXES",
+    "Format",
+    "TableFile",
+    "open_table",
+    "table_of",
+    "tidy_name",
+]
 
 MAX_BYTES = 4 << 30
 MAX_ROWS = 50_000_000
@@ -92,12 +101,14 @@ class TableFile:
         names: names of the columns that were read, in the file's order.
         table: ``pyarrow.Table`` of those columns.
         format: the file's format, with the delimiter and the encoding filled in.
+        kind: what kind of file it is, if not a CSV.
     """
 
     place: Place
     names: tuple[str, ...]
     table: Any
     format: Format
+    kind: str = "parquet"
     _columns: dict[str, Column] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -109,7 +120,7 @@ class TableFile:
     def described(self) -> str:
         """What kind of file it is, for people."""
         if not self.format.delimiter:
-            return "parquet"
+            return self.kind
         words = f"csv, separated by {_SEPARATORS[self.format.delimiter]}, {self.format.encoding}"
         return words + (", decimal commas" if self.format.decimal == "," else "")
 
@@ -192,19 +203,47 @@ def _parquet(place: Place, wanted: list[str] | None) -> TableFile:
     except (OSError, pyarrow.ArrowException) as error:
         text = "" if place.private else ": " + " ".join(str(error).split())[:200]
         raise place.file(f"cannot be read as parquet{text}") from None
+    return table_of(place, table, wanted, everything=schema.names)
+
+
+def table_of(
+    place: Place,
+    table: Any,
+    wanted: Iterable[str] | None = None,
+    *,
+    everything: Iterable[str] | None = None,
+    form: Format | None = None,
+    kind: str = "parquet",
+) -> TableFile:
+    """An open table of typed columns, whose structs are read by field.
+
+    Args:
+        place: where it is from.
+        table: ``pyarrow.Table``.
+        wanted: tidy names of the columns to keep; None for all.
+        everything: the names of all columns, for errors; None for those of the table.
+        form: how numbers in texts are written.
+        kind: what kind of file it is.
+
+    Raises:
+        DataError: a column is missing or appears twice.
+    """
+    import pyarrow
+
+    every = table.column_names if everything is None else everything
     while any(pyarrow.types.is_struct(field.type) for field in table.schema):
         table = table.flatten()
     names = tuple(map(tidy_name, table.column_names))
     _once(place, names)
     if wanted is not None:
-        everything = tuple(map(tidy_name, schema.names))
+        wanted, everything = list(wanted), tuple(map(tidy_name, every))
         for each in wanted:
             if each not in names:
                 fields = [name for name in names if name.startswith(each + ".")]
                 raise _no_column(place, each, fields or everything)
         table = table.select([names.index(each) for each in dict.fromkeys(wanted)])
         names = tuple(dict.fromkeys(wanted))
-    return TableFile(place=place, names=names, table=table, format=Format())
+    return TableFile(place=place, names=names, table=table, format=form or Format(), kind=kind)
 
 
 def _csv(place: Place, form: Format, wanted: list[str] | None, usual: str) -> TableFile:

@@ -50,6 +50,25 @@ def test_what_is_built_in_needs_no_name() -> None:
         NamedCode(task="mine:Task").require(plain, "run")
 
 
+def test_whatever_else_is_code_has_to_be_named_too() -> None:
+    own = load(
+        "quickstart",
+        values={
+            "population.partition": "mine:split",
+            "cohort.sampling": "mine:choose",
+            "privacy.max_participations": 3,
+            "local.procedure": "mine:train",
+            "evaluation.metrics": ["auc", "mine:figure", "mine:split"],
+        },
+    )
+    named = NamedCode(code=("mine:figure", "mine:split", "mine:choose", "mine:train"))
+    named.require(own, "run")
+    with pytest.raises(ConfigError, match=r"if you trust it, add --code mine:train$"):
+        NamedCode(code=named.code[:3]).require(own, "run")
+    with pytest.raises(ConfigError, match="--code mine:other: run was made with mine:train, "):
+        NamedCode(code=(*named.code, "mine:other")).require(own, "run")
+
+
 def test_names_are_quoted_for_a_shell() -> None:
     evil = load("quickstart", values={"task.name": "a:b; rm -rf ~"})
     assert NamedCode.of(evil).options == "--task 'a:b; rm -rf ~'"

@@ -59,6 +59,7 @@ def test_builtin_tasks_initialise_from_their_seed_alone(name: str) -> None:
     needed: dict[str, dict[str, object]] = {
         "images": {"path": "x", "classes": ["a", "b"]},
         "leaf": {"path": "x", "model": "mlp"},
+        "hf": {"path": "x", "image": "i", "label": "y", "classes": ["a", "b"], "size": 8},
     }
     task = load(name, needed.get(name))
     assert isinstance(task, Task)

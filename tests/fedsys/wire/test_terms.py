@@ -110,6 +110,12 @@ def test_buffers_and_arrivals_go_together() -> None:
         Terms.decode(terms(buffering=None).encoded)
 
 
+def test_no_device_takes_part_where_the_coordinator_chooses() -> None:
+    chosen = PLAN.changed(sampling="chosen", min_survivors=9)
+    with pytest.raises(ProtocolError, match="cohorts that the coordinator chooses"):
+        Terms.decode(terms(plan=chosen, buffering=None).encoded)
+
+
 def test_a_hash_of_frozen_weights_is_left_out_or_whole() -> None:
     assert b"frozen" not in terms().encoded
     found = terms(frozen_sha256="ab" * 32)

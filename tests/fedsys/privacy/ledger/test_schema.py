@@ -55,6 +55,7 @@ def test_every_line_fits_the_schema(tmp_path: Path, plan: PrivacyPlan) -> None:
         {"guarantee": "server", "max_participations": 5},
         {"sampling": "fixed"},
         {"sampling": "min-separation", "min_separation": 4, "max_participations": 3},
+        {"sampling": "chosen", "max_participations": 3},
     ],
 )
 def test_every_mechanisms_lines_fit_the_schema(changes: dict[str, Any], tmp_path: Path) -> None:
