@@ -87,13 +87,43 @@ proto: $(VENV)/.dev
 		torch==2.13.0 'flwr[simulation]==1.42.0' pfl==0.6.0
 	@touch $@
 
-# Works whose result is in build/bench are not measured again.
-bench: $(VENV)/.dev .venv-bench/.made
-	$(BIN)/python -m simulations.benchmarks.secure_aggregation
-	$(BIN)/python -m simulations.benchmarks.deployment
-	$(BIN)/python -m simulations.benchmarks.clients_per_second --work W1,W2,W3,W4,W6 --own-rounds 20 \
-		--resume --out build/bench
-	$(BIN)/python -m simulations.benchmarks.large_model --turns 1 --out build/bench
+.venv-nvflare/.made: requirements.lock
+	$(PYTHON) -m venv .venv-nvflare
+	.venv-nvflare/bin/python -m pip --disable-pip-version-check --quiet install \
+		torch==2.13.0 nvflare==2.9.0
+	@touch $@
+
+# Each part ends with the file that it is named after, and a part whose file is there is not measured
+# again: what was cut short goes on with `make bench`, and `make clean` starts it over. By the rates in
+# simulations/RESULTS.md all of it takes about 50 minutes on 2 quiet cores, besides the installations.
+BENCH := build/bench
+WORK  := $(BENCH)/clients_per_second_w
+
+bench: $(BENCH)/secure_aggregation.json $(BENCH)/deployment.json $(BENCH)/large_model.json \
+	$(foreach work,1 2 3 4 5 6,$(WORK)$(work).json)
+
+PEERS := fedsys,pfl,flwr,nvflare,bound
+OF_1  := --turns 3 --own-rounds 20
+OF_2  := --turns 3 --own-rounds 1000
+OF_3  := --turns 2 --own-rounds 6 --engines $(PEERS)
+OF_4  := --turns 1 --own-rounds 4 --rounds 3 --engines $(PEERS)
+OF_5  := --turns 1 --own-rounds 4 --rounds 3
+OF_6  := $(OF_4)
+
+# The environments are order-only: installing one again makes no measurement old.
+$(WORK)%.json: | $(VENV)/.dev .venv-bench/.made .venv-nvflare/.made
+	$(BIN)/python -m simulations.benchmarks.clients_per_second --work W$* --threads 1 $(OF_$*) \
+		--out $(BENCH)
+
+$(BENCH)/secure_aggregation.json: | $(VENV)/.dev
+	mkdir -p $(BENCH)
+	$(BIN)/python -m simulations.benchmarks.secure_aggregation --json $@
+
+$(BENCH)/deployment.json: | $(VENV)/.dev
+	$(BIN)/python -m simulations.benchmarks.deployment --turns 1 --out $(BENCH)
+
+$(BENCH)/large_model.json: | $(VENV)/.dev
+	$(BIN)/python -m simulations.benchmarks.large_model --turns 1 --out $(BENCH)
 
 # Versions stay as they are unless `make lock UPGRADE=--upgrade` or pyproject.toml asks for others.
 # torch-cpu.lock is written by hand: its hashes are those that PyTorch's index lists.

@@ -1,6 +1,6 @@
 """Virtual clients a second: fedsys against pfl-research, Flower, a plain loop and the bound.
 
-    python -m simulations.benchmarks.clients_per_second --work W2 --engines fedsys,pfl,flwr,loop
+    python -m simulations.benchmarks.clients_per_second --work W2 --engines fedsys,nvflare,loop
 
 Every engine gets the same model, initial weights, data, batches and hyperparameters, and the same
 cores. Engines take turns (A B A B ...), each turn in a fresh process; a turn's first round, which
@@ -48,16 +48,19 @@ from simulations.setting import partition_of
 
 __all__ = ["main"]
 
-ENGINES = ("fedsys", "ideal", "engine", "pfl", "flwr", "loop", "bound")
+ENGINES = ("fedsys", "ideal", "engine", "pfl", "flwr", "nvflare", "loop", "bound")
 MEANING = {
     "fedsys": "fedsys, whole job, protocol float, {privacy}",
     "ideal": "fedsys, whole job, integers mod 2^32 (ideal), {privacy}",
     "engine": "fedsys, engine alone, protocol float, {privacy}",
     "pfl": "pfl-research 0.6, plain training",
     "flwr": "Flower 1.42 on Ray, plain training",
+    "nvflare": "NVFlare 2.9 simulator, plain training",
+    "blazefl": "BlazeFL 3.0",
     "loop": "plain loop",
     "bound": "least products at the measured rates",
 }
+_STEMS = {"pfl": "pfl_rounds", "flwr": "flower_rounds", "nvflare": "nvflare_rounds", "loop": "loop"}
 _ROOT = Path(__file__).parents[2]
 _PEERS = Path(__file__).parent / "peers"
 _TIMEOUT = 1800.0
@@ -67,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     options = _parser().parse_args(arguments)
     engines = options.engines.split(",")
-    if unknown := sorted(set(engines) - set(ENGINES)):
-        raise SystemExit(f"--engines: unknown {', '.join(unknown)}; there are {', '.join(ENGINES)}")
+    if unknown := sorted(set(engines) - set(MEANING)):
+        raise SystemExit(f"--engines: unknown {', '.join(unknown)}; there are {', '.join(MEANING)}")
     options.out.mkdir(parents=True, exist_ok=True)
     for work in options.work.split(","):
         kept = options.out / f"clients_per_second_{work.lower()}.json"
@@ -102,6 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("FEDSYS_DATA", "data")))
     parser.add_argument("--peers", type=Path, default=_ROOT / ".venv-bench" / "bin" / "python")
+    parser.add_argument("--nvflare", type=Path, default=_ROOT / ".venv-nvflare" / "bin" / "python")
+    parser.add_argument(
+        "--nvflare-sites", type=int, default=cores(), help="processes of NVFlare's simulator"
+    )
     parser.add_argument("--out", type=Path, default=Path("build"))
     parser.add_argument(
         "--resume", action="store_true", help="keep the works whose result --out already holds"
@@ -118,7 +125,8 @@ def measure(work: str, engines: Sequence[str], options: argparse.Namespace) -> d
         *options.set,
     ]
     job = config.load(work, settings)
-    refused = refusals(job, engines, options.peers)
+    peers = {"pfl": options.peers, "flwr": options.peers, "nvflare": options.nvflare}
+    refused = refusals(job, engines, peers)
     for engine, reason in refused.items():
         print(f"{work} {engine}: {reason}", file=sys.stderr, flush=True)
     engines = [engine for engine in engines if engine not in refused]
@@ -181,9 +189,12 @@ def _command(engine: str, folder: Path, options: argparse.Namespace, threads: in
         return [sys.executable, str(_PEERS / "own.py"), how, str(toml), str(options.data), "OUT"]
     if engine == "bound":
         return [sys.executable, str(_PEERS / "bound.py"), str(folder), "OUT"]
-    script = {"pfl": "pfl_rounds.py", "flwr": "flower_rounds.py", "loop": "loop.py"}[engine]
-    python = sys.executable if engine == "loop" else str(options.peers)
-    return [python, str(_PEERS / script), str(folder), str(options.rounds), "OUT", str(threads)]
+    script = f"{_STEMS[engine]}.py"
+    python = {"loop": sys.executable, "nvflare": str(options.nvflare)}.get(
+        engine, str(options.peers)
+    )
+    last = options.nvflare_sites if engine == "nvflare" else threads
+    return [python, str(_PEERS / script), str(folder), str(options.rounds), "OUT", str(last)]
 
 
 def _turn(command: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -257,7 +268,7 @@ def _equality(
         for engine in ("fedsys", "ideal", "engine")
         if engine in turns
     }
-    for engine, stem in (("pfl", "pfl_rounds"), ("flwr", "flower_rounds"), ("loop", "loop")):
+    for engine, stem in _STEMS.items():
         if engine in turns:
             found[engine] = np.load(folder / f"{stem}.npy")
     scale = np.abs(exact).max(axis=1)

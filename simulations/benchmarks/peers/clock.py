@@ -15,9 +15,14 @@ __all__ = ["Clock", "process_tree"]
 
 
 class Clock:
-    """Records each round's seconds, and CPU seconds and memory of the process tree."""
+    """Records each round's seconds, and CPU seconds and memory of the process tree.
 
-    def __init__(self) -> None:
+    Args:
+        root: The tree's first process; None is this process.
+    """
+
+    def __init__(self, *, root: int | None = None) -> None:
+        self._root = os.getpid() if root is None else root
         self._seconds: list[float] = []
         self._clients: list[int] = []
         self._examples: list[int] = []
@@ -28,9 +33,9 @@ class Clock:
         self._last = time.perf_counter()
         self.facts: dict[str, Any] = {}
 
-    def start(self) -> None:
-        """Begin the first round."""
-        self._last = time.perf_counter()
+    def start(self, began: float | None = None) -> None:
+        """Begin the first round, now or at a reading of `time.perf_counter` in another process."""
+        self._last = time.perf_counter() if began is None else began
 
     def lap(self, clients: int, examples: int) -> None:
         """End a round of this many clients, who hold this many examples in all.
@@ -43,7 +48,7 @@ class Clock:
         self._examples.append(examples)
         if len(self._cpu) < 2 or time.perf_counter() >= self._look_again:
             began, spent = time.perf_counter(), time.process_time()
-            cpu, memory = process_tree(os.getpid())
+            cpu, memory = process_tree(self._root)
             self._cpu.append((len(self._seconds), cpu - self._looking))
             self._looking += time.process_time() - spent
             self._look_again = time.perf_counter() + 100 * (time.perf_counter() - began)

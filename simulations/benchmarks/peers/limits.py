@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedsys.config import Config
 
 __all__ = ["refusals"]
 
-_PEERS = ("pfl", "flwr")
+_NO_RUNNER = {
+    "blazefl": (
+        "BlazeFL 3.0 needs Python 3.14 or newer (its metadata: `Requires-Python: >=3.14`), which "
+        "was not there to write and check a comparison with; leave it out of --engines"
+    )
+}
 _NOT_PLAIN = (
     "privacy.mechanism = 'example-gaussian' puts noise into local training itself, and plain "
     "training is what is compared; use --set privacy.mechanism=none"
@@ -22,21 +27,21 @@ _LOOK = 2e-6
 ``get_message_ins``, measured: 2.0 to 3.3 microseconds on an AMD EPYC)."""
 
 
-def refusals(job: Config, engines: Sequence[str], peers: Path) -> dict[str, str]:
+def refusals(job: Config, engines: Sequence[str], peers: Mapping[str, Path]) -> dict[str, str]:
     """Engines that cannot run this work, and why.
 
     Args:
         job: The work.
         engines: The engines asked for.
-        peers: Path of the Python in the peers' environment.
+        peers: By engine, the Python in its environment, where that is not this one.
     """
     if job.privacy.mechanism == "example-gaussian":
         return dict.fromkeys(engines, _NOT_PLAIN)
     found = {}
     for engine in engines:
-        reason = _nodes(job) if engine == "flwr" else None
-        if engine in _PEERS and not peers.exists():
-            reason = f"--peers {peers} is not there: `make bench` installs it"
+        reason = _nodes(job) if engine == "flwr" else _NO_RUNNER.get(engine)
+        if engine in peers and not peers[engine].exists():
+            reason = f"{peers[engine]} is not there: `make bench` installs it"
         if reason is not None:
             found[engine] = reason
     return found

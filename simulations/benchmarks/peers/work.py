@@ -18,7 +18,17 @@ from torch import Tensor, nn
 
 from fedsys import tasks
 
-__all__ = ["Local", "Work", "cohorts", "delta_of", "optimizer_of", "train_client", "updates"]
+__all__ = [
+    "Local",
+    "Work",
+    "cohorts",
+    "delta_of",
+    "optimizer_of",
+    "part_of",
+    "train_client",
+    "train_part",
+    "updates",
+]
 
 _ARRAYS = ("x", "y", "ids", "offsets", "order")
 
@@ -157,6 +167,25 @@ def train_client(work: Work, model: nn.Module, client: int) -> None:
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - begun, alpha=local.proximal_mu)
         optimizer.step()
+
+
+def part_of(cohort: Sequence[int], site: int, sites: int) -> list[int]:
+    """The clients that a site trains, of `sites` that are numbered from 1."""
+    return list(cohort[site - 1 :: sites])
+
+
+def train_part(
+    work: Work, model: nn.Module, start: Mapping[str, Tensor], clients: Sequence[int]
+) -> dict[str, Tensor]:
+    """The mean of the clients' models, each trained from `start`; dropout is the client's own."""
+    total = {name: torch.zeros_like(value) for name, value in start.items()}
+    for client in clients:
+        torch.manual_seed(client)
+        model.load_state_dict(start)
+        train_client(work, model, client)
+        for name, value in model.state_dict().items():
+            total[name] += value
+    return {name: value / max(len(clients), 1) for name, value in total.items()}
 
 
 def updates(work: Work, *, exact: bool = False) -> NDArray[np.float64]:
