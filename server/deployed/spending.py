@@ -119,8 +119,8 @@ def _states(folder: RunFolder, noted: Standings) -> bool:
 def _spent_by(row: JobRow, folder: RunFolder) -> Standings:
     """By what a job's folder holds; where its ledger cannot be read, by its epsilons alone."""
     if row.status == "lost":  # only devices remember it, in the view that it guarantees
-        spent = math.inf if row.promised is None else row.promised
-        return alone(Epsilons(outsider=spent, participant=math.inf, server=math.inf))
+        promised = math.inf if row.promised is None else row.promised
+        return alone(Epsilons(outsider=promised, participant=math.inf, server=math.inf))
     if not folder.begun:
         return alone(NOTHING)
     stated = _stated(folder)
@@ -206,11 +206,13 @@ class Promises:
     def _standing(self, row: JobRow) -> Standing:
         unfinished = row.status in (*ACTIVE_JOB, PAUSED, "lost")
         known = self._known.get(row.id)
-        if known is None or known[0] != unfinished:
-            folder = RunFolder(self._home.jobs / row.id)
-            known = unfinished, _standing_of(row, folder, unfinished=unfinished)
-            self._known[row.id] = known
-        return known[1]
+        if known is not None and known[0] == unfinished:
+            return known[1]
+        folder = RunFolder(self._home.jobs / row.id)
+        found = _standing_of(row, folder, unfinished=unfinished)
+        if found.part is not None or not unfinished:  # the database's figure may still change
+            self._known[row.id] = unfinished, found
+        return found
 
 
 def _promised_by(plan: PrivacyPlan) -> Standing:

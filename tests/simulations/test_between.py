@@ -13,12 +13,13 @@ import torch
 
 from client.training.held_out import kept_for
 from fedsys import tasks
-from fedsys.audit import audit_run
+from fedsys.audit import audit_run, evidence
 from fedsys.audit.asked import asked_claims
 from fedsys.audit.evidence import gather
 from fedsys.config import Config, validate
 from fedsys.errors import ConfigError, DataError, FedsysError
 from fedsys.privacy import Signer, plan_of, read_ledger
+from fedsys.privacy.ledger.files import open_regular
 from fedsys.records import AuditResult
 from fedsys.release.publication import publish_run
 from fedsys.report import html
@@ -66,10 +67,10 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 def failed(folder: Path) -> set[str]:
     """Of the claims about rounds that ask; the other claims take seconds."""
-    evidence = gather(folder)
-    view = evidence.ledger.value
+    found = gather(folder)
+    view = found.ledger.value
     assert view is not None
-    claims = asked_claims(evidence, view, plan_of(view.header))
+    claims = asked_claims(found, view, plan_of(view.header))
     return {each.name for each in claims if each.holds is False}
 
 
@@ -187,6 +188,19 @@ def test_a_run_with_evaluations_is_replayed_to_the_bit(tmp_path: Path) -> None:
     other = replay(run).difference
     assert other is not None
     assert other.what == "round 3's aggregate"
+
+
+def test_what_was_hashed_is_what_is_derived(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of answers is read once, so that nobody can exchange it in between."""
+    opened: list[str] = []
+
+    def opens(path: Path, *limits: int) -> Any:
+        opened.append(path.name)
+        return open_regular(path, *limits)
+
+    monkeypatch.setattr(evidence, "open_regular", opens)
+    assert not failed(trained)
+    assert opened.count("answers.jsonl") == 1
 
 
 @pytest.mark.parametrize("spoil", ["value", "released", "missing", "twice", "round", "trained"])

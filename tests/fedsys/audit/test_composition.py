@@ -11,7 +11,8 @@ import dp_accounting
 import pytest
 from dp_accounting.pld import pld_privacy_accountant
 
-from fedsys.audit import audit_run, compose
+from fedsys.audit import audit_run, compose, composition
+from fedsys.audit.rederive import examine
 from fedsys.errors import AuditInputError
 from fedsys.privacy import VIEWS
 from fedsys.privacy.accounting.costs import server_step, together_step
@@ -177,3 +178,15 @@ def test_what_does_not_add_up_is_refused(run: Path, finished: Path, tmp_path: Pa
     (other / "ledger.jsonl").write_bytes(b"")
     with pytest.raises(AuditInputError, match="cannot be accounted"):
         compose([run, other])
+
+
+def test_runs_that_leave_nothing_of_delta_are_added_with_their_deltas(
+    run: Path, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audits = [examine(folder, None) for folder in (run, second)]
+    spent = [audit.spending.spent for audit in audits if audit.spending is not None]
+    monkeypatch.setattr(composition, "cost_together", lambda _parts: (math.inf, 1e-5))
+    for view in ("participant", "server"):
+        added = sum(each.of(view) or 0.0 for each in spent)
+        assert composition._together(audits, view) == pytest.approx((added, 2e-5))
+    assert composition._together(audits, "outsider") == (math.inf, 1e-5)

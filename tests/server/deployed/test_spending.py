@@ -1,4 +1,4 @@
-"""One total for a population, whoever adds it up."""
+"""One total for a population, no matter who adds it up."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -115,3 +116,16 @@ def test_a_job_of_which_only_epsilon_is_known_is_added() -> None:
     assert composed([some, known]) == pytest.approx(some.epsilon + 0.25)
     central = charged(plan_of(mechanism="central-gaussian"), 1)[0]
     assert composed([some, central.standing("server")]) == math.inf
+
+
+def test_jobs_that_leave_nothing_of_delta_are_added() -> None:
+    """Their epsilons then hold at the sum of their deltas."""
+    standing = charged(plan_of(), 1)[0].standing("participant")
+    assert standing.part is not None
+    spent = Standing(
+        part=replace(standing.part, overhead=0.6 * standing.part.delta),
+        epsilon=standing.epsilon,
+        alike=standing.alike,
+    )
+    assert cost_together([spent.part, spent.part] if spent.part else [])[0] == math.inf
+    assert composed([spent, spent]) == pytest.approx(2 * standing.epsilon)
