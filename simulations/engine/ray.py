@@ -64,6 +64,9 @@ class _Actor:
     def total(self) -> NDArray[np.int64]:
         return self._total
 
+    def plus(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
+        return left + right
+
     def vectors(self, clients: Chunk) -> tuple[Encoded, list[str]]:
         with _heard() as warnings:
             return self._trainer.vectors(clients), warnings
@@ -84,10 +87,6 @@ def _heard() -> Iterator[list[str]]:
         yield lines
     finally:
         training.removeHandler(ear)
-
-
-def _added(left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
-    return left + right
 
 
 @dataclass(eq=False)
@@ -132,7 +131,6 @@ class RayEngine(Engine):
         self._pool = ray.put((shared, population.partition, population.by_client))
         self._spec, self._deadline = spec, deadline
         self._make = ray.remote(num_cpus=1, max_restarts=0)(_Actor)
-        self._add = ray.remote(num_cpus=0)(_added)
         count = actors or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._members = [_Member(actor=self._hire()) for _ in range(count)]
 
@@ -156,7 +154,7 @@ class RayEngine(Engine):
             replies = self._run(work, chunks, "add", waiting, deaths)
             tallies |= {at: tally for at, tally, _ in replies}
             parts = [member for member in self._members if member.done]
-            found = self._tree([member.actor.total.remote() for member in parts])
+            found = self._tree(parts)
             if found is not None:
                 return found, sum(tallies.values(), start=Tally())
             # An actor died after its last chunk: asking each one finds all sums that are lost.
@@ -266,13 +264,21 @@ class RayEngine(Engine):
                 self._replace(member, shared)
         return lost
 
-    def _tree(self, parts: list[Any]) -> NDArray[np.int64] | None:
-        """The sum of partial sums, added in pairs on the cluster; None if an actor is lost."""
+    def _tree(self, members: Sequence[_Member]) -> NDArray[np.int64] | None:
+        """The sum of partial sums, added in pairs on the cluster; None if an actor is lost.
+
+        The actors add: tasks of their own would start further processes, each with all that this
+        module imports in memory.
+        """
+        parts = [(member.actor, member.actor.total.remote()) for member in members]
         while len(parts) > 1:
-            pairs = [self._add.remote(*parts[at : at + 2]) for at in range(0, len(parts) - 1, 2)]
+            pairs = [
+                (actor, actor.plus.remote(left, right))
+                for (actor, left), (_, right) in zip(parts[::2], parts[1::2], strict=False)
+            ]
             parts = pairs + ([parts[-1]] if len(parts) % 2 else [])
         try:
-            total: NDArray[np.int64] = np.array(ray.get(parts[0], timeout=self._deadline))
+            total: NDArray[np.int64] = np.array(ray.get(parts[0][1], timeout=self._deadline))
         except GetTimeoutError:
             raise self._late() from None
         except RayError:

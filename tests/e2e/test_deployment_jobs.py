@@ -42,6 +42,7 @@ def test_the_silo_job_passes_fresh_policies_and_its_audit(tmp_path: Path) -> Non
         assert sorted(fed.commits(job)) == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_job_ends_early_by_its_coordinator_s_own_metric(tmp_path: Path) -> None:
     """Only rounds that train are evaluated; those that ask devices neither count nor are owed."""
     asked = {"ask": "mean", "name": "right", "column": "accuracy", "low": 0, "high": 1, "rows": 99}

@@ -18,7 +18,9 @@ from fedsys.privacy.sampling.cohorts import (
 
 __all__ = ["Chooser", "CohortSampler"]
 
-Chooser = Callable[[int, NDArray[np.int64], int, np.random.Generator], Sequence[int]]
+Chooser = Callable[
+    [int, NDArray[np.int64], int, np.random.Generator], Sequence[int] | NDArray[np.int64]
+]
 """Code of a job's own: of the round, the clients with turns left, the size of a cohort and random
 numbers it makes the cohort. No claim rests on it, so it must see no client's data."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Clock", "process_tree"]
+__all__ = ["Clock", "below", "process_tree"]
 
 
 class Clock:
@@ -75,7 +75,21 @@ class Clock:
 
 def process_tree(root: int) -> tuple[float, int]:
     """CPU seconds and proportional set size in bytes of a process and its descendants."""
-    parents, ticks = {}, {}
+    ticks, memory = 0, 0
+    for pid in below(root):
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+        memory += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return ticks / os.sysconf("SC_CLK_TCK"), memory
+
+
+def below(root: int) -> set[int]:
+    """The ids of a process and its descendants."""
+    parents = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
@@ -84,17 +98,9 @@ def process_tree(root: int) -> tuple[float, int]:
         except OSError:
             continue
         parents[int(folder.name)] = int(fields[1])
-        ticks[int(folder.name)] = int(fields[11]) + int(fields[12])
     tree, grown = {root}, True
     while grown:
-        below = {pid for pid, parent in parents.items() if parent in tree}
-        grown = not below <= tree
-        tree |= below
-    memory = 0
-    for pid in tree:
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        memory += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return sum(ticks.get(pid, 0) for pid in tree) / os.sysconf("SC_CLK_TCK"), memory
+        children = {pid for pid, parent in parents.items() if parent in tree}
+        grown = not children <= tree
+        tree |= children
+    return tree

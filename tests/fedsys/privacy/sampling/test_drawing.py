@@ -31,8 +31,9 @@ QUICK = (
 def by_turns(
     round: int, left: NDArray[np.int64], size: int, numbers: np.random.Generator
 ) -> Sequence[int]:
-    """As a user would write one: whoever has turns left, in an order of its own."""
-    return numbers.permutation(left)[:size].tolist()
+    """As a user would write one: clients that have turns left, in an order of its own."""
+    cohort: list[int] = numbers.permutation(left)[:size].tolist()
+    return cohort
 
 
 def plan_of(**changes: Any) -> PrivacyPlan:

@@ -1,0 +1,230 @@
+"""Memory of a job whose examples are a mapped file: in one process, in two, and on Ray.
+
+    python -m simulations.benchmarks.mapped_data --gigabytes 2 --engines 1,2,ray
+
+A file of random bytes, 4,096 an example and 10 examples a client; ``--rounds`` rounds of
+``--clients`` clients, protocol ideal, without noise, in a fresh process for each engine. Every
+client of the file is evaluated once, too, so that all of its pages are read.
+
+Memory is read five times a second, of the job's process and all below it. What counts is the
+proportional set size (PSS): a page that k processes have mapped counts 1/k in each, so the sum is
+what the machine holds. Resident sizes (RSS) count such a page k times, and would show the file
+once more for each process, which nobody has to buy memory for. ``own`` is the part that is no file
+(anonymous and shared memory), which would be swapped if memory were short; the rest are pages of
+the examples' file and of programs, which the system drops and reads again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedsys.tasks import DataSource, Examples, FederatedData, seeded
+from fedsys.tasks.classification import Classification, Rescale
+from simulations.benchmarks.machine import machine
+from simulations.benchmarks.peers.clock import below
+
+__all__ = ["Mapped", "main", "measure", "memory_of", "table"]
+
+_ROOT = Path(__file__).parents[2]
+_WIDTH, _EACH, _CLASSES = 4096, 10, 10
+_PAUSE = 0.2
+_TIMEOUT = 1800
+
+
+class Mapped(Classification):
+    """Ten classes of rows of 4,096 bytes in a file that is mapped, never read into memory."""
+
+    name = "mapped"
+    preprocessing = "fixed"
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def init_model(self, seed: int) -> nn.Module:
+        """A linear map of bytes (40,970 parameters)."""
+        with seeded(seed):
+            return nn.Sequential(Rescale(127.5, 73.9), nn.Linear(_WIDTH, _CLASSES))
+
+    def clients(self, source: DataSource) -> FederatedData:
+        """The file's rows."""
+        rows = np.memmap(self._path, np.uint8, "r").reshape(-1, _WIDTH)
+        labels = torch.arange(len(rows)) % _CLASSES
+        train = Examples(x=rows, y=labels)
+        return FederatedData(train=train, test=train)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    options = _parser().parse_args(arguments)
+    if options.turn:
+        _turn(options.turn, options)
+        return
+    result = measure(options.engines.split(","), options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "mapped_data.json").write_text(json.dumps(result, indent=1))
+    print(table(result))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="of the file")
+    parser.add_argument("--engines", default="1,2,ray", help="numbers of processes, and ray")
+    parser.add_argument("--actors", type=int, default=2, help="of Ray")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--clients", type=int, default=200, help="clients a round")
+    parser.add_argument("--out", type=Path, default=Path("build"))
+    parser.add_argument("--turn", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--file", default="", help=argparse.SUPPRESS)
+    return parser
+
+
+def measure(engines: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Measure all engines over one file."""
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "examples.bin"
+        rows = _written(file, options.gigabytes)
+        for engine in engines:
+            found[engine] = _measured(engine, file, options)
+            # One line an engine, so that nothing measured is lost if the rest is cut short.
+            print(engine, found[engine], file=sys.stderr, flush=True)
+    return {
+        "engines": found,
+        "bytes": rows * _WIDTH,
+        "clients": options.clients,
+        "rounds": options.rounds,
+        "machine": machine(),
+        "command": " ".join(["python -m simulations.benchmarks.mapped_data", *sys.argv[1:]]),
+    }
+
+
+def _written(file: Path, gigabytes: float) -> int:
+    """Write rows of random bytes; their number."""
+    rows = int(gigabytes * 1e9) // (_WIDTH * _EACH) * _EACH
+    rng, left = np.random.default_rng(0), rows
+    with file.open("wb") as out:
+        while left:
+            some = min(left, 1 << 14)
+            out.write(rng.bytes(some * _WIDTH))
+            left -= some
+    return rows
+
+
+def _measured(engine: str, file: Path, options: argparse.Namespace) -> dict[str, float]:
+    """The peaks of one engine, in a process whose memory is read from here."""
+    command = [sys.executable, "-m", "simulations.benchmarks.mapped_data", "--turn", engine]
+    command += ["--file", str(file)]
+    for name in ("actors", "rounds", "clients"):
+        command += [f"--{name}", str(getattr(options, name))]
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
+    peaks: dict[str, float] = {"pss": 0.0, "own": 0.0, "rss": 0.0, "processes": 0.0}
+    began = time.monotonic()
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, env=environment, stdout=errors, stderr=errors)
+        try:
+            while process.poll() is None:
+                for name, value in memory_of(process.pid).items():
+                    peaks[name] = max(peaks[name], value)
+                if time.monotonic() - began > _TIMEOUT:
+                    raise SystemExit(f"{engine}: no result after {_TIMEOUT} s")
+                time.sleep(_PAUSE)
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode:
+            errors.seek(0)
+            raise SystemExit(f"{' '.join(command)} failed:\n{errors.read()[-4000:]}")
+    return peaks
+
+
+def memory_of(root: int) -> dict[str, float]:
+    """Bytes of a process and its descendants: ``pss``, the part of it that is no file (``own``),
+    ``rss``; and the number of processes."""
+    sums = dict.fromkeys(("Pss", "Pss_Anon", "Pss_Shmem", "Rss"), 0)
+    tree = below(root)
+    for pid in tree:
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:  # it has ended
+            continue
+        for line in lines:
+            name, _, rest = line.partition(":")
+            if name in sums:
+                sums[name] += int(rest.split()[0]) * 1024
+    return {
+        "pss": float(sums["Pss"]),
+        "own": float(sums["Pss_Anon"] + sums["Pss_Shmem"]),
+        "rss": float(sums["Rss"]),
+        "processes": float(len(tree)),
+    }
+
+
+def _turn(engine: str, options: argparse.Namespace) -> None:
+    """Run the job."""
+    from fedsys import config
+    from simulations import harness
+
+    backend = (
+        ["engine.backend=ray", f"engine.processes={options.actors}"]
+        if engine == "ray"
+        else [f"engine.processes={engine}"]
+    )
+    job = config.load(
+        None,
+        [
+            "task.name=simulations.benchmarks.mapped_data:Mapped",
+            "population.partition=iid",
+            f"population.clients={os.path.getsize(options.file) // (_WIDTH * _EACH)}",
+            f"cohort.expected={options.clients}",
+            "cohort.sampling=fixed",
+            f"rounds.count={options.rounds}",
+            "privacy.mechanism=none",
+            "aggregation.protocol=ideal",
+            f"evaluation.every={options.rounds}",
+            *backend,
+        ],
+        {"task.options": {"path": options.file}},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        harness.run(job, out=Path(folder) / "run")
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as Markdown, in megabytes, with each engine's peak over the first one's."""
+    lines = [
+        f"a file of {result['bytes'] / 1e6:,.0f} MB, {result['rounds']} rounds of "
+        f"{result['clients']} clients",
+        "",
+        "| engine | processes | peak PSS MB | to the first | of it no file | sum of RSS MB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    first = next(iter(result["engines"].values()))["pss"]
+    for engine, peaks in result["engines"].items():
+        lines.append(
+            f"| {engine} | {peaks['processes']:.0f} | {peaks['pss'] / 1e6:,.0f} | "
+            f"{peaks['pss'] / first:.2f} | {peaks['own'] / 1e6:,.0f} | {peaks['rss'] / 1e6:,.0f} |"
+        )
+    where = result["machine"]
+    lines += [
+        "",
+        f"{where['processor']}, {where['cores']} cores, load {where['load']:.1f}; "
+        f"`{result['command']}`",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
