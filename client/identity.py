@@ -291,7 +291,7 @@ class Credentials:
 
 def _lines_of(rosters: Iterable[SignedStatement], *, begins: bool) -> bytes:
     """Lines of ``roster.jsonl``; the first that a device ever held says so."""
-    lines = []
+    lines: list[bytes] = []
     for signed in rosters:
         line: dict[str, Any] = {
             "statement": signed.statement.decode(),

@@ -39,12 +39,14 @@ start() {
 
 # until_there SECONDS COMMAND...: wait until a command succeeds
 until_there() {
-    for ((tries = 0; tries < 5 * $1; tries++)); do
-        "${@:2}" >/dev/null 2>&1 && return
-        sleep 0.2
+    local end=$((SECONDS + $1))
+    until "${@:2}" >/dev/null 2>&1; do
+        if ((SECONDS > end)); then
+            echo "gave up after $1 s, waiting for: ${*:2}" >&2
+            exit 1
+        fi
+        sleep 0.5 # each attempt may be a command, whose start costs the devices time
     done
-    echo "gave up waiting for: ${*:2}" >&2
-    exit 1
 }
 
 start_coordinator() { # FOLDER
@@ -57,7 +59,7 @@ start_coordinator() { # FOLDER
 }
 stop() {
     kill "$(cat "pids/$1")"
-    until_there 300 gone "$(cat "pids/$1")"
+    until_there 600 gone "$(cat "pids/$1")"
 }
 gone() { ! kill -0 "$1"; }
 
@@ -154,13 +156,13 @@ until_there 600 is "$last" completed
 say "A copy of a device's folder is started while the device runs"
 cp -R east-1 copied
 start copied agent run copied --graph digits.graph --data data/east-1.npz
-until_there 300 grep "another agent with this device's keys" logs/copied.log
+until_there 600 grep "another agent with this device's keys" logs/copied.log
 $FEDSYS coordinator nodes hq --json | grep '"name": "east-1"' >copied.json
 stop copied
 lists=$(wc -l <west-1/roster.jsonl)
 $FEDSYS coordinator revoke hq east-1
 heard() { [ "$(wc -l <west-1/roster.jsonl)" -gt "$lists" ]; }
-until_there 300 heard # the list of devices without it has reached another one
+until_there 600 heard # the list of devices without it has reached another one
 
 say "The coordinator's disk is lost; its backup is older than the revocation and the jobs"
 stop coordinator

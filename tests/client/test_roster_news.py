@@ -134,6 +134,7 @@ def test_a_device_that_began_with_a_later_list_gives_back_those_after_it(tmp_pat
     welcome = fleet_pb2.Down(welcome=fleet_pb2.Welcome(protocol=1, roster=news))
     assert session.handle(welcome) is None
     assert session.hello().hello.roster_version == 3
+    assert devices.start(0).session.chain.newest == three, "also after a restart"
     for held, expected in ((0, news), (1, news), (2, news[1:]), (3, []), (2**63, [])):
         answer = session.handle(fleet_pb2.Down(roster_wanted=fleet_pb2.RosterWanted(after=held)))
         assert answer is not None

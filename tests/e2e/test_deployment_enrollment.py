@@ -23,7 +23,6 @@ from fedsys.errors import ConfigError, EnrollmentError, FedsysError, ProtocolErr
 from fedsys.wire import fleet_pb2
 from fedsys.wire.frames import Frame, split
 from fedsys.wire.roster import RosterStatement, SignedStatement, signed_message
-from fedsys.wire.roster_chain import RosterChain
 from fedsys.wire.services import FLEET, OPERATOR, PROTOCOL, method
 from fedsys.wire.token import JoinToken, enrollment_proof
 from server.grpc_host import SERVER_OPTIONS
@@ -391,31 +390,6 @@ def test_two_byte_frames_end_the_session(port: Port, tmp_path: Path) -> None:
         answers = converse(channel, [*hello(credentials.node), piece.encode()])
     assert answers[-1].goodbye.reason == fleet_pb2.Goodbye.MISBEHAVED
     assert "at least 16384" in answers[-1].goodbye.text
-
-
-def test_a_device_joins_a_fleet_whose_lists_fill_many_messages(
-    port: Port, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number in range(12):
-        port.enroll(f"n{number}", tmp_path / f"n{number}")
-    monkeypatch.setattr("server.deployed.roster_news._MOST", 600)
-    monkeypatch.setattr("server.grpc_host._MOST_AT_ENROLMENT", 600)
-    credentials = port.enroll("last", tmp_path / "last")
-    assert credentials.roster_chain().version == 0, "a list too large for this message comes later"
-    with channel_of(credentials) as channel:
-        answers = converse(channel, hello(credentials.node))
-    (first,) = answers[0].welcome.roster
-    assert len(RosterStatement.decode(first.statement).members) == 13
-    oldest = Credentials.load(tmp_path / "n0")
-    with channel_of(oldest) as channel:
-        answers = converse(channel, hello(oldest.node))
-    assert len(answers) > 2
-    news = [*answers[0].welcome.roster]
-    news += [each for down in answers[1:] for each in down.roster.roster]
-    assert len(news) == 13
-    chain = RosterChain(key=oldest.roster_key)
-    chain.extend(SignedStatement(statement=s.statement, signature=s.signature) for s in news)
-    assert chain.version == 13
 
 
 def test_a_device_leaves(port: Port, tmp_path: Path) -> None:
