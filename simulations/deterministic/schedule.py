@@ -135,7 +135,7 @@ class Schedule:
 def _setbacks(dice: Dice, population: int) -> tuple[tuple[int, str, int, int], ...]:
     return tuple(
         (1 + dice.below(2), dice.one_of(ASKED), dice.below(population), dice.one_of(FLUSHES))
-        for _ in range(3 + dice.below(3))
+        for _ in range(6 + dice.below(5))
     )
 
 
