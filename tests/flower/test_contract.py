@@ -25,7 +25,7 @@ from fedsys.errors import Cause, ConfigError
 from fedsys.privacy import read_ledger
 from fedsys.wire.fleet_pb2 import Down, Refusal, RosterNews, Up
 from fedsys.wire.flower import CHALLENGE, DOWN, NODE, PROOF, QUERY, RECORD, UP, hello_message
-from secure_agg import SecAggParams
+from secure_agg.committee import SUITE_NAMES
 from server.deployed.round import Randomness
 from server.flower_host import GridFleet, run_job
 from server.home.folder import Home
@@ -134,11 +134,12 @@ def commits(home: Home, job: str) -> dict[int, str]:
     return {each.round: each.body["weights_sha256"] for each in view.rounds}
 
 
+@pytest.mark.parametrize(("suite", "rounds"), [("x25519", 3), ("x25519-mlkem768", 1)])
 def test_in_process_and_over_flower_every_round_gives_the_same_model(
-    home: Home, tmp_path: Path
+    home: Home, tmp_path: Path, suite: str, rounds: int
 ) -> None:
     seed = b"equal hosts"
-    config = silo()
+    config = silo(rounds, suite=suite)
     simulated = harness.run(config, out=tmp_path / "run", randomness=SeededRandomness(seed))
     view = read_ledger(simulated.folder / "ledger.jsonl")
     expected = {each.round: each.body["weights_sha256"] for each in view.rounds}
@@ -146,35 +147,13 @@ def test_in_process_and_over_flower_every_round_gives_the_same_model(
     randomness = Randomness(names=source.job(), seeds=source.sampling)
     row = over_flower(home, config, nodes(tmp_path, seed), randomness=randomness)
     assert row.status == "completed", row.reason
-    assert len(expected) == 3
+    assert len(expected) == rounds
     assert commits(home, row.id) == expected
     assert audit_run(home.jobs / row.id).passed
-
-
-def test_a_job_in_the_hybrid_suite_gives_the_same_model(home: Home, tmp_path: Path) -> None:
-    """Devices first send sealing keys of the usual suite; the offer has them send others."""
-    seed, suites = b"hybrid", set[int]()
-    config = silo(1, suite="x25519-mlkem768")
-    simulated = harness.run(config, out=tmp_path / "run", randomness=SeededRandomness(seed))
-    view = read_ledger(simulated.folder / "ledger.jsonl")
-    present = nodes(tmp_path, seed)
-    for node in present.values():
-
-        def handle(message: Message, context: Context, inner: Handler = node.handler) -> Message:
-            raws = message.content.config_records[RECORD].get(DOWN, [])
-            assert isinstance(raws, list)
-            for down in map(Down.FromString, raws):
-                if down.HasField("invitation"):
-                    suites.add(SecAggParams.decode(down.invitation.params).suite)
-            return inner(message, context)
-
-        node.handler = handle
-    source = SeededRandomness(seed)
-    randomness = Randomness(names=source.job(), seeds=source.sampling)
-    row = over_flower(home, config, present, randomness=randomness)
-    assert row.status == "completed", row.reason
-    assert suites == {2}
-    assert commits(home, row.id) == {1: view.rounds[0].body["weights_sha256"]}
+    state = State.open(home.path)
+    kept = home.registry(state).prekeys.counts((1, 2, 3), suite=SUITE_NAMES["x25519-mlkem768"])
+    state.close()
+    assert all(kept.values()) is (suite == "x25519-mlkem768"), "devices have sent such keys"
 
 
 def test_the_silo_recipe_passes_fresh_policies_and_every_round_is_countersigned(

@@ -400,7 +400,7 @@ CAUGHT: list[tuple[Mutate, str, int]] = [
     (late_uploads_count, "was given up .*does not match its shares.* came in time", 27),
     (who_vanishes_is_left_out, "were taken in round .*, not summed", 0),
     (journal_without_flush, "before it was certain to count|journal.json: damaged", 0),
-    (journal_remembers_what_it_failed_to_write, "before it was certain to count", 14),
+    (journal_remembers_what_it_failed_to_write, "before it was certain to count", 15),
     (participations_forgotten, "took part in rounds .*: too many", 17),
     (another_session_is_blamed, "was blamed: .*", 18),
     (round_asks_before_it_pays, "without a durable reserve", 0),
