@@ -25,7 +25,8 @@ def spec_settings(spec: Path, *, task: str | None, of: Path | None) -> dict[str,
         of: folder of the run whose model is evaluated.
 
     Raises:
-        ConfigError: the file cannot be read, is not TOML, or contradicts the arguments.
+        ConfigError: the file cannot be read, is not TOML, or contradicts the arguments; or the
+            run's task is custom code, which nobody named here.
     """
     try:
         with spec.open("rb") as file:
@@ -34,7 +35,15 @@ def spec_settings(spec: Path, *, task: str | None, of: Path | None) -> dict[str,
         raise ConfigError(f"{spec}: {(error.strerror or 'cannot be read').lower()}") from None
     except ValueError as error:
         raise ConfigError(f"{spec}: not valid TOML: {error}") from None
+    said = tree.get("task")
+    named = (task, said.get("name") if isinstance(said, dict) else None)
     tree = asking_tree(tree, str(spec), of)
+    inherited = tree.get("task", {}).get("name", "") if of is not None else ""
+    if ":" in str(inherited) and inherited not in named:
+        raise ConfigError(
+            f"{spec}: {of} was made with the custom code {inherited}; if you trust it, name it "
+            f"there: task.name = {inherited!r}"
+        )
     if task is not None:
         section = tree.setdefault("task", {})
         if isinstance(section, dict):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsys import tasks
+from fedsys.errors import ConfigError
 from fedsys.run_folder import RunFolder
 from simulations.client_states import NAME, ClientStates
 from simulations.setting import partition_of
@@ -61,13 +62,20 @@ def evaluate_clients(
             ``local.state``; it may train the model first, and returns the client's figure.
         clients: Which clients; by default all that hold examples.
         data: Folder with data files, searched before ``$FEDSYS_DATA``.
-        task: The task that the run was given as an object; None loads it by its name.
+        task: The task that the run was given as an object; None loads a shipped one by
+            its name.
 
     Raises:
+        ConfigError: The run's task is custom code, and was not given.
         FedsysError: The run or its data cannot be read.
     """
     folder = RunFolder.open(path)
     config = folder.read_config()
+    if task is None and ":" in config.task.name:
+        raise ConfigError(
+            f"{path}: its task {config.task.name} is custom code; if you trust it, give it: "
+            f"evaluate_clients(folder, ..., task=...)"
+        )
     task = task or tasks.load(config.task.name, config.task.options)
     held = tasks.read_data(task, tasks.DataSource.locate(data))
     partition = partition_of(config, held)
