@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ def resume(
     task: object | None = None,
     strategy: str | None = None,
     cluster: str | None = None,
+    code: Sequence[str] = (),
     data: Path | str | None = None,
     device: str = "auto",
     observer: Observer | None = None,
@@ -93,6 +94,7 @@ def resume(
             code, so a name has to be given by you.
         strategy: the name of the strategy that it was started with, unless that is built in.
         cluster: the address of the Ray cluster that it uses, if it does.
+        code: the names of its procedure, partition and metrics, as far as they are not built in.
         data: folder with data files.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         observer: called after each round, and with notices.
@@ -104,7 +106,10 @@ def resume(
     path = Path(folder)
     stored = RunFolder.open(path).read_config().task
     named = NamedCode(
-        task=task if isinstance(task, str) else None, strategy=strategy, cluster=cluster
+        task=task if isinstance(task, str) else None,
+        strategy=strategy,
+        cluster=cluster,
+        code=tuple(code),
     )
     given = None if task is None or isinstance(task, str) else task
     if stored.name.endswith(OBJECT) and given is None:

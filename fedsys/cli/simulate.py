@@ -81,6 +81,12 @@ def simulate(
         str | None,
         typer.Option(metavar="MODULE:ATTR", help=NAMED_HELP.format("strategy")),
     ] = None,
+    code: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:ATTR", help=NAMED_HELP.format("procedure, partition or metric")
+        ),
+    ] = None,
     canaries: Annotated[
         int | None,
         typer.Option(min=1, metavar="M", help="Plant M canaries, for `fedsys audit --empirical`."),
@@ -105,7 +111,12 @@ def simulate(
         settings.append(f"job.seed={seed}")
     goes_on = start is not None and config is None
     stored = resume is not None or goes_on
-    named = NamedCode(task=task, strategy=strategy, cluster=backend if stored else None)
+    named = NamedCode(
+        task=task,
+        strategy=strategy,
+        cluster=backend if stored else None,
+        code=tuple(code or ()),
+    )
     if backend is not None and resume is None:
         name, _, host = backend.partition("://")
         settings.append(f"engine.backend={name}")
@@ -120,8 +131,8 @@ def simulate(
         if config is not None or settings or resume or out or canaries or start:
             raise ConfigError(
                 f"--replay {replay} uses the configuration stored there and writes nothing; "
-                f"combine it only with --task, --strategy, --data, --device, --shards, --json "
-                f"and --quiet"
+                f"combine it only with --task, --strategy, --code, --data, --device, --shards, "
+                f"--json and --quiet"
             )
         from fedsys.cli.replay import replay_run
 
@@ -135,10 +146,11 @@ def simulate(
             quiet=quiet,
         )
         return
-    if not stored and (task is not None or strategy is not None):
+    if not stored and (task is not None or strategy is not None or code):
         raise ConfigError(
-            "--task and --strategy say that you trust the code that a run's folder names: use them "
-            "with --resume or --replay; a new run takes --set task.name and --set server.strategy"
+            "--task, --strategy and --code say that you trust the code that a run's folder names: "
+            "use them with --resume or --replay; a new run takes --set task.name, --set "
+            "server.strategy and the like"
         )
     if start is not None and (resume is not None or canaries is not None):
         raise ConfigError(f"--from {start} begins a new run; leave out --resume and --canaries")

@@ -67,6 +67,14 @@ def tune(
             help="With --resume: import this strategy, which the search names.",
         ),
     ] = None,
+    code: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:ATTR",
+            help="With --resume: import this procedure, partition or metric, which the search "
+            "names.",
+        ),
+    ] = None,
     backend: Annotated[
         str | None,
         typer.Option(
@@ -101,11 +109,12 @@ def tune(
             f"--resume goes on with the search that {out} holds; leave out CONFIG, --over, "
             f"--metric, --minimize, --maximize and --set"
         )
-    named = NamedCode(task=task, strategy=strategy, cluster=backend)
+    named = NamedCode(task=task, strategy=strategy, cluster=backend, code=tuple(code or ()))
     if not resume and named != NamedCode():
         raise ConfigError(
-            "--task, --strategy and --backend say that you trust what a search's folder names: use "
-            "them with --resume; a new search takes --set task.name, server.strategy or engine"
+            "--task, --strategy, --code and --backend say that you trust what a search's folder "
+            "names: use them with --resume; a new search takes --set task.name, server.strategy "
+            "and the like"
         )
     search = None
     if not resume:

@@ -19,7 +19,7 @@ from fedsys.config.named_code import NamedCode
 from fedsys.errors import ConfigError, LedgerError, RunFolderError
 from fedsys.privacy import Signer
 from simulations import harness, tuning
-from simulations.asking import spec_settings
+from simulations.asking import asking_tree, spec_settings
 from simulations.declaring import declared_by
 from simulations.personal import evaluate_clients
 from simulations.population import Population
@@ -42,6 +42,9 @@ Step = STRATEGIES["fedavgm"]
 NAMES = {
     "a task": ('name = "digits"', 'name = "trap:Task"', "--task trap:Task"),
     "a strategy": ('strategy = "fedavgm"', 'strategy = "trap:Step"', "--strategy trap:Step"),
+    "a procedure": ('procedure = ""', 'procedure = "trap:Step"', "--code trap:Step"),
+    "a partition": ('partition = "one-each"', 'partition = "trap:Step"', "--code trap:Step"),
+    "a metric": ("metrics = []", 'metrics = ["trap:Step"]', "--code trap:Step"),
     "a command": ('name = "digits"', 'name = "subprocess:Popen"', "--task subprocess:Popen"),
 }
 
@@ -104,7 +107,7 @@ def test_no_name_in_a_folder_is_imported(
         fedsys.resume(run, progress=False)
     assert (run / "ledger.jsonl").read_bytes() == before
     assert not trap.exists()
-    if what != "a command":
+    if what not in ("a command", "a metric"):  # which nothing is evaluated with
         CliRunner().invoke(app, ["simulate", "--replay", str(run), *option.split()])
         assert trap.exists(), "the trap is one"
 
@@ -146,6 +149,12 @@ def test_nothing_that_starts_from_a_run_imports_what_it_names(
         declared_by(run)
     with pytest.raises(ConfigError, match="its task trap:Task is custom code"):
         evaluate_clients(run, lambda *_: 0.0)
+    dealt = begun(configure, tmp_path / "dealt")
+    named(dealt, *NAMES["a partition"][:2], Signer.generate())
+    with pytest.raises(ConfigError, match="its partition trap:Step is custom code"):
+        evaluate_clients(dealt, lambda *_: 0.0)
+    with pytest.raises(ConfigError, match="was made with the custom code trap:Step"):
+        asking_tree({"questions": [{"ask": "count", "name": "n"}]}, "questions", dealt)
     spec = tmp_path / "spec.toml"
     spec.write_text('[[questions]]\nask = "count"\nname = "n"\n')
     with pytest.raises(ConfigError, match="was made with the custom code trap:Task"):
