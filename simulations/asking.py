@@ -25,7 +25,8 @@ def spec_settings(spec: Path, *, task: str | None, of: Path | None) -> dict[str,
         of: folder of the run whose model is evaluated.
 
     Raises:
-        ConfigError: the file cannot be read, is not TOML, or contradicts the arguments.
+        ConfigError: the file cannot be read, is not TOML, or contradicts the arguments; or the
+            run's task is custom code, which nobody named here.
     """
     try:
         with spec.open("rb") as file:
@@ -34,7 +35,15 @@ def spec_settings(spec: Path, *, task: str | None, of: Path | None) -> dict[str,
         raise ConfigError(f"{spec}: {(error.strerror or 'cannot be read').lower()}") from None
     except ValueError as error:
         raise ConfigError(f"{spec}: not valid TOML: {error}") from None
+    said = tree.get("task")
+    named = (task, said.get("name") if isinstance(said, dict) else None)
     tree = asking_tree(tree, str(spec), of)
+    inherited = tree.get("task", {}).get("name", "") if of is not None else ""
+    if ":" in str(inherited) and inherited not in named:
+        raise ConfigError(
+            f"{spec}: {of} was made with the custom code {inherited}; if you trust it, name it "
+            f"there: task.name = {inherited!r}"
+        )
     if task is not None:
         section = tree.setdefault("task", {})
         if isinstance(section, dict):
@@ -46,16 +55,20 @@ def spec_settings(spec: Path, *, task: str | None, of: Path | None) -> dict[str,
     return tree
 
 
-def asking_tree(tree: dict[str, Any], where: str, of: Path | None) -> dict[str, Any]:
+def asking_tree(
+    tree: dict[str, Any], where: str, of: Path | None, *, partition: object = None
+) -> dict[str, Any]:
     """A tree with its questions in place, and what an evaluation takes from its run.
 
     Args:
         tree: tables by name, with the questions at the top or in ``query``; changed.
         where: what it came from, for messages.
         of: folder of the run whose model is evaluated.
+        partition: name of a partition that the tree will have in place of the run's.
 
     Raises:
-        ConfigError: nothing is asked, or in two places.
+        ConfigError: nothing is asked, or in two places; or the run's partition is custom code,
+            which nobody named here.
         RunFolderError: there is no such run.
     """
     questions, kind = tree.pop("questions", None), tree.pop("kind", None)
@@ -71,12 +84,12 @@ def asking_tree(tree: dict[str, Any], where: str, of: Path | None) -> dict[str, 
     tree["job"] = job
     if of is not None:
         asked["model"] = str(of)
-        _inherit(tree, of)
+        _inherit(tree, of, where, partition)
     tree["query"] = asked
     return tree
 
 
-def _inherit(tree: dict[str, Any], of: Path) -> None:
+def _inherit(tree: dict[str, Any], of: Path, where: str, partition: object) -> None:
     """Task, population and seed as the evaluated run had them, where the tree does not say."""
     there = RunFolder.open(of).read_config()
     task = dict(tree.get("task") or {})
@@ -84,6 +97,12 @@ def _inherit(tree: dict[str, Any], of: Path) -> None:
     task.setdefault("options", there.task.options)
     tree["task"] = task
     population = dict(tree.get("population") or {})
+    deals = there.population.partition
+    if ":" in deals and "partition" not in population and deals != partition:
+        raise ConfigError(
+            f"{where}: {of} was made with the custom code {deals}; if you trust it, name it there: "
+            f"population.partition = {deals!r}"
+        )
     for key in _INHERITED:
         value = getattr(there.population, key)
         if value is not None:

@@ -7,12 +7,14 @@ states them, and its total covers both.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedsys.audit import audit_run
 from fedsys.audit.tuning import Before
 from fedsys.config import Config
+from fedsys.config.named_code import NamedCode
 from fedsys.errors import ConfigError
 from fedsys.privacy import plan_of, read_ledger, replay
 from fedsys.privacy.accounting.adding import cost_together, part_of, together
@@ -25,10 +27,11 @@ __all__ = ["declared_by"]
 _POPULATION = ("partition", "clients", "alpha", "shards", "held_out")
 
 
-def declared_by(run: Path) -> dict[str, Any]:
+def declared_by(run: Path, *, named: str | None = None) -> dict[str, Any]:
     """Tables of a configuration: ``task``, ``population`` and ``tuning``.
 
     Args:
+        named: the run's task, where it is custom code, as the user named it.
         run: a query's folder, on a task whose options declare ``ranges`` and ``values``. A column
             that was asked for ``quantiles`` gets the range from the lowest to the highest of them;
             one that was asked for ``top`` gets the values that came back.
@@ -40,6 +43,8 @@ def declared_by(run: Path) -> dict[str, Any]:
     """
     folder = RunFolder.open(run)
     config = folder.read_config()
+    wanted = NamedCode.of(config)
+    replace(wanted, task=named).require(config, run)
     if config.job.kind != "query":
         raise ConfigError(f"{run}: a job of kind '{config.job.kind}'; ranges come from a query")
     checked = audit_run(run)

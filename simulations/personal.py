@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsys import tasks
+from fedsys.errors import ConfigError
 from fedsys.run_folder import RunFolder
 from simulations.client_states import NAME, ClientStates
 from simulations.setting import partition_of
@@ -52,6 +53,7 @@ def evaluate_clients(
     clients: Sequence[int] | None = None,
     data: Path | None = None,
     task: tasks.Task | None = None,
+    partition: str | None = None,
 ) -> Figures:
     """Evaluate a finished run's model for each client.
 
@@ -61,21 +63,34 @@ def evaluate_clients(
             ``local.state``; it may train the model first, and returns the client's figure.
         clients: Which clients; by default all that hold examples.
         data: Folder with data files, searched before ``$FEDSYS_DATA``.
-        task: The task that the run was given as an object; None loads it by its name.
+        task: The task that the run was given as an object; None loads a shipped one by
+            its name.
+        partition: The name of the run's partition, where that is the user's own code.
 
     Raises:
+        ConfigError: The run's task or partition is custom code, and was not given.
         FedsysError: The run or its data cannot be read.
     """
     folder = RunFolder.open(path)
     config = folder.read_config()
+    if task is None and ":" in config.task.name:
+        raise ConfigError(
+            f"{path}: its task {config.task.name} is custom code; if you trust it, give it: "
+            f"evaluate_clients(folder, ..., task=...)"
+        )
+    if ":" in config.population.partition and config.population.partition != partition:
+        raise ConfigError(
+            f"{path}: its partition {config.population.partition} is custom code; if you trust it, "
+            f"name it: evaluate_clients(folder, ..., partition={config.population.partition!r})"
+        )
     task = task or tasks.load(config.task.name, config.task.options)
     held = tasks.read_data(task, tasks.DataSource.locate(data))
-    partition = partition_of(config, held)
+    dealt = partition_of(config, held)
     weights = torch.load(folder.model, weights_only=True)
     states = ClientStates(path / NAME)
     found: dict[int, float] = {}
-    for client in range(partition.clients) if clients is None else clients:
-        rows = torch.from_numpy(np.asarray(partition.indices_of(client)))
+    for client in range(dealt.clients) if clients is None else clients:
+        rows = torch.from_numpy(np.asarray(dealt.indices_of(client)))
         if not len(rows):
             continue
         model = task.init_model(config.job.seed)

@@ -71,6 +71,7 @@ ABOUT_BEHAVIOUR = {
     "tests/fedsys/audit/test_tampering.py": "every edit of a run that the audit must notice",
     "tests/fedsys/audit/test_truncation.py": "a finished run cut to a cheaper one",
     "tests/fedsys/cli/test_deployment_bad_input.py": "mistakes of operators and owners",
+    "tests/fedsys/cli/test_hostile_paths.py": "hostile files and folders in place of every path",
     "tests/fedsys/cli/test_hostile_text.py": "control characters in everything that is printed",
     "tests/fedsys/cli/test_imports.py": "what each command imports",
     "tests/fedsys/graphs/test_mutants.py": "mutated graphs: no crash, no file, no socket",

@@ -125,8 +125,9 @@ def query(
         FedsysError: with one line that says what is wrong.
     """
     model = None if of is None else Path(of)
-    tree = asking_tree({"questions": [dict(each) for each in questions]}, "questions", model)
     given = dict(settings or {})
+    asked: dict[str, Any] = {"questions": [dict(each) for each in questions]}
+    tree = asking_tree(asked, "questions", model, partition=given.get("population.partition"))
     options = given.get("task.options", tree.get("task", {}).get("options", {}))
     origin = tasks.Origin.of(task, options)
     apply_values(

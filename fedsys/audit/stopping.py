@@ -19,7 +19,7 @@ from fedsys.audit.wording import claim, epsilon_text, value_text
 from fedsys.errors import MechanismError
 from fedsys.improvement import less_is_better, standing
 from fedsys.privacy import LedgerView, PrivacyPlan, guaranteed_epsilon
-from fedsys.privacy.calibration import worst_server
+from fedsys.privacy.accounting.server import worst_server
 from fedsys.records import Claim
 
 __all__ = ["ending_claim", "stopping_claim"]

@@ -101,6 +101,13 @@ def schema(
 @app.command("from-query")
 def from_query(
     run: Annotated[Path, typer.Argument(help="The folder of a query about a table.")],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:ATTR",
+            help="Import this task, which the run names; only if you trust it.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="A new .toml file.", show_default="standard output")
     ] = None,
@@ -117,7 +124,7 @@ def from_query(
 
     if out is not None and out.exists():
         raise ConfigError(f"--out {out}: already exists; give another file")
-    tree = declared_by(run)
+    tree = declared_by(run, named=task)
     tasks.load(tree["task"]["name"], tree["task"]["options"])
     stated = tree["tuning"]
     text = (

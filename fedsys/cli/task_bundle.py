@@ -115,6 +115,8 @@ def _of_wheel(task: str, wheel: Path | None, options: dict[str, object]) -> Bund
 
     if wheel is None:
         raise ConfigError("--wheel FILE is missing: the wheel that installs the task on devices")
+    if not wheel.is_file():  # the size of an archive in a device is not known beforehand
+        raise ConfigError(f"--wheel {wheel}: no such file")
     code = code_of(tasks.load(task, options))
     try:
         with wheel.open("rb") as content:

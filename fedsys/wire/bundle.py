@@ -96,6 +96,8 @@ def write_bundle(path: Path, bundle: Bundle, key: Ed25519PrivateKey) -> None:
 
 def is_bundle(path: Path) -> bool:
     """Whether a file may be a bundle; nothing in it is checked."""
+    if not path.is_file():  # an archive is read from its end, and a device has none
+        return False
     try:
         with zipfile.ZipFile(path) as archive:
             return _MANIFEST in archive.namelist()

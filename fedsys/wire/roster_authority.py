@@ -37,6 +37,9 @@ __all__ = ["RosterAuthority", "read_signed", "write_signed"]
 _MOST = 1 << 30
 """The most bytes of a record: a million members take 75 MB."""
 
+_MOST_BYTES = 256 << 20
+"""More than the signed list of a million members takes."""
+
 
 @dataclass(kw_only=True)
 class RosterAuthority:
@@ -153,7 +156,11 @@ def read_signed(path: Path) -> SignedStatement:
         OSError: it cannot be read.
     """
     try:
-        body = json.loads(path.read_text("utf-8"))
+        with path.open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+        if len(raw) > _MOST_BYTES:
+            raise ValueError("longer than a roster")
+        body = json.loads(raw)
         return SignedStatement(
             statement=body["statement"].encode(), signature=bytes.fromhex(body["signature"])
         )

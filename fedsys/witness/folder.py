@@ -28,7 +28,7 @@ import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedsys.bounded_toml import parse_toml
+from fedsys.bounded_toml import MAX_BYTES, parse_toml
 from fedsys.durable import make_folder, write_atomically
 from fedsys.errors import ConfigError
 from fedsys.printable import printable
@@ -167,7 +167,8 @@ class WitnessFolder:
         """
         file = self.settings_file
         try:
-            found = Settings.model_validate(parse_toml(file.read_bytes()))
+            with file.open("rb") as opened:
+                found = Settings.model_validate(parse_toml(opened.read(MAX_BYTES + 1)))
             require_name(found.name)
             for each in found.logs:
                 checked_log(each)

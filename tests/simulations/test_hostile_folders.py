@@ -19,6 +19,9 @@ from fedsys.config.named_code import NamedCode
 from fedsys.errors import ConfigError, LedgerError, RunFolderError
 from fedsys.privacy import Signer
 from simulations import harness, tuning
+from simulations.asking import asking_tree, spec_settings
+from simulations.declaring import declared_by
+from simulations.personal import evaluate_clients
 from simulations.population import Population
 from simulations.replay import replay
 from simulations.search import Search
@@ -41,6 +44,7 @@ NAMES = {
     "a strategy": ('strategy = "fedavgm"', 'strategy = "trap:Step"', "--strategy trap:Step"),
     "a partition": ('partition = "one-each"', 'partition = "trap:Split"', "--code trap:Split"),
     "a procedure": ('procedure = ""', 'procedure = "trap:Local"', "--code trap:Local"),
+    "a metric": ("metrics = []", 'metrics = ["trap:Step"]', "--code trap:Step"),
     "a command": ('name = "digits"', 'name = "subprocess:Popen"', "--task subprocess:Popen"),
 }
 
@@ -103,7 +107,7 @@ def test_no_name_in_a_folder_is_imported(
         fedsys.resume(run, progress=False)
     assert (run / "ledger.jsonl").read_bytes() == before
     assert not trap.exists()
-    if what != "a command":
+    if what not in ("a command", "a metric"):  # which nothing is evaluated with
         CliRunner().invoke(app, ["simulate", "--replay", str(run), *option.split()])
         assert trap.exists(), "the trap is one"
 
@@ -132,6 +136,33 @@ def test_a_search_s_folder_imports_nothing_either(tmp_path: Path, trap: Path) ->
     config.write_text(config.read_text().replace(*NAMES["a task"][:2]))
     with pytest.raises(ConfigError, match="names custom code; if you trust it, add --task trap"):
         tuning.tune(None, tmp_path / "s", trials=1)
+    assert not trap.exists()
+
+
+def test_nothing_that_starts_from_a_run_imports_what_it_names(
+    configure: Configure, tmp_path: Path, trap: Path
+) -> None:
+    """A stranger's run may pass its own audit: its task is code all the same."""
+    run = begun(configure, tmp_path / "run")
+    named(run, *NAMES["a task"][:2], Signer.generate())
+    with pytest.raises(ConfigError, match="names custom code; if you trust it, add --task trap"):
+        declared_by(run)
+    with pytest.raises(ConfigError, match="its task trap:Task is custom code"):
+        evaluate_clients(run, lambda *_: 0.0)
+    dealt = begun(configure, tmp_path / "dealt")
+    named(dealt, *NAMES["a partition"][:2], Signer.generate())
+    with pytest.raises(ConfigError, match="its partition trap:Split is custom code"):
+        evaluate_clients(dealt, lambda *_: 0.0)
+    with pytest.raises(ConfigError, match="was made with the custom code trap:Split"):
+        asking_tree({"questions": [{"ask": "count", "name": "n"}]}, "questions", dealt)
+    spec = tmp_path / "spec.toml"
+    spec.write_text('[[questions]]\nask = "count"\nname = "n"\n')
+    with pytest.raises(ConfigError, match="was made with the custom code trap:Task"):
+        spec_settings(spec, task=None, of=run)
+    spec.write_text('[task]\nname = "trap:Task"\n' + spec.read_text())
+    assert spec_settings(spec, task=None, of=run)["task"]["name"] == "trap:Task"
+    done = CliRunner().invoke(app, ["task", "from-query", str(run), "--task", "trap:Other"])
+    assert "was made with trap:Task" in str(done.exception)
     assert not trap.exists()
 
 

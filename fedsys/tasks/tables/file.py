@@ -50,6 +50,7 @@ ENCODINGS = (
     "big5",
 )
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_LINE = 1 << 24
 _HEADER = 1 << 20
 _BLOCK = 8 << 20
 
@@ -252,7 +253,11 @@ def _csv(place: Place, form: Format, wanted: list[str] | None, usual: str) -> Ta
 
     encoding, line = _first_line(place, form.encoding)
     delimiter = form.delimiter or usual or _delimiter(place, line)
-    names = [tidy_name(each) for each in next(csv_module.reader([line], delimiter=delimiter), [])]
+    try:
+        cells = next(csv_module.reader([line], delimiter=delimiter), [])
+    except csv_module.Error as error:
+        raise place.file(f"its header cannot be read: {error}; is it a table?") from None
+    names = [tidy_name(each) for each in cells]
     _check_header(place, names)
     for each in wanted or ():
         if each not in names:
@@ -374,7 +379,7 @@ def _not_encoded(place: Place, encoding: str) -> DataError:
     """An error that names the first line not in that encoding, and suggests others."""
     where = ""
     with place.path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(_LINE), b""), start=1):
             try:
                 line.decode(encoding)
             except UnicodeError:

@@ -240,7 +240,7 @@ SPOILED: dict[str, tuple[Callable[[list[Word], bytes], list[Word]], str]] = {
 
 
 def test_vectors_that_were_sent_and_not_counted_are_named(run: Path) -> None:
-    """Whoever is said to have been lost costs the server's view nothing."""
+    """A client that is said to have been lost costs the server's view nothing."""
     view = read_ledger(run / "ledger.jsonl")
     said = Said(follows=0, uploaded=True, nonce=b"n" * 16, invitations=1, uploads=1)
     found = Countersigned(concluded=4, clients={1: [3]}, said={1: {3: said}, 2: {3: said}})

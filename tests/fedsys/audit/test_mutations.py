@@ -21,7 +21,9 @@ FOR_THE_READER_TO_MISS = {
     "ledger.tlog-proof": "a convenience: the ledger proves the same",
 }
 """Files whose absence makes a folder claim less, and nothing else."""
-SPELLINGS = {("summary.json", how) for how in ("reordered", "spaced", "longer", "cut", "a line more")}
+SPELLINGS = {
+    ("summary.json", how) for how in ("reordered", "spaced", "longer", "cut", "a line more")
+}
 """Other texts of the same JSON document, which is bound in its canonical form."""
 LEFT_OUT = {
     ("summary.json", f"privacy/epsilon/{view}: missing") for view in ("participant", "server")

@@ -220,16 +220,6 @@ def test_a_run_states_why_it_ended_where_it_did(run: Path, signer: Signer) -> No
         assert failed(run) == {"End of the job", "Model weights"}, reason
 
 
-def test_files_that_no_audit_examines_are_named(public: Path) -> None:
-    assert "Other files" not in {c.name for c in audit_run(public, page=report.render).claims}
-    (public / "Summary.json").write_text("{}")
-    (public / "approved.html").write_text("<h1>by everybody</h1>")
-    result = audit_run(public, page=report.render)
-    said = next(each for each in result.claims if each.name == "Other files")
-    assert (said.holds, said.rederived) == (None, "not examined: Summary.json, approved.html")
-    assert result.passed
-
-
 def test_whoever_has_the_key_can_close_another_history(public: Path, signer: Signer) -> None:
     """What the closing line does not stop: witnesses do."""
     edit_json(public, lambda body: body.update(made_up=True))

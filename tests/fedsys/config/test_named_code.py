@@ -41,6 +41,20 @@ def test_one_name_does_not_stand_for_another(named: NamedCode, said: str) -> Non
     assert said in str(refusal.value)
 
 
+def test_procedures_partitions_and_metrics_are_code_too() -> None:
+    own = load(
+        "quickstart",
+        ["local.procedure=mine:Step", "population.partition=mine:deal"],
+        {"evaluation.metrics": ["auc", "mine:f1"]},
+    )
+    assert NamedCode.of(own).options == "--code mine:Step --code mine:deal --code mine:f1"
+    NamedCode(code=("mine:deal", "mine:f1", "mine:Step")).require(own, "run")
+    with pytest.raises(ConfigError, match=r"if you trust it, add --code mine:deal$"):
+        NamedCode(code=("mine:Step", "mine:f1")).require(own, "run")
+    with pytest.raises(ConfigError, match="--code mine:other: run was made with mine:Step, "):
+        NamedCode(code=("mine:other",)).require(own, "run")
+
+
 def test_what_is_built_in_needs_no_name() -> None:
     plain = load("quickstart")
     assert NamedCode.of(plain).options == ""

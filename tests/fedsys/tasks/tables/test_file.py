@@ -134,6 +134,7 @@ def test_a_quote_that_is_never_closed_swallows_nothing(read: Read) -> None:
         ("x,y\n1,0\n2,1,7\n", r"row 2 has 3 cells where the header has 2: '2,1,7'"),
         ("x,y\n1,0\n2\n", "row 2 has 1 cells where the header has 2"),
         ('x,"y\n1,0\n', "its header has a quotation mark that is not closed"),
+        ("x" * 200_000 + "\n1\n", "its header cannot be read: field larger than"),
         ("x,y\n1,0\n".encode("utf-16-le"), "its header has zero bytes"),
     ],
 )
