@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -56,19 +57,19 @@ def _parts(clients: int, dimension: int) -> Mapping[str, Callable[[], float]]:
         noise_sampler(deviation).add_sum(total, streams)
         return time.thread_time() - began
 
-    def clip(clip: float) -> float:
+    def clipped(norm: float) -> float:
         updates = drawn.clone()  # clipping may overwrite them
         began = time.thread_time()
-        add_clipped_integers(whole, updates, clip=clip)
+        add_clipped_integers(whole, updates, clip=norm)
         return time.thread_time() - began
 
     return {
         **{
-            f"noise and its sum, sigma {deviation:,.0f} ({name})": lambda d=deviation: noise(d)
+            f"noise and its sum, sigma {deviation:,.0f} ({name})": partial(noise, deviation)
             for name, deviation in _DEVIATIONS.items()
         },
-        "clip and sum, rows below the norm": lambda: clip(2.0),
-        "clip and sum, clipped rows": lambda: clip(0.5),
+        "clip and sum, rows below the norm": partial(clipped, 2.0),
+        "clip and sum, clipped rows": partial(clipped, 0.5),
     }
 
 

@@ -66,8 +66,9 @@ def verify(work: Work, sites: int, first: Path) -> None:
     parts = [part_of(cohort, site, sites) for site in range(1, sites + 1)]
     means = [train_part(work, model, start, part) for part in parts]
     for name, found in torch.load(first, weights_only=True).items():
-        wanted = sum(
-            mean[name] * (len(part) / len(cohort)) for mean, part in zip(means, parts, strict=True)
+        shares = zip(means, parts, strict=True)
+        wanted = torch.stack([mean[name] * (len(part) / len(cohort)) for mean, part in shares]).sum(
+            dim=0
         )
         differs = float((found - wanted).abs().max())
         moved, size = float((wanted - start[name]).abs().max()), float(wanted.abs().max())
