@@ -101,6 +101,7 @@ WORK  := $(BENCH)/clients_per_second_w
 
 bench: $(BENCH)/secure_aggregation.json $(BENCH)/deployment.json $(BENCH)/large_model.json \
 	$(foreach work,1 2 3 4 5 6,$(WORK)$(work).json)
+.NOTPARALLEL: bench
 
 PEERS := fedsys,pfl,flwr,nvflare,bound
 OF_1  := --turns 3 --own-rounds 20

@@ -14,6 +14,7 @@ mpmath.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import mpmath
@@ -64,8 +65,12 @@ def upper_words(sigma: float) -> NDArray[np.uint64]:
     return words
 
 
-def _coefficients(anchor: int) -> list[int]:
-    """The Taylor coefficients of Q around anchor / 8, constant first, in units of 2^-160."""
+@lru_cache(maxsize=128)
+def _coefficients(anchor: int) -> tuple[int, ...]:
+    """The Taylor coefficients of Q around anchor / 8, constant first, in units of 2^-160.
+
+    They are kept, because all tables have the same: anchors 0 to 84, if sigma is 1 or more.
+    """
     with mpmath.workprec(_BITS + 60):
         x = mpmath.mpf(anchor) / _PER_DEVIATION
         density = mpmath.exp(-x * x / 2) / mpmath.sqrt(2 * mpmath.pi)
@@ -76,7 +81,7 @@ def _coefficients(anchor: int) -> list[int]:
             scale = -scale / n
             found.append(scale * here)
             before, here = here, x * here - (n - 1) * before
-        return [int(mpmath.nint(mpmath.ldexp(value, _BITS))) for value in found]
+        return tuple(int(mpmath.nint(mpmath.ldexp(value, _BITS))) for value in found)
 
 
 def _exact_word(k: int, sigma: float) -> int:
