@@ -159,28 +159,33 @@ def test_the_peers_scripts_need_nothing_but_the_tasks() -> None:
     assert done.stdout.strip() == "[]"
 
 
+HERE = dict.fromkeys(("pfl", "flwr"), Path(sys.executable))
+"""Peers whose environment is there."""
+
+
 class TestRefusals:
     def test_flower_cannot_hold_a_million(self) -> None:
         job = config.load("w5")
-        found = refusals(job, ["fedsys", "pfl", "flwr", "loop"], Path(sys.executable))
+        found = refusals(job, ["fedsys", "pfl", "flwr", "loop"], HERE)
         assert set(found) == {"flwr"}
         assert "1,000,000 take 3 GB" in found["flwr"]
         assert "\n" not in found["flwr"]
         fewer = config.load("w5", ["population.clients=10000", "cohort.expected=1000"])
-        assert refusals(fewer, ["flwr"], Path(sys.executable)) == {}
+        assert refusals(fewer, ["flwr"], HERE) == {}
 
     @pytest.mark.parametrize("work", ["w1", "w2", "w3", "w4"])
     def test_the_other_works_are_for_everybody(self, work: str) -> None:
         engines = ["fedsys", "ideal", "engine", "pfl", "flwr", "loop", "bound"]
-        assert refusals(config.load(work), engines, Path(sys.executable)) == {}
+        assert refusals(config.load(work), engines, HERE) == {}
 
     def test_peers_that_are_not_installed(self, tmp_path: Path) -> None:
-        found = refusals(config.load("w2"), ["fedsys", "pfl", "flwr", "loop"], tmp_path / "none")
+        nowhere = dict.fromkeys(HERE, tmp_path / "none")
+        found = refusals(config.load("w2"), ["fedsys", "pfl", "flwr", "loop"], nowhere)
         assert set(found) == {"pfl", "flwr"}
         assert all("make bench" in reason for reason in found.values())
 
     def test_privacy_of_examples_is_no_plain_training(self) -> None:
         settings = ["privacy.mechanism=example-gaussian", "privacy.unit=example"]
         job = config.load("w2", [*settings, "aggregation.protocol=ideal"])
-        found = refusals(job, ["fedsys", "pfl", "bound"], Path(sys.executable))
+        found = refusals(job, ["fedsys", "pfl", "bound"], HERE)
         assert set(found) == {"fedsys", "pfl", "bound"}
