@@ -4,10 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-# Many tests wait for sockets and processes: one more than there are cores, up to four.
-CORES   := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-WORKERS ?= $(shell [ $(CORES) -ge 4 ] && echo 4 || expr $(CORES) + 1)
-TESTS   := -m pytest -n $(WORKERS) --dist worksteal
+TESTS := -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 # torch: the CPU build (TORCH=cpu), or that of PyPI, which brings CUDA on Linux (TORCH=pypi).
 TORCH       ?= cpu

@@ -23,6 +23,8 @@ OPTIONAL = {
     "SQLAlchemy": "a coordinator",
     "flwr": "the Flower host",
     "ray": "the Ray backend",
+    "datasets": "task hf",
+    "flwr-datasets": "task hf with a partitioner",
     "tensorboard": "--track tensorboard:DIR",
     "mlflow-skinny": "--track mlflow:URI",
     "optuna": "fedsys tune",

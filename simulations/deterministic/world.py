@@ -438,8 +438,8 @@ class World:
     def _boot_coordinator(self) -> None:
         """One that died as the end of its job became durable told nobody; the next has no job.
 
-        Where the end can be read but is not certain yet, the machine loses power: whoever starts
-        after that ends the job again.
+        Where the end can be read but is not certain yet, the machine loses power: the
+        process that starts after that ends the job again.
         """
         life = self._lives[COORDINATOR]
         certain = life.disk.durable(self.coordinator.database)

@@ -107,7 +107,8 @@ def test_a_query_is_a_round_of_its_kind_whose_audit_holds(asked: Path) -> None:
     assert held["Kind of rounds"] is held["Answers"] is True
     assert audit.curve[-1].spent.outsider == pytest.approx(2.0, rel=1e-3)
     rows = summary(asked)["query"]["answers"][0]["estimates"][0]
-    assert rows["low"] <= 1437 <= rows["high"]
+    middle, half = (rows["low"] + rows["high"]) / 2, (rows["high"] - rows["low"]) / 2
+    assert abs(1437 - middle) <= 2.6 * half  # 5.1 deviations: false alarms in 4 of 10^7 runs
 
 
 @pytest.mark.parametrize("spoil", ["value", "released", "kind", "name"])

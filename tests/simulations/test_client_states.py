@@ -83,7 +83,9 @@ def test_a_round_without_a_model_leaves_nothing(
     left = ClientStates(run / NAME)
     assert any(left.load(client, 3)["rounds"] == 2 for client in range(12) if left.load(client, 3))
     left.close()
-    named = NamedCode(strategy=f"{__name__}:Counting")
+    named = NamedCode(
+        strategy=f"{__name__}:Counting", code=("tests.client.training.procedure.own:Counted",)
+    )
     harness.resume(run, named=named)
     found = replay(run, named=named)
     assert (found.lost, found.replayed, found.difference) == (1, 3, None)

@@ -245,7 +245,7 @@ def test_fetching_into_a_folder_that_is_not_empty(fedsys: Fedsys, tmp_path: Path
 
 SETTINGS = [
     ("hosts = [", ["not TOML", "mend it there"]),
-    ("\udcff", ["not TOML", "utf-8", "mend it there"]),
+    ("\udcff", ["not TOML", "UTF-8", "mend it there"]),
     ("patience = 3", ["hosts is missing"]),
     ("hosts = []", ["hosts = []", "at least 1"]),
     ("hosts = ['a b']", ["hosts = ['a b']", "hub.example.org"]),

@@ -53,9 +53,11 @@ class Fragile(Digits):
     def loss(self, outputs, targets):
         if len(targets) > 1 or not torch.is_grad_enabled():
             return super().loss(outputs, targets)
-        first = not os.path.exists(self.flag)
-        if first:
-            open(self.flag, "w").close()
+        try:
+            open(self.flag, "x").close()
+            first = True
+        except FileExistsError:
+            first = False
         if self.how == "killed-once" and first or self.how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.how == "hangs":
