@@ -116,6 +116,7 @@ ABOUT_BEHAVIOUR = {
 
 
 @functools.cache
+@functools.cache
 def sources() -> dict[str, str]:
     """Every Python file that git tracks or would, by its path."""
     listed = subprocess.run(
@@ -140,9 +141,14 @@ def sources() -> dict[str, str]:
     }
 
 
+@functools.cache
+def parsed(name: str) -> ast.Module:
+    return ast.parse(sources()[name])
+
+
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    for name, text in sources().items():
-        for node in ast.walk(ast.parse(text)):
+    for name in sources():
+        for node in ast.walk(parsed(name)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield f"{name}:{node.name}", node
 
@@ -180,7 +186,7 @@ def test_every_module_is_used_by_another_or_started() -> None:
     for name, text in product.items():
         for dotted in set(re.findall(r"[A-Za-z_]\w*(?:\.\w+)+", text)):
             named.setdefault(dotted, set()).add(name)
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parsed(name)):
             if isinstance(node, ast.ImportFrom):
                 for each in node.names:
                     named.setdefault(f"{node.module}.{each.name}", set()).add(name)

@@ -162,7 +162,9 @@ main()
 @pytest.mark.parametrize(
     ("module", "owner", "name", "kind"),
     [
-        ("client.identity", "Credentials", "load", "staticmethod"),
+        pytest.param(
+            *("client.identity", "Credentials", "load", "staticmethod"), marks=pytest.mark.slow
+        ),
         ("client.grpc_host", "ConnectionHost", "__init__", ""),
     ],
 )

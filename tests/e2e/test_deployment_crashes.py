@@ -146,6 +146,7 @@ def test_what_a_crash_interrupted_is_replayed_to_the_bit(tmp_path: Path) -> None
         replay(run, shards=["2/3", "1/3", "3/3"])
 
 
+@pytest.mark.slow
 def test_an_agent_that_dies_after_its_upload_costs_nothing(tmp_path: Path) -> None:
     """Its vector is in that round's sum; it is missing from the rounds after."""
     config = job_of(

@@ -127,6 +127,7 @@ def test_without_noise_the_model_is_the_simulators_to_the_bit(tmp_path: Path) ->
     assert model == (simulated.folder / "model.pt").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_job_over_the_owners_budget_is_refused_with_its_reason(tmp_path: Path) -> None:
     with federation(tmp_path, 3) as fed:
         for number in range(3):
@@ -185,6 +186,7 @@ def test_two_jobs_at_once_survive_a_kill_and_a_third_waits_for_both(tmp_path: Pa
         assert begun[2] >= max(ended)
 
 
+@pytest.mark.slow
 def test_a_job_over_the_populations_budget_never_starts(tmp_path: Path) -> None:
     with federation(tmp_path, 3, epsilon=8.0) as fed:
         for number in range(3):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fedsys import report
+from fedsys.audit import audit_run
 from fedsys.privacy import read_ledger, replay
 from fedsys.privacy.ledger import read_private
 from tests.e2e.conftest import CommandLine
@@ -30,9 +32,9 @@ def test_ctrl_c_leaves_a_run_that_goes_on(fedsys: CommandLine) -> None:
     assert f"--resume {run}" in stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
-    audited = fedsys.run("audit", run)  # unfinished: nothing binds its metrics and report yet
-    assert audited.returncode == 1
-    assert "claims FAIL; Metrics, Report\n" in audited.stdout
+    # unfinished: nothing binds its metrics and report yet
+    audited = audit_run(run, page=report.render)
+    assert {claim.name for claim in audited.claims if claim.holds is False} == {"Metrics", "Report"}
     resumed = fedsys.run("simulate", "--resume", run)
     assert resumed.returncode == 0, resumed.stderr
     check(run)

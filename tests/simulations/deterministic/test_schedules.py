@@ -113,6 +113,7 @@ def test_schedules_differ() -> None:
     assert Schedule.of(5) == schedules[5]
 
 
+@pytest.mark.slow
 def test_an_ordinary_agent_is_needed_for_its_upload_alone() -> None:
     """Rounds with a drawn committee commit while agents that are not on it are dead or cut off."""
     drawn = [seed for seed in range(120) if Schedule.of(seed).committee is not None]

@@ -236,6 +236,7 @@ def test_short_jobs_stay_in_one_process(
     assert setting.config.engine.processes == 1
 
 
+@pytest.mark.slow
 def test_a_job_that_is_worth_it_has_its_processes_started_early(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +335,7 @@ def test_a_run_over_processes_stores_its_layout(configure: Configure, tmp_path: 
     assert "processes = 2" in stored["2"]
 
 
+@pytest.mark.slow
 def test_what_lies_in_the_current_folder_is_not_taken_for_ours(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

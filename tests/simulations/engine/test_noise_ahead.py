@@ -72,6 +72,7 @@ def test_shares_of_single_clients_are_not_drawn_beforehand(configure: Configure)
     ahead.close()
 
 
+@pytest.mark.slow
 def test_a_process_that_died_took_its_noise_with_it(configure: Configure) -> None:
     setting = prepare(configure("aggregation.protocol=float", "engine.processes=2"))
     with setting.engine as engine:
