@@ -329,10 +329,12 @@ def run(
             spec = JobSpec(config=setting.config, plan=setting.plan, weights=initial, facts=facts)
             job = start_job(folder, spec)
         with job.ledger:
-            result = harness.run_rounds(setting, job, observer or _ignore)
-        if not result.interrupted:
-            _store(folder, job, population, protocol, initial)
-    return result
+            return harness.run_rounds(
+                setting,
+                job,
+                observer or _ignore,
+                before_end=lambda: _store(folder, job, population, protocol, initial),
+            )
 
 
 def _ignore(_event: object) -> None:
@@ -430,7 +432,8 @@ def _store(
     protocol: Protocol,
     initial: NDArray[np.float32],
 ) -> None:
-    """Write ``canaries.jsonl``, readable by its owner alone, like the cohorts.
+    """Write ``canaries.jsonl``, readable by its owner alone, like the cohorts; the line that closes
+    the ledger binds it.
 
     Scores are in units of one clipped update: an included canary's score is the number of rounds
     that sampled it plus noise, any other's is noise alone.

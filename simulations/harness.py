@@ -230,8 +230,21 @@ class _Clock:
     clients: list[int] = field(default_factory=list)
 
 
-def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
-    """Run all remaining rounds, then write the model and the summary."""
+def run_rounds(
+    setting: Setting,
+    job: Job,
+    observer: Observer,
+    before_end: Callable[[], None] | None = None,
+) -> RunResult:
+    """Run all remaining rounds, then write the model and the summary.
+
+    Args:
+        setting: The job's parts.
+        job: As it was begun or resumed.
+        observer: Called after each round, and with notices.
+        before_end: Writes what the ledger's last line is to bind; not called where the run was
+            interrupted.
+    """
     coordinator, folder, clock = job.coordinator, job.folder, _Clock()
     for line in setting.notice.splitlines():
         observer(line)
@@ -288,6 +301,8 @@ def run_rounds(setting: Setting, job: Job, observer: Observer) -> RunResult:
             figures = measured(setting, coordinator.weights)
             folder.write_clients(figures)
             observer(text_of(figures))
+        if before_end is not None and status != "interrupted":
+            before_end()
         if status == "interrupted":
             folder.write_summary(
                 summarize(

@@ -26,7 +26,7 @@ __all__ = ["CANARIES", "CanaryOutcome", "Scores", "format_outcome", "read_canari
 
 CANARIES = "canaries.jsonl"
 
-_VERSION = 2
+_VERSION = 3
 _FILE_BYTES = 1 << 28
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
@@ -63,7 +63,7 @@ class CanaryOutcome:
     """The outcome of m planted canaries.
 
     Attributes:
-        ledger_head: the ledger head of the run that they were in.
+        ledger_head: the ledger head of the run that they were in, before it was closed.
         protocol: the registered protocol.
         seed: the seed that the protocol commits to.
         found: what the tests look at.

@@ -90,8 +90,8 @@ def _claims(path: Path, audit: Audit) -> list[Claim]:
         return [_belonging(False, "unreadable", str(error))]
     if view is None or spending is None or plan is None:
         return [_belonging(None, outcome.ledger_head, "the ledger cannot be accounted for")]
-    own = outcome.ledger_head == view.head and outcome.protocol.dimension == plan.dimension
-    claims = [_belonging(own, outcome.ledger_head, view.head)]
+    own = outcome.ledger_head == view.open_head and outcome.protocol.dimension == plan.dimension
+    claims = [_belonging(own, outcome.ledger_head, view.open_head)]
     if not own:
         return claims
     claimed = _claimed(audit, outcome, view, spending, plan)

@@ -29,7 +29,7 @@ __all__ = ["UNFINISHED", "outcome_claims"]
 
 UNFINISHED = "; the run is not finished, so no closing line binds it"
 """Added to a claim about a file that an unclosed ledger does not cover."""
-PRIVATE, CLIENTS = NEVER_PUBLISHED
+PRIVATE, *_OTHERS = NEVER_PUBLISHED
 _STATUSES = ("completed", "budget-exhausted", STOPPED, "interrupted")
 
 
@@ -131,7 +131,7 @@ def _secrets_claims(
     or where an older ledger does not bind it."""
     summary, data = evidence.summary.value or {}, evidence.run / "data.json"
     named = [key for key in COHORT_SECRETS if key in summary]
-    named += [name for name in (data.name, CLIENTS) if os.path.lexists(evidence.run / name)]
+    named += [name for name in (data.name, *_OTHERS) if os.path.lexists(evidence.run / name)]
     if evidence.has_private:
         named += [PRIVATE] if summary else []
     else:  # from it they are derived

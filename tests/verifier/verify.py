@@ -27,6 +27,7 @@ from tests.verifier.private import commitment
 UPDATE_OR_ZERO = "one client's update or zero"
 SECRET = ("clients_trained", "train_seconds", "clients_per_second", "simulated", "files")
 UNBOUND = ("ledger_head", "salt", *SECRET)
+FILES = ("private.jsonl", "clients.json", "canaries.jsonl")
 TOLERANCE = 1e-6
 
 
@@ -165,7 +166,7 @@ def _check_secrets(run: Path, stated: Any) -> None:
     summary = json.loads((run / "summary.json").read_text())
     views = summary["privacy"]["epsilon"]
     told = {view: views[view] for view in ("participant", "server") if views.get(view) is not None}
-    there = [name for name in ("data.json", "clients.json") if (run / name).exists()]
+    there = [name for name in ("data.json", *FILES[1:]) if (run / name).exists()]
     underived = told if not (run / "private.jsonl").exists() else {}
     if not (underived or there or any(name in summary for name in (*SECRET, "salt"))):
         return
@@ -178,7 +179,7 @@ def _check_secrets(run: Path, stated: Any) -> None:
         value["epsilon"] = told
     found = commitment("secrets", value, bytes.fromhex(summary["salt"]))
     require(stated == found, "other counts, times or epsilons")
-    for name in ("private.jsonl", "clients.json"):
+    for name in FILES:
         file = _sha256(run / name)
         require(
             file is None or "files" not in summary or file == summary["files"].get(name),

@@ -35,7 +35,7 @@ SALT = "salt"
 """Key of a summary that opens the commitment to what is never published."""
 FILES = "files"
 """Key of a summary with the SHA-256 of each file in ``NEVER_PUBLISHED`` that is there."""
-NEVER_PUBLISHED = ("private.jsonl", "clients.json")
+NEVER_PUBLISHED = ("private.jsonl", "clients.json", "canaries.jsonl")
 COHORT_SECRETS = (
     "clients_trained",
     "train_seconds",

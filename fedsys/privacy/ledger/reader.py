@@ -82,6 +82,7 @@ class LedgerView:
         signer: the public key (hex) that the header names and that signed it.
         rounds: the rounds, in the order in which they were reserved.
         head: the hash of the last line, to be anchored elsewhere.
+        open_head: the hash of the last line before the closing one; the head of an open ledger.
         lines: the number of lines.
         closed: the closing line's body; None if the job was interrupted or the file truncated.
         resumes: the bodies of the lines written when an interrupted job was resumed.
@@ -94,6 +95,7 @@ class LedgerView:
     signer: str
     rounds: tuple[RoundRecord, ...]
     head: str
+    open_head: str
     lines: int
     closed: dict[str, Any] | None
     resumes: tuple[dict[str, Any], ...]
@@ -222,13 +224,14 @@ def build_view(
     stated = _signer_of(first, key)
     grammar = _Grammar(first.body)
     newest = deque([_Signed.of(first)], maxlen=max(newest_signatures, 1))
-    last, count, tree = first, 1, MerkleTree()
+    last, count, tree, open_head = first, 1, MerkleTree(), first.hash
     tree.append(first.leaf)
     for line in rest:
         _check_place(line, count, last.link)
         grammar.take(line)
         newest.append(_Signed.of(line))
         tree.append(line.leaf)
+        open_head = line.hash if grammar.closed is None else last.hash
         last, count = line, count + 1
     for signed in newest:
         _check_signature(signed, stated)
@@ -237,6 +240,7 @@ def build_view(
         signer=str(first.body.get("signer")),
         rounds=tuple(grammar.rounds),
         head=last.hash,
+        open_head=open_head,
         lines=count,
         closed=grammar.closed,
         resumes=tuple(grammar.resumes),

@@ -34,6 +34,7 @@ from tests.fedsys.audit.conftest import failures, job
 POWER = "Power of the empirical audit"
 NOISE = {CLAIMS["chi-square"], CLAIMS["kolmogorov-smirnov"]}
 PROTOCOL = "Canary protocol"
+BOUND = "What is not published, as closed"
 CLIENTS = 1437
 
 
@@ -126,7 +127,7 @@ def claims_of(path: Path, planted: Path, change: Callable[[list[str]], list[str]
         lambda lines: [*lines, lines[-1]],
         lambda lines: lines[1:],
         lambda lines: [],
-        lambda lines: [lines[0].replace('{"version": 2', '{"version": 1'), *lines[1:]],
+        lambda lines: [lines[0].replace('{"version": 3', '{"version": 2'), *lines[1:]],
         lambda lines: [lines[0].replace('"f-dp": ', '"f-dp": 3'), *lines[1:]],
         lambda lines: [lines[0].replace('"f-dp": ', '"f-dp": 600'), *lines[1:]],
         lambda lines: [lines[0].replace('"dimension": 650', '"dimension": 65'), *lines[1:]],
@@ -145,7 +146,10 @@ def claims_of(path: Path, planted: Path, change: Callable[[list[str]], list[str]
 def test_a_spoiled_outcome_is_refused(
     planted: Path, change: Callable[[list[str]], list[str]]
 ) -> None:
-    assert failures(claims_of(planted / CANARIES, planted, change)) == {"Canaries of this run"}
+    assert failures(claims_of(planted / CANARIES, planted, change)) == {
+        "Canaries of this run",
+        BOUND,
+    }
 
 
 def rewritten(planted: Path, change: Callable[[CanaryOutcome], CanaryOutcome]) -> AuditResult:
@@ -156,6 +160,18 @@ def rewritten(planted: Path, change: Callable[[CanaryOutcome], CanaryOutcome]) -
         return audit_canaries(planted)
     finally:
         path.write_bytes(original)
+
+
+def test_other_scores_than_when_the_ledger_was_closed_fail(planted: Path) -> None:
+    """An edit without a key that no test of the canaries could tell from an honest outcome."""
+
+    def smaller(outcome: CanaryOutcome) -> CanaryOutcome:
+        scores = outcome.found.scores.copy()
+        scores[0] *= 0.999
+        return replace(outcome, found=replace(outcome.found, scores=scores))
+
+    assert failures(rewritten(planted, lambda outcome: outcome)) == set()
+    assert failures(rewritten(planted, smaller)) == {BOUND}
 
 
 def test_a_protocol_that_was_not_registered_does_not_hold(planted: Path) -> None:
@@ -183,7 +199,7 @@ def test_a_protocol_that_was_not_registered_does_not_hold(planted: Path) -> None
         (coins, "seed's coins"),
     ):
         result = rewritten(planted, change)
-        assert failures(result) == {PROTOCOL}, words
+        assert failures(result) == {PROTOCOL, BOUND}, words
         assert words in found(result, PROTOCOL).rederived
         assert all(found(result, name).holds is None for name in CLAIMS.values())
 
