@@ -138,10 +138,17 @@ class HistogramBlock:
             )
         value, low, high = self.interval(measured)
         shape: tuple[int, ...] = ()
+        notes: tuple[str, ...] = ()
         if isinstance(question, Crosstab | Confusion):
-            shape = (question.axes[0].bins, question.axes[1].bins)
+            first, second = question.axes
+            shape = (first.bins, second.bins)
+            notes = (f"each cell is named by {first.column}, then {second.column}",)
         return answer_to(
-            question, listed(self._names, value, low, high), measured.kind(), shape=shape
+            question,
+            listed(self._names, value, low, high),
+            measured.kind(),
+            shape=shape,
+            notes=notes,
         )
 
 

@@ -284,7 +284,7 @@ def _other_runs(facts: Facts) -> str:
     if total is None:
         return (
             "Other runs on the same clients, including tuning; the ledger's header states none. "
-            "Costs add up: “fedsys audit A B --compose” adds them."
+            "Costs compose: “fedsys audit A B --compose” states their total."
         )
     return (
         f"Runs on the same clients other than this one and the {figures.count(total.runs)} tuning "

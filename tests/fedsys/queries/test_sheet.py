@@ -172,6 +172,8 @@ def test_without_noise_the_answers_are_those_of_the_data() -> None:
             assert found["pets"].value(name) == pytest.approx(kept[:, at].sum())
         young = weights[(pet == at) & (clipped < 50)].sum()
         assert found["cross"].value(f"{name}, 0 to 50") == pytest.approx(young)
+    assert found["cross"].notes == ("each cell is named by pet, then age",)
+    assert found["confusion"].notes == ("each cell is named by label, then predicted",)
     top = {each.label: each.value for each in found["top"].estimates}
     best = sorted(zip(("cat", "dog", "owl"), totals, strict=True), key=lambda each: -each[1])
     assert list(top) == [name for name, _ in best[:2]]
