@@ -2,7 +2,7 @@
 
     python -m simulations.benchmarks.deployment --out build/deployment
 
-fedsys runs with mutual TLS (`simulations.benchmarks.wire`); flwr 1.41, where the extra `flower` is
+fedsys runs with mutual TLS (`simulations.benchmarks.wire`); flwr 1.42, where the extra `flower` is
 installed, runs on a SuperLink without TLS (`simulations.benchmarks.flower_superlink`). They take
 turns, so that other load on the machine affects both. Every turn is a fresh start, and the figures
 are medians of the turns. Prints a table, and writes ``deployment.json`` with every turn.

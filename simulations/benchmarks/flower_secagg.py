@@ -1,4 +1,4 @@
-"""Flower's SecAgg+ (flwr 1.41), with its own stage functions called in this process.
+"""Flower's SecAgg+ (flwr 1.42), with its own stage functions called in this process.
 
 Clients run ``_setup``, ``_share_keys``, ``_collect_masked_vectors`` and ``_unmask`` of
 ``flwr.client.mod.secure_aggregation.secaggplus_mod`` on states kept in memory; the server runs the

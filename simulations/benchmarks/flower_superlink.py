@@ -1,4 +1,4 @@
-"""Cost of flwr 1.41's transport: a SuperLink and SuperNodes on the loopback, without TLS.
+"""Cost of flwr 1.42's transport: a SuperLink and SuperNodes on the loopback, without TLS.
 
     python -m simulations.benchmarks.flower_superlink --agents 3 20 --megabytes 10
 
