@@ -198,7 +198,7 @@ MISTAKES = [
     (["--graph", "GRAPH", "--data", "digits"], "with --graph, give FILE.npz"),
     (
         ["--graph", "GRAPH", "--data", "DATA", "--shard", "0/3"],
-        "--shard, --option and --options are for",
+        "--shard, --option, --options and --procedure are for",
     ),
     (["--graph", "GRAPH", "--data", "DATA", "--engine", "x"], "--engine x: allowed are numpy"),
     (["--graph", "DATA", "--data", "DATA"], "the file is no ONNX model"),
