@@ -31,11 +31,10 @@ LEFT_OUT = {
 """A published summary states no epsilon that depends on cohorts, as a number or not at all."""
 
 
-def is_no_claim(name: str, how: str) -> bool:
-    return (how == "missing" and name in FOR_THE_READER_TO_MISS) or (
-        name,
-        how,
-    ) in SPELLINGS | LEFT_OUT
+def is_no_claim(name: str, how: str, *, private: bool) -> bool:
+    if how == "missing" and name in FOR_THE_READER_TO_MISS:
+        return True
+    return (name, how) in (SPELLINGS if private else SPELLINGS | LEFT_OUT)
 
 
 def passes(folder: Path, *, private: bool) -> bool:
@@ -77,7 +76,7 @@ def survivors(folder: Path, chosen: list[Mutation], scratch: Path) -> list[tuple
         if name in page_alone and held and how != "missing":
             # the page was made again, which undoes the change
             held = (copy / name).read_bytes() != (folder / name).read_bytes()
-        if held != is_no_claim(name, how):
+        if held != is_no_claim(name, how, private=private):
             found.append((name, how))
     return found
 
