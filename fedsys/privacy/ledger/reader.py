@@ -83,7 +83,6 @@ class LedgerView:
         rounds: the rounds, in the order in which they were reserved.
         head: the hash of the last line, to be anchored elsewhere.
         open_head: the hash of the last line before the closing one; the head of an open ledger.
-        lines: the number of lines.
         closed: the closing line's body; None if the job was interrupted or the file truncated.
         resumes: the bodies of the lines written when an interrupted job was resumed.
         tail: the bytes after the last newline, which a crash left.
@@ -96,12 +95,16 @@ class LedgerView:
     rounds: tuple[RoundRecord, ...]
     head: str
     open_head: str
-    lines: int
     closed: dict[str, Any] | None
     resumes: tuple[dict[str, Any], ...]
     tail: bytes
     link: str
     tree: MerkleTree
+
+    @property
+    def lines(self) -> int:
+        """The number of lines."""
+        return len(self.tree)
 
     @property
     def ended_early(self) -> bool:
@@ -241,7 +244,6 @@ def build_view(
         rounds=tuple(grammar.rounds),
         head=last.hash,
         open_head=open_head,
-        lines=count,
         closed=grammar.closed,
         resumes=tuple(grammar.resumes),
         tail=bytes(tail),
