@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fedsys.bounded_toml import MAX_BYTES, parse_toml
+from fedsys.bounded_toml import read_toml
 from fedsys.errors import ConfigError
 from fedsys.run_folder import RunFolder
 
@@ -29,8 +29,7 @@ def spec_settings(spec: Path, *, task: str | None, of: Path | None) -> dict[str,
             run's task is custom code, which nobody named here.
     """
     try:
-        with spec.open("rb") as file:
-            tree = parse_toml(file.read(MAX_BYTES + 1))
+        tree = read_toml(spec)
     except OSError as error:
         raise ConfigError(f"{spec}: {(error.strerror or 'cannot be read').lower()}") from None
     except ValueError as error:

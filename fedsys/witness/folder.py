@@ -28,7 +28,7 @@ import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedsys.bounded_toml import MAX_BYTES, parse_toml
+from fedsys.bounded_toml import read_toml
 from fedsys.durable import make_folder, write_atomically
 from fedsys.errors import ConfigError
 from fedsys.printable import printable
@@ -167,8 +167,7 @@ class WitnessFolder:
         """
         file = self.settings_file
         try:
-            with file.open("rb") as opened:
-                found = Settings.model_validate(parse_toml(opened.read(MAX_BYTES + 1)))
+            found = Settings.model_validate(read_toml(file))
             require_name(found.name)
             for each in found.logs:
                 checked_log(each)

@@ -30,7 +30,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fedsys.bounded_toml import MAX_BYTES, parse_toml
+from fedsys.bounded_toml import read_toml
 from fedsys.durable import make_folder, write_atomically
 from fedsys.errors import ConfigError
 from fedsys.privacy import Signer
@@ -302,8 +302,7 @@ class Home:
         """
         file = self.settings_file
         try:
-            with file.open("rb") as opened:
-                return Settings.model_validate(parse_toml(opened.read(MAX_BYTES + 1)))
+            return Settings.model_validate(read_toml(file))
         except OSError as error:
             raise ConfigError(f"{file}: {(error.strerror or str(error)).lower()}") from None
         except ValidationError as error:
