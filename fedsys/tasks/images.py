@@ -21,7 +21,7 @@ from fedsys.tasks.base import DataSource, Examples, FederatedData, seeded
 from fedsys.tasks.classification import Classification, Rescale
 from fedsys.tasks.options import Options
 
-__all__ = ["MOST_BYTES", "Images", "decoded", "is_test_picture", "picture_model"]
+__all__ = ["MOST_BYTES", "Images", "PictureTask", "decoded", "is_test_picture"]
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
 MOST_BYTES = 64 << 20
@@ -29,7 +29,49 @@ _MOST_PIXELS = 64_000_000
 _SPLIT = b"fedsys images split v1\x00"
 
 
-class Images(Classification):
+class PictureTask(Classification):
+    """Classes of pictures of one size; what its options and its model are."""
+
+    def _take_picture_options(self, given: Options, wanted: str) -> None:
+        """Read ``classes``, ``size``, ``channels``, ``test_fraction`` and ``model``.
+
+        Args:
+            given: The task's options.
+            wanted: What ``classes`` must be, for errors.
+
+        Raises:
+            ConfigError: One of them is no such value.
+        """
+        self._classes = given.names("classes")
+        if len(self._classes) < 2 or len(set(self._classes)) != len(self._classes):
+            raise ConfigError(f"task.options.classes = {list(self._classes)}: {wanted}")
+        self._size = given.count("size", 32, low=4, high=1024)
+        self._channels = given.count("channels", 3, low=1, high=3)
+        if self._channels == 2:
+            raise ConfigError("task.options.channels = 2: allowed are 1 and 3")
+        self._test_fraction = given.fraction("test_fraction", 0.2)
+        self._kind = given.choice("model", "cnn", ("cnn", "logistic"))
+
+    def init_model(self, seed: int) -> nn.Module:
+        """Two convolutions and a linear map, or a linear map alone; takes bytes."""
+        with seeded(seed):
+            scale, classes = Rescale(127.5, 127.5), len(self._classes)
+            if self._kind == "logistic":
+                width = self._channels * self._size**2
+                return nn.Sequential(scale, nn.Flatten(), nn.Linear(width, classes))
+            side = math.ceil(math.ceil(self._size / 2) / 2)
+            return nn.Sequential(
+                scale,
+                nn.Conv2d(self._channels, 16, 3, stride=2, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(16, 32, 3, stride=2, padding=1),
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.Linear(32 * side**2, classes),
+            )
+
+
+class Images(PictureTask):
     """Options: ``path`` (the folder), ``classes`` (names of the folders, in order), ``layout``
     (class | client/class), ``size`` (pixels per side, to which pictures are scaled), ``channels``
     (1 | 3), ``test_fraction``, ``model`` (cnn | logistic)."""
@@ -40,26 +82,9 @@ class Images(Classification):
         known = ("path", "classes", "layout", "size", "channels", "test_fraction", "model")
         given = Options(self.name, options, known)
         self._path = given.required("path", "the folder")
-        self._classes = given.names("classes")
-        if len(self._classes) < 2 or len(set(self._classes)) != len(self._classes):
-            raise ConfigError(
-                f"task.options.classes = {list(self._classes)}: must be a list of 2 or more "
-                f"folder names"
-            )
+        self._take_picture_options(given, "must be a list of 2 or more folder names")
         self._by_client = given.choice("layout", "class", ("class", "client/class")) != "class"
-        self._size = given.count("size", 32, low=4, high=1024)
-        self._channels = given.count("channels", 3, low=1, high=3)
-        if self._channels == 2:
-            raise ConfigError("task.options.channels = 2: allowed are 1 and 3")
-        self._test_fraction = given.fraction("test_fraction", 0.2)
-        self._kind = given.choice("model", "cnn", ("cnn", "logistic"))
         self.preprocessing: Preprocessing = prepared_by(options)
-
-    def init_model(self, seed: int) -> nn.Module:
-        """Two convolutions and a linear map, or a linear map alone; takes bytes."""
-        return picture_model(
-            seed, self._kind, (self._channels, self._size, self._size), len(self._classes)
-        )
 
     def clients(self, source: DataSource) -> FederatedData:
         """Pixels as bytes (M, channels, size, size). A picture's own bytes decide whether it is for
@@ -119,26 +144,6 @@ class Images(Classification):
         except OSError as error:
             raise DataError(f"{path}: not a readable picture ({type(error).__name__})") from None
         return decoded(content, str(path), self._size, self._channels)
-
-
-def picture_model(seed: int, kind: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """A model of pictures (channels, size, size) of bytes: ``cnn``, two convolutions and a linear
-    map, or ``logistic``."""
-    channels, size, _ = shape
-    with seeded(seed):
-        scale = Rescale(127.5, 127.5)
-        if kind == "logistic":
-            return nn.Sequential(scale, nn.Flatten(), nn.Linear(channels * size**2, classes))
-        side = math.ceil(math.ceil(size / 2) / 2)
-        return nn.Sequential(
-            scale,
-            nn.Conv2d(channels, 16, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(32 * side**2, classes),
-        )
 
 
 def is_test_picture(pixels: NDArray[np.uint8], fraction: float) -> bool:

@@ -8,22 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from fedsys.errors import ConfigError, DataError
+from fedsys.errors import DataError
 from fedsys.preprocessing import Preprocessing
 from fedsys.preprocessing import hf as prepared_by
 from fedsys.tasks.base import DataSource, Examples, FederatedData
-from fedsys.tasks.classification import Classification
 from fedsys.tasks.hf import dataset
 from fedsys.tasks.hf.dataset import Rows, Saved
-from fedsys.tasks.images import MOST_BYTES, decoded, is_test_picture, picture_model
+from fedsys.tasks.images import MOST_BYTES, PictureTask, decoded, is_test_picture
 from fedsys.tasks.options import Options, nearest
 
 __all__ = ["Pictures"]
 
 
-class Pictures(Classification):
+class Pictures(PictureTask):
     """Options: those of the dataset (`Saved`), ``image`` and ``label`` (columns), ``client`` (a
     column), ``classes`` (the label's texts, in order), ``size`` (pixels per side, to which pictures
     are scaled), ``channels`` (1 | 3), ``test_fraction``, ``model`` (cnn | logistic)."""
@@ -37,25 +35,11 @@ class Pictures(Classification):
         self._image = given.required("image", "the column of pictures")
         self._label = given.required("label", "the column of classes")
         self._client = given.get("client", "")
-        self._classes = given.names("classes")
-        if len(self._classes) < 2 or len(set(self._classes)) != len(self._classes):
-            raise ConfigError(
-                f"task.options.classes = {list(self._classes)}: must list the label's classes, 2 "
-                f"or more texts (of a ClassLabel: its names)"
-            )
-        self._size = given.count("size", 32, low=4, high=1024)
-        self._channels = given.count("channels", 3, low=1, high=3)
-        if self._channels == 2:
-            raise ConfigError("task.options.channels = 2: allowed are 1 and 3")
-        self._test_fraction = given.fraction("test_fraction", 0.2)
-        self._kind = given.choice("model", "cnn", ("cnn", "logistic"))
-        self.preprocessing: Preprocessing = prepared_by(options)
-
-    def init_model(self, seed: int) -> nn.Module:
-        """Two convolutions and a linear map, or a linear map alone; takes bytes."""
-        return picture_model(
-            seed, self._kind, (self._channels, self._size, self._size), len(self._classes)
+        self._take_picture_options(
+            given,
+            "must list the label's classes, 2 or more texts (of a ClassLabel: its names)",
         )
+        self.preprocessing: Preprocessing = prepared_by(options)
 
     def clients(self, source: DataSource) -> FederatedData:
         """Pixels as bytes (M, channels, size, size). Test rows are the other split, or those that a
