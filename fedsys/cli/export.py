@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedsys.cli.task_options import TaskOfRun
 from fedsys.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -26,13 +27,7 @@ def export(
     out: Annotated[
         Path, typer.Argument(help="A new file: .onnx, .pt2 (torch.export) or .safetensors.")
     ],
-    task: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:ATTR",
-            help="Import this task, which the run names; only if you trust it.",
-        ),
-    ] = None,
+    task: TaskOfRun = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Folder with data files.", show_default="$FEDSYS_DATA"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedsys.cli.task_options import TaskOfRun
 from fedsys.cli.terminal import document, say
 
 if TYPE_CHECKING:
@@ -101,13 +102,7 @@ def schema(
 @app.command("from-query")
 def from_query(
     run: Annotated[Path, typer.Argument(help="The folder of a query about a table.")],
-    task: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:ATTR",
-            help="Import this task, which the run names; only if you trust it.",
-        ),
-    ] = None,
+    task: TaskOfRun = None,
     out: Annotated[
         Path | None, typer.Option(help="A new .toml file.", show_default="standard output")
     ] = None,

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 if TYPE_CHECKING:
     from fedsys.config.sections import TaskSection
 
-__all__ = ["options_in", "options_of", "task_in"]
+__all__ = ["TaskOfRun", "options_in", "options_of", "task_in"]
+
+TaskOfRun = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:ATTR", help="Import this task, which the run names; only if you trust it."
+    ),
+]
+"""The option that names a task of one's own, which a run's folder names too."""
 
 
 def options_of(given: list[str]) -> dict[str, Any]:
@@ -55,14 +65,12 @@ def task_in(path: Path) -> TaskSection:
     """
     from pydantic import ValidationError
 
-    from fedsys.bounded_toml import MAX_BYTES, parse_toml
+    from fedsys.bounded_toml import read_toml
     from fedsys.config.sections import TaskSection
     from fedsys.errors import ConfigError
 
     try:
-        with path.open("rb") as file:
-            tables = parse_toml(file.read(MAX_BYTES + 1))
-        return TaskSection.model_validate(tables["task"])
+        return TaskSection.model_validate(read_toml(path)["task"])
     except OSError as error:
         raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     except KeyError:
