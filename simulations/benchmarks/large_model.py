@@ -27,7 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from simulations.benchmarks.machine import machine
+from simulations.benchmarks.machine import machine, measured_on
 from simulations.benchmarks.peers.clock import process_tree
 
 __all__ = ["main", "measure", "table"]
@@ -179,13 +179,7 @@ def table(result: Mapping[str, Any]) -> str:
             f"{statistics.median(cpu):.3g} | {engine['processes']} | {engine['chunk']} | "
             f"{max(turn['peak_mb'] for turn in turns):.0f} |"
         )
-    where = result["machine"]
-    lines += [
-        "",
-        f"{where['processor']}, {where['cores']} cores, load {where['load']:.1f}; "
-        f"`{result['command']}`",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", measured_on(result)])
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["machine", "one_core", "quiet"]
+__all__ = ["machine", "measured_on", "one_core", "quiet"]
 
 
 @contextmanager
@@ -64,3 +64,16 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.machine()
+
+
+def measured_on(result: Mapping[str, Any]) -> str:
+    """The line below a table: the machine, its load, and the command.
+
+    Args:
+        result: With ``machine``, as `machine` gives it, and ``command``.
+    """
+    where = result["machine"]
+    return (
+        f"{where['processor']}, {where['cores']} cores, load {where['load']:.1f}; "
+        f"`{result['command']}`"
+    )

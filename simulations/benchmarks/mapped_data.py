@@ -33,7 +33,7 @@ from torch import nn
 
 from fedsys.tasks import DataSource, Examples, FederatedData, seeded
 from fedsys.tasks.classification import Classification, Rescale
-from simulations.benchmarks.machine import machine
+from simulations.benchmarks.machine import machine, measured_on
 from simulations.benchmarks.peers.clock import below
 
 __all__ = ["Mapped", "main", "measure", "memory_of", "table"]
@@ -217,13 +217,7 @@ def table(result: Mapping[str, Any]) -> str:
             f"| {engine} | {peaks['processes']:.0f} | {peaks['pss'] / 1e6:,.0f} | "
             f"{peaks['pss'] / first:.2f} | {peaks['own'] / 1e6:,.0f} | {peaks['rss'] / 1e6:,.0f} |"
         )
-    where = result["machine"]
-    lines += [
-        "",
-        f"{where['processor']}, {where['cores']} cores, load {where['load']:.1f}; "
-        f"`{result['command']}`",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", measured_on(result)])
 
 
 if __name__ == "__main__":
