@@ -213,6 +213,11 @@ class Coordinator:
         seed = self._seeds.setdefault(number, entropy(SEED_BYTES))
         return noise_key(mixed(number, seed, {}))
 
+    def noise_for(self, survivors: int, nonces: Mapping[int, bytes]) -> NDArray[np.int64]:
+        """(length,) the open round's noise for a sum of so many clients, who send these nonces.
+        Another thread may draw it while they train, where noise has no memory."""
+        return self._noise(self._mixed(self._opening(nonces)), survivors)
+
     def begin_round(self, entropy: Entropy) -> OpenRound:
         """Reserve the next round durably and commit to its seed, then draw its cohort: from the
         mix of the round before, or where there is none from a fresh key.
@@ -295,8 +300,8 @@ class Coordinator:
             survivors: Clients whose vectors are in the sum.
             diagnostics: Figures for ``private.jsonl``.
             nonces: What every survivor sent with its upload; empty where nobody sent any.
-            noise: (length,) noise that the mechanism drew ahead for this round, with the key that
-                `noise_ahead` returned for it.
+            noise: (length,) this round's noise, drawn ahead with the key that `noise_ahead`
+                returned for it, or by `noise_for`.
             held: Write the commit to disk together with the next round's reservation, or when
                 `settle` is called; the model may be released only then.
 
@@ -315,9 +320,7 @@ class Coordinator:
         opening = self._opening({client: nonces[client] for client in survivors if nonces})
         mix = self._mixed(opening)
         if noise is None:
-            stream = AesCtrStream(noise_key(mix))
-            mechanism.skip_to(open_.number - 1, stream)
-            noise = mechanism.top_up(len(survivors), stream)
+            noise = self._noise(mix, len(survivors))
         ring = total.astype(ring_dtype(mechanism.modulus_bits))  # hosts may pass wider words
         topped = add_noise(ring.copy(), noise, bits=mechanism.modulus_bits)
         seed = open_.assignment.digest if mechanism.rotates else b""
@@ -433,6 +436,11 @@ class Coordinator:
 
     def _mixed(self, opening: Opening) -> bytes:
         return mixed(self._current().number, opening.seed, opening.nonces)
+
+    def _noise(self, mix: bytes, survivors: int) -> NDArray[np.int64]:
+        stream = AesCtrStream(noise_key(mix))
+        self.mechanism.skip_to(self._current().number - 1, stream)
+        return self.mechanism.top_up(survivors, stream)
 
     def _current(self) -> OpenRound:
         if self._open is None:

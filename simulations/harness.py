@@ -8,10 +8,13 @@ runs, for many virtual clients.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedsys import tasks
 from fedsys.config import Config
@@ -340,6 +343,12 @@ def _one_round(
     with uninterrupted():
         open_ = coordinator.begin_round(randomness.sampling(coordinator.reserved + 1))
     asks = turns_of(job.config).evaluates(open_.number)
+    nonces: dict[int, bytes] = {}
+
+    def top_up(survivors: Sequence[int]) -> NDArray[np.int64]:
+        nonces.update(setting.nonces(open_.number, survivors))
+        return coordinator.noise_for(len(survivors), nonces)
+
     try:
         with working(
             setting.between if asks else None, setting.population, setting.engine, randomness
@@ -358,6 +367,7 @@ def _one_round(
                 exhausted=coordinator.exhausted,
                 states="" if asks or not population.trainer.keeps_state else str(states.path),
                 weight_cap=0 if setting.parts is None else setting.parts.weight_cap,
+                top_up=top_up,
             )
             summed = _sum(cohort)
     except RoundAborted as abort:
@@ -369,6 +379,10 @@ def _one_round(
             observer(f"  client {client} (one of {len(abort.refusals)}) refused at {reason}")
         return 0
     noise = ahead.take(open_.number)
+    if summed.noise is not None:
+        noise = summed.noise
+    else:
+        nonces = setting.nonces(open_.number, summed.survivors)
     if open_.number < job.plan.rounds:
         entropy = randomness.sampling(open_.number + 1)
         ahead.begin(open_.number + 1, lambda: coordinator.noise_ahead(entropy))
@@ -378,7 +392,7 @@ def _one_round(
             coordinator.finish_round(
                 summed.total,
                 summed.survivors,
-                nonces=setting.nonces(open_.number, summed.survivors),
+                nonces=nonces,
                 noise=noise,
                 held=True,
                 diagnostics={

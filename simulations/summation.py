@@ -2,15 +2,16 @@
 
 ``secure`` runs every virtual client through the real protocol: sealing keys, one encrypted upload
 each, the committee's endorsements and answers, dropouts. ``ideal`` adds the same integers without
-encryption: equal to ``secure`` to the bit where each client draws its own noise, and in
-distribution where one draw serves the sum. ``float`` adds clipped updates in floating point and
-rounds once; it is not a release.
+encryption: equal to ``secure`` to the bit where each client draws its own noise from a seed, and in
+distribution where one source serves all of them or one draw the sum. ``float`` adds clipped updates
+in floating point and rounds once; it is not a release.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from client.agent import Agent
 from fedsys.config import Aggregation
 from fedsys.errors import TrainingError
-from fedsys.privacy import Encoded, Mechanism, PrivacyPlan, ring_dtype
+from fedsys.privacy import Encoded, Entropy, Mechanism, PrivacyPlan, ring_dtype
 from secure_agg import SecureAggError, Shared, draw_committee
 from secure_agg.committee import SUITE_NAMES
 from server.coordinator import OpenRound
@@ -46,6 +47,7 @@ class Summed:
         clipped: Those of them whose update exceeded the clipping norm.
         unusable: Those of them whose update was not finite and counted as zero.
         refusals: Reason for each client that refused to go on, or was refused.
+        noise: (length,) the coordinator's noise for this sum, where it was drawn already.
     """
 
     total: NDArray[Any]
@@ -55,6 +57,7 @@ class Summed:
     clipped: int = 0
     unusable: int = 0
     refusals: dict[int, str] = field(default_factory=dict)
+    noise: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,7 @@ class Cohort:
         chunk: Largest number of clients trained at once.
         faults: Decides which clients vanish when.
         randomness: Source of keys.
+        top_up: Draws the coordinator's noise for the sum of these clients, once.
         now: Simulated seconds since the job began.
         exhausted: Clients that have contributed as often as they may. Like devices, they send
             zeros and their noise share, so that no round is aborted for lack of them.
@@ -87,6 +91,7 @@ class Cohort:
     chunk: int
     faults: FaultPlan
     randomness: Randomness
+    top_up: Callable[[Sequence[int]], NDArray[np.int64]]
     now: float = 0.0
     exhausted: frozenset[int] = frozenset()
     states: str = ""
@@ -187,15 +192,47 @@ def plain_sum(cohort: Cohort) -> Summed:
         raise RoundAborted("nobody was left to send an input", nothing_summed=True)
     if len(alive) < cohort.mechanism.event.min_survivors:
         raise RoundAborted("fewer clients than min_survivors were left", nothing_summed=True)
-    flat, tally = cohort.engine.total(cohort.work, cohort.chunks(alive), cohort.mechanism.length)
+    mechanism, source, drawing = cohort.mechanism, _at_once(cohort, alive), None
+    work = replace(cohort.work, shares=source is None)
+    with ThreadPoolExecutor(1, thread_name_prefix="noise") as thread:
+        if mechanism.adds_shares:
+            drawing = thread.submit(_noises, cohort, alive, source)
+        flat, tally = cohort.engine.total(work, cohort.chunks(alive), mechanism.length)
+    shares, noise = (None, None) if drawing is None else drawing.result()
+    if shares is not None:
+        flat += shares
     return Summed(
-        total=in_ring(flat, cohort.mechanism, cohort.aggregation.protocol, invited=len(lost)),
+        total=in_ring(flat, mechanism, cohort.aggregation.protocol, invited=len(lost)),
         survivors=alive,
         dropped={stage: stages.count(stage) for stage in dict.fromkeys(stages)},
         trained=tally.trained,
         clipped=tally.clipped,
         unusable=tally.unusable,
+        noise=noise,
     )
+
+
+def _at_once(cohort: Cohort, alive: Sequence[int]) -> Entropy | None:
+    """The one source of these clients' noise shares, where the sum of the shares is drawn at once;
+    None where the chunks add them. No share of a single source is anybody's, and the sum's law is
+    that of single draws (``NOISE.md``, "Many terms at once")."""
+    mechanism = cohort.mechanism
+    if not (mechanism.adds_shares and mechanism.sums_integers):
+        return None
+    sources = {cohort.randomness.noise(cohort.round.number, client) for client in alive}
+    return sources.pop() if len(sources) == 1 else None
+
+
+def _noises(
+    cohort: Cohort, alive: Sequence[int], source: Entropy | None
+) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
+    """What is drawn while clients train: the sum of their noise shares where it is drawn at once,
+    or None, and the coordinator's noise; each (length,)."""
+    mechanism, shares = cohort.mechanism, None
+    if source is not None:
+        shares = np.zeros(mechanism.length, dtype=np.int64)
+        mechanism.add_share_sum(shares, len(alive), source)
+    return shares, cohort.top_up(alive)
 
 
 def secure_sum(cohort: Cohort) -> Summed:

@@ -365,8 +365,9 @@ class Aggregation(Section):
         protocol: ``secure`` runs secure aggregation with every client's keys, shares and losses.
             ``ideal`` adds the same integers in the clear, with bit-identical sums. ``float`` adds
             clipped updates in floating point, for speed; it is not a release.
-        noise: ``per-client`` draws each client's share. ``once`` draws the noise of a simulated sum
-            at once, which takes less time.
+        noise: ``per-client`` makes noise of one share for each client, drawn apart from the others
+            except under ``ideal`` without a seed, where the sum of the shares is drawn in fewer
+            draws by the same law. ``once`` makes the noise of a simulated sum one term.
         encoding: ``wide`` scales and rounds updates in a wide ring. ``narrow`` first rotates them
             and then rounds at random, for at most 20 bits per coordinate.
         modulus_bits: Bits of the ring in which integers are added. 0 chooses the smallest of 16,

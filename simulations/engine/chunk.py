@@ -64,6 +64,7 @@ class RoundWork:
         shared: What the server sends to local procedures with the model.
         states: File in which clients' own tensors are kept; empty keeps none.
         weight_cap: Number of examples at which a client's weight is 1; 0 where clients count alike.
+        shares: Whether chunks add their clients' noise shares to a sum; if not, the caller does.
     """
 
     number: int
@@ -78,6 +79,7 @@ class RoundWork:
     shared: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     states: str = ""
     weight_cap: int = 0
+    shares: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,8 +244,8 @@ class ChunkTrainer:
         )
 
     def add_shares(self, clients: Sequence[int], total: Total) -> None:
-        """Add the clients' noise shares, where clients add noise."""
-        if self._mechanism.adds_shares:
+        """Add the clients' noise shares, where clients add noise and chunks are to add it."""
+        if self._mechanism.adds_shares and self._work.shares:
             self._mechanism.add_share_sum(total, len(clients), self._noise(clients))
 
     def _noise(self, clients: Sequence[int]) -> Entropy | list[Entropy]:

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from client.agent import Agent
 from fedsys.config import Config
-from fedsys.privacy import read_ledger
+from fedsys.privacy import AesCtrStream, Entropy, from_ring, read_ledger
 from fedsys.privacy.ledger import read_private
 from fedsys.wire.round_params import round_params
 from secure_agg import SecAggParams, draw_committee, packed_sum
@@ -109,6 +110,52 @@ def test_a_committee_below_its_quorum_gives_the_round_up(
     record = read_ledger(run.folder / "ledger.jsonl").rounds[0]
     assert record.outcome == "abort"
     assert record.refunds_server is refunded
+
+
+class _OneSource(SeededRandomness):
+    """Like the operating system's: one stream serves all clients of all rounds."""
+
+    def __init__(self) -> None:
+        super().__init__(b"one")
+        self.stream = AesCtrStream(bytes(32))
+
+    def noise(self, round: int, client: int) -> Entropy:
+        return self.stream
+
+
+@pytest.mark.parametrize("randomness", [_OneSource(), SeededRandomness(b"one")])
+def test_every_client_in_the_sum_has_its_noise_share(
+    randomness: SeededRandomness,
+    configure: Configure,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether the shares are drawn together or one by one, their sum has n times their variance,
+    and with the coordinator's noise n_cap times. False alarms: 1e-7 for each variance."""
+    sums: list[summation.Summed] = []
+
+    def seen(cohort: summation.Cohort) -> summation.Summed:
+        sums.append(summation.summation(cohort))
+        return sums[-1]
+
+    monkeypatch.setattr("simulations.harness.summation", seen)
+    config = configure(
+        *FIXED,
+        "privacy.mechanism=distributed-gaussian",
+        "local.learning_rate=1e-30",
+    )
+    harness.run(config, out=tmp_path / "run", randomness=randomness)
+    mechanism = prepare(config).plan.build_mechanism()
+    (summed,) = sums
+    assert summed.noise is not None
+    share, bits = mechanism.event.share_variance, mechanism.modulus_bits
+    for values, terms in (
+        (from_ring(summed.total, bits=bits), len(summed.survivors)),
+        (summed.noise, mechanism.event.cap - len(summed.survivors)),
+    ):
+        variance = terms * (share + 1 / 12)  # a rounding adds 1/12
+        low, high = stats.chi2.ppf([5e-8, 1 - 5e-8], len(values)) / len(values)
+        assert low < np.mean(values.astype(np.float64) ** 2) / variance < high
 
 
 LARGE = ("cohort.expected=130", "engine.chunk=16")

@@ -101,7 +101,8 @@ class NoiseSource(Protocol):
         self, total: NDArray[np.int64], clients: int, entropy: Entropy | Sequence[Entropy]
     ) -> None:
         """Adds the sum of `noise_shares` to `total` (length,), in place, without an array of the
-        noise; does nothing where clients add none.
+        noise; does nothing where clients add none. With one source the sum's law is the same, but
+        many shares are not drawn one by one.
 
         Raises:
             MechanismError: as `noise_shares`.

@@ -119,10 +119,16 @@ class ClientNoise(_Memoryless):
     ) -> None:
         """Adds the sum of `noise_shares` to `total` (length,), in place.
 
+        From one source nobody can tell the clients' shares apart, so their sum is drawn as a
+        coordinator draws many missing ones: the same law, from fewer draws.
+
         Raises:
             MechanismError: as `noise_shares`.
         """
-        self._sampler.add_sum(total, _streams(clients, entropy))
+        if callable(entropy):
+            self._sampler.add_many(total, clients, AesCtrStream.from_entropy(entropy))
+        else:
+            self._sampler.add_sum(total, _streams(clients, entropy))
 
     def top_up(self, survivors: int, entropy: Entropy) -> NDArray[np.int64]:
         """Noise (length,) for the sum of n_cap - survivors further shares.
