@@ -1,4 +1,7 @@
-"""``python -m simulations.deterministic``: run schedules; exit 1 if one broke an invariant."""
+"""``python -m simulations.deterministic``: run schedules; exit 1 if one broke an invariant.
+
+Ctrl-C ends it after the schedules so far, which it sums up.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +25,27 @@ def main() -> int:
     started = time.monotonic()
     broken, ends, crashes, commits = 0, Counter[str](), 0, 0
     for seed in range(asked.seed, asked.seed + asked.count):
-        outcome = run(seed)
+        try:
+            outcome = run(seed)
+        except KeyboardInterrupt:
+            print(f"interrupted in seed {seed}: go on with --seed {seed}")
+            break
         if asked.trace:
             print("\n".join(outcome.trace))
         if outcome.violation is not None:
             broken += 1
-            print(f"seed {seed}: {outcome.violation}")
+            print(f"seed {seed}: {outcome.violation}", flush=True)
         ends[outcome.status or "broken"] += 1
         crashes, commits = crashes + outcome.crashes, commits + outcome.commits
     seconds = time.monotonic() - started
     print(
-        f"{asked.count} schedules in {seconds:.1f} s: "
+        f"{ends.total()} schedules in {seconds:.1f} s: "
         + ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
         + f"; {commits} rounds committed, {crashes} crashes"
     )
-    return 1 if broken else 0
+    if broken:
+        return 1
+    return 0 if ends.total() == asked.count else 130
 
 
 if __name__ == "__main__":
