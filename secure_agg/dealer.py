@@ -54,8 +54,9 @@ def deal(
     secret = masking.sample_secret(derive(seed, "secret"))
     public = public_polynomial(session, shared)
     ciphertext = np.empty(params.ciphertext_bytes, np.uint8).data
-    masking.encrypt(vector, secret, public, derive(seed, "error"), ciphertext)
-    ciphertext_hash = hashlib.sha256(ciphertext).digest()
+    hashed = hashlib.sha256()
+    masking.encrypt(vector, secret, public, derive(seed, "error"), ciphertext, hashed)
+    ciphertext_hash = hashed.digest()
     shares = sharing.share(
         secret,
         committee=params.committee,

@@ -85,16 +85,32 @@ class Sampler:
 
     def sample(self, count: int) -> npt.NDArray[np.int8]:
         """Return the next ``count`` samples, (count,)."""
+        out = np.empty(count, np.int8)
+        self.fill(out, np.empty(2 * count + 15, np.uint8), np.empty(count, np.int64))
+        return out
+
+    def fill(
+        self, out: npt.NDArray[np.int8], words: npt.NDArray[np.uint8], places: npt.NDArray[np.int64]
+    ) -> None:
+        """Write the next samples to ``out``, (count,).
+
+        Args:
+            out: Where they go.
+            words: Scratch of at least ``2 count + 15`` bytes.
+            places: Scratch of at least ``count``.
+        """
         table, high, low = _tables()
-        bits = np.frombuffer(self._coarse.read(2 * count), "<u2")
-        samples: npt.NDArray[np.int8] = np.take(table, bits)
-        undecided = np.flatnonzero(samples == _UNDECIDED)
+        count = out.size
+        self._coarse.fill(words.data, 2 * count)
+        bits, places = words[: 2 * count].view("<u2"), places[:count]
+        places[...] = bits
+        np.take(table, places, out=out, mode="clip")  # all are within; "raise" would copy the table
+        undecided = np.flatnonzero(out == _UNDECIDED)
         if undecided.size:
             u = bits[undecided, None]
             v = np.frombuffer(self._fine.read(8 * undecided.size), "<u8")[:, None]
             reached = (high < u) | ((high == u) & (low <= v))
-            samples[undecided] = reached.sum(axis=1) - TAIL
-        return samples
+            out[undecided] = reached.sum(axis=1) - TAIL
 
 
 @functools.cache

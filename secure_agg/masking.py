@@ -36,8 +36,9 @@ more.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -56,11 +57,12 @@ from secure_agg.packing import (
     unpack,
 )
 from secure_agg.params import RING_DEGREE, SIGMA, SecAggParams
-from secure_agg.products import Ints, Multiplier, PublicPolynomials, scratch
+from secure_agg.products import Ints, Multiplier, PublicPolynomials, Room, room
 
 __all__ = [
     "SECRET_SIGMAS",
     "Accumulator",
+    "Hash",
     "Ints",
     "PackedSum",
     "PublicPolynomials",
@@ -74,10 +76,27 @@ __all__ = [
 
 SECRET_SIGMAS: Final = 12.0
 """A sum of honest secrets exceeds this many standard deviations with chance below 2^-90."""
-_PIECE: Final = 64 * RING_DEGREE
-"""Coefficients that are added together: half a MiB of the widest plane, so that the second pass
-over a piece finds it in a core's cache, and that a piece takes longer than the calls for it."""
+_PIECE: Final = 32 * RING_DEGREE
+"""Coefficients that are added together: a quarter of a MiB of the widest plane, so that the second
+pass over a piece finds it in a core's cache, and a piece takes longer than the calls for it."""
 _WORD: Final = 1 << 64
+
+
+class _Copy(threading.local):
+    """Room for a piece of a plane, kept by each thread."""
+
+    def __init__(self) -> None:
+        self.piece = np.empty(4 * _PIECE, np.uint8)
+
+
+_COPY: Final = _Copy()
+
+
+class Hash(Protocol):
+    """As much of one of `hashlib`'s as is needed here."""
+
+    def update(self, data: memoryview, /) -> None:
+        """Go on with these bytes."""
 
 
 def sample_secret(key: bytes) -> Ints:
@@ -96,6 +115,7 @@ def encrypt(
     public: PublicPolynomials,
     noise_key: bytes,
     out: bytearray | memoryview | None = None,
+    hashed: Hash | None = None,
 ) -> bytes:
     """Encrypt a vector under a fresh secret.
 
@@ -108,6 +128,7 @@ def encrypt(
         public: The round's public ring elements.
         noise_key: 32 fresh bytes for the errors.
         out: Where to write the ciphertext; exactly ``params.ciphertext_bytes`` long.
+        hashed: Is fed the ciphertext, most of it as it is written and still in a core's cache.
 
     Returns:
         The ciphertext, planes in order: for every coefficient its low 32 bits, then its next 16
@@ -131,36 +152,55 @@ def encrypt(
     multiplier = Multiplier(secret, public.limb_bits)
     noise = Sampler(noise_key)
     half = 1 << (params.dropped_bits - 1) if params.dropped_bits else 0
-    constant = np.uint64((half - multiplier.excess) % _WORD)
-    modulus = np.uint64((1 << params.log_q) - 1)
-    transforms, product = scratch()
-    for start, low, high in public.blocks():
-        f = product[: len(low)]
-        multiplier.times(low, high, transforms[: len(low)], f)
-        flat = f.reshape(-1)
-        flat += noise.sample(flat.size)
-        at = start * RING_DEGREE
-        for j in range(params.values_per_coefficient):
-            values = digit(vector, j, at, flat.size, params)
-            if values.size:
-                x = values.astype(np.uint64).view(np.int64)
-                end = params.modulus_bits * (j + 1) + params.scale_bits
-                if end == params.log_q:  # its sign reaches no bit below the modulus
-                    x <<= end - params.modulus_bits
-                else:
-                    x <<= 64 - params.modulus_bits
-                    x >>= 64 - end
-                flat[: x.size] += x
+    modulus = (1 << params.log_q) - 1
+    excess = np.uint64(multiplier.excess & modulus)
+    where = room()
+    for start, low, high in public.blocks(where):
+        f = where.products[: len(low)]
+        multiplier.times(low, high, where.transforms[: len(low)], f, half)
+        flat, at = f.reshape(-1), start * RING_DEGREE
+        _add_noise(flat, noise, where)
+        _add_values(flat, vector, at, params, where)
         u = flat.view(np.uint64)
-        u += constant
+        if excess:
+            u -= excess
         if params.wire_bits < 8 * sum(params.planes):  # the planes cut off what is above q
-            u &= modulus
+            u &= np.uint64(modulus)
         u >>= np.uint64(params.dropped_bits)
         for index, plane in enumerate(views):
             plane[at : at + u.size] = u
             if index + 1 < len(views):
                 u >>= np.uint64(8 * plane.itemsize)
+        if hashed is not None:
+            hashed.update(views[0][at : at + u.size].data)
+    if hashed is not None:
+        for plane in views[1:]:
+            hashed.update(plane.data)
     return bytes(buffer) if out is None else b""
+
+
+def _add_noise(flat: Ints, noise: Sampler, where: Room) -> None:
+    errors, x = where.samples[: flat.size], where.values[: flat.size]
+    noise.fill(errors, where.words, x)
+    x[...] = errors  # faster than a sum of unlike types
+    flat += x
+
+
+def _add_values(flat: Ints, vector: Unsigned, at: int, params: SecAggParams, where: Room) -> None:
+    """Add the vector's values to the coefficients from ``at`` on, above the noise."""
+    bits = params.modulus_bits
+    for j in range(params.values_per_coefficient):
+        values = digit(vector, j, at, flat.size, params)
+        if values.size:
+            x = where.values[: values.size]
+            x.view(np.uint64)[...] = values
+            end = bits * (j + 1) + params.scale_bits
+            if end == params.log_q:  # its sign reaches no bit below the modulus
+                x <<= end - bits
+            else:
+                x <<= 64 - bits
+                x >>= 64 - end
+            flat[: x.size] += x
 
 
 class Accumulator:
@@ -176,10 +216,13 @@ class Accumulator:
         Raises:
             MessageError: One does not have ``params.ciphertext_bytes`` bytes; none was added.
         """
-        for total, *terms in self._blocks(*ciphertexts):
+        terms = list(map(self._planes, ciphertexts))
+        for piece in self._pieces():
+            total = [plane[piece] for plane in self._sum]
             for term in terms:
                 carry: npt.NDArray[np.bool_] | None = None
-                for index, (t, x) in enumerate(zip(total, term, strict=True)):
+                for index, (t, plane) in enumerate(zip(total, term, strict=True)):
+                    x = _aligned(plane[piece])
                     t += x
                     overflow = t < x if index + 1 < len(total) else None
                     if carry is not None:
@@ -194,10 +237,12 @@ class Accumulator:
         Raises:
             MessageError: It does not have ``params.ciphertext_bytes`` bytes.
         """
-        for total, term in self._blocks(ciphertext):
+        term = self._planes(ciphertext)
+        for piece in self._pieces():
             borrow: npt.NDArray[np.bool_] | None = None
-            for index, (t, x) in enumerate(zip(total, term, strict=True)):
-                underflow = t < x if index + 1 < len(total) else None
+            for index, (whole, plane) in enumerate(zip(self._sum, term, strict=True)):
+                t, x = whole[piece], _aligned(plane[piece])
+                underflow = t < x if index + 1 < len(term) else None
                 t -= x
                 if borrow is not None:
                     if underflow is not None:
@@ -205,19 +250,17 @@ class Accumulator:
                     t -= borrow
                 borrow = underflow
 
-    def _blocks(self, *ciphertexts: bytes | bytearray | memoryview) -> Iterator[list[list[Any]]]:
-        """Yield matching pieces of the planes of the sum and of each ciphertext, low first."""
-        views = [self._sum]
-        for ciphertext in ciphertexts:
-            if len(ciphertext) != self.params.ciphertext_bytes:
-                raise MessageError(
-                    f"a ciphertext has {len(ciphertext)} bytes, "
-                    f"expected {self.params.ciphertext_bytes}"
-                )
-            views.append(planes(ciphertext, self.params))
+    def _planes(self, ciphertext: bytes | bytearray | memoryview) -> list[npt.NDArray[Any]]:
+        if len(ciphertext) != self.params.ciphertext_bytes:
+            raise MessageError(
+                f"a ciphertext has {len(ciphertext)} bytes, expected {self.params.ciphertext_bytes}"
+            )
+        return planes(ciphertext, self.params)
+
+    def _pieces(self) -> Iterator[slice]:
+        """Yield the ranges of coefficients that are added in turn."""
         for start in range(0, self.params.coefficients, _PIECE):
-            piece = slice(start, start + _PIECE)
-            yield [[plane[piece] for plane in each] for each in views]
+            yield slice(start, start + _PIECE)
 
     def open(
         self,
@@ -260,10 +303,10 @@ class Accumulator:
         constant = np.int64(_signed((centre + multiplier.excess) % _WORD))
         result = np.empty(params.dimension, np.int64)
         squares, worst = 0.0, 0
-        transforms, product = scratch()
-        for start, low, high in public.blocks():
-            f = product[: len(low)]
-            multiplier.times(low, high, transforms[: len(low)], f)
+        where = room()
+        for start, low, high in public.blocks(where):
+            f = where.products[: len(low)]
+            multiplier.times(low, high, where.transforms[: len(low)], f)
             at = start * RING_DEGREE
             v = self._combined(at, f.size)
             v <<= params.dropped_bits
@@ -292,6 +335,18 @@ class Accumulator:
             v |= part
             shift += 8 * plane.itemsize
         return v
+
+
+def _aligned(piece: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a piece of a plane, or this thread's copy of one that begins at an odd address.
+
+    In an upload the ciphertext begins anywhere, and numpy takes twice as long for such an array.
+    """
+    if piece.flags.aligned:
+        return piece
+    copy = _COPY.piece[: piece.nbytes].view(piece.dtype)
+    copy.view(np.uint8)[...] = piece.view(np.uint8)
+    return copy
 
 
 def _signed(word: int) -> int:

@@ -54,7 +54,8 @@ __all__ = [
     "Ints",
     "Multiplier",
     "PublicPolynomials",
-    "scratch",
+    "Room",
+    "room",
     "transform",
 ]
 
@@ -100,6 +101,44 @@ def transform(z: Complex) -> None:
     np.fft.fft(z, out=z)
 
 
+class Room:
+    """Memory for one block of polynomials: fresh memory would cost as much as a transform.
+
+    What is left in it is overwritten by the next block, and worth as little as freed memory.
+
+    Attributes:
+        words: A keystream's bytes, 16 KiB a polynomial, and 15 more.
+        limbs: Transforms of the public limbs, low and high, (2, polynomials, 1024).
+        transforms: For `Multiplier.times`, (polynomials, 1024).
+        products: What that returns, (polynomials, 2048).
+        values: Integers, one a coefficient.
+        samples: Small integers, one a coefficient.
+    """
+
+    __slots__ = ("limbs", "products", "samples", "transforms", "values", "words")
+
+    def __init__(self) -> None:
+        self.words = np.empty(8 * _BLOCK * RING_DEGREE + 16, np.uint8)
+        self.limbs = np.empty((2, _BLOCK, _HALF), np.complex128)
+        self.transforms = np.empty((_BLOCK, _HALF), np.complex128)
+        self.products = np.empty((_BLOCK, RING_DEGREE), np.int64)
+        self.values = np.empty(_BLOCK * RING_DEGREE, np.int64)
+        self.samples = np.empty(_BLOCK * RING_DEGREE, np.int8)
+
+
+class _Rooms(threading.local):
+    def __init__(self) -> None:
+        self.room = Room()
+
+
+_ROOMS: Final = _Rooms()
+
+
+def room() -> Room:
+    """Return this thread's room, for one use at a time."""
+    return _ROOMS.room
+
+
 class PublicPolynomials:
     """The public ring elements a, expanded from a seed block by block.
 
@@ -117,20 +156,21 @@ class PublicPolynomials:
         self._cached = cached
         self._cache: list[tuple[int, Complex, Complex]] | None = None
 
-    def blocks(self) -> Iterator[tuple[int, Complex, Complex]]:
+    def blocks(self, where: Room) -> Iterator[tuple[int, Complex, Complex]]:
         """Yield index of the first polynomial and transforms of the low and the high limbs.
 
-        Each is (polynomials, 1024). Without cache the arrays are overwritten by the next block.
+        Each is (polynomials, 1024), and without cache lies in ``where``, to be overwritten by the
+        next block.
         """
         if self._cached:
             if self._cache is None:
-                self._cache = [(i, a.copy(), b.copy()) for i, a, b in self._expand()]
+                self._cache = [(i, a.copy(), b.copy()) for i, a, b in self._expand(where)]
             yield from self._cache
         else:
-            yield from self._expand()
+            yield from self._expand(where)
 
-    def limbs(self) -> Iterator[tuple[int, npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
-        """Yield index of the first polynomial, and low and high limbs, (polynomials, 2048).
+    def limbs(self, where: Room) -> Iterator[tuple[int, npt.NDArray[np.int32]]]:
+        """Yield index of the first polynomial, and low and high limbs, (polynomials, 2, 2048).
 
         ``a = low + 2^limb_bits high`` modulo q; both are uniform and centred. Polynomial i takes
         bytes ``16384 i`` to ``16384 (i + 1)`` of the keystream: 2,048 little-endian words of 32
@@ -139,22 +179,19 @@ class PublicPolynomials:
         """
         stream = Keystream(self._seed)
         total = self.params.polynomials
-        buffer = np.empty(8 * min(_BLOCK, total) * RING_DEGREE + 16, np.uint8)
         for start in range(0, total, _BLOCK):
             count = min(_BLOCK, total - start)
             size = 8 * count * RING_DEGREE
-            stream.fill(buffer.data, size)
-            words = buffer[:size].view("<i4")
+            stream.fill(where.words.data, size)
+            words = where.words[:size].view("<i4")
             words >>= 32 - self.limb_bits  # keeps the high bits, with their sign
-            both = words.reshape(count, 2, RING_DEGREE)
-            yield start, both[:, 0], both[:, 1]
+            yield start, words.reshape(count, 2, RING_DEGREE)
 
-    def _expand(self) -> Iterator[tuple[int, Complex, Complex]]:
-        scratch = np.empty((2, min(_BLOCK, self.params.polynomials), _HALF), np.complex128)
-        for start, *limbs in self.limbs():
-            z = scratch[:, : len(limbs[0])]
-            for transformed, limb in zip(z, limbs, strict=True):
-                transformed.view(np.float64)[...] = limb
+    def _expand(self, where: Room) -> Iterator[tuple[int, Complex, Complex]]:
+        for start, limbs in self.limbs(where):
+            z = where.limbs[:, : len(limbs)]
+            for index, transformed in enumerate(z):
+                transformed.view(np.float64)[...] = limbs[:, index]
                 transform(transformed)
             yield start, z[0], z[1]
 
@@ -192,13 +229,15 @@ class Multiplier:
             _MAGIC_BITS << (shift + high) for shift, _ in parts for high in (0, limb_bits)
         )
 
-    def times(self, low: Complex, high: Complex, z: Complex, out: Ints) -> None:
-        """Write ``a s + excess`` modulo 2^64 to ``out``, (polynomials, 2048).
+    def times(self, low: Complex, high: Complex, z: Complex, out: Ints, plus: int = 0) -> None:
+        """Write ``a s + plus + excess`` modulo 2^64 to ``out``, (polynomials, 2048).
 
         Args:
             low, high: Transforms of a's limbs, (polynomials, 1024).
             z: Scratch of the same shape.
             out: Where the result goes.
+            plus: Of magnitude below 2^50, so that adding it to `_MAGIC` is exact, as is the sum
+                with a product.
         """
         parts, bits = z.view(np.float64), z.view(np.int64)
         first = True
@@ -207,30 +246,11 @@ class Multiplier:
                 np.multiply(limb, secret, out=z)
                 np.fft.ifft(z, out=z)
                 z *= _UNTWIST
-                parts += _MAGIC
-                if base + shift and not first:
-                    bits <<= base + shift
+                parts += _MAGIC if base + shift else _MAGIC + plus
                 if first:
                     np.left_shift(bits, base + shift, out=out)
                 else:
+                    if base + shift:
+                        bits <<= base + shift
                     out += bits
                 first = False
-
-
-class _Scratch(threading.local):
-    """Room for one block, kept by each thread: fresh memory would cost as much as a transform."""
-
-    def __init__(self) -> None:
-        self.transforms = np.empty((_BLOCK, _HALF), np.complex128)
-        self.products = np.empty((_BLOCK, RING_DEGREE), np.int64)
-
-
-_SCRATCH: Final = _Scratch()
-
-
-def scratch() -> tuple[Complex, Ints]:
-    """Return this thread's room for one block: transforms, and the products of `Multiplier.times`.
-
-    What is left in it is overwritten by the next call, and worth as little as freed memory.
-    """
-    return _SCRATCH.transforms, _SCRATCH.products

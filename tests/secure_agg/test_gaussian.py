@@ -79,6 +79,10 @@ class _Stream:
         assert count == len(self._data)
         return self._data
 
+    def fill(self, buffer: memoryview, count: int) -> None:
+        """Write everything."""
+        buffer[:count] = self.read(count)
+
 
 def expected(bits: int) -> int:
     return sum(bits >= t for t in thresholds()) - TAIL

@@ -24,6 +24,7 @@ from secure_agg.masking import (
     to_ring,
 )
 from secure_agg.params import SecAggParams
+from secure_agg.products import room
 
 Ints = npt.NDArray[np.int64]
 
@@ -149,12 +150,12 @@ def test_carries_run_through_all_planes(n: int, bits: int) -> None:
     terms = [ones, one, ones, ones, *(Keystream(key("bytes", i)).read(size) for i in range(4))]
     accumulator = Accumulator(params)
     total = [0] * params.coefficients
-    for term in terms:
-        accumulator.add(term)
+    for odd, term in enumerate(terms):
+        accumulator.add(memoryview(bytes(odd % 4) + term)[odd % 4 :])  # at any address
         total = [(a + b) % modulus for a, b in zip(total, spelled(params, term), strict=True)]
         assert state(accumulator) == total
-    for term in terms:
-        accumulator.subtract(term)
+    for odd, term in enumerate(terms):
+        accumulator.subtract(memoryview(bytes(odd % 4) + term)[odd % 4 :])
         total = [(a - b) % modulus for a, b in zip(total, spelled(params, term), strict=True)]
         assert state(accumulator) == total
     assert set(total) == {0}
@@ -181,7 +182,7 @@ def test_the_ciphertext_is_what_the_docstring_says() -> None:
     secret = sample_secret(key("secret"))
     x = vector(params, 0)
     data = encrypt(x, secret, public, key("noise"))
-    low, high = ((a.astype(np.int64), b.astype(np.int64)) for _, a, b in public.limbs()).__next__()
+    low, high = next(public.limbs(room()))[1].astype(np.int64).swapaxes(0, 1)
     errors = Sampler(key("noise")).sample(params.coefficients).tolist()
     order = [i // 2 + 1024 * (i % 2) for i in range(2048)]
     power = {p: i for i, p in enumerate(order)}
@@ -234,9 +235,11 @@ def test_cached_transforms_and_given_buffers_change_nothing() -> None:
     assert cached.ciphertext(0) == data
     assert cached.ciphertext(0) == data
     message = bytearray(len(data) + 20)
-    part = memoryview(message)[10:-10]
-    assert encrypt(plain.vectors[0], plain.secrets[0], plain.public, key("noise"), part) == b""
+    part, hashed = memoryview(message)[10:-10], hashlib.sha256()
+    given = plain.vectors[0], plain.secrets[0], plain.public, key("noise")
+    assert encrypt(*given, part, hashed) == b""
     assert bytes(part) == data
+    assert hashed.digest() == hashlib.sha256(data).digest()
     assert message[:10] == message[-10:] == bytes(10)
     Accumulator(params).add(part)
 

@@ -16,7 +16,7 @@ from secure_agg.errors import InputError
 from secure_agg.gaussian import TAIL
 from secure_agg.masking import sample_secret, secret_limit
 from secure_agg.params import SecAggParams
-from secure_agg.products import RELATIVE_ERROR, Multiplier, PublicPolynomials, transform
+from secure_agg.products import RELATIVE_ERROR, Multiplier, PublicPolynomials, room, transform
 
 N = 2048
 UNIT = 2.0**-53
@@ -83,14 +83,14 @@ SECRETS: dict[str, Ints] = {
 }
 
 
-def product(multiplier: Multiplier, low: Ints, high: Ints) -> Ints:
+def product(multiplier: Multiplier, low: Ints, high: Ints, plus: int = 0) -> Ints:
     transforms = []
     for limb in (low, high):
         z = limb.astype(np.float64).view(np.complex128)[None]
         transform(z)
         transforms.append(z)
     out = np.empty((1, N), np.int64)
-    multiplier.times(transforms[0], transforms[1], np.empty((1, N // 2), np.complex128), out)
+    multiplier.times(transforms[0], transforms[1], np.empty((1, N // 2), np.complex128), out, plus)
     result: Ints = out[0]
     return result
 
@@ -108,6 +108,16 @@ def test_products_are_exact(bits: int, limb: str) -> None:
         assert [(int(x) - multiplier.excess) % modulus for x in found] == [
             w % modulus for w in wanted
         ], name
+
+
+@pytest.mark.parametrize("plus", [1, -3, (1 << 49) + 1])
+def test_what_is_added_on_the_way_is_added_exactly(plus: int) -> None:
+    low, high = limbs_of("least", 27)
+    for secret in SECRETS.values():
+        multiplier = Multiplier(secret, 27)
+        alone = product(multiplier, low, high).view(np.uint64)
+        found = product(multiplier, low, high, plus).view(np.uint64)
+        assert (found - alone == np.uint64(plus % (1 << 64))).all()
 
 
 def test_limbs_of_secrets_are_as_few_as_exactness_allows() -> None:
@@ -182,7 +192,8 @@ def test_public_polynomials_are_the_keystream() -> None:
     bits = public.limb_bits
     assert bits == (p.log_q + 1) // 2
     count = 0
-    for start, low, high in public.limbs():
+    for start, limbs in public.limbs(room()):
+        low, high = limbs.swapaxes(0, 1)
         assert start == count
         assert (low == words[start : start + len(low), 0] >> (32 - bits)).all()
         assert (high == words[start : start + len(high), 1] >> (32 - bits)).all()
@@ -196,7 +207,7 @@ def test_cached_blocks_are_the_same() -> None:
     p = params(37)
 
     def flat(public: PublicPolynomials) -> Iterator[tuple[int, bytes, bytes]]:
-        for start, low, high in public.blocks():
+        for start, low, high in public.blocks(room()):
             yield start, low.tobytes(), high.tobytes()
 
     once = list(flat(PublicPolynomials(key("public"), p)))
