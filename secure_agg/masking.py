@@ -315,8 +315,10 @@ class Accumulator:
             noise = v & ((1 << params.scale_bits) - 1)
             noise -= 1 << (params.scale_bits - 1)
             worst = max(worst, int(noise.max()), -int(noise.min()))
-            real = noise.astype(np.float64)
-            squares += float(real @ real)
+            real = where.transforms.view(np.float64).reshape(-1)[: noise.size]
+            real[...] = noise
+            real *= real
+            squares += float(real.sum())  # a scalar product wakes the other cores, which then spin
             # The values lie above the noise, modulo q.
             v <<= 64 - params.log_q
             v >>= 64 - params.log_q + params.scale_bits
