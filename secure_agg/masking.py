@@ -36,7 +36,6 @@ more.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
@@ -80,16 +79,6 @@ _PIECE: Final = 32 * RING_DEGREE
 """Coefficients that are added together: a quarter of a MiB of the widest plane, so that the second
 pass over a piece finds it in a core's cache, and a piece takes longer than the calls for it."""
 _WORD: Final = 1 << 64
-
-
-class _Copy(threading.local):
-    """Room for a piece of a plane, kept by each thread."""
-
-    def __init__(self) -> None:
-        self.piece = np.empty(4 * _PIECE, np.uint8)
-
-
-_COPY: Final = _Copy()
 
 
 class Hash(Protocol):
@@ -154,25 +143,25 @@ def encrypt(
     half = 1 << (params.dropped_bits - 1) if params.dropped_bits else 0
     modulus = (1 << params.log_q) - 1
     excess = np.uint64(multiplier.excess & modulus)
-    where = room()
-    for start, low, high in public.blocks(where):
-        f = where.products[: len(low)]
-        multiplier.times(low, high, where.transforms[: len(low)], f, half)
-        flat, at = f.reshape(-1), start * RING_DEGREE
-        _add_noise(flat, noise, where)
-        _add_values(flat, vector, at, params, where)
-        u = flat.view(np.uint64)
-        if excess:
-            u -= excess
-        if params.wire_bits < 8 * sum(params.planes):  # the planes cut off what is above q
-            u &= np.uint64(modulus)
-        u >>= np.uint64(params.dropped_bits)
-        for index, plane in enumerate(views):
-            plane[at : at + u.size] = u
-            if index + 1 < len(views):
-                u >>= np.uint64(8 * plane.itemsize)
-        if hashed is not None:
-            hashed.update(views[0][at : at + u.size].data)
+    with room() as where:
+        for start, low, high in public.blocks(where):
+            f = where.products[: len(low)]
+            multiplier.times(low, high, where.transforms[: len(low)], f, half)
+            flat, at = f.reshape(-1), start * RING_DEGREE
+            _add_noise(flat, noise, where)
+            _add_values(flat, vector, at, params, where)
+            u = flat.view(np.uint64)
+            if excess:
+                u -= excess
+            if params.wire_bits < 8 * sum(params.planes):  # the planes cut off what is above q
+                u &= np.uint64(modulus)
+            u >>= np.uint64(params.dropped_bits)
+            for index, plane in enumerate(views):
+                plane[at : at + u.size] = u
+                if index + 1 < len(views):
+                    u >>= np.uint64(8 * plane.itemsize)
+            if hashed is not None:
+                hashed.update(views[0][at : at + u.size].data)
     if hashed is not None:
         for plane in views[1:]:
             hashed.update(plane.data)
@@ -209,6 +198,7 @@ class Accumulator:
     def __init__(self, params: SecAggParams) -> None:
         self.params = params
         self._sum = planes(bytearray(params.ciphertext_bytes), params)
+        self._copy = np.empty(4 * min(_PIECE, params.coefficients), np.uint8)
 
     def add(self, *ciphertexts: bytes | bytearray | memoryview) -> None:
         """Add ciphertexts to the sum; several in one go fetch it from memory once.
@@ -222,7 +212,7 @@ class Accumulator:
             for term in terms:
                 carry: npt.NDArray[np.bool_] | None = None
                 for index, (t, plane) in enumerate(zip(total, term, strict=True)):
-                    x = _aligned(plane[piece])
+                    x = self._aligned(plane[piece])
                     t += x
                     overflow = t < x if index + 1 < len(total) else None
                     if carry is not None:
@@ -241,7 +231,7 @@ class Accumulator:
         for piece in self._pieces():
             borrow: npt.NDArray[np.bool_] | None = None
             for index, (whole, plane) in enumerate(zip(self._sum, term, strict=True)):
-                t, x = whole[piece], _aligned(plane[piece])
+                t, x = whole[piece], self._aligned(plane[piece])
                 underflow = t < x if index + 1 < len(term) else None
                 t -= x
                 if borrow is not None:
@@ -256,6 +246,18 @@ class Accumulator:
                 f"a ciphertext has {len(ciphertext)} bytes, expected {self.params.ciphertext_bytes}"
             )
         return planes(ciphertext, self.params)
+
+    def _aligned(self, piece: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return a piece of a plane, or a copy of one that begins at an odd address.
+
+        In an upload the ciphertext begins anywhere, and numpy takes twice as long for such an
+        array. The next call overwrites the copy.
+        """
+        if piece.flags.aligned:
+            return piece
+        copy = self._copy[: piece.nbytes].view(piece.dtype)
+        copy.view(np.uint8)[...] = piece.view(np.uint8)
+        return copy
 
     def _pieces(self) -> Iterator[slice]:
         """Yield the ranges of coefficients that are added in turn."""
@@ -303,26 +305,28 @@ class Accumulator:
         constant = np.int64(_signed((centre + multiplier.excess) % _WORD))
         result = np.empty(params.dimension, np.int64)
         squares, worst = 0.0, 0
-        where = room()
-        for start, low, high in public.blocks(where):
-            f = where.products[: len(low)]
-            multiplier.times(low, high, where.transforms[: len(low)], f)
-            at = start * RING_DEGREE
-            v = self._combined(at, f.size)
-            v <<= params.dropped_bits
-            v -= f.reshape(-1)
-            v += constant
-            noise = v & ((1 << params.scale_bits) - 1)
-            noise -= 1 << (params.scale_bits - 1)
-            worst = max(worst, int(noise.max()), -int(noise.min()))
-            real = where.transforms.view(np.float64).reshape(-1)[: noise.size]
-            real[...] = noise
-            real *= real
-            squares += float(real.sum())  # a scalar product wakes the other cores, which then spin
-            # The values lie above the noise, modulo q.
-            v <<= 64 - params.log_q
-            v >>= 64 - params.log_q + params.scale_bits
-            unpack(v, result, at, params)
+        with room() as where:
+            for start, low, high in public.blocks(where):
+                f = where.products[: len(low)]
+                multiplier.times(low, high, where.transforms[: len(low)], f)
+                at = start * RING_DEGREE
+                v = self._combined(at, f.size)
+                v <<= params.dropped_bits
+                v -= f.reshape(-1)
+                v += constant
+                noise = v & ((1 << params.scale_bits) - 1)
+                noise -= 1 << (params.scale_bits - 1)
+                worst = max(worst, int(noise.max()), -int(noise.min()))
+                real = where.transforms.view(np.float64).reshape(-1)[: noise.size]
+                real[...] = noise
+                real *= real
+                squares += float(
+                    real.sum()
+                )  # a scalar product wakes the other cores, which then spin
+                # The values lie above the noise, modulo q.
+                v <<= 64 - params.log_q
+                v >>= 64 - params.log_q + params.scale_bits
+                unpack(v, result, at, params)
         checks.residual(params, count, worst, math.sqrt(squares / params.coefficients))
         return result
 
@@ -337,18 +341,6 @@ class Accumulator:
             v |= part
             shift += 8 * plane.itemsize
         return v
-
-
-def _aligned(piece: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return a piece of a plane, or this thread's copy of one that begins at an odd address.
-
-    In an upload the ciphertext begins anywhere, and numpy takes twice as long for such an array.
-    """
-    if piece.flags.aligned:
-        return piece
-    copy = _COPY.piece[: piece.nbytes].view(piece.dtype)
-    copy.view(np.uint8)[...] = piece.view(np.uint8)
-    return copy
 
 
 def _signed(word: int) -> int:

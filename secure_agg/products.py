@@ -37,8 +37,8 @@ size of errors that is measured, a hundred to a thousand times smaller.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -126,17 +126,20 @@ class Room:
         self.samples = np.empty(_BLOCK * RING_DEGREE, np.int8)
 
 
-class _Rooms(threading.local):
-    def __init__(self) -> None:
-        self.room = Room()
+_ROOMS: Final[list[Room]] = []
 
 
-_ROOMS: Final = _Rooms()
-
-
-def room() -> Room:
-    """Return this thread's room, for one use at a time."""
-    return _ROOMS.room
+@contextmanager
+def room() -> Iterator[Room]:
+    """Lend a room, which nobody else has meanwhile and which the next one gets."""
+    try:
+        where = _ROOMS.pop()
+    except IndexError:
+        where = Room()
+    try:
+        yield where
+    finally:
+        _ROOMS.append(where)
 
 
 class PublicPolynomials:

@@ -24,7 +24,7 @@ from secure_agg.masking import (
     to_ring,
 )
 from secure_agg.params import SecAggParams
-from secure_agg.products import room
+from secure_agg.products import Room
 
 Ints = npt.NDArray[np.int64]
 
@@ -182,7 +182,7 @@ def test_the_ciphertext_is_what_the_docstring_says() -> None:
     secret = sample_secret(key("secret"))
     x = vector(params, 0)
     data = encrypt(x, secret, public, key("noise"))
-    low, high = next(public.limbs(room()))[1].astype(np.int64).swapaxes(0, 1)
+    low, high = next(public.limbs(Room()))[1].astype(np.int64).swapaxes(0, 1)
     errors = Sampler(key("noise")).sample(params.coefficients).tolist()
     order = [i // 2 + 1024 * (i % 2) for i in range(2048)]
     power = {p: i for i, p in enumerate(order)}

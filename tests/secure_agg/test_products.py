@@ -16,7 +16,7 @@ from secure_agg.errors import InputError
 from secure_agg.gaussian import TAIL
 from secure_agg.masking import sample_secret, secret_limit
 from secure_agg.params import SecAggParams
-from secure_agg.products import RELATIVE_ERROR, Multiplier, PublicPolynomials, room, transform
+from secure_agg.products import RELATIVE_ERROR, Multiplier, PublicPolynomials, Room, room, transform
 
 N = 2048
 UNIT = 2.0**-53
@@ -192,7 +192,7 @@ def test_public_polynomials_are_the_keystream() -> None:
     bits = public.limb_bits
     assert bits == (p.log_q + 1) // 2
     count = 0
-    for start, limbs in public.limbs(room()):
+    for start, limbs in public.limbs(Room()):
         low, high = limbs.swapaxes(0, 1)
         assert start == count
         assert (low == words[start : start + len(low), 0] >> (32 - bits)).all()
@@ -203,11 +203,22 @@ def test_public_polynomials_are_the_keystream() -> None:
     assert count == 37
 
 
+def test_a_room_is_lent_to_one_at_a_time() -> None:
+    with room() as one, room() as other:
+        assert one is not other
+    with room() as again:
+        assert again in (one, other)
+    with pytest.raises(KeyError), room() as lost:
+        raise KeyError
+    with room() as kept:
+        assert kept is lost
+
+
 def test_cached_blocks_are_the_same() -> None:
     p = params(37)
 
     def flat(public: PublicPolynomials) -> Iterator[tuple[int, bytes, bytes]]:
-        for start, low, high in public.blocks(room()):
+        for start, low, high in public.blocks(Room()):
             yield start, low.tobytes(), high.tobytes()
 
     once = list(flat(PublicPolynomials(key("public"), p)))
