@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from client.training.local import LocalConfig
 
@@ -26,17 +27,49 @@ class Stepper:
     def __init__(self, local: LocalConfig, start: Sequence[Tensor], params: Sequence[Tensor]):
         self._local, self._start, self._params = local, list(start), list(params)
         self._steps = 0
-        adam = local.optimizer == "adam"
-        states = 2 if adam else int(local.momentum > 0)
+        moments = local.optimizer == "adam"
+        states = 2 if moments else int(local.momentum > 0)
         self._state = [[torch.zeros_like(p) for p in params] for _ in range(states)]
+        self._fuses = moments and _one_pass(self._params)
+        self._taken = [torch.zeros((), dtype=torch.float32) for _ in params] if self._fuses else []
 
     def step(self, grads: Sequence[Tensor], active: int | None = None) -> None:
         """Take one step; with `active`, only the first `active` clients take part."""
         self._steps += 1
+        if self._fuses:
+            self._fused(grads, active)
+            return
         for at, grad in enumerate(grads):
             param = self._params[at] if active is None else self._params[at][:active]
             state = [s[at] if active is None else s[at][:active] for s in self._state]
             self._update(param, self._direction(param, self._start[at], grad), state)
+
+    def _fused(self, grads: Sequence[Tensor], active: int | None) -> None:
+        """A step of Adam that reads and writes each weight once."""
+        params, first, second = (
+            [each[:active] for each in held] if active is not None else held
+            for held in (self._params, *self._state)
+        )
+        moves = [
+            _laid_out_as(param, self._direction(param, start, grad))
+            for param, start, grad in zip(params, self._start, grads, strict=True)
+        ]
+        adam(
+            params,
+            moves,
+            first,
+            second,
+            [],
+            self._taken,
+            fused=True,
+            amsgrad=False,
+            beta1=BETA1,
+            beta2=BETA2,
+            lr=self._local.learning_rate,
+            weight_decay=0.0,  # in the direction already
+            eps=EPSILON,
+            maximize=False,
+        )
 
     def _direction(self, param: Tensor, start: Tensor, grad: Tensor) -> Tensor:
         if self._local.weight_decay:
@@ -58,3 +91,19 @@ class Stepper:
             param.add_(state[0], alpha=-rate)
         else:
             param.add_(grad, alpha=-rate)
+
+
+def _one_pass(params: Sequence[Tensor]) -> bool:
+    """Whether torch's fused kernel may train these: it is used on a CPU only, and as it walks
+    through memory without regard to strides, each tensor must fill its own memory."""
+    return all(
+        param.device.type == "cpu"
+        and param.dtype in (torch.float32, torch.float64)
+        and torch.empty_like(param).stride() == param.stride()
+        for param in params
+    )
+
+
+def _laid_out_as(param: Tensor, grad: Tensor) -> Tensor:
+    """`grad` with the strides of `param`, which the fused kernel assumes."""
+    return grad if grad.stride() == param.stride() else torch.empty_like(param).copy_(grad)

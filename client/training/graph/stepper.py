@@ -41,6 +41,7 @@ class StaticStepper(Stepper):
 
     def __init__(self, local: LocalConfig, start: Sequence[Tensor], params: Sequence[Tensor]):
         super().__init__(local, start, params)
+        self._fuses = False  # its bias corrections are numbers
         self._sizes: Tensor
         self._active: Tensor | None = None
 
