@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Choice", "best", "candidates", "measure", "most_at_once"]
+import numpy as np
+
+__all__ = ["Choice", "best", "candidates", "measure", "most_at_once", "typical"]
 
 CHUNKS = (8, 32, 128, 512)
 _ENOUGH = 0.05  # seconds for each (path, chunk)
@@ -68,6 +70,23 @@ def candidates(paths: Sequence[str], clients: int, most: int) -> list[tuple[str,
     enough = next((at for at, chunk in enumerate(fitting) if chunk >= clients), len(fitting))
     chunks = fitting[: enough + 1]
     return [(path, chunk) for path in paths for chunk in ([1] if path == "loop" else chunks)]
+
+
+def typical(sizes: Sequence[int], count: int) -> slice:
+    """The `count` neighbours among increasing `sizes` whose mean size is nearest to that of all.
+
+    A rate counts examples, and a client with few of them takes longer for each: paths
+    would not be compared if one were measured with smaller clients than the other.
+
+    >>> typical([1, 2, 3, 10, 12, 50], 1), typical([1, 2, 3, 10, 12, 50], 3)
+    (slice(4, 5, None), slice(2, 5, None))
+    """
+    if count >= len(sizes):
+        return slice(0, len(sizes))
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    means = (ends[count:] - ends[:-count]) / count
+    begin = int(np.abs(means - np.mean(sizes)).argmin())
+    return slice(begin, begin + count)
 
 
 def measure(

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.privatize.floats import clipped_sum_of
-from client.training.autotune import Choice, best, candidates, measure, most_at_once
+from client.training.autotune import Choice, best, candidates, measure, most_at_once, typical
 from client.training.batched import BatchedPath
 from client.training.carryover import refuse_carryover
 from client.training.chunks import ChunkRunner, Clients
@@ -444,7 +444,8 @@ class Trainer:
         clip: float | None,
     ) -> float:
         """Train up to `clients` clients; the amount of work, in clients of average size."""
-        some = [rows[k] for k in self._longest_first(rows[:clients])]
+        near = rows[typical([len(each) for each in rows], clients)]
+        some = [near[k] for k in self._longest_first(near)]
         numbers = range(len(some))
         chosen = Clients(some, numbers, numbers)
         if clip is None:
