@@ -371,23 +371,6 @@ def test_candidates_stay_within_memory_and_cohort() -> None:
     assert candidates(["batched"], clients=8, most=1000) == [("batched", 8)]
 
 
-def test_every_path_is_measured_with_clients_of_about_the_average_size(
-    data: FederatedData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = Trainer(load("digits", {"hidden": 8}), LOCAL)
-    sizes = [2] * 4 + [3] * 9 + [4] * 9 + [40] * 9  # with the lowest quarter left out: 17
-    measured: dict[str, list[int]] = {}
-
-    def updates(path: str, start: Tensor, pool: Examples, clients: Any) -> None:
-        measured[f"{path}/{len(clients)}"] = [len(each) for each in clients.rows]
-
-    monkeypatch.setattr(trainer._runner, "updates", updates)
-    monkeypatch.setattr(trainer, "_usable", lambda pool, rows: (["batched", "loop"], {}))
-    trainer.choose(trainer.initial_weights(), data.train, some_clients(sizes))
-    assert measured["loop/1"] == [4]
-    assert 10 < np.mean(measured["batched/8"]) < 25
-
-
 def test_a_slow_path_is_not_measured_with_larger_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
