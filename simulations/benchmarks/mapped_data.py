@@ -19,10 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,14 +32,12 @@ from torch import nn
 from fedsys.tasks import DataSource, Examples, FederatedData, seeded
 from fedsys.tasks.classification import Classification, Rescale
 from simulations.benchmarks.machine import machine, measured_on
-from simulations.benchmarks.peers.clock import below
+from simulations.benchmarks.peers.clock import below, peaks_of
 
 __all__ = ["Mapped", "main", "measure", "memory_of", "table"]
 
 _ROOT = Path(__file__).parents[2]
 _WIDTH, _EACH, _CLASSES = 4096, 10, 10
-_PAUSE = 0.2
-_TIMEOUT = 1800
 
 
 class Mapped(Classification):
@@ -129,25 +125,9 @@ def _measured(engine: str, file: Path, options: argparse.Namespace) -> dict[str,
     command += ["--file", str(file)]
     for name in ("actors", "rounds", "clients"):
         command += [f"--{name}", str(getattr(options, name))]
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
-    peaks: dict[str, float] = {"pss": 0.0, "own": 0.0, "rss": 0.0, "processes": 0.0}
-    began = time.monotonic()
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, env=environment, stdout=errors, stderr=errors)
-        try:
-            while process.poll() is None:
-                for name, value in memory_of(process.pid).items():
-                    peaks[name] = max(peaks[name], value)
-                if time.monotonic() - began > _TIMEOUT:
-                    raise SystemExit(f"{engine}: no result after {_TIMEOUT} s")
-                time.sleep(_PAUSE)
-        finally:
-            process.kill()
-            process.wait()
-        if process.returncode:
-            errors.seek(0)
-            raise SystemExit(f"{' '.join(command)} failed:\n{errors.read()[-4000:]}")
-    return peaks
+    return peaks_of(
+        command, memory_of, environment={"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
+    )[0]
 
 
 def memory_of(root: int) -> dict[str, float]:
