@@ -3,8 +3,10 @@ from within (`Clock`) or from outside (`peaks_of`)."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -112,7 +114,9 @@ def peaks_of(
                     raise SystemExit(f"{shown}: no result after {_TIMEOUT} s")
                 time.sleep(_PAUSE)
         finally:
-            process.kill()
+            for each in below(process.pid) if process.poll() is None else ():
+                with contextlib.suppress(ProcessLookupError):  # it ended with one of the others
+                    os.kill(each, signal.SIGKILL)
             process.wait()
         out.seek(0)
         errors.seek(0)
