@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.training import LocalConfig, Trainer, selfcheck
+from client.training import LocalConfig, Trainer, schedule, selfcheck
 from client.training.selfcheck import reason_to_refuse, spread_rows
 from client.training.trainer import PATHS
 from fedsys.errors import ConfigError
@@ -88,7 +88,7 @@ def test_a_large_model_is_compared_by_pairs(
     path: str, task: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most: list[int] = []
-    build = selfcheck.build
+    build = schedule.build
 
     def seen(clients: Any, seeds: Any, local: Any) -> Any:
         most.append(len(clients))
