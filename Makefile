@@ -120,8 +120,9 @@ $(BENCH)/secure_aggregation.json: | $(VENV)/.dev
 $(BENCH)/deployment.json: | $(VENV)/.dev
 	$(BIN)/python -m simulations.benchmarks.deployment --turns 1 --out $(BENCH)
 
-$(BENCH)/large_model.json: | $(VENV)/.dev
-	$(BIN)/python -m simulations.benchmarks.large_model --turns 1 --out $(BENCH)
+$(BENCH)/large_model.json: | $(VENV)/.dev .venv-bench/.made
+	$(BIN)/python -m simulations.benchmarks.large_model --engines float,ideal,secure,pfl,flwr \
+		--turns 1 --out $(BENCH)
 
 # Versions stay as they are unless `make lock UPGRADE=--upgrade` or pyproject.toml asks for others.
 # torch-cpu.lock is written by hand: its hashes are those that PyTorch's index lists.

@@ -10,10 +10,12 @@ in floating point and rounds once; it is not a release.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,7 @@ from server.coordinator import OpenRound
 from server.rounds import RoundAborted, SecureRound, params_for
 from simulations.engine.base import Chunk, Engine
 from simulations.engine.chunk import RoundWork, in_ring
+from simulations.engine.layout import LARGE, cores
 from simulations.faults import STAGES, UPLOAD, FaultPlan
 from simulations.population import Population
 from simulations.randomness import Randomness
@@ -239,6 +242,7 @@ def secure_sum(cohort: Cohort) -> Summed:
     """The same sum by the real protocol, every virtual client an `Agent` of its own.
 
     An agent exists only from its training to its upload; on the committee, until the sum is opened.
+    Large vectors are encrypted in threads, while others of them or the next chunk's clients train.
     """
     open_, roster, shared = cohort.round, cohort.population.roster, Shared()
     suite = SUITE_NAMES[cohort.aggregation.suite]
@@ -255,26 +259,38 @@ def secure_sum(cohort: Cohort) -> Summed:
     )
     lost = cohort.losses()
     summed = Summed(total=np.zeros(0, dtype=np.uint32), survivors=())
+    one_at_a_time = Lock()  # the aggregator and the counts are for one thread
 
     def answer(agent: Agent, message: bytes) -> None:
         """Deliver one agent's reply, or record why it goes no further."""
         try:
-            round_.receive(agent.id, agent.handle(message))
+            reply = agent.handle(message)
+            with one_at_a_time:
+                round_.receive(agent.id, reply)
         except SecureAggError as refusal:
-            summed.refusals[agent.id] = f"{round_.stage}: {refusal}"
-            committee.pop(agent.id, None)
+            with one_at_a_time:
+                summed.refusals[agent.id] = f"{round_.stage}: {refusal}"
+                committee.pop(agent.id, None)
 
     messages: Mapping[int, bytes] = round_.begin()
     alive = [id for id in messages if lost[id] != UPLOAD]
-    for chunk, privatized in cohort.privatized(alive):
-        summed.trained += sum(id not in cohort.exhausted for id in chunk)
-        summed.clipped += int(privatized.clipped.sum())
-        summed.unusable += int(privatized.unusable.sum())
-        for row, id in enumerate(chunk):
-            agent = committee.get(id) or _agent(cohort, id, shared)
-            agent.accept(open_.assignment, params)
-            agent.provide(privatized.values[row])
-            answer(agent, messages[id])
+
+    def upload(id: int, vector: NDArray[Any]) -> None:
+        agent = committee.get(id) or _agent(cohort, id, shared)
+        agent.accept(open_.assignment, params)
+        agent.provide(vector)
+        answer(agent, messages[id])
+
+    with _Dealers(upload, threads=cores() if params.dimension >= LARGE else 1) as dealers:
+        for chunk, privatized in cohort.privatized(alive):
+            summed.trained += sum(id not in cohort.exhausted for id in chunk)
+            summed.clipped += int(privatized.clipped.sum())
+            summed.unusable += int(privatized.unusable.sum())
+            dealers.wait()  # so that memory holds two chunks' vectors at most
+            dealers.deal(chunk, privatized.values)
+            if not cohort.engine.keeps_vectors:
+                dealers.wait()
+        dealers.wait()
     try:
         while messages := round_.close_stage():
             for id in [id for id in committee if lost[id] in (UPLOAD, round_.stage)]:
@@ -289,6 +305,51 @@ def secure_sum(cohort: Cohort) -> Summed:
     summed.survivors = result.included
     summed.dropped = _dropped(result.dropped)
     return summed
+
+
+class _Dealers:
+    """Carries out uploads in threads, or in this one where `threads` is 1.
+
+    The first upload is carried out alone: it computes what the others share.
+
+    Args:
+        upload: Encrypts and delivers a client's vector; called with the client and the vector.
+        threads: Uploads at once.
+    """
+
+    def __init__(self, upload: Callable[[int, NDArray[Any]], None], *, threads: int) -> None:
+        self._upload = upload
+        self._pool = ThreadPoolExecutor(threads, "dealer") if threads > 1 else None
+        self._begun = False
+        self._pending: list[Future[None]] = []
+
+    def deal(self, clients: Chunk, vectors: NDArray[Any]) -> None:
+        """Begin the uploads of these clients, whose vectors are the rows."""
+        for client, vector in zip(clients, vectors, strict=True):
+            if self._pool is None or not self._begun:
+                self._upload(client, vector)
+                self._begun = True
+            else:
+                self._pending.append(self._pool.submit(self._upload, client, vector))
+
+    def wait(self) -> None:
+        """Return once all uploads that were begun are done; raises what one of them raised."""
+        while self._pending:
+            self._pending.pop(0).result()
+
+    def __enter__(self) -> Self:
+        """Enter a block at whose end the threads have ended."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the threads; what had not begun is given up."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
 
 def _dropped(lost: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

@@ -37,6 +37,9 @@ __all__ = [
 TOLERANCE = 1e-9
 _SINGLE = 2e-3
 _ROWS = 64
+_LARGE = 1 << 22
+"""Coordinates from which no more than two clients are compared at once: the most that train at once
+where updates are large, at half of the memory."""
 GENTLE = 0.05
 """A learning rate at which few models diverge in a handful of steps."""
 
@@ -111,7 +114,8 @@ def reason_to_refuse(
     else:
         some = some.double()
     start = FlatLayout.of(twin).read(twin)
-    for clients in (rows, rows[1:2]):  # several at once, and one alone
+    together = [rows] if len(start) < _LARGE else [rows[:2], rows[2:]]
+    for clients in (*together, rows[1:2]):  # several at once, and one alone
         seeds = [11, 12, 13, 14][: len(clients)]
         found = start.new_empty((len(clients), len(start)))
         schedule = build(clients, seeds, short)
@@ -126,6 +130,7 @@ def reason_to_refuse(
                 differences.append(float(torch.linalg.vector_norm(expected.sub_(own), torch.inf)))
         except Exception as error:
             return f"{type(error).__name__}: {_first_line(error)}"
+        del found, own, expected  # before the next clients' are made
         scale, worst = float(np.max(scales)), float(np.max(differences))  # NaN stays NaN
         if not worst <= tolerance * max(scale, 1e-3):
             return (

@@ -29,11 +29,13 @@ from fedsys.cli import (
     tune,
     witness,
 )
+from fedsys.cli.pipes import WithoutPipes
 from fedsys.cli.terminal import say
 
 __all__ = ["app"]
 
 app = typer.Typer(
+    cls=WithoutPipes,
     help="Federated learning with secure aggregation and privacy that anybody can check.",
     no_args_is_help=True,
     add_completion=False,

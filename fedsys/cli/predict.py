@@ -28,7 +28,7 @@ def predict(
         Path | None, typer.Option(help="A new .csv file.", show_default="standard output")
     ] = None,
 ) -> None:
-    """Score a raw table with a run of task tabular: its columns are prepared as in training.
+    """Score a raw table with a run of task tabular or hf: columns are prepared as in training.
 
     Prints one line per row: the prediction and the probability of each class or label. Rows that
     training would have left out for a missing value stay empty. No label is needed; where the
@@ -42,7 +42,7 @@ def predict(
     from fedsys.release.model import ReleasedModel
     from fedsys.tasks.tables.cells import Place
     from fedsys.tasks.tables.file import open_table
-    from fedsys.tasks.tables.stored import columns_of, format_of
+    from fedsys.tasks.tables.stored import columns_of, format_of, table_options
     from fedsys.tasks.tabular import Tabular
 
     if out is not None and out.exists():
@@ -51,10 +51,12 @@ def predict(
         raise ConfigError(f"{file}: no such file")
     released = ReleasedModel.of(run)
     config = released.config
-    if config.task.name != "tabular":
+    options = table_options(config.task.name, config.task.options)
+    if options is None:
         raise ConfigError(
-            f"{run}: its task is {config.task.name}; only runs of task tabular score tables. "
-            f"Export its model with fedsys export"
+            f"{run}: its task is {config.task.name}, which reads no table; only runs of task "
+            f"tabular, or of task hf without pictures, score tables. Export its model with "
+            f"fedsys export"
         )
     columns = columns_of(config.task.name, config.task.options, run / "data.json")
     if columns is None:
@@ -63,10 +65,10 @@ def predict(
             f"features, is missing: use the run's original folder"
         )
     columns = columns.without_client()
-    task = Tabular(config.task.options)
+    task = Tabular(options)
     task.columns = columns
     model = released.fill(task.init_model(config.job.seed))
-    table = open_table(Place(file), format_of(config.task.options))
+    table = open_table(Place(file), format_of(options))
     prepared = columns.prepare(table, labelled=False)
     outputs = _outputs(model, prepared)
     text = io.StringIO(newline="")

@@ -12,6 +12,10 @@ what the machine holds. Resident sizes (RSS) count such a page k times, and woul
 once more for each process, which nobody has to buy memory for. ``own`` is the part that is no file
 (anonymous and shared memory), which would be swapped if memory were short; the rest are pages of
 the examples' file and of programs, which the system drops and reads again.
+
+Each engine is measured with a small file, too. What it takes then (interpreters with torch in them,
+and Ray's own processes) no file causes; by how many bytes its peak grows with each byte of the file
+is the rest, and 1 where the file is in memory once.
 """
 
 from __future__ import annotations
@@ -19,10 +23,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,14 +36,13 @@ from torch import nn
 from fedsys.tasks import DataSource, Examples, FederatedData, seeded
 from fedsys.tasks.classification import Classification, Rescale
 from simulations.benchmarks.machine import machine, measured_on
-from simulations.benchmarks.peers.clock import below
+from simulations.benchmarks.peers.clock import below, peaks_of
 
 __all__ = ["Mapped", "main", "measure", "memory_of", "table"]
 
 _ROOT = Path(__file__).parents[2]
 _WIDTH, _EACH, _CLASSES = 4096, 10, 10
-_PAUSE = 0.2
-_TIMEOUT = 1800
+_SMALL = 0.02
 
 
 class Mapped(Classification):
@@ -95,15 +96,17 @@ def measure(engines: Sequence[str], options: argparse.Namespace) -> dict[str, An
     """Measure all engines over one file."""
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "examples.bin"
-        rows = _written(file, options.gigabytes)
+        file, small = Path(folder) / "examples.bin", Path(folder) / "small.bin"
+        rows, few = _written(file, options.gigabytes), _written(small, _SMALL)
         for engine in engines:
             found[engine] = _measured(engine, file, options)
+            found[engine]["small"] = _measured(engine, small, options)["pss"]
             # One line an engine, so that nothing measured is lost if the rest is cut short.
             print(engine, found[engine], file=sys.stderr, flush=True)
     return {
         "engines": found,
         "bytes": rows * _WIDTH,
+        "small": few * _WIDTH,
         "clients": options.clients,
         "rounds": options.rounds,
         "machine": machine(),
@@ -129,25 +132,9 @@ def _measured(engine: str, file: Path, options: argparse.Namespace) -> dict[str,
     command += ["--file", str(file)]
     for name in ("actors", "rounds", "clients"):
         command += [f"--{name}", str(getattr(options, name))]
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
-    peaks: dict[str, float] = {"pss": 0.0, "own": 0.0, "rss": 0.0, "processes": 0.0}
-    began = time.monotonic()
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, env=environment, stdout=errors, stderr=errors)
-        try:
-            while process.poll() is None:
-                for name, value in memory_of(process.pid).items():
-                    peaks[name] = max(peaks[name], value)
-                if time.monotonic() - began > _TIMEOUT:
-                    raise SystemExit(f"{engine}: no result after {_TIMEOUT} s")
-                time.sleep(_PAUSE)
-        finally:
-            process.kill()
-            process.wait()
-        if process.returncode:
-            errors.seek(0)
-            raise SystemExit(f"{' '.join(command)} failed:\n{errors.read()[-4000:]}")
-    return peaks
+    return peaks_of(
+        command, memory_of, environment={"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
+    )[0]
 
 
 def memory_of(root: int) -> dict[str, float]:
@@ -208,14 +195,18 @@ def table(result: Mapping[str, Any]) -> str:
         f"a file of {result['bytes'] / 1e6:,.0f} MB, {result['rounds']} rounds of "
         f"{result['clients']} clients",
         "",
-        "| engine | processes | peak PSS MB | to the first | of it no file | sum of RSS MB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| engine | processes | peak PSS MB | to the first "
+        f"| with {result['small'] / 1e6:.0f} MB | grows by | of it no file | sum of RSS MB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     first = next(iter(result["engines"].values()))["pss"]
+    more = result["bytes"] - result["small"]
     for engine, peaks in result["engines"].items():
         lines.append(
             f"| {engine} | {peaks['processes']:.0f} | {peaks['pss'] / 1e6:,.0f} | "
-            f"{peaks['pss'] / first:.2f} | {peaks['own'] / 1e6:,.0f} | {peaks['rss'] / 1e6:,.0f} |"
+            f"{peaks['pss'] / first:.2f} | {peaks['small'] / 1e6:,.0f} | "
+            f"{(peaks['pss'] - peaks['small']) / more:.2f} | {peaks['own'] / 1e6:,.0f} | "
+            f"{peaks['rss'] / 1e6:,.0f} |"
         )
     return "\n".join([*lines, "", measured_on(result)])
 

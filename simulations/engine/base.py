@@ -26,7 +26,13 @@ Chunk = tuple[int, ...]
 
 
 class Engine(Protocol):
-    """Trains rounds one after the other, each in chunks of clients."""
+    """Trains rounds one after the other, each in chunks of clients.
+
+    Attributes:
+        keeps_vectors: Whether the vectors of a chunk stay as they are when the next is asked for.
+    """
+
+    keeps_vectors: bool = False
 
     @property
     def processes(self) -> int:
@@ -46,7 +52,7 @@ class Engine(Protocol):
     def vectors(self, work: RoundWork, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, Encoded]]:
         """Each client's own privatized vector, chunk by chunk; chunks may come in any order.
 
-        The next chunk may overwrite the vectors of the one before.
+        The next chunk may overwrite the vectors of the one before, unless `keeps_vectors`.
         """
         ...
 
@@ -85,6 +91,8 @@ class InProcess(Engine):
         randomness: Source of their noise.
         threads: Number of torch threads until `close`; 0 leaves it as it is.
     """
+
+    keeps_vectors = True
 
     def __init__(self, population: Population, randomness: Randomness, *, threads: int = 0) -> None:
         self._trainer = ChunkTrainer(population, randomness)

@@ -29,7 +29,7 @@ from simulations.engine.worker import PopulationSpec
 from simulations.population import Population
 from simulations.randomness import Randomness
 
-__all__ = ["Layout", "cores", "lay_out", "recruits_for"]
+__all__ = ["LARGE", "Layout", "cores", "lay_out", "recruits_for"]
 
 _WORTHWHILE = 1.0
 """Seconds of training from which more processes are used."""
@@ -39,6 +39,10 @@ _LONG = 20.0
 
 _SLOWEST = 5e9
 """Floating-point operations a second that any path is sure to reach on one core."""
+
+LARGE = 1 << 20
+"""Coordinates from which a vector is encrypted in a thread of its own: the calls that encrypt it
+are long enough for threads not to wait for the interpreter."""
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +73,15 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def _most_processes(config: Config, dimension: int) -> int:
+    """Processes that may train where the configuration leaves it open.
+
+    Encrypting a large vector takes about as long as training it, so it gets half of the cores.
+    """
+    encrypts = config.aggregation.protocol == "secure" and dimension >= LARGE
+    return min(max(1, cores() // 2) if encrypts else cores(), config.cohort.expected)
+
+
 def recruits_for(config: Config, population: Population) -> Recruits | None:
     """Workers for a job that may use them, started before it is planned; the caller closes them.
 
@@ -84,7 +97,7 @@ def recruits_for(config: Config, population: Population) -> Recruits | None:
         return None
     if _obstacle(population):
         return None
-    count = engine.processes or min(cores(), config.cohort.expected)
+    count = engine.processes or _most_processes(config, trainer.dimension)
     if not engine.processes:
         trained = config.rounds.count * config.cohort.expected * config.local.epochs
         lazy = population.by_client
@@ -159,14 +172,16 @@ def _laid_out(
     alone = _alone(population, randomness, threads)
     if engine.processes > 1:
         return replace(alone, notice=f"engine.processes = 1: {obstacle}")
+    workers = _most_processes(config, population.trainer.dimension)
+    if workers == 1:
+        return alone
     work = _probe_work(config, plan, population)
     chunks = _probe(population, config.cohort.expected, chunk)
     length = plan.build_mechanism().length
     rate = _rate(alone.engine, work, chunks[:1], length)
     seconds = config.rounds.count * config.cohort.expected / rate
-    workers = min(cores(), config.cohort.expected)
     # Without recruits the job has few operations: only a busy machine makes it look large.
-    if workers == 1 or seconds < (_LONG if recruits is None else _WORTHWHILE):
+    if seconds < (_LONG if recruits is None else _WORTHWHILE):
         return alone
     if obstacle:
         return replace(alone, notice=f"engine.processes = 1: {obstacle}")

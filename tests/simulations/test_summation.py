@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -231,3 +232,39 @@ def test_a_plain_sum_carries_where_the_encrypted_one_does(bits: int, together: i
     np.testing.assert_array_equal(found, expected)
     if together > 1:
         assert not np.array_equal(found, total % (1 << bits)), "something was carried"
+
+
+def test_large_vectors_are_encrypted_in_threads_with_the_same_sum(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summation, "LARGE", 1)
+    monkeypatch.setattr(summation, "cores", lambda: 3)
+    threads: set[str] = set()
+    handle = Agent.handle
+
+    def seen(self: Agent, message: bytes) -> bytes:
+        threads.add(threading.current_thread().name)
+        return handle(self, message)
+
+    monkeypatch.setattr(Agent, "handle", seen)
+    commits = []
+    for protocol, processes in (("ideal", 1), ("secure", 1), ("secure", 2)):
+        settings = (f"aggregation.protocol={protocol}", f"engine.processes={processes}")
+        config = configure(*SECURE, *FIXED, *settings, "cohort.expected=6", "engine.chunk=2")
+        out = tmp_path / f"{protocol} {processes}"
+        run = harness.run(config, out=out, randomness=SeededRandomness(b"one"))
+        commits.append(read_ledger(run.folder / "ledger.jsonl").rounds[0].body["aggregate_sha256"])
+    assert commits[1:] == commits[:1] * 2
+    assert any(name.startswith("dealer") for name in threads)
+
+
+def test_what_an_upload_in_a_thread_raises_ends_the_round() -> None:
+    def upload(id: int, vector: object) -> None:
+        if id == 2:
+            raise RuntimeError("out of memory")
+
+    vectors = np.zeros((3, 1), np.uint32)
+    with summation._Dealers(upload, threads=2) as dealers:
+        dealers.deal((1, 2, 3), vectors)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            dealers.wait()

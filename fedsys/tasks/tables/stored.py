@@ -15,9 +15,10 @@ from fedsys.tasks.tables.columns import Columns
 from fedsys.tasks.tables.file import Format
 from fedsys.tasks.tables.options import KNOWN, TableOptions
 
-__all__ = ["columns_of", "format_of"]
+__all__ = ["columns_of", "format_of", "table_options"]
 
 _MOST_BYTES = 1 << 24
+_KNOWN = (*KNOWN, "model", "hidden")
 
 
 def columns_of(name: str, options: Mapping[str, Any], stored: Path) -> Columns | None:
@@ -32,9 +33,10 @@ def columns_of(name: str, options: Mapping[str, Any], stored: Path) -> Columns |
         ConfigError: the options are invalid.
         DataError: ``data.json`` is not of the form that a run stores.
     """
-    if name != "tabular":
+    of_table = table_options(name, options)
+    if of_table is None:
         return None
-    declared = _read(options).declared
+    declared = _read(of_table).declared
     if declared is not None:
         return declared
     if not os.path.lexists(stored):
@@ -52,10 +54,23 @@ def columns_of(name: str, options: Mapping[str, Any], stored: Path) -> Columns |
     return Columns.from_json(preparation, str(stored))
 
 
+def table_options(name: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A task's options as those of task ``tabular``; None if the task is not a table.
+
+    Columns of a Hugging Face dataset are prepared as a file's are; where its rows come from, and
+    who holds them, is left out.
+    """
+    if name == "tabular":
+        return dict(options)
+    if name == "hf" and "image" not in options:
+        return {key: each for key, each in options.items() if key in _KNOWN}
+    return None
+
+
 def format_of(options: Mapping[str, Any]) -> Format:
-    """The format of the run's table, as far as it was stated."""
+    """The format of a table with these options of task ``tabular``, as far as it was stated."""
     return _read(options).form
 
 
 def _read(options: Mapping[str, Any]) -> TableOptions:
-    return TableOptions.of(Options("tabular", options, (*KNOWN, "model", "hidden")), options)
+    return TableOptions.of(Options("tabular", options, _KNOWN), options)

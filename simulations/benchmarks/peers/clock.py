@@ -1,17 +1,25 @@
-"""Costs of rounds: seconds, and CPU seconds and memory of the process and its descendants."""
+"""Costs of rounds: seconds, and CPU seconds and memory of the process and its descendants, read
+from within (`Clock`) or from outside (`peaks_of`)."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
+import subprocess
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["Clock", "below", "process_tree"]
+__all__ = ["Clock", "below", "peaks_of", "process_tree"]
+
+_PAUSE = 0.2
+_TIMEOUT = 1800
 
 
 class Clock:
@@ -71,6 +79,50 @@ class Clock:
             **self.facts,
         }
         path.write_text(json.dumps(found))
+
+
+def peaks_of(
+    command: Sequence[str],
+    look: Callable[[int], Mapping[str, float]],
+    *,
+    environment: Mapping[str, str] | None = None,
+    until: Path | None = None,
+) -> tuple[dict[str, float], str]:
+    """Run a command, and return the largest of each value that was seen, and what it printed.
+
+    Args:
+        command: Program and arguments.
+        look: Returns the values of a process, given its id; called five times a second.
+        environment: Environment variables besides this process's own.
+        until: Once this file is there, the process is waited for and looked at no more.
+
+    Raises:
+        SystemExit: It failed, or took more than half an hour.
+    """
+    peaks: dict[str, float] = {}
+    began, shown = time.monotonic(), " ".join(command)
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command, env={**os.environ, **(environment or {})}, stdout=out, stderr=errors, text=True
+        )
+        try:
+            while process.poll() is None:
+                if until is None or not until.exists():
+                    for name, value in look(process.pid).items():
+                        peaks[name] = max(peaks.get(name, 0.0), value)
+                if time.monotonic() - began > _TIMEOUT:
+                    raise SystemExit(f"{shown}: no result after {_TIMEOUT} s")
+                time.sleep(_PAUSE)
+        finally:
+            for each in below(process.pid) if process.poll() is None else ():
+                with contextlib.suppress(ProcessLookupError):  # it ended with one of the others
+                    os.kill(each, signal.SIGKILL)
+            process.wait()
+        out.seek(0)
+        errors.seek(0)
+        if process.returncode:
+            raise SystemExit(f"{shown} failed:\n{errors.read()[-4000:]}")
+        return peaks, out.read()
 
 
 def process_tree(root: int) -> tuple[float, int]:

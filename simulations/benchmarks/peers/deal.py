@@ -21,7 +21,15 @@ __all__ = ["deal"]
 _CHECKED = 4
 
 
-def deal(job: Config, data: Path, folder: Path, *, rounds: int, everyone: bool) -> Work:
+def deal(
+    job: Config,
+    data: Path,
+    folder: Path,
+    *,
+    rounds: int,
+    everyone: bool,
+    checked: int = _CHECKED,
+) -> Work:
     """Write the pool of examples, and the rows that clients visit, as files in `folder`.
 
     A population may be too large to list. Then only the clients in the cohorts of the first
@@ -33,6 +41,7 @@ def deal(job: Config, data: Path, folder: Path, *, rounds: int, everyone: bool) 
         folder: Folder to write to.
         rounds: Largest number of rounds that an engine will run.
         everyone: Whether to list the whole population, for an engine that draws its own cohorts.
+        checked: Clients whose updates are compared.
 
     Raises:
         FedsysError: The data is missing, or too little for the population.
@@ -67,7 +76,7 @@ def deal(job: Config, data: Path, folder: Path, *, rounds: int, everyone: bool) 
         "seed": job.job.seed,
         "clients": population,
         "cohort": size,
-        "checked": drawn[0][:_CHECKED],
+        "checked": drawn[0][:checked],
         "examples_per_client": _mean_size(partition),
         "local": job.local.model_dump(),
     }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.training import LocalConfig, Trainer
+from client.training import LocalConfig, Trainer, schedule, selfcheck
 from client.training.selfcheck import reason_to_refuse, spread_rows
 from client.training.trainer import PATHS
 from fedsys.errors import ConfigError
@@ -80,6 +80,26 @@ DEPENDENT = [MeanLoss(), SpreadMean(), BatchLayer(), BatchNorm()]
 def test_a_path_that_pads_is_refused(path: str, task: Any, batch: int) -> None:
     local = LocalConfig(batch_size=batch, learning_rate=0.1)
     assert reason_to_refuse(PATHS[path], task, task.init_model(0), local, examples()) is not None
+
+
+@pytest.mark.parametrize("task", DEPENDENT, ids=lambda it: type(it).__name__)
+@pytest.mark.parametrize("path", ["dual", "batched"])
+def test_a_large_model_is_compared_by_pairs(
+    path: str, task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most: list[int] = []
+    build = schedule.build
+
+    def seen(clients: Any, seeds: Any, local: Any) -> Any:
+        most.append(len(clients))
+        return build(clients, seeds, local)
+
+    monkeypatch.setattr(selfcheck, "build", seen)
+    monkeypatch.setattr(selfcheck, "_LARGE", 1)
+    local = LocalConfig(batch_size=10, learning_rate=0.1)
+    assert reason_to_refuse(PATHS[path], task, task.init_model(0), local, examples()) is not None
+    assert reason_to_refuse(PATHS[path], Toy(), Toy().init_model(0), local, examples()) is None
+    assert max(most) == 2
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 10, 50])

@@ -236,10 +236,10 @@ def _folder_of(fill: Callable[[Path], object], path: Path) -> None:
         fill(path / name)
 
 
-_ALONE = ("a device", "a loop", "ten gigabytes", "brackets", "numbers", "no text")
+_ALONE = ("a pipe", "a device", "a loop", "ten gigabytes", "brackets", "numbers", "no text")
 _INSIDE = ("a pipe", "a device", "a socket", "ten gigabytes", "brackets", "octets", "numbers")
 HOSTILE: dict[str, Callable[[Path], object]] = {
-    **{name: FILES[name] for name in _ALONE},  # who names a pipe waits for it
+    **{name: FILES[name] for name in _ALONE},
     **{f"a folder of {name}": functools.partial(_folder_of, FILES[name]) for name in _INSIDE},
 }
 

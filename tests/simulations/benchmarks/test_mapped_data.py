@@ -65,3 +65,20 @@ def test_an_engine_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out
     assert "| 1 | 1 |" in shown
     assert "| 2 | 3 |" in shown
+
+
+def test_the_table_says_what_grows_with_the_file() -> None:
+    peaks = {"processes": 1.0, "pss": 2.3e9, "own": 3e8, "rss": 2.4e9, "small": 3.2e8}
+    shown = mapped_data.table(
+        {
+            "engines": {"1": peaks, "ray": {**peaks, "pss": 3.45e9, "small": 1.47e9}},
+            "bytes": 2e9,
+            "small": 2e7,
+            "rounds": 2,
+            "clients": 200,
+            "machine": {"processor": "a CPU", "cores": 2, "load": 0.0},
+            "command": "python",
+        }
+    )
+    assert "| 1 | 1 | 2,300 | 1.00 | 320 | 1.00 | 300 | 2,400 |" in shown
+    assert "| ray | 1 | 3,450 | 1.50 | 1,470 | 1.00 | 300 | 2,400 |" in shown

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fedsys.cli import main
 from fedsys.config import load as configured
 from fedsys.errors import ConfigError, DataError
 from fedsys.tasks import DataSource, FederatedData, check_contract, load, preprocessing_of
@@ -127,3 +128,30 @@ def test_a_run_learns_from_it_and_passes_its_audit(
     run = harness.run(config, out=tmp_path / "run")
     assert run.rounds == 2
     assert (run.folder / "data.json").exists()
+
+
+@pytest.mark.parametrize("inferred", [False, True])
+def test_a_run_scores_a_raw_table(
+    inferred: bool,
+    save: Save,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FEDSYS_HOME", str(tmp_path / "home"))
+    columns = {"label": "kind", "ignore": ["image"]} if inferred else DECLARED
+    options = {"path": str(save()), "client": "who", **columns}
+    settings = ["privacy.mechanism=none", "aggregation.protocol=ideal", "rounds.count=1"]
+    settings += ["population.partition=by-column", "cohort.expected=4", "engine.processes=1"]
+    job = configured(None, ["task.name=hf", *settings], {"task.options": options})
+    run = harness.run(job, out=tmp_path / "run").folder
+    (tmp_path / "new.csv").write_text("age,kind\n" + f"7,{CLASSES[1]}\n8,{CLASSES[2]}\n" * 3)
+    monkeypatch.setattr("sys.argv", ["fedsys", "predict", str(run), str(tmp_path / "new.csv")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    shown = capsys.readouterr()
+    assert ended.value.code in (0, None), shown.err
+    assert shown.out.splitlines()[0] == "row,prediction," + ",".join(f"p({c})" for c in CLASSES)
+    assert len(shown.out.splitlines()) == 7
+    assert "accuracy" in shown.err
+    assert "over 6 rows" in shown.err

@@ -33,3 +33,14 @@ def test_what_no_run_stored_is_named_and_not_read(tmp_path: Path, how: str) -> N
         path.write_text("[" * 100_000 if how == "deep" else '{"preparation": 7}')
     with reads_at_most(4), pytest.raises(DataError, match=r"data\.json"):
         columns_of("tabular", OPTIONS, path)
+
+
+def test_a_hugging_face_dataset_without_pictures_is_a_table(tmp_path: Path) -> None:
+    own = {"path": "pets", "split": "train", "test_split": "test", "partitioner": "iid"}
+    found = columns_of("hf", {**OPTIONS, **own}, tmp_path / "data.json")
+    assert found == columns_of("tabular", OPTIONS, tmp_path / "data.json")
+    assert columns_of("hf", {**own, "image": "img"}, tmp_path / "data.json") is None
+    declared = {"label": "kind", "classes": ["a", "b"], "ranges": {"age": [0, 100]}}
+    found = columns_of("hf", {**declared, **own}, tmp_path / "data.json")
+    assert found is not None
+    assert found == columns_of("tabular", {**declared, "path": "x.csv"}, tmp_path / "data.json")
