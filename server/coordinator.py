@@ -48,8 +48,8 @@ from fedsys.privacy.ledger.openings import (
     mixed,
     noise_key,
     seed_commitment,
-    sketch,
     sketch_key,
+    sketches,
 )
 from fedsys.privacy.sampling.drawing import CohortSampler
 from fedsys.wire import Assignment
@@ -356,14 +356,13 @@ class Coordinator:
         )
         aggregate = sha256_of_aggregate(topped)
         forms = sketch_key(self.terms.job, open_.number, aggregate)
-        opening = dataclasses.replace(
-            opening, sum_sketch=sketch(ring, forms, mechanism.modulus_bits)
-        )
+        of_sum, of_topped = sketches([ring, topped], forms, mechanism.modulus_bits)
+        opening = dataclasses.replace(opening, sum_sketch=of_sum)
         self._ledger.commit(
             open_.number,
             {
                 "aggregate_sha256": aggregate,
-                "aggregate_sketch": sketch(topped, forms, mechanism.modulus_bits),
+                "aggregate_sketch": of_topped,
                 **self._released(weights, answer),
             },
             sampled=open_.cohort,

@@ -39,6 +39,7 @@ __all__ = [
     "seed_commitment",
     "sketch",
     "sketch_key",
+    "sketches",
 ]
 
 SEED_BYTES = 32
@@ -82,12 +83,19 @@ def sketch(vector: NDArray[Any], key: bytes, bits: int) -> str:
         key: 32 bytes, from which the coefficients are drawn.
         bits: b.
     """
-    values = np.asarray(vector).astype(np.int64, copy=False).view(np.uint64)
-    stream, found = AesCtrStream(key), np.zeros(_FORMS, dtype=np.uint64)
-    for start in range(0, values.size, _BLOCK):
-        part = values[start : start + _BLOCK]
-        found += part @ stream.words(_FORMS * part.size).reshape(part.size, _FORMS)
-    return _written(found, bits)
+    return sketches([vector], key, bits)[0]
+
+
+def sketches(vectors: Sequence[NDArray[Any]], key: bytes, bits: int) -> list[str]:
+    """The `sketch` of each of these vectors (n,), for which the coefficients are drawn once."""
+    stream, length = AesCtrStream(key), len(vectors[0])
+    found = np.zeros((len(vectors), _FORMS), dtype=np.uint64)
+    for start in range(0, length, _BLOCK):
+        part = slice(start, min(start + _BLOCK, length))
+        forms = stream.words(_FORMS * (part.stop - start)).reshape(-1, _FORMS)
+        for sums, vector in zip(found, vectors, strict=True):
+            sums += vector[part].astype(np.int64).view(np.uint64) @ forms
+    return [_written(sums, bits) for sums in found]
 
 
 def sketch_key(job: bytes, round: int, aggregate_sha256: str) -> bytes:
