@@ -5,7 +5,8 @@
 The coordinator is the deployed one, the agents are real sessions with updates of zeros (see
 `simulations.testbed.crowd`). Keys, shares, encryption, uploads, the committee's part and the commit
 are included; training and noise are not, and no upload is delayed to hide how long training took.
-All parties share this machine's cores.
+All parties share this machine's cores, and there are two processes of agents for each, so that one
+process works while a device of another waits for the disk.
 
 Next to the round's cost stands the cost of what it cannot do without, at rates that are measured
 first: every signature and key agreement, the encryption and clipping of each vector, one SHA-256 of
@@ -46,7 +47,7 @@ __all__ = ["bound", "measure"]
 _PARTS = ("coordinator_user", "coordinator_system", "agents_user", "agents_system")
 
 
-def measure(agents: int, *, dimension: int, rounds: int = 3, processes: int = 2) -> dict[str, Any]:
+def measure(agents: int, *, dimension: int, rounds: int = 3, processes: int = 4) -> dict[str, Any]:
     """Seconds and memory of a round in which every agent takes part.
 
     The coordinator's memory at rest is its peak until all agents were connected.
@@ -193,7 +194,7 @@ def main() -> None:
     parser.add_argument("--agents", type=int, default=100)
     parser.add_argument("--dimension", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 2)
+    parser.add_argument("--processes", type=int, default=2 * (os.cpu_count() or 2))
     given = parser.parse_args()
     found = measure(
         given.agents,
