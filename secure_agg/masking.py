@@ -320,9 +320,7 @@ class Accumulator:
                 real = where.transforms.view(np.float64).reshape(-1)[: noise.size]
                 real[...] = noise
                 real *= real
-                squares += float(
-                    real.sum()
-                )  # a scalar product wakes the other cores, which then spin
+                squares += float(real.sum())  # a scalar product would wake other cores, to spin
                 # The values lie above the noise, modulo q.
                 v <<= 64 - params.log_q
                 v >>= 64 - params.log_q + params.scale_bits
