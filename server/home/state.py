@@ -331,7 +331,8 @@ class State:
         return row
 
     def cancel_job(self, id: str) -> JobRow:
-        """Have a job end after its current round, or at once if it has not begun.
+        """Have the queue end a job after its current round. So it ends one that has not begun, too:
+        a coordinator that crashed may have made its ledger, which is then to be closed.
 
         Raises:
             ConfigError: There is no job of that id, or it is over.
@@ -341,8 +342,7 @@ class State:
             return self.update_job(id, status="running", cancelled=True)
         if row.status not in ACTIVE_JOB:
             raise ConfigError(f"job {id}: is over already ({row.status})")
-        row = self.update_job(id, cancelled=True)
-        return self.update_job(id, status="cancelled") if row.status == "submitted" else row
+        return self.update_job(id, cancelled=True)
 
     def resume_job(self, id: str) -> JobRow:
         """Have a paused job go on.

@@ -237,6 +237,8 @@ class World:
         if self._failed or not folder.begun:
             return
         for path in (folder.ledger, folder.private, folder.model, folder.config, folder.summary):
+            if not path.exists():
+                raise Violation(f"the job ended without {path.name}")
             if disk.durable(path) != path.read_bytes():
                 raise Violation(f"the job ended, but a loss of power could take {path.name}")
         view = read_ledger(folder.ledger)

@@ -25,6 +25,12 @@ def _all_hold(first: int, count: int) -> list[Outcome]:
     return outcomes
 
 
+def test_a_job_is_ended_that_was_cancelled_after_a_crash_before_its_first_round() -> None:
+    """Its ledger had been begun; it was left open when the job was marked as cancelled at once."""
+    outcome = run(40429)
+    assert (outcome.status, outcome.violation) == ("cancelled", None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(200))
 def test_ten_thousand_schedules_hold(block: int) -> None:
