@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -281,7 +281,8 @@ def secure_sum(cohort: Cohort) -> Summed:
         agent.provide(vector)
         answer(agent, messages[id])
 
-    with _Dealers(upload, threads=cores() if params.dimension >= LARGE else 1) as dealers:
+    threads = cores() if params.dimension >= LARGE else 1
+    with closing(_Dealers(upload, threads=threads)) as dealers:
         for chunk, privatized in cohort.privatized(alive):
             summed.trained += sum(id not in cohort.exhausted for id in chunk)
             summed.clipped += int(privatized.clipped.sum())
@@ -337,16 +338,7 @@ class _Dealers:
         while self._pending:
             self._pending.pop(0).result()
 
-    def __enter__(self) -> Self:
-        """Enter a block at whose end the threads have ended."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """End the threads; what had not begun is given up."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)

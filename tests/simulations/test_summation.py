@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -264,7 +265,7 @@ def test_what_an_upload_in_a_thread_raises_ends_the_round() -> None:
             raise RuntimeError("out of memory")
 
     vectors = np.zeros((3, 1), np.uint32)
-    with summation._Dealers(upload, threads=2) as dealers:
+    with closing(summation._Dealers(upload, threads=2)) as dealers:
         dealers.deal((1, 2, 3), vectors)
         with pytest.raises(RuntimeError, match="out of memory"):
             dealers.wait()
