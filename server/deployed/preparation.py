@@ -119,9 +119,9 @@ class Preparation:
                 # It ends without its last round having been counted: it counts as it promised.
                 self._state.update_job(row.id, spent=row.promised)
                 raise
+        if row.cancelled:
+            return AlreadyOver("cancelled")
         if row.status != "submitted":
-            if row.cancelled:
-                return AlreadyOver("cancelled")
             raise FolderLost(
                 f"{folder.ledger}: missing, and job {row.id} began: bring its disk or a backup "
                 f"back, or give the job up with `fedsys job cancel {self._home.path} {row.id}`"

@@ -198,6 +198,19 @@ def test_a_job_that_has_its_devices_again_is_in_its_place(party: Callable[[int],
     assert found.state.job(first).status == "completed", found.state.job(first).reason
 
 
+def test_a_job_that_never_began_is_cancelled_without_being_begun(
+    party: Callable[[int], Party],
+) -> None:
+    found = party(5)
+    first, second = queued(found, LONG, 0, 1, 2), queued(found, LONG, 0, 1, 2)
+    found.run_until(at_least(found, 1, first))
+    found.state.cancel_job(second)
+    found.run_until(over(found, second))
+    assert found.state.job(second).status == "cancelled"
+    assert not (found.home.jobs / second).exists()
+    assert found.state.job(first).status == "running"
+
+
 def test_a_job_that_waits_is_ended_at_once_though_another_has_its_devices(
     party: Callable[[int], Party],
 ) -> None:
