@@ -94,9 +94,9 @@ def deal(
         sequence=sequence,
         ephemeral=sealer.public,
         signature=identity.sign(signed),
+        ciphertext=ciphertext,
         proof=proof,
         sealed=all_sealed,
-        ciphertext=ciphertext,
     )
     return frame(Kind.UPLOAD, session.hash, *upload.parts())
 

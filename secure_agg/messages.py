@@ -52,7 +52,7 @@ HEADER_SIZE: Final = 34
 U32: Final = struct.Struct("<I")
 _COMPLAINT: Final = struct.Struct("<I32s")
 _DELIVERY: Final = struct.Struct("<II")
-_UPLOAD: Final = struct.Struct("<I32s64s")
+_UPLOAD: Final = struct.Struct("<I32s64sH")
 _ROW: Final = struct.Struct("<II32s32s32s64s")
 
 
@@ -209,45 +209,48 @@ class Upload:
         sequence: Number of this upload in the session, from 0.
         ephemeral: Its X25519 key, 32 bytes.
         signature: Over everything, 64 bytes.
+        ciphertext: The masked vector. In the message it begins at a multiple of eight bytes, as
+            numpy takes twice as long for numbers that lie anywhere.
         proof: The combined polynomials by their values at the first t members.
         sealed: The shares of the positions that have a key, one after the other.
-        ciphertext: The masked vector.
     """
 
     sequence: int
     ephemeral: bytes
     signature: bytes
+    ciphertext: bytes | bytearray | memoryview
     proof: bytes
     sealed: bytes
-    ciphertext: bytes | bytearray | memoryview
 
     def parts(self) -> tuple[bytes | bytearray | memoryview, ...]:
         """Encode, as parts to be joined once."""
-        head = _UPLOAD.pack(self.sequence, self.ephemeral, self.signature)
-        return head, self.proof, self.sealed, self.ciphertext
+        head = _UPLOAD.pack(self.sequence, self.ephemeral, self.signature, 0)
+        return head, self.ciphertext, self.proof, self.sealed
 
     @staticmethod
     def parse(message: bytes, session: Session) -> Upload:
         """Decode a whole message strictly; the ciphertext is not copied.
 
         Raises:
-            MessageError: On a size that does not fit the session's committee.
+            MessageError: On a size that does not fit the session's committee, or padding.
         """
         params = session.params
         proof, sealed = params.proof_bytes, len(session.seats) * params.share_bytes
-        size = _UPLOAD.size + proof + sealed + params.ciphertext_bytes
+        size = _UPLOAD.size + params.ciphertext_bytes + proof + sealed
         checks.size(len(message) - HEADER_SIZE, size, size, Kind.UPLOAD.name)
-        sequence, ephemeral, signature = _UPLOAD.unpack_from(message, HEADER_SIZE)
+        sequence, ephemeral, signature, padding = _UPLOAD.unpack_from(message, HEADER_SIZE)
+        if padding:
+            raise MessageError(f"an UPLOAD message whose padding is {padding}: it must be 0")
         first = HEADER_SIZE + _UPLOAD.size
-        second = first + proof
-        third = second + sealed
+        second = first + params.ciphertext_bytes
+        third = second + proof
         return Upload(
             sequence=sequence,
             ephemeral=ephemeral,
             signature=signature,
-            proof=message[first:second],
-            sealed=message[second:third],
-            ciphertext=memoryview(message)[third:],
+            ciphertext=memoryview(message)[first:second],
+            proof=message[second:third],
+            sealed=message[third:],
         )
 
 

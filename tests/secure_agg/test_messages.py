@@ -9,7 +9,7 @@ import pytest
 from secure_agg import Limits, SecAggParams, kind_of, messages
 from secure_agg.committee import ROW_BYTES
 from secure_agg.errors import MessageError
-from secure_agg.messages import HEADER_SIZE, Kind, frame, pack_bits, unpack_bits
+from secure_agg.messages import HEADER_SIZE, Kind, Upload, frame, pack_bits, unpack_bits
 from tests.secure_agg.world import World
 
 CASES = [
@@ -37,7 +37,7 @@ def test_honest_messages_are_within_their_limits(params: SecAggParams) -> None:
             assert len(reply) <= limits.largest_upload
             if kind_of(reply) is Kind.UPLOAD:
                 assert len(reply) == limits.largest_upload  # every position has a key
-                assert len(reply) == params.upload_bytes + HEADER_SIZE + 100
+                assert len(reply) == params.upload_bytes + HEADER_SIZE + messages._UPLOAD.size
         asked = world.server.close_stage()
     assert seen == set(Kind) - {Kind.NEXT}
 
@@ -61,6 +61,20 @@ def test_frames() -> None:
     for bad in (b"", message[: HEADER_SIZE - 1], b"\1" + message[1:], b"\2\x0b" + message[2:]):
         with pytest.raises(MessageError):
             kind_of(bad)
+
+
+def test_an_upload_has_no_padding_but_zeros_and_an_aligned_ciphertext() -> None:
+    world = World(CASES[0], shared=True)
+    id_, opening = next(iter(world.server.begin().items()))
+    upload = world.members[id_].handle(opening)
+    start = HEADER_SIZE + messages._UPLOAD.size
+    assert start % 8 == 0
+    parsed = Upload.parse(upload, world.server.session)
+    assert parsed.ciphertext == upload[start : start + len(parsed.ciphertext)]
+    padded = bytearray(upload)
+    padded[start - 1] = 1
+    with pytest.raises(MessageError, match="padding is 256"):
+        Upload.parse(bytes(padded), world.server.session)
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 250])
