@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,12 +22,15 @@ Updates = NDArray[np.float32]
 
 
 def agree(updates: Updates, clip: float) -> None:
+    """Row by row, as a CPU adds short rows, and in tiles."""
     expected = clip_to_integers(updates, clip=clip)
-    total = torch.zeros(updates.shape[1], dtype=torch.float64)
-    found = add_clipped_integers(total, torch.from_numpy(updates.copy()), clip=clip)
-    np.testing.assert_array_equal(total.numpy(), expected.values.sum(axis=0))
-    np.testing.assert_array_equal(found.clipped, expected.clipped)
-    np.testing.assert_array_equal(found.unusable, expected.unusable)
+    for longest in (updates.shape[1], 0):
+        total = torch.zeros(updates.shape[1], dtype=torch.float64)
+        with mock.patch.object(integers, "_HOST_ROW", longest):
+            found = add_clipped_integers(total, torch.from_numpy(updates.copy()), clip=clip)
+        np.testing.assert_array_equal(total.numpy(), expected.values.sum(axis=0))
+        np.testing.assert_array_equal(found.clipped, expected.clipped)
+        np.testing.assert_array_equal(found.unusable, expected.unusable)
 
 
 @settings(max_examples=150, deadline=None)
@@ -75,8 +79,12 @@ def test_each_row_keeps_the_norm_that_accounting_needs() -> None:
         assert float(total @ total) <= squared_norm_limit(dimension)
 
 
-def test_a_row_that_rounding_cannot_fit_is_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("longest", [0, 300])
+def test_a_row_that_rounding_cannot_fit_is_truncated(
+    monkeypatch: pytest.MonkeyPatch, longest: int
+) -> None:
     """The last resort is never needed in practice, so both sides lose their four passes here."""
+    monkeypatch.setattr(integers, "_HOST_ROW", longest)
     monkeypatch.setattr(integers, "_PASSES", 0)
     monkeypatch.setattr("fedsys.privacy.encoding.clipping._PASSES", 0)
     rng = np.random.default_rng(11)
