@@ -32,10 +32,11 @@ class Rescale(nn.Module):
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape; integers become floating point."""
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Any shape; integers become floating point. The result is written to `out` if given."""
         if x.is_floating_point():
-            return (x.to(self.mean.dtype) - self.mean) / self.std
+            return torch.div(x.to(self.mean.dtype) - self.mean, self.std, out=out)
         # In place on the converted copy, so that a large batch needs no further copies; a
         # multiplication, because a division would take as long as all the rest.
-        return x.to(self.mean.dtype).sub_(self.mean).mul_(1 / self.std)
+        into = x.to(self.mean.dtype) if out is None else out.copy_(x)
+        return into.sub_(self.mean).mul_(1 / self.std)

@@ -17,8 +17,8 @@ LossGradient = Callable[[Tensor, Tensor, Tensor], Tensor]
 outputs' shape, of the weighted sum of the examples' losses."""
 
 
-def loss_gradient(task: Task) -> LossGradient:
-    """The gradient of the task's loss.
+def loss_gradient(task: Task, targets: Tensor) -> LossGradient:
+    """The gradient of the task's loss for batches of `targets`, which are those of all batches.
 
     In a small model, autograd spends more time on the loss than on a layer. So the cross-entropy
     of `Classification`, unless a task replaces it, is differentiated by its formula.
@@ -30,21 +30,20 @@ def loss_gradient(task: Task) -> LossGradient:
             loss = task.loss(leaf, _known_to_autograd(targets))
             return torch.autograd.grad(loss, leaf, _known_to_autograd(weight))[0]
 
-    @torch.no_grad()
     def by_formula(outputs: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
-        plain = outputs.dim() == 2 and targets.dtype is torch.int64 and targets.dim() == 1
-        if not plain or int(targets.min()) < 0:  # negative targets: torch ignores or refuses them
+        if outputs.dim() != 2 or targets.dim() != 1:
             return by_engine(outputs, targets, weight)
         # The gradient of cross-entropy by the logits is softmax(outputs) - one_hot(target). The
         # softmax is written out because torch.softmax is slow for few classes.
+        outputs, weight = outputs.detach(), weight.unsqueeze(1)
         odds = (outputs - outputs.amax(1, keepdim=True)).exp_()
-        odds /= odds.sum(1, keepdim=True)
-        rows = targets.unsqueeze(1)
-        odds.scatter_add_(1, rows, odds.new_full((), -1.0).expand(rows.shape))
-        return odds.mul_(weight.unsqueeze(1))
+        odds *= weight / odds.sum(1, keepdim=True)
+        return odds.scatter_add_(1, targets.unsqueeze(1), -weight)
 
     known = getattr(task.loss, "__func__", None) is Classification.loss
-    return by_formula if known else by_engine
+    known = known and targets.dtype is torch.int64
+    # Negative targets: torch ignores or refuses them.
+    return by_formula if known and not bool((targets < 0).any()) else by_engine
 
 
 def _known_to_autograd(tensor: Tensor) -> Tensor:

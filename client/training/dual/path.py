@@ -8,6 +8,7 @@ for any model that treats the examples of a batch independently, which the self-
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -24,7 +25,12 @@ from client.training.dual.gram_bank import GramBank
 from client.training.dual.linear import KnownInputs
 from client.training.dual.losses import loss_gradient
 from client.training.dual.own_or_dual import ClientLinear
-from client.training.dual.parameter_free import BitDropout, replacement, swap_relu_and_pool
+from client.training.dual.parameter_free import (
+    BitDropout,
+    ImageFlatten,
+    replacement,
+    swap_relu_and_pool,
+)
 from client.training.dual.progress import Progress, Room, UnsupportedLayerError
 from client.training.dual.trunk import ChainedTrunk, TrunkAndHead, in_sequence
 from client.training.flat import FlatLayout
@@ -32,6 +38,7 @@ from client.training.local import LocalConfig
 from client.training.schedule import Schedule
 from client.training.step_tensors import examples_of, loss_weights
 from fedsys.tasks import Examples, Task, seeded
+from fedsys.tasks.classification import Rescale
 
 __all__ = ["DualPath", "pays"]
 
@@ -40,6 +47,10 @@ Rows = NDArray[np.int64]
 _AT_ONCE = 128
 """Rows of history per client up to which the Gram matrix of known inputs is one product: twice the
 operations of one product per step, but fewer and larger calls."""
+
+
+_CACHED = 1 << 19
+"""Bytes of inputs that are gathered and rescaled at once, so that a core's cache holds them."""
 
 
 def pays(model: nn.Module, rows: int) -> bool:
@@ -67,7 +78,7 @@ class DualPath:
     def __init__(self, task: Task, model: nn.Module, local: LocalConfig) -> None:
         if local.optimizer != "sgd":
             raise UnsupportedLayerError(f"optimizer {local.optimizer!r} has no dual form")
-        self._task, self._local, self._loss_gradient = task, local, loss_gradient(task)
+        self._task, self._local = task, local
         self._layout = FlatLayout.of(model)
         if not self._layout.uniform:
             raise UnsupportedLayerError("parameters of several dtypes, or of 16 bits")
@@ -202,6 +213,7 @@ class DualPath:
             self._chain.reset()
         which = torch.from_numpy(schedule.rows()).to(examples.device)
         held = examples.y.index_select(0, which.view(-1)).view(*which.shape, *examples.y.shape[1:])
+        gradient_of = loss_gradient(self._task, held)
         even: dict[tuple[int, ...], Tensor] = {}
         seed = seeds[0] & 0xFFFFFFFFFFFFFFFF
         for number, dropout in enumerate(self._dropouts):
@@ -224,7 +236,7 @@ class DualPath:
                         even[step.rows.shape] = weight
                 # The layers take their steps in the backward pass.
                 if self._chain is not None:
-                    self._chain.backward(self._loss_gradient(outputs, targets, weight))
+                    self._chain.backward(gradient_of(outputs, targets, weight))
                 else:
                     torch.autograd.backward(self._task.loss(outputs, targets), weight)
         return progress
@@ -262,8 +274,9 @@ class _DataLayers:
         after: the layers that follow it.
     """
 
-    def __init__(self, before: nn.Module, layer: ClientLinear, after: nn.Module) -> None:
+    def __init__(self, before: nn.Sequential, layer: ClientLinear, after: nn.Module) -> None:
         self._before, self.layer, self.after = before, layer, after
+        self._rescale, self._flattens = _only_rescaling(before)
         self._bank, self._room = GramBank(), Room()
 
     @classmethod
@@ -284,30 +297,20 @@ class _DataLayers:
         rows = schedule.rows()
         short = rows.shape[1] <= _AT_ONCE
         if short and not schedule.ragged and examples.x.device.type == "cpu":
-            return self._in_own_order(examples, rows)
+            return self._grams_kept(examples, rows)
         x, grams = self._visited(examples, schedule, rows), None
         if short:
             grams = self._room.take("grams", (*rows.shape, rows.shape[1]), x)
             torch.bmm(x, x.transpose(1, 2), out=grams)
         return KnownInputs(x=x, grams=grams)
 
-    def _in_own_order(self, examples: Examples, rows: Rows) -> KnownInputs:
-        """Each client's inputs in the order of its rows, not of this round's visits, so that their
-        Gram matrices can be reused in other rounds."""
-        order = np.argsort(rows, axis=1, kind="stable")
-        rows = np.take_along_axis(rows, order, axis=1)
-        visits = np.empty_like(order)
-        np.put_along_axis(visits, order, np.arange(rows.shape[1])[None], axis=1)
+    def _grams_kept(self, examples: Examples, rows: Rows) -> KnownInputs:
+        """The inputs, with Gram matrices that other rounds reuse: those of each client's inputs in
+        the order of its rows, brought into the order of this round's visits."""
         x = self._made_of(examples, rows)
         grams = self._room.take("grams", (*rows.shape, rows.shape[1]), x)
-        self._bank.take(x, examples.x, rows, visits, grams)
-        first = np.arange(len(rows))[:, None] * rows.shape[1]
-        return KnownInputs(
-            x=x,
-            visits=torch.from_numpy((first + visits).reshape(-1)),
-            visited=torch.from_numpy((first + order).reshape(-1)),
-            grams=grams,
-        )
+        self._bank.take(x, examples.x, rows, grams)
+        return KnownInputs(x=x, grams=grams)
 
     def _visited(self, examples: Examples, schedule: Schedule, rows: Rows) -> Tensor:
         """(K, total, in) inputs in the order of visits; zeros where a client takes no step."""
@@ -322,11 +325,28 @@ class _DataLayers:
 
     def _made_of(self, examples: Examples, rows: Rows) -> Tensor:
         """(K, total, in) the linear layer's inputs for these rows (K, total) of the pool."""
-        which = torch.from_numpy(rows.reshape(-1)).to(examples.x.device)
-        found: Tensor = self._before(examples.x.index_select(0, which))
+        pool = examples.x
+        which = torch.from_numpy(rows.reshape(-1)).to(pool.device)
+        flat = self._flattens or pool.dim() == 2
+        if self._rescale is not None and flat and pool.device.type == "cpu":
+            width = math.prod(pool.shape[1:])
+            found = self._room.take("inputs", (len(which), width), self._rescale.mean)
+            block = max(1, _CACHED // max(1, width * found.element_size()))
+            for own, into in zip(which.split(block), found.split(block), strict=True):
+                self._rescale(pool.index_select(0, own).flatten(1), out=into)
+        else:
+            found = self._before(pool.index_select(0, which))
         if found.dim() != 2:
             raise UnsupportedLayerError(f"a Linear layer is fed {found.dim() - 1}-dimensional rows")
-        return found.reshape(*rows.shape, -1)
+        return found.view(*rows.shape, -1)
+
+
+def _only_rescaling(before: nn.Sequential) -> tuple[Rescale | None, bool]:
+    """The rescaling layer, if it leads and nothing but flattening follows; whether that is so."""
+    first, *others = [*before] or [None]
+    if type(first) is not Rescale or not all(type(each) is ImageFlatten for each in others):
+        return None, False
+    return first, bool(others)
 
 
 _NO_DATA = (ClientLinear, ClientConv2d, BitDropout, nn.modules.dropout._DropoutNd)

@@ -1,4 +1,9 @@
-"""Matrix products that all clients of a chunk share."""
+"""Matrix products that all clients of a chunk share.
+
+On a CPU, torch leaves float32 products to MKL, which is slower than oneDNN on processors other than
+Intel's and faster on those. oneDNN is reached by the operator that torch's compiler uses. If torch
+was built without it, the default BLAS serves.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["linear"]
+__all__ = ["linear", "sum_of_outer"]
 
 _WORTH = 1 << 24
 """Multiplications from which a kernel generated for the shape pays off: generating one takes a
@@ -16,17 +21,34 @@ millisecond."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(N, out) X W^T + b of `x` (N, in), `weight` (out, in) and `bias` (out,); no gradients.
-
-    On a CPU, torch leaves float32 products to MKL, which is slower than oneDNN on AMD processors.
-    oneDNN is reached by the operator that torch's compiler uses. If torch was built without it,
-    the default BLAS serves.
-    """
-    if _onednn is None or x.device.type != "cpu" or x.dtype is not torch.float32:
-        return functional.linear(x, weight, bias)
-    if x.numel() * len(weight) < _WORTH:
+    """(N, out) X W^T + b of `x` (N, in), `weight` (out, in) and `bias` (out,); no gradients."""
+    if _onednn is None or not _worth(x, len(weight)):
         return functional.linear(x, weight, bias)
     return _onednn(x, weight, bias, "none", [], "")
 
 
-_onednn: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+def sum_of_outer(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """Write the sum of the rows' outer products, A^T B of A (N, m) and B (N, n), to `out` (m, n);
+    no gradients."""
+    if _onednn is None or not _worth(right, left.shape[1]):
+        torch.mm(left.T, right, out=out)
+    else:
+        out.copy_(_onednn(left.T, right.T, None, "none", [], ""))
+
+
+def _worth(x: Tensor, others: int) -> bool:
+    plain = x.device.type == "cpu" and x.dtype is torch.float32
+    return plain and x.numel() * others >= _WORTH
+
+
+def _intel() -> bool:
+    try:
+        with open("/proc/cpuinfo", "rb") as file:
+            return b"GenuineIntel" in file.read(1024)
+    except OSError:
+        return False
+
+
+_onednn: Callable[..., Tensor] | None = (
+    None if _intel() else getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+)

@@ -41,7 +41,7 @@ def test_tensors_that_autograd_does_not_know_have_the_same(
     targets[:ignored] = -100
     with torch.inference_mode():
         given = [each.clone() for each in (outputs, targets, weight)]
-        found = loss_gradient(kind())(*given)  # type: ignore[arg-type]
+        found = loss_gradient(kind(), given[1])(*given)  # type: ignore[arg-type]
     torch.testing.assert_close(
         found, by_engine(kind(), outputs, targets, weight), rtol=1e-12, atol=1e-14
     )
@@ -51,7 +51,7 @@ def test_tensors_that_autograd_does_not_know_have_the_same(
 def test_it_is_the_engines(kind: type[Classification]) -> None:
     task, given = kind(), batch()
     torch.testing.assert_close(
-        loss_gradient(task)(*given),  # type: ignore[arg-type]
+        loss_gradient(task, given[1])(*given),  # type: ignore[arg-type]
         by_engine(task, *given),
         rtol=1e-12,
         atol=1e-14,
@@ -61,7 +61,7 @@ def test_it_is_the_engines(kind: type[Classification]) -> None:
 def test_large_outputs_do_not_overflow() -> None:
     outputs, targets, weight = batch(torch.float32)
     outputs[3] = torch.linspace(-1e38, 1e38, 10)
-    found = loss_gradient(tasks.load("digits"))(outputs, targets, weight)
+    found = loss_gradient(tasks.load("digits"), targets)(outputs, targets, weight)
     assert torch.isfinite(found).all()
     torch.testing.assert_close(found, by_engine(Classification(), outputs, targets, weight))
 
@@ -70,7 +70,7 @@ def test_large_outputs_do_not_overflow() -> None:
 def test_what_is_not_finite_stays_so(value: float) -> None:
     outputs, targets, weight = batch()
     outputs[2, 1] = value
-    found = loss_gradient(tasks.load("digits"))(outputs, targets, weight)
+    found = loss_gradient(tasks.load("digits"), targets)(outputs, targets, weight)
     assert torch.isnan(found[2]).all()
     assert torch.isfinite(found[3:]).all()
 
@@ -78,7 +78,7 @@ def test_what_is_not_finite_stays_so(value: float) -> None:
 def test_ignored_targets_count_nothing() -> None:
     outputs, targets, weight = batch()
     targets[5] = -100
-    found = loss_gradient(tasks.load("digits"))(outputs, targets, weight)
+    found = loss_gradient(tasks.load("digits"), targets)(outputs, targets, weight)
     assert not found[5].any()
     torch.testing.assert_close(found, by_engine(Classification(), outputs, targets, weight))
 
@@ -88,7 +88,7 @@ def test_sequences_go_to_the_engine() -> None:
     outputs = torch.randn(6, 10, 3, generator=source)
     targets = torch.randint(0, 10, (6, 3), generator=source)
     weight = torch.rand(6, 3, generator=source)
-    found = loss_gradient(tasks.load("digits"))(outputs, targets, weight)
+    found = loss_gradient(tasks.load("digits"), targets)(outputs, targets, weight)
     torch.testing.assert_close(found, by_engine(Classification(), outputs, targets, weight))
 
 
@@ -96,4 +96,4 @@ def test_a_label_that_is_no_class_is_refused() -> None:
     outputs, targets, weight = batch()
     targets[0] = 10
     with pytest.raises((IndexError, RuntimeError)):
-        loss_gradient(tasks.load("digits"))(outputs, targets, weight)
+        loss_gradient(tasks.load("digits"), targets)(outputs, targets, weight)
