@@ -26,7 +26,7 @@ maps the output's gradient to the input's; a layer with weights takes its optimi
 
 
 class Chain:
-    """Layers in sequence.
+    """Layers in sequence. It is called in inference mode: autograd must not record it.
 
     Args:
         before: leading layers that need no gradient, since no parameters come before them.
@@ -57,14 +57,12 @@ class Chain:
         """Drop forward passes whose backward pass will not come."""
         self._frames.clear()
 
-    @torch.no_grad()
     def prepared(self, x: Tensor | None) -> Tensor | None:
         """The output for `x` of the leading layers that need no gradient; None for None."""
         for layer in self._before:
             x = layer(x)
         return x
 
-    @torch.no_grad()
     def forward(self, x: Tensor | None, *, wanted: bool = False) -> Tensor:
         """The last layer's output; what the backward pass needs is kept until `backward`.
 
@@ -81,7 +79,6 @@ class Chain:
         outputs: Tensor = y
         return outputs
 
-    @torch.no_grad()
     def backward(self, gradient: Tensor) -> Tensor | None:
         """Backpropagate through the latest pending `forward`; the layers take their steps.
 

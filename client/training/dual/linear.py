@@ -65,6 +65,7 @@ class DualLinear:
         self._gradients: Tensor
         self._base: Tensor | None = None
         self._grams: Tensor | None = None
+        self._scaled: Tensor | None = None
         self._known = False
         self._room = Room()
 
@@ -88,7 +89,7 @@ class DualLinear:
         """
         self._weight, self._bias, self._progress = weight, bias, progress
         rows = (progress.clients, progress.total)
-        self._base = None
+        self._base = self._scaled = None
         if data is None:
             self._history = self._room.take("history", (*rows, self.inputs), weight)
         else:
@@ -160,7 +161,7 @@ class DualLinear:
         inputs are ones: its sum is that of the rows of c_{T,s} G_s.
         """
         progress = self._progress
-        scaled = self._scaled()
+        scaled = self._updates_by_row()
         torch.bmm(scaled.transpose(1, 2), self._history, out=weight)
         share = progress.start_share()
         decayed = bool((share != 0).any())
@@ -187,7 +188,7 @@ class DualLinear:
         (sum_i |x_i| |h_i|)^2. Where the terms cancel to less than `_CANCELLED` of that, rounding
         would show: the result is NaN, and the caller builds the updates instead.
         """
-        scaled = self._scaled()
+        scaled = self._updates_by_row()
         if self._grams is None:
             weight = torch.bmm(scaled.transpose(1, 2), self._history)
             squares = _squares(weight)
@@ -208,14 +209,16 @@ class DualLinear:
             weight: (out, in), overwritten.
             bias: (out,), overwritten; or None.
         """
-        scaled = (self._scaled() * factors[:, None, None]).view(-1, self.outputs)
+        scaled = (self._updates_by_row() * factors[:, None, None]).view(-1, self.outputs)
         sum_of_outer(scaled, self._history.view(-1, self.inputs), weight)
         if bias is not None:
             torch.sum(scaled, dim=0, out=bias)
 
-    def _scaled(self) -> Tensor:
-        """(K, total, out) c_{T,s} G_s."""
-        return self._gradients * self._progress.final().unsqueeze(-1)
+    def _updates_by_row(self) -> Tensor:
+        """(K, total, out) c_{T,s} G_s, once training is over."""
+        if self._scaled is None:
+            self._scaled = self._gradients * self._progress.final().unsqueeze(-1)
+        return self._scaled
 
 
 def _squares(rows: Tensor) -> Tensor:

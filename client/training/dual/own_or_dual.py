@@ -149,7 +149,10 @@ class _OwnLinear(OwnWeights):
         return dx
 
     def _active(self) -> list[Tensor]:
-        return [each[: self._progress.active] for each in self._params]
+        active = self._progress.active
+        if active == self._progress.clients:
+            return self._params
+        return [each[:active] for each in self._params]
 
 
 class _ClientLinear(torch.autograd.Function):

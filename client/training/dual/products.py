@@ -41,14 +41,9 @@ def _worth(x: Tensor, others: int) -> bool:
     return plain and x.numel() * others >= _WORTH
 
 
-def _intel() -> bool:
-    try:
-        with open("/proc/cpuinfo", "rb") as file:
-            return b"GenuineIntel" in file.read(1024)
-    except OSError:
-        return False
-
-
+_capabilities = torch.cpu.get_capabilities()
 _onednn: Callable[..., Tensor] | None = (
-    None if _intel() else getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    None
+    if "Intel" in str(_capabilities.get("cpu_name"))
+    else getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 )

@@ -97,11 +97,14 @@ class Progress:
 
     def current(self, history: Tensor) -> Tensor:
         """(A, B, ...) the current step's rows of a history (K, total, ...)."""
-        return history[: self.active, self.past : self.past + self.batch]
+        return self._of_active(history.narrow(1, self.past, self.batch))
 
     def earlier(self, history: Tensor) -> Tensor:
         """(A, past, ...) the rows of a history (K, total, ...) before the current step."""
-        return history[: self.active, : self.past]
+        return self._of_active(history.narrow(1, 0, self.past))
+
+    def _of_active(self, rows: Tensor) -> Tensor:
+        return rows if self.active == self.clients else rows[: self.active]
 
     def combined(self, base: Tensor, gram: Tensor, history: Tensor, *, inside: bool) -> Tensor:
         """(A, B, n) alpha_t base + sum_{s<t} c_{t,s} gram_s history_s at the current step t.
