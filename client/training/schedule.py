@@ -119,7 +119,7 @@ def _even(held: Indices, seeds: Sequence[int], local: LocalConfig, lengths: Indi
     sizes = np.full(clients, size, dtype=np.int64)
     steps: list[Step] = []
     for epoch in range(local.epochs):
-        visited = np.take_along_axis(held, _orders(seeds, epoch, sizes, size), axis=1)
+        visited = held[np.arange(clients)[:, None], _orders(seeds, epoch, sizes, size)]
         for start in range(0, size, local.batch_size):
             rows = visited[:, start : start + local.batch_size]
             steps.append(Step(rows=rows, counts=np.full(clients, rows.shape[1], dtype=np.int64)))

@@ -152,9 +152,7 @@ class Trainer:
     @property
     def parts(self) -> Parts:
         """What a client's row holds: its update, and the blocks of its procedure."""
-        if self._procedure is None:
-            return Parts(dimension=self.dimension)
-        return self._procedure.parts
+        return Parts(dimension=self.dimension) if self._procedure is None else self._procedure.parts
 
     @property
     def has_procedure(self) -> bool:
@@ -309,15 +307,16 @@ class Trainer:
             made = torch.from_numpy(self.parts.assemble(rows, clip=clip))
             summed, found = clipped_sum_of(made, clip)
             return ClippedSum(total=summed.double().numpy(), norms=found.numpy())
-        total = np.zeros(self.dimension, dtype=np.float64)
+        total: Tensor | None = None
         norms = np.zeros(len(client_rows), dtype=np.float32)
         start, pool = self._tensor(weights), self._place(examples)
         chunks = self._chunks(weights, examples, client_rows, seeds, names, clip=clip)
         for path, which, clients in chunks:
             part, own = self._runner.clipped_sum(path, start, pool, clients, clip)
-            total += part.cpu().numpy()
+            total = part.double() if total is None else total.add_(part)
             norms[which] = own.cpu().numpy()
-        return ClippedSum(total=total, norms=norms)
+        summed = np.zeros(self.dimension) if total is None else total.cpu().numpy()
+        return ClippedSum(total=summed, norms=norms)
 
     def _chunks(
         self,

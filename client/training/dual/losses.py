@@ -35,7 +35,7 @@ def loss_gradient(task: Task, targets: Tensor) -> LossGradient:
             return by_engine(outputs, targets, weight)
         # The gradient of cross-entropy by the logits is softmax(outputs) - one_hot(target). The
         # softmax is written out because torch.softmax is slow for few classes.
-        outputs, weight = outputs.detach(), weight.unsqueeze(1)
+        weight = weight.unsqueeze(1)
         odds = (outputs - outputs.amax(1, keepdim=True)).exp_()
         odds *= weight / odds.sum(1, keepdim=True)
         return odds.scatter_add_(1, targets.unsqueeze(1), -weight)

@@ -129,7 +129,7 @@ class _OwnLinear(OwnWeights):
         weight, *bias = self._active()
         self._x = x = x.view(len(weight), -1, weight.shape[2])
         if bias:
-            return torch.baddbmm(bias[0].unsqueeze(1), x, weight.transpose(1, 2))
+            return torch.bmm(x, weight.transpose(1, 2)).add_(bias[0].unsqueeze(1))
         return torch.bmm(x, weight.transpose(1, 2))
 
     def input_gradient(self, dy: Tensor, wanted: bool) -> Tensor | None:

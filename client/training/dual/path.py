@@ -204,14 +204,15 @@ class DualPath:
         *,
         summing: bool = False,
     ) -> Progress:
-        data = None if self._data is None else self._data.inputs(examples, schedule)
+        rows = schedule.rows()
+        data = None if self._data is None else self._data.inputs(examples, schedule, rows)
         progress = self._begin(start, schedule, data, summing)
         model: nn.Module = self._model
         if self._cut is not None:
             model, self._cut.progress = self._cut, progress
         if self._chain is not None:
             self._chain.reset()
-        which = torch.from_numpy(schedule.rows()).to(examples.device)
+        which = torch.from_numpy(rows).to(examples.device)
         held = examples.y.index_select(0, which.view(-1)).view(*which.shape, *examples.y.shape[1:])
         gradient_of = loss_gradient(self._task, held)
         even: dict[tuple[int, ...], Tensor] = {}
@@ -292,9 +293,8 @@ class _DataLayers:
         return None
 
     @torch.no_grad()
-    def inputs(self, examples: Examples, schedule: Schedule) -> KnownInputs:
-        """The layer's inputs in all steps."""
-        rows = schedule.rows()
+    def inputs(self, examples: Examples, schedule: Schedule, rows: Rows) -> KnownInputs:
+        """The layer's inputs in all steps, whose `rows` are those of the schedule."""
         short = rows.shape[1] <= _AT_ONCE
         if short and not schedule.ragged and examples.x.device.type == "cpu":
             return self._grams_kept(examples, rows)
