@@ -19,7 +19,7 @@ _ENTRY = 256
 class GramBank:
     """Caches X X^T of each client; when it is full, it is emptied.
 
-    A matrix is computed from one client's examples in ascending order of rows, not from a batch of
+    A matrix is computed from one client's examples in their own order, not from a batch of
     clients: its bits depend neither on who else trains nor on whether it was cached.
 
     Args:
@@ -32,42 +32,44 @@ class GramBank:
         self._kept: Tensor | None = None
         self._slots: dict[bytes, int] = {}
 
-    def take(self, data: Tensor, pool: Tensor, rows: NDArray[np.int64], out: Tensor) -> None:
-        """Write each client's X X^T into `out`.
+    def take(
+        self,
+        data: Tensor,
+        pool: Tensor,
+        rows: NDArray[np.int64],
+        visits: NDArray[np.int64],
+        out: Tensor,
+    ) -> None:
+        """Write each client's X X^T into `out`, with rows and columns in the order of visits.
 
-        With P the permutation matrix that brings a client's rows from ascending order into that of
-        its visits, X = P Y and X X^T = P (Y Y^T) P^T: reordering the cached Y Y^T gives the round's
-        matrix without a product.
+        With P the permutation matrix of a client's visits, out = (P X)(P X)^T = P (X X^T) P^T:
+        reordering the cached matrix gives the round's matrix without a product.
 
         Args:
-            data: (K, T, n) the clients' data X, on the CPU.
+            data: (K, T, n) the clients' data, on the CPU.
             pool: the examples that `data` was computed from, always in the same way; recognised by
                 identity, so it must not be changed in place.
-            rows: (K, T) the rows of the pool, in the order of `data`.
+            rows: (K, T) each client's rows of the pool, in the same order each time.
+            visits: (K, T) the t-th visit of client k is of its row ``visits[k, t]`` of `data`.
             out: (K, T, T), overwritten.
         """
-        clients = np.arange(len(rows))[:, None]
-        order = np.argsort(rows, axis=1, kind="stable")
-        keys = [row.tobytes() for row in rows[clients, order]]
-        kept = self._with_room(data, pool, keys)
+        total = rows.shape[1]
+        keys = [row.tobytes() for row in rows]
+        kept = self._with_room(data, pool, total, keys)
         for client, key in enumerate(keys):
             if key not in self._slots:
-                ascending = data[client].index_select(0, torch.from_numpy(order[client]))
                 slot = len(self._slots)
-                torch.mm(ascending, ascending.T, out=kept[slot])
+                torch.mm(data[client], data[client].T, out=kept[slot])
                 self._slots[key] = slot  # only now: memory may run out in the product
-        total = rows.shape[1]
-        places = np.empty_like(order)
-        places[clients, order] = np.arange(total)  # P: visit t is of row places[t]
         slots = np.array([self._slots[key] for key in keys])
-        lines = torch.from_numpy((slots[:, None] * total + places).reshape(-1))
+        lines = torch.from_numpy((slots[:, None] * total + visits).reshape(-1))
         found = kept.view(-1, total).index_select(0, lines).view(out.shape)
-        columns = torch.from_numpy(places)[:, None, :].expand(out.shape)
+        columns = torch.from_numpy(visits)[:, None, :].expand(out.shape)
         torch.gather(found, 2, columns, out=out)
 
-    def _with_room(self, data: Tensor, pool: Tensor, keys: list[bytes]) -> Tensor:
+    def _with_room(self, data: Tensor, pool: Tensor, total: int, keys: list[bytes]) -> Tensor:
         """The cached matrices (C, T, T), with room for those of `keys` that are missing."""
-        kept, total = self._kept, data.shape[1]
+        kept = self._kept
         fits = kept is not None and kept.shape[1] == total and kept.dtype == data.dtype
         if kept is None or not fits or len(kept) < len(keys):
             each = total * total * data.element_size() + total * 8 + _ENTRY

@@ -24,13 +24,18 @@ class KnownInputs:
     """The inputs of all steps of a layer that is fed with data.
 
     Attributes:
-        x: (K, total, in) each client's inputs in the order of visits; zeros in steps in which the
-            client takes no part.
-        grams: (K, total, total) X X^T, overwritten by the layer. None to compute the products step
-            by step.
+        x: (K, total, in) each client's inputs, in the order of visits or in the client's own
+            order; zeros in steps in which the client takes no part.
+        visits: (K total,) for each visit, the row of `x` (K total, in); None if `x` is in the order
+            of visits.
+        visited: (K total,) the inverse permutation: for each row of `x`, its visit.
+        grams: (K, total, total) X X^T in the order of visits, overwritten by the layer. None to
+            compute the products step by step, which needs `x` in the order of visits.
     """
 
     x: Tensor
+    visits: Tensor | None = None
+    visited: Tensor | None = None
     grams: Tensor | None = None
 
 
@@ -62,6 +67,7 @@ class DualLinear:
         self._bias: Tensor | None
         self._progress: Progress
         self._history: Tensor
+        self._visited: Tensor | None = None
         self._gradients: Tensor
         self._base: Tensor | None = None
         self._grams: Tensor | None = None
@@ -89,12 +95,15 @@ class DualLinear:
         """
         self._weight, self._bias, self._progress = weight, bias, progress
         rows = (progress.clients, progress.total)
-        self._base = self._scaled = None
+        self._base = self._visited = self._scaled = None
         if data is None:
             self._history = self._room.take("history", (*rows, self.inputs), weight)
         else:
-            self._history = data.x
-            self._base = linear(data.x.view(-1, self.inputs), weight, bias).view(*rows, -1)
+            self._history, self._visited = data.x, data.visited
+            base = linear(data.x.view(-1, self.inputs), weight, bias)
+            if data.visits is not None:
+                base = base.index_select(0, data.visits)
+            self._base = base.view(*rows, -1)
         self._gradients = self._room.take("gradients", (*rows, self.outputs), weight)
         self._grams = None if data is None else data.grams
         self._known = self._grams is not None
@@ -161,7 +170,7 @@ class DualLinear:
         inputs are ones: its sum is that of the rows of c_{T,s} G_s.
         """
         progress = self._progress
-        scaled = self._updates_by_row()
+        scaled = self._like_history(self._updates_by_row())
         torch.bmm(scaled.transpose(1, 2), self._history, out=weight)
         share = progress.start_share()
         decayed = bool((share != 0).any())
@@ -189,7 +198,7 @@ class DualLinear:
         would show: the result is NaN, and the caller builds the updates instead.
         """
         scaled = self._updates_by_row()
-        if self._grams is None:
+        if self._grams is None:  # then the history is in the order of visits
             weight = torch.bmm(scaled.transpose(1, 2), self._history)
             squares = _squares(weight)
             return squares if self._bias is None else squares + _squares(scaled.sum(1))
@@ -209,16 +218,23 @@ class DualLinear:
             weight: (out, in), overwritten.
             bias: (out,), overwritten; or None.
         """
-        scaled = (self._updates_by_row() * factors[:, None, None]).view(-1, self.outputs)
+        scaled = self._like_history(self._updates_by_row() * factors[:, None, None])
+        scaled = scaled.view(-1, self.outputs)
         sum_of_outer(scaled, self._history.view(-1, self.inputs), weight)
         if bias is not None:
             torch.sum(scaled, dim=0, out=bias)
 
     def _updates_by_row(self) -> Tensor:
-        """(K, total, out) c_{T,s} G_s, once training is over."""
+        """(K, total, out) c_{T,s} G_s in the order of visits, once training is over."""
         if self._scaled is None:
             self._scaled = self._gradients * self._progress.final().unsqueeze(-1)
         return self._scaled
+
+    def _like_history(self, scaled: Tensor) -> Tensor:
+        """(K, total, out) `scaled`, brought from the order of visits to that of the history."""
+        if self._visited is None:
+            return scaled
+        return scaled.view(-1, self.outputs).index_select(0, self._visited).view(scaled.shape)
 
 
 def _squares(rows: Tensor) -> Tensor:

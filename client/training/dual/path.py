@@ -297,20 +297,31 @@ class _DataLayers:
         """The layer's inputs in all steps, whose `rows` are those of the schedule."""
         short = rows.shape[1] <= _AT_ONCE
         if short and not schedule.ragged and examples.x.device.type == "cpu":
-            return self._grams_kept(examples, rows)
+            return self._in_own_order(examples, rows)
         x, grams = self._visited(examples, schedule, rows), None
         if short:
             grams = self._room.take("grams", (*rows.shape, rows.shape[1]), x)
             torch.bmm(x, x.transpose(1, 2), out=grams)
         return KnownInputs(x=x, grams=grams)
 
-    def _grams_kept(self, examples: Examples, rows: Rows) -> KnownInputs:
-        """The inputs, with Gram matrices that other rounds reuse: those of each client's inputs in
-        the order of its rows, brought into the order of this round's visits."""
+    def _in_own_order(self, examples: Examples, rows: Rows) -> KnownInputs:
+        """Each client's inputs in the order of its rows, not of this round's visits, so that their
+        Gram matrices can be reused in other rounds."""
+        clients = np.arange(len(rows))[:, None]
+        order = np.argsort(rows, axis=1, kind="stable")
+        rows = rows[clients, order]
+        visits = np.empty_like(order)
+        visits[clients, order] = np.arange(rows.shape[1])
         x = self._made_of(examples, rows)
         grams = self._room.take("grams", (*rows.shape, rows.shape[1]), x)
-        self._bank.take(x, examples.x, rows, grams)
-        return KnownInputs(x=x, grams=grams)
+        self._bank.take(x, examples.x, rows, visits, grams)
+        first = clients * rows.shape[1]
+        return KnownInputs(
+            x=x,
+            visits=torch.from_numpy((first + visits).reshape(-1)),
+            visited=torch.from_numpy((first + order).reshape(-1)),
+            grams=grams,
+        )
 
     def _visited(self, examples: Examples, schedule: Schedule, rows: Rows) -> Tensor:
         """(K, total, in) inputs in the order of visits; zeros where a client takes no step."""
