@@ -315,8 +315,8 @@ class Trainer:
             part, own = self._runner.clipped_sum(path, start, pool, clients, clip)
             total = part.double() if total is None else total.add_(part)
             norms[which] = own.cpu().numpy()
-        summed = np.zeros(self.dimension) if total is None else total.cpu().numpy()
-        return ClippedSum(total=summed, norms=norms)
+        added = np.zeros(self.dimension) if total is None else total.cpu().numpy()
+        return ClippedSum(total=added, norms=norms)
 
     def _chunks(
         self,

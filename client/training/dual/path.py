@@ -343,8 +343,9 @@ class _DataLayers:
             width = math.prod(pool.shape[1:])
             found = self._room.take("inputs", (len(which), width), self._rescale.mean)
             block = max(1, _CACHED // max(1, width * found.element_size()))
-            for own, into in zip(which.split(block), found.split(block), strict=True):
-                self._rescale(pool.index_select(0, own).flatten(1), out=into)
+            for at in range(0, len(which), block):
+                some = pool.index_select(0, which[at : at + block])
+                self._rescale(some.flatten(1), out=found[at : at + block])
         else:
             found = self._before(pool.index_select(0, which))
         if found.dim() != 2:
