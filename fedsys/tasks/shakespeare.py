@@ -75,13 +75,12 @@ class CharacterModel(nn.Module):
 
     def forward(self, symbols: Tensor) -> Tensor:
         """(B, T) to (B, VOCABULARY, T)."""
-        sequence = self.embedding(symbols.long())
+        sequence = self.embedding(symbols.T.long())  # time first: a step's slice lies together
         layer = gru if self._cell == "gru" else lstm
         for inputs, recurrent in zip(self.inputs, self.recurrent, strict=True):
-            weight, bias = recurrent.parameters()
-            sequence = layer(inputs(sequence), weight, bias)
+            sequence = layer(sequence, *inputs.parameters(), *recurrent.parameters())
         outputs: Tensor = self.readout(sequence)
-        return outputs.transpose(-1, -2)
+        return outputs.permute(1, 2, 0)
 
 
 class Block(nn.Module):
