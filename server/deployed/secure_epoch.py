@@ -7,20 +7,17 @@ from collections.abc import Mapping
 from fedsys.privacy import Mechanism
 from fedsys.wire import Assignment
 from secure_agg import (
-    AggregatorStage,
     EpochAggregator,
     Roster,
     SecAggParams,
-    SecureAggError,
     SumResult,
 )
-from secure_agg.messages import Limits
-from server.rounds import ENVELOPE, RoundAborted
+from server.rounds import RoundAborted, SecureSum, aborting
 
 __all__ = ["SecureEpoch"]
 
 
-class SecureEpoch:
+class SecureEpoch(SecureSum[EpochAggregator]):
     """The aggregator of one epoch.
 
     Every upload is asked for by a message of its own, with a number that was never used before. The
@@ -55,7 +52,6 @@ class SecureEpoch:
     ) -> None:
         self.assignment = assignment
         self.cohort = cohort
-        self.params = params
         self.left = buffers
         if params.dimension != mechanism.length:
             raise RoundAborted(
@@ -63,8 +59,8 @@ class SecureEpoch:
                 f"{mechanism.length}",
                 nothing_summed=True,
             )
-        try:
-            self._aggregator = EpochAggregator(
+        with aborting(nothing_summed=True):
+            aggregator = EpochAggregator(
                 roster=roster,
                 params=params,
                 context=assignment.epoch_context(buffers),
@@ -72,8 +68,7 @@ class SecureEpoch:
                 prekeys=prekeys,
                 size=size,
             )
-        except SecureAggError as error:
-            raise RoundAborted(f"secure aggregation: {error}", nothing_summed=True) from error
+        super().__init__(aggregator)
 
     @property
     def number(self) -> int:
@@ -86,49 +81,9 @@ class SecureEpoch:
         return self._aggregator.size
 
     @property
-    def stage(self) -> str:
-        """Name of the stage whose messages are awaited."""
-        return self._aggregator.stage.name.lower()
-
-    @property
     def full(self) -> bool:
         """Whether a buffer holds all its uploads."""
         return self._aggregator.full
-
-    @property
-    def waiting(self) -> frozenset[int]:
-        """Committee members that have not answered."""
-        return self._aggregator.waiting
-
-    def awaits(self, client: int) -> bool:
-        """Whether a member is among `waiting`, without listing them all."""
-        return self._aggregator.awaits(client)
-
-    @property
-    def blamed(self) -> Mapping[int, str]:
-        """Why, for each member caught cheating so far."""
-        return self._aggregator.blamed
-
-    @property
-    def nothing_summed(self) -> bool:
-        """Whether no certificate was sent for the buffer in hand."""
-        return self._aggregator.stage.value < AggregatorStage.ANSWER.value
-
-    @property
-    def largest_answer(self) -> int:
-        """Bytes that no member's message exceeds, with the envelope that its host puts it in."""
-        return ENVELOPE + Limits(self.params).largest_upload
-
-    def begin(self) -> Mapping[int, bytes]:
-        """The opening, for each member of the cohort.
-
-        Raises:
-            RoundAborted: fewer committee members than a sum needs have a sealing key.
-        """
-        try:
-            return self._aggregator.begin()
-        except SecureAggError as error:
-            raise RoundAborted(f"secure aggregation: {error}", nothing_summed=True) from error
 
     def ask(self, client: int) -> bytes:
         """The message that asks a member for an upload.
@@ -138,16 +93,6 @@ class SecureEpoch:
         """
         return self._aggregator.next_upload(client)
 
-    def receive(self, sender: int, message: bytes) -> None:
-        """Take a message; a wrong one excludes its sender and raises SecureAggError.
-
-        Raises:
-            LateMessage: it came too late, or is of another session, and is discarded.
-            StageError: it is not expected now, and is discarded.
-            SecureAggError: it is wrong.
-        """
-        self._aggregator.receive(sender, message)
-
     def settle(self) -> Mapping[int, bytes]:
         """Begin to sum the full buffer: the shares, for the committee.
 
@@ -155,24 +100,8 @@ class SecureEpoch:
             RoundAborted: too few of its uploads are left.
         """
         self.left -= 1
-        try:
+        with aborting(nothing_summed=True):
             return self._aggregator.settle()
-        except SecureAggError as error:
-            raise RoundAborted(f"secure aggregation: {error}", nothing_summed=True) from error
-
-    def close_stage(self) -> Mapping[int, bytes]:
-        """Go on with those who answered; nothing is returned once the sum is there.
-
-        Raises:
-            RoundAborted: too few are left, or the sum does not open.
-        """
-        nothing_summed = self.nothing_summed
-        try:
-            return self._aggregator.close_stage()
-        except SecureAggError as error:
-            raise RoundAborted(
-                f"secure aggregation: {error}", nothing_summed=nothing_summed
-            ) from error
 
     @property
     def result(self) -> SumResult:
