@@ -484,11 +484,9 @@ def test_wrong_arguments_are_one_clear_line(data: FederatedData) -> None:
 
 
 def test_no_clients_is_no_work(data: FederatedData) -> None:
-    trainer = Trainer(load("digits"), LOCAL)
-    assert trainer.train(trainer.initial_weights(), data.train, [], []).shape == (0, 650)
-    summed = trainer.clipped_sum(trainer.initial_weights(), data.train, [], [], clip=1.0)
-    assert np.array_equal(summed.total, np.zeros(650))
-    assert summed.norms.shape == (0,)
+    trainer, weights = Trainer(load("digits"), LOCAL), np.ones(650, np.float32)
+    assert trainer.train(weights, data.train, [], []).shape == (0, 650)
+    assert not trainer.clipped_sum(weights, data.train, [], [], clip=1.0).total.any()
 
 
 def test_one_class_clients_train(data: FederatedData) -> None:
