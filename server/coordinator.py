@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -141,6 +142,8 @@ class Coordinator:
         keep: Starts writing a checkpoint, with its answer if it has one, and returns a function
             that waits until it is durable. The commit waits for it, so that a committed model is
             never lost.
+        aside: Hashes and sketches a sum, while the calling thread makes a model of it; with None
+            the calling thread does both.
     """
 
     def __init__(
@@ -155,6 +158,7 @@ class Coordinator:
         keep: Callable[[Checkpoint], Callable[[], object]],
         clipping: AdaptiveClipping | None = None,
         noise: bytes = b"",
+        aside: Executor | None = None,
     ) -> None:
         self.terms = terms
         self.mechanism = terms.plan.build_mechanism()
@@ -167,6 +171,7 @@ class Coordinator:
         self._accountant = accountant
         self._sampler = sampler
         self._keep = keep
+        self._aside = aside
         self._open: OpenRound | None = None
         self._shapes: dict[str, tuple[int, ...]] | None = None
         self._mix: bytes | None = None
@@ -242,7 +247,8 @@ class Coordinator:
         seed = self._seeds.get(number) or entropy(SEED_BYTES)
         committed = seed_commitment(self.terms.job, number, seed)
         kind = self.terms.kind_of(number)
-        reserved = {"event": event.to_json(), "kind": kind, "seed_sha256": committed}
+        stated = event.to_json()
+        reserved = {"event": stated, "kind": kind, "seed_sha256": committed}
         self._ledger.reserve(number, reserved)
         self._seeds, mix, self._mix = {number: seed}, self._mix, None
         self._cohort_key = entropy(SEED_BYTES) if mix is None else None
@@ -257,7 +263,7 @@ class Coordinator:
                 task=self.terms.task,
                 weights=self.weights,
                 local=self.terms.local,
-                mechanism=event.to_json(),
+                mechanism=stated,
                 seed=self.terms.seed,
                 clipping=None if self.clipping is None else self.clipping.to_json(),
                 terms=self.terms.agreed,
@@ -321,8 +327,10 @@ class Coordinator:
         mix = self._mixed(opening)
         if noise is None:
             noise = self._noise(mix, len(survivors))
-        ring = total.astype(ring_dtype(mechanism.modulus_bits))  # hosts may pass wider words
+        # Hosts may pass wider words.
+        ring = total.astype(ring_dtype(mechanism.modulus_bits), copy=False)
         topped = add_noise(ring.copy(), noise, bits=mechanism.modulus_bits)
+        seen = self._seen(ring, topped)
         seed = open_.assignment.digest if mechanism.rotates else b""
         mean = mechanism.decode(topped, seed=seed)
         strength, clipping = _strength(mean, mechanism), self.clipping
@@ -354,16 +362,15 @@ class Coordinator:
                 answer=answer,
             )
         )
-        aggregate = sha256_of_aggregate(topped)
-        forms = sketch_key(self.terms.job, open_.number, aggregate)
-        of_sum, of_topped = sketches([ring, topped], forms, mechanism.modulus_bits)
+        released = self._released(weights, answer)
+        aggregate, of_sum, of_topped = seen()
         opening = dataclasses.replace(opening, sum_sketch=of_sum)
         self._ledger.commit(
             open_.number,
             {
                 "aggregate_sha256": aggregate,
                 "aggregate_sketch": of_topped,
-                **self._released(weights, answer),
+                **released,
             },
             sampled=open_.cohort,
             survivors=survivors,
@@ -401,6 +408,18 @@ class Coordinator:
         self._accountant.charge(self.mechanism.event, open_.cohort, survivors)
         self._mix = self._mixed(opening)
         self._open = None
+
+    def _seen(self, ring: NDArray[Any], topped: NDArray[Any]) -> Callable[[], tuple[str, str, str]]:
+        """What the open round's commit says of its sum: the hash of the released one, and sketches
+        of the sum before the coordinator's noise and after it. They are computed aside."""
+        job, number, bits = self.terms.job, self._current().number, self.mechanism.modulus_bits
+
+        def see() -> tuple[str, str, str]:
+            aggregate = sha256_of_aggregate(topped)
+            before, after = sketches([ring, topped], sketch_key(job, number, aggregate), bits)
+            return aggregate, before, after
+
+        return see if self._aside is None else self._aside.submit(see).result
 
     def _step(self, mean: NDArray[np.float64]) -> Weights:
         return self.strategy.apply(self.weights, mean).astype(np.float32)

@@ -56,7 +56,8 @@ class JobSpec:
         clipping: As returned by `server.job_settings.clipping_for`.
         signer: Signs the ledger; by default the coordinator's own key.
         entropy: Source for the job's name and the ledger's salts.
-        disk: Writes checkpoints in the background; with None, each round waits for its own.
+        disk: Writes each round's files in the background, and looks at its sum; of two threads it
+            makes use. With None, each round waits for its own.
         parts: What lies where in a client's vector; None where it is the update alone.
         begin: What the job begins with, where another run reached it: `weights`, and the state of
             strategy and clipping. It is kept in the job's folder.
@@ -301,6 +302,8 @@ def _job(
     """The job that continues from a checkpoint; `name` is the job's name in the ledger."""
     config, signer = spec.config, spec.signer or Signer.load_or_create()
     sheet = sheet_between(config, accountant.plan.dimension)
+    if spec.disk is not None:
+        ledger.in_background(spec.disk)
 
     def keep(kept: Checkpoint) -> Callable[[], object]:
         if kept.answer is not None:
@@ -328,6 +331,7 @@ def _job(
         clipping=_at(checkpoint, spec.clipping),
         noise=checkpoint.mechanism,
         keep=keep,
+        aside=spec.disk,
     )
     return Job(
         config=config,

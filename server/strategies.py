@@ -68,7 +68,7 @@ class FedAvg:
     def apply(self, weights: Vector, update: Vector) -> Vector:
         """See `Strategy.apply`."""
         check_shapes(weights, update)
-        return advance(weights, self._rate * update.astype(np.float64))
+        return advance(weights, np.multiply(update, self._rate, dtype=np.float64))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Empty: a step depends on no earlier one."""

@@ -112,10 +112,9 @@ def shared_by(strategy: Strategy) -> dict[str, NDArray[np.float32]]:
     Raises:
         ConfigError: it is no dict of finite arrays.
     """
-    if not isinstance(strategy, SharingStrategy):
-        return {}
+    shared = getattr(strategy, "shared", None)  # quicker than to ask for `SharingStrategy`
     found: dict[str, NDArray[np.float32]] = {}
-    for name, value in dict(strategy.shared()).items():
+    for name, value in dict(shared() if callable(shared) else {}).items():
         array = np.asarray(value)
         if not isinstance(name, str) or array.dtype.kind not in "fiub":
             raise ConfigError(
@@ -163,4 +162,6 @@ def check_state(
 
 def advance(weights: Vector, step: NDArray[np.float64]) -> Vector:
     """Add in float64, so that rounding to the model's dtype happens only once."""
-    return (weights + step).astype(weights.dtype)
+    found = np.empty_like(weights)
+    np.add(weights, step, out=found, dtype=np.float64, casting="same_kind")
+    return found

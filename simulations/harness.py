@@ -49,6 +49,9 @@ from simulations.summation import Cohort, Summed, report_unusable, summation
 
 __all__ = ["RoundReport", "RunResult", "resume", "run", "run_rounds"]
 
+_DISK_THREADS = 2
+"""A checkpoint and a private line reach the disk together, at the cost of one flush."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoundReport:
@@ -124,7 +127,7 @@ def run(
         )
     began = None if start is None else Start.of(start)
     setting = prepare(config, data=data, device=device, randomness=randomness, origin=origin)
-    with setting.engine, ThreadPoolExecutor(1, "disk") as disk:
+    with setting.engine, ThreadPoolExecutor(_DISK_THREADS, "disk") as disk:
         with joining(population, setting, out, began) as (setting, path):
             folder = RunFolder.create(path)
             with disk_errors(folder.path):
@@ -188,7 +191,7 @@ def resume(
         metrics = folder.last_metrics()
         return RunResult(folder=path, rounds=len(view.rounds), interrupted=False, metrics=metrics)
     setting = prepare(config, data=data, device=device, origin=origin)
-    with setting.engine, ThreadPoolExecutor(1, "disk") as disk:
+    with setting.engine, ThreadPoolExecutor(_DISK_THREADS, "disk") as disk:
         job = restore_job(folder, _spec(setting, disk))
         with job.ledger:
             lines = job.ledger.private_rounds.values()

@@ -161,10 +161,11 @@ class Draws:
                 noise = many(Keystream(stream.key()).read, length, sigma, missing)
         aggregate = _hex(body.get("aggregate_sha256"), 32)
         place = framed(self._job) + u32(reserved.number) + aggregate
-        forms = Keystream(hashlib.sha256(b"fedsys sketch v1\0" + place).digest())
-        words = forms.words(2 * length).reshape(length, 2)
-        wanted = (words * noise.view(np.uint64)[:, np.newaxis]).sum(axis=0, dtype=np.uint64)
+        forms = Keystream(hashlib.sha256(b"fedsys sketch v2\0" + place).digest())
         bits = int(event["modulus_bits"])
+        octets = 4 if bits <= 32 else 8
+        words = np.frombuffer(forms.read(2 * length * octets), f"<u{octets}").astype(np.uint64)
+        wanted = (words.reshape(2, length) * noise.view(np.uint64)).sum(axis=1, dtype=np.uint64)
         summed, released = _pair(opening["sum_sketch"]), _pair(body.get("aggregate_sketch"))
         for at in range(2):
             difference = (released[at] - summed[at] - int(wanted[at])) % (1 << bits)

@@ -67,5 +67,6 @@ class FixedPoint:
     def round(self, total: NDArray[np.int64], *, bits: int) -> NDArray[Any]:
         """(d,) the sum's integers mod 2^bits, half rounded up."""
         half = np.int64(1 << (_FRACTION_BITS - 1))
-        rounded: NDArray[np.int64] = (total + half) >> np.int64(_FRACTION_BITS)
+        rounded: NDArray[np.int64] = total + half
+        rounded >>= np.int64(_FRACTION_BITS)
         return to_ring(rounded, bits=bits)

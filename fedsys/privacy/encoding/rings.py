@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from fedsys.errors import MechanismError
 
-__all__ = ["MAX_BITS", "RINGS", "check_bits", "from_ring", "ring_dtype", "to_ring"]
+__all__ = [
+    "MAX_BITS",
+    "RINGS",
+    "check_bits",
+    "from_ring",
+    "ring_dtype",
+    "signed_words",
+    "to_ring",
+]
 
 MAX_BITS = 64
 
@@ -63,15 +71,29 @@ def from_ring(values: NDArray[Any], *, bits: int) -> NDArray[np.int64]:
     Raises:
         MechanismError: an element is outside the ring or not an integer.
     """
+    result: NDArray[np.int64] = signed_words(values, bits=bits).astype(np.int64)
+    return result
+
+
+def signed_words(values: NDArray[Any], *, bits: int) -> NDArray[np.signedinteger[Any]]:
+    """The same as `from_ring`, in signed words of the width of ``ring_dtype(bits)``.
+
+    Raises:
+        MechanismError: as for `from_ring`.
+    """
     dtype = ring_dtype(bits)
     if values.dtype.kind not in "iu":
         raise MechanismError(f"ring elements must be integers, got dtype {values.dtype}")
-    if values.size and (int(values.min()) < 0 or int(values.max()) >> bits):
+    negative = values.dtype.kind == "i" and values.size and int(values.min()) < 0
+    if negative or (values.size and int(values.max()) >> bits):
         raise MechanismError(f"ring element outside [0, 2^{bits}): the sum is not reduced")
-    unsigned = values.astype(dtype)
     # An arithmetic shift from the top of the word extends the sign of the b-bit number.
     shift = 8 * dtype.itemsize - bits
     signed = np.dtype(f"i{dtype.itemsize}")
-    lifted = (unsigned << dtype.type(shift)).view(signed) >> signed.type(shift)
-    result: NDArray[np.int64] = lifted.astype(np.int64)
-    return result
+    unsigned = values.astype(dtype)
+    if shift:
+        unsigned <<= dtype.type(shift)
+    lifted: NDArray[np.signedinteger[Any]] = unsigned.view(signed)
+    if shift:
+        lifted >>= signed.type(shift)
+    return lifted

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from fedsys.errors import LedgerError
 from fedsys.privacy.ledger.lines import MAX_LINE_BYTES
 
-__all__ = ["MAX_FILE_BYTES", "MEMBERS", "open_regular", "read_lines"]
+__all__ = ["MAX_FILE_BYTES", "MEMBERS", "open_regular", "read_lines", "write_errors"]
 
 MEMBERS = "members.json"
 """In a deployed run's folder: the signed roster, and the terms that its members agreed to."""
@@ -58,3 +59,14 @@ def read_lines(
             raise LedgerError(f"{name} line {number} is longer than {limit} bytes")
         else:
             yield raw, False
+
+
+@contextmanager
+def write_errors(name: Path | str) -> Iterator[None]:
+    """Has an OSError of the block raised as a LedgerError that names the file."""
+    try:
+        yield
+    except BlockingIOError:
+        raise LedgerError(f"{name} is in use by another process") from None
+    except OSError as error:
+        raise LedgerError(f"cannot write {name}: {error.strerror}") from None

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -23,6 +24,7 @@ __all__ = [
     "GENESIS",
     "KINDS",
     "MAX_LINE_BYTES",
+    "Conclusion",
     "KnownEvents",
     "Line",
     "canonical",
@@ -206,6 +208,32 @@ class Line:
         )
 
     @classmethod
+    def signed(
+        cls,
+        *,
+        seq: int,
+        prev_hash: str,
+        kind: str,
+        body: dict[str, Any],
+        sign: Callable[[str], str],
+    ) -> bytes:
+        """The bytes of a new line, without the newline; as by `hash_of` and `encode`, of which each
+        would write the body again.
+
+        Args:
+            seq: its place.
+            prev_hash: the `link` of the line before.
+            kind: one of ``KINDS``.
+            body: what it records.
+            sign: signature over a line's hash, as hex.
+        """
+        text = canonical(body)
+        place = b'"kind":"%s","prev_hash":"%s","seq":%d' % (kind.encode(), prev_hash.encode(), seq)
+        digest = hashlib.sha256(b'{"body":%s,%s}' % (text, place)).hexdigest()
+        ends = digest.encode(), place, sign(digest).encode()
+        return b'{"body":%s,"hash":"%s",%s,"signature":"%s"}' % (text, *ends)
+
+    @classmethod
     def parse(cls, raw: bytes, number: int, *, known: KnownEvents | None = None) -> Line:
         """Reads a line strictly: exact keys, canonical bytes, matching hash.
 
@@ -252,6 +280,20 @@ class Line:
     def signed_by(self, key: Ed25519PublicKey) -> bool:
         """Whether the line's signature verifies under this key."""
         return is_signature(self.signature, self.hash, key)
+
+
+class Conclusion(NamedTuple):
+    """The line that commits or aborts a round.
+
+    Attributes:
+        seq: its place.
+        hash: its hash.
+        model: SHA-256 of the weights that the round began with, as the lines before it state.
+    """
+
+    seq: int
+    hash: str
+    model: str
 
 
 def _complaint(raw: bytes, what: str) -> LedgerError:

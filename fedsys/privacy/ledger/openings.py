@@ -48,6 +48,8 @@ NONCE_BYTES = 16
 
 _FORMS = 2
 _BLOCK = 1 << 16
+_NARROW = 32
+"""The widest ring, in bits, whose sketches have coefficients of 32 bits instead of 64."""
 
 
 def seed_commitment(job: bytes, round: int, seed: bytes) -> str:
@@ -88,30 +90,33 @@ def sketch(vector: NDArray[Any], key: bytes, bits: int) -> str:
 
 def sketches(vectors: Sequence[NDArray[Any]], key: bytes, bits: int) -> list[str]:
     """The `sketch` of each of these vectors (n,), for which the coefficients are drawn once."""
+    word = np.dtype("<u4" if bits <= _NARROW else "<u8")
     stream, length = AesCtrStream(key), len(vectors[0])
-    found = np.zeros((len(vectors), _FORMS), dtype=np.uint64)
-    for start in range(0, length, _BLOCK):
-        part = slice(start, min(start + _BLOCK, length))
-        forms = stream.words(_FORMS * (part.stop - start)).reshape(-1, _FORMS)
-        for sums, vector in zip(found, vectors, strict=True):
-            sums += vector[part].astype(np.int64).view(np.uint64) @ forms
-    return [_written(sums, bits) for sums in found]
+    held = [vector.astype(word, copy=False) for vector in vectors]  # modulo the word, as is exact
+    found = [[0] * _FORMS for _ in vectors]
+    for form in range(_FORMS):
+        for start in range(0, length, _BLOCK):
+            coefficients = np.empty(min(_BLOCK, length - start), dtype=word)
+            stream.fill(coefficients)
+            for sums, vector in zip(found, held, strict=True):
+                # Not a dot product, which NumPy computes one integer at a time.
+                terms = vector[start : start + _BLOCK] * coefficients
+                sums[form] += int(terms.sum(dtype=word))
+    mask = (1 << bits) - 1
+    return ["".join(f"{each & mask:016x}" for each in sums) for sums in found]
 
 
 def sketch_key(job: bytes, round: int, aggregate_sha256: str) -> bytes:
     """The key of a round's sketches, which depends on what is released."""
     place = _framed(job) + round.to_bytes(4, "big") + bytes.fromhex(aggregate_sha256)
-    return hashlib.sha256(b"fedsys sketch v1\x00" + place).digest()
+    return hashlib.sha256(b"fedsys sketch v2\x00" + place).digest()
 
 
 def difference(one: str, other: str, bits: int) -> str:
     """The sketch of the difference of two vectors, from theirs."""
     first, second = (np.frombuffer(bytes.fromhex(each), ">u8") for each in (one, other))
-    return _written(first.astype(np.uint64) - second.astype(np.uint64), bits)
-
-
-def _written(forms: NDArray[np.uint64], bits: int) -> str:
-    return (forms & np.uint64((1 << bits) - 1)).astype(">u8").tobytes().hex()
+    apart = first.astype(np.uint64) - second.astype(np.uint64)
+    return (apart & np.uint64((1 << bits) - 1)).astype(">u8").tobytes().hex()
 
 
 def _framed(value: bytes) -> bytes:

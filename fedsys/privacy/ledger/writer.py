@@ -7,24 +7,34 @@ worst case.
 
 There is one exception: a ``commit`` with ``after`` stays in memory until the next line, which
 writes both in one flush, or until `settle`. Until then its round is not recorded and its model must
-not be released. A crash then loses the round, like a crash before the commit.
+not be released. A crash then loses the round, like a crash before the commit. Its private line,
+which must be on disk first, may be written in the background (`in_background`).
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedsys.durable import DurableFile
 from fedsys.errors import LedgerClosed, LedgerError
-from fedsys.privacy.ledger.lines import FORMAT, GENESIS, Line, commitment
+from fedsys.privacy.ledger.files import write_errors
+from fedsys.privacy.ledger.lines import (
+    FORMAT,
+    GENESIS,
+    Conclusion,
+    KnownEvents,
+    Line,
+    commitment,
+)
 from fedsys.privacy.ledger.private import (
     SALT_BYTES,
     PrivateRounds,
@@ -39,20 +49,6 @@ from fedsys.privacy.randomness import Entropy
 from fedsys.transparency import MerkleTree
 
 __all__ = ["Ledger"]
-
-
-class Conclusion(NamedTuple):
-    """The line that commits or aborts a round.
-
-    Attributes:
-        seq: its place.
-        hash: its hash.
-        model: SHA-256 of the weights that the round began with, as the lines before it state.
-    """
-
-    seq: int
-    hash: str
-    model: str
 
 
 class Ledger:
@@ -92,8 +88,10 @@ class Ledger:
         self._held = b""
         self._held_leaves: list[bytes] = []
         self._tree = MerkleTree()
+        self._known = KnownEvents()
         self._newest = b""
         self._first: Callable[[], object] | None = None
+        self._disk: Executor | None = None
         self._participations: Counter[int] = Counter()
         self._committed: dict[int, str] = {}
         self._concluded: dict[int, Conclusion] = {}
@@ -127,10 +125,10 @@ class Ledger:
         Raises:
             LedgerError: a file exists or cannot be written.
         """
-        with _ledger_errors(path):
+        with write_errors(path):
             ledger = DurableFile(path, create=True, mode=0o644)
         try:
-            with _ledger_errors(private_path):
+            with write_errors(private_path):
                 private = DurableFile(private_path, create=True, mode=0o600)
         except LedgerError:
             ledger.close()
@@ -170,10 +168,10 @@ class Ledger:
             LedgerError: the ledger is closed, locked by another process, signed by another key, or
                 fails a check.
         """
-        with _ledger_errors(path):
+        with write_errors(path):
             ledger = DurableFile(path, create=False, mode=0o644)
         try:
-            with _ledger_errors(private_path):
+            with write_errors(private_path):
                 private = DurableFile(private_path, create=False, mode=0o600)
         except LedgerError:
             ledger.close()
@@ -185,6 +183,15 @@ class Ledger:
             self._release()
             raise
         return self
+
+    def in_background(self, disk: Executor) -> None:
+        """Has private lines of commits with ``after`` written by `disk`, while their caller goes
+        on; the ledger's own lines are written as before, once these are on disk.
+
+        Args:
+            disk: writes them; with a thread besides any that ``after`` waits for, at the same time.
+        """
+        self._disk = disk
 
     def _take_up(
         self, path: Path, private_path: Path, key: Ed25519PublicKey, facts: Mapping[str, Any]
@@ -219,10 +226,10 @@ class Ledger:
         self._seq, self._link, self._head = view.lines, view.link, view.head
         self._tree = view.tree.copy()
         if view.tail:
-            with _ledger_errors(path.name):
+            with write_errors(path.name):
                 self._ledger.cut(len(view.tail))
         if torn:
-            with _ledger_errors(private_path.name):
+            with write_errors(private_path.name):
                 self._private.cut(len(torn))
         # The length of the private line would reveal the size of the cohort.
         cut = {"torn_ledger_bytes": len(view.tail), "torn_private": bool(torn)}
@@ -377,9 +384,15 @@ class Ledger:
         }
         line = {**(private or {}), **hidden, "round": round, "salt": salt.hex()}
         commitments = {name: commitment(name, value, salt) for name, value in told(line).items()}
-        with _ledger_errors(self._private.path.name):
-            self._private.append(encode_private(line))
-        self._append(kind, {**body, "round": round, "commitments": commitments}, after)
+        private_line = encode_private(line)
+        content = {**body, "round": round, "commitments": commitments}
+        if after is None or self._disk is None:
+            self._append_private(private_line)
+            self._append(kind, content, after)
+        else:
+            self._append(kind, content, after)  # only into memory: `settle` waits for both
+            written = self._disk.submit(self._append_private, private_line)
+            self._first = partial(_both, after, written.result)
         end = Conclusion(self._seq - 1, self._head, self._model)
         self._concluded[round], self._rounds[self._head] = end, round
         if kind == "commit":
@@ -387,6 +400,10 @@ class Ledger:
             self._model = str(body.get("weights_sha256", ""))
         self._participations.update(summed)
         self._open_round = None
+
+    def _append_private(self, line: bytes) -> None:
+        with write_errors(self._private.path.name):
+            self._private.append(line)
 
     def salt(self) -> bytes:
         """A fresh salt for a commitment to something else than a round."""
@@ -401,7 +418,7 @@ class Ledger:
         (first, self._first), (held, self._held) = (self._first, None), (self._held, b"")
         leaves, self._held_leaves = self._held_leaves, []
         try:
-            with _ledger_errors(self._ledger.path.name):
+            with write_errors(self._ledger.path.name):
                 if first is not None:
                     first()
                 if held:
@@ -431,17 +448,11 @@ class Ledger:
     def _append(
         self, kind: str, body: Mapping[str, Any], after: Callable[[], object] | None = None
     ) -> None:
-        content = dict(body)
-        digest = Line.hash_of(seq=self._seq, prev_hash=self._link, kind=kind, body=content)
-        raw = Line.encode(
-            seq=self._seq,
-            prev_hash=self._link,
-            kind=kind,
-            body=content,
-            digest=digest,
-            signature=self._signer.sign(digest),
+        raw = Line.signed(
+            seq=self._seq, prev_hash=self._link, kind=kind, body=dict(body), sign=self._signer.sign
         )
-        line = Line.parse(raw, self._seq + 1)  # a line that cannot be read back is never written
+        # A line that cannot be read back is never written.
+        line = Line.parse(raw, self._seq + 1, known=self._known)
         self._held += raw + b"\n"
         self._held_leaves.append(line.leaf)
         if after is not None:
@@ -477,11 +488,9 @@ class Ledger:
                 self._release()
 
 
-@contextmanager
-def _ledger_errors(name: Path | str) -> Iterator[None]:
+def _both(first: Callable[[], object], second: Callable[[], object]) -> None:
+    """Calls both, the second even where the first fails."""
     try:
-        yield
-    except BlockingIOError:
-        raise LedgerError(f"{name} is in use by another process") from None
-    except OSError as error:
-        raise LedgerError(f"cannot write {name}: {error.strerror}") from None
+        first()
+    finally:
+        second()

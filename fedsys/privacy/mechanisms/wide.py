@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedsys.errors import MechanismError
 from fedsys.privacy.encoding.clipping import clip_to_integers
 from fedsys.privacy.encoding.encoded import Encoded
-from fedsys.privacy.encoding.rings import from_ring, ring_dtype, to_ring
+from fedsys.privacy.encoding.rings import ring_dtype, signed_words, to_ring
 from fedsys.privacy.events import Event
 from fedsys.privacy.randomness import Entropy
 
@@ -73,5 +73,6 @@ class WideEncoder:
         """
         if total.shape != (self.length,):
             raise MechanismError(f"the sum must have shape ({self.length},), got {total.shape}")
-        signed = from_ring(total, bits=self._event.modulus_bits)
-        return signed.astype(np.float64) / self._per_mean
+        signed = signed_words(total, bits=self._event.modulus_bits)
+        mean: NDArray[np.float64] = np.divide(signed, self._per_mean, dtype=np.float64)
+        return mean

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -152,3 +155,39 @@ class TestCommitAfterSomething:
         assert [it.outcome for it in read_ledger(tmp_path / "ledger.jsonl").rounds] == [None]
         with reopen(tmp_path) as ledger:
             assert ledger.next_round == 2
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_its_private_line_is_on_disk_first_wherever_it_is_written(
+        self, tmp_path: Path, plan: PrivacyPlan, fails: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        event, may, names = {"event": plan.event().to_json()}, Event(), dict[int, str]()
+        public, private, flush = "ledger.jsonl", "private.jsonl", os.fsync
+        flushed: list[str] = []
+
+        def watched(descriptor: int) -> None:
+            name = names.get(os.fstat(descriptor).st_ino, "")
+            if name == private:
+                assert may.wait(20)
+                if fails:
+                    raise OSError(28, "No space left on device")
+            flush(descriptor)
+            flushed.append(name)
+
+        with create(tmp_path, plan) as ledger, ThreadPoolExecutor(1) as disk:
+            ledger.in_background(disk)
+            names.update({(tmp_path / name).stat().st_ino: name for name in (public, private)})
+            ledger.reserve(1, event)
+            monkeypatch.setattr(os, "fsync", watched)
+            done: list[int] = []
+            ledger.commit(1, {}, sampled=[1], survivors=[1], after=partial(done.append, 1))
+            assert (flushed, done) == ([], [])  # and the caller goes on meanwhile
+            may.set()
+            if not fails:
+                ledger.reserve(2, event)
+                assert flushed == [private, public]
+            else:
+                with pytest.raises(LedgerError, match=r"private\.jsonl.*No space left"):
+                    ledger.reserve(2, event)
+        view = read_ledger(tmp_path / public)
+        assert [it.outcome for it in view.rounds] == ([None] if fails else ["commit", None])
+        assert done == [1]
